@@ -1,0 +1,1 @@
+"""What Ray Serve runs. The only package that imports ray or starlette."""

@@ -1,0 +1,1 @@
+"""Generation: requests, scheduling, decoding. No ray, no starlette: usable from a script."""

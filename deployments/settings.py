@@ -1,0 +1,234 @@
+"""The `args:` of serve_config.yaml, and the `user_config` of each deployment, as strict models.
+
+Unknown keys are errors (Ray drops them in silence), all problems are reported in one message, and
+each unknown key comes with the nearest valid one.
+
+Nothing here imports ray or torch, so that a bad file is refused in a second.
+"""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+PROJECT_ROOT = Path(__file__).resolve().parent.parent
+LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
+
+
+class SettingsError(ValueError):
+    """The settings were refused. `problems` holds one line for each thing that is wrong."""
+
+    def __init__(self, where: str, problems: list[str]) -> None:
+        self.where = where
+        self.problems = problems
+        lines = "\n".join(f"  - {problem}" for problem in problems)
+        noun = "problem" if len(problems) == 1 else "problems"
+        super().__init__(f"{len(problems)} {noun} in {where}:\n{lines}")
+
+
+class StrictModel(BaseModel):
+    """Frozen, no unknown keys, no NaN or infinity, no silent conversion of types."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+ModelT = TypeVar("ModelT", bound=StrictModel)
+
+
+class ReplicaSettings(StrictModel):
+    """How many copies of the model run. Each holds every adapter and has one GPU to itself."""
+
+    min: Annotated[int, Field(ge=1, le=1024, description="replicas kept when idle")] = 1
+    max: Annotated[int, Field(ge=1, le=1024, description="replicas at most")] = 1
+    target: Annotated[
+        int | None,
+        Field(ge=1, le=4096, description="requests in progress per replica; null: engine.max_rows"),
+    ] = None
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min > self.max:
+            raise ValueError(f"min ({self.min}) is above max ({self.max}): raise max, or lower min")
+        return self
+
+
+class RouterSettings(StrictModel):
+    """The router deployment: HTTP ingress, classifier and policy."""
+
+    artefact: Annotated[
+        str | None,
+        Field(min_length=1, description="folder of the trained router; null: the shipped one"),
+    ] = None
+    languages: Annotated[
+        list[Literal["en", "fr"]],
+        Field(min_length=1, description="languages of the questions that are accepted"),
+    ] = ["en", "fr"]
+    replicas: Annotated[int, Field(ge=1, le=256, description="router replicas")] = 1
+
+
+class EngineSettings(StrictModel):
+    """Generation on one replica. Lengths are in tokens."""
+
+    decoder: Annotated[
+        Literal["auto", "reference"],
+        Field(description="reference: PEFT set_adapter + generate, for any model; auto picks"),
+    ] = "auto"
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16"],
+        Field(description="auto: bfloat16 where the processor or GPU is fast at it"),
+    ] = "auto"
+    max_rows: Annotated[int, Field(ge=1, le=512, description="answers decoded together")] = 16
+    max_waiting: Annotated[
+        int, Field(ge=1, le=100_000, description="requests that may wait for a row; then 503")
+    ] = 256
+    max_input_tokens: Annotated[int, Field(ge=16, le=131_072, description="prompt length")] = 1536
+    max_output_tokens: Annotated[
+        int, Field(ge=1, le=131_072, description="highest max_tokens that a client may ask for")
+    ] = 512
+    default_output_tokens: Annotated[
+        int, Field(ge=1, le=131_072, description="max_tokens when the client gives none")
+    ] = 160
+    cpu_threads: Annotated[
+        int | None,
+        Field(ge=1, le=1024, description="threads of a CPU replica; null: all cores it may use"),
+    ] = None
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.default_output_tokens > self.max_output_tokens:
+            raise ValueError(
+                f"default_output_tokens ({self.default_output_tokens}) is above "
+                f"max_output_tokens ({self.max_output_tokens})"
+            )
+        return self
+
+
+class Settings(StrictModel):
+    """Everything under `args:`. A change restarts the application's deployments."""
+
+    base_model: Annotated[
+        str,
+        Field(
+            min_length=1,
+            max_length=4096,
+            description="a directory, a Hugging Face id (org/name), or smollm2-135m-instruct",
+        ),
+    ] = "smollm2-135m-instruct"
+    quantization: Annotated[
+        Literal["none", "int8", "nf4"],
+        Field(description="weights of the base model, through bitsandbytes; needs a GPU"),
+    ] = "none"
+    device: Annotated[
+        Literal["auto", "cuda", "cpu"],
+        Field(description="auto: one GPU a replica where the cluster has GPUs, else the CPU"),
+    ] = "auto"
+    model_replicas: ReplicaSettings = ReplicaSettings()
+    adapters: Annotated[
+        str | None,
+        Field(min_length=1, description="catalogue folder; null: the package's adapters/"),
+    ] = None
+    router: RouterSettings = RouterSettings()
+    engine: EngineSettings = EngineSettings()
+
+    @property
+    def catalog_dir(self) -> Path:
+        return project_path(self.adapters) if self.adapters else PROJECT_ROOT / "adapters"
+
+    @property
+    def router_dir(self) -> Path:
+        if self.router.artefact:
+            return project_path(self.router.artefact)
+        return PROJECT_ROOT / "router" / "model"
+
+    @property
+    def base_model_or_dir(self) -> str:
+        """`base_model`, made absolute when it is a folder relative to the project."""
+        candidate = project_path(self.base_model)
+        return str(candidate) if candidate.is_dir() else self.base_model
+
+
+class RouterLiveSettings(StrictModel):
+    """`user_config` of the Router deployment: changes without a restart."""
+
+    min_confidence: Annotated[
+        float | None,
+        Field(ge=0, le=1, description="below: base answers; null: the artefact's own threshold"),
+    ] = None
+    min_in_scope: Annotated[
+        float | None,
+        Field(ge=0, le=1, description="below: not a question for the clinic; null: artefact's"),
+    ] = None
+    max_question_chars: Annotated[
+        int, Field(ge=1, le=1_000_000, description="longest question, all turns together")
+    ] = 8000
+    max_body_bytes: Annotated[
+        int, Field(ge=256, le=64 * 2**20, description="largest HTTP body; more is a 413")
+    ] = 256 * 1024
+    max_questions: Annotated[
+        int, Field(ge=1, le=256, description="questions in one POST /route")
+    ] = 256
+    log_level: Annotated[LogLevel, Field(description="of the router deployment")] = "INFO"
+
+
+class ModelLiveSettings(StrictModel):
+    """`user_config` of the Model deployment: changes without a restart."""
+
+    log_level: Annotated[LogLevel, Field(description="of the model deployment")] = "INFO"
+
+
+def project_path(path: str) -> Path:
+    """Absolute paths stay; relative ones resolve against the project, never the working folder."""
+    expanded = Path(path).expanduser()
+    return expanded if expanded.is_absolute() else PROJECT_ROOT / expanded
+
+
+def parse_settings(args: Mapping[str, Any]) -> Settings:
+    """`args:` of serve_config.yaml -> Settings; raises SettingsError naming every problem."""
+    return parse_strict(Settings, args, "args of serve_config.yaml")
+
+
+def parse_strict(model: type[ModelT], values: Mapping[str, Any], where: str) -> ModelT:
+    """Validate, or raise SettingsError with one line for each problem."""
+    try:
+        return model.model_validate(dict(values))
+    except ValidationError as error:
+        raise SettingsError(where, describe(error, model)) from None
+
+
+def nearest(key: str, valid: Iterable[str]) -> str:
+    """`; did you mean 'x'? valid: ...` for an unknown key."""
+    choices = sorted(valid)
+    close = difflib.get_close_matches(key, choices, n=1, cutoff=0.5)
+    hint = f"did you mean '{close[0]}'? " if close else ""
+    return f"{hint}valid keys: {', '.join(choices)}"
+
+
+def describe(error: ValidationError, model: type[BaseModel]) -> list[str]:
+    """One line for each problem of a pydantic error: key path, value, what is allowed."""
+    lines = []
+    for item in error.errors():
+        path = ".".join(str(part) for part in item["loc"]) or "(top level)"
+        if item["type"] == "extra_forbidden":
+            owner = _model_at(model, item["loc"][:-1])
+            fields = owner.model_fields if owner else {}
+            lines.append(f"{path}: unknown key; {nearest(str(item['loc'][-1]), fields)}")
+        else:
+            value = repr(item["input"])
+            shown = value if len(value) <= 80 else value[:77] + "..."
+            lines.append(f"{path}: {item['msg']} (got {shown})")
+    return lines
+
+
+def _model_at(model: type[BaseModel], loc: Iterable[int | str]) -> type[BaseModel] | None:
+    """The model that holds the fields at `loc`, e.g. ("engine",) -> EngineSettings."""
+    current: type[BaseModel] | None = model
+    for part in loc:
+        field = current.model_fields.get(str(part)) if current else None
+        if field is None:
+            return None
+        candidates = (field.annotation, *get_args(field.annotation))
+        models = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
+        current = models[0] if models else None
+    return current
