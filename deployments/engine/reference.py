@@ -1,0 +1,327 @@
+"""The reference decoder: any transformers model, any LoRA, by `set_adapter` + `generate`.
+
+It is the oracle that faster decoders are compared with, the fallback for what they cannot do, and
+what serves until they exist. One adapter is active at a time, so requests run in groups.
+"""
+
+import contextlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from peft import PeftModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
+
+from deployments.engine.decoder import DecoderInfo, RowSink
+from deployments.engine.request import EngineError, Request, SamplingParams
+
+logger = logging.getLogger(__name__)
+
+Family = Literal["causal", "seq2seq"]
+Quantization = Literal["none", "int8", "nf4"]
+
+
+class AdapterHasNoEffect(EngineError):
+    """The adapter loaded, but the logits are those of the base: it would silently do nothing."""
+
+    code = "adapter_has_no_effect"
+
+
+@dataclass(frozen=True, slots=True)
+class Precision:
+    dtype: torch.dtype
+    reason: str
+
+
+def choose_precision(dtype: Literal["auto", "float32", "bfloat16"], device: str) -> Precision:
+    """The dtype of the base model's weights, and why."""
+    if dtype != "auto":
+        return Precision(getattr(torch, dtype), "asked for in engine.dtype")
+    if device.startswith("cuda"):
+        return Precision(torch.bfloat16, "a GPU")
+    capabilities = torch.cpu.get_capabilities()
+    fast = [name for name in ("avx512_bf16", "amx_bf16") if capabilities.get(name)]
+    if fast:
+        return Precision(torch.bfloat16, f"this processor has {fast[0]}")
+    return Precision(torch.float32, "this processor has no bfloat16 instructions")
+
+
+def load_reference_decoder(
+    path: Path,
+    family: Family,
+    *,
+    device: str,
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+    quantization: Quantization = "none",
+) -> "ReferenceDecoder":
+    """Load a base model's folder. Only safetensors are read.
+
+    Args:
+        path: a folder with config.json, safetensors and tokenizer files.
+        device: "cpu", "cuda" or "cuda:N".
+
+    Raises:
+        OSError, ValueError: the folder lacks a file, or transformers cannot read it.
+    """
+    precision = choose_precision(dtype, device)
+    options: dict[str, Any] = {"dtype": precision.dtype, "use_safetensors": True}
+    if quantization != "none":
+        options["quantization_config"] = _quantization_config(quantization, precision.dtype)
+        options["device_map"] = {"": device}
+    model_class = AutoModelForCausalLM if family == "causal" else AutoModelForSeq2SeqLM
+    model = model_class.from_pretrained(path, **options)
+    if quantization == "none":
+        model = model.to(device)
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    stated = str(precision.dtype).removeprefix("torch.")
+    if quantization != "none":
+        stated = f"{quantization} ({stated} activations)"
+    return ReferenceDecoder(
+        model.eval(),
+        tokenizer,
+        family,
+        reason=f"set_adapter + generate; {stated}: {precision.reason}",
+        dtype=stated,
+    )
+
+
+def _quantization_config(
+    quantization: Literal["int8", "nf4"], dtype: torch.dtype
+) -> BitsAndBytesConfig:
+    if quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+class ReferenceDecoder:
+    """Implements GroupDecoder (decoder.py). Not thread-safe: one thread at a time."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        family: Family,
+        *,
+        reason: str = "set_adapter + generate",
+        dtype: str | None = None,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self._base = model
+        self._peft: PeftModel | None = None
+        self._family = family
+        self._reason = reason
+        self._dtype = dtype or str(model.dtype).removeprefix("torch.")
+        self._active: str | None = None
+        self._eos_ids = _eos_ids(model, tokenizer)
+        self._pad_id = _pad_id(model, tokenizer, self._eos_ids)
+        # The folder's own generation defaults (a temperature, a repetition penalty) would be mixed
+        # into each request's parameters, so they are replaced by greedy ones.
+        start_id = model.generation_config.decoder_start_token_id
+        if start_id is None:
+            start_id = getattr(model.config, "decoder_start_token_id", None)
+        self._decoder_start_id = start_id
+        model.generation_config = self._generation_config(SamplingParams(max_tokens=1), 1)
+
+    @property
+    def info(self) -> DecoderInfo:
+        positions = getattr(self._base.config, "max_position_embeddings", None)
+        return DecoderInfo(
+            name="reference",
+            reason=self._reason,
+            device=str(self._base.device),
+            dtype=self._dtype,
+            num_positions=positions if self._family == "causal" else None,
+            eos_ids=self._eos_ids,
+            adapters=self.adapters,
+        )
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        return tuple(self._peft.peft_config) if self._peft is not None else ()
+
+    def load_adapter(self, name: str, directory: Path) -> None:
+        """Make a LoRA adapter resident under `name`. PEFT reads its format and its scale.
+
+        Raises:
+            AdapterHasNoEffect: the logits with it equal the base's.
+            ValueError, RuntimeError, OSError: PEFT cannot read it, or its shapes do not fit.
+        """
+        if self._peft is None:
+            self._peft = PeftModel.from_pretrained(self._base, str(directory), adapter_name=name)
+        else:
+            self._peft.load_adapter(str(directory), adapter_name=name)
+        self._peft.eval()
+        self._active = name
+        self.set_adapter(name)
+        effect = self.adapter_effect(name)
+        if not effect > 0:
+            self._peft.delete_adapter(name)
+            raise AdapterHasNoEffect(
+                f"adapter '{name}' from {directory} does not change the base model's logits "
+                f"(largest difference {effect}): train it again, or disable it in the catalogue"
+            )
+        logger.info("adapter %s is resident; it moves the logits by up to %.3g", name, effect)
+
+    def adapter_effect(self, name: str) -> float:
+        """Largest absolute difference of the logits, with and without, on a fixed probe."""
+        previous = self._active
+        with_adapter = self._probe_logits(name)
+        without = self._probe_logits(None)
+        self.set_adapter(previous)
+        return float((with_adapter - without).abs().max())
+
+    def set_adapter(self, name: str | None) -> None:
+        if name is not None:
+            if self._peft is None or name not in self._peft.peft_config:
+                raise KeyError(f"adapter '{name}' is not resident (resident: {self.adapters})")
+            self._peft.set_adapter(name, inference_mode=True)
+        self._active = name
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return str(
+            self.tokenizer.decode(
+                list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+            )
+        )
+
+    @torch.inference_mode()
+    def generate(self, group: Sequence[Request], sink: RowSink) -> None:
+        sampling = group[0].sampling
+        if len(group) > 1 and not all(r.sampling.is_greedy for r in group):
+            raise ValueError("a group of several requests must be greedy")
+        input_ids, attention_mask = self._pad([r.prompt_ids for r in group])
+        config = self._generation_config(sampling, max(r.sampling.max_tokens for r in group))
+        with self._adapter_set(), _seeded(sampling, str(self._base.device)):
+            self._model.generate(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                generation_config=config,
+                stopping_criteria=StoppingCriteriaList([_EmitAndStop(sink)]),
+            )
+
+    @property
+    def _model(self) -> Any:
+        return self._peft if self._peft is not None else self._base
+
+    def _adapter_set(self) -> contextlib.AbstractContextManager[Any]:
+        if self._active is None and self._peft is not None:
+            context: contextlib.AbstractContextManager[Any] = self._peft.disable_adapter()
+            return context
+        return contextlib.nullcontext()
+
+    def _pad(self, prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Prompts -> ids and mask, both (B, T); a decoder-only model is padded on the left."""
+        length = max(len(prompt) for prompt in prompts)
+        ids, mask = [], []
+        for prompt in prompts:
+            padding = [self._pad_id] * (length - len(prompt))
+            ones, zeros = [1] * len(prompt), [0] * len(padding)
+            left = self._family == "causal"
+            ids.append([*padding, *prompt] if left else [*prompt, *padding])
+            mask.append([*zeros, *ones] if left else [*ones, *zeros])
+        device = self._base.device
+        return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+
+    def _generation_config(self, sampling: SamplingParams, max_new_tokens: int) -> GenerationConfig:
+        picked = (
+            {}
+            if sampling.is_greedy
+            else {
+                "temperature": sampling.temperature,
+                "top_p": sampling.top_p,
+                "top_k": 0,
+            }
+        )
+        return GenerationConfig(
+            max_new_tokens=max_new_tokens,
+            do_sample=not sampling.is_greedy,
+            eos_token_id=sorted(self._eos_ids),
+            pad_token_id=self._pad_id,
+            decoder_start_token_id=self._decoder_start_id,
+            **picked,
+        )
+
+    @torch.inference_mode()
+    def _probe_logits(self, name: str | None) -> torch.Tensor:
+        """Logits of a fixed 8-token probe, (8, V) in float32 on the CPU."""
+        self.set_adapter(name)
+        vocabulary = int(self._base.config.get_text_config().vocab_size)
+        ids = torch.tensor([[(7 + 13 * i) % vocabulary for i in range(8)]])
+        inputs = {"input_ids": ids.to(self._base.device)}
+        if self._family == "seq2seq":
+            inputs["decoder_input_ids"] = inputs["input_ids"]
+        with self._adapter_set():
+            logits: torch.Tensor = self._model(**inputs).logits
+        return logits[0].float().cpu()
+
+
+class _EmitAndStop(StoppingCriteria):
+    """Hands each row's newest token to the sink, and stops the rows that are done.
+
+    A stopping criterion rather than a streamer: it sees the token in the step that made it, so a
+    row that ends costs no further step, and it works for any number of rows.
+    """
+
+    def __init__(self, sink: RowSink) -> None:
+        self._sink = sink
+
+    def __call__(
+        self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any
+    ) -> torch.Tensor:
+        done = []
+        for row, token_id in enumerate(input_ids[:, -1].tolist()):
+            if not self._sink.is_done(row):
+                self._sink.push(row, token_id)
+            done.append(self._sink.is_done(row))
+        return torch.tensor(done, device=input_ids.device)
+
+
+@contextlib.contextmanager
+def _seeded(sampling: SamplingParams, device: str) -> Any:
+    """Sampling with a seed draws from a generator state of its own."""
+    if sampling.is_greedy or sampling.seed is None:
+        yield
+        return
+    with torch.random.fork_rng(devices=[device] if device.startswith("cuda") else []):
+        torch.manual_seed(sampling.seed)
+        yield
+
+
+def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Ids that end an answer: the generation config's, else the config's, else the tokenizer's."""
+    for source in (model.generation_config, model.config, tokenizer):
+        eos = getattr(source, "eos_token_id", None)
+        if eos is not None:
+            return frozenset(eos if isinstance(eos, list | tuple) else [eos])
+    raise ValueError(
+        "the base model names no end-of-sequence token (eos_token_id) in generation_config.json, "
+        "config.json or its tokenizer: add it, or its answers would never end"
+    )
+
+
+def _pad_id(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, eos_ids: frozenset[int]
+) -> int:
+    for source in (tokenizer, model.config):
+        pad = getattr(source, "pad_token_id", None)
+        if pad is not None:
+            return int(pad)
+    return min(eos_ids)

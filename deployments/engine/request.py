@@ -1,0 +1,148 @@
+"""What goes into the engine and what comes out of it. No torch.
+
+Errors that a caller can cause, or has to know of:
+
+    EngineError
+    +-- RequestRefused      before queuing; carries code, param and a message for the client
+    |   +-- PromptTooLong   the prompt and the answer cannot fit
+    |   +-- QueueFull       no capacity; carries retry_after_s
+    |   +-- UnknownAdapter  not loaded on this replica
+    +-- DecoderFailed       the decoder raised while this request was in its group
+    +-- EngineStopped       the loop has died or is shutting down; the replica is to be replaced
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class EngineError(Exception):
+    """Base of everything that the engine raises. `code` is stable; `str()` is for the client."""
+
+    code = "engine_error"
+
+
+class RequestRefused(EngineError):
+    """Refused before it was queued; nothing was generated."""
+
+    code = "refused"
+    param: str | None = None
+
+
+class PromptTooLong(RequestRefused):
+    code = "prompt_too_long"
+    param = "question"
+
+    def __init__(self, num_prompt_tokens: int, limit: int) -> None:
+        super().__init__(
+            f"the prompt is {num_prompt_tokens} tokens long; this server accepts at most {limit}: "
+            "shorten the question or drop the oldest turns"
+        )
+
+
+class OutputTooLong(RequestRefused):
+    code = "output_too_long"
+    param = "max_tokens"
+
+    def __init__(self, num_prompt_tokens: int, max_tokens: int, num_positions: int) -> None:
+        super().__init__(
+            f"the prompt ({num_prompt_tokens} tokens) and max_tokens ({max_tokens}) exceed the "
+            f"model's {num_positions} positions: ask for at most "
+            f"{max(0, num_positions - num_prompt_tokens)} tokens"
+        )
+
+
+class QueueFull(RequestRefused):
+    code = "queue_full"
+    retry_after_s = 2
+
+    def __init__(self, num_waiting: int, limit: int) -> None:
+        super().__init__(
+            f"{num_waiting} requests are waiting on this replica (limit {limit}): try again later"
+        )
+
+
+class UnknownAdapter(RequestRefused):
+    code = "unknown_adapter"
+    param = "model"
+
+    def __init__(self, adapter: str, known: tuple[str, ...]) -> None:
+        listed = ", ".join(known) or "none"
+        super().__init__(f"adapter '{adapter}' is not loaded on this replica (loaded: {listed})")
+
+
+class DecoderFailed(EngineError):
+    code = "decoder_failed"
+
+
+class EngineStopped(EngineError):
+    code = "engine_stopped"
+
+
+class FinishReason(StrEnum):
+    """Why an answer ended. The first two are OpenAI's."""
+
+    STOP = "stop"  # end-of-sequence token, or a stop string
+    LENGTH = "length"  # max_tokens reached
+    CANCELLED = "cancelled"  # the client left
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How tokens are picked. temperature 0 is greedy; the rest then has no effect."""
+
+    max_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1:
+            raise ValueError(f"max_tokens is {self.max_tokens}: at least 1")
+        if self.temperature < 0:
+            raise ValueError(f"temperature is {self.temperature}: at least 0")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p is {self.top_p}: above 0 and at most 1")
+        if "" in self.stop:
+            raise ValueError("stop holds an empty string: it would end every answer at once")
+
+    @property
+    def is_greedy(self) -> bool:
+        return self.temperature == 0
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One answer to generate. `adapter` None is the base model alone."""
+
+    request_id: str
+    prompt_ids: tuple[int, ...]
+    adapter: str | None
+    sampling: SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Seconds since the engine accepted the request; None: not reached."""
+
+    queue_s: float | None = None
+    first_token_s: float | None = None
+    total_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenEvent:
+    """A piece of an answer. Exactly one event of a request has a `finish_reason`: its last.
+
+    `text` is the newly decoded text, which may be empty (an unfinished character, or a possible
+    start of a stop string, is held back). `num_tokens` counts all the tokens so far.
+    """
+
+    request_id: str
+    text: str
+    num_tokens: int
+    num_prompt_tokens: int
+    timings: Timings
+    finish_reason: FinishReason | None = None
+    error: EngineError | None = None
