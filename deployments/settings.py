@@ -46,6 +46,12 @@ class ReplicaSettings(StrictModel):
         int | None,
         Field(ge=1, le=4096, description="requests in progress per replica; null: engine.max_rows"),
     ] = None
+    upscale_delay_s: Annotated[
+        float, Field(ge=0, le=86_400, description="load above target this long adds a replica")
+    ] = 30
+    downscale_delay_s: Annotated[
+        float, Field(ge=0, le=86_400, description="load below target this long removes one")
+    ] = 600
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -61,10 +67,6 @@ class RouterSettings(StrictModel):
         str | None,
         Field(min_length=1, description="folder of the trained router; null: the shipped one"),
     ] = None
-    languages: Annotated[
-        list[Literal["en", "fr"]],
-        Field(min_length=1, description="languages of the questions that are accepted"),
-    ] = ["en", "fr"]
     replicas: Annotated[int, Field(ge=1, le=256, description="router replicas")] = 1
 
 
@@ -81,7 +83,7 @@ class EngineSettings(StrictModel):
     ] = "auto"
     max_rows: Annotated[int, Field(ge=1, le=512, description="answers decoded together")] = 16
     max_waiting: Annotated[
-        int, Field(ge=1, le=100_000, description="requests that may wait for a row; then 503")
+        int, Field(ge=1, le=100_000, description="requests waiting at one router replica; then 503")
     ] = 256
     max_input_tokens: Annotated[int, Field(ge=16, le=131_072, description="prompt length")] = 1536
     max_output_tokens: Annotated[

@@ -20,6 +20,7 @@ from deployments.engine.request import (
     DecoderFailed,
     EngineError,
     EngineStopped,
+    ErrorInfo,
     FinishReason,
     OutputTooLong,
     PromptTooLong,
@@ -279,9 +280,9 @@ class _Row:
             self._pending_text += self._text_stream.finish()
             if self._text_stream.is_stopped:
                 reason = FinishReason.STOP
-        self._emit(reason, error)
+        self._emit(reason, error.info if error else None)
 
-    def _emit(self, reason: FinishReason | None, error: EngineError | None = None) -> None:
+    def _emit(self, reason: FinishReason | None, error: ErrorInfo | None = None) -> None:
         total_s = self._clock() - self._accepted_at if reason else None
         text, self._pending_text = self._pending_text, ""
         event = TokenEvent(

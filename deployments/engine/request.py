@@ -15,17 +15,32 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 
+@dataclass(frozen=True, slots=True)
+class ErrorInfo:
+    """An EngineError as plain data, so that it survives the way from one process to another."""
+
+    code: str
+    message: str
+    param: str | None = None
+    retry_after_s: int | None = None
+
+
 class EngineError(Exception):
     """Base of everything that the engine raises. `code` is stable; `str()` is for the client."""
 
     code = "engine_error"
+    param: str | None = None
+    retry_after_s: int | None = None
+
+    @property
+    def info(self) -> ErrorInfo:
+        return ErrorInfo(self.code, str(self), self.param, self.retry_after_s)
 
 
 class RequestRefused(EngineError):
     """Refused before it was queued; nothing was generated."""
 
     code = "refused"
-    param: str | None = None
 
 
 class PromptTooLong(RequestRefused):
@@ -76,6 +91,7 @@ class DecoderFailed(EngineError):
 
 class EngineStopped(EngineError):
     code = "engine_stopped"
+    retry_after_s = 5
 
 
 class FinishReason(StrEnum):
@@ -145,4 +161,4 @@ class TokenEvent:
     num_prompt_tokens: int
     timings: Timings
     finish_reason: FinishReason | None = None
-    error: EngineError | None = None
+    error: ErrorInfo | None = None

@@ -1,0 +1,107 @@
+"""Composition root: `args` of serve_config.yaml -> Settings -> the bound Serve application.
+
+    serve run serve_config.yaml        # import_path: deployments.app:build
+
+No `from __future__ import annotations` here: Serve reads the builder's signature.
+"""
+
+import logging
+from typing import Any
+
+import ray
+from ray.serve import Application
+
+from adapters.catalog import load_catalog
+from adapters.validation import check_adapter
+from deployments.model_deployment import LoadModel, ModelReplica
+from deployments.model_loading import load_model
+from deployments.router_deployment import RouterReplica
+from deployments.settings import ReplicaSettings, Settings, SettingsError, parse_settings
+from router.classifier import Classifier
+
+logger = logging.getLogger(__name__)
+
+LOOK_BACK_S = 30.0  # Serve's own default for averaging the load
+METRICS_INTERVAL_S = 10.0  # likewise
+
+
+def build(args: dict[str, Any]) -> Application:
+    """The builder that serve_config.yaml names. Runs in a task on the cluster.
+
+    Raises:
+        SettingsError: `args` are wrong; lists every problem.
+        ArtefactError, CatalogError, AdapterError: a file is missing or corrupt; names the mend.
+    """
+    return build_application(parse_settings(args))
+
+
+def build_application(settings: Settings, *, load: LoadModel = load_model) -> Application:
+    """Router -> Model, wired. `load` makes a replica's model; tests hand in a stand-in."""
+    device = choose_device(settings)
+    replicas = clamp_replicas(settings.model_replicas, device)
+    check_files(settings)
+    target = replicas.target or settings.engine.max_rows
+    look_back_s = min(LOOK_BACK_S, max(1.0, replicas.upscale_delay_s))
+    model = ModelReplica.options(
+        ray_actor_options={"num_cpus": 1, "num_gpus": 1 if device == "cuda" else 0},
+        # A replica decodes max_rows and holds as many again ready; the rest wait at the router,
+        # where a second replica can still take them.
+        max_ongoing_requests=2 * settings.engine.max_rows,
+        max_queued_requests=settings.engine.max_waiting,
+        graceful_shutdown_timeout_s=120,
+        autoscaling_config={
+            "min_replicas": replicas.min,
+            "initial_replicas": replicas.min,
+            "max_replicas": replicas.max,
+            "target_ongoing_requests": target,
+            "upscale_delay_s": replicas.upscale_delay_s,
+            "downscale_delay_s": replicas.downscale_delay_s,
+            "look_back_period_s": look_back_s,
+            "metrics_interval_s": min(METRICS_INTERVAL_S, look_back_s / 2),
+        },
+    ).bind(settings, device, load)
+    return RouterReplica.options(
+        num_replicas=settings.router.replicas,
+        ray_actor_options={"num_cpus": 0.2, "num_gpus": 0},
+        max_ongoing_requests=1024,
+    ).bind(settings, model)
+
+
+def choose_device(settings: Settings) -> str:
+    """"cuda" or "cpu". `auto` asks the cluster, since the builder runs on it.
+
+    Raises:
+        SettingsError: quantization without a GPU.
+    """
+    device = settings.device
+    if device == "auto":
+        num_gpus = ray.cluster_resources().get("GPU", 0)
+        device = "cuda" if num_gpus >= 1 else "cpu"
+        logger.info("device auto: the cluster has %g GPUs, so %s", num_gpus, device)
+    if device == "cpu" and settings.quantization != "none":
+        problem = (
+            f"quantization: '{settings.quantization}' needs a GPU, and the device is the CPU "
+            f"(device: {settings.device}): set quantization: none, or add a GPU"
+        )
+        raise SettingsError("args of serve_config.yaml", [problem])
+    return device
+
+
+def clamp_replicas(replicas: ReplicaSettings, device: str) -> ReplicaSettings:
+    """On the CPU one replica uses all cores, so more would only share them."""
+    if device == "cuda" or (replicas.min, replicas.max) == (1, 1):
+        return replicas
+    logger.warning(
+        "model_replicas {min: %d, max: %d} is clamped to 1: without a GPU one replica uses every "
+        "core already",
+        replicas.min,
+        replicas.max,
+    )
+    return replicas.model_copy(update={"min": 1, "max": 1})
+
+
+def check_files(settings: Settings) -> None:
+    """Read every file that the replicas will need, so that a bad one fails the start once."""
+    Classifier.load(settings.router_dir)
+    catalog = load_catalog(settings.catalog_dir)
+    check_catalogued(catalog, settings.base_model)

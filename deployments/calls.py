@@ -1,0 +1,98 @@
+"""What the router deployment sends to the model deployment, and what it knows of it.
+
+Plain data: no ray, no torch, no starlette.
+"""
+
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from deployments.engine.request import SamplingParams, TokenEvent
+from deployments.settings import RouterLiveSettings
+from router.policy import Route
+
+Role = Literal["system", "user", "assistant"]
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    role: Role
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationCall:
+    """One answer to generate. `answer_language`: ask for the answer in this language, by name."""
+
+    request_id: str
+    turns: tuple[Turn, ...]
+    adapter: str | None
+    sampling: SamplingParams
+    stream: bool
+    answer_language: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterCard:
+    """An adapter in service, as /v1/models and the answers name it."""
+
+    name: str
+    specialty: str
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Clinic:
+    """What this application serves; fixed while a router replica lives."""
+
+    base_model: str
+    adapters: tuple[AdapterCard, ...]
+    specialties: tuple[str, ...]  # the router's labels and the catalogue's, sorted
+    default_output_tokens: int
+    max_output_tokens: int
+    started_at: int  # Unix seconds
+
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        """What a client may put in OpenAI's `model`."""
+        return ("auto", "base", *(card.name for card in self.adapters))
+
+    def adapter(self, name: str) -> AdapterCard | None:
+        return next((card for card in self.adapters if card.name == name), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One finished request, for the metrics."""
+
+    specialty: str | None
+    adapter: str | None
+    outcome: str  # a finish reason, a refusal's code, or "routed"
+    confidence: float | None = None
+
+
+class Backend(Protocol):
+    """What api.py needs; the router deployment implements it, tests have a small one."""
+
+    @property
+    def clinic(self) -> Clinic: ...
+
+    @property
+    def limits(self) -> RouterLiveSettings: ...
+
+    async def classify(self, conversations: Sequence[Sequence[str]]) -> list[Route]:
+        """A route for each conversation (its user turns, oldest first)."""
+
+    def explicit(self, specialty: str | None, question: str) -> Route:
+        """The route when the client names the specialty; None: the base model alone."""
+
+    def generate(self, call: GenerationCall) -> AsyncGenerator[TokenEvent, None]:
+        """Events of one answer; closing it cancels the answer on the model's side."""
+
+    def answer_language(self, route: Route) -> str | None:
+        """The language to ask the answer in, when the base does not write the question's."""
+
+    async def readiness(self) -> tuple[bool, Mapping[str, Any]]:
+        """Whether the model answers, and what is loaded."""
+
+    def record(self, outcome: Outcome) -> None: ...

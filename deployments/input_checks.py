@@ -1,0 +1,102 @@
+"""Is this something that the clinic can read? Length, characters, script, known names.
+
+Refusing is kinder than answering nonsense: the router reads French and English, so a text without
+a single Latin letter would be classified from nothing. Emoji inside a sentence are fine.
+"""
+
+import unicodedata
+from collections.abc import Collection
+
+from deployments.schema import ApiError
+from deployments.settings import nearest
+
+_ALLOWED_CONTROLS = frozenset("\t\n\r")
+
+
+def check_text(param: str, text: str, *, max_chars: int) -> None:
+    """Refuse an empty, overlong or unreadable text.
+
+    Args:
+        param: the field's name, for the message.
+        max_chars: characters (code points) allowed.
+
+    Raises:
+        ApiError: 400 naming the field, what was found, and what is allowed.
+    """
+    if not text.strip():
+        raise ApiError(400, "empty_text", f"{param}: empty; write a question in words", param=param)
+    check_length(param, len(text), max_chars=max_chars)
+    check_characters(param, text)
+    letters = [character for character in text if character.isalpha()]
+    if any(_is_latin(character) for character in letters):
+        return
+    found = _script(letters[0]) if letters else "no letters at all"
+    raise ApiError(
+        400,
+        "unsupported_script",
+        f"{param}: no letter of the Latin alphabet (found {found}); "
+        "this clinic reads questions in English and French",
+        param=param,
+        detail={"allowed": ["en", "fr"]},
+    )
+
+
+def check_length(param: str, num_chars: int, *, max_chars: int) -> None:
+    """Raises ApiError (400) with both numbers when a text is too long."""
+    if num_chars > max_chars:
+        raise ApiError(
+            400,
+            "text_too_long",
+            f"{param}: {num_chars} characters; at most {max_chars} are accepted: shorten it",
+            param=param,
+            detail={"limit": max_chars},
+        )
+
+
+def check_characters(param: str, text: str) -> None:
+    """Raises ApiError (400) at the first control character or lone surrogate."""
+    for position, character in enumerate(text):
+        category = unicodedata.category(character)
+        if category == "Cs" or (category == "Cc" and character not in _ALLOWED_CONTROLS):
+            raise ApiError(
+                400,
+                "invalid_character",
+                f"{param}: character U+{ord(character):04X} at position {position} is not allowed; "
+                "allowed are printable characters, tab and line breaks",
+                param=param,
+            )
+
+
+def check_count(param: str, count: int, limit: int) -> None:
+    """Raises ApiError (400) with both numbers when there are too many."""
+    if count > limit:
+        raise ApiError(
+            400,
+            "too_many",
+            f"{param}: {count} given; at most {limit} in one request",
+            param=param,
+            detail={"limit": limit},
+        )
+
+
+def check_known(param: str, value: str, choices: Collection[str]) -> None:
+    """Raises ApiError (404) with the nearest and all the known names."""
+    if value not in choices:
+        shown = ascii(value[:60])
+        hint = nearest(value[:60], choices).replace("valid keys", "known")
+        raise ApiError(
+            404,
+            f"{param}_not_found",
+            f"{param}: {shown} is not known; {hint}",
+            param=param,
+            detail={"allowed": sorted(choices)},
+        )
+
+
+def _is_latin(character: str) -> bool:
+    return character.isascii() or _script(character) == "LATIN"
+
+
+def _script(character: str) -> str:
+    """The first word of the character's Unicode name, such as LATIN, ARABIC, CJK."""
+    return unicodedata.name(character, "UNKNOWN").split(" ")[0]

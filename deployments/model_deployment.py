@@ -1,0 +1,173 @@
+"""Serve shell of the model: base model + every adapter + one engine, pinned to one GPU (or the CPU)."""
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections.abc import AsyncGenerator, Callable
+from typing import Any
+
+from ray import serve
+from ray.serve import metrics
+
+from deployments.calls import GenerationCall
+from deployments.engine.engine import Engine, EngineLimits
+from deployments.engine.request import (
+    EngineError,
+    FinishReason,
+    Request,
+    Timings,
+    TokenEvent,
+)
+from deployments.model_loading import LoadedModel, load_model
+from deployments.serve_logging import use_serve_handlers
+from deployments.settings import ModelLiveSettings, Settings, SettingsError, parse_strict
+
+logger = logging.getLogger(__name__)
+
+LoadModel = Callable[[Settings, str], LoadedModel]
+
+# Seconds. First token and queue: from a warm GPU to a busy CPU; per token: from 1 ms to 1 s.
+_WAIT_BOUNDARIES_S = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120]
+_TOKEN_BOUNDARIES_S = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1]
+
+
+@serve.deployment(name="Model")
+class ModelReplica:
+    """One replica. It holds every adapter of the catalogue and sets one for each request."""
+
+    def __init__(self, settings: Settings, device: str, load: LoadModel = load_model) -> None:
+        use_serve_handlers("INFO")
+        self._live = ModelLiveSettings()
+        self._settings = settings
+        self._metrics = _ModelMetrics()
+        if device == "cpu":
+            _use_cores(settings.engine.cpu_threads)
+        self._loaded = load(settings, device)
+        self._engine = Engine(
+            self._loaded.decoder,
+            EngineLimits(
+                max_rows=settings.engine.max_rows,
+                max_waiting=settings.engine.max_waiting,
+                max_input_tokens=settings.engine.max_input_tokens,
+            ),
+            on_group=self._metrics.batch_rows.set,
+        )
+        self._engine.start()
+        self._metrics.resident(self._loaded)
+        for name, why in self._loaded.skipped.items():
+            logger.info("adapter %s is not served: %s", name, why)
+
+    async def generate(self, call: GenerationCall) -> AsyncGenerator[TokenEvent, None]:
+        """Events of one answer. A refusal or a failure is an event too: the last, with `error`."""
+        try:
+            prompt_ids = await asyncio.to_thread(
+                self._loaded.encode, call.turns, call.answer_language
+            )
+            request = Request(call.request_id, tuple(prompt_ids), call.adapter, call.sampling)
+            generated = self._engine.generate(request, stream=call.stream)
+            async with contextlib.aclosing(generated) as events:
+                async for event in events:
+                    if event.finish_reason is not None:
+                        self._metrics.finished(call.adapter, event)
+                    yield event
+        except EngineError as error:
+            yield TokenEvent(
+                request_id=call.request_id,
+                text="",
+                num_tokens=0,
+                num_prompt_tokens=0,
+                timings=Timings(),
+                finish_reason=FinishReason.ERROR,
+                error=error.info,
+            )
+
+    async def info(self) -> dict[str, Any]:
+        """What this replica serves; raises EngineStopped when it cannot."""
+        self._engine.check()
+        decoder = self._engine.info
+        return {
+            "base_model": self._loaded.base_model,
+            "decoder": decoder.name,
+            "decoder_reason": decoder.reason,
+            "device": decoder.device,
+            "dtype": decoder.dtype,
+            "visible_gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
+            "adapters": [
+                {"name": a.name, "specialty": a.specialty, "version": a.version}
+                for a in self._loaded.adapters
+            ],
+            "adapters_skipped": dict(self._loaded.skipped),
+            "rows_running": self._engine.num_running,
+            "requests_waiting": self._engine.num_waiting,
+        }
+
+    def check_health(self) -> None:
+        self._engine.check()
+
+    def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Never raises: Serve would replace a healthy replica for it."""
+        try:
+            self._live = parse_strict(ModelLiveSettings, user_config, "user_config of Model")
+        except SettingsError as error:
+            logger.error("kept the previous user_config: %s", error)
+        use_serve_handlers(self._live.log_level)
+
+    def __del__(self) -> None:
+        engine = getattr(self, "_engine", None)
+        if engine is not None:
+            engine.close(timeout_s=5)
+
+
+class _ModelMetrics:
+    """DESIGN.md section 7, as far as the model knows them. Units are in the names."""
+
+    def __init__(self) -> None:
+        self.batch_rows = metrics.Gauge(
+            "polyclinic_batch_rows", description="rows of the group being decoded"
+        )
+        self._ttft = metrics.Histogram(
+            "polyclinic_ttft_s", "acceptance to first token", _WAIT_BOUNDARIES_S, ("adapter",)
+        )
+        self._tpot = metrics.Histogram(
+            "polyclinic_tpot_s", "mean time per later token", _TOKEN_BOUNDARIES_S, ("adapter",)
+        )
+        self._queue = metrics.Histogram(
+            "polyclinic_queue_wait_s", "acceptance to first step", _WAIT_BOUNDARIES_S, ("adapter",)
+        )
+        self._tokens = metrics.Counter(
+            "polyclinic_tokens_total", "prompt and generated tokens", ("kind", "adapter")
+        )
+        self._resident = metrics.Gauge(
+            "polyclinic_adapter_resident", "adapters held, by tier", ("tier",)
+        )
+        self._load = metrics.Histogram(
+            "polyclinic_adapter_load_s", "loading one adapter", _WAIT_BOUNDARIES_S, ("adapter",)
+        )
+
+    def resident(self, loaded: LoadedModel) -> None:
+        self._resident.set(len(loaded.adapters), {"tier": "device"})
+        for adapter in loaded.adapters:
+            self._load.observe(adapter.load_s, {"adapter": adapter.name})
+
+    def finished(self, adapter: str | None, event: TokenEvent) -> None:
+        label = {"adapter": adapter or "base"}
+        self._tokens.inc(event.num_prompt_tokens or 0, {"kind": "prompt", **label})
+        if event.num_tokens:
+            self._tokens.inc(event.num_tokens, {"kind": "generated", **label})
+        timings = event.timings
+        if timings.queue_s is not None:
+            self._queue.observe(timings.queue_s, label)
+        if timings.first_token_s is None:
+            return
+        self._ttft.observe(timings.first_token_s, label)
+        if timings.total_s is not None and event.num_tokens > 1:
+            later_s = timings.total_s - timings.first_token_s
+            self._tpot.observe(later_s / (event.num_tokens - 1), label)
+
+
+def _use_cores(num_threads: int | None) -> None:
+    """Torch threads of a CPU replica: Ray would leave it one for each of its num_cpus."""
+    import torch
+
+    torch.set_num_threads(num_threads or len(os.sched_getaffinity(0)))

@@ -1,0 +1,100 @@
+"""Settings -> a model ready to serve: base model, every catalogued adapter, prompt format.
+
+Runs inside a model replica, on the replica's device. This is where adapters/ and engine/ meet.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from adapters.base_models import resolve_base_model
+from adapters.catalog import load_catalog
+from adapters.loading import load_catalogued
+from adapters.prompting import Message, encode_prompt
+from deployments.calls import Turn
+from deployments.engine.decoder import GroupDecoder
+from deployments.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+EncodePrompt = Callable[[Sequence[Turn], str | None], list[int]]
+
+
+@dataclass(frozen=True, slots=True)
+class ResidentAdapter:
+    """An adapter on the device, and how long it took to get there."""
+
+    name: str
+    specialty: str
+    version: str
+    load_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """What a model replica serves with.
+
+    `encode` turns turns, and the language to ask the answer in (None: leave it), into prompt ids.
+    `skipped` names the catalogued adapters that this base cannot use, and why.
+    """
+
+    base_model: str
+    decoder: GroupDecoder
+    encode: EncodePrompt
+    adapters: tuple[ResidentAdapter, ...]
+    skipped: Mapping[str, str]
+
+
+def load_model(settings: Settings, device: str) -> LoadedModel:
+    """Load everything onto `device` ("cpu" or "cuda").
+
+    Raises:
+        BaseModelError, CatalogError, AdapterError: naming the file and the mend.
+    """
+    from deployments.engine.reference import load_reference_decoder
+
+    started = time.perf_counter()
+    resolved = resolve_base_model(settings.base_model_or_dir, progress=False)
+    decoder = load_reference_decoder(
+        resolved.path,
+        resolved.family,
+        device=device,
+        dtype=settings.engine.dtype,
+        quantization=settings.quantization,
+    )
+    logger.info("base model %s loaded in %.1f s", resolved.name, time.perf_counter() - started)
+    catalog = load_catalog(settings.catalog_dir)
+    target = _TimedTarget(decoder.load_adapter)
+    load_catalogued(catalog, settings.base_model, target)
+    entry = catalog.base_model(settings.base_model, family=resolved.family)
+
+    def encode(turns: Sequence[Turn], answer_language: str | None) -> list[int]:
+        return encode_prompt(
+            entry.prompt_format,
+            [Message(turn.role, turn.content) for turn in turns],
+            tokenizer=decoder.tokenizer,
+            system_line=entry.system_line,
+            answer_language=answer_language,
+        )
+
+    adapters = tuple(
+        ResidentAdapter(a.name, a.specialty, a.version, target.seconds[a.name])
+        for a in catalog.adapters_for(settings.base_model)
+    )
+    skipped = catalog.skipped(settings.base_model)
+    return LoadedModel(settings.base_model, decoder, encode, adapters, skipped)
+
+
+class _TimedTarget:
+    """Passes adapters on to the decoder and keeps how long each took, in seconds."""
+
+    def __init__(self, load: Callable[[str, Path], None]) -> None:
+        self._load = load
+        self.seconds: dict[str, float] = {}
+
+    def load_adapter(self, name: str, directory: Path) -> None:
+        started = time.perf_counter()
+        self._load(name, directory)
+        self.seconds[name] = time.perf_counter() - started
