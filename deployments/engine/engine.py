@@ -206,7 +206,7 @@ class Engine:
         with self._work:
             self._stopped = self._stopped or reason
             rows = self._waiting + self._running
-            self._waiting = []
+            self._waiting, self._running = [], []
             self._work.notify()
         for row in rows:
             row.finish(FinishReason.ERROR, self._stopped)

@@ -1,0 +1,228 @@
+"""Measure a running service: first token, whole answers, memory and its growth.
+
+Start the service (`make serve`), then, with the pid that it printed:
+
+    python -m scripts.benchmark service --url http://127.0.0.1:8000 --pid 1234
+
+Clocks start before the request is sent; tokens come from `usage`; warm-ups are discarded and
+counted; failures are counted apart. The last line of stdout is one JSON object. Memory is PSS, the
+proportional set size of the pid and all its descendants (Linux: /proc/PID/smaps_rollup), so that
+shared pages count once.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+# 30 words, so that the figure is that of the issue's "30-word question".
+QUESTION = (
+    "For about three weeks I have had red, itchy and slightly scaly patches on both of my elbows "
+    "and knees; what could this be, and should I see a doctor?"
+)
+# Requests of the memory run: four routes, different lengths, so that no one shape is favoured.
+MIXED = (
+    QUESTION,
+    "What are the first signs of Parkinson's disease?",
+    "My heart sometimes races for a minute when I climb the stairs, is that dangerous?",
+    "What can I do against heartburn at night?",
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
+    url = args.url.rstrip("/")
+    ready = _get(f"{url}/readyz")
+    report: dict[str, Any] = {
+        "what": "service",
+        **_environment(),
+        "command": "python -m scripts.benchmark " + " ".join(argv or sys.argv[1:]),
+        "base_model": ready["base_model"],
+        "dtype": ready["dtype"],
+        "decoder": ready["decoder"],
+        "num_adapters": len(ready["adapters"]),
+    }
+    for _ in range(args.warmup):
+        _stream(url, QUESTION, args.max_tokens)
+    report["num_warmups"] = args.warmup
+    report["question_words"] = len(QUESTION.split())
+    timed = [_stream(url, QUESTION, args.max_tokens) for _ in tqdm(range(args.repeats), "stream")]
+    report["first_token_s"] = _spread(first for first, _, _ in timed)
+    report["tokens_per_s"] = _spread(tokens / total for _, total, tokens in timed)
+    if args.pid:
+        report["memory"] = _memory_run(url, args.pid, args.requests)
+    print(_table(report))
+    print(json.dumps(report))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m scripts.benchmark", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    commands = parser.add_subparsers(dest="what", required=True)
+    service = commands.add_parser("service", help="a running service over HTTP")
+    service.add_argument("--url", default="http://127.0.0.1:8000")
+    service.add_argument("--pid", type=int, help="of `make serve`; without it, no memory figures")
+    service.add_argument("--repeats", type=int, default=10, help="timed streams")
+    service.add_argument("--warmup", type=int, default=3)
+    service.add_argument("--max_tokens", type=int, default=32)
+    service.add_argument("--requests", type=int, default=500, help="requests of the memory run")
+    return parser
+
+
+def _stream(url: str, question: str, max_tokens: int) -> tuple[float, float, int]:
+    """(seconds to the first text, seconds in all, generated tokens) of one streamed chat."""
+    body = {
+        "messages": [{"role": "user", "content": question}],
+        "max_tokens": max_tokens,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    started = time.perf_counter()
+    first_s, num_tokens = None, 0
+    with _post(f"{url}/v1/chat/completions", body) as response:
+        for line in response:
+            if not line.startswith(b"data: {"):
+                continue
+            chunk = json.loads(line[len(b"data: ") :])
+            if "error" in chunk:
+                raise RuntimeError(f"the stream broke: {chunk['error']['code']}")
+            text = chunk["choices"] and chunk["choices"][0]["delta"].get("content")
+            if text and first_s is None:
+                first_s = time.perf_counter() - started
+            num_tokens = (chunk.get("usage") or {}).get("completion_tokens", num_tokens)
+    total_s = time.perf_counter() - started
+    if first_s is None:
+        raise RuntimeError("the stream held no text")
+    return first_s, total_s, num_tokens
+
+
+def _memory_run(url: str, pid: int, num_requests: int) -> dict[str, Any]:
+    """PSS before and after, and its slope: MiB for each 100 requests after the first 100."""
+    samples = []
+    failed = 0
+    for count in tqdm(range(num_requests + 1), "memory"):
+        if count % 50 == 0:
+            samples.append((count, pss_mib(descendants(pid))))
+        if count == num_requests:
+            break
+        try:
+            question = MIXED[count % len(MIXED)]
+            body = {"question": question, "max_tokens": 8 + count % 9}
+            with _post(f"{url}/ask", body) as response:
+                response.read()
+        except urllib.error.URLError:
+            failed += 1
+    late = [(count, mib) for count, mib in samples if count >= min(100, num_requests // 2)]
+    slope = statistics.linear_regression(*zip(*late, strict=True)).slope * 100
+    return {
+        "num_requests": num_requests,
+        "num_failed": failed,
+        "pss_mib_before": round(samples[0][1], 1),
+        "pss_mib_after": round(samples[-1][1], 1),
+        "growth_mib_per_100": round(slope, 3),
+        "samples": [(count, round(mib, 2)) for count, mib in samples],
+    }
+
+
+def descendants(pid: int) -> list[int]:
+    """`pid` and every process below it, by /proc."""
+    children: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:  # it ended meanwhile
+            continue
+        children.setdefault(int(fields[1]), []).append(int(stat.parent.name))
+    found, todo = [], [pid]
+    while todo:
+        current = todo.pop()
+        found.append(current)
+        todo += children.get(current, [])
+    return found
+
+
+def pss_mib(pids: Iterable[int]) -> float:
+    """Sum of the proportional set sizes, in MiB; processes that ended meanwhile count as zero."""
+    total_kib = 0
+    for pid in pids:
+        try:
+            rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+        except OSError:
+            continue
+        total_kib += next(
+            (int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:")), 0
+        )
+    return total_kib / 1024
+
+
+def _post(url: str, body: dict[str, Any]) -> Any:
+    data = json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    return urllib.request.urlopen(request, timeout=300)
+
+
+def _get(url: str) -> Any:
+    with urllib.request.urlopen(url, timeout=30) as response:
+        return json.load(response)
+
+
+def _spread(values: Iterable[float]) -> dict[str, float]:
+    ordered = sorted(values)
+    return {
+        "n": len(ordered),
+        "median": round(statistics.median(ordered), 3),
+        "p90": round(ordered[min(len(ordered) - 1, int(0.9 * len(ordered)))], 3),
+        "max": round(ordered[-1], 3),
+    }
+
+
+def _environment() -> dict[str, Any]:
+    root = Path(__file__).resolve().parent.parent
+    git = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=root, capture_output=True, text=True
+    )
+    packages = ("torch", "transformers", "peft", "ray")
+    return {
+        "commit": git.stdout.strip() or None,
+        "processor": _processor(),
+        "num_cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "packages": {name: metadata.version(name) for name in packages},
+    }
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+def _table(report: dict[str, Any]) -> str:
+    rows = [
+        ("first token, s", report["first_token_s"]),
+        ("tokens a second, one stream", report["tokens_per_s"]),
+    ]
+    lines = [f"{name:<30} {json.dumps(value)}" for name, value in rows]
+    memory = report.get("memory")
+    if memory:
+        shown = {key: value for key, value in memory.items() if key != "samples"}
+        lines.append(f"{'memory (PSS)':<30} {json.dumps(shown)}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,249 @@
+"""The engine with a scripted decoder: one terminal event for each request, whatever happens."""
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+
+import pytest
+
+from deployments.engine.decoder import DecoderInfo, RowSink
+from deployments.engine.engine import MAX_FAILURES_IN_A_ROW, Engine, EngineLimits
+from deployments.engine.request import (
+    EngineStopped,
+    FinishReason,
+    OutputTooLong,
+    PromptTooLong,
+    QueueFull,
+    Request,
+    SamplingParams,
+    TokenEvent,
+    UnknownAdapter,
+)
+
+EOS = 0
+
+
+class ScriptedDecoder:
+    """Each row repeats its prompt, then ends. Letters are token ids; `gate` pauses each step."""
+
+    def __init__(self) -> None:
+        self.groups: list[tuple[str | None, int]] = []
+        self.gate = threading.Event()
+        self.gate.set()
+        self.error: BaseException | None = None
+        self.num_steps = 0
+        self._adapter: str | None = None
+
+    @property
+    def info(self) -> DecoderInfo:
+        return DecoderInfo("scripted", "test", "cpu", "none", 64, frozenset({EOS}), ("a", "b"))
+
+    def set_adapter(self, name: str | None) -> None:
+        self._adapter = name
+
+    def generate(self, group: Sequence[Request], sink: RowSink) -> None:
+        self.groups.append((self._adapter, len(group)))
+        step = 0
+        while not all(sink.is_done(row) for row in range(len(group))):
+            assert self.gate.wait(timeout=10)
+            self.num_steps += 1
+            if self.error is not None:
+                raise self.error
+            for row, request in enumerate(group):
+                if not sink.is_done(row):
+                    prompt = request.prompt_ids
+                    sink.push(row, prompt[step] if step < len(prompt) else EOS)
+            step += 1
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return bytes(token_ids).decode("utf-8", errors="replace")
+
+
+def request(text: str, adapter: str | None = "a", max_tokens: int = 32, **more: object) -> Request:
+    sampling = SamplingParams(max_tokens, **more)  # type: ignore[arg-type]
+    return Request(f"r-{text}", tuple(text.encode()), adapter, sampling)
+
+
+async def collect(events: AsyncGenerator[TokenEvent, None]) -> list[TokenEvent]:
+    return [event async for event in events]
+
+
+def only_terminal(events: list[TokenEvent]) -> TokenEvent:
+    assert [e.finish_reason is not None for e in events] == [False] * (len(events) - 1) + [True]
+    return events[-1]
+
+
+async def until(condition: object, timeout_s: float = 5.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < deadline, "condition not met in time"
+        await asyncio.sleep(0.005)
+
+
+@pytest.fixture
+def decoder() -> ScriptedDecoder:
+    return ScriptedDecoder()
+
+
+@pytest.fixture
+async def engine(decoder: ScriptedDecoder) -> AsyncIterator[Engine]:
+    engine = Engine(decoder, EngineLimits(max_rows=4, max_waiting=3, max_input_tokens=16))
+    engine.start()
+    yield engine
+    decoder.gate.set()
+    await until(lambda: engine.num_running == 0 and engine.num_waiting == 0)
+    engine.close()
+
+
+async def test_streams_token_by_token_and_ends_once(engine: Engine) -> None:
+    events = await collect(engine.generate(request("hello")))
+    last = only_terminal(events)
+    assert [e.text for e in events] == ["h", "e", "l", "l", "o", ""]
+    assert last.finish_reason is FinishReason.STOP
+    assert (last.num_tokens, last.num_prompt_tokens) == (6, 5)
+    assert last.timings.queue_s is not None
+    assert last.timings.first_token_s is not None
+    assert last.timings.queue_s <= last.timings.first_token_s <= (last.timings.total_s or -1)
+
+
+async def test_without_streaming_there_is_one_event(engine: Engine) -> None:
+    events = await collect(engine.generate(request("hello"), stream=False))
+    assert [e.text for e in events] == ["hello"]
+
+
+async def test_length_is_said_to_be_length(engine: Engine) -> None:
+    events = await collect(engine.generate(request("hello", max_tokens=3)))
+    assert "".join(e.text for e in events) == "hel"
+    assert only_terminal(events).finish_reason is FinishReason.LENGTH
+
+
+async def test_a_stop_string_ends_the_row(engine: Engine) -> None:
+    events = await collect(engine.generate(request("one. two", stop=(". ",))))
+    assert "".join(e.text for e in events) == "one"
+    assert only_terminal(events).finish_reason is FinishReason.STOP
+
+
+async def test_requests_are_grouped_by_adapter(engine: Engine, decoder: ScriptedDecoder) -> None:
+    decoder.gate.clear()
+    first = asyncio.create_task(collect(engine.generate(request("first", None))))
+    await until(lambda: engine.num_running == 1)
+    wanted = [("x", "a"), ("y", "b"), ("z", "a")]
+    rest = [asyncio.create_task(collect(engine.generate(request(t, a)))) for t, a in wanted]
+    await until(lambda: engine.num_waiting == 3)
+    decoder.gate.set()
+    answers = ["".join(e.text for e in events) for events in await asyncio.gather(first, *rest)]
+    assert answers == ["first", "x", "y", "z"]
+    assert decoder.groups == [(None, 1), ("a", 2), ("b", 1)]
+
+
+async def test_refusals_name_the_numbers(engine: Engine) -> None:
+    with pytest.raises(PromptTooLong, match=r"17 tokens long.*at most 16"):
+        await collect(engine.generate(request("x" * 17)))
+    with pytest.raises(OutputTooLong, match=r"\(60\).*64 positions.*at most 59"):
+        await collect(engine.generate(request("hello", max_tokens=60)))
+    with pytest.raises(UnknownAdapter, match=r"'zebra'.*loaded: a, b"):
+        await collect(engine.generate(request("hello", "zebra")))
+
+
+async def test_a_full_queue_refuses_and_the_accepted_run_on(
+    engine: Engine, decoder: ScriptedDecoder
+) -> None:
+    decoder.gate.clear()
+    first = asyncio.create_task(collect(engine.generate(request("first"))))
+    await until(lambda: engine.num_running == 1)
+    waiting = [asyncio.create_task(collect(engine.generate(request(t)))) for t in "xyz"]
+    await until(lambda: engine.num_waiting == 3)
+    with pytest.raises(QueueFull, match=r"3 requests are waiting.*limit 3") as refused:
+        await collect(engine.generate(request("late")))
+    assert refused.value.info.retry_after_s == QueueFull.retry_after_s
+    decoder.gate.set()
+    for events in await asyncio.gather(first, *waiting):
+        assert only_terminal(events).finish_reason is FinishReason.STOP
+
+
+async def test_closing_the_generator_frees_the_row(
+    engine: Engine, decoder: ScriptedDecoder
+) -> None:
+    decoder.gate.clear()
+    events = engine.generate(request("a long answer"))
+    reading = asyncio.create_task(anext(events))
+    await until(lambda: engine.num_running == 1)
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    decoder.gate.set()
+    await until(lambda: engine.num_running == 0)
+    assert decoder.num_steps <= 2
+
+
+async def test_a_waiting_request_can_be_cancelled(engine: Engine, decoder: ScriptedDecoder) -> None:
+    decoder.gate.clear()
+    first = asyncio.create_task(collect(engine.generate(request("first"))))
+    await until(lambda: engine.num_running == 1)
+    waiting = asyncio.create_task(collect(engine.generate(request("second", "b"))))
+    await until(lambda: engine.num_waiting == 1)
+    waiting.cancel()
+    await until(lambda: engine.num_waiting == 0)
+    decoder.gate.set()
+    await first
+    assert decoder.groups == [("a", 1)]
+
+
+async def test_a_failing_group_ends_with_errors_and_the_next_one_works(
+    engine: Engine, decoder: ScriptedDecoder
+) -> None:
+    decoder.error = RuntimeError("patient text")
+    last = only_terminal(await collect(engine.generate(request("hello"))))
+    assert last.finish_reason is FinishReason.ERROR
+    assert last.error is not None
+    assert last.error.code == "decoder_failed"
+    assert "patient text" not in last.error.message
+    engine.check()
+    decoder.error = None
+    assert only_terminal(await collect(engine.generate(request("hello")))).error is None
+
+
+async def test_failures_in_a_row_fail_the_health_check(
+    engine: Engine, decoder: ScriptedDecoder
+) -> None:
+    decoder.error = RuntimeError("broken device")
+    for _ in range(MAX_FAILURES_IN_A_ROW):
+        await collect(engine.generate(request("hello")))
+    with pytest.raises(EngineStopped, match="failed 3 times in a row"):
+        engine.check()
+
+
+async def test_a_loop_that_dies_fails_every_waiter(
+    engine: Engine, decoder: ScriptedDecoder
+) -> None:
+    decoder.gate.clear()
+    running = asyncio.create_task(collect(engine.generate(request("one"))))
+    await until(lambda: engine.num_running == 1)
+    waiting = asyncio.create_task(collect(engine.generate(request("two", "b"))))
+    await until(lambda: engine.num_waiting == 1)
+    decoder.error = SystemExit()
+    decoder.gate.set()
+    for events in await asyncio.gather(running, waiting):
+        error = only_terminal(events).error
+        assert error is not None
+        assert error.code == "engine_stopped"
+    with pytest.raises(EngineStopped, match="loop died: SystemExit"):
+        engine.check()
+    with pytest.raises(EngineStopped):
+        await collect(engine.generate(request("three")))
+
+
+async def test_close_ends_what_waits(decoder: ScriptedDecoder) -> None:
+    engine = Engine(decoder, EngineLimits(max_rows=1, max_waiting=3, max_input_tokens=16))
+    engine.start()
+    decoder.gate.clear()
+    tasks = [asyncio.create_task(collect(engine.generate(request(t)))) for t in ("one", "two")]
+    await until(lambda: engine.num_running == 1 and engine.num_waiting == 1)
+    closing = asyncio.create_task(asyncio.to_thread(engine.close))
+    for events in await asyncio.gather(*tasks):
+        assert only_terminal(events).finish_reason is FinishReason.ERROR
+    decoder.gate.set()
+    await closing
+    with pytest.raises(EngineStopped, match="shutting down"):
+        engine.check()

@@ -1,0 +1,108 @@
+"""The import rule, free imports, and names: DESIGN.md section 2."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("adapters", "deployments", "router", "scripts")
+# A library and what it may not import. `deployments.engine` is a library inside deployments/.
+FORBIDDEN = {
+    "router": ("ray", "starlette", "adapters", "deployments", "scripts", "torch", "transformers"),
+    "adapters": ("ray", "starlette", "router", "deployments", "scripts"),
+    "deployments/engine": ("ray", "starlette", "router", "adapters", "scripts"),
+}
+SERVE_SHELLS = ("app", "model_deployment", "router_deployment")
+NO_RAY_NO_TORCH = ("api", "calls", "http_io", "input_checks", "replies", "schema", "settings")
+
+
+def sources(folder: str) -> list[Path]:
+    found = sorted((ROOT / folder).rglob("*.py"))
+    assert found, f"no source in {folder}"
+    return found
+
+
+def imported(path: Path) -> set[str]:
+    """Every module that the file imports, at any depth of nesting."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names.add(node.module or "")
+    return names
+
+
+def offends(module: str, forbidden: tuple[str, ...]) -> bool:
+    return any(module == name or module.startswith(f"{name}.") for name in forbidden)
+
+
+@pytest.mark.parametrize("folder", sorted(FORBIDDEN))
+def test_arrows_point_from_shells_to_libraries(folder: str) -> None:
+    forbidden = FORBIDDEN[folder]
+    if folder == "deployments/engine":  # it may import itself
+        allowed = "deployments.engine"
+        forbidden = (*forbidden, "deployments")
+    else:
+        allowed = folder
+    for path in sources(folder):
+        bad = {m for m in imported(path) if offends(m, forbidden) and not offends(m, (allowed,))}
+        assert not bad, f"{path.relative_to(ROOT)} imports {sorted(bad)}"
+
+
+def test_only_deployments_imports_ray_or_starlette() -> None:
+    for package in ("adapters", "router", "scripts"):
+        for path in sources(package):
+            bad = {m for m in imported(path) if offends(m, ("ray", "starlette"))}
+            assert not bad, f"{path.relative_to(ROOT)} imports {sorted(bad)}"
+
+
+def test_the_http_side_needs_neither_ray_nor_torch() -> None:
+    modules = ", ".join(f"deployments.{name}" for name in NO_RAY_NO_TORCH)
+    code = f"import sys, {modules}; print([m for m in ('ray', 'torch') if m in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_no_file_without_a_purpose_in_its_name() -> None:
+    for package in PACKAGES:
+        for path in sources(package):
+            names = {path.stem, *(part.name for part in path.relative_to(ROOT).parents)}
+            assert not names & {"utils", "common", "helpers", "misc"}, path
+
+
+def test_importing_does_no_work() -> None:
+    """Module level holds only imports, definitions, constants, docstrings and main guards."""
+    allowed = (
+        ast.Import,
+        ast.ImportFrom,
+        ast.FunctionDef,
+        ast.AsyncFunctionDef,
+        ast.ClassDef,
+        ast.Assign,
+        ast.AnnAssign,
+        ast.If,
+    )
+    for package in PACKAGES:
+        for path in sources(package):
+            for node in ast.parse(path.read_text()).body:
+                is_docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+                assert is_docstring or isinstance(node, allowed), f"{path}:{node.lineno}"
+
+
+def test_every_test_file_has_tests() -> None:
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        tree = ast.parse(path.read_text())
+        tests = [
+            node
+            for node in ast.walk(tree)
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+            and node.name.startswith("test_")
+        ]
+        assert tests, f"{path.relative_to(ROOT)} has no test"
