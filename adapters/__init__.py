@@ -1,0 +1,1 @@
+"""Base models, adapters, their catalogue, and the prompt format of training and serving."""

@@ -1,0 +1,154 @@
+"""Is this folder an adapter that we may load? Format, checksum, features, shapes, finite values.
+
+Only safetensors are read. Every problem is listed, not just the first.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from adapters.base_models import sha256_of
+from adapters.catalog import AdapterEntry
+
+WEIGHTS_FILE = "adapter_model.safetensors"
+CONFIG_FILE = "adapter_config.json"
+MAX_RANK = 256
+MAX_BYTES = 2 * 2**30
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
+# Features of PEFT's LoRA that change the forward pass in ways that a multi-LoRA bank cannot
+# express; refused by name rather than half applied. Key -> values that mean "not used".
+_REFUSED = {
+    "use_dora": (None, False),
+    "bias": (None, "none"),
+    "lora_bias": (None, False),
+    "modules_to_save": (None, []),
+    "layer_replication": (None, []),
+    "trainable_token_indices": (None, []),
+    "target_parameters": (None, []),
+    "alora_invocation_tokens": (None, []),
+    "use_qalora": (None, False),
+    "megatron_config": (None, {}),
+}
+
+
+def check_adapter(directory: Path, entry: AdapterEntry, *, max_rank: int = MAX_RANK) -> list[str]:
+    """What is wrong with the adapter in `directory`; empty: nothing.
+
+    Each line names the file, what was found, and what is allowed or how to mend it.
+    """
+    if not directory.is_dir():
+        return [f"{directory}: the folder is missing; {_mend(directory)}"]
+    problems = [
+        f"{path}: pickled weights are never loaded; convert them to safetensors"
+        for pattern in _PICKLES
+        for path in sorted(directory.glob(pattern))
+    ]
+    config, config_problems = _read_config(directory / CONFIG_FILE)
+    problems += config_problems
+    if config is not None:
+        problems += _check_config(directory / CONFIG_FILE, config, entry, max_rank)
+    return problems + _check_weights(directory / WEIGHTS_FILE, entry, config)
+
+
+def _mend(path: Path) -> str:
+    return f"restore it (`git checkout -- {path.name}` in its folder, or train the adapter again)"
+
+
+def _read_config(file: Path) -> tuple[dict[str, Any] | None, list[str]]:
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None, [f"{file}: missing; {_mend(file)}"]
+    except (OSError, ValueError) as error:
+        return None, [f"{file}: cannot be read as JSON ({error}); {_mend(file)}"]
+    if not isinstance(config, dict):
+        return None, [f"{file}: holds no JSON object; {_mend(file)}"]
+    return config, []
+
+
+def _check_config(
+    file: Path, config: dict[str, Any], entry: AdapterEntry, max_rank: int
+) -> list[str]:
+    problems = []
+    if config.get("peft_type") != "LORA":
+        problems.append(f"{file}: peft_type is {config.get('peft_type')!r}; only LORA is served")
+    base = config.get("base_model_name_or_path")
+    if base != entry.base_model:
+        problems.append(f"{file}: trained on {base!r}, and the catalogue says {entry.base_model!r}")
+    ranks = [config.get("r"), *(config.get("rank_pattern") or {}).values()]
+    if any(not isinstance(rank, int) or not 1 <= rank <= max_rank for rank in ranks):
+        problems.append(f"{file}: ranks {ranks}; allowed are 1 to {max_rank}")
+    elif config["r"] != entry.rank:
+        problems.append(f"{file}: r is {config['r']}, and the catalogue says {entry.rank}")
+    refused = [key for key, unused in _REFUSED.items() if config.get(key) not in unused]
+    if refused:
+        problems.append(f"{file}: features that are not served: {', '.join(refused)}")
+    return problems
+
+
+def _check_weights(file: Path, entry: AdapterEntry, config: dict[str, Any] | None) -> list[str]:
+    if not file.is_file():
+        return [f"{file}: missing; {_mend(file)}"]
+    size = file.stat().st_size
+    if size > MAX_BYTES:
+        return [f"{file}: {size} bytes; at most {MAX_BYTES} are allowed"]
+    found = sha256_of(file)
+    if found != entry.sha256:
+        return [
+            f"{file}: sha256 is {found}, and the catalogue says {entry.sha256}: the file is "
+            f"damaged, or the catalogue is not up to date; {_mend(file)}"
+        ]
+    return _check_tensors(file, config)
+
+
+def _check_tensors(file: Path, config: dict[str, Any] | None) -> list[str]:
+    import torch
+    from safetensors import SafetensorError, safe_open
+
+    problems = []
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            shapes = {}
+            for name in tensors.keys():  # noqa: SIM118  (not a mapping)
+                tensor = tensors.get_tensor(name)
+                shapes[name] = tuple(tensor.shape)
+                if not torch.isfinite(tensor).all():
+                    problems.append(f"{file}: {name} holds NaN or infinity")
+    except (SafetensorError, OSError) as error:
+        return [f"{file}: cannot be read as safetensors ({error}); {_mend(file)}"]
+    if not shapes:
+        problems.append(f"{file}: holds no tensor")
+    ranks = _ranks_allowed(config)
+    for name, shape in shapes.items():
+        problems += _check_pair(file, name, shape, shapes, ranks)
+    return problems
+
+
+def _ranks_allowed(config: dict[str, Any] | None) -> set[int] | None:
+    if config is None or not isinstance(config.get("r"), int):
+        return None
+    return {config["r"], *(config.get("rank_pattern") or {}).values()}
+
+
+def _check_pair(
+    file: Path,
+    name: str,
+    shape: tuple[int, ...],
+    shapes: dict[str, tuple[int, ...]],
+    ranks: set[int] | None,
+) -> list[str]:
+    """A tensor is lora_A (r, in) or lora_B (out, r), and its partner is there."""
+    for this, other, rank_axis in ((".lora_A.", ".lora_B.", 0), (".lora_B.", ".lora_A.", 1)):
+        if this not in name:
+            continue
+        if len(shape) != 2:
+            return [f"{file}: {name} has the shape {shape}; two dimensions are expected"]
+        partner = shapes.get(name.replace(this, other))
+        if partner is None:
+            return [f"{file}: {name} has no partner {other.strip('.')}"]
+        if len(partner) == 2 and partner[1 - rank_axis] != shape[rank_axis]:
+            return [f"{file}: {name} {shape} and its partner {partner} differ in rank"]
+        if ranks is not None and shape[rank_axis] not in ranks:
+            return [f"{file}: {name} has rank {shape[rank_axis]}; the config says {sorted(ranks)}"]
+        return []
+    return [f"{file}: {name} is no LoRA weight (lora_A or lora_B)"]
