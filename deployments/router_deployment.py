@@ -16,11 +16,10 @@ from starlette.applications import Starlette
 from adapters.catalog import load_catalog
 from deployments.api import create_api
 from deployments.calls import AdapterCard, Clinic, GenerationCall, Outcome
-from deployments.engine.request import ErrorInfo, FinishReason, Timings, TokenEvent
+from deployments.engine.request import ErrorInfo, FinishReason, QueueFull, Timings, TokenEvent
 from deployments.serve_logging import use_serve_handlers
 from deployments.settings import RouterLiveSettings, Settings, SettingsError, parse_strict
 from router.classifier import Classifier
-from router.language import detect_language
 from router.policy import Route, Thresholds, decide, decide_explicit
 
 logger = logging.getLogger(__name__)
@@ -101,7 +100,9 @@ class RouterReplica:
                 yield event
         except BackPressureError as error:
             is_finished = True
-            yield _failed(call, ErrorInfo("queue_full", str(error.message), retry_after_s=2))
+            num_waiting, limit = error.args[:2]
+            refusal = QueueFull(num_waiting, limit)
+            yield _failed(call, refusal.info)
         except RayActorError:
             is_finished = True
             message = "the model replica was lost while answering: ask again"

@@ -72,7 +72,7 @@ class QueueFull(RequestRefused):
 
     def __init__(self, num_waiting: int, limit: int) -> None:
         super().__init__(
-            f"{num_waiting} requests are waiting on this replica (limit {limit}): try again later"
+            f"{num_waiting} requests are waiting (limit {limit}): try again later"
         )
 
 

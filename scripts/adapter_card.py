@@ -1,0 +1,115 @@
+"""Writes what a trained adapter consists of: weights, PEFT config, model card, loss history."""
+
+import hashlib
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.utils import get_peft_model_state_dict
+from safetensors.torch import save_file
+
+from scripts.training_data import DataSet
+
+# Attribution by the `source` field of a pair, up to the first slash or blank.
+ATTRIBUTIONS = {
+    "MedQuAD": "MedQuAD (CC BY 4.0): Ben Abacha and Demner-Fushman, BMC Bioinformatics 2019, "
+    "20:511; text originally from NIH (GARD, GHR, NINDS, NIDDK, NHLBI, NCI, NIHSeniorHealth, "
+    "MedlinePlus) and CDC",
+    "HPO-fr": "Human Phenotype Ontology and its French translation (HPO licence: free with "
+    "citation, content unaltered): Köhler et al., Nucleic Acids Research 2021",
+}
+
+
+def write_adapter(
+    out: Path,
+    model: PeftModel,
+    report: dict[str, Any],
+    history: list[dict[str, float]],
+    command: str,
+    data: DataSet,
+) -> None:
+    """Save bfloat16 safetensors, adapter_config.json, README.md and history.jsonl into `out`.
+
+    Adds `sha256` to `report`. The catalogue's entry is printed, ready to paste.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    state = {
+        name: value.detach().to("cpu", torch.bfloat16).contiguous()
+        for name, value in get_peft_model_state_dict(model).items()
+    }
+    weights = out / "adapter_model.safetensors"
+    save_file(state, weights, metadata={"format": "pt"})
+    config = model.peft_config["default"]
+    config.base_model_name_or_path = report["base_model"]
+    config.inference_mode = True
+    config.save_pretrained(str(out))
+    report["sha256"] = hashlib.sha256(weights.read_bytes()).hexdigest()
+    report["bytes"] = weights.stat().st_size
+    (out / "README.md").write_text(_card(report, command, data), encoding="utf-8")
+    lines = "".join(json.dumps(row) + "\n" for row in history)
+    (out / "history.jsonl").write_text(lines, encoding="utf-8")
+    print(catalog_entry(out.name, report))
+
+
+def catalog_entry(name: str, report: dict[str, Any]) -> str:
+    """YAML for adapters/catalog.yaml."""
+    return (
+        f"  - name: {name}\n"
+        f"    specialty: {report['specialty']}\n"
+        f"    base_model: {report['base_model']}\n"
+        f"    path: weights/{name}\n"
+        f"    sha256: {report['sha256']}\n"
+        f'    version: "1"\n'
+        f"    rank: {report['rank']}\n"
+        f"    state: active\n"
+    )
+
+
+def _card(report: dict[str, Any], command: str, data: DataSet) -> str:
+    sources = sorted({pair.source for pair in (*data.train, *data.validation)})
+    families = {source.replace(" ", "/").split("/")[0] for source in sources}
+    credits = [ATTRIBUTIONS.get(family, f"{family}: see its own licence") for family in families]
+    hashes = [f"- `{name}`: sha256 `{digest}`" for name, digest in sorted(data.files.items())]
+    figures = json.dumps(report, indent=2)
+    return "\n".join(
+        [
+            f"# {report['specialty']}: a LoRA adapter for {report['base_model']}",
+            "",
+            "Research software, **not medical advice**. The adapter changes how the base model "
+            "writes more than what it knows; both invent facts.",
+            "",
+            "## Data",
+            "",
+            f"{report['num_train']} question and answer pairs for training, "
+            f"{report['num_validation']} for validation, from {', '.join(sources) or 'the file'}.",
+            *hashes,
+            "",
+            "Attribution:",
+            *[f"- {credit}" for credit in sorted(credits)],
+            "",
+            "## Training",
+            "",
+            "Loss on the answer's tokens, in the serving prompt format; the epoch with the lowest "
+            "validation loss is kept (`history.jsonl`).",
+            "",
+            f"```\n{command}\n```",
+            "",
+            f"Commit `{_commit()}`.",
+            "",
+            "## Figures",
+            "",
+            f"```json\n{figures}\n```",
+            "",
+        ]
+    )
+
+
+def _commit() -> str:
+    root = Path(__file__).resolve().parent.parent
+    git = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=root, capture_output=True, text=True
+    )
+    return git.stdout.strip() or "unknown"

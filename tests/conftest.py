@@ -1,0 +1,51 @@
+"""Tiny models for the whole session: built once, never downloaded."""
+
+from pathlib import Path
+
+import pytest
+
+TINY_ADAPTERS = {"derm": "dermatology", "cardio": "cardiology"}
+
+
+@pytest.fixture(scope="session")
+def tiny_llama_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.tiny_models import make_tiny_llama
+
+    return make_tiny_llama(tmp_path_factory.mktemp("models") / "tiny-llama")
+
+
+@pytest.fixture(scope="session")
+def tiny_flan_t5_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.tiny_models import make_tiny_flan_t5
+
+    return make_tiny_flan_t5(tmp_path_factory.mktemp("models") / "tiny-flan-t5")
+
+
+@pytest.fixture(scope="session")
+def tiny_relu_t5_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.tiny_models import make_tiny_relu_t5
+
+    return make_tiny_relu_t5(tmp_path_factory.mktemp("models") / "tiny-relu-t5")
+
+
+@pytest.fixture(scope="session")
+def tiny_catalogs(
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_llama_dir: Path,
+    tiny_flan_t5_dir: Path,
+    tiny_relu_t5_dir: Path,
+) -> dict[str, tuple[Path, Path]]:
+    """Family -> (base model folder, catalogue folder) with the adapters of TINY_ADAPTERS."""
+    from tests.tiny_models import make_catalog
+
+    bases = {
+        "llama": (tiny_llama_dir, "chat"),
+        "flan_t5": (tiny_flan_t5_dir, "plain"),
+        "relu_t5": (tiny_relu_t5_dir, "plain"),
+    }
+    catalogs = {}
+    for family, (base, prompt_format) in bases.items():
+        folder = tmp_path_factory.mktemp(f"catalog-{family}")
+        make_catalog(folder, base, prompt_format=prompt_format, adapters=TINY_ADAPTERS)
+        catalogs[family] = (base, folder)
+    return catalogs

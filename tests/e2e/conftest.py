@@ -1,0 +1,101 @@
+"""One Ray instance for the whole test session, on loopback, with two simulated GPUs.
+
+Ray's processes inherit the environment set here before it starts.
+"""
+
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+NUM_SIMULATED_GPUS = 2
+READY_TIMEOUT_S = 240
+
+Deploy = Callable[..., Any]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.e2e)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+@pytest.fixture(scope="session")
+def serve_url() -> Iterator[str]:
+    """Starts Ray and Serve once; yields the proxy's address."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # bind to loopback
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    os.environ["PYTHONPATH"] = os.pathsep.join(paths)
+    import ray
+    from ray import serve
+
+    port = free_port()
+    ray.init(
+        address="local",
+        num_cpus=8,
+        num_gpus=NUM_SIMULATED_GPUS,
+        include_dashboard=False,
+        _node_ip_address="127.0.0.1",
+        logging_level="warning",
+    )
+    serve.start(
+        http_options={"host": "127.0.0.1", "port": port},
+        logging_config={"log_level": "WARNING", "enable_access_log": False},
+    )
+    yield f"http://127.0.0.1:{port}"
+    serve.shutdown()
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def deploy(serve_url: str) -> Deploy:
+    """`with deploy(app, "name") as client:` -> an httpx client of that application."""
+    from ray import serve
+
+    @contextmanager
+    def deployed(app: Any, name: str) -> Iterator[httpx.Client]:
+        serve.run(app, name=name, route_prefix=f"/{name}", blocking=False)
+        try:
+            with httpx.Client(base_url=f"{serve_url}/{name}", timeout=180) as client:
+                wait_until_ready(client)
+                yield client
+        finally:
+            serve.delete(name)
+
+    return deployed
+
+
+def wait_until_ready(client: httpx.Client) -> dict[str, Any]:
+    deadline = time.monotonic() + READY_TIMEOUT_S
+    while True:
+        response = client.get("/readyz")
+        if response.status_code == 200:
+            report: dict[str, Any] = response.json()
+            return report
+        if time.monotonic() > deadline:
+            pytest.fail(f"not ready after {READY_TIMEOUT_S} s: {response.text}")
+        time.sleep(0.5)
+
+
+def pytest_report_header() -> list[str]:
+    from importlib import metadata
+
+    names = ("ray", "torch", "transformers", "peft", "starlette", "openai")
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in names)
+    return [f"python {sys.version.split()[0]}; {versions}"]

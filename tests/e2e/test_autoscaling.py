@@ -1,0 +1,135 @@
+"""One GPU a replica, and 1 -> 2 -> 1 replicas under load, on Ray's simulated GPUs.
+
+The decoder is a stand-in that sleeps: what is tested is the wiring, not a model.
+"""
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import pytest
+
+from deployments.calls import Turn
+from deployments.engine.decoder import DecoderInfo, RowSink
+from deployments.engine.request import Request
+from deployments.model_loading import LoadedModel
+from deployments.settings import Settings, parse_settings
+from tests.e2e.conftest import Deploy
+
+STEP_S = 0.05
+NUM_TOKENS = 8
+
+
+class SleepingDecoder:
+    """Every token takes STEP_S; the text names the GPU that Ray gave to this replica."""
+
+    def __init__(self, device: str) -> None:
+        import os
+
+        self._device = f"{device}:{os.environ.get('CUDA_VISIBLE_DEVICES', 'none')}"
+
+    @property
+    def info(self) -> DecoderInfo:
+        return DecoderInfo("stand-in", "test", self._device, "none", None, frozenset({0}), ())
+
+    def set_adapter(self, name: str | None) -> None:
+        assert name is None
+
+    def generate(self, group: Sequence[Request], sink: RowSink) -> None:
+        text = self._device.encode()
+        for step in range(NUM_TOKENS + 1):
+            time.sleep(STEP_S)
+            for row in range(len(group)):
+                sink.push(row, text[step] if step < min(NUM_TOKENS, len(text)) else 0)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return bytes(token_ids).decode()
+
+
+def load_stand_in(settings: Settings, device: str) -> LoadedModel:
+    def encode(turns: Sequence[Turn], answer_language: str | None) -> list[int]:
+        return [1, 2, 3]
+
+    return LoadedModel("stand-in", SleepingDecoder(device), encode, (), {})
+
+
+def running_replicas(name: str) -> int:
+    from ray import serve
+
+    deployment = serve.status().applications[name].deployments["Model"]
+    return deployment.replica_states.get("RUNNING", 0)
+
+
+def wait_for_replicas(name: str, wanted: int, timeout_s: float) -> float:
+    started = time.monotonic()
+    while running_replicas(name) != wanted:
+        if time.monotonic() - started > timeout_s:
+            pytest.fail(f"{running_replicas(name)} replicas after {timeout_s} s, wanted {wanted}")
+        time.sleep(0.3)
+    return time.monotonic() - started
+
+
+def test_one_to_two_to_one_under_load_without_a_failed_request(deploy: Deploy) -> None:
+    from deployments.app import build_application
+
+    settings = parse_settings(
+        {
+            "device": "auto",
+            "model_replicas": {
+                "min": 1,
+                "max": 2,
+                "target": 2,
+                "upscale_delay_s": 1,
+                "downscale_delay_s": 4,
+            },
+            "engine": {"max_rows": 2},
+        }
+    )
+    app = build_application(settings, load=load_stand_in)
+    with deploy(app, "scaling") as client:
+        assert client.get("/readyz").json()["device"].startswith("cuda:")
+        outcomes: Counter[int] = Counter()
+        devices: set[str] = set()
+        stop = threading.Event()
+
+        def ask_on() -> None:
+            while not stop.is_set():
+                body = {"prompt": "a rash", "model": "base"}
+                response = httpx.post(f"{client.base_url}v1/completions", json=body, timeout=60)
+                outcomes[response.status_code] += 1
+                if response.status_code == 200:
+                    devices.add(response.json()["choices"][0]["text"])
+
+        with ThreadPoolExecutor(12) as pool:
+            threads = [pool.submit(ask_on) for _ in range(12)]
+            try:
+                wait_for_replicas("scaling", 2, timeout_s=60)
+                time.sleep(3)
+            finally:
+                stop.set()
+        assert all(thread.exception() is None for thread in threads)
+        # light load goes on while the second replica drains
+        stop.clear()
+        with ThreadPoolExecutor(1) as pool:
+            light = pool.submit(ask_on)
+            try:
+                wait_for_replicas("scaling", 1, timeout_s=90)
+            finally:
+                stop.set()
+        assert light.exception() is None
+    assert set(outcomes) == {200}, outcomes
+    assert devices == {"cuda:0", "cuda:1"}
+
+
+def test_without_gpus_in_the_settings_replicas_are_clamped(caplog: Any) -> None:
+    from deployments.app import choose_device, clamp_replicas
+
+    settings = parse_settings({"device": "cpu", "model_replicas": {"min": 2, "max": 3}})
+    clamped = clamp_replicas(settings.model_replicas, choose_device(settings))
+    assert (clamped.min, clamped.max) == (1, 1)
+    assert "model_replicas {min: 2, max: 3} is clamped to 1" in caplog.text
+    assert clamp_replicas(settings.model_replicas, "cuda") == settings.model_replicas

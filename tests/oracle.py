@@ -1,0 +1,46 @@
+"""The oracle: PEFT's `set_adapter` + transformers' `generate`, one request at a time, float32.
+
+Written against the libraries only, so that it shares no code with the engine.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+
+from tests.tiny_models import load_model
+
+
+class Oracle:
+    """A base model with named adapters."""
+
+    def __init__(self, base: Path, adapters: Mapping[str, Path]) -> None:
+        model = load_model(base)
+        names = list(adapters)
+        self._model: Any = PeftModel.from_pretrained(
+            model, str(adapters[names[0]]), adapter_name=names[0]
+        )
+        for name in names[1:]:
+            self._model.load_adapter(str(adapters[name]), adapter_name=name)
+        self._model.eval()
+        self._is_seq2seq = bool(model.config.is_encoder_decoder)
+
+    @torch.inference_mode()
+    def generate(
+        self, prompt_ids: Sequence[int], adapter: str | None, max_new_tokens: int
+    ) -> list[int]:
+        """Greedy token ids of the answer, with the end-of-sequence id where it came."""
+        ids = torch.tensor([list(prompt_ids)])
+        options = {"max_new_tokens": max_new_tokens, "do_sample": False}
+        mask = torch.ones_like(ids)
+        if adapter is None:
+            with self._model.disable_adapter():
+                output = self._model.generate(input_ids=ids, attention_mask=mask, **options)
+        else:
+            self._model.set_adapter(adapter)
+            output = self._model.generate(input_ids=ids, attention_mask=mask, **options)
+        start = 1 if self._is_seq2seq else ids.shape[1]
+        answer: list[int] = output[0, start:].tolist()
+        return answer

@@ -1,0 +1,245 @@
+"""Recipes for tiny random models with a real tokenizer, and live LoRA adapters for them.
+
+Nothing is downloaded. Weights are large enough that adapters change greedy answers.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import yaml
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+SENTENCES = (
+    "What is eczema? Eczema makes the skin red, dry and itchy.",
+    "How is high blood pressure treated? With drugs, less salt and more walking.",
+    "What causes migraine? Stress, light, noise and some foods can trigger it.",
+    "You are a medical assistant. Answer the question clearly and briefly. Answer in English.",
+    "Quels sont les symptômes de l'asthme ? La toux et un souffle court.",
+    "My heart races when I climb the stairs, and the treatment of my rash did not help.",
+)
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] "
+    "+ '<|im_end|>' + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def make_tiny_llama(folder: Path, *, seed: int = 0) -> Path:
+    """Llama-style: 2 layers, grouped-query attention, tied embeddings, byte-level BPE, ChatML."""
+    torch.manual_seed(seed)
+    tokenizer = _bpe_tokenizer()
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        initializer_range=0.2,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def make_tiny_flan_t5(folder: Path, *, seed: int = 0) -> Path:
+    """As flan-t5 is stored: gated-gelu, a head of its own, logits that are not scaled.
+
+    transformers ties the head of every T5 that is built from a config, whatever the config says,
+    so the separate head is written into the saved folder.
+    """
+    folder = _make_tiny_t5(folder, seed, feed_forward_proj="gated-gelu")
+    weights = folder / "model.safetensors"
+    state = load_file(weights)
+    generator = torch.Generator().manual_seed(seed + 1)
+    shape = state["shared.weight"].shape
+    state["lm_head.weight"] = torch.randn(shape, generator=generator) * 0.3
+    save_file(state, weights, metadata={"format": "pt"})
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    config |= {"tie_word_embeddings": False, "scale_decoder_outputs": False}
+    path.write_text(json.dumps(config, indent=2))
+    return folder
+
+
+def make_tiny_relu_t5(folder: Path, *, seed: int = 0) -> Path:
+    """As the first T5: ReLU, tied head, scaled logits."""
+    return _make_tiny_t5(folder, seed, feed_forward_proj="relu")
+
+
+def _make_tiny_t5(folder: Path, seed: int, *, feed_forward_proj: str) -> Path:
+    torch.manual_seed(seed)
+    tokenizer = _unigram_tokenizer()
+    config = T5Config(
+        vocab_size=len(tokenizer),
+        d_model=64,
+        d_kv=16,
+        d_ff=128,
+        num_layers=2,
+        num_decoder_layers=2,
+        num_heads=4,
+        feed_forward_proj=feed_forward_proj,
+        dropout_rate=0.0,
+        initializer_factor=1.0,
+        decoder_start_token_id=0,
+        pad_token_id=0,
+        eos_token_id=1,
+    )
+    model = T5ForConditionalGeneration(config)
+    with torch.no_grad():  # T5's own initialisation gives attention next to no voice at this size
+        for name, parameter in model.named_parameters():
+            if "Attention" in name and parameter.dim() == 2:
+                parameter.normal_(std=0.3)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def make_adapter(
+    base: Path,
+    folder: Path,
+    *,
+    base_name: str,
+    seed: int,
+    rank: int = 4,
+    targets: Sequence[str] | None = None,
+    std: float = 0.5,
+) -> Path:
+    """A LoRA adapter whose B is random, not zero: it changes the base's answers."""
+    model = load_model(base)
+    is_t5 = model.config.is_encoder_decoder
+    torch.manual_seed(seed)
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=2 * rank,
+        target_modules=list(targets or (["q", "v"] if is_t5 else ["q_proj", "v_proj"])),
+        task_type="SEQ_2_SEQ_LM" if is_t5 else "CAUSAL_LM",
+    )
+    peft_model = get_peft_model(model, config)
+    with torch.no_grad():
+        for name, parameter in peft_model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=std)
+    peft_model.peft_config["default"].base_model_name_or_path = base_name
+    peft_model.save_pretrained(folder)
+    return folder
+
+
+def make_catalog(
+    folder: Path,
+    base: Path,
+    *,
+    prompt_format: str,
+    adapters: dict[str, str],
+    languages: Sequence[str] = ("en",),
+) -> Path:
+    """A catalogue folder for `base` with an adapter for each name -> specialty."""
+    entries = []
+    for seed, (name, specialty) in enumerate(adapters.items(), start=1):
+        made = make_adapter(base, folder / "weights" / name, base_name=str(base), seed=seed)
+        digest = hashlib.sha256((made / "adapter_model.safetensors").read_bytes()).hexdigest()
+        entries.append(
+            {
+                "name": name,
+                "specialty": specialty,
+                "base_model": str(base),
+                "path": f"weights/{name}",
+                "sha256": digest,
+                "version": "1",
+                "rank": 4,
+            }
+        )
+    base_entry = {
+        "name": str(base),
+        "prompt_format": prompt_format,
+        "system_line": "You are a medical assistant.",
+        "languages": list(languages),
+    }
+    content = {"base_models": [base_entry], "adapters": entries}
+    (folder / "catalog.yaml").write_text(yaml.safe_dump(content))
+    return folder
+
+
+def load_model(folder: Path) -> PreTrainedModel:
+    """The model of a folder, in float32."""
+    config = json.loads((folder / "config.json").read_text())
+    seq2seq = config.get("is_encoder_decoder", False)
+    model_class = AutoModelForSeq2SeqLM if seq2seq else AutoModelForCausalLM
+    return model_class.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def _bpe_tokenizer() -> PreTrainedTokenizerFast:
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(SENTENCES, trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+        pad_token="<|im_end|>",
+        unk_token="<|endoftext|>",
+        clean_up_tokenization_spaces=False,
+    )
+    fast.chat_template = CHATML
+    return fast
+
+
+def _unigram_tokenizer() -> PreTrainedTokenizerFast:
+    """Sentence-piece manners as T5's: metaspace, </s> appended by the post-processor."""
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=120,
+        special_tokens=["<pad>", "</s>", "<unk>"],
+        unk_token="<unk>",
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(SENTENCES, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 1)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="</s>",
+        pad_token="<pad>",
+        unk_token="<unk>",
+        clean_up_tokenization_spaces=False,
+    )
