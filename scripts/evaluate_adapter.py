@@ -82,7 +82,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         figures[side] = {"nll": nll, "rouge_l": _rouge_l(pairs, answers[side])}
     changed = sum(a != b for a, b in zip(answers["base"], answers["adapter"], strict=True))
     report: dict[str, Any] = {
-        "adapter": folder.name,
+        "name": folder.name,
         "num_questions": len(pairs),
         "max_new_tokens": args.max_new_tokens,
         "answers_changed": round(changed / len(pairs), 4),

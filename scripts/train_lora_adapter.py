@@ -54,7 +54,7 @@ class Example:
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
-        report = train(args)
+        report = train(args, list(sys.argv[1:] if argv is None else argv))
     except (BaseModelError, DataError, TrainingError) as error:
         print(f"train_lora_adapter: {error}", file=sys.stderr)
         return 2
@@ -95,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def train(args: argparse.Namespace) -> dict[str, Any]:
+def train(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
     """Everything from data to a saved adapter; returns the report."""
     random.seed(args.seed)
     torch.manual_seed(args.seed)
@@ -114,7 +114,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     trainer = _Trainer(model, resolved.family, pad_id, args)
     history = trainer.fit(examples, held_out)
     report = _report(args, base_name, data, trainer, history)
-    write_adapter(args.out, model, report, history, _command(), data)
+    write_adapter(args.out, model, report, history, _command(argv), data)
     return report
 
 
@@ -342,9 +342,9 @@ def _report(
     }
 
 
-def _command() -> str:
+def _command(argv: Sequence[str]) -> str:
     """The command for the model card, without the machine's own paths."""
-    words = [Path(w).name if w.startswith(("/", "..")) else w for w in sys.argv[1:]]
+    words = [Path(w).name if w.startswith(("/", "..")) else w for w in argv]
     return shlex.join(["python", "-m", "scripts.train_lora_adapter", *words])
 
 
