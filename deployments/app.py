@@ -9,10 +9,11 @@ import logging
 from typing import Any
 
 import ray
+from ray import serve
 from ray.serve import Application
 
 from adapters.catalog import load_catalog
-from adapters.validation import check_adapter
+from adapters.loading import check_catalogued
 from deployments.model_deployment import LoadModel, ModelReplica
 from deployments.model_loading import load_model
 from deployments.router_deployment import RouterReplica
@@ -42,7 +43,8 @@ def build_application(settings: Settings, *, load: LoadModel = load_model) -> Ap
     check_files(settings)
     target = replicas.target or settings.engine.max_rows
     look_back_s = min(LOOK_BACK_S, max(1.0, replicas.upscale_delay_s))
-    model = ModelReplica.options(
+    model = serve.deployment(
+        name="Model",
         ray_actor_options={"num_cpus": 1, "num_gpus": 1 if device == "cuda" else 0},
         # A replica decodes max_rows and holds as many again ready; the rest wait at the router,
         # where a second replica can still take them.
@@ -59,16 +61,19 @@ def build_application(settings: Settings, *, load: LoadModel = load_model) -> Ap
             "look_back_period_s": look_back_s,
             "metrics_interval_s": min(METRICS_INTERVAL_S, look_back_s / 2),
         },
-    ).bind(settings, device, load)
-    return RouterReplica.options(
+    )(ModelReplica)
+    router = serve.deployment(
+        name="Router",
         num_replicas=settings.router.replicas,
         ray_actor_options={"num_cpus": 0.2, "num_gpus": 0},
         max_ongoing_requests=1024,
-    ).bind(settings, model)
+    )(serve.ingress()(RouterReplica))
+    application: Application = router.bind(settings, model.bind(settings, device, load))
+    return application
 
 
 def choose_device(settings: Settings) -> str:
-    """"cuda" or "cpu". `auto` asks the cluster, since the builder runs on it.
+    """ "cuda" or "cpu". `auto` asks the cluster, since the builder runs on it.
 
     Raises:
         SettingsError: quantization without a GPU.

@@ -1,4 +1,4 @@
-"""Serve shell of the model: base model + every adapter + one engine, pinned to one GPU (or the CPU)."""
+"""Serve shell of the model: base, every adapter and one engine, pinned to a GPU (or the CPU)."""
 
 import asyncio
 import contextlib
@@ -7,7 +7,6 @@ import os
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
-from ray import serve
 from ray.serve import metrics
 
 from deployments.calls import GenerationCall
@@ -32,7 +31,6 @@ _WAIT_BOUNDARIES_S = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 
 _TOKEN_BOUNDARIES_S = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1]
 
 
-@serve.deployment(name="Model")
 class ModelReplica:
     """One replica. It holds every adapter of the catalogue and sets one for each request."""
 

@@ -6,7 +6,6 @@ import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
-from ray import serve
 from ray.exceptions import RayActorError, RayError
 from ray.serve import metrics
 from ray.serve.exceptions import BackPressureError
@@ -29,8 +28,6 @@ _LANGUAGE_NAMES = {"en": "English", "fr": "French", "de": "German", "es": "Spani
 _CONFIDENCE_BOUNDARIES = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99]
 
 
-@serve.deployment(name="Router")
-@serve.ingress()
 class RouterReplica:
     """Implements `calls.Backend`. Small and on the CPU: several may run beside each other."""
 
@@ -54,7 +51,7 @@ class RouterReplica:
             started_at=int(time.time()),
         )
 
-    def __serve_build_asgi_app__(self) -> Starlette:  # noqa: PLW3201  (Serve's hook)
+    def __serve_build_asgi_app__(self) -> Starlette:
         return create_api(self)
 
     @property

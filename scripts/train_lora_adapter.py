@@ -236,7 +236,7 @@ class _Trainer:
                         f"the loss is {loss.item()} at step {self.num_steps}: lower "
                         "--learning_rate, or train in float32; nothing was saved"
                     )
-                (loss / tokens_in_step).backward()
+                torch.autograd.backward(loss / tokens_in_step)
                 sum_loss += loss.item()
             num_tokens += tokens_in_step
             torch.nn.utils.clip_grad_norm_(parameters, args.clip)

@@ -71,9 +71,7 @@ class QueueFull(RequestRefused):
     retry_after_s = 2
 
     def __init__(self, num_waiting: int, limit: int) -> None:
-        super().__init__(
-            f"{num_waiting} requests are waiting (limit {limit}): try again later"
-        )
+        super().__init__(f"{num_waiting} requests are waiting (limit {limit}): try again later")
 
 
 class UnknownAdapter(RequestRefused):

@@ -1,0 +1,1 @@
+"""Question -> specialty -> route. A library: no ray, no HTTP, no torch."""

@@ -1,0 +1,165 @@
+"""Classification -> route. Pure functions: every branch has a reason code, and a test."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from router.classifier import Classification, Scores
+
+NUM_ALTERNATIVES = 3
+LANGUAGE_NOT_SUPPORTED = "language_not_supported"
+UNKNOWN_LANGUAGE = "und"  # ISO 639-2: undetermined
+# In a conversation that is in scope, a last turn counts as out of scope only when its own score is
+# below this share of the threshold.
+BENEFIT_OF_THE_DOUBT = 0.5
+
+
+class Reason(StrEnum):
+    """Why a route was taken."""
+
+    EXPLICIT = "explicit"  # the client named the specialty or the adapter
+    BASE_REQUESTED = "base_requested"  # the client asked for the base model
+    CONFIDENT = "confident"
+    KEPT = "kept"  # a follow-up: the conversation's specialty goes on
+    NO_ADAPTER = "no_adapter"  # the specialty is clear, no adapter is in service for it
+    LOW_CONFIDENCE = "low_confidence"
+    OUT_OF_SCOPE = "out_of_scope"
+
+
+@dataclass(frozen=True, slots=True)
+class Thresholds:
+    """Probabilities: below `min_confidence` no specialist is named, below `min_in_scope` the
+    question is not one for a clinic."""
+
+    min_confidence: float
+    min_in_scope: float
+
+
+@dataclass(frozen=True, slots=True)
+class Alternative:
+    specialty: str
+    probability: float
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Who answers, and why. `adapter` None: the base model alone."""
+
+    specialty: str | None
+    adapter: str | None
+    confidence: float | None
+    reason: Reason
+    in_scope: bool | None
+    alternatives: tuple[Alternative, ...]
+    evidence: tuple[str, ...]
+    language: str
+    notice: str | None
+
+
+def decide(
+    classification: "Classification",
+    *,
+    thresholds: Thresholds,
+    adapters: Mapping[str, str],
+    base_languages: Collection[str],
+) -> Route:
+    """The route of a classified conversation.
+
+    Args:
+        adapters: specialty -> adapter in service.
+        base_languages: ISO 639-1 codes that the base model writes.
+    """
+    scores, is_kept = _scores_to_judge(classification, thresholds)
+    alternatives = _alternatives(scores.probabilities)
+    top = alternatives[0]
+    in_scope = _is_in_scope(classification, scores, thresholds)
+    specialty: str | None = None
+    if not in_scope:
+        reason = Reason.OUT_OF_SCOPE
+    elif top.probability < thresholds.min_confidence:
+        reason = Reason.LOW_CONFIDENCE
+    else:
+        specialty = top.specialty
+        reason = Reason.KEPT if is_kept else Reason.CONFIDENT
+        if specialty not in adapters:
+            reason = Reason.NO_ADAPTER
+    return Route(
+        specialty=specialty,
+        adapter=adapters.get(specialty) if specialty else None,
+        confidence=top.probability,
+        reason=reason,
+        in_scope=in_scope,
+        alternatives=alternatives,
+        evidence=classification.evidence,
+        language=classification.language,
+        notice=_notice(classification.language, base_languages),
+    )
+
+
+def decide_explicit(
+    specialty: str | None,
+    language: str,
+    *,
+    adapters: Mapping[str, str],
+    base_languages: Collection[str],
+) -> Route:
+    """The route when the client names the specialty; None: it asked for the base model."""
+    adapter = adapters.get(specialty) if specialty else None
+    if specialty is None:
+        reason = Reason.BASE_REQUESTED
+    else:
+        reason = Reason.EXPLICIT if adapter else Reason.NO_ADAPTER
+    return Route(
+        specialty=specialty,
+        adapter=adapter,
+        confidence=None,
+        reason=reason,
+        in_scope=None,
+        alternatives=(),
+        evidence=(),
+        language=language,
+        notice=_notice(language, base_languages),
+    )
+
+
+def _scores_to_judge(
+    classification: "Classification", thresholds: Thresholds
+) -> tuple["Scores", bool]:
+    """(the scores that count, whether the conversation rather than the last turn speaks)."""
+    last, conversation = classification.last, classification.conversation
+    if classification.num_turns == 1:
+        return last, False
+    if not last.has_signal:
+        return conversation, True
+    if _top(last) < thresholds.min_confidence <= _top(conversation):
+        return conversation, True
+    return last, False
+
+
+def _is_in_scope(
+    classification: "Classification", scores: "Scores", thresholds: Thresholds
+) -> bool:
+    last, conversation = classification.last, classification.conversation
+    if classification.num_turns > 1 and last.has_signal:
+        if conversation.in_scope >= thresholds.min_in_scope:
+            return last.in_scope >= BENEFIT_OF_THE_DOUBT * thresholds.min_in_scope
+        return last.in_scope >= thresholds.min_in_scope
+    return scores.in_scope >= thresholds.min_in_scope
+
+
+def _top(scores: "Scores") -> float:
+    return max(scores.probabilities.values())
+
+
+def _alternatives(probabilities: Mapping[str, float]) -> tuple[Alternative, ...]:
+    ranked = sorted(probabilities.items(), key=lambda item: (-item[1], item[0]))
+    return tuple(Alternative(name, value) for name, value in ranked[:NUM_ALTERNATIVES])
+
+
+def _notice(language: str, base_languages: Collection[str]) -> str | None:
+    """A text too short to tell its language gets no notice."""
+    if language == UNKNOWN_LANGUAGE or language in base_languages:
+        return None
+    return LANGUAGE_NOT_SUPPORTED
