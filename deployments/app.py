@@ -106,7 +106,7 @@ def clamp_replicas(replicas: ReplicaSettings, device: str) -> ReplicaSettings:
 
 
 def check_files(settings: Settings) -> None:
-    """Read every file that the replicas will need, so that a bad one fails the start once."""
+    """Check every file that the replicas will need, so that a bad one fails the start at once."""
     Classifier.load(settings.router_dir)
     catalog = load_catalog(settings.catalog_dir)
-    check_catalogued(catalog, settings.base_model)
+    check_catalogued(catalog, settings.base_model, tensors=False)

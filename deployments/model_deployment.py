@@ -36,6 +36,7 @@ class ModelReplica:
 
     def __init__(self, settings: Settings, device: str, load: LoadModel = load_model) -> None:
         use_serve_handlers("INFO")
+        logger.info("starting on %s", device)
         self._live = ModelLiveSettings()
         self._settings = settings
         self._metrics = _ModelMetrics()

@@ -24,6 +24,7 @@ from transformers import (
     StoppingCriteria,
     StoppingCriteriaList,
 )
+from transformers.utils import logging as transformers_logging
 
 from deployments.engine.decoder import DecoderInfo, RowSink
 from deployments.engine.request import EngineError, Request, SamplingParams
@@ -76,6 +77,7 @@ def load_reference_decoder(
     Raises:
         OSError, ValueError: the folder lacks a file, or transformers cannot read it.
     """
+    transformers_logging.disable_progress_bar()  # a server's log is no terminal
     precision = choose_precision(dtype, device)
     options: dict[str, Any] = {"dtype": precision.dtype, "use_safetensors": True}
     if quantization != "none":
