@@ -1,0 +1,26 @@
+# make serve        install what is missing, check serve_config.yaml, start, watch until ready
+# make test         unit, parity and end-to-end tests on real Ray Serve (12 minutes at most on 2 cores)
+# make test-long    everything, the long tests too
+# make check        format, lint, types, fast tests (2 minutes at most)
+
+PYTHON ?= python3
+CONFIG ?= serve_config.yaml
+# Prints the interpreter of an environment that has what is needed; installs it first if it is not.
+install = $$($(PYTHON) scripts/install.py --extras "$(1)")
+
+.PHONY: help serve test test-long check
+help:
+	@grep '^# make' Makefile | cut -c3-
+
+serve:
+	@python=$(call install,) && exec "$$python" -W ignore -m deployments.launch $(CONFIG)
+
+test:
+	@python=$(call install,test) && "$$python" -m pytest -m "not long"
+
+test-long:
+	@python=$(call install,test) && "$$python" -m pytest
+
+check:
+	@python=$(call install,dev) && "$$python" -m ruff format --check . && "$$python" -m ruff check . \
+	  && "$$python" -m mypy && "$$python" -m pytest -q -m "not e2e and not base_model and not long"
