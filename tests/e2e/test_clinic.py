@@ -1,0 +1,243 @@
+"""The shipped application on the real base model, over HTTP, on real Ray Serve.
+
+float32 throughout, so that every answer can be compared with PEFT's.
+"""
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from adapters.base_models import resolve_base_model
+from adapters.catalog import load_catalog
+from adapters.prompting import Message, encode_prompt
+from tests.e2e.conftest import ROOT, Deploy
+from tests.oracle import Oracle
+
+pytestmark = pytest.mark.base_model
+
+BASE = "smollm2-135m-instruct"
+SPECIALISTS = ("dermatology", "cardiology", "neurology")
+QUESTIONS = {
+    "dermatology": "I have red itchy patches on my elbows and knees, what could it be?",
+    "cardiology": "My heart sometimes races when I climb the stairs, is that dangerous?",
+    "neurology": "What are the first signs of Parkinson's disease?",
+}
+MAX_TOKENS = 12
+
+
+@pytest.fixture(scope="module")
+def clinic(deploy: Deploy) -> Iterator[httpx.Client]:
+    from deployments.app import build_application
+    from deployments.settings import parse_settings
+
+    settings = parse_settings({"device": "cpu", "engine": {"dtype": "float32", "max_rows": 8}})
+    with deploy(build_application(settings), "clinic") as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def openai_client(clinic: httpx.Client) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{clinic.base_url}v1", api_key="unused", max_retries=0)
+
+
+def ask(clinic: httpx.Client, question: str, **more: Any) -> dict[str, Any]:
+    response = clinic.post("/ask", json={"question": question, "max_tokens": MAX_TOKENS, **more})
+    assert response.status_code == 200, response.text
+    reply: dict[str, Any] = response.json()
+    return reply
+
+
+@pytest.mark.parametrize("specialty", SPECIALISTS)
+def test_an_english_question_reaches_its_specialist(clinic: httpx.Client, specialty: str) -> None:
+    reply = ask(clinic, QUESTIONS[specialty])
+    assert (reply["specialty"], reply["adapter"]) == (specialty, specialty)
+    assert (reply["reason"], reply["notice"], reply["language"]) == ("confident", None, "en")
+    assert reply["alternatives"][0]["specialty"] == specialty
+    assert reply["answer"].strip()
+    assert reply["usage"]["completion_tokens"] <= MAX_TOKENS
+    assert reply["timings_ms"]["first_token"] > 0
+
+
+@pytest.mark.parametrize(
+    ("question", "specialty"),
+    [
+        ("J'ai des plaques rouges qui démangent sur les coudes, que faire ?", "dermatology"),
+        ("Quels sont les premiers signes de la maladie de Parkinson ?", "neurology"),
+    ],
+)
+def test_a_french_question_is_routed_and_answered_in_english(
+    clinic: httpx.Client, question: str, specialty: str
+) -> None:
+    reply = ask(clinic, question)
+    assert (reply["specialty"], reply["adapter"]) == (specialty, specialty)
+    assert (reply["language"], reply["notice"]) == ("fr", "language_not_supported")
+
+
+def test_a_specialty_without_an_adapter(clinic: httpx.Client) -> None:
+    reply = ask(clinic, "What can I do against acid reflux and heartburn at night?")
+    assert reply["specialty"] == "gastroenterology"
+    assert (reply["adapter"], reply["reason"]) == (None, "no_adapter")
+
+
+def test_football_is_out_of_scope(clinic: httpx.Client) -> None:
+    reply = ask(clinic, "Who won the football world cup in 2018?")
+    assert (reply["specialty"], reply["adapter"]) == (None, None)
+    assert (reply["reason"], reply["in_scope"]) == ("out_of_scope", False)
+
+
+def test_sixteen_mixed_requests_equal_peft_alone(clinic: httpx.Client) -> None:
+    """Adapters differ from base and from each other; each request got its own."""
+    resolved = resolve_base_model(BASE)
+    catalog = load_catalog(ROOT / "adapters")
+    entry = catalog.base_model(BASE)
+    folders = {a.name: ROOT / "adapters" / a.path for a in catalog.adapters_for(BASE)}
+    oracle = Oracle(resolved.path, folders)
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(resolved.path)
+    sides = ("base", *SPECIALISTS)
+    wanted = {}
+    for question in QUESTIONS.values():
+        prompt = encode_prompt(
+            entry.prompt_format,
+            [Message("user", question)],
+            tokenizer=tokenizer,
+            system_line=entry.system_line,
+        )
+        for side in sides:
+            tokens = oracle.generate(prompt, None if side == "base" else side, MAX_TOKENS)
+            wanted[question, side] = tokenizer.decode(tokens, skip_special_tokens=True)
+    for question in QUESTIONS.values():
+        assert len({wanted[question, side] for side in sides}) == len(sides)
+
+    def chat(case: tuple[str, str]) -> str:
+        question, side = case
+        body = {
+            "model": side,
+            "messages": [{"role": "user", "content": question}],
+            "max_tokens": MAX_TOKENS,
+        }
+        response = clinic.post("/v1/chat/completions", json=body)
+        assert response.status_code == 200, response.text
+        reply = response.json()
+        assert reply["model"] == side
+        return str(reply["choices"][0]["message"]["content"])
+
+    cases = [*wanted, *list(wanted)[:4]]
+    assert len(cases) == 16
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(chat, cases))
+    assert answers == [wanted[case] for case in cases]
+
+
+def test_the_openai_client_lists_chats_and_streams(openai_client: openai.OpenAI) -> None:
+    assert [m.id for m in openai_client.models.list()] == ["auto", *SPECIALISTS, "base"]
+    messages: Any = [{"role": "user", "content": QUESTIONS["neurology"]}]
+    whole = openai_client.chat.completions.create(
+        model="auto", messages=messages, max_tokens=MAX_TOKENS
+    )
+    assert whole.model == "neurology"
+    assert whole.choices[0].finish_reason in ("stop", "length")
+    stream = openai_client.chat.completions.create(
+        model="auto",
+        messages=messages,
+        max_tokens=MAX_TOKENS,
+        stream=True,
+        stream_options={"include_usage": True},
+    )
+    chunks = list(stream)
+    pieces = [c.choices[0].delta.content for c in chunks if c.choices]
+    assert "".join(filter(None, pieces)) == whole.choices[0].message.content
+    assert len([piece for piece in pieces if piece]) > 3, "it did not stream"
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens  # type: ignore[union-attr]
+    completion = openai_client.completions.create(
+        model="base", prompt="What is asthma?", max_tokens=4
+    )
+    assert completion.choices[0].text
+
+
+def test_a_follow_up_stays_with_its_specialist(openai_client: openai.OpenAI) -> None:
+    first: Any = [{"role": "user", "content": QUESTIONS["dermatology"]}]
+    opening = openai_client.chat.completions.create(model="auto", messages=first, max_tokens=8)
+    follow_up = [
+        *first,
+        {"role": "assistant", "content": opening.choices[0].message.content},
+        {"role": "user", "content": "and the treatment?"},
+    ]
+    reply = openai_client.chat.completions.create(model="auto", messages=follow_up, max_tokens=8)
+    assert reply.model == "dermatology"
+    assert reply.model_extra is not None
+    assert reply.model_extra["polyclinic"]["reason"] == "kept"
+
+
+def test_a_system_message_is_never_classified(openai_client: openai.OpenAI) -> None:
+    messages: Any = [
+        {"role": "system", "content": "You only speak about skin, eczema and acne."},
+        {"role": "user", "content": QUESTIONS["neurology"]},
+    ]
+    reply = openai_client.chat.completions.create(model="auto", messages=messages, max_tokens=4)
+    assert reply.model == "neurology"
+
+
+BAD_REQUESTS: list[tuple[str, Any, int, str]] = [
+    ("/ask", {"question": ""}, 400, "empty"),
+    ("/ask", {"question": "   \n"}, 400, "empty"),
+    ("/ask", {"question": 7}, 400, "valid string"),
+    ("/ask", b"not json", 400, "not JSON"),
+    ("/ask", b'{"question": "' + b"x" * 2**20 + b'"}', 413, "at most 262144"),
+    ("/ask", {"question": "x" * 100_000}, 400, "at most 8000"),
+    ("/ask", {"question": "a rash", "temprature": 1}, 400, "unknown field"),
+    ("/ask", {"question": "a rash", "max_tokens": -5}, 400, "greater than or equal to 1"),
+    ("/ask", {"question": "a rash", "max_tokens": 10**7}, 400, "limit of 512"),
+    ("/ask", {"question": "\N{GRINNING FACE}"}, 400, "no letters at all"),
+    ("/ask", {"question": "ما هو علاج الاكزيما"}, 400, "found ARABIC"),
+    ("/ask", {"question": "rash\x07"}, 400, "U+0007"),
+    ("/ask", {"question": "\ud800 rash"}, 400, "U+D800"),
+    (
+        "/v1/chat/completions",
+        {"model": "gpt-4", "messages": [{"role": "user", "content": "a rash"}]},
+        404,
+        "known: auto, base",
+    ),
+    (
+        "/v1/chat/completions",
+        b'{"temperature": NaN, "messages": [{"role": "user", "content": "a rash"}]}',
+        400,
+        "finite number",
+    ),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "status", "words"), BAD_REQUESTS)
+def test_bad_input_is_refused_and_the_server_goes_on(
+    clinic: httpx.Client, path: str, body: Any, status: int, words: str
+) -> None:
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    response = clinic.post(path, content=content, headers={"content-type": "application/json"})
+    assert response.status_code == status
+    assert words in response.json()["error"]["message"]
+    assert clinic.get("/healthz").status_code == 200
+
+
+def test_wrong_method_and_content_type(clinic: httpx.Client) -> None:
+    assert clinic.get("/ask").status_code == 405
+    response = clinic.post("/ask", content=b"question=rash", headers={"content-type": "text/plain"})
+    assert response.status_code == 415
+
+
+def test_route_answers_without_generating(clinic: httpx.Client) -> None:
+    response = clinic.post("/route", json={"questions": list(QUESTIONS.values())})
+    assert [r["specialty"] for r in response.json()["routes"]] == list(QUESTIONS)
+
+
+def test_readyz_names_what_is_loaded(clinic: httpx.Client) -> None:
+    report = clinic.get("/readyz").json()
+    assert [a["name"] for a in report["adapters"]] == list(SPECIALISTS)
+    assert (report["device"], report["dtype"], report["decoder"]) == ("cpu", "float32", "reference")
+    assert "gastroenterology" in report["router"]["without_adapter"]
