@@ -6,11 +6,14 @@ or not, French or English. Serving needs numpy only. The artefact is a folder wi
 """
 
 import hashlib
+import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -34,8 +37,8 @@ class ArtefactError(ValueError):
 @dataclass(frozen=True, slots=True)
 class Scores:
     """Of one view of a conversation. `probabilities` are calibrated and sum to 1; `in_scope` is
-    the calibrated probability of a question for a clinic; `has_signal` is False for a text
-    without words of its own ("and the treatment?")."""
+    the calibrated probability of a question for a clinic; `has_signal` is False for a view
+    in which no turn has words of its own ("and the treatment?")."""
 
     probabilities: Mapping[str, float]
     in_scope: float
@@ -179,7 +182,7 @@ class Classifier:
                 + self._heads.scope_confidence * float(log_odds(probabilities.max()))
                 + self._heads.scope_offset
             ),
-            has_signal=turns[-1].has_signal,
+            has_signal=bool(speaking),
         )
 
     def _language(self, text: str, turn: _Turn) -> str:
@@ -193,17 +196,16 @@ class Classifier:
         top = int(np.argmax(turn.logits))
         head = self._heads.specialty[turn.vector.rows].astype(np.float32)
         gain = turn.vector.values * (head[:, top] - head.mean(axis=1))
-        of_word = np.zeros(len(turn.words), dtype=np.float32)
-        for share, origins in zip(gain.tolist(), turn.vector.origins, strict=True):
-            for position in origins:
-                of_word[position] += share / len(origins)
+        lengths = np.diff(turn.vector.starts)
+        shares = np.repeat(gain / lengths, lengths)
+        of_word = np.bincount(turn.vector.origins, shares, minlength=len(turn.words))
         for position, word in enumerate(turn.words):
             if not self._lexicon.carries_signal(word):
                 of_word[position] = 0.0
         return _phrases(text, turn.words, of_word)
 
 
-def _phrases(text: str, words: Sequence[Word], of_word: Floats) -> tuple[str, ...]:
+def _phrases(text: str, words: Sequence[Word], of_word: npt.NDArray[Any]) -> tuple[str, ...]:
     """Runs of neighbouring words with weight, strongest first, each phrase once."""
     floor = 0.15 * float(of_word.max(initial=0.0))
     runs: list[list[int]] = []
@@ -239,14 +241,16 @@ def _load(directory: Path) -> Classifier:
     manifest = _read_manifest(directory / MANIFEST)
     weights = directory / WEIGHTS
     try:
-        found = hashlib.sha256(weights.read_bytes()).hexdigest()
+        content = weights.read_bytes()  # once: what is checked is what is loaded
+        found = hashlib.sha256(content).hexdigest()
         specialties = [str(name) for name in manifest["specialties"]]
         if found != manifest["files"][WEIGHTS]["sha256"]:
             raise _artefact_error(weights, f"its sha256 is {found}, not the manifest's")
-        with np.load(weights, allow_pickle=False) as arrays:
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             vocabulary = Vocabulary(arrays["keys"], arrays["idf"].astype(np.float32))
             heads = _heads(arrays, manifest["calibration"])
         _check_shapes(weights, len(specialties), vocabulary, heads)
+        _check_manifest(directory / MANIFEST, specialties, manifest)
         return Classifier(
             specialties=specialties,
             version=str(manifest["version"]),
@@ -259,7 +263,7 @@ def _load(directory: Path) -> Classifier:
         )
     except FileNotFoundError:
         raise _artefact_error(weights, "it is missing") from None
-    except (KeyError, TypeError, OSError) as error:
+    except (KeyError, TypeError, AttributeError, OSError, EOFError, BadZipFile) as error:
         raise _artefact_error(directory, f"it cannot be read ({error!r})") from None
     except ValueError as error:
         if isinstance(error, ArtefactError):
@@ -314,6 +318,32 @@ def _check_shapes(file: Path, num_specialties: int, vocabulary: Vocabulary, head
         raise _artefact_error(file, "it holds NaN or infinity")
     if np.any(np.diff(vocabulary.keys.astype(np.int64)) <= 0):
         raise _artefact_error(file, "its keys do not ascend")
+
+
+def _check_manifest(file: Path, specialties: Sequence[str], manifest: Mapping[str, Any]) -> None:
+    """The numbers and the label order that the weights' checksum does not cover.
+
+    Training sorts the labels, so another order is a column under a wrong name.
+    """
+    calibration, thresholds = manifest["calibration"], manifest["thresholds"]
+    numbers = {**calibration, **thresholds}
+    wrong = [
+        f"{name} is {value!r}, not a finite number"
+        for name, value in numbers.items()
+        if not isinstance(value, int | float) or not math.isfinite(value)
+    ]
+    if not wrong:
+        if calibration["temperature"] <= 0:
+            wrong.append(f"temperature is {calibration['temperature']}, not above 0")
+        wrong += [
+            f"{name} is {value}, not from 0 to 1"
+            for name, value in thresholds.items()
+            if not 0 <= value <= 1
+        ]
+    if list(specialties) != sorted(set(specialties)):
+        wrong.append("specialties are not distinct and in alphabetical order")
+    if wrong:
+        raise _artefact_error(file, "; ".join(wrong))
 
 
 def _word_sets(lists: Mapping[str, Sequence[str]]) -> dict[str, frozenset[str]]:

@@ -23,7 +23,7 @@ _FOREIGN: dict[str, frozenset[str]] = {
     ),
     "it": frozenset(
         "il lo gli della dello che di per con come mi ho posso quali sono perche quando anche "
-        "non mio mia cosa ha nel dal sintomi cura".split()
+        "non mio mia cosa ha nel dal dell nell sintomi cura trattamento".split()
     ),
     "pt": frozenset(
         "o os as uma por para com como que meu minha tenho posso qual quais porque quando nao "
@@ -51,7 +51,8 @@ def detect(
     """
     letters = [c for c in text if c.isalpha()]
     latin = [c for c in letters if c.isascii() or "LATIN" in unicodedata.name(c, "")]
-    if not words or len(latin) * 2 < len(letters):
+    has_a_word = any(len(word.normal) > 1 for word in words)  # "a" is English, French, and a typo
+    if not has_a_word or len(latin) * 2 < len(letters):
         return UNKNOWN
     known = {
         code: sum(word.normal in listed for word in words)

@@ -67,6 +67,9 @@ def decide(
 ) -> Route:
     """The route of a classified conversation.
 
+    A text without words of its own ("and the treatment?") is never sent to a specialist unless
+    an earlier turn says which: its probabilities are those of no word in particular.
+
     Args:
         adapters: specialty -> adapter in service.
         base_languages: ISO 639-1 codes that the base model writes.
@@ -78,7 +81,7 @@ def decide(
     specialty: str | None = None
     if not in_scope:
         reason = Reason.OUT_OF_SCOPE
-    elif top.probability < thresholds.min_confidence:
+    elif not scores.has_signal or top.probability < thresholds.min_confidence:
         reason = Reason.LOW_CONFIDENCE
     else:
         specialty = top.specialty

@@ -136,8 +136,8 @@ def build_vocabulary(texts: Sequence[str], min_count: int) -> Vocabulary:
     counts: Counter[int] = Counter()
     for text in texts:
         words = words_of(text)
-        counts.update({key for key, _ in word_features(words)})
-        counts.update({key for key, _ in char_features(words)})
+        counts.update({key for key, *_ in word_features(words)})
+        counts.update({key for key, *_ in char_features(words)})
     kept = sorted(key for key, count in counts.items() if count >= min_count)
     frequency = np.array([counts[key] for key in kept], dtype=np.float64)
     idf = np.log((1 + len(texts)) / (1 + frequency)) + 1

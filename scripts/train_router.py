@@ -97,6 +97,8 @@ def load_questions(
     """
     if not data.is_dir() or not any(data.glob("*.jsonl")):
         raise DataError(f"--data {data}: no folder with .jsonl files")
+    if not written.is_file():
+        raise DataError(f"--written {written}: no such file")
     training: list[Question] = []
     calibration: list[Question] = []
     files: dict[str, Any] = {}
@@ -108,11 +110,19 @@ def load_questions(
             if path == written:
                 held_out = zlib.crc32(question.text.encode()) % 100 < HELD_OUT_PERCENT
             else:
-                held_out = item.get("split") == "validation"
+                held_out = _is_validation(item, f"{path.name}, line {number}")
             (calibration if held_out else training).append(question)
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         files[path.name] = {"sha256": digest, "num_questions": count}
     return training, calibration, files
+
+
+def _is_validation(item: dict[str, Any], where: str) -> bool:
+    """Refuses any other split: a test set must not be trained on."""
+    split = item.get("split")
+    if split not in ("train", "validation"):
+        raise DataError(f"{where}: split {split!r}; expected train or validation")
+    return bool(split == "validation")
 
 
 def _question(item: dict[str, Any], path: Path, number: int, *, is_written: bool) -> Question:

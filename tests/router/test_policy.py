@@ -1,0 +1,160 @@
+"""Every branch of the policy, without a trained artefact."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from router.classifier import Classification, Scores
+from router.policy import Reason, Route, Thresholds, decide, decide_explicit
+
+THRESHOLDS = Thresholds(min_confidence=0.5, min_in_scope=0.4)
+ADAPTERS = {"dermatology": "derm-1", "neurology": "neuro-2"}
+LABELS = ("cardiology", "dermatology", "neurology", "oncology")
+
+
+def scores(
+    top: str, confidence: float, *, in_scope: float = 0.9, has_signal: bool = True
+) -> Scores:
+    rest = (1 - confidence) / (len(LABELS) - 1)
+    probabilities = {label: confidence if label == top else rest for label in LABELS}
+    return Scores(probabilities, in_scope, has_signal)
+
+
+def route(last: Scores, conversation: Scores | None = None, *, language: str = "en") -> Route:
+    """Of one turn, or of two when the conversation's scores are given."""
+    num_turns = 1 if conversation is None else 2
+    classification = Classification(last, conversation or last, num_turns, language, ("rash",))
+    return decide(classification, thresholds=THRESHOLDS, adapters=ADAPTERS, base_languages=("en",))
+
+
+SURE = scores("dermatology", 0.8)
+UNSURE = scores("dermatology", 0.49)
+NO_ADAPTER = scores("oncology", 0.8)
+STRANGE = scores("dermatology", 0.8, in_scope=0.39)
+FOOTBALL = scores("dermatology", 0.3, in_scope=0.01)
+MUTE = scores("cardiology", 0.6, has_signal=False)
+MUTE_STRANGE = scores("cardiology", 0.6, in_scope=0.1, has_signal=False)
+OTHER_TOPIC = scores("neurology", 0.7)
+
+
+@pytest.mark.parametrize(
+    ("last", "conversation", "reason", "specialty", "adapter"),
+    [
+        pytest.param(SURE, None, Reason.CONFIDENT, "dermatology", "derm-1", id="sure"),
+        pytest.param(NO_ADAPTER, None, Reason.NO_ADAPTER, "oncology", None, id="no-adapter"),
+        pytest.param(UNSURE, None, Reason.LOW_CONFIDENCE, None, None, id="unsure"),
+        pytest.param(STRANGE, None, Reason.OUT_OF_SCOPE, None, None, id="strange"),
+        pytest.param(MUTE, None, Reason.LOW_CONFIDENCE, None, None, id="mute-alone"),
+        pytest.param(MUTE_STRANGE, None, Reason.OUT_OF_SCOPE, None, None, id="mute-strange"),
+        pytest.param(MUTE, SURE, Reason.KEPT, "dermatology", "derm-1", id="follow-up"),
+        pytest.param(MUTE, NO_ADAPTER, Reason.NO_ADAPTER, "oncology", None, id="kept-no-adapter"),
+        pytest.param(MUTE, UNSURE, Reason.LOW_CONFIDENCE, None, None, id="follow-up-unsure"),
+        pytest.param(MUTE, FOOTBALL, Reason.OUT_OF_SCOPE, None, None, id="follow-up-strange"),
+        pytest.param(MUTE, MUTE, Reason.LOW_CONFIDENCE, None, None, id="nobody-said-anything"),
+        pytest.param(UNSURE, SURE, Reason.KEPT, "dermatology", "derm-1", id="helped"),
+        pytest.param(UNSURE, UNSURE, Reason.LOW_CONFIDENCE, None, None, id="not-helped"),
+        pytest.param(OTHER_TOPIC, SURE, Reason.CONFIDENT, "neurology", "neuro-2", id="switched"),
+        pytest.param(FOOTBALL, SURE, Reason.OUT_OF_SCOPE, None, None, id="football-after-skin"),
+    ],
+)
+def test_reason(
+    last: Scores,
+    conversation: Scores | None,
+    reason: Reason,
+    specialty: str | None,
+    adapter: str | None,
+) -> None:
+    found = route(last, conversation)
+    assert (found.reason, found.specialty, found.adapter) == (reason, specialty, adapter)
+
+
+@pytest.mark.parametrize(("in_scope", "expected"), [(0.21, True), (0.19, False)])
+def test_a_conversation_in_scope_lends_the_last_turn_half_the_threshold(
+    in_scope: float, expected: bool
+) -> None:
+    last = scores("dermatology", 0.8, in_scope=in_scope)
+    assert route(last, SURE).in_scope is expected
+    assert route(last).in_scope is False
+
+
+@pytest.mark.parametrize("at", [0.4, 0.5])
+def test_a_score_at_its_threshold_passes(at: float) -> None:
+    last = scores("dermatology", max(at, 0.5), in_scope=max(at, 0.4))
+    assert route(last).reason is Reason.CONFIDENT
+
+
+def test_alternatives_are_the_top_three_with_the_winner_first() -> None:
+    last = Scores({"a": 0.1, "b": 0.6, "c": 0.1, "d": 0.2}, 0.9, True)
+    found = route(last)
+    assert [(a.specialty, a.probability) for a in found.alternatives] == [
+        ("b", 0.6),
+        ("d", 0.2),
+        ("a", 0.1),  # a tie goes by name
+    ]
+    assert found.confidence == 0.6
+
+
+def test_the_base_model_answers_with_alternatives_and_evidence_too() -> None:
+    found = route(STRANGE)
+    assert len(found.alternatives) == 3
+    assert found.evidence == ("rash",)
+
+
+@pytest.mark.parametrize(
+    ("language", "notice"),
+    [
+        ("en", None),
+        ("und", None),
+        ("fr", "language_not_supported"),
+        ("de", "language_not_supported"),
+    ],
+)
+@pytest.mark.parametrize("last", [SURE, NO_ADAPTER, UNSURE, STRANGE, MUTE])
+def test_the_notice_comes_on_every_branch(last: Scores, language: str, notice: str | None) -> None:
+    assert route(last, language=language).notice == notice
+    assert route(MUTE, last, language=language).notice == notice
+
+
+@pytest.mark.parametrize(
+    ("specialty", "reason", "adapter"),
+    [
+        ("dermatology", Reason.EXPLICIT, "derm-1"),
+        ("oncology", Reason.NO_ADAPTER, None),
+        (None, Reason.BASE_REQUESTED, None),
+    ],
+)
+def test_explicit(specialty: str | None, reason: Reason, adapter: str | None) -> None:
+    found = decide_explicit(specialty, "fr", adapters=ADAPTERS, base_languages=("en",))
+    assert (found.reason, found.specialty, found.adapter) == (reason, specialty, adapter)
+    assert (found.confidence, found.in_scope, found.alternatives) == (None, None, ())
+    assert found.notice == "language_not_supported"
+
+
+PROBABILITY = st.floats(0, 1)
+
+
+@st.composite
+def any_scores(draw: st.DrawFn) -> Scores:
+    raw = [draw(st.floats(0.01, 1)) for _ in LABELS]
+    shares = [value / math.fsum(raw) for value in raw]
+    return Scores(dict(zip(LABELS, shares, strict=True)), draw(PROBABILITY), draw(st.booleans()))
+
+
+@given(any_scores(), any_scores(), st.integers(1, 3))
+def test_a_specialist_speaks_only_above_both_thresholds(
+    last: Scores, conversation: Scores, num_turns: int
+) -> None:
+    classification = Classification(
+        last, last if num_turns == 1 else conversation, num_turns, "en", ()
+    )
+    found = decide(classification, thresholds=THRESHOLDS, adapters=ADAPTERS, base_languages=("en",))
+    named = found.specialty is not None
+    assert named == (found.reason in (Reason.CONFIDENT, Reason.KEPT, Reason.NO_ADAPTER))
+    assert (found.adapter is not None) == (found.reason in (Reason.CONFIDENT, Reason.KEPT))
+    if named:
+        assert found.confidence is not None
+        assert found.confidence >= THRESHOLDS.min_confidence
+        assert found.in_scope
+        assert last.has_signal or (num_turns > 1 and conversation.has_signal)
