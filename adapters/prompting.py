@@ -19,13 +19,16 @@ the answer:
 
 A client's system message takes the place of our system line. Text of a client can never become a
 control token: the template is rendered around placeholders, and each piece of text is tokenised
-on its own with special tokens split into ordinary ones.
+on its own with special tokens split into ordinary ones. Control tokens of the template itself are
+looked up by name, so the tokenizer's switch for splitting is never turned off again: it is state
+that threads share.
 """
 
 import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal
 
 PromptFormat = Literal["chat", "plain"]
@@ -56,14 +59,36 @@ def encode_prompt(
         answer_language: an English name of a language; the system line then asks for it.
 
     Raises:
-        ValueError: no message, the last is not the user's, or a system message not first.
+        ValueError: no message, the last is not the user's, a system message not first, or the
+            tokenizer's chat template refuses these messages.
     """
     turns = _with_system_line(messages, system_line, answer_language)
     if prompt_format == "plain":
         ids = _tokenise(tokenizer, _plain_text(turns))
         return [*ids, tokenizer.eos_token_id]
-    pieces = _chat_pieces(turns, tokenizer)
-    return [id_ for text, is_content in pieces for id_ in _piece_ids(tokenizer, text, is_content)]
+    ids = []
+    for text, is_content in _chat_pieces(turns, tokenizer):
+        ids += _tokenise(tokenizer, text) if is_content else _template_ids(tokenizer, text)
+    return ids
+
+
+def render(
+    prompt_format: PromptFormat,
+    messages: Sequence[Message],
+    *,
+    tokenizer: Any,
+    system_line: str,
+    answer_language: str | None = None,
+) -> str:
+    """The prompt as text, for people to read. A model gets `encode_prompt`.
+
+    Raises:
+        ValueError: as `encode_prompt`.
+    """
+    turns = _with_system_line(messages, system_line, answer_language)
+    if prompt_format == "plain":
+        return _plain_text(turns)
+    return "".join(text for text, _ in _chat_pieces(turns, tokenizer))
 
 
 def encode_example(
@@ -97,12 +122,19 @@ def _plain_text(turns: Sequence[Message]) -> str:
 
 def _chat_pieces(turns: Sequence[Message], tokenizer: Any) -> list[tuple[str, bool]]:
     """The rendered template as pieces: (text, whether it is a client's or an answer's words)."""
+    from jinja2 import TemplateError
+
     while True:
         marks = [secrets.token_hex(8) for _ in turns]
         if not any(mark in turn.content for mark in marks for turn in turns):
             break
     chat = [{"role": turn.role, "content": mark} for turn, mark in zip(turns, marks, strict=True)]
-    rendered = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    try:
+        rendered = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    except TemplateError as error:  # some templates demand alternating roles, or no system line
+        raise ValueError(
+            f"the base model's chat template refuses these messages: {error}"
+        ) from None
     contents = dict(zip(marks, (turn.content for turn in turns), strict=True))
     split = re.split("(" + "|".join(marks) + ")", rendered)
     missing = set(marks) - set(split)
@@ -114,14 +146,36 @@ def _chat_pieces(turns: Sequence[Message], tokenizer: Any) -> list[tuple[str, bo
     return [(contents.get(piece, piece), piece in contents) for piece in split if piece]
 
 
-def _piece_ids(tokenizer: Any, text: str, is_content: bool) -> list[int]:
-    if is_content:
-        return _tokenise(tokenizer, text)
-    ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
+def _template_ids(tokenizer: Any, text: str) -> list[int]:
+    """Ids of the template's own words, where special tokens count as such."""
+    special = _special_tokens(tokenizer)
+    longest_first = sorted(special, key=len, reverse=True)
+    parts = re.split("(" + "|".join(map(re.escape, longest_first)) + ")", text)
+    ids = []
+    for part in parts if special else [text]:
+        ids += [special[part]] if part in special else _tokenise(tokenizer, part)
     return ids
 
 
 def _tokenise(tokenizer: Any, text: str) -> list[int]:
-    """Ids of plain text: what looks like a special token is spelt out in ordinary ones."""
+    """Ids of plain text: what looks like a special token is spelt out in ordinary ones.
+
+    `split_special_tokens` does that for byte-level BPE. T5's special tokens are pieces of its
+    vocabulary too, and compatible characters normalise to them, so the ids are looked at as well.
+    """
     ids: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
-    return ids
+    special = {id_: token for token, id_ in _special_tokens(tokenizer).items()}
+    special.pop(tokenizer.unk_token_id, None)  # an unknown word, not a control token
+    if special.keys().isdisjoint(ids):
+        return ids
+    pieces = [list(special[id_]) if id_ in special else [id_] for id_ in ids]
+    spelt = [
+        p if isinstance(p, int) else tokenizer.convert_tokens_to_ids(p) for p in chain(*pieces)
+    ]
+    return [id_ for id_ in spelt if id_ is not None]
+
+
+def _special_tokens(tokenizer: Any) -> dict[str, int]:
+    """Token -> id, those that have no name in the tokenizer (`eos_token`, ...) included."""
+    added = tokenizer.added_tokens_decoder
+    return {token.content: id_ for id_, token in added.items() if token.special}

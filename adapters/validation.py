@@ -31,10 +31,13 @@ _REFUSED = {
 }
 
 
-def check_adapter(directory: Path, entry: AdapterEntry, *, max_rank: int = MAX_RANK) -> list[str]:
+def check_adapter(
+    directory: Path, entry: AdapterEntry, *, max_rank: int = MAX_RANK, tensors: bool = True
+) -> list[str]:
     """What is wrong with the adapter in `directory`; empty: nothing.
 
-    Each line names the file, what was found, and what is allowed or how to mend it.
+    Each line names the file, what was found, and what is allowed or how to mend it. With
+    `tensors=False` the weights are only checked by size and sha256, which needs no torch.
     """
     if not directory.is_dir():
         return [f"{directory}: the folder is missing; {_mend(directory)}"]
@@ -47,11 +50,18 @@ def check_adapter(directory: Path, entry: AdapterEntry, *, max_rank: int = MAX_R
     problems += config_problems
     if config is not None:
         problems += _check_config(directory / CONFIG_FILE, config, entry, max_rank)
-    return problems + _check_weights(directory / WEIGHTS_FILE, entry, config)
+    weights = directory / WEIGHTS_FILE
+    weight_problems = _check_file(weights, entry)
+    if tensors and not weight_problems:
+        weight_problems = _check_tensors(weights, config)
+    return problems + weight_problems
 
 
 def _mend(path: Path) -> str:
-    return f"restore it (`git checkout -- {path.name}` in its folder, or train the adapter again)"
+    return (
+        f"restore it (`git checkout -- {path.name}` in {path.parent}), or train the adapter again "
+        "(`python -m scripts.train_lora_adapter --help`)"
+    )
 
 
 def _read_config(file: Path) -> tuple[dict[str, Any] | None, list[str]]:
@@ -75,7 +85,10 @@ def _check_config(
     base = config.get("base_model_name_or_path")
     if base != entry.base_model:
         problems.append(f"{file}: trained on {base!r}, and the catalogue says {entry.base_model!r}")
-    ranks = [config.get("r"), *(config.get("rank_pattern") or {}).values()]
+    pattern = config.get("rank_pattern") or {}
+    if not isinstance(pattern, dict):
+        return [*problems, f"{file}: rank_pattern is {pattern!r}; a mapping is expected"]
+    ranks = [config.get("r"), *pattern.values()]
     if any(not isinstance(rank, int) or not 1 <= rank <= max_rank for rank in ranks):
         problems.append(f"{file}: ranks {ranks}; allowed are 1 to {max_rank}")
     elif config["r"] != entry.rank:
@@ -86,7 +99,7 @@ def _check_config(
     return problems
 
 
-def _check_weights(file: Path, entry: AdapterEntry, config: dict[str, Any] | None) -> list[str]:
+def _check_file(file: Path, entry: AdapterEntry) -> list[str]:
     if not file.is_file():
         return [f"{file}: missing; {_mend(file)}"]
     size = file.stat().st_size
@@ -98,7 +111,7 @@ def _check_weights(file: Path, entry: AdapterEntry, config: dict[str, Any] | Non
             f"{file}: sha256 is {found}, and the catalogue says {entry.sha256}: the file is "
             f"damaged, or the catalogue is not up to date; {_mend(file)}"
         ]
-    return _check_tensors(file, config)
+    return []
 
 
 def _check_tensors(file: Path, config: dict[str, Any] | None) -> list[str]:
@@ -109,15 +122,19 @@ def _check_tensors(file: Path, config: dict[str, Any] | None) -> list[str]:
     try:
         with safe_open(file, framework="pt") as tensors:
             shapes = {}
+            speaks = False
             for name in tensors.keys():  # noqa: SIM118  (not a mapping)
                 tensor = tensors.get_tensor(name)
                 shapes[name] = tuple(tensor.shape)
+                speaks = speaks or (".lora_B." in name and bool(tensor.any()))
                 if not torch.isfinite(tensor).all():
                     problems.append(f"{file}: {name} holds NaN or infinity")
     except (SafetensorError, OSError) as error:
         return [f"{file}: cannot be read as safetensors ({error}); {_mend(file)}"]
     if not shapes:
         problems.append(f"{file}: holds no tensor")
+    elif not speaks:
+        problems.append(f"{file}: every lora_B is zero, so the adapter would change nothing")
     ranks = _ranks_allowed(config)
     for name, shape in shapes.items():
         problems += _check_pair(file, name, shape, shapes, ranks)
@@ -125,9 +142,10 @@ def _check_tensors(file: Path, config: dict[str, Any] | None) -> list[str]:
 
 
 def _ranks_allowed(config: dict[str, Any] | None) -> set[int] | None:
-    if config is None or not isinstance(config.get("r"), int):
+    pattern = (config or {}).get("rank_pattern") or {}
+    if config is None or not isinstance(config.get("r"), int) or not isinstance(pattern, dict):
         return None
-    return {config["r"], *(config.get("rank_pattern") or {}).values()}
+    return {config["r"], *pattern.values()}
 
 
 def _check_pair(

@@ -7,9 +7,11 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
+from gguf import GGUFWriter
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from tokenizers import (
@@ -243,3 +245,71 @@ def _unigram_tokenizer() -> PreTrainedTokenizerFast:
         unk_token="<unk>",
         clean_up_tokenization_spaces=False,
     )
+
+
+def make_tiny_gguf(base: Path, file: Path) -> Path:
+    """A tiny Llama folder as GGUF, laid out as llama.cpp's converter does for SmolLM2."""
+    config = json.loads((base / "config.json").read_text())
+    vocabulary = json.loads((base / "tokenizer.json").read_text())
+    writer = GGUFWriter(file, "llama", use_temp_file=False)
+    heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(heads["q_proj"])
+    writer.add_head_count_kv(heads["k_proj"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
+    writer.add_vocab_size(config["vocab_size"])
+    _add_gguf_tokenizer(writer, vocabulary, config)
+    for name, tensor in load_file(base / "model.safetensors").items():
+        if name == "lm_head.weight":
+            continue
+        kind = name.split(".")[-2]
+        if kind in heads:
+            rows, columns = tensor.shape
+            split = tensor.reshape(heads[kind], 2, rows // heads[kind] // 2, columns)
+            tensor = split.swapaxes(1, 2).reshape(rows, columns)
+        writer.add_tensor(_gguf_name(name), tensor.contiguous().numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return file
+
+
+def _add_gguf_tokenizer(
+    writer: GGUFWriter, vocabulary: dict[str, Any], config: dict[str, Any]
+) -> None:
+    ids = vocabulary["model"]["vocab"]
+    tokens = sorted(ids, key=lambda token: ids[token])
+    special = {added["content"] for added in vocabulary["added_tokens"]}
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([3 if token in special else 1 for token in tokens])
+    writer.add_token_merges([" ".join(pair) for pair in vocabulary["model"]["merges"]])
+    writer.add_bos_token_id(config["bos_token_id"])
+    writer.add_eos_token_id(config["eos_token_id"])
+    writer.add_unk_token_id(ids["<|endoftext|>"])
+    writer.add_pad_token_id(config["pad_token_id"])
+    writer.add_chat_template(CHATML)
+
+
+def _gguf_name(name: str) -> str:
+    names = {
+        "embed_tokens": "token_embd",
+        "norm": "output_norm",
+        "input_layernorm": "attn_norm",
+        "post_attention_layernorm": "ffn_norm",
+        "q_proj": "attn_q",
+        "k_proj": "attn_k",
+        "v_proj": "attn_v",
+        "o_proj": "attn_output",
+        "gate_proj": "ffn_gate",
+        "up_proj": "ffn_up",
+        "down_proj": "ffn_down",
+    }
+    parts = name.split(".")
+    block = f"blk.{parts[2]}." if parts[1] == "layers" else ""
+    return f"{block}{names[parts[-2]]}.weight"
