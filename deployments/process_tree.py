@@ -41,7 +41,7 @@ class ProcessTree:
     def kill(self, timeout_s: float = 5.0) -> int:
         """SIGKILL what is left, wait for it to go; returns how many that were."""
         self.refresh()
-        left = [pid for pid in self.alive() if not _is_zombie(pid)]
+        left = self.alive()
         deadline = time.monotonic() + timeout_s
         remaining = left
         while remaining and time.monotonic() < deadline:
@@ -52,24 +52,18 @@ class ProcessTree:
                     continue
             time.sleep(0.05)
             self.refresh()
-            remaining = [pid for pid in self.alive() if not _is_zombie(pid)]
+            remaining = self.alive()
         return len(left)
 
 
 def _processes() -> dict[int, tuple[int, str]]:
-    """pid -> (parent's pid, start time) of every process."""
+    """pid -> (parent's pid, start time) of every process that runs (a zombie does not)."""
     table = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = stat.read_text().rpartition(")")[2].split()
         except OSError:  # it ended meanwhile
             continue
-        table[int(stat.parent.name)] = (int(fields[1]), fields[19])
+        if fields[0] != "Z":
+            table[int(stat.parent.name)] = (int(fields[1]), fields[19])
     return table
-
-
-def _is_zombie(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except OSError:
-        return True
