@@ -105,20 +105,25 @@ def supervise(
     say(f"launch: started, pid {os.getpid()}")
     try:
         cause = _wait_until_ready(child, addresses, tree, started + timeout_s)
-        if cause is not None:
-            say(f"launch: not ready: {cause}")
-            return 1
-        say(_welcome(addresses.app, time.monotonic() - started))
-        while child.poll() is None:
-            tree.refresh()
-            time.sleep(POLL_S)
-        say(f"launch: serve ended by itself (exit code {child.returncode})")
-        return 1
+        if cause is None:
+            say(_welcome(addresses.app, time.monotonic() - started))
+            cause = _wait_until_it_ends(child, tree)
     except Interrupted:
         say("launch: stopping")
-        return 0
+        cause = None
     finally:
         _stop(child, tree, say)
+    if cause is None:
+        return 0
+    say(f"launch: {cause}")  # after Ray's last words, so that it is what an operator sees
+    return 1
+
+
+def _wait_until_it_ends(child: subprocess.Popen[bytes], tree: ProcessTree) -> str:
+    while child.poll() is None:
+        tree.refresh()
+        time.sleep(POLL_S)
+    return f"serve ended by itself (exit code {child.returncode})"
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -139,7 +144,8 @@ def _wait_until_ready(
     while time.monotonic() < deadline:
         tree.refresh()
         if child.poll() is not None:
-            return f"serve ended with exit code {child.returncode}; its last words are above"
+            code = child.returncode
+            return f"not ready: serve ended with exit code {code}; its last words are above"
         # The proxy holds a request until the application is there, so it is asked last.
         applications = _applications(_get(f"{addresses.dashboard}/api/serve/applications/"))
         failure = _failure(applications)
@@ -149,7 +155,7 @@ def _wait_until_ready(
         if states == {"RUNNING"} and _get(f"{addresses.app}/readyz") is not None:
             return None
         time.sleep(POLL_S)
-    return "the time limit (--timeout_s) has passed"
+    return "not ready: the time limit (--timeout_s) has passed"
 
 
 def _applications(details: Any) -> dict[str, Any]:
@@ -166,7 +172,7 @@ def _failure(applications: Mapping[str, Any]) -> str | None:
         messages = [application.get("message", "")]
         messages += [d.get("message", "") for d in application.get("deployments", {}).values()]
         texts = list(dict.fromkeys(essence(message) for message in messages if message))
-        return f"application {name}: {application['status']}\n" + "\n".join(texts)
+        return f"not ready: application {name}: {application['status']}\n" + "\n".join(texts)
     return None
 
 

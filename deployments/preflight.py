@@ -27,6 +27,7 @@ from deployments.settings import (
     RouterLiveSettings,
     Settings,
     SettingsError,
+    StrictModel,
     nearest,
     parse_settings,
     parse_strict,
@@ -37,7 +38,10 @@ DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 8000  # Ray's own defaults
 DASHBOARD_PORT = 8265
 MIN_FREE_BYTES = 2 * 2**30
 CLUSTER_FILE = Path("/tmp/ray/ray_current_cluster")
-LIVE_SETTINGS = {"Router": RouterLiveSettings, "Model": ModelLiveSettings}
+LIVE_SETTINGS: dict[str, type[StrictModel]] = {
+    "Router": RouterLiveSettings,
+    "Model": ModelLiveSettings,
+}
 # What the builder decides from `args`; in the YAML it would overrule the builder.
 _BUILDERS_OWN = {
     "num_replicas": "model_replicas (Model) or router.replicas (Router)",

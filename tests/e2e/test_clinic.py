@@ -28,6 +28,7 @@ QUESTIONS = {
     "neurology": "What are the first signs of Parkinson's disease?",
 }
 MAX_TOKENS = 12
+PARITY_TOKENS = 24  # enough for any two adapters to part ways on each question
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +111,7 @@ def test_sixteen_mixed_requests_equal_peft_alone(clinic: httpx.Client) -> None:
             system_line=entry.system_line,
         )
         for side in sides:
-            tokens = oracle.generate(prompt, None if side == "base" else side, MAX_TOKENS)
+            tokens = oracle.generate(prompt, None if side == "base" else side, PARITY_TOKENS)
             wanted[question, side] = tokenizer.decode(tokens, skip_special_tokens=True)
     for question in QUESTIONS.values():
         assert len({wanted[question, side] for side in sides}) == len(sides)
@@ -120,7 +121,7 @@ def test_sixteen_mixed_requests_equal_peft_alone(clinic: httpx.Client) -> None:
         body = {
             "model": side,
             "messages": [{"role": "user", "content": question}],
-            "max_tokens": MAX_TOKENS,
+            "max_tokens": PARITY_TOKENS,
         }
         response = clinic.post("/v1/chat/completions", json=body)
         assert response.status_code == 200, response.text
