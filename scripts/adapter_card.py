@@ -1,6 +1,7 @@
 """Writes what a trained adapter consists of: weights, PEFT config, model card, loss history."""
 
 import hashlib
+import importlib.util
 import json
 import subprocess
 from pathlib import Path
@@ -33,7 +34,8 @@ def write_adapter(
 ) -> None:
     """Save bfloat16 safetensors, adapter_config.json, README.md and history.jsonl into `out`.
 
-    Adds `sha256` to `report`. The catalogue's entry is printed, ready to paste.
+    With matplotlib installed, loss.png too. Adds `sha256` and `bytes` to `report`. The catalogue's
+    entry is printed, ready to paste.
     """
     out.mkdir(parents=True, exist_ok=True)
     state = {
@@ -51,6 +53,7 @@ def write_adapter(
     (out / "README.md").write_text(_card(report, command, data), encoding="utf-8")
     lines = "".join(json.dumps(row) + "\n" for row in history)
     (out / "history.jsonl").write_text(lines, encoding="utf-8")
+    _draw_loss(out / "loss.png", history)
     print(catalog_entry(out.name, report))
 
 
@@ -66,6 +69,22 @@ def catalog_entry(name: str, report: dict[str, Any]) -> str:
         f"    rank: {report['rank']}\n"
         f"    state: active\n"
     )
+
+
+def _draw_loss(file: Path, history: list[dict[str, float]]) -> None:
+    """Training and validation loss by epoch; nothing without matplotlib."""
+    if importlib.util.find_spec("matplotlib") is None:
+        return
+    from matplotlib.figure import Figure
+
+    axes = (figure := Figure(figsize=(5, 3), layout="constrained")).subplots()
+    for name in ("train_loss", "validation_loss"):
+        points = [(row["epoch"], row[name]) for row in history if name in row]
+        if points:
+            axes.plot(*zip(*points, strict=True), marker="o", label=name.replace("_", " "))
+    axes.set(xlabel="epoch", ylabel="nats for each answer token")
+    axes.legend()
+    figure.savefig(file)
 
 
 def _card(report: dict[str, Any], command: str, data: DataSet) -> str:
@@ -110,6 +129,9 @@ def _card(report: dict[str, Any], command: str, data: DataSet) -> str:
 def _commit() -> str:
     root = Path(__file__).resolve().parent.parent
     git = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=root, capture_output=True, text=True
+        ["git", "describe", "--always", "--dirty", "--exclude=*"],
+        cwd=root,
+        capture_output=True,
+        text=True,
     )
     return git.stdout.strip() or "unknown"
