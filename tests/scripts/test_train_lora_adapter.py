@@ -1,7 +1,7 @@
 """Training on tiny models: it learns, keeps the best epoch, goes on, and refuses clearly."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +19,13 @@ from scripts import train_lora_adapter
 from scripts.lora_training import LoraTrainer
 from tests.tiny_models import load_model
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 PAIRS = [
     ("What is eczema?", "Eczema makes the skin red."),
     ("What causes migraine?", "Stress and light."),
     ("How is the rash treated?", "With drugs and less stress."),
     ("What is asthma?", "A short breath."),
 ]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Matrices this small are slower on more threads, much slower when the cores are shared."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)
 
 
 def item(question: str, answer: str, split: str = "train", **more: Any) -> dict[str, Any]:
