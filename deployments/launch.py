@@ -91,6 +91,7 @@ def supervise(
     addresses: Addresses,
     *,
     timeout_s: float,
+    grace_s: float = GRACE_S,
     say: Callable[[str], None] = lambda text: print(text, flush=True),
 ) -> int:
     """Run `command` until it ends, it fails to deploy, or somebody stops us; see the module."""
@@ -112,7 +113,7 @@ def supervise(
         say("launch: stopping")
         cause = None
     finally:
-        _stop(child, tree, say)
+        _stop(child, tree, grace_s, say)
     if cause is None:
         return 0
     say(f"launch: {cause}")  # after Ray's last words, so that it is what an operator sees
@@ -221,14 +222,19 @@ def _welcome(url: str, seconds: float) -> str:
     )
 
 
-def _stop(child: subprocess.Popen[bytes], tree: ProcessTree, say: Callable[[str], None]) -> None:
-    """One SIGINT, GRACE_S to end well, then SIGKILL for what is left of what we started."""
+def _stop(
+    child: subprocess.Popen[bytes],
+    tree: ProcessTree,
+    grace_s: float,
+    say: Callable[[str], None],
+) -> None:
+    """One SIGINT, `grace_s` to end well, then SIGKILL for what is left of what we started."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # once is enough
     tree.refresh()
     if child.poll() is None:
         child.send_signal(signal.SIGINT)
-        deadline = time.monotonic() + GRACE_S
+        deadline = time.monotonic() + grace_s
         while child.poll() is None and time.monotonic() < deadline:
             tree.refresh()
             time.sleep(0.1)

@@ -1,6 +1,6 @@
 """The reference decoder against PEFT run by hand, for both families, on tiny models."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -61,6 +61,15 @@ def run(decoder: ReferenceDecoder, group: Sequence[Request]) -> list[list[int]]:
     decoder.set_adapter(group[0].adapter)
     decoder.generate(group, sink)
     return sink.rows
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny matrices: a second thread only waits for the first."""
+    previous = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(previous)
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
