@@ -133,7 +133,7 @@ def make_adapter(
     seed: int,
     rank: int = 4,
     targets: Sequence[str] | None = None,
-    std: float = 0.5,
+    std: float = 1.0,
 ) -> Path:
     """A LoRA adapter whose B is random, not zero: it changes the base's answers."""
     model = load_model(base)
@@ -223,18 +223,22 @@ def _bpe_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def _unigram_tokenizer() -> PreTrainedTokenizerFast:
-    """Sentence-piece manners as T5's: metaspace, </s> appended by the post-processor."""
-    tokenizer = Tokenizer(models.Unigram())
+    """Sentence-piece manners as T5's: metaspace, </s> appended by the post-processor.
+
+    The pieces are written down rather than trained: tokenizers' unigram trainer gives another
+    vocabulary from run to run.
+    """
+    words = sorted({f"\u2581{word}" for text in SENTENCES for word in text.split()})
+    letters = sorted(
+        {"\u2581", *(letter for text in SENTENCES for letter in text if letter != " ")}
+    )
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+    pieces += [(word, -2.0) for word in words if len(word) > 2]
+    pieces += [(letter, -4.0) for letter in letters]
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=2, byte_fallback=False))
     tokenizer.normalizer = normalizers.NFKC()
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
-    trainer = trainers.UnigramTrainer(
-        vocab_size=120,
-        special_tokens=["<pad>", "</s>", "<unk>"],
-        unk_token="<unk>",
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(SENTENCES, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
         single="$A </s>", special_tokens=[("</s>", 1)]
     )
