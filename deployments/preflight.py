@@ -7,14 +7,13 @@ Prints all problems in one message and exits with 2, or one line and 0.
 """
 
 import argparse
-import os
-import shutil
-import socket
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
+from deployments.machine import check_machine, machine_notes
 from deployments.serve_schema import (
     DEPLOYMENTS,
     IMPORT_PATH,
@@ -35,18 +34,13 @@ from deployments.settings import (
 )
 
 DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 8000  # Ray's own defaults
-DASHBOARD_PORT = 8265
-MIN_FREE_BYTES = 2 * 2**30
-CLUSTER_FILE = Path("/tmp/ray/ray_current_cluster")
 LIVE_SETTINGS: dict[str, type[StrictModel]] = {
     "Router": RouterLiveSettings,
     "Model": ModelLiveSettings,
 }
 # What the builder decides from `args`; in the YAML it would overrule the builder.
-_BUILDERS_OWN = {
-    "num_replicas": "model_replicas (Model) or router.replicas (Router)",
-    "autoscaling_config": "model_replicas (Model) or router.replicas (Router)",
-}
+_BUILDERS_OWN = ("num_replicas", "autoscaling_config")
+_INSTEAD = {"Router": "router.replicas", "Model": "model_replicas"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,16 +49,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("config", type=Path)
     parser.add_argument("--no-machine", action="store_true", help="check the file only")
     args = parser.parse_args(argv)
-    problems = check_file(args.config)
+    problems, notes = check_file(args.config), []
     if not args.no_machine:
         content, _ = read_config(args.config)
         problems += check_machine(*http_address(content))
+        notes = machine_notes()
     if problems:
         noun = "problem" if len(problems) == 1 else "problems"
         lines = "\n".join(f"  - {problem}" for problem in problems)
         print(f"preflight: {len(problems)} {noun} with {args.config}:\n{lines}", file=sys.stderr)
         return 2
-    print(f"preflight: {args.config} is fine")
+    print(f"preflight: {args.config} is fine" + (f" ({'; '.join(notes)})" if notes else ""))
     return 0
 
 
@@ -73,9 +68,7 @@ def check_file(path: Path) -> list[str]:
     content, problems = read_config(path)
     if problems:
         return problems
-    problems = key_problems(content)
-    if not problems:  # Ray's models would complain again, less clearly
-        problems = value_problems(content)
+    problems = [*key_problems(content), *value_problems(content), *_check_http(content)]
     applications = content.get("applications")
     if not isinstance(applications, list) or len(applications) != 1:
         return [*problems, "applications: exactly one application is expected"]
@@ -90,7 +83,25 @@ def http_address(content: Mapping[str, Any]) -> tuple[str, int]:
     options = content.get("http_options")
     options = options if isinstance(options, Mapping) else {}
     host, port = options.get("host", DEFAULT_HOST), options.get("port", DEFAULT_PORT)
-    return str(host), port if isinstance(port, int) else DEFAULT_PORT
+    return str(host), port if _is_port(port) else DEFAULT_PORT
+
+
+def _is_port(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 65_535
+
+
+def _check_http(content: Mapping[str, Any]) -> list[str]:
+    """What Ray accepts, and then nobody can reach the clinic."""
+    problems = []
+    options = content.get("http_options")
+    port = options.get("port", DEFAULT_PORT) if isinstance(options, Mapping) else DEFAULT_PORT
+    if not _is_port(port):
+        problems.append(f"http_options.port: a number from 1 to 65535 is expected (got {port!r})")
+    if content.get("proxy_location") == "Disabled":
+        problems.append(
+            "proxy_location: 'Disabled' starts no HTTP server: use EveryNode, or HeadOnly"
+        )
+    return problems
 
 
 def _check_application(application: Mapping[str, Any]) -> list[str]:
@@ -98,15 +109,21 @@ def _check_application(application: Mapping[str, Any]) -> list[str]:
     import_path = application.get("import_path")
     if import_path != IMPORT_PATH:
         problems.append(f"import_path: is {import_path!r}; it must be '{IMPORT_PATH}'")
+    if application.get("route_prefix", "/") is None:
+        problems.append("route_prefix: null gives no HTTP route to the clinic: use /")
     args = application.get("args")
     if isinstance(args, Mapping):
         problems += check_args(args)
     elif args is not None:
         problems.append(f"args: a mapping of keys is expected (got {args!r})")
     deployments = application.get("deployments")
-    for deployment in deployments if isinstance(deployments, list) else []:
-        if isinstance(deployment, Mapping):
-            problems += _check_deployment(deployment)
+    listed = deployments if isinstance(deployments, list) else []
+    mappings = [deployment for deployment in listed if isinstance(deployment, Mapping)]
+    for deployment in mappings:
+        problems += _check_deployment(deployment)
+    for name, times in Counter(str(deployment.get("name")) for deployment in mappings).items():
+        if times > 1:
+            problems.append(f"deployments.{name}: is listed {times} times; keep one")
     return problems
 
 
@@ -144,16 +161,11 @@ def _check_deployment(deployment: Mapping[str, Any]) -> list[str]:
         hint = nearest(str(name), DEPLOYMENTS).replace("valid keys", "there are")
         return [f"deployments.{name}: no such deployment; {hint}"]
     problems = [
-        f"deployments.{name}.{key}: the builder decides this; use args: {instead}"
-        for key, instead in _BUILDERS_OWN.items()
+        f"deployments.{name}.{key}: the builder decides this; use args: {_INSTEAD[str(name)]}"
+        for key in _BUILDERS_OWN
         if deployment.get(key) is not None
     ]
-    options = deployment.get("ray_actor_options")
-    if isinstance(options, Mapping) and "num_gpus" in options:
-        problems.append(
-            f"deployments.{name}.ray_actor_options.num_gpus: the builder gives each Model "
-            "replica one GPU; use args: device"
-        )
+    problems += _check_actor_options(str(name), deployment.get("ray_actor_options"))
     user_config = deployment.get("user_config")
     if user_config is None:
         return problems
@@ -167,75 +179,20 @@ def _check_deployment(deployment: Mapping[str, Any]) -> list[str]:
     return problems
 
 
-def check_machine(host: str, port: int) -> list[str]:
-    """Ports, a stale local cluster, disk space."""
-    return [
-        *check_port(host, port, "http_options.port", "choose another port, or end that server"),
-        *check_port(
-            "127.0.0.1",
-            DASHBOARD_PORT,
-            "Ray's dashboard",
-            "another Ray cluster may run on this machine: end it first",
-        ),
-        *check_cluster_file(CLUSTER_FILE),
-        *check_disk(Path(os.environ.get("RAY_TMPDIR", "/tmp")), "Ray's temporary folder"),
-        *check_disk(_cache_parent(), "the cache of base models"),
-    ]
-
-
-def check_port(host: str, port: int, what: str, mend: str) -> list[str]:
-    """A problem when something listens on the port, also if it shares it (SO_REUSEPORT)."""
-    try:
-        with socket.create_connection((_connectable(host), port), timeout=1):
-            return [f"{what}: {host}:{port} is in use: {mend}"]
-    except OSError:
-        pass
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # not held up by TIME_WAIT
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            return [f"{what}: {host}:{port} cannot be bound ({error.strerror}): {mend}"]
-    return []
-
-
-def check_cluster_file(file: Path) -> list[str]:
-    """A problem when the file names a cluster that does not answer: Ray would wait for it."""
-    try:
-        address = file.read_text(encoding="utf-8").strip()
-    except OSError:
-        return []
-    host, _, port = address.rpartition(":")
-    try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=2):
-            return []
-    except (OSError, ValueError):
+def _check_actor_options(name: str, options: Any) -> list[str]:
+    """Ray takes them instead of the builder's, not on top: one key more, and the GPU is gone."""
+    where = f"deployments.{name}.ray_actor_options"
+    if isinstance(options, Mapping) and "num_gpus" in options:
         return [
-            f"{file}: names a local cluster ({address!r}) that does not answer, and Ray would "
-            f"wait for it: delete the file (rm {file})"
+            f"{where}.num_gpus: the builder gives each Model replica one GPU, where there is one; "
+            "use args: device"
         ]
-
-
-def check_disk(folder: Path, what: str) -> list[str]:
-    """A problem when less than MIN_FREE_BYTES are free."""
-    there = next(path for path in (folder, *folder.parents) if path.exists())
-    free = shutil.disk_usage(there).free
-    if free >= MIN_FREE_BYTES:
-        return []
-    return [
-        f"{what} ({there}): {free // 2**20} MiB free, {MIN_FREE_BYTES // 2**20} MiB are needed: "
-        "free some space"
-    ]
-
-
-def _cache_parent() -> Path:
-    from adapters.base_models import default_cache_dir
-
-    return default_cache_dir()
-
-
-def _connectable(host: str) -> str:
-    return {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)
+    if name == "Model" and options:
+        return [
+            f"{where}: they would replace the builder's whole set, num_gpus too, and the model "
+            "would get no GPU: take them out; args: device and args: engine.cpu_threads decide"
+        ]
+    return []
 
 
 if __name__ == "__main__":

@@ -2,68 +2,80 @@
 
 Ray's daemons outlive their parents and are then nobody's children, so the tree is looked at again
 and again and every process once seen in it is remembered, by pid and start time (a pid alone may
-have been given to a stranger since). Linux: /proc.
+have been given to a stranger since). A daemon that lost its parent between two looks is still known
+by its session, when the root leads one. Linux: /proc.
 """
 
 import os
 import signal
 import time
 from pathlib import Path
+from typing import NamedTuple
+
+
+class _Process(NamedTuple):
+    parent: int
+    session: int
+    started: str  # in clock ticks since boot
 
 
 class ProcessTree:
-    """Knows `root` and everything that was ever seen below it."""
+    """Knows `root` and everything that was ever seen below it, or in the session that it leads."""
 
     def __init__(self, root: int) -> None:
-        self._seen: dict[int, str] = {}  # pid -> start time, in clock ticks since boot
+        self._root = root
+        self._seen: dict[int, str] = {}  # pid -> start time
         table = _processes()
         if root in table:
-            self._seen[root] = table[root][1]
+            self._seen[root] = table[root].started
 
     def refresh(self) -> None:
         """Look for new descendants."""
-        table = _processes()
-        known = {
-            pid for pid, started in self._seen.items() if table.get(pid, (0, ""))[1] == started
-        }
-        grown = True
-        while grown:
-            found = {pid for pid, (parent, _) in table.items() if parent in known} - known
-            known |= found
-            grown = bool(found)
-            self._seen |= {pid: table[pid][1] for pid in found}
+        self._look(_processes())
 
-    def alive(self, table: dict[int, tuple[int, str]] | None = None) -> list[int]:
-        """Those of the tree that still run, by `table` or by a fresh look."""
-        now = _processes() if table is None else table
-        return [pid for pid, started in self._seen.items() if now.get(pid, (0, ""))[1] == started]
+    def alive(self) -> list[int]:
+        """Those of the tree that still run."""
+        return self._look(_processes())
 
     def kill(self, timeout_s: float = 5.0) -> int:
         """SIGKILL what is left, wait for it to go; returns how many that were."""
-        self.refresh()
-        left = self.alive()
+        killed = set()
         deadline = time.monotonic() + timeout_s
-        remaining = left
-        while remaining and time.monotonic() < deadline:
-            for pid in remaining:
+        while (left := self.alive()) and time.monotonic() < deadline:
+            killed.update(left)
+            for pid in left:
                 try:
                     os.kill(pid, signal.SIGKILL)
                 except ProcessLookupError:
                     continue
             time.sleep(0.05)
-            self.refresh()
-            remaining = self.alive()
-        return len(left)
+        return len(killed)
+
+    def _look(self, table: dict[int, _Process]) -> list[int]:
+        """Add what is new in `table`; the pids of the tree that are in it."""
+        alive = {pid for pid in self._seen if self._is_same(pid, table)}
+        if self._root not in table or self._root in alive:  # the number is still ours
+            alive |= {pid for pid, process in table.items() if process.session == self._root}
+        grown = True
+        while grown:
+            found = {pid for pid, process in table.items() if process.parent in alive} - alive
+            alive |= found
+            grown = bool(found)
+        self._seen |= {pid: table[pid].started for pid in alive}
+        return sorted(alive)
+
+    def _is_same(self, pid: int, table: dict[int, _Process]) -> bool:
+        return pid in table and table[pid].started == self._seen[pid]
 
 
-def _processes() -> dict[int, tuple[int, str]]:
-    """pid -> (parent's pid, start time) of every process that runs (a zombie does not)."""
+def _processes() -> dict[int, _Process]:
+    """Every process that runs, by pid (a zombie does not run)."""
     table = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = stat.read_text().rpartition(")")[2].split()
         except OSError:  # it ended meanwhile
             continue
-        if fields[0] != "Z":
-            table[int(stat.parent.name)] = (int(fields[1]), fields[19])
+        if fields[0] not in ("Z", "X"):
+            table[int(stat.parent.name)] = _Process(int(fields[1]), int(fields[3]), fields[19])
     return table

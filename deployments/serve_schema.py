@@ -11,13 +11,13 @@ from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from deployments.settings import describe, nearest
 
 IMPORT_PATH = "deployments.app:build"
 DEPLOYMENTS = ("Router", "Model")
-# Ray leaves these as plain dictionaries, or as unions, in its own schema.
-_FREE_FORM = ("runtime_env", "args", "user_config", "resources", "label_selector")
+_MERGE_TAG = "tag:yaml.org,2002:merge"  # `<<: *anchor`
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -26,12 +26,13 @@ class _UniqueKeyLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key_node, _ in node.value:
-            key = str(self.construct_object(key_node, deep=True))
-            if key in seen:
+            if not isinstance(key_node, yaml.ScalarNode) or key_node.tag == _MERGE_TAG:
+                continue
+            if key_node.value in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key '{key}' is given twice", key_node.start_mark
+                    None, None, f"the key '{key_node.value}' is given twice", key_node.start_mark
                 )
-            seen.add(key)
+            seen.add(key_node.value)
         return super().construct_mapping(node, deep=deep)
 
 
@@ -43,11 +44,11 @@ def read_config(path: Path) -> tuple[dict[str, Any], list[str]]:
         return {}, [f"{path}: no such file"]
     except (OSError, UnicodeDecodeError) as error:
         return {}, [f"{path}: cannot be read ({error})"]
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        what = getattr(error, "problem", None) or "not YAML"
-        return {}, [f"{path}{line}: {what}"]
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        return {}, [f"{path}{line}: {error.problem or error}"]
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date or a number that is none
+        return {}, [f"{path}: not YAML ({error})"]
     if not isinstance(content, dict):
         return {}, [f"{path}: a mapping of keys is expected, found {type(content).__name__}"]
     return content, []
@@ -61,13 +62,14 @@ def key_problems(content: Mapping[str, Any]) -> list[str]:
 
 
 def value_problems(content: Mapping[str, Any]) -> list[str]:
-    """What Ray's models say of the values."""
+    """What Ray's models say of the values. Unknown keys are left to `key_problems`."""
     from ray.serve.schema import ServeDeploySchema
 
     try:
         ServeDeploySchema.model_validate(content)
     except ValidationError as error:
-        return describe(error, ServeDeploySchema)
+        others = [item for item in error.errors() if item["type"] != "extra_forbidden"]
+        return describe((_named(item, content) for item in others), ServeDeploySchema)
     except (ValueError, TypeError) as error:
         return [str(error)]
     return []
@@ -82,14 +84,38 @@ def _unknown_keys(content: Any, model: type[BaseModel], path: str) -> Iterator[s
         if field is None:
             yield f"{where}: unknown key; {nearest(str(key), model.model_fields)}"
             continue
+        if key == "runtime_env":
+            yield from _unknown_runtime_env_keys(value, where)
         inner = _model_in(field.annotation)
-        if inner is None or key in _FREE_FORM:
+        if inner is None:
             continue
         if isinstance(value, list):
             for position, item in enumerate(value):
                 yield from _unknown_keys(item, inner, f"{where}.{_item_name(item, position)}")
         else:
             yield from _unknown_keys(value, inner, where)
+
+
+def _unknown_runtime_env_keys(value: Any, where: str) -> Iterator[str]:
+    """A runtime_env is a plain dictionary in Ray's schema, but Ray knows its keys elsewhere."""
+    from ray.runtime_env import RuntimeEnv
+
+    known = {name for name in RuntimeEnv.known_fields if not name.startswith("_")}
+    for key in value if isinstance(value, Mapping) else ():
+        if key not in RuntimeEnv.known_fields:
+            yield f"{where}.{key}: unknown key; {nearest(str(key), known)}"
+
+
+def _named(item: ErrorDetails, content: Any) -> ErrorDetails:
+    """The same error with list positions replaced by names: applications.0 -> applications.x."""
+    loc: list[int | str] = []
+    for part in item["loc"]:
+        try:
+            content = content[part]
+        except (KeyError, IndexError, TypeError):
+            content = None
+        loc.append(_item_name(content, part) if isinstance(part, int) else part)
+    return {**item, "loc": tuple(loc)}
 
 
 def _item_name(item: Any, position: int) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
@@ -196,30 +197,32 @@ def parse_strict(model: type[ModelT], values: Mapping[str, Any], where: str) -> 
     try:
         return model.model_validate(dict(values))
     except ValidationError as error:
-        raise SettingsError(where, describe(error, model)) from None
+        raise SettingsError(where, describe(error.errors(), model)) from None
 
 
 def nearest(key: str, valid: Iterable[str]) -> str:
-    """`; did you mean 'x'? valid: ...` for an unknown key."""
+    """`did you mean 'x'? valid keys: ...` for an unknown key."""
     choices = sorted(valid)
     close = difflib.get_close_matches(key, choices, n=1, cutoff=0.5)
     hint = f"did you mean '{close[0]}'? " if close else ""
     return f"{hint}valid keys: {', '.join(choices)}"
 
 
-def describe(error: ValidationError, model: type[BaseModel]) -> list[str]:
+def describe(errors: Iterable[ErrorDetails], model: type[BaseModel]) -> list[str]:
     """One line for each problem of a pydantic error: key path, value, what is allowed."""
     lines = []
-    for item in error.errors():
+    for item in errors:
         path = ".".join(str(part) for part in item["loc"]) or "(top level)"
         if item["type"] == "extra_forbidden":
             owner = _model_at(model, item["loc"][:-1])
             fields = owner.model_fields if owner else {}
             lines.append(f"{path}: unknown key; {nearest(str(item['loc'][-1]), fields)}")
+        elif item["type"] == "missing":
+            lines.append(f"{path}: is missing")
         else:
             value = repr(item["input"])
             shown = value if len(value) <= 80 else value[:77] + "..."
-            lines.append(f"{path}: {item['msg']} (got {shown})")
+            lines.append(f"{path}: {item['msg'].removeprefix('Value error, ')} (got {shown})")
     return lines
 
 

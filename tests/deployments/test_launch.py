@@ -1,15 +1,17 @@
 """The launcher with a small stand-in for `serve run`: ready, failing, dying, stubborn, Ctrl-C."""
 
+import os
 import signal
 import subprocess
 import sys
-import textwrap
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from deployments.launch import GRACE_S, essence
+from deployments import launch
+from deployments.launch import GRACE_S, ORPHANS_GRACE_S, Interrupted, StopSignals
 from deployments.process_tree import ProcessTree
 from deployments.settings import PROJECT_ROOT
 from tests.e2e.conftest import free_port
@@ -44,7 +46,8 @@ except KeyboardInterrupt:
 """
 LAUNCHER = """
 import sys
-from deployments.launch import Addresses, supervise
+from deployments.launch import supervise
+from deployments.serve_status import Addresses
 url = "http://127.0.0.1:{port}"
 addresses = Addresses(url, url)
 sys.exit(supervise([sys.executable, {child!r}], addresses, timeout_s={timeout}, grace_s=2))
@@ -61,6 +64,8 @@ class Launched:
         self.process = subprocess.Popen(
             [sys.executable, "-c", code],
             cwd=PROJECT_ROOT,
+            # A proxy that is not there: our own server is asked without it.
+            env={**os.environ, "http_proxy": "http://127.0.0.1:9", "no_proxy": ""},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -90,7 +95,7 @@ def others_alive(launched: Launched) -> list[int]:
     return [pid for pid in launched.tree.alive() if pid != launched.process.pid]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_ready_then_stopped_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
     port = free_port()
     launched = Launched(tmp_path, child(port), port=port)
@@ -99,9 +104,11 @@ def test_ready_then_stopped_leaves_nothing(tmp_path: Path, number: signal.Signal
     assert "adapters: derm" in said
     assert others_alive(launched)
     launched.process.send_signal(number)
+    launched.process.send_signal(number)  # an impatient operator
     code, output = launched.end()
     assert code == 0
     assert "stopping" in output
+    assert "Traceback" not in output
     assert others_alive(launched) == []
 
 
@@ -118,6 +125,7 @@ def test_a_child_that_ignores_ctrl_c_is_ended_with_its_daemons(tmp_path: Path) -
     assert code == 0
     assert "ended 2 process(es)" in output
     assert GRACE_S <= 8  # with the killing, that leaves 2 of the 10 seconds promised
+    assert ORPHANS_GRACE_S < GRACE_S
     assert time.monotonic() - started < 4
     assert others_alive(launched) == []
 
@@ -145,36 +153,74 @@ def test_a_child_that_dies_is_told(tmp_path: Path) -> None:
     assert "serve ended with exit code 7" in output
 
 
-def test_the_time_limit_is_told(tmp_path: Path) -> None:
+def test_the_time_limit_is_told_with_what_ray_waits_for(tmp_path: Path) -> None:
     port = free_port()
-    launched = Launched(tmp_path, child(port, status="DEPLOYING"), port=port, timeout=2)
+    slow = child(port, status="DEPLOYING", message="no GPU yet")
+    launched = Launched(tmp_path, slow, port=port, timeout=2)
     code, output = launched.end()
     assert code == 1
-    assert "time limit" in output
+    assert "not ready within --timeout_s: application clinic: DEPLOYING\nno GPU yet" in output
+    assert others_alive(launched) == []
 
 
-def test_essence_keeps_a_message_without_a_traceback() -> None:
-    assert essence("replica failed to start\n") == "replica failed to start"
+def test_ctrl_c_before_it_is_ready(tmp_path: Path) -> None:
+    port = free_port()
+    launched = Launched(tmp_path, child(port, status="DEPLOYING"), port=port)
+    launched.wait_for("launch: started")
+    launched.process.send_signal(signal.SIGINT)
+    code, output = launched.end()
+    assert code == 0
+    assert "stopping" in output
+    assert others_alive(launched) == []
 
 
-def test_a_process_tree_remembers_orphans() -> None:
-    code = textwrap.dedent(
-        """
-        import subprocess, sys, time
-        sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
-        subprocess.Popen(sleep, start_new_session=True)
-        time.sleep(60)
-        """
-    )
-    parent = subprocess.Popen([sys.executable, "-c", code])
-    tree = ProcessTree(parent.pid)
-    deadline = time.monotonic() + 10
-    while len(tree.alive()) < 2:
-        assert time.monotonic() < deadline
-        tree.refresh()
-        time.sleep(0.05)
-    parent.kill()
-    parent.wait()
-    assert len(tree.alive()) == 1
-    assert tree.kill() == 1
-    assert tree.alive() == []
+def test_a_signal_before_the_block_is_kept_for_it(restored_signals: None) -> None:
+    signals = StopSignals()
+    signal.raise_signal(signal.SIGTERM)  # raises nothing yet
+    with pytest.raises(Interrupted), signals:
+        pytest.fail("the block must not run")
+    signal.raise_signal(signal.SIGTERM)  # stopping has begun: nothing more to raise
+
+
+def test_a_closed_terminal_is_ignored_under_nohup(restored_signals: None) -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with StopSignals():
+        signal.raise_signal(signal.SIGHUP)
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+
+
+@pytest.fixture
+def restored_signals() -> Iterator[None]:
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
+def test_nothing_is_started_when_the_preflight_finds_a_problem(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(launch, "supervise", lambda *args, **kwargs: pytest.fail("started"))
+    assert launch.main([str(tmp_path / "none.yaml")]) == 2
+    assert "none.yaml: no such file" in capsys.readouterr().err
+
+
+def test_ctrl_c_during_the_download_is_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(config: Path) -> bool:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(launch, "preflight", lambda argv: 0)
+    monkeypatch.setattr(launch, "_fetch_base_model", interrupted)
+    monkeypatch.setattr(launch, "supervise", lambda *args, **kwargs: pytest.fail("started"))
+    assert launch.main(["serve_config.yaml"]) == 130
+    assert "stopped before Serve was started" in capsys.readouterr().err
+
+
+def test_the_environment_is_a_default_that_an_operator_overrules() -> None:
+    environment = launch._environment({"RAY_AUTH_MODE": "disabled", "PYTHONPATH": "/x"})
+    assert environment["RAY_AUTH_MODE"] == "disabled"
+    assert environment["RAY_USAGE_STATS_ENABLED"] == "0"
+    assert environment["PYTHONPATH"] == f"{PROJECT_ROOT}{os.pathsep}/x"

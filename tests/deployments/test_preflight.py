@@ -1,6 +1,5 @@
 """The preflight names every bad key of the file, Ray's own sections included, and the machine."""
 
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +7,7 @@ import pytest
 import yaml
 
 from deployments import preflight
-from deployments.preflight import (
-    check_cluster_file,
-    check_disk,
-    check_file,
-    check_port,
-    http_address,
-    main,
-)
+from deployments.preflight import check_file, http_address, main
 from deployments.settings import PROJECT_ROOT
 
 SHIPPED = PROJECT_ROOT / "serve_config.yaml"
@@ -100,11 +92,79 @@ def test_a_file_of_typos_is_answered_in_one_message(tmp_path: Path, capsys: Any)
             "less than or equal to 1",
         ),
         ({**application(), "http_options": {"port": "eighty"}}, "http_options.port"),
+        ({**application(), "http_options": {"port": 70000}}, "from 1 to 65535 is expected (got 70"),
+        ({**application(), "proxy_location": "Disabled"}, "starts no HTTP server"),
+        ({**application(), "logging_config": {"log_lvl": "INFO"}}, "did you mean 'log_level'"),
+        ({**application(), "logging_config": {"log_level": "LOUD"}}, 'Got "LOUD" for log_level'),
+        ({**application(), "grpc_options": {"prt": 1}}, "grpc_options.prt: unknown key"),
+        (application(runtime_env={"env_var": {}}), "did you mean 'env_vars'"),
+        (application(route_prefix=None), "gives no HTTP route"),
+        (application(args={1: 2}), "args.1"),
+        (application(deployments={"name": "Model"}), "applications.clinic.deployments: Input"),
+        (
+            application(deployments=[{"name": "Model", "max_ongoing_requests": 0}]),
+            "applications.clinic.deployments.Model.max_ongoing_requests: Input should be greater",
+        ),
+        (
+            application(deployments=[{"name": "Router", "autoscaling_config": {"min_replica": 1}}]),
+            "autoscaling_config.min_replica: unknown key; did you mean 'min_replicas'",
+        ),
+        (
+            application(deployments=[{"name": "Model", "ray_actor_options": {"num_cpus": 2}}]),
+            "they would replace the builder's whole set, num_gpus too",
+        ),
+        (application(deployments=[{"name": "Model"}] * 2), "deployments.Model: is listed 2 times"),
+        ("port: 2026-99-99\n", "not YAML"),
+        ("a: \x01", "not YAML"),
     ],
 )
 def test_each_problem_is_named(tmp_path: Path, content: Any, words: str) -> None:
     problems = check_file(written(tmp_path, content))
     assert any(words in problem for problem in problems), problems
+
+
+def test_options_that_leave_the_gpu_alone_are_fine(tmp_path: Path) -> None:
+    options = {"name": "Router", "ray_actor_options": {"num_cpus": 1}, "max_queued_requests": 9}
+    assert check_file(written(tmp_path, application(deployments=[options]))) == []
+
+
+def test_a_wrong_key_does_not_hide_a_wrong_value(tmp_path: Path) -> None:
+    content = {
+        **application(),
+        "http_option": {},
+        "logging_config": {"log_lvl": 1, "log_level": "X"},
+    }
+    problems = check_file(written(tmp_path, content))
+    assert len(problems) == 3, problems
+    assert "http_option: unknown key" in problems[0]
+    assert "logging_config.log_lvl: unknown key" in problems[1]
+    assert problems[2].startswith("logging_config.log_level:")
+
+
+def test_an_anchor_may_be_merged_and_its_keys_overruled(tmp_path: Path) -> None:
+    text = (
+        "applications:\n  - name: clinic\n    import_path: deployments.app:build\n"
+        "    args: {engine: {<<: &few {max_rows: 2}, max_rows: 4}}\n"
+    )
+    assert check_file(written(tmp_path, text)) == []
+
+
+def test_one_line_when_all_is_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[tuple[str, int]] = []
+    monkeypatch.setattr(preflight, "check_machine", lambda *at: asked.append(at) or [])
+    monkeypatch.setattr(preflight, "machine_notes", lambda: ["9 GiB", "a second cluster"])
+    assert main([str(SHIPPED)]) == 0
+    assert asked == [("127.0.0.1", 8000)]
+    assert capsys.readouterr().out == (f"preflight: {SHIPPED} is fine (9 GiB; a second cluster)\n")
+    assert main(["--no-machine", str(SHIPPED)]) == 0
+    assert capsys.readouterr().out == f"preflight: {SHIPPED} is fine\n"
+    monkeypatch.setattr(preflight, "check_machine", lambda *at: ["the port is in use"])
+    assert main([str(written(tmp_path, {"applicatons": []}))]) == 2
+    text = capsys.readouterr().err
+    assert "applicatons: unknown key" in text
+    assert "the port is in use" in text
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
@@ -115,37 +175,3 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_the_address_comes_from_the_file() -> None:
     assert http_address({"http_options": {"host": "0.0.0.0", "port": 9}}) == ("0.0.0.0", 9)
     assert http_address({}) == ("127.0.0.1", 8000)
-
-
-def test_a_port_in_use_is_seen_even_when_it_is_shared() -> None:
-    with socket.socket() as server:
-        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        server.bind(("127.0.0.1", 0))
-        port = server.getsockname()[1]
-        server.listen()
-        (problem,) = check_port("127.0.0.1", port, "http_options.port", "choose another port")
-        assert f"127.0.0.1:{port} is in use: choose another port" in problem
-    assert check_port("127.0.0.1", port, "http_options.port", "choose another port") == []
-
-
-def test_a_stale_cluster_file_is_named_and_a_live_one_is_fine(tmp_path: Path) -> None:
-    file = tmp_path / "ray_current_cluster"
-    assert check_cluster_file(file) == []
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        server.listen()
-        port = server.getsockname()[1]
-        file.write_text(f"127.0.0.1:{port}")
-        assert check_cluster_file(file) == []
-    (problem,) = check_cluster_file(file)
-    assert f"delete the file (rm {file})" in problem
-    file.write_text("nonsense")
-    assert len(check_cluster_file(file)) == 1
-
-
-def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert check_disk(tmp_path / "not" / "yet", "the cache") == []
-    monkeypatch.setattr(preflight, "MIN_FREE_BYTES", 2**60)
-    (problem,) = check_disk(tmp_path / "not" / "yet", "the cache")
-    assert f"the cache ({tmp_path})" in problem
-    assert "are needed" in problem
