@@ -11,13 +11,7 @@ from ray.serve import metrics
 
 from deployments.calls import GenerationCall
 from deployments.engine.engine import Engine, EngineLimits
-from deployments.engine.request import (
-    EngineError,
-    FinishReason,
-    Request,
-    Timings,
-    TokenEvent,
-)
+from deployments.engine.request import EngineError, Request, TokenEvent, failed_event
 from deployments.model_loading import LoadedModel, load_model
 from deployments.serve_logging import use_serve_handlers
 from deployments.settings import ModelLiveSettings, Settings, SettingsError, parse_strict
@@ -71,15 +65,7 @@ class ModelReplica:
                         self._metrics.finished(call.adapter, event)
                     yield event
         except EngineError as error:
-            yield TokenEvent(
-                request_id=call.request_id,
-                text="",
-                num_tokens=0,
-                num_prompt_tokens=0,
-                timings=Timings(),
-                finish_reason=FinishReason.ERROR,
-                error=error.info,
-            )
+            yield failed_event(call.request_id, error.info)
 
     async def info(self) -> dict[str, Any]:
         """What this replica serves; raises EngineStopped when it cannot."""

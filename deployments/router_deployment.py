@@ -15,7 +15,7 @@ from starlette.applications import Starlette
 from adapters.catalog import load_catalog
 from deployments.api import create_api
 from deployments.calls import AdapterCard, Clinic, GenerationCall, Outcome
-from deployments.engine.request import ErrorInfo, FinishReason, QueueFull, Timings, TokenEvent
+from deployments.engine.request import ErrorInfo, QueueFull, TokenEvent, failed_event
 from deployments.serve_logging import use_serve_handlers
 from deployments.settings import RouterLiveSettings, Settings, SettingsError, parse_strict
 from router.classifier import Classifier
@@ -99,11 +99,11 @@ class RouterReplica:
             is_finished = True
             num_waiting, limit = error.args[:2]
             refusal = QueueFull(num_waiting, limit)
-            yield _failed(call, refusal.info)
+            yield failed_event(call.request_id, refusal.info)
         except RayActorError:
             is_finished = True
             message = "the model replica was lost while answering: ask again"
-            yield _failed(call, ErrorInfo("replica_lost", message, retry_after_s=5))
+            yield failed_event(call.request_id, ErrorInfo("replica_lost", message, retry_after_s=5))
         finally:
             if not is_finished:
                 response.cancel()
@@ -171,18 +171,6 @@ class _RouterMetrics:
         self._requests.inc(1, labels)
         if outcome.confidence is not None:
             self._confidence.observe(outcome.confidence, {"specialty": specialty})
-
-
-def _failed(call: GenerationCall, error: ErrorInfo) -> TokenEvent:
-    return TokenEvent(
-        request_id=call.request_id,
-        text="",
-        num_tokens=0,
-        num_prompt_tokens=0,
-        timings=Timings(),
-        finish_reason=FinishReason.ERROR,
-        error=error,
-    )
 
 
 def _either(value: float | None, otherwise: float) -> float:

@@ -27,6 +27,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from deployments.process_tree import ProcessTree
+
 # 30 words, so that the figure is that of the issue's "30-word question".
 QUESTION = (
     "For about three weeks I have had red, itchy and slightly scaly patches on both of my elbows "
@@ -113,9 +115,11 @@ def _memory_run(url: str, pid: int, num_requests: int) -> dict[str, Any]:
     """PSS before and after, and its slope: MiB for each 100 requests after the first 100."""
     samples = []
     failed = 0
+    tree = ProcessTree(pid)
     for count in tqdm(range(num_requests + 1), "memory"):
         if count % 50 == 0:
-            samples.append((count, pss_mib(descendants(pid))))
+            tree.refresh()
+            samples.append((count, pss_mib(tree.alive())))
         if count == num_requests:
             break
         try:
@@ -135,23 +139,6 @@ def _memory_run(url: str, pid: int, num_requests: int) -> dict[str, Any]:
         "growth_mib_per_100": round(slope, 3),
         "samples": [(count, round(mib, 2)) for count, mib in samples],
     }
-
-
-def descendants(pid: int) -> list[int]:
-    """`pid` and every process below it, by /proc."""
-    children: dict[int, list[int]] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except OSError:  # it ended meanwhile
-            continue
-        children.setdefault(int(fields[1]), []).append(int(stat.parent.name))
-    found, todo = [], [pid]
-    while todo:
-        current = todo.pop()
-        found.append(current)
-        todo += children.get(current, [])
-    return found
 
 
 def pss_mib(pids: Iterable[int]) -> float:

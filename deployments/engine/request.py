@@ -160,3 +160,16 @@ class TokenEvent:
     timings: Timings
     finish_reason: FinishReason | None = None
     error: ErrorInfo | None = None
+
+
+def failed_event(request_id: str, error: ErrorInfo) -> TokenEvent:
+    """The only event of a request for which nothing was generated."""
+    return TokenEvent(
+        request_id=request_id,
+        text="",
+        num_tokens=0,
+        num_prompt_tokens=0,
+        timings=Timings(),
+        finish_reason=FinishReason.ERROR,
+        error=error,
+    )

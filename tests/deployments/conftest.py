@@ -1,0 +1,133 @@
+"""A backend in a few lines, its client, and a check that nothing of a question reaches the log."""
+
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from typing import Any
+
+import httpx
+import pytest
+
+from deployments.api import create_api
+from deployments.calls import AdapterCard, Clinic, GenerationCall, Outcome
+from deployments.engine.request import ErrorInfo, FinishReason, Timings, TokenEvent
+from deployments.settings import RouterLiveSettings
+from router.policy import Alternative, Reason, Route
+
+SECRET = "zebrafish"  # stands for a patient's words: it may appear in no log record
+
+
+class SmallBackend:
+    """Echoes: the answer is the last user turn in capitals, word by word."""
+
+    def __init__(self) -> None:
+        self.limits = RouterLiveSettings()
+        self.clinic = Clinic(
+            base_model="tiny",
+            adapters=(AdapterCard("derm-1", "dermatology", "3"),),
+            specialties=("cardiology", "dermatology"),
+            default_output_tokens=16,
+            max_output_tokens=64,
+            started_at=1,
+        )
+        self.calls: list[GenerationCall] = []
+        self.classified: list[list[str]] = []
+        self.outcomes: list[Outcome] = []
+        self.num_closed = 0
+        self.error: ErrorInfo | None = None
+        self.raises: Exception | None = None
+        self.break_after: int | None = None
+
+    async def classify(self, conversations: Sequence[Sequence[str]]) -> list[Route]:
+        if self.raises:
+            raise self.raises
+        self.classified += [list(turns) for turns in conversations]
+        return [self._route(turns[-1]) for turns in conversations]
+
+    def _route(self, question: str) -> Route:
+        foreign = question.startswith("Bonjour")
+        return Route(
+            specialty="dermatology",
+            adapter="derm-1",
+            confidence=0.98765,
+            reason=Reason.CONFIDENT,
+            in_scope=True,
+            alternatives=(Alternative("dermatology", 0.98765), Alternative("cardiology", 0.01235)),
+            evidence=("rash",),
+            language="fr" if foreign else "en",
+            notice="language_not_supported" if foreign else None,
+        )
+
+    def explicit(self, specialty: str | None, question: str) -> Route:
+        return Route(
+            specialty=specialty,
+            adapter="derm-1" if specialty == "dermatology" else None,
+            confidence=None,
+            reason=Reason.EXPLICIT if specialty else Reason.BASE_REQUESTED,
+            in_scope=None,
+            alternatives=(),
+            evidence=(),
+            language="en",
+            notice=None,
+        )
+
+    def answer_language(self, route: Route) -> str | None:
+        return "English" if route.notice else None
+
+    async def generate(self, call: GenerationCall) -> AsyncGenerator[TokenEvent, None]:
+        self.calls.append(call)
+        try:
+            if self.error:
+                yield self._event(call, "", 0, FinishReason.ERROR, self.error)
+                return
+            words = call.turns[-1].content.upper().split(" ")
+            for count, word in enumerate(words, start=1):
+                if self.break_after is not None and count > self.break_after:
+                    lost = ErrorInfo("replica_lost", "lost", retry_after_s=5)
+                    yield self._event(call, "", count, FinishReason.ERROR, lost)
+                    return
+                text = word if count == 1 else f" {word}"
+                last = count == len(words)
+                yield self._event(call, text, count, FinishReason.STOP if last else None)
+        finally:
+            self.num_closed += 1
+
+    def _event(
+        self,
+        call: GenerationCall,
+        text: str,
+        count: int,
+        reason: FinishReason | None,
+        error: ErrorInfo | None = None,
+    ) -> TokenEvent:
+        timings = Timings(0.001, 0.0125, 0.5)
+        return TokenEvent(call.request_id, text, count, 7, timings, reason, error)
+
+    async def readiness(self) -> tuple[bool, Mapping[str, Any]]:
+        return self.error is None, {"adapters": []}
+
+    def record(self, outcome: Outcome) -> None:
+        self.outcomes.append(outcome)
+
+
+@pytest.fixture
+def backend() -> SmallBackend:
+    return SmallBackend()
+
+
+@pytest.fixture
+async def client(
+    backend: SmallBackend, caplog: pytest.LogCaptureFixture
+) -> AsyncIterator[httpx.AsyncClient]:
+    caplog.set_level(logging.DEBUG)
+    transport = httpx.ASGITransport(create_api(backend))
+    async with httpx.AsyncClient(transport=transport, base_url="http://clinic") as client:
+        yield client
+    assert backend.num_closed == len(backend.calls), "a generation was left open"
+    ours = [r for r in caplog.records if r.name.startswith("deployments")]
+    assert SECRET not in "".join(record.getMessage() for record in ours)
+
+
+def error_of(response: httpx.Response) -> dict[str, Any]:
+    error: dict[str, Any] = response.json()["error"]
+    assert set(error) >= {"message", "type", "param", "code"}
+    return error

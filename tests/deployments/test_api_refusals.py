@@ -1,0 +1,164 @@
+"""Every bad input: a clear 4xx that names field, value, limit and choices."""
+
+import json
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.deployments.conftest import SmallBackend, error_of
+
+ASK_REFUSALS = [
+    ({"question": ""}, 400, "question", "empty"),
+    ({"question": " \n\t "}, 400, "question", "empty"),
+    ({"question": 7}, 400, "question", "valid string (got 7)"),
+    ({"question": None}, 400, "question", "valid string (got None)"),
+    ({"question": ["a"]}, 400, "question", "got a JSON array"),
+    ({}, 400, "question", "required, and missing"),
+    ([], 400, None, "the body is a JSON array"),
+    ("rash", 400, None, "the body is a JSON string"),
+    ({"question": "x" * 100_000}, 400, "question", "100000 characters; at most 8000"),
+    ({"question": "rash", "qestion": 1}, 400, "qestion", "did you mean 'question'?"),
+    ({"question": "rash", "max_tokens": -1}, 400, "max_tokens", "greater than or equal to 1"),
+    ({"question": "rash", "max_tokens": 0}, 400, "max_tokens", "(got 0)"),
+    ({"question": "rash", "max_tokens": 10**9}, 400, "max_tokens", "limit of 64"),
+    ({"question": "rash", "max_tokens": 3.5}, 400, "max_tokens", "valid integer (got 3.5)"),
+    ({"question": "rash", "max_tokens": True}, 400, "max_tokens", "got True"),
+    ({"question": "rash", "max_tokens": "9"}, 400, "max_tokens", "valid integer (got '9')"),
+    ({"question": "rash", "specialty": "dermatolgy"}, 404, "specialty", "mean 'dermatology'?"),
+    ({"question": "rash", "specialty": "x" * 9999}, 404, "specialty", "cardiology, dermatology"),
+    ({"question": "\N{FACE WITH THERMOMETER}" * 3}, 400, "question", "no letters at all"),
+    ({"question": "لدي طفح جلدي"}, 400, "question", "found ARABIC"),
+    ({"question": "皮疹"}, 400, "question", "found CJK"),
+    ({"question": "12345 ?!"}, 400, "question", "no letters at all"),
+    ({"question": "rash\x00"}, 400, "question", "U+0000 at position 4"),
+    ({"question": "ra\x1b[31msh"}, 400, "question", "U+001B at position 2"),
+    ({"question": "rash \ud800"}, 400, "question", "U+D800 at position 5"),
+]
+
+
+@pytest.mark.parametrize(("body", "status", "param", "words"), ASK_REFUSALS)
+async def test_bad_questions(
+    client: httpx.AsyncClient,
+    backend: SmallBackend,
+    body: Any,
+    status: int,
+    param: str | None,
+    words: str,
+) -> None:
+    content = json.dumps(body)
+    headers = {"content-type": "application/json"}
+    response = await client.post("/ask", content=content, headers=headers)
+    assert response.status_code == status
+    error = error_of(response)
+    assert error["param"] == param
+    assert words in error["message"]
+    assert backend.calls == []
+    assert len(error["message"]) < 500
+
+
+CHAT_REFUSALS = [
+    ({"model": "gpt-4"}, 404, "model", "known: auto, base, derm-1"),
+    ({"temperature": float("nan")}, 400, "temperature", "finite number (got nan)"),
+    ({"temperature": -0.1}, 400, "temperature", "greater than or equal to 0"),
+    ({"temperature": 1e9}, 400, "temperature", "less than or equal to 2"),
+    ({"top_p": 0}, 400, "top_p", "greater than 0"),
+    ({"n": 2}, 400, "n", "not supported by this server (got 2)"),
+    ({"logprobs": True}, 400, "logprobs", "not supported"),
+    ({"tools": [{}]}, 400, "tools", "not supported"),
+    ({"response_format": {"type": "json_object"}}, 400, "response_format", "not supported"),
+    ({"max_token": 5}, 400, "max_token", "did you mean 'max_tokens'?"),
+    ({"max_tokens": 5, "max_completion_tokens": 6}, 400, "max_completion_tokens", "differ"),
+    ({"stop": ""}, 400, "stop", "empty string"),
+    ({"stop": ["a"] * 5}, 400, "stop", "at most 4"),
+    ({"stream": "yes"}, 400, "stream", "valid boolean"),
+    ({"stream_options": {"include_usage": True}}, 400, "stream_options", "stream: true"),
+    ({"messages": []}, 400, "messages", "at least 1"),
+    ({"messages": "hello"}, 400, "messages", "valid list"),
+    ({"messages": [{"role": "user"}]}, 400, "messages.0.content", "required"),
+    ({"messages": [{"role": "tool", "content": "x"}]}, 400, "messages.0.role", "'user'"),
+    ({"messages": [{"role": "assistant", "content": "x"}]}, 400, "messages", "must be the user"),
+    ({"messages": [{"role": "user", "content": " "}]}, 400, "messages.0.content", "empty"),
+    (
+        {"messages": [{"role": "user", "content": "a"}, {"role": "system", "content": "b"}]},
+        400,
+        "messages.1.role",
+        "only allowed as first",
+    ),
+    (
+        {"messages": [{"role": "user", "content": "a" * 5000}] * 2},
+        400,
+        "messages",
+        "10000 characters; at most 8000",
+    ),
+]
+
+
+@pytest.mark.parametrize(("change", "status", "param", "words"), CHAT_REFUSALS)
+async def test_bad_chats(
+    client: httpx.AsyncClient, change: dict[str, Any], status: int, param: str, words: str
+) -> None:
+    body = {"messages": [{"role": "user", "content": "a rash"}], **change}
+    headers = {"content-type": "application/json"}
+    response = await client.post("/v1/chat/completions", content=json.dumps(body), headers=headers)
+    assert response.status_code == status
+    error = error_of(response)
+    assert error["param"] == param
+    assert words in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("content", "content_type", "status", "words"),
+    [
+        (b"{not json", "application/json", 400, "not JSON"),
+        (b"", "application/json", 400, "not JSON"),
+        (b'{"question": "caf\xe9"}', "application/json", 400, "not UTF-8 (byte"),
+        (b"[" * 100_000, "application/json", 400, "nested too deeply"),
+        (b'{"question": "a", "question": "b"}', "application/json", 400, "repeats the key"),
+        (b'{"question": "' + b"x" * 2**20 + b'"}', "application/json", 413, "at most 262144"),
+        (b"question=rash", "application/x-www-form-urlencoded", 415, "send application/json"),
+        (b'{"question": "a rash"}', "", 415, "send application/json"),
+    ],
+)
+async def test_bad_bodies(
+    client: httpx.AsyncClient, content: bytes, content_type: str, status: int, words: str
+) -> None:
+    response = await client.post("/ask", content=content, headers={"content-type": content_type})
+    assert response.status_code == status
+    assert words in error_of(response)["message"]
+
+
+async def test_a_body_without_a_length_is_bounded_too(client: httpx.AsyncClient) -> None:
+    async def endless() -> AsyncGenerator[bytes, None]:
+        for _ in range(10_000):
+            yield b"x" * 1024
+
+    headers = {"content-type": "application/json"}
+    response = await client.post("/ask", content=endless(), headers=headers)
+    assert response.status_code == 413
+
+
+async def test_wrong_method_and_path(client: httpx.AsyncClient) -> None:
+    response = await client.get("/ask")
+    assert response.status_code == 405
+    assert response.headers["allow"] == "POST"
+    assert "use POST" in error_of(response)["message"]
+    response = await client.post("/aks", json={})
+    assert response.status_code == 404
+    assert "/ask" in error_of(response)["message"]
+
+
+async def test_questions_are_counted_and_each_is_named(client: httpx.AsyncClient) -> None:
+    response = await client.post("/route", json={"questions": ["a"] * 257})
+    assert "257 given; at most 256" in error_of(response)["message"]
+    response = await client.post("/route", json={"questions": ["a rash", ""]})
+    assert error_of(response)["param"] == "questions.1"
+    response = await client.post("/route", json={"questions": []})
+    assert "at least 1" in error_of(response)["message"]
+
+
+async def test_a_bad_request_id_is_refused(client: httpx.AsyncClient) -> None:
+    headers = {"x-request-id": "a b\tc"}
+    response = await client.post("/ask", json={"question": "a rash"}, headers=headers)
+    assert error_of(response)["param"] == "x-request-id"
