@@ -80,8 +80,17 @@ def _parser() -> argparse.ArgumentParser:
     service.add_argument("--repeats", type=int, default=10, help="timed streams")
     service.add_argument("--warmup", type=int, default=3)
     service.add_argument("--max_tokens", type=int, default=32)
-    service.add_argument("--requests", type=int, default=500, help="requests of the memory run")
+    service.add_argument(
+        "--requests", type=_run_length, default=500, help="requests of the memory run, from 200"
+    )
     return parser
+
+
+def _run_length(text: str) -> int:
+    """The slope is taken after the first 100 requests, with a sample every 50."""
+    if not text.isdecimal() or int(text) < 200:
+        raise argparse.ArgumentTypeError(f"'{text}': a whole number from 200 is expected")
+    return int(text)
 
 
 def _stream(url: str, question: str, max_tokens: int) -> tuple[float, float, int]:
@@ -129,7 +138,7 @@ def _memory_run(url: str, pid: int, num_requests: int) -> dict[str, Any]:
                 response.read()
         except urllib.error.URLError:
             failed += 1
-    late = [(count, mib) for count, mib in samples if count >= min(100, num_requests // 2)]
+    late = [(count, mib) for count, mib in samples if count >= 100]
     slope = statistics.linear_regression(*zip(*late, strict=True)).slope * 100
     return {
         "num_requests": num_requests,
