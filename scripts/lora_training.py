@@ -1,24 +1,30 @@
-"""The training loop: AdamW, warm-up and decay, accumulation, clipping, the best epoch kept.
+"""The training loop: transformers' Trainer, with the loss on the answers' tokens alone.
 
-Works on any PEFT model of transformers, causal or T5. An interrupted run goes on from its last
-whole epoch (`LoopState`), with the same result as one that was never interrupted.
+Works on any PEFT model of transformers, causal or T5. The adapter with the lowest validation loss
+is kept. An interrupted run goes on from its last checkpoint, with the same result as one that was
+never interrupted. Checkpoints hold the optimiser as PyTorch saves it, so they are for this machine
+only; what is published is safetensors (adapter_card.py).
 """
 
 import math
-import random
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
+from peft import PeftModel, set_peft_model_state_dict
+from safetensors.torch import load_file
 from tqdm import tqdm
+from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
+from transformers.trainer_callback import ProgressCallback, TrainerControl
+from transformers.trainer_utils import get_last_checkpoint
 
 from adapters.base_models import Family
+from scripts.training_batches import IGNORED, Example, SimilarLengths, tensors_of
 
-IGNORED = -100  # label of a position without loss, PyTorch's default
-Tensors = dict[str, torch.Tensor]
+LOG_STEPS = 10
 Row = dict[str, float]
 
 
@@ -27,18 +33,7 @@ class TrainingError(RuntimeError):
 
 
 class _NotFinite(Exception):
-    """The loss of a step is NaN or infinite."""
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """Token ids of one pair, cut to the lengths that were asked for."""
-
-    prompt: list[int]
-    answer: list[int]
-
-    def __len__(self) -> int:
-        return len(self.prompt) + len(self.answer)
+    """The loss of a batch is NaN or infinite."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,237 +45,209 @@ class LoopSettings:
     warmup: float  # share of the steps
     weight_decay: float
     clip: float  # largest norm of the gradient
-    patience: int  # epochs without a better validation loss before training stops
+    patience: int  # validations without a better loss before training stops
     max_steps: int | None
+    eval_steps: int | None  # steps between validations; None: once an epoch
+    optimiser: str  # transformers' name for it
+    gradient_checkpointing: bool
+    dtype: str
     seed: int
     device: str
 
 
-@dataclass(slots=True)
-class LoopState:
-    """Everything that a run needs to go on after `epoch` whole epochs."""
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    history: list[Row]  # step, epoch, train_loss | validation_loss; the untrained base first
+    num_steps: int
+    best_step: int
+    stopped: str | None  # why before the last epoch
+    train_s: float
 
-    epoch: int = 0
-    num_steps: int = 0
-    history: list[Row] = field(default_factory=list)  # one row an epoch, the untrained base first
-    best_epoch: int = 0
-    tensors: Tensors = field(default_factory=dict)  # now., best., exp_avg., exp_avg_sq. + name; rng
+    @property
+    def validation_losses(self) -> dict[int, float]:
+        """By step; step 0 is the untrained base."""
+        rows = [row for row in self.history if "validation_loss" in row]
+        return {int(row["step"]): row["validation_loss"] for row in rows}
 
 
-class LoraTrainer:
-    """Trains the parameters of `model` that require a gradient."""
+class LoraTrainer(Trainer):
+    """Trains the parameters of a PEFT model that require a gradient."""
 
     def __init__(
-        self, model: PeftModel, family: Family, pad_id: int, settings: LoopSettings
-    ) -> None:
-        self.model = model
-        self.train_s = 0.0
-        self.stopped: str | None = None  # why before the last epoch, filled by fit
-        self._family = family
-        self._pad_id = pad_id
-        self._settings = settings
-        self._named = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        self._optimiser = torch.optim.AdamW(
-            self._named.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay
-        )
-
-    def fit(
         self,
+        model: PeftModel,
+        family: Family,
+        pad_id: int,
+        settings: LoopSettings,
         examples: Sequence[Example],
         held_out: Sequence[Example],
-        *,
-        state: LoopState | None = None,
-        after_epoch: Callable[[LoopState], None] = lambda state: None,
-    ) -> LoopState:
-        """Train; the model ends as it was in its best epoch, the last one without `held_out`.
+        folder: Path,
+    ) -> None:
+        start_id = getattr(model.config, "decoder_start_token_id", None)
+        self.family = family
+        self.settings = settings
+        per_epoch = math.ceil(len(examples) / (settings.batch_size * settings.grad_accum))
+        self.num_planned = min(per_epoch * settings.epochs, settings.max_steps or math.inf)
+        super().__init__(
+            model=model,
+            args=_arguments(settings, folder, self.num_planned, validate=bool(held_out)),
+            train_dataset=examples,
+            eval_dataset=held_out or None,
+            data_collator=lambda batch: tensors_of(batch, family, pad_id, start_id),
+            compute_loss_func=self._answer_loss,
+            callbacks=[EarlyStoppingCallback(settings.patience)] if held_out else [],
+        )
+        self.remove_callback(ProgressCallback)
+        self.add_callback(_QuietProgress)
 
-        Args:
-            state: of an interrupted run with the same settings and data.
-            after_epoch: gets the state after each whole epoch, for saving.
+    def fit(self, *, resume: bool = False) -> Outcome:
+        """Train; the model ends as it was at its best validation, at the end without one.
 
         Raises:
-            TrainingError: the loss was not finite before one epoch was whole.
+            TrainingError: nothing to resume, or the loss was not finite before the first
+                checkpoint.
         """
-        settings = self._settings
-        if state is None:
-            state = LoopState(history=[{"epoch": 0, **self._held_out_row(held_out)}])
-        else:
-            self._restore(state)
-        per_epoch = math.ceil(len(examples) / (settings.batch_size * settings.grad_accum))
-        total = min(per_epoch * settings.epochs, settings.max_steps or math.inf)
-        started = time.perf_counter()
-        while state.epoch < settings.epochs and state.num_steps < total:
-            try:
-                loss = self._epoch(examples, state, total)
-            except _NotFinite as error:
-                self._not_finite(error, state)
-                break
-            state.epoch += 1
-            state.history.append(
-                {"epoch": state.epoch, "train_loss": loss, **self._held_out_row(held_out)}
+        folder = str(self.args.output_dir)
+        if resume and get_last_checkpoint(folder) is None:
+            raise TrainingError(
+                f"--resume: {folder} holds no unfinished run; start without --resume"
             )
-            self._keep(state)
-            after_epoch(state)
-            if state.epoch - state.best_epoch >= settings.patience and held_out:
-                self.stopped = f"no better validation loss in {settings.patience} epochs"
-                break
-        self.train_s = time.perf_counter() - started
-        self._load(state.tensors, "best.")
-        return state
+        if resume:  # the untrained base is in the history already
+            self.args.eval_on_start = False
+        started = time.perf_counter()
+        stopped = None
+        try:
+            self.train(resume_from_checkpoint=resume)
+        except _NotFinite as error:
+            stopped = self._last_good(error)
+        train_s = time.perf_counter() - started
+        num_steps = self.state.global_step
+        if stopped is None and num_steps < self.num_planned:
+            stopped = f"no better validation loss in {self.settings.patience} validations"
+        best = self.state.best_global_step if self.state.best_model_checkpoint else num_steps
+        history = [row for item in self.state.log_history if (row := _row(item))]
+        return Outcome(history, num_steps, best or 0, stopped, train_s)
 
-    def _held_out_row(self, held_out: Sequence[Example]) -> Row:
-        return {"validation_loss": self.loss_of(held_out)} if held_out else {}
-
-    def _not_finite(self, error: _NotFinite, state: LoopState) -> None:
-        if state.epoch == 0:
+    def _last_good(self, error: _NotFinite) -> str:
+        """Load the best checkpoint, or the last one without validation; says which."""
+        folder = self.state.best_model_checkpoint or get_last_checkpoint(str(self.args.output_dir))
+        if folder is None:
             raise TrainingError(
                 f"{error}: lower --learning_rate, or train in float32; nothing was saved"
             ) from None
-        self.stopped = f"{error}; epoch {state.best_epoch} is kept"
+        state = load_file(Path(folder) / "adapter_model.safetensors")
+        set_peft_model_state_dict(self.model, state)
+        return f"{error}; {Path(folder).name} is kept"
 
-    def _keep(self, state: LoopState) -> None:
-        """Record the epoch that has just ended, and whether it is the best so far."""
-        row = state.history[-1]
-        tqdm.write(", ".join(f"{name} {value:.4g}" for name, value in row.items()))
-        earlier = [r["validation_loss"] for r in state.history[1:-1] if "validation_loss" in r]
-        best = dict(self._take("best.", state.tensors))
-        if row.get("validation_loss", -math.inf) < min(earlier, default=math.inf) or not best:
-            state.best_epoch = state.epoch
-            best = {f"best.{n}": p.detach().clone() for n, p in self._named.items()}
-        state.tensors = {**best, **self._snapshot()}
-
-    @staticmethod
-    def _take(prefix: str, tensors: Tensors) -> Iterator[tuple[str, torch.Tensor]]:
-        return ((name, t) for name, t in tensors.items() if name.startswith(prefix))
-
-    def _snapshot(self) -> Tensors:
-        tensors = {"rng": torch.get_rng_state()}
-        if self._settings.device.startswith("cuda"):
-            tensors["cuda_rng"] = torch.cuda.get_rng_state()
-        for name, parameter in self._named.items():
-            tensors[f"now.{name}"] = parameter.detach().clone()
-            for moment in ("exp_avg", "exp_avg_sq"):
-                value = self._optimiser.state[parameter][moment]
-                tensors[f"{moment}.{name}"] = value.clone()
-        return tensors
-
-    def _restore(self, state: LoopState) -> None:
-        self._load(state.tensors, "now.")
-        for name, parameter in self._named.items():
-            self._optimiser.state[parameter] = {
-                "step": torch.tensor(float(state.num_steps)),
-                **{
-                    moment: state.tensors[f"{moment}.{name}"].to(parameter.device)
-                    for moment in ("exp_avg", "exp_avg_sq")
-                },
-            }
-        torch.set_rng_state(state.tensors["rng"].cpu())
-        if "cuda_rng" in state.tensors and self._settings.device.startswith("cuda"):
-            torch.cuda.set_rng_state(state.tensors["cuda_rng"].cpu())
-
-    @torch.no_grad()
-    def _load(self, tensors: Tensors, prefix: str) -> None:
-        for name, parameter in self._named.items():
-            parameter.copy_(tensors[prefix + name])
-
-    def _epoch(self, examples: Sequence[Example], state: LoopState, total: float) -> float:
-        """One epoch; its mean training loss for each answer token.
-
-        Raises:
-            _NotFinite: the loss of a step is NaN or infinite.
-        """
-        size = self._settings.grad_accum
-        self.model.train()
-        batches = list(self._batches(examples, state.epoch))
-        groups = [batches[i : i + size] for i in range(0, len(batches), size)]
-        sum_loss, num_tokens = 0.0, 0
-        for group in tqdm(groups, f"epoch {state.epoch + 1}", unit="step"):
-            if state.num_steps >= total:
-                break
-            for options in self._optimiser.param_groups:
-                options["lr"] = self._settings.learning_rate * self._slope(state.num_steps, total)
-            sum_loss += self._step(group, state.num_steps)
-            num_tokens += sum(len(example.answer) for batch in group for example in batch)
-            state.num_steps += 1
-        return sum_loss / max(1, num_tokens)
-
-    def _slope(self, step: int, total: float) -> float:
-        """Share of the learning rate: linear warm-up, then linear decay to 0."""
-        warmup = max(1, round(self._settings.warmup * total))
-        return min((step + 1) / warmup, (total - step) / max(1, total - warmup))
-
-    def _step(self, group: list[list[Example]], step: int) -> float:
-        """One optimiser step over a group of batches; their summed loss."""
-        num_tokens = sum(len(example.answer) for batch in group for example in batch)
-        sum_loss = 0.0
-        for batch in group:
-            loss = self._sum_loss(batch)
-            if not torch.isfinite(loss):
-                raise _NotFinite(f"the loss is not finite ({loss.item()}) at step {step}")
-            torch.autograd.backward(loss / num_tokens)
-            sum_loss += loss.item()
-        torch.nn.utils.clip_grad_norm_(self._named.values(), self._settings.clip)
-        self._optimiser.step()
-        self._optimiser.zero_grad(set_to_none=True)
-        return sum_loss
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Mean loss for each held-out answer token; Trainer's own is a mean of batch means."""
+        metrics = {"eval_loss": self.loss_of(self.eval_dataset)}
+        self.log(metrics)
+        self.control: TrainerControl = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        return metrics
 
     @torch.no_grad()
     def loss_of(self, examples: Sequence[Example]) -> float:
         """Mean loss for each answer token of one example or more."""
         self.model.eval()
         ordered = sorted(examples, key=len)
-        size = self._settings.batch_size
-        batches = [ordered[i : i + size] for i in range(0, len(ordered), size)]
-        total = sum(self._sum_loss(batch).item() for batch in batches)
-        return total / sum(len(example.answer) for example in examples)
+        size = self.settings.batch_size
+        total, num_tokens = 0.0, 0
+        for start in range(0, len(ordered), size):
+            batch = self._prepare_inputs(self.data_collator(ordered[start : start + size]))
+            labels = batch.pop("labels")
+            with self.compute_loss_context_manager():
+                outputs = self.model(**batch)
+            total += self._sum_loss(outputs, labels).item()
+            num_tokens += int((labels != IGNORED).sum())
+        return total / num_tokens
 
-    def _batches(self, examples: Sequence[Example], epoch: int) -> Iterator[list[Example]]:
-        """Shuffled batches of similar lengths: buckets of 16 batches are sorted by length."""
-        shuffle = random.Random(f"{self._settings.seed}/{epoch}").shuffle
-        order = list(range(len(examples)))
-        shuffle(order)
-        size = self._settings.batch_size
-        batches = []
-        for start in range(0, len(order), 16 * size):
-            bucket = sorted(order[start : start + 16 * size], key=lambda i: len(examples[i]))
-            batches += [bucket[i : i + size] for i in range(0, len(bucket), size)]
-        shuffle(batches)
-        for batch in batches:
-            yield [examples[i] for i in batch]
+    def _answer_loss(
+        self, outputs: Any, labels: torch.Tensor, num_items_in_batch: Any
+    ) -> torch.Tensor:
+        """Summed cross-entropy over the answer tokens of all batches of one optimiser step.
 
-    def _sum_loss(self, batch: list[Example]) -> torch.Tensor:
-        """Summed cross-entropy over the answers' tokens of a batch (scalar, float32)."""
-        inputs: dict[str, Any] = self._tensors(batch)
-        labels = inputs.pop("labels")
-        logits = self.model(**inputs).logits.float()
-        if self._family == "causal":
+        Raises:
+            _NotFinite: it is NaN or infinite; nothing has been updated with it.
+        """
+        loss = self._sum_loss(outputs, labels) / num_items_in_batch
+        if not torch.isfinite(loss):
+            raise _NotFinite(
+                f"the loss is not finite ({loss.item()}) at step {self.state.global_step}"
+            )
+        return loss
+
+    def _sum_loss(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = outputs["logits"].float()
+        if self.family == "causal":
             logits, labels = logits[:, :-1], labels[:, 1:]
-        return torch.nn.functional.cross_entropy(
+        loss: torch.Tensor = torch.nn.functional.cross_entropy(
             logits.reshape(-1, logits.shape[-1]),
             labels.reshape(-1),
             ignore_index=IGNORED,
             reduction="sum",
         )
+        return loss
 
-    def _tensors(self, batch: list[Example]) -> Tensors:
-        """Ids, mask and labels, each (B, T); T5 has the answer in labels of its own (B, U)."""
-        if self._family == "causal":
-            ids = self._padded([e.prompt + e.answer for e in batch], self._pad_id)
-            labels = self._padded([[IGNORED] * len(e.prompt) + e.answer for e in batch], IGNORED)
-            mask = self._padded([[1] * len(e) for e in batch], 0)
-            return {"input_ids": ids, "attention_mask": mask, "labels": labels}
-        answers = [e.answer for e in batch]
-        start_id = self.model.config.decoder_start_token_id
-        decoder_ids = [[start_id, *answer[:-1]] for answer in answers]
-        return {
-            "input_ids": self._padded([e.prompt for e in batch], self._pad_id),
-            "attention_mask": self._padded([[1] * len(e.prompt) for e in batch], 0),
-            "decoder_input_ids": self._padded(decoder_ids, self._pad_id),
-            "labels": self._padded(answers, IGNORED),
-        }
+    def _get_train_sampler(self, train_dataset: Any = None) -> SimilarLengths:
+        return SimilarLengths(self.train_dataset, self.settings.batch_size, self.settings.seed)
 
-    def _padded(self, rows: list[list[int]], value: int) -> torch.Tensor:
-        """Rows padded on the right to the longest, (B, T), int64, on the device."""
-        length = max(len(row) for row in rows)
-        padded = [row + [value] * (length - len(row)) for row in rows]
-        return torch.tensor(padded, device=self._settings.device)
+
+class _QuietProgress(ProgressCallback):
+    """Bars on stderr; one line a validation instead of one a logged step."""
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: Mapping[str, float], **_: Any
+    ) -> None:
+        if "eval_loss" in logs and state.is_world_process_zero:
+            tqdm.write(f"step {state.global_step}: validation loss {logs['eval_loss']:.4f}")
+
+
+def _arguments(
+    settings: LoopSettings, folder: Path, num_steps: float, *, validate: bool
+) -> TrainingArguments:
+    when = {"strategy": "steps" if settings.eval_steps else "epoch", "steps": settings.eval_steps}
+    return TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=settings.epochs,
+        max_steps=settings.max_steps or -1,
+        per_device_train_batch_size=settings.batch_size,
+        gradient_accumulation_steps=settings.grad_accum,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="linear",
+        warmup_steps=round(settings.warmup * num_steps),
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.clip,
+        optim=settings.optimiser,
+        bf16=settings.dtype == "bfloat16",
+        fp16=settings.dtype == "float16",
+        gradient_checkpointing=settings.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        eval_strategy=when["strategy"] if validate else "no",
+        eval_steps=when["steps"],
+        eval_on_start=validate,
+        save_strategy=when["strategy"],
+        save_steps=when["steps"] or 1,
+        save_total_limit=2,
+        load_best_model_at_end=validate,
+        metric_for_best_model="eval_loss" if validate else None,
+        greater_is_better=False if validate else None,
+        restore_callback_states_from_checkpoint=True,  # how long patience has lasted already
+        logging_steps=LOG_STEPS,
+        logging_first_step=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        report_to="none",
+        seed=settings.seed,
+        use_cpu=settings.device == "cpu",
+    )
+
+
+def _row(item: Mapping[str, float]) -> Row | None:
+    """One row of the history from one of Trainer's log, None for its closing summary."""
+    where = {"step": item["step"], "epoch": round(item.get("epoch", 0.0), 4)}
+    if "eval_loss" in item:
+        return {**where, "validation_loss": item["eval_loss"]}
+    return {**where, "train_loss": item["loss"]} if "loss" in item else None

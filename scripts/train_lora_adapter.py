@@ -3,12 +3,14 @@
     python -m scripts.train_lora_adapter --data DATA_FOLDER --specialty dermatology \\
         --out adapters/weights/dermatology
 
-The data folder holds `<specialty>.jsonl` with `input`, `output`, `split` on each line. The loss is
-taken on the answer's tokens only, in the serving prompt format. The epoch with the lowest
-validation loss is kept. The last line of stdout is one JSON object.
+The data folder holds `<specialty>.jsonl` with `input`, `output`, `split` on each line (as
+scripts/prepare_medical_dataset.py writes it). Several specialties make one adapter for all of them,
+which `--init_adapter` can start others from. The loss is taken on the answer's tokens only, in the
+serving prompt format; the weights with the lowest validation loss are kept. On a machine with
+several GPUs choose one with CUDA_VISIBLE_DEVICES. The last line of stdout is one JSON object.
 
-Exit codes: 0 done, 2 refused or failed (nothing saved), 3 the loss stopped being finite (the best
-epoch before that is saved).
+Exit codes: 0 done, 2 refused or failed (the last checkpoint stays for --resume), 3 the loss stopped
+being finite (the best weights before that are saved), 130 interrupted (go on with --resume).
 """
 
 import argparse
@@ -23,21 +25,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import AutoTokenizer
 
-from adapters.base_models import BaseModelError, Family, resolve_base_model
+from adapters.base_models import BaseModelError, resolve_base_model
 from adapters.catalog import BaseModelEntry, CatalogError, load_catalog
 from adapters.prompting import encode_example
 from scripts.adapter_card import write_adapter
-from scripts.lora_training import Example, LoopSettings, LoopState, LoraTrainer, TrainingError
-from scripts.training_checkpoint import load_checkpoint, save_checkpoint
+from scripts.lora_model import LoraSettings, build
+from scripts.lora_training import LoopSettings, LoraTrainer, Outcome, TrainingError
+from scripts.training_batches import Example
+from scripts.training_checkpoint import check_arguments, keep_arguments
 from scripts.training_data import DataError, DataSet, Pair, load_pairs
 
 CATALOG_DIR = Path(__file__).resolve().parent.parent / "adapters"
-DEFAULT_TARGETS: dict[Family, list[str]] = {"causal": ["q_proj", "v_proj"], "seq2seq": ["q", "v"]}
 CHECKPOINT = "unfinished"  # folder below --out, removed when the run ends
-_LOOP = tuple(setting.name for setting in dataclasses.fields(LoopSettings))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,6 +48,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (BaseModelError, CatalogError, DataError, TrainingError) as error:
         print(f"train_lora_adapter: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # a full disk, most of all
+        print(
+            f"train_lora_adapter: {error}: make room or mend that, then run the same command with "
+            "--resume: the last checkpoint is whole",
+            file=sys.stderr,
+        )
+        return 2
+    except KeyboardInterrupt:
+        print(
+            "train_lora_adapter: interrupted; the same command with --resume goes on from the "
+            "last checkpoint",
+            file=sys.stderr,
+        )
+        return 130
     print(json.dumps(report))
     if "not finite" in (report["stopped"] or ""):
         print(f"train_lora_adapter: {report['stopped']}", file=sys.stderr)
@@ -62,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--data", type=Path, required=True, help="folder with <specialty>.jsonl, or one file")
-    add("--specialty", required=True)
+    add("--specialty", required=True, nargs="+", help="one, or several for one adapter")
     add("--out", type=Path, required=True, help="folder of the adapter")
     add("--base_model", default="smollm2-135m-instruct", help="directory, built-in name or hub id")
     add("--base_model_name", help="name in the catalogue, when --base_model is a directory")
@@ -73,18 +88,26 @@ def _parser() -> argparse.ArgumentParser:
     add("--warmup", type=float, default=0.06, help="share of the steps")
     add("--weight_decay", type=float, default=0.0)
     add("--clip", type=float, default=1.0, help="norm of the gradient at most")
-    add("--patience", type=_positive, default=2, help="epochs without a better validation loss")
+    add("--patience", type=_positive, default=2, help="validations without a better loss")
     add("--rank", type=_positive, default=8)
     add("--alpha", type=_positive, default=32)
     add("--dropout", type=float, default=0.1)
+    add("--rslora", action="store_true", help="scale alpha / sqrt(rank) instead of alpha / rank")
     add("--target_modules", nargs="+", help="default: q v for T5, q_proj v_proj for Llama-style")
+    add("--layers", nargs="+", type=int, help="layers with an adapter; default: all")
+    add("--init_adapter", type=Path, help="start from this adapter's weights")
     add("--max_prompt_tokens", type=_positive, default=128, help="a longer prompt is refused")
     add("--max_answer_tokens", type=_positive, default=384, help="a longer answer is cut")
     add("--skip_note", action="append", default=[], help="leave out training pairs with this note")
     add("--max_steps", type=_positive, help="stop after this many optimiser steps")
+    add("--eval_steps", type=_positive, help="validate and checkpoint each N steps, not each epoch")
     add("--seed", type=int, default=0)
-    add("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the base's weights")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="base's")
+    add("--quantization", choices=["none", "int8", "nf4"], default="none", help="of the base")
+    add("--gradient_checkpointing", action="store_true", help="less memory, more time")
+    add("--optimiser", choices=["adamw_torch", "adamw_8bit"], default="adamw_torch")
+    default_device = "cuda" if torch.cuda.is_available() else "cpu"
+    add("--device", choices=["cpu", "cuda"], default=default_device)
     add("--resume", action="store_true", help="go on with an interrupted run of this --out")
     return parser
 
@@ -99,38 +122,72 @@ def train(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
     """Everything from data to a saved adapter; returns the report.
 
     Raises:
-        BaseModelError, CatalogError, DataError, TrainingError: nothing was saved.
+        BaseModelError, CatalogError, DataError, TrainingError, OSError: nothing was published.
     """
     torch.manual_seed(args.seed)
-    data = load_pairs(args.data, args.specialty, keep=lambda pair: pair.note not in args.skip_note)
+    data = _data(args)
     resolved = resolve_base_model(args.base_model)
     base_name = args.base_model_name or args.base_model
     entry = load_catalog(CATALOG_DIR).base_model(base_name, family=resolved.family)
     tokenizer = AutoTokenizer.from_pretrained(resolved.path)
     examples = [_example(pair, tokenizer, entry, args) for pair in data.train]
     held_out = [_example(pair, tokenizer, entry, args) for pair in data.validation]
+    checkpoint = args.out / CHECKPOINT
+    _prepare_checkpoint(checkpoint, args, data)
+    used_before = _device_used_mib(args.device)
+    model = build(
+        resolved.path,
+        resolved.family,
+        LoraSettings(**_named(args, LoraSettings)),
+        dtype=args.dtype,
+        quantization=args.quantization,
+        device=args.device,
+        gradient_checkpointing=args.gradient_checkpointing,
+    )
+    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    settings = LoopSettings(**_named(args, LoopSettings))
+    trainer = LoraTrainer(model, resolved.family, pad_id, settings, examples, held_out, checkpoint)
+    done = trainer.fit(resume=args.resume)
+    report = _report(args, base_name, data, done)
+    report |= _memory(args.device, used_before)
+    trained, total = model.get_nb_trainable_parameters()
+    report |= {"num_trained_parameters": trained, "num_parameters": total}
+    report["num_answers_cut"] = sum(tokenizer.eos_token_id != e.answer[-1] for e in examples)
+    write_adapter(args.out, model, report, done.history, _command(argv), data)
+    shutil.rmtree(checkpoint, ignore_errors=True)
+    return report
+
+
+def _named(args: argparse.Namespace, settings: Any) -> dict[str, Any]:
+    """The arguments that are fields of the dataclass `settings`."""
+    return {field.name: getattr(args, field.name) for field in dataclasses.fields(settings)}
+
+
+def _data(args: argparse.Namespace) -> DataSet:
+    """The pairs of every named specialty."""
+    parts = [
+        load_pairs(args.data, name, keep=lambda pair: pair.note not in args.skip_note)
+        for name in args.specialty
+    ]
+    return DataSet(
+        train=tuple(pair for part in parts for pair in part.train),
+        validation=tuple(pair for part in parts for pair in part.validation),
+        files={name: digest for part in parts for name, digest in part.files.items()},
+    )
+
+
+def _prepare_checkpoint(folder: Path, args: argparse.Namespace, data: DataSet) -> None:
+    """Compare with the unfinished run on --resume; else start with an empty folder."""
     arguments = {
         key: str(value) if isinstance(value, Path) else value
         for key, value in vars(args).items()
         if key not in ("resume", "data", "out")
     } | {"data": data.files}
-    checkpoint = args.out / CHECKPOINT
-    state = load_checkpoint(checkpoint, arguments) if args.resume else None
-    model = _model(resolved.path, resolved.family, args)
-    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-    settings = LoopSettings(**{name: getattr(args, name) for name in _LOOP})
-    trainer = LoraTrainer(model, resolved.family, pad_id, settings)
-    done = trainer.fit(
-        examples,
-        held_out,
-        state=state,
-        after_epoch=lambda state: save_checkpoint(checkpoint, state, arguments),
-    )
-    report = _report(args, base_name, data, trainer, done)
-    report["num_answers_cut"] = sum(tokenizer.eos_token_id != e.answer[-1] for e in examples)
-    write_adapter(args.out, model, report, done.history, _command(argv), data)
-    shutil.rmtree(checkpoint, ignore_errors=True)
-    return report
+    if args.resume:
+        check_arguments(folder, arguments)
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+        keep_arguments(folder, arguments)
 
 
 def _example(
@@ -151,64 +208,49 @@ def _example(
     return Example(prompt, answer[: args.max_answer_tokens])
 
 
-def _model(path: Path, family: Family, args: argparse.Namespace) -> PeftModel:
-    model_class = AutoModelForCausalLM if family == "causal" else AutoModelForSeq2SeqLM
-    dtype = getattr(torch, args.dtype)
-    base = model_class.from_pretrained(path, dtype=dtype, use_safetensors=True).to(args.device)
-    targets = args.target_modules or DEFAULT_TARGETS[family]
-    linear = {
-        name.rpartition(".")[2]
-        for name, module in base.named_modules()
-        if isinstance(module, torch.nn.Linear)
-    }
-    missing = [t for t in targets if t != "all-linear" and t not in linear]
-    if missing:
-        raise TrainingError(
-            f"--target_modules {' '.join(missing)}: the base model has no such linear layer; "
-            f"it has {', '.join(sorted(linear))}, or use all-linear"
-        )
-    config = LoraConfig(
-        r=args.rank,
-        lora_alpha=args.alpha,
-        lora_dropout=args.dropout,
-        target_modules="all-linear" if targets == ["all-linear"] else targets,
-        task_type="CAUSAL_LM" if family == "causal" else "SEQ_2_SEQ_LM",
-    )
-    model = get_peft_model(base, config)
-    model.print_trainable_parameters()
-    return model
-
-
 def _report(
-    args: argparse.Namespace,
-    base_name: str,
-    data: DataSet,
-    trainer: LoraTrainer,
-    state: LoopState,
+    args: argparse.Namespace, base_name: str, data: DataSet, done: Outcome
 ) -> dict[str, Any]:
     """What goes into the model card and onto the last line of stdout."""
-    on_gpu = args.device.startswith("cuda")
-    if on_gpu:
-        peak = torch.cuda.max_memory_allocated() / 2**20
-    else:  # kibibytes on Linux
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-    losses = [row.get("validation_loss") for row in state.history]
+    losses = done.validation_losses
     return {
-        "specialty": args.specialty,
+        "specialty": "+".join(args.specialty),
         "base_model": base_name,
         "num_train": len(data.train),
         "num_validation": len(data.validation),
-        "num_steps": state.num_steps,
-        "best_epoch": state.best_epoch,
-        "stopped": trainer.stopped,
-        "validation_loss_base": _rounded(losses[0]),
-        "validation_loss": _rounded(losses[state.best_epoch]),
-        "train_s": round(trainer.train_s, 1),
-        "peak_memory_mib": round(peak),
-        "device": torch.cuda.get_device_name() if on_gpu else "cpu",
+        "num_steps": done.num_steps,
+        "best_step": done.best_step,
+        "stopped": done.stopped,
+        "validation_loss_base": _rounded(losses.get(0)),
+        "validation_loss": _rounded(losses.get(done.best_step)),
+        "train_s": round(done.train_s, 1),
+        "device": torch.cuda.get_device_name() if args.device == "cuda" else "cpu",
+        "dtype": args.dtype,
+        "quantization": args.quantization,
         "rank": args.rank,
         "alpha": args.alpha,
         "seed": args.seed,
+    }
+
+
+def _device_used_mib(device: str) -> float:
+    """Memory in use on the whole GPU, by every process; 0 on the CPU."""
+    if device == "cpu":
+        return 0.0
+    free, total = torch.cuda.mem_get_info()
+    return (total - free) / 2**20
+
+
+def _memory(device: str, used_before: float) -> dict[str, int]:
+    """Peak memory in MiB: of the process on the CPU; on a GPU PyTorch's tensors, what PyTorch
+    took from the driver, and what the GPU's use rose by since before the model was loaded (that
+    last one counts other processes' changes too)."""
+    if device == "cpu":  # kibibytes on Linux
+        return {"peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 2**10}
+    return {
+        "peak_memory_mib": round(torch.cuda.max_memory_allocated() / 2**20),
+        "peak_reserved_mib": round(torch.cuda.max_memory_reserved() / 2**20),
+        "device_rise_mib": round(_device_used_mib(device) - used_before),
     }
 
 

@@ -1,5 +1,6 @@
 """Training on tiny models: it learns, keeps the best epoch, goes on, and refuses clearly."""
 
+import errno
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
@@ -16,7 +17,9 @@ from adapters.catalog import AdapterEntry
 from adapters.prompting import encode_example
 from adapters.validation import check_adapter
 from scripts import train_lora_adapter
-from scripts.lora_training import LoraTrainer
+from scripts.lora_model import LoraSettings, build
+from scripts.lora_training import LoopSettings, LoraTrainer
+from scripts.training_batches import Example, SimilarLengths
 from tests.tiny_models import load_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -122,7 +125,9 @@ def test_folder_has_a_card_a_history_and_no_machine_path(
     }
     assert not (out / train_lora_adapter.CHECKPOINT).exists()
     rows = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
-    assert [row["epoch"] for row in rows] == [0, 1, 2]
+    assert [row["epoch"] for row in rows if "validation_loss" in row] == [0, 1, 2]
+    assert any("train_loss" in row for row in rows)
+    assert (out / "loss.png").read_bytes().startswith(b"\x89PNG")
     card = (out / "README.md").read_text()
     digest = sha256_of(data / "dermatology.jsonl")
     for part in ("not medical advice", "CC BY 4.0", digest, "--epochs 2", "Commit `"):
@@ -134,26 +139,88 @@ def test_folder_has_a_card_a_history_and_no_machine_path(
     assert PAIRS[0][1] not in card, "no text of the data"
 
 
-def test_loss_is_on_the_answer_only(tiny_llama_dir: Path) -> None:
-    """By hand for one example, with padding beside a longer one."""
-    tokenizer = AutoTokenizer.from_pretrained(tiny_llama_dir)
-    encoded = [encode_example("chat", *p, tokenizer=tokenizer, system_line="") for p in PAIRS]
-    args = train_lora_adapter._parser().parse_args(
-        arguments(tiny_llama_dir, Path(), Path(), "--batch_size", "4")
+def trainer_of(base: Path, family: Any, out: Path, *more: str) -> tuple[LoraTrainer, list[Example]]:
+    """A trainer on the four pairs, without the command around it."""
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    style: Any = "chat" if family == "causal" else "plain"
+    examples = [
+        Example(*encode_example(style, *p, tokenizer=tokenizer, system_line="")) for p in PAIRS
+    ]
+    args = train_lora_adapter._parser().parse_args(arguments(base, Path(), out, *more))
+    model = build(
+        base,
+        family,
+        LoraSettings(**train_lora_adapter._named(args, LoraSettings)),
+        dtype=args.dtype,
+        quantization=args.quantization,
+        device="cpu",
+        gradient_checkpointing=args.gradient_checkpointing,
     )
-    model = train_lora_adapter._model(tiny_llama_dir, "causal", args)
-    names = train_lora_adapter._LOOP
-    settings = train_lora_adapter.LoopSettings(**{n: getattr(args, n) for n in names})
-    trainer = LoraTrainer(model, "causal", tokenizer.pad_token_id, settings)
-    total, num_tokens = 0.0, 0
-    with torch.inference_mode():
-        for prompt, answer in encoded:
-            logits = model(input_ids=torch.tensor([prompt + answer])).logits[0]
-            picked = logits.log_softmax(-1)[len(prompt) - 1 : -1]
-            total -= sum(picked[i, id_].item() for i, id_ in enumerate(answer))
-            num_tokens += len(answer)
-    examples = [train_lora_adapter.Example(*pair) for pair in encoded]
-    assert trainer.loss_of(examples) == pytest.approx(total / num_tokens, rel=1e-4)
+    settings = LoopSettings(**train_lora_adapter._named(args, LoopSettings))
+    pad_id = tokenizer.pad_token_id
+    return LoraTrainer(model, family, pad_id, settings, examples, examples, out), examples
+
+
+def loss_by_hand(trainer: LoraTrainer, examples: Sequence[Example], family: str) -> float:
+    """Each example alone, so without padding; mean over the answers' tokens."""
+    model, total = trainer.model.eval(), 0.0
+    for example in examples:
+        if family == "causal":
+            ids = torch.tensor([example.prompt + example.answer])
+            with torch.no_grad():
+                logits = model(input_ids=ids).logits[0, len(example.prompt) - 1 : -1]
+        else:
+            before = [model.config.decoder_start_token_id, *example.answer[:-1]]
+            with torch.no_grad():
+                logits = model(
+                    input_ids=torch.tensor([example.prompt]),
+                    decoder_input_ids=torch.tensor([before]),
+                ).logits[0]
+        picked = logits.log_softmax(-1)
+        total -= sum(picked[i, id_].item() for i, id_ in enumerate(example.answer))
+    return total / sum(len(example.answer) for example in examples)
+
+
+@pytest.mark.parametrize(
+    ("family", "folder"), [("causal", "tiny_llama_dir"), ("seq2seq", "tiny_flan_t5_dir")]
+)
+def test_loss_is_on_the_answer_only(
+    family: str, folder: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """With padding beside a longer example, it equals the loss of each example alone."""
+    base = request.getfixturevalue(folder)
+    trainer, examples = trainer_of(base, family, tmp_path, "--batch_size", "4")
+    by_hand = loss_by_hand(trainer, examples, family)
+    assert trainer.loss_of(examples) == pytest.approx(by_hand, rel=1e-4)
+
+
+def test_first_training_loss_counts_every_answer_token_once(
+    tiny_llama_dir: Path, tmp_path: Path
+) -> None:
+    """Two batches of one optimiser step, without dropout: the untrained loss of all four."""
+    more = ["--batch_size", "2", "--grad_accum", "2", "--dropout", "0", "--epochs", "1"]
+    trainer, examples = trainer_of(tiny_llama_dir, "causal", tmp_path, *more)
+    by_hand = loss_by_hand(trainer, examples, "causal")
+    history = trainer.fit().history
+    assert history[0]["validation_loss"] == pytest.approx(by_hand, rel=1e-4)
+    first = next(row["train_loss"] for row in history if "train_loss" in row)
+    assert first == pytest.approx(by_hand, rel=1e-3)  # Trainer logs five digits
+
+
+def test_batches_hold_similar_lengths_and_each_example_once() -> None:
+    lengths = [3, 50, 4, 52, 5, 51, 49, 6]
+    examples = [Example([1], [1] * (n - 1)) for n in lengths]
+    sampler = SimilarLengths(examples, 2, 0)
+    orders = []
+    for epoch in range(4):
+        sampler.set_epoch(epoch)
+        orders.append(list(sampler))
+        assert sorted(orders[-1]) == list(range(8))
+        pairs = [orders[-1][i : i + 2] for i in range(0, 8, 2)]
+        assert all(abs(lengths[a] - lengths[b]) < 5 for a, b in pairs)
+    assert len({tuple(order) for order in orders}) > 1
+    sampler.set_epoch(0)
+    assert list(sampler) == orders[0]
 
 
 def test_best_epoch_is_kept_and_training_stops_early(
@@ -163,50 +230,115 @@ def test_best_epoch_is_kept_and_training_stops_early(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    losses = iter([9.0, 3.0, 2.0, 4.0, 5.0, 1.0])  # the base, then each epoch
+    losses = iter([9.0, 3.0, 2.0, 4.0, 5.0, 1.0])  # the base, then each epoch of two steps
     snapshots: list[dict[str, torch.Tensor]] = []
 
     def loss_of(self: LoraTrainer, examples: Any) -> float:
-        snapshots.append({n: p.detach().clone() for n, p in self._named.items()})
+        snapshots.append(dict(get_peft_model_state_dict(self.model)))
+        snapshots[-1] = {name: tensor.clone() for name, tensor in snapshots[-1].items()}
         return next(losses)
 
     monkeypatch.setattr(LoraTrainer, "loss_of", loss_of)
     run(tiny_llama_dir, data, tmp_path / "out", "--epochs", "9")
     report = report_of(capsys)
-    assert (report["best_epoch"], report["validation_loss"]) == (2, 2.0)
-    assert report["stopped"] == "no better validation loss in 2 epochs"
+    assert (report["best_step"], report["validation_loss"]) == (4, 2.0)
+    assert report["stopped"] == "no better validation loss in 2 validations"
     saved = load_file(tmp_path / "out" / "adapter_model.safetensors")
-    kept = {name.replace(".default", ""): tensor for name, tensor in snapshots[2].items()}
-    assert saved.keys() == kept.keys()
-    assert all(torch.equal(saved[n], kept[n].to(torch.bfloat16)) for n in saved)
+    assert saved.keys() == snapshots[2].keys()
+    assert all(torch.equal(saved[n], snapshots[2][n].to(torch.bfloat16)) for n in saved)
 
 
+@pytest.mark.parametrize("more", [[], ["--eval_steps", "3"]], ids=["by epoch", "mid-epoch"])
 def test_interrupted_run_goes_on_to_the_same_weights(
+    more: list[str],
     tiny_llama_dir: Path,
     data: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """Interrupted in the middle of its third epoch (four steps each), after a checkpoint."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    run(tiny_llama_dir, data, whole, "--epochs", "3")
-    epoch = LoraTrainer._epoch
+    more = [*more, "--epochs", "4", "--batch_size", "1", "--patience", "9"]
+    run(tiny_llama_dir, data, whole, *more)
+    step = LoraTrainer.training_step
 
-    def interrupted(self: LoraTrainer, examples: Any, state: Any, total: float) -> float:
-        if state.epoch == 1:
+    def interrupted(self: LoraTrainer, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if self.state.global_step == 10:
             raise KeyboardInterrupt
-        return epoch(self, examples, state, total)
+        return step(self, *args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(LoraTrainer, "_epoch", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            run(tiny_llama_dir, data, parts, "--epochs", "3")
+        patch.setattr(LoraTrainer, "training_step", interrupted)
+        assert run(tiny_llama_dir, data, parts, *more) == 130
+    assert "--resume" in capsys.readouterr().err
     assert not (parts / "adapter_model.safetensors").exists()
-    assert run(tiny_llama_dir, data, parts, "--epochs", "3", "--rank", "4", "--resume") == 2
+    assert run(tiny_llama_dir, data, parts, *more, "--rank", "4", "--resume") == 2
     assert "rank was 8, now 4" in capsys.readouterr().err
-    assert run(tiny_llama_dir, data, parts, "--epochs", "3", "--resume") == 0
+    assert run(tiny_llama_dir, data, parts, *more, "--resume") == 0
     files = [folder / "adapter_model.safetensors" for folder in (whole, parts)]
     assert sha256_of(files[0]) == sha256_of(files[1])
+    assert validation_rows(whole) == validation_rows(parts)
+
+
+def validation_rows(folder: Path) -> list[dict[str, float]]:
+    """Training losses are means since the last one was logged, a window that a restart moves."""
+    rows = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    return [row for row in rows if "validation_loss" in row]
+
+
+def test_full_disk_keeps_the_last_checkpoint(
+    tiny_llama_dir: Path,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(train_lora_adapter, "write_adapter", full)
+        assert run(tiny_llama_dir, data, out, "--epochs", "1") == 2
+    assert "No space left" in (error := capsys.readouterr().err)
+    assert "--resume" in error
+    assert run(tiny_llama_dir, data, out, "--epochs", "1", "--resume") == 0
+    assert (out / "adapter_model.safetensors").exists()
+
+
+def test_an_adapter_for_several_specialties_starts_another(
+    tiny_llama_dir: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = [json.dumps(item("What is angina?", "Chest pain."))]
+    (data / "cardiology.jsonl").write_text("\n".join(more) + "\n")
+    both = ["--specialty", "dermatology", "cardiology"]
+    assert run(tiny_llama_dir, data, tmp_path / "joint", "--epochs", "4", *both) == 0
+    joint = report_of(capsys)
+    assert (joint["num_train"], joint["specialty"]) == (5, "dermatology+cardiology")
+    start = ["--init_adapter", str(tmp_path / "joint"), "--epochs", "1"]
+    assert run(tiny_llama_dir, data, tmp_path / "own", *start) == 0
+    assert report_of(capsys)["validation_loss_base"] == pytest.approx(
+        joint["validation_loss"], rel=0.01
+    ), "its first loss is the joint adapter's, in bfloat16"
+    assert run(tiny_llama_dir, data, tmp_path / "own", *start, "--rank", "4") == 2
+    assert "size mismatch" in capsys.readouterr().err
+    other = ["--target_modules", "o_proj"]
+    assert run(tiny_llama_dir, data, tmp_path / "own", *start, *other) == 2
+    assert "have no place" in capsys.readouterr().err
+
+
+def test_gradient_checkpointing_changes_nothing(
+    tiny_llama_dir: Path, data: Path, tmp_path: Path
+) -> None:
+    for name, more in (("plain", []), ("checkpointed", ["--gradient_checkpointing"])):
+        run(tiny_llama_dir, data, tmp_path / name, "--epochs", "2", "--dropout", "0", *more)
+    a, b = (
+        load_file(tmp_path / name / "adapter_model.safetensors")
+        for name in ("plain", "checkpointed")
+    )
+    assert all(torch.allclose(a[n], b[n], atol=1e-2) for n in a)
+    assert any(a[n].abs().max() > 0 for n in a if "lora_B" in n)
 
 
 def test_nothing_to_resume(
@@ -226,15 +358,15 @@ def test_loss_that_is_not_finite(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """In the first epoch nothing is saved; later the best epoch is. Two steps make an epoch."""
-    step = LoraTrainer._step
+    step = LoraTrainer.training_step
 
-    def poisoned(self: LoraTrainer, group: Any, number: int) -> float:
-        if number == bad_step:
+    def poisoned(self: LoraTrainer, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if self.state.global_step == bad_step:
             with torch.no_grad():
-                next(iter(self._named.values())).fill_(torch.nan)
-        return step(self, group, number)
+                next(p for p in self.model.parameters() if p.requires_grad).fill_(torch.nan)
+        return step(self, *args, **kwargs)
 
-    monkeypatch.setattr(LoraTrainer, "_step", poisoned)
+    monkeypatch.setattr(LoraTrainer, "training_step", poisoned)
     code = run(tiny_llama_dir, data, tmp_path / "out", "--epochs", "5")
     captured = capsys.readouterr()
     assert f"not finite (nan) at step {bad_step}" in captured.err
@@ -243,7 +375,7 @@ def test_loss_that_is_not_finite(
         assert (code, saved.exists()) == (2, False)
     else:
         assert code == 3
-        assert json.loads(captured.out.splitlines()[-1])["best_epoch"] == 3
+        assert json.loads(captured.out.splitlines()[-1])["best_step"] == 6
         assert all(tensor.isfinite().all() for tensor in load_file(saved).values())
 
 
@@ -253,7 +385,7 @@ def test_without_validation_the_last_epoch_is_kept(
     data = write_lines(tmp_path / "data", [json.dumps(item(q, a)) for q, a in PAIRS])
     assert run(tiny_llama_dir, data, tmp_path / "out", "--epochs", "4") == 0
     report = report_of(capsys)
-    assert (report["best_epoch"], report["validation_loss"]) == (4, None)
+    assert (report["best_step"], report["validation_loss"]) == (8, None)
 
 
 def test_steps_notes_and_cut_answers(
@@ -299,6 +431,9 @@ def test_bad_data_is_refused_by_line(
         (["--target_modules", "q", "o_proj"], ["--target_modules q:", "q_proj", "all-linear"]),
         (["--max_prompt_tokens", "5"], ["above --max_prompt_tokens 5"]),
         (["--base_model", "nothing"], ["'nothing'", "org/name"]),
+        (["--quantization", "nf4"], ["--quantization nf4 needs a GPU"]),
+        (["--dtype", "float16"], ["--dtype float16 needs a GPU"]),
+        (["--init_adapter", "/nowhere"], ["--init_adapter", "no such file"]),
     ],
 )
 def test_bad_arguments_say_what_there_is(

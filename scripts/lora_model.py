@@ -1,0 +1,137 @@
+"""A base model with a fresh LoRA adapter on it, quantised on request."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from peft import (
+    LoraConfig,
+    PeftModel,
+    get_peft_model,
+    prepare_model_for_kbit_training,
+    set_peft_model_state_dict,
+)
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, BitsAndBytesConfig
+
+from adapters.base_models import Family
+from scripts.lora_training import TrainingError
+
+DEFAULT_TARGETS: dict[Family, list[str]] = {"causal": ["q_proj", "v_proj"], "seq2seq": ["q", "v"]}
+Quantization = Literal["none", "int8", "nf4"]
+
+
+@dataclass(frozen=True, slots=True)
+class LoraSettings:
+    rank: int
+    alpha: int
+    dropout: float
+    target_modules: list[str] | None  # None: q and v
+    layers: list[int] | None  # indices of the layers with an adapter; None: all
+    rslora: bool
+    init_adapter: Path | None  # start from these weights
+
+
+def build(
+    path: Path,
+    family: Family,
+    lora: LoraSettings,
+    *,
+    dtype: str,
+    quantization: Quantization,
+    device: str,
+    gradient_checkpointing: bool,
+) -> PeftModel:
+    """The base model of folder `path` with an adapter whose parameters (float32) alone are trained.
+
+    Raises:
+        TrainingError: quantisation or float16 without a GPU, bitsandbytes missing, a target that
+            the model does not have (lists what it has), `init_adapter` of another shape.
+    """
+    base = _base(path, family, dtype, quantization, device)
+    targets = _targets(base, family, lora)
+    if quantization != "none":
+        base = prepare_model_for_kbit_training(
+            base,
+            use_gradient_checkpointing=gradient_checkpointing,
+            gradient_checkpointing_kwargs={"use_reentrant": False},
+        )
+    if gradient_checkpointing:
+        base.config.use_cache = False
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        use_rslora=lora.rslora,
+        target_modules="all-linear" if targets == ["all-linear"] else targets,
+        layers_to_transform=lora.layers,
+        task_type="CAUSAL_LM" if family == "causal" else "SEQ_2_SEQ_LM",
+    )
+    model = get_peft_model(base, config)
+    if lora.init_adapter is not None:
+        _start_from(model, lora.init_adapter)
+    model.print_trainable_parameters()
+    return model
+
+
+def _base(path: Path, family: Family, dtype: str, quantization: Quantization, device: str) -> Any:
+    if device == "cpu" and (quantization != "none" or dtype == "float16"):
+        given = f"--quantization {quantization}" if quantization != "none" else "--dtype float16"
+        raise TrainingError(f"{given} needs a GPU, and --device is cpu: leave it out there")
+    model_class = AutoModelForCausalLM if family == "causal" else AutoModelForSeq2SeqLM
+    options: dict[str, Any] = {"dtype": getattr(torch, dtype), "use_safetensors": True}
+    if quantization == "none":
+        return model_class.from_pretrained(path, **options).to(device)
+    if quantization == "int8":
+        config = BitsAndBytesConfig(load_in_8bit=True)
+    else:
+        config = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=getattr(torch, dtype),
+        )
+    try:
+        return model_class.from_pretrained(
+            path, **options, quantization_config=config, device_map={"": device}
+        )
+    except ImportError as error:
+        raise TrainingError(
+            f"--quantization {quantization} needs bitsandbytes: {error}; install it, or leave "
+            "--quantization out"
+        ) from None
+
+
+def _targets(base: Any, family: Family, lora: LoraSettings) -> list[str]:
+    targets = lora.target_modules or DEFAULT_TARGETS[family]
+    linear = {
+        name.rpartition(".")[2]
+        for name, module in base.named_modules()
+        if isinstance(module, torch.nn.Linear)
+    }
+    missing = [t for t in targets if t != "all-linear" and t not in linear]
+    if missing:
+        raise TrainingError(
+            f"--target_modules {' '.join(missing)}: the base model has no such linear layer; "
+            f"it has {', '.join(sorted(linear))}, or use all-linear"
+        )
+    return targets
+
+
+def _start_from(model: PeftModel, folder: Path) -> None:
+    """Copy the weights of a saved adapter with the same targets and rank."""
+    file = folder / "adapter_model.safetensors"
+    if not file.is_file():
+        raise TrainingError(f"--init_adapter: {file}: no such file")
+    try:
+        result = set_peft_model_state_dict(model, load_file(file))
+    except RuntimeError as error:  # another rank or width
+        raise TrainingError(f"--init_adapter {folder.name}: {error}") from None
+    missing = [name for name in result.missing_keys if "lora_" in name]
+    if missing or result.unexpected_keys:
+        raise TrainingError(
+            f"--init_adapter {folder.name}: its layers are not this run's: {len(missing)} are "
+            f"missing, {len(result.unexpected_keys)} have no place: use the same --target_modules "
+            "and --layers"
+        )

@@ -1,0 +1,83 @@
+"""Pairs as token ids, batches of similar lengths, padded tensors."""
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.utils.data import Sampler
+
+from adapters.base_models import Family
+
+IGNORED = -100  # label of a position without loss, PyTorch's default
+BUCKET = 16  # batches that are sorted by length together
+Tensors = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """Token ids of one pair, cut to the lengths that were asked for."""
+
+    prompt: list[int]
+    answer: list[int]
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.answer)
+
+
+class SimilarLengths(Sampler[int]):
+    """Shuffled so that a batch holds similar lengths: buckets of 16 batches are sorted by length.
+
+    The order depends on the seed and the epoch alone, so a resumed epoch has the same one.
+    """
+
+    def __init__(self, examples: Sequence[Example], batch_size: int, seed: int) -> None:
+        self._lengths = [len(example) for example in examples]
+        self._batch_size = batch_size
+        self._seed = seed
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by accelerate's data loader before each epoch."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        shuffle = random.Random(f"{self._seed}/{self._epoch}").shuffle
+        order = list(range(len(self._lengths)))
+        shuffle(order)
+        size = self._batch_size
+        batches = []
+        for start in range(0, len(order), BUCKET * size):
+            bucket = sorted(order[start : start + BUCKET * size], key=self._lengths.__getitem__)
+            batches += [bucket[i : i + size] for i in range(0, len(bucket), size)]
+        shuffle(batches)
+        batches.sort(key=len, reverse=True)  # a short batch in the middle would shift the others
+        yield from (i for batch in batches for i in batch)
+
+
+def tensors_of(
+    batch: Sequence[Example], family: Family, pad_id: int, start_id: int | None
+) -> Tensors:
+    """Ids, mask and labels, each (B, T); T5 has the answer in labels of its own (B, U)."""
+    if family == "causal":
+        return {
+            "input_ids": _padded([e.prompt + e.answer for e in batch], pad_id),
+            "attention_mask": _padded([[1] * len(e) for e in batch], 0),
+            "labels": _padded([[IGNORED] * len(e.prompt) + e.answer for e in batch], IGNORED),
+        }
+    answers = [e.answer for e in batch]
+    return {
+        "input_ids": _padded([e.prompt for e in batch], pad_id),
+        "attention_mask": _padded([[1] * len(e.prompt) for e in batch], 0),
+        "decoder_input_ids": _padded([[start_id or 0, *a[:-1]] for a in answers], pad_id),
+        "labels": _padded(answers, IGNORED),
+    }
+
+
+def _padded(rows: Sequence[list[int]], value: int) -> torch.Tensor:
+    """Rows padded on the right to the longest, (B, T), int64."""
+    length = max(len(row) for row in rows)
+    return torch.tensor([row + [value] * (length - len(row)) for row in rows])
