@@ -14,13 +14,17 @@ class DataError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """One example. `source`, `url` and `note` are kept for the model card and for filtering."""
+    """One example. What is unknown is an empty text."""
 
     id: str
     question: str
     answer: str
     source: str
     note: str
+    focus: str = ""  # the disease or topic
+    qtype: str = ""  # MedQuAD's type of question
+    url: str = ""
+    lang: str = ""  # ISO 639-1
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +111,8 @@ def _pair(item: dict[str, Any], where: str) -> Pair:
         id=str(item.get("id", where)),
         question=item["input"].strip(),
         answer=item["output"].strip(),
-        source=str(item.get("source", "")),
-        note=str(item.get("note", "")),
+        **{
+            field: str(item.get(field) or "")
+            for field in ("source", "note", "focus", "qtype", "url", "lang")
+        },
     )
