@@ -12,16 +12,8 @@ from peft import PeftModel
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 
+from scripts.attributions import ATTRIBUTIONS, origin
 from scripts.training_data import DataSet
-
-# Attribution by the `source` field of a pair, up to the first slash or blank.
-ATTRIBUTIONS = {
-    "MedQuAD": "MedQuAD (CC BY 4.0): Ben Abacha and Demner-Fushman, BMC Bioinformatics 2019, "
-    "20:511; text originally from NIH (GARD, GHR, NINDS, NIDDK, NHLBI, NCI, NIHSeniorHealth, "
-    "MedlinePlus) and CDC",
-    "HPO-fr": "Human Phenotype Ontology and its French translation (HPO licence: free with "
-    "citation, content unaltered): Köhler et al., Nucleic Acids Research 2021",
-}
 
 
 def write_adapter(
@@ -89,7 +81,7 @@ def _draw_loss(file: Path, history: list[dict[str, float]]) -> None:
 
 def _card(report: dict[str, Any], command: str, data: DataSet) -> str:
     sources = sorted({pair.source for pair in (*data.train, *data.validation)})
-    families = {source.replace(" ", "/").split("/")[0] for source in sources}
+    families = {origin(source) for source in sources}
     credits = [ATTRIBUTIONS.get(family, f"{family}: see its own licence") for family in families]
     hashes = [f"- `{name}`: sha256 `{digest}`" for name, digest in sorted(data.files.items())]
     figures = json.dumps(report, indent=2)

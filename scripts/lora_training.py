@@ -172,7 +172,7 @@ class LoraTrainer(Trainer):
         Raises:
             _NotFinite: it is NaN or infinite; nothing has been updated with it.
         """
-        loss = self._sum_loss(outputs, labels) / num_items_in_batch
+        loss: torch.Tensor = self._sum_loss(outputs, labels) / num_items_in_batch
         if not torch.isfinite(loss):
             raise _NotFinite(
                 f"the loss is not finite ({loss.item()}) at step {self.state.global_step}"

@@ -22,19 +22,13 @@ from typing import Any
 from tqdm import tqdm
 
 from router.training import Question, Recipe, save, train
+from scripts.attributions import ATTRIBUTIONS, origin
 from scripts.training_data import DataError, read_jsonl
 
 ROUTER_DIR = Path(__file__).resolve().parent.parent / "router"
 WRITTEN = ROUTER_DIR / "data" / "written_train.jsonl"
 HELD_OUT_PERCENT = 15  # of the written questions
-ATTRIBUTION = [
-    "MedQuAD, CC BY 4.0: Ben Abacha and Demner-Fushman, BMC Bioinformatics 2019, 20:511",
-    "Human Phenotype Ontology and its French translation, HPO licence (free with citation, "
-    "content unaltered): Köhler et al., Nucleic Acids Research 2021",
-    "CasiMedicos-arg, CC0 1.0 (calibration only): Agerri et al. 2023, Goenaga et al. 2024",
-    "CLINC150, CC BY 3.0: Larson et al., EMNLP 2019",
-    "written questions (router/data), Apache-2.0: this project",
-]
+WRITTEN_ATTRIBUTION = "written questions (router/data), Apache-2.0: this project"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -72,7 +66,7 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
     words = [Path(word).name if word.startswith(("/", "..")) else word for word in argv]
     provenance = {
         "data": files,
-        "attribution": ATTRIBUTION,
+        "attribution": _attributions(training + calibration),
         "command": shlex.join(["python", "-m", "scripts.train_router", *words]),
     }
     version = save(trained, args.out, date=args.date, provenance=provenance)
@@ -85,6 +79,13 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
         "held_out": trained.manifest["held_out"],
         "bytes": sum(path.stat().st_size for path in args.out.iterdir()),
     }
+
+
+def _attributions(questions: Sequence[Question]) -> list[str]:
+    sources = sorted({origin(q.source) for q in questions} - {"written"})
+    return [ATTRIBUTIONS.get(s, f"{s}: see its own licence") for s in sources] + [
+        WRITTEN_ATTRIBUTION
+    ]
 
 
 def load_questions(

@@ -23,7 +23,7 @@ def item(question: Question, split: str | None = None) -> dict[str, Any]:
         "input": question.text,
         "specialty": question.specialty,
         "lang": question.language,
-        "source": "made up",
+        "source": "MedQuAD/GARD",
     }
     return fields | ({"split": split} if split else {})
 
@@ -60,7 +60,7 @@ def test_it_writes_an_artefact_that_loads_and_prints_json_last(
     assert all(len(entry["sha256"]) == 64 for entry in manifest["data"].values())
     assert "scripts.train_router" in manifest["command"]
     assert str(folders[0]) not in manifest["command"]  # no path of this machine
-    assert any("MedQuAD, CC BY 4.0" in line for line in manifest["attribution"])
+    assert any("MedQuAD (CC BY 4.0)" in line for line in manifest["attribution"])
 
 
 def test_the_same_command_gives_the_same_weights(

@@ -1,0 +1,85 @@
+"""One question, with or without an answer, on its way from a source to the prepared folder."""
+
+import re
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+# Words that tell one subtype of a disease from another, not one disease from another.
+_SUBTYPE = re.compile(r"\d+[a-z]?|[ivx]+|[a-z]|types?|subtypes?|groups?|forms?|stages?")
+# Words in so many names that they tell nothing; French ones are in the Human Phenotype Ontology.
+_GENERIC = frozenset(
+    "syndrome disease disorder familial hereditary autosomal dominant recessive linked congenital "
+    "of the and in an due to with de du des la le les et en avec".split()
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A question of one source. `answer` is empty where the source has only questions.
+
+    Attributes:
+        file: stem of the file in the prepared folder; equals `specialty` for training pairs.
+        split: "train", "validation", or "" when the source has no split.
+        focus: the disease or topic, "" when unknown; `synonyms` and `cuis` (UMLS) name it too.
+        where: file and line, for messages.
+        extra: the source's other columns, kept as they are.
+    """
+
+    id: str
+    question: str
+    answer: str
+    specialty: str
+    file: str
+    source: str
+    lang: str
+    split: str
+    where: str
+    focus: str = ""
+    synonyms: tuple[str, ...] = ()
+    cuis: tuple[str, ...] = ()
+    qtype: str = ""
+    url: str = ""
+    note: str = ""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_pair(self) -> bool:
+        """Whether it trains an adapter; the rest are questions for the router."""
+        return self.file == self.specialty
+
+    def row(self) -> dict[str, Any]:
+        """The line of the prepared file."""
+        known = {"focus": self.focus, "qtype": self.qtype, "url": self.url, "note": self.note}
+        return {
+            "id": self.id,
+            "input": self.question,
+            "output": self.answer,
+            "specialty": self.specialty,
+            "source": self.source,
+            "lang": self.lang,
+            "split": self.split,
+            **{key: value for key, value in known.items() if value},
+            **self.extra,
+        }
+
+
+def plain_words(text: str) -> list[str]:
+    """Lower-case words of letters and digits, without accents."""
+    decomposed = unicodedata.normalize("NFKD", text.lower())
+    stripped = "".join(c for c in decomposed if not unicodedata.combining(c))
+    return re.findall(r"[a-z0-9]+", stripped.replace("'s ", " "))
+
+
+def normal_name(name: str) -> str:
+    """A disease's name without case, accents, order, plurals, brackets and subtype.
+
+    "Ehlers-Danlos syndrome, type IV" and "Ehlers-Danlos" are the same; a name of such words alone
+    keeps them all.
+    """
+    words = plain_words(re.sub(r"\([^)]*\)", " ", name)) or plain_words(name)
+    kept = [w for w in words if not _SUBTYPE.fullmatch(w) and w not in _GENERIC]
+    return " ".join(
+        sorted({w[:-1] if len(w) > 3 and w.endswith("s") else w for w in kept or words})
+    )
