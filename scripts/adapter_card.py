@@ -3,7 +3,10 @@
 import hashlib
 import importlib.util
 import json
+import os
+import shlex
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +111,7 @@ def _card(report: dict[str, Any], command: str, data: DataSet) -> str:
             "",
             f"```\n{command}\n```",
             "",
-            f"Commit `{_commit()}`.",
+            f"Commit `{commit()}`.",
             "",
             "## Figures",
             "",
@@ -118,7 +121,9 @@ def _card(report: dict[str, Any], command: str, data: DataSet) -> str:
     )
 
 
-def _commit() -> str:
+def commit() -> str:
+    """The commit of this checkout, `-dirty` after it when files differ. A copy without git is told
+    in the variable GIT_COMMIT; else "unknown"."""
     root = Path(__file__).resolve().parent.parent
     git = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--exclude=*"],
@@ -126,4 +131,10 @@ def _commit() -> str:
         capture_output=True,
         text=True,
     )
-    return git.stdout.strip() or "unknown"
+    return git.stdout.strip() or os.environ.get("GIT_COMMIT", "unknown")
+
+
+def command_line(script: str, argv: Sequence[str]) -> str:
+    """The command for the record, without the machine's own paths."""
+    words = [Path(w).name if w.startswith(("/", "..")) else w for w in argv]
+    return shlex.join(["python", "-m", f"scripts.{script}", *words])

@@ -1,43 +1,45 @@
 """Base against adapter on questions that the adapter was not trained on.
 
-    python -m scripts.evaluate_adapter --data DATA_FOLDER --adapter dermatology
+    python -m scripts.evaluate_adapter --data runs/data --adapter runs/adapters/dermatology
 
-Protocol: the validation split; the serving prompt; greedy; full references. Figures: mean negative
-log-likelihood of the reference for each token (nats), ROUGE-L and BLEU of the generated answers in
-percent, and the share of answers that differ from the base's. Differences carry a paired bootstrap
-95 % interval over questions. The last line of stdout is one JSON object, without any text.
+Two stages, which may run on different machines. `answers` needs the models: it writes the answers
+and likelihoods of base and adapter to OUT/<specialty>.answers.jsonl, and goes on where it stopped.
+`score` needs no model: it compares them with the references, adds the dummies (nearest neighbour,
+random answer, echo) and writes OUT/<specialty>.json. The protocol is in docs/evaluation.md: the
+validation split, the serving prompt, greedy, 256 new tokens, full references. The last line of
+stdout is one JSON object, without any text.
 """
 
 import argparse
-import contextlib
+import hashlib
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
-from peft import PeftModel
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
-from adapters.base_models import BaseModelError, Family, resolve_base_model
+from adapters.base_models import BaseModelError, resolve_base_model, sha256_of
 from adapters.catalog import CatalogError, load_catalog
-from adapters.prompting import Message, encode_example, encode_prompt
-from scripts.training_data import DataError, Pair, load_pairs
+from adapters.validation import CONFIG_FILE, WEIGHTS_FILE
+from scripts.adapter_card import command_line, commit
+from scripts.answer_file import SYSTEMS, append, read_answers, start
+from scripts.answer_generation import AnswerModel, Item, protocol_for
+from scripts.diagnostic_items import DiagnosticItem, diagnostic_items
+from scripts.training_data import DataError, DataSet, load_pairs
 
 CATALOG_DIR = Path(__file__).resolve().parent.parent / "adapters"
-NUM_RESAMPLES = 2000
-Floats = npt.NDArray[np.float64]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = _parser().parse_args(argv)
+    given = list(sys.argv[1:] if argv is None else argv)
+    args = _parser().parse_args(given)
     try:
-        report = evaluate(args)
-    except (BaseModelError, CatalogError, DataError) as error:
+        report = evaluate(args, given)
+    except (BaseModelError, CatalogError, DataError, OSError) as error:
         print(f"evaluate_adapter: {error}", file=sys.stderr)
         return 2
     print(json.dumps(report))
@@ -54,167 +56,126 @@ def _parser() -> argparse.ArgumentParser:
     add("--data", type=Path, required=True, help="folder with <specialty>.jsonl, or one file")
     add("--adapter", required=True, help="folder of the adapter, or its name in the catalogue")
     add("--specialty", help="default: the adapter folder's name")
+    add("--out", type=Path, default=Path("runs/evaluation"), help="folder of the results")
+    add("--stage", choices=["answers", "score", "both"], default="both")
     add("--base_model", default="smollm2-135m-instruct")
     add("--base_model_name", help="name in the catalogue, when --base_model is a directory")
-    add("--max_questions", type=int, default=60)
-    add("--max_new_tokens", type=int, default=160)
     add("--batch_size", type=int, default=16)
     add("--dtype", choices=["float32", "bfloat16"], default="float32")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    add("--seed", type=int, default=0)
+    add("--seed", type=int, default=0, help="of the random answers and of the bootstrap")
     return parser
 
 
-def evaluate(args: argparse.Namespace) -> dict[str, Any]:
-    """Both sides on the same questions; returns the report."""
+def evaluate(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
+    """The stages asked for; returns the summary.
+
+    Raises:
+        BaseModelError, CatalogError, DataError, OSError: what was missing or does not fit.
+    """
     named = Path(args.adapter)
     folder = named if named.is_dir() else CATALOG_DIR / "weights" / args.adapter
-    pairs = load_pairs(args.data, args.specialty or folder.name).validation
-    pairs = pairs[: args.max_questions]
-    if not pairs:
-        raise DataError(f"{args.data}: no validation pair to evaluate on")
-    subject = _Subject(args, folder)
-    figures: dict[str, dict[str, Any]] = {}
-    answers: dict[str, list[str]] = {}
-    for side in ("base", "adapter"):
-        nll = subject.nll(pairs, side)
-        answers[side] = subject.answers(pairs, side)
-        figures[side] = {"nll": nll, "rouge_l": _rouge_l(pairs, answers[side])}
-    changed = sum(a != b for a, b in zip(answers["base"], answers["adapter"], strict=True))
-    report: dict[str, Any] = {
-        "name": folder.name,
-        "num_questions": len(pairs),
-        "max_new_tokens": args.max_new_tokens,
-        "answers_changed": round(changed / len(pairs), 4),
-    }
-    for side in ("base", "adapter"):
-        report[side] = {
-            "nll": round(float(figures[side]["nll"].mean()), 4),
-            "rouge_l": round(float(figures[side]["rouge_l"].mean()), 2),
-            "bleu": round(_bleu(pairs, answers[side]), 2),
-        }
-    for name in ("nll", "rouge_l"):
-        difference = figures["adapter"][name] - figures["base"][name]
-        report[f"{name}_difference"] = _interval(difference, args.seed)
+    if not (folder / WEIGHTS_FILE).is_file():
+        raise DataError(
+            f"--adapter {args.adapter}: {folder / WEIGHTS_FILE} does not exist: give an adapter's "
+            "folder, or a name of the catalogue"
+        )
+    specialty = args.specialty or folder.resolve().name
+    data = load_pairs(args.data, specialty)
+    if not data.validation:
+        raise DataError(f"{args.data}: no validation pair of {specialty} to evaluate on")
+    diagnostic = diagnostic_items(args.data, specialty)
+    answers_file = args.out / f"{specialty}.answers.jsonl"
+    report: dict[str, Any] = {"specialty": specialty, "num_questions": len(data.validation)}
+    if args.stage != "score":
+        report["num_answers"] = _write_answers(
+            args, argv, folder, specialty, data, diagnostic, answers_file
+        )
+    if args.stage != "answers":
+        report |= _write_scores(args, data, diagnostic, answers_file)
     return report
 
 
-class _Subject:
-    """A base model with one adapter that can be switched off."""
-
-    def __init__(self, args: argparse.Namespace, folder: Path) -> None:
-        resolved = resolve_base_model(args.base_model)
-        self._family: Family = resolved.family
-        name = args.base_model_name or args.base_model
-        self._entry = load_catalog(CATALOG_DIR).base_model(name, family=resolved.family)
-        self._tokenizer = AutoTokenizer.from_pretrained(resolved.path)
-        causal = self._family == "causal"
-        model_class = AutoModelForCausalLM if causal else AutoModelForSeq2SeqLM
-        dtype = getattr(torch, args.dtype)
-        base = model_class.from_pretrained(resolved.path, dtype=dtype, use_safetensors=True)
-        self._model = PeftModel.from_pretrained(base, str(folder)).to(args.device).eval()
-        self._args = args
-
-    @torch.inference_mode()
-    def nll(self, pairs: Sequence[Pair], side: str) -> Floats:
-        """Mean negative log-likelihood for each reference token, (len(pairs),), nats."""
-        values = []
-        for pair in tqdm(pairs, f"likelihood, {side}"):
-            prompt, answer = encode_example(
-                self._entry.prompt_format,
-                pair.question,
-                pair.answer,
-                tokenizer=self._tokenizer,
-                system_line=self._entry.system_line,
-            )
-            with self._switched(side):
-                logits = self._answer_logits(prompt, answer)
-            target = torch.tensor(answer, device=logits.device)
-            values.append(torch.nn.functional.cross_entropy(logits.float(), target).item())
-        return np.array(values)
-
-    def _answer_logits(self, prompt: list[int], answer: list[int]) -> torch.Tensor:
-        """Logits that predict each token of `answer`, (len(answer), V)."""
-        device = self._args.device
-        if self._family == "causal":
-            ids = torch.tensor([prompt + answer], device=device)
-            causal: torch.Tensor = self._model(input_ids=ids).logits[0]
-            return causal[len(prompt) - 1 : -1]
-        start_id = self._model.config.decoder_start_token_id
-        decoder_ids = torch.tensor([[start_id, *answer[:-1]]], device=device)
-        ids = torch.tensor([prompt], device=device)
-        seq2seq: torch.Tensor = self._model(input_ids=ids, decoder_input_ids=decoder_ids).logits[0]
-        return seq2seq
-
-    @torch.inference_mode()
-    def answers(self, pairs: Sequence[Pair], side: str) -> list[str]:
-        """Greedy answers, in the order of `pairs`."""
-        texts = []
-        size = self._args.batch_size
-        for start in tqdm(range(0, len(pairs), size), f"answers, {side}"):
-            texts += self._generate([pair.question for pair in pairs[start : start + size]], side)
-        return texts
-
-    def _generate(self, questions: Sequence[str], side: str) -> list[str]:
-        prompts = [
-            encode_prompt(
-                self._entry.prompt_format,
-                [Message("user", question)],
-                tokenizer=self._tokenizer,
-                system_line=self._entry.system_line,
-            )
-            for question in questions
-        ]
-        left = self._family == "causal"
-        inputs = self._tokenizer.pad(
-            {"input_ids": prompts}, padding_side="left" if left else "right", return_tensors="pt"
-        ).to(self._args.device)
-        with self._switched(side):
-            output = self._model.generate(
-                input_ids=inputs["input_ids"],
-                attention_mask=inputs["attention_mask"],
-                max_new_tokens=self._args.max_new_tokens,
-                do_sample=False,
-            )
-        start = inputs["input_ids"].shape[1] if left else 1
-        texts: list[str] = self._tokenizer.batch_decode(output[:, start:], skip_special_tokens=True)
-        return texts
-
-    def _switched(self, side: str) -> Any:
-        if side == "base":
-            return self._model.disable_adapter()
-        return contextlib.nullcontext()
-
-
-def _rouge_l(pairs: Sequence[Pair], answers: Sequence[str]) -> Floats:
-    """ROUGE-L F1 of each answer, percent (Lin 2004; rouge-score with stemming)."""
-    from rouge_score.rouge_scorer import RougeScorer
-
-    scorer = RougeScorer(["rougeL"], use_stemmer=True)
-    scores = [
-        scorer.score(pair.answer, answer)["rougeL"].fmeasure
-        for pair, answer in zip(pairs, answers, strict=True)
-    ]
-    return 100 * np.array(scores)
-
-
-def _bleu(pairs: Sequence[Pair], answers: Sequence[str]) -> float:
-    """Corpus BLEU, percent (Papineni et al. 2002; sacrebleu's defaults)."""
-    from sacrebleu.metrics import BLEU
-
-    return float(BLEU().corpus_score(list(answers), [[pair.answer for pair in pairs]]).score)
-
-
-def _interval(differences: Floats, seed: int) -> dict[str, float]:
-    """Mean of paired differences and its bootstrap 95 % interval over questions."""
-    generator = np.random.default_rng(seed)
-    picks = generator.integers(0, len(differences), (NUM_RESAMPLES, len(differences)))
-    low, high = np.percentile(differences[picks].mean(axis=1), [2.5, 97.5])
-    return {
-        "mean": round(float(differences.mean()), 4),
-        "low": round(float(low), 4),
-        "high": round(float(high), 4),
+def _write_answers(
+    args: argparse.Namespace,
+    argv: Sequence[str],
+    folder: Path,
+    specialty: str,
+    data: DataSet,
+    diagnostic: Sequence[DiagnosticItem],
+    file: Path,
+) -> int:
+    """Returns how many answers were generated now."""
+    base = resolve_base_model(args.base_model)
+    base_name = args.base_model_name or args.base_model
+    _check_base(folder, base_name)
+    entry = load_catalog(CATALOG_DIR).base_model(base_name, family=base.family)
+    protocol = protocol_for([pair.answer for pair in data.train])
+    model = AnswerModel(base, entry, folder, args.dtype, args.device)
+    items = [Item(pair.id, pair.question, pair.answer) for pair in data.validation]
+    items += [Item(item.id, item.question, None) for item in diagnostic]
+    header = {
+        "schema": 1,
+        "specialty": specialty,
+        "adapter": folder.resolve().name,
+        "adapter_sha256": sha256_of(folder / WEIGHTS_FILE),
+        "base_model": base_name,
+        "split": "validation",
+        "data_files": data.files,
+        "num_questions": len(data.validation),
+        "num_diagnostic_items": len(diagnostic),
+        "protocol": protocol.record(),
+        "commit": commit(),
+        "command": command_line("evaluate_adapter", argv),
+        "device": torch.cuda.get_device_name() if args.device == "cuda" else "cpu",
+        "dtype": args.dtype,
+        "batch_size": args.batch_size,
+        "extra_memory_mib": round(model.adapter_mib, 2),
     }
+    done = start(file, header)
+    count = 0
+    for system in SYSTEMS:
+        todo = [item for item in items if (system, item.id) not in done]
+        with tqdm(total=len(todo), desc=f"{specialty}, {system}") as bar:
+            for rows in model.answer(todo, system, protocol, args.batch_size):
+                append(file, rows)
+                bar.update(len(rows))
+                count += len(rows)
+    return count
+
+
+def _check_base(folder: Path, base_name: str) -> None:
+    file = folder / CONFIG_FILE
+    try:
+        trained_on = json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{file}: cannot be read as an adapter's config ({error})") from None
+    if trained_on != base_name:
+        raise DataError(
+            f"{file}: the adapter was trained on {trained_on!r}, and the base model here is "
+            f"{base_name!r}: give --base_model {trained_on}, or --base_model_name with a folder"
+        )
+
+
+def _write_scores(
+    args: argparse.Namespace, data: DataSet, diagnostic: Sequence[DiagnosticItem], file: Path
+) -> dict[str, Any]:
+    from scripts.answer_scores import score
+
+    answers = read_answers(file)
+    if answers.header["data_files"] != data.files:
+        raise DataError(f"{file}: it was made with other data files than {args.data}'s")
+    result = answers.header | score(data, answers, diagnostic, seed=args.seed)
+    out = args.out / f"{answers.header['specialty']}.json"
+    text = json.dumps(result, ensure_ascii=False, indent=1) + "\n"
+    fresh = out.with_suffix(".json.part")
+    fresh.write_text(text, encoding="utf-8")
+    os.replace(fresh, out)
+    summary = {
+        name: {"difference": metric.get("difference"), "n": metric["n"]}
+        for name, metric in result["metrics"].items()
+    }
+    return {"metrics": summary, "sha256": hashlib.sha256(text.encode()).hexdigest()}
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ import argparse
 import dataclasses
 import json
 import resource
-import shlex
 import shutil
 import sys
 from collections.abc import Sequence
@@ -30,7 +29,7 @@ from transformers import AutoTokenizer
 from adapters.base_models import BaseModelError, resolve_base_model
 from adapters.catalog import BaseModelEntry, CatalogError, load_catalog
 from adapters.prompting import encode_example
-from scripts.adapter_card import write_adapter
+from scripts.adapter_card import command_line, write_adapter
 from scripts.lora_model import LoraSettings, build
 from scripts.lora_training import LoopSettings, LoraTrainer, Outcome, TrainingError
 from scripts.training_batches import Example
@@ -153,7 +152,9 @@ def train(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
     trained, total = model.get_nb_trainable_parameters()
     report |= {"num_trained_parameters": trained, "num_parameters": total}
     report["num_answers_cut"] = sum(tokenizer.eos_token_id != e.answer[-1] for e in examples)
-    write_adapter(args.out, model, report, done.history, _command(argv), data)
+    write_adapter(
+        args.out, model, report, done.history, command_line("train_lora_adapter", argv), data
+    )
     shutil.rmtree(checkpoint, ignore_errors=True)
     return report
 
@@ -256,12 +257,6 @@ def _memory(device: str, used_before: float) -> dict[str, int]:
 
 def _rounded(loss: float | None) -> float | None:
     return None if loss is None else round(loss, 4)
-
-
-def _command(argv: Sequence[str]) -> str:
-    """The command for the model card, without the machine's own paths."""
-    words = [Path(w).name if w.startswith(("/", "..")) else w for w in argv]
-    return shlex.join(["python", "-m", "scripts.train_lora_adapter", *words])
 
 
 if __name__ == "__main__":

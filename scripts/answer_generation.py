@@ -1,0 +1,202 @@
+"""Answers and likelihoods of a base model with and without one adapter, in batches."""
+
+import contextlib
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+
+from adapters.base_models import ResolvedBaseModel, resolve_base_model
+from adapters.catalog import BaseModelEntry
+from adapters.prompting import Message, encode_example, encode_prompt
+from scripts.answer_file import AnswerRow
+from scripts.training_batches import IGNORED, Example, tensors_of
+
+
+@dataclass(frozen=True, slots=True)
+class Protocol:
+    """How answers are made, fixed before training. Recorded with every result.
+
+    The base model is told a length, in its system line, because it would ramble to the limit
+    otherwise and lose on every overlap measure for that alone; the adapter is not. Likelihoods use
+    the serving prompt for both.
+    """
+
+    base_instruction_words: int  # median length of a training answer, words
+    decoding: str = "greedy"
+    max_new_tokens: int = 256
+    prompt: str = "serving prompt"
+    references: str = "full"
+
+    @property
+    def base_instruction(self) -> str:
+        return f"Answer in at most {self.base_instruction_words} words."
+
+    def record(self) -> dict[str, Any]:
+        return asdict(self) | {"base_instruction": self.base_instruction}
+
+
+def protocol_for(training_answers: Sequence[str]) -> Protocol:
+    return Protocol(round(statistics.median(len(answer.split()) for answer in training_answers)))
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A question; `reference` is None where only the answer is wanted."""
+
+    id: str
+    question: str
+    reference: str | None
+
+
+class AnswerModel:
+    """A base model with one adapter that can be switched off.
+
+    Args:
+        adapter: its folder.
+        dtype: of the base; the adapter is loaded in the same.
+    """
+
+    def __init__(
+        self, base: ResolvedBaseModel, entry: BaseModelEntry, adapter: Path, dtype: str, device: str
+    ) -> None:
+        self._family = base.family
+        self._entry = entry
+        self._device = device
+        self._tokenizer = AutoTokenizer.from_pretrained(base.path)
+        self._pad_id = self._tokenizer.pad_token_id or 0
+        causal = self._family == "causal"
+        model_class = AutoModelForCausalLM if causal else AutoModelForSeq2SeqLM
+        model = model_class.from_pretrained(
+            base.path, dtype=getattr(torch, dtype), use_safetensors=True
+        )
+        self._model = PeftModel.from_pretrained(model, str(adapter)).to(device).eval()
+
+    @property
+    def adapter_mib(self) -> float:
+        """Memory of the adapter's weights, MiB."""
+        sizes = [p.nbytes for name, p in self._model.named_parameters() if "lora_" in name]
+        return sum(sizes) / 2**20
+
+    @torch.inference_mode()
+    def answer(
+        self, items: Sequence[Item], system: str, protocol: Protocol, batch_size: int
+    ) -> Iterator[list[AnswerRow]]:
+        """Rows batch by batch; questions of similar length share a batch.
+
+        Args:
+            system: "base" or "adapter".
+        """
+        order = sorted(items, key=lambda item: (len(item.question), item.id))
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            with self._switched(system):
+                began = time.perf_counter()
+                outputs = self._generate([item.question for item in batch], system, protocol)
+                time_s = (time.perf_counter() - began) / len(batch)
+                likelihoods = self._likelihoods(batch)
+            yield [
+                AnswerRow(
+                    id=item.id,
+                    system=system,
+                    answer=self._tokenizer.decode(ids, skip_special_tokens=True).strip(),
+                    num_tokens=len(ids),
+                    hit_limit=self._tokenizer.eos_token_id not in ids,
+                    nll=nll,
+                    num_reference_tokens=count,
+                    time_s=round(time_s, 4),
+                )
+                for item, ids, (nll, count) in zip(batch, outputs, likelihoods, strict=True)
+            ]
+
+    def _generate(
+        self, questions: Sequence[str], system: str, protocol: Protocol
+    ) -> list[list[int]]:
+        """Generated ids up to the end-of-sequence id, which is kept."""
+        line = self._entry.system_line
+        if system == "base":
+            line = f"{line} {protocol.base_instruction}".lstrip()
+        prompts = [
+            encode_prompt(
+                self._entry.prompt_format,
+                [Message("user", question)],
+                tokenizer=self._tokenizer,
+                system_line=line,
+            )
+            for question in questions
+        ]
+        longest = max(map(len, prompts))
+        left = self._family == "causal"
+        ids = [_padded(prompt, longest, self._pad_id, left) for prompt in prompts]
+        mask = [_padded([1] * len(prompt), longest, 0, left) for prompt in prompts]
+        output = self._model.generate(
+            input_ids=torch.tensor(ids, device=self._device),
+            attention_mask=torch.tensor(mask, device=self._device),
+            max_new_tokens=protocol.max_new_tokens,
+            do_sample=False,
+            pad_token_id=self._pad_id,
+        )
+        generated = output[:, longest if left else 1 :].tolist()  # T5's first is the start id
+        return [self._up_to_end(row) for row in generated]
+
+    def _up_to_end(self, ids: list[int]) -> list[int]:
+        end = self._tokenizer.eos_token_id
+        return ids[: ids.index(end) + 1] if end in ids else ids
+
+    def _likelihoods(self, batch: Sequence[Item]) -> list[tuple[float | None, int]]:
+        """(summed negative log-likelihood of the reference in nats, its tokens) of each item."""
+        with_reference = [item for item in batch if item.reference is not None]
+        if not with_reference:
+            return [(None, 0)] * len(batch)
+        examples = [
+            Example(
+                *encode_example(
+                    self._entry.prompt_format,
+                    item.question,
+                    item.reference or "",
+                    tokenizer=self._tokenizer,
+                    system_line=self._entry.system_line,
+                )
+            )
+            for item in with_reference
+        ]
+        start_id = getattr(self._model.config, "decoder_start_token_id", None)
+        tensors = tensors_of(examples, self._family, self._pad_id, start_id)
+        labels = tensors.pop("labels").to(self._device)
+        logits = self._model(**{k: v.to(self._device) for k, v in tensors.items()}).logits
+        if self._family == "causal":
+            logits, labels = logits[:, :-1], labels[:, 1:]
+        losses = torch.nn.functional.cross_entropy(
+            logits.transpose(1, 2).float(), labels, ignore_index=IGNORED, reduction="none"
+        )
+        sums = iter(losses.double().sum(dim=1).tolist())
+        lengths = iter([len(example.answer) for example in examples])
+        return [
+            (None, 0) if item.reference is None else (next(sums), next(lengths)) for item in batch
+        ]
+
+    def _switched(self, system: str) -> contextlib.AbstractContextManager[Any]:
+        disabled: contextlib.AbstractContextManager[Any] = self._model.disable_adapter()
+        return disabled if system == "base" else contextlib.nullcontext()
+
+
+def _padded(ids: list[int], length: int, value: int, left: bool) -> list[int]:
+    filling = [value] * (length - len(ids))
+    return filling + ids if left else ids + filling
+
+
+def load(
+    base_model: str, entry: BaseModelEntry, adapter: Path, dtype: str, device: str
+) -> AnswerModel:
+    """Resolve and load.
+
+    Raises:
+        BaseModelError: no such base model, or it cannot be used.
+    """
+    return AnswerModel(resolve_base_model(base_model), entry, adapter, dtype, device)
