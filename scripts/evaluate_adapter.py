@@ -160,12 +160,13 @@ def _check_base(folder: Path, base_name: str) -> None:
 def _write_scores(
     args: argparse.Namespace, data: DataSet, diagnostic: Sequence[DiagnosticItem], file: Path
 ) -> dict[str, Any]:
-    from scripts.answer_scores import score
+    from scripts.answer_scores import other_answers, score
 
     answers = read_answers(file)
     if answers.header["data_files"] != data.files:
         raise DataError(f"{file}: it was made with other data files than {args.data}'s")
-    result = answers.header | score(data, answers, diagnostic, seed=args.seed)
+    elsewhere = other_answers(args.data, answers.header["specialty"])
+    result = answers.header | score(data, answers, diagnostic, elsewhere, seed=args.seed)
     out = args.out / f"{answers.header['specialty']}.json"
     text = json.dumps(result, ensure_ascii=False, indent=1) + "\n"
     fresh = out.with_suffix(".json.part")
