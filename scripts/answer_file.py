@@ -14,10 +14,11 @@ from typing import Any
 from scripts.training_data import DataError, read_jsonl
 
 SYSTEMS = ("base", "adapter")
-# What two runs must have in common to be one evaluation.
+# What two runs must have in common to be one evaluation. The base's answers are the same for every
+# adapter, so theirs may differ in the adapter.
 _SAME = (
     *("schema", "specialty", "adapter_sha256", "base_model", "split", "data_files"),
-    *("protocol", "device", "dtype", "num_questions", "num_diagnostic_items"),
+    *("protocol", "dtype", "num_questions", "num_diagnostic_items"),
 )
 
 
@@ -30,7 +31,7 @@ class AnswerRow:
         hit_limit: generation ended without that token.
         nll: negative log-likelihood of the whole reference, nats; None for a question without one.
         num_reference_tokens: of the reference, the end-of-sequence token included.
-        time_s: the batch's time over its size.
+        time_s: the batch's time over its size, on `device`.
     """
 
     id: str
@@ -41,6 +42,7 @@ class AnswerRow:
     nll: float | None
     num_reference_tokens: int
     time_s: float
+    device: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,20 @@ def start(path: Path, header: dict[str, Any]) -> set[tuple[str, str]]:
             "another --out"
         )
     return {(system, id_) for system, rows in there.rows.items() for id_ in rows}
+
+
+def base_rows(path: Path, header: dict[str, Any]) -> list[AnswerRow]:
+    """The base's rows of another adapter's file.
+
+    Raises:
+        DataError: the file is of another base, data or protocol.
+    """
+    other = read_answers(path)
+    same = [key for key in _SAME if key != "adapter_sha256"]
+    different = [key for key in same if other.header.get(key) != header.get(key)]
+    if different:
+        raise DataError(f"{path}: its base answers do not fit: {', '.join(different)} differ")
+    return list(other.rows["base"].values())
 
 
 def append(path: Path, rows: Iterable[AnswerRow]) -> None:

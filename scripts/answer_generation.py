@@ -120,6 +120,7 @@ class AnswerModel:
                     nll=nll,
                     num_reference_tokens=count,
                     time_s=round(time_s, 4),
+                    device=device_name(self._device),
                 )
                 for item, ids, (nll, count) in zip(batch, outputs, likelihoods, strict=True)
             ]
@@ -193,6 +194,10 @@ class AnswerModel:
     def _switched(self, system: str) -> contextlib.AbstractContextManager[Any]:
         disabled: contextlib.AbstractContextManager[Any] = self._model.disable_adapter()
         return disabled if system == "base" else contextlib.nullcontext()
+
+
+def device_name(device: str) -> str:
+    return str(torch.cuda.get_device_name()) if device.startswith("cuda") else device
 
 
 def _padded(ids: list[int], length: int, value: int, left: bool) -> list[int]:

@@ -269,11 +269,17 @@ def _cost(answers: Answers, pairs: Sequence[Pair], counts: Floats) -> dict[str, 
         system: np.array([answers.rows[system][pair.id].time_s for pair in pairs])
         for system in SYSTEMS
     }
+    devices = {system: {answers.rows[system][p.id].device for p in pairs} for system in SYSTEMS}
+    if devices["base"] == devices["adapter"] and len(devices["base"]) == 1:
+        time = _metric("time_per_answer_s", times, counts)
+    else:
+        why = "the answers of base and adapter were made on different devices"
+        time = not_available("time_per_answer_s", why, len(pairs))
     memory = not_available("extra_memory_mib", "the base is what it is added to", len(pairs))
     memory["systems"] = {"adapter": {"value": answers.header["extra_memory_mib"]}}
     del memory["not_available"]["adapter"]
     return {
-        "time_per_answer_s": _metric("time_per_answer_s", times, counts),
+        "time_per_answer_s": time,
         "extra_memory_mib": memory,
     }
 

@@ -26,8 +26,8 @@ from adapters.base_models import BaseModelError, resolve_base_model, sha256_of
 from adapters.catalog import CatalogError, load_catalog
 from adapters.validation import CONFIG_FILE, WEIGHTS_FILE
 from scripts.adapter_card import command_line, commit
-from scripts.answer_file import SYSTEMS, append, read_answers, start
-from scripts.answer_generation import AnswerModel, Item, protocol_for
+from scripts.answer_file import SYSTEMS, append, base_rows, read_answers, start
+from scripts.answer_generation import AnswerModel, Item, device_name, protocol_for
 from scripts.diagnostic_items import DiagnosticItem, diagnostic_items
 from scripts.training_data import DataError, DataSet, load_pairs
 
@@ -60,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--stage", choices=["answers", "score", "both"], default="both")
     add("--base_model", default="smollm2-135m-instruct")
     add("--base_model_name", help="name in the catalogue, when --base_model is a directory")
+    add("--base_answers", type=Path, help="answers file of another adapter: take the base's rows")
     add("--batch_size", type=int, default=16)
     add("--dtype", choices=["float32", "bfloat16"], default="float32")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -127,12 +128,18 @@ def _write_answers(
         "protocol": protocol.record(),
         "commit": commit(),
         "command": command_line("evaluate_adapter", argv),
-        "device": torch.cuda.get_device_name() if args.device == "cuda" else "cpu",
+        "device": device_name(args.device),
         "dtype": args.dtype,
         "batch_size": args.batch_size,
         "extra_memory_mib": round(model.adapter_mib, 2),
     }
     done = start(file, header)
+    if args.base_answers is not None:
+        taken = [
+            row for row in base_rows(args.base_answers, header) if ("base", row.id) not in done
+        ]
+        append(file, taken)
+        done |= {("base", row.id) for row in taken}
     count = 0
     for system in SYSTEMS:
         todo = [item for item in items if (system, item.id) not in done]
