@@ -70,6 +70,7 @@ class AdapterEntry(_Strict):
     version: Annotated[str, Field(min_length=1, max_length=64)]
     rank: Annotated[int, Field(ge=1, le=1024)]
     state: Literal["active", "disabled"] = "active"
+    reason: Annotated[str, Field(description="why it is disabled")] = ""
     languages: Annotated[list[str], Field(min_length=1)] = ["en"]  # of the training data
     evaluation: dict[str, Any] = {}
 
@@ -118,7 +119,9 @@ class Catalog:
     def _why_not(entry: AdapterEntry, base_model: str) -> str | None:
         if entry.base_model != base_model:
             return f"trained on {entry.base_model}, and the base model is {base_model}"
-        return None if entry.state == "active" else f"its state is {entry.state}"
+        if entry.state == "active":
+            return None
+        return f"its state is {entry.state}" + (f": {entry.reason}" if entry.reason else "")
 
 
 def load_catalog(directory: Path) -> Catalog:

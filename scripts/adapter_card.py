@@ -122,8 +122,12 @@ def _card(report: dict[str, Any], command: str, data: DataSet) -> str:
 
 
 def commit() -> str:
-    """The commit of this checkout, `-dirty` after it when files differ. A copy without git is told
-    in the variable GIT_COMMIT; else "unknown"."""
+    """The commit of this checkout, `-dirty` after it when files differ; "unknown" without git.
+
+    The variable GIT_COMMIT overrides it: a copied tree may lie inside another repository.
+    """
+    if told := os.environ.get("GIT_COMMIT"):
+        return told
     root = Path(__file__).resolve().parent.parent
     git = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--exclude=*"],
@@ -131,7 +135,7 @@ def commit() -> str:
         capture_output=True,
         text=True,
     )
-    return git.stdout.strip() or os.environ.get("GIT_COMMIT", "unknown")
+    return git.stdout.strip() or "unknown"
 
 
 def command_line(script: str, argv: Sequence[str]) -> str:

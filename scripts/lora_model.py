@@ -1,19 +1,20 @@
 """A base model with a fresh LoRA adapter on it, quantised on request."""
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from peft import (
-    LoraConfig,
-    PeftModel,
-    get_peft_model,
-    prepare_model_for_kbit_training,
-    set_peft_model_state_dict,
-)
+from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, BitsAndBytesConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    BitsAndBytesConfig,
+    T5PreTrainedModel,
+)
 
 from adapters.base_models import Family
 from scripts.lora_training import TrainingError
@@ -51,12 +52,6 @@ def build(
     """
     base = _base(path, family, dtype, quantization, device)
     targets = _targets(base, family, lora)
-    if quantization != "none":
-        base = prepare_model_for_kbit_training(
-            base,
-            use_gradient_checkpointing=gradient_checkpointing,
-            gradient_checkpointing_kwargs={"use_reentrant": False},
-        )
     if gradient_checkpointing:
         base.config.use_cache = False
     config = LoraConfig(
@@ -91,16 +86,36 @@ def _base(path: Path, family: Family, dtype: str, quantization: Quantization, de
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=getattr(torch, dtype),
+            # T5 casts the input of `wo` to its weight's dtype, which must not be uint8.
+            bnb_4bit_quant_storage=getattr(torch, dtype),
         )
+    everything = quantization == "nf4" and dtype != "float16"
     try:
-        return model_class.from_pretrained(
-            path, **options, quantization_config=config, device_map={"": device}
-        )
+        with _with_wo_quantised() if everything else contextlib.nullcontext():
+            return model_class.from_pretrained(
+                path, **options, quantization_config=config, device_map={"": device}
+            )
     except ImportError as error:
         raise TrainingError(
             f"--quantization {quantization} needs bitsandbytes: {error}; install it, or leave "
             "--quantization out"
         ) from None
+
+
+@contextlib.contextmanager
+def _with_wo_quantised() -> Iterator[None]:
+    """Let T5's `wo` be quantised like the rest.
+
+    Transformers keeps it out because its values overflow float16, through which LLM.int8()
+    multiplies; NF4 multiplies in bfloat16, which has float32's range. In flan-t5-xl they are a
+    third of the weights.
+    """
+    kept = T5PreTrainedModel._keep_in_fp32_modules
+    T5PreTrainedModel._keep_in_fp32_modules = None
+    try:
+        yield
+    finally:
+        T5PreTrainedModel._keep_in_fp32_modules = kept
 
 
 def _targets(base: Any, family: Family, lora: LoraSettings) -> list[str]:

@@ -226,7 +226,7 @@ class Pipeline:
                 f"promote-{name}",
                 "promote_adapter",
                 (
-                    *("--adapter", str(self._folder(name)), *self._base),
+                    *("--adapter", str(self._folder(name))),
                     *("--evaluation", str(self._work / "evaluation" / f"{name}.json")),
                     *("--catalog", str(self._args.catalog.resolve())),
                 ),

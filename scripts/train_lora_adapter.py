@@ -222,7 +222,7 @@ def _report(
         "num_steps": done.num_steps,
         "best_step": done.best_step,
         "stopped": done.stopped,
-        "validation_loss_base": _rounded(losses.get(0)),
+        "validation_loss_at_start": _rounded(losses.get(0)),
         "validation_loss": _rounded(losses.get(done.best_step)),
         "train_s": round(done.train_s, 1),
         "device": torch.cuda.get_device_name() if args.device == "cuda" else "cpu",

@@ -75,7 +75,7 @@ def test_it_learns_and_saves_what_the_catalogue_takes(
     base, out = request.getfixturevalue(family), tmp_path / "out"
     assert run(base, data, out, "--epochs", "8") == 0
     report = report_of(capsys)
-    assert report["validation_loss"] < 0.9 * report["validation_loss_base"]
+    assert report["validation_loss"] < 0.9 * report["validation_loss_at_start"]
     assert report["num_answers_cut"] == 0
     entry = AdapterEntry(
         name="derm",
@@ -318,7 +318,7 @@ def test_an_adapter_for_several_specialties_starts_another(
     assert (joint["num_train"], joint["specialty"]) == (5, "dermatology+cardiology")
     start = ["--init_adapter", str(tmp_path / "joint"), "--epochs", "1"]
     assert run(tiny_llama_dir, data, tmp_path / "own", *start) == 0
-    assert report_of(capsys)["validation_loss_base"] == pytest.approx(
+    assert report_of(capsys)["validation_loss_at_start"] == pytest.approx(
         joint["validation_loss"], rel=0.01
     ), "its first loss is the joint adapter's, in bfloat16"
     assert run(tiny_llama_dir, data, tmp_path / "own", *start, "--rank", "4") == 2

@@ -1,0 +1,225 @@
+"""The gate: puts an adapter into the catalogue, as active only if it proved better than its base.
+
+    python -m scripts.promote_adapter --adapter runs/adapters/dermatology \\
+        --evaluation runs/evaluation/dermatology.json
+
+It must pass the checks that serving makes (format, base, rank, shapes, finite, not silent). On the
+validation questions of its evaluation, which must be of these very weights:
+
+- the likelihood of the references rises, with a 95 % interval that excludes zero;
+- neither ROUGE-L nor BLEU is significantly worse (an interval wholly below zero).
+
+Then its files are copied below the catalogue, and its entry becomes active. An adapter that fails
+is listed as `disabled` with the reason, unless another version of the same name is in service:
+that one stays as it is. --from_hub pulls the adapter first, --push_to_hub publishes it when it is
+active. The last line of stdout is one JSON object. Exit codes: 0 active, 1 refused, 2 bad input.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from adapters.base_models import sha256_of
+from adapters.catalog import AdapterEntry, CatalogError, load_catalog
+from adapters.validation import CONFIG_FILE, WEIGHTS_FILE, check_adapter
+from scripts.adapter_hub import HubError, pull, push
+from scripts.catalog_file import locked, put_entry
+from scripts.training_data import DataError
+
+CATALOG_DIR = Path(__file__).resolve().parent.parent / "adapters"
+KEPT_FILES = (WEIGHTS_FILE, CONFIG_FILE, "README.md", "history.jsonl")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
+    try:
+        report = promote(args)
+    except (CatalogError, DataError, HubError, OSError) as error:
+        print(f"promote_adapter: {error}", file=sys.stderr)
+        return 2
+    for problem in report["failed"]:
+        print(f"promote_adapter: {report['name']}: {problem}", file=sys.stderr)
+    print(json.dumps(report))
+    return 0 if report["state"] == "active" else 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.promote_adapter",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument(
+        "--adapter", type=Path, help="its folder; the folder's name becomes its name"
+    )
+    which.add_argument("--from_hub", metavar="ORG/NAME[@REVISION]", help="pull it from the hub")
+    add("--evaluation", type=Path, required=True, help="result of scripts.evaluate_adapter")
+    add("--catalog", type=Path, default=CATALOG_DIR, help="folder of catalog.yaml")
+    add("--min_questions", type=int, default=30, help="fewer prove nothing")
+    add("--max_bytes", type=int, default=1_200_000, help="of the weights, which go into git")
+    add("--push_to_hub", metavar="ORG/NAME", help="publish it when it is active")
+    add("--public", action="store_true", help="with --push_to_hub: not private")
+    return parser
+
+
+def promote(args: argparse.Namespace) -> dict[str, Any]:
+    """Decide, copy, list; returns what became of it.
+
+    Raises:
+        CatalogError, DataError, HubError, OSError: nothing was changed.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = args.adapter or pull(args.from_hub, Path(scratch))
+        return _promote(args, folder.resolve())
+
+
+def _promote(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    result = _read_result(args.evaluation)
+    config = _read_config(folder)
+    with locked(args.catalog):
+        listed = {entry.name: entry for entry in load_catalog(args.catalog).adapters}
+        entry = _entry(folder, config, result, listed.get(folder.name))
+        failed = failures(folder, entry, result, args.min_questions, args.max_bytes)
+        in_service = listed.get(entry.name)
+        replaced = in_service is not None and in_service.sha256 != entry.sha256
+        report = {"name": entry.name, "failed": failed, "sha256": entry.sha256}
+        if failed:
+            kept = replaced and in_service is not None and in_service.state == "active"
+            if not kept:
+                changes = {"state": "disabled", "reason": "; ".join(failed)}
+                put_entry(args.catalog, entry.model_copy(update=changes))
+            return report | {"state": "refused" if kept else "disabled"}
+        _copy(folder, args.catalog / entry.path)
+        put_entry(args.catalog, entry)
+    if args.push_to_hub:
+        report["hub"] = push(folder, args.push_to_hub, private=not args.public)
+    return report | {"state": "active", "version": entry.version}
+
+
+def failures(
+    folder: Path, entry: AdapterEntry, result: dict[str, Any], min_questions: int, max_bytes: int
+) -> list[str]:
+    """Every condition that is not met, with its figures; empty: the adapter may serve."""
+    failed = check_adapter(folder, entry)
+    size = (folder / WEIGHTS_FILE).stat().st_size
+    if size > max_bytes:
+        failed.append(f"{WEIGHTS_FILE} has {size} bytes; at most {max_bytes} are allowed")
+    for key, wanted in (("adapter_sha256", entry.sha256), ("base_model", entry.base_model)):
+        if result[key] != wanted:
+            failed.append(
+                f"the evaluation is of {key} {result[key]}, and the adapter's is {wanted}"
+            )
+    if result["split"] != "validation":
+        failed.append(f"the evaluation is on the split {result['split']!r}; validation is needed")
+    if (num := result["num_questions"]) < min_questions:
+        failed.append(f"{num} validation questions; {min_questions} are needed")
+    low, high = result["metrics"]["nll"]["difference"]["interval"]
+    if not high < 0:
+        failed.append(
+            "the likelihood of the references does not rise: the negative log-likelihood changes "
+            f"by [{low:.3f}, {high:.3f}] nats a token, and the interval must be below zero"
+        )
+    for metric, shown in (("rouge_l", "ROUGE-L"), ("bleu", "BLEU")):
+        low, high = result["metrics"][metric]["difference"]["interval"]
+        if high < 0:
+            failed.append(f"{shown} is worse: it changes by [{low:.2f}, {high:.2f}]")
+    if result["answers_changed"] == 0:
+        failed.append("every answer is the base's own")
+    return failed
+
+
+def _read_result(file: Path) -> dict[str, Any]:
+    try:
+        result = json.loads(file.read_text(encoding="utf-8"))
+        for metric in ("nll", "rouge_l", "bleu"):
+            low, high = result["metrics"][metric]["difference"]["interval"]
+            float(low), float(high)
+        _figures(result)
+        result["adapter_sha256"], result["split"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"--evaluation {file}: no result of scripts.evaluate_adapter "
+            f"({type(error).__name__}: {error})"
+        ) from None
+    return dict(result)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    try:
+        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        return {"rank": int(config["r"]), "base_model": str(config["base_model_name_or_path"])}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{folder / CONFIG_FILE}: cannot be read as an adapter's config "
+            f"({type(error).__name__}: {error})"
+        ) from None
+
+
+def _entry(
+    folder: Path, config: dict[str, Any], result: dict[str, Any], known: AdapterEntry | None
+) -> AdapterEntry:
+    """The catalogue's entry, active; the version counts up when the weights change."""
+    weights = folder / WEIGHTS_FILE
+    if not weights.is_file():
+        raise DataError(f"{weights}: no such file")
+    digest = sha256_of(weights)
+    version = "1"
+    if known is not None:
+        changed = known.sha256 != digest and known.version.isdecimal()
+        version = str(int(known.version) + 1) if changed else known.version
+    try:
+        return AdapterEntry(
+            name=folder.name,
+            specialty=result["specialty"],
+            base_model=config["base_model"],
+            path=f"weights/{folder.name}",
+            sha256=digest,
+            version=version,
+            rank=config["rank"],
+            languages=known.languages if known else ["en"],
+            evaluation=_figures(result),
+        )
+    except ValueError as error:
+        raise DataError(f"--adapter {folder}: {error}") from None
+
+
+def _figures(result: dict[str, Any]) -> dict[str, Any]:
+    """What the catalogue keeps of an evaluation."""
+    metrics = result["metrics"]
+    figures: dict[str, Any] = {"split": "validation", "num_questions": result["num_questions"]}
+    for name, digits in (("nll", 4), ("rouge_l", 2), ("bleu", 2)):
+        for system in ("base", "adapter"):
+            figures[f"{name}_{system}"] = round(metrics[name]["systems"][system]["value"], digits)
+        interval = metrics[name]["difference"]["interval"]
+        figures[f"{name}_difference_interval"] = [round(bound, digits) for bound in interval]
+    return figures | {
+        "answers_changed": result["answers_changed"],
+        "commit": result["commit"],
+    }
+
+
+def _copy(folder: Path, target: Path) -> None:
+    """The adapter's files and nothing else, swapped in whole."""
+    if folder == target.resolve():
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
+        fresh = Path(scratch, "fresh")
+        fresh.mkdir()
+        for name in KEPT_FILES:
+            if (folder / name).is_file():
+                shutil.copyfile(folder / name, fresh / name)
+        if target.exists():
+            target.rename(Path(scratch, "replaced"))
+        fresh.rename(target)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
