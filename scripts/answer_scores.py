@@ -20,6 +20,7 @@ from scripts.answer_metrics import (
 )
 from scripts.attributions import publisher
 from scripts.bootstrap import Floats, corpus_bleu, draws, estimate, mean
+from scripts.dataset_checks import ngrams
 from scripts.diagnostic_items import DiagnosticItem, is_named
 from scripts.medical_terms import terms_of, used_share
 from scripts.training_data import DataError, DataSet, Pair, load_pairs
@@ -41,7 +42,8 @@ def score(
     """Metrics of one adapter, as its result file holds them.
 
     Args:
-        elsewhere: training answers of other specialties, to tell this one's terms.
+        elsewhere: training answers of other specialties: they tell this one's terms, and what of
+            the references has been seen in training.
 
     Raises:
         DataError: a question has no answer of a system; names it.
@@ -50,7 +52,9 @@ def score(
     pairs = data.validation
     texts = _texts(data, answers, seed)
     counts = draws(len(pairs), seed)
-    terms = terms_of([pair.answer for pair in data.train], elsewhere)
+    training = [pair.answer for pair in data.train]
+    terms = terms_of(training, elsewhere)
+    seen = {gram for answer in (*training, *elsewhere) for gram in ngrams(answer)}
     columns = _columns(pairs, answers, texts, terms)
     metrics = {name: _metric(name, by_system, counts) for name, by_system in columns.items()}
     metrics |= _diagnostic(answers, diagnostic, seed)
@@ -64,7 +68,7 @@ def score(
         "honesty": {system: _honesty(pairs, answers, texts, system) for system in SYSTEMS},
         "by_question_type": _by_type(pairs, columns, seed),
         "examples": _examples(pairs, columns, texts),
-        "per_question": _per_question(pairs, columns),
+        "per_question": _per_question(pairs, columns, seen),
         "diagnostic_items": _diagnostic_rows(answers, diagnostic),
     }
 
@@ -160,9 +164,11 @@ def resampled(name: str, values: Floats, counts: Floats) -> tuple[float, Floats]
 
 
 def _metric(name: str, columns: Mapping[str, Floats], counts: Floats) -> dict[str, Any]:
-    found = {system: resampled(name, values, counts) for system, values in columns.items()}
     unit, higher = _ABOUT[name]
     first = columns["base"]
+    if np.isnan(first).all():
+        return not_available(name, "it applies to none of the questions")
+    found = {system: resampled(name, values, counts) for system, values in columns.items()}
     num = len(first) if first.ndim > 1 else int((~np.isnan(first)).sum())
     (base, base_draws), (adapter, adapter_draws) = found["base"], found["adapter"]
     absent = {dummy: "a fixed text has no likelihood" for dummy in DUMMIES if dummy not in columns}
@@ -270,18 +276,19 @@ def _cost(answers: Answers, pairs: Sequence[Pair], counts: Floats) -> dict[str, 
         for system in SYSTEMS
     }
     devices = {system: {answers.rows[system][p.id].device for p in pairs} for system in SYSTEMS}
-    if devices["base"] == devices["adapter"] and len(devices["base"]) == 1:
-        time = _metric("time_per_answer_s", times, counts)
-    else:
+    shared = answers.header.get("shared_device")
+    if devices["base"] != devices["adapter"] or len(devices["base"]) > 1:
         why = "the answers of base and adapter were made on different devices"
-        time = not_available("time_per_answer_s", why, len(pairs))
+    elif shared is None:
+        why = "whether other work ran on the device is not recorded"
+    else:
+        why = "other work ran on the device" if shared else ""
+    name = "time_per_answer_s"
+    time = not_available(name, why, len(pairs)) if why else _metric(name, times, counts)
     memory = not_available("extra_memory_mib", "the base is what it is added to", len(pairs))
     memory["systems"] = {"adapter": {"value": answers.header["extra_memory_mib"]}}
     del memory["not_available"]["adapter"]
-    return {
-        "time_per_answer_s": time,
-        "extra_memory_mib": memory,
-    }
+    return {name: time, "extra_memory_mib": memory}
 
 
 def _honesty(
@@ -342,13 +349,15 @@ def _examples(
 
 
 def _per_question(
-    pairs: Sequence[Pair], columns: Mapping[str, Mapping[str, Floats]]
+    pairs: Sequence[Pair], columns: Mapping[str, Mapping[str, Floats]], seen: set[str]
 ) -> list[dict[str, Any]]:
-    """What pooling over adapters needs: values, and BLEU's statistics."""
+    """What pooling over adapters needs: values, BLEU's statistics, and how many of the reference's
+    8-grams of words stand in a training answer."""
     return [
         {
             "id": pair.id,
             "question_type": pair.qtype,
+            "reference_8grams_in_training": len(seen.intersection(ngrams(pair.answer))),
             **{
                 name: {
                     system: [int(x) for x in values[i]] if name == "bleu" else _digits(values[i])

@@ -64,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--batch_size", type=int, default=16)
     add("--dtype", choices=["float32", "bfloat16"], default="float32")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--shared_device", action="store_true", help="other work runs on it: report no times")
     add("--seed", type=int, default=0, help="of the random answers and of the bootstrap")
     return parser
 
@@ -131,6 +132,7 @@ def _write_answers(
         "device": device_name(args.device),
         "dtype": args.dtype,
         "batch_size": args.batch_size,
+        "shared_device": args.shared_device,
         "extra_memory_mib": round(model.adapter_mib, 2),
     }
     done = start(file, header)

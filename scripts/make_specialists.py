@@ -201,14 +201,15 @@ class Pipeline:
             digest = sha256_of(self._folder(name) / WEIGHTS_FILE)
             if file.is_file() and read_answers(file).header["adapter_sha256"] != digest:
                 file.unlink()  # of an earlier adapter
-            size = str(self._args.answer_batch_size)
-            steps.append(self._evaluation(name, "answers", ("--batch_size", size)))
+            options = ["--batch_size", str(self._args.answer_batch_size)]
+            options += ["--shared_device"] if self._args.jobs > 1 else []
+            steps.append(self._evaluation(name, "answers", options))
         return self._all(steps, self._args.jobs)
 
     def _score(self) -> Any:
         return self._all([self._evaluation(n, "score") for n in self._args.specialties], 1)
 
-    def _evaluation(self, name: str, stage: str, more: tuple[str, ...] = ()) -> Step:
+    def _evaluation(self, name: str, stage: str, more: Sequence[str] = ()) -> Step:
         return Step(
             f"{stage}-{name}",
             "evaluate_adapter",
