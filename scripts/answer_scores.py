@@ -199,11 +199,8 @@ def _diagnostic(
 ) -> dict[str, dict[str, Any]]:
     name = "diagnostic_accuracy"
     if len(items) < MIN_DIAGNOSTIC:
-        return {
-            name: not_available(
-                name, f"{len(items)} items, {MIN_DIAGNOSTIC} are needed", len(items)
-            )
-        }
+        why = f"fewer than {MIN_DIAGNOSTIC} items"
+        return {name: not_available(name, why, len(items))}
     columns = {
         system: np.array(
             [100.0 * is_named(answers.rows[system][item.id].answer, item.names) for item in items]

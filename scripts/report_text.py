@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from scripts.answer_file import SYSTEMS
@@ -35,6 +35,7 @@ HONESTY = {
     "unsupported_numbers": "such numbers in all",
     "empty": "empty",
 }
+ORIGINS = {"signs": "lists of signs", "vignette": "case reports"}
 Lines = list[str]
 
 
@@ -168,7 +169,7 @@ def _diagnostic(results: Sequence[Result], seed: int) -> Lines:
     found = diagnostic(results, seed)
     if isinstance(found, str):
         return [*lines, f"n/a ({found})", ""]
-    origins = ", ".join(f"{num} {origin}" for origin, num in found["origins"].items())
+    origins = ", ".join(f"{num} from {ORIGINS[name]}" for name, num in found["origins"].items())
     right = found["right"]
     low, high = found["difference"]["interval"]
     return [
@@ -201,33 +202,19 @@ def _honesty(results: Sequence[Result], num_questions: int) -> Lines:
 
 
 def _missing(results: Sequence[Result]) -> Lines:
-    """Metrics without a value, and why."""
+    """Metrics of the adapter without a value, and why."""
     reasons: dict[tuple[str, str], list[str]] = defaultdict(list)
     for result in results:
         for name, metric in result["metrics"].items():
-            for system, why in metric.get("not_available", {}).items():
-                if system in SYSTEMS:
-                    reasons[name, why].append(f"{result['specialty']} ({system})")
+            if "adapter" in metric["not_available"]:
+                reasons[name, metric["not_available"]["adapter"]].append(result["specialty"])
     if not reasons:
         return []
-    both = 2 * len(results)
     lines = ["## Not available", ""]
     for (name, why), where in reasons.items():
-        shown = "every specialty" if len(where) == both else ", ".join(_both_systems(where))
+        shown = "every specialty" if len(where) == len(results) else ", ".join(where)
         lines.append(f"- {name.replace('_', ' ')}: n/a ({why}): {shown}")
     return [*lines, ""]
-
-
-def _both_systems(where: Iterable[str]) -> Lines:
-    """Fold "x (base)", "x (adapter)" into "x"."""
-    systems_of: dict[str, list[str]] = defaultdict(list)
-    for item in where:
-        name, _, system = item.rstrip(")").rpartition(" (")
-        systems_of[name].append(system)
-    return [
-        name if len(found) == len(SYSTEMS) else f"{name} ({found[0]})"
-        for name, found in systems_of.items()
-    ]
 
 
 def _cost(results: Sequence[Result]) -> Lines:
@@ -296,9 +283,9 @@ def _made(results: Sequence[Result], made_by: str) -> Lines:
     lines = [
         "## How it was made",
         "",
-        f"Answers: {shown}; the base is told how many words the specialty's training answers have "
-        f"on average. Device: {devices}, {first['dtype']}; commit {commits}. {made_by} All of it: "
-        "`make specialists DATA=<folder>`.",
+        f"Answers: {shown}; the base is told the median length in words of the specialty's "
+        f"training answers. Device: {devices}, {first['dtype']}; commit {commits}. {made_by} "
+        "All of it: `make specialists DATA=<folder>`.",
         "",
         *_head("specialty", "adapter's sha256", "validation file's sha256"),
     ]
