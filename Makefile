@@ -1,4 +1,7 @@
 # make serve        install what is missing, check serve_config.yaml, start, watch until ready
+# make specialists DATA=<folder>
+#                   from questions and answers to twelve adapters in the catalogue and a report;
+#                   ARGS='--first score' goes on from answers that a GPU machine made, for one
 # make test         unit, parity and end-to-end tests on real Ray Serve (12 minutes at most on 2 cores)
 # make test-long    everything, the long tests too
 # make check        format, lint, types, fast tests (2 minutes at most)
@@ -8,12 +11,16 @@ CONFIG ?= serve_config.yaml
 # Prints the interpreter of an environment that has what is needed; installs it first if it is not.
 install = $$($(PYTHON) scripts/install.py --extras "$(1)")
 
-.PHONY: help serve test test-long check
+.PHONY: help serve specialists test test-long check
 help:
 	@grep '^# make' Makefile | cut -c3-
 
 serve:
 	@python=$(call install,) && exec "$$python" -W ignore -m deployments.launch $(CONFIG)
+
+specialists:
+	@test -n "$(DATA)" || { echo "make specialists: give DATA=<folder of .jsonl files>" >&2; exit 2; }
+	@python=$(call install,train) && "$$python" -m scripts.make_specialists --data "$(DATA)" $(ARGS)
 
 test:
 	@python=$(call install,test) && "$$python" -m pytest -m "not long"
