@@ -275,18 +275,22 @@ class Pipeline:
     def _call(self, step: Step) -> Any:
         """The JSON of the last line of its stdout."""
         log = self._work / "logs" / f"{step.name}.log"
-        command = [sys.executable, "-m", f"scripts.{step.script}", *step.arguments]
-        with log.open("w", encoding="utf-8") as errors:
-            done = subprocess.run(
-                command, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=ROOT
-            )
-        if done.returncode not in step.allowed:
+        exit_code, stdout = run_script(step.script, step.arguments, log)
+        if exit_code not in step.allowed:
             words = log.read_text(encoding="utf-8").strip().splitlines()[-1:]
             raise StepError(
-                f"{step.name} ended with exit code {done.returncode}: {' '.join(words)} "
+                f"{step.name} ended with exit code {exit_code}: {' '.join(words)} "
                 f"(all of it: {log})"
             )
-        return json.loads(done.stdout.strip().splitlines()[-1])
+        return json.loads(stdout.strip().splitlines()[-1])
+
+
+def run_script(script: str, arguments: Sequence[str], log: Path) -> tuple[int, str]:
+    """(exit code, stdout) of one script, in a process of its own; its stderr goes into `log`."""
+    command = [sys.executable, "-m", f"scripts.{script}", *arguments]
+    with log.open("w", encoding="utf-8") as errors:
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=ROOT)
+    return done.returncode, done.stdout
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@
 It must pass the checks that serving makes (format, base, rank, shapes, finite, not silent). On the
 validation questions of its evaluation, which must be of these very weights:
 
-- the likelihood of the references rises, with a 95 % interval that excludes zero;
+- the likelihood of the references rises by more than --min_gain with 97.5 % confidence: paired
+  questions make even a change without any effect significant;
 - neither ROUGE-L nor BLEU is significantly worse (an interval wholly below zero).
 
 Then its files are copied below the catalogue, and its entry becomes active. An adapter that fails
@@ -63,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--evaluation", type=Path, required=True, help="result of scripts.evaluate_adapter")
     add("--catalog", type=Path, default=CATALOG_DIR, help="folder of catalog.yaml")
     add("--min_questions", type=int, default=30, help="fewer prove nothing")
+    add("--min_gain", type=float, default=0.01, help="in likelihood, nats for each token")
     add("--max_bytes", type=int, default=1_200_000, help="of the weights, which go into git")
     add("--push_to_hub", metavar="ORG/NAME", help="publish it when it is active")
     add("--public", action="store_true", help="with --push_to_hub: not private")
@@ -86,7 +88,7 @@ def _promote(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     with locked(args.catalog):
         listed = {entry.name: entry for entry in load_catalog(args.catalog).adapters}
         entry = _entry(folder, config, result, listed.get(folder.name))
-        failed = failures(folder, entry, result, args.min_questions, args.max_bytes)
+        failed = failures(folder, entry, result, args)
         in_service = listed.get(entry.name)
         replaced = in_service is not None and in_service.sha256 != entry.sha256
         report = {"name": entry.name, "failed": failed, "sha256": entry.sha256}
@@ -104,13 +106,17 @@ def _promote(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def failures(
-    folder: Path, entry: AdapterEntry, result: dict[str, Any], min_questions: int, max_bytes: int
+    folder: Path, entry: AdapterEntry, result: dict[str, Any], limits: argparse.Namespace
 ) -> list[str]:
-    """Every condition that is not met, with its figures; empty: the adapter may serve."""
+    """Every condition that is not met, with its figures; empty: the adapter may serve.
+
+    Args:
+        limits: has min_questions, min_gain (nats a token) and max_bytes.
+    """
     failed = check_adapter(folder, entry)
     size = (folder / WEIGHTS_FILE).stat().st_size
-    if size > max_bytes:
-        failed.append(f"{WEIGHTS_FILE} has {size} bytes; at most {max_bytes} are allowed")
+    if size > limits.max_bytes:
+        failed.append(f"{WEIGHTS_FILE} has {size} bytes; at most {limits.max_bytes} are allowed")
     for key, wanted in (("adapter_sha256", entry.sha256), ("base_model", entry.base_model)):
         if result[key] != wanted:
             failed.append(
@@ -118,13 +124,14 @@ def failures(
             )
     if result["split"] != "validation":
         failed.append(f"the evaluation is on the split {result['split']!r}; validation is needed")
-    if (num := result["num_questions"]) < min_questions:
-        failed.append(f"{num} validation questions; {min_questions} are needed")
+    if (num := result["num_questions"]) < limits.min_questions:
+        failed.append(f"{num} validation questions; {limits.min_questions} are needed")
     low, high = result["metrics"]["nll"]["difference"]["interval"]
-    if not high < 0:
+    if not high < -limits.min_gain:
         failed.append(
             "the likelihood of the references does not rise: the negative log-likelihood changes "
-            f"by [{low:.3f}, {high:.3f}] nats a token, and the interval must be below zero"
+            f"by [{low:.3f}, {high:.3f}] nats a token, and the interval must be below "
+            f"{-limits.min_gain}"
         )
     for metric, shown in (("rouge_l", "ROUGE-L"), ("bleu", "BLEU")):
         low, high = result["metrics"][metric]["difference"]["interval"]

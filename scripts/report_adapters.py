@@ -21,7 +21,7 @@ from typing import Any
 
 from scripts.adapter_card import command_line, commit
 from scripts.answer_file import SYSTEMS, read_answers
-from scripts.report_figures import METRICS, Result, pooled, read_results
+from scripts.report_figures import Result, pooled, read_results
 from scripts.report_text import report_of, results_table
 from scripts.training_data import DataError, load_pairs
 
@@ -84,7 +84,7 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
     return {
         "num_adapters": len(results),
         "num_questions": everything.num_questions,
-        "differences": {name: everything.differences[name] for name in METRICS},
+        "differences": everything.differences,
     }
 
 

@@ -62,7 +62,8 @@ def read_results(folder: Path) -> list[Result]:
 def pooled(results: Sequence[Result], seed: int, keep: Callable[[Row], bool] = bool) -> Pooled:
     """All questions that `keep` takes, resampled within their specialty (a stratified bootstrap).
 
-    BLEU is corpus BLEU over all of them; the other metrics are means over questions.
+    At least one must be taken. BLEU is corpus BLEU over all of them; the other metrics are means
+    over questions.
     """
     strata = [[row for row in result["per_question"] if keep(row)] for result in results]
     strata = [rows for rows in strata if rows]
@@ -100,7 +101,10 @@ def unseen_wording(results: Sequence[Result], seed: int) -> dict[str, Pooled]:
         "none of its 8-grams": lambda row: row["reference_8grams_in_training"] == 0,
         "one or more": lambda row: row["reference_8grams_in_training"] > 0,
     }
-    return {name: pooled(results, seed, keep) for name, keep in groups.items()}
+    rows = [row for result in results for row in result["per_question"]]
+    return {
+        name: pooled(results, seed, keep) for name, keep in groups.items() if any(map(keep, rows))
+    }
 
 
 def diagnostic(results: Sequence[Result], seed: int) -> dict[str, Any] | str:

@@ -11,6 +11,7 @@ import yaml
 
 from adapters.catalog import CatalogError, load_catalog
 from adapters.loading import check_catalogued
+from scripts.make_specialists import TWELVE
 
 SHIPPED = Path(__file__).resolve().parents[2] / "adapters"
 GOOD: dict[str, Any] = {
@@ -119,10 +120,11 @@ def test_missing_or_broken_file_is_named_with_the_mend(tmp_path: Path) -> None:
 
 def test_shipped_catalogue_and_its_weights_are_intact() -> None:
     entries = check_catalogued(load_catalog(SHIPPED), "smollm2-135m-instruct")
-    assert [entry.name for entry in entries] == ["dermatology", "cardiology", "neurology"]
+    assert {entry.name for entry in entries} == set(TWELVE)
     for entry in entries:
         low, high = entry.evaluation["nll_difference_interval"]
         assert low <= high < 0, "a specialist is shipped only if it beats the base"
+        assert (SHIPPED / entry.path / "adapter_model.safetensors").stat().st_size <= 1_200_000
 
 
 def test_importing_the_catalogue_needs_no_torch() -> None:

@@ -15,12 +15,14 @@ import pytest
 from adapters.base_models import resolve_base_model
 from adapters.catalog import load_catalog
 from adapters.prompting import Message, encode_prompt
+from scripts.make_specialists import TWELVE
 from tests.e2e.conftest import ROOT, Deploy
 from tests.oracle import Oracle
 
 pytestmark = pytest.mark.base_model
 
 BASE = "smollm2-135m-instruct"
+# Compared with PEFT token by token; all twelve would take minutes.
 SPECIALISTS = ("dermatology", "cardiology", "neurology")
 QUESTIONS = {
     "dermatology": "I have red itchy patches on my elbows and knees, what could it be?",
@@ -28,7 +30,7 @@ QUESTIONS = {
     "neurology": "What are the first signs of Parkinson's disease?",
 }
 MAX_TOKENS = 12
-PARITY_TOKENS = 24  # enough for any two adapters to part ways on each question
+PARITY_TOKENS = 36  # enough for any two adapters to part ways on each question
 
 
 @pytest.fixture(scope="module")
@@ -79,9 +81,18 @@ def test_a_french_question_is_routed_and_answered_in_english(
     assert (reply["language"], reply["notice"]) == ("fr", "language_not_supported")
 
 
+def test_all_twelve_specialists_are_listed_and_answer(clinic: httpx.Client) -> None:
+    listed = {model["id"] for model in clinic.get("/v1/models").json()["data"]}
+    assert listed == {"auto", "base", *TWELVE}
+    for specialty in TWELVE:
+        reply = ask(clinic, "What are the first signs, and how is it treated?", specialty=specialty)
+        assert (reply["adapter"], reply["reason"]) == (specialty, "explicit")
+        assert reply["answer"].strip()
+
+
 def test_a_specialty_without_an_adapter(clinic: httpx.Client) -> None:
-    reply = ask(clinic, "What can I do against acid reflux and heartburn at night?")
-    assert reply["specialty"] == "gastroenterology"
+    reply = ask(clinic, "I feel hopeless every day and nothing gives me joy: is it depression?")
+    assert reply["specialty"] == "psychiatry"
     assert (reply["adapter"], reply["reason"]) == (None, "no_adapter")
 
 
@@ -137,7 +148,7 @@ def test_sixteen_mixed_requests_equal_peft_alone(clinic: httpx.Client) -> None:
 
 
 def test_the_openai_client_lists_chats_and_streams(openai_client: openai.OpenAI) -> None:
-    assert [m.id for m in openai_client.models.list()] == ["auto", *SPECIALISTS, "base"]
+    assert [m.id for m in openai_client.models.list()] == ["auto", *TWELVE, "base"]
     messages: Any = [{"role": "user", "content": QUESTIONS["neurology"]}]
     whole = openai_client.chat.completions.create(
         model="auto", messages=messages, max_tokens=MAX_TOKENS
@@ -239,6 +250,6 @@ def test_route_answers_without_generating(clinic: httpx.Client) -> None:
 
 def test_readyz_names_what_is_loaded(clinic: httpx.Client) -> None:
     report = clinic.get("/readyz").json()
-    assert [a["name"] for a in report["adapters"]] == list(SPECIALISTS)
+    assert [a["name"] for a in report["adapters"]] == list(TWELVE)
     assert (report["device"], report["dtype"], report["decoder"]) == ("cpu", "float32", "reference")
-    assert "gastroenterology" in report["router"]["without_adapter"]
+    assert "psychiatry" in report["router"]["without_adapter"]

@@ -1,0 +1,261 @@
+"""From a data folder to adapters in a catalogue and a report, on tiny models.
+
+The steps run in this process, to save the seconds that importing the libraries takes each time; one
+test starts real ones.
+"""
+
+import contextlib
+import importlib
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import yaml
+
+from adapters.catalog import load_catalog
+from adapters.loading import check_catalogued
+from scripts import evaluate_adapter, make_specialists
+from scripts.train_lora_adapter import CHECKPOINT
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+SPECIALTIES = {"dermatology": "skin", "cardiology": "heart"}
+SIGNS = "itch ache burn swell redden stiffen tingle".split()
+NUM_DISEASES = 96  # of each specialty, one question each
+NUM_VALIDATION = 30  # what the gate wants
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    folder = tmp_path / "sources"
+    folder.mkdir()
+    for specialty, organ in SPECIALTIES.items():
+        rows = [
+            {
+                "id": f"{specialty}-{i}",
+                "input": f"What are the signs of {organ} disease {_name(i)}?",
+                "output": f"The {organ} can {SIGNS[i % 7]}, and it can {SIGNS[i % 5]}.",
+                "specialty": specialty,
+                "split": "train",
+                "focus": f"{organ} {_name(i)}",
+                "qtype": "symptoms",
+                "lang": "en",
+                "source": "MedQuAD/GHR",
+                "url": "",
+                "license": "CC BY 4.0",
+            }
+            for i in range(NUM_DISEASES)
+        ]
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / f"{specialty}.jsonl").write_text(text)
+    return folder
+
+
+def _name(number: int) -> str:
+    """A made-up name that no other shares a word with: "bakade"."""
+    syllables = "ba ka de fo gu hi lo me nu pa".split()
+    return syllables[number // 10] + syllables[number % 10] + "rix"
+
+
+@pytest.fixture
+def catalog(tmp_path: Path) -> Path:
+    folder = tmp_path / "catalog"
+    folder.mkdir()
+    (folder / "catalog.yaml").write_text("# ours\nadapters: []\n")
+    return folder
+
+
+class Steps:
+    """Stands in for `run_script`: calls the script's `main` here, and keeps the calls."""
+
+    def __init__(self) -> None:
+        self.calls: list[list[str]] = []
+
+    def __call__(self, script: str, arguments: Sequence[str], log: Path) -> tuple[int, str]:
+        self.calls.append([script, *arguments])
+        stdout = io.StringIO()
+        with (
+            log.open("w") as stderr,
+            contextlib.redirect_stdout(stdout),
+            contextlib.redirect_stderr(stderr),
+        ):
+            code = importlib.import_module(f"scripts.{script}").main(arguments)
+        return code, stdout.getvalue()
+
+    def names(self) -> list[str]:
+        return [call[0] for call in self.calls]
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> Steps:
+    """Tiny tokenizers make long prompts, tiny models learn fast, and 256 tokens take minutes."""
+    for options in ("FIRST", "THEN"):
+        given = getattr(make_specialists, options)
+        more = ["--max_prompt_tokens", "400", "--learning_rate", "0.02"]
+        monkeypatch.setattr(make_specialists, options, [*given, *more])
+    made = evaluate_adapter.protocol_for
+    monkeypatch.setattr(
+        evaluate_adapter,
+        "protocol_for",
+        lambda answers: type(made(answers))(made(answers).base_instruction_words, "greedy", 12),
+    )
+    found = Steps()
+    monkeypatch.setattr(make_specialists, "run_script", found)
+    return found
+
+
+def run(base: Path, data: Path, catalog: Path, *more: str) -> int:
+    work = data.parent / "work"
+    return make_specialists.main(
+        [
+            *("--data", str(data), "--work", str(work), "--catalog", str(catalog)),
+            *("--report", str(work / "report"), "--specialties", *SPECIALTIES),
+            *("--base_model", str(base), "--base_model_name", "tiny", "--jobs", "1"),
+            *("--dtype", "float32", *more),
+        ]
+    )
+
+
+@pytest.mark.parametrize("family", ["tiny_llama_dir", "tiny_flan_t5_dir"])
+def test_from_data_to_service_and_again(
+    family: str,
+    data: Path,
+    catalog: Path,
+    steps: Steps,
+    request: pytest.FixtureRequest,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    base = request.getfixturevalue(family)
+    assert run(base, data, catalog) == 0, capsys.readouterr().err
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [(row["name"], row["state"]) for row in told["promote"]] == [
+        (name, "active") for name in SPECIALTIES
+    ]
+    assert told["report"]["num_questions"] == 2 * NUM_VALIDATION
+    assert steps.names().count("train_lora_adapter") == 3
+
+    entries = check_catalogued(load_catalog(catalog), "tiny")
+    assert [entry.name for entry in entries] == list(SPECIALTIES)
+    for entry in entries:
+        assert entry.evaluation["nll_difference_interval"][1] < 0
+        assert (catalog / entry.path / "README.md").is_file()
+    assert "rises with 2 of 2" in (data.parent / "work" / "report.md").read_text()
+
+    before = (catalog / "catalog.yaml").read_bytes()
+    assert before.startswith(b"# ours\n")
+    steps.calls.clear()
+    assert run(base, data, catalog) == 0
+    assert "train_lora_adapter" not in steps.names(), "what is there is not made again"
+    assert "prepare_medical_dataset" not in steps.names()
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["answers"][0]["num_answers"] == 0
+    assert (catalog / "catalog.yaml").read_bytes() == before
+
+
+def test_new_data_and_another_recipe_train_again(
+    tiny_llama_dir: Path,
+    data: Path,
+    catalog: Path,
+    steps: Steps,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stages = ("--first", "prepare", "--last", "train")
+    assert run(tiny_llama_dir, data, catalog, *stages) == 0
+    monkeypatch.setattr(make_specialists, "THEN", [*make_specialists.THEN, "--seed", "1"])
+    steps.calls.clear()
+    assert run(tiny_llama_dir, data, catalog, *stages) == 0
+    assert steps.names() == ["train_lora_adapter"] * 2, "the joint adapter stays"
+    file = data / "cardiology.jsonl"
+    file.write_text(file.read_text().replace("ache", "hurt"))
+    steps.calls.clear()
+    assert run(tiny_llama_dir, data, catalog, *stages) == 0
+    assert steps.names() == ["prepare_medical_dataset"] + ["train_lora_adapter"] * 3
+
+
+def test_an_interrupted_training_goes_on(
+    tiny_llama_dir: Path, data: Path, catalog: Path, steps: Steps
+) -> None:
+    """The stamp of an unfinished step has no report; its checkpoint folder is there."""
+    stages = ("--first", "prepare", "--last", "train")
+    assert run(tiny_llama_dir, data, catalog, *stages) == 0
+    work = data.parent / "work"
+    (work / "logs" / "train-cardiology.json").unlink()
+    (work / "adapters" / "cardiology" / CHECKPOINT).mkdir()
+    steps.calls.clear()
+    assert run(tiny_llama_dir, data, catalog, *stages) == 2, "an empty checkpoint is refused"
+    assert [call[-1] for call in steps.calls] == ["--resume"]
+
+
+def test_answers_of_an_earlier_adapter_are_not_kept(
+    tiny_llama_dir: Path,
+    data: Path,
+    catalog: Path,
+    steps: Steps,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(tiny_llama_dir, data, catalog, "--last", "answers") == 0
+    monkeypatch.setattr(make_specialists, "THEN", [*make_specialists.THEN, "--seed", "1"])
+    capsys.readouterr()
+    assert run(tiny_llama_dir, data, catalog, "--last", "answers") == 0
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [row["num_answers"] for row in told["answers"]] == [2 * NUM_VALIDATION] * 2
+
+
+def test_an_adapter_that_is_not_better_is_listed_as_disabled(
+    tiny_llama_dir: Path,
+    data: Path,
+    catalog: Path,
+    steps: Steps,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Trained at no learning rate to speak of: significant, and without effect."""
+    for options in ("FIRST", "THEN"):
+        given = [*getattr(make_specialists, options), "--learning_rate", "1e-9"]
+        monkeypatch.setattr(make_specialists, options, given)
+    assert run(tiny_llama_dir, data, catalog) == 0
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [row["state"] for row in told["promote"]] == ["disabled"] * 2
+    listed = yaml.safe_load((catalog / "catalog.yaml").read_text())["adapters"]
+    assert [entry["state"] for entry in listed] == ["disabled"] * 2
+    assert all("likelihood of the references does not rise" in e["reason"] for e in listed)
+
+
+def test_a_failing_step_is_named_with_its_log(
+    tiny_llama_dir: Path, data: Path, catalog: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A real process."""
+    with (data / "cardiology.jsonl").open("a") as file:
+        file.write("{torn\n")
+    assert run(tiny_llama_dir, data, catalog, "--last", "prepare") == 2
+    error = capsys.readouterr().err
+    assert "prepare ended with exit code 2" in error
+    assert f"cardiology.jsonl, line {NUM_DISEASES + 1}" in error
+    assert (data.parent / "work" / "logs" / "prepare.log").is_file()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--first", "score", "--last", "train"], "--first score comes after --last train"),
+        (["--first", "train", "--specialties", "surgery"], "--specialties surgery: not in"),
+    ],
+)
+def test_arguments_that_do_not_fit(
+    tiny_llama_dir: Path,
+    data: Path,
+    catalog: Path,
+    more: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(tiny_llama_dir, data, catalog, *more) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_no_data_folder(
+    tiny_llama_dir: Path, tmp_path: Path, catalog: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tiny_llama_dir, tmp_path / "none", catalog) == 2
+    assert "no such folder" in capsys.readouterr().err
