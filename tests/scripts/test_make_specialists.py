@@ -92,7 +92,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> Steps:
     """Tiny tokenizers make long prompts, tiny models learn fast, and 256 tokens take minutes."""
     for options in ("FIRST", "THEN"):
         given = getattr(make_specialists, options)
-        more = ["--max_prompt_tokens", "400", "--learning_rate", "0.02"]
+        more = ["--max_prompt_tokens", "400", "--learning_rate", "0.02", "--epochs", "1"]
         monkeypatch.setattr(make_specialists, options, [*given, *more])
     made = evaluate_adapter.protocol_for
     monkeypatch.setattr(
@@ -103,6 +103,14 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> Steps:
     found = Steps()
     monkeypatch.setattr(make_specialists, "run_script", found)
     return found
+
+
+@pytest.fixture
+def thorough(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until the answers are better too: T5 learns slowly through `q` and `v` alone."""
+    for options in ("FIRST", "THEN"):
+        given = [*getattr(make_specialists, options), "--epochs", "10"]
+        monkeypatch.setattr(make_specialists, options, given)
 
 
 def run(base: Path, data: Path, catalog: Path, *more: str) -> int:
@@ -117,6 +125,7 @@ def run(base: Path, data: Path, catalog: Path, *more: str) -> int:
     )
 
 
+@pytest.mark.usefixtures("thorough")
 @pytest.mark.parametrize("family", ["tiny_llama_dir", "tiny_flan_t5_dir"])
 def test_from_data_to_service_and_again(
     family: str,
