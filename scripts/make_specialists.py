@@ -15,6 +15,7 @@ scripts/train_lora_adapter.py, or name few --specialties.
 import argparse
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -89,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--specialties", nargs="+", default=list(TWELVE))
     add("--work", type=Path, default=Path("runs/specialists"), help="folder of all intermediates")
     add("--catalog", type=Path, default=ROOT / "adapters", help="folder of catalog.yaml")
-    add("--report", type=Path, default=ROOT / "docs" / "specialists", help="without ending")
+    add("--report", type=Path, default=ROOT / "docs" / "specialists", help="without its ending")
     add("--base_model", default="smollm2-135m-instruct")
     add("--base_model_name", help="name in the catalogue, when --base_model is a directory")
     add("--suffix", default="", help="of the adapters' names, for a second base model: -t5")
@@ -246,7 +247,12 @@ class Pipeline:
                 *("--out", str(self._args.report.resolve())),
             ),
         )
-        return self._call(step)
+        done = self._call(step)
+        data_report = self._work / "data" / "report.md"
+        if data_report.is_file():
+            target = self._args.report.with_name(f"{self._args.report.name}_data.md")
+            shutil.copyfile(data_report, target)
+        return done
 
     def _all(self, steps: Sequence[Step], jobs: int) -> list[Any]:
         with ThreadPoolExecutor(jobs) as pool:

@@ -150,6 +150,7 @@ def test_from_data_to_service_and_again(
         assert entry.evaluation["nll_difference_interval"][1] < 0
         assert (catalog / entry.path / "README.md").is_file()
     assert "rises with 2 of 2" in (data.parent / "work" / "report.md").read_text()
+    assert "## Contamination" in (data.parent / "work" / "report_data.md").read_text()
 
     before = (catalog / "catalog.yaml").read_bytes()
     assert before.startswith(b"# ours\n")
