@@ -28,6 +28,7 @@ def run(*more: str) -> int:
     )
 
 
+@pytest.mark.slow
 def test_figures_of_a_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--quantization", "none", "--steps", "20", "--learning_rate", "0.05") == 0
     report: dict[str, Any] = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -42,6 +43,7 @@ def test_figures_of_a_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert figures["process_peak_mib"] is None, "told of a GPU only"
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_fails_the_benchmark(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--quantization", "nf4", "--steps", "2") == 1
     report = json.loads(capsys.readouterr().out.splitlines()[-1])

@@ -125,6 +125,7 @@ def run(base: Path, data: Path, catalog: Path, *more: str) -> int:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("thorough")
 @pytest.mark.parametrize("family", ["tiny_llama_dir", "tiny_flan_t5_dir"])
 def test_from_data_to_service_and_again(
@@ -162,6 +163,7 @@ def test_from_data_to_service_and_again(
     assert (catalog / "catalog.yaml").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_new_data_and_another_recipe_train_again(
     tiny_llama_dir: Path,
     data: Path,
@@ -196,6 +198,7 @@ def test_an_interrupted_training_goes_on(
     assert [call[-1] for call in steps.calls] == ["--resume"]
 
 
+@pytest.mark.slow
 def test_answers_of_an_earlier_adapter_are_not_kept(
     tiny_llama_dir: Path,
     data: Path,
@@ -212,6 +215,7 @@ def test_answers_of_an_earlier_adapter_are_not_kept(
     assert [row["num_answers"] for row in told["answers"]] == [2 * NUM_VALIDATION] * 2
 
 
+@pytest.mark.slow
 def test_an_adapter_that_is_not_better_is_listed_as_disabled(
     tiny_llama_dir: Path,
     data: Path,
