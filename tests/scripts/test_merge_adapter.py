@@ -57,9 +57,9 @@ def logits(model: Any, base: Path) -> torch.Tensor:
 
 
 def peft_model(base: Path, folders: list[Path]) -> PeftModel:
-    model = PeftModel.from_pretrained(load_model(base), str(folders[0]), adapter_name="0")
+    model = PeftModel.from_pretrained(load_model(base), str(folders[0]), adapter_name="a0")
     for i, folder in enumerate(folders[1:], start=1):
-        model.load_adapter(str(folder), adapter_name=str(i))
+        model.load_adapter(str(folder), adapter_name=f"a{i}")
     return model.eval()
 
 
@@ -91,7 +91,7 @@ def test_a_weighted_sum_is_pefts(
 ) -> None:
     folders = adapters(base, tmp_path)
     model = peft_model(base, folders)
-    model.add_weighted_adapter(["0", "1"], [0.7, 0.3], "sum", combination_type="cat")
+    model.add_weighted_adapter(["a0", "a1"], [0.7, 0.3], "sum", combination_type="cat")
     alone = [logits(model, base)]
     model.set_adapter("sum")
     wanted = logits(model, base)
@@ -117,7 +117,7 @@ def test_a_sum_as_an_adapter_is_pefts(
     model = peft_model(tiny_llama_dir, folders)
     options = {"density": 0.5} if more else {}
     torch.manual_seed(0)
-    model.add_weighted_adapter(["0", "1"], [1, 0.5], "sum", combination_type=combination, **options)
+    model.add_weighted_adapter(["a0", "a1"], [1, 0.5], "sum", combination_type=combination, **options)
     wanted = get_peft_model_state_dict(model, adapter_name="sum")
     words = ["--weights", "1", "0.5", "--combination", combination, "--save_adapter_only", *more]
     assert run(tiny_llama_dir, tmp_path / "out", folders, *words) == 0
