@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import subprocess
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from peft.utils import get_peft_model_state_dict
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from scripts.attributions import ATTRIBUTIONS, origin
@@ -31,8 +33,30 @@ def write_adapter(
 
     With matplotlib installed, loss.png too. Adds `sha256` and `bytes` to `report`. The catalogue's
     entry is printed, ready to paste.
+
+    Raises:
+        OSError: they cannot be written, the disk is full perhaps; what was in `out` is as before.
     """
     out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".saving-", dir=out) as scratch:
+        fresh = Path(scratch)
+        try:
+            _write_files(fresh, model, report, history, command, data)
+        except SafetensorError as error:  # a full disk is no OSError there
+            raise OSError(f"{out}: the adapter cannot be written: {error}") from None
+        for file in fresh.iterdir():
+            os.replace(file, out / file.name)
+    print(catalog_entry(out.name, report))
+
+
+def _write_files(
+    out: Path,
+    model: PeftModel,
+    report: dict[str, Any],
+    history: list[dict[str, float]],
+    command: str,
+    data: DataSet,
+) -> None:
     state = {
         name: value.detach().to("cpu", torch.bfloat16).contiguous()
         for name, value in get_peft_model_state_dict(model).items()
@@ -49,7 +73,6 @@ def write_adapter(
     lines = "".join(json.dumps(row) + "\n" for row in history)
     (out / "history.jsonl").write_text(lines, encoding="utf-8")
     _draw_loss(out / "loss.png", history)
-    print(catalog_entry(out.name, report))
 
 
 def catalog_entry(name: str, report: dict[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """A base model with a fresh LoRA adapter on it, quantised on request."""
 
 import contextlib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,8 +48,8 @@ def build(
     """The base model of folder `path` with an adapter whose parameters (float32) alone are trained.
 
     Raises:
-        TrainingError: quantisation or float16 without a GPU, bitsandbytes missing, a target that
-            the model does not have (lists what it has), `init_adapter` of another shape.
+        TrainingError: quantisation or float16 without a GPU, bitsandbytes missing, a target or
+            layer that the model does not have (lists what it has), `init_adapter` of another shape.
     """
     base = _base(path, family, dtype, quantization, device)
     targets = _targets(base, family, lora)
@@ -125,6 +126,17 @@ def _targets(base: Any, family: Family, lora: LoraSettings) -> list[str]:
         for name, module in base.named_modules()
         if isinstance(module, torch.nn.Linear)
     }
+    if "all-linear" in targets and len(targets) > 1:
+        raise TrainingError(
+            f"--target_modules {' '.join(targets)}: all-linear stands alone, it takes them all"
+        )
+    num_layers = base.config.num_hidden_layers
+    absent = [layer for layer in lora.layers or () if not 0 <= layer < num_layers]
+    if absent:
+        raise TrainingError(
+            f"--layers {' '.join(map(str, absent))}: the base model has layers 0 to "
+            f"{num_layers - 1}"
+        )
     missing = [t for t in targets if t != "all-linear" and t not in linear]
     if missing:
         raise TrainingError(
@@ -132,6 +144,41 @@ def _targets(base: Any, family: Family, lora: LoraSettings) -> list[str]:
             f"it has {', '.join(sorted(linear))}, or use all-linear"
         )
     return targets
+
+
+def check_init_adapter(lora: LoraSettings, base_name: str) -> None:
+    """Whether `init_adapter` is of this base and would act with the same strength.
+
+    Raises:
+        TrainingError: no such adapter, or it differs; names both values.
+    """
+    if lora.init_adapter is None:
+        return
+    file = lora.init_adapter / "adapter_config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+        there = {key: config[key] for key in ("base_model_name_or_path", "lora_alpha")}
+        there["use_rslora"] = config.get("use_rslora", False)
+    except FileNotFoundError:
+        raise TrainingError(f"--init_adapter: {file}: no such file") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise TrainingError(
+            f"--init_adapter: {file}: cannot be read as an adapter's config "
+            f"({type(error).__name__}: {error})"
+        ) from None
+    here = {
+        "base_model_name_or_path": base_name,
+        "lora_alpha": lora.alpha,
+        "use_rslora": lora.rslora,
+    }
+    differing = [
+        f"{key} {there[key]!r}, here {here[key]!r}" for key in here if there[key] != here[key]
+    ]
+    if differing:
+        raise TrainingError(
+            f"--init_adapter {lora.init_adapter.name}: it has {'; '.join(differing)}: its weights "
+            "would not do here what they do there"
+        )
 
 
 def _start_from(model: PeftModel, folder: Path) -> None:

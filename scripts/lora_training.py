@@ -6,7 +6,9 @@ never interrupted. Checkpoints hold the optimiser as PyTorch saves it, so they a
 only; what is published is safetensors (adapter_card.py).
 """
 
+import json
 import math
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,11 +17,11 @@ from typing import Any
 
 import torch
 from peft import PeftModel, set_peft_model_state_dict
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tqdm import tqdm
 from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
 from transformers.trainer_callback import ProgressCallback, TrainerControl
-from transformers.trainer_utils import get_last_checkpoint
 
 from adapters.base_models import Family
 from scripts.training_batches import IGNORED, Example, SimilarLengths, tensors_of
@@ -33,7 +35,33 @@ class TrainingError(RuntimeError):
 
 
 class _NotFinite(Exception):
-    """The loss of a batch is NaN or infinite."""
+    """A loss or a weight is NaN or infinite."""
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that was written to its end; None without one.
+
+    Trainer writes `trainer_state.json` last, so a kill or a full disk leaves a folder without it.
+    """
+    for path in sorted(folder.glob("checkpoint-*"), key=_step_of, reverse=True):
+        try:
+            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        return path
+    return None
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def what_now(folder: Path) -> str:
+    """What to do after a run in `folder` ended early."""
+    checkpoint = last_checkpoint(folder)
+    if checkpoint is None:
+        return "No checkpoint was written yet: mend that and start again"
+    return f"Mend that; the same command with --resume goes on from {checkpoint.name}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,44 +132,75 @@ class LoraTrainer(Trainer):
         """Train; the model ends as it was at its best validation, at the end without one.
 
         Raises:
-            TrainingError: nothing to resume, or the loss was not finite before the first
-                checkpoint.
+            TrainingError: nothing to resume, the loss was not finite before the first checkpoint,
+                or a checkpoint cannot be written.
         """
-        folder = str(self.args.output_dir)
-        if resume and get_last_checkpoint(folder) is None:
+        folder = Path(str(self.args.output_dir))
+        checkpoint = last_checkpoint(folder) if resume else None
+        if resume and checkpoint is None:
             raise TrainingError(
-                f"--resume: {folder} holds no unfinished run; start without --resume"
+                f"--resume: {folder} holds no unfinished run with a whole checkpoint; start "
+                "without --resume"
             )
         if resume:  # the untrained base is in the history already
             self.args.eval_on_start = False
         started = time.perf_counter()
         stopped = None
         try:
-            self.train(resume_from_checkpoint=resume)
+            self.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+            kept = self.state.best_global_step if self.state.best_model_checkpoint else None
         except _NotFinite as error:
-            stopped = self._last_good(error)
+            good = self._last_good(error)
+            stopped, kept = f"{error}; {good.name} is kept", _step_of(good)
         train_s = time.perf_counter() - started
         num_steps = self.state.global_step
         if stopped is None and num_steps < self.num_planned:
             stopped = f"no better validation loss in {self.settings.patience} validations"
-        best = self.state.best_global_step if self.state.best_model_checkpoint else num_steps
         history = [row for item in self.state.log_history if (row := _row(item))]
-        return Outcome(history, num_steps, best or 0, stopped, train_s)
+        return Outcome(history, num_steps, num_steps if kept is None else kept, stopped, train_s)
 
-    def _last_good(self, error: _NotFinite) -> str:
-        """Load the best checkpoint, or the last one without validation; says which."""
-        folder = self.state.best_model_checkpoint or get_last_checkpoint(str(self.args.output_dir))
+    def _last_good(self, error: _NotFinite) -> Path:
+        """Load the best checkpoint, or the last one without validation; its folder."""
+        best = self.state.best_model_checkpoint
+        folder = Path(best) if best else last_checkpoint(Path(str(self.args.output_dir)))
         if folder is None:
             raise TrainingError(
                 f"{error}: lower --learning_rate, or train in float32; nothing was saved"
             ) from None
-        state = load_file(Path(folder) / "adapter_model.safetensors")
-        set_peft_model_state_dict(self.model, state)
-        return f"{error}; {Path(folder).name} is kept"
+        set_peft_model_state_dict(self.model, load_file(folder / "adapter_model.safetensors"))
+        return folder
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """Trainer's, but of finite weights only, and whole or not at all.
+
+        Raises:
+            TrainingError: it cannot be written; those before it stay.
+        """
+        weights = (p for p in self.model.parameters() if p.requires_grad)
+        if not all(torch.isfinite(weight).all() for weight in weights):
+            raise _NotFinite(f"the weights are not finite at step {self.state.global_step}")
+        try:
+            super()._save_checkpoint(*args, **kwargs)
+        except (OSError, RuntimeError, SafetensorError) as error:  # torch.save: RuntimeError
+            folder = Path(str(self.args.output_dir))
+            shutil.rmtree(folder / f"checkpoint-{self.state.global_step}", ignore_errors=True)
+            raise TrainingError(
+                f"the checkpoint of step {self.state.global_step} cannot be written to {folder}: "
+                f"{error}; is the disk full? {what_now(folder)}"
+            ) from None
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Mean loss for each held-out answer token; Trainer's own is a mean of batch means."""
+        """Mean loss for each held-out answer token; Trainer's own is a mean of batch means.
+
+        Raises:
+            _NotFinite: it is NaN or infinite, so that this step's weights are not kept.
+        """
         metrics = {"eval_loss": self.loss_of(self.eval_dataset)}
+        if not math.isfinite(metrics["eval_loss"]):
+            raise _NotFinite(
+                f"the validation loss is not finite ({metrics['eval_loss']}) at step "
+                f"{self.state.global_step}"
+            )
         self.log(metrics)
         self.control: TrainerControl = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics

@@ -16,6 +16,7 @@ being finite (the best weights before that are saved), 130 interrupted (go on wi
 import argparse
 import dataclasses
 import json
+import math
 import resource
 import shutil
 import sys
@@ -30,8 +31,15 @@ from adapters.base_models import BaseModelError, resolve_base_model
 from adapters.catalog import BaseModelEntry, CatalogError, load_catalog
 from adapters.prompting import encode_example
 from scripts.adapter_card import command_line, write_adapter
-from scripts.lora_model import LoraSettings, build
-from scripts.lora_training import LoopSettings, LoraTrainer, Outcome, TrainingError
+from scripts.lora_model import LoraSettings, build, check_init_adapter
+from scripts.lora_training import (
+    LoopSettings,
+    LoraTrainer,
+    Outcome,
+    TrainingError,
+    last_checkpoint,
+    what_now,
+)
 from scripts.training_batches import Example
 from scripts.training_checkpoint import check_arguments, keep_arguments
 from scripts.training_data import DataError, DataSet, Pair, load_pairs
@@ -48,18 +56,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"train_lora_adapter: {error}", file=sys.stderr)
         return 2
     except OSError as error:  # a full disk, most of all
-        print(
-            f"train_lora_adapter: {error}: make room or mend that, then run the same command with "
-            "--resume: the last checkpoint is whole",
-            file=sys.stderr,
-        )
+        then = what_now(args.out / CHECKPOINT)
+        print(f"train_lora_adapter: {error}. {then}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(
-            "train_lora_adapter: interrupted; the same command with --resume goes on from the "
-            "last checkpoint",
-            file=sys.stderr,
+        last = last_checkpoint(args.out / CHECKPOINT)
+        then = (
+            f"the same command with --resume goes on from {last.name}"
+            if last
+            else "before the first checkpoint: start again without --resume"
         )
+        print(f"train_lora_adapter: interrupted; {then}", file=sys.stderr)
         return 130
     print(json.dumps(report))
     if "not finite" in (report["stopped"] or ""):
@@ -83,14 +90,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--epochs", type=_positive, default=3)
     add("--batch_size", type=_positive, default=2)
     add("--grad_accum", type=_positive, default=4, help="batches for each optimiser step")
-    add("--learning_rate", type=float, default=5e-4)
-    add("--warmup", type=float, default=0.06, help="share of the steps")
-    add("--weight_decay", type=float, default=0.0)
-    add("--clip", type=float, default=1.0, help="norm of the gradient at most")
+    add("--learning_rate", type=_above_zero, default=5e-4)
+    add("--warmup", type=_share, default=0.06, help="share of the steps")
+    add("--weight_decay", type=_share, default=0.0)
+    add("--clip", type=_above_zero, default=1.0, help="norm of the gradient at most")
     add("--patience", type=_positive, default=2, help="validations without a better loss")
     add("--rank", type=_positive, default=8)
     add("--alpha", type=_positive, default=32)
-    add("--dropout", type=float, default=0.1)
+    add("--dropout", type=_share, default=0.1)
     add("--rslora", action="store_true", help="scale alpha / sqrt(rank) instead of alpha / rank")
     add("--target_modules", nargs="+", help="default: q v for T5, q_proj v_proj for Llama-style")
     add("--layers", nargs="+", type=int, help="layers with an adapter; default: all")
@@ -117,6 +124,27 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _above_zero(text: str) -> float:
+    value = _number(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"'{text}': a number above 0 is expected")
+    return value
+
+
+def _share(text: str) -> float:
+    value = _number(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"'{text}': a number from 0 to below 1 is expected")
+    return value
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}': a number is expected") from None
+
+
 def train(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
     """Everything from data to a saved adapter; returns the report.
 
@@ -124,9 +152,13 @@ def train(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
         BaseModelError, CatalogError, DataError, TrainingError, OSError: nothing was published.
     """
     torch.manual_seed(args.seed)
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise TrainingError("--device cuda: no NVIDIA GPU was found; leave it out, or give cpu")
     data = _data(args)
     resolved = resolve_base_model(args.base_model)
     base_name = args.base_model_name or args.base_model
+    settings = LoraSettings(**_named(args, LoraSettings))
+    check_init_adapter(settings, base_name)
     entry = load_catalog(CATALOG_DIR).base_model(base_name, family=resolved.family)
     tokenizer = AutoTokenizer.from_pretrained(resolved.path)
     examples = [_example(pair, tokenizer, entry, args) for pair in data.train]
@@ -137,15 +169,15 @@ def train(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
     model = build(
         resolved.path,
         resolved.family,
-        LoraSettings(**_named(args, LoraSettings)),
+        settings,
         dtype=args.dtype,
         quantization=args.quantization,
         device=args.device,
         gradient_checkpointing=args.gradient_checkpointing,
     )
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-    settings = LoopSettings(**_named(args, LoopSettings))
-    trainer = LoraTrainer(model, resolved.family, pad_id, settings, examples, held_out, checkpoint)
+    loop = LoopSettings(**_named(args, LoopSettings))
+    trainer = LoraTrainer(model, resolved.family, pad_id, loop, examples, held_out, checkpoint)
     done = trainer.fit(resume=args.resume)
     report = _report(args, base_name, data, done)
     report |= _memory(args.device, used_before)

@@ -323,6 +323,11 @@ def test_an_adapter_for_several_specialties_starts_another(
     ), "its first loss is the joint adapter's, in bfloat16"
     assert run(tiny_llama_dir, data, tmp_path / "own", *start, "--rank", "4") == 2
     assert "size mismatch" in capsys.readouterr().err
+    assert run(tiny_llama_dir, data, tmp_path / "own", *start, "--alpha", "16") == 2
+    assert "lora_alpha 32, here 16" in capsys.readouterr().err
+    elsewhere = ["--base_model_name", "elsewhere"]
+    assert run(tiny_llama_dir, data, tmp_path / "own", *start, *elsewhere) == 2
+    assert "base_model_name_or_path 'tiny', here 'elsewhere'" in capsys.readouterr().err
     other = ["--target_modules", "o_proj"]
     assert run(tiny_llama_dir, data, tmp_path / "own", *start, *other) == 2
     assert "have no place" in capsys.readouterr().err
@@ -434,6 +439,8 @@ def test_bad_data_is_refused_by_line(
         (["--quantization", "nf4"], ["--quantization nf4 needs a GPU"]),
         (["--dtype", "float16"], ["--dtype float16 needs a GPU"]),
         (["--init_adapter", "/nowhere"], ["--init_adapter", "no such file"]),
+        (["--layers", "0", "7"], ["--layers 7:", "layers 0 to 1"]),
+        (["--target_modules", "all-linear", "q_proj"], ["all-linear stands alone"]),
     ],
 )
 def test_bad_arguments_say_what_there_is(
@@ -447,6 +454,37 @@ def test_bad_arguments_say_what_there_is(
     assert run(tiny_llama_dir, data, tmp_path / "out", *more) == 2
     error = capsys.readouterr().err
     assert all(part in error for part in parts)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--learning_rate", "nan", "a number above 0 is expected"),
+        ("--clip", "-1", "a number above 0 is expected"),
+        ("--dropout", "1.5", "a number from 0 to below 1 is expected"),
+        ("--warmup", "5", "a number from 0 to below 1 is expected"),
+        ("--weight_decay", "much", "a number is expected"),
+    ],
+)
+def test_numbers_out_of_their_range_are_refused(
+    option: str,
+    value: str,
+    message: str,
+    tiny_llama_dir: Path,
+    data: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        run(tiny_llama_dir, data, data, option, value)
+    assert f"{option}: '{value}': {message}" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_no_gpu(
+    tiny_llama_dir: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tiny_llama_dir, data, tmp_path / "out", "--device", "cuda") == 2
+    assert "--device cuda: no NVIDIA GPU was found" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", ["--epochs", "--batch_size", "--rank", "--max_steps"])
