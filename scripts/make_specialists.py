@@ -30,6 +30,7 @@ from tqdm import tqdm
 from adapters.base_models import BaseModelError, Family, resolve_base_model, sha256_of
 from adapters.validation import WEIGHTS_FILE
 from scripts.answer_file import read_answers
+from scripts.lora_training import last_checkpoint
 from scripts.train_lora_adapter import CHECKPOINT
 from scripts.training_data import DataError
 
@@ -270,7 +271,7 @@ class Pipeline:
                 return made["report"]
         begun = stamp.with_suffix(".begun")
         arguments = step.arguments
-        if (product.parent / CHECKPOINT).is_dir() and begun.is_file():
+        if last_checkpoint(product.parent / CHECKPOINT) and begun.is_file():
             arguments += ("--resume",) if begun.read_text(encoding="utf-8") == key else ()
         stamp.unlink(missing_ok=True)
         begun.write_text(key, encoding="utf-8")

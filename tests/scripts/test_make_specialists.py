@@ -187,15 +187,23 @@ def test_new_data_and_another_recipe_train_again(
 def test_an_interrupted_training_goes_on(
     tiny_llama_dir: Path, data: Path, catalog: Path, steps: Steps
 ) -> None:
-    """The stamp of an unfinished step has no report; its checkpoint folder is there."""
+    """The stamp of an unfinished step has no report; without a checkpoint it starts anew."""
     stages = ("--first", "prepare", "--last", "train")
     assert run(tiny_llama_dir, data, catalog, *stages) == 0
     work = data.parent / "work"
     (work / "logs" / "train-cardiology.json").unlink()
-    (work / "adapters" / "cardiology" / CHECKPOINT).mkdir()
+    unfinished = work / "adapters" / "cardiology" / CHECKPOINT
+    unfinished.mkdir()
     steps.calls.clear()
-    assert run(tiny_llama_dir, data, catalog, *stages) == 2, "an empty checkpoint is refused"
-    assert [call[-1] for call in steps.calls] == ["--resume"]
+    assert run(tiny_llama_dir, data, catalog, *stages) == 0
+    assert [call[-1] == "--resume" for call in steps.calls] == [False]
+
+    (work / "logs" / "train-cardiology.json").unlink()
+    (unfinished / "checkpoint-1").mkdir(parents=True)
+    (unfinished / "checkpoint-1" / "trainer_state.json").write_text("{}")
+    steps.calls.clear()
+    assert run(tiny_llama_dir, data, catalog, *stages) == 2, "a made-up checkpoint is refused"
+    assert [call[-1] == "--resume" for call in steps.calls] == [True]
 
 
 @pytest.mark.slow
