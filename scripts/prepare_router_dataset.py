@@ -1,0 +1,175 @@
+"""From public sources and our own questions to the router's training set.
+
+    python -m scripts.prepare_router_dataset --out runs/router_data \\
+        --source prepared:runs/data --source written:router/data/written_train.jsonl \\
+        --source hpo:hp.obo --source hpo_diseases:phenotype.hpoa,terms=hp.obo \\
+        --source icd10cm:icd10cm-tabular.xml
+
+The kinds of source are listed in scripts/router_sources.py. Each entry goes to one split:
+
+    encoder     trains the encoder and the n-grams
+    head        fits and calibrates the head on top: questions that the encoder has not seen
+    validation  the source's own validation split, never trained on
+
+No disease, sign or text is in two splits, and a term that a head or validation question is about is
+left out of `encoder` altogether, whatever source names it. `--hold_out SOURCE` (repeatable) moves a
+whole source to the split `held_out`. Written: questions.jsonl and manifest.json (counts, hashes,
+licences); the same sources give the same bytes. The last line of stdout is one JSON object.
+"""
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import sys
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from scripts.attributions import ATTRIBUTIONS, origin
+from scripts.dataset_sources import Source
+from scripts.router_sources import OPTIONS, OUT_OF_SCOPE, READERS, Entry, read_entries
+from scripts.training_data import DataError
+
+HEAD_PERCENT = 15  # of the groups that may train
+WRITTEN_HEAD_PERCENT = 30  # of our own: they are what patients' questions look like
+QUESTIONS = "questions.jsonl"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
+    try:
+        report = prepare(args.source, args.out, args.hold_out)
+    except (DataError, OSError) as error:
+        print(f"prepare_router_dataset: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps(report))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.prepare_router_dataset",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--source", action="append", required=True, metavar="KIND:PATH[,key=value...]")
+    add("--out", type=Path, required=True, help="folder to write")
+    add("--hold_out", action="append", default=[], metavar="SOURCE", help="e.g. MedQuAD/NIDDK")
+    return parser
+
+
+def prepare(sources: Sequence[str], out: Path, hold_out: Sequence[str]) -> dict[str, Any]:
+    """Everything from the sources to the folder; returns the summary.
+
+    Raises:
+        DataError: a source cannot be read, or --hold_out names none.
+    """
+    parsed = [parse(text) for text in sources]
+    entries = [entry for source in tqdm(parsed, "reading") for entry in read_entries(source)]
+    known = {entry.source for entry in entries}
+    if unknown := sorted(set(hold_out) - known):
+        raise DataError(
+            f"--hold_out {', '.join(unknown)}: no such source; there are {', '.join(sorted(known))}"
+        )
+    split = split_entries(_first_of_each(entries), frozenset(hold_out))
+    out.mkdir(parents=True, exist_ok=True)
+    lines = "".join(json.dumps(_row(e), ensure_ascii=False) + "\n" for e in split)
+    (out / QUESTIONS).write_text(lines, encoding="utf-8")
+    names = sorted({origin(e.source) for e in split})
+    manifest = {
+        "schema": 1,
+        "sources": [source.title() for source in parsed],
+        "hold_out": sorted(hold_out),
+        "attribution": {n: ATTRIBUTIONS.get(n, "licence as given") for n in names},
+        "counts": _counts(split),
+        "sha256": hashlib.sha256(lines.encode()).hexdigest(),
+    }
+    text = json.dumps(manifest, ensure_ascii=False, indent=1)
+    (out / "manifest.json").write_text(text + "\n", encoding="utf-8")
+    return {"out": out.name, "num_entries": len(split), "splits": manifest["counts"]}
+
+
+def parse(text: str) -> Source:
+    """Read a --source argument.
+
+    Raises:
+        DataError: unknown kind or option, empty path.
+    """
+    kind, _, rest = text.partition(":")
+    path, *pairs = rest.split(",")
+    options = dict(pair.partition("=")[::2] for pair in pairs)
+    if kind not in READERS or not path:
+        raise DataError(
+            f"--source {text}: expected KIND:PATH with KIND one of {', '.join(READERS)}"
+        )
+    if unknown := sorted(options.keys() - OPTIONS[kind]):
+        there = ", ".join(sorted(OPTIONS[kind])) or "none"
+        raise DataError(f"--source {text}: no option {', '.join(unknown)}; there is {there}")
+    return Source(kind, path, options)
+
+
+def _first_of_each(entries: Iterable[Entry]) -> list[Entry]:
+    """One entry for each text and label; a text with two specialties loses both."""
+    first: dict[tuple[str, str], Entry] = {}
+    for entry in entries:
+        first.setdefault((" ".join(entry.text.lower().split()), entry.specialty), entry)
+    labels = Counter(text for text, _ in first)
+    return [entry for (text, _), entry in first.items() if labels[text] == 1]
+
+
+def split_entries(entries: Sequence[Entry], hold_out: frozenset[str]) -> list[Entry]:
+    """Give each entry its split; what would leak into a held-out question is dropped."""
+    groups = {e.group for e in entries if e.split == "validation"}
+    placed = [dataclasses.replace(e, split=_split_of(e, groups, hold_out)) for e in entries]
+    unseen = [e for e in placed if e.split in ("head", "validation")]
+    names = {name for e in unseen for name in e.names} - {""}
+    unseen_groups = {e.group for e in unseen}
+    return [
+        e
+        for e in placed
+        if e.split != "encoder"
+        or (e.group not in unseen_groups and (e.kind == "question" or names.isdisjoint(e.names)))
+    ]
+
+
+def _split_of(entry: Entry, validation: set[str], hold_out: frozenset[str]) -> str:
+    if entry.source in hold_out:
+        return "held_out"
+    if entry.split == "validation" or entry.group in validation:
+        return "validation"
+    is_ours = entry.source == "written"
+    percent = WRITTEN_HEAD_PERCENT if is_ours or entry.specialty == OUT_OF_SCOPE else HEAD_PERCENT
+    if entry.split == "train" and zlib.crc32(entry.group.encode()) % 100 < percent:
+        return "head"
+    return "encoder"
+
+
+def _row(entry: Entry) -> dict[str, str]:
+    return {
+        "id": entry.id,
+        "input": entry.text,
+        "specialty": entry.specialty,
+        "lang": entry.lang,
+        "source": entry.source,
+        "split": entry.split,
+        "kind": entry.kind,
+    }
+
+
+def _counts(entries: Sequence[Entry]) -> dict[str, Any]:
+    counted = Counter((e.split, e.source) for e in entries)
+    splits = sorted({split for split, _ in counted})
+    return {
+        split: {s: n for (part, s), n in sorted(counted.items()) if part == split}
+        for split in splits
+    }
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
