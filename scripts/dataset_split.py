@@ -65,10 +65,8 @@ def split_by_disease(records: Sequence[Record], rule: SplitRule) -> Split:
 
 
 def disease_groups(records: Sequence[Record]) -> list[str]:
-    """The group of each record: same normal name, a shared synonym, or a shared rare UMLS CUI.
-
-    A record without focus is a group with those that have the same question.
-    """
+    """The group of each record: same normal name, a shared synonym, a shared rare UMLS CUI, or the
+    same question in words, which is all there is for a record without focus."""
     parent: dict[str, str] = {}
 
     def root(key: str) -> str:
@@ -94,11 +92,16 @@ def disease_groups(records: Sequence[Record]) -> list[str]:
 
 
 def _keys(record: Record, num_diseases: Counter[str]) -> list[str]:
+    question = "question " + " ".join(plain_words(record.question))
     if not record.focus:
-        return ["question " + " ".join(plain_words(record.question))]
+        return [question]
     names = [record.focus, *record.synonyms]
     cuis = [cui for cui in record.cuis if num_diseases[cui] <= RARE_CUI]
-    return ["name " + normal_name(name) for name in names] + ["cui " + cui for cui in cuis]
+    return [
+        *("name " + normal_name(name) for name in names),
+        *("cui " + cui for cui in cuis),
+        question,
+    ]
 
 
 def _fill(
