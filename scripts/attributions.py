@@ -21,6 +21,8 @@ PUBLISHERS = {
     "NHLBI": "National Heart, Lung, and Blood Institute",
     "CancerGov": "National Cancer Institute",
     "NIHSeniorHealth": "NIH SeniorHealth",
+    "MPlusHealthTopics": "MedlinePlus",  # the XML's own words; behind them our JSON lines'
+    "ADAM": "MedlinePlus",
     "MedlinePlus-HealthTopics": "MedlinePlus",
     "MedlinePlus-ADAM(question only)": "MedlinePlus",
     "CDC": "Centers for Disease Control and Prevention",

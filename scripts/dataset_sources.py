@@ -13,10 +13,11 @@ from xml.etree import ElementTree
 
 from scripts.dataset_record import Record
 from scripts.dataset_specialties import labelled, specialty_of
-from scripts.training_data import DataError, read_jsonl
+from scripts.training_data import DataError, not_utf8, read_jsonl
 
 MAX_ANSWER_CHARS = 1500  # of an abstract; MedQuAD's median answer is 700
 MAX_TITLE_WORDS = 30
+_SPECIALTY = re.compile(r"[a-z0-9][a-z0-9_]{0,63}")  # as adapters/catalog.yaml wants it
 _OPTION = re.compile(r",([a-z]+)=")
 _KNOWN = frozenset("id input output specialty source lang split focus qtype url note".split())
 _COLUMNS = ("question", "answer", "specialty", "id", "focus", "source", "url", "lang", "split")
@@ -91,14 +92,25 @@ def _jsonl(source: Source, reading: Reading) -> Iterator[Record]:
     files = sorted(source.folder.glob("*.jsonl")) if folder else [source.folder]
     for path in files:
         reading.files[path.name] = _sha256(path)
-        for number, item in read_jsonl(path):
+        items = list(read_jsonl(path))
+        of_pairs = folder and any(item.get("specialty") == path.stem for _, item in items)
+        for number, item in items:
             where = f"{path.name}, line {number}"
             specialty = _text(item, "specialty", where)
-            file = path.stem if folder and path.stem != specialty else specialty
-            yield _record(item, where, specialty, file)
+            if of_pairs and specialty != path.stem:
+                raise DataError(
+                    f"{where}: specialty '{specialty}' in the file of {path.stem}: put it into "
+                    f"{specialty}.jsonl, or give the file alone: jsonl:{path.name}"
+                )
+            yield _record(item, where, specialty, path.stem if folder else specialty)
 
 
 def _record(item: Mapping[str, Any], where: str, specialty: str, file: str) -> Record:
+    if not _SPECIALTY.fullmatch(specialty):
+        raise DataError(
+            f"{where}: specialty {specialty!r}; use 1 to 64 of a-z, 0-9, '_', starting with a "
+            "letter or digit: it becomes a file's name"
+        )
     answer = item.get("output")
     if file == specialty:
         answer = _text(item, "output", where)
@@ -137,7 +149,10 @@ def _text(item: Mapping[str, Any], name: str, where: str) -> str:
 
 
 def _medquad(source: Source, reading: Reading) -> Iterator[Record]:
-    """MedQuAD's XML. Its answers that were removed for copyright are empty: counted."""
+    """MedQuAD's XML. Its answers that were removed for copyright are empty: counted.
+
+    Its own ids are unique within one of its folders only, so the folder's name goes before them.
+    """
     paths = sorted(source.folder.rglob("*.xml"))
     reading.files[f"{len(paths)} XML files"] = _sha256(*paths)
     for path in paths:
@@ -153,16 +168,16 @@ def _medquad(source: Source, reading: Reading) -> Iterator[Record]:
             reading.left_out["no single specialty"] += len(pairs)
             continue
         for pair in pairs:
-            question, answer = pair.find("Question"), (pair.findtext("Answer") or "").strip()
+            question, answer = pair.find("Question"), _in_one_line(pair.findtext("Answer"))
             where = f"{path.parent.name}/{path.name}, pair {pair.get('pid')}"
-            if question is None or not (question.text or "").strip():
+            if question is None or not _in_one_line(question.text):
                 raise DataError(f"{where}: it has no question")
             if not answer:
                 reading.left_out["empty answer"] += 1
                 continue
             yield Record(
-                id=question.get("qid") or where,
-                question=(question.text or "").strip(),
+                id=f"{path.parent.name}/{question.get('qid') or path.stem}",
+                question=_in_one_line(question.text).replace(" ?", "?"),
                 answer=answer,
                 specialty=specialty,
                 file=specialty,
@@ -176,6 +191,11 @@ def _medquad(source: Source, reading: Reading) -> Iterator[Record]:
                 qtype=question.get("qtype") or "",
                 url=document.get("url") or "",
             )
+
+
+def _in_one_line(text: str | None) -> str:
+    """Without the indentation of the XML file."""
+    return " ".join((text or "").split())
 
 
 def _abstracts(source: Source, reading: Reading) -> Iterator[Record]:
@@ -254,14 +274,18 @@ def _mapped(source: Source, row: Mapping[str, Any], where: str) -> Record:
     renamed |= {"input": renamed.pop("question", None), "output": renamed.pop("answer", None)}
     for name, field_name in (("question", "input"), ("answer", "output")):
         value = renamed[field_name]
-        if value is None:
+        if column[name] not in row:
             raise DataError(
                 f"{where}: no column '{column[name]}' (there are {', '.join(map(str, row))}); "
                 f"name it: {name}=COLUMN"
             )
-        renamed[field_name] = str(value)
-        if not renamed[field_name].strip():
+        if value is None or not str(value).strip():
             raise DataError(f"{where}: '{column[name]}' is empty")
+        if not isinstance(value, str | int | float):
+            raise DataError(
+                f"{where}: '{column[name]}' holds a {type(value).__name__}; a text is expected"
+            )
+        renamed[field_name] = str(value)
     specialty = source.options.get("all") or str(renamed.get("specialty") or "")
     if not specialty:
         raise DataError(
@@ -279,15 +303,25 @@ def _rows(path: Path, reading: Reading) -> Iterator[tuple[int, dict[str, Any]]]:
         yield from read_jsonl(path)
     elif path.suffix == ".json":
         try:
-            rows = json.loads(path.read_text(encoding="utf-8"))
+            rows = json.loads(path.read_text(encoding="utf-8-sig"))
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path.name}: {not_utf8(error)}") from None
         except ValueError as error:
             raise DataError(f"{path.name}: not JSON ({error})") from None
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
             raise DataError(f"{path.name}: a list of objects is expected")
         yield from enumerate(rows, start=1)
     elif path.suffix in (".csv", ".tsv"):
-        with path.open(encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file, dialect="excel" if path.suffix == ".csv" else "excel-tab")
+        yield from _csv_rows(path)
+    else:
+        raise DataError(f"{path.name}: expected a file ending in .csv, .tsv, .json or .jsonl")
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    dialect = "excel" if path.suffix == ".csv" else "excel-tab"
+    with path.open(encoding="utf-8-sig", newline="") as file:  # Excel writes a byte order mark
+        reader = csv.DictReader(file, dialect=dialect)
+        try:
             for row in reader:
                 if None in row or None in row.values():
                     raise DataError(
@@ -295,8 +329,22 @@ def _rows(path: Path, reading: Reading) -> Iterator[tuple[int, dict[str, Any]]]:
                         "columns are expected, as in its first line"
                     )
                 yield reader.line_num, row
-    else:
-        raise DataError(f"{path.name}: expected a file ending in .csv, .tsv, .json or .jsonl")
+        except UnicodeDecodeError as error:
+            where = f"{path.name}, line {_first_not_utf8(path)}"
+            raise DataError(f"{where}: {not_utf8(error)}") from None
+        except csv.Error as error:
+            raise DataError(f"{path.name}, after line {reader.line_num}: {error}") from None
+
+
+def _first_not_utf8(path: Path) -> int:
+    """The text layer reads ahead, so its own line is not known."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError:
+                return number
+    return 0
 
 
 def _sha256(*paths: Path) -> str:

@@ -95,6 +95,11 @@ def prepare(args: argparse.Namespace) -> dict[str, Any]:
         records += found
         readings.append(reading)
     _check_ids(records)
+    if not any(record.is_pair for record in records):
+        raise DataError(
+            f"{len(records)} questions and no pair to train on: in a folder a file holds pairs "
+            "when it is named after the specialty of its lines; a file given alone may mix them"
+        )
     cleaned = clean(
         tqdm(records, "cleaning"), Cleaning(tuple(args.drop_note), args.drop_boilerplate)
     )

@@ -40,17 +40,23 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     Raises:
         DataError: a line is not a JSON object; names the line.
     """
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
             try:
-                item = json.loads(line)
+                item = json.loads(line.decode("utf-8"))
+            except UnicodeDecodeError as error:
+                raise DataError(f"{path.name}, line {number}: {not_utf8(error)}") from None
             except ValueError as error:
                 raise DataError(f"{path.name}, line {number}: not JSON ({error})") from None
             if not isinstance(item, dict):
                 raise DataError(f"{path.name}, line {number}: a JSON object is expected")
             yield number, item
+
+
+def not_utf8(error: UnicodeDecodeError) -> str:
+    return f"not UTF-8 text ({error.reason}): save it in that encoding"
 
 
 def load_pairs(
