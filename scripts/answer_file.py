@@ -57,11 +57,12 @@ def start(path: Path, header: dict[str, Any]) -> set[tuple[str, str]]:
     Raises:
         DataError: the file is of another adapter, data or protocol.
     """
-    if not path.is_file():
+    if path.is_file():
+        _drop_torn_line(path)
+    if not path.is_file() or path.stat().st_size == 0:  # not even the header was whole
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(header) + "\n", encoding="utf-8")
         return set()
-    _drop_torn_line(path)
     there = read_answers(path)
     different = [key for key in _SAME if there.header.get(key) != header.get(key)]
     if different:

@@ -1,6 +1,7 @@
 """Answers and likelihoods of a base model with and without one adapter, in batches."""
 
 import contextlib
+import math
 import statistics
 import time
 from collections.abc import Iterator, Sequence
@@ -9,14 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from adapters.base_models import ResolvedBaseModel
 from adapters.catalog import BaseModelEntry
 from adapters.prompting import Message, encode_example, encode_prompt
+from adapters.validation import WEIGHTS_FILE
 from scripts.answer_file import AnswerRow
 from scripts.training_batches import IGNORED, Example, tensors_of
+from scripts.training_data import DataError
 
 # References in one forward pass: the logits of 16 x 400 tokens x 50,000 words are 1.3 GB.
 SCORED_TOGETHER = 16
@@ -64,6 +69,9 @@ class AnswerModel:
     Args:
         adapter: its folder.
         dtype: of the base; the adapter is loaded in the same.
+
+    Raises:
+        DataError: the adapter is damaged, or of a model with other layers.
     """
 
     def __init__(
@@ -79,7 +87,7 @@ class AnswerModel:
         model = model_class.from_pretrained(
             base.path, dtype=getattr(torch, dtype), use_safetensors=True
         )
-        self._model = PeftModel.from_pretrained(model, str(adapter)).to(device).eval()
+        self._model = _with_adapter(model, adapter).to(device).eval()
 
     @property
     def adapter_mib(self) -> float:
@@ -185,7 +193,14 @@ class AnswerModel:
         losses = torch.nn.functional.cross_entropy(
             logits.transpose(1, 2).float(), labels, ignore_index=IGNORED, reduction="none"
         )
-        sums = iter(losses.double().sum(dim=1).tolist())
+        totals = losses.double().sum(dim=1).tolist()
+        for item, total in zip(with_reference, totals, strict=True):
+            if not math.isfinite(total):
+                raise DataError(
+                    f"question {item.id}: the likelihood of its reference is not finite ({total}): "
+                    "the adapter is damaged, or --dtype is too narrow for it; try float32"
+                )
+        sums = iter(totals)
         lengths = iter([len(example.answer) for example in examples])
         return [
             (None, 0) if item.reference is None else (next(sums), next(lengths)) for item in batch
@@ -194,6 +209,23 @@ class AnswerModel:
     def _switched(self, system: str) -> contextlib.AbstractContextManager[Any]:
         disabled: contextlib.AbstractContextManager[Any] = self._model.disable_adapter()
         return disabled if system == "base" else contextlib.nullcontext()
+
+
+def _with_adapter(model: Any, folder: Path) -> PeftModel:
+    try:
+        there = load_file(folder / WEIGHTS_FILE).keys()
+        found = PeftModel.from_pretrained(model, str(folder))
+    except (RuntimeError, ValueError, SafetensorError) as error:
+        raise DataError(
+            f"--adapter {folder.name}: it is damaged, or of another base model: {error}"
+        ) from None
+    wanted = get_peft_model_state_dict(found, save_embedding_layers=False).keys()
+    if missing := sorted(wanted - there):
+        raise DataError(
+            f"--adapter {folder.name}: {WEIGHTS_FILE} lacks {len(missing)} of {len(wanted)} "
+            f"tensors, the first is {missing[0]}: it is damaged, or of a smaller base model"
+        )
+    return found
 
 
 def device_name(device: str) -> str:

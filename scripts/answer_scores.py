@@ -1,5 +1,6 @@
 """From answers to metrics: base, adapter and the dummies, with paired bootstrap intervals."""
 
+import math
 import random
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -8,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from scripts.answer_file import SYSTEMS, Answers
+from scripts.answer_file import SYSTEMS, AnswerRow, Answers
 from scripts.answer_metrics import (
     bleu_statistics,
     cited_publisher,
@@ -46,7 +47,7 @@ def score(
             the references has been seen in training.
 
     Raises:
-        DataError: a question has no answer of a system; names it.
+        DataError: a question has no answer of a system, or no finite likelihood; names it.
     """
     _check_complete(data.validation, diagnostic, answers)
     pairs = data.validation
@@ -99,6 +100,14 @@ def _check_complete(
                 f"answer of {system} (the first: {missing[0]}): run --stage answers again, it goes "
                 "on where it stopped"
             )
+        for pair in pairs:
+            row = answers.rows[system][pair.id]
+            if row.nll is None or not math.isfinite(row.nll) or row.num_reference_tokens < 1:
+                raise DataError(
+                    f"{answers.header['specialty']}: {system}'s answer to {pair.id} has no finite "
+                    f"likelihood ({row.nll} over {row.num_reference_tokens} tokens): remove the "
+                    "answers file and run --stage answers again"
+                )
 
 
 def _texts(data: DataSet, answers: Answers, seed: int) -> TextOf:
@@ -127,10 +136,7 @@ def _columns(
         for system, given in texts.items()
     }
     return {
-        "nll": {
-            system: np.array([(row.nll or 0.0) / row.num_reference_tokens for row in given])
-            for system, given in rows.items()
-        },
+        "nll": {system: np.array([_loss(row) for row in given]) for system, given in rows.items()},
         "bleu": {system: bleu_statistics(references, given) for system, given in texts.items()},
         "rouge_l": {system: rouge_l(references, given) for system, given in texts.items()},
         "terminology": {
@@ -138,6 +144,12 @@ def _columns(
             for system, given in shares.items()
         },
     }
+
+
+def _loss(row: AnswerRow) -> float:
+    """Nats for each reference token; `_check_complete` has seen that there is one."""
+    assert row.nll is not None, row.id
+    return row.nll / row.num_reference_tokens
 
 
 _ABOUT: dict[str, tuple[str, bool]] = {  # metric -> (unit, higher is better)
@@ -223,7 +235,8 @@ def _diagnostic_rows(answers: Answers, items: Sequence[DiagnosticItem]) -> list[
 
 def _citations(data: DataSet, texts: TextOf, counts: Floats) -> dict[str, dict[str, Any]]:
     """Publishers and pages that answers name."""
-    known = {pair.url for pair in (*data.train, *data.validation)}
+    pairs = (*data.train, *data.validation)
+    known = {pair.url for pair in pairs} | {url for pair in pairs for url in urls(pair.answer)}
     invented = {
         system: np.array([float(sum(u not in known for u in urls(t))) for t in texts[system]])
         for system in SYSTEMS

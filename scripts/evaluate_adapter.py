@@ -28,6 +28,7 @@ from adapters.validation import CONFIG_FILE, WEIGHTS_FILE
 from scripts.adapter_card import command_line, commit
 from scripts.answer_file import SYSTEMS, append, base_rows, read_answers, start
 from scripts.answer_generation import AnswerModel, Item, device_name, protocol_for
+from scripts.argument_types import positive
 from scripts.diagnostic_items import DiagnosticItem, diagnostic_items
 from scripts.training_data import DataError, DataSet, load_pairs
 
@@ -61,9 +62,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--base_model", default="smollm2-135m-instruct")
     add("--base_model_name", help="name in the catalogue, when --base_model is a directory")
     add("--base_answers", type=Path, help="answers file of another adapter: take the base's rows")
-    add("--batch_size", type=int, default=16)
+    add("--batch_size", type=positive, default=16, help="questions answered together")
     add("--dtype", choices=["float32", "bfloat16"], default="float32")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    default_device = "cuda" if torch.cuda.is_available() else "cpu"
+    add("--device", choices=["cpu", "cuda"], default=default_device)
     add("--shared_device", action="store_true", help="other work runs on it: report no times")
     add("--seed", type=int, default=0, help="of the random answers and of the bootstrap")
     return parser
@@ -108,6 +110,8 @@ def _write_answers(
     file: Path,
 ) -> int:
     """Returns how many answers were generated now."""
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise DataError("--device cuda: no NVIDIA GPU was found; leave it out, or give cpu")
     base = resolve_base_model(args.base_model)
     base_name = args.base_model_name or args.base_model
     _check_base(folder, base_name)

@@ -16,7 +16,6 @@ being finite (the best weights before that are saved), 130 interrupted (go on wi
 import argparse
 import dataclasses
 import json
-import math
 import resource
 import shutil
 import sys
@@ -31,6 +30,7 @@ from adapters.base_models import BaseModelError, resolve_base_model
 from adapters.catalog import BaseModelEntry, CatalogError, load_catalog
 from adapters.prompting import encode_example
 from scripts.adapter_card import command_line, write_adapter
+from scripts.argument_types import above_zero, positive, share
 from scripts.lora_model import LoraSettings, build, check_init_adapter
 from scripts.lora_training import (
     LoopSettings,
@@ -87,26 +87,26 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", type=Path, required=True, help="folder of the adapter")
     add("--base_model", default="smollm2-135m-instruct", help="directory, built-in name or hub id")
     add("--base_model_name", help="name in the catalogue, when --base_model is a directory")
-    add("--epochs", type=_positive, default=3)
-    add("--batch_size", type=_positive, default=2)
-    add("--grad_accum", type=_positive, default=4, help="batches for each optimiser step")
-    add("--learning_rate", type=_above_zero, default=5e-4)
-    add("--warmup", type=_share, default=0.06, help="share of the steps")
-    add("--weight_decay", type=_share, default=0.0)
-    add("--clip", type=_above_zero, default=1.0, help="norm of the gradient at most")
-    add("--patience", type=_positive, default=2, help="validations without a better loss")
-    add("--rank", type=_positive, default=8)
-    add("--alpha", type=_positive, default=32)
-    add("--dropout", type=_share, default=0.1)
+    add("--epochs", type=positive, default=3)
+    add("--batch_size", type=positive, default=2)
+    add("--grad_accum", type=positive, default=4, help="batches for each optimiser step")
+    add("--learning_rate", type=above_zero, default=5e-4)
+    add("--warmup", type=share, default=0.06, help="share of the steps")
+    add("--weight_decay", type=share, default=0.0)
+    add("--clip", type=above_zero, default=1.0, help="norm of the gradient at most")
+    add("--patience", type=positive, default=2, help="validations without a better loss")
+    add("--rank", type=positive, default=8)
+    add("--alpha", type=positive, default=32)
+    add("--dropout", type=share, default=0.1)
     add("--rslora", action="store_true", help="scale alpha / sqrt(rank) instead of alpha / rank")
     add("--target_modules", nargs="+", help="default: q v for T5, q_proj v_proj for Llama-style")
     add("--layers", nargs="+", type=int, help="layers with an adapter; default: all")
     add("--init_adapter", type=Path, help="start from this adapter's weights")
-    add("--max_prompt_tokens", type=_positive, default=128, help="a longer prompt is refused")
-    add("--max_answer_tokens", type=_positive, default=384, help="a longer answer is cut")
+    add("--max_prompt_tokens", type=positive, default=128, help="a longer prompt is refused")
+    add("--max_answer_tokens", type=positive, default=384, help="a longer answer is cut")
     add("--skip_note", action="append", default=[], help="leave out training pairs with this note")
-    add("--max_steps", type=_positive, help="stop after this many optimiser steps")
-    add("--eval_steps", type=_positive, help="validate and checkpoint each N steps, not each epoch")
+    add("--max_steps", type=positive, help="stop after this many optimiser steps")
+    add("--eval_steps", type=positive, help="validate and checkpoint each N steps, not each epoch")
     add("--seed", type=int, default=0)
     add("--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="base's")
     add("--quantization", choices=["none", "int8", "nf4"], default="none", help="of the base")
@@ -116,33 +116,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--device", choices=["cpu", "cuda"], default=default_device)
     add("--resume", action="store_true", help="go on with an interrupted run of this --out")
     return parser
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}': a whole number from 1 is expected")
-    return int(text)
-
-
-def _above_zero(text: str) -> float:
-    value = _number(text)
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"'{text}': a number above 0 is expected")
-    return value
-
-
-def _share(text: str) -> float:
-    value = _number(text)
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"'{text}': a number from 0 to below 1 is expected")
-    return value
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"'{text}': a number is expected") from None
 
 
 def train(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:

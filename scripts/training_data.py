@@ -70,10 +70,11 @@ def load_pairs(
 
     Raises:
         DataError: no such file (lists what there is), a malformed line, an empty question or
-            answer, an unknown split, no training pair.
+            answer, an unknown split, an id given twice, no training pair.
     """
     path = _file_of(data, specialty)
     splits: dict[str, list[Pair]] = {"train": [], "validation": []}
+    first: dict[str, int] = {}  # id -> line
     for number, item in read_jsonl(path):
         if item.get("specialty", specialty) != specialty:
             continue
@@ -82,6 +83,10 @@ def load_pairs(
         if split not in splits:
             raise DataError(
                 f"{path.name}, line {number}: split '{split}'; expected train or validation"
+            )
+        if (before := first.setdefault(pair.id, number)) != number:
+            raise DataError(
+                f"{path.name}, line {number}: the id '{pair.id}' is also that of line {before}"
             )
         splits[split].append(pair)
     train = tuple(pair for pair in splits["train"] if keep(pair))

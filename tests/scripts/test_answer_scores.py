@@ -225,6 +225,25 @@ def test_time_for_each_answer(header: dict[str, Any], device: str, why: str | No
         assert (found["systems"], found["not_available"]["adapter"]) == ({}, why)
 
 
+@pytest.mark.parametrize("nll", [None, float("nan"), float("inf")])
+def test_a_reference_without_likelihood_is_not_left_out_of_the_mean(nll: float | None) -> None:
+    data = dataset()
+    given = answers(data, good_adapter)
+    given.rows["adapter"]["validation7"] = row("validation7", "adapter", "Red.", nll=nll)
+    with pytest.raises(DataError, match=r"adapter's answer to validation7 has no finite"):
+        scored(data, given)
+
+
+def test_an_address_within_an_answer_of_the_data_is_not_invented() -> None:
+    data = dataset(answer="See https://a.example/x.")
+
+    def said(system: str, pair: Pair) -> str:
+        return "See https://a.example/x" + ("y." if system == "base" else ".")
+
+    systems = scored(data, answers(data, said))["metrics"]["invented_urls"]["systems"]
+    assert (systems["base"]["value"], systems["adapter"]["value"]) == (1, 0)
+
+
 def test_a_question_without_answer() -> None:
     data = dataset()
     given = answers(data, good_adapter)
