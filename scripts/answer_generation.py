@@ -10,15 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from adapters.base_models import ResolvedBaseModel
 from adapters.catalog import BaseModelEntry
 from adapters.prompting import Message, encode_example, encode_prompt
-from adapters.validation import WEIGHTS_FILE
+from scripts.adapter_on_base import with_adapter
 from scripts.answer_file import AnswerRow
 from scripts.training_batches import IGNORED, Example, tensors_of
 from scripts.training_data import DataError
@@ -71,7 +68,7 @@ class AnswerModel:
         dtype: of the base; the adapter is loaded in the same.
 
     Raises:
-        DataError: the adapter is damaged, or of a model with other layers.
+        AdapterError: the adapter is damaged, or of a model with other layers.
     """
 
     def __init__(
@@ -87,7 +84,7 @@ class AnswerModel:
         model = model_class.from_pretrained(
             base.path, dtype=getattr(torch, dtype), use_safetensors=True
         )
-        self._model = _with_adapter(model, adapter).to(device).eval()
+        self._model = with_adapter(model, adapter).to(device).eval()
 
     @property
     def adapter_mib(self) -> float:
@@ -209,23 +206,6 @@ class AnswerModel:
     def _switched(self, system: str) -> contextlib.AbstractContextManager[Any]:
         disabled: contextlib.AbstractContextManager[Any] = self._model.disable_adapter()
         return disabled if system == "base" else contextlib.nullcontext()
-
-
-def _with_adapter(model: Any, folder: Path) -> PeftModel:
-    try:
-        there = load_file(folder / WEIGHTS_FILE).keys()
-        found = PeftModel.from_pretrained(model, str(folder))
-    except (RuntimeError, ValueError, SafetensorError) as error:
-        raise DataError(
-            f"--adapter {folder.name}: it is damaged, or of another base model: {error}"
-        ) from None
-    wanted = get_peft_model_state_dict(found, save_embedding_layers=False).keys()
-    if missing := sorted(wanted - there):
-        raise DataError(
-            f"--adapter {folder.name}: {WEIGHTS_FILE} lacks {len(missing)} of {len(wanted)} "
-            f"tensors, the first is {missing[0]}: it is damaged, or of a smaller base model"
-        )
-    return found
 
 
 def device_name(device: str) -> str:

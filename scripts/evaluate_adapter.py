@@ -24,8 +24,9 @@ from tqdm import tqdm
 
 from adapters.base_models import BaseModelError, resolve_base_model, sha256_of
 from adapters.catalog import CatalogError, load_catalog
-from adapters.validation import CONFIG_FILE, WEIGHTS_FILE
+from adapters.validation import WEIGHTS_FILE
 from scripts.adapter_card import command_line, commit
+from scripts.adapter_on_base import AdapterError, check_base
 from scripts.answer_file import SYSTEMS, append, base_rows, read_answers, start
 from scripts.answer_generation import AnswerModel, Item, device_name, protocol_for
 from scripts.argument_types import positive
@@ -40,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(given)
     try:
         report = evaluate(args, given)
-    except (BaseModelError, CatalogError, DataError, OSError) as error:
+    except (AdapterError, BaseModelError, CatalogError, DataError, OSError) as error:
         print(f"evaluate_adapter: {error}", file=sys.stderr)
         return 2
     print(json.dumps(report))
@@ -75,7 +76,8 @@ def evaluate(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
     """The stages asked for; returns the summary.
 
     Raises:
-        BaseModelError, CatalogError, DataError, OSError: what was missing or does not fit.
+        AdapterError, BaseModelError, CatalogError, DataError, OSError: what was missing or does
+            not fit.
     """
     named = Path(args.adapter)
     folder = named if named.is_dir() else CATALOG_DIR / "weights" / args.adapter
@@ -114,7 +116,7 @@ def _write_answers(
         raise DataError("--device cuda: no NVIDIA GPU was found; leave it out, or give cpu")
     base = resolve_base_model(args.base_model)
     base_name = args.base_model_name or args.base_model
-    _check_base(folder, base_name)
+    check_base(folder, base_name)
     entry = load_catalog(CATALOG_DIR).base_model(base_name, family=base.family)
     protocol = protocol_for([pair.answer for pair in data.train])
     model = AnswerModel(base, entry, folder, args.dtype, args.device)
@@ -155,19 +157,6 @@ def _write_answers(
                 bar.update(len(rows))
                 count += len(rows)
     return count
-
-
-def _check_base(folder: Path, base_name: str) -> None:
-    file = folder / CONFIG_FILE
-    try:
-        trained_on = json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{file}: cannot be read as an adapter's config ({error})") from None
-    if trained_on != base_name:
-        raise DataError(
-            f"{file}: the adapter was trained on {trained_on!r}, and the base model here is "
-            f"{base_name!r}: give --base_model {trained_on}, or --base_model_name with a folder"
-        )
 
 
 def _write_scores(

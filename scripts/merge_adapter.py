@@ -31,8 +31,9 @@ from safetensors import SafetensorError
 from adapters.base_models import BaseModelError, ResolvedBaseModel, resolve_base_model
 from adapters.catalog import CatalogError, load_catalog
 from adapters.prompting import Message, encode_prompt
-from adapters.validation import CONFIG_FILE, WEIGHTS_FILE
 from scripts.adapter_card import command_line, commit
+from scripts.adapter_on_base import AdapterError, check_base, with_adapter
+from scripts.argument_types import positive
 from scripts.merge_checks import MergeError, Probe, check_finite, check_parity, num_bytes
 from scripts.merged_folder import read_back, write_adapter_folder, write_model_folder
 
@@ -53,7 +54,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(given)
     try:
         report = merge(args, given)
-    except (BaseModelError, CatalogError, MergeError, OSError, SafetensorError) as error:
+    except (
+        *(AdapterError, BaseModelError, CatalogError, MergeError),
+        *(OSError, SafetensorError),
+    ) as error:
         print(f"merge_adapter: {error}", file=sys.stderr)
         return 2
     print(json.dumps(report))
@@ -77,10 +81,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--base_model", default="smollm2-135m-instruct")
     add("--base_model_name", help="name in the catalogue, when --base_model is a directory")
     add("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    default_device = "cuda" if torch.cuda.is_available() else "cpu"
+    add("--device", choices=["cpu", "cuda"], default=default_device)
     add("--prompt", action="append", help="question to compare on; repeatable; default: four")
-    add("--max_new_tokens", type=int, default=32, help="of an answer that is compared")
-    add("--repeats", type=int, default=3, help="of the speed measurement; its median is told")
+    add("--max_new_tokens", type=positive, default=32, help="of an answer that is compared")
+    add("--repeats", type=positive, default=3, help="of the speed measurement; its median is told")
     add("--seed", type=int, default=0, help="of dare's random pruning")
     return parser
 
@@ -89,14 +94,15 @@ def merge(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
     """Merge, check, write; returns the report.
 
     Raises:
-        BaseModelError, CatalogError, MergeError: an input does not fit, or a check failed.
+        AdapterError, BaseModelError, CatalogError, MergeError: an input does not fit, or a check
+            failed.
         OSError, SafetensorError: it could not be written. In every case `--out` is as before.
     """
     _check_arguments(args)
     base = resolve_base_model(args.base_model)
     base_name = args.base_model_name or args.base_model
     for folder in args.adapter:
-        _check_adapter_folder(folder, base_name)
+        check_base(folder, base_name)
     _check_unquantised(base.path)
     model, tokenizer = _loaded(base, args)
     probe = _probe(args, base, base_name, tokenizer)
@@ -139,23 +145,10 @@ def _check_arguments(args: argparse.Namespace) -> None:
         raise MergeError(f"--combination {args.combination} needs --density, for example 0.5")
     if args.density is not None and not 0 < args.density <= 1:
         raise MergeError(f"--density {args.density}: it is a share above 0 and at most 1")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise MergeError("--device cuda: no NVIDIA GPU was found; leave it out, or give cpu")
     if args.out.exists() and not args.overwrite:
         raise MergeError(f"--out {args.out} is there already: give another, or --overwrite")
-
-
-def _check_adapter_folder(folder: Path, base_name: str) -> None:
-    file = folder / CONFIG_FILE
-    try:
-        trained_on = json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise MergeError(f"{file}: cannot be read as an adapter's config ({error})") from None
-    if trained_on != base_name:
-        raise MergeError(
-            f"{file}: the adapter was trained on {trained_on!r}, and the base model here is "
-            f"{base_name!r}: give --base_model {trained_on}, or --base_model_name with a folder"
-        )
-    if not (folder / WEIGHTS_FILE).is_file():
-        raise MergeError(f"{folder / WEIGHTS_FILE}: no such file; only safetensors are read")
 
 
 def _check_unquantised(path: Path) -> None:
@@ -174,11 +167,9 @@ def _loaded(base: ResolvedBaseModel, args: argparse.Namespace) -> tuple[PeftMode
     from scripts.merged_folder import load_base
 
     names = [f"adapter_{i}" for i in range(len(args.adapter))]
-    model = PeftModel.from_pretrained(
-        load_base(base.path, base.family, args.dtype), str(args.adapter[0]), adapter_name=names[0]
-    )
-    for name, folder in zip(names[1:], args.adapter[1:], strict=True):
-        model.load_adapter(str(folder), adapter_name=name)
+    model: Any = load_base(base.path, base.family, args.dtype)
+    for name, folder in zip(names, args.adapter, strict=True):
+        model = with_adapter(model, folder, name)
     if args.weights is not None:
         torch.manual_seed(args.seed)
         options = {} if args.density is None else {"density": args.density}

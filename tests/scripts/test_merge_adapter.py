@@ -117,7 +117,9 @@ def test_a_sum_as_an_adapter_is_pefts(
     model = peft_model(tiny_llama_dir, folders)
     options = {"density": 0.5} if more else {}
     torch.manual_seed(0)
-    model.add_weighted_adapter(["a0", "a1"], [1, 0.5], "sum", combination_type=combination, **options)
+    model.add_weighted_adapter(
+        ["a0", "a1"], [1, 0.5], "sum", combination_type=combination, **options
+    )
     wanted = get_peft_model_state_dict(model, adapter_name="sum")
     words = ["--weights", "1", "0.5", "--combination", combination, "--save_adapter_only", *more]
     assert run(tiny_llama_dir, tmp_path / "out", folders, *words) == 0
@@ -220,12 +222,17 @@ def test_a_full_disk(
         assert run(tiny_llama_dir, out, [folder], "--overwrite") == 2
     assert "0 MiB are free" in capsys.readouterr().err
 
-    def full(self: Any, folder: Path) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+    for saved, error in (
+        ("PreTrainedTokenizerBase", Exception("No space left on device (os error 28)")),
+        ("PreTrainedModel", OSError(errno.ENOSPC, "No space left on device")),
+    ):
 
-    monkeypatch.setattr("transformers.PreTrainedModel.save_pretrained", full)
-    assert run(tiny_llama_dir, out, [folder], "--overwrite") == 2
-    assert "the disk is full; nothing was written" in capsys.readouterr().err
+        def full(*_: Any, error: Exception = error, **__: Any) -> None:
+            raise error
+
+        monkeypatch.setattr(f"transformers.{saved}.save_pretrained", full)
+        assert run(tiny_llama_dir, out, [folder], "--overwrite") == 2
+        assert "the disk is full; nothing was written" in capsys.readouterr().err
     assert [path.name for path in out.iterdir()] == ["old"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cardio", "derm", "out"]
 
@@ -288,6 +295,27 @@ def test_inputs_that_do_not_fit(
     assert run(tiny_llama_dir, out, [tmp_path / "none"]) == 2
     assert "cannot be read as an adapter's config" in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_a_damaged_adapter_and_one_of_the_other_family(
+    tiny_llama_dir: Path,
+    tiny_flan_t5_dir: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder, other = adapters(tiny_llama_dir, tmp_path)
+    assert run(tiny_flan_t5_dir, tmp_path / "out", [folder]) == 2
+    assert "--adapter derm: it is damaged, or of another base model" in capsys.readouterr().err
+    file = other / "adapter_model.safetensors"
+    state = {name: value for name, value in load_file(file).items() if "layers.0." in name}
+    save_file(state, file, metadata={"format": "pt"})
+    both = [folder, other]
+    assert run(tiny_llama_dir, tmp_path / "out", both, "--weights", "1", "1") == 2
+    assert "--adapter cardio: adapter_model.safetensors lacks 4 of 8" in capsys.readouterr().err
+    file.write_bytes(file.read_bytes()[:100])
+    assert run(tiny_llama_dir, tmp_path / "out", [other]) == 2
+    assert "--adapter cardio: it is damaged" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_quantised_base_is_refused(
