@@ -12,7 +12,9 @@ import yaml
 
 from adapters.catalog import CATALOG_FILE, AdapterEntry, CatalogError, load_catalog
 
-_ENTRY = re.compile(r"^  - name: *(?P<name>\S+) *$", re.MULTILINE)
+_ITEM = re.compile(r"^(?P<indent> *)- ", re.MULTILINE)
+# Comments and blank lines at an entry's end, which are about what follows.
+_TAIL = re.compile(r"(?:^[ \t]*(?:#.*)?\n)*\Z", re.MULTILINE)
 _SECTION = re.compile(r"^adapters:.*$", re.MULTILINE)
 
 
@@ -49,13 +51,17 @@ def with_entry(text: str, entry: AdapterEntry) -> str:
         tail = text[section.end() :].lstrip("\n") if section else ""
         return f"{head}adapters:\n{_block(entry)}{tail}"
     end = _end_of_section(text, section.end())
-    starts = [m for m in _ENTRY.finditer(text, section.end(), end)]
-    for i, match in enumerate(starts):
-        if match["name"].strip("\"'") == entry.name:
-            stop = starts[i + 1].start() if i + 1 < len(starts) else end
-            return text[: match.start()] + _block(entry) + text[stop:]
+    items = list(_ITEM.finditer(text, section.end(), end))
+    indent = items[0]["indent"] if items else "  "
+    starts = [item.start() for item in items if item["indent"] == indent]
+    for start, stop in zip(starts, [*starts, end][1:], strict=True):
+        block = text[start:stop]
+        if yaml.safe_load(block)[0].get("name") == entry.name:
+            after = _TAIL.search(block)
+            kept = after[0] if after else ""
+            return text[:start] + _block(entry, indent) + kept + text[stop:]
     body = text[:end].rstrip("\n") + "\n"
-    return body + _block(entry) + text[end:]
+    return body + _block(entry, indent) + text[end:]
 
 
 def _end_of_section(text: str, start: int) -> int:
@@ -63,7 +69,7 @@ def _end_of_section(text: str, start: int) -> int:
     return following.start() if following else len(text)
 
 
-def _block(entry: AdapterEntry) -> str:
+def _block(entry: AdapterEntry, indent: str = "  ") -> str:
     """The entry as YAML; the evaluation's intervals on one line each."""
     content = entry.model_dump(exclude_defaults=True) | {"state": entry.state}
     content.setdefault("languages", entry.languages)
@@ -71,7 +77,7 @@ def _block(entry: AdapterEntry) -> str:
     lines = [f"{key}: {_scalar(value)}" for key, value in content.items()]
     if evaluation:
         lines += ["evaluation:", *[f"  {k}: {_scalar(v)}" for k, v in evaluation.items()]]
-    return "  - " + "\n    ".join(lines) + "\n"
+    return f"{indent}- " + f"\n{indent}  ".join(lines) + "\n"
 
 
 def _scalar(value: Any) -> str:
