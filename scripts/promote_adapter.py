@@ -17,11 +17,13 @@ active. The last line of stdout is one JSON object. Exit codes: 0 active, 1 refu
 """
 
 import argparse
+import contextlib
 import json
+import math
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +77,8 @@ def promote(args: argparse.Namespace) -> dict[str, Any]:
     """Decide, copy, list; returns what became of it.
 
     Raises:
-        CatalogError, DataError, HubError, OSError: nothing was changed.
+        CatalogError, DataError, OSError: nothing was changed.
+        HubError: nothing was changed, or it says that the adapter is active and not uploaded.
     """
     with tempfile.TemporaryDirectory() as scratch:
         folder = args.adapter or pull(args.from_hub, Path(scratch))
@@ -98,10 +101,13 @@ def _promote(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
                 changes = {"state": "disabled", "reason": "; ".join(failed)}
                 put_entry(args.catalog, entry.model_copy(update=changes))
             return report | {"state": "refused" if kept else "disabled"}
-        _copy(folder, args.catalog / entry.path)
-        put_entry(args.catalog, entry)
+        with _copied(folder, args.catalog / entry.path):
+            put_entry(args.catalog, entry)
     if args.push_to_hub:
-        report["hub"] = push(folder, args.push_to_hub, private=not args.public)
+        try:
+            report["hub"] = push(folder, args.push_to_hub, private=not args.public)
+        except HubError as error:
+            raise HubError(f"{entry.name} is active in the catalogue, but {error}") from None
     return report | {"state": "active", "version": entry.version}
 
 
@@ -147,7 +153,8 @@ def _read_result(file: Path) -> dict[str, Any]:
         result = json.loads(file.read_text(encoding="utf-8"))
         for metric in ("nll", "rouge_l", "bleu"):
             low, high = result["metrics"][metric]["difference"]["interval"]
-            float(low), float(high)
+            if not (math.isfinite(low) and math.isfinite(high)):
+                raise ValueError(f"the interval of {metric} is [{low}, {high}]")
         _figures(result)
         result["adapter_sha256"], result["split"]
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -212,20 +219,29 @@ def _figures(result: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _copy(folder: Path, target: Path) -> None:
-    """The adapter's files and nothing else, swapped in whole."""
+@contextlib.contextmanager
+def _copied(folder: Path, target: Path) -> Iterator[None]:
+    """The adapter's files and nothing else, swapped in whole; an error in the block undoes it."""
     if folder == target.resolve():
+        yield
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
-        fresh = Path(scratch, "fresh")
+        fresh, replaced = Path(scratch, "fresh"), Path(scratch, "replaced")
         fresh.mkdir()
         for name in KEPT_FILES:
             if (folder / name).is_file():
                 shutil.copyfile(folder / name, fresh / name)
         if target.exists():
-            target.rename(Path(scratch, "replaced"))
+            target.rename(replaced)
         fresh.rename(target)
+        try:
+            yield
+        except BaseException:
+            target.rename(fresh)
+            if replaced.exists():
+                replaced.rename(target)
+            raise
 
 
 if __name__ == "__main__":
