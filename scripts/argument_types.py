@@ -1,4 +1,4 @@
-"""Numbers on the command line, within their bounds."""
+"""The command line: numbers within their bounds, and a help that tells every default."""
 
 import argparse
 import math
@@ -29,3 +29,13 @@ def _number(text: str) -> float:
         return float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"'{text}': a number is expected") from None
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Keeps the description's lines and adds each argument's default, where it says something."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        given = action.default
+        silent = isinstance(given, bool | list) or given in (None, "", argparse.SUPPRESS)
+        return text if silent else f"{text} (default: %(default)s)"

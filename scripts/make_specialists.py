@@ -30,6 +30,7 @@ from tqdm import tqdm
 from adapters.base_models import BaseModelError, Family, resolve_base_model, sha256_of
 from adapters.validation import WEIGHTS_FILE
 from scripts.answer_file import read_answers
+from scripts.argument_types import HelpFormatter, positive
 from scripts.lora_training import last_checkpoint
 from scripts.train_lora_adapter import CHECKPOINT
 from scripts.training_data import DataError
@@ -83,21 +84,27 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m scripts.make_specialists",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     gpu = torch.cuda.is_available()
     add = parser.add_argument
     add("--data", type=Path, required=True, help="folder of <specialty>.jsonl files")
-    add("--specialties", nargs="+", default=list(TWELVE))
+    add("--specialties", nargs="+", default=list(TWELVE), help="default: the twelve")
+    add("--licence", help="of the data, where its sources are not those that this project knows")
     add("--work", type=Path, default=Path("runs/specialists"), help="folder of all intermediates")
     add("--catalog", type=Path, default=ROOT / "adapters", help="folder of catalog.yaml")
     add("--report", type=Path, default=ROOT / "docs" / "specialists", help="without its ending")
-    add("--base_model", default="smollm2-135m-instruct")
+    add(
+        "--base_model",
+        default="smollm2-135m-instruct",
+        help="directory, built-in name or hub id",
+    )
     add("--base_model_name", help="name in the catalogue, when --base_model is a directory")
     add("--suffix", default="", help="of the adapters' names, for a second base model: -t5")
     add("--dtype", default="bfloat16" if gpu else "float32", help="of the base while training")
-    add("--answer_batch_size", type=int, default=128 if gpu else 16)
-    add("--jobs", type=int, default=4 if gpu else 1, help="adapters trained at the same time")
+    size = 128 if gpu else 16
+    add("--answer_batch_size", type=positive, default=size, help="questions answered together")
+    add("--jobs", type=positive, default=4 if gpu else 1, help="adapters trained at the same time")
     add("--first", choices=STAGES, default=STAGES[0], help="stage to begin with")
     add("--last", choices=STAGES, default=STAGES[-1], help="stage to end with")
     return parser
@@ -133,11 +140,12 @@ class Pipeline:
         if not data.is_dir():
             raise DataError(f"--data {data}: no such folder")
         out = self._work / "data"
+        licence = f",licence={self._args.licence}" if self._args.licence else ""
         inputs = {path.name: sha256_of(path) for path in sorted(data.glob("*.jsonl"))}
         step = Step(
             "prepare",
             "prepare_medical_dataset",
-            ("--source", f"jsonl:{data}", "--out", str(out), "--overwrite"),
+            ("--source", f"jsonl:{data}{licence}", "--out", str(out), "--overwrite"),
         )
         return self._made_once(step, out / "manifest.json", inputs)
 

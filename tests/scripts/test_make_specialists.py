@@ -244,6 +244,22 @@ def test_an_adapter_that_is_not_better_is_listed_as_disabled(
     assert all("likelihood of the references does not rise" in e["reason"] for e in listed)
 
 
+def test_data_of_ones_own_needs_a_licence(
+    tiny_llama_dir: Path,
+    data: Path,
+    catalog: Path,
+    steps: Steps,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = data / "cardiology.jsonl"
+    file.write_text(file.read_text().replace("MedQuAD/GHR", "ward 7"))
+    assert run(tiny_llama_dir, data, catalog, "--last", "prepare") == 2
+    assert "the licence of ward is not known here" in capsys.readouterr().err
+    assert run(tiny_llama_dir, data, catalog, "--last", "prepare", "--licence", "our own") == 0
+    manifest = json.loads((data.parent / "work" / "data" / "manifest.json").read_text())
+    assert manifest["sources"][0]["options"] == {"licence": "our own"}
+
+
 def test_a_failing_step_is_named_with_its_log(
     tiny_llama_dir: Path, data: Path, catalog: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
