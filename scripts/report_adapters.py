@@ -7,8 +7,9 @@ Writes OUT.md and OUT.html (one file, with plots): metrics of base, adapter and 
 specialty and pooled over them, by question type, counts of what an answer should not do, and
 examples by id with our models' own words. It holds no text of the data. --table_into puts the
 results table into another Markdown file, between the lines `<!-- results -->` and
-`<!-- /results -->`. --with_text writes EVALUATIONS/with_text.html beside it, with every question,
-reference and answer: for your own eyes. The last line of stdout is one JSON object.
+`<!-- /results -->`. --with_text writes EVALUATIONS/with_text.local.html, with every question,
+reference and answer: for your own eyes, and git ignores files of that name. The last line of stdout
+is one JSON object.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from typing import Any
 
 from scripts.adapter_card import command_line, commit
 from scripts.answer_file import SYSTEMS, read_answers
+from scripts.argument_types import HelpFormatter
 from scripts.report_figures import Result, pooled, read_results
 from scripts.report_text import report_of, results_table
 from scripts.training_data import DataError, load_pairs
@@ -51,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m scripts.report_adapters",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     add = parser.add_argument
     add("--evaluations", type=Path, required=True, help="folder of <specialty>.json results")
@@ -78,7 +80,7 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
     if args.table_into is not None:
         _put_table(args.table_into, results, args.seed)
     if args.with_text is not None:
-        target = args.evaluations / "with_text.html"
+        target = args.evaluations / "with_text.local.html"
         target.write_text(_with_text(args.with_text, args.evaluations, results), encoding="utf-8")
     everything = pooled(results, args.seed)
     return {

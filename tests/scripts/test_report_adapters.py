@@ -99,7 +99,7 @@ def test_no_reference_is_in_a_report_unless_asked(runs: Path) -> None:
     run(runs, "--with_text", str(runs / "data"))
     for file in (runs / "docs").iterdir():
         assert SECRET not in file.read_text(), file
-    local = (runs / "evaluation" / "with_text.html").read_text()
+    local = (runs / "evaluation" / "with_text.local.html").read_text()
     assert local.count(SECRET) == 2 * NUM
     assert "*&lt;b&gt;`here`&lt;/b&gt;*" in local
 
