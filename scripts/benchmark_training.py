@@ -33,6 +33,7 @@ from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGene
 from adapters.catalog import load_catalog
 from adapters.prompting import encode_example
 from scripts.adapter_card import command_line, commit
+from scripts.argument_types import HelpFormatter
 
 ROOT = Path(__file__).resolve().parent.parent
 BASE_NAME = "google/flan-t5-xl"
@@ -86,20 +87,27 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m scripts.benchmark_training",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     add = parser.add_argument
-    add("--quantization", nargs="+", choices=["none", "int8", "nf4"], default=["int8", "nf4"])
-    add("--steps", type=int, default=150)
-    add("--batch_size", type=int, default=2)
+    add(
+        "--quantization",
+        nargs="+",
+        choices=["none", "int8", "nf4"],
+        default=["int8", "nf4"],
+        help="of the base, a run for each; default: int8 nf4",
+    )
+    add("--steps", type=int, default=150, help="optimiser steps")
+    add("--batch_size", type=int, default=2, help="pairs in one forward pass")
     add("--tokens", type=int, default=256, help="of each prompt and of each answer")
-    add("--rank", type=int, default=8)
-    add("--learning_rate", type=float, default=1e-3)
-    add("--optimiser", choices=["adamw_torch", "adamw_8bit"], default="adamw_8bit")
-    add("--dtype", choices=["float32", "bfloat16"], default="bfloat16")
-    add("--device", choices=["cpu", "cuda"], default="cuda")
+    add("--rank", type=int, default=8, help="of LoRA")
+    add("--learning_rate", type=float, default=1e-3, help="highest")
+    optimisers = ["adamw_torch", "adamw_8bit"]
+    add("--optimiser", choices=optimisers, default="adamw_8bit", help="8 bits need bitsandbytes")
+    add("--dtype", choices=["float32", "bfloat16"], default="bfloat16", help="of the base")
+    add("--device", choices=["cpu", "cuda"], default="cuda", help="cpu is for a trial")
     add("--shape", default="{}", metavar="JSON", help="fields of T5Config, for a smaller trial")
-    add("--seed", type=int, default=0)
+    add("--seed", type=int, default=0, help="of weights and data")
     return parser
 
 

@@ -29,7 +29,7 @@ from scripts.adapter_card import command_line, commit
 from scripts.adapter_on_base import AdapterError, check_base
 from scripts.answer_file import SYSTEMS, append, base_rows, read_answers, start
 from scripts.answer_generation import AnswerModel, Item, device_name, protocol_for
-from scripts.argument_types import positive
+from scripts.argument_types import HelpFormatter, positive
 from scripts.diagnostic_items import DiagnosticItem, diagnostic_items
 from scripts.training_data import DataError, DataSet, load_pairs
 
@@ -52,21 +52,25 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m scripts.evaluate_adapter",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     add = parser.add_argument
     add("--data", type=Path, required=True, help="folder with <specialty>.jsonl, or one file")
     add("--adapter", required=True, help="folder of the adapter, or its name in the catalogue")
     add("--specialty", help="default: the adapter folder's name")
     add("--out", type=Path, default=Path("runs/evaluation"), help="folder of the results")
-    add("--stage", choices=["answers", "score", "both"], default="both")
-    add("--base_model", default="smollm2-135m-instruct")
+    add("--stage", choices=["answers", "score", "both"], default="both", help="see above")
+    add(
+        "--base_model",
+        default="smollm2-135m-instruct",
+        help="directory, built-in name or hub id",
+    )
     add("--base_model_name", help="name in the catalogue, when --base_model is a directory")
     add("--base_answers", type=Path, help="answers file of another adapter: take the base's rows")
     add("--batch_size", type=positive, default=16, help="questions answered together")
-    add("--dtype", choices=["float32", "bfloat16"], default="float32")
+    add("--dtype", choices=["float32", "bfloat16"], default="float32", help="of both models")
     default_device = "cuda" if torch.cuda.is_available() else "cpu"
-    add("--device", choices=["cpu", "cuda"], default=default_device)
+    add("--device", choices=["cpu", "cuda"], default=default_device, help="to answer on")
     add("--shared_device", action="store_true", help="other work runs on it: report no times")
     add("--seed", type=int, default=0, help="of the random answers and of the bootstrap")
     return parser

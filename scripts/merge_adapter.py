@@ -33,7 +33,7 @@ from adapters.catalog import CatalogError, load_catalog
 from adapters.prompting import Message, encode_prompt
 from scripts.adapter_card import command_line, commit
 from scripts.adapter_on_base import AdapterError, check_base, with_adapter
-from scripts.argument_types import positive
+from scripts.argument_types import HelpFormatter, positive
 from scripts.merge_checks import MergeError, Probe, check_finite, check_parity, num_bytes
 from scripts.merged_folder import read_back, write_adapter_folder, write_model_folder
 
@@ -68,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m scripts.merge_adapter",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     add = parser.add_argument
     add("--adapter", type=Path, nargs="+", required=True, help="folder of each adapter")
@@ -78,11 +78,16 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", type=Path, required=True, help="folder to write")
     add("--overwrite", action="store_true", help="replace --out when it is there")
     add("--save_adapter_only", action="store_true", help="write the sum as an adapter")
-    add("--base_model", default="smollm2-135m-instruct")
+    add(
+        "--base_model",
+        default="smollm2-135m-instruct",
+        help="directory, built-in name or hub id",
+    )
     add("--base_model_name", help="name in the catalogue, when --base_model is a directory")
-    add("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
+    dtypes = ["float32", "bfloat16", "float16"]
+    add("--dtype", choices=dtypes, default="float32", help="of the merged weights")
     default_device = "cuda" if torch.cuda.is_available() else "cpu"
-    add("--device", choices=["cpu", "cuda"], default=default_device)
+    add("--device", choices=["cpu", "cuda"], default=default_device, help="to merge on")
     add("--prompt", action="append", help="question to compare on; repeatable; default: four")
     add("--max_new_tokens", type=positive, default=32, help="of an answer that is compared")
     add("--repeats", type=positive, default=3, help="of the speed measurement; its median is told")

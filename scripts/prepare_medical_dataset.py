@@ -37,6 +37,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from scripts.argument_types import HelpFormatter
 from scripts.attributions import ATTRIBUTIONS, origin
 from scripts.dataset_checks import check
 from scripts.dataset_cleaning import Cleaned, Cleaning, clean, with_sources
@@ -62,10 +63,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m scripts.prepare_medical_dataset",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     add = parser.add_argument
-    add("--source", action="append", required=True, metavar="KIND:PATH[,key=value...]")
+    kind = "KIND:PATH[,key=value...]"
+    add("--source", action="append", required=True, metavar=kind, help="see above; repeatable")
     add("--out", type=Path, required=True, help="folder to write; must not exist")
     add("--overwrite", action="store_true", help="replace --out when this script wrote it")
     add("--min_validation", type=int, default=30, help="unseen pairs of each specialty, at least")
@@ -74,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--drop_note", action="append", default=[], help="leave out pairs with this note")
     add("--drop_boilerplate", action="store_true", help="cut sentences that many answers share")
     add("--with_sources", action="store_true", help="end answers in 'Source: <publisher>'")
-    add("--seed", type=int, default=0)
+    add("--seed", type=int, default=0, help="of which diseases are held out")
     return parser
 
 

@@ -31,6 +31,7 @@ from adapters.base_models import sha256_of
 from adapters.catalog import AdapterEntry, CatalogError, load_catalog
 from adapters.validation import CONFIG_FILE, WEIGHTS_FILE, check_adapter
 from scripts.adapter_hub import HubError, pull, push
+from scripts.argument_types import HelpFormatter
 from scripts.catalog_file import locked, put_entry
 from scripts.training_data import DataError
 
@@ -55,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m scripts.promote_adapter",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     add = parser.add_argument
     which = parser.add_mutually_exclusive_group(required=True)

@@ -30,7 +30,7 @@ from adapters.base_models import BaseModelError, resolve_base_model
 from adapters.catalog import BaseModelEntry, CatalogError, load_catalog
 from adapters.prompting import encode_example
 from scripts.adapter_card import command_line, write_adapter
-from scripts.argument_types import above_zero, positive, share
+from scripts.argument_types import HelpFormatter, above_zero, positive, share
 from scripts.lora_model import LoraSettings, build, check_init_adapter
 from scripts.lora_training import (
     LoopSettings,
@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m scripts.train_lora_adapter",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     add = parser.add_argument
     add("--data", type=Path, required=True, help="folder with <specialty>.jsonl, or one file")
@@ -87,19 +87,23 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", type=Path, required=True, help="folder of the adapter")
     add("--base_model", default="smollm2-135m-instruct", help="directory, built-in name or hub id")
     add("--base_model_name", help="name in the catalogue, when --base_model is a directory")
-    add("--epochs", type=positive, default=3)
-    add("--batch_size", type=positive, default=2)
+    add("--epochs", type=positive, default=3, help="at most; see --patience")
+    add("--batch_size", type=positive, default=2, help="pairs in one forward pass")
     add("--grad_accum", type=positive, default=4, help="batches for each optimiser step")
-    add("--learning_rate", type=above_zero, default=5e-4)
+    add("--learning_rate", type=above_zero, default=5e-4, help="highest, behind the warm-up")
     add("--warmup", type=share, default=0.06, help="share of the steps")
-    add("--weight_decay", type=share, default=0.0)
+    add("--weight_decay", type=share, default=0.0, help="of AdamW")
     add("--clip", type=above_zero, default=1.0, help="norm of the gradient at most")
     add("--patience", type=positive, default=2, help="validations without a better loss")
-    add("--rank", type=positive, default=8)
-    add("--alpha", type=positive, default=32)
-    add("--dropout", type=share, default=0.1)
+    add("--rank", type=positive, default=8, help="of LoRA's A and B")
+    add("--alpha", type=positive, default=32, help="the update is scaled by alpha / rank")
+    add("--dropout", type=share, default=0.1, help="of the input of A")
     add("--rslora", action="store_true", help="scale alpha / sqrt(rank) instead of alpha / rank")
-    add("--target_modules", nargs="+", help="default: q v for T5, q_proj v_proj for Llama-style")
+    add(
+        "--target_modules",
+        nargs="+",
+        help="default: q v for T5, q_proj v_proj for Llama-style; all-linear takes every layer",
+    )
     add("--layers", nargs="+", type=int, help="layers with an adapter; default: all")
     add("--init_adapter", type=Path, help="start from this adapter's weights")
     add("--max_prompt_tokens", type=positive, default=128, help="a longer prompt is refused")
@@ -107,13 +111,18 @@ def _parser() -> argparse.ArgumentParser:
     add("--skip_note", action="append", default=[], help="leave out training pairs with this note")
     add("--max_steps", type=positive, help="stop after this many optimiser steps")
     add("--eval_steps", type=positive, help="validate and checkpoint each N steps, not each epoch")
-    add("--seed", type=int, default=0)
+    add("--seed", type=int, default=0, help="of weights, order and dropout")
     add("--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="base's")
     add("--quantization", choices=["none", "int8", "nf4"], default="none", help="of the base")
     add("--gradient_checkpointing", action="store_true", help="less memory, more time")
-    add("--optimiser", choices=["adamw_torch", "adamw_8bit"], default="adamw_torch")
+    add(
+        "--optimiser",
+        choices=["adamw_torch", "adamw_8bit"],
+        default="adamw_torch",
+        help="8 bits need bitsandbytes and a GPU",
+    )
     default_device = "cuda" if torch.cuda.is_available() else "cpu"
-    add("--device", choices=["cpu", "cuda"], default=default_device)
+    add("--device", choices=["cpu", "cuda"], default=default_device, help="to train on")
     add("--resume", action="store_true", help="go on with an interrupted run of this --out")
     return parser
 
