@@ -1,6 +1,6 @@
 """Classification -> route. Pure functions: every branch has a reason code, and a test."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
@@ -14,6 +14,8 @@ UNKNOWN_LANGUAGE = "und"  # ISO 639-2: undetermined
 # In a conversation that is in scope, a last turn counts as out of scope only when its own score is
 # below this share of the threshold.
 BENEFIT_OF_THE_DOUBT = 0.5
+# Two specialties that share at least this much between them are "these two", not "no idea".
+PAIR_SHARE = 0.7
 
 
 class Reason(StrEnum):
@@ -24,17 +26,20 @@ class Reason(StrEnum):
     CONFIDENT = "confident"
     KEPT = "kept"  # a follow-up: the conversation's specialty goes on
     NO_ADAPTER = "no_adapter"  # the specialty is clear, no adapter is in service for it
+    AMBIGUOUS = "ambiguous"  # two specialties are about as likely: both are in `alternatives`
     LOW_CONFIDENCE = "low_confidence"
     OUT_OF_SCOPE = "out_of_scope"
 
 
 @dataclass(frozen=True, slots=True)
 class Thresholds:
-    """Probabilities: below `min_confidence` no specialist is named, below `min_in_scope` the
-    question is not one for a clinic."""
+    """Probabilities: below `min_confidence`, or with less than `min_margin` between the two most
+    likely specialties, no specialist is named; below `min_in_scope` the question is not one for a
+    clinic."""
 
     min_confidence: float
     min_in_scope: float
+    min_margin: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +86,10 @@ def decide(
     specialty: str | None = None
     if not in_scope:
         reason = Reason.OUT_OF_SCOPE
-    elif not scores.has_signal or top.probability < thresholds.min_confidence:
+    elif not scores.has_signal:
         reason = Reason.LOW_CONFIDENCE
+    elif not _is_sure(alternatives, thresholds):
+        reason = Reason.AMBIGUOUS if _is_a_pair(alternatives) else Reason.LOW_CONFIDENCE
     else:
         specialty = top.specialty
         reason = Reason.KEPT if is_kept else Reason.CONFIDENT
@@ -150,6 +157,20 @@ def _is_in_scope(
             return last.in_scope >= BENEFIT_OF_THE_DOUBT * thresholds.min_in_scope
         return last.in_scope >= thresholds.min_in_scope
     return scores.in_scope >= thresholds.min_in_scope
+
+
+def _is_sure(alternatives: Sequence[Alternative], thresholds: Thresholds) -> bool:
+    top = alternatives[0].probability
+    second = alternatives[1].probability if len(alternatives) > 1 else 0.0
+    return top >= thresholds.min_confidence and top - second >= thresholds.min_margin
+
+
+def _is_a_pair(alternatives: Sequence[Alternative]) -> bool:
+    """Two specialties between them, neither twice as likely as the other."""
+    if len(alternatives) < 2:
+        return False
+    top, second = alternatives[0].probability, alternatives[1].probability
+    return top + second >= PAIR_SHARE and top <= 2 * second
 
 
 def _top(scores: "Scores") -> float:

@@ -177,7 +177,9 @@ def from_init(
     return encoder
 
 
-def _array(arrays: "np.lib.npyio.NpzFile", name: str) -> "np.ndarray[tuple[int, ...], np.dtype[np.float32]]":
+def _array(
+    arrays: "np.lib.npyio.NpzFile", name: str
+) -> "np.ndarray[tuple[int, ...], np.dtype[np.float32]]":
     value = arrays[name]
     return dequantised(value) if value.dtype == np.uint8 else value.astype(np.float32)
 

@@ -11,9 +11,11 @@ The kinds of source are listed in scripts/router_sources.py. Each entry goes to 
     head        fits and calibrates the head on top: questions that the encoder has not seen
     validation  the source's own validation split, never trained on
 
-No disease, sign or text is in two splits, and a term that a head or validation question is about is
-left out of `encoder` altogether, whatever source names it. `--hold_out SOURCE` (repeatable) moves a
-whole source to the split `held_out`. Written: questions.jsonl and manifest.json (counts, hashes,
+No disease, sign or text of a set of questions is in two splits. Terminologies train whatever the
+questions are about: a router should know the names that public lists have. With `--unseen_names`
+they lose every name that a held-out question is about, which measures what the router does with
+names that it never saw. `--hold_out SOURCE` (repeatable) moves a whole source to the split
+`held_out`. Written: questions.jsonl and manifest.json (counts, hashes,
 licences); the same sources give the same bytes. The last line of stdout is one JSON object.
 """
 
@@ -36,14 +38,15 @@ from scripts.router_sources import OPTIONS, OUT_OF_SCOPE, READERS, Entry, read_e
 from scripts.training_data import DataError
 
 HEAD_PERCENT = 15  # of the groups that may train
-WRITTEN_HEAD_PERCENT = 30  # of our own: they are what patients' questions look like
+WRITTEN_HEAD_PERCENT = 20  # of our own: they are what patients' questions look like
 QUESTIONS = "questions.jsonl"
+MANIFEST = "manifest.json"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
-        report = prepare(args.source, args.out, args.hold_out)
+        report = prepare(args.source, args.out, args.hold_out, unseen_names=args.unseen_names)
     except (DataError, OSError) as error:
         print(f"prepare_router_dataset: {error}", file=sys.stderr)
         return 2
@@ -60,11 +63,14 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--source", action="append", required=True, metavar="KIND:PATH[,key=value...]")
     add("--out", type=Path, required=True, help="folder to write")
+    add("--unseen_names", action="store_true", help="drop terms that held-out questions name")
     add("--hold_out", action="append", default=[], metavar="SOURCE", help="e.g. MedQuAD/NIDDK")
     return parser
 
 
-def prepare(sources: Sequence[str], out: Path, hold_out: Sequence[str]) -> dict[str, Any]:
+def prepare(
+    sources: Sequence[str], out: Path, hold_out: Sequence[str] = (), *, unseen_names: bool = False
+) -> dict[str, Any]:
     """Everything from the sources to the folder; returns the summary.
 
     Raises:
@@ -77,7 +83,7 @@ def prepare(sources: Sequence[str], out: Path, hold_out: Sequence[str]) -> dict[
         raise DataError(
             f"--hold_out {', '.join(unknown)}: no such source; there are {', '.join(sorted(known))}"
         )
-    split = split_entries(_first_of_each(entries), frozenset(hold_out))
+    split = split_entries(_first_of_each(entries), frozenset(hold_out), unseen_names=unseen_names)
     out.mkdir(parents=True, exist_ok=True)
     lines = "".join(json.dumps(_row(e), ensure_ascii=False) + "\n" for e in split)
     (out / QUESTIONS).write_text(lines, encoding="utf-8")
@@ -86,12 +92,13 @@ def prepare(sources: Sequence[str], out: Path, hold_out: Sequence[str]) -> dict[
         "schema": 1,
         "sources": [source.title() for source in parsed],
         "hold_out": sorted(hold_out),
+        "unseen_names": unseen_names,
         "attribution": {n: ATTRIBUTIONS.get(n, "licence as given") for n in names},
         "counts": _counts(split),
         "sha256": hashlib.sha256(lines.encode()).hexdigest(),
     }
     text = json.dumps(manifest, ensure_ascii=False, indent=1)
-    (out / "manifest.json").write_text(text + "\n", encoding="utf-8")
+    (out / MANIFEST).write_text(text + "\n", encoding="utf-8")
     return {"out": out.name, "num_entries": len(split), "splits": manifest["counts"]}
 
 
@@ -123,31 +130,39 @@ def _first_of_each(entries: Iterable[Entry]) -> list[Entry]:
     return [entry for (text, _), entry in first.items() if labels[text] == 1]
 
 
-def split_entries(entries: Sequence[Entry], hold_out: frozenset[str]) -> list[Entry]:
-    """Give each entry its split; what would leak into a held-out question is dropped."""
+def split_entries(
+    entries: Sequence[Entry], hold_out: frozenset[str], *, unseen_names: bool
+) -> list[Entry]:
+    """Give each entry its split; with `unseen_names`, drop the terms that would tell."""
     groups = {e.group for e in entries if e.split == "validation"}
     placed = [dataclasses.replace(e, split=_split_of(e, groups, hold_out)) for e in entries]
-    unseen = [e for e in placed if e.split in ("head", "validation")]
+    if not unseen_names:
+        return placed
+    unseen = [e for e in placed if e.split != "encoder"]
     names = {name for e in unseen for name in e.names} - {""}
     unseen_groups = {e.group for e in unseen}
     return [
         e
         for e in placed
-        if e.split != "encoder"
-        or (e.group not in unseen_groups and (e.kind == "question" or names.isdisjoint(e.names)))
+        if not is_terminology(e) or (e.group not in unseen_groups and names.isdisjoint(e.names))
     ]
+
+
+def is_terminology(entry: Entry) -> bool:
+    """Of a list of names, which has no split of its own."""
+    return not entry.split
 
 
 def _split_of(entry: Entry, validation: set[str], hold_out: frozenset[str]) -> str:
     if entry.source in hold_out:
         return "held_out"
+    if is_terminology(entry):
+        return "encoder"
     if entry.split == "validation" or entry.group in validation:
         return "validation"
     is_ours = entry.source == "written"
     percent = WRITTEN_HEAD_PERCENT if is_ours or entry.specialty == OUT_OF_SCOPE else HEAD_PERCENT
-    if entry.split == "train" and zlib.crc32(entry.group.encode()) % 100 < percent:
-        return "head"
-    return "encoder"
+    return "head" if zlib.crc32(entry.group.encode()) % 100 < percent else "encoder"
 
 
 def _row(entry: Entry) -> dict[str, str]:
@@ -159,6 +174,7 @@ def _row(entry: Entry) -> dict[str, str]:
         "source": entry.source,
         "split": entry.split,
         "kind": entry.kind,
+        "group": entry.group,
     }
 
 

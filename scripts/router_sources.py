@@ -2,17 +2,19 @@
 
 | kind | file | what it gives |
 | --- | --- | --- |
-| `prepared` | a folder that `prepare_medical_dataset` wrote | questions, and passages of the answers |
+| `prepared` | folder of `prepare_medical_dataset` | questions, and passages of the answers |
 | `hpo` | `hp.obo` of the Human Phenotype Ontology | signs and symptoms, everyday synonyms too |
 | `hpo_diseases` | its `phenotype.hpoa`; needs `,terms=hp.obo` | rare diseases, by their signs |
-| `icd10cm` | the tabular XML of ICD-10-CM (CDC/NCHS, public domain) | diseases and their inclusion terms |
+| `icd10cm` | the tabular XML of ICD-10-CM (CDC/NCHS) | diseases and their inclusion terms |
 | `clinc150` | `data_full.json` of CLINC150 | out-of-scope questions |
 | `casimedicos` | its JSON lines, English or French | exam cases; validation only |
 | `written` | JSON lines with input, specialty, lang | questions that we wrote |
+| `glossary` | likewise | terms that we wrote |
 
 A terminology's specialties are in router_knowledge.yaml.
 """
 
+import dataclasses
 import json
 import re
 import zlib
@@ -314,6 +316,18 @@ def _casimedicos(source: Source) -> Iterator[Entry]:
             )
 
 
+def _glossary(source: Source) -> Iterator[Entry]:
+    for entry in _written(source):
+        yield dataclasses.replace(
+            entry,
+            kind="term",
+            source="glossary",
+            names=(normal_name(entry.text),),
+            group=f"name {normal_name(entry.text)}",
+            split="",
+        )
+
+
 def _written(source: Source) -> Iterator[Entry]:
     for number, item in read_jsonl(source.folder):
         for field in ("input", "specialty", "lang"):
@@ -339,6 +353,7 @@ READERS: dict[str, Callable[[Source], Iterator[Entry]]] = {
     "clinc150": _clinc150,
     "casimedicos": _casimedicos,
     "written": _written,
+    "glossary": _glossary,
 }
 OPTIONS: dict[str, frozenset[str]] = {
     **dict.fromkeys(READERS, frozenset()),

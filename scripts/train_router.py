@@ -1,34 +1,35 @@
-"""Train the router from a data folder and from our own written questions.
+"""Train the router: n-grams and head on top of an encoder that is trained already.
 
-    python -m scripts.train_router --data DATA_FOLDER
+    python -m scripts.train_router --data runs/router_data                     # the built-in encoder
+    python -m scripts.train_router --data runs/router_data --encoder ORG/NAME --out FOLDER
 
-The folder holds JSON lines with `input`, `specialty`, `lang`, `split`, `source`; all `*.jsonl`
-files are read. Training uses the split `train` and 85 % of the written questions; `validation` and
-the other 15 % calibrate the probabilities and pick the thresholds. The development set
-(router/data/written_dev.jsonl) is never read here. The last line of stdout is one JSON object.
+The folder is what `prepare_router_dataset` wrote. The n-grams learn from its split `encoder`, head,
+calibration and thresholds from `head`; `validation` is only scored. The built-in encoder is read
+from --encoder_dir, by default the artefact itself (`train_router_encoder` makes one); --encoder
+names any Hugging Face encoder instead, and serving then needs it too (`router.artefact` and
+`router.encoder` in serve_config.yaml). The same data, encoder and seed give the same bytes on one
+machine. The last line of stdout is one JSON object.
 """
 
 import argparse
 import datetime
-import hashlib
 import json
+import random
 import shlex
 import sys
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
-from router.training import Question, Recipe, save, train
-from scripts.attributions import ATTRIBUTIONS, origin
+from router.encoder import OnnxEncoder, TextEncoder
+from router.examples import Example, Recipe
+from router.training import save, train
+from scripts.prepare_router_dataset import MANIFEST, QUESTIONS
+from scripts.router_augmentation import as_question
 from scripts.training_data import DataError, read_jsonl
 
-ROUTER_DIR = Path(__file__).resolve().parent.parent / "router"
-WRITTEN = ROUTER_DIR / "data" / "written_train.jsonl"
-HELD_OUT_PERCENT = 15  # of the written questions
-WRITTEN_ATTRIBUTION = "written questions (router/data), Apache-2.0: this project"
+MODEL_DIR = Path(__file__).resolve().parent.parent / "router" / "model"
+SPLITS = ("encoder", "head", "validation", "held_out")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(given)
     try:
         report = run(args, given)
-    except (DataError, ValueError) as error:
+    except (DataError, ValueError, OSError) as error:
         print(f"train_router: {error}", file=sys.stderr)
         return 2
     print(json.dumps(report))
@@ -50,88 +51,89 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--data", type=Path, required=True, help="folder of .jsonl files")
-    add("--written", type=Path, default=WRITTEN, help="our own training questions")
-    add("--out", type=Path, default=ROUTER_DIR / "model", help="folder of the artefact")
+    add("--data", type=Path, required=True, help="folder of prepare_router_dataset")
+    add("--encoder_dir", type=Path, default=MODEL_DIR, help="has encoder.onnx and tokenizer.json")
+    add("--encoder", help="a Hugging Face encoder (id or folder) instead of the built-in one")
+    add("--out", type=Path, default=MODEL_DIR, help="folder of the artefact")
     add("--date", default=datetime.date.today().isoformat(), help="first part of the version")
+    add("--threads", type=int, default=2, help="of the encoder")
     add("--seed", type=int, default=0)
     return parser
 
 
 def run(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
     """Everything from the folder to the saved artefact; returns the report."""
-    training, calibration, files = load_questions(args.data, args.written)
-    print(f"{len(training)} training and {len(calibration)} calibration questions", file=sys.stderr)
-    trained = train(training, calibration, Recipe(seed=args.seed))
+    examples = read_examples(args.data, args.seed)
+    encoder_dir = None if args.encoder else args.encoder_dir
+    recipe = Recipe(seed=args.seed)
+    trained = train(
+        examples["encoder"],
+        examples["head"],
+        [e for e in examples["validation"] if e.kind == "question"],
+        encoder=_encoder(args),
+        encoder_dir=encoder_dir,
+        recipe=recipe,
+    )
+    prepared = json.loads((args.data / MANIFEST).read_text(encoding="utf-8"))
     words = [Path(word).name if word.startswith(("/", "..")) else word for word in argv]
     provenance = {
-        "data": files,
-        "attribution": _attributions(training + calibration),
+        "data": {key: prepared[key] for key in ("sources", "hold_out", "unseen_names", "sha256")},
+        "attribution": prepared["attribution"],
         "command": shlex.join(["python", "-m", "scripts.train_router", *words]),
     }
     version = save(trained, args.out, date=args.date, provenance=provenance)
+    manifest = trained.manifest
     return {
         "version": version,
-        "num_training": len(training),
-        "num_calibration": len(calibration),
-        "num_features": trained.manifest["num_features"],
-        "thresholds": trained.manifest["thresholds"],
-        "held_out": trained.manifest["held_out"],
-        "bytes": sum(path.stat().st_size for path in args.out.iterdir()),
+        "num_examples": {name: len(found) for name, found in examples.items()},
+        "num_features": manifest["num_features"],
+        "calibration": manifest["calibration"],
+        "thresholds": manifest["thresholds"],
+        "cross_validated": manifest["cross_validated"],
+        "bytes": sum(path.stat().st_size for path in args.out.iterdir() if path.is_file()),
     }
 
 
-def _attributions(questions: Sequence[Question]) -> list[str]:
-    sources = sorted({origin(q.source) for q in questions} - {"written"})
-    return [ATTRIBUTIONS.get(s, f"{s}: see its own licence") for s in sources] + [
-        WRITTEN_ATTRIBUTION
-    ]
+def _encoder(args: argparse.Namespace) -> TextEncoder:
+    if args.encoder:
+        from router.transformers_encoder import TransformersEncoder
+
+        return TransformersEncoder(args.encoder, threads=args.threads)
+    if not (args.encoder_dir / "encoder.onnx").is_file():
+        raise DataError(
+            f"--encoder_dir {args.encoder_dir}: no encoder.onnx in it; make one with "
+            "scripts.train_router_encoder, or name a Hugging Face encoder with --encoder"
+        )
+    return OnnxEncoder(args.encoder_dir, "built-in", threads=args.threads)
 
 
-def load_questions(
-    data: Path, written: Path
-) -> tuple[list[Question], list[Question], dict[str, Any]]:
-    """(training, calibration, file name -> its sha256 and number of questions).
+def read_examples(data: Path, seed: int) -> dict[str, list[Example]]:
+    """The examples of each split; terms are put into questions, the same for the same seed.
 
     Raises:
-        DataError: the folder is missing or empty, or a line is malformed (names it).
+        DataError: the folder is not one of prepare_router_dataset, or a line is malformed.
     """
-    if not data.is_dir() or not any(data.glob("*.jsonl")):
-        raise DataError(f"--data {data}: no folder with .jsonl files")
-    if not written.is_file():
-        raise DataError(f"--written {written}: no such file")
-    training: list[Question] = []
-    calibration: list[Question] = []
-    files: dict[str, Any] = {}
-    for path in tqdm([*sorted(data.glob("*.jsonl")), written], "reading"):
-        count = 0
-        for number, item in read_jsonl(path):
-            question = _question(item, path, number, is_written=path == written)
-            count += 1
-            if path == written:
-                held_out = zlib.crc32(question.text.encode()) % 100 < HELD_OUT_PERCENT
-            else:
-                held_out = _is_validation(item, f"{path.name}, line {number}")
-            (calibration if held_out else training).append(question)
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        files[path.name] = {"sha256": digest, "num_questions": count}
-    return training, calibration, files
-
-
-def _is_validation(item: dict[str, Any], where: str) -> bool:
-    """Refuses any other split: a test set must not be trained on."""
-    split = item.get("split")
-    if split not in ("train", "validation"):
-        raise DataError(f"{where}: split {split!r}; expected train or validation")
-    return bool(split == "validation")
-
-
-def _question(item: dict[str, Any], path: Path, number: int, *, is_written: bool) -> Question:
-    for field in ("input", "specialty", "lang"):
-        if not isinstance(item.get(field), str) or not item[field].strip():
-            raise DataError(f"{path.name}, line {number}: '{field}' must be a text")
-    source = "written" if is_written else str(item.get("source", path.stem)).split("/")[0]
-    return Question(item["input"], item["specialty"], item["lang"], source)
+    path = data / QUESTIONS
+    if not path.is_file():
+        raise DataError(f"--data {data}: no {QUESTIONS} in it; prepare_router_dataset writes it")
+    examples: dict[str, list[Example]] = {split: [] for split in SPLITS}
+    for number, row in read_jsonl(path):
+        split = row.get("split")
+        if split not in examples:
+            raise DataError(
+                f"{QUESTIONS}, line {number}: split {split!r}; expected one of {SPLITS}"
+            )
+        try:
+            text = row["input"]
+            if row["kind"] == "term" and split in ("encoder", "head"):
+                text = as_question(text, row["lang"], random.Random(f"{seed}/{row['id']}"))
+            example = Example(
+                text, row["specialty"], row["lang"], row["source"], row["group"], row["kind"]
+            )
+        except KeyError as error:
+            raise DataError(f"{QUESTIONS}, line {number}: no {error}") from None
+        examples[split].append(example)
+    return examples
 
 
 if __name__ == "__main__":

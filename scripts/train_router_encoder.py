@@ -14,12 +14,15 @@ import argparse
 import copy
 import json
 import math
+import multiprocessing
+import os
 import random
 import shutil
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,8 +43,12 @@ from scripts.training_data import DataError, read_jsonl
 
 BOS, PAD, EOS = 0, 1, 2
 BATCH_TOKENS = 16_384
+MAX_BATCH = 256
+WARM_UP = 0.06  # part of the training
 KIND_WEIGHTS = {"question": 1.0, "term": 0.35, "passage": 0.5}
-WRITTEN_WEIGHT = 3.0
+SOURCE_WEIGHTS = {"written": 3.0, "glossary": 2.0, "HPO-fr (templated)": 3.0}
+MAX_TERMS = 1500  # of a specialty and language: more count for less, or bones drown the rest
+NUM_WORKERS = 8
 TEMPERATURE = 2.0  # of the teacher's probabilities
 
 
@@ -67,7 +74,7 @@ class Batch:
 class Plan:
     epochs: int
     learning_rate: float
-    quantise_from: float  # part of the steps after which weights have 4 bits; 1: never
+    quantise_from: float | None  # part of the epochs after which weights have 4 bits
     seed: int
 
 
@@ -140,7 +147,7 @@ def _teacher(args: argparse.Namespace, trainer: "Trainer", num_labels: int) -> E
     if args.teacher_file and args.teacher_file.is_file():
         teacher.load_state_dict(load_file(args.teacher_file))
         return teacher.to(args.device)
-    trainer.fit(teacher, Plan(args.teacher_epochs, args.teacher_rate, 1.0, args.seed))
+    trainer.fit(teacher, Plan(args.teacher_epochs, args.teacher_rate, None, args.seed))
     if args.teacher_file:
         save_file(teacher.state_dict(), args.teacher_file)
     return teacher
@@ -182,14 +189,17 @@ class Trainer:
         self._held_out = held_out
         self._device = device
         counts = Counter(t.label for t in training)
-        by_kind = Counter((t.label, t.kind) for t in training)
-        self._weights = []
+        terms = Counter((t.label, t.lang) for t in training if t.kind == "term")
+        weights = []
         for t in training:
-            weight = KIND_WEIGHTS[t.kind] * (WRITTEN_WEIGHT if t.source == "written" else 1.0)
-            rarity = (sum(counts.values()) / len(counts) / counts[t.label]) ** 0.5
-            # A terminology with thousands of bones must not drown the other specialties.
-            share = min(1.0, 1500 / by_kind[t.label, t.kind]) if t.kind == "term" else 1.0
-            self._weights.append(weight * rarity * share if t.label >= 0 else weight)
+            weight = KIND_WEIGHTS[t.kind] * SOURCE_WEIGHTS.get(t.source, 1.0)
+            if t.kind == "term":
+                weight *= min(1.0, MAX_TERMS / terms[t.label, t.lang])
+            if t.label >= 0:
+                weight *= (sum(counts.values()) / len(counts) / counts[t.label]) ** 0.5
+            weights.append(weight)
+        mean = sum(weights) / len(weights)
+        self._weights = [weight / mean for weight in weights]
 
     def fit(
         self, encoder: Encoder, plan: Plan, *, teacher: Encoder | None = None
@@ -200,40 +210,52 @@ class Trainer:
             teacher.to(self._device).eval()
         torch.manual_seed(plan.seed)
         optimiser = _optimiser(encoder, plan.learning_rate)
-        generator = random.Random(plan.seed)
-        epochs = [list(self._epoch(generator)) for _ in range(1)]
-        total = plan.epochs * len(epochs[0])
         averaged = copy.deepcopy(encoder).eval()  # exponential moving average of the weights
-        step = 0
-        figures: dict[str, float] = {}
-        for epoch in range(plan.epochs):
-            batches = epochs.pop() if epochs else list(self._epoch(generator))
+        generator = random.Random(plan.seed)
+        step, figures = 0, dict[str, float]()
+        for epoch, rows in enumerate(self._epochs(plan)):
+            if plan.quantise_from is not None and epoch >= plan.quantise_from * plan.epochs:
+                encoder.set_quantised(True)
+                averaged.set_quantised(True)
             encoder.train()
-            for batch in batches:
-                if step >= plan.quantise_from * total and not encoder.is_quantised:
-                    encoder.set_quantised(True)
-                    averaged.set_quantised(True)
-                done = step / total
-                rate = min(1.0, step / (0.06 * total)) * 0.5 * (1 + math.cos(math.pi * done))
+            batches = _bucketed([len(row) for row in rows], generator)
+            for number, picked in enumerate(batches):
+                done = (epoch + number / len(batches)) / plan.epochs
+                rate = min(1.0, done / WARM_UP) * 0.5 * (1 + math.cos(math.pi * done))
                 for group in optimiser.param_groups:
                     group["lr"] = group["initial_lr"] * rate
-                loss = self._loss(encoder, batch, teacher)
+                loss = self._loss(encoder, self._batch([rows[i] for i in picked], picked), teacher)
                 optimiser.zero_grad(set_to_none=True)
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(encoder.parameters(), 1.0)
                 optimiser.step()
                 step += 1
                 _average(averaged, encoder, min(0.998, step / (step + 10)))
-            figures = self.score(averaged)
-            print(f"epoch {epoch + 1}/{plan.epochs} loss {loss.item():.4f} {figures}", flush=True)
+            if epoch + 1 == plan.epochs or epoch % 3 == 2:
+                figures = self.score(averaged)
+                print(f"epoch {epoch + 1}/{plan.epochs} {figures}", flush=True)
         encoder.load_state_dict(averaged.state_dict())
         encoder.eval()
         return figures
 
+    def _epochs(self, plan: Plan) -> Iterator[list[list[int]]]:
+        """Token ids of the training texts, changed anew for each epoch by other processes."""
+        texts = [(t.text, t.lang, t.kind) for t in self._training]
+        context = multiprocessing.get_context("spawn")
+        workers = min(NUM_WORKERS, os.cpu_count() or 1, plan.epochs)
+        with ProcessPoolExecutor(workers, mp_context=context) as pool:
+            tokenizer = self._tokenizer.to_str()
+            tasks = [
+                pool.submit(changed_ids, texts, tokenizer, f"{plan.seed}/{epoch}")
+                for epoch in range(plan.epochs)
+            ]
+            for task in tasks:
+                yield task.result()
+
     def _loss(self, encoder: Encoder, batch: Batch, teacher: Encoder | None) -> Tensor:
         with torch.autocast(self._device, torch.bfloat16, enabled=self._device == "cuda"):
             out = encoder(batch.ids, batch.mask)
-        weights = batch.weights / batch.weights.sum()
+        weights = batch.weights / len(batch.weights)  # 1 on average over the whole set
         inside = batch.labels >= 0
         logits = out["specialty"].float()
         own = F.cross_entropy(
@@ -250,41 +272,19 @@ class Trainer:
             torch.autocast(self._device, torch.bfloat16, enabled=self._device == "cuda"),
         ):
             shown = teacher(batch.ids, batch.mask)
-        distance = F.kl_div(
-            F.log_softmax(logits / TEMPERATURE, -1),
-            F.log_softmax(shown["specialty"].float() / TEMPERATURE, -1),
-            reduction="none",
-            log_target=True,
-        ).sum(-1) * TEMPERATURE**2
+        distance = (
+            F.kl_div(
+                F.log_softmax(logits / TEMPERATURE, -1),
+                F.log_softmax(shown["specialty"].float() / TEMPERATURE, -1),
+                reduction="none",
+                log_target=True,
+            ).sum(-1)
+            * TEMPERATURE**2
+        )
         angle = 1 - F.cosine_similarity(out["pooled"].float(), shown["pooled"].float())
         scopes = (out["scope"].float() - shown["scope"].float()).square().clamp(max=25) * 0.05
         taught: Tensor = (weights * (distance * inside + 5 * angle + scopes)).sum()
         return 0.5 * loss + taught
-
-    def _epoch(self, generator: random.Random) -> Iterator[Batch]:
-        """The training texts, changed anew, in batches of similar length in random order."""
-        rates = Rates()
-        texts = [
-            clean(altered(as_question(t.text, t.lang, generator), t.lang, generator, rates))
-            if t.kind == "term"
-            else clean(altered(t.text, t.lang, generator, rates))
-            for t in self._training
-        ]
-        rows = [
-            [BOS, *encoding.ids[: MAX_POSITIONS - 2], EOS]
-            for encoding in self._tokenizer.encode_batch(texts)
-        ]
-        order = sorted(range(len(rows)), key=lambda i: (len(rows[i]) // 2, generator.random()))
-        batches, start = [], 0
-        while start < len(order):
-            end = start + 1
-            while end < len(order) and (end - start + 1) * len(rows[order[end]]) <= BATCH_TOKENS and end - start < 512:
-                end += 1
-            batches.append(order[start:end])
-            start = end
-        generator.shuffle(batches)
-        for picked in batches:
-            yield self._batch([rows[i] for i in picked], picked)
 
     def _batch(self, rows: Sequence[Sequence[int]], picked: Sequence[int]) -> Batch:
         ids, mask = padded_ids(rows)
@@ -320,6 +320,39 @@ class Trainer:
         return {key: round(float(np.mean(found)), 4) for key, found in sorted(hits.items())}
 
 
+def changed_ids(
+    texts: Sequence[tuple[str, str, str]], tokenizer: str, seed: str
+) -> list[list[int]]:
+    """(text, language, kind) -> token ids, terms put into questions, slips and courtesies added."""
+    generator, rates = random.Random(seed), Rates()
+    changed = [
+        clean(
+            altered(
+                as_question(text, lang, generator) if kind == "term" else text,
+                lang,
+                generator,
+                rates,
+            )
+        )
+        for text, lang, kind in texts
+    ]
+    encodings = Tokenizer.from_str(tokenizer).encode_batch(changed)
+    return [[BOS, *encoding.ids[: MAX_POSITIONS - 2], EOS] for encoding in encodings]
+
+
+def _bucketed(lengths: Sequence[int], generator: random.Random) -> list[list[int]]:
+    """Batches of similar length, at most MAX_BATCH texts and BATCH_TOKENS tokens, in random order."""
+    order = sorted(range(len(lengths)), key=lambda i: (lengths[i] // 4, generator.random()))
+    batches: list[list[int]] = [[]]
+    for i in order:
+        full = len(batches[-1]) == MAX_BATCH or (len(batches[-1]) + 1) * lengths[i] > BATCH_TOKENS
+        if full and batches[-1]:
+            batches.append([])
+        batches[-1].append(i)
+    generator.shuffle(batches)
+    return batches
+
+
 def padded_ids(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     """Rows of ids -> ids (B, T), mask (B, T)."""
     width = max(map(len, rows))
@@ -329,7 +362,11 @@ def padded_ids(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
 
 
 def _optimiser(encoder: Encoder, rate: float) -> torch.optim.AdamW:
-    heads = [*encoder.specialty.parameters(), *encoder.scope.parameters(), *encoder.attention.parameters()]
+    heads = [
+        *encoder.specialty.parameters(),
+        *encoder.scope.parameters(),
+        *encoder.attention.parameters(),
+    ]
     known = {id(p) for p in heads}
     body = [p for p in encoder.parameters() if id(p) not in known]
     return torch.optim.AdamW(

@@ -1,0 +1,161 @@
+"""Texts -> token states of a sentence encoder, and how much each token counts in the pooled vector.
+
+The shipped encoder is a four-layer student of multilingual-e5-small with 4-bit weights, run by ONNX
+Runtime on the CPU (docs/router.md). Any Hugging Face encoder can stand in its place
+(transformers_encoder.py). Shapes: T tokens of one text, H hidden.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+ENCODER = "encoder.onnx"
+TOKENIZER = "tokenizer.json"
+WINDOW = 254  # tokens of one window, beside its start and end
+MAX_WINDOWS = 8  # of one text: a longer one is read in windows spread evenly over it
+BATCH_TOKENS = 4096  # padded, of one run: bounds the memory
+BOS, PAD, EOS = 0, 1, 2
+Floats = npt.NDArray[np.float32]
+Spans = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """One text. The pooled vector is `weights @ states`.
+
+    Attributes:
+        states: (T, H), of all its windows, one after the other.
+        weights: (T,), not negative, sum 1.
+        spans: (T, 2), the characters of the text that each token covers; start = end for a
+            token without characters (a window's start and end).
+    """
+
+    states: Floats
+    weights: Floats
+    spans: Spans
+
+    @property
+    def pooled(self) -> Floats:
+        return np.asarray(self.weights @ self.states)
+
+
+class TextEncoder(Protocol):
+    """What the classifier needs of an encoder. Safe to call from several threads."""
+
+    @property
+    def name(self) -> str:
+        """What an artefact's head was fitted on; another name is another space."""
+
+    @property
+    def hidden(self) -> int: ...
+
+    def encode(self, texts: Sequence[str]) -> list[Encoded]: ...
+
+
+class OnnxEncoder:
+    """The shipped encoder.
+
+    Args:
+        folder: has encoder.onnx and tokenizer.json.
+        name: of the artefact's manifest.
+        threads: of one run; replicas share the machine's cores, so one is the default.
+    """
+
+    def __init__(self, folder: Path, name: str, *, threads: int = 1) -> None:
+        import onnxruntime
+        from tokenizers import Tokenizer
+
+        self._name = name
+        self._tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        self._session = onnxruntime.InferenceSession(
+            str(folder / ENCODER), options, providers=["CPUExecutionProvider"]
+        )
+        self._hidden = int(self._session.get_outputs()[0].shape[2])
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def hidden(self) -> int:
+        return self._hidden
+
+    def encode(self, texts: Sequence[str]) -> list[Encoded]:
+        """In the order given; short texts run together, padded to the longest of their batch."""
+        windows = [
+            (position, ids, spans)
+            for position, encoding in enumerate(self._tokenizer.encode_batch(list(texts)))
+            for ids, spans in _windows(encoding.ids, encoding.offsets)
+        ]
+        order = sorted(range(len(windows)), key=lambda i: len(windows[i][1]))
+        states: list[Floats] = [np.empty(0, np.float32)] * len(windows)
+        scores: list[Floats] = [np.empty(0, np.float32)] * len(windows)
+        for picked in _batches(order, [len(ids) for _, ids, _ in windows]):
+            self._run([windows[i][1] for i in picked], picked, states, scores)
+        of_text: list[list[int]] = [[] for _ in texts]
+        for number, (position, _, _) in enumerate(windows):
+            of_text[position].append(number)
+        return [
+            Encoded(
+                np.concatenate([states[n] for n in numbers]),
+                softmax(np.concatenate([scores[n] for n in numbers])),
+                np.concatenate([windows[n][2] for n in numbers]),
+            )
+            for numbers in of_text
+        ]
+
+    def _run(
+        self,
+        rows: Sequence[Sequence[int]],
+        picked: Sequence[int],
+        states: list[Floats],
+        scores: list[Floats],
+    ) -> None:
+        lengths = np.array([len(row) for row in rows], dtype=np.int32)
+        ids = np.full((len(rows), int(lengths.max())), PAD, dtype=np.int64)
+        for at, row in enumerate(rows):
+            ids[at, : len(row)] = row
+        found, listened = self._session.run(None, {"ids": ids, "lengths": lengths})
+        for at, number in enumerate(picked):
+            states[number] = found[at, : lengths[at]]
+            scores[number] = listened[at, : lengths[at]]
+
+
+def _windows(
+    ids: Sequence[int], offsets: Sequence[tuple[int, int]]
+) -> list[tuple[list[int], Spans]]:
+    """Windows of at most WINDOW tokens; of a text with more than MAX_WINDOWS, a spread of them."""
+    starts = list(range(0, len(ids), WINDOW)) or [0]
+    if len(starts) > MAX_WINDOWS:
+        spread = np.linspace(0, len(starts) - 1, MAX_WINDOWS).round().astype(int)
+        starts = [starts[i] for i in spread]
+    found = []
+    for start in starts:
+        spans = [(0, 0), *offsets[start : start + WINDOW], (0, 0)]
+        found.append(([BOS, *ids[start : start + WINDOW], EOS], np.array(spans, dtype=np.int64)))
+    return found
+
+
+def _batches(order: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:
+    """Neighbours in `order`, which ascends in length, up to BATCH_TOKENS padded tokens."""
+    batches: list[list[int]] = []
+    for number in order:
+        if batches and (len(batches[-1]) + 1) * lengths[number] <= BATCH_TOKENS:
+            batches[-1].append(number)
+        else:
+            batches.append([number])
+    return batches
+
+
+def softmax(scores: Floats) -> Floats:
+    """Over the last axis."""
+    shifted = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    return np.asarray(shifted / shifted.sum(axis=-1, keepdims=True), dtype=np.float32)
