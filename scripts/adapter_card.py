@@ -129,8 +129,8 @@ def _card(report: dict[str, Any], command: str, data: DataSet) -> str:
             "",
             "## Training",
             "",
-            "Loss on the answer's tokens, in the serving prompt format; the weights with the "
-            "lowest validation loss are kept (`history.jsonl`).",
+            "Loss on the answer's tokens, in the serving prompt format; of all validations after "
+            "the start, the weights with the lowest loss are kept (`history.jsonl`).",
             "",
             f"```\n{command}\n```",
             "",

@@ -6,7 +6,8 @@
 The data folder holds `<specialty>.jsonl` with `input`, `output`, `split` on each line (as
 scripts/prepare_medical_dataset.py writes it). Several specialties make one adapter for all of them,
 which `--init_adapter` can start others from. The loss is taken on the answer's tokens only, in the
-serving prompt format; the weights with the lowest validation loss are kept. On a machine with
+serving prompt format; of all validations after the start, the weights with the lowest loss are kept
+(the start's own loss is in the report, and may be lower after --init_adapter). On a machine with
 several GPUs choose one with CUDA_VISIBLE_DEVICES. The last line of stdout is one JSON object.
 
 Exit codes: 0 done, 2 refused or failed (the last checkpoint stays for --resume), 3 the loss stopped
