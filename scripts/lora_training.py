@@ -1,9 +1,9 @@
 """The training loop: transformers' Trainer, with the loss on the answers' tokens alone.
 
 Works on any PEFT model of transformers, causal or T5. Of all validations after the start, the
-adapter with the lowest loss is kept. An interrupted run goes on from its last checkpoint, with the same result as one that was
-never interrupted. Checkpoints hold the optimiser as PyTorch saves it, so they are for this machine
-only; what is published is safetensors (adapter_card.py).
+adapter with the lowest loss is kept. An interrupted run goes on from its last checkpoint, with the
+same result as one that was never interrupted. Checkpoints hold the optimiser as PyTorch saves it,
+so they are for this machine only; what is published is safetensors (adapter_card.py).
 """
 
 import json
