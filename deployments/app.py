@@ -17,8 +17,8 @@ from adapters.loading import check_catalogued
 from deployments.model_deployment import LoadModel, ModelReplica
 from deployments.model_loading import load_model
 from deployments.router_deployment import RouterReplica
+from deployments.router_reloading import load_classifier
 from deployments.settings import ReplicaSettings, Settings, SettingsError, parse_settings
-from router.classifier import Classifier
 
 logger = logging.getLogger(__name__)
 
@@ -107,6 +107,6 @@ def clamp_replicas(replicas: ReplicaSettings, device: str) -> ReplicaSettings:
 
 def check_files(settings: Settings) -> None:
     """Check every file that the replicas will need, so that a bad one fails the start at once."""
-    Classifier.load(settings.router_dir)
+    load_classifier(settings)
     catalog = load_catalog(settings.catalog_dir)
     check_catalogued(catalog, settings.base_model, tensors=False)

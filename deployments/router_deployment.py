@@ -1,11 +1,13 @@
 """Serve shell of the router: HTTP ingress, classifier, policy, and the handle to the model."""
 
 import asyncio
+import dataclasses
 import logging
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
+from ray import serve
 from ray.exceptions import RayActorError, RayError
 from ray.serve import metrics
 from ray.serve.exceptions import BackPressureError
@@ -16,6 +18,7 @@ from adapters.catalog import load_catalog
 from deployments.api import create_api
 from deployments.calls import AdapterCard, Clinic, GenerationCall, Outcome
 from deployments.engine.request import ErrorInfo, QueueFull, TokenEvent, failed_event
+from deployments.router_reloading import FollowedClassifier
 from deployments.serve_logging import use_serve_handlers
 from deployments.settings import RouterLiveSettings, Settings, SettingsError, parse_strict
 from router.classifier import Classifier
@@ -36,38 +39,51 @@ class RouterReplica:
         self._model = model
         self._live = RouterLiveSettings()
         self._metrics = _RouterMetrics()
-        self._classifier = Classifier.load(settings.router_dir)
+        self._router = FollowedClassifier(settings, lambda: self._live.reload_check_s)
         catalog = load_catalog(settings.catalog_dir)
         entries = catalog.adapters_for(settings.base_model)
         self._base_languages = catalog.base_model(settings.base_model).languages
         self._adapters = {entry.specialty: entry.name for entry in entries}
-        self._unrouted = sorted(set(self._adapters) - set(self._classifier.specialties))
         self._clinic = Clinic(
             base_model=settings.base_model,
             adapters=tuple(AdapterCard(e.name, e.specialty, e.version) for e in entries),
-            specialties=tuple(sorted({*self._classifier.specialties, *self._adapters})),
+            specialties=(),  # `clinic` fills it: the router's labels may change
             default_output_tokens=settings.engine.default_output_tokens,
             max_output_tokens=settings.engine.max_output_tokens,
             started_at=int(time.time()),
         )
+        self._router.start()
 
     def __serve_build_asgi_app__(self) -> Starlette:
         return create_api(self)
 
     @property
     def clinic(self) -> Clinic:
-        return self._clinic
+        specialties = {*self._router.current.specialties, *self._adapters}
+        return dataclasses.replace(self._clinic, specialties=tuple(sorted(specialties)))
 
     @property
     def limits(self) -> RouterLiveSettings:
         return self._live
 
     async def classify(self, conversations: Sequence[Sequence[str]]) -> list[Route]:
-        classified = await asyncio.to_thread(self._classifier.classify, conversations)
+        """Single questions that wait at the same time share a run of the encoder."""
+        if len(conversations) == 1:
+            return [await self._one_of_a_batch(conversations[0])]
+        return await self._routes(conversations)
+
+    @serve.batch(max_batch_size=32, batch_wait_timeout_s=0.0)  # type: ignore[untyped-decorator]
+    async def _one_of_a_batch(self, conversations: list[Sequence[str]]) -> list[Route]:
+        return await self._routes(conversations)
+
+    async def _routes(self, conversations: Sequence[Sequence[str]]) -> list[Route]:
+        classifier = self._router.current
+        thresholds = self._thresholds(classifier)
+        classified = await asyncio.to_thread(classifier.classify, conversations)
         return [
             decide(
                 classification,
-                thresholds=self._thresholds,
+                thresholds=thresholds,
                 adapters=self._adapters,
                 base_languages=self._base_languages,
             )
@@ -77,7 +93,7 @@ class RouterReplica:
     def explicit(self, specialty: str | None, question: str) -> Route:
         return decide_explicit(
             specialty,
-            self._classifier.language(question),
+            self._router.current.language(question),
             adapters=self._adapters,
             base_languages=self._base_languages,
         )
@@ -109,13 +125,16 @@ class RouterReplica:
                 response.cancel()
 
     async def readiness(self) -> tuple[bool, Mapping[str, Any]]:
+        classifier = self._router.current
+        labels = set(classifier.specialties)
         router = {
-            "version": self._classifier.version,
-            "specialties": list(self._classifier.specialties),
-            "without_adapter": sorted(set(self._classifier.specialties) - set(self._adapters)),
-            "explicit_only": self._unrouted,
-            "min_confidence": self._thresholds.min_confidence,
-            "min_in_scope": self._thresholds.min_in_scope,
+            "version": classifier.version,
+            "encoder": classifier.encoder_name,
+            "specialties": list(classifier.specialties),
+            "without_adapter": sorted(labels - set(self._adapters)),
+            "explicit_only": sorted(set(self._adapters) - labels),
+            **dataclasses.asdict(self._thresholds(classifier)),
+            "reload_problem": self._router.problem,
         }
         try:
             async with asyncio.timeout(READINESS_TIMEOUT_S):
@@ -138,13 +157,13 @@ class RouterReplica:
             logger.error("kept the previous user_config: %s", error)
         use_serve_handlers(self._live.log_level)
 
-    @property
-    def _thresholds(self) -> Thresholds:
+    def _thresholds(self, classifier: Classifier) -> Thresholds:
         """The live values; null keeps what the artefact was tuned to."""
-        tuned, live = self._classifier.thresholds, self._live
+        tuned, live = classifier.thresholds, self._live
         return Thresholds(
             min_confidence=_either(live.min_confidence, tuned.min_confidence),
             min_in_scope=_either(live.min_in_scope, tuned.min_in_scope),
+            min_margin=_either(live.min_margin, tuned.min_margin),
         )
 
 

@@ -66,8 +66,21 @@ class RouterSettings(StrictModel):
 
     artefact: Annotated[
         str | None,
-        Field(min_length=1, description="folder of the trained router; null: the shipped one"),
+        Field(
+            min_length=1,
+            description="trained router, or a folder of versions; null: the shipped one",
+        ),
     ] = None
+    encoder: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            description="Hugging Face encoder (id or folder) of an artefact trained on it",
+        ),
+    ] = None
+    threads: Annotated[
+        int, Field(ge=1, le=64, description="of the encoder, in each router replica")
+    ] = 1
     replicas: Annotated[int, Field(ge=1, le=256, description="router replicas")] = 1
 
 
@@ -146,6 +159,14 @@ class Settings(StrictModel):
         return PROJECT_ROOT / "router" / "model"
 
     @property
+    def router_encoder(self) -> str | None:
+        """`router.encoder`, made absolute when it is a folder relative to the project."""
+        if self.router.encoder is None:
+            return None
+        candidate = project_path(self.router.encoder)
+        return str(candidate) if candidate.is_dir() else self.router.encoder
+
+    @property
     def base_model_or_dir(self) -> str:
         """`base_model`, made absolute when it is a folder relative to the project."""
         candidate = project_path(self.base_model)
@@ -163,6 +184,13 @@ class RouterLiveSettings(StrictModel):
         float | None,
         Field(ge=0, le=1, description="below: not a question for the clinic; null: artefact's"),
     ] = None
+    min_margin: Annotated[
+        float | None,
+        Field(ge=0, le=1, description="two specialties closer than this: base; null: artefact's"),
+    ] = None
+    reload_check_s: Annotated[
+        float, Field(ge=0, le=3600, description="looks for a new router version; 0: never")
+    ] = 5.0
     max_question_chars: Annotated[
         int, Field(ge=1, le=1_000_000, description="longest question, all turns together")
     ] = 8000

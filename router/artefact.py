@@ -196,7 +196,7 @@ def _head(arrays: Mapping[str, npt.NDArray[Any]], calibration: Mapping[str, floa
         specialty=arrays["specialty"].astype(np.float32),
         specialty_bias=arrays["specialty_bias"].astype(np.float32),
         scope=arrays["scope"].astype(np.float32),
-        scope_bias=float(arrays["scope_bias"]),
+        scope_bias=float(arrays["scope_bias"][0]),
         **{name: float(calibration[name]) for name in CALIBRATION},
     )
 

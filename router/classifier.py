@@ -23,6 +23,7 @@ from router.text import clean
 
 DECAY = 0.5  # weight of a user turn relative to the next newer one
 NUM_EVIDENCE = 3
+LANGUAGE_CHARS = 1000  # enough to tell a language
 EVIDENCE_FLOOR = 0.2  # of the strongest word's share; weaker words are no evidence
 Floats = npt.NDArray[np.float32]
 
@@ -116,8 +117,9 @@ class Classifier:
         return np.stack(rows)
 
     def language(self, text: str) -> str:
-        """ISO 639-1 code of a text, or "und" when it is too short to tell."""
-        cleaned = clean(text)
+        """ISO 639-1 code of a text, or "und" when it is too short to tell. Quick: of a long text
+        only the beginning is read."""
+        cleaned = clean(text[:LANGUAGE_CHARS])
         words = words_of(cleaned)
         return self._language(cleaned, words, self._artefact.ngrams.score(words))
 
@@ -219,7 +221,8 @@ def _of_words(
     middle = (spans[:, 0] + spans[:, 1]) / 2  # a token may begin with the blank before its word
     owners = np.searchsorted(starts, middle, side="right") - 1
     is_text = (spans[:, 1] > spans[:, 0]) & (owners >= 0)
-    return np.bincount(owners[is_text], by_token[is_text], minlength=len(words))
+    found = np.bincount(owners[is_text], by_token[is_text], minlength=len(words))
+    return found.astype(np.float64)
 
 
 def _phrases(text: str, words: Sequence[Word], of_word: npt.NDArray[Any]) -> tuple[str, ...]:

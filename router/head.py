@@ -1,8 +1,8 @@
 """The head: encoder and n-grams together -> calibrated specialties and scope.
 
 A text's features (D + S0 + 1,) are D principal components of the encoder's pooled vector, the S0
-logits of the n-gram specialties and the n-gram scope logit, each scaled to a like size. They are all
-that the head sees, so it can be fitted anew without any text (training.py, scripts/add_specialty.py).
+logits of the n-gram specialties and the n-gram scope logit, each scaled to a like size. They are
+all that the head sees, so it can be fitted anew without any text (head_training.py, extension.py).
 S specialties; S0 of them are known to the n-grams.
 """
 

@@ -1,8 +1,9 @@
 """Features -> a calibrated head. No text is needed, so a clone without the data can do it too.
 
-The head is fitted on examples that neither encoder nor n-grams were trained on. Its temperature, the
-Platt scaling of the scope and the thresholds are fitted on cross-validated logits of the same
-examples, whole groups (a disease, a sign) at a time; validation decides nothing. Needs scikit-learn.
+The head is fitted on examples that neither encoder nor n-grams were trained on. Its temperature,
+the Platt scaling of the scope and the thresholds are fitted on cross-validated logits of the same
+examples, whole groups (a disease, a sign) at a time; validation decides nothing. Needs
+scikit-learn.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,8 @@ from sklearn.linear_model import LogisticRegression
 
 from router.examples import OUT_OF_SCOPE, Array, Recipe, balanced
 from router.head import Floats, Head, log_odds, sigmoid, softmax
+
+COST_SLACK = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,16 +222,19 @@ def fit_platt(
 def best_threshold(
     scores: Array, *, kept_cost: Array, dropped_cost: Array, lowest: float = 0.05
 ) -> float:
-    """The threshold with the lowest total cost: `kept_cost` at or above, `dropped_cost` below.
+    """A threshold of low total cost: `kept_cost` at or above, `dropped_cost` below.
 
-    Of `lowest`, then each hundredth up to 0.95; all arrays (n,).
+    Candidates are `lowest`, then each hundredth up to 0.95. Costs are flat and noisy around their
+    minimum, so the middle of the candidates within COST_SLACK of it is taken. All arrays (n,).
     """
     candidates = np.round(np.arange(lowest, 0.96, 0.01), 2)
     costs = [
         float(np.where(scores >= candidate, kept_cost, dropped_cost).sum())
         for candidate in candidates
     ]
-    return float(candidates[int(np.argmin(costs))])
+    allowed = min(costs) + COST_SLACK * abs(min(costs))
+    good = [c for c, cost in zip(candidates, costs, strict=True) if cost <= allowed]
+    return float(good[(len(good) - 1) // 2])
 
 
 def stored(examples: FeatureSet, labels: Sequence[str]) -> dict[str, npt.NDArray[Any]]:

@@ -51,4 +51,4 @@ class NgramModel:
         gain = vector.values * (self.specialty[vector.rows] @ direction)
         lengths = np.diff(vector.starts)
         shares = np.repeat(gain / lengths, lengths)
-        return np.bincount(vector.origins, shares, minlength=num_words)
+        return np.bincount(vector.origins, shares, minlength=num_words).astype(np.float64)

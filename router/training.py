@@ -194,7 +194,7 @@ def head_arrays(head: Head) -> dict[str, npt.NDArray[Any]]:
         "specialty": head.specialty,
         "specialty_bias": head.specialty_bias,
         "scope": head.scope,
-        "scope_bias": np.float32(head.scope_bias),
+        "scope_bias": np.array([head.scope_bias], dtype=np.float32),
     }
 
 

@@ -1,7 +1,8 @@
 """Any Hugging Face encoder as the router's encoder: mean pooling over its last layer.
 
-    router:
-      encoder: intfloat/multilingual-e5-base   # in serve_config.yaml, with an artefact trained on it
+    router:   # in serve_config.yaml
+      encoder: intfloat/multilingual-e5-base
+      artefact: an artefact that was trained on it
 
 An artefact's head belongs to the encoder that it was fitted on, so another encoder needs training:
 `python -m scripts.train_router --encoder NAME`. Needs torch and transformers.

@@ -172,4 +172,4 @@ def _norm(graph: _Graph, norm: torch.nn.Module, x: str, name: str) -> str:
 
 def _packed(codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """(N, K) values of 4 bits -> (N, K / 2) bytes, the first of two in the low half."""
-    return codes[:, 0::2] | (codes[:, 1::2] << 4)
+    return np.asarray(codes[:, 0::2] | (codes[:, 1::2] << 4), dtype=np.uint8)

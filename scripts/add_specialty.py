@@ -1,0 +1,114 @@
+"""Add a specialty to a trained router, without the data that it was trained on.
+
+    python -m scripts.add_specialty --label dentistry --questions questions/ --out state/router
+    python -m scripts.add_specialty --out state/router --roll_back
+
+The folder holds .txt files (one question a line) or .jsonl files (field `input`), all for the new
+label; 30 questions at least, some hundreds make it good, in the languages that clients write. A
+quarter of them is held out and scored. Refused if an old specialty loses more than 2 points of
+recall on the artefact's stored validation examples (--allow_loss publishes all the same).
+
+--out is a folder of versions: set `router.artefact` in serve_config.yaml to it once, and running
+router replicas follow each change within seconds; --roll_back returns to the version before. The
+first time it starts from --artefact, later from its current version. The new label routes to the
+base model until an adapter of that specialty is in the catalogue. The last line of stdout is one
+JSON object.
+"""
+
+import argparse
+import datetime
+import json
+import re
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from router.artefact import ArtefactError
+from router.extension import LABEL, extend, read_questions
+from router.training import save
+from router.versions import CURRENT, publish, resolve, roll_back
+from scripts.train_router import MODEL_DIR
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
+    try:
+        report = {"version": roll_back(args.out)} if args.roll_back else run(args)
+    except (ArtefactError, ValueError, OSError) as error:
+        print(f"add_specialty: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps(report))
+    return 0 if report.get("published", True) else 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.add_specialty",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--label", help="lower-case letters, digits and underscores")
+    add("--questions", type=Path, help="folder of .txt and .jsonl files, or one file")
+    add("--artefact", type=Path, default=MODEL_DIR, help="where to start the first time")
+    add("--out", type=Path, required=True, help="folder of versions")
+    add("--allow_loss", action="store_true", help="publish even if an old specialty loses")
+    add("--roll_back", action="store_true", help="make the version before current again")
+    add("--date", default=datetime.date.today().isoformat(), help="first part of the version")
+    return parser
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Fit, check, publish; returns the report.
+
+    Raises:
+        ArtefactError, ValueError: nothing was published.
+    """
+    if not args.label or not args.questions:
+        raise ValueError("--label and --questions are needed (or --roll_back)")
+    if not re.fullmatch(LABEL, args.label):
+        raise ValueError(
+            f"--label {args.label!r}: expected lower-case letters, digits and underscores, a "
+            "letter first, 2 to 50 characters"
+        )
+    questions = _questions(args.questions)
+    is_new = not (args.out / CURRENT).is_file()
+    if is_new:
+        publish(args.artefact, args.out)  # so that there is a version to roll back to
+    extension = extend(resolve(args.out), args.label, questions)
+    report: dict[str, Any] = {
+        "label": args.label,
+        "num_questions": extension.trained.manifest["added"][args.label],
+        "recall_of_label": round(extension.after[args.label], 4),
+        "largest_loss": round(
+            max(extension.before[name] - extension.after[name] for name in extension.before), 4
+        ),
+        "losses": {name: round(value, 4) for name, value in extension.losses.items()},
+        "thresholds": extension.trained.manifest["thresholds"],
+    }
+    if extension.losses and not args.allow_loss:
+        lost = ", ".join(f"{name} {value:.3f}" for name, value in extension.losses.items())
+        print(
+            f"add_specialty: not published: recall lost by {lost}; at most 0.02 is allowed. Give "
+            "questions that are less like those specialties, or --allow_loss",
+            file=sys.stderr,
+        )
+        return {**report, "published": False}
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "model"
+        save(extension.trained, folder, date=args.date, provenance={})
+        version = publish(folder, args.out)
+    return {**report, "published": True, "version": version}
+
+
+def _questions(path: Path) -> list[str]:
+    files = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
+    if not path.exists() or not files:
+        raise ValueError(f"--questions {path}: no such file or folder, or nothing in it")
+    return [question for file in files for question in read_questions(file)]
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,59 @@
+"""A random one-layer encoder with the pieces of a small question set, and an artefact on top.
+
+Its states are hardly more than random word vectors, which is enough to tell the small questions
+apart, and it runs through the same ONNX file and operators as the shipped one.
+"""
+
+from pathlib import Path
+
+import torch
+
+from router.encoder import OnnxEncoder
+from router.examples import Example, Recipe
+from router.training import Trained, save, train
+from scripts.encoder_export import export
+from scripts.encoder_init import SPECIAL, tokenizer_of
+from scripts.encoder_model import Encoder
+from tests.router.small_questions import small_questions
+
+HIDDEN = 64
+LETTERS = "abcdefghijklmnopqrstuvwxyzàâçéèêëîïôöùûü0123456789?!.,:;'’-()«»/"
+
+
+def make_tiny_encoder(folder: Path) -> Path:
+    """encoder.onnx and tokenizer.json in `folder`; the same bytes each time."""
+    folder.mkdir(parents=True, exist_ok=True)
+    words = sorted({w for q in small_questions(0) for w in q.text.lower().split()})
+    pieces = [*SPECIAL, "▁", *LETTERS, *(f"▁{word}" for word in words)]
+    scores = [*[0.0] * len(SPECIAL), -8.0, *[-9.0] * len(LETTERS), *[-5.0] * len(words)]
+    tokenizer_of(pieces, scores).save(str(folder / "tokenizer.json"))
+    torch.manual_seed(0)
+    encoder = Encoder(len(pieces), 2, hidden=HIDDEN, num_heads=4, num_layers=1).eval()
+    encoder.set_quantised(True)
+    export(encoder, folder / "encoder.onnx")
+    return folder
+
+
+def tiny_trained(
+    encoder_dir: Path,
+    *,
+    encoder_set: list[Example] | None = None,
+    head_set: list[Example] | None = None,
+    recipe: Recipe | None = None,
+) -> Trained:
+    return train(
+        encoder_set or small_questions(0),
+        head_set or small_questions(1),
+        small_questions(2),
+        encoder=OnnxEncoder(encoder_dir, "built-in"),
+        encoder_dir=encoder_dir,
+        recipe=recipe or Recipe(num_components=32),
+    )
+
+
+def tiny_artefact(folder: Path) -> Path:
+    """A trained artefact over the labels of specialties.yaml."""
+    encoder_dir = make_tiny_encoder(folder / "encoder")
+    artefact = folder / "model"
+    save(tiny_trained(encoder_dir), artefact, date="2026-01-02", provenance={"command": "none"})
+    return artefact
