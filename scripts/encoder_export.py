@@ -85,7 +85,7 @@ def _embedded(graph: _Graph, encoder: Encoder) -> str:
     graph.tensors.append(
         helper.make_tensor("word.q", TensorProto.UINT4, [rows, columns], packed.tobytes(), raw=True)
     )
-    graph.tensor("word.scale", _array(scales).reshape(rows, columns // GROUP))
+    graph.tensor("word.scale", _array(scales).reshape(rows, columns // GROUP).astype(np.float16))
     zero = np.full(rows * (columns // GROUP) // 2, 0x88, np.uint8)  # 8, twice a byte
     graph.tensors.append(
         helper.make_tensor(
@@ -96,12 +96,13 @@ def _embedded(graph: _Graph, encoder: Encoder) -> str:
     graph.node(
         "GatherBlockQuantized",
         inputs,
-        "words",
+        "words.16",
         MS,
         gather_axis=0,
         quantize_axis=1,
         block_size=GROUP,
     )
+    graph.node("Cast", ["words.16"], "words", to=TensorProto.FLOAT)
     positions = _array(encoder.position.weight).astype(np.float16)
     graph.tensor("positions.16", positions)
     graph.node("Cast", ["positions.16"], "positions", to=TensorProto.FLOAT)

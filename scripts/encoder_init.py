@@ -117,7 +117,7 @@ def tokenizer_of(pieces: Sequence[str], scores: Sequence[float]) -> Any:
     """A SentencePiece unigram tokenizer over lower-case text in composed form."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
-    vocabulary = list(zip(pieces, scores, strict=True))
+    vocabulary = [(piece, round(score, 3)) for piece, score in zip(pieces, scores, strict=True)]
     tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=SPECIAL.index("<unk>")))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
@@ -147,7 +147,9 @@ def write(packed: Packed, kept: Sequence[int], out: Path) -> None:
     """The reduced encoder as a folder."""
     out.mkdir(parents=True, exist_ok=True)
     pieces = [packed.pieces[i] for i in kept]
-    tokenizer_of(pieces, [packed.scores[i] for i in kept]).save(str(out / "tokenizer.json"))
+    tokenizer_of(pieces, [packed.scores[i] for i in kept]).save(
+        str(out / "tokenizer.json"), pretty=False
+    )
     arrays: dict[str, npt.NDArray[Any]] = {**packed.blocks, **packed.floats}
     arrays["emb.word"] = packed.blocks["emb.word"][list(kept)]
     arrays["num_heads"] = np.array(packed.num_heads)

@@ -3,7 +3,9 @@
 | kind | file | what it gives |
 | --- | --- | --- |
 | `prepared` | folder of `prepare_medical_dataset` | questions, and passages of the answers |
+| `medquad` | the folder of MedQuAD's XML files | its questions, those without an answer too |
 | `hpo` | `hp.obo` of the Human Phenotype Ontology | signs and symptoms, everyday synonyms too |
+| `hpo_fr` | its French `hp-fr.babelon.tsv`; needs `,terms=hp.obo` | the same in French |
 | `hpo_diseases` | its `phenotype.hpoa`; needs `,terms=hp.obo` | rare diseases, by their signs |
 | `icd10cm` | the tabular XML of ICD-10-CM (CDC/NCHS) | diseases and their inclusion terms |
 | `clinc150` | `data_full.json` of CLINC150 | out-of-scope questions |
@@ -14,6 +16,7 @@
 A terminology's specialties are in router_knowledge.yaml.
 """
 
+import csv
 import dataclasses
 import json
 import re
@@ -30,6 +33,7 @@ import yaml
 
 from scripts.dataset_record import normal_name
 from scripts.dataset_sources import Source, read_source
+from scripts.dataset_specialties import specialty_of
 from scripts.training_data import DataError, read_jsonl
 
 RULES = Path(__file__).with_name("router_knowledge.yaml")
@@ -134,6 +138,32 @@ def _prepared(source: Source) -> Iterator[Entry]:
             )
 
 
+def _medquad(source: Source) -> Iterator[Entry]:
+    """Labelled by the name of the disease; what no keyword places in one specialty is left out."""
+    for path in sorted(source.folder.rglob("*.xml")):
+        document = ElementTree.parse(path).getroot()
+        focus = " ".join((document.findtext("Focus") or "").split())
+        synonyms = [s.text for s in document.iter("Synonym") if s.text]
+        specialty = specialty_of(focus, " ".join(synonyms))
+        for question in document.iter("Question") if specialty and focus else ():
+            yield Entry(
+                id=f"{path.parent.name}/{question.get('qid') or path.stem}",
+                text=" ".join((question.text or "").split()).replace(" ?", "?"),
+                specialty=str(specialty),
+                lang="en",
+                source=f"MedQuAD/{document.get('source') or path.parent.name}",
+                group=f"name {normal_name(focus)}",
+                kind="question",
+                names=(normal_name(focus),),
+                split=_drawn_split(normal_name(focus)),
+            )
+
+
+def _drawn_split(name: str) -> str:
+    """For a source without a split: a tenth of the diseases validates."""
+    return "validation" if zlib.crc32(f"validation {name}".encode()) % 10 == 0 else "train"
+
+
 def _hpo_group(id_: str) -> str | None:
     """Questions about a sign share a group with the sign's names in other languages."""
     found = re.fullmatch(r"hpofr(?:def)?-(\d{7})", id_)
@@ -219,10 +249,36 @@ def _hpo(source: Source) -> Iterator[Entry]:
             )
 
 
-def _hpo_diseases(source: Source) -> Iterator[Entry]:
+def _hpo_fr(source: Source) -> Iterator[Entry]:
+    terms = read_hpo(_terms_file(source))
+    with source.folder.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE):
+            term, text = terms.get(row["subject_id"]), row["translation_value"].strip()
+            specialty = hpo_specialty(term) if term else None
+            if row["predicate_id"] != "rdfs:label" or specialty is None or not text:
+                continue
+            yield Entry(
+                id=f"{row['subject_id']}/fr",
+                text=text,
+                specialty=specialty,
+                lang="fr",
+                source="HPO-fr",
+                group=row["subject_id"],
+                kind="term",
+                names=(normal_name(text),),
+            )
+
+
+def _terms_file(source: Source) -> Path:
     if "terms" not in source.options:
-        raise DataError(f"--source hpo_diseases:{source.path}: add ,terms=hp.obo (the signs' tree)")
-    terms = read_hpo(Path(source.options["terms"]))
+        raise DataError(
+            f"--source {source.kind}:{source.path}: add ,terms=hp.obo (the signs' tree)"
+        )
+    return Path(source.options["terms"])
+
+
+def _hpo_diseases(source: Source) -> Iterator[Entry]:
+    terms = read_hpo(_terms_file(source))
     signs: dict[str, Counter[str]] = defaultdict(Counter)
     for line in source.folder.read_text(encoding="utf-8").splitlines():
         columns = line.split("\t")
@@ -347,7 +403,9 @@ def _written(source: Source) -> Iterator[Entry]:
 
 READERS: dict[str, Callable[[Source], Iterator[Entry]]] = {
     "prepared": _prepared,
+    "medquad": _medquad,
     "hpo": _hpo,
+    "hpo_fr": _hpo_fr,
     "hpo_diseases": _hpo_diseases,
     "icd10cm": _icd10cm,
     "clinc150": _clinc150,
@@ -357,6 +415,7 @@ READERS: dict[str, Callable[[Source], Iterator[Entry]]] = {
 }
 OPTIONS: dict[str, frozenset[str]] = {
     **dict.fromkeys(READERS, frozenset()),
+    "hpo_fr": frozenset({"terms"}),
     "hpo_diseases": frozenset({"terms"}),
     "casimedicos": frozenset({"lang"}),
 }

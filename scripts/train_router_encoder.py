@@ -45,9 +45,9 @@ BOS, PAD, EOS = 0, 1, 2
 BATCH_TOKENS = 16_384
 MAX_BATCH = 256
 WARM_UP = 0.06  # part of the training
-KIND_WEIGHTS = {"question": 1.0, "term": 0.35, "passage": 0.5}
+KIND_WEIGHTS = {"question": 1.0, "term": 0.5, "passage": 0.5}
 SOURCE_WEIGHTS = {"written": 3.0, "glossary": 2.0, "HPO-fr (templated)": 3.0}
-MAX_TERMS = 1500  # of a specialty and language: more count for less, or bones drown the rest
+MAX_TERMS = 1500  # of a specialty and source: more count for less, or bones drown the rest
 NUM_WORKERS = 8
 TEMPERATURE = 2.0  # of the teacher's probabilities
 
@@ -100,8 +100,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--init", type=Path, required=True, help="folder of encoder_init")
     add("--out", type=Path, required=True, help="folder for encoder.onnx and tokenizer.json")
     add("--layers", type=int, nargs="+", default=[1, 4, 7, 10], help="the student's, of 0 to 11")
-    add("--teacher_epochs", type=int, default=5)
-    add("--student_epochs", type=int, default=8)
+    add("--teacher_epochs", type=int, default=6)
+    add("--student_epochs", type=int, default=10)
     add("--teacher_rate", type=float, default=1e-4)
     add("--student_rate", type=float, default=3e-4)
     add("--teacher_file", type=Path, help="safetensors: read if it exists, else written")
@@ -189,12 +189,12 @@ class Trainer:
         self._held_out = held_out
         self._device = device
         counts = Counter(t.label for t in training)
-        terms = Counter((t.label, t.lang) for t in training if t.kind == "term")
+        terms = Counter((t.label, t.source) for t in training if t.kind == "term")
         weights = []
         for t in training:
             weight = KIND_WEIGHTS[t.kind] * SOURCE_WEIGHTS.get(t.source, 1.0)
             if t.kind == "term":
-                weight *= min(1.0, MAX_TERMS / terms[t.label, t.lang])
+                weight *= min(1.0, MAX_TERMS / terms[t.label, t.source])
             if t.label >= 0:
                 weight *= (sum(counts.values()) / len(counts) / counts[t.label]) ** 0.5
             weights.append(weight)
