@@ -9,8 +9,8 @@ ATTRIBUTIONS = {
     "MedlinePlus) and CDC",
     "HPO-fr": "Human Phenotype Ontology and its French translation (HPO licence: free with "
     "citation, content unaltered): Köhler et al., Nucleic Acids Research 2021",
-    "HPO": "Human Phenotype Ontology (HPO licence: free with citation, content unaltered): Köhler et "
-    "al., Nucleic Acids Research 2021",
+    "HPO": "Human Phenotype Ontology (HPO licence: free with citation, content unaltered): "
+    "Köhler et al., Nucleic Acids Research 2021",
     "ICD-10-CM": "ICD-10-CM (public domain): CDC/NCHS and CMS",
     "written": "questions written for this project (router/data), Apache-2.0",
     "glossary": "terms written for this project (router/data), Apache-2.0",

@@ -34,7 +34,8 @@ from tqdm import tqdm
 
 from scripts.attributions import ATTRIBUTIONS, origin
 from scripts.dataset_sources import Source
-from scripts.router_sources import OPTIONS, OUT_OF_SCOPE, READERS, Entry, read_entries
+from scripts.router_entry import Entry
+from scripts.router_sources import OPTIONS, OUT_OF_SCOPE, READERS, read_entries
 from scripts.training_data import DataError
 
 HEAD_PERCENT = 15  # of the groups that may train
