@@ -32,7 +32,7 @@ class Recipe:
     max_features: int = 40_000
     ngram_c: float = 10.0
     num_components: int = 96
-    head_c: float = 0.1
+    head_c: float = 0.05
     scope_c: float = 0.3
     num_folds: int = 5
     wrong_cost: float = 1.0  # of naming the wrong specialist

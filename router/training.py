@@ -31,6 +31,7 @@ from router.ngram_training import train_ngrams
 from router.ngrams import NgramModel
 from router.text import clean
 
+NGRAM_SCALE = 0.2  # of the n-gram logits beside components of variance 1 and less
 SPECIALTIES_FILE = Path(__file__).resolve().parent / "specialties.yaml"
 
 
@@ -146,7 +147,7 @@ def fit_projection(pooled: npt.NDArray[np.float32], recipe: Recipe) -> Projectio
     scale = np.sqrt(len(pooled)) / sizes[0]
     directions = (components[:count] * signs[:, None] * scale).T
     return Projection(
-        mean.astype(np.float32), directions.astype(np.float16).astype(np.float32), 0.1
+        mean.astype(np.float32), directions.astype(np.float16).astype(np.float32), NGRAM_SCALE
     )
 
 

@@ -13,7 +13,7 @@ The kinds of source are listed in scripts/router_sources.py. Each entry goes to 
 
 No disease, sign or text of a set of questions is in two splits. Terminologies train whatever the
 questions are about: a router should know the names that public lists have. With `--unseen_names`
-they lose every name that a held-out question is about, which measures what the router does with
+they lose every name that a head or validation question is about, which measures what the router does with
 names that it never saw. `--hold_out SOURCE` (repeatable) moves a whole source to the split
 `held_out`. Written: questions.jsonl and manifest.json (counts, hashes,
 licences); the same sources give the same bytes. The last line of stdout is one JSON object.
@@ -64,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--source", action="append", required=True, metavar="KIND:PATH[,key=value...]")
     add("--out", type=Path, required=True, help="folder to write")
-    add("--unseen_names", action="store_true", help="drop terms that held-out questions name")
+    add("--unseen_names", action="store_true", help="drop terms that head and validation name")
     add("--hold_out", action="append", default=[], metavar="SOURCE", help="e.g. MedQuAD/NIDDK")
     return parser
 
@@ -139,13 +139,14 @@ def split_entries(
     placed = [dataclasses.replace(e, split=_split_of(e, groups, hold_out)) for e in entries]
     if not unseen_names:
         return placed
-    unseen = [e for e in placed if e.split != "encoder"]
+    unseen = [e for e in placed if e.split in ("head", "validation")]
     names = {name for e in unseen for name in e.names} - {""}
     unseen_groups = {e.group for e in unseen}
     return [
-        e
-        for e in placed
-        if not is_terminology(e) or (e.group not in unseen_groups and names.isdisjoint(e.names))
+        done
+        for given, done in zip(entries, placed, strict=True)
+        if not is_terminology(given)
+        or (given.group not in unseen_groups and names.isdisjoint(given.names))
     ]
 
 

@@ -1,0 +1,207 @@
+"""What the router was asked to reach, and whether it did: by the value, the interval beside it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from scripts.router_figures import Calibration, Routing
+from scripts.router_metrics import Estimate
+from scripts.router_questions import ALL_TEXTS, PUBLIC
+from scripts.router_results import Results
+from scripts.router_speed import median
+
+Verdict = Literal["reached", "missed", "reported", "not measured"]
+FRENCH, ENGLISH = "French (HPO)", "English"
+ACCURACY, HELD_OUT, IN_FRENCH = 0.85, 0.75, 0.88
+MAX_ECE, MAX_LOST = 0.05, 0.03
+MIN_AUROC, MAX_FALSE = 0.98, 0.05
+MAX_P95_MS, MIN_PER_SECOND, MAX_LOAD_S = 25.0, 150.0, 3.0
+MAX_FOLDER_MB, MAX_MEMORY_MB = 12.0, 500.0
+MB = 1e6
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """`is_least`: the bound is the least that is asked for, not the most. `unit` is put behind
+    figure and bound."""
+
+    name: str
+    measured_on: str
+    estimate: Estimate | None
+    bound: float | None
+    is_least: bool
+    unit: str = ""
+
+    @property
+    def verdict(self) -> Verdict:
+        value = self.estimate.value if self.estimate else None
+        if value is None:
+            return "not measured"
+        if self.bound is None:
+            return "reported"
+        return "reached" if (value >= self.bound) == self.is_least or value == self.bound else "missed"
+
+
+def targets(results: Results) -> list[Target]:
+    return [
+        *_english(results),
+        *_french(results),
+        *_vignettes(results),
+        *_perturbations(results),
+        *_scope(results),
+        *_speed(results),
+    ]
+
+
+def group(rows: Sequence[Routing], name: str) -> Routing | None:
+    return next((row for row in rows if row.group == name), None)
+
+
+def _english(results: Results) -> list[Target]:
+    row = group(results.routing["validation"], ENGLISH)
+    where = "validation, shipped artefact"
+    found = [
+        Target("English: accuracy", where, row and row.accuracy, ACCURACY, True),
+        Target("English: macro-F1", where, row and row.macro_f1, ACCURACY, True),
+    ]
+    strict = results.strict
+    if strict:
+        row = group(strict.routing["validation"], ENGLISH)
+        where = "validation, strict artefact"
+        found += [
+            Target("English: accuracy", where, row and row.accuracy, ACCURACY, True),
+            Target("English: macro-F1", where, row and row.macro_f1, ACCURACY, True),
+        ]
+        found += [
+            Target(
+                "held-out English source: accuracy",
+                f"{row.group}, strict artefact",
+                row.accuracy,
+                HELD_OUT,
+                True,
+            )
+            for row in strict.routing["held out"]
+        ]
+    if not strict or not strict.routing["held out"]:
+        name = "held-out English source: accuracy"
+        found.append(Target(name, "strict artefact", None, HELD_OUT, True))
+    found.append(_ece(results.calibration, f"validation, {ENGLISH}", "shipped"))
+    if strict:
+        found.append(_ece(strict.calibration, ENGLISH, "strict"))
+    return found
+
+
+def _ece(rows: Sequence[Calibration], name: str, artefact: str) -> Target:
+    found = next((row.ece for row in rows if row.group == name), None)
+    return Target("English: ECE", f"validation, {artefact} artefact", found, MAX_ECE, False)
+
+
+def _french(results: Results) -> list[Target]:
+    row = group(results.routing["validation"], FRENCH)
+    name = "French HPO questions: accuracy"
+    where = "validation, shipped artefact (templates held out, terms may be known)"
+    found = [Target(name, where, row and row.accuracy, IN_FRENCH, True)]
+    strict = group(results.strict.routing["validation"], FRENCH) if results.strict else None
+    where = "validation, strict artefact (templates and terms held out)"
+    found.append(Target(name, where, strict and strict.accuracy, IN_FRENCH, True))
+    for name in results.sets.written:
+        plain = group(results.routing[name], "plain, French")
+        accuracy = plain and plain.accuracy
+        found.append(
+            Target("plain French questions: accuracy", f"{name} set", accuracy, IN_FRENCH, True)
+        )
+    return found
+
+
+def _vignettes(results: Results) -> list[Target]:
+    found = []
+    for language in ("English", "French"):
+        row = group(results.routing["validation"], f"exam vignettes, {language}")
+        for name in (PUBLIC, ALL_TEXTS):
+            found.append(
+                Target(
+                    f"exam vignettes, {language}: accuracy above the {name}",
+                    "validation, shipped artefact, paired",
+                    row.gains[name] if row else None,
+                    0.0,
+                    True,
+                )
+            )
+    return found
+
+
+def _perturbations(results: Results) -> list[Target]:
+    groups = dict.fromkeys(row.group for row in results.perturbed)
+    found = []
+    for name in groups:
+        rows = [row for row in results.perturbed if row.group == name and row.lost.value is not None]
+        worst = max(rows, key=lambda row: row.lost.value or 0.0)
+        found.append(
+            Target(
+                "largest loss under a perturbation",
+                f"{name}: {worst.perturbation}",
+                worst.lost,
+                MAX_LOST,
+                False,
+            )
+        )
+    return found
+
+
+def _scope(results: Results) -> list[Target]:
+    found = []
+    for row in results.separation:
+        if row.strangers not in (f"far ({row.inside})", f"near misses ({row.inside})"):
+            continue
+        is_far = row.strangers.startswith("far")
+        kind, where = row.strangers.partition(" (")[0], f"{row.inside} set"
+        found.append(
+            Target(f"AUROC, {kind}", where, row.auroc, MIN_AUROC if is_far else None, True)
+        )
+        found.append(
+            Target(
+                f"FPR at 95 % recall, {kind}",
+                where,
+                row.false_positives,
+                MAX_FALSE if is_far else None,
+                False,
+            )
+        )
+    return found
+
+
+def _speed(results: Results) -> list[Target]:
+    speed = results.speed
+    machine = f"{speed.num_cores} cores, 1-minute load {speed.load_1_min:.1f}"
+    resident = speed.resident_bytes
+    folder = sum(speed.folder_bytes.values()) / MB
+    return [
+        Target("one question, p95", machine, speed.question_ms[95], MAX_P95_MS, False, " ms"),
+        Target(
+            "questions a second in one call",
+            f"{speed.batch} questions, median",
+            _repeats(speed.per_second),
+            MIN_PER_SECOND,
+            True,
+            " / s",
+        ),
+        Target("load", "fresh processes, median", _repeats(speed.load_s), MAX_LOAD_S, False, " s"),
+        Target(
+            "resident memory",
+            "fresh process, largest",
+            _exact(resident / MB) if resident is not None else None,
+            MAX_MEMORY_MB,
+            False,
+            " MB",
+        ),
+        Target("size in git", "artefact folder", _exact(folder), MAX_FOLDER_MB, False, " MB"),
+    ]
+
+
+def _repeats(values: Sequence[float]) -> Estimate:
+    """Median of a few repeats; the interval is their range."""
+    return Estimate(median(values), min(values), max(values), len(values))
+
+
+def _exact(value: float) -> Estimate:
+    return Estimate(value, None, None, 1)
