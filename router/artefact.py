@@ -21,7 +21,7 @@ from zipfile import BadZipFile
 import numpy as np
 import numpy.typing as npt
 
-from router.encoder import ENCODER, TOKENIZER, OnnxEncoder, TextEncoder
+from router.encoder import ENCODER, TOKENIZER, EncoderError, OnnxEncoder, TextEncoder
 from router.features import Vocabulary
 from router.head import Head, Projection
 from router.ngrams import NgramModel
@@ -94,7 +94,7 @@ def load_artefact(directory: Path, *, encoder: str | None = None, threads: int =
             generic=_word_sets(manifest["generic"]),
             manifest=manifest,
         )
-    except (KeyError, TypeError, AttributeError, OSError, EOFError, BadZipFile) as error:
+    except (LookupError, TypeError, AttributeError, OSError) as error:
         raise artefact_error(directory, f"it cannot be read ({error!r})") from None
     except ValueError as error:
         if isinstance(error, ArtefactError):
@@ -140,8 +140,14 @@ def read_arrays(
 ) -> dict[str, npt.NDArray[Any]]:
     """The arrays of an .npz file, checked like `checked_bytes`."""
     content = checked_bytes(directory, manifest, name)
-    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-        return {key: arrays[key] for key in arrays.files}
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as file:
+            arrays = {key: file[key] for key in file.files}
+    except (ValueError, OSError, EOFError, BadZipFile) as error:
+        raise artefact_error(directory / name, f"it cannot be read ({error!r})") from None
+    if not all(np.isfinite(a).all() for a in arrays.values() if a.dtype.kind == "f"):
+        raise artefact_error(directory / name, "it holds NaN or infinity")
+    return arrays
 
 
 def artefact_error(path: Path, what: str) -> ArtefactError:
@@ -167,7 +173,10 @@ def _encoder(
         for file in (ENCODER, TOKENIZER):
             checked_bytes(directory, manifest, file)
         digest = manifest["files"][ENCODER]["sha256"]
-        return OnnxEncoder(directory, f"{BUILT_IN}:{digest[:12]}", threads=threads)
+        try:
+            return OnnxEncoder(directory, f"{BUILT_IN}:{digest[:12]}", threads=threads)
+        except EncoderError as error:
+            raise artefact_error(directory, str(error)) from None
     from router.transformers_encoder import TransformersEncoder
 
     where = given or name
@@ -229,8 +238,6 @@ def _check_shapes(
     ]
     if wrong:
         raise artefact_error(file, f"shapes do not fit the labels: {'; '.join(wrong)}")
-    if not all(np.isfinite(array).all() for array, _ in shapes.values()):
-        raise artefact_error(file, "it holds NaN or infinity")
     if np.any(np.diff(ngrams.vocabulary.keys.astype(np.int64)) <= 0):
         raise artefact_error(file, "its keys do not ascend")
 
@@ -250,9 +257,10 @@ def _check_manifest(file: Path, specialties: Sequence[str], manifest: Mapping[st
     Training sorts the labels, so another order is a column under a wrong name.
     """
     calibration, thresholds = manifest["calibration"], manifest["thresholds"]
+    numbers = {**calibration, **thresholds, "ngram_scale": manifest["ngram_scale"]}
     wrong = [
         f"{name} is {value!r}, not a finite number"
-        for name, value in {**calibration, **thresholds}.items()
+        for name, value in numbers.items()
         if not isinstance(value, int | float) or not math.isfinite(value)
     ]
     if not wrong:

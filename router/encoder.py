@@ -43,6 +43,10 @@ class Encoded:
         return np.asarray(self.weights @ self.states)
 
 
+class EncoderError(ValueError):
+    """A file of the encoder cannot be read; names it."""
+
+
 class TextEncoder(Protocol):
     """What the classifier needs of an encoder. Safe to call from several threads."""
 
@@ -63,6 +67,9 @@ class OnnxEncoder:
         folder: has encoder.onnx and tokenizer.json.
         name: of the artefact's manifest.
         threads: of one run; replicas share the machine's cores, so one is the default.
+
+    Raises:
+        EncoderError: a file is not what it should be.
     """
 
     def __init__(self, folder: Path, name: str, *, threads: int = 1) -> None:
@@ -70,15 +77,21 @@ class OnnxEncoder:
         from tokenizers import Tokenizer
 
         self._name = name
-        self._tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+        try:
+            self._tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+        except Exception as error:  # tokenizers raises no narrower type
+            raise EncoderError(f"{TOKENIZER}: it is no tokenizer ({error})") from None
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        self._session = onnxruntime.InferenceSession(
-            str(folder / ENCODER), options, providers=["CPUExecutionProvider"]
-        )
-        self._hidden = int(self._session.get_outputs()[0].shape[2])
+        try:
+            self._session = onnxruntime.InferenceSession(
+                str(folder / ENCODER), options, providers=["CPUExecutionProvider"]
+            )
+            self._hidden = int(self._session.get_outputs()[0].shape[2])
+        except Exception as error:  # ONNX Runtime's errors have no narrower type either
+            raise EncoderError(f"{ENCODER}: it is no encoder ({error})") from None
 
     @property
     def name(self) -> str:

@@ -1,5 +1,6 @@
 """Tiny models for the whole session: built once, never downloaded."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,26 @@ def tiny_relu_t5_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.tiny_models import make_tiny_relu_t5
 
     return make_tiny_relu_t5(tmp_path_factory.mktemp("models") / "tiny-relu-t5")
+
+
+@pytest.fixture(scope="session")
+def tiny_router_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An artefact of the router, trained on tests/router/small_questions.py. Not to be changed."""
+    from tests.tiny_encoder import tiny_artefact
+
+    return tiny_artefact(tmp_path_factory.mktemp("router"))
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder_dir(tiny_router_dir: Path) -> Path:
+    """encoder.onnx and tokenizer.json of `tiny_router_dir`."""
+    return tiny_router_dir.parent / "encoder"
+
+
+@pytest.fixture
+def router_copy(tiny_router_dir: Path, tmp_path: Path) -> Path:
+    """A copy of `tiny_router_dir`, to be changed."""
+    return Path(shutil.copytree(tiny_router_dir, tmp_path / "router-copy"))
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""A random one-layer encoder with the pieces of a small question set, and an artefact on top.
+"""A random one-layer encoder with the pieces of small question sets, and an artefact on top.
 
 Its states are hardly more than random word vectors, which is enough to tell the small questions
 apart, and it runs through the same ONNX file and operators as the shipped one.
@@ -14,6 +14,7 @@ from router.training import Trained, save, train
 from scripts.encoder_export import export
 from scripts.encoder_init import SPECIAL, tokenizer_of
 from scripts.encoder_model import Encoder
+from tests.router.added_questions import ADDED, added_questions
 from tests.router.small_questions import small_questions
 
 HIDDEN = 64
@@ -23,7 +24,9 @@ LETTERS = "abcdefghijklmnopqrstuvwxyzàâçéèêëîïôöùûü0123456789?!.,:
 def make_tiny_encoder(folder: Path) -> Path:
     """encoder.onnx and tokenizer.json in `folder`; the same bytes each time."""
     folder.mkdir(parents=True, exist_ok=True)
-    words = sorted({w for q in small_questions(0) for w in q.text.lower().split()})
+    texts = [q.text for q in small_questions(0)]
+    texts += [text for label in ADDED for text in added_questions(label)]
+    words = sorted({word for text in texts for word in text.lower().split()})
     pieces = [*SPECIAL, "▁", *LETTERS, *(f"▁{word}" for word in words)]
     scores = [*[0.0] * len(SPECIAL), -8.0, *[-9.0] * len(LETTERS), *[-5.0] * len(words)]
     tokenizer_of(pieces, scores).save(str(folder / "tokenizer.json"))
@@ -47,7 +50,7 @@ def tiny_trained(
         small_questions(2),
         encoder=OnnxEncoder(encoder_dir, "built-in"),
         encoder_dir=encoder_dir,
-        recipe=recipe or Recipe(num_components=32),
+        recipe=recipe or Recipe(num_components=HIDDEN),
     )
 
 
