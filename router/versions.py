@@ -15,7 +15,14 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from router.artefact import MANIFEST, ArtefactError, artefact_error, load_artefact, read_manifest
+from router.artefact import (
+    MANIFEST,
+    ArtefactError,
+    artefact_error,
+    checked_bytes,
+    load_artefact,
+    read_manifest,
+)
 
 CURRENT = "current.json"
 VERSIONS = "versions"
@@ -48,7 +55,7 @@ def stamp(folder: Path) -> str:
         ArtefactError: there is none, or its manifest cannot be read.
     """
     artefact = resolve(folder)
-    return f"{artefact}@{read_manifest(artefact / MANIFEST)['version']}"
+    return f"{artefact}@{read_manifest(artefact / MANIFEST).get('version')}"
 
 
 def read_current(folder: Path) -> Current:
@@ -74,15 +81,25 @@ def publish(artefact: Path, folder: Path) -> str:
     """Copy an artefact into `folder` as a new version and make it current; returns the version.
 
     Raises:
-        ArtefactError: the artefact is damaged, or another one has its version's name.
+        ArtefactError: the artefact is damaged, another one has its version's name, or `folder`
+            is an artefact itself.
     """
-    version = load_artefact(artefact).version
+    if (folder / MANIFEST).is_file():
+        raise ArtefactError(
+            f"router artefact: {folder}: it is an artefact itself; versions need a folder of their "
+            "own: give another one (and set router.artefact to it)"
+        )
+    loaded = load_artefact(artefact)
+    for name in loaded.manifest["files"]:  # those that only scripts read, too
+        checked_bytes(artefact, loaded.manifest, name)
+    version = loaded.version
     if not _SAFE.fullmatch(version):
         raise artefact_error(artefact / MANIFEST, f"{version!r} is no version's name")
     target = folder / VERSIONS / version
     if target.exists():
         if read_manifest(target / MANIFEST) != read_manifest(artefact / MANIFEST):
             raise artefact_error(target, f"another artefact is already called {version}")
+        load_artefact(target)
     else:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".new-") as scratch:
