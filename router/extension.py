@@ -26,7 +26,7 @@ from router.artefact import (
     read_manifest,
 )
 from router.classifier import Classifier
-from router.examples import Recipe
+from router.examples import OUT_OF_SCOPE, Recipe
 from router.features import words_of
 from router.head_training import FeatureSet, fit_head, recalls, restored, stored
 from router.text import clean
@@ -62,8 +62,10 @@ def extend(directory: Path, label: str, questions: Sequence[str]) -> Extension:
 
     Raises:
         ArtefactError: the artefact is damaged or has no features.
-        ValueError: too few questions, or a label that the n-grams know.
+        ValueError: too few questions, `out_of_scope`, or a label that the n-grams know.
     """
+    if label == OUT_OF_SCOPE:
+        raise ValueError(f"label {label!r}: it stands for questions that are no specialty's")
     manifest = read_manifest(directory / MANIFEST)
     if FEATURES not in manifest["files"]:
         raise artefact_error(directory / FEATURES, "it is missing, so no specialty can be added")
@@ -83,15 +85,18 @@ def extend(directory: Path, label: str, questions: Sequence[str]) -> Extension:
     labels = sorted({*old_labels, label})
     recipe = _recipe(manifest)
     known = restored(read_arrays(directory, manifest, FEATURES), old_labels)
-    fresh = _fresh(classifier, label, unique, known, recipe)
-    examples = restored(stored(known.joined(fresh), labels), labels)
+    fresh = _fresh(classifier, label, unique, recipe)
+    joined = _weighted(known.joined(fresh), label)
+    examples = restored(stored(joined, labels), labels)
     fitted = fit_head(examples, labels, recipe)
     before_head = fit_head(known, old_labels, recipe).head
+    after = recalls(fitted.head, examples, labels)
     weights = read_arrays(directory, manifest, WEIGHTS) | head_arrays(fitted.head)
     changed = {
         **manifest,
         "specialties": labels,
         **head_entries(fitted),
+        "validation_recall": {name: round(value, 4) for name, value in after.items()},
         "added": {**manifest.get("added", {}), label: len(unique)},
         "generic": _without(manifest["generic"], unique),
     }
@@ -106,27 +111,34 @@ def extend(directory: Path, label: str, questions: Sequence[str]) -> Extension:
             encoder_dir=directory if is_built_in else None,
         ),
         before=recalls(before_head, known, old_labels),
-        after=recalls(fitted.head, examples, labels),
+        after=after,
     )
 
 
 def _fresh(
-    classifier: Classifier, label: str, questions: Sequence[str], known: FeatureSet, recipe: Recipe
+    classifier: Classifier, label: str, questions: Sequence[str], recipe: Recipe
 ) -> FeatureSet:
-    """Features of the new questions, weighted like a median label's examples."""
-    used = known.weights[~known.is_validation]
+    """Features of the new questions."""
     hashes = np.array([zlib.crc32(q.encode()) for q in questions])
-    is_validation = hashes % 100 < HELD_OUT_PERCENT
-    totals = [used[known.labels[~known.is_validation] == name].sum() for name in set(known.labels)]
-    weight = float(np.median(totals)) / max(1, int((~is_validation).sum()))
-    ceiling = float(np.quantile(used, 0.99))
+    ranks = hashes.argsort().argsort()  # the hash picks them, but never none
     return FeatureSet(
         features=classifier.features(questions),
         labels=np.array([label] * len(questions)),
-        weights=np.full(len(questions), min(weight, ceiling)),
-        folds=(hashes // 100) % recipe.num_folds,
-        is_validation=is_validation,
+        weights=np.ones(len(questions)),
+        folds=hashes % recipe.num_folds,
+        is_validation=ranks < len(questions) * HELD_OUT_PERCENT // 100,
     )
+
+
+def _weighted(examples: FeatureSet, label: str) -> FeatureSet:
+    """The label's examples, those of an earlier step too, together weigh as much as a median
+    label's, each at most as much as the heaviest hundredth of the others."""
+    ours, training = examples.labels == label, ~examples.is_validation
+    others = examples.weights[training & ~ours]
+    names = examples.labels[training & ~ours]
+    median = float(np.median([others[names == name].sum() for name in set(names.tolist())]))
+    weight = min(median / int((training & ours).sum()), float(np.quantile(others, 0.99)))
+    return dataclasses.replace(examples, weights=np.where(ours, weight, examples.weights))
 
 
 def _recipe(manifest: Mapping[str, Any]) -> Recipe:
@@ -155,14 +167,18 @@ def read_questions(file: Path) -> list[str]:
     """Questions of a .txt file, one a line, or of a .jsonl file, field `input`.
 
     Raises:
-        ValueError: another kind of file, or a malformed line (names it).
+        ValueError: another kind of file, another encoding, or a malformed line (names it).
     """
-    if file.suffix == ".txt":
-        return [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    if file.suffix != ".jsonl":
+    if file.suffix not in (".txt", ".jsonl"):
         raise ValueError(f"{file.name}: expected a .txt file (one question a line) or a .jsonl")
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file.name}: not UTF-8 text ({error.reason})") from None
+    if file.suffix == ".txt":
+        return [line for line in lines if line.strip()]
     found = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:

@@ -75,9 +75,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         )
     questions = _questions(args.questions)
     is_new = not (args.out / CURRENT).is_file()
-    if is_new:
-        publish(args.artefact, args.out)  # so that there is a version to roll back to
-    extension = extend(resolve(args.out), args.label, questions)
+    start = resolve(args.artefact if is_new else args.out)
+    extension = extend(start, args.label, questions)
     report: dict[str, Any] = {
         "label": args.label,
         "num_questions": extension.trained.manifest["added"][args.label],
@@ -99,6 +98,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "model"
         save(extension.trained, folder, date=args.date, provenance={})
+        if is_new:
+            publish(start, args.out)  # so that there is a version to roll back to
         version = publish(folder, args.out)
     return {**report, "published": True, "version": version}
 

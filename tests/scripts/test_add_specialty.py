@@ -1,0 +1,202 @@
+"""The command that adds a specialty on a clone without the data, and takes it back."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from router.artefact import WEIGHTS, load_artefact
+from router.versions import CURRENT, VERSIONS, read_current, resolve
+from scripts.add_specialty import main
+from tests.router.added_questions import added_questions
+from tests.router.small_questions import LABELS
+
+TEETH = added_questions("dentistry")
+
+
+class Clinic:
+    """A clone: the artefact, a folder of questions, a folder of versions."""
+
+    def __init__(self, folder: Path, artefact: Path) -> None:
+        self.artefact = Path(shutil.copytree(artefact, folder / "artefact"))
+        self.questions = folder / "questions"
+        self.questions.mkdir()
+        self.out = folder / "state"
+        self.write("a.txt", TEETH[:40])
+        rows = [json.dumps({"input": q}) for q in TEETH[40:]]
+        self.write("b.jsonl", rows)
+
+    def write(self, name: str, lines: list[str]) -> None:
+        (self.questions / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+    def add(self, *more: str, label: str = "dentistry") -> int:
+        return main(
+            [
+                *("--label", label, "--questions", str(self.questions), "--out", str(self.out)),
+                *("--artefact", str(self.artefact), "--date", "2026-01-03", *more),
+            ]
+        )
+
+    def roll_back(self) -> int:
+        return main(["--out", str(self.out), "--roll_back"])
+
+    def contents(self) -> dict[str, bytes]:
+        return {p.name: p.read_bytes() for p in sorted(resolve(self.out).iterdir())}
+
+
+@pytest.fixture
+def clinic(tiny_router_dir: Path, tmp_path: Path) -> Clinic:
+    return Clinic(tmp_path, tiny_router_dir)
+
+
+def last_line(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads(capsys.readouterr().out.splitlines()[-1])
+    return report
+
+
+def test_one_command_adds_and_one_takes_back(
+    clinic: Clinic, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {p.name: p.read_bytes() for p in sorted(clinic.artefact.iterdir())}
+    assert clinic.add() == 0
+    report = last_line(capsys)
+    assert report["published"] is True
+    assert report["num_questions"] == 60
+    assert report["recall_of_label"] > 0.9
+    assert report["largest_loss"] <= 0.02
+    assert report["losses"] == {}
+    artefact = load_artefact(resolve(clinic.out))
+    assert artefact.version == report["version"] == read_current(clinic.out).version
+    assert artefact.version.startswith("2026-01-03+")
+    assert artefact.specialties == tuple(sorted((*LABELS, "dentistry")))
+    assert {p.name: p.read_bytes() for p in sorted(clinic.artefact.iterdir())} == before
+    assert clinic.roll_back() == 0
+    assert last_line(capsys) == {"version": read_current(clinic.out).version}
+    assert clinic.contents() == before
+    assert clinic.roll_back() == 2
+    assert "there is no version before" in capsys.readouterr().err
+
+
+def test_two_specialties_one_after_the_other(
+    clinic: Clinic, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert clinic.add() == 0
+    after_first = clinic.contents()
+    shutil.rmtree(clinic.questions)
+    clinic.questions.mkdir()
+    clinic.write("ears.txt", added_questions("otology"))
+    assert clinic.add(label="otology") == 0
+    report = last_line(capsys)
+    assert report["largest_loss"] <= 0.02
+    assert {"dentistry", "otology"} < set(load_artefact(resolve(clinic.out)).specialties)
+    assert clinic.roll_back() == 0
+    assert clinic.contents() == after_first
+
+
+def test_a_single_file_will_do(clinic: Clinic) -> None:
+    clinic.questions = clinic.questions / "a.txt"
+    assert clinic.add() == 0
+
+
+def stolen() -> list[str]:
+    words = "kidney bladder urine".split()
+    frames = ("tell me about", "is", "what can I do about my", "please", "my", "the", "so")
+    return [f"{frame} {a} {b}" for frame in frames for a in words for b in words if a != b]
+
+
+def test_a_loss_is_not_published_unless_allowed(
+    clinic: Clinic, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clinic.questions = clinic.questions / "stolen.txt"
+    clinic.questions.write_text("\n".join(stolen()), encoding="utf-8")
+    assert clinic.add(label="plumbing") == 1
+    captured = capsys.readouterr()
+    report = json.loads(captured.out.splitlines()[-1])
+    assert report["published"] is False
+    assert "version" not in report
+    assert report["losses"]["nephrology_urology"] > 0.02
+    assert "not published: recall lost by nephrology_urology" in captured.err
+    assert not clinic.out.exists()
+    assert clinic.add("--allow_loss", label="plumbing") == 0
+    assert "plumbing" in load_artefact(resolve(clinic.out)).specialties
+
+
+@pytest.mark.parametrize(
+    "label", ["Dentistry", "dentistry!", "d", "1st", "../x", "é_x", "", "a" * 51]
+)
+def test_a_bad_label_is_refused(
+    clinic: Clinic, capsys: pytest.CaptureFixture[str], label: str
+) -> None:
+    assert clinic.add(label=label) == 2
+    assert "--label" in capsys.readouterr().err
+    assert not clinic.out.exists()
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [("cardiology", "the router has it already"), ("out_of_scope", "label 'out_of_scope'")],
+)
+def test_a_known_label_is_refused(
+    clinic: Clinic, capsys: pytest.CaptureFixture[str], label: str, message: str
+) -> None:
+    assert clinic.add(label=label) == 2
+    assert message in capsys.readouterr().err
+    assert not clinic.out.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "lines", "message"),
+    [
+        ("c.csv", ["x"], "c.csv: expected a .txt file"),
+        ("b.jsonl", ['{"input": "x"}', "{"], "b.jsonl, line 2: no JSON object"),
+        ("a.txt", TEETH[:5], "25 different questions; at least 30"),
+    ],
+)
+def test_bad_questions_are_refused(
+    clinic: Clinic,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    lines: list[str],
+    message: str,
+) -> None:
+    clinic.write(name, lines)
+    assert clinic.add() == 2
+    assert message in capsys.readouterr().err
+    assert not clinic.out.exists()
+
+
+def test_nothing_to_read_is_refused(clinic: Clinic, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(clinic.questions)
+    assert clinic.add() == 2
+    assert "no such file or folder" in capsys.readouterr().err
+    clinic.questions.mkdir()
+    assert clinic.add() == 2
+    assert "nothing in it" in capsys.readouterr().err
+    assert main(["--label", "dentistry", "--out", str(clinic.out)]) == 2
+    assert "--label and --questions are needed" in capsys.readouterr().err
+
+
+def test_a_damaged_artefact_is_refused(clinic: Clinic, capsys: pytest.CaptureFixture[str]) -> None:
+    (clinic.artefact / WEIGHTS).write_bytes(b"damaged")
+    assert clinic.add() == 2
+    assert "weights.npz: its sha256" in capsys.readouterr().err
+    assert not clinic.out.exists()
+
+
+def test_an_artefact_cannot_be_its_own_folder_of_versions(
+    clinic: Clinic, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clinic.out = clinic.artefact
+    assert clinic.add() == 2
+    assert "an artefact itself" in capsys.readouterr().err
+    assert not (clinic.artefact / CURRENT).exists()
+    assert not (clinic.artefact / VERSIONS).exists()
+
+
+def test_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--help"])
+    assert caught.value.code == 0
+    assert "--roll_back" in capsys.readouterr().out
