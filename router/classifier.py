@@ -24,6 +24,7 @@ from router.text import clean
 DECAY = 0.5  # weight of a user turn relative to the next newer one
 NUM_EVIDENCE = 3
 LANGUAGE_CHARS = 1000  # enough to tell a language
+MAX_EVIDENCE_CHARS = 120  # of one phrase: a "word" may be a page of base64
 EVIDENCE_FLOOR = 0.2  # of the strongest word's share; weaker words are no evidence
 Floats = npt.NDArray[np.float32]
 
@@ -238,4 +239,4 @@ def _phrases(text: str, words: Sequence[Word], of_word: npt.NDArray[Any]) -> tup
             runs.append([position])
     runs.sort(key=lambda run: -float(of_word[run].sum()))
     phrases = [text[words[run[0]].start : words[run[-1]].end] for run in runs]
-    return tuple(dict.fromkeys(phrases))[:NUM_EVIDENCE]
+    return tuple(dict.fromkeys(p[:MAX_EVIDENCE_CHARS] for p in phrases))[:NUM_EVIDENCE]
