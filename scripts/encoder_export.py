@@ -86,7 +86,7 @@ def _embedded(graph: _Graph, encoder: Encoder) -> str:
         helper.make_tensor("word.q", TensorProto.UINT4, [rows, columns], packed.tobytes(), raw=True)
     )
     graph.tensor("word.scale", _array(scales).reshape(rows, columns // GROUP).astype(np.float16))
-    zero = np.full(rows * (columns // GROUP) // 2, 0x88, np.uint8)  # 8, twice a byte
+    zero = np.full((rows * (columns // GROUP) + 1) // 2, 0x88, np.uint8)  # 8, twice a byte
     graph.tensors.append(
         helper.make_tensor(
             "word.zero", TensorProto.UINT4, [rows, columns // GROUP], zero.tobytes(), raw=True
