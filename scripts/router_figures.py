@@ -160,10 +160,9 @@ def stranger_groups(name: str, scored: Scored) -> Groups:
         ours = {"far": "far", "near_miss": "near misses"}
         return ours.get(item.kind, origin(item.source))
 
-    kinds = sorted({kind_of(item) for item in outside.items})
+    kinds = np.array([kind_of(item) for item in outside.items], dtype=np.str_)
     return [
-        (f"{kind} ({name})", _where(outside, lambda item, kind=kind: kind_of(item) == kind))
-        for kind in kinds
+        (f"{kind} ({name})", outside.pick(kinds == kind)) for kind in sorted(set(kinds.tolist()))
     ]
 
 

@@ -178,7 +178,7 @@ def false_positives(inside: Array, outside: Array) -> float:
 def between(
     statistic: Callable[[Array, Array], float], inside: Array, outside: Array, *, seed: int
 ) -> Estimate:
-    """`area` or `false_positives`; both sides are resampled, each by itself. `n` counts strangers."""
+    """`area` or `false_positives`; each side is resampled by itself. `n` counts strangers."""
     if not len(inside) or not len(outside):
         return absent(len(outside))
     generator = np.random.default_rng(seed)

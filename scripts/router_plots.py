@@ -9,11 +9,47 @@ from matplotlib.figure import Figure
 
 from scripts.report_plots import BLUE, GREY
 from scripts.router_metrics import MIN_FOR_ECE, NUM_BINS, Estimate, bins
-from scripts.router_predictions import Scored
+from scripts.router_metrics import confusion as counted
+from scripts.router_predictions import Scored, together
+from scripts.router_results import Results
 
+RELIABILITY, SELECTIVE, CONFUSION = "reliability", "selective", "confusion"
+MIN_FOR_A_CURVE = 100  # questions of a set, for its curve to be drawn; the table has every set
 FEW_BINS = 5  # for a set too small for NUM_BINS
 NUM_COLUMNS = 3
 DPI = 110
+
+
+def plots_of(results: Results) -> dict[str, bytes]:
+    """Plot -> PNG."""
+    sets = {
+        "validation": results.sets.validation.inside,
+        "test": results.sets.written["test"].inside,
+    }
+    tables = {
+        name: counted(scored.truth, scored.predicted, results.labels)
+        for name, scored in sets.items()
+    }
+    dev = results.sets.written["development"].inside
+    shown: list[tuple[str, Scored]] = [
+        ("validation", sets["validation"]),
+        ("development", dev),
+        ("test", sets["test"]),
+        ("validation, English", sets["validation"].where(lang="en")),
+        ("validation, French", sets["validation"].where(lang="fr")),
+        ("development and test", together(dev, sets["test"])),
+    ]
+    return {
+        RELIABILITY: reliability([(name, scored) for name, scored in shown if scored.items]),
+        SELECTIVE: selective(
+            {
+                name: points
+                for name, points in results.selective.items()
+                if points[1.0].n >= MIN_FOR_A_CURVE
+            }
+        ),
+        CONFUSION: confusion(tables, results.labels),
+    }
 
 
 def reliability(sets: Sequence[tuple[str, Scored]]) -> bytes:
@@ -52,7 +88,8 @@ def selective(curves: Mapping[str, Mapping[float, Estimate]]) -> bytes:
         axes.fill_between(x, low, high, alpha=0.1)
     axes.set_xlabel("coverage, % of the questions")
     axes.set_ylabel("accuracy on them")
-    axes.legend(fontsize=8)
+    if axes.lines:
+        axes.legend(fontsize=8)
     return _png(figure)
 
 

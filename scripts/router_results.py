@@ -97,7 +97,8 @@ def evaluate(
     strict_part = _strict(*strict, seed) if strict else None
     classifier = Classifier.load(model)
     for name, items in {**given, **folder.scored}.items():
-        check_labels(items, classifier.specialties, name)
+        asked = [item for item in items if item.kind != FOLLOW_UP]
+        check_labels(asked, classifier.specialties, name)
     sets, left_out, num_baseline = _scored_sets(classifier, folder, given)
     groups = {
         "validation": figures.validation_groups(sets.validation),
@@ -211,12 +212,8 @@ def _perturbed(classifier: Classifier, sets: Sets, seed: int) -> list[Perturbed]
             for change in PERTURBATIONS:
                 texts = [perturbed(item.text, lang, item.id, change, seed) for item in items]
                 after = score(classifier, items, f"{group}, {change}", texts=texts)
-                changed = sum(
-                    text != item.text for text, item in zip(texts, items, strict=True)
-                )
-                found.append(
-                    figures.perturbed_figures(group, change, before, after, changed, seed)
-                )
+                changed = sum(text != item.text for text, item in zip(texts, items, strict=True))
+                found.append(figures.perturbed_figures(group, change, before, after, changed, seed))
     return found
 
 
