@@ -1,69 +1,26 @@
-"""Calibration by its definitions, and training from a small bilingual set to a working router."""
+"""From a small bilingual set to a working router: routes, bytes, refusals."""
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from router.classifier import Classifier, softmax
+from router.artefact import FEATURES, MANIFEST, WEIGHTS, read_arrays, read_manifest
+from router.classifier import Classifier
+from router.encoder import OnnxEncoder
+from router.examples import OUT_OF_SCOPE, Example, Recipe
+from router.head_training import restored
 from router.policy import Reason, decide
-from router.training import (
-    OUT_OF_SCOPE,
-    Question,
-    Recipe,
-    best_threshold,
-    fit_platt,
-    fit_temperature,
-    save,
-    train,
-)
+from router.training import Trained, fit_projection, save, train
 from tests.router.small_questions import LABELS, small_questions
+from tests.tiny_encoder import tiny_trained
 
 
-@pytest.mark.parametrize("true_temperature", [0.5, 1.0, 3.0])
-def test_temperature_is_recovered_from_overconfident_logits(true_temperature: float) -> None:
-    generator = np.random.default_rng(0)
-    logits = generator.normal(0, 2, size=(4000, 5))
-    shares = softmax(logits)
-    truth = np.array([generator.choice(5, p=row) for row in shares])
-    found = fit_temperature(logits * true_temperature, truth, np.ones(4000))
-    assert found == pytest.approx(true_temperature, rel=0.08)
-
-
-def test_a_question_of_weight_zero_does_not_change_the_temperature() -> None:
-    generator = np.random.default_rng(1)
-    logits = generator.normal(0, 2, size=(200, 3))
-    truth = generator.integers(0, 3, size=200)
-    weights = np.r_[np.ones(100), np.zeros(100)]
-    whole = fit_temperature(logits, truth, weights)
-    assert whole == pytest.approx(fit_temperature(logits[:100], truth[:100], np.ones(100)))
-    assert whole != pytest.approx(fit_temperature(logits, truth, np.ones(200)), rel=1e-3)
-
-
-def test_platt_recovers_the_sigmoid_that_drew_the_labels() -> None:
-    generator = np.random.default_rng(0)
-    inputs = generator.normal(0, 2, size=(8000, 2))
-    chance = 1 / (1 + np.exp(-(0.8 * inputs[:, 0] + 0.3 * inputs[:, 1] - 1.0)))
-    truth = generator.random(8000) < chance
-    assert fit_platt(inputs, truth, np.ones(8000)) == pytest.approx((0.8, 0.3, -1.0), abs=0.1)
-
-
-def test_the_threshold_has_the_lowest_cost() -> None:
-    scores = np.array([0.1, 0.2, 0.6, 0.8])
-    wrong = np.array([1.0, 1.0, 0.0, 0.0])
-    cheap_abstention = best_threshold(scores, kept_cost=wrong, dropped_cost=np.full(4, 0.5))
-    assert 0.2 < cheap_abstention <= 0.6
-    dear_abstention = best_threshold(scores, kept_cost=wrong, dropped_cost=np.full(4, 2.0))
-    assert dear_abstention <= 0.1
-
-
-def test_a_small_bilingual_set_trains_a_router_that_routes(tmp_path: Path) -> None:
-    training, calibration = small_questions(0), small_questions(1)
-    trained = train(training, calibration, Recipe())
-    version = save(trained, tmp_path, date="2026-01-02", provenance={"command": "none"})
-    classifier = Classifier.load(tmp_path)
-    assert classifier.version == version
-    assert version.startswith("2026-01-02+")
+def test_a_small_bilingual_set_trains_a_router_that_routes(tiny_router_dir: Path) -> None:
+    classifier = Classifier.load(tiny_router_dir)
+    assert classifier.version.startswith("2026-01-02+")
     assert classifier.specialties == LABELS
     held_out = small_questions(2)
     inside = [q for q in held_out if q.specialty != OUT_OF_SCOPE]
@@ -83,37 +40,136 @@ def test_a_small_bilingual_set_trains_a_router_that_routes(tmp_path: Path) -> No
     assert np.mean([r.language == q.language for q, r in by_question.items()]) > 0.9
 
 
-def test_the_seed_decides_the_bytes(tmp_path: Path) -> None:
-    sets = small_questions(0), small_questions(1)
-    versions = [
-        save(train(*sets, Recipe(seed=seed)), tmp_path / name, date="d", provenance={})
-        for name, seed in (("a", 0), ("b", 0), ("c", 1))
-    ]
-    assert versions[0] == versions[1]
-    assert versions[0] != versions[2]
-    for file in (tmp_path / "a").iterdir():
-        assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
+def test_the_same_seed_gives_the_same_bytes_and_other_data_others(
+    tiny_encoder_dir: Path, tiny_router_dir: Path, tmp_path: Path
+) -> None:
+    trained = {
+        "same": tiny_trained(tiny_encoder_dir),
+        "other": tiny_trained(tiny_encoder_dir, head_set=small_questions(5)),
+    }
+    folders = {name: tmp_path / name for name in trained}
+    versions = {
+        name: save(trained[name], folder, date="2026-01-02", provenance={"command": "none"})
+        for name, folder in folders.items()
+    }
+    first = read_manifest(tiny_router_dir / MANIFEST)["version"]
+    assert versions["same"] == first
+    assert versions["other"] != first
+    for file in tiny_router_dir.iterdir():
+        content = file.read_bytes()
+        assert content == (folders["same"] / file.name).read_bytes(), file.name
+        is_encoder = file.name in ("encoder.onnx", "tokenizer.json")
+        assert (content == (folders["other"] / file.name).read_bytes()) == is_encoder, file.name
 
 
-def test_the_artefact_holds_no_question_text(tmp_path: Path) -> None:
-    marker = Question("zyzzyva quokka xylophone", "neurology", "en", "written")
-    training = [*small_questions(0), marker, marker]
-    save(train(training, small_questions(1), Recipe()), tmp_path, date="d", provenance={})
+def test_saving_in_place_keeps_the_encoder(router_copy: Path) -> None:
+    before = (router_copy / "encoder.onnx").read_bytes()
+    trained = tiny_trained(router_copy)
+    save(trained, router_copy, date="2026-01-02", provenance={"command": "none"})
+    assert (router_copy / "encoder.onnx").read_bytes() == before
+    Classifier.load(router_copy)
+
+
+def test_the_artefact_holds_no_question_text(tiny_encoder_dir: Path, tmp_path: Path) -> None:
+    """Of head and validation it holds numbers, of the encoder's examples less than that."""
+    words = ("zyzzyva", "quokka", "xylophone")
+    marker = Example(" ".join(words), "neurology", "en", "written", group="quokka")
+    trained = tiny_trained(
+        tiny_encoder_dir,
+        encoder_set=[*small_questions(0), marker, marker, marker],
+        head_set=[*small_questions(1), marker],
+    )
+    save(trained, tmp_path, date="d", provenance={})
+    manifest = read_manifest(tmp_path / MANIFEST)
     for file in tmp_path.iterdir():
-        for word in (b"zyzzyva", b"quokka"):
-            assert word not in file.read_bytes()
+        content = file.read_bytes()
+        assert not [word for word in words if word.encode() in content], file.name
+    for name in (WEIGHTS, FEATURES):  # compressed: what is inside
+        arrays = read_arrays(tmp_path, manifest, name)
+        assert {array.dtype.kind for array in arrays.values()} <= set("fiub")
+        raw = b"".join(array.tobytes() for array in arrays.values())
+        assert not [word for word in words if word.encode() in raw]
 
 
-def test_unknown_and_missing_labels_are_named() -> None:
+def test_features_are_those_that_serving_computes(tiny_router_dir: Path) -> None:
+    """So that a specialty that is added later meets the same space."""
+    manifest = read_manifest(tiny_router_dir / MANIFEST)
+    arrays = read_arrays(tiny_router_dir, manifest, FEATURES)
+    kept = restored(arrays, LABELS)
+    head_set, validation = small_questions(1), small_questions(2)
+    texts = [q.text for q in (*head_set, *validation)]
+    served = Classifier.load(tiny_router_dir).features(texts)
+    assert np.allclose(kept.features, served, atol=float(arrays["scales"].max()))
+    assert kept.labels.tolist() == [q.specialty for q in (*head_set, *validation)]
+    assert kept.is_validation.tolist() == [False] * len(head_set) + [True] * len(validation)
+
+
+def test_examples_of_a_group_share_a_fold(tiny_router_dir: Path, tiny_encoder_dir: Path) -> None:
+    questions = small_questions(1)
+    grouped = [dataclasses.replace(q, group=f"{i % 40}") for i, q in enumerate(questions)]
+    trained = tiny_trained(tiny_encoder_dir, head_set=grouped)
+    folds = trained.features["folds"][: len(grouped)]
+    assert len(set(folds.tolist())) == 5
+    for group in range(40):
+        assert len(set(folds[group::40].tolist())) == 1
+
+
+def test_the_manifest_counts_the_examples(tiny_router_dir: Path) -> None:
+    manifest = read_manifest(tiny_router_dir / MANIFEST)
+    assert set(manifest["num_examples"]) == {"encoder", "head", "validation"}
+    assert manifest["num_examples"]["head"]["cardiology"] == 24
+    assert manifest["num_examples"]["head"][OUT_OF_SCOPE] == 80
+    assert set(manifest["validation_recall"]) == set(LABELS)
+    assert set(manifest["files"]) == {"encoder.onnx", "features.npz", "tokenizer.json", WEIGHTS}
+    for name, entry in manifest["files"].items():
+        assert entry["bytes"] == (tiny_router_dir / name).stat().st_size
+
+
+def test_the_first_component_has_variance_one() -> None:
+    rows = np.random.default_rng(0).normal(3, [5.0, 2.0, 0.1], size=(400, 3)).astype(np.float32)
+    projection = fit_projection(rows, Recipe(num_components=2))
+    assert projection.components.shape == (3, 2)
+    scores = (rows - projection.mean) @ projection.components
+    assert scores[:, 0].std() == pytest.approx(1, rel=1e-2)
+    assert scores[:, 1].std() == pytest.approx(0.4, rel=0.1)
+    assert abs(np.corrcoef(scores.T)[0, 1]) < 1e-2
+
+
+def attempt(encoder_dir: Path, **changed: Any) -> Trained:
+    sets = {
+        "encoder_set": small_questions(0),
+        "head_set": small_questions(1),
+        "validation": small_questions(2),
+    }
+    sets |= changed
+    return train(
+        **sets,
+        encoder=OnnxEncoder(encoder_dir, "built-in"),
+        encoder_dir=encoder_dir,
+        recipe=Recipe(num_components=16),
+    )
+
+
+def test_unknown_and_missing_labels_are_named(tiny_encoder_dir: Path) -> None:
     questions = small_questions(0)
-    astrology = Question("my stars", "astrology", "en", "x")
-    with pytest.raises(
-        ValueError, match=r"training set: unknown label\(s\) astrology;.*cardiology"
-    ):
-        train([*questions, astrology], questions, Recipe())
+    astrology = Example("my stars", "astrology", "en", "x")
+    for name in ("encoder", "head", "validation"):
+        message = rf"{name} set: unknown label\(s\) astrology;.*cardiology.*out_of_scope"
+        given = name if name == "validation" else f"{name}_set"
+        with pytest.raises(ValueError, match=message):
+            attempt(tiny_encoder_dir, **{given: [*questions, astrology]})
     without = [q for q in questions if q.specialty != "oncology"]
-    with pytest.raises(ValueError, match="training set: no question for oncology"):
-        train(without, questions, Recipe())
     inside = [q for q in questions if q.specialty != OUT_OF_SCOPE]
-    with pytest.raises(ValueError, match="calibration set: no out_of_scope question"):
-        train(questions, inside, Recipe())
+    for name in ("encoder", "head"):
+        with pytest.raises(ValueError, match=f"{name} set: no question for oncology"):
+            attempt(tiny_encoder_dir, **{f"{name}_set": without})
+        with pytest.raises(ValueError, match=f"{name} set: no out_of_scope question"):
+            attempt(tiny_encoder_dir, **{f"{name}_set": inside})
+
+
+def test_validation_may_lack_labels_or_be_empty(tiny_encoder_dir: Path) -> None:
+    without = [q for q in small_questions(2) if q.specialty == "oncology"]
+    assert set(attempt(tiny_encoder_dir, validation=without).manifest["validation_recall"]) == {
+        "oncology"
+    }
+    assert attempt(tiny_encoder_dir, validation=[]).manifest["validation_recall"] == {}
