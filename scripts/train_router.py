@@ -30,6 +30,7 @@ from scripts.training_data import DataError, read_jsonl
 
 MODEL_DIR = Path(__file__).resolve().parent.parent / "router" / "model"
 SPLITS = ("encoder", "head", "validation", "held_out")
+_FIELDS = ("id", "input", "specialty", "lang", "source", "group", "kind")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
     """Everything from the folder to the saved artefact; returns the report."""
     examples = read_examples(args.data, args.seed)
+    provenance = _provenance(args.data, argv)
     encoder_dir = None if args.encoder else args.encoder_dir
     recipe = Recipe(seed=args.seed)
     trained = train(
@@ -74,13 +76,6 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
         encoder_dir=encoder_dir,
         recipe=recipe,
     )
-    prepared = json.loads((args.data / MANIFEST).read_text(encoding="utf-8"))
-    words = [Path(word).name if word.startswith(("/", "..")) else word for word in argv]
-    provenance = {
-        "data": {key: prepared[key] for key in ("sources", "hold_out", "unseen_names", "sha256")},
-        "attribution": prepared["attribution"],
-        "command": shlex.join(["python", "-m", "scripts.train_router", *words]),
-    }
     version = save(trained, args.out, date=args.date, provenance=provenance)
     manifest = trained.manifest
     return {
@@ -92,6 +87,26 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
         "cross_validated": manifest["cross_validated"],
         "bytes": sum(path.stat().st_size for path in args.out.iterdir() if path.is_file()),
     }
+
+
+def _provenance(data: Path, argv: Sequence[str]) -> dict[str, Any]:
+    """What was trained on, and how; no path of this machine."""
+    try:
+        prepared = json.loads((data / MANIFEST).read_text(encoding="utf-8"))
+        about = {key: prepared[key] for key in ("sources", "hold_out", "unseen_names", "sha256")}
+        attribution = prepared["attribution"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"--data {data}: {MANIFEST} cannot be read ({error!r}): make the folder with "
+            "prepare_router_dataset"
+        ) from None
+    words = []
+    for word in argv:
+        option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+        name = Path(value).name if value.startswith(("/", "..", "~")) else value
+        words.append(f"{option}{equals}{name}")
+    command = shlex.join(["python", "-m", "scripts.train_router", *words])
+    return {"data": about, "attribution": attribution, "command": command}
 
 
 def _encoder(args: argparse.Namespace) -> TextEncoder:
@@ -123,15 +138,14 @@ def read_examples(data: Path, seed: int) -> dict[str, list[Example]]:
             raise DataError(
                 f"{QUESTIONS}, line {number}: split {split!r}; expected one of {SPLITS}"
             )
-        try:
-            text = row["input"]
-            if row["kind"] == "term" and split in ("encoder", "head"):
-                text = as_question(text, row["lang"], random.Random(f"{seed}/{row['id']}"))
-            example = Example(
-                text, row["specialty"], row["lang"], row["source"], row["group"], row["kind"]
-            )
-        except KeyError as error:
-            raise DataError(f"{QUESTIONS}, line {number}: no {error}") from None
+        missing = [name for name in _FIELDS if not isinstance(row.get(name), str)]
+        if missing or not row["input"].strip():
+            what = ", ".join(missing) or "input"
+            raise DataError(f"{QUESTIONS}, line {number}: {what} must be a text")
+        id_, text, specialty, lang, source, group, kind = (row[name] for name in _FIELDS)
+        if kind == "term" and split in ("encoder", "head"):
+            text = as_question(text, lang, random.Random(f"{seed}/{id_}"))
+        example = Example(text, specialty, lang, source, group, kind)
         examples[split].append(example)
     return examples
 

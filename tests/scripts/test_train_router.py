@@ -1,128 +1,144 @@
 """The command that trains the router: its files, its last line, its refusals."""
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from router.artefact import MANIFEST
 from router.classifier import Classifier
-from router.training import Question
-from scripts.train_router import load_questions, main
+from scripts.train_router import main, read_examples
 from tests.router.small_questions import LABELS, small_questions
+from tests.router_data_folder import make_data_folder, rows
 
-
-def write(path: Path, items: Iterable[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(item) + "\n" for item in items), encoding="utf-8")
-    return path
-
-
-def item(question: Question, split: str | None = None) -> dict[str, Any]:
-    fields = {
-        "input": question.text,
-        "specialty": question.specialty,
-        "lang": question.language,
-        "source": "MedQuAD/GARD",
-    }
-    return fields | ({"split": split} if split else {})
+QUESTIONS = "questions.jsonl"
 
 
 @pytest.fixture
-def folders(tmp_path: Path) -> tuple[Path, Path, Path]:
-    """(data folder, our own questions, where the artefact goes)."""
-    data = tmp_path / "data"
-    data.mkdir()
-    write(data / "a.jsonl", [item(q, "train") for q in small_questions(0)])
-    write(data / "b.jsonl", [item(q, "validation") for q in small_questions(1)])
-    written = write(tmp_path / "written.jsonl", [item(q) for q in small_questions(2)])
-    return data, written, tmp_path / "model"
+def data(tmp_path: Path) -> Path:
+    return make_data_folder(tmp_path / "data")
 
 
-def arguments(folders: tuple[Path, Path, Path], out: Path | None = None) -> list[str]:
-    data, written, model = folders
+def arguments(data: Path, encoder_dir: Path, out: Path) -> list[str]:
     return [
-        *("--data", str(data), "--written", str(written), "--date", "2026-01-02"),
-        *("--out", str(out or model)),
+        *("--data", str(data), "--encoder_dir", str(encoder_dir)),
+        *("--date", "2026-01-02", "--threads", "1", "--out", str(out)),
     ]
 
 
 def test_it_writes_an_artefact_that_loads_and_prints_json_last(
-    folders: tuple[Path, Path, Path], capsys: pytest.CaptureFixture[str]
+    data: Path, tiny_encoder_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(arguments(folders)) == 0
+    out = tmp_path / "model"
+    assert main(arguments(data, tiny_encoder_dir, out)) == 0
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
-    classifier = Classifier.load(folders[2])
+    classifier = Classifier.load(out)
     assert classifier.specialties == LABELS
     assert classifier.version == report["version"]
-    manifest = json.loads((folders[2] / "manifest.json").read_text(encoding="utf-8"))
-    assert set(manifest["data"]) == {"a.jsonl", "b.jsonl", "written.jsonl"}
-    assert all(len(entry["sha256"]) == 64 for entry in manifest["data"].values())
-    assert "scripts.train_router" in manifest["command"]
-    assert str(folders[0]) not in manifest["command"]  # no path of this machine
-    assert any("MedQuAD (CC BY 4.0)" in line for line in manifest["attribution"])
+    assert report["num_examples"] == {
+        "encoder": len(small_questions(0)) + 1,
+        "head": len(small_questions(1)) + 1,
+        "validation": len(small_questions(2)) + 1,
+        "held_out": 0,
+    }
+    assert report["bytes"] == sum(p.stat().st_size for p in out.iterdir())
+    [found] = classifier.classify([["tell me about eczema rash please"]])
+    assert max(found.last.probabilities, key=found.last.probabilities.get) == "dermatology"
+    manifest = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
+    assert manifest["data"]["sources"] == ["written:small.jsonl"]
+    assert manifest["attribution"] == {"written": "ours"}
+    assert manifest["num_examples"]["validation"]["cardiology"] == 24  # terms are not scored
 
 
-def test_the_same_command_gives_the_same_weights(
-    folders: tuple[Path, Path, Path], tmp_path: Path
+def test_the_command_is_kept_without_paths_of_this_machine(
+    data: Path, tiny_encoder_dir: Path, tmp_path: Path
 ) -> None:
-    for name in ("one", "two"):
-        assert main(arguments(folders, tmp_path / name)) == 0
-    one, two = ((tmp_path / name / "weights.npz").read_bytes() for name in ("one", "two"))
-    assert one == two
+    given = [
+        f"--data={data}",
+        f"--encoder_dir={tiny_encoder_dir}",
+        *("--out", str(tmp_path / "model")),
+    ]
+    assert main(given) == 0
+    text = (tmp_path / "model" / MANIFEST).read_text(encoding="utf-8")
+    command = json.loads(text)["command"]
+    assert command == (
+        "python -m scripts.train_router --data=data --encoder_dir=encoder --out model"
+    )
+    assert str(tmp_path) not in text
 
 
-def test_validation_and_a_part_of_the_written_questions_are_held_out(
-    folders: tuple[Path, Path, Path],
+def test_the_same_command_gives_the_same_bytes_and_another_seed_others(
+    data: Path, tiny_encoder_dir: Path, tmp_path: Path
 ) -> None:
-    training, calibration, _ = load_questions(folders[0], folders[1])
-    public = [q for q in training if q.source != "written"]
-    assert {q.text for q in public} == {q.text for q in small_questions(0)}
-    held_out = {q.text for q in calibration if q.source == "written"}
-    kept = {q.text for q in training if q.source == "written"}
-    assert held_out
-    assert not held_out & kept
-    assert len(held_out) < len(kept)
+    for name, seed in (("one", "0"), ("two", "0"), ("three", "3")):
+        given = arguments(data, tiny_encoder_dir, tmp_path / name / "model")
+        assert main([*given, "--seed", seed]) == 0
+    for file in (tmp_path / "one" / "model").iterdir():
+        assert file.read_bytes() == (tmp_path / "two" / "model" / file.name).read_bytes()
+    one, three = (tmp_path / n / "model" / "features.npz" for n in ("one", "three"))
+    assert one.read_bytes() != three.read_bytes()  # terms stand in other questions
+
+
+def test_terms_are_put_into_questions_where_they_train(data: Path) -> None:
+    examples = read_examples(data, seed=0)
+    for split in ("encoder", "head"):
+        [term] = [e for e in examples[split] if e.kind == "term"]
+        assert "angina pectoris" in term.text.lower()
+    [plain] = [e for e in examples["validation"] if e.kind == "term"]
+    assert plain.text == "Angina Pectoris"
+    seeds = {read_examples(data, seed)["head"][-1].text for seed in range(20)}
+    assert len(seeds) > 5
+    assert read_examples(data, 4) == read_examples(data, 4)
+    assert all(e.group.startswith("text ") for e in examples["head"])
+
+
+GOOD = rows()[0]
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "bad.jsonl, line 2: not JSON"),
-        ("[1]", "bad.jsonl, line 2: a JSON object"),
-        ('{"input": "", "specialty": "x", "lang": "en"}', "bad.jsonl, line 2: 'input' must be"),
-        ('{"input": "rash", "lang": "en"}', "bad.jsonl, line 2: 'specialty' must be"),
-        (
-            '{"input": "rash", "specialty": "dermatology", "lang": "en", "split": "test"}',
-            "bad.jsonl, line 2: split 'test'; expected train or validation",
-        ),
-        (
-            '{"input": "rash", "specialty": "astrology", "lang": "en", "split": "train"}',
-            "unknown label(s) astrology",
-        ),
+        ("{", "questions.jsonl, line 2: not JSON"),
+        ("[1]", "questions.jsonl, line 2: a JSON object"),
+        (json.dumps(GOOD | {"input": " "}), "questions.jsonl, line 2: input must be a text"),
+        (json.dumps(GOOD | {"input": 7}), "questions.jsonl, line 2: input must be a text"),
+        (json.dumps(GOOD | {"group": None}), "questions.jsonl, line 2: group must be a text"),
+        (json.dumps(GOOD | {"split": "test"}), "questions.jsonl, line 2: split 'test'; expected"),
+        (json.dumps({"split": "head"}), "line 2: id, input, specialty, lang, source, group, kind"),
+        (json.dumps(GOOD | {"specialty": "astrology"}), "unknown label(s) astrology"),
     ],
 )
 def test_a_bad_line_is_named(
-    folders: tuple[Path, Path, Path],
+    data: Path,
+    tiny_encoder_dir: Path,
+    tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     line: str,
     message: str,
 ) -> None:
-    good = json.dumps(item(small_questions(0)[0], "train"))
-    (folders[0] / "bad.jsonl").write_text(f"{good}\n{line}\n", encoding="utf-8")
-    assert main(arguments(folders)) == 2
+    lines = (data / QUESTIONS).read_text(encoding="utf-8").splitlines()
+    lines.insert(1, line)
+    (data / QUESTIONS).write_text("\n".join(lines), encoding="utf-8")
+    assert main(arguments(data, tiny_encoder_dir, tmp_path / "model")) == 2
     assert message in capsys.readouterr().err
-    assert not folders[2].exists()
+    assert not (tmp_path / "model").exists()
 
 
-@pytest.mark.parametrize("missing", [0, 1])
 def test_a_missing_input_is_named(
-    folders: tuple[Path, Path, Path], capsys: pytest.CaptureFixture[str], missing: int
+    data: Path, tiny_encoder_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    absent = folders[missing].with_name("absent")
-    changed = (absent, *folders[1:]) if missing == 0 else (folders[0], absent, folders[2])
-    assert main(arguments(changed)) == 2
-    assert str(absent) in capsys.readouterr().err
+    absent = tmp_path / "absent"
+    for given in (
+        arguments(absent, tiny_encoder_dir, tmp_path / "model"),
+        arguments(data, absent, tmp_path / "model"),
+    ):
+        assert main(given) == 2
+        assert str(absent) in capsys.readouterr().err
+    for damage in ("{", "{}", "[]"):
+        (data / MANIFEST).write_text(damage)
+        assert main(arguments(data, tiny_encoder_dir, tmp_path / "model")) == 2
+        assert "manifest.json cannot be read" in capsys.readouterr().err
+    assert not (tmp_path / "model").exists()
 
 
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:
