@@ -45,7 +45,9 @@ def read_entries(source: Source) -> list[Entry]:
         raise DataError(f"--source {source.kind}:{source.path}: no such file or folder")
     try:
         entries = list(READERS[source.kind](source))
-    except (KeyError, TypeError, AttributeError, ElementTree.ParseError) as error:
+    except DataError:
+        raise
+    except (LookupError, TypeError, AttributeError, ValueError, ElementTree.ParseError) as error:
         raise DataError(
             f"--source {source.kind}:{source.path}: not the format that kind {source.kind} expects "
             f"({type(error).__name__}: {error})"
