@@ -114,16 +114,24 @@ async def test_the_event_loop_goes_on(replica: RouterReplica) -> None:
 
 
 async def test_live_settings_move_the_thresholds(replica: RouterReplica) -> None:
-    question = [["tell me about eczema rash please"]]
-    assert (await replica.classify(question))[0].reason is Reason.NO_ADAPTER
-    replica.reconfigure({"min_confidence": 1.0})
-    assert (await replica.classify(question))[0].reason is Reason.LOW_CONFIDENCE
-    replica.reconfigure({"min_margin": 1.0})
-    assert (await replica.classify(question))[0].reason is Reason.LOW_CONFIDENCE
+    classifier = replica._router.current
+    assert replica._thresholds(classifier) == classifier.thresholds
+    replica.reconfigure({"min_confidence": 0.9, "min_margin": 0.8})
+    moved = replica._thresholds(classifier)
+    assert (moved.min_confidence, moved.min_margin) == (0.9, 0.8)
+    assert moved.min_in_scope == classifier.thresholds.min_in_scope
     replica.reconfigure({"min_confidence": 7})  # refused: what was in force stays
-    assert (await replica.classify(question))[0].reason is Reason.LOW_CONFIDENCE
-    replica.reconfigure({})
-    assert (await replica.classify(question))[0].reason is Reason.NO_ADAPTER
+    assert replica._thresholds(classifier) == moved
+    replica.reconfigure({"reload_check_s": 0.0})
+    assert replica._router._period_s() == 0
+    assert replica._thresholds(classifier) == classifier.thresholds
+
+
+async def test_the_thresholds_in_force_decide(replica: RouterReplica) -> None:
+    question = [["football recipe guitar weather"]]
+    assert (await replica.classify(question))[0].reason is Reason.OUT_OF_SCOPE
+    replica.reconfigure({"min_in_scope": 0.0})
+    assert (await replica.classify(question))[0].reason is not Reason.OUT_OF_SCOPE
 
 
 async def test_a_named_specialty_needs_no_classification(replica: RouterReplica) -> None:
