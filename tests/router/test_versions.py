@@ -214,7 +214,7 @@ def test_readers_never_see_a_half_state(three: list[Path], folder: Path) -> None
     readers = [threading.Thread(target=read) for _ in range(3)]
     for reader in readers:
         reader.start()
-    for _ in range(12):
+    for _ in range(6):
         roll_back(folder)
         publish(three[2], folder)
         roll_back(folder)
