@@ -1,7 +1,8 @@
 """Questions -> calibrated probabilities over the specialties, scope, language and evidence.
 
-Two views of each text, hashed n-grams (ngrams.py) and a sentence encoder (encoder.py), meet in one
-linear head (head.py). The artefact that holds them is a folder (artefact.py).
+Hashed n-grams (ngrams.py) and a sentence encoder (encoder.py) read each text, a long one in pieces
+too (reading.py), and meet in one linear head (head.py). The artefact that holds them is a folder
+(artefact.py).
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,11 +15,10 @@ import numpy.typing as npt
 
 from router import language
 from router.artefact import Artefact, load_artefact
-from router.encoder import Encoded
 from router.features import Word, words_of
 from router.head import sigmoid
-from router.ngrams import NgramScores
 from router.policy import Thresholds
+from router.reading import Reading, View, read
 from router.text import clean
 
 DECAY = 0.5  # weight of a user turn relative to the next newer one
@@ -54,10 +54,7 @@ class Classification:
 
 @dataclass(frozen=True, slots=True)
 class _Turn:
-    text: str  # cleaned
-    words: list[Word]
-    encoded: Encoded
-    ngrams: NgramScores
+    reading: Reading
     logits: Floats  # (S,), not yet divided by the temperature
     scope: float  # logit
     has_signal: bool
@@ -109,47 +106,35 @@ class Classifier:
 
     def features(self, texts: Sequence[str]) -> Floats:
         """What the head sees of each text, (texts, D + S0 + 1); holds none of its words."""
-        artefact = self._artefact
-        cleaned = [clean(text) for text in texts]
-        rows = [
-            artefact.projection.features(encoded.pooled, artefact.ngrams.score(words_of(text)))
-            for text, encoded in zip(cleaned, artefact.encoder.encode(cleaned), strict=True)
-        ]
-        return np.stack(rows)
+        return np.stack([reading.features for reading in self._read(texts)])
 
     def language(self, text: str) -> str:
         """ISO 639-1 code of a text, or "und" when it is too short to tell. Quick: of a long text
         only the beginning is read."""
         cleaned = clean(text[:LANGUAGE_CHARS])
         words = words_of(cleaned)
-        return self._language(cleaned, words, self._artefact.ngrams.score(words))
+        french = self._artefact.ngrams.score(words).french
+        return self._detect(cleaned, words, french)
+
+    def _read(self, texts: Sequence[str]) -> list[Reading]:
+        artefact = self._artefact
+        return read(
+            [clean(text) for text in texts], artefact.encoder, artefact.ngrams, artefact.projection
+        )
 
     def _turns(self, texts: Sequence[str]) -> list[_Turn]:
-        artefact = self._artefact
-        cleaned = [clean(text) for text in texts]
-        encoded = artefact.encoder.encode(cleaned)
-        words = [words_of(text) for text in cleaned]
-        ngrams = [artefact.ngrams.score(found) for found in words]
         if not texts:
             return []
-        features = np.stack(
-            [
-                artefact.projection.features(e.pooled, n)
-                for e, n in zip(encoded, ngrams, strict=True)
-            ]
-        )
-        logits, scopes = artefact.head.logits(features)
+        readings = self._read(texts)
+        logits, scopes = self._artefact.head.logits(np.stack([r.features for r in readings]))
         return [
             _Turn(
-                text=cleaned[i],
-                words=words[i],
-                encoded=encoded[i],
-                ngrams=ngrams[i],
+                reading=reading,
                 logits=logits[i],
                 scope=float(scopes[i]),
-                has_signal=any(self._carries_signal(word) for word in words[i]),
+                has_signal=any(self._carries_signal(word) for word in reading.whole.words),
             )
-            for i in range(len(texts))
+            for i, reading in enumerate(readings)
         ]
 
     def _classify(self, turns: Sequence[_Turn]) -> Classification:
@@ -160,7 +145,7 @@ class Classifier:
             last=last,
             conversation=conversation,
             num_turns=len(turns),
-            language=self._language(newest.text, newest.words, newest.ngrams),
+            language=self._language(newest.reading.whole),
             evidence=self._evidence(newest),
         )
 
@@ -183,35 +168,40 @@ class Classifier:
         listed = (*self._artefact.function_words.values(), *self._artefact.generic.values())
         return len(word.normal) > 1 and not any(word.normal in group for group in listed)
 
-    def _language(self, text: str, words: list[Word], ngrams: NgramScores) -> str:
-        p_french = float(sigmoid(np.asarray(ngrams.french)))
+    def _language(self, view: View) -> str:
+        return self._detect(view.text, view.words, view.ngrams.french)
+
+    def _detect(self, text: str, words: list[Word], french: float) -> str:
+        p_french = float(sigmoid(np.asarray(french)))
         return language.detect(words, text, p_french, self._artefact.function_words)
 
     def _evidence(self, turn: _Turn) -> tuple[str, ...]:
-        """Phrases that raised the top specialty most above the mean of the others.
+        """Phrases that raised the top specialty most above the mean of the others, in the view
+        that weighs most.
 
         The head is linear in the pooled vector and in the n-gram logits, and both are sums over
         tokens or features, so each word's share of the difference is exact.
         """
-        if not turn.has_signal or not turn.words:
+        view = turn.reading.strongest
+        if not turn.has_signal or not view.words:
             return ()
         head, projection = self._artefact.head, self._artefact.projection
         top = int(np.argmax(turn.logits))
         direction = head.specialty[:, top] - head.specialty.mean(axis=1)
         num_components = projection.components.shape[1]
-        by_token = turn.encoded.weights * (
-            (turn.encoded.states - projection.mean)
+        by_token = view.encoded.weights * (
+            (view.encoded.states - projection.mean)
             @ (projection.components @ direction[:num_components])
         )
         ngram_direction = direction[num_components:-1] * projection.ngram_scale
         by_word = self._artefact.ngrams.by_word(
-            turn.ngrams.vector, ngram_direction, len(turn.words)
+            view.ngrams.vector, ngram_direction, len(view.words)
         )
-        by_word += _of_words(by_token, turn.encoded.spans, turn.words)
-        for position, word in enumerate(turn.words):
+        by_word += _of_words(by_token, view.encoded.spans, view.words)
+        for position, word in enumerate(view.words):
             if not self._carries_signal(word):
                 by_word[position] = 0.0
-        return _phrases(turn.text, turn.words, by_word)
+        return _phrases(view.text, view.words, by_word)
 
 
 def _of_words(

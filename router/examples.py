@@ -31,8 +31,10 @@ class Recipe:
     min_count: int = 3
     max_features: int = 40_000
     ngram_c: float = 10.0
-    num_components: int = 96
-    head_c: float = 0.05
+    num_components: int = 64
+    projection_c: float = 0.01
+    max_projection_examples: int = 40_000
+    head_c: float = 0.02
     scope_c: float = 0.3
     num_folds: int = 5
     wrong_cost: float = 1.0  # of naming the wrong specialist

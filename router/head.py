@@ -1,9 +1,10 @@
 """The head: encoder and n-grams together -> calibrated specialties and scope.
 
-A text's features (D + S0 + 1,) are D principal components of the encoder's pooled vector, the S0
-logits of the n-gram specialties and the n-gram scope logit, each scaled to a like size. They are
-all that the head sees, so it can be fitted anew without any text (head_training.py, extension.py).
-S specialties; S0 of them are known to the n-grams.
+A view's features (D + S0 + 1,) are D directions of the encoder's pooled vector (principal
+components, then the S0 specialties and the scope as the encoder learnt them), the S0 logits of the
+n-gram specialties and the n-gram scope logit, each scaled to a like size. They are all that the
+head sees, so it can be fitted anew without any text (head_training.py, extension.py). S
+specialties; S0 of them are known to encoder and n-grams.
 """
 
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import numpy.typing as npt
 from router.ngrams import NgramScores
 
 Floats = npt.NDArray[np.float32]
+RELEVANCE = 0.5
 MAX_LOG_ODDS = 7.0  # of a probability that is as good as certain
 
 
@@ -23,7 +25,7 @@ class Projection:
     """Encoder and n-gram outputs -> features."""
 
     mean: Floats  # (H,)
-    components: Floats  # (H, D), scaled
+    components: Floats  # (H, D), scaled; the last is the scope
     ngram_scale: float
 
     def features(self, pooled: Floats, ngrams: NgramScores) -> Floats:
@@ -35,6 +37,14 @@ class Projection:
                 [ngrams.scope * self.ngram_scale],
             ]
         ).astype(np.float32)
+
+    def relevance(self, features: Floats) -> Floats:
+        """(views, D + S0 + 1) -> (views,): what a view of a text weighs, before the softmax.
+
+        RELEVANCE times the scope logits of encoder and n-grams, which both end their block.
+        """
+        scopes = features[:, self.components.shape[1] - 1] + features[:, -1]
+        return np.asarray(RELEVANCE * scopes / self.ngram_scale)
 
 
 @dataclass(frozen=True, slots=True)

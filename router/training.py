@@ -1,13 +1,15 @@
 """Examples and an encoder -> a trained artefact folder. Needs scikit-learn; serving never imports
 this.
 
-The n-grams learn from the examples of `encoder` (those the encoder has learnt from), the head from
-`head`, which neither has seen. `validation` is stored beside them and only scored.
+The n-grams and the directions of the encoder's vector are learnt from the examples of `encoder`
+(those the encoder has learnt from), the head from `head`, which none of them has seen. `validation`
+is stored beside them and only scored.
 """
 
 import hashlib
 import io
 import json
+import random
 import shutil
 import zipfile
 import zlib
@@ -20,18 +22,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import yaml
+from sklearn.linear_model import LogisticRegression
 
 from router.artefact import BUILT_IN, CALIBRATION, FEATURES, FORMAT_VERSION, MANIFEST, WEIGHTS
 from router.encoder import ENCODER, TOKENIZER, TextEncoder
-from router.examples import OUT_OF_SCOPE, Example, Recipe, example_weights
+from router.examples import OUT_OF_SCOPE, Example, Recipe, balanced, example_weights
 from router.features import words_of
 from router.head import Head, Projection
 from router.head_training import FeatureSet, FittedHead, fit_head, recalls, restored, stored
 from router.ngram_training import train_ngrams
 from router.ngrams import NgramModel
+from router.reading import read
 from router.text import clean
 
-NGRAM_SCALE = 0.2  # of the n-gram logits beside components of variance 1 and less
+LOGIT_SCALE = 0.2  # of learnt logits beside components of variance 1 and less
+BATCH = 2000  # texts in one call of the encoder: bounds the memory
 SPECIALTIES_FILE = Path(__file__).resolve().parent / "specialties.yaml"
 
 
@@ -71,11 +76,12 @@ def train(
         check_labels(name, examples, labels)
     ngrams = train_ngrams(encoder_set, labels, recipe)
     examples = [*head_set, *validation]
-    pooled = np.stack([e.pooled for e in encoder.encode([clean(e.text) for e in examples])])
-    projection = fit_projection(pooled[: len(head_set)], recipe)
+    projection = fit_projection(encoder_set, labels, encoder, recipe)
+    texts = [clean(e.text) for e in examples]
     rows = [
-        projection.features(vector, ngrams.score(words_of(clean(example.text))))
-        for vector, example in zip(pooled, examples, strict=True)
+        reading.features
+        for start in range(0, len(texts), BATCH)
+        for reading in read(texts[start : start + BATCH], encoder, ngrams, projection)
     ]
     weights = [example_weights(part, recipe) for part in (head_set, validation) if part]
     folds = [zlib.crc32((e.group or e.text).encode()) % recipe.num_folds for e in examples]
@@ -138,17 +144,49 @@ def check_labels(name: str, examples: Sequence[Example], labels: Sequence[str]) 
         raise ValueError(f"{name} set: no question for {', '.join(missing)}")
 
 
-def fit_projection(pooled: npt.NDArray[np.float32], recipe: Recipe) -> Projection:
-    """Principal components of the pooled vectors (N, H), the first with variance 1."""
+def fit_projection(
+    encoder_set: Sequence[Example], labels: Sequence[str], encoder: TextEncoder, recipe: Recipe
+) -> Projection:
+    """Directions of the pooled vector: principal components, the first with variance 1, then what
+    linear models of specialty and scope find in the examples that the encoder learnt from."""
+    sample = _sample(encoder_set, recipe)
+    pooled = np.concatenate(
+        [
+            np.stack([e.pooled for e in encoder.encode([clean(x.text) for x in part])])
+            for part in (sample[i : i + BATCH] for i in range(0, len(sample), BATCH))
+        ]
+    )
     mean = pooled.mean(axis=0)
-    _, sizes, components = np.linalg.svd(pooled - mean, full_matrices=False)
+    centred = pooled - mean
+    _, sizes, components = np.linalg.svd(centred[:: max(1, len(centred) // 10_000)], False)
     count = min(recipe.num_components, len(components))
     signs = np.sign(components[np.arange(count), np.abs(components[:count]).argmax(axis=1)])
-    scale = np.sqrt(len(pooled)) / sizes[0]
-    directions = (components[:count] * signs[:, None] * scale).T
-    return Projection(
-        mean.astype(np.float32), directions.astype(np.float16).astype(np.float32), NGRAM_SCALE
+    spread = float(np.sqrt((centred @ components[0]).var()))
+    directions = [(components[:count] * signs[:, None] / spread).T]
+    inside = np.array([e.specialty != OUT_OF_SCOPE for e in sample])
+    targets = np.array([e.specialty for e in sample])
+    weights = example_weights(sample, recipe)
+    scaled = centred / spread
+    specialty = LogisticRegression(C=recipe.projection_c, max_iter=300, tol=1e-3).fit(
+        scaled[inside], targets[inside], sample_weight=weights[inside]
     )
+    scope = LogisticRegression(C=recipe.projection_c, max_iter=300, tol=1e-3).fit(
+        scaled, inside, sample_weight=balanced(weights, inside)
+    )
+    for found in (specialty.coef_, scope.coef_):
+        directions.append(LOGIT_SCALE * found.T / spread)
+    columns = np.concatenate(directions, axis=1)
+    return Projection(
+        mean.astype(np.float32), columns.astype(np.float16).astype(np.float32), LOGIT_SCALE
+    )
+
+
+def _sample(examples: Sequence[Example], recipe: Recipe) -> list[Example]:
+    """All questions and passages, and as many terms as fit into `max_projection_examples`."""
+    chosen = [e for e in examples if e.kind != "term"][: recipe.max_projection_examples]
+    terms = [e for e in examples if e.kind == "term"]
+    count = min(len(terms), recipe.max_projection_examples - len(chosen))
+    return [*chosen, *random.Random(recipe.seed).sample(terms, count)]
 
 
 def save(trained: Trained, directory: Path, *, date: str, provenance: Mapping[str, Any]) -> str:

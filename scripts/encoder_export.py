@@ -6,6 +6,7 @@ states, and how much the pooled vector listens to each token, before the softmax
 com.microsoft).
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -174,3 +175,43 @@ def _norm(graph: _Graph, norm: torch.nn.Module, x: str, name: str) -> str:
 def _packed(codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """(N, K) values of 4 bits -> (N, K / 2) bytes, the first of two in the low half."""
     return np.asarray(codes[:, 0::2] | (codes[:, 1::2] << 4), dtype=np.uint8)
+
+
+def read_back(path: Path, num_specialties: int) -> Encoder:
+    """The encoder of an exported file, its weights the values that 4 bits held; heads are new."""
+    graph = onnx.load(path).graph
+    found = {tensor.name: tensor for tensor in graph.initializer}
+    rows, hidden = found["word.q"].dims
+    num_layers = sum(name.endswith(".qkv.q") for name in found)
+    heads = next(a.i for node in graph.node for a in node.attribute if a.name == "num_heads")
+    encoder = Encoder(rows, num_specialties, hidden=hidden, num_heads=heads, num_layers=num_layers)
+
+    def floats(name: str) -> torch.Tensor:
+        return torch.from_numpy(numpy_helper.to_array(found[name]).astype(np.float32))
+
+    def unpacked(name: str, shape: torch.Size) -> torch.Tensor:
+        raw = np.frombuffer(found[f"{name}.q"].raw_data, np.uint8)
+        codes = np.stack([raw & 15, raw >> 4], axis=-1).reshape(-1, GROUP).astype(np.float32)
+        scales = floats(f"{name}.scale").reshape(-1, 1)
+        return (torch.from_numpy(codes - 8) * scales).reshape(shape)
+
+    with torch.no_grad():
+        encoder.word.weight.copy_(unpacked("word", encoder.word.weight.shape))
+        encoder.position.weight.copy_(floats("positions.16"))
+        _read_norm(encoder.norm, floats, "embedded.norm")
+        encoder.attention.weight.copy_(floats("attention.w").T)
+        for number, layer in enumerate(encoder.layers):
+            assert isinstance(layer, Layer)
+            for part in ("qkv", "out", "up", "down"):
+                linear = getattr(layer, part)
+                linear.weight.copy_(unpacked(f"l{number}.{part}", linear.weight.shape))
+                linear.bias.copy_(floats(f"l{number}.{part}.b"))
+            _read_norm(layer.norm_1, floats, f"l{number}.norm_1")
+            _read_norm(layer.norm_2, floats, f"l{number}.norm_2")
+    return encoder
+
+
+def _read_norm(norm: torch.nn.Module, floats: Callable[[str], torch.Tensor], name: str) -> None:
+    assert isinstance(norm, torch.nn.LayerNorm)
+    norm.weight.copy_(floats(f"{name}.w"))
+    norm.bias.copy_(floats(f"{name}.b"))

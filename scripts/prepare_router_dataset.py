@@ -13,8 +13,8 @@ The kinds of source are listed in scripts/router_sources.py. Each entry goes to 
 
 No disease, sign or text of a set of questions is in two splits. Terminologies train whatever the
 questions are about: a router should know the names that public lists have. With `--unseen_names`
-they lose every name that a head or validation question is about, which measures what the router does with
-names that it never saw. `--hold_out SOURCE` (repeatable) moves a whole source to the split
+they lose every name that a head or validation question is about, which measures what the router
+does with names that it never saw. `--hold_out SOURCE` (repeatable) moves a whole source to the split
 `held_out`. Written: questions.jsonl and manifest.json (counts, hashes,
 licences); the same sources give the same bytes. The last line of stdout is one JSON object.
 """
@@ -34,10 +34,12 @@ from tqdm import tqdm
 
 from scripts.attributions import ATTRIBUTIONS, origin
 from scripts.dataset_sources import Source
+from scripts.router_augmentation import neutral_letters
 from scripts.router_entry import Entry
 from scripts.router_sources import OPTIONS, OUT_OF_SCOPE, READERS, read_entries
 from scripts.training_data import DataError
 
+NUM_NEUTRAL = 200  # letters a language
 HEAD_PERCENT = 15  # of the groups that may train
 WRITTEN_HEAD_PERCENT = 20  # of our own: they are what patients' questions look like
 QUESTIONS = "questions.jsonl"
@@ -84,6 +86,8 @@ def prepare(
         raise DataError(
             f"--hold_out {', '.join(unknown)}: no such source; there are {', '.join(sorted(known))}"
         )
+    if any(source.kind == "written" for source in parsed):
+        entries += neutral_entries()
     split = split_entries(_first_of_each(entries), frozenset(hold_out), unseen_names=unseen_names)
     out.mkdir(parents=True, exist_ok=True)
     lines = "".join(json.dumps(_row(e), ensure_ascii=False) + "\n" for e in split)
@@ -120,6 +124,24 @@ def parse(text: str) -> Source:
         there = ", ".join(sorted(OPTIONS[kind])) or "none"
         raise DataError(f"--source {text}: no option {', '.join(unknown)}; there is {there}")
     return Source(kind, path, options)
+
+
+def neutral_entries() -> list[Entry]:
+    """Out of scope: the sentences that pad training texts, by themselves."""
+    return [
+        Entry(
+            id=f"neutral-{lang}-{number}",
+            text=text,
+            specialty=OUT_OF_SCOPE,
+            lang=lang,
+            source="written",
+            group=f"text {text.lower()}",
+            kind="question",
+            split="train",
+        )
+        for lang in ("en", "fr")
+        for number, text in enumerate(neutral_letters(lang, NUM_NEUTRAL, seed=0))
+    ]
 
 
 def _first_of_each(entries: Iterable[Entry]) -> list[Entry]:

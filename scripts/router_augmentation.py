@@ -103,6 +103,32 @@ PADDING = {
         "We had guests that weekend and I had cooked for ten people.",
         "I have never asked a question here before.",
         "Thank you for taking the time to read all this.",
+        "The trains were late again, so I wrote most of this on the platform.",
+        "We have two dogs and a cat, and the house is never quiet.",
+        "On Saturday we went to the market and met half of the village.",
+        "My brother lives abroad and only visits at Christmas.",
+        "The weather has been strange lately, one day sun and the next day snow.",
+        "I changed jobs in spring and now drive forty minutes each way.",
+        "Our kitchen is being renovated, so everything is in boxes.",
+        "My grandson set up this account for me.",
+        "I read your last newsletter with interest.",
+        "We celebrated my father's eightieth birthday last month.",
+        "I usually go for a walk by the river after lunch.",
+        "The children are back at school and the evenings are calmer.",
+        "My colleague had a similar story, but hers ended differently.",
+        "I am not very good with computers, so please excuse the mistakes.",
+        "At the weekend I help out in a second-hand bookshop.",
+        "We have been married for thirty years and still argue about the dishes.",
+        "There was a strike, so the post arrived a week late.",
+        "I wrote down everything in a notebook, page after page.",
+        "Somebody told me to be patient and to wait a little.",
+        "I will be away from the tenth to the twentieth.",
+        "The flat upstairs is empty and we hope for nice neighbours.",
+        "My niece studies law and always wants proof for everything.",
+        "If you need my address or my date of birth, tell me.",
+        "I hope that this is clear, I have never been good at explaining things.",
+        "In the end we sold the old car and bought bicycles.",
+        "It is nothing urgent, I think, but I would like to know.",
     ),
     "fr": (
         "Je vous écris parce que ma sœur m'a conseillé votre service.",
@@ -129,6 +155,32 @@ PADDING = {
         "Nous avions des invités ce week-end et j'avais cuisiné pour dix.",
         "C'est la première fois que je pose une question ici.",
         "Merci d'avoir pris le temps de lire tout cela.",
+        "Les trains avaient encore du retard, j'ai écrit presque tout ceci sur le quai.",
+        "Nous avons deux chiens et un chat, la maison n'est jamais calme.",
+        "Samedi nous sommes allés au marché et nous avons croisé tout le village.",
+        "Mon frère vit à l'étranger et ne revient qu'à Noël.",
+        "Le temps est bizarre en ce moment, un jour du soleil et le lendemain de la neige.",
+        "J'ai changé de travail au printemps et je fais quarante minutes de route.",
+        "Notre cuisine est en travaux, tout est dans des cartons.",
+        "C'est mon petit-fils qui m'a créé ce compte.",
+        "J'ai lu votre dernière lettre d'information avec intérêt.",
+        "Nous avons fêté les quatre-vingts ans de mon père le mois dernier.",
+        "D'habitude je me promène au bord de la rivière après le déjeuner.",
+        "Les enfants ont repris l'école et les soirées sont plus tranquilles.",
+        "Ma collègue a vécu une histoire semblable, mais la sienne a fini autrement.",
+        "Je ne suis pas très douée avec l'ordinateur, excusez les fautes.",
+        "Le week-end je donne un coup de main dans une librairie d'occasion.",
+        "Nous sommes mariés depuis trente ans et nous nous disputons encore pour la vaisselle.",
+        "Il y avait une grève et le courrier est arrivé avec une semaine de retard.",
+        "J'ai tout noté dans un cahier, page après page.",
+        "On m'a dit d'être patiente et d'attendre un peu.",
+        "Je serai absente du dix au vingt.",
+        "L'appartement du dessus est vide et nous espérons des voisins sympathiques.",
+        "Ma nièce étudie le droit et veut toujours des preuves de tout.",
+        "Si vous avez besoin de mon adresse ou de ma date de naissance, dites-le-moi.",
+        "J'espère que c'est clair, je n'ai jamais su expliquer les choses.",
+        "Finalement nous avons vendu la vieille voiture et acheté des vélos.",
+        "Ce n'est pas pressé, je crois, mais j'aimerais savoir.",
     ),
 }
 NEIGHBOURS = {
@@ -144,9 +196,9 @@ class Rates:
     """How often each change is made to a training text."""
 
     courtesy: float = 0.12
-    padding: float = 0.08
+    padding: float = 0.15
     no_accents: float = 0.15
-    typos: float = 0.15
+    typos: float = 0.3
     no_punctuation: float = 0.15
 
 
@@ -168,7 +220,7 @@ def altered(text: str, lang: str, generator: random.Random, rates: Rates) -> str
     if generator.random() < rates.no_accents:
         text = without_accents(text)
     if generator.random() < rates.typos:
-        text = with_typos(text, generator)
+        text = with_typos(text, generator, generator.choice((0.02, 0.04, 0.06)))
     if generator.random() < rates.no_punctuation:
         text = without_punctuation(text)
     return text
@@ -181,6 +233,15 @@ def padded(text: str, lang: str, generator: random.Random) -> str:
     sentences = sentences[: generator.choice((2, 4, 8, 16))]
     sentences.insert(generator.randint(0, len(sentences)), text)
     return " ".join(sentences)
+
+
+def neutral_letters(lang: str, count: int, seed: int) -> list[str]:
+    """Letters of 1 to 6 sentences that ask for nothing: out of scope, whatever stands around."""
+    generator = random.Random(f"{seed}/{lang}")
+    letters = [
+        " ".join(generator.sample(PADDING[lang], generator.randint(1, 6))) for _ in range(count)
+    ]
+    return list(dict.fromkeys(letters))
 
 
 def without_accents(text: str) -> str:
