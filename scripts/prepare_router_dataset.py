@@ -14,8 +14,8 @@ The kinds of source are listed in scripts/router_sources.py. Each entry goes to 
 No disease, sign or text of a set of questions is in two splits. Terminologies train whatever the
 questions are about: a router should know the names that public lists have. With `--unseen_names`
 they lose every name that a head or validation question is about, which measures what the router
-does with names that it never saw. `--hold_out SOURCE` (repeatable) moves a whole source to the split
-`held_out`. Written: questions.jsonl and manifest.json (counts, hashes,
+does with names that it never saw. `--hold_out SOURCE` (repeatable) moves a whole source to the
+split `held_out`. Written: questions.jsonl and manifest.json (counts, hashes,
 licences); the same sources give the same bytes. The last line of stdout is one JSON object.
 """
 
