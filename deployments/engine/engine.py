@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from deployments.engine.decoder import DecoderInfo, GroupDecoder
 from deployments.engine.detokenizer import TextStream
+from deployments.engine.group_scheduler import next_group
 from deployments.engine.request import (
     DecoderFailed,
     EngineError,
@@ -30,7 +31,6 @@ from deployments.engine.request import (
     TokenEvent,
     UnknownAdapter,
 )
-from deployments.engine.scheduler import next_group
 
 logger = logging.getLogger(__name__)
 

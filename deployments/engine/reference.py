@@ -207,8 +207,8 @@ class ReferenceDecoder:
     @torch.inference_mode()
     def generate(self, group: Sequence[Request], sink: RowSink) -> None:
         sampling = group[0].sampling
-        if len(group) > 1 and not all(r.sampling.is_greedy for r in group):
-            raise ValueError("a group of several requests must be greedy")
+        if len(group) > 1 and not all(r.sampling.is_argmax for r in group):
+            raise ValueError("a group of several requests must be greedy and without penalties")
         input_ids, attention_mask = self._pad([r.prompt_ids for r in group])
         config = self._generation_config(sampling, max(r.sampling.max_tokens for r in group))
         with self._adapter_set(), _seeded(sampling, str(self._base.device)):
@@ -243,15 +243,19 @@ class ReferenceDecoder:
         return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
     def _generation_config(self, sampling: SamplingParams, max_new_tokens: int) -> GenerationConfig:
-        picked = (
+        picked: dict[str, Any] = (
             {}
             if sampling.is_greedy
             else {
                 "temperature": sampling.temperature,
                 "top_p": sampling.top_p,
-                "top_k": 0,
+                "top_k": sampling.top_k,
             }
         )
+        if sampling.repetition_penalty != 1:
+            picked["repetition_penalty"] = sampling.repetition_penalty
+        if sampling.min_tokens:
+            picked["min_new_tokens"] = sampling.min_tokens
         return GenerationConfig(
             max_new_tokens=max_new_tokens,
             do_sample=not sampling.is_greedy,
