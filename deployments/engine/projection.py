@@ -1,0 +1,89 @@
+"""A fused linear layer with the layout that its device multiplies fastest, and its LoRA site."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from deployments.engine.lora_bank import LoraRoute, Part, Site
+
+
+class Projection:
+    """y = x @ W.T + bias, W being several linear layers of the base model stacked by rows.
+
+    Layouts: float32 on a CPU multiplies fastest from (in, out), bfloat16 on a CPU from oneDNN's
+    packed blocks, a GPU from the (out, in) of the base model.
+
+    Args:
+        name: unique in the decoder; the LoRA site has the same name.
+        layers: module path -> linear layer. Their weights are taken away as they are read, so that
+            the memory of the base model is not held twice.
+    """
+
+    def __init__(self, name: str, layers: dict[str, torch.nn.Linear], dtype: torch.dtype) -> None:
+        weights = [_take(layer).to(dtype) for layer in layers.values()]
+        biases = [layer.bias for layer in layers.values()]
+        self.name = name
+        self.out_features = sum(len(weight) for weight in weights)
+        self.site = Site(name, weights[0].shape[1], _parts(list(layers), weights))
+        self._bias = _stacked_bias(biases, weights, dtype)
+        weight = torch.cat(weights)
+        self._packed: Any = None
+        if weight.device.type == "cpu" and dtype == torch.bfloat16:
+            self._packed = torch.ops.mkldnn._reorder_linear_weight(weight)
+        elif weight.device.type == "cpu":
+            self._weight = weight.t().contiguous()
+        else:
+            self._weight = weight.t()
+
+    def __call__(self, x: torch.Tensor, lora: LoraRoute | None) -> torch.Tensor:
+        """x (T, in) -> (T, out), each token with its own adapter."""
+        y: torch.Tensor
+        if self._packed is not None:
+            y = torch.ops.mkldnn._linear_pointwise(x, self._packed, self._bias, "none", [], "")
+        elif self._bias is None:
+            y = torch.mm(x, self._weight)
+        else:
+            y = torch.addmm(self._bias, x, self._weight)
+        if lora is not None:
+            lora.add(self.name, x, y)
+        return y
+
+    def add_to(
+        self, residual: torch.Tensor, x: torch.Tensor, lora: LoraRoute | None
+    ) -> torch.Tensor:
+        """residual (T, out) + self(x)."""
+        if self._packed is not None or self._bias is not None:
+            return residual + self(x, lora)
+        y = torch.addmm(residual, x, self._weight)
+        if lora is not None:
+            lora.add(self.name, x, y)
+        return y
+
+
+def _take(layer: torch.nn.Linear) -> torch.Tensor:
+    weight = layer.weight.data
+    layer.weight.data = torch.empty(0, dtype=weight.dtype, device=weight.device)
+    return weight
+
+
+def _parts(modules: Sequence[str], weights: Sequence[torch.Tensor]) -> tuple[Part, ...]:
+    parts, start = [], 0
+    for module, weight in zip(modules, weights, strict=True):
+        parts.append(Part(module, start, start + len(weight)))
+        start += len(weight)
+    return tuple(parts)
+
+
+def _stacked_bias(
+    biases: Sequence[torch.Tensor | None], weights: Sequence[torch.Tensor], dtype: torch.dtype
+) -> torch.Tensor | None:
+    """(out,), zeros where a layer has none; None when no layer has one."""
+    if all(bias is None for bias in biases):
+        return None
+    return torch.cat(
+        [
+            weight.new_zeros(len(weight)) if bias is None else bias.data.to(dtype)
+            for bias, weight in zip(biases, weights, strict=True)
+        ]
+    )
