@@ -113,7 +113,8 @@ class KvCache:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Positions [start, stop) of every row of the span: views, both (n, H, stop - start, D)."""
         last = span.start + span.num_rows * span.capacity
-        rows = self.layers[layer][span.start : last].unflatten(0, (span.num_rows, span.capacity))
+        memory = self.layers[layer][span.start : last]
+        rows = memory.view(span.num_rows, span.capacity, *memory.shape[1:])
         read = rows[:, start:stop].transpose(1, 3)
         return read[:, :, 0], read[:, :, 1]
 
