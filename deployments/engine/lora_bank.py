@@ -156,6 +156,16 @@ class LoraBank:
         Raises:
             BankRefused: no free slot, or the weights do not fit.
         """
+        slot = self.place(name, weights)
+        self.assign(name, slot)
+        return slot
+
+    def place(self, name: str, weights: AdapterWeights) -> int:
+        """Fill a free slot, which no row can have yet; `assign` puts it into service.
+
+        Raises:
+            BankRefused: no free slot, or the weights do not fit.
+        """
         problems = self.misfits(weights)
         if problems:
             raise BankRefused(f"adapter '{name}': {'; '.join(problems)}")
@@ -166,11 +176,14 @@ class LoraBank:
             stack.b[slot].zero_()
             if module in weights.pairs:
                 _fill(stack, slot, weights.pairs[module])
-        self._slot_of[name] = slot
         self._ranks[slot] = weights.rank
         self._modules[slot] = frozenset(weights.pairs)
         self._lanes.clear()
         return slot
+
+    def assign(self, name: str, slot: int) -> None:
+        """Rows that begin with `name` from now on have this slot."""
+        self._slot_of[name] = slot
 
     def evict(self, name: str) -> None:
         """Forget an adapter. Rows that use it keep it to their end.
@@ -269,7 +282,7 @@ class LoraBank:
         return _SiteLanes(torch.cat(a).t().contiguous(), tuple(b))
 
     def _free_slot(self, name: str) -> int:
-        taken = set(self._slot_of.values()) - {self._slot_of.get(name)}
+        taken = set(self._slot_of.values())
         for slot in range(1, self._num_slots):
             if slot not in taken and not self._num_users[slot]:
                 return slot

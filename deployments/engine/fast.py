@@ -1,0 +1,256 @@
+"""The fast decoder: rows that join and leave at any step, each with its own adapter.
+
+Implements StepDecoder (decoder.py) for any Network (network.py). It keeps what a row is between
+two steps: its adapter's slot, how much of its memory is filled, its newest token, its sampling.
+The newest token stays on the device and is fed back there.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from deployments.engine.adapter_reading import AdapterReader, AdapterWeights
+from deployments.engine.attention import DecodeBatch
+from deployments.engine.decoder import AdapterHasNoEffect, DecoderInfo
+from deployments.engine.kv_cache import KvCache
+from deployments.engine.lora_bank import BASE_SLOT, LoraBank
+from deployments.engine.network import Network
+from deployments.engine.pretrained import Pretrained
+from deployments.engine.request import Request, SamplingParams
+from deployments.engine.sampling import Sampler
+from deployments.engine.scheduler import Chunk, StepPlan
+
+logger = logging.getLogger(__name__)
+
+_PROBE_TOKENS = 8
+
+
+@dataclass(slots=True)
+class _RowState:
+    """What a row is between two steps."""
+
+    slot: int = BASE_SLOT
+    length: int = 0  # positions that its decoder has filled
+    num_prompt_tokens: int = 0
+
+
+class FastDecoder:
+    """Not thread-safe: the engine's thread, or the loader's before the engine starts.
+
+    Args:
+        base: whose weights `network` has taken; tokenizer and special tokens are read from it.
+        capacities: positions of each row (kv_cache.plan_rows).
+        reader: reads adapter folders of this base.
+        max_adapters: adapters resident at the same time; one more slot is for replacing one.
+        reason: why this decoder and this dtype, for /readyz.
+    """
+
+    def __init__(
+        self,
+        base: Pretrained,
+        network: Network,
+        *,
+        capacities: Sequence[int],
+        reader: AdapterReader,
+        max_adapters: int,
+        reason: str,
+    ) -> None:
+        self.tokenizer = base.tokenizer
+        self.bank = LoraBank(
+            network.sites, max_adapters + 2, dtype=network.kv_shape.dtype, device=network.device
+        )
+        self._network = network
+        self._reader = reader
+        self._reason = reason
+        self._eos_ids = base.eos_ids
+        # What an encoder-decoder's answer begins with; None: the answer goes on from the prompt.
+        self._start_id = base.decoder_start_id if base.family == "seq2seq" else None
+        self._cache = self._new_cache(capacities)
+        self._states = [_RowState() for _ in capacities]
+        self._tokens = torch.zeros(len(capacities), dtype=torch.long, device=network.device)
+        self._sampler = Sampler(
+            len(capacities), network.vocab_size, sorted(base.eos_ids), network.device
+        )
+
+    @property
+    def info(self) -> DecoderInfo:
+        return DecoderInfo(
+            name="fast",
+            reason=self._reason,
+            device=str(self._network.device),
+            dtype=str(self._network.kv_shape.dtype).removeprefix("torch."),
+            num_positions=max(self._cache.capacities),
+            eos_ids=self._eos_ids,
+            adapters=self.bank.names,
+        )
+
+    @property
+    def capacities(self) -> Sequence[int]:
+        return self._cache.capacities
+
+    @property
+    def can_split_prompts(self) -> bool:
+        return self._network.can_split_prompts
+
+    @property
+    def num_steps_ahead(self) -> int:
+        return 1 if self._network.device.type == "cuda" else 0
+
+    @property
+    def num_kv_bytes(self) -> int:
+        return self._cache.num_bytes
+
+    def set_adapter(self, row: int, name: str | None) -> None:
+        state = self._states[row]
+        slot = self.bank.acquire(name)
+        self.bank.release(state.slot)
+        self._states[row] = _RowState(slot=slot)
+
+    def free(self, row: int) -> None:
+        self.bank.release(self._states[row].slot)
+        self._states[row] = _RowState()
+        self._sampler.free(row)
+
+    def reset(self) -> None:
+        for row in range(len(self._states)):
+            self.free(row)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return str(
+            self.tokenizer.decode(
+                list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+            )
+        )
+
+    @torch.inference_mode()
+    def step(self, plan: StepPlan) -> "_Pending":
+        hidden, emitting, rows = [], [], list(plan.decode)
+        for chunk in plan.prefill:
+            self._begin_chunk(chunk)
+        if plan.prefill:
+            ended = [chunk.row for chunk in plan.prefill if chunk.is_last]
+            states = self._prefill(plan.prefill)
+            if states is None:
+                rows += ended
+            elif ended:
+                hidden.append(states)
+                emitting += ended
+        rows.sort()
+        if rows:
+            hidden.append(self._decode(rows))
+            emitting += rows
+        if not hidden:
+            return _Pending((), None)
+        logits = self._network.logits(torch.cat(hidden) if len(hidden) > 1 else hidden[0])
+        tokens = self._sampler.pick(logits, emitting)
+        self._tokens[torch.tensor(emitting, device=self._network.device)] = tokens
+        return _Pending(tuple(emitting), tokens)
+
+    def load_adapter(self, name: str, directory: Path) -> None:
+        """Read an adapter and make it resident under `name`, replacing an earlier version.
+
+        Raises:
+            EngineError: it is not supported, does not fit, or does not change the logits; an
+                earlier version then stays.
+        """
+        self.install(name, self.read_adapter(directory))
+
+    def read_adapter(self, directory: Path) -> AdapterWeights:
+        """The first half of loading: files and PEFT. Any thread may call it while steps run."""
+        return self._reader.read(directory)
+
+    @torch.inference_mode()
+    def install(self, name: str, weights: AdapterWeights) -> None:
+        """The second half of loading: between two steps. Rows in flight keep their version."""
+        slot = self.bank.place(name, weights)
+        difference = self._probe_logits(slot) - self._probe_logits(BASE_SLOT)
+        effect = float(difference.abs().max())
+        if not effect > 0:
+            raise AdapterHasNoEffect(
+                f"adapter '{name}' does not change the base model's logits (largest difference "
+                f"{effect}): train it again, or disable it in the catalogue"
+            )
+        self.bank.assign(name, slot)
+        logger.info("adapter %s is resident; it moves the logits by up to %.3g", name, effect)
+
+    def _begin_chunk(self, chunk: Chunk) -> None:
+        state = self._states[chunk.row]
+        if chunk.start == 0:
+            prompt = chunk.request.prompt_ids
+            begin = prompt if self._start_id is None else (self._start_id,)
+            self._sampler.begin(chunk.row, chunk.request.sampling, begin)
+            state.num_prompt_tokens = len(prompt)
+            if self._start_id is not None:
+                self._tokens[chunk.row] = self._start_id
+        if self._start_id is None:
+            state.length = chunk.stop
+
+    def _prefill(self, chunks: Sequence[Chunk]) -> torch.Tensor | None:
+        route = self.bank.route(
+            [self._states[chunk.row].slot for chunk in chunks],
+            [chunk.stop - chunk.start for chunk in chunks],
+        )
+        return self._network.prefill(self._cache, chunks, route)
+
+    def _decode(self, rows: Sequence[int]) -> torch.Tensor:
+        states = [self._states[row] for row in rows]
+        batch = DecodeBatch(
+            rows=tuple(rows),
+            tokens=self._tokens[torch.tensor(rows, device=self._network.device)],
+            lengths=tuple(state.length for state in states),
+            prompt_lengths=tuple(state.num_prompt_tokens for state in states),
+        )
+        route = self.bank.route([state.slot for state in states])
+        hidden = self._network.decode(self._cache, batch, route)
+        for state in states:
+            state.length += 1
+        return hidden
+
+    def _probe_logits(self, slot: int) -> torch.Tensor:
+        """Logits (1, V) in float32 after a fixed probe, in a memory of its own."""
+        vocabulary = self._network.vocab_size
+        ids = tuple((7 + 13 * i) % vocabulary for i in range(_PROBE_TOKENS))
+        cache = self._new_cache([2 * _PROBE_TOKENS])
+        chunk = Chunk(0, Request("probe", ids, None, SamplingParams(1)), 0, len(ids))
+        hidden = self._network.prefill(cache, [chunk], self.bank.route([slot], [len(ids)]))
+        if hidden is None:
+            token = torch.tensor([self._start_id], device=self._network.device)
+            batch = DecodeBatch((0,), token, (0,), (len(ids),))
+            hidden = self._network.decode(cache, batch, self.bank.route([slot]))
+        return self._network.logits(hidden).float()
+
+    def _new_cache(self, capacities: Sequence[int]) -> KvCache:
+        shape = self._network.kv_shape
+        return KvCache(
+            capacities,
+            num_layers=shape.num_layers,
+            num_heads=shape.num_heads,
+            head_dim=shape.head_dim,
+            dtype=shape.dtype,
+            device=self._network.device,
+        )
+
+
+class _Pending:
+    """Tokens (B,) of `rows`, on their way to the host."""
+
+    def __init__(self, rows: tuple[int, ...], tokens: torch.Tensor | None) -> None:
+        self._rows = rows
+        self._tokens = tokens
+        self._copied: Any = None
+        if tokens is not None and tokens.is_cuda:
+            self._tokens = torch.empty_like(tokens, device="cpu", pin_memory=True)
+            self._tokens.copy_(tokens, non_blocking=True)
+            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._copied.record()
+
+    def wait(self) -> Mapping[int, int]:
+        if self._tokens is None:
+            return {}
+        if self._copied is not None:
+            self._copied.synchronize()
+        return dict(zip(self._rows, self._tokens.tolist(), strict=True))
