@@ -44,7 +44,7 @@ class ModelReplica:
                 max_waiting=settings.engine.max_waiting,
                 max_input_tokens=settings.engine.max_input_tokens,
             ),
-            on_group=self._metrics.batch_rows.set,
+            on_batch=self._metrics.batch_rows.set,
         )
         self._engine.start()
         self._metrics.resident(self._loaded)

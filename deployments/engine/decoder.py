@@ -7,7 +7,7 @@ docs/decisions.md says why they are two.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from deployments.engine.request import EngineError, Request
 from deployments.engine.scheduler import StepPlan
@@ -39,6 +39,7 @@ class PendingTokens(Protocol):
         """Row -> its new token. Blocks until the step is done; raises what the step raised."""
 
 
+@runtime_checkable
 class StepDecoder(Protocol):
     """Runs all rows one token further, each row with its own adapter.
 

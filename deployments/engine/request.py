@@ -4,6 +4,7 @@ Errors that a caller can cause, or has to know of:
 
     EngineError
     +-- RequestRefused      before queuing; carries code, param and a message for the client
+    |   +-- EmptyPrompt     there is nothing to answer
     |   +-- PromptTooLong   the prompt and the answer cannot fit
     |   +-- QueueFull       no capacity; carries retry_after_s
     |   +-- UnknownAdapter  not loaded on this replica
@@ -41,6 +42,14 @@ class RequestRefused(EngineError):
     """Refused before it was queued; nothing was generated."""
 
     code = "refused"
+
+
+class EmptyPrompt(RequestRefused):
+    code = "empty_prompt"
+    param = "question"
+
+    def __init__(self) -> None:
+        super().__init__("the prompt has no tokens: ask a question")
 
 
 class PromptTooLong(RequestRefused):
