@@ -28,7 +28,7 @@ from deployments.engine.request import (
     TokenEvent,
     UnknownAdapter,
 )
-from deployments.engine.runners import GroupRunner, Runner, StepRunner
+from deployments.engine.runners import GroupRunner, Runner, StepRunner, place_of
 
 logger = logging.getLogger(__name__)
 
@@ -212,7 +212,7 @@ class Engine:
                 self._runner.turn(arrivals)
                 self._taken = []
         except BaseException as error:
-            logger.exception("the engine's loop died")
+            logger.error("the engine's loop died: %s", place_of(error))
             self._stop(EngineStopped(f"the engine's loop died: {type(error).__name__}"))
 
     def _stop(self, reason: EngineStopped) -> None:

@@ -5,6 +5,7 @@ whole and never changed.
 """
 
 import logging
+import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -207,10 +208,16 @@ class _GroupSink:
 
 
 def _fail(rows: Sequence[AnswerRow], error: Exception) -> None:
-    """End rows with an error. The exception's text may quote its input: only the type goes out."""
-    logger.exception("the decoder failed with %d rows", len(rows))
+    """End rows with an error. The exception's text may quote its input: its type and place go out,
+    and to the log."""
+    logger.error("the decoder failed with %d rows: %s", len(rows), place_of(error))
     for row in rows:
         row.finish(
             FinishReason.ERROR,
             DecoderFailed(f"the decoder failed ({type(error).__name__}); try again"),
         )
+
+
+def place_of(error: BaseException) -> str:
+    """Type and traceback of an exception, without its text."""
+    return type(error).__name__ + "\n" + "".join(traceback.format_tb(error.__traceback__))

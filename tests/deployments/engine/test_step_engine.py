@@ -190,7 +190,7 @@ async def test_memory_is_never_overcommitted(engine: Engine, decoder: ScriptedSt
 
 
 async def test_a_failing_step_ends_what_runs_and_serves_the_rest(
-    engine: Engine, decoder: ScriptedStepDecoder
+    engine: Engine, decoder: ScriptedStepDecoder, caplog: pytest.LogCaptureFixture
 ) -> None:
     decoder.gate.clear()
     running = [asyncio.create_task(collect(engine.generate(request(f"run {i}")))) for i in range(3)]
@@ -202,7 +202,9 @@ async def test_a_failing_step_ends_what_runs_and_serves_the_rest(
         assert error is not None
         assert error.code == "decoder_failed"
         assert "patient" not in error.message
-    assert not decoder.rows
+    await until(lambda: not decoder.rows)
+    assert "patient" not in caplog.text
+    assert "in step" in caplog.text, "the log names no place"
     decoder.error = None
     assert only_terminal(await collect(engine.generate(request("next")))).error is None
     engine.check()
