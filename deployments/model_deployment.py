@@ -23,6 +23,9 @@ LoadModel = Callable[[Settings, str], LoadedModel]
 # Seconds. First token and queue: from a warm GPU to a busy CPU; per token: from 1 ms to 1 s.
 _WAIT_BOUNDARIES_S = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120]
 _TOKEN_BOUNDARIES_S = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1]
+# A stream's text goes out at most this often: Serve carries some 30 messages a second for each
+# stream, however fast the tokens are.
+_EMIT_INTERVAL_S = 0.03
 
 
 class ModelReplica:
@@ -43,6 +46,8 @@ class ModelReplica:
                 max_rows=settings.engine.max_rows,
                 max_waiting=settings.engine.max_waiting,
                 max_input_tokens=settings.engine.max_input_tokens,
+                prefill_tokens=settings.engine.prefill_tokens_per_step,
+                emit_interval_s=_EMIT_INTERVAL_S,
             ),
             on_batch=self._metrics.batch_rows.set,
         )
@@ -109,7 +114,7 @@ class _ModelMetrics:
 
     def __init__(self) -> None:
         self.batch_rows = metrics.Gauge(
-            "polyclinic_batch_rows", description="rows of the group being decoded"
+            "polyclinic_batch_rows", description="rows being decoded together"
         )
         self._ttft = metrics.Histogram(
             "polyclinic_ttft_s", "acceptance to first token", _WAIT_BOUNDARIES_S, ("adapter",)

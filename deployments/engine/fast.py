@@ -104,6 +104,10 @@ class FastDecoder:
     def num_kv_bytes(self) -> int:
         return self._cache.num_bytes
 
+    @property
+    def vocab_size(self) -> int:
+        return self._network.vocab_size
+
     def set_adapter(self, row: int, name: str | None) -> None:
         state = self._states[row]
         slot = self.bank.acquire(name)
