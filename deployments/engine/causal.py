@@ -10,10 +10,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from deployments.engine.attention import DecodeBatch, Read, attend, reads_from_front
+from deployments.engine.attention import DecodeBatch
 from deployments.engine.kv_cache import KvCache
 from deployments.engine.lora_bank import LoraRoute, Site
-from deployments.engine.network import ACTIVATIONS, Head, KvShape, take_norm
+from deployments.engine.network import ACTIVATIONS, Head, KvShape, rms_norm, take_norm
 from deployments.engine.projection import Projection
 from deployments.engine.scheduler import Chunk
 
@@ -111,18 +111,18 @@ class CausalNetwork:
     def decode(self, cache: KvCache, batch: DecodeBatch, route: LoraRoute | None) -> torch.Tensor:
         """The batch's tokens one position further: states (B, d)."""
         x = self._embedding[batch.tokens]
-        at = torch.tensor(batch.lengths, device=self.device)
-        cos, sin = self._cos[at], self._sin[at]
-        where = at + torch.tensor([cache.starts[row] for row in batch.rows], device=self.device)
-        reads = reads_from_front(cache, batch, x.dtype)
+        cos, sin = self._cos[batch.positions], self._sin[batch.positions]
+        shape = (len(x), self._num_kv_heads, -1, self._head_dim)
+        scale = self._head_dim**-0.5
         for i, layer in enumerate(self._layers):
-            q = self._project(i, layer, x, cos, sin, cache, where, route)
-            x = self._after_attention(layer, x, self._attend_rows(q, cache, i, reads), route)
+            q = self._project(i, layer, x, cos, sin, cache, batch.where, route)
+            attended = batch.attention.front(q.view(shape), i, scale=scale)
+            x = self._after_attention(layer, x, attended, route)
         return x
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """States (n, d) -> logits (n, V)."""
-        return self._head(F.rms_norm(hidden, self._norm.shape, self._norm, self._eps))
+        return self._head(rms_norm(hidden, self._norm, self._eps))
 
     def _project(
         self,
@@ -137,7 +137,7 @@ class CausalNetwork:
     ) -> torch.Tensor:
         """Queries (T, heads, D) of x (T, d); its keys and values go into the memory."""
         h, kv, dim = self._num_heads, self._num_kv_heads, self._head_dim
-        normed = F.rms_norm(x, layer.norm_1.shape, layer.norm_1, self._eps)
+        normed = rms_norm(x, layer.norm_1, self._eps)
         qkv = layer.qkv(normed, route).view(len(x), h + 2 * kv, dim)
         turning = qkv[:, : h + kv]
         first, second = turning.chunk(2, -1)
@@ -145,12 +145,6 @@ class CausalNetwork:
         turning.mul_(cos).add_(swapped)
         cache.write(index, where, qkv[:, h:].view(len(x), 2, kv, dim))
         return qkv[:, :h]
-
-    def _attend_rows(
-        self, q: torch.Tensor, cache: KvCache, layer: int, reads: Sequence[Read]
-    ) -> torch.Tensor:
-        grouped = q.view(len(q), self._num_kv_heads, -1, self._head_dim)
-        return attend(grouped, cache, layer, reads, scale=self._head_dim**-0.5)
 
     def _attend_chunk(
         self, q: torch.Tensor, cache: KvCache, layer: int, chunk: Chunk
@@ -172,7 +166,7 @@ class CausalNetwork:
         self, layer: "_Layer", x: torch.Tensor, attended: torch.Tensor, route: LoraRoute | None
     ) -> torch.Tensor:
         x = layer.o.add_to(x, attended, route)
-        normed = F.rms_norm(x, layer.norm_2.shape, layer.norm_2, self._eps)
+        normed = rms_norm(x, layer.norm_2, self._eps)
         gate, up = layer.gate_up(normed, route).chunk(2, -1)
         return layer.down.add_to(x, self._act(gate).mul_(up), route)
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from deployments.engine.adapter_reading import AdapterReader, AdapterWeights
-from deployments.engine.attention import DecodeBatch
+from deployments.engine.attention import DecodeBatch, SpanAttention
 from deployments.engine.decoder import AdapterHasNoEffect, DecoderInfo
 from deployments.engine.kv_cache import KvCache
 from deployments.engine.lora_bank import BASE_SLOT, LoraBank
@@ -60,9 +60,10 @@ class FastDecoder:
         reason: str,
     ) -> None:
         self.tokenizer = base.tokenizer
-        self.bank = LoraBank(
-            network.sites, max_adapters + 2, dtype=network.kv_shape.dtype, device=network.device
-        )
+        # Small bfloat16 products are slow on a CPU, and PEFT keeps adapters in float32 too.
+        on_cpu = network.device.type == "cpu"
+        dtype = torch.float32 if on_cpu else network.kv_shape.dtype
+        self.bank = LoraBank(network.sites, max_adapters + 2, dtype=dtype, device=network.device)
         self._network = network
         self._reader = reader
         self._reason = reason
@@ -202,11 +203,19 @@ class FastDecoder:
 
     def _decode(self, rows: Sequence[int]) -> torch.Tensor:
         states = [self._states[row] for row in rows]
+        device = self._network.device
+        positions = torch.tensor([state.length for state in states], device=device)
+        starts = torch.tensor([self._cache.starts[row] for row in rows], device=device)
         batch = DecodeBatch(
-            rows=tuple(rows),
-            tokens=self._tokens[torch.tensor(rows, device=self._network.device)],
-            lengths=tuple(state.length for state in states),
-            prompt_lengths=tuple(state.num_prompt_tokens for state in states),
+            tokens=self._tokens[torch.tensor(rows, device=device)],
+            positions=positions,
+            where=starts + positions,
+            attention=SpanAttention(
+                self._cache,
+                rows,
+                [state.length + 1 for state in states],
+                [state.num_prompt_tokens for state in states],
+            ),
         )
         route = self.bank.route([state.slot for state in states])
         hidden = self._network.decode(self._cache, batch, route)
@@ -223,7 +232,9 @@ class FastDecoder:
         hidden = self._network.prefill(cache, [chunk], self.bank.route([slot], [len(ids)]))
         if hidden is None:
             token = torch.tensor([self._start_id], device=self._network.device)
-            batch = DecodeBatch((0,), token, (0,), (len(ids),))
+            zero = torch.zeros_like(token)
+            attention = SpanAttention(cache, [0], [1], [len(ids)])
+            batch = DecodeBatch(token, zero, zero, attention)
             hidden = self._network.decode(cache, batch, self.bank.route([slot]))
         return self._network.logits(hidden).float()
 

@@ -98,11 +98,15 @@ class LoraRoute:
         if lanes is None:
             return
         width = self._width
-        shrunk = torch.mm(x, lanes.a)
+        shrunk = torch.mm(x.to(lanes.a.dtype), lanes.a)
         if self._mask is not None:
             shrunk.view(len(x), -1, width).mul_(self._mask)
         for i, (start, stop, b) in enumerate(lanes.b):
-            y[:, start:stop].addmm_(shrunk[:, i * width : (i + 1) * width], b)
+            columns, own = y[:, start:stop], shrunk[:, i * width : (i + 1) * width]
+            if y.dtype == b.dtype:
+                columns.addmm_(own, b)
+            else:
+                columns.add_(torch.mm(own, b))
 
 
 class LoraBank:

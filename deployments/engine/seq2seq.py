@@ -12,15 +12,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from deployments.engine.attention import (
-    DecodeBatch,
-    attend,
-    reads_from_back,
-    reads_from_front,
-)
+from deployments.engine.attention import DecodeBatch
 from deployments.engine.kv_cache import KvCache
 from deployments.engine.lora_bank import LoraRoute, Site
-from deployments.engine.network import ACTIVATIONS, Head, KvShape, take_norm
+from deployments.engine.network import ACTIVATIONS, Head, KvShape, rms_norm, take_norm
 from deployments.engine.projection import Projection
 from deployments.engine.scheduler import Chunk
 
@@ -103,14 +98,14 @@ class Seq2SeqNetwork:
         biases = {size: self._bias_of_prompt(size) for size in sizes}
         x = self._embedding[ids]
         for layer in self._encoder:
-            normed = F.rms_norm(x, layer.norm_1.shape, layer.norm_1, self._eps)
+            normed = rms_norm(x, layer.norm_1, self._eps)
             qkv = layer.qkv(normed, route).view(len(x), 3, self._num_heads, self._head_dim)
             attended = [
                 self._attend_prompt(piece, biases[len(piece)]) for piece in torch.split(qkv, sizes)
             ]
             x = layer.o.add_to(x, torch.cat(attended), route)
             x = layer.mlp(x, self._eps, route)
-        encoded = F.rms_norm(x, self._encoder_norm.shape, self._encoder_norm, self._eps)
+        encoded = rms_norm(x, self._encoder_norm, self._eps)
         for i, decoder_layer in enumerate(self._decoder):
             kv = decoder_layer.cross_kv(encoded, route)
             cache.write(i, where, kv.view(len(x), 2, self._num_heads, self._head_dim))
@@ -119,27 +114,23 @@ class Seq2SeqNetwork:
         """The batch's tokens one position further: states (B, d)."""
         h, dim = self._num_heads, self._head_dim
         x = self._embedding[batch.tokens]
-        where = torch.tensor(
-            [cache.starts[row] + n for row, n in zip(batch.rows, batch.lengths, strict=True)],
-            device=self.device,
-        )
-        own = reads_from_front(cache, batch, x.dtype, self._bias_of_rows)
-        prompt = reads_from_back(cache, batch, x.dtype)
         for i, layer in enumerate(self._decoder):
-            normed = F.rms_norm(x, layer.norm_1.shape, layer.norm_1, self._eps)
+            normed = rms_norm(x, layer.norm_1, self._eps)
             qkv = layer.qkv(normed, route).view(len(x), 3, h, dim)
-            cache.write(i, where, qkv[:, 1:])
-            attended = attend(qkv[:, 0].unsqueeze(2), cache, i, own, scale=1.0)
+            cache.write(i, batch.where, qkv[:, 1:])
+            q = qkv[:, 0].unsqueeze(2)
+            attended = batch.attention.front(q, i, scale=1.0, bias=self._decoder_bias)
             x = layer.o.add_to(x, attended, route)
-            normed = F.rms_norm(x, layer.norm_2.shape, layer.norm_2, self._eps)
+            normed = rms_norm(x, layer.norm_2, self._eps)
             q = layer.cross_q(normed, route).view(len(x), h, 1, dim)
-            x = layer.cross_o.add_to(x, attend(q, cache, i, prompt, scale=1.0), route)
+            attended = batch.attention.back(q, i, scale=1.0)
+            x = layer.cross_o.add_to(x, attended, route)
             x = layer.mlp(x, self._eps, route)
         return x
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """States (n, d) -> logits (n, V)."""
-        normed = F.rms_norm(hidden, self._norm.shape, self._norm, self._eps)
+        normed = rms_norm(hidden, self._norm, self._eps)
         return self._head(normed if self._output_scale is None else normed * self._output_scale)
 
     def _bias_of_prompt(self, size: int) -> torch.Tensor:
@@ -147,12 +138,6 @@ class Seq2SeqNetwork:
         at = torch.arange(size, device=self.device)
         distance = at - at[:, None] + self._num_positions - 1
         return self._encoder_bias[:, distance][None]
-
-    def _bias_of_rows(self, seen: torch.Tensor, longest: int) -> torch.Tensor:
-        """Rows that see `seen` (n,) positions, the newest included -> (n, H, 1, longest)."""
-        at = torch.arange(longest, device=self.device)
-        distance = (seen[:, None] - 1 - at).clamp(min=0)
-        return self._decoder_bias[:, distance].transpose(0, 1).unsqueeze(2)
 
     def _attend_prompt(self, qkv: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         """qkv (n, 3, H, D) of one prompt -> (n, H * D)."""
@@ -197,7 +182,7 @@ class _Mlp:
         self.sites = [self._wi.site, self._wo.site]
 
     def __call__(self, x: torch.Tensor, eps: float, route: LoraRoute | None) -> torch.Tensor:
-        inner = self._wi(F.rms_norm(x, self._norm.shape, self._norm, eps), route)
+        inner = self._wi(rms_norm(x, self._norm, eps), route)
         if self._gated:
             gate, linear = inner.chunk(2, -1)
             return self._wo.add_to(x, self._act(gate).mul_(linear), route)
