@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from deployments.engine.attention import DecodeBatch
 from deployments.engine.kv_cache import KvCache
-from deployments.engine.lora_bank import LoraRoute, Site
+from deployments.engine.lora_bank import Route, Site
 from deployments.engine.network import ACTIVATIONS, Head, KvShape, rms_norm, take_norm
 from deployments.engine.projection import Projection
 from deployments.engine.scheduler import Chunk
@@ -84,9 +84,7 @@ class CausalNetwork:
     def device(self) -> torch.device:
         return self._embedding.device
 
-    def prefill(
-        self, cache: KvCache, chunks: Sequence[Chunk], route: LoraRoute | None
-    ) -> torch.Tensor:
+    def prefill(self, cache: KvCache, chunks: Sequence[Chunk], route: Route | None) -> torch.Tensor:
         """Read the chunks' tokens, side by side; returns the last states of those that end their
         prompt (n, d)."""
         ids = [i for c in chunks for i in c.request.prompt_ids[c.start : c.stop]]
@@ -108,7 +106,7 @@ class CausalNetwork:
         last = [int(end) for end, c in zip(ends, chunks, strict=True) if c.is_last]
         return x[torch.tensor(last, dtype=torch.long, device=self.device)]
 
-    def decode(self, cache: KvCache, batch: DecodeBatch, route: LoraRoute | None) -> torch.Tensor:
+    def decode(self, cache: KvCache, batch: DecodeBatch, route: Route | None) -> torch.Tensor:
         """The batch's tokens one position further: states (B, d)."""
         x = self._embedding[batch.tokens]
         cos, sin = self._cos[batch.positions], self._sin[batch.positions]
@@ -133,7 +131,7 @@ class CausalNetwork:
         sin: torch.Tensor,
         cache: KvCache,
         where: torch.Tensor,
-        route: LoraRoute | None,
+        route: Route | None,
     ) -> torch.Tensor:
         """Queries (T, heads, D) of x (T, d); its keys and values go into the memory."""
         h, kv, dim = self._num_heads, self._num_kv_heads, self._head_dim
@@ -163,7 +161,7 @@ class CausalNetwork:
         return out[0].transpose(0, 1).reshape(len(q), -1)
 
     def _after_attention(
-        self, layer: "_Layer", x: torch.Tensor, attended: torch.Tensor, route: LoraRoute | None
+        self, layer: "_Layer", x: torch.Tensor, attended: torch.Tensor, route: Route | None
     ) -> torch.Tensor:
         x = layer.o.add_to(x, attended, route)
         normed = rms_norm(x, layer.norm_2, self._eps)

@@ -16,6 +16,8 @@ import torch
 from deployments.engine.adapter_reading import AdapterReader, AdapterWeights
 from deployments.engine.attention import DecodeBatch, SpanAttention
 from deployments.engine.decoder import AdapterHasNoEffect, DecoderInfo
+from deployments.engine.graphs import SCRATCH_POSITIONS, DecodeGraphs, RowInputs
+from deployments.engine.kernels import are_fused
 from deployments.engine.kv_cache import KvCache
 from deployments.engine.lora_bank import BASE_SLOT, LoraBank
 from deployments.engine.network import Network
@@ -70,9 +72,13 @@ class FastDecoder:
         self._eos_ids = base.eos_ids
         # What an encoder-decoder's answer begins with; None: the answer goes on from the prompt.
         self._start_id = base.decoder_start_id if base.family == "seq2seq" else None
-        self._cache = self._new_cache(capacities)
+        self._capacities = tuple(capacities)
+        self._cache = self._new_cache([*capacities, SCRATCH_POSITIONS])
         self._states = [_RowState() for _ in capacities]
-        self._tokens = torch.zeros(len(capacities), dtype=torch.long, device=network.device)
+        self._tokens = torch.zeros(len(capacities) + 1, dtype=torch.long, device=network.device)
+        self._graphs: DecodeGraphs | None = None
+        if are_fused("cuda") and network.device.type == "cuda":
+            self._graphs = DecodeGraphs(network, self._cache, self.bank, self._tokens)
         self._sampler = Sampler(
             len(capacities), network.vocab_size, sorted(base.eos_ids), network.device
         )
@@ -84,14 +90,14 @@ class FastDecoder:
             reason=self._reason,
             device=str(self._network.device),
             dtype=str(self._network.kv_shape.dtype).removeprefix("torch."),
-            num_positions=max(self._cache.capacities),
+            num_positions=max(self._capacities),
             eos_ids=self._eos_ids,
             adapters=self.bank.names,
         )
 
     @property
     def capacities(self) -> Sequence[int]:
-        return self._cache.capacities
+        return self._capacities
 
     @property
     def can_split_prompts(self) -> bool:
@@ -133,7 +139,9 @@ class FastDecoder:
 
     @torch.inference_mode()
     def step(self, plan: StepPlan) -> "_Pending":
-        hidden, emitting, rows = [], [], list(plan.decode)
+        emitting: list[int] = []
+        picked = []
+        rows = list(plan.decode)
         for chunk in plan.prefill:
             self._begin_chunk(chunk)
         if plan.prefill:
@@ -142,18 +150,15 @@ class FastDecoder:
             if states is None:
                 rows += ended
             elif ended:
-                hidden.append(states)
+                picked.append(self._pick(self._network.logits(states), ended))
                 emitting += ended
         rows.sort()
         if rows:
-            hidden.append(self._decode(rows))
+            picked.append(self._decode(rows) if self._graphs is None else self._replay(rows))
             emitting += rows
-        if not hidden:
+        if not picked:
             return _Pending((), None)
-        logits = self._network.logits(torch.cat(hidden) if len(hidden) > 1 else hidden[0])
-        tokens = self._sampler.pick(logits, emitting)
-        self._tokens[torch.tensor(emitting, device=self._network.device)] = tokens
-        return _Pending(tuple(emitting), tokens)
+        return _Pending(tuple(emitting), torch.cat(picked))
 
     def load_adapter(self, name: str, directory: Path) -> None:
         """Read an adapter and make it resident under `name`, replacing an earlier version.
@@ -202,8 +207,9 @@ class FastDecoder:
         return self._network.prefill(self._cache, chunks, route)
 
     def _decode(self, rows: Sequence[int]) -> torch.Tensor:
-        states = [self._states[row] for row in rows]
+        """One step of these rows -> their tokens (B,)."""
         device = self._network.device
+        states = [self._states[row] for row in rows]
         positions = torch.tensor([state.length for state in states], device=device)
         starts = torch.tensor([self._cache.starts[row] for row in rows], device=device)
         batch = DecodeBatch(
@@ -221,7 +227,26 @@ class FastDecoder:
         hidden = self._network.decode(self._cache, batch, route)
         for state in states:
             state.length += 1
-        return hidden
+        return self._pick(self._network.logits(hidden), rows)
+
+    def _replay(self, rows: Sequence[int]) -> torch.Tensor:
+        """As `_decode`, by a captured graph."""
+        assert self._graphs is not None, "no graphs on this device"
+        inputs = []
+        for row in rows:
+            state = self._states[row]
+            inputs.append(RowInputs(row, state.length, state.num_prompt_tokens, state.slot))
+            state.length += 1
+        logits, tokens = self._graphs.replay(inputs)
+        if self._sampler.is_argmax(rows):
+            return tokens
+        return self._pick(logits, rows)
+
+    def _pick(self, logits: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
+        """logits (B, V) -> tokens (B,), which the rows' next steps begin with."""
+        tokens = self._sampler.pick(logits, rows)
+        self._tokens[torch.tensor(rows, device=self._network.device)] = tokens
+        return tokens
 
     def _probe_logits(self, slot: int) -> torch.Tensor:
         """Logits (1, V) in float32 after a fixed probe, in a memory of its own."""

@@ -19,10 +19,12 @@ a replaced or evicted adapter's slot is reused only when no row uses it any more
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
 from deployments.engine.adapter_reading import AdapterWeights, LoraPair
+from deployments.engine.kernels import lora_expand_add, lora_shrink
 from deployments.engine.request import EngineError
 
 BASE_SLOT = 0
@@ -80,8 +82,15 @@ class _Lanes:
     sites: Mapping[str, _SiteLanes]
 
 
+class Route(Protocol):
+    """Which adapter each token of one forward pass has."""
+
+    def add(self, site: str, x: torch.Tensor, y: torch.Tensor) -> None:
+        """y (T, out) += each token's own LoRA of x (T, in), in place."""
+
+
 class LoraRoute:
-    """Which adapter each token of one forward pass has.
+    """A route over lanes.
 
     Args:
         mask: (T, 1, W) ones where a token's lane is; None: every token has the only lane.
@@ -93,7 +102,6 @@ class LoraRoute:
         self._mask = mask
 
     def add(self, site: str, x: torch.Tensor, y: torch.Tensor) -> None:
-        """y (T, out) += each token's own LoRA of x (T, in), in place."""
         lanes = self._sites.get(site)
         if lanes is None:
             return
@@ -107,6 +115,26 @@ class LoraRoute:
                 columns.addmm_(own, b)
             else:
                 columns.add_(torch.mm(own, b))
+
+
+class KernelRoute:
+    """Which adapter each row of a captured step has: a tensor of slots instead of lanes.
+
+    Args:
+        slots: (B,)
+    """
+
+    def __init__(
+        self, parts: Mapping[str, Sequence[tuple[int, int, _Stack]]], slots: torch.Tensor
+    ) -> None:
+        self._parts = parts
+        self._slots = slots
+
+    def add(self, site: str, x: torch.Tensor, y: torch.Tensor) -> None:
+        """y (B, out) += each row's own LoRA of x (B, in), in place."""
+        for start, stop, stack in self._parts.get(site, ()):
+            shrunk = lora_shrink(x, stack.a, self._slots)
+            lora_expand_add(y[:, start:stop], shrunk, stack.b, self._slots)
 
 
 class LoraBank:
@@ -123,6 +151,7 @@ class LoraBank:
         self._dtype, self._device = dtype, device
         self._rank = _RANK_BUCKET
         self._stacks: dict[str, _Stack] = {}
+        self._layout = 0
         self._num_slots = num_slots
         self._slot_of: dict[str, int] = {}
         self._ranks = [0] * num_slots
@@ -138,6 +167,11 @@ class LoraBank:
     @property
     def num_bytes(self) -> int:
         return sum(s.a.nbytes + s.b.nbytes for s in self._stacks.values())
+
+    @property
+    def layout(self) -> int:
+        """Changes when stacks are added or moved: what was captured with them is void."""
+        return self._layout
 
     def num_users(self, name: str) -> int:
         """Rows that use the current version of `name`."""
@@ -247,6 +281,23 @@ class LoraBank:
         mask = (lane[:, None] == lanes.lane_of_column).to(self._dtype)
         return LoraRoute(lanes, mask[:, None, :])
 
+    def kernel_route(self, slots: torch.Tensor) -> KernelRoute | None:
+        """The route of rows whose slots (B,) are on the device; None: no adapter was ever loaded.
+
+        It holds for as long as `layout` stays.
+        """
+        if not self._stacks:
+            return None
+        parts = {
+            site.name: [
+                (part.start, part.stop, self._stacks[part.module])
+                for part in site.parts
+                if part.module in self._stacks
+            ]
+            for site in self._sites
+        }
+        return KernelRoute(parts, slots)
+
     def _lanes_of(self, active: tuple[int, ...]) -> _Lanes:
         """Kept lanes that hold `active` and little else, or new ones."""
         wanted = set(active)
@@ -306,9 +357,11 @@ class LoraBank:
                 new.b[:, : self._rank] = old.b
                 self._stacks[module] = new
             self._rank = wanted
+            self._layout += 1
         for module in modules:
             if module not in self._stacks:
                 self._stacks[module] = self._new_stack(module, self._rank)
+                self._layout += 1
 
     def _new_stack(self, module: str, rank: int) -> _Stack:
         shapes = [(self._num_slots, rank, features) for features in self._parts[module]]

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from deployments.engine.attention import DecodeBatch
 from deployments.engine.kv_cache import KvCache
-from deployments.engine.lora_bank import LoraRoute, Site
+from deployments.engine.lora_bank import Route, Site
 from deployments.engine.scheduler import Chunk
 
 _tanh_gelu = partial(F.gelu, approximate="tanh")
@@ -60,7 +60,7 @@ class Network(Protocol):
     def device(self) -> torch.device: ...
 
     def prefill(
-        self, cache: KvCache, chunks: Sequence[Chunk], route: LoraRoute | None
+        self, cache: KvCache, chunks: Sequence[Chunk], route: Route | None
     ) -> torch.Tensor | None:
         """Read prompt tokens into the memory. `route` covers the chunks' tokens, in order.
 
@@ -69,7 +69,7 @@ class Network(Protocol):
             prompt; None when the first token comes from a decode step instead.
         """
 
-    def decode(self, cache: KvCache, batch: DecodeBatch, route: LoraRoute | None) -> torch.Tensor:
+    def decode(self, cache: KvCache, batch: DecodeBatch, route: Route | None) -> torch.Tensor:
         """Write the batch's tokens into the memory; returns the states (B, d) after them."""
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

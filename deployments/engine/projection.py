@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from deployments.engine.lora_bank import LoraRoute, Part, Site
+from deployments.engine.lora_bank import Part, Route, Site
 
 # Measured with float32 and 576 columns (docs/engine.md): 1.05 ms against 0.62 at 16 rows and 3,072
 # outputs; no gain at 960 outputs, a loss from 64 rows on.
@@ -43,7 +43,7 @@ class Projection:
         else:
             self._weight = weight.t()
 
-    def __call__(self, x: torch.Tensor, lora: LoraRoute | None) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, lora: Route | None) -> torch.Tensor:
         """x (T, in) -> (T, out), each token with its own adapter."""
         y: torch.Tensor
         if self._packed is not None:
@@ -58,9 +58,7 @@ class Projection:
             lora.add(self.name, x, y)
         return y
 
-    def add_to(
-        self, residual: torch.Tensor, x: torch.Tensor, lora: LoraRoute | None
-    ) -> torch.Tensor:
+    def add_to(self, residual: torch.Tensor, x: torch.Tensor, lora: Route | None) -> torch.Tensor:
         """residual (T, out) + self(x)."""
         if self._packed is not None or self._bias is not None:
             return residual + self(x, lora)

@@ -51,6 +51,10 @@ class Sampler:
     def free(self, row: int) -> None:
         self._rows.pop(row, None)
 
+    def is_argmax(self, rows: Sequence[int]) -> bool:
+        """Whether `pick` would take the largest logit of each of these rows."""
+        return all(self._rows[row].params.is_argmax for row in rows)
+
     def pick(self, logits: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
         """logits (B, V) of `rows` -> their next tokens (B,)."""
         states = [self._rows[row] for row in rows]

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from deployments.engine.attention import DecodeBatch
 from deployments.engine.kv_cache import KvCache
-from deployments.engine.lora_bank import LoraRoute, Site
+from deployments.engine.lora_bank import Route, Site
 from deployments.engine.network import ACTIVATIONS, Head, KvShape, rms_norm, take_norm
 from deployments.engine.projection import Projection
 from deployments.engine.scheduler import Chunk
@@ -83,7 +83,7 @@ class Seq2SeqNetwork:
     def device(self) -> torch.device:
         return self._embedding.device
 
-    def prefill(self, cache: KvCache, chunks: Sequence[Chunk], route: LoraRoute | None) -> None:
+    def prefill(self, cache: KvCache, chunks: Sequence[Chunk], route: Route | None) -> None:
         """Run the encoder over whole prompts, side by side, and keep what the decoder reads."""
         sizes = [chunk.stop for chunk in chunks]
         ids = torch.tensor([i for c in chunks for i in c.request.prompt_ids], device=self.device)
@@ -110,7 +110,7 @@ class Seq2SeqNetwork:
             kv = decoder_layer.cross_kv(encoded, route)
             cache.write(i, where, kv.view(len(x), 2, self._num_heads, self._head_dim))
 
-    def decode(self, cache: KvCache, batch: DecodeBatch, route: LoraRoute | None) -> torch.Tensor:
+    def decode(self, cache: KvCache, batch: DecodeBatch, route: Route | None) -> torch.Tensor:
         """The batch's tokens one position further: states (B, d)."""
         h, dim = self._num_heads, self._head_dim
         x = self._embedding[batch.tokens]
@@ -181,7 +181,7 @@ class _Mlp:
         self._act, self._gated = act, gated
         self.sites = [self._wi.site, self._wo.site]
 
-    def __call__(self, x: torch.Tensor, eps: float, route: LoraRoute | None) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, eps: float, route: Route | None) -> torch.Tensor:
         inner = self._wi(rms_norm(x, self._norm, eps), route)
         if self._gated:
             gate, linear = inner.chunk(2, -1)

@@ -18,6 +18,7 @@ from deployments.engine.adapter_reading import AdapterNotSupported, unsupported_
 from deployments.engine.decoder import AdapterHasNoEffect, StepDecoder
 from deployments.engine.engine import Engine, EngineLimits
 from deployments.engine.fast import FastDecoder
+from deployments.engine.graphs import SCRATCH_POSITIONS
 from deployments.engine.lora_bank import BankRefused
 from deployments.engine.pretrained import Pretrained, load_pretrained
 from deployments.engine.reference import ReferenceDecoder
@@ -93,7 +94,7 @@ def test_it_is_a_step_decoder(decoder: FastDecoder) -> None:
     assert isinstance(decoder, StepDecoder)
     assert decoder.info.name == "fast"
     assert decoder.info.num_positions == 64
-    assert decoder.num_kv_bytes == sum(decoder.capacities) * 2 * 2 * 2 * 16 * 4
+    assert decoder.num_kv_bytes == (4 * 64 + SCRATCH_POSITIONS) * 2 * 2 * 2 * 16 * 4
 
 
 async def test_the_engine_streams_what_the_oracle_says(

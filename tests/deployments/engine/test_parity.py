@@ -27,6 +27,7 @@ from tests.tiny_models import (
     make_tiny_relu_t5,
 )
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # the oracle stays on the CPU
 GAP = 1e-4
 MAX_TOKENS = 16
 NUM_ROWS = 5
@@ -101,7 +102,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     folder = tmp_path_factory.mktemp(f"parity-{name}")
     base = BASES[name](folder / "base")
     adapters = make_adapters(name, base, folder)
-    loaded = load_pretrained(base, family_of(name), device="cpu", dtype="float32")
+    loaded = load_pretrained(base, family_of(name), device=DEVICE, dtype="float32")
     limits = FastLimits(NUM_ROWS, 96, max_adapters=8)
     decoder = build_decoder(loaded, "fast", limits, adapters)
     assert isinstance(decoder, FastDecoder)
@@ -193,7 +194,9 @@ def test_any_composition_at_any_time(case: Case, seed: int) -> None:
 def test_rows_of_different_capacities(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     """Short rows and one long row in the same step."""
     decoder = case.decoder
-    monkeypatch.setattr(decoder, "_cache", decoder._new_cache([32, 32, 32, 32, 96]))
+    capacities = [32, 32, 32, 32, 96]
+    monkeypatch.setattr(decoder, "_cache", decoder._new_cache(capacities))
+    monkeypatch.setattr(decoder, "_capacities", tuple(capacities))
     rng = random.Random(7)
     long = [request(prompt(rng, case, 40) + (5,) * 30, side, 8) for side in case.sides[:2]]
     short = [request(prompt(rng, case, 16), side, 12) for side in case.sides]
