@@ -34,6 +34,7 @@ from deployments.engine.pretrained import Pretrained
 from deployments.engine.request import Request, SamplingParams
 from deployments.engine.selection import FastLimits, build_decoder
 from scripts.benchmark_models import load_base, make_random_adapters
+from scripts.benchmark_steps import step_times, weight_bytes
 from scripts.environment import environment
 
 Work = list[tuple[tuple[int, ...], str | None]]
@@ -52,6 +53,8 @@ def run(args: argparse.Namespace, argv: Sequence[str] | None = None) -> int:
         args.out.write_text(json.dumps(report, indent=1) + "\n")
     for name, side in report["sides"].items():
         print(f"{name:<28} {json.dumps(side)}")
+    for step in report["steps"]:
+        print(f"{'step':<28} {json.dumps(step)}")
     print(f"{'ratios':<28} {json.dumps(report['ratios'])}")
     print(line)
     return 0
@@ -68,7 +71,8 @@ def _measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         peft = _Peft(load_base(args.model, args.device, args.dtype), folders, args.output_tokens)
         sides["peft_mixed_batch"] = lambda: peft.mixed(work)
         sides["peft_sequential"] = lambda: peft.sequential(work[: args.sequential])
-    engine = _start_engine(args, dataclasses.replace(base, eos_ids=frozenset()), folders)
+    weights = weight_bytes(base.model)
+    engine, decoder = _start_engine(args, dataclasses.replace(base, eos_ids=frozenset()), folders)
     plain: Work = [(prompt, None) for prompt, _ in work]
     sides["engine_mixed"] = lambda: _engine_side(engine, work, args.output_tokens)
     sides["engine_no_adapters"] = lambda: _engine_side(engine, plain, args.output_tokens)
@@ -76,6 +80,14 @@ def _measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     results = _in_turn(sides, args.repeats)
     info = engine.info
     engine.close()
+    steps = step_times(
+        decoder,
+        list(folders),
+        num_rows=[n for n in (1, 8, 16, 32, 64, 128, 256) if n <= args.rows],
+        prompt_tokens=args.prompt_tokens,
+        num_steps=args.output_tokens - 8,
+        weights=weights,
+    )
     return {
         "what": "engine",
         **environment(),
@@ -85,6 +97,7 @@ def _measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         "dtype": info.dtype,
         "decoder": f"{info.name}: {info.reason}",
         "sides": results,
+        "steps": steps,
         "ratios": _ratios(results),
     }
 
@@ -139,7 +152,9 @@ def _ratios(results: dict[str, dict[str, Any]]) -> dict[str, float]:
     }
 
 
-def _start_engine(args: argparse.Namespace, base: Pretrained, folders: dict[str, Path]) -> Engine:
+def _start_engine(
+    args: argparse.Namespace, base: Pretrained, folders: dict[str, Path]
+) -> tuple[Engine, FastDecoder]:
     longest = int(args.prompt_tokens * 1.2) + 1
     limits = FastLimits(args.rows, longest + args.output_tokens, max_adapters=len(folders))
     decoder = build_decoder(base, "fast", limits, folders)
@@ -148,10 +163,16 @@ def _start_engine(args: argparse.Namespace, base: Pretrained, folders: dict[str,
         decoder.load_adapter(name, folder)
     engine = Engine(
         decoder,
-        EngineLimits(args.rows, args.requests, longest, emit_interval_s=0.03),
+        EngineLimits(
+            args.rows,
+            args.requests,
+            longest,
+            prefill_tokens=args.prefill_tokens,
+            emit_interval_s=0.03,
+        ),
     )
     engine.start()
-    return engine
+    return engine, decoder
 
 
 def _engine_side(engine: Engine, work: Work, num_tokens: int) -> dict[str, float]:

@@ -9,19 +9,37 @@ from typing import Any
 
 
 def environment() -> dict[str, Any]:
-    """Commit, processor and package versions."""
-    root = Path(__file__).resolve().parent.parent
-    git = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=root, capture_output=True, text=True
-    )
+    """Commit, processor and package versions.
+
+    A copy without its repository says its commit in the variable POLYCLINIC_COMMIT.
+    """
     packages = ("torch", "transformers", "peft", "ray")
     return {
-        "commit": git.stdout.strip() or None,
+        "commit": _commit(),
         "processor": _processor(),
         "num_cores": os.cpu_count(),
         "python": platform.python_version(),
-        "packages": {name: metadata.version(name) for name in packages},
+        "packages": {name: _version(name) for name in packages},
     }
+
+
+def _commit() -> str | None:
+    root = Path(__file__).resolve().parent.parent
+    try:
+        git = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], cwd=root, capture_output=True, text=True
+        )
+        found = git.stdout.strip()
+    except OSError:
+        found = ""
+    return found or os.environ.get("POLYCLINIC_COMMIT")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _processor() -> str:

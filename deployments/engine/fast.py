@@ -112,6 +112,10 @@ class FastDecoder:
         return self._cache.num_bytes
 
     @property
+    def device(self) -> torch.device:
+        return self._network.device
+
+    @property
     def vocab_size(self) -> int:
         return self._network.vocab_size
 
