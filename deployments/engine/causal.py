@@ -4,16 +4,17 @@ Llama, SmolLM2, Llama 3 (its RoPE scaling is what transformers computes) and Qwe
 and v). q, k, v are one product, gate and up another.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from deployments.engine.attention import DecodeBatch
+from deployments.engine.kernels import ACTIVATIONS, gated_activation
 from deployments.engine.kv_cache import KvCache
 from deployments.engine.lora_bank import Route, Site
-from deployments.engine.network import ACTIVATIONS, Head, KvShape, rms_norm, take_norm
+from deployments.engine.network import Head, KvShape, rms_norm, take_norm
 from deployments.engine.projection import Projection
 from deployments.engine.scheduler import Chunk
 
@@ -54,7 +55,7 @@ class CausalNetwork:
         self._num_heads: int = config.num_attention_heads
         self._num_kv_heads: int = config.num_key_value_heads
         self._eps: float = config.rms_norm_eps
-        self._act: Callable[[torch.Tensor], torch.Tensor] = ACTIVATIONS[config.hidden_act]
+        self._act: str = config.hidden_act
         self._embedding: torch.Tensor = model.model.embed_tokens.weight.data.to(dtype)
         self._head = Head(model.lm_head, model.model.embed_tokens, self._embedding)
         self._norm = take_norm(model.model.norm, dtype)
@@ -165,8 +166,8 @@ class CausalNetwork:
     ) -> torch.Tensor:
         x = layer.o.add_to(x, attended, route)
         normed = rms_norm(x, layer.norm_2, self._eps)
-        gate, up = layer.gate_up(normed, route).chunk(2, -1)
-        return layer.down.add_to(x, self._act(gate).mul_(up), route)
+        inner = gated_activation(layer.gate_up(normed, route), self._act)
+        return layer.down.add_to(x, inner, route)
 
 
 class _Layer:

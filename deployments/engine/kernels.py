@@ -8,11 +8,22 @@ GPU or in Triton's interpreter (TRITON_INTERPRET=1).
 import functools
 import importlib.util
 import os
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 
 import torch
+import torch.nn.functional as F
 
 _INTERPRET = "TRITON_INTERPRET"
+_tanh_gelu = functools.partial(F.gelu, approximate="tanh")
+# transformers' names.
+ACTIVATIONS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "silu": F.silu,
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "gelu_new": _tanh_gelu,
+    "gelu_pytorch_tanh": _tanh_gelu,
+}
 
 
 def decode_attention(
@@ -64,37 +75,77 @@ def decode_attention_twin(
     return torch.matmul(weights, values).reshape(len(q), -1)
 
 
-def lora_shrink(x: torch.Tensor, a: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
-    """x (B, in), a (N, R, in), slots (B,) -> (B, R) in float32: each row through its own A."""
+def lora_shrink(
+    x: torch.Tensor, stacks: Sequence[torch.Tensor], slots: torch.Tensor
+) -> torch.Tensor:
+    """Each row through its own A, for the 1 to 3 parts of a site at once.
+
+    Args:
+        x: (B, in).
+        stacks: for each part (N, R, in), with zeros in slot 0.
+        slots: (B,).
+
+    Returns:
+        (B, P, R) in float32
+    """
     triton_kernels = _triton(x.device.type)
     if triton_kernels is None:
-        return lora_shrink_twin(x, a, slots)
-    out: torch.Tensor = triton_kernels.lora_shrink(x, a, slots)
+        return lora_shrink_twin(x, stacks, slots)
+    out: torch.Tensor = triton_kernels.lora_shrink(x, stacks, slots)
     return out
 
 
-def lora_shrink_twin(x: torch.Tensor, a: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
-    return torch.bmm(a[slots].float(), x.float().unsqueeze(2)).squeeze(2)
+def lora_shrink_twin(
+    x: torch.Tensor, stacks: Sequence[torch.Tensor], slots: torch.Tensor
+) -> torch.Tensor:
+    parts = [torch.bmm(a[slots].float(), x.float().unsqueeze(2)).squeeze(2) for a in stacks]
+    return torch.stack(parts, 1)
 
 
 def lora_expand_add(
-    y: torch.Tensor, shrunk: torch.Tensor, b: torch.Tensor, slots: torch.Tensor
+    y: torch.Tensor,
+    shrunk: torch.Tensor,
+    stacks: Sequence[tuple[int, torch.Tensor]],
+    slots: torch.Tensor,
 ) -> None:
-    """y (B, out) += shrunk (B, R) through each row's own B of b (N, R, out), in place.
+    """Each row's shrunk x through its own B, added to y in place.
 
-    y may be some columns of a wider tensor.
+    Args:
+        y: (B, out), rows next to each other in memory.
+        shrunk: (B, P, R).
+        stacks: for each part its first column of y, and (N, R, columns) with zeros in slot 0.
+        slots: (B,).
     """
     triton_kernels = _triton(y.device.type)
     if triton_kernels is None:
-        lora_expand_add_twin(y, shrunk, b, slots)
+        lora_expand_add_twin(y, shrunk, stacks, slots)
     else:
-        triton_kernels.lora_expand_add(y, shrunk, b, slots)
+        triton_kernels.lora_expand_add(y, shrunk, stacks, slots)
 
 
 def lora_expand_add_twin(
-    y: torch.Tensor, shrunk: torch.Tensor, b: torch.Tensor, slots: torch.Tensor
+    y: torch.Tensor,
+    shrunk: torch.Tensor,
+    stacks: Sequence[tuple[int, torch.Tensor]],
+    slots: torch.Tensor,
 ) -> None:
-    y += torch.bmm(shrunk.unsqueeze(1), b[slots].float()).squeeze(1).to(y.dtype)
+    for part, (start, b) in enumerate(stacks):
+        added = torch.bmm(shrunk[:, part, None], b[slots].float()).squeeze(1)
+        y[:, start : start + b.shape[2]] += added.to(y.dtype)
+
+
+def gated_activation(x: torch.Tensor, activation: str) -> torch.Tensor:
+    """x (T, 2 F), gate and value side by side -> act(gate) * value (T, F)."""
+    triton_kernels = _triton(x.device.type)
+    if triton_kernels is None or activation not in triton_kernels.GATED:
+        return gated_activation_twin(x, activation)
+    out: torch.Tensor = triton_kernels.gated_activation(x, activation)
+    return out
+
+
+def gated_activation_twin(x: torch.Tensor, activation: str) -> torch.Tensor:
+    gate, value = x.chunk(2, -1)
+    return ACTIVATIONS[activation](gate).mul_(value)
 
 
 def are_fused(device_type: str) -> bool:

@@ -125,16 +125,18 @@ class KernelRoute:
     """
 
     def __init__(
-        self, parts: Mapping[str, Sequence[tuple[int, int, _Stack]]], slots: torch.Tensor
+        self, parts: Mapping[str, Sequence[tuple[int, _Stack]]], slots: torch.Tensor
     ) -> None:
         self._parts = parts
         self._slots = slots
 
     def add(self, site: str, x: torch.Tensor, y: torch.Tensor) -> None:
         """y (B, out) += each row's own LoRA of x (B, in), in place."""
-        for start, stop, stack in self._parts.get(site, ()):
-            shrunk = lora_shrink(x, stack.a, self._slots)
-            lora_expand_add(y[:, start:stop], shrunk, stack.b, self._slots)
+        parts = self._parts.get(site)
+        if parts:
+            shrunk = lora_shrink(x, [stack.a for _, stack in parts], self._slots)
+            stacks = [(start, stack.b) for start, stack in parts]
+            lora_expand_add(y, shrunk, stacks, self._slots)
 
 
 class LoraBank:
@@ -290,7 +292,7 @@ class LoraBank:
             return None
         parts = {
             site.name: [
-                (part.start, part.stop, self._stacks[part.module])
+                (part.start, self._stacks[part.module])
                 for part in site.parts
                 if part.module in self._stacks
             ]

@@ -1,8 +1,7 @@
 """What causal.py and seq2seq.py have in common: the contract, activations, norms, output layer."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -12,16 +11,6 @@ from deployments.engine.attention import DecodeBatch
 from deployments.engine.kv_cache import KvCache
 from deployments.engine.lora_bank import Route, Site
 from deployments.engine.scheduler import Chunk
-
-_tanh_gelu = partial(F.gelu, approximate="tanh")
-# transformers' names.
-ACTIVATIONS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "silu": F.silu,
-    "relu": F.relu,
-    "gelu": F.gelu,
-    "gelu_new": _tanh_gelu,
-    "gelu_pytorch_tanh": _tanh_gelu,
-}
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,13 +59,13 @@ class Projection:
         return y
 
     def add_to(self, residual: torch.Tensor, x: torch.Tensor, lora: Route | None) -> torch.Tensor:
-        """residual (T, out) + self(x)."""
+        """residual (T, out) + self(x), in place of the residual."""
         if self._packed is not None or self._bias is not None:
-            return residual + self(x, lora)
-        y = torch.addmm(residual, x, self._weight)
+            return residual.add_(self(x, lora))
+        residual.addmm_(x, self._weight)
         if lora is not None:
-            lora.add(self.name, x, y)
-        return y
+            lora.add(self.name, x, residual)
+        return residual
 
 
 def _take(layer: torch.nn.Linear) -> torch.Tensor:

@@ -6,16 +6,17 @@ value, not by configuration; logits are scaled only when `scale_decoder_outputs`
 are not divided by the square root of the head size.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from deployments.engine.attention import DecodeBatch
+from deployments.engine.kernels import ACTIVATIONS, gated_activation
 from deployments.engine.kv_cache import KvCache
 from deployments.engine.lora_bank import Route, Site
-from deployments.engine.network import ACTIVATIONS, Head, KvShape, rms_norm, take_norm
+from deployments.engine.network import Head, KvShape, rms_norm, take_norm
 from deployments.engine.projection import Projection
 from deployments.engine.scheduler import Chunk
 
@@ -56,7 +57,7 @@ class Seq2SeqNetwork:
         self._encoder_bias = _relative_bias(model.encoder, both_ways).to(dtype)  # (H, 2S - 1)
         self._decoder_bias = _relative_bias(model.decoder, -reach).to(dtype)  # (H, S) by distance
         self._num_positions = num_positions
-        act = ACTIVATIONS[config.dense_act_fn]
+        act: str = config.dense_act_fn
         gated = bool(config.is_gated_act)
         self._encoder = [
             _EncoderLayer(f"encoder.block.{i}.layer", block.layer, dtype, act, gated)
@@ -167,7 +168,7 @@ class _Mlp:
         path: str,
         layer: Any,
         dtype: torch.dtype,
-        act: Callable[[torch.Tensor], torch.Tensor],
+        act: str,
         gated: bool,
     ) -> None:
         dense = layer.DenseReluDense
@@ -184,9 +185,8 @@ class _Mlp:
     def __call__(self, x: torch.Tensor, eps: float, route: Route | None) -> torch.Tensor:
         inner = self._wi(rms_norm(x, self._norm, eps), route)
         if self._gated:
-            gate, linear = inner.chunk(2, -1)
-            return self._wo.add_to(x, self._act(gate).mul_(linear), route)
-        return self._wo.add_to(x, self._act(inner), route)
+            return self._wo.add_to(x, gated_activation(inner, self._act), route)
+        return self._wo.add_to(x, ACTIVATIONS[self._act](inner), route)
 
 
 class _EncoderLayer:
@@ -195,7 +195,7 @@ class _EncoderLayer:
         path: str,
         layers: Any,
         dtype: torch.dtype,
-        act: Callable[[torch.Tensor], torch.Tensor],
+        act: str,
         gated: bool,
     ) -> None:
         attention = layers[0].SelfAttention
@@ -215,7 +215,7 @@ class _DecoderLayer(_EncoderLayer):
         path: str,
         layers: Any,
         dtype: torch.dtype,
-        act: Callable[[torch.Tensor], torch.Tensor],
+        act: str,
         gated: bool,
     ) -> None:
         super().__init__(path, layers, dtype, act, gated)

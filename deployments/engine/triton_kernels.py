@@ -1,12 +1,17 @@
 """Triton kernels behind kernels.py, which says what each computes. Imported only where they run."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 
 _ATTENTION_BLOCK = 64
-_SHRINK_RANKS = 8  # ranks that one program computes
-_EXPAND_COLUMNS = 256
+_RANKS = 8  # ranks that one program takes together
+_EXPAND_COLUMNS = 512
+_GATED_COLUMNS = 1024
+GATED = ("silu", "gelu_new", "gelu_pytorch_tanh")
 
 
 @triton.jit
@@ -114,58 +119,105 @@ def _grouped_attention_kernel(
 @triton.jit
 def _shrink_kernel(
     x,
-    a,
+    a0,
+    a1,
+    a2,
     slots,
     out,
     x_row,
     K,
+    P: tl.constexpr,
     R: tl.constexpr,
     RC: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """RC ranks of one row. Program (b, ranks)."""
+    """RC ranks of one part of one row. Program (b, part and ranks)."""
     b = tl.program_id(0)
-    r = tl.program_id(1) * RC + tl.arange(0, RC)
+    part = tl.program_id(1) // (R // RC)
+    r = tl.program_id(1) % (R // RC) * RC + tl.arange(0, RC)
     slot = tl.load(slots + b).to(tl.int64)
     acc = tl.zeros((RC,), tl.float32)
-    for first in range(0, K, BLOCK):
-        k = first + tl.arange(0, BLOCK)
-        km = k < K
-        xs = tl.load(x + b * x_row + k, mask=km, other=0.0).to(tl.float32)
-        at = a + slot * (R * K) + r[:, None] * K + k[None, :]
-        weights = tl.load(at, mask=km[None, :], other=0.0).to(tl.float32)
-        acc += tl.sum(weights * xs[None, :], 1)
-    tl.store(out + b * R + r, acc)
+    if slot != 0:
+        a = a0
+        if part == 1:
+            a = a1
+        if part == 2:
+            a = a2
+        for first in range(0, K, BLOCK):
+            k = first + tl.arange(0, BLOCK)
+            km = k < K
+            xs = tl.load(x + b * x_row + k, mask=km, other=0.0).to(tl.float32)
+            at = a + slot * (R * K) + r[:, None] * K + k[None, :]
+            weights = tl.load(at, mask=km[None, :], other=0.0).to(tl.float32)
+            acc += tl.sum(weights * xs[None, :], 1)
+    tl.store(out + (b * P + part) * R + r, acc)
 
 
 @triton.jit
 def _expand_kernel(
     y,
     shrunk,
-    b_stack,
+    b0,
+    b1,
+    b2,
+    start0,
+    start1,
+    start2,
+    n0,
+    n1,
+    n2,
     slots,
     y_row,
-    N,
+    P: tl.constexpr,
     R: tl.constexpr,
     RC: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """BLOCK columns of one row. Program (b, columns)."""
+    """BLOCK columns of one part of one row. Program (b, columns, part)."""
     b = tl.program_id(0)
+    part = tl.program_id(2)
+    stack = b0
+    start = start0
+    n = n0
+    if part == 1:
+        stack = b1
+        start = start1
+        n = n1
+    if part == 2:
+        stack = b2
+        start = start2
+        n = n2
     c = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    cm = c < N
+    cm = c < n
     slot = tl.load(slots + b).to(tl.int64)
     if slot != 0:
         acc = tl.zeros((BLOCK,), tl.float32)
         for first in tl.static_range(0, R, RC):
             r = first + tl.arange(0, RC)
-            s = tl.load(shrunk + b * R + r)
-            at = b_stack + slot * (R * N) + r[:, None] * N + c[None, :]
+            s = tl.load(shrunk + (b * P + part) * R + r)
+            at = stack + slot * (R * n) + r[:, None] * n + c[None, :]
             weights = tl.load(at, mask=cm[None, :], other=0.0).to(tl.float32)
             acc += tl.sum(weights * s[:, None], 0)
-        at_y = y + b * y_row + c
+        at_y = y + b * y_row + start + c
         old = tl.load(at_y, mask=cm, other=0.0).to(tl.float32)
         tl.store(at_y, (old + acc).to(y.dtype.element_ty), mask=cm)
+
+
+@triton.jit
+def _gated_kernel(x, out, F, IS_SILU: tl.constexpr, BLOCK: tl.constexpr):
+    """BLOCK columns of one row. Program (row, columns)."""
+    b = tl.program_id(0).to(tl.int64)
+    c = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    m = c < F
+    gate = tl.load(x + b * 2 * F + c, mask=m, other=0.0).to(tl.float32)
+    value = tl.load(x + b * 2 * F + F + c, mask=m, other=0.0)
+    z = gate
+    if not IS_SILU:  # tanh's form of gelu: x * sigmoid(2 z)
+        z = 1.5957691216057308 * (gate + 0.044715 * gate * gate * gate)
+    z = tl.maximum(z, -80.0)  # exp stays finite
+    acted = (gate / (1.0 + tl.exp(-z))).to(out.dtype.element_ty)
+    product = acted.to(tl.float32) * value.to(tl.float32)
+    tl.store(out + b * F + c, product.to(out.dtype.element_ty), mask=m)
 
 
 def decode_attention(
@@ -199,23 +251,48 @@ def decode_attention(
     return out
 
 
-def lora_shrink(x: torch.Tensor, a: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
-    rank = a.shape[1]
-    out = torch.empty(len(x), rank, dtype=torch.float32, device=x.device)
-    grid = (len(x), rank // _SHRINK_RANKS)
+def lora_shrink(
+    x: torch.Tensor, stacks: Sequence[torch.Tensor], slots: torch.Tensor
+) -> torch.Tensor:
+    parts, rank = len(stacks), stacks[0].shape[1]
+    out = torch.empty(len(x), parts, rank, dtype=torch.float32, device=x.device)
+    grid = (len(x), parts * (rank // _RANKS))
     _shrink_kernel[grid](
-        x, a, slots, out, x.stride(0), x.shape[1],
-        R=rank, RC=_SHRINK_RANKS, BLOCK=min(1024, triton.next_power_of_2(x.shape[1])), num_warps=4,
+        x, *_three(stacks), slots, out, x.stride(0), x.shape[1],
+        P=parts, R=rank, RC=_RANKS, BLOCK=min(2048, triton.next_power_of_2(x.shape[1])),
+        num_warps=8,
     )  # fmt: skip
     return out
 
 
 def lora_expand_add(
-    y: torch.Tensor, shrunk: torch.Tensor, b: torch.Tensor, slots: torch.Tensor
+    y: torch.Tensor,
+    shrunk: torch.Tensor,
+    stacks: Sequence[tuple[int, torch.Tensor]],
+    slots: torch.Tensor,
 ) -> None:
-    rank, columns = b.shape[1:]
-    grid = (len(y), triton.cdiv(columns, _EXPAND_COLUMNS))
+    tensors = [b for _, b in stacks]
+    columns = [b.shape[2] for b in tensors]
+    grid = (len(y), triton.cdiv(max(columns), _EXPAND_COLUMNS), len(stacks))
     _expand_kernel[grid](
-        y, shrunk, b, slots, y.stride(0), columns,
-        R=rank, RC=_SHRINK_RANKS, BLOCK=_EXPAND_COLUMNS, num_warps=4,
+        y, shrunk, *_three(tensors), *_three([start for start, _ in stacks]), *_three(columns),
+        slots, y.stride(0),
+        P=len(stacks), R=tensors[0].shape[1], RC=_RANKS, BLOCK=_EXPAND_COLUMNS, num_warps=4,
     )  # fmt: skip
+
+
+def gated_activation(x: torch.Tensor, activation: str) -> torch.Tensor:
+    width = x.shape[1] // 2
+    out = torch.empty(len(x), width, dtype=x.dtype, device=x.device)
+    grid = (len(x), triton.cdiv(width, _GATED_COLUMNS))
+    _gated_kernel[grid](
+        x, out, width, IS_SILU=activation == "silu", BLOCK=_GATED_COLUMNS, num_warps=4
+    )
+    return out
+
+
+def _three(items: Sequence[Any]) -> list[Any]:
+    """Kernels take three parts; those that are not there repeat the first and are not read."""
+    if not 1 <= len(items) <= 3:
+        raise ValueError(f"{len(items)} parts in one product; 1 to 3 are possible")
+    return [*items, items[0], items[0]][:3]

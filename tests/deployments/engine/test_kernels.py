@@ -43,15 +43,19 @@ def test_the_attention_twin_is_attention(groups: int) -> None:
 
 
 def test_the_lora_twins_are_lora() -> None:
-    x, a, b = tensor(0, 4, 12), tensor(1, 3, 8, 12), tensor(2, 3, 8, 10)
-    slots = rows(2, 0, 1, 2)
-    a[0], b[0] = 0, 0
-    wide = tensor(3, 4, 30)
+    x, slots, wide = tensor(0, 4, 12), rows(2, 0, 1, 2), tensor(3, 4, 30)
+    parts = [
+        (5, tensor(1, 3, 8, 12), tensor(2, 3, 8, 10)),
+        (20, tensor(4, 3, 8, 12), tensor(5, 3, 8, 6)),
+    ]
+    for _, a, b in parts:
+        a[0], b[0] = 0, 0
     expected = wide.clone()
     for row, slot in enumerate(slots.tolist()):
-        expected[row, 5:15] += (x[row] @ a[slot].T) @ b[slot]
-    shrunk = kernels.lora_shrink_twin(x, a, slots)
-    kernels.lora_expand_add_twin(wide[:, 5:15], shrunk, b, slots)
+        for start, a, b in parts:
+            expected[row, start : start + b.shape[2]] += (x[row] @ a[slot].T) @ b[slot]
+    shrunk = kernels.lora_shrink_twin(x, [a for _, a, _ in parts], slots)
+    kernels.lora_expand_add_twin(wide, shrunk, [(start, b) for start, _, b in parts], slots)
     torch.testing.assert_close(wide, expected)
 
 
@@ -79,28 +83,44 @@ def test_the_attention_kernel_equals_its_twin(
 @needs_kernels
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("rank", [8, 64])
-def test_the_lora_kernels_equal_their_twins(rank: int, dtype: torch.dtype) -> None:
-    x, a = tensor(0, 5, 1100, dtype=dtype), tensor(1, 4, rank, 1100, dtype=dtype)
-    b, slots = tensor(2, 4, rank, 300, dtype=dtype) * 0.1, rows(3, 0, 1, 1, 2)
-    a[0], b[0] = 0, 0
-    shrunk = kernels.lora_shrink(x, a, slots)
-    twin = kernels.lora_shrink_twin(x, a, slots)
+@pytest.mark.parametrize("widths", [(300,), (300, 700, 40)])
+def test_the_lora_kernels_equal_their_twins(
+    widths: tuple[int, ...], rank: int, dtype: torch.dtype
+) -> None:
+    x, slots = tensor(0, 5, 2200, dtype=dtype), rows(3, 0, 1, 1, 2)
+    y = tensor(3, 5, 1200, dtype=dtype)
+    a = [tensor(10 + i, 4, rank, 2200, dtype=dtype) for i in range(len(widths))]
+    b = [tensor(20 + i, 4, rank, n, dtype=dtype) * 0.1 for i, n in enumerate(widths)]
+    for stack in (*a, *b):
+        stack[0] = 0
+    starts = [100 + sum(widths[:i]) for i in range(len(widths))]
+    stacks = list(zip(starts, b, strict=True))
+    shrunk, twin = kernels.lora_shrink(x, a, slots), kernels.lora_shrink_twin(x, a, slots)
+    assert shrunk.shape == twin.shape
     assert (shrunk - twin).norm() / twin.norm() < TOLERANCE[dtype]
-    y = tensor(3, 5, 700, dtype=dtype)
     expected = y.clone()
-    kernels.lora_expand_add(y[:, 100:400], shrunk, b, slots)
-    kernels.lora_expand_add_twin(expected[:, 100:400], shrunk, b, slots)
+    untouched = y.clone()
+    kernels.lora_expand_add(y, shrunk, stacks, slots)
+    kernels.lora_expand_add_twin(expected, shrunk, stacks, slots)
     assert (y - expected).norm() / expected.norm() < TOLERANCE[dtype]
-    assert torch.equal(y[:, :100], expected[:, :100])
-    assert torch.equal(y[:, 400:], expected[:, 400:])
-    assert torch.equal(y[1], expected[1]), "a row of the base was changed"
+    assert torch.equal(y[:, :100], untouched[:, :100])
+    assert torch.equal(y[:, 100 + sum(widths) :], untouched[:, 100 + sum(widths) :])
+    assert torch.equal(y[1], untouched[1]), "a row of the base was changed"
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("activation", ["silu", "gelu_new"])
+def test_the_gated_kernel_equals_its_twin(activation: str, dtype: torch.dtype) -> None:
+    x = tensor(0, 3, 2 * 1500, dtype=dtype) * 3
+    out = kernels.gated_activation(x, activation)
+    twin = kernels.gated_activation_twin(x, activation)
+    assert (out - twin).norm() / twin.norm() < TOLERANCE[dtype]
 
 
 def test_without_kernels_the_twin_runs() -> None:
     if FUSED or os.environ.get("TRITON_INTERPRET") == "1":
         pytest.skip("the kernels run here")
     assert not kernels.are_fused("cpu")
-    x, a = tensor(0, 2, 12), tensor(1, 3, 8, 12)
-    assert torch.equal(
-        kernels.lora_shrink(x, a, rows(1, 2)), kernels.lora_shrink_twin(x, a, rows(1, 2))
-    )
+    x, a, slots = tensor(0, 2, 12), [tensor(1, 3, 8, 12)], rows(1, 2)
+    assert torch.equal(kernels.lora_shrink(x, a, slots), kernels.lora_shrink_twin(x, a, slots))

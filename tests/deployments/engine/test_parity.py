@@ -6,7 +6,7 @@ of that answer ends there, and such places are counted and printed.
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,9 +61,14 @@ MLP = {
 @dataclass
 class Case:
     name: str
+    base: Path
+    adapters: dict[str, Path]
     decoder: FastDecoder
     oracle: Oracle
-    sides: list[str | None]
+
+    @property
+    def sides(self) -> list[str | None]:
+        return [None, *self.adapters]
 
 
 def family_of(name: str) -> Family:
@@ -102,13 +107,26 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     folder = tmp_path_factory.mktemp(f"parity-{name}")
     base = BASES[name](folder / "base")
     adapters = make_adapters(name, base, folder)
+    decoder = load_fast(name, base, adapters)
+    return Case(name, base, adapters, decoder, Oracle(base, adapters))
+
+
+def load_fast(
+    name: str, base: Path, adapters: dict[str, Path], kv_positions: int | None = None
+) -> FastDecoder:
+    """`kv_positions`: of all rows together; None: every row has full length."""
     loaded = load_pretrained(base, family_of(name), device=DEVICE, dtype="float32")
     limits = FastLimits(NUM_ROWS, 96, max_adapters=8)
+    if kv_positions is not None:
+        config = loaded.model.config
+        heads = getattr(config, "num_key_value_heads", None) or config.num_heads
+        size = 2 * 2 * heads * (getattr(config, "head_dim", None) or 16) * 4
+        limits = replace(limits, kv_memory_bytes=kv_positions * size)
     decoder = build_decoder(loaded, "fast", limits, adapters)
     assert isinstance(decoder, FastDecoder)
     for kind, directory in adapters.items():
         decoder.load_adapter(kind, directory)
-    return Case(name, decoder, Oracle(base, adapters), [None, *adapters])
+    return decoder
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -191,12 +209,10 @@ def test_any_composition_at_any_time(case: Case, seed: int) -> None:
         assert any(not chunk.is_last for plan in run.plans for chunk in plan.prefill)
 
 
-def test_rows_of_different_capacities(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_of_different_capacities(case: Case) -> None:
     """Short rows and one long row in the same step."""
-    decoder = case.decoder
-    capacities = [32, 32, 32, 32, 96]
-    monkeypatch.setattr(decoder, "_cache", decoder._new_cache(capacities))
-    monkeypatch.setattr(decoder, "_capacities", tuple(capacities))
+    decoder = load_fast(case.name, case.base, case.adapters, kv_positions=4 * 32 + 96)
+    assert sorted(decoder.capacities) == [32, 32, 32, 32, 96]
     rng = random.Random(7)
     long = [request(prompt(rng, case, 40) + (5,) * 30, side, 8) for side in case.sides[:2]]
     short = [request(prompt(rng, case, 16), side, 12) for side in case.sides]
