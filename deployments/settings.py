@@ -97,8 +97,14 @@ class EngineSettings(StrictModel):
         int, Field(ge=1, le=131_072, description="max_tokens when the client gives none")
     ] = 160
     prefill_tokens_per_step: Annotated[
-        int, Field(ge=16, le=131_072, description="prompt tokens read between two decode steps")
-    ] = 512
+        int | None,
+        Field(
+            ge=16,
+            le=131_072,
+            description="prompt tokens read between two decode steps; null: 512 on a CPU, 4096 on "
+            "a GPU",
+        ),
+    ] = None
     kv_memory_mib: Annotated[
         int | None,
         Field(ge=1, le=4_194_304, description="keys and values of all rows; null: what they need"),
