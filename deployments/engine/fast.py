@@ -6,10 +6,9 @@ The newest token stays on the device and is fed back there.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -21,6 +20,7 @@ from deployments.engine.kernels import are_fused
 from deployments.engine.kv_cache import KvCache
 from deployments.engine.lora_bank import BASE_SLOT, LoraBank
 from deployments.engine.network import Network
+from deployments.engine.pending import TokensOnTheirWay
 from deployments.engine.pretrained import Pretrained
 from deployments.engine.request import Request, SamplingParams
 from deployments.engine.sampling import Sampler
@@ -142,7 +142,7 @@ class FastDecoder:
         )
 
     @torch.inference_mode()
-    def step(self, plan: StepPlan) -> "_Pending":
+    def step(self, plan: StepPlan) -> TokensOnTheirWay:
         emitting: list[int] = []
         picked = []
         rows = list(plan.decode)
@@ -161,8 +161,8 @@ class FastDecoder:
             picked.append(self._decode(rows) if self._graphs is None else self._replay(rows))
             emitting += rows
         if not picked:
-            return _Pending((), None)
-        return _Pending(tuple(emitting), torch.cat(picked))
+            return TokensOnTheirWay((), None)
+        return TokensOnTheirWay(tuple(emitting), torch.cat(picked))
 
     def load_adapter(self, name: str, directory: Path) -> None:
         """Read an adapter and make it resident under `name`, replacing an earlier version.
@@ -277,24 +277,3 @@ class FastDecoder:
             dtype=shape.dtype,
             device=self._network.device,
         )
-
-
-class _Pending:
-    """Tokens (B,) of `rows`, on their way to the host."""
-
-    def __init__(self, rows: tuple[int, ...], tokens: torch.Tensor | None) -> None:
-        self._rows = rows
-        self._tokens = tokens
-        self._copied: Any = None
-        if tokens is not None and tokens.is_cuda:
-            self._tokens = torch.empty_like(tokens, device="cpu", pin_memory=True)
-            self._tokens.copy_(tokens, non_blocking=True)
-            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._copied.record()
-
-    def wait(self) -> Mapping[int, int]:
-        if self._tokens is None:
-            return {}
-        if self._copied is not None:
-            self._copied.synchronize()
-        return dict(zip(self._rows, self._tokens.tolist(), strict=True))

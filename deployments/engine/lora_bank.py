@@ -18,13 +18,18 @@ a replaced or evicted adapter's slot is reused only when no row uses it any more
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 
 from deployments.engine.adapter_reading import AdapterWeights, LoraPair
-from deployments.engine.kernels import lora_expand_add, lora_shrink
+from deployments.engine.lora_route import (
+    KernelRoute,
+    Lanes,
+    LoraRoute,
+    Site,
+    SiteLanes,
+    Stack,
+)
 from deployments.engine.request import EngineError
 
 BASE_SLOT = 0
@@ -36,107 +41,6 @@ class BankRefused(EngineError):
     """The bank cannot hold, or cannot let go of, this adapter now."""
 
     code = "adapter_bank_refused"
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """One linear layer inside a site: output columns [start, stop)."""
-
-    module: str  # its path in the base model
-    start: int
-    stop: int
-
-
-@dataclass(frozen=True, slots=True)
-class Site:
-    """A fused linear layer that adapters may change."""
-
-    name: str
-    in_features: int
-    parts: tuple[Part, ...]
-
-
-@dataclass(slots=True)
-class _Stack:
-    """One part's weights of every slot. a: (N, R, in); b: (N, R, out)."""
-
-    a: torch.Tensor
-    b: torch.Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class _SiteLanes:
-    """A site's weights of the slots in use; W is the sum of their ranks, P the parts in use.
-
-    a: (in, P * W); b: for each part its output columns and (W, columns).
-    """
-
-    a: torch.Tensor
-    b: tuple[tuple[int, int, torch.Tensor], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _Lanes:
-    slots: tuple[int, ...]
-    lane_of_column: torch.Tensor  # (W,) position in `slots`
-    sites: Mapping[str, _SiteLanes]
-
-
-class Route(Protocol):
-    """Which adapter each token of one forward pass has."""
-
-    def add(self, site: str, x: torch.Tensor, y: torch.Tensor) -> None:
-        """y (T, out) += each token's own LoRA of x (T, in), in place."""
-
-
-class LoraRoute:
-    """A route over lanes.
-
-    Args:
-        mask: (T, 1, W) ones where a token's lane is; None: every token has the only lane.
-    """
-
-    def __init__(self, lanes: _Lanes, mask: torch.Tensor | None) -> None:
-        self._sites = lanes.sites
-        self._width = lanes.lane_of_column.numel()
-        self._mask = mask
-
-    def add(self, site: str, x: torch.Tensor, y: torch.Tensor) -> None:
-        lanes = self._sites.get(site)
-        if lanes is None:
-            return
-        width = self._width
-        shrunk = torch.mm(x.to(lanes.a.dtype), lanes.a)
-        if self._mask is not None:
-            shrunk.view(len(x), -1, width).mul_(self._mask)
-        for i, (start, stop, b) in enumerate(lanes.b):
-            columns, own = y[:, start:stop], shrunk[:, i * width : (i + 1) * width]
-            if y.dtype == b.dtype:
-                columns.addmm_(own, b)
-            else:
-                columns.add_(torch.mm(own, b))
-
-
-class KernelRoute:
-    """Which adapter each row of a captured step has: a tensor of slots instead of lanes.
-
-    Args:
-        slots: (B,)
-    """
-
-    def __init__(
-        self, parts: Mapping[str, Sequence[tuple[int, _Stack]]], slots: torch.Tensor
-    ) -> None:
-        self._parts = parts
-        self._slots = slots
-
-    def add(self, site: str, x: torch.Tensor, y: torch.Tensor) -> None:
-        """y (B, out) += each row's own LoRA of x (B, in), in place."""
-        parts = self._parts.get(site)
-        if parts:
-            shrunk = lora_shrink(x, [stack.a for _, stack in parts], self._slots)
-            stacks = [(start, stack.b) for start, stack in parts]
-            lora_expand_add(y, shrunk, stacks, self._slots)
 
 
 class LoraBank:
@@ -152,7 +56,7 @@ class LoraBank:
         self._parts = {p.module: (s.in_features, p.stop - p.start) for s in sites for p in s.parts}
         self._dtype, self._device = dtype, device
         self._rank = _RANK_BUCKET
-        self._stacks: dict[str, _Stack] = {}
+        self._stacks: dict[str, Stack] = {}
         self._layout = 0
         self._num_slots = num_slots
         self._slot_of: dict[str, int] = {}
@@ -160,7 +64,7 @@ class LoraBank:
         self._modules: list[frozenset[str]] = [frozenset()] * num_slots
         self._num_users = [0] * num_slots
         self._pinned: set[str] = set()
-        self._lanes: OrderedDict[tuple[int, ...], _Lanes] = OrderedDict()
+        self._lanes: OrderedDict[tuple[int, ...], Lanes] = OrderedDict()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -300,7 +204,7 @@ class LoraBank:
         }
         return KernelRoute(parts, slots)
 
-    def _lanes_of(self, active: tuple[int, ...]) -> _Lanes:
+    def _lanes_of(self, active: tuple[int, ...]) -> Lanes:
         """Kept lanes that hold `active` and little else, or new ones."""
         wanted = set(active)
         for kept in reversed(self._lanes.values()):
@@ -309,7 +213,7 @@ class LoraBank:
                 return kept
         columns = [(i, slot, r) for i, slot in enumerate(active) for r in range(self._ranks[slot])]
         rows = torch.tensor([slot * self._rank + r for _, slot, r in columns], device=self._device)
-        lanes = _Lanes(
+        lanes = Lanes(
             slots=active,
             lane_of_column=torch.tensor([i for i, _, _ in columns], device=self._device),
             sites={
@@ -325,7 +229,7 @@ class LoraBank:
 
     def _site_lanes(
         self, site: Site, active: tuple[int, ...], rows: torch.Tensor
-    ) -> _SiteLanes | None:
+    ) -> SiteLanes | None:
         """`rows` (W,): the lanes' rows in a stack that is flattened to (N * R, features)."""
         parts = [p for p in site.parts if any(p.module in self._modules[slot] for slot in active)]
         if not parts:
@@ -336,7 +240,7 @@ class LoraBank:
             a.append(stack.a.flatten(0, 1).index_select(0, rows))
             columns = stack.b.flatten(0, 1).index_select(0, rows)
             b.append((part.start, part.stop, columns))
-        return _SiteLanes(torch.cat(a).t().contiguous(), tuple(b))
+        return SiteLanes(torch.cat(a).t().contiguous(), tuple(b))
 
     def _free_slot(self, name: str) -> int:
         taken = set(self._slot_of.values())
@@ -365,10 +269,10 @@ class LoraBank:
                 self._stacks[module] = self._new_stack(module, self._rank)
                 self._layout += 1
 
-    def _new_stack(self, module: str, rank: int) -> _Stack:
+    def _new_stack(self, module: str, rank: int) -> Stack:
         shapes = [(self._num_slots, rank, features) for features in self._parts[module]]
         a, b = (torch.zeros(shape, dtype=self._dtype, device=self._device) for shape in shapes)
-        return _Stack(a, b)
+        return Stack(a, b)
 
     def _require(self, name: str) -> None:
         if name not in self._slot_of:
@@ -376,7 +280,7 @@ class LoraBank:
             raise BankRefused(f"adapter '{name}' is not resident (resident: {listed})")
 
 
-def _fill(stack: _Stack, slot: int, pair: LoraPair) -> None:
+def _fill(stack: Stack, slot: int, pair: LoraPair) -> None:
     rank = pair.a.shape[0]
     stack.a[slot, :rank] = pair.a.to(stack.a)
     stack.b[slot, :rank] = pair.b.t().to(stack.b)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from deployments.engine.attention import DecodeBatch
 from deployments.engine.kv_cache import KvCache
-from deployments.engine.lora_bank import Route, Site
+from deployments.engine.lora_route import Route, Site
 from deployments.engine.scheduler import Chunk
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from deployments.engine.lora_bank import Part, Route, Site
+from deployments.engine.lora_route import Part, Route, Site
 
 # Measured with float32 and 576 columns (docs/engine.md): 1.05 ms against 0.62 at 16 rows and 3,072
 # outputs; no gain at 960 outputs, a loss from 64 rows on.

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from deployments.engine.attention import DecodeBatch
 from deployments.engine.kernels import ACTIVATIONS, gated_activation
 from deployments.engine.kv_cache import KvCache
-from deployments.engine.lora_bank import Route, Site
+from deployments.engine.lora_route import Route, Site
 from deployments.engine.network import Head, KvShape, rms_norm, take_norm
 from deployments.engine.projection import Projection
 from deployments.engine.scheduler import Chunk

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deployments.engine.adapter_reading import AdapterWeights, LoraPair
-from deployments.engine.lora_bank import BankRefused, LoraBank, Part, Site
+from deployments.engine.lora_bank import BankRefused, LoraBank
+from deployments.engine.lora_route import Part, Site
 
 SITES = (
     Site("qkv", 6, (Part("q", 0, 8), Part("k", 8, 12), Part("v", 12, 16))),
