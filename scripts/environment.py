@@ -24,15 +24,17 @@ def environment() -> dict[str, Any]:
 
 
 def _commit() -> str | None:
+    stated = os.environ.get("POLYCLINIC_COMMIT")
+    if stated:
+        return stated
     root = Path(__file__).resolve().parent.parent
     try:
         git = subprocess.run(
             ["git", "rev-parse", "--short", "HEAD"], cwd=root, capture_output=True, text=True
         )
-        found = git.stdout.strip()
-    except OSError:
-        found = ""
-    return found or os.environ.get("POLYCLINIC_COMMIT")
+    except OSError:  # no git here
+        return None
+    return git.stdout.strip() or None
 
 
 def _version(package: str) -> str | None:

@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 
 from deployments.engine.attention import DecodeBatch
-from deployments.engine.kernels import ACTIVATIONS, gated_activation
+from deployments.engine.kernels import ACTIVATIONS, gated_activation, rms_norm
 from deployments.engine.kv_cache import KvCache
 from deployments.engine.lora_route import Route, Site
-from deployments.engine.network import Head, KvShape, rms_norm, take_norm
+from deployments.engine.network import Head, KvShape, take_norm
 from deployments.engine.projection import Projection
 from deployments.engine.scheduler import Chunk
 
@@ -136,8 +136,7 @@ class CausalNetwork:
     ) -> torch.Tensor:
         """Queries (T, heads, D) of x (T, d); its keys and values go into the memory."""
         h, kv, dim = self._num_heads, self._num_kv_heads, self._head_dim
-        normed = rms_norm(x, layer.norm_1, self._eps)
-        qkv = layer.qkv(normed, route).view(len(x), h + 2 * kv, dim)
+        qkv = layer.qkv.after_norm(x, layer.norm_1, self._eps, route).view(len(x), h + 2 * kv, dim)
         turning = qkv[:, : h + kv]
         first, second = turning.chunk(2, -1)
         swapped = torch.cat([second, first], -1).mul_(sin)
@@ -165,9 +164,8 @@ class CausalNetwork:
         self, layer: "_Layer", x: torch.Tensor, attended: torch.Tensor, route: Route | None
     ) -> torch.Tensor:
         x = layer.o.add_to(x, attended, route)
-        normed = rms_norm(x, layer.norm_2, self._eps)
-        inner = gated_activation(layer.gate_up(normed, route), self._act)
-        return layer.down.add_to(x, inner, route)
+        inner = layer.gate_up.after_norm(x, layer.norm_2, self._eps, route)
+        return layer.down.add_to(x, gated_activation(inner, self._act), route)
 
 
 class _Layer:

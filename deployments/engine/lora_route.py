@@ -9,7 +9,7 @@ from typing import Protocol
 
 import torch
 
-from deployments.engine.kernels import lora_expand_add, lora_shrink
+from deployments.engine.kernels import lora_expand_add, lora_shrink, norm_shrink, rms_norm
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +59,15 @@ class Lanes:
 class Route(Protocol):
     """Which adapter each token of one forward pass has."""
 
-    def add(self, site: str, x: torch.Tensor, y: torch.Tensor) -> None:
-        """y (T, out) += each token's own LoRA of x (T, in), in place."""
+    def norm(
+        self, site: str, x: torch.Tensor, weight: torch.Tensor, eps: float
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The RMS norm of x (T, in), and what `add` may reuse of the work."""
+
+    def add(
+        self, site: str, x: torch.Tensor, y: torch.Tensor, shrunk: torch.Tensor | None = None
+    ) -> None:
+        """y (T, out) += each token's own LoRA of x (T, in), in place; `shrunk` is from `norm`."""
 
 
 class LoraRoute:
@@ -75,7 +82,14 @@ class LoraRoute:
         self._width = lanes.lane_of_column.numel()
         self._mask = mask
 
-    def add(self, site: str, x: torch.Tensor, y: torch.Tensor) -> None:
+    def norm(
+        self, site: str, x: torch.Tensor, weight: torch.Tensor, eps: float
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        return rms_norm(x, weight, eps), None
+
+    def add(
+        self, site: str, x: torch.Tensor, y: torch.Tensor, shrunk: torch.Tensor | None = None
+    ) -> None:
         lanes = self._sites.get(site)
         if lanes is None:
             return
@@ -104,10 +118,20 @@ class KernelRoute:
         self._parts = parts
         self._slots = slots
 
-    def add(self, site: str, x: torch.Tensor, y: torch.Tensor) -> None:
-        """y (B, out) += each row's own LoRA of x (B, in), in place."""
+    def norm(
+        self, site: str, x: torch.Tensor, weight: torch.Tensor, eps: float
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         parts = self._parts.get(site)
-        if parts:
+        if not parts:
+            return rms_norm(x, weight, eps), None
+        return norm_shrink(x, weight, eps, [stack.a for _, stack in parts], self._slots)
+
+    def add(
+        self, site: str, x: torch.Tensor, y: torch.Tensor, shrunk: torch.Tensor | None = None
+    ) -> None:
+        parts = self._parts.get(site)
+        if not parts:
+            return
+        if shrunk is None:
             shrunk = lora_shrink(x, [stack.a for _, stack in parts], self._slots)
-            stacks = [(start, stack.b) for start, stack in parts]
-            lora_expand_add(y, shrunk, stacks, self._slots)
+        lora_expand_add(y, shrunk, [(start, stack.b) for start, stack in parts], self._slots)

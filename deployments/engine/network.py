@@ -71,19 +71,6 @@ def take_norm(norm: Any, dtype: torch.dtype) -> torch.Tensor:
     return weight
 
 
-def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """x (T, d), weight (d,) -> (T, d), the mean square in float32.
-
-    On a CPU five small operations instead of the nine of torch's own.
-    """
-    if x.is_cuda:
-        return F.rms_norm(x, weight.shape, weight, eps)
-    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-    inverse = length.square_().div_(x.shape[1]).add_(eps).rsqrt_()
-    normed: torch.Tensor = (x * inverse).to(x.dtype)
-    return normed.mul_(weight)
-
-
 class Head:
     """The output layer: states (n, d) -> logits (n, V).
 

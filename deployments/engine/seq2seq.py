@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 
 from deployments.engine.attention import DecodeBatch
-from deployments.engine.kernels import ACTIVATIONS, gated_activation
+from deployments.engine.kernels import ACTIVATIONS, gated_activation, rms_norm
 from deployments.engine.kv_cache import KvCache
 from deployments.engine.lora_route import Route, Site
-from deployments.engine.network import Head, KvShape, rms_norm, take_norm
+from deployments.engine.network import Head, KvShape, take_norm
 from deployments.engine.projection import Projection
 from deployments.engine.scheduler import Chunk
 
@@ -99,8 +99,9 @@ class Seq2SeqNetwork:
         biases = {size: self._bias_of_prompt(size) for size in sizes}
         x = self._embedding[ids]
         for layer in self._encoder:
-            normed = rms_norm(x, layer.norm_1, self._eps)
-            qkv = layer.qkv(normed, route).view(len(x), 3, self._num_heads, self._head_dim)
+            qkv = layer.qkv.after_norm(x, layer.norm_1, self._eps, route).view(
+                len(x), 3, self._num_heads, self._head_dim
+            )
             attended = [
                 self._attend_prompt(piece, biases[len(piece)]) for piece in torch.split(qkv, sizes)
             ]
@@ -116,14 +117,12 @@ class Seq2SeqNetwork:
         h, dim = self._num_heads, self._head_dim
         x = self._embedding[batch.tokens]
         for i, layer in enumerate(self._decoder):
-            normed = rms_norm(x, layer.norm_1, self._eps)
-            qkv = layer.qkv(normed, route).view(len(x), 3, h, dim)
+            qkv = layer.qkv.after_norm(x, layer.norm_1, self._eps, route).view(len(x), 3, h, dim)
             cache.write(i, batch.where, qkv[:, 1:])
             q = qkv[:, 0].unsqueeze(2)
             attended = batch.attention.front(q, i, scale=1.0, bias=self._decoder_bias)
             x = layer.o.add_to(x, attended, route)
-            normed = rms_norm(x, layer.norm_2, self._eps)
-            q = layer.cross_q(normed, route).view(len(x), h, 1, dim)
+            q = layer.cross_q.after_norm(x, layer.norm_2, self._eps, route).view(len(x), h, 1, dim)
             attended = batch.attention.back(q, i, scale=1.0)
             x = layer.cross_o.add_to(x, attended, route)
             x = layer.mlp(x, self._eps, route)
@@ -183,7 +182,7 @@ class _Mlp:
         self.sites = [self._wi.site, self._wo.site]
 
     def __call__(self, x: torch.Tensor, eps: float, route: Route | None) -> torch.Tensor:
-        inner = self._wi(rms_norm(x, self._norm, eps), route)
+        inner = self._wi.after_norm(x, self._norm, eps, route)
         if self._gated:
             return self._wo.add_to(x, gated_activation(inner, self._act), route)
         return self._wo.add_to(x, ACTIVATIONS[self._act](inner), route)

@@ -11,6 +11,7 @@ _ATTENTION_BLOCK = 64
 _RANKS = 8  # ranks that one program takes together
 _EXPAND_COLUMNS = 512
 _GATED_COLUMNS = 1024
+MAX_NORM_COLUMNS = 4096  # one program holds a whole row, times _RANKS
 GATED = ("silu", "gelu_new", "gelu_pytorch_tanh")
 
 
@@ -154,6 +155,50 @@ def _shrink_kernel(
 
 
 @triton.jit
+def _norm_shrink_kernel(
+    x,
+    weight,
+    normed,
+    a0,
+    a1,
+    a2,
+    slots,
+    out,
+    eps,
+    K,
+    P: tl.constexpr,
+    R: tl.constexpr,
+    RC: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """As _shrink_kernel, of a row's RMS norm, which each program computes for itself."""
+    b = tl.program_id(0)
+    part = tl.program_id(1) // (R // RC)
+    r = tl.program_id(1) % (R // RC) * RC + tl.arange(0, RC)
+    k = tl.arange(0, BLOCK)
+    km = k < K
+    xs = tl.load(x + b * K + k, mask=km, other=0.0).to(tl.float32)
+    inverse = 1.0 / tl.sqrt(tl.sum(xs * xs, 0) / K + eps)
+    kind = normed.dtype.element_ty
+    scaled = (xs * inverse).to(kind).to(tl.float32)
+    ys = (scaled * tl.load(weight + k, mask=km, other=0.0).to(tl.float32)).to(kind)
+    if tl.program_id(1) == 0:
+        tl.store(normed + b * K + k, ys, mask=km)
+    slot = tl.load(slots + b).to(tl.int64)
+    acc = tl.zeros((RC,), tl.float32)
+    if slot != 0:
+        a = a0
+        if part == 1:
+            a = a1
+        if part == 2:
+            a = a2
+        at = a + slot * (R * K) + r[:, None] * K + k[None, :]
+        weights = tl.load(at, mask=km[None, :], other=0.0).to(tl.float32)
+        acc = tl.sum(weights * ys.to(tl.float32)[None, :], 1)
+    tl.store(out + (b * P + part) * R + r, acc)
+
+
+@triton.jit
 def _expand_kernel(
     y,
     shrunk,
@@ -263,6 +308,24 @@ def lora_shrink(
         num_warps=8,
     )  # fmt: skip
     return out
+
+
+def norm_shrink(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    stacks: Sequence[torch.Tensor],
+    slots: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    parts, rank = len(stacks), stacks[0].shape[1]
+    normed = torch.empty_like(x)
+    out = torch.empty(len(x), parts, rank, dtype=torch.float32, device=x.device)
+    grid = (len(x), parts * (rank // _RANKS))
+    _norm_shrink_kernel[grid](
+        x, weight, normed, *_three(stacks), slots, out, eps, x.shape[1],
+        P=parts, R=rank, RC=_RANKS, BLOCK=triton.next_power_of_2(x.shape[1]), num_warps=8,
+    )  # fmt: skip
+    return normed, out
 
 
 def lora_expand_add(

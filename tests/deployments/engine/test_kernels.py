@@ -108,6 +108,28 @@ def test_the_lora_kernels_equal_their_twins(
     assert torch.equal(y[1], untouched[1]), "a row of the base was changed"
 
 
+def test_the_norm_is_torchs() -> None:
+    x, weight = tensor(0, 4, 48) * 5, tensor(1, 48)
+    expected = F.rms_norm(x, (48,), weight, 1e-5)
+    torch.testing.assert_close(kernels.rms_norm(x, weight, 1e-5), expected)
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_norm_and_shrink_in_one_equal_the_two(dtype: torch.dtype) -> None:
+    x, weight = tensor(0, 5, 1100, dtype=dtype) * 4, tensor(1, 1100, dtype=dtype)
+    slots = rows(3, 0, 1, 1, 2)
+    stacks = [tensor(10 + i, 4, 16, 1100, dtype=dtype) for i in range(3)]
+    for stack in stacks:
+        stack[0] = 0
+    normed, shrunk = kernels.norm_shrink(x, weight, 1e-6, stacks, slots)
+    expected = F.rms_norm(x, (1100,), weight, 1e-6)
+    assert (normed - expected).norm() / expected.norm() < TOLERANCE[dtype]
+    twin = kernels.lora_shrink_twin(normed, stacks, slots)
+    assert (shrunk - twin).norm() / twin.norm() < TOLERANCE[dtype]
+    assert not shrunk[1].any()
+
+
 @needs_kernels
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("activation", ["silu", "gelu_new"])
