@@ -27,7 +27,7 @@ _TOKEN_BOUNDARIES_S = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 
 # stream, however fast the tokens are.
 _EMIT_INTERVAL_S = 0.03
 # Prompt tokens that one step reads: about half a second of a CPU, some ten milliseconds of a GPU.
-_PREFILL_TOKENS = {"cpu": 512, "cuda": 4096}
+_PREFILL_TOKENS = {"cpu": 256, "cuda": 4096}
 
 
 class ModelReplica:

@@ -101,7 +101,7 @@ class EngineSettings(StrictModel):
         Field(
             ge=16,
             le=131_072,
-            description="prompt tokens read between two decode steps; null: 512 on a CPU, 4096 on "
+            description="prompt tokens read between two decode steps; null: 256 on a CPU, 4096 on "
             "a GPU",
         ),
     ] = None

@@ -106,7 +106,7 @@ def _add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--adapters", type=int, default=8)
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--targets", nargs="+", help="default: the q and v projections")
-    parser.add_argument("--prefill_tokens", type=int, default=512, help="prompt tokens of a step")
+    parser.add_argument("--prefill_tokens", type=int, default=256, help="prompt tokens of a step")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--sequential", type=int, default=2, help="requests of the sequential side")
     parser.add_argument("--threads", type=int, help="of torch; default: torch's own")

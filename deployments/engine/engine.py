@@ -57,7 +57,7 @@ class Engine:
     Args:
         decoder: only the engine's thread calls it, except for `info` and `decode`. A step decoder
             runs continuously batched, a group decoder one group after the other.
-        on_batch: called on the engine's thread with the number of rows that run, 0 when none does.
+        on_batch: called on the engine's thread with the number of rows that run, when it changes.
         clock: seconds, monotonic.
     """
 

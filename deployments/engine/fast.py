@@ -46,6 +46,7 @@ class FastDecoder:
     Args:
         base: whose weights `network` has taken; tokenizer and special tokens are read from it.
         capacities: positions of each row (kv_cache.plan_rows).
+        num_positions: of one answer at its longest; rows may be a little larger.
         reader: reads adapter folders of this base.
         max_adapters: adapters resident at the same time; one more slot is for replacing one.
         reason: why this decoder and this dtype, for /readyz.
@@ -57,6 +58,7 @@ class FastDecoder:
         network: Network,
         *,
         capacities: Sequence[int],
+        num_positions: int,
         reader: AdapterReader,
         max_adapters: int,
         reason: str,
@@ -67,6 +69,7 @@ class FastDecoder:
         dtype = torch.float32 if on_cpu else network.kv_shape.dtype
         self.bank = LoraBank(network.sites, max_adapters + 2, dtype=dtype, device=network.device)
         self._network = network
+        self._num_positions = min(num_positions, max(capacities))
         self._reader = reader
         self._reason = reason
         self._eos_ids = base.eos_ids
@@ -90,7 +93,7 @@ class FastDecoder:
             reason=self._reason,
             device=str(self._network.device),
             dtype=str(self._network.kv_shape.dtype).removeprefix("torch."),
-            num_positions=max(self._capacities),
+            num_positions=self._num_positions,
             eos_ids=self._eos_ids,
             adapters=self.bank.names,
         )

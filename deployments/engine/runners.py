@@ -90,7 +90,7 @@ class StepRunner:
     """Continuous batching (a step decoder): rows join and leave between any two steps.
 
     Args:
-        on_batch: called with the number of rows of each step, and with 0 when nothing runs.
+        on_batch: called with the number of rows that run whenever it changes.
         clock: seconds, monotonic: what deadlines are on.
     """
 
@@ -112,6 +112,7 @@ class StepRunner:
         )
         self._on_batch = on_batch
         self._clock = clock
+        self._num_shown = 0
         self._rows: dict[Job, AnswerRow] = {}
         self._in_flight: deque[tuple[tuple[Job, ...], PendingTokens]] = deque()
 
@@ -193,7 +194,9 @@ class StepRunner:
     def _show(self) -> None:
         self.waiting = tuple(row for job, row in self._rows.items() if job.row is None)
         self.running = tuple(row for job, row in self._rows.items() if job.row is not None)
-        self._on_batch(len(self.running))
+        if len(self.running) != self._num_shown:
+            self._num_shown = len(self.running)
+            self._on_batch(self._num_shown)
 
 
 class _GroupSink:

@@ -106,6 +106,7 @@ def _build_fast(base: Pretrained, limits: FastLimits) -> FastDecoder:
         base,
         network,
         capacities=capacities,
+        num_positions=num_positions,
         reader=AdapterReader(skeleton),
         max_adapters=limits.max_adapters,
         reason=f"continuous batching; {base.dtype_name}: {base.dtype_reason}",
