@@ -9,14 +9,18 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from adapters.base_models import resolve_base_model
 from adapters.catalog import load_catalog
-from adapters.loading import load_catalogued
+from adapters.loading import check_catalogued, load_catalogued
 from adapters.prompting import Message, encode_prompt
 from deployments.calls import Turn
-from deployments.engine.decoder import GroupDecoder
+from deployments.engine.decoder import GroupDecoder, StepDecoder
 from deployments.settings import Settings
+
+if TYPE_CHECKING:  # torch is imported once the replica is to load
+    from deployments.engine.selection import FastLimits
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +46,7 @@ class LoadedModel:
     """
 
     base_model: str
-    decoder: GroupDecoder
+    decoder: StepDecoder | GroupDecoder
     encode: EncodePrompt
     adapters: tuple[ResidentAdapter, ...]
     skipped: Mapping[str, str]
@@ -53,24 +57,39 @@ def load_model(settings: Settings, device: str) -> LoadedModel:
 
     Raises:
         BaseModelError, CatalogError, AdapterError: naming the file and the mend.
+        FastDecoderImpossible: `decoder: fast`, and what stands in its way.
     """
     started = time.perf_counter()
     if settings.quantization == "none":
         _leave_out_bitsandbytes()
-    from deployments.engine.reference import load_reference_decoder
+    from deployments.engine.pretrained import load_pretrained
+    from deployments.engine.selection import build_decoder
 
     logger.info("torch, transformers and peft imported in %.1f s", time.perf_counter() - started)
     started = time.perf_counter()
     resolved = resolve_base_model(settings.base_model_or_dir, progress=False)
-    decoder = load_reference_decoder(
+    base = load_pretrained(
         resolved.path,
         resolved.family,
         device=device,
         dtype=settings.engine.dtype,
         quantization=settings.quantization,
     )
-    logger.info("base model %s loaded in %.1f s", resolved.name, time.perf_counter() - started)
     catalog = load_catalog(settings.catalog_dir)
+    served = check_catalogued(catalog, settings.base_model, tensors=False)
+    decoder = build_decoder(
+        base,
+        settings.engine.decoder,
+        fast_limits(settings, len(served)),
+        {entry.name: catalog.folder(entry) for entry in served},
+    )
+    logger.info(
+        "base model %s loaded in %.1f s; decoder %s: %s",
+        resolved.name,
+        time.perf_counter() - started,
+        decoder.info.name,
+        decoder.info.reason,
+    )
     target = _TimedTarget(decoder.load_adapter)
     load_catalogued(catalog, settings.base_model, target)
     entry = catalog.base_model(settings.base_model, family=resolved.family)
@@ -90,6 +109,19 @@ def load_model(settings: Settings, device: str) -> LoadedModel:
     )
     skipped = catalog.skipped(settings.base_model)
     return LoadedModel(settings.base_model, decoder, encode, adapters, skipped)
+
+
+def fast_limits(settings: Settings, num_adapters: int) -> "FastLimits":
+    """Sizes of the fast decoder; the catalogue's adapters always find room."""
+    from deployments.engine.selection import FastLimits
+
+    engine = settings.engine
+    return FastLimits(
+        max_rows=engine.max_rows,
+        num_positions=engine.max_input_tokens + engine.max_output_tokens,
+        max_adapters=max(engine.max_adapters, num_adapters),
+        kv_memory_bytes=None if engine.kv_memory_mib is None else engine.kv_memory_mib * 2**20,
+    )
 
 
 def _leave_out_bitsandbytes() -> None:

@@ -88,8 +88,11 @@ class EngineSettings(StrictModel):
     """Generation on one replica. Lengths are in tokens."""
 
     decoder: Annotated[
-        Literal["auto", "reference"],
-        Field(description="reference: PEFT set_adapter + generate, for any model; auto picks"),
+        Literal["auto", "fast", "reference"],
+        Field(
+            description="fast: adapters share a batch; reference: PEFT set_adapter + generate, "
+            "for any model; auto: fast where it can serve the base and its adapters"
+        ),
     ] = "auto"
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16"],
@@ -106,6 +109,22 @@ class EngineSettings(StrictModel):
     default_output_tokens: Annotated[
         int, Field(ge=1, le=131_072, description="max_tokens when the client gives none")
     ] = 160
+    prefill_tokens_per_step: Annotated[
+        int | None,
+        Field(
+            ge=16,
+            le=131_072,
+            description="prompt tokens read between two decode steps; null: 256 on a CPU, 4096 on "
+            "a GPU",
+        ),
+    ] = None
+    kv_memory_mib: Annotated[
+        int | None,
+        Field(ge=1, le=4_194_304, description="keys and values of all rows; null: what they need"),
+    ] = None
+    max_adapters: Annotated[
+        int, Field(ge=1, le=65_536, description="adapters resident on one replica")
+    ] = 32
     cpu_threads: Annotated[
         int | None,
         Field(ge=1, le=1024, description="threads of a CPU replica; null: all cores it may use"),

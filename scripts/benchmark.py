@@ -1,4 +1,6 @@
-"""Measure a running service: first token, whole answers, memory and its growth.
+"""Measure a running service, or the engine alone (scripts/benchmark_engine.py).
+
+`service`: first token, whole answers, memory and its growth.
 
 Start the service (`make serve`), then, with the pid that it printed:
 
@@ -12,22 +14,19 @@ shared pages count once.
 
 import argparse
 import json
-import os
-import platform
 import statistics
-import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterable, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from deployments.process_tree import ProcessTree
+from scripts.environment import environment
 
 # 30 words, so that the figure is that of the issue's "30-word question".
 QUESTION = (
@@ -45,11 +44,15 @@ MIXED = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
+    if args.what == "engine":
+        from scripts import benchmark_engine
+
+        return benchmark_engine.run(args, argv)
     url = args.url.rstrip("/")
     ready = _get(f"{url}/readyz")
     report: dict[str, Any] = {
         "what": "service",
-        **_environment(),
+        **environment(),
         "command": "python -m scripts.benchmark " + " ".join(argv or sys.argv[1:]),
         "base_model": ready["base_model"],
         "dtype": ready["dtype"],
@@ -83,7 +86,32 @@ def _parser() -> argparse.ArgumentParser:
     service.add_argument(
         "--requests", type=_run_length, default=500, help="requests of the memory run, from 200"
     )
+    engine = commands.add_parser("engine", help="the engine in process, against PEFT")
+    _add_engine_arguments(engine)
     return parser
+
+
+def _add_engine_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model",
+        default="smollm2-135m-instruct",
+        help="a folder, a name, or flan-t5-xl-shape / llama-1b-shape with random weights",
+    )
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"])
+    parser.add_argument("--requests", type=int, default=16, help="at the same time")
+    parser.add_argument("--rows", type=int, default=16)
+    parser.add_argument("--prompt_tokens", type=int, default=25)
+    parser.add_argument("--output_tokens", type=int, default=64)
+    parser.add_argument("--adapters", type=int, default=8)
+    parser.add_argument("--rank", type=int, default=8)
+    parser.add_argument("--targets", nargs="+", help="default: the q and v projections")
+    parser.add_argument("--prefill_tokens", type=int, default=256, help="prompt tokens of a step")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--sequential", type=int, default=2, help="requests of the sequential side")
+    parser.add_argument("--threads", type=int, help="of torch; default: torch's own")
+    parser.add_argument("--skip_peft", action="store_true", help="the engine alone")
+    parser.add_argument("--out", type=Path, help="write the JSON here too")
 
 
 def _run_length(text: str) -> int:
@@ -183,28 +211,6 @@ def _spread(values: Iterable[float]) -> dict[str, float]:
         "p90": round(ordered[min(len(ordered) - 1, int(0.9 * len(ordered)))], 3),
         "max": round(ordered[-1], 3),
     }
-
-
-def _environment() -> dict[str, Any]:
-    root = Path(__file__).resolve().parent.parent
-    git = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=root, capture_output=True, text=True
-    )
-    packages = ("torch", "transformers", "peft", "ray")
-    return {
-        "commit": git.stdout.strip() or None,
-        "processor": _processor(),
-        "num_cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "packages": {name: metadata.version(name) for name in packages},
-    }
-
-
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
 
 
 def _table(report: dict[str, Any]) -> str:

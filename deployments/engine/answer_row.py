@@ -1,0 +1,124 @@
+"""One request inside the engine: from tokens to events, and to exactly one terminal event."""
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable, Sequence
+
+from deployments.engine.detokenizer import TextStream
+from deployments.engine.request import (
+    EngineError,
+    ErrorInfo,
+    FinishReason,
+    Request,
+    Timings,
+    TokenEvent,
+)
+
+logger = logging.getLogger(__name__)
+
+# Endings at which the engine's thread gives out the text that was held back.
+_COMPLETE = (FinishReason.STOP, FinishReason.LENGTH, FinishReason.TIMEOUT)
+
+
+class AnswerRow:
+    """Created on the event loop, pushed to from the engine's thread.
+
+    Args:
+        decode: token ids -> text.
+        stream: False for one event with the whole text.
+        emit_interval_s: text is given out at most this often, so that fast tokens travel in
+            groups; the first token goes out at once. 0: each token by itself.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        request: Request,
+        decode: Callable[[Sequence[int]], str],
+        *,
+        stream: bool,
+        emit_interval_s: float,
+        clock: Callable[[], float],
+        eos_ids: frozenset[int],
+    ) -> None:
+        self.request = request
+        self.events: asyncio.Queue[TokenEvent] = asyncio.Queue()
+        self.is_done = False
+        self._text_stream = TextStream(decode, request.sampling.stop)
+        self._stream = stream
+        self._emit_interval_s = emit_interval_s
+        self._clock = clock
+        self._eos_ids = eos_ids
+        self._asyncio_loop = asyncio.get_running_loop()
+        self._accepted_at = clock()
+        self._emitted_at = self._accepted_at
+        self._queue_s: float | None = None
+        self._first_token_s: float | None = None
+        self._num_tokens = 0
+        self._undecoded: list[int] = []
+        self._pending_text = ""
+        self._finishing = threading.Lock()
+
+    def begin(self) -> None:
+        """Its first step is about to run."""
+        self._queue_s = self._clock() - self._accepted_at
+
+    def push(self, token_id: int) -> None:
+        """The next token. Ignored once the row is done."""
+        if self.is_done:
+            return
+        self._num_tokens += 1
+        now = self._clock()
+        is_first = self._first_token_s is None
+        if is_first:
+            self._first_token_s = now - self._accepted_at
+        if token_id in self._eos_ids:
+            self.finish(FinishReason.STOP)
+            return
+        self._undecoded.append(token_id)
+        is_due = self._stream and (is_first or now - self._emitted_at >= self._emit_interval_s)
+        if is_due or self.request.sampling.stop:
+            self._decode_pending()
+        if self._text_stream.is_stopped:
+            self.finish(FinishReason.STOP)
+        elif self._num_tokens >= self.request.sampling.max_tokens:
+            self.finish(FinishReason.LENGTH)
+        elif is_due and self._pending_text:
+            self._emit(None)
+
+    def finish(self, reason: FinishReason, error: EngineError | None = None) -> None:
+        """Emit the terminal event; later calls do nothing."""
+        with self._finishing:
+            if self.is_done:
+                return
+            self.is_done = True
+        if reason in _COMPLETE:
+            self._decode_pending()
+            self._pending_text += self._text_stream.finish()
+            if self._text_stream.is_stopped:
+                reason = FinishReason.STOP
+        self._emit(reason, error.info if error else None)
+
+    def _decode_pending(self) -> None:
+        if self._undecoded and not self._text_stream.is_stopped:
+            self._pending_text += self._text_stream.extend(self._undecoded)
+        self._undecoded = []
+
+    def _emit(self, reason: FinishReason | None, error: ErrorInfo | None = None) -> None:
+        self._emitted_at = self._clock()
+        total_s = self._emitted_at - self._accepted_at if reason else None
+        text, self._pending_text = self._pending_text, ""
+        event = TokenEvent(
+            request_id=self.request.request_id,
+            text=text,
+            num_tokens=self._num_tokens,
+            num_prompt_tokens=len(self.request.prompt_ids),
+            timings=Timings(self._queue_s, self._first_token_s, total_s),
+            finish_reason=reason,
+            error=error,
+        )
+        try:
+            self._asyncio_loop.call_soon_threadsafe(self.events.put_nowait, event)
+        except RuntimeError:  # the event loop is closed: nobody is left to read
+            logger.debug("no reader for request %s", self.request.request_id)

@@ -1,0 +1,195 @@
+"""Llama-style models for the fast decoder: RMS norm, RoPE, grouped-query attention, gated MLP.
+
+Llama, SmolLM2, Llama 3 (its RoPE scaling is what transformers computes) and Qwen2 (bias on q, k
+and v). q, k, v are one product, gate and up another.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from deployments.engine.attention import DecodeBatch
+from deployments.engine.kernels import ACTIVATIONS, gated_activation, rms_norm
+from deployments.engine.kv_cache import KvCache
+from deployments.engine.lora_route import Route, Site
+from deployments.engine.network import Head, KvShape, take_norm
+from deployments.engine.projection import Projection
+from deployments.engine.scheduler import Chunk
+
+_MODELS = ("LlamaForCausalLM", "Qwen2ForCausalLM")
+_ROPE_TYPES = ("default", "linear", "llama3")  # those whose frequencies do not change as one runs
+
+
+def why_not_causal(model: Any) -> str | None:
+    """Why this model cannot run here; None: it can."""
+    config = model.config
+    if type(model).__name__ not in _MODELS:
+        return f"{type(model).__name__} is none of {', '.join(_MODELS)}"
+    rope_type = config.rope_parameters.get("rope_type", "default")
+    if rope_type not in _ROPE_TYPES:
+        return f"rope_type is {rope_type!r}; only {', '.join(_ROPE_TYPES)} are fast"
+    if config.hidden_act not in ACTIVATIONS:
+        return f"hidden_act is {config.hidden_act!r}; only {', '.join(ACTIVATIONS)} are fast"
+    if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
+        return "some layers have sliding-window attention"
+    if getattr(model.model.layers[0].mlp.down_proj, "weight", None) is None:
+        return "its layers are not plain linear layers"
+    return None
+
+
+class CausalNetwork:
+    """The weights and the forward passes. Takes the weights out of `model`.
+
+    Args:
+        num_positions: positions of one answer, prompt included.
+    """
+
+    can_split_prompts = True
+
+    def __init__(self, model: Any, dtype: torch.dtype, num_positions: int) -> None:
+        config = model.config
+        attention = model.model.layers[0].self_attn
+        self._head_dim: int = attention.head_dim
+        self._num_heads: int = config.num_attention_heads
+        self._num_kv_heads: int = config.num_key_value_heads
+        self._eps: float = config.rms_norm_eps
+        self._act: str = config.hidden_act
+        self._embedding: torch.Tensor = model.model.embed_tokens.weight.data.to(dtype)
+        self._head = Head(model.lm_head, model.model.embed_tokens, self._embedding)
+        self._norm = take_norm(model.model.norm, dtype)
+        positions = torch.arange(num_positions, device=self._embedding.device)[None]
+        cos, sin = model.model.rotary_emb(self._embedding[:1], positions)
+        half = self._head_dim // 2
+        # The two halves change places with one sign: x * cos + swapped(x) * signed sin.
+        self._cos = cos[0][:, None]  # (S, 1, D)
+        self._sin = torch.cat([-sin[0, :, :half], sin[0, :, half:]], -1)[:, None]
+        self._layers = [
+            _Layer(f"model.layers.{i}", layer, dtype) for i, layer in enumerate(model.model.layers)
+        ]
+
+    @property
+    def sites(self) -> list[Site]:
+        return [site for layer in self._layers for site in layer.sites]
+
+    @property
+    def kv_shape(self) -> KvShape:
+        return KvShape(len(self._layers), self._num_kv_heads, self._head_dim, self._embedding.dtype)
+
+    @property
+    def vocab_size(self) -> int:
+        return self._head.vocab_size
+
+    @property
+    def device(self) -> torch.device:
+        return self._embedding.device
+
+    def prefill(self, cache: KvCache, chunks: Sequence[Chunk], route: Route | None) -> torch.Tensor:
+        """Read the chunks' tokens, side by side; returns the last states of those that end their
+        prompt (n, d)."""
+        ids = [i for c in chunks for i in c.request.prompt_ids[c.start : c.stop]]
+        positions = [p for c in chunks for p in range(c.start, c.stop)]
+        memory = [p + cache.starts[c.row] for c in chunks for p in range(c.start, c.stop)]
+        x = self._embedding[torch.tensor(ids, device=self.device)]
+        at = torch.tensor(positions, device=self.device)
+        cos, sin = self._cos[at], self._sin[at]
+        where = torch.tensor(memory, device=self.device)
+        for i, layer in enumerate(self._layers):
+            q = self._project(i, layer, x, cos, sin, cache, where, route)
+            pieces = torch.split(q, [c.stop - c.start for c in chunks])
+            attended = [
+                self._attend_chunk(piece, cache, i, chunk)
+                for piece, chunk in zip(pieces, chunks, strict=True)
+            ]
+            x = self._after_attention(layer, x, torch.cat(attended), route)
+        ends = torch.tensor([c.stop - c.start for c in chunks]).cumsum(0) - 1
+        last = [int(end) for end, c in zip(ends, chunks, strict=True) if c.is_last]
+        return x[torch.tensor(last, dtype=torch.long, device=self.device)]
+
+    def decode(self, cache: KvCache, batch: DecodeBatch, route: Route | None) -> torch.Tensor:
+        """The batch's tokens one position further: states (B, d)."""
+        x = self._embedding[batch.tokens]
+        cos, sin = self._cos[batch.positions], self._sin[batch.positions]
+        shape = (len(x), self._num_kv_heads, -1, self._head_dim)
+        scale = self._head_dim**-0.5
+        for i, layer in enumerate(self._layers):
+            q = self._project(i, layer, x, cos, sin, cache, batch.where, route)
+            attended = batch.attention.front(q.view(shape), i, scale=scale)
+            x = self._after_attention(layer, x, attended, route)
+        return x
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """States (n, d) -> logits (n, V)."""
+        return self._head(rms_norm(hidden, self._norm, self._eps))
+
+    def _project(
+        self,
+        index: int,
+        layer: "_Layer",
+        x: torch.Tensor,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        cache: KvCache,
+        where: torch.Tensor,
+        route: Route | None,
+    ) -> torch.Tensor:
+        """Queries (T, heads, D) of x (T, d); its keys and values go into the memory."""
+        h, kv, dim = self._num_heads, self._num_kv_heads, self._head_dim
+        qkv = layer.qkv.after_norm(x, layer.norm_1, self._eps, route).view(len(x), h + 2 * kv, dim)
+        turning = qkv[:, : h + kv]
+        first, second = turning.chunk(2, -1)
+        swapped = torch.cat([second, first], -1).mul_(sin)
+        turning.mul_(cos).add_(swapped)
+        cache.write(index, where, qkv[:, h:].view(len(x), 2, kv, dim))
+        return qkv[:, :h]
+
+    def _attend_chunk(
+        self, q: torch.Tensor, cache: KvCache, layer: int, chunk: Chunk
+    ) -> torch.Tensor:
+        """q (n, heads, D) of a prompt's chunk, over the prompt up to its end -> (n, heads * D)."""
+        groups = self._num_heads // self._num_kv_heads
+        kv = cache.segment(layer, chunk.row, 0, chunk.stop).permute(1, 2, 0, 3)
+        keys, values = kv.repeat_interleave(groups, 1).unsqueeze(1)
+        mask = None
+        if chunk.start:
+            seen = torch.arange(chunk.start, chunk.stop, device=q.device)[:, None]
+            mask = torch.arange(chunk.stop, device=q.device) <= seen
+        out = F.scaled_dot_product_attention(
+            q.transpose(0, 1)[None], keys, values, attn_mask=mask, is_causal=mask is None
+        )
+        return out[0].transpose(0, 1).reshape(len(q), -1)
+
+    def _after_attention(
+        self, layer: "_Layer", x: torch.Tensor, attended: torch.Tensor, route: Route | None
+    ) -> torch.Tensor:
+        x = layer.o.add_to(x, attended, route)
+        inner = layer.gate_up.after_norm(x, layer.norm_2, self._eps, route)
+        return layer.down.add_to(x, gated_activation(inner, self._act), route)
+
+
+class _Layer:
+    def __init__(self, path: str, layer: Any, dtype: torch.dtype) -> None:
+        attention, mlp = layer.self_attn, layer.mlp
+        self.norm_1 = take_norm(layer.input_layernorm, dtype)
+        self.norm_2 = take_norm(layer.post_attention_layernorm, dtype)
+        self.qkv = Projection(
+            f"{path}.qkv",
+            {
+                f"{path}.self_attn.q_proj": attention.q_proj,
+                f"{path}.self_attn.k_proj": attention.k_proj,
+                f"{path}.self_attn.v_proj": attention.v_proj,
+            },
+            dtype,
+        )
+        self.o = Projection(f"{path}.o", {f"{path}.self_attn.o_proj": attention.o_proj}, dtype)
+        self.gate_up = Projection(
+            f"{path}.gate_up",
+            {f"{path}.mlp.gate_proj": mlp.gate_proj, f"{path}.mlp.up_proj": mlp.up_proj},
+            dtype,
+        )
+        self.down = Projection(f"{path}.down", {f"{path}.mlp.down_proj": mlp.down_proj}, dtype)
+
+    @property
+    def sites(self) -> list[Site]:
+        return [p.site for p in (self.qkv, self.o, self.gate_up, self.down)]

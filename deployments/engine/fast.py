@@ -1,0 +1,282 @@
+"""The fast decoder: rows that join and leave at any step, each with its own adapter.
+
+Implements StepDecoder (decoder.py) for any Network (network.py). It keeps what a row is between
+two steps: its adapter's slot, how much of its memory is filled, its newest token, its sampling.
+The newest token stays on the device and is fed back there.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from deployments.engine.adapter_reading import AdapterReader, AdapterWeights
+from deployments.engine.attention import DecodeBatch, SpanAttention
+from deployments.engine.decoder import AdapterHasNoEffect, DecoderInfo
+from deployments.engine.graphs import SCRATCH_POSITIONS, DecodeGraphs, RowInputs
+from deployments.engine.kernels import are_fused
+from deployments.engine.kv_cache import KvCache
+from deployments.engine.lora_bank import BASE_SLOT, LoraBank
+from deployments.engine.network import Network
+from deployments.engine.pending import TokensOnTheirWay
+from deployments.engine.pretrained import Pretrained
+from deployments.engine.request import Request, SamplingParams
+from deployments.engine.sampling import Sampler
+from deployments.engine.scheduler import Chunk, StepPlan
+
+logger = logging.getLogger(__name__)
+
+_PROBE_TOKENS = 8
+
+
+@dataclass(slots=True)
+class _RowState:
+    """What a row is between two steps."""
+
+    slot: int = BASE_SLOT
+    length: int = 0  # positions that its decoder has filled
+    num_prompt_tokens: int = 0
+
+
+class FastDecoder:
+    """Not thread-safe: the engine's thread, or the loader's before the engine starts.
+
+    Args:
+        base: whose weights `network` has taken; tokenizer and special tokens are read from it.
+        capacities: positions of each row (kv_cache.plan_rows).
+        num_positions: of one answer at its longest; rows may be a little larger.
+        reader: reads adapter folders of this base.
+        max_adapters: adapters resident at the same time; one more slot is for replacing one.
+        reason: why this decoder and this dtype, for /readyz.
+    """
+
+    def __init__(
+        self,
+        base: Pretrained,
+        network: Network,
+        *,
+        capacities: Sequence[int],
+        num_positions: int,
+        reader: AdapterReader,
+        max_adapters: int,
+        reason: str,
+    ) -> None:
+        self.tokenizer = base.tokenizer
+        # Small bfloat16 products are slow on a CPU, and PEFT keeps adapters in float32 too.
+        on_cpu = network.device.type == "cpu"
+        dtype = torch.float32 if on_cpu else network.kv_shape.dtype
+        self.bank = LoraBank(network.sites, max_adapters + 2, dtype=dtype, device=network.device)
+        self._network = network
+        self._num_positions = min(num_positions, max(capacities))
+        self._reader = reader
+        self._reason = reason
+        self._eos_ids = base.eos_ids
+        # What an encoder-decoder's answer begins with; None: the answer goes on from the prompt.
+        self._start_id = base.decoder_start_id if base.family == "seq2seq" else None
+        self._capacities = tuple(capacities)
+        self._cache = self._new_cache([*capacities, SCRATCH_POSITIONS])
+        self._states = [_RowState() for _ in capacities]
+        self._tokens = torch.zeros(len(capacities) + 1, dtype=torch.long, device=network.device)
+        self._graphs: DecodeGraphs | None = None
+        if are_fused("cuda") and network.device.type == "cuda":
+            self._graphs = DecodeGraphs(network, self._cache, self.bank, self._tokens)
+        self._sampler = Sampler(
+            len(capacities), network.vocab_size, sorted(base.eos_ids), network.device
+        )
+
+    @property
+    def info(self) -> DecoderInfo:
+        return DecoderInfo(
+            name="fast",
+            reason=self._reason,
+            device=str(self._network.device),
+            dtype=str(self._network.kv_shape.dtype).removeprefix("torch."),
+            num_positions=self._num_positions,
+            eos_ids=self._eos_ids,
+            adapters=self.bank.names,
+        )
+
+    @property
+    def capacities(self) -> Sequence[int]:
+        return self._capacities
+
+    @property
+    def can_split_prompts(self) -> bool:
+        return self._network.can_split_prompts
+
+    @property
+    def num_steps_ahead(self) -> int:
+        return 1 if self._network.device.type == "cuda" else 0
+
+    @property
+    def num_kv_bytes(self) -> int:
+        return self._cache.num_bytes
+
+    @property
+    def device(self) -> torch.device:
+        return self._network.device
+
+    @property
+    def vocab_size(self) -> int:
+        return self._network.vocab_size
+
+    def set_adapter(self, row: int, name: str | None) -> None:
+        state = self._states[row]
+        slot = self.bank.acquire(name)
+        self.bank.release(state.slot)
+        self._states[row] = _RowState(slot=slot)
+
+    def free(self, row: int) -> None:
+        self.bank.release(self._states[row].slot)
+        self._states[row] = _RowState()
+        self._sampler.free(row)
+
+    def reset(self) -> None:
+        for row in range(len(self._states)):
+            self.free(row)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return str(
+            self.tokenizer.decode(
+                list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+            )
+        )
+
+    @torch.inference_mode()
+    def step(self, plan: StepPlan) -> TokensOnTheirWay:
+        emitting: list[int] = []
+        picked = []
+        rows = list(plan.decode)
+        for chunk in plan.prefill:
+            self._begin_chunk(chunk)
+        if plan.prefill:
+            ended = [chunk.row for chunk in plan.prefill if chunk.is_last]
+            states = self._prefill(plan.prefill)
+            if states is None:
+                rows += ended
+            elif ended:
+                picked.append(self._pick(self._network.logits(states), ended))
+                emitting += ended
+        rows.sort()
+        if rows:
+            picked.append(self._decode(rows) if self._graphs is None else self._replay(rows))
+            emitting += rows
+        if not picked:
+            return TokensOnTheirWay((), None)
+        return TokensOnTheirWay(tuple(emitting), torch.cat(picked))
+
+    def load_adapter(self, name: str, directory: Path) -> None:
+        """Read an adapter and make it resident under `name`, replacing an earlier version.
+
+        Raises:
+            EngineError: it is not supported, does not fit, or does not change the logits; an
+                earlier version then stays.
+        """
+        self.install(name, self.read_adapter(directory))
+
+    def read_adapter(self, directory: Path) -> AdapterWeights:
+        """The first half of loading: files and PEFT. Any thread may call it while steps run."""
+        return self._reader.read(directory)
+
+    @torch.inference_mode()
+    def install(self, name: str, weights: AdapterWeights) -> None:
+        """The second half of loading: between two steps. Rows in flight keep their version."""
+        slot = self.bank.place(name, weights)
+        difference = self._probe_logits(slot) - self._probe_logits(BASE_SLOT)
+        effect = float(difference.abs().max())
+        if not effect > 0:
+            raise AdapterHasNoEffect(
+                f"adapter '{name}' does not change the base model's logits (largest difference "
+                f"{effect}): train it again, or disable it in the catalogue"
+            )
+        self.bank.assign(name, slot)
+        logger.info("adapter %s is resident; it moves the logits by up to %.3g", name, effect)
+
+    def _begin_chunk(self, chunk: Chunk) -> None:
+        state = self._states[chunk.row]
+        if chunk.start == 0:
+            prompt = chunk.request.prompt_ids
+            begin = prompt if self._start_id is None else (self._start_id,)
+            self._sampler.begin(chunk.row, chunk.request.sampling, begin)
+            state.num_prompt_tokens = len(prompt)
+            if self._start_id is not None:
+                self._tokens[chunk.row] = self._start_id
+        if self._start_id is None:
+            state.length = chunk.stop
+
+    def _prefill(self, chunks: Sequence[Chunk]) -> torch.Tensor | None:
+        route = self.bank.route(
+            [self._states[chunk.row].slot for chunk in chunks],
+            [chunk.stop - chunk.start for chunk in chunks],
+        )
+        return self._network.prefill(self._cache, chunks, route)
+
+    def _decode(self, rows: Sequence[int]) -> torch.Tensor:
+        """One step of these rows -> their tokens (B,)."""
+        device = self._network.device
+        states = [self._states[row] for row in rows]
+        positions = torch.tensor([state.length for state in states], device=device)
+        starts = torch.tensor([self._cache.starts[row] for row in rows], device=device)
+        batch = DecodeBatch(
+            tokens=self._tokens[torch.tensor(rows, device=device)],
+            positions=positions,
+            where=starts + positions,
+            attention=SpanAttention(
+                self._cache,
+                rows,
+                [state.length + 1 for state in states],
+                [state.num_prompt_tokens for state in states],
+            ),
+        )
+        route = self.bank.route([state.slot for state in states])
+        hidden = self._network.decode(self._cache, batch, route)
+        for state in states:
+            state.length += 1
+        return self._pick(self._network.logits(hidden), rows)
+
+    def _replay(self, rows: Sequence[int]) -> torch.Tensor:
+        """As `_decode`, by a captured graph."""
+        assert self._graphs is not None, "no graphs on this device"
+        inputs = []
+        for row in rows:
+            state = self._states[row]
+            inputs.append(RowInputs(row, state.length, state.num_prompt_tokens, state.slot))
+            state.length += 1
+        logits, tokens = self._graphs.replay(inputs)
+        if self._sampler.is_argmax(rows):
+            return tokens
+        return self._pick(logits, rows)
+
+    def _pick(self, logits: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
+        """logits (B, V) -> tokens (B,), which the rows' next steps begin with."""
+        tokens = self._sampler.pick(logits, rows)
+        self._tokens[torch.tensor(rows, device=self._network.device)] = tokens
+        return tokens
+
+    def _probe_logits(self, slot: int) -> torch.Tensor:
+        """Logits (1, V) in float32 after a fixed probe, in a memory of its own."""
+        vocabulary = self._network.vocab_size
+        ids = tuple((7 + 13 * i) % vocabulary for i in range(_PROBE_TOKENS))
+        cache = self._new_cache([2 * _PROBE_TOKENS])
+        chunk = Chunk(0, Request("probe", ids, None, SamplingParams(1)), 0, len(ids))
+        hidden = self._network.prefill(cache, [chunk], self.bank.route([slot], [len(ids)]))
+        if hidden is None:
+            token = torch.tensor([self._start_id], device=self._network.device)
+            zero = torch.zeros_like(token)
+            attention = SpanAttention(cache, [0], [1], [len(ids)])
+            batch = DecodeBatch(token, zero, zero, attention)
+            hidden = self._network.decode(cache, batch, self.bank.route([slot]))
+        return self._network.logits(hidden).float()
+
+    def _new_cache(self, capacities: Sequence[int]) -> KvCache:
+        shape = self._network.kv_shape
+        return KvCache(
+            capacities,
+            num_layers=shape.num_layers,
+            num_heads=shape.num_heads,
+            head_dim=shape.head_dim,
+            dtype=shape.dtype,
+            device=self._network.device,
+        )

@@ -1,0 +1,195 @@
+"""The operations of a decode step that torch has no fast kernel for, each with a PyTorch twin.
+
+On a CUDA device with Triton they are one kernel each, whose shapes depend on nothing but the batch
+size: they can be captured in a CUDA graph. Elsewhere the twin runs. A test compares the two, on a
+GPU or in Triton's interpreter (TRITON_INTERPRET=1).
+"""
+
+import functools
+import importlib.util
+import os
+from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
+
+import torch
+import torch.nn.functional as F
+
+_INTERPRET = "TRITON_INTERPRET"
+_tanh_gelu = functools.partial(F.gelu, approximate="tanh")
+# transformers' names.
+ACTIVATIONS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "silu": F.silu,
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "gelu_new": _tanh_gelu,
+    "gelu_pytorch_tanh": _tanh_gelu,
+}
+
+
+def decode_attention(
+    q: torch.Tensor,
+    memory: torch.Tensor,
+    starts: torch.Tensor,
+    lengths: torch.Tensor,
+    bias: torch.Tensor | None,
+    scale: float,
+) -> torch.Tensor:
+    """One query position of each row over positions [start, start + length) of the memory.
+
+    Args:
+        q: (B, H, G, D), G query heads for each key/value head.
+        memory: (T, 2, H, D) keys and values.
+        starts, lengths: (B,); a length of at least 1.
+        bias: (H, S) added by distance from the last position (then G is 1), or None.
+
+    Returns:
+        (B, H * G * D)
+    """
+    triton_kernels = _triton(q.device.type)
+    if triton_kernels is None:
+        return decode_attention_twin(q, memory, starts, lengths, bias, scale)
+    out: torch.Tensor = triton_kernels.decode_attention(q, memory, starts, lengths, bias, scale)
+    return out
+
+
+def decode_attention_twin(
+    q: torch.Tensor,
+    memory: torch.Tensor,
+    starts: torch.Tensor,
+    lengths: torch.Tensor,
+    bias: torch.Tensor | None,
+    scale: float,
+) -> torch.Tensor:
+    """As `decode_attention`, gathering every row to the longest length."""
+    longest = int(lengths.max())
+    at = torch.arange(longest, device=q.device)
+    hidden = at >= lengths[:, None]
+    rows = (starts[:, None] + at).masked_fill(hidden, 0)
+    keys, values = memory[rows].permute(2, 0, 3, 1, 4)  # (B, H, L, D)
+    scores = torch.matmul(q, keys.transpose(2, 3)) * scale
+    if bias is not None:
+        distance = (lengths[:, None] - 1 - at).clamp(min=0)
+        scores = scores + bias[:, distance].transpose(0, 1).unsqueeze(2)
+    scores = scores.masked_fill(hidden[:, None, None], -torch.inf)
+    weights = scores.float().softmax(-1).to(q.dtype)
+    return torch.matmul(weights, values).reshape(len(q), -1)
+
+
+def lora_shrink(
+    x: torch.Tensor, stacks: Sequence[torch.Tensor], slots: torch.Tensor
+) -> torch.Tensor:
+    """Each row through its own A, for the 1 to 3 parts of a site at once.
+
+    Args:
+        x: (B, in).
+        stacks: for each part (N, R, in), with zeros in slot 0.
+        slots: (B,).
+
+    Returns:
+        (B, P, R) in float32
+    """
+    triton_kernels = _triton(x.device.type)
+    if triton_kernels is None:
+        return lora_shrink_twin(x, stacks, slots)
+    out: torch.Tensor = triton_kernels.lora_shrink(x, stacks, slots)
+    return out
+
+
+def norm_shrink(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    stacks: Sequence[torch.Tensor],
+    slots: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`rms_norm`, and `lora_shrink` of its result, in one go: (B, d) and (B, P, R)."""
+    triton_kernels = _triton(x.device.type)
+    if triton_kernels is None or x.shape[1] > triton_kernels.MAX_NORM_COLUMNS:
+        normed = rms_norm(x, weight, eps)
+        return normed, lora_shrink(normed, stacks, slots)
+    out: tuple[torch.Tensor, torch.Tensor] = triton_kernels.norm_shrink(
+        x, weight, eps, stacks, slots
+    )
+    return out
+
+
+def lora_shrink_twin(
+    x: torch.Tensor, stacks: Sequence[torch.Tensor], slots: torch.Tensor
+) -> torch.Tensor:
+    parts = [torch.bmm(a[slots].float(), x.float().unsqueeze(2)).squeeze(2) for a in stacks]
+    return torch.stack(parts, 1)
+
+
+def lora_expand_add(
+    y: torch.Tensor,
+    shrunk: torch.Tensor,
+    stacks: Sequence[tuple[int, torch.Tensor]],
+    slots: torch.Tensor,
+) -> None:
+    """Each row's shrunk x through its own B, added to y in place.
+
+    Args:
+        y: (B, out), rows next to each other in memory.
+        shrunk: (B, P, R).
+        stacks: for each part its first column of y, and (N, R, columns) with zeros in slot 0.
+        slots: (B,).
+    """
+    triton_kernels = _triton(y.device.type)
+    if triton_kernels is None:
+        lora_expand_add_twin(y, shrunk, stacks, slots)
+    else:
+        triton_kernels.lora_expand_add(y, shrunk, stacks, slots)
+
+
+def lora_expand_add_twin(
+    y: torch.Tensor,
+    shrunk: torch.Tensor,
+    stacks: Sequence[tuple[int, torch.Tensor]],
+    slots: torch.Tensor,
+) -> None:
+    for part, (start, b) in enumerate(stacks):
+        added = torch.bmm(shrunk[:, part, None], b[slots].float()).squeeze(1)
+        y[:, start : start + b.shape[2]] += added.to(y.dtype)
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """x (T, d), weight (d,) -> (T, d), the mean square in float32.
+
+    On a CPU five small operations instead of the nine of torch's own.
+    """
+    if x.is_cuda:
+        return F.rms_norm(x, weight.shape, weight, eps)
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+    inverse = length.square_().div_(x.shape[1]).add_(eps).rsqrt_()
+    normed: torch.Tensor = (x * inverse).to(x.dtype)
+    return normed.mul_(weight)
+
+
+def gated_activation(x: torch.Tensor, activation: str) -> torch.Tensor:
+    """x (T, 2 F), gate and value side by side -> act(gate) * value (T, F)."""
+    triton_kernels = _triton(x.device.type)
+    if triton_kernels is None or activation not in triton_kernels.GATED:
+        return gated_activation_twin(x, activation)
+    out: torch.Tensor = triton_kernels.gated_activation(x, activation)
+    return out
+
+
+def gated_activation_twin(x: torch.Tensor, activation: str) -> torch.Tensor:
+    gate, value = x.chunk(2, -1)
+    return ACTIVATIONS[activation](gate).mul_(value)
+
+
+def are_fused(device_type: str) -> bool:
+    """Whether the kernels, not their twins, run on this kind of device."""
+    return _triton(device_type) is not None
+
+
+@functools.cache
+def _triton(device_type: str) -> ModuleType | None:
+    """The Triton kernels, where they run."""
+    runs = device_type == "cuda" or os.environ.get(_INTERPRET) == "1"
+    if not runs or importlib.util.find_spec("triton") is None:
+        return None
+    from deployments.engine import triton_kernels
+
+    return triton_kernels

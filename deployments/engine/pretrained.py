@@ -1,0 +1,161 @@
+"""Loading a base model's folder with transformers: weights, tokenizer, dtype, special tokens."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+Family = Literal["causal", "seq2seq"]
+Quantization = Literal["none", "int8", "nf4"]
+Dtype = Literal["auto", "float32", "bfloat16"]
+
+
+@dataclass(frozen=True, slots=True)
+class Precision:
+    dtype: torch.dtype
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pretrained:
+    """A loaded base model, in evaluation mode on its device.
+
+    `dtype_name` and `dtype_reason` are for /readyz. `decoder_start_id` is what an
+    encoder-decoder model's answer begins with.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    family: Family
+    dtype_name: str
+    dtype_reason: str
+    quantization: Quantization
+    eos_ids: frozenset[int]
+    pad_id: int
+    decoder_start_id: int | None
+
+
+def choose_precision(dtype: Dtype, device: str) -> Precision:
+    """The dtype of the base model's weights, and why."""
+    if dtype != "auto":
+        return Precision(getattr(torch, dtype), "asked for in engine.dtype")
+    if device.startswith("cuda"):
+        return Precision(torch.bfloat16, "a GPU")
+    capabilities = torch.cpu.get_capabilities()
+    fast = [name for name in ("avx512_bf16", "amx_bf16") if capabilities.get(name)]
+    if fast:
+        return Precision(torch.bfloat16, f"this processor has {fast[0]}")
+    return Precision(torch.float32, "this processor has no bfloat16 instructions")
+
+
+def load_pretrained(
+    path: Path,
+    family: Family,
+    *,
+    device: str,
+    dtype: Dtype = "auto",
+    quantization: Quantization = "none",
+) -> Pretrained:
+    """Load a base model's folder. Only safetensors are read.
+
+    Args:
+        path: a folder with config.json, safetensors and tokenizer files.
+        device: "cpu", "cuda" or "cuda:N".
+
+    Raises:
+        OSError, ValueError: the folder lacks a file, or transformers cannot read it.
+    """
+    transformers_logging.disable_progress_bar()  # a server's log is no terminal
+    precision = choose_precision(dtype, device)
+    options: dict[str, Any] = {"dtype": precision.dtype, "use_safetensors": True}
+    if quantization != "none":
+        options["quantization_config"] = _quantization_config(quantization, precision.dtype)
+        options["device_map"] = {"": device}
+    model_class = AutoModelForCausalLM if family == "causal" else AutoModelForSeq2SeqLM
+    model = model_class.from_pretrained(path, **options)
+    if quantization == "none":
+        model = model.to(device)
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    stated = str(precision.dtype).removeprefix("torch.")
+    if quantization != "none":
+        stated = f"{quantization} ({stated} activations)"
+    return wrap_pretrained(
+        model,
+        tokenizer,
+        family,
+        dtype_name=stated,
+        dtype_reason=precision.reason,
+        quantization=quantization,
+    )
+
+
+def wrap_pretrained(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    family: Family,
+    *,
+    dtype_name: str,
+    dtype_reason: str,
+    quantization: Quantization = "none",
+) -> Pretrained:
+    """A model that is in memory already, with its special tokens looked up."""
+    start_id = model.generation_config.decoder_start_token_id
+    if start_id is None:
+        start_id = getattr(model.config, "decoder_start_token_id", None)
+    eos_ids = _eos_ids(model, tokenizer)
+    return Pretrained(
+        model=model.eval(),
+        tokenizer=tokenizer,
+        family=family,
+        dtype_name=dtype_name,
+        dtype_reason=dtype_reason,
+        quantization=quantization,
+        eos_ids=eos_ids,
+        pad_id=_pad_id(model, tokenizer, eos_ids),
+        decoder_start_id=start_id,
+    )
+
+
+def _quantization_config(
+    quantization: Literal["int8", "nf4"], dtype: torch.dtype
+) -> BitsAndBytesConfig:
+    if quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Ids that end an answer: the generation config's, else the config's, else the tokenizer's."""
+    for source in (model.generation_config, model.config, tokenizer):
+        eos = getattr(source, "eos_token_id", None)
+        if eos is not None:
+            return frozenset(eos if isinstance(eos, list | tuple) else [eos])
+    raise ValueError(
+        "the base model names no end-of-sequence token (eos_token_id) in generation_config.json, "
+        "config.json or its tokenizer: add it, or its answers would never end"
+    )
+
+
+def _pad_id(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, eos_ids: frozenset[int]
+) -> int:
+    for source in (tokenizer, model.config):
+        pad = getattr(source, "pad_token_id", None)
+        if pad is not None:
+            return int(pad)
+    return min(eos_ids)

@@ -1,0 +1,133 @@
+"""Picking one token for each row, on the device: greedy, or temperature, top-k, top-p, penalties.
+
+A sampled token needs one random number, made from the row's seed and the token's number by a hash.
+So a seeded answer is the same in whatever batch, on whatever device, it is generated.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from deployments.engine.request import SamplingParams
+
+_MASK_64 = (1 << 64) - 1
+
+
+@dataclass(slots=True)
+class _Row:
+    params: SamplingParams
+    seed: int
+    num_picked: int = 0
+
+
+class Sampler:
+    """The sampling state of all rows.
+
+    Args:
+        eos_ids: tokens that end an answer, not picked before `min_tokens`.
+    """
+
+    def __init__(
+        self, num_rows: int, vocab_size: int, eos_ids: Sequence[int], device: torch.device
+    ) -> None:
+        self._rows: dict[int, _Row] = {}
+        self._eos_ids = list(eos_ids)
+        self._device = device
+        self._shape = (num_rows, vocab_size)
+        self._seen: torch.Tensor | None = None  # (rows, V) bool, made when a penalty is asked for
+
+    def begin(self, row: int, params: SamplingParams, context: Sequence[int]) -> None:
+        """A row begins; `context` are the tokens that a repetition penalty counts as seen."""
+        seed = params.seed if params.seed is not None else random.getrandbits(62)
+        self._rows[row] = _Row(params, seed)
+        if params.repetition_penalty != 1:
+            if self._seen is None:
+                self._seen = torch.zeros(self._shape, dtype=torch.bool, device=self._device)
+            self._seen[row].zero_()
+            self._seen[row, list(set(context))] = True
+
+    def free(self, row: int) -> None:
+        self._rows.pop(row, None)
+
+    def is_argmax(self, rows: Sequence[int]) -> bool:
+        """Whether `pick` would take the largest logit of each of these rows."""
+        return all(self._rows[row].params.is_argmax for row in rows)
+
+    def pick(self, logits: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
+        """logits (B, V) of `rows` -> their next tokens (B,)."""
+        states = [self._rows[row] for row in rows]
+        tokens = logits.argmax(-1)
+        special = [i for i, state in enumerate(states) if not state.params.is_argmax]
+        if special:
+            index = torch.tensor(special, device=self._device)
+            chosen = [states[i] for i in special]
+            scores = logits.index_select(0, index).float()
+            scores = self._penalised(scores, chosen, [rows[i] for i in special])
+            picked = scores.argmax(-1)
+            if any(not state.params.is_greedy for state in chosen):
+                greedy = [state.params.is_greedy for state in chosen]
+                drawn = _draw(scores, chosen)
+                picked = torch.where(torch.tensor(greedy, device=self._device), picked, drawn)
+            tokens = tokens.index_copy(0, index, picked)
+        self._count(states, rows, tokens)
+        return tokens
+
+    def _penalised(
+        self, scores: torch.Tensor, states: Sequence[_Row], rows: Sequence[int]
+    ) -> torch.Tensor:
+        """Repetition penalty and minimum length, as transformers applies them. (B, V)"""
+        penalties = [state.params.repetition_penalty for state in states]
+        if self._seen is not None and any(penalty != 1 for penalty in penalties):
+            penalty = torch.tensor(penalties, device=self._device)[:, None]
+            lowered = torch.where(scores < 0, scores * penalty, scores / penalty)
+            seen = self._seen[torch.tensor(rows, device=self._device)] & (penalty != 1)
+            scores = torch.where(seen, lowered, scores)
+        too_short = [state.num_picked < state.params.min_tokens for state in states]
+        if any(too_short):
+            blocked = torch.zeros_like(scores, dtype=torch.bool)
+            blocked[:, self._eos_ids] = torch.tensor(too_short, device=self._device)[:, None]
+            scores = scores.masked_fill(blocked, -torch.inf)
+        return scores
+
+    def _count(self, states: Sequence[_Row], rows: Sequence[int], tokens: torch.Tensor) -> None:
+        penalised = []
+        for i, state in enumerate(states):
+            state.num_picked += 1
+            if state.params.repetition_penalty != 1:
+                penalised.append(i)
+        if penalised and self._seen is not None:
+            index = torch.tensor(penalised, device=self._device)
+            at = torch.tensor([rows[i] for i in penalised], device=self._device)
+            self._seen[at, tokens[index]] = True
+
+
+def _draw(scores: torch.Tensor, states: Sequence[_Row]) -> torch.Tensor:
+    """One token for each row from its own distribution. scores (B, V) -> (B,)"""
+    device = scores.device
+    params = [state.params for state in states]
+    temperature = torch.tensor([p.temperature or 1.0 for p in params], device=device)
+    ordered, ids = torch.sort(scores / temperature[:, None], dim=-1, descending=True)
+    num_kept = torch.tensor([p.top_k or scores.shape[1] for p in params], device=device)
+    smallest = ordered.gather(1, num_kept.clamp(max=scores.shape[1])[:, None] - 1)
+    ordered = ordered.masked_fill(ordered < smallest, -torch.inf)
+    probabilities = ordered.softmax(-1)
+    before = probabilities.cumsum(-1) - probabilities
+    top_p = torch.tensor([p.top_p for p in params], device=device)[:, None]
+    # The most likely token stays whatever top_p is.
+    outside = (before >= top_p) & (torch.arange(scores.shape[1], device=device) > 0)
+    mass = probabilities.masked_fill(outside, 0.0).cumsum(-1)
+    numbers = [uniform(state.seed, state.num_picked) for state in states]
+    target = torch.tensor(numbers, device=device)[:, None] * mass[:, -1:]
+    at = torch.searchsorted(mass, target, right=True)
+    last = (mass < mass[:, -1:]).sum(-1, keepdim=True)
+    return ids.gather(1, torch.minimum(at, last)).squeeze(1)
+
+
+def uniform(seed: int, number: int) -> float:
+    """A number in [0, 1) for the `number`-th token of a seeded answer (splitmix64)."""
+    z = (seed * 0xD1342543DE82EF95 + (number + 1) * 0x9E3779B97F4A7C15) & _MASK_64
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK_64
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK_64
+    return ((z ^ (z >> 31)) >> 11) / (1 << 53)

@@ -1,0 +1,133 @@
+"""Models and adapters to measure with: real folders, or the shapes of large models at random."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
+
+from adapters.base_models import resolve_base_model
+from deployments.engine.pretrained import (
+    Dtype,
+    Family,
+    Pretrained,
+    choose_precision,
+    load_pretrained,
+    wrap_pretrained,
+)
+
+_FLAN_T5_XL = {
+    "d_model": 2048,
+    "d_kv": 64,
+    "d_ff": 5120,
+    "num_layers": 24,
+    "num_decoder_layers": 24,
+    "num_heads": 32,
+    "vocab_size": 32128,
+    "feed_forward_proj": "gated-gelu",
+    "scale_decoder_outputs": False,
+    "decoder_start_token_id": 0,
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+}
+_LLAMA_1B = {
+    "hidden_size": 2048,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "intermediate_size": 8192,
+    "vocab_size": 128256,
+    "head_dim": 64,
+    "max_position_embeddings": 8192,
+    "tie_word_embeddings": True,
+    "eos_token_id": 2,
+    "pad_token_id": 2,
+}
+
+
+class NumberTokenizer:
+    """Text for random weights: each token is its number."""
+
+    pad_token_id: int | None = None
+    eos_token_id: int | None = None
+
+    def decode(self, token_ids: Sequence[int], **_: object) -> str:
+        return "".join(f" {token_id}" for token_id in token_ids)
+
+
+def load_base(name: str, device: str, dtype: Dtype) -> Pretrained:
+    """A base model by name or folder; `flan-t5-xl-shape` and `llama-1b-shape` have random weights
+    that are the same from call to call."""
+    if name == "flan-t5-xl-shape":
+        return _random(T5ForConditionalGeneration, T5Config(**_FLAN_T5_XL), device, dtype)
+    if name == "llama-1b-shape":
+        return _random(LlamaForCausalLM, LlamaConfig(**_LLAMA_1B), device, dtype)
+    resolved = resolve_base_model(name, progress=False)
+    return load_pretrained(resolved.path, resolved.family, device=device, dtype=dtype)
+
+
+def _random(model_class: Any, config: Any, device: str, dtype: Dtype) -> Pretrained:
+    precision = choose_precision(dtype, device)
+    torch.manual_seed(0)
+    previous = torch.get_default_dtype()
+    torch.set_default_dtype(precision.dtype)
+    try:
+        with torch.device(device):
+            model = model_class(config)
+    finally:
+        torch.set_default_dtype(previous)
+    family: Family = "seq2seq" if config.is_encoder_decoder else "causal"
+    return wrap_pretrained(
+        model,
+        NumberTokenizer(),
+        family,
+        dtype_name=str(precision.dtype).removeprefix("torch."),
+        dtype_reason=precision.reason,
+    )
+
+
+def make_random_adapters(
+    model: Any, folder: Path, *, num: int, rank: int, targets: Sequence[str] | None
+) -> dict[str, Path]:
+    """`num` LoRA adapters with random A and B, as folders; the model is left as it was.
+
+    `targets`: names of linear layers; None: the q and v projections.
+    """
+    is_t5 = model.config.is_encoder_decoder
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=2 * rank,
+        target_modules=list(targets or (["q", "v"] if is_t5 else ["q_proj", "v_proj"])),
+        task_type="SEQ_2_SEQ_LM" if is_t5 else "CAUSAL_LM",
+        init_lora_weights=False,
+    )
+    with torch.device("meta"):
+        skeleton = type(model)(model.config)
+    wrapped = get_peft_model(skeleton, config)
+    shapes = {
+        name.replace(".default.", "."): parameter.shape
+        for name, parameter in wrapped.named_parameters()
+        if "lora_" in name
+    }
+    return {
+        f"a{number}": _write_adapter(folder / f"a{number}", config, shapes, number)
+        for number in range(num)
+    }
+
+
+def _write_adapter(
+    folder: Path, config: LoraConfig, shapes: dict[str, torch.Size], seed: int
+) -> Path:
+    from safetensors.torch import save_file
+
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {
+        name: torch.randn(shape, generator=generator) * (shape[1] ** -0.5 if "_A" in name else 0.02)
+        for name, shape in shapes.items()
+    }
+    folder.mkdir(parents=True)
+    config.save_pretrained(str(folder))
+    save_file(tensors, folder / "adapter_model.safetensors")
+    return folder

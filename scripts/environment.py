@@ -1,0 +1,51 @@
+"""What a published number has to say about where it was measured."""
+
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+
+def environment() -> dict[str, Any]:
+    """Commit, processor and package versions.
+
+    A copy without its repository says its commit in the variable POLYCLINIC_COMMIT.
+    """
+    packages = ("torch", "transformers", "peft", "ray")
+    return {
+        "commit": _commit(),
+        "processor": _processor(),
+        "num_cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in packages},
+    }
+
+
+def _commit() -> str | None:
+    stated = os.environ.get("POLYCLINIC_COMMIT")
+    if stated:
+        return stated
+    root = Path(__file__).resolve().parent.parent
+    try:
+        git = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], cwd=root, capture_output=True, text=True
+        )
+    except OSError:  # no git here
+        return None
+    return git.stdout.strip() or None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor()

@@ -1,0 +1,58 @@
+"""The engine's benchmark end to end on tiny models: every side runs, and the report is whole."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from scripts import benchmark
+from scripts.benchmark_models import make_random_adapters
+from scripts.benchmark_steps import weight_bytes
+from tests.tiny_models import load_model
+
+
+@pytest.mark.parametrize("base", ["tiny_llama_dir", "tiny_flan_t5_dir"])
+def test_all_sides_and_a_report(
+    base: str, request: pytest.FixtureRequest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "results" / "engine.json"
+    argv = ["engine", "--model", str(request.getfixturevalue(base)), "--dtype", "float32"]
+    argv += "--requests 3 --rows 2 --prompt_tokens 6 --output_tokens 12 --adapters 2".split()
+    argv += "--rank 4 --repeats 1 --sequential 1 --threads 1".split()
+    assert benchmark.main([*argv, "--out", str(out)]) == 0
+    report = json.loads(out.read_text())
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == report
+    assert set(report["sides"]) == {
+        "peft_mixed_batch",
+        "peft_sequential",
+        "engine_mixed",
+        "engine_no_adapters",
+        "engine_one_stream",
+    }
+    assert all(side["tokens_per_s"] > 0 for side in report["sides"].values())
+    assert report["sides"]["engine_mixed"]["first_token_p50_s"] > 0
+    assert set(report["ratios"]) >= {"mixed over PEFT's mixed batch", "mixed over sequential"}
+    assert [step["rows"] for step in report["steps"]] == [1]
+    assert report["decoder"].startswith("fast")
+    assert report["command"].endswith(str(out))
+    assert {"commit", "processor", "packages"} <= set(report)
+
+
+def test_random_adapters_are_as_asked_for(tiny_llama_dir: Path, tmp_path: Path) -> None:
+    model = load_model(tiny_llama_dir)
+    folders = make_random_adapters(model, tmp_path, num=2, rank=4, targets=["o_proj"])
+    configs = [json.loads((f / "adapter_config.json").read_text()) for f in folders.values()]
+    assert [(c["r"], c["target_modules"]) for c in configs] == [(4, ["o_proj"])] * 2
+    first, second = ((f / "adapter_model.safetensors").read_bytes() for f in folders.values())
+    assert first != second
+    assert not any("lora" in name for name, _ in model.named_parameters())
+
+
+def test_the_floor_counts_what_a_step_reads(tiny_llama_dir: Path, tiny_flan_t5_dir: Path) -> None:
+    llama, t5 = load_model(tiny_llama_dir), load_model(tiny_flan_t5_dir)
+    layers = sum(p.nbytes for p in llama.model.layers.parameters())
+    assert weight_bytes(llama) == layers + llama.lm_head.weight.nbytes
+    cross = [block.layer[1].EncDecAttention for block in t5.decoder.block]
+    read_once = sum(c.k.weight.nbytes + c.v.weight.nbytes for c in cross)
+    blocks = sum(p.nbytes for p in t5.decoder.block.parameters())
+    assert weight_bytes(t5) == blocks - read_once + t5.lm_head.weight.nbytes
