@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from router.encoder import softmax
-from scripts.encoder_export import export
+from scripts.encoder_export import export, read_back
 from scripts.encoder_model import MAX_POSITIONS, Encoder
 
 
@@ -89,3 +89,17 @@ def test_the_same_model_gives_the_same_bytes(tmp_path: Path) -> None:
     for name in ("a", "b"):
         export(tiny(50, 64, 1), tmp_path / name)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_a_file_read_back_is_the_model_that_was_written(tmp_path: Path) -> None:
+    encoder = tiny(51, 64, 2)
+    export(encoder, tmp_path / "encoder.onnx")
+    found = read_back(tmp_path / "encoder.onnx", 3).eval()
+    found.set_quantised(True)
+    ids = torch.randint(0, 51, (3, 20))
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    with torch.no_grad():
+        ours, theirs = found(ids, mask), encoder(ids, mask)
+    for name in ("states", "pooled"):
+        assert torch.allclose(ours[name], theirs[name], atol=0.02), name
+        assert not torch.allclose(ours[name], torch.zeros(()), atol=0.1)

@@ -83,6 +83,38 @@ def test_a_teacher_that_was_kept_gives_the_same_student(
     assert (tmp_path / "untrained.onnx").read_bytes() != one.read_bytes()
 
 
+def test_an_artefacts_encoder_is_trained_on(
+    data: Path,
+    tiny_router_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    one_thread: None,
+) -> None:
+    monkeypatch.setattr(encoder_training, "ProcessPoolExecutor", InThisProcess)
+    out = tmp_path / "out"
+    given = ["--data", str(data), "--finish", str(tiny_router_dir), "--out", str(out)]
+    assert main([*given, "--device", "cpu", "--student_epochs", "1", "--limit", "64"]) == 0
+    before, after = (folder / "encoder.onnx" for folder in (tiny_router_dir, out))
+    assert before.read_bytes() != after.read_bytes()
+    text = "tell me about rash please"
+    [old], [new] = (OnnxEncoder(f.parent, "e").encode([text]) for f in (before, after))
+    cosine = (
+        (old.pooled @ new.pooled)
+        / torch.tensor(old.pooled).norm()
+        / torch.tensor(new.pooled).norm()
+    )
+    assert cosine > 0.8  # it began where the other ended
+
+
+def test_a_start_is_needed_and_one_only(
+    data: Path, init: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--data", str(data), "--out", str(tmp_path / "out")]
+    for more in ([], ["--init", str(init), "--finish", str(init)]):
+        assert main([*given, *more]) == 2
+        assert "give --init or --finish" in capsys.readouterr().err
+
+
 def test_the_student_begins_as_layers_of_the_teacher(init: Path) -> None:
     torch.manual_seed(0)
     teacher = from_init(init, 3)
