@@ -33,7 +33,7 @@ class Recipe:
     ngram_c: float = 10.0
     num_components: int = 64
     projection_c: float = 0.01
-    max_projection_examples: int = 40_000
+    max_projection_examples: int = 24_000
     head_c: float = 0.02
     scope_c: float = 0.3
     num_folds: int = 5

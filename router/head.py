@@ -16,7 +16,6 @@ import numpy.typing as npt
 from router.ngrams import NgramScores
 
 Floats = npt.NDArray[np.float32]
-RELEVANCE = 0.5
 MAX_LOG_ODDS = 7.0  # of a probability that is as good as certain
 
 
@@ -41,10 +40,16 @@ class Projection:
     def relevance(self, features: Floats) -> Floats:
         """(views, D + S0 + 1) -> (views,): what a view of a text weighs, before the softmax.
 
-        RELEVANCE times the scope logits of encoder and n-grams, which both end their block.
+        The scope logits of encoder and n-grams, and the lead of the first specialty over the
+        second by the sum of theirs: a line about nothing has neither.
         """
-        scopes = features[:, self.components.shape[1] - 1] + features[:, -1]
-        return np.asarray(RELEVANCE * scopes / self.ngram_scale)
+        end = self.components.shape[1] - 1  # of the encoder's specialties; then its scope
+        num_known = features.shape[1] - end - 2
+        scopes = features[:, end] + features[:, -1]
+        known = features[:, end - num_known : end] + features[:, end + 1 : -1]
+        ranked = np.sort(known, axis=1)
+        lead = ranked[:, -1] - ranked[:, -2] if num_known > 1 else 0.0
+        return np.asarray((scopes + lead) / self.ngram_scale)
 
 
 @dataclass(frozen=True, slots=True)

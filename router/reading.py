@@ -6,7 +6,7 @@ text has one view. Everything here is linear in a view's features, so evidence s
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,9 +17,14 @@ from router.head import Projection
 from router.ngrams import NgramModel, NgramScores
 
 MIN_WORDS = 60  # of a text that is read in pieces too
-PIECE_WORDS = 30  # at most, unless a sentence is longer
-MAX_PIECES = 48  # of one text; a longer one is read in pieces spread evenly over it
+PIECE_WORDS = 12  # at most, unless a sentence is longer
+# Of the whole text's relevance: where all of it is in scope, as in a case report, the whole says
+# more than the piece with the strongest words.
+WHOLE_BONUS = 4.0
+RUN_ON_WORDS = 60  # a "sentence" of more has no marks where it should: it is cut too
+MAX_PIECES = 64  # of one text; a longer one is read in pieces spread evenly over it
 _SENTENCE = re.compile(r"[^.!?;\n]*[.!?;\n]+\s*|[^.!?;\n]+$")
+_FEW_WORDS = re.compile(rf"(?:\s*\S+){{1,{2 * PIECE_WORDS}}}\s*|\s+$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +74,9 @@ def read(
             words = words_of(text[start:end])
             views.append(View(start, text[start:end], words, next(encoded), ngrams.score(words)))
         features = np.stack([projection.features(v.encoded.pooled, v.ngrams) for v in views])
-        weights = softmax(projection.relevance(features))
+        relevance = projection.relevance(features)
+        relevance[0] += WHOLE_BONUS
+        weights = softmax(relevance)
         readings.append(Reading(tuple(views), weights, weights @ features))
     return readings
 
@@ -81,15 +88,25 @@ def view_spans(text: str) -> list[tuple[int, int]]:
         return [whole]
     pieces: list[tuple[int, int]] = []
     num_words = 0
-    for sentence in _SENTENCE.finditer(text):
-        count = len(sentence.group().split())
+    for start, end in _sentences(text):
+        count = len(text[start:end].split())
         if pieces and num_words + count <= PIECE_WORDS:
-            pieces[-1] = (pieces[-1][0], sentence.end())
+            pieces[-1] = (pieces[-1][0], end)
             num_words += count
         else:
-            pieces.append(sentence.span())
+            pieces.append((start, end))
             num_words = count
     if len(pieces) > MAX_PIECES:
         spread = np.linspace(0, len(pieces) - 1, MAX_PIECES).round().astype(int)
         pieces = [pieces[i] for i in spread]
     return [whole, *pieces] if len(pieces) > 1 else [whole]
+
+
+def _sentences(text: str) -> Iterator[tuple[int, int]]:
+    """(start, end) of what ends in a mark; a run-on text is cut every PIECE_WORDS words."""
+    for sentence in _SENTENCE.finditer(text):
+        start, end = sentence.span()
+        if len(text[start:end].split(None, RUN_ON_WORDS)) <= RUN_ON_WORDS:
+            yield start, end
+        else:
+            yield from (piece.span() for piece in _FEW_WORDS.finditer(text, start, end))

@@ -23,9 +23,19 @@ def readings(artefact: Artefact, *texts: str) -> list[Reading]:
     return read(texts, artefact.encoder, artefact.ngrams, artefact.projection)
 
 
-@pytest.mark.parametrize("text", ["", " ", LINE, "rash. " * MIN_WORDS, "rash " * 500])
-def test_a_short_text_or_one_without_sentences_has_one_view(text: str) -> None:
+@pytest.mark.parametrize("text", ["", " ", LINE, "rash. " * MIN_WORDS])
+def test_a_short_text_has_one_view(text: str) -> None:
     assert view_spans(text) == [(0, len(text))]
+
+
+@pytest.mark.parametrize("word", ["rash", "a" * 300])
+def test_a_page_without_marks_is_cut_all_the_same(word: str) -> None:
+    text = f"{word} " * 500
+    whole, *pieces = view_spans(text)
+    assert whole == (0, len(text))
+    assert [start for start, _ in pieces] == [0, *(end for _, end in pieces[:-1])]
+    assert pieces[-1][1] == len(text)
+    assert {len(text[a:b].split()) for a, b in pieces} <= {PIECE_WORDS, 500 % PIECE_WORDS}
 
 
 @given(st.text("ab .!?;\n", min_size=200, max_size=1500))
