@@ -154,8 +154,8 @@ def test_a_batch_equals_single_questions(classifier: Classifier) -> None:
     singles = [classifier.classify([turns])[0] for turns in conversations]
     assert len({max(s.last.probabilities.values()) for s in singles}) == 3  # they do differ
     for batched, single in zip(classifier.classify(conversations), singles, strict=True):
-        assert batched.last.probabilities == pytest.approx(single.last.probabilities, abs=1e-3)
-        assert batched.last.in_scope == pytest.approx(single.last.in_scope, abs=1e-3)
+        assert batched.last.probabilities == pytest.approx(single.last.probabilities, abs=0.01)
+        assert batched.last.in_scope == pytest.approx(single.last.in_scope, abs=0.01)
         assert (batched.language, batched.evidence) == (single.language, single.evidence)
 
 
