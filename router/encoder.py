@@ -16,7 +16,7 @@ import numpy.typing as npt
 ENCODER = "encoder.onnx"
 TOKENIZER = "tokenizer.json"
 WINDOW = 254  # tokens of one window, beside its start and end
-MAX_WINDOWS = 4  # of one text: a longer one is read in windows spread evenly over it
+MAX_WINDOWS = 2  # of one text: a longer one is read in windows spread evenly over it
 BATCH_TOKENS = 4096  # padded, of one run: bounds the memory
 BOS, PAD, EOS = 0, 1, 2
 Floats = npt.NDArray[np.float32]

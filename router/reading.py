@@ -16,13 +16,13 @@ from router.features import Word, words_of
 from router.head import Projection
 from router.ngrams import NgramModel, NgramScores
 
-MIN_WORDS = 60  # of a text that is read in pieces too
+MIN_WORDS = 150  # of a text that is read in pieces too
 PIECE_WORDS = 12  # at most, unless a sentence is longer
 # Of the whole text's relevance: where all of it is in scope, as in a case report, the whole says
 # more than the piece with the strongest words.
 WHOLE_BONUS = 4.0
 RUN_ON_WORDS = 60  # a "sentence" of more has no marks where it should: it is cut too
-MAX_PIECES = 64  # of one text; a longer one is read in pieces spread evenly over it
+MAX_PIECES = 40  # of one text; a longer one is read in pieces spread evenly over it
 _SENTENCE = re.compile(r"[^.!?;\n]*[.!?;\n]+\s*|[^.!?;\n]+$")
 _FEW_WORDS = re.compile(rf"(?:\s*\S+){{1,{2 * PIECE_WORDS}}}\s*|\s+$")
 
