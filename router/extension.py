@@ -22,6 +22,7 @@ from router.artefact import (
     MANIFEST,
     WEIGHTS,
     artefact_error,
+    load_artefact,
     read_arrays,
     read_manifest,
 )
@@ -80,16 +81,15 @@ def extend(directory: Path, label: str, questions: Sequence[str]) -> Extension:
             f"label {label!r}: {len(unique)} different questions; at least {MIN_QUESTIONS} are "
             "needed to fit and to check a specialty"
         )
-    classifier = Classifier.load(directory)
+    artefact = load_artefact(directory)
     old_labels = list(manifest["specialties"])
     labels = sorted({*old_labels, label})
     recipe = _recipe(manifest)
     known = restored(read_arrays(directory, manifest, FEATURES), old_labels)
-    fresh = _fresh(classifier, label, unique, recipe)
+    fresh = _fresh(Classifier(artefact), label, unique, recipe)
     joined = _weighted(known.joined(fresh), label)
     examples = restored(stored(joined, labels), labels)
     fitted = fit_head(examples, labels, recipe)
-    before_head = fit_head(known, old_labels, recipe).head
     after = recalls(fitted.head, examples, labels)
     weights = read_arrays(directory, manifest, WEIGHTS) | head_arrays(fitted.head)
     changed = {
@@ -110,7 +110,7 @@ def extend(directory: Path, label: str, questions: Sequence[str]) -> Extension:
             manifest=changed,
             encoder_dir=directory if is_built_in else None,
         ),
-        before=recalls(before_head, known, old_labels),
+        before=recalls(artefact.head, known, old_labels),
         after=after,
     )
 

@@ -65,7 +65,6 @@ class Trainer:
         tokenizer: Tokenizer,
         training: Sequence[Text],
         held_out: Sequence[Text],
-        num_labels: int,
         device: str,
     ) -> None:
         self._tokenizer = tokenizer

@@ -32,11 +32,12 @@ from typing import Any
 
 from tqdm import tqdm
 
+from router.examples import OUT_OF_SCOPE
 from scripts.attributions import ATTRIBUTIONS, origin
 from scripts.dataset_sources import Source
 from scripts.router_augmentation import neutral_letters
 from scripts.router_entry import Entry
-from scripts.router_sources import OPTIONS, OUT_OF_SCOPE, READERS, read_entries
+from scripts.router_sources import OPTIONS, READERS, read_entries
 from scripts.training_data import DataError
 
 NUM_NEUTRAL = 200  # letters a language

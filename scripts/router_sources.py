@@ -23,6 +23,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from xml.etree import ElementTree
 
+from router.examples import OUT_OF_SCOPE
 from scripts.dataset_record import normal_name
 from scripts.dataset_sources import Source, read_source
 from scripts.dataset_specialties import specialty_of
@@ -30,7 +31,6 @@ from scripts.router_entry import Entry
 from scripts.router_terminologies import hpo, hpo_diseases, hpo_fr, icd10cm, rules
 from scripts.training_data import DataError, read_jsonl
 
-OUT_OF_SCOPE = "out_of_scope"
 PASSAGE_CHARS = 600
 TEMPLATED = "HPO-fr (templated)"
 

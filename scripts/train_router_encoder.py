@@ -26,11 +26,11 @@ from tokenizers import Tokenizer
 
 from router.artefact import load_artefact
 from router.encoder import ENCODER, TOKENIZER
+from router.examples import OUT_OF_SCOPE
 from scripts.encoder_export import export, read_back
 from scripts.encoder_model import Encoder, from_init
 from scripts.encoder_training import Plan, Text, Trainer
 from scripts.prepare_router_dataset import QUESTIONS
-from scripts.router_sources import OUT_OF_SCOPE
 from scripts.training_data import DataError, read_jsonl
 
 
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     held_out = [t for t in texts if t.split in ("validation", "held_out") and t.kind == "question"]
     tokenizer_file = (args.init or args.finish) / TOKENIZER
     tokenizer = Tokenizer.from_file(str(tokenizer_file))
-    trainer = Trainer(tokenizer, training, held_out, len(labels), args.device)
+    trainer = Trainer(tokenizer, training, held_out, args.device)
     started = time.monotonic()
     if args.finish:
         student = _with_heads(args.finish, labels)
@@ -128,7 +128,7 @@ def _with_heads(artefact: Path, labels: Sequence[str]) -> Encoder:
     return encoder
 
 
-def _teacher(args: argparse.Namespace, trainer: "Trainer", num_labels: int) -> Encoder:
+def _teacher(args: argparse.Namespace, trainer: Trainer, num_labels: int) -> Encoder:
     from safetensors.torch import load_file, save_file
 
     teacher = from_init(args.init, num_labels)
