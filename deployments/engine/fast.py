@@ -83,7 +83,7 @@ class FastDecoder:
         self._tokens = torch.zeros(len(capacities) + 1, dtype=torch.long, device=network.device)
         self._graphs: DecodeGraphs | None = None
         self._prompt_graphs: PromptGraphs | None = None
-        if are_fused("cuda") and network.device.type == "cuda":
+        if are_fused(network.device.type):
             self._graphs = DecodeGraphs(network, self._cache, self.bank, self._tokens)
             self._prompt_graphs = PromptGraphs(network, self._cache, self.bank)
         self._sampler = Sampler(

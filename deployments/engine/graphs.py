@@ -35,10 +35,19 @@ class RowInputs:
 
 
 class _Captures:
-    """Graphs of one function by size, and the results that each leaves behind."""
+    """Graphs of one function by size, and the results that each leaves behind.
 
-    def __init__(self, bank: LoraBank, step: Callable[[int], tuple[torch.Tensor, ...]]) -> None:
+    Without CUDA, which is where the kernels run in Triton's interpreter, the function just runs.
+    """
+
+    def __init__(
+        self,
+        bank: LoraBank,
+        step: Callable[[int], tuple[torch.Tensor, ...]],
+        device: torch.device,
+    ) -> None:
         self._bank, self._step = bank, step
+        self._can_capture = device.type == "cuda"
         self._graphs: dict[int, tuple[Any, tuple[torch.Tensor, ...]]] = {}
         self._layout = bank.layout
         self._pool: Any = None
@@ -50,6 +59,9 @@ class _Captures:
 
         A capture runs on what `fill_idle` gives, so that it changes nothing that is used.
         """
+        if not self._can_capture:
+            fill()
+            return self._step(size)
         if self._layout != self._bank.layout:  # its stacks moved: the graphs read freed memory
             self._graphs.clear()
             self._layout = self._bank.layout
@@ -91,7 +103,7 @@ class DecodeGraphs:
         self._buckets = _buckets(self._scratch)
         shape = (6, self._buckets[-1])
         self._inputs = torch.zeros(shape, dtype=torch.long, device=network.device)
-        self._captures = _Captures(bank, self._step)
+        self._captures = _Captures(bank, self._step, network.device)
 
     def warm_up(self) -> None:
         """Capture every bucket."""
@@ -126,8 +138,7 @@ class DecodeGraphs:
         scratch = self._scratch
         idle = (scratch, 0, starts[scratch], starts[scratch] + capacities[scratch], 1, 0)
         lines += [idle] * (bucket - len(rows))
-        host = torch.tensor(lines).t().contiguous().pin_memory()
-        self._inputs[:, :bucket].copy_(host, non_blocking=True)
+        _send(torch.tensor(lines).t().contiguous(), self._inputs[:, :bucket])
 
     def _step(self, bucket: int) -> tuple[torch.Tensor, torch.Tensor]:
         rows, positions, starts, ends, prompts, slots = self._inputs[:, :bucket].unbind()
@@ -154,7 +165,7 @@ class PromptGraphs:
         self._inputs = torch.zeros((4, longest), dtype=torch.long, device=device)
         num_blocks = _num_blocks(longest)
         self._blocks = torch.zeros((num_blocks, 5), dtype=torch.int32, device=device)
-        self._captures = _Captures(bank, self._step)
+        self._captures = _Captures(bank, self._step, network.device)
 
     def takes(self, inputs: PromptInputs) -> bool:
         return len(inputs.tokens) <= _PROMPT_BUCKETS[-1] and len(inputs.segments) <= _PROMPTS
@@ -180,17 +191,21 @@ class PromptGraphs:
         lines = (inputs.tokens, inputs.positions, inputs.where, inputs.slots)
         idle = (0, 0, self._cache.starts[-1], 0)
         padded = [line + [value] * unused for line, value in zip(lines, idle, strict=True)]
-        host = torch.tensor(padded).pin_memory()
-        self._inputs[:, :bucket].copy_(host, non_blocking=True)
+        _send(torch.tensor(padded), self._inputs[:, :bucket])
         num_blocks = _num_blocks(bucket)
-        blocks = prompt_blocks(inputs.segments, num_blocks).pin_memory()
-        self._blocks[:num_blocks].copy_(blocks, non_blocking=True)
+        _send(prompt_blocks(inputs.segments, num_blocks), self._blocks[:num_blocks])
 
     def _step(self, bucket: int) -> tuple[torch.Tensor]:
         tokens, positions, where, slots = self._inputs[:, :bucket].unbind()
         attention = BlockAttention(self._blocks[: _num_blocks(bucket)])
         batch = PromptBatch(tokens, positions, where, attention)
         return (self._network.prefill(self._cache, batch, self._bank.kernel_route(slots)),)
+
+
+def _send(host: torch.Tensor, target: torch.Tensor) -> None:
+    if target.is_cuda:
+        host = host.pin_memory()
+    target.copy_(host, non_blocking=True)
 
 
 _NOTHING = PromptInputs([], [], [], [], [])
