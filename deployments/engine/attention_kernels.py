@@ -173,7 +173,7 @@ def prompt_attention(
         bias: (H * G, 2 P - 1) added by key position - query position + P - 1, or None.
 
     Returns:
-        (T, H * G * D); undefined for tokens that are in no block.
+        (T, H * G * D); zeros for tokens that are in no block.
     """
     from deployments.engine import triton_prompts
 

@@ -31,6 +31,7 @@ from deployments.engine.scheduler import Chunk, StepPlan
 logger = logging.getLogger(__name__)
 
 _PROBE_TOKENS = 8
+_PROMPTS_TOGETHER = 4  # on a GPU: a prefill reads all weights, whether for one short prompt or four
 
 
 @dataclass(slots=True)
@@ -113,6 +114,10 @@ class FastDecoder:
     @property
     def num_steps_ahead(self) -> int:
         return 1 if self._network.device.type == "cuda" else 0
+
+    @property
+    def num_prompts_together(self) -> int:
+        return _PROMPTS_TOGETHER if self._network.device.type == "cuda" else 1
 
     @property
     def num_kv_bytes(self) -> int:

@@ -11,6 +11,7 @@ import triton.language as tl
 from deployments.engine.kernels import Expansion, lora_expand_add
 
 MAX_FUSED_RANK = 64  # larger ranks are added by a kernel of their own first
+_MANY_PROGRAMS = 512
 
 
 @triton.jit
@@ -245,13 +246,13 @@ def append_attention(
             qkv, memory, starts, lengths, qkv if bias is None else bias, out, scale,
             qkv.stride(0), 0 if bias is None else bias.stride(0), *lora.tensors,
             H=heads, D=dim, DP=padded(dim), APPEND=True, HAS_BIAS=bias is not None,
-            **lora.sizes, **_attention_tile(rows * heads),
+            **lora.sizes, **_tile(rows * heads),
         )  # fmt: skip
         return out
     _turned_attention_kernel[heads, rows](
         qkv, memory, starts, lengths, *rope, out, scale, qkv.stride(0), *lora.tensors,
         H=heads, G=groups, GP=max(16, triton.next_power_of_2(groups)), D=dim, DP=padded(dim),
-        **lora.sizes, **_turned_tile(rows * heads),
+        **lora.sizes, **_tile(rows * heads),
     )  # fmt: skip
     return out
 
@@ -271,7 +272,7 @@ def read_attention(
     _attention_kernel[heads, rows](
         q, memory, starts, lengths, q, out, scale, q.stride(0), 0, *lora.tensors,
         H=heads, D=dim, DP=padded(dim), APPEND=False, HAS_BIAS=False,
-        **lora.sizes, **_attention_tile(rows * heads),
+        **lora.sizes, **_tile(rows * heads),
     )  # fmt: skip
     return out
 
@@ -307,9 +308,8 @@ def padded(dim: int) -> int:
     return max(16, int(triton.next_power_of_2(dim)))
 
 
-def _attention_tile(num_programs: int) -> dict[str, int]:
-    return {"BLOCK": 64, "num_warps": 4}
-
-
-def _turned_tile(num_programs: int) -> dict[str, int]:
-    return {"BLOCK": 64, "num_warps": 4}
+def _tile(num_programs: int) -> dict[str, int]:
+    """Measured on an H100 (docs/engine.md): many programs want to be small ones."""
+    if num_programs >= _MANY_PROGRAMS:
+        return {"BLOCK": 32, "num_warps": 1}
+    return {"BLOCK": 128, "num_warps": 4}

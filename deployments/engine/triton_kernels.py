@@ -191,7 +191,7 @@ def norm_shrink(
     grid = (len(x), parts * (rank // _RANKS))
     _norm_shrink_kernel[grid](
         x, weight, normed, *_three(stacks), slots, out, eps, x.shape[1],
-        P=parts, R=rank, RC=_RANKS, BLOCK=triton.next_power_of_2(x.shape[1]), num_warps=8,
+        P=parts, R=rank, RC=_RANKS, BLOCK=triton.next_power_of_2(x.shape[1]), num_warps=16,
     )  # fmt: skip
     return normed, out
 

@@ -97,7 +97,7 @@ def prompt_attention(
 ) -> torch.Tensor:
     tokens, q_heads, dim = q.shape
     heads = keys_values.shape[2]
-    out = torch.empty(tokens, q_heads * dim, dtype=q.dtype, device=q.device)
+    out = torch.zeros(tokens, q_heads * dim, dtype=q.dtype, device=q.device)
     _prompt_kernel[len(blocks), q_heads](
         q, keys_values, blocks, q if bias is None else bias, out, scale,
         q.stride(0), keys_values.stride(0), keys_values.stride(1),
