@@ -43,21 +43,20 @@ from scripts.environment import device_name, environment
 _FILES = 8  # different adapters; more residents are copies at places of their own
 
 
-class _Counted:
-    """A step decoder that keeps how many rows each step served, and whether requests waited."""
+class _StepCounter:
+    """Keeps how many rows each step of a decoder served, and whether requests waited."""
 
     def __init__(self, decoder: FastDecoder) -> None:
-        self._decoder = decoder
-        self.engine: Engine | None = None
         self.steps: list[tuple[int, bool]] = []
+        self.engine: Engine | None = None
+        step = decoder.step
 
-    def step(self, plan: StepPlan) -> TokensOnTheirWay:
-        if plan.emits and self.engine is not None:
-            self.steps.append((len(plan.emits), self.engine.num_waiting > 0))
-        return self._decoder.step(plan)
+        def counted(plan: StepPlan) -> TokensOnTheirWay:
+            if plan.emits and self.engine is not None:
+                self.steps.append((len(plan.emits), self.engine.num_waiting > 0))
+            return step(plan)
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._decoder, name)
+        decoder.step = counted  # type: ignore[method-assign]
 
 
 def run(args: argparse.Namespace, argv: Sequence[str] | None = None) -> int:
@@ -131,7 +130,7 @@ def _requests(args: argparse.Namespace, vocab_size: int) -> Iterator[Request]:
 
 def _start(
     args: argparse.Namespace, base: Pretrained, rows: int, scratch: Path
-) -> tuple[Engine, _Counted]:
+) -> tuple[Engine, _StepCounter]:
     folders = make_random_adapters(
         base.model, scratch, num=min(_FILES, args.adapters), rank=args.rank, targets=args.targets
     )
@@ -141,11 +140,11 @@ def _start(
     assert isinstance(decoder, FastDecoder), "build_decoder('fast') gave another decoder"
     make_resident(decoder, list(folders.values()), args.adapters)
     decoder.warm_up()
-    counted = _Counted(decoder)
+    counted = _StepCounter(decoder)
     engine_limits = EngineLimits(
         rows, args.requests, longest, prefill_tokens=args.prefill_tokens, emit_interval_s=0.03
     )
-    engine = counted.engine = Engine(counted, engine_limits)
+    engine = counted.engine = Engine(decoder, engine_limits)
     engine.start()
     return engine, counted
 

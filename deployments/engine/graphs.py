@@ -64,6 +64,7 @@ class _Captures:
             return self._step(size)
         if self._layout != self._bank.layout:  # its stacks moved: the graphs read freed memory
             self._graphs.clear()
+            self._pool = None  # it went with the last graph
             self._layout = self._bank.layout
         if size not in self._graphs:
             fill_idle()
