@@ -169,7 +169,7 @@ class PromptGraphs:
         self._captures = _Captures(bank, self._step, network.device)
 
     def takes(self, inputs: PromptInputs) -> bool:
-        return len(inputs.tokens) <= _PROMPT_BUCKETS[-1] and len(inputs.segments) <= _PROMPTS
+        return inputs.num_tokens <= _PROMPT_BUCKETS[-1] and len(inputs.segments) <= _PROMPTS
 
     def warm_up(self) -> None:
         """Capture every bucket."""
@@ -178,9 +178,8 @@ class PromptGraphs:
 
     def replay(self, inputs: PromptInputs) -> torch.Tensor:
         """The states (T, d) behind the tokens, valid until the next replay."""
-        num_tokens = len(inputs.tokens)
-        bucket = next(size for size in _PROMPT_BUCKETS if size >= num_tokens)
-        return self._replay(inputs, bucket)[0][:num_tokens]
+        bucket = next(size for size in _PROMPT_BUCKETS if size >= inputs.num_tokens)
+        return self._replay(inputs, bucket)[0][: inputs.num_tokens]
 
     def _replay(self, inputs: PromptInputs, bucket: int) -> tuple[torch.Tensor, ...]:
         return self._captures.replay(
@@ -188,11 +187,9 @@ class PromptGraphs:
         )
 
     def _fill(self, inputs: PromptInputs, bucket: int) -> None:
-        unused = bucket - len(inputs.tokens)
-        lines = (inputs.tokens, inputs.positions, inputs.where, inputs.slots)
-        idle = (0, 0, self._cache.starts[-1], 0)
-        padded = [line + [value] * unused for line, value in zip(lines, idle, strict=True)]
-        _send(torch.tensor(padded), self._inputs[:, :bucket])
+        idle = torch.tensor([0, 0, self._cache.starts[-1], 0])[:, None]
+        unused = idle.expand(4, bucket - inputs.num_tokens)
+        _send(torch.cat([inputs.lines, unused], 1), self._inputs[:, :bucket])
         num_blocks = _num_blocks(bucket)
         _send(prompt_blocks(inputs.segments, num_blocks), self._blocks[:num_blocks])
 
@@ -209,7 +206,7 @@ def _send(host: torch.Tensor, target: torch.Tensor) -> None:
     target.copy_(host, non_blocking=True)
 
 
-_NOTHING = PromptInputs([], [], [], [], [])
+_NOTHING = PromptInputs(torch.zeros((4, 0), dtype=torch.long), ())
 
 
 def _num_blocks(num_tokens: int) -> int:

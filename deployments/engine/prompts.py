@@ -92,17 +92,17 @@ class PromptBatch:
 
 @dataclass(frozen=True, slots=True)
 class PromptInputs:
-    """As PromptBatch, on the host. slots: each token's adapter."""
+    """As PromptBatch, on the host. lines: (4, T): tokens, positions, where, each token's slot."""
 
-    tokens: list[int]
-    positions: list[int]
-    where: list[int]
-    slots: list[int]
-    segments: list[Segment]
+    lines: torch.Tensor
+    segments: Sequence[Segment]
+
+    @property
+    def num_tokens(self) -> int:
+        return self.lines.shape[1]
 
     def on(self, device: torch.device) -> PromptBatch:
-        host = torch.tensor([self.tokens, self.positions, self.where])
-        tokens, positions, where = host.to(device).unbind()
+        tokens, positions, where, _ = self.lines.to(device).unbind()
         attention: PromptAttention = SegmentAttention(self.segments)
         if are_fused(device.type):
             attention = BlockAttention(prompt_blocks(self.segments).to(device))
@@ -119,19 +119,20 @@ def prompt_inputs(
         keeps_at_end: an encoder-decoder: prompts are read whole, see themselves, and are kept
             against the end of their rows. Otherwise a prompt goes on from what its row holds.
     """
-    inputs = PromptInputs([], [], [], [], [])
+    pieces, segments, first = [], [], 0
     for chunk, slot in zip(chunks, slots, strict=True):
-        begin, first = cache.starts[chunk.row], len(inputs.tokens)
-        count = chunk.stop - chunk.start
-        positions = range(chunk.start, chunk.stop)
+        begin, count = cache.starts[chunk.row], chunk.stop - chunk.start
         kept = begin + cache.capacities[chunk.row] - chunk.stop if keeps_at_end else begin
-        inputs.tokens.extend(chunk.request.prompt_ids[chunk.start : chunk.stop])
-        inputs.positions.extend(positions)
-        inputs.where.extend(kept + position for position in positions)
-        inputs.slots.extend([slot] * count)
-        inputs.segments.append(
+        piece = torch.empty((4, count), dtype=torch.long)
+        piece[0] = torch.tensor(chunk.request.prompt_ids[chunk.start : chunk.stop])
+        piece[1] = torch.arange(chunk.start, chunk.stop)
+        piece[2] = piece[1] + kept
+        piece[3] = slot
+        pieces.append(piece)
+        segments.append(
             Segment(first, count, 0, first, count)
             if keeps_at_end
             else Segment(first, count, chunk.start, begin, chunk.stop)
         )
-    return inputs
+        first += count
+    return PromptInputs(torch.cat(pieces, 1), segments)

@@ -12,6 +12,7 @@ from deployments.engine.kernels import Expansion, lora_expand_add
 
 MAX_FUSED_RANK = 64  # larger ranks are added by a kernel of their own first
 _MANY_PROGRAMS = 512
+_MANY_MORE = 2048
 
 
 @triton.jit
@@ -311,5 +312,5 @@ def padded(dim: int) -> int:
 def _tile(num_programs: int) -> dict[str, int]:
     """Measured on an H100 (docs/engine.md): many programs want to be small ones."""
     if num_programs >= _MANY_PROGRAMS:
-        return {"BLOCK": 32, "num_warps": 1}
+        return {"BLOCK": 64 if num_programs < _MANY_MORE else 32, "num_warps": 1}
     return {"BLOCK": 128, "num_warps": 4}
