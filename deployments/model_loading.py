@@ -62,6 +62,7 @@ def load_model(settings: Settings, device: str) -> LoadedModel:
     started = time.perf_counter()
     if settings.quantization == "none":
         _leave_out_bitsandbytes()
+    from deployments.engine.fast import FastDecoder
     from deployments.engine.pretrained import load_pretrained
     from deployments.engine.selection import build_decoder
 
@@ -92,6 +93,8 @@ def load_model(settings: Settings, device: str) -> LoadedModel:
     )
     target = _TimedTarget(decoder.load_adapter)
     load_catalogued(catalog, settings.base_model, target)
+    if isinstance(decoder, FastDecoder):
+        decoder.warm_up()
     entry = catalog.base_model(settings.base_model, family=resolved.family)
 
     def encode(turns: Sequence[Turn], answer_language: str | None) -> list[int]:

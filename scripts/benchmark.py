@@ -1,4 +1,4 @@
-"""Measure a running service, or the engine alone (scripts/benchmark_engine.py).
+"""Measure a running service, or the engine alone (benchmark_engine.py, benchmark_load.py).
 
 `service`: first token, whole answers, memory and its growth.
 
@@ -48,6 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from scripts import benchmark_engine
 
         return benchmark_engine.run(args, argv)
+    if args.what == "load":
+        from scripts import benchmark_load
+
+        return benchmark_load.run(args, argv)
     url = args.url.rstrip("/")
     ready = _get(f"{url}/readyz")
     report: dict[str, Any] = {
@@ -88,10 +92,32 @@ def _parser() -> argparse.ArgumentParser:
     )
     engine = commands.add_parser("engine", help="the engine in process, against PEFT")
     _add_engine_arguments(engine)
+    load = commands.add_parser("load", help="the engine in process, requests that come and go")
+    _add_load_arguments(load)
     return parser
 
 
 def _add_engine_arguments(parser: argparse.ArgumentParser) -> None:
+    _add_model_arguments(parser)
+    parser.add_argument("--requests", type=int, default=16, help="at the same time")
+    parser.add_argument("--rows", type=int, default=16)
+    parser.add_argument("--prompt_tokens", type=int, default=25)
+    parser.add_argument("--output_tokens", type=int, default=64)
+    parser.add_argument("--sequential", type=int, default=2, help="requests of the sequential side")
+    parser.add_argument("--skip_peft", action="store_true", help="the engine alone")
+
+
+def _add_load_arguments(parser: argparse.ArgumentParser) -> None:
+    _add_model_arguments(parser)
+    parser.add_argument("--pattern", choices=["closed_loop", "uneven"], default="closed_loop")
+    parser.add_argument("--concurrency", type=int, nargs="+", default=[16], help="rows of each run")
+    parser.add_argument("--requests", type=int, default=64)
+    for name, default in (("--prompt_tokens", [20, 30]), ("--output_tokens", [64, 64])):
+        parser.add_argument(name, type=int, nargs=2, default=default, metavar=("LEAST", "MOST"))
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         default="smollm2-135m-instruct",
@@ -99,18 +125,12 @@ def _add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"])
-    parser.add_argument("--requests", type=int, default=16, help="at the same time")
-    parser.add_argument("--rows", type=int, default=16)
-    parser.add_argument("--prompt_tokens", type=int, default=25)
-    parser.add_argument("--output_tokens", type=int, default=64)
     parser.add_argument("--adapters", type=int, default=8)
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--targets", nargs="+", help="default: the q and v projections")
     parser.add_argument("--prefill_tokens", type=int, default=256, help="prompt tokens of a step")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--sequential", type=int, default=2, help="requests of the sequential side")
     parser.add_argument("--threads", type=int, help="of torch; default: torch's own")
-    parser.add_argument("--skip_peft", action="store_true", help="the engine alone")
     parser.add_argument("--out", type=Path, help="write the JSON here too")
 
 

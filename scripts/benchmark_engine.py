@@ -33,9 +33,12 @@ from deployments.engine.fast import FastDecoder
 from deployments.engine.pretrained import Pretrained
 from deployments.engine.request import Request, SamplingParams
 from deployments.engine.selection import FastLimits, build_decoder
+from scripts.benchmark_load import make_resident
 from scripts.benchmark_models import load_base, make_random_adapters
 from scripts.benchmark_steps import step_times, weight_bytes
-from scripts.environment import environment
+from scripts.environment import device_name, environment
+
+_DIFFERENT_ADAPTERS = 8  # more are copies, each at a place of its own
 
 Work = list[tuple[tuple[int, ...], str | None]]
 """(prompt ids, adapter) of each request."""
@@ -62,8 +65,9 @@ def run(args: argparse.Namespace, argv: Sequence[str] | None = None) -> int:
 
 def _measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     base = load_base(args.model, args.device, args.dtype)
+    num_files = min(args.adapters, _DIFFERENT_ADAPTERS)
     folders = make_random_adapters(
-        base.model, scratch, num=args.adapters, rank=args.rank, targets=args.targets
+        base.model, scratch, num=num_files, rank=args.rank, targets=args.targets
     )
     work = _work(args, base.model.config.get_text_config().vocab_size, list(folders))
     sides: dict[str, Callable[[], dict[str, float]]] = {}
@@ -72,7 +76,21 @@ def _measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         sides["peft_mixed_batch"] = lambda: peft.mixed(work)
         sides["peft_sequential"] = lambda: peft.sequential(work[: args.sequential])
     weights = weight_bytes(base.model)
-    engine, decoder = _start_engine(args, dataclasses.replace(base, eos_ids=frozenset()), folders)
+    decoder = _decoder(args, dataclasses.replace(base, eos_ids=frozenset()), folders)
+    step_settings: dict[str, Any] = {
+        "num_rows": [n for n in (1, 8, 16, 32, 64, 128, 256) if n <= args.rows],
+        "prompt_tokens": args.prompt_tokens,
+        "num_steps": args.output_tokens - 8,
+        "weights": weights,
+    }
+    without = step_times(decoder, [None], **step_settings)
+    make_resident(decoder, list(folders.values()), args.adapters)
+    adapters = [f"a{number}" for number in range(args.adapters)]
+    steps = [
+        {**line, "step_ms_without_lora": plain["step_ms"]}
+        for line, plain in zip(step_times(decoder, adapters, **step_settings), without, strict=True)
+    ]
+    engine = _start_engine(args, decoder)
     plain: Work = [(prompt, None) for prompt, _ in work]
     sides["engine_mixed"] = lambda: _engine_side(engine, work, args.output_tokens)
     sides["engine_no_adapters"] = lambda: _engine_side(engine, plain, args.output_tokens)
@@ -80,20 +98,12 @@ def _measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     results = _in_turn(sides, args.repeats)
     info = engine.info
     engine.close()
-    steps = step_times(
-        decoder,
-        list(folders),
-        num_rows=[n for n in (1, 8, 16, 32, 64, 128, 256) if n <= args.rows],
-        prompt_tokens=args.prompt_tokens,
-        num_steps=args.output_tokens - 8,
-        weights=weights,
-    )
     return {
         "what": "engine",
         **environment(),
         "settings": {k: v for k, v in vars(args).items() if k not in ("out", "what")},
         "torch_threads": torch.get_num_threads(),
-        "device": _device_name(args.device),
+        "device": device_name(args.device),
         "dtype": info.dtype,
         "decoder": f"{info.name}: {info.reason}",
         "sides": results,
@@ -152,27 +162,31 @@ def _ratios(results: dict[str, dict[str, Any]]) -> dict[str, float]:
     }
 
 
-def _start_engine(
-    args: argparse.Namespace, base: Pretrained, folders: dict[str, Path]
-) -> tuple[Engine, FastDecoder]:
-    longest = int(args.prompt_tokens * 1.2) + 1
-    limits = FastLimits(args.rows, longest + args.output_tokens, max_adapters=len(folders))
+def _decoder(args: argparse.Namespace, base: Pretrained, folders: dict[str, Path]) -> FastDecoder:
+    limits = FastLimits(
+        args.rows, _longest_prompt(args) + args.output_tokens, max_adapters=args.adapters
+    )
     decoder = build_decoder(base, "fast", limits, folders)
     assert isinstance(decoder, FastDecoder), "build_decoder('fast') gave another decoder"
-    for name, folder in folders.items():
-        decoder.load_adapter(name, folder)
-    engine = Engine(
-        decoder,
-        EngineLimits(
-            args.rows,
-            args.requests,
-            longest,
-            prefill_tokens=args.prefill_tokens,
-            emit_interval_s=0.03,
-        ),
+    return decoder
+
+
+def _start_engine(args: argparse.Namespace, decoder: FastDecoder) -> Engine:
+    decoder.warm_up()
+    limits = EngineLimits(
+        args.rows,
+        args.requests,
+        _longest_prompt(args),
+        prefill_tokens=args.prefill_tokens,
+        emit_interval_s=0.03,
     )
+    engine = Engine(decoder, limits)
     engine.start()
-    return engine, decoder
+    return engine
+
+
+def _longest_prompt(args: argparse.Namespace) -> int:
+    return int(args.prompt_tokens * 1.2) + 1
 
 
 def _engine_side(engine: Engine, work: Work, num_tokens: int) -> dict[str, float]:
@@ -254,7 +268,3 @@ class _Peft:
         )
         start = longest if self._is_causal else 1
         return int(output[:, start:].numel())
-
-
-def _device_name(device: str) -> str:
-    return torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu"

@@ -1,4 +1,4 @@
-"""Time of one decode step by batch size, with and without adapters, and its memory floor.
+"""Time of one decode step by batch size, and its memory floor.
 
 The floor is what must be read once for a step (decoder weights, output layer, keys and values at
 the mean context) over the bandwidth of a large copy on the same device, measured in the same run.
@@ -31,7 +31,7 @@ def weight_bytes(model: Any) -> int:
 
 def step_times(
     decoder: FastDecoder,
-    adapters: Sequence[str],
+    adapters: Sequence[str | None],
     *,
     num_rows: Sequence[int],
     prompt_tokens: int,
@@ -45,19 +45,14 @@ def step_times(
     lines = []
     for rows in num_rows:
         floor_ms = 1000 * (weights + rows * context * bytes_per_position) / bandwidth
-        sides: list[Sequence[str | None]] = [adapters, [None]]
-        mixed, base = (
-            min(_timed(decoder, rows, side, prompt_tokens, num_steps) for _ in range(2))
-            for side in sides
-        )
+        step_ms = min(_timed(decoder, rows, adapters, prompt_tokens, num_steps) for _ in range(2))
         lines.append(
             {
                 "rows": rows,
-                "step_ms": round(mixed, 3),
-                "step_ms_base_rows": round(base, 3),
+                "step_ms": round(step_ms, 3),
                 "floor_ms": round(floor_ms, 3),
-                "floor_over_step": round(floor_ms / mixed, 3),
-                "tokens_per_s": round(1000 * rows / mixed),
+                "floor_over_step": round(floor_ms / step_ms, 3),
+                "tokens_per_s": round(1000 * rows / step_ms),
             }
         )
     return lines

@@ -23,6 +23,15 @@ def environment() -> dict[str, Any]:
     }
 
 
+def device_name(device: str) -> str:
+    """The GPU's name, or cpu."""
+    if not device.startswith("cuda"):
+        return "cpu"
+    import torch
+
+    return torch.cuda.get_device_name(device)
+
+
 def _commit() -> str | None:
     stated = os.environ.get("POLYCLINIC_COMMIT")
     if stated:

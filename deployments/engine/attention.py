@@ -12,38 +12,46 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 
-from deployments.engine.kernels import decode_attention
+from deployments.engine.attention_kernels import Rope, append_attention, read_attention
+from deployments.engine.kernels import Expansion, lora_expand_add
 from deployments.engine.kv_cache import KvCache, Span
 
 
 class DecodeAttention(Protocol):
-    """q (B, H, G, D), G query heads for each key/value head -> (B, H * G * D)."""
+    """`expansion` is the LoRA part of the product that gave qkv or q, not yet added to it."""
 
-    def front(
-        self, q: torch.Tensor, layer: int, *, scale: float, bias: torch.Tensor | None = None
+    def append(
+        self,
+        qkv: torch.Tensor,
+        expansion: Expansion | None,
+        layer: int,
+        *,
+        scale: float,
+        bias: torch.Tensor | None = None,
+        rope: Rope | None = None,
     ) -> torch.Tensor:
-        """Over the row's own positions, the newest included.
+        """Keep the newest keys and values, and attend over the row's own positions, them included.
 
         Args:
+            qkv: (B, H * G + 2 H, D), G query heads for each key/value head. May be changed.
             bias: (H, S) added to a score by distance from the newest position.
+
+        Returns:
+            (B, H * G * D)
         """
 
-    def back(self, q: torch.Tensor, layer: int, *, scale: float) -> torch.Tensor:
-        """Over the row's prompt, which lies against the end of its memory."""
+    def back(
+        self, q: torch.Tensor, expansion: Expansion | None, layer: int, *, scale: float
+    ) -> torch.Tensor:
+        """Over the row's prompt, which lies against the end of its memory: q (B, H, D) ->
+        (B, H * D)."""
 
 
 @dataclass(frozen=True, slots=True)
 class DecodeBatch:
-    """The rows of a decode step.
-
-    tokens: (B,) the rows' newest tokens, not yet in the memory.
-    positions: (B,) positions that each row's decoder has filled so far.
-    where: (B,) where in the memory the newest token's keys and values go.
-    """
+    """The rows of a decode step; tokens (B,): their newest tokens, not yet in the memory."""
 
     tokens: torch.Tensor
-    positions: torch.Tensor
-    where: torch.Tensor
     attention: DecodeAttention
 
 
@@ -53,7 +61,7 @@ class KernelAttention:
     Args:
         starts: (B,) where each row begins in the memory.
         ends: (B,) where each row ends: start + capacity.
-        seen: (B,) own positions that are visible, the newest included.
+        positions: (B,) own positions filled so far.
         prompts: (B,) prompt positions against the end.
     """
 
@@ -62,22 +70,40 @@ class KernelAttention:
         cache: KvCache,
         starts: torch.Tensor,
         ends: torch.Tensor,
-        seen: torch.Tensor,
+        positions: torch.Tensor,
         prompts: torch.Tensor,
     ) -> None:
         self._cache = cache
-        self._starts, self._seen = starts, seen
+        self._starts, self._positions = starts, positions
         self._prompt_starts, self._prompts = ends - prompts, prompts
 
-    def front(
-        self, q: torch.Tensor, layer: int, *, scale: float, bias: torch.Tensor | None = None
+    def append(
+        self,
+        qkv: torch.Tensor,
+        expansion: Expansion | None,
+        layer: int,
+        *,
+        scale: float,
+        bias: torch.Tensor | None = None,
+        rope: Rope | None = None,
     ) -> torch.Tensor:
         memory = self._cache.layers[layer]
-        return decode_attention(q, memory, self._starts, self._seen, bias, scale)
+        return append_attention(
+            qkv,
+            expansion,
+            memory,
+            self._starts,
+            self._positions,
+            bias=bias,
+            rope=rope,
+            scale=scale,
+        )
 
-    def back(self, q: torch.Tensor, layer: int, *, scale: float) -> torch.Tensor:
+    def back(
+        self, q: torch.Tensor, expansion: Expansion | None, layer: int, *, scale: float
+    ) -> torch.Tensor:
         memory = self._cache.layers[layer]
-        return decode_attention(q, memory, self._prompt_starts, self._prompts, None, scale)
+        return read_attention(q, expansion, memory, self._prompt_starts, self._prompts, scale=scale)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,32 +124,57 @@ class SpanAttention:
 
     Args:
         rows: ascending.
-        seen: own positions of each row that are visible, the newest included.
+        positions: own positions of each row filled so far.
         prompts: prompt positions of each row.
     """
 
     def __init__(
-        self, cache: KvCache, rows: Sequence[int], seen: Sequence[int], prompts: Sequence[int]
+        self, cache: KvCache, rows: Sequence[int], positions: Sequence[int], prompts: Sequence[int]
     ) -> None:
         self._cache = cache
         self._spans = cache.spans(rows)
-        self._seen = dict(zip(rows, seen, strict=True))
+        self._seen = {row: filled + 1 for row, filled in zip(rows, positions, strict=True)}
         self._prompts = dict(zip(rows, prompts, strict=True))
+        device = cache.device
+        self._positions = torch.tensor(positions, device=device)
+        self._where = self._positions + torch.tensor([cache.starts[r] for r in rows], device=device)
         # Built by the first layer that asks, the same for all layers.
+        self._turned: Rope | None = None
         self._front: list[_Read] | None = None
         self._back: list[_Read] | None = None
 
-    def front(
-        self, q: torch.Tensor, layer: int, *, scale: float, bias: torch.Tensor | None = None
+    def append(
+        self,
+        qkv: torch.Tensor,
+        expansion: Expansion | None,
+        layer: int,
+        *,
+        scale: float,
+        bias: torch.Tensor | None = None,
+        rope: Rope | None = None,
     ) -> torch.Tensor:
+        if expansion is not None:
+            lora_expand_add(qkv.flatten(1), expansion)
+        heads = self._cache.num_heads
+        rows, all_heads, dim = qkv.shape
+        num_queries = all_heads - 2 * heads
+        if rope is not None:
+            self._turned = self._turned or rope.at(self._positions)
+            self._turned.turn_(qkv[:, : num_queries + heads])
+        self._cache.write(layer, self._where, qkv[:, num_queries:].view(rows, 2, heads, dim))
         if self._front is None:
-            self._front = [self._front_read(span, q, bias) for span in self._spans]
+            self._front = [self._front_read(span, qkv, bias) for span in self._spans]
+        q = qkv[:, :num_queries].view(rows, heads, -1, dim)
         return self._attend(q, layer, self._front, scale)
 
-    def back(self, q: torch.Tensor, layer: int, *, scale: float) -> torch.Tensor:
+    def back(
+        self, q: torch.Tensor, expansion: Expansion | None, layer: int, *, scale: float
+    ) -> torch.Tensor:
+        if expansion is not None:
+            lora_expand_add(q.flatten(1), expansion)
         if self._back is None:
             self._back = [self._back_read(span, q) for span in self._spans]
-        return self._attend(q, layer, self._back, scale)
+        return self._attend(q.unsqueeze(2), layer, self._back, scale)
 
     def _front_read(self, span: Span, q: torch.Tensor, bias: torch.Tensor | None) -> _Read:
         seen = self._of_span(span, self._seen)

@@ -4,19 +4,18 @@ Llama, SmolLM2, Llama 3 (its RoPE scaling is what transformers computes) and Qwe
 and v). q, k, v are one product, gate and up another.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from deployments.engine.attention import DecodeBatch
+from deployments.engine.attention_kernels import Rope
 from deployments.engine.kernels import ACTIVATIONS, gated_activation, rms_norm
 from deployments.engine.kv_cache import KvCache
 from deployments.engine.lora_route import Route, Site
 from deployments.engine.network import Head, KvShape, take_norm
 from deployments.engine.projection import Projection
-from deployments.engine.scheduler import Chunk
+from deployments.engine.prompts import PromptBatch
 
 _MODELS = ("LlamaForCausalLM", "Qwen2ForCausalLM")
 _ROPE_TYPES = ("default", "linear", "llama3")  # those whose frequencies do not change as one runs
@@ -47,6 +46,7 @@ class CausalNetwork:
     """
 
     can_split_prompts = True
+    keeps_prompts_at_end = False
 
     def __init__(self, model: Any, dtype: torch.dtype, num_positions: int) -> None:
         config = model.config
@@ -62,9 +62,7 @@ class CausalNetwork:
         positions = torch.arange(num_positions, device=self._embedding.device)[None]
         cos, sin = model.model.rotary_emb(self._embedding[:1], positions)
         half = self._head_dim // 2
-        # The two halves change places with one sign: x * cos + swapped(x) * signed sin.
-        self._cos = cos[0][:, None]  # (S, 1, D)
-        self._sin = torch.cat([-sin[0, :, :half], sin[0, :, half:]], -1)[:, None]
+        self._rope = Rope(cos[0], torch.cat([-sin[0, :, :half], sin[0, :, half:]], -1))
         self._layers = [
             _Layer(f"model.layers.{i}", layer, dtype) for i, layer in enumerate(model.model.layers)
         ]
@@ -85,80 +83,37 @@ class CausalNetwork:
     def device(self) -> torch.device:
         return self._embedding.device
 
-    def prefill(self, cache: KvCache, chunks: Sequence[Chunk], route: Route | None) -> torch.Tensor:
-        """Read the chunks' tokens, side by side; returns the last states of those that end their
-        prompt (n, d)."""
-        ids = [i for c in chunks for i in c.request.prompt_ids[c.start : c.stop]]
-        positions = [p for c in chunks for p in range(c.start, c.stop)]
-        memory = [p + cache.starts[c.row] for c in chunks for p in range(c.start, c.stop)]
-        x = self._embedding[torch.tensor(ids, device=self.device)]
-        at = torch.tensor(positions, device=self.device)
-        cos, sin = self._cos[at], self._sin[at]
-        where = torch.tensor(memory, device=self.device)
+    def prefill(self, cache: KvCache, batch: PromptBatch, route: Route | None) -> torch.Tensor:
+        """Read the tokens, side by side; returns the states (T, d) behind them."""
+        x = self._embedding[batch.tokens]
+        rope = self._rope.at(batch.positions)
+        h, kv, dim = self._num_heads, self._num_kv_heads, self._head_dim
         for i, layer in enumerate(self._layers):
-            q = self._project(i, layer, x, cos, sin, cache, where, route)
-            pieces = torch.split(q, [c.stop - c.start for c in chunks])
-            attended = [
-                self._attend_chunk(piece, cache, i, chunk)
-                for piece, chunk in zip(pieces, chunks, strict=True)
-            ]
-            x = self._after_attention(layer, x, torch.cat(attended), route)
-        ends = torch.tensor([c.stop - c.start for c in chunks]).cumsum(0) - 1
-        last = [int(end) for end, c in zip(ends, chunks, strict=True) if c.is_last]
-        return x[torch.tensor(last, dtype=torch.long, device=self.device)]
+            qkv = layer.qkv.after_norm(x, layer.norm_1, self._eps, route)
+            qkv = qkv.view(len(x), h + 2 * kv, dim)
+            rope.turn_(qkv[:, : h + kv])
+            cache.write(i, batch.where, qkv[:, h:].view(len(x), 2, kv, dim))
+            attended = batch.attention.attend(
+                qkv[:, :h], cache.layers[i], scale=dim**-0.5, is_causal=True
+            )
+            x = self._after_attention(layer, x, attended, route)
+        return x
 
     def decode(self, cache: KvCache, batch: DecodeBatch, route: Route | None) -> torch.Tensor:
         """The batch's tokens one position further: states (B, d)."""
         x = self._embedding[batch.tokens]
-        cos, sin = self._cos[batch.positions], self._sin[batch.positions]
-        shape = (len(x), self._num_kv_heads, -1, self._head_dim)
-        scale = self._head_dim**-0.5
+        shape = (len(x), self._num_heads + 2 * self._num_kv_heads, self._head_dim)
         for i, layer in enumerate(self._layers):
-            q = self._project(i, layer, x, cos, sin, cache, batch.where, route)
-            attended = batch.attention.front(q.view(shape), i, scale=scale)
+            qkv, expansion = layer.qkv.before_attention(x, layer.norm_1, self._eps, route)
+            attended = batch.attention.append(
+                qkv.view(shape), expansion, i, scale=self._head_dim**-0.5, rope=self._rope
+            )
             x = self._after_attention(layer, x, attended, route)
         return x
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """States (n, d) -> logits (n, V)."""
         return self._head(rms_norm(hidden, self._norm, self._eps))
-
-    def _project(
-        self,
-        index: int,
-        layer: "_Layer",
-        x: torch.Tensor,
-        cos: torch.Tensor,
-        sin: torch.Tensor,
-        cache: KvCache,
-        where: torch.Tensor,
-        route: Route | None,
-    ) -> torch.Tensor:
-        """Queries (T, heads, D) of x (T, d); its keys and values go into the memory."""
-        h, kv, dim = self._num_heads, self._num_kv_heads, self._head_dim
-        qkv = layer.qkv.after_norm(x, layer.norm_1, self._eps, route).view(len(x), h + 2 * kv, dim)
-        turning = qkv[:, : h + kv]
-        first, second = turning.chunk(2, -1)
-        swapped = torch.cat([second, first], -1).mul_(sin)
-        turning.mul_(cos).add_(swapped)
-        cache.write(index, where, qkv[:, h:].view(len(x), 2, kv, dim))
-        return qkv[:, :h]
-
-    def _attend_chunk(
-        self, q: torch.Tensor, cache: KvCache, layer: int, chunk: Chunk
-    ) -> torch.Tensor:
-        """q (n, heads, D) of a prompt's chunk, over the prompt up to its end -> (n, heads * D)."""
-        groups = self._num_heads // self._num_kv_heads
-        kv = cache.segment(layer, chunk.row, 0, chunk.stop).permute(1, 2, 0, 3)
-        keys, values = kv.repeat_interleave(groups, 1).unsqueeze(1)
-        mask = None
-        if chunk.start:
-            seen = torch.arange(chunk.start, chunk.stop, device=q.device)[:, None]
-            mask = torch.arange(chunk.stop, device=q.device) <= seen
-        out = F.scaled_dot_product_attention(
-            q.transpose(0, 1)[None], keys, values, attn_mask=mask, is_causal=mask is None
-        )
-        return out[0].transpose(0, 1).reshape(len(q), -1)
 
     def _after_attention(
         self, layer: "_Layer", x: torch.Tensor, attended: torch.Tensor, route: Route | None

@@ -63,6 +63,10 @@ class StepDecoder(Protocol):
     def num_steps_ahead(self) -> int:
         """Steps that may be launched before the first one's tokens are waited for."""
 
+    @property
+    def num_prompts_together(self) -> int:
+        """Short prompts that cost about as much as one to read."""
+
     def set_adapter(self, row: int, name: str | None) -> None:
         """`row` begins an answer with adapter `name`; None: the base model alone.
 

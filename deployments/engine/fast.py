@@ -5,6 +5,7 @@ two steps: its adapter's slot, how much of its memory is filled, its newest toke
 The newest token stays on the device and is fed back there.
 """
 
+import itertools
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,13 +16,14 @@ import torch
 from deployments.engine.adapter_reading import AdapterReader, AdapterWeights
 from deployments.engine.attention import DecodeBatch, SpanAttention
 from deployments.engine.decoder import AdapterHasNoEffect, DecoderInfo
-from deployments.engine.graphs import SCRATCH_POSITIONS, DecodeGraphs, RowInputs
+from deployments.engine.graphs import SCRATCH_POSITIONS, DecodeGraphs, PromptGraphs, RowInputs
 from deployments.engine.kernels import are_fused
 from deployments.engine.kv_cache import KvCache
 from deployments.engine.lora_bank import BASE_SLOT, LoraBank
 from deployments.engine.network import Network
 from deployments.engine.pending import TokensOnTheirWay
 from deployments.engine.pretrained import Pretrained
+from deployments.engine.prompts import prompt_inputs
 from deployments.engine.request import Request, SamplingParams
 from deployments.engine.sampling import Sampler
 from deployments.engine.scheduler import Chunk, StepPlan
@@ -29,6 +31,7 @@ from deployments.engine.scheduler import Chunk, StepPlan
 logger = logging.getLogger(__name__)
 
 _PROBE_TOKENS = 8
+_PROMPTS_TOGETHER = 4  # on a GPU: a prefill reads all weights, whether for one short prompt or four
 
 
 @dataclass(slots=True)
@@ -80,8 +83,10 @@ class FastDecoder:
         self._states = [_RowState() for _ in capacities]
         self._tokens = torch.zeros(len(capacities) + 1, dtype=torch.long, device=network.device)
         self._graphs: DecodeGraphs | None = None
-        if are_fused("cuda") and network.device.type == "cuda":
+        self._prompt_graphs: PromptGraphs | None = None
+        if are_fused(network.device.type):
             self._graphs = DecodeGraphs(network, self._cache, self.bank, self._tokens)
+            self._prompt_graphs = PromptGraphs(network, self._cache, self.bank)
         self._sampler = Sampler(
             len(capacities), network.vocab_size, sorted(base.eos_ids), network.device
         )
@@ -111,6 +116,10 @@ class FastDecoder:
         return 1 if self._network.device.type == "cuda" else 0
 
     @property
+    def num_prompts_together(self) -> int:
+        return _PROMPTS_TOGETHER if self._network.device.type == "cuda" else 1
+
+    @property
     def num_kv_bytes(self) -> int:
         return self._cache.num_bytes
 
@@ -121,6 +130,13 @@ class FastDecoder:
     @property
     def vocab_size(self) -> int:
         return self._network.vocab_size
+
+    def warm_up(self) -> None:
+        """Capture what would otherwise be captured by the first requests of each size."""
+        if self._graphs is not None and self._prompt_graphs is not None:
+            with torch.inference_mode():
+                self._graphs.warm_up()
+                self._prompt_graphs.warm_up()
 
     def set_adapter(self, row: int, name: str | None) -> None:
         state = self._states[row]
@@ -154,10 +170,11 @@ class FastDecoder:
         if plan.prefill:
             ended = [chunk.row for chunk in plan.prefill if chunk.is_last]
             states = self._prefill(plan.prefill)
-            if states is None:
+            if self._network.keeps_prompts_at_end:
                 rows += ended
             elif ended:
-                picked.append(self._pick(self._network.logits(states), ended))
+                last = _last_states(states, plan.prefill)
+                picked.append(self._pick(self._network.logits(last), ended))
                 emitting += ended
         rows.sort()
         if rows:
@@ -206,27 +223,26 @@ class FastDecoder:
         if self._start_id is None:
             state.length = chunk.stop
 
-    def _prefill(self, chunks: Sequence[Chunk]) -> torch.Tensor | None:
-        route = self.bank.route(
-            [self._states[chunk.row].slot for chunk in chunks],
-            [chunk.stop - chunk.start for chunk in chunks],
-        )
-        return self._network.prefill(self._cache, chunks, route)
+    def _prefill(self, chunks: Sequence[Chunk]) -> torch.Tensor:
+        """The states (T, d) behind the chunks' tokens, valid until the next prefill."""
+        slots = [self._states[chunk.row].slot for chunk in chunks]
+        at_end = self._network.keeps_prompts_at_end
+        inputs = prompt_inputs(chunks, slots, self._cache, keeps_at_end=at_end)
+        if self._prompt_graphs is not None and self._prompt_graphs.takes(inputs):
+            return self._prompt_graphs.replay(inputs)
+        route = self.bank.route(slots, [chunk.stop - chunk.start for chunk in chunks])
+        return self._network.prefill(self._cache, inputs.on(self.device), route)
 
     def _decode(self, rows: Sequence[int]) -> torch.Tensor:
         """One step of these rows -> their tokens (B,)."""
         device = self._network.device
         states = [self._states[row] for row in rows]
-        positions = torch.tensor([state.length for state in states], device=device)
-        starts = torch.tensor([self._cache.starts[row] for row in rows], device=device)
         batch = DecodeBatch(
-            tokens=self._tokens[torch.tensor(rows, device=device)],
-            positions=positions,
-            where=starts + positions,
-            attention=SpanAttention(
+            self._tokens[torch.tensor(rows, device=device)],
+            SpanAttention(
                 self._cache,
                 rows,
-                [state.length + 1 for state in states],
+                [state.length for state in states],
                 [state.num_prompt_tokens for state in states],
             ),
         )
@@ -261,12 +277,13 @@ class FastDecoder:
         ids = tuple((7 + 13 * i) % vocabulary for i in range(_PROBE_TOKENS))
         cache = self._new_cache([2 * _PROBE_TOKENS])
         chunk = Chunk(0, Request("probe", ids, None, SamplingParams(1)), 0, len(ids))
-        hidden = self._network.prefill(cache, [chunk], self.bank.route([slot], [len(ids)]))
-        if hidden is None:
-            token = torch.tensor([self._start_id], device=self._network.device)
-            zero = torch.zeros_like(token)
-            attention = SpanAttention(cache, [0], [1], [len(ids)])
-            batch = DecodeBatch(token, zero, zero, attention)
+        at_end = self._network.keeps_prompts_at_end
+        inputs = prompt_inputs([chunk], [slot], cache, keeps_at_end=at_end)
+        route = self.bank.route([slot], [len(ids)])
+        hidden = self._network.prefill(cache, inputs.on(self.device), route)[-1:]
+        if at_end:
+            token = torch.tensor([self._start_id], device=self.device)
+            batch = DecodeBatch(token, SpanAttention(cache, [0], [0], [len(ids)]))
             hidden = self._network.decode(cache, batch, self.bank.route([slot]))
         return self._network.logits(hidden).float()
 
@@ -280,3 +297,10 @@ class FastDecoder:
             dtype=shape.dtype,
             device=self._network.device,
         )
+
+
+def _last_states(states: torch.Tensor, chunks: Sequence[Chunk]) -> torch.Tensor:
+    """Of the chunks that end their prompt: (n, d) of states (T, d)."""
+    stops = itertools.accumulate(chunk.stop - chunk.start for chunk in chunks)
+    last = [stop - 1 for stop, chunk in zip(stops, chunks, strict=True) if chunk.is_last]
+    return states[torch.tensor(last, device=states.device)]

@@ -9,6 +9,7 @@ import functools
 import importlib.util
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from types import ModuleType
 
 import torch
@@ -24,55 +25,6 @@ ACTIVATIONS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "gelu_new": _tanh_gelu,
     "gelu_pytorch_tanh": _tanh_gelu,
 }
-
-
-def decode_attention(
-    q: torch.Tensor,
-    memory: torch.Tensor,
-    starts: torch.Tensor,
-    lengths: torch.Tensor,
-    bias: torch.Tensor | None,
-    scale: float,
-) -> torch.Tensor:
-    """One query position of each row over positions [start, start + length) of the memory.
-
-    Args:
-        q: (B, H, G, D), G query heads for each key/value head.
-        memory: (T, 2, H, D) keys and values.
-        starts, lengths: (B,); a length of at least 1.
-        bias: (H, S) added by distance from the last position (then G is 1), or None.
-
-    Returns:
-        (B, H * G * D)
-    """
-    triton_kernels = _triton(q.device.type)
-    if triton_kernels is None:
-        return decode_attention_twin(q, memory, starts, lengths, bias, scale)
-    out: torch.Tensor = triton_kernels.decode_attention(q, memory, starts, lengths, bias, scale)
-    return out
-
-
-def decode_attention_twin(
-    q: torch.Tensor,
-    memory: torch.Tensor,
-    starts: torch.Tensor,
-    lengths: torch.Tensor,
-    bias: torch.Tensor | None,
-    scale: float,
-) -> torch.Tensor:
-    """As `decode_attention`, gathering every row to the longest length."""
-    longest = int(lengths.max())
-    at = torch.arange(longest, device=q.device)
-    hidden = at >= lengths[:, None]
-    rows = (starts[:, None] + at).masked_fill(hidden, 0)
-    keys, values = memory[rows].permute(2, 0, 3, 1, 4)  # (B, H, L, D)
-    scores = torch.matmul(q, keys.transpose(2, 3)) * scale
-    if bias is not None:
-        distance = (lengths[:, None] - 1 - at).clamp(min=0)
-        scores = scores + bias[:, distance].transpose(0, 1).unsqueeze(2)
-    scores = scores.masked_fill(hidden[:, None, None], -torch.inf)
-    weights = scores.float().softmax(-1).to(q.dtype)
-    return torch.matmul(weights, values).reshape(len(q), -1)
 
 
 def lora_shrink(
@@ -120,35 +72,37 @@ def lora_shrink_twin(
     return torch.stack(parts, 1)
 
 
-def lora_expand_add(
-    y: torch.Tensor,
-    shrunk: torch.Tensor,
-    stacks: Sequence[tuple[int, torch.Tensor]],
-    slots: torch.Tensor,
-) -> None:
-    """Each row's shrunk x through its own B, added to y in place.
+@dataclass(frozen=True, slots=True)
+class Expansion:
+    """The second half of a LoRA product: each row's shrunk x, still to go through its own B.
 
-    Args:
-        y: (B, out), rows next to each other in memory.
-        shrunk: (B, P, R).
-        stacks: for each part its first column of y, and (N, R, columns) with zeros in slot 0.
-        slots: (B,).
+    shrunk: (B, P, R).
+    stacks: for each part its first column of the product, and (N, R, columns), zeros in slot 0.
+    slots: (B,).
     """
+
+    shrunk: torch.Tensor
+    stacks: Sequence[tuple[int, torch.Tensor]]
+    slots: torch.Tensor
+
+    @property
+    def rank(self) -> int:
+        return self.shrunk.shape[2]
+
+
+def lora_expand_add(y: torch.Tensor, expansion: Expansion) -> None:
+    """Add the expansion to y (B, out) in place; its rows lie next to each other in memory."""
     triton_kernels = _triton(y.device.type)
     if triton_kernels is None:
-        lora_expand_add_twin(y, shrunk, stacks, slots)
+        lora_expand_add_twin(y, expansion)
     else:
-        triton_kernels.lora_expand_add(y, shrunk, stacks, slots)
+        triton_kernels.lora_expand_add(y, expansion)
 
 
-def lora_expand_add_twin(
-    y: torch.Tensor,
-    shrunk: torch.Tensor,
-    stacks: Sequence[tuple[int, torch.Tensor]],
-    slots: torch.Tensor,
-) -> None:
-    for part, (start, b) in enumerate(stacks):
-        added = torch.bmm(shrunk[:, part, None], b[slots].float()).squeeze(1)
+def lora_expand_add_twin(y: torch.Tensor, expansion: Expansion) -> None:
+    for part, (start, b) in enumerate(expansion.stacks):
+        shrunk = expansion.shrunk[:, part, None]
+        added = torch.bmm(shrunk, b[expansion.slots].float()).squeeze(1)
         y[:, start : start + b.shape[2]] += added.to(y.dtype)
 
 
@@ -179,16 +133,17 @@ def gated_activation_twin(x: torch.Tensor, activation: str) -> torch.Tensor:
     return ACTIVATIONS[activation](gate).mul_(value)
 
 
+@functools.cache
 def are_fused(device_type: str) -> bool:
     """Whether the kernels, not their twins, run on this kind of device."""
-    return _triton(device_type) is not None
+    runs = device_type == "cuda" or os.environ.get(_INTERPRET) == "1"
+    return runs and importlib.util.find_spec("triton") is not None
 
 
 @functools.cache
 def _triton(device_type: str) -> ModuleType | None:
     """The Triton kernels, where they run."""
-    runs = device_type == "cuda" or os.environ.get(_INTERPRET) == "1"
-    if not runs or importlib.util.find_spec("triton") is None:
+    if not are_fused(device_type):
         return None
     from deployments.engine import triton_kernels
 

@@ -93,7 +93,7 @@ class KvCache:
         shape = (sum(capacities), 2, num_heads, head_dim)
         # Zeros, not empty memory: masked positions are read too, and 0 * NaN is NaN.
         self.layers = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(num_layers)]
-        self._device = device
+        self.num_heads, self.device = num_heads, device
 
     @property
     def num_bytes(self) -> int:
@@ -132,8 +132,8 @@ class KvCache:
                     num_rows=num_rows,
                     capacity=self.capacities[first],
                     rows=tuple(rows[i] for i in members),
-                    index=None if is_whole else torch.tensor(members, device=self._device),
-                    offsets=None if is_whole else torch.tensor(offsets, device=self._device),
+                    index=None if is_whole else torch.tensor(members, device=self.device),
+                    offsets=None if is_whole else torch.tensor(offsets, device=self.device),
                 )
             )
         return spans

@@ -9,7 +9,13 @@ from typing import Protocol
 
 import torch
 
-from deployments.engine.kernels import lora_expand_add, lora_shrink, norm_shrink, rms_norm
+from deployments.engine.kernels import (
+    Expansion,
+    lora_expand_add,
+    lora_shrink,
+    norm_shrink,
+    rms_norm,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +75,11 @@ class Route(Protocol):
     ) -> None:
         """y (T, out) += each token's own LoRA of x (T, in), in place; `shrunk` is from `norm`."""
 
+    def expansion(
+        self, site: str, x: torch.Tensor, y: torch.Tensor, shrunk: torch.Tensor | None
+    ) -> Expansion | None:
+        """As `add`, but what the kernel that reads y next can add itself may be left to it."""
+
 
 class LoraRoute:
     """A route over lanes.
@@ -104,6 +115,11 @@ class LoraRoute:
             else:
                 columns.add_(torch.mm(own, b))
 
+    def expansion(
+        self, site: str, x: torch.Tensor, y: torch.Tensor, shrunk: torch.Tensor | None
+    ) -> None:
+        self.add(site, x, y, shrunk)
+
 
 class KernelRoute:
     """Which adapter each row of a captured step has: a tensor of slots instead of lanes.
@@ -129,9 +145,16 @@ class KernelRoute:
     def add(
         self, site: str, x: torch.Tensor, y: torch.Tensor, shrunk: torch.Tensor | None = None
     ) -> None:
+        expansion = self.expansion(site, x, y, shrunk)
+        if expansion is not None:
+            lora_expand_add(y, expansion)
+
+    def expansion(
+        self, site: str, x: torch.Tensor, y: torch.Tensor, shrunk: torch.Tensor | None
+    ) -> Expansion | None:
         parts = self._parts.get(site)
         if not parts:
-            return
+            return None
         if shrunk is None:
             shrunk = lora_shrink(x, [stack.a for _, stack in parts], self._slots)
-        lora_expand_add(y, shrunk, [(start, stack.b) for start, stack in parts], self._slots)
+        return Expansion(shrunk, [(start, stack.b) for start, stack in parts], self._slots)

@@ -1,6 +1,5 @@
 """What causal.py and seq2seq.py have in common: the contract, activations, norms, output layer."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -10,7 +9,7 @@ import torch.nn.functional as F
 from deployments.engine.attention import DecodeBatch
 from deployments.engine.kv_cache import KvCache
 from deployments.engine.lora_route import Route, Site
-from deployments.engine.scheduler import Chunk
+from deployments.engine.prompts import PromptBatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +33,7 @@ class Network(Protocol):
     """
 
     can_split_prompts: bool
+    keeps_prompts_at_end: bool  # and the first token comes from a decode step
 
     @property
     def sites(self) -> list[Site]:
@@ -48,15 +48,8 @@ class Network(Protocol):
     @property
     def device(self) -> torch.device: ...
 
-    def prefill(
-        self, cache: KvCache, chunks: Sequence[Chunk], route: Route | None
-    ) -> torch.Tensor | None:
-        """Read prompt tokens into the memory. `route` covers the chunks' tokens, in order.
-
-        Returns:
-            (n, d) the states whose logits give the first tokens, for the n chunks that end their
-            prompt; None when the first token comes from a decode step instead.
-        """
+    def prefill(self, cache: KvCache, batch: PromptBatch, route: Route | None) -> torch.Tensor:
+        """Read prompt tokens into the memory; returns the states (T, d) behind them."""
 
     def decode(self, cache: KvCache, batch: DecodeBatch, route: Route | None) -> torch.Tensor:
         """Write the batch's tokens into the memory; returns the states (B, d) after them."""

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from deployments.engine.kernels import rms_norm
+from deployments.engine.kernels import Expansion, rms_norm
 from deployments.engine.lora_route import Part, Route, Site
 
 # Measured with float32 and 576 columns (docs/engine.md): 1.05 ms against 0.62 at 16 rows and 3,072
@@ -61,6 +61,16 @@ class Projection:
         y = self._product(normed)
         lora.add(self.name, normed, y, shrunk)
         return y
+
+    def before_attention(
+        self, x: torch.Tensor, weight: torch.Tensor, eps: float, lora: Route | None
+    ) -> tuple[torch.Tensor, Expansion | None]:
+        """As `after_norm`; the expansion, if any, is left to the attention that reads it."""
+        if lora is None:
+            return self._product(rms_norm(x, weight, eps)), None
+        normed, shrunk = lora.norm(self.name, x, weight, eps)
+        y = self._product(normed)
+        return y, lora.expansion(self.name, normed, y, shrunk)
 
     def add_to(self, residual: torch.Tensor, x: torch.Tensor, lora: Route | None) -> torch.Tensor:
         """residual (T, out) + self(x), in place of the residual."""

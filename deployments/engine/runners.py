@@ -109,6 +109,7 @@ class StepRunner:
             decoder.capacities,
             prefill_tokens=prefill_tokens,
             can_split_prompts=decoder.can_split_prompts,
+            prompts_together=decoder.num_prompts_together,
         )
         self._on_batch = on_batch
         self._clock = clock
@@ -146,6 +147,8 @@ class StepRunner:
             self._scheduler.check_invariants()
 
     def _step(self, plan: StepPlan) -> None:
+        for number in plan.released:
+            self._decoder.free(number)
         for job in plan.admitted:
             assert job.row is not None, "admitted without a row"
             self._decoder.set_adapter(job.row, job.request.adapter)
@@ -168,10 +171,11 @@ class StepRunner:
 
     def _end(self, job: Job) -> None:
         """The answer is over: its row and memory are free for the next plan."""
+        held_row = job.row if job.holds_row else None
         self._scheduler.finish(job)
         del self._rows[job]
-        if job.row is not None:
-            self._decoder.free(job.row)
+        if held_row is not None:
+            self._decoder.free(held_row)
 
     def _end_running(self, error: Exception) -> None:
         jobs = [job for job in self._rows if job.row is not None]
@@ -194,8 +198,8 @@ class StepRunner:
     def _show(self) -> None:
         self.waiting = tuple(row for job, row in self._rows.items() if job.row is None)
         self.running = tuple(row for job, row in self._rows.items() if job.row is not None)
-        if len(self.running) != self._num_shown:
-            self._num_shown = len(self.running)
+        if self._scheduler.num_running != self._num_shown:
+            self._num_shown = self._scheduler.num_running
             self._on_batch(self._num_shown)
 
 

@@ -6,11 +6,9 @@ value, not by configuration; logits are scaled only when `scale_decoder_outputs`
 are not divided by the square root of the head size.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from deployments.engine.attention import DecodeBatch
 from deployments.engine.kernels import ACTIVATIONS, gated_activation, rms_norm
@@ -18,7 +16,7 @@ from deployments.engine.kv_cache import KvCache
 from deployments.engine.lora_route import Route, Site
 from deployments.engine.network import Head, KvShape, take_norm
 from deployments.engine.projection import Projection
-from deployments.engine.scheduler import Chunk
+from deployments.engine.prompts import PromptBatch
 
 
 def why_not_seq2seq(model: Any) -> str | None:
@@ -38,6 +36,7 @@ class Seq2SeqNetwork:
     """
 
     can_split_prompts = False  # the encoder sees the whole prompt in every layer
+    keeps_prompts_at_end = True
 
     def __init__(self, model: Any, dtype: torch.dtype, num_positions: int) -> None:
         config = model.config
@@ -56,7 +55,6 @@ class Seq2SeqNetwork:
         both_ways = torch.cat([-reach.flip(0), reach[1:]])
         self._encoder_bias = _relative_bias(model.encoder, both_ways).to(dtype)  # (H, 2S - 1)
         self._decoder_bias = _relative_bias(model.decoder, -reach).to(dtype)  # (H, S) by distance
-        self._num_positions = num_positions
         act: str = config.dense_act_fn
         gated = bool(config.is_gated_act)
         self._encoder = [
@@ -84,66 +82,43 @@ class Seq2SeqNetwork:
     def device(self) -> torch.device:
         return self._embedding.device
 
-    def prefill(self, cache: KvCache, chunks: Sequence[Chunk], route: Route | None) -> None:
+    def prefill(self, cache: KvCache, batch: PromptBatch, route: Route | None) -> torch.Tensor:
         """Run the encoder over whole prompts, side by side, and keep what the decoder reads."""
-        sizes = [chunk.stop for chunk in chunks]
-        ids = torch.tensor([i for c in chunks for i in c.request.prompt_ids], device=self.device)
-        where = torch.tensor(
-            [
-                cache.starts[c.row] + cache.capacities[c.row] - c.stop + i
-                for c in chunks
-                for i in range(c.stop)
-            ],
-            device=self.device,
-        )
-        biases = {size: self._bias_of_prompt(size) for size in sizes}
-        x = self._embedding[ids]
+        x = self._embedding[batch.tokens]
+        heads = (self._num_heads, self._head_dim)
         for layer in self._encoder:
-            qkv = layer.qkv.after_norm(x, layer.norm_1, self._eps, route).view(
-                len(x), 3, self._num_heads, self._head_dim
+            qkv = layer.qkv.after_norm(x, layer.norm_1, self._eps, route).view(len(x), 3, *heads)
+            attended = batch.attention.attend(
+                qkv[:, 0], qkv[:, 1:], bias=self._encoder_bias, scale=1.0, is_causal=False
             )
-            attended = [
-                self._attend_prompt(piece, biases[len(piece)]) for piece in torch.split(qkv, sizes)
-            ]
-            x = layer.o.add_to(x, torch.cat(attended), route)
+            x = layer.o.add_to(x, attended, route)
             x = layer.mlp(x, self._eps, route)
         encoded = rms_norm(x, self._encoder_norm, self._eps)
         for i, decoder_layer in enumerate(self._decoder):
             kv = decoder_layer.cross_kv(encoded, route)
-            cache.write(i, where, kv.view(len(x), 2, self._num_heads, self._head_dim))
+            cache.write(i, batch.where, kv.view(len(x), 2, *heads))
+        return encoded
 
     def decode(self, cache: KvCache, batch: DecodeBatch, route: Route | None) -> torch.Tensor:
         """The batch's tokens one position further: states (B, d)."""
-        h, dim = self._num_heads, self._head_dim
+        h, dim, eps = self._num_heads, self._head_dim, self._eps
         x = self._embedding[batch.tokens]
         for i, layer in enumerate(self._decoder):
-            qkv = layer.qkv.after_norm(x, layer.norm_1, self._eps, route).view(len(x), 3, h, dim)
-            cache.write(i, batch.where, qkv[:, 1:])
-            q = qkv[:, 0].unsqueeze(2)
-            attended = batch.attention.front(q, i, scale=1.0, bias=self._decoder_bias)
+            qkv, expansion = layer.qkv.before_attention(x, layer.norm_1, eps, route)
+            attended = batch.attention.append(
+                qkv.view(len(x), 3 * h, dim), expansion, i, scale=1.0, bias=self._decoder_bias
+            )
             x = layer.o.add_to(x, attended, route)
-            q = layer.cross_q.after_norm(x, layer.norm_2, self._eps, route).view(len(x), h, 1, dim)
-            attended = batch.attention.back(q, i, scale=1.0)
+            q, expansion = layer.cross_q.before_attention(x, layer.norm_2, eps, route)
+            attended = batch.attention.back(q.view(len(x), h, dim), expansion, i, scale=1.0)
             x = layer.cross_o.add_to(x, attended, route)
-            x = layer.mlp(x, self._eps, route)
+            x = layer.mlp(x, eps, route)
         return x
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """States (n, d) -> logits (n, V)."""
         normed = rms_norm(hidden, self._norm, self._eps)
         return self._head(normed if self._output_scale is None else normed * self._output_scale)
-
-    def _bias_of_prompt(self, size: int) -> torch.Tensor:
-        """(1, H, size, size)."""
-        at = torch.arange(size, device=self.device)
-        distance = at - at[:, None] + self._num_positions - 1
-        return self._encoder_bias[:, distance][None]
-
-    def _attend_prompt(self, qkv: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        """qkv (n, 3, H, D) of one prompt -> (n, H * D)."""
-        q, k, v = qkv.permute(1, 2, 0, 3)[:, None]
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=1.0)
-        return out[0].transpose(0, 1).reshape(len(qkv), -1)
 
 
 def _relative_bias(stack: Any, relative: torch.Tensor) -> torch.Tensor:

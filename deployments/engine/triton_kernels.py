@@ -7,114 +7,13 @@ import torch
 import triton
 import triton.language as tl
 
-_ATTENTION_BLOCK = 64
+from deployments.engine.kernels import Expansion
+
 _RANKS = 8  # ranks that one program takes together
 _EXPAND_COLUMNS = 512
 _GATED_COLUMNS = 1024
 MAX_NORM_COLUMNS = 4096  # one program holds a whole row, times _RANKS
 GATED = ("silu", "gelu_new", "gelu_pytorch_tanh")
-
-
-@triton.jit
-def _attention_kernel(
-    q,
-    memory,
-    starts,
-    lengths,
-    bias,
-    out,
-    scale,
-    q_row,
-    q_head,
-    bias_row,
-    H: tl.constexpr,
-    D: tl.constexpr,
-    DP: tl.constexpr,
-    BLOCK: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-):
-    """One query head for each key/value head. Program (h, b)."""
-    h = tl.program_id(0)
-    b = tl.program_id(1)
-    n = tl.load(lengths + b)
-    start = tl.load(starts + b).to(tl.int64)
-    d = tl.arange(0, DP)
-    dm = d < D
-    query = tl.load(q + b * q_row + h * q_head + d, mask=dm, other=0.0).to(tl.float32) * scale
-    largest = -1e30
-    total = 0.0
-    acc = tl.zeros((DP,), tl.float32)
-    for first in range(0, n, BLOCK):
-        j = first + tl.arange(0, BLOCK)
-        seen = j < n
-        at = (start + j) * (2 * H * D) + h * D
-        both = seen[:, None] & dm[None, :]
-        keys = tl.load(memory + at[:, None] + d[None, :], mask=both, other=0.0)
-        scores = tl.sum(query[None, :] * keys.to(tl.float32), 1)
-        if HAS_BIAS:
-            added = tl.load(bias + h * bias_row + (n - 1 - j), mask=seen, other=0.0)
-            scores += added.to(tl.float32)
-        scores = tl.where(seen, scores, -1e30)
-        now = tl.maximum(largest, tl.max(scores, 0))
-        shrink = tl.exp(largest - now)
-        p = tl.exp(scores - now)
-        values = tl.load(memory + at[:, None] + (H * D + d)[None, :], mask=both, other=0.0)
-        total = total * shrink + tl.sum(p, 0)
-        acc = acc * shrink + tl.sum(p[:, None] * values.to(tl.float32), 0)
-        largest = now
-    tl.store(out + (b * H + h) * D + d, (acc / total).to(out.dtype.element_ty), mask=dm)
-
-
-@triton.jit
-def _grouped_attention_kernel(
-    q,
-    memory,
-    starts,
-    lengths,
-    out,
-    scale,
-    q_row,
-    q_head,
-    q_group,
-    H: tl.constexpr,
-    G: tl.constexpr,
-    GP: tl.constexpr,
-    D: tl.constexpr,
-    DP: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """G query heads share a key/value head: tl.dot over GP >= 16 padded heads. Program (h, b)."""
-    h = tl.program_id(0)
-    b = tl.program_id(1)
-    n = tl.load(lengths + b)
-    start = tl.load(starts + b).to(tl.int64)
-    g = tl.arange(0, GP)
-    d = tl.arange(0, DP)
-    gm = g < G
-    dm = d < D
-    q_at = q + b * q_row + h * q_head + g[:, None] * q_group + d[None, :]
-    query = tl.load(q_at, mask=gm[:, None] & dm[None, :], other=0.0)
-    largest = tl.full((GP,), -1e30, tl.float32)
-    total = tl.zeros((GP,), tl.float32)
-    acc = tl.zeros((GP, DP), tl.float32)
-    for first in range(0, n, BLOCK):
-        j = first + tl.arange(0, BLOCK)
-        seen = j < n
-        at = (start + j) * (2 * H * D) + h * D
-        both = seen[:, None] & dm[None, :]
-        keys = tl.load(memory + at[:, None] + d[None, :], mask=both, other=0.0)
-        scores = tl.dot(query, tl.trans(keys), input_precision="ieee") * scale
-        scores = tl.where(seen[None, :], scores, -1e30)
-        now = tl.maximum(largest, tl.max(scores, 1))
-        shrink = tl.exp(largest - now)
-        p = tl.exp(scores - now[:, None])
-        values = tl.load(memory + at[:, None] + (H * D + d)[None, :], mask=both, other=0.0)
-        total = total * shrink + tl.sum(p, 1)
-        acc = acc * shrink[:, None] + tl.dot(p.to(values.dtype), values, input_precision="ieee")
-        largest = now
-    out_at = out + (b * H * G + h * G + g)[:, None] * D + d[None, :]
-    result = (acc / total[:, None]).to(out.dtype.element_ty)
-    tl.store(out_at, result, mask=gm[:, None] & dm[None, :])
 
 
 @triton.jit
@@ -265,37 +164,6 @@ def _gated_kernel(x, out, F, IS_SILU: tl.constexpr, BLOCK: tl.constexpr):
     tl.store(out + b * F + c, product.to(out.dtype.element_ty), mask=m)
 
 
-def decode_attention(
-    q: torch.Tensor,
-    memory: torch.Tensor,
-    starts: torch.Tensor,
-    lengths: torch.Tensor,
-    bias: torch.Tensor | None,
-    scale: float,
-) -> torch.Tensor:
-    rows, heads, groups, dim = q.shape
-    out = torch.empty(rows, heads * groups * dim, dtype=q.dtype, device=q.device)
-    padded = max(16, triton.next_power_of_2(dim))
-    grid = (heads, rows)
-    if groups == 1:
-        _attention_kernel[grid](
-            q, memory, starts, lengths, q if bias is None else bias, out, scale,
-            q.stride(0), q.stride(1), 0 if bias is None else bias.stride(0),
-            H=heads, D=dim, DP=padded, BLOCK=_ATTENTION_BLOCK, HAS_BIAS=bias is not None,
-            num_warps=4,
-        )  # fmt: skip
-        return out
-    if bias is not None:
-        raise ValueError(f"a bias with {groups} query heads for each key/value head: only 1")
-    _grouped_attention_kernel[grid](
-        q, memory, starts, lengths, out, scale,
-        q.stride(0), q.stride(1), q.stride(2),
-        H=heads, G=groups, GP=max(16, triton.next_power_of_2(groups)), D=dim, DP=padded,
-        BLOCK=_ATTENTION_BLOCK, num_warps=4,
-    )  # fmt: skip
-    return out
-
-
 def lora_shrink(
     x: torch.Tensor, stacks: Sequence[torch.Tensor], slots: torch.Tensor
 ) -> torch.Tensor:
@@ -323,17 +191,13 @@ def norm_shrink(
     grid = (len(x), parts * (rank // _RANKS))
     _norm_shrink_kernel[grid](
         x, weight, normed, *_three(stacks), slots, out, eps, x.shape[1],
-        P=parts, R=rank, RC=_RANKS, BLOCK=triton.next_power_of_2(x.shape[1]), num_warps=8,
+        P=parts, R=rank, RC=_RANKS, BLOCK=triton.next_power_of_2(x.shape[1]), num_warps=16,
     )  # fmt: skip
     return normed, out
 
 
-def lora_expand_add(
-    y: torch.Tensor,
-    shrunk: torch.Tensor,
-    stacks: Sequence[tuple[int, torch.Tensor]],
-    slots: torch.Tensor,
-) -> None:
+def lora_expand_add(y: torch.Tensor, expansion: Expansion) -> None:
+    shrunk, stacks, slots = expansion.shrunk, expansion.stacks, expansion.slots
     tensors = [b for _, b in stacks]
     columns = [b.shape[2] for b in tensors]
     grid = (len(y), triton.cdiv(max(columns), _EXPAND_COLUMNS), len(stacks))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts import benchmark
+from scripts import benchmark, benchmark_load
 from scripts.benchmark_models import make_random_adapters
 from scripts.benchmark_steps import weight_bytes
 from tests.tiny_models import load_model
@@ -36,6 +36,31 @@ def test_all_sides_and_a_report(
     assert report["decoder"].startswith("fast")
     assert report["command"].endswith(str(out))
     assert {"commit", "processor", "packages"} <= set(report)
+
+
+@pytest.mark.parametrize("pattern", ["closed_loop", "uneven"])
+def test_load_that_comes_and_goes(
+    pattern: str, tiny_flan_t5_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "load.json"
+    argv = ["load", "--model", str(tiny_flan_t5_dir), "--dtype", "float32", "--pattern", pattern]
+    argv += "--requests 9 --concurrency 2 3 --prompt_tokens 4 9 --output_tokens 2 7".split()
+    argv += "--adapters 3 --rank 4 --repeats 1 --threads 1".split()
+    assert benchmark.main([*argv, "--out", str(out)]) == 0
+    report = json.loads(out.read_text())
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == report
+    assert [line["rows"] for line in report["runs"]] == [2, 3]
+    for line in report["runs"]:
+        assert line["steps"] * line["rows"] * line["occupancy"] == pytest.approx(
+            line["output_tokens"], rel=1e-3
+        )
+        assert 0 < line["of_ideal_schedule"] <= 1
+    assert report["runs"][0]["occupancy_while_waiting"] == (1.0 if pattern == "uneven" else None)
+
+
+def test_the_ideal_schedule_is_first_come_first_served() -> None:
+    assert benchmark_load._ideal_steps([5, 1, 1, 4], 2) == 6
+    assert benchmark_load._ideal_steps([3], 4) == 3
 
 
 def test_random_adapters_are_as_asked_for(tiny_llama_dir: Path, tmp_path: Path) -> None:

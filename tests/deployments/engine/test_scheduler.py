@@ -1,6 +1,7 @@
 """The scheduler's promises, with the books checked after every step."""
 
 import math
+from collections import deque
 
 import pytest
 from hypothesis import given, settings
@@ -18,20 +19,33 @@ def request(
 
 
 def scheduler(
-    capacities: tuple[int, ...] = (16, 16), prefill_tokens: int = 64, *, can_split: bool = True
+    capacities: tuple[int, ...] = (16, 16),
+    prefill_tokens: int = 64,
+    *,
+    can_split: bool = True,
+    together: int = 1,
 ) -> Scheduler:
-    return Scheduler(capacities, prefill_tokens=prefill_tokens, can_split_prompts=can_split)
+    return Scheduler(
+        capacities,
+        prefill_tokens=prefill_tokens,
+        can_split_prompts=can_split,
+        prompts_together=together,
+    )
 
 
 def step(books: Scheduler, now: float = 0.0) -> StepPlan:
     """One step whose rows end at max_tokens."""
     plan = books.plan(now)
     books.check_invariants()
+    end_planned(books, plan)
+    return plan
+
+
+def end_planned(books: Scheduler, plan: StepPlan) -> None:
     for job in plan.emits:
         if job.num_planned == job.request.sampling.max_tokens:
             books.finish(job)
     books.check_invariants()
-    return plan
 
 
 def test_a_request_joins_the_running_batch() -> None:
@@ -153,13 +167,69 @@ def test_a_cancelled_row_is_free_in_the_next_step() -> None:
     assert step(books).admitted == (second,)
 
 
+def test_a_row_is_free_once_its_last_token_is_planned() -> None:
+    """The host may not have seen that token yet: it runs one step behind the device."""
+    books = scheduler((16,))
+    first, second = books.add(request("a", tokens=1), 0), books.add(request("b"), 0)
+    assert books.plan(0).emits == (first,)
+    plan = books.plan(0)
+    books.check_invariants()
+    assert (plan.released, plan.admitted, second.row) == ((0,), (second,), 0)
+    assert first in books.jobs, "its token is still on its way"
+    books.finish(first)
+    books.check_invariants()
+    assert books.num_running == 1, "the row belongs to the second one"
+    assert first not in books.jobs
+
+
+def test_a_late_deadline_leaves_the_next_owner_alone() -> None:
+    books = scheduler((16,))
+    first = books.add(request("a", tokens=1, deadline_s=1.0), 0)
+    books.plan(0)
+    second = books.add(request("b", tokens=5), 0)
+    books.plan(0.5)
+    assert books.plan(1.5).expired == (first,)
+    books.check_invariants()
+    assert second.holds_row
+
+
+def test_a_crowd_is_let_in_a_few_at_a_time() -> None:
+    books = scheduler((32,) * 6, together=3)
+    running = [books.add(request("a", tokens=20), 0) for _ in range(6)]
+    step(books)
+    crowd = [books.add(request("b", tokens=20), 0) for _ in range(4)]
+    books.finish(running[0])
+    books.finish(running[1])
+    assert step(books).admitted == (), "two rows are free, and more than two requests wait"
+    books.finish(running[2])
+    assert step(books).admitted == tuple(crowd[:3])
+    books.finish(running[3])
+    assert step(books).admitted == (crowd[3],), "it is the last one: nobody else would come along"
+
+
+def test_patience_has_an_end() -> None:
+    books = scheduler((32,) * 3, together=3)
+    first = [books.add(request("a", tokens=25), 0) for _ in range(3)]
+    step(books)
+    for _ in range(5):
+        books.add(request("b"), 0)
+    books.finish(first[0])
+    num_steps = 0
+    while not step(books).admitted:
+        num_steps += 1
+    assert num_steps == 8
+
+
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_the_books_balance_whatever_happens(data: st.DataObject) -> None:
     capacities = tuple(data.draw(st.lists(st.integers(8, 40), min_size=1, max_size=5)))
     cap = data.draw(st.integers(1, 30))
     can_split = data.draw(st.booleans())
-    books = scheduler(capacities, cap, can_split=can_split)
+    together = data.draw(st.integers(1, 4))
+    books = scheduler(capacities, cap, can_split=can_split, together=together)
+    num_behind = data.draw(st.integers(0, 1))  # steps that the host is behind the plans
+    planned: deque[StepPlan] = deque()
     jobs: list[Job] = []
     for now in range(data.draw(st.integers(1, 30))):
         for _ in range(data.draw(st.integers(0, 3))):
@@ -168,7 +238,11 @@ def test_the_books_balance_whatever_happens(data: st.DataObject) -> None:
             limit = data.draw(st.sampled_from([None, None, 3.0]))
             adapter = data.draw(st.sampled_from([None, "a", "b"]))
             jobs.append(books.add(request(adapter, prompt, tokens, limit), now))
-        plan = step(books, now)
+        plan = books.plan(now)
+        books.check_invariants()
+        planned.append(plan)
+        if len(planned) > num_behind:
+            end_planned(books, planned.popleft())
         total = sum(c.stop - c.start for c in plan.prefill)
         assert total <= cap or (not can_split and len(plan.prefill) == 1)
         assert len({c.row for c in plan.prefill} | set(plan.decode)) == len(plan.prefill) + len(
@@ -177,7 +251,9 @@ def test_the_books_balance_whatever_happens(data: st.DataObject) -> None:
         if jobs and data.draw(st.booleans()):
             books.finish(data.draw(st.sampled_from(jobs)))
             books.check_invariants()
-    bound = sum(j.num_positions for j in jobs) + 1
+    while planned:
+        end_planned(books, planned.popleft())
+    bound = sum(j.num_positions + 8 for j in jobs) + 1
     for _ in range(bound):
         if not books.jobs:
             break

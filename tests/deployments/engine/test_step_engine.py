@@ -38,6 +38,7 @@ class ScriptedStepDecoder:
 
     def __init__(self, ahead: int = 0) -> None:
         self.num_steps_ahead = ahead
+        self.num_prompts_together = 1 + ahead
         self.capacities = CAPACITIES
         self.adapters = ("a", "b")
         self.rows: dict[int, str | None] = {}
