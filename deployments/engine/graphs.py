@@ -163,6 +163,8 @@ class PromptGraphs:
         self._network, self._cache, self._bank = network, cache, bank
         device = network.device
         longest = _PROMPT_BUCKETS[-1]
+        # Uncaptured, every size is its own: an interpreter has no time for unused places.
+        self._buckets = _PROMPT_BUCKETS if device.type == "cuda" else range(1, longest + 1)
         self._inputs = torch.zeros((4, longest), dtype=torch.long, device=device)
         num_blocks = _num_blocks(longest)
         self._blocks = torch.zeros((num_blocks, 5), dtype=torch.int32, device=device)
@@ -173,12 +175,12 @@ class PromptGraphs:
 
     def warm_up(self) -> None:
         """Capture every bucket."""
-        for bucket in reversed(_PROMPT_BUCKETS):
+        for bucket in reversed(self._buckets):
             self._replay(_NOTHING, bucket)
 
     def replay(self, inputs: PromptInputs) -> torch.Tensor:
         """The states (T, d) behind the tokens, valid until the next replay."""
-        bucket = next(size for size in _PROMPT_BUCKETS if size >= inputs.num_tokens)
+        bucket = next(size for size in self._buckets if size >= inputs.num_tokens)
         return self._replay(inputs, bucket)[0][: inputs.num_tokens]
 
     def _replay(self, inputs: PromptInputs, bucket: int) -> tuple[torch.Tensor, ...]:

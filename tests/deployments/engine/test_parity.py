@@ -4,6 +4,7 @@ A token may differ only where the oracle's two largest logits are closer than GA
 of that answer ends there, and such places are counted and printed.
 """
 
+import os
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from deployments.engine.fast import FastDecoder
+from deployments.engine.kernels import are_fused
 from deployments.engine.pretrained import Family, load_pretrained
 from deployments.engine.request import Request, SamplingParams
 from deployments.engine.selection import FastLimits, build_decoder
@@ -27,6 +29,7 @@ from tests.tiny_models import (
     make_tiny_relu_t5,
 )
 
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1" and are_fused("cpu")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # the oracle stays on the CPU
 GAP = 1e-4
 MAX_TOKENS = 16
@@ -175,6 +178,19 @@ def test_each_adapter_alone(case: Case) -> None:
     for side in case.sides:
         requests = [request(prompt(rng, case), side)]
         assert_parity(case, requests, run_rows(case.decoder, requests))
+
+
+@pytest.mark.long
+@pytest.mark.skipif(
+    not INTERPRETED, reason="needs TRITON_INTERPRET=1 and Triton: no GPU, the kernels all the same"
+)
+def test_the_kernels_in_tritons_interpreter(case: Case) -> None:
+    """The steps that a GPU captures, uncaptured: minutes for a few tokens."""
+    rng = random.Random(5)
+    requests = [request(prompt(rng, case, 6), side, 4) for side in case.sides[:NUM_ROWS]]
+    run = run_rows(case.decoder, requests)
+    assert run.most_adapters >= 4
+    assert_parity(case, requests, run)
 
 
 def test_all_adapters_in_one_batch(case: Case) -> None:
