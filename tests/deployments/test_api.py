@@ -21,6 +21,7 @@ async def test_ask_says_who_answered_and_why(
     assert body.pop("timings_ms").keys() == {"route", "queue", "first_token", "total"}
     assert body == {
         "id": "abc-1",
+        "session_id": None,
         "answer": "A RED RASH",
         "specialty": "dermatology",
         "confidence": 0.9877,
