@@ -43,12 +43,25 @@ _ERRORS = {
     "503": "no capacity: queue full, replica lost, or not ready",
 }
 _OF_BODIES = ("408", "413", "415")  # only where a body is read
-_ASK_EVENTS = """With `stream: true`: named server-sent events, the data of each one JSON object.
-`route` once, first (AskRouteEvent); `token` (AskTokenEvent); `answer` once for each opinion
-(AskAnswerEvent or AskFailedEvent); and one last event, `done` (AskDoneEvent) or `error`
-(StreamErrorEvent)."""
-_OPENAI_EVENTS = """With `stream: true`: server-sent events, each a Chunk, then `[DONE]`.
-A failure in mid-stream is a StreamErrorEvent, and nothing follows it."""
+# name of an event -> what its data, JSON, may be
+_ASK_EVENTS: dict[str | None, tuple[type[BaseModel], ...]] = {
+    "route": (reply.AskRouteEvent,),
+    "token": (reply.AskTokenEvent,),
+    "answer": (reply.AskAnswerEvent, reply.AskFailedEvent),
+    "done": (reply.AskDoneEvent,),
+    "error": (reply.StreamErrorEvent,),
+}
+_OPENAI_EVENTS: dict[str | None, tuple[type[BaseModel], ...]] = {
+    None: (reply.Chunk, reply.StreamErrorEvent)
+}
+_ASK_STREAM = (
+    "With stream: true, server-sent events: route, first; token; answer, once for each opinion; "
+    "and one last event, done or error."
+)
+_OPENAI_STREAM = (
+    "With stream: true, server-sent events without a name: chunks, then [DONE]; or an error, and "
+    "nothing after it."
+)
 
 
 def openapi_document() -> dict[str, Any]:
@@ -70,11 +83,12 @@ def openapi_document() -> dict[str, Any]:
 
 
 def _paths() -> dict[str, Any]:
-    ask = _post("ask", "One question", AskRequest, reply.AskReply, _ASK_EVENTS)
-    chat = _post("chat", "OpenAI's chat", ChatRequest, reply.ChatReply, _OPENAI_EVENTS)
-    text = _post(
-        "complete", "OpenAI's text", CompletionRequest, reply.CompletionReply, _OPENAI_EVENTS
-    )
+    ask = _post("ask", "One question", AskRequest, reply.AskReply)
+    _add_stream(ask, _ASK_STREAM, _ASK_EVENTS)
+    chat = _post("chat", "OpenAI's chat", ChatRequest, reply.ChatReply)
+    _add_stream(chat, _OPENAI_STREAM, _OPENAI_EVENTS)
+    text = _post("complete", "OpenAI's text", CompletionRequest, reply.CompletionReply)
+    _add_stream(text, _OPENAI_STREAM, _OPENAI_EVENTS)
     model = _get("model", "One model", reply.ModelReply)
     model["parameters"].append(
         {"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}
@@ -116,22 +130,35 @@ def _get(name: str, summary: str, model: type[BaseModel] | None) -> dict[str, An
     }
 
 
-def _post(
-    name: str,
-    summary: str,
-    body: type[BaseModel],
-    model: type[BaseModel],
-    events: str | None = None,
-) -> dict[str, Any]:
+def _post(name: str, summary: str, body: type[BaseModel], model: type[BaseModel]) -> dict[str, Any]:
     operation = _get(name, summary, model)
     content = {"application/json": {"schema": _ref(body)}}
     operation["requestBody"] = {"required": True, "content": content}
     responses = operation["responses"]
     responses |= {code: _error(code, _ERRORS[code]) for code in _OF_BODIES}
-    if events:
-        stream = {"schema": {"type": "string", "description": events}}
-        responses["200"]["content"]["text/event-stream"] = stream
     return operation
+
+
+def _add_stream(
+    operation: dict[str, Any],
+    description: str,
+    events: dict[str | None, tuple[type[BaseModel], ...]],
+) -> None:
+    """What `stream: true` gives. The schema is that of one event, as OpenAPI 3.2 has it."""
+    kinds: list[dict[str, Any]] = []
+    for name, models in events.items():
+        data: dict[str, Any] = {
+            "type": "string",
+            "contentMediaType": "application/json",
+            "contentSchema": {"anyOf": [_ref(model) for model in models]},
+        }
+        properties = {"event": {"const": name}, "data": data} if name else {"data": data}
+        kinds.append({"required": list(properties), "properties": properties})
+    if None in events:
+        kinds.append({"required": ["data"], "properties": {"data": {"const": "[DONE]"}}})
+    content = operation["responses"]["200"]["content"]
+    schema = {"type": "object", "description": description, "anyOf": kinds}
+    content["text/event-stream"] = {"schema": schema}
 
 
 def _answer(description: str, model: type[BaseModel] | None) -> dict[str, Any]:

@@ -36,6 +36,7 @@ class SmallBackend:
         self.error: ErrorInfo | None = None
         self.raises: Exception | None = None
         self.break_after: int | None = None
+        self.times_out_after: int | None = None
 
     async def classify(
         self, conversations: Sequence[Sequence[str]], min_confidence: float | None = None
@@ -92,6 +93,9 @@ class SmallBackend:
                     yield self._event(call, "", count, FinishReason.ERROR, lost)
                     return
                 text = word if count == 1 else f" {word}"
+                if count == self.times_out_after:
+                    yield self._event(call, text, count, FinishReason.TIMEOUT)
+                    return
                 last = count == len(words)
                 yield self._event(call, text, count, FinishReason.STOP if last else None)
         finally:
