@@ -117,6 +117,22 @@ class RequestIds:
             await self._app(scope, receive, send_with_id)
 
 
+class IdFromProxy:
+    """Outermost under Ray Serve, whose HTTP server appends x-request-id to every response itself:
+    takes ours away, so that it is there once."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_without_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                del MutableHeaders(scope=message)["x-request-id"]
+            await send(message)
+
+        await self._app(scope, receive, send_without_id)
+
+
 def request_id_of(request: Request) -> str:
     """The id that RequestIds gave this request."""
     request_id: str = request.state.request_id

@@ -12,12 +12,13 @@ from ray.exceptions import RayError
 from ray.serve import metrics
 from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
-from starlette.applications import Starlette
+from starlette.types import ASGIApp
 
 from adapters.catalog import load_catalog
 from deployments.api import create_api
 from deployments.calls import AdapterCard, Clinic, GenerationCall, Outcome
 from deployments.engine.request import TokenEvent
+from deployments.http_io import IdFromProxy
 from deployments.model_calls import answer_events
 from deployments.router_reloading import FollowedClassifier
 from deployments.serve_logging import use_serve_handlers
@@ -57,8 +58,8 @@ class RouterReplica:
         )
         self._router.start()
 
-    def __serve_build_asgi_app__(self) -> Starlette:
-        return create_api(self)
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        return IdFromProxy(create_api(self))
 
     @property
     def clinic(self) -> Clinic:
