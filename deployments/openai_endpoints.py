@@ -45,13 +45,7 @@ class OpenAIEndpoints:
         turns: tuple[Turn, ...],
         accepted_at: float,
     ) -> Response:
-        if asked.stream_options is not None and not asked.stream:
-            raise ApiError(
-                400,
-                "conflicting_fields",
-                "stream_options: only with stream: true; leave it out, or set stream",
-                param="stream_options",
-            )
+        include_usage = _includes_usage(asked)
         clinic = self._backend.clinic
         check_known("model", asked.model, clinic.model_names)
         sampling = sampling_of(asked, clinic)
@@ -68,7 +62,6 @@ class OpenAIEndpoints:
             answer_language=self._backend.answer_language(route),
             deadline_at=accepted_at + self._backend.limits.max_timeout_s,
         )
-        include_usage = asked.stream_options is not None and asked.stream_options.include_usage
         reply = OpenAIReply(
             kind, request_id, int(accepted_at), route, clinic, include_usage=include_usage
         )
@@ -122,6 +115,20 @@ async def _chunks(
             if include_usage:
                 yield sse(reply.usage(piece.event))
     yield DONE
+
+
+def _includes_usage(asked: OpenAIRequest) -> bool:
+    """Whether a stream ends in a chunk with the usage."""
+    if asked.stream_options is None:
+        return False
+    if not asked.stream:
+        raise ApiError(
+            400,
+            "conflicting_fields",
+            "stream_options: only with stream: true; leave it out, or set stream",
+            param="stream_options",
+        )
+    return asked.stream_options.include_usage
 
 
 def _chat_turns(asked: ChatRequest, max_chars: int) -> tuple[Turn, ...]:

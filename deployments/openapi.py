@@ -191,7 +191,8 @@ def _schemas() -> dict[str, Any]:
         reply.HealthReply,
         reply.ReadyReply,
         reply.ErrorReply,
-        *reply.STREAMED_EVENTS,
+        *(model for models in _ASK_EVENTS.values() for model in models),
+        reply.Chunk,
     )
     _, generated = models_json_schema(
         [(model, "validation") for model in models], ref_template=_REF + "{model}"

@@ -15,10 +15,9 @@ class ReplyModel(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class ErrorDetail(BaseModel):
+class ErrorDetail(ReplyModel, extra="allow"):
     """OpenAI's error shape; `limit`, `allowed` or `limited_by` stand beside it where they help."""
 
-    model_config = ConfigDict(extra="allow")
     message: Annotated[str, Field(description="what was wrong, what is allowed, what to do next")]
     type: Literal["invalid_request_error", "server_error"]
     param: Annotated[str | None, Field(description="the field, or null")]
@@ -242,19 +241,7 @@ class HealthReply(ReplyModel):
     status: Literal["ok"]
 
 
-class ReadyReply(BaseModel):
+class ReadyReply(ReplyModel, extra="allow"):
     """What is loaded, and why it is not ready when it is not."""
 
-    model_config = ConfigDict(extra="allow")
     status: Literal["ready", "not_ready"]
-
-
-STREAMED_EVENTS: tuple[type[BaseModel], ...] = (
-    AskRouteEvent,
-    AskTokenEvent,
-    AskAnswerEvent,
-    AskFailedEvent,
-    AskDoneEvent,
-    StreamErrorEvent,
-    Chunk,
-)

@@ -22,8 +22,8 @@ from deployments.api import create_api
 from deployments.engine.request import ErrorInfo, FinishReason
 from deployments.openapi import openapi_document
 from deployments.schema import OPENAI_FIELDS_WE_LACK
+from tests.deployments.ask.conftest import ClinicOfFour, events_of
 from tests.deployments.conftest import SmallBackend
-from tests.deployments.test_ask import ClinicOfFour, events_of
 from tests.test_layout import ROOT
 
 DOCUMENT = openapi_document()

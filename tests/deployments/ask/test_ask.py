@@ -1,113 +1,16 @@
-"""POST /ask: streams, second opinions, deadlines, sessions, and what each is charged."""
+"""POST /ask: streams, second opinions, sessions, and what each is charged."""
 
-import asyncio
-import dataclasses
-import json
-import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 import httpx
 import pytest
 
-from deployments import answering
-from deployments.api import create_api
-from deployments.calls import AdapterCard, GenerationCall
+from deployments.calls import GenerationCall
 from deployments.engine.request import ErrorInfo, FinishReason, TokenEvent
-from router.policy import Alternative, Reason, Route
-from tests.deployments.conftest import SmallBackend, error_of
-
-LOST = ErrorInfo("replica_lost", "lost", retry_after_s=5)
-CARDS = ("dermatology", "cardiology", "neurology", "oncology")
-
-
-class ClinicOfFour(SmallBackend):
-    """Four specialists. Adapters of `failing` fail; each call notes who else runs at the time."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        cards = tuple(AdapterCard(f"{name}-1", name, "2") for name in CARDS)
-        self.clinic = dataclasses.replace(self.clinic, adapters=cards, specialties=CARDS)
-        self.failing: set[str | None] = set()
-        self.stalls_after: int | None = None
-        self.num_running = 0
-        self.most_running = 0
-
-    def _route(self, question: str, min_confidence: float) -> Route:
-        ranked = tuple(
-            Alternative(name, p) for name, p in zip(CARDS, (0.4, 0.3, 0.2), strict=False)
-        )
-        return dataclasses.replace(super()._route(question, min_confidence), specialists=ranked)
-
-    def explicit(self, specialty: str | None, question: str) -> Route:
-        route = super().explicit(specialty, question)
-        return dataclasses.replace(route, adapter=f"{specialty}-1" if specialty else None)
-
-    async def generate(self, call: GenerationCall) -> AsyncGenerator[TokenEvent, None]:
-        self.calls.append(call)
-        self.num_running += 1
-        self.most_running = max(self.most_running, self.num_running)
-        words = [str(call.adapter), *call.turns[-1].content.split()]
-        try:
-            for count, word in enumerate(words, start=1):
-                await asyncio.sleep(0)
-                if call.adapter in self.failing and count > 1:
-                    yield self._event(call, "", count, FinishReason.ERROR, LOST)
-                    return
-                if self.stalls_after is not None and count > self.stalls_after:
-                    await asyncio.sleep(60)
-                last = count == len(words)
-                if call.stream or last:
-                    text = f"{word} " if call.stream else " ".join(words)
-                    yield self._event(call, text, count, FinishReason.STOP if last else None)
-        finally:
-            self.num_running -= 1
-            self.num_closed += 1
-
-
-class Caller:
-    def __init__(self) -> None:
-        self.charges: list[int] = []
-
-    def charge(self, num_tokens: int) -> None:
-        self.charges.append(num_tokens)
-
-
-@pytest.fixture
-def backend() -> ClinicOfFour:
-    return ClinicOfFour()
-
-
-@pytest.fixture
-def caller() -> Caller:
-    return Caller()
-
-
-@pytest.fixture
-async def client(backend: ClinicOfFour, caller: Caller) -> AsyncIterator[httpx.AsyncClient]:
-    app = create_api(backend)
-
-    async def with_caller(scope: Any, receive: Any, send: Any) -> None:
-        await app({**scope, "state": {"caller": caller}}, receive, send)
-
-    transport = httpx.ASGITransport(with_caller)
-    async with httpx.AsyncClient(transport=transport, base_url="http://clinic") as client:
-        yield client
-    assert backend.num_closed == len(backend.calls)
-    assert backend.num_running == 0
-    assert len(backend.outcomes) == len(backend.calls), "an answer was not recorded once"
-
-
-async def ask(client: httpx.AsyncClient, **fields: Any) -> httpx.Response:
-    return await client.post("/ask", json={"question": "a red rash", **fields})
-
-
-def events_of(text: str) -> list[tuple[str, dict[str, Any]]]:
-    events = []
-    for block in text.removesuffix("\n\n").split("\n\n"):
-        name, data = block.split("\n")
-        events.append((name.removeprefix("event: "), json.loads(data.removeprefix("data: "))))
-    return events
+from router.policy import Reason
+from tests.deployments.ask.conftest import Caller, ClinicOfFour, ask, events_of
+from tests.deployments.conftest import error_of
 
 
 async def test_a_stream_opens_with_the_route_and_ends_once(
@@ -237,82 +140,6 @@ async def test_a_failure_before_anything_was_said_has_its_own_status(
         response = await ask(client, stream=True, **fields)
         assert (response.status_code, error_of(response)["code"]) == (503, "queue_full")
         assert response.headers["retry-after"] == "2"
-
-
-@pytest.mark.parametrize("stream", [False, True])
-async def test_a_deadline_before_anything_was_generated_is_a_408(
-    client: httpx.AsyncClient, backend: ClinicOfFour, monkeypatch: pytest.MonkeyPatch, stream: bool
-) -> None:
-    monkeypatch.setattr(answering, "GRACE_S", 0.02)
-    backend.stalls_after = 0
-    started = time.monotonic()
-    response = await ask(client, stream=stream, timeout_s=0.05)
-    assert time.monotonic() - started < 5
-    assert (response.status_code, error_of(response)["code"]) == (408, "deadline_exceeded")
-    assert [o.outcome for o in backend.outcomes] == ["timeout"]
-
-
-async def test_a_deadline_in_mid_stream_ends_the_answer_as_it_is(
-    client: httpx.AsyncClient,
-    backend: ClinicOfFour,
-    caller: Caller,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(answering, "GRACE_S", 0.02)
-    backend.stalls_after = 2
-    events = events_of((await ask(client, stream=True, timeout_s=0.05)).text)
-    assert [name for name, _ in events] == ["route", "token", "token", "answer", "done"]
-    assert events[-2][1]["finish_reason"] == "timeout"
-    assert events[-2][1]["usage"]["completion_tokens"] == 2
-    assert caller.charges == [9]
-
-
-async def test_the_deadline_goes_with_the_call(
-    client: httpx.AsyncClient, backend: ClinicOfFour
-) -> None:
-    await ask(client, timeout_s=20)
-    await ask(client)
-    given, default = (call.deadline_at for call in backend.calls)
-    assert given == pytest.approx(time.time() + 20, abs=5)
-    assert default == pytest.approx(time.time() + backend.limits.max_timeout_s, abs=5)
-
-
-@pytest.mark.parametrize("consult", [None, 2])
-async def test_a_client_that_leaves_cancels_and_is_charged_what_is_known(
-    backend: ClinicOfFour, caller: Caller, consult: int | None
-) -> None:
-    """Straight at the ASGI application: httpx's transport reads a stream to its end."""
-    backend.stalls_after = 2
-    body = json.dumps({"question": "a red rash", "stream": True, "consult": consult}).encode()
-    has_begun = asyncio.Event()
-
-    async def receive() -> dict[str, Any]:
-        if not has_begun.is_set():
-            has_begun.set()
-            return {"type": "http.request", "body": body, "more_body": False}
-        await asyncio.sleep(0.1)
-        return {"type": "http.disconnect"}
-
-    sent: list[dict[str, Any]] = []
-
-    async def send(message: dict[str, Any]) -> None:
-        sent.append(message)
-
-    scope: dict[str, Any] = {
-        "type": "http",
-        "asgi": {"version": "3.0", "spec_version": "2.3"},
-        "http_version": "1.1",
-        "method": "POST",
-        "path": "/ask",
-        "query_string": b"",
-        "headers": [(b"content-type", b"application/json")],
-        "state": {"caller": caller},
-    }
-    await asyncio.wait_for(create_api(backend)(scope, receive, send), timeout=10)  # type: ignore[arg-type]
-    assert any(b"event: token" in message.get("body", b"") for message in sent)
-    assert backend.num_running == 0
-    assert {o.outcome for o in backend.outcomes} == {"cancelled"}
-    assert caller.charges == [9 * (consult or 1)]
 
 
 REFUSED: Sequence[tuple[dict[str, Any], str, str]] = [
