@@ -7,14 +7,10 @@ import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, replace
 
-from deployments.calls import Backend, GenerationCall, Outcome
+from deployments.calls import GRACE_S, Backend, GenerationCall, Outcome
 from deployments.engine.request import FinishReason, Timings, TokenEvent
 from deployments.http_io import engine_error
 from deployments.schema import ApiError
-
-# The engine ends an answer at its deadline, with what it has. Whoever waits for the engine gives it
-# this much longer, in seconds: for a replica that hangs, or a place in a queue that never came.
-GRACE_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)

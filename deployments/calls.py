@@ -13,6 +13,10 @@ from router.policy import Route
 
 Role = Literal["system", "user", "assistant"]
 
+# The engine ends an answer at its deadline, with what it has. Whoever waits for the engine gives it
+# this much longer, in seconds: for a replica that hangs, or a place in a queue that never came.
+GRACE_S = 1.0
+
 
 @dataclass(frozen=True, slots=True)
 class Turn:
