@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import time
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
@@ -65,7 +66,10 @@ class ModelReplica:
             prompt_ids = await asyncio.to_thread(
                 self._loaded.encode, call.turns, call.answer_language
             )
-            request = Request(call.request_id, tuple(prompt_ids), call.adapter, call.sampling)
+            deadline_s = None if call.deadline_at is None else call.deadline_at - time.time()
+            request = Request(
+                call.request_id, tuple(prompt_ids), call.adapter, call.sampling, deadline_s
+            )
             generated = self._engine.generate(request, stream=call.stream)
             async with contextlib.aclosing(generated) as events:
                 async for event in events:

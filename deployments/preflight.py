@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from deployments.calls import GRACE_S
 from deployments.machine import check_machine, machine_notes
 from deployments.serve_schema import (
     DEPLOYMENTS,
@@ -101,7 +102,34 @@ def _check_http(content: Mapping[str, Any]) -> list[str]:
         problems.append(
             "proxy_location: 'Disabled' starts no HTTP server: use EveryNode, or HeadOnly"
         )
-    return problems
+    return problems + _check_deadline(content)
+
+
+def _check_deadline(content: Mapping[str, Any]) -> list[str]:
+    """An answer has to end before Ray's server cuts it off without a word."""
+    options = content.get("http_options")
+    limit_s = options.get("request_timeout_s") if isinstance(options, Mapping) else None
+    given = _router_config(content).get("max_timeout_s", RouterLiveSettings().max_timeout_s)
+    are_numbers = isinstance(limit_s, int | float) and isinstance(given, int | float)
+    if not are_numbers or given + GRACE_S < limit_s:
+        return []
+    return [
+        f"http_options.request_timeout_s: {limit_s} s ends requests before the Router's "
+        f"max_timeout_s of {given} s (and {GRACE_S:g} s of grace) does: raise it, or lower "
+        "max_timeout_s in the Router's user_config"
+    ]
+
+
+def _router_config(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The Router's user_config; empty where there is none, or none that can be read."""
+    applications = content.get("applications")
+    for application in applications if isinstance(applications, list) else []:
+        listed = application.get("deployments") if isinstance(application, Mapping) else None
+        for deployment in listed if isinstance(listed, list) else []:
+            if isinstance(deployment, Mapping) and deployment.get("name") == "Router":
+                config = deployment.get("user_config")
+                return config if isinstance(config, Mapping) else {}
+    return {}
 
 
 def _check_application(application: Mapping[str, Any]) -> list[str]:

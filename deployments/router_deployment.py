@@ -8,16 +8,18 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
 from ray import serve
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import RayError
 from ray.serve import metrics
 from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
-from starlette.applications import Starlette
+from starlette.types import ASGIApp
 
 from adapters.catalog import load_catalog
 from deployments.api import create_api
 from deployments.calls import AdapterCard, Clinic, GenerationCall, Outcome
-from deployments.engine.request import ErrorInfo, QueueFull, TokenEvent, failed_event
+from deployments.engine.request import TokenEvent
+from deployments.http_io import IdFromProxy
+from deployments.model_calls import answer_events
 from deployments.router_reloading import FollowedClassifier
 from deployments.serve_logging import use_serve_handlers
 from deployments.settings import RouterLiveSettings, Settings, SettingsError, parse_strict
@@ -28,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 READINESS_TIMEOUT_S = 10.0
 _LANGUAGE_NAMES = {"en": "English", "fr": "French", "de": "German", "es": "Spanish"}
+# A conversation's user turns, and the request's own threshold, if it gives one.
+_Asked = tuple[Sequence[str], float | None]
 _CONFIDENCE_BOUNDARIES = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99]
 
 
@@ -54,8 +58,8 @@ class RouterReplica:
         )
         self._router.start()
 
-    def __serve_build_asgi_app__(self) -> Starlette:
-        return create_api(self)
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        return IdFromProxy(create_api(self))
 
     @property
     def clinic(self) -> Clinic:
@@ -66,28 +70,34 @@ class RouterReplica:
     def limits(self) -> RouterLiveSettings:
         return self._live
 
-    async def classify(self, conversations: Sequence[Sequence[str]]) -> list[Route]:
+    async def classify(
+        self, conversations: Sequence[Sequence[str]], min_confidence: float | None = None
+    ) -> list[Route]:
         """Single questions that wait at the same time share a run of the encoder."""
-        if len(conversations) == 1:
-            return [await self._one_of_a_batch(conversations[0])]
-        return await self._routes(conversations)
+        asked = [(conversation, min_confidence) for conversation in conversations]
+        if len(asked) == 1:
+            return [await self._one_of_a_batch(asked[0])]
+        return await self._routes(asked)
 
     @serve.batch(max_batch_size=32, batch_wait_timeout_s=0.0)  # type: ignore[untyped-decorator]
-    async def _one_of_a_batch(self, conversations: list[Sequence[str]]) -> list[Route]:
-        return await self._routes(conversations)
+    async def _one_of_a_batch(self, asked: list[_Asked]) -> list[Route]:
+        return await self._routes(asked)
 
-    async def _routes(self, conversations: Sequence[Sequence[str]]) -> list[Route]:
+    async def _routes(self, asked: Sequence[_Asked]) -> list[Route]:
         classifier = self._router.current
         thresholds = self._thresholds(classifier)
+        conversations = [conversation for conversation, _ in asked]
         classified = await asyncio.to_thread(classifier.classify, conversations)
         return [
             decide(
                 classification,
-                thresholds=thresholds,
+                thresholds=dataclasses.replace(
+                    thresholds, min_confidence=_either(min_confidence, thresholds.min_confidence)
+                ),
                 adapters=self._adapters,
                 base_languages=self._base_languages,
             )
-            for classification in classified
+            for classification, (_, min_confidence) in zip(classified, asked, strict=True)
         ]
 
     def explicit(self, specialty: str | None, question: str) -> Route:
@@ -104,25 +114,8 @@ class RouterReplica:
         main = self._base_languages[0]
         return _LANGUAGE_NAMES.get(main, main)
 
-    async def generate(self, call: GenerationCall) -> AsyncGenerator[TokenEvent, None]:
-        response = self._model.generate.options(stream=True).remote(call)
-        is_finished = False
-        try:
-            async for event in response:
-                is_finished = event.finish_reason is not None
-                yield event
-        except BackPressureError as error:
-            is_finished = True
-            num_waiting, limit = error.args[:2]
-            refusal = QueueFull(num_waiting, limit)
-            yield failed_event(call.request_id, refusal.info)
-        except RayActorError:
-            is_finished = True
-            message = "the model replica was lost while answering: ask again"
-            yield failed_event(call.request_id, ErrorInfo("replica_lost", message, retry_after_s=5))
-        finally:
-            if not is_finished:
-                response.cancel()
+    def generate(self, call: GenerationCall) -> AsyncGenerator[TokenEvent, None]:
+        return answer_events(self._model.generate.options(stream=True).remote, call)
 
     async def readiness(self) -> tuple[bool, Mapping[str, Any]]:
         classifier = self._router.current

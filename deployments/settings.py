@@ -219,6 +219,15 @@ class RouterLiveSettings(StrictModel):
     max_questions: Annotated[
         int, Field(ge=1, le=256, description="questions in one POST /route")
     ] = 256
+    max_timeout_s: Annotated[
+        float,
+        Field(
+            gt=0,
+            le=86_400,
+            description="longest timeout_s, and the deadline of an answer without one; below "
+            "http_options.request_timeout_s",
+        ),
+    ] = 280.0
     log_level: Annotated[LogLevel, Field(description="of the router deployment")] = "INFO"
 
 

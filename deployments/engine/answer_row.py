@@ -84,6 +84,8 @@ class AnswerRow:
             self.finish(FinishReason.STOP)
         elif self._num_tokens >= self.request.sampling.max_tokens:
             self.finish(FinishReason.LENGTH)
+        elif self._is_late(now):
+            self.finish(FinishReason.TIMEOUT)
         elif is_due and self._pending_text:
             self._emit(None)
 
@@ -99,6 +101,16 @@ class AnswerRow:
             if self._text_stream.is_stopped:
                 reason = FinishReason.STOP
         self._emit(reason, error.info if error else None)
+
+    def end_if_late(self) -> None:
+        """For a row that waits; one that runs looks at each token."""
+        if self._is_late(self._clock()):
+            self.finish(FinishReason.TIMEOUT)
+
+    def _is_late(self, now: float) -> bool:
+        """A step decoder's scheduler ends a late row itself; a group decoder has no scheduler."""
+        deadline_s = self.request.deadline_s
+        return deadline_s is not None and now - self._accepted_at >= deadline_s
 
     def _decode_pending(self) -> None:
         if self._undecoded and not self._text_stream.is_stopped:

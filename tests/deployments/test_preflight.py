@@ -128,6 +128,26 @@ def test_options_that_leave_the_gpu_alone_are_fine(tmp_path: Path) -> None:
     assert check_file(written(tmp_path, application(deployments=[options]))) == []
 
 
+@pytest.mark.parametrize(
+    ("limit_s", "user_config", "words"),
+    [
+        (60, {}, "60 s ends requests before the Router's max_timeout_s of 280.0 s"),
+        (60, {"max_timeout_s": 59.5}, "(and 1 s of grace)"),
+        (60, {"max_timeout_s": 58.5}, None),
+        (None, {}, None),
+        (300, {}, None),
+    ],
+)
+def test_an_answer_ends_before_rays_server_ends_it(
+    tmp_path: Path, limit_s: Any, user_config: dict[str, Any], words: str | None
+) -> None:
+    content = application(deployments=[{"name": "Router", "user_config": user_config}])
+    content["http_options"] = {"request_timeout_s": limit_s}
+    problems = check_file(written(tmp_path, content))
+    assert len(problems) == (words is not None), problems
+    assert words is None or words in problems[0]
+
+
 def test_a_wrong_key_does_not_hide_a_wrong_value(tmp_path: Path) -> None:
     content = {
         **application(),

@@ -127,6 +127,23 @@ async def test_live_settings_move_the_thresholds(replica: RouterReplica) -> None
     assert replica._thresholds(classifier) == classifier.thresholds
 
 
+async def test_a_request_may_have_its_own_threshold(replica: RouterReplica) -> None:
+    """Also in a run that it shares with others."""
+    replica.reconfigure({"min_confidence": 0.0, "min_margin": 0.0, "min_in_scope": 0.0})
+    question = ["eczema rash or kidney urine or dent merci"]
+    [usual] = await replica.classify([question])
+    assert usual.specialty is not None
+    assert usual.confidence is not None
+    assert usual.confidence < 1, "no threshold is above it: nothing is tested"
+    routes = await asyncio.gather(
+        replica.classify([question], 0.0),
+        replica.classify([question], 1.0),
+        replica.classify([question]),
+    )
+    assert [found[0].specialty for found in routes] == [usual.specialty, None, usual.specialty]
+    assert routes[1][0].reason is Reason.LOW_CONFIDENCE
+
+
 async def test_the_thresholds_in_force_decide(replica: RouterReplica) -> None:
     question = [["football recipe guitar weather"]]
     assert (await replica.classify(question))[0].reason is Reason.OUT_OF_SCOPE

@@ -1,6 +1,7 @@
 """The engine with a scripted decoder: one terminal event for each request, whatever happens."""
 
 import asyncio
+import dataclasses
 import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -122,6 +123,28 @@ async def test_a_stop_string_ends_the_row(engine: Engine) -> None:
     events = await collect(engine.generate(request("one. two", stop=(". ",))))
     assert "".join(e.text for e in events) == "one"
     assert only_terminal(events).finish_reason is FinishReason.STOP
+
+
+async def test_deadlines_end_what_runs_and_what_waits(
+    engine: Engine, decoder: ScriptedDecoder
+) -> None:
+    """A group decoder has no scheduler: the rows look at their own deadlines."""
+    decoder.gate.clear()
+    late = dataclasses.replace(request("hello"), deadline_s=0.05)
+    running = asyncio.create_task(collect(engine.generate(late)))
+    await until(lambda: engine.num_running == 1)
+    waiting = asyncio.create_task(collect(engine.generate(late)))
+    in_time = dataclasses.replace(request("hello", "b"), deadline_s=60)
+    endless = asyncio.create_task(collect(engine.generate(in_time)))
+    await until(lambda: engine.num_waiting == 2)
+    await asyncio.sleep(0.06)
+    decoder.gate.set()
+    ended = only_terminal(await running)
+    assert (ended.finish_reason, ended.text, ended.num_tokens) == (FinishReason.TIMEOUT, "h", 1)
+    never_begun = only_terminal(await waiting)
+    assert (never_begun.finish_reason, never_begun.num_tokens) == (FinishReason.TIMEOUT, 0)
+    assert only_terminal(await endless).finish_reason is FinishReason.STOP
+    assert decoder.groups == [("a", 1), ("b", 1)]
 
 
 async def test_requests_are_grouped_by_adapter(engine: Engine, decoder: ScriptedDecoder) -> None:
