@@ -12,9 +12,12 @@ from ray.exceptions import RayActorError, RayError
 from ray.serve import metrics
 from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
-from starlette.applications import Starlette
+from starlette.types import ASGIApp
 
 from adapters.catalog import load_catalog
+from deployments.access.front_door import behind_front_door
+from deployments.access.key_store import KeyStore
+from deployments.access.key_watch import KeyWatch
 from deployments.api import create_api
 from deployments.calls import AdapterCard, Clinic, GenerationCall, Outcome
 from deployments.engine.request import ErrorInfo, QueueFull, TokenEvent, failed_event
@@ -52,10 +55,13 @@ class RouterReplica:
             max_output_tokens=settings.engine.max_output_tokens,
             started_at=int(time.time()),
         )
+        self._settings = settings
+        self._keys = KeyWatch(KeyStore(settings.state_path))
         self._router.start()
+        self._keys.start()
 
-    def __serve_build_asgi_app__(self) -> Starlette:
-        return create_api(self)
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        return behind_front_door(create_api(self), self._settings, self._keys, lambda: self._live)
 
     @property
     def clinic(self) -> Clinic:
@@ -136,15 +142,17 @@ class RouterReplica:
             **dataclasses.asdict(self._thresholds(classifier)),
             "reload_problem": self._router.problem,
         }
+        access = {"mode": self._settings.auth.mode, "key_problem": self._keys.problem}
         try:
             async with asyncio.timeout(READINESS_TIMEOUT_S):
                 model = await self._model.info.remote()
         except TimeoutError:
             cause = f"no model replica answered within {READINESS_TIMEOUT_S:.0f} s"
-            return False, {"cause": cause, "router": router}
+            return False, {"cause": cause, "router": router, "access": access}
         except (RayError, BackPressureError) as error:
-            return False, {"cause": f"the model: {type(error).__name__}", "router": router}
-        return True, {**model, "router": router}
+            cause = f"the model: {type(error).__name__}"
+            return False, {"cause": cause, "router": router, "access": access}
+        return True, {**model, "router": router, "access": access}
 
     def record(self, outcome: Outcome) -> None:
         self._metrics.record(outcome)
