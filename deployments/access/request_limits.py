@@ -22,7 +22,7 @@ _CLOSE = {"connection": "close"}
 
 
 class RequestLimits:
-    """Refuses with 414 and 431, and with 408 when the body takes longer than `body_timeout_s()`.
+    """Refuses with 400, 414 and 431, and with 408 when the body takes longer than body_timeout_s().
 
     The 408 is raised where the application reads the body: it answers errors of that kind anyway.
     """
@@ -38,7 +38,7 @@ class RequestLimits:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        error = _excess(scope)
+        error = _malformed(scope) or _excess(scope)
         if error:
             await refuse(error, scope, receive, send)
             return
@@ -49,7 +49,8 @@ class _TimedBody:
     """`receive` with a deadline for the whole body; after it, a disconnect may be awaited forever.
 
     Raises:
-        ApiError: 408, from the call that would have waited past the deadline.
+        ApiError: 408, from the call that would have waited past the deadline; 400 where the client
+            left before its body was complete (nobody reads it, but nothing unexpected happened).
     """
 
     def __init__(self, receive: Receive, timeout_s: float) -> None:
@@ -75,7 +76,20 @@ class _TimedBody:
                 headers=_CLOSE,
             ) from None
         self._is_complete = not message.get("more_body", False)
+        if message["type"] == "http.disconnect":
+            raise ApiError(400, "client_left", "the connection ended before the body did")
         return message
+
+
+def _malformed(scope: Scope) -> ApiError | None:
+    if scope.get("query_string", b"").isascii():
+        return None
+    return ApiError(  # Starlette would fail on it where it builds the URL
+        400,
+        "invalid_value",
+        "the query string holds bytes that are not ASCII: percent-encode them",
+        param="query",
+    )
 
 
 def _excess(scope: Scope) -> ApiError | None:
