@@ -1,6 +1,7 @@
-"""Measure a running service, or the engine alone (scripts/benchmark_engine.py).
+"""Measure a running service, the engine alone, or the front door on a Ray Serve of its own.
 
-`service`: first token, whole answers, memory and its growth.
+`engine`: scripts/benchmark_engine.py. `gateway`, `clients`: scripts/benchmark_gateway.py and
+scripts/benchmark_clients.py. `service`: first token, whole answers, memory and its growth.
 
 Start the service (`make serve`), then, with the pid that it printed:
 
@@ -48,6 +49,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         from scripts import benchmark_engine
 
         return benchmark_engine.run(args, argv)
+    if args.what == "gateway":
+        from scripts import benchmark_gateway
+
+        return benchmark_gateway.run(args, argv)
+    if args.what == "clients":
+        from scripts import benchmark_clients
+
+        return benchmark_clients.run(args, argv)
     url = args.url.rstrip("/")
     ready = _get(f"{url}/readyz")
     report: dict[str, Any] = {
@@ -88,7 +97,23 @@ def _parser() -> argparse.ArgumentParser:
     )
     engine = commands.add_parser("engine", help="the engine in process, against PEFT")
     _add_engine_arguments(engine)
+    _add_front_door_arguments(commands)
     return parser
+
+
+def _add_front_door_arguments(commands: Any) -> None:
+    gateway = commands.add_parser("gateway", help="what the front door adds to Ray's own chain")
+    gateway.add_argument("--mode", choices=["default", "fast"], default="default")
+    gateway.add_argument("--rounds", type=int, default=5, help="each with every side in turn")
+    gateway.add_argument("--requests", type=int, default=150, help="one after the other, per round")
+    gateway.add_argument("--seconds", type=float, default=4, help="at full load, per round")
+    gateway.add_argument("--concurrency", type=int, default=32)
+    clients = commands.add_parser("clients", help="many streaming clients that read slowly")
+    clients.add_argument("--readers", type=int, default=200)
+    clients.add_argument("--rounds", type=int, default=5, help="of all readers at once")
+    clients.add_argument("--probes", type=int, default=40, help="first tokens timed, per round")
+    for parser in (gateway, clients):
+        parser.add_argument("--out", type=Path, help="write the JSON here too")
 
 
 def _add_engine_arguments(parser: argparse.ArgumentParser) -> None:
