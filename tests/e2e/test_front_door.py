@@ -274,3 +274,30 @@ async def over_socket(
         return None
     finally:
         writer.close()
+
+
+@pytest.mark.long
+def test_half_a_body_with_a_key_is_a_408_and_half_a_head_is_nobody_s(
+    clinic: httpx.Client, key: dict[str, str]
+) -> None:
+    """uvicorn waits for the rest of a head without end, but at no cost for the router."""
+    url = urlsplit(str(clinic.base_url))
+    address = (url.hostname, url.port)
+    head = f"POST {url.path.rstrip('/')}/ask HTTP/1.1\r\nhost: x\r\ncontent-length: 999\r\n"
+    head += f"content-type: application/json\r\nauthorization: {key['authorization']}\r\n"
+    half_head = socket.create_connection(address, timeout=1)
+    half_head.sendall(head.encode())
+    half_body = socket.create_connection(address, timeout=30)
+    half_body.sendall(head.encode() + b'\r\n{"question": ')
+    started = time.monotonic()
+    content = half_body.recv(1 << 16)
+    took_s = time.monotonic() - started
+    assert content.startswith(b"HTTP/1.1 408")
+    assert 14 < took_s < 17  # the default of body_timeout_s is 15
+    while piece := half_body.recv(1 << 16):  # and then the server closes
+        content += piece
+    assert b'"body_timeout"' in content
+    with pytest.raises(TimeoutError):  # neither answered nor closed
+        half_head.recv(1)
+    half_head.close()
+    half_body.close()
