@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import functools
 import logging
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -110,8 +111,13 @@ class RouterReplica:
         main = self._base_languages[0]
         return _LANGUAGE_NAMES.get(main, main)
 
+    @functools.cached_property
+    def _generating(self) -> Any:
+        """The model's streaming method. Kept, since Serve builds two handles to make one."""
+        return self._model.generate.options(stream=True)
+
     async def generate(self, call: GenerationCall) -> AsyncGenerator[TokenEvent, None]:
-        response = self._model.generate.options(stream=True).remote(call)
+        response = self._generating.remote(call)
         is_finished = False
         try:
             async for event in response:
