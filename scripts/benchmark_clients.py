@@ -5,10 +5,10 @@
 On a Ray Serve of its own with a stand-in decoder (2 ms a step). Each round opens `--readers`
 streams at once; every reader takes 1 kB a second, so that the answer waits for it and not it for
 the answer. Once the engine has ended all of them and Serve has carried them to its proxy (until
-then they cost what any streams cost), other clients ask for one short stream after the other: their time to the first token, with
-all readers still reading, is compared with the same before the readers came. Memory is the
-proportional set size of all processes of Serve, sampled after each round; the first third of the
-rounds is the warm-up. The last line of stdout is one JSON object.
+then they cost what any streams cost), other clients ask for one short stream after the other:
+their time to the first token, with all readers still reading, is compared with the same before the
+readers came. Memory is the proportional set size of all processes of Serve, sampled after each
+round; the first third of the rounds is the warm-up. The last line of stdout is one JSON object.
 """
 
 import argparse
