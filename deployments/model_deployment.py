@@ -75,6 +75,11 @@ class ModelReplica:
         except EngineError as error:
             yield failed_event(call.request_id, error.info)
 
+    async def answer(self, call: GenerationCall) -> TokenEvent:
+        """The one event of a call that is not to be streamed."""
+        async with contextlib.aclosing(self.generate(call)) as events:
+            return await anext(events)
+
     async def _encode(self, call: GenerationCall) -> list[int]:
         """Prompt ids. A long text goes to a thread; for a short one that would cost more than the
         tokenizer takes."""

@@ -5,14 +5,14 @@ import dataclasses
 import functools
 import logging
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from ray import serve
 from ray.exceptions import RayActorError, RayError
 from ray.serve import metrics
 from ray.serve.exceptions import BackPressureError
-from ray.serve.handle import DeploymentHandle
+from ray.serve.handle import DeploymentHandle, DeploymentResponse
 from starlette.types import ASGIApp
 
 from adapters.catalog import load_catalog
@@ -116,8 +116,19 @@ class RouterReplica:
         """The model's streaming method. Kept, since Serve builds two handles to make one."""
         return self._model.generate.options(stream=True)
 
+    @functools.cached_property
+    def _answering(self) -> Any:
+        return self._model.answer
+
+    def _start(self, call: GenerationCall) -> Any:
+        """Send the call to a replica that Serve picks; its events, and `cancel()`. A whole answer
+        is one event, for which Serve's plain call is cheaper than its stream."""
+        if call.stream:
+            return self._generating.remote(call)
+        return _OneEvent(self._answering.remote(call))
+
     async def generate(self, call: GenerationCall) -> AsyncGenerator[TokenEvent, None]:
-        response = self._generating.remote(call)
+        response = self._start(call)
         is_finished = False
         try:
             async for event in response:
@@ -179,6 +190,19 @@ class RouterReplica:
             min_in_scope=_either(live.min_in_scope, tuned.min_in_scope),
             min_margin=_either(live.min_margin, tuned.min_margin),
         )
+
+
+class _OneEvent:
+    """A plain response as a stream of one event."""
+
+    def __init__(self, response: DeploymentResponse) -> None:
+        self._response = response
+
+    async def __aiter__(self) -> AsyncIterator[TokenEvent]:
+        yield await self._response
+
+    def cancel(self) -> None:
+        self._response.cancel()
 
 
 class _RouterMetrics:
