@@ -11,6 +11,7 @@ from typing import Protocol
 
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError
+from ray.serve.handle import DeploymentResponse
 
 from deployments.calls import GenerationCall
 from deployments.engine.request import ErrorInfo, QueueFull, TokenEvent, failed_event
@@ -30,6 +31,19 @@ class EventResponse(Protocol):
     def __aiter__(self) -> AsyncIterator[TokenEvent]: ...
 
     def cancel(self) -> None: ...
+
+
+class OneEvent:
+    """A plain response as a stream of one event."""
+
+    def __init__(self, response: DeploymentResponse) -> None:
+        self._response = response
+
+    async def __aiter__(self) -> AsyncIterator[TokenEvent]:
+        yield await self._response
+
+    def cancel(self) -> None:
+        self._response.cancel()
 
 
 Start = Callable[[GenerationCall], EventResponse]

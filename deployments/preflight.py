@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from deployments.access.exposure import exposure_problems, key_file_problems
 from deployments.calls import GRACE_S
 from deployments.machine import check_machine, machine_notes
 from deployments.serve_schema import (
@@ -27,14 +28,14 @@ from deployments.settings import (
     RouterLiveSettings,
     Settings,
     SettingsError,
-    StrictModel,
     nearest,
     parse_settings,
     parse_strict,
     project_path,
 )
+from deployments.strict_model import StrictModel
 
-DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 8000  # Ray's own defaults
+DEFAULT_HOST, DEFAULT_PORT = "0.0.0.0", 8000  # Ray's own, of a file that says nothing
 LIVE_SETTINGS: dict[str, type[StrictModel]] = {
     "Router": RouterLiveSettings,
     "Model": ModelLiveSettings,
@@ -53,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     problems, notes = check_file(args.config), []
     if not args.no_machine:
         content, _ = read_config(args.config)
-        problems += check_machine(*http_address(content))
+        problems += check_machine(*http_address(content)) + _check_keys(content)
         notes = machine_notes()
     if problems:
         noun = "problem" if len(problems) == 1 else "problems"
@@ -76,7 +77,32 @@ def check_file(path: Path) -> list[str]:
     application = applications[0]
     if isinstance(application, Mapping):
         problems += _check_application(application)
+        problems += _check_exposure(content, application)
     return problems
+
+
+def _check_exposure(content: Mapping[str, Any], application: Mapping[str, Any]) -> list[str]:
+    settings = _settings_of(application)
+    if settings is None:
+        return []
+    return [f"args.{problem}" for problem in exposure_problems(http_address(content)[0], settings)]
+
+
+def _check_keys(content: Mapping[str, Any]) -> list[str]:
+    """The key file of this machine, once the configuration itself is fine."""
+    applications = content.get("applications")
+    first = applications[0] if isinstance(applications, list) and applications else None
+    settings = _settings_of(first) if isinstance(first, Mapping) else None
+    return [f"args.{problem}" for problem in key_file_problems(settings)] if settings else []
+
+
+def _settings_of(application: Mapping[str, Any]) -> Settings | None:
+    """None where `args` are wrong, which is a problem that is named elsewhere."""
+    args = application.get("args")
+    try:
+        return parse_settings(args if isinstance(args, Mapping) else {})
+    except SettingsError:
+        return None
 
 
 def http_address(content: Mapping[str, Any]) -> tuple[str, int]:

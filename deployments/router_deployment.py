@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import functools
 import logging
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -15,11 +16,14 @@ from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
 from adapters.catalog import load_catalog
+from deployments.access.front_door import behind_front_door
+from deployments.access.key_store import KeyStore
+from deployments.access.key_watch import KeyWatch
 from deployments.api import create_api
 from deployments.calls import AdapterCard, Clinic, GenerationCall, Outcome
 from deployments.engine.request import TokenEvent
 from deployments.http_io import IdFromProxy
-from deployments.model_calls import answer_events
+from deployments.model_calls import EventResponse, OneEvent, answer_events
 from deployments.router_reloading import FollowedClassifier
 from deployments.serve_logging import use_serve_handlers
 from deployments.settings import RouterLiveSettings, Settings, SettingsError, parse_strict
@@ -56,10 +60,14 @@ class RouterReplica:
             max_output_tokens=settings.engine.max_output_tokens,
             started_at=int(time.time()),
         )
+        self._settings = settings
+        self._keys = KeyWatch(KeyStore(settings.state_path))
         self._router.start()
+        self._keys.start()
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
-        return IdFromProxy(create_api(self))
+        app = behind_front_door(create_api(self), self._settings, self._keys, lambda: self._live)
+        return IdFromProxy(app)
 
     @property
     def clinic(self) -> Clinic:
@@ -114,8 +122,25 @@ class RouterReplica:
         main = self._base_languages[0]
         return _LANGUAGE_NAMES.get(main, main)
 
+    @functools.cached_property
+    def _streaming(self) -> Any:
+        """The model's streaming method. Kept, since Serve builds two handles to make one."""
+        return self._model.generate.options(stream=True)
+
+    @functools.cached_property
+    def _answering(self) -> Any:
+        return self._model.answer
+
+    def _start(self, call: GenerationCall) -> EventResponse:
+        """Send the call to a replica that Serve picks. A whole answer is one event, for which
+        Serve's plain call is cheaper than its stream."""
+        if call.stream:
+            streamed: EventResponse = self._streaming.remote(call)
+            return streamed
+        return OneEvent(self._answering.remote(call))
+
     def generate(self, call: GenerationCall) -> AsyncGenerator[TokenEvent, None]:
-        return answer_events(self._model.generate.options(stream=True).remote, call)
+        return answer_events(self._start, call)
 
     async def readiness(self) -> tuple[bool, Mapping[str, Any]]:
         classifier = self._router.current
@@ -129,15 +154,17 @@ class RouterReplica:
             **dataclasses.asdict(self._thresholds(classifier)),
             "reload_problem": self._router.problem,
         }
+        access = {"mode": self._settings.auth.mode, "key_problem": self._keys.problem}
         try:
             async with asyncio.timeout(READINESS_TIMEOUT_S):
                 model = await self._model.info.remote()
         except TimeoutError:
             cause = f"no model replica answered within {READINESS_TIMEOUT_S:.0f} s"
-            return False, {"cause": cause, "router": router}
+            return False, {"cause": cause, "router": router, "access": access}
         except (RayError, BackPressureError) as error:
-            return False, {"cause": f"the model: {type(error).__name__}", "router": router}
-        return True, {**model, "router": router}
+            cause = f"the model: {type(error).__name__}"
+            return False, {"cause": cause, "router": router, "access": access}
+        return True, {**model, "router": router, "access": access}
 
     def record(self, outcome: Outcome) -> None:
         self._metrics.record(outcome)

@@ -59,12 +59,14 @@ async def replica(
         {
             "base_model": "tiny",
             "adapters": str(catalog),
+            "state_dir": str(catalog),
             "router": {"artefact": str(tiny_router_dir)},
         }
     )
     # Serve wraps the class for its own replicas; the model's handle is not used here.
     found = RouterReplica(settings, None)  # type: ignore[arg-type]
     yield found
+    found._keys.stop()
     found._router.stop()
     found._router._thread.join(timeout=10)
     assert not found._router._thread.is_alive()

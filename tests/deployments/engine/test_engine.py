@@ -61,6 +61,20 @@ class ScriptedDecoder:
         return bytes(token_ids).decode("utf-8", errors="replace")
 
 
+class Turnstile(threading.Event):
+    """A gate that lets a step through for each permit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._permits = threading.Semaphore(0)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        return self._permits.acquire(timeout=timeout)
+
+    def let_through(self, num_steps: int) -> None:
+        self._permits.release(num_steps)
+
+
 def request(text: str, adapter: str | None = "a", max_tokens: int = 32, **more: object) -> Request:
     sampling = SamplingParams(max_tokens, **more)  # type: ignore[arg-type]
     return Request(f"r-{text}", tuple(text.encode()), adapter, sampling)
@@ -97,8 +111,15 @@ async def engine(decoder: ScriptedDecoder) -> AsyncIterator[Engine]:
     engine.close()
 
 
-async def test_streams_token_by_token_and_ends_once(engine: Engine) -> None:
-    events = await collect(engine.generate(request("hello")))
+async def test_streams_token_by_token_and_ends_once(
+    engine: Engine, decoder: ScriptedDecoder
+) -> None:
+    decoder.gate = turnstile = Turnstile()
+    turnstile.let_through(1)
+    events = []
+    async for event in engine.generate(request("hello")):
+        events.append(event)
+        turnstile.let_through(1)  # the next step waits for the reader
     last = only_terminal(events)
     assert [e.text for e in events] == ["h", "e", "l", "l", "o", ""]
     assert last.finish_reason is FinishReason.STOP
@@ -106,6 +127,20 @@ async def test_streams_token_by_token_and_ends_once(engine: Engine) -> None:
     assert last.timings.queue_s is not None
     assert last.timings.first_token_s is not None
     assert last.timings.queue_s <= last.timings.first_token_s <= (last.timings.total_s or -1)
+
+
+async def test_a_slow_reader_gets_everything_at_once_and_nobody_waits_for_it(
+    engine: Engine, decoder: ScriptedDecoder
+) -> None:
+    events = engine.generate(request("hello"))
+    decoder.gate = turnstile = Turnstile()
+    turnstile.let_through(1)
+    first = await anext(events)
+    turnstile.let_through(5)
+    await until(lambda: engine.num_running == 0)  # the row ended, and its reader is elsewhere
+    rest = await collect(events)
+    assert [e.text for e in (first, *rest)] == ["h", "ello"]
+    assert only_terminal(rest).num_tokens == 6
 
 
 async def test_without_streaming_there_is_one_event(engine: Engine) -> None:
