@@ -1,6 +1,7 @@
 """Server-sent events: their text, and a response that gives back what it holds however it ends."""
 
 import json
+import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from typing import Any
 
@@ -8,6 +9,8 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from deployments.schema import ApiError
+
+logger = logging.getLogger(__name__)
 
 DONE = "data: [DONE]\n\n"  # how OpenAI ends a stream
 
@@ -42,3 +45,11 @@ class EventStream(StreamingResponse):
         finally:
             await self._body.aclose()
             await self._close()
+
+    async def listen_for_disconnect(self, receive: Receive) -> None:
+        """Ends when the client has left. Ray's `receive` says so by raising that its task was
+        cancelled, which would fill the log with a traceback for each client that leaves."""
+        try:
+            await super().listen_for_disconnect(receive)
+        except Exception as error:
+            logger.debug("a stream's client has left: %s", type(error).__name__)

@@ -139,8 +139,9 @@ def test_a_client_that_left_leaves_no_row_behind(clinic: httpx.Client) -> None:
     body = {"question": "a red rash", "max_tokens": 300, "stream": True, "consult": 2}
     with clinic.stream("POST", "/ask", json=body) as response:
         assert next(response.iter_lines()) == "event: route"
+    whole = {"prompt": "a red rash", "max_tokens": 400, "min_tokens": 400}
     with pytest.raises(httpx.ReadTimeout):
-        clinic.post("/ask", json={**body, "stream": False, "max_tokens": 512}, timeout=0.2)
+        clinic.post("/v1/completions", json=whole, timeout=0.1)
     for _ in range(100):
         report = clinic.get("/readyz").json()
         if report["rows_running"] == report["requests_waiting"] == 0:

@@ -52,9 +52,10 @@ async def test_the_deadline_goes_with_the_call(
     assert default == pytest.approx(time.time() + backend.limits.max_timeout_s, abs=5)
 
 
+@pytest.mark.parametrize("raises", [False, True])
 @pytest.mark.parametrize("consult", [None, 2])
 async def test_a_client_that_leaves_cancels_and_is_charged_what_is_known(
-    backend: ClinicOfFour, caller: Caller, consult: int | None
+    backend: ClinicOfFour, caller: Caller, consult: int | None, raises: bool
 ) -> None:
     """Straight at the ASGI application: httpx's transport reads a stream to its end."""
     backend.stalls_after = 2
@@ -66,6 +67,8 @@ async def test_a_client_that_leaves_cancels_and_is_charged_what_is_known(
             has_begun.set()
             return {"type": "http.request", "body": body, "more_body": False}
         await asyncio.sleep(0.1)
+        if raises:  # as Ray does
+            raise RuntimeError("the task was cancelled")
         return {"type": "http.disconnect"}
 
     sent: list[dict[str, Any]] = []
