@@ -4,7 +4,8 @@
     POST /route                  classification only
     POST /v1/chat/completions    OpenAI's shape; `model`: auto, an adapter, or base
     POST /v1/completions         the prompt asked as one question
-    GET  /v1/models  /healthz  /readyz
+    GET  /v1/models  /v1/operator  /healthz  /readyz
+    GET  /  /static/...          the page (pages.py)
 
 Domain errors become HTTP statuses here and nowhere else.
 """
@@ -41,6 +42,7 @@ from deployments.input_checks import (
     check_length,
     check_text,
 )
+from deployments.pages import page_routes
 from deployments.replies import (
     OpenAIReply,
     ask_reply,
@@ -70,10 +72,12 @@ def create_api(backend: Backend) -> Starlette:
         ("POST", "/v1/chat/completions", api.chat),
         ("POST", "/v1/completions", api.completions),
         ("GET", "/v1/models", api.models),
+        ("GET", "/v1/operator", api.operator),
         ("GET", "/healthz", api.healthz),
         ("GET", "/readyz", api.readyz),
     ]
     routes = [HttpRoute(path, guarded(call), methods=[method]) for method, path, call in table]
+    routes += page_routes()
     handlers: dict[Any, Callable[..., Response]] = {
         ApiError: refuse,
         HTTPException: http_error(sorted(path for _, path, _ in table)),
@@ -130,6 +134,9 @@ class _Api:
 
     async def models(self, request: Request) -> Response:
         return JSONResponse(models_reply(self._backend.clinic))
+
+    async def operator(self, request: Request) -> Response:
+        return JSONResponse(await self._backend.operator_report())
 
     async def healthz(self, request: Request) -> Response:
         return JSONResponse({"status": "ok"})

@@ -18,9 +18,11 @@ from adapters.catalog import load_catalog
 from deployments.api import create_api
 from deployments.calls import AdapterCard, Clinic, GenerationCall, Outcome
 from deployments.engine.request import ErrorInfo, QueueFull, TokenEvent, failed_event
+from deployments.operator_report import OperatorDesk, replica_id
 from deployments.router_reloading import FollowedClassifier
 from deployments.serve_logging import use_serve_handlers
 from deployments.settings import RouterLiveSettings, Settings, SettingsError, parse_strict
+from deployments.traffic import TrafficLog
 from router.classifier import Classifier
 from router.policy import Route, Thresholds, decide, decide_explicit
 
@@ -39,6 +41,8 @@ class RouterReplica:
         self._model = model
         self._live = RouterLiveSettings()
         self._metrics = _RouterMetrics()
+        self._traffic = TrafficLog()
+        self._operator = OperatorDesk(model)
         self._router = FollowedClassifier(settings, lambda: self._live.reload_check_s)
         catalog = load_catalog(settings.catalog_dir)
         entries = catalog.adapters_for(settings.base_model)
@@ -107,8 +111,10 @@ class RouterReplica:
     async def generate(self, call: GenerationCall) -> AsyncGenerator[TokenEvent, None]:
         response = self._model.generate.options(stream=True).remote(call)
         is_finished = False
+        watch = self._traffic.watch()
         try:
             async for event in response:
+                watch.saw(event)
                 is_finished = event.finish_reason is not None
                 yield event
         except BackPressureError as error:
@@ -146,8 +152,16 @@ class RouterReplica:
             return False, {"cause": f"the model: {type(error).__name__}", "router": router}
         return True, {**model, "router": router}
 
+    async def operator_report(self) -> Mapping[str, Any]:
+        return await self._operator.report()
+
+    def traffic(self) -> dict[str, Any]:
+        """This replica's part of the operator's report; Serve calls it through a handle."""
+        return {"replica": replica_id(), "snapshot": self._traffic.snapshot()}
+
     def record(self, outcome: Outcome) -> None:
         self._metrics.record(outcome)
+        self._traffic.record(outcome)
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Never raises: Serve would replace a healthy replica for it."""
