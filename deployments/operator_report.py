@@ -51,7 +51,7 @@ class OperatorDesk:
 def assemble(
     models: list[dict[str, Any]], routers: list[dict[str, Any]], *, generated_at: float
 ) -> dict[str, Any]:
-    """The report. An entry with `problem` stands for a replica that gave no answer.
+    """The report. An entry with `problem` (a code) and `message` is a replica without an answer.
 
     Args:
         models: what `ModelReplica.info` returned, one for each replica.
@@ -91,9 +91,9 @@ class _Roll:
                 # `results_async`, the public way, waits for all or gives up on all.
                 pending = await self._handle.broadcast(method)._fetch_replica_results_async()
         except TimeoutError:
-            return [{"replica": None, "problem": "no replica is running yet"}]
+            return [_problem("not_running", "no replica is running yet")]
         except RayServeException as error:
-            return [{"replica": None, "problem": type(error).__name__}]
+            return [_failed(error)]
         answers = await asyncio.gather(*(_answer(result) for result in pending))
         return self._named(list(answers))
 
@@ -116,6 +116,15 @@ async def _answer(result: Any) -> dict[str, Any]:
             return answer
     except TimeoutError:
         result.cancel()
-        return {"replica": None, "problem": f"no answer within {REPLICA_TIMEOUT_S:.0f} s"}
+        return _problem("no_answer", f"no answer within {REPLICA_TIMEOUT_S:.0f} s")
     except Exception as error:  # whatever the replica raised: the others' answers still count
-        return {"replica": None, "problem": type(error).__name__}
+        return _failed(error)
+
+
+def _failed(error: Exception) -> dict[str, Any]:
+    """Its text stays out of the report: it may quote a question."""
+    return _problem("failed", type(error).__name__)
+
+
+def _problem(code: str, message: str) -> dict[str, Any]:
+    return {"replica": None, "problem": code, "message": message}

@@ -1,6 +1,6 @@
 // Draws GET /v1/operator: figures, replicas, adapters per replica, traffic, confidence.
 import { bar, h } from "./dom.js";
-import { duration, number, percent, span, specialtyName, t } from "./i18n.js";
+import { duration, has, number, percent, span, specialtyName, t } from "./i18n.js";
 
 export function drawReport(box, report) {
   const scrolled = [...box.querySelectorAll(".scroll")].map((region) => region.scrollLeft);
@@ -30,7 +30,7 @@ function table(key, heads, rows) {
   if (!rows.length) return h("p", { class: "note" }, t("operator.nothing"));
   const row = ([first, ...rest]) =>
     h("tr", {}, h("th", { scope: "row" }, first), ...rest.map((cell) => h("td", {}, cell)));
-  return h("div", { class: "scroll", role: "region", tabindex: "0", "aria-label": t(key) },
+  return h("div", { class: "scroll", role: "region", tabindex: "0", "aria-label": t(key), "data-table": key },
     h("table", {},
       h("thead", {}, h("tr", {}, ...heads.map((head) => h("th", { scope: "col" }, head)))),
       h("tbody", {}, ...rows.map(row))));
@@ -73,7 +73,7 @@ function adapters(replicas) {
 /** What one replica holds under a name: a chip for each version (a canary stands beside it). */
 function held(replica, name) {
   const entries = (replica.adapters ?? []).filter((adapter) => adapter.name === name);
-  if (replica.problem) return h("span", { class: "chip bad" }, t("operator.no_answer"));
+  if (replica.problem) return h("span", { class: "chip bad" }, t("problem.no_answer"));
   if (!entries.length) return h("span", { class: "chip off" }, t("operator.absent"));
   return h("span", { class: "chips" }, ...entries.map((entry) => {
     const words = [t("operator.version", { version: entry.version }), label("state", entry.state), label("tier", entry.tier)];
@@ -158,6 +158,7 @@ function routers(replicas) {
 }
 
 /** A silent replica: the problem, and nothing in the cells after it. */
-function problemCells({ problem }, num) {
-  return [h("span", { class: "chip bad" }, problem), ...Array.from({ length: num - 1 }, () => "")];
+function problemCells({ problem, message }, num) {
+  const words = has(`problem.${problem}`) ? t(`problem.${problem}`) : message;
+  return [h("span", { class: "chip bad" }, words), ...Array.from({ length: num - 1 }, () => "")];
 }

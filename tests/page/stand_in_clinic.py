@@ -6,12 +6,14 @@ five words, `full` finds the queue full.
 """
 
 import asyncio
+import socket
 import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from typing import Any
 
 import uvicorn
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deployments.api import create_api
@@ -130,7 +132,7 @@ class StandInBackend:
     async def operator_report(self) -> Mapping[str, Any]:
         routers = [
             {"replica": "a1b2c3d4", "snapshot": self.traffic.snapshot()},
-            {"replica": "e5f6g7h8", "problem": "no answer within 2 s"},
+            {"replica": "e5f6g7h8", "problem": "no_answer", "message": "no answer within 2 s"},
         ]
         return assemble(self.models, routers, generated_at=time.time())
 
@@ -215,18 +217,25 @@ class KeyCheck:
         if wanted is None or given == f"Bearer {wanted}":
             await self._app(scope, receive, send)
             return
-        from starlette.responses import JSONResponse
-
         code = "invalid_api_key" if given else "missing_api_key"
         error = {"message": "send Authorization: Bearer <key>", "type": "invalid_request_error"}
         body = {"error": {**error, "param": None, "code": code}}
         await JSONResponse(body, 401, {"www-authenticate": "Bearer"})(scope, receive, send)
 
 
+class _Server(uvicorn.Server):
+    """Knows its loop, so that another thread can cut its connections."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self.loop = asyncio.get_running_loop()
+        await super().startup(sockets)
+
+
 class StandInClinic:
     """The server, in a thread of this process, on a free loopback port."""
 
     def __init__(self) -> None:
+        self.url = ""
         self.backend = StandInBackend()
         app = create_api(self.backend)
         if "stream" not in AskRequest.model_fields:
@@ -235,21 +244,31 @@ class StandInClinic:
         config = uvicorn.Config(
             self.keys, host="127.0.0.1", port=0, ws="none", lifespan="off", log_config=None
         )
-        self._server = uvicorn.Server(config)
+        self._server = _Server(config)
         self._thread = threading.Thread(target=self._server.run, daemon=True)
 
-    def start(self) -> str:
-        """Returns the address of the page."""
+    def start(self) -> None:
+        """Sets `url`, the address of the page."""
         self._thread.start()
         deadline = time.monotonic() + 20
         while not self._server.started:
             assert time.monotonic() < deadline, "the stand-in clinic did not start within 20 s"
             time.sleep(0.01)
         port = self._server.servers[0].sockets[0].getsockname()[1]
-        return f"http://127.0.0.1:{port}/"
+        self.url = f"http://127.0.0.1:{port}/"
+
+    def cut_streams(self) -> None:
+        """Every connection breaks, as when the machine is lost."""
+        for connection in list(self._server.server_state.connections):
+            self._server.loop.call_soon_threadsafe(connection.transport.abort)
+
+    def wait_until_idle(self, timeout_s: float = 5) -> None:
+        deadline = time.monotonic() + timeout_s
+        while self.backend.num_running:
+            assert time.monotonic() < deadline, f"{self.backend.num_running} answers still run"
+            time.sleep(0.02)
 
     def stop(self) -> None:
-        """At once: streams that are open are cut."""
         self._server.force_exit = True
         self._server.should_exit = True
         self._thread.join(timeout=20)

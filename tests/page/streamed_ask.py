@@ -38,7 +38,9 @@ def with_streamed_ask(app: Starlette, backend: Backend, adapters: Mapping[str, s
             route = (await backend.classify([[question]]))[0]
         heads = _heads(route, asked.get("consult"), adapters)
         calls = [
-            GenerationCall(REQUEST_ID, (Turn("user", question),), h["adapter"], SamplingParams(160), True)
+            GenerationCall(
+                REQUEST_ID, (Turn("user", question),), h["adapter"], SamplingParams(160), True
+            )
             for h in heads
         ]
         answers = [backend.generate(call) for call in calls]
