@@ -116,7 +116,7 @@ async def _answer(result: Any) -> dict[str, Any]:
             return answer
     except TimeoutError:
         result.cancel()
-        return _problem("no_answer", f"no answer within {REPLICA_TIMEOUT_S:.0f} s")
+        return _problem("no_answer", f"no answer within {REPLICA_TIMEOUT_S:g} s")
     except Exception as error:  # whatever the replica raised: the others' answers still count
         return _failed(error)
 

@@ -62,7 +62,7 @@ class TrafficLog:
             "uptime_s": now - self._started_s,
             "requests": dict(self._requests),
             "confidence": list(self._confidence),
-            "num_tokens": sum(n for second, n in self._tokens if now - second <= TOKENS_WINDOW_S),
+            "num_tokens": sum(n for second, n in self._tokens if now - second < TOKENS_WINDOW_S),
             "first_token": _added(slot.first_token for slot in slots),
             "total": _added(slot.total for slot in slots),
         }
