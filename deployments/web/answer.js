@@ -16,6 +16,7 @@ export class Result {
     byId("result").hidden = false;
     byId("ask-view").classList.add("has-result");
     this.draw();
+    scrollToAnswer();
   }
 
   routed(route) {
@@ -91,6 +92,14 @@ export class Result {
       h("p", { class: "facts" }, ...facts(end, isOpen, state)),
     );
   }
+}
+
+/** On a small screen the answer would begin out of sight. */
+function scrollToAnswer() {
+  const result = byId("result");
+  if (result.getBoundingClientRect().top < innerHeight * 0.6) return;
+  const isStill = matchMedia("(prefers-reduced-motion: reduce)").matches;
+  result.scrollIntoView({ behavior: isStill ? "instant" : "smooth", block: "start" });
 }
 
 /** The language of the answer's text; null: the page's own. */

@@ -4,9 +4,11 @@ import { call, ClinicError, problemBox } from "./errors.js";
 import { onLanguage, t } from "./i18n.js";
 import { authorization } from "./key.js";
 import { drawReport } from "./report.js";
-import { setKey } from "./storage.js";
+import { getKey, setKey } from "./storage.js";
 
 const PERIOD_MS = 2000;
+
+const hasKey = () => getKey("admin_key") !== "";
 
 export class OperatorView {
   #isVisible = false;
@@ -47,8 +49,8 @@ export class OperatorView {
     if (!this.#isVisible || this.#isPaused || document.hidden || this.#isAsking) return;
     this.#isAsking = true;
     try {
-      const headers = authorization("admin_key");
-      const response = await call("v1/operator", { headers: headers.authorization ? headers : authorization() });
+      const headers = authorization(hasKey() ? "admin_key" : "key");
+      const response = await call("v1/operator", { headers });
       this.#report = await response.json();
       this.#problem = null;
     } catch (error) {
@@ -73,7 +75,7 @@ export class OperatorView {
     if (wasHidden && this.#needsKey && this.#isVisible) byId("admin-key").focus();
     byId("pause-button").hidden = !hasReport;
     byId("pause-button").textContent = t(this.#isPaused ? "operator.resume" : "operator.pause");
-    byId("forget-button").hidden = !("authorization" in authorization("admin_key")) || this.#needsKey;
+    byId("forget-button").hidden = !hasKey() || this.#needsKey;
     this.#drawState(hasReport);
     byId("report").hidden = !hasReport;
     if (hasReport) drawReport(byId("report"), this.#report);
@@ -81,7 +83,9 @@ export class OperatorView {
 
   /** Drawn only when it changes: an alert that is put back every two seconds is read out each time. */
   #drawProblem() {
-    const problem = this.#problem;
+    // The form alone asks for a first key; a box says what was wrong with one that was given.
+    const isFirst = this.#problem?.status === 401 && !hasKey();
+    const problem = isFirst ? null : this.#problem;
     const signature = problem ? `${problem.key} ${problem.error.message} ${t(problem.key)}` : "";
     const box = byId("operator-problem");
     if (box.dataset.shown === signature) return;

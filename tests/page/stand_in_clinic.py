@@ -39,6 +39,14 @@ ANSWER = (
     "stiff muscles, or a reduced sense of smell years before. A doctor can examine how you move "
     "and decide whether further tests are useful."
 )
+ANSWERS = {  # by adapter; the others say ANSWER
+    "cardiology": "A fast heartbeat with effort is often normal, since muscles need more blood. "
+    "When it comes with chest pain, fainting or breathlessness at rest, an examination with an "
+    "ECG is needed without delay.",
+    "pulmonology": "Breathlessness on the stairs can come from the lungs as well as from the "
+    "heart. Asthma, anemia or a lack of training are common causes. A breathing test shows "
+    "whether the airways are narrowed.",
+}
 SPECIALTIES = (
     "cardiology dermatology endocrinology gastroenterology hematology infectious_disease "
     "nephrology_urology neurology obstetrics_gynecology oncology ophthalmology psychiatry "
@@ -101,7 +109,7 @@ class StandInBackend:
     async def _events(
         self, call: GenerationCall, question: str, started: float
     ) -> AsyncIterator[TokenEvent]:
-        words = ANSWER.split(" ")
+        words = ANSWERS.get(call.adapter or "", ANSWER).split(" ")
         first_s: float | None = None
         count = 0
         while count < len(words) or "endless" in question:

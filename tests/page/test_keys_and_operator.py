@@ -71,6 +71,7 @@ def test_the_operator_gives_the_admin_key(open_page: OpenPage, clinic: StandInCl
     clinic.keys.admin_key = "boss"
     page = open_page("#operator", refusals=True)
     page.get_by_label("Admin key").fill("wrong")
+    assert page.locator("#operator-problem .problem").count() == 0, "nothing was wrong so far"
     page.get_by_role("button", name="Open").click()
     page.get_by_text("not known here, or was revoked").wait_for()
     assert page.locator("#report").is_hidden()

@@ -80,6 +80,16 @@ def test_a_phone_needs_no_horizontal_scroll(open_page: OpenPage, locale: str) ->
     assert page.evaluate(width) == 360
 
 
+def test_on_a_phone_the_answer_comes_into_sight(open_page: OpenPage) -> None:
+    page = open_page(viewport={"width": 360, "height": 640}, reduced_motion="reduce")
+    page.locator("#duty li").first.wait_for()
+    page.locator("#ask-button").scroll_into_view_if_needed()
+    ask(page, QUESTION)
+    wait_until_answered(page)
+    top = page.locator(".who-name").evaluate("e => e.getBoundingClientRect().top")
+    assert 0 <= top < 320
+
+
 def focused(page: "Page") -> str:
     described: str = page.evaluate(
         "document.activeElement.id || document.activeElement.textContent.trim()"
