@@ -1,7 +1,7 @@
 // One question and its answers on the page. Everything is drawn from `state`, so that a change of
 // language can draw it again; tokens alone are appended where they belong.
 import { bar, byId, h } from "./dom.js";
-import { problemBox } from "./errors.js";
+import { ClinicError, problemBox } from "./errors.js";
 import { marked } from "./evidence.js";
 import { duration, has, number, percent, specialtyName, t } from "./i18n.js";
 
@@ -88,7 +88,7 @@ export class Result {
       { class: "card opinion" },
       cardHead(head, state.route),
       body,
-      end?.error ? problemBox({ error: end.error, key: errorKey(end.error), retryAfter: null }) : null,
+      end?.error && !state.problem ? problemBox(failureOf(end.error)) : null,
       h("p", { class: "facts" }, ...facts(end, isOpen, state)),
     );
   }
@@ -96,10 +96,9 @@ export class Result {
 
 /** On a small screen the answer would begin out of sight. */
 function scrollToAnswer() {
-  const result = byId("result");
-  if (result.getBoundingClientRect().top < innerHeight * 0.6) return;
+  if (byId("opinions").getBoundingClientRect().top < innerHeight * 0.6) return;
   const isStill = matchMedia("(prefers-reduced-motion: reduce)").matches;
-  result.scrollIntoView({ behavior: isStill ? "instant" : "smooth", block: "start" });
+  byId("result").scrollIntoView({ behavior: isStill ? "instant" : "smooth", block: "start" });
 }
 
 /** The language of the answer's text; null: the page's own. */
@@ -108,7 +107,8 @@ function spoken(route) {
   return route.notice === "language_not_supported" ? "en" : route.language;
 }
 
-const errorKey = ({ code }) => (has(`error.${code}`) ? `error.${code}` : "error.server");
+/** Of one opinion among several; when all have failed, the box above the answers says it once. */
+const failureOf = (error) => new ClinicError(500, error);
 
 function cardHead(head, route) {
   if (!head) return h("header", {}, h("h3", { class: "who-name pending" }, t("result.routing")));
@@ -129,7 +129,7 @@ function cardHead(head, route) {
 /** The line under an answer: how it ended, how long it is, how long it took. */
 function facts(end, isOpen, state) {
   if (isOpen) return [t(state.phase === "routing" ? "result.reading" : "result.writing")];
-  if (!end) return [t(state.phase === "stopped" ? "finish.stopped_by_you" : "finish.cut")];
+  if (!end || end.error) return [t(state.phase === "stopped" ? "finish.stopped_by_you" : "finish.cut")];
   const parts = [];
   if (end.finish_reason) parts.push(t(`finish.${end.finish_reason}`));
   if (end.usage) parts.push(t("result.tokens", { n: number(end.usage.completion_tokens) }));
@@ -151,7 +151,8 @@ function why({ route, opinions }) {
     second,
     reason: route.reason,
   });
-  const routeMs = [...opinions.values()].map((o) => o.end?.timings_ms?.route).find((ms) => ms > 0);
+  const times = [...opinions.values()].map((opinion) => opinion.end?.timings_ms?.route);
+  const routeMs = route.confidence === null ? undefined : times.find((ms) => ms !== undefined);
   return [
     h("div", {},
       h("p", { class: "reason" }, reason),
