@@ -172,7 +172,7 @@ class AskPage {
     ask.hidden = isRunning;
     stop.hidden = !isRunning;
     byId("welcome").hidden = true;
-    if (had) (isRunning ? stop : ask).focus();
+    if (had) (isRunning ? stop : ask).focus({ preventScroll: true });
   }
 }
 
