@@ -172,6 +172,7 @@ class AskPage {
     ask.hidden = isRunning;
     stop.hidden = !isRunning;
     byId("welcome").hidden = true;
+    byId("ask-view").classList.toggle("is-running", isRunning);
     if (had) (isRunning ? stop : ask).focus({ preventScroll: true });
   }
 }

@@ -80,11 +80,18 @@ def test_a_phone_needs_no_horizontal_scroll(open_page: OpenPage, locale: str) ->
     assert page.evaluate(width) == 360
 
 
-def test_on_a_phone_the_answer_comes_into_sight(open_page: OpenPage) -> None:
+def test_on_a_phone_the_answer_comes_into_sight_and_stop_stays_at_hand(
+    open_page: OpenPage, clinic: StandInClinic
+) -> None:
+    clinic.backend.word_s = 0.03
     page = open_page(viewport={"width": 360, "height": 640}, reduced_motion="reduce")
     page.locator("#duty li").first.wait_for()
     page.locator("#ask-button").scroll_into_view_if_needed()
     ask(page, QUESTION)
+    page.locator(".opinion .text.open:not(.waiting)").wait_for()
+    stop = page.locator("#stop-button").bounding_box()
+    assert stop is not None
+    assert 500 < stop["y"] < 640
     wait_until_answered(page)
     top = page.locator(".who-name").evaluate("e => e.getBoundingClientRect().top")
     assert 0 <= top < 320
