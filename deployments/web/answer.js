@@ -160,7 +160,7 @@ function why({ route, opinions }) {
       h("p", { class: "facts" },
         h("span", {}, t(has(`language.${route.language}`) ? `language.${route.language}` : "language.other")),
         routeMs === undefined ? null : h("span", {}, t("timing.route", { time: duration(routeMs) })))),
-    listed("why.sure", "bars", route.alternatives.map(alternative)),
+    listed(route.in_scope === false ? "why.sure_if" : "why.sure", "bars", route.alternatives.map(alternative)),
     listed("why.evidence", "phrases", route.evidence.map((phrase) => h("li", {}, phrase))),
   ].filter((part) => part !== null);
 }

@@ -38,6 +38,8 @@ function table(key, heads, rows) {
 
 function tiles({ models: modelReplicas, routers: routerReplicas, all_routers: all, windows_s: windows }) {
   const up = (replicas) => replicas.filter((replica) => !replica.problem).length;
+  const numUp = [up(modelReplicas), up(routerReplicas)];
+  const numSilent = modelReplicas.length + routerReplicas.length - numUp[0] - numUp[1];
   const running = sum(modelReplicas, "rows_running");
   const waiting = sum(modelReplicas, "requests_waiting");
   const tile = (label, value, more) =>
@@ -48,8 +50,8 @@ function tiles({ models: modelReplicas, routers: routerReplicas, all_routers: al
     tile(t("tile.first_token"), duration(all.first_token_ms.p50), t("tile.p95", { time: duration(all.first_token_ms.p95) })),
     tile(t("tile.total"), duration(all.total_ms.p50), t("tile.p95", { time: duration(all.total_ms.p95) })),
     tile(t("tile.rows"), number(running), t("tile.waiting", { n: number(waiting) })),
-    tile(t("tile.replicas"), `${up(modelReplicas)} + ${up(routerReplicas)}`,
-      t("tile.of", { n: number(modelReplicas.length), m: number(routerReplicas.length) })));
+    tile(t("tile.replicas"), numUp.map((num) => number(num)).join(" + "),
+      numSilent ? t("tile.silent", { n: number(numSilent) }) : t("tile.kinds")));
 }
 
 const sum = (entries, field) => entries.reduce((total, entry) => total + (entry[field] ?? 0), 0);

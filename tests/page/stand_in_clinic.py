@@ -155,7 +155,7 @@ def route_of(question: str) -> Route:
         return _route(None, Reason.OUT_OF_SCOPE, top, (), "en", in_scope=False)
     if "stairs" in lowered:
         top = (("cardiology", 0.52), ("pulmonology", 0.38), ("endocrinology", 0.04))
-        return _route(None, Reason.AMBIGUOUS, top, ("heart races", "stairs"), "en")
+        return _route(None, Reason.AMBIGUOUS, top, ("heart", "climb stairs"), "en")
     if "eczéma" in lowered:
         top = (("dermatology", 0.9713), ("infectious_disease", 0.0124), ("hematology", 0.003))
         return _route("dermatology", Reason.CONFIDENT, top, ("eczema", "contagieux"), "fr")

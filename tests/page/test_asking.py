@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 PARKINSON = "What are the first signs of Parkinson's disease?"
 ECZEMA_FR = "Qu'est-ce que l'eczéma, et est-ce contagieux ?"
-STAIRS = "My heart races when I climb the stairs. What could it be?"
+STAIRS = "My heart races and I am short of breath when I climb stairs."
 
 
 def said(page: "Page", selector: str) -> str:
