@@ -25,12 +25,15 @@ function section(key, ...content) {
   return h("section", { class: "card panel" }, h("h2", { class: "small-title" }, t(key)), ...content);
 }
 
-/** `rows`: lists of cells (text or element); the first cell of each is its header. */
-function table(key, heads, rows) {
+/**
+ * `rows`: lists of cells (text or element); the first cell of each is its header.
+ * `hides`: "second" leaves the second column out on a phone.
+ */
+function table(key, heads, rows, hides = null) {
   if (!rows.length) return h("p", { class: "note" }, t("operator.nothing"));
   const row = ([first, ...rest]) =>
     h("tr", {}, h("th", { scope: "row" }, first), ...rest.map((cell) => h("td", {}, cell)));
-  return h("div", { class: "scroll", role: "region", tabindex: "0", "aria-label": t(key), "data-table": key },
+  return h("div", { class: "scroll", role: "region", tabindex: "0", "aria-label": t(key), "data-hides": hides },
     h("table", {},
       h("thead", {}, h("tr", {}, ...heads.map((head) => h("th", { scope: "col" }, head)))),
       h("tbody", {}, ...rows.map(row))));
@@ -60,16 +63,26 @@ const shortName = (replica) => (replica ? replica.slice(0, 6) : t("operator.unkn
 
 /** One row for each adapter, one column for each model replica: version, state, tier. */
 function adapters(replicas) {
-  const names = [...new Set(replicas.flatMap((r) => (r.adapters ?? []).map((a) => a.name)))].sort();
-  const specialtyOf = (name) =>
-    replicas.flatMap((r) => r.adapters ?? []).find((a) => a.name === name).specialty;
+  const entries = replicas.flatMap((replica) => replica.adapters ?? []);
+  const names = [...new Set(entries.map((entry) => entry.name))].sort();
+  const hasSpecialty = entries.some((entry) => entry.specialty);
+  const specialtyOf = (name) => entries.find((entry) => entry.name === name).specialty;
   const rows = names.map((name) => [
     name,
-    specialtyName(specialtyOf(name)),
+    ...(hasSpecialty ? [specialtyName(specialtyOf(name))] : []),
     ...replicas.map((replica) => held(replica, name)),
   ]);
-  const heads = [t("col.adapter"), t("col.specialty"), ...replicas.map((r) => shortName(r.replica))];
-  return table("operator.adapters", heads, rows);
+  const heads = [t("col.adapter"), ...(hasSpecialty ? [t("col.specialty")] : []), ...replicas.map((r) => shortName(r.replica))];
+  return h("div", {}, table("operator.adapters", heads, rows, hasSpecialty ? "second" : null), adapterErrors(replicas));
+}
+
+/** What a replica could not load or read, in the server's words. */
+function adapterErrors(replicas) {
+  const lines = replicas.flatMap(({ replica, adapters: entries = [], adapters_error: whole }) => [
+    ...(whole ? [`${shortName(replica)}: ${whole}`] : []),
+    ...entries.filter((e) => e.error).map((e) => `${shortName(replica)}, ${e.name}: ${e.error}`),
+  ]);
+  return lines.length ? h("ul", { class: "errors", lang: "en" }, ...lines.map((line) => h("li", {}, line))) : null;
 }
 
 /** What one replica holds under a name: a chip for each version (a canary stands beside it). */
@@ -79,7 +92,7 @@ function held(replica, name) {
   if (!entries.length) return h("span", { class: "chip off" }, t("operator.absent"));
   return h("span", { class: "chips" }, ...entries.map((entry) => {
     const words = [t("operator.version", { version: entry.version }), label("state", entry.state), label("tier", entry.tier)];
-    const kind = entry.state === "canary" ? "canary" : entry.state === "disabled" ? "off" : "good";
+    const kind = entry.error ? "bad" : entry.state === "canary" ? "canary" : entry.state === "disabled" ? "off" : "good";
     return h("span", { class: `chip ${kind}` }, words.filter(Boolean).join(", "));
   }));
 }

@@ -110,6 +110,23 @@ def test_the_report_names_every_replica(open_page: OpenPage, clinic: StandInClin
     assert len(bins) == 10
 
 
+def test_what_a_replica_could_not_load_is_said(open_page: OpenPage, clinic: StandInClinic) -> None:
+    """The shape of a live catalogue: no specialty beside an adapter, its error instead."""
+    first, second = clinic.backend.models
+    entry = {"name": "cardiology", "version": "4", "tier": "disk", "error": "rank 99 is above 64"}
+    first["adapters"] = [entry]
+    second |= {"adapters": [], "adapters_error": "the catalogue cannot be read"}
+    page = open_page("#operator")
+    page.locator("#report table").first.wait_for()
+    assert rows(page, "Adapters on each model replica") == [
+        ["cardiology", "v4, on disk", "not held"]
+    ]
+    assert page.locator("#report .errors li").all_inner_texts() == [
+        "k3v9qa, cardiology: rank 99 is above 64",
+        "p7m2zx: the catalogue cannot be read",
+    ]
+
+
 def test_it_is_live_and_can_be_paused(open_page: OpenPage, clinic: StandInClinic) -> None:
     page = open_page("#operator")
     requests = page.locator(".tile dd").first
