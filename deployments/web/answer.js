@@ -54,7 +54,8 @@ export class Result {
     if (!state) return;
     const evidence = state.route?.evidence ?? [];
     byId("asked").replaceChildren(
-      h("span", { class: "asked-label" }, t("result.asked")), " ",
+      h("span", { class: "asked-label" }, t("result.asked")),
+      " ",
       h("q", {}, ...marked(state.question, evidence)),
     );
     const { problem, actions } = state;
@@ -69,7 +70,9 @@ export class Result {
   #drawOpinions(state) {
     this.#texts.clear();
     const failedEarly = state.phase !== "routing" && state.route === null;
-    const cards = failedEarly ? [] : [...state.opinions].map(([key, o]) => this.#card(key, o, state));
+    const cards = failedEarly
+      ? []
+      : [...state.opinions].map(([key, o]) => this.#card(key, o, state));
     const box = byId("opinions");
     box.dataset.count = String(cards.length);
     box.setAttribute("aria-busy", String(state.phase === "routing" || state.phase === "answering"));
@@ -82,7 +85,11 @@ export class Result {
     const node = document.createTextNode(text);
     this.#texts.set(key, node);
     const waiting = isOpen && !text ? " waiting" : "";
-    const body = h("p", { class: `text${isOpen ? " open" : ""}${waiting}`, lang: spoken(state.route) }, node);
+    const body = h(
+      "p",
+      { class: `text${isOpen ? " open" : ""}${waiting}`, lang: spoken(state.route) },
+      node,
+    );
     return h(
       "section",
       { class: "card opinion" },
@@ -120,16 +127,23 @@ function cardHead(head, route) {
   return h(
     "header",
     {},
-    h("h3", { class: "who-name" }, head.specialty ? specialtyName(head.specialty) : t("result.generalist")),
+    h(
+      "h3",
+      { class: "who-name" },
+      head.specialty ? specialtyName(head.specialty) : t("result.generalist"),
+    ),
     h("p", { class: "by" }, by),
-    isShown ? h("p", { class: "share" }, bar(head.probability), h("span", {}, percent(head.probability))) : null,
+    isShown
+      ? h("p", { class: "share" }, bar(head.probability), h("span", {}, percent(head.probability)))
+      : null,
   );
 }
 
 /** The line under an answer: how it ended, how long it is, how long it took. */
 function facts(end, isOpen, state) {
   if (isOpen) return [t(state.phase === "routing" ? "result.reading" : "result.writing")];
-  if (!end || end.error) return [t(state.phase === "stopped" ? "finish.stopped_by_you" : "finish.cut")];
+  if (!end || end.error)
+    return [t(state.phase === "stopped" ? "finish.stopped_by_you" : "finish.cut")];
   const parts = [];
   if (end.finish_reason) parts.push(t(`finish.${end.finish_reason}`));
   if (end.usage) parts.push(t("result.tokens", { n: number(end.usage.completion_tokens) }));
@@ -154,14 +168,34 @@ function why({ route, opinions }) {
   const times = [...opinions.values()].map((opinion) => opinion.end?.timings_ms?.route);
   const routeMs = route.confidence === null ? undefined : times.find((ms) => ms !== undefined);
   return [
-    h("div", {},
+    h(
+      "div",
+      {},
       h("p", { class: "reason" }, reason),
       route.notice ? h("p", { class: "notice" }, noticeText(route.notice)) : null,
-      h("p", { class: "facts" },
-        h("span", {}, t(has(`language.${route.language}`) ? `language.${route.language}` : "language.other")),
-        routeMs === undefined ? null : h("span", {}, t("timing.route", { time: duration(routeMs) })))),
-    listed(route.in_scope === false ? "why.sure_if" : "why.sure", "bars", route.alternatives.map(alternative)),
-    listed("why.evidence", "phrases", route.evidence.map((phrase) => h("li", {}, phrase))),
+      h(
+        "p",
+        { class: "facts" },
+        h(
+          "span",
+          {},
+          t(has(`language.${route.language}`) ? `language.${route.language}` : "language.other"),
+        ),
+        routeMs === undefined
+          ? null
+          : h("span", {}, t("timing.route", { time: duration(routeMs) })),
+      ),
+    ),
+    listed(
+      route.in_scope === false ? "why.sure_if" : "why.sure",
+      "bars",
+      route.alternatives.map(alternative),
+    ),
+    listed(
+      "why.evidence",
+      "phrases",
+      route.evidence.map((phrase) => h("li", {}, phrase)),
+    ),
   ].filter((part) => part !== null);
 }
 
@@ -172,6 +206,11 @@ const listed = (key, name, items) =>
   items.length ? h("div", {}, h("h4", {}, t(key)), h("ul", { class: name }, ...items)) : null;
 
 function alternative({ specialty, probability }) {
-  return h("li", {}, h("span", { class: "name" }, specialtyName(specialty)),
-    h("span", { class: "value" }, percent(probability)), bar(probability));
+  return h(
+    "li",
+    {},
+    h("span", { class: "name" }, specialtyName(specialty)),
+    h("span", { class: "value" }, percent(probability)),
+    bar(probability),
+  );
 }

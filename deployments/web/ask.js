@@ -69,12 +69,19 @@ class AskPage {
     const { specialties, withoutAdapter } = this.#roster;
     const option = (name) => h("option", { value: name }, specialtyName(name));
     const sorted = [...specialties].sort((a, b) =>
-      specialtyName(a).localeCompare(specialtyName(b), currentLanguage()));
+      specialtyName(a).localeCompare(specialtyName(b), currentLanguage()),
+    );
     const group = (label, names) =>
       names.length ? [h("optgroup", { label }, ...names.map(option))] : [];
     select.replaceChildren(
-      ...group(t("duty.with"), sorted.filter((name) => !withoutAdapter.has(name))),
-      ...group(t("duty.without"), sorted.filter((name) => withoutAdapter.has(name))),
+      ...group(
+        t("duty.with"),
+        sorted.filter((name) => !withoutAdapter.has(name)),
+      ),
+      ...group(
+        t("duty.without"),
+        sorted.filter((name) => withoutAdapter.has(name)),
+      ),
     );
     if (specialties.includes(chosen)) select.value = chosen;
   }

@@ -54,14 +54,22 @@ export async function call(path, options = {}) {
 /** A box that says it; `actions` are buttons. */
 export function problemBox(error, ...actions) {
   const { limit, message } = error.error;
-  const next = error.retryAfter !== null ? t("error.retry_after", { n: number(error.retryAfter) }) : null;
+  const next =
+    error.retryAfter !== null ? t("error.retry_after", { n: number(error.retryAfter) }) : null;
   const said = message ? h("p", { class: "said", lang: "en" }, message) : null;
-  const id = error.requestId ? h("p", { class: "said" }, `${t("error.request_id")} ${error.requestId}`) : null;
-  const details = said || id ? h("details", {}, h("summary", {}, t("error.details")), said, id) : null;
+  const id = error.requestId
+    ? h("p", { class: "said" }, `${t("error.request_id")} ${error.requestId}`)
+    : null;
+  const details =
+    said || id ? h("details", {}, h("summary", {}, t("error.details")), said, id) : null;
   return h(
     "div",
     { class: "problem" },
-    h("p", { class: "problem-text" }, t(error.key, { limit: limit === undefined ? "?" : number(limit) })),
+    h(
+      "p",
+      { class: "problem-text" },
+      t(error.key, { limit: limit === undefined ? "?" : number(limit) }),
+    ),
     next ? h("p", {}, next) : null,
     details,
     actions.length ? h("div", { class: "inline" }, ...actions) : null,

@@ -94,7 +94,13 @@ export class OperatorView {
   }
 
   #drawState(hasReport) {
-    const key = this.#isPaused ? "paused" : this.#problem ? "stale" : hasReport ? "live" : "loading";
+    const key = this.#isPaused
+      ? "paused"
+      : this.#problem
+        ? "stale"
+        : hasReport
+          ? "live"
+          : "loading";
     const state = byId("live-state");
     if (state.dataset.state === key && state.textContent === t(`operator.${key}`)) return;
     state.dataset.state = key;

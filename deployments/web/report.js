@@ -1,6 +1,8 @@
 // Draws GET /v1/operator: figures, replicas, adapters per replica, traffic, confidence.
+import { adapters } from "./adapters.js";
 import { bar, h } from "./dom.js";
 import { duration, has, number, percent, span, specialtyName, t } from "./i18n.js";
+import { shortName, table } from "./table.js";
 
 export function drawReport(box, report) {
   const scrolled = [...box.querySelectorAll(".scroll")].map((region) => region.scrollLeft);
@@ -8,9 +10,12 @@ export function drawReport(box, report) {
   box.replaceChildren(
     tiles(report),
     section("operator.adapters", adapters(report.models)),
-    h("div", { class: "pair" },
+    h(
+      "div",
+      { class: "pair" },
       section("operator.confidence", histogram(report.all_routers.confidence)),
-      section("operator.traffic", traffic(report.all_routers))),
+      section("operator.traffic", traffic(report.all_routers)),
+    ),
     section("operator.models", models(report.models)),
     section("operator.routers", routers(report.routers)),
   );
@@ -22,24 +27,20 @@ export function drawReport(box, report) {
 }
 
 function section(key, ...content) {
-  return h("section", { class: "card panel" }, h("h2", { class: "small-title" }, t(key)), ...content);
+  return h(
+    "section",
+    { class: "card panel" },
+    h("h2", { class: "small-title" }, t(key)),
+    ...content,
+  );
 }
 
-/**
- * `rows`: lists of cells (text or element); the first cell of each is its header.
- * `hides`: "second" leaves the second column out on a phone.
- */
-function table(key, heads, rows, hides = null) {
-  if (!rows.length) return h("p", { class: "note" }, t("operator.nothing"));
-  const row = ([first, ...rest]) =>
-    h("tr", {}, h("th", { scope: "row" }, first), ...rest.map((cell) => h("td", {}, cell)));
-  return h("div", { class: "scroll", role: "region", tabindex: "0", "aria-label": t(key), "data-hides": hides },
-    h("table", {},
-      h("thead", {}, h("tr", {}, ...heads.map((head) => h("th", { scope: "col" }, head)))),
-      h("tbody", {}, ...rows.map(row))));
-}
-
-function tiles({ models: modelReplicas, routers: routerReplicas, all_routers: all, windows_s: windows }) {
+function tiles({
+  models: modelReplicas,
+  routers: routerReplicas,
+  all_routers: all,
+  windows_s: windows,
+}) {
   const up = (replicas) => replicas.filter((replica) => !replica.problem).length;
   const numUp = [up(modelReplicas), up(routerReplicas)];
   const numSilent = modelReplicas.length + routerReplicas.length - numUp[0] - numUp[1];
@@ -47,65 +48,39 @@ function tiles({ models: modelReplicas, routers: routerReplicas, all_routers: al
   const waiting = sum(modelReplicas, "requests_waiting");
   const tile = (label, value, more) =>
     h("div", { class: "tile" }, h("dt", {}, label), h("dd", {}, value, h("small", {}, more)));
-  return h("dl", { class: "tiles" },
-    tile(t("tile.requests"), number(all.num_requests), t("tile.uptime", { time: span(all.uptime_s) })),
-    tile(t("tile.tokens"), number(all.tokens_per_s, 1), t("tile.window", { time: span(windows.tokens) })),
-    tile(t("tile.first_token"), duration(all.first_token_ms.p50), t("tile.p95", { time: duration(all.first_token_ms.p95) })),
-    tile(t("tile.total"), duration(all.total_ms.p50), t("tile.p95", { time: duration(all.total_ms.p95) })),
+  return h(
+    "dl",
+    { class: "tiles" },
+    tile(
+      t("tile.requests"),
+      number(all.num_requests),
+      t("tile.uptime", { time: span(all.uptime_s) }),
+    ),
+    tile(
+      t("tile.tokens"),
+      number(all.tokens_per_s, 1),
+      t("tile.window", { time: span(windows.tokens) }),
+    ),
+    tile(
+      t("tile.first_token"),
+      duration(all.first_token_ms.p50),
+      t("tile.p95", { time: duration(all.first_token_ms.p95) }),
+    ),
+    tile(
+      t("tile.total"),
+      duration(all.total_ms.p50),
+      t("tile.p95", { time: duration(all.total_ms.p95) }),
+    ),
     tile(t("tile.rows"), number(running), t("tile.waiting", { n: number(waiting) })),
-    tile(t("tile.replicas"), numUp.map((num) => number(num)).join(" + "),
-      numSilent ? t("tile.silent", { n: number(numSilent) }) : t("tile.kinds")));
+    tile(
+      t("tile.replicas"),
+      numUp.map((num) => number(num)).join(" + "),
+      numSilent ? t("tile.silent", { n: number(numSilent) }) : t("tile.kinds"),
+    ),
+  );
 }
 
 const sum = (entries, field) => entries.reduce((total, entry) => total + (entry[field] ?? 0), 0);
-
-const shortName = (replica) => (replica ? replica.slice(0, 6) : t("operator.unknown_replica"));
-
-/** One row for each adapter, one column for each model replica: version, state, tier. */
-function adapters(replicas) {
-  const entries = replicas.flatMap((replica) => replica.adapters ?? []);
-  const names = [...new Set(entries.map((entry) => entry.name))].sort();
-  const hasSpecialty = entries.some((entry) => entry.specialty);
-  const specialtyOf = (name) => entries.find((entry) => entry.name === name).specialty;
-  const rows = names.map((name) => [
-    name,
-    ...(hasSpecialty ? [specialtyName(specialtyOf(name))] : []),
-    ...replicas.map((replica) => held(replica, name)),
-  ]);
-  const heads = [t("col.adapter"), ...(hasSpecialty ? [t("col.specialty")] : []), ...replicas.map((r) => shortName(r.replica))];
-  return h("div", {}, table("operator.adapters", heads, rows, hasSpecialty ? "second" : null), adapterErrors(replicas));
-}
-
-/** What a replica could not load or read, in the server's words. */
-function adapterErrors(replicas) {
-  const lines = replicas.flatMap(({ replica, adapters: entries = [], adapters_error: whole }) => [
-    ...(whole ? [`${shortName(replica)}: ${whole}`] : []),
-    ...entries.filter((e) => e.error).map((e) => `${shortName(replica)}, ${e.name}: ${e.error}`),
-  ]);
-  return lines.length ? h("ul", { class: "errors", lang: "en" }, ...lines.map((line) => h("li", {}, line))) : null;
-}
-
-/** What one replica holds under a name: a chip for each version (a canary stands beside it). */
-function held(replica, name) {
-  const entries = (replica.adapters ?? []).filter((adapter) => adapter.name === name);
-  if (replica.problem) return h("span", { class: "chip bad" }, t("problem.no_answer"));
-  if (!entries.length) return h("span", { class: "chip off" }, t("operator.absent"));
-  return h("span", { class: "chips" }, ...entries.map((entry) => {
-    const words = [t("operator.version", { version: entry.version }), label("state", entry.state), label("tier", entry.tier)];
-    const kind = entry.error ? "bad" : entry.state === "canary" ? "canary" : entry.state === "disabled" ? "off" : "good";
-    return h("span", { class: `chip ${kind}` }, words.filter(Boolean).join(", "));
-  }));
-}
-
-const STATES = new Set(["active", "canary", "disabled"]);
-const TIERS = new Set(["device", "host", "disk", "remote"]);
-
-/** The report's own word where the catalogue has none: newer servers may have more states. */
-function label(kind, value) {
-  if (value === null || value === undefined) return null;
-  const known = kind === "state" ? STATES : TIERS;
-  return known.has(value) ? t(`${kind}.${value}`) : String(value);
-}
 
 function histogram(counts) {
   const all = counts.reduce((a, b) => a + b, 0);
@@ -113,15 +88,27 @@ function histogram(counts) {
   const most = Math.max(...counts);
   const columns = counts.map((count, bin) => {
     const range = `${bin * 10}-${bin * 10 + 10}`;
-    const column = h("li", {}, h("span", { class: "count" }, count ? number(count) : ""),
+    const column = h(
+      "li",
+      {},
+      h("span", { class: "count" }, count ? number(count) : ""),
       h("span", { class: "column", "aria-hidden": "true" }),
-      h("span", { class: "bin" }, h("span", { "aria-hidden": "true" }, number(bin * 10)),
-        h("span", { class: "visually-hidden" }, t("operator.bin", { range, n: number(count) }))));
+      h(
+        "span",
+        { class: "bin" },
+        h("span", { "aria-hidden": "true" }, number(bin * 10)),
+        h("span", { class: "visually-hidden" }, t("operator.bin", { range, n: number(count) })),
+      ),
+    );
     column.style.setProperty("--share", String(count / most));
     return column;
   });
-  return h("div", {}, h("ol", { class: "histogram" }, ...columns),
-    h("p", { class: "note" }, t("operator.confidence_note", { n: number(all) })));
+  return h(
+    "div",
+    {},
+    h("ol", { class: "histogram" }, ...columns),
+    h("p", { class: "note" }, t("operator.confidence_note", { n: number(all) })),
+  );
 }
 
 function traffic({ requests, num_requests: all }) {
@@ -132,43 +119,63 @@ function traffic({ requests, num_requests: all }) {
     number(count),
     h("span", { class: "share" }, bar(count / all), h("span", {}, percent(count / all))),
   ]);
-  const heads = ["specialty", "adapter", "outcome", "count", "share"].map((name) => t(`col.${name}`));
+  const heads = ["specialty", "adapter", "outcome", "count", "share"].map((name) =>
+    t(`col.${name}`),
+  );
   return table("operator.traffic", heads, rows);
 }
 
 function models(replicas) {
   const rows = replicas.map((replica) => [
     shortName(replica.replica),
-    ...(replica.problem ? problemCells(replica, 6) : [
-      number(replica.rows_running),
-      number(replica.requests_waiting),
-      number(replica.adapters.length),
-      skipped(replica),
-      h("code", {}, replica.decoder),
-      `${replica.device}, ${replica.dtype}`,
-    ]),
+    ...(replica.problem
+      ? problemCells(replica, 6)
+      : [
+          number(replica.rows_running),
+          number(replica.requests_waiting),
+          number(replica.adapters.length),
+          skipped(replica),
+          h("code", {}, replica.decoder),
+          `${replica.device}, ${replica.dtype}`,
+        ]),
   ]);
-  const heads = ["replica", "running", "waiting", "adapters", "skipped", "decoder", "device"].map((name) => t(`col.${name}`));
+  const heads = ["replica", "running", "waiting", "adapters", "skipped", "decoder", "device"].map(
+    (name) => t(`col.${name}`),
+  );
   return table("operator.models", heads, rows);
 }
 
 function skipped({ adapters_skipped: why = {} }) {
   const names = Object.keys(why);
-  return names.length ? h("span", { title: Object.entries(why).map((pair) => pair.join(": ")).join("\n") }, names.join(", ")) : number(0);
+  return names.length
+    ? h(
+        "span",
+        {
+          title: Object.entries(why)
+            .map((pair) => pair.join(": "))
+            .join("\n"),
+        },
+        names.join(", "),
+      )
+    : number(0);
 }
 
 function routers(replicas) {
   const rows = replicas.map((replica) => [
     shortName(replica.replica),
-    ...(replica.problem ? problemCells(replica, 5) : [
-      span(replica.uptime_s),
-      number(replica.num_requests),
-      number(replica.tokens_per_s, 1),
-      `${duration(replica.first_token_ms.p50)} / ${duration(replica.first_token_ms.p95)}`,
-      `${duration(replica.total_ms.p50)} / ${duration(replica.total_ms.p95)}`,
-    ]),
+    ...(replica.problem
+      ? problemCells(replica, 5)
+      : [
+          span(replica.uptime_s),
+          number(replica.num_requests),
+          number(replica.tokens_per_s, 1),
+          `${duration(replica.first_token_ms.p50)} / ${duration(replica.first_token_ms.p95)}`,
+          `${duration(replica.total_ms.p50)} / ${duration(replica.total_ms.p95)}`,
+        ]),
   ]);
-  const heads = ["replica", "uptime", "count", "tokens", "first_token", "total"].map((name) => t(`col.${name}`));
+  const heads = ["replica", "uptime", "count", "tokens", "first_token", "total"].map((name) =>
+    t(`col.${name}`),
+  );
   return table("operator.routers", heads, rows);
 }
 

@@ -43,7 +43,9 @@ export class Roster {
   #draw() {
     const isReady = this.#state === "ready";
     byId("duty-state").textContent = isReady ? "" : t(`duty.${this.#state}`);
-    const byName = [...this.specialties].sort((a, b) => specialtyName(a).localeCompare(specialtyName(b)));
+    const byName = [...this.specialties].sort((a, b) =>
+      specialtyName(a).localeCompare(specialtyName(b)),
+    );
     byId("duty").replaceChildren(...byName.map((name) => this.#line(name)));
     byId("foot-model").textContent = isReady
       ? t("foot.model", { model: this.#model.base_model, device: this.#model.device })

@@ -94,6 +94,7 @@ async def _stream(
     tasks = [asyncio.create_task(pump(number)) for number in range(len(answers))]
     try:
         num_open = len(tasks)
+        errors: list[dict[str, Any]] = []
         while num_open:
             number, event = await queue.get()
             if event.finish_reason is None:
@@ -104,12 +105,15 @@ async def _stream(
             head = heads[number]
             backend.record(Outcome(head["specialty"], head["adapter"], outcome, route.confidence))
             if event.error is not None:
-                error = dataclasses.asdict(event.error) | {"request_id": REQUEST_ID}
-                yield _event("error", {"error": error})
-                return
+                errors.append(dataclasses.asdict(event.error) | {"request_id": REQUEST_ID})
+                yield _event("answer", {"opinion": number, "error": errors[-1]})
+                continue
             ended = {"finish_reason": event.finish_reason, "usage": usage_reply(event)}
             times = timings_reply(event, 0.0059)
             yield _event("answer", {"opinion": number, **ended, "timings_ms": times})
+        if len(errors) == len(heads):
+            yield _event("error", {"error": errors[0]})
+            return
         yield _event("done", {"id": REQUEST_ID})
     finally:
         for task in tasks:

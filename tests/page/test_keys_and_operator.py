@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 
 from deployments.calls import Outcome
 from tests.page.conftest import OpenPage, ask, wait_until_answered
-from tests.page.stand_in_clinic import ANSWER, StandInClinic
+from tests.page.stand_in_backend import ANSWER
+from tests.page.stand_in_clinic import StandInClinic
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
