@@ -4,7 +4,8 @@
     POST /route                  classification only
     POST /v1/chat/completions    OpenAI's shape; `model`: auto, an adapter, or base
     POST /v1/completions         the prompt asked as one question (openai_endpoints.py)
-    GET  /v1/models  /v1/models/{model}  /openapi.json  /healthz  /readyz
+    GET  /v1/models  /v1/models/{model}  /v1/operator  /openapi.json  /healthz  /readyz
+    GET  /  /static/...          the page (pages.py)
 
 Every response carries x-request-id. Domain errors become HTTP statuses here and in http_io.py, and
 nowhere else.
@@ -27,6 +28,7 @@ from deployments.input_checks import check_count, check_known, check_text
 from deployments.openai_endpoints import OpenAIEndpoints
 from deployments.openai_replies import model_reply, models_reply
 from deployments.openapi import openapi_document
+from deployments.pages import page_routes
 from deployments.replies import route_reply
 from deployments.schema import ApiError, RouteRequest
 
@@ -43,10 +45,12 @@ def create_api(backend: Backend) -> Starlette:
         ("GET", "/v1/models", api.models),
         ("GET", "/v1/models/{model}", api.model),
         ("GET", "/openapi.json", api.openapi),
+        ("GET", "/v1/operator", api.operator),
         ("GET", "/healthz", api.healthz),
         ("GET", "/readyz", api.readyz),
     ]
     routes = [HttpRoute(path, guarded(call), methods=[method]) for method, path, call in table]
+    routes += page_routes()
     handlers: dict[Any, Callable[..., Response]] = {
         ApiError: refuse,
         HTTPException: http_error(sorted(path for _, path, _ in table)),
@@ -83,6 +87,9 @@ class _Api:
 
     async def openapi(self, request: Request) -> Response:
         return JSONResponse(self._openapi)
+
+    async def operator(self, request: Request) -> Response:
+        return JSONResponse(await self._backend.operator_report())
 
     async def healthz(self, request: Request) -> Response:
         return JSONResponse({"status": "ok"})

@@ -111,4 +111,7 @@ class Backend(Protocol):
     async def readiness(self) -> tuple[bool, Mapping[str, Any]]:
         """Whether the model answers, and what is loaded."""
 
+    async def operator_report(self) -> Mapping[str, Any]:
+        """What every replica holds and does (operator_report.py)."""
+
     def record(self, outcome: Outcome) -> None: ...

@@ -14,6 +14,7 @@ from deployments.calls import GenerationCall
 from deployments.engine.engine import Engine, EngineLimits
 from deployments.engine.request import EngineError, Request, TokenEvent, failed_event
 from deployments.model_loading import LoadedModel, load_model
+from deployments.operator_report import replica_id
 from deployments.serve_logging import use_serve_handlers
 from deployments.settings import ModelLiveSettings, Settings, SettingsError, parse_strict
 
@@ -97,6 +98,7 @@ class ModelReplica:
         self._engine.check()
         decoder = self._engine.info
         return {
+            "replica": replica_id(),
             "base_model": self._loaded.base_model,
             "decoder": decoder.name,
             "decoder_reason": decoder.reason,

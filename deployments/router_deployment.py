@@ -1,6 +1,7 @@
 """Serve shell of the router: HTTP ingress, classifier, policy, and the handle to the model."""
 
 import asyncio
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -24,9 +25,11 @@ from deployments.calls import AdapterCard, Clinic, GenerationCall, Outcome
 from deployments.engine.request import TokenEvent
 from deployments.http_io import IdFromProxy
 from deployments.model_calls import EventResponse, OneEvent, answer_events
+from deployments.operator_report import OperatorDesk, replica_id
 from deployments.router_reloading import FollowedClassifier
 from deployments.serve_logging import use_serve_handlers
 from deployments.settings import RouterLiveSettings, Settings, SettingsError, parse_strict
+from deployments.traffic import TrafficLog
 from router.classifier import Classifier
 from router.policy import Route, Thresholds, decide, decide_explicit
 
@@ -47,6 +50,8 @@ class RouterReplica:
         self._model = model
         self._live = RouterLiveSettings()
         self._metrics = _RouterMetrics()
+        self._traffic = TrafficLog()
+        self._operator = OperatorDesk(model)
         self._router = FollowedClassifier(settings, lambda: self._live.reload_check_s)
         catalog = load_catalog(settings.catalog_dir)
         entries = catalog.adapters_for(settings.base_model)
@@ -139,8 +144,12 @@ class RouterReplica:
             return streamed
         return OneEvent(self._answering.remote(call))
 
-    def generate(self, call: GenerationCall) -> AsyncGenerator[TokenEvent, None]:
-        return answer_events(self._start, call)
+    async def generate(self, call: GenerationCall) -> AsyncGenerator[TokenEvent, None]:
+        watch = self._traffic.watch()
+        async with contextlib.aclosing(answer_events(self._start, call)) as events:
+            async for event in events:
+                watch.saw(event)
+                yield event
 
     async def readiness(self) -> tuple[bool, Mapping[str, Any]]:
         classifier = self._router.current
@@ -166,8 +175,16 @@ class RouterReplica:
             return False, {"cause": cause, "router": router, "access": access}
         return True, {**model, "router": router, "access": access}
 
+    async def operator_report(self) -> Mapping[str, Any]:
+        return await self._operator.report()
+
+    def traffic(self) -> dict[str, Any]:
+        """This replica's part of the operator's report; Serve calls it through a handle."""
+        return {"replica": replica_id(), "snapshot": self._traffic.snapshot()}
+
     def record(self, outcome: Outcome) -> None:
         self._metrics.record(outcome)
+        self._traffic.record(outcome)
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Never raises: Serve would replace a healthy replica for it."""

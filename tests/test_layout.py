@@ -25,9 +25,11 @@ NO_RAY_NO_TORCH = (
     "http_io",
     "input_checks",
     "keys",
+    "pages",
     "replies",
     "schema",
     "settings",
+    "traffic",
 )
 
 

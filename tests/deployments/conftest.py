@@ -115,6 +115,9 @@ class SmallBackend:
     async def readiness(self) -> tuple[bool, Mapping[str, Any]]:
         return self.error is None, {"adapters": []}
 
+    async def operator_report(self) -> Mapping[str, Any]:
+        return {"models": [], "routers": []}
+
     def record(self, outcome: Outcome) -> None:
         self.outcomes.append(outcome)
 
