@@ -46,6 +46,9 @@ class EngineBackend(SmallBackend):
         return [dataclasses.replace(route, adapter="derm") for route in routes]
 
     async def generate(self, call: GenerationCall) -> AsyncGenerator[TokenEvent, None]:
+        if not call.stream:  # as the router deployment does it
+            yield await self._replica.answer(call)
+            return
         async with contextlib.aclosing(self._replica.generate(call)) as events:
             async for event in events:
                 yield event
