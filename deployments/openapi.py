@@ -98,6 +98,7 @@ def _paths() -> dict[str, Any]:
     document = {"type": "object", "required": ["openapi", "paths"]}
     openapi = _get("openapi", "This document", None)
     openapi["responses"]["200"]["content"] = {"application/json": {"schema": document}}
+    operator = _get("operator", "Replicas and traffic; needs an admin key", reply.OperatorReply)
     return {
         "/ask": {"post": ask},
         "/route": {"post": _post("route", "Classify only", RouteRequest, reply.RoutesReply)},
@@ -105,6 +106,7 @@ def _paths() -> dict[str, Any]:
         "/v1/completions": {"post": text},
         "/v1/models": {"get": _get("models", "What `model` may be", reply.ModelsReply)},
         "/v1/models/{model}": {"get": model},
+        "/v1/operator": {"get": operator},
         "/openapi.json": {"get": openapi},
         "/healthz": {"get": _get("healthz", "This process is up", reply.HealthReply)},
         "/readyz": {"get": ready},
@@ -190,6 +192,7 @@ def _schemas() -> dict[str, Any]:
         reply.ModelsReply,
         reply.HealthReply,
         reply.ReadyReply,
+        reply.OperatorReply,
         reply.ErrorReply,
         *(model for models in _ASK_EVENTS.values() for model in models),
         reply.Chunk,

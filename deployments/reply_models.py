@@ -1,7 +1,7 @@
 """What our replies look like, for /openapi.json. The tests validate every reply against these; the
 replies themselves are built as dictionaries (replies.py, openai_replies.py), which is faster."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -245,3 +245,10 @@ class ReadyReply(ReplyModel, extra="allow"):
     """What is loaded, and why it is not ready when it is not."""
 
     status: Literal["ready", "not_ready"]
+
+
+class OperatorReply(ReplyModel, extra="allow"):
+    """What `operator_report.assemble` describes."""
+
+    models: list[dict[str, Any]]
+    routers: list[dict[str, Any]]

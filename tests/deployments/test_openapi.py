@@ -52,6 +52,7 @@ def test_every_path_is_described_with_its_method() -> None:
     routes = {
         (route.path, method)  # type: ignore[attr-defined]
         for route in create_api(SmallBackend()).routes
+        if route.path != "/" and not route.path.startswith("/static/")  # type: ignore[attr-defined]
         for method in route.methods - {"HEAD"}  # type: ignore[attr-defined]
     }
     described = {

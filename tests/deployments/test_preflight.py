@@ -144,7 +144,7 @@ def test_an_answer_ends_before_rays_server_ends_it(
     tmp_path: Path, limit_s: Any, user_config: dict[str, Any], words: str | None
 ) -> None:
     content = application(deployments=[{"name": "Router", "user_config": user_config}])
-    content["http_options"] = {"request_timeout_s": limit_s}
+    content["http_options"] = {"host": "127.0.0.1", "request_timeout_s": limit_s}
     problems = check_file(written(tmp_path, content))
     assert len(problems) == (words is not None), problems
     assert words is None or words in problems[0]

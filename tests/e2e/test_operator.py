@@ -68,6 +68,7 @@ def test_the_report_covers_every_replica_and_names_a_silent_one(deploy: Deploy) 
     settings = parse_settings(
         {
             "device": "auto",
+            "auth": {"open_admin": True},
             "router": {"replicas": 2},
             "model_replicas": {"min": 2, "max": 2},
             "engine": {"max_rows": 2, "max_input_tokens": 16},

@@ -90,9 +90,9 @@ async def test_the_request_is_refused_before_its_body_is_read(door: Door) -> Non
 
 async def test_what_is_open_needs_no_key(door: Door) -> None:
     async with door.client() as client:
-        for path in ("/healthz", "/readyz"):
+        for path in ("/healthz", "/readyz", "/", "/openapi.json"):
             assert (await client.get(path)).status_code == 200
-        assert (await client.get("/static/app.js")).status_code == 404  # and not a 401
+        assert (await client.get("/static/no-such-file")).status_code == 404  # and not a 401
 
 
 def test_which_path_needs_what() -> None:
@@ -119,8 +119,7 @@ async def test_an_admin_path_needs_an_admin_key(door: Door) -> None:
     async with door.client() as client:
         refused = await client.get("/v1/operator", headers=user)
         assert (refused.status_code, error_of(refused)["code"]) == (403, "admin_key_required")
-        passed = await client.get("/v1/operator", headers=admin)
-        assert error_of(passed)["code"] == "path_not_found"  # nobody is there yet, but it passed
+        assert (await client.get("/v1/operator", headers=admin)).status_code == 200
         assert (await client.post("/ask", json=ASK, headers=admin)).status_code == 200
 
 
