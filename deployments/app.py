@@ -14,6 +14,7 @@ from ray.serve import Application
 
 from adapters.catalog import load_catalog
 from adapters.loading import check_catalogued
+from deployments.access.key_store import KeyStore
 from deployments.model_deployment import LoadModel, ModelReplica
 from deployments.model_loading import load_model
 from deployments.router_deployment import RouterReplica
@@ -31,7 +32,8 @@ def build(args: dict[str, Any]) -> Application:
 
     Raises:
         SettingsError: `args` are wrong; lists every problem.
-        ArtefactError, CatalogError, AdapterError: a file is missing or corrupt; names the mend.
+        ArtefactError, CatalogError, AdapterError, KeyFileError: a file is missing or corrupt;
+            names the mend.
     """
     return build_application(parse_settings(args))
 
@@ -108,5 +110,7 @@ def clamp_replicas(replicas: ReplicaSettings, device: str) -> ReplicaSettings:
 def check_files(settings: Settings) -> None:
     """Check every file that the replicas will need, so that a bad one fails the start at once."""
     load_classifier(settings)
+    if settings.auth.mode == "keys":
+        KeyStore(settings.state_path).read()
     catalog = load_catalog(settings.catalog_dir)
     check_catalogued(catalog, settings.base_model, tensors=False)

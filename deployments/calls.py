@@ -13,6 +13,10 @@ from router.policy import Route
 
 Role = Literal["system", "user", "assistant"]
 
+# The engine ends an answer at its deadline, with what it has. Whoever waits for the engine gives it
+# this much longer, in seconds: for a replica that hangs, or a place in a queue that never came.
+GRACE_S = 1.0
+
 
 @dataclass(frozen=True, slots=True)
 class Turn:
@@ -22,7 +26,12 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class GenerationCall:
-    """One answer to generate. `answer_language`: ask for the answer in this language, by name."""
+    """One answer to generate.
+
+    `answer_language`: ask for the answer in this language, by name. `deadline_at`: Unix seconds at
+    which the answer ends as `timeout`; a wall-clock time, so that what a request waits on its way
+    to a replica counts. `session_id`: the client's name for a conversation.
+    """
 
     request_id: str
     turns: tuple[Turn, ...]
@@ -30,6 +39,8 @@ class GenerationCall:
     sampling: SamplingParams
     stream: bool
     answer_language: str | None = None
+    deadline_at: float | None = None
+    session_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +91,13 @@ class Backend(Protocol):
     @property
     def limits(self) -> RouterLiveSettings: ...
 
-    async def classify(self, conversations: Sequence[Sequence[str]]) -> list[Route]:
-        """A route for each conversation (its user turns, oldest first)."""
+    async def classify(
+        self, conversations: Sequence[Sequence[str]], min_confidence: float | None = None
+    ) -> list[Route]:
+        """A route for each conversation (its user turns, oldest first).
+
+        `min_confidence` stands in for the threshold in force, for these conversations only.
+        """
 
     def explicit(self, specialty: str | None, question: str) -> Route:
         """The route when the client names the specialty; None: the base model alone."""
@@ -94,5 +110,8 @@ class Backend(Protocol):
 
     async def readiness(self) -> tuple[bool, Mapping[str, Any]]:
         """Whether the model answers, and what is loaded."""
+
+    async def operator_report(self) -> Mapping[str, Any]:
+        """What every replica holds and does (operator_report.py)."""
 
     def record(self, outcome: Outcome) -> None: ...

@@ -6,11 +6,14 @@ import traceback
 import uuid
 from collections.abc import Awaitable, Callable
 
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.engine.request import ErrorInfo
+from deployments.request_parsing import RequestT, parse_json, parse_request
 from deployments.schema import ApiError
 
 logger = logging.getLogger(__name__)
@@ -51,6 +54,19 @@ def log_unexpected(error: Exception, where: str) -> None:
     logger.error("unexpected %s on %s\n%s", type(error).__name__, where, frames)
 
 
+async def read_request(request: Request, model: type[RequestT], max_bytes: int) -> RequestT:
+    """The body as `model`; raises ApiError: 415, 413, or 400 naming every bad field."""
+    content_type = request.headers.get("content-type", "")
+    if content_type.split(";")[0].strip().lower() != "application/json":
+        raise ApiError(
+            415,
+            "unsupported_media_type",
+            f"Content-Type is {ascii(content_type[:60])}: send application/json",
+            param="content-type",
+        )
+    return parse_request(model, parse_json(await read_body(request, max_bytes)))
+
+
 async def read_body(request: Request, max_bytes: int) -> bytes:
     """The body, refused with a 413 as soon as it is known to be too large."""
     declared = request.headers.get("content-length", "")
@@ -73,19 +89,71 @@ def _too_large(num_bytes: int, limit: int) -> ApiError:
     )
 
 
+class RequestIds:
+    """Gives every request an id, the client's x-request-id or a new one, and every response the
+    header with it, errors included. An id that is none is refused."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get("x-request-id")
+        is_good = given is not None and _REQUEST_ID.fullmatch(given)
+        request_id = given if given is not None and is_good else uuid.uuid4().hex
+        scope["state"] = {**scope.get("state", {}), "request_id": request_id}
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            await send(message)
+
+        if given is not None and not is_good:
+            response = refuse(Request(scope), _bad_request_id(given))
+            await response(scope, receive, send_with_id)
+        else:
+            await self._app(scope, receive, send_with_id)
+
+
+class IdFromProxy:
+    """Outermost under Ray Serve, whose HTTP server appends x-request-id to every response itself:
+    takes ours away, so that it is there once."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_without_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                del MutableHeaders(scope=message)["x-request-id"]
+            await send(message)
+
+        await self._app(scope, receive, send_without_id)
+
+
 def request_id_of(request: Request) -> str:
-    """The client's x-request-id, or a new one."""
-    given = request.headers.get("x-request-id")
-    if given is None:
-        return uuid.uuid4().hex
-    if not _REQUEST_ID.fullmatch(given):
-        raise ApiError(
-            400,
-            "invalid_value",
-            f"x-request-id: {ascii(given[:60])}: 1 to 128 letters, digits, '.', '_' or '-'",
-            param="x-request-id",
-        )
-    return given
+    """The id that RequestIds gave this request."""
+    request_id: str = request.state.request_id
+    return request_id
+
+
+def _bad_request_id(given: str) -> ApiError:
+    return ApiError(
+        400,
+        "invalid_value",
+        f"x-request-id: {ascii(given[:60])}: 1 to 128 letters, digits, '.', '_' or '-'",
+        param="x-request-id",
+    )
+
+
+def charge(request: Request, num_tokens: int) -> None:
+    """Tell whoever counts this caller's tokens (the front door, when keys are on) what an answer
+    took: prompt and generated tokens. Nothing is charged for nothing."""
+    caller = request.scope["state"].get("caller")
+    if caller is not None and num_tokens:
+        caller.charge(num_tokens)
 
 
 def engine_error(error: ErrorInfo) -> ApiError:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import time
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from deployments.calls import GenerationCall
 from deployments.engine.engine import Engine, EngineLimits
 from deployments.engine.request import EngineError, Request, TokenEvent, failed_event
 from deployments.model_loading import LoadedModel, load_model
+from deployments.operator_report import replica_id
 from deployments.serve_logging import use_serve_handlers
 from deployments.settings import ModelLiveSettings, Settings, SettingsError, parse_strict
 
@@ -26,6 +28,8 @@ _TOKEN_BOUNDARIES_S = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 
 # A stream's text goes out at most this often: Serve carries some 30 messages a second for each
 # stream, however fast the tokens are.
 _EMIT_INTERVAL_S = 0.03
+# Texts up to here are tokenised on the event loop.
+_SHORT_CHARS = 1000
 # Prompt tokens that one step reads: about half a second of a CPU, some ten milliseconds of a GPU.
 _PREFILL_TOKENS = {"cpu": 256, "cuda": 4096}
 
@@ -62,10 +66,11 @@ class ModelReplica:
     async def generate(self, call: GenerationCall) -> AsyncGenerator[TokenEvent, None]:
         """Events of one answer. A refusal or a failure is an event too: the last, with `error`."""
         try:
-            prompt_ids = await asyncio.to_thread(
-                self._loaded.encode, call.turns, call.answer_language
+            prompt_ids = await self._encode(call)
+            deadline_s = None if call.deadline_at is None else call.deadline_at - time.time()
+            request = Request(
+                call.request_id, tuple(prompt_ids), call.adapter, call.sampling, deadline_s
             )
-            request = Request(call.request_id, tuple(prompt_ids), call.adapter, call.sampling)
             generated = self._engine.generate(request, stream=call.stream)
             async with contextlib.aclosing(generated) as events:
                 async for event in events:
@@ -75,11 +80,25 @@ class ModelReplica:
         except EngineError as error:
             yield failed_event(call.request_id, error.info)
 
+    async def answer(self, call: GenerationCall) -> TokenEvent:
+        """The one event of a call that is not to be streamed."""
+        async with contextlib.aclosing(self.generate(call)) as events:
+            return await anext(events)
+
+    async def _encode(self, call: GenerationCall) -> list[int]:
+        """Prompt ids. A long text goes to a thread; for a short one that would cost more than the
+        tokenizer takes."""
+        encode = self._loaded.encode
+        if sum(len(turn.content) for turn in call.turns) <= _SHORT_CHARS:
+            return encode(call.turns, call.answer_language)
+        return await asyncio.to_thread(encode, call.turns, call.answer_language)
+
     async def info(self) -> dict[str, Any]:
         """What this replica serves; raises EngineStopped when it cannot."""
         self._engine.check()
         decoder = self._engine.info
         return {
+            "replica": replica_id(),
             "base_model": self._loaded.base_model,
             "decoder": decoder.name,
             "decoder_reason": decoder.reason,

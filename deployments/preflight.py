@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from deployments.access.exposure import exposure_problems, key_file_problems
+from deployments.calls import GRACE_S
 from deployments.machine import check_machine, machine_notes
 from deployments.serve_schema import (
     DEPLOYMENTS,
@@ -26,14 +28,14 @@ from deployments.settings import (
     RouterLiveSettings,
     Settings,
     SettingsError,
-    StrictModel,
     nearest,
     parse_settings,
     parse_strict,
     project_path,
 )
+from deployments.strict_model import StrictModel
 
-DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 8000  # Ray's own defaults
+DEFAULT_HOST, DEFAULT_PORT = "0.0.0.0", 8000  # Ray's own, of a file that says nothing
 LIVE_SETTINGS: dict[str, type[StrictModel]] = {
     "Router": RouterLiveSettings,
     "Model": ModelLiveSettings,
@@ -52,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     problems, notes = check_file(args.config), []
     if not args.no_machine:
         content, _ = read_config(args.config)
-        problems += check_machine(*http_address(content))
+        problems += check_machine(*http_address(content)) + _check_keys(content)
         notes = machine_notes()
     if problems:
         noun = "problem" if len(problems) == 1 else "problems"
@@ -75,7 +77,32 @@ def check_file(path: Path) -> list[str]:
     application = applications[0]
     if isinstance(application, Mapping):
         problems += _check_application(application)
+        problems += _check_exposure(content, application)
     return problems
+
+
+def _check_exposure(content: Mapping[str, Any], application: Mapping[str, Any]) -> list[str]:
+    settings = _settings_of(application)
+    if settings is None:
+        return []
+    return [f"args.{problem}" for problem in exposure_problems(http_address(content)[0], settings)]
+
+
+def _check_keys(content: Mapping[str, Any]) -> list[str]:
+    """The key file of this machine, once the configuration itself is fine."""
+    applications = content.get("applications")
+    first = applications[0] if isinstance(applications, list) and applications else None
+    settings = _settings_of(first) if isinstance(first, Mapping) else None
+    return [f"args.{problem}" for problem in key_file_problems(settings)] if settings else []
+
+
+def _settings_of(application: Mapping[str, Any]) -> Settings | None:
+    """None where `args` are wrong, which is a problem that is named elsewhere."""
+    args = application.get("args")
+    try:
+        return parse_settings(args if isinstance(args, Mapping) else {})
+    except SettingsError:
+        return None
 
 
 def http_address(content: Mapping[str, Any]) -> tuple[str, int]:
@@ -101,7 +128,34 @@ def _check_http(content: Mapping[str, Any]) -> list[str]:
         problems.append(
             "proxy_location: 'Disabled' starts no HTTP server: use EveryNode, or HeadOnly"
         )
-    return problems
+    return problems + _check_deadline(content)
+
+
+def _check_deadline(content: Mapping[str, Any]) -> list[str]:
+    """An answer has to end before Ray's server cuts it off without a word."""
+    options = content.get("http_options")
+    limit_s = options.get("request_timeout_s") if isinstance(options, Mapping) else None
+    given = _router_config(content).get("max_timeout_s", RouterLiveSettings().max_timeout_s)
+    are_numbers = isinstance(limit_s, int | float) and isinstance(given, int | float)
+    if not are_numbers or given + GRACE_S < limit_s:
+        return []
+    return [
+        f"http_options.request_timeout_s: {limit_s} s ends requests before the Router's "
+        f"max_timeout_s of {given} s (and {GRACE_S:g} s of grace) does: raise it, or lower "
+        "max_timeout_s in the Router's user_config"
+    ]
+
+
+def _router_config(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The Router's user_config; empty where there is none, or none that can be read."""
+    applications = content.get("applications")
+    for application in applications if isinstance(applications, list) else []:
+        listed = application.get("deployments") if isinstance(application, Mapping) else None
+        for deployment in listed if isinstance(listed, list) else []:
+            if isinstance(deployment, Mapping) and deployment.get("name") == "Router":
+                config = deployment.get("user_config")
+                return config if isinstance(config, Mapping) else {}
+    return {}
 
 
 def _check_application(application: Mapping[str, Any]) -> list[str]:

@@ -1,9 +1,16 @@
-"""The shapes of our answers: `/ask`, `/route` and OpenAI's. Plain dictionaries, no I/O."""
+"""The shapes of our answers to /ask and /route. Plain dictionaries, no I/O.
 
+reply_models.py describes them for /openapi.json; the tests hold the two together.
+"""
+
+from collections.abc import Sequence
 from typing import Any
 
+from deployments.answering import Answered
 from deployments.calls import Clinic
-from deployments.engine.request import FinishReason, TokenEvent
+from deployments.engine.request import TokenEvent
+from deployments.opinions import Speaker
+from deployments.schema import ApiError
 from router.policy import Route
 
 
@@ -44,98 +51,79 @@ def timings_reply(event: TokenEvent, route_s: float) -> dict[str, float | None]:
     }
 
 
-def ask_reply(
-    request_id: str, route: Route, text: str, event: TokenEvent, clinic: Clinic, route_s: float
-) -> dict[str, Any]:
+def opinion_head(opinion: int, speaker: Speaker, clinic: Clinic) -> dict[str, Any]:
+    """Who gives opinion number `opinion`."""
     return {
-        "id": request_id,
-        "answer": text,
-        **route_reply(route),
-        "adapter_version": _version(route, clinic),
+        "opinion": opinion,
+        "specialty": speaker.specialty,
+        "probability": _rounded(speaker.probability),
+        "adapter": speaker.adapter,
+        "adapter_version": version_of(speaker.adapter, clinic),
+    }
+
+
+def ending_reply(event: TokenEvent, route_s: float) -> dict[str, Any]:
+    """How an answer ended."""
+    return {
         "finish_reason": event.finish_reason,
         "usage": usage_reply(event),
         "timings_ms": timings_reply(event, route_s),
     }
 
 
-class OpenAIReply:
-    """Chunks and whole replies of one chat or text completion."""
-
-    def __init__(
-        self, kind: str, request_id: str, created: int, route: Route, clinic: Clinic
-    ) -> None:
-        if kind not in ("chat.completion", "text_completion"):
-            raise ValueError(f"kind '{kind}' is neither chat.completion nor text_completion")
-        self._is_chat = kind == "chat.completion"
-        self._kind = kind
-        self._route = route
-        self._envelope = {
-            "id": ("chatcmpl-" if self._is_chat else "cmpl-") + request_id,
-            "created": created,
-            "model": route.adapter or "base",
-        }
-        self._polyclinic = {**route_reply(route), "adapter_version": _version(route, clinic)}
-
-    def whole(self, text: str, event: TokenEvent, route_s: float) -> dict[str, Any]:
-        choice: dict[str, Any] = {"index": 0, "logprobs": None}
-        if self._is_chat:
-            choice["message"] = {"role": "assistant", "content": text, "refusal": None}
-        else:
-            choice["text"] = text
-        choice["finish_reason"] = event.finish_reason
-        return {
-            **self._envelope,
-            "object": self._kind,
-            "choices": [choice],
-            "usage": usage_reply(event),
-            "polyclinic": {**self._polyclinic, "timings_ms": timings_reply(event, route_s)},
-        }
-
-    def opening(self) -> dict[str, Any]:
-        """The first chunk: who speaks (`polyclinic`) and, for a chat, the role."""
-        chunk = self._chunk(self._delta("", role="assistant"), None)
-        return {**chunk, "polyclinic": self._polyclinic}
-
-    def piece(self, text: str, finish_reason: FinishReason | None) -> dict[str, Any]:
-        return self._chunk(self._delta(text), finish_reason)
-
-    def usage(self, event: TokenEvent, route_s: float) -> dict[str, Any]:
-        """The extra last chunk of `stream_options.include_usage`: no choices."""
-        chunk = self._chunk({}, None)
-        timings = timings_reply(event, route_s)
-        return {**chunk, "choices": [], "usage": usage_reply(event), "timings_ms": timings}
-
-    def _delta(self, text: str, role: str | None = None) -> dict[str, Any]:
-        if not self._is_chat:
-            return {"text": text}
-        delta: dict[str, Any] = {"role": role} if role else {}
-        return {"delta": {**delta, "content": text}}
-
-    def _chunk(self, content: dict[str, Any], reason: FinishReason | None) -> dict[str, Any]:
-        choice = {"index": 0, **content, "logprobs": None, "finish_reason": reason}
-        kind = "chat.completion.chunk" if self._is_chat else "text_completion"
-        return {**self._envelope, "object": kind, "choices": [choice]}
-
-
-def models_reply(clinic: Clinic) -> dict[str, Any]:
-    """GET /v1/models: `auto` (the router picks), every adapter, and `base`."""
-
-    def model(name: str, **more: Any) -> dict[str, Any]:
-        owner = {"object": "model", "created": clinic.started_at, "owned_by": "polyclinic"}
-        return {"id": name, **owner, **more}
-
-    adapters = [
-        model(card.name, specialty=card.specialty, version=card.version, parent=clinic.base_model)
-        for card in clinic.adapters
-    ]
+def opening_reply(
+    request_id: str, session_id: str | None, route: Route, heads: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """The first event of a stream of /ask. Specialty and adapter are those of the first opinion."""
+    first = {key: heads[0][key] for key in ("specialty", "adapter", "adapter_version")}
     return {
-        "object": "list",
-        "data": [model("auto"), *adapters, model("base", parent=clinic.base_model)],
+        "id": request_id,
+        "session_id": session_id,
+        **route_reply(route),
+        **first,
+        "opinions": list(heads),
     }
 
 
-def _version(route: Route, clinic: Clinic) -> str | None:
-    card = clinic.adapter(route.adapter) if route.adapter else None
+def ask_reply(
+    request_id: str,
+    session_id: str | None,
+    route: Route,
+    opinions: Sequence[tuple[dict[str, Any], Answered | ApiError]],
+    route_s: float,
+    *,
+    is_consulted: bool,
+) -> dict[str, Any]:
+    """A whole reply of /ask. At the top stands the first opinion that did not fail.
+
+    Args:
+        opinions: each head with its answer, or with the failure that it ended in; one at least
+            has an answer.
+    """
+    head, answered = next((h, a) for h, a in opinions if isinstance(a, Answered))
+    reply = {
+        "id": request_id,
+        "session_id": session_id,
+        "answer": answered.text,
+        **route_reply(route),
+        **{key: head[key] for key in ("specialty", "adapter", "adapter_version")},
+        **ending_reply(answered.event, route_s),
+    }
+    if is_consulted:
+        reply["opinions"] = [_opinion(h, a, route_s) for h, a in opinions]
+    return reply
+
+
+def _opinion(head: dict[str, Any], result: Answered | ApiError, route_s: float) -> dict[str, Any]:
+    if isinstance(result, ApiError):
+        nothing = {"answer": None, "finish_reason": "error", "usage": None, "timings_ms": None}
+        return {**head, **nothing, **result.body()}
+    ending = ending_reply(result.event, route_s)
+    return {**head, "answer": result.text, **ending, "error": None}
+
+
+def version_of(adapter: str | None, clinic: Clinic) -> str | None:
+    card = clinic.adapter(adapter) if adapter else None
     return card.version if card else None
 
 

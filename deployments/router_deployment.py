@@ -1,26 +1,35 @@
 """Serve shell of the router: HTTP ingress, classifier, policy, and the handle to the model."""
 
 import asyncio
+import contextlib
 import dataclasses
+import functools
 import logging
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
 from ray import serve
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import RayError
 from ray.serve import metrics
 from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
-from starlette.applications import Starlette
+from starlette.types import ASGIApp
 
 from adapters.catalog import load_catalog
+from deployments.access.front_door import behind_front_door
+from deployments.access.key_store import KeyStore
+from deployments.access.key_watch import KeyWatch
 from deployments.api import create_api
 from deployments.calls import AdapterCard, Clinic, GenerationCall, Outcome
-from deployments.engine.request import ErrorInfo, QueueFull, TokenEvent, failed_event
+from deployments.engine.request import TokenEvent
+from deployments.http_io import IdFromProxy
+from deployments.model_calls import EventResponse, OneEvent, answer_events
+from deployments.operator_report import OperatorDesk, replica_id
 from deployments.router_reloading import FollowedClassifier
 from deployments.serve_logging import use_serve_handlers
 from deployments.settings import RouterLiveSettings, Settings, SettingsError, parse_strict
+from deployments.traffic import TrafficLog
 from router.classifier import Classifier
 from router.policy import Route, Thresholds, decide, decide_explicit
 
@@ -28,6 +37,8 @@ logger = logging.getLogger(__name__)
 
 READINESS_TIMEOUT_S = 10.0
 _LANGUAGE_NAMES = {"en": "English", "fr": "French", "de": "German", "es": "Spanish"}
+# A conversation's user turns, and the request's own threshold, if it gives one.
+_Asked = tuple[Sequence[str], float | None]
 _CONFIDENCE_BOUNDARIES = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99]
 
 
@@ -39,6 +50,8 @@ class RouterReplica:
         self._model = model
         self._live = RouterLiveSettings()
         self._metrics = _RouterMetrics()
+        self._traffic = TrafficLog()
+        self._operator = OperatorDesk(model)
         self._router = FollowedClassifier(settings, lambda: self._live.reload_check_s)
         catalog = load_catalog(settings.catalog_dir)
         entries = catalog.adapters_for(settings.base_model)
@@ -52,10 +65,14 @@ class RouterReplica:
             max_output_tokens=settings.engine.max_output_tokens,
             started_at=int(time.time()),
         )
+        self._settings = settings
+        self._keys = KeyWatch(KeyStore(settings.state_path))
         self._router.start()
+        self._keys.start()
 
-    def __serve_build_asgi_app__(self) -> Starlette:
-        return create_api(self)
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        app = behind_front_door(create_api(self), self._settings, self._keys, lambda: self._live)
+        return IdFromProxy(app)
 
     @property
     def clinic(self) -> Clinic:
@@ -66,28 +83,34 @@ class RouterReplica:
     def limits(self) -> RouterLiveSettings:
         return self._live
 
-    async def classify(self, conversations: Sequence[Sequence[str]]) -> list[Route]:
+    async def classify(
+        self, conversations: Sequence[Sequence[str]], min_confidence: float | None = None
+    ) -> list[Route]:
         """Single questions that wait at the same time share a run of the encoder."""
-        if len(conversations) == 1:
-            return [await self._one_of_a_batch(conversations[0])]
-        return await self._routes(conversations)
+        asked = [(conversation, min_confidence) for conversation in conversations]
+        if len(asked) == 1:
+            return [await self._one_of_a_batch(asked[0])]
+        return await self._routes(asked)
 
     @serve.batch(max_batch_size=32, batch_wait_timeout_s=0.0)  # type: ignore[untyped-decorator]
-    async def _one_of_a_batch(self, conversations: list[Sequence[str]]) -> list[Route]:
-        return await self._routes(conversations)
+    async def _one_of_a_batch(self, asked: list[_Asked]) -> list[Route]:
+        return await self._routes(asked)
 
-    async def _routes(self, conversations: Sequence[Sequence[str]]) -> list[Route]:
+    async def _routes(self, asked: Sequence[_Asked]) -> list[Route]:
         classifier = self._router.current
         thresholds = self._thresholds(classifier)
+        conversations = [conversation for conversation, _ in asked]
         classified = await asyncio.to_thread(classifier.classify, conversations)
         return [
             decide(
                 classification,
-                thresholds=thresholds,
+                thresholds=dataclasses.replace(
+                    thresholds, min_confidence=_either(min_confidence, thresholds.min_confidence)
+                ),
                 adapters=self._adapters,
                 base_languages=self._base_languages,
             )
-            for classification in classified
+            for classification, (_, min_confidence) in zip(classified, asked, strict=True)
         ]
 
     def explicit(self, specialty: str | None, question: str) -> Route:
@@ -104,25 +127,29 @@ class RouterReplica:
         main = self._base_languages[0]
         return _LANGUAGE_NAMES.get(main, main)
 
+    @functools.cached_property
+    def _streaming(self) -> Any:
+        """The model's streaming method. Kept, since Serve builds two handles to make one."""
+        return self._model.generate.options(stream=True)
+
+    @functools.cached_property
+    def _answering(self) -> Any:
+        return self._model.answer
+
+    def _start(self, call: GenerationCall) -> EventResponse:
+        """Send the call to a replica that Serve picks. A whole answer is one event, for which
+        Serve's plain call is cheaper than its stream."""
+        if call.stream:
+            streamed: EventResponse = self._streaming.remote(call)
+            return streamed
+        return OneEvent(self._answering.remote(call))
+
     async def generate(self, call: GenerationCall) -> AsyncGenerator[TokenEvent, None]:
-        response = self._model.generate.options(stream=True).remote(call)
-        is_finished = False
-        try:
-            async for event in response:
-                is_finished = event.finish_reason is not None
+        watch = self._traffic.watch()
+        async with contextlib.aclosing(answer_events(self._start, call)) as events:
+            async for event in events:
+                watch.saw(event)
                 yield event
-        except BackPressureError as error:
-            is_finished = True
-            num_waiting, limit = error.args[:2]
-            refusal = QueueFull(num_waiting, limit)
-            yield failed_event(call.request_id, refusal.info)
-        except RayActorError:
-            is_finished = True
-            message = "the model replica was lost while answering: ask again"
-            yield failed_event(call.request_id, ErrorInfo("replica_lost", message, retry_after_s=5))
-        finally:
-            if not is_finished:
-                response.cancel()
 
     async def readiness(self) -> tuple[bool, Mapping[str, Any]]:
         classifier = self._router.current
@@ -136,18 +163,28 @@ class RouterReplica:
             **dataclasses.asdict(self._thresholds(classifier)),
             "reload_problem": self._router.problem,
         }
+        access = {"mode": self._settings.auth.mode, "key_problem": self._keys.problem}
         try:
             async with asyncio.timeout(READINESS_TIMEOUT_S):
                 model = await self._model.info.remote()
         except TimeoutError:
             cause = f"no model replica answered within {READINESS_TIMEOUT_S:.0f} s"
-            return False, {"cause": cause, "router": router}
+            return False, {"cause": cause, "router": router, "access": access}
         except (RayError, BackPressureError) as error:
-            return False, {"cause": f"the model: {type(error).__name__}", "router": router}
-        return True, {**model, "router": router}
+            cause = f"the model: {type(error).__name__}"
+            return False, {"cause": cause, "router": router, "access": access}
+        return True, {**model, "router": router, "access": access}
+
+    async def operator_report(self) -> Mapping[str, Any]:
+        return await self._operator.report()
+
+    def traffic(self) -> dict[str, Any]:
+        """This replica's part of the operator's report; Serve calls it through a handle."""
+        return {"replica": replica_id(), "snapshot": self._traffic.snapshot()}
 
     def record(self, outcome: Outcome) -> None:
         self._metrics.record(outcome)
+        self._traffic.record(outcome)
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Never raises: Serve would replace a healthy replica for it."""

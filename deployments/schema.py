@@ -1,16 +1,13 @@
 """The requests that we accept: ours (`/ask`, `/route`) and OpenAI's (`/v1/...`).
 
 Everything that a client can get wrong is an ApiError that names the field, its value, what is
-allowed and what to do next. No ray, no torch, no starlette.
+allowed and what to do next (request_parsing.py reads them). No ray, no torch, no starlette.
 """
 
-import json
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError
-
-from deployments.settings import nearest
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
 
 
 class ApiError(Exception):
@@ -63,9 +60,30 @@ MaxTokens = Annotated[StrictInt, Field(ge=1)]
 class AskRequest(RequestModel):
     """POST /ask"""
 
-    question: StrictStr
-    specialty: StrictStr | None = None
-    max_tokens: MaxTokens | None = None
+    question: Annotated[
+        StrictStr, Field(description="English or French; its length is limited by the server")
+    ]
+    specialty: Annotated[
+        StrictStr | None, Field(description="asks this specialty's specialist, without the router")
+    ] = None
+    max_tokens: Annotated[MaxTokens | None, Field(description="longest answer")] = None
+    stream: Annotated[StrictBool, Field(description="server-sent events")] = False
+    min_confidence: Annotated[
+        Annotated[float, Field(ge=0, le=1)] | None,
+        Field(description="the router's threshold for this request; not with specialty"),
+    ] = None
+    timeout_s: Annotated[
+        Annotated[float, Field(gt=0)] | None,
+        Field(description="seconds from acceptance until the answer ends as it is"),
+    ] = None
+    session_id: Annotated[
+        Annotated[StrictStr, Field(pattern=r"^[A-Za-z0-9._-]{1,128}$")] | None,
+        Field(description="the client's name for a conversation; echoed"),
+    ] = None
+    consult: Annotated[
+        Annotated[StrictInt, Field(ge=1, le=3)] | None,
+        Field(description="this many of the most probable specialists answer; not with specialty"),
+    ] = None
 
 
 class RouteRequest(RequestModel):
@@ -81,15 +99,33 @@ class StreamOptions(RequestModel):
 class OpenAIRequest(RequestModel):
     """What /v1/chat/completions and /v1/completions share."""
 
-    model: StrictStr = "auto"
+    model: Annotated[
+        StrictStr, Field(description="auto (the router picks), an adapter's name, or base")
+    ] = "auto"
     max_tokens: MaxTokens | None = None
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    temperature: Annotated[
+        Annotated[float, Field(ge=0, le=2)] | None, Field(description="null: 0, greedy")
+    ] = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     seed: Annotated[StrictInt, Field(ge=0, lt=2**63)] | None = None
     stop: StrictStr | Annotated[list[StrictStr], Field(max_length=4)] | None = None
     stream: StrictBool | None = None
     stream_options: StreamOptions | None = None
-    user: StrictStr | None = None
+    user: Annotated[
+        StrictStr | None, Field(description="accepted as OpenAI's clients send it; kept nowhere")
+    ] = None
+    top_k: Annotated[
+        Annotated[StrictInt, Field(ge=0, lt=2**31)] | None,
+        Field(description="as in vLLM: the k most likely tokens; 0: all"),
+    ] = None
+    repetition_penalty: Annotated[
+        Annotated[float, Field(gt=0, le=2)] | None,
+        Field(description="as in vLLM: above 1, tokens seen before are less likely"),
+    ] = None
+    min_tokens: Annotated[
+        Annotated[StrictInt, Field(ge=0)] | None,
+        Field(description="as in vLLM: no end of sequence before this many tokens"),
+    ] = None
 
     @property
     def num_tokens_asked(self) -> tuple[str, int | None]:
@@ -180,124 +216,5 @@ OPENAI_FIELDS_WE_LACK = frozenset(
         "web_search_options",
     }
 )
-
-RequestT = TypeVar("RequestT", bound=RequestModel)
-
-
-def parse_json(body: bytes) -> Any:
-    """JSON text -> value; NaN is kept, so that the field holding it can be named.
-
-    Raises:
-        ApiError: 400 when it is not UTF-8 JSON, is nested too deeply, or repeats a key.
-    """
-    try:
-        return json.loads(body.decode("utf-8"), object_pairs_hook=_no_repeated_keys)
-    except UnicodeDecodeError as error:
-        raise ApiError(
-            400, "invalid_json", f"the body is not UTF-8 (byte {error.start}): send JSON in UTF-8"
-        ) from None
-    except RecursionError:
-        raise ApiError(400, "invalid_json", "the body's JSON is nested too deeply") from None
-    except ValueError as error:
-        raise ApiError(400, "invalid_json", f"the body is not JSON: {error}") from None
-
-
-def _no_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) < len(pairs):
-        keys = [key for key, _ in pairs]
-        repeated = sorted({key for key in keys if keys.count(key) > 1})
-        raise ApiError(
-            400, "invalid_json", f"the body repeats the key(s) {', '.join(map(_shown, repeated))}"
-        )
-    return result
-
-
-def parse_request(model: type[RequestT], value: Any) -> RequestT:
-    """JSON value -> request.
-
-    Raises:
-        ApiError: 400 naming every bad field, its value and what is allowed.
-    """
-    if not isinstance(value, dict):
-        raise ApiError(
-            400,
-            "invalid_body",
-            f"the body is a JSON {_json_type(value)}: send an object with the field(s) "
-            f"{', '.join(sorted(model.model_fields))}",
-        )
-    if issubclass(model, OpenAIRequest):
-        value = _without_neutral_fields(value, model)
-    try:
-        return model.model_validate(value)
-    except ValidationError as error:
-        raise _as_api_error(error, model) from None
-
-
-def _without_neutral_fields(value: dict[str, Any], model: type[BaseModel]) -> dict[str, Any]:
-    kept = {}
-    for key, item in value.items():
-        if key in model.model_fields or key not in OPENAI_FIELDS_WE_LACK:
-            kept[key] = item
-        elif not _is_neutral(key, item):
-            raise ApiError(
-                400,
-                "unsupported_field",
-                f"{key}: not supported by this server (got {_shown(item)}): leave it out",
-                param=key,
-                detail={"allowed": sorted(model.model_fields)},
-            )
-    return kept
-
-
-def _is_neutral(key: str, value: Any) -> bool:
-    if value is None or value is False or value in ([], {}, {"type": "text"}):
-        return True
-    if isinstance(value, int | float):
-        return value == (1 if key in ("n", "best_of") else 0)
-    return False
-
-
-def _as_api_error(error: ValidationError, model: type[BaseModel]) -> ApiError:
-    problems = [_problem(dict(item), model) for item in error.errors()]
-    param = _path(error.errors()[0]["loc"])
-    unknown = error.errors()[0]["type"] == "extra_forbidden"
-    return ApiError(
-        400,
-        "unknown_field" if unknown else "invalid_value",
-        "; ".join(dict.fromkeys(problems)),
-        param=param or None,
-    )
-
-
-def _problem(item: dict[str, Any], model: type[BaseModel]) -> str:
-    path = _path(item["loc"]) or "body"
-    if item["type"] == "extra_forbidden":
-        valid = model.model_fields if len(item["loc"]) == 1 else ()
-        hint = f"; {nearest(str(item['loc'][0]), valid)}" if valid else ""
-        return f"{_shown(path)}: unknown field{hint}"
-    if item["type"] == "missing":
-        return f"{path}: required, and missing"
-    return f"{path}: {item['msg']} (got {_shown(item['input'])})"
-
-
-def _path(loc: tuple[int | str, ...]) -> str:
-    """("messages", 0, "content", "list[TextPart]") -> "messages.0.content": no type names."""
-    return ".".join(
-        str(p)
-        for p in loc
-        if isinstance(p, int) or (p.islower() and p.isidentifier() and p != "str")
-    )
-
-
-def _shown(value: Any) -> str:
-    """A value as a client may see it again: at most 60 characters, ASCII."""
-    if isinstance(value, dict | list):
-        return f"a JSON {_json_type(value)}"
-    text = ascii(value)
-    return text if len(text) <= 60 else f"{text[:57]}... ({len(str(value))} characters)"
-
-
-def _json_type(value: Any) -> str:
-    names = {dict: "object", list: "array", str: "string", bool: "boolean", type(None): "null"}
-    return names.get(type(value), "number")
+# How many answers to make: of these, 1 is the neutral number.
+COUNTS = frozenset({"n", "best_of"})

@@ -11,8 +11,18 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+import platformdirs
+from pydantic import (
+    BaseModel,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
+
+from deployments.access.settings import AccessLimits, AuthSettings, check_origins
+from deployments.strict_model import StrictModel
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
@@ -27,12 +37,6 @@ class SettingsError(ValueError):
         lines = "\n".join(f"  - {problem}" for problem in problems)
         noun = "problem" if len(problems) == 1 else "problems"
         super().__init__(f"{len(problems)} {noun} in {where}:\n{lines}")
-
-
-class StrictModel(BaseModel):
-    """Frozen, no unknown keys, no NaN or infinity, no silent conversion of types."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 ModelT = TypeVar("ModelT", bound=StrictModel)
@@ -164,8 +168,41 @@ class Settings(StrictModel):
         str | None,
         Field(min_length=1, description="catalogue folder; null: the package's adapters/"),
     ] = None
+    state_dir: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            max_length=4096,
+            description="absolute path of the live state (keys), seen by every node; null: "
+            "the user's data folder",
+        ),
+    ] = None
+    auth: AuthSettings = AuthSettings()
+    cors_origins: Annotated[
+        list[str],
+        Field(max_length=64, description="web pages of these origins may call the API; []: none"),
+    ] = []
     router: RouterSettings = RouterSettings()
     engine: EngineSettings = EngineSettings()
+
+    @field_validator("state_dir")
+    @classmethod
+    def _absolute(cls, path: str | None) -> str | None:
+        if path is not None and not Path(path).expanduser().is_absolute():
+            raise ValueError("an absolute path is expected: every node resolves it by itself")
+        return path
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins(cls, origins: list[str]) -> list[str]:
+        return check_origins(origins)
+
+    @property
+    def state_path(self) -> Path:
+        """Where the live state lies on this node."""
+        if self.state_dir is None:
+            return platformdirs.user_data_path("polyclinic")
+        return Path(self.state_dir).expanduser()
 
     @property
     def catalog_dir(self) -> Path:
@@ -192,7 +229,7 @@ class Settings(StrictModel):
         return str(candidate) if candidate.is_dir() else self.base_model
 
 
-class RouterLiveSettings(StrictModel):
+class RouterLiveSettings(AccessLimits):
     """`user_config` of the Router deployment: changes without a restart."""
 
     min_confidence: Annotated[
@@ -219,6 +256,15 @@ class RouterLiveSettings(StrictModel):
     max_questions: Annotated[
         int, Field(ge=1, le=256, description="questions in one POST /route")
     ] = 256
+    max_timeout_s: Annotated[
+        float,
+        Field(
+            gt=0,
+            le=86_400,
+            description="longest timeout_s, and the deadline of an answer without one; below "
+            "http_options.request_timeout_s",
+        ),
+    ] = 280.0
     log_level: Annotated[LogLevel, Field(description="of the router deployment")] = "INFO"
 
 

@@ -5,7 +5,7 @@ too (reading.py), and meet in one linear head (head.py). The artefact that holds
 (artefact.py).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,8 +113,7 @@ class Classifier:
         only the beginning is read."""
         cleaned = clean(text[:LANGUAGE_CHARS])
         words = words_of(cleaned)
-        french = self._artefact.ngrams.score(words).french
-        return self._detect(cleaned, words, french)
+        return self._detect(cleaned, words, lambda: self._artefact.ngrams.score(words).french)
 
     def _read(self, texts: Sequence[str]) -> list[Reading]:
         artefact = self._artefact
@@ -169,10 +168,14 @@ class Classifier:
         return len(word.normal) > 1 and not any(word.normal in group for group in listed)
 
     def _language(self, view: View) -> str:
-        return self._detect(view.text, view.words, view.ngrams.french)
+        return self._detect(view.text, view.words, lambda: view.ngrams.french)
 
-    def _detect(self, text: str, words: list[Word], french: float) -> str:
-        p_french = float(sigmoid(np.asarray(french)))
+    def _detect(self, text: str, words: list[Word], french: Callable[[], float]) -> str:
+        """`french`: gives the trained score of being French, a logit."""
+
+        def p_french() -> float:
+            return float(sigmoid(np.asarray(french())))
+
         return language.detect(words, text, p_french, self._artefact.function_words)
 
     def _evidence(self, turn: _Turn) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ words that neither English nor French has; other scripts by their letters.
 """
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from router.features import Word
 
@@ -40,13 +40,17 @@ MARGIN = 0.15  # of the trained probability around one half: too close to tell
 
 
 def detect(
-    words: Sequence[Word], text: str, p_french: float, function_words: dict[str, frozenset[str]]
+    words: Sequence[Word],
+    text: str,
+    p_french: Callable[[], float],
+    function_words: dict[str, frozenset[str]],
 ) -> str:
     """ISO 639-1 code, or `und`.
 
     Args:
         words: of `text`, in normal form.
-        p_french: the trained probability that the text is French rather than English.
+        p_french: gives the trained probability that the text is French rather than English; called
+            only where the function words do not decide, since it takes longer than all the rest.
         function_words: of "en" and "fr", in normal form.
     """
     letters = [c for c in text if c.isalpha()]
@@ -71,6 +75,7 @@ def detect(
     lead = known.get("fr", 0) - known.get("en", 0)
     if abs(lead) >= 2:
         return "fr" if lead > 0 else "en"
-    if abs(p_french - 0.5) < MARGIN:
+    probability = p_french()
+    if abs(probability - 0.5) < MARGIN:
         return ("fr" if lead > 0 else "en") if lead else UNKNOWN
-    return "fr" if p_french > 0.5 else "en"
+    return "fr" if probability > 0.5 else "en"

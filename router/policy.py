@@ -50,7 +50,8 @@ class Alternative:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Who answers, and why. `adapter` None: the base model alone."""
+    """Who answers, and why. `adapter` None: the base model alone. `specialists`: the most likely
+    specialties that have an adapter in service, whether or not the router is sure."""
 
     specialty: str | None
     adapter: str | None
@@ -61,6 +62,7 @@ class Route:
     evidence: tuple[str, ...]
     language: str
     notice: str | None
+    specialists: tuple[Alternative, ...] = ()
 
 
 def decide(
@@ -105,6 +107,9 @@ def decide(
         evidence=classification.evidence,
         language=classification.language,
         notice=_notice(classification.language, base_languages),
+        specialists=_alternatives(
+            {name: value for name, value in scores.probabilities.items() if name in adapters}
+        ),
     )
 
 

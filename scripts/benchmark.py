@@ -1,6 +1,8 @@
-"""Measure a running service, or the engine alone (benchmark_engine.py, benchmark_load.py).
+"""Measure a running service, the engine alone, or the front door on a Ray Serve of its own.
 
-`service`: first token, whole answers, memory and its growth.
+`engine`, `load`: scripts/benchmark_engine.py, scripts/benchmark_load.py. `gateway`, `clients`:
+scripts/benchmark_gateway.py, scripts/benchmark_clients.py. `service`: first token, whole answers,
+memory and its growth.
 
 Start the service (`make serve`), then, with the pid that it printed:
 
@@ -52,6 +54,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         from scripts import benchmark_load
 
         return benchmark_load.run(args, argv)
+    if args.what == "gateway":
+        from scripts import benchmark_gateway
+
+        return benchmark_gateway.run(args, argv)
+    if args.what == "clients":
+        from scripts import benchmark_clients
+
+        return benchmark_clients.run(args, argv)
     url = args.url.rstrip("/")
     ready = _get(f"{url}/readyz")
     report: dict[str, Any] = {
@@ -94,7 +104,23 @@ def _parser() -> argparse.ArgumentParser:
     _add_engine_arguments(engine)
     load = commands.add_parser("load", help="the engine in process, requests that come and go")
     _add_load_arguments(load)
+    _add_front_door_arguments(commands)
     return parser
+
+
+def _add_front_door_arguments(commands: Any) -> None:
+    gateway = commands.add_parser("gateway", help="what the front door adds to Ray's own chain")
+    gateway.add_argument("--mode", choices=["default", "fast"], default="default")
+    gateway.add_argument("--rounds", type=int, default=5, help="each with every side in turn")
+    gateway.add_argument("--requests", type=int, default=150, help="one after the other, per round")
+    gateway.add_argument("--seconds", type=float, default=4, help="at full load, per round")
+    gateway.add_argument("--concurrency", type=int, default=32)
+    clients = commands.add_parser("clients", help="many streaming clients that read slowly")
+    clients.add_argument("--readers", type=int, default=200)
+    clients.add_argument("--rounds", type=int, default=5, help="of all readers at once")
+    clients.add_argument("--probes", type=int, default=40, help="first tokens timed, per round")
+    for parser in (gateway, clients):
+        parser.add_argument("--out", type=Path, help="write the JSON here too")
 
 
 def _add_engine_arguments(parser: argparse.ArgumentParser) -> None:

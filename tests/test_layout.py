@@ -18,7 +18,19 @@ FORBIDDEN = {
 # Loaded only where settings name a Hugging Face encoder for the router.
 EXCEPTIONS = {"router/transformers_encoder.py": ("torch", "transformers")}
 SERVE_SHELLS = ("app", "model_deployment", "router_deployment")
-NO_RAY_NO_TORCH = ("api", "calls", "http_io", "input_checks", "replies", "schema", "settings")
+NO_RAY_NO_TORCH = (
+    "access.front_door",
+    "api",
+    "calls",
+    "http_io",
+    "input_checks",
+    "keys",
+    "pages",
+    "replies",
+    "schema",
+    "settings",
+    "traffic",
+)
 
 
 def sources(folder: str) -> list[Path]:

@@ -1,6 +1,7 @@
 """One request inside the engine: from tokens to events, and to exactly one terminal event."""
 
 import asyncio
+import dataclasses
 import logging
 import threading
 from collections.abc import Callable, Sequence
@@ -19,6 +20,35 @@ logger = logging.getLogger(__name__)
 
 # Endings at which the engine's thread gives out the text that was held back.
 _COMPLETE = (FinishReason.STOP, FinishReason.LENGTH, FinishReason.TIMEOUT)
+
+
+class EventBox:
+    """Events on their way to a reader, on one event loop. At most one waits: what was not read yet
+    is joined with what comes next, so a reader that is slow, or that never reads, costs its text
+    and no more, and the engine never waits for it.
+    """
+
+    def __init__(self) -> None:
+        self._texts: list[str] = []
+        self._latest: TokenEvent | None = None
+        self._arrived = asyncio.Event()
+
+    def put(self, event: TokenEvent) -> None:
+        """Later events hold the totals so far, so only the texts have to be kept."""
+        self._texts.append(event.text)
+        self._latest = event
+        self._arrived.set()
+
+    async def get(self) -> TokenEvent:
+        """All that came since the last call, as one event; waits for it. One reader."""
+        await self._arrived.wait()
+        event = self._latest
+        assert event is not None, "arrived is set, and no event is there"
+        if len(self._texts) > 1:
+            event = dataclasses.replace(event, text="".join(self._texts))
+        self._texts, self._latest = [], None
+        self._arrived.clear()
+        return event
 
 
 class AnswerRow:
@@ -43,7 +73,7 @@ class AnswerRow:
         eos_ids: frozenset[int],
     ) -> None:
         self.request = request
-        self.events: asyncio.Queue[TokenEvent] = asyncio.Queue()
+        self.events = EventBox()
         self.is_done = False
         self._text_stream = TextStream(decode, request.sampling.stop)
         self._stream = stream
@@ -84,6 +114,8 @@ class AnswerRow:
             self.finish(FinishReason.STOP)
         elif self._num_tokens >= self.request.sampling.max_tokens:
             self.finish(FinishReason.LENGTH)
+        elif self._is_late(now):
+            self.finish(FinishReason.TIMEOUT)
         elif is_due and self._pending_text:
             self._emit(None)
 
@@ -99,6 +131,16 @@ class AnswerRow:
             if self._text_stream.is_stopped:
                 reason = FinishReason.STOP
         self._emit(reason, error.info if error else None)
+
+    def end_if_late(self) -> None:
+        """For a row that waits; one that runs looks at each token."""
+        if self._is_late(self._clock()):
+            self.finish(FinishReason.TIMEOUT)
+
+    def _is_late(self, now: float) -> bool:
+        """A step decoder's scheduler ends a late row itself; a group decoder has no scheduler."""
+        deadline_s = self.request.deadline_s
+        return deadline_s is not None and now - self._accepted_at >= deadline_s
 
     def _decode_pending(self) -> None:
         if self._undecoded and not self._text_stream.is_stopped:
@@ -119,6 +161,6 @@ class AnswerRow:
             error=error,
         )
         try:
-            self._asyncio_loop.call_soon_threadsafe(self.events.put_nowait, event)
+            self._asyncio_loop.call_soon_threadsafe(self.events.put, event)
         except RuntimeError:  # the event loop is closed: nobody is left to read
             logger.debug("no reader for request %s", self.request.request_id)

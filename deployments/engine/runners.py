@@ -60,6 +60,8 @@ class GroupRunner:
         return any(not row.is_done for row in self.waiting)
 
     def turn(self, arrivals: Sequence[AnswerRow]) -> None:
+        for row in (*self.waiting, *arrivals):
+            row.end_if_late()
         waiting = [row for row in (*self.waiting, *arrivals) if not row.is_done]
         chosen = next_group([row.request for row in waiting], self._max_rows)
         self.running = [waiting[position] for position in chosen]

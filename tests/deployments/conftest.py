@@ -36,25 +36,32 @@ class SmallBackend:
         self.error: ErrorInfo | None = None
         self.raises: Exception | None = None
         self.break_after: int | None = None
+        self.times_out_after: int | None = None
 
-    async def classify(self, conversations: Sequence[Sequence[str]]) -> list[Route]:
+    async def classify(
+        self, conversations: Sequence[Sequence[str]], min_confidence: float | None = None
+    ) -> list[Route]:
         if self.raises:
             raise self.raises
         self.classified += [list(turns) for turns in conversations]
-        return [self._route(turns[-1]) for turns in conversations]
+        return [self._route(turns[-1], min_confidence or 0.5) for turns in conversations]
 
-    def _route(self, question: str) -> Route:
+    def _route(self, question: str, min_confidence: float) -> Route:
         foreign = question.startswith("Bonjour")
+        in_scope = "football" not in question
+        is_sure = in_scope and min_confidence <= 0.98765
+        unsure = Reason.LOW_CONFIDENCE if in_scope else Reason.OUT_OF_SCOPE
         return Route(
-            specialty="dermatology",
-            adapter="derm-1",
+            specialty="dermatology" if is_sure else None,
+            adapter="derm-1" if is_sure else None,
             confidence=0.98765,
-            reason=Reason.CONFIDENT,
-            in_scope=True,
+            reason=Reason.CONFIDENT if is_sure else unsure,
+            in_scope=in_scope,
             alternatives=(Alternative("dermatology", 0.98765), Alternative("cardiology", 0.01235)),
             evidence=("rash",),
             language="fr" if foreign else "en",
             notice="language_not_supported" if foreign else None,
+            specialists=(Alternative("dermatology", 0.98765),),
         )
 
     def explicit(self, specialty: str | None, question: str) -> Route:
@@ -86,6 +93,9 @@ class SmallBackend:
                     yield self._event(call, "", count, FinishReason.ERROR, lost)
                     return
                 text = word if count == 1 else f" {word}"
+                if count == self.times_out_after:
+                    yield self._event(call, text, count, FinishReason.TIMEOUT)
+                    return
                 last = count == len(words)
                 yield self._event(call, text, count, FinishReason.STOP if last else None)
         finally:
@@ -104,6 +114,9 @@ class SmallBackend:
 
     async def readiness(self) -> tuple[bool, Mapping[str, Any]]:
         return self.error is None, {"adapters": []}
+
+    async def operator_report(self) -> Mapping[str, Any]:
+        return {"models": [], "routers": []}
 
     def record(self, outcome: Outcome) -> None:
         self.outcomes.append(outcome)

@@ -21,6 +21,7 @@ async def test_ask_says_who_answered_and_why(
     assert body.pop("timings_ms").keys() == {"route", "queue", "first_token", "total"}
     assert body == {
         "id": "abc-1",
+        "session_id": None,
         "answer": "A RED RASH",
         "specialty": "dermatology",
         "confidence": 0.9877,
@@ -119,6 +120,8 @@ async def test_chat_stream(client: httpx.AsyncClient, backend: SmallBackend) -> 
     assert chunks[-1] == "[DONE]"
     assert chunks[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
     assert chunks[0]["polyclinic"]["adapter"] == "derm-1"
+    assert [c["usage"] for c in chunks[:-2]] == [None] * 5
+    assert chunks[-3]["polyclinic"]["finish_reason"] == "stop"
     pieces = [c["choices"][0]["delta"]["content"] for c in chunks[1:-2]]
     assert pieces == ["ONE", " TWO", " THREE", ""]
     assert [c["choices"][0]["finish_reason"] for c in chunks[1:-2]] == [None, None, None, "stop"]
@@ -136,6 +139,7 @@ async def test_a_stream_that_breaks_ends_in_an_error_event(
     asked = {"messages": [{"role": "user", "content": "one two"}], "stream": True}
     chunks = chunks_of((await client.post("/v1/chat/completions", json=asked)).text)
     assert chunks[-1]["error"]["code"] == "replica_lost"
+    assert chunks[-1]["error"]["request_id"] == backend.calls[0].request_id
     assert [o.outcome for o in backend.outcomes] == ["replica_lost"]
 
 
@@ -151,6 +155,10 @@ async def test_completions(client: httpx.AsyncClient, backend: SmallBackend) -> 
 async def test_models_and_health(client: httpx.AsyncClient, backend: SmallBackend) -> None:
     body = (await client.get("/v1/models")).json()
     assert [m["id"] for m in body["data"]] == ["auto", "derm-1", "base"]
+    for model in body["data"]:
+        assert (await client.get(f"/v1/models/{model['id']}")).json() == model
+    unknown = await client.get("/v1/models/gpt-4")
+    assert (unknown.status_code, error_of(unknown)["code"]) == (404, "model_not_found")
     assert (await client.get("/healthz")).json() == {"status": "ok"}
     assert (await client.get("/readyz")).json() == {"status": "ready", "adapters": []}
     backend.error = ErrorInfo("engine_stopped", "down")
@@ -188,3 +196,27 @@ async def test_an_unexpected_failure_is_a_500_without_its_text(
 async def test_emoji_inside_a_sentence_is_fine(client: httpx.AsyncClient) -> None:
     question = "My rash itches \N{FACE WITH THERMOMETER}, é à ï?"
     assert (await client.post("/ask", json={"question": question})).status_code == 200
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_deadline_is_a_length_for_openais_clients_and_true_in_our_part(
+    client: httpx.AsyncClient, backend: SmallBackend, stream: bool
+) -> None:
+    backend.times_out_after = 2
+    asked = {"prompt": "one two three", "stream": stream}
+    response = await client.post("/v1/completions", json=asked)
+    ending = chunks_of(response.text)[-2] if stream else response.json()
+    assert ending["choices"][0]["finish_reason"] == "length"
+    assert ending["polyclinic"]["finish_reason"] == "timeout"
+    assert ending["polyclinic"]["usage"]["completion_tokens"] == 2
+
+
+async def test_samplings_that_vllm_has_too(
+    client: httpx.AsyncClient, backend: SmallBackend
+) -> None:
+    more = {"top_k": 5, "repetition_penalty": 1.2, "min_tokens": 3, "user": "u-1", "top_p": 0.9}
+    asked = {"prompt": "hi", "temperature": 0.7, "max_tokens": 8, **more}
+    assert (await client.post("/v1/completions", json=asked)).status_code == 200
+    sampling = backend.calls[0].sampling
+    assert (sampling.top_k, sampling.repetition_penalty, sampling.min_tokens) == (5, 1.2, 3)
+    assert sampling.top_p == 0.9

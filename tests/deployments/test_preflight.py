@@ -7,6 +7,8 @@ import pytest
 import yaml
 
 from deployments import preflight
+from deployments.access.key_store import KeyStore
+from deployments.access.keys import new_key
 from deployments.preflight import check_file, http_address, main
 from deployments.settings import PROJECT_ROOT
 
@@ -21,7 +23,7 @@ def written(tmp_path: Path, content: Any) -> Path:
 
 def application(**changes: Any) -> dict[str, Any]:
     base = {"name": "clinic", "import_path": "deployments.app:build", "args": {}}
-    return {"applications": [{**base, **changes}]}
+    return {"http_options": {"host": "127.0.0.1"}, "applications": [{**base, **changes}]}
 
 
 def test_the_shipped_file_is_fine() -> None:
@@ -128,6 +130,26 @@ def test_options_that_leave_the_gpu_alone_are_fine(tmp_path: Path) -> None:
     assert check_file(written(tmp_path, application(deployments=[options]))) == []
 
 
+@pytest.mark.parametrize(
+    ("limit_s", "user_config", "words"),
+    [
+        (60, {}, "60 s ends requests before the Router's max_timeout_s of 280.0 s"),
+        (60, {"max_timeout_s": 59.5}, "(and 1 s of grace)"),
+        (60, {"max_timeout_s": 58.5}, None),
+        (None, {}, None),
+        (300, {}, None),
+    ],
+)
+def test_an_answer_ends_before_rays_server_ends_it(
+    tmp_path: Path, limit_s: Any, user_config: dict[str, Any], words: str | None
+) -> None:
+    content = application(deployments=[{"name": "Router", "user_config": user_config}])
+    content["http_options"] = {"host": "127.0.0.1", "request_timeout_s": limit_s}
+    problems = check_file(written(tmp_path, content))
+    assert len(problems) == (words is not None), problems
+    assert words is None or words in problems[0]
+
+
 def test_a_wrong_key_does_not_hide_a_wrong_value(tmp_path: Path) -> None:
     content = {
         **application(),
@@ -143,6 +165,7 @@ def test_a_wrong_key_does_not_hide_a_wrong_value(tmp_path: Path) -> None:
 
 def test_an_anchor_may_be_merged_and_its_keys_overruled(tmp_path: Path) -> None:
     text = (
+        "http_options: {host: 127.0.0.1}\n"
         "applications:\n  - name: clinic\n    import_path: deployments.app:build\n"
         "    args: {engine: {<<: &few {max_rows: 2}, max_rows: 4}}\n"
     )
@@ -174,4 +197,41 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 def test_the_address_comes_from_the_file() -> None:
     assert http_address({"http_options": {"host": "0.0.0.0", "port": 9}}) == ("0.0.0.0", 9)
-    assert http_address({}) == ("127.0.0.1", 8000)
+    assert http_address({}) == ("0.0.0.0", 8000)
+
+
+def test_an_open_server_on_a_public_address_is_refused(tmp_path: Path) -> None:
+    content = application()
+    for options in ({"host": "0.0.0.0"}, {"host": "::"}, {"host": "10.0.0.7"}, {}):
+        content["http_options"] = options  # without a host Ray listens on all interfaces
+        (problem,) = check_file(written(tmp_path, content))
+        for words in ("args.auth.mode: 'open'", "deployments.keys create", "allow_open: true"):
+            assert words in problem
+    for options in ({"host": "localhost"}, {"host": "127.0.1.1"}, {"host": "::1"}):
+        content["http_options"] = options
+        assert check_file(written(tmp_path, content)) == []
+
+
+@pytest.mark.parametrize("auth", [{"mode": "keys"}, {"allow_open": True}])
+def test_keys_or_a_word_from_the_operator_let_it_start(
+    tmp_path: Path, auth: dict[str, Any]
+) -> None:
+    content = application(args={"auth": auth, "state_dir": str(tmp_path)})
+    content["http_options"] = {"host": "0.0.0.0"}
+    assert check_file(written(tmp_path, content)) == []
+
+
+def test_mode_keys_without_a_key_is_refused_on_the_machine(
+    tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preflight, "check_machine", lambda host, port: [])
+    content = application(args={"auth": {"mode": "keys"}, "state_dir": str(tmp_path / "state")})
+    path = written(tmp_path, content)
+    assert main([str(path)]) == 2
+    assert "has no active key" in capsys.readouterr().err
+    store = KeyStore(tmp_path / "state")
+    store.change(lambda records: [new_key("user")[1]])
+    assert main([str(path)]) == 0
+    store.path.write_text("{")
+    assert main([str(path)]) == 2
+    assert "has a bad key file" in capsys.readouterr().err

@@ -59,12 +59,14 @@ async def replica(
         {
             "base_model": "tiny",
             "adapters": str(catalog),
+            "state_dir": str(catalog),
             "router": {"artefact": str(tiny_router_dir)},
         }
     )
     # Serve wraps the class for its own replicas; the model's handle is not used here.
     found = RouterReplica(settings, None)  # type: ignore[arg-type]
     yield found
+    found._keys.stop()
     found._router.stop()
     found._router._thread.join(timeout=10)
     assert not found._router._thread.is_alive()
@@ -125,6 +127,23 @@ async def test_live_settings_move_the_thresholds(replica: RouterReplica) -> None
     replica.reconfigure({"reload_check_s": 0.0})
     assert replica._router._period_s() == 0
     assert replica._thresholds(classifier) == classifier.thresholds
+
+
+async def test_a_request_may_have_its_own_threshold(replica: RouterReplica) -> None:
+    """Also in a run that it shares with others."""
+    replica.reconfigure({"min_confidence": 0.0, "min_margin": 0.0, "min_in_scope": 0.0})
+    question = ["eczema rash or kidney urine or dent merci"]
+    [usual] = await replica.classify([question])
+    assert usual.specialty is not None
+    assert usual.confidence is not None
+    assert usual.confidence < 1, "no threshold is above it: nothing is tested"
+    routes = await asyncio.gather(
+        replica.classify([question], 0.0),
+        replica.classify([question], 1.0),
+        replica.classify([question]),
+    )
+    assert [found[0].specialty for found in routes] == [usual.specialty, None, usual.specialty]
+    assert routes[1][0].reason is Reason.LOW_CONFIDENCE
 
 
 async def test_the_thresholds_in_force_decide(replica: RouterReplica) -> None:

@@ -171,6 +171,15 @@ def test_alternatives_are_the_top_three_with_the_winner_first() -> None:
     assert found.confidence == 0.6
 
 
+def test_specialists_are_the_most_likely_with_an_adapter_sure_or_not() -> None:
+    unsure = route(pair(0.3, 0.25))
+    assert unsure.reason is Reason.LOW_CONFIDENCE
+    likely = sorted(pair(0.3, 0.25).probabilities.items(), key=lambda item: (-item[1], item[0]))
+    with_adapter = [(name, value) for name, value in likely if name in ADAPTERS]
+    assert 0 < len(with_adapter) < len(likely)
+    assert [(s.specialty, s.probability) for s in unsure.specialists] == with_adapter[:3]
+
+
 def test_the_base_model_answers_with_alternatives_and_evidence_too() -> None:
     found = route(STRANGE)
     assert len(found.alternatives) == 3

@@ -1,6 +1,7 @@
 """The engine with a scripted decoder: one terminal event for each request, whatever happens."""
 
 import asyncio
+import dataclasses
 import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -60,6 +61,20 @@ class ScriptedDecoder:
         return bytes(token_ids).decode("utf-8", errors="replace")
 
 
+class Turnstile(threading.Event):
+    """A gate that lets a step through for each permit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._permits = threading.Semaphore(0)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        return self._permits.acquire(timeout=timeout)
+
+    def let_through(self, num_steps: int) -> None:
+        self._permits.release(num_steps)
+
+
 def request(text: str, adapter: str | None = "a", max_tokens: int = 32, **more: object) -> Request:
     sampling = SamplingParams(max_tokens, **more)  # type: ignore[arg-type]
     return Request(f"r-{text}", tuple(text.encode()), adapter, sampling)
@@ -96,8 +111,15 @@ async def engine(decoder: ScriptedDecoder) -> AsyncIterator[Engine]:
     engine.close()
 
 
-async def test_streams_token_by_token_and_ends_once(engine: Engine) -> None:
-    events = await collect(engine.generate(request("hello")))
+async def test_streams_token_by_token_and_ends_once(
+    engine: Engine, decoder: ScriptedDecoder
+) -> None:
+    decoder.gate = turnstile = Turnstile()
+    turnstile.let_through(1)
+    events = []
+    async for event in engine.generate(request("hello")):
+        events.append(event)
+        turnstile.let_through(1)  # the next step waits for the reader
     last = only_terminal(events)
     assert [e.text for e in events] == ["h", "e", "l", "l", "o", ""]
     assert last.finish_reason is FinishReason.STOP
@@ -105,6 +127,20 @@ async def test_streams_token_by_token_and_ends_once(engine: Engine) -> None:
     assert last.timings.queue_s is not None
     assert last.timings.first_token_s is not None
     assert last.timings.queue_s <= last.timings.first_token_s <= (last.timings.total_s or -1)
+
+
+async def test_a_slow_reader_gets_everything_at_once_and_nobody_waits_for_it(
+    engine: Engine, decoder: ScriptedDecoder
+) -> None:
+    events = engine.generate(request("hello"))
+    decoder.gate = turnstile = Turnstile()
+    turnstile.let_through(1)
+    first = await anext(events)
+    turnstile.let_through(5)
+    await until(lambda: engine.num_running == 0)  # the row ended, and its reader is elsewhere
+    rest = await collect(events)
+    assert [e.text for e in (first, *rest)] == ["h", "ello"]
+    assert only_terminal(rest).num_tokens == 6
 
 
 async def test_without_streaming_there_is_one_event(engine: Engine) -> None:
@@ -122,6 +158,28 @@ async def test_a_stop_string_ends_the_row(engine: Engine) -> None:
     events = await collect(engine.generate(request("one. two", stop=(". ",))))
     assert "".join(e.text for e in events) == "one"
     assert only_terminal(events).finish_reason is FinishReason.STOP
+
+
+async def test_deadlines_end_what_runs_and_what_waits(
+    engine: Engine, decoder: ScriptedDecoder
+) -> None:
+    """A group decoder has no scheduler: the rows look at their own deadlines."""
+    decoder.gate.clear()
+    late = dataclasses.replace(request("hello"), deadline_s=0.05)
+    running = asyncio.create_task(collect(engine.generate(late)))
+    await until(lambda: engine.num_running == 1)
+    waiting = asyncio.create_task(collect(engine.generate(late)))
+    in_time = dataclasses.replace(request("hello", "b"), deadline_s=60)
+    endless = asyncio.create_task(collect(engine.generate(in_time)))
+    await until(lambda: engine.num_waiting == 2)
+    await asyncio.sleep(0.06)
+    decoder.gate.set()
+    ended = only_terminal(await running)
+    assert (ended.finish_reason, ended.text, ended.num_tokens) == (FinishReason.TIMEOUT, "h", 1)
+    never_begun = only_terminal(await waiting)
+    assert (never_begun.finish_reason, never_begun.num_tokens) == (FinishReason.TIMEOUT, 0)
+    assert only_terminal(await endless).finish_reason is FinishReason.STOP
+    assert decoder.groups == [("a", 1), ("b", 1)]
 
 
 async def test_requests_are_grouped_by_adapter(engine: Engine, decoder: ScriptedDecoder) -> None:

@@ -18,7 +18,7 @@ from deployments.engine.request import (
     UnknownAdapter,
 )
 from deployments.engine.scheduler import StepPlan
-from tests.deployments.engine.test_engine import EOS, collect, only_terminal, until
+from tests.deployments.engine.test_engine import EOS, Turnstile, collect, only_terminal, until
 
 CAPACITIES = (40, 40, 80)
 
@@ -267,7 +267,15 @@ async def test_errands_run_between_steps(engine: Engine, decoder: ScriptedStepDe
 async def test_fast_tokens_travel_in_groups(decoder: ScriptedStepDecoder) -> None:
     engine = Engine(decoder, limits(emit_interval_s=30.0))
     engine.start()
-    events = await collect(engine.generate(request("hello world")))
+    decoder.gate = turnstile = Turnstile()
+    generated = engine.generate(request("hello world"))
+    reading = asyncio.ensure_future(anext(generated))
+    while not reading.done():  # the prompt is read in several steps
+        turnstile.let_through(1)
+        await asyncio.sleep(0.01)
+    events = [await reading]
+    turnstile.let_through(20)
+    events += await collect(generated)
     assert [e.text for e in events] == ["h", "ello world"]
     assert events[-1].num_tokens == 12
     engine.close()

@@ -1,0 +1,308 @@
+"""Keys, limits and rude clients on real Ray Serve. The decoder is a stand-in that sleeps."""
+
+import asyncio
+import functools
+import json
+import random
+import socket
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+from deployments.access.key_store import KeyStore
+from deployments.access.keys import now
+from deployments.keys import main as keys_command
+from tests.deployments.access.malformed import RawRequest, malformed
+from tests.e2e.conftest import Deploy
+
+STEP_S = 0.01
+CHAT = {"messages": [{"role": "user", "content": "a red rash"}], "stream": True}
+NUM_READERS = 20
+SMALL_BUFFER = 4096
+
+
+def answer_of(response: httpx.Response) -> str:
+    text: str = response.json()["answer"]
+    return text
+
+
+@pytest.fixture(scope="module")
+def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("state")
+
+
+@pytest.fixture(scope="module")
+def clinic(deploy: Deploy, state: Path, tiny_router_dir: Path) -> Iterator[httpx.Client]:
+    from deployments.app import build_application
+    from deployments.settings import parse_settings
+    from deployments.stand_in_model import load_stand_in
+
+    settings = parse_settings(
+        {
+            "device": "cpu",
+            "auth": {"mode": "keys"},
+            "state_dir": str(state),
+            "engine": {"max_rows": 32, "max_output_tokens": 4096, "max_waiting": 1000},
+            "router": {"artefact": str(tiny_router_dir), "replicas": 2},
+        }
+    )
+    load = functools.partial(load_stand_in, step_s=STEP_S)
+    with deploy(build_application(settings, load=load), "door") as client:
+        yield client
+
+
+@pytest.fixture
+def key(state: Path, capsys: Any, clinic: httpx.Client) -> dict[str, str]:
+    return new_key(state, capsys, clinic)
+
+
+def new_key(state: Path, capsys: Any, clinic: httpx.Client, *options: str) -> dict[str, str]:
+    """Made by the command line; returned once both router replicas know it."""
+    assert keys_command(["--state_dir", str(state), "create", *options]) == 0
+    headers = {"authorization": f"Bearer {capsys.readouterr().out.strip()}"}
+    assert seconds_until_always(clinic, headers, 200) < 2
+    return headers
+
+
+def seconds_until_always(clinic: httpx.Client, headers: dict[str, str], status: int) -> float:
+    """Until twelve requests in a row, which both router replicas share, have this status."""
+    started = time.monotonic()
+    in_a_row, first_of_row = 0, started
+    while in_a_row < 12:
+        assert time.monotonic() - started < 10
+        if clinic.get("/v1/models", headers=headers).status_code == status:
+            first_of_row = time.monotonic() if not in_a_row else first_of_row
+            in_a_row += 1
+        else:
+            in_a_row = 0
+    return first_of_row - started
+
+
+def running_and_waiting(clinic: httpx.Client) -> tuple[int, int]:
+    report = clinic.get("/readyz").json()
+    return report["rows_running"], report["requests_waiting"]
+
+
+def wait_until_idle(clinic: httpx.Client, timeout_s: float = 5) -> float:
+    started = time.monotonic()
+    while running_and_waiting(clinic) != (0, 0):
+        assert time.monotonic() - started < timeout_s, running_and_waiting(clinic)
+        time.sleep(0.02)
+    return time.monotonic() - started
+
+
+def test_a_key_works_and_is_revoked_on_every_router_replica_within_two_seconds(
+    clinic: httpx.Client, state: Path, key: dict[str, str]
+) -> None:
+    assert clinic.post("/ask", json={"question": "x"}).status_code == 401
+    asked = clinic.post("/ask", json={"question": "a rash", "max_tokens": 3}, headers=key)
+    assert asked.status_code == 200
+    assert answer_of(asked) == "aaa"
+    key_id = key["authorization"].split("-")[1]
+    store = KeyStore(state)
+    store.change(
+        lambda records: [
+            r.model_copy(update={"revoked": now()}) if r.id == key_id else r for r in records
+        ]
+    )
+    assert seconds_until_always(clinic, key, 401) < 2
+
+
+def test_a_broken_key_file_keeps_the_keys_and_shows_in_readiness(
+    clinic: httpx.Client, state: Path, key: dict[str, str]
+) -> None:
+    path = KeyStore(state).path
+    good = path.read_bytes()
+    path.write_bytes(good[:-20])
+    try:
+        time.sleep(1.5)
+        problems = {clinic.get("/readyz").json()["access"]["key_problem"] for _ in range(8)}
+        assert all("cut off" in str(problem) for problem in problems), problems
+        assert clinic.get("/v1/models", headers=key).status_code == 200
+    finally:
+        path.write_bytes(good)
+    time.sleep(1.5)
+    assert clinic.get("/readyz").json()["access"] == {"mode": "keys", "key_problem": None}
+
+
+def test_a_limit_is_a_429_with_retry_after(clinic: httpx.Client, state: Path, capsys: Any) -> None:
+    headers = new_key(state, capsys, clinic, "--requests_per_minute", "30")
+    seen = [clinic.get("/v1/models", headers=headers) for _ in range(80)]
+    limited = [response for response in seen if response.status_code == 429]
+    # 30 for each of two router replicas, less those that the fixture's wait took.
+    assert len(limited) >= 20
+    assert int(limited[0].headers["retry-after"]) >= 1
+    assert {response.status_code for response in seen} <= {200, 429}
+    assert limited[0].headers["x-content-type-options"] == "nosniff"
+
+
+def open_stream(
+    clinic: httpx.Client, headers: dict[str, str], max_tokens: int, *, stream: bool = True
+) -> socket.socket:
+    """A connection that asked for a stream (or a whole answer) and has read nothing; its window
+    is small."""
+    url = urlsplit(str(clinic.base_url))
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL_BUFFER)
+    connection.settimeout(60)
+    connection.connect((url.hostname, url.port))
+    body = json.dumps({**CHAT, "stream": stream, "max_tokens": max_tokens}).encode()
+    lines = [f"POST {url.path.rstrip('/')}/v1/chat/completions HTTP/1.1", f"host: {url.netloc}"]
+    lines += ["content-type: application/json", f"content-length: {len(body)}"]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    connection.sendall("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
+    return connection
+
+
+def first_token_s(clinic: httpx.Client, headers: dict[str, str]) -> float:
+    started = time.monotonic()
+    body = {**CHAT, "max_tokens": 2}
+    with clinic.stream("POST", "/v1/chat/completions", json=body, headers=headers) as response:
+        for line in response.iter_lines():
+            if '"content": "a' in line:
+                return time.monotonic() - started
+    raise AssertionError("no token came")
+
+
+def read_to_the_end(connection: socket.socket) -> bytes:
+    content = b""
+    while not content.endswith(b"0\r\n\r\n"):
+        piece = connection.recv(1 << 16)
+        assert piece, "the stream was cut off"
+        content += piece
+    return content
+
+
+def test_slow_readers_hold_no_rows_and_get_everything_in_the_end(
+    clinic: httpx.Client, key: dict[str, str]
+) -> None:
+    """Their answers are longer than their windows; the engine finishes them all the same."""
+    alone_s = sorted(first_token_s(clinic, key) for _ in range(9))[4]
+    readers = [open_stream(clinic, key, max_tokens=800) for _ in range(NUM_READERS)]
+    wait_until_idle(clinic, timeout_s=60)  # nobody has read a byte
+    beside_s = sorted(first_token_s(clinic, key) for _ in range(9))[4]
+    assert beside_s < 2 * alone_s + 0.05
+    with ThreadPoolExecutor(NUM_READERS) as pool:
+        contents = list(pool.map(read_to_the_end, readers))
+    for reader, content in zip(readers, contents, strict=True):
+        reader.close()
+        assert content.startswith(b"HTTP/1.1 200")
+        assert b"data: [DONE]" in content
+        assert b'"finish_reason": "length"' in content
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_frees_its_row_at_once(
+    clinic: httpx.Client, key: dict[str, str], stream: bool
+) -> None:
+    readers = [open_stream(clinic, key, max_tokens=4000, stream=stream) for _ in range(8)]
+    started = time.monotonic()
+    while running_and_waiting(clinic)[0] < 8:
+        assert time.monotonic() - started < 5
+        time.sleep(0.02)
+    for reader in readers:
+        reader.close()
+    took_s = wait_until_idle(clinic)
+    assert took_s < 2  # an answer of 4,000 tokens would take 40 s
+
+
+def test_half_open_clients_hold_nothing(clinic: httpx.Client, key: dict[str, str]) -> None:
+    """Half a head never reaches us; half a body is a 408 after `body_timeout_s` at the latest, and
+    without a key it is a 401 at once."""
+    url = urlsplit(str(clinic.base_url))
+    address = (url.hostname, url.port)
+    head = f"POST {url.path.rstrip('/')}/ask HTTP/1.1\r\nhost: x\r\ncontent-length: 999\r\n"
+    silent = [socket.create_connection(address) for _ in range(20)]
+    for connection in silent[:10]:
+        connection.sendall(head.encode()[:40])
+    keyless = [socket.create_connection(address, timeout=5) for _ in range(5)]
+    for connection in keyless:
+        connection.sendall(head.encode() + b'\r\n{"question": ')
+        assert connection.recv(100).startswith(b"HTTP/1.1 401")
+    assert running_and_waiting(clinic) == (0, 0)
+    asked = clinic.post("/ask", json={"question": "a rash", "max_tokens": 1}, headers=key)
+    assert asked.status_code == 200
+    for connection in (*silent, *keyless):
+        connection.close()
+
+
+def test_malformed_requests_over_real_sockets(clinic: httpx.Client, key: dict[str, str]) -> None:
+    """uvicorn refuses some by itself (400), and closes; none is a 5xx and none holds a row."""
+    requests = [r for r in malformed(7, 500) if len(b"".join(r.pieces)) < 100_000][:300]
+    dice = random.Random(7)
+
+    async def everything() -> list[int | None]:
+        limit = asyncio.Semaphore(8)
+
+        async def one(request: RawRequest) -> int | None:
+            async with limit:
+                return await over_socket(clinic, request, key, dice)
+
+        return await asyncio.gather(*map(one, requests))
+
+    statuses = asyncio.run(everything())
+    assert not [status for status in statuses if status is not None and status >= 500], statuses
+    assert sum(status is not None for status in statuses) > 200
+    wait_until_idle(clinic)
+    asked = clinic.post("/ask", json={"question": "a rash", "max_tokens": 1}, headers=key)
+    assert asked.status_code == 200
+
+
+async def over_socket(
+    clinic: httpx.Client, request: RawRequest, key: dict[str, str], dice: random.Random
+) -> int | None:
+    """Status of the answer; None when the server closed without one, or the client left."""
+    url = urlsplit(str(clinic.base_url))
+    target = (url.path.rstrip("/") + request.path).encode("utf-8", "surrogatepass")
+    target += b"?" + request.query if request.query else b""
+    lines = [request.method.encode() + b" " + target + b" HTTP/1.1", b"host: x"]
+    lines += [f"{name}: {value}".encode() for name, value in key.items()]
+    lines += [name + b": " + value for name, value in request.headers]
+    body = b"".join(request.pieces)
+    if dice.random() < 0.2:  # a length that is not the body's
+        lines.append(b"content-length: %d" % dice.choice((0, 1, len(body) + 10)))
+    reader, writer = await asyncio.open_connection(url.hostname, url.port)
+    try:
+        writer.write(b"\r\n".join(lines) + b"\r\n\r\n" + body)
+        if request.leaves:
+            await asyncio.sleep(0.05)
+            return None
+        head = await asyncio.wait_for(reader.readline(), 3)
+        return int(head.split(b" ")[1]) if head.startswith(b"HTTP/1.1 ") else None
+    except (TimeoutError, ConnectionError):  # it waits for the rest of a body that never comes
+        return None
+    finally:
+        writer.close()
+
+
+@pytest.mark.long
+def test_half_a_body_with_a_key_is_a_408_and_half_a_head_is_nobody_s(
+    clinic: httpx.Client, key: dict[str, str]
+) -> None:
+    """uvicorn waits for the rest of a head without end, but at no cost for the router."""
+    url = urlsplit(str(clinic.base_url))
+    address = (url.hostname, url.port)
+    head = f"POST {url.path.rstrip('/')}/ask HTTP/1.1\r\nhost: x\r\ncontent-length: 999\r\n"
+    head += f"content-type: application/json\r\nauthorization: {key['authorization']}\r\n"
+    half_head = socket.create_connection(address, timeout=1)
+    half_head.sendall(head.encode())
+    half_body = socket.create_connection(address, timeout=30)
+    half_body.sendall(head.encode() + b'\r\n{"question": ')
+    started = time.monotonic()
+    content = half_body.recv(1 << 16)
+    took_s = time.monotonic() - started
+    assert content.startswith(b"HTTP/1.1 408")
+    assert 14 < took_s < 17  # the default of body_timeout_s is 15
+    while piece := half_body.recv(1 << 16):  # and then the server closes
+        content += piece
+    assert b'"body_timeout"' in content
+    with pytest.raises(TimeoutError):  # neither answered nor closed
+        half_head.recv(1)
+    half_head.close()
+    half_body.close()

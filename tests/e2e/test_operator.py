@@ -1,0 +1,113 @@
+"""The page and the operator's report on real Serve, under a route prefix: two replicas of each."""
+
+import os
+import signal
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import httpx
+import pytest
+
+from deployments.calls import Turn
+from deployments.engine.decoder import DecoderInfo, RowSink
+from deployments.engine.request import Request
+from deployments.model_loading import LoadedModel
+from deployments.settings import Settings, parse_settings
+from tests.e2e.conftest import Deploy
+
+NUM_QUESTIONS = 6
+ANSWER = b"rest"
+
+
+class SpellingDecoder:
+    """Spells ANSWER; `device` names its process, so that the test can freeze one of them."""
+
+    def __init__(self) -> None:
+        self._device = f"process:{os.getpid()}"
+
+    @property
+    def info(self) -> DecoderInfo:
+        return DecoderInfo("stand-in", "test", self._device, "none", None, frozenset({0}), ())
+
+    def set_adapter(self, name: str | None) -> None:
+        assert name is None
+
+    def generate(self, group: Sequence[Request], sink: RowSink) -> None:
+        for token in (*ANSWER, 0):
+            for row in range(len(group)):
+                sink.push(row, token)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return bytes(token_ids).decode()
+
+
+def load_stand_in(settings: Settings, device: str) -> LoadedModel:
+    def encode(turns: Sequence[Turn], answer_language: str | None) -> list[int]:
+        return [1, 2, 3]
+
+    return LoadedModel("stand-in", SpellingDecoder(), encode, (), {})
+
+
+def wait_for_report(client: httpx.Client, num_replicas: int) -> dict[str, Any]:
+    """The report, once this many replicas of each kind have answered."""
+    deadline = time.monotonic() + 60
+    while True:
+        report: dict[str, Any] = client.get("/v1/operator").json()
+        entries = (report["models"], report["routers"])
+        if all(len([e for e in some if "problem" not in e]) == num_replicas for some in entries):
+            return report
+        if time.monotonic() > deadline:
+            pytest.fail(f"not {num_replicas} replicas of each after 60 s: {report}")
+        time.sleep(0.5)
+
+
+def test_the_report_covers_every_replica_and_names_a_silent_one(deploy: Deploy) -> None:
+    from deployments.app import build_application
+
+    settings = parse_settings(
+        {
+            "device": "auto",
+            "auth": {"open_admin": True},
+            "router": {"replicas": 2},
+            "model_replicas": {"min": 2, "max": 2},
+            "engine": {"max_rows": 2, "max_input_tokens": 16},
+        }
+    )
+    with deploy(build_application(settings, load=load_stand_in), "operator") as client:
+        page = client.get("/")
+        assert "<title>Polyclinic</title>" in page.text
+        assert client.get("/static/app.js").status_code == 200
+        before = wait_for_report(client, 2)
+        for _ in range(NUM_QUESTIONS):
+            reply = client.post("/v1/completions", json={"model": "base", "prompt": "What is it?"})
+            assert reply.json()["choices"][0]["text"] == ANSWER.decode()
+        report = wait_for_report(client, 2)
+        total = report["all_routers"]
+        assert total["num_requests"] == NUM_QUESTIONS
+        assert sum(router["num_requests"] for router in report["routers"]) == NUM_QUESTIONS
+        assert [r["outcome"] for r in total["requests"]] == ["stop"]
+        assert total["first_token_ms"]["n"] == NUM_QUESTIONS
+        assert total["tokens_per_s"] > 0
+        for kind in ("models", "routers"):
+            names = [entry["replica"] for entry in report[kind]]
+            assert names == sorted(set(names)) == [entry["replica"] for entry in before[kind]]
+        check_a_frozen_replica(client, report["models"])
+
+
+def check_a_frozen_replica(client: httpx.Client, models: list[dict[str, Any]]) -> None:
+    frozen, well = models
+    pid = int(frozen["device"].split(":")[1])
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        started = time.monotonic()
+        report = client.get("/v1/operator").json()
+        assert time.monotonic() - started < 4
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    problems = {model["replica"]: model.get("problem") for model in report["models"]}
+    # Each router replica knows the names that it has seen itself; this one may not have been asked.
+    assert problems in (
+        {frozen["replica"]: "no_answer", well["replica"]: None},
+        {None: "no_answer", well["replica"]: None},
+    )
