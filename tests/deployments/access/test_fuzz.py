@@ -41,8 +41,10 @@ class EngineBackend(SmallBackend):
             self.clinic, adapters=cards, default_output_tokens=3, max_output_tokens=64
         )
 
-    async def classify(self, conversations: Sequence[Sequence[str]]) -> list[Route]:
-        routes = await super().classify(conversations)
+    async def classify(
+        self, conversations: Sequence[Sequence[str]], min_confidence: float | None = None
+    ) -> list[Route]:
+        routes = await super().classify(conversations, min_confidence)
         return [dataclasses.replace(route, adapter="derm") for route in routes]
 
     async def generate(self, call: GenerationCall) -> AsyncGenerator[TokenEvent, None]:
