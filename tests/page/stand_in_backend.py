@@ -165,9 +165,6 @@ def _route(
     in_scope: bool = True,
 ) -> Route:
     alternatives = tuple(Alternative(name, share) for name, share in top)
-    more: dict[str, Any] = {}
-    if "specialists" in Route.__dataclass_fields__:  # those who may be consulted
-        more["specialists"] = tuple(a for a in alternatives if a.specialty in ADAPTERS)
     return Route(
         specialty=specialty,
         adapter=ADAPTERS.get(specialty) if specialty else None,
@@ -178,7 +175,7 @@ def _route(
         evidence=evidence,
         language=language,
         notice="language_not_supported" if language == "fr" else None,
-        **more,
+        specialists=tuple(a for a in alternatives if a.specialty in ADAPTERS),
     )
 
 

@@ -10,9 +10,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deployments.api import create_api
-from deployments.schema import AskRequest
-from tests.page.stand_in_backend import ADAPTERS, StandInBackend
-from tests.page.streamed_ask import with_streamed_ask
+from tests.page.stand_in_backend import StandInBackend
 
 
 class KeyCheck:
@@ -54,8 +52,6 @@ class StandInClinic:
         self.url = ""
         self.backend = StandInBackend()
         app = create_api(self.backend)
-        if "stream" not in AskRequest.model_fields:
-            with_streamed_ask(app, self.backend, ADAPTERS)
         self.keys = KeyCheck(app)
         config = uvicorn.Config(
             self.keys, host="127.0.0.1", port=0, ws="none", lifespan="off", log_config=None
