@@ -31,10 +31,13 @@ class IntakeRefused(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class NewVersion:
-    """What the operator asks for. `base_model`: the one that is served."""
+    """What the operator asks for.
+
+    `specialty` None: the one that the adapter has; `base_model`: the one that is served.
+    """
 
     name: str
-    specialty: str
+    specialty: str | None
     base_model: str
     version: str
     source: str
@@ -78,7 +81,7 @@ def examine(folder: Path, wanted: NewVersion, *, max_rank: int = MAX_RANK) -> Ad
     try:
         entry = AdapterEntry(
             name=wanted.name,
-            specialty=wanted.specialty,
+            specialty=wanted.specialty or "any",  # the files do not name one
             base_model=wanted.base_model,
             path="new",
             sha256=sha256,

@@ -21,7 +21,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route as HttpRoute
 
-from deployments.calls import Backend, GenerationCall, Outcome, Turn
+from deployments.adapter_admin import AdapterAdmin
+from deployments.admin_api import admin_routes
+from deployments.calls import Backend, Clinic, GenerationCall, Outcome, Turn
 from deployments.engine.request import FinishReason, SamplingParams, TokenEvent
 from deployments.http_io import (
     Endpoint,
@@ -33,6 +35,7 @@ from deployments.http_io import (
     read_body,
     refuse,
     request_id_of,
+    session_id_of,
 )
 from deployments.input_checks import (
     check_characters,
@@ -61,8 +64,11 @@ from deployments.schema import (
 from router.policy import Route
 
 
-def create_api(backend: Backend) -> Starlette:
-    """The application. `backend` is the router deployment, or a small one in tests."""
+def create_api(backend: Backend, admin: AdapterAdmin | None = None) -> Starlette:
+    """The application. `backend` is the router deployment, or a small one in tests.
+
+    `admin` changes the adapters; None: its paths are not there.
+    """
     api = _Api(backend)
     table: list[tuple[str, str, Endpoint]] = [
         ("POST", "/ask", api.ask),
@@ -74,9 +80,10 @@ def create_api(backend: Backend) -> Starlette:
         ("GET", "/readyz", api.readyz),
     ]
     routes = [HttpRoute(path, guarded(call), methods=[method]) for method, path, call in table]
+    routes += admin_routes(admin) if admin else []
     handlers: dict[Any, Callable[..., Response]] = {
         ApiError: refuse,
-        HTTPException: http_error(sorted(path for _, path, _ in table)),
+        HTTPException: http_error(sorted({route.path for route in routes})),
     }
     return Starlette(routes=routes, exception_handlers=handlers)
 
@@ -98,9 +105,10 @@ class _Api:
             self._check_specialty(asked.specialty)
             route = self._backend.explicit(asked.specialty, asked.question)
         route_s = time.perf_counter() - started
-        call = self._call(request_id, turns, route, sampling, stream=False)
+        clinic = self._backend.clinic.for_session(session_id_of(request))
+        call = self._call(request_id, turns, route, sampling, clinic, stream=False)
         text, event = await self._whole(call, route)
-        body = ask_reply(request_id, route, text, event, self._backend.clinic, route_s)
+        body = ask_reply(request_id, route, text, event, clinic, route_s)
         return JSONResponse(body, headers={"x-request-id": request_id})
 
     async def route(self, request: Request) -> Response:
@@ -154,7 +162,7 @@ class _Api:
     async def _openai(
         self, kind: str, request: Request, asked: OpenAIRequest, turns: tuple[Turn, ...]
     ) -> Response:
-        clinic = self._backend.clinic
+        session_id = session_id_of(request)
         if asked.stream_options is not None and not asked.stream:
             raise ApiError(
                 400,
@@ -168,8 +176,9 @@ class _Api:
         started = time.perf_counter()
         route = await self._route_for(asked.model, turns)
         route_s = time.perf_counter() - started
+        clinic = self._backend.clinic.for_session(session_id)
         reply = OpenAIReply(kind, request_id, int(time.time()), route, clinic)
-        call = self._call(request_id, turns, route, sampling, stream=bool(asked.stream))
+        call = self._call(request_id, turns, route, sampling, clinic, stream=bool(asked.stream))
         headers = {"x-request-id": request_id}
         if not asked.stream:
             text, event = await self._whole(call, route)
@@ -194,9 +203,11 @@ class _Api:
         turns: tuple[Turn, ...],
         route: Route,
         sampling: SamplingParams,
+        clinic: Clinic,
         *,
         stream: bool,
     ) -> GenerationCall:
+        card = clinic.adapter(route.adapter) if route.adapter else None
         return GenerationCall(
             request_id=request_id,
             turns=turns,
@@ -204,6 +215,7 @@ class _Api:
             sampling=sampling,
             stream=stream,
             answer_language=self._backend.answer_language(route),
+            adapter_version=card.version if card else None,
         )
 
     async def _whole(self, call: GenerationCall, route: Route) -> tuple[str, TokenEvent]:

@@ -12,10 +12,9 @@ import ray
 from ray import serve
 from ray.serve import Application
 
-from adapters.catalog import load_catalog
 from adapters.loading import check_catalogued
 from deployments.model_deployment import LoadModel, ModelReplica
-from deployments.model_loading import load_model
+from deployments.model_loading import load_model, open_adapter_store
 from deployments.router_deployment import RouterReplica
 from deployments.router_reloading import load_classifier
 from deployments.settings import ReplicaSettings, Settings, SettingsError, parse_settings
@@ -108,5 +107,6 @@ def clamp_replicas(replicas: ReplicaSettings, device: str) -> ReplicaSettings:
 def check_files(settings: Settings) -> None:
     """Check every file that the replicas will need, so that a bad one fails the start at once."""
     load_classifier(settings)
-    catalog = load_catalog(settings.catalog_dir)
-    check_catalogued(catalog, settings.base_model, tensors=False)
+    store = open_adapter_store(settings)
+    if not store.read().revision:
+        check_catalogued(store.seed, settings.base_model, tensors=False)

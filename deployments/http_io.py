@@ -21,6 +21,8 @@ _STATUS_OF_ENGINE_ERROR = {
     "prompt_too_long": 400,
     "output_too_long": 400,
     "queue_full": 503,
+    "adapter_gone": 503,
+    "adapter_unavailable": 503,
     "unknown_adapter": 503,
     "engine_stopped": 503,
     "replica_lost": 503,
@@ -75,15 +77,22 @@ def _too_large(num_bytes: int, limit: int) -> ApiError:
 
 def request_id_of(request: Request) -> str:
     """The client's x-request-id, or a new one."""
-    given = request.headers.get("x-request-id")
-    if given is None:
-        return uuid.uuid4().hex
-    if not _REQUEST_ID.fullmatch(given):
+    return _id_in(request, "x-request-id") or uuid.uuid4().hex
+
+
+def session_id_of(request: Request) -> str | None:
+    """The client's x-session-id: one session gets one version of an adapter that is on trial."""
+    return _id_in(request, "x-session-id")
+
+
+def _id_in(request: Request, header: str) -> str | None:
+    given = request.headers.get(header)
+    if given is not None and not _REQUEST_ID.fullmatch(given):
         raise ApiError(
             400,
             "invalid_value",
-            f"x-request-id: {ascii(given[:60])}: 1 to 128 letters, digits, '.', '_' or '-'",
-            param="x-request-id",
+            f"{header}: {ascii(given[:60])}: 1 to 128 letters, digits, '.', '_' or '-'",
+            param=header,
         )
     return given
 

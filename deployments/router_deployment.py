@@ -14,10 +14,14 @@ from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 from starlette.applications import Starlette
 
-from adapters.catalog import load_catalog
+from deployments.adapter_admin import AdapterAdmin
 from deployments.api import create_api
-from deployments.calls import AdapterCard, Clinic, GenerationCall, Outcome
+from deployments.calls import Clinic, GenerationCall, Outcome
 from deployments.engine.request import ErrorInfo, QueueFull, TokenEvent, failed_event
+from deployments.followed_catalog import FollowedCatalog
+from deployments.model_loading import open_adapter_store
+from deployments.replica_adapters import replica_id
+from deployments.replica_calls import ServeReplicas
 from deployments.router_reloading import FollowedClassifier
 from deployments.serve_logging import use_serve_handlers
 from deployments.settings import RouterLiveSettings, Settings, SettingsError, parse_strict
@@ -40,27 +44,40 @@ class RouterReplica:
         self._live = RouterLiveSettings()
         self._metrics = _RouterMetrics()
         self._router = FollowedClassifier(settings, lambda: self._live.reload_check_s)
-        catalog = load_catalog(settings.catalog_dir)
-        entries = catalog.adapters_for(settings.base_model)
-        self._base_languages = catalog.base_model(settings.base_model).languages
-        self._adapters = {entry.specialty: entry.name for entry in entries}
+        store = open_adapter_store(settings)
+        self._catalog = FollowedCatalog(
+            store, settings.base_model, lambda: self._live.reload_check_s
+        )
+        self._admin = AdapterAdmin(
+            self._catalog,
+            ServeReplicas(model),
+            settings.base_model,
+            max_rank=settings.engine.max_adapter_rank,
+        )
+        self._base_languages = store.seed.base_model(settings.base_model).languages
         self._clinic = Clinic(
             base_model=settings.base_model,
-            adapters=tuple(AdapterCard(e.name, e.specialty, e.version) for e in entries),
-            specialties=(),  # `clinic` fills it: the router's labels may change
+            adapters=(),  # `clinic` fills these in: both may change
+            specialties=(),
             default_output_tokens=settings.engine.default_output_tokens,
             max_output_tokens=settings.engine.max_output_tokens,
             started_at=int(time.time()),
         )
         self._router.start()
+        self._catalog.start()
 
     def __serve_build_asgi_app__(self) -> Starlette:
-        return create_api(self)
+        return create_api(self, self._admin)
 
     @property
     def clinic(self) -> Clinic:
-        specialties = {*self._router.current.specialties, *self._adapters}
-        return dataclasses.replace(self._clinic, specialties=tuple(sorted(specialties)))
+        in_service = self._catalog.current
+        specialties = {*self._router.current.specialties, *in_service.by_specialty}
+        return dataclasses.replace(
+            self._clinic,
+            adapters=in_service.cards,
+            specialties=tuple(sorted(specialties)),
+        )
 
     @property
     def limits(self) -> RouterLiveSettings:
@@ -79,12 +96,13 @@ class RouterReplica:
     async def _routes(self, conversations: Sequence[Sequence[str]]) -> list[Route]:
         classifier = self._router.current
         thresholds = self._thresholds(classifier)
+        adapters = self._catalog.current.by_specialty
         classified = await asyncio.to_thread(classifier.classify, conversations)
         return [
             decide(
                 classification,
                 thresholds=thresholds,
-                adapters=self._adapters,
+                adapters=adapters,
                 base_languages=self._base_languages,
             )
             for classification in classified
@@ -94,7 +112,7 @@ class RouterReplica:
         return decide_explicit(
             specialty,
             self._router.current.language(question),
-            adapters=self._adapters,
+            adapters=self._catalog.current.by_specialty,
             base_languages=self._base_languages,
         )
 
@@ -127,14 +145,17 @@ class RouterReplica:
     async def readiness(self) -> tuple[bool, Mapping[str, Any]]:
         classifier = self._router.current
         labels = set(classifier.specialties)
+        with_adapter = set(self._catalog.current.by_specialty)
         router = {
             "version": classifier.version,
             "encoder": classifier.encoder_name,
             "specialties": list(classifier.specialties),
-            "without_adapter": sorted(labels - set(self._adapters)),
-            "explicit_only": sorted(set(self._adapters) - labels),
+            "without_adapter": sorted(labels - with_adapter),
+            "explicit_only": sorted(with_adapter - labels),
             **dataclasses.asdict(self._thresholds(classifier)),
             "reload_problem": self._router.problem,
+            "catalog_problem": self._catalog.problem,
+            "catalog_revision": self._catalog.current.revision,
         }
         try:
             async with asyncio.timeout(READINESS_TIMEOUT_S):
@@ -145,6 +166,11 @@ class RouterReplica:
         except (RayError, BackPressureError) as error:
             return False, {"cause": f"the model: {type(error).__name__}", "router": router}
         return True, {**model, "router": router}
+
+    async def refresh_catalog(self) -> dict[str, Any]:
+        """Take over a change of the adapters now; `error` says why that was not possible."""
+        await asyncio.to_thread(self._catalog.refresh)
+        return {"replica": f"router {replica_id()}", "error": self._catalog.problem}
 
     def record(self, outcome: Outcome) -> None:
         self._metrics.record(outcome)
