@@ -28,8 +28,7 @@ from adapters.state_files import StateError
 from adapters.store import RevisionMoved
 from deployments.adapter_admin import AdapterAdmin, NobodyToAsk, NotFit, Outcome
 from deployments.http_io import Endpoint, guarded, read_body
-from deployments.schema import ApiError, parse_json, parse_request
-from deployments.settings import StrictModel
+from deployments.schema import ApiError, RequestModel, parse_json, parse_request
 
 MAX_BODY_BYTES = 64 * 1024
 
@@ -37,7 +36,7 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
 Version = Annotated[str, Field(pattern=VERSION)]
 
 
-class AddAdapter(StrictModel):
+class AddAdapter(RequestModel):
     """POST /v1/adapters. `specialty`: needed for a new adapter."""
 
     name: Name
@@ -55,7 +54,7 @@ class AddAdapter(StrictModel):
         return self
 
 
-class UpdateAdapter(StrictModel):
+class UpdateAdapter(RequestModel):
     """PATCH /v1/adapters/{name}: one of state, version, canary_weight, promote."""
 
     state: Literal["active", "disabled"] | None = None
@@ -67,7 +66,7 @@ class UpdateAdapter(StrictModel):
     expected_revision: Annotated[int | None, Field(ge=0)] = None
 
 
-class Revision(StrictModel):
+class Revision(RequestModel):
     """The body of DELETE and of a roll-back; it may be left out."""
 
     expected_revision: Annotated[int | None, Field(ge=0)] = None

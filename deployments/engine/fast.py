@@ -180,6 +180,7 @@ class FastDecoder:
         """The first half of loading: files and PEFT. Any thread may call it while steps run."""
         return self._reader.read(directory)
 
+    @torch.inference_mode()
     def install(self, name: str, weights: AdapterWeights, *, probe: bool = True) -> None:
         """The second half of loading: between two steps. Rows in flight keep their version.
 
