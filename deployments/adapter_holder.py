@@ -105,7 +105,8 @@ class AdapterHolder:
         self._in_force: dict[str, str] = {}  # name -> key
         self._wanted: tuple[str, ...] = ()
         self._resident: OrderedDict[str, None] = OrderedDict()  # least recently leased first
-        self._loading: set[str] = set()
+        self._loading: set[str] = set()  # being read or installed, by whoever asked first
+        self._installing: set[str] = set()  # of those, the ones that have a place
         self._leases: Counter[str] = Counter()
         self._probed: set[str] = set()
         self._revision = -1
@@ -138,9 +139,10 @@ class AdapterHolder:
                 self._evict(key)
             for key in self._wanted:
                 with self._changed:
-                    has_room = len(self._resident) + len(self._loading) < self._capacity
-                    is_resident = key in self._resident
-                if not is_resident and (has_room or key in fresh):
+                    has_room = len(self._resident) + len(self._installing) < self._capacity
+                    is_due = has_room or key in fresh or self._known[key].error is not None
+                    is_due = is_due and key not in self._resident
+                if is_due:
                     self._load_in_sync(key)
             return self.report()
 
@@ -267,7 +269,6 @@ class AdapterHolder:
             self._loading.add(key)
         try:
             started = self._clock()
-            self._make_room()
             self._load(key, known)
             known.error, known.load_s = None, self._clock() - started
             with self._changed:
@@ -289,11 +290,13 @@ class AdapterHolder:
     def _stop_loading(self, key: str) -> None:
         with self._changed:
             self._loading.discard(key)
+            self._installing.discard(key)
             self._changed.notify_all()
 
     def _load(self, key: str, known: _Known) -> None:
         digest = known.version.digest
-        weights = self._weights(known.version)
+        weights = self._weights(known.version)  # may take long: nobody has made room yet
+        self._make_room(key)
         self._run(lambda: self._decoder.install(key, weights, probe=digest not in self._probed))
         self._probed.add(digest)
 
@@ -304,12 +307,13 @@ class AdapterHolder:
             self._host.put(version.digest, weights, version.num_bytes)
         return weights
 
-    def _make_room(self) -> None:
-        """A place for one more version: the least recently used idle one goes."""
+    def _make_room(self, key: str) -> None:
+        """A place for `key`: the least recently used idle version goes."""
         deadline = self._clock() + ROOM_TIMEOUT_S
         while True:
             with self._changed:
-                if len(self._resident) + len(self._loading) <= self._capacity:
+                if len(self._resident) + len(self._installing) < self._capacity:
+                    self._installing.add(key)
                     return
                 idle = [key for key in self._resident if not self._leases[key]]
                 if not idle:

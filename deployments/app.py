@@ -18,6 +18,7 @@ from deployments.model_loading import load_model, open_adapter_store
 from deployments.router_deployment import RouterReplica
 from deployments.router_reloading import load_classifier
 from deployments.settings import ReplicaSettings, Settings, SettingsError, parse_settings
+from deployments.shared_state import check_shared_state
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ def build_application(settings: Settings, *, load: LoadModel = load_model) -> Ap
     device = choose_device(settings)
     replicas = clamp_replicas(settings.model_replicas, device)
     check_files(settings)
+    check_shared_state(settings)
     target = replicas.target or settings.engine.max_rows
     look_back_s = min(LOOK_BACK_S, max(1.0, replicas.upscale_delay_s))
     model = serve.deployment(
