@@ -1,4 +1,5 @@
-"""Measure a running service, or the engine alone (scripts/benchmark_engine.py).
+"""Measure a running service, the engine alone (scripts/benchmark_engine.py), or adapters that come
+and go (scripts/benchmark_churn.py).
 
 `service`: first token, whole answers, memory and its growth.
 
@@ -26,6 +27,7 @@ from typing import Any
 from tqdm import tqdm
 
 from deployments.process_tree import ProcessTree
+from scripts.churn_arguments import add_arguments
 from scripts.environment import environment
 
 # 30 words, so that the figure is that of the issue's "30-word question".
@@ -48,6 +50,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from scripts import benchmark_engine
 
         return benchmark_engine.run(args, argv)
+    if args.what == "churn":
+        from scripts import benchmark_churn
+
+        return benchmark_churn.run(args, argv)
     url = args.url.rstrip("/")
     ready = _get(f"{url}/readyz")
     report: dict[str, Any] = {
@@ -88,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     engine = commands.add_parser("engine", help="the engine in process, against PEFT")
     _add_engine_arguments(engine)
+    add_arguments(commands.add_parser("churn", help="adapters that come and go, in process"))
     return parser
 
 

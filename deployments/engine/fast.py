@@ -79,6 +79,7 @@ class FastDecoder:
         self._cache = self._new_cache([*capacities, SCRATCH_POSITIONS])
         self._states = [_RowState() for _ in capacities]
         self._tokens = torch.zeros(len(capacities) + 1, dtype=torch.long, device=network.device)
+        self._base_probe: torch.Tensor | None = None
         self._graphs: DecodeGraphs | None = None
         if are_fused("cuda") and network.device.type == "cuda":
             self._graphs = DecodeGraphs(network, self._cache, self.bank, self._tokens)
@@ -202,7 +203,9 @@ class FastDecoder:
     def _probed_slot(self, name: str, weights: AdapterWeights) -> int:
         """A free slot that holds the weights, which change the logits."""
         slot = self.bank.place(name, weights)
-        difference = self._probe_logits(slot) - self._probe_logits(BASE_SLOT)
+        if self._base_probe is None:
+            self._base_probe = self._probe_logits(BASE_SLOT)
+        difference = self._probe_logits(slot) - self._base_probe
         effect = float(difference.abs().max())
         if not effect > 0:
             raise AdapterHasNoEffect(
