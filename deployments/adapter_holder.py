@@ -16,18 +16,17 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from adapters.live_catalog import AdapterVersion, LiveCatalog
 from adapters.store import AdapterStore
-from deployments.engine.request import EngineError
+from deployments.engine.request import EngineError, EngineStopped
 from deployments.host_memory import HostMemory
+from deployments.known_versions import Known, KnownVersions, key_of
 
 logger = logging.getLogger(__name__)
 
-FORGET_S = 120.0  # a version that left the catalogue can be leased for this long
 ROOM_TIMEOUT_S = 30.0
 ERRAND_TIMEOUT_S = 60.0
 
@@ -61,18 +60,6 @@ class AdapterDecoder(Protocol):
     def evict(self, name: str) -> None: ...
 
 
-@dataclass(slots=True)
-class _Known:
-    """`gone_at`: when it left the catalogue; None: it is listed."""
-
-    name: str
-    version: AdapterVersion
-    gone_at: float | None = None
-    error: str | None = None
-    load_s: float | None = None
-    num_answers: int = 0
-
-
 class AdapterHolder:
     """Any thread may call it.
 
@@ -92,7 +79,6 @@ class AdapterHolder:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
-        self._base_model = base_model
         self._decoder = decoder
         self._capacity = capacity
         self._host = host
@@ -100,17 +86,12 @@ class AdapterHolder:
         self._submit: Callable[[Errand], Future[Any]] = _at_once
         self._syncing = threading.Lock()
         self._changed = threading.Condition()  # guards everything below
-        self._known: dict[str, _Known] = {}
-        self._key_of: dict[tuple[str, str], str] = {}
-        self._in_force: dict[str, str] = {}  # name -> key
-        self._wanted: tuple[str, ...] = ()
+        self._known = KnownVersions(base_model)
         self._resident: OrderedDict[str, None] = OrderedDict()  # least recently leased first
         self._loading: set[str] = set()  # being read or installed, by whoever asked first
         self._installing: set[str] = set()  # of those, the ones that have a place
         self._leases: Counter[str] = Counter()
         self._probed: set[str] = set()
-        self._revision = -1
-        self._skipped: dict[str, str] = {}
         self._last_error: str | None = None
         self._new_loads: list[tuple[str, float]] = []
 
@@ -137,7 +118,7 @@ class AdapterHolder:
             fresh = self._follow(catalog)
             for key in self._idle_and_unwanted():
                 self._evict(key)
-            for key in self._wanted:
+            for key in self._known.wanted:
                 with self._changed:
                     has_room = len(self._resident) + len(self._installing) < self._capacity
                     is_due = has_room or key in fresh or self._known[key].error is not None
@@ -149,45 +130,22 @@ class AdapterHolder:
     def is_behind(self, stamp_seen: str | None) -> bool:
         """Whether `sync` has something to do: the catalogue changed, or a load failed."""
         with self._changed:
-            failed = any(self._known[key].error for key in self._wanted)
+            failed = any(self._known[key].error for key in self._known.wanted)
         return failed or self._store.stamp() != stamp_seen
 
     def stamp(self) -> str | None:
         return self._store.stamp()
 
     def _follow(self, catalog: LiveCatalog) -> set[str]:
-        """Take over what is listed and in service; returns the keys that were not wanted before."""
-        now = self._clock()
-        listed: dict[str, tuple[str, AdapterVersion]] = {}
-        wanted, in_force = [], {}
-        for adapter in catalog.adapters:
-            if adapter.base_model != self._base_model:
-                continue
-            for version in adapter.versions:
-                listed[key_of(adapter.name, version)] = (adapter.name, version)
-            wanted += [key_of(adapter.name, version) for version in adapter.served]
-            if adapter.served:
-                in_force[adapter.name] = key_of(adapter.name, adapter.stable)
+        """Take the catalogue over; returns the keys that were not wanted before."""
         with self._changed:
-            for key, (name, version) in listed.items():
-                self._known.setdefault(key, _Known(name, version)).gone_at = None
-            for key, known in list(self._known.items()):
-                if key in listed:
-                    continue
-                known.gone_at = now if known.gone_at is None else known.gone_at
-                if now - known.gone_at > FORGET_S and not self._leases[key]:
-                    del self._known[key]
-                    self._host.drop(known.version.digest)
-                    self._probed.discard(known.version.digest)
-            self._key_of = {(k.name, k.version.version): key for key, k in self._known.items()}
-            # the listed one wins over one that is gone and had the same version's name
-            self._key_of |= {(n, v.version): key for key, (n, v) in listed.items()}
-            fresh = set(wanted) - set(self._wanted) if self._revision >= 0 else set()
-            self._wanted, self._in_force = tuple(wanted), in_force
-            self._revision = catalog.revision
-            self._skipped = catalog.skipped(self._base_model)
-            self._leases = +self._leases
-            return fresh
+            fresh, forgotten = self._known.follow(
+                catalog, self._clock(), lambda key: key in self._leases
+            )
+        for known in forgotten:
+            self._host.drop(known.version.digest)
+            self._probed.discard(known.version.digest)
+        return fresh
 
     def _load_in_sync(self, key: str) -> None:
         try:
@@ -202,7 +160,7 @@ class AdapterHolder:
     def try_lease(self, name: str, version: str | None) -> str | None:
         """The key of a version that is on the device, leased; None: `lease` may have to load it."""
         with self._changed:
-            key = self._find(name, version)
+            key = self._known.find(name, version)
             if key is None or key not in self._resident:
                 return None
             self._take(key)
@@ -218,12 +176,12 @@ class AdapterHolder:
             AdapterGone, AdapterUnavailable
         """
         with self._changed:
-            key = self._find(name, version)
+            key = self._known.find(name, version)
         if key is None:  # the router may know more
             with contextlib.suppress(OSError, ValueError):
                 self.sync()
             with self._changed:
-                key = self._find(name, version)
+                key = self._known.find(name, version)
         if key is None:
             shown = name if version is None else f"{name}, version {version}"
             raise AdapterGone(f"adapter {shown} is not in service: ask again")
@@ -239,16 +197,11 @@ class AdapterHolder:
             if is_last:
                 del self._leases[key]
             self._changed.notify_all()
-            leaves = is_last and key in self._resident and key not in self._wanted
+            leaves = is_last and key in self._resident and key not in self._known.wanted
             if leaves:
                 del self._resident[key]
         if leaves:
             self._submit(self._eviction(key))
-
-    def _find(self, name: str, version: str | None) -> str | None:
-        if version is None:
-            return self._in_force.get(name)
-        return self._key_of.get((name, version))
 
     def _take(self, key: str) -> None:
         self._leases[key] += 1
@@ -293,7 +246,7 @@ class AdapterHolder:
             self._installing.discard(key)
             self._changed.notify_all()
 
-    def _load(self, key: str, known: _Known) -> None:
+    def _load(self, key: str, known: Known) -> None:
         digest = known.version.digest
         weights = self._weights(known.version)  # may take long: nobody has made room yet
         self._make_room(key)
@@ -324,13 +277,15 @@ class AdapterHolder:
                         )
                     self._changed.wait(0.2)
                     continue
-                victim = next((k for k in idle if k not in self._wanted), idle[0])
+                victim = next((k for k in idle if k not in self._known.wanted), idle[0])
                 del self._resident[victim]
             self._run(self._eviction(victim))
 
     def _idle_and_unwanted(self) -> list[str]:
         with self._changed:
-            keys = [k for k in self._resident if k not in self._wanted and not self._leases[k]]
+            keys = [
+                k for k in self._resident if k not in self._known.wanted and not self._leases[k]
+            ]
         return keys
 
     def _evict(self, key: str) -> None:
@@ -366,7 +321,7 @@ class AdapterHolder:
         try:
             weights = self._weights(version)
             self._run(lambda: self._decoder.try_out(key_of(name, version), weights))
-        except OSError:
+        except (OSError, EngineStopped):
             raise
         except EngineError as error:
             problems = getattr(error, "problems", None)
@@ -379,13 +334,13 @@ class AdapterHolder:
     def report(self) -> dict[str, Any]:
         """What this replica holds: the catalogue's versions in service, and where each one is."""
         with self._changed:
-            adapters = [self._reported(key) for key in self._wanted]
-            leaving = [k for k in self._resident if k not in self._wanted]
+            adapters = [self._reported(key) for key in self._known.wanted]
+            leaving = [k for k in self._resident if k not in self._known.wanted]
             return {
-                "revision": self._revision,
+                "revision": self._known.revision,
                 "adapters": adapters,
                 "leaving": leaving,
-                "skipped": dict(self._skipped),
+                "skipped": dict(self._known.skipped),
                 "last_error": self._last_error,
             }
 
@@ -408,7 +363,7 @@ class AdapterHolder:
 
     def count_by_tier(self) -> dict[str, int]:
         with self._changed:
-            tiers = Counter(self._tier(key) for key in self._wanted)
+            tiers = Counter(self._tier(key) for key in self._known.wanted)
         return {tier: tiers[tier] for tier in ("device", "host", "disk")}
 
     def new_loads(self) -> list[tuple[str, float]]:
@@ -416,11 +371,6 @@ class AdapterHolder:
         with self._changed:
             loads, self._new_loads = self._new_loads, []
         return loads
-
-
-def key_of(name: str, version: AdapterVersion) -> str:
-    """The decoder's name of a version: no two contents share one."""
-    return f"{name}@{version.version}#{version.digest[:12]}"
 
 
 def _at_once(errand: Errand) -> Future[Any]:

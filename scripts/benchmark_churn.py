@@ -30,8 +30,8 @@ import torch
 from adapters import changes
 from adapters.intake import NewVersion, examine
 from adapters.live_catalog import AdapterVersion
-from deployments.adapter_holder import key_of
 from deployments.engine.request import Request, SamplingParams
+from deployments.known_versions import key_of
 from scripts.benchmark_models import load_base
 from scripts.churn_clinic import Asked, ChurnClinic, write_catalog
 from scripts.environment import environment
