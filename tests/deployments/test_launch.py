@@ -68,6 +68,7 @@ class Launched:
             env={**os.environ, "http_proxy": "http://127.0.0.1:9", "no_proxy": ""},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
+            preexec_fn=_as_a_terminal_starts_it,
             text=True,
         )
         self.tree = ProcessTree(self.process.pid)
@@ -85,6 +86,11 @@ class Launched:
     def end(self, timeout: float = 20) -> tuple[int, str]:
         output, _ = self.process.communicate(timeout=timeout)
         return self.process.returncode, output
+
+
+def _as_a_terminal_starts_it() -> None:
+    """Under nohup an ignored SIGHUP would be inherited."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def child(port: int, *, status: str = "RUNNING", message: str = "", stubborn: bool = False) -> str:
