@@ -42,7 +42,8 @@ class BaseModelEntry(_Strict):
     languages: Annotated[list[str], Field(min_length=1, description="ISO 639-1, main one first")]
 
 
-def _adapter_name(name: str) -> str:
+def checked_adapter_name(name: str) -> str:
+    """`name`, or ValueError saying what a name may be."""
     if not NAME.fullmatch(name):
         raise ValueError(
             "use 1 to 64 of a-z, 0-9, '_', '-', starting with a letter or digit as adapter name"
@@ -62,7 +63,7 @@ def _path_below(path: str) -> str:
 class AdapterEntry(_Strict):
     """One adapter. `path` is a folder below the catalogue's own."""
 
-    name: Annotated[str, AfterValidator(_adapter_name)]
+    name: Annotated[str, AfterValidator(checked_adapter_name)]
     specialty: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]{0,63}$")]
     base_model: Annotated[str, Field(min_length=1)]
     path: Annotated[str, AfterValidator(_path_below)]

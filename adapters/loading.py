@@ -1,8 +1,6 @@
-"""Hands every active adapter of the catalogue to something that can hold it."""
+"""Every active adapter of a catalogue, checked before any is served."""
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Protocol
 
 from adapters.catalog import AdapterEntry, Catalog
 from adapters.validation import check_adapter
@@ -19,12 +17,6 @@ class AdapterError(ValueError):
             f"{len(problems)} {noun} with the adapters of the catalogue:\n{lines}\n"
             "Mend the files, or set `state: disabled` on the adapter in catalog.yaml."
         )
-
-
-class AdapterTarget(Protocol):
-    """A decoder, or a bank, that makes adapters resident."""
-
-    def load_adapter(self, name: str, directory: Path) -> None: ...
 
 
 def check_catalogued(
@@ -45,22 +37,4 @@ def check_catalogued(
     ]
     if problems:
         raise AdapterError(problems)
-    return entries
-
-
-def load_catalogued(
-    catalog: Catalog, base_model: str, target: AdapterTarget
-) -> tuple[AdapterEntry, ...]:
-    """Check all adapters of this base, then hand each to `target`; returns what was loaded.
-
-    Raises:
-        AdapterError: a check failed (nothing was loaded), or `target` refused one.
-    """
-    entries = check_catalogued(catalog, base_model)
-    for entry in entries:
-        directory = catalog.folder(entry)
-        try:
-            target.load_adapter(entry.name, directory)
-        except Exception as error:
-            raise AdapterError([f"adapter '{entry.name}' ({directory}): {error}"]) from error
     return entries

@@ -9,11 +9,15 @@ from typing import Any
 
 from adapters.base_models import sha256_of
 from adapters.catalog import AdapterEntry
+from adapters.safetensors_file import NotSafetensors, open_tensors
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
 MAX_RANK = 256
 MAX_BYTES = 2 * 2**30
+MAX_CONFIG_BYTES = 2**20
+# A base model's other names in adapters of third parties.
+OTHER_NAMES = {"smollm2-135m-instruct": ("HuggingFaceTB/SmolLM2-135M-Instruct",)}
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 # Features of PEFT's LoRA that change the forward pass in ways that a multi-LoRA bank cannot
 # express; refused by name rather than half applied. Key -> values that mean "not used".
@@ -66,10 +70,13 @@ def _mend(path: Path) -> str:
 
 def _read_config(file: Path) -> tuple[dict[str, Any] | None, list[str]]:
     try:
+        size = file.stat().st_size
+        if size > MAX_CONFIG_BYTES:
+            return None, [f"{file}: {size} bytes; at most {MAX_CONFIG_BYTES} are allowed"]
         config = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None, [f"{file}: missing; {_mend(file)}"]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         return None, [f"{file}: cannot be read as JSON ({error}); {_mend(file)}"]
     if not isinstance(config, dict):
         return None, [f"{file}: holds no JSON object; {_mend(file)}"]
@@ -83,7 +90,7 @@ def _check_config(
     if config.get("peft_type") != "LORA":
         problems.append(f"{file}: peft_type is {config.get('peft_type')!r}; only LORA is served")
     base = config.get("base_model_name_or_path")
-    if base != entry.base_model:
+    if base != entry.base_model and base not in OTHER_NAMES.get(entry.base_model, ()):
         problems.append(f"{file}: trained on {base!r}, and the catalogue says {entry.base_model!r}")
     pattern = config.get("rank_pattern") or {}
     if not isinstance(pattern, dict):
@@ -115,21 +122,17 @@ def _check_file(file: Path, entry: AdapterEntry) -> list[str]:
 
 
 def _check_tensors(file: Path, config: dict[str, Any] | None) -> list[str]:
-    import torch
-    from safetensors import SafetensorError, safe_open
-
     problems = []
+    shapes: dict[str, tuple[int, ...]] = {}
+    speaks = False
     try:
-        with safe_open(file, framework="pt") as tensors:
-            shapes = {}
-            speaks = False
-            for name in tensors.keys():  # noqa: SIM118  (not a mapping)
-                tensor = tensors.get_tensor(name)
-                shapes[name] = tuple(tensor.shape)
-                speaks = speaks or (".lora_B." in name and bool(tensor.any()))
-                if not torch.isfinite(tensor).all():
-                    problems.append(f"{file}: {name} holds NaN or infinity")
-    except (SafetensorError, OSError) as error:
+        with open_tensors(file) as tensors:
+            for tensor in tensors:
+                shapes[tensor.name] = tensor.shape
+                speaks = speaks or (".lora_B." in tensor.name and not tensor.is_zero)
+                if not tensor.is_finite:
+                    problems.append(f"{file}: {tensor.name} holds NaN or infinity")
+    except (NotSafetensors, OSError) as error:
         return [f"{file}: cannot be read as safetensors ({error}); {_mend(file)}"]
     if not shapes:
         problems.append(f"{file}: holds no tensor")

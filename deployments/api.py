@@ -21,6 +21,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route as HttpRoute
 
+from deployments.adapter_admin import AdapterAdmin
+from deployments.admin_api import admin_routes
 from deployments.ask import AskEndpoint
 from deployments.calls import Backend, Outcome
 from deployments.http_io import Endpoint, RequestIds, guarded, http_error, read_request, refuse
@@ -33,9 +35,12 @@ from deployments.replies import route_reply
 from deployments.schema import ApiError, RouteRequest
 
 
-def create_api(backend: Backend) -> Starlette:
-    """The application. `backend` is the router deployment, or a small one in tests."""
-    api = _Api(backend)
+def create_api(backend: Backend, admin: AdapterAdmin | None = None) -> Starlette:
+    """The application. `backend` is the router deployment, or a small one in tests.
+
+    `admin` changes the adapters; None: its paths are not there.
+    """
+    api = _Api(backend, openapi_document(with_admin=admin is not None))
     openai = OpenAIEndpoints(backend)
     table: list[tuple[str, str, Endpoint]] = [
         ("POST", "/ask", AskEndpoint(backend)),
@@ -51,9 +56,10 @@ def create_api(backend: Backend) -> Starlette:
     ]
     routes = [HttpRoute(path, guarded(call), methods=[method]) for method, path, call in table]
     routes += page_routes()
+    routes += admin_routes(admin) if admin else []
     handlers: dict[Any, Callable[..., Response]] = {
         ApiError: refuse,
-        HTTPException: http_error(sorted(path for _, path, _ in table)),
+        HTTPException: http_error(sorted({route.path for route in routes})),
     }
     return Starlette(
         routes=routes, exception_handlers=handlers, middleware=[Middleware(RequestIds)]
@@ -61,9 +67,9 @@ def create_api(backend: Backend) -> Starlette:
 
 
 class _Api:
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, openapi: dict[str, Any]) -> None:
         self._backend = backend
-        self._openapi = openapi_document()
+        self._openapi = openapi
 
     async def route(self, request: Request) -> Response:
         limits = self._backend.limits

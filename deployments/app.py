@@ -12,14 +12,14 @@ import ray
 from ray import serve
 from ray.serve import Application
 
-from adapters.catalog import load_catalog
 from adapters.loading import check_catalogued
 from deployments.access.key_store import KeyStore
 from deployments.model_deployment import LoadModel, ModelReplica
-from deployments.model_loading import load_model
+from deployments.model_loading import load_model, open_adapter_store
 from deployments.router_deployment import RouterReplica
 from deployments.router_reloading import load_classifier
 from deployments.settings import ReplicaSettings, Settings, SettingsError, parse_settings
+from deployments.shared_state import check_shared_state
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +43,7 @@ def build_application(settings: Settings, *, load: LoadModel = load_model) -> Ap
     device = choose_device(settings)
     replicas = clamp_replicas(settings.model_replicas, device)
     check_files(settings)
+    check_shared_state(settings)
     target = replicas.target or settings.engine.max_rows
     look_back_s = min(LOOK_BACK_S, max(1.0, replicas.upscale_delay_s))
     model = serve.deployment(
@@ -112,5 +113,6 @@ def check_files(settings: Settings) -> None:
     load_classifier(settings)
     if settings.auth.mode == "keys":
         KeyStore(settings.state_path).read()
-    catalog = load_catalog(settings.catalog_dir)
-    check_catalogued(catalog, settings.base_model, tensors=False)
+    store = open_adapter_store(settings)
+    if not store.read().revision:
+        check_catalogued(store.seed, settings.base_model, tensors=False)

@@ -20,10 +20,17 @@ from deployments.answer_stream import AnswerStream
 from deployments.answering import Answer, Answered
 from deployments.calls import Backend, GenerationCall, Turn
 from deployments.engine.request import SamplingParams
-from deployments.http_io import charge, internal_error, log_unexpected, read_request, request_id_of
+from deployments.http_io import (
+    charge,
+    internal_error,
+    log_unexpected,
+    read_request,
+    request_id_of,
+    session_id_of,
+)
 from deployments.input_checks import check_known, check_text
 from deployments.opinions import consulted, routed
-from deployments.replies import ask_reply, ending_reply, opening_reply, opinion_head
+from deployments.replies import ask_reply, ending_reply, opening_reply, opinion_head, version_of
 from deployments.sampling_limits import max_tokens_of, timeout_of
 from deployments.schema import ApiError, AskRequest
 from deployments.sse import EventStream, error_body, sse
@@ -62,15 +69,21 @@ class AskEndpoint:
         clinic = self._backend.clinic
         sampling = SamplingParams(max_tokens_of("max_tokens", asked.max_tokens, clinic))
         deadline_at = accepted_at + timeout_of(asked.timeout_s, limits.max_timeout_s)
+        session_id = session_id_of(request, asked.session_id)
         consultation = await self._consultation(
-            request_id_of(request), asked, sampling, deadline_at
+            request_id_of(request), session_id, asked, sampling, deadline_at
         )
         if asked.stream:
             return await self._streamed(request, consultation)
         return await self._whole(request, consultation)
 
     async def _consultation(
-        self, request_id: str, asked: AskRequest, sampling: SamplingParams, deadline_at: float
+        self,
+        request_id: str,
+        session_id: str | None,
+        asked: AskRequest,
+        sampling: SamplingParams,
+        deadline_at: float,
     ) -> _Consultation:
         started = time.perf_counter()
         route = await self._route(asked)
@@ -79,7 +92,7 @@ class AskEndpoint:
             speakers = [routed(route)]
         else:
             speakers = consulted(self._backend, route, asked.question, asked.consult)
-        clinic = self._backend.clinic
+        clinic = self._backend.clinic.for_session(session_id)
         calls = [
             GenerationCall(
                 request_id=request_id if len(speakers) == 1 else f"{request_id}.{opinion}",
@@ -89,13 +102,14 @@ class AskEndpoint:
                 stream=asked.stream,
                 answer_language=self._backend.answer_language(route),
                 deadline_at=deadline_at,
-                session_id=asked.session_id,
+                session_id=session_id,
+                adapter_version=version_of(speaker.adapter, clinic),
             )
             for opinion, speaker in enumerate(speakers)
         ]
         return _Consultation(
             request_id,
-            asked.session_id,
+            session_id,
             route,
             route_s,
             [opinion_head(opinion, s, clinic) for opinion, s in enumerate(speakers)],

@@ -3,6 +3,9 @@
 Plain data: no ray, no torch, no starlette.
 """
 
+import dataclasses
+import hashlib
+import random
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -41,20 +44,41 @@ class GenerationCall:
     answer_language: str | None = None
     deadline_at: float | None = None
     session_id: str | None = None
+    adapter_version: str | None = None  # None: the one in force
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterCard:
-    """An adapter in service, as /v1/models and the answers name it."""
+    """An adapter in service, as /v1/models and the answers name it.
+
+    `canary_version`: on trial, for the share `canary_weight` of the sessions; None: no trial.
+    """
 
     name: str
     specialty: str
     version: str
+    canary_version: str | None = None
+    canary_weight: float = 0.0
+
+    def for_session(self, session_id: str | None) -> "AdapterCard":
+        """With the version that answers this session: the same one as long as the trial lasts.
+
+        Without a session each question is drawn by itself.
+        """
+        if self.canary_version is None:
+            return self
+        if session_id is None:
+            share = random.random()
+        else:
+            text = f"{self.name}\n{self.canary_version}\n{session_id}"
+            share = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) / 2**64
+        chosen = self.canary_version if share < self.canary_weight else self.version
+        return AdapterCard(self.name, self.specialty, chosen)
 
 
 @dataclass(frozen=True, slots=True)
 class Clinic:
-    """What this application serves; fixed while a router replica lives."""
+    """What this application serves at one moment."""
 
     base_model: str
     adapters: tuple[AdapterCard, ...]
@@ -70,6 +94,11 @@ class Clinic:
 
     def adapter(self, name: str) -> AdapterCard | None:
         return next((card for card in self.adapters if card.name == name), None)
+
+    def for_session(self, session_id: str | None) -> "Clinic":
+        """With the versions that answer this session, where some are on trial."""
+        cards = tuple(card.for_session(session_id) for card in self.adapters)
+        return dataclasses.replace(self, adapters=cards)
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,8 @@ _STATUS_OF_ENGINE_ERROR = {
     "prompt_too_long": 400,
     "output_too_long": 400,
     "queue_full": 503,
+    "adapter_gone": 503,
+    "adapter_unavailable": 503,
     "unknown_adapter": 503,
     "engine_stopped": 503,
     "replica_lost": 503,
@@ -54,8 +56,17 @@ def log_unexpected(error: Exception, where: str) -> None:
     logger.error("unexpected %s on %s\n%s", type(error).__name__, where, frames)
 
 
-async def read_request(request: Request, model: type[RequestT], max_bytes: int) -> RequestT:
-    """The body as `model`; raises ApiError: 415, 413, or 400 naming every bad field."""
+async def read_request(
+    request: Request, model: type[RequestT], max_bytes: int, *, may_be_empty: bool = False
+) -> RequestT:
+    """The body as `model`; raises ApiError: 415, 413, or 400 naming every bad field.
+
+    Args:
+        may_be_empty: a request without a body stands for one without fields.
+    """
+    length = request.headers.get("content-length", "0")
+    if may_be_empty and length == "0" and "transfer-encoding" not in request.headers:
+        return parse_request(model, {})
     content_type = request.headers.get("content-type", "")
     if content_type.split(";")[0].strip().lower() != "application/json":
         raise ApiError(
@@ -111,7 +122,7 @@ class RequestIds:
             await send(message)
 
         if given is not None and not is_good:
-            response = refuse(Request(scope), _bad_request_id(given))
+            response = refuse(Request(scope), _bad_id("x-request-id", given))
             await response(scope, receive, send_with_id)
         else:
             await self._app(scope, receive, send_with_id)
@@ -139,12 +150,33 @@ def request_id_of(request: Request) -> str:
     return request_id
 
 
-def _bad_request_id(given: str) -> ApiError:
+def session_id_of(request: Request, in_body: str | None = None) -> str | None:
+    """The client's name for a conversation, from its body or its x-session-id: one session gets
+    one version of an adapter that is on trial.
+
+    Raises ApiError: the header is no id, or another one than the body's.
+    """
+    given = request.headers.get("x-session-id")
+    if given is None:
+        return in_body
+    if not _REQUEST_ID.fullmatch(given):
+        raise _bad_id("x-session-id", given)
+    if in_body not in (None, given):
+        raise ApiError(
+            400,
+            "conflicting_fields",
+            f"x-session-id is '{given}' and session_id is '{in_body}': send one of them",
+            param="session_id",
+        )
+    return given
+
+
+def _bad_id(header: str, given: str) -> ApiError:
     return ApiError(
         400,
         "invalid_value",
-        f"x-request-id: {ascii(given[:60])}: 1 to 128 letters, digits, '.', '_' or '-'",
-        param="x-request-id",
+        f"{header}: {ascii(given[:60])}: 1 to 128 letters, digits, '.', '_' or '-'",
+        param=header,
     )
 
 

@@ -10,11 +10,13 @@ from typing import Any
 
 from ray.serve import metrics
 
+from adapters.live_catalog import AdapterVersion
 from deployments.calls import GenerationCall
 from deployments.engine.engine import Engine, EngineLimits
 from deployments.engine.request import EngineError, Request, TokenEvent, failed_event
 from deployments.model_loading import LoadedModel, load_model
 from deployments.operator_report import replica_id
+from deployments.replica_adapters import ReplicaAdapters
 from deployments.serve_logging import use_serve_handlers
 from deployments.settings import ModelLiveSettings, Settings, SettingsError, parse_strict
 
@@ -25,6 +27,7 @@ LoadModel = Callable[[Settings, str], LoadedModel]
 # Seconds. First token and queue: from a warm GPU to a busy CPU; per token: from 1 ms to 1 s.
 _WAIT_BOUNDARIES_S = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120]
 _TOKEN_BOUNDARIES_S = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1]
+_LABELS = ("adapter", "version")
 # A stream's text goes out at most this often: Serve carries some 30 messages a second for each
 # stream, however fast the tokens are.
 _EMIT_INTERVAL_S = 0.03
@@ -59,24 +62,25 @@ class ModelReplica:
             on_batch=self._metrics.batch_rows.set,
         )
         self._engine.start()
-        self._metrics.resident(self._loaded)
-        for name, why in self._loaded.skipped.items():
-            logger.info("adapter %s is not served: %s", name, why)
+        self._adapters = ReplicaAdapters(
+            self._loaded.holder, self._engine.between_steps, lambda: self._live.adapter_check_s
+        )
 
     async def generate(self, call: GenerationCall) -> AsyncGenerator[TokenEvent, None]:
         """Events of one answer. A refusal or a failure is an event too: the last, with `error`."""
         try:
-            prompt_ids = await self._encode(call)
-            deadline_s = None if call.deadline_at is None else call.deadline_at - time.time()
-            request = Request(
-                call.request_id, tuple(prompt_ids), call.adapter, call.sampling, deadline_s
-            )
-            generated = self._engine.generate(request, stream=call.stream)
-            async with contextlib.aclosing(generated) as events:
-                async for event in events:
-                    if event.finish_reason is not None:
-                        self._metrics.finished(call.adapter, event)
-                    yield event
+            async with self._adapters.leased(call) as adapter:
+                prompt_ids = await self._encode(call)
+                deadline_s = None if call.deadline_at is None else call.deadline_at - time.time()
+                request = Request(
+                    call.request_id, tuple(prompt_ids), adapter, call.sampling, deadline_s
+                )
+                generated = self._engine.generate(request, stream=call.stream)
+                async with contextlib.aclosing(generated) as events:
+                    async for event in events:
+                        if event.finish_reason is not None:
+                            self._metrics.finished(call, event)
+                        yield event
         except EngineError as error:
             yield failed_event(call.request_id, error.info)
 
@@ -105,14 +109,19 @@ class ModelReplica:
             "device": decoder.device,
             "dtype": decoder.dtype,
             "visible_gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
-            "adapters": [
-                {"name": a.name, "specialty": a.specialty, "version": a.version}
-                for a in self._loaded.adapters
-            ],
-            "adapters_skipped": dict(self._loaded.skipped),
+            **self._adapters.info(),
             "rows_running": self._engine.num_running,
             "requests_waiting": self._engine.num_waiting,
         }
+
+    async def sync_adapters(self) -> dict[str, Any]:
+        """Follow the live catalogue now; what this replica holds then, and what it could not load.
+        `error` says why the catalogue could not be read."""
+        return {"replica": replica_id(), **await self._adapters.sync()}
+
+    async def try_adapter(self, name: str, version: AdapterVersion) -> list[str]:
+        """What keeps a version that is not listed yet from being served on this base."""
+        return await self._adapters.try_out(name, version)
 
     def check_health(self) -> None:
         self._engine.check()
@@ -126,6 +135,9 @@ class ModelReplica:
         use_serve_handlers(self._live.log_level)
 
     def __del__(self) -> None:
+        adapters = getattr(self, "_adapters", None)
+        if adapters is not None:
+            adapters.stop()
         engine = getattr(self, "_engine", None)
         if engine is not None:
             engine.close(timeout_s=5)
@@ -139,31 +151,22 @@ class _ModelMetrics:
             "polyclinic_batch_rows", description="rows being decoded together"
         )
         self._ttft = metrics.Histogram(
-            "polyclinic_ttft_s", "acceptance to first token", _WAIT_BOUNDARIES_S, ("adapter",)
+            "polyclinic_ttft_s", "acceptance to first token", _WAIT_BOUNDARIES_S, _LABELS
         )
         self._tpot = metrics.Histogram(
-            "polyclinic_tpot_s", "mean time per later token", _TOKEN_BOUNDARIES_S, ("adapter",)
+            "polyclinic_tpot_s", "mean time per later token", _TOKEN_BOUNDARIES_S, _LABELS
         )
         self._queue = metrics.Histogram(
-            "polyclinic_queue_wait_s", "acceptance to first step", _WAIT_BOUNDARIES_S, ("adapter",)
+            "polyclinic_queue_wait_s", "acceptance to first step", _WAIT_BOUNDARIES_S, _LABELS
         )
         self._tokens = metrics.Counter(
-            "polyclinic_tokens_total", "prompt and generated tokens", ("kind", "adapter")
-        )
-        self._resident = metrics.Gauge(
-            "polyclinic_adapter_resident", "adapters held, by tier", ("tier",)
-        )
-        self._load = metrics.Histogram(
-            "polyclinic_adapter_load_s", "loading one adapter", _WAIT_BOUNDARIES_S, ("adapter",)
+            "polyclinic_tokens_total",
+            "prompt and generated tokens",
+            ("kind", "adapter", "version"),
         )
 
-    def resident(self, loaded: LoadedModel) -> None:
-        self._resident.set(len(loaded.adapters), {"tier": "device"})
-        for adapter in loaded.adapters:
-            self._load.observe(adapter.load_s, {"adapter": adapter.name})
-
-    def finished(self, adapter: str | None, event: TokenEvent) -> None:
-        label = {"adapter": adapter or "base"}
+    def finished(self, call: GenerationCall, event: TokenEvent) -> None:
+        label = {"adapter": call.adapter or "base", "version": call.adapter_version or ""}
         self._tokens.inc(event.num_prompt_tokens or 0, {"kind": "prompt", **label})
         if event.num_tokens:
             self._tokens.inc(event.num_tokens, {"kind": "generated", **label})

@@ -6,17 +6,21 @@ Runs inside a model replica, on the replica's device. This is where adapters/ an
 import logging
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import platformdirs
+
 from adapters.base_models import resolve_base_model
-from adapters.catalog import load_catalog
-from adapters.loading import check_catalogued, load_catalogued
+from adapters.loading import AdapterError, check_catalogued
 from adapters.prompting import Message, encode_prompt
+from adapters.store import AdapterStore, open_store
+from deployments.adapter_holder import AdapterHolder
 from deployments.calls import Turn
 from deployments.engine.decoder import GroupDecoder, StepDecoder
+from deployments.host_memory import HostMemory
 from deployments.settings import Settings
 
 if TYPE_CHECKING:  # torch is imported once the replica is to load
@@ -28,28 +32,17 @@ EncodePrompt = Callable[[Sequence[Turn], str | None], list[int]]
 
 
 @dataclass(frozen=True, slots=True)
-class ResidentAdapter:
-    """An adapter on the device, and how long it took to get there."""
-
-    name: str
-    specialty: str
-    version: str
-    load_s: float
-
-
-@dataclass(frozen=True, slots=True)
 class LoadedModel:
     """What a model replica serves with.
 
     `encode` turns turns, and the language to ask the answer in (None: leave it), into prompt ids.
-    `skipped` names the catalogued adapters that this base cannot use, and why.
+    `holder` has the adapters; None: this model has none and takes none.
     """
 
     base_model: str
     decoder: StepDecoder | GroupDecoder
     encode: EncodePrompt
-    adapters: tuple[ResidentAdapter, ...]
-    skipped: Mapping[str, str]
+    holder: AdapterHolder | None = None
 
 
 def load_model(settings: Settings, device: str) -> LoadedModel:
@@ -76,14 +69,10 @@ def load_model(settings: Settings, device: str) -> LoadedModel:
         dtype=settings.engine.dtype,
         quantization=settings.quantization,
     )
-    catalog = load_catalog(settings.catalog_dir)
-    served = check_catalogued(catalog, settings.base_model, tensors=False)
-    decoder = build_decoder(
-        base,
-        settings.engine.decoder,
-        fast_limits(settings, len(served)),
-        {entry.name: catalog.folder(entry) for entry in served},
-    )
+    store = open_adapter_store(settings)
+    folders = _folders_in_service(store, settings.base_model)
+    limits = fast_limits(settings, len(folders))
+    decoder = build_decoder(base, settings.engine.decoder, limits, folders)
     logger.info(
         "base model %s loaded in %.1f s; decoder %s: %s",
         resolved.name,
@@ -91,11 +80,17 @@ def load_model(settings: Settings, device: str) -> LoadedModel:
         decoder.info.name,
         decoder.info.reason,
     )
-    target = _TimedTarget(decoder.load_adapter)
-    load_catalogued(catalog, settings.base_model, target)
+    holder = AdapterHolder(
+        store,
+        settings.base_model,
+        decoder,
+        capacity=limits.max_adapters,
+        host=HostMemory(settings.engine.adapter_memory_mib * 2**20),
+    )
+    _first_sync(holder)
     if isinstance(decoder, FastDecoder):
         decoder.warm_up()
-    entry = catalog.base_model(settings.base_model, family=resolved.family)
+    entry = store.seed.base_model(settings.base_model, family=resolved.family)
 
     def encode(turns: Sequence[Turn], answer_language: str | None) -> list[int]:
         return encode_prompt(
@@ -106,12 +101,40 @@ def load_model(settings: Settings, device: str) -> LoadedModel:
             answer_language=answer_language,
         )
 
-    adapters = tuple(
-        ResidentAdapter(a.name, a.specialty, a.version, target.seconds[a.name])
-        for a in catalog.adapters_for(settings.base_model)
-    )
-    skipped = catalog.skipped(settings.base_model)
-    return LoadedModel(settings.base_model, decoder, encode, adapters, skipped)
+    return LoadedModel(settings.base_model, decoder, encode, holder)
+
+
+def open_adapter_store(settings: Settings) -> AdapterStore:
+    """The live catalogue that `settings` name.
+
+    Raises:
+        CatalogError, LiveCatalogError, StateError: naming the file and the mend.
+    """
+    cache = platformdirs.user_cache_path("polyclinic") / "adapters"
+    return open_store(settings.adapter_state, settings.catalog_dir, cache)
+
+
+def _folders_in_service(store: AdapterStore, base_model: str) -> dict[str, Path]:
+    """Where the adapters of this base lie. Of a catalogue that nobody changed, every one has to be
+    good; later one that is not is left out and named, since the others are to serve."""
+    catalog = store.read()
+    if not catalog.revision:
+        check_catalogued(store.seed, base_model)
+    folders = {}
+    for adapter in catalog.in_service(base_model):
+        try:
+            folders[adapter.name] = store.folder(adapter.stable)
+        except (OSError, ValueError) as error:
+            logger.error("adapter %s: %s", adapter.name, error)
+    return folders
+
+
+def _first_sync(holder: AdapterHolder) -> None:
+    """Make the adapters resident, with the same rule as `_folders_in_service`."""
+    report = holder.sync()
+    problems = [f"adapter '{a['name']}': {a['error']}" for a in report["adapters"] if a["error"]]
+    if problems and not report["revision"]:
+        raise AdapterError(problems)
 
 
 def fast_limits(settings: Settings, num_adapters: int) -> "FastLimits":
@@ -131,16 +154,3 @@ def _leave_out_bitsandbytes() -> None:
     """PEFT and transformers import it whenever it is installed, for 2 s of a start that does not
     need it. An entry of None makes it count as not installed in this process."""
     sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]
-
-
-class _TimedTarget:
-    """Passes adapters on to the decoder and keeps how long each took, in seconds."""
-
-    def __init__(self, load: Callable[[str, Path], None]) -> None:
-        self._load = load
-        self.seconds: dict[str, float] = {}
-
-    def load_adapter(self, name: str, directory: Path) -> None:
-        started = time.perf_counter()
-        self._load(name, directory)
-        self.seconds[name] = time.perf_counter() - started

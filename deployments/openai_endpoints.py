@@ -9,9 +9,10 @@ from starlette.responses import JSONResponse, Response
 from deployments.answer_stream import AnswerStream
 from deployments.answering import Answer
 from deployments.calls import Backend, GenerationCall, Turn
-from deployments.http_io import charge, read_request, request_id_of
+from deployments.http_io import charge, read_request, request_id_of, session_id_of
 from deployments.input_checks import check_characters, check_known, check_length, check_text
 from deployments.openai_replies import OpenAIReply
+from deployments.replies import version_of
 from deployments.sampling_limits import sampling_of
 from deployments.schema import ApiError, ChatRequest, CompletionRequest, OpenAIRequest
 from deployments.sse import DONE, EventStream, error_body, sse
@@ -49,10 +50,11 @@ class OpenAIEndpoints:
         clinic = self._backend.clinic
         check_known("model", asked.model, clinic.model_names)
         sampling = sampling_of(asked, clinic)
-        request_id = request_id_of(request)
+        request_id, session_id = request_id_of(request), session_id_of(request)
         started = time.perf_counter()
         route = await self._route(asked.model, turns)
         route_s = time.perf_counter() - started
+        clinic = self._backend.clinic.for_session(session_id)  # after the wait for the router
         call = GenerationCall(
             request_id=request_id,
             turns=turns,
@@ -61,6 +63,8 @@ class OpenAIEndpoints:
             stream=bool(asked.stream),
             answer_language=self._backend.answer_language(route),
             deadline_at=accepted_at + self._backend.limits.max_timeout_s,
+            session_id=session_id,
+            adapter_version=version_of(route.adapter, clinic),
         )
         reply = OpenAIReply(
             kind, request_id, int(accepted_at), route, clinic, include_usage=include_usage

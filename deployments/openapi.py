@@ -7,6 +7,8 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from deployments import reply_models as reply
+from deployments.admin_openapi import ADMIN_MODELS, admin_paths
+from deployments.openapi_parts import REF, answer, get, id_header, path_parameter, post, ref
 from deployments.schema import (
     COUNTS,
     OPENAI_FIELDS_WE_LACK,
@@ -17,32 +19,6 @@ from deployments.schema import (
     RouteRequest,
 )
 
-_REF = "#/components/schemas/"
-_REQUEST_ID = {
-    "description": "the client's x-request-id, or a new one",
-    "required": True,
-    "schema": {"type": "string"},
-}
-_RETRY_AFTER = {
-    "description": "seconds",
-    "schema": {"type": "string", "pattern": "^[0-9]+$"},
-}
-_ERRORS = {
-    "400": "a bad value or an unsupported field: `param` names it",
-    "401": "no API key, or one that is not valid",
-    "403": "not with this API key",
-    "404": "unknown model, specialty or path",
-    "405": "another method is expected",
-    "408": "the deadline passed before anything was generated, or the body came too slowly",
-    "413": "the body is too large",
-    "414": "the address is too long",
-    "415": "application/json is expected",
-    "429": "this API key's limit",
-    "431": "the headers are too large",
-    "500": "an error of the server, which its log names",
-    "503": "no capacity: queue full, replica lost, or not ready",
-}
-_OF_BODIES = ("408", "413", "415")  # only where a body is read
 # name of an event -> what its data, JSON, may be
 _ASK_EVENTS: dict[str | None, tuple[type[BaseModel], ...]] = {
     "route": (reply.AskRouteEvent,),
@@ -64,8 +40,8 @@ _OPENAI_STREAM = (
 )
 
 
-def openapi_document() -> dict[str, Any]:
-    """The whole document, as plain JSON."""
+def openapi_document(*, with_admin: bool = True) -> dict[str, Any]:
+    """The whole document, as plain JSON. `with_admin`: adapters can be changed here."""
     return {
         "openapi": "3.1.0",
         "info": {
@@ -73,7 +49,7 @@ def openapi_document() -> dict[str, Any]:
             "version": "0.1.0",
             "summary": "Questions to LoRA specialists. Research software, not medical advice.",
         },
-        "paths": _paths(),
+        "paths": _paths() | (admin_paths() if with_admin else {}),
         "components": {
             "schemas": _schemas(),
             "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}},
@@ -83,62 +59,34 @@ def openapi_document() -> dict[str, Any]:
 
 
 def _paths() -> dict[str, Any]:
-    ask = _post("ask", "One question", AskRequest, reply.AskReply)
+    ask = post("ask", "One question", AskRequest, reply.AskReply)
     _add_stream(ask, _ASK_STREAM, _ASK_EVENTS)
-    chat = _post("chat", "OpenAI's chat", ChatRequest, reply.ChatReply)
+    chat = post("chat", "OpenAI's chat", ChatRequest, reply.ChatReply)
     _add_stream(chat, _OPENAI_STREAM, _OPENAI_EVENTS)
-    text = _post("complete", "OpenAI's text", CompletionRequest, reply.CompletionReply)
+    text = post("complete", "OpenAI's text", CompletionRequest, reply.CompletionReply)
     _add_stream(text, _OPENAI_STREAM, _OPENAI_EVENTS)
-    model = _get("model", "One model", reply.ModelReply)
-    model["parameters"].append(
-        {"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}
-    )
-    ready = _get("readyz", "Whether the model answers, and what is loaded", reply.ReadyReply)
-    ready["responses"]["503"] = _answer("not ready, and why", reply.ReadyReply)
+    for operation in (ask, chat, text):
+        operation["parameters"].append(id_header("x-session-id"))
+    model = get("model", "One model", reply.ModelReply)
+    model["parameters"].append(path_parameter("model"))
+    ready = get("readyz", "Whether the model answers, and what is loaded", reply.ReadyReply)
+    ready["responses"]["503"] = answer("not ready, and why", reply.ReadyReply)
     document = {"type": "object", "required": ["openapi", "paths"]}
-    openapi = _get("openapi", "This document", None)
+    openapi = get("openapi", "This document", None)
     openapi["responses"]["200"]["content"] = {"application/json": {"schema": document}}
-    operator = _get("operator", "Replicas and traffic; needs an admin key", reply.OperatorReply)
+    operator = get("operator", "Replicas and traffic; needs an admin key", reply.OperatorReply)
     return {
         "/ask": {"post": ask},
-        "/route": {"post": _post("route", "Classify only", RouteRequest, reply.RoutesReply)},
+        "/route": {"post": post("route", "Classify only", RouteRequest, reply.RoutesReply)},
         "/v1/chat/completions": {"post": chat},
         "/v1/completions": {"post": text},
-        "/v1/models": {"get": _get("models", "What `model` may be", reply.ModelsReply)},
+        "/v1/models": {"get": get("models", "What `model` may be", reply.ModelsReply)},
         "/v1/models/{model}": {"get": model},
         "/v1/operator": {"get": operator},
         "/openapi.json": {"get": openapi},
-        "/healthz": {"get": _get("healthz", "This process is up", reply.HealthReply)},
+        "/healthz": {"get": get("healthz", "This process is up", reply.HealthReply)},
         "/readyz": {"get": ready},
     }
-
-
-def _get(name: str, summary: str, model: type[BaseModel] | None) -> dict[str, Any]:
-    errors = {code: text for code, text in _ERRORS.items() if code not in _OF_BODIES}
-    return {
-        "operationId": name,
-        "summary": summary,
-        "parameters": [
-            {
-                "name": "x-request-id",
-                "in": "header",
-                "schema": {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,128}$"},
-            }
-        ],
-        "responses": {
-            "200": _answer(summary, model),
-            **{code: _error(code, text) for code, text in errors.items()},
-        },
-    }
-
-
-def _post(name: str, summary: str, body: type[BaseModel], model: type[BaseModel]) -> dict[str, Any]:
-    operation = _get(name, summary, model)
-    content = {"application/json": {"schema": _ref(body)}}
-    operation["requestBody"] = {"required": True, "content": content}
-    responses = operation["responses"]
-    responses |= {code: _error(code, _ERRORS[code]) for code in _OF_BODIES}
-    return operation
 
 
 def _add_stream(
@@ -152,7 +100,7 @@ def _add_stream(
         data: dict[str, Any] = {
             "type": "string",
             "contentMediaType": "application/json",
-            "contentSchema": {"anyOf": [_ref(model) for model in models]},
+            "contentSchema": {"anyOf": [ref(model) for model in models]},
         }
         properties = {"event": {"const": name}, "data": data} if name else {"data": data}
         kinds.append({"required": list(properties), "properties": properties})
@@ -161,22 +109,6 @@ def _add_stream(
     content = operation["responses"]["200"]["content"]
     schema = {"type": "object", "description": description, "anyOf": kinds}
     content["text/event-stream"] = {"schema": schema}
-
-
-def _answer(description: str, model: type[BaseModel] | None) -> dict[str, Any]:
-    answer = {"description": description, "headers": {"x-request-id": _REQUEST_ID}}
-    return {**answer, "content": {"application/json": {"schema": _ref(model)}}} if model else answer
-
-
-def _error(code: str, description: str) -> dict[str, Any]:
-    error = _answer(description, reply.ErrorReply)
-    if code in ("429", "503"):
-        error["headers"] = {**error["headers"], "retry-after": _RETRY_AFTER}
-    return error
-
-
-def _ref(model: type[BaseModel]) -> dict[str, str]:
-    return {"$ref": f"{_REF}{model.__name__}"}
 
 
 def _schemas() -> dict[str, Any]:
@@ -196,9 +128,10 @@ def _schemas() -> dict[str, Any]:
         reply.ErrorReply,
         *(model for models in _ASK_EVENTS.values() for model in models),
         reply.Chunk,
+        *ADMIN_MODELS,
     )
     _, generated = models_json_schema(
-        [(model, "validation") for model in models], ref_template=_REF + "{model}"
+        [(model, "validation") for model in models], ref_template=REF + "{model}"
     )
     schemas: dict[str, Any] = generated["$defs"]
     for model in models:

@@ -16,16 +16,19 @@ from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
-from adapters.catalog import load_catalog
 from deployments.access.front_door import behind_front_door
 from deployments.access.key_store import KeyStore
 from deployments.access.key_watch import KeyWatch
+from deployments.adapter_admin import AdapterAdmin
 from deployments.api import create_api
-from deployments.calls import AdapterCard, Clinic, GenerationCall, Outcome
+from deployments.calls import Clinic, GenerationCall, Outcome
 from deployments.engine.request import TokenEvent
+from deployments.followed_catalog import FollowedCatalog
 from deployments.http_io import IdFromProxy
 from deployments.model_calls import EventResponse, OneEvent, answer_events
+from deployments.model_loading import open_adapter_store
 from deployments.operator_report import OperatorDesk, replica_id
+from deployments.replica_calls import ServeReplicas
 from deployments.router_reloading import FollowedClassifier
 from deployments.serve_logging import use_serve_handlers
 from deployments.settings import RouterLiveSettings, Settings, SettingsError, parse_strict
@@ -53,14 +56,21 @@ class RouterReplica:
         self._traffic = TrafficLog()
         self._operator = OperatorDesk(model)
         self._router = FollowedClassifier(settings, lambda: self._live.reload_check_s)
-        catalog = load_catalog(settings.catalog_dir)
-        entries = catalog.adapters_for(settings.base_model)
-        self._base_languages = catalog.base_model(settings.base_model).languages
-        self._adapters = {entry.specialty: entry.name for entry in entries}
+        store = open_adapter_store(settings)
+        self._catalog = FollowedCatalog(
+            store, settings.base_model, lambda: self._live.reload_check_s
+        )
+        self._admin = AdapterAdmin(
+            self._catalog,
+            ServeReplicas(model),
+            settings.base_model,
+            max_rank=settings.engine.max_adapter_rank,
+        )
+        self._base_languages = store.seed.base_model(settings.base_model).languages
         self._clinic = Clinic(
             base_model=settings.base_model,
-            adapters=tuple(AdapterCard(e.name, e.specialty, e.version) for e in entries),
-            specialties=(),  # `clinic` fills it: the router's labels may change
+            adapters=(),  # `clinic` fills these in: both may change
+            specialties=(),
             default_output_tokens=settings.engine.default_output_tokens,
             max_output_tokens=settings.engine.max_output_tokens,
             started_at=int(time.time()),
@@ -69,15 +79,21 @@ class RouterReplica:
         self._keys = KeyWatch(KeyStore(settings.state_path))
         self._router.start()
         self._keys.start()
+        self._catalog.start()
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
-        app = behind_front_door(create_api(self), self._settings, self._keys, lambda: self._live)
-        return IdFromProxy(app)
+        api = create_api(self, self._admin)
+        return IdFromProxy(behind_front_door(api, self._settings, self._keys, lambda: self._live))
 
     @property
     def clinic(self) -> Clinic:
-        specialties = {*self._router.current.specialties, *self._adapters}
-        return dataclasses.replace(self._clinic, specialties=tuple(sorted(specialties)))
+        in_service = self._catalog.current
+        specialties = {*self._router.current.specialties, *in_service.by_specialty}
+        return dataclasses.replace(
+            self._clinic,
+            adapters=in_service.cards,
+            specialties=tuple(sorted(specialties)),
+        )
 
     @property
     def limits(self) -> RouterLiveSettings:
@@ -100,6 +116,7 @@ class RouterReplica:
         classifier = self._router.current
         thresholds = self._thresholds(classifier)
         conversations = [conversation for conversation, _ in asked]
+        adapters = self._catalog.current.by_specialty
         classified = await asyncio.to_thread(classifier.classify, conversations)
         return [
             decide(
@@ -107,7 +124,7 @@ class RouterReplica:
                 thresholds=dataclasses.replace(
                     thresholds, min_confidence=_either(min_confidence, thresholds.min_confidence)
                 ),
-                adapters=self._adapters,
+                adapters=adapters,
                 base_languages=self._base_languages,
             )
             for classification, (_, min_confidence) in zip(classified, asked, strict=True)
@@ -117,7 +134,7 @@ class RouterReplica:
         return decide_explicit(
             specialty,
             self._router.current.language(question),
-            adapters=self._adapters,
+            adapters=self._catalog.current.by_specialty,
             base_languages=self._base_languages,
         )
 
@@ -154,14 +171,17 @@ class RouterReplica:
     async def readiness(self) -> tuple[bool, Mapping[str, Any]]:
         classifier = self._router.current
         labels = set(classifier.specialties)
+        with_adapter = set(self._catalog.current.by_specialty)
         router = {
             "version": classifier.version,
             "encoder": classifier.encoder_name,
             "specialties": list(classifier.specialties),
-            "without_adapter": sorted(labels - set(self._adapters)),
-            "explicit_only": sorted(set(self._adapters) - labels),
+            "without_adapter": sorted(labels - with_adapter),
+            "explicit_only": sorted(with_adapter - labels),
             **dataclasses.asdict(self._thresholds(classifier)),
             "reload_problem": self._router.problem,
+            "catalog_problem": self._catalog.problem,
+            "catalog_revision": self._catalog.current.revision,
         }
         access = {"mode": self._settings.auth.mode, "key_problem": self._keys.problem}
         try:
@@ -181,6 +201,11 @@ class RouterReplica:
     def traffic(self) -> dict[str, Any]:
         """This replica's part of the operator's report; Serve calls it through a handle."""
         return {"replica": replica_id(), "snapshot": self._traffic.snapshot()}
+
+    async def refresh_catalog(self) -> dict[str, Any]:
+        """Take over a change of the adapters now; `error` says why that was not possible."""
+        await asyncio.to_thread(self._catalog.refresh)
+        return {"replica": f"router {replica_id()}", "error": self._catalog.problem}
 
     def record(self, outcome: Outcome) -> None:
         self._metrics.record(outcome)

@@ -7,18 +7,13 @@ Nothing here imports ray or torch, so that a bad file is refused in a second.
 """
 
 import difflib
+import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 import platformdirs
-from pydantic import (
-    BaseModel,
-    Field,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
 from deployments.access.settings import AccessLimits, AuthSettings, check_origins
@@ -129,6 +124,17 @@ class EngineSettings(StrictModel):
     max_adapters: Annotated[
         int, Field(ge=1, le=65_536, description="adapters resident on one replica")
     ] = 32
+    max_adapter_rank: Annotated[
+        int, Field(ge=1, le=1024, description="highest LoRA rank that may be added")
+    ] = 256
+    adapter_memory_mib: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=4_194_304,
+            description="main memory for adapters that were read, resident or not; 0: none",
+        ),
+    ] = 1024
     cpu_threads: Annotated[
         int | None,
         Field(ge=1, le=1024, description="threads of a CPU replica; null: all cores it may use"),
@@ -173,8 +179,8 @@ class Settings(StrictModel):
         Field(
             min_length=1,
             max_length=4096,
-            description="absolute path of the live state (keys), seen by every node; null: "
-            "the user's data folder",
+            description="absolute path or URL of the live state (adapters; keys need a path), seen "
+            "by every node; null: the user's data folder",
         ),
     ] = None
     auth: AuthSettings = AuthSettings()
@@ -188,7 +194,7 @@ class Settings(StrictModel):
     @field_validator("state_dir")
     @classmethod
     def _absolute(cls, path: str | None) -> str | None:
-        if path is not None and not Path(path).expanduser().is_absolute():
+        if path is not None and "://" not in path and not Path(path).expanduser().is_absolute():
             raise ValueError("an absolute path is expected: every node resolves it by itself")
         return path
 
@@ -200,9 +206,18 @@ class Settings(StrictModel):
     @property
     def state_path(self) -> Path:
         """Where the live state lies on this node."""
-        if self.state_dir is None:
+        if self.state_dir is None or "://" in self.state_dir:
             return platformdirs.user_data_path("polyclinic")
         return Path(self.state_dir).expanduser()
+
+    @property
+    def adapter_state(self) -> str:
+        """Where the live catalogue lies. In the user's data folder each seed has its own, so that
+        clinics on one machine do not mix."""
+        if self.state_dir is not None:
+            return self.state_dir if "://" in self.state_dir else str(self.state_path)
+        seed = hashlib.sha256(str(self.catalog_dir.resolve()).encode()).hexdigest()[:12]
+        return str(self.state_path / "clinics" / seed)
 
     @property
     def catalog_dir(self) -> Path:
@@ -271,6 +286,9 @@ class RouterLiveSettings(AccessLimits):
 class ModelLiveSettings(StrictModel):
     """`user_config` of the Model deployment: changes without a restart."""
 
+    adapter_check_s: Annotated[
+        float, Field(ge=0, le=3600, description="looks for adapter changes; 0: only when told")
+    ] = 5.0
     log_level: Annotated[LogLevel, Field(description="of the model deployment")] = "INFO"
 
 

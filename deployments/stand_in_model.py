@@ -9,6 +9,7 @@ No `from __future__ import annotations` here: Serve reads the builder's signatur
 import functools
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ray import serve
@@ -19,12 +20,13 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from adapters.catalog import load_catalog
+from deployments.adapter_holder import AdapterHolder
 from deployments.app import build_application
 from deployments.calls import Turn
 from deployments.engine.decoder import DecoderInfo
 from deployments.engine.scheduler import StepPlan
-from deployments.model_loading import LoadedModel, ResidentAdapter
+from deployments.host_memory import HostMemory
+from deployments.model_loading import LoadedModel, open_adapter_store
 from deployments.settings import Settings, parse_settings
 
 _NUM_POSITIONS = 1 << 20
@@ -72,17 +74,20 @@ def build_clinic(args: dict[str, Any]) -> Application:
 
 
 def load_stand_in(settings: Settings, device: str, *, step_s: float) -> LoadedModel:
-    catalog = load_catalog(settings.catalog_dir)
-    entries = catalog.adapters_for(settings.base_model)
-    adapters = tuple(ResidentAdapter(e.name, e.specialty, e.version, 0.0) for e in entries)
-    decoder = StandInDecoder(
-        settings.engine.max_rows, tuple(entry.name for entry in entries), step_s
+    decoder = StandInDecoder(settings.engine.max_rows, step_s)
+    holder = AdapterHolder(
+        open_adapter_store(settings),
+        settings.base_model,
+        decoder,
+        capacity=settings.engine.max_adapters,
+        host=HostMemory(0),
     )
+    holder.sync()
 
     def encode(turns: Sequence[Turn], answer_language: str | None) -> list[int]:
         return [_TOKEN] * 16
 
-    return LoadedModel(settings.base_model, decoder, encode, adapters, {})
+    return LoadedModel(settings.base_model, decoder, encode, holder)
 
 
 class _Ready:
@@ -100,15 +105,28 @@ class StandInDecoder:
     num_steps_ahead = 0
     num_prompts_together = 1
 
-    def __init__(self, num_rows: int, adapters: tuple[str, ...], step_s: float) -> None:
+    def __init__(self, num_rows: int, step_s: float) -> None:
         self.capacities = (_NUM_POSITIONS,) * num_rows
-        self._adapters = adapters
+        self._adapters: dict[str, Path] = {}
         self._step_s = step_s
 
     @property
     def info(self) -> DecoderInfo:
         reason = "a stand-in without a model"
-        return DecoderInfo("stand-in", reason, "cpu", "none", None, frozenset(), self._adapters)
+        names = tuple(self._adapters)
+        return DecoderInfo("stand-in", reason, "cpu", "none", None, frozenset(), names)
+
+    def read_adapter(self, directory: Path) -> Path:
+        return directory
+
+    def install(self, name: str, weights: Path, *, probe: bool = True) -> None:
+        self._adapters[name] = weights
+
+    def try_out(self, name: str, weights: Path) -> None:
+        """Everything fits."""
+
+    def evict(self, name: str) -> None:
+        del self._adapters[name]
 
     def set_adapter(self, row: int, name: str | None) -> None:
         """Nothing is kept for a row."""

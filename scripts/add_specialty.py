@@ -10,14 +10,23 @@ recall on the artefact's stored validation examples (--allow_loss publishes all 
 
 --out is a folder of versions: set `router.artefact` in serve_config.yaml to it once, and running
 router replicas follow each change within seconds; --roll_back returns to the version before. The
-first time it starts from --artefact, later from its current version. The new label routes to the
-base model until an adapter of that specialty is in the catalogue. The last line of stdout is one
-JSON object.
+first time it starts from --artefact, later from its current version.
+
+With --adapter the specialist itself comes with it, on the running clinic at --url: first the label,
+then the adapter on every model replica; if the adapter is refused, the label is rolled back too.
+--roll_back with --name takes the adapter out first.
+
+    python -m scripts.add_specialty --label dentistry --questions questions/ --out state/router \
+        --adapter /srv/new/dentistry --adapter_version 1
+
+Without an adapter the new label routes to the base model. An admin key is read from
+POLYCLINIC_ADMIN_KEY. The last line of stdout is one JSON object.
 """
 
 import argparse
 import datetime
 import json
+import os
 import re
 import sys
 import tempfile
@@ -25,6 +34,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from adapters.__main__ import DEFAULT_URL, KEY_VARIABLE, URL_VARIABLE
+from adapters.admin_client import AdminClient, ApiRefused
 from router.artefact import ArtefactError
 from router.extension import LABEL, extend, read_questions
 from router.training import save
@@ -35,8 +46,11 @@ from scripts.train_router import MODEL_DIR
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
-        report = {"version": roll_back(args.out)} if args.roll_back else run(args)
-    except (ArtefactError, ValueError, OSError) as error:
+        client = AdminClient(args.url, os.environ.get(KEY_VARIABLE))
+        report = rolled_back(args, client) if args.roll_back else run(args)
+        if args.adapter and report.get("published"):
+            report |= add_adapter(args, client)
+    except (ArtefactError, ValueError, OSError, ApiRefused) as error:
         print(f"add_specialty: {error}", file=sys.stderr)
         return 2
     print(json.dumps(report))
@@ -56,8 +70,40 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", type=Path, required=True, help="folder of versions")
     add("--allow_loss", action="store_true", help="publish even if an old specialty loses")
     add("--roll_back", action="store_true", help="make the version before current again")
+    add("--adapter", help="folder, org/name of the hub, or URL of the new specialist")
+    add("--adapter_version", default="1")
+    add("--name", help="of the adapter; default: the label")
+    add("--url", default=os.environ.get(URL_VARIABLE, DEFAULT_URL), help="of the running clinic")
     add("--date", default=datetime.date.today().isoformat(), help="first part of the version")
     return parser
+
+
+def add_adapter(args: argparse.Namespace, client: AdminClient) -> dict[str, Any]:
+    """Put the specialist into service; the label goes back when that is refused.
+
+    Raises:
+        ApiRefused: all is as it was before.
+    """
+    name = args.name or args.label
+    try:
+        added = client.add(name, args.adapter, args.adapter_version, specialty=args.label)
+    except ApiRefused:
+        roll_back(args.out)
+        raise
+    return {"adapter": name, "revision": added["revision"], "unconfirmed": added["unconfirmed"]}
+
+
+def rolled_back(args: argparse.Namespace, client: AdminClient) -> dict[str, Any]:
+    """The label's version before, and without the adapter `--name` when one is named.
+
+    Raises:
+        ApiRefused, ArtefactError
+    """
+    report: dict[str, Any] = {}
+    if args.name:
+        removed = client.remove(args.name)
+        report = {"removed": args.name, "unconfirmed": removed["unconfirmed"]}
+    return {**report, "version": roll_back(args.out)}
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

@@ -1,4 +1,5 @@
-"""Measure a running service, the engine alone, or the front door on a Ray Serve of its own.
+"""Measure a running service, the engine alone, the front door on a Ray Serve of its own, or
+adapters that come and go.
 
 `engine`, `load`: scripts/benchmark_engine.py, scripts/benchmark_load.py. `gateway`, `clients`:
 scripts/benchmark_gateway.py, scripts/benchmark_clients.py. `service`: first token, whole answers,
@@ -28,6 +29,7 @@ from typing import Any
 from tqdm import tqdm
 
 from deployments.process_tree import ProcessTree
+from scripts.churn_arguments import add_arguments
 from scripts.environment import environment
 
 # 30 words, so that the figure is that of the issue's "30-word question".
@@ -54,6 +56,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from scripts import benchmark_load
 
         return benchmark_load.run(args, argv)
+    if args.what == "churn":
+        from scripts import benchmark_churn
+
+        return benchmark_churn.run(args, argv)
     if args.what == "gateway":
         from scripts import benchmark_gateway
 
@@ -104,6 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_engine_arguments(engine)
     load = commands.add_parser("load", help="the engine in process, requests that come and go")
     _add_load_arguments(load)
+    add_arguments(commands.add_parser("churn", help="adapters that come and go, in process"))
     _add_front_door_arguments(commands)
     return parser
 

@@ -82,6 +82,7 @@ class FastDecoder:
         self._cache = self._new_cache([*capacities, SCRATCH_POSITIONS])
         self._states = [_RowState() for _ in capacities]
         self._tokens = torch.zeros(len(capacities) + 1, dtype=torch.long, device=network.device)
+        self._base_probe: torch.Tensor | None = None
         self._graphs: DecodeGraphs | None = None
         self._prompt_graphs: PromptGraphs | None = None
         if are_fused(network.device.type):
@@ -198,18 +199,38 @@ class FastDecoder:
         return self._reader.read(directory)
 
     @torch.inference_mode()
-    def install(self, name: str, weights: AdapterWeights) -> None:
-        """The second half of loading: between two steps. Rows in flight keep their version."""
+    def install(self, name: str, weights: AdapterWeights, *, probe: bool = True) -> None:
+        """The second half of loading: between two steps. Rows in flight keep their version.
+
+        Args:
+            probe: False: these weights passed it before.
+        """
+        slot = self._probed_slot(name, weights) if probe else self.bank.place(name, weights)
+        self.bank.assign(name, slot)
+
+    def try_out(self, name: str, weights: AdapterWeights) -> None:
+        """Between two steps: raises what `install` would raise, and makes nothing resident."""
+        self._probed_slot(name, weights)
+
+    def evict(self, name: str) -> None:
+        """Between two steps. Rows in flight keep it to their end; raises BankRefused."""
+        self.bank.evict(name)
+
+    @torch.inference_mode()
+    def _probed_slot(self, name: str, weights: AdapterWeights) -> int:
+        """A free slot that holds the weights, which change the logits."""
         slot = self.bank.place(name, weights)
-        difference = self._probe_logits(slot) - self._probe_logits(BASE_SLOT)
+        if self._base_probe is None:
+            self._base_probe = self._probe_logits(BASE_SLOT)
+        difference = self._probe_logits(slot) - self._base_probe
         effect = float(difference.abs().max())
         if not effect > 0:
             raise AdapterHasNoEffect(
                 f"adapter '{name}' does not change the base model's logits (largest difference "
                 f"{effect}): train it again, or disable it in the catalogue"
             )
-        self.bank.assign(name, slot)
-        logger.info("adapter %s is resident; it moves the logits by up to %.3g", name, effect)
+        logger.info("adapter %s fits; it moves the logits by up to %.3g", name, effect)
+        return slot
 
     def _begin_chunk(self, chunk: Chunk) -> None:
         state = self._states[chunk.row]

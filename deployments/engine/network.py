@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from deployments.engine.attention import DecodeBatch
 from deployments.engine.kv_cache import KvCache
 from deployments.engine.lora_route import Route, Site
+from deployments.engine.projection import packed
 from deployments.engine.prompts import PromptBatch
 
 
@@ -79,9 +80,7 @@ class Head:
         self._weight = embedding_weight if is_tied else own.to(dtype)
         self._bias = None if head.bias is None else head.bias.data.to(dtype)
         self.vocab_size = len(self._weight)
-        self._packed: Any = None
-        if self._weight.device.type == "cpu":
-            self._packed = torch.ops.mkldnn._reorder_linear_weight(self._weight)
+        self._packed = packed(self._weight)
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
         if self._packed is not None:

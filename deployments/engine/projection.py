@@ -1,7 +1,6 @@
 """A fused linear layer with the layout that its device multiplies fastest, and its LoRA site."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
@@ -35,11 +34,11 @@ class Projection:
         self.site = Site(name, weights[0].shape[1], _parts(list(layers), weights))
         self._bias = _stacked_bias(biases, weights, dtype)
         weight = torch.cat(weights)
-        self._packed: Any = None
+        self._packed = packed(weight) if dtype == torch.bfloat16 else None
         self._is_wide = weight.device.type == "cpu" and len(weight) >= _WIDE
-        if weight.device.type == "cpu" and dtype == torch.bfloat16:
-            self._packed = torch.ops.mkldnn._reorder_linear_weight(weight)
-        elif weight.device.type == "cpu" and len(weight) < _WIDE:
+        if self._packed is not None:
+            return
+        if weight.device.type == "cpu" and len(weight) < _WIDE:
             self._weight = weight.t().contiguous()
         else:
             self._weight = weight.t()
@@ -83,15 +82,27 @@ class Projection:
 
     def _product(self, x: torch.Tensor) -> torch.Tensor:
         if self._packed is not None:
-            packed: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
+            product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
                 x, self._packed, self._bias, "none", [], ""
             )
-            return packed
+            return product
         if self._bias is not None:
             return torch.addmm(self._bias, x, self._weight)
         if self._is_wide and len(x) in _FEW_ROWS:
             return torch.mm(self._weight.t(), x.t()).t()
         return torch.mm(x, self._weight)
+
+
+def packed(weight: torch.Tensor) -> torch.Tensor | None:
+    """oneDNN's blocks of a weight (out, in); None: not on a CPU, or on one without the
+    instructions that its bfloat16 blocks need."""
+    if weight.device.type != "cpu":
+        return None
+    ops = torch.ops.mkldnn
+    if weight.dtype == torch.bfloat16 and not ops._is_mkldnn_bf16_supported():
+        return None
+    blocks: torch.Tensor = ops._reorder_linear_weight(weight)
+    return blocks
 
 
 def _take(layer: torch.nn.Linear) -> torch.Tensor:

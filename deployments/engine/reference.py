@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from deployments.engine.decoder import AdapterHasNoEffect, DecoderInfo, RowSink
@@ -47,6 +48,8 @@ class ReferenceDecoder:
         self._reason = f"set_adapter + generate; {base.dtype_name}: {base.dtype_reason}{why}"
         self._dtype = base.dtype_name
         self._active: str | None = None
+        self._names: dict[str, str] = {}  # ours -> PEFT's
+        self._num_loaded = 0
         self._eos_ids = base.eos_ids
         self._pad_id = base.pad_id
         self._decoder_start_id = base.decoder_start_id
@@ -69,7 +72,7 @@ class ReferenceDecoder:
 
     @property
     def adapters(self) -> tuple[str, ...]:
-        return tuple(self._peft.peft_config) if self._peft is not None else ()
+        return tuple(self._names)
 
     def load_adapter(self, name: str, directory: Path) -> None:
         """Make a LoRA adapter resident under `name`. PEFT reads its format and its scale.
@@ -78,21 +81,61 @@ class ReferenceDecoder:
             AdapterHasNoEffect: the logits with it equal the base's.
             ValueError, RuntimeError, OSError: PEFT cannot read it, or its shapes do not fit.
         """
-        if self._peft is None:
-            self._peft = PeftModel.from_pretrained(self._base, str(directory), adapter_name=name)
-        else:
-            self._peft.load_adapter(str(directory), adapter_name=name)
-        self._peft.eval()
-        self._active = name
-        self.set_adapter(name)
+        inner = f"a{self._num_loaded}"  # PEFT's names may hold no dot, and ours hold versions
+        self._num_loaded += 1
+        self._inject(inner, directory)
+        earlier = self._names.get(name)
+        self._names[name] = inner
         effect = self.adapter_effect(name)
         if not effect > 0:
-            self._peft.delete_adapter(name)
+            self.evict(name)
+            if earlier is not None:
+                self._names[name] = earlier
             raise AdapterHasNoEffect(
                 f"adapter '{name}' from {directory} does not change the base model's logits "
                 f"(largest difference {effect}): train it again, or disable it in the catalogue"
             )
+        if earlier is not None and self._peft is not None:
+            self._peft.delete_adapter(earlier)
         logger.info("adapter %s is resident; it moves the logits by up to %.3g", name, effect)
+
+    def _inject(self, inner: str, directory: Path) -> None:
+        """Hand the folder to PEFT; when it refuses, take out what it had put in by then."""
+        try:
+            if self._peft is None:
+                self._peft = PeftModel.from_pretrained(
+                    self._base, str(directory), adapter_name=inner
+                )
+            else:
+                self._peft.load_adapter(str(directory), adapter_name=inner)
+        except Exception:
+            if self._peft is None:
+                _unwrap(self._base)
+            elif inner in self._peft.peft_config:
+                self._peft.delete_adapter(inner)
+            raise
+        self._peft.eval()
+
+    def read_adapter(self, directory: Path) -> Path:
+        """PEFT reads the folder itself, in `install`."""
+        return directory
+
+    def install(self, name: str, weights: Path, *, probe: bool = True) -> None:
+        """Between two groups; `probe` is there for the fast decoder's sake and always done."""
+        self.load_adapter(name, weights)
+
+    def try_out(self, name: str, weights: Path) -> None:
+        """Between two groups: raises what `install` would raise, and leaves nothing resident."""
+        self.load_adapter(name, weights)
+        self.evict(name)
+
+    def evict(self, name: str) -> None:
+        """Between two groups."""
+        if self._peft is None or name not in self._names:
+            raise KeyError(f"adapter '{name}' is not resident (resident: {self.adapters})")
+        if self._active == name:
+            self._active = None
+        self._peft.delete_adapter(self._names.pop(name))
 
     def adapter_effect(self, name: str) -> float:
         """Largest absolute difference of the logits, with and without, on a fixed probe."""
@@ -104,9 +147,9 @@ class ReferenceDecoder:
 
     def set_adapter(self, name: str | None) -> None:
         if name is not None:
-            if self._peft is None or name not in self._peft.peft_config:
+            if self._peft is None or name not in self._names:
                 raise KeyError(f"adapter '{name}' is not resident (resident: {self.adapters})")
-            self._peft.set_adapter(name, inference_mode=True)
+            self._peft.set_adapter(self._names[name], inference_mode=True)
         self._active = name
 
     def decode(self, token_ids: Sequence[int]) -> str:
@@ -189,6 +232,14 @@ class ReferenceDecoder:
         with self._adapter_set():
             logits: torch.Tensor = self._model(**inputs).logits
         return logits[0].float().cpu()
+
+
+def _unwrap(model: Any) -> None:
+    """Put a base model's own layers back in the place of PEFT's."""
+    for path, module in list(model.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            parent, _, name = path.rpartition(".")
+            setattr(model.get_submodule(parent), name, module.get_base_layer())
 
 
 class _EmitAndStop(StoppingCriteria):

@@ -1,4 +1,4 @@
-"""All adapters are checked before any is handed over."""
+"""All adapters of a catalogue are checked, and every problem is listed."""
 
 import shutil
 from pathlib import Path
@@ -6,22 +6,9 @@ from pathlib import Path
 import pytest
 
 from adapters.catalog import load_catalog
-from adapters.loading import AdapterError, load_catalogued
+from adapters.loading import AdapterError, check_catalogued
 
 Catalogs = dict[str, tuple[Path, Path]]
-
-
-class FakeTarget:
-    """Keeps what it was given; refuses the name that it was told to."""
-
-    def __init__(self, refuses: str = "") -> None:
-        self.loaded: dict[str, Path] = {}
-        self._refuses = refuses
-
-    def load_adapter(self, name: str, directory: Path) -> None:
-        if name == self._refuses:
-            raise RuntimeError("out of memory")
-        self.loaded[name] = directory
 
 
 @pytest.fixture
@@ -30,34 +17,19 @@ def catalogue(tiny_catalogs: Catalogs, tmp_path: Path) -> tuple[str, Path]:
     return str(base), Path(shutil.copytree(folder, tmp_path / "catalogue"))
 
 
-def test_every_active_adapter_is_handed_over(catalogue: tuple[str, Path]) -> None:
+def test_the_active_adapters_of_the_base(catalogue: tuple[str, Path]) -> None:
     base, folder = catalogue
-    target = FakeTarget()
-    entries = load_catalogued(load_catalog(folder), base, target)
-    assert [entry.name for entry in entries] == ["derm", "cardio"]
-    assert target.loaded == {name: folder / "weights" / name for name in ("derm", "cardio")}
+    catalog = load_catalog(folder)
+    assert [entry.name for entry in check_catalogued(catalog, base)] == ["derm", "cardio"]
+    assert check_catalogued(catalog, "another") == ()
 
 
-def test_other_base_gets_none(catalogue: tuple[str, Path]) -> None:
-    target = FakeTarget()
-    assert load_catalogued(load_catalog(catalogue[1]), "another", target) == ()
-    assert target.loaded == {}
-
-
-def test_all_problems_of_all_adapters_and_nothing_loaded(catalogue: tuple[str, Path]) -> None:
+def test_all_problems_of_all_adapters(catalogue: tuple[str, Path]) -> None:
     base, folder = catalogue
     (folder / "weights/derm/adapter_config.json").unlink()
     (folder / "weights/cardio/adapter_model.safetensors").write_bytes(b"x")
-    target = FakeTarget()
     with pytest.raises(AdapterError) as caught:
-        load_catalogued(load_catalog(folder), base, target)
+        check_catalogued(load_catalog(folder), base)
     assert len(caught.value.problems) == 2
     text = str(caught.value)
     assert all(part in text for part in ("'derm'", "'cardio'", "git checkout", "state: disabled"))
-    assert target.loaded == {}
-
-
-def test_refusal_of_the_target_names_the_adapter(catalogue: tuple[str, Path]) -> None:
-    base, folder = catalogue
-    with pytest.raises(AdapterError, match=r"'cardio' .*: out of memory"):
-        load_catalogued(load_catalog(folder), base, FakeTarget(refuses="cardio"))

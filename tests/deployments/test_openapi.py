@@ -7,6 +7,7 @@ against it.
 import json
 import tomllib
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -18,12 +19,14 @@ from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi import checks as openapi_checks
 
+from deployments.adapter_admin import AdapterAdmin
 from deployments.api import create_api
 from deployments.engine.request import ErrorInfo, FinishReason
 from deployments.openapi import openapi_document
 from deployments.schema import OPENAI_FIELDS_WE_LACK
 from tests.deployments.ask.conftest import ClinicOfFour, events_of
 from tests.deployments.conftest import SmallBackend
+from tests.deployments.quiet_admin import quiet_admin
 from tests.test_layout import ROOT
 
 DOCUMENT = openapi_document()
@@ -48,10 +51,15 @@ def check(name: str, value: Any) -> None:
     Draft202012Validator(schema).validate(value)
 
 
-def test_every_path_is_described_with_its_method() -> None:
+@pytest.fixture
+def admin(tmp_path: Path) -> AdapterAdmin:
+    return quiet_admin(tmp_path)
+
+
+def test_every_path_is_described_with_its_method(admin: AdapterAdmin) -> None:
     routes = {
         (route.path, method)  # type: ignore[attr-defined]
-        for route in create_api(SmallBackend()).routes
+        for route in create_api(SmallBackend(), admin).routes
         if route.path != "/" and not route.path.startswith("/static/")  # type: ignore[attr-defined]
         for method in route.methods - {"HEAD"}  # type: ignore[attr-defined]
     }
@@ -64,8 +72,13 @@ def test_every_path_is_described_with_its_method() -> None:
     Draft202012Validator.check_schema({"$defs": DOCUMENT["components"]["schemas"]})
 
 
-async def test_the_document_is_served(client: httpx.AsyncClient) -> None:
-    assert (await client.get("/openapi.json")).json() == json.loads(json.dumps(DOCUMENT))
+async def test_the_document_is_served(client: httpx.AsyncClient, admin: AdapterAdmin) -> None:
+    without = openapi_document(with_admin=False)
+    assert (await client.get("/openapi.json")).json() == json.loads(json.dumps(without))
+    transport = httpx.ASGITransport(create_api(SmallBackend(), admin))
+    async with httpx.AsyncClient(transport=transport, base_url="http://clinic") as operator:
+        served = (await operator.get("/openapi.json")).json()
+    assert served == json.loads(json.dumps(DOCUMENT))
 
 
 @pytest.mark.parametrize(
@@ -153,10 +166,24 @@ class Moody(SmallBackend):
             yield self._event(call, "", 0, FinishReason.ERROR, info)
 
 
-def statuses_of_made_up_requests(num_each: int, *, derandomize: bool) -> Counter[int]:
+async def test_what_an_operator_is_told_is_what_the_document_says(admin: AdapterAdmin) -> None:
+    transport = httpx.ASGITransport(create_api(SmallBackend(), admin))
+    async with httpx.AsyncClient(transport=transport, base_url="http://clinic") as operator:
+        check("AdaptersReply", (await operator.get("/v1/adapters")).json())
+        disabled = await operator.patch("/v1/adapters/derm", json={"state": "disabled"})
+        check("ChangeReply", disabled.json())
+        check("ChangeReply", (await operator.delete("/v1/adapters/derm")).json())
+        gone = await operator.post("/v1/adapters/derm/rollback")
+    assert gone.status_code == 404
+    check("ErrorReply", gone.json())
+
+
+def statuses_of_made_up_requests(
+    num_each: int, admin: AdapterAdmin, *, derandomize: bool
+) -> Counter[int]:
     """`num_each` good and `num_each` bad requests for every operation; statuses -> counts."""
     statuses: Counter[int] = Counter()
-    api = schemathesis.openapi.from_asgi("/openapi.json", create_api(Moody()))
+    api = schemathesis.openapi.from_asgi("/openapi.json", create_api(Moody(), admin))
     number = settings(
         max_examples=num_each,
         deadline=None,
@@ -185,9 +212,13 @@ def statuses_of_made_up_requests(num_each: int, *, derandomize: bool) -> Counter
 
 def readable(case: Any) -> Any:
     """Most made-up texts are no questions, and most made-up names are unknown."""
-    if case.path_parameters and len(case.path_parameters["model"]) % 2:
-        case.path_parameters["model"] = "derm-1"
+    known = {"model": "derm-1", "name": "derm"}
+    for parameter, value in (case.path_parameters or {}).items():
+        if len(value) % 2:
+            case.path_parameters[parameter] = known[parameter]
     body = case.body if isinstance(case.body, dict) else {}
+    if "source" in body:
+        body["source"] = "/no/such/folder"  # others would be looked for on the network
     for field in ("question", "prompt"):
         if isinstance(body.get(field), str):
             body[field] = f"{'a' * (len(body[field]) % 7)} red rash"
@@ -202,15 +233,17 @@ def readable(case: Any) -> Any:
     return case
 
 
-def test_made_up_requests() -> None:
-    statuses = statuses_of_made_up_requests(10, derandomize=True)
-    assert statuses.total() >= 120
-    assert {200, 400, 404} <= set(statuses) <= {200, 400, 404, 405, 408, 413, 415, 503}
+STATUSES = {200, 400, 404, 405, 408, 409, 413, 415, 422, 503}
+
+
+def test_made_up_requests(admin: AdapterAdmin) -> None:
+    statuses = statuses_of_made_up_requests(10, admin, derandomize=True)
+    assert statuses.total() >= 180
+    assert {200, 400, 404, 422} <= set(statuses) <= STATUSES
 
 
 @pytest.mark.long
-def test_two_thousand_made_up_requests() -> None:
-    statuses = statuses_of_made_up_requests(130, derandomize=False)
-    assert statuses.total() >= 2000, statuses
-    assert {200, 400, 404, 408, 503} <= set(statuses), statuses
-    assert set(statuses) <= {200, 400, 404, 405, 408, 413, 415, 503}, statuses
+def test_three_thousand_made_up_requests(admin: AdapterAdmin) -> None:
+    statuses = statuses_of_made_up_requests(130, admin, derandomize=False)
+    assert statuses.total() >= 3000, statuses
+    assert {200, 400, 404, 408, 409, 422, 503} <= set(statuses) <= STATUSES, statuses

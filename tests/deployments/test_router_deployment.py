@@ -59,7 +59,7 @@ async def replica(
         {
             "base_model": "tiny",
             "adapters": str(catalog),
-            "state_dir": str(catalog),
+            "state_dir": str(catalog / "state"),
             "router": {"artefact": str(tiny_router_dir)},
         }
     )

@@ -54,7 +54,7 @@ def load_stand_in(settings: Settings, device: str) -> LoadedModel:
     def encode(turns: Sequence[Turn], answer_language: str | None) -> list[int]:
         return [1, 2, 3]
 
-    return LoadedModel("stand-in", SleepingDecoder(device), encode, (), {})
+    return LoadedModel("stand-in", SleepingDecoder(device), encode)
 
 
 def running_replicas(name: str) -> int:

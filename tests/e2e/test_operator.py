@@ -46,7 +46,7 @@ def load_stand_in(settings: Settings, device: str) -> LoadedModel:
     def encode(turns: Sequence[Turn], answer_language: str | None) -> list[int]:
         return [1, 2, 3]
 
-    return LoadedModel("stand-in", SpellingDecoder(), encode, (), {})
+    return LoadedModel("stand-in", SpellingDecoder(), encode)
 
 
 def wait_for_report(client: httpx.Client, num_replicas: int) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def load_named(folder: Path, settings: Settings, device: str) -> LoadedModel:
     def encode(turns: Sequence[Turn], answer_language: str | None) -> list[int]:
         return [1, 2, 3]
 
-    return LoadedModel("stand-in", NamedDecoder(device, folder), encode, (), {})
+    return LoadedModel("stand-in", NamedDecoder(device, folder), encode)
 
 
 @pytest.fixture(scope="module")

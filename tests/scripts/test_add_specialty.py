@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from adapters.admin_client import ApiRefused
 from router.artefact import WEIGHTS, load_artefact
 from router.versions import CURRENT, VERSIONS, read_current, resolve
 from scripts.add_specialty import main
@@ -200,3 +201,60 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--help"])
     assert caught.value.code == 0
     assert "--roll_back" in capsys.readouterr().out
+
+
+class Operator:
+    """Stands for the running clinic's API."""
+
+    refuses = False
+    calls: list[tuple[str, ...]]
+
+    def __init__(self, url: str, key: str | None) -> None:
+        self.url = url
+
+    def add(self, name: str, source: str, version: str, **options: Any) -> dict[str, Any]:
+        if self.refuses:
+            raise ApiRefused(422, ["does not fit"])
+        self.calls.append(("add", name, source, version, options["specialty"]))
+        return {"revision": 1, "unconfirmed": {}}
+
+    def remove(self, name: str) -> dict[str, Any]:
+        self.calls.append(("remove", name))
+        return {"revision": 2, "unconfirmed": {}}
+
+
+@pytest.fixture
+def operator(monkeypatch: pytest.MonkeyPatch) -> type[Operator]:
+    monkeypatch.setattr("scripts.add_specialty.AdminClient", Operator)
+    monkeypatch.setattr(Operator, "calls", [], raising=False)
+    return Operator
+
+
+def test_label_and_adapter_come_and_go_with_one_command(
+    clinic: Clinic, operator: type[Operator], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert clinic.add("--adapter", "/srv/teeth", "--adapter_version", "7") == 0
+    report = last_line(capsys)
+    assert (report["published"], report["adapter"], report["unconfirmed"]) == (
+        True,
+        "dentistry",
+        {},
+    )
+    assert main(["--out", str(clinic.out), "--roll_back", "--name", "dentistry"]) == 0
+    assert operator.calls == [
+        ("add", "dentistry", "/srv/teeth", "7", "dentistry"),
+        ("remove", "dentistry"),
+    ]
+    assert "dentistry" not in load_artefact(resolve(clinic.out)).specialties
+
+
+def test_the_label_goes_back_when_the_adapter_is_refused(
+    clinic: Clinic,
+    operator: type[Operator],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(operator, "refuses", True)
+    assert clinic.add("--adapter", "/srv/teeth") == 2
+    assert "does not fit" in capsys.readouterr().err
+    assert "dentistry" not in load_artefact(resolve(clinic.out)).specialties

@@ -1,0 +1,198 @@
+"""Operate the adapters of a running clinic.
+
+    python -m adapters ls
+    python -m adapters add dermatology --source /srv/new/dermatology --version 3
+    python -m adapters add dermatology --source org/name --version 4 --canary 0.1
+    python -m adapters update dermatology --promote
+    python -m adapters rollback dermatology
+    python -m adapters rm dermatology
+    python -m adapters verify            # does every replica hold what the catalogue says?
+    python -m adapters verify FOLDER     # would this adapter be taken? (offline)
+
+The address is --url or POLYCLINIC_URL, an admin key is read from POLYCLINIC_ADMIN_KEY. A change
+returns when every replica has it. Exit code: 0 done, 1 made but not confirmed everywhere (or
+`verify` found something), 2 refused.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from adapters.admin_client import AdminClient, ApiRefused
+from adapters.intake import IntakeRefused, NewVersion, examine
+from adapters.validation import CONFIG_FILE
+
+URL_VARIABLE = "POLYCLINIC_URL"
+KEY_VARIABLE = "POLYCLINIC_ADMIN_KEY"
+DEFAULT_URL = "http://127.0.0.1:8000"
+
+
+def main(
+    argv: Sequence[str] | None = None,
+    *,
+    make_client: Callable[[str, str | None], AdminClient] = AdminClient,
+) -> int:
+    args = _parser().parse_args(argv)
+    client = make_client(args.url, os.environ.get(KEY_VARIABLE))
+    try:
+        return int(args.run(args, client))
+    except ApiRefused as error:
+        for problem in error.problems:
+            print(f"adapters: {problem}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m adapters",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--url", default=os.environ.get(URL_VARIABLE, DEFAULT_URL))
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    listing = commands.add_parser("ls", help="every adapter, and what each replica holds")
+    listing.add_argument("--json", action="store_true", help="the API's own answer")
+    listing.set_defaults(run=_ls)
+
+    add = commands.add_parser("add", help="a new adapter, or a new version of one")
+    add.add_argument("name")
+    add.add_argument("--source", required=True, help="folder, org/name of the hub, or URL")
+    add.add_argument("--version", required=True)
+    add.add_argument("--specialty", help="needed for a new adapter")
+    how = add.add_mutually_exclusive_group()
+    how.add_argument("--canary", type=float, metavar="SHARE", help="try it out on these sessions")
+    how.add_argument("--disabled", action="store_true", help="keep it, and do not serve it yet")
+    add.set_defaults(run=_add)
+
+    update = commands.add_parser("update", help="change what is in service")
+    update.add_argument("name")
+    what = update.add_mutually_exclusive_group(required=True)
+    what.add_argument("--promote", action="store_true", help="the version on trial takes over")
+    what.add_argument("--version", help="put this one in force")
+    what.add_argument("--canary", type=float, metavar="SHARE", help="0 ends the trial")
+    what.add_argument("--disable", action="store_true")
+    what.add_argument("--activate", action="store_true")
+    update.add_argument("--canary_version", help="with --canary: which version to try out")
+    update.add_argument("--reason", default="", help="with --disable")
+    update.set_defaults(run=_update)
+
+    for command, run, text in (
+        ("rollback", _rollback, "end a trial, or return to the version before"),
+        ("rm", _rm, "take an adapter out"),
+    ):
+        one = commands.add_parser(command, help=text)
+        one.add_argument("name")
+        one.set_defaults(run=run)
+
+    verify = commands.add_parser("verify", help="ask every replica, or look at a folder")
+    verify.add_argument("folder", nargs="?", type=Path)
+    verify.add_argument("--base_model", help="with a folder: the base it must be trained on")
+    verify.set_defaults(run=_verify)
+    return parser
+
+
+def _ls(args: argparse.Namespace, client: AdminClient) -> int:
+    listed = client.listed()
+    if args.json:
+        print(json.dumps(listed, indent=1))
+        return 0
+    print(f"revision {listed['revision']}, {len(listed['replicas'])} model replicas")
+    for adapter in listed["adapters"]:
+        canary = adapter["canary"]
+        trial = f", {canary['version']} on trial for {canary['weight']:.0%}" if canary else ""
+        print(f"{adapter['name']}: {adapter['specialty']}, {adapter['state']}, ", end="")
+        print(f"version {adapter['version']}{trial}")
+        for replica, held in adapter["replicas"].items():
+            print(f"  {replica}: {_held(held)}")
+    return _unconfirmed(listed["unconfirmed"])
+
+
+def _held(held: Mapping[str, Mapping[str, Any]]) -> str:
+    places = {"device": "on the device", "host": "in memory", "disk": "on disk"}
+    shown = []
+    for version, state in held.items():
+        problem = f" ({state['error']})" if state["error"] else ""
+        shown.append(f"{version} {places[state['tier']]}, {state['answers']} answers{problem}")
+    return "; ".join(shown) or "nothing"
+
+
+def _add(args: argparse.Namespace, client: AdminClient) -> int:
+    options: dict[str, Any] = {}
+    if args.specialty:
+        options["specialty"] = args.specialty
+    if args.canary is not None:
+        options |= {"state": "canary", "canary_weight": args.canary}
+    elif args.disabled:
+        options["state"] = "disabled"
+    return _changed(client.add(args.name, args.source, args.version, **options))
+
+
+def _update(args: argparse.Namespace, client: AdminClient) -> int:
+    fields: dict[str, Any] = {}
+    if args.promote:
+        fields["promote"] = True
+    elif args.version:
+        fields["version"] = args.version
+    elif args.canary is not None:
+        fields["canary_weight"] = args.canary
+        if args.canary_version:
+            fields["canary_version"] = args.canary_version
+    else:
+        fields["state"] = "disabled" if args.disable else "active"
+        if args.reason:
+            fields["reason"] = args.reason
+    return _changed(client.update(args.name, **fields))
+
+
+def _rollback(args: argparse.Namespace, client: AdminClient) -> int:
+    return _changed(client.roll_back(args.name))
+
+
+def _rm(args: argparse.Namespace, client: AdminClient) -> int:
+    return _changed(client.remove(args.name))
+
+
+def _changed(outcome: Mapping[str, Any]) -> int:
+    adapter = outcome["adapter"]
+    what = f"{adapter['state']}, version {adapter['version']}" if adapter else "removed"
+    print(f"revision {outcome['revision']}: {what}; {outcome['replicas']} model replicas")
+    return _unconfirmed(outcome["unconfirmed"])
+
+
+def _unconfirmed(replicas: Mapping[str, str]) -> int:
+    for replica, why in replicas.items():
+        print(f"adapters: not confirmed by {replica}: {why}", file=sys.stderr)
+    return 1 if replicas else 0
+
+
+def _verify(args: argparse.Namespace, client: AdminClient) -> int:
+    if args.folder is None:
+        listed = client.listed()
+        print(f"revision {listed['revision']}: {len(listed['replicas'])} model replicas answered")
+        return _unconfirmed(listed["unconfirmed"])
+    base = args.base_model
+    if base is None:
+        try:
+            config = json.loads((args.folder / CONFIG_FILE).read_text(encoding="utf-8"))
+            base = str(config["base_model_name_or_path"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            print(f"adapters: {args.folder / CONFIG_FILE}: {error}", file=sys.stderr)
+            return 2
+    try:
+        found = examine(args.folder, NewVersion("checked", None, base, "1", str(args.folder)))
+    except IntakeRefused as error:
+        for problem in error.problems:
+            print(f"adapters: {problem}", file=sys.stderr)
+        return 1
+    print(f"{args.folder}: rank {found.rank}, {found.num_bytes} bytes, for {base}; a replica has")
+    print("still to say whether its layers fit and whether it changes the answers")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

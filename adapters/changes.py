@@ -1,0 +1,268 @@
+"""What may happen to the live catalogue: pure functions, each from a catalogue to the next one.
+
+A refusal lists every problem and says whether the request is wrong (`invalid`), names something
+that is not there (`not_found`), or collides with what is (`conflict`).
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import ValidationError
+
+from adapters.live_catalog import (
+    MAX_VERSIONS,
+    AdapterVersion,
+    Canary,
+    LiveAdapter,
+    LiveCatalog,
+)
+
+RefusalKind = Literal["invalid", "not_found", "conflict"]
+Activation = Literal["active", "canary", "disabled"]
+
+
+class ChangeRefused(ValueError):
+    """The catalogue stays as it is. `problems` holds one line for each thing that is wrong."""
+
+    def __init__(self, kind: RefusalKind, problems: Sequence[str]) -> None:
+        self.kind = kind
+        self.problems = list(problems)
+        super().__init__("; ".join(problems))
+
+
+def add_version(
+    catalog: LiveCatalog,
+    *,
+    name: str,
+    specialty: str | None,
+    base_model: str,
+    version: AdapterVersion,
+    activation: Activation = "active",
+    weight: float | None = None,
+) -> LiveCatalog:
+    """A new adapter, or a new version of one.
+
+    Args:
+        specialty: None: the one that the adapter has.
+        activation: active: it answers at once; canary: it gets `weight` of the specialty's
+            sessions beside the version in force; disabled: it is only kept.
+
+    Raises:
+        ChangeRefused: all that is wrong.
+    """
+    found = catalog.adapter(name)
+    if found is None:
+        return _add_adapter(catalog, name, specialty, base_model, version, activation)
+    problems = []
+    if specialty is not None and specialty != found.specialty:
+        problems.append(f"adapter '{name}' is for {found.specialty}, not {specialty}")
+    if base_model != found.base_model:
+        problems.append(f"adapter '{name}' is for {found.base_model}, not {base_model}")
+    if any(v.version == version.version for v in found.versions):
+        problems.append(
+            f"adapter '{name}' has a version '{version.version}' already: give it another "
+            f"(listed: {', '.join(v.version for v in found.versions)})"
+        )
+    if problems:
+        raise ChangeRefused("conflict", problems)
+    grown = _with_versions(found, [*_with_room(found), version])
+    if activation == "canary":
+        changed = _with_canary(grown, version.version, weight)
+    elif activation == "active":
+        changed = _in_force(grown, version.version)
+    else:
+        changed = grown
+    return _replaced(catalog, changed)
+
+
+def update(
+    catalog: LiveCatalog,
+    name: str,
+    *,
+    state: Literal["active", "disabled"] | None = None,
+    version: str | None = None,
+    canary_version: str | None = None,
+    canary_weight: float | None = None,
+    promote: bool = False,
+    reason: str = "",
+) -> LiveCatalog:
+    """Activate, disable, put a known version in force, try one out, or promote the one on trial.
+
+    Raises:
+        ChangeRefused: no such adapter or version, or fields that exclude each other.
+    """
+    found = _required(catalog, name)
+    asked = {
+        "state": state is not None,
+        "version": version is not None,
+        "canary_weight": canary_weight is not None or canary_version is not None,
+        "promote": promote,
+    }
+    given = [field for field, is_given in asked.items() if is_given]
+    if len(given) != 1:
+        raise ChangeRefused(
+            "invalid",
+            [f"give one of {', '.join(asked)} (given: {', '.join(given) or 'none'})"],
+        )
+    if promote:
+        if found.canary is None:
+            raise ChangeRefused("conflict", [f"adapter '{name}' has no version on trial"])
+        changed = _in_force(found, found.canary.version)
+    elif version is not None:
+        changed = _in_force(found, _known(found, version))
+    elif state == "disabled":
+        changed = _set(found, state="disabled", canary=None, reason=reason)
+    elif state == "active":
+        changed = _set(found, state="canary" if found.canary else "active", reason="")
+    else:
+        changed = _weighted(found, canary_version, canary_weight)
+    return _replaced(catalog, changed)
+
+
+def roll_back(catalog: LiveCatalog, name: str) -> LiveCatalog:
+    """End a trial; without one, return to the version that was in force before.
+
+    Raises:
+        ChangeRefused: no such adapter, or there is nothing to return to.
+    """
+    found = _required(catalog, name)
+    if found.canary is not None:
+        return _replaced(catalog, _set(found, state="active", canary=None))
+    if not found.previous:
+        raise ChangeRefused(
+            "conflict", [f"adapter '{name}' has no version before '{found.version}'"]
+        )
+    return _replaced(catalog, _set(found, version=found.previous[-1], previous=found.previous[:-1]))
+
+
+def remove(catalog: LiveCatalog, name: str) -> LiveCatalog:
+    """
+    Raises:
+        ChangeRefused: no such adapter.
+    """
+    _required(catalog, name)
+    left = [a for a in catalog.adapters if a.name != name]
+    removed = sorted({*catalog.removed, name})
+    return catalog.model_copy(update={"adapters": left, "removed": removed})
+
+
+def _add_adapter(
+    catalog: LiveCatalog,
+    name: str,
+    specialty: str | None,
+    base_model: str,
+    version: AdapterVersion,
+    activation: Activation,
+) -> LiveCatalog:
+    if specialty is None:
+        raise ChangeRefused("invalid", [f"adapter '{name}' is new: name its specialty"])
+    if activation == "canary":
+        raise ChangeRefused(
+            "conflict",
+            [f"adapter '{name}' is new: there is no version in force to try it out beside"],
+        )
+    try:
+        fresh = LiveAdapter(
+            name=name,
+            specialty=specialty,
+            base_model=base_model,
+            state=activation,
+            version=version.version,
+            versions=[version],
+        )
+    except ValidationError as error:
+        raise ChangeRefused("invalid", _lines(error)) from None
+    adapters = [*catalog.adapters, fresh]
+    removed = [gone for gone in catalog.removed if gone != name]
+    return _checked(catalog.model_copy(update={"adapters": adapters, "removed": removed}))
+
+
+def _weighted(adapter: LiveAdapter, version: str | None, weight: float | None) -> LiveAdapter:
+    if weight is None:
+        raise ChangeRefused("invalid", ["canary_weight is missing: above 0 to 1, or 0 to end it"])
+    if weight == 0:
+        if adapter.canary is None:
+            raise ChangeRefused("conflict", [f"adapter '{adapter.name}' has no version on trial"])
+        return _set(adapter, state="active", canary=None)
+    wanted = version or (adapter.canary.version if adapter.canary else None)
+    if wanted is None:
+        raise ChangeRefused("invalid", ["canary_version is missing: which version to try out"])
+    return _with_canary(adapter, _known(adapter, wanted), weight)
+
+
+def _with_canary(adapter: LiveAdapter, version: str, weight: float | None) -> LiveAdapter:
+    if adapter.state == "disabled":
+        raise ChangeRefused("conflict", [f"adapter '{adapter.name}' is disabled: activate it"])
+    if version == adapter.version:
+        raise ChangeRefused("conflict", [f"version '{version}' is in force already"])
+    if weight is None or not 0 < weight <= 1:
+        raise ChangeRefused("invalid", [f"canary_weight is {weight}: above 0, at most 1"])
+    return _set(adapter, state="canary", canary=Canary(version=version, weight=weight))
+
+
+def _in_force(adapter: LiveAdapter, version: str) -> LiveAdapter:
+    """A trial ends with it; the version before is the one to roll back to."""
+    if version == adapter.version:
+        return _set(adapter, state="active", canary=None, reason="")
+    previous = [*(v for v in adapter.previous if v != version), adapter.version]
+    return _set(adapter, state="active", canary=None, reason="", version=version, previous=previous)
+
+
+def _with_room(adapter: LiveAdapter) -> list[AdapterVersion]:
+    """The versions without the oldest idle ones, so that one more fits."""
+    versions = list(adapter.versions)
+    in_use = {adapter.version, *(v.version for v in adapter.served), *adapter.previous[-5:]}
+    for old in list(versions):
+        if len(versions) < MAX_VERSIONS:
+            break
+        if old.version not in in_use:
+            versions.remove(old)
+    return versions
+
+
+def _known(adapter: LiveAdapter, version: str) -> str:
+    listed = [v.version for v in adapter.versions]
+    if version not in listed:
+        raise ChangeRefused(
+            "not_found",
+            [f"adapter '{adapter.name}' has no version '{version}' (has: {', '.join(listed)})"],
+        )
+    return version
+
+
+def _required(catalog: LiveCatalog, name: str) -> LiveAdapter:
+    found = catalog.adapter(name)
+    if found is None:
+        names = ", ".join(a.name for a in catalog.adapters) or "none"
+        raise ChangeRefused("not_found", [f"no adapter '{name[:80]}' (there are: {names})"])
+    return found
+
+
+def _with_versions(adapter: LiveAdapter, versions: list[AdapterVersion]) -> LiveAdapter:
+    listed = {v.version for v in versions}
+    previous = [v for v in adapter.previous if v in listed]
+    return _set(adapter, versions=versions, previous=previous)
+
+
+def _set(adapter: LiveAdapter, **fields: object) -> LiveAdapter:
+    return LiveAdapter.model_validate({**dict(adapter), **fields})
+
+
+def _replaced(catalog: LiveCatalog, changed: LiveAdapter) -> LiveCatalog:
+    adapters = [changed if a.name == changed.name else a for a in catalog.adapters]
+    return _checked(catalog.model_copy(update={"adapters": adapters}))
+
+
+def _checked(catalog: LiveCatalog) -> LiveCatalog:
+    try:
+        return LiveCatalog.model_validate(dict(catalog))
+    except ValidationError as error:
+        raise ChangeRefused("conflict", _lines(error)) from None
+
+
+def _lines(error: ValidationError) -> list[str]:
+    return [
+        f"{'.'.join(map(str, item['loc'])) or 'catalogue'}: "
+        + item["msg"].removeprefix("Value error, ")
+        for item in error.errors(include_input=False, include_url=False)
+    ]

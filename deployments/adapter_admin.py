@@ -1,0 +1,261 @@
+"""Changing the adapters of a running clinic: take in, try out, list, tell every replica, confirm.
+
+No HTTP and no ray: admin_api.py is the face, the router deployment hands in how to reach the
+replicas. An outcome comes only when every running replica has confirmed the new revision, or names
+those that have not and why; they converge by themselves later.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from adapters import changes
+from adapters.changes import Activation
+from adapters.intake import NewVersion, take_in
+from adapters.live_catalog import AdapterVersion, LiveAdapter, LiveCatalog
+from adapters.sources import SourceLimits
+from deployments.followed_catalog import FollowedCatalog
+
+logger = logging.getLogger(__name__)
+
+CONFIRM_TIMEOUT_S = 60.0
+TRY_TIMEOUT_S = 60.0
+
+Edit = Callable[[LiveCatalog], LiveCatalog]
+
+
+class NotFit(ValueError):
+    """A model replica cannot serve this version. `problems`: one line for each reason."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems = list(problems)
+        super().__init__("; ".join(problems))
+
+
+class NobodyToAsk(RuntimeError):
+    """No model replica answered, so a new version could not be tried."""
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What the replicas answered.
+
+    reports: what each one holds (AdapterHolder.report, with `replica` and `error`).
+    silent: replicas that run and did not answer, by name, with the cause; a count stands in for
+        names that are not known.
+    """
+
+    reports: Sequence[Mapping[str, Any]]
+    silent: Mapping[str, str]
+
+
+class Replicas(Protocol):
+    """How to reach the model replicas and the other router replicas."""
+
+    async def try_adapter(self, name: str, version: AdapterVersion) -> list[str]:
+        """One model replica's answer; raises NobodyToAsk."""
+
+    async def tell(self, timeout_s: float) -> Told:
+        """Every router replica, then every model replica, follows the catalogue now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A change that was made. `unconfirmed`: replica -> why; empty: it is live everywhere."""
+
+    revision: int
+    adapter: dict[str, Any] | None
+    num_replicas: int
+    unconfirmed: Mapping[str, str]
+
+
+class AdapterAdmin:
+    """
+    Args:
+        catalog: this router replica's; it takes over a change at once.
+    """
+
+    def __init__(
+        self,
+        catalog: FollowedCatalog,
+        replicas: Replicas,
+        base_model: str,
+        *,
+        max_rank: int,
+        limits: SourceLimits | None = None,
+    ) -> None:
+        self._catalog = catalog
+        self._replicas = replicas
+        self.base_model = base_model
+        self._max_rank = max_rank
+        self._limits = limits or SourceLimits()
+
+    async def listed(self) -> dict[str, Any]:
+        """Every adapter of the catalogue, and where each version in service is."""
+        catalog = await asyncio.to_thread(self._catalog.store.read)
+        told = await self._replicas.tell(CONFIRM_TIMEOUT_S)
+        return {
+            "revision": catalog.revision,
+            "state": self._catalog.store.location,
+            "base_model": self.base_model,
+            "replicas": [str(report["replica"]) for report in told.reports],
+            "unconfirmed": _unconfirmed(catalog, self.base_model, told),
+            "adapters": [_shown(adapter, told.reports) for adapter in catalog.adapters],
+        }
+
+    async def add(
+        self,
+        wanted: NewVersion,
+        *,
+        activation: Activation,
+        weight: float | None,
+        expected_revision: int | None,
+    ) -> Outcome:
+        """
+        Raises:
+            ChangeRefused, RevisionMoved: it collides with the catalogue.
+            SourceError, IntakeRefused, NotFit: the files are not to be had, or not fit.
+            NobodyToAsk, StateError
+        """
+
+        def edit(catalog: LiveCatalog, version: AdapterVersion) -> LiveCatalog:
+            return changes.add_version(
+                catalog,
+                name=wanted.name,
+                specialty=wanted.specialty,
+                base_model=wanted.base_model,
+                version=version,
+                activation=activation,
+                weight=weight,
+            )
+
+        store = self._catalog.store
+        # A collision is found before anything is fetched, with a record that stands in.
+        stand_in = _stand_in(wanted)
+        edit(await asyncio.to_thread(store.read), stand_in)
+        version = await asyncio.to_thread(
+            take_in, wanted, store, self._limits, max_rank=self._max_rank
+        )
+        problems = await self._replicas.try_adapter(wanted.name, version)
+        if problems:
+            raise NotFit(problems)
+        return await self._change(
+            wanted.name, lambda catalog: edit(catalog, version), expected_revision
+        )
+
+    async def update(
+        self, name: str, fields: Mapping[str, Any], expected_revision: int | None
+    ) -> Outcome:
+        """`fields`: of changes.update; raises what it raises."""
+        return await self._change(
+            name, lambda catalog: changes.update(catalog, name, **fields), expected_revision
+        )
+
+    async def roll_back(self, name: str, expected_revision: int | None) -> Outcome:
+        return await self._change(
+            name, lambda catalog: changes.roll_back(catalog, name), expected_revision
+        )
+
+    async def remove(self, name: str, expected_revision: int | None) -> Outcome:
+        return await self._change(
+            name, lambda catalog: changes.remove(catalog, name), expected_revision
+        )
+
+    async def _change(self, name: str, edit: Edit, expected_revision: int | None) -> Outcome:
+        store = self._catalog.store
+
+        def swap() -> LiveCatalog:
+            changed = store.change(edit, expected_revision=expected_revision)
+            self._catalog.refresh()
+            try:
+                store.collect()
+            except OSError as error:  # the change itself is made
+                logger.warning("old adapter files stay: %s", error)
+            return changed
+
+        catalog = await asyncio.to_thread(swap)
+        told = await self._replicas.tell(CONFIRM_TIMEOUT_S)
+        unconfirmed = _unconfirmed(catalog, self.base_model, told)
+        for replica, why in unconfirmed.items():
+            logger.error("revision %d: replica %s: %s", catalog.revision, replica, why)
+        adapter = catalog.adapter(name)
+        return Outcome(
+            catalog.revision,
+            _shown(adapter, told.reports) if adapter else None,
+            len(told.reports) + len(told.silent),
+            unconfirmed,
+        )
+
+
+def _unconfirmed(catalog: LiveCatalog, base_model: str, told: Told) -> dict[str, str]:
+    """Replica -> why it does not serve this catalogue (yet)."""
+    wanted = {
+        (adapter.name, version.digest)
+        for adapter in catalog.in_service(base_model)
+        for version in adapter.served
+    }
+    problems = dict(told.silent)
+    for report in told.reports:
+        failed = [
+            f"{a['name']} {a['version']}: {a['error']}" for a in report["adapters"] if a["error"]
+        ]
+        known = {(a["name"], a["digest"]) for a in report["adapters"]}
+        is_older = report["revision"] is not None and report["revision"] < catalog.revision
+        if report["error"]:
+            problems[str(report["replica"])] = str(report["error"])
+        elif failed:
+            problems[str(report["replica"])] = "; ".join(failed)
+        elif is_older and known != wanted:
+            problems[str(report["replica"])] = f"is at revision {report['revision']}"
+    return problems
+
+
+def _shown(adapter: LiveAdapter, reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """An adapter for the operator: its versions, and where those in service are."""
+    residency: dict[str, dict[str, Any]] = {}
+    for report in reports:
+        residency[str(report["replica"])] = {
+            held["version"]: {key: held[key] for key in ("tier", "answers", "load_s", "error")}
+            for held in report["adapters"]
+            if held["name"] == adapter.name
+        }
+    return {
+        "name": adapter.name,
+        "specialty": adapter.specialty,
+        "base_model": adapter.base_model,
+        "state": adapter.state,
+        "reason": adapter.reason or None,
+        "version": adapter.version,
+        "canary": adapter.canary.model_dump() if adapter.canary else None,
+        "previous": list(adapter.previous),
+        "versions": [_shown_version(version) for version in adapter.versions],
+        "replicas": residency,
+    }
+
+
+def _shown_version(version: AdapterVersion) -> dict[str, Any]:
+    return {
+        "version": version.version,
+        "sha256": version.sha256,
+        "source": version.source,
+        "rank": version.rank,
+        "num_bytes": version.num_bytes,
+        "added_at": version.added_at or None,
+    }
+
+
+def _stand_in(wanted: NewVersion) -> AdapterVersion:
+    """A record with this version's name, to see whether the catalogue would take it."""
+    zeros = "0" * 64
+    return AdapterVersion(
+        version=wanted.version,
+        sha256=zeros,
+        config_sha256=zeros,
+        path="new",
+        source="new",
+        rank=1,
+        num_bytes=0,
+        added_at="",
+    )

@@ -1,0 +1,89 @@
+"""How a router replica reaches every replica of the application: Serve's broadcast, and a count.
+
+A broadcast reaches the replicas that Serve knew at that moment. So its answers are compared with
+the number of replicas that run, and asked for once more when they are too few.
+"""
+
+import asyncio
+import logging
+from typing import Any
+
+from ray import serve
+from ray.exceptions import RayError
+from ray.serve.exceptions import BackPressureError, RayServeException
+from ray.serve.handle import DeploymentHandle
+
+from adapters.live_catalog import AdapterVersion
+from deployments.adapter_admin import TRY_TIMEOUT_S, NobodyToAsk, Told
+
+logger = logging.getLogger(__name__)
+
+NUM_TRIES = 3
+PAUSE_S = 0.5
+
+
+class ServeReplicas:
+    """Implements `adapter_admin.Replicas`."""
+
+    def __init__(self, model: DeploymentHandle) -> None:
+        self._model = model
+
+    async def try_adapter(self, name: str, version: AdapterVersion) -> list[str]:
+        try:
+            async with asyncio.timeout(TRY_TIMEOUT_S):
+                return list(await self._model.try_adapter.remote(name, version))
+        except TimeoutError:
+            cause = f"none answered within {TRY_TIMEOUT_S:.0f} s"
+        except (RayError, BackPressureError) as error:
+            cause = type(error).__name__
+        raise NobodyToAsk(f"the new version could not be tried on a model replica: {cause}")
+
+    async def tell(self, timeout_s: float) -> Told:
+        routers = await self._tell_routers(timeout_s)
+        for attempt in range(NUM_TRIES):
+            if attempt:
+                await asyncio.sleep(PAUSE_S)
+            answers = await _broadcast(self._model, "sync_adapters", timeout_s)
+            reports = [answer for answer in answers if isinstance(answer, dict)]
+            num_running = await asyncio.to_thread(_num_running, self._model)
+            if num_running is None or len(reports) >= num_running:
+                return Told(reports, routers)
+        causes = [type(a).__name__ for a in answers if isinstance(a, BaseException)]
+        missing = f"{num_running} model replicas run and {len(reports)} answered"
+        why = f"{missing} ({', '.join(causes)})" if causes else missing
+        return Told(reports, {**routers, "unknown": f"{why}; they follow by themselves"})
+
+    async def _tell_routers(self, timeout_s: float) -> dict[str, str]:
+        """Replica -> why it has not taken the catalogue over."""
+        try:
+            context = serve.get_replica_context()
+        except RayServeException:  # not in Serve: a test
+            return {}
+        own = serve.get_deployment_handle(context.deployment, context.app_name)
+        answers = await _broadcast(own, "refresh_catalog", timeout_s)
+        silent = {
+            f"router {number}": type(answer).__name__
+            for number, answer in enumerate(answers)
+            if isinstance(answer, BaseException)
+        }
+        silent |= {a["replica"]: a["error"] for a in answers if isinstance(a, dict) and a["error"]}
+        return silent
+
+
+async def _broadcast(handle: DeploymentHandle, method: str, timeout_s: float) -> list[Any]:
+    """Each replica's answer, or the exception in its place."""
+    try:
+        found = handle.broadcast(method).results_async(timeout_s=timeout_s, return_exceptions=True)
+        return list(await found)
+    except (TimeoutError, RayError, RuntimeError) as error:
+        return [error]
+
+
+def _num_running(handle: DeploymentHandle) -> int | None:
+    """Replicas of the deployment that serve now; None: Serve does not say."""
+    try:
+        applications = serve.status().applications
+        deployment = applications[handle.app_name].deployments[handle.deployment_name]
+    except (RayServeException, RayError, KeyError, AttributeError):
+        return None
+    return int(deployment.replica_states.get("RUNNING", 0))

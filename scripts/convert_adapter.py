@@ -1,0 +1,96 @@
+"""A legacy adapter (adapter_model.bin, a pickle) as safetensors. Offline; the server reads no .bin.
+
+    python -m scripts.convert_adapter --adapter old/ --out new/
+
+torch.load runs with weights_only=True, which refuses code in the pickle. What comes out is checked
+as the server will check it, all but its base model's layers. The last line of stdout is one JSON
+object.
+"""
+
+import argparse
+import json
+import pickle
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from adapters.intake import IntakeRefused, NewVersion, examine
+from adapters.validation import CONFIG_FILE, MAX_BYTES, WEIGHTS_FILE
+
+LEGACY_FILE = "adapter_model.bin"
+
+
+class ConversionRefused(ValueError):
+    """Nothing was written; says why."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.convert_adapter",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--adapter", type=Path, required=True, help=f"folder with {LEGACY_FILE}")
+    parser.add_argument("--out", type=Path, required=True, help="folder to make")
+    args = parser.parse_args(argv)
+    try:
+        report = convert(args.adapter, args.out)
+    except (ConversionRefused, IntakeRefused, OSError) as error:
+        print(f"convert_adapter: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps(report))
+    return 0
+
+
+def convert(adapter: Path, out: Path) -> dict[str, Any]:
+    """
+    Raises:
+        ConversionRefused: `out` exists, or the file is no plain dictionary of tensors.
+        IntakeRefused: listing what the server would refuse.
+    """
+    if out.exists():
+        raise ConversionRefused(f"{out}: exists already: name a new folder")
+    config = json.loads((adapter / CONFIG_FILE).read_text(encoding="utf-8"))
+    tensors = _read(adapter / LEGACY_FILE)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".convert-") as scratch:
+        folder = Path(scratch) / "adapter"
+        folder.mkdir()
+        shutil.copyfile(adapter / CONFIG_FILE, folder / CONFIG_FILE)
+        _save(tensors, folder / WEIGHTS_FILE)
+        base = str(config.get("base_model_name_or_path"))
+        record = examine(folder, NewVersion("converted", "converted", base, "1", str(adapter)))
+        folder.rename(out)
+    return {"out": str(out), "tensors": len(tensors), "rank": record.rank, "sha256": record.sha256}
+
+
+def _read(file: Path) -> dict[str, Any]:
+    import torch
+
+    if file.stat().st_size > MAX_BYTES:
+        raise ConversionRefused(f"{file}: more than the {MAX_BYTES} bytes allowed")
+    try:
+        found = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        reason = str(error).splitlines()[0][:200]
+        raise ConversionRefused(
+            f"{file}: is no plain file of tensors ({type(error).__name__}: {reason})"
+        ) from None
+    if not isinstance(found, dict) or not all(isinstance(t, torch.Tensor) for t in found.values()):
+        raise ConversionRefused(f"{file}: holds a {type(found).__name__}, not named tensors")
+    return found
+
+
+def _save(tensors: dict[str, Any], file: Path) -> None:
+    from safetensors.torch import save_file
+
+    # Copies: pickled tensors may share memory, which safetensors does not write.
+    whole = {name: tensor.clone().contiguous() for name, tensor in tensors.items()}
+    save_file(whole, file, metadata={"format": "pt"})
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

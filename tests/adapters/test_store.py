@@ -1,0 +1,491 @@
+"""The live catalogue: any sequence of changes and crashes leaves one that some serial order makes.
+
+A crash is injected at every call of the file system in turn; whatever the dead writer did after it
+fails too, as in a process that is gone. Its lock is let go of, as the kernel would.
+"""
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from adapters import changes
+from adapters.catalog import load_catalog
+from adapters.changes import ChangeRefused
+from adapters.live_catalog import LiveCatalog, LiveCatalogError, dump, parse, reseed
+from adapters.object_state import ObjectState
+from adapters.state_files import FileCalls, LocalState, StateError
+from adapters.store import AdapterStore, DamagedAdapter, RevisionMoved, open_store
+from tests.adapters.live_catalogs import make_seed, write_bundle
+
+Edit = Callable[[LiveCatalog], LiveCatalog]
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+class Crash(BaseException):
+    """The process is gone."""
+
+
+class CrashingCalls(FileCalls):
+    """Dies at call number `dies_at`, before or after its effect; every later call fails too."""
+
+    def __init__(self, dies_at: int, *, after: bool = False) -> None:
+        self.num_calls = 0
+        self._dies_at = dies_at
+        self._after = after
+
+    def __getattribute__(self, name: str) -> Any:
+        found = super().__getattribute__(name)
+        if name.startswith("_") or name == "num_calls":
+            return found
+
+        def call(*args: Any) -> None:
+            self.num_calls += 1
+            if self.num_calls == self._dies_at and self._after:
+                found(*args)
+            if self.num_calls >= self._dies_at:
+                raise Crash
+            found(*args)
+
+        return call
+
+
+class FullDisk(FileCalls):
+    def write(self, file: Path, content: bytes) -> None:
+        file.write_bytes(content[: len(content) // 2])
+        raise OSError(28, "No space left on device")
+
+    def copy(self, source: Path, target: Path) -> None:
+        target.write_bytes(source.read_bytes()[:2])
+        raise OSError(28, "No space left on device")
+
+
+@pytest.fixture
+def seed(tmp_path: Path) -> Path:
+    return make_seed(tmp_path / "seed")
+
+
+def store_of(seed: Path, state: Path, calls: FileCalls | None = None) -> AdapterStore:
+    return AdapterStore(LocalState(state, calls), load_catalog(seed), state / "cache")
+
+
+def add(store: AdapterStore, scratch: Path, name: str, version: str, **options: Any) -> LiveCatalog:
+    record = write_bundle(scratch / version, version)
+    store.put(record.digest, scratch / version)
+    return store.change(
+        lambda c: changes.add_version(
+            c, name=name, specialty=name, base_model="tiny", version=record, **options
+        )
+    )
+
+
+def test_until_the_first_change_the_seed_is_the_catalogue(seed: Path, tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    store = store_of(seed, state)
+    catalog = store.read()
+    assert (catalog.revision, [a.name for a in catalog.adapters]) == (0, ["derm", "cardio"])
+    assert store.stamp() is None
+    assert not state.exists()
+    assert store.folder(catalog.adapters[0].stable) == seed / "weights" / "derm"
+
+
+def test_a_change_is_seen_by_another_reader_and_carries_the_files(
+    seed: Path, tmp_path: Path
+) -> None:
+    writer, reader = (store_of(seed, tmp_path / "state") for _ in range(2))
+    reader.read()
+    after = add(writer, tmp_path, "derm", "2")
+    assert reader.read() == after
+    derm = after.adapter("derm")
+    assert derm is not None
+    assert (derm.version, derm.previous, derm.state) == ("2", ["1"], "active")
+    for version in derm.versions:  # the seed's too: a later seed cannot take it away
+        assert reader.folder(version).parent == tmp_path / "state" / "weights"
+
+
+def test_the_life_of_an_adapter(seed: Path, tmp_path: Path) -> None:
+    store = store_of(seed, tmp_path / "state")
+    add(store, tmp_path, "derm", "2", activation="canary", weight=0.25)
+    derm = store.read().adapter("derm")
+    assert derm is not None
+    assert [v.version for v in derm.served] == ["1", "2"]
+    store.change(lambda c: changes.update(c, "derm", promote=True))
+    promoted = store.read().adapter("derm")
+    assert promoted is not None
+    assert (promoted.version, promoted.previous, promoted.canary) == ("2", ["1"], None)
+    store.change(lambda c: changes.update(c, "derm", canary_version="1", canary_weight=0.5))
+    rolled = store.change(lambda c: changes.roll_back(c, "derm")).adapter("derm")
+    assert rolled == promoted, "the first roll-back ends the trial"
+    back = store.change(lambda c: changes.roll_back(c, "derm")).adapter("derm")
+    assert back is not None
+    assert (back.version, back.previous) == ("1", [])
+    off = store.change(lambda c: changes.update(c, "derm", state="disabled", reason="recalled"))
+    assert off.skipped("tiny") == {"derm": "its state is disabled: recalled"}
+    on = store.change(lambda c: changes.update(c, "derm", state="active"))
+    assert [a.name for a in on.in_service("tiny")] == ["derm", "cardio"]
+    gone = store.change(lambda c: changes.remove(c, "derm"))
+    assert [a.name for a in gone.adapters] == ["cardio"]
+    assert store.read() == gone, "the seed does not bring it back"
+
+
+@pytest.mark.parametrize(
+    ("edit", "kind", "part"),
+    [
+        (lambda c: changes.roll_back(c, "derm"), "conflict", "no version before '1'"),
+        (lambda c: changes.roll_back(c, "x" * 10_000), "not_found", "there are: derm, cardio"),
+        (lambda c: changes.remove(c, "../etc"), "not_found", "no adapter"),
+        (lambda c: changes.update(c, "derm"), "invalid", "given: none"),
+        (
+            lambda c: changes.update(c, "derm", state="active", promote=True),
+            "invalid",
+            "given: state, promote",
+        ),
+        (lambda c: changes.update(c, "derm", promote=True), "conflict", "no version on trial"),
+        (lambda c: changes.update(c, "derm", version="9"), "not_found", "no version '9' (has: 1)"),
+        (
+            lambda c: changes.update(c, "derm", canary_version="1", canary_weight=0.5),
+            "conflict",
+            "in force already",
+        ),
+        (lambda c: changes.update(c, "derm", canary_weight=0.0), "conflict", "no version on trial"),
+        (lambda c: changes.update(c, "derm", canary_weight=0.1), "invalid", "canary_version"),
+        (lambda c: changes.update(c, "derm", canary_version="1"), "invalid", "canary_weight"),
+    ],
+)
+def test_a_change_that_makes_no_sense_is_refused(
+    edit: Edit, kind: str, part: str, seed: Path, tmp_path: Path
+) -> None:
+    store = store_of(seed, tmp_path / "state")
+    with pytest.raises(ChangeRefused) as caught:
+        store.change(edit)
+    assert caught.value.kind == kind
+    assert part in str(caught.value)
+    assert store.read().revision == 0
+
+
+def test_an_added_adapter_may_not_collide(seed: Path, tmp_path: Path) -> None:
+    store = store_of(seed, tmp_path / "state")
+    record = write_bundle(tmp_path / "new", "7")
+
+    def added(name: str, specialty: str | None, base: str = "tiny", **options: Any) -> list[str]:
+        with pytest.raises(ChangeRefused) as caught:
+            store.change(
+                lambda c: changes.add_version(
+                    c, name=name, specialty=specialty, base_model=base, version=record, **options
+                )
+            )
+        return caught.value.problems
+
+    assert added("derm", "cardio", "other") == [
+        "adapter 'derm' is for derm, not cardio",
+        "adapter 'derm' is for tiny, not other",
+    ]
+    assert "two adapters in service: ['derm on tiny']" in added("derm2", "derm")[0]
+    assert "name its specialty" in added("new", None)[0]
+    assert "nothing" not in added("a/b", "x")[0]
+    assert "a-z, 0-9" in added("a/b", "x")[0]
+    assert "a-z, 0-9" in added("n" * 10_000, "x")[0]
+    assert "no version in force to try it out beside" in added("n", "n", activation="canary")[0]
+
+
+def test_a_writer_that_looked_too_long_ago_is_told(seed: Path, tmp_path: Path) -> None:
+    store = store_of(seed, tmp_path / "state")
+    store.change(lambda c: changes.remove(c, "derm"), expected_revision=0)
+    with pytest.raises(RevisionMoved, match="at revision 1, not 0"):
+        store.change(lambda c: changes.remove(c, "cardio"), expected_revision=0)
+    assert [a.name for a in store.read().adapters] == ["cardio"]
+
+
+@pytest.mark.parametrize("cut", range(0, 100, 7))
+def test_a_cut_off_file_is_never_taken_for_a_catalogue(
+    cut: int, seed: Path, tmp_path: Path
+) -> None:
+    store = store_of(seed, tmp_path / "state")
+    add(store, tmp_path, "derm", "2")
+    file = tmp_path / "state" / "catalog.yaml"
+    content = file.read_bytes()
+    with pytest.raises(LiveCatalogError):
+        parse(content[: len(content) * cut // 100], "here")
+    assert parse(content, "here").revision == 1
+
+
+def test_a_full_disk_leaves_everything_as_it_was(seed: Path, tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    add(store_of(seed, state), tmp_path, "derm", "2")
+    before = {p: p.read_bytes() for p in state.rglob("*") if p.is_file()}
+    full = store_of(seed, state, FullDisk())
+    with pytest.raises(StateError, match="No space left"):
+        full.change(lambda c: changes.roll_back(c, "derm"))
+    with pytest.raises(StateError, match="No space left"):
+        add(full, tmp_path, "derm", "3")
+    assert {p: p.read_bytes() for p in state.rglob("*") if p.is_file()} == before
+    assert [p.name for p in state.rglob(".new-*")] == []
+
+
+def test_damaged_files_are_not_handed_out(seed: Path, tmp_path: Path) -> None:
+    store = store_of(seed, tmp_path / "state")
+    derm = add(store, tmp_path, "derm", "2").adapter("derm")
+    assert derm is not None
+    (store.folder(derm.stable) / "adapter_model.safetensors").write_bytes(b"other")
+    with pytest.raises(DamagedAdapter, match="sha256"):
+        store.folder(derm.stable)
+
+
+def test_unlisted_files_are_collected_once_they_are_old(seed: Path, tmp_path: Path) -> None:
+    store = store_of(seed, tmp_path / "state")
+    after = add(store, tmp_path, "derm", "2")
+    orphan = write_bundle(tmp_path / "x", "x")
+    store.put(orphan.digest, tmp_path / "x")
+    assert store.collect() == []
+    files = LocalState(tmp_path / "state")
+    assert files.collect(after.digests, older_than_s=-1) == [orphan.digest]
+    left = {p.name for p in (tmp_path / "state" / "weights").iterdir()}
+    assert left == set(after.digests)
+
+
+def test_adapters_that_nobody_touched_follow_the_seed(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    old = make_seed(tmp_path / "old", names=("derm", "cardio", "neuro"))
+    store = store_of(old, state)
+    add(store, tmp_path, "derm", "2")
+    store.change(lambda c: changes.remove(c, "neuro"))
+    fresh = make_seed(tmp_path / "new", version="5", names=("derm", "cardio", "neuro", "onco"))
+    catalog = store_of(fresh, state).read()
+    versions = {a.name: a.version for a in catalog.adapters}
+    assert versions == {"derm": "2", "cardio": "5", "onco": "5"}
+    seed_live = store_of(fresh, tmp_path / "none").read()
+    assert reseed(catalog, seed_live) == catalog, "doing it twice changes nothing"
+
+
+# --- crashes, in any sequence of changes ---
+
+OPERATIONS = st.lists(
+    st.tuples(
+        st.sampled_from(["add", "canary", "promote", "rollback", "disable", "activate", "remove"]),
+        st.sampled_from(["derm", "cardio", "new"]),
+        st.one_of(st.none(), st.integers(1, 14)),  # the call at which the writer dies
+        st.booleans(),  # before its effect, or after
+    ),
+    min_size=1,
+    max_size=6,
+)
+
+
+def edit_of(kind: str, name: str, version: str, folder: Path) -> Edit:
+    if kind in ("add", "canary"):
+        record = write_bundle(folder / version, version)
+        options: dict[str, Any] = {"activation": "active"}
+        if kind == "canary":
+            options = {"activation": "canary", "weight": 0.5}
+        return lambda c: changes.add_version(
+            c, name=name, specialty=name, base_model="tiny", version=record, **options
+        )
+    return {
+        "promote": lambda c: changes.update(c, name, promote=True),
+        "rollback": lambda c: changes.roll_back(c, name),
+        "disable": lambda c: changes.update(c, name, state="disabled"),
+        "activate": lambda c: changes.update(c, name, state="active"),
+        "remove": lambda c: changes.remove(c, name),
+    }[kind]
+
+
+def attempt(store: AdapterStore, folder: Path, kind: str, name: str, version: str) -> None:
+    edit = edit_of(kind, name, version, folder)
+    if kind in ("add", "canary"):
+        record = write_bundle(folder / version, version)
+        store.put(record.digest, folder / version)
+    store.change(edit)
+
+
+def comparable(catalog: LiveCatalog) -> dict[str, Any]:
+    """Without where the files lie: a crash may leave a seed's version copied or not."""
+    content = catalog.model_dump()
+    for adapter in content["adapters"]:
+        for version in adapter["versions"]:
+            del version["path"]
+    return content
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(operations=OPERATIONS)
+def test_any_sequence_of_changes_and_crashes_is_some_serial_order(
+    operations: list[tuple[str, str, int | None, bool]],
+) -> None:
+    """A change that died counts either as done or as not done; one that returned is done."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        seed, state = make_seed(folder / "seed"), folder / "state"
+        model = store_of(seed, state).read()
+        for number, (kind, name, dies_at, after) in enumerate(operations):
+            version = f"v{number}"
+            calls = CrashingCalls(dies_at, after=after) if dies_at else FileCalls()
+            edit = edit_of(kind, name, version, folder / "sources")
+            try:
+                done: LiveCatalog | None = edit(model)
+            except ChangeRefused:
+                done = None
+            if done is not None:
+                done = done.model_copy(update={"revision": model.revision + 1})
+            crashed = refused = False
+            try:
+                attempt(store_of(seed, state, calls), folder / "sources", kind, name, version)
+            except Crash:
+                crashed = True
+            except ChangeRefused:
+                refused = True
+            found = store_of(seed, state).read()
+            if crashed:
+                allowed = [model] if done is None else [model, done]
+                matching = [m for m in allowed if comparable(m) == comparable(found)]
+                assert matching, "neither done nor undone"
+                model = matching[0]
+            else:
+                assert refused == (done is None)
+                model = done or model
+                assert comparable(found) == comparable(model)
+            for adapter in found.adapters:
+                for listed in adapter.versions:
+                    store_of(seed, state).folder(listed)  # raises when a file is not whole
+        leftovers = list(state.rglob(".new-*"))
+        LocalState(state).collect(found.digests, older_than_s=-1)
+        assert not list(state.rglob(".new-*")), leftovers
+
+
+def test_a_crash_at_every_single_call(seed: Path, tmp_path: Path) -> None:
+    """One update, dying at each of its calls: before the rename it is undone, after it is done."""
+    probe = CrashingCalls(10_000)
+    attempt(store_of(seed, tmp_path / "probe", probe), tmp_path / "s", "add", "derm", "2")
+    assert probe.num_calls > 10
+    outcomes = []
+    for after in (False, True):
+        for dies_at in range(1, probe.num_calls + 1):
+            state = tmp_path / f"state-{dies_at}-{after}"
+            calls = CrashingCalls(dies_at, after=after)
+            with pytest.raises(Crash):
+                attempt(store_of(seed, state, calls), tmp_path / "s", "add", "derm", "2")
+            catalog = store_of(seed, state).read()
+            outcomes.append(catalog.revision)
+            attempt(store_of(seed, state), tmp_path / "s", "add", "derm", "3")
+            derm = store_of(seed, state).read().adapter("derm")
+            assert derm is not None
+            assert derm.version == "3"
+    assert set(outcomes) == {0, 1}
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from adapters import changes
+from adapters.catalog import load_catalog
+from adapters.store import open_store
+seed, state, mine, count = sys.argv[1:]
+store = open_store(state, Path(seed), Path(state) / "cache")
+for number in range(int(count)):
+    state_of = "disabled" if number % 2 == 0 else "active"
+    store.change(lambda c: changes.update(c, mine, state=state_of, reason=str(number)))
+print("done")
+"""
+
+
+def test_two_processes_that_write_at_once_lose_nothing(seed: Path, tmp_path: Path) -> None:
+    state, count = tmp_path / "state", 25
+    writers = [
+        subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(seed), str(state), name, str(count)],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for name in ("derm", "cardio")
+    ]
+    assert [w.communicate(timeout=60)[0].strip() for w in writers] == ["done", "done"]
+    catalog = store_of(seed, state).read()
+    assert catalog.revision == 2 * count
+    assert {a.name: (a.state, a.reason) for a in catalog.adapters} == {
+        name: ("disabled", str(count - 1)) for name in ("derm", "cardio")
+    }
+
+
+# --- object stores ---
+
+
+@pytest.fixture
+def bucket(tmp_path: Path) -> str:
+    return f"memory://{tmp_path.name}"
+
+
+def test_an_object_store_keeps_the_catalogue_and_the_files(
+    seed: Path, bucket: str, tmp_path: Path
+) -> None:
+    writer, reader = (open_store(bucket, seed, tmp_path / f"cache{i}") for i in range(2))
+    assert reader.read().revision == 0
+    after = add(writer, tmp_path, "derm", "2")
+    assert reader.read() == after
+    derm = after.adapter("derm")
+    assert derm is not None
+    folder = reader.folder(derm.stable)
+    assert folder.parent == tmp_path / "cache1"
+    assert (folder / "adapter_model.safetensors").read_bytes() == b"2"
+
+
+def test_of_two_writers_to_an_object_store_one_begins_again(
+    seed: Path, bucket: str, tmp_path: Path
+) -> None:
+    one, two = (open_store(bucket, seed, tmp_path / "cache") for _ in range(2))
+    tries = []
+
+    def slow(catalog: LiveCatalog) -> LiveCatalog:
+        tries.append(catalog.revision)
+        if len(tries) == 1:
+            two.change(lambda c: changes.update(c, "cardio", state="disabled"))
+        return changes.update(catalog, "derm", state="disabled")
+
+    one.change(slow)
+    assert tries == [0, 1]
+    assert [a.state for a in one.read().adapters] == ["disabled", "disabled"]
+
+
+def test_a_store_without_conditional_put_is_refused_for_writing(
+    seed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(f"memory://{tmp_path.name}", seed, tmp_path / "cache")
+    monkeypatch.setattr("adapters.object_state.CONDITIONAL", frozenset({"s3"}))
+    with pytest.raises(StateError, match="offers no conditional put"):
+        store.change(lambda c: changes.remove(c, "derm"))
+    assert store.read().revision == 0
+
+
+def test_a_writer_that_stalled_begins_again(tmp_path: Path) -> None:
+    """Its number may have been used and swept meanwhile."""
+    now = [1000.0]
+    files = ObjectState(f"memory://{tmp_path.name}", clock=lambda: now[0])
+    files.write_if(b"one", None)
+    found = files.read()
+    assert found is not None
+    now[0] += 3600
+    from adapters.state_files import Conflict
+
+    with pytest.raises(Conflict):
+        files.write_if(b"two", found[1])
+    assert files.read() == found
+
+
+def test_an_unknown_kind_of_store_names_what_to_install(seed: Path, tmp_path: Path) -> None:
+    with pytest.raises(StateError, match="install the driver"):
+        open_store("gs://bucket/x", seed, tmp_path)
+
+
+def test_a_dump_is_read_back(seed: Path, tmp_path: Path) -> None:
+    catalog = add(store_of(seed, tmp_path / "state"), tmp_path, "derm", "2")
+    assert parse(dump(catalog), "x") == catalog
+    listed = yaml.safe_load(dump(catalog))
+    assert list(listed)[-1] == "num_adapters"

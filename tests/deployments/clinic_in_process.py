@@ -1,0 +1,131 @@
+"""Two model replicas and the operator's API in one process: real decoders, no Ray."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from adapters.live_catalog import AdapterVersion
+from adapters.prompting import Message, encode_prompt
+from adapters.sources import SourceLimits
+from deployments.adapter_admin import AdapterAdmin, Told
+from deployments.api import create_api
+from deployments.calls import GenerationCall, Turn
+from deployments.engine.request import SamplingParams, TokenEvent
+from deployments.followed_catalog import FollowedCatalog
+from deployments.model_deployment import ModelReplica
+from deployments.model_loading import open_adapter_store
+from deployments.settings import Settings
+from tests.deployments.conftest import SmallBackend
+from tests.oracle import Oracle
+
+QUESTION = "What is eczema?"
+MAX_TOKENS = 12
+
+
+class InProcess:
+    """Implements `adapter_admin.Replicas`; `lost` replicas do not answer."""
+
+    def __init__(self, replicas: Sequence[ModelReplica]) -> None:
+        self.replicas = list(replicas)
+        self.lost: set[int] = set()
+
+    async def try_adapter(self, name: str, version: AdapterVersion) -> list[str]:
+        return await self.replicas[0].try_adapter(name, version)
+
+    async def tell(self, timeout_s: float) -> Told:
+        reports, silent = [], {}
+        for number, replica in enumerate(self.replicas):
+            if number in self.lost:
+                silent[str(number)] = "it was cut off"
+            else:
+                reports.append({**await replica.sync_adapters(), "replica": str(number)})
+        return Told(reports, silent)
+
+
+class ClinicInProcess:
+    """
+    Args:
+        decoder: fast or reference.
+        more: further fields of args.engine.
+    """
+
+    def __init__(
+        self, base: Path, catalog: Path, state: Path, *, decoder: str = "fast", **more: Any
+    ) -> None:
+        self.base = base
+        self.settings = Settings.model_validate(
+            {
+                "base_model": str(base),
+                "adapters": str(catalog),
+                "state_dir": str(state),
+                "engine": {
+                    "dtype": "float32",
+                    "decoder": decoder,
+                    "max_rows": 4,
+                    "max_input_tokens": 100,
+                    "max_output_tokens": 200,
+                    "cpu_threads": 1,
+                    **more,
+                },
+            }
+        )
+        self.replicas = [self.new_replica(), self.new_replica()]
+        self.reach = InProcess(self.replicas)
+        self.catalog = FollowedCatalog(open_adapter_store(self.settings), str(base), lambda: 0.0)
+        self.admin = AdapterAdmin(
+            self.catalog,
+            self.reach,
+            str(base),
+            max_rank=64,
+            limits=SourceLimits(max_bytes=2**20, timeout_s=5),
+        )
+        transport = httpx.ASGITransport(create_api(SmallBackend(), self.admin))
+        self.http = httpx.AsyncClient(transport=transport, base_url="http://clinic")
+
+    def new_replica(self) -> ModelReplica:
+        replica = ModelReplica(self.settings, "cpu")
+        replica.reconfigure({"adapter_check_s": 0.0})
+        return replica
+
+    async def close(self) -> None:
+        await self.http.aclose()
+        for replica in self.replicas:
+            replica._adapters.stop()
+            replica._engine.close()
+
+    def call(self, adapter: str | None, version: str | None, **more: Any) -> GenerationCall:
+        fields = {"sampling": SamplingParams(MAX_TOKENS), "stream": False} | more
+        return GenerationCall(
+            "r", (Turn("user", QUESTION),), adapter, adapter_version=version, **fields
+        )
+
+    async def ask(self, replica: int, adapter: str | None, version: str | None = None) -> str:
+        """The whole answer; an error's code in its place."""
+        event: TokenEvent | None = None
+        pieces = []
+        async for event in self.replicas[replica].generate(self.call(adapter, version)):
+            pieces.append(event.text)
+        assert event is not None
+        return event.error.code if event.error else "".join(pieces)
+
+
+class Expected:
+    """What PEFT answers with each adapter of a folder."""
+
+    def __init__(self, base: Path, folders: dict[str, Path]) -> None:
+        from transformers import AutoTokenizer
+
+        self._oracle = Oracle(base, folders)
+        self._tokenizer = AutoTokenizer.from_pretrained(base)
+
+    def answer(self, adapter: str | None, prompt_format: Any = "chat") -> str:
+        prompt = encode_prompt(
+            prompt_format,
+            [Message("user", QUESTION)],
+            tokenizer=self._tokenizer,
+            system_line="You are a medical assistant.",
+        )
+        tokens = self._oracle.generate(prompt, adapter, MAX_TOKENS)
+        return str(self._tokenizer.decode(tokens, skip_special_tokens=True))

@@ -1,0 +1,46 @@
+"""The operator's side of the API on a catalogue of a few bytes: one replica that takes anything."""
+
+from pathlib import Path
+from typing import Any
+
+from adapters.live_catalog import AdapterVersion
+from adapters.store import AdapterStore, open_store
+from deployments.adapter_admin import AdapterAdmin, Told
+from deployments.followed_catalog import FollowedCatalog
+from tests.adapters.live_catalogs import make_seed
+
+BASE = "tiny"
+
+
+class OneReplica:
+    """Implements `adapter_admin.Replicas`: holds whatever the catalogue has in service."""
+
+    def __init__(self, store: AdapterStore) -> None:
+        self._store = store
+
+    async def try_adapter(self, name: str, version: AdapterVersion) -> list[str]:
+        return []
+
+    async def tell(self, timeout_s: float) -> Told:
+        catalog = self._store.read()
+        held: list[dict[str, Any]] = [
+            {
+                "name": adapter.name,
+                "version": version.version,
+                "digest": version.digest,
+                "tier": "device",
+                "answers": 0,
+                "load_s": 0.01,
+                "error": None,
+            }
+            for adapter in catalog.in_service(BASE)
+            for version in adapter.served
+        ]
+        report = {"replica": "one", "revision": catalog.revision, "adapters": held, "error": None}
+        return Told([report], {})
+
+
+def quiet_admin(folder: Path) -> AdapterAdmin:
+    store = open_store(str(folder / "state"), make_seed(folder / "seed"), folder / "cache")
+    catalog = FollowedCatalog(store, BASE, lambda: 0.0)
+    return AdapterAdmin(catalog, OneReplica(store), BASE, max_rank=64)
