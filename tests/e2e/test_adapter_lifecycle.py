@@ -132,6 +132,7 @@ def test_the_life_of_adapters_on_a_running_application(
             "adapters": str(catalog),
             "state_dir": str(tmp_path / "state"),
             "device": "cuda",
+            "auth": {"open_admin": True},
             "model_replicas": {"min": 2, "max": 2},
             "engine": {"dtype": "float32", "max_rows": 4, "max_input_tokens": 200},
         }
