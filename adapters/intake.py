@@ -15,10 +15,14 @@ from pydantic import ValidationError
 from adapters.base_models import sha256_of
 from adapters.catalog import AdapterEntry
 from adapters.live_catalog import AdapterVersion, bundle_digest
+from adapters.patterns import check_patterns
+from adapters.safetensors_file import open_tensors
 from adapters.sources import SourceLimits, fetch
 from adapters.state_files import BUNDLE_FILES, WEIGHTS, StateError
 from adapters.store import AdapterStore
 from adapters.validation import CONFIG_FILE, MAX_RANK, WEIGHTS_FILE, check_adapter
+
+_PREFIX = "base_model.model."  # PEFT's, before a layer's name
 
 
 class IntakeRefused(ValueError):
@@ -43,13 +47,21 @@ class NewVersion:
     source: str
 
 
+@dataclass(frozen=True, slots=True)
+class TakenIn:
+    """Files that are kept and not yet listed. `mark`: for AdapterStore.take_back."""
+
+    version: AdapterVersion
+    mark: str | None
+
+
 def take_in(
     wanted: NewVersion,
     store: AdapterStore,
     limits: SourceLimits,
     *,
     max_rank: int = MAX_RANK,
-) -> AdapterVersion:
+) -> TakenIn:
     """Fetch, check and keep the files of a new version.
 
     Raises:
@@ -57,15 +69,16 @@ def take_in(
         SourceError: they cannot be had; nothing was kept.
         StateError: there is no room for them, or no right to write; nothing was kept.
     """
-    with tempfile.TemporaryDirectory(prefix="adapter-", ignore_cleanup_errors=True) as scratch:
-        folder = Path(scratch)
-        try:
-            fetch(wanted.source, folder, limits)
-        except OSError as error:
-            raise StateError(f"{scratch}: {error.strerror}") from error
+    try:
+        scratch = tempfile.TemporaryDirectory(prefix="adapter-", ignore_cleanup_errors=True)
+    except OSError as error:
+        raise StateError(f"{tempfile.gettempdir()}: {error.strerror}") from error
+    with scratch:
+        folder = Path(scratch.name)
+        fetch(wanted.source, folder, limits)
         version = examine(folder, wanted, max_rank=max_rank)
-        store.put(version.digest, folder)
-    return version
+        mark = store.put(version.digest, folder)
+    return TakenIn(version, mark)
 
 
 def examine(folder: Path, wanted: NewVersion, *, max_rank: int = MAX_RANK) -> AdapterVersion:
@@ -91,6 +104,8 @@ def examine(folder: Path, wanted: NewVersion, *, max_rank: int = MAX_RANK) -> Ad
         problems += check_adapter(folder, entry, max_rank=max_rank)
     except ValidationError as error:
         problems += [f"{item['loc'][0]}: {item['msg']}" for item in error.errors()]
+    if not problems:
+        problems += [f"{CONFIG_FILE}: {line}" for line in _check_patterns(folder)]
     if problems:
         shown = [problem.split("; restore it (")[0] for problem in problems]
         raise IntakeRefused([problem.replace(f"{folder}/", "") for problem in shown])
@@ -105,6 +120,14 @@ def examine(folder: Path, wanted: NewVersion, *, max_rank: int = MAX_RANK) -> Ad
         num_bytes=sum((folder / name).stat().st_size for name in BUNDLE_FILES),
         added_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
+
+
+def _check_patterns(folder: Path) -> list[str]:
+    """Of an adapter whose files are good one by one."""
+    config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    with open_tensors(folder / WEIGHTS_FILE) as tensors:
+        layers = [tensor.name.removeprefix(_PREFIX).split(".lora_")[0] for tensor in tensors]
+    return check_patterns(config, layers)
 
 
 def _rank_of(config: Path) -> int | None:

@@ -115,7 +115,7 @@ class ObjectState:
             raise StateError(f"{self._url}: cannot be written ({_named(error)})") from None
         self._sweep_revisions(number)
 
-    def put_bundle(self, digest: str, folder: Path) -> None:
+    def put_bundle(self, digest: str, folder: Path) -> str | None:
         obstacle = self.why_not_writable()
         if obstacle:
             raise StateError(obstacle)
@@ -126,6 +126,10 @@ class ObjectState:
                 self._fs.pipe_file(f"{self._root}/{WEIGHTS}/{digest}/{name}", content)
         except Exception as error:
             raise StateError(f"{self._url}: cannot be written ({_named(error)})") from None
+        return None  # an object has no lock to hold against another who puts it too
+
+    def take_back(self, digest: str, mark: str) -> None:
+        """Nothing: `collect` finds it when it is a day old."""
 
     def fetch_bundle(self, digest: str, cache: Path) -> Path:
         target = cache / digest

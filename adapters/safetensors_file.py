@@ -102,13 +102,26 @@ def _entries(header: dict[str, Any], content: mmap.mmap, begin: int) -> Any:
 
 def _header(raw: bytes) -> dict[str, Any]:
     try:
-        header = json.loads(raw)
+        header = json.loads(raw, object_pairs_hook=_no_repeated_names)
+    except NotSafetensors:
+        raise
     except (ValueError, RecursionError):
         raise NotSafetensors("its header is not JSON: cut off, or not safetensors") from None
     if not isinstance(header, dict):
         raise NotSafetensors("its header is no JSON object")
-    header.pop("__metadata__", None)
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise NotSafetensors("its header's __metadata__ is no mapping of text to text")
+    if not all(name.isprintable() for name in header):
+        raise NotSafetensors("a tensor's name in its header has characters that are not printable")
     return header
+
+
+def _no_repeated_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise NotSafetensors("its header lists a name twice")
+    return found
 
 
 def _check_offsets(header: dict[str, Any], num_bytes: int) -> None:
@@ -119,6 +132,8 @@ def _check_offsets(header: dict[str, Any], num_bytes: int) -> None:
         try:
             start, stop = item["data_offsets"]
             shape, dtype = item["shape"], item["dtype"]
+            if not isinstance(dtype, str) or not isinstance(shape, list):
+                raise TypeError
             count = 1
             for axis in shape:
                 if not isinstance(axis, int) or isinstance(axis, bool) or axis < 0:
@@ -133,7 +148,9 @@ def _check_offsets(header: dict[str, Any], num_bytes: int) -> None:
                 f"{shown} has dtype {str(dtype)[:20]!r}; LoRA weights are {', '.join(_DTYPES)}"
             )
         if stop - start != count * np.dtype(_DTYPES[dtype][0]).itemsize:
-            raise NotSafetensors(f"{shown}: shape {shape} and offsets {start}-{stop} differ")
+            raise NotSafetensors(
+                f"{shown}: shape {str(shape)[:80]} and offsets {start}-{stop} differ"
+            )
         spans.append((start, stop))
     end = 0
     for start, stop in sorted(spans):

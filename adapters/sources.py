@@ -11,13 +11,13 @@ import re
 import stat
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
-from adapters.state_files import BUNDLE_FILES
+from adapters.state_files import BUNDLE_FILES, StateError
 from adapters.validation import CONFIG_FILE, MAX_BYTES, MAX_CONFIG_BYTES
 
 SCHEMES = ("file", "hf", "s3", "gs", "abfs", "https", "http")
@@ -42,7 +42,7 @@ class SourceLimits:
 def check_source(source: str) -> list[str]:
     """What is wrong with the way a source is named; empty: nothing."""
     shown = ascii(source[:80])
-    if not source or len(source) > 2048 or any(ord(c) < 32 for c in source):
+    if not source or len(source) > 2048 or not source.isprintable():
         return [f"source {shown}: 1 to 2048 printable characters"]
     path = source
     if "://" in source:
@@ -51,7 +51,9 @@ def check_source(source: str) -> list[str]:
             return [f"source: scheme '{parts.scheme[:20]}'; allowed are {', '.join(SCHEMES)}"]
         if parts.username or parts.password or parts.query or parts.fragment:
             return ["source: a URL without user, password, query and fragment is expected"]
-        path = parts.path
+        if parts.scheme == "file" and (parts.netloc or not parts.path.startswith("/")):
+            return [f"source {shown}: file:// goes with an absolute path: file:///srv/adapter"]
+        path = parts.netloc + parts.path
     if ".." in PurePosixPath(path).parts:
         return [f"source {shown}: '..' is not allowed in it"]
     if "://" not in source and not source.startswith("/") and not _HUB_ID.fullmatch(source):
@@ -72,7 +74,8 @@ def fetch(
     A source that hangs is left behind in a thread of its own when the time is up.
 
     Raises:
-        SourceError: missing, too large, too slow, a link, or not readable.
+        SourceError: missing, too large, too slow, a link, not readable, or changed meanwhile.
+        StateError: no room for the copy.
     """
     problems = check_source(source)
     if problems:
@@ -82,10 +85,15 @@ def fetch(
 
     def work() -> None:
         try:
+            before = _stamps(source)
             for name in BUNDLE_FILES:
                 allowed = MAX_CONFIG_BYTES if name == CONFIG_FILE else limits.max_bytes
                 with _open(source, name, hub_download, open_url) as opened:
                     _copy(opened, into / name, allowed, deadline)
+            if _stamps(source) != before:
+                raise SourceError(
+                    f"source {source}: changed while it was read: try again when it is complete"
+                )
             outcome.put(None)
         except Exception as error:
             outcome.put(error)
@@ -98,7 +106,7 @@ def fetch(
             f"source {source}: not complete after {limits.timeout_s:.0f} s: try again, or copy it "
             "to a nearer place first"
         ) from None
-    if isinstance(failure, SourceError):
+    if isinstance(failure, SourceError | StateError):
         raise failure
     if failure is not None:
         raise SourceError(
@@ -113,8 +121,9 @@ def _open(
     hub_download: HubDownload | None,
     open_url: Callable[[str], Any] | None,
 ) -> Any:
-    if source.startswith("/") or source.startswith("file://"):
-        with _open_plain(Path(source.removeprefix("file://")), name) as opened:
+    folder = _plain_folder(source)
+    if folder is not None:
+        with _open_plain(folder, name) as opened:
             yield opened
     elif source.startswith("hf://") or "://" not in source:
         download = hub_download or _from_hub
@@ -123,6 +132,25 @@ def _open(
     else:
         with (open_url or _from_url)(f"{source.rstrip('/')}/{name}") as opened:
             yield opened
+
+
+def _plain_folder(source: str) -> Path | None:
+    if source.startswith("/") or source.startswith("file://"):
+        return Path(source.removeprefix("file://"))
+    return None
+
+
+def _stamps(source: str) -> list[tuple[int, int, int]]:
+    """What changes when a file of a folder does; for what is no folder, nothing."""
+    folder = _plain_folder(source)
+    stamps: list[tuple[int, int, int]] = []
+    if folder is None:
+        return stamps
+    for name in BUNDLE_FILES:
+        with contextlib.suppress(OSError):  # whoever opens it says so
+            found = os.lstat(folder / name)
+            stamps.append((found.st_ino, found.st_size, found.st_mtime_ns))
+    return stamps
 
 
 def _open_plain(folder: Path, name: str) -> Any:
@@ -160,12 +188,26 @@ def _from_url(url: str) -> Any:
 
 
 def _copy(opened: Any, target: Path, max_bytes: int, deadline: float) -> None:
+    try:
+        with open(target, "xb") as copy:
+            for chunk in _chunks(opened, target.name, max_bytes, deadline):
+                copy.write(chunk)
+    except OSError as error:  # not from reading: that is a SourceError
+        raise StateError(f"{target}: cannot be written ({error.strerror})") from error
+
+
+def _chunks(opened: Any, name: str, max_bytes: int, deadline: float) -> Iterator[bytes]:
     total = 0
-    with open(target, "xb") as copy:
-        while chunk := opened.read(_CHUNK):
-            total += len(chunk)
-            if total > max_bytes:
-                raise SourceError(f"{target.name}: more than the {max_bytes} bytes allowed")
-            if time.monotonic() > deadline:
-                raise SourceError(f"{target.name}: not complete in time: the source is too slow")
-            copy.write(chunk)
+    while True:
+        try:
+            chunk = opened.read(_CHUNK)
+        except OSError as error:
+            raise SourceError(f"{name}: {type(error).__name__}: {str(error)[:300]}") from error
+        if not chunk:
+            return
+        total += len(chunk)
+        if total > max_bytes:
+            raise SourceError(f"{name}: more than the {max_bytes} bytes allowed")
+        if time.monotonic() > deadline:
+            raise SourceError(f"{name}: not complete in time: the source is too slow")
+        yield chunk

@@ -50,8 +50,15 @@ class StateFiles(Protocol):
             StateError: it cannot be written.
         """
 
-    def put_bundle(self, digest: str, folder: Path) -> None:
-        """Keep an adapter's two files under `digest`; a second time changes nothing."""
+    def put_bundle(self, digest: str, folder: Path) -> str | None:
+        """Keep an adapter's two files under `digest`; a second time changes nothing.
+
+        Returns:
+            A mark for `take_back`; None: the bundle was there already, or cannot be taken back.
+        """
+
+    def take_back(self, digest: str, mark: str) -> None:
+        """Delete what `put_bundle` made, unless somebody put the same bundle since."""
 
     def fetch_bundle(self, digest: str, cache: Path) -> Path:
         """A local folder that holds the bundle.
@@ -88,7 +95,9 @@ class FileCalls:
         os.rename(source, target)
 
     def touch(self, path: Path) -> None:
-        os.utime(path)
+        """Younger, and by more than a file system rounds to: who touched last can be told."""
+        young = max(time.time_ns(), path.stat().st_mtime_ns + 2 * 10**9)
+        os.utime(path, ns=(young, young))
 
     def remove_file(self, file: Path) -> None:
         file.unlink(missing_ok=True)
@@ -148,14 +157,15 @@ class LocalState:
                 raise
             self._calls.sync(self._folder)
 
-    def put_bundle(self, digest: str, folder: Path) -> None:
+    def put_bundle(self, digest: str, folder: Path) -> str | None:
         target = self._weights / digest
+        mark = None
         with self._changing():
             self._calls.make_folder(self._weights)
             with self._locked():
                 if target.is_dir():  # a rename put it there, so it is whole
                     self._calls.touch(target)
-                    return
+                    return None
             fresh = self._weights / f"{_UNFINISHED}{uuid.uuid4().hex}"
             try:
                 self._calls.make_folder(fresh)
@@ -168,11 +178,19 @@ class LocalState:
                         self._calls.touch(target)
                     else:
                         self._calls.rename(fresh, target)
+                        mark = _mark(target)
                 self._calls.sync(self._weights)
             finally:
                 if fresh.is_dir():
                     with contextlib.suppress(OSError):
                         self._calls.remove_folder(fresh)
+        return mark
+
+    def take_back(self, digest: str, mark: str) -> None:
+        target = self._weights / digest
+        with self._changing(), self._locked():
+            if target.is_dir() and _mark(target) == mark:
+                self._remove_bundle(target)
 
     def fetch_bundle(self, digest: str, cache: Path) -> Path:
         folder = self._weights / digest
@@ -188,14 +206,17 @@ class LocalState:
         with self._changing(), self._locked():
             for found in sorted(self._weights.iterdir()):
                 if found.name not in keep and found.stat().st_mtime < limit:
-                    doomed = self._weights / f"{_UNFINISHED}{uuid.uuid4().hex}"
-                    self._calls.rename(found, doomed)  # a reader sees it whole or not at all
-                    self._calls.remove_folder(doomed)
+                    self._remove_bundle(found)
                     gone.append(found.name)
             for leftover in self._folder.glob(f"{_UNFINISHED}*"):
                 if leftover.stat().st_mtime < limit:
                     self._calls.remove_file(leftover)
         return gone
+
+    def _remove_bundle(self, found: Path) -> None:
+        doomed = self._weights / f"{_UNFINISHED}{uuid.uuid4().hex}"
+        self._calls.rename(found, doomed)  # a reader sees it whole or not at all
+        self._calls.remove_folder(doomed)
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[None]:
@@ -217,3 +238,7 @@ class LocalState:
             yield
         finally:
             os.close(descriptor)
+
+
+def _mark(folder: Path) -> str:
+    return str(folder.stat().st_mtime_ns)

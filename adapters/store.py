@@ -115,9 +115,19 @@ class AdapterStore:
             return after
         raise TooBusy(f"{self.location}: {MAX_TRIES} other writers were first: try again")
 
-    def put(self, digest: str, folder: Path) -> None:
-        """Keep an adapter's two files, before they are listed."""
-        self._files.put_bundle(digest, folder)
+    def put(self, digest: str, folder: Path) -> str | None:
+        """Keep an adapter's two files, before they are listed; returns a mark for `take_back`."""
+        return self._files.put_bundle(digest, folder)
+
+    def take_back(self, digest: str, mark: str | None) -> None:
+        """Delete files that `put` kept and that were refused afterwards. They stay if they were
+        there before, or if another writer has put the same ones since: he may be listing them.
+
+        Raises:
+            StateError
+        """
+        if mark is not None:
+            self._files.take_back(digest, mark)
 
     def folder(self, version: AdapterVersion) -> Path:
         """A local folder with the files of this version, checked against its checksums.

@@ -4,6 +4,7 @@ Only safetensors are read. Every problem is listed, not just the first.
 """
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -88,22 +89,64 @@ def _check_config(
 ) -> list[str]:
     problems = []
     if config.get("peft_type") != "LORA":
-        problems.append(f"{file}: peft_type is {config.get('peft_type')!r}; only LORA is served")
+        problems.append(
+            f"{file}: peft_type is {_shown(config.get('peft_type'))}; only LORA is served"
+        )
     base = config.get("base_model_name_or_path")
     if base != entry.base_model and base not in OTHER_NAMES.get(entry.base_model, ()):
-        problems.append(f"{file}: trained on {base!r}, and the catalogue says {entry.base_model!r}")
+        problems.append(
+            f"{file}: trained on {_shown(base)}, and the catalogue says {entry.base_model!r}"
+        )
     pattern = config.get("rank_pattern") or {}
     if not isinstance(pattern, dict):
-        return [*problems, f"{file}: rank_pattern is {pattern!r}; a mapping is expected"]
+        return [*problems, f"{file}: rank_pattern is {_shown(pattern)}; a mapping is expected"]
     ranks = [config.get("r"), *pattern.values()]
-    if any(not isinstance(rank, int) or not 1 <= rank <= max_rank for rank in ranks):
-        problems.append(f"{file}: ranks {ranks}; allowed are 1 to {max_rank}")
+    if not all(_is_int(rank) and 1 <= rank <= max_rank for rank in ranks):
+        problems.append(f"{file}: ranks {_shown(ranks)}; allowed are 1 to {max_rank}")
     elif config["r"] != entry.rank:
         problems.append(f"{file}: r is {config['r']}, and the catalogue says {entry.rank}")
     refused = [key for key, unused in _REFUSED.items() if config.get(key) not in unused]
     if refused:
         problems.append(f"{file}: features that are not served: {', '.join(refused)}")
+    return problems + _check_types(file, config)
+
+
+def _check_types(file: Path, config: dict[str, Any]) -> list[str]:
+    """The values from which PEFT computes the scale and picks the layers."""
+    alphas = config.get("alpha_pattern") or {}
+    if not isinstance(alphas, dict):
+        return [f"{file}: alpha_pattern is {_shown(alphas)}; a mapping is expected"]
+    named = {"lora_alpha": config.get("lora_alpha", 8)}
+    named |= {f"alpha_pattern {key[:80]!r}": alpha for key, alpha in alphas.items()}
+    problems = [
+        f"{file}: {name} is {_shown(alpha)}; a finite number is expected"
+        for name, alpha in named.items()
+        if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not _is_finite(alpha)
+    ]
+    for key in ("target_modules", "exclude_modules", "layers_pattern"):
+        value = config.get(key)
+        items = value if isinstance(value, list) else [value or ""]
+        if not all(isinstance(item, str) for item in items):
+            problems.append(
+                f"{file}: {key} is {_shown(value)}; text or a list of texts is expected"
+            )
     return problems
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_finite(number: float) -> bool:
+    try:
+        return math.isfinite(number)
+    except OverflowError:  # an integer that no float holds
+        return False
+
+
+def _shown(value: object) -> str:
+    text = ascii(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _check_file(file: Path, entry: AdapterEntry) -> list[str]:
@@ -146,9 +189,10 @@ def _check_tensors(file: Path, config: dict[str, Any] | None) -> list[str]:
 
 def _ranks_allowed(config: dict[str, Any] | None) -> set[int] | None:
     pattern = (config or {}).get("rank_pattern") or {}
-    if config is None or not isinstance(config.get("r"), int) or not isinstance(pattern, dict):
+    if config is None or not isinstance(pattern, dict):
         return None
-    return {config["r"], *pattern.values()}
+    ranks = [config.get("r"), *pattern.values()]
+    return set(ranks) if all(map(_is_int, ranks)) else None  # named with the config otherwise
 
 
 def _check_pair(

@@ -6,22 +6,27 @@ those that have not and why; they converge by themselves later.
 """
 
 import asyncio
+import functools
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from adapters import changes
-from adapters.changes import Activation
-from adapters.intake import NewVersion, take_in
-from adapters.live_catalog import AdapterVersion, LiveAdapter, LiveCatalog
+from adapters.changes import Activation, ChangeRefused
+from adapters.intake import NewVersion, TakenIn, take_in
+from adapters.live_catalog import AdapterVersion, LiveAdapter, LiveCatalog, LiveCatalogError
 from adapters.sources import SourceLimits
+from adapters.state_files import StateError
+from adapters.store import RevisionMoved
 from deployments.followed_catalog import FollowedCatalog
 
 logger = logging.getLogger(__name__)
 
 CONFIRM_TIMEOUT_S = 60.0
 TRY_TIMEOUT_S = 60.0
+MAX_INTAKES = 4  # new versions that are fetched and checked at the same time; others wait
 
 Edit = Callable[[LiveCatalog], LiveCatalog]
 
@@ -91,6 +96,9 @@ class AdapterAdmin:
         self.base_model = base_model
         self._max_rank = max_rank
         self._limits = limits or SourceLimits()
+        # Threads of their own: a slow source may not hold those that classify questions.
+        self._intakes = ThreadPoolExecutor(MAX_INTAKES, thread_name_prefix="take-in")
+        self._running: set[asyncio.Task[Outcome]] = set()
 
     async def listed(self) -> dict[str, Any]:
         """Every adapter of the catalogue, and where each version in service is."""
@@ -135,32 +143,65 @@ class AdapterAdmin:
         # A collision is found before anything is fetched, with a record that stands in.
         stand_in = _stand_in(wanted)
         edit(await asyncio.to_thread(store.read), stand_in)
-        version = await asyncio.to_thread(
-            take_in, wanted, store, self._limits, max_rank=self._max_rank
+        return await self._to_its_end(self._add(wanted, edit, expected_revision))
+
+    async def _add(
+        self,
+        wanted: NewVersion,
+        edit: Callable[[LiveCatalog, AdapterVersion], LiveCatalog],
+        expected_revision: int | None,
+    ) -> Outcome:
+        store = self._catalog.store
+        taken: TakenIn = await asyncio.get_running_loop().run_in_executor(
+            self._intakes,
+            functools.partial(take_in, wanted, store, self._limits, max_rank=self._max_rank),
         )
-        problems = await self._replicas.try_adapter(wanted.name, version)
-        if problems:
-            raise NotFit(problems)
-        return await self._change(
-            wanted.name, lambda catalog: edit(catalog, version), expected_revision
-        )
+        version = taken.version
+        try:
+            problems = await self._replicas.try_adapter(wanted.name, version)
+            if problems:
+                raise NotFit(problems)
+            return await self._change(
+                wanted.name, lambda catalog: edit(catalog, version), expected_revision
+            )
+        except (NotFit, NobodyToAsk, ChangeRefused, RevisionMoved, StateError):
+            await asyncio.to_thread(self._take_back, taken)
+            raise
+
+    def _take_back(self, taken: TakenIn) -> None:
+        store, digest = self._catalog.store, taken.version.digest
+        try:
+            if digest not in store.read().digests:
+                store.take_back(digest, taken.mark)
+        except (StateError, LiveCatalogError) as error:  # they go when they are old
+            logger.warning("files of a refused adapter stay: %s", error)
+
+    async def _to_its_end(self, change: Coroutine[Any, Any, Outcome]) -> Outcome:
+        """A client that leaves does not stop a change half-way: its files are listed or deleted,
+        and every replica is told."""
+        task = asyncio.create_task(change)
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        return await asyncio.shield(task)
 
     async def update(
         self, name: str, fields: Mapping[str, Any], expected_revision: int | None
     ) -> Outcome:
         """`fields`: of changes.update; raises what it raises."""
-        return await self._change(
-            name, lambda catalog: changes.update(catalog, name, **fields), expected_revision
+        return await self._to_its_end(
+            self._change(
+                name, lambda catalog: changes.update(catalog, name, **fields), expected_revision
+            )
         )
 
     async def roll_back(self, name: str, expected_revision: int | None) -> Outcome:
-        return await self._change(
-            name, lambda catalog: changes.roll_back(catalog, name), expected_revision
+        return await self._to_its_end(
+            self._change(name, lambda catalog: changes.roll_back(catalog, name), expected_revision)
         )
 
     async def remove(self, name: str, expected_revision: int | None) -> Outcome:
-        return await self._change(
-            name, lambda catalog: changes.remove(catalog, name), expected_revision
+        return await self._to_its_end(
+            self._change(name, lambda catalog: changes.remove(catalog, name), expected_revision)
         )
 
     async def _change(self, name: str, edit: Edit, expected_revision: int | None) -> Outcome:

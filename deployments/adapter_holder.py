@@ -326,7 +326,7 @@ class AdapterHolder:
         except EngineError as error:
             problems = getattr(error, "problems", None)
             return list(problems) if problems else [str(error)]
-        except (ValueError, RuntimeError, KeyError, TypeError) as error:
+        except Exception as error:  # PEFT, safetensors and torch each have kinds of their own
             return [f"{type(error).__name__}: {_one_line(error)}"]
         self._probed.add(version.digest)
         return []

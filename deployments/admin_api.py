@@ -23,7 +23,7 @@ from adapters.intake import IntakeRefused, NewVersion
 from adapters.live_catalog import LiveCatalogError
 from adapters.sources import SourceError, check_source
 from adapters.state_files import StateError
-from adapters.store import RevisionMoved
+from adapters.store import DamagedAdapter, RevisionMoved
 from deployments.adapter_admin import AdapterAdmin, NobodyToAsk, NotFit, Outcome
 from deployments.admin_models import AddAdapter, Revision, UpdateAdapter
 from deployments.http_io import Endpoint, guarded, read_request
@@ -123,7 +123,7 @@ def _translated(call: Endpoint) -> Callable[[Request], Awaitable[Response]]:
             raise _error(422, "adapter_refused", error.problems) from error
         except SourceError as error:
             raise _error(422, "source_unreadable", [str(error)]) from error
-        except (StateError, LiveCatalogError) as error:
+        except (StateError, LiveCatalogError, DamagedAdapter) as error:
             raise _error(503, "state_unavailable", [str(error)]) from error
         except NobodyToAsk as error:
             raise _error(503, "no_model_replica", [str(error)]) from error
