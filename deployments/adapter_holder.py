@@ -140,7 +140,7 @@ class AdapterHolder:
         """Take the catalogue over; returns the keys that were not wanted before."""
         with self._changed:
             fresh, forgotten = self._known.follow(
-                catalog, self._clock(), lambda key: key in self._leases
+                catalog, self._clock(), lambda key: key in self._leases or key in self._loading
             )
         for known in forgotten:
             self._host.drop(known.version.digest)
@@ -149,7 +149,7 @@ class AdapterHolder:
 
     def _load_in_sync(self, key: str) -> None:
         try:
-            self._acquire(key)
+            self._acquire(key, is_answer=False)
         except EngineError as error:
             logger.error("adapter %s: %s", key, error)
         else:
@@ -199,22 +199,20 @@ class AdapterHolder:
             self._changed.notify_all()
             leaves = is_last and key in self._resident and key not in self._known.wanted
             if leaves:
-                del self._resident[key]
-        if leaves:
-            self._submit(self._eviction(key))
+                self._leave(key)
 
-    def _take(self, key: str) -> None:
+    def _take(self, key: str, is_answer: bool = True) -> None:
         self._leases[key] += 1
         self._resident.move_to_end(key)
-        self._known[key].num_answers += 1
+        self._known[key].num_answers += is_answer
 
-    def _acquire(self, key: str) -> None:
+    def _acquire(self, key: str, *, is_answer: bool = True) -> None:
         """On return `key` is resident and leased."""
         with self._changed:
             while key in self._loading:
                 self._changed.wait(1.0)
             if key in self._resident:
-                self._take(key)
+                self._take(key, is_answer)
                 return
             known = self._known.get(key)
             if known is None:
@@ -223,22 +221,22 @@ class AdapterHolder:
         try:
             started = self._clock()
             self._load(key, known)
-            known.error, known.load_s = None, self._clock() - started
-            with self._changed:
-                self._resident[key] = None
-                self._take(key)
-                self._new_loads.append((known.name, known.load_s))
         except Exception as error:
             known.error = self._last_error = _one_line(error)
-            self._stop_loading(key)
-            self._submit(self._eviction(key))  # an earlier one may have been called off for us
+            with self._changed:
+                self._stop_loading(key)
+                self._submit(self._eviction(key))  # an install that took too long may yet come
             if isinstance(error, EngineError):
                 raise AdapterUnavailable(f"adapter {key} cannot be loaded: {error}") from error
             raise AdapterUnavailable(
                 f"adapter {key} cannot be loaded here ({type(error).__name__})"
             ) from error
-        finally:
+        known.error, known.load_s = None, self._clock() - started
+        with self._changed:
             self._stop_loading(key)
+            self._resident[key] = None
+            self._take(key, is_answer)
+            self._new_loads.append((known.name, known.load_s))
 
     def _stop_loading(self, key: str) -> None:
         with self._changed:
@@ -278,8 +276,8 @@ class AdapterHolder:
                     self._changed.wait(0.2)
                     continue
                 victim = next((k for k in idle if k not in self._known.wanted), idle[0])
-                del self._resident[victim]
-            self._run(self._eviction(victim))
+                evicted = self._leave(victim)
+            evicted.result(ERRAND_TIMEOUT_S)
 
     def _idle_and_unwanted(self) -> list[str]:
         with self._changed:
@@ -292,17 +290,20 @@ class AdapterHolder:
         with self._changed:
             if self._leases[key] or key not in self._resident:
                 return
-            del self._resident[key]
-        self._run(self._eviction(key))
+            evicted = self._leave(key)
+        evicted.result(ERRAND_TIMEOUT_S)
+
+    def _leave(self, key: str) -> "Future[Any]":
+        """With the lock held until it is submitted, so that the decoder sees versions leave and
+        come in the order in which their places are counted."""
+        del self._resident[key]
+        return self._submit(self._eviction(key))
 
     def _eviction(self, key: str) -> Errand:
         def evict() -> None:
-            with self._changed:
-                is_back = key in self._resident or key in self._loading
-            if not is_back:
-                # Not resident: its install failed, and there is nothing left to do.
-                with contextlib.suppress(EngineError, KeyError):
-                    self._decoder.evict(key)
+            # Not resident: its install failed, and there is nothing left to do.
+            with contextlib.suppress(EngineError, KeyError):
+                self._decoder.evict(key)
 
         return evict
 

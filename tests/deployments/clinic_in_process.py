@@ -114,16 +114,17 @@ class ClinicInProcess:
 class Expected:
     """What PEFT answers with each adapter of a folder."""
 
-    def __init__(self, base: Path, folders: dict[str, Path]) -> None:
+    def __init__(self, base: Path, folders: dict[str, Path], question: str = QUESTION) -> None:
         from transformers import AutoTokenizer
 
         self._oracle = Oracle(base, folders)
+        self._question = question
         self._tokenizer = AutoTokenizer.from_pretrained(base)
 
     def answer(self, adapter: str | None, prompt_format: Any = "chat") -> str:
         prompt = encode_prompt(
             prompt_format,
-            [Message("user", QUESTION)],
+            [Message("user", self._question)],
             tokenizer=self._tokenizer,
             system_line="You are a medical assistant.",
         )

@@ -41,7 +41,8 @@ async def in_pieces(*pieces: bytes) -> AsyncIterator[bytes]:
 async def test_bodies_that_are_none(clinic: ClinicInProcess) -> None:
     json_type = {"content-type": "application/json"}
     cases: list[tuple[str, str, dict[str, Any], int, str]] = [
-        ("POST", "", {"content": b"{}", "headers": {"content-type": "text/plain"}}, 415, "Content-Type"),
+        ("POST", "", {"content": b"{}", "headers": {"content-type": "text/plain"}},
+         415, "Content-Type"),
         ("POST", "", {"content": b"name=derm"}, 415, "Content-Type"),
         ("POST", "", {"content": b"[" * 60_000, "headers": json_type}, 400, "nested too deeply"),
         ("POST", "", {"content": b"{" + b" " * 70_000, "headers": json_type}, 413, "65536"),

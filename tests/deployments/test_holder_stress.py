@@ -1,0 +1,220 @@
+"""Any number of threads at once on the holder of a replica's adapters, with a decoder that watches.
+
+Its rules: one errand at a time, never more versions than the bank has places, no version leaves
+while it is leased, and one that is out of service leaves with its last answer.
+"""
+
+import random
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adapters import changes
+from adapters.changes import ChangeRefused
+from adapters.live_catalog import LiveCatalog
+from deployments.adapter_holder import AdapterHolder
+from deployments.engine.request import EngineError
+from deployments.host_memory import HostMemory
+from tests.adapters.live_catalogs import make_seed, write_bundle
+from tests.adapters.test_store import store_of
+
+NAMES = ("a", "b", "c", "d", "e")
+CAPACITY = 2
+
+
+class WatchingDecoder:
+    """`num_places`: of the bank; one more than the holder's capacity, for what is tried out."""
+
+    def __init__(self, num_places: int) -> None:
+        self.held: set[str] = set()
+        self.leases: Counter[str] = Counter()
+        self.faults: list[str] = []
+        self.most = 0
+        self._num_places = num_places
+        self._lock = threading.Lock()  # of what is noted; an errand holds `_errand`
+        self._errand = threading.Lock()
+
+    @contextmanager
+    def _one_at_a_time(self, what: str) -> Iterator[None]:
+        if not self._errand.acquire(blocking=False):
+            self.faults.append(f"{what} during another errand")
+            self._errand.acquire()
+        try:
+            with self._lock:
+                yield
+        finally:
+            self._errand.release()
+
+    def read_adapter(self, directory: Path) -> str:
+        text = (directory / "adapter_model.safetensors").read_text()
+        if text.startswith("broken"):
+            raise RuntimeError("CUDA out of memory")
+        return text
+
+    def install(self, name: str, weights: str, *, probe: bool = True) -> None:
+        with self._one_at_a_time(f"install {name}"):
+            self.held.add(name)
+            self.most = max(self.most, len(self.held))
+            if len(self.held) > self._num_places - 1:
+                self.faults.append(f"install {name}: {len(self.held)} of {self._num_places - 1}")
+
+    def try_out(self, name: str, weights: str) -> None:
+        with self._one_at_a_time(f"try {name}"):
+            if len(self.held) >= self._num_places:
+                self.faults.append(f"try {name}: no place is free")
+
+    def evict(self, name: str) -> None:
+        with self._one_at_a_time(f"evict {name}"):
+            if self.leases[name]:
+                self.faults.append(f"evict {name}: {self.leases[name]} leases")
+            self.held.remove(name)
+
+    def began(self, key: str) -> None:
+        with self._lock:
+            if key not in self.held:
+                self.faults.append(f"lease of {key}: not on the device")
+            self.leases[key] += 1
+
+    def ended(self, key: str) -> None:
+        with self._lock:
+            if key not in self.held:
+                self.faults.append(f"{key} left while it was leased")
+            self.leases[key] -= 1
+
+
+class Replica:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.seed = make_seed(folder / "seed", names=NAMES)
+        self.decoder = WatchingDecoder(CAPACITY + 1)
+        self.holder = AdapterHolder(
+            store_of(self.seed, folder / "state"),
+            "tiny",
+            self.decoder,
+            capacity=CAPACITY,
+            host=HostMemory(40),  # of five bundles, so that most are read again
+        )
+        self._engine = ThreadPoolExecutor(1)
+        self.holder.attach(self.submit)
+
+    def submit(self, errand: Any) -> "Future[Any]":
+        return self._engine.submit(errand)
+
+    def answer(self, name: str, version: str | None, pause: Any) -> None:
+        key = self.holder.try_lease(name, version)
+        if key is None:
+            try:
+                key = self.holder.lease(name, version)
+            except EngineError:  # gone, disabled, or broken
+                return
+        self.decoder.began(key)
+        pause()
+        self.decoder.ended(key)
+        self.holder.release(key)
+
+    def close(self) -> None:
+        self._engine.shutdown()
+
+    def check_at_rest(self) -> None:
+        self.holder.sync()
+        self._engine.submit(lambda: None).result(10)
+        report = self.holder.report()
+        on_device = {
+            f"{a['name']}@{a['version']}" for a in report["adapters"] if a["tier"] == "device"
+        }
+        assert {key.partition("#")[0] for key in self.decoder.held} == on_device
+        assert report["leaving"] == []
+        assert len(on_device) == min(CAPACITY, len(report["adapters"]))
+        assert not +self.decoder.leases
+        assert self.decoder.faults == []
+
+
+@pytest.fixture
+def quick_switching() -> Iterator[None]:
+    """Threads take turns a thousand times more often than they do by themselves."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(5e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+def operate(replica: Replica, dice: random.Random, number: int) -> None:
+    """One change of the catalogue, as another process makes it."""
+    store = store_of(replica.seed, replica.folder / "state")
+    name = dice.choice(NAMES)
+
+    def change(catalog: LiveCatalog) -> LiveCatalog:
+        found = catalog.adapter(name)
+        kind = dice.choice(("version", "state", "rollback", "add"))
+        if kind == "add" or found is None:
+            text = f"v{number}"
+            record = write_bundle(replica.folder / "new" / text, text)
+            store.put(record.digest, replica.folder / "new" / text)
+            return changes.add_version(
+                catalog, name=name, specialty=name, base_model="tiny", version=record
+            )
+        if kind == "version":
+            version = dice.choice(found.versions).version
+            return changes.update(catalog, name, version=version)
+        if kind == "state":
+            return changes.update(
+                catalog, name, state="active" if found.state == "disabled" else "disabled"
+            )
+        return changes.roll_back(catalog, name)
+
+    with suppress(ChangeRefused):
+        store.change(change)
+    replica.holder.sync()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_many_threads_break_no_rule(seed: int, tmp_path: Path, quick_switching: None) -> None:
+    replica = Replica(tmp_path)
+    replica.holder.sync()
+    stop = threading.Event()
+
+    def ask(number: int) -> int:
+        dice, count = random.Random(f"{seed}-{number}"), 0
+        while not stop.is_set():
+            version = dice.choice((None, None, "1", "v3"))
+            replica.answer(dice.choice(NAMES), version, lambda: stop.wait(dice.random() * 1e-3))
+            count += 1
+        return count
+
+    def follow() -> int:
+        count = 0
+        while not stop.wait(0.002):
+            replica.holder.sync()
+            count += 1
+        return count
+
+    record = write_bundle(tmp_path / "tried", "tried")
+    store_of(replica.seed, tmp_path / "state").put(record.digest, tmp_path / "tried")
+
+    def try_out() -> int:
+        count = 0
+        while not stop.wait(0.001):
+            assert replica.holder.try_out("new", record) == []
+            count += 1
+        return count
+
+    with ThreadPoolExecutor(12) as pool:
+        running = [pool.submit(ask, number) for number in range(6)]
+        running += [pool.submit(follow), pool.submit(try_out)]
+        dice = random.Random(seed)
+        try:
+            for number in range(60):
+                operate(replica, dice, number)
+        finally:
+            stop.set()
+        assert all(future.result(40) > 3 for future in running)
+    replica.check_at_rest()
+    assert replica.decoder.most == CAPACITY
+    replica.close()
