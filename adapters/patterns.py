@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
-TIMEOUT_S = 2.0
+TIMEOUT_S = 5.0  # a usual pattern takes milliseconds, and the process some ten more
 _PLAIN = re.compile(r"[\w.-]*")  # a name, not a pattern
 # A name that matches nearly, and then does not, is where a pattern backtracks.
 _NEARLY = ("", "!", ".0.!")

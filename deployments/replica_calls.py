@@ -67,6 +67,12 @@ class ServeReplicas:
             if isinstance(answer, BaseException)
         }
         silent |= {a["replica"]: a["error"] for a in answers if isinstance(a, dict) and a["error"]}
+        num_running = await asyncio.to_thread(_num_running, own)
+        if num_running is not None and len(answers) < num_running:
+            silent["routers"] = (
+                f"{num_running} router replicas run and {len(answers)} answered; they follow by "
+                "themselves"
+            )
         return silent
 
 

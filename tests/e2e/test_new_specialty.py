@@ -44,6 +44,15 @@ def routed() -> list[tuple[str | None, str | None]]:
     return [(route.specialty, route.adapter) for [route] in found]
 
 
+def revisions() -> list[int]:
+    """Of the catalogue, as each router replica knows it without looking again."""
+    from ray import serve
+
+    handle = serve.get_deployment_handle("Router", APP)
+    found = handle.broadcast("readiness").results(timeout_s=30)
+    return [report["router"]["catalog_revision"] for _, report in found]
+
+
 def wait_for(condition: Callable[[], bool], what: str, timeout_s: float = 30) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
@@ -110,6 +119,7 @@ def test_label_and_adapter_come_and_go_on_both_router_replicas(
         )
         assert (report["adapter"], report["revision"]) == ("dentistry", 1)
         assert report["unconfirmed"] == {}
+        assert revisions() == [1, 1], "confirmed means that every router knows it"
         wait_for(lambda: routed() == [("dentistry", "dentistry")] * 2, "both have the label")
         expected = ("dentistry", "dentistry", "7", oracle.answer("dentistry"))
         assert expected[-1] != oracle.answer(None), "nothing is tested"
