@@ -86,9 +86,10 @@ class ChurnClinic:
                 prefill_tokens=PREFILL_TOKENS[decoder.device.type],
             ),
         )
+        self.holder.sync()
+        decoder.warm_up()
         self.engine.start()
         self.holder.attach(self.engine.between_steps)
-        self.holder.sync()
         self._loaders = ThreadPoolExecutor(4)
         self._vocab = decoder.vocab_size
 

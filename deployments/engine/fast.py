@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from deployments.engine.adapter_reading import AdapterReader, AdapterWeights
+from deployments.engine.adapter_reading import AdapterReader
 from deployments.engine.attention import DecodeBatch, SpanAttention
 from deployments.engine.decoder import AdapterHasNoEffect, DecoderInfo
 from deployments.engine.graphs import SCRATCH_POSITIONS, DecodeGraphs, PromptGraphs, RowInputs
@@ -21,6 +21,7 @@ from deployments.engine.kernels import are_fused
 from deployments.engine.kv_cache import KvCache
 from deployments.engine.lora_bank import BASE_SLOT, LoraBank
 from deployments.engine.network import Network
+from deployments.engine.packed_adapter import PackedAdapter
 from deployments.engine.pending import TokensOnTheirWay
 from deployments.engine.pretrained import Pretrained
 from deployments.engine.prompts import prompt_inputs
@@ -194,12 +195,12 @@ class FastDecoder:
         """
         self.install(name, self.read_adapter(directory))
 
-    def read_adapter(self, directory: Path) -> AdapterWeights:
+    def read_adapter(self, directory: Path) -> PackedAdapter:
         """The first half of loading: files and PEFT. Any thread may call it while steps run."""
-        return self._reader.read(directory)
+        return self.bank.pack(self._reader.read(directory))
 
     @torch.inference_mode()
-    def install(self, name: str, weights: AdapterWeights, *, probe: bool = True) -> None:
+    def install(self, name: str, weights: PackedAdapter, *, probe: bool = True) -> None:
         """The second half of loading: between two steps. Rows in flight keep their version.
 
         Args:
@@ -208,7 +209,7 @@ class FastDecoder:
         slot = self._probed_slot(name, weights) if probe else self.bank.place(name, weights)
         self.bank.assign(name, slot)
 
-    def try_out(self, name: str, weights: AdapterWeights) -> None:
+    def try_out(self, name: str, weights: PackedAdapter) -> None:
         """Between two steps: raises what `install` would raise, and makes nothing resident."""
         self._probed_slot(name, weights)
 
@@ -217,7 +218,7 @@ class FastDecoder:
         self.bank.evict(name)
 
     @torch.inference_mode()
-    def _probed_slot(self, name: str, weights: AdapterWeights) -> int:
+    def _probed_slot(self, name: str, weights: PackedAdapter) -> int:
         """A free slot that holds the weights, which change the logits."""
         slot = self.bank.place(name, weights)
         if self._base_probe is None:
