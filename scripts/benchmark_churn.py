@@ -79,7 +79,10 @@ def _measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         )
 
     for part in args.parts:
+        started = time.perf_counter()
         report[part] = _PARTS[part](args, clinic)
+        seconds = time.perf_counter() - started
+        print(f"{part:<8} {seconds:.0f} s  {json.dumps(report[part])[:600]}", file=sys.stderr)
     return report
 
 
