@@ -18,6 +18,7 @@ a replaced or evicted adapter's slot is reused only when no row uses it any more
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -30,7 +31,7 @@ from deployments.engine.lora_route import (
     SiteLanes,
     Stack,
 )
-from deployments.engine.packed_adapter import PackedAdapter, pack
+from deployments.engine.packed_adapter import PackedAdapter, Shapes, pack
 from deployments.engine.request import EngineError
 
 BASE_SLOT = 0
@@ -42,6 +43,15 @@ class BankRefused(EngineError):
     """The bank cannot hold, or cannot let go of, this adapter now."""
 
     code = "adapter_bank_refused"
+
+
+@dataclass(frozen=True, slots=True)
+class _Places:
+    """A slot's part of the stacks, in flat views, for adapters of these shapes."""
+
+    shapes: Shapes
+    layout: int
+    views: list[torch.Tensor]
 
 
 class LoraBank:
@@ -64,6 +74,7 @@ class LoraBank:
         self._ranks = [0] * num_slots
         self._modules: list[frozenset[str]] = [frozenset()] * num_slots
         self._num_users = [0] * num_slots
+        self._places: dict[int, _Places] = {}
         self._pinned: set[str] = set()
         self._lanes: OrderedDict[tuple[int, ...], Lanes] = OrderedDict()
 
@@ -91,7 +102,7 @@ class LoraBank:
     def misfits(self, weights: PackedAdapter) -> list[str]:
         """Why this adapter does not fit the decoder; empty: it does."""
         problems = []
-        for module, (_, *found) in weights.shapes.items():
+        for module, _, *found in weights.shapes:
             if module not in self._parts:
                 problems.append(f"{module} is not a layer that the fast decoder adapts")
             elif self._parts[module] != tuple(found):
@@ -120,26 +131,31 @@ class LoraBank:
         if problems:
             raise BankRefused(f"adapter '{name}': {'; '.join(problems)}")
         slot = self._free_slot(name)
-        self._grow(weights.rank, weights.shapes)
-        self._clear(slot)
+        self._grow(weights.rank, [module for module, *_ in weights.shapes])
+        places = self._places_of(slot, weights.shapes)
         self._ranks[slot] = weights.rank
-        self._modules[slot] = frozenset(weights.shapes)
-        into, source = [], []
-        for module, a, b in weights.to(self._device).views():
-            stack = self._stacks[module]
-            into += [stack.a[slot, : len(a)], stack.b[slot, : len(b)]]
-            source += [a, b]
-        torch._foreach_copy_(into, source)
+        self._modules[slot] = frozenset(module for module, *_ in weights.shapes)
+        torch._foreach_copy_(places, list(weights.to(self._device).pieces()))
         for mixture in [m for m in self._lanes if slot in m]:
             del self._lanes[mixture]
         return slot
 
-    def _clear(self, slot: int) -> None:
-        """Zeros where the adapter that had the slot before has its weights."""
+    def _places_of(self, slot: int, shapes: Shapes) -> list[torch.Tensor]:
+        """Where an adapter's pieces go, with zeros beside them. Kept, since adapters are mostly
+        alike and hundreds of small views take longer to make than to fill."""
+        kept = self._places.get(slot)
+        if kept is not None and kept.shapes == shapes and kept.layout == self._layout:
+            return kept.views
         rank = self._ranks[slot]
-        stacks = [self._stacks[module] for module in self._modules[slot]]
-        if stacks:
-            torch._foreach_zero_([part[slot, :rank] for s in stacks for part in (s.a, s.b)])
+        before = [self._stacks[module] for module in self._modules[slot]]
+        if before:
+            torch._foreach_zero_([part[slot, :rank] for s in before for part in (s.a, s.b)])
+        views = []
+        for module, rank, _, _ in shapes:
+            stack = self._stacks[module]
+            views += [stack.a[slot, :rank].view(-1), stack.b[slot, :rank].view(-1)]
+        self._places[slot] = _Places(shapes, self._layout, views)
+        return views
 
     def assign(self, name: str, slot: int) -> None:
         """Rows that begin with `name` from now on have this slot."""

@@ -5,27 +5,26 @@ adapted layer (288 for the query and value projections of flan-t5-xl, docs/adapt
 the block is pinned: the copy needs no staging, and nobody waits for it.
 """
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 
 from deployments.engine.adapter_reading import AdapterWeights
 
+Shapes = tuple[tuple[str, int, int, int], ...]
+"""(module path, r, in, out) of each adapted layer, in the order of the block."""
+
 
 @dataclass(frozen=True, slots=True)
 class PackedAdapter:
-    """`block` holds, for each module of `shapes` in turn, a (r, in) and then b transposed (r, out).
-
-    shapes: module path -> (r, in, out).
-    """
+    """`block` (n,) holds, for each module of `shapes`, a (r, in) and then b transposed (r, out)."""
 
     block: torch.Tensor
-    shapes: Mapping[str, tuple[int, int, int]]
+    shapes: Shapes
 
     @property
     def rank(self) -> int:
-        return max(rank for rank, _, _ in self.shapes.values())
+        return max(rank for _, rank, _, _ in self.shapes)
 
     @property
     def num_bytes(self) -> int:
@@ -35,29 +34,22 @@ class PackedAdapter:
         """The same with its block on `device`; from pinned memory the copy is only begun."""
         return PackedAdapter(self.block.to(device, non_blocking=True), self.shapes)
 
-    def views(self) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
-        """Module, a (r, in), b transposed (r, out): parts of the block."""
-        start = 0
-        for module, (rank, inner, outer) in self.shapes.items():
-            middle, stop = start + rank * inner, start + rank * (inner + outer)
-            yield (
-                module,
-                self.block[start:middle].view(rank, inner),
-                self.block[middle:stop].view(rank, outer),
-            )
-            start = stop
+    def pieces(self) -> tuple[torch.Tensor, ...]:
+        """a and b of each module in turn, flat: parts of the block."""
+        sizes = [rank * size for _, rank, *both in self.shapes for size in both]
+        return torch.split(self.block, sizes)
 
 
 def pack(weights: AdapterWeights, dtype: torch.dtype, *, pinned: bool) -> PackedAdapter:
     """Any thread may call it."""
-    shapes = {
-        module: (pair.a.shape[0], pair.a.shape[1], pair.b.shape[0])
+    shapes = tuple(
+        (module, pair.a.shape[0], pair.a.shape[1], pair.b.shape[0])
         for module, pair in weights.pairs.items()
-    }
-    size = sum(rank * (inner + outer) for rank, inner, outer in shapes.values())
+    )
+    size = sum(rank * (inner + outer) for _, rank, inner, outer in shapes)
     packed = PackedAdapter(torch.empty(size, dtype=dtype, pin_memory=pinned), shapes)
-    for module, a, b in packed.views():
-        pair = weights.pairs[module]
-        a.copy_(pair.a)
-        b.copy_(pair.b.t())
+    pieces = iter(packed.pieces())
+    for pair in weights.pairs.values():
+        next(pieces).view_as(pair.a).copy_(pair.a)
+        next(pieces).view_as(pair.b.t()).copy_(pair.b.t())
     return packed
