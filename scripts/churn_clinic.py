@@ -24,7 +24,7 @@ from adapters.catalog import load_catalog
 from adapters.state_files import LocalState
 from adapters.store import AdapterStore
 from deployments.adapter_holder import AdapterHolder
-from deployments.engine.engine import Engine, EngineLimits
+from deployments.engine.engine import Engine, EngineLimits, take_short_turns
 from deployments.engine.fast import FastDecoder
 from deployments.engine.pretrained import Pretrained
 from deployments.engine.request import Request, SamplingParams
@@ -88,6 +88,7 @@ class ChurnClinic:
         )
         self.holder.sync()
         decoder.warm_up()
+        take_short_turns()
         self.engine.start()
         self.holder.attach(self.engine.between_steps)
         self._loaders = ThreadPoolExecutor(4)
