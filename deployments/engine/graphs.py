@@ -120,9 +120,13 @@ class DecodeGraphs:
 
     def replay_scratch(self, token: int, num_prompt_tokens: int, slot: int) -> torch.Tensor:
         """Logits (1, V) of `token` as the first of an answer in the scratch row."""
-        self._tokens[self._scratch] = token
-        row = RowInputs(self._scratch, 0, num_prompt_tokens, slot)
-        return self._replay((row,), self._buckets[0])[0]
+        row, size = RowInputs(self._scratch, 0, num_prompt_tokens, slot), self._buckets[0]
+
+        def fill() -> None:
+            self._tokens[self._scratch] = token  # after a capture, which leaves its own there
+            self._fill((row,), size)
+
+        return self._captures.replay(size, fill, lambda: self._fill((), size))[0]
 
     def _replay(self, rows: Sequence[RowInputs], bucket: int) -> tuple[torch.Tensor, ...]:
         return self._captures.replay(
