@@ -15,6 +15,7 @@ from adapters import changes
 from adapters.changes import Activation
 from adapters.intake import NewVersion, take_in
 from adapters.live_catalog import AdapterVersion, LiveAdapter, LiveCatalog
+from adapters.pins import check_pins
 from adapters.sources import SourceLimits
 from deployments.followed_catalog import FollowedCatalog
 
@@ -75,6 +76,7 @@ class AdapterAdmin:
     """
     Args:
         catalog: this router replica's; it takes over a change at once.
+        num_places: adapters on the device of one model replica, at least.
     """
 
     def __init__(
@@ -84,12 +86,14 @@ class AdapterAdmin:
         base_model: str,
         *,
         max_rank: int,
+        num_places: int,
         limits: SourceLimits | None = None,
     ) -> None:
         self._catalog = catalog
         self._replicas = replicas
         self.base_model = base_model
         self._max_rank = max_rank
+        self._num_places = num_places
         self._limits = limits or SourceLimits()
 
     async def listed(self) -> dict[str, Any]:
@@ -111,6 +115,7 @@ class AdapterAdmin:
         *,
         activation: Activation,
         weight: float | None,
+        pinned: bool | None,
         expected_revision: int | None,
     ) -> Outcome:
         """
@@ -129,12 +134,15 @@ class AdapterAdmin:
                 version=version,
                 activation=activation,
                 weight=weight,
+                pinned=pinned,
             )
 
         store = self._catalog.store
         # A collision is found before anything is fetched, with a record that stands in.
         stand_in = _stand_in(wanted)
-        edit(await asyncio.to_thread(store.read), stand_in)
+        self._within_places(lambda catalog: edit(catalog, stand_in))(
+            await asyncio.to_thread(store.read)
+        )
         version = await asyncio.to_thread(
             take_in, wanted, store, self._limits, max_rank=self._max_rank
         )
@@ -163,11 +171,21 @@ class AdapterAdmin:
             name, lambda catalog: changes.remove(catalog, name), expected_revision
         )
 
+    def _within_places(self, edit: Edit) -> Edit:
+        """`edit`, refused where it pins more than a replica has places for."""
+
+        def checked(catalog: LiveCatalog) -> LiveCatalog:
+            edited = edit(catalog)
+            check_pins(catalog, edited, self.base_model, num_places=self._num_places)
+            return edited
+
+        return checked
+
     async def _change(self, name: str, edit: Edit, expected_revision: int | None) -> Outcome:
         store = self._catalog.store
 
         def swap() -> LiveCatalog:
-            changed = store.change(edit, expected_revision=expected_revision)
+            changed = store.change(self._within_places(edit), expected_revision=expected_revision)
             self._catalog.refresh()
             try:
                 store.collect()
@@ -192,7 +210,7 @@ class AdapterAdmin:
 def _unconfirmed(catalog: LiveCatalog, base_model: str, told: Told) -> dict[str, str]:
     """Replica -> why it does not serve this catalogue (yet)."""
     wanted = {
-        (adapter.name, version.digest)
+        (adapter.name, version.digest, adapter.pinned)
         for adapter in catalog.in_service(base_model)
         for version in adapter.served
     }
@@ -201,7 +219,7 @@ def _unconfirmed(catalog: LiveCatalog, base_model: str, told: Told) -> dict[str,
         failed = [
             f"{a['name']} {a['version']}: {a['error']}" for a in report["adapters"] if a["error"]
         ]
-        known = {(a["name"], a["digest"]) for a in report["adapters"]}
+        known = {(a["name"], a["digest"], a["pinned"]) for a in report["adapters"]}
         is_older = report["revision"] is not None and report["revision"] < catalog.revision
         if report["error"]:
             problems[str(report["replica"])] = str(report["error"])
@@ -229,6 +247,7 @@ def _shown(adapter: LiveAdapter, reports: Sequence[Mapping[str, Any]]) -> dict[s
         "reason": adapter.reason or None,
         "version": adapter.version,
         "canary": adapter.canary.model_dump() if adapter.canary else None,
+        "pinned": adapter.pinned,
         "previous": list(adapter.previous),
         "versions": [_shown_version(version) for version in adapter.versions],
         "replicas": residency,

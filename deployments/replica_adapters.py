@@ -15,8 +15,9 @@ from typing import Any
 from ray.serve import metrics
 
 from adapters.live_catalog import AdapterVersion
-from deployments.adapter_holder import AdapterGone, AdapterHolder
+from deployments.adapter_holder import AdapterHolder
 from deployments.calls import GenerationCall
+from deployments.device_adapters import AdapterGone
 
 logger = logging.getLogger(__name__)
 
@@ -106,6 +107,7 @@ class ReplicaAdapters:
         return {
             "adapters": report["adapters"],
             "adapters_skipped": report["skipped"],
+            "adapters_leaving": report["leaving"],
             "adapters_revision": report["revision"],
             "adapters_error": report["last_error"],
         }

@@ -79,6 +79,7 @@ class ClinicInProcess:
             self.reach,
             str(base),
             max_rank=64,
+            num_places=self.settings.engine.max_adapters,
             limits=SourceLimits(max_bytes=2**20, timeout_s=5),
         )
         transport = httpx.ASGITransport(create_api(SmallBackend(), self.admin))

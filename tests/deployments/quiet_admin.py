@@ -28,6 +28,7 @@ class OneReplica:
                 "name": adapter.name,
                 "version": version.version,
                 "digest": version.digest,
+                "pinned": adapter.pinned,
                 "tier": "device",
                 "answers": 0,
                 "load_s": 0.01,
@@ -43,4 +44,4 @@ class OneReplica:
 def quiet_admin(folder: Path) -> AdapterAdmin:
     store = open_store(str(folder / "state"), make_seed(folder / "seed"), folder / "cache")
     catalog = FollowedCatalog(store, BASE, lambda: 0.0)
-    return AdapterAdmin(catalog, OneReplica(store), BASE, max_rank=64)
+    return AdapterAdmin(catalog, OneReplica(store), BASE, max_rank=64, num_places=2)

@@ -11,7 +11,8 @@ import pytest
 
 from adapters import changes
 from adapters.store import AdapterStore
-from deployments.adapter_holder import AdapterGone, AdapterHolder, AdapterUnavailable
+from deployments.adapter_holder import AdapterHolder
+from deployments.device_adapters import AdapterGone, AdapterUnavailable
 from deployments.host_memory import HostMemory
 from tests.adapters.live_catalogs import make_seed, write_bundle
 from tests.adapters.test_store import add, store_of
@@ -137,7 +138,7 @@ def test_a_leased_version_outlives_its_update_and_leaves_with_the_last_answer(
     first, second = (clinic.holder.lease("a", None) for _ in range(2))
     add(clinic.writer(), tmp_path, "a", "2")
     report = clinic.holder.sync()
-    assert report["leaving"] == [first]
+    assert report["leaving"] == [{"name": "a", "version": "1", "running": 2}]
     assert clinic.holder.try_lease("a", "2") is not None
     clinic.holder.release(first)
     clinic.settle()
@@ -237,7 +238,7 @@ def test_when_every_place_is_in_use_the_next_one_waits_for_one(clinic: Clinic) -
 
 
 def test_waiting_for_a_place_has_an_end(clinic: Clinic, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deployments.adapter_holder.ROOM_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("deployments.device_adapters.ROOM_TIMEOUT_S", 0.1)
     clinic.holder.sync()
     for name in ("a", "b", "c"):
         clinic.holder.lease(name, None)
@@ -275,3 +276,13 @@ def test_nothing_is_left_behind_by_many_threads(clinic: Clinic, tmp_path: Path) 
     assert report["leaving"] == []
     assert len(clinic.decoder.held) == 3
     assert {a["version"] for a in report["adapters"] if a["name"] == "a"} == {"1"}
+
+
+def test_only_answers_are_counted(clinic: Clinic) -> None:
+    clinic.holder.sync()
+    for _ in range(2):
+        clinic.holder.release(clinic.holder.lease("a", None))
+    warm = clinic.holder.try_lease("a", None)
+    assert warm is not None
+    answers = {a["name"]: a["answers"] for a in clinic.holder.report()["adapters"]}
+    assert answers == {"a": 3, "b": 0, "c": 0, "d": 0}

@@ -1,0 +1,122 @@
+"""Reads the weights of adapter versions and puts them into a decoder, between two of its steps."""
+
+import contextlib
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from adapters.live_catalog import AdapterVersion
+from adapters.store import AdapterStore
+from deployments.engine.request import EngineError, EngineStopped
+from deployments.host_memory import HostMemory
+from deployments.known_versions import key_of
+
+ERRAND_TIMEOUT_S = 60.0
+
+ResultT = TypeVar("ResultT")
+Errand = Callable[[], Any]
+
+
+class AdapterDecoder(Protocol):
+    """What the loader asks of a decoder. All but `read_adapter` run between two steps."""
+
+    def read_adapter(self, directory: Path) -> Any: ...
+
+    def install(self, name: str, weights: Any, *, probe: bool = True) -> None: ...
+
+    def try_out(self, name: str, weights: Any) -> None: ...
+
+    def evict(self, name: str) -> None: ...
+
+
+class AdapterLoader:
+    """Any thread may call it.
+
+    Args:
+        host: keeps weights that were read, within its bytes.
+    """
+
+    def __init__(self, store: AdapterStore, decoder: AdapterDecoder, host: HostMemory) -> None:
+        self._store = store
+        self._decoder = decoder
+        self._host = host
+        self._submit: Callable[[Errand], Future[Any]] = _at_once
+        self._probed: set[str] = set()
+
+    def attach(self, between_steps: Callable[[Errand], Future[Any]]) -> None:
+        """From now on the decoder is changed through the running engine."""
+        self._submit = between_steps
+
+    def weights(self, version: AdapterVersion) -> Any:
+        """From memory, or read now, which may take long."""
+        weights = self._host.get(version.digest)
+        if weights is None:
+            weights = self._decoder.read_adapter(self._store.folder(version))
+            self._host.put(version.digest, weights, version.num_bytes)
+        return weights
+
+    def has_in_memory(self, version: AdapterVersion) -> bool:
+        return version.digest in self._host
+
+    def install(self, key: str, version: AdapterVersion, weights: Any) -> None:
+        """The caller has a place for it. A content that was probed here is not probed again."""
+        probe = version.digest not in self._probed
+        self._run(lambda: self._decoder.install(key, weights, probe=probe))
+        self._probed.add(version.digest)
+
+    def evict(self, key: str, is_back: Callable[[], bool]) -> "Future[Any]":
+        """
+        Args:
+            is_back: asked between the two steps: then it stays.
+        """
+
+        def errand() -> None:
+            if not is_back():
+                # Not on the device: its install failed, and there is nothing left to do.
+                with contextlib.suppress(EngineError, KeyError):
+                    self._decoder.evict(key)
+
+        return self._submit(errand)
+
+    def try_out(self, name: str, version: AdapterVersion) -> list[str]:
+        """What keeps a version from being served here; empty: nothing.
+
+        Raises:
+            StateError, EngineStopped: it could not be tried.
+        """
+        try:
+            weights = self.weights(version)
+            self._run(lambda: self._decoder.try_out(key_of(name, version), weights))
+        except (OSError, EngineStopped):
+            raise
+        except EngineError as error:
+            problems = getattr(error, "problems", None)
+            return list(problems) if problems else [str(error)]
+        except (ValueError, RuntimeError, KeyError, TypeError) as error:
+            return [f"{type(error).__name__}: {one_line(error)}"]
+        self._probed.add(version.digest)
+        return []
+
+    def forget(self, version: AdapterVersion) -> None:
+        """It left the catalogue."""
+        self._host.drop(version.digest)
+        self._probed.discard(version.digest)
+
+    def _run(self, errand: Callable[[], ResultT]) -> ResultT:
+        result: ResultT = self._submit(errand).result(ERRAND_TIMEOUT_S)
+        return result
+
+
+def one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:500]
+
+
+def _at_once(errand: Errand) -> "Future[Any]":
+    """Before the engine starts, the loader's own thread may change the decoder."""
+    future: Future[Any] = Future()
+    try:
+        future.set_result(errand())
+    except Exception as error:
+        future.set_exception(error)
+    return future
