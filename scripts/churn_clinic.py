@@ -87,6 +87,7 @@ class ChurnClinic:
             ),
         )
         self.holder.sync()
+        self.holder.read_ahead()  # a replica does it in its first seconds
         decoder.warm_up()
         take_short_turns()
         self.engine.start()

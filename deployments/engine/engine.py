@@ -216,6 +216,8 @@ class Engine:
                     arrivals, self._arrivals = self._arrivals, []
                     errands, self._errands = self._errands, []
                     self._taken = arrivals
+                if errands:
+                    self._runner.drop_cancelled()  # an errand may need the place of theirs
                 for errand in errands:
                     errand()
                 self._runner.turn(arrivals)

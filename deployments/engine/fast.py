@@ -201,6 +201,9 @@ class FastDecoder:
         """The first half of loading: files and PEFT. Any thread may call it while steps run."""
         return self.bank.pack(self._reader.read(directory))
 
+    def num_host_bytes(self, weights: PackedAdapter) -> int:
+        return weights.num_bytes
+
     @torch.inference_mode()
     def install(self, name: str, weights: PackedAdapter, *, probe: bool = True) -> None:
         """The second half of loading: between two steps. Rows in flight keep their version.
