@@ -24,7 +24,7 @@ from adapters.catalog import load_catalog
 from adapters.state_files import LocalState
 from adapters.store import AdapterStore
 from deployments.adapter_holder import AdapterHolder
-from deployments.engine.engine import Engine, EngineLimits, take_short_turns
+from deployments.engine.engine import Engine, EngineLimits, settle_process
 from deployments.engine.fast import FastDecoder
 from deployments.engine.pretrained import Pretrained
 from deployments.engine.request import Request, SamplingParams
@@ -89,7 +89,7 @@ class ChurnClinic:
         self.holder.sync()
         self.holder.read_ahead()  # a replica does it in its first seconds
         decoder.warm_up()
-        take_short_turns()
+        settle_process()
         self.engine.start()
         self.holder.attach(self.engine.between_steps)
         self._loaders = ThreadPoolExecutor(4)

@@ -7,6 +7,7 @@ stop string, deadline, cancellation, a decoder that raises, or a loop that dies.
     async for event in engine.generate(request): ...
 """
 
+import gc
 import logging
 import sys
 import threading
@@ -53,11 +54,17 @@ class EngineLimits:
     emit_interval_s: float = 0.0
 
 
-def take_short_turns() -> None:
-    """For the process of an engine. Whoever reads an adapter beside it is Python too, and the
-    interpreter changes threads every 5 ms by default: two or three steps of a GPU, each time that
-    the engine's thread comes back from the device."""
+def settle_process() -> None:
+    """For the process of an engine, once its model is loaded: nothing else may hold its thread up.
+
+    Whoever reads an adapter beside it is Python too, and the interpreter changes threads every 5 ms
+    by default: two or three steps of a GPU, each time that the engine's thread comes back from the
+    device. And a full garbage collection goes through every object of torch and transformers, which
+    takes 0.1 to 1 s and stops all threads; what is there now is left out from here on.
+    """
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    gc.collect()
+    gc.freeze()
 
 
 class Engine:
