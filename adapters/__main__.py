@@ -67,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     how = add.add_mutually_exclusive_group()
     how.add_argument("--canary", type=float, metavar="SHARE", help="try it out on these sessions")
     how.add_argument("--disabled", action="store_true", help="keep it, and do not serve it yet")
+    add.add_argument("--pin", action="store_true", help="it always stays on the device")
     add.set_defaults(run=_add)
 
     update = commands.add_parser("update", help="change what is in service")
@@ -77,6 +78,8 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--canary", type=float, metavar="SHARE", help="0 ends the trial")
     what.add_argument("--disable", action="store_true")
     what.add_argument("--activate", action="store_true")
+    what.add_argument("--pin", action="store_true", help="it always stays on the device")
+    what.add_argument("--unpin", action="store_true")
     update.add_argument("--canary_version", help="with --canary: which version to try out")
     update.add_argument("--reason", default="", help="with --disable")
     update.set_defaults(run=_update)
@@ -106,7 +109,8 @@ def _ls(args: argparse.Namespace, client: AdminClient) -> int:
         canary = adapter["canary"]
         trial = f", {canary['version']} on trial for {canary['weight']:.0%}" if canary else ""
         print(f"{adapter['name']}: {adapter['specialty']}, {adapter['state']}, ", end="")
-        print(f"version {adapter['version']}{trial}")
+        pinned = ", pinned" if adapter["pinned"] else ""
+        print(f"version {adapter['version']}{trial}{pinned}")
         for replica, held in adapter["replicas"].items():
             print(f"  {replica}: {_held(held)}")
     return _unconfirmed(listed["unconfirmed"])
@@ -129,6 +133,8 @@ def _add(args: argparse.Namespace, client: AdminClient) -> int:
         options |= {"state": "canary", "canary_weight": args.canary}
     elif args.disabled:
         options["state"] = "disabled"
+    if args.pin:
+        options["pinned"] = True
     return _changed(client.add(args.name, args.source, args.version, **options))
 
 
@@ -136,16 +142,19 @@ def _update(args: argparse.Namespace, client: AdminClient) -> int:
     fields: dict[str, Any] = {}
     if args.promote:
         fields["promote"] = True
-    elif args.version:
+    elif args.version is not None:
         fields["version"] = args.version
     elif args.canary is not None:
         fields["canary_weight"] = args.canary
-        if args.canary_version:
-            fields["canary_version"] = args.canary_version
+    elif args.pin or args.unpin:
+        fields["pinned"] = args.pin
     else:
         fields["state"] = "disabled" if args.disable else "active"
-        if args.reason:
-            fields["reason"] = args.reason
+    # Where they do not belong, the server says so.
+    if args.canary_version is not None:
+        fields["canary_version"] = args.canary_version
+    if args.reason:
+        fields["reason"] = args.reason
     return _changed(client.update(args.name, **fields))
 
 

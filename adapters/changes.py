@@ -4,7 +4,7 @@ A refusal lists every problem and says whether the request is wrong (`invalid`),
 that is not there (`not_found`), or collides with what is (`conflict`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from pydantic import ValidationError
@@ -39,6 +39,7 @@ def add_version(
     version: AdapterVersion,
     activation: Activation = "active",
     weight: float | None = None,
+    pinned: bool | None = None,
 ) -> LiveCatalog:
     """A new adapter, or a new version of one.
 
@@ -46,26 +47,20 @@ def add_version(
         specialty: None: the one that the adapter has.
         activation: active: it answers at once; canary: it gets `weight` of the specialty's
             sessions beside the version in force; disabled: it is only kept.
+        pinned: None: as the adapter is; a new one is not.
 
     Raises:
         ChangeRefused: all that is wrong.
     """
     found = catalog.adapter(name)
     if found is None:
-        return _add_adapter(catalog, name, specialty, base_model, version, activation)
-    problems = []
-    if specialty is not None and specialty != found.specialty:
-        problems.append(f"adapter '{name}' is for {found.specialty}, not {specialty}")
-    if base_model != found.base_model:
-        problems.append(f"adapter '{name}' is for {found.base_model}, not {base_model}")
-    if any(v.version == version.version for v in found.versions):
-        problems.append(
-            f"adapter '{name}' has a version '{version.version}' already: give it another "
-            f"(listed: {', '.join(v.version for v in found.versions)})"
-        )
+        return _add_adapter(catalog, name, specialty, base_model, version, activation, bool(pinned))
+    problems = _collisions(found, specialty, base_model, version)
     if problems:
         raise ChangeRefused("conflict", problems)
     grown = _with_versions(found, [*_with_room(found), version])
+    if pinned is not None:
+        grown = _set(grown, pinned=pinned)
     if activation == "canary":
         changed = _with_canary(grown, version.version, weight)
     elif activation == "active":
@@ -84,9 +79,11 @@ def update(
     canary_version: str | None = None,
     canary_weight: float | None = None,
     promote: bool = False,
+    pinned: bool | None = None,
     reason: str = "",
 ) -> LiveCatalog:
-    """Activate, disable, put a known version in force, try one out, or promote the one on trial.
+    """Activate, disable, put a known version in force, try one out, promote the one on trial, or
+    pin and unpin the adapter.
 
     Raises:
         ChangeRefused: no such adapter or version, or fields that exclude each other.
@@ -97,14 +94,12 @@ def update(
         "version": version is not None,
         "canary_weight": canary_weight is not None or canary_version is not None,
         "promote": promote,
+        "pinned": pinned is not None,
     }
-    given = [field for field, is_given in asked.items() if is_given]
-    if len(given) != 1:
-        raise ChangeRefused(
-            "invalid",
-            [f"give one of {', '.join(asked)} (given: {', '.join(given) or 'none'})"],
-        )
-    if promote:
+    _check_fields(asked, reason, state)
+    if pinned is not None:
+        changed = _set(found, pinned=pinned)
+    elif promote:
         if found.canary is None:
             raise ChangeRefused("conflict", [f"adapter '{name}' has no version on trial"])
         changed = _in_force(found, found.canary.version)
@@ -146,6 +141,35 @@ def remove(catalog: LiveCatalog, name: str) -> LiveCatalog:
     return catalog.model_copy(update={"adapters": left, "removed": removed})
 
 
+def _check_fields(asked: Mapping[str, bool], reason: str, state: str | None) -> None:
+    """One thing at a time; a reason goes with one of them only."""
+    problems = []
+    given = [field for field, is_given in asked.items() if is_given]
+    if len(given) != 1:
+        problems.append(f"give one of {', '.join(asked)} (given: {', '.join(given) or 'none'})")
+    if reason and state != "disabled":
+        problems.append("reason goes with state: disabled, and only with it: leave it out")
+    if problems:
+        raise ChangeRefused("invalid", problems)
+
+
+def _collisions(
+    found: LiveAdapter, specialty: str | None, base_model: str, version: AdapterVersion
+) -> list[str]:
+    """What keeps `version` from being one of this adapter's."""
+    problems = []
+    if specialty is not None and specialty != found.specialty:
+        problems.append(f"adapter '{found.name}' is for {found.specialty}, not {specialty}")
+    if base_model != found.base_model:
+        problems.append(f"adapter '{found.name}' is for {found.base_model}, not {base_model}")
+    if any(v.version == version.version for v in found.versions):
+        problems.append(
+            f"adapter '{found.name}' has a version '{version.version}' already: give it another "
+            f"(listed: {', '.join(v.version for v in found.versions)})"
+        )
+    return problems
+
+
 def _add_adapter(
     catalog: LiveCatalog,
     name: str,
@@ -153,6 +177,7 @@ def _add_adapter(
     base_model: str,
     version: AdapterVersion,
     activation: Activation,
+    pinned: bool,
 ) -> LiveCatalog:
     if specialty is None:
         raise ChangeRefused("invalid", [f"adapter '{name}' is new: name its specialty"])
@@ -168,6 +193,7 @@ def _add_adapter(
             base_model=base_model,
             state=activation,
             version=version.version,
+            pinned=pinned,
             versions=[version],
         )
     except ValidationError as error:

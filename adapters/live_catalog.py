@@ -63,7 +63,11 @@ class Canary(_Strict):
 
 
 class LiveAdapter(_Strict):
-    """An adapter and its versions. `previous`: versions that were in force before, oldest first."""
+    """An adapter and its versions.
+
+    previous: versions that were in force before, oldest first.
+    pinned: its versions in service stay on the device whatever else is asked for.
+    """
 
     name: Annotated[str, AfterValidator(checked_adapter_name)]
     specialty: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]{0,63}$")]
@@ -73,6 +77,7 @@ class LiveAdapter(_Strict):
     canary: Canary | None = None
     previous: list[str] = []
     reason: Annotated[str, Field(max_length=500, description="why it is disabled")] = ""
+    pinned: bool = False
     versions: Annotated[list[AdapterVersion], Field(min_length=1, max_length=MAX_VERSIONS)]
 
     @model_validator(mode="after")
@@ -240,7 +245,7 @@ def reseed(live: LiveCatalog, seed: LiveCatalog) -> LiveCatalog:
         untouched = all(v.source == SEED_SOURCE for v in adapter.versions) and not adapter.previous
         has_changed = fresh is not None and fresh.stable.digest != adapter.stable.digest
         if fresh is not None and untouched and has_changed and adapter.state != "disabled":
-            kept.append(fresh)
+            kept.append(fresh.model_copy(update={"pinned": adapter.pinned}))
         else:
             kept.append(adapter)
     taken = {(a.base_model, a.specialty) for a in kept if a.served}

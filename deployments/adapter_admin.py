@@ -16,10 +16,12 @@ from typing import Any, Protocol
 from adapters import changes
 from adapters.changes import Activation, ChangeRefused
 from adapters.intake import NewVersion, TakenIn, take_in
-from adapters.live_catalog import AdapterVersion, LiveAdapter, LiveCatalog, LiveCatalogError
+from adapters.live_catalog import AdapterVersion, LiveCatalog, LiveCatalogError
+from adapters.pins import check_pins
 from adapters.sources import SourceLimits
 from adapters.state_files import StateError
 from adapters.store import RevisionMoved
+from deployments.adapter_views import Told, shown, unconfirmed_by
 from deployments.followed_catalog import FollowedCatalog
 
 logger = logging.getLogger(__name__)
@@ -41,19 +43,6 @@ class NotFit(ValueError):
 
 class NobodyToAsk(RuntimeError):
     """No model replica answered, so a new version could not be tried."""
-
-
-@dataclass(frozen=True, slots=True)
-class Told:
-    """What the replicas answered.
-
-    reports: what each one holds (AdapterHolder.report, with `replica` and `error`).
-    silent: replicas that run and did not answer, by name, with the cause; a count stands in for
-        names that are not known.
-    """
-
-    reports: Sequence[Mapping[str, Any]]
-    silent: Mapping[str, str]
 
 
 class Replicas(Protocol):
@@ -80,6 +69,7 @@ class AdapterAdmin:
     """
     Args:
         catalog: this router replica's; it takes over a change at once.
+        num_places: adapters on the device of one model replica, at least.
     """
 
     def __init__(
@@ -89,12 +79,14 @@ class AdapterAdmin:
         base_model: str,
         *,
         max_rank: int,
+        num_places: int,
         limits: SourceLimits | None = None,
     ) -> None:
         self._catalog = catalog
         self._replicas = replicas
         self.base_model = base_model
         self._max_rank = max_rank
+        self._num_places = num_places
         self._limits = limits or SourceLimits()
         # Threads of their own: a slow source may not hold those that classify questions.
         self._intakes = ThreadPoolExecutor(MAX_INTAKES, thread_name_prefix="take-in")
@@ -109,8 +101,8 @@ class AdapterAdmin:
             "state": self._catalog.store.location,
             "base_model": self.base_model,
             "replicas": [str(report["replica"]) for report in told.reports],
-            "unconfirmed": _unconfirmed(catalog, self.base_model, told),
-            "adapters": [_shown(adapter, told.reports) for adapter in catalog.adapters],
+            "unconfirmed": unconfirmed_by(catalog, self.base_model, told),
+            "adapters": [shown(adapter, told.reports) for adapter in catalog.adapters],
         }
 
     async def add(
@@ -119,6 +111,7 @@ class AdapterAdmin:
         *,
         activation: Activation,
         weight: float | None,
+        pinned: bool | None,
         expected_revision: int | None,
     ) -> Outcome:
         """
@@ -137,12 +130,15 @@ class AdapterAdmin:
                 version=version,
                 activation=activation,
                 weight=weight,
+                pinned=pinned,
             )
 
         store = self._catalog.store
         # A collision is found before anything is fetched, with a record that stands in.
         stand_in = _stand_in(wanted)
-        edit(await asyncio.to_thread(store.read), stand_in)
+        self._within_places(lambda catalog: edit(catalog, stand_in))(
+            await asyncio.to_thread(store.read)
+        )
         return await self._to_its_end(self._add(wanted, edit, expected_revision))
 
     async def _add(
@@ -204,11 +200,21 @@ class AdapterAdmin:
             self._change(name, lambda catalog: changes.remove(catalog, name), expected_revision)
         )
 
+    def _within_places(self, edit: Edit) -> Edit:
+        """`edit`, refused where it pins more than a replica has places for."""
+
+        def checked(catalog: LiveCatalog) -> LiveCatalog:
+            edited = edit(catalog)
+            check_pins(catalog, edited, self.base_model, num_places=self._num_places)
+            return edited
+
+        return checked
+
     async def _change(self, name: str, edit: Edit, expected_revision: int | None) -> Outcome:
         store = self._catalog.store
 
         def swap() -> LiveCatalog:
-            changed = store.change(edit, expected_revision=expected_revision)
+            changed = store.change(self._within_places(edit), expected_revision=expected_revision)
             self._catalog.refresh()
             try:
                 store.collect()
@@ -218,73 +224,16 @@ class AdapterAdmin:
 
         catalog = await asyncio.to_thread(swap)
         told = await self._replicas.tell(CONFIRM_TIMEOUT_S)
-        unconfirmed = _unconfirmed(catalog, self.base_model, told)
+        unconfirmed = unconfirmed_by(catalog, self.base_model, told)
         for replica, why in unconfirmed.items():
             logger.error("revision %d: replica %s: %s", catalog.revision, replica, why)
         adapter = catalog.adapter(name)
         return Outcome(
             catalog.revision,
-            _shown(adapter, told.reports) if adapter else None,
+            shown(adapter, told.reports) if adapter else None,
             len(told.reports) + len(told.silent),
             unconfirmed,
         )
-
-
-def _unconfirmed(catalog: LiveCatalog, base_model: str, told: Told) -> dict[str, str]:
-    """Replica -> why it does not serve this catalogue (yet)."""
-    wanted = {
-        (adapter.name, version.digest)
-        for adapter in catalog.in_service(base_model)
-        for version in adapter.served
-    }
-    problems = dict(told.silent)
-    for report in told.reports:
-        failed = [
-            f"{a['name']} {a['version']}: {a['error']}" for a in report["adapters"] if a["error"]
-        ]
-        known = {(a["name"], a["digest"]) for a in report["adapters"]}
-        is_older = report["revision"] is not None and report["revision"] < catalog.revision
-        if report["error"]:
-            problems[str(report["replica"])] = str(report["error"])
-        elif failed:
-            problems[str(report["replica"])] = "; ".join(failed)
-        elif is_older and known != wanted:
-            problems[str(report["replica"])] = f"is at revision {report['revision']}"
-    return problems
-
-
-def _shown(adapter: LiveAdapter, reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """An adapter for the operator: its versions, and where those in service are."""
-    residency: dict[str, dict[str, Any]] = {}
-    for report in reports:
-        residency[str(report["replica"])] = {
-            held["version"]: {key: held[key] for key in ("tier", "answers", "load_s", "error")}
-            for held in report["adapters"]
-            if held["name"] == adapter.name
-        }
-    return {
-        "name": adapter.name,
-        "specialty": adapter.specialty,
-        "base_model": adapter.base_model,
-        "state": adapter.state,
-        "reason": adapter.reason or None,
-        "version": adapter.version,
-        "canary": adapter.canary.model_dump() if adapter.canary else None,
-        "previous": list(adapter.previous),
-        "versions": [_shown_version(version) for version in adapter.versions],
-        "replicas": residency,
-    }
-
-
-def _shown_version(version: AdapterVersion) -> dict[str, Any]:
-    return {
-        "version": version.version,
-        "sha256": version.sha256,
-        "source": version.source,
-        "rank": version.rank,
-        "num_bytes": version.num_bytes,
-        "added_at": version.added_at or None,
-    }
 
 
 def _stand_in(wanted: NewVersion) -> AdapterVersion:

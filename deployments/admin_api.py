@@ -2,7 +2,7 @@
 
     GET    /v1/adapters                    the catalogue, and what each replica holds
     POST   /v1/adapters                    a new adapter, or a new version of one
-    PATCH  /v1/adapters/{name}             activate, disable, pick a version, try one out, promote
+    PATCH  /v1/adapters/{name}             activate, disable, pick a version, try out, promote, pin
     DELETE /v1/adapters/{name}
     POST   /v1/adapters/{name}/rollback    end a trial, or return to the version before
 
@@ -63,6 +63,7 @@ class _AdminApi:
             wanted,
             activation=asked.state,
             weight=asked.canary_weight,
+            pinned=asked.pinned,
             expected_revision=asked.expected_revision,
         )
         return _reply(outcome, 201)

@@ -13,7 +13,7 @@ Version = Annotated[str, Field(pattern=VERSION)]
 
 
 class AddAdapter(RequestModel):
-    """POST /v1/adapters. `specialty`: needed for a new adapter."""
+    """POST /v1/adapters. `specialty`: needed for a new adapter; `pinned`: null leaves that be."""
 
     name: Name
     source: Annotated[str, Field(min_length=1, max_length=2048)]
@@ -21,6 +21,7 @@ class AddAdapter(RequestModel):
     specialty: Annotated[str | None, Field(pattern=r"^[a-z0-9][a-z0-9_]{0,63}$")] = None
     state: Literal["active", "canary", "disabled"] = "active"
     canary_weight: Annotated[float | None, Field(gt=0, le=1)] = None
+    pinned: bool | None = None
     expected_revision: Annotated[int | None, Field(ge=0)] = None
 
     @model_validator(mode="after")
@@ -31,7 +32,10 @@ class AddAdapter(RequestModel):
 
 
 class UpdateAdapter(RequestModel):
-    """PATCH /v1/adapters/{name}: one of state, version, canary_weight, promote."""
+    """PATCH /v1/adapters/{name}: one of state, version, canary_weight, promote, pinned.
+
+    `reason` goes with state: disabled.
+    """
 
     state: Literal["active", "disabled"] | None = None
     reason: Annotated[str, Field(max_length=500)] = ""
@@ -39,6 +43,7 @@ class UpdateAdapter(RequestModel):
     canary_version: Version | None = None
     canary_weight: Annotated[float | None, Field(ge=0, le=1)] = None
     promote: bool = False
+    pinned: bool | None = None
     expected_revision: Annotated[int | None, Field(ge=0)] = None
 
 
@@ -79,6 +84,7 @@ class AdapterReply(ReplyModel):
     reason: str | None
     version: Annotated[str | None, Field(description="the one in force")]
     canary: CanaryReply | None
+    pinned: Annotated[bool, Field(description="its versions in service stay on the device")]
     previous: list[str]
     versions: list[VersionReply]
     replicas: Annotated[

@@ -19,7 +19,7 @@ ADMIN_MODELS: tuple[type[BaseModel], ...] = (
 def admin_paths() -> dict[str, Any]:
     add = _change("add_adapter", "A new adapter, or a new version of one", AddAdapter)
     add["responses"]["201"] = add["responses"].pop("200")
-    update = _change("update_adapter", "Activate, disable, try out, promote", UpdateAdapter)
+    update = _change("update_adapter", "Activate, disable, try out, promote, pin", UpdateAdapter)
     remove = _change("remove_adapter", "Take an adapter out", Revision)
     roll_back = _change(
         "roll_back_adapter", "End a trial, or return to the version before", Revision

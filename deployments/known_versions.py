@@ -3,10 +3,11 @@
 No locks: the holder that owns it guards it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from adapters.live_catalog import AdapterVersion, LiveCatalog
+from adapters.live_catalog import AdapterVersion, LiveAdapter, LiveCatalog
 
 FORGET_S = 120.0  # a version that left the catalogue can be asked for this long
 
@@ -23,12 +24,22 @@ class Known:
     num_answers: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Service:
+    """How a version is in service. `weight`: its share of the sessions, on trial; None: it is in
+    force."""
+
+    specialty: str
+    weight: float | None
+    pinned: bool
+
+
 class KnownVersions:
-    """`wanted`: keys of the versions in service, in the catalogue's order. `revision` -1: none was
-    read yet."""
+    """`wanted`: the versions in service, by key in the catalogue's order; replaced as a whole.
+    `revision` -1: none was read yet."""
 
     def __init__(self, base_model: str) -> None:
-        self.wanted: tuple[str, ...] = ()
+        self.wanted: Mapping[str, Service] = {}
         self.revision = -1
         self.skipped: dict[str, str] = {}
         self._base_model = base_model
@@ -41,6 +52,10 @@ class KnownVersions:
 
     def get(self, key: str) -> Known | None:
         return self._known.get(key)
+
+    def is_pinned(self, key: str) -> bool:
+        service = self.wanted.get(key)
+        return service is not None and service.pinned
 
     def find(self, name: str, version: str | None) -> str | None:
         """The key of a version; None for `version`: the one in force."""
@@ -61,13 +76,14 @@ class KnownVersions:
             The keys that were not wanted before (none at the first call), and what was forgotten.
         """
         listed: dict[str, tuple[str, AdapterVersion]] = {}
-        wanted, in_force = [], {}
+        wanted: dict[str, Service] = {}
+        in_force: dict[str, str] = {}
         for adapter in catalog.adapters:
             if adapter.base_model != self._base_model:
                 continue
             for version in adapter.versions:
                 listed[key_of(adapter.name, version)] = (adapter.name, version)
-            wanted += [key_of(adapter.name, version) for version in adapter.served]
+            wanted |= _services(adapter)
             if adapter.served:
                 in_force[adapter.name] = key_of(adapter.name, adapter.stable)
         for key, (name, version) in listed.items():
@@ -77,7 +93,7 @@ class KnownVersions:
         # the listed one wins over one that is gone and had the same version's name
         self._key_of |= {(name, v.version): key for key, (name, v) in listed.items()}
         fresh = set(wanted) - set(self.wanted) if self.revision >= 0 else set()
-        self.wanted, self._in_force = tuple(wanted), in_force
+        self.wanted, self._in_force = wanted, in_force
         self.revision = catalog.revision
         self.skipped = catalog.skipped(self._base_model)
         return fresh, forgotten
@@ -96,6 +112,35 @@ class KnownVersions:
             if now - known.gone_at > FORGET_S and not is_used(key):
                 forgotten.append(self._known.pop(key))
         return forgotten
+
+    def described(self, key: str) -> dict[str, Any]:
+        """A version in service, for the operator; where its weights are is the holder's to say."""
+        known, service = self._known[key], self.wanted[key]
+        return {
+            "name": known.name,
+            "specialty": service.specialty,
+            "version": known.version.version,
+            "digest": known.version.digest,
+            "state": "active" if service.weight is None else "canary",
+            "weight": service.weight,
+            "pinned": service.pinned,
+            "answers": known.num_answers,
+            "load_s": None if known.load_s is None else round(known.load_s, 4),
+            "error": known.error,
+        }
+
+
+def _services(adapter: LiveAdapter) -> dict[str, Service]:
+    """Key -> how this adapter's versions are in service; empty: it is disabled."""
+    canary = adapter.canary
+    return {
+        key_of(adapter.name, version): Service(
+            adapter.specialty,
+            canary.weight if canary and canary.version == version.version else None,
+            adapter.pinned,
+        )
+        for version in adapter.served
+    }
 
 
 def key_of(name: str, version: AdapterVersion) -> str:

@@ -15,8 +15,9 @@ from typing import Any
 from ray.serve import metrics
 
 from adapters.live_catalog import AdapterVersion
-from deployments.adapter_holder import AdapterGone, AdapterHolder
+from deployments.adapter_holder import AdapterHolder
 from deployments.calls import GenerationCall
+from deployments.device_adapters import AdapterGone
 
 logger = logging.getLogger(__name__)
 
@@ -106,6 +107,7 @@ class ReplicaAdapters:
         return {
             "adapters": report["adapters"],
             "adapters_skipped": report["skipped"],
+            "adapters_leaving": report["leaving"],
             "adapters_revision": report["revision"],
             "adapters_error": report["last_error"],
         }
@@ -129,6 +131,7 @@ class ReplicaAdapters:
 
     def _follow(self) -> None:
         assert self._holder is not None
+        self._holder.read_ahead()
         while not self._stopped.wait(self._check_s() or PAUSED_CHECK_S):
             self._measure()
             if not self._check_s():
@@ -140,6 +143,7 @@ class ReplicaAdapters:
                 continue
             if is_behind:
                 self._sync()
+            self._holder.read_ahead()
 
     def _measure(self) -> None:
         assert self._holder is not None

@@ -65,6 +65,7 @@ class RouterReplica:
             ServeReplicas(model),
             settings.base_model,
             max_rank=settings.engine.max_adapter_rank,
+            num_places=settings.engine.max_adapters,
         )
         self._base_languages = store.seed.base_model(settings.base_model).languages
         self._clinic = Clinic(

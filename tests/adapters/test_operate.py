@@ -17,6 +17,7 @@ ADAPTER = {
     "state": "canary",
     "version": "1",
     "canary": {"version": "2", "weight": 0.1},
+    "pinned": True,
     "replicas": {"r1": {"1": {"tier": "device", "answers": 3, "load_s": 0.1, "error": None}}},
 }
 
@@ -105,6 +106,24 @@ def server() -> Iterator[tuple[str, Noted]]:
             "update derm --disable --reason recalled",
             ("PATCH", "/v1/adapters/derm", {"state": "disabled", "reason": "recalled"}),
         ),
+        ("update derm --pin", ("PATCH", "/v1/adapters/derm", {"pinned": True})),
+        ("update derm --unpin", ("PATCH", "/v1/adapters/derm", {"pinned": False})),
+        (
+            "update derm --pin --reason x --canary_version 2",  # the server says what is wrong
+            (
+                "PATCH",
+                "/v1/adapters/derm",
+                {"pinned": True, "reason": "x", "canary_version": "2"},
+            ),
+        ),
+        (
+            "add derm --source /a --version 2 --pin",
+            (
+                "POST",
+                "/v1/adapters",
+                {"name": "derm", "source": "/a", "version": "2", "pinned": True},
+            ),
+        ),
         ("update derm --activate", ("PATCH", "/v1/adapters/derm", {"state": "active"})),
         ("rollback derm", ("POST", "/v1/adapters/derm/rollback", None)),
         ("rm a/b", ("DELETE", "/v1/adapters/a%2Fb", None)),
@@ -155,7 +174,7 @@ def test_ls_and_verify(server: tuple[str, Noted], capsys: pytest.CaptureFixture[
     noted.reply = {"revision": 4, "replicas": ["r1"], "unconfirmed": {}, "adapters": [ADAPTER]}
     assert main(["--url", url, "ls"]) == 0
     out = capsys.readouterr().out
-    assert "derm: dermatology, canary, version 1, 2 on trial for 10%" in out
+    assert "derm: dermatology, canary, version 1, 2 on trial for 10%, pinned" in out
     assert "r1: 1 on the device, 3 answers" in out
     assert main(["--url", url, "ls", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["revision"] == 4

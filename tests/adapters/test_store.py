@@ -21,6 +21,7 @@ from adapters.catalog import load_catalog
 from adapters.changes import ChangeRefused
 from adapters.live_catalog import LiveCatalog, LiveCatalogError, dump, parse, reseed
 from adapters.object_state import ObjectState
+from adapters.pins import check_pins, num_pinned
 from adapters.state_files import FileCalls, LocalState, StateError
 from adapters.store import AdapterStore, DamagedAdapter, RevisionMoved, open_store
 from tests.adapters.live_catalogs import make_seed, write_bundle
@@ -157,6 +158,21 @@ def test_the_life_of_an_adapter(seed: Path, tmp_path: Path) -> None:
         (lambda c: changes.update(c, "derm", canary_weight=0.0), "conflict", "no version on trial"),
         (lambda c: changes.update(c, "derm", canary_weight=0.1), "invalid", "canary_version"),
         (lambda c: changes.update(c, "derm", canary_version="1"), "invalid", "canary_weight"),
+        (
+            lambda c: changes.update(c, "derm", state="active", pinned=False),
+            "invalid",
+            "given: state, pinned",
+        ),
+        (
+            lambda c: changes.update(c, "derm", version="1", reason="recalled"),
+            "invalid",
+            "reason goes with state: disabled",
+        ),
+        (
+            lambda c: changes.update(c, "derm", state="active", reason="well again"),
+            "invalid",
+            "reason goes with state: disabled",
+        ),
     ],
 )
 def test_a_change_that_makes_no_sense_is_refused(
@@ -168,6 +184,84 @@ def test_a_change_that_makes_no_sense_is_refused(
     assert caught.value.kind == kind
     assert part in str(caught.value)
     assert store.read().revision == 0
+
+
+def test_a_pin_lasts_through_what_else_happens_to_the_adapter(seed: Path, tmp_path: Path) -> None:
+    store = store_of(seed, tmp_path / "state")
+
+    def is_pinned() -> bool:
+        derm = store_of(seed, tmp_path / "state").read().adapter("derm")
+        assert derm is not None
+        return derm.pinned
+
+    assert not is_pinned()
+    store.change(lambda c: changes.update(c, "derm", pinned=True))
+    assert is_pinned()
+    add(store, tmp_path, "derm", "2")
+    store.change(lambda c: changes.roll_back(c, "derm"))
+    store.change(lambda c: changes.update(c, "derm", state="disabled", reason="recalled"))
+    store.change(lambda c: changes.update(c, "derm", state="active"))
+    assert is_pinned()
+    add(store, tmp_path, "derm", "3", pinned=False)
+    assert not is_pinned()
+    add(store, tmp_path, "derm", "4", pinned=True)
+    store.change(lambda c: changes.remove(c, "derm"))
+    add(store, tmp_path, "derm", "5")
+    assert not is_pinned(), "another adapter of the same name"
+    fresh = add(store, tmp_path, "new", "1", pinned=True).adapter("new")
+    assert fresh is not None
+    assert fresh.pinned
+
+
+def test_a_catalogue_from_before_pins_loads(seed: Path, tmp_path: Path) -> None:
+    after = add(store_of(seed, tmp_path / "state"), tmp_path, "derm", "2")
+    written = yaml.safe_load(dump(after))
+    for adapter in written["adapters"]:
+        del adapter["pinned"]
+    assert parse(yaml.safe_dump(written).encode(), "here") == after
+
+
+def test_pins_leave_a_place_for_the_others(tmp_path: Path) -> None:
+    seed = make_seed(tmp_path / "seed", names=("derm", "cardio", "neuro"))
+    store = store_of(seed, tmp_path / "state")
+
+    def changed(edit: Edit, num_places: int = 3) -> LiveCatalog:
+        def checked(catalog: LiveCatalog) -> LiveCatalog:
+            after = edit(catalog)
+            check_pins(catalog, after, "tiny", num_places=num_places)
+            return after
+
+        return store.change(checked)
+
+    changed(lambda c: changes.update(c, "derm", pinned=True))
+    changed(lambda c: changes.update(c, "cardio", pinned=True))
+    record = write_bundle(tmp_path / "2", "2")
+    store.put(record.digest, tmp_path / "2")
+
+    def on_trial(catalog: LiveCatalog) -> LiveCatalog:
+        return changes.add_version(
+            catalog,
+            name="derm",
+            specialty=None,
+            base_model="tiny",
+            version=record,
+            activation="canary",
+            weight=0.5,
+        )
+
+    third = "3 versions would be pinned, and a replica has 3 places .* at most 2 can be"
+    for edit in (on_trial, lambda c: changes.update(c, "neuro", pinned=True)):
+        with pytest.raises(ChangeRefused, match=third) as caught:
+            changed(edit)
+        assert caught.value.kind == "conflict"
+    changed(lambda c: changes.update(c, "derm", state="disabled"))
+    both = changed(lambda c: changes.update(c, "neuro", pinned=True))
+    assert (num_pinned(both, "tiny"), num_pinned(both, "other")) == (2, 0)
+    with pytest.raises(ChangeRefused, match=third):
+        changed(lambda c: changes.update(c, "derm", state="active"))
+    # after a restart with fewer places, what adds no pin still goes through
+    left = changed(lambda c: changes.update(c, "neuro", pinned=False), num_places=1)
+    assert num_pinned(left, "tiny") == 1
 
 
 def test_an_added_adapter_may_not_collide(seed: Path, tmp_path: Path) -> None:
@@ -256,10 +350,12 @@ def test_adapters_that_nobody_touched_follow_the_seed(tmp_path: Path) -> None:
     store = store_of(old, state)
     add(store, tmp_path, "derm", "2")
     store.change(lambda c: changes.remove(c, "neuro"))
+    store.change(lambda c: changes.update(c, "cardio", pinned=True))
     fresh = make_seed(tmp_path / "new", version="5", names=("derm", "cardio", "neuro", "onco"))
     catalog = store_of(fresh, state).read()
     versions = {a.name: a.version for a in catalog.adapters}
     assert versions == {"derm": "2", "cardio": "5", "onco": "5"}
+    assert [a.name for a in catalog.adapters if a.pinned] == ["cardio"]
     seed_live = store_of(fresh, tmp_path / "none").read()
     assert reseed(catalog, seed_live) == catalog, "doing it twice changes nothing"
 
@@ -268,7 +364,9 @@ def test_adapters_that_nobody_touched_follow_the_seed(tmp_path: Path) -> None:
 
 OPERATIONS = st.lists(
     st.tuples(
-        st.sampled_from(["add", "canary", "promote", "rollback", "disable", "activate", "remove"]),
+        st.sampled_from(
+            ["add", "canary", "promote", "rollback", "disable", "activate", "pin", "remove"]
+        ),
         st.sampled_from(["derm", "cardio", "new"]),
         st.one_of(st.none(), st.integers(1, 14)),  # the call at which the writer dies
         st.booleans(),  # before its effect, or after
@@ -292,6 +390,7 @@ def edit_of(kind: str, name: str, version: str, folder: Path) -> Edit:
         "rollback": lambda c: changes.roll_back(c, name),
         "disable": lambda c: changes.update(c, name, state="disabled"),
         "activate": lambda c: changes.update(c, name, state="active"),
+        "pin": lambda c: changes.update(c, name, pinned=True),
         "remove": lambda c: changes.remove(c, name),
     }[kind]
 
@@ -390,8 +489,10 @@ from adapters.store import open_store
 seed, state, mine, count = sys.argv[1:]
 store = open_store(state, Path(seed), Path(state) / "cache")
 for number in range(int(count)):
-    state_of = "disabled" if number % 2 == 0 else "active"
-    store.change(lambda c: changes.update(c, mine, state=state_of, reason=str(number)))
+    fields = {"state": "active"}
+    if number % 2 == 0:
+        fields = {"state": "disabled", "reason": str(number)}
+    store.change(lambda c: changes.update(c, mine, **fields))
 print("done")
 """
 

@@ -9,7 +9,8 @@ import httpx
 from adapters.live_catalog import AdapterVersion
 from adapters.prompting import Message, encode_prompt
 from adapters.sources import SourceLimits
-from deployments.adapter_admin import AdapterAdmin, Told
+from deployments.adapter_admin import AdapterAdmin
+from deployments.adapter_views import Told
 from deployments.api import create_api
 from deployments.calls import GenerationCall, Turn
 from deployments.engine.request import SamplingParams, TokenEvent
@@ -79,6 +80,7 @@ class ClinicInProcess:
             self.reach,
             str(base),
             max_rank=64,
+            num_places=self.settings.engine.max_adapters,
             limits=SourceLimits(max_bytes=2**20, timeout_s=5),
         )
         transport = httpx.ASGITransport(create_api(SmallBackend(), self.admin))

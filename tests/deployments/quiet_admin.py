@@ -5,7 +5,8 @@ from typing import Any
 
 from adapters.live_catalog import AdapterVersion
 from adapters.store import AdapterStore, open_store
-from deployments.adapter_admin import AdapterAdmin, Told
+from deployments.adapter_admin import AdapterAdmin
+from deployments.adapter_views import Told
 from deployments.followed_catalog import FollowedCatalog
 from tests.adapters.live_catalogs import make_seed
 
@@ -28,6 +29,7 @@ class OneReplica:
                 "name": adapter.name,
                 "version": version.version,
                 "digest": version.digest,
+                "pinned": adapter.pinned,
                 "tier": "device",
                 "answers": 0,
                 "load_s": 0.01,
@@ -43,4 +45,4 @@ class OneReplica:
 def quiet_admin(folder: Path) -> AdapterAdmin:
     store = open_store(str(folder / "state"), make_seed(folder / "seed"), folder / "cache")
     catalog = FollowedCatalog(store, BASE, lambda: 0.0)
-    return AdapterAdmin(catalog, OneReplica(store), BASE, max_rank=64)
+    return AdapterAdmin(catalog, OneReplica(store), BASE, max_rank=64, num_places=2)

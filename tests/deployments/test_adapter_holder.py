@@ -11,7 +11,8 @@ import pytest
 
 from adapters import changes
 from adapters.store import AdapterStore
-from deployments.adapter_holder import AdapterGone, AdapterHolder, AdapterUnavailable
+from deployments.adapter_holder import AdapterHolder
+from deployments.device_adapters import AdapterGone, AdapterUnavailable
 from deployments.host_memory import HostMemory
 from tests.adapters.live_catalogs import make_seed, write_bundle
 from tests.adapters.test_store import add, store_of
@@ -29,6 +30,9 @@ class NotingDecoder:
         self.slow: dict[str, threading.Event] = {}
         self.broken: set[str] = set()
         self._places = places
+
+    def num_host_bytes(self, weights: str) -> int:
+        return 1
 
     def read_adapter(self, directory: Path) -> str:
         text = (directory / "adapter_model.safetensors").read_text()
@@ -67,7 +71,7 @@ class Clinic:
             "tiny",
             self.decoder,
             capacity=capacity,
-            host=HostMemory(host_bytes),
+            host=HostMemory(host_bytes),  # each of NotingDecoder's weights counts as one
             clock=lambda: self.now + time.monotonic(),
         )
         self._engine = ThreadPoolExecutor(1)
@@ -116,6 +120,31 @@ def test_the_least_recently_leased_makes_room_and_comes_back_from_memory(clinic:
     assert clinic.decoder.installs[-1] == ("b-1", False), "and without a second probe"
 
 
+def test_what_is_not_on_the_device_is_read_ahead_as_far_as_there_is_room(tmp_path: Path) -> None:
+    clinic = Clinic(tmp_path)
+    clinic.decoder.broken = {"d-1"}
+    clinic.holder.sync()
+    clinic.holder.read_ahead()
+    assert clinic.decoder.reads == ["a-1", "b-1", "c-1", "d-1"]
+    clinic.holder.read_ahead()
+    assert clinic.decoder.reads.count("d-1") == 1, "not again and again"
+    with pytest.raises(AdapterUnavailable, match="d@1"):
+        clinic.holder.lease("d", None)
+    clinic.close()
+    small = Clinic(tmp_path / "small", host_bytes=3)
+    small.holder.sync()
+    small.holder.read_ahead()
+    assert "d-1" not in small.decoder.reads, "it would have pushed out another"
+    small.close()
+    ample = Clinic(tmp_path / "ample")
+    ample.holder.sync()
+    ample.holder.read_ahead()
+    assert tiers(ample.holder.report())["d"] == "host"
+    ample.holder.release(ample.holder.lease("d", None))
+    assert ample.decoder.reads.count("d-1") == 1
+    ample.close()
+
+
 def test_memory_has_its_limit(tmp_path: Path) -> None:
     clinic = Clinic(tmp_path, host_bytes=0)
     clinic.holder.sync()
@@ -137,7 +166,7 @@ def test_a_leased_version_outlives_its_update_and_leaves_with_the_last_answer(
     first, second = (clinic.holder.lease("a", None) for _ in range(2))
     add(clinic.writer(), tmp_path, "a", "2")
     report = clinic.holder.sync()
-    assert report["leaving"] == [first]
+    assert report["leaving"] == [{"name": "a", "version": "1", "running": 2}]
     assert clinic.holder.try_lease("a", "2") is not None
     clinic.holder.release(first)
     clinic.settle()
@@ -237,7 +266,7 @@ def test_when_every_place_is_in_use_the_next_one_waits_for_one(clinic: Clinic) -
 
 
 def test_waiting_for_a_place_has_an_end(clinic: Clinic, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deployments.adapter_holder.ROOM_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("deployments.device_adapters.ROOM_TIMEOUT_S", 0.1)
     clinic.holder.sync()
     for name in ("a", "b", "c"):
         clinic.holder.lease(name, None)
@@ -275,3 +304,13 @@ def test_nothing_is_left_behind_by_many_threads(clinic: Clinic, tmp_path: Path) 
     assert report["leaving"] == []
     assert len(clinic.decoder.held) == 3
     assert {a["version"] for a in report["adapters"] if a["name"] == "a"} == {"1"}
+
+
+def test_only_answers_are_counted(clinic: Clinic) -> None:
+    clinic.holder.sync()
+    for _ in range(2):
+        clinic.holder.release(clinic.holder.lease("a", None))
+    warm = clinic.holder.try_lease("a", None)
+    assert warm is not None
+    answers = {a["name"]: a["answers"] for a in clinic.holder.report()["adapters"]}
+    assert answers == {"a": 3, "b": 0, "c": 0, "d": 0}

@@ -62,6 +62,9 @@ class WatchingDecoder:
             raise RuntimeError("CUDA out of memory")
         return text
 
+    def num_host_bytes(self, weights: str) -> int:
+        return 20
+
     def install(self, name: str, weights: str, *, probe: bool = True) -> None:
         with self._one_at_a_time(f"install {name}"):
             self.held.add(name)
@@ -103,7 +106,7 @@ class Replica:
             "tiny",
             self.decoder,
             capacity=CAPACITY,
-            host=HostMemory(40),  # of one bundle or two, so that most are read again
+            host=HostMemory(40),  # of two bundles, so that most are read again
             clock=clock,
         )
         self._engine = ThreadPoolExecutor(1)

@@ -290,6 +290,41 @@ async def test_more_adapters_than_places(
     assert len(fast_clinic.replicas[0]._engine.info.adapters) <= 4
 
 
+async def test_a_pinned_adapter_stays_on_every_replica(
+    fast_clinic: ClinicInProcess, versions: dict[str, Path], expected: dict[str, str]
+) -> None:
+    """Three places, one pinned: three others take turns in the two that are left."""
+    http = fast_clinic.http
+    for number in range(2):
+        body = {
+            "name": f"extra{number}",
+            "specialty": f"extra{number}",
+            "source": str(versions[f"derm-{2 + number}"]),
+            "version": "1",
+        }
+        assert (await http.post("/v1/adapters", json=body)).status_code == 201
+    pinned = await http.patch("/v1/adapters/derm", json={"pinned": True})
+    assert pinned.status_code == 200, pinned.text
+    assert (await http.patch("/v1/adapters/cardio", json={"pinned": True})).status_code == 200
+    full = await http.patch("/v1/adapters/extra0", json={"pinned": True})
+    assert (full.status_code, full.json()["error"]["code"]) == (409, "adapter_conflict")
+    assert "3 versions would be pinned" in full.json()["error"]["message"]
+    await http.patch("/v1/adapters/cardio", json={"pinned": False})
+    others = {"cardio": "cardio-1", "extra0": "derm-2", "extra1": "derm-3"}
+    for name in list(others) * 3:
+        for replica in range(2):
+            assert await fast_clinic.ask(replica, name) == expected[others[name]]
+            held = fast_clinic.replicas[replica]._engine.info.adapters
+            assert any(key.startswith("derm@") for key in held), held
+    assert await on_both(fast_clinic) == [expected["derm-1"]] * 2
+    for replica in fast_clinic.replicas:
+        report = {a["name"]: a for a in (await replica.info())["adapters"]}
+        assert (report["derm"]["tier"], report["derm"]["pinned"]) == ("device", True)
+    assert (
+        await http.patch("/v1/adapters/derm", json={"state": "active", "reason": "x"})
+    ).status_code == 400
+
+
 async def test_many_updates_and_roll_backs_under_load(
     fast_clinic: ClinicInProcess, versions: dict[str, Path], expected: dict[str, str]
 ) -> None:

@@ -170,6 +170,12 @@ async def test_what_an_operator_is_told_is_what_the_document_says(admin: Adapter
     transport = httpx.ASGITransport(create_api(SmallBackend(), admin))
     async with httpx.AsyncClient(transport=transport, base_url="http://clinic") as operator:
         check("AdaptersReply", (await operator.get("/v1/adapters")).json())
+        pinned = await operator.patch("/v1/adapters/derm", json={"pinned": True})
+        check("ChangeReply", pinned.json())
+        assert pinned.json()["adapter"]["pinned"] is True
+        full = await operator.patch("/v1/adapters/cardio", json={"pinned": True})
+        assert (full.status_code, full.json()["error"]["code"]) == (409, "adapter_conflict")
+        check("ErrorReply", full.json())
         disabled = await operator.patch("/v1/adapters/derm", json={"state": "disabled"})
         check("ChangeReply", disabled.json())
         check("ChangeReply", (await operator.delete("/v1/adapters/derm")).json())

@@ -1,0 +1,79 @@
+"""What the replicas answered, as the operator sees it: who has not confirmed, and where each
+adapter's versions are."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from adapters.live_catalog import AdapterVersion, LiveAdapter, LiveCatalog
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What the replicas answered.
+
+    reports: what each one holds (AdapterHolder.report, with `replica` and `error`).
+    silent: replicas that run and did not answer, by name, with the cause; a count stands in for
+        names that are not known.
+    """
+
+    reports: Sequence[Mapping[str, Any]]
+    silent: Mapping[str, str]
+
+
+def unconfirmed_by(catalog: LiveCatalog, base_model: str, told: Told) -> dict[str, str]:
+    """Replica -> why it does not serve this catalogue (yet)."""
+    wanted = {
+        (adapter.name, version.digest, adapter.pinned)
+        for adapter in catalog.in_service(base_model)
+        for version in adapter.served
+    }
+    problems = dict(told.silent)
+    for report in told.reports:
+        failed = [
+            f"{a['name']} {a['version']}: {a['error']}" for a in report["adapters"] if a["error"]
+        ]
+        known = {(a["name"], a["digest"], a["pinned"]) for a in report["adapters"]}
+        is_older = report["revision"] is not None and report["revision"] < catalog.revision
+        if report["error"]:
+            problems[str(report["replica"])] = str(report["error"])
+        elif failed:
+            problems[str(report["replica"])] = "; ".join(failed)
+        elif is_older and known != wanted:
+            problems[str(report["replica"])] = f"is at revision {report['revision']}"
+    return problems
+
+
+def shown(adapter: LiveAdapter, reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """An adapter for the operator: its versions, and where those in service are."""
+    residency: dict[str, dict[str, Any]] = {}
+    for report in reports:
+        residency[str(report["replica"])] = {
+            held["version"]: {key: held[key] for key in ("tier", "answers", "load_s", "error")}
+            for held in report["adapters"]
+            if held["name"] == adapter.name
+        }
+    return {
+        "name": adapter.name,
+        "specialty": adapter.specialty,
+        "base_model": adapter.base_model,
+        "state": adapter.state,
+        "reason": adapter.reason or None,
+        "version": adapter.version,
+        "canary": adapter.canary.model_dump() if adapter.canary else None,
+        "pinned": adapter.pinned,
+        "previous": list(adapter.previous),
+        "versions": [_shown_version(version) for version in adapter.versions],
+        "replicas": residency,
+    }
+
+
+def _shown_version(version: AdapterVersion) -> dict[str, Any]:
+    return {
+        "version": version.version,
+        "sha256": version.sha256,
+        "source": version.source,
+        "rank": version.rank,
+        "num_bytes": version.num_bytes,
+        "added_at": version.added_at or None,
+    }

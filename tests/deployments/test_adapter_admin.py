@@ -1,0 +1,54 @@
+"""Changes of the catalogue: what is refused before a fetch, and who has not followed."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adapters.changes import ChangeRefused
+from adapters.intake import NewVersion
+from deployments.adapter_admin import AdapterAdmin
+from deployments.adapter_views import Told
+from tests.deployments.quiet_admin import BASE, OneReplica, quiet_admin
+
+
+class Stuck(OneReplica):
+    """Answers, and goes on with the catalogue that it had."""
+
+    def __init__(self, held: Told) -> None:
+        self._held = held
+
+    async def tell(self, timeout_s: float) -> Told:
+        return self._held
+
+
+@pytest.fixture
+def admin(tmp_path: Path) -> AdapterAdmin:
+    return quiet_admin(tmp_path)
+
+
+async def test_too_many_pins_are_refused_before_anything_is_fetched(admin: AdapterAdmin) -> None:
+    """Two places: one may be pinned. The source does not exist, and nobody looks for it."""
+    await admin.update("derm", {"pinned": True}, None)
+    more: dict[str, Any] = {"activation": "active", "weight": None, "expected_revision": None}
+    wanted = NewVersion("cardio", None, BASE, "2", "/no/such/folder")
+    with pytest.raises(ChangeRefused, match="2 versions would be pinned.* 2 places"):
+        await admin.add(wanted, pinned=True, **more)
+    trial = NewVersion("derm", None, BASE, "2", "/no/such/folder")
+    with pytest.raises(ChangeRefused, match="2 versions would be pinned"):
+        await admin.add(trial, pinned=None, **{**more, "activation": "canary", "weight": 0.5})
+    unpinned = await admin.update("derm", {"pinned": False}, None)
+    assert unpinned.adapter is not None
+    assert unpinned.adapter["pinned"] is False
+    assert unpinned.revision == 2
+
+
+async def test_a_replica_that_does_not_know_of_a_pin_has_not_confirmed(admin: AdapterAdmin) -> None:
+    before = await admin._replicas.tell(1)
+    pinned = await admin.update("derm", {"pinned": True}, None)
+    assert pinned.unconfirmed == {}
+    admin._replicas = Stuck(before)
+    unpinned = await admin.update("derm", {"pinned": False}, None)
+    assert unpinned.unconfirmed == {}, "it still holds them as they should be now"
+    again = await admin.update("derm", {"pinned": True}, None)
+    assert again.unconfirmed == {"one": "is at revision 0"}
