@@ -77,7 +77,7 @@ def ask(client: httpx.Client) -> tuple[str | None, str | None, str | None, str]:
 
 def ask_often(client: httpx.Client) -> set[tuple[str | None, str | None, str | None, str]]:
     with ThreadPoolExecutor(8) as pool:
-        return set(pool.map(lambda _: ask(client), range(24)))
+        return set(pool.map(lambda _: ask(client), range(12)))
 
 
 def test_label_and_adapter_come_and_go_on_both_router_replicas(
