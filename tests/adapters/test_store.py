@@ -590,33 +590,3 @@ def test_a_dump_is_read_back(seed: Path, tmp_path: Path) -> None:
     assert parse(dump(catalog), "x") == catalog
     listed = yaml.safe_load(dump(catalog))
     assert list(listed)[-1] == "num_adapters"
-
-
-# --- files that were kept and then refused ---
-
-
-def test_refused_files_are_taken_back(seed: Path, tmp_path: Path) -> None:
-    store = store_of(seed, tmp_path / "state")
-    record = write_bundle(tmp_path / "x", "x")
-    store.take_back(record.digest, store.put(record.digest, tmp_path / "x"))
-    assert list((tmp_path / "state" / "weights").iterdir()) == []
-    store.take_back(record.digest, "1")  # gone already
-
-
-@pytest.mark.parametrize("is_first", [True, False])
-def test_files_that_another_writer_put_as_well_stay(
-    is_first: bool, seed: Path, tmp_path: Path
-) -> None:
-    """He may be about to list them, or has."""
-    store, other = (store_of(seed, tmp_path / "state") for _ in range(2))
-    record = write_bundle(tmp_path / "x", "x")
-    if is_first:
-        mark = store.put(record.digest, tmp_path / "x")
-        assert mark is not None
-        assert other.put(record.digest, tmp_path / "x") is None
-    else:
-        other.put(record.digest, tmp_path / "x")
-        mark = store.put(record.digest, tmp_path / "x")
-        assert mark is None
-    store.take_back(record.digest, mark)
-    assert (tmp_path / "state" / "weights" / record.digest).is_dir()
