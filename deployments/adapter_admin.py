@@ -14,9 +14,10 @@ from typing import Any, Protocol
 from adapters import changes
 from adapters.changes import Activation
 from adapters.intake import NewVersion, take_in
-from adapters.live_catalog import AdapterVersion, LiveAdapter, LiveCatalog
+from adapters.live_catalog import AdapterVersion, LiveCatalog
 from adapters.pins import check_pins
 from adapters.sources import SourceLimits
+from deployments.admin_views import shown
 from deployments.followed_catalog import FollowedCatalog
 
 logger = logging.getLogger(__name__)
@@ -106,7 +107,7 @@ class AdapterAdmin:
             "base_model": self.base_model,
             "replicas": [str(report["replica"]) for report in told.reports],
             "unconfirmed": _unconfirmed(catalog, self.base_model, told),
-            "adapters": [_shown(adapter, told.reports) for adapter in catalog.adapters],
+            "adapters": [shown(adapter, told.reports) for adapter in catalog.adapters],
         }
 
     async def add(
@@ -201,7 +202,7 @@ class AdapterAdmin:
         adapter = catalog.adapter(name)
         return Outcome(
             catalog.revision,
-            _shown(adapter, told.reports) if adapter else None,
+            shown(adapter, told.reports) if adapter else None,
             len(told.reports) + len(told.silent),
             unconfirmed,
         )
@@ -228,41 +229,6 @@ def _unconfirmed(catalog: LiveCatalog, base_model: str, told: Told) -> dict[str,
         elif is_older and known != wanted:
             problems[str(report["replica"])] = f"is at revision {report['revision']}"
     return problems
-
-
-def _shown(adapter: LiveAdapter, reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """An adapter for the operator: its versions, and where those in service are."""
-    residency: dict[str, dict[str, Any]] = {}
-    for report in reports:
-        residency[str(report["replica"])] = {
-            held["version"]: {key: held[key] for key in ("tier", "answers", "load_s", "error")}
-            for held in report["adapters"]
-            if held["name"] == adapter.name
-        }
-    return {
-        "name": adapter.name,
-        "specialty": adapter.specialty,
-        "base_model": adapter.base_model,
-        "state": adapter.state,
-        "reason": adapter.reason or None,
-        "version": adapter.version,
-        "canary": adapter.canary.model_dump() if adapter.canary else None,
-        "pinned": adapter.pinned,
-        "previous": list(adapter.previous),
-        "versions": [_shown_version(version) for version in adapter.versions],
-        "replicas": residency,
-    }
-
-
-def _shown_version(version: AdapterVersion) -> dict[str, Any]:
-    return {
-        "version": version.version,
-        "sha256": version.sha256,
-        "source": version.source,
-        "rank": version.rank,
-        "num_bytes": version.num_bytes,
-        "added_at": version.added_at or None,
-    }
 
 
 def _stand_in(wanted: NewVersion) -> AdapterVersion:

@@ -1,4 +1,4 @@
-"""Changes of the catalogue: what is refused before anything is fetched, and who has not followed."""
+"""Changes of the catalogue: what is refused before a fetch, and who has not followed."""
 
 from pathlib import Path
 from typing import Any
