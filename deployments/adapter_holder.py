@@ -126,6 +126,15 @@ class AdapterHolder:
         else:
             self._device.release(key)
 
+    def read_ahead(self) -> None:
+        """Read what is in service into main memory, as far as there is room, so that a version's
+        first question does not wait for its files. What cannot be read is found when it is asked
+        for."""
+        for key in self._known.wanted:
+            known = self._known.get(key)
+            if known is not None and key not in self._places:
+                self._loader.read_ahead(known.version)
+
     # --- answers ---
 
     def try_lease(self, name: str, version: str | None) -> str | None:

@@ -1,6 +1,7 @@
 """Reads the weights of adapter versions and puts them into a decoder, between two of its steps."""
 
 import contextlib
+import logging
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
@@ -12,6 +13,8 @@ from deployments.engine.request import EngineError, EngineStopped
 from deployments.host_memory import HostMemory
 from deployments.known_versions import key_of
 
+logger = logging.getLogger(__name__)
+
 ERRAND_TIMEOUT_S = 60.0
 
 ResultT = TypeVar("ResultT")
@@ -19,9 +22,12 @@ Errand = Callable[[], Any]
 
 
 class AdapterDecoder(Protocol):
-    """What the loader asks of a decoder. All but `read_adapter` run between two steps."""
+    """What the loader asks of a decoder. All but the first two run between two steps."""
 
     def read_adapter(self, directory: Path) -> Any: ...
+
+    def num_host_bytes(self, weights: Any) -> int:
+        """Of main memory, for what `read_adapter` gave; 0: not worth keeping."""
 
     def install(self, name: str, weights: Any, *, probe: bool = True) -> None: ...
 
@@ -43,6 +49,7 @@ class AdapterLoader:
         self._host = host
         self._submit: Callable[[Errand], Future[Any]] = _at_once
         self._probed: set[str] = set()
+        self._unreadable: set[str] = set()
 
     def attach(self, between_steps: Callable[[Errand], Future[Any]]) -> None:
         """From now on the decoder is changed through the running engine."""
@@ -53,8 +60,21 @@ class AdapterLoader:
         weights = self._host.get(version.digest)
         if weights is None:
             weights = self._decoder.read_adapter(self._store.folder(version))
-            self._host.put(version.digest, weights, version.num_bytes)
+            self._host.put(version.digest, weights, self._decoder.num_host_bytes(weights))
         return weights
+
+    def read_ahead(self, version: AdapterVersion) -> None:
+        """Into memory, if there is room for it beside what is there. What cannot be read is found
+        when it is asked for."""
+        digest = version.digest
+        if digest in self._host or digest in self._unreadable:
+            return
+        if self._host.has_room(version.num_bytes):
+            try:
+                self.weights(version)
+            except Exception as error:  # the thread that reads ahead goes on with the next
+                self._unreadable.add(digest)
+                logger.warning("not read ahead: version %s: %s", version.version, one_line(error))
 
     def has_in_memory(self, version: AdapterVersion) -> bool:
         return version.digest in self._host
@@ -65,19 +85,18 @@ class AdapterLoader:
         self._run(lambda: self._decoder.install(key, weights, probe=probe))
         self._probed.add(version.digest)
 
-    def evict(self, key: str, is_back: Callable[[], bool]) -> "Future[Any]":
-        """
-        Args:
-            is_back: asked between the two steps: then it stays.
-        """
+    def evict(self, key: str) -> "Future[Any]":
+        """Before whatever is submitted later."""
 
         def errand() -> None:
-            if not is_back():
-                # Not on the device: its install failed, and there is nothing left to do.
-                with contextlib.suppress(EngineError, KeyError):
-                    self._decoder.evict(key)
+            # Not on the device: its install failed, and there is nothing left to do.
+            with contextlib.suppress(EngineError, KeyError):
+                self._decoder.evict(key)
 
-        return self._submit(errand)
+        try:
+            return self._submit(errand)
+        except EngineStopped:  # and with it the device's memory
+            return _at_once(lambda: None)
 
     def try_out(self, name: str, version: AdapterVersion) -> list[str]:
         """What keeps a version from being served here; empty: nothing.
@@ -102,6 +121,7 @@ class AdapterLoader:
         """It left the catalogue."""
         self._host.drop(version.digest)
         self._probed.discard(version.digest)
+        self._unreadable.discard(version.digest)
 
     def _run(self, errand: Callable[[], ResultT]) -> ResultT:
         result: ResultT = self._submit(errand).result(ERRAND_TIMEOUT_S)

@@ -74,34 +74,36 @@ class DeviceAdapters:
                 raise AdapterGone(f"adapter {key} left the catalogue: ask again")
             self.places.start_loading(key)
         try:
-            self._load(key, known)
+            seconds = self._load(key, known)
         except Exception as error:
             known.error = self.last_error = one_line(error)
-            self._stop_loading(key)
-            self._evict(key)  # an earlier one may have been called off for us
+            with self.changed:
+                self._stop_loading(key)
+                self._loader.evict(key)  # an install that took too long may yet come
             if isinstance(error, EngineError):
                 raise AdapterUnavailable(f"adapter {key} cannot be loaded: {error}") from error
             raise AdapterUnavailable(
                 f"adapter {key} cannot be loaded here ({type(error).__name__})"
             ) from error
-        finally:
+        known.error, known.load_s = None, seconds
+        with self.changed:
             self._stop_loading(key)
+            self.places.arrive(key)
+            self.places.take(key)
+            self._new_loads.append((known.name, seconds))
 
     def _stop_loading(self, key: str) -> None:
-        with self.changed:
-            self.places.stop_loading(key)
-            self.changed.notify_all()
+        """With the lock held."""
+        self.places.stop_loading(key)
+        self.changed.notify_all()
 
-    def _load(self, key: str, known: Known) -> None:
+    def _load(self, key: str, known: Known) -> float:
+        """Seconds that it took."""
         started = self._clock()
         weights = self._loader.weights(known.version)  # nobody has made room yet
         self._make_room(key)
         self._loader.install(key, known.version, weights)
-        known.error, known.load_s = None, self._clock() - started
-        with self.changed:
-            self.places.arrive(key)
-            self.places.take(key)
-            self._new_loads.append((known.name, known.load_s))
+        return self._clock() - started
 
     def _make_room(self, key: str) -> None:
         """A place for `key`: the least recently used idle version goes."""
@@ -112,12 +114,12 @@ class DeviceAdapters:
                     self.places.reserve(key)
                     return
                 victim = self.places.victim()
-                if victim is None:
-                    self._check_patience(deadline)
-                    self.changed.wait(0.2)
-                    continue
-                self.places.leave(victim)
-            self._evict(victim).result(ERRAND_TIMEOUT_S)
+                if victim is not None:
+                    self._leave(victim)
+                    self.places.reserve(key)
+                    return
+                self._check_patience(deadline)
+                self.changed.wait(0.2)
 
     def _check_patience(self, deadline: float) -> None:
         capacity = self.places.capacity
@@ -132,30 +134,26 @@ class DeviceAdapters:
                 "engine.max_adapters"
             )
 
-    def _evict(self, key: str) -> "Future[Any]":
-        def is_back() -> bool:
-            with self.changed:
-                return key in self.places or self.places.is_loading(key)
-
-        return self._loader.evict(key, is_back)
+    def _leave(self, key: str) -> "Future[Any]":
+        """With the lock held until it is submitted, so that the decoder sees versions leave and
+        come in the order in which their places are counted."""
+        self.places.leave(key)
+        return self._loader.evict(key)
 
     def release(self, key: str) -> None:
         """The answer has ended. A version that is out of service leaves with its last answer."""
         with self.changed:
             is_last = self.places.give_back(key)
             self.changed.notify_all()
-            leaves = is_last and key in self.places and key not in self.known.wanted
-            if leaves:
-                self.places.leave(key)
-        if leaves:
-            self._evict(key)
+            if is_last and key in self.places and key not in self.known.wanted:
+                self._leave(key)
 
     def evict_if_idle(self, key: str) -> None:
         with self.changed:
             if self.places.num_leases(key) or key not in self.places:
                 return
-            self.places.leave(key)
-        self._evict(key).result(ERRAND_TIMEOUT_S)
+            left = self._leave(key)
+        left.result(ERRAND_TIMEOUT_S)
 
     def new_loads(self) -> list[tuple[str, float]]:
         """(adapter, seconds) of each load since the last call."""

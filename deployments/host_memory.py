@@ -8,7 +8,7 @@ from typing import Any
 class HostMemory:
     """
     Args:
-        max_bytes: of the files that the weights were read from; 0 keeps nothing.
+        max_bytes: 0 keeps nothing.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -25,6 +25,10 @@ class HostMemory:
     def num_bytes(self) -> int:
         return self._num_bytes
 
+    def has_room(self, num_bytes: int) -> bool:
+        """Whether so many more fit without a farewell."""
+        return self._num_bytes + num_bytes <= self._max_bytes
+
     def get(self, digest: str) -> Any:
         """The weights, or None."""
         with self._lock:
@@ -36,7 +40,7 @@ class HostMemory:
 
     def put(self, digest: str, weights: Any, num_bytes: int) -> None:
         with self._lock:
-            if digest in self._kept or num_bytes > self._max_bytes:
+            if digest in self._kept or not 0 < num_bytes <= self._max_bytes:
                 return
             self._kept[digest] = (weights, num_bytes)
             self._num_bytes += num_bytes

@@ -12,7 +12,7 @@ from ray.serve import metrics
 
 from adapters.live_catalog import AdapterVersion
 from deployments.calls import GenerationCall
-from deployments.engine.engine import Engine, EngineLimits
+from deployments.engine.engine import Engine, EngineLimits, settle_process
 from deployments.engine.request import EngineError, Request, TokenEvent, failed_event
 from deployments.model_loading import LoadedModel, load_model
 from deployments.operator_report import replica_id
@@ -49,6 +49,7 @@ class ModelReplica:
         if device == "cpu":
             _use_cores(settings.engine.cpu_threads)
         self._loaded = load(settings, device)
+        settle_process()
         self._engine = Engine(
             self._loaded.decoder,
             EngineLimits(

@@ -131,6 +131,7 @@ class ReplicaAdapters:
 
     def _follow(self) -> None:
         assert self._holder is not None
+        self._holder.read_ahead()
         while not self._stopped.wait(self._check_s() or PAUSED_CHECK_S):
             self._measure()
             if not self._check_s():
@@ -142,6 +143,7 @@ class ReplicaAdapters:
                 continue
             if is_behind:
                 self._sync()
+            self._holder.read_ahead()
 
     def _measure(self) -> None:
         assert self._holder is not None

@@ -119,6 +119,9 @@ class StandInDecoder:
     def read_adapter(self, directory: Path) -> Path:
         return directory
 
+    def num_host_bytes(self, weights: Path) -> int:
+        return 0
+
     def install(self, name: str, weights: Path, *, probe: bool = True) -> None:
         self._adapters[name] = weights
 

@@ -29,7 +29,6 @@ from typing import Any
 
 import torch
 
-from deployments.engine.adapter_reading import AdapterWeights, LoraPair
 from deployments.engine.engine import Engine, EngineLimits
 from deployments.engine.fast import FastDecoder
 from deployments.engine.pending import TokensOnTheirWay
@@ -151,17 +150,9 @@ def _start(
 
 def make_resident(decoder: FastDecoder, folders: Sequence[Path], num_adapters: int) -> None:
     """Adapters a0, a1, ...: the folders' in turn, each at a place of its own."""
-    read = [_on_device(decoder.read_adapter(folder), decoder.device) for folder in folders]
+    read = [decoder.read_adapter(folder).to(decoder.device) for folder in folders]
     for number in range(num_adapters):
         decoder.bank.install(f"a{number}", read[number % len(read)])
-
-
-def _on_device(weights: AdapterWeights, device: torch.device) -> AdapterWeights:
-    pairs = {
-        module: LoraPair(pair.a.to(device), pair.b.to(device))
-        for module, pair in weights.pairs.items()
-    }
-    return dataclasses.replace(weights, pairs=pairs)
 
 
 async def _all(engine: Engine, work: Sequence[Request], at_once: int) -> list[float]:

@@ -24,7 +24,7 @@ from adapters.catalog import load_catalog
 from adapters.state_files import LocalState
 from adapters.store import AdapterStore
 from deployments.adapter_holder import AdapterHolder
-from deployments.engine.engine import Engine, EngineLimits
+from deployments.engine.engine import Engine, EngineLimits, settle_process
 from deployments.engine.fast import FastDecoder
 from deployments.engine.pretrained import Pretrained
 from deployments.engine.request import Request, SamplingParams
@@ -86,9 +86,12 @@ class ChurnClinic:
                 prefill_tokens=PREFILL_TOKENS[decoder.device.type],
             ),
         )
+        self.holder.sync()
+        self.holder.read_ahead()  # a replica does it in its first seconds
+        decoder.warm_up()
+        settle_process()
         self.engine.start()
         self.holder.attach(self.engine.between_steps)
-        self.holder.sync()
         self._loaders = ThreadPoolExecutor(4)
         self._vocab = decoder.vocab_size
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from deployments.engine.adapter_reading import AdapterReader, AdapterWeights
+from deployments.engine.adapter_reading import AdapterReader
 from deployments.engine.attention import DecodeBatch, SpanAttention
 from deployments.engine.decoder import AdapterHasNoEffect, DecoderInfo
 from deployments.engine.graphs import SCRATCH_POSITIONS, DecodeGraphs, PromptGraphs, RowInputs
@@ -21,16 +21,16 @@ from deployments.engine.kernels import are_fused
 from deployments.engine.kv_cache import KvCache
 from deployments.engine.lora_bank import BASE_SLOT, LoraBank
 from deployments.engine.network import Network
+from deployments.engine.packed_adapter import PackedAdapter
 from deployments.engine.pending import TokensOnTheirWay
 from deployments.engine.pretrained import Pretrained
+from deployments.engine.probe import NOISE, AdapterProbe
 from deployments.engine.prompts import prompt_inputs
-from deployments.engine.request import Request, SamplingParams
 from deployments.engine.sampling import Sampler
 from deployments.engine.scheduler import Chunk, StepPlan
 
 logger = logging.getLogger(__name__)
 
-_PROBE_TOKENS = 8
 _PROMPTS_TOGETHER = 4  # on a GPU: a prefill reads all weights, whether for one short prompt or four
 
 
@@ -82,12 +82,15 @@ class FastDecoder:
         self._cache = self._new_cache([*capacities, SCRATCH_POSITIONS])
         self._states = [_RowState() for _ in capacities]
         self._tokens = torch.zeros(len(capacities) + 1, dtype=torch.long, device=network.device)
-        self._base_probe: torch.Tensor | None = None
         self._graphs: DecodeGraphs | None = None
         self._prompt_graphs: PromptGraphs | None = None
         if are_fused(network.device.type):
             self._graphs = DecodeGraphs(network, self._cache, self.bank, self._tokens)
             self._prompt_graphs = PromptGraphs(network, self._cache, self.bank)
+        graphs = (self._graphs, self._prompt_graphs)
+        self._probe = AdapterProbe(
+            network, self.bank, self._start_id, graphs, lambda size: self._new_cache([size])
+        )
         self._sampler = Sampler(
             len(capacities), network.vocab_size, sorted(base.eos_ids), network.device
         )
@@ -194,12 +197,15 @@ class FastDecoder:
         """
         self.install(name, self.read_adapter(directory))
 
-    def read_adapter(self, directory: Path) -> AdapterWeights:
+    def read_adapter(self, directory: Path) -> PackedAdapter:
         """The first half of loading: files and PEFT. Any thread may call it while steps run."""
-        return self._reader.read(directory)
+        return self.bank.pack(self._reader.read(directory))
+
+    def num_host_bytes(self, weights: PackedAdapter) -> int:
+        return weights.num_bytes
 
     @torch.inference_mode()
-    def install(self, name: str, weights: AdapterWeights, *, probe: bool = True) -> None:
+    def install(self, name: str, weights: PackedAdapter, *, probe: bool = True) -> None:
         """The second half of loading: between two steps. Rows in flight keep their version.
 
         Args:
@@ -208,7 +214,7 @@ class FastDecoder:
         slot = self._probed_slot(name, weights) if probe else self.bank.place(name, weights)
         self.bank.assign(name, slot)
 
-    def try_out(self, name: str, weights: AdapterWeights) -> None:
+    def try_out(self, name: str, weights: PackedAdapter) -> None:
         """Between two steps: raises what `install` would raise, and makes nothing resident."""
         self._probed_slot(name, weights)
 
@@ -217,19 +223,17 @@ class FastDecoder:
         self.bank.evict(name)
 
     @torch.inference_mode()
-    def _probed_slot(self, name: str, weights: AdapterWeights) -> int:
+    def _probed_slot(self, name: str, weights: PackedAdapter) -> int:
         """A free slot that holds the weights, which change the logits."""
         slot = self.bank.place(name, weights)
-        if self._base_probe is None:
-            self._base_probe = self._probe_logits(BASE_SLOT)
-        difference = self._probe_logits(slot) - self._base_probe
-        effect = float(difference.abs().max())
-        if not effect > 0:
+        effect = self._probe.effect(slot)
+        if not effect > NOISE:
             raise AdapterHasNoEffect(
-                f"adapter '{name}' does not change the base model's logits (largest difference "
-                f"{effect}): train it again, or disable it in the catalogue"
+                f"adapter '{name}' does not change the base model's logits (by {effect:.1e} of the "
+                f"largest; above {NOISE:g} is expected): train it again, or disable it in the "
+                "catalogue"
             )
-        logger.info("adapter %s fits; it moves the logits by up to %.3g", name, effect)
+        logger.info("adapter %s fits; it moves the logits by %.3g of the largest", name, effect)
         return slot
 
     def _begin_chunk(self, chunk: Chunk) -> None:
@@ -291,22 +295,6 @@ class FastDecoder:
         tokens = self._sampler.pick(logits, rows)
         self._tokens[torch.tensor(rows, device=self._network.device)] = tokens
         return tokens
-
-    def _probe_logits(self, slot: int) -> torch.Tensor:
-        """Logits (1, V) in float32 after a fixed probe, in a memory of its own."""
-        vocabulary = self._network.vocab_size
-        ids = tuple((7 + 13 * i) % vocabulary for i in range(_PROBE_TOKENS))
-        cache = self._new_cache([2 * _PROBE_TOKENS])
-        chunk = Chunk(0, Request("probe", ids, None, SamplingParams(1)), 0, len(ids))
-        at_end = self._network.keeps_prompts_at_end
-        inputs = prompt_inputs([chunk], [slot], cache, keeps_at_end=at_end)
-        route = self.bank.route([slot], [len(ids)])
-        hidden = self._network.prefill(cache, inputs.on(self.device), route)[-1:]
-        if at_end:
-            token = torch.tensor([self._start_id], device=self.device)
-            batch = DecodeBatch(token, SpanAttention(cache, [0], [0], [len(ids)]))
-            hidden = self._network.decode(cache, batch, self.bank.route([slot]))
-        return self._network.logits(hidden).float()
 
     def _new_cache(self, capacities: Sequence[int]) -> KvCache:
         shape = self._network.kv_shape

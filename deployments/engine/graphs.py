@@ -118,6 +118,16 @@ class DecodeGraphs:
         logits, tokens = self._replay(rows, bucket)
         return logits[: len(rows)], tokens[: len(rows)]
 
+    def replay_scratch(self, token: int, num_prompt_tokens: int, slot: int) -> torch.Tensor:
+        """Logits (1, V) of `token` as the first of an answer in the scratch row."""
+        row, size = RowInputs(self._scratch, 0, num_prompt_tokens, slot), self._buckets[0]
+
+        def fill() -> None:
+            self._tokens[self._scratch] = token  # after a capture, which leaves its own there
+            self._fill((row,), size)
+
+        return self._captures.replay(size, fill, lambda: self._fill((), size))[0]
+
     def _replay(self, rows: Sequence[RowInputs], bucket: int) -> tuple[torch.Tensor, ...]:
         return self._captures.replay(
             bucket, lambda: self._fill(rows, bucket), lambda: self._fill((), bucket)
@@ -169,6 +179,11 @@ class PromptGraphs:
         num_blocks = _num_blocks(longest)
         self._blocks = torch.zeros((num_blocks, 5), dtype=torch.int32, device=device)
         self._captures = _Captures(bank, self._step, network.device)
+
+    @property
+    def scratch_start(self) -> int:
+        """Where the scratch row begins in the memory."""
+        return self._cache.starts[-1]
 
     def takes(self, inputs: PromptInputs) -> bool:
         return inputs.num_tokens <= _PROMPT_BUCKETS[-1] and len(inputs.segments) <= _PROMPTS

@@ -17,11 +17,12 @@ a replaced or evicted adapter's slot is reused only when no row uses it any more
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 
-from deployments.engine.adapter_reading import AdapterWeights, LoraPair
+from deployments.engine.adapter_reading import AdapterWeights
 from deployments.engine.lora_route import (
     KernelRoute,
     Lanes,
@@ -30,6 +31,7 @@ from deployments.engine.lora_route import (
     SiteLanes,
     Stack,
 )
+from deployments.engine.packed_adapter import PackedAdapter, Shapes, pack
 from deployments.engine.request import EngineError
 
 BASE_SLOT = 0
@@ -41,6 +43,15 @@ class BankRefused(EngineError):
     """The bank cannot hold, or cannot let go of, this adapter now."""
 
     code = "adapter_bank_refused"
+
+
+@dataclass(frozen=True, slots=True)
+class _Places:
+    """A slot's part of the stacks, in flat views, for adapters of these shapes."""
+
+    shapes: Shapes
+    layout: int
+    views: list[torch.Tensor]
 
 
 class LoraBank:
@@ -63,6 +74,7 @@ class LoraBank:
         self._ranks = [0] * num_slots
         self._modules: list[frozenset[str]] = [frozenset()] * num_slots
         self._num_users = [0] * num_slots
+        self._places: dict[int, _Places] = {}
         self._pinned: set[str] = set()
         self._lanes: OrderedDict[tuple[int, ...], Lanes] = OrderedDict()
 
@@ -83,18 +95,23 @@ class LoraBank:
         """Rows that use the current version of `name`."""
         return self._num_users[self._slot_of[name]]
 
-    def misfits(self, weights: AdapterWeights) -> list[str]:
+    def pack(self, weights: AdapterWeights) -> PackedAdapter:
+        """As `place` takes it. Any thread may call it."""
+        return pack(weights, self._dtype, pinned=self._device.type == "cuda")
+
+    def misfits(self, weights: PackedAdapter) -> list[str]:
         """Why this adapter does not fit the decoder; empty: it does."""
         problems = []
-        for module, pair in weights.pairs.items():
-            found = (pair.a.shape[1], pair.b.shape[0])
+        for module, _, *found in weights.shapes:
             if module not in self._parts:
                 problems.append(f"{module} is not a layer that the fast decoder adapts")
-            elif self._parts[module] != found:
-                problems.append(f"{module} maps {found}; the base model has {self._parts[module]}")
+            elif self._parts[module] != tuple(found):
+                problems.append(
+                    f"{module} maps {tuple(found)}; the base model has {self._parts[module]}"
+                )
         return problems
 
-    def install(self, name: str, weights: AdapterWeights) -> int:
+    def install(self, name: str, weights: PackedAdapter) -> int:
         """Make an adapter resident, or replace its version; returns its slot.
 
         Raises:
@@ -104,7 +121,7 @@ class LoraBank:
         self.assign(name, slot)
         return slot
 
-    def place(self, name: str, weights: AdapterWeights) -> int:
+    def place(self, name: str, weights: PackedAdapter) -> int:
         """Fill a free slot, which no row can have yet; `assign` puts it into service.
 
         Raises:
@@ -114,16 +131,31 @@ class LoraBank:
         if problems:
             raise BankRefused(f"adapter '{name}': {'; '.join(problems)}")
         slot = self._free_slot(name)
-        self._grow(weights.rank, weights.pairs)
-        for module, stack in self._stacks.items():
-            stack.a[slot].zero_()
-            stack.b[slot].zero_()
-            if module in weights.pairs:
-                _fill(stack, slot, weights.pairs[module])
+        self._grow(weights.rank, [module for module, *_ in weights.shapes])
+        places = self._places_of(slot, weights.shapes)
         self._ranks[slot] = weights.rank
-        self._modules[slot] = frozenset(weights.pairs)
-        self._lanes.clear()
+        self._modules[slot] = frozenset(module for module, *_ in weights.shapes)
+        torch._foreach_copy_(places, list(weights.to(self._device).pieces()))
+        for mixture in [m for m in self._lanes if slot in m]:
+            del self._lanes[mixture]
         return slot
+
+    def _places_of(self, slot: int, shapes: Shapes) -> list[torch.Tensor]:
+        """Where an adapter's pieces go, with zeros beside them. Kept, since adapters are mostly
+        alike and hundreds of small views take longer to make than to fill."""
+        kept = self._places.get(slot)
+        if kept is not None and kept.shapes == shapes and kept.layout == self._layout:
+            return kept.views
+        rank = self._ranks[slot]
+        before = [self._stacks[module] for module in self._modules[slot]]
+        if before:
+            torch._foreach_zero_([part[slot, :rank] for s in before for part in (s.a, s.b)])
+        views = []
+        for module, rank, _, _ in shapes:
+            stack = self._stacks[module]
+            views += [stack.a[slot, :rank].view(-1), stack.b[slot, :rank].view(-1)]
+        self._places[slot] = _Places(shapes, self._layout, views)
+        return views
 
     def assign(self, name: str, slot: int) -> None:
         """Rows that begin with `name` from now on have this slot."""
@@ -253,7 +285,7 @@ class LoraBank:
             "evict an adapter, or raise engine.max_adapters"
         )
 
-    def _grow(self, rank: int, modules: Mapping[str, LoraPair]) -> None:
+    def _grow(self, rank: int, modules: Iterable[str]) -> None:
         """Make room for this rank and for modules that no adapter had so far."""
         wanted = -(-rank // _RANK_BUCKET) * _RANK_BUCKET
         if wanted > self._rank:
@@ -278,9 +310,3 @@ class LoraBank:
         if name not in self._slot_of:
             listed = ", ".join(self._slot_of) or "none"
             raise BankRefused(f"adapter '{name}' is not resident (resident: {listed})")
-
-
-def _fill(stack: Stack, slot: int, pair: LoraPair) -> None:
-    rank = pair.a.shape[0]
-    stack.a[slot, :rank] = pair.a.to(stack.a)
-    stack.b[slot, :rank] = pair.b.t().to(stack.b)

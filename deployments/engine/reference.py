@@ -120,6 +120,9 @@ class ReferenceDecoder:
         """PEFT reads the folder itself, in `install`."""
         return directory
 
+    def num_host_bytes(self, weights: Path) -> int:
+        return 0
+
     def install(self, name: str, weights: Path, *, probe: bool = True) -> None:
         """Between two groups; `probe` is there for the fast decoder's sake and always done."""
         self.load_adapter(name, weights)

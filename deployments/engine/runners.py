@@ -33,6 +33,9 @@ class Runner(Protocol):
     @property
     def has_work(self) -> bool: ...
 
+    def drop_cancelled(self) -> None:
+        """Give back what rows that were cancelled hold of the decoder."""
+
     def turn(self, arrivals: Sequence[AnswerRow]) -> None:
         """Take the arrivals in, and run one step or one group. A decoder that raises ends the rows
         that it was running, with an error each; the others are served."""
@@ -69,6 +72,9 @@ class GroupRunner:
         if self.running:
             self._run(self.running)
         self.running = []
+
+    def drop_cancelled(self) -> None:
+        """Between two groups nothing runs."""
 
     def _run(self, group: list[AnswerRow]) -> None:
         for row in group:
@@ -128,9 +134,7 @@ class StepRunner:
         for row in arrivals:
             if not row.is_done:
                 self._rows[self._scheduler.add(row.request, now)] = row
-        for job, row in list(self._rows.items()):
-            if row.is_done:  # cancelled
-                self._end(job)
+        self.drop_cancelled()
         self._refuse_what_was_evicted()
         plan = self._scheduler.plan(now)
         for job in plan.expired:
@@ -147,6 +151,11 @@ class StepRunner:
         self._show()
         if not self.has_work:
             self._scheduler.check_invariants()
+
+    def drop_cancelled(self) -> None:
+        for job, row in list(self._rows.items()):
+            if row.is_done:
+                self._end(job)
 
     def _step(self, plan: StepPlan) -> None:
         for number in plan.released:

@@ -31,6 +31,9 @@ class NotingDecoder:
         self.broken: set[str] = set()
         self._places = places
 
+    def num_host_bytes(self, weights: str) -> int:
+        return 1
+
     def read_adapter(self, directory: Path) -> str:
         text = (directory / "adapter_model.safetensors").read_text()
         self.reads.append(text)
@@ -68,7 +71,7 @@ class Clinic:
             "tiny",
             self.decoder,
             capacity=capacity,
-            host=HostMemory(host_bytes),
+            host=HostMemory(host_bytes),  # each of NotingDecoder's weights counts as one
             clock=lambda: self.now + time.monotonic(),
         )
         self._engine = ThreadPoolExecutor(1)
@@ -115,6 +118,31 @@ def test_the_least_recently_leased_makes_room_and_comes_back_from_memory(clinic:
     clinic.holder.release(clinic.holder.lease("b", None))
     assert len(clinic.decoder.reads) == num_reads, "from memory"
     assert clinic.decoder.installs[-1] == ("b-1", False), "and without a second probe"
+
+
+def test_what_is_not_on_the_device_is_read_ahead_as_far_as_there_is_room(tmp_path: Path) -> None:
+    clinic = Clinic(tmp_path)
+    clinic.decoder.broken = {"d-1"}
+    clinic.holder.sync()
+    clinic.holder.read_ahead()
+    assert clinic.decoder.reads == ["a-1", "b-1", "c-1", "d-1"]
+    clinic.holder.read_ahead()
+    assert clinic.decoder.reads.count("d-1") == 1, "not again and again"
+    with pytest.raises(AdapterUnavailable, match="d@1"):
+        clinic.holder.lease("d", None)
+    clinic.close()
+    small = Clinic(tmp_path / "small", host_bytes=3)
+    small.holder.sync()
+    small.holder.read_ahead()
+    assert "d-1" not in small.decoder.reads, "it would have pushed out another"
+    small.close()
+    ample = Clinic(tmp_path / "ample")
+    ample.holder.sync()
+    ample.holder.read_ahead()
+    assert tiers(ample.holder.report())["d"] == "host"
+    ample.holder.release(ample.holder.lease("d", None))
+    assert ample.decoder.reads.count("d-1") == 1
+    ample.close()
 
 
 def test_memory_has_its_limit(tmp_path: Path) -> None:

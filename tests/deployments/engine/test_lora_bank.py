@@ -51,7 +51,7 @@ def test_every_token_gets_its_own_adapter(data: st.DataObject) -> None:
         rank = data.draw(st.integers(1, 20))
         modules = data.draw(st.sampled_from(["qkvo", "v", "qo", "k"]))
         loaded.append(adapter(i, rank, modules))
-        books.install(f"a{i}", loaded[-1])
+        books.install(f"a{i}", books.pack(loaded[-1]))
     for _ in range(3):
         slots = data.draw(st.lists(st.integers(0, len(loaded) - 1), min_size=1, max_size=6))
         counts = data.draw(st.lists(st.integers(1, 3), min_size=len(slots), max_size=len(slots)))
@@ -71,9 +71,9 @@ def test_every_token_gets_its_own_adapter(data: st.DataObject) -> None:
 
 def test_a_row_keeps_the_version_that_it_began_with() -> None:
     books = bank()
-    books.install("a", adapter(1))
+    books.install("a", books.pack(adapter(1)))
     old = books.acquire("a")
-    books.install("a", adapter(2))
+    books.install("a", books.pack(adapter(2)))
     new = books.acquire("a")
     assert old != new
     for slot, seed in ((old, 1), (new, 2)):
@@ -86,22 +86,22 @@ def test_a_row_keeps_the_version_that_it_began_with() -> None:
 
 def test_a_slot_in_use_is_not_given_away() -> None:
     books = bank(num_slots=3)
-    books.install("a", adapter(1))
-    books.install("b", adapter(2))
+    books.install("a", books.pack(adapter(1)))
+    books.install("b", books.pack(adapter(2)))
     slot = books.acquire("a")
     books.evict("a")
     with pytest.raises(BankRefused, match=r"'c' finds no free slot.*engine.max_adapters"):
-        books.install("c", adapter(3))
+        books.install("c", books.pack(adapter(3)))
     assert books.names == ("b",)
     books.release(slot)
-    assert books.install("c", adapter(3)) == slot
+    assert books.install("c", books.pack(adapter(3))) == slot
 
 
 def test_a_reused_slot_holds_nothing_of_its_former_adapter() -> None:
     books = bank(num_slots=2)
-    books.install("wide", adapter(1, rank=9))
+    books.install("wide", books.pack(adapter(1, rank=9)))
     books.evict("wide")
-    slot = books.install("narrow", adapter(2, rank=2, modules="v"))
+    slot = books.install("narrow", books.pack(adapter(2, rank=2, modules="v")))
     route = books.route([slot])
     assert route is not None
     x, y = torch.randn(1, 6, dtype=torch.float64), torch.zeros(1, 16, dtype=torch.float64)
@@ -114,7 +114,7 @@ def test_a_reused_slot_holds_nothing_of_its_former_adapter() -> None:
 
 def test_a_pinned_adapter_stays() -> None:
     books = bank()
-    books.install("a", adapter(1))
+    books.install("a", books.pack(adapter(1)))
     books.pin("a")
     with pytest.raises(BankRefused, match="'a' is pinned"):
         books.evict("a")
@@ -130,6 +130,6 @@ def test_what_does_not_fit_is_named_and_nothing_changes() -> None:
         {"lm_head": LoraPair(torch.ones(1, 2), torch.ones(2, 1)), "q": adapter(1).pairs["o"]}
     )
     with pytest.raises(BankRefused, match=r"lm_head is not a layer.*q maps \(8, 6\)"):
-        books.install("a", wrong)
+        books.install("a", books.pack(wrong))
     assert books.names == ()
     assert books.num_bytes == 0
