@@ -78,11 +78,11 @@ def _measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
             "served": operator.served(),
             "router_encoder": clinic.router_encoder,
             "adapter": clinic.adapter,
-            **asyncio.run(_under_load(args, clinic, operator)),
+            **asyncio.run(measure_under_load(args, clinic, operator)),
         }
 
 
-async def _under_load(
+async def measure_under_load(
     args: argparse.Namespace, clinic: HotAddClinic, operator: Operator
 ) -> dict[str, Any]:
     name, others = names_of(args.adapters)
