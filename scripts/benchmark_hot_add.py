@@ -99,6 +99,7 @@ async def measure_under_load(
     found = others_report(streamed, windows, args.streams)
     return {
         "add_s": spread(adding),
+        "each_add_s": [round(seconds, 3) for seconds in adding],
         "answers_checked": checked,
         "others": found,
         **{kind: spread(seconds) for kind, seconds in times.items()},
