@@ -2,11 +2,16 @@
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
+from adapters.base_models import resolve_base_model
+from deployments.engine.pretrained import load_pretrained
 from deployments.settings import parse_settings
+from router.artefact import load_artefact
+from scripts import benchmark_models, hot_add_clinic
 from scripts.benchmark import main
 from scripts.benchmark_hot_add import others_report
 from scripts.benchmark_models import load_skeleton, make_random_adapters, rank_of_size
@@ -134,3 +139,32 @@ def test_what_is_served(tiny_llama_dir: Path, tmp_path: Path, device: str) -> No
     else:
         assert overridden is not None
         assert overridden[0]["autoscaling_config"]["min_replicas"] == 2
+
+
+@pytest.mark.parametrize("shape", ["llama-1b-shape", "flan-t5-xl-shape"])
+def test_a_random_base_is_a_folder_that_a_replica_loads(
+    shape: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = {"hidden_size": 32, "num_hidden_layers": 1, "intermediate_size": 32, "head_dim": 8}
+    small |= {"num_attention_heads": 4, "num_key_value_heads": 2}
+    small_t5 = {"d_model": 32, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_decoder_layers": 1}
+    for name, fields in (("_LLAMA_1B", small), ("_FLAN_T5_XL", small_t5 | {"num_heads": 4})):
+        shrunk = getattr(benchmark_models, name) | fields | {"vocab_size": 1000}
+        monkeypatch.setattr(benchmark_models, name, shrunk)
+    folder = benchmark_models.save_base(shape, tmp_path / shape, "cpu", "float32")
+    resolved = resolve_base_model(str(folder), progress=False)
+    base = load_pretrained(resolved.path, resolved.family, device="cpu", dtype="float32")
+    assert len(base.tokenizer) == base.model.config.vocab_size == 1000
+    assert base.tokenizer.eos_token_id in base.eos_ids
+
+
+def test_without_onnxruntime_the_router_gets_a_random_encoder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hot_add_clinic.importlib.util, "find_spec", lambda name: None)
+    settings, told = hot_add_clinic._router(tmp_path)
+    monkeypatch.undo()
+    assert "onnxruntime is not installed" in told
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    artefact = load_artefact(Path(settings["artefact"]))
+    assert artefact.encoder.name == str(tmp_path / "router-encoder")
