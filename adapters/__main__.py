@@ -4,6 +4,7 @@
     python -m adapters add dermatology --source /srv/new/dermatology --version 3
     python -m adapters add dermatology --source org/name --version 4 --canary 0.1
     python -m adapters update dermatology --promote
+    python -m adapters update dermatology --pin       # it always stays on the device
     python -m adapters rollback dermatology
     python -m adapters rm dermatology
     python -m adapters verify            # does every replica hold what the catalogue says?

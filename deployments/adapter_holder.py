@@ -87,13 +87,18 @@ class AdapterHolder:
             for key in sorted(self._known.wanted, key=lambda key: not self._known.is_pinned(key)):
                 if self._is_due(key, fresh):
                     self._load_in_sync(key)
+            if not self._has_failed():
+                self._device.last_error = None
             return self.report()
 
     def is_behind(self, stamp_seen: str | None) -> bool:
-        """Whether `sync` has something to do: the catalogue changed, or a load failed."""
-        with self._changed:
-            failed = any(self._known[key].error for key in self._known.wanted)
+        """Whether `sync` has something to do: the catalogue changed, or something failed."""
+        failed = self._has_failed() or self._device.last_error is not None
         return failed or self._store.stamp() != stamp_seen
+
+    def _has_failed(self) -> bool:
+        with self._changed:
+            return any(self._known[key].error for key in self._known.wanted)
 
     def stamp(self) -> str | None:
         return self._store.stamp()
@@ -184,7 +189,8 @@ class AdapterHolder:
 
     def report(self) -> dict[str, Any]:
         """What this replica holds: the catalogue's versions in service, and where each one is.
-        `leaving`: versions out of service that still answer, with how many answers."""
+        `leaving`: versions out of service that still answer, with how many answers. `last_error`:
+        what failed, until a `sync` finds all well."""
         with self._changed:
             known, places = self._known, self._places
             return {

@@ -55,7 +55,7 @@ def assemble(
 
     Args:
         models: what `ModelReplica.info` returned, one for each replica.
-        routers: likewise of `RouterReplica.traffic`: `replica` and `snapshot`.
+        routers: likewise of `RouterReplica.traffic`: `replica`, `catalog_revision` and `snapshot`.
         generated_at: Unix seconds.
     """
     snapshots = [router["snapshot"] for router in routers if "snapshot" in router]
@@ -71,7 +71,11 @@ def assemble(
 def _router(router: Mapping[str, Any]) -> dict[str, Any]:
     if "snapshot" not in router:
         return dict(router)
-    return {"replica": router["replica"], **described(router["snapshot"])}
+    return {
+        "replica": router["replica"],
+        "catalog_revision": router.get("catalog_revision"),
+        **described(router["snapshot"]),
+    }
 
 
 def _by_replica(entry: Mapping[str, Any]) -> str:

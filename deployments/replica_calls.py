@@ -14,8 +14,7 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from adapters.live_catalog import AdapterVersion
-from deployments.adapter_admin import TRY_TIMEOUT_S, NobodyToAsk
-from deployments.adapter_views import Told
+from deployments.adapter_admin import TRY_TIMEOUT_S, NobodyToAsk, Told
 
 logger = logging.getLogger(__name__)
 

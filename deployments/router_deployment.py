@@ -201,7 +201,11 @@ class RouterReplica:
 
     def traffic(self) -> dict[str, Any]:
         """This replica's part of the operator's report; Serve calls it through a handle."""
-        return {"replica": replica_id(), "snapshot": self._traffic.snapshot()}
+        return {
+            "replica": replica_id(),
+            "catalog_revision": self._catalog.current.revision,
+            "snapshot": self._traffic.snapshot(),
+        }
 
     async def refresh_catalog(self) -> dict[str, Any]:
         """Take over a change of the adapters now; `error` says why that was not possible."""

@@ -2,7 +2,8 @@
 adapters that come and go.
 
 `engine`, `load`: scripts/benchmark_engine.py, scripts/benchmark_load.py. `gateway`, `clients`:
-scripts/benchmark_gateway.py, scripts/benchmark_clients.py. `service`: first token, whole answers,
+scripts/benchmark_gateway.py, scripts/benchmark_clients.py. `churn`, `hot_add`:
+scripts/benchmark_churn.py, scripts/benchmark_hot_add.py. `service`: first token, whole answers,
 memory and its growth.
 
 Start the service (`make serve`), then, with the pid that it printed:
@@ -29,6 +30,7 @@ from typing import Any
 from tqdm import tqdm
 
 from deployments.process_tree import ProcessTree
+from scripts import hot_add_arguments
 from scripts.churn_arguments import add_arguments
 from scripts.environment import environment
 
@@ -60,6 +62,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from scripts import benchmark_churn
 
         return benchmark_churn.run(args, argv)
+    if args.what == "hot_add":
+        from scripts import benchmark_hot_add
+
+        return benchmark_hot_add.run(args, argv)
     if args.what == "gateway":
         from scripts import benchmark_gateway
 
@@ -111,6 +117,9 @@ def _parser() -> argparse.ArgumentParser:
     load = commands.add_parser("load", help="the engine in process, requests that come and go")
     _add_load_arguments(load)
     add_arguments(commands.add_parser("churn", help="adapters that come and go, in process"))
+    hot_add_arguments.add_arguments(
+        commands.add_parser("hot_add", help="new versions over HTTP, on several replicas")
+    )
     _add_front_door_arguments(commands)
     return parser
 

@@ -35,6 +35,7 @@ from deployments.known_versions import key_of
 from scripts.benchmark_models import load_base
 from scripts.churn_clinic import Asked, ChurnClinic, write_catalog
 from scripts.environment import environment
+from scripts.token_times import per_token_ms, spread
 
 
 def run(args: argparse.Namespace, argv: Sequence[str] | None = None) -> int:
@@ -55,7 +56,7 @@ def run(args: argparse.Namespace, argv: Sequence[str] | None = None) -> int:
 def _measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     base = load_base(args.model, args.device, args.dtype)
     size = write_catalog(
-        base, scratch / "seed", num=args.registered, rank=args.rank, targets=args.targets
+        base.model, scratch / "seed", num=args.registered, rank=args.rank, targets=args.targets
     )
     is_cuda = args.device.startswith("cuda")
     report: dict[str, Any] = {
@@ -109,7 +110,7 @@ def _load(args: argparse.Namespace, make: Make) -> dict[str, Any]:
             for kind, value in seconds.items():
                 times[kind].append(value * 1000)
     clinic.close()
-    return {f"{kind}_ms": _spread(values) for kind, values in times.items()}
+    return {f"{kind}_ms": spread(values) for kind, values in times.items()}
 
 
 def _evict_one(clinic: ChurnClinic, slots: int) -> None:
@@ -177,23 +178,16 @@ async def _hot_add_async(args: argparse.Namespace, clinic: ChurnClinic) -> dict[
     await asyncio.gather(*running)
     clinic.close()
     per_token = {
-        "adding": _per_token(tokens, adding, args.rows - 1),
-        "quiet": _per_token(tokens, quiet, args.rows - 1),
+        "adding": per_token_ms(tokens, adding, args.rows - 1),
+        "quiet": per_token_ms(tokens, quiet, args.rows - 1),
     }
     return {
-        "add_s": _spread(adds),
+        "add_s": spread(adds),
         "others_ms_per_token": {k: round(v, 3) for k, v in per_token.items()},
         "rise": round(per_token["adding"] / per_token["quiet"] - 1, 3),
         "longest_gap_ms": round(max(b - a for a, b in itertools.pairwise(tokens)) * 1000, 1),
         "failed": failed[0],
     }
-
-
-def _per_token(tokens: Sequence[float], windows: Sequence[tuple[float, float]], rows: int) -> float:
-    """Milliseconds that a row waits for its next token."""
-    seconds = sum(stop - start for start, stop in windows)
-    count = sum(1 for t in tokens if any(start <= t < stop for start, stop in windows))
-    return seconds * rows / max(1, count) * 1000
 
 
 def _new_version(clinic: ChurnClinic, name: str, version: str) -> None:
@@ -234,7 +228,7 @@ def _zipf(args: argparse.Namespace, make: Make) -> dict[str, Any]:
         sides[side] = {
             "slots": slots,
             "hit_rate": round(sum(a.was_resident for a in asked) / len(asked), 4),
-            "first_token_ms": _spread([a.first_token_s * 1000 for a in asked]),
+            "first_token_ms": spread([a.first_token_s * 1000 for a in asked]),
             "failed": sum(a.failed for a in asked),
         }
     tiered, resident = (sides[s]["first_token_ms"]["p95"] for s in ("tiered", "all_resident"))
@@ -322,16 +316,6 @@ def _kind_of(asked: Asked, wanted: str, against: str) -> str:
 def _rss_mib() -> float:
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * 4096 / 2**20
-
-
-def _spread(values: Sequence[float]) -> dict[str, float]:
-    ordered = sorted(values)
-    return {
-        "n": len(ordered),
-        "median": round(statistics.median(ordered), 3),
-        "p95": round(ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))], 3),
-        "max": round(ordered[-1], 3),
-    }
 
 
 _PARTS: dict[str, Callable[[argparse.Namespace, Make], dict[str, Any]]] = {

@@ -6,7 +6,15 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from adapters.base_models import resolve_base_model
 from deployments.engine.pretrained import (
@@ -17,6 +25,7 @@ from deployments.engine.pretrained import (
     load_pretrained,
     wrap_pretrained,
 )
+from scripts.small_tokenizers import byte_pair_tokenizer, unigram_tokenizer
 
 _FLAN_T5_XL = {
     "d_model": 2048,
@@ -45,6 +54,9 @@ _LLAMA_1B = {
     "eos_token_id": 2,
     "pad_token_id": 2,
 }
+
+
+RANDOM_SHAPES = ("flan-t5-xl-shape", "llama-1b-shape")
 
 
 class NumberTokenizer:
@@ -88,32 +100,75 @@ def _random(model_class: Any, config: Any, device: str, dtype: Dtype) -> Pretrai
     )
 
 
+def save_base(name: str, folder: Path, device: str, dtype: Dtype) -> Path:
+    """`load_base` as a folder that a replica can load, with a small tokenizer of the model's size.
+
+    Only for the shapes with random weights, which have no folder of their own.
+    """
+    base = load_base(name, device, dtype)
+    make = unigram_tokenizer if base.family == "seq2seq" else byte_pair_tokenizer
+    base.model.save_pretrained(folder)
+    make(base.model.config.vocab_size).save_pretrained(folder)
+    return folder
+
+
+def load_skeleton(folder: Path) -> Any:
+    """A folder's model without weights, for its layers' names and shapes."""
+    config = AutoConfig.from_pretrained(folder)
+    is_t5 = config.is_encoder_decoder
+    with torch.device("meta"):
+        return (AutoModelForSeq2SeqLM if is_t5 else AutoModelForCausalLM).from_config(config)
+
+
+def rank_of_size(model: Any, num_bytes: int, targets: Sequence[str] | None) -> int:
+    """The rank whose adapter file comes nearest to `num_bytes`, from 1."""
+    shapes = _lora_shapes(model, _lora_config(model, 1, targets))
+    bytes_per_rank = 4 * sum(shape.numel() for shape in shapes.values())  # float32
+    return max(1, round(num_bytes / bytes_per_rank))
+
+
 def make_random_adapters(
-    model: Any, folder: Path, *, num: int, rank: int, targets: Sequence[str] | None
+    model: Any,
+    folder: Path,
+    *,
+    num: int,
+    rank: int,
+    targets: Sequence[str] | None,
+    first_seed: int = 0,
 ) -> dict[str, Path]:
     """`num` LoRA adapters with random A and B, as folders; the model is left as it was.
 
-    `targets`: names of linear layers; None: the q and v projections.
+    `targets`: names of linear layers; None: the q and v projections. Another `first_seed`: other
+    weights.
     """
+    config = _lora_config(model, rank, targets)
+    shapes = _lora_shapes(model, config)
+    return {
+        f"a{number}": _write_adapter(folder / f"a{number}", config, shapes, first_seed + number)
+        for number in range(num)
+    }
+
+
+def _lora_config(model: Any, rank: int, targets: Sequence[str] | None) -> LoraConfig:
     is_t5 = model.config.is_encoder_decoder
-    config = LoraConfig(
+    return LoraConfig(
         r=rank,
         lora_alpha=2 * rank,
         target_modules=list(targets or (["q", "v"] if is_t5 else ["q_proj", "v_proj"])),
         task_type="SEQ_2_SEQ_LM" if is_t5 else "CAUSAL_LM",
         init_lora_weights=False,
     )
+
+
+def _lora_shapes(model: Any, config: LoraConfig) -> dict[str, torch.Size]:
+    """Name in the adapter's file -> shape."""
     with torch.device("meta"):
         skeleton = type(model)(model.config)
     wrapped = get_peft_model(skeleton, config)
-    shapes = {
+    return {
         name.replace(".default.", "."): parameter.shape
         for name, parameter in wrapped.named_parameters()
         if "lora_" in name
-    }
-    return {
-        f"a{number}": _write_adapter(folder / f"a{number}", config, shapes, number)
-        for number in range(num)
     }
 
 

@@ -136,12 +136,18 @@ class ChurnClinic:
 
 
 def write_catalog(
-    base: Pretrained, folder: Path, *, num: int, rank: int, targets: list[str] | None
+    model: Any,
+    folder: Path,
+    *,
+    num: int,
+    rank: int,
+    targets: list[str] | None,
+    base_name: str = "bench",
 ) -> dict[str, Any]:
     """A seed of `num` adapters, each with its own specialty; returns their size in bytes."""
     contents = list(
         make_random_adapters(
-            base.model, folder / "contents", num=min(num, NUM_CONTENTS), rank=rank, targets=targets
+            model, folder / "contents", num=min(num, NUM_CONTENTS), rank=rank, targets=targets
         ).values()
     )
     digests = [sha256_of(content / "adapter_model.safetensors") for content in contents]
@@ -153,13 +159,13 @@ def write_catalog(
         target.mkdir(parents=True)
         source = contents[number % len(contents)] / "adapter_model.safetensors"
         os.link(source, target / "adapter_model.safetensors")
-        own = config | {"base_model_name_or_path": "bench", "revision": str(number)}
+        own = config | {"base_model_name_or_path": base_name, "revision": str(number)}
         (target / "adapter_config.json").write_text(json.dumps(own))
         entries.append(
             {
                 "name": name,
                 "specialty": name,
-                "base_model": "bench",
+                "base_model": base_name,
                 "path": f"weights/{name}",
                 "sha256": digests[number % len(contents)],
                 "version": "1",

@@ -6,7 +6,7 @@ The client runs on the same cores as what it measures, so it must cost little.
 import asyncio
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -83,6 +83,31 @@ async def _run(
     await asyncio.gather(*(worker() for _ in range(concurrency)))
     timed.wall_s = time.perf_counter() - started
     return timed
+
+
+async def stream_lines(target: Target) -> AsyncIterator[bytes]:
+    """The lines of one answer that comes in chunks, as they come, without their ends.
+
+    Raises:
+        LoadError: another status than 200.
+        OSError, asyncio.IncompleteReadError: it broke off.
+    """
+    reader, writer = await asyncio.open_connection(target.host, target.port)
+    try:
+        writer.write(target.request)
+        head = await reader.readuntil(b"\r\n\r\n")
+        status = head.split(b" ", 2)[1].decode()
+        if status != "200":
+            raise LoadError(f"{target.name}: status {status}")
+        pending = b""
+        while size := int(await reader.readuntil(b"\r\n"), 16):
+            pending += await reader.readexactly(size)
+            await reader.readexactly(2)
+            *lines, pending = pending.split(b"\n")
+            for line in lines:
+                yield line
+    finally:
+        writer.close()
 
 
 async def _read_answer(reader: asyncio.StreamReader, name: str) -> bytes:

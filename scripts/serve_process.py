@@ -53,6 +53,7 @@ def serving(
     is_ready: Callable[[str], bool],
     *,
     fast: bool = False,
+    ready_timeout_s: float = READY_TIMEOUT_S,
 ) -> Iterator[tuple[str, ProcessTree]]:
     """Yields (base URL, its processes) once `is_ready(base URL)`.
 
@@ -71,7 +72,8 @@ def serving(
         )
     )
     environment = {**os.environ, **ENVIRONMENT, **(_FAST if fast else {})}
-    environment["PYTHONPATH"] = str(PROJECT_ROOT)
+    paths = [str(PROJECT_ROOT), *filter(None, [environment.get("PYTHONPATH")])]
+    environment["PYTHONPATH"] = os.pathsep.join(paths)
     command = [sys.executable, "-m", "ray.serve.scripts", "run", str(config), "-a", "local"]
     with open(folder / "serve.log", "wb") as log:
         child = subprocess.Popen(
@@ -85,7 +87,7 @@ def serving(
     tree = ProcessTree(child.pid)
     url = f"http://127.0.0.1:{port}"
     try:
-        _wait(child, tree, lambda: is_ready(url), folder / "serve.log")
+        _wait(child, tree, lambda: is_ready(url), folder / "serve.log", ready_timeout_s)
         yield url, tree
     finally:
         _stop(child, tree)
@@ -104,9 +106,13 @@ def post_works(url: str, body: bytes, headers: dict[str, str]) -> bool:
 
 
 def _wait(
-    child: "subprocess.Popen[bytes]", tree: ProcessTree, is_ready: Callable[[], bool], log: Path
+    child: "subprocess.Popen[bytes]",
+    tree: ProcessTree,
+    is_ready: Callable[[], bool],
+    log: Path,
+    timeout_s: float,
 ) -> None:
-    deadline = time.monotonic() + READY_TIMEOUT_S
+    deadline = time.monotonic() + timeout_s
     while not is_ready():
         tree.refresh()
         if child.poll() is not None or time.monotonic() > deadline:

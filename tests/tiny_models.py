@@ -14,15 +14,6 @@ import yaml
 from gguf import GGUFWriter
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from tokenizers import (
-    Tokenizer,
-    decoders,
-    models,
-    normalizers,
-    pre_tokenizers,
-    processors,
-    trainers,
-)
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
@@ -36,19 +27,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-SENTENCES = (
-    "What is eczema? Eczema makes the skin red, dry and itchy.",
-    "How is high blood pressure treated? With drugs, less salt and more walking.",
-    "What causes migraine? Stress, light, noise and some foods can trigger it.",
-    "You are a medical assistant. Answer the question clearly and briefly. Answer in English.",
-    "Quels sont les symptômes de l'asthme ? La toux et un souffle court.",
-    "My heart races when I climb the stairs, and the treatment of my rash did not help.",
-)
-CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] "
-    "+ '<|im_end|>' + '\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
+from scripts.small_tokenizers import CHATML, byte_pair_tokenizer, unigram_tokenizer
 
 
 def make_tiny_llama(folder: Path, *, seed: int = 0, **options: Any) -> Path:
@@ -57,7 +36,7 @@ def make_tiny_llama(folder: Path, *, seed: int = 0, **options: Any) -> Path:
     `options` are further fields of LlamaConfig.
     """
     torch.manual_seed(seed)
-    tokenizer = _bpe_tokenizer()
+    tokenizer = byte_pair_tokenizer()
     config = LlamaConfig(**_llama_fields(tokenizer) | options)
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -67,7 +46,7 @@ def make_tiny_llama(folder: Path, *, seed: int = 0, **options: Any) -> Path:
 def make_tiny_qwen2(folder: Path, *, seed: int = 0) -> Path:
     """Qwen2: a bias on q, k and v, an output layer of its own."""
     torch.manual_seed(seed)
-    tokenizer = _bpe_tokenizer()
+    tokenizer = byte_pair_tokenizer()
     fields = _llama_fields(tokenizer) | {"tie_word_embeddings": False}
     model = Qwen2ForCausalLM(Qwen2Config(**fields))
     with torch.no_grad():
@@ -123,7 +102,7 @@ def make_tiny_relu_t5(folder: Path, *, seed: int = 0) -> Path:
 
 def _make_tiny_t5(folder: Path, seed: int, *, feed_forward_proj: str) -> Path:
     torch.manual_seed(seed)
-    tokenizer = _unigram_tokenizer()
+    tokenizer = unigram_tokenizer()
     config = T5Config(
         vocab_size=len(tokenizer),
         d_model=64,
@@ -225,59 +204,6 @@ def load_model(folder: Path) -> PreTrainedModel:
     seq2seq = config.get("is_encoder_decoder", False)
     model_class = AutoModelForSeq2SeqLM if seq2seq else AutoModelForCausalLM
     return model_class.from_pretrained(folder, dtype=torch.float32).eval()
-
-
-def _bpe_tokenizer() -> PreTrainedTokenizerFast:
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=400,
-        special_tokens=special,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(SENTENCES, trainer)
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token="<|im_start|>",
-        eos_token="<|im_end|>",
-        pad_token="<|im_end|>",
-        unk_token="<|endoftext|>",
-        clean_up_tokenization_spaces=False,
-    )
-    fast.chat_template = CHATML
-    return fast
-
-
-def _unigram_tokenizer() -> PreTrainedTokenizerFast:
-    """Sentence-piece manners as T5's: metaspace, </s> appended by the post-processor.
-
-    The pieces are written down rather than trained: tokenizers' unigram trainer gives another
-    vocabulary from run to run.
-    """
-    words = sorted({f"\u2581{word}" for text in SENTENCES for word in text.split()})
-    letters = sorted(
-        {"\u2581", *(letter for text in SENTENCES for letter in text if letter != " ")}
-    )
-    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
-    pieces += [(word, -2.0) for word in words if len(word) > 2]
-    pieces += [(letter, -4.0) for letter in letters]
-    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=2, byte_fallback=False))
-    tokenizer.normalizer = normalizers.NFKC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    tokenizer.decoder = decoders.Metaspace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="$A </s>", special_tokens=[("</s>", 1)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token="</s>",
-        pad_token="<pad>",
-        unk_token="<unk>",
-        clean_up_tokenization_spaces=False,
-    )
 
 
 def make_tiny_gguf(base: Path, file: Path) -> Path:

@@ -126,11 +126,13 @@ function traffic({ requests, num_requests: all }) {
 }
 
 function models(replicas) {
+  const newest = newestOf(replicas, "adapters_revision");
   const rows = replicas.map((replica) => [
     shortName(replica.replica),
     ...(replica.problem
-      ? problemCells(replica, 6)
+      ? problemCells(replica, 7)
       : [
+          revision(replica.adapters_revision, newest),
           number(replica.rows_running),
           number(replica.requests_waiting),
           number(replica.adapters.length),
@@ -139,9 +141,16 @@ function models(replicas) {
           `${replica.device}, ${replica.dtype}`,
         ]),
   ]);
-  const heads = ["replica", "running", "waiting", "adapters", "skipped", "decoder", "device"].map(
-    (name) => t(`col.${name}`),
-  );
+  const heads = [
+    "replica",
+    "revision",
+    "running",
+    "waiting",
+    "adapters",
+    "skipped",
+    "decoder",
+    "device",
+  ].map((name) => t(`col.${name}`));
   return table("operator.models", heads, rows);
 }
 
@@ -160,12 +169,26 @@ function skipped({ adapters_skipped: why = {} }) {
     : number(0);
 }
 
+/** The highest revision of the catalogue that a replica is at; null: none says. */
+function newestOf(replicas, field) {
+  const known = replicas.map((replica) => replica[field]).filter(Number.isInteger);
+  return known.length ? Math.max(...known) : null;
+}
+
+function revision(value, newest) {
+  if (!Number.isInteger(value)) return t("time.none");
+  if (value === newest) return number(value);
+  return h("span", { class: "chip bad" }, t("operator.behind", { revision: number(value) }));
+}
+
 function routers(replicas) {
+  const newest = newestOf(replicas, "catalog_revision");
   const rows = replicas.map((replica) => [
     shortName(replica.replica),
     ...(replica.problem
-      ? problemCells(replica, 5)
+      ? problemCells(replica, 6)
       : [
+          revision(replica.catalog_revision, newest),
           span(replica.uptime_s),
           number(replica.num_requests),
           number(replica.tokens_per_s, 1),
@@ -173,9 +196,15 @@ function routers(replicas) {
           `${duration(replica.total_ms.p50)} / ${duration(replica.total_ms.p95)}`,
         ]),
   ]);
-  const heads = ["replica", "uptime", "count", "tokens", "first_token", "total"].map((name) =>
-    t(`col.${name}`),
-  );
+  const heads = [
+    "replica",
+    "revision",
+    "uptime",
+    "count",
+    "tokens",
+    "first_token",
+    "total",
+  ].map((name) => t(`col.${name}`));
   return table("operator.routers", heads, rows);
 }
 

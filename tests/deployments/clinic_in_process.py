@@ -9,8 +9,7 @@ import httpx
 from adapters.live_catalog import AdapterVersion
 from adapters.prompting import Message, encode_prompt
 from adapters.sources import SourceLimits
-from deployments.adapter_admin import AdapterAdmin
-from deployments.adapter_views import Told
+from deployments.adapter_admin import AdapterAdmin, Told
 from deployments.api import create_api
 from deployments.calls import GenerationCall, Turn
 from deployments.engine.request import SamplingParams, TokenEvent

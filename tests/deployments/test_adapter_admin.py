@@ -7,8 +7,7 @@ import pytest
 
 from adapters.changes import ChangeRefused
 from adapters.intake import NewVersion
-from deployments.adapter_admin import AdapterAdmin
-from deployments.adapter_views import Told
+from deployments.adapter_admin import AdapterAdmin, Told
 from tests.deployments.quiet_admin import BASE, OneReplica, quiet_admin
 
 

@@ -236,6 +236,23 @@ def test_a_load_that_fails_is_named_and_tried_again(clinic: Clinic, tmp_path: Pa
     assert clinic.holder.is_behind(stamp)
 
 
+def test_an_error_is_told_until_all_is_well_again(clinic: Clinic) -> None:
+    clinic.holder.sync()
+    clinic.writer().change(lambda c: changes.update(c, "a", state="disabled"))
+    file = clinic.folder / "state" / "catalog.yaml"
+    whole = file.read_bytes()
+    file.write_bytes(whole.partition(b"num_adapters")[0])
+    with pytest.raises(ValueError, match="cut off"):
+        clinic.holder.sync()
+    assert "cut off" in clinic.holder.report()["last_error"]
+    assert clinic.holder.is_behind(clinic.holder.stamp()), "it looks again by itself"
+    file.write_bytes(whole)
+    report = clinic.holder.sync()
+    assert report["last_error"] is None
+    assert not clinic.holder.is_behind(clinic.holder.stamp())
+    assert "a" not in tiers(report)
+
+
 def test_a_cold_adapter_delays_only_those_who_ask_for_it(clinic: Clinic) -> None:
     clinic.holder.sync()
     gate = clinic.decoder.slow["d-1"] = threading.Event()

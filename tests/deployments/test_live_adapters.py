@@ -317,8 +317,8 @@ async def test_a_pinned_adapter_stays_on_every_replica(
             held = fast_clinic.replicas[replica]._engine.info.adapters
             assert any(key.startswith("derm@") for key in held), held
     assert await on_both(fast_clinic) == [expected["derm-1"]] * 2
-    for replica in fast_clinic.replicas:
-        report = {a["name"]: a for a in (await replica.info())["adapters"]}
+    for one in fast_clinic.replicas:
+        report = {a["name"]: a for a in (await one.info())["adapters"]}
         assert (report["derm"]["tier"], report["derm"]["pinned"]) == ("device", True)
     assert (
         await http.patch("/v1/adapters/derm", json={"state": "active", "reason": "x"})

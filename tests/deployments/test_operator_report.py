@@ -50,7 +50,7 @@ class Handle:
 
 
 def traffic_of(replica: str) -> dict[str, Any]:
-    return {"replica": replica, "snapshot": TrafficLog().snapshot()}
+    return {"replica": replica, "catalog_revision": 7, "snapshot": TrafficLog().snapshot()}
 
 
 @pytest.fixture
@@ -72,6 +72,7 @@ async def test_every_replica_is_asked(desk: OperatorDesk) -> None:
     report = await desk.report()
     assert [model["replica"] for model in report["models"]] == ["m1", "m2"]
     assert [router["replica"] for router in report["routers"]] == ["r1"]
+    assert report["routers"][0]["catalog_revision"] == 7
     assert report["all_routers"]["num_requests"] == 0
     assert handle_of(desk._models).methods == ["info"]
     assert handle_of(desk._routers).methods == ["traffic"]

@@ -183,6 +183,15 @@ def test_the_life_of_adapters_on_a_running_application(
         operator.check_answers("derm", "2")
         operator.check_held("derm", {"2"})
 
+        pinned = operator.change("PATCH", "/derm", 200, pinned=True)
+        seen = client.get("/v1/operator").json()
+        assert [m["adapters_revision"] for m in seen["models"]] == [pinned["revision"]] * 2
+        assert {r["catalog_revision"] for r in seen["routers"]} == {pinned["revision"]}
+        for replica in seen["models"]:
+            [derm] = [a for a in replica["adapters"] if a["name"] == "derm"]
+            shown = (derm["version"], derm["state"], derm["tier"], derm["pinned"])
+            assert shown == ("2", "active", "device", True)
+
         operator.change("DELETE", "/onco", 200)
         refused = client.post("/v1/chat/completions", json={"model": "onco", "messages": []})
         assert refused.status_code in (400, 404)

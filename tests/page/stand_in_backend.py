@@ -131,7 +131,7 @@ class StandInBackend:
 
     async def operator_report(self) -> Mapping[str, Any]:
         routers = [
-            {"replica": "a1b2c3d4", "snapshot": self.traffic.snapshot()},
+            {"replica": "a1b2c3d4", "catalog_revision": 7, "snapshot": self.traffic.snapshot()},
             {"replica": "e5f6g7h8", "problem": "no_answer", "message": "no answer within 2 s"},
         ]
         return assemble(self.models, routers, generated_at=time.time())
@@ -179,14 +179,34 @@ def _route(
     )
 
 
+def held(name: str, version: str = "2", **more: Any) -> dict[str, Any]:
+    """A version in service on one replica, as `KnownVersions.described` tells it."""
+    return {
+        "name": name,
+        "specialty": name,
+        "version": version,
+        "digest": f"{name}-{version}",
+        "state": "active",
+        "weight": None,
+        "pinned": False,
+        "answers": 0,
+        "load_s": 0.012,
+        "error": None,
+        "tier": "device",
+        **more,
+    }
+
+
 def _model_replica(replica: str) -> dict[str, Any]:
-    adapters = [
-        {"name": a, "specialty": a, "version": "2", "state": "active", "tier": "device"}
-        for a in ADAPTERS
-    ]
-    if replica.startswith("p"):
-        adapters[1] |= {"version": "3", "state": "canary", "tier": "host"}
-        del adapters[-1]
+    """`p...` has not followed the newest revision: a trial that began, a pin, an update."""
+    adapters = [held(name) for name in ADAPTERS]
+    is_behind = replica.startswith("p")
+    if is_behind:
+        adapters[-1] = held("rheumatology_orthopedics", "1", tier="disk", load_s=None)
+    else:
+        adapters[0] |= {"pinned": True, "answers": 1204}
+        adapters.insert(2, held("dermatology", "3", state="canary", weight=0.1, tier="host"))
+    leaving = [{"name": "neurology", "version": "1", "running": 2}]
     return {
         "replica": replica,
         "base_model": "smollm2-135m-instruct",
@@ -195,6 +215,9 @@ def _model_replica(replica: str) -> dict[str, Any]:
         "device": "cuda:0",
         "dtype": "bfloat16",
         "adapters": adapters,
+        "adapters_leaving": [] if is_behind else leaving,
+        "adapters_revision": 6 if is_behind else 7,
+        "adapters_error": None,
         "adapters_skipped": {"haiku": "trained on another base"},
         "rows_running": 3,
         "requests_waiting": 0,
