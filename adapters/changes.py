@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from adapters.live_catalog import (
     MAX_VERSIONS,
+    SEED_SOURCE,
     AdapterVersion,
     Canary,
     LiveAdapter,
@@ -135,9 +136,10 @@ def remove(catalog: LiveCatalog, name: str) -> LiveCatalog:
     Raises:
         ChangeRefused: no such adapter.
     """
-    _required(catalog, name)
+    gone = _required(catalog, name)
     left = [a for a in catalog.adapters if a.name != name]
-    removed = sorted({*catalog.removed, name})
+    is_of_seed = any(version.source == SEED_SOURCE for version in gone.versions)
+    removed = sorted({*catalog.removed, name}) if is_of_seed else catalog.removed
     return catalog.model_copy(update={"adapters": left, "removed": removed})
 
 

@@ -236,7 +236,7 @@ def reseed(live: LiveCatalog, seed: LiveCatalog) -> LiveCatalog:
     """`live` with what the seed has become since: adapters that nobody touched follow the seed.
 
     An adapter counts as touched when it has a version that is not the seed's. Names that were
-    deleted stay away, and a new one whose specialty is taken stays out.
+    deleted stay away, and one whose specialty another adapter serves stays out, or as it was.
     """
     from_seed = {a.name: a for a in seed.adapters}
     kept = []
@@ -244,7 +244,8 @@ def reseed(live: LiveCatalog, seed: LiveCatalog) -> LiveCatalog:
         fresh = from_seed.pop(adapter.name, None)
         untouched = all(v.source == SEED_SOURCE for v in adapter.versions) and not adapter.previous
         has_changed = fresh is not None and fresh.stable.digest != adapter.stable.digest
-        if fresh is not None and untouched and has_changed and adapter.state != "disabled":
+        follows = untouched and has_changed and adapter.state != "disabled"
+        if fresh is not None and follows and not _is_taken(fresh, live):
             kept.append(fresh.model_copy(update={"pinned": adapter.pinned}))
         else:
             kept.append(adapter)
@@ -255,6 +256,16 @@ def reseed(live: LiveCatalog, seed: LiveCatalog) -> LiveCatalog:
         if a.name not in live.removed and not (a.served and (a.base_model, a.specialty) in taken)
     ]
     return live.model_copy(update={"adapters": [*kept, *added]})
+
+
+def _is_taken(fresh: LiveAdapter, live: LiveCatalog) -> bool:
+    """Whether an adapter of another name serves its specialty."""
+    wanted = (fresh.base_model, fresh.specialty)
+    return bool(fresh.served) and any(
+        other.served and (other.base_model, other.specialty) == wanted
+        for other in live.adapters
+        if other.name != fresh.name
+    )
 
 
 def _twice(items: Iterable[str]) -> list[str]:

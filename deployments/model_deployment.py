@@ -12,8 +12,9 @@ from ray.serve import metrics
 
 from adapters.live_catalog import AdapterVersion
 from deployments.calls import GenerationCall
-from deployments.engine.engine import Engine, EngineLimits, settle_process
+from deployments.engine.engine import Engine, EngineLimits
 from deployments.engine.request import EngineError, Request, TokenEvent, failed_event
+from deployments.interpreter import settle_interpreter
 from deployments.model_loading import LoadedModel, load_model
 from deployments.operator_report import replica_id
 from deployments.replica_adapters import ReplicaAdapters
@@ -49,7 +50,7 @@ class ModelReplica:
         if device == "cpu":
             _use_cores(settings.engine.cpu_threads)
         self._loaded = load(settings, device)
-        settle_process()
+        settle_interpreter()
         self._engine = Engine(
             self._loaded.decoder,
             EngineLimits(

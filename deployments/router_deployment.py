@@ -25,6 +25,7 @@ from deployments.calls import Clinic, GenerationCall, Outcome
 from deployments.engine.request import TokenEvent
 from deployments.followed_catalog import FollowedCatalog
 from deployments.http_io import IdFromProxy
+from deployments.interpreter import settle_interpreter
 from deployments.model_calls import EventResponse, OneEvent, answer_events
 from deployments.model_loading import open_adapter_store
 from deployments.operator_report import OperatorDesk, replica_id
@@ -78,6 +79,7 @@ class RouterReplica:
         )
         self._settings = settings
         self._keys = KeyWatch(KeyStore(settings.state_path))
+        settle_interpreter()
         self._router.start()
         self._keys.start()
         self._catalog.start()

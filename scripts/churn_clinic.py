@@ -24,12 +24,13 @@ from adapters.catalog import load_catalog
 from adapters.state_files import LocalState
 from adapters.store import AdapterStore
 from deployments.adapter_holder import AdapterHolder
-from deployments.engine.engine import Engine, EngineLimits, settle_process
+from deployments.engine.engine import Engine, EngineLimits
 from deployments.engine.fast import FastDecoder
 from deployments.engine.pretrained import Pretrained
 from deployments.engine.request import Request, SamplingParams
 from deployments.engine.selection import FastLimits, build_decoder
 from deployments.host_memory import HostMemory
+from deployments.interpreter import settle_interpreter
 from scripts.benchmark_models import make_random_adapters
 
 NUM_CONTENTS = 16
@@ -89,7 +90,7 @@ class ChurnClinic:
         self.holder.sync()
         self.holder.read_ahead()  # a replica does it in its first seconds
         decoder.warm_up()
-        settle_process()
+        settle_interpreter()
         self.engine.start()
         self.holder.attach(self.engine.between_steps)
         self._loaders = ThreadPoolExecutor(4)

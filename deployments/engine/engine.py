@@ -7,9 +7,7 @@ stop string, deadline, cancellation, a decoder that raises, or a loop that dies.
     async for event in engine.generate(request): ...
 """
 
-import gc
 import logging
-import sys
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable
@@ -37,7 +35,6 @@ logger = logging.getLogger(__name__)
 # After this many steps or groups in a row that the decoder failed, the replica counts as unhealthy:
 # one bad request should not end it, a broken device should.
 MAX_FAILURES_IN_A_ROW = 3
-_SWITCH_INTERVAL_S = 0.0005
 
 ResultT = TypeVar("ResultT")
 
@@ -52,19 +49,6 @@ class EngineLimits:
     max_input_tokens: int
     prefill_tokens: int = 512
     emit_interval_s: float = 0.0
-
-
-def settle_process() -> None:
-    """For the process of an engine, once its model is loaded: nothing else may hold its thread up.
-
-    Whoever reads an adapter beside it is Python too, and the interpreter changes threads every 5 ms
-    by default: two or three steps of a GPU, each time that the engine's thread comes back from the
-    device. And a full garbage collection goes through every object of torch and transformers, which
-    takes 0.1 to 1 s and stops all threads; what is there now is left out from here on.
-    """
-    sys.setswitchinterval(_SWITCH_INTERVAL_S)
-    gc.collect()
-    gc.freeze()
 
 
 class Engine:

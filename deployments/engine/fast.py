@@ -7,6 +7,7 @@ The newest token stays on the device and is fed back there.
 
 import itertools
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -227,7 +228,12 @@ class FastDecoder:
         """A free slot that holds the weights, which change the logits."""
         slot = self.bank.place(name, weights)
         effect = self._probe.effect(slot)
-        if not effect > NOISE:
+        if not math.isfinite(effect):
+            raise AdapterHasNoEffect(
+                f"adapter '{name}' makes the logits infinite, or no numbers: train it again, or "
+                "disable it in the catalogue"
+            )
+        if effect <= NOISE:
             raise AdapterHasNoEffect(
                 f"adapter '{name}' does not change the base model's logits (by {effect:.1e} of the "
                 f"largest; above {NOISE:g} is expected): train it again, or disable it in the "

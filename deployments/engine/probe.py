@@ -16,7 +16,7 @@ from deployments.engine.lora_bank import BASE_SLOT, LoraBank
 from deployments.engine.network import Network
 from deployments.engine.prompts import PromptInputs
 
-NUM_TOKENS = 8
+NUM_TOKENS = SCRATCH_POSITIONS // 2  # so that it has room in the scratch row
 # The same float32 step differs by up to 1e-6 of its largest logit from run to run: libraries choose
 # their ways by where the memory lies, and an adapter's columns stand beside others'.
 NOISE = 1e-5
@@ -47,7 +47,7 @@ class AdapterProbe:
     def effect(self, slot: int) -> float:
         """The largest difference from the base model's logits, as a share of the largest of these.
 
-        Not above NOISE: the adapter does nothing, or its logits are no numbers.
+        Not above NOISE: the adapter does nothing. Not finite: its logits are not.
         """
         if self._base is None:
             self._base = self._logits(BASE_SLOT)
@@ -96,6 +96,3 @@ class AdapterProbe:
         )
         first_key = 0 if self._network.keeps_prompts_at_end else begin
         return PromptInputs(lines, (Segment(0, NUM_TOKENS, 0, first_key, NUM_TOKENS),))
-
-
-assert SCRATCH_POSITIONS == 2 * NUM_TOKENS, "the probe has no room in the scratch row"

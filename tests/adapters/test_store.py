@@ -360,6 +360,24 @@ def test_adapters_that_nobody_touched_follow_the_seed(tmp_path: Path) -> None:
     assert reseed(catalog, seed_live) == catalog, "doing it twice changes nothing"
 
 
+def test_a_seed_that_moves_to_a_specialty_that_is_served_stays_as_it_was(tmp_path: Path) -> None:
+    """Else a specialty had two adapters in service, and every later change were refused."""
+    state = tmp_path / "state"
+    old = make_seed(tmp_path / "old", names=("derm",))
+    store = store_of(old, state)
+    add(store, tmp_path, "skin", "9")
+    fresh = make_seed(tmp_path / "new", version="5", names=("derm",))
+    listed = (fresh / "catalog.yaml").read_text()
+    (fresh / "catalog.yaml").write_text(listed.replace("specialty: derm", "specialty: skin"))
+    later = store_of(fresh, state)
+    assert {a.name: (a.specialty, a.version) for a in later.read().adapters} == {
+        "derm": ("derm", "1"),
+        "skin": ("skin", "9"),
+    }
+    assert later.change(lambda c: changes.remove(c, "skin")).removed == []
+    assert later.change(lambda c: changes.remove(c, "derm")).removed == ["derm"]
+
+
 # --- crashes, in any sequence of changes ---
 
 OPERATIONS = st.lists(
