@@ -21,7 +21,7 @@ from adapters.pins import check_pins
 from adapters.sources import SourceLimits
 from adapters.state_files import StateError
 from adapters.store import RevisionMoved
-from deployments.admin_views import shown
+from deployments.admin_views import shown, unconfirmed_of
 from deployments.followed_catalog import FollowedCatalog
 
 logger = logging.getLogger(__name__)
@@ -114,7 +114,7 @@ class AdapterAdmin:
             "state": self._catalog.store.location,
             "base_model": self.base_model,
             "replicas": [str(report["replica"]) for report in told.reports],
-            "unconfirmed": _unconfirmed(catalog, self.base_model, told),
+            "unconfirmed": unconfirmed_of(catalog, self.base_model, told.reports, told.silent),
             "adapters": [shown(adapter, told.reports) for adapter in catalog.adapters],
         }
 
@@ -237,7 +237,7 @@ class AdapterAdmin:
 
         catalog = await asyncio.to_thread(swap)
         told = await self._replicas.tell(CONFIRM_TIMEOUT_S)
-        unconfirmed = _unconfirmed(catalog, self.base_model, told)
+        unconfirmed = unconfirmed_of(catalog, self.base_model, told.reports, told.silent)
         for replica, why in unconfirmed.items():
             logger.error("revision %d: replica %s: %s", catalog.revision, replica, why)
         adapter = catalog.adapter(name)
@@ -247,29 +247,6 @@ class AdapterAdmin:
             len(told.reports) + len(told.silent),
             unconfirmed,
         )
-
-
-def _unconfirmed(catalog: LiveCatalog, base_model: str, told: Told) -> dict[str, str]:
-    """Replica -> why it does not serve this catalogue (yet)."""
-    wanted = {
-        (adapter.name, version.digest, adapter.pinned)
-        for adapter in catalog.in_service(base_model)
-        for version in adapter.served
-    }
-    problems = dict(told.silent)
-    for report in told.reports:
-        failed = [
-            f"{a['name']} {a['version']}: {a['error']}" for a in report["adapters"] if a["error"]
-        ]
-        known = {(a["name"], a["digest"], a["pinned"]) for a in report["adapters"]}
-        is_older = report["revision"] is not None and report["revision"] < catalog.revision
-        if report["error"]:
-            problems[str(report["replica"])] = str(report["error"])
-        elif failed:
-            problems[str(report["replica"])] = "; ".join(failed)
-        elif is_older and known != wanted:
-            problems[str(report["replica"])] = f"is at revision {report['revision']}"
-    return problems
 
 
 def _stand_in(wanted: NewVersion) -> AdapterVersion:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from adapters.live_catalog import AdapterVersion, LiveAdapter
+from adapters.live_catalog import AdapterVersion, LiveAdapter, LiveCatalog
 
 
 def shown(adapter: LiveAdapter, reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -39,3 +39,36 @@ def _shown_version(version: AdapterVersion) -> dict[str, Any]:
         "num_bytes": version.num_bytes,
         "added_at": version.added_at or None,
     }
+
+
+def unconfirmed_of(
+    catalog: LiveCatalog,
+    base_model: str,
+    reports: Sequence[Mapping[str, Any]],
+    silent: Mapping[str, str],
+) -> dict[str, str]:
+    """Replica -> why it does not serve this catalogue (yet).
+
+    Args:
+        reports: what each model replica holds (AdapterHolder.report, with `replica` and `error`).
+        silent: replicas that run and did not answer, with the cause.
+    """
+    wanted = {
+        (adapter.name, version.digest, adapter.pinned)
+        for adapter in catalog.in_service(base_model)
+        for version in adapter.served
+    }
+    problems = dict(silent)
+    for report in reports:
+        failed = [
+            f"{a['name']} {a['version']}: {a['error']}" for a in report["adapters"] if a["error"]
+        ]
+        known = {(a["name"], a["digest"], a["pinned"]) for a in report["adapters"]}
+        is_older = report["revision"] is not None and report["revision"] < catalog.revision
+        if report["error"]:
+            problems[str(report["replica"])] = str(report["error"])
+        elif failed:
+            problems[str(report["replica"])] = "; ".join(failed)
+        elif is_older and known != wanted:
+            problems[str(report["replica"])] = f"is at revision {report['revision']}"
+    return problems
