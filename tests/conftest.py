@@ -1,11 +1,25 @@
 """Tiny models for the whole session: built once, never downloaded."""
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 TINY_ADAPTERS = {"derm": "dermatology", "cardio": "cardiology"}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def unsettled_interpreter() -> Iterator[None]:
+    """Replicas in this process leave its garbage collector and its threads as they are: a session
+    has hundreds of them, and CPython 3.11 parses source wrongly in threads that change often."""
+    from deployments import interpreter
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(interpreter, "gc", SimpleNamespace(collect=int, freeze=int))
+        patch.setattr(interpreter, "sys", SimpleNamespace(setswitchinterval=float))
+        yield
 
 
 @pytest.fixture(scope="session")
