@@ -175,7 +175,9 @@ def parse(content: bytes, where: str) -> LiveCatalog:
     try:
         found = _loaded(content)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise LiveCatalogError(f"{where}: is not YAML ({type(error).__name__})") from None
+        raise LiveCatalogError(
+            f"{where}: was cut off, or is not YAML ({type(error).__name__})"
+        ) from None
     if not isinstance(found, dict) or "num_adapters" not in found:
         raise LiveCatalogError(f"{where}: was cut off, or is no live catalogue")
     num_adapters = found.pop("num_adapters")

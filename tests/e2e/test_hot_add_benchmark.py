@@ -16,7 +16,7 @@ from tests.e2e.test_adapter_lifecycle import load_on_cpu, wait_for
 APP = "hot-add"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_add_is_confirmed_and_no_stream_fails(
     tiny_llama_dir: Path, tmp_path: Path, deploy: Deploy
 ) -> None:

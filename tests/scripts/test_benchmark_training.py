@@ -28,6 +28,7 @@ def run(*more: str) -> int:
     )
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_figures_of_a_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--quantization", "none", "--steps", "20", "--learning_rate", "0.05") == 0

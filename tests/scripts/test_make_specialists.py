@@ -109,7 +109,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> Steps:
 def thorough(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
     """Until the answers are better too: T5 learns slowly through `q` and `v` alone."""
     for options in ("FIRST", "THEN"):
-        given = [*getattr(make_specialists, options), "--epochs", "10"]
+        given = [*getattr(make_specialists, options), "--epochs", "16"]
         monkeypatch.setattr(make_specialists, options, given)
 
 
@@ -163,6 +163,7 @@ def test_from_data_to_service_and_again(
     assert (catalog / "catalog.yaml").read_bytes() == before
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_new_data_and_another_recipe_train_again(
     tiny_llama_dir: Path,
@@ -184,6 +185,7 @@ def test_new_data_and_another_recipe_train_again(
     assert steps.names() == ["prepare_medical_dataset"] + ["train_lora_adapter"] * 3
 
 
+@pytest.mark.long
 def test_an_interrupted_training_goes_on(
     tiny_llama_dir: Path, data: Path, catalog: Path, steps: Steps
 ) -> None:
@@ -206,6 +208,7 @@ def test_an_interrupted_training_goes_on(
     assert [call[-1] == "--resume" for call in steps.calls] == [True]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_answers_of_an_earlier_adapter_are_not_kept(
     tiny_llama_dir: Path,

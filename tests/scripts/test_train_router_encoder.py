@@ -64,6 +64,7 @@ def test_a_tiny_encoder_is_trained_and_serves(
     assert found.pooled.shape == (64,)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_teacher_that_was_kept_gives_the_same_student(
     data: Path, init: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None
