@@ -1,12 +1,19 @@
 """A seed catalogue with files of a few bytes, and versions to add to it: no torch, no model."""
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import yaml
 
-from adapters.live_catalog import AdapterVersion, bundle_digest
-from adapters.state_files import WEIGHTS
+from adapters import changes
+from adapters.catalog import load_catalog
+from adapters.live_catalog import AdapterVersion, LiveCatalog, bundle_digest
+from adapters.state_files import WEIGHTS, FileCalls, LocalState
+from adapters.store import AdapterStore
+
+Edit = Callable[[LiveCatalog], LiveCatalog]
 
 
 def write_bundle(folder: Path, text: str) -> AdapterVersion:
@@ -49,3 +56,17 @@ def make_seed(
         )
     (folder / "catalog.yaml").write_text(yaml.safe_dump({"adapters": entries}))
     return folder
+
+
+def store_of(seed: Path, state: Path, calls: FileCalls | None = None) -> AdapterStore:
+    return AdapterStore(LocalState(state, calls), load_catalog(seed), state / "cache")
+
+
+def add(store: AdapterStore, scratch: Path, name: str, version: str, **options: Any) -> LiveCatalog:
+    record = write_bundle(scratch / version, version)
+    store.put(record.digest, scratch / version)
+    return store.change(
+        lambda c: changes.add_version(
+            c, name=name, specialty=name, base_model="tiny", version=record, **options
+        )
+    )

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.adapters.live_catalogs import make_seed, write_bundle
-from tests.adapters.test_store import store_of
+from tests.adapters.live_catalogs import make_seed, store_of, write_bundle
 
 
 @pytest.fixture

@@ -14,8 +14,7 @@ from adapters.store import AdapterStore
 from deployments.adapter_holder import AdapterHolder
 from deployments.device_adapters import AdapterGone, AdapterUnavailable
 from deployments.host_memory import HostMemory
-from tests.adapters.live_catalogs import make_seed, write_bundle
-from tests.adapters.test_store import add, store_of
+from tests.adapters.live_catalogs import add, make_seed, store_of, write_bundle
 
 NAMES = ("a", "b", "c", "d")
 

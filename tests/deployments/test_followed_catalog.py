@@ -9,8 +9,7 @@ import pytest
 from adapters import changes
 from deployments.calls import AdapterCard, Clinic
 from deployments.followed_catalog import FollowedCatalog
-from tests.adapters.live_catalogs import make_seed
-from tests.adapters.test_store import add, store_of
+from tests.adapters.live_catalogs import add, make_seed, store_of
 
 
 @pytest.fixture

@@ -26,8 +26,7 @@ from adapters.live_catalog import LiveCatalog
 from deployments.adapter_holder import AdapterHolder
 from deployments.engine.request import EngineError
 from deployments.host_memory import HostMemory
-from tests.adapters.live_catalogs import make_seed, write_bundle
-from tests.adapters.test_store import store_of
+from tests.adapters.live_catalogs import make_seed, store_of, write_bundle
 
 NAMES = ("a", "b", "c", "d", "e")
 CAPACITY = 2

@@ -11,7 +11,7 @@ import pytest
 
 from adapters import changes
 from deployments.device_adapters import AdapterUnavailable
-from tests.adapters.test_store import add
+from tests.adapters.live_catalogs import add
 from tests.deployments.test_adapter_holder import Clinic, tiers
 
 
