@@ -40,7 +40,12 @@ def main(
     args = _parser().parse_args(argv)
     client = make_client(args.url, os.environ.get(KEY_VARIABLE))
     try:
-        return int(args.run(args, client))
+        status = int(args.run(args, client))
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # whoever reads it, as `head` does, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except ApiRefused as error:
         for problem in error.problems:
             print(f"adapters: {problem}", file=sys.stderr)

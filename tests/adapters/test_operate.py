@@ -1,6 +1,8 @@
 """`python -m adapters` against a server that notes what it was asked, over real HTTP."""
 
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -194,3 +196,22 @@ def test_verify_of_a_folder(
     assert main(["verify", str(folder), "--base_model", "other"]) == 1
     assert "trained on" in capsys.readouterr().err
     assert main(["verify", str(tmp_path)]) == 2
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    program = """
+import sys
+from adapters import __main__ as operate
+class Client:
+    def __init__(self, url, key): ...
+    def listed(self): return {"revision": 1, "replicas": [], "unconfirmed": {}, "adapters": []}
+    def __getattr__(self, name): return lambda *a, **k: self.listed()
+class Gone:
+    def write(self, text): raise BrokenPipeError
+    def flush(self): ...
+    def fileno(self): return 1
+sys.stdout = Gone()
+sys.exit(operate.main(["ls"], make_client=Client))
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60)
+    assert (run.returncode, run.stderr) == (0, b"")
