@@ -28,7 +28,7 @@ from adapters.live_catalog import (
     reseed,
 )
 from adapters.object_state import ObjectState
-from adapters.state_files import BUNDLE_FILES, WEIGHTS, LocalState, StateError, StateFiles
+from adapters.state_files import BUNDLE_FILES, WEIGHTS, Conflict, LocalState, StateError, StateFiles
 from adapters.validation import CONFIG_FILE, WEIGHTS_FILE
 
 logger = logging.getLogger(__name__)
@@ -99,8 +99,6 @@ class AdapterStore:
             RevisionMoved: it is not at `expected_revision`.
             TooBusy, StateError, LiveCatalogError
         """
-        from adapters.state_files import Conflict
-
         for attempt in range(MAX_TRIES):
             before = self._read()
             if expected_revision not in (None, before.catalog.revision):

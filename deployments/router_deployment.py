@@ -23,7 +23,7 @@ from deployments.adapter_admin import AdapterAdmin
 from deployments.api import create_api
 from deployments.calls import Clinic, GenerationCall, Outcome
 from deployments.engine.request import TokenEvent
-from deployments.followed_catalog import FollowedCatalog
+from deployments.followed_catalog import FollowedCatalog, InService
 from deployments.http_io import IdFromProxy
 from deployments.interpreter import settle_interpreter
 from deployments.model_calls import EventResponse, OneEvent, answer_events
@@ -69,6 +69,8 @@ class RouterReplica:
             num_places=settings.engine.max_adapters,
         )
         self._base_languages = store.seed.base_model(settings.base_model).languages
+        # Of which classifier and which catalogue `_clinic` is: every request asks, few change it.
+        self._clinic_of: tuple[Classifier, InService] | None = None
         self._clinic = Clinic(
             base_model=settings.base_model,
             adapters=(),  # `clinic` fills these in: both may change
@@ -90,13 +92,16 @@ class RouterReplica:
 
     @property
     def clinic(self) -> Clinic:
-        in_service = self._catalog.current
-        specialties = {*self._router.current.specialties, *in_service.by_specialty}
-        return dataclasses.replace(
-            self._clinic,
-            adapters=in_service.cards,
-            specialties=tuple(sorted(specialties)),
-        )
+        classifier, in_service = self._router.current, self._catalog.current
+        if self._clinic_of != (classifier, in_service):
+            specialties = {*classifier.specialties, *in_service.by_specialty}
+            self._clinic = dataclasses.replace(
+                self._clinic,
+                adapters=in_service.cards,
+                specialties=tuple(sorted(specialties)),
+            )
+            self._clinic_of = (classifier, in_service)
+        return self._clinic
 
     @property
     def limits(self) -> RouterLiveSettings:

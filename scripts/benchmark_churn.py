@@ -34,7 +34,7 @@ from deployments.engine.request import Request, SamplingParams
 from deployments.known_versions import key_of
 from scripts.benchmark_models import load_base
 from scripts.churn_clinic import Asked, ChurnClinic, write_catalog
-from scripts.environment import environment
+from scripts.environment import environment, save_report
 from scripts.token_times import per_token_ms, spread
 
 
@@ -44,9 +44,7 @@ def run(args: argparse.Namespace, argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         report = _measure(args, Path(scratch))
     report["command"] = "python -m scripts.benchmark " + " ".join(argv or sys.argv[1:])
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(report, indent=1) + "\n")
+    save_report(report, args.out)
     for part in args.parts:
         print(f"{part:<8} {json.dumps(report[part])}")
     print(json.dumps(report))

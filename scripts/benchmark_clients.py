@@ -26,7 +26,7 @@ from typing import Any
 from deployments.process_tree import ProcessTree
 from deployments.serve_status import get_json
 from scripts.benchmark import pss_mib
-from scripts.environment import environment
+from scripts.environment import environment, save_report
 from scripts.load_client import Target
 from scripts.serve_process import post_works, serving
 
@@ -52,9 +52,7 @@ def run(args: argparse.Namespace, argv: Sequence[str] | None = None) -> int:
         "max_tokens": MAX_TOKENS,
         **measured,
     }
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(report, indent=1) + "\n")
+    save_report(report, args.out)
     print(json.dumps(report))
     return 0
 

@@ -36,7 +36,7 @@ from deployments.engine.selection import FastLimits, build_decoder
 from scripts.benchmark_load import make_resident
 from scripts.benchmark_models import load_base, make_random_adapters
 from scripts.benchmark_steps import step_times, weight_bytes
-from scripts.environment import device_name, environment
+from scripts.environment import device_name, environment, save_report
 
 _DIFFERENT_ADAPTERS = 8  # more are copies, each at a place of its own
 
@@ -51,9 +51,7 @@ def run(args: argparse.Namespace, argv: Sequence[str] | None = None) -> int:
         report = _measure(args, Path(scratch))
     report["command"] = "python -m scripts.benchmark " + " ".join(argv or sys.argv[1:])
     line = json.dumps(report)
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(report, indent=1) + "\n")
+    save_report(report, args.out)
     for name, side in report["sides"].items():
         print(f"{name:<28} {json.dumps(side)}")
     for step in report["steps"]:

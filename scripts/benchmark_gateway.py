@@ -23,7 +23,7 @@ from typing import Any
 
 from deployments.access.key_store import KeyStore
 from deployments.access.keys import new_key
-from scripts.environment import environment
+from scripts.environment import environment, save_report
 from scripts.load_client import Target, Timed, run_count, run_for
 from scripts.serve_process import in_private_network, post_works, serving
 
@@ -51,9 +51,7 @@ def run(args: argparse.Namespace, argv: Sequence[str] | None = None) -> int:
         "mode": args.mode,
         **_measure(args),
     }
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(report, indent=1) + "\n")
+    save_report(report, args.out)
     for name, side in report["sides"].items():
         print(f"{name:<12} {json.dumps(side)}")
     print(f"{'targets':<12} {json.dumps(report['targets'])}")

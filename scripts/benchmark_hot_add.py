@@ -27,7 +27,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from scripts.environment import device_name, environment
+from scripts.environment import device_name, environment, save_report
 from scripts.hot_add_clinic import HotAddClinic, cpu_threads, names_of, prepare
 from scripts.hot_add_operator import Operator, is_ready
 from scripts.hot_add_streams import Streamed, streaming
@@ -56,9 +56,7 @@ def run(args: argparse.Namespace, argv: Sequence[str] | None = None) -> int:
         "load_average": {"before": before, "after": os.getloadavg()},
         **measured,
     }
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(report, indent=1) + "\n")
+    save_report(report, args.out)
     for part in ("add_s", "patch_s", "delete_s", "others", "targets"):
         print(f"{part:<9} {json.dumps(report[part])}")
     print(json.dumps(report))

@@ -37,7 +37,7 @@ from deployments.engine.request import Request, SamplingParams
 from deployments.engine.scheduler import StepPlan
 from deployments.engine.selection import FastLimits, build_decoder
 from scripts.benchmark_models import load_base, make_random_adapters
-from scripts.environment import device_name, environment
+from scripts.environment import device_name, environment, save_report
 
 _FILES = 8  # different adapters; more residents are copies at places of their own
 
@@ -71,9 +71,7 @@ def run(args: argparse.Namespace, argv: Sequence[str] | None = None) -> int:
         "runs": runs,
         "command": "python -m scripts.benchmark " + " ".join(argv or sys.argv[1:]),
     }
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(report, indent=1) + "\n")
+    save_report(report, args.out)
     for line in runs:
         print(json.dumps(line))
     print(json.dumps(report))

@@ -1,8 +1,10 @@
 """What a published number has to say about where it was measured."""
 
+import json
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -44,6 +46,13 @@ def _commit() -> str | None:
     except OSError:  # no git here
         return None
     return git.stdout.strip() or None
+
+
+def save_report(report: Mapping[str, Any], out: Path | None) -> None:
+    """What a benchmark found, as JSON in `out`; None: nowhere."""
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(report, indent=1) + "\n")
 
 
 def _version(package: str) -> str | None:
