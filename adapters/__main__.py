@@ -23,8 +23,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from adapters.admin_client import AdminClient, ApiRefused
-from adapters.intake import IntakeRefused, NewVersion, examine
+from adapters.client import AdminClient, ApiRefused
+from adapters.ingest import IntakeRefused, NewVersion, examine
 from adapters.validation import CONFIG_FILE
 
 URL_VARIABLE = "POLYCLINIC_URL"

@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
-from adapters.state_files import BUNDLE_FILES, StateError
+from adapters.storage.local import BUNDLE_FILES, StateError
 from adapters.validation import CONFIG_FILE, MAX_BYTES, MAX_CONFIG_BYTES
 
 SCHEMES = ("file", "hf", "s3", "gs", "abfs", "https", "http")

@@ -27,8 +27,15 @@ from adapters.live_catalog import (
     parse,
     reseed,
 )
-from adapters.object_state import ObjectState
-from adapters.state_files import BUNDLE_FILES, WEIGHTS, Conflict, LocalState, StateError, StateFiles
+from adapters.storage.local import (
+    BUNDLE_FILES,
+    WEIGHTS,
+    Conflict,
+    LocalState,
+    StateError,
+    StateFiles,
+)
+from adapters.storage.object_store import ObjectState
 from adapters.validation import CONFIG_FILE, WEIGHTS_FILE
 
 logger = logging.getLogger(__name__)

@@ -14,15 +14,14 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from adapters import changes
-from adapters.changes import Activation, ChangeRefused
-from adapters.intake import NewVersion, TakenIn, take_in
+from adapters.changes import Activation, ChangeRefused, check_pins
+from adapters.ingest import NewVersion, TakenIn, take_in
 from adapters.live_catalog import AdapterVersion, LiveCatalog, LiveCatalogError
-from adapters.pins import check_pins
 from adapters.sources import SourceLimits
-from adapters.state_files import StateError
+from adapters.storage.local import StateError
 from adapters.store import RevisionMoved
 from deployments.admin_views import shown, unconfirmed_of
-from deployments.followed_catalog import FollowedCatalog
+from deployments.ingress.followed_catalog import FollowedCatalog
 
 logger = logging.getLogger(__name__)
 

@@ -17,8 +17,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from deployments.access.key_store import KeyFileError, KeyStore
-from deployments.access.keys import KeyRecord, new_key, now
+from deployments.api.api_keys import KeyFileError, KeyRecord, KeyStore, new_key, now
 from deployments.settings import PROJECT_ROOT, SettingsError, parse_settings
 
 _LIMITS = ("requests_per_minute", "tokens_per_minute", "max_concurrent")
@@ -67,7 +66,7 @@ def _state_path(args: argparse.Namespace) -> Path:
     if args.state_dir is not None:
         chosen: Path = args.state_dir.resolve()
         return chosen
-    from deployments.serve_schema import read_config
+    from deployments.startup.config_file import read_config
 
     content, problems = read_config(args.config)
     if problems:

@@ -19,9 +19,10 @@ from pathlib import Path
 from types import FrameType
 
 from deployments.preflight import main as preflight
-from deployments.process_tree import ProcessTree
-from deployments.serve_schema import read_config
-from deployments.serve_status import (
+from deployments.settings import PROJECT_ROOT, parse_settings
+from deployments.startup.config_file import read_config
+from deployments.startup.processes import ProcessTree
+from deployments.startup.status import (
     Addresses,
     addresses_of,
     application_states,
@@ -30,7 +31,6 @@ from deployments.serve_status import (
     readiness,
     welcome,
 )
-from deployments.settings import PROJECT_ROOT, parse_settings
 
 POLL_S = 0.7
 GRACE_S = 8.0  # for Serve's own shutdown after Ctrl-C, before what is left is ended

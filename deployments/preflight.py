@@ -13,27 +13,31 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from deployments.access.exposure import exposure_problems, key_file_problems
-from deployments.calls import GRACE_S
-from deployments.machine import check_machine, machine_notes
-from deployments.serve_schema import (
+from deployments.messages import GRACE_S
+from deployments.settings import (
+    ModelLiveSettings,
+    RouterLiveSettings,
+    Settings,
+    SettingsError,
+    StrictModel,
+    nearest,
+    parse_settings,
+    parse_strict,
+    project_path,
+)
+from deployments.startup.checks import (
+    check_machine,
+    exposure_problems,
+    key_file_problems,
+    machine_notes,
+)
+from deployments.startup.config_file import (
     DEPLOYMENTS,
     IMPORT_PATH,
     key_problems,
     read_config,
     value_problems,
 )
-from deployments.settings import (
-    ModelLiveSettings,
-    RouterLiveSettings,
-    Settings,
-    SettingsError,
-    nearest,
-    parse_settings,
-    parse_strict,
-    project_path,
-)
-from deployments.strict_model import StrictModel
 
 DEFAULT_HOST, DEFAULT_PORT = "0.0.0.0", 8000  # Ray's own, of a file that says nothing
 LIVE_SETTINGS: dict[str, type[StrictModel]] = {

@@ -8,18 +8,17 @@ Nothing here imports ray or torch, so that a bad file is refused in a second.
 
 import difflib
 import hashlib
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 import platformdirs
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
-from deployments.access.settings import AccessLimits, AuthSettings, check_origins
-from deployments.strict_model import StrictModel
-
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
+_ORIGIN = re.compile(r"https?://[a-z0-9.-]+(:[0-9]{1,5})?")
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 
 
@@ -34,7 +33,71 @@ class SettingsError(ValueError):
         super().__init__(f"{len(problems)} {noun} in {where}:\n{lines}")
 
 
+class StrictModel(BaseModel):
+    """Frozen, no unknown keys, no NaN or infinity, no silent conversion of types."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
 ModelT = TypeVar("ModelT", bound=StrictModel)
+
+
+class AuthSettings(StrictModel):
+    """API keys. The modes are not called on and off: YAML reads these as true and false."""
+
+    mode: Annotated[
+        Literal["open", "keys"],
+        Field(description="keys: every question needs an API key of state_dir; open: none does"),
+    ] = "open"
+    allow_open: Annotated[
+        bool, Field(description="lets mode: open start on a host that is not loopback")
+    ] = False
+    open_admin: Annotated[
+        bool, Field(description="with mode: open, admin paths need no admin key either")
+    ] = False
+
+    @model_validator(mode="after")
+    def _not_both(self) -> Self:
+        if self.mode == "keys" and (self.allow_open or self.open_admin):
+            given = "allow_open" if self.allow_open else "open_admin"
+            raise ValueError(f"{given}: true belongs to mode: open, and mode is keys: drop one")
+        return self
+
+
+class AccessLimits(StrictModel):
+    """Limits of one router replica; those of a key hold where it has none of its own."""
+
+    body_timeout_s: Annotated[
+        float, Field(gt=0, le=600, description="for the whole body to arrive; then 408")
+    ] = 15.0
+    max_concurrent: Annotated[
+        int, Field(ge=1, le=1024, description="requests in progress; then 503")
+    ] = 1000
+    max_concurrent_per_key: Annotated[
+        int | None, Field(ge=1, le=1024, description="of these, one key's; then 429")
+    ] = 128
+    requests_per_minute: Annotated[
+        int | None, Field(ge=1, le=1_000_000, description="one key's; then 429; null: no limit")
+    ] = None
+    tokens_per_minute: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=1_000_000_000,
+            description="one key's, prompt and answer together; then 429; null: no limit",
+        ),
+    ] = None
+
+
+def check_origins(origins: list[str]) -> list[str]:
+    """`cors_origins`, or a ValueError that names the one that is none."""
+    for origin in origins:
+        if not _ORIGIN.fullmatch(origin):
+            raise ValueError(
+                f"'{origin}' is not an origin: https://host or https://host:port is expected, "
+                "without a path; * is not accepted"
+            )
+    return origins
 
 
 class ReplicaSettings(StrictModel):

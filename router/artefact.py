@@ -22,9 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 from router.encoder import ENCODER, TOKENIZER, EncoderError, OnnxEncoder, TextEncoder
-from router.features import Vocabulary
+from router.features import NgramModel, Vocabulary
 from router.head import Head, Projection
-from router.ngrams import NgramModel
 from router.policy import Thresholds
 
 FORMAT_VERSION = 2

@@ -5,7 +5,7 @@ too (reading.py), and meet in one linear head (head.py). The artefact that holds
 (artefact.py).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,9 @@ from router import language
 from router.artefact import Artefact, load_artefact
 from router.features import Word, words_of
 from router.head import sigmoid
-from router.policy import Thresholds
-from router.reading import Reading, View, read
+from router.policy import Classification, Scores, Thresholds
 from router.text import clean
+from router.views import Reading, View, read
 
 DECAY = 0.5  # weight of a user turn relative to the next newer one
 NUM_EVIDENCE = 3
@@ -27,29 +27,6 @@ LANGUAGE_CHARS = 1000  # enough to tell a language
 MAX_EVIDENCE_CHARS = 120  # of one phrase: a "word" may be a page of base64
 EVIDENCE_FLOOR = 0.2  # of the strongest word's share; weaker words are no evidence
 Floats = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True, slots=True)
-class Scores:
-    """Of one view of a conversation. `probabilities` are calibrated and sum to 1; `in_scope` is
-    the calibrated probability of a question for a clinic; `has_signal` is False for a view
-    in which no turn has words of its own ("and the treatment?")."""
-
-    probabilities: Mapping[str, float]
-    in_scope: float
-    has_signal: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Classification:
-    """`last` is the last user turn alone; `conversation` all user turns, the newest weighted
-    most. `evidence` holds phrases of the user's own words that spoke for the top specialty."""
-
-    last: Scores
-    conversation: Scores
-    num_turns: int
-    language: str
-    evidence: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)

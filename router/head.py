@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from router.ngrams import NgramScores
+from router.features import NgramScores
 
 Floats = npt.NDArray[np.float32]
 MAX_LOG_ODDS = 7.0  # of a probability that is as good as certain

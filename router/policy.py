@@ -3,10 +3,6 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from router.classifier import Classification, Scores
 
 NUM_ALTERNATIVES = 3
 LANGUAGE_NOT_SUPPORTED = "language_not_supported"
@@ -29,6 +25,29 @@ class Reason(StrEnum):
     AMBIGUOUS = "ambiguous"  # two specialties are about as likely: both are in `alternatives`
     LOW_CONFIDENCE = "low_confidence"
     OUT_OF_SCOPE = "out_of_scope"
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Of one view of a conversation. `probabilities` are calibrated and sum to 1; `in_scope` is
+    the calibrated probability of a question for a clinic; `has_signal` is False for a view
+    in which no turn has words of its own ("and the treatment?")."""
+
+    probabilities: Mapping[str, float]
+    in_scope: float
+    has_signal: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Classification:
+    """`last` is the last user turn alone; `conversation` all user turns, the newest weighted
+    most. `evidence` holds phrases of the user's own words that spoke for the top specialty."""
+
+    last: Scores
+    conversation: Scores
+    num_turns: int
+    language: str
+    evidence: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +85,7 @@ class Route:
 
 
 def decide(
-    classification: "Classification",
+    classification: Classification,
     *,
     thresholds: Thresholds,
     adapters: Mapping[str, str],
@@ -139,9 +158,7 @@ def decide_explicit(
     )
 
 
-def _scores_to_judge(
-    classification: "Classification", thresholds: Thresholds
-) -> tuple["Scores", bool]:
+def _scores_to_judge(classification: Classification, thresholds: Thresholds) -> tuple[Scores, bool]:
     """(the scores that count, whether the conversation rather than the last turn speaks)."""
     last, conversation = classification.last, classification.conversation
     if classification.num_turns == 1:
@@ -153,9 +170,7 @@ def _scores_to_judge(
     return last, False
 
 
-def _is_in_scope(
-    classification: "Classification", scores: "Scores", thresholds: Thresholds
-) -> bool:
+def _is_in_scope(classification: Classification, scores: Scores, thresholds: Thresholds) -> bool:
     last, conversation = classification.last, classification.conversation
     if classification.num_turns > 1 and last.has_signal:
         if conversation.in_scope >= thresholds.min_in_scope:
@@ -178,7 +193,7 @@ def _is_a_pair(alternatives: Sequence[Alternative]) -> bool:
     return top + second >= PAIR_SHARE and top <= 2 * second
 
 
-def _top(scores: "Scores") -> float:
+def _top(scores: Scores) -> float:
     return max(scores.probabilities.values())
 
 

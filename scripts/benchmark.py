@@ -1,9 +1,9 @@
 """Measure a running service, the engine alone, the front door on a Ray Serve of its own, or
 adapters that come and go.
 
-`engine`, `load`: scripts/benchmark_engine.py, scripts/benchmark_load.py. `gateway`, `clients`:
-scripts/benchmark_gateway.py, scripts/benchmark_clients.py. `churn`, `hot_add`:
-scripts/benchmark_churn.py, scripts/benchmark_hot_add.py. `service`: first token, whole answers,
+`engine`, `load`: scripts/benchmarks/engine.py, scripts/benchmarks/load.py. `gateway`, `clients`:
+scripts/benchmarks/gateway.py, scripts/benchmarks/slow_clients.py. `churn`, `hot_add`:
+scripts/benchmarks/churn.py, scripts/benchmarks/hot_add.py. `service`: first token, whole answers,
 memory and its growth.
 
 Start the service (`make serve`), then, with the pid that it printed:
@@ -29,10 +29,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from deployments.process_tree import ProcessTree
-from scripts import hot_add_arguments
-from scripts.churn_arguments import add_arguments
-from scripts.environment import environment
+from deployments.startup.processes import ProcessTree
+from scripts.benchmarks import hot_add_arguments
+from scripts.benchmarks.churn_arguments import add_arguments
+from scripts.environment import environment, pss_mib
 
 # 30 words, so that the figure is that of the issue's "30-word question".
 QUESTION = (
@@ -51,29 +51,29 @@ MIXED = (
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     if args.what == "engine":
-        from scripts import benchmark_engine
+        from scripts.benchmarks import engine
 
-        return benchmark_engine.run(args, argv)
+        return engine.run(args, argv)
     if args.what == "load":
-        from scripts import benchmark_load
+        from scripts.benchmarks import load
 
-        return benchmark_load.run(args, argv)
+        return load.run(args, argv)
     if args.what == "churn":
-        from scripts import benchmark_churn
+        from scripts.benchmarks import churn
 
-        return benchmark_churn.run(args, argv)
+        return churn.run(args, argv)
     if args.what == "hot_add":
-        from scripts import benchmark_hot_add
+        from scripts.benchmarks import hot_add
 
-        return benchmark_hot_add.run(args, argv)
+        return hot_add.run(args, argv)
     if args.what == "gateway":
-        from scripts import benchmark_gateway
+        from scripts.benchmarks import gateway
 
-        return benchmark_gateway.run(args, argv)
+        return gateway.run(args, argv)
     if args.what == "clients":
-        from scripts import benchmark_clients
+        from scripts.benchmarks import slow_clients
 
-        return benchmark_clients.run(args, argv)
+        return slow_clients.run(args, argv)
     url = args.url.rstrip("/")
     ready = _get(f"{url}/readyz")
     report: dict[str, Any] = {
@@ -238,20 +238,6 @@ def _memory_run(url: str, pid: int, num_requests: int) -> dict[str, Any]:
         "growth_mib_per_100": round(slope, 3),
         "samples": [(count, round(mib, 2)) for count, mib in samples],
     }
-
-
-def pss_mib(pids: Iterable[int]) -> float:
-    """Sum of the proportional set sizes, in MiB; processes that ended meanwhile count as zero."""
-    total_kib = 0
-    for pid in pids:
-        try:
-            rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
-        except OSError:
-            continue
-        total_kib += next(
-            (int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:")), 0
-        )
-    return total_kib / 1024
 
 
 def _post(url: str, body: dict[str, Any]) -> Any:

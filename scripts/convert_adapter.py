@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from adapters.intake import IntakeRefused, NewVersion, examine
+from adapters.ingest import IntakeRefused, NewVersion, examine
 from adapters.validation import CONFIG_FILE, MAX_BYTES, WEIGHTS_FILE
 
 LEGACY_FILE = "adapter_model.bin"

@@ -25,13 +25,22 @@ from tqdm import tqdm
 from adapters.base_models import BaseModelError, resolve_base_model, sha256_of
 from adapters.catalog import CatalogError, load_catalog
 from adapters.validation import WEIGHTS_FILE
-from scripts.adapter_card import command_line, commit
-from scripts.adapter_on_base import AdapterError, check_base
-from scripts.answer_file import SYSTEMS, append, base_rows, read_answers, start
-from scripts.answer_generation import AnswerModel, Item, device_name, protocol_for
-from scripts.argument_types import HelpFormatter, positive
-from scripts.diagnostic_items import DiagnosticItem, diagnostic_items
-from scripts.training_data import DataError, DataSet, load_pairs
+from scripts.arguments import HelpFormatter, positive
+from scripts.datasets.record import DataError, DataSet, load_pairs
+from scripts.evaluation.answers import (
+    SYSTEMS,
+    AnswerModel,
+    Item,
+    append,
+    base_rows,
+    device_name,
+    protocol_for,
+    read_answers,
+    start,
+)
+from scripts.evaluation.diagnostic import DiagnosticItem, diagnostic_items
+from scripts.lora.adapter_on_base import AdapterError, check_base
+from scripts.lora.card import command_line, commit
 
 CATALOG_DIR = Path(__file__).resolve().parent.parent / "adapters"
 
@@ -166,7 +175,7 @@ def _write_answers(
 def _write_scores(
     args: argparse.Namespace, data: DataSet, diagnostic: Sequence[DiagnosticItem], file: Path
 ) -> dict[str, Any]:
-    from scripts.answer_scores import other_answers, score
+    from scripts.evaluation.scores import other_answers, score
 
     answers = read_answers(file)
     if answers.header["data_files"] != data.files:

@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from router.artefact import ArtefactError
-from scripts.argument_types import HelpFormatter
-from scripts.router_page import page
-from scripts.router_plots import CONFUSION, RELIABILITY, SELECTIVE, plots_of
-from scripts.router_report import report_of
-from scripts.router_results import Results, evaluate
-from scripts.router_targets import targets
-from scripts.training_data import DataError
+from scripts.arguments import HelpFormatter
+from scripts.datasets.record import DataError
+from scripts.router_evaluation.page import page
+from scripts.router_evaluation.plots import CONFUSION, RELIABILITY, SELECTIVE, plots_of
+from scripts.router_evaluation.report import report_of
+from scripts.router_evaluation.results import Results, evaluate
+from scripts.router_evaluation.targets import targets
 
 ROUTER_DIR = Path(__file__).resolve().parent.parent / "router"
 
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
     Raises:
         DataError, ArtefactError, OSError: what cannot be read or does not belong together.
     """
-    from scripts.adapter_card import command_line, commit  # imports torch: only when it is needed
+    from scripts.lora.card import command_line, commit
 
     if (args.strict_model is None) != (args.strict_data is None):
         raise DataError("--strict_model and --strict_data go together: give both, or neither")

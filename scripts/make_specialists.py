@@ -29,11 +29,11 @@ from tqdm import tqdm
 
 from adapters.base_models import BaseModelError, Family, resolve_base_model, sha256_of
 from adapters.validation import WEIGHTS_FILE
-from scripts.answer_file import read_answers
-from scripts.argument_types import HelpFormatter, positive
-from scripts.lora_training import last_checkpoint
+from scripts.arguments import HelpFormatter, positive
+from scripts.datasets.record import DataError
+from scripts.evaluation.answers import read_answers
+from scripts.lora.trainer import last_checkpoint
 from scripts.train_lora_adapter import CHECKPOINT
-from scripts.training_data import DataError
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = ("prepare", "train", "answers", "score", "promote", "report")

@@ -31,11 +31,19 @@ from safetensors import SafetensorError
 from adapters.base_models import BaseModelError, ResolvedBaseModel, resolve_base_model
 from adapters.catalog import CatalogError, load_catalog
 from adapters.prompting import Message, encode_prompt
-from scripts.adapter_card import command_line, commit
-from scripts.adapter_on_base import AdapterError, check_base, with_adapter
-from scripts.argument_types import HelpFormatter, positive
-from scripts.merge_checks import MergeError, Probe, check_finite, check_parity, num_bytes
-from scripts.merged_folder import read_back, write_adapter_folder, write_model_folder
+from scripts.arguments import HelpFormatter, positive
+from scripts.lora.adapter_on_base import AdapterError, check_base, with_adapter
+from scripts.lora.card import command_line, commit
+from scripts.lora.merge import (
+    MergeError,
+    Probe,
+    check_finite,
+    check_parity,
+    num_bytes,
+    read_back,
+    write_adapter_folder,
+    write_model_folder,
+)
 
 CATALOG_DIR = Path(__file__).resolve().parent.parent / "adapters"
 COMBINATIONS = ("cat", "linear", "svd", "ties", "ties_svd", "dare_linear", "dare_ties")
@@ -169,7 +177,7 @@ def _loaded(base: ResolvedBaseModel, args: argparse.Namespace) -> tuple[PeftMode
     """(base with the adapter to merge as its active one, tokenizer)."""
     from transformers import AutoTokenizer
 
-    from scripts.merged_folder import load_base
+    from scripts.lora.merge import load_base
 
     names = [f"adapter_{i}" for i in range(len(args.adapter))]
     model: Any = load_base(base.path, base.family, args.dtype)

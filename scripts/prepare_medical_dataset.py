@@ -37,15 +37,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from scripts.argument_types import HelpFormatter
-from scripts.attributions import ATTRIBUTIONS, origin
-from scripts.dataset_checks import check
-from scripts.dataset_cleaning import Cleaned, Cleaning, clean, with_sources
-from scripts.dataset_record import Record
-from scripts.dataset_report import report_of
-from scripts.dataset_sources import Reading, Source, parse_source, read_source
-from scripts.dataset_split import Split, SplitRule, split_by_disease
-from scripts.training_data import DataError
+from scripts.arguments import HelpFormatter
+from scripts.datasets.cleaning import ATTRIBUTIONS, Cleaned, Cleaning, clean, origin, with_sources
+from scripts.datasets.record import DataError, Record
+from scripts.datasets.report import check, report_of
+from scripts.datasets.sources import Reading, Source, parse_source, read_source
+from scripts.datasets.split import Split, SplitRule, split_by_disease
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -5,7 +5,7 @@
         --source hpo:hp.obo --source hpo_diseases:phenotype.hpoa,terms=hp.obo \\
         --source icd10cm:icd10cm-tabular.xml
 
-The kinds of source are listed in scripts/router_sources.py. Each entry goes to one split:
+The kinds of source are listed in scripts/router/sources.py. Each entry goes to one split:
 
     encoder     trains the encoder and the n-grams
     head        fits and calibrates the head on top: questions that the encoder has not seen
@@ -32,19 +32,18 @@ from typing import Any
 
 from tqdm import tqdm
 
-from router.examples import OUT_OF_SCOPE
-from scripts.attributions import ATTRIBUTIONS, origin
-from scripts.dataset_sources import Source
-from scripts.router_augmentation import neutral_letters
-from scripts.router_entry import Entry
-from scripts.router_sources import OPTIONS, READERS, read_entries
-from scripts.training_data import DataError
+from router.training.examples import OUT_OF_SCOPE
+from scripts.datasets.cleaning import ATTRIBUTIONS, origin
+from scripts.datasets.record import DataError
+from scripts.datasets.sources import Source
+from scripts.router.augmentation import neutral_letters
+from scripts.router.dataset import MANIFEST, QUESTIONS
+from scripts.router.entry import Entry
+from scripts.router.sources import OPTIONS, READERS, read_entries
 
 NUM_NEUTRAL = 200  # letters a language
 HEAD_PERCENT = 15  # of the groups that may train
 WRITTEN_HEAD_PERCENT = 20  # of our own: they are what patients' questions look like
-QUESTIONS = "questions.jsonl"
-MANIFEST = "manifest.json"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -30,10 +30,10 @@ from typing import Any
 from adapters.base_models import sha256_of
 from adapters.catalog import AdapterEntry, CatalogError, load_catalog
 from adapters.validation import CONFIG_FILE, WEIGHTS_FILE, check_adapter
-from scripts.adapter_hub import HubError, pull, push
-from scripts.argument_types import HelpFormatter
-from scripts.catalog_file import locked, put_entry
-from scripts.training_data import DataError
+from scripts.arguments import HelpFormatter
+from scripts.datasets.record import DataError
+from scripts.lora.catalog_file import locked, put_entry
+from scripts.lora.hub import HubError, pull, push
 
 CATALOG_DIR = Path(__file__).resolve().parent.parent / "adapters"
 KEPT_FILES = (WEIGHTS_FILE, CONFIG_FILE, "README.md", "history.jsonl")

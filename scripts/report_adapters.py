@@ -20,12 +20,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from scripts.adapter_card import command_line, commit
-from scripts.answer_file import SYSTEMS, read_answers
-from scripts.argument_types import HelpFormatter
-from scripts.report_figures import Result, pooled, read_results
-from scripts.report_text import report_of, results_table
-from scripts.training_data import DataError, load_pairs
+from scripts.arguments import HelpFormatter
+from scripts.datasets.record import DataError, load_pairs
+from scripts.evaluation.answers import SYSTEMS, read_answers
+from scripts.evaluation.figures import Result, pooled, read_results
+from scripts.evaluation.report_text import report_of, results_table
+from scripts.lora.card import command_line, commit
 
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
 STYLE = (

@@ -30,20 +30,21 @@ from transformers import AutoTokenizer
 from adapters.base_models import BaseModelError, resolve_base_model
 from adapters.catalog import BaseModelEntry, CatalogError, load_catalog
 from adapters.prompting import encode_example
-from scripts.adapter_card import command_line, write_adapter
-from scripts.argument_types import HelpFormatter, above_zero, positive, share
-from scripts.lora_model import LoraSettings, build, check_init_adapter
-from scripts.lora_training import (
+from scripts.arguments import HelpFormatter, above_zero, positive, share
+from scripts.datasets.record import DataError, DataSet, Pair, load_pairs
+from scripts.lora.batches import Example
+from scripts.lora.card import command_line, write_adapter
+from scripts.lora.model import LoraSettings, build, check_init_adapter
+from scripts.lora.trainer import (
     LoopSettings,
     LoraTrainer,
     Outcome,
     TrainingError,
+    check_arguments,
+    keep_arguments,
     last_checkpoint,
     what_now,
 )
-from scripts.training_batches import Example
-from scripts.training_checkpoint import check_arguments, keep_arguments
-from scripts.training_data import DataError, DataSet, Pair, load_pairs
 
 CATALOG_DIR = Path(__file__).resolve().parent.parent / "adapters"
 CHECKPOINT = "unfinished"  # folder below --out, removed when the run ends

@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from router.encoder import OnnxEncoder, TextEncoder
-from router.examples import Example, Recipe
-from router.training import save, train
-from scripts.prepare_router_dataset import MANIFEST, QUESTIONS
-from scripts.router_augmentation import as_question
-from scripts.training_data import DataError, read_jsonl
+from router.training.examples import Example, Recipe
+from router.training.train import save, train
+from scripts.datasets.record import DataError, read_jsonl
+from scripts.router.augmentation import as_question
+from scripts.router.dataset import MANIFEST, QUESTIONS
 
 MODEL_DIR = Path(__file__).resolve().parent.parent / "router" / "model"
 SPLITS = ("encoder", "head", "validation", "held_out")

@@ -4,9 +4,10 @@
         --out router/model --layers 1 4 7 10
 
 `--finish ARTEFACT` goes on from the encoder of a trained artefact instead, without a teacher. Both
-start from scripts/encoder_init.py and learn the specialty and the scope of the entries of the split
-`encoder`. The student also learns the teacher's probabilities and its pooled vector (Hinton
-et al. 2015), and trains with weights rounded to 4 bits in its second half, as it will be served.
+start from scripts/router/encoder_init.py and learn the specialty and the scope of the entries of
+the split `encoder`. The student also learns the teacher's probabilities and its pooled vector
+(Hinton et al. 2015), and trains with weights rounded to 4 bits in its second half,
+as it will be served.
 The split `validation` is scored after each epoch and decides nothing. Written: encoder.onnx and
 tokenizer.json. A GPU does it in minutes. The last line of stdout is one JSON object.
 """
@@ -26,12 +27,12 @@ from tokenizers import Tokenizer
 
 from router.artefact import load_artefact
 from router.encoder import ENCODER, TOKENIZER
-from router.examples import OUT_OF_SCOPE
-from scripts.encoder_export import export, read_back
-from scripts.encoder_model import Encoder, from_init
-from scripts.encoder_training import Plan, Text, Trainer
-from scripts.prepare_router_dataset import QUESTIONS
-from scripts.training_data import DataError, read_jsonl
+from router.training.examples import OUT_OF_SCOPE
+from scripts.datasets.record import DataError, read_jsonl
+from scripts.router.dataset import QUESTIONS
+from scripts.router.encoder_export import export, read_back
+from scripts.router.encoder_model import Encoder, from_init
+from scripts.router.encoder_trainer import Plan, Text, Trainer
 
 
 def main(argv: Sequence[str] | None = None) -> int:

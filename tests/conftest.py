@@ -14,11 +14,11 @@ TINY_ADAPTERS = {"derm": "dermatology", "cardio": "cardiology"}
 def unsettled_interpreter() -> Iterator[None]:
     """Replicas in this process leave its garbage collector and its threads as they are: a session
     has hundreds of them, and CPython 3.11 parses source wrongly in threads that change often."""
-    from deployments import interpreter
+    from deployments import replica
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(interpreter, "gc", SimpleNamespace(collect=int, freeze=int))
-        patch.setattr(interpreter, "sys", SimpleNamespace(setswitchinterval=float))
+        patch.setattr(replica, "gc", SimpleNamespace(collect=int, freeze=int))
+        patch.setattr(replica, "sys", SimpleNamespace(setswitchinterval=float))
         yield
 
 

@@ -51,7 +51,7 @@ def test_the_commands_are_there() -> None:
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"^make (\S+)", README, re.MULTILINE):
         assert f"\n{target}:" in makefile, target
-    for module in re.findall(r"python -m (scripts\.\w+|deployments\.\w+)", README):
+    for module in re.findall(r"python -m ((?:scripts|deployments)[\w.]*\w)", README):
         assert (ROOT / f"{module.replace('.', '/')}.py").is_file(), module
 
 

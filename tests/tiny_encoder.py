@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 
 from router.encoder import OnnxEncoder
-from router.examples import Example, Recipe
-from router.training import Trained, save, train
-from scripts.encoder_export import export
-from scripts.encoder_init import SPECIAL, tokenizer_of
-from scripts.encoder_model import Encoder
+from router.training.examples import Example, Recipe
+from router.training.train import Trained, save, train
+from scripts.router.encoder_export import export
+from scripts.router.encoder_init import SPECIAL, tokenizer_of
+from scripts.router.encoder_model import Encoder
 from tests.router.added_questions import ADDED, added_questions
 from tests.router.small_questions import small_questions
 

@@ -15,8 +15,9 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TypeVar
 
-from deployments.engine.answer_row import AnswerRow
 from deployments.engine.decoder import DecoderInfo, GroupDecoder, StepDecoder
+from deployments.engine.loop import GroupRunner, Runner, StepRunner, place_of
+from deployments.engine.output import AnswerRow
 from deployments.engine.request import (
     EmptyPrompt,
     EngineStopped,
@@ -28,7 +29,6 @@ from deployments.engine.request import (
     TokenEvent,
     UnknownAdapter,
 )
-from deployments.engine.runners import GroupRunner, Runner, StepRunner, place_of
 
 logger = logging.getLogger(__name__)
 

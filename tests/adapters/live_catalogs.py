@@ -10,7 +10,7 @@ import yaml
 from adapters import changes
 from adapters.catalog import load_catalog
 from adapters.live_catalog import AdapterVersion, LiveCatalog, bundle_digest
-from adapters.state_files import WEIGHTS, FileCalls, LocalState
+from adapters.storage.local import WEIGHTS, FileCalls, LocalState
 from adapters.store import AdapterStore
 
 Edit = Callable[[LiveCatalog], LiveCatalog]

@@ -7,10 +7,9 @@ import pytest
 import yaml
 
 from adapters import changes
-from adapters.changes import ChangeRefused
+from adapters.changes import ChangeRefused, check_pins, num_pinned
 from adapters.live_catalog import LiveCatalog, LiveCatalogError, dump, parse, reseed
-from adapters.pins import check_pins, num_pinned
-from adapters.state_files import FileCalls, LocalState, StateError
+from adapters.storage.local import FileCalls, LocalState, StateError
 from adapters.store import DamagedAdapter, RevisionMoved
 from tests.adapters.live_catalogs import Edit, add, make_seed, store_of, write_bundle
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from adapters import changes
 from adapters.changes import ChangeRefused
 from adapters.live_catalog import LiveCatalog
-from adapters.state_files import FileCalls, LocalState
+from adapters.storage.local import FileCalls, LocalState
 from adapters.store import AdapterStore
 from tests.adapters.live_catalogs import Edit, make_seed, store_of, write_bundle
 

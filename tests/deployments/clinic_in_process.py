@@ -10,12 +10,12 @@ from adapters.live_catalog import AdapterVersion
 from adapters.prompting import Message, encode_prompt
 from adapters.sources import SourceLimits
 from deployments.adapter_admin import AdapterAdmin, Told
-from deployments.api import create_api
-from deployments.calls import GenerationCall, Turn
+from deployments.api.app import create_api
 from deployments.engine.request import SamplingParams, TokenEvent
-from deployments.followed_catalog import FollowedCatalog
-from deployments.model_deployment import ModelReplica
-from deployments.model_loading import open_adapter_store
+from deployments.ingress.followed_catalog import FollowedCatalog
+from deployments.messages import GenerationCall, Turn
+from deployments.model.deployment import ModelReplica
+from deployments.model.loading import open_adapter_store
 from deployments.settings import Settings
 from tests.deployments.conftest import SmallBackend
 from tests.oracle import Oracle

@@ -7,9 +7,9 @@ from typing import Any
 import httpx
 import pytest
 
-from deployments.api import create_api
-from deployments.calls import AdapterCard, Clinic, GenerationCall, Outcome
+from deployments.api.app import create_api
 from deployments.engine.request import ErrorInfo, FinishReason, Timings, TokenEvent
+from deployments.messages import AdapterCard, Clinic, GenerationCall, Outcome
 from deployments.settings import RouterLiveSettings
 from router.policy import Alternative, Reason, Route
 

@@ -6,7 +6,7 @@ from typing import Any
 from adapters.live_catalog import AdapterVersion
 from adapters.store import AdapterStore, open_store
 from deployments.adapter_admin import AdapterAdmin, Told
-from deployments.followed_catalog import FollowedCatalog
+from deployments.ingress.followed_catalog import FollowedCatalog
 from tests.adapters.live_catalogs import make_seed
 
 BASE = "tiny"

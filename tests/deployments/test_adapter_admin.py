@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from adapters.changes import ChangeRefused
-from adapters.intake import NewVersion
+from adapters.ingest import NewVersion
 from deployments.adapter_admin import AdapterAdmin, Told
 from tests.deployments.quiet_admin import BASE, OneReplica, quiet_admin
 

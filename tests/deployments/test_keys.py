@@ -5,8 +5,7 @@ from typing import Any
 
 import yaml
 
-from deployments.access.key_store import KeyStore
-from deployments.access.keys import KeyTable
+from deployments.api.api_keys import KeyStore, KeyTable
 from deployments.keys import main
 
 

@@ -12,8 +12,8 @@ import pytest
 
 from deployments import launch
 from deployments.launch import GRACE_S, ORPHANS_GRACE_S, Interrupted, StopSignals
-from deployments.process_tree import ProcessTree
 from deployments.settings import PROJECT_ROOT
+from deployments.startup.processes import ProcessTree
 from tests.e2e.conftest import free_port
 
 # Answers as Ray's dashboard and as the application, on one port. {status} is the application's.
@@ -47,7 +47,7 @@ except KeyboardInterrupt:
 LAUNCHER = """
 import sys
 from deployments.launch import supervise
-from deployments.serve_status import Addresses
+from deployments.startup.status import Addresses
 url = "http://127.0.0.1:{port}"
 addresses = Addresses(url, url)
 sys.exit(supervise([sys.executable, {child!r}], addresses, timeout_s={timeout}, grace_s=2))

@@ -7,8 +7,7 @@ import pytest
 import yaml
 
 from deployments import preflight
-from deployments.access.key_store import KeyStore
-from deployments.access.keys import new_key
+from deployments.api.api_keys import KeyStore, new_key
 from deployments.preflight import check_file, http_address, main
 from deployments.settings import PROJECT_ROOT
 
@@ -76,7 +75,10 @@ def test_a_file_of_typos_is_answered_in_one_message(tmp_path: Path, capsys: Any)
         ("- 1\n- 2\n", "a mapping of keys is expected, found list"),
         ("", "found NoneType"),
         ({"applications": []}, "exactly one application"),
-        (application(import_path="deployments.api:build"), "it must be 'deployments.app:build'"),
+        (
+            application(import_path="deployments.api.app:build"),
+            "it must be 'deployments.app:build'",
+        ),
         (application(args=[1]), "args: a mapping of keys is expected"),
         (application(args={"adapters": "no/such/folder"}), "folder"),
         (application(args={"base_model": "./no-such-model"}), "does not exist"),

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from deployments.app import check_shared_state
 from deployments.settings import Settings, SettingsError, parse_settings
-from deployments.shared_state import check_shared_state
 
 NODES = [
     {"NodeID": "a", "NodeManagerAddress": "10.0.0.1", "Alive": True},

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from deployments.model_loading import LoadedModel, load_model
+from deployments.model.loading import LoadedModel, load_model
 from deployments.settings import Settings, parse_settings
 from tests.deployments.clinic_in_process import MAX_TOKENS, QUESTION, Expected
 from tests.e2e.conftest import Deploy

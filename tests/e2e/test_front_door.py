@@ -15,10 +15,9 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from deployments.access.key_store import KeyStore
-from deployments.access.keys import now
+from deployments.api.api_keys import KeyStore, now
 from deployments.keys import main as keys_command
-from tests.deployments.access.malformed import RawRequest, malformed
+from tests.deployments.api.access.malformed import RawRequest, malformed
 from tests.e2e.conftest import Deploy
 
 STEP_S = 0.01
@@ -41,7 +40,7 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def clinic(deploy: Deploy, state: Path, tiny_router_dir: Path) -> Iterator[httpx.Client]:
     from deployments.app import build_application
     from deployments.settings import parse_settings
-    from deployments.stand_in_model import load_stand_in
+    from scripts.benchmarks.stand_in_model import load_stand_in
 
     settings = parse_settings(
         {

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from scripts.benchmark_hot_add import measure_under_load
-from scripts.hot_add_arguments import add_arguments
-from scripts.hot_add_clinic import prepare
-from scripts.hot_add_operator import Operator, is_ready
+from scripts.benchmarks.hot_add import measure_under_load
+from scripts.benchmarks.hot_add_arguments import add_arguments
+from scripts.benchmarks.hot_add_clinic import prepare
+from scripts.benchmarks.hot_add_operator import Operator, is_ready
 from tests.e2e.conftest import Deploy
 from tests.e2e.test_adapter_lifecycle import load_on_cpu, wait_for
 

@@ -9,10 +9,10 @@ from typing import Any
 import httpx
 import pytest
 
-from deployments.calls import Turn
 from deployments.engine.decoder import DecoderInfo, RowSink
 from deployments.engine.request import Request
-from deployments.model_loading import LoadedModel
+from deployments.messages import Turn
+from deployments.model.loading import LoadedModel
 from deployments.settings import Settings, parse_settings
 from tests.e2e.conftest import Deploy
 

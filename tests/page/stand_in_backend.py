@@ -10,7 +10,6 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from typing import Any
 
-from deployments.calls import AdapterCard, Clinic, GenerationCall, Outcome
 from deployments.engine.request import (
     ErrorInfo,
     FinishReason,
@@ -19,9 +18,9 @@ from deployments.engine.request import (
     TokenEvent,
     failed_event,
 )
-from deployments.operator_report import assemble
+from deployments.ingress.operator import TrafficLog, assemble
+from deployments.messages import AdapterCard, Clinic, GenerationCall, Outcome
 from deployments.settings import RouterLiveSettings
-from deployments.traffic import TrafficLog
 from router.policy import Alternative, Reason, Route
 
 ANSWER = (

@@ -9,7 +9,7 @@ import uvicorn
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from deployments.api import create_api
+from deployments.api.app import create_api
 from tests.page.stand_in_backend import StandInBackend
 
 

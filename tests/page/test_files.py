@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from deployments.pages import WEB_DIR
+from deployments.api.pages import WEB_DIR
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 MAX_TOTAL_BYTES = 150_000

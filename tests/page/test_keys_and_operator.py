@@ -4,7 +4,7 @@ import re
 import time
 from typing import TYPE_CHECKING
 
-from deployments.calls import Outcome
+from deployments.messages import Outcome
 from tests.page.conftest import OpenPage, ask, wait_until_answered
 from tests.page.stand_in_backend import ANSWER, held
 from tests.page.stand_in_clinic import StandInClinic

@@ -2,7 +2,7 @@
 
 import random
 
-from router.examples import OUT_OF_SCOPE, Example
+from router.training.examples import OUT_OF_SCOPE, Example
 
 WORDS = {
     "cardiology": ("heart palpitations angina", "coeur palpitations angine"),

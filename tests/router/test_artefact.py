@@ -75,8 +75,8 @@ def truncate_manifest(folder: Path) -> None:
 
 def other_width(folder: Path) -> None:
     """An encoder of another hidden size than the head was fitted on."""
-    from scripts.encoder_export import export
-    from scripts.encoder_model import Encoder
+    from scripts.router.encoder_export import export
+    from scripts.router.encoder_model import Encoder
 
     export(Encoder(120, 2, hidden=128, num_heads=2, num_layers=1).eval(), folder / ENCODER)
     replace(ENCODER, (folder / ENCODER).read_bytes())(folder)

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from router.classifier import MAX_EVIDENCE_CHARS, NUM_EVIDENCE, Classification, Classifier
+from router.classifier import MAX_EVIDENCE_CHARS, NUM_EVIDENCE, Classifier
+from router.policy import Classification
 from tests.router.small_questions import LABELS
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from router.features import Vector
+from router.features import NgramScores, Vector
 from router.head import MAX_LOG_ODDS, Head, Projection, log_odds, sigmoid, softmax
-from router.ngrams import NgramScores
 
 
 def head(temperature: float = 1.0, confidence: float = 0.0) -> Head:

@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.classifier import Classification, Scores
-from router.policy import Reason, Route, Thresholds, decide, decide_explicit
+from router.policy import Classification, Reason, Route, Scores, Thresholds, decide, decide_explicit
 
 THRESHOLDS = Thresholds(min_confidence=0.5, min_in_scope=0.4, min_margin=0.05)
 ADAPTERS = {"dermatology": "derm-1", "neurology": "neuro-2"}

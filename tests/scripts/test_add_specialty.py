@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from adapters.admin_client import ApiRefused
+from adapters.client import ApiRefused
 from router.artefact import WEIGHTS, load_artefact
 from router.versions import CURRENT, VERSIONS, read_current, resolve
 from scripts.add_specialty import main

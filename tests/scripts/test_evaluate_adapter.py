@@ -16,7 +16,7 @@ from adapters.base_models import resolve_base_model
 from adapters.catalog import load_catalog
 from adapters.prompting import Message, encode_example, encode_prompt
 from scripts import evaluate_adapter
-from scripts.answer_file import SYSTEMS, Answers, read_answers
+from scripts.evaluation.answers import SYSTEMS, Answers, read_answers
 from tests.tiny_models import load_model, make_adapter
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from router.examples import OUT_OF_SCOPE, Example
-from scripts import router_metrics, router_results, router_speed
+from router.training.examples import OUT_OF_SCOPE, Example
 from scripts.evaluate_router import main
-from scripts.router_perturbations import PERTURBATIONS
+from scripts.router_evaluation import metrics, results, speed
+from scripts.router_evaluation.perturbations import PERTURBATIONS
 from tests.router.small_questions import LABELS, small_questions
 from tests.tiny_encoder import tiny_artefact
 
@@ -103,12 +103,12 @@ def made(files: Files) -> tuple[str, str, dict[str, Any]]:
     """(Markdown, HTML, last line) of one run with both artefacts."""
     with pytest.MonkeyPatch.context() as patch:
         for module, name, value in (
-            (router_metrics, "NUM_EXPENSIVE", 20),
-            (router_speed, "NUM_SINGLE", 10),
-            (router_speed, "NUM_PAGES", 2),
-            (router_speed, "NUM_BATCHES", 1),
-            (router_speed, "NUM_LOADS", 1),
-            (router_results, "NUM_PERTURBED", 20),
+            (metrics, "NUM_EXPENSIVE", 20),
+            (speed, "NUM_SINGLE", 10),
+            (speed, "NUM_PAGES", 2),
+            (speed, "NUM_BATCHES", 1),
+            (speed, "NUM_LOADS", 1),
+            (results, "NUM_PERTURBED", 20),
         ):
             patch.setattr(module, name, value)
         notes = files["out"].parent.with_name("notes.md")

@@ -13,7 +13,8 @@ from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from scripts import merge_adapter, merge_checks, merged_folder
+from scripts import merge_adapter
+from scripts.lora import merge
 from tests.tiny_models import load_model, make_adapter
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -166,11 +167,11 @@ def test_a_merge_that_is_not_exact_is_refused(
 
 
 def test_other_answers_are_refused_in_float32_and_counted_in_bfloat16() -> None:
-    before = merge_checks.Seen([[1], [2]], [torch.ones(1, 3)] * 2, 1.0)
-    after = merge_checks.Seen([[1], [3]], [torch.ones(1, 3)] * 2, 1.0)
-    with pytest.raises(merge_checks.MergeError, match="greedy answer to prompt 2 differs"):
-        merge_checks.check_parity(before, after, "float32")
-    assert merge_checks.check_parity(before, after, "bfloat16")["equal_answers"] == "1 of 2"
+    before = merge.Seen([[1], [2]], [torch.ones(1, 3)] * 2, 1.0)
+    after = merge.Seen([[1], [3]], [torch.ones(1, 3)] * 2, 1.0)
+    with pytest.raises(merge.MergeError, match="greedy answer to prompt 2 differs"):
+        merge.check_parity(before, after, "float32")
+    assert merge.check_parity(before, after, "bfloat16")["equal_answers"] == "1 of 2"
 
 
 def test_a_folder_that_reads_back_differently_is_refused(
@@ -180,8 +181,8 @@ def test_a_folder_that_reads_back_differently_is_refused(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """As if a weight were not saved: the plain base is read instead."""
-    load = merged_folder.load_base
-    monkeypatch.setattr(merged_folder, "load_base", lambda path, *rest: load(tiny_llama_dir, *rest))
+    load = merge.load_base
+    monkeypatch.setattr(merge, "load_base", lambda path, *rest: load(tiny_llama_dir, *rest))
     folder = adapters(tiny_llama_dir, tmp_path)[0]
     assert run(tiny_llama_dir, tmp_path / "out", [folder]) == 2
     assert "the written model's logits differ" in capsys.readouterr().err
@@ -218,7 +219,7 @@ def test_a_full_disk(
     (out / "old").write_text("kept")
     small = SimpleNamespace(free=1000)
     with monkeypatch.context() as patch:
-        patch.setattr(merged_folder.shutil, "disk_usage", lambda _: small)
+        patch.setattr(merge.shutil, "disk_usage", lambda _: small)
         assert run(tiny_llama_dir, out, [folder], "--overwrite") == 2
     assert "0 MiB are free" in capsys.readouterr().err
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from scripts import prepare_medical_dataset
-from scripts.dataset_record import plain_words
+from scripts.datasets.record import plain_words
 
 NUM_DISEASES = 40  # of dermatology, three questions each
 ANSWER = (

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from scripts.prepare_router_dataset import is_terminology, main, split_entries
-from scripts.router_entry import Entry
-from tests.scripts.tiny_router_sources import make_tiny_sources, write_lines
+from scripts.router.entry import Entry
+from tests.scripts.router.tiny_sources import make_tiny_sources, write_lines
 
 Row = dict[str, Any]
 

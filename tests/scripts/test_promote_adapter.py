@@ -15,8 +15,10 @@ from safetensors.torch import load_file, save_file
 from adapters.base_models import sha256_of
 from adapters.catalog import load_catalog
 from adapters.loading import check_catalogued
-from scripts import adapter_hub, catalog_file, promote_adapter
-from scripts.adapter_hub import HubError
+from scripts import promote_adapter
+from scripts.lora import catalog_file
+from scripts.lora import hub as adapter_hub
+from scripts.lora.hub import HubError
 from tests.tiny_models import make_adapter
 
 WEIGHTS = "adapter_model.safetensors"

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from scripts import report_adapters
-from scripts.answer_file import SYSTEMS
-from scripts.answer_scores import score
-from scripts.report_figures import pooled, read_results, verdict
-from scripts.training_data import load_pairs
-from tests.scripts.test_answer_scores import answers, good_adapter, row
+from scripts.datasets.record import load_pairs
+from scripts.evaluation.answers import SYSTEMS
+from scripts.evaluation.figures import pooled, read_results, verdict
+from scripts.evaluation.scores import score
+from tests.scripts.evaluation.test_scores import answers, good_adapter, row
 
 NUM = 12
 SECRET = "wintergreen"  # stands in every reference and in no answer of the models

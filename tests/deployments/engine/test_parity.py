@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 import torch
 
-from deployments.engine.fast import FastDecoder
-from deployments.engine.kernels import are_fused
-from deployments.engine.pretrained import Family, load_pretrained
+from deployments.engine.decoder_factory import FastLimits, build_decoder
+from deployments.engine.kernels.lora import are_fused
+from deployments.engine.model_loader import Family, load_pretrained
+from deployments.engine.model_runner import FastDecoder
 from deployments.engine.request import Request, SamplingParams
-from deployments.engine.selection import FastLimits, build_decoder
 from tests.deployments.engine.rows_by_hand import Run, run_rows
 from tests.oracle import Oracle
 from tests.tiny_models import (

@@ -1,0 +1,1 @@
+"""HTTP: routes, requests, replies, keys and limits. No ray, no torch."""

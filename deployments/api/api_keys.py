@@ -1,0 +1,240 @@
+"""The key file, `<state_dir>/keys.json`: read, and changed by one writer at a time.
+
+JSON and not YAML: a JSON file that was cut off never parses, while half a YAML list is a shorter
+list. A change takes the lock (`keys.lock`), reads, writes a temporary file beside it, syncs it and
+renames it, so a reader sees the old file or the new one, and two writers lose nothing.
+
+API keys: how one looks, how it is kept, and how a presented one is recognised.
+
+A key is `pc-ID-SECRET`: ID is public (12 hex digits, it names the key in lists and limits), SECRET
+is 32 random bytes. What is kept is the SHA-256 of the whole key. A slow, salted hash (bcrypt,
+Argon2) protects passwords, which can be guessed: 256 random bits cannot, however fast the hash, so
+it would only cost every request a tenth of a second.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import hmac
+import json
+import os
+import re
+import secrets
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+KeyKind = Literal["user", "admin"]
+
+_SHAPE = re.compile(r"pc-([0-9a-f]{12})-[A-Za-z0-9_-]{43}")
+_NUM_SECRET_BYTES = 32
+# What an unknown id is compared with, so that it takes as long as a known one.
+_NO_HASH = "0" * 64
+
+
+class KeyRecord(BaseModel):
+    """One key as the key file keeps it. `None` limits: the router's own default applies."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    id: Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", repr=False)]
+    kind: KeyKind
+    name: Annotated[str, Field(max_length=80)] = ""
+    created: Annotated[str, Field(max_length=40)]  # ISO 8601, UTC
+    revoked: Annotated[str, Field(max_length=40)] | None = None
+    requests_per_minute: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    tokens_per_minute: Annotated[int, Field(ge=1, le=1_000_000_000)] | None = None
+    max_concurrent: Annotated[int, Field(ge=1, le=1024)] | None = None
+
+    @property
+    def is_active(self) -> bool:
+        return self.revoked is None
+
+
+class KeyTable:
+    """The keys in force. Never changed; a new file is a new table."""
+
+    def __init__(self, records: Iterable[KeyRecord] = ()) -> None:
+        self._active = {record.id: record for record in records if record.is_active}
+
+    def __len__(self) -> int:
+        return len(self._active)
+
+    @property
+    def ids(self) -> frozenset[str]:
+        return frozenset(self._active)
+
+    @property
+    def num_admins(self) -> int:
+        return sum(record.kind == "admin" for record in self._active.values())
+
+    def find(self, presented: str) -> KeyRecord | None:
+        """The active key that `presented` is, or None. The secret is compared in constant time."""
+        shaped = _SHAPE.fullmatch(presented)
+        if shaped is None:
+            return None
+        record = self._active.get(shaped.group(1))
+        expected = record.sha256 if record else _NO_HASH
+        return record if hmac.compare_digest(hash_key(presented), expected) else None
+
+
+def new_key(
+    kind: KeyKind,
+    *,
+    name: str = "",
+    requests_per_minute: int | None = None,
+    tokens_per_minute: int | None = None,
+    max_concurrent: int | None = None,
+) -> tuple[str, KeyRecord]:
+    """(the key, shown to its owner once; the record to keep).
+
+    Raises:
+        pydantic.ValidationError: a limit or the name is out of bounds.
+    """
+    key_id = secrets.token_hex(6)
+    key = f"pc-{key_id}-{secrets.token_urlsafe(_NUM_SECRET_BYTES)}"
+    record = KeyRecord(
+        id=key_id,
+        sha256=hash_key(key),
+        kind=kind,
+        name=name,
+        created=now(),
+        requests_per_minute=requests_per_minute,
+        tokens_per_minute=tokens_per_minute,
+        max_concurrent=max_concurrent,
+    )
+    return key, record
+
+
+def hash_key(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+FILE_NAME = "keys.json"
+MAX_KEYS = 10_000
+_MAX_FILE_BYTES = 16 * 2**20
+
+Stamp = tuple[int, int, int]
+
+
+class KeyFileError(ValueError):
+    """The key file cannot be used. The message names what is wrong, never what it holds."""
+
+
+class _KeyFile(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    format: Literal[1] = 1
+    keys: Annotated[list[KeyRecord], Field(max_length=MAX_KEYS)]
+
+
+class KeyStore:
+    """Args: folder: the state directory; it is made on the first change, for its owner only."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / FILE_NAME
+
+    def stamp(self) -> Stamp | None:
+        """Changes whenever the file is replaced or written; None: there is no file.
+
+        Raises:
+            OSError: the folder cannot be looked at.
+        """
+        try:
+            found = os.stat(self.path)
+        except FileNotFoundError:
+            return None
+        return found.st_mtime_ns, found.st_size, found.st_ino
+
+    def read(self) -> tuple[KeyRecord, ...]:
+        """All records, revoked ones too; none when there is no file.
+
+        Raises:
+            KeyFileError: unreadable, cut off, or not a key file.
+        """
+        try:
+            with open(self.path, "rb") as file:
+                content = file.read(_MAX_FILE_BYTES + 1)
+        except FileNotFoundError:
+            return ()
+        except OSError as error:
+            raise KeyFileError(f"{FILE_NAME}: cannot be read ({error.strerror})") from None
+        if len(content) > _MAX_FILE_BYTES:
+            raise KeyFileError(f"{FILE_NAME}: is larger than {_MAX_FILE_BYTES} bytes")
+        return _parsed(content)
+
+    def change(
+        self, edit: Callable[[tuple[KeyRecord, ...]], Sequence[KeyRecord]]
+    ) -> tuple[KeyRecord, ...]:
+        """Replace the records by `edit(records)`, with no other writer in between.
+
+        Raises:
+            KeyFileError: the file is corrupt, and so is left as it is; or there are too many keys.
+            OSError: the folder cannot be written.
+        """
+        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with self._locked():
+            changed = tuple(edit(self.read()))
+            if len(changed) > MAX_KEYS:
+                raise KeyFileError(
+                    f"{FILE_NAME}: {len(changed)} keys; at most {MAX_KEYS} are kept: use another "
+                    "state_dir, or take revoked ones out of the file"
+                )
+            document = {"format": 1, "keys": [record.model_dump() for record in changed]}
+            self._replace(json.dumps(document, indent=1).encode() + b"\n")
+        return changed
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        descriptor = os.open(self.path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _replace(self, content: bytes) -> None:
+        # mkstemp's files are 0600, and the rename keeps that.
+        descriptor, temporary = tempfile.mkstemp(prefix=".keys-", dir=self.path.parent)
+        try:
+            with open(descriptor, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, self.path)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+            raise
+        folder = os.open(self.path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def _parsed(content: bytes) -> tuple[KeyRecord, ...]:
+    try:
+        document = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        place = f" (line {error.lineno})" if isinstance(error, json.JSONDecodeError) else ""
+        raise KeyFileError(f"{FILE_NAME}: is cut off, or is not JSON{place}") from None
+    try:
+        records = _KeyFile.model_validate(document).keys
+    except ValidationError as error:
+        problems = error.errors(include_input=False, include_url=False)
+        lines = [f"{'.'.join(map(str, p['loc'])) or 'file'}: {p['msg']}" for p in problems[:5]]
+        raise KeyFileError(f"{FILE_NAME}: {'; '.join(lines)}") from None
+    ids = [record.id for record in records]
+    if len(set(ids)) < len(ids):
+        raise KeyFileError(f"{FILE_NAME}: an id stands there twice; keep one of each")
+    return tuple(records)

@@ -1,0 +1,168 @@
+"""Is this something that the clinic can read? Length, characters, script, known names.
+
+Refusing is kinder than answering nonsense: the router reads French and English, so a text without
+a single Latin letter would be classified from nothing. Emoji inside a sentence are fine.
+
+What a client asks of one answer, within this server's limits: tokens, sampling, time.
+"""
+
+import re
+import unicodedata
+from collections.abc import Collection
+
+from deployments.api.protocol import ApiError, OpenAIRequest
+from deployments.engine.request import SamplingParams
+from deployments.messages import Clinic
+from deployments.settings import nearest
+
+# Control characters (Cc) but tab and line breaks, and halves of surrogate pairs (Cs).
+_NOT_ALLOWED = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+def check_text(param: str, text: str, *, max_chars: int) -> None:
+    """Refuse an empty, overlong or unreadable text.
+
+    Args:
+        param: the field's name, for the message.
+        max_chars: characters (code points) allowed.
+
+    Raises:
+        ApiError: 400 naming the field, what was found, and what is allowed.
+    """
+    if not text.strip():
+        raise ApiError(400, "empty_text", f"{param}: empty; write a question in words", param=param)
+    check_length(param, len(text), max_chars=max_chars)
+    check_characters(param, text)
+    if any(character.isalpha() and _is_latin(character) for character in text):
+        return
+    letters = [character for character in text if character.isalpha()]
+    found = _script(letters[0]) if letters else "no letters at all"
+    raise ApiError(
+        400,
+        "unsupported_script",
+        f"{param}: no letter of the Latin alphabet (found {found}); "
+        "this clinic reads questions in English and French",
+        param=param,
+        detail={"allowed": ["en", "fr"]},
+    )
+
+
+def check_length(param: str, num_chars: int, *, max_chars: int) -> None:
+    """Raises ApiError (400) with both numbers when a text is too long."""
+    if num_chars > max_chars:
+        raise ApiError(
+            400,
+            "text_too_long",
+            f"{param}: {num_chars} characters; at most {max_chars} are accepted: shorten it",
+            param=param,
+            detail={"limit": max_chars},
+        )
+
+
+def check_characters(param: str, text: str) -> None:
+    """Raises ApiError (400) at the first control character or lone surrogate."""
+    found = _NOT_ALLOWED.search(text)
+    if found:
+        raise ApiError(
+            400,
+            "invalid_character",
+            f"{param}: character U+{ord(found.group()):04X} at position {found.start()} is not "
+            "allowed; allowed are printable characters, tab and line breaks",
+            param=param,
+        )
+
+
+def check_count(param: str, count: int, limit: int) -> None:
+    """Raises ApiError (400) with both numbers when there are too many."""
+    if count > limit:
+        raise ApiError(
+            400,
+            "too_many",
+            f"{param}: {count} given; at most {limit} in one request",
+            param=param,
+            detail={"limit": limit},
+        )
+
+
+def check_known(param: str, value: str, choices: Collection[str]) -> None:
+    """Raises ApiError (404) with the nearest and all the known names."""
+    if value not in choices:
+        shown = ascii(value[:60])
+        hint = nearest(value[:60], choices).replace("valid keys", "known")
+        raise ApiError(
+            404,
+            f"{param}_not_found",
+            f"{param}: {shown} is not known; {hint}",
+            param=param,
+            detail={"allowed": sorted(choices)},
+        )
+
+
+def _is_latin(character: str) -> bool:
+    return character.isascii() or _script(character) == "LATIN"
+
+
+def _script(character: str) -> str:
+    """The first word of the character's Unicode name, such as LATIN, ARABIC, CJK."""
+    return unicodedata.name(character, "UNKNOWN").split(" ")[0]
+
+
+def sampling_of(asked: OpenAIRequest, clinic: Clinic) -> SamplingParams:
+    """Greedy unless a temperature above 0 is given.
+
+    Raises:
+        ApiError: 400 naming the field and the limit.
+    """
+    param, value = asked.num_tokens_asked
+    max_tokens = max_tokens_of(param, value, clinic)
+    min_tokens = asked.min_tokens or 0
+    if min_tokens > max_tokens:
+        raise ApiError(
+            400,
+            "invalid_value",
+            f"min_tokens: {min_tokens} is above the longest answer of {max_tokens} tokens: lower "
+            f"it, or raise {param}",
+            param="min_tokens",
+            detail={"limit": max_tokens},
+        )
+    stop = asked.stop_strings
+    if "" in stop:
+        raise ApiError(400, "invalid_value", "stop: holds an empty string", param="stop")
+    return SamplingParams(
+        max_tokens=max_tokens,
+        temperature=asked.temperature or 0.0,
+        top_p=asked.top_p or 1.0,
+        seed=asked.seed,
+        stop=stop,
+        top_k=asked.top_k or 0,
+        repetition_penalty=asked.repetition_penalty or 1.0,
+        min_tokens=min_tokens,
+    )
+
+
+def max_tokens_of(param: str, value: int | None, clinic: Clinic) -> int:
+    """The longest answer in tokens; raises ApiError (400) above the server's limit."""
+    if value is None:
+        return clinic.default_output_tokens
+    if value > clinic.max_output_tokens:
+        raise _above(param, value, clinic.max_output_tokens)
+    return value
+
+
+def timeout_of(value: float | None, max_timeout_s: float) -> float:
+    """Seconds that an answer may take; raises ApiError (400) above the server's limit."""
+    if value is None:
+        return max_timeout_s
+    if value > max_timeout_s:
+        raise _above("timeout_s", value, max_timeout_s)
+    return value
+
+
+def _above(param: str, value: float, limit: float) -> ApiError:
+    return ApiError(
+        400,
+        "invalid_value",
+        f"{param}: {value} is above this server's limit of {limit:g}",
+        param=param,
+        detail={"limit": limit},
+    )

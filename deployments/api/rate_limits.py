@@ -1,0 +1,165 @@
+"""What one key may use: requests and tokens a minute, and requests at the same time.
+
+Both rates are token buckets: a bucket holds one minute's worth, fills steadily and starts full, so
+a key that was idle may use a minute's worth at once, and over any stretch no more than that plus
+the rate. A request takes 1 from its bucket. Tokens (prompt and generated) are charged when the
+answer has ended, since nobody knows earlier how many there will be: the bucket may go below zero,
+and then the key waits until it is above zero again.
+
+Limits are those of one router replica: with N replicas a key may use up to N times as much.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from deployments.api.api_keys import KeyKind, KeyRecord
+
+CONCURRENT_RETRY_S = 1  # nobody knows when another request of the key ends
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """None: no limit. Rates are per minute."""
+
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    max_concurrent: int | None = None
+
+    def of(self, record: KeyRecord) -> "Limits":
+        """The key's own limits, and these where it has none."""
+        return Limits(
+            record.requests_per_minute or self.requests_per_minute,
+            record.tokens_per_minute or self.tokens_per_minute,
+            record.max_concurrent or self.max_concurrent,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Excess:
+    """Why a request is not admitted. `limit` names the setting, `allowed` its value."""
+
+    limit: str
+    allowed: int
+    retry_after_s: int
+
+
+class Bucket:
+    """A token bucket. `capacity` may change while it is in use. Not thread-safe.
+
+    Args:
+        clock: seconds, monotonic.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._capacity: int | None = None
+        self._level = 0.0
+        self._filled_at = clock()
+
+    def level(self, capacity: int) -> float:
+        """What is in it now; below zero when more was taken than there was."""
+        now = self._clock()
+        if self._capacity is None:
+            self._level = float(capacity)
+        elif self._capacity != capacity:  # keep the share that was left
+            self._level *= capacity / self._capacity
+        self._capacity = capacity
+        gained = (now - self._filled_at) * capacity / 60
+        self._level = min(float(capacity), self._level + gained)
+        self._filled_at = now
+        return self._level
+
+    def take(self, amount: float) -> None:
+        self._level -= amount
+
+    def seconds_until(self, level: float, capacity: int) -> float:
+        """Until it holds `level`, at the rate of `capacity` a minute."""
+        return max(0.0, (level - self.level(capacity)) * 60 / capacity)
+
+
+class KeyUsage:
+    """The running account of one key on this replica."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.num_running = 0
+        self._requests = Bucket(clock)
+        self._tokens = Bucket(clock)
+
+    def admit(self, limits: Limits) -> Excess | None:
+        """Count a request in, or say which limit it is over. `end` must follow an admission."""
+        if limits.max_concurrent is not None and self.num_running >= limits.max_concurrent:
+            return Excess("max_concurrent", limits.max_concurrent, CONCURRENT_RETRY_S)
+        rate = limits.tokens_per_minute
+        if rate is not None and self._tokens.level(rate) <= 0:
+            # One token more than nothing: at exactly zero the next request would be refused too.
+            wait_s = self._tokens.seconds_until(1, rate)
+            return Excess("tokens_per_minute", rate, math.ceil(wait_s))
+        rate = limits.requests_per_minute
+        if rate is not None:
+            if self._requests.level(rate) < 1:
+                wait_s = self._requests.seconds_until(1, rate)
+                return Excess("requests_per_minute", rate, max(1, math.ceil(wait_s)))
+            self._requests.take(1)
+        self.num_running += 1
+        return None
+
+    def end(self) -> None:
+        self.num_running -= 1
+
+    def charge(self, num_tokens: int, limits: Limits) -> None:
+        if limits.tokens_per_minute is not None:
+            self._tokens.level(limits.tokens_per_minute)
+            self._tokens.take(num_tokens)
+
+    def headers(self, limits: Limits) -> list[tuple[bytes, bytes]]:
+        """`x-ratelimit-{limit,remaining,reset}-{requests,tokens}`, for the limits that there are.
+        `reset` is the time until the bucket is full again, as in OpenAI's API: `1.25s`."""
+        found: list[tuple[bytes, bytes]] = []
+        for what, rate, bucket in (
+            (b"requests", limits.requests_per_minute, self._requests),
+            (b"tokens", limits.tokens_per_minute, self._tokens),
+        ):
+            if rate is None:
+                continue
+            remaining = max(0, math.floor(bucket.level(rate)))
+            reset_s = bucket.seconds_until(rate, rate)
+            found += [
+                (b"x-ratelimit-limit-" + what, b"%d" % rate),
+                (b"x-ratelimit-remaining-" + what, b"%d" % remaining),
+                (b"x-ratelimit-reset-" + what, b"%.2fs" % reset_s),
+            ]
+        return found
+
+
+class Caller:
+    """Who asks: lies in `scope["state"]["caller"]` of an authenticated request."""
+
+    def __init__(self, key_id: str, kind: KeyKind, usage: KeyUsage, limits: Limits) -> None:
+        self.key_id = key_id
+        self.kind = kind
+        self.usage = usage
+        self.limits = limits
+
+    def charge(self, num_tokens: int) -> None:
+        """The answer has ended: prompt and generated tokens count against the key's minute."""
+        self.usage.charge(num_tokens, self.limits)
+
+
+class Ledger:
+    """The accounts of all keys that were used on this replica. One event loop uses it."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._usages: dict[str, KeyUsage] = {}
+
+    def usage(self, key_id: str) -> KeyUsage:
+        found = self._usages.get(key_id)
+        if found is None:
+            found = self._usages[key_id] = KeyUsage(self._clock)
+        return found
+
+    def forget_all_but(self, key_ids: Iterable[str]) -> None:
+        """Drop the accounts of keys that are no longer in force."""
+        kept = frozenset(key_ids)
+        self._usages = {key: usage for key, usage in self._usages.items() if key in kept}

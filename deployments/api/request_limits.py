@@ -1,0 +1,117 @@
+"""Size and time limits on a request before anybody parses it, and the end of WebSockets here.
+
+Ray's proxy limits none of this (docs/decisions.md): its uvicorn takes headers of any size, and
+hands a request on as soon as its headers are there, so a client that never finishes its body would
+hold a place until it leaves.
+"""
+
+import asyncio
+from collections.abc import Callable
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from deployments.api.protocol import ApiError
+from deployments.api.refusal import refuse
+
+MAX_HEADERS = 100
+MAX_HEADER_BYTES = 32 * 1024  # all names and values together
+MAX_TARGET_BYTES = 8 * 1024  # path and query string
+_POLICY_VIOLATION = 1008
+# The rest of the request would be read as the next one otherwise.
+_CLOSE = {"connection": "close"}
+
+
+class RequestLimits:
+    """Refuses with 400, 414 and 431, and with 408 when the body takes longer than body_timeout_s().
+
+    The 408 is raised where the application reads the body: it answers errors of that kind anyway.
+    """
+
+    def __init__(self, app: ASGIApp, body_timeout_s: Callable[[], float]) -> None:
+        self._app = app
+        self._body_timeout_s = body_timeout_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": _POLICY_VIOLATION})
+            return
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        error = _malformed(scope) or _excess(scope)
+        if error:
+            await refuse(error, scope, receive, send)
+            return
+        await self._app(scope, _TimedBody(receive, self._body_timeout_s()), send)
+
+
+class _TimedBody:
+    """`receive` with a deadline for the whole body; after it, a disconnect may be awaited forever.
+
+    Raises:
+        ApiError: 408, from the call that would have waited past the deadline; 400 where the client
+            left before its body was complete (nobody reads it, but nothing unexpected happened).
+    """
+
+    def __init__(self, receive: Receive, timeout_s: float) -> None:
+        self._receive = receive
+        self._timeout_s = timeout_s
+        self._deadline: float | None = None
+        self._is_complete = False
+
+    async def __call__(self) -> Message:
+        if self._is_complete:
+            return await self._receive()
+        if self._deadline is None:
+            self._deadline = asyncio.get_running_loop().time() + self._timeout_s
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                message = await self._receive()
+        except TimeoutError:
+            self._is_complete = True
+            raise ApiError(
+                408,
+                "body_timeout",
+                f"the body was not complete within {self._timeout_s:g} s: send it at once",
+                headers=_CLOSE,
+            ) from None
+        self._is_complete = not message.get("more_body", False)
+        if message["type"] == "http.disconnect":
+            raise ApiError(400, "client_left", "the connection ended before the body did")
+        return message
+
+
+def _malformed(scope: Scope) -> ApiError | None:
+    if scope.get("query_string", b"").isascii():
+        return None
+    return ApiError(  # Starlette would fail on it where it builds the URL
+        400,
+        "invalid_value",
+        "the query string holds bytes that are not ASCII: percent-encode them",
+        param="query",
+    )
+
+
+def _excess(scope: Scope) -> ApiError | None:
+    num_target_bytes = len(scope.get("raw_path") or scope["path"].encode())
+    num_target_bytes += len(scope.get("query_string", b""))
+    if num_target_bytes > MAX_TARGET_BYTES:
+        return ApiError(
+            414,
+            "uri_too_long",
+            f"path and query are {num_target_bytes} bytes; at most {MAX_TARGET_BYTES} are accepted",
+            detail={"limit": MAX_TARGET_BYTES},
+            headers=_CLOSE,
+        )
+    headers = scope["headers"]
+    num_header_bytes = sum(len(name) + len(value) for name, value in headers)
+    if len(headers) <= MAX_HEADERS and num_header_bytes <= MAX_HEADER_BYTES:
+        return None
+    return ApiError(
+        431,
+        "headers_too_large",
+        f"{len(headers)} headers of {num_header_bytes} bytes; at most {MAX_HEADERS} of "
+        f"{MAX_HEADER_BYTES} bytes are accepted",
+        detail={"limit": MAX_HEADER_BYTES, "limit_count": MAX_HEADERS},
+        headers=_CLOSE,
+    )

@@ -1,0 +1,1 @@
+"""Attention over prompts and over cached keys and values."""

@@ -1,0 +1,138 @@
+"""The prompt tokens of one step, side by side: what they are, where they go, what they may see."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from deployments.engine.attention.kv_cache import KvCache
+from deployments.engine.kernels.attention import (
+    Segment,
+    prompt_attention,
+    prompt_attention_twin,
+    prompt_blocks,
+    segment_mask,
+)
+from deployments.engine.kernels.lora import are_fused
+from deployments.engine.scheduler import Chunk
+
+
+class PromptAttention(Protocol):
+    """Every prompt's tokens over that prompt alone."""
+
+    def attend(
+        self,
+        q: torch.Tensor,
+        keys_values: torch.Tensor,
+        *,
+        bias: torch.Tensor | None = None,
+        scale: float,
+        is_causal: bool,
+    ) -> torch.Tensor:
+        """q (T, H * G, D), keys_values (S, 2, H, D), bias (H * G, 2 P - 1) -> (T, H * G * D)."""
+
+
+class SegmentAttention:
+    """By torch, one prompt after the other, on any device."""
+
+    def __init__(self, segments: Sequence[Segment]) -> None:
+        self._segments = segments
+        # Built by the first layer that asks, the same for all layers.
+        self._masks: list[torch.Tensor | None] | None = None
+
+    def attend(
+        self,
+        q: torch.Tensor,
+        keys_values: torch.Tensor,
+        *,
+        bias: torch.Tensor | None = None,
+        scale: float,
+        is_causal: bool,
+    ) -> torch.Tensor:
+        if self._masks is None:
+            self._masks = [
+                segment_mask(segment, bias, is_causal=is_causal, device=q.device)
+                for segment in self._segments
+            ]
+        return prompt_attention_twin(
+            q, keys_values, self._segments, self._masks, scale=scale, is_causal=is_causal
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class BlockAttention:
+    """By one kernel for all prompts; `blocks` (n, 5) are on the device."""
+
+    blocks: torch.Tensor
+
+    def attend(
+        self,
+        q: torch.Tensor,
+        keys_values: torch.Tensor,
+        *,
+        bias: torch.Tensor | None = None,
+        scale: float,
+        is_causal: bool,
+    ) -> torch.Tensor:
+        return prompt_attention(
+            q, keys_values, self.blocks, bias=bias, scale=scale, is_causal=is_causal
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PromptBatch:
+    """tokens, positions, where: (T,), `where` in the key/value memory."""
+
+    tokens: torch.Tensor
+    positions: torch.Tensor
+    where: torch.Tensor
+    attention: PromptAttention
+
+
+@dataclass(frozen=True, slots=True)
+class PromptInputs:
+    """As PromptBatch, on the host. lines: (4, T): tokens, positions, where, each token's slot."""
+
+    lines: torch.Tensor
+    segments: Sequence[Segment]
+
+    @property
+    def num_tokens(self) -> int:
+        return self.lines.shape[1]
+
+    def on(self, device: torch.device) -> PromptBatch:
+        tokens, positions, where, _ = self.lines.to(device).unbind()
+        attention: PromptAttention = SegmentAttention(self.segments)
+        if are_fused(device.type):
+            attention = BlockAttention(prompt_blocks(self.segments).to(device))
+        return PromptBatch(tokens, positions, where, attention)
+
+
+def prompt_inputs(
+    chunks: Sequence[Chunk], slots: Sequence[int], cache: KvCache, *, keeps_at_end: bool
+) -> PromptInputs:
+    """What the chunks are made of.
+
+    Args:
+        slots: of each chunk's row.
+        keeps_at_end: an encoder-decoder: prompts are read whole, see themselves, and are kept
+            against the end of their rows. Otherwise a prompt goes on from what its row holds.
+    """
+    pieces, segments, first = [], [], 0
+    for chunk, slot in zip(chunks, slots, strict=True):
+        begin, count = cache.starts[chunk.row], chunk.stop - chunk.start
+        kept = begin + cache.capacities[chunk.row] - chunk.stop if keeps_at_end else begin
+        piece = torch.empty((4, count), dtype=torch.long)
+        piece[0] = torch.tensor(chunk.request.prompt_ids[chunk.start : chunk.stop])
+        piece[1] = torch.arange(chunk.start, chunk.stop)
+        piece[2] = piece[1] + kept
+        piece[3] = slot
+        pieces.append(piece)
+        segments.append(
+            Segment(first, count, 0, first, count)
+            if keeps_at_end
+            else Segment(first, count, chunk.start, begin, chunk.stop)
+        )
+        first += count
+    return PromptInputs(torch.cat(pieces, 1), segments)

@@ -1,0 +1,239 @@
+"""Steps as CUDA graphs: one launch instead of hundreds.
+
+A graph has fixed shapes, so there is one for each bucket of sizes, captured when it is first
+needed, or by `warm_up` before the first request. Everything that changes from step to step lies in
+small tensors that are copied to the device before a replay; unused places of a bucket point to a
+scratch row. The picked token stays on the device, where the next replay finds it.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from deployments.engine.attention.decode import DecodeBatch, KernelAttention
+from deployments.engine.attention.kv_cache import KvCache
+from deployments.engine.attention.prefill import BlockAttention, PromptBatch, PromptInputs
+from deployments.engine.kernels.attention import PROMPT_ROWS, prompt_blocks
+from deployments.engine.lora.pool import LoraBank
+from deployments.engine.models.base import Network
+
+SCRATCH_POSITIONS = 16  # capacity of the row that unused places write to
+_PROMPT_BUCKETS = (64, 128, 256, 512, 1024)  # tokens; more are not bound by their launches
+_PROMPTS = 16  # in one graph
+
+
+@dataclass(frozen=True, slots=True)
+class RowInputs:
+    """What the host tells a step about one row."""
+
+    row: int
+    position: int
+    num_prompt_tokens: int
+    slot: int
+
+
+class _Captures:
+    """Graphs of one function by size, and the results that each leaves behind.
+
+    Without CUDA, which is where the kernels run in Triton's interpreter, the function just runs.
+    """
+
+    def __init__(
+        self,
+        bank: LoraBank,
+        step: Callable[[int], tuple[torch.Tensor, ...]],
+        device: torch.device,
+    ) -> None:
+        self._bank, self._step = bank, step
+        self._can_capture = device.type == "cuda"
+        self._graphs: dict[int, tuple[Any, tuple[torch.Tensor, ...]]] = {}
+        self._layout = bank.layout
+        self._pool: Any = None
+
+    def replay(
+        self, size: int, fill: Callable[[], None], fill_idle: Callable[[], None]
+    ) -> tuple[torch.Tensor, ...]:
+        """Run the step of this size with the inputs that `fill` puts in place.
+
+        A capture runs on what `fill_idle` gives, so that it changes nothing that is used.
+        """
+        if not self._can_capture:
+            fill()
+            return self._step(size)
+        if self._layout != self._bank.layout:  # its stacks moved: the graphs read freed memory
+            self._graphs.clear()
+            self._pool = None  # it went with the last graph
+            self._layout = self._bank.layout
+        if size not in self._graphs:
+            fill_idle()
+            self._graphs[size] = self._capture(size)
+        fill()
+        graph, results = self._graphs[size]
+        graph.replay()
+        return results
+
+    def _capture(self, size: int) -> tuple[Any, tuple[torch.Tensor, ...]]:
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(2):
+                self._step(size)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            results = self._step(size)
+        self._pool = self._pool or graph.pool()
+        return graph, results
+
+
+class DecodeGraphs:
+    """The captured decode steps of one decoder.
+
+    Args:
+        cache: its last row is the scratch row.
+        tokens: (rows,) the newest token of every row, the scratch row included.
+    """
+
+    def __init__(
+        self, network: Network, cache: KvCache, bank: LoraBank, tokens: torch.Tensor
+    ) -> None:
+        self._network, self._cache, self._bank, self._tokens = network, cache, bank, tokens
+        self._scratch = len(cache.capacities) - 1
+        self._buckets = _buckets(self._scratch)
+        shape = (6, self._buckets[-1])
+        self._inputs = torch.zeros(shape, dtype=torch.long, device=network.device)
+        self._captures = _Captures(bank, self._step, network.device)
+
+    def warm_up(self) -> None:
+        """Capture every bucket."""
+        for bucket in reversed(self._buckets):
+            self._replay((), bucket)
+
+    def replay(self, rows: Sequence[RowInputs]) -> tuple[torch.Tensor, torch.Tensor]:
+        """One step: logits (B, V) and the largest logits' tokens (B,), both valid until the next
+        replay. The tokens are in place for the next step already."""
+        bucket = next(size for size in self._buckets if size >= len(rows))
+        logits, tokens = self._replay(rows, bucket)
+        return logits[: len(rows)], tokens[: len(rows)]
+
+    def replay_scratch(self, token: int, num_prompt_tokens: int, slot: int) -> torch.Tensor:
+        """Logits (1, V) of `token` as the first of an answer in the scratch row."""
+        row, size = RowInputs(self._scratch, 0, num_prompt_tokens, slot), self._buckets[0]
+
+        def fill() -> None:
+            self._tokens[self._scratch] = token  # after a capture, which leaves its own there
+            self._fill((row,), size)
+
+        return self._captures.replay(size, fill, lambda: self._fill((), size))[0]
+
+    def _replay(self, rows: Sequence[RowInputs], bucket: int) -> tuple[torch.Tensor, ...]:
+        return self._captures.replay(
+            bucket, lambda: self._fill(rows, bucket), lambda: self._fill((), bucket)
+        )
+
+    def _fill(self, rows: Sequence[RowInputs], bucket: int) -> None:
+        starts, capacities = self._cache.starts, self._cache.capacities
+        lines = [
+            (
+                at.row,
+                at.position,
+                starts[at.row],
+                starts[at.row] + capacities[at.row],
+                at.num_prompt_tokens,
+                at.slot,
+            )
+            for at in rows
+        ]
+        scratch = self._scratch
+        idle = (scratch, 0, starts[scratch], starts[scratch] + capacities[scratch], 1, 0)
+        lines += [idle] * (bucket - len(rows))
+        _send(torch.tensor(lines).t().contiguous(), self._inputs[:, :bucket])
+
+    def _step(self, bucket: int) -> tuple[torch.Tensor, torch.Tensor]:
+        rows, positions, starts, ends, prompts, slots = self._inputs[:, :bucket].unbind()
+        attention = KernelAttention(self._cache, starts, ends, positions, prompts)
+        route = self._bank.kernel_route(slots)
+        batch = DecodeBatch(self._tokens[rows], attention)
+        logits = self._network.logits(self._network.decode(self._cache, batch, route))
+        tokens = logits.argmax(-1)
+        self._tokens.index_copy_(0, rows, tokens)
+        return logits, tokens
+
+
+class PromptGraphs:
+    """The captured prefill of a few prompts: where launches, not arithmetic, take the time.
+
+    Args:
+        cache: its last row is the scratch row.
+    """
+
+    def __init__(self, network: Network, cache: KvCache, bank: LoraBank) -> None:
+        self._network, self._cache, self._bank = network, cache, bank
+        device = network.device
+        longest = _PROMPT_BUCKETS[-1]
+        # Uncaptured, every size is its own: an interpreter has no time for unused places.
+        self._buckets = _PROMPT_BUCKETS if device.type == "cuda" else range(1, longest + 1)
+        self._inputs = torch.zeros((4, longest), dtype=torch.long, device=device)
+        num_blocks = _num_blocks(longest)
+        self._blocks = torch.zeros((num_blocks, 5), dtype=torch.int32, device=device)
+        self._captures = _Captures(bank, self._step, network.device)
+
+    @property
+    def scratch_start(self) -> int:
+        """Where the scratch row begins in the memory."""
+        return self._cache.starts[-1]
+
+    def takes(self, inputs: PromptInputs) -> bool:
+        return inputs.num_tokens <= _PROMPT_BUCKETS[-1] and len(inputs.segments) <= _PROMPTS
+
+    def warm_up(self) -> None:
+        """Capture every bucket."""
+        for bucket in reversed(self._buckets):
+            self._replay(_NOTHING, bucket)
+
+    def replay(self, inputs: PromptInputs) -> torch.Tensor:
+        """The states (T, d) behind the tokens, valid until the next replay."""
+        bucket = next(size for size in self._buckets if size >= inputs.num_tokens)
+        return self._replay(inputs, bucket)[0][: inputs.num_tokens]
+
+    def _replay(self, inputs: PromptInputs, bucket: int) -> tuple[torch.Tensor, ...]:
+        return self._captures.replay(
+            bucket, lambda: self._fill(inputs, bucket), lambda: self._fill(_NOTHING, bucket)
+        )
+
+    def _fill(self, inputs: PromptInputs, bucket: int) -> None:
+        idle = torch.tensor([0, 0, self._cache.starts[-1], 0])[:, None]
+        unused = idle.expand(4, bucket - inputs.num_tokens)
+        _send(torch.cat([inputs.lines, unused], 1), self._inputs[:, :bucket])
+        num_blocks = _num_blocks(bucket)
+        _send(prompt_blocks(inputs.segments, num_blocks), self._blocks[:num_blocks])
+
+    def _step(self, bucket: int) -> tuple[torch.Tensor]:
+        tokens, positions, where, slots = self._inputs[:, :bucket].unbind()
+        attention = BlockAttention(self._blocks[: _num_blocks(bucket)])
+        batch = PromptBatch(tokens, positions, where, attention)
+        return (self._network.prefill(self._cache, batch, self._bank.kernel_route(slots)),)
+
+
+def _send(host: torch.Tensor, target: torch.Tensor) -> None:
+    if target.is_cuda:
+        host = host.pin_memory()
+    target.copy_(host, non_blocking=True)
+
+
+_NOTHING = PromptInputs(torch.zeros((4, 0), dtype=torch.long), ())
+
+
+def _num_blocks(num_tokens: int) -> int:
+    """Enough for any split of so many tokens into at most _PROMPTS prompts."""
+    return num_tokens // PROMPT_ROWS + _PROMPTS
+
+
+def _buckets(num_rows: int) -> tuple[int, ...]:
+    """1, 2, 4, 8, 16, 24, 32, ... up to the number of rows."""
+    sizes = [1, 2, 4, 8]
+    while sizes[-1] < num_rows:
+        sizes.append(sizes[-1] + max(8, sizes[-1] // 4 // 8 * 8))
+    return tuple(size for size in sizes if size < num_rows) + (num_rows,)

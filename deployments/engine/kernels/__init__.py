@@ -1,0 +1,1 @@
+"""GPU kernels, each with a PyTorch twin that runs anywhere."""

@@ -1,0 +1,148 @@
+"""The operations of a decode step that torch has no fast kernel for, each with a PyTorch twin.
+
+On a CUDA device with Triton they are one kernel each, whose shapes depend on nothing but the batch
+size: they can be captured in a CUDA graph. Elsewhere the twin runs. A test compares the two, on a
+GPU or in Triton's interpreter (TRITON_INTERPRET=1).
+"""
+
+import functools
+import importlib.util
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+
+import torch
+import torch.nn.functional as F
+
+_INTERPRET = "TRITON_INTERPRET"
+_tanh_gelu = functools.partial(F.gelu, approximate="tanh")
+# transformers' names.
+ACTIVATIONS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "silu": F.silu,
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "gelu_new": _tanh_gelu,
+    "gelu_pytorch_tanh": _tanh_gelu,
+}
+
+
+def lora_shrink(
+    x: torch.Tensor, stacks: Sequence[torch.Tensor], slots: torch.Tensor
+) -> torch.Tensor:
+    """Each row through its own A, for the 1 to 3 parts of a site at once.
+
+    Args:
+        x: (B, in).
+        stacks: for each part (N, R, in), with zeros in slot 0.
+        slots: (B,).
+
+    Returns:
+        (B, P, R) in float32
+    """
+    triton_lora = _triton(x.device.type)
+    if triton_lora is None:
+        return lora_shrink_twin(x, stacks, slots)
+    out: torch.Tensor = triton_lora.lora_shrink(x, stacks, slots)
+    return out
+
+
+def norm_shrink(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    stacks: Sequence[torch.Tensor],
+    slots: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`rms_norm`, and `lora_shrink` of its result, in one go: (B, d) and (B, P, R)."""
+    triton_lora = _triton(x.device.type)
+    if triton_lora is None or x.shape[1] > triton_lora.MAX_NORM_COLUMNS:
+        normed = rms_norm(x, weight, eps)
+        return normed, lora_shrink(normed, stacks, slots)
+    out: tuple[torch.Tensor, torch.Tensor] = triton_lora.norm_shrink(x, weight, eps, stacks, slots)
+    return out
+
+
+def lora_shrink_twin(
+    x: torch.Tensor, stacks: Sequence[torch.Tensor], slots: torch.Tensor
+) -> torch.Tensor:
+    parts = [torch.bmm(a[slots].float(), x.float().unsqueeze(2)).squeeze(2) for a in stacks]
+    return torch.stack(parts, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Expansion:
+    """The second half of a LoRA product: each row's shrunk x, still to go through its own B.
+
+    shrunk: (B, P, R).
+    stacks: for each part its first column of the product, and (N, R, columns), zeros in slot 0.
+    slots: (B,).
+    """
+
+    shrunk: torch.Tensor
+    stacks: Sequence[tuple[int, torch.Tensor]]
+    slots: torch.Tensor
+
+    @property
+    def rank(self) -> int:
+        return self.shrunk.shape[2]
+
+
+def lora_expand_add(y: torch.Tensor, expansion: Expansion) -> None:
+    """Add the expansion to y (B, out) in place; its rows lie next to each other in memory."""
+    triton_lora = _triton(y.device.type)
+    if triton_lora is None:
+        lora_expand_add_twin(y, expansion)
+    else:
+        triton_lora.lora_expand_add(y, expansion)
+
+
+def lora_expand_add_twin(y: torch.Tensor, expansion: Expansion) -> None:
+    for part, (start, b) in enumerate(expansion.stacks):
+        shrunk = expansion.shrunk[:, part, None]
+        added = torch.bmm(shrunk, b[expansion.slots].float()).squeeze(1)
+        y[:, start : start + b.shape[2]] += added.to(y.dtype)
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """x (T, d), weight (d,) -> (T, d), the mean square in float32.
+
+    On a CPU five small operations instead of the nine of torch's own.
+    """
+    if x.is_cuda:
+        return F.rms_norm(x, weight.shape, weight, eps)
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+    inverse = length.square_().div_(x.shape[1]).add_(eps).rsqrt_()
+    normed: torch.Tensor = (x * inverse).to(x.dtype)
+    return normed.mul_(weight)
+
+
+def gated_activation(x: torch.Tensor, activation: str) -> torch.Tensor:
+    """x (T, 2 F), gate and value side by side -> act(gate) * value (T, F)."""
+    triton_lora = _triton(x.device.type)
+    if triton_lora is None or activation not in triton_lora.GATED:
+        return gated_activation_twin(x, activation)
+    out: torch.Tensor = triton_lora.gated_activation(x, activation)
+    return out
+
+
+def gated_activation_twin(x: torch.Tensor, activation: str) -> torch.Tensor:
+    gate, value = x.chunk(2, -1)
+    return ACTIVATIONS[activation](gate).mul_(value)
+
+
+@functools.cache
+def are_fused(device_type: str) -> bool:
+    """Whether the kernels, not their twins, run on this kind of device."""
+    runs = device_type == "cuda" or os.environ.get(_INTERPRET) == "1"
+    return runs and importlib.util.find_spec("triton") is not None
+
+
+@functools.cache
+def _triton(device_type: str) -> ModuleType | None:
+    """The Triton kernels, where they run."""
+    if not are_fused(device_type):
+        return None
+    from deployments.engine.kernels import triton_lora
+
+    return triton_lora

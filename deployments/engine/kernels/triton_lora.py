@@ -1,0 +1,225 @@
+"""Triton kernels behind kernels.py, which says what each computes. Imported only where they run."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from deployments.engine.kernels.lora import Expansion
+
+_RANKS = 8  # ranks that one program takes together
+_EXPAND_COLUMNS = 512
+_GATED_COLUMNS = 1024
+MAX_NORM_COLUMNS = 4096  # one program holds a whole row, times _RANKS
+GATED = ("silu", "gelu_new", "gelu_pytorch_tanh")
+
+
+@triton.jit
+def _shrink_kernel(
+    x,
+    a0,
+    a1,
+    a2,
+    slots,
+    out,
+    x_row,
+    K,
+    P: tl.constexpr,
+    R: tl.constexpr,
+    RC: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """RC ranks of one part of one row. Program (b, part and ranks)."""
+    b = tl.program_id(0)
+    part = tl.program_id(1) // (R // RC)
+    r = tl.program_id(1) % (R // RC) * RC + tl.arange(0, RC)
+    slot = tl.load(slots + b).to(tl.int64)
+    acc = tl.zeros((RC,), tl.float32)
+    if slot != 0:
+        a = a0
+        if part == 1:
+            a = a1
+        if part == 2:
+            a = a2
+        for first in range(0, K, BLOCK):
+            k = first + tl.arange(0, BLOCK)
+            km = k < K
+            xs = tl.load(x + b * x_row + k, mask=km, other=0.0).to(tl.float32)
+            at = a + slot * (R * K) + r[:, None] * K + k[None, :]
+            weights = tl.load(at, mask=km[None, :], other=0.0).to(tl.float32)
+            acc += tl.sum(weights * xs[None, :], 1)
+    tl.store(out + (b * P + part) * R + r, acc)
+
+
+@triton.jit
+def _norm_shrink_kernel(
+    x,
+    weight,
+    normed,
+    a0,
+    a1,
+    a2,
+    slots,
+    out,
+    eps,
+    K,
+    P: tl.constexpr,
+    R: tl.constexpr,
+    RC: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """As _shrink_kernel, of a row's RMS norm, which each program computes for itself."""
+    b = tl.program_id(0)
+    part = tl.program_id(1) // (R // RC)
+    r = tl.program_id(1) % (R // RC) * RC + tl.arange(0, RC)
+    k = tl.arange(0, BLOCK)
+    km = k < K
+    xs = tl.load(x + b * K + k, mask=km, other=0.0).to(tl.float32)
+    inverse = 1.0 / tl.sqrt(tl.sum(xs * xs, 0) / K + eps)
+    kind = normed.dtype.element_ty
+    scaled = (xs * inverse).to(kind).to(tl.float32)
+    ys = (scaled * tl.load(weight + k, mask=km, other=0.0).to(tl.float32)).to(kind)
+    if tl.program_id(1) == 0:
+        tl.store(normed + b * K + k, ys, mask=km)
+    slot = tl.load(slots + b).to(tl.int64)
+    acc = tl.zeros((RC,), tl.float32)
+    if slot != 0:
+        a = a0
+        if part == 1:
+            a = a1
+        if part == 2:
+            a = a2
+        at = a + slot * (R * K) + r[:, None] * K + k[None, :]
+        weights = tl.load(at, mask=km[None, :], other=0.0).to(tl.float32)
+        acc = tl.sum(weights * ys.to(tl.float32)[None, :], 1)
+    tl.store(out + (b * P + part) * R + r, acc)
+
+
+@triton.jit
+def _expand_kernel(
+    y,
+    shrunk,
+    b0,
+    b1,
+    b2,
+    start0,
+    start1,
+    start2,
+    n0,
+    n1,
+    n2,
+    slots,
+    y_row,
+    P: tl.constexpr,
+    R: tl.constexpr,
+    RC: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """BLOCK columns of one part of one row. Program (b, columns, part)."""
+    b = tl.program_id(0)
+    part = tl.program_id(2)
+    stack = b0
+    start = start0
+    n = n0
+    if part == 1:
+        stack = b1
+        start = start1
+        n = n1
+    if part == 2:
+        stack = b2
+        start = start2
+        n = n2
+    c = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    cm = c < n
+    slot = tl.load(slots + b).to(tl.int64)
+    if slot != 0:
+        acc = tl.zeros((BLOCK,), tl.float32)
+        for first in tl.static_range(0, R, RC):
+            r = first + tl.arange(0, RC)
+            s = tl.load(shrunk + (b * P + part) * R + r)
+            at = stack + slot * (R * n) + r[:, None] * n + c[None, :]
+            weights = tl.load(at, mask=cm[None, :], other=0.0).to(tl.float32)
+            acc += tl.sum(weights * s[:, None], 0)
+        at_y = y + b * y_row + start + c
+        old = tl.load(at_y, mask=cm, other=0.0).to(tl.float32)
+        tl.store(at_y, (old + acc).to(y.dtype.element_ty), mask=cm)
+
+
+@triton.jit
+def _gated_kernel(x, out, F, IS_SILU: tl.constexpr, BLOCK: tl.constexpr):
+    """BLOCK columns of one row. Program (row, columns)."""
+    b = tl.program_id(0).to(tl.int64)
+    c = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    m = c < F
+    gate = tl.load(x + b * 2 * F + c, mask=m, other=0.0).to(tl.float32)
+    value = tl.load(x + b * 2 * F + F + c, mask=m, other=0.0)
+    z = gate
+    if not IS_SILU:  # tanh's form of gelu: x * sigmoid(2 z)
+        z = 1.5957691216057308 * (gate + 0.044715 * gate * gate * gate)
+    z = tl.maximum(z, -80.0)  # exp stays finite
+    acted = (gate / (1.0 + tl.exp(-z))).to(out.dtype.element_ty)
+    product = acted.to(tl.float32) * value.to(tl.float32)
+    tl.store(out + b * F + c, product.to(out.dtype.element_ty), mask=m)
+
+
+def lora_shrink(
+    x: torch.Tensor, stacks: Sequence[torch.Tensor], slots: torch.Tensor
+) -> torch.Tensor:
+    parts, rank = len(stacks), stacks[0].shape[1]
+    out = torch.empty(len(x), parts, rank, dtype=torch.float32, device=x.device)
+    grid = (len(x), parts * (rank // _RANKS))
+    _shrink_kernel[grid](
+        x, *_three(stacks), slots, out, x.stride(0), x.shape[1],
+        P=parts, R=rank, RC=_RANKS, BLOCK=min(2048, triton.next_power_of_2(x.shape[1])),
+        num_warps=8,
+    )  # fmt: skip
+    return out
+
+
+def norm_shrink(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    stacks: Sequence[torch.Tensor],
+    slots: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    parts, rank = len(stacks), stacks[0].shape[1]
+    normed = torch.empty_like(x)
+    out = torch.empty(len(x), parts, rank, dtype=torch.float32, device=x.device)
+    grid = (len(x), parts * (rank // _RANKS))
+    _norm_shrink_kernel[grid](
+        x, weight, normed, *_three(stacks), slots, out, eps, x.shape[1],
+        P=parts, R=rank, RC=_RANKS, BLOCK=triton.next_power_of_2(x.shape[1]), num_warps=16,
+    )  # fmt: skip
+    return normed, out
+
+
+def lora_expand_add(y: torch.Tensor, expansion: Expansion) -> None:
+    shrunk, stacks, slots = expansion.shrunk, expansion.stacks, expansion.slots
+    tensors = [b for _, b in stacks]
+    columns = [b.shape[2] for b in tensors]
+    grid = (len(y), triton.cdiv(max(columns), _EXPAND_COLUMNS), len(stacks))
+    _expand_kernel[grid](
+        y, shrunk, *_three(tensors), *_three([start for start, _ in stacks]), *_three(columns),
+        slots, y.stride(0),
+        P=len(stacks), R=tensors[0].shape[1], RC=_RANKS, BLOCK=_EXPAND_COLUMNS, num_warps=4,
+    )  # fmt: skip
+
+
+def gated_activation(x: torch.Tensor, activation: str) -> torch.Tensor:
+    width = x.shape[1] // 2
+    out = torch.empty(len(x), width, dtype=x.dtype, device=x.device)
+    grid = (len(x), triton.cdiv(width, _GATED_COLUMNS))
+    _gated_kernel[grid](
+        x, out, width, IS_SILU=activation == "silu", BLOCK=_GATED_COLUMNS, num_warps=4
+    )
+    return out
+
+
+def _three(items: Sequence[Any]) -> list[Any]:
+    """Kernels take three parts; those that are not there repeat the first and are not read."""
+    if not 1 <= len(items) <= 3:
+        raise ValueError(f"{len(items)} parts in one product; 1 to 3 are possible")
+    return [*items, items[0], items[0]][:3]

@@ -1,0 +1,108 @@
+"""The Triton kernel behind attention_kernels.prompt_attention. Imported only where it runs."""
+
+import torch
+import triton
+import triton.language as tl
+
+from deployments.engine.kernels.attention import PROMPT_ROWS
+from deployments.engine.kernels.triton_attention import padded
+
+_BLOCK = 64  # keys of one turn
+
+
+@triton.jit
+def _prompt_kernel(
+    q,
+    keys_values,
+    blocks,
+    bias,
+    out,
+    scale,
+    q_row,
+    kv_row,
+    values_at,
+    bias_row,
+    bias_zero,
+    H: tl.constexpr,
+    G: tl.constexpr,
+    D: tl.constexpr,
+    DP: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+):
+    """ROWS queries of one prompt and one head. Program (block, head)."""
+    line = blocks + tl.program_id(0) * 5
+    count = tl.load(line + 1)
+    if count == 0:
+        return
+    first_q = tl.load(line)
+    position = tl.load(line + 2)
+    first_kv = tl.load(line + 3).to(tl.int64)
+    n = tl.load(line + 4)
+    head = tl.program_id(1)
+    i = tl.arange(0, ROWS)
+    im = i < count
+    d = tl.arange(0, DP)
+    dm = d < D
+    qm = im[:, None] & dm[None, :]
+    columns = head // G * D + d
+    query = tl.load(
+        q + (first_q + i).to(tl.int64)[:, None] * q_row + head * D + d[None, :], mask=qm, other=0.0
+    )
+    largest = tl.full((ROWS,), -1e30, tl.float32)
+    total = tl.zeros((ROWS,), tl.float32)
+    acc = tl.zeros((ROWS, DP), tl.float32)
+    last = n
+    if CAUSAL:
+        last = tl.minimum(n, position + count)
+    for first in range(0, last, BLOCK):
+        j = first + tl.arange(0, BLOCK)
+        seen = j < last
+        both = seen[:, None] & dm[None, :]
+        at = keys_values + (first_kv + j)[:, None] * kv_row + columns[None, :]
+        keys = tl.load(at, mask=both, other=0.0)
+        values = tl.load(at + values_at, mask=both, other=0.0)
+        scores = tl.dot(query, tl.trans(keys), input_precision="ieee") * scale
+        visible = seen[None, :] & im[:, None]
+        if CAUSAL:
+            visible = visible & (j[None, :] <= (position + i)[:, None])
+        if HAS_BIAS:
+            distance = j[None, :] - (position + i)[:, None] + bias_zero
+            added = tl.load(bias + head * bias_row + distance, mask=visible, other=0.0)
+            scores += added.to(tl.float32)
+        scores = tl.where(visible, scores, -1e30)
+        now = tl.maximum(largest, tl.max(scores, 1))
+        shrink = tl.exp(largest - now)
+        p = tl.exp(scores - now[:, None])
+        total = total * shrink + tl.sum(p, 1)
+        acc = acc * shrink[:, None] + tl.dot(p.to(values.dtype), values, input_precision="ieee")
+        largest = now
+    tl.store(
+        out + (first_q + i).to(tl.int64)[:, None] * (H * G * D) + head * D + d[None, :],
+        (acc / total[:, None]).to(out.dtype.element_ty),
+        mask=qm,
+    )
+
+
+def prompt_attention(
+    q: torch.Tensor,
+    keys_values: torch.Tensor,
+    blocks: torch.Tensor,
+    *,
+    bias: torch.Tensor | None,
+    scale: float,
+    is_causal: bool,
+) -> torch.Tensor:
+    tokens, q_heads, dim = q.shape
+    heads = keys_values.shape[2]
+    out = torch.zeros(tokens, q_heads * dim, dtype=q.dtype, device=q.device)
+    _prompt_kernel[len(blocks), q_heads](
+        q, keys_values, blocks, q if bias is None else bias, out, scale,
+        q.stride(0), keys_values.stride(0), keys_values.stride(1),
+        0 if bias is None else bias.stride(0), 0 if bias is None else bias.shape[1] // 2,
+        H=heads, G=q_heads // heads, D=dim, DP=padded(dim), ROWS=PROMPT_ROWS, BLOCK=_BLOCK,
+        CAUSAL=is_causal, HAS_BIAS=bias is not None, num_warps=4,
+    )  # fmt: skip
+    return out

@@ -1,0 +1,1 @@
+"""LoRA adapters in a batch: reading, slots, the product."""

@@ -1,0 +1,1 @@
+"""The base models, as the engine runs them."""

@@ -1,0 +1,91 @@
+"""What causal.py and seq2seq.py have in common: the contract, activations, norms, output layer."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+
+from deployments.engine.attention.decode import DecodeBatch
+from deployments.engine.attention.kv_cache import KvCache
+from deployments.engine.attention.prefill import PromptBatch
+from deployments.engine.lora.batch import Route, Site
+from deployments.engine.models.linear import packed
+
+
+@dataclass(frozen=True, slots=True)
+class KvShape:
+    """What one position costs in the key/value memory."""
+
+    num_layers: int
+    num_heads: int
+    head_dim: int
+    dtype: torch.dtype
+
+    @property
+    def bytes_per_position(self) -> int:
+        return self.num_layers * 2 * self.num_heads * self.head_dim * self.dtype.itemsize
+
+
+class Network(Protocol):
+    """A base model's weights and forward passes over the key/value memory.
+
+    The decoder keeps rows, adapters and sampling; the network has no state of its own.
+    """
+
+    can_split_prompts: bool
+    keeps_prompts_at_end: bool  # and the first token comes from a decode step
+
+    @property
+    def sites(self) -> list[Site]:
+        """The linear layers that adapters may change."""
+
+    @property
+    def kv_shape(self) -> KvShape: ...
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def prefill(self, cache: KvCache, batch: PromptBatch, route: Route | None) -> torch.Tensor:
+        """Read prompt tokens into the memory; returns the states (T, d) behind them."""
+
+    def decode(self, cache: KvCache, batch: DecodeBatch, route: Route | None) -> torch.Tensor:
+        """Write the batch's tokens into the memory; returns the states (B, d) after them."""
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """States (n, d) -> logits (n, V)."""
+
+
+def take_norm(norm: Any, dtype: torch.dtype) -> torch.Tensor:
+    """The weight (d,) of an RMS norm."""
+    weight: torch.Tensor = norm.weight.data.to(dtype)
+    return weight
+
+
+class Head:
+    """The output layer: states (n, d) -> logits (n, V).
+
+    It shares the embedding's memory when the two are equal by value, whatever the configuration
+    says about tying: transformers' flag is wrong for T5 (docs/decisions.md).
+    """
+
+    def __init__(self, head: Any, embedding: Any, embedding_weight: torch.Tensor) -> None:
+        dtype = embedding_weight.dtype
+        own: torch.Tensor = head.weight.data
+        tied = embedding.weight.data
+        is_tied = own.data_ptr() == tied.data_ptr() or torch.equal(own, tied)
+        self._weight = embedding_weight if is_tied else own.to(dtype)
+        self._bias = None if head.bias is None else head.bias.data.to(dtype)
+        self.vocab_size = len(self._weight)
+        self._packed = packed(self._weight)
+
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        if self._packed is not None:
+            logits: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
+                hidden, self._packed, self._bias, "none", [], ""
+            )
+            return logits
+        return F.linear(hidden, self._weight, self._bias)

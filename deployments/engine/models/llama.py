@@ -1,0 +1,150 @@
+"""Llama-style models for the fast decoder: RMS norm, RoPE, grouped-query attention, gated MLP.
+
+Llama, SmolLM2, Llama 3 (its RoPE scaling is what transformers computes) and Qwen2 (bias on q, k
+and v). q, k, v are one product, gate and up another.
+"""
+
+from typing import Any
+
+import torch
+
+from deployments.engine.attention.decode import DecodeBatch
+from deployments.engine.attention.kv_cache import KvCache
+from deployments.engine.attention.prefill import PromptBatch
+from deployments.engine.kernels.attention import Rope
+from deployments.engine.kernels.lora import ACTIVATIONS, gated_activation, rms_norm
+from deployments.engine.lora.batch import Route, Site
+from deployments.engine.models.base import Head, KvShape, take_norm
+from deployments.engine.models.linear import Projection
+
+_MODELS = ("LlamaForCausalLM", "Qwen2ForCausalLM")
+_ROPE_TYPES = ("default", "linear", "llama3")  # those whose frequencies do not change as one runs
+
+
+def why_not_causal(model: Any) -> str | None:
+    """Why this model cannot run here; None: it can."""
+    config = model.config
+    if type(model).__name__ not in _MODELS:
+        return f"{type(model).__name__} is none of {', '.join(_MODELS)}"
+    rope_type = config.rope_parameters.get("rope_type", "default")
+    if rope_type not in _ROPE_TYPES:
+        return f"rope_type is {rope_type!r}; only {', '.join(_ROPE_TYPES)} are fast"
+    if config.hidden_act not in ACTIVATIONS:
+        return f"hidden_act is {config.hidden_act!r}; only {', '.join(ACTIVATIONS)} are fast"
+    if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
+        return "some layers have sliding-window attention"
+    if getattr(model.model.layers[0].mlp.down_proj, "weight", None) is None:
+        return "its layers are not plain linear layers"
+    return None
+
+
+class CausalNetwork:
+    """The weights and the forward passes. Takes the weights out of `model`.
+
+    Args:
+        num_positions: positions of one answer, prompt included.
+    """
+
+    can_split_prompts = True
+    keeps_prompts_at_end = False
+
+    def __init__(self, model: Any, dtype: torch.dtype, num_positions: int) -> None:
+        config = model.config
+        attention = model.model.layers[0].self_attn
+        self._head_dim: int = attention.head_dim
+        self._num_heads: int = config.num_attention_heads
+        self._num_kv_heads: int = config.num_key_value_heads
+        self._eps: float = config.rms_norm_eps
+        self._act: str = config.hidden_act
+        self._embedding: torch.Tensor = model.model.embed_tokens.weight.data.to(dtype)
+        self._head = Head(model.lm_head, model.model.embed_tokens, self._embedding)
+        self._norm = take_norm(model.model.norm, dtype)
+        positions = torch.arange(num_positions, device=self._embedding.device)[None]
+        cos, sin = model.model.rotary_emb(self._embedding[:1], positions)
+        half = self._head_dim // 2
+        self._rope = Rope(cos[0], torch.cat([-sin[0, :, :half], sin[0, :, half:]], -1))
+        self._layers = [
+            _Layer(f"model.layers.{i}", layer, dtype) for i, layer in enumerate(model.model.layers)
+        ]
+
+    @property
+    def sites(self) -> list[Site]:
+        return [site for layer in self._layers for site in layer.sites]
+
+    @property
+    def kv_shape(self) -> KvShape:
+        return KvShape(len(self._layers), self._num_kv_heads, self._head_dim, self._embedding.dtype)
+
+    @property
+    def vocab_size(self) -> int:
+        return self._head.vocab_size
+
+    @property
+    def device(self) -> torch.device:
+        return self._embedding.device
+
+    def prefill(self, cache: KvCache, batch: PromptBatch, route: Route | None) -> torch.Tensor:
+        """Read the tokens, side by side; returns the states (T, d) behind them."""
+        x = self._embedding[batch.tokens]
+        rope = self._rope.at(batch.positions)
+        h, kv, dim = self._num_heads, self._num_kv_heads, self._head_dim
+        for i, layer in enumerate(self._layers):
+            qkv = layer.qkv.after_norm(x, layer.norm_1, self._eps, route)
+            qkv = qkv.view(len(x), h + 2 * kv, dim)
+            rope.turn_(qkv[:, : h + kv])
+            cache.write(i, batch.where, qkv[:, h:].view(len(x), 2, kv, dim))
+            attended = batch.attention.attend(
+                qkv[:, :h], cache.layers[i], scale=dim**-0.5, is_causal=True
+            )
+            x = self._after_attention(layer, x, attended, route)
+        return x
+
+    def decode(self, cache: KvCache, batch: DecodeBatch, route: Route | None) -> torch.Tensor:
+        """The batch's tokens one position further: states (B, d)."""
+        x = self._embedding[batch.tokens]
+        shape = (len(x), self._num_heads + 2 * self._num_kv_heads, self._head_dim)
+        for i, layer in enumerate(self._layers):
+            qkv, expansion = layer.qkv.before_attention(x, layer.norm_1, self._eps, route)
+            attended = batch.attention.append(
+                qkv.view(shape), expansion, i, scale=self._head_dim**-0.5, rope=self._rope
+            )
+            x = self._after_attention(layer, x, attended, route)
+        return x
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """States (n, d) -> logits (n, V)."""
+        return self._head(rms_norm(hidden, self._norm, self._eps))
+
+    def _after_attention(
+        self, layer: "_Layer", x: torch.Tensor, attended: torch.Tensor, route: Route | None
+    ) -> torch.Tensor:
+        x = layer.o.add_to(x, attended, route)
+        inner = layer.gate_up.after_norm(x, layer.norm_2, self._eps, route)
+        return layer.down.add_to(x, gated_activation(inner, self._act), route)
+
+
+class _Layer:
+    def __init__(self, path: str, layer: Any, dtype: torch.dtype) -> None:
+        attention, mlp = layer.self_attn, layer.mlp
+        self.norm_1 = take_norm(layer.input_layernorm, dtype)
+        self.norm_2 = take_norm(layer.post_attention_layernorm, dtype)
+        self.qkv = Projection(
+            f"{path}.qkv",
+            {
+                f"{path}.self_attn.q_proj": attention.q_proj,
+                f"{path}.self_attn.k_proj": attention.k_proj,
+                f"{path}.self_attn.v_proj": attention.v_proj,
+            },
+            dtype,
+        )
+        self.o = Projection(f"{path}.o", {f"{path}.self_attn.o_proj": attention.o_proj}, dtype)
+        self.gate_up = Projection(
+            f"{path}.gate_up",
+            {f"{path}.mlp.gate_proj": mlp.gate_proj, f"{path}.mlp.up_proj": mlp.up_proj},
+            dtype,
+        )
+        self.down = Projection(f"{path}.down", {f"{path}.mlp.down_proj": mlp.down_proj}, dtype)
+
+    @property
+    def sites(self) -> list[Site]:
+        return [p.site for p in (self.qkv, self.o, self.gate_up, self.down)]

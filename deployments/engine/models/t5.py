@@ -1,0 +1,204 @@
+"""T5-style models for the fast decoder: relative bias, cross-attention, gated or plain MLP.
+
+The encoder runs once for a prompt. Its keys and values for every decoder layer lie against the end
+of the row's memory, the decoder's own at the front. Traps that the tests hold: the head is tied by
+value, not by configuration; logits are scaled only when `scale_decoder_outputs` says so; scores
+are not divided by the square root of the head size.
+"""
+
+from typing import Any
+
+import torch
+
+from deployments.engine.attention.decode import DecodeBatch
+from deployments.engine.attention.kv_cache import KvCache
+from deployments.engine.attention.prefill import PromptBatch
+from deployments.engine.kernels.lora import ACTIVATIONS, gated_activation, rms_norm
+from deployments.engine.lora.batch import Route, Site
+from deployments.engine.models.base import Head, KvShape, take_norm
+from deployments.engine.models.linear import Projection
+
+
+def why_not_seq2seq(model: Any) -> str | None:
+    """Why this model cannot run here; None: it can."""
+    if type(model).__name__ != "T5ForConditionalGeneration":
+        return f"{type(model).__name__} is not T5ForConditionalGeneration"
+    if model.config.dense_act_fn not in ACTIVATIONS:
+        return f"its activation is {model.config.dense_act_fn!r}; fast: {', '.join(ACTIVATIONS)}"
+    return None
+
+
+class Seq2SeqNetwork:
+    """The weights and the forward passes. Takes the weights out of `model`.
+
+    Args:
+        num_positions: positions of one answer, prompt included.
+    """
+
+    can_split_prompts = False  # the encoder sees the whole prompt in every layer
+    keeps_prompts_at_end = True
+
+    def __init__(self, model: Any, dtype: torch.dtype, num_positions: int) -> None:
+        config = model.config
+        self._num_heads: int = config.num_heads
+        self._head_dim: int = config.d_kv
+        self._eps: float = config.layer_norm_epsilon
+        self._embedding: torch.Tensor = model.shared.weight.data.to(dtype)
+        self._head = Head(model.lm_head, model.shared, self._embedding)
+        scaled = getattr(config, "scale_decoder_outputs", config.tie_word_embeddings)
+        self._output_scale: float | None = config.d_model**-0.5 if scaled else None
+        self._encoder_norm = take_norm(model.encoder.final_layer_norm, dtype)
+        self._norm = take_norm(model.decoder.final_layer_norm, dtype)
+        # By key position - query position: -(S - 1) to S - 1 in the encoder, 0 to -(S - 1) in the
+        # decoder. The first layer's table serves all layers.
+        reach = torch.arange(num_positions, device=self._embedding.device)
+        both_ways = torch.cat([-reach.flip(0), reach[1:]])
+        self._encoder_bias = _relative_bias(model.encoder, both_ways).to(dtype)  # (H, 2S - 1)
+        self._decoder_bias = _relative_bias(model.decoder, -reach).to(dtype)  # (H, S) by distance
+        act: str = config.dense_act_fn
+        gated = bool(config.is_gated_act)
+        self._encoder = [
+            _EncoderLayer(f"encoder.block.{i}.layer", block.layer, dtype, act, gated)
+            for i, block in enumerate(model.encoder.block)
+        ]
+        self._decoder = [
+            _DecoderLayer(f"decoder.block.{i}.layer", block.layer, dtype, act, gated)
+            for i, block in enumerate(model.decoder.block)
+        ]
+
+    @property
+    def sites(self) -> list[Site]:
+        return [site for layer in (*self._encoder, *self._decoder) for site in layer.sites]
+
+    @property
+    def kv_shape(self) -> KvShape:
+        return KvShape(len(self._decoder), self._num_heads, self._head_dim, self._embedding.dtype)
+
+    @property
+    def vocab_size(self) -> int:
+        return self._head.vocab_size
+
+    @property
+    def device(self) -> torch.device:
+        return self._embedding.device
+
+    def prefill(self, cache: KvCache, batch: PromptBatch, route: Route | None) -> torch.Tensor:
+        """Run the encoder over whole prompts, side by side, and keep what the decoder reads."""
+        x = self._embedding[batch.tokens]
+        heads = (self._num_heads, self._head_dim)
+        for layer in self._encoder:
+            qkv = layer.qkv.after_norm(x, layer.norm_1, self._eps, route).view(len(x), 3, *heads)
+            attended = batch.attention.attend(
+                qkv[:, 0], qkv[:, 1:], bias=self._encoder_bias, scale=1.0, is_causal=False
+            )
+            x = layer.o.add_to(x, attended, route)
+            x = layer.mlp(x, self._eps, route)
+        encoded = rms_norm(x, self._encoder_norm, self._eps)
+        for i, decoder_layer in enumerate(self._decoder):
+            kv = decoder_layer.cross_kv(encoded, route)
+            cache.write(i, batch.where, kv.view(len(x), 2, *heads))
+        return encoded
+
+    def decode(self, cache: KvCache, batch: DecodeBatch, route: Route | None) -> torch.Tensor:
+        """The batch's tokens one position further: states (B, d)."""
+        h, dim, eps = self._num_heads, self._head_dim, self._eps
+        x = self._embedding[batch.tokens]
+        for i, layer in enumerate(self._decoder):
+            qkv, expansion = layer.qkv.before_attention(x, layer.norm_1, eps, route)
+            attended = batch.attention.append(
+                qkv.view(len(x), 3 * h, dim), expansion, i, scale=1.0, bias=self._decoder_bias
+            )
+            x = layer.o.add_to(x, attended, route)
+            q, expansion = layer.cross_q.before_attention(x, layer.norm_2, eps, route)
+            attended = batch.attention.back(q.view(len(x), h, dim), expansion, i, scale=1.0)
+            x = layer.cross_o.add_to(x, attended, route)
+            x = layer.mlp(x, eps, route)
+        return x
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """States (n, d) -> logits (n, V)."""
+        normed = rms_norm(hidden, self._norm, self._eps)
+        return self._head(normed if self._output_scale is None else normed * self._output_scale)
+
+
+def _relative_bias(stack: Any, relative: torch.Tensor) -> torch.Tensor:
+    """relative (n,): key position - query position -> (H, n)."""
+    attention = stack.block[0].layer[0].SelfAttention
+    buckets = attention._relative_position_bucket(
+        relative,
+        bidirectional=not attention.is_decoder,
+        num_buckets=attention.relative_attention_num_buckets,
+        max_distance=attention.relative_attention_max_distance,
+    )
+    table: torch.Tensor = attention.relative_attention_bias.weight.data
+    return table[buckets].t().contiguous()
+
+
+class _Mlp:
+    """Norm, feed-forward and residual: x (T, d) -> (T, d)."""
+
+    def __init__(
+        self,
+        path: str,
+        layer: Any,
+        dtype: torch.dtype,
+        act: str,
+        gated: bool,
+    ) -> None:
+        dense = layer.DenseReluDense
+        names = ("wi_0", "wi_1") if gated else ("wi",)
+        inner = f"{path}.DenseReluDense"
+        self._norm = take_norm(layer.layer_norm, dtype)
+        self._wi = Projection(
+            f"{path}.wi", {f"{inner}.{name}": getattr(dense, name) for name in names}, dtype
+        )
+        self._wo = Projection(f"{path}.wo", {f"{inner}.wo": dense.wo}, dtype)
+        self._act, self._gated = act, gated
+        self.sites = [self._wi.site, self._wo.site]
+
+    def __call__(self, x: torch.Tensor, eps: float, route: Route | None) -> torch.Tensor:
+        inner = self._wi.after_norm(x, self._norm, eps, route)
+        if self._gated:
+            return self._wo.add_to(x, gated_activation(inner, self._act), route)
+        return self._wo.add_to(x, ACTIVATIONS[self._act](inner), route)
+
+
+class _EncoderLayer:
+    def __init__(
+        self,
+        path: str,
+        layers: Any,
+        dtype: torch.dtype,
+        act: str,
+        gated: bool,
+    ) -> None:
+        attention = layers[0].SelfAttention
+        inner = f"{path}.0.SelfAttention"
+        self.norm_1 = take_norm(layers[0].layer_norm, dtype)
+        self.qkv = Projection(
+            f"{path}.0.qkv", {f"{inner}.{n}": getattr(attention, n) for n in "qkv"}, dtype
+        )
+        self.o = Projection(f"{path}.0.o", {f"{inner}.o": attention.o}, dtype)
+        self.mlp = _Mlp(f"{path}.{len(layers) - 1}", layers[-1], dtype, act, gated)
+        self.sites = [self.qkv.site, self.o.site, *self.mlp.sites]
+
+
+class _DecoderLayer(_EncoderLayer):
+    def __init__(
+        self,
+        path: str,
+        layers: Any,
+        dtype: torch.dtype,
+        act: str,
+        gated: bool,
+    ) -> None:
+        super().__init__(path, layers, dtype, act, gated)
+        attention = layers[1].EncDecAttention
+        inner = f"{path}.1.EncDecAttention"
+        self.norm_2 = take_norm(layers[1].layer_norm, dtype)
+        self.cross_q = Projection(f"{path}.1.q", {f"{inner}.q": attention.q}, dtype)
+        self.cross_kv = Projection(
+            f"{path}.1.kv", {f"{inner}.{n}": getattr(attention, n) for n in "kv"}, dtype
+        )
+        self.cross_o = Projection(f"{path}.1.o", {f"{inner}.o": attention.o}, dtype)
+        self.sites += [self.cross_q.site, self.cross_kv.site, self.cross_o.site]

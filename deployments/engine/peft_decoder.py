@@ -1,0 +1,277 @@
+"""The reference decoder: any transformers model, any LoRA, by `set_adapter` + `generate`.
+
+It is the oracle that faster decoders are compared with, the fallback for what they cannot do, and
+what serves until they exist. One adapter is active at a time, so requests run in groups.
+"""
+
+import contextlib
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
+
+from deployments.engine.decoder import AdapterHasNoEffect, DecoderInfo, RowSink
+from deployments.engine.model_loader import Dtype, Family, Pretrained, Quantization, load_pretrained
+from deployments.engine.request import Request, SamplingParams
+
+logger = logging.getLogger(__name__)
+
+
+def load_reference_decoder(
+    path: Path,
+    family: Family,
+    *,
+    device: str,
+    dtype: Dtype = "auto",
+    quantization: Quantization = "none",
+) -> "ReferenceDecoder":
+    """A base model's folder as a reference decoder; raises what `load_pretrained` raises."""
+    base = load_pretrained(path, family, device=device, dtype=dtype, quantization=quantization)
+    return ReferenceDecoder(base)
+
+
+class ReferenceDecoder:
+    """Implements GroupDecoder (decoder.py). Not thread-safe: one thread at a time."""
+
+    def __init__(self, base: Pretrained, *, reason: str = "") -> None:
+        """`reason`: why this decoder was picked, for /readyz."""
+        self.tokenizer = base.tokenizer
+        self._base = base.model
+        self._peft: PeftModel | None = None
+        self._family = base.family
+        why = f"; {reason}" if reason else ""
+        self._reason = f"set_adapter + generate; {base.dtype_name}: {base.dtype_reason}{why}"
+        self._dtype = base.dtype_name
+        self._active: str | None = None
+        self._names: dict[str, str] = {}  # ours -> PEFT's
+        self._num_loaded = 0
+        self._eos_ids = base.eos_ids
+        self._pad_id = base.pad_id
+        self._decoder_start_id = base.decoder_start_id
+        # The folder's own generation defaults (a temperature, a repetition penalty) would be mixed
+        # into each request's parameters, so they are replaced by greedy ones.
+        base.model.generation_config = self._generation_config(SamplingParams(max_tokens=1), 1)
+
+    @property
+    def info(self) -> DecoderInfo:
+        positions = getattr(self._base.config, "max_position_embeddings", None)
+        return DecoderInfo(
+            name="reference",
+            reason=self._reason,
+            device=str(self._base.device),
+            dtype=self._dtype,
+            num_positions=positions if self._family == "causal" else None,
+            eos_ids=self._eos_ids,
+            adapters=self.adapters,
+        )
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        return tuple(self._names)
+
+    def load_adapter(self, name: str, directory: Path) -> None:
+        """Make a LoRA adapter resident under `name`. PEFT reads its format and its scale.
+
+        Raises:
+            AdapterHasNoEffect: the logits with it equal the base's.
+            ValueError, RuntimeError, OSError: PEFT cannot read it, or its shapes do not fit.
+        """
+        inner = f"a{self._num_loaded}"  # PEFT's names may hold no dot, and ours hold versions
+        self._num_loaded += 1
+        self._inject(inner, directory)
+        earlier = self._names.get(name)
+        self._names[name] = inner
+        effect = self.adapter_effect(name)
+        if not effect > 0:
+            self.evict(name)
+            if earlier is not None:
+                self._names[name] = earlier
+            raise AdapterHasNoEffect(
+                f"adapter '{name}' from {directory} does not change the base model's logits "
+                f"(largest difference {effect}): train it again, or disable it in the catalogue"
+            )
+        if earlier is not None and self._peft is not None:
+            self._peft.delete_adapter(earlier)
+        logger.info("adapter %s is resident; it moves the logits by up to %.3g", name, effect)
+
+    def _inject(self, inner: str, directory: Path) -> None:
+        """Hand the folder to PEFT; when it refuses, take out what it had put in by then."""
+        try:
+            if self._peft is None:
+                self._peft = PeftModel.from_pretrained(
+                    self._base, str(directory), adapter_name=inner
+                )
+            else:
+                self._peft.load_adapter(str(directory), adapter_name=inner)
+        except Exception:
+            if self._peft is None:
+                _unwrap(self._base)
+            elif inner in self._peft.peft_config:
+                self._peft.delete_adapter(inner)
+            raise
+        self._peft.eval()
+
+    def read_adapter(self, directory: Path) -> Path:
+        """PEFT reads the folder itself, in `install`."""
+        return directory
+
+    def num_host_bytes(self, weights: Path) -> int:
+        return 0
+
+    def install(self, name: str, weights: Path, *, probe: bool = True) -> None:
+        """Between two groups; `probe` is there for the fast decoder's sake and always done."""
+        self.load_adapter(name, weights)
+
+    def try_out(self, name: str, weights: Path) -> None:
+        """Between two groups: raises what `install` would raise, and leaves nothing resident."""
+        self.load_adapter(name, weights)
+        self.evict(name)
+
+    def evict(self, name: str) -> None:
+        """Between two groups."""
+        if self._peft is None or name not in self._names:
+            raise KeyError(f"adapter '{name}' is not resident (resident: {self.adapters})")
+        if self._active == name:
+            self._active = None
+        self._peft.delete_adapter(self._names.pop(name))
+
+    def adapter_effect(self, name: str) -> float:
+        """Largest absolute difference of the logits, with and without, on a fixed probe."""
+        previous = self._active
+        with_adapter = self._probe_logits(name)
+        without = self._probe_logits(None)
+        self.set_adapter(previous)
+        return float((with_adapter - without).abs().max())
+
+    def set_adapter(self, name: str | None) -> None:
+        if name is not None:
+            if self._peft is None or name not in self._names:
+                raise KeyError(f"adapter '{name}' is not resident (resident: {self.adapters})")
+            self._peft.set_adapter(self._names[name], inference_mode=True)
+        self._active = name
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return str(
+            self.tokenizer.decode(
+                list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+            )
+        )
+
+    @torch.inference_mode()
+    def generate(self, group: Sequence[Request], sink: RowSink) -> None:
+        sampling = group[0].sampling
+        if len(group) > 1 and not all(r.sampling.is_argmax for r in group):
+            raise ValueError("a group of several requests must be greedy and without penalties")
+        input_ids, attention_mask = self._pad([r.prompt_ids for r in group])
+        config = self._generation_config(sampling, max(r.sampling.max_tokens for r in group))
+        with self._adapter_set(), _seeded(sampling, str(self._base.device)):
+            self._model.generate(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                generation_config=config,
+                stopping_criteria=StoppingCriteriaList([_EmitAndStop(sink)]),
+            )
+
+    @property
+    def _model(self) -> Any:
+        return self._peft if self._peft is not None else self._base
+
+    def _adapter_set(self) -> contextlib.AbstractContextManager[Any]:
+        if self._active is None and self._peft is not None:
+            context: contextlib.AbstractContextManager[Any] = self._peft.disable_adapter()
+            return context
+        return contextlib.nullcontext()
+
+    def _pad(self, prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Prompts -> ids and mask, both (B, T); a decoder-only model is padded on the left."""
+        length = max(len(prompt) for prompt in prompts)
+        ids, mask = [], []
+        for prompt in prompts:
+            padding = [self._pad_id] * (length - len(prompt))
+            ones, zeros = [1] * len(prompt), [0] * len(padding)
+            left = self._family == "causal"
+            ids.append([*padding, *prompt] if left else [*prompt, *padding])
+            mask.append([*zeros, *ones] if left else [*ones, *zeros])
+        device = self._base.device
+        return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+
+    def _generation_config(self, sampling: SamplingParams, max_new_tokens: int) -> GenerationConfig:
+        picked: dict[str, Any] = (
+            {}
+            if sampling.is_greedy
+            else {
+                "temperature": sampling.temperature,
+                "top_p": sampling.top_p,
+                "top_k": sampling.top_k,
+            }
+        )
+        if sampling.repetition_penalty != 1:
+            picked["repetition_penalty"] = sampling.repetition_penalty
+        if sampling.min_tokens:
+            picked["min_new_tokens"] = sampling.min_tokens
+        return GenerationConfig(
+            max_new_tokens=max_new_tokens,
+            do_sample=not sampling.is_greedy,
+            eos_token_id=sorted(self._eos_ids),
+            pad_token_id=self._pad_id,
+            decoder_start_token_id=self._decoder_start_id,
+            **picked,
+        )
+
+    @torch.inference_mode()
+    def _probe_logits(self, name: str | None) -> torch.Tensor:
+        """Logits of a fixed 8-token probe, (8, V) in float32 on the CPU."""
+        self.set_adapter(name)
+        vocabulary = int(self._base.config.get_text_config().vocab_size)
+        ids = torch.tensor([[(7 + 13 * i) % vocabulary for i in range(8)]])
+        inputs = {"input_ids": ids.to(self._base.device)}
+        if self._family == "seq2seq":
+            inputs["decoder_input_ids"] = inputs["input_ids"]
+        with self._adapter_set():
+            logits: torch.Tensor = self._model(**inputs).logits
+        return logits[0].float().cpu()
+
+
+def _unwrap(model: Any) -> None:
+    """Put a base model's own layers back in the place of PEFT's."""
+    for path, module in list(model.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            parent, _, name = path.rpartition(".")
+            setattr(model.get_submodule(parent), name, module.get_base_layer())
+
+
+class _EmitAndStop(StoppingCriteria):
+    """Hands each row's newest token to the sink, and stops the rows that are done.
+
+    A stopping criterion rather than a streamer: it sees the token in the step that made it, so a
+    row that ends costs no further step, and it works for any number of rows.
+    """
+
+    def __init__(self, sink: RowSink) -> None:
+        self._sink = sink
+
+    def __call__(
+        self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any
+    ) -> torch.Tensor:
+        done = []
+        for row, token_id in enumerate(input_ids[:, -1].tolist()):
+            if not self._sink.is_done(row):
+                self._sink.push(row, token_id)
+            done.append(self._sink.is_done(row))
+        return torch.tensor(done, device=input_ids.device)
+
+
+@contextlib.contextmanager
+def _seeded(sampling: SamplingParams, device: str) -> Any:
+    """Sampling with a seed draws from a generator state of its own."""
+    if sampling.is_greedy or sampling.seed is None:
+        yield
+        return
+    with torch.random.fork_rng(devices=[device] if device.startswith("cuda") else []):
+        torch.manual_seed(sampling.seed)
+        yield

@@ -1,0 +1,1 @@
+"""The Serve deployment that takes HTTP, classifies, and calls the model."""

@@ -1,0 +1,1 @@
+"""The Serve deployment that holds the base model and the tiers of its adapters."""

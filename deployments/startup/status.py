@@ -1,0 +1,135 @@
+"""How an application on Ray Serve is, asked over HTTP: the dashboard's report and `/readyz`.
+
+Used by the launcher while it waits. Nothing here imports ray.
+"""
+
+import http.client
+import json
+import os
+import ssl
+import urllib.request
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deployments.preflight import http_address
+from deployments.startup.checks import DASHBOARD_PORT, connectable
+
+FAILED = ("DEPLOY_FAILED", "UNHEALTHY")
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """Where the application answers, and where Ray's dashboard says how it is."""
+
+    app: str
+    dashboard: str = f"http://127.0.0.1:{DASHBOARD_PORT}"
+
+
+def addresses_of(content: Mapping[str, Any]) -> Addresses:
+    """From the content of a serve_config.yaml that has passed the preflight."""
+    host, port = http_address(content)
+    host = connectable(host)
+    scheme = "https" if (content.get("http_options") or {}).get("ssl_certfile") else "http"
+    prefix = str(content["applications"][0].get("route_prefix", "/")).rstrip("/")
+    return Addresses(f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}{prefix}")
+
+
+def application_states(addresses: Addresses) -> dict[str, Any]:
+    """Name -> state of each application; empty while Serve is not up."""
+    details = get_json(f"{addresses.dashboard}/api/serve/applications/", token=_auth_token())
+    found = details.get("applications") if isinstance(details, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
+def readiness(addresses: Addresses) -> dict[str, Any] | None:
+    """What `/readyz` says with a 200; None before that."""
+    answer = get_json(f"{addresses.app}/readyz")
+    return answer if isinstance(answer, dict) else None
+
+
+def failure(applications: Mapping[str, Any]) -> str | None:
+    """The cause, when the dashboard reports an application that cannot be deployed."""
+    failed = {n: a for n, a in applications.items() if a.get("status") in FAILED}
+    return describe_states(failed) if failed else None
+
+
+def describe_states(applications: Mapping[str, Any]) -> str:
+    """Status and messages of each application and its deployments, without tracebacks."""
+    lines = []
+    for name, application in applications.items():
+        lines.append(f"application {name}: {application.get('status')}")
+        lines += dict.fromkeys(essence(message) for message in _messages(application))
+    return "\n".join(lines) or "Ray Serve has not reported an application"
+
+
+def _messages(application: Mapping[str, Any]) -> Iterator[str]:
+    deployments = (application.get("deployments") or {}).values()
+    for state in (application, *deployments):
+        if state.get("message"):
+            yield str(state["message"])
+
+
+def essence(message: str) -> str:
+    """What an operator needs of Ray's message: the exception, without the traceback.
+
+    A traceback ends in `Type: text`, where the text may go on over several lines (our errors list
+    their problems that way).
+    """
+    lines = message.strip().splitlines()
+    frames = [at for at, line in enumerate(lines) if line.lstrip().startswith('File "')]
+    if not frames:
+        return message.strip()
+    last = frames[-1] + 1
+    while last < len(lines) and lines[last].startswith((" " * 4, "\t")):
+        last += 1
+    return "\n".join(lines[last:]).strip() or message.strip()
+
+
+def welcome(addresses: Addresses, report: Mapping[str, Any], seconds: float) -> str:
+    """What an operator reads when the clinic is open: where, what it holds, what to paste."""
+    url = addresses.app
+    held = [a.get("name") if isinstance(a, dict) else a for a in report.get("adapters") or []]
+    known = [f"{key} {report[key]}" for key in ("base_model", "device", "dtype") if key in report]
+    facts = [*known, f"adapters: {', '.join(map(str, held)) or 'none'}"]
+    curl = f"curl -s{'k' if url.startswith('https') else ''}"
+    ask = f"{curl} {url}/ask -H 'content-type: application/json' -d"
+    return "\n".join(
+        [
+            f"launch: ready after {seconds:.0f} s at {url}  (Ctrl-C stops it)",
+            f"  {'; '.join(facts)}",
+            f"""  {ask} '{{"question": "What is eczema?"}}'""",
+            f"""  {ask} '{{"question": "What are the first signs of Parkinson disease?"}}'""",
+            f"  {curl} {url}/readyz",
+        ]
+    )
+
+
+def get_json(url: str, *, token: str | None = None, timeout_s: float = 5) -> Any:
+    """The JSON of a 200 answer, else None. Goes straight there, whatever proxy is set."""
+    request = urllib.request.Request(url)
+    if token:
+        request.add_header("Authorization", f"Bearer {token}")
+    opener = urllib.request.build_opener(
+        urllib.request.ProxyHandler({}),
+        # Our own server, on this machine: its certificate names another host.
+        urllib.request.HTTPSHandler(context=ssl._create_unverified_context()),
+    )
+    try:
+        with opener.open(request, timeout=timeout_s) as response:
+            return json.load(response)
+    except (OSError, ValueError, http.client.HTTPException):
+        return None
+
+
+def _auth_token() -> str | None:
+    """Ray's own order: a variable, a file that a variable names, the file in the home folder."""
+    given = os.environ.get("RAY_AUTH_TOKEN")
+    if given:
+        return given.strip()
+    file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    try:
+        return file.read_text(encoding="utf-8").strip() or None
+    except OSError:
+        return None

@@ -1,0 +1,1 @@
+"""Training of the router; serving never imports it."""

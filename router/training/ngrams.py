@@ -1,0 +1,86 @@
+"""Labelled texts -> the n-gram models. Needs scikit-learn; serving never imports this."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from scipy.sparse import csr_matrix
+from sklearn.linear_model import LogisticRegression
+
+from router.features import (
+    NgramModel,
+    Vocabulary,
+    char_features,
+    vectorise,
+    word_features,
+    words_of,
+)
+from router.text import clean
+from router.training.examples import OUT_OF_SCOPE, Example, Recipe, balanced, example_weights
+
+
+def train_ngrams(examples: Sequence[Example], labels: Sequence[str], recipe: Recipe) -> NgramModel:
+    """Count hashed n-grams, keep the most frequent, and fit three linear models on them."""
+    texts = [clean(e.text) for e in examples]
+    vocabulary = build_vocabulary(texts, recipe.min_count, recipe.max_features)
+    features = matrix(texts, vocabulary)
+    weights = example_weights(examples, recipe)
+    inside = np.array([e.specialty != OUT_OF_SCOPE for e in examples])
+    targets = np.array([e.specialty for e in examples])
+    specialty = _logistic(recipe.ngram_c).fit(
+        features[inside], targets[inside], sample_weight=weights[inside]
+    )
+    assert list(specialty.classes_) == list(labels), (list(specialty.classes_), labels)
+    scope = _logistic(recipe.ngram_c).fit(features, inside, sample_weight=balanced(weights, inside))
+    is_french = np.array([e.language == "fr" for e in examples])
+    french = _logistic(recipe.ngram_c).fit(
+        features, is_french, sample_weight=balanced(np.ones(len(examples)), is_french)
+    )
+    return NgramModel(
+        vocabulary=vocabulary,
+        specialty=_rounded(specialty.coef_.T),
+        specialty_bias=specialty.intercept_.astype(np.float32),
+        scope=_rounded(scope.coef_[0]),
+        scope_bias=float(np.float32(scope.intercept_[0])),
+        french=_rounded(french.coef_[0]),
+        french_bias=float(np.float32(french.intercept_[0])),
+    )
+
+
+def build_vocabulary(texts: Sequence[str], min_count: int, max_features: int) -> Vocabulary:
+    """Features that occur in at least `min_count` texts, the most frequent `max_features` of them,
+    with smoothed idf."""
+    counts: Counter[int] = Counter()
+    for text in texts:
+        words = words_of(text)
+        counts.update({key for key, *_ in word_features(words)})
+        counts.update({key for key, *_ in char_features(words)})
+    ranked = sorted((-count, key) for key, count in counts.items() if count >= min_count)
+    kept = sorted(key for _, key in ranked[:max_features])
+    frequency = np.array([counts[key] for key in kept], dtype=np.float64)
+    idf = np.log((1 + len(texts)) / (1 + frequency)) + 1
+    return Vocabulary(np.array(kept, dtype=np.uint32), _rounded(idf))
+
+
+def matrix(texts: Sequence[str], vocabulary: Vocabulary) -> csr_matrix:
+    """(len(texts), F), the vectors that serving would see."""
+    indices, values, starts = [], [], [0]
+    for text in texts:
+        vector = vectorise(words_of(text), vocabulary)
+        indices.append(vector.rows)
+        values.append(vector.values)
+        starts.append(starts[-1] + len(vector.rows))
+    shape = (len(texts), len(vocabulary.keys))
+    return csr_matrix(
+        (np.concatenate(values), np.concatenate(indices), np.array(starts)), shape=shape
+    )
+
+
+def _logistic(c: float) -> LogisticRegression:
+    return LogisticRegression(C=c, max_iter=400, tol=2e-3)
+
+
+def _rounded(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
+    """As the artefact will hold them, so that what is fitted on top sees the same."""
+    return values.astype(np.float16).astype(np.float32)

@@ -1,0 +1,149 @@
+"""What scripts/benchmarks/gateway.py measures the front door with: applications without a model.
+
+`build_chain`: Ray's own no-op chain, the least that a router in front of a model can cost.
+`build_clinic`: this application, with a decoder that does no work in the model replica.
+
+No `from __future__ import annotations` here: Serve reads the builder's signature.
+"""
+
+import functools
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ray import serve
+from ray.serve import Application
+from ray.serve.handle import DeploymentHandle
+from starlette.applications import Starlette
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+from deployments.app import build_application
+from deployments.engine.decoder import DecoderInfo
+from deployments.engine.scheduler import StepPlan
+from deployments.messages import Turn
+from deployments.model.adapter_manager import AdapterHolder
+from deployments.model.host_memory import HostMemory
+from deployments.model.loading import LoadedModel, open_adapter_store
+from deployments.settings import Settings, parse_settings
+
+_NUM_POSITIONS = 1 << 20
+_TOKEN = ord("a")
+
+
+class ChainModel:
+    async def __call__(self) -> str:
+        return "fine"
+
+
+class ChainRouter:
+    """Reads the body, calls the model, answers: nothing else."""
+
+    def __init__(self, model: DeploymentHandle) -> None:
+        self._model = model
+
+    def __serve_build_asgi_app__(self) -> Starlette:
+        return Starlette(routes=[Route("/ask", self._ask, methods=["POST"])])
+
+    async def _ask(self, request: HttpRequest) -> JSONResponse:
+        await request.body()
+        return JSONResponse({"answer": await self._model.remote()})
+
+
+def build_chain(args: dict[str, Any]) -> Application:
+    """Both deployments with the options that build_application gives ours, but for `num_cpus`: the
+    two applications must fit on two cores beside each other, and it sets no limit on what is used.
+    """
+    model = serve.deployment(
+        name="Model", ray_actor_options={"num_cpus": 0.2}, max_ongoing_requests=args["max_ongoing"]
+    )(ChainModel)
+    router = serve.deployment(
+        name="Router", ray_actor_options={"num_cpus": 0.2}, max_ongoing_requests=1024
+    )(serve.ingress()(ChainRouter))
+    application: Application = router.bind(model.bind())
+    return application
+
+
+def build_clinic(args: dict[str, Any]) -> Application:
+    """`args`: those of serve_config.yaml, and `step_s`: what each decoding step takes."""
+    rest = dict(args)
+    load = functools.partial(load_stand_in, step_s=float(rest.pop("step_s", 0.0)))
+    return build_application(parse_settings(rest), load=load)
+
+
+def load_stand_in(settings: Settings, device: str, *, step_s: float) -> LoadedModel:
+    decoder = StandInDecoder(settings.engine.max_rows, step_s)
+    holder = AdapterHolder(
+        open_adapter_store(settings),
+        settings.base_model,
+        decoder,
+        capacity=settings.engine.max_adapters,
+        host=HostMemory(0),
+    )
+    holder.sync()
+
+    def encode(turns: Sequence[Turn], answer_language: str | None) -> list[int]:
+        return [_TOKEN] * 16
+
+    return LoadedModel(settings.base_model, decoder, encode, holder)
+
+
+class _Ready:
+    def __init__(self, tokens: Mapping[int, int]) -> None:
+        self._tokens = tokens
+
+    def wait(self) -> Mapping[int, int]:
+        return self._tokens
+
+
+class StandInDecoder:
+    """A step decoder whose rows all write the letter a until max_tokens. `step_s`: its pace."""
+
+    can_split_prompts = True
+    num_steps_ahead = 0
+    num_prompts_together = 1
+
+    def __init__(self, num_rows: int, step_s: float) -> None:
+        self.capacities = (_NUM_POSITIONS,) * num_rows
+        self._adapters: dict[str, Path] = {}
+        self._step_s = step_s
+
+    @property
+    def info(self) -> DecoderInfo:
+        reason = "a stand-in without a model"
+        names = tuple(self._adapters)
+        return DecoderInfo("stand-in", reason, "cpu", "none", None, frozenset(), names)
+
+    def read_adapter(self, directory: Path) -> Path:
+        return directory
+
+    def num_host_bytes(self, weights: Path) -> int:
+        return 0
+
+    def install(self, name: str, weights: Path, *, probe: bool = True) -> None:
+        self._adapters[name] = weights
+
+    def try_out(self, name: str, weights: Path) -> None:
+        """Everything fits."""
+
+    def evict(self, name: str) -> None:
+        del self._adapters[name]
+
+    def set_adapter(self, row: int, name: str | None) -> None:
+        """Nothing is kept for a row."""
+
+    def step(self, plan: StepPlan) -> _Ready:
+        if self._step_s:
+            time.sleep(self._step_s)
+        return _Ready({job.row: _TOKEN for job in plan.emits if job.row is not None})
+
+    def free(self, row: int) -> None:
+        """Nothing is kept for a row."""
+
+    def reset(self) -> None:
+        """Nothing is kept for a row."""
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return bytes(token_ids).decode()

@@ -1,0 +1,1 @@
+"""Questions and answers: reading, cleaning, splitting."""

@@ -1,0 +1,144 @@
+"""Train and validation by disease: no disease is in two splits, in any file."""
+
+import dataclasses
+import random
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from scripts.datasets.record import Record, normal_name, plain_words
+
+RARE_CUI = 5  # a UMLS concept of more diseases than this names a class of them, not one disease
+RARE_WORD = 5  # diseases that share a word with at most this many others are close
+
+
+@dataclass(frozen=True, slots=True)
+class SplitRule:
+    """How large validation gets, in pairs of each specialty.
+
+    A source's own validation pairs stay. More diseases move there until there are
+    `min_validation` pairs, but never more than `max_share` of the specialty; where the source
+    has no split at all, until `share` of the pairs.
+    """
+
+    min_validation: int = 30
+    max_share: float = 1 / 3
+    share: float = 0.1
+    seed: int = 0
+
+    def target(self, num_pairs: int, has_split: bool) -> int:
+        wanted = self.min_validation if has_split else round(self.share * num_pairs)
+        return min(max(self.min_validation, wanted), int(num_pairs * self.max_share))
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    records: list[Record]  # in the order given, each with its split
+    num_groups: int
+    moved: dict[str, int]  # specialty -> pairs that went from training to validation
+    reunited: int  # records moved because their disease was in both splits of the source
+
+
+def split_by_disease(records: Sequence[Record], rule: SplitRule) -> Split:
+    """Give each record a split. The same records and rule give the same answer, in any order."""
+    groups = disease_groups(records)
+    members: dict[str, list[Record]] = defaultdict(list)
+    for record, group in zip(records, groups, strict=True):
+        members[group].append(record)
+    split_of = {
+        group: "validation" if any(r.split == "validation" for r in inside) else "train"
+        for group, inside in members.items()
+    }
+    reunited = sum(
+        split_of[group] == "validation" and record.split == "train"
+        for record, group in zip(records, groups, strict=True)
+    )
+    moved = {
+        specialty: _fill(specialty, members, split_of, rule)
+        for specialty in sorted({r.specialty for r in records if r.is_pair})
+    }
+    done = [
+        dataclasses.replace(record, split=split_of[group])
+        for record, group in zip(records, groups, strict=True)
+    ]
+    return Split(done, len(members), moved, reunited)
+
+
+def disease_groups(records: Sequence[Record]) -> list[str]:
+    """The group of each record: same normal name, a shared synonym, a shared rare UMLS CUI, or the
+    same question in words, which is all there is for a record without focus."""
+    parent: dict[str, str] = {}
+
+    def root(key: str) -> str:
+        parent.setdefault(key, key)
+        while parent[key] != key:
+            parent[key] = parent[parent[key]]
+            key = parent[key]
+        return key
+
+    num_diseases = Counter(
+        cui
+        for _, cuis in {(normal_name(r.focus), r.cuis) for r in records if r.focus}
+        for cui in cuis
+    )
+    first = []
+    for record in records:
+        keys = _keys(record, num_diseases)
+        first.append(keys[0])
+        for other in keys[1:]:
+            low, high = sorted((root(keys[0]), root(other)))
+            parent[high] = low
+    return [root(key) for key in first]
+
+
+def _keys(record: Record, num_diseases: Counter[str]) -> list[str]:
+    question = "question " + " ".join(plain_words(record.question))
+    if not record.focus:
+        return [question]
+    names = [record.focus, *record.synonyms]
+    cuis = [cui for cui in record.cuis if num_diseases[cui] <= RARE_CUI]
+    return [
+        *("name " + normal_name(name) for name in names),
+        *("cui " + cui for cui in cuis),
+        question,
+    ]
+
+
+def _fill(
+    specialty: str, members: dict[str, list[Record]], split_of: dict[str, str], rule: SplitRule
+) -> int:
+    """Move diseases of one specialty to validation; how many of its pairs moved."""
+    size = {
+        group: count
+        for group, inside in members.items()
+        if (count := sum(r.is_pair and r.specialty == specialty for r in inside))
+    }
+    has_split = any(r.split for g in size for r in members[g] if r.specialty == specialty)
+    held_out = sum(count for group, count in size.items() if split_of[group] == "validation")
+    target = rule.target(sum(size.values()), has_split)
+    candidates = _order([g for g in size if split_of[g] == "train"], specialty, members, rule.seed)
+    moved = 0
+    for group in candidates:
+        missing = target - held_out - moved
+        if missing <= 0:
+            break
+        if size[group] <= max(missing, rule.min_validation // 3):  # a big one would overshoot
+            split_of[group] = "validation"
+            moved += size[group]
+    return moved
+
+
+def _order(
+    groups: Iterable[str], specialty: str, members: dict[str, list[Record]], seed: int
+) -> list[str]:
+    """At random, but diseases whose name has no rare word in common with another's come first:
+    a relation that the source does not tell is likelier between those."""
+    words = {group: _name_words(members[group]) for group in members}
+    spread = Counter(word for inside in words.values() for word in inside)
+    mixed = sorted(groups)
+    random.Random(f"{seed}/{specialty}").shuffle(mixed)
+    return sorted(mixed, key=lambda g: any(1 < spread[w] <= RARE_WORD for w in words[g]))
+
+
+def _name_words(records: Sequence[Record]) -> set[str]:
+    return {word for r in records for word in normal_name(r.focus or r.question).split()}

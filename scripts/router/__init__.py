@@ -1,0 +1,1 @@
+"""Data and encoder of the router."""

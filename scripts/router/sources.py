@@ -1,0 +1,216 @@
+"""Readers of public terminologies and question sets for the router: each yields entries.
+
+| kind | file | what it gives |
+| --- | --- | --- |
+| `prepared` | folder of `prepare_medical_dataset` | questions, and passages of the answers |
+| `medquad` | the folder of MedQuAD's XML files | its questions, those without an answer too |
+| `hpo` | `hp.obo` of the Human Phenotype Ontology | signs and symptoms, everyday synonyms too |
+| `hpo_fr` | its French `hp-fr.babelon.tsv`; needs `,terms=hp.obo` | the same in French |
+| `hpo_diseases` | its `phenotype.hpoa`; needs `,terms=hp.obo` | rare diseases, by their signs |
+| `icd10cm` | the tabular XML of ICD-10-CM (CDC/NCHS) | diseases and their inclusion terms |
+| `clinc150` | `data_full.json` of CLINC150 | out-of-scope questions |
+| `casimedicos` | its JSON lines, English or French | exam cases; validation only |
+| `written` | JSON lines with input, specialty, lang | questions that we wrote |
+| `glossary` | likewise | terms that we wrote |
+
+A terminology's specialties are in knowledge.yaml.
+"""
+
+import dataclasses
+import json
+import re
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from xml.etree import ElementTree
+
+from router.training.examples import OUT_OF_SCOPE
+from scripts.datasets.record import DataError, normal_name, read_jsonl
+from scripts.datasets.sources import Source, read_source
+from scripts.datasets.specialties import specialty_of
+from scripts.router.entry import Entry
+from scripts.router.terminologies import hpo, hpo_diseases, hpo_fr, icd10cm, rules
+
+PASSAGE_CHARS = 600
+TEMPLATED = "HPO-fr (templated)"
+
+
+def read_entries(source: Source) -> list[Entry]:
+    """All entries of a source.
+
+    Raises:
+        DataError: names the file, what was found and what is expected.
+    """
+    if not source.folder.exists():
+        raise DataError(f"--source {source.kind}:{source.path}: no such file or folder")
+    try:
+        entries = list(READERS[source.kind](source))
+    except DataError:
+        raise
+    except (LookupError, TypeError, AttributeError, ValueError, ElementTree.ParseError) as error:
+        raise DataError(
+            f"--source {source.kind}:{source.path}: not the format that kind {source.kind} expects "
+            f"({type(error).__name__}: {error})"
+        ) from None
+    if not entries:
+        raise DataError(f"--source {source.kind}:{source.path}: no usable entry in it")
+    return entries
+
+
+def _prepared(source: Source) -> Iterator[Entry]:
+    records, _ = read_source(Source("jsonl", source.path))
+    for record in records:
+        if record.specialty == OUT_OF_SCOPE:
+            group = f"text {record.question.lower()}"
+        else:
+            group = f"name {normal_name(record.focus or record.question)}"
+        # Templated questions train as the bare term, so that held-out ones have new templates too.
+        is_term = record.source == TEMPLATED and record.split == "train" and bool(record.focus)
+        entry = Entry(
+            id=record.id,
+            text=record.focus if is_term else record.question,
+            specialty=record.specialty,
+            lang=record.lang,
+            source=record.source,
+            group=_hpo_group(record.id) or group,
+            kind="term" if is_term else "question",
+            names=(normal_name(record.focus),) if record.focus else (),
+            split=record.split,
+        )
+        yield entry
+        if record.answer and record.lang in ("en", "fr") and record.is_pair:
+            yield Entry(
+                id=f"{record.id}/passage",
+                text=_passage(record.answer, record.id),
+                specialty=record.specialty,
+                lang=record.lang,
+                source=record.source,
+                group=entry.group,
+                kind="passage",
+                names=entry.names,
+                split=record.split,
+            )
+
+
+def _medquad(source: Source) -> Iterator[Entry]:
+    """Labelled by the name of the disease; what no keyword places in one specialty is left out."""
+    for path in sorted(source.folder.rglob("*.xml")):
+        document = ElementTree.parse(path).getroot()
+        focus = " ".join((document.findtext("Focus") or "").split())
+        synonyms = [s.text for s in document.iter("Synonym") if s.text]
+        specialty = specialty_of(focus, " ".join(synonyms))
+        for question in document.iter("Question") if specialty and focus else ():
+            yield Entry(
+                id=f"{path.parent.name}/{question.get('qid') or path.stem}",
+                text=" ".join((question.text or "").split()).replace(" ?", "?"),
+                specialty=str(specialty),
+                lang="en",
+                source=f"MedQuAD/{document.get('source') or path.parent.name}",
+                group=f"name {normal_name(focus)}",
+                kind="question",
+                names=(normal_name(focus),),
+                split=_drawn_split(normal_name(focus)),
+            )
+
+
+def _drawn_split(name: str) -> str:
+    """For a source without a split: a tenth of the diseases validates."""
+    return "validation" if zlib.crc32(f"validation {name}".encode()) % 10 == 0 else "train"
+
+
+def _hpo_group(id_: str) -> str | None:
+    """Questions about a sign share a group with the sign's names in other languages."""
+    found = re.fullmatch(r"hpofr(?:def)?-(\d{7})", id_)
+    return f"HP:{found[1]}" if found else None
+
+
+def _passage(answer: str, id_: str) -> str:
+    """At most PASSAGE_CHARS of an answer, from a sentence that its id picks."""
+    if len(answer) <= PASSAGE_CHARS:
+        return answer
+    starts = [0, *(m.end() for m in re.finditer(r"[.!?] ", answer[:-PASSAGE_CHARS]))]
+    start = starts[zlib.crc32(id_.encode()) % len(starts)]
+    cut = answer[start : start + PASSAGE_CHARS]
+    return cut[: cut.rfind(" ")]
+
+
+def _clinc150(source: Source) -> Iterator[Entry]:
+    parts = json.loads(source.folder.read_text(encoding="utf-8"))
+    for part, split in (("oos_train", "train"), ("oos_val", "validation")):
+        for number, (text, _) in enumerate(parts[part]):
+            yield Entry(
+                id=f"clinc-{part}-{number}",
+                text=text,
+                specialty=OUT_OF_SCOPE,
+                lang="en",
+                source=f"CLINC150 {part}",
+                group=f"text {text.lower()}",
+                kind="question",
+                split=split,
+            )
+
+
+def _casimedicos(source: Source) -> Iterator[Entry]:
+    lang = source.options.get("lang", "en")
+    labels: Mapping[str, str] = rules()["casimedicos"]
+    for number, item in read_jsonl(source.folder):
+        specialty = labels.get(str(item["type"]).strip().upper())
+        if specialty:
+            yield Entry(
+                id=f"casi-{source.folder.stem}-{number}-{lang}",
+                text=item["full_question"],
+                specialty=specialty,
+                lang=lang,
+                source="CasiMedicos (MIR exam)",
+                group=f"casi {item['id']}",
+                kind="question",
+                split="validation",
+            )
+
+
+def _glossary(source: Source) -> Iterator[Entry]:
+    for entry in _written(source):
+        yield dataclasses.replace(
+            entry,
+            kind="term",
+            source="glossary",
+            names=(normal_name(entry.text),),
+            group=f"name {normal_name(entry.text)}",
+            split="",
+        )
+
+
+def _written(source: Source) -> Iterator[Entry]:
+    for number, item in read_jsonl(source.folder):
+        for field in ("input", "specialty", "lang"):
+            if not isinstance(item.get(field), str) or not item[field].strip():
+                raise DataError(f"{source.folder.name}, line {number}: '{field}' must be a text")
+        yield Entry(
+            id=f"{source.folder.stem}-{number}",
+            text=item["input"],
+            specialty=item["specialty"],
+            lang=item["lang"],
+            source="written",
+            group=f"text {item['input'].lower()}",
+            kind="question",
+            split="train",
+        )
+
+
+READERS: dict[str, Callable[[Source], Iterator[Entry]]] = {
+    "prepared": _prepared,
+    "medquad": _medquad,
+    "hpo": hpo,
+    "hpo_fr": hpo_fr,
+    "hpo_diseases": hpo_diseases,
+    "icd10cm": icd10cm,
+    "clinc150": _clinc150,
+    "casimedicos": _casimedicos,
+    "written": _written,
+    "glossary": _glossary,
+}
+OPTIONS: dict[str, frozenset[str]] = {
+    **dict.fromkeys(READERS, frozenset()),
+    "hpo_fr": frozenset({"terms"}),
+    "hpo_diseases": frozenset({"terms"}),
+    "casimedicos": frozenset({"lang"}),
+}

@@ -1,0 +1,198 @@
+"""Terms of public terminologies, with the specialty that knowledge.yaml gives their branch.
+
+The readers yield entries without a split: names are for training only.
+"""
+
+import csv
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import yaml
+
+from scripts.datasets.record import DataError, normal_name
+from scripts.datasets.sources import Source
+from scripts.router.entry import Entry
+
+RULES = Path(__file__).with_name("knowledge.yaml")
+MIN_DISEASE_SIGNS = 3  # of a specialty, for a disease to belong to it
+MIN_DISEASE_SHARE = 0.6  # of its signs that have a specialty
+_SYNONYM = re.compile(r'synonym: "(.*?)" EXACT')
+_DEFINITION = re.compile(r'def: "(.*?)" \[')
+
+
+@dataclass(frozen=True, slots=True)
+class _Term:
+    name: str
+    synonyms: tuple[str, ...]
+    definition: str
+    ancestors: frozenset[str]
+
+
+@cache
+def rules() -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load(RULES.read_text(encoding="utf-8"))
+    return found
+
+
+def read_hpo(path: Path) -> dict[str, _Term]:
+    """Terms of an OBO file by id, obsolete ones left out."""
+    raw: dict[str, dict[str, Any]] = {}
+    for block in path.read_text(encoding="utf-8").split("\n[Term]\n")[1:]:
+        term: dict[str, Any] = {"synonyms": [], "parents": [], "definition": ""}
+        for line in block.partition("\n[")[0].split("\n"):
+            key, _, value = line.partition(": ")
+            if key in ("id", "name", "is_obsolete"):
+                term[key] = value
+            elif key == "is_a":
+                term["parents"].append(value[:10])
+            elif found := _SYNONYM.match(line):
+                term["synonyms"].append(found[1])
+            elif found := _DEFINITION.match(line):
+                term["definition"] = found[1].replace('\\"', '"')
+        if "is_obsolete" not in term:
+            raw[term["id"]] = term
+
+    @cache
+    def ancestors(id_: str) -> frozenset[str]:
+        above = [ancestors(parent) for parent in raw[id_]["parents"]]
+        return frozenset({id_}).union(*above)
+
+    return {
+        id_: _Term(t["name"], tuple(t["synonyms"]), t["definition"], ancestors(id_))
+        for id_, t in raw.items()
+    }
+
+
+def hpo_specialty(term: _Term) -> str | None:
+    """By the branches that the term stands in; None: several specialties, or none."""
+    branches: Mapping[str, str] = rules()["hpo"]
+    for root in rules()["hpo_first"]:
+        if root in term.ancestors:
+            return branches[root]
+    found = {branches[root] for root in branches.keys() & term.ancestors}
+    return found.pop() if len(found) == 1 else None
+
+
+def hpo(source: Source) -> Iterator[Entry]:
+    for id_, term in read_hpo(source.folder).items():
+        specialty = hpo_specialty(term)
+        if specialty is None:
+            continue
+        texts = dict.fromkeys((term.name, *term.synonyms))
+        for number, text in enumerate(texts):
+            yield Entry(
+                id=f"{id_}/{number}",
+                text=text,
+                specialty=specialty,
+                lang="en",
+                source="HPO",
+                group=id_,
+                kind="term",
+                names=(normal_name(text),),
+            )
+        if len(term.definition) > 60:
+            yield Entry(
+                id=f"{id_}/definition",
+                text=term.definition,
+                specialty=specialty,
+                lang="en",
+                source="HPO",
+                group=id_,
+                kind="passage",
+                names=tuple(map(normal_name, texts)),
+            )
+
+
+def hpo_fr(source: Source) -> Iterator[Entry]:
+    terms = read_hpo(_terms_file(source))
+    with source.folder.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE):
+            term, text = terms.get(row["subject_id"]), row["translation_value"].strip()
+            specialty = hpo_specialty(term) if term else None
+            if row["predicate_id"] != "rdfs:label" or specialty is None or not text:
+                continue
+            yield Entry(
+                id=f"{row['subject_id']}/fr",
+                text=text,
+                specialty=specialty,
+                lang="fr",
+                source="HPO-fr",
+                group=row["subject_id"],
+                kind="term",
+                names=(normal_name(text),),
+            )
+
+
+def _terms_file(source: Source) -> Path:
+    if "terms" not in source.options:
+        raise DataError(
+            f"--source {source.kind}:{source.path}: add ,terms=hp.obo (the signs' tree)"
+        )
+    return Path(source.options["terms"])
+
+
+def hpo_diseases(source: Source) -> Iterator[Entry]:
+    terms = read_hpo(_terms_file(source))
+    signs: dict[str, Counter[str]] = defaultdict(Counter)
+    for line in source.folder.read_text(encoding="utf-8").splitlines():
+        columns = line.split("\t")
+        if line.startswith(("#", "database_id")) or columns[2] == "NOT" or columns[3] not in terms:
+            continue
+        if specialty := hpo_specialty(terms[columns[3]]):
+            signs[columns[1]][specialty] += 1
+    for disease, counted in sorted(signs.items()):
+        specialty, count = counted.most_common(1)[0]
+        if count < MIN_DISEASE_SIGNS or count < MIN_DISEASE_SHARE * counted.total():
+            continue
+        yield Entry(
+            id=f"hpoa/{disease}",
+            text=disease,
+            specialty=specialty,
+            lang="en",
+            source="HPO diseases",
+            group=f"name {normal_name(disease)}",
+            kind="term",
+            names=(normal_name(disease),),
+        )
+
+
+def icd_specialty(code: str) -> str | None:
+    """By the longest rule that the code begins with."""
+    by_prefix: Mapping[str, str | None] = rules()["icd10cm"]
+    plain = code.replace(".", "")
+    for length in range(len(plain), 0, -1):
+        if plain[:length] in by_prefix:
+            return by_prefix[plain[:length]]
+    return None
+
+
+def icd10cm(source: Source) -> Iterator[Entry]:
+    seen: set[str] = set()
+    for diagnosis in ElementTree.parse(source.folder).getroot().iter("diag"):
+        code = diagnosis.findtext("name") or ""
+        specialty = icd_specialty(code)
+        if specialty is None:
+            continue
+        notes = [*diagnosis.findall("inclusionTerm/note"), *diagnosis.findall("includes/note")]
+        for number, text in enumerate([diagnosis.findtext("desc"), *(n.text for n in notes)]):
+            name = normal_name(
+                re.sub(r"\b(left|right|unspecified|other|bilateral)\b", "", text or "")
+            )
+            if text and name and name not in seen:  # one of the many sides and stages
+                seen.add(name)
+                yield Entry(
+                    id=f"{code}/{number}",
+                    text=text,
+                    specialty=specialty,
+                    lang="en",
+                    source="ICD-10-CM",
+                    group=f"name {normal_name(text)}",
+                    kind="term",
+                    names=(normal_name(text),),
+                )

@@ -1,0 +1,164 @@
+"""How fast and how large a router is: times in this process, load and memory in fresh ones.
+
+One encoder thread, as in serving. The clock starts before `classify` and stops behind it; warm-ups
+are discarded. Memory is the resident set of a process that loaded the router, and nothing else of
+this project, and classified 100 questions.
+"""
+
+import json
+import os
+import platform
+import random
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from router.classifier import Classifier
+from scripts.router_evaluation.metrics import Estimate, quantile
+
+NUM_WARM_UPS = 5
+NUM_SINGLE = 300  # questions timed one by one
+PAGE_CHARS = 8000
+NUM_PAGES = 50
+BATCH = 256
+NUM_BATCHES = 5
+NUM_LOADS = 3
+NUM_FOR_MEMORY = 100
+_FRESH = """
+import json, pathlib, sys, time
+folder, texts = json.load(sys.stdin)
+started = time.perf_counter()
+from router.classifier import Classifier
+imported = time.perf_counter()
+classifier = Classifier.load(pathlib.Path(folder))
+loaded = time.perf_counter()
+classifier.classify([[text] for text in texts])
+try:
+    import psutil
+    resident = psutil.Process().memory_info().rss
+except ImportError:
+    status = pathlib.Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS")]
+    resident = found[0] if found else None
+print(json.dumps([imported - started, loaded - imported, resident]))
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """Times in ms of one question and of a page; `per_second` and `load_s` hold each repeat."""
+
+    question_ms: dict[int, Estimate]  # percentile -> time
+    page_ms: dict[int, Estimate]
+    per_second: tuple[float, ...]
+    batch: int
+    import_s: tuple[float, ...]
+    load_s: tuple[float, ...]
+    resident_bytes: int | None  # the largest of the fresh processes
+    num_for_memory: int
+    folder_bytes: dict[str, int]
+    num_cores: int
+    processor: str
+    load_1_min: float
+
+
+def measure(classifier: Classifier, model: Path, texts: Sequence[str], seed: int) -> Speed:
+    """
+    Args:
+        classifier: loaded from `model` with one thread.
+        texts: questions to time with.
+    """
+    load_1_min = os.getloadavg()[0]
+    generator = random.Random(seed)
+    shuffled = generator.sample(list(texts), k=len(texts))
+    question = _times(classifier, shuffled[:NUM_SINGLE], "one by one")
+    page = _times(classifier, pages(texts, generator), "pages")
+    batches = [generator.choices(shuffled, k=BATCH) for _ in range(NUM_BATCHES + 1)]
+    fresh = [
+        _fresh(model, shuffled[:NUM_FOR_MEMORY]) for _ in tqdm(range(NUM_LOADS), "fresh processes")
+    ]
+    resident = [bytes_ for _, _, bytes_ in fresh if bytes_ is not None]
+    return Speed(
+        question_ms={p: quantile(question, p, seed=seed) for p in (50, 95)},
+        page_ms={p: quantile(page, p, seed=seed) for p in (50, 95)},
+        per_second=tuple(_per_second(classifier, batch) for batch in batches)[1:],
+        batch=BATCH,
+        import_s=tuple(seconds for seconds, _, _ in fresh),
+        load_s=tuple(seconds for _, seconds, _ in fresh),
+        resident_bytes=max(resident) if resident else None,
+        num_for_memory=min(NUM_FOR_MEMORY, len(shuffled)),
+        folder_bytes=folder_bytes(model),
+        num_cores=os.cpu_count() or 1,
+        processor=processor(),
+        load_1_min=load_1_min,
+    )
+
+
+def pages(texts: Sequence[str], generator: random.Random) -> list[str]:
+    """Pages of PAGE_CHARS characters, each of its own questions in its own order."""
+    found = []
+    for _ in range(NUM_PAGES):
+        page = ""
+        while len(page) < PAGE_CHARS:
+            page += generator.choice(texts) + " "
+        found.append(page[:PAGE_CHARS])
+    return found
+
+
+def folder_bytes(model: Path) -> dict[str, int]:
+    """File name -> size."""
+    return {path.name: path.stat().st_size for path in sorted(model.iterdir()) if path.is_file()}
+
+
+def processor() -> str:
+    """The processor's name, as far as the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _times(classifier: Classifier, texts: Sequence[str], title: str) -> np.ndarray:
+    """Milliseconds of each text, (len(texts),)."""
+    for text in texts[:NUM_WARM_UPS]:
+        classifier.classify([[text]])
+    times = []
+    for text in tqdm(texts, title):
+        started = time.perf_counter()
+        classifier.classify([[text]])
+        times.append((time.perf_counter() - started) * 1000)
+    return np.array(times)
+
+
+def _per_second(classifier: Classifier, batch: Sequence[str]) -> float:
+    started = time.perf_counter()
+    classifier.classify([[text] for text in batch])
+    return len(batch) / (time.perf_counter() - started)
+
+
+def _fresh(model: Path, texts: Sequence[str]) -> tuple[float, float, int | None]:
+    """(seconds to import, seconds to load, resident bytes) of a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", _FRESH],
+        input=json.dumps([str(model.resolve()), list(texts)]),
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).resolve().parent.parent.parent,
+    )
+    imported, loaded, resident = json.loads(done.stdout)
+    return imported, loaded, resident
+
+
+def median(values: Sequence[float]) -> float:
+    return statistics.median(values)

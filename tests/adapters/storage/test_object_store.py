@@ -1,0 +1,83 @@
+"""The live catalogue in an object store with conditional put, on fsspec's memory file system."""
+
+from pathlib import Path
+
+import pytest
+
+from adapters import changes
+from adapters.live_catalog import LiveCatalog
+from adapters.storage.local import StateError
+from adapters.storage.object_store import ObjectState
+from adapters.store import open_store
+from tests.adapters.live_catalogs import add, make_seed
+
+
+@pytest.fixture
+def seed(tmp_path: Path) -> Path:
+    return make_seed(tmp_path / "seed")
+
+
+@pytest.fixture
+def bucket(tmp_path: Path) -> str:
+    return f"memory://{tmp_path.name}"
+
+
+def test_an_object_store_keeps_the_catalogue_and_the_files(
+    seed: Path, bucket: str, tmp_path: Path
+) -> None:
+    writer, reader = (open_store(bucket, seed, tmp_path / f"cache{i}") for i in range(2))
+    assert reader.read().revision == 0
+    after = add(writer, tmp_path, "derm", "2")
+    assert reader.read() == after
+    derm = after.adapter("derm")
+    assert derm is not None
+    folder = reader.folder(derm.stable)
+    assert folder.parent == tmp_path / "cache1"
+    assert (folder / "adapter_model.safetensors").read_bytes() == b"2"
+
+
+def test_of_two_writers_to_an_object_store_one_begins_again(
+    seed: Path, bucket: str, tmp_path: Path
+) -> None:
+    one, two = (open_store(bucket, seed, tmp_path / "cache") for _ in range(2))
+    tries = []
+
+    def slow(catalog: LiveCatalog) -> LiveCatalog:
+        tries.append(catalog.revision)
+        if len(tries) == 1:
+            two.change(lambda c: changes.update(c, "cardio", state="disabled"))
+        return changes.update(catalog, "derm", state="disabled")
+
+    one.change(slow)
+    assert tries == [0, 1]
+    assert [a.state for a in one.read().adapters] == ["disabled", "disabled"]
+
+
+def test_a_store_without_conditional_put_is_refused_for_writing(
+    seed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(f"memory://{tmp_path.name}", seed, tmp_path / "cache")
+    monkeypatch.setattr("adapters.storage.object_store.CONDITIONAL", frozenset({"s3"}))
+    with pytest.raises(StateError, match="offers no conditional put"):
+        store.change(lambda c: changes.remove(c, "derm"))
+    assert store.read().revision == 0
+
+
+def test_a_writer_that_stalled_begins_again(tmp_path: Path) -> None:
+    """Its number may have been used and swept meanwhile."""
+    now = [1000.0]
+    files = ObjectState(f"memory://{tmp_path.name}", clock=lambda: now[0])
+    files.write_if(b"one", None)
+    found = files.read()
+    assert found is not None
+    now[0] += 3600
+    from adapters.storage.local import Conflict
+
+    with pytest.raises(Conflict):
+        files.write_if(b"two", found[1])
+    assert files.read() == found
+
+
+def test_an_unknown_kind_of_store_names_what_to_install(seed: Path, tmp_path: Path) -> None:
+    with pytest.raises(StateError, match="install the driver"):
+        open_store("gs://bucket/x", seed, tmp_path)

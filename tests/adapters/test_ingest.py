@@ -1,0 +1,300 @@
+"""What may become a version; everything else is refused at once, by name, leaving nothing."""
+
+import io
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from adapters.catalog import load_catalog
+from adapters.ingest import IntakeRefused, NewVersion, take_in
+from adapters.sources import SourceError, SourceLimits, check_source, fetch
+from adapters.storage.local import LocalState, StateError
+from adapters.store import AdapterStore
+from tests.adapters.test_store import FullDisk
+
+Catalogs = dict[str, tuple[Path, Path]]
+LIMITS = SourceLimits(max_bytes=2**20, timeout_s=5)
+
+
+@pytest.fixture
+def source(tiny_catalogs: Catalogs, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_catalogs["llama"][1] / "weights" / "derm", tmp_path / "derm"))
+
+
+@pytest.fixture
+def store(tiny_catalogs: Catalogs, tmp_path: Path) -> AdapterStore:
+    seed = load_catalog(tiny_catalogs["llama"][1])
+    return AdapterStore(LocalState(tmp_path / "state"), seed, tmp_path / "cache")
+
+
+@pytest.fixture
+def wanted(tiny_catalogs: Catalogs, source: Path) -> NewVersion:
+    return NewVersion("derm", "dermatology", str(tiny_catalogs["llama"][0]), "2", str(source))
+
+
+def nothing_kept(store: AdapterStore) -> bool:
+    folder = Path(store.location) / "weights"
+    return not folder.is_dir() or not list(folder.iterdir())
+
+
+def refused(wanted: NewVersion, store: AdapterStore) -> list[str]:
+    with pytest.raises(IntakeRefused) as caught:
+        take_in(wanted, store, LIMITS)
+    assert nothing_kept(store)
+    return caught.value.problems
+
+
+def test_a_good_adapter_is_kept_by_its_content(wanted: NewVersion, store: AdapterStore) -> None:
+    first = take_in(wanted, store, LIMITS).version
+    again = take_in(wanted, store, LIMITS)
+    assert (again.version.digest, again.mark) == (first.digest, None)
+    assert first.rank == 4
+    kept = store.folder(first)
+    assert kept.name == first.digest
+    assert sorted(p.name for p in kept.iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+
+
+def test_an_adapter_of_another_peft_version_is_taken(
+    wanted: NewVersion, store: AdapterStore, source: Path
+) -> None:
+    file = source / "adapter_config.json"
+    config = json.loads(file.read_text()) | {"peft_version": "0.99.0", "a_later_field": None}
+    file.write_text(json.dumps(config))
+    assert take_in(wanted, store, LIMITS).version.rank == 4
+
+
+def pickled(folder: Path) -> None:
+    torch.save({"x": torch.ones(2)}, folder / "adapter_model.safetensors")
+
+
+def old_pickle(folder: Path) -> None:
+    import pickle
+
+    (folder / "adapter_model.safetensors").write_bytes(pickle.dumps({"x": 1}))
+
+
+def cut_off(folder: Path) -> None:
+    file = folder / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-5])
+
+
+def header_only(folder: Path) -> None:
+    (folder / "adapter_model.safetensors").write_bytes(b"\xff" * 7)
+
+
+def with_a_tail(folder: Path) -> None:
+    file = folder / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes() + b"#!/bin/sh")
+
+
+def edited(change: Callable[[dict[str, torch.Tensor]], None]) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        file = folder / "adapter_model.safetensors"
+        state = load_file(file)
+        change(state)
+        save_file(state, file)
+
+    return edit
+
+
+def nan(state: dict[str, torch.Tensor]) -> None:
+    next(iter(state.values()))[0, 0] = torch.nan
+
+
+def bfloat16_infinity(state: dict[str, torch.Tensor]) -> None:
+    for name in state:
+        state[name] = state[name].bfloat16()
+    next(iter(state.values()))[0, 0] = -torch.inf
+
+
+def integers(state: dict[str, torch.Tensor]) -> None:
+    name = next(iter(state))
+    state[name] = state[name].to(torch.int64)
+
+
+def silent(state: dict[str, torch.Tensor]) -> None:
+    for name in state:
+        if "lora_B" in name:
+            state[name] = -torch.zeros_like(state[name])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "part"),
+    [
+        (pickled, "a zip archive (torch.save writes those: a pickle), not safetensors"),
+        (old_pickle, "a pickle, not safetensors"),
+        (cut_off, "cut off, or damaged"),
+        (header_only, "cut off, or not safetensors"),
+        (with_a_tail, "cut off, or damaged"),
+        (edited(nan), "holds NaN or infinity"),
+        (edited(bfloat16_infinity), "holds NaN or infinity"),
+        (edited(integers), "has dtype 'I64'"),
+        (edited(silent), "every lora_B is zero"),
+    ],
+)
+def test_weights_that_are_not_fit(
+    spoil: Callable[[Path], None], part: str, wanted: NewVersion, store: AdapterStore, source: Path
+) -> None:
+    spoil(source)
+    problems = refused(wanted, store)
+    assert part in "\n".join(problems)
+    assert "/tmp" not in "\n".join(problems)
+
+
+def test_every_problem_is_listed_at_once(
+    wanted: NewVersion, store: AdapterStore, source: Path
+) -> None:
+    file = source / "adapter_config.json"
+    config = json.loads(file.read_text())
+    config |= {"base_model_name_or_path": "other/base", "use_dora": True, "bias": "all", "r": 999}
+    file.write_text(json.dumps(config))
+    edited(nan)(source)
+    text = "\n".join(refused(wanted, store))
+    for part in ("'other/base'", "use_dora, bias", "999", "NaN"):
+        assert part in text
+
+
+@pytest.mark.parametrize(
+    ("source", "part"),
+    [
+        ("/srv/../etc", "'..' is not allowed"),
+        ("s3://bucket/a/../b", "'..' is not allowed"),
+        ("relative/with/three", "an absolute path"),
+        ("", "1 to 2048"),
+        ("/x" * 5000, "1 to 2048"),
+        ("/a\nb", "printable"),
+        ("https://user:secret@host/x", "without user, password"),
+        ("https://host/x?token=secret", "without user, password, query"),
+        ("gopher://host/x", "scheme 'gopher'"),
+    ],
+)
+def test_sources_that_are_not_taken(source: str, part: str) -> None:
+    [problem] = check_source(source)
+    assert part in problem
+    assert "secret" not in problem
+
+
+def test_links_and_folders_are_not_followed(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "into").mkdir()
+    secret = tmp_path / "secret"
+    secret.write_text("{}")
+    (source / "adapter_config.json").unlink()
+    os.symlink(secret, source / "adapter_config.json")
+    with pytest.raises(SourceError, match="is a symbolic link"):
+        fetch(str(source), tmp_path / "into", LIMITS)
+    os.symlink(source, tmp_path / "link")
+    with pytest.raises(SourceError, match="is a symbolic link"):
+        fetch(str(tmp_path / "link"), tmp_path / "into", LIMITS)
+    (source / "adapter_config.json").unlink()
+    os.mkfifo(source / "adapter_config.json")
+    with pytest.raises(SourceError, match="no regular file"):
+        fetch(str(source), tmp_path / "into", LIMITS)
+
+
+def test_a_legacy_adapter_names_the_converter(source: Path, tmp_path: Path) -> None:
+    (source / "adapter_model.safetensors").rename(source / "adapter_model.bin")
+    (tmp_path / "into").mkdir()
+    with pytest.raises(SourceError, match=r"scripts\.convert_adapter"):
+        fetch(str(source), tmp_path / "into", LIMITS)
+
+
+def test_a_source_that_is_too_large(wanted: NewVersion, store: AdapterStore) -> None:
+    with pytest.raises(SourceError, match="more than the 100 bytes allowed"):
+        take_in(wanted, store, SourceLimits(max_bytes=100, timeout_s=5))
+    assert nothing_kept(store)
+
+
+class Half(io.BytesIO):
+    """Answers a little, then fails, or answers no more."""
+
+    def __init__(self, then: Callable[[], bytes]) -> None:
+        super().__init__()
+        self._then, self._num_reads = then, 0
+
+    def read(self, size: int | None = -1) -> bytes:
+        self._num_reads += 1
+        return b"{" if self._num_reads == 1 else self._then()
+
+
+def breaks() -> bytes:
+    raise ConnectionResetError("gone")
+
+
+def hangs() -> bytes:
+    time.sleep(30)
+    return b""
+
+
+def drips() -> bytes:
+    time.sleep(0.05)
+    return b" "
+
+
+@pytest.mark.parametrize(
+    ("then", "part"),
+    [(breaks, "ConnectionResetError"), (hangs, "not complete after"), (drips, "not complete")],
+)
+def test_a_source_that_answers_half_or_slowly_leaves_nothing(
+    then: Callable[[], bytes], part: str, tmp_path: Path
+) -> None:
+    started = time.monotonic()
+    with pytest.raises(SourceError, match=part):
+        fetch(
+            "https://host/x",
+            tmp_path,
+            SourceLimits(timeout_s=0.3),
+            open_url=lambda url: Half(then),
+        )
+    assert time.monotonic() - started < 3
+
+
+def test_the_hub_is_asked_for_two_files(source: Path, tmp_path: Path) -> None:
+    asked = []
+
+    def download(repo: str, name: str) -> str:
+        asked.append((repo, name))
+        return str(source / name)
+
+    for number, name in enumerate(("org/name", "hf://org/name@v1")):
+        into = tmp_path / str(number)
+        into.mkdir()
+        fetch(name, into, LIMITS, hub_download=download)
+        assert len(list(into.iterdir())) == 2
+    files = ("adapter_config.json", "adapter_model.safetensors")
+    assert asked == [(r, f) for r in ("org/name", "org/name@v1") for f in files]
+
+
+def test_any_url_of_fsspec(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "into").mkdir()
+    fetch(f"file://{source}", tmp_path / "into", LIMITS)
+    import fsspec
+
+    for file in source.iterdir():
+        fsspec.filesystem("memory").pipe_file(f"/far/{file.name}", file.read_bytes())
+    (tmp_path / "far").mkdir()
+
+    def open_url(url: str) -> Any:
+        return fsspec.open(url.replace("s3://bucket", "memory://"), "rb")
+
+    fetch("s3://bucket/far", tmp_path / "far", LIMITS, open_url=open_url)
+    name = "adapter_model.safetensors"
+    assert (tmp_path / "far" / name).read_bytes() == (source / name).read_bytes()
+
+
+def test_a_full_disk(wanted: NewVersion, tiny_catalogs: Catalogs, tmp_path: Path) -> None:
+    seed = load_catalog(tiny_catalogs["llama"][1])
+    store = AdapterStore(LocalState(tmp_path / "state", FullDisk()), seed, tmp_path / "cache")
+    with pytest.raises(StateError, match="No space left"):
+        take_in(wanted, store, LIMITS)
+    assert nothing_kept(store)

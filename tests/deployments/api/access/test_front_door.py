@@ -1,0 +1,97 @@
+"""Headers for browsers, other origins, and what the log must never hold."""
+
+import logging
+
+import pytest
+
+from tests.deployments.api.access.conftest import Door
+from tests.deployments.conftest import SECRET, SmallBackend
+
+ORIGIN = "https://ward.example"
+CHAT = {"messages": [{"role": "user", "content": f"my {SECRET} itches"}]}
+
+
+async def test_every_answer_tells_the_browser_to_be_careful(door: Door) -> None:
+    door.args = {"auth": {"mode": "keys"}}
+    key = door.key()
+    async with door.client() as client:
+        answers = [
+            await client.post("/ask", json={"question": "rash"}, headers=key),
+            await client.post("/ask", json={"question": "rash"}),  # 401
+            await client.post("/ask", content="{", headers=key),  # 415
+            await client.get("/nowhere", headers=key),
+        ]
+        page = await client.get("/")
+    for response in answers:
+        assert response.headers["x-content-type-options"] == "nosniff"
+        assert response.headers["referrer-policy"] == "no-referrer"
+        assert response.headers["cache-control"] == "no-store"
+        assert "default-src 'none'" in response.headers["content-security-policy"]
+    assert "script-src 'self'" in page.headers["content-security-policy"]
+    assert "frame-ancestors 'none'" in page.headers["content-security-policy"]
+    assert page.headers["cache-control"] == "no-cache", "the page is checked by its ETag"
+
+
+async def test_other_origins_are_off(door: Door) -> None:
+    headers = {"origin": ORIGIN, "access-control-request-method": "POST"}
+    async with door.client() as client:
+        assert (await client.options("/ask", headers=headers)).status_code == 401
+        response = await client.post("/ask", json={"question": "x"}, headers={"origin": ORIGIN})
+        assert "access-control-allow-origin" not in response.headers
+
+
+async def test_an_origin_that_was_set_may_call_and_others_may_not(door: Door) -> None:
+    door.args = {"auth": {"mode": "keys"}, "cors_origins": [ORIGIN]}
+    key = door.key()
+    asked = {
+        "origin": ORIGIN,
+        "access-control-request-method": "POST",
+        "access-control-request-headers": "authorization,content-type",
+    }
+    async with door.client() as client:
+        preflight = await client.options("/ask", headers=asked)
+        assert preflight.status_code == 200
+        assert preflight.headers["access-control-allow-origin"] == ORIGIN
+        refused = await client.post("/ask", json={"question": "x"}, headers={"origin": ORIGIN})
+        assert refused.status_code == 401
+        assert refused.headers["access-control-allow-origin"] == ORIGIN  # so that it can be read
+        answer = await client.post(
+            "/ask", json={"question": "x"}, headers={**key, "origin": ORIGIN}
+        )
+        assert answer.status_code == 200
+        assert "x-ratelimit-remaining-tokens" in answer.headers["access-control-expose-headers"]
+        other = await client.options("/ask", headers={**asked, "origin": "https://evil.example"})
+        assert other.status_code == 400
+        assert "access-control-allow-origin" not in other.headers
+
+
+async def test_no_word_of_a_question_and_no_key_is_logged(
+    door: Door, backend: SmallBackend, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Everything that can go wrong, with the log at DEBUG for every logger there is."""
+    caplog.set_level(logging.DEBUG)
+    key = door.key()
+    bad_key = {"authorization": f"Bearer {SECRET}"}
+    async with door.client() as client:
+
+        async def post(path: str, body: object, headers: dict[str, str] = key) -> int:
+            return (await client.post(path, json=body, headers=headers)).status_code
+
+        assert await post("/ask", {"question": f"my {SECRET}"}) == 200
+        assert await post("/v1/chat/completions", CHAT) == 200
+        assert await post("/v1/chat/completions", {**CHAT, "stream": True}) == 200
+        assert await post("/ask", {"question": f"my {SECRET}", "max_tokens": "x"}) == 400
+        assert await post("/ask", {"question": f"{SECRET}\x00"}) == 400
+        assert await post("/ask", [SECRET]) == 400
+        assert await post("/route", {"questions": [SECRET] * 300}) == 400
+        assert await post("/ask", {"question": SECRET}, bad_key) == 401
+        backend.raises = RuntimeError(f"cannot read {SECRET}")
+        assert await post("/ask", {"question": SECRET}) == 500
+        backend.raises = None
+        backend.break_after = 1
+        assert await post("/v1/chat/completions", {**CHAT, "stream": True}) == 200
+    ours = [record for record in caplog.records if not record.name.startswith("httpx")]
+    assert any("RuntimeError" in record.getMessage() for record in ours)  # the log is not empty
+    text = "".join(f"{record.getMessage()} {record.exc_text} {record.args}" for record in ours)
+    assert SECRET not in text
+    assert key["authorization"].split("-")[-1] not in text

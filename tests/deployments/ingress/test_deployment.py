@@ -1,0 +1,163 @@
+"""The router's replica without Ray: single questions share a run, and each gets its own route.
+
+Serve's batching works in any event loop, once it is told how many requests its replica takes; the
+metrics, which Ray would collect, stay unsent. HTTP and the handle to the model are driven by the
+end-to-end tests.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from deployments.ingress.deployment import RouterReplica
+from deployments.settings import Settings
+from router.classifier import Classifier
+from router.policy import Classification, Reason
+from tests.router.small_questions import OUT_OF_SCOPE, small_questions
+
+# Serve keeps the queue of a batched method with the class, and the queue belongs to one event loop.
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+class Spy:
+    """A classifier that counts its runs."""
+
+    def __init__(self, classifier: Classifier) -> None:
+        self._classifier = classifier
+        self.sizes: list[int] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._classifier, name)
+
+    def classify(self, conversations: Sequence[Sequence[str]]) -> list[Classification]:
+        self.sizes.append(len(conversations))
+        return self._classifier.classify(conversations)
+
+
+@pytest.fixture(scope="module")
+def catalog(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("catalog")
+    (folder / "catalog.yaml").write_text(
+        "base_models:\n  - {name: tiny, prompt_format: plain, languages: [en]}\nadapters: []\n"
+    )
+    return folder
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def replica(
+    tiny_router_dir: Path, catalog: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[RouterReplica]:
+    config = SimpleNamespace(max_ongoing_requests=300)
+    context = SimpleNamespace(_deployment_config=config)
+    monkeypatch.setattr("ray.serve.get_replica_context", lambda: context)
+    settings = Settings.model_validate(
+        {
+            "base_model": "tiny",
+            "adapters": str(catalog),
+            "state_dir": str(catalog / "state"),
+            "router": {"artefact": str(tiny_router_dir)},
+        }
+    )
+    # Serve wraps the class for its own replicas; the model's handle is not used here.
+    found = RouterReplica(settings, None)  # type: ignore[arg-type]
+    yield found
+    found._keys.stop()
+    found._router.stop()
+    found._router._thread.join(timeout=10)
+    assert not found._router._thread.is_alive()
+
+
+async def test_single_questions_share_a_run_and_keep_their_routes(replica: RouterReplica) -> None:
+    spy = Spy(replica._router.current)
+    replica._router.current = spy  # type: ignore[assignment]
+    questions = [q for q in small_questions(2) if q.specialty != OUT_OF_SCOPE][:96]
+    routes = await asyncio.gather(*(replica.classify([[q.text]]) for q in questions))
+    assert all(len(found) == 1 for found in routes)
+    hits = [found[0].specialty == q.specialty for found, q in zip(routes, questions, strict=True)]
+    assert sum(hits) / len(hits) > 0.95
+    assert {found[0].reason for found in routes} <= {Reason.NO_ADAPTER, Reason.LOW_CONFIDENCE}
+    assert sum(spy.sizes) == 96
+    assert len(spy.sizes) < 20
+    assert max(spy.sizes) <= 32
+    single = [(await replica.classify([[q.text]]))[0] for q in questions[:8]]
+    for alone, found in zip(single, routes, strict=False):
+        assert alone.specialty == found[0].specialty
+        assert alone.confidence == pytest.approx(found[0].confidence, abs=1e-3)
+
+
+async def test_several_questions_of_one_call_run_as_they_are(replica: RouterReplica) -> None:
+    spy = Spy(replica._router.current)
+    replica._router.current = spy  # type: ignore[assignment]
+    conversations = [["tell me about eczema rash please"], ["is kidney urine worrying"]] * 20
+    routes = await replica.classify(conversations)
+    assert [r.specialty for r in routes] == ["dermatology", "nephrology_urology"] * 20
+    assert spy.sizes == [40]
+
+
+async def test_the_event_loop_goes_on(replica: RouterReplica) -> None:
+    """Classification runs in a thread: a timer ticks meanwhile."""
+    ticks = 0
+
+    async def tick() -> None:
+        nonlocal ticks
+        while True:
+            await asyncio.sleep(0.001)
+            ticks += 1
+
+    ticking = asyncio.create_task(tick())
+    await replica.classify([["rash " * 2000]] * 32)
+    ticking.cancel()
+    assert ticks >= 3
+
+
+async def test_live_settings_move_the_thresholds(replica: RouterReplica) -> None:
+    classifier = replica._router.current
+    assert replica._thresholds(classifier) == classifier.thresholds
+    replica.reconfigure({"min_confidence": 0.9, "min_margin": 0.8})
+    moved = replica._thresholds(classifier)
+    assert (moved.min_confidence, moved.min_margin) == (0.9, 0.8)
+    assert moved.min_in_scope == classifier.thresholds.min_in_scope
+    replica.reconfigure({"min_confidence": 7})  # refused: what was in force stays
+    assert replica._thresholds(classifier) == moved
+    replica.reconfigure({"reload_check_s": 0.0})
+    assert replica._router._period_s() == 0
+    assert replica._thresholds(classifier) == classifier.thresholds
+
+
+async def test_a_request_may_have_its_own_threshold(replica: RouterReplica) -> None:
+    """Also in a run that it shares with others."""
+    replica.reconfigure({"min_confidence": 0.0, "min_margin": 0.0, "min_in_scope": 0.0})
+    question = ["eczema rash or kidney urine or dent merci"]
+    [usual] = await replica.classify([question])
+    assert usual.specialty is not None
+    assert usual.confidence is not None
+    assert usual.confidence < 1, "no threshold is above it: nothing is tested"
+    routes = await asyncio.gather(
+        replica.classify([question], 0.0),
+        replica.classify([question], 1.0),
+        replica.classify([question]),
+    )
+    assert [found[0].specialty for found in routes] == [usual.specialty, None, usual.specialty]
+    assert routes[1][0].reason is Reason.LOW_CONFIDENCE
+
+
+async def test_the_thresholds_in_force_decide(replica: RouterReplica) -> None:
+    question = [["football recipe guitar weather"]]
+    assert (await replica.classify(question))[0].reason is Reason.OUT_OF_SCOPE
+    replica.reconfigure({"min_in_scope": 0.0})
+    assert (await replica.classify(question))[0].reason is not Reason.OUT_OF_SCOPE
+
+
+async def test_a_named_specialty_needs_no_classification(replica: RouterReplica) -> None:
+    found = replica.explicit("dentistry", "what can I do about my tooth")
+    assert (found.reason, found.specialty) == (Reason.NO_ADAPTER, "dentistry")
+    french = replica.explicit(None, "parlez moi de dent merci")
+    assert french.reason is Reason.BASE_REQUESTED
+    assert (french.language, french.notice) == ("fr", "language_not_supported")
+    assert replica.answer_language(french) == "English"
+    assert "dermatology" in replica.clinic.specialties

@@ -1,0 +1,100 @@
+"""A lost replica: tried again once while nothing was said, an error afterwards; cancellation."""
+
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import pytest
+from ray.exceptions import ActorDiedError, ActorUnavailableError
+from ray.serve.exceptions import BackPressureError
+
+from deployments.engine.request import (
+    ErrorInfo,
+    FinishReason,
+    SamplingParams,
+    Timings,
+    TokenEvent,
+    failed_event,
+)
+from deployments.ingress.model_client import answer_events
+from deployments.messages import GenerationCall, Turn
+
+CALL = GenerationCall("r-1", (Turn("user", "a rash"),), None, SamplingParams(8), stream=True)
+
+
+def event(text: str, reason: FinishReason | None = None) -> TokenEvent:
+    return TokenEvent("r-1", text, 1, 3, Timings(), reason)
+
+
+DIED = ActorDiedError()
+AWAY = ActorUnavailableError("no heartbeat", None)
+FULL = BackPressureError(num_queued_requests=9, max_queued_requests=8)
+A, B, END = event("a"), event("b"), event("c", FinishReason.STOP)
+STOPPED = failed_event("r-1", ErrorInfo("engine_stopped", "the loop died"))
+TOO_LONG = failed_event("r-1", ErrorInfo("prompt_too_long", "too long"))
+
+
+class Replicas:
+    """What each attempt yields; an exception among them is raised."""
+
+    def __init__(self, *attempts: Sequence[TokenEvent | Exception]) -> None:
+        self._attempts = list(attempts)
+        self.num_calls = 0
+        self.num_cancelled = 0
+
+    def start(self, call: GenerationCall) -> "Replicas":
+        assert call is CALL
+        self.num_calls += 1
+        return self
+
+    async def __aiter__(self) -> AsyncIterator[TokenEvent]:
+        for item in self._attempts[self.num_calls - 1]:
+            if isinstance(item, Exception):
+                raise item
+            yield item
+
+    def cancel(self) -> None:
+        self.num_cancelled += 1
+
+
+@pytest.mark.parametrize(
+    ("attempts", "texts", "code"),
+    [
+        ([[A, B, END]], "abc", None),
+        ([[DIED], [A, END]], "ac", None),
+        ([[AWAY], [A, END]], "ac", None),
+        ([[STOPPED], [A, END]], "ac", None),
+        ([[DIED], [DIED]], "", "replica_lost"),
+        ([[DIED], [A, DIED]], "a", "replica_lost"),
+        ([[A, DIED]], "a", "replica_lost"),
+        ([[A, STOPPED]], "a", "engine_stopped"),
+        ([[FULL]], "", "queue_full"),
+        ([[DIED], [FULL]], "", "queue_full"),
+        ([[TOO_LONG]], "", "prompt_too_long"),
+    ],
+)
+async def test_what_the_client_gets(attempts: Any, texts: str, code: str | None) -> None:
+    replicas = Replicas(*attempts)
+    events = [found async for found in answer_events(replicas.start, CALL)]
+    assert replicas.num_calls == len(attempts)
+    assert "".join(found.text for found in events) == texts
+    assert [found.finish_reason is not None for found in events].count(True) == 1
+    last = events[-1]
+    assert last.finish_reason is not None
+    assert (last.error.code if last.error else None) == code
+    assert replicas.num_cancelled == 0
+
+
+@pytest.mark.parametrize("attempts", [[[A, B, END]], [[DIED], [A, B, END]]])
+async def test_a_client_that_leaves_cancels_the_attempt(attempts: Any) -> None:
+    replicas = Replicas(*attempts)
+    async with contextlib.aclosing(answer_events(replicas.start, CALL)) as events:
+        assert (await anext(events)).text == "a"
+    assert replicas.num_cancelled == 1
+
+
+async def test_other_failures_are_not_taken_for_a_lost_replica() -> None:
+    replicas = Replicas([ValueError("bug")])
+    with pytest.raises(ValueError, match="bug"):
+        [found async for found in answer_events(replicas.start, CALL)]
+    assert (replicas.num_calls, replicas.num_cancelled) == (1, 1)

@@ -1,0 +1,84 @@
+"""The engine's benchmark end to end on tiny models: every side runs, and the report is whole."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from scripts import benchmark
+from scripts.benchmarks import load
+from scripts.benchmarks.engine import weight_bytes
+from scripts.benchmarks.models import make_random_adapters
+from tests.tiny_models import load_model
+
+
+@pytest.mark.parametrize("base", ["tiny_llama_dir", "tiny_flan_t5_dir"])
+def test_all_sides_and_a_report(
+    base: str, request: pytest.FixtureRequest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "results" / "engine.json"
+    argv = ["engine", "--model", str(request.getfixturevalue(base)), "--dtype", "float32"]
+    argv += "--requests 3 --rows 2 --prompt_tokens 6 --output_tokens 12 --adapters 2".split()
+    argv += "--rank 4 --repeats 1 --sequential 1 --threads 1".split()
+    assert benchmark.main([*argv, "--out", str(out)]) == 0
+    report = json.loads(out.read_text())
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == report
+    assert set(report["sides"]) == {
+        "peft_mixed_batch",
+        "peft_sequential",
+        "engine_mixed",
+        "engine_no_adapters",
+        "engine_one_stream",
+    }
+    assert all(side["tokens_per_s"] > 0 for side in report["sides"].values())
+    assert report["sides"]["engine_mixed"]["first_token_p50_s"] > 0
+    assert set(report["ratios"]) >= {"mixed over PEFT's mixed batch", "mixed over sequential"}
+    assert [step["rows"] for step in report["steps"]] == [1]
+    assert report["decoder"].startswith("fast")
+    assert report["command"].endswith(str(out))
+    assert {"commit", "processor", "packages"} <= set(report)
+
+
+@pytest.mark.parametrize("pattern", ["closed_loop", "uneven"])
+def test_load_that_comes_and_goes(
+    pattern: str, tiny_flan_t5_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "load.json"
+    argv = ["load", "--model", str(tiny_flan_t5_dir), "--dtype", "float32", "--pattern", pattern]
+    argv += "--requests 9 --concurrency 2 3 --prompt_tokens 4 9 --output_tokens 2 7".split()
+    argv += "--adapters 3 --rank 4 --repeats 1 --threads 1".split()
+    assert benchmark.main([*argv, "--out", str(out)]) == 0
+    report = json.loads(out.read_text())
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == report
+    assert [line["rows"] for line in report["runs"]] == [2, 3]
+    for line in report["runs"]:
+        assert line["steps"] * line["rows"] * line["occupancy"] == pytest.approx(
+            line["output_tokens"], rel=1e-3
+        )
+        assert 0 < line["of_ideal_schedule"] <= 1
+    assert report["runs"][0]["occupancy_while_waiting"] == (1.0 if pattern == "uneven" else None)
+
+
+def test_the_ideal_schedule_is_first_come_first_served() -> None:
+    assert load._ideal_steps([5, 1, 1, 4], 2) == 6
+    assert load._ideal_steps([3], 4) == 3
+
+
+def test_random_adapters_are_as_asked_for(tiny_llama_dir: Path, tmp_path: Path) -> None:
+    model = load_model(tiny_llama_dir)
+    folders = make_random_adapters(model, tmp_path, num=2, rank=4, targets=["o_proj"])
+    configs = [json.loads((f / "adapter_config.json").read_text()) for f in folders.values()]
+    assert [(c["r"], c["target_modules"]) for c in configs] == [(4, ["o_proj"])] * 2
+    first, second = ((f / "adapter_model.safetensors").read_bytes() for f in folders.values())
+    assert first != second
+    assert not any("lora" in name for name, _ in model.named_parameters())
+
+
+def test_the_floor_counts_what_a_step_reads(tiny_llama_dir: Path, tiny_flan_t5_dir: Path) -> None:
+    llama, t5 = load_model(tiny_llama_dir), load_model(tiny_flan_t5_dir)
+    layers = sum(p.nbytes for p in llama.model.layers.parameters())
+    assert weight_bytes(llama) == layers + llama.lm_head.weight.nbytes
+    cross = [block.layer[1].EncDecAttention for block in t5.decoder.block]
+    read_once = sum(c.k.weight.nbytes + c.v.weight.nbytes for c in cross)
+    blocks = sum(p.nbytes for p in t5.decoder.block.parameters())
+    assert weight_bytes(t5) == blocks - read_once + t5.lm_head.weight.nbytes
