@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from adapters.client import AdminClient, ApiRefused
-from adapters.ingest import IntakeRefused, NewVersion, examine
+from adapters.ingest import IngestRefused, VersionRequest, inspect_adapter
 from adapters.validation import CONFIG_FILE
 
 URL_VARIABLE = "POLYCLINIC_URL"
@@ -199,8 +199,10 @@ def _verify(args: argparse.Namespace, client: AdminClient) -> int:
             print(f"adapters: {args.folder / CONFIG_FILE}: {error}", file=sys.stderr)
             return 2
     try:
-        found = examine(args.folder, NewVersion("checked", None, base, "1", str(args.folder)))
-    except IntakeRefused as error:
+        found = inspect_adapter(
+            args.folder, VersionRequest("checked", None, base, "1", str(args.folder))
+        )
+    except IngestRefused as error:
         for problem in error.problems:
             print(f"adapters: {problem}", file=sys.stderr)
         return 1

@@ -18,14 +18,14 @@ from adapters.live_catalog import AdapterVersion, bundle_digest
 from adapters.patterns import check_patterns
 from adapters.safetensors_file import open_tensors
 from adapters.sources import SourceLimits, fetch
-from adapters.storage.local import BUNDLE_FILES, WEIGHTS, StateError
+from adapters.storage.local import BUNDLE_FILES, WEIGHTS, StorageError
 from adapters.store import AdapterStore
 from adapters.validation import CONFIG_FILE, MAX_RANK, WEIGHTS_FILE, check_adapter
 
 _PREFIX = "base_model.model."  # PEFT's, before a layer's name
 
 
-class IntakeRefused(ValueError):
+class IngestRefused(ValueError):
     """The adapter is not fit for service. `problems` holds one line for each reason."""
 
     def __init__(self, problems: list[str]) -> None:
@@ -34,7 +34,7 @@ class IntakeRefused(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class NewVersion:
+class VersionRequest:
     """What the operator asks for.
 
     `specialty` None: the one that the adapter has; `base_model`: the one that is served.
@@ -48,44 +48,46 @@ class NewVersion:
 
 
 @dataclass(frozen=True, slots=True)
-class TakenIn:
-    """Files that are kept and not yet listed. `mark`: for AdapterStore.take_back."""
+class Ingested:
+    """Files that are kept and not yet listed. `mark`: for AdapterStore.undo_put."""
 
     version: AdapterVersion
     mark: str | None
 
 
-def take_in(
-    wanted: NewVersion,
+def ingest(
+    wanted: VersionRequest,
     store: AdapterStore,
     limits: SourceLimits,
     *,
     max_rank: int = MAX_RANK,
-) -> TakenIn:
+) -> Ingested:
     """Fetch, check and keep the files of a new version.
 
     Raises:
-        IntakeRefused: every problem of the files; nothing was kept.
+        IngestRefused: every problem of the files; nothing was kept.
         SourceError: they cannot be had; nothing was kept.
-        StateError: there is no room for them, or no right to write; nothing was kept.
+        StorageError: there is no room for them, or no right to write; nothing was kept.
     """
     try:
         scratch = tempfile.TemporaryDirectory(prefix="adapter-", ignore_cleanup_errors=True)
     except OSError as error:
-        raise StateError(f"{tempfile.gettempdir()}: {error.strerror}") from error
+        raise StorageError(f"{tempfile.gettempdir()}: {error.strerror}") from error
     with scratch:
         folder = Path(scratch.name)
         fetch(wanted.source, folder, limits)
-        version = examine(folder, wanted, max_rank=max_rank)
+        version = inspect_adapter(folder, wanted, max_rank=max_rank)
         mark = store.put(version.digest, folder)
-    return TakenIn(version, mark)
+    return Ingested(version, mark)
 
 
-def examine(folder: Path, wanted: NewVersion, *, max_rank: int = MAX_RANK) -> AdapterVersion:
+def inspect_adapter(
+    folder: Path, wanted: VersionRequest, *, max_rank: int = MAX_RANK
+) -> AdapterVersion:
     """The record of the adapter in `folder`.
 
     Raises:
-        IntakeRefused: listing every problem, without the paths of this machine.
+        IngestRefused: listing every problem, without the paths of this machine.
     """
     weights, config = folder / WEIGHTS_FILE, folder / CONFIG_FILE
     sha256 = sha256_of(weights) if weights.is_file() else "0" * 64
@@ -108,7 +110,7 @@ def examine(folder: Path, wanted: NewVersion, *, max_rank: int = MAX_RANK) -> Ad
         problems += [f"{CONFIG_FILE}: {line}" for line in _check_patterns(folder)]
     if problems:
         shown = [problem.split("; restore it (")[0] for problem in problems]
-        raise IntakeRefused([problem.replace(f"{folder}/", "") for problem in shown])
+        raise IngestRefused([problem.replace(f"{folder}/", "") for problem in shown])
     config_sha256 = sha256_of(config)
     return AdapterVersion(
         version=wanted.version,

@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
-from adapters.storage.local import BUNDLE_FILES, StateError
+from adapters.storage.local import BUNDLE_FILES, StorageError
 from adapters.validation import CONFIG_FILE, MAX_BYTES, MAX_CONFIG_BYTES
 
 SCHEMES = ("file", "hf", "s3", "gs", "abfs", "https", "http")
@@ -75,7 +75,7 @@ def fetch(
 
     Raises:
         SourceError: missing, too large, too slow, a link, not readable, or changed meanwhile.
-        StateError: no room for the copy.
+        StorageError: no room for the copy.
     """
     problems = check_source(source)
     if problems:
@@ -106,7 +106,7 @@ def fetch(
             f"source {source}: not complete after {limits.timeout_s:.0f} s: try again, or copy it "
             "to a nearer place first"
         ) from None
-    if isinstance(failure, SourceError | StateError):
+    if isinstance(failure, SourceError | StorageError):
         raise failure
     if failure is not None:
         raise SourceError(
@@ -193,7 +193,7 @@ def _copy(opened: Any, target: Path, max_bytes: int, deadline: float) -> None:
             for chunk in _chunks(opened, target.name, max_bytes, deadline):
                 copy.write(chunk)
     except OSError as error:  # not from reading: that is a SourceError
-        raise StateError(f"{target}: cannot be written ({error.strerror})") from error
+        raise StorageError(f"{target}: cannot be written ({error.strerror})") from error
 
 
 def _chunks(opened: Any, name: str, max_bytes: int, deadline: float) -> Iterator[bytes]:

@@ -30,12 +30,12 @@ from adapters.live_catalog import (
 from adapters.storage.local import (
     BUNDLE_FILES,
     WEIGHTS,
-    Conflict,
-    LocalState,
-    StateError,
-    StateFiles,
+    CatalogStorage,
+    LocalStorage,
+    PreconditionFailed,
+    StorageError,
 )
-from adapters.storage.object_store import ObjectState
+from adapters.storage.object_store import ObjectStorage
 from adapters.validation import CONFIG_FILE, WEIGHTS_FILE
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ MAX_TRIES = 30
 KEEP_UNLISTED_S = 3600.0
 
 
-class TooBusy(StateError):
+class TooBusy(StorageError):
     """Other writers were first, again and again."""
 
 
@@ -67,7 +67,7 @@ class AdapterStore:
         cache: local folder for what an object store holds.
     """
 
-    def __init__(self, files: StateFiles, seed: Catalog, cache: Path) -> None:
+    def __init__(self, files: CatalogStorage, seed: Catalog, cache: Path) -> None:
         self._files = files
         self._seed = seed
         self._cache = cache
@@ -87,7 +87,7 @@ class AdapterStore:
     def read(self) -> LiveCatalog:
         """
         Raises:
-            StateError: the state cannot be read.
+            StorageError: the state cannot be read.
             LiveCatalogError: what is there is no catalogue.
         """
         return self._read().catalog
@@ -104,7 +104,7 @@ class AdapterStore:
         Raises:
             ChangeRefused: from `edit`; nothing was changed.
             RevisionMoved: it is not at `expected_revision`.
-            TooBusy, StateError, LiveCatalogError
+            TooBusy, StorageError, LiveCatalogError
         """
         for attempt in range(MAX_TRIES):
             before = self._read()
@@ -113,32 +113,32 @@ class AdapterStore:
             edited = self._kept(edit(before.catalog))
             after = edited.model_copy(update={"revision": before.catalog.revision + 1})
             try:
-                self._files.write_if(dump(after), before.tag)
-            except Conflict:
+                self._files.put_if_match(dump(after), before.tag)
+            except PreconditionFailed:
                 time.sleep(random.uniform(0, 0.02) * (attempt + 1))
                 continue
             return after
         raise TooBusy(f"{self.location}: {MAX_TRIES} other writers were first: try again")
 
     def put(self, digest: str, folder: Path) -> str | None:
-        """Keep an adapter's two files, before they are listed; returns a mark for `take_back`."""
+        """Keep an adapter's two files, before they are listed; returns a mark for `undo_put`."""
         return self._files.put_bundle(digest, folder)
 
-    def take_back(self, digest: str, mark: str | None) -> None:
+    def undo_put(self, digest: str, mark: str | None) -> None:
         """Delete files that `put` kept and that were refused afterwards. They stay if they were
         there before, or if another writer has put the same ones since: he may be listing them.
 
         Raises:
-            StateError
+            StorageError
         """
         if mark is not None:
-            self._files.take_back(digest, mark)
+            self._files.undo_put(digest, mark)
 
     def folder(self, version: AdapterVersion) -> Path:
         """A local folder with the files of this version, checked against its checksums.
 
         Raises:
-            StateError: it cannot be had.
+            StorageError: it cannot be had.
             DamagedAdapter: it is not what was listed.
         """
         if version.path.startswith(SEED_PATH):
@@ -205,14 +205,14 @@ def open_store(state: str | Path, seed_dir: Path, cache: Path) -> AdapterStore:
 
     Raises:
         CatalogError, LiveCatalogError: the seed is wrong.
-        StateError: no driver for the URL.
+        StorageError: no driver for the URL.
     """
-    files: StateFiles
+    files: CatalogStorage
     text = str(state)
     if "://" in text and not text.startswith("file://"):
-        files = ObjectState(text)
+        files = ObjectStorage(text)
     else:
-        files = LocalState(Path(text.removeprefix("file://")))
+        files = LocalStorage(Path(text.removeprefix("file://")))
     return AdapterStore(files, load_catalog(seed_dir), cache)
 
 

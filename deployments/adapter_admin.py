@@ -15,10 +15,10 @@ from typing import Any, Protocol
 
 from adapters import changes
 from adapters.changes import Activation, ChangeRefused, check_pins
-from adapters.ingest import NewVersion, TakenIn, take_in
+from adapters.ingest import Ingested, VersionRequest, ingest
 from adapters.live_catalog import AdapterVersion, LiveCatalog, LiveCatalogError
 from adapters.sources import SourceLimits
-from adapters.storage.local import StateError
+from adapters.storage.local import StorageError
 from adapters.store import RevisionMoved
 from deployments.admin_views import shown, unconfirmed_of
 from deployments.ingress.followed_catalog import FollowedCatalog
@@ -45,10 +45,10 @@ class NobodyToAsk(RuntimeError):
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class BroadcastReply:
     """What the replicas answered.
 
-    reports: what each one holds (AdapterHolder.report, with `replica` and `error`).
+    reports: what each one holds (AdapterManager.report, with `replica` and `error`).
     silent: replicas that run and did not answer, by name, with the cause; a count stands in for
         names that are not known.
     """
@@ -63,7 +63,7 @@ class Replicas(Protocol):
     async def try_adapter(self, name: str, version: AdapterVersion) -> list[str]:
         """One model replica's answer; raises NobodyToAsk."""
 
-    async def tell(self, timeout_s: float) -> Told:
+    async def tell(self, timeout_s: float) -> BroadcastReply:
         """Every router replica, then every model replica, follows the catalogue now."""
 
 
@@ -119,7 +119,7 @@ class AdapterAdmin:
 
     async def add(
         self,
-        wanted: NewVersion,
+        wanted: VersionRequest,
         *,
         activation: Activation,
         weight: float | None,
@@ -129,8 +129,8 @@ class AdapterAdmin:
         """
         Raises:
             ChangeRefused, RevisionMoved: it collides with the catalogue.
-            SourceError, IntakeRefused, NotFit: the files are not to be had, or not fit.
-            NobodyToAsk, StateError
+            SourceError, IngestRefused, NotFit: the files are not to be had, or not fit.
+            NobodyToAsk, StorageError
         """
 
         def edit(catalog: LiveCatalog, version: AdapterVersion) -> LiveCatalog:
@@ -155,14 +155,14 @@ class AdapterAdmin:
 
     async def _add(
         self,
-        wanted: NewVersion,
+        wanted: VersionRequest,
         edit: Callable[[LiveCatalog, AdapterVersion], LiveCatalog],
         expected_revision: int | None,
     ) -> Outcome:
         store = self._catalog.store
-        taken: TakenIn = await asyncio.get_running_loop().run_in_executor(
+        taken: Ingested = await asyncio.get_running_loop().run_in_executor(
             self._intakes,
-            functools.partial(take_in, wanted, store, self._limits, max_rank=self._max_rank),
+            functools.partial(ingest, wanted, store, self._limits, max_rank=self._max_rank),
         )
         version = taken.version
         try:
@@ -172,16 +172,16 @@ class AdapterAdmin:
             return await self._change(
                 wanted.name, lambda catalog: edit(catalog, version), expected_revision
             )
-        except (NotFit, NobodyToAsk, ChangeRefused, RevisionMoved, StateError):
+        except (NotFit, NobodyToAsk, ChangeRefused, RevisionMoved, StorageError):
             await asyncio.to_thread(self._take_back, taken)
             raise
 
-    def _take_back(self, taken: TakenIn) -> None:
+    def _take_back(self, taken: Ingested) -> None:
         store, digest = self._catalog.store, taken.version.digest
         try:
             if digest not in store.read().digests:
-                store.take_back(digest, taken.mark)
-        except (StateError, LiveCatalogError) as error:  # they go when they are old
+                store.undo_put(digest, taken.mark)
+        except (StorageError, LiveCatalogError) as error:  # they go when they are old
             logger.warning("files of a refused adapter stay: %s", error)
 
     async def _to_its_end(self, change: Coroutine[Any, Any, Outcome]) -> Outcome:
@@ -248,7 +248,7 @@ class AdapterAdmin:
         )
 
 
-def _stand_in(wanted: NewVersion) -> AdapterVersion:
+def _stand_in(wanted: VersionRequest) -> AdapterVersion:
     """A record with this version's name, to see whether the catalogue would take it."""
     zeros = "0" * 64
     return AdapterVersion(

@@ -50,7 +50,7 @@ def unconfirmed_of(
     """Replica -> why it does not serve this catalogue (yet).
 
     Args:
-        reports: what each model replica holds (AdapterHolder.report, with `replica` and `error`).
+        reports: what each model replica holds (AdapterManager.report, with `replica` and `error`).
         silent: replicas that run and did not answer, with the cause.
     """
     wanted = {

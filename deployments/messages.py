@@ -28,7 +28,7 @@ class Turn:
 
 
 @dataclass(frozen=True, slots=True)
-class GenerationCall:
+class GenerateRequest:
     """One answer to generate.
 
     `answer_language`: ask for the answer in this language, by name. `deadline_at`: Unix seconds at
@@ -77,7 +77,7 @@ class AdapterCard:
 
 
 @dataclass(frozen=True, slots=True)
-class Clinic:
+class ServedModels:
     """What this application serves at one moment."""
 
     base_model: str
@@ -95,7 +95,7 @@ class Clinic:
     def adapter(self, name: str) -> AdapterCard | None:
         return next((card for card in self.adapters if card.name == name), None)
 
-    def for_session(self, session_id: str | None) -> "Clinic":
+    def for_session(self, session_id: str | None) -> "ServedModels":
         """With the versions that answer this session, where some are on trial."""
         cards = tuple(card.for_session(session_id) for card in self.adapters)
         return dataclasses.replace(self, adapters=cards)
@@ -115,7 +115,7 @@ class Backend(Protocol):
     """What api.py needs; the router deployment implements it, tests have a small one."""
 
     @property
-    def clinic(self) -> Clinic: ...
+    def clinic(self) -> ServedModels: ...
 
     @property
     def limits(self) -> RouterLiveSettings: ...
@@ -131,7 +131,7 @@ class Backend(Protocol):
     def explicit(self, specialty: str | None, question: str) -> Route:
         """The route when the client names the specialty; None: the base model alone."""
 
-    def generate(self, call: GenerationCall) -> AsyncGenerator[TokenEvent, None]:
+    def generate(self, call: GenerateRequest) -> AsyncGenerator[TokenEvent, None]:
         """Events of one answer; closing it cancels the answer on the model's side."""
 
     def answer_language(self, route: Route) -> str | None:

@@ -23,7 +23,7 @@ def use_serve_handlers(level: str) -> None:
 _SWITCH_INTERVAL_S = 0.0005
 
 
-def settle_interpreter() -> None:
+def tune_interpreter() -> None:
     """For the process of a replica, once everything is loaded.
 
     Whoever reads or checks an adapter beside its answers is Python too, and the interpreter changes

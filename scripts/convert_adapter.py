@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from adapters.ingest import IntakeRefused, NewVersion, examine
+from adapters.ingest import IngestRefused, VersionRequest, inspect_adapter
 from adapters.validation import CONFIG_FILE, MAX_BYTES, WEIGHTS_FILE
 
 LEGACY_FILE = "adapter_model.bin"
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         report = convert(args.adapter, args.out)
-    except (ConversionRefused, IntakeRefused, OSError) as error:
+    except (ConversionRefused, IngestRefused, OSError) as error:
         print(f"convert_adapter: {error}", file=sys.stderr)
         return 2
     print(json.dumps(report))
@@ -49,7 +49,7 @@ def convert(adapter: Path, out: Path) -> dict[str, Any]:
     """
     Raises:
         ConversionRefused: `out` exists, or the file is no plain dictionary of tensors.
-        IntakeRefused: listing what the server would refuse.
+        IngestRefused: listing what the server would refuse.
     """
     if out.exists():
         raise ConversionRefused(f"{out}: exists already: name a new folder")
@@ -62,7 +62,9 @@ def convert(adapter: Path, out: Path) -> dict[str, Any]:
         shutil.copyfile(adapter / CONFIG_FILE, folder / CONFIG_FILE)
         _save(tensors, folder / WEIGHTS_FILE)
         base = str(config.get("base_model_name_or_path"))
-        record = examine(folder, NewVersion("converted", "converted", base, "1", str(adapter)))
+        record = inspect_adapter(
+            folder, VersionRequest("converted", "converted", base, "1", str(adapter))
+        )
         folder.rename(out)
     return {"out": str(out), "tensors": len(tensors), "rank": record.rank, "sha256": record.sha256}
 

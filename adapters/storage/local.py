@@ -1,6 +1,6 @@
 """Where the live state lies: a document that is compared and swapped, and folders named by content.
 
-`LocalState` is a folder that every node sees; object_state.py has the one for object stores.
+`LocalStorage` is a folder that every node sees; object_state.py has the one for object stores.
 """
 
 import contextlib
@@ -22,15 +22,15 @@ BUNDLE_FILES = (CONFIG_FILE, WEIGHTS_FILE)
 _UNFINISHED = ".new-"
 
 
-class StateError(OSError):
+class StorageError(OSError):
     """The state cannot be read or written; says where and why."""
 
 
-class Conflict(Exception):
+class PreconditionFailed(Exception):
     """The document is no longer what the writer had read."""
 
 
-class StateFiles(Protocol):
+class CatalogStorage(Protocol):
     """A tag names a content of the document; None: there is no document yet."""
 
     @property
@@ -42,29 +42,29 @@ class StateFiles(Protocol):
     def stamp(self) -> str | None:
         """Cheap, and changes whenever the document does."""
 
-    def write_if(self, content: bytes, tag: str | None) -> None:
+    def put_if_match(self, content: bytes, tag: str | None) -> None:
         """Replace the document that has this tag: whole, or not at all.
 
         Raises:
-            Conflict: somebody else replaced it first.
-            StateError: it cannot be written.
+            PreconditionFailed: somebody else replaced it first.
+            StorageError: it cannot be written.
         """
 
     def put_bundle(self, digest: str, folder: Path) -> str | None:
         """Keep an adapter's two files under `digest`; a second time changes nothing.
 
         Returns:
-            A mark for `take_back`; None: the bundle was there already, or cannot be taken back.
+            A mark for `undo_put`; None: the bundle was there already, or cannot be taken back.
         """
 
-    def take_back(self, digest: str, mark: str) -> None:
+    def undo_put(self, digest: str, mark: str) -> None:
         """Delete what `put_bundle` made, unless somebody put the same bundle since."""
 
     def fetch_bundle(self, digest: str, cache: Path) -> Path:
         """A local folder that holds the bundle.
 
         Raises:
-            StateError: it is not there, or damaged.
+            StorageError: it is not there, or damaged.
         """
 
     def collect(self, keep: frozenset[str], *, older_than_s: float) -> list[str]:
@@ -72,7 +72,7 @@ class StateFiles(Protocol):
 
 
 class FileCalls:
-    """What LocalState asks of the file system; tests make each call fail in turn."""
+    """What LocalStorage asks of the file system; tests make each call fail in turn."""
 
     def make_folder(self, folder: Path) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -106,7 +106,7 @@ class FileCalls:
         shutil.rmtree(folder)
 
 
-class LocalState:
+class LocalStorage:
     """A folder. A lock orders the writers, a rename replaces the document.
 
     Args:
@@ -129,7 +129,7 @@ class LocalState:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise StateError(f"{self._file}: cannot be read ({error.strerror})") from None
+            raise StorageError(f"{self._file}: cannot be read ({error.strerror})") from None
         return content, hashlib.sha256(content).hexdigest()
 
     def stamp(self) -> str | None:
@@ -138,14 +138,14 @@ class LocalState:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise StateError(f"{self._file}: cannot be read ({error.strerror})") from None
+            raise StorageError(f"{self._file}: cannot be read ({error.strerror})") from None
         return f"{found.st_mtime_ns}-{found.st_size}-{found.st_ino}"
 
-    def write_if(self, content: bytes, tag: str | None) -> None:
+    def put_if_match(self, content: bytes, tag: str | None) -> None:
         with self._changing(), self._locked():
             found = self.read()
             if (found[1] if found else None) != tag:
-                raise Conflict
+                raise PreconditionFailed
             fresh = self._folder / f"{_UNFINISHED}{uuid.uuid4().hex}"
             try:
                 self._calls.write(fresh, content)
@@ -186,7 +186,7 @@ class LocalState:
                         self._calls.remove_folder(fresh)
         return mark
 
-    def take_back(self, digest: str, mark: str) -> None:
+    def undo_put(self, digest: str, mark: str) -> None:
         target = self._weights / digest
         with self._changing(), self._locked():
             if target.is_dir() and _mark(target) == mark:
@@ -195,7 +195,7 @@ class LocalState:
     def fetch_bundle(self, digest: str, cache: Path) -> Path:
         folder = self._weights / digest
         if not folder.is_dir():
-            raise StateError(f"{folder}: is missing; every node must see the state folder")
+            raise StorageError(f"{folder}: is missing; every node must see the state folder")
         return folder
 
     def collect(self, keep: frozenset[str], *, older_than_s: float) -> list[str]:
@@ -223,11 +223,11 @@ class LocalState:
         try:
             self._calls.make_folder(self._folder)
             yield
-        except StateError:
+        except StorageError:
             raise
         except OSError as error:
             cause = error.strerror or type(error).__name__
-            raise StateError(f"{self._folder}: cannot be changed ({cause})") from error
+            raise StorageError(f"{self._folder}: cannot be changed ({cause})") from error
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:

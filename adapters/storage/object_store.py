@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from adapters.storage.local import BUNDLE_FILES, WEIGHTS, Conflict, StateError
+from adapters.storage.local import BUNDLE_FILES, WEIGHTS, PreconditionFailed, StorageError
 
 # Stores whose drivers turn `mode="create"` into a conditional put.
 CONDITIONAL = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "memory"})
@@ -31,14 +31,14 @@ PATIENCE_S = 600.0  # from reading to writing; far below KEPT_S
 _REVISION = re.compile(r"(\d{12})\.yaml")
 
 
-class ObjectState:
+class ObjectStorage:
     """
     Args:
         url: such as s3://bucket/folder; credentials are the driver's business, not the URL's.
         clock: seconds since 1970.
 
     Raises:
-        StateError: no driver for this kind of URL is installed.
+        StorageError: no driver for this kind of URL is installed.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class ObjectState:
         try:
             self._fs, self._root = fsspec.core.url_to_fs(self._url, **(options or {}))
         except (ImportError, ValueError) as error:
-            raise StateError(
+            raise StorageError(
                 f"{self._url}: {error}: install the driver (s3fs, gcsfs or adlfs) on every node"
             ) from None
         self._read_at: dict[str, float] = {}
@@ -88,47 +88,47 @@ class ObjectState:
                 raise self._unreadable(error) from None
             self._read_at = {str(newest): self._clock()}
             return content, str(newest)
-        raise StateError(f"{self._url}: the document changed with every look: try again")
+        raise StorageError(f"{self._url}: the document changed with every look: try again")
 
     def stamp(self) -> str | None:
         newest = self._newest()
         return None if newest is None else str(newest)
 
-    def write_if(self, content: bytes, tag: str | None) -> None:
+    def put_if_match(self, content: bytes, tag: str | None) -> None:
         obstacle = self.why_not_writable()
         if obstacle:
-            raise StateError(obstacle)
+            raise StorageError(obstacle)
         number = 1 if tag is None else int(tag) + 1
         started = self._read_at.get(tag or "", self._clock())
         if self._clock() - started > PATIENCE_S:
-            raise Conflict
+            raise PreconditionFailed
         newest = self._newest()
         if (None if newest is None else str(newest)) != tag:
-            raise Conflict
+            raise PreconditionFailed
         try:
             self._fs.pipe_file(self._document(number), content, mode="create")
         except FileExistsError:
-            raise Conflict from None
+            raise PreconditionFailed from None
         except Exception as error:
             if _is_precondition(error):
-                raise Conflict from None
-            raise StateError(f"{self._url}: cannot be written ({_named(error)})") from None
+                raise PreconditionFailed from None
+            raise StorageError(f"{self._url}: cannot be written ({_named(error)})") from None
         self._sweep_revisions(number)
 
     def put_bundle(self, digest: str, folder: Path) -> str | None:
         obstacle = self.why_not_writable()
         if obstacle:
-            raise StateError(obstacle)
+            raise StorageError(obstacle)
         try:
             # The weights come last: a reader looks for them first.
             for name in BUNDLE_FILES:
                 content = (folder / name).read_bytes()
                 self._fs.pipe_file(f"{self._root}/{WEIGHTS}/{digest}/{name}", content)
         except Exception as error:
-            raise StateError(f"{self._url}: cannot be written ({_named(error)})") from None
+            raise StorageError(f"{self._url}: cannot be written ({_named(error)})") from None
         return None  # an object has no lock to hold against another who puts it too
 
-    def take_back(self, digest: str, mark: str) -> None:
+    def undo_put(self, digest: str, mark: str) -> None:
         """Nothing: `collect` finds it when it is a day old."""
 
     def fetch_bundle(self, digest: str, cache: Path) -> Path:
@@ -193,8 +193,8 @@ class ObjectState:
     def _document(self, number: int) -> str:
         return f"{self._folder}/{number:012d}.yaml"
 
-    def _unreadable(self, error: Exception) -> StateError:
-        return StateError(f"{self._url}: cannot be read ({_named(error)})")
+    def _unreadable(self, error: Exception) -> StorageError:
+        return StorageError(f"{self._url}: cannot be read ({_named(error)})")
 
 
 def _matched(path: str) -> re.Match[str] | None:

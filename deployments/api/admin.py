@@ -19,14 +19,14 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from adapters.changes import ChangeRefused
-from adapters.ingest import IntakeRefused, NewVersion
+from adapters.ingest import IngestRefused, VersionRequest
 from adapters.live_catalog import LiveCatalogError
 from adapters.sources import SourceError, check_source
-from adapters.storage.local import StateError
+from adapters.storage.local import StorageError
 from adapters.store import DamagedAdapter, RevisionMoved
 from deployments.adapter_admin import AdapterAdmin, NobodyToAsk, NotFit, Outcome
 from deployments.api.admin_models import AddAdapter, Revision, UpdateAdapter
-from deployments.api.middleware import Endpoint, guarded, read_request
+from deployments.api.middleware import Endpoint, catch_unexpected, read_request
 from deployments.api.protocol import ApiError
 
 MAX_BODY_BYTES = 64 * 1024
@@ -42,7 +42,9 @@ def admin_routes(admin: AdapterAdmin) -> list[Route]:
         ("DELETE", "/v1/adapters/{name}", api.remove),
         ("POST", "/v1/adapters/{name}/rollback", api.roll_back),
     ]
-    return [Route(path, guarded(_translated(call)), methods=[m]) for m, path, call in table]
+    return [
+        Route(path, catch_unexpected(_translated(call)), methods=[m]) for m, path, call in table
+    ]
 
 
 class _AdminApi:
@@ -58,7 +60,9 @@ class _AdminApi:
         if problems:
             raise _error(422, "adapter_refused", problems)
         base_model = self._admin.base_model
-        wanted = NewVersion(asked.name, asked.specialty, base_model, asked.version, asked.source)
+        wanted = VersionRequest(
+            asked.name, asked.specialty, base_model, asked.version, asked.source
+        )
         outcome = await self._admin.add(
             wanted,
             activation=asked.state,
@@ -120,11 +124,11 @@ def _translated(call: Endpoint) -> Callable[[Request], Awaitable[Response]]:
             raise _error(_STATUS[error.kind], code, error.problems) from error
         except RevisionMoved as error:
             raise _error(409, "revision_moved", [str(error)]) from error
-        except (IntakeRefused, NotFit) as error:
+        except (IngestRefused, NotFit) as error:
             raise _error(422, "adapter_refused", error.problems) from error
         except SourceError as error:
             raise _error(422, "source_unreadable", [str(error)]) from error
-        except (StateError, LiveCatalogError, DamagedAdapter) as error:
+        except (StorageError, LiveCatalogError, DamagedAdapter) as error:
             raise _error(503, "state_unavailable", [str(error)]) from error
         except NobodyToAsk as error:
             raise _error(503, "no_model_replica", [str(error)]) from error

@@ -28,10 +28,10 @@ from deployments.api.checks import check_count, check_known, check_text
 from deployments.api.middleware import (
     Endpoint,
     RequestIds,
-    guarded,
+    catch_unexpected,
+    error_response,
     http_error,
     read_request,
-    refuse,
 )
 from deployments.api.openai import OpenAIEndpoints
 from deployments.api.openai_replies import model_reply, models_reply
@@ -61,11 +61,13 @@ def create_api(backend: Backend, admin: AdapterAdmin | None = None) -> Starlette
         ("GET", "/healthz", api.healthz),
         ("GET", "/readyz", api.readyz),
     ]
-    routes = [HttpRoute(path, guarded(call), methods=[method]) for method, path, call in table]
+    routes = [
+        HttpRoute(path, catch_unexpected(call), methods=[method]) for method, path, call in table
+    ]
     routes += page_routes()
     routes += admin_routes(admin) if admin else []
     handlers: dict[Any, Callable[..., Response]] = {
-        ApiError: refuse,
+        ApiError: error_response,
         HTTPException: http_error(sorted({route.path for route in routes})),
     }
     return Starlette(

@@ -28,9 +28,16 @@ from deployments.api.middleware import (
 from deployments.api.opinions import consulted, routed
 from deployments.api.protocol import ApiError, AskRequest
 from deployments.api.replies import ask_reply, ending_reply, opening_reply, opinion_head, version_of
-from deployments.api.streaming import Answer, Answered, AnswerStream, EventStream, error_body, sse
+from deployments.api.streaming import (
+    AnswerStream,
+    Completed,
+    EventStream,
+    Generation,
+    error_body,
+    sse,
+)
 from deployments.engine.request import SamplingParams
-from deployments.messages import Backend, GenerationCall, Turn
+from deployments.messages import Backend, GenerateRequest, Turn
 from router.policy import Route
 
 
@@ -43,7 +50,7 @@ class _Consultation:
     route: Route
     route_s: float
     heads: Sequence[dict[str, Any]]
-    answers: Sequence[Answer]
+    answers: Sequence[Generation]
     is_consulted: bool
 
     @property
@@ -91,7 +98,7 @@ class AskEndpoint:
             speakers = consulted(self._backend, route, asked.question, asked.consult)
         clinic = self._backend.clinic.for_session(session_id)
         calls = [
-            GenerationCall(
+            GenerateRequest(
                 request_id=request_id if len(speakers) == 1 else f"{request_id}.{opinion}",
                 turns=(Turn("user", asked.question),),
                 adapter=speaker.adapter,
@@ -111,7 +118,7 @@ class AskEndpoint:
             route_s,
             [opinion_head(opinion, s, clinic) for opinion, s in enumerate(speakers)],
             [
-                Answer(self._backend, call, s.specialty, None if opinion else route.confidence)
+                Generation(self._backend, call, s.specialty, None if opinion else route.confidence)
                 for opinion, (call, s) in enumerate(zip(calls, speakers, strict=True))
             ],
             asked.consult is not None,
@@ -127,7 +134,7 @@ class AskEndpoint:
             results = await asyncio.gather(*map(_settled, consultation.answers))
         finally:
             charge(request, consultation.num_tokens)
-        standing = [result for result in results if isinstance(result, Answered)]
+        standing = [result for result in results if isinstance(result, Completed)]
         if not standing:
             assert isinstance(results[0], ApiError), "neither an answer nor a failure"
             raise results[0]
@@ -152,7 +159,7 @@ class AskEndpoint:
         return EventStream(_events(consultation, stream), close=close)
 
 
-async def _settled(answer: Answer) -> Answered | ApiError:
+async def _settled(answer: Generation) -> Completed | ApiError:
     """The answer, or why there is none: the other opinions stand."""
     try:
         return await answer.whole()

@@ -13,8 +13,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from deployments.api.api_keys import KeyTable
 from deployments.api.paths import Need, local_path, need_of
 from deployments.api.protocol import ApiError
-from deployments.api.rate_limits import Caller, Excess, Ledger, Limits
-from deployments.api.refusal import refuse
+from deployments.api.rate_limits import Caller, Excess, Limits, UsageTable
+from deployments.api.refusal import error_response
 from deployments.ingress.key_watch import KeyWatch
 from deployments.settings import AccessLimits, AuthSettings
 
@@ -22,7 +22,7 @@ _CHALLENGE = {"www-authenticate": 'Bearer realm="polyclinic"'}
 _OVERLOADED_RETRY_S = 1
 
 
-class Gate:
+class AuthMiddleware:
     """Args:
     live: the live settings now: limits of keys that have none of their own, and of this replica.
     clock: seconds, monotonic.
@@ -40,7 +40,7 @@ class Gate:
         self._auth = auth
         self._keys = keys
         self._live = live
-        self._ledger = Ledger(clock)
+        self._ledger = UsageTable(clock)
         self._table: KeyTable | None = None
         self.num_running = 0
 
@@ -55,7 +55,7 @@ class Gate:
         try:
             caller = self._identify(Headers(scope=scope), need)
         except ApiError as error:
-            await refuse(error, scope, receive, send)
+            await error_response(error, scope, receive, send)
             return
         await self._admitted(caller, scope, receive, send)
 
@@ -65,12 +65,12 @@ class Gate:
         """Count the request in, pass it on, count it out, however it ends."""
         live = self._live()
         if self.num_running >= live.max_concurrent:
-            await refuse(_overloaded(live.max_concurrent), scope, receive, send)
+            await error_response(_overloaded(live.max_concurrent), scope, receive, send)
             return
         excess = caller.usage.admit(caller.limits) if caller else None
         if caller and excess:
             headers = caller.usage.headers(caller.limits)
-            await refuse(_too_many(excess), scope, receive, send, headers)
+            await error_response(_too_many(excess), scope, receive, send, headers)
             return
         self.num_running += 1
         try:

@@ -12,7 +12,7 @@ from collections.abc import Collection
 
 from deployments.api.protocol import ApiError, OpenAIRequest
 from deployments.engine.request import SamplingParams
-from deployments.messages import Clinic
+from deployments.messages import ServedModels
 from deployments.settings import nearest
 
 # Control characters (Cc) but tab and line breaks, and halves of surrogate pairs (Cs).
@@ -107,7 +107,7 @@ def _script(character: str) -> str:
     return unicodedata.name(character, "UNKNOWN").split(" ")[0]
 
 
-def sampling_of(asked: OpenAIRequest, clinic: Clinic) -> SamplingParams:
+def sampling_of(asked: OpenAIRequest, clinic: ServedModels) -> SamplingParams:
     """Greedy unless a temperature above 0 is given.
 
     Raises:
@@ -140,7 +140,7 @@ def sampling_of(asked: OpenAIRequest, clinic: Clinic) -> SamplingParams:
     )
 
 
-def max_tokens_of(param: str, value: int | None, clinic: Clinic) -> int:
+def max_tokens_of(param: str, value: int | None, clinic: ServedModels) -> int:
     """The longest answer in tokens; raises ApiError (400) above the server's limit."""
     if value is None:
         return clinic.default_output_tokens

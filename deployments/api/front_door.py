@@ -6,7 +6,7 @@ from collections.abc import Callable
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
-from deployments.api.auth import Gate
+from deployments.api.auth import AuthMiddleware
 from deployments.api.request_limits import RequestLimits
 from deployments.api.security_headers import SecurityHeaders
 from deployments.ingress.key_watch import KeyWatch
@@ -33,7 +33,7 @@ def behind_front_door(
 ) -> ASGIApp:
     """Security headers, size and time limits, CORS where origins are set, keys and rates; then
     `app`, which finds the caller in `scope["state"]["caller"]` when keys are on."""
-    guarded: ASGIApp = Gate(app, settings.auth, keys, live, clock)
+    guarded: ASGIApp = AuthMiddleware(app, settings.auth, keys, live, clock)
     if settings.cors_origins:  # outside the gate: a preflight request carries no key
         guarded = CORSMiddleware(
             guarded,

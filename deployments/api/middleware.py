@@ -33,7 +33,7 @@ _STATUS_OF_ENGINE_ERROR = {
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
-def guarded(endpoint: Endpoint) -> Endpoint:
+def catch_unexpected(endpoint: Endpoint) -> Endpoint:
     """An endpoint whose unexpected failure is a 500, logged without the exception's text.
 
     The text of an exception may quote a question, so the log gets its type and its place.
@@ -46,7 +46,7 @@ def guarded(endpoint: Endpoint) -> Endpoint:
             raise
         except Exception as error:
             log_unexpected(error, request.url.path)
-            return refuse(request, internal_error())
+            return error_response(request, internal_error())
 
     return call
 
@@ -122,7 +122,7 @@ class RequestIds:
             await send(message)
 
         if given is not None and not is_good:
-            response = refuse(Request(scope), _bad_id("x-request-id", given))
+            response = error_response(Request(scope), _bad_id("x-request-id", given))
             await response(scope, receive, send_with_id)
         else:
             await self._app(scope, receive, send_with_id)
@@ -198,7 +198,7 @@ def internal_error() -> ApiError:
     return ApiError(500, "internal_error", "internal error; the server's log names the cause")
 
 
-def refuse(request: Request, error: ApiError) -> Response:
+def error_response(request: Request, error: ApiError) -> Response:
     return JSONResponse(error.body(), status_code=error.status, headers=error.headers)
 
 
@@ -207,11 +207,11 @@ def http_error(paths: list[str]) -> Callable[[Request, HTTPException], Response]
         headers = dict(error.headers or {})
         if error.status_code == 404:
             message = f"no such path: {ascii(request.url.path[:80])}; there are {', '.join(paths)}"
-            return refuse(request, ApiError(404, "path_not_found", message))
+            return error_response(request, ApiError(404, "path_not_found", message))
         if error.status_code == 405:
             message = f"{request.method} is not allowed here: use {headers.get('Allow', 'POST')}"
             refusal = ApiError(405, "method_not_allowed", message, headers=headers)
-            return refuse(request, refusal)
-        return refuse(request, ApiError(error.status_code, "http_error", str(error.detail)))
+            return error_response(request, refusal)
+        return error_response(request, ApiError(error.status_code, "http_error", str(error.detail)))
 
     return handle

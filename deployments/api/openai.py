@@ -17,8 +17,8 @@ from deployments.api.middleware import charge, read_request, request_id_of, sess
 from deployments.api.openai_replies import OpenAIReply
 from deployments.api.protocol import ApiError, ChatRequest, CompletionRequest, OpenAIRequest
 from deployments.api.replies import version_of
-from deployments.api.streaming import DONE, Answer, AnswerStream, EventStream, error_body, sse
-from deployments.messages import Backend, GenerationCall, Turn
+from deployments.api.streaming import DONE, AnswerStream, EventStream, Generation, error_body, sse
+from deployments.messages import Backend, GenerateRequest, Turn
 from router.policy import Route
 
 
@@ -58,7 +58,7 @@ class OpenAIEndpoints:
         route = await self._route(asked.model, turns)
         route_s = time.perf_counter() - started
         clinic = self._backend.clinic.for_session(session_id)  # after the wait for the router
-        call = GenerationCall(
+        call = GenerateRequest(
             request_id=request_id,
             turns=turns,
             adapter=route.adapter,
@@ -72,7 +72,7 @@ class OpenAIEndpoints:
         reply = OpenAIReply(
             kind, request_id, int(accepted_at), route, clinic, include_usage=include_usage
         )
-        answer = Answer(self._backend, call, route.specialty, route.confidence)
+        answer = Generation(self._backend, call, route.specialty, route.confidence)
         if asked.stream:
             return await self._streamed(request, answer, reply, route_s, include_usage)
         try:
@@ -84,7 +84,7 @@ class OpenAIEndpoints:
     async def _streamed(
         self,
         request: Request,
-        answer: Answer,
+        answer: Generation,
         reply: OpenAIReply,
         route_s: float,
         include_usage: bool,

@@ -9,7 +9,7 @@ from typing import Any
 
 from deployments.api.replies import ending_reply, route_reply, usage_reply, version_of
 from deployments.engine.request import FinishReason, TokenEvent
-from deployments.messages import Clinic
+from deployments.messages import ServedModels
 from router.policy import Route
 
 
@@ -22,7 +22,7 @@ class OpenAIReply:
         request_id: str,
         created: int,
         route: Route,
-        clinic: Clinic,
+        clinic: ServedModels,
         *,
         include_usage: bool = False,
     ) -> None:
@@ -88,17 +88,17 @@ class OpenAIReply:
         return {**chunk, "usage": None} if self._include_usage else chunk
 
 
-def models_reply(clinic: Clinic) -> dict[str, Any]:
+def models_reply(clinic: ServedModels) -> dict[str, Any]:
     """GET /v1/models: `auto` (the router picks), every adapter, and `base`."""
     return {"object": "list", "data": _models(clinic)}
 
 
-def model_reply(clinic: Clinic, name: str) -> dict[str, Any]:
+def model_reply(clinic: ServedModels, name: str) -> dict[str, Any]:
     """GET /v1/models/{name}, one of `clinic.model_names`."""
     return next(model for model in _models(clinic) if model["id"] == name)
 
 
-def _models(clinic: Clinic) -> list[dict[str, Any]]:
+def _models(clinic: ServedModels) -> list[dict[str, Any]]:
     def model(name: str, **more: Any) -> dict[str, Any]:
         owner = {"object": "model", "created": clinic.started_at, "owned_by": "polyclinic"}
         return {"id": name, **owner, **more}

@@ -7,7 +7,7 @@ from router.policy import Reason, Route
 
 
 @dataclass(frozen=True, slots=True)
-class Speaker:
+class Opinion:
     """Who gives one opinion. `probability`: the router's, of `specialty`; None: not classified."""
 
     specialty: str | None
@@ -15,16 +15,16 @@ class Speaker:
     adapter: str | None
 
 
-BASE = Speaker(None, None, None)
+BASE = Opinion(None, None, None)
 
 
-def routed(route: Route) -> Speaker:
+def routed(route: Route) -> Opinion:
     """The one who answers when nobody else is consulted."""
     probability = route.confidence if route.specialty else None
-    return Speaker(route.specialty, probability, route.adapter)
+    return Opinion(route.specialty, probability, route.adapter)
 
 
-def consulted(backend: Backend, route: Route, question: str, num_opinions: int) -> list[Speaker]:
+def consulted(backend: Backend, route: Route, question: str, num_opinions: int) -> list[Opinion]:
     """The most probable specialists that have an adapter, at most `num_opinions`, sure or not.
 
     A question that is not one for a clinic gets the base model alone, as does a clinic without an
@@ -33,6 +33,6 @@ def consulted(backend: Backend, route: Route, question: str, num_opinions: int) 
     if route.reason is Reason.OUT_OF_SCOPE or not route.specialists:
         return [BASE]
     return [
-        Speaker(s.specialty, s.probability, backend.explicit(s.specialty, question).adapter)
+        Opinion(s.specialty, s.probability, backend.explicit(s.specialty, question).adapter)
         for s in route.specialists[:num_opinions]
     ]

@@ -44,7 +44,7 @@ class Excess:
     retry_after_s: int
 
 
-class Bucket:
+class TokenBucket:
     """A token bucket. `capacity` may change while it is in use. Not thread-safe.
 
     Args:
@@ -83,8 +83,8 @@ class KeyUsage:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self.num_running = 0
-        self._requests = Bucket(clock)
-        self._tokens = Bucket(clock)
+        self._requests = TokenBucket(clock)
+        self._tokens = TokenBucket(clock)
 
     def admit(self, limits: Limits) -> Excess | None:
         """Count a request in, or say which limit it is over. `end` must follow an admission."""
@@ -146,7 +146,7 @@ class Caller:
         self.usage.charge(num_tokens, self.limits)
 
 
-class Ledger:
+class UsageTable:
     """The accounts of all keys that were used on this replica. One event loop uses it."""
 
     def __init__(self, clock: Callable[[], float]) -> None:

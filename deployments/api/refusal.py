@@ -15,10 +15,10 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 RawHeaders = Iterable[tuple[bytes, bytes]]
 
 
-async def refuse(
+async def error_response(
     error: ApiError, scope: Scope, receive: Receive, send: Send, headers: RawHeaders = ()
 ) -> None:
-    """Answer with `error`. The client's x-request-id goes back if it is one, else a new one."""
+    """Generation with `error`. The client's x-request-id goes back if it is one, else a new one."""
     given = Headers(scope=scope).get("x-request-id", "")
     request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
     response = JSONResponse(

@@ -6,11 +6,11 @@ reply_models.py describes them for /openapi.json; the tests hold the two togethe
 from collections.abc import Sequence
 from typing import Any
 
-from deployments.api.opinions import Speaker
+from deployments.api.opinions import Opinion
 from deployments.api.protocol import ApiError
-from deployments.api.streaming import Answered
+from deployments.api.streaming import Completed
 from deployments.engine.request import TokenEvent
-from deployments.messages import Clinic
+from deployments.messages import ServedModels
 from router.policy import Route
 
 
@@ -51,7 +51,7 @@ def timings_reply(event: TokenEvent, route_s: float) -> dict[str, float | None]:
     }
 
 
-def opinion_head(opinion: int, speaker: Speaker, clinic: Clinic) -> dict[str, Any]:
+def opinion_head(opinion: int, speaker: Opinion, clinic: ServedModels) -> dict[str, Any]:
     """Who gives opinion number `opinion`."""
     return {
         "opinion": opinion,
@@ -89,7 +89,7 @@ def ask_reply(
     request_id: str,
     session_id: str | None,
     route: Route,
-    opinions: Sequence[tuple[dict[str, Any], Answered | ApiError]],
+    opinions: Sequence[tuple[dict[str, Any], Completed | ApiError]],
     route_s: float,
     *,
     is_consulted: bool,
@@ -100,7 +100,7 @@ def ask_reply(
         opinions: each head with its answer, or with the failure that it ended in; one at least
             has an answer.
     """
-    head, answered = next((h, a) for h, a in opinions if isinstance(a, Answered))
+    head, answered = next((h, a) for h, a in opinions if isinstance(a, Completed))
     reply = {
         "id": request_id,
         "session_id": session_id,
@@ -114,7 +114,7 @@ def ask_reply(
     return reply
 
 
-def _opinion(head: dict[str, Any], result: Answered | ApiError, route_s: float) -> dict[str, Any]:
+def _opinion(head: dict[str, Any], result: Completed | ApiError, route_s: float) -> dict[str, Any]:
     if isinstance(result, ApiError):
         nothing = {"answer": None, "finish_reason": "error", "usage": None, "timings_ms": None}
         return {**head, **nothing, **result.body()}
@@ -122,7 +122,7 @@ def _opinion(head: dict[str, Any], result: Answered | ApiError, route_s: float) 
     return {**head, "answer": result.text, **ending, "error": None}
 
 
-def version_of(adapter: str | None, clinic: Clinic) -> str | None:
+def version_of(adapter: str | None, clinic: ServedModels) -> str | None:
     card = clinic.adapter(adapter) if adapter else None
     return card.version if card else None
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.api.protocol import ApiError
-from deployments.api.refusal import refuse
+from deployments.api.refusal import error_response
 
 MAX_HEADERS = 100
 MAX_HEADER_BYTES = 32 * 1024  # all names and values together
@@ -40,7 +40,7 @@ class RequestLimits:
             return
         error = _malformed(scope) or _excess(scope)
         if error:
-            await refuse(error, scope, receive, send)
+            await error_response(error, scope, receive, send)
             return
         await self._app(scope, _TimedBody(receive, self._body_timeout_s()), send)
 

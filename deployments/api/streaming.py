@@ -23,18 +23,18 @@ from starlette.types import Receive, Scope, Send
 from deployments.api.middleware import engine_error, internal_error, log_unexpected
 from deployments.api.protocol import ApiError
 from deployments.engine.request import FinishReason, Timings, TokenEvent
-from deployments.messages import GRACE_S, Backend, GenerationCall, Outcome
+from deployments.messages import GRACE_S, Backend, GenerateRequest, Outcome
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
+class Completed:
     """A whole answer: its text and its terminal event."""
 
     text: str
     event: TokenEvent
 
 
-class Answer:
+class Generation:
     """`call` to the backend. Its events can be read once. `specialty` and `confidence` are for the
     metrics.
 
@@ -45,7 +45,7 @@ class Answer:
     def __init__(
         self,
         backend: Backend,
-        call: GenerationCall,
+        call: GenerateRequest,
         specialty: str | None,
         confidence: float | None,
     ) -> None:
@@ -80,7 +80,7 @@ class Answer:
                 Outcome(self._specialty, self._call.adapter, outcome, self._confidence)
             )
 
-    async def whole(self) -> Answered:
+    async def whole(self) -> Completed:
         """Reads all the events.
 
         Raises:
@@ -93,7 +93,7 @@ class Answer:
         failure = failure_of(event)
         if failure:
             raise failure
-        return Answered("".join(pieces), event)
+        return Completed("".join(pieces), event)
 
     async def _next(
         self, generated: AsyncGenerator[TokenEvent, None], latest: TokenEvent | None
@@ -137,7 +137,7 @@ def failure_of(event: TokenEvent) -> ApiError | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class StreamItem:
     """Text of answer number `opinion`. Its last piece has the terminal `event`, or the `failure`
     that ended it."""
 
@@ -154,9 +154,9 @@ class Piece:
 class AnswerStream:
     """`await begin()`, iterate once, and `await close()` however it ended."""
 
-    def __init__(self, answers: Sequence[Answer]) -> None:
+    def __init__(self, answers: Sequence[Generation]) -> None:
         self._pieces = _side_by_side(answers) if len(answers) > 1 else _pieces(0, answers[0])
-        self._early: list[Piece] = []
+        self._early: list[StreamItem] = []
 
     async def begin(self) -> None:
         """Wait until an answer has begun.
@@ -176,7 +176,7 @@ class AnswerStream:
         assert failure is not None, "the answers ended without a piece that is their last"
         raise failure
 
-    async def __aiter__(self) -> AsyncIterator[Piece]:
+    async def __aiter__(self) -> AsyncIterator[StreamItem]:
         for piece in self._early:
             yield piece
         async for piece in self._pieces:
@@ -187,24 +187,24 @@ class AnswerStream:
         await self._pieces.aclose()
 
 
-async def _pieces(opinion: int, answer: Answer) -> AsyncGenerator[Piece, None]:
+async def _pieces(opinion: int, answer: Generation) -> AsyncGenerator[StreamItem, None]:
     try:
         async with contextlib.aclosing(answer.events()) as events:
             async for event in events:
                 if event.finish_reason is None:
-                    yield Piece(opinion, event.text)
+                    yield StreamItem(opinion, event.text)
                     continue
                 failure = failure_of(event)
-                yield Piece(opinion, event.text, None if failure else event, failure)
+                yield StreamItem(opinion, event.text, None if failure else event, failure)
     except Exception as error:
         log_unexpected(error, "a stream")
-        yield Piece(opinion, failure=internal_error())
+        yield StreamItem(opinion, failure=internal_error())
 
 
-async def _side_by_side(answers: Sequence[Answer]) -> AsyncGenerator[Piece, None]:
-    queue: asyncio.Queue[Piece] = asyncio.Queue()
+async def _side_by_side(answers: Sequence[Generation]) -> AsyncGenerator[StreamItem, None]:
+    queue: asyncio.Queue[StreamItem] = asyncio.Queue()
 
-    async def pump(opinion: int, answer: Answer) -> None:
+    async def pump(opinion: int, answer: Generation) -> None:
         async with contextlib.aclosing(_pieces(opinion, answer)) as pieces:
             async for piece in pieces:
                 queue.put_nowait(piece)

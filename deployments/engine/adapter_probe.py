@@ -8,13 +8,13 @@ from collections.abc import Callable
 
 import torch
 
-from deployments.engine.attention.decode import DecodeBatch, SpanAttention
+from deployments.engine.attention.decode import DecodeBatch, TorchDecodeAttention
 from deployments.engine.attention.kv_cache import KvCache
-from deployments.engine.attention.prefill import PromptInputs
-from deployments.engine.cuda_graphs import SCRATCH_POSITIONS, DecodeGraphs, PromptGraphs
+from deployments.engine.attention.prefill import PrefillInputs
+from deployments.engine.cuda_graphs import SCRATCH_POSITIONS, DecodeGraphs, PrefillGraphs
 from deployments.engine.kernels.attention import Segment
-from deployments.engine.lora.pool import BASE_SLOT, LoraBank
-from deployments.engine.models.base import Network
+from deployments.engine.lora.pool import BASE_SLOT, LoraPool
+from deployments.engine.models.base import Model
 
 NUM_TOKENS = SCRATCH_POSITIONS // 2  # so that it has room in the scratch row
 # The same float32 step differs by up to 1e-6 of its largest logit from run to run: libraries choose
@@ -33,10 +33,10 @@ class AdapterProbe:
 
     def __init__(
         self,
-        network: Network,
-        bank: LoraBank,
+        network: Model,
+        bank: LoraPool,
         start_id: int | None,
-        graphs: tuple[DecodeGraphs | None, PromptGraphs | None],
+        graphs: tuple[DecodeGraphs | None, PrefillGraphs | None],
         new_cache: Callable[[int], KvCache],
     ) -> None:
         self._network, self._bank, self._start_id = network, bank, start_id
@@ -69,11 +69,11 @@ class AdapterProbe:
         hidden = self._network.prefill(cache, prompt, route)[-1:]
         if self._start_id is not None:
             token = torch.tensor([self._start_id], device=self._network.device)
-            batch = DecodeBatch(token, SpanAttention(cache, [0], [0], [NUM_TOKENS]))
+            batch = DecodeBatch(token, TorchDecodeAttention(cache, [0], [0], [NUM_TOKENS]))
             hidden = self._network.decode(cache, batch, self._bank.route([slot]))
         return self._network.logits(hidden).float()
 
-    def _replayed(self, slot: int, decode: DecodeGraphs, prompts: PromptGraphs) -> torch.Tensor:
+    def _replayed(self, slot: int, decode: DecodeGraphs, prompts: PrefillGraphs) -> torch.Tensor:
         """The same in the scratch row: idle places write to its first position only, and no place
         of a decode step for one row is idle."""
         states = prompts.replay(self._inputs(prompts.scratch_start, slot))
@@ -82,7 +82,7 @@ class AdapterProbe:
         logits = decode.replay_scratch(self._start_id, NUM_TOKENS, slot)
         return logits.to(torch.float32, copy=True)  # the next replay writes over them
 
-    def _inputs(self, row_start: int, slot: int) -> PromptInputs:
+    def _inputs(self, row_start: int, slot: int) -> PrefillInputs:
         """The probe at the end of a row of 2 * NUM_TOKENS positions."""
         begin = row_start + NUM_TOKENS
         numbers = torch.arange(NUM_TOKENS)
@@ -95,4 +95,4 @@ class AdapterProbe:
             ]
         )
         first_key = 0 if self._network.keeps_prompts_at_end else begin
-        return PromptInputs(lines, (Segment(0, NUM_TOKENS, 0, first_key, NUM_TOKENS),))
+        return PrefillInputs(lines, (Segment(0, NUM_TOKENS, 0, first_key, NUM_TOKENS),))

@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
-from deployments.engine.attention.decode import DecodeBatch, KernelAttention
+from deployments.engine.attention.decode import DecodeBatch, TritonDecodeAttention
 from deployments.engine.attention.kv_cache import KvCache
-from deployments.engine.attention.prefill import BlockAttention, PromptBatch, PromptInputs
-from deployments.engine.kernels.attention import PROMPT_ROWS, prompt_blocks
-from deployments.engine.lora.pool import LoraBank
-from deployments.engine.models.base import Network
+from deployments.engine.attention.prefill import PrefillBatch, PrefillInputs, TritonPrefillAttention
+from deployments.engine.kernels.attention import BLOCK_M, prompt_blocks
+from deployments.engine.lora.pool import LoraPool
+from deployments.engine.models.base import Model
 
 SCRATCH_POSITIONS = 16  # capacity of the row that unused places write to
 _PROMPT_BUCKETS = (64, 128, 256, 512, 1024)  # tokens; more are not bound by their launches
@@ -42,7 +42,7 @@ class _Captures:
 
     def __init__(
         self,
-        bank: LoraBank,
+        bank: LoraPool,
         step: Callable[[int], tuple[torch.Tensor, ...]],
         device: torch.device,
     ) -> None:
@@ -97,7 +97,7 @@ class DecodeGraphs:
     """
 
     def __init__(
-        self, network: Network, cache: KvCache, bank: LoraBank, tokens: torch.Tensor
+        self, network: Model, cache: KvCache, bank: LoraPool, tokens: torch.Tensor
     ) -> None:
         self._network, self._cache, self._bank, self._tokens = network, cache, bank, tokens
         self._scratch = len(cache.capacities) - 1
@@ -153,7 +153,7 @@ class DecodeGraphs:
 
     def _step(self, bucket: int) -> tuple[torch.Tensor, torch.Tensor]:
         rows, positions, starts, ends, prompts, slots = self._inputs[:, :bucket].unbind()
-        attention = KernelAttention(self._cache, starts, ends, positions, prompts)
+        attention = TritonDecodeAttention(self._cache, starts, ends, positions, prompts)
         route = self._bank.kernel_route(slots)
         batch = DecodeBatch(self._tokens[rows], attention)
         logits = self._network.logits(self._network.decode(self._cache, batch, route))
@@ -162,14 +162,14 @@ class DecodeGraphs:
         return logits, tokens
 
 
-class PromptGraphs:
+class PrefillGraphs:
     """The captured prefill of a few prompts: where launches, not arithmetic, take the time.
 
     Args:
         cache: its last row is the scratch row.
     """
 
-    def __init__(self, network: Network, cache: KvCache, bank: LoraBank) -> None:
+    def __init__(self, network: Model, cache: KvCache, bank: LoraPool) -> None:
         self._network, self._cache, self._bank = network, cache, bank
         device = network.device
         longest = _PROMPT_BUCKETS[-1]
@@ -185,7 +185,7 @@ class PromptGraphs:
         """Where the scratch row begins in the memory."""
         return self._cache.starts[-1]
 
-    def takes(self, inputs: PromptInputs) -> bool:
+    def takes(self, inputs: PrefillInputs) -> bool:
         return inputs.num_tokens <= _PROMPT_BUCKETS[-1] and len(inputs.segments) <= _PROMPTS
 
     def warm_up(self) -> None:
@@ -193,17 +193,17 @@ class PromptGraphs:
         for bucket in reversed(self._buckets):
             self._replay(_NOTHING, bucket)
 
-    def replay(self, inputs: PromptInputs) -> torch.Tensor:
+    def replay(self, inputs: PrefillInputs) -> torch.Tensor:
         """The states (T, d) behind the tokens, valid until the next replay."""
         bucket = next(size for size in self._buckets if size >= inputs.num_tokens)
         return self._replay(inputs, bucket)[0][: inputs.num_tokens]
 
-    def _replay(self, inputs: PromptInputs, bucket: int) -> tuple[torch.Tensor, ...]:
+    def _replay(self, inputs: PrefillInputs, bucket: int) -> tuple[torch.Tensor, ...]:
         return self._captures.replay(
             bucket, lambda: self._fill(inputs, bucket), lambda: self._fill(_NOTHING, bucket)
         )
 
-    def _fill(self, inputs: PromptInputs, bucket: int) -> None:
+    def _fill(self, inputs: PrefillInputs, bucket: int) -> None:
         idle = torch.tensor([0, 0, self._cache.starts[-1], 0])[:, None]
         unused = idle.expand(4, bucket - inputs.num_tokens)
         _send(torch.cat([inputs.lines, unused], 1), self._inputs[:, :bucket])
@@ -212,8 +212,8 @@ class PromptGraphs:
 
     def _step(self, bucket: int) -> tuple[torch.Tensor]:
         tokens, positions, where, slots = self._inputs[:, :bucket].unbind()
-        attention = BlockAttention(self._blocks[: _num_blocks(bucket)])
-        batch = PromptBatch(tokens, positions, where, attention)
+        attention = TritonPrefillAttention(self._blocks[: _num_blocks(bucket)])
+        batch = PrefillBatch(tokens, positions, where, attention)
         return (self._network.prefill(self._cache, batch, self._bank.kernel_route(slots)),)
 
 
@@ -223,12 +223,12 @@ def _send(host: torch.Tensor, target: torch.Tensor) -> None:
     target.copy_(host, non_blocking=True)
 
 
-_NOTHING = PromptInputs(torch.zeros((4, 0), dtype=torch.long), ())
+_NOTHING = PrefillInputs(torch.zeros((4, 0), dtype=torch.long), ())
 
 
 def _num_blocks(num_tokens: int) -> int:
     """Enough for any split of so many tokens into at most _PROMPTS prompts."""
-    return num_tokens // PROMPT_ROWS + _PROMPTS
+    return num_tokens // BLOCK_M + _PROMPTS
 
 
 def _buckets(num_rows: int) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from deployments.engine.request import EngineError, Request
-from deployments.engine.scheduler import StepPlan
+from deployments.engine.scheduler import SchedulerOutput
 
 
 class AdapterHasNoEffect(EngineError):
@@ -32,7 +32,7 @@ class DecoderInfo:
     adapters: tuple[str, ...]
 
 
-class PendingTokens(Protocol):
+class AsyncTokens(Protocol):
     """The tokens of a step that may still be running on the device."""
 
     def wait(self) -> Mapping[int, int]:
@@ -74,7 +74,7 @@ class StepDecoder(Protocol):
             EngineError: `name` is not resident.
         """
 
-    def step(self, plan: StepPlan) -> PendingTokens:
+    def step(self, plan: SchedulerOutput) -> AsyncTokens:
         """Prefill the plan's chunks, decode its rows, pick the tokens of `plan.emits`."""
 
     def free(self, row: int) -> None:

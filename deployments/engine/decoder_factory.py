@@ -10,13 +10,13 @@ from typing import Literal
 import torch
 
 from deployments.engine.attention.kv_cache import plan_rows
-from deployments.engine.lora.peft_reader import AdapterReader, unsupported_features
+from deployments.engine.lora.peft_reader import PeftReader, unsupported_features
 from deployments.engine.model_loader import Pretrained
-from deployments.engine.model_runner import FastDecoder
-from deployments.engine.models.base import Network
-from deployments.engine.models.llama import CausalNetwork, why_not_causal
-from deployments.engine.models.t5 import Seq2SeqNetwork, why_not_seq2seq
-from deployments.engine.peft_decoder import ReferenceDecoder
+from deployments.engine.model_runner import ModelRunner
+from deployments.engine.models.base import Model
+from deployments.engine.models.llama import LlamaModel, unsupported_by_llama
+from deployments.engine.models.t5 import T5Model, unsupported_by_t5
+from deployments.engine.peft_decoder import PeftDecoder
 from deployments.engine.request import EngineError
 
 logger = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ class FastLimits:
 
 def build_decoder(
     base: Pretrained, choice: Choice, limits: FastLimits, adapters: Mapping[str, Path]
-) -> FastDecoder | ReferenceDecoder:
+) -> ModelRunner | PeftDecoder:
     """The decoder for this base, without adapters loaded yet.
 
     Args:
@@ -57,8 +57,8 @@ def build_decoder(
         ValueError: the key/value memory does not hold one answer.
     """
     if choice == "reference":
-        return ReferenceDecoder(base, reason="engine.decoder is reference")
-    obstacle = why_not_fast(base, adapters)
+        return PeftDecoder(base, reason="engine.decoder is reference")
+    obstacle = unsupported_by_fast(base, adapters)
     if obstacle is None:
         return _build_fast(base, limits)
     if choice == "fast":
@@ -66,14 +66,14 @@ def build_decoder(
             f"engine.decoder is fast, but {obstacle}: set it to auto or reference"
         )
     logger.warning("serving with the reference decoder: %s", obstacle)
-    return ReferenceDecoder(base, reason=f"not the fast decoder, since {obstacle}")
+    return PeftDecoder(base, reason=f"not the fast decoder, since {obstacle}")
 
 
-def why_not_fast(base: Pretrained, adapters: Mapping[str, Path]) -> str | None:
+def unsupported_by_fast(base: Pretrained, adapters: Mapping[str, Path]) -> str | None:
     """What keeps the fast decoder from serving this base with these adapters; None: nothing."""
     if base.quantization != "none":
         return f"the base is quantised to {base.quantization}"
-    why = why_not_causal if base.family == "causal" else why_not_seq2seq
+    why = unsupported_by_llama if base.family == "causal" else unsupported_by_t5
     obstacle = why(base.model)
     if obstacle is not None:
         return obstacle
@@ -86,34 +86,34 @@ def why_not_fast(base: Pretrained, adapters: Mapping[str, Path]) -> str | None:
     return None
 
 
-def _build_fast(base: Pretrained, limits: FastLimits) -> FastDecoder:
+def _build_fast(base: Pretrained, limits: FastLimits) -> ModelRunner:
     model = base.model
     num_positions = limits.num_positions
     if base.family == "causal":
         num_positions = min(num_positions, model.config.max_position_embeddings)
     with torch.device("meta"):
         skeleton = type(model)(model.config)
-    make = CausalNetwork if base.family == "causal" else Seq2SeqNetwork
+    make = LlamaModel if base.family == "causal" else T5Model
     # Rows are multiples of 16 positions, and the tables of positions cover a whole row.
-    network: Network = make(model, model.dtype, -(-num_positions // 16) * 16)
+    network: Model = make(model, model.dtype, -(-num_positions // 16) * 16)
     capacities = _capacities(network, limits, num_positions)
     logger.info(
         "key/value memory: %.0f MiB, rows of %s positions",
         sum(capacities) * network.kv_shape.bytes_per_position / 2**20,
         ", ".join(f"{capacities.count(c)} x {c}" for c in sorted(set(capacities))),
     )
-    return FastDecoder(
+    return ModelRunner(
         base,
         network,
         capacities=capacities,
         num_positions=num_positions,
-        reader=AdapterReader(skeleton),
+        reader=PeftReader(skeleton),
         max_adapters=limits.max_adapters,
         reason=f"continuous batching; {base.dtype_name}: {base.dtype_reason}",
     )
 
 
-def _capacities(network: Network, limits: FastLimits, num_positions: int) -> tuple[int, ...]:
+def _capacities(network: Model, limits: FastLimits, num_positions: int) -> tuple[int, ...]:
     size = network.kv_shape.bytes_per_position
     budget = limits.kv_memory_bytes
     if budget is None and network.device.type == "cuda":

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 _UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 
 
-class TextStream:
+class IncrementalDetokenizer:
     """The text of one answer as its tokens arrive."""
 
     def __init__(self, decode: Callable[[Sequence[int]], str], stop: tuple[str, ...] = ()) -> None:

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from deployments.engine.decoder import DecoderInfo, GroupDecoder, StepDecoder
-from deployments.engine.loop import GroupRunner, Runner, StepRunner, place_of
-from deployments.engine.output import AnswerRow
+from deployments.engine.loop import EngineLoop, GroupLoop, StepLoop, place_of
+from deployments.engine.output import RequestState
 from deployments.engine.request import (
     EmptyPrompt,
     EngineStopped,
@@ -72,14 +72,15 @@ class Engine:
         self.limits = limits
         self._decoder = decoder
         self._clock = clock
-        self._runner: Runner
+        self._runner: EngineLoop
         if isinstance(decoder, StepDecoder):
-            self._runner = StepRunner(decoder, limits.prefill_tokens, on_batch, clock)
+            self._runner = StepLoop(decoder, limits.prefill_tokens, on_batch, clock)
         else:
-            self._runner = GroupRunner(decoder, limits.max_rows, on_batch)
+            self._runner = GroupLoop(decoder, limits.max_rows, on_batch)
         self._work = threading.Condition()
-        self._arrivals: list[AnswerRow] = []  # guarded by _work; not yet with the runner
-        self._taken: list[AnswerRow] = []  # on their way from _arrivals to the runner
+        # Guarded by _work; not yet with the runner.
+        self._arrivals: list[RequestState] = []
+        self._taken: list[RequestState] = []  # on their way from _arrivals to the runner
         self._errands: list[Callable[[], None]] = []  # guarded by _work
         self._stopped: EngineStopped | None = None  # guarded by _work
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
@@ -128,7 +129,7 @@ class Engine:
             RequestRefused: before anything was queued.
             EngineStopped: the engine no longer runs.
         """
-        row = AnswerRow(
+        row = RequestState(
             request,
             self._decoder.decode,
             stream=stream,
@@ -146,7 +147,7 @@ class Engine:
         finally:
             row.finish(FinishReason.CANCELLED)
 
-    def between_steps(self, errand: Callable[[], ResultT]) -> "Future[ResultT]":
+    def run_between_steps(self, errand: Callable[[], ResultT]) -> "Future[ResultT]":
         """Run `errand` on the engine's thread before its next step or group: the way to change
         the decoder (load, evict an adapter) while it serves.
 
@@ -173,7 +174,7 @@ class Engine:
             self._work.notify()
         return future
 
-    def _accept(self, row: AnswerRow) -> None:
+    def _accept(self, row: RequestState) -> None:
         request, info, limits = row.request, self.info, self.limits
         num_prompt_tokens = len(request.prompt_ids)
         if not num_prompt_tokens:

@@ -17,24 +17,24 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from deployments.engine.decoder import GroupDecoder, PendingTokens, StepDecoder
-from deployments.engine.output import AnswerRow
+from deployments.engine.decoder import AsyncTokens, GroupDecoder, StepDecoder
+from deployments.engine.output import RequestState
 from deployments.engine.request import DecoderFailed, FinishReason, Request, UnknownAdapter
-from deployments.engine.scheduler import Job, Scheduler, StepPlan
+from deployments.engine.scheduler import Scheduler, SchedulerOutput, SequenceState
 
 logger = logging.getLogger(__name__)
 
 
-class Runner(Protocol):
+class EngineLoop(Protocol):
     """Takes rows in, and takes them one turn further at a time."""
 
     num_failures_in_a_row: int
 
     @property
-    def waiting(self) -> Sequence[AnswerRow]: ...
+    def waiting(self) -> Sequence[RequestState]: ...
 
     @property
-    def running(self) -> Sequence[AnswerRow]: ...
+    def running(self) -> Sequence[RequestState]: ...
 
     @property
     def has_work(self) -> bool: ...
@@ -42,12 +42,12 @@ class Runner(Protocol):
     def drop_cancelled(self) -> None:
         """Give back what rows that were cancelled hold of the decoder."""
 
-    def turn(self, arrivals: Sequence[AnswerRow]) -> None:
+    def turn(self, arrivals: Sequence[RequestState]) -> None:
         """Take the arrivals in, and run one step or one group. A decoder that raises ends the rows
         that it was running, with an error each; the others are served."""
 
 
-class GroupRunner:
+class GroupLoop:
     """One adapter at a time (the reference decoder).
 
     Args:
@@ -57,8 +57,8 @@ class GroupRunner:
     def __init__(
         self, decoder: GroupDecoder, max_rows: int, on_batch: Callable[[int], None]
     ) -> None:
-        self.waiting: list[AnswerRow] = []
-        self.running: list[AnswerRow] = []
+        self.waiting: list[RequestState] = []
+        self.running: list[RequestState] = []
         self.num_failures_in_a_row = 0
         self._decoder = decoder
         self._max_rows = max_rows
@@ -68,7 +68,7 @@ class GroupRunner:
     def has_work(self) -> bool:
         return any(not row.is_done for row in self.waiting)
 
-    def turn(self, arrivals: Sequence[AnswerRow]) -> None:
+    def turn(self, arrivals: Sequence[RequestState]) -> None:
         for row in (*self.waiting, *arrivals):
             row.end_if_late()
         waiting = [row for row in (*self.waiting, *arrivals) if not row.is_done]
@@ -82,7 +82,7 @@ class GroupRunner:
     def drop_cancelled(self) -> None:
         """Between two groups nothing runs."""
 
-    def _run(self, group: list[AnswerRow]) -> None:
+    def _run(self, group: list[RequestState]) -> None:
         for row in group:
             row.begin()
         self._on_batch(len(group))
@@ -100,7 +100,7 @@ class GroupRunner:
             self._on_batch(0)
 
 
-class StepRunner:
+class StepLoop:
     """Continuous batching (a step decoder): rows join and leave between any two steps.
 
     Args:
@@ -115,8 +115,8 @@ class StepRunner:
         on_batch: Callable[[int], None],
         clock: Callable[[], float],
     ) -> None:
-        self.waiting: Sequence[AnswerRow] = ()
-        self.running: Sequence[AnswerRow] = ()
+        self.waiting: Sequence[RequestState] = ()
+        self.running: Sequence[RequestState] = ()
         self.num_failures_in_a_row = 0
         self._decoder = decoder
         self._scheduler = Scheduler(
@@ -128,14 +128,14 @@ class StepRunner:
         self._on_batch = on_batch
         self._clock = clock
         self._num_shown = 0
-        self._rows: dict[Job, AnswerRow] = {}
-        self._in_flight: deque[tuple[tuple[Job, ...], PendingTokens]] = deque()
+        self._rows: dict[SequenceState, RequestState] = {}
+        self._in_flight: deque[tuple[tuple[SequenceState, ...], AsyncTokens]] = deque()
 
     @property
     def has_work(self) -> bool:
         return bool(self._rows or self._in_flight)
 
-    def turn(self, arrivals: Sequence[AnswerRow]) -> None:
+    def turn(self, arrivals: Sequence[RequestState]) -> None:
         now = self._clock()
         for row in arrivals:
             if not row.is_done:
@@ -163,7 +163,7 @@ class StepRunner:
             if row.is_done:
                 self._end(job)
 
-    def _step(self, plan: StepPlan) -> None:
+    def _step(self, plan: SchedulerOutput) -> None:
         for number in plan.released:
             self._decoder.free(number)
         for job in plan.admitted:
@@ -176,7 +176,7 @@ class StepRunner:
         while len(self._in_flight) > ahead:
             self._deliver(*self._in_flight.popleft())
 
-    def _deliver(self, jobs: Sequence[Job], pending: PendingTokens) -> None:
+    def _deliver(self, jobs: Sequence[SequenceState], pending: AsyncTokens) -> None:
         tokens = pending.wait()
         for job in jobs:
             row = self._rows.get(job)
@@ -186,7 +186,7 @@ class StepRunner:
             if row.is_done:
                 self._end(job)
 
-    def _end(self, job: Job) -> None:
+    def _end(self, job: SequenceState) -> None:
         """The answer is over: its row and memory are free for the next plan."""
         held_row = job.row if job.holds_row else None
         self._scheduler.finish(job)
@@ -221,7 +221,7 @@ class StepRunner:
 
 
 class _GroupSink:
-    def __init__(self, rows: Sequence[AnswerRow]) -> None:
+    def __init__(self, rows: Sequence[RequestState]) -> None:
         self._rows = rows
 
     def push(self, row: int, token_id: int) -> None:
@@ -231,7 +231,7 @@ class _GroupSink:
         return self._rows[row].is_done
 
 
-def _fail(rows: Sequence[AnswerRow], error: Exception) -> None:
+def _fail(rows: Sequence[RequestState], error: Exception) -> None:
     """End rows with an error. The exception's text may quote its input: its type and place go out,
     and to the log."""
     logger.error("the decoder failed with %d rows: %s", len(rows), place_of(error))

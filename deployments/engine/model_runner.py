@@ -1,6 +1,6 @@
 """The fast decoder: rows that join and leave at any step, each with its own adapter.
 
-Implements StepDecoder (decoder.py) for any Network (network.py). It keeps what a row is between
+Implements StepDecoder (decoder.py) for any Model (network.py). It keeps what a row is between
 two steps: its adapter's slot, how much of its memory is filled, its newest token, its sampling.
 The newest token stays on the device and is fed back there.
 
@@ -18,22 +18,22 @@ from typing import Any
 import torch
 
 from deployments.engine.adapter_probe import NOISE, AdapterProbe
-from deployments.engine.attention.decode import DecodeBatch, SpanAttention
+from deployments.engine.attention.decode import DecodeBatch, TorchDecodeAttention
 from deployments.engine.attention.kv_cache import KvCache
-from deployments.engine.attention.prefill import prompt_inputs
-from deployments.engine.cuda_graphs import SCRATCH_POSITIONS, DecodeGraphs, PromptGraphs, RowInputs
+from deployments.engine.attention.prefill import prefill_inputs
+from deployments.engine.cuda_graphs import SCRATCH_POSITIONS, DecodeGraphs, PrefillGraphs, RowInputs
 from deployments.engine.decoder import AdapterHasNoEffect, DecoderInfo
 from deployments.engine.kernels.lora import are_fused
-from deployments.engine.lora.peft_reader import AdapterReader
-from deployments.engine.lora.pool import BASE_SLOT, LoraBank, PackedAdapter
+from deployments.engine.lora.peft_reader import PeftReader
+from deployments.engine.lora.pool import BASE_SLOT, LoraPool, PackedLora
 from deployments.engine.model_loader import Pretrained
-from deployments.engine.models.base import Network
+from deployments.engine.models.base import Model
 from deployments.engine.sampling import Sampler
-from deployments.engine.scheduler import Chunk, StepPlan
+from deployments.engine.scheduler import PrefillChunk, SchedulerOutput
 
 
-class TokensOnTheirWay:
-    """Implements PendingTokens (decoder.py) for `tokens` (B,) of `rows`; None: no tokens."""
+class DeviceTokens:
+    """Implements AsyncTokens (decoder.py) for `tokens` (B,) of `rows`; None: no tokens."""
 
     def __init__(self, rows: tuple[int, ...], tokens: torch.Tensor | None) -> None:
         self._rows = rows
@@ -67,7 +67,7 @@ class _RowState:
     num_prompt_tokens: int = 0
 
 
-class FastDecoder:
+class ModelRunner:
     """Not thread-safe: the engine's thread, or the loader's before the engine starts.
 
     Args:
@@ -82,11 +82,11 @@ class FastDecoder:
     def __init__(
         self,
         base: Pretrained,
-        network: Network,
+        network: Model,
         *,
         capacities: Sequence[int],
         num_positions: int,
-        reader: AdapterReader,
+        reader: PeftReader,
         max_adapters: int,
         reason: str,
     ) -> None:
@@ -94,7 +94,7 @@ class FastDecoder:
         # Small bfloat16 products are slow on a CPU, and PEFT keeps adapters in float32 too.
         on_cpu = network.device.type == "cpu"
         dtype = torch.float32 if on_cpu else network.kv_shape.dtype
-        self.bank = LoraBank(network.sites, max_adapters + 2, dtype=dtype, device=network.device)
+        self.bank = LoraPool(network.sites, max_adapters + 2, dtype=dtype, device=network.device)
         self._network = network
         self._num_positions = min(num_positions, max(capacities))
         self._reader = reader
@@ -107,10 +107,10 @@ class FastDecoder:
         self._states = [_RowState() for _ in capacities]
         self._tokens = torch.zeros(len(capacities) + 1, dtype=torch.long, device=network.device)
         self._graphs: DecodeGraphs | None = None
-        self._prompt_graphs: PromptGraphs | None = None
+        self._prompt_graphs: PrefillGraphs | None = None
         if are_fused(network.device.type):
             self._graphs = DecodeGraphs(network, self._cache, self.bank, self._tokens)
-            self._prompt_graphs = PromptGraphs(network, self._cache, self.bank)
+            self._prompt_graphs = PrefillGraphs(network, self._cache, self.bank)
         graphs = (self._graphs, self._prompt_graphs)
         self._probe = AdapterProbe(
             network, self.bank, self._start_id, graphs, lambda size: self._new_cache([size])
@@ -189,7 +189,7 @@ class FastDecoder:
         )
 
     @torch.inference_mode()
-    def step(self, plan: StepPlan) -> TokensOnTheirWay:
+    def step(self, plan: SchedulerOutput) -> DeviceTokens:
         emitting: list[int] = []
         picked = []
         rows = list(plan.decode)
@@ -209,8 +209,8 @@ class FastDecoder:
             picked.append(self._decode(rows) if self._graphs is None else self._replay(rows))
             emitting += rows
         if not picked:
-            return TokensOnTheirWay((), None)
-        return TokensOnTheirWay(tuple(emitting), torch.cat(picked))
+            return DeviceTokens((), None)
+        return DeviceTokens(tuple(emitting), torch.cat(picked))
 
     def load_adapter(self, name: str, directory: Path) -> None:
         """Read an adapter and make it resident under `name`, replacing an earlier version.
@@ -221,15 +221,15 @@ class FastDecoder:
         """
         self.install(name, self.read_adapter(directory))
 
-    def read_adapter(self, directory: Path) -> PackedAdapter:
+    def read_adapter(self, directory: Path) -> PackedLora:
         """The first half of loading: files and PEFT. Any thread may call it while steps run."""
         return self.bank.pack(self._reader.read(directory))
 
-    def num_host_bytes(self, weights: PackedAdapter) -> int:
+    def num_host_bytes(self, weights: PackedLora) -> int:
         return weights.num_bytes
 
     @torch.inference_mode()
-    def install(self, name: str, weights: PackedAdapter, *, probe: bool = True) -> None:
+    def install(self, name: str, weights: PackedLora, *, probe: bool = True) -> None:
         """The second half of loading: between two steps. Rows in flight keep their version.
 
         Args:
@@ -238,7 +238,7 @@ class FastDecoder:
         slot = self._probed_slot(name, weights) if probe else self.bank.place(name, weights)
         self.bank.assign(name, slot)
 
-    def try_out(self, name: str, weights: PackedAdapter) -> None:
+    def dry_run(self, name: str, weights: PackedLora) -> None:
         """Between two steps: raises what `install` would raise, and makes nothing resident."""
         self._probed_slot(name, weights)
 
@@ -247,7 +247,7 @@ class FastDecoder:
         self.bank.evict(name)
 
     @torch.inference_mode()
-    def _probed_slot(self, name: str, weights: PackedAdapter) -> int:
+    def _probed_slot(self, name: str, weights: PackedLora) -> int:
         """A free slot that holds the weights, which change the logits."""
         slot = self.bank.place(name, weights)
         effect = self._probe.effect(slot)
@@ -265,7 +265,7 @@ class FastDecoder:
         logger.info("adapter %s fits; it moves the logits by %.3g of the largest", name, effect)
         return slot
 
-    def _begin_chunk(self, chunk: Chunk) -> None:
+    def _begin_chunk(self, chunk: PrefillChunk) -> None:
         state = self._states[chunk.row]
         if chunk.start == 0:
             prompt = chunk.request.prompt_ids
@@ -277,11 +277,11 @@ class FastDecoder:
         if self._start_id is None:
             state.length = chunk.stop
 
-    def _prefill(self, chunks: Sequence[Chunk]) -> torch.Tensor:
+    def _prefill(self, chunks: Sequence[PrefillChunk]) -> torch.Tensor:
         """The states (T, d) behind the chunks' tokens, valid until the next prefill."""
         slots = [self._states[chunk.row].slot for chunk in chunks]
         at_end = self._network.keeps_prompts_at_end
-        inputs = prompt_inputs(chunks, slots, self._cache, keeps_at_end=at_end)
+        inputs = prefill_inputs(chunks, slots, self._cache, keeps_at_end=at_end)
         if self._prompt_graphs is not None and self._prompt_graphs.takes(inputs):
             return self._prompt_graphs.replay(inputs)
         route = self.bank.route(slots, [chunk.stop - chunk.start for chunk in chunks])
@@ -293,7 +293,7 @@ class FastDecoder:
         states = [self._states[row] for row in rows]
         batch = DecodeBatch(
             self._tokens[torch.tensor(rows, device=device)],
-            SpanAttention(
+            TorchDecodeAttention(
                 self._cache,
                 rows,
                 [state.length for state in states],
@@ -337,7 +337,7 @@ class FastDecoder:
         )
 
 
-def _last_states(states: torch.Tensor, chunks: Sequence[Chunk]) -> torch.Tensor:
+def _last_states(states: torch.Tensor, chunks: Sequence[PrefillChunk]) -> torch.Tensor:
     """Of the chunks that end their prompt: (n, d) of states (T, d)."""
     stops = itertools.accumulate(chunk.stop - chunk.start for chunk in chunks)
     last = [stop - 1 for stop, chunk in zip(stops, chunks, strict=True) if chunk.is_last]

@@ -6,7 +6,7 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 
-from deployments.engine.detokenizer import TextStream
+from deployments.engine.detokenizer import IncrementalDetokenizer
 from deployments.engine.request import (
     EngineError,
     ErrorInfo,
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 _COMPLETE = (FinishReason.STOP, FinishReason.LENGTH, FinishReason.TIMEOUT)
 
 
-class EventBox:
+class RequestOutputCollector:
     """Events on their way to a reader, on one event loop. At most one waits: what was not read yet
     is joined with what comes next, so a reader that is slow, or that never reads, costs its text
     and no more, and the engine never waits for it.
@@ -51,7 +51,7 @@ class EventBox:
         return event
 
 
-class AnswerRow:
+class RequestState:
     """Created on the event loop, pushed to from the engine's thread.
 
     Args:
@@ -73,9 +73,9 @@ class AnswerRow:
         eos_ids: frozenset[int],
     ) -> None:
         self.request = request
-        self.events = EventBox()
+        self.events = RequestOutputCollector()
         self.is_done = False
-        self._text_stream = TextStream(decode, request.sampling.stop)
+        self._text_stream = IncrementalDetokenizer(decode, request.sampling.stop)
         self._stream = stream
         self._emit_interval_s = emit_interval_s
         self._clock = clock

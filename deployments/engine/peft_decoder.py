@@ -22,20 +22,20 @@ from deployments.engine.request import Request, SamplingParams
 logger = logging.getLogger(__name__)
 
 
-def load_reference_decoder(
+def load_peft_decoder(
     path: Path,
     family: Family,
     *,
     device: str,
     dtype: Dtype = "auto",
     quantization: Quantization = "none",
-) -> "ReferenceDecoder":
+) -> "PeftDecoder":
     """A base model's folder as a reference decoder; raises what `load_pretrained` raises."""
     base = load_pretrained(path, family, device=device, dtype=dtype, quantization=quantization)
-    return ReferenceDecoder(base)
+    return PeftDecoder(base)
 
 
-class ReferenceDecoder:
+class PeftDecoder:
     """Implements GroupDecoder (decoder.py). Not thread-safe: one thread at a time."""
 
     def __init__(self, base: Pretrained, *, reason: str = "") -> None:
@@ -127,7 +127,7 @@ class ReferenceDecoder:
         """Between two groups; `probe` is there for the fast decoder's sake and always done."""
         self.load_adapter(name, weights)
 
-    def try_out(self, name: str, weights: Path) -> None:
+    def dry_run(self, name: str, weights: Path) -> None:
         """Between two groups: raises what `install` would raise, and leaves nothing resident."""
         self.load_adapter(name, weights)
         self.evict(name)

@@ -21,7 +21,7 @@ _PATIENCE = 8  # steps
 
 
 @dataclass(slots=True, eq=False)
-class Job:
+class SequenceState:
     """One request on its way. The scheduler alone writes to it.
 
     `row` stays after the job has let go of it: its tokens come under that number.
@@ -51,7 +51,7 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
-class Chunk:
+class PrefillChunk:
     """Prompt tokens [start, stop) of a row, read in one step. Half-open."""
 
     row: int
@@ -65,15 +65,15 @@ class Chunk:
 
 
 @dataclass(frozen=True, slots=True)
-class StepPlan:
+class SchedulerOutput:
     """One step. `emits` get one token each, in this order: last chunks, then `decode`."""
 
-    expired: tuple[Job, ...]  # their deadline passed; their rows are free already
+    expired: tuple[SequenceState, ...]  # their deadline passed; their rows are free already
     released: tuple[int, ...]  # rows of the expired, and those whose last token is planned
-    admitted: tuple[Job, ...]
-    prefill: tuple[Chunk, ...]
+    admitted: tuple[SequenceState, ...]
+    prefill: tuple[PrefillChunk, ...]
     decode: tuple[int, ...]  # rows
-    emits: tuple[Job, ...]
+    emits: tuple[SequenceState, ...]
 
     @property
     def is_empty(self) -> bool:
@@ -110,9 +110,9 @@ class Scheduler:
         self._can_split = can_split_prompts
         self._together = prompts_together
         self._num_held_back = 0  # steps in a row that gave no row out though one was free
-        self._queues: dict[str | None, deque[Job]] = {}  # by adapter; no empty ones
-        self._running: dict[int, Job] = {}  # by row, in order of admission
-        self._ending: list[Job] = []  # planned to their end; they hold no row any more
+        self._queues: dict[str | None, deque[SequenceState]] = {}  # by adapter; no empty ones
+        self._running: dict[int, SequenceState] = {}  # by row, in order of admission
+        self._ending: list[SequenceState] = []  # planned to their end; they hold no row any more
         self._counters = TokenCounters()
 
     @property
@@ -124,19 +124,19 @@ class Scheduler:
         return len(self._running)
 
     @property
-    def jobs(self) -> list[Job]:
+    def jobs(self) -> list[SequenceState]:
         """Every unfinished job: those that run, then those that wait."""
         waiting = (job for queue in self._queues.values() for job in queue)
         return [*self._ending, *self._running.values(), *waiting]
 
-    def add(self, request: Request, now: float) -> Job:
+    def add(self, request: Request, now: float) -> SequenceState:
         """Queue a request.
 
         Raises:
             ValueError: no row could ever hold it.
         """
         deadline = None if request.deadline_s is None else now + request.deadline_s
-        job = Job(request, deadline)
+        job = SequenceState(request, deadline)
         if job.num_positions > max(self.capacities):
             raise ValueError(
                 f"request {request.request_id} may need {job.num_positions} positions; the "
@@ -146,7 +146,7 @@ class Scheduler:
         self._queues.setdefault(request.adapter, deque()).append(job)
         return job
 
-    def finish(self, job: Job) -> None:
+    def finish(self, job: SequenceState) -> None:
         """The job ended, for whatever reason: its row is free for the next plan."""
         if job.is_finished:
             return
@@ -161,7 +161,7 @@ class Scheduler:
         self._queues[job.request.adapter].remove(job)
         self._drop_if_empty(job.request.adapter)
 
-    def plan(self, now: float) -> StepPlan:
+    def plan(self, now: float) -> SchedulerOutput:
         """Decide the next step, and count what it will do as done."""
         expired = [j for j in self.jobs if j.deadline is not None and now >= j.deadline]
         released = [job.row for job in expired if job.row is not None and job.holds_row]
@@ -169,7 +169,7 @@ class Scheduler:
             self.finish(job)
         released += self._release()
         decode = [job for job in self._running.values() if job.is_prefilled]
-        chunks: list[tuple[Job, Chunk]] = []
+        chunks: list[tuple[SequenceState, PrefillChunk]] = []
         budget = self._prefill_tokens
         for job in self._running.values():
             if not job.is_prefilled:
@@ -179,7 +179,7 @@ class Scheduler:
         for job in emits:
             job.num_planned += 1
             self._counters.charge(job.request.adapter, GENERATED_TOKEN)
-        return StepPlan(
+        return SchedulerOutput(
             expired=tuple(expired),
             released=tuple(released),
             admitted=tuple(admitted),
@@ -207,9 +207,11 @@ class Scheduler:
         self._num_held_back = 0
         return False
 
-    def _admit(self, budget: int, chunks: list[tuple[Job, Chunk]]) -> list[Job]:
+    def _admit(
+        self, budget: int, chunks: list[tuple[SequenceState, PrefillChunk]]
+    ) -> list[SequenceState]:
         """Give free rows to waiting requests, the least served adapter first."""
-        admitted: list[Job] = []
+        admitted: list[SequenceState] = []
         free = [row for row in range(len(self.capacities)) if row not in self._running]
         if self._holds_back(len(free)):
             return []
@@ -239,14 +241,16 @@ class Scheduler:
             admitted.append(job)
         return admitted
 
-    def _read(self, job: Job, budget: int, chunks: list[tuple[Job, Chunk]]) -> int:
+    def _read(
+        self, job: SequenceState, budget: int, chunks: list[tuple[SequenceState, PrefillChunk]]
+    ) -> int:
         """Plan the next prompt tokens of `job`; returns how many."""
         start, num_tokens = job.num_prefilled, len(job.request.prompt_ids)
         stop = min(num_tokens, start + budget) if self._can_split else num_tokens
         if stop <= start:
             return 0
         assert job.row is not None, f"request {job.request.request_id} is read without a row"
-        chunks.append((job, Chunk(job.row, job.request, start, stop)))
+        chunks.append((job, PrefillChunk(job.row, job.request, start, stop)))
         job.num_prefilled = stop
         return stop - start
 

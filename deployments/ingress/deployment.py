@@ -25,11 +25,11 @@ from deployments.engine.request import TokenEvent
 from deployments.ingress.followed_catalog import FollowedCatalog, InService
 from deployments.ingress.key_watch import KeyWatch
 from deployments.ingress.model_client import EventResponse, OneEvent, ServeReplicas, answer_events
-from deployments.ingress.operator import OperatorDesk, TrafficLog, replica_id
+from deployments.ingress.operator import ClusterReport, TrafficLog, replica_id
 from deployments.ingress.router_reloading import FollowedClassifier
-from deployments.messages import Clinic, GenerationCall, Outcome
+from deployments.messages import GenerateRequest, Outcome, ServedModels
 from deployments.model.loading import open_adapter_store
-from deployments.replica import settle_interpreter, use_serve_handlers
+from deployments.replica import tune_interpreter, use_serve_handlers
 from deployments.settings import RouterLiveSettings, Settings, SettingsError, parse_strict
 from router.classifier import Classifier
 from router.policy import Route, Thresholds, decide, decide_explicit
@@ -52,7 +52,7 @@ class RouterReplica:
         self._live = RouterLiveSettings()
         self._metrics = _RouterMetrics()
         self._traffic = TrafficLog()
-        self._operator = OperatorDesk(model)
+        self._operator = ClusterReport(model)
         self._router = FollowedClassifier(settings, lambda: self._live.reload_check_s)
         store = open_adapter_store(settings)
         self._catalog = FollowedCatalog(
@@ -68,7 +68,7 @@ class RouterReplica:
         self._base_languages = store.seed.base_model(settings.base_model).languages
         # Of which classifier and which catalogue `_clinic` is: every request asks, few change it.
         self._clinic_of: tuple[Classifier, InService] | None = None
-        self._clinic = Clinic(
+        self._clinic = ServedModels(
             base_model=settings.base_model,
             adapters=(),  # `clinic` fills these in: both may change
             specialties=(),
@@ -78,7 +78,7 @@ class RouterReplica:
         )
         self._settings = settings
         self._keys = KeyWatch(KeyStore(settings.state_path))
-        settle_interpreter()
+        tune_interpreter()
         self._router.start()
         self._keys.start()
         self._catalog.start()
@@ -88,7 +88,7 @@ class RouterReplica:
         return IdFromProxy(behind_front_door(api, self._settings, self._keys, lambda: self._live))
 
     @property
-    def clinic(self) -> Clinic:
+    def clinic(self) -> ServedModels:
         classifier, in_service = self._router.current, self._catalog.current
         if self._clinic_of != (classifier, in_service):
             specialties = {*classifier.specialties, *in_service.by_specialty}
@@ -158,7 +158,7 @@ class RouterReplica:
     def _answering(self) -> Any:
         return self._model.answer
 
-    def _start(self, call: GenerationCall) -> EventResponse:
+    def _start(self, call: GenerateRequest) -> EventResponse:
         """Send the call to a replica that Serve picks. A whole answer is one event, for which
         Serve's plain call is cheaper than its stream."""
         if call.stream:
@@ -166,7 +166,7 @@ class RouterReplica:
             return streamed
         return OneEvent(self._answering.remote(call))
 
-    async def generate(self, call: GenerationCall) -> AsyncGenerator[TokenEvent, None]:
+    async def generate(self, call: GenerateRequest) -> AsyncGenerator[TokenEvent, None]:
         watch = self._traffic.watch()
         async with contextlib.aclosing(answer_events(self._start, call)) as events:
             async for event in events:

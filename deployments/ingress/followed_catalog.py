@@ -34,7 +34,7 @@ class FollowedCatalog:
         period_s: seconds between two looks; 0 pauses.
 
     Raises:
-        StateError, LiveCatalogError: the first look fails.
+        StorageError, LiveCatalogError: the first look fails.
     """
 
     def __init__(self, store: AdapterStore, base_model: str, period_s: Callable[[], float]) -> None:

@@ -21,9 +21,9 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
 from adapters.live_catalog import AdapterVersion
-from deployments.adapter_admin import TRY_TIMEOUT_S, NobodyToAsk, Told
+from deployments.adapter_admin import TRY_TIMEOUT_S, BroadcastReply, NobodyToAsk
 from deployments.engine.request import ErrorInfo, QueueFull, TokenEvent, failed_event
-from deployments.messages import GenerationCall
+from deployments.messages import GenerateRequest
 
 LOST = ErrorInfo(
     "replica_lost", "the model replica was lost while answering: ask again", retry_after_s=5
@@ -53,10 +53,10 @@ class OneEvent:
         self._response.cancel()
 
 
-Start = Callable[[GenerationCall], EventResponse]
+Start = Callable[[GenerateRequest], EventResponse]
 
 
-async def answer_events(start: Start, call: GenerationCall) -> AsyncGenerator[TokenEvent, None]:
+async def answer_events(start: Start, call: GenerateRequest) -> AsyncGenerator[TokenEvent, None]:
     """Events of one answer, the last of them terminal. Closing it cancels the answer.
 
     Args:
@@ -80,7 +80,7 @@ def _is_lost(event: TokenEvent) -> bool:
     return event.error is not None and event.error.code in (LOST.code, _ENDED_ENGINE)
 
 
-async def _attempt(start: Start, call: GenerationCall) -> AsyncGenerator[TokenEvent, None]:
+async def _attempt(start: Start, call: GenerateRequest) -> AsyncGenerator[TokenEvent, None]:
     response = start(call)
     is_finished = False
     try:
@@ -121,7 +121,7 @@ class ServeReplicas:
             cause = type(error).__name__
         raise NobodyToAsk(f"the new version could not be tried on a model replica: {cause}")
 
-    async def tell(self, timeout_s: float) -> Told:
+    async def tell(self, timeout_s: float) -> BroadcastReply:
         routers = await self._tell_routers(timeout_s)
         for attempt in range(NUM_TRIES):
             if attempt:
@@ -130,11 +130,11 @@ class ServeReplicas:
             reports = [answer for answer in answers if isinstance(answer, dict)]
             num_running = await asyncio.to_thread(_num_running, self._model)
             if num_running is None or len(reports) >= num_running:
-                return Told(reports, routers)
+                return BroadcastReply(reports, routers)
         causes = [type(a).__name__ for a in answers if isinstance(a, BaseException)]
         missing = f"{num_running} model replicas run and {len(reports)} answered"
         why = f"{missing} ({', '.join(causes)})" if causes else missing
-        return Told(reports, {**routers, "unknown": f"{why}; they follow by themselves"})
+        return BroadcastReply(reports, {**routers, "unknown": f"{why}; they follow by themselves"})
 
     async def _tell_routers(self, timeout_s: float) -> dict[str, str]:
         """Replica -> why it has not taken the catalogue over."""

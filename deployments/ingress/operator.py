@@ -192,7 +192,7 @@ def replica_id() -> str | None:
     return name
 
 
-class OperatorDesk:
+class ClusterReport:
     """Asks the replicas of both deployments.
 
     Args:
@@ -200,14 +200,14 @@ class OperatorDesk:
     """
 
     def __init__(self, model: DeploymentHandle) -> None:
-        self._models = _Roll(model)
-        self._routers: _Roll | None = None
+        self._models = _ReplicaSet(model)
+        self._routers: _ReplicaSet | None = None
 
     async def report(self) -> dict[str, Any]:
         if self._routers is None:
             context = serve.get_replica_context()
             own = serve.get_deployment_handle(context.deployment, context.app_name)
-            self._routers = _Roll(own)
+            self._routers = _ReplicaSet(own)
         models, routers = await asyncio.gather(
             self._models.call("info"), self._routers.call("traffic")
         )
@@ -248,7 +248,7 @@ def _by_replica(entry: Mapping[str, Any]) -> str:
     return entry.get("replica") or "~"  # the unknown ones last
 
 
-class _Roll:
+class _ReplicaSet:
     """The replicas of one deployment, called one by one so that each has its own deadline."""
 
     def __init__(self, handle: DeploymentHandle) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from deployments.engine.request import EngineError
 from deployments.model.adapter_loader import ERRAND_TIMEOUT_S, AdapterLoader, one_line
-from deployments.model.adapter_registry import Known, KnownVersions
+from deployments.model.adapter_registry import AdapterRegistry, VersionState
 from deployments.model.device_places import DevicePlaces
 
 ROOM_TIMEOUT_S = 30.0
@@ -32,7 +32,7 @@ class AdapterUnavailable(EngineError):
     retry_after_s = 5
 
 
-class DeviceAdapters:
+class AdapterCache:
     """Any thread may call it.
 
     changed: guards `known`, `places` and what follows them here.
@@ -40,7 +40,7 @@ class DeviceAdapters:
 
     def __init__(
         self,
-        known: KnownVersions,
+        known: AdapterRegistry,
         places: DevicePlaces,
         loader: AdapterLoader,
         clock: Callable[[], float] = time.monotonic,
@@ -97,7 +97,7 @@ class DeviceAdapters:
         self.places.stop_loading(key)
         self.changed.notify_all()
 
-    def _load(self, key: str, known: Known) -> float:
+    def _load(self, key: str, known: VersionState) -> float:
         """Seconds that it took."""
         started = self._clock()
         weights = self._loader.weights(known.version)  # nobody has made room yet

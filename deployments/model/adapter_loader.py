@@ -10,8 +10,8 @@ from typing import Any, Protocol, TypeVar
 from adapters.live_catalog import AdapterVersion
 from adapters.store import AdapterStore
 from deployments.engine.request import EngineError, EngineStopped
-from deployments.model.adapter_registry import key_of
-from deployments.model.host_memory import HostMemory
+from deployments.model.adapter_registry import adapter_key
+from deployments.model.host_memory import HostCache
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ class AdapterDecoder(Protocol):
 
     def install(self, name: str, weights: Any, *, probe: bool = True) -> None: ...
 
-    def try_out(self, name: str, weights: Any) -> None: ...
+    def dry_run(self, name: str, weights: Any) -> None: ...
 
     def evict(self, name: str) -> None: ...
 
@@ -43,7 +43,7 @@ class AdapterLoader:
         host: keeps weights that were read, within its bytes.
     """
 
-    def __init__(self, store: AdapterStore, decoder: AdapterDecoder, host: HostMemory) -> None:
+    def __init__(self, store: AdapterStore, decoder: AdapterDecoder, host: HostCache) -> None:
         self._store = store
         self._decoder = decoder
         self._host = host
@@ -51,9 +51,9 @@ class AdapterLoader:
         self._probed: set[str] = set()
         self._unreadable: set[str] = set()
 
-    def attach(self, between_steps: Callable[[Errand], Future[Any]]) -> None:
+    def attach(self, run_between_steps: Callable[[Errand], Future[Any]]) -> None:
         """From now on the decoder is changed through the running engine."""
-        self._submit = between_steps
+        self._submit = run_between_steps
 
     def weights(self, version: AdapterVersion) -> Any:
         """From memory, or read now, which may take long."""
@@ -63,7 +63,7 @@ class AdapterLoader:
             self._host.put(version.digest, weights, self._decoder.num_host_bytes(weights))
         return weights
 
-    def read_ahead(self, version: AdapterVersion) -> None:
+    def prefetch(self, version: AdapterVersion) -> None:
         """Into memory, if there is room for it beside what is there. What cannot be read is found
         when it is asked for."""
         digest = version.digest
@@ -98,15 +98,15 @@ class AdapterLoader:
         except EngineStopped:  # and with it the device's memory
             return _at_once(lambda: None)
 
-    def try_out(self, name: str, version: AdapterVersion) -> list[str]:
+    def dry_run(self, name: str, version: AdapterVersion) -> list[str]:
         """What keeps a version from being served here; empty: nothing.
 
         Raises:
-            StateError, EngineStopped: it could not be tried.
+            StorageError, EngineStopped: it could not be tried.
         """
         try:
             weights = self.weights(version)
-            self._run(lambda: self._decoder.try_out(key_of(name, version), weights))
+            self._run(lambda: self._decoder.dry_run(adapter_key(name, version), weights))
         except (OSError, EngineStopped):
             raise
         except EngineError as error:

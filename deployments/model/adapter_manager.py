@@ -22,16 +22,16 @@ from typing import Any
 from adapters.live_catalog import AdapterVersion, LiveCatalog
 from adapters.store import AdapterStore
 from deployments.engine.request import EngineError
-from deployments.model.adapter_cache import AdapterGone, DeviceAdapters
+from deployments.model.adapter_cache import AdapterCache, AdapterGone
 from deployments.model.adapter_loader import AdapterDecoder, AdapterLoader, Errand
-from deployments.model.adapter_registry import KnownVersions
+from deployments.model.adapter_registry import AdapterRegistry
 from deployments.model.device_places import DevicePlaces
-from deployments.model.host_memory import HostMemory
+from deployments.model.host_memory import HostCache
 
 logger = logging.getLogger(__name__)
 
 
-class AdapterHolder:
+class AdapterManager:
     """Any thread may call it.
 
     Args:
@@ -46,21 +46,21 @@ class AdapterHolder:
         decoder: AdapterDecoder,
         *,
         capacity: int,
-        host: HostMemory,
+        host: HostCache,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
         self._clock = clock
         self._loader = AdapterLoader(store, decoder, host)
-        self._known = KnownVersions(base_model)
+        self._known = AdapterRegistry(base_model)
         self._places = DevicePlaces(capacity, self._known)
-        self._device = DeviceAdapters(self._known, self._places, self._loader, clock)
+        self._device = AdapterCache(self._known, self._places, self._loader, clock)
         self._changed = self._device.changed  # guards the known versions and the places
         self._syncing = threading.Lock()
 
-    def attach(self, between_steps: Callable[[Errand], Future[Any]]) -> None:
+    def attach(self, run_between_steps: Callable[[Errand], Future[Any]]) -> None:
         """From now on the decoder is changed through the running engine."""
-        self._loader.attach(between_steps)
+        self._loader.attach(run_between_steps)
 
     # --- following the catalogue ---
 
@@ -70,7 +70,7 @@ class AdapterHolder:
         What cannot be loaded is in the report, and is tried again by the next call.
 
         Raises:
-            StateError, LiveCatalogError: the catalogue cannot be read; all stays as it was.
+            StorageError, LiveCatalogError: the catalogue cannot be read; all stays as it was.
         """
         with self._syncing:
             try:
@@ -126,14 +126,14 @@ class AdapterHolder:
         else:
             self._device.release(key)
 
-    def read_ahead(self) -> None:
+    def prefetch(self) -> None:
         """Read what is in service into main memory, as far as there is room, so that a version's
         first question does not wait for its files. What cannot be read is found when it is asked
         for."""
         for key in self._known.wanted:
             known = self._known.get(key)
             if known is not None and key not in self._places:
-                self._loader.read_ahead(known.version)
+                self._loader.prefetch(known.version)
 
     # --- answers ---
 
@@ -179,13 +179,13 @@ class AdapterHolder:
 
     # --- for the operator ---
 
-    def try_out(self, name: str, version: AdapterVersion) -> list[str]:
+    def dry_run(self, name: str, version: AdapterVersion) -> list[str]:
         """What keeps a version that is not listed yet from being served here; empty: nothing.
 
         Raises:
-            StateError, EngineStopped: it could not be tried.
+            StorageError, EngineStopped: it could not be tried.
         """
-        return self._loader.try_out(name, version)
+        return self._loader.dry_run(name, version)
 
     def report(self) -> dict[str, Any]:
         """What this replica holds: the catalogue's versions in service, and where each one is.

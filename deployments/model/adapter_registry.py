@@ -13,7 +13,7 @@ FORGET_S = 120.0  # a version that left the catalogue can be asked for this long
 
 
 @dataclass(slots=True)
-class Known:
+class VersionState:
     """`gone_at`: when it left the catalogue; None: it is listed."""
 
     name: str
@@ -25,7 +25,7 @@ class Known:
 
 
 @dataclass(frozen=True, slots=True)
-class Service:
+class Serving:
     """How a version is in service. `weight`: its share of the sessions, on trial; None: it is in
     force."""
 
@@ -34,23 +34,23 @@ class Service:
     pinned: bool
 
 
-class KnownVersions:
+class AdapterRegistry:
     """`wanted`: the versions in service, by key in the catalogue's order; replaced as a whole.
     `revision` -1: none was read yet."""
 
     def __init__(self, base_model: str) -> None:
-        self.wanted: Mapping[str, Service] = {}
+        self.wanted: Mapping[str, Serving] = {}
         self.revision = -1
         self.skipped: dict[str, str] = {}
         self._base_model = base_model
-        self._known: dict[str, Known] = {}
+        self._known: dict[str, VersionState] = {}
         self._key_of: dict[tuple[str, str], str] = {}
         self._in_force: dict[str, str] = {}  # name -> key
 
-    def __getitem__(self, key: str) -> Known:
+    def __getitem__(self, key: str) -> VersionState:
         return self._known[key]
 
-    def get(self, key: str) -> Known | None:
+    def get(self, key: str) -> VersionState | None:
         return self._known.get(key)
 
     def is_pinned(self, key: str) -> bool:
@@ -65,7 +65,7 @@ class KnownVersions:
 
     def follow(
         self, catalog: LiveCatalog, now: float, is_used: Callable[[str], bool]
-    ) -> tuple[set[str], list[Known]]:
+    ) -> tuple[set[str], list[VersionState]]:
         """Take over what is listed and in service.
 
         Args:
@@ -76,18 +76,18 @@ class KnownVersions:
             The keys that were not wanted before (none at the first call), and what was forgotten.
         """
         listed: dict[str, tuple[str, AdapterVersion]] = {}
-        wanted: dict[str, Service] = {}
+        wanted: dict[str, Serving] = {}
         in_force: dict[str, str] = {}
         for adapter in catalog.adapters:
             if adapter.base_model != self._base_model:
                 continue
             for version in adapter.versions:
-                listed[key_of(adapter.name, version)] = (adapter.name, version)
+                listed[adapter_key(adapter.name, version)] = (adapter.name, version)
             wanted |= _services(adapter)
             if adapter.served:
-                in_force[adapter.name] = key_of(adapter.name, adapter.stable)
+                in_force[adapter.name] = adapter_key(adapter.name, adapter.stable)
         for key, (name, version) in listed.items():
-            self._known.setdefault(key, Known(name, version)).gone_at = None
+            self._known.setdefault(key, VersionState(name, version)).gone_at = None
         forgotten = self._forget(listed, now, is_used)
         self._key_of = {(k.name, k.version.version): key for key, k in self._known.items()}
         # the listed one wins over one that is gone and had the same version's name
@@ -103,7 +103,7 @@ class KnownVersions:
         listed: dict[str, tuple[str, AdapterVersion]],
         now: float,
         is_used: Callable[[str], bool],
-    ) -> list[Known]:
+    ) -> list[VersionState]:
         forgotten = []
         for key, known in list(self._known.items()):
             if key in listed:
@@ -130,11 +130,11 @@ class KnownVersions:
         }
 
 
-def _services(adapter: LiveAdapter) -> dict[str, Service]:
+def _services(adapter: LiveAdapter) -> dict[str, Serving]:
     """Key -> how this adapter's versions are in service; empty: it is disabled."""
     canary = adapter.canary
     return {
-        key_of(adapter.name, version): Service(
+        adapter_key(adapter.name, version): Serving(
             adapter.specialty,
             canary.weight if canary and canary.version == version.version else None,
             adapter.pinned,
@@ -143,6 +143,6 @@ def _services(adapter: LiveAdapter) -> dict[str, Service]:
     }
 
 
-def key_of(name: str, version: AdapterVersion) -> str:
+def adapter_key(name: str, version: AdapterVersion) -> str:
     """The decoder's name of a version: no two contents share one."""
     return f"{name}@{version.version}#{version.digest[:12]}"

@@ -14,10 +14,10 @@ from adapters.live_catalog import AdapterVersion
 from deployments.engine.engine import Engine, EngineLimits
 from deployments.engine.request import EngineError, Request, TokenEvent, failed_event
 from deployments.ingress.operator import replica_id
-from deployments.messages import GenerationCall
+from deployments.messages import GenerateRequest
 from deployments.model.loading import LoadedModel, load_model
 from deployments.model.replica_adapters import ReplicaAdapters
-from deployments.replica import settle_interpreter, use_serve_handlers
+from deployments.replica import tune_interpreter, use_serve_handlers
 from deployments.settings import ModelLiveSettings, Settings, SettingsError, parse_strict
 
 logger = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ class ModelReplica:
         if device == "cpu":
             _use_cores(settings.engine.cpu_threads)
         self._loaded = load(settings, device)
-        settle_interpreter()
+        tune_interpreter()
         self._engine = Engine(
             self._loaded.decoder,
             EngineLimits(
@@ -64,10 +64,10 @@ class ModelReplica:
         )
         self._engine.start()
         self._adapters = ReplicaAdapters(
-            self._loaded.holder, self._engine.between_steps, lambda: self._live.adapter_check_s
+            self._loaded.holder, self._engine.run_between_steps, lambda: self._live.adapter_check_s
         )
 
-    async def generate(self, call: GenerationCall) -> AsyncGenerator[TokenEvent, None]:
+    async def generate(self, call: GenerateRequest) -> AsyncGenerator[TokenEvent, None]:
         """Events of one answer. A refusal or a failure is an event too: the last, with `error`."""
         try:
             async with self._adapters.leased(call) as adapter:
@@ -85,12 +85,12 @@ class ModelReplica:
         except EngineError as error:
             yield failed_event(call.request_id, error.info)
 
-    async def answer(self, call: GenerationCall) -> TokenEvent:
+    async def answer(self, call: GenerateRequest) -> TokenEvent:
         """The one event of a call that is not to be streamed."""
         async with contextlib.aclosing(self.generate(call)) as events:
             return await anext(events)
 
-    async def _encode(self, call: GenerationCall) -> list[int]:
+    async def _encode(self, call: GenerateRequest) -> list[int]:
         """Prompt ids. A long text goes to a thread; for a short one that would cost more than the
         tokenizer takes."""
         encode = self._loaded.encode
@@ -122,7 +122,7 @@ class ModelReplica:
 
     async def try_adapter(self, name: str, version: AdapterVersion) -> list[str]:
         """What keeps a version that is not listed yet from being served on this base."""
-        return await self._adapters.try_out(name, version)
+        return await self._adapters.dry_run(name, version)
 
     def check_health(self) -> None:
         self._engine.check()
@@ -166,7 +166,7 @@ class _ModelMetrics:
             ("kind", "adapter", "version"),
         )
 
-    def finished(self, call: GenerationCall, event: TokenEvent) -> None:
+    def finished(self, call: GenerateRequest, event: TokenEvent) -> None:
         label = {"adapter": call.adapter or "base", "version": call.adapter_version or ""}
         self._tokens.inc(event.num_prompt_tokens or 0, {"kind": "prompt", **label})
         if event.num_tokens:

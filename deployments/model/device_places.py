@@ -6,7 +6,7 @@ No locks: the holder that owns it guards it.
 from collections import Counter, OrderedDict
 from collections.abc import Collection
 
-from deployments.model.adapter_registry import KnownVersions
+from deployments.model.adapter_registry import AdapterRegistry
 
 
 class DevicePlaces:
@@ -16,7 +16,7 @@ class DevicePlaces:
         capacity: versions on the device at the same time.
     """
 
-    def __init__(self, capacity: int, known: KnownVersions) -> None:
+    def __init__(self, capacity: int, known: AdapterRegistry) -> None:
         self.capacity = capacity
         self._known = known
         self._resident: OrderedDict[str, None] = OrderedDict()  # least recently leased first

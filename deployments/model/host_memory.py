@@ -5,7 +5,7 @@ from collections import OrderedDict
 from typing import Any
 
 
-class HostMemory:
+class HostCache:
     """
     Args:
         max_bytes: 0 keeps nothing.

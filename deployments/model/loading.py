@@ -19,8 +19,8 @@ from adapters.prompting import Message, encode_prompt
 from adapters.store import AdapterStore, open_store
 from deployments.engine.decoder import GroupDecoder, StepDecoder
 from deployments.messages import Turn
-from deployments.model.adapter_manager import AdapterHolder
-from deployments.model.host_memory import HostMemory
+from deployments.model.adapter_manager import AdapterManager
+from deployments.model.host_memory import HostCache
 from deployments.settings import Settings
 
 if TYPE_CHECKING:  # torch is imported once the replica is to load
@@ -42,7 +42,7 @@ class LoadedModel:
     base_model: str
     decoder: StepDecoder | GroupDecoder
     encode: EncodePrompt
-    holder: AdapterHolder | None = None
+    holder: AdapterManager | None = None
 
 
 def load_model(settings: Settings, device: str) -> LoadedModel:
@@ -57,7 +57,7 @@ def load_model(settings: Settings, device: str) -> LoadedModel:
         _leave_out_bitsandbytes()
     from deployments.engine.decoder_factory import build_decoder
     from deployments.engine.model_loader import load_pretrained
-    from deployments.engine.model_runner import FastDecoder
+    from deployments.engine.model_runner import ModelRunner
 
     logger.info("torch, transformers and peft imported in %.1f s", time.perf_counter() - started)
     started = time.perf_counter()
@@ -80,15 +80,15 @@ def load_model(settings: Settings, device: str) -> LoadedModel:
         decoder.info.name,
         decoder.info.reason,
     )
-    holder = AdapterHolder(
+    holder = AdapterManager(
         store,
         settings.base_model,
         decoder,
         capacity=limits.max_adapters,
-        host=HostMemory(settings.engine.adapter_memory_mib * 2**20),
+        host=HostCache(settings.engine.adapter_memory_mib * 2**20),
     )
     _first_sync(holder)
-    if isinstance(decoder, FastDecoder):
+    if isinstance(decoder, ModelRunner):
         decoder.warm_up()
     entry = store.seed.base_model(settings.base_model, family=resolved.family)
 
@@ -108,7 +108,7 @@ def open_adapter_store(settings: Settings) -> AdapterStore:
     """The live catalogue that `settings` name.
 
     Raises:
-        CatalogError, LiveCatalogError, StateError: naming the file and the mend.
+        CatalogError, LiveCatalogError, StorageError: naming the file and the mend.
     """
     cache = platformdirs.user_cache_path("polyclinic") / "adapters"
     return open_store(settings.adapter_state, settings.catalog_dir, cache)
@@ -129,7 +129,7 @@ def _folders_in_service(store: AdapterStore, base_model: str) -> dict[str, Path]
     return folders
 
 
-def _first_sync(holder: AdapterHolder) -> None:
+def _first_sync(holder: AdapterManager) -> None:
     """Make the adapters resident, with the same rule as `_folders_in_service`."""
     report = holder.sync()
     problems = [f"adapter '{a['name']}': {a['error']}" for a in report["adapters"] if a["error"]]

@@ -15,9 +15,9 @@ from typing import Any
 from ray.serve import metrics
 
 from adapters.live_catalog import AdapterVersion
-from deployments.messages import GenerationCall
+from deployments.messages import GenerateRequest
 from deployments.model.adapter_cache import AdapterGone
-from deployments.model.adapter_manager import AdapterHolder
+from deployments.model.adapter_manager import AdapterManager
 
 logger = logging.getLogger(__name__)
 
@@ -30,15 +30,15 @@ class ReplicaAdapters:
     """
     Args:
         holder: None: a model without adapters.
-        between_steps: runs something on the engine's thread.
+        run_between_steps: runs something on the engine's thread.
         check_s: seconds between two looks at the catalogue, for a replica that no broadcast
             reached; 0 pauses.
     """
 
     def __init__(
         self,
-        holder: AdapterHolder | None,
-        between_steps: Callable[[Callable[[], Any]], "Future[Any]"],
+        holder: AdapterManager | None,
+        run_between_steps: Callable[[Callable[[], Any]], "Future[Any]"],
         check_s: Callable[[], float],
     ) -> None:
         self._holder = holder
@@ -54,7 +54,7 @@ class ReplicaAdapters:
         )
         if holder is None:
             return
-        holder.attach(between_steps)
+        holder.attach(run_between_steps)
         self._stamp = holder.stamp()
         for name, why in holder.report()["skipped"].items():
             logger.info("adapter %s is not served: %s", name, why)
@@ -62,7 +62,7 @@ class ReplicaAdapters:
         threading.Thread(target=self._follow, name="adapter-sync", daemon=True).start()
 
     @contextlib.asynccontextmanager
-    async def leased(self, call: GenerationCall) -> AsyncIterator[str | None]:
+    async def leased(self, call: GenerateRequest) -> AsyncIterator[str | None]:
         """The decoder's name of the version that answers `call`, on the device meanwhile.
 
         Raises:
@@ -82,7 +82,7 @@ class ReplicaAdapters:
         finally:
             holder.release(key)
 
-    async def _cold(self, holder: AdapterHolder, name: str, version: str | None) -> str:
+    async def _cold(self, holder: AdapterManager, name: str, version: str | None) -> str:
         """Load it on a thread. A client that leaves meanwhile leaves no lease behind."""
         loading = self._loaders.submit(holder.lease, name, version)
         try:
@@ -94,10 +94,10 @@ class ReplicaAdapters:
     async def sync(self) -> dict[str, Any]:
         return await asyncio.to_thread(self._sync)
 
-    async def try_out(self, name: str, version: AdapterVersion) -> list[str]:
+    async def dry_run(self, name: str, version: AdapterVersion) -> list[str]:
         if self._holder is None:
             return ["this model takes no adapters"]
-        return await asyncio.to_thread(self._holder.try_out, name, version)
+        return await asyncio.to_thread(self._holder.dry_run, name, version)
 
     def info(self) -> dict[str, Any]:
         """For /readyz: the versions in service, and what this replica could not load."""
@@ -131,7 +131,7 @@ class ReplicaAdapters:
 
     def _follow(self) -> None:
         assert self._holder is not None
-        self._holder.read_ahead()
+        self._holder.prefetch()
         while not self._stopped.wait(self._check_s() or PAUSED_CHECK_S):
             self._measure()
             if not self._check_s():
@@ -143,7 +143,7 @@ class ReplicaAdapters:
                 continue
             if is_behind:
                 self._sync()
-            self._holder.read_ahead()
+            self._holder.prefetch()
 
     def _measure(self) -> None:
         assert self._holder is not None
@@ -153,6 +153,6 @@ class ReplicaAdapters:
             self._load.observe(seconds, {"adapter": name})
 
 
-def _give_back(holder: AdapterHolder, done: "Future[str]") -> None:
+def _give_back(holder: AdapterManager, done: "Future[str]") -> None:
     if not done.cancelled() and done.exception() is None:
         holder.release(done.result())

@@ -28,10 +28,10 @@ from typing import Any
 import torch
 
 from adapters import changes
-from adapters.ingest import NewVersion, examine
+from adapters.ingest import VersionRequest, inspect_adapter
 from adapters.live_catalog import AdapterVersion
 from deployments.engine.request import Request, SamplingParams
-from deployments.model.adapter_registry import key_of
+from deployments.model.adapter_registry import adapter_key
 from scripts.benchmarks.churn_clinic import Asked, ChurnClinic, write_catalog
 from scripts.benchmarks.models import load_base
 from scripts.benchmarks.token_times import per_token_ms, spread
@@ -94,7 +94,7 @@ def _load(args: argparse.Namespace, make: Make) -> dict[str, Any]:
     versions = [(a.name, a.stable) for a in clinic.store.read().adapters[-12:]]
     times: dict[str, list[float]] = {"read": [], "install_probed": [], "install": []}
     for position, (name, version) in enumerate(versions):
-        key = key_of(name, version)
+        key = adapter_key(name, version)
         started = time.perf_counter()
         weights = clinic.decoder.read_adapter(clinic.store.folder(version))
         read_s = time.perf_counter() - started
@@ -128,7 +128,7 @@ def _between_steps(clinic: ChurnClinic, errand: Callable[[], Any]) -> float:
             torch.cuda.synchronize(clinic.decoder.device)
         return time.perf_counter() - started
 
-    return clinic.engine.between_steps(timed).result(120)
+    return clinic.engine.run_between_steps(timed).result(120)
 
 
 def _hot_add(args: argparse.Namespace, make: Make) -> dict[str, Any]:
@@ -198,9 +198,9 @@ def _new_version(clinic: ChurnClinic, name: str, version: str) -> None:
         (folder / file.name).write_bytes(file.read_bytes())
     config = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps(config | {"revision": version}))
-    record = examine(folder, NewVersion(name, None, "bench", version, str(folder)))
+    record = inspect_adapter(folder, VersionRequest(name, None, "bench", version, str(folder)))
     clinic.store.put(record.digest, folder)
-    problems = clinic.holder.try_out(name, record)
+    problems = clinic.holder.dry_run(name, record)
     assert not problems, problems
     _list(clinic, name, record)
     clinic.holder.sync()

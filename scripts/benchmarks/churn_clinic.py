@@ -21,16 +21,16 @@ import yaml
 
 from adapters.base_models import sha256_of
 from adapters.catalog import load_catalog
-from adapters.storage.local import LocalState
+from adapters.storage.local import LocalStorage
 from adapters.store import AdapterStore
 from deployments.engine.decoder_factory import FastLimits, build_decoder
 from deployments.engine.engine import Engine, EngineLimits
 from deployments.engine.model_loader import Pretrained
-from deployments.engine.model_runner import FastDecoder
+from deployments.engine.model_runner import ModelRunner
 from deployments.engine.request import Request, SamplingParams
-from deployments.model.adapter_manager import AdapterHolder
-from deployments.model.host_memory import HostMemory
-from deployments.replica import settle_interpreter
+from deployments.model.adapter_manager import AdapterManager
+from deployments.model.host_memory import HostCache
+from deployments.replica import tune_interpreter
 from scripts.benchmarks.models import make_random_adapters
 
 NUM_CONTENTS = 16
@@ -71,12 +71,12 @@ class ChurnClinic:
         limits = FastLimits(max_rows=rows, num_positions=num_positions, max_adapters=slots)
         # End-of-sequence tokens are ignored: every answer has the length that was asked for.
         decoder = build_decoder(dataclasses.replace(base, eos_ids=frozenset()), "fast", limits, {})
-        assert isinstance(decoder, FastDecoder)
+        assert isinstance(decoder, ModelRunner)
         self.decoder = decoder
         self.seed_dir, self.state = seed_dir, state
         self.store = self.new_store()
-        self.holder = AdapterHolder(
-            self.store, "bench", decoder, capacity=slots, host=HostMemory(host_mib * 2**20)
+        self.holder = AdapterManager(
+            self.store, "bench", decoder, capacity=slots, host=HostCache(host_mib * 2**20)
         )
         self.engine = Engine(
             decoder,
@@ -88,17 +88,17 @@ class ChurnClinic:
             ),
         )
         self.holder.sync()
-        self.holder.read_ahead()  # a replica does it in its first seconds
+        self.holder.prefetch()  # a replica does it in its first seconds
         decoder.warm_up()
-        settle_interpreter()
+        tune_interpreter()
         self.engine.start()
-        self.holder.attach(self.engine.between_steps)
+        self.holder.attach(self.engine.run_between_steps)
         self._loaders = ThreadPoolExecutor(4)
         self._vocab = decoder.vocab_size
 
     def new_store(self) -> AdapterStore:
         return AdapterStore(
-            LocalState(self.state), load_catalog(self.seed_dir), self.state / "cache"
+            LocalStorage(self.state), load_catalog(self.seed_dir), self.state / "cache"
         )
 
     def prompt(self, num_tokens: int, seed: int = 0) -> tuple[int, ...]:

@@ -36,7 +36,7 @@ from peft import PeftModel
 from deployments.engine.decoder_factory import FastLimits, build_decoder
 from deployments.engine.engine import Engine, EngineLimits
 from deployments.engine.model_loader import Pretrained
-from deployments.engine.model_runner import FastDecoder
+from deployments.engine.model_runner import ModelRunner
 from deployments.engine.request import Request, SamplingParams
 from deployments.engine.scheduler import Scheduler
 from scripts.benchmarks.load import make_resident
@@ -59,7 +59,7 @@ def weight_bytes(model: Any) -> int:
 
 
 def step_times(
-    decoder: FastDecoder,
+    decoder: ModelRunner,
     adapters: Sequence[str | None],
     *,
     num_rows: Sequence[int],
@@ -88,7 +88,7 @@ def step_times(
 
 
 def _timed(
-    decoder: FastDecoder,
+    decoder: ModelRunner,
     num_rows: int,
     adapters: Sequence[str | None],
     prompt_tokens: int,
@@ -263,16 +263,16 @@ def _ratios(results: dict[str, dict[str, Any]]) -> dict[str, float]:
     }
 
 
-def _decoder(args: argparse.Namespace, base: Pretrained, folders: dict[str, Path]) -> FastDecoder:
+def _decoder(args: argparse.Namespace, base: Pretrained, folders: dict[str, Path]) -> ModelRunner:
     limits = FastLimits(
         args.rows, _longest_prompt(args) + args.output_tokens, max_adapters=args.adapters
     )
     decoder = build_decoder(base, "fast", limits, folders)
-    assert isinstance(decoder, FastDecoder), "build_decoder('fast') gave another decoder"
+    assert isinstance(decoder, ModelRunner), "build_decoder('fast') gave another decoder"
     return decoder
 
 
-def _start_engine(args: argparse.Namespace, decoder: FastDecoder) -> Engine:
+def _start_engine(args: argparse.Namespace, decoder: ModelRunner) -> Engine:
     decoder.warm_up()
     limits = EngineLimits(
         args.rows,

@@ -32,9 +32,9 @@ import torch
 from deployments.engine.decoder_factory import FastLimits, build_decoder
 from deployments.engine.engine import Engine, EngineLimits
 from deployments.engine.model_loader import Pretrained
-from deployments.engine.model_runner import FastDecoder, TokensOnTheirWay
+from deployments.engine.model_runner import DeviceTokens, ModelRunner
 from deployments.engine.request import Request, SamplingParams
-from deployments.engine.scheduler import StepPlan
+from deployments.engine.scheduler import SchedulerOutput
 from scripts.benchmarks.models import load_base, make_random_adapters
 from scripts.environment import device_name, environment, save_report
 
@@ -44,12 +44,12 @@ _FILES = 8  # different adapters; more residents are copies at places of their o
 class _StepCounter:
     """Keeps how many rows each step of a decoder served, and whether requests waited."""
 
-    def __init__(self, decoder: FastDecoder) -> None:
+    def __init__(self, decoder: ModelRunner) -> None:
         self.steps: list[tuple[int, bool]] = []
         self.engine: Engine | None = None
         step = decoder.step
 
-        def counted(plan: StepPlan) -> TokensOnTheirWay:
+        def counted(plan: SchedulerOutput) -> DeviceTokens:
             if plan.emits and self.engine is not None:
                 self.steps.append((len(plan.emits), self.engine.num_waiting > 0))
             return step(plan)
@@ -133,7 +133,7 @@ def _start(
     longest = args.prompt_tokens[1]
     limits = FastLimits(rows, longest + args.output_tokens[1], max_adapters=args.adapters)
     decoder = build_decoder(base, "fast", limits, folders)
-    assert isinstance(decoder, FastDecoder), "build_decoder('fast') gave another decoder"
+    assert isinstance(decoder, ModelRunner), "build_decoder('fast') gave another decoder"
     make_resident(decoder, list(folders.values()), args.adapters)
     decoder.warm_up()
     counted = _StepCounter(decoder)
@@ -145,7 +145,7 @@ def _start(
     return engine, counted
 
 
-def make_resident(decoder: FastDecoder, folders: Sequence[Path], num_adapters: int) -> None:
+def make_resident(decoder: ModelRunner, folders: Sequence[Path], num_adapters: int) -> None:
     """Adapters a0, a1, ...: the folders' in turn, each at a place of its own."""
     read = [decoder.read_adapter(folder).to(decoder.device) for folder in folders]
     for number in range(num_adapters):

@@ -22,10 +22,10 @@ from starlette.routing import Route
 
 from deployments.app import build_application
 from deployments.engine.decoder import DecoderInfo
-from deployments.engine.scheduler import StepPlan
+from deployments.engine.scheduler import SchedulerOutput
 from deployments.messages import Turn
-from deployments.model.adapter_manager import AdapterHolder
-from deployments.model.host_memory import HostMemory
+from deployments.model.adapter_manager import AdapterManager
+from deployments.model.host_memory import HostCache
 from deployments.model.loading import LoadedModel, open_adapter_store
 from deployments.settings import Settings, parse_settings
 
@@ -75,12 +75,12 @@ def build_clinic(args: dict[str, Any]) -> Application:
 
 def load_stand_in(settings: Settings, device: str, *, step_s: float) -> LoadedModel:
     decoder = StandInDecoder(settings.engine.max_rows, step_s)
-    holder = AdapterHolder(
+    holder = AdapterManager(
         open_adapter_store(settings),
         settings.base_model,
         decoder,
         capacity=settings.engine.max_adapters,
-        host=HostMemory(0),
+        host=HostCache(0),
     )
     holder.sync()
 
@@ -125,7 +125,7 @@ class StandInDecoder:
     def install(self, name: str, weights: Path, *, probe: bool = True) -> None:
         self._adapters[name] = weights
 
-    def try_out(self, name: str, weights: Path) -> None:
+    def dry_run(self, name: str, weights: Path) -> None:
         """Everything fits."""
 
     def evict(self, name: str) -> None:
@@ -134,7 +134,7 @@ class StandInDecoder:
     def set_adapter(self, row: int, name: str | None) -> None:
         """Nothing is kept for a row."""
 
-    def step(self, plan: StepPlan) -> _Ready:
+    def step(self, plan: SchedulerOutput) -> _Ready:
         if self._step_s:
             time.sleep(self._step_s)
         return _Ready({job.row: _TOKEN for job in plan.emits if job.row is not None})

@@ -10,7 +10,7 @@ import yaml
 from adapters import changes
 from adapters.catalog import load_catalog
 from adapters.live_catalog import AdapterVersion, LiveCatalog, bundle_digest
-from adapters.storage.local import WEIGHTS, FileCalls, LocalState
+from adapters.storage.local import WEIGHTS, FileCalls, LocalStorage
 from adapters.store import AdapterStore
 
 Edit = Callable[[LiveCatalog], LiveCatalog]
@@ -59,7 +59,7 @@ def make_seed(
 
 
 def store_of(seed: Path, state: Path, calls: FileCalls | None = None) -> AdapterStore:
-    return AdapterStore(LocalState(state, calls), load_catalog(seed), state / "cache")
+    return AdapterStore(LocalStorage(state, calls), load_catalog(seed), state / "cache")
 
 
 def add(store: AdapterStore, scratch: Path, name: str, version: str, **options: Any) -> LiveCatalog:

@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from adapters.catalog import load_catalog
-from adapters.ingest import IntakeRefused, NewVersion, take_in
+from adapters.ingest import IngestRefused, VersionRequest, ingest
 from adapters.sources import SourceError, SourceLimits, check_source, fetch
-from adapters.storage.local import LocalState, StateError
+from adapters.storage.local import LocalStorage, StorageError
 from adapters.store import AdapterStore
 from tests.adapters.test_store import FullDisk
 
@@ -32,12 +32,12 @@ def source(tiny_catalogs: Catalogs, tmp_path: Path) -> Path:
 @pytest.fixture
 def store(tiny_catalogs: Catalogs, tmp_path: Path) -> AdapterStore:
     seed = load_catalog(tiny_catalogs["llama"][1])
-    return AdapterStore(LocalState(tmp_path / "state"), seed, tmp_path / "cache")
+    return AdapterStore(LocalStorage(tmp_path / "state"), seed, tmp_path / "cache")
 
 
 @pytest.fixture
-def wanted(tiny_catalogs: Catalogs, source: Path) -> NewVersion:
-    return NewVersion("derm", "dermatology", str(tiny_catalogs["llama"][0]), "2", str(source))
+def wanted(tiny_catalogs: Catalogs, source: Path) -> VersionRequest:
+    return VersionRequest("derm", "dermatology", str(tiny_catalogs["llama"][0]), "2", str(source))
 
 
 def nothing_kept(store: AdapterStore) -> bool:
@@ -45,16 +45,16 @@ def nothing_kept(store: AdapterStore) -> bool:
     return not folder.is_dir() or not list(folder.iterdir())
 
 
-def refused(wanted: NewVersion, store: AdapterStore) -> list[str]:
-    with pytest.raises(IntakeRefused) as caught:
-        take_in(wanted, store, LIMITS)
+def refused(wanted: VersionRequest, store: AdapterStore) -> list[str]:
+    with pytest.raises(IngestRefused) as caught:
+        ingest(wanted, store, LIMITS)
     assert nothing_kept(store)
     return caught.value.problems
 
 
-def test_a_good_adapter_is_kept_by_its_content(wanted: NewVersion, store: AdapterStore) -> None:
-    first = take_in(wanted, store, LIMITS).version
-    again = take_in(wanted, store, LIMITS)
+def test_a_good_adapter_is_kept_by_its_content(wanted: VersionRequest, store: AdapterStore) -> None:
+    first = ingest(wanted, store, LIMITS).version
+    again = ingest(wanted, store, LIMITS)
     assert (again.version.digest, again.mark) == (first.digest, None)
     assert first.rank == 4
     kept = store.folder(first)
@@ -66,12 +66,12 @@ def test_a_good_adapter_is_kept_by_its_content(wanted: NewVersion, store: Adapte
 
 
 def test_an_adapter_of_another_peft_version_is_taken(
-    wanted: NewVersion, store: AdapterStore, source: Path
+    wanted: VersionRequest, store: AdapterStore, source: Path
 ) -> None:
     file = source / "adapter_config.json"
     config = json.loads(file.read_text()) | {"peft_version": "0.99.0", "a_later_field": None}
     file.write_text(json.dumps(config))
-    assert take_in(wanted, store, LIMITS).version.rank == 4
+    assert ingest(wanted, store, LIMITS).version.rank == 4
 
 
 def pickled(folder: Path) -> None:
@@ -144,7 +144,11 @@ def silent(state: dict[str, torch.Tensor]) -> None:
     ],
 )
 def test_weights_that_are_not_fit(
-    spoil: Callable[[Path], None], part: str, wanted: NewVersion, store: AdapterStore, source: Path
+    spoil: Callable[[Path], None],
+    part: str,
+    wanted: VersionRequest,
+    store: AdapterStore,
+    source: Path,
 ) -> None:
     spoil(source)
     problems = refused(wanted, store)
@@ -153,7 +157,7 @@ def test_weights_that_are_not_fit(
 
 
 def test_every_problem_is_listed_at_once(
-    wanted: NewVersion, store: AdapterStore, source: Path
+    wanted: VersionRequest, store: AdapterStore, source: Path
 ) -> None:
     file = source / "adapter_config.json"
     config = json.loads(file.read_text())
@@ -209,9 +213,9 @@ def test_a_legacy_adapter_names_the_converter(source: Path, tmp_path: Path) -> N
         fetch(str(source), tmp_path / "into", LIMITS)
 
 
-def test_a_source_that_is_too_large(wanted: NewVersion, store: AdapterStore) -> None:
+def test_a_source_that_is_too_large(wanted: VersionRequest, store: AdapterStore) -> None:
     with pytest.raises(SourceError, match="more than the 100 bytes allowed"):
-        take_in(wanted, store, SourceLimits(max_bytes=100, timeout_s=5))
+        ingest(wanted, store, SourceLimits(max_bytes=100, timeout_s=5))
     assert nothing_kept(store)
 
 
@@ -292,9 +296,9 @@ def test_any_url_of_fsspec(source: Path, tmp_path: Path) -> None:
     assert (tmp_path / "far" / name).read_bytes() == (source / name).read_bytes()
 
 
-def test_a_full_disk(wanted: NewVersion, tiny_catalogs: Catalogs, tmp_path: Path) -> None:
+def test_a_full_disk(wanted: VersionRequest, tiny_catalogs: Catalogs, tmp_path: Path) -> None:
     seed = load_catalog(tiny_catalogs["llama"][1])
-    store = AdapterStore(LocalState(tmp_path / "state", FullDisk()), seed, tmp_path / "cache")
-    with pytest.raises(StateError, match="No space left"):
-        take_in(wanted, store, LIMITS)
+    store = AdapterStore(LocalStorage(tmp_path / "state", FullDisk()), seed, tmp_path / "cache")
+    with pytest.raises(StorageError, match="No space left"):
+        ingest(wanted, store, LIMITS)
     assert nothing_kept(store)

@@ -15,9 +15,9 @@ def seed(tmp_path: Path) -> Path:
 def test_refused_files_are_taken_back(seed: Path, tmp_path: Path) -> None:
     store = store_of(seed, tmp_path / "state")
     record = write_bundle(tmp_path / "x", "x")
-    store.take_back(record.digest, store.put(record.digest, tmp_path / "x"))
+    store.undo_put(record.digest, store.put(record.digest, tmp_path / "x"))
     assert list((tmp_path / "state" / "weights").iterdir()) == []
-    store.take_back(record.digest, "1")  # gone already
+    store.undo_put(record.digest, "1")  # gone already
 
 
 @pytest.mark.parametrize("is_first", [True, False])
@@ -35,5 +35,5 @@ def test_files_that_another_writer_put_as_well_stay(
         other.put(record.digest, tmp_path / "x")
         mark = store.put(record.digest, tmp_path / "x")
         assert mark is None
-    store.take_back(record.digest, mark)
+    store.undo_put(record.digest, mark)
     assert (tmp_path / "state" / "weights" / record.digest).is_dir()

@@ -9,7 +9,7 @@ import yaml
 from adapters import changes
 from adapters.changes import ChangeRefused, check_pins, num_pinned
 from adapters.live_catalog import LiveCatalog, LiveCatalogError, dump, parse, reseed
-from adapters.storage.local import FileCalls, LocalState, StateError
+from adapters.storage.local import FileCalls, LocalStorage, StorageError
 from adapters.store import DamagedAdapter, RevisionMoved
 from tests.adapters.live_catalogs import Edit, add, make_seed, store_of, write_bundle
 
@@ -257,9 +257,9 @@ def test_a_full_disk_leaves_everything_as_it_was(seed: Path, tmp_path: Path) -> 
     add(store_of(seed, state), tmp_path, "derm", "2")
     before = {p: p.read_bytes() for p in state.rglob("*") if p.is_file()}
     full = store_of(seed, state, FullDisk())
-    with pytest.raises(StateError, match="No space left"):
+    with pytest.raises(StorageError, match="No space left"):
         full.change(lambda c: changes.roll_back(c, "derm"))
-    with pytest.raises(StateError, match="No space left"):
+    with pytest.raises(StorageError, match="No space left"):
         add(full, tmp_path, "derm", "3")
     assert {p: p.read_bytes() for p in state.rglob("*") if p.is_file()} == before
     assert [p.name for p in state.rglob(".new-*")] == []
@@ -280,7 +280,7 @@ def test_unlisted_files_are_collected_once_they_are_old(seed: Path, tmp_path: Pa
     orphan = write_bundle(tmp_path / "x", "x")
     store.put(orphan.digest, tmp_path / "x")
     assert store.collect() == []
-    files = LocalState(tmp_path / "state")
+    files = LocalStorage(tmp_path / "state")
     assert files.collect(after.digests, older_than_s=-1) == [orphan.digest]
     left = {p.name for p in (tmp_path / "state" / "weights").iterdir()}
     assert left == set(after.digests)

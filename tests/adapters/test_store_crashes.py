@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from adapters import changes
 from adapters.changes import ChangeRefused
 from adapters.live_catalog import LiveCatalog
-from adapters.storage.local import FileCalls, LocalState
+from adapters.storage.local import FileCalls, LocalStorage
 from adapters.store import AdapterStore
 from tests.adapters.live_catalogs import Edit, make_seed, store_of, write_bundle
 
@@ -150,7 +150,7 @@ def test_any_sequence_of_changes_and_crashes_is_some_serial_order(
                 for listed in adapter.versions:
                     store_of(seed, state).folder(listed)  # raises when a file is not whole
         leftovers = list(state.rglob(".new-*"))
-        LocalState(state).collect(found.digests, older_than_s=-1)
+        LocalStorage(state).collect(found.digests, older_than_s=-1)
         assert not list(state.rglob(".new-*")), leftovers
 
 

@@ -9,11 +9,11 @@ import httpx
 from adapters.live_catalog import AdapterVersion
 from adapters.prompting import Message, encode_prompt
 from adapters.sources import SourceLimits
-from deployments.adapter_admin import AdapterAdmin, Told
+from deployments.adapter_admin import AdapterAdmin, BroadcastReply
 from deployments.api.app import create_api
 from deployments.engine.request import SamplingParams, TokenEvent
 from deployments.ingress.followed_catalog import FollowedCatalog
-from deployments.messages import GenerationCall, Turn
+from deployments.messages import GenerateRequest, Turn
 from deployments.model.deployment import ModelReplica
 from deployments.model.loading import open_adapter_store
 from deployments.settings import Settings
@@ -34,14 +34,14 @@ class InProcess:
     async def try_adapter(self, name: str, version: AdapterVersion) -> list[str]:
         return await self.replicas[0].try_adapter(name, version)
 
-    async def tell(self, timeout_s: float) -> Told:
+    async def tell(self, timeout_s: float) -> BroadcastReply:
         reports, silent = [], {}
         for number, replica in enumerate(self.replicas):
             if number in self.lost:
                 silent[str(number)] = "it was cut off"
             else:
                 reports.append({**await replica.sync_adapters(), "replica": str(number)})
-        return Told(reports, silent)
+        return BroadcastReply(reports, silent)
 
 
 class ClinicInProcess:
@@ -96,9 +96,9 @@ class ClinicInProcess:
             replica._adapters.stop()
             replica._engine.close()
 
-    def call(self, adapter: str | None, version: str | None, **more: Any) -> GenerationCall:
+    def call(self, adapter: str | None, version: str | None, **more: Any) -> GenerateRequest:
         fields = {"sampling": SamplingParams(MAX_TOKENS), "stream": False} | more
-        return GenerationCall(
+        return GenerateRequest(
             "r", (Turn("user", QUESTION),), adapter, adapter_version=version, **fields
         )
 

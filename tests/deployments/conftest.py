@@ -9,7 +9,7 @@ import pytest
 
 from deployments.api.app import create_api
 from deployments.engine.request import ErrorInfo, FinishReason, Timings, TokenEvent
-from deployments.messages import AdapterCard, Clinic, GenerationCall, Outcome
+from deployments.messages import AdapterCard, GenerateRequest, Outcome, ServedModels
 from deployments.settings import RouterLiveSettings
 from router.policy import Alternative, Reason, Route
 
@@ -21,7 +21,7 @@ class SmallBackend:
 
     def __init__(self) -> None:
         self.limits = RouterLiveSettings()
-        self.clinic = Clinic(
+        self.clinic = ServedModels(
             base_model="tiny",
             adapters=(AdapterCard("derm-1", "dermatology", "3"),),
             specialties=("cardiology", "dermatology"),
@@ -29,7 +29,7 @@ class SmallBackend:
             max_output_tokens=64,
             started_at=1,
         )
-        self.calls: list[GenerationCall] = []
+        self.calls: list[GenerateRequest] = []
         self.classified: list[list[str]] = []
         self.outcomes: list[Outcome] = []
         self.num_closed = 0
@@ -80,7 +80,7 @@ class SmallBackend:
     def answer_language(self, route: Route) -> str | None:
         return "English" if route.notice else None
 
-    async def generate(self, call: GenerationCall) -> AsyncGenerator[TokenEvent, None]:
+    async def generate(self, call: GenerateRequest) -> AsyncGenerator[TokenEvent, None]:
         self.calls.append(call)
         try:
             if self.error:
@@ -103,7 +103,7 @@ class SmallBackend:
 
     def _event(
         self,
-        call: GenerationCall,
+        call: GenerateRequest,
         text: str,
         count: int,
         reason: FinishReason | None,

@@ -5,7 +5,7 @@ from typing import Any
 
 from adapters.live_catalog import AdapterVersion
 from adapters.store import AdapterStore, open_store
-from deployments.adapter_admin import AdapterAdmin, Told
+from deployments.adapter_admin import AdapterAdmin, BroadcastReply
 from deployments.ingress.followed_catalog import FollowedCatalog
 from tests.adapters.live_catalogs import make_seed
 
@@ -21,7 +21,7 @@ class OneReplica:
     async def try_adapter(self, name: str, version: AdapterVersion) -> list[str]:
         return []
 
-    async def tell(self, timeout_s: float) -> Told:
+    async def tell(self, timeout_s: float) -> BroadcastReply:
         catalog = self._store.read()
         held: list[dict[str, Any]] = [
             {
@@ -38,7 +38,7 @@ class OneReplica:
             for version in adapter.served
         ]
         report = {"replica": "one", "revision": catalog.revision, "adapters": held, "error": None}
-        return Told([report], {})
+        return BroadcastReply([report], {})
 
 
 def quiet_admin(folder: Path) -> AdapterAdmin:

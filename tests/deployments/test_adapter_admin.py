@@ -6,18 +6,18 @@ from typing import Any
 import pytest
 
 from adapters.changes import ChangeRefused
-from adapters.ingest import NewVersion
-from deployments.adapter_admin import AdapterAdmin, Told
+from adapters.ingest import VersionRequest
+from deployments.adapter_admin import AdapterAdmin, BroadcastReply
 from tests.deployments.quiet_admin import BASE, OneReplica, quiet_admin
 
 
 class Stuck(OneReplica):
     """Answers, and goes on with the catalogue that it had."""
 
-    def __init__(self, held: Told) -> None:
+    def __init__(self, held: BroadcastReply) -> None:
         self._held = held
 
-    async def tell(self, timeout_s: float) -> Told:
+    async def tell(self, timeout_s: float) -> BroadcastReply:
         return self._held
 
 
@@ -30,10 +30,10 @@ async def test_too_many_pins_are_refused_before_anything_is_fetched(admin: Adapt
     """Two places: one may be pinned. The source does not exist, and nobody looks for it."""
     await admin.update("derm", {"pinned": True}, None)
     more: dict[str, Any] = {"activation": "active", "weight": None, "expected_revision": None}
-    wanted = NewVersion("cardio", None, BASE, "2", "/no/such/folder")
+    wanted = VersionRequest("cardio", None, BASE, "2", "/no/such/folder")
     with pytest.raises(ChangeRefused, match="2 versions would be pinned.* 2 places"):
         await admin.add(wanted, pinned=True, **more)
-    trial = NewVersion("derm", None, BASE, "2", "/no/such/folder")
+    trial = VersionRequest("derm", None, BASE, "2", "/no/such/folder")
     with pytest.raises(ChangeRefused, match="2 versions would be pinned"):
         await admin.add(trial, pinned=None, **{**more, "activation": "canary", "weight": 0.5})
     unpinned = await admin.update("derm", {"pinned": False}, None)

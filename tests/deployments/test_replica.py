@@ -5,8 +5,8 @@ import sys
 
 PROGRAM = """
 import gc, sys
-from deployments.replica import settle_interpreter
-settle_interpreter()
+from deployments.replica import tune_interpreter
+tune_interpreter()
 print(sys.getswitchinterval(), gc.get_freeze_count() > 1000, gc.isenabled())
 """
 

@@ -19,7 +19,7 @@ from deployments.engine.request import (
     failed_event,
 )
 from deployments.ingress.operator import TrafficLog, assemble
-from deployments.messages import AdapterCard, Clinic, GenerationCall, Outcome
+from deployments.messages import AdapterCard, GenerateRequest, Outcome, ServedModels
 from deployments.settings import RouterLiveSettings
 from router.policy import Alternative, Reason, Route
 
@@ -51,7 +51,7 @@ class StandInBackend:
 
     def __init__(self) -> None:
         self.limits = RouterLiveSettings(max_question_chars=400)
-        self.clinic = Clinic(
+        self.clinic = ServedModels(
             base_model="smollm2-135m-instruct",
             adapters=tuple(AdapterCard(name, name, "2") for name in ADAPTERS),
             specialties=tuple(SPECIALTIES),
@@ -78,7 +78,7 @@ class StandInBackend:
     def answer_language(self, route: Route) -> str | None:
         return "English" if route.notice else None
 
-    async def generate(self, call: GenerationCall) -> AsyncGenerator[TokenEvent, None]:
+    async def generate(self, call: GenerateRequest) -> AsyncGenerator[TokenEvent, None]:
         question = call.turns[-1].content.lower()
         if "full" in question:
             yield failed_event(call.request_id, QueueFull(256, 256).info)
@@ -97,7 +97,7 @@ class StandInBackend:
             self.num_left_open += not is_finished
 
     async def _events(
-        self, call: GenerationCall, question: str, started: float
+        self, call: GenerateRequest, question: str, started: float
     ) -> AsyncIterator[TokenEvent]:
         words = ANSWERS.get(call.adapter or "", ANSWER).split(" ")
         first_s: float | None = None
@@ -179,7 +179,7 @@ def _route(
 
 
 def held(name: str, version: str = "2", **more: Any) -> dict[str, Any]:
-    """A version in service on one replica, as `KnownVersions.described` tells it."""
+    """A version in service on one replica, as `AdapterRegistry.described` tells it."""
     return {
         "name": name,
         "specialty": name,

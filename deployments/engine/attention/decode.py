@@ -1,7 +1,7 @@
 """One decode step's attention over the key/value memory, rows of different lengths together.
 
-Two ways to the same result. `SpanAttention` knows the rows on the host and reads rows of one
-capacity as one strided tensor: torch's own attention, on any device. `KernelAttention` has
+Two ways to the same result. `TorchDecodeAttention` knows the rows on the host and reads rows of one
+capacity as one strided tensor: torch's own attention, on any device. `TritonDecodeAttention` has
 everything in tensors of fixed shape, so that the step can be captured as a CUDA graph.
 """
 
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from deployments.engine.attention.kv_cache import KvCache, Span
-from deployments.engine.kernels.attention import Rope, append_attention, read_attention
+from deployments.engine.kernels.attention import Rope, cross_attention, decode_attention
 from deployments.engine.kernels.lora import Expansion, lora_expand_add
 
 
@@ -55,7 +55,7 @@ class DecodeBatch:
     attention: DecodeAttention
 
 
-class KernelAttention:
+class TritonDecodeAttention:
     """Attention by a kernel that finds each row through tensors.
 
     Args:
@@ -88,7 +88,7 @@ class KernelAttention:
         rope: Rope | None = None,
     ) -> torch.Tensor:
         memory = self._cache.layers[layer]
-        return append_attention(
+        return decode_attention(
             qkv,
             expansion,
             memory,
@@ -103,7 +103,9 @@ class KernelAttention:
         self, q: torch.Tensor, expansion: Expansion | None, layer: int, *, scale: float
     ) -> torch.Tensor:
         memory = self._cache.layers[layer]
-        return read_attention(q, expansion, memory, self._prompt_starts, self._prompts, scale=scale)
+        return cross_attention(
+            q, expansion, memory, self._prompt_starts, self._prompts, scale=scale
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +121,7 @@ class _Read:
     bias: torch.Tensor | None
 
 
-class SpanAttention:
+class TorchDecodeAttention:
     """Attention by torch, on rows that the host knows.
 
     Args:

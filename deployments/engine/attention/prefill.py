@@ -9,16 +9,16 @@ import torch
 from deployments.engine.attention.kv_cache import KvCache
 from deployments.engine.kernels.attention import (
     Segment,
-    prompt_attention,
-    prompt_attention_twin,
+    prefill_attention,
+    prefill_attention_torch,
     prompt_blocks,
     segment_mask,
 )
 from deployments.engine.kernels.lora import are_fused
-from deployments.engine.scheduler import Chunk
+from deployments.engine.scheduler import PrefillChunk
 
 
-class PromptAttention(Protocol):
+class PrefillAttention(Protocol):
     """Every prompt's tokens over that prompt alone."""
 
     def attend(
@@ -33,7 +33,7 @@ class PromptAttention(Protocol):
         """q (T, H * G, D), keys_values (S, 2, H, D), bias (H * G, 2 P - 1) -> (T, H * G * D)."""
 
 
-class SegmentAttention:
+class TorchPrefillAttention:
     """By torch, one prompt after the other, on any device."""
 
     def __init__(self, segments: Sequence[Segment]) -> None:
@@ -55,13 +55,13 @@ class SegmentAttention:
                 segment_mask(segment, bias, is_causal=is_causal, device=q.device)
                 for segment in self._segments
             ]
-        return prompt_attention_twin(
+        return prefill_attention_torch(
             q, keys_values, self._segments, self._masks, scale=scale, is_causal=is_causal
         )
 
 
 @dataclass(frozen=True, slots=True)
-class BlockAttention:
+class TritonPrefillAttention:
     """By one kernel for all prompts; `blocks` (n, 5) are on the device."""
 
     blocks: torch.Tensor
@@ -75,24 +75,24 @@ class BlockAttention:
         scale: float,
         is_causal: bool,
     ) -> torch.Tensor:
-        return prompt_attention(
+        return prefill_attention(
             q, keys_values, self.blocks, bias=bias, scale=scale, is_causal=is_causal
         )
 
 
 @dataclass(frozen=True, slots=True)
-class PromptBatch:
+class PrefillBatch:
     """tokens, positions, where: (T,), `where` in the key/value memory."""
 
     tokens: torch.Tensor
     positions: torch.Tensor
     where: torch.Tensor
-    attention: PromptAttention
+    attention: PrefillAttention
 
 
 @dataclass(frozen=True, slots=True)
-class PromptInputs:
-    """As PromptBatch, on the host. lines: (4, T): tokens, positions, where, each token's slot."""
+class PrefillInputs:
+    """As PrefillBatch, on the host. lines: (4, T): tokens, positions, where, each token's slot."""
 
     lines: torch.Tensor
     segments: Sequence[Segment]
@@ -101,17 +101,17 @@ class PromptInputs:
     def num_tokens(self) -> int:
         return self.lines.shape[1]
 
-    def on(self, device: torch.device) -> PromptBatch:
+    def on(self, device: torch.device) -> PrefillBatch:
         tokens, positions, where, _ = self.lines.to(device).unbind()
-        attention: PromptAttention = SegmentAttention(self.segments)
+        attention: PrefillAttention = TorchPrefillAttention(self.segments)
         if are_fused(device.type):
-            attention = BlockAttention(prompt_blocks(self.segments).to(device))
-        return PromptBatch(tokens, positions, where, attention)
+            attention = TritonPrefillAttention(prompt_blocks(self.segments).to(device))
+        return PrefillBatch(tokens, positions, where, attention)
 
 
-def prompt_inputs(
-    chunks: Sequence[Chunk], slots: Sequence[int], cache: KvCache, *, keeps_at_end: bool
-) -> PromptInputs:
+def prefill_inputs(
+    chunks: Sequence[PrefillChunk], slots: Sequence[int], cache: KvCache, *, keeps_at_end: bool
+) -> PrefillInputs:
     """What the chunks are made of.
 
     Args:
@@ -135,4 +135,4 @@ def prompt_inputs(
             else Segment(first, count, chunk.start, begin, chunk.stop)
         )
         first += count
-    return PromptInputs(torch.cat(pieces, 1), segments)
+    return PrefillInputs(torch.cat(pieces, 1), segments)

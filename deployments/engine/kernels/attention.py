@@ -12,9 +12,9 @@ from types import ModuleType
 import torch
 import torch.nn.functional as F
 
-from deployments.engine.kernels.lora import Expansion, are_fused, lora_expand_add_twin
+from deployments.engine.kernels.lora import Expansion, are_fused, lora_expand_add_torch
 
-PROMPT_ROWS = 64  # queries of one program of the prompt kernel
+BLOCK_M = 64  # queries of one program of the prompt kernel
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class Segment:
     num_keys: int
 
 
-def append_attention(
+def decode_attention(
     qkv: torch.Tensor,
     expansion: Expansion | None,
     memory: torch.Tensor,
@@ -80,17 +80,17 @@ def append_attention(
     """
     triton_attention = _triton(qkv.device.type)
     if triton_attention is None:
-        return append_attention_twin(
+        return decode_attention_torch(
             qkv, expansion, memory, starts, lengths, bias=bias, rope=rope, scale=scale
         )
     tables = None if rope is None else (rope.cos, rope.sin)
-    out: torch.Tensor = triton_attention.append_attention(
+    out: torch.Tensor = triton_attention.decode_attention(
         qkv, expansion, memory, starts, lengths, bias=bias, rope=tables, scale=scale
     )
     return out
 
 
-def append_attention_twin(
+def decode_attention_torch(
     qkv: torch.Tensor,
     expansion: Expansion | None,
     memory: torch.Tensor,
@@ -102,7 +102,7 @@ def append_attention_twin(
     scale: float,
 ) -> torch.Tensor:
     if expansion is not None:
-        lora_expand_add_twin(qkv.view(len(qkv), -1), expansion)
+        lora_expand_add_torch(qkv.view(len(qkv), -1), expansion)
     heads = memory.shape[2]
     num_queries = qkv.shape[1] - 2 * heads
     if rope is not None:
@@ -111,10 +111,10 @@ def append_attention_twin(
     keys_values = qkv[:, num_queries:].view(rows, 2, heads, dim)
     memory.index_copy_(0, starts + lengths, keys_values)
     q = qkv[:, :num_queries].view(rows, heads, -1, dim)
-    return _attention_twin(q, memory, starts, lengths + 1, bias, scale)
+    return _attention_torch(q, memory, starts, lengths + 1, bias, scale)
 
 
-def read_attention(
+def cross_attention(
     q: torch.Tensor,
     expansion: Expansion | None,
     memory: torch.Tensor,
@@ -134,14 +134,14 @@ def read_attention(
     """
     triton_attention = _triton(q.device.type)
     if triton_attention is None:
-        return read_attention_twin(q, expansion, memory, starts, lengths, scale=scale)
-    out: torch.Tensor = triton_attention.read_attention(
+        return cross_attention_torch(q, expansion, memory, starts, lengths, scale=scale)
+    out: torch.Tensor = triton_attention.cross_attention(
         q, expansion, memory, starts, lengths, scale=scale
     )
     return out
 
 
-def read_attention_twin(
+def cross_attention_torch(
     q: torch.Tensor,
     expansion: Expansion | None,
     memory: torch.Tensor,
@@ -151,11 +151,11 @@ def read_attention_twin(
     scale: float,
 ) -> torch.Tensor:
     if expansion is not None:
-        lora_expand_add_twin(q.view(len(q), -1), expansion)
-    return _attention_twin(q.unsqueeze(2), memory, starts, lengths, None, scale)
+        lora_expand_add_torch(q.view(len(q), -1), expansion)
+    return _attention_torch(q.unsqueeze(2), memory, starts, lengths, None, scale)
 
 
-def prompt_attention(
+def prefill_attention(
     q: torch.Tensor,
     keys_values: torch.Tensor,
     blocks: torch.Tensor,
@@ -177,13 +177,13 @@ def prompt_attention(
     """
     from deployments.engine.kernels import triton_prompts
 
-    out: torch.Tensor = triton_prompts.prompt_attention(
+    out: torch.Tensor = triton_prompts.prefill_attention(
         q, keys_values, blocks, bias=bias, scale=scale, is_causal=is_causal
     )
     return out
 
 
-def prompt_attention_twin(
+def prefill_attention_torch(
     q: torch.Tensor,
     keys_values: torch.Tensor,
     segments: Sequence[Segment],
@@ -192,7 +192,7 @@ def prompt_attention_twin(
     scale: float,
     is_causal: bool,
 ) -> torch.Tensor:
-    """As `prompt_attention`, one prompt after the other: the segments, which follow each other in
+    """As `prefill_attention`, one prompt after the other: the segments, which follow each other in
     q, and what `segment_mask` gives for each."""
     attended = []
     groups = q.shape[1] // keys_values.shape[2]
@@ -223,7 +223,7 @@ def segment_mask(
 def prompt_blocks(segments: Sequence[Segment], num_blocks: int | None = None) -> torch.Tensor:
     """(n, 5) int32 on the host: the segments in pieces of one kernel program each, and empty ones
     up to `num_blocks`: first query, count, its position, first key, number of keys."""
-    rows = PROMPT_ROWS
+    rows = BLOCK_M
     blocks = [
         (s.first + i, min(rows, s.count - i), s.position + i, s.first_key, s.num_keys)
         for s in segments
@@ -234,7 +234,7 @@ def prompt_blocks(segments: Sequence[Segment], num_blocks: int | None = None) ->
     return torch.tensor(blocks, dtype=torch.int32)
 
 
-def _attention_twin(
+def _attention_torch(
     q: torch.Tensor,
     memory: torch.Tensor,
     starts: torch.Tensor,

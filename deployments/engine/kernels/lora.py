@@ -42,7 +42,7 @@ def lora_shrink(
     """
     triton_lora = _triton(x.device.type)
     if triton_lora is None:
-        return lora_shrink_twin(x, stacks, slots)
+        return lora_shrink_torch(x, stacks, slots)
     out: torch.Tensor = triton_lora.lora_shrink(x, stacks, slots)
     return out
 
@@ -63,7 +63,7 @@ def norm_shrink(
     return out
 
 
-def lora_shrink_twin(
+def lora_shrink_torch(
     x: torch.Tensor, stacks: Sequence[torch.Tensor], slots: torch.Tensor
 ) -> torch.Tensor:
     parts = [torch.bmm(a[slots].float(), x.float().unsqueeze(2)).squeeze(2) for a in stacks]
@@ -92,12 +92,12 @@ def lora_expand_add(y: torch.Tensor, expansion: Expansion) -> None:
     """Add the expansion to y (B, out) in place; its rows lie next to each other in memory."""
     triton_lora = _triton(y.device.type)
     if triton_lora is None:
-        lora_expand_add_twin(y, expansion)
+        lora_expand_add_torch(y, expansion)
     else:
         triton_lora.lora_expand_add(y, expansion)
 
 
-def lora_expand_add_twin(y: torch.Tensor, expansion: Expansion) -> None:
+def lora_expand_add_torch(y: torch.Tensor, expansion: Expansion) -> None:
     for part, (start, b) in enumerate(expansion.stacks):
         shrunk = expansion.shrunk[:, part, None]
         added = torch.bmm(shrunk, b[expansion.slots].float()).squeeze(1)
@@ -121,12 +121,12 @@ def gated_activation(x: torch.Tensor, activation: str) -> torch.Tensor:
     """x (T, 2 F), gate and value side by side -> act(gate) * value (T, F)."""
     triton_lora = _triton(x.device.type)
     if triton_lora is None or activation not in triton_lora.GATED:
-        return gated_activation_twin(x, activation)
+        return gated_activation_torch(x, activation)
     out: torch.Tensor = triton_lora.gated_activation(x, activation)
     return out
 
 
-def gated_activation_twin(x: torch.Tensor, activation: str) -> torch.Tensor:
+def gated_activation_torch(x: torch.Tensor, activation: str) -> torch.Tensor:
     gate, value = x.chunk(2, -1)
     return ACTIVATIONS[activation](gate).mul_(value)
 

@@ -126,7 +126,7 @@ def _attention_kernel(
 
 
 @triton.jit
-def _turned_attention_kernel(
+def _rope_attention_kernel(
     qkv,
     memory,
     starts,
@@ -221,7 +221,7 @@ def _turned_attention_kernel(
     tl.store(out + b * (H * G * D) + q_at, (acc / total[:, None]).to(out.dtype.element_ty), mask=qm)
 
 
-def append_attention(
+def decode_attention(
     qkv: torch.Tensor,
     expansion: Expansion | None,
     memory: torch.Tensor,
@@ -250,7 +250,7 @@ def append_attention(
             **lora.sizes, **_tile(rows * heads),
         )  # fmt: skip
         return out
-    _turned_attention_kernel[heads, rows](
+    _rope_attention_kernel[heads, rows](
         qkv, memory, starts, lengths, *rope, out, scale, qkv.stride(0), *lora.tensors,
         H=heads, G=groups, GP=max(16, triton.next_power_of_2(groups)), D=dim, DP=padded(dim),
         **lora.sizes, **_tile(rows * heads),
@@ -258,7 +258,7 @@ def append_attention(
     return out
 
 
-def read_attention(
+def cross_attention(
     q: torch.Tensor,
     expansion: Expansion | None,
     memory: torch.Tensor,

@@ -1,10 +1,10 @@
-"""The Triton kernel behind attention_kernels.prompt_attention. Imported only where it runs."""
+"""The Triton kernel behind attention_kernels.prefill_attention. Imported only where it runs."""
 
 import torch
 import triton
 import triton.language as tl
 
-from deployments.engine.kernels.attention import PROMPT_ROWS
+from deployments.engine.kernels.attention import BLOCK_M
 from deployments.engine.kernels.triton_attention import padded
 
 _BLOCK = 64  # keys of one turn
@@ -86,7 +86,7 @@ def _prompt_kernel(
     )
 
 
-def prompt_attention(
+def prefill_attention(
     q: torch.Tensor,
     keys_values: torch.Tensor,
     blocks: torch.Tensor,
@@ -102,7 +102,7 @@ def prompt_attention(
         q, keys_values, blocks, q if bias is None else bias, out, scale,
         q.stride(0), keys_values.stride(0), keys_values.stride(1),
         0 if bias is None else bias.stride(0), 0 if bias is None else bias.shape[1] // 2,
-        H=heads, G=q_heads // heads, D=dim, DP=padded(dim), ROWS=PROMPT_ROWS, BLOCK=_BLOCK,
+        H=heads, G=q_heads // heads, D=dim, DP=padded(dim), ROWS=BLOCK_M, BLOCK=_BLOCK,
         CAUSAL=is_causal, HAS_BIAS=bias is not None, num_warps=4,
     )  # fmt: skip
     return out

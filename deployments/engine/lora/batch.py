@@ -19,7 +19,7 @@ from deployments.engine.kernels.lora import (
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class LoraModule:
     """One linear layer inside a site: output columns [start, stop)."""
 
     module: str  # its path in the base model
@@ -28,16 +28,16 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class Site:
+class LoraLayer:
     """A fused linear layer that adapters may change."""
 
     name: str
     in_features: int
-    parts: tuple[Part, ...]
+    parts: tuple[LoraModule, ...]
 
 
 @dataclass(slots=True)
-class Stack:
+class LoraStack:
     """One part's weights of every slot. a: (N, R, in); b: (N, R, out)."""
 
     a: torch.Tensor
@@ -45,7 +45,7 @@ class Stack:
 
 
 @dataclass(frozen=True, slots=True)
-class SiteLanes:
+class LayerSegments:
     """A site's weights of the slots in use; W is the sum of their ranks, P the parts in use.
 
     a: (in, P * W); b: for each part its output columns and (W, columns).
@@ -56,13 +56,13 @@ class SiteLanes:
 
 
 @dataclass(frozen=True, slots=True)
-class Lanes:
+class LoraSegments:
     slots: tuple[int, ...]
     lane_of_column: torch.Tensor  # (W,) position in `slots`
-    sites: Mapping[str, SiteLanes]
+    sites: Mapping[str, LayerSegments]
 
 
-class Route(Protocol):
+class LoraBatch(Protocol):
     """Which adapter each token of one forward pass has."""
 
     def norm(
@@ -81,14 +81,14 @@ class Route(Protocol):
         """As `add`, but what the kernel that reads y next can add itself may be left to it."""
 
 
-class LoraRoute:
+class TorchLoraBatch:
     """A route over lanes.
 
     Args:
         mask: (T, 1, W) ones where a token's lane is; None: every token has the only lane.
     """
 
-    def __init__(self, lanes: Lanes, mask: torch.Tensor | None) -> None:
+    def __init__(self, lanes: LoraSegments, mask: torch.Tensor | None) -> None:
         self._sites = lanes.sites
         self._width = lanes.lane_of_column.numel()
         self._mask = mask
@@ -121,7 +121,7 @@ class LoraRoute:
         self.add(site, x, y, shrunk)
 
 
-class KernelRoute:
+class TritonLoraBatch:
     """Which adapter each row of a captured step has: a tensor of slots instead of lanes.
 
     Args:
@@ -129,7 +129,7 @@ class KernelRoute:
     """
 
     def __init__(
-        self, parts: Mapping[str, Sequence[tuple[int, Stack]]], slots: torch.Tensor
+        self, parts: Mapping[str, Sequence[tuple[int, LoraStack]]], slots: torch.Tensor
     ) -> None:
         self._parts = parts
         self._slots = slots

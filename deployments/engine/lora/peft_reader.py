@@ -107,7 +107,7 @@ class _Layer:
     obstacle: str | None
 
 
-class AdapterReader:
+class PeftReader:
     """Reads adapters of one base model.
 
     Injecting takes a tenth of a second of Python, and most adapters of a base are alike: what PEFT

@@ -28,7 +28,14 @@ from dataclasses import dataclass
 
 import torch
 
-from deployments.engine.lora.batch import KernelRoute, Lanes, LoraRoute, Site, SiteLanes, Stack
+from deployments.engine.lora.batch import (
+    LayerSegments,
+    LoraLayer,
+    LoraSegments,
+    LoraStack,
+    TorchLoraBatch,
+    TritonLoraBatch,
+)
 from deployments.engine.lora.peft_reader import AdapterWeights
 from deployments.engine.request import EngineError
 
@@ -37,7 +44,7 @@ Shapes = tuple[tuple[str, int, int, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
-class PackedAdapter:
+class PackedLora:
     """`block` (n,) holds, for each module of `shapes`, a (r, in) and then b transposed (r, out)."""
 
     block: torch.Tensor
@@ -51,9 +58,9 @@ class PackedAdapter:
     def num_bytes(self) -> int:
         return self.block.nbytes
 
-    def to(self, device: torch.device) -> "PackedAdapter":
+    def to(self, device: torch.device) -> "PackedLora":
         """The same with its block on `device`; from pinned memory the copy is only begun."""
-        return PackedAdapter(self.block.to(device, non_blocking=True), self.shapes)
+        return PackedLora(self.block.to(device, non_blocking=True), self.shapes)
 
     def pieces(self) -> tuple[torch.Tensor, ...]:
         """a and b of each module in turn, flat: parts of the block."""
@@ -61,14 +68,14 @@ class PackedAdapter:
         return torch.split(self.block, sizes)
 
 
-def pack(weights: AdapterWeights, dtype: torch.dtype, *, pinned: bool) -> PackedAdapter:
+def pack(weights: AdapterWeights, dtype: torch.dtype, *, pinned: bool) -> PackedLora:
     """Any thread may call it."""
     shapes = tuple(
         (module, pair.a.shape[0], pair.a.shape[1], pair.b.shape[0])
         for module, pair in weights.pairs.items()
     )
     size = sum(rank * (inner + outer) for _, rank, inner, outer in shapes)
-    packed = PackedAdapter(torch.empty(size, dtype=dtype, pin_memory=pinned), shapes)
+    packed = PackedLora(torch.empty(size, dtype=dtype, pin_memory=pinned), shapes)
     pieces = iter(packed.pieces())
     for pair in weights.pairs.values():
         next(pieces).view_as(pair.a).copy_(pair.a)
@@ -96,12 +103,17 @@ class _Places:
     views: list[torch.Tensor]
 
 
-class LoraBank:
+class LoraPool:
     """The stacks, the slots and who uses them. One thread at a time: the engine's, or the loader's
     before the engine starts."""
 
     def __init__(
-        self, sites: Sequence[Site], num_slots: int, *, dtype: torch.dtype, device: torch.device
+        self,
+        sites: Sequence[LoraLayer],
+        num_slots: int,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
         if num_slots < 2:
             raise ValueError(f"num_slots is {num_slots}: at least 2, the base and one adapter")
@@ -109,7 +121,7 @@ class LoraBank:
         self._parts = {p.module: (s.in_features, p.stop - p.start) for s in sites for p in s.parts}
         self._dtype, self._device = dtype, device
         self._rank = _RANK_BUCKET
-        self._stacks: dict[str, Stack] = {}
+        self._stacks: dict[str, LoraStack] = {}
         self._layout = 0
         self._num_slots = num_slots
         self._slot_of: dict[str, int] = {}
@@ -118,7 +130,7 @@ class LoraBank:
         self._num_users = [0] * num_slots
         self._places: dict[int, _Places] = {}
         self._pinned: set[str] = set()
-        self._lanes: OrderedDict[tuple[int, ...], Lanes] = OrderedDict()
+        self._lanes: OrderedDict[tuple[int, ...], LoraSegments] = OrderedDict()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -137,11 +149,11 @@ class LoraBank:
         """Rows that use the current version of `name`."""
         return self._num_users[self._slot_of[name]]
 
-    def pack(self, weights: AdapterWeights) -> PackedAdapter:
+    def pack(self, weights: AdapterWeights) -> PackedLora:
         """As `place` takes it. Any thread may call it."""
         return pack(weights, self._dtype, pinned=self._device.type == "cuda")
 
-    def misfits(self, weights: PackedAdapter) -> list[str]:
+    def unsupported_modules(self, weights: PackedLora) -> list[str]:
         """Why this adapter does not fit the decoder; empty: it does."""
         problems = []
         for module, _, *found in weights.shapes:
@@ -153,7 +165,7 @@ class LoraBank:
                 )
         return problems
 
-    def install(self, name: str, weights: PackedAdapter) -> int:
+    def install(self, name: str, weights: PackedLora) -> int:
         """Make an adapter resident, or replace its version; returns its slot.
 
         Raises:
@@ -163,13 +175,13 @@ class LoraBank:
         self.assign(name, slot)
         return slot
 
-    def place(self, name: str, weights: PackedAdapter) -> int:
+    def place(self, name: str, weights: PackedLora) -> int:
         """Fill a free slot, which no row can have yet; `assign` puts it into service.
 
         Raises:
             BankRefused: no free slot, or the weights do not fit.
         """
-        problems = self.misfits(weights)
+        problems = self.unsupported_modules(weights)
         if problems:
             raise BankRefused(f"adapter '{name}': {'; '.join(problems)}")
         slot = self._free_slot(name)
@@ -241,7 +253,9 @@ class LoraBank:
             self._num_users[slot] -= 1
             assert self._num_users[slot] >= 0, f"slot {slot} released more often than acquired"
 
-    def route(self, slots: Sequence[int], counts: Sequence[int] | None = None) -> LoraRoute | None:
+    def route(
+        self, slots: Sequence[int], counts: Sequence[int] | None = None
+    ) -> TorchLoraBatch | None:
         """The route of tokens with these slots; None: all are the base model's.
 
         Args:
@@ -253,15 +267,15 @@ class LoraBank:
             return None
         lanes = self._lanes_of(active)
         if lanes.slots == active and len(active) == 1 and all(slots):
-            return LoraRoute(lanes, None)
+            return TorchLoraBatch(lanes, None)
         position = {slot: i for i, slot in enumerate(lanes.slots)}
         lane = torch.tensor([position.get(slot, -1) for slot in slots], device=self._device)
         if counts is not None:
             lane = lane.repeat_interleave(torch.tensor(counts, device=self._device))
         mask = (lane[:, None] == lanes.lane_of_column).to(self._dtype)
-        return LoraRoute(lanes, mask[:, None, :])
+        return TorchLoraBatch(lanes, mask[:, None, :])
 
-    def kernel_route(self, slots: torch.Tensor) -> KernelRoute | None:
+    def kernel_route(self, slots: torch.Tensor) -> TritonLoraBatch | None:
         """The route of rows whose slots (B,) are on the device; None: no adapter was ever loaded.
 
         It holds for as long as `layout` stays.
@@ -276,9 +290,9 @@ class LoraBank:
             ]
             for site in self._sites
         }
-        return KernelRoute(parts, slots)
+        return TritonLoraBatch(parts, slots)
 
-    def _lanes_of(self, active: tuple[int, ...]) -> Lanes:
+    def _lanes_of(self, active: tuple[int, ...]) -> LoraSegments:
         """Kept lanes that hold `active` and little else, or new ones."""
         wanted = set(active)
         for kept in reversed(self._lanes.values()):
@@ -287,7 +301,7 @@ class LoraBank:
                 return kept
         columns = [(i, slot, r) for i, slot in enumerate(active) for r in range(self._ranks[slot])]
         rows = torch.tensor([slot * self._rank + r for _, slot, r in columns], device=self._device)
-        lanes = Lanes(
+        lanes = LoraSegments(
             slots=active,
             lane_of_column=torch.tensor([i for i, _, _ in columns], device=self._device),
             sites={
@@ -302,8 +316,8 @@ class LoraBank:
         return lanes
 
     def _site_lanes(
-        self, site: Site, active: tuple[int, ...], rows: torch.Tensor
-    ) -> SiteLanes | None:
+        self, site: LoraLayer, active: tuple[int, ...], rows: torch.Tensor
+    ) -> LayerSegments | None:
         """`rows` (W,): the lanes' rows in a stack that is flattened to (N * R, features)."""
         parts = [p for p in site.parts if any(p.module in self._modules[slot] for slot in active)]
         if not parts:
@@ -314,7 +328,7 @@ class LoraBank:
             a.append(stack.a.flatten(0, 1).index_select(0, rows))
             columns = stack.b.flatten(0, 1).index_select(0, rows)
             b.append((part.start, part.stop, columns))
-        return SiteLanes(torch.cat(a).t().contiguous(), tuple(b))
+        return LayerSegments(torch.cat(a).t().contiguous(), tuple(b))
 
     def _free_slot(self, name: str) -> int:
         taken = set(self._slot_of.values())
@@ -343,10 +357,10 @@ class LoraBank:
                 self._stacks[module] = self._new_stack(module, self._rank)
                 self._layout += 1
 
-    def _new_stack(self, module: str, rank: int) -> Stack:
+    def _new_stack(self, module: str, rank: int) -> LoraStack:
         shapes = [(self._num_slots, rank, features) for features in self._parts[module]]
         a, b = (torch.zeros(shape, dtype=self._dtype, device=self._device) for shape in shapes)
-        return Stack(a, b)
+        return LoraStack(a, b)
 
     def _require(self, name: str) -> None:
         if name not in self._slot_of:

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 
 from deployments.engine.attention.decode import DecodeBatch
 from deployments.engine.attention.kv_cache import KvCache
-from deployments.engine.attention.prefill import PromptBatch
-from deployments.engine.lora.batch import Route, Site
+from deployments.engine.attention.prefill import PrefillBatch
+from deployments.engine.lora.batch import LoraBatch, LoraLayer
 from deployments.engine.models.linear import packed
 
 
@@ -27,7 +27,7 @@ class KvShape:
         return self.num_layers * 2 * self.num_heads * self.head_dim * self.dtype.itemsize
 
 
-class Network(Protocol):
+class Model(Protocol):
     """A base model's weights and forward passes over the key/value memory.
 
     The decoder keeps rows, adapters and sampling; the network has no state of its own.
@@ -37,7 +37,7 @@ class Network(Protocol):
     keeps_prompts_at_end: bool  # and the first token comes from a decode step
 
     @property
-    def sites(self) -> list[Site]:
+    def sites(self) -> list[LoraLayer]:
         """The linear layers that adapters may change."""
 
     @property
@@ -49,23 +49,23 @@ class Network(Protocol):
     @property
     def device(self) -> torch.device: ...
 
-    def prefill(self, cache: KvCache, batch: PromptBatch, route: Route | None) -> torch.Tensor:
+    def prefill(self, cache: KvCache, batch: PrefillBatch, route: LoraBatch | None) -> torch.Tensor:
         """Read prompt tokens into the memory; returns the states (T, d) behind them."""
 
-    def decode(self, cache: KvCache, batch: DecodeBatch, route: Route | None) -> torch.Tensor:
+    def decode(self, cache: KvCache, batch: DecodeBatch, route: LoraBatch | None) -> torch.Tensor:
         """Write the batch's tokens into the memory; returns the states (B, d) after them."""
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """States (n, d) -> logits (n, V)."""
 
 
-def take_norm(norm: Any, dtype: torch.dtype) -> torch.Tensor:
+def norm_weight(norm: Any, dtype: torch.dtype) -> torch.Tensor:
     """The weight (d,) of an RMS norm."""
     weight: torch.Tensor = norm.weight.data.to(dtype)
     return weight
 
 
-class Head:
+class LMHead:
     """The output layer: states (n, d) -> logits (n, V).
 
     It shares the embedding's memory when the two are equal by value, whatever the configuration

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from deployments.engine.kernels.lora import Expansion, rms_norm
-from deployments.engine.lora.batch import Part, Route, Site
+from deployments.engine.lora.batch import LoraBatch, LoraLayer, LoraModule
 
 # Measured with float32 and 576 columns (docs/engine.md): 1.05 ms against 0.62 at 16 rows and 3,072
 # outputs; no gain at 960 outputs, a loss from 64 rows on.
@@ -13,7 +13,7 @@ _WIDE = 2048
 _FEW_ROWS = range(6, 41)
 
 
-class Projection:
+class FusedLinear:
     """y = x @ W.T + bias, W being several linear layers of the base model stacked by rows.
 
     Layouts: bfloat16 on a CPU multiplies fastest from oneDNN's packed blocks, float32 from
@@ -31,7 +31,7 @@ class Projection:
         biases = [layer.bias for layer in layers.values()]
         self.name = name
         self.out_features = sum(len(weight) for weight in weights)
-        self.site = Site(name, weights[0].shape[1], _parts(list(layers), weights))
+        self.site = LoraLayer(name, weights[0].shape[1], _parts(list(layers), weights))
         self._bias = _stacked_bias(biases, weights, dtype)
         weight = torch.cat(weights)
         self._packed = packed(weight) if dtype == torch.bfloat16 else None
@@ -43,7 +43,7 @@ class Projection:
         else:
             self._weight = weight.t()
 
-    def __call__(self, x: torch.Tensor, lora: Route | None) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, lora: LoraBatch | None) -> torch.Tensor:
         """x (T, in) -> (T, out), each token with its own adapter."""
         y = self._product(x)
         if lora is not None:
@@ -51,7 +51,7 @@ class Projection:
         return y
 
     def after_norm(
-        self, x: torch.Tensor, weight: torch.Tensor, eps: float, lora: Route | None
+        self, x: torch.Tensor, weight: torch.Tensor, eps: float, lora: LoraBatch | None
     ) -> torch.Tensor:
         """The layer of the RMS norm of x (T, in), whose weight is (in,)."""
         if lora is None:
@@ -62,7 +62,7 @@ class Projection:
         return y
 
     def before_attention(
-        self, x: torch.Tensor, weight: torch.Tensor, eps: float, lora: Route | None
+        self, x: torch.Tensor, weight: torch.Tensor, eps: float, lora: LoraBatch | None
     ) -> tuple[torch.Tensor, Expansion | None]:
         """As `after_norm`; the expansion, if any, is left to the attention that reads it."""
         if lora is None:
@@ -71,7 +71,9 @@ class Projection:
         y = self._product(normed)
         return y, lora.expansion(self.name, normed, y, shrunk)
 
-    def add_to(self, residual: torch.Tensor, x: torch.Tensor, lora: Route | None) -> torch.Tensor:
+    def add_to(
+        self, residual: torch.Tensor, x: torch.Tensor, lora: LoraBatch | None
+    ) -> torch.Tensor:
         """residual (T, out) + self(x), in place of the residual."""
         if self._packed is not None or self._bias is not None:
             return residual.add_(self(x, lora))
@@ -111,10 +113,10 @@ def _take(layer: torch.nn.Linear) -> torch.Tensor:
     return weight
 
 
-def _parts(modules: Sequence[str], weights: Sequence[torch.Tensor]) -> tuple[Part, ...]:
+def _parts(modules: Sequence[str], weights: Sequence[torch.Tensor]) -> tuple[LoraModule, ...]:
     parts, start = [], 0
     for module, weight in zip(modules, weights, strict=True):
-        parts.append(Part(module, start, start + len(weight)))
+        parts.append(LoraModule(module, start, start + len(weight)))
         start += len(weight)
     return tuple(parts)
 

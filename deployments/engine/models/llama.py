@@ -10,18 +10,18 @@ import torch
 
 from deployments.engine.attention.decode import DecodeBatch
 from deployments.engine.attention.kv_cache import KvCache
-from deployments.engine.attention.prefill import PromptBatch
+from deployments.engine.attention.prefill import PrefillBatch
 from deployments.engine.kernels.attention import Rope
 from deployments.engine.kernels.lora import ACTIVATIONS, gated_activation, rms_norm
-from deployments.engine.lora.batch import Route, Site
-from deployments.engine.models.base import Head, KvShape, take_norm
-from deployments.engine.models.linear import Projection
+from deployments.engine.lora.batch import LoraBatch, LoraLayer
+from deployments.engine.models.base import KvShape, LMHead, norm_weight
+from deployments.engine.models.linear import FusedLinear
 
 _MODELS = ("LlamaForCausalLM", "Qwen2ForCausalLM")
 _ROPE_TYPES = ("default", "linear", "llama3")  # those whose frequencies do not change as one runs
 
 
-def why_not_causal(model: Any) -> str | None:
+def unsupported_by_llama(model: Any) -> str | None:
     """Why this model cannot run here; None: it can."""
     config = model.config
     if type(model).__name__ not in _MODELS:
@@ -38,7 +38,7 @@ def why_not_causal(model: Any) -> str | None:
     return None
 
 
-class CausalNetwork:
+class LlamaModel:
     """The weights and the forward passes. Takes the weights out of `model`.
 
     Args:
@@ -57,8 +57,8 @@ class CausalNetwork:
         self._eps: float = config.rms_norm_eps
         self._act: str = config.hidden_act
         self._embedding: torch.Tensor = model.model.embed_tokens.weight.data.to(dtype)
-        self._head = Head(model.lm_head, model.model.embed_tokens, self._embedding)
-        self._norm = take_norm(model.model.norm, dtype)
+        self._head = LMHead(model.lm_head, model.model.embed_tokens, self._embedding)
+        self._norm = norm_weight(model.model.norm, dtype)
         positions = torch.arange(num_positions, device=self._embedding.device)[None]
         cos, sin = model.model.rotary_emb(self._embedding[:1], positions)
         half = self._head_dim // 2
@@ -68,7 +68,7 @@ class CausalNetwork:
         ]
 
     @property
-    def sites(self) -> list[Site]:
+    def sites(self) -> list[LoraLayer]:
         return [site for layer in self._layers for site in layer.sites]
 
     @property
@@ -83,7 +83,7 @@ class CausalNetwork:
     def device(self) -> torch.device:
         return self._embedding.device
 
-    def prefill(self, cache: KvCache, batch: PromptBatch, route: Route | None) -> torch.Tensor:
+    def prefill(self, cache: KvCache, batch: PrefillBatch, route: LoraBatch | None) -> torch.Tensor:
         """Read the tokens, side by side; returns the states (T, d) behind them."""
         x = self._embedding[batch.tokens]
         rope = self._rope.at(batch.positions)
@@ -99,7 +99,7 @@ class CausalNetwork:
             x = self._after_attention(layer, x, attended, route)
         return x
 
-    def decode(self, cache: KvCache, batch: DecodeBatch, route: Route | None) -> torch.Tensor:
+    def decode(self, cache: KvCache, batch: DecodeBatch, route: LoraBatch | None) -> torch.Tensor:
         """The batch's tokens one position further: states (B, d)."""
         x = self._embedding[batch.tokens]
         shape = (len(x), self._num_heads + 2 * self._num_kv_heads, self._head_dim)
@@ -116,7 +116,7 @@ class CausalNetwork:
         return self._head(rms_norm(hidden, self._norm, self._eps))
 
     def _after_attention(
-        self, layer: "_Layer", x: torch.Tensor, attended: torch.Tensor, route: Route | None
+        self, layer: "_Layer", x: torch.Tensor, attended: torch.Tensor, route: LoraBatch | None
     ) -> torch.Tensor:
         x = layer.o.add_to(x, attended, route)
         inner = layer.gate_up.after_norm(x, layer.norm_2, self._eps, route)
@@ -126,9 +126,9 @@ class CausalNetwork:
 class _Layer:
     def __init__(self, path: str, layer: Any, dtype: torch.dtype) -> None:
         attention, mlp = layer.self_attn, layer.mlp
-        self.norm_1 = take_norm(layer.input_layernorm, dtype)
-        self.norm_2 = take_norm(layer.post_attention_layernorm, dtype)
-        self.qkv = Projection(
+        self.norm_1 = norm_weight(layer.input_layernorm, dtype)
+        self.norm_2 = norm_weight(layer.post_attention_layernorm, dtype)
+        self.qkv = FusedLinear(
             f"{path}.qkv",
             {
                 f"{path}.self_attn.q_proj": attention.q_proj,
@@ -137,14 +137,14 @@ class _Layer:
             },
             dtype,
         )
-        self.o = Projection(f"{path}.o", {f"{path}.self_attn.o_proj": attention.o_proj}, dtype)
-        self.gate_up = Projection(
+        self.o = FusedLinear(f"{path}.o", {f"{path}.self_attn.o_proj": attention.o_proj}, dtype)
+        self.gate_up = FusedLinear(
             f"{path}.gate_up",
             {f"{path}.mlp.gate_proj": mlp.gate_proj, f"{path}.mlp.up_proj": mlp.up_proj},
             dtype,
         )
-        self.down = Projection(f"{path}.down", {f"{path}.mlp.down_proj": mlp.down_proj}, dtype)
+        self.down = FusedLinear(f"{path}.down", {f"{path}.mlp.down_proj": mlp.down_proj}, dtype)
 
     @property
-    def sites(self) -> list[Site]:
+    def sites(self) -> list[LoraLayer]:
         return [p.site for p in (self.qkv, self.o, self.gate_up, self.down)]

@@ -12,14 +12,14 @@ import torch
 
 from deployments.engine.attention.decode import DecodeBatch
 from deployments.engine.attention.kv_cache import KvCache
-from deployments.engine.attention.prefill import PromptBatch
+from deployments.engine.attention.prefill import PrefillBatch
 from deployments.engine.kernels.lora import ACTIVATIONS, gated_activation, rms_norm
-from deployments.engine.lora.batch import Route, Site
-from deployments.engine.models.base import Head, KvShape, take_norm
-from deployments.engine.models.linear import Projection
+from deployments.engine.lora.batch import LoraBatch, LoraLayer
+from deployments.engine.models.base import KvShape, LMHead, norm_weight
+from deployments.engine.models.linear import FusedLinear
 
 
-def why_not_seq2seq(model: Any) -> str | None:
+def unsupported_by_t5(model: Any) -> str | None:
     """Why this model cannot run here; None: it can."""
     if type(model).__name__ != "T5ForConditionalGeneration":
         return f"{type(model).__name__} is not T5ForConditionalGeneration"
@@ -28,7 +28,7 @@ def why_not_seq2seq(model: Any) -> str | None:
     return None
 
 
-class Seq2SeqNetwork:
+class T5Model:
     """The weights and the forward passes. Takes the weights out of `model`.
 
     Args:
@@ -44,11 +44,11 @@ class Seq2SeqNetwork:
         self._head_dim: int = config.d_kv
         self._eps: float = config.layer_norm_epsilon
         self._embedding: torch.Tensor = model.shared.weight.data.to(dtype)
-        self._head = Head(model.lm_head, model.shared, self._embedding)
+        self._head = LMHead(model.lm_head, model.shared, self._embedding)
         scaled = getattr(config, "scale_decoder_outputs", config.tie_word_embeddings)
         self._output_scale: float | None = config.d_model**-0.5 if scaled else None
-        self._encoder_norm = take_norm(model.encoder.final_layer_norm, dtype)
-        self._norm = take_norm(model.decoder.final_layer_norm, dtype)
+        self._encoder_norm = norm_weight(model.encoder.final_layer_norm, dtype)
+        self._norm = norm_weight(model.decoder.final_layer_norm, dtype)
         # By key position - query position: -(S - 1) to S - 1 in the encoder, 0 to -(S - 1) in the
         # decoder. The first layer's table serves all layers.
         reach = torch.arange(num_positions, device=self._embedding.device)
@@ -67,7 +67,7 @@ class Seq2SeqNetwork:
         ]
 
     @property
-    def sites(self) -> list[Site]:
+    def sites(self) -> list[LoraLayer]:
         return [site for layer in (*self._encoder, *self._decoder) for site in layer.sites]
 
     @property
@@ -82,7 +82,7 @@ class Seq2SeqNetwork:
     def device(self) -> torch.device:
         return self._embedding.device
 
-    def prefill(self, cache: KvCache, batch: PromptBatch, route: Route | None) -> torch.Tensor:
+    def prefill(self, cache: KvCache, batch: PrefillBatch, route: LoraBatch | None) -> torch.Tensor:
         """Run the encoder over whole prompts, side by side, and keep what the decoder reads."""
         x = self._embedding[batch.tokens]
         heads = (self._num_heads, self._head_dim)
@@ -99,7 +99,7 @@ class Seq2SeqNetwork:
             cache.write(i, batch.where, kv.view(len(x), 2, *heads))
         return encoded
 
-    def decode(self, cache: KvCache, batch: DecodeBatch, route: Route | None) -> torch.Tensor:
+    def decode(self, cache: KvCache, batch: DecodeBatch, route: LoraBatch | None) -> torch.Tensor:
         """The batch's tokens one position further: states (B, d)."""
         h, dim, eps = self._num_heads, self._head_dim, self._eps
         x = self._embedding[batch.tokens]
@@ -148,15 +148,15 @@ class _Mlp:
         dense = layer.DenseReluDense
         names = ("wi_0", "wi_1") if gated else ("wi",)
         inner = f"{path}.DenseReluDense"
-        self._norm = take_norm(layer.layer_norm, dtype)
-        self._wi = Projection(
+        self._norm = norm_weight(layer.layer_norm, dtype)
+        self._wi = FusedLinear(
             f"{path}.wi", {f"{inner}.{name}": getattr(dense, name) for name in names}, dtype
         )
-        self._wo = Projection(f"{path}.wo", {f"{inner}.wo": dense.wo}, dtype)
+        self._wo = FusedLinear(f"{path}.wo", {f"{inner}.wo": dense.wo}, dtype)
         self._act, self._gated = act, gated
         self.sites = [self._wi.site, self._wo.site]
 
-    def __call__(self, x: torch.Tensor, eps: float, route: Route | None) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, eps: float, route: LoraBatch | None) -> torch.Tensor:
         inner = self._wi.after_norm(x, self._norm, eps, route)
         if self._gated:
             return self._wo.add_to(x, gated_activation(inner, self._act), route)
@@ -174,11 +174,11 @@ class _EncoderLayer:
     ) -> None:
         attention = layers[0].SelfAttention
         inner = f"{path}.0.SelfAttention"
-        self.norm_1 = take_norm(layers[0].layer_norm, dtype)
-        self.qkv = Projection(
+        self.norm_1 = norm_weight(layers[0].layer_norm, dtype)
+        self.qkv = FusedLinear(
             f"{path}.0.qkv", {f"{inner}.{n}": getattr(attention, n) for n in "qkv"}, dtype
         )
-        self.o = Projection(f"{path}.0.o", {f"{inner}.o": attention.o}, dtype)
+        self.o = FusedLinear(f"{path}.0.o", {f"{inner}.o": attention.o}, dtype)
         self.mlp = _Mlp(f"{path}.{len(layers) - 1}", layers[-1], dtype, act, gated)
         self.sites = [self.qkv.site, self.o.site, *self.mlp.sites]
 
@@ -195,10 +195,10 @@ class _DecoderLayer(_EncoderLayer):
         super().__init__(path, layers, dtype, act, gated)
         attention = layers[1].EncDecAttention
         inner = f"{path}.1.EncDecAttention"
-        self.norm_2 = take_norm(layers[1].layer_norm, dtype)
-        self.cross_q = Projection(f"{path}.1.q", {f"{inner}.q": attention.q}, dtype)
-        self.cross_kv = Projection(
+        self.norm_2 = norm_weight(layers[1].layer_norm, dtype)
+        self.cross_q = FusedLinear(f"{path}.1.q", {f"{inner}.q": attention.q}, dtype)
+        self.cross_kv = FusedLinear(
             f"{path}.1.kv", {f"{inner}.{n}": getattr(attention, n) for n in "kv"}, dtype
         )
-        self.cross_o = Projection(f"{path}.1.o", {f"{inner}.o": attention.o}, dtype)
+        self.cross_o = FusedLinear(f"{path}.1.o", {f"{inner}.o": attention.o}, dtype)
         self.sites += [self.cross_q.site, self.cross_kv.site, self.cross_o.site]

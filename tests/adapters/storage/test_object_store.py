@@ -6,8 +6,8 @@ import pytest
 
 from adapters import changes
 from adapters.live_catalog import LiveCatalog
-from adapters.storage.local import StateError
-from adapters.storage.object_store import ObjectState
+from adapters.storage.local import StorageError
+from adapters.storage.object_store import ObjectStorage
 from adapters.store import open_store
 from tests.adapters.live_catalogs import add, make_seed
 
@@ -58,7 +58,7 @@ def test_a_store_without_conditional_put_is_refused_for_writing(
 ) -> None:
     store = open_store(f"memory://{tmp_path.name}", seed, tmp_path / "cache")
     monkeypatch.setattr("adapters.storage.object_store.CONDITIONAL", frozenset({"s3"}))
-    with pytest.raises(StateError, match="offers no conditional put"):
+    with pytest.raises(StorageError, match="offers no conditional put"):
         store.change(lambda c: changes.remove(c, "derm"))
     assert store.read().revision == 0
 
@@ -66,18 +66,18 @@ def test_a_store_without_conditional_put_is_refused_for_writing(
 def test_a_writer_that_stalled_begins_again(tmp_path: Path) -> None:
     """Its number may have been used and swept meanwhile."""
     now = [1000.0]
-    files = ObjectState(f"memory://{tmp_path.name}", clock=lambda: now[0])
-    files.write_if(b"one", None)
+    files = ObjectStorage(f"memory://{tmp_path.name}", clock=lambda: now[0])
+    files.put_if_match(b"one", None)
     found = files.read()
     assert found is not None
     now[0] += 3600
-    from adapters.storage.local import Conflict
+    from adapters.storage.local import PreconditionFailed
 
-    with pytest.raises(Conflict):
-        files.write_if(b"two", found[1])
+    with pytest.raises(PreconditionFailed):
+        files.put_if_match(b"two", found[1])
     assert files.read() == found
 
 
 def test_an_unknown_kind_of_store_names_what_to_install(seed: Path, tmp_path: Path) -> None:
-    with pytest.raises(StateError, match="install the driver"):
+    with pytest.raises(StorageError, match="install the driver"):
         open_store("gs://bucket/x", seed, tmp_path)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from deployments.engine.decoder import StepDecoder
 from deployments.engine.request import Request
-from deployments.engine.scheduler import Job, Scheduler, StepPlan
+from deployments.engine.scheduler import Scheduler, SchedulerOutput, SequenceState
 
 
 @dataclass
@@ -13,7 +13,7 @@ class Run:
     """Answers by position of the request, and the plans of all steps."""
 
     answers: list[list[int]]
-    plans: list[StepPlan] = field(default_factory=list)
+    plans: list[SchedulerOutput] = field(default_factory=list)
 
     @property
     def most_rows(self) -> int:
@@ -47,7 +47,7 @@ def run_rows(
     )
     due = list(arrivals) if arrivals is not None else [0] * len(requests)
     run = Run([[] for _ in requests])
-    number: dict[Job, int] = {}
+    number: dict[SequenceState, int] = {}
     eos_ids = decoder.info.eos_ids
     step = 0
     while books.jobs or len(number) < len(requests):

@@ -11,9 +11,9 @@ from deployments.engine.adapter_probe import NOISE
 from deployments.engine.decoder import AdapterHasNoEffect
 from deployments.engine.decoder_factory import FastLimits, build_decoder
 from deployments.engine.model_loader import load_pretrained
-from deployments.engine.model_runner import FastDecoder
+from deployments.engine.model_runner import ModelRunner
 from deployments.engine.request import Request, SamplingParams
-from deployments.engine.scheduler import StepPlan
+from deployments.engine.scheduler import SchedulerOutput
 from tests.conftest import TINY_ADAPTERS
 from tests.deployments.engine.rows_by_hand import run_rows
 from tests.tiny_models import make_adapter
@@ -22,15 +22,15 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FAMILIES = {"llama": "causal", "flan_t5": "seq2seq"}
 
 
-class Probing(FastDecoder):
+class Probing(ModelRunner):
     """Tries an adapter out before every step."""
 
     newcomer: Path | None = None
     num_probes = 0
 
-    def step(self, plan: StepPlan):  # type: ignore[no-untyped-def]
+    def step(self, plan: SchedulerOutput):  # type: ignore[no-untyped-def]
         if self.newcomer is not None:
-            self.try_out("newcomer", self.read_adapter(self.newcomer))
+            self.dry_run("newcomer", self.read_adapter(self.newcomer))
             self.num_probes += 1
         return super().step(plan)
 
@@ -47,7 +47,7 @@ def decoder(family: str, tiny_catalogs: dict[str, tuple[Path, Path]]) -> Probing
     base = dataclasses.replace(base, eos_ids=frozenset({-1}))
     folders = {name: catalog / "weights" / name for name in TINY_ADAPTERS}
     built = build_decoder(base, "fast", FastLimits(3, 64, 4), folders)
-    assert isinstance(built, FastDecoder)
+    assert isinstance(built, ModelRunner)
     built.__class__ = Probing
     for name, folder in folders.items():
         built.load_adapter(name, folder)

@@ -17,7 +17,7 @@ import torch
 from peft import PeftModel
 
 from deployments.engine.decoder_factory import FastLimits, build_decoder
-from deployments.engine.model_runner import FastDecoder
+from deployments.engine.model_runner import ModelRunner
 from deployments.engine.request import Request, SamplingParams
 from deployments.engine.sampling import Sampler
 from scripts.benchmarks.models import load_base, make_random_adapters
@@ -34,7 +34,7 @@ def our_logits(
     """Greedy answers, and the logits (tokens, V) that they were picked from."""
     limits = FastLimits(len(prompts), max(map(len, prompts)) + NUM_TOKENS + 4, len(folders))
     decoder = build_decoder(dataclasses.replace(base, eos_ids=frozenset()), "fast", limits, folders)
-    assert isinstance(decoder, FastDecoder)
+    assert isinstance(decoder, ModelRunner)
     for name, folder in folders.items():
         decoder.load_adapter(name, folder)
     seen: dict[int, list[torch.Tensor]] = {row: [] for row in range(len(prompts))}

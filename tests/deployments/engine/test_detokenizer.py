@@ -1,4 +1,4 @@
-"""TextStream: whatever the chunks, the text is that of decoding everything at once."""
+"""IncrementalDetokenizer: whatever the chunks, the text is that of decoding everything at once."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deployments.engine.detokenizer import TextStream
+from deployments.engine.detokenizer import IncrementalDetokenizer
 
 
 def decode_bytes(token_ids: Sequence[int]) -> str:
@@ -19,8 +19,8 @@ def decode_pieces(token_ids: Sequence[int]) -> str:
     return "".join(f" w{token_id}" for token_id in token_ids).lstrip()
 
 
-def streamed(text: str, stop: tuple[str, ...] = ()) -> tuple[list[str], TextStream]:
-    stream = TextStream(decode_bytes, stop)
+def streamed(text: str, stop: tuple[str, ...] = ()) -> tuple[list[str], IncrementalDetokenizer]:
+    stream = IncrementalDetokenizer(decode_bytes, stop)
     pieces = []
     for token_id in text.encode():
         pieces.append(stream.push(token_id))
@@ -42,14 +42,14 @@ def test_an_unfinished_character_is_held_back() -> None:
 
 
 def test_an_answer_cut_inside_a_character_still_gives_out_what_it_has() -> None:
-    stream = TextStream(decode_bytes)
+    stream = IncrementalDetokenizer(decode_bytes)
     first, second = stream.push(ord("a")), stream.push("é".encode()[0])
     assert (first, second) == ("a", "")
     assert stream.finish() == "\N{REPLACEMENT CHARACTER}"
 
 
 def test_spaces_between_pieces_survive() -> None:
-    stream = TextStream(decode_pieces)
+    stream = IncrementalDetokenizer(decode_pieces)
     text = "".join(stream.push(token_id) for token_id in (1, 2, 3)) + stream.finish()
     assert text == "w1 w2 w3"
 

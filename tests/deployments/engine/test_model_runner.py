@@ -21,8 +21,8 @@ from deployments.engine.engine import Engine, EngineLimits
 from deployments.engine.lora.peft_reader import AdapterNotSupported, unsupported_features
 from deployments.engine.lora.pool import BankRefused
 from deployments.engine.model_loader import Pretrained, load_pretrained
-from deployments.engine.model_runner import FastDecoder
-from deployments.engine.peft_decoder import ReferenceDecoder
+from deployments.engine.model_runner import ModelRunner
+from deployments.engine.peft_decoder import PeftDecoder
 from deployments.engine.request import FinishReason, Request, SamplingParams, TokenEvent
 from tests.conftest import TINY_ADAPTERS
 from tests.deployments.engine.rows_by_hand import run_rows
@@ -59,16 +59,16 @@ def load(base_dir: Path) -> Pretrained:
 
 
 @pytest.fixture
-def decoder(base_dir: Path, folders: dict[str, Path]) -> FastDecoder:
+def decoder(base_dir: Path, folders: dict[str, Path]) -> ModelRunner:
     decoder = build_decoder(load(base_dir), "auto", LIMITS, folders)
-    assert isinstance(decoder, FastDecoder)
+    assert isinstance(decoder, ModelRunner)
     for name, folder in folders.items():
         decoder.load_adapter(name, folder)
     return decoder
 
 
 @pytest.fixture
-async def engine(decoder: FastDecoder) -> AsyncIterator[Engine]:
+async def engine(decoder: ModelRunner) -> AsyncIterator[Engine]:
     engine = Engine(decoder, EngineLimits(max_rows=4, max_waiting=20, max_input_tokens=40))
     engine.start()
     yield engine
@@ -90,7 +90,7 @@ def visible(text: str) -> str:
     return text.rstrip("\N{REPLACEMENT CHARACTER}")
 
 
-def test_it_is_a_step_decoder(decoder: FastDecoder) -> None:
+def test_it_is_a_step_decoder(decoder: ModelRunner) -> None:
     assert isinstance(decoder, StepDecoder)
     assert decoder.info.name == "fast"
     assert decoder.info.num_positions == 64
@@ -98,7 +98,7 @@ def test_it_is_a_step_decoder(decoder: FastDecoder) -> None:
 
 
 async def test_the_engine_streams_what_the_oracle_says(
-    engine: Engine, decoder: FastDecoder, base_dir: Path, folders: dict[str, Path]
+    engine: Engine, decoder: ModelRunner, base_dir: Path, folders: dict[str, Path]
 ) -> None:
     oracle = Oracle(base_dir, folders)
     sides = [None, *folders] * 3
@@ -111,20 +111,20 @@ async def test_the_engine_streams_what_the_oracle_says(
         assert events[-1].num_tokens == 12
 
 
-async def test_cancelling_frees_the_row_and_its_slot(engine: Engine, decoder: FastDecoder) -> None:
+async def test_cancelling_frees_the_row_and_its_slot(engine: Engine, decoder: ModelRunner) -> None:
     events = engine.generate(request("derm", 50))
     await anext(events)
     assert decoder.bank.num_users("derm") == 1
     await events.aclose()
-    done = asyncio.wrap_future(engine.between_steps(lambda: None))
+    done = asyncio.wrap_future(engine.run_between_steps(lambda: None))
     await done
-    again = asyncio.wrap_future(engine.between_steps(lambda: decoder.bank.num_users("derm")))
+    again = asyncio.wrap_future(engine.run_between_steps(lambda: decoder.bank.num_users("derm")))
     assert await again == 0
     assert engine.num_running == 0
 
 
 async def test_an_adapter_is_replaced_and_evicted_while_rows_run(
-    engine: Engine, decoder: FastDecoder, base_dir: Path, folders: dict[str, Path], tmp_path: Path
+    engine: Engine, decoder: ModelRunner, base_dir: Path, folders: dict[str, Path], tmp_path: Path
 ) -> None:
     """The answer in flight stays on its version, the next one gets the new one."""
     newer = make_adapter(base_dir, tmp_path / "newer", base_name="b", seed=77)
@@ -138,20 +138,20 @@ async def test_an_adapter_is_replaced_and_evicted_while_rows_run(
     def replace_it() -> None:
         decoder.install("derm", weights)
 
-    await asyncio.wrap_future(engine.between_steps(replace_it))
+    await asyncio.wrap_future(engine.run_between_steps(replace_it))
     second = asyncio.create_task(collect(engine, request("derm", 40, "second")))
     first += [event async for event in stream]
     await second
     for name, events, expected in (("first", first, old), ("second", second.result(), new)):
         text = "".join(event.text for event in events)
         assert visible(text) == visible(decoder.decode(expected)), name
-    evicting = engine.between_steps(lambda: decoder.bank.evict("derm"))
+    evicting = engine.run_between_steps(lambda: decoder.bank.evict("derm"))
     await asyncio.wrap_future(evicting)
     assert decoder.info.adapters == ("cardio",)
 
 
 def test_an_adapter_without_effect_is_refused_and_the_earlier_one_serves(
-    decoder: FastDecoder, base_dir: Path, tmp_path: Path
+    decoder: ModelRunner, base_dir: Path, tmp_path: Path
 ) -> None:
     idle = make_adapter(base_dir, tmp_path / "idle", base_name="b", seed=5, std=0.0)
     before = run_rows(decoder, [request("derm")]).answers
@@ -160,14 +160,14 @@ def test_an_adapter_without_effect_is_refused_and_the_earlier_one_serves(
     assert run_rows(decoder, [request("derm")]).answers == before
 
 
-def test_a_full_bank_says_what_to_do(decoder: FastDecoder, folders: dict[str, Path]) -> None:
+def test_a_full_bank_says_what_to_do(decoder: ModelRunner, folders: dict[str, Path]) -> None:
     decoder.load_adapter("third", folders["derm"])
     decoder.load_adapter("fourth", folders["derm"])  # the slot that is spare for replacing
     with pytest.raises(BankRefused, match=r"'fifth' finds no free slot: 4 adapters are resident"):
         decoder.load_adapter("fifth", folders["derm"])
 
 
-def test_an_unknown_adapter_does_not_take_a_row(decoder: FastDecoder) -> None:
+def test_an_unknown_adapter_does_not_take_a_row(decoder: ModelRunner) -> None:
     with pytest.raises(BankRefused, match=r"'zebra' is not resident \(resident: derm, cardio\)"):
         decoder.set_adapter(0, "zebra")
 
@@ -195,7 +195,7 @@ def changed_config(source: Path, folder: Path, **fields: Any) -> Path:
     ],
 )
 def test_what_the_bank_cannot_express_goes_to_the_reference_decoder(
-    decoder: FastDecoder,
+    decoder: ModelRunner,
     base_dir: Path,
     folders: dict[str, Path],
     tmp_path: Path,
@@ -210,13 +210,13 @@ def test_what_the_bank_cannot_express_goes_to_the_reference_decoder(
     with pytest.raises(FastDecoderImpossible, match=named):
         build_decoder(load(base_dir), "fast", LIMITS, {"odd": odd})
     chosen = build_decoder(load(base_dir), "auto", LIMITS, {"odd": odd})
-    assert isinstance(chosen, ReferenceDecoder)
+    assert isinstance(chosen, PeftDecoder)
     assert "adapter 'odd' has" in chosen.info.reason
     assert "adapter 'odd' has" in caplog.text
 
 
 def test_tensors_that_belong_nowhere_are_named(
-    decoder: FastDecoder, folders: dict[str, Path], tmp_path: Path
+    decoder: ModelRunner, folders: dict[str, Path], tmp_path: Path
 ) -> None:
     odd = changed_config(folders["derm"], tmp_path / "odd", layers_to_transform=[0])
     with pytest.raises(AdapterNotSupported, match=r"layers\.1.*belongs to no adapted layer"):
@@ -231,7 +231,7 @@ def test_other_architectures_and_choices_go_to_the_reference_decoder(base_dir: P
     config = GPT2Config(vocab_size=300, n_embd=32, n_layer=1, n_head=2, n_positions=64)
     other = replace(base, model=GPT2LMHeadModel(config).eval())
     chosen = build_decoder(other, "auto", LIMITS, {})
-    assert isinstance(chosen, ReferenceDecoder)
+    assert isinstance(chosen, PeftDecoder)
     assert "GPT2LMHeadModel is none of LlamaForCausalLM" in chosen.info.reason
     asked = build_decoder(base, "reference", LIMITS, {})
     assert asked.info.reason.endswith("engine.decoder is reference")
@@ -254,7 +254,7 @@ def test_variants_that_would_be_wrong_are_not_fast(
     for key, value in fields.items():
         setattr(base.model.config, key, value)
     chosen = build_decoder(base, "auto", LIMITS, {})
-    assert isinstance(chosen, ReferenceDecoder)
+    assert isinstance(chosen, PeftDecoder)
     assert named in chosen.info.reason
 
 
@@ -265,7 +265,7 @@ def test_memory_for_not_one_answer_is_refused(base_dir: Path) -> None:
 
 
 def test_a_step_that_fails_leaves_a_decoder_that_works(
-    decoder: FastDecoder, monkeypatch: pytest.MonkeyPatch
+    decoder: ModelRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = run_rows(decoder, [request("derm")]).answers
 

@@ -17,7 +17,7 @@ import torch
 from deployments.engine.decoder_factory import FastLimits, build_decoder
 from deployments.engine.kernels.lora import are_fused
 from deployments.engine.model_loader import Family, load_pretrained
-from deployments.engine.model_runner import FastDecoder
+from deployments.engine.model_runner import ModelRunner
 from deployments.engine.request import Request, SamplingParams
 from tests.deployments.engine.rows_by_hand import Run, run_rows
 from tests.oracle import Oracle
@@ -66,7 +66,7 @@ class Case:
     name: str
     base: Path
     adapters: dict[str, Path]
-    decoder: FastDecoder
+    decoder: ModelRunner
     oracle: Oracle
 
     @property
@@ -116,7 +116,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 def load_fast(
     name: str, base: Path, adapters: dict[str, Path], kv_positions: int | None = None
-) -> FastDecoder:
+) -> ModelRunner:
     """`kv_positions`: of all rows together; None: every row has full length."""
     loaded = load_pretrained(base, family_of(name), device=DEVICE, dtype="float32")
     limits = FastLimits(NUM_ROWS, 96, max_adapters=8)
@@ -126,7 +126,7 @@ def load_fast(
         size = 2 * 2 * heads * (getattr(config, "head_dim", None) or 16) * 4
         limits = replace(limits, kv_memory_bytes=kv_positions * size)
     decoder = build_decoder(loaded, "fast", limits, adapters)
-    assert isinstance(decoder, FastDecoder)
+    assert isinstance(decoder, ModelRunner)
     for kind, directory in adapters.items():
         decoder.load_adapter(kind, directory)
     return decoder

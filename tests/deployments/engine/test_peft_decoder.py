@@ -9,7 +9,7 @@ import torch
 
 from deployments.engine.decoder import AdapterHasNoEffect
 from deployments.engine.model_loader import choose_precision
-from deployments.engine.peft_decoder import ReferenceDecoder, load_reference_decoder
+from deployments.engine.peft_decoder import PeftDecoder, load_peft_decoder
 from deployments.engine.request import Request, SamplingParams
 from tests.conftest import TINY_ADAPTERS
 from tests.oracle import Oracle
@@ -47,13 +47,13 @@ def request(prompt_ids: Sequence[int], adapter: str | None, **sampling: float) -
     return Request("r", tuple(prompt_ids), adapter, params)
 
 
-def prompts_for(decoder: ReferenceDecoder) -> list[list[int]]:
+def prompts_for(decoder: PeftDecoder) -> list[list[int]]:
     """Three prompts of different lengths, so that a batch needs padding."""
     texts = ("What is eczema?", "How is high blood pressure treated with drugs?", "My rash")
     return [list(decoder.tokenizer(text).input_ids) for text in texts]
 
 
-def run(decoder: ReferenceDecoder, group: Sequence[Request]) -> list[list[int]]:
+def run(decoder: PeftDecoder, group: Sequence[Request]) -> list[list[int]]:
     sink = ListSink([r.sampling.max_tokens for r in group], decoder.info.eos_ids)
     decoder.set_adapter(group[0].adapter)
     decoder.generate(group, sink)
@@ -75,10 +75,10 @@ def family(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def decoder(family: str, tiny_catalogs: Catalogs) -> ReferenceDecoder:
+def decoder(family: str, tiny_catalogs: Catalogs) -> PeftDecoder:
     base, catalog = tiny_catalogs[family]
     kind = "causal" if family == "llama" else "seq2seq"
-    decoder = load_reference_decoder(base, kind, device="cpu", dtype="float32")  # type: ignore[arg-type]
+    decoder = load_peft_decoder(base, kind, device="cpu", dtype="float32")  # type: ignore[arg-type]
     for name in TINY_ADAPTERS:
         decoder.load_adapter(name, catalog / "weights" / name)
     return decoder
@@ -90,7 +90,7 @@ def oracle(family: str, tiny_catalogs: Catalogs) -> Oracle:
     return Oracle(base, {name: catalog / "weights" / name for name in TINY_ADAPTERS})
 
 
-def test_adapters_differ_and_each_equals_peft(decoder: ReferenceDecoder, oracle: Oracle) -> None:
+def test_adapters_differ_and_each_equals_peft(decoder: PeftDecoder, oracle: Oracle) -> None:
     sides = (None, *TINY_ADAPTERS)
     for prompt in prompts_for(decoder):
         expected = {side: oracle.generate(prompt, side, MAX_TOKENS) for side in sides}
@@ -100,7 +100,7 @@ def test_adapters_differ_and_each_equals_peft(decoder: ReferenceDecoder, oracle:
             assert run(decoder, [request(prompt, side)]) == [expected[side]]
 
 
-def test_a_padded_group_equals_each_alone(decoder: ReferenceDecoder, oracle: Oracle) -> None:
+def test_a_padded_group_equals_each_alone(decoder: PeftDecoder, oracle: Oracle) -> None:
     prompts = prompts_for(decoder)
     for side in (None, *TINY_ADAPTERS):
         group = [
@@ -113,7 +113,7 @@ def test_a_padded_group_equals_each_alone(decoder: ReferenceDecoder, oracle: Ora
         assert run(decoder, group) == expected
 
 
-def test_a_group_ends_with_its_last_row(decoder: ReferenceDecoder) -> None:
+def test_a_group_ends_with_its_last_row(decoder: PeftDecoder) -> None:
     group = [request(prompt, None, max_tokens=3) for prompt in prompts_for(decoder)]
     sink = ListSink([3, 3, 3], decoder.info.eos_ids, cancelled={0})
     decoder.set_adapter(None)
@@ -122,7 +122,7 @@ def test_a_group_ends_with_its_last_row(decoder: ReferenceDecoder) -> None:
     assert all(1 <= len(row) <= 3 for row in sink.rows[1:])
 
 
-def test_a_seed_repeats_a_sampled_answer(decoder: ReferenceDecoder) -> None:
+def test_a_seed_repeats_a_sampled_answer(decoder: PeftDecoder) -> None:
     prompt = prompts_for(decoder)[0]
 
     def sampled(seed: int) -> list[int]:
@@ -132,14 +132,14 @@ def test_a_seed_repeats_a_sampled_answer(decoder: ReferenceDecoder) -> None:
     assert len({tuple(sampled(seed)) for seed in range(6)}) > 1
 
 
-def test_sampled_requests_do_not_share_a_group(decoder: ReferenceDecoder) -> None:
+def test_sampled_requests_do_not_share_a_group(decoder: PeftDecoder) -> None:
     group = [request([5, 6], None, temperature=1.0)] * 2
     with pytest.raises(ValueError, match="must be greedy"):
         run(decoder, group)
 
 
 def test_an_adapter_without_effect_is_refused(
-    decoder: ReferenceDecoder, family: str, tiny_catalogs: Catalogs, tmp_path: Path
+    decoder: PeftDecoder, family: str, tiny_catalogs: Catalogs, tmp_path: Path
 ) -> None:
     base, _ = tiny_catalogs[family]
     idle = make_adapter(base, tmp_path / "idle", base_name=str(base), seed=5, std=0.0)
@@ -148,7 +148,7 @@ def test_an_adapter_without_effect_is_refused(
     assert decoder.adapters == tuple(TINY_ADAPTERS)
 
 
-def test_an_unknown_adapter_is_named(decoder: ReferenceDecoder) -> None:
+def test_an_unknown_adapter_is_named(decoder: PeftDecoder) -> None:
     with pytest.raises(KeyError, match="'zebra' is not resident"):
         decoder.set_adapter("zebra")
 

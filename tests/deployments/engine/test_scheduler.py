@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from deployments.engine.fairness import TokenCounters
 from deployments.engine.request import Request, SamplingParams
-from deployments.engine.scheduler import Job, Scheduler, StepPlan
+from deployments.engine.scheduler import Scheduler, SchedulerOutput, SequenceState
 
 
 def request(
@@ -33,7 +33,7 @@ def scheduler(
     )
 
 
-def step(books: Scheduler, now: float = 0.0) -> StepPlan:
+def step(books: Scheduler, now: float = 0.0) -> SchedulerOutput:
     """One step whose rows end at max_tokens."""
     plan = books.plan(now)
     books.check_invariants()
@@ -41,7 +41,7 @@ def step(books: Scheduler, now: float = 0.0) -> StepPlan:
     return plan
 
 
-def end_planned(books: Scheduler, plan: StepPlan) -> None:
+def end_planned(books: Scheduler, plan: SchedulerOutput) -> None:
     for job in plan.emits:
         if job.num_planned == job.request.sampling.max_tokens:
             books.finish(job)
@@ -229,8 +229,8 @@ def test_the_books_balance_whatever_happens(data: st.DataObject) -> None:
     together = data.draw(st.integers(1, 4))
     books = scheduler(capacities, cap, can_split=can_split, together=together)
     num_behind = data.draw(st.integers(0, 1))  # steps that the host is behind the plans
-    planned: deque[StepPlan] = deque()
-    jobs: list[Job] = []
+    planned: deque[SchedulerOutput] = deque()
+    jobs: list[SequenceState] = []
     for now in range(data.draw(st.integers(1, 30))):
         for _ in range(data.draw(st.integers(0, 3))):
             tokens = data.draw(st.integers(1, 6))

@@ -17,7 +17,7 @@ from deployments.engine.request import (
     SamplingParams,
     UnknownAdapter,
 )
-from deployments.engine.scheduler import StepPlan
+from deployments.engine.scheduler import SchedulerOutput
 from tests.deployments.engine.test_engine import EOS, Turnstile, collect, only_terminal, until
 
 CAPACITIES = (40, 40, 80)
@@ -60,7 +60,7 @@ class ScriptedStepDecoder:
         self.rows[row] = name
         self.num_out[row] = 0
 
-    def step(self, plan: StepPlan) -> _Ready:
+    def step(self, plan: SchedulerOutput) -> _Ready:
         assert self.gate.wait(timeout=10)
         if self.error is not None:
             raise self.error
@@ -237,7 +237,7 @@ async def test_a_loop_that_dies_fails_every_waiter(
     with pytest.raises(EngineStopped, match="loop died: SystemExit"):
         engine.check()
     with pytest.raises(EngineStopped):
-        engine.between_steps(lambda: None)
+        engine.run_between_steps(lambda: None)
 
 
 async def test_errands_run_between_steps(engine: Engine, decoder: ScriptedStepDecoder) -> None:
@@ -251,14 +251,14 @@ async def test_errands_run_between_steps(engine: Engine, decoder: ScriptedStepDe
     await until(lambda: engine.num_running == 1)
     late = asyncio.create_task(collect(engine.generate(request("late", "b"))))
     await until(lambda: engine.num_waiting == 1)
-    done = asyncio.wrap_future(engine.between_steps(evict))
+    done = asyncio.wrap_future(engine.run_between_steps(evict))
     decoder.gate.set()
     await done
     error = only_terminal(await late).error
     assert error is not None
     assert error.code == "unknown_adapter"
     assert only_terminal(await filling).error is None
-    failing = asyncio.wrap_future(engine.between_steps(lambda: 1 // 0))
+    failing = asyncio.wrap_future(engine.run_between_steps(lambda: 1 // 0))
     with pytest.raises(ZeroDivisionError):
         await failing
     engine.check()

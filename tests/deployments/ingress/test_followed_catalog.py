@@ -8,7 +8,7 @@ import pytest
 
 from adapters import changes
 from deployments.ingress.followed_catalog import FollowedCatalog
-from deployments.messages import AdapterCard, Clinic
+from deployments.messages import AdapterCard, ServedModels
 from tests.adapters.live_catalogs import add, make_seed, store_of
 
 
@@ -73,7 +73,7 @@ def test_sessions_share_out_by_the_weight_and_stay() -> None:
 
 def test_a_clinic_for_a_session_names_the_version_that_answers() -> None:
     cards = (AdapterCard("derm", "dermatology", "1", "2", 1.0), AdapterCard("c", "cardiology", "4"))
-    clinic = Clinic("tiny", cards, ("cardiology", "dermatology"), 16, 64, 1)
+    clinic = ServedModels("tiny", cards, ("cardiology", "dermatology"), 16, 64, 1)
     shown = clinic.for_session("s")
     assert [(c.name, c.version) for c in shown.adapters] == [("derm", "2"), ("c", "4")]
     assert [c.version for c in clinic.adapters] == ["1", "4"]

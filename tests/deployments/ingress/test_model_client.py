@@ -17,9 +17,9 @@ from deployments.engine.request import (
     failed_event,
 )
 from deployments.ingress.model_client import answer_events
-from deployments.messages import GenerationCall, Turn
+from deployments.messages import GenerateRequest, Turn
 
-CALL = GenerationCall("r-1", (Turn("user", "a rash"),), None, SamplingParams(8), stream=True)
+CALL = GenerateRequest("r-1", (Turn("user", "a rash"),), None, SamplingParams(8), stream=True)
 
 
 def event(text: str, reason: FinishReason | None = None) -> TokenEvent:
@@ -42,7 +42,7 @@ class Replicas:
         self.num_calls = 0
         self.num_cancelled = 0
 
-    def start(self, call: GenerationCall) -> "Replicas":
+    def start(self, call: GenerateRequest) -> "Replicas":
         assert call is CALL
         self.num_calls += 1
         return self

@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from deployments.ingress import operator
-from deployments.ingress.operator import OperatorDesk, TrafficLog, assemble
+from deployments.ingress.operator import ClusterReport, TrafficLog, assemble
 from tests.deployments.conftest import SmallBackend
 
 
@@ -53,12 +53,12 @@ def traffic_of(replica: str) -> dict[str, Any]:
 
 
 @pytest.fixture
-def desk(monkeypatch: pytest.MonkeyPatch) -> OperatorDesk:
+def desk(monkeypatch: pytest.MonkeyPatch) -> ClusterReport:
     """Two model replicas, one router replica; 0.2 s of patience."""
     monkeypatch.setattr(operator, "REPLICA_TIMEOUT_S", 0.2)
     models = Handle([{"replica": "m2"}, {"replica": "m1"}])
-    desk = OperatorDesk(models)  # type: ignore[arg-type]
-    desk._routers = operator._Roll(Handle([traffic_of("r1")]))  # type: ignore[arg-type]
+    desk = ClusterReport(models)  # type: ignore[arg-type]
+    desk._routers = operator._ReplicaSet(Handle([traffic_of("r1")]))  # type: ignore[arg-type]
     return desk
 
 
@@ -67,7 +67,7 @@ def handle_of(roll: Any) -> Handle:
     return handle
 
 
-async def test_every_replica_is_asked(desk: OperatorDesk) -> None:
+async def test_every_replica_is_asked(desk: ClusterReport) -> None:
     report = await desk.report()
     assert [model["replica"] for model in report["models"]] == ["m1", "m2"]
     assert [router["replica"] for router in report["routers"]] == ["r1"]
@@ -77,7 +77,7 @@ async def test_every_replica_is_asked(desk: OperatorDesk) -> None:
     assert handle_of(desk._routers).methods == ["traffic"]
 
 
-async def test_a_silent_replica_is_listed_by_the_name_it_had(desk: OperatorDesk) -> None:
+async def test_a_silent_replica_is_listed_by_the_name_it_had(desk: ClusterReport) -> None:
     await desk.report()
     models = handle_of(desk._models)
     models.outcomes = [{"replica": "m2"}, None]
@@ -92,13 +92,13 @@ async def test_a_silent_replica_is_listed_by_the_name_it_had(desk: OperatorDesk)
     assert (await desk.report())["models"] == [{"replica": "m2"}]
 
 
-async def test_a_silent_replica_that_never_spoke_has_no_name(desk: OperatorDesk) -> None:
+async def test_a_silent_replica_that_never_spoke_has_no_name(desk: ClusterReport) -> None:
     handle_of(desk._models).outcomes = [{"replica": "m1"}, None]
     report = await desk.report()
     assert [model["replica"] for model in report["models"]] == ["m1", None]
 
 
-async def test_a_replica_that_raises_is_listed_without_the_text(desk: OperatorDesk) -> None:
+async def test_a_replica_that_raises_is_listed_without_the_text(desk: ClusterReport) -> None:
     handle_of(desk._models).outcomes = [{"replica": "m1"}, RuntimeError("my zebrafish hurts")]
     report = await desk.report()
     assert report["models"][1]["problem"] == "failed"
@@ -106,7 +106,7 @@ async def test_a_replica_that_raises_is_listed_without_the_text(desk: OperatorDe
     assert "zebrafish" not in str(report)
 
 
-async def test_before_any_replica_runs(desk: OperatorDesk) -> None:
+async def test_before_any_replica_runs(desk: ClusterReport) -> None:
     handle_of(desk._models).outcomes = None
     report = await desk.report()
     assert [model["problem"] for model in report["models"]] == ["not_running"]

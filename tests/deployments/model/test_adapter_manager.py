@@ -12,8 +12,8 @@ import pytest
 from adapters import changes
 from adapters.store import AdapterStore
 from deployments.model.adapter_cache import AdapterGone, AdapterUnavailable
-from deployments.model.adapter_manager import AdapterHolder
-from deployments.model.host_memory import HostMemory
+from deployments.model.adapter_manager import AdapterManager
+from deployments.model.host_memory import HostCache
 from tests.adapters.live_catalogs import add, make_seed, store_of, write_bundle
 
 NAMES = ("a", "b", "c", "d")
@@ -47,7 +47,7 @@ class NotingDecoder:
         self.held.add(name)
         self.installs.append((weights, probe))
 
-    def try_out(self, name: str, weights: str) -> None:
+    def dry_run(self, name: str, weights: str) -> None:
         assert len(self.held) < self._places
 
     def evict(self, name: str) -> None:
@@ -65,12 +65,12 @@ class Clinic:
         self.store = store_of(self.seed, folder / "state")
         self.decoder = NotingDecoder(capacity + 1)
         self.now = 0.0
-        self.holder = AdapterHolder(
+        self.holder = AdapterManager(
             self.store,
             "tiny",
             self.decoder,
             capacity=capacity,
-            host=HostMemory(host_bytes),  # each of NotingDecoder's weights counts as one
+            host=HostCache(host_bytes),  # each of NotingDecoder's weights counts as one
             clock=lambda: self.now + time.monotonic(),
         )
         self._engine = ThreadPoolExecutor(1)
@@ -107,7 +107,9 @@ def test_the_first_look_fills_the_device_and_no_more(clinic: Clinic) -> None:
     assert clinic.holder.count_by_tier() == {"device": 3, "host": 0, "disk": 1}
 
 
-def test_the_least_recently_leased_makes_room_and_comes_back_from_memory(clinic: Clinic) -> None:
+def test_the_least_recently_leased_makes_room_and_comes_back_from_memory(
+    clinic: Clinic,
+) -> None:
     clinic.holder.sync()
     clinic.holder.release(clinic.holder.lease("a", None))
     key = clinic.holder.lease("d", "1")
@@ -123,21 +125,21 @@ def test_what_is_not_on_the_device_is_read_ahead_as_far_as_there_is_room(tmp_pat
     clinic = Clinic(tmp_path)
     clinic.decoder.broken = {"d-1"}
     clinic.holder.sync()
-    clinic.holder.read_ahead()
+    clinic.holder.prefetch()
     assert clinic.decoder.reads == ["a-1", "b-1", "c-1", "d-1"]
-    clinic.holder.read_ahead()
+    clinic.holder.prefetch()
     assert clinic.decoder.reads.count("d-1") == 1, "not again and again"
     with pytest.raises(AdapterUnavailable, match="d@1"):
         clinic.holder.lease("d", None)
     clinic.close()
     small = Clinic(tmp_path / "small", host_bytes=3)
     small.holder.sync()
-    small.holder.read_ahead()
+    small.holder.prefetch()
     assert "d-1" not in small.decoder.reads, "it would have pushed out another"
     small.close()
     ample = Clinic(tmp_path / "ample")
     ample.holder.sync()
-    ample.holder.read_ahead()
+    ample.holder.prefetch()
     assert tiers(ample.holder.report())["d"] == "host"
     ample.holder.release(ample.holder.lease("d", None))
     assert ample.decoder.reads.count("d-1") == 1
@@ -150,7 +152,7 @@ def test_memory_has_its_limit(tmp_path: Path) -> None:
     clinic.holder.release(clinic.holder.lease("d", None))
     clinic.holder.release(clinic.holder.lease("a", None))
     assert clinic.decoder.reads.count("a-1") == 2
-    memory = HostMemory(10)
+    memory = HostCache(10)
     for digest, size in (("x", 6), ("y", 4), ("x", 6), ("z", 3)):
         memory.put(digest, digest.upper(), size)
     assert ("x" in memory, "y" in memory, "z" in memory) == (False, True, True)

@@ -24,8 +24,8 @@ from adapters import changes
 from adapters.changes import ChangeRefused
 from adapters.live_catalog import LiveCatalog
 from deployments.engine.request import EngineError
-from deployments.model.adapter_manager import AdapterHolder
-from deployments.model.host_memory import HostMemory
+from deployments.model.adapter_manager import AdapterManager
+from deployments.model.host_memory import HostCache
 from tests.adapters.live_catalogs import make_seed, store_of, write_bundle
 
 NAMES = ("a", "b", "c", "d", "e")
@@ -71,7 +71,7 @@ class WatchingDecoder:
             if len(self.held) > self._num_places - 1:
                 self.faults.append(f"install {name}: {len(self.held)} of {self._num_places - 1}")
 
-    def try_out(self, name: str, weights: str) -> None:
+    def dry_run(self, name: str, weights: str) -> None:
         with self._one_at_a_time(f"try {name}"):
             if len(self.held) >= self._num_places:
                 self.faults.append(f"try {name}: no place is free")
@@ -100,12 +100,12 @@ class Replica:
         self.folder = folder
         self.seed = make_seed(folder / "seed", names=NAMES)
         self.decoder = WatchingDecoder(CAPACITY + 1)
-        self.holder = AdapterHolder(
+        self.holder = AdapterManager(
             store_of(self.seed, folder / "state"),
             "tiny",
             self.decoder,
             capacity=CAPACITY,
-            host=HostMemory(40),  # of two bundles, so that most are read again
+            host=HostCache(40),  # of two bundles, so that most are read again
             clock=clock,
         )
         self._engine = ThreadPoolExecutor(1)
@@ -206,16 +206,16 @@ def test_many_threads_break_no_rule(seed: int, tmp_path: Path, quick_switching: 
     record = write_bundle(tmp_path / "tried", "tried")
     store_of(replica.seed, tmp_path / "state").put(record.digest, tmp_path / "tried")
 
-    def try_out() -> int:
+    def dry_run() -> int:
         count = 0
         while not stop.wait(0.001):
-            assert replica.holder.try_out("new", record) == []
+            assert replica.holder.dry_run("new", record) == []
             count += 1
         return count
 
     with ThreadPoolExecutor(12) as pool:
         running = [pool.submit(ask, number) for number in range(6)]
-        running += [pool.submit(follow), pool.submit(try_out)]
+        running += [pool.submit(follow), pool.submit(dry_run)]
         dice = random.Random(seed)
         try:
             for number in range(60):

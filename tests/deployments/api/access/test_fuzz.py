@@ -16,9 +16,9 @@ import pytest
 from starlette.types import ASGIApp
 
 from deployments.api.app import create_api
-from deployments.engine.loop import StepRunner
+from deployments.engine.loop import StepLoop
 from deployments.engine.request import TokenEvent
-from deployments.messages import AdapterCard, GenerationCall
+from deployments.messages import AdapterCard, GenerateRequest
 from deployments.model.deployment import ModelReplica
 from deployments.settings import parse_settings
 from router.policy import Route
@@ -47,7 +47,7 @@ class EngineBackend(SmallBackend):
         routes = await super().classify(conversations, min_confidence)
         return [dataclasses.replace(route, adapter="derm") for route in routes]
 
-    async def generate(self, call: GenerationCall) -> AsyncGenerator[TokenEvent, None]:
+    async def generate(self, call: GenerateRequest) -> AsyncGenerator[TokenEvent, None]:
         if not call.stream:  # as the router deployment does it
             yield await self._replica.answer(call)
             return
@@ -77,10 +77,10 @@ async def settled(replica: ModelReplica) -> None:
         assert time.monotonic() < deadline, f"{engine.num_running} + {engine.num_waiting} rows left"
         await asyncio.sleep(0.005)
     runner = engine._runner
-    assert isinstance(runner, StepRunner), "the fast decoder is what is to be tested"
+    assert isinstance(runner, StepLoop), "the fast decoder is what is to be tested"
     # The runner forgets a row that was cancelled with its next turn, which an errand brings about.
     for _ in range(2):
-        await asyncio.wrap_future(engine.between_steps(runner._scheduler.check_invariants))
+        await asyncio.wrap_future(engine.run_between_steps(runner._scheduler.check_invariants))
         await asyncio.sleep(0.01)
     books = runner._scheduler
     assert (books.num_running, books.num_waiting, len(runner._rows)) == (0, 0, 0)

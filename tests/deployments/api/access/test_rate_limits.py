@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deployments.api.api_keys import new_key
-from deployments.api.rate_limits import Bucket, Caller, KeyUsage, Ledger, Limits
+from deployments.api.rate_limits import Caller, KeyUsage, Limits, TokenBucket, UsageTable
 
 
 class Clock:
@@ -97,7 +97,7 @@ def test_a_key_s_own_limits_come_first() -> None:
 
 
 def test_a_limit_that_changes_keeps_the_share_that_was_left(clock: Clock) -> None:
-    bucket = Bucket(clock)
+    bucket = TokenBucket(clock)
     assert bucket.level(100) == 100
     bucket.take(75)
     assert bucket.level(20) == 5
@@ -105,7 +105,7 @@ def test_a_limit_that_changes_keeps_the_share_that_was_left(clock: Clock) -> Non
 
 
 def test_accounts_of_revoked_keys_are_dropped(clock: Clock) -> None:
-    ledger = Ledger(clock)
+    ledger = UsageTable(clock)
     first = ledger.usage("a")
     assert ledger.usage("a") is first
     ledger.forget_all_but({"b"})

@@ -11,7 +11,7 @@ import pytest
 
 from deployments.api.app import create_api
 from deployments.engine.request import ErrorInfo, FinishReason, TokenEvent
-from deployments.messages import AdapterCard, GenerationCall
+from deployments.messages import AdapterCard, GenerateRequest
 from router.policy import Alternative, Route
 from tests.deployments.conftest import SmallBackend
 
@@ -41,7 +41,7 @@ class ClinicOfFour(SmallBackend):
         route = super().explicit(specialty, question)
         return dataclasses.replace(route, adapter=f"{specialty}-1" if specialty else None)
 
-    async def generate(self, call: GenerationCall) -> AsyncGenerator[TokenEvent, None]:
+    async def generate(self, call: GenerateRequest) -> AsyncGenerator[TokenEvent, None]:
         self.calls.append(call)
         self.num_running += 1
         self.most_running = max(self.most_running, self.num_running)

@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from deployments.engine.request import ErrorInfo, FinishReason, TokenEvent
-from deployments.messages import GenerationCall
+from deployments.messages import GenerateRequest
 from router.policy import Reason
 from tests.deployments.api.ask.conftest import Caller, ClinicOfFour, ask, events_of
 from tests.deployments.conftest import error_of
@@ -129,7 +129,7 @@ async def test_when_all_fail_the_first_failure_is_the_answer(
 async def test_a_failure_before_anything_was_said_has_its_own_status(
     client: httpx.AsyncClient, backend: ClinicOfFour, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def refuse(call: GenerationCall) -> AsyncGenerator[TokenEvent, None]:
+    async def refuse(call: GenerateRequest) -> AsyncGenerator[TokenEvent, None]:
         backend.calls.append(call)
         backend.num_closed += 1
         full = ErrorInfo("queue_full", "full", retry_after_s=2)

@@ -39,7 +39,7 @@ def test_the_attention_twin_is_attention(groups: int) -> None:
     bias = tensor(2, 2, 20) if groups == 1 else None
     expected = memory.clone()
     expected[starts + lengths] = qkv[:, 2 * groups :].view(3, 2, 2, 8)
-    out = attention.append_attention_twin(qkv, None, memory, starts, lengths, bias=bias, scale=0.3)
+    out = attention.decode_attention_torch(qkv, None, memory, starts, lengths, bias=bias, scale=0.3)
     assert torch.equal(memory, expected)
     for row, (start, length) in enumerate(zip(starts.tolist(), lengths.tolist(), strict=True)):
         kv = memory[start : start + length + 1].permute(1, 2, 0, 3)
@@ -73,9 +73,9 @@ def test_the_lora_twins_are_lora() -> None:
     for row, slot in enumerate(slots.tolist()):
         for start, a, b in parts:
             expected[row, start : start + b.shape[2]] += (x[row] @ a[slot].T) @ b[slot]
-    shrunk = lora.lora_shrink_twin(x, [a for _, a, _ in parts], slots)
+    shrunk = lora.lora_shrink_torch(x, [a for _, a, _ in parts], slots)
     stacks = [(start, b) for start, _, b in parts]
-    lora.lora_expand_add_twin(wide, Expansion(shrunk, stacks, slots))
+    lora.lora_expand_add_torch(wide, Expansion(shrunk, stacks, slots))
     torch.testing.assert_close(wide, expected)
 
 
@@ -114,8 +114,10 @@ def test_the_append_kernel_equals_its_twin(
     added = expansion(qkv[0].numel(), columns, rank, dtype) if rank else None
     options = {"bias": bias, "rope": rope, "scale": dim**-0.5}
     twin_memory, twin_qkv = memory.clone(), qkv.clone()
-    out = attention.append_attention(qkv, added, memory, starts, lengths, **options)
-    twin = attention.append_attention_twin(twin_qkv, added, twin_memory, starts, lengths, **options)
+    out = attention.decode_attention(qkv, added, memory, starts, lengths, **options)
+    twin = attention.decode_attention_torch(
+        twin_qkv, added, twin_memory, starts, lengths, **options
+    )
     assert (out - twin).norm() / twin.norm() < TOLERANCE[dtype]
     torch.testing.assert_close(memory, twin_memory, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
     untouched = torch.ones(400, dtype=torch.bool, device=DEVICE)
@@ -131,8 +133,8 @@ def test_the_read_kernel_equals_its_twin(rank: int, dtype: torch.dtype) -> None:
     starts, lengths = rows(0, 130, 131, 200, 399), rows(130, 1, 64, 65, 1)
     added = expansion(192, {0: 192}, rank, dtype) if rank else None
     before = memory.clone()
-    twin = attention.read_attention_twin(q.clone(), added, memory, starts, lengths, scale=0.125)
-    out = attention.read_attention(q, added, memory, starts, lengths, scale=0.125)
+    twin = attention.cross_attention_torch(q.clone(), added, memory, starts, lengths, scale=0.125)
+    out = attention.cross_attention(q, added, memory, starts, lengths, scale=0.125)
     assert (out - twin).norm() / twin.norm() < TOLERANCE[dtype]
     assert torch.equal(memory, before)
 
@@ -166,9 +168,9 @@ def test_the_prompt_kernel_equals_its_twin(
         bias = tensor(2, heads * groups, 2 * 140 - 1, dtype=dtype)
     blocks = prompt_blocks(segments, 9).to(DEVICE)
     options = {"scale": 0.2, "is_causal": is_causal}
-    out = attention.prompt_attention(q, keys_values, blocks, bias=bias, **options)
+    out = attention.prefill_attention(q, keys_values, blocks, bias=bias, **options)
     masks = [segment_mask(s, bias, is_causal=is_causal, device=q.device) for s in segments]
-    twin = attention.prompt_attention_twin(q, keys_values, segments, masks, **options)
+    twin = attention.prefill_attention_torch(q, keys_values, segments, masks, **options)
     assert (out - twin).norm() / twin.norm() < TOLERANCE[dtype]
 
 
@@ -187,13 +189,13 @@ def test_the_lora_kernels_equal_their_twins(
         stack[0] = 0
     starts = [100 + sum(widths[:i]) for i in range(len(widths))]
     stacks = list(zip(starts, b, strict=True))
-    shrunk, twin = lora.lora_shrink(x, a, slots), lora.lora_shrink_twin(x, a, slots)
+    shrunk, twin = lora.lora_shrink(x, a, slots), lora.lora_shrink_torch(x, a, slots)
     assert shrunk.shape == twin.shape
     assert (shrunk - twin).norm() / twin.norm() < TOLERANCE[dtype]
     expected = y.clone()
     untouched = y.clone()
     lora.lora_expand_add(y, Expansion(shrunk, stacks, slots))
-    lora.lora_expand_add_twin(expected, Expansion(shrunk, stacks, slots))
+    lora.lora_expand_add_torch(expected, Expansion(shrunk, stacks, slots))
     assert (y - expected).norm() / expected.norm() < TOLERANCE[dtype]
     assert torch.equal(y[:, :100], untouched[:, :100])
     assert torch.equal(y[:, 100 + sum(widths) :], untouched[:, 100 + sum(widths) :])
@@ -217,7 +219,7 @@ def test_norm_and_shrink_in_one_equal_the_two(dtype: torch.dtype) -> None:
     normed, shrunk = lora.norm_shrink(x, weight, 1e-6, stacks, slots)
     expected = F.rms_norm(x, (1100,), weight, 1e-6)
     assert (normed - expected).norm() / expected.norm() < TOLERANCE[dtype]
-    twin = lora.lora_shrink_twin(normed, stacks, slots)
+    twin = lora.lora_shrink_torch(normed, stacks, slots)
     assert (shrunk - twin).norm() / twin.norm() < TOLERANCE[dtype]
     assert not shrunk[1].any()
 
@@ -228,7 +230,7 @@ def test_norm_and_shrink_in_one_equal_the_two(dtype: torch.dtype) -> None:
 def test_the_gated_kernel_equals_its_twin(activation: str, dtype: torch.dtype) -> None:
     x = tensor(0, 3, 2 * 1500, dtype=dtype) * 3
     out = lora.gated_activation(x, activation)
-    twin = lora.gated_activation_twin(x, activation)
+    twin = lora.gated_activation_torch(x, activation)
     assert (out - twin).norm() / twin.norm() < TOLERANCE[dtype]
 
 
@@ -237,4 +239,4 @@ def test_without_kernels_the_twin_runs() -> None:
         pytest.skip("the kernels run here")
     assert not lora.are_fused("cpu")
     x, a, slots = tensor(0, 2, 12), [tensor(1, 3, 8, 12)], rows(1, 2)
-    assert torch.equal(lora.lora_shrink(x, a, slots), lora.lora_shrink_twin(x, a, slots))
+    assert torch.equal(lora.lora_shrink(x, a, slots), lora.lora_shrink_torch(x, a, slots))

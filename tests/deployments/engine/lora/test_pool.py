@@ -5,19 +5,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deployments.engine.lora.batch import Part, Site
+from deployments.engine.lora.batch import LoraLayer, LoraModule
 from deployments.engine.lora.peft_reader import AdapterWeights, LoraPair
-from deployments.engine.lora.pool import BankRefused, LoraBank
+from deployments.engine.lora.pool import BankRefused, LoraPool
 
 SITES = (
-    Site("qkv", 6, (Part("q", 0, 8), Part("k", 8, 12), Part("v", 12, 16))),
-    Site("o", 8, (Part("o", 0, 6),)),
+    LoraLayer("qkv", 6, (LoraModule("q", 0, 8), LoraModule("k", 8, 12), LoraModule("v", 12, 16))),
+    LoraLayer("o", 8, (LoraModule("o", 0, 6),)),
 )
 SHAPES = {"q": (6, 8), "k": (6, 4), "v": (6, 4), "o": (8, 6)}
 
 
-def bank(num_slots: int = 5) -> LoraBank:
-    return LoraBank(SITES, num_slots, dtype=torch.float64, device=torch.device("cpu"))
+def bank(num_slots: int = 5) -> LoraPool:
+    return LoraPool(SITES, num_slots, dtype=torch.float64, device=torch.device("cpu"))
 
 
 def adapter(seed: int, rank: int = 3, modules: str = "qkvo") -> AdapterWeights:
@@ -31,7 +31,7 @@ def adapter(seed: int, rank: int = 3, modules: str = "qkvo") -> AdapterWeights:
     return AdapterWeights({module: pair(module) for module in modules})
 
 
-def expected(site: Site, x: torch.Tensor, weights: AdapterWeights | None) -> torch.Tensor:
+def expected(site: LoraLayer, x: torch.Tensor, weights: AdapterWeights | None) -> torch.Tensor:
     """One token's LoRA. x (in,) -> (out,)"""
     y = torch.zeros(site.parts[-1].stop, dtype=torch.float64)
     for part in site.parts:
