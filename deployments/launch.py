@@ -95,9 +95,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("launch: stopped before Serve was started", file=sys.stderr)
         return 130
-    # `local`: a cluster of our own, whatever RAY_ADDRESS or the local cluster file names.
-    command = [sys.executable, "-m", "ray.serve.scripts", "run", str(config), "-a", "local"]
-    return supervise(command, addresses_of(read_config(config)[0]), timeout_s=args.timeout_s)
+    return supervise(
+        serve_command(config), addresses_of(read_config(config)[0]), timeout_s=args.timeout_s
+    )
 
 
 def _fetch_base_model(config: Path) -> bool:
@@ -127,7 +127,7 @@ def supervise(
     signals = StopSignals()
     # A session of its own: a Ctrl-C in the terminal reaches us alone, and we pass it on once.
     child = subprocess.Popen(
-        command, cwd=PROJECT_ROOT, env=_environment(os.environ), start_new_session=True
+        command, cwd=PROJECT_ROOT, env=serve_environment(os.environ), start_new_session=True
     )
     tree = ProcessTree(child.pid)
     cause = None
@@ -149,7 +149,13 @@ def supervise(
     return 1
 
 
-def _environment(inherited: Mapping[str, str]) -> dict[str, str]:
+def serve_command(config: Path) -> list[str]:
+    """Return the command that runs Serve; `local`: in a new cluster, never in a found one."""
+    return [sys.executable, "-m", "ray.serve.scripts", "run", str(config), "-a", "local"]
+
+
+def serve_environment(inherited: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment that Serve and Ray's own commands need; `inherited` has priority."""
     environment = {**ENVIRONMENT, **inherited}
     paths = [str(PROJECT_ROOT), *filter(None, [environment.get("PYTHONPATH")])]
     environment["PYTHONPATH"] = os.pathsep.join(paths)

@@ -226,7 +226,7 @@ def test_ctrl_c_during_the_download_is_no_traceback(
 
 
 def test_the_environment_is_a_default_that_an_operator_overrules() -> None:
-    environment = launch._environment({"RAY_AUTH_MODE": "disabled", "PYTHONPATH": "/x"})
+    environment = launch.serve_environment({"RAY_AUTH_MODE": "disabled", "PYTHONPATH": "/x"})
     assert environment["RAY_AUTH_MODE"] == "disabled"
     assert environment["RAY_USAGE_STATS_ENABLED"] == "0"
     assert environment["PYTHONPATH"] == f"{PROJECT_ROOT}{os.pathsep}/x"
