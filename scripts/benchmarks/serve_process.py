@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,8 +19,8 @@ import aiohttp
 import yaml
 
 from deployments.api.api_keys import KeyKind, KeyStore, new_key
-from deployments.launch import serve_command, serve_environment
 from deployments.settings import PROJECT_ROOT
+from deployments.startup.cluster import free_port, serve_command, serve_environment
 from deployments.startup.processes import ProcessTree
 from scripts.benchmarks.http_client import connect
 
@@ -62,13 +61,13 @@ async def serving(
     Raises:
         RuntimeError: Serve ended, or was not ready in time; its output is in `folder`/serve.log.
     """
-    port = _free_port()
+    port = free_port()
     config = folder / "serve.yaml"
     config.write_text(yaml.safe_dump(_config(port, applications)))
     environment = serve_environment({**os.environ, **(_FAST if fast else {})})
     with open(folder / "serve.log", "wb") as log:
         child = subprocess.Popen(
-            serve_command(config),
+            serve_command(config, free_port()),
             cwd=PROJECT_ROOT,
             env=environment,
             stdout=log,
@@ -120,10 +119,3 @@ def _stop(child: "subprocess.Popen[bytes]", tree: ProcessTree) -> None:
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(_STOP_TIMEOUT_S)
     tree.kill()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port

@@ -7,13 +7,15 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from deployments import launch
-from deployments.launch import GRACE_S, ORPHANS_GRACE_S, Interrupted, StopSignals
 from deployments.settings import PROJECT_ROOT
 from deployments.startup.processes import ProcessTree
+from deployments.startup.stop_signals import Interrupted, StopSignals
+from deployments.startup.supervision import GRACE_S, ORPHANS_GRACE_S
 from tests.e2e.conftest import free_port
 
 # Answers as Ray's dashboard and as the application, on one port. {status} is the application's.
@@ -46,8 +48,8 @@ except KeyboardInterrupt:
 """
 LAUNCHER = """
 import sys
-from deployments.launch import supervise
 from deployments.startup.status import Addresses
+from deployments.startup.supervision import supervise
 url = "http://127.0.0.1:{port}"
 addresses = Addresses(url, url)
 sys.exit(supervise([sys.executable, {child!r}], addresses, timeout_s={timeout}, grace_s=2))
@@ -215,7 +217,7 @@ def test_nothing_is_started_when_the_preflight_finds_a_problem(
 def test_ctrl_c_during_the_download_is_no_traceback(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupted(config: Path) -> bool:
+    def interrupted(content: dict[str, Any]) -> bool:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(launch, "preflight", lambda argv: 0)
@@ -223,10 +225,3 @@ def test_ctrl_c_during_the_download_is_no_traceback(
     monkeypatch.setattr(launch, "supervise", lambda *args, **kwargs: pytest.fail("started"))
     assert launch.main(["serve_config.yaml"]) == 130
     assert "stopped before Serve was started" in capsys.readouterr().err
-
-
-def test_the_environment_is_a_default_that_an_operator_overrules() -> None:
-    environment = launch.serve_environment({"RAY_AUTH_MODE": "disabled", "PYTHONPATH": "/x"})
-    assert environment["RAY_AUTH_MODE"] == "disabled"
-    assert environment["RAY_USAGE_STATS_ENABLED"] == "0"
-    assert environment["PYTHONPATH"] == f"{PROJECT_ROOT}{os.pathsep}/x"
