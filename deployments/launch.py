@@ -4,9 +4,9 @@
     python -m deployments.launch --apply serve_config.yaml     # `user_config` takes effect in place
 
 The first checks the file and the machine, fetches the base model, runs Serve and watches it. Its
-exit status: 2 if the preflight finds a problem or there is no base model; 1 if the deploy fails,
-takes longer than `--timeout_s`, or Serve ends by itself; 0 after Ctrl-C, SIGTERM or a closed
-terminal (130 if Serve was not yet started). Everything that it started is gone when it returns.
+exit status: 2 if the preflight finds a problem or there is no base model; 1 if the deploy fails or
+takes longer than `--timeout_s`, or Serve ends unasked; 0 after Ctrl-C, SIGTERM or a closed terminal
+(130 if Serve was not yet started). Everything that it started is gone when it returns.
 
 `--apply` checks the file and sends it to the running Serve with Ray's token, which plain `serve
 deploy` does not have. Its exit status: 0 once the application runs with it, else 2 or 1.
@@ -52,12 +52,13 @@ def _start(config: Path, timeout_s: float) -> int:
         print("launch: stopped before Serve was started", file=sys.stderr)
         return 130
     port = free_port(DASHBOARD_PORT)
-    if port != DASHBOARD_PORT:
-        print(
-            f"launch: port {DASHBOARD_PORT} is in use, so Ray's dashboard gets {port}; for --apply "
-            f"add --dashboard http://127.0.0.1:{port}"
-        )
     addresses = addresses_of(content, f"http://127.0.0.1:{port}")
+    elsewhere = "" if port == DASHBOARD_PORT else f" --dashboard {addresses.dashboard}"
+    print(
+        "launch: to apply a later change of the file: "
+        f"python -m deployments.launch --apply {config}{elsewhere}",
+        flush=True,
+    )
     return supervise(serve_command(config, port), addresses, timeout_s=timeout_s)
 
 

@@ -10,6 +10,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from scripts.arguments import HelpFormatter
 from scripts.benchmarks import (
     churn,
     engine,
@@ -51,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
             name,
             help=summary,
             description=module.__doc__,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=HelpFormatter,
         )
         module.add_arguments(command)
     return parser

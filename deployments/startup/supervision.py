@@ -88,7 +88,7 @@ def _wait_until_it_ends(child: subprocess.Popen[bytes], tree: ProcessTree) -> st
     while child.poll() is None:
         tree.refresh()
         time.sleep(POLL_S)
-    return f"serve ended by itself (exit code {child.returncode})"
+    return f"serve ended unasked (exit code {child.returncode})"
 
 
 def _stop(

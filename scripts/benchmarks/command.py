@@ -67,7 +67,7 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def quantile(values: Iterable[float], share: float) -> float:
-    """Return the smallest value that at least `share` of the values do not exceed, or the last."""
+    """Return the value at position `share` (0 to 1) of the sorted values."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 

@@ -9,8 +9,8 @@ confirmed, and answers that are asked for then must name the version. PATCH (to 
 and back) and DELETE follow. Meanwhile `--streams` answers of other adapters run: their time per
 token during the adds is compared with that of quiet windows as long in between.
 
-On the CPU the replicas share its cores, which the application does not do by itself. On GPUs each
-replica has one, so there must be `--replicas` of them.
+On the CPU the replicas share its cores, which the application alone does not do. On GPUs each
+replica needs one, so there must be `--replicas` of them.
 """
 
 import argparse

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
@@ -13,26 +14,18 @@ from scripts.benchmarks.streams import QUESTION, Window
 _ANSWERS_PER_REPLICA = 3  # asked for together, so that each replica is likely to get some
 
 
+@dataclass(frozen=True, slots=True)
 class Operator:
-    """Calls one service.
+    """Calls the service at `url`.
 
-    Args:
-        user, admin: header fields with a key.
-        replicas: number of model replicas that must confirm each change.
+    user, admin: header fields with a key. replicas: number that must confirm each change.
     """
 
-    def __init__(
-        self,
-        session: aiohttp.ClientSession,
-        url: str,
-        user: Mapping[str, str],
-        admin: Mapping[str, str],
-        replicas: int,
-    ) -> None:
-        self.url, self.user = url, user
-        self._session = session
-        self._admin = admin
-        self._replicas = replicas
+    session: aiohttp.ClientSession
+    url: str
+    user: Mapping[str, str]
+    admin: Mapping[str, str]
+    replicas: int
 
     async def change(self, method: str, path: str, status: int, **body: Any) -> Window:
         """Change an adapter; return when the request was sent and when the reply was there.
@@ -46,7 +39,7 @@ class Operator:
         stopped = time.perf_counter()
         if found != status:
             raise LoadError(f"{method} {where}: status {found}, not {status}: {content}")
-        problem = unconfirmed(content, self._replicas, body.get("version"))
+        problem = unconfirmed(content, self.replicas, body.get("version"))
         if problem:
             raise LoadError(f"{method} {where}: {problem}")
         return started, stopped
@@ -57,7 +50,7 @@ class Operator:
         Raises:
             LoadError: one failed, or names another version.
         """
-        count = _ANSWERS_PER_REPLICA * self._replicas
+        count = _ANSWERS_PER_REPLICA * self.replicas
         named = await asyncio.gather(*(self._version_of_answer(name) for _ in range(count)))
         others = sorted(set(named) - {version})
         if others:
@@ -74,7 +67,7 @@ class Operator:
         """Return what a model replica reports about itself."""
         _, ready = await self._call("GET", "/readyz")
         keys = ("base_model", "decoder", "device", "dtype")
-        return {key: ready[key] for key in keys} | {"replicas": self._replicas}
+        return {key: ready[key] for key in keys} | {"replicas": self.replicas}
 
     async def is_ready(self) -> bool:
         """Return whether all model replicas serve, and hold every adapter of the catalogue."""
@@ -83,12 +76,12 @@ class Operator:
         except (OSError, ValueError):  # ValueError: the proxy's text while nothing is routed yet
             return False
         num_replicas = len(content["replicas"]) if status == 200 else 0
-        return num_replicas == self._replicas and not content["unconfirmed"]
+        return num_replicas == self.replicas and not content["unconfirmed"]
 
     async def _version_of_answer(self, name: str) -> str:
         body = chat_body(QUESTION, 4, model=name, stream=False)
         url = f"{self.url}/v1/chat/completions"
-        status, content = await call(self._session, "POST", url, body, self.user)
+        status, content = await call(self.session, "POST", url, body, self.user)
         if status != 200:
             raise LoadError(f"{name}: status {status}: {content.get('error')}")
         return str(content["polyclinic"]["adapter_version"])
@@ -96,7 +89,7 @@ class Operator:
     async def _call(
         self, method: str, path: str, body: Mapping[str, Any] | None = None
     ) -> tuple[int, Any]:
-        return await call(self._session, method, f"{self.url}{path}", body, self._admin)
+        return await call(self.session, method, f"{self.url}{path}", body, self.admin)
 
 
 def unconfirmed(content: Mapping[str, Any], replicas: int, version: str | None) -> str | None:

@@ -36,6 +36,7 @@ BASE_NAME = "google/flan-t5-xl"
 NUM_WORDS = 1000  # in questions
 ANSWER_WORDS = 4
 POLL_S = 0.5
+_PASSED_ON = ("dtype", "device", "batch_size", "rank", "learning_rate", "optimiser", "seed")
 _FIGURES = (
     *("validation_loss_at_start", "validation_loss", "num_steps", "train_s"),
     *("num_trained_parameters", "num_parameters", "peak_memory_mib", "peak_reserved_mib"),
@@ -133,25 +134,28 @@ def _question_words() -> list[str]:
 
 
 def _run(work: Path, quantization: str, args: argparse.Namespace) -> dict[str, Any]:
-    options = [
-        *("--data", str(work / "benchmark.jsonl"), "--specialty", "benchmark"),
-        *("--out", str(work / f"adapter-{quantization}")),
-        *("--base_model", str(work / "base"), "--base_model_name", BASE_NAME),
-        *("--quantization", quantization, "--dtype", args.dtype, "--device", args.device),
-        *("--batch_size", str(args.batch_size), "--grad_accum", "1"),
-        *(
-            "--rank",
-            str(args.rank),
-            "--learning_rate",
-            str(args.learning_rate),
-            "--optimiser",
-            args.optimiser,
-            "--gradient_checkpointing",
-        ),
-        *("--max_prompt_tokens", str(args.tokens), "--max_answer_tokens", str(args.tokens)),
-        *("--epochs", "1", "--max_steps", str(args.steps), "--seed", str(args.seed)),
+    options = {
+        "data": work / "benchmark.jsonl",
+        "specialty": "benchmark",
+        "out": work / f"adapter-{quantization}",
+        "base_model": work / "base",
+        "base_model_name": BASE_NAME,
+        "quantization": quantization,
+        **{name: getattr(args, name) for name in _PASSED_ON},
+        "grad_accum": 1,
+        "max_prompt_tokens": args.tokens,
+        "max_answer_tokens": args.tokens,
+        "epochs": 1,
+        "max_steps": args.steps,
+    }
+    given = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    command = [
+        sys.executable,
+        "-m",
+        "scripts.train_lora_adapter",
+        *given,
+        "--gradient_checkpointing",
     ]
-    command = [sys.executable, "-m", "scripts.train_lora_adapter", *options]
     environment = os.environ | {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
     with _peak_of_device(args.device) as peak:
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment)

@@ -28,7 +28,8 @@ from deployments.model.host_memory import HostCache
 from deployments.replica import tune_interpreter
 from scripts.benchmarks.in_process.engine_runs import fast_decoder
 
-PREFILL_TOKENS = {"cpu": 256, "cuda": 4096}  # a model replica's own
+NUM_POSITIONS = 256  # of a row
+PREFILL_TOKENS = {"cpu": 256, "cuda": 4096}  # as a model replica's
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -39,8 +40,6 @@ class Asked:
     """
 
     first_token_s: float
-    total_s: float
-    num_tokens: int
     text: str
     was_resident: bool
     failed: bool
@@ -64,9 +63,8 @@ class ChurnReplica:
         slots: int,
         rows: int,
         host_mib: int,
-        num_positions: int = 256,
     ) -> None:
-        limits = FastLimits(max_rows=rows, num_positions=num_positions, max_adapters=slots)
+        limits = FastLimits(max_rows=rows, num_positions=NUM_POSITIONS, max_adapters=slots)
         # End-of-sequence tokens are ignored: every answer has the length that was asked for.
         decoder = fast_decoder(dataclasses.replace(base, eos_ids=frozenset()), limits)
         self.decoder = decoder
@@ -81,7 +79,7 @@ class ChurnReplica:
             EngineLimits(
                 max_rows=rows,
                 max_waiting=10_000,
-                max_input_tokens=num_positions,
+                max_input_tokens=NUM_POSITIONS,
                 prefill_tokens=PREFILL_TOKENS[decoder.device.type],
             ),
         )
@@ -104,13 +102,12 @@ class ChurnReplica:
         started = time.perf_counter()
         async with self._leased(name, version) as (key, was_resident):
             request = Request("r", prompt, key, SamplingParams(num_tokens))
-            first_s, text, count, failed = 0.0, [], 0, False
+            first_s, text, failed = 0.0, [], False
             async for event in self.engine.generate(request):
                 first_s = first_s or time.perf_counter() - started
                 text.append(event.text)
-                count, failed = event.num_tokens, event.error is not None
-        total_s = time.perf_counter() - started
-        return Asked(first_s, total_s, count, "".join(text), was_resident, failed)
+                failed = event.error is not None
+        return Asked(first_s, "".join(text), was_resident, failed)
 
     async def answer(
         self, name: str, prompt: tuple[int, ...], num_tokens: int

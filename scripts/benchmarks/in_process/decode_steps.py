@@ -18,7 +18,7 @@ _WARM_UP = 6
 
 
 def weight_bytes(model: Any) -> int:
-    """Bytes of weights that one decode step reads. To be called before a decoder takes them."""
+    """Return the bytes of weights that a decode step reads; call it before a decoder takes them."""
     read = 0
     for name, parameter in model.named_parameters():
         is_cross_kv = ".EncDecAttention.k." in name or ".EncDecAttention.v." in name
@@ -38,7 +38,7 @@ def step_times(
     num_steps: int,
     weights: int,
 ) -> list[dict[str, float]]:
-    """One line for each batch size; milliseconds are means over `num_steps` steps."""
+    """Return one line for each batch size; milliseconds are means over `num_steps` steps."""
     bandwidth = _copy_bandwidth(decoder.device)
     bytes_per_position = decoder.num_kv_bytes / (sum(decoder.capacities) + 16)
     context = prompt_tokens + (num_steps + _WARM_UP) / 2
@@ -65,8 +65,8 @@ def _timed(
     prompt_tokens: int,
     num_steps: int,
 ) -> float:
-    """Milliseconds a step."""
-    books = Scheduler(
+    """Return the milliseconds of a step."""
+    scheduler = Scheduler(
         decoder.capacities,
         prefill_tokens=num_rows * prompt_tokens,
         can_split_prompts=decoder.can_split_prompts,
@@ -74,10 +74,10 @@ def _timed(
     sampling = SamplingParams(num_steps + _WARM_UP)
     prompt = tuple(3 + i % 97 for i in range(prompt_tokens))
     for i in range(num_rows):
-        books.add(Request("r", prompt, adapters[i % len(adapters)], sampling), 0.0)
+        scheduler.add(Request("r", prompt, adapters[i % len(adapters)], sampling), 0.0)
     started = 0.0
     for step in range(num_steps + _WARM_UP):
-        plan = books.plan(0.0)
+        plan = scheduler.plan(0.0)
         for job in plan.admitted:
             assert job.row is not None, "admitted without a row"
             decoder.set_adapter(job.row, job.request.adapter)
@@ -92,7 +92,7 @@ def _timed(
 
 
 def _copy_bandwidth(device: torch.device) -> float:
-    """Bytes a second of a copy, reads and writes counted."""
+    """Return the bytes a second of a copy, reads and writes counted."""
     size = 2**30 if device.type == "cuda" else 2**27
     source = torch.ones(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)

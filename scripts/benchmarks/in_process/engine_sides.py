@@ -158,7 +158,7 @@ class PeftBaseline:
 
     Args:
         folders: adapter name -> its folder.
-        num_tokens: generated for each request, whatever the model says.
+        num_tokens: generated for each request; end-of-sequence tokens are ignored.
     """
 
     def __init__(self, base: Pretrained, folders: Mapping[str, Path], num_tokens: int) -> None:

@@ -42,7 +42,8 @@ def test_serve_and_the_launcher_use_the_same_dashboard(
     ((command, addresses),) = seen
     assert command[-2:] == ["--dashboard_port", "8266"]
     assert addresses.dashboard == "http://127.0.0.1:8266"
-    assert "add --dashboard http://127.0.0.1:8266" in capsys.readouterr().out
+    assert "--apply" in (said := capsys.readouterr().out)
+    assert said.endswith("serve_config.yaml --dashboard http://127.0.0.1:8266\n")
 
 
 def test_startup_loads_no_ray() -> None:
