@@ -4,7 +4,6 @@ Files only: nothing is started here.
 """
 
 import argparse
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,10 +59,9 @@ def prepare(args: argparse.Namespace, folder: Path) -> HotAddService:
         num=args.adds + args.changes,
         rank=rank,
         targets=args.targets,
+        base_name=base_name,
         first_seed=_OTHER_WEIGHTS,
     )
-    for source in sources.values():
-        _name_base(source / "adapter_config.json", base_name)
     user, admin = key_headers(folder / "state", "user", "admin")
     return HotAddService(
         _application(args, folder, base_name),
@@ -86,11 +84,6 @@ def _base(args: argparse.Namespace, folder: Path) -> tuple[str, Path]:
         return args.model, resolve_base_model(args.model, progress=False).path
     made = save_base(args.model, folder / args.model, args.device, args.dtype)
     return str(made), made
-
-
-def _name_base(config: Path, base_name: str) -> None:
-    content = json.loads(config.read_text()) | {"base_model_name_or_path": base_name}
-    config.write_text(json.dumps(content))
 
 
 def _application(args: argparse.Namespace, folder: Path, base_name: str) -> dict[str, Any]:

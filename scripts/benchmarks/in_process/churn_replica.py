@@ -177,3 +177,7 @@ class ChurnReplica:
     def close(self) -> None:
         self._loaders.shutdown()
         self.engine.close()
+
+
+Make = Callable[[int], ChurnReplica]
+"""Makes a replica with this number of slots."""

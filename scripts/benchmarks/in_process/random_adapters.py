@@ -30,16 +30,19 @@ def make_random_adapters(
     num: int,
     rank: int,
     targets: Sequence[str] | None,
+    base_name: str | None = None,
     first_seed: int = 0,
 ) -> dict[str, Path]:
     """Write `num` LoRA adapters with random A and B; return name -> folder. The model is unchanged.
 
     Args:
         targets: names of linear layers; None: the q and v projections.
+        base_name: that the adapters say they belong to.
         first_seed: of the first adapter's weights; each further adapter takes the next seed.
     """
     config = _lora_config(model, rank, targets)
     shapes = _lora_shapes(model, config)
+    config.base_model_name_or_path = base_name  # PEFT has noted the model's
     return {
         f"a{number}": _write_adapter(folder / f"a{number}", config, shapes, first_seed + number)
         for number in range(num)
@@ -97,11 +100,15 @@ def write_catalog(
     NUM_CONTENTS weight files are shared by all names. Each has its own configuration, so that the
     store and the caches see different content.
     """
-    contents = list(
-        make_random_adapters(
-            model, folder / "contents", num=min(num, NUM_CONTENTS), rank=rank, targets=targets
-        ).values()
+    made = make_random_adapters(
+        model,
+        folder / "contents",
+        num=min(num, NUM_CONTENTS),
+        rank=rank,
+        targets=targets,
+        base_name=base_name,
     )
+    contents = list(made.values())
     digests = [sha256_of(content / "adapter_model.safetensors") for content in contents]
     config = json.loads((contents[0] / "adapter_config.json").read_text())
     entries = []
@@ -111,8 +118,7 @@ def write_catalog(
         target.mkdir(parents=True)
         source = contents[number % len(contents)] / "adapter_model.safetensors"
         os.link(source, target / "adapter_model.safetensors")
-        own = config | {"base_model_name_or_path": base_name, "revision": str(number)}
-        (target / "adapter_config.json").write_text(json.dumps(own))
+        (target / "adapter_config.json").write_text(json.dumps(config | {"revision": str(number)}))
         entries.append(
             {
                 "name": name,
