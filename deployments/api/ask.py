@@ -37,7 +37,7 @@ from deployments.api.streaming import (
     sse,
 )
 from deployments.engine.request import SamplingParams
-from deployments.messages import Backend, GenerateRequest, Turn
+from deployments.messages import Backend, GenerateRequest, Message
 from router.policy import Route
 
 
@@ -100,7 +100,7 @@ class AskEndpoint:
         calls = [
             GenerateRequest(
                 request_id=request_id if len(speakers) == 1 else f"{request_id}.{opinion}",
-                turns=(Turn("user", asked.question),),
+                turns=(Message("user", asked.question),),
                 adapter=speaker.adapter,
                 sampling=sampling,
                 stream=asked.stream,
