@@ -53,7 +53,7 @@ class ModelReplica:
         thread = TorchThread()
         if device == "cpu":
             _use_cores(thread, settings.engine.cpu_threads)
-        self._loaded = thread.submit(lambda: load(settings, device)).result()
+        self._loaded = _load_on(thread, lambda: load(settings, device))
         self._engine = Engine(
             self._loaded.decoder,
             _engine_limits(settings.engine, device),
@@ -189,6 +189,14 @@ class ModelReplica:
     def __del__(self) -> None:
         with contextlib.suppress(AttributeError):  # the start failed half-way
             self.close()
+
+
+def _load_on(thread: TorchThread, load: Callable[[], LoadedModel]) -> LoadedModel:
+    try:
+        return thread.submit(load).result()
+    except BaseException:
+        thread.close()
+        raise
 
 
 def _engine_limits(settings: EngineSettings, device: str) -> EngineLimits:
