@@ -205,21 +205,22 @@ class AdapterAdmin:
         self, name: str, fields: Mapping[str, Any], expected_revision: int | None
     ) -> Outcome:
         """Change an adapter as adapters.changes.update does; raises what that raises."""
-        return await self._to_its_end(
-            self._change(
-                name, lambda catalog: changes.update(catalog, name, **fields), expected_revision
-            )
+        return await self._edited(
+            name, lambda catalog: changes.update(catalog, name, **fields), expected_revision
         )
 
     async def roll_back(self, name: str, expected_revision: int | None) -> Outcome:
-        return await self._to_its_end(
-            self._change(name, lambda catalog: changes.roll_back(catalog, name), expected_revision)
+        return await self._edited(
+            name, lambda catalog: changes.roll_back(catalog, name), expected_revision
         )
 
     async def remove(self, name: str, expected_revision: int | None) -> Outcome:
-        return await self._to_its_end(
-            self._change(name, lambda catalog: changes.remove(catalog, name), expected_revision)
+        return await self._edited(
+            name, lambda catalog: changes.remove(catalog, name), expected_revision
         )
+
+    async def _edited(self, name: str, edit: Edit, expected_revision: int | None) -> Outcome:
+        return await self._to_its_end(self._change(name, edit, expected_revision))
 
     def _within_slots(self, edit: Edit) -> Edit:
         """Return `edit`, refused where it pins more than a replica has slots for."""

@@ -17,16 +17,6 @@ from deployments.engine.request import SamplingParams, TokenEvent
 from deployments.settings import RouterLiveSettings
 from router.policy import Route
 
-__all__ = [
-    "GRACE_S",
-    "AdapterCard",
-    "Backend",
-    "GenerateRequest",
-    "Message",
-    "Outcome",
-    "ServedModels",
-]
-
 # The engine ends an answer at its deadline, with what it has. A caller waits this many seconds
 # longer: for a replica that hangs, or a place in a queue that never comes.
 GRACE_S = 1.0

@@ -13,10 +13,10 @@ T = TypeVar("T")
 
 
 class Reloader(Generic[T]):
-    """Looks on a thread of its own whether the value's etag changed, and loads it then.
+    """Looks on its own thread whether the value's etag changed, and loads it then.
 
-    `current` is replaced as a whole, so whoever took it may keep using it. A value that cannot be
-    loaded changes nothing but `problem`, which says why; it is tried again at each look.
+    `current` is replaced as a whole, so it can be used for longer. A value that cannot be loaded
+    changes nothing but `problem`, which says why; it is tried again at each look.
 
     Args:
         etag: Return what changes whenever the value does; cheap enough to call every second.

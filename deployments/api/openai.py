@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from adapters.prompting import Message
 from deployments.api.checks import (
     check_characters,
     check_known,
@@ -18,7 +19,7 @@ from deployments.api.openai_replies import OpenAIReply
 from deployments.api.protocol import ApiError, ChatRequest, CompletionRequest, OpenAIRequest
 from deployments.api.replies import version_of
 from deployments.api.streaming import DONE, AnswerStream, EventStream, Generation, error_body, sse
-from deployments.messages import Backend, GenerateRequest, Message
+from deployments.messages import Backend, GenerateRequest
 from router.policy import Route
 
 

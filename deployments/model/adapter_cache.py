@@ -5,26 +5,20 @@ thread to itself. So no caller and no load ever waits for the load of another ve
 taken after the weights were read, so nothing is evicted for a version that cannot be read.
 """
 
-import contextlib
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from typing import Any
 
-from adapters.live_catalog import AdapterVersion
-from deployments.engine.request import EngineError, EngineStopped
+from deployments.engine.request import EngineError
 from deployments.model.adapter_registry import AdapterRegistry, VersionState
+from deployments.model.decoder_tasks import TASK_TIMEOUT_S, DecoderTasks
 from deployments.model.device_slots import DeviceSlots
-from deployments.model.weights_reader import AdapterDecoder, WeightsReader, one_line
+from deployments.model.weights_reader import WeightsReader, one_line
 
 # Seconds that a load waits for a slot while answers hold all of them.
 ROOM_TIMEOUT_S = 30.0
-# Seconds for one change of the decoder. The first install on a GPU may compile kernels.
-TASK_TIMEOUT_S = 300.0
-
-RunBetweenSteps = Callable[[Callable[[], Any]], "Future[Any]"]
 
 
 class AdapterGone(EngineError):
@@ -41,19 +35,14 @@ class AdapterUnavailable(EngineError):
     retry_after_s = 5
 
 
-@dataclass(slots=True)
-class _Load:
-    """A load under way, and the leases that wait for it."""
-
-    done: "Future[None]" = field(default_factory=Future)
-    leases: list["Future[str]"] = field(default_factory=list)
+class _Unleased(Future[str]):
+    """Waits for a load without taking a lease."""
 
 
 class AdapterCache:
     """Any thread may call it.
 
     Args:
-        run: runs a task on the engine's thread, between two steps.
         clock: seconds, monotonic.
 
     Attributes:
@@ -65,10 +54,9 @@ class AdapterCache:
         self,
         registry: AdapterRegistry,
         reader: WeightsReader,
-        decoder: AdapterDecoder,
+        tasks: DecoderTasks,
         *,
         capacity: int,
-        run: RunBetweenSteps,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.changed = threading.Condition()
@@ -76,11 +64,9 @@ class AdapterCache:
         self.slots = DeviceSlots(capacity, registry)
         self.last_error: str | None = None
         self._reader = reader
-        self._decoder = decoder
-        self._run = run
+        self._tasks = tasks
         self._clock = clock
-        self._loads: dict[str, _Load] = {}
-        self._probed: set[str] = set()  # digests of contents that passed the probe here
+        self._loads: dict[str, list[Future[str]]] = {}
         self._new_loads: list[tuple[str, float]] = []
 
     def is_used(self, key: str) -> bool:
@@ -90,30 +76,28 @@ class AdapterCache:
     def acquire(self, key: str) -> "Future[str]":
         """Lease `key` for one answer; the future is done once it is on the device.
 
-        Whoever gets the result calls `release`. A future that was cancelled before that leases
-        nothing. It fails with AdapterGone or AdapterUnavailable.
+        The caller that gets the result must call `release`. A future that was cancelled before
+        leases nothing. It fails with AdapterGone or AdapterUnavailable.
         """
-        lease: Future[str] = Future()
         with self.changed:
-            if key in self.slots:
-                self._lease(key)
-                lease.set_result(key)
-                return lease
-            try:
-                self._join_load(key).leases.append(lease)
-            except AdapterGone as error:
-                lease.set_exception(error)
+            if key not in self.slots:
+                return self._join_load(key, Future())
+            self._lease(key)
+        lease: Future[str] = Future()
+        lease.set_result(key)
         return lease
 
-    def load(self, key: str) -> "Future[None]":
-        """Load `key` without leasing it; fails as `acquire` does."""
+    def load(self, key: str) -> None:
+        """Load `key` without leasing it; returns when it is on the device.
+
+        Raises:
+            AdapterGone, AdapterUnavailable
+        """
         with self.changed:
-            try:
-                return self._join_load(key).done
-            except AdapterGone as error:
-                gone: Future[None] = Future()
-                gone.set_exception(error)
-                return gone
+            if key in self.slots:
+                return
+            loaded = self._join_load(key, _Unleased())
+        loaded.result()
 
     def release(self, key: str) -> None:
         """End one lease. A version that is out of service leaves the device with its last one."""
@@ -130,30 +114,6 @@ class AdapterCache:
             evicted = self._evict(key)
         evicted.result(TASK_TIMEOUT_S)
 
-    def dry_run(self, key: str, version: AdapterVersion) -> list[str]:
-        """Return what keeps a version from being served here; empty if nothing does.
-
-        Raises:
-            StorageError, EngineStopped: it could not be tried.
-        """
-        try:
-            weights = self._reader.weights(version)
-            self._run(lambda: self._decoder.dry_run(key, weights)).result(TASK_TIMEOUT_S)
-        except (OSError, EngineStopped):
-            raise
-        except EngineError as error:
-            problems = getattr(error, "problems", None)
-            return list(problems) if problems else [str(error)]
-        except Exception as error:  # PEFT, safetensors and torch each have kinds of their own
-            return [f"{type(error).__name__}: {one_line(error)}"]
-        self._probed.add(version.digest)
-        return []
-
-    def forget(self, version: AdapterVersion) -> None:
-        """Drop what is kept of a version that left the catalogue."""
-        self._reader.forget(version)
-        self._probed.discard(version.digest)
-
     def new_loads(self) -> list[tuple[str, float]]:
         """Return (adapter, seconds) of each load since the last call."""
         with self.changed:
@@ -162,30 +122,28 @@ class AdapterCache:
 
     # --- one load, on its own thread ---
 
-    def _join_load(self, key: str) -> _Load:
-        """Return the load of `key` that is under way, or start one. The lock is held.
+    def _join_load(self, key: str, waiting: "Future[str]") -> "Future[str]":
+        """Let `waiting` wait for the load of `key`, and start one if none is under way.
 
-        Raises:
-            AdapterGone
+        The lock is held.
         """
-        load = self._loads.get(key)
-        if load is None:
-            state = self.registry.get(key)
-            if state is None:
-                raise AdapterGone(f"adapter {key} left the catalogue: ask again")
-            load = _Load()
-            threading.Thread(
-                target=self._run_load, args=(key, state), name="load-adapter", daemon=True
-            ).start()
-            self._loads[key] = load
-        return load
+        state = self.registry.get(key)
+        if state is None:
+            waiting.set_exception(AdapterGone(f"adapter {key} left the catalogue: ask again"))
+        elif key in self._loads:
+            self._loads[key].append(waiting)
+        else:
+            work = threading.Thread(target=self._run_load, args=(key, state), daemon=True)
+            work.start()
+            self._loads[key] = [waiting]
+        return waiting
 
     def _run_load(self, key: str, state: VersionState) -> None:
         started = self._clock()
         try:
             weights = self._reader.weights(state.version)
             self._reserve_slot(key)
-            self._install(key, state.version, weights)
+            self._tasks.install(key, state.version, weights)
         except Exception as error:
             self._finish_failed(key, state, error)
         else:
@@ -200,62 +158,49 @@ class AdapterCache:
                 if victim is not None:
                     self._evict(victim)
                     break
-                self._check_patience(deadline)
+                if self.slots.are_all_pinned:
+                    raise self._full("hold pinned ones: unpin an adapter")
+                if self._clock() > deadline:
+                    raise self._full("are in use or pinned: ask again")
                 self.changed.wait(0.2)
             self.slots.reserve(key)
 
-    def _check_patience(self, deadline: float) -> None:
-        capacity = self.slots.capacity
-        if self.slots.are_all_pinned:
-            raise AdapterUnavailable(
-                f"all {capacity} places for adapters hold pinned ones: unpin an adapter, or raise "
-                "engine.max_adapters"
-            )
-        if self._clock() > deadline:
-            raise AdapterUnavailable(
-                f"all {capacity} places for adapters are in use or pinned: ask again, or raise "
-                "engine.max_adapters"
-            )
-
-    def _install(self, key: str, version: AdapterVersion, weights: Any) -> None:
-        """Put the weights into the decoder; contents that were probed here are not probed again."""
-        probe = version.digest not in self._probed
-        task = self._run(lambda: self._decoder.install(key, weights, probe=probe))
-        task.result(TASK_TIMEOUT_S)
-        self._probed.add(version.digest)
+    def _full(self, why: str) -> AdapterUnavailable:
+        all_places = f"all {self.slots.capacity} places for adapters"
+        return AdapterUnavailable(f"{all_places} {why}, or raise engine.max_adapters")
 
     def _finish(self, key: str, state: VersionState, seconds: float) -> None:
         with self.changed:
-            load = self._loads.pop(key)
             state.error, state.load_s = None, seconds
             self.slots.arrive(key)
             self._new_loads.append((state.name, seconds))
-            # A lease that was cancelled meanwhile is none.
-            granted = [lease for lease in load.leases if lease.set_running_or_notify_cancel()]
-            for _ in granted:
-                self._lease(key)
+            waiting = self._not_cancelled(key)
+            for future in waiting:
+                if not isinstance(future, _Unleased):
+                    self._lease(key)
             self._evict_if_unwanted(key)
             self.changed.notify_all()
-        load.done.set_result(None)
-        for lease in granted:
-            lease.set_result(key)
+        for future in waiting:
+            future.set_result(key)
 
     def _finish_failed(self, key: str, state: VersionState, error: Exception) -> None:
         why = f": {error}" if isinstance(error, EngineError) else f" here ({type(error).__name__})"
         failure = AdapterUnavailable(f"adapter {key} cannot be loaded{why}")
         failure.__cause__ = error
         with self.changed:
-            load = self._loads.pop(key)
             state.error = self.last_error = one_line(error)
             if self.slots.cancel(key):
-                self._evict_from_decoder(key)  # an install that took too long may still be done
+                self._tasks.evict(key)  # an install that took too long may still be done
+            waiting = self._not_cancelled(key)
             self.changed.notify_all()
-        waiting: list[Future[Any]] = [load.done, *load.leases]
         for future in waiting:
-            if future.set_running_or_notify_cancel():
-                future.set_exception(failure)
+            future.set_exception(failure)
 
     # --- with the lock held ---
+
+    def _not_cancelled(self, key: str) -> list["Future[str]"]:
+        """End the load of `key`; returns the futures that still wait for it."""
+        return [f for f in self._loads.pop(key) if f.set_running_or_notify_cancel()]
 
     def _lease(self, key: str) -> None:
         self.slots.lease(key)
@@ -270,17 +215,4 @@ class AdapterCache:
         """Free the slot and submit the eviction under one lock: the decoder sees versions leave
         and arrive in the order in which their slots are counted."""
         self.slots.evict(key)
-        return self._evict_from_decoder(key)
-
-    def _evict_from_decoder(self, key: str) -> "Future[Any]":
-        def evict() -> None:
-            # Not in the decoder: its install failed, and nothing is left to do.
-            with contextlib.suppress(EngineError, KeyError):
-                self._decoder.evict(key)
-
-        try:
-            return self._run(evict)
-        except EngineStopped:  # and with it the device's memory
-            stopped: Future[Any] = Future()
-            stopped.set_result(None)
-            return stopped
+        return self._tasks.evict(key)

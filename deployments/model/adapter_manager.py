@@ -14,7 +14,6 @@ import contextlib
 import logging
 import threading
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
@@ -23,9 +22,11 @@ from typing import Any
 from adapters.live_catalog import AdapterVersion
 from adapters.store import AdapterStore
 from deployments.engine.request import EngineError
-from deployments.model.adapter_cache import AdapterCache, AdapterGone, RunBetweenSteps
+from deployments.model.adapter_cache import AdapterCache, AdapterGone
 from deployments.model.adapter_registry import AdapterRegistry, adapter_key
+from deployments.model.decoder_tasks import DecoderTasks, RunBetweenSteps
 from deployments.model.host_cache import HostCache
+from deployments.model.inventory import Inventory
 from deployments.model.weights_reader import AdapterDecoder, WeightsReader
 
 logger = logging.getLogger(__name__)
@@ -58,9 +59,11 @@ class AdapterManager:
         self._clock = clock
         self._registry = AdapterRegistry(base_model)
         self._reader = WeightsReader(store, decoder, host, verified or {})
+        self._tasks = DecoderTasks(decoder, run)
         self._cache = AdapterCache(
-            self._registry, self._reader, decoder, capacity=capacity, run=run, clock=clock
+            self._registry, self._reader, self._tasks, capacity=capacity, clock=clock
         )
+        self._inventory = Inventory(self._registry, self._cache.slots, self._reader)
         self._changed = self._cache.changed  # guards the registry and the slots
         self._reading = threading.Lock()  # one catalogue is taken over at a time
         self._syncing = threading.Lock()
@@ -79,8 +82,7 @@ class AdapterManager:
             StorageError, LiveCatalogError: the catalogue cannot be read; all stays as it was.
         """
         with self._syncing:
-            etag = self._store.stamp()
-            self._read_catalog()
+            etag = self._read_catalog()
             with self._changed:
                 fresh, self._fresh = self._fresh, set()
                 unwanted = self._cache.slots.out_of_service()
@@ -121,10 +123,11 @@ class AdapterManager:
             if state is not None and key not in self._cache.slots:
                 self._reader.prefetch(state.version)
 
-    def _read_catalog(self) -> None:
-        """Take the catalogue over into the registry, without loading anything."""
+    def _read_catalog(self) -> str | None:
+        """Take the catalogue over into the registry, without loading anything; returns its etag."""
         with self._reading:
             try:
+                etag = self._store.stamp()
                 catalog = self._store.read()
             except (OSError, ValueError) as error:
                 self._catalog_error = str(error)
@@ -136,7 +139,9 @@ class AdapterManager:
                 )
                 self._fresh |= fresh
             for state in forgotten:
-                self._cache.forget(state.version)
+                self._reader.forget(state.version)
+                self._tasks.forget(state.version)
+            return etag
 
     def _is_due(self, key: str, fresh: set[str]) -> bool:
         """Whether `sync` loads it. Other versions wait until somebody asks for them."""
@@ -149,7 +154,7 @@ class AdapterManager:
 
     def _load_in_sync(self, key: str) -> None:
         try:
-            self._cache.load(key).result()
+            self._cache.load(key)
         except EngineError as error:
             logger.error("adapter %s: %s", key, error)
 
@@ -188,9 +193,9 @@ class AdapterManager:
             self.release(key)
 
     def lease(self, name: str, version: str | None) -> "Future[str]":
-        """As `leased`, of the catalogue that was read last: whoever gets the key calls `release`.
+        """As `leased`, of the catalogue that was read last. The caller must call `release`.
 
-        Done at once if the version is on the device.
+        The future is done at once if the version is on the device.
         """
         key = self._find(name, version)
         if key is not None:
@@ -220,31 +225,21 @@ class AdapterManager:
         Raises:
             StorageError, EngineStopped: it could not be tried.
         """
-        return self._cache.dry_run(adapter_key(name, version), version)
+        return self._tasks.dry_run(adapter_key(name, version), version, self._reader)
 
     def report(self) -> dict[str, Any]:
-        """Return what this replica holds. It has no effect.
+        """Return what this replica holds, without any effect on it.
 
         `adapters`: the versions in service, each with its tier. `leaving`: versions out of service
         that still answer. `last_error`: what failed, until a `sync` finds all well. `error`: why
         the catalogue could not be read.
         """
         with self._changed:
-            registry, slots = self._registry, self._cache.slots
             return {
-                "revision": registry.revision,
-                "adapters": [
-                    {**registry.described(key), "tier": self._tier(key)} for key in registry.wanted
-                ],
-                "leaving": [
-                    {
-                        "name": registry[key].name,
-                        "version": registry[key].version.version,
-                        "running": slots.num_leases(key),
-                    }
-                    for key in slots.out_of_service()
-                ],
-                "skipped": dict(registry.skipped),
+                "revision": self._registry.revision,
+                "adapters": self._inventory.in_service(),
+                "leaving": self._inventory.leaving(),
+                "skipped": dict(self._registry.skipped),
                 "last_error": self._catalog_error or self._cache.last_error,
                 "error": self._catalog_error,
             }
@@ -252,13 +247,7 @@ class AdapterManager:
     def count_by_tier(self) -> dict[str, int]:
         """Return the number of versions in service for each tier."""
         with self._changed:
-            tiers = Counter(self._tier(key) for key in self._registry.wanted)
-        return {tier: tiers[tier] for tier in ("device", "host", "disk")}
-
-    def _tier(self, key: str) -> str:
-        if key in self._cache.slots:
-            return "device"
-        return "host" if self._reader.is_in_memory(self._registry[key].version) else "disk"
+            return self._inventory.count_by_tier()
 
     def new_loads(self) -> list[tuple[str, float]]:
         """Return (adapter, seconds) of each load since the last call."""

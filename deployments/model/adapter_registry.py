@@ -5,7 +5,6 @@ No locks: AdapterManager guards it.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from adapters.live_catalog import AdapterVersion, LiveAdapter, LiveCatalog
 
@@ -124,22 +123,6 @@ class AdapterRegistry:
             if now - state.gone_at > FORGET_S and not is_used(key):
                 forgotten.append(self._states.pop(key))
         return forgotten
-
-    def described(self, key: str) -> dict[str, Any]:
-        """Return a version in service as the operator's report shows it, without its tier."""
-        state, serving = self._states[key], self.wanted[key]
-        return {
-            "name": state.name,
-            "specialty": serving.specialty,
-            "version": state.version.version,
-            "digest": state.version.digest,
-            "state": "active" if serving.weight is None else "canary",
-            "weight": serving.weight,
-            "pinned": serving.pinned,
-            "answers": state.num_answers,
-            "load_s": None if state.load_s is None else round(state.load_s, 4),
-            "error": state.error,
-        }
 
 
 def _serving(adapter: LiveAdapter) -> dict[str, Serving]:

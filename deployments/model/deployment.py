@@ -61,7 +61,7 @@ class ModelReplica:
             thread=thread,
         )
         self._engine.start()
-        # Threads for the operator: a slow source holds up nobody's tokenising.
+        # Not the threads that tokenise: an operator's source may be slow.
         self._operations = ThreadPoolExecutor(_NUM_OPERATIONS, thread_name_prefix="adapter-change")
         self._adapters: AdapterManager | None = None
         if self._loaded.make_manager is not None:

@@ -16,8 +16,8 @@ from adapters.loading import AdapterError, check_catalogued
 from adapters.prompting import Message, encode_prompt
 from adapters.store import AdapterStore
 from deployments.engine.decoder import GroupDecoder, StepDecoder
-from deployments.model.adapter_cache import RunBetweenSteps
 from deployments.model.adapter_manager import AdapterManager
+from deployments.model.decoder_tasks import RunBetweenSteps
 from deployments.model.host_cache import HostCache
 from deployments.replica import open_adapter_store
 from deployments.settings import Settings
@@ -51,7 +51,7 @@ def load_model(settings: Settings, device: str) -> LoadedModel:
 
     Raises:
         BaseModelError, CatalogError, AdapterError: naming the file and what to do about it.
-        FastDecoderImpossible: `decoder: fast`, and what stands in its way.
+        FastDecoderImpossible: `decoder: fast` was asked for; names what it cannot serve.
     """
     started = time.perf_counter()
     if settings.quantization == "none":

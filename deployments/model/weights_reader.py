@@ -76,7 +76,7 @@ class WeightsReader:
     def prefetch(self, version: AdapterVersion) -> None:
         """Read the weights if main memory has room for them without evicting others.
 
-        A failure is logged once; whoever asks for the version gets it again, as an error.
+        A failure is logged once; a question for the version gets it again, as an error.
         """
         digest = version.digest
         if digest in self._host or digest in self._unreadable:

@@ -20,12 +20,12 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
+from adapters.prompting import Message
 from deployments.app import build_application
 from deployments.engine.decoder import DecoderInfo
 from deployments.engine.scheduler import SchedulerOutput
-from deployments.messages import Message
-from deployments.model.adapter_cache import RunBetweenSteps
 from deployments.model.adapter_manager import AdapterManager
+from deployments.model.decoder_tasks import RunBetweenSteps
 from deployments.model.host_cache import HostCache
 from deployments.model.loading import LoadedModel
 from deployments.replica import open_adapter_store

@@ -13,9 +13,9 @@ from typing import Any
 import httpx
 import pytest
 
+from adapters.prompting import Message
 from deployments.engine.decoder import DecoderInfo, RowSink
 from deployments.engine.request import Request
-from deployments.messages import Message
 from deployments.model.loading import LoadedModel
 from deployments.settings import Settings, parse_settings
 from tests.e2e.conftest import Deploy

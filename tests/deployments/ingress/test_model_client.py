@@ -14,6 +14,7 @@ from ray.serve.exceptions import (
     ReplicaUnavailableError,
 )
 
+from adapters.prompting import Message
 from deployments.engine.request import (
     ErrorInfo,
     FinishReason,
@@ -23,7 +24,7 @@ from deployments.engine.request import (
     failed_event,
 )
 from deployments.ingress.model_client import answer_events
-from deployments.messages import GenerateRequest, Message
+from deployments.messages import GenerateRequest
 from tests.deployments.conftest import SmallBackend
 
 CALL = GenerateRequest("r-1", (Message("user", "a rash"),), None, SamplingParams(8), stream=True)

@@ -442,3 +442,26 @@ def test_checksums_that_were_compared_are_not_compared_again(clinic: Clinic) -> 
     manager.sync()
     assert compared == []
     assert set(tiers(manager.report()).values()) == {"device"}
+
+
+def test_what_a_question_loads_during_a_sync_is_not_loaded_again(clinic: Clinic) -> None:
+    clinic.manager.sync()
+    key = clinic.lease("d", None)
+    num_installs = len(clinic.decoder.installs)
+    clinic.manager._cache.load(key)
+    assert len(clinic.decoder.installs) == num_installs
+
+
+def test_a_state_that_cannot_be_looked_at_is_in_the_report(
+    clinic: Clinic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So the change that was broadcast is not taken for confirmed."""
+    clinic.manager.sync()
+
+    def unreachable() -> str:
+        raise OSError("the bucket cannot be reached")
+
+    monkeypatch.setattr(clinic.store, "stamp", unreachable)
+    assert clinic.manager.try_sync()["error"] == "the bucket cannot be reached"
+    monkeypatch.undo()
+    assert clinic.manager.try_sync()["error"] is None

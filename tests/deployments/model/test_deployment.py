@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from adapters.prompting import Message
 from deployments.engine.model_runner import ModelRunner
 from deployments.engine.request import SamplingParams
-from deployments.messages import GenerateRequest, Message
+from deployments.messages import GenerateRequest
 from deployments.model.deployment import ModelReplica
 from deployments.model.loading import LoadedModel, load_model
 from deployments.replica import open_adapter_store
