@@ -1,9 +1,7 @@
 """Serve shell of the router: HTTP ingress, classifier, policy, and the handle to the model."""
 
 import asyncio
-import contextlib
 import dataclasses
-import functools
 import logging
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -28,7 +26,7 @@ from deployments.ingress.followed import (
     follow_classifier,
     follow_keys,
 )
-from deployments.ingress.model_client import EventResponse, OneEvent, answer_events
+from deployments.ingress.model_client import ModelClient, answer_events
 from deployments.ingress.operator import ClusterReport
 from deployments.ingress.route_metrics import RouteMetrics
 from deployments.ingress.traffic import TrafficLog
@@ -58,6 +56,7 @@ class RouterReplica:
     def __init__(self, settings: Settings, model: DeploymentHandle) -> None:
         use_serve_handlers("INFO")
         self._model = model
+        self._client = ModelClient(model)
         self._live = RouterLiveSettings()
         self._settings = settings
         self._metrics = RouteMetrics()
@@ -151,31 +150,8 @@ class RouterReplica:
         main = self._base_languages[0]
         return _LANGUAGE_NAMES.get(main, main)
 
-    @functools.cached_property
-    def _streaming(self) -> Any:
-        """The model's streaming method, kept since Serve builds two handles to make one."""
-        return self._model.generate.options(stream=True)
-
-    @functools.cached_property
-    def _answering(self) -> Any:
-        return self._model.answer
-
-    def _start(self, call: GenerateRequest) -> EventResponse:
-        """Send the call to a replica that Serve picks.
-
-        A whole answer is one event, for which Serve's plain call is cheaper than its stream.
-        """
-        if call.stream:
-            streamed: EventResponse = self._streaming.remote(call)
-            return streamed
-        return OneEvent(self._answering.remote(call))
-
-    async def generate(self, call: GenerateRequest) -> AsyncGenerator[TokenEvent, None]:
-        watch = self._traffic.watch()
-        async with contextlib.aclosing(answer_events(self._start, call)) as events:
-            async for event in events:
-                watch.saw(event)
-                yield event
+    def generate(self, call: GenerateRequest) -> AsyncGenerator[TokenEvent, None]:
+        return answer_events(self._client.start, call, self._traffic.watch().saw)
 
     async def readiness(self) -> tuple[bool, Mapping[str, Any]]:
         classifier = self._router.current

@@ -4,10 +4,10 @@ Only a call that has yielded nothing is repeated, and once: the client cannot te
 said twice.
 """
 
-import contextlib
+import functools
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import (
@@ -16,7 +16,7 @@ from ray.serve.exceptions import (
     ReplicaUnavailableError,
     RequestCancelledError,
 )
-from ray.serve.handle import DeploymentResponse
+from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
 from deployments.engine.request import ErrorInfo, QueueFull, TokenEvent, failed_event
 from deployments.messages import GenerateRequest
@@ -57,49 +57,73 @@ class OneEvent:
 Start = Callable[[GenerateRequest], EventResponse]
 
 
-async def answer_events(start: Start, call: GenerateRequest) -> AsyncGenerator[TokenEvent, None]:
+class ModelClient:
+    """Sends calls to a replica that Serve picks. The methods are kept, since Serve builds new
+    handles for each that is asked for."""
+
+    def __init__(self, model: DeploymentHandle) -> None:
+        self._model = model
+
+    def start(self, call: GenerateRequest) -> EventResponse:
+        """A whole answer is one event, for which Serve's plain call is cheaper than its stream."""
+        if call.stream:
+            streamed: EventResponse = self._generate.remote(call)
+            return streamed
+        return OneEvent(self._answer.remote(call))
+
+    @functools.cached_property
+    def _generate(self) -> Any:
+        return self._model.generate.options(stream=True)
+
+    @functools.cached_property
+    def _answer(self) -> Any:
+        return self._model.answer
+
+
+async def answer_events(
+    start: Start, call: GenerateRequest, saw: Callable[[TokenEvent], None] = lambda event: None
+) -> AsyncGenerator[TokenEvent, None]:
     """Yield the events of one answer, the last of them terminal. Closing it cancels the answer.
 
     Args:
-        start: sends the call to a replica that Serve picks.
+        start: sends the call.
+        saw: called with each event.
     """
     has_begun = False
-    async with contextlib.aclosing(_attempt(start, call)) as events:
-        async for event in events:
-            if has_begun or not _is_lost(event):
+    for may_retry in (True, False):
+        response, is_finished = start(call), False
+        try:
+            async for event in response:
+                is_finished = event.finish_reason is not None
+                if has_begun or not (may_retry and _is_lost(event)):
+                    has_begun = True
+                    saw(event)
+                    yield event
+        except RequestCancelledError:
+            raise
+        except (RayActorError, RayServeException) as error:
+            is_finished = True
+            event = failed_event(call.request_id, _info_of(error))
+            if has_begun or not (may_retry and _is_lost(event)):
                 has_begun = True
+                saw(event)
                 yield event
-    if has_begun:
-        return
-    logger.warning("request %s: its replica was lost; asking another", call.request_id)
-    async with contextlib.aclosing(_attempt(start, call)) as events:
-        async for event in events:
-            yield event
+        finally:
+            if not is_finished:
+                response.cancel()
+        if has_begun:
+            return
+        logger.warning("request %s: its replica was lost; asking another", call.request_id)
 
 
 def _is_lost(event: TokenEvent) -> bool:
     return event.error is not None and event.error.code in (LOST.code, _ENDED_ENGINE)
 
 
-async def _attempt(start: Start, call: GenerateRequest) -> AsyncGenerator[TokenEvent, None]:
-    response = start(call)
-    is_finished = False
-    try:
-        async for event in response:
-            is_finished = event.finish_reason is not None
-            yield event
-    except BackPressureError as error:
-        is_finished = True
+def _info_of(error: RayActorError | RayServeException) -> ErrorInfo:
+    if isinstance(error, BackPressureError):
         num_waiting, limit = error.args[:2]
-        yield failed_event(call.request_id, QueueFull(num_waiting, limit).info)
-    except (RayActorError, ReplicaUnavailableError):
-        is_finished = True
-        yield failed_event(call.request_id, LOST)
-    except RequestCancelledError:
-        raise
-    except RayServeException:  # DeploymentUnavailableError, when it failed or is gone
-        is_finished = True
-        yield failed_event(call.request_id, NO_REPLICA)
-    finally:
-        if not is_finished:
-            response.cancel()
+        return QueueFull(num_waiting, limit).info
+    if isinstance(error, RayActorError | ReplicaUnavailableError):
+        return LOST
+    return NO_REPLICA  # DeploymentUnavailableError: it failed, or is gone
