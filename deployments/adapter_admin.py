@@ -158,29 +158,26 @@ class AdapterAdmin:
             )
 
         # A collision is found before anything is fetched.
-        placeholder = _placeholder(wanted)
-        check = self._within_slots(lambda catalog: edit(catalog, placeholder))
+        check = self._within_slots(functools.partial(edit, version=_placeholder(wanted)))
         check(await asyncio.to_thread(self._store.read))
         return await self._to_its_end(self._add(wanted, edit, expected_revision))
 
     async def _add(
         self,
         wanted: VersionRequest,
-        edit: Callable[[LiveCatalog, AdapterVersion], LiveCatalog],
+        edit: Callable[..., LiveCatalog],
         expected_revision: int | None,
     ) -> Outcome:
         ingested: Ingested = await asyncio.get_running_loop().run_in_executor(
             self._ingesting,
             functools.partial(ingest, wanted, self._store, self._limits, max_rank=self._max_rank),
         )
-        version = ingested.version
         try:
-            problems = await self._replicas.try_adapter(wanted.name, version)
+            problems = await self._replicas.try_adapter(wanted.name, ingested.version)
             if problems:
                 raise NotFit(problems)
-            return await self._change(
-                wanted.name, lambda catalog: edit(catalog, version), expected_revision
-            )
+            listed = functools.partial(edit, version=ingested.version)
+            return await self._change(wanted.name, listed, expected_revision)
         except (NotFit, NobodyToAsk, ChangeRefused, RevisionMoved, StorageError):
             await asyncio.to_thread(self._undo_put, ingested)
             raise
@@ -205,19 +202,16 @@ class AdapterAdmin:
         self, name: str, fields: Mapping[str, Any], expected_revision: int | None
     ) -> Outcome:
         """Change an adapter as adapters.changes.update does; raises what that raises."""
-        return await self._edited(
-            name, lambda catalog: changes.update(catalog, name, **fields), expected_revision
-        )
+        edit = functools.partial(changes.update, name=name, **fields)
+        return await self._edited(name, edit, expected_revision)
 
     async def roll_back(self, name: str, expected_revision: int | None) -> Outcome:
-        return await self._edited(
-            name, lambda catalog: changes.roll_back(catalog, name), expected_revision
-        )
+        edit = functools.partial(changes.roll_back, name=name)
+        return await self._edited(name, edit, expected_revision)
 
     async def remove(self, name: str, expected_revision: int | None) -> Outcome:
-        return await self._edited(
-            name, lambda catalog: changes.remove(catalog, name), expected_revision
-        )
+        edit = functools.partial(changes.remove, name=name)
+        return await self._edited(name, edit, expected_revision)
 
     async def _edited(self, name: str, edit: Edit, expected_revision: int | None) -> Outcome:
         return await self._to_its_end(self._change(name, edit, expected_revision))

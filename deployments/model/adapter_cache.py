@@ -114,10 +114,9 @@ class AdapterCache:
             evicted = self._evict(key)
         evicted.result(TASK_TIMEOUT_S)
 
-    def new_loads(self) -> list[tuple[str, float]]:
-        """Return (adapter, seconds) of each load since the last call."""
-        with self.changed:
-            loads, self._new_loads = self._new_loads, []
+    def take_loads(self) -> list[tuple[str, float]]:
+        """Return (adapter, seconds) of each load since the last call. The lock is held."""
+        loads, self._new_loads = self._new_loads, []
         return loads
 
     # --- one load, on its own thread ---

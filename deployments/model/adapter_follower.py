@@ -55,7 +55,8 @@ class AdapterFollower:
         self._manager.prefetch()
 
     def _measure(self) -> None:
-        for tier, count in self._manager.count_by_tier().items():
+        tiers, loads = self._manager.measure()
+        for tier, count in tiers.items():
             self._resident.set(count, {"tier": tier})
-        for name, seconds in self._manager.new_loads():
+        for name, seconds in loads:
             self._load.observe(seconds, {"adapter": name})

@@ -116,8 +116,7 @@ class AdapterManager:
         return bool(failed) or self._store.stamp() != self._synced_etag
 
     def prefetch(self) -> None:
-        """Read what is in service into main memory, as far as there is room, so that the first
-        question for a version does not wait for its files."""
+        """Read what is in service into main memory, as far as there is room."""
         for key in self._registry.wanted:
             state = self._registry.get(key)
             if state is not None and key not in self._cache.slots:
@@ -167,13 +166,10 @@ class AdapterManager:
 
     @contextlib.asynccontextmanager
     async def leased(self, name: str, version: str | None) -> AsyncIterator[str]:
-        """Keep a version on the device for one answer, and load it first if it is not there.
+        """Keep a version on the device for one answer; yields the decoder's key of it.
 
         Args:
             version: None for the stable one.
-
-        Yields:
-            The decoder's key of the version.
 
         Raises:
             AdapterGone, AdapterUnavailable
@@ -220,11 +216,7 @@ class AdapterManager:
     # --- for the operator ---
 
     def dry_run(self, name: str, version: AdapterVersion) -> list[str]:
-        """Return what keeps a version that is not listed yet from being served here.
-
-        Raises:
-            StorageError, EngineStopped: it could not be tried.
-        """
+        """As DecoderTasks.dry_run, of a version that is not listed yet."""
         return self._tasks.dry_run(adapter_key(name, version), version, self._reader)
 
     def report(self) -> dict[str, Any]:
@@ -244,11 +236,7 @@ class AdapterManager:
                 "error": self._catalog_error,
             }
 
-    def count_by_tier(self) -> dict[str, int]:
-        """Return the number of versions in service for each tier."""
+    def measure(self) -> tuple[dict[str, int], list[tuple[str, float]]]:
+        """Return versions in service by tier, and (adapter, seconds) of each load since then."""
         with self._changed:
-            return self._inventory.count_by_tier()
-
-    def new_loads(self) -> list[tuple[str, float]]:
-        """Return (adapter, seconds) of each load since the last call."""
-        return self._cache.new_loads()
+            return self._inventory.count_by_tier(), self._cache.take_loads()

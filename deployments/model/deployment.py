@@ -53,7 +53,7 @@ class ModelReplica:
         thread = TorchThread()
         if device == "cpu":
             _use_cores(thread, settings.engine.cpu_threads)
-        self._loaded = _load_on(thread, lambda: load(settings, device))
+        self._loaded = thread.submit(lambda: load(settings, device)).result()
         self._engine = Engine(
             self._loaded.decoder,
             _engine_limits(settings.engine, device),
@@ -65,7 +65,7 @@ class ModelReplica:
         self._operations = ThreadPoolExecutor(_NUM_OPERATIONS, thread_name_prefix="adapter-change")
         self._adapters: AdapterManager | None = None
         if self._loaded.make_manager is not None:
-            self._adapters = self._loaded.make_manager(self._engine.run_between_steps)
+            self._adapters = self._loaded.make_manager(run=self._engine.run_between_steps)
             first_sync(self._adapters)
         if self._loaded.warm_up is not None:
             self._engine.run_between_steps(self._loaded.warm_up).result()
@@ -189,14 +189,6 @@ class ModelReplica:
     def __del__(self) -> None:
         with contextlib.suppress(AttributeError):  # the start failed half-way
             self.close()
-
-
-def _load_on(thread: TorchThread, load: Callable[[], LoadedModel]) -> LoadedModel:
-    try:
-        return thread.submit(load).result()
-    except BaseException:
-        thread.close()
-        raise
 
 
 def _engine_limits(settings: EngineSettings, device: str) -> EngineLimits:

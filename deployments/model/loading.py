@@ -3,16 +3,18 @@
 Runs on the engine's thread of a model replica. This is where adapters/ and engine/ meet.
 """
 
+import functools
 import logging
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 from adapters.base_models import resolve_base_model
-from adapters.loading import AdapterError, check_catalogued
+from adapters.catalog import BaseModelEntry
+from adapters.loading import AdapterError
 from adapters.prompting import Message, encode_prompt
 from adapters.store import AdapterStore
 from deployments.engine.decoder import GroupDecoder, StepDecoder
@@ -22,10 +24,12 @@ from deployments.model.host_cache import HostCache
 from deployments.replica import open_adapter_store
 from deployments.settings import Settings
 
-if TYPE_CHECKING:  # torch is imported once the replica is to load
-    from deployments.engine.decoder_factory import FastLimits
-
 logger = logging.getLogger(__name__)
+
+
+class MakeManager(Protocol):
+    def __call__(self, *, run: RunBetweenSteps) -> AdapterManager: ...
+
 
 EncodePrompt = Callable[[Sequence[Message], str | None], list[int]]
 
@@ -42,7 +46,7 @@ class LoadedModel:
     base_model: str
     decoder: StepDecoder | GroupDecoder
     encode: EncodePrompt
-    make_manager: Callable[[RunBetweenSteps], AdapterManager] | None = None
+    make_manager: MakeManager | None = None
     warm_up: Callable[[], None] | None = None
 
 
@@ -53,10 +57,10 @@ def load_model(settings: Settings, device: str) -> LoadedModel:
         BaseModelError, CatalogError, AdapterError: naming the file and what to do about it.
         FastDecoderImpossible: `decoder: fast` was asked for; names what it cannot serve.
     """
-    started = time.perf_counter()
+    engine, started = settings.engine, time.perf_counter()
     if settings.quantization == "none":
         _leave_out_bitsandbytes()
-    from deployments.engine.decoder_factory import build_decoder
+    from deployments.engine.decoder_factory import FastLimits, build_decoder
     from deployments.engine.model_loader import load_pretrained
     from deployments.engine.model_runner import ModelRunner
 
@@ -67,67 +71,69 @@ def load_model(settings: Settings, device: str) -> LoadedModel:
         resolved.path,
         resolved.family,
         device=device,
-        dtype=settings.engine.dtype,
+        dtype=engine.dtype,
         quantization=settings.quantization,
     )
     store = open_adapter_store(settings)
     found = _adapters_in_service(store, settings.base_model)
     folders = {name: folder for name, (_, folder) in found.items()}
-    decoder = build_decoder(base, settings.engine.decoder, fast_limits(settings), folders)
+    limits = FastLimits(
+        max_rows=engine.max_rows,
+        num_positions=engine.max_input_tokens + engine.max_output_tokens,
+        max_adapters=engine.max_adapters,
+        kv_memory_bytes=None if engine.kv_memory_mib is None else engine.kv_memory_mib * 2**20,
+    )
+    decoder = build_decoder(base, engine.decoder, limits, folders)
+    seconds, info = time.perf_counter() - started, decoder.info
     logger.info(
         "base model %s loaded in %.1f s; decoder %s: %s",
-        resolved.name,
-        time.perf_counter() - started,
-        decoder.info.name,
-        decoder.info.reason,
+        *(resolved.name, seconds, info.name, info.reason),
+    )
+    make_manager = functools.partial(
+        AdapterManager,
+        store,
+        settings.base_model,
+        decoder,
+        capacity=engine.max_adapters,
+        host=HostCache(engine.adapter_memory_mib * 2**20),
+        verified=dict(found.values()),
     )
     entry = store.seed.base_model(settings.base_model, family=resolved.family)
-
-    def make_manager(run: RunBetweenSteps) -> AdapterManager:
-        return AdapterManager(
-            store,
-            settings.base_model,
-            decoder,
-            capacity=settings.engine.max_adapters,
-            host=HostCache(settings.engine.adapter_memory_mib * 2**20),
-            run=run,
-            verified=dict(found.values()),
-        )
-
-    def encode(messages: Sequence[Message], answer_language: str | None) -> list[int]:
-        return encode_prompt(
-            entry.prompt_format,
-            messages,
-            tokenizer=decoder.tokenizer,
-            system_line=entry.system_line,
-            answer_language=answer_language,
-        )
-
+    encode = _encoder(entry, decoder.tokenizer)
     warm_up = decoder.warm_up if isinstance(decoder, ModelRunner) else None
     return LoadedModel(settings.base_model, decoder, encode, make_manager, warm_up)
 
 
-def _adapters_in_service(store: AdapterStore, base_model: str) -> Mapping[str, tuple[str, Path]]:
-    """Return name -> (digest, folder) of the adapters of this base, after checking their files.
+def _encoder(entry: BaseModelEntry, tokenizer: Any) -> EncodePrompt:
+    def encode(messages: Sequence[Message], answer_language: str | None) -> list[int]:
+        return encode_prompt(
+            entry.prompt_format,
+            messages,
+            tokenizer=tokenizer,
+            system_line=entry.system_line,
+            answer_language=answer_language,
+        )
 
-    Of a catalogue that nobody changed, every adapter must be good. In a changed one a bad adapter
-    is left out and logged, since the others are to serve.
+    return encode
+
+
+def _adapters_in_service(store: AdapterStore, base_model: str) -> dict[str, tuple[str, Path]]:
+    """Return name -> (digest, folder) of the adapters of this base, after comparing checksums.
 
     Raises:
-        AdapterError: listing every problem of every adapter.
+        AdapterError: a file is missing or damaged, of a catalogue that was not changed yet. From a
+            changed one the adapter is left out, since the others are to serve.
     """
-    catalog = store.read()
-    if not catalog.revision:
-        entries = check_catalogued(store.seed, base_model)
-        checked = {entry.name: store.seed.folder(entry) for entry in entries}
-        adapters = {adapter.name: adapter for adapter in catalog.in_service(base_model)}
-        return {n: (adapters[n].stable.digest, folder) for n, folder in checked.items()}
-    found = {}
+    catalog, found, problems = store.read(), {}, []
     for adapter in catalog.in_service(base_model):
         try:
             found[adapter.name] = (adapter.stable.digest, store.folder(adapter.stable))
         except (OSError, ValueError) as error:
-            logger.error("adapter %s: %s", adapter.name, error)
+            problems.append(f"adapter '{adapter.name}': {error}")
+    if problems and not catalog.revision:
+        raise AdapterError(problems)
+    for problem in problems:
+        logger.error("%s", problem)
     return found
 
 
@@ -143,19 +149,6 @@ def first_sync(manager: AdapterManager) -> None:
         raise AdapterError(problems)
     for name, why in report["skipped"].items():
         logger.info("adapter %s is not served: %s", name, why)
-
-
-def fast_limits(settings: Settings) -> "FastLimits":
-    """Return the sizes of the fast decoder."""
-    from deployments.engine.decoder_factory import FastLimits
-
-    engine = settings.engine
-    return FastLimits(
-        max_rows=engine.max_rows,
-        num_positions=engine.max_input_tokens + engine.max_output_tokens,
-        max_adapters=engine.max_adapters,
-        kv_memory_bytes=None if engine.kv_memory_mib is None else engine.kv_memory_mib * 2**20,
-    )
 
 
 def _leave_out_bitsandbytes() -> None:

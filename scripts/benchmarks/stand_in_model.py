@@ -25,7 +25,6 @@ from deployments.app import build_application
 from deployments.engine.decoder import DecoderInfo
 from deployments.engine.scheduler import SchedulerOutput
 from deployments.model.adapter_manager import AdapterManager
-from deployments.model.decoder_tasks import RunBetweenSteps
 from deployments.model.host_cache import HostCache
 from deployments.model.loading import LoadedModel
 from deployments.replica import open_adapter_store
@@ -78,15 +77,14 @@ def build_clinic(args: dict[str, Any]) -> Application:
 def load_stand_in(settings: Settings, device: str, *, step_s: float) -> LoadedModel:
     decoder = StandInDecoder(settings.engine.max_rows, step_s)
 
-    def make_manager(run: RunBetweenSteps) -> AdapterManager:
-        return AdapterManager(
-            open_adapter_store(settings),
-            settings.base_model,
-            decoder,
-            capacity=settings.engine.max_adapters,
-            host=HostCache(0),
-            run=run,
-        )
+    make_manager = functools.partial(
+        AdapterManager,
+        open_adapter_store(settings),
+        settings.base_model,
+        decoder,
+        capacity=settings.engine.max_adapters,
+        host=HostCache(0),
+    )
 
     def encode(turns: Sequence[Message], answer_language: str | None) -> list[int]:
         return [_TOKEN] * 16

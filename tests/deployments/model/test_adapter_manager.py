@@ -106,7 +106,10 @@ def test_the_first_look_fills_the_device_and_no_more(clinic: Clinic) -> None:
     report = clinic.manager.sync()
     assert tiers(report) == {"a": "device", "b": "device", "c": "device", "d": "disk"}
     assert clinic.decoder.texts == {"a@1", "b@1", "c@1"}
-    assert clinic.manager.count_by_tier() == {"device": 3, "host": 0, "disk": 1}
+    tiers_now, loads = clinic.manager.measure()
+    assert tiers_now == {"device": 3, "host": 0, "disk": 1}
+    assert [name for name, _ in loads] == ["a", "b", "c"]
+    assert clinic.manager.measure()[1] == []
 
 
 def test_the_least_recently_leased_makes_room_and_comes_back_from_memory(

@@ -1,6 +1,9 @@
 """A model replica as a whole: which thread does what, and how it starts and stops."""
 
 import hashlib
+import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,7 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from adapters.loading import AdapterError
 from adapters.prompting import Message
 from deployments.engine.model_runner import ModelRunner
 from deployments.engine.request import SamplingParams
@@ -93,18 +98,33 @@ async def test_torch_runs_on_one_thread_from_the_load_to_the_last_step(
     assert engine_thread != threading.get_ident()
 
 
-def test_a_load_that_fails_is_raised_and_leaves_no_thread(
+def test_a_load_that_fails_is_raised(
     tiny_catalogs: dict[str, tuple[Path, Path]], tmp_path: Path
 ) -> None:
     def fail(settings: Settings, device: str) -> LoadedModel:
         raise ValueError("no such file")
 
-    before = set(threading.enumerate())
     with pytest.raises(ValueError, match="no such file"):
         ModelReplica(settings_of(*tiny_catalogs["llama"], tmp_path), "cpu", fail)
-    for thread in set(threading.enumerate()) - before:
-        thread.join(5)
-        assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("damaged", ["weights", "tensors"])
+def test_a_bad_adapter_of_the_shipped_catalogue_refuses_the_start(
+    damaged: str, tiny_catalogs: dict[str, tuple[Path, Path]], tmp_path: Path
+) -> None:
+    base, shipped = tiny_catalogs["llama"]
+    catalog = Path(shutil.copytree(shipped, tmp_path / "catalog"))
+    file = catalog / "weights" / "derm" / "adapter_model.safetensors"
+    before = hashlib.sha256(file.read_bytes()).hexdigest()
+    if damaged == "weights":
+        file.write_bytes(file.read_bytes()[:-1])
+    else:
+        save_file({n: t * torch.nan for n, t in load_file(file).items()}, file)
+        listed = catalog / "catalog.yaml"
+        after = hashlib.sha256(file.read_bytes()).hexdigest()
+        listed.write_text(listed.read_text().replace(before, after))
+    with pytest.raises(AdapterError, match="adapter 'derm'"):
+        ModelReplica(settings_of(base, catalog, tmp_path / "state"), "cpu")
 
 
 @pytest.mark.parametrize("num_adapters", [1, 2])
@@ -133,3 +153,42 @@ def test_max_adapters_alone_gives_the_slots(
         replica.close()
     weights = [file for file in hashed if str(file).endswith("adapter_model.safetensors")]
     assert len(weights) == len(set(weights)) == 2
+
+
+POOLS = """
+import os, threading
+from deployments.engine.thread import TorchThread
+from deployments.model.deployment import _use_cores
+
+thread = TorchThread()
+_use_cores(thread, 2)
+import torch
+from safetensors.torch import load_file, save_file
+
+from adapters.loading import AdapterError
+
+def num_threads():
+    return len(os.listdir("/proc/self/task"))
+
+def work():
+    torch.ones(4_000_000).add_(1).sum()
+    return num_threads()
+
+def elsewhere():
+    found = []
+    other = threading.Thread(target=lambda: found.append(work()))
+    other.start()
+    other.join()
+    return found[0] - 1  # itself
+
+before = num_threads()
+print(thread.submit(work).result() - before, elsewhere() - before, work() - before)
+"""
+
+
+def test_only_the_engines_thread_has_a_pool() -> None:
+    """It gets one thread more for its two cores, whatever other threads compute afterwards."""
+    run = subprocess.run(
+        [sys.executable, "-c", POOLS], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert run.stdout.split() == ["1", "1", "1"], run.stderr
