@@ -63,6 +63,7 @@ class ModelReplica:
         self._engine.start()
         # Not the threads that tokenise: an operator's source may be slow.
         self._operations = ThreadPoolExecutor(_NUM_OPERATIONS, thread_name_prefix="adapter-change")
+        self._follower: AdapterFollower | None = None
         self._adapters: AdapterManager | None = None
         if self._loaded.make_manager is not None:
             self._adapters = self._loaded.make_manager(run=self._engine.run_between_steps)
@@ -70,7 +71,6 @@ class ModelReplica:
         if self._loaded.warm_up is not None:
             self._engine.run_between_steps(self._loaded.warm_up).result()
         tune_interpreter()
-        self._follower: AdapterFollower | None = None
         if self._adapters is not None:
             self._follower = AdapterFollower(self._adapters, lambda: self._live.adapter_check_s)
 

@@ -7,10 +7,10 @@ import functools
 import logging
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from adapters.base_models import resolve_base_model
 from adapters.catalog import BaseModelEntry
@@ -23,6 +23,11 @@ from deployments.model.decoder_tasks import RunBetweenSteps
 from deployments.model.host_cache import HostCache
 from deployments.replica import open_adapter_store
 from deployments.settings import Settings
+
+if TYPE_CHECKING:  # torch is imported once the replica is to load
+    from adapters.base_models import Family
+    from deployments.engine.model_runner import ModelRunner
+    from deployments.engine.peft_decoder import PeftDecoder
 
 logger = logging.getLogger(__name__)
 
@@ -57,12 +62,32 @@ def load_model(settings: Settings, device: str) -> LoadedModel:
         BaseModelError, CatalogError, AdapterError: naming the file and what to do about it.
         FastDecoderImpossible: `decoder: fast` was asked for; names what it cannot serve.
     """
-    engine, started = settings.engine, time.perf_counter()
     if settings.quantization == "none":
         _leave_out_bitsandbytes()
+    store = open_adapter_store(settings)
+    found = _adapters_in_service(store, settings.base_model)
+    folders = {name: folder for name, (_, folder) in found.items()}
+    decoder, family = _load_decoder(settings, device, folders)
+    make_manager = functools.partial(
+        AdapterManager,
+        store,
+        settings.base_model,
+        decoder,
+        capacity=settings.engine.max_adapters,
+        host=HostCache(settings.engine.adapter_memory_mib * 2**20),
+        verified=dict(found.values()),
+    )
+    encode = _encoder(store.seed.base_model(settings.base_model, family=family), decoder.tokenizer)
+    warm_up = getattr(decoder, "warm_up", None)
+    return LoadedModel(settings.base_model, decoder, encode, make_manager, warm_up)
+
+
+def _load_decoder(
+    settings: Settings, device: str, adapters: Mapping[str, Path]
+) -> "tuple[ModelRunner | PeftDecoder, Family]":
+    started, engine = time.perf_counter(), settings.engine
     from deployments.engine.decoder_factory import FastLimits, build_decoder
     from deployments.engine.model_loader import load_pretrained
-    from deployments.engine.model_runner import ModelRunner
 
     logger.info("torch, transformers and peft imported in %.1f s", time.perf_counter() - started)
     started = time.perf_counter()
@@ -74,34 +99,19 @@ def load_model(settings: Settings, device: str) -> LoadedModel:
         dtype=engine.dtype,
         quantization=settings.quantization,
     )
-    store = open_adapter_store(settings)
-    found = _adapters_in_service(store, settings.base_model)
-    folders = {name: folder for name, (_, folder) in found.items()}
     limits = FastLimits(
         max_rows=engine.max_rows,
         num_positions=engine.max_input_tokens + engine.max_output_tokens,
         max_adapters=engine.max_adapters,
         kv_memory_bytes=None if engine.kv_memory_mib is None else engine.kv_memory_mib * 2**20,
     )
-    decoder = build_decoder(base, engine.decoder, limits, folders)
+    decoder = build_decoder(base, engine.decoder, limits, adapters)
     seconds, info = time.perf_counter() - started, decoder.info
     logger.info(
         "base model %s loaded in %.1f s; decoder %s: %s",
         *(resolved.name, seconds, info.name, info.reason),
     )
-    make_manager = functools.partial(
-        AdapterManager,
-        store,
-        settings.base_model,
-        decoder,
-        capacity=engine.max_adapters,
-        host=HostCache(engine.adapter_memory_mib * 2**20),
-        verified=dict(found.values()),
-    )
-    entry = store.seed.base_model(settings.base_model, family=resolved.family)
-    encode = _encoder(entry, decoder.tokenizer)
-    warm_up = decoder.warm_up if isinstance(decoder, ModelRunner) else None
-    return LoadedModel(settings.base_model, decoder, encode, make_manager, warm_up)
+    return decoder, resolved.family
 
 
 def _encoder(entry: BaseModelEntry, tokenizer: Any) -> EncodePrompt:
