@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
+import ray
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve import metrics
@@ -21,10 +22,17 @@ from deployments.api.api_keys import KeyStore
 from deployments.api.app import create_api
 from deployments.api.front_door import behind_front_door
 from deployments.api.middleware import IdFromProxy
+from deployments.channel.receiver import EventReceiver
 from deployments.engine.request import TokenEvent
 from deployments.ingress.followed_catalog import FollowedCatalog, InService
 from deployments.ingress.key_watch import KeyWatch
-from deployments.ingress.model_client import EventResponse, OneEvent, ServeReplicas, answer_events
+from deployments.ingress.model_client import (
+    ChannelResponse,
+    EventResponse,
+    OneEvent,
+    ServeReplicas,
+    answer_events,
+)
 from deployments.ingress.operator import ClusterReport, TrafficLog, replica_id
 from deployments.ingress.router_reloading import FollowedClassifier
 from deployments.messages import GenerateRequest, Outcome, ServedModels
@@ -77,6 +85,7 @@ class RouterReplica:
             started_at=int(time.time()),
         )
         self._settings = settings
+        self._receiver = EventReceiver(ray.util.get_node_ip_address())
         self._keys = KeyWatch(KeyStore(settings.state_path))
         tune_interpreter()
         self._router.start()
@@ -151,19 +160,19 @@ class RouterReplica:
 
     @functools.cached_property
     def _streaming(self) -> Any:
-        """The model's streaming method. Kept, since Serve builds two handles to make one."""
-        return self._model.generate.options(stream=True)
+        """Kept, since Serve builds a handle for each access."""
+        return self._model.stream
 
     @functools.cached_property
     def _answering(self) -> Any:
         return self._model.answer
 
     def _start(self, call: GenerateRequest) -> EventResponse:
-        """Send the call to a replica that Serve picks. A whole answer is one event, for which
-        Serve's plain call is cheaper than its stream."""
+        """Send the call to a replica that Serve picks. A whole answer is one event, which Serve's
+        call itself returns; the events of a stream arrive over the channel."""
         if call.stream:
-            streamed: EventResponse = self._streaming.remote(call)
-            return streamed
+            send = functools.partial(self._streaming.remote, call)
+            return ChannelResponse(self._receiver, call.request_id, send)
         return OneEvent(self._answering.remote(call))
 
     async def generate(self, call: GenerateRequest) -> AsyncGenerator[TokenEvent, None]:

@@ -22,14 +22,15 @@ from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
 from adapters.live_catalog import AdapterVersion
 from deployments.adapter_admin import TRY_TIMEOUT_S, BroadcastReply, NobodyToAsk
-from deployments.engine.request import ErrorInfo, QueueFull, TokenEvent, failed_event
+from deployments.channel.frames import ChannelAddress
+from deployments.channel.receiver import LOST, EventReceiver, ReceivedStream
+from deployments.engine.request import QueueFull, TokenEvent, failed_event
 from deployments.messages import GenerateRequest
 
-LOST = ErrorInfo(
-    "replica_lost", "the model replica was lost while answering: ask again", retry_after_s=5
-)
 # What a replica that is about to be replaced says, before it has begun to answer.
 _ENDED_ENGINE = "engine_stopped"
+# How long the last event may arrive after the Serve call that sent it has ended.
+ON_THE_WAY_S = 5.0
 
 
 class EventResponse(Protocol):
@@ -51,6 +52,57 @@ class OneEvent:
 
     def cancel(self) -> None:
         self._response.cancel()
+
+
+class ChannelResponse:
+    """An answer whose events arrive over the channel, and the Serve call that generates it.
+
+    Serve picks the replica, counts the request and cancels it; the events do not pass Serve.
+
+    Args:
+        send: starts the Serve call with the stream's id and this router replica's address. Its
+            result says whether all events were sent.
+    """
+
+    def __init__(
+        self,
+        receiver: EventReceiver,
+        request_id: str,
+        send: Callable[[int, ChannelAddress], DeploymentResponse],
+    ) -> None:
+        self._receiver = receiver
+        self._request_id = request_id
+        self._send = send
+        self._response: DeploymentResponse | None = None
+        self._watching: asyncio.Task[None] | None = None
+
+    async def __aiter__(self) -> AsyncIterator[TokenEvent]:
+        stream = self._receiver.open(self._request_id)
+        try:
+            address = await self._receiver.address()
+            self._response = self._send(stream.stream_id, address)
+            # Not cancelled when the answer has ended: the Serve call ends by itself then.
+            self._watching = asyncio.create_task(self._watch(self._response, stream))
+            async for event in stream:
+                yield event
+        finally:
+            stream.close()
+
+    def cancel(self) -> None:
+        if self._response is not None:
+            self._response.cancel()
+
+    async def _watch(self, response: DeploymentResponse, stream: ReceivedStream) -> None:
+        try:
+            are_sent = await response
+        except BaseException as error:
+            stream.fail(error)
+            if not isinstance(error, Exception):
+                raise
+        else:
+            if are_sent:
+                await asyncio.sleep(ON_THE_WAY_S)
+            stream.lose()
 
 
 Start = Callable[[GenerateRequest], EventResponse]

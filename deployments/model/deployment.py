@@ -11,6 +11,8 @@ from typing import Any
 from ray.serve import metrics
 
 from adapters.live_catalog import AdapterVersion
+from deployments.channel.frames import ChannelAddress
+from deployments.channel.sender import ChannelLost, EventSender
 from deployments.engine.engine import Engine, EngineLimits
 from deployments.engine.request import EngineError, Request, TokenEvent, failed_event
 from deployments.ingress.operator import replica_id
@@ -63,6 +65,7 @@ class ModelReplica:
             on_batch=self._metrics.batch_rows.set,
         )
         self._engine.start()
+        self._sender = EventSender()
         self._adapters = ReplicaAdapters(
             self._loaded.holder, self._engine.run_between_steps, lambda: self._live.adapter_check_s
         )
@@ -89,6 +92,23 @@ class ModelReplica:
         """The one event of a call that is not to be streamed."""
         async with contextlib.aclosing(self.generate(call)) as events:
             return await anext(events)
+
+    async def stream(self, call: GenerateRequest, stream_id: int, address: ChannelAddress) -> bool:
+        """Generate an answer whose events go to the router replica at `address`.
+
+        Returns:
+            True when the last event was sent; False when the router replica cannot be reached.
+        """
+        try:
+            connection = await self._sender.connect(address)
+            with connection.answering():
+                async with contextlib.aclosing(self.generate(call)) as events:
+                    async for event in events:
+                        connection.send(stream_id, event)
+        except ChannelLost as error:
+            logger.warning("request %s: %s", call.request_id, error)
+            return False
+        return True
 
     async def _encode(self, call: GenerateRequest) -> list[int]:
         """Prompt ids. A long text goes to a thread; for a short one that would cost more than the
