@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Iterator
+from typing import cast
 
 from deployments.channel.frames import ChannelAddress, pack_events, pack_greeting
 from deployments.engine.request import TokenEvent
@@ -74,10 +75,10 @@ class SenderConnection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport), f"a {type(transport).__name__}"
-        self._transport = transport
-        transport.set_write_buffer_limits(high=MAX_UNSENT_BYTES)
-        transport.write(pack_greeting(self._token))
+        # A cast: uvloop's transports are no subclass of asyncio's.
+        self._transport = cast(asyncio.Transport, transport)
+        self._transport.set_write_buffer_limits(high=MAX_UNSENT_BYTES)
+        self._transport.write(pack_greeting(self._token))
 
     def pause_writing(self) -> None:
         logger.error("a router replica reads no more: its connection is ended")

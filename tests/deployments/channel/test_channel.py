@@ -7,6 +7,7 @@ import struct
 from collections.abc import AsyncIterator
 
 import pytest
+import uvloop
 
 from deployments.channel import sender as sending
 from deployments.channel.frames import ChannelAddress, pack_events, pack_greeting
@@ -268,3 +269,18 @@ async def test_a_router_replica_that_reads_no_more_is_given_up(
             await asyncio.sleep(0)
     assert connection.is_lost
     server.close()
+
+
+def test_on_the_event_loop_of_serves_replicas() -> None:
+    async def answer() -> list[TokenEvent]:
+        receiver, sender = EventReceiver(HOST), EventSender()
+        stream = receiver.open("r")
+        connection = await sender.connect(await receiver.address())
+        connection.send(stream.stream_id, END)
+        events = await read(stream)
+        sender.close()
+        await receiver.close()
+        return events
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        assert runner.run(answer()) == [END]
