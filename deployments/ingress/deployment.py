@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
+import ray
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
@@ -56,7 +57,7 @@ class RouterReplica:
     def __init__(self, settings: Settings, model: DeploymentHandle) -> None:
         use_serve_handlers("INFO")
         self._model = model
-        self._client = ModelClient(model)
+        self._client = ModelClient(model, ray.util.get_node_ip_address())
         self._live = RouterLiveSettings()
         self._settings = settings
         self._metrics = RouteMetrics()

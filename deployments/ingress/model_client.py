@@ -6,8 +6,8 @@ said twice.
 
 import functools
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from typing import Any, Protocol
+from collections.abc import AsyncGenerator, Callable
+from typing import Any
 
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import (
@@ -16,16 +16,15 @@ from ray.serve.exceptions import (
     ReplicaUnavailableError,
     RequestCancelledError,
 )
-from ray.serve.handle import DeploymentHandle, DeploymentResponse
+from ray.serve.handle import DeploymentHandle
 
+from deployments.channel.receiver import LOST, EventReceiver
 from deployments.engine.request import ErrorInfo, QueueFull, TokenEvent, failed_event
+from deployments.ingress.responses import ChannelResponse, EventResponse, OneEvent
 from deployments.messages import GenerateRequest
 
 logger = logging.getLogger(__name__)
 
-LOST = ErrorInfo(
-    "replica_lost", "the model replica was lost while answering: ask again", retry_after_s=5
-)
 NO_REPLICA = ErrorInfo(
     "no_replica", "no model replica is running: ask again later", retry_after_s=10
 )
@@ -33,47 +32,32 @@ NO_REPLICA = ErrorInfo(
 _ENDED_ENGINE = "engine_stopped"
 
 
-class EventResponse(Protocol):
-    """What a streaming handle returns: Serve's DeploymentResponseGenerator."""
-
-    def __aiter__(self) -> AsyncIterator[TokenEvent]: ...
-
-    def cancel(self) -> None: ...
-
-
-class OneEvent:
-    """A plain response as a stream of one event."""
-
-    def __init__(self, response: DeploymentResponse) -> None:
-        self._response = response
-
-    async def __aiter__(self) -> AsyncIterator[TokenEvent]:
-        yield await self._response
-
-    def cancel(self) -> None:
-        self._response.cancel()
-
-
 Start = Callable[[GenerateRequest], EventResponse]
 
 
 class ModelClient:
     """Sends calls to a replica that Serve picks. The methods are kept, since Serve builds new
-    handles for each that is asked for."""
+    handles for each that is asked for.
 
-    def __init__(self, model: DeploymentHandle) -> None:
+    Args:
+        host: the address of this node, where the events of streams arrive.
+    """
+
+    def __init__(self, model: DeploymentHandle, host: str) -> None:
         self._model = model
+        self._receiver = EventReceiver(host)
 
     def start(self, call: GenerateRequest) -> EventResponse:
-        """A whole answer is one event, for which Serve's plain call is cheaper than its stream."""
+        """Send the call. A whole answer is one event, which the Serve call itself returns; the
+        events of a stream arrive over the channel."""
         if call.stream:
-            streamed: EventResponse = self._generate.remote(call)
-            return streamed
+            send = functools.partial(self._stream.remote, call)
+            return ChannelResponse(self._receiver, call.request_id, send)
         return OneEvent(self._answer.remote(call))
 
     @functools.cached_property
-    def _generate(self) -> Any:
-        return self._model.generate.options(stream=True)
+    def _stream(self) -> Any:
+        return self._model.stream
 
     @functools.cached_property
     def _answer(self) -> Any:

@@ -10,6 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from adapters.live_catalog import AdapterVersion
+from deployments.channel.frames import ChannelAddress
+from deployments.channel.sender import ChannelLost, EventSender
 from deployments.engine.engine import Engine, EngineLimits
 from deployments.engine.request import EngineError, Request, TokenEvent, failed_event
 from deployments.engine.thread import TorchThread
@@ -31,8 +33,7 @@ logger = logging.getLogger(__name__)
 
 LoadModel = Callable[[Settings, str], LoadedModel]
 
-# A stream's text goes out at most this often: Serve carries some 30 messages a second for each
-# stream, however fast the tokens are.
+# A stream's text goes out at most this often, so that a client's chunk carries several fast tokens.
 _EMIT_INTERVAL_S = 0.03
 # Texts up to here are tokenised on the event loop.
 _SHORT_CHARS = 1000
@@ -73,6 +74,7 @@ class ModelReplica:
         tune_interpreter()
         if self._adapters is not None:
             self._follower = AdapterFollower(self._adapters, lambda: self._live.adapter_check_s)
+        self._sender = EventSender()
 
     async def generate(self, call: GenerateRequest) -> AsyncGenerator[TokenEvent, None]:
         """Yield the events of one answer. The last one is terminal; with `error` it is a refusal
@@ -97,6 +99,23 @@ class ModelReplica:
         """Return the one event of a call that is not streamed."""
         async with contextlib.aclosing(self.generate(call)) as events:
             return await anext(events)
+
+    async def stream(self, call: GenerateRequest, stream_id: int, address: ChannelAddress) -> bool:
+        """Generate an answer whose events go to the router replica at `address`.
+
+        Returns:
+            True when the last event was sent; False when the router replica cannot be reached.
+        """
+        try:
+            connection = await self._sender.connect(address)
+            with connection.answering():
+                async with contextlib.aclosing(self.generate(call)) as events:
+                    async for event in events:
+                        connection.send(stream_id, event)
+        except ChannelLost as error:
+            logger.warning("request %s: %s", call.request_id, error)
+            return False
+        return True
 
     def _leased(self, call: GenerateRequest) -> contextlib.AbstractAsyncContextManager[str | None]:
         """Keep the call's adapter on the device. Gives the decoder's key, None for the base."""
