@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from scripts import prepare_medical_dataset
+from scripts.datasets import prepared_folder
 from scripts.datasets.record import plain_words
 
 NUM_DISEASES = 40  # of dermatology, three questions each
@@ -418,10 +419,10 @@ def test_a_full_disk_leaves_the_earlier_folder(
     prepared(out, "--source", f"jsonl:{source}")
     before = {path: path.read_bytes() for path in out.rglob("*.*")}
 
-    def full(_: Any) -> str:
+    def full(*_: Any, **__: Any) -> str:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(prepare_medical_dataset, "report_of", full)
+    monkeypatch.setattr(prepared_folder, "render", full)
     assert run(out, "--source", f"jsonl:{source}", "--overwrite", "--seed", "1") == 2
     assert "No space left" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in out.rglob("*.*")} == before

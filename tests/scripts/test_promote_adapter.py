@@ -18,7 +18,7 @@ from adapters.loading import check_catalogued
 from scripts import promote_adapter
 from scripts.lora import catalog_file
 from scripts.lora import hub as adapter_hub
-from scripts.lora.hub import HubError
+from scripts.lora.errors import HubError
 from tests.tiny_models import make_adapter
 
 WEIGHTS = "adapter_model.safetensors"
