@@ -13,18 +13,22 @@ STYLE = (
 
 
 def render(template: Path, **values: object) -> str:
-    """Return the Jinja template filled with `values`.
+    """Return the Jinja template filled with `values`; it may import its folder's other templates.
 
     Besides them it knows `row(cell, ...)` and `head(name, ...)`, the lines of a table. A name that
     is not given is an error (jinja2.UndefinedError), not an empty text.
     """
-    from jinja2 import Environment, StrictUndefined
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
-        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+        loader=FileSystemLoader(template.parent),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
     environment.globals.update(row=row, head=head)
-    return environment.from_string(template.read_text(encoding="utf-8")).render(values)
+    return environment.get_template(template.name).render(values)
 
 
 def row(*cells: object) -> str:

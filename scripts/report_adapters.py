@@ -13,7 +13,6 @@ is one JSON object.
 """
 
 import argparse
-import html
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,9 @@ from scripts.datasets.pairs import load_pairs
 from scripts.datasets.record import DataError
 from scripts.environment import command_line, commit
 from scripts.evaluation.answer_file import SYSTEMS, read_answers
-from scripts.markdown import document, page
+from scripts.markdown import document, page, render
 
+WITH_TEXT = Path(__file__).parent / "evaluation" / "with_text.html.j2"
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
 
 
@@ -84,21 +84,15 @@ def _put_table(file: Path, table: str) -> None:
 
 def _with_text(data: Path, evaluations: Path, results: Sequence[dict[str, Any]]) -> str:
     """Return a page of every question, its reference and both answers: it quotes the data."""
-    parts = ["<h1>Questions, references and answers: not for publication</h1>"]
+    found = []
     for result in results:
         specialty = result["specialty"]
         pairs = load_pairs(data, specialty)
         if pairs.files != result["data_files"]:
             raise DataError(f"--with_text {data}: {specialty} was evaluated on other data")
         answers = read_answers(evaluations / f"{specialty}.answers.jsonl")
-        parts.append(f"<h2>{html.escape(specialty)}</h2>")
-        for pair in pairs.validation:
-            parts.append(f"<h3>{html.escape(pair.id)}: {html.escape(pair.question)}</h3><dl>")
-            said = {system: answers.rows[system][pair.id].answer for system in SYSTEMS}
-            for name, words in {"reference": pair.answer, **said}.items():
-                parts.append(f"<dt><b>{name}</b></dt><dd>{html.escape(words)}</dd>")
-            parts.append("</dl>")
-    return document("With text", "\n".join(parts))
+        found.append((specialty, pairs.validation, answers.rows))
+    return document("With text", render(WITH_TEXT, specialties=found, systems=SYSTEMS))
 
 
 if __name__ == "__main__":

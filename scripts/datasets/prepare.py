@@ -16,6 +16,12 @@ from scripts.datasets.source import Source, SourceReading
 from scripts.datasets.sources import parse_source, read_source
 from scripts.datasets.split import Split, SplitRule, split_by_disease
 
+OPTIONS = (
+    *("min_validation", "max_validation_share", "validation_share"),
+    *("drop_note", "drop_boilerplate", "with_sources", "seed"),
+)
+COUNTS = ("mojibake_repaired", "exact_duplicates", "repeated_questions", "boilerplate_cut")
+
 
 def prepare(args: argparse.Namespace) -> dict[str, Any]:
     """Prepare from sources to the folder; return the summary.
@@ -111,20 +117,9 @@ def _manifest(
             for source, reading in zip(sources, readings, strict=True)
         ],
         "attribution": {name: ATTRIBUTIONS.get(name, "licence as given") for name in names},
-        "options": {
-            key: getattr(args, key)
-            for key in (
-                *("min_validation", "max_validation_share", "validation_share"),
-                *("drop_note", "drop_boilerplate", "with_sources", "seed"),
-            )
-        },
-        "cleaning": {
-            "mojibake_repaired": cleaned.mojibake_repaired,
-            "exact_duplicates": cleaned.exact_duplicates,
-            "repeated_questions": cleaned.repeated_questions,
-            "boilerplate_cut": cleaned.boilerplate_cut,
-            "dropped": dict(cleaned.dropped),
-        },
+        "options": {name: getattr(args, name) for name in OPTIONS},
+        "cleaning": {name: getattr(cleaned, name) for name in COUNTS}
+        | {"dropped": dict(cleaned.dropped)},
         "split": {
             "diseases": split.num_groups,
             "moved_to_validation": split.moved,
