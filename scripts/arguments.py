@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 BASE_MODEL = "smollm2-135m-instruct"
-_EXAMPLE = re.compile(r"^    (python -m .+(?:\\\n.+)*)", re.MULTILINE)
+_EXAMPLE = re.compile(r"^    (python -m .+(?:(?<=\\)\n.+)*)", re.MULTILINE)
 
 
 def positive(text: str) -> int:

@@ -44,6 +44,7 @@ def _parser() -> CommandParser:
     add("--stage", choices=["answers", "score", "both"], default="both", help="see above")
     parser.add_base_model()
     add("--base_answers", type=Path, help="answers file of another adapter: take the base's rows")
+    add("--limit", type=positive, help="only the first N questions, for a quick look")
     add("--batch_size", type=positive, default=16, help="questions answered together")
     add("--dtype", choices=["float32", "bfloat16"], default="float32", help="of both models")
     parser.add_device("to answer on")

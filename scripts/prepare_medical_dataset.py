@@ -11,14 +11,18 @@ Kinds of --source KIND:PATH[,key=value...], repeatable:
     jsonl      a folder of <specialty>.jsonl files, or one file: lines with input, output, specialty
                and, where known, id, source, lang, split, focus, qtype, url, note. Other .jsonl
                files of a folder hold questions for the router: they are carried over, and follow
-               the split.
+               the split. A .json file with one list of such objects is read too. Alpaca's columns
+               (instruction, input, output) and chat messages of one question and answer count as
+               input and output. all=SPECIALTY serves lines without a specialty
     medquad    the folder of MedQuAD's XML files
     abstracts  the CSV of Medical Abstracts (condition_label, medical_abstract)
     table      any .csv, .tsv, .json or .jsonl; the options question, answer, specialty, id, focus,
                source, url, lang, split name its columns, all=SPECIALTY serves all rows
     hf         a dataset id of the Hugging Face hub; options as for table, and part=train
 
-`licence=` says under which licence a source is; those that this project knows need none.
+`licence=` says under which licence a source is; those that this project knows need none. Say in
+`focus` which disease a pair is about: without it two names of one disease may be in both splits.
+Where `lang` is missing, en or fr is told from the text (und when neither leads).
 
 Written: <specialty>.jsonl (all columns), <specialty>/train.json and validation.json (input and
 output alone), manifest.json, report.md. The same sources and options give the same bytes. The last

@@ -33,7 +33,7 @@ from scripts.arguments import CommandParser
 from scripts.datasets.record import DataError
 from scripts.lora.catalog_file import locked, put_entry
 from scripts.lora.errors import HubError
-from scripts.lora.gate import figures, read_result, unproven
+from scripts.lora.gate import GATE, figures, read_result, unproven
 from scripts.lora.hub import pull, push
 
 CATALOG_DIR = Path(__file__).resolve().parent.parent / "adapters"
@@ -55,7 +55,7 @@ def _parser() -> CommandParser:
     which.add_argument("--from_hub", metavar="ORG/NAME[@REVISION]", help="pull it from the hub")
     add("--evaluation", type=Path, required=True, help="result of scripts.evaluate_adapter")
     add("--catalog", type=Path, default=CATALOG_DIR, help="folder of catalog.yaml")
-    add("--min_questions", type=int, default=30, help="fewer prove nothing")
+    add("--min_questions", type=int, default=GATE, help="fewer prove nothing")
     add("--min_gain", type=float, default=0.01, help="in likelihood, nats for each token")
     add("--max_bytes", type=int, default=1_200_000, help="of the weights, which go into git")
     add("--push_to_hub", metavar="ORG/NAME", help="publish it when it is active")

@@ -15,10 +15,12 @@ MAX_TITLE_WORDS = 30
 def medquad(source: Source, reading: SourceReading) -> Iterator[Record]:
     """Read MedQuAD's XML; count its answers that were removed for copyright and are empty.
 
-    Its own ids are unique within one of its folders only, so the folder's name goes before them.
+    Its ids are unique within one of its folders at best, so the folder's name goes before them,
+    and the file's name before an id that the folder repeats.
     """
     paths = sorted(source.folder.rglob("*.xml"))
     reading.add_file(*paths, name=f"{len(paths)} XML files")
+    seen: set[str] = set()
     for path in paths:
         try:
             document = ElementTree.parse(path).getroot()
@@ -39,8 +41,12 @@ def medquad(source: Source, reading: SourceReading) -> Iterator[Record]:
             if not answer:
                 reading.left_out["empty answer"] += 1
                 continue
+            id_ = f"{path.parent.name}/{question.get('qid') or path.stem}"
+            if id_ in seen:
+                id_ = f"{path.parent.name}/{path.stem}/{pair.get('pid')}"
+            seen.add(id_)
             yield Record(
-                id=f"{path.parent.name}/{question.get('qid') or path.stem}",
+                id=id_,
                 question=_in_one_line(question.text).replace(" ?", "?"),
                 answer=answer,
                 specialty=specialty,

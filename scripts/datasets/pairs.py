@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from adapters.base_models import sha256_of
-from scripts.datasets.record import DataError, read_rows, text_of
+from scripts.datasets.record import DataError, text_of
+from scripts.datasets.rows import read_rows
 
 
 @dataclass(frozen=True, slots=True)

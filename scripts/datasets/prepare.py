@@ -1,7 +1,8 @@
 """From sources to the prepared folder: read, clean, split by disease, write."""
 
 import argparse
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tqdm import tqdm
@@ -15,6 +16,7 @@ from scripts.datasets.record import DataError, Record
 from scripts.datasets.source import Source, SourceReading
 from scripts.datasets.sources import parse_source, read_source
 from scripts.datasets.split import Split, SplitRule, split_by_disease
+from scripts.lora.gate import GATE
 
 OPTIONS = (
     *("min_validation", "max_validation_share", "validation_share"),
@@ -53,6 +55,7 @@ def prepare(args: argparse.Namespace) -> dict[str, Any]:
     manifest = _manifest(args, sources, readings, cleaned, split, done)
     manifest["without_publisher"] = unnamed
     write_folder(args.out, done, manifest)
+    _warn_of_small_validation(manifest["checks"])
     return {
         "out": args.out.name,
         "num_pairs": sum(r.is_pair for r in done),
@@ -95,6 +98,20 @@ def _check_ids(records: Sequence[Record]) -> None:
             )
 
 
+def _warn_of_small_validation(checks: Mapping[str, Any]) -> None:
+    """Say on stderr which specialties the gate will refuse for want of questions."""
+    small = [
+        f"{name} {row['validation']}" for name, row in checks.items() if row["validation"] < GATE
+    ]
+    if small:
+        print(
+            f"prepare_medical_dataset: fewer than the {GATE} validation pairs that "
+            f"scripts.promote_adapter asks for: {', '.join(small)}; add pairs, about {3 * GATE} in "
+            "all for each specialty",
+            file=sys.stderr,
+        )
+
+
 def _manifest(
     args: argparse.Namespace,
     sources: Sequence[Source],
@@ -124,6 +141,7 @@ def _manifest(
             "diseases": split.num_groups,
             "moved_to_validation": split.moved,
             "reunited": split.reunited,
+            "pairs_without_focus": sum(r.is_pair and not r.focus for r in records),
         },
         "checks": check(records),
     }

@@ -1,4 +1,4 @@
-"""One question, with or without an answer, and the JSON files that hold them."""
+"""One question, with or without an answer; lines of JSON; words and names in a normal form."""
 
 import json
 import re
@@ -114,26 +114,6 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def not_utf8(error: UnicodeDecodeError) -> str:
     return f"not UTF-8 text ({error.reason}): save it in that encoding"
-
-
-def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (number, object) of a `.json` file with one list, else of a file of JSON lines.
-
-    Raises:
-        DataError: not such a file; names it, and the line where there are lines.
-    """
-    if path.suffix != ".json":
-        yield from read_jsonl(path)
-        return
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path.name}: {not_utf8(error)}") from None
-    except ValueError as error:
-        raise DataError(f"{path.name}: not JSON ({error})") from None
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise DataError(f"{path.name}: a list of objects is expected")
-    yield from enumerate(rows, start=1)
 
 
 def text_of(item: Mapping[str, Any], name: str, where: str) -> str:

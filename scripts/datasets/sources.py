@@ -4,7 +4,8 @@ import re
 from collections.abc import Callable, Iterator
 
 from scripts.datasets.medical_corpora import abstracts, medquad
-from scripts.datasets.record import DataError, Record, read_rows, text_of
+from scripts.datasets.record import DataError, Record, text_of
+from scripts.datasets.rows import read_rows
 from scripts.datasets.source import Source, SourceReading, record_of
 from scripts.datasets.tables import COLUMNS, hub, table
 
@@ -60,7 +61,7 @@ def _jsonl(source: Source, reading: SourceReading) -> Iterator[Record]:
         of_pairs = folder and any(item.get("specialty") == path.stem for _, item in items)
         for number, item in items:
             where = f"{path.name}, line {number}"
-            specialty = text_of(item, "specialty", where)
+            specialty = source.options.get("all") or text_of(item, "specialty", where)
             if of_pairs and specialty != path.stem:
                 raise DataError(
                     f"{where}: specialty '{specialty}' in the file of {path.stem}: put it into "
@@ -77,7 +78,7 @@ READERS: dict[str, Callable[[Source, SourceReading], Iterator[Record]]] = {
     "hf": hub,
 }
 ALLOWED: dict[str, frozenset[str]] = {
-    "jsonl": frozenset(),
+    "jsonl": frozenset({"all"}),
     "medquad": frozenset(),
     "abstracts": frozenset(),
     "table": frozenset({*COLUMNS, "all"}),

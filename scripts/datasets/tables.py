@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from scripts.datasets.record import DataError, Record, not_utf8, read_rows
+from scripts.datasets.record import DataError, Record, not_utf8
+from scripts.datasets.rows import read_rows, with_pair_columns
 from scripts.datasets.source import Source, SourceReading, record_of
 
 COLUMNS = ("question", "answer", "specialty", "id", "focus", "source", "url", "lang", "split")
@@ -37,11 +38,14 @@ def hub(source: Source, reading: SourceReading) -> Iterator[Record]:
         ) from None
     reading.files[f"{source.path}[{part}]"] = str(getattr(rows, "_fingerprint", "unknown"))
     for number, row in enumerate(rows, start=1):
-        yield _mapped(source, row, f"{source.path}, row {number}")
+        yield _mapped(source, with_pair_columns(row), f"{source.path}, row {number}")
 
 
 def _mapped(source: Source, row: Mapping[str, Any], where: str) -> Record:
     column = {name: source.options.get(name, name) for name in COLUMNS}
+    for name, other in (("question", "input"), ("answer", "output")):
+        if name not in source.options and name not in row and other in row:
+            column[name] = other
     renamed = {name: row[column[name]] for name in COLUMNS if column[name] in row}
     renamed |= {"input": renamed.pop("question", None), "output": renamed.pop("answer", None)}
     for name, field_name in (("question", "input"), ("answer", "output")):

@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,9 @@ def evaluate(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
     if not data.validation:
         raise DataError(f"{args.data}: no validation pair of {specialty} to evaluate on")
     diagnostic = diagnostic_items(args.data, specialty)
+    if args.limit:
+        data = replace(data, validation=data.validation[: args.limit])
+        diagnostic = diagnostic[: args.limit]
     asked = Evaluation(args, argv, folder, specialty, data, diagnostic)
     report: dict[str, Any] = {"specialty": specialty, "num_questions": len(data.validation)}
     if args.stage != "score":
@@ -114,6 +117,7 @@ def _header(asked: Evaluation) -> dict[str, Any]:
         "split": "validation",
         "data_files": data.files,
         "num_questions": len(data.validation),
+        "limit": args.limit,
         "num_diagnostic_items": len(asked.diagnostic),
         "commit": commit(),
         "command": command_line("evaluate_adapter", asked.argv),

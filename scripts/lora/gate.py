@@ -8,6 +8,7 @@ from typing import Any
 from scripts.datasets.record import DataError
 
 Result = dict[str, Any]  # of scripts.evaluate_adapter
+GATE = 30  # validation questions: fewer prove nothing
 
 
 def read_result(file: Path) -> Result:
@@ -40,6 +41,8 @@ def unproven(result: Result, min_questions: int, min_gain: float) -> list[str]:
             confidence.
     """
     failed = []
+    if result.get("limit") is not None:
+        failed.append(f"the evaluation took --limit {result['limit']}; run it without the limit")
     if result["split"] != "validation":
         failed.append(f"the evaluation is on the split {result['split']!r}; validation is needed")
     if (num := result["num_questions"]) < min_questions:

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,12 @@ from scripts.lora.checkpoints import CHECKPOINT, check_arguments, keep_arguments
 from scripts.lora.chosen_base import ChosenBase, chosen_base
 from scripts.lora.device import check_device, peak_memory, used_mib
 from scripts.lora.errors import TrainingError
+from scripts.lora.gate import GATE
 from scripts.lora.model import LoraSettings, build, check_init_adapter
 from scripts.lora.trainer import LoraTrainer, TrainingResult
 from scripts.lora.training_arguments import LoopSettings
+
+FEW_PAIRS = 100
 
 
 def train(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
@@ -31,6 +35,7 @@ def train(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
     torch.manual_seed(args.seed)
     args.device = check_device(args.device)
     data = _data(args)
+    _warn_of_little_data(data)
     base = chosen_base(args)
     lora = LoraSettings(**named(args, LoraSettings))
     check_init_adapter(lora, base.name)
@@ -81,6 +86,24 @@ def _data(args: argparse.Namespace) -> DataSet:
         validation=tuple(pair for part in parts for pair in part.validation),
         files={name: digest for part in parts for name, digest in part.files.items()},
     )
+
+
+def _warn_of_little_data(data: DataSet) -> None:
+    """Say on stderr what so few pairs cannot do."""
+    num_train, num_held_out = len(data.train), len(data.validation)
+    if num_train < FEW_PAIRS:
+        print(
+            f"train_lora_adapter: {num_train} training pairs: fewer than {FEW_PAIRS} teach little "
+            "more than their own wording",
+            file=sys.stderr,
+        )
+    if num_held_out < GATE:
+        print(
+            f"train_lora_adapter: {num_held_out} validation pairs: scripts.promote_adapter asks "
+            f"for {GATE} before the adapter may serve"
+            + ("" if num_held_out else "; without any, the last epoch's weights are kept"),
+            file=sys.stderr,
+        )
 
 
 def _prepare_checkpoint(folder: Path, args: argparse.Namespace, data: DataSet) -> None:

@@ -209,6 +209,19 @@ def test_an_interrupted_run_goes_on(
             )
 
 
+def test_a_quick_look_at_the_first_questions(
+    llama: tuple[Path, Path], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is not mixed with a whole evaluation."""
+    base, adapter = llama
+    found = run(base, adapter, data, tmp_path / "out", "--limit", "2")
+    assert sorted(found.rows["adapter"]) == ["validation0", "validation1"]
+    result = json.loads((tmp_path / "out" / "dermatology.json").read_text())
+    assert (result["limit"], result["num_questions"]) == (2, 2)
+    assert evaluate_adapter.main(arguments(base, adapter, data, tmp_path / "out")) == 2
+    assert "num_questions differ" in capsys.readouterr().err
+
+
 def test_the_base_answers_once_for_several_adapters(
     llama: tuple[Path, Path], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -125,6 +125,13 @@ def test_a_good_adapter_is_in_service(
     assert check_catalogued(load_catalog(catalog), "tiny")
 
 
+def test_a_limited_evaluation_proves_nothing(
+    adapter: Path, catalog: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert promote(adapter, catalog, good_result(adapter) | {"limit": 30}) == 1
+    assert "the evaluation took --limit 30" in capsys.readouterr().err
+
+
 def set_interval(metric: str, low: float, high: float) -> Any:
     def change(result: dict[str, Any]) -> None:
         result["metrics"][metric]["difference"]["interval"] = [low, high]

@@ -507,3 +507,29 @@ def test_all_linear_layers(tiny_llama_dir: Path, data: Path, tmp_path: Path) -> 
     assert run(tiny_llama_dir, data, tmp_path / "out", *more) == 0
     names = " ".join(load_file(tmp_path / "out" / "adapter_model.safetensors"))
     assert all(layer in names for layer in ("q_proj", "o_proj", "gate_proj", "down_proj"))
+
+
+def test_names_that_other_training_scripts_use() -> None:
+    words = "--learning_rate 1e-4 --warmup_ratio 0.1 --max_grad_norm 0.5 --fp16 --load_in_8bit"
+    words += " --logging_steps 5 --save_steps 7 --gradient_accumulation_steps 3"
+    words += " --num_train_epochs 2 --per_device_train_batch_size 6"
+    args = train_lora_adapter._parser().parse_args(
+        ["--data", "d", "--specialty", "s", "--out", "o", *words.split()]
+    )
+    assert (args.learning_rate, args.warmup, args.clip) == (1e-4, 0.1, 0.5)
+    assert (args.dtype, args.quantization) == ("float16", "int8")
+    assert (args.logging_steps, args.eval_steps, args.grad_accum) == (5, 7, 3)
+    assert (args.epochs, args.batch_size) == (2, 6)
+
+
+def test_losses_are_on_screen_and_little_data_is_said(
+    tiny_llama_dir: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ("--epochs", "1", "--batch_size", "2", "--logging_steps", "1")
+    assert run(tiny_llama_dir, data, tmp_path / "out", *more) == 0
+    told = capsys.readouterr().err
+    assert "step 1: training loss " in told
+    assert "step 2: training loss " in told
+    assert "step 2: validation loss " in told
+    assert "4 training pairs: fewer than 100" in told
+    assert "4 validation pairs: scripts.promote_adapter asks for 30" in told
