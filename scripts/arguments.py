@@ -85,7 +85,7 @@ class CommandParser(argparse.ArgumentParser):
     def run(
         self,
         argv: Sequence[str] | None,
-        errors: tuple[type[Exception], ...],
+        errors: Callable[[], tuple[type[Exception], ...]],
         command: Callable[[argparse.Namespace, list[str]], Mapping[str, Any]],
         exit_code: Callable[[Mapping[str, Any]], int] = lambda report: 0,
     ) -> int:
@@ -94,6 +94,8 @@ class CommandParser(argparse.ArgumentParser):
         One of `errors`, or a package that is not installed, is one line on stderr and code 2.
 
         Args:
+            errors: returns what the command may raise; called on an error only, so that it may
+                import what is not installed everywhere.
             command: called with the parsed arguments and the words they came from.
             exit_code: of a report.
         """
@@ -111,7 +113,7 @@ class CommandParser(argparse.ArgumentParser):
                 file=sys.stderr,
             )
             return 2
-        except errors as error:
+        except errors() as error:
             print(f"{script}: {error}", file=sys.stderr)
             return 2
         print(json.dumps(report))

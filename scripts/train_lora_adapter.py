@@ -20,8 +20,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from adapters.base_models import BaseModelError
-from adapters.catalog import CatalogError
+if not __package__:  # run as a file: this folder would hide packages of the same names
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
 from scripts.arguments import CommandParser, above_zero, positive, share
 from scripts.datasets.record import DataError
 from scripts.lora.checkpoints import CHECKPOINT, last_checkpoint, what_now
@@ -45,12 +46,18 @@ SAME_CHOICE = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    errors = (BaseModelError, CatalogError, DataError, LoraError)
     try:
-        return _parser().run(argv, errors, _train, _exit_code)
+        return _parser().run(argv, _errors, _train, _exit_code)
     except KeyboardInterrupt as interrupt:
         print(f"train_lora_adapter: interrupted; {interrupt}", file=sys.stderr)
         return 130
+
+
+def _errors() -> tuple[type[Exception], ...]:
+    from adapters.base_models import BaseModelError
+    from adapters.catalog import CatalogError
+
+    return (BaseModelError, CatalogError, DataError, LoraError)
 
 
 def _train(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
