@@ -143,7 +143,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
 def _entry(
     folder: Path, config: dict[str, Any], result: dict[str, Any], known: AdapterEntry | None
 ) -> AdapterEntry:
-    """The catalogue's entry, active; the version counts up when the weights change."""
+    """Return the catalogue's entry, active; the version counts up when the weights change."""
     weights = folder / WEIGHTS_FILE
     if not weights.is_file():
         raise DataError(f"{weights}: no such file")

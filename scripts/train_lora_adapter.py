@@ -11,7 +11,7 @@ serving prompt format; of all validations after the start, the weights with the 
 several GPUs choose one with CUDA_VISIBLE_DEVICES. The last line of stdout is one JSON object.
 
 Exit codes: 0 done, 2 refused or failed (the last checkpoint stays for --resume), 3 the loss stopped
-being finite (the best weights before that are saved), 130 interrupted (go on with --resume).
+being finite (the best weights before that are saved), 130 interrupted (continue with --resume).
 """
 
 import argparse
@@ -127,7 +127,7 @@ def _parser() -> CommandParser:
         help="8 bits need bitsandbytes and a GPU",
     )
     parser.add_device("to train on")
-    add("--resume", action="store_true", help="go on with an interrupted run of this --out")
+    add("--resume", action="store_true", help="continue an interrupted run of this --out")
     for name, (dest, kind) in SAME_VALUE.items():
         add(f"--{name}", dest=dest, type=kind, default=argparse.SUPPRESS, help=f"same as --{dest}")
     for name, (dest, const) in SAME_CHOICE.items():
