@@ -69,12 +69,9 @@ class CommandParser(argparse.ArgumentParser):
 
     def add_base_model(self) -> None:
         """Add --base_model and --base_model_name."""
-        self.add_argument(
-            "--base_model", default=BASE_MODEL, help="directory, built-in name or hub id"
-        )
-        self.add_argument(
-            "--base_model_name", help="name in the catalogue, when --base_model is a directory"
-        )
+        add = self.add_argument
+        add("--base_model", default=BASE_MODEL, help="directory, built-in name or hub id")
+        add("--base_model_name", help="name in the catalogue, when --base_model is a directory")
 
     def add_device(self, purpose: str) -> None:
         """Add --device; `scripts.lora.device.check_device` resolves its default."""

@@ -28,16 +28,14 @@ from scripts.datasets.record import DataError
 from scripts.lora.checkpoints import CHECKPOINT, last_checkpoint, what_now
 from scripts.lora.errors import LoraError, TrainingError
 
-# Names that transformers' own training scripts use.
-SAME_VALUE = {
+# The names of transformers' own training scripts -> ours; with a value: it is what they set.
+OTHER_NAMES: dict[str, tuple[str, Any]] = {
     "gradient_accumulation_steps": ("grad_accum", positive),
     "warmup_ratio": ("warmup", share),
     "max_grad_norm": ("clip", above_zero),
     "save_steps": ("eval_steps", positive),
     "num_train_epochs": ("epochs", positive),
     "per_device_train_batch_size": ("batch_size", positive),
-}
-SAME_CHOICE = {
     "fp16": ("dtype", "float16"),
     "bf16": ("dtype", "bfloat16"),
     "load_in_8bit": ("quantization", "int8"),
@@ -128,17 +126,13 @@ def _parser() -> CommandParser:
     )
     parser.add_device("to train on")
     add("--resume", action="store_true", help="continue an interrupted run of this --out")
-    for name, (dest, kind) in SAME_VALUE.items():
-        add(f"--{name}", dest=dest, type=kind, default=argparse.SUPPRESS, help=f"same as --{dest}")
-    for name, (dest, const) in SAME_CHOICE.items():
-        add(
-            f"--{name}",
-            dest=dest,
-            action="store_const",
-            const=const,
-            default=argparse.SUPPRESS,
-            help=f"same as --{dest} {const}",
-        )
+    for name, (dest, value) in OTHER_NAMES.items():
+        same: dict[str, Any] = {"dest": dest, "default": argparse.SUPPRESS}
+        if callable(value):
+            add(f"--{name}", type=value, help=f"same as --{dest}", **same)
+        else:
+            text = f"same as --{dest} {value}"
+            add(f"--{name}", action="store_const", const=value, help=text, **same)
     return parser
 
 

@@ -35,9 +35,9 @@ class Record:
     specialty: str
     file: str
     source: str
-    lang: str
-    split: str
     where: str
+    lang: str = "en"
+    split: str = ""
     focus: str = ""
     synonyms: tuple[str, ...] = ()
     cuis: tuple[str, ...] = ()
