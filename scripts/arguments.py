@@ -97,9 +97,10 @@ class CommandParser(argparse.ArgumentParser):
             exit_code: of a report.
         """
         words = list(sys.argv[1:] if argv is None else argv)
+        args = self.parse_args(words)
         script = self.prog.rpartition(".")[2]
         try:
-            report = command(self.parse_args(words), words)
+            report = command(args, words)
         except ModuleNotFoundError as error:
             package = (error.name or "").partition(".")[0]
             if package in ("", "adapters", "deployments", "router", "scripts"):
@@ -110,7 +111,9 @@ class CommandParser(argparse.ArgumentParser):
                 file=sys.stderr,
             )
             return 2
-        except errors() as error:
+        except Exception as error:
+            if not isinstance(error, errors()):
+                raise
             print(f"{script}: {error}", file=sys.stderr)
             return 2
         print(json.dumps(report))

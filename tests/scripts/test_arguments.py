@@ -134,9 +134,10 @@ def test_a_bare_checkout_says_what_to_install(script: str, tmp_path: Path) -> No
     found = _EXAMPLE.search(importlib.import_module(f"scripts.{script}").__doc__ or "")
     assert found is not None
     words = found[1].replace("\\\n", "").split()[3:]
-    done = subprocess.run(
-        [sys.executable, "-S", str(file), *words], cwd=tmp_path, capture_output=True, text=True
-    )
+    call = [sys.executable, "-S", str(file)]
+    usage = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True)
+    assert (usage.returncode, "Traceback" in usage.stderr) == (2, False)
+    done = subprocess.run([*call, *words], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2
     (told,) = done.stderr.splitlines()
     assert re.fullmatch(
