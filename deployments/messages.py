@@ -95,6 +95,11 @@ class ServedModels:
     def adapter(self, name: str) -> AdapterCard | None:
         return next((card for card in self.adapters if card.name == name), None)
 
+    def version_of(self, adapter: str | None) -> str | None:
+        """Return the version in service of an adapter; None for the base model."""
+        card = self.adapter(adapter) if adapter else None
+        return card.version if card else None
+
     def for_session(self, session_id: str | None) -> "ServedModels":
         """With the versions that answer this session, where some are on trial."""
         cards = tuple(card.for_session(session_id) for card in self.adapters)

@@ -6,20 +6,44 @@ leaves is noticed as before.
 
 import time
 from collections.abc import Callable
+from typing import Literal, Protocol
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.api.api_keys import KeyTable
-from deployments.api.paths import Need, local_path, need_of
-from deployments.api.protocol import ApiError
+from deployments.api.errors import ApiError
+from deployments.api.middleware import PAGE_PATHS, STATIC, is_under, local_path, refuse
 from deployments.api.rate_limits import Caller, Excess, Limits, UsageTable
-from deployments.api.refusal import error_response
-from deployments.ingress.key_watch import KeyWatch
 from deployments.settings import AccessLimits, AuthSettings
 
 _CHALLENGE = {"www-authenticate": 'Bearer realm="polyclinic"'}
 _OVERLOADED_RETRY_S = 1
+
+Need = Literal["nothing", "key", "admin"]
+
+# The page and what it loads, probes, and the description of the API. They hold no answers.
+OPEN_PATHS = frozenset((*PAGE_PATHS, "/healthz", "/readyz", "/openapi.json", "/favicon.ico"))
+ADMIN_PATHS = ("/v1/adapters", "/v1/operator", "/v1/keys")
+
+
+def need_of(path: str) -> Need:
+    """Return what a request to `path` (see `local_path`) must show.
+
+    A path that is in neither list needs a key, so a new route is closed until somebody opens it.
+    """
+    if is_under(path, ADMIN_PATHS):
+        return "admin"
+    if path in OPEN_PATHS or is_under(path, (STATIC,)):
+        return "nothing"
+    return "key"
+
+
+class KeySource(Protocol):
+    """The keys that are valid now."""
+
+    @property
+    def current(self) -> KeyTable: ...
 
 
 class AuthMiddleware:
@@ -32,7 +56,7 @@ class AuthMiddleware:
         self,
         app: ASGIApp,
         auth: AuthSettings,
-        keys: KeyWatch,
+        keys: KeySource,
         live: Callable[[], AccessLimits],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -40,7 +64,7 @@ class AuthMiddleware:
         self._auth = auth
         self._keys = keys
         self._live = live
-        self._ledger = UsageTable(clock)
+        self._usages = UsageTable(clock)
         self._table: KeyTable | None = None
         self.num_running = 0
 
@@ -55,7 +79,7 @@ class AuthMiddleware:
         try:
             caller = self._identify(Headers(scope=scope), need)
         except ApiError as error:
-            await error_response(error, scope, receive, send)
+            await refuse(error, scope, receive, send)
             return
         await self._admitted(caller, scope, receive, send)
 
@@ -65,12 +89,12 @@ class AuthMiddleware:
         """Count the request in, pass it on, count it out, however it ends."""
         live = self._live()
         if self.num_running >= live.max_concurrent:
-            await error_response(_overloaded(live.max_concurrent), scope, receive, send)
+            await refuse(_overloaded(live.max_concurrent), scope, receive, send)
             return
         excess = caller.usage.admit(caller.limits) if caller else None
         if caller and excess:
             headers = caller.usage.headers(caller.limits)
-            await error_response(_too_many(excess), scope, receive, send, headers)
+            await refuse(_too_many(excess), scope, receive, send, headers)
             return
         self.num_running += 1
         try:
@@ -111,12 +135,12 @@ class AuthMiddleware:
                 "(python -m deployments.keys create --kind admin)",
             )
         defaults = self._default_limits()
-        return Caller(record.id, record.kind, self._ledger.usage(record.id), defaults.of(record))
+        return Caller(record.id, record.kind, self._usages.usage(record.id), defaults.of(record))
 
     def _current(self) -> KeyTable:
         table = self._keys.current
         if table is not self._table:
-            self._ledger.forget_all_but(table.ids)
+            self._usages.forget_all_but(table.ids)
             self._table = table
         return table
 

@@ -1,16 +1,15 @@
-"""Is this something that the clinic can read? Length, characters, script, known names.
+"""Checks of a request's values: texts that the router can read, known names, limits.
 
-Refusing is kinder than answering nonsense: the router reads French and English, so a text without
-a single Latin letter would be classified from nothing. Emoji inside a sentence are fine.
-
-What a client asks of one answer, within this server's limits: tokens, sampling, time.
+The router reads French and English. A text without a single Latin letter would be classified from
+nothing, so it is refused; emoji inside a sentence are fine.
 """
 
 import re
 import unicodedata
 from collections.abc import Collection
 
-from deployments.api.protocol import ApiError, OpenAIRequest
+from deployments.api.errors import ApiError
+from deployments.api.protocol.openai import OpenAIRequest
 from deployments.engine.request import SamplingParams
 from deployments.messages import ServedModels
 from deployments.settings import nearest
@@ -48,7 +47,7 @@ def check_text(param: str, text: str, *, max_chars: int) -> None:
 
 
 def check_length(param: str, num_chars: int, *, max_chars: int) -> None:
-    """Raises ApiError (400) with both numbers when a text is too long."""
+    """Raise ApiError (400) with both numbers when a text is too long."""
     if num_chars > max_chars:
         raise ApiError(
             400,
@@ -60,7 +59,7 @@ def check_length(param: str, num_chars: int, *, max_chars: int) -> None:
 
 
 def check_characters(param: str, text: str) -> None:
-    """Raises ApiError (400) at the first control character or lone surrogate."""
+    """Raise ApiError (400) at the first control character or lone surrogate."""
     found = _NOT_ALLOWED.search(text)
     if found:
         raise ApiError(
@@ -73,7 +72,7 @@ def check_characters(param: str, text: str) -> None:
 
 
 def check_count(param: str, count: int, limit: int) -> None:
-    """Raises ApiError (400) with both numbers when there are too many."""
+    """Raise ApiError (400) with both numbers when there are too many."""
     if count > limit:
         raise ApiError(
             400,
@@ -85,7 +84,7 @@ def check_count(param: str, count: int, limit: int) -> None:
 
 
 def check_known(param: str, value: str, choices: Collection[str]) -> None:
-    """Raises ApiError (404) with the nearest and all the known names."""
+    """Raise ApiError (404) with the nearest and all the known names."""
     if value not in choices:
         shown = ascii(value[:60])
         hint = nearest(value[:60], choices).replace("valid keys", "known")
@@ -103,12 +102,12 @@ def _is_latin(character: str) -> bool:
 
 
 def _script(character: str) -> str:
-    """The first word of the character's Unicode name, such as LATIN, ARABIC, CJK."""
+    """Return the first word of the character's Unicode name, such as LATIN, ARABIC, CJK."""
     return unicodedata.name(character, "UNKNOWN").split(" ")[0]
 
 
 def sampling_of(asked: OpenAIRequest, clinic: ServedModels) -> SamplingParams:
-    """Greedy unless a temperature above 0 is given.
+    """Return how tokens are picked: greedily unless a temperature above 0 is given.
 
     Raises:
         ApiError: 400 naming the field and the limit.
@@ -141,7 +140,11 @@ def sampling_of(asked: OpenAIRequest, clinic: ServedModels) -> SamplingParams:
 
 
 def max_tokens_of(param: str, value: int | None, clinic: ServedModels) -> int:
-    """The longest answer in tokens; raises ApiError (400) above the server's limit."""
+    """Return the longest answer in tokens.
+
+    Raises:
+        ApiError: 400; `value` is above the server's limit.
+    """
     if value is None:
         return clinic.default_output_tokens
     if value > clinic.max_output_tokens:
@@ -150,7 +153,11 @@ def max_tokens_of(param: str, value: int | None, clinic: ServedModels) -> int:
 
 
 def timeout_of(value: float | None, max_timeout_s: float) -> float:
-    """Seconds that an answer may take; raises ApiError (400) above the server's limit."""
+    """Return the seconds that an answer may take.
+
+    Raises:
+        ApiError: 400; `value` is above the server's limit.
+    """
     if value is None:
         return max_timeout_s
     if value > max_timeout_s:

@@ -1,8 +1,8 @@
-"""Size and time limits on a request before anybody parses it, and the end of WebSockets here.
+"""Limits on the size and the time of a request, before it is parsed; WebSockets are closed.
 
-Ray's proxy limits none of this (docs/decisions.md): its uvicorn takes headers of any size, and
-hands a request on as soon as its headers are there, so a client that never finishes its body would
-hold a place until it leaves.
+Ray's proxy limits none of this: its uvicorn accepts headers of any size and passes a request on as
+soon as its headers are complete, so a client that never finishes its body would occupy one of the
+replica's requests until it leaves.
 """
 
 import asyncio
@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from deployments.api.protocol import ApiError
-from deployments.api.refusal import error_response
+from deployments.api.errors import ApiError
+from deployments.api.middleware import refuse
 
 MAX_HEADERS = 100
 MAX_HEADER_BYTES = 32 * 1024  # all names and values together
@@ -22,9 +22,9 @@ _CLOSE = {"connection": "close"}
 
 
 class RequestLimits:
-    """Refuses with 400, 414 and 431, and with 408 when the body takes longer than body_timeout_s().
+    """Refuse with 400, 414 and 431, and with 408 when the body takes longer than body_timeout_s().
 
-    The 408 is raised where the application reads the body: it answers errors of that kind anyway.
+    The 408 is raised where the application reads the body, and answered there as any ApiError.
     """
 
     def __init__(self, app: ASGIApp, body_timeout_s: Callable[[], float]) -> None:
@@ -40,17 +40,17 @@ class RequestLimits:
             return
         error = _malformed(scope) or _excess(scope)
         if error:
-            await error_response(error, scope, receive, send)
+            await refuse(error, scope, receive, send)
             return
         await self._app(scope, _TimedBody(receive, self._body_timeout_s()), send)
 
 
 class _TimedBody:
-    """`receive` with a deadline for the whole body; after it, a disconnect may be awaited forever.
+    """Receive with a deadline for the whole body; a disconnect may be awaited without a limit.
 
     Raises:
         ApiError: 408, from the call that would have waited past the deadline; 400 where the client
-            left before its body was complete (nobody reads it, but nothing unexpected happened).
+            left before its body was complete (nobody reads the reply, but no fault is logged).
     """
 
     def __init__(self, receive: Receive, timeout_s: float) -> None:

@@ -22,7 +22,7 @@ from schemathesis.specs.openapi import checks as openapi_checks
 from deployments.adapter_admin import AdapterAdmin
 from deployments.api.app import create_api
 from deployments.api.openapi import openapi_document
-from deployments.api.protocol import OPENAI_FIELDS_WE_LACK
+from deployments.api.protocol.openai import OPENAI_FIELDS_WE_LACK
 from deployments.engine.request import ErrorInfo, FinishReason
 from tests.deployments.api.ask.conftest import ClinicOfFour, events_of
 from tests.deployments.conftest import SmallBackend

@@ -10,8 +10,7 @@ import pytest
 from starlette.types import ASGIApp
 
 from deployments.api.api_keys import KeyKind, KeyStore, new_key
-from deployments.api.app import create_api
-from deployments.api.front_door import behind_front_door
+from deployments.api.app import behind_front_door, create_api
 from deployments.ingress.key_watch import KeyWatch
 from deployments.settings import AccessLimits, parse_settings
 from tests.deployments.conftest import SmallBackend

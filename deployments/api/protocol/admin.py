@@ -1,19 +1,18 @@
-"""Requests and replies of /v1/adapters (admin_api.py), for parsing and for /openapi.json."""
+"""Requests and replies of /v1/adapters, /v1/operator and the probes."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from adapters.live_catalog import VERSION
-from deployments.api.protocol import RequestModel
-from deployments.api.reply_models import Count, Probability, ReplyModel
+from deployments.api.protocol.base import Count, Probability, ReplyModel, RequestModel
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
 Version = Annotated[str, Field(pattern=VERSION)]
 
 
 class AddAdapter(RequestModel):
-    """POST /v1/adapters. `specialty`: needed for a new adapter; `pinned`: null leaves that be."""
+    """POST /v1/adapters. `specialty`: needed for a new adapter; `pinned`: null changes nothing."""
 
     name: Name
     source: Annotated[str, Field(min_length=1, max_length=2048)]
@@ -82,7 +81,7 @@ class AdapterReply(ReplyModel):
     base_model: str
     state: str
     reason: str | None
-    version: Annotated[str | None, Field(description="the one in force")]
+    version: Annotated[str | None, Field(description="the one in service")]
     canary: CanaryReply | None
     pinned: Annotated[bool, Field(description="its versions in service stay on the device")]
     previous: list[str]
@@ -94,7 +93,7 @@ class AdapterReply(ReplyModel):
 
 class AdaptersReply(ReplyModel):
     revision: int
-    state: Annotated[str, Field(description="where the live catalogue lies")]
+    state: Annotated[str, Field(description="where the live catalogue is stored")]
     base_model: str
     replicas: list[str]
     unconfirmed: Annotated[dict[str, str], Field(description="replica -> why")]
@@ -105,7 +104,28 @@ class ChangeReply(ReplyModel):
     """A change that was made."""
 
     revision: int
-    confirmed: Annotated[bool, Field(description="every running replica has taken it over")]
+    confirmed: Annotated[bool, Field(description="every running replica has confirmed it")]
     replicas: Count
     unconfirmed: Annotated[dict[str, str], Field(description="replica -> why")]
     adapter: AdapterReply | None
+
+
+class HealthReply(ReplyModel):
+    status: Literal["ok"]
+
+
+class ReadyReply(ReplyModel, extra="allow"):
+    """What is loaded, and the cause if it is not ready."""
+
+    status: Literal["ready", "not_ready"]
+
+
+class OperatorReply(ReplyModel, extra="allow"):
+    """Replicas and traffic, as `deployments.ingress.operator.assemble` describes them."""
+
+    generated_at: Annotated[float, Field(description="Unix seconds")] = 0.0
+    windows_s: Annotated[
+        dict[str, float], Field(description="over how long figures are taken")
+    ] = {}
+    models: list[dict[str, Any]]
+    routers: list[dict[str, Any]]

@@ -1,0 +1,193 @@
+"""POST /ask and POST /route: requests, replies, and the events of a stream."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, StrictBool, StrictInt, StrictStr
+
+from deployments.api.protocol.base import (
+    ID_PATTERN,
+    AnsweredRoute,
+    Count,
+    Ending,
+    ErrorDetail,
+    FinishReason,
+    Probability,
+    ReplyModel,
+    RequestModel,
+    RouteReply,
+    TimingsReply,
+    Usage,
+    ending_fields,
+    route_fields,
+)
+from deployments.engine.request import TokenEvent
+from router.policy import Route
+
+MaxTokens = Annotated[StrictInt, Field(ge=1)]
+
+
+class AskRequest(RequestModel):
+    """POST /ask"""
+
+    question: Annotated[
+        StrictStr, Field(description="English or French; its length is limited by the server")
+    ]
+    specialty: Annotated[
+        StrictStr | None, Field(description="asks this specialty's specialist, without the router")
+    ] = None
+    max_tokens: Annotated[MaxTokens | None, Field(description="longest answer")] = None
+    stream: Annotated[StrictBool, Field(description="server-sent events")] = False
+    min_confidence: Annotated[
+        Annotated[float, Field(ge=0, le=1)] | None,
+        Field(description="the router's threshold for this request; not with specialty"),
+    ] = None
+    timeout_s: Annotated[
+        Annotated[float, Field(gt=0)] | None,
+        Field(description="seconds from acceptance until the answer ends as it is"),
+    ] = None
+    session_id: Annotated[
+        Annotated[StrictStr, Field(pattern=ID_PATTERN)] | None,
+        Field(description="the client's name for a conversation; echoed"),
+    ] = None
+    consult: Annotated[
+        Annotated[StrictInt, Field(ge=1, le=3)] | None,
+        Field(description="this many of the most probable specialists answer; not with specialty"),
+    ] = None
+
+
+class RouteRequest(RequestModel):
+    """POST /route: classification only."""
+
+    questions: Annotated[list[StrictStr], Field(min_length=1)]
+
+
+class RoutesReply(ReplyModel):
+    routes: list[RouteReply]
+
+
+class OpinionHead(ReplyModel):
+    """Who gives opinion number `opinion`."""
+
+    opinion: Count
+    specialty: str | None
+    probability: Probability | None
+    adapter: str | None
+    adapter_version: str | None
+
+
+class OpinionReply(OpinionHead):
+    """One opinion. With `error`, there is no answer, no usage and no timings."""
+
+    answer: str | None
+    finish_reason: FinishReason | Literal["error"]
+    usage: Usage | None
+    timings_ms: TimingsReply | None
+    error: ErrorDetail | None
+
+    @classmethod
+    def answered(cls, head: OpinionHead, text: str, event: TokenEvent, route_s: float) -> Self:
+        return cls(**dict(head), answer=text, **ending_fields(event, route_s), error=None)
+
+    @classmethod
+    def failed(cls, head: OpinionHead, error: ErrorDetail) -> Self:
+        return cls(
+            **dict(head),
+            answer=None,
+            finish_reason="error",
+            usage=None,
+            timings_ms=None,
+            error=error,
+        )
+
+
+class _Ids(ReplyModel):
+    id: Annotated[str, Field(description="the request's id, as in x-request-id")]
+    session_id: str | None
+
+
+class _IdsAndAnswer(_Ids):
+    answer: str
+
+
+class AskReply(Ending, AnsweredRoute, _IdsAndAnswer):
+    """The whole answer; at the top level is the first opinion that did not fail."""
+
+    opinions: Annotated[list[OpinionReply], Field(description="only with consult")] = []
+
+    @classmethod
+    def whole(
+        cls,
+        ids: tuple[str, str | None],
+        route: Route,
+        head: OpinionHead,
+        text: str,
+        event: TokenEvent,
+        route_s: float,
+    ) -> Self:
+        """Build the reply of `head`'s opinion. `ids`: of the request and of the session."""
+        return cls(
+            id=ids[0],
+            session_id=ids[1],
+            answer=text,
+            **_with_head(route, head),
+            **ending_fields(event, route_s),
+        )
+
+
+class AskRouteEvent(AnsweredRoute, _Ids):
+    """`event: route`, the first. Specialty and adapter are those of the first opinion."""
+
+    opinions: list[OpinionHead]
+
+    @classmethod
+    def opening(
+        cls, ids: tuple[str, str | None], route: Route, heads: Sequence[OpinionHead]
+    ) -> Self:
+        return cls(
+            id=ids[0], session_id=ids[1], **_with_head(route, heads[0]), opinions=list(heads)
+        )
+
+
+def _with_head(route: Route, head: OpinionHead) -> dict[str, Any]:
+    """Return the fields of AnsweredRoute: the route's, with who answers taken from `head`."""
+    answering = {
+        "specialty": head.specialty,
+        "adapter": head.adapter,
+        "adapter_version": head.adapter_version,
+    }
+    return route_fields(route) | answering
+
+
+class AskTokenEvent(ReplyModel):
+    """`event: token`"""
+
+    opinion: Count
+    text: str
+
+
+class _OpinionNumber(ReplyModel):
+    opinion: Count
+
+
+class AskAnswerEvent(Ending, _OpinionNumber):
+    """`event: answer`: this opinion is complete."""
+
+
+class AskFailedEvent(ReplyModel):
+    """`event: answer`: this opinion failed; the others continue."""
+
+    opinion: Count
+    error: ErrorDetail
+
+
+class AskDoneEvent(ReplyModel):
+    """`event: done`, the last."""
+
+    id: str
+
+
+class StreamErrorEvent(ReplyModel):
+    """`event: error`, the last: nothing was answered. `error.request_id` names the request."""
+
+    error: ErrorDetail
