@@ -1,11 +1,5 @@
 """The operator's endpoints: change the adapters while the clinic is running.
 
-    GET    /v1/adapters                    the catalogue, and what each replica holds
-    POST   /v1/adapters                    a new adapter, or a new version of one
-    PATCH  /v1/adapters/{name}             activate, disable, pick a version, try out, promote, pin
-    DELETE /v1/adapters/{name}
-    POST   /v1/adapters/{name}/rollback    end a trial, or return to the version before
-
 200 or 201: every running replica has confirmed. 202: the change is made, and `unconfirmed` names
 the replicas that do not serve it yet, and why. 409: it conflicts with the catalogue. 422: the
 adapter cannot be read or served; every problem is listed. 503: the state or the replicas cannot be
@@ -25,14 +19,7 @@ from adapters.storage.local import StorageError
 from adapters.store import DamagedAdapter, RevisionMoved
 from deployments.adapter_admin import AdapterAdmin, NobodyToAsk, NotFit, Outcome
 from deployments.api.errors import ApiError, Endpoint
-from deployments.api.protocol.admin import (
-    AdapterReply,
-    AdaptersReply,
-    AddAdapter,
-    ChangeReply,
-    Revision,
-    UpdateAdapter,
-)
+from deployments.api.protocol import admin as bodies
 from deployments.api.protocol.base import json_response
 from deployments.api.request_body import read_request
 
@@ -57,10 +44,10 @@ class _AdminApi:
         self._admin = admin
 
     async def listed(self, request: Request) -> Response:
-        return json_response(AdaptersReply.model_validate(await self._admin.listed()))
+        return json_response(bodies.AdaptersReply.model_validate(await self._admin.listed()))
 
     async def add(self, request: Request) -> Response:
-        asked = await read_request(request, AddAdapter, MAX_BODY_BYTES)
+        asked = await read_request(request, bodies.AddAdapter, MAX_BODY_BYTES)
         problems = check_source(asked.source)
         if problems:
             raise _error(422, "adapter_refused", problems)
@@ -78,7 +65,7 @@ class _AdminApi:
         return _changed(outcome, 201)
 
     async def update(self, request: Request) -> Response:
-        asked = await read_request(request, UpdateAdapter, MAX_BODY_BYTES)
+        asked = await read_request(request, bodies.UpdateAdapter, MAX_BODY_BYTES)
         fields = asked.model_dump(exclude={"expected_revision"})
         outcome = await self._admin.update(_name(request), fields, asked.expected_revision)
         return _changed(outcome, 200)
@@ -96,17 +83,17 @@ def _name(request: Request) -> str:
     return str(request.path_params["name"])
 
 
-async def _revision(request: Request) -> Revision:
-    return await read_request(request, Revision, MAX_BODY_BYTES, may_be_empty=True)
+async def _revision(request: Request) -> bodies.Revision:
+    return await read_request(request, bodies.Revision, MAX_BODY_BYTES, may_be_empty=True)
 
 
 def _changed(outcome: Outcome, status: int) -> Response:
-    reply = ChangeReply(
+    reply = bodies.ChangeReply(
         revision=outcome.revision,
         confirmed=not outcome.unconfirmed,
         replicas=outcome.num_replicas,
         unconfirmed=dict(outcome.unconfirmed),
-        adapter=AdapterReply.model_validate(outcome.adapter) if outcome.adapter else None,
+        adapter=bodies.AdapterReply.model_validate(outcome.adapter) if outcome.adapter else None,
     )
     return json_response(reply, 202 if outcome.unconfirmed else status)
 

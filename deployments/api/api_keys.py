@@ -1,19 +1,16 @@
-"""The key file, `<state_dir>/keys.json`: read, and changed by one writer at a time.
-
-JSON and not YAML: a JSON file that was cut off never parses, while half a YAML list is a shorter
-list. A change takes the lock (`keys.lock`), reads, writes a temporary file beside it, syncs it and
-renames it, so a reader sees the old file or the new one, and two writers lose nothing.
-
-API keys: how one looks, how it is kept, and how a presented one is recognised.
+"""API keys, and the file that holds them, `<state_dir>/keys.json`.
 
 A key is `pc-ID-SECRET`: ID is public (12 hex digits, it names the key in lists and limits), SECRET
-is 32 random bytes. What is kept is the SHA-256 of the whole key. A slow, salted hash (bcrypt,
+is 32 random bytes. The file holds the SHA-256 of the whole key. A slow, salted hash (bcrypt,
 Argon2) protects passwords, which can be guessed: 256 random bits cannot, however fast the hash, so
 it would only cost every request a tenth of a second.
+
+The file is JSON because a JSON file that was cut off never parses, while half a YAML list is a
+shorter list. A change takes the lock (`keys.lock`), reads, writes a temporary file, syncs it and
+renames it: a reader sees the old file or the new one, and no change of two writers is lost.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import hmac
 import json
@@ -21,11 +18,12 @@ import os
 import re
 import secrets
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Literal
 
+from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 KeyKind = Literal["user", "admin"]
@@ -37,7 +35,7 @@ _NO_HASH = "0" * 64
 
 
 class KeyRecord(BaseModel):
-    """One key as the key file keeps it. `None` limits: the router's own default applies."""
+    """One key in the file. Limits that are None: the router's defaults apply."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -57,7 +55,7 @@ class KeyRecord(BaseModel):
 
 
 class KeyTable:
-    """The keys in force. Never changed; a new file is a new table."""
+    """The valid keys. Never changed: a new file is a new table."""
 
     def __init__(self, records: Iterable[KeyRecord] = ()) -> None:
         self._active = {record.id: record for record in records if record.is_active}
@@ -74,7 +72,7 @@ class KeyTable:
         return sum(record.kind == "admin" for record in self._active.values())
 
     def find(self, presented: str) -> KeyRecord | None:
-        """The active key that `presented` is, or None. The secret is compared in constant time."""
+        """Return the active key that `presented` is, or None. Compares in constant time."""
         shaped = _SHAPE.fullmatch(presented)
         if shaped is None:
             return None
@@ -91,7 +89,7 @@ def new_key(
     tokens_per_minute: int | None = None,
     max_concurrent: int | None = None,
 ) -> tuple[str, KeyRecord]:
-    """(the key, shown to its owner once; the record to keep).
+    """Return the key, to be shown to its owner once, and the record to keep.
 
     Raises:
         pydantic.ValidationError: a limit or the name is out of bounds.
@@ -123,7 +121,7 @@ FILE_NAME = "keys.json"
 MAX_KEYS = 10_000
 _MAX_FILE_BYTES = 16 * 2**20
 
-Stamp = tuple[int, int, int]
+Etag = tuple[int, int, int]
 
 
 class KeyFileError(ValueError):
@@ -138,13 +136,13 @@ class _KeyFile(BaseModel):
 
 
 class KeyStore:
-    """Args: folder: the state directory; it is made on the first change, for its owner only."""
+    """Args: folder: the state directory, made on the first change with access for its owner."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / FILE_NAME
 
-    def stamp(self) -> Stamp | None:
-        """Changes whenever the file is replaced or written; None: there is no file.
+    def etag(self) -> Etag | None:
+        """Return what changes whenever the file is replaced or written; None without a file.
 
         Raises:
             OSError: the folder cannot be looked at.
@@ -156,7 +154,7 @@ class KeyStore:
         return found.st_mtime_ns, found.st_size, found.st_ino
 
     def read(self) -> tuple[KeyRecord, ...]:
-        """All records, revoked ones too; none when there is no file.
+        """Return all records, revoked ones too; an empty tuple when there is no file.
 
         Raises:
             KeyFileError: unreadable, cut off, or not a key file.
@@ -178,29 +176,20 @@ class KeyStore:
         """Replace the records by `edit(records)`, with no other writer in between.
 
         Raises:
-            KeyFileError: the file is corrupt, and so is left as it is; or there are too many keys.
+            KeyFileError: the file is corrupt, and is left as it is; or there are too many keys.
             OSError: the folder cannot be written.
         """
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with self._locked():
+        with FileLock(self.path.with_suffix(".lock"), mode=0o600):
             changed = tuple(edit(self.read()))
             if len(changed) > MAX_KEYS:
                 raise KeyFileError(
                     f"{FILE_NAME}: {len(changed)} keys; at most {MAX_KEYS} are kept: use another "
-                    "state_dir, or take revoked ones out of the file"
+                    "state_dir, or remove revoked ones from the file"
                 )
             document = {"format": 1, "keys": [record.model_dump() for record in changed]}
             self._replace(json.dumps(document, indent=1).encode() + b"\n")
         return changed
-
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        descriptor = os.open(self.path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(descriptor)
 
     def _replace(self, content: bytes) -> None:
         # mkstemp's files are 0600, and the rename keeps that.
@@ -236,5 +225,5 @@ def _parsed(content: bytes) -> tuple[KeyRecord, ...]:
         raise KeyFileError(f"{FILE_NAME}: {'; '.join(lines)}") from None
     ids = [record.id for record in records]
     if len(set(ids)) < len(ids):
-        raise KeyFileError(f"{FILE_NAME}: an id stands there twice; keep one of each")
+        raise KeyFileError(f"{FILE_NAME}: an id is there twice; keep one of each")
     return tuple(records)

@@ -26,7 +26,7 @@ from deployments.api.errors import (
     ApiError,
     Endpoint,
     catch_unexpected,
-    on_api_error,
+    error_response,
     on_http_error,
 )
 from deployments.api.middleware import RequestIds, ResponseHeaders
@@ -36,7 +36,7 @@ from deployments.api.operations import ADMIN_OPERATIONS, OPERATIONS
 from deployments.api.pages import page_routes
 from deployments.api.protocol.admin import HealthReply, OperatorReply, ReadyReply
 from deployments.api.protocol.ask import RouteRequest, RoutesReply
-from deployments.api.protocol.base import RouteReply, json_response
+from deployments.api.protocol.base import RouteReply, json_response, route_fields
 from deployments.api.protocol.openai_replies import ModelsReply
 from deployments.api.request_body import read_request
 from deployments.api.request_limits import RequestLimits
@@ -109,8 +109,8 @@ def create_api(backend: Backend, admin: AdapterAdmin | None = None) -> Starlette
         for o in (*OPERATIONS, *(ADMIN_OPERATIONS if admin else ()))
     ]
     routes += page_routes()
-    handlers: dict[Any, Callable[[Request, Exception], Response]] = {
-        ApiError: on_api_error,
+    handlers: dict[Any, Callable[..., Response]] = {
+        ApiError: lambda request, error: error_response(error),
         HTTPException: on_http_error(sorted({route.path for route in routes})),
     }
     return Starlette(
@@ -135,7 +135,9 @@ class _Api:
         for route in routes:
             outcome = Outcome(route.specialty, route.adapter, "routed", route.confidence)
             self._backend.record(outcome)
-        return json_response(RoutesReply(routes=[RouteReply.of(route) for route in routes]))
+        return json_response(
+            RoutesReply(routes=[RouteReply(**route_fields(route)) for route in routes])
+        )
 
     async def models(self, request: Request) -> Response:
         return json_response(ModelsReply.of(self._backend.clinic))

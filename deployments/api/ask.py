@@ -11,27 +11,17 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from deployments.api.checks import check_known, check_text, max_tokens_of, timeout_of
-from deployments.api.errors import ApiError, internal_error, log_unexpected
+from deployments.api.errors import ApiError, internal_error, invalid, log_unexpected
 from deployments.api.generation import Completed, Generation
 from deployments.api.middleware import request_id_of, session_id_of
-from deployments.api.protocol.ask import (
-    AskAnswerEvent,
-    AskDoneEvent,
-    AskFailedEvent,
-    AskReply,
-    AskRequest,
-    AskRouteEvent,
-    AskTokenEvent,
-    OpinionHead,
-    OpinionReply,
-    StreamErrorEvent,
-)
-from deployments.api.protocol.base import ending_fields, json_response, rounded
+from deployments.api.protocol import ask as bodies
+from deployments.api.protocol.base import ending_fields, json_response, rounded, route_fields
 from deployments.api.request_body import read_request
 from deployments.api.streaming import AnswerStream, EventStream, charge, sse
 from deployments.engine.request import SamplingParams
@@ -47,13 +37,18 @@ class _Consultation:
     session_id: str | None
     route: Route
     route_s: float
-    heads: Sequence[OpinionHead]
+    heads: Sequence[bodies.OpinionHead]
     answers: Sequence[Generation]
     is_consulted: bool
 
     @property
-    def ids(self) -> tuple[str, str | None]:
-        return self.request_id, self.session_id
+    def ids(self) -> dict[str, Any]:
+        return {"id": self.request_id, "session_id": self.session_id}
+
+    def route_fields(self, head: bodies.OpinionHead) -> dict[str, Any]:
+        """Return the fields of AnsweredRoute: the route's, with who answers taken from `head`."""
+        answering = {key: getattr(head, key) for key in ("specialty", "adapter", "adapter_version")}
+        return route_fields(self.route) | answering
 
 
 class AskEndpoint:
@@ -63,7 +58,7 @@ class AskEndpoint:
     async def __call__(self, request: Request) -> Response:
         accepted_at = time.time()
         limits = self._backend.limits
-        asked = await read_request(request, AskRequest, limits.max_body_bytes)
+        asked = await read_request(request, bodies.AskRequest, limits.max_body_bytes)
         check_text("question", asked.question, max_chars=limits.max_question_chars)
         _check_conflicts(asked)
         if asked.specialty is not None:
@@ -82,7 +77,7 @@ class AskEndpoint:
     async def _consultation(
         self,
         ids: tuple[str, str | None],
-        asked: AskRequest,
+        asked: bodies.AskRequest,
         sampling: SamplingParams,
         deadline_at: float,
     ) -> _Consultation:
@@ -91,12 +86,10 @@ class AskEndpoint:
         route = await self._route(asked)
         route_s = time.perf_counter() - started
         clinic = self._backend.clinic.for_session(session_id)
-        if asked.consult is None:
-            heads = [_routed(route, clinic)]
-        else:
-            heads = _consulted(self._backend, clinic, route, asked.question, asked.consult)
-        calls = [
-            GenerateRequest(
+        heads = _heads(self._backend, clinic, route, asked)
+
+        def generation(head: bodies.OpinionHead) -> Generation:
+            call = GenerateRequest(
                 request_id=request_id if len(heads) == 1 else f"{request_id}.{head.opinion}",
                 turns=(Turn("user", asked.question),),
                 adapter=head.adapter,
@@ -107,66 +100,45 @@ class AskEndpoint:
                 session_id=session_id,
                 adapter_version=head.adapter_version,
             )
-            for head in heads
-        ]
-        answers = [
-            Generation(
-                self._backend, call, head.specialty, None if head.opinion else route.confidence
-            )
-            for head, call in zip(heads, calls, strict=True)
-        ]
+            confidence = None if head.opinion else route.confidence
+            return Generation(self._backend, call, head.specialty, confidence)
+
+        answers = [generation(head) for head in heads]
         return _Consultation(
             request_id, session_id, route, route_s, heads, answers, asked.consult is not None
         )
 
-    async def _route(self, asked: AskRequest) -> Route:
+    async def _route(self, asked: bodies.AskRequest) -> Route:
         if asked.specialty is not None:
             return self._backend.explicit(asked.specialty, asked.question)
         return (await self._backend.classify([[asked.question]], asked.min_confidence))[0]
 
 
-def _routed(route: Route, clinic: ServedModels) -> OpinionHead:
-    """Return who answers when nobody else is consulted."""
-    probability = route.confidence if route.specialty else None
-    return _head(0, route.specialty, probability, route.adapter, clinic)
-
-
-def _consulted(
-    backend: Backend, clinic: ServedModels, route: Route, question: str, num_opinions: int
-) -> list[OpinionHead]:
-    """Return the most probable specialists that have an adapter, at most `num_opinions`.
-
-    A question that is out of scope gets the base model alone, as does every question where no
-    specialty has an adapter.
-    """
-    if route.reason is Reason.OUT_OF_SCOPE or not route.specialists:
-        return [_head(0, None, None, None, clinic)]
+def _heads(
+    backend: Backend, clinic: ServedModels, route: Route, asked: bodies.AskRequest
+) -> list[bodies.OpinionHead]:
+    """Return who answers: the routed specialist or, with consult, the most probable specialists
+    that have an adapter. Where there is none, and out of scope, it is the base model alone."""
+    chosen: list[tuple[str | None, float | None, str | None]]
+    if asked.consult is None:
+        chosen = [(route.specialty, route.confidence if route.specialty else None, route.adapter)]
+    elif route.reason is Reason.OUT_OF_SCOPE or not route.specialists:
+        chosen = [(None, None, None)]
+    else:
+        chosen = [
+            (s.specialty, s.probability, backend.explicit(s.specialty, asked.question).adapter)
+            for s in route.specialists[: asked.consult]
+        ]
     return [
-        _head(
-            opinion,
-            chosen.specialty,
-            chosen.probability,
-            backend.explicit(chosen.specialty, question).adapter,
-            clinic,
+        bodies.OpinionHead(
+            opinion=opinion,
+            specialty=specialty,
+            probability=rounded(probability),
+            adapter=adapter,
+            adapter_version=clinic.version_of(adapter),
         )
-        for opinion, chosen in enumerate(route.specialists[:num_opinions])
+        for opinion, (specialty, probability, adapter) in enumerate(chosen)
     ]
-
-
-def _head(
-    opinion: int,
-    specialty: str | None,
-    probability: float | None,
-    adapter: str | None,
-    clinic: ServedModels,
-) -> OpinionHead:
-    return OpinionHead(
-        opinion=opinion,
-        specialty=specialty,
-        probability=rounded(probability),
-        adapter=adapter,
-        adapter_version=clinic.version_of(adapter),
-    )
 
 
 async def _whole(request: Request, consultation: _Consultation) -> Response:
@@ -181,18 +153,26 @@ async def _whole(request: Request, consultation: _Consultation) -> Response:
         raise results[0]
     head, first = answered[0]
     route_s = consultation.route_s
-    reply = AskReply.whole(
-        consultation.ids, consultation.route, head, first.text, first.event, route_s
+    reply = bodies.AskReply(
+        **consultation.ids,
+        answer=first.text,
+        **consultation.route_fields(head),
+        **ending_fields(first.event, route_s),
     )
     if consultation.is_consulted:
         reply.opinions = [_opinion(head, result, route_s) for head, result in opinions]
     return json_response(reply)
 
 
-def _opinion(head: OpinionHead, result: Completed | ApiError, route_s: float) -> OpinionReply:
+def _opinion(
+    head: bodies.OpinionHead, result: Completed | ApiError, route_s: float
+) -> bodies.OpinionReply:
     if isinstance(result, ApiError):
-        return OpinionReply.failed(head, result.reply())
-    return OpinionReply.answered(head, result.text, result.event, route_s)
+        ending: dict[str, Any] = dict.fromkeys(("answer", "usage", "timings_ms"))
+        ending |= {"finish_reason": "error", "error": result.reply()}
+    else:
+        ending = {"answer": result.text, **ending_fields(result.event, route_s), "error": None}
+    return bodies.OpinionReply(**dict(head), **ending)
 
 
 async def _settled(answer: Generation) -> Completed | ApiError:
@@ -208,35 +188,33 @@ async def _settled(answer: Generation) -> Completed | ApiError:
 
 async def _events(consultation: _Consultation, stream: AnswerStream) -> AsyncGenerator[str, None]:
     request_id, route_s = consultation.request_id, consultation.route_s
-    yield sse(
-        AskRouteEvent.opening(consultation.ids, consultation.route, consultation.heads), "route"
+    heads = consultation.heads
+    opening = bodies.AskRouteEvent(
+        **consultation.ids, **consultation.route_fields(heads[0]), opinions=list(heads)
     )
+    yield sse(opening, "route")
     failures: list[ApiError] = []
     async for item in stream:
         if item.text:
-            yield sse(AskTokenEvent(opinion=item.opinion, text=item.text), "token")
+            yield sse(bodies.AskTokenEvent(opinion=item.opinion, text=item.text), "token")
         if item.failure is not None:
             failures.append(item.failure)
             error = item.failure.reply(request_id=request_id)
-            yield sse(AskFailedEvent(opinion=item.opinion, error=error), "answer")
+            yield sse(bodies.AskFailedEvent(opinion=item.opinion, error=error), "answer")
         elif item.event is not None:
             ending = ending_fields(item.event, route_s)
-            yield sse(AskAnswerEvent(opinion=item.opinion, **ending), "answer")
+            yield sse(bodies.AskAnswerEvent(opinion=item.opinion, **ending), "answer")
     if len(failures) == len(consultation.answers):
-        yield sse(StreamErrorEvent(error=failures[0].reply(request_id=request_id)), "error")
+        yield sse(bodies.StreamErrorEvent(error=failures[0].reply(request_id=request_id)), "error")
     else:
-        yield sse(AskDoneEvent(id=request_id), "done")
+        yield sse(bodies.AskDoneEvent(id=request_id), "done")
 
 
-def _check_conflicts(asked: AskRequest) -> None:
+def _check_conflicts(asked: bodies.AskRequest) -> None:
     """Refuse fields that would have no effect together with `specialty`."""
     if asked.specialty is None:
         return
     for param in ("consult", "min_confidence"):
         if getattr(asked, param) is not None:
-            raise ApiError(
-                400,
-                "conflicting_fields",
-                f"{param}: with specialty the router is not asked; send {param} or specialty",
-                param=param,
-            )
+            message = f"with specialty the router is not asked; send {param} or specialty"
+            raise invalid(param, message, code="conflicting_fields")

@@ -8,7 +8,7 @@ import re
 import unicodedata
 from collections.abc import Collection
 
-from deployments.api.errors import ApiError
+from deployments.api.errors import ApiError, invalid
 from deployments.api.protocol.openai import OpenAIRequest
 from deployments.engine.request import SamplingParams
 from deployments.messages import ServedModels
@@ -29,58 +29,46 @@ def check_text(param: str, text: str, *, max_chars: int) -> None:
         ApiError: 400 naming the field, what was found, and what is allowed.
     """
     if not text.strip():
-        raise ApiError(400, "empty_text", f"{param}: empty; write a question in words", param=param)
+        raise invalid(param, "empty; write a question in words", code="empty_text")
     check_length(param, len(text), max_chars=max_chars)
     check_characters(param, text)
     if any(character.isalpha() and _is_latin(character) for character in text):
         return
     letters = [character for character in text if character.isalpha()]
     found = _script(letters[0]) if letters else "no letters at all"
-    raise ApiError(
-        400,
-        "unsupported_script",
-        f"{param}: no letter of the Latin alphabet (found {found}); "
-        "this clinic reads questions in English and French",
-        param=param,
-        detail={"allowed": ["en", "fr"]},
+    raise invalid(
+        param,
+        f"no letter of the Latin alphabet (found {found}); this clinic reads questions in English "
+        "and French",
+        code="unsupported_script",
+        allowed=["en", "fr"],
     )
 
 
 def check_length(param: str, num_chars: int, *, max_chars: int) -> None:
     """Raise ApiError (400) with both numbers when a text is too long."""
     if num_chars > max_chars:
-        raise ApiError(
-            400,
-            "text_too_long",
-            f"{param}: {num_chars} characters; at most {max_chars} are accepted: shorten it",
-            param=param,
-            detail={"limit": max_chars},
-        )
+        message = f"{num_chars} characters; at most {max_chars} are accepted: shorten it"
+        raise invalid(param, message, code="text_too_long", limit=max_chars)
 
 
 def check_characters(param: str, text: str) -> None:
     """Raise ApiError (400) at the first control character or lone surrogate."""
     found = _NOT_ALLOWED.search(text)
     if found:
-        raise ApiError(
-            400,
-            "invalid_character",
-            f"{param}: character U+{ord(found.group()):04X} at position {found.start()} is not "
-            "allowed; allowed are printable characters, tab and line breaks",
-            param=param,
+        raise invalid(
+            param,
+            f"character U+{ord(found.group()):04X} at position {found.start()} is not allowed; "
+            "allowed are printable characters, tab and line breaks",
+            code="invalid_character",
         )
 
 
 def check_count(param: str, count: int, limit: int) -> None:
     """Raise ApiError (400) with both numbers when there are too many."""
     if count > limit:
-        raise ApiError(
-            400,
-            "too_many",
-            f"{param}: {count} given; at most {limit} in one request",
-            param=param,
-            detail={"limit": limit},
-        )
+        message = f"{count} given; at most {limit} in one request"
+        raise invalid(param, message, code="too_many", limit=limit)
 
 
 def check_known(param: str, value: str, choices: Collection[str]) -> None:
@@ -116,17 +104,15 @@ def sampling_of(asked: OpenAIRequest, clinic: ServedModels) -> SamplingParams:
     max_tokens = max_tokens_of(param, value, clinic)
     min_tokens = asked.min_tokens or 0
     if min_tokens > max_tokens:
-        raise ApiError(
-            400,
-            "invalid_value",
-            f"min_tokens: {min_tokens} is above the longest answer of {max_tokens} tokens: lower "
-            f"it, or raise {param}",
-            param="min_tokens",
-            detail={"limit": max_tokens},
+        raise invalid(
+            "min_tokens",
+            f"{min_tokens} is above the longest answer of {max_tokens} tokens: lower it, or raise "
+            f"{param}",
+            limit=max_tokens,
         )
     stop = asked.stop_strings
     if "" in stop:
-        raise ApiError(400, "invalid_value", "stop: holds an empty string", param="stop")
+        raise invalid("stop", "holds an empty string")
     return SamplingParams(
         max_tokens=max_tokens,
         temperature=asked.temperature or 0.0,
@@ -166,10 +152,4 @@ def timeout_of(value: float | None, max_timeout_s: float) -> float:
 
 
 def _above(param: str, value: float, limit: float) -> ApiError:
-    return ApiError(
-        400,
-        "invalid_value",
-        f"{param}: {value} is above this server's limit of {limit:g}",
-        param=param,
-        detail={"limit": limit},
-    )
+    return invalid(param, f"{value} is above this server's limit of {limit:g}", limit=limit)

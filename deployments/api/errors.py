@@ -30,6 +30,7 @@ STATUS = {
     "unknown_adapter": 503,
     "engine_stopped": 503,
     "decoder_failed": 500,
+    "adapter_has_no_effect": 500,
     "engine_error": 500,
     "adapter_gone": 503,
     "adapter_unavailable": 503,
@@ -87,24 +88,18 @@ def internal_error() -> ApiError:
     return ApiError(500, "internal_error", "internal error; the server's log names the cause")
 
 
+def invalid(param: str, message: str, *, code: str = "invalid_value", **detail: Any) -> ApiError:
+    """Return a 400 that names its field before the message."""
+    return ApiError(400, code, f"{param}: {message}", param=param, detail=detail)
+
+
 def bad_id(header: str, given: str) -> ApiError:
     """Return the refusal of an id that does not match ID_PATTERN."""
-    return ApiError(
-        400,
-        "invalid_value",
-        f"{header}: {ascii(given[:60])}: 1 to 128 letters, digits, '.', '_' or '-'",
-        param=header,
-    )
+    return invalid(header, f"{ascii(given[:60])}: 1 to 128 letters, digits, '.', '_' or '-'")
 
 
 def error_response(error: ApiError) -> Response:
     return json_response(ErrorReply(error=error.reply()), error.status, error.headers)
-
-
-def on_api_error(request: Request, error: Exception) -> Response:
-    """Handle an ApiError that an endpoint raised."""
-    assert isinstance(error, ApiError), type(error)
-    return error_response(error)
 
 
 def on_http_error(paths: list[str]) -> Callable[[Request, Exception], Response]:

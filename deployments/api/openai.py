@@ -13,7 +13,7 @@ from deployments.api.checks import (
     check_text,
     sampling_of,
 )
-from deployments.api.errors import ApiError
+from deployments.api.errors import invalid
 from deployments.api.generation import Generation
 from deployments.api.middleware import request_id_of, session_id_of
 from deployments.api.openai_answer import OpenAIAnswer
@@ -124,12 +124,8 @@ def _includes_usage(asked: OpenAIRequest) -> bool:
     """
     wanted = asked.stream_options is not None and bool(asked.stream_options.include_usage)
     if wanted and not asked.stream:
-        raise ApiError(
-            400,
-            "conflicting_fields",
-            "stream_options: only with stream: true; leave it out, or set stream",
-            param="stream_options",
-        )
+        message = "only with stream: true; leave it out, or set stream"
+        raise invalid("stream_options", message, code="conflicting_fields")
     return wanted
 
 
@@ -144,21 +140,13 @@ def _chat_turns(asked: ChatRequest, max_chars: int) -> tuple[Turn, ...]:
     for position, message in enumerate(asked.messages):
         role = "system" if message.role == "developer" else message.role
         if role == "system" and position > 0:
-            raise ApiError(
-                400,
-                "invalid_value",
-                f"messages.{position}.role: '{message.role}' is only allowed as first message",
-                param=f"messages.{position}.role",
-            )
+            text = f"'{message.role}' is only allowed as first message"
+            raise invalid(f"messages.{position}.role", text)
         check_characters(f"messages.{position}.content", message.text)
         turns.append(Turn(role, message.text))
     if turns[-1].role != "user":
-        raise ApiError(
-            400,
-            "invalid_value",
-            f"messages: the last one has role '{turns[-1].role}': it must be the user's",
-            param="messages",
-        )
+        text = f"the last one has role '{turns[-1].role}': it must be the user's"
+        raise invalid("messages", text)
     check_length("messages", sum(len(turn.content) for turn in turns), max_chars=max_chars)
     for position, turn in enumerate(turns):
         if turn.role == "user":

@@ -2,20 +2,8 @@
 
 from typing import Any
 
+from deployments.api.protocol import openai_replies as bodies
 from deployments.api.protocol.base import Ending, Usage, ending_fields, route_fields
-from deployments.api.protocol.openai_replies import (
-    ChatChoice,
-    ChatDelta,
-    ChatMessageReply,
-    ChatReply,
-    Chunk,
-    ChunkChoice,
-    CompletionReply,
-    OpenAIFinishReason,
-    PolyclinicOpening,
-    PolyclinicPart,
-    TextChoice,
-)
 from deployments.engine.request import FinishReason, TokenEvent
 from router.policy import Route
 
@@ -51,55 +39,60 @@ class OpenAIAnswer:
             "adapter_version": version,
         }
 
-    def whole(self, text: str, event: TokenEvent) -> ChatReply | CompletionReply:
+    def whole(self, text: str, event: TokenEvent) -> bodies.ChatReply | bodies.CompletionReply:
         reason = _openai_reason(event)
         more: dict[str, Any] = {
             **self._envelope,
             "usage": Usage.of(event),
-            "polyclinic": PolyclinicPart(**self._polyclinic, **ending_fields(event, self._route_s)),
+            "polyclinic": bodies.PolyclinicPart(
+                **self._polyclinic, **ending_fields(event, self._route_s)
+            ),
         }
         if self._is_chat:
-            message = ChatMessageReply(role="assistant", content=text, refusal=None)
-            chat = ChatChoice(index=0, logprobs=None, message=message, finish_reason=reason)
-            return ChatReply(object="chat.completion", choices=[chat], **more)
-        choice = TextChoice(index=0, logprobs=None, text=text, finish_reason=reason)
-        return CompletionReply(object="text_completion", choices=[choice], **more)
+            message = bodies.ChatMessageReply(role="assistant", content=text, refusal=None)
+            chat = bodies.ChatChoice(index=0, logprobs=None, message=message, finish_reason=reason)
+            return bodies.ChatReply(object="chat.completion", choices=[chat], **more)
+        choice = bodies.TextChoice(index=0, logprobs=None, text=text, finish_reason=reason)
+        return bodies.CompletionReply(object="text_completion", choices=[choice], **more)
 
-    def opening(self) -> Chunk:
+    def opening(self) -> bodies.Chunk:
         """Build the first chunk: who answers (`polyclinic`) and, in a chat, the role."""
-        delta = ChatDelta(role="assistant", content="")
+        delta = bodies.ChatDelta(role="assistant", content="")
         return self._chunk(
-            [self._choice("", None, delta)], polyclinic=PolyclinicOpening(**self._polyclinic)
+            [self._choice("", None, delta)], polyclinic=bodies.PolyclinicOpening(**self._polyclinic)
         )
 
-    def text(self, text: str) -> Chunk:
+    def text(self, text: str) -> bodies.Chunk:
         return self._chunk([self._choice(text, None)])
 
-    def closing(self, event: TokenEvent) -> Chunk:
+    def closing(self, event: TokenEvent) -> bodies.Chunk:
         """Build the last chunk with a choice: how it ended, in OpenAI's words and in ours."""
         choice = self._choice("", _openai_reason(event))
         return self._chunk([choice], polyclinic=Ending(**ending_fields(event, self._route_s)))
 
-    def usage(self, event: TokenEvent) -> Chunk:
+    def usage(self, event: TokenEvent) -> bodies.Chunk:
         """Build the extra last chunk of `stream_options.include_usage`: no choices."""
         chunk = self._chunk([])
         chunk.usage = Usage.of(event)
         return chunk
 
     def _choice(
-        self, text: str, reason: OpenAIFinishReason | None, delta: ChatDelta | None = None
-    ) -> ChunkChoice:
+        self,
+        text: str,
+        reason: bodies.OpenAIFinishReason | None,
+        delta: bodies.ChatDelta | None = None,
+    ) -> bodies.ChunkChoice:
         if not self._is_chat:
-            return ChunkChoice(index=0, text=text, logprobs=None, finish_reason=reason)
-        delta = delta or ChatDelta(content=text)
-        return ChunkChoice(index=0, delta=delta, logprobs=None, finish_reason=reason)
+            return bodies.ChunkChoice(index=0, text=text, logprobs=None, finish_reason=reason)
+        delta = delta or bodies.ChatDelta(content=text)
+        return bodies.ChunkChoice(index=0, delta=delta, logprobs=None, finish_reason=reason)
 
-    def _chunk(self, choices: list[ChunkChoice], **more: Any) -> Chunk:
+    def _chunk(self, choices: list[bodies.ChunkChoice], **more: Any) -> bodies.Chunk:
         if self.include_usage:
             more["usage"] = None
         kind: Any = "chat.completion.chunk" if self._is_chat else "text_completion"
-        return Chunk(**self._envelope, object=kind, choices=choices, **more)
+        return bodies.Chunk(**self._envelope, object=kind, choices=choices, **more)
 
 
-def _openai_reason(event: TokenEvent) -> OpenAIFinishReason:
+def _openai_reason(event: TokenEvent) -> bodies.OpenAIFinishReason:
     return "stop" if event.finish_reason is FinishReason.STOP else "length"

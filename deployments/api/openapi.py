@@ -8,6 +8,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from deployments.api.operations import ADMIN_OPERATIONS, OPERATIONS, Events, Operation
+from deployments.api.protocol.admin import Revision
 from deployments.api.protocol.base import ID_PATTERN, ErrorReply
 
 _REF = "#/components/schemas/"
@@ -69,7 +70,7 @@ def _described(operation: Operation) -> dict[str, Any]:
         "operationId": operation.name,
         "summary": operation.summary,
         "parameters": [
-            *map(_id_header, ("x-request-id", *operation.headers)),
+            *map(_id_header, ["x-request-id", *(["x-session-id"] if operation.events else [])]),
             *map(_path_parameter, re.findall(r"{(\w+)}", operation.path)),
         ],
         "responses": responses,
@@ -79,7 +80,7 @@ def _described(operation: Operation) -> dict[str, Any]:
         content["text/event-stream"] = {"schema": _event_schema(operation.events)}
     if operation.body:
         content = {"application/json": {"schema": _ref(operation.body)}}
-        described["requestBody"] = {"required": operation.body_is_required, "content": content}
+        described["requestBody"] = {"required": operation.body is not Revision, "content": content}
     return described
 
 

@@ -4,37 +4,8 @@ from dataclasses import dataclass, field
 
 from pydantic import BaseModel
 
-from deployments.api.protocol.admin import (
-    AdaptersReply,
-    AddAdapter,
-    ChangeReply,
-    HealthReply,
-    OperatorReply,
-    ReadyReply,
-    Revision,
-    UpdateAdapter,
-)
-from deployments.api.protocol.ask import (
-    AskAnswerEvent,
-    AskDoneEvent,
-    AskFailedEvent,
-    AskReply,
-    AskRequest,
-    AskRouteEvent,
-    AskTokenEvent,
-    RouteRequest,
-    RoutesReply,
-    StreamErrorEvent,
-)
+from deployments.api.protocol import admin, ask, openai, openai_replies
 from deployments.api.protocol.base import RequestModel
-from deployments.api.protocol.openai import ChatRequest, CompletionRequest
-from deployments.api.protocol.openai_replies import (
-    ChatReply,
-    Chunk,
-    CompletionReply,
-    ModelReply,
-    ModelsReply,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +22,7 @@ class Operation:
 
     Args:
         reply: with status `status`; None: an OpenAPI document.
-        headers: headers with an id that are read, besides x-request-id.
+        events: of an answer that may be streamed; such an operation reads x-session-id.
         more_replies: further statuses with a body like `reply` -> what they mean.
         more_errors: statuses that only this operation refuses with -> what they mean.
     """
@@ -62,144 +33,80 @@ class Operation:
     summary: str
     reply: type[BaseModel] | None
     body: type[RequestModel] | None = None
-    body_is_required: bool = True
     status: str = "200"
     events: Events | None = None
-    headers: tuple[str, ...] = ()
     more_replies: dict[str, str] = field(default_factory=dict)
     more_errors: dict[str, str] = field(default_factory=dict)
 
 
-_ASK_EVENTS = Events(
+_ASK = Events(
     "With stream: true, server-sent events: route, first; token; answer, once for each opinion; "
     "and one last event, done or error.",
     {
-        "route": (AskRouteEvent,),
-        "token": (AskTokenEvent,),
-        "answer": (AskAnswerEvent, AskFailedEvent),
-        "done": (AskDoneEvent,),
-        "error": (StreamErrorEvent,),
+        "route": (ask.AskRouteEvent,),
+        "token": (ask.AskTokenEvent,),
+        "answer": (ask.AskAnswerEvent, ask.AskFailedEvent),
+        "done": (ask.AskDoneEvent,),
+        "error": (ask.StreamErrorEvent,),
     },
 )
-_OPENAI_EVENTS = Events(
+_CHUNKS = Events(
     "With stream: true, server-sent events without a name: chunks, then [DONE]; or an error, and "
     "nothing after it.",
-    {None: (Chunk, StreamErrorEvent)},
+    {None: (openai_replies.Chunk, ask.StreamErrorEvent)},
 )
-_SESSION = ("x-session-id",)
+_CHAT = (openai_replies.ChatReply, openai.ChatRequest)
+_TEXT = (openai_replies.CompletionReply, openai.CompletionRequest)
+_MODELS, _MODEL = openai_replies.ModelsReply, openai_replies.ModelReply
+_READY = "Whether the model answers, and what is loaded"
+_NOT_READY = {"503": "not ready, and why"}
 
 OPERATIONS = (
-    Operation(
-        "POST",
-        "/ask",
-        "ask",
-        "One question",
-        AskReply,
-        AskRequest,
-        events=_ASK_EVENTS,
-        headers=_SESSION,
-    ),
-    Operation("POST", "/route", "route", "Classify only", RoutesReply, RouteRequest),
-    Operation(
-        "POST",
-        "/v1/chat/completions",
-        "chat",
-        "OpenAI's chat",
-        ChatReply,
-        ChatRequest,
-        events=_OPENAI_EVENTS,
-        headers=_SESSION,
-    ),
-    Operation(
-        "POST",
-        "/v1/completions",
-        "complete",
-        "OpenAI's text completion: the prompt is asked as one question",
-        CompletionReply,
-        CompletionRequest,
-        events=_OPENAI_EVENTS,
-        headers=_SESSION,
-    ),
-    Operation("GET", "/v1/models", "models", "What `model` may be", ModelsReply),
-    Operation("GET", "/v1/models/{model}", "model", "One model", ModelReply),
+    Operation("POST", "/ask", "ask", "One question", ask.AskReply, ask.AskRequest, events=_ASK),
+    Operation("POST", "/route", "route", "Classify only", ask.RoutesReply, ask.RouteRequest),
+    Operation("POST", "/v1/chat/completions", "chat", "OpenAI's chat", *_CHAT, events=_CHUNKS),
+    Operation("POST", "/v1/completions", "complete", "OpenAI's text", *_TEXT, events=_CHUNKS),
+    Operation("GET", "/v1/models", "models", "What `model` may be", _MODELS),
+    Operation("GET", "/v1/models/{model}", "model", "One model", _MODEL),
     Operation("GET", "/openapi.json", "openapi", "This document", None),
     Operation(
-        "GET",
-        "/v1/operator",
-        "operator",
-        "Replicas and traffic; needs an admin key",
-        OperatorReply,
+        "GET", "/v1/operator", "operator", "Replicas, traffic; admin key", admin.OperatorReply
     ),
-    Operation("GET", "/healthz", "healthz", "This process is up", HealthReply),
-    Operation(
-        "GET",
-        "/readyz",
-        "readyz",
-        "Whether the model answers, and what is loaded",
-        ReadyReply,
-        more_replies={"503": "not ready, and why"},
-    ),
+    Operation("GET", "/healthz", "healthz", "This process is up", admin.HealthReply),
+    Operation("GET", "/readyz", "readyz", _READY, admin.ReadyReply, more_replies=_NOT_READY),
 )
-
-_UNCONFIRMED = {"202": "made, and not confirmed by every replica yet"}
-_REFUSED = {
-    "409": "it conflicts with the catalogue",
-    "422": "the adapter cannot be read or served: `problems` lists every reason",
-}
 
 
 def _change(
-    method: str,
-    path: str,
-    name: str,
-    summary: str,
-    body: type[RequestModel],
-    *,
-    status: str = "200",
+    method: str, path: str, name: str, summary: str, body: type[RequestModel], status: str = "200"
 ) -> Operation:
+    """Return an operation that changes the adapters."""
     return Operation(
         method,
         path,
         name,
-        f"{summary}; needs an admin key",
-        ChangeReply,
+        f"{summary}; admin key",
+        admin.ChangeReply,
         body,
-        body_is_required=body is not Revision,
-        status=status,
-        more_replies=_UNCONFIRMED,
-        more_errors=_REFUSED,
+        status,
+        more_replies={"202": "made, and not confirmed by every replica yet"},
+        more_errors={
+            "409": "it conflicts with the catalogue",
+            "422": "the adapter cannot be read or served: `problems` lists every reason",
+        },
     )
 
 
+_ADAPTERS, _ONE = "/v1/adapters", "/v1/adapters/{name}"
+_LISTED = "The catalogue, and what each replica holds; admin key"
+_ADD = "A new adapter, or a new version of one"
+_UPDATE = "Activate, disable, try out, promote, pin"
+_BACK = "End a trial, or return to the version before"
+
 ADMIN_OPERATIONS = (
-    Operation(
-        "GET",
-        "/v1/adapters",
-        "adapters",
-        "The catalogue, and what each replica holds; needs an admin key",
-        AdaptersReply,
-    ),
-    _change(
-        "POST",
-        "/v1/adapters",
-        "add_adapter",
-        "A new adapter, or a new version of one",
-        AddAdapter,
-        status="201",
-    ),
-    _change(
-        "PATCH",
-        "/v1/adapters/{name}",
-        "update_adapter",
-        "Activate, disable, try out, promote, pin",
-        UpdateAdapter,
-    ),
-    _change("DELETE", "/v1/adapters/{name}", "remove_adapter", "Remove an adapter", Revision),
-    _change(
-        "POST",
-        "/v1/adapters/{name}/rollback",
-        "roll_back_adapter",
-        "End a trial, or return to the version before",
-        Revision,
-    ),
+    Operation("GET", _ADAPTERS, "adapters", _LISTED, admin.AdaptersReply),
+    _change("POST", _ADAPTERS, "add_adapter", _ADD, admin.AddAdapter, "201"),
+    _change("PATCH", _ONE, "update_adapter", _UPDATE, admin.UpdateAdapter),
+    _change("DELETE", _ONE, "remove_adapter", "Remove an adapter", admin.Revision),
+    _change("POST", f"{_ONE}/rollback", "roll_back_adapter", _BACK, admin.Revision),
 )

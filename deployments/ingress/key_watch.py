@@ -39,7 +39,7 @@ class KeyWatch:
     def refresh(self) -> None:
         """Look now. Never raises."""
         try:
-            found = self._store.stamp()
+            found = self._store.etag()
             if found == self._stamp and self.problem is None:
                 return
             if found is None and self._stamp is not None:

@@ -1,7 +1,6 @@
 """POST /ask and POST /route: requests, replies, and the events of a stream."""
 
-from collections.abc import Sequence
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal
 
 from pydantic import Field, StrictBool, StrictInt, StrictStr
 
@@ -18,11 +17,7 @@ from deployments.api.protocol.base import (
     RouteReply,
     TimingsReply,
     Usage,
-    ending_fields,
-    route_fields,
 )
-from deployments.engine.request import TokenEvent
-from router.policy import Route
 
 MaxTokens = Annotated[StrictInt, Field(ge=1)]
 
@@ -85,21 +80,6 @@ class OpinionReply(OpinionHead):
     timings_ms: TimingsReply | None
     error: ErrorDetail | None
 
-    @classmethod
-    def answered(cls, head: OpinionHead, text: str, event: TokenEvent, route_s: float) -> Self:
-        return cls(**dict(head), answer=text, **ending_fields(event, route_s), error=None)
-
-    @classmethod
-    def failed(cls, head: OpinionHead, error: ErrorDetail) -> Self:
-        return cls(
-            **dict(head),
-            answer=None,
-            finish_reason="error",
-            usage=None,
-            timings_ms=None,
-            error=error,
-        )
-
 
 class _Ids(ReplyModel):
     id: Annotated[str, Field(description="the request's id, as in x-request-id")]
@@ -115,48 +95,11 @@ class AskReply(Ending, AnsweredRoute, _IdsAndAnswer):
 
     opinions: Annotated[list[OpinionReply], Field(description="only with consult")] = []
 
-    @classmethod
-    def whole(
-        cls,
-        ids: tuple[str, str | None],
-        route: Route,
-        head: OpinionHead,
-        text: str,
-        event: TokenEvent,
-        route_s: float,
-    ) -> Self:
-        """Build the reply of `head`'s opinion. `ids`: of the request and of the session."""
-        return cls(
-            id=ids[0],
-            session_id=ids[1],
-            answer=text,
-            **_with_head(route, head),
-            **ending_fields(event, route_s),
-        )
-
 
 class AskRouteEvent(AnsweredRoute, _Ids):
     """`event: route`, the first. Specialty and adapter are those of the first opinion."""
 
     opinions: list[OpinionHead]
-
-    @classmethod
-    def opening(
-        cls, ids: tuple[str, str | None], route: Route, heads: Sequence[OpinionHead]
-    ) -> Self:
-        return cls(
-            id=ids[0], session_id=ids[1], **_with_head(route, heads[0]), opinions=list(heads)
-        )
-
-
-def _with_head(route: Route, head: OpinionHead) -> dict[str, Any]:
-    """Return the fields of AnsweredRoute: the route's, with who answers taken from `head`."""
-    answering = {
-        "specialty": head.specialty,
-        "adapter": head.adapter,
-        "adapter_version": head.adapter_version,
-    }
-    return route_fields(route) | answering
 
 
 class AskTokenEvent(ReplyModel):

@@ -118,10 +118,6 @@ class RouteReply(ReplyModel):
     language: Annotated[str, Field(description="of the question; und: undetermined")]
     notice: Annotated[str | None, Field(description="language_not_supported, or null")]
 
-    @classmethod
-    def of(cls, route: Route) -> Self:
-        return cls(**route_fields(route))
-
 
 def route_fields(route: Route) -> dict[str, Any]:
     """Return the fields of RouteReply, for a reply that has others too."""
