@@ -27,7 +27,8 @@ from deployments.ingress.deployment import RouterReplica
 from deployments.ingress.router_reloading import load_classifier
 from deployments.model.deployment import LoadModel, ModelReplica
 from deployments.model.loading import load_model, open_adapter_store
-from deployments.settings import ReplicaSettings, Settings, SettingsError, parse_settings
+from deployments.settings import ReplicaSettings, Settings, parse_settings
+from deployments.strict_model import SettingsError
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,8 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from deployments.api.api_keys import KeyFileError, KeyRecord, KeyStore, new_key, now
-from deployments.settings import PROJECT_ROOT, SettingsError, parse_settings
+from deployments.settings import PROJECT_ROOT, parse_settings
+from deployments.strict_model import SettingsError
 
 _LIMITS = ("requests_per_minute", "tokens_per_minute", "max_concurrent")
 

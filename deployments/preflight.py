@@ -18,11 +18,7 @@ from deployments.settings import (
     ModelLiveSettings,
     RouterLiveSettings,
     Settings,
-    SettingsError,
-    StrictModel,
-    nearest,
     parse_settings,
-    parse_strict,
     project_path,
 )
 from deployments.startup.checks import (
@@ -38,6 +34,7 @@ from deployments.startup.config_file import (
     read_config,
     value_problems,
 )
+from deployments.strict_model import SettingsError, StrictModel, nearest, parse_strict
 
 DEFAULT_HOST, DEFAULT_PORT = "0.0.0.0", 8000  # Ray's own, of a file that says nothing
 LIVE_SETTINGS: dict[str, type[StrictModel]] = {

@@ -12,7 +12,7 @@ from deployments.api.errors import ApiError, invalid
 from deployments.api.protocol.openai import OpenAIRequest
 from deployments.engine.request import SamplingParams
 from deployments.messages import ServedModels
-from deployments.settings import nearest
+from deployments.strict_model import nearest
 
 # Control characters (Cc) but tab and line breaks, and halves of surrogate pairs (Cs).
 _NOT_ALLOWED = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")

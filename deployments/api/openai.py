@@ -46,11 +46,7 @@ class OpenAIEndpoints:
         return await self._answered(request, asked, turns, accepted_at)
 
     async def _answered(
-        self,
-        request: Request,
-        asked: OpenAIRequest,
-        turns: tuple[Turn, ...],
-        accepted_at: float,
+        self, request: Request, asked: OpenAIRequest, turns: tuple[Turn, ...], accepted_at: float
     ) -> Response:
         include_usage = _includes_usage(asked)
         clinic = self._backend.clinic

@@ -34,10 +34,7 @@ _REQUEST_ID = {
     "required": True,
     "schema": {"type": "string"},
 }
-_RETRY_AFTER = {
-    "description": "seconds",
-    "schema": {"type": "string", "pattern": "^[0-9]+$"},
-}
+_RETRY_AFTER = {"description": "seconds", "schema": {"type": "string", "pattern": "^[0-9]+$"}}
 
 
 def openapi_document(*, with_admin: bool = True) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from deployments.api.errors import ApiError
 from deployments.api.protocol.base import RequestModel
 from deployments.api.protocol.neutral import UNSUPPORTED
-from deployments.settings import nearest
+from deployments.strict_model import nearest
 
 RequestT = TypeVar("RequestT", bound=RequestModel)
 

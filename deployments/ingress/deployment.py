@@ -28,7 +28,8 @@ from deployments.ingress.router_reloading import FollowedClassifier
 from deployments.messages import GenerateRequest, Outcome, ServedModels
 from deployments.model.loading import open_adapter_store
 from deployments.replica import tune_interpreter, use_serve_handlers
-from deployments.settings import RouterLiveSettings, Settings, SettingsError, parse_strict
+from deployments.settings import RouterLiveSettings, Settings
+from deployments.strict_model import SettingsError, parse_strict
 from router.classifier import Classifier
 from router.policy import Route, Thresholds, decide, decide_explicit
 

@@ -18,7 +18,8 @@ from deployments.messages import GenerateRequest
 from deployments.model.loading import LoadedModel, load_model
 from deployments.model.replica_adapters import ReplicaAdapters
 from deployments.replica import tune_interpreter, use_serve_handlers
-from deployments.settings import ModelLiveSettings, Settings, SettingsError, parse_strict
+from deployments.settings import ModelLiveSettings, Settings
+from deployments.strict_model import SettingsError, parse_strict
 
 logger = logging.getLogger(__name__)
 
