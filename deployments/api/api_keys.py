@@ -21,7 +21,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -81,32 +81,18 @@ class KeyTable:
         return record if hmac.compare_digest(hash_key(presented), expected) else None
 
 
-def new_key(
-    kind: KeyKind,
-    *,
-    name: str = "",
-    requests_per_minute: int | None = None,
-    tokens_per_minute: int | None = None,
-    max_concurrent: int | None = None,
-) -> tuple[str, KeyRecord]:
+def new_key(kind: KeyKind, **fields: Any) -> tuple[str, KeyRecord]:
     """Return the key, to be shown to its owner once, and the record to keep.
+
+    Args:
+        fields: name and limits, as in KeyRecord.
 
     Raises:
         pydantic.ValidationError: a limit or the name is out of bounds.
     """
     key_id = secrets.token_hex(6)
     key = f"pc-{key_id}-{secrets.token_urlsafe(_NUM_SECRET_BYTES)}"
-    record = KeyRecord(
-        id=key_id,
-        sha256=hash_key(key),
-        kind=kind,
-        name=name,
-        created=now(),
-        requests_per_minute=requests_per_minute,
-        tokens_per_minute=tokens_per_minute,
-        max_concurrent=max_concurrent,
-    )
-    return key, record
+    return key, KeyRecord(id=key_id, sha256=hash_key(key), kind=kind, created=now(), **fields)
 
 
 def hash_key(key: str) -> str:

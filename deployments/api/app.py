@@ -43,15 +43,8 @@ from deployments.api.request_limits import RequestLimits
 from deployments.messages import Backend, Outcome
 from deployments.settings import AccessLimits, Settings
 
-_EXPOSED = (
-    "retry-after",
-    "x-request-id",
-    *(
-        f"x-ratelimit-{a}-{b}"
-        for a in ("limit", "remaining", "reset")
-        for b in ("requests", "tokens")
-    ),
-)
+_RATES = (f"{a}-{b}" for a in ("limit", "remaining", "reset") for b in ("requests", "tokens"))
+_EXPOSED = ("retry-after", "x-request-id", *(f"x-ratelimit-{rate}" for rate in _RATES))
 
 
 def behind_front_door(

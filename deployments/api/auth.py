@@ -19,6 +19,7 @@ from deployments.settings import AccessLimits, AuthSettings
 
 _CHALLENGE = {"www-authenticate": 'Bearer realm="polyclinic"'}
 _OVERLOADED_RETRY_S = 1
+_CREATE = "(python -m deployments.keys create --kind admin)"
 _NO_KEY = (
     "no API key: send 'Authorization: Bearer KEY' (or 'x-api-key: KEY'); the operator makes one "
     "with python -m deployments.keys create"
@@ -137,13 +138,12 @@ class AuthMiddleware:
             message = "the API key is not valid here: it is mistyped, revoked, or of another server"
             raise _unauthorized("invalid_api_key", message)
         if need == "admin" and record.kind != "admin":
-            raise ApiError(
-                403,
-                "admin_key_required",
-                f"key {record.id} is a user key; this path needs an admin key "
-                "(python -m deployments.keys create --kind admin)",
-            )
-        defaults = self._default_limits()
+            message = f"key {record.id} is a user key; this path needs an admin key " + _CREATE
+            raise ApiError(403, "admin_key_required", message)
+        live = self._live()
+        defaults = Limits(
+            live.requests_per_minute, live.tokens_per_minute, live.max_concurrent_per_key
+        )
         return Caller(record.id, record.kind, self._usages.usage(record.id), defaults.of(record))
 
     def _current(self) -> KeyTable:
@@ -152,10 +152,6 @@ class AuthMiddleware:
             self._usages.forget_all_but(table.ids)
             self._table = table
         return table
-
-    def _default_limits(self) -> Limits:
-        live = self._live()
-        return Limits(live.requests_per_minute, live.tokens_per_minute, live.max_concurrent_per_key)
 
 
 def _with_limits(caller: Caller, send: Send) -> Send:

@@ -102,11 +102,10 @@ def error_response(error: ApiError) -> Response:
     return json_response(ErrorReply(error=error.reply()), error.status, error.headers)
 
 
-def on_http_error(paths: list[str]) -> Callable[[Request, Exception], Response]:
-    """Return the handler of Starlette's own refusals: `paths` are those that there are."""
+def on_http_error(paths: list[str]) -> Callable[[Request, HTTPException], Response]:
+    """Return the handler of Starlette's refusals. `paths`: those of the API, for the 404."""
 
-    def handle(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException), type(error)
+    def handle(request: Request, error: HTTPException) -> Response:
         headers = dict(error.headers or {})
         if error.status_code == 404:
             message = f"no such path: {ascii(request.url.path[:80])}; there are {', '.join(paths)}"

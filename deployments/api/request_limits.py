@@ -16,8 +16,8 @@ from deployments.api.middleware import refuse
 MAX_HEADERS = 100
 MAX_HEADER_BYTES = 32 * 1024  # all names and values together
 MAX_TARGET_BYTES = 8 * 1024  # path and query string
-_POLICY_VIOLATION = 1008
-# The rest of the request would be read as the next one otherwise.
+_POLICY_VIOLATION = 1008  # of RFC 6455, section 7.4.1
+# Without it the rest of the request would be read as the next one.
 _CLOSE = {"connection": "close"}
 
 
@@ -38,7 +38,7 @@ class RequestLimits:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        error = _malformed(scope) or _excess(scope)
+        error = _refusal(scope)
         if error:
             await refuse(error, scope, receive, send)
             return
@@ -69,49 +69,31 @@ class _TimedBody:
                 message = await self._receive()
         except TimeoutError:
             self._is_complete = True
-            raise ApiError(
-                408,
-                "body_timeout",
-                f"the body was not complete within {self._timeout_s:g} s: send it at once",
-                headers=_CLOSE,
-            ) from None
+            text = f"the body was not complete within {self._timeout_s:g} s: send it at once"
+            raise ApiError(408, "body_timeout", text, headers=_CLOSE) from None
         self._is_complete = not message.get("more_body", False)
         if message["type"] == "http.disconnect":
             raise ApiError(400, "client_left", "the connection ended before the body did")
         return message
 
 
-def _malformed(scope: Scope) -> ApiError | None:
-    if scope.get("query_string", b"").isascii():
-        return None
-    return ApiError(  # Starlette would fail on it where it builds the URL
-        400,
-        "invalid_value",
-        "the query string holds bytes that are not ASCII: percent-encode them",
-        param="query",
-    )
-
-
-def _excess(scope: Scope) -> ApiError | None:
-    num_target_bytes = len(scope.get("raw_path") or scope["path"].encode())
-    num_target_bytes += len(scope.get("query_string", b""))
-    if num_target_bytes > MAX_TARGET_BYTES:
-        return ApiError(
-            414,
-            "uri_too_long",
-            f"path and query are {num_target_bytes} bytes; at most {MAX_TARGET_BYTES} are accepted",
-            detail={"limit": MAX_TARGET_BYTES},
-            headers=_CLOSE,
-        )
+def _refusal(scope: Scope) -> ApiError | None:
+    query = scope.get("query_string", b"")
+    if not query.isascii():  # Starlette would fail on it where it builds the URL
+        message = "the query string holds bytes that are not ASCII: percent-encode them"
+        return ApiError(400, "invalid_value", message, param="query")
+    num_bytes = len(scope.get("raw_path") or scope["path"].encode()) + len(query)
+    if num_bytes > MAX_TARGET_BYTES:
+        message = f"path and query are {num_bytes} bytes; at most {MAX_TARGET_BYTES} are accepted"
+        detail = {"limit": MAX_TARGET_BYTES}
+        return ApiError(414, "uri_too_long", message, detail=detail, headers=_CLOSE)
     headers = scope["headers"]
     num_header_bytes = sum(len(name) + len(value) for name, value in headers)
     if len(headers) <= MAX_HEADERS and num_header_bytes <= MAX_HEADER_BYTES:
         return None
-    return ApiError(
-        431,
-        "headers_too_large",
+    message = (
         f"{len(headers)} headers of {num_header_bytes} bytes; at most {MAX_HEADERS} of "
-        f"{MAX_HEADER_BYTES} bytes are accepted",
-        detail={"limit": MAX_HEADER_BYTES, "limit_count": MAX_HEADERS},
-        headers=_CLOSE,
+        f"{MAX_HEADER_BYTES} bytes are accepted"
     )
+    detail = {"limit": MAX_HEADER_BYTES, "limit_count": MAX_HEADERS}
+    return ApiError(431, "headers_too_large", message, detail=detail, headers=_CLOSE)

@@ -182,6 +182,3 @@ class CompletionRequest(OpenAIRequest):
     """POST /v1/completions: the prompt is asked as one question, in the serving prompt format."""
 
     prompt: StrictStr
-
-
-OPENAI_FIELDS_WE_LACK = OpenAIRequest.neutral()
