@@ -30,7 +30,11 @@ STATUS = {
     "unknown_adapter": 503,
     "engine_stopped": 503,
     "decoder_failed": 500,
+    # Raised where an adapter is loaded or a decoder is built, before there is a request.
+    "adapter_bank_refused": 500,
     "adapter_has_no_effect": 500,
+    "adapter_not_supported": 500,
+    "fast_decoder_impossible": 500,
     "engine_error": 500,
     "adapter_gone": 503,
     "adapter_unavailable": 503,
