@@ -8,7 +8,7 @@ import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
 import platformdirs
 from pydantic import Field, field_validator, model_validator
@@ -23,16 +23,16 @@ LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 class AuthSettings(StrictModel):
     """API keys. (YAML reads on and off as true and false, so the modes have other names.)"""
 
-    mode: Annotated[
-        Literal["open", "keys"],
-        Field(description="keys: every question needs an API key of state_dir; open: none does"),
-    ] = "open"
-    allow_open: Annotated[
-        bool, Field(description="allow mode: open on a host that is not loopback")
-    ] = False
-    open_admin: Annotated[
-        bool, Field(description="with mode: open, admin paths need no admin key")
-    ] = False
+    mode: Literal["open", "keys"] = Field(
+        default="open",
+        description="keys: every question needs an API key of state_dir; open: none does",
+    )
+    allow_open: bool = Field(
+        default=False, description="allow mode: open on a host that is not loopback"
+    )
+    open_admin: bool = Field(
+        default=False, description="with mode: open, admin paths need no admin key"
+    )
 
     @model_validator(mode="after")
     def _not_both(self) -> Self:
@@ -45,27 +45,24 @@ class AuthSettings(StrictModel):
 class AccessLimits(StrictModel):
     """Limits of one router replica. Those of a key apply to keys that were made without limits."""
 
-    body_timeout_s: Annotated[
-        float, Field(gt=0, le=600, description="seconds for the whole body to arrive; then 408")
-    ] = 15.0
-    max_concurrent: Annotated[
-        int, Field(ge=1, le=1024, description="requests in progress; then 503")
-    ] = 1000
-    max_concurrent_per_key: Annotated[
-        int | None,
-        Field(ge=1, le=1024, description="of these, of one key; then 429; null: no limit"),
-    ] = 128
-    requests_per_minute: Annotated[
-        int | None, Field(ge=1, le=1_000_000, description="of one key; then 429; null: no limit")
-    ] = None
-    tokens_per_minute: Annotated[
-        int | None,
-        Field(
-            ge=1,
-            le=1_000_000_000,
-            description="tokens of one key, of prompts and answers; then 429; null: no limit",
-        ),
-    ] = None
+    body_timeout_s: float = Field(
+        default=15.0, gt=0, le=600, description="seconds for the whole body to arrive; then 408"
+    )
+    max_concurrent: int = Field(
+        default=1000, ge=1, le=1024, description="requests in progress; then 503"
+    )
+    max_concurrent_per_key: int | None = Field(
+        default=128, ge=1, le=1024, description="of these, of one key; then 429; null: no limit"
+    )
+    requests_per_minute: int | None = Field(
+        default=None, ge=1, le=1_000_000, description="of one key; then 429; null: no limit"
+    )
+    tokens_per_minute: int | None = Field(
+        default=None,
+        ge=1,
+        le=1_000_000_000,
+        description="tokens of one key, of prompts and answers; then 429; null: no limit",
+    )
 
 
 def check_origins(origins: list[str]) -> list[str]:
@@ -86,18 +83,20 @@ def check_origins(origins: list[str]) -> list[str]:
 class ReplicaSettings(StrictModel):
     """How many copies of the model run. Each holds every adapter and has one GPU to itself."""
 
-    min: Annotated[int, Field(ge=1, le=1024, description="replicas that are kept when idle")] = 1
-    max: Annotated[int, Field(ge=1, le=1024, description="most replicas")] = 1
-    target: Annotated[
-        int | None,
-        Field(ge=1, le=4096, description="requests in progress per replica; null: engine.max_rows"),
-    ] = None
-    upscale_delay_s: Annotated[
-        float, Field(ge=0, le=86_400, description="seconds above target until a replica is added")
-    ] = 30
-    downscale_delay_s: Annotated[
-        float, Field(ge=0, le=86_400, description="seconds below target until a replica is removed")
-    ] = 600
+    min: int = Field(default=1, ge=1, le=1024, description="replicas that are kept when idle")
+    max: int = Field(default=1, ge=1, le=1024, description="most replicas")
+    target: int | None = Field(
+        default=None,
+        ge=1,
+        le=4096,
+        description="requests in progress per replica; null: engine.max_rows",
+    )
+    upscale_delay_s: float = Field(
+        default=30, ge=0, le=86_400, description="seconds above target until a replica is added"
+    )
+    downscale_delay_s: float = Field(
+        default=600, ge=0, le=86_400, description="seconds below target until a replica is removed"
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -109,83 +108,77 @@ class ReplicaSettings(StrictModel):
 class RouterSettings(StrictModel):
     """The router deployment: HTTP ingress, classifier and policy."""
 
-    artefact: Annotated[
-        str | None,
-        Field(
-            min_length=1,
-            description="a trained router, or a folder of versions; null: the package's own",
-        ),
-    ] = None
-    encoder: Annotated[
-        str | None,
-        Field(
-            min_length=1,
-            description="Hugging Face encoder (id or folder) of an artefact that was trained on it",
-        ),
-    ] = None
-    threads: Annotated[
-        int, Field(ge=1, le=64, description="threads of the encoder, in each router replica")
-    ] = 1
-    replicas: Annotated[int, Field(ge=1, le=256, description="router replicas")] = 1
+    artefact: str | None = Field(
+        default=None,
+        min_length=1,
+        description="a trained router, or a folder of versions; null: the package's own",
+    )
+    encoder: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Hugging Face encoder (id or folder) of an artefact that was trained on it",
+    )
+    threads: int = Field(
+        default=1, ge=1, le=64, description="threads of the encoder, in each router replica"
+    )
+    replicas: int = Field(default=1, ge=1, le=256, description="router replicas")
 
 
 class EngineSettings(StrictModel):
     """Generation on one replica. Lengths are in tokens."""
 
-    decoder: Annotated[
-        Literal["auto", "fast", "reference"],
-        Field(
-            description="fast: adapters share a batch; reference: PEFT set_adapter + generate, "
-            "for any model; auto: fast where it can serve the base and its adapters"
-        ),
-    ] = "auto"
-    dtype: Annotated[
-        Literal["auto", "float32", "bfloat16"],
-        Field(description="auto: bfloat16 where the processor or GPU is fast at it"),
-    ] = "auto"
-    max_rows: Annotated[int, Field(ge=1, le=512, description="answers decoded together")] = 16
-    max_waiting: Annotated[
-        int, Field(ge=1, le=100_000, description="requests waiting at one router replica; then 503")
-    ] = 256
-    max_input_tokens: Annotated[int, Field(ge=16, le=131_072, description="prompt length")] = 1536
-    max_output_tokens: Annotated[
-        int, Field(ge=1, le=131_072, description="highest max_tokens that a client may ask for")
-    ] = 512
-    default_output_tokens: Annotated[
-        int, Field(ge=1, le=131_072, description="max_tokens when the client gives none")
-    ] = 160
-    prefill_tokens_per_step: Annotated[
-        int | None,
-        Field(
-            ge=16,
-            le=131_072,
-            description="prompt tokens between two decode steps; null: 256 on a CPU, 4096 on a GPU",
-        ),
-    ] = None
-    kv_memory_mib: Annotated[
-        int | None,
-        Field(
-            ge=1, le=4_194_304, description="for keys and values of all rows; null: what they need"
-        ),
-    ] = None
-    max_adapters: Annotated[
-        int, Field(ge=1, le=65_536, description="adapters on the device of one replica")
-    ] = 32
-    max_adapter_rank: Annotated[
-        int, Field(ge=1, le=1024, description="highest LoRA rank that may be added")
-    ] = 256
-    adapter_memory_mib: Annotated[
-        int,
-        Field(
-            ge=0,
-            le=4_194_304,
-            description="main memory for adapters that were read, on the device or not; 0: none",
-        ),
-    ] = 1024
-    cpu_threads: Annotated[
-        int | None,
-        Field(ge=1, le=1024, description="threads of a CPU replica; null: all cores it may use"),
-    ] = None
+    decoder: Literal["auto", "fast", "reference"] = Field(
+        default="auto",
+        description="fast: adapters share a batch; reference: PEFT set_adapter + generate, "
+        "for any model; auto: fast where it can serve the base and its adapters",
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto", description="auto: bfloat16 where the processor or GPU is fast at it"
+    )
+    max_rows: int = Field(default=16, ge=1, le=512, description="answers decoded together")
+    max_waiting: int = Field(
+        default=256,
+        ge=1,
+        le=100_000,
+        description="requests waiting at one router replica; then 503",
+    )
+    max_input_tokens: int = Field(default=1536, ge=16, le=131_072, description="prompt length")
+    max_output_tokens: int = Field(
+        default=512, ge=1, le=131_072, description="highest max_tokens that a client may ask for"
+    )
+    default_output_tokens: int = Field(
+        default=160, ge=1, le=131_072, description="max_tokens when the client gives none"
+    )
+    prefill_tokens_per_step: int | None = Field(
+        default=None,
+        ge=16,
+        le=131_072,
+        description="prompt tokens between two decode steps; null: 256 on a CPU, 4096 on a GPU",
+    )
+    kv_memory_mib: int | None = Field(
+        default=None,
+        ge=1,
+        le=4_194_304,
+        description="for keys and values of all rows; null: what they need",
+    )
+    max_adapters: int = Field(
+        default=32, ge=1, le=65_536, description="adapters on the device of one replica"
+    )
+    max_adapter_rank: int = Field(
+        default=256, ge=1, le=1024, description="highest LoRA rank that may be added"
+    )
+    adapter_memory_mib: int = Field(
+        default=1024,
+        ge=0,
+        le=4_194_304,
+        description="main memory for adapters that were read, on the device or not; 0: none",
+    )
+    cpu_threads: int | None = Field(
+        default=None,
+        ge=1,
+        le=1024,
+        description="threads of a CPU replica; null: all cores it may use",
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -200,41 +193,36 @@ class EngineSettings(StrictModel):
 class Settings(StrictModel):
     """Everything under `args:`. A change restarts the application's deployments."""
 
-    base_model: Annotated[
-        str,
-        Field(
-            min_length=1,
-            max_length=4096,
-            description="a directory, a Hugging Face id (org/name), or smollm2-135m-instruct",
-        ),
-    ] = "smollm2-135m-instruct"
-    quantization: Annotated[
-        Literal["none", "int8", "nf4"],
-        Field(description="weights of the base model, through bitsandbytes; needs a GPU"),
-    ] = "none"
-    device: Annotated[
-        Literal["auto", "cuda", "cpu"],
-        Field(description="auto: one GPU a replica where the cluster has GPUs, else the CPU"),
-    ] = "auto"
+    base_model: str = Field(
+        default="smollm2-135m-instruct",
+        min_length=1,
+        max_length=4096,
+        description="a directory, a Hugging Face id (org/name), or smollm2-135m-instruct",
+    )
+    quantization: Literal["none", "int8", "nf4"] = Field(
+        default="none", description="weights of the base model, through bitsandbytes; needs a GPU"
+    )
+    device: Literal["auto", "cuda", "cpu"] = Field(
+        default="auto",
+        description="auto: one GPU a replica where the cluster has GPUs, else the CPU",
+    )
     model_replicas: ReplicaSettings = ReplicaSettings()
-    adapters: Annotated[
-        str | None,
-        Field(min_length=1, description="catalogue folder; null: the package's adapters/"),
-    ] = None
-    state_dir: Annotated[
-        str | None,
-        Field(
-            min_length=1,
-            max_length=4096,
-            description="absolute path or URL of the live state (adapters; keys need a path) that "
-            "every node can reach; null: the user's data folder",
-        ),
-    ] = None
+    adapters: str | None = Field(
+        default=None, min_length=1, description="catalogue folder; null: the package's adapters/"
+    )
+    state_dir: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=4096,
+        description="absolute path or URL of the live state (adapters; keys need a path) that "
+        "every node can reach; null: the user's data folder",
+    )
     auth: AuthSettings = AuthSettings()
-    cors_origins: Annotated[
-        list[str],
-        Field(max_length=64, description="web pages of these origins may call the API; []: none"),
-    ] = []
+    cors_origins: list[str] = Field(
+        default=[],
+        max_length=64,
+        description="web pages of these origins may call the API; []: none",
+    )
     router: RouterSettings = RouterSettings()
     engine: EngineSettings = EngineSettings()
 
@@ -294,56 +282,53 @@ class Settings(StrictModel):
 class RouterLiveSettings(AccessLimits):
     """`user_config` of the Router deployment: changes without a restart."""
 
-    min_confidence: Annotated[
-        float | None,
-        Field(ge=0, le=1, description="below it the base model answers; null: as trained"),
-    ] = None
-    min_in_scope: Annotated[
-        float | None,
-        Field(ge=0, le=1, description="below it a question is out of scope; null: as trained"),
-    ] = None
-    min_margin: Annotated[
-        float | None,
-        Field(
-            ge=0,
-            le=1,
-            description="of two specialties; below it the base answers; null: as trained",
-        ),
-    ] = None
-    reload_check_s: Annotated[
-        float, Field(ge=0, le=3600, description="between looks for a new router version; 0: never")
-    ] = 5.0
-    max_question_chars: Annotated[
-        int, Field(ge=1, le=1_000_000, description="longest question; all turns count")
-    ] = 8000
-    max_body_bytes: Annotated[
-        int, Field(ge=256, le=64 * 2**20, description="largest HTTP body; then 413")
-    ] = 256 * 1024
-    max_questions: Annotated[
-        int, Field(ge=1, le=256, description="most questions in one POST /route")
-    ] = 256
-    max_timeout_s: Annotated[
-        float,
-        Field(
-            gt=0,
-            le=86_400,
-            description="longest timeout_s, and the deadline of an answer without one; less than "
-            "http_options.request_timeout_s",
-        ),
-    ] = 280.0
-    log_level: Annotated[LogLevel, Field(description="of the router deployment")] = "INFO"
+    min_confidence: float | None = Field(
+        default=None, ge=0, le=1, description="below it the base model answers; null: as trained"
+    )
+    min_in_scope: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="below it a question is out of scope; null: as trained",
+    )
+    min_margin: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="of two specialties; below it the base answers; null: as trained",
+    )
+    reload_check_s: float = Field(
+        default=5.0, ge=0, le=3600, description="between looks for a new router version; 0: never"
+    )
+    max_question_chars: int = Field(
+        default=8000, ge=1, le=1_000_000, description="longest question; all turns count"
+    )
+    max_body_bytes: int = Field(
+        default=256 * 1024, ge=256, le=64 * 2**20, description="largest HTTP body; then 413"
+    )
+    max_questions: int = Field(
+        default=256, ge=1, le=256, description="most questions in one POST /route"
+    )
+    max_timeout_s: float = Field(
+        default=280.0,
+        gt=0,
+        le=86_400,
+        description="longest timeout_s, and the deadline of an answer without one; less than "
+        "http_options.request_timeout_s",
+    )
+    log_level: LogLevel = Field(default="INFO", description="of the router deployment")
 
 
 class ModelLiveSettings(StrictModel):
     """`user_config` of the Model deployment: changes without a restart."""
 
-    adapter_check_s: Annotated[
-        float,
-        Field(
-            ge=0, le=3600, description="between looks for adapter changes; 0: only after a request"
-        ),
-    ] = 5.0
-    log_level: Annotated[LogLevel, Field(description="of the model deployment")] = "INFO"
+    adapter_check_s: float = Field(
+        default=5.0,
+        ge=0,
+        le=3600,
+        description="between looks for adapter changes; 0: only after a request",
+    )
+    log_level: LogLevel = Field(default="INFO", description="of the model deployment")
 
 
 def project_path(path: str) -> Path:

@@ -39,11 +39,11 @@ class KeyRecord(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    id: Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")]
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", repr=False)]
+    id: str = Field(pattern=r"^[0-9a-f]{12}$")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", repr=False)
     kind: KeyKind
-    name: Annotated[str, Field(max_length=80)] = ""
-    created: Annotated[str, Field(max_length=40)]  # ISO 8601, UTC
+    name: str = Field(default="", max_length=80)
+    created: str = Field(max_length=40)
     revoked: Annotated[str, Field(max_length=40)] | None = None
     requests_per_minute: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     tokens_per_minute: Annotated[int, Field(ge=1, le=1_000_000_000)] | None = None
@@ -118,7 +118,7 @@ class _KeyFile(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     format: Literal[1] = 1
-    keys: Annotated[list[KeyRecord], Field(max_length=MAX_KEYS)]
+    keys: list[KeyRecord] = Field(max_length=MAX_KEYS)
 
 
 class KeyStore:

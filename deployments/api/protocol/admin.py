@@ -15,13 +15,13 @@ class AddAdapter(RequestModel):
     """POST /v1/adapters. `specialty`: needed for a new adapter; `pinned`: null changes nothing."""
 
     name: Name
-    source: Annotated[str, Field(min_length=1, max_length=2048)]
+    source: str = Field(min_length=1, max_length=2048)
     version: Version
-    specialty: Annotated[str | None, Field(pattern=r"^[a-z0-9][a-z0-9_]{0,63}$")] = None
+    specialty: str | None = Field(default=None, pattern=r"^[a-z0-9][a-z0-9_]{0,63}$")
     state: Literal["active", "canary", "disabled"] = "active"
-    canary_weight: Annotated[float | None, Field(gt=0, le=1)] = None
+    canary_weight: float | None = Field(default=None, gt=0, le=1)
     pinned: bool | None = None
-    expected_revision: Annotated[int | None, Field(ge=0)] = None
+    expected_revision: int | None = Field(default=None, ge=0)
 
     @model_validator(mode="after")
     def _weighted(self) -> "AddAdapter":
@@ -37,19 +37,19 @@ class UpdateAdapter(RequestModel):
     """
 
     state: Literal["active", "disabled"] | None = None
-    reason: Annotated[str, Field(max_length=500)] = ""
+    reason: str = Field(default="", max_length=500)
     version: Version | None = None
     canary_version: Version | None = None
-    canary_weight: Annotated[float | None, Field(ge=0, le=1)] = None
+    canary_weight: float | None = Field(default=None, ge=0, le=1)
     promote: bool = False
     pinned: bool | None = None
-    expected_revision: Annotated[int | None, Field(ge=0)] = None
+    expected_revision: int | None = Field(default=None, ge=0)
 
 
 class Revision(RequestModel):
     """The body of DELETE and of a roll-back; it may be left out."""
 
-    expected_revision: Annotated[int | None, Field(ge=0)] = None
+    expected_revision: int | None = Field(default=None, ge=0)
 
 
 class CanaryReply(ReplyModel):
@@ -71,8 +71,8 @@ class HeldReply(ReplyModel):
 
     tier: Literal["device", "host", "disk"]
     answers: Count
-    load_s: Annotated[float | None, Field(description="seconds; null: not loaded yet")]
-    error: Annotated[str | None, Field(description="why it is not served here, or null")]
+    load_s: float | None = Field(description="seconds; null: not loaded yet")
+    error: str | None = Field(description="why it is not served here, or null")
 
 
 class AdapterReply(ReplyModel):
@@ -81,22 +81,22 @@ class AdapterReply(ReplyModel):
     base_model: str
     state: str
     reason: str | None
-    version: Annotated[str | None, Field(description="the one in service")]
+    version: str | None = Field(description="the one in service")
     canary: CanaryReply | None
-    pinned: Annotated[bool, Field(description="its versions in service stay on the device")]
+    pinned: bool = Field(description="its versions in service stay on the device")
     previous: list[str]
     versions: list[VersionReply]
-    replicas: Annotated[
-        dict[str, dict[str, HeldReply]], Field(description="replica -> version -> where it is")
-    ]
+    replicas: dict[str, dict[str, HeldReply]] = Field(
+        description="replica -> version -> where it is"
+    )
 
 
 class AdaptersReply(ReplyModel):
     revision: int
-    state: Annotated[str, Field(description="where the live catalogue is stored")]
+    state: str = Field(description="where the live catalogue is stored")
     base_model: str
     replicas: list[str]
-    unconfirmed: Annotated[dict[str, str], Field(description="replica -> why")]
+    unconfirmed: dict[str, str] = Field(description="replica -> why")
     adapters: list[AdapterReply]
 
 
@@ -104,9 +104,9 @@ class ChangeReply(ReplyModel):
     """A change that was made."""
 
     revision: int
-    confirmed: Annotated[bool, Field(description="every running replica has confirmed it")]
+    confirmed: bool = Field(description="every running replica has confirmed it")
     replicas: Count
-    unconfirmed: Annotated[dict[str, str], Field(description="replica -> why")]
+    unconfirmed: dict[str, str] = Field(description="replica -> why")
     adapter: AdapterReply | None
 
 
@@ -123,9 +123,7 @@ class ReadyReply(ReplyModel, extra="allow"):
 class OperatorReply(ReplyModel, extra="allow"):
     """Replicas and traffic, as `deployments.ingress.operator.assemble` describes them."""
 
-    generated_at: Annotated[float, Field(description="Unix seconds")] = 0.0
-    windows_s: Annotated[
-        dict[str, float], Field(description="over how long figures are taken")
-    ] = {}
+    generated_at: float = Field(default=0.0, description="Unix seconds")
+    windows_s: dict[str, float] = Field(default={}, description="over how long figures are taken")
     models: list[dict[str, Any]]
     routers: list[dict[str, Any]]

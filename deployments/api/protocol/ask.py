@@ -25,36 +25,38 @@ MaxTokens = Annotated[StrictInt, Field(ge=1)]
 class AskRequest(RequestModel):
     """POST /ask"""
 
-    question: Annotated[
-        StrictStr, Field(description="English or French; its length is limited by the server")
-    ]
-    specialty: Annotated[
-        StrictStr | None, Field(description="asks this specialty's specialist, without the router")
-    ] = None
-    max_tokens: Annotated[MaxTokens | None, Field(description="longest answer")] = None
-    stream: Annotated[StrictBool, Field(description="server-sent events")] = False
-    min_confidence: Annotated[
-        Annotated[float, Field(ge=0, le=1)] | None,
-        Field(description="the router's threshold for this request; not with specialty"),
-    ] = None
-    timeout_s: Annotated[
-        Annotated[float, Field(gt=0)] | None,
-        Field(description="seconds from acceptance until the answer ends as it is"),
-    ] = None
-    session_id: Annotated[
-        Annotated[StrictStr, Field(pattern=ID_PATTERN)] | None,
-        Field(description="the client's name for a conversation; echoed"),
-    ] = None
-    consult: Annotated[
-        Annotated[StrictInt, Field(ge=1, le=3)] | None,
-        Field(description="this many of the most probable specialists answer; not with specialty"),
-    ] = None
+    question: StrictStr = Field(
+        description="English or French; its length is limited by the server"
+    )
+    specialty: StrictStr | None = Field(
+        default=None, description="asks this specialty's specialist, without the router"
+    )
+    max_tokens: MaxTokens | None = Field(default=None, description="longest answer")
+    stream: StrictBool = Field(default=False, description="server-sent events")
+    min_confidence: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="the router's threshold for this request; not with specialty",
+    )
+    timeout_s: float | None = Field(
+        default=None, gt=0, description="seconds from acceptance until the answer ends as it is"
+    )
+    session_id: StrictStr | None = Field(
+        default=None, pattern=ID_PATTERN, description="the client's name for a conversation; echoed"
+    )
+    consult: StrictInt | None = Field(
+        default=None,
+        ge=1,
+        le=3,
+        description="this many of the most probable specialists answer; not with specialty",
+    )
 
 
 class RouteRequest(RequestModel):
     """POST /route: classification only."""
 
-    questions: Annotated[list[StrictStr], Field(min_length=1)]
+    questions: list[StrictStr] = Field(min_length=1)
 
 
 class RoutesReply(ReplyModel):
@@ -82,7 +84,7 @@ class OpinionReply(OpinionHead):
 
 
 class _Ids(ReplyModel):
-    id: Annotated[str, Field(description="the request's id, as in x-request-id")]
+    id: str = Field(description="the request's id, as in x-request-id")
     session_id: str | None
 
 
@@ -93,7 +95,7 @@ class _IdsAndAnswer(_Ids):
 class AskReply(Ending, AnsweredRoute, _IdsAndAnswer):
     """The whole answer; at the top level is the first opinion that did not fail."""
 
-    opinions: Annotated[list[OpinionReply], Field(description="only with consult")] = []
+    opinions: list[OpinionReply] = Field(default=[], description="only with consult")
 
 
 class AskRouteEvent(AnsweredRoute, _Ids):

@@ -65,10 +65,10 @@ def json_response(
 class ErrorDetail(ReplyModel, extra="allow"):
     """OpenAI's error shape; `limit`, `allowed` or `limited_by` follow where they help."""
 
-    message: Annotated[str, Field(description="what was wrong, what is allowed, what to do next")]
+    message: str = Field(description="what was wrong, what is allowed, what to do next")
     type: Literal["invalid_request_error", "server_error"]
-    param: Annotated[str | None, Field(description="the field, or null")]
-    code: Annotated[str, Field(description="stable, for programs")]
+    param: str | None = Field(description="the field, or null")
+    code: str = Field(description="stable, for programs")
 
 
 class ErrorReply(ReplyModel):
@@ -108,15 +108,15 @@ class AlternativeReply(ReplyModel):
 class RouteReply(ReplyModel):
     """Who answers, how sure the router is, and why."""
 
-    specialty: Annotated[str | None, Field(description="null: the base model, for no specialty")]
-    confidence: Annotated[Probability | None, Field(description="null: nothing was classified")]
-    adapter: Annotated[str | None, Field(description="null: the base model")]
-    reason: Annotated[Reason, Field(description="why this route; a code")]
-    in_scope: Annotated[bool | None, Field(description="whether it is a question for a clinic")]
+    specialty: str | None = Field(description="null: the base model, for no specialty")
+    confidence: Probability | None = Field(description="null: nothing was classified")
+    adapter: str | None = Field(description="null: the base model")
+    reason: Reason = Field(description="why this route; a code")
+    in_scope: bool | None = Field(description="whether it is a question for a clinic")
     alternatives: list[AlternativeReply]
-    evidence: Annotated[list[str], Field(description="phrases that decided")]
-    language: Annotated[str, Field(description="of the question; und: undetermined")]
-    notice: Annotated[str | None, Field(description="language_not_supported, or null")]
+    evidence: list[str] = Field(description="phrases that decided")
+    language: str = Field(description="of the question; und: undetermined")
+    notice: str | None = Field(description="language_not_supported, or null")
 
 
 def route_fields(route: Route) -> dict[str, Any]:
@@ -147,7 +147,7 @@ FinishReason = Literal["stop", "length", "timeout", "cancelled"]
 class Ending(ReplyModel):
     """How an answer ended."""
 
-    finish_reason: Annotated[FinishReason, Field(description="the true one")]
+    finish_reason: FinishReason = Field(description="the true one")
     usage: Usage
     timings_ms: TimingsReply
 

@@ -23,31 +23,28 @@ class StreamOptions(RequestModel):
 class OpenAIRequest(RequestModel):
     """What /v1/chat/completions and /v1/completions share."""
 
-    model: Annotated[
-        StrictStr | None,
-        Field(description="auto or null (the router picks), an adapter's name, or base"),
-    ] = None
+    model: StrictStr | None = Field(
+        default=None, description="auto or null (the router picks), an adapter's name, or base"
+    )
     max_tokens: MaxTokens | None = None
-    temperature: Annotated[
-        Annotated[float, Field(ge=0, le=2)] | None, Field(description="null: 0, greedy")
-    ] = None
+    temperature: float | None = Field(default=None, ge=0, le=2, description="null: 0, greedy")
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     seed: Annotated[StrictInt, Field(ge=0, lt=2**63)] | None = None
     stop: StrictStr | Annotated[list[StrictStr], Field(max_length=4)] | None = None
     stream: StrictBool | None = None
     stream_options: StreamOptions | None = None
-    top_k: Annotated[
-        Annotated[StrictInt, Field(ge=0, lt=2**31)] | None,
-        Field(description="as in vLLM: the k most likely tokens; 0: all"),
-    ] = None
-    repetition_penalty: Annotated[
-        Annotated[float, Field(gt=0, le=2)] | None,
-        Field(description="as in vLLM: above 1, tokens seen before are less likely"),
-    ] = None
-    min_tokens: Annotated[
-        Annotated[StrictInt, Field(ge=0)] | None,
-        Field(description="as in vLLM: no end of sequence before this many tokens"),
-    ] = None
+    top_k: StrictInt | None = Field(
+        default=None, ge=0, lt=2**31, description="as in vLLM: the k most likely tokens; 0: all"
+    )
+    repetition_penalty: float | None = Field(
+        default=None,
+        gt=0,
+        le=2,
+        description="as in vLLM: above 1, tokens seen before are less likely",
+    )
+    min_tokens: StrictInt | None = Field(
+        default=None, ge=0, description="as in vLLM: no end of sequence before this many tokens"
+    )
 
     # For who caches, stores or counts: they change no answer.
     user: Annotated[StrictStr | None, _HINT] = None
@@ -128,7 +125,7 @@ class ChatMessage(RequestModel, json_schema_extra=_content_by_role):
     """One turn. Our own replies can be sent back as they came."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[_Content | None, Field(validate_default=True)] = None
+    content: _Content | None = Field(default=None, validate_default=True)
     name: Neutral = None
     annotations: Neutral = None
     audio: Neutral = None
@@ -160,7 +157,7 @@ class ChatMessage(RequestModel, json_schema_extra=_content_by_role):
 class ChatRequest(OpenAIRequest):
     """POST /v1/chat/completions"""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=256)]
+    messages: list[ChatMessage] = Field(min_length=1, max_length=256)
     max_completion_tokens: MaxTokens | None = None
 
     @property

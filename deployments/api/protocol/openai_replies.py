@@ -33,7 +33,7 @@ class PolyclinicPart(Ending, PolyclinicOpening):
 class Envelope(ReplyModel):
     id: str
     created: int
-    model: Annotated[str, Field(description="the adapter that answered, or base")]
+    model: str = Field(description="the adapter that answered, or base")
 
 
 class ChatMessageReply(ReplyModel):
