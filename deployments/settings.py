@@ -61,7 +61,7 @@ class AccessLimits(StrictModel):
         default=None,
         ge=1,
         le=1_000_000_000,
-        description="tokens of one key, of prompts and answers; then 429; null: no limit",
+        description="prompts and answers; then 429; null: no limit",
     )
 
 
@@ -86,10 +86,7 @@ class ReplicaSettings(StrictModel):
     min: int = Field(default=1, ge=1, le=1024, description="replicas that are kept when idle")
     max: int = Field(default=1, ge=1, le=1024, description="most replicas")
     target: int | None = Field(
-        default=None,
-        ge=1,
-        le=4096,
-        description="requests in progress per replica; null: engine.max_rows",
+        default=None, ge=1, le=4096, description="requests at a time per replica; null: max_rows"
     )
     upscale_delay_s: float = Field(
         default=30, ge=0, le=86_400, description="seconds above target until a replica is added"
@@ -111,7 +108,7 @@ class RouterSettings(StrictModel):
     artefact: str | None = Field(
         default=None,
         min_length=1,
-        description="a trained router, or a folder of versions; null: the package's own",
+        description="trained router, or a folder of versions; null: the package's",
     )
     encoder: str | None = Field(
         default=None,
@@ -137,10 +134,7 @@ class EngineSettings(StrictModel):
     )
     max_rows: int = Field(default=16, ge=1, le=512, description="answers decoded together")
     max_waiting: int = Field(
-        default=256,
-        ge=1,
-        le=100_000,
-        description="requests waiting at one router replica; then 503",
+        default=256, ge=1, le=100_000, description="requests that wait at one router; then 503"
     )
     max_input_tokens: int = Field(default=1536, ge=16, le=131_072, description="prompt length")
     max_output_tokens: int = Field(
@@ -159,7 +153,7 @@ class EngineSettings(StrictModel):
         default=None,
         ge=1,
         le=4_194_304,
-        description="for keys and values of all rows; null: what they need",
+        description="of keys and values; null: what max_rows needs",
     )
     max_adapters: int = Field(
         default=32, ge=1, le=65_536, description="adapters on the device of one replica"
@@ -171,13 +165,10 @@ class EngineSettings(StrictModel):
         default=1024,
         ge=0,
         le=4_194_304,
-        description="main memory for adapters that were read, on the device or not; 0: none",
+        description="main memory for adapters that were read; 0: none",
     )
     cpu_threads: int | None = Field(
-        default=None,
-        ge=1,
-        le=1024,
-        description="threads of a CPU replica; null: all cores it may use",
+        default=None, ge=1, le=1024, description="threads of a CPU replica; null: all its cores"
     )
 
     @model_validator(mode="after")
@@ -283,22 +274,16 @@ class RouterLiveSettings(AccessLimits):
     """`user_config` of the Router deployment: changes without a restart."""
 
     min_confidence: float | None = Field(
-        default=None, ge=0, le=1, description="below it the base model answers; null: as trained"
+        default=None, ge=0, le=1, description="below it: base model; null: as trained"
     )
     min_in_scope: float | None = Field(
-        default=None,
-        ge=0,
-        le=1,
-        description="below it a question is out of scope; null: as trained",
+        default=None, ge=0, le=1, description="below it: out of scope; null: as trained"
     )
     min_margin: float | None = Field(
-        default=None,
-        ge=0,
-        le=1,
-        description="of two specialties; below it the base answers; null: as trained",
+        default=None, ge=0, le=1, description="of two specialties; below it: base; null: as trained"
     )
     reload_check_s: float = Field(
-        default=5.0, ge=0, le=3600, description="between looks for a new router version; 0: never"
+        default=5.0, ge=0, le=3600, description="how often to look for a new router; 0: never"
     )
     max_question_chars: int = Field(
         default=8000, ge=1, le=1_000_000, description="longest question; all turns count"
@@ -323,10 +308,7 @@ class ModelLiveSettings(StrictModel):
     """`user_config` of the Model deployment: changes without a restart."""
 
     adapter_check_s: float = Field(
-        default=5.0,
-        ge=0,
-        le=3600,
-        description="between looks for adapter changes; 0: only after a request",
+        default=5.0, ge=0, le=3600, description="how often to look for changes; 0: on request only"
     )
     log_level: LogLevel = Field(default="INFO", description="of the model deployment")
 

@@ -32,7 +32,7 @@ def check_text(param: str, text: str, *, max_chars: int) -> None:
         raise invalid(param, "empty; write a question in words", code="empty_text")
     check_length(param, len(text), max_chars=max_chars)
     check_characters(param, text)
-    if any(character.isalpha() and _is_latin(character) for character in text):
+    if has_latin_letter(text):
         return
     letters = [character for character in text if character.isalpha()]
     found = _script(letters[0]) if letters else "no letters at all"
@@ -85,8 +85,8 @@ def check_known(param: str, value: str, choices: Collection[str]) -> None:
         )
 
 
-def _is_latin(character: str) -> bool:
-    return character.isascii() or _script(character) == "LATIN"
+def has_latin_letter(text: str) -> bool:
+    return any(c.isalpha() and (c.isascii() or _script(c) == "LATIN") for c in text)
 
 
 def _script(character: str) -> str:

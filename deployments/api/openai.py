@@ -11,6 +11,7 @@ from deployments.api.checks import (
     check_known,
     check_length,
     check_text,
+    has_latin_letter,
     sampling_of,
 )
 from deployments.api.errors import invalid
@@ -129,8 +130,8 @@ def _chat_turns(asked: ChatRequest, max_chars: int) -> tuple[Turn, ...]:
     """Return the turns of the messages.
 
     Raises:
-        ApiError: 400; a system message is not the first, the last message is not the user's, or a
-            text cannot be read.
+        ApiError: 400; a system message is not the first, the last message is not the user's, a text
+            has a character that is not allowed, or no turn of the user's can be classified.
     """
     turns = []
     for position, message in enumerate(asked.messages):
@@ -144,7 +145,10 @@ def _chat_turns(asked: ChatRequest, max_chars: int) -> tuple[Turn, ...]:
         text = f"the last one has role '{turns[-1].role}': it must be the user's"
         raise invalid("messages", text)
     check_length("messages", sum(len(turn.content) for turn in turns), max_chars=max_chars)
-    for position, turn in enumerate(turns):
-        if turn.role == "user":
-            check_text(f"messages.{position}.content", turn.content, max_chars=max_chars)
+    to_check = [(i, turn.content) for i, turn in enumerate(turns) if turn.role == "user"]
+    if any(has_latin_letter(text) for _, text in to_check):
+        # A follow-up such as "42" needs no letter; only an empty last turn asks for nothing.
+        to_check = [(i, text) for i, text in to_check[-1:] if not text.strip()]
+    for i, text in to_check:
+        check_text(f"messages.{i}.content", text, max_chars=max_chars)
     return tuple(turns)

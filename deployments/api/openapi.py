@@ -27,7 +27,7 @@ _ERRORS = {
 _ERRORS_OF_BODIES = {
     "408": "the deadline passed before anything was generated, or the body came too slowly",
     "413": "the body is too large",
-    "415": "application/json is expected",
+    "415": "application/json is expected, uncompressed",
 }
 _REQUEST_ID = {
     "description": "the client's x-request-id, or a new one",

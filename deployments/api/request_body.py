@@ -37,6 +37,14 @@ async def read_request(
             f"Content-Type is {ascii(content_type[:60])}: send application/json",
             param="content-type",
         )
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding.strip().lower() != "identity":
+        raise ApiError(
+            415,
+            "unsupported_encoding",
+            f"Content-Encoding is {ascii(encoding[:60])}: send the JSON uncompressed",
+            param="content-encoding",
+        )
     return parse_request(model, parse_json(await _read(request, max_bytes)))
 
 
@@ -63,13 +71,13 @@ def _too_large(num_bytes: int, limit: int) -> ApiError:
 
 
 def parse_json(body: bytes) -> Any:
-    """Parse JSON; NaN is kept, so that the field holding it can be named.
+    """Parse JSON, with or without a byte order mark. NaN is kept, so that its field can be named.
 
     Raises:
         ApiError: 400 when it is not UTF-8 JSON, is nested too deeply, or repeats a key.
     """
     try:
-        return json.loads(body.decode("utf-8"), object_pairs_hook=_no_repeated_keys)
+        return json.loads(body.decode("utf-8-sig"), object_pairs_hook=_no_repeated_keys)
     except UnicodeDecodeError as error:
         raise ApiError(
             400, "invalid_json", f"the body is not UTF-8 (byte {error.start}): send JSON in UTF-8"

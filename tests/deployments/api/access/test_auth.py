@@ -1,4 +1,4 @@
-"""Who passes the gate, with which status the others are turned away, and what headers they get."""
+"""Which requests pass the keys and limits, with which status others are refused, and headers."""
 
 import asyncio
 from collections.abc import Callable
