@@ -91,7 +91,8 @@ class OpenAIEndpoints:
         return json_response(reply.whole(completed.text, completed.event))
 
     async def _route(self, model: str, turns: tuple[Turn, ...]) -> Route:
-        user_turns = [turn.content for turn in turns if turn.role == "user"]
+        asked = [turn.content for turn in turns if turn.role == "user"]
+        user_turns = list(filter(has_latin_letter, asked))  # "42" alone would be misrouted
         if model == "auto":
             return (await self._backend.classify([user_turns]))[0]
         card = self._backend.clinic.adapter(model)

@@ -85,7 +85,8 @@ async def test_a_turn_without_a_letter_stays_in_the_conversation(
         messages += [{"role": "user", "content": content}, {"role": "assistant", "content": "x"}]
     response = await client.post("/v1/chat/completions", json={"messages": messages[:-1]})
     assert response.status_code == 200, response.text
-    assert backend.classified == [contents]
+    assert backend.classified == [[text for text in contents if text.startswith("a")]]
+    assert [t.content for t in backend.calls[0].turns if t.role == "user"] == contents
 
 
 @pytest.mark.parametrize(
