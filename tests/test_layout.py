@@ -106,6 +106,14 @@ def test_the_http_side_needs_neither_ray_nor_torch() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_the_http_side_knows_no_deployment() -> None:
+    for path in sources("deployments/api"):
+        bad = {
+            m for m in imported(path) if offends(m, ("deployments.ingress", "deployments.model"))
+        }
+        assert not bad, f"{path.relative_to(ROOT)} imports {sorted(bad)}"
+
+
 def test_libraries_of_scripts_import_no_command() -> None:
     commands = tuple(
         module_of(path)

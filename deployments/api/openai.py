@@ -84,11 +84,7 @@ class OpenAIEndpoints:
             stream = AnswerStream([answer])
             await stream.begin()
             return EventStream(request, _chunks(stream, reply), stream)
-        try:
-            completed = await answer.whole()
-        finally:
-            charge(request, answer.num_tokens)
-        return json_response(reply.whole(completed.text, completed.event))
+        return await _whole(request, answer, reply)
 
     async def _route(self, model: str, turns: tuple[Turn, ...]) -> Route:
         asked = [turn.content for turn in turns if turn.role == "user"]
@@ -97,6 +93,14 @@ class OpenAIEndpoints:
             return (await self._backend.classify([user_turns]))[0]
         card = self._backend.clinic.adapter(model)
         return self._backend.explicit(card.specialty if card else None, user_turns[-1])
+
+
+async def _whole(request: Request, answer: Generation, reply: OpenAIAnswer) -> Response:
+    try:
+        completed = await answer.whole()
+    finally:
+        charge(request, answer.num_tokens)
+    return json_response(reply.whole(completed.text, completed.event))
 
 
 async def _chunks(stream: AnswerStream, reply: OpenAIAnswer) -> AsyncGenerator[str, None]:
