@@ -16,6 +16,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
+from adapters.prompting import Message
 from deployments.api.checks import check_known, check_text, max_tokens_of, timeout_of
 from deployments.api.errors import ApiError, internal_error, invalid, log_unexpected
 from deployments.api.generation import Completed, Generation
@@ -25,7 +26,7 @@ from deployments.api.protocol.base import ending_fields, json_response, rounded,
 from deployments.api.request_body import read_request
 from deployments.api.streaming import AnswerStream, EventStream, charge, sse
 from deployments.engine.request import SamplingParams
-from deployments.messages import Backend, GenerateRequest, ServedModels, Turn
+from deployments.messages import Backend, GenerateRequest, ServedModels
 from router.policy import Reason, Route
 
 
@@ -91,7 +92,7 @@ class AskEndpoint:
         def generation(head: bodies.OpinionHead) -> Generation:
             call = GenerateRequest(
                 request_id=request_id if len(heads) == 1 else f"{request_id}.{head.opinion}",
-                turns=(Turn("user", asked.question),),
+                turns=(Message("user", asked.question),),
                 adapter=head.adapter,
                 sampling=sampling,
                 stream=asked.stream,

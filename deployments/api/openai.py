@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator
 from starlette.requests import Request
 from starlette.responses import Response
 
+from adapters.prompting import Message
 from deployments.api.checks import (
     check_characters,
     check_known,
@@ -23,7 +24,7 @@ from deployments.api.protocol.base import json_response
 from deployments.api.protocol.openai import ChatRequest, CompletionRequest, OpenAIRequest
 from deployments.api.request_body import read_request
 from deployments.api.streaming import DONE, AnswerStream, EventStream, charge, sse
-from deployments.messages import Backend, GenerateRequest, Turn
+from deployments.messages import Backend, GenerateRequest
 from router.policy import Route
 
 
@@ -43,11 +44,11 @@ class OpenAIEndpoints:
         limits = self._backend.limits
         asked = await read_request(request, CompletionRequest, limits.max_body_bytes)
         check_text("prompt", asked.prompt, max_chars=limits.max_question_chars)
-        turns = (Turn("user", asked.prompt),)
+        turns = (Message("user", asked.prompt),)
         return await self._answered(request, asked, turns, accepted_at)
 
     async def _answered(
-        self, request: Request, asked: OpenAIRequest, turns: tuple[Turn, ...], accepted_at: float
+        self, request: Request, asked: OpenAIRequest, turns: tuple[Message, ...], accepted_at: float
     ) -> Response:
         include_usage = _includes_usage(asked)
         clinic = self._backend.clinic
@@ -86,7 +87,7 @@ class OpenAIEndpoints:
             return EventStream(request, _chunks(stream, reply), stream)
         return await _whole(request, answer, reply)
 
-    async def _route(self, model: str, turns: tuple[Turn, ...]) -> Route:
+    async def _route(self, model: str, turns: tuple[Message, ...]) -> Route:
         asked = [turn.content for turn in turns if turn.role == "user"]
         user_turns = list(filter(has_latin_letter, asked))  # "42" alone would be misrouted
         if model == "auto":
@@ -131,7 +132,7 @@ def _includes_usage(asked: OpenAIRequest) -> bool:
     return wanted
 
 
-def _chat_turns(asked: ChatRequest, max_chars: int) -> tuple[Turn, ...]:
+def _chat_turns(asked: ChatRequest, max_chars: int) -> tuple[Message, ...]:
     """Return the turns of the messages.
 
     Raises:
@@ -145,7 +146,7 @@ def _chat_turns(asked: ChatRequest, max_chars: int) -> tuple[Turn, ...]:
             text = f"'{message.role}' is only allowed as first message"
             raise invalid(f"messages.{position}.role", text)
         check_characters(f"messages.{position}.content", message.text)
-        turns.append(Turn(role, message.text))
+        turns.append(Message(role, message.text))
     if turns[-1].role != "user":
         text = f"the last one has role '{turns[-1].role}': it must be the user's"
         raise invalid("messages", text)

@@ -112,7 +112,7 @@ def _load(args: argparse.Namespace, make: Make) -> dict[str, Any]:
 
 
 def _evict_one(clinic: ChurnClinic, slots: int) -> None:
-    """A place in the bank, which the holder has filled."""
+    """A slot of the pool, which the manager has filled."""
     held = clinic.engine.info.adapters
     if len(held) >= slots:
         _between_steps(clinic, lambda: clinic.decoder.evict(held[0]))
@@ -144,7 +144,7 @@ async def _hot_add_async(args: argparse.Namespace, clinic: ChurnClinic) -> dict[
 
     async def others(name: str) -> None:
         while not stop.is_set():
-            key = await asyncio.to_thread(clinic.holder.lease, name, None)
+            key = await asyncio.wrap_future(clinic.holder.lease(name, None))
             try:
                 request = Request("r", prompt, key, SamplingParams(200))
                 async for event in clinic.engine.generate(request):

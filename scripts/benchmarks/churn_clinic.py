@@ -13,7 +13,6 @@ import os
 import random
 import time
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from deployments.engine.model_loader import Pretrained
 from deployments.engine.model_runner import ModelRunner
 from deployments.engine.request import Request, SamplingParams
 from deployments.model.adapter_manager import AdapterManager
-from deployments.model.host_memory import HostCache
+from deployments.model.host_cache import HostCache
 from deployments.replica import tune_interpreter
 from scripts.benchmarks.models import make_random_adapters
 
@@ -75,9 +74,6 @@ class ChurnClinic:
         self.decoder = decoder
         self.seed_dir, self.state = seed_dir, state
         self.store = self.new_store()
-        self.holder = AdapterManager(
-            self.store, "bench", decoder, capacity=slots, host=HostCache(host_mib * 2**20)
-        )
         self.engine = Engine(
             decoder,
             EngineLimits(
@@ -87,13 +83,19 @@ class ChurnClinic:
                 prefill_tokens=PREFILL_TOKENS[decoder.device.type],
             ),
         )
+        self.engine.start()
+        self.holder = AdapterManager(
+            self.store,
+            "bench",
+            decoder,
+            capacity=slots,
+            host=HostCache(host_mib * 2**20),
+            run=self.engine.run_between_steps,
+        )
         self.holder.sync()
         self.holder.prefetch()  # a replica does it in its first seconds
-        decoder.warm_up()
+        self.engine.run_between_steps(decoder.warm_up).result()
         tune_interpreter()
-        self.engine.start()
-        self.holder.attach(self.engine.run_between_steps)
-        self._loaders = ThreadPoolExecutor(4)
         self._vocab = decoder.vocab_size
 
     def new_store(self) -> AdapterStore:
@@ -121,18 +123,15 @@ class ChurnClinic:
 
     @contextlib.asynccontextmanager
     async def _leased(self, name: str, version: str | None) -> AsyncIterator[tuple[str, bool]]:
-        key = self.holder.try_lease(name, version)
-        was_resident = key is not None
-        if key is None:
-            loading = self._loaders.submit(self.holder.lease, name, version)
-            key = await asyncio.wrap_future(loading)
+        lease = self.holder.lease(name, version)
+        was_resident = lease.done()
+        key = await asyncio.wrap_future(lease)
         try:
             yield key, was_resident
         finally:
             self.holder.release(key)
 
     def close(self) -> None:
-        self._loaders.shutdown()
         self.engine.close()
 
 
