@@ -1,4 +1,4 @@
-"""Every refusal and failure that a client sees: its code, its status, its body.
+"""What every refusal and failure looks like to a client: code, status, body.
 
 Domain errors become HTTP statuses here (and, for adapters, in admin.py), and nowhere else.
 """
@@ -19,28 +19,27 @@ logger = logging.getLogger(__name__)
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
-# Code of an ErrorInfo -> status: the engine's error tree (deployments/engine/request.py), then what
-# a model replica adds, then what the router says of a replica that it cannot reach.
+# Code of an ErrorInfo -> status. The engine's (deployments/engine/request.py draws their tree):
 STATUS = {
+    "refused": 400,
     "empty_prompt": 400,
     "prompt_too_long": 400,
     "output_too_long": 400,
-    "refused": 400,
     "queue_full": 503,
     "unknown_adapter": 503,
     "engine_stopped": 503,
+    "engine_error": 500,
     "decoder_failed": 500,
-    # Raised where an adapter is loaded or a decoder is built, before there is a request.
+    # Raised where an adapter is loaded or a decoder is built, before there is a request:
     "adapter_bank_refused": 500,
     "adapter_has_no_effect": 500,
     "adapter_not_supported": 500,
     "fast_decoder_impossible": 500,
-    "engine_error": 500,
+    # A model replica's, and the router's of a replica that it cannot reach:
     "adapter_gone": 503,
     "adapter_unavailable": 503,
     "replica_lost": 503,
     "no_replica": 503,
-    "internal_error": 500,
 }
 
 
@@ -82,7 +81,7 @@ class ApiError(Exception):
 
 
 def engine_error(error: ErrorInfo) -> ApiError:
-    """Return the ApiError of a code in STATUS; a code that is not there is a fault of ours."""
+    """Return the ApiError of an engine's error. A code that is not in STATUS is a 500."""
     headers = {} if error.retry_after_s is None else {"retry-after": str(error.retry_after_s)}
     status = STATUS.get(error.code, 500)
     return ApiError(status, error.code, error.message, param=error.param, headers=headers)
