@@ -26,11 +26,11 @@ GRACE_S = 1.0
 class GenerateRequest:
     """One answer to generate.
 
-    adapter_version: None for the adapter's stable one.
     answer_language: the name of a language to ask the answer in; None to leave it.
-    deadline_at: Unix seconds at which the answer ends as `timeout`. It is a wall-clock time, so
-        that the time a request waits on its way to a replica counts.
+    deadline_at: Unix seconds at which the answer ends as `timeout`. A wall-clock time, so that
+        waiting on the way to a replica counts.
     session_id: the client's name for a conversation.
+    adapter_version: None for the adapter's stable one.
     """
 
     request_id: str
@@ -59,10 +59,7 @@ class AdapterCard:
     canary_weight: float = 0.0
 
     def for_session(self, session_id: str | None) -> "AdapterCard":
-        """Return the card with the version that answers this session, as long as the canary lasts.
-
-        Without a session id each call draws anew.
-        """
+        """Return the card with the version that answers this session; without an id, a draw."""
         if self.canary_version is None:
             return self
         if session_id is None:
@@ -152,8 +149,7 @@ class Backend(Protocol):
     ) -> list[Route]:
         """Return a route for each conversation (its user turns, oldest first).
 
-        Args:
-            min_confidence: replaces the router's threshold for these conversations.
+        `min_confidence` replaces the router's threshold for them.
         """
 
     def explicit(self, specialty: str | None, question: str) -> Route:

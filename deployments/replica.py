@@ -32,10 +32,7 @@ def replica_id() -> str | None:
 
 
 def use_serve_handlers(level: str) -> None:
-    """Send our packages' records from `level` up to the handlers of Serve's logger.
-
-    So they reach the same files and console, in the same format.
-    """
+    """Send our packages' records from `level` up where Serve's own go, in the same format."""
     handlers = logging.getLogger("ray.serve").handlers
     for name in _OURS:
         ours = logging.getLogger(name)

@@ -88,11 +88,7 @@ class AdapterCache:
         return lease
 
     def load(self, key: str) -> None:
-        """Load `key` without leasing it; returns when it is on the device.
-
-        Raises:
-            AdapterGone, AdapterUnavailable
-        """
+        """Load `key` without leasing it, and wait for it; raises what a lease fails with."""
         with self.changed:
             if key in self.slots:
                 return
@@ -122,10 +118,7 @@ class AdapterCache:
     # --- one load, on its own thread ---
 
     def _join_load(self, key: str, waiting: "Future[str]") -> "Future[str]":
-        """Let `waiting` wait for the load of `key`, and start one if none is under way.
-
-        The lock is held.
-        """
+        """Let `waiting` wait for the load of `key`, which begins now if none is under way."""
         state = self.registry.get(key)
         if state is None:
             waiting.set_exception(AdapterGone(f"adapter {key} left the catalogue: ask again"))

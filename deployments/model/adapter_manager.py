@@ -74,12 +74,10 @@ class AdapterManager:
     # --- following the catalogue ---
 
     def sync(self) -> dict[str, Any]:
-        """Read the catalogue and become what it says; returns `report()`. One call at a time.
+        """Read the catalogue and become what it says; returns `report()`.
 
-        What cannot be loaded is in the report, and the next call tries it again.
-
-        Raises:
-            StorageError, LiveCatalogError: the catalogue cannot be read; all stays as it was.
+        What cannot be loaded is in the report, and the next call tries it again. When the catalogue
+        cannot be read (StorageError, LiveCatalogError), all stays as it was.
         """
         with self._syncing:
             etag = self._read_catalog()
@@ -107,11 +105,7 @@ class AdapterManager:
             return self.report()
 
     def is_behind(self) -> bool:
-        """Whether `sync` has something to do: the catalogue changed, or something failed.
-
-        Raises:
-            StorageError: the catalogue cannot be looked at.
-        """
+        """Whether the catalogue changed or something failed; raises StorageError."""
         failed = self._catalog_error or self._cache.last_error or self._has_failed()
         return bool(failed) or self._store.stamp() != self._synced_etag
 
@@ -166,10 +160,7 @@ class AdapterManager:
 
     @contextlib.asynccontextmanager
     async def leased(self, name: str, version: str | None) -> AsyncIterator[str]:
-        """Keep a version on the device for one answer; yields the decoder's key of it.
-
-        Args:
-            version: None for the stable one.
+        """Keep a version (None: the stable one) on the device for one answer; yields its key.
 
         Raises:
             AdapterGone, AdapterUnavailable
@@ -189,10 +180,7 @@ class AdapterManager:
             self.release(key)
 
     def lease(self, name: str, version: str | None) -> "Future[str]":
-        """As `leased`, of the catalogue that was read last. The caller must call `release`.
-
-        The future is done at once if the version is on the device.
-        """
+        """Lease a version of the catalogue that was read last; as AdapterCache.acquire."""
         key = self._find(name, version)
         if key is not None:
             return self._cache.acquire(key)
@@ -222,9 +210,8 @@ class AdapterManager:
     def report(self) -> dict[str, Any]:
         """Return what this replica holds, without any effect on it.
 
-        `adapters`: the versions in service, each with its tier. `leaving`: versions out of service
-        that still answer. `last_error`: what failed, until a `sync` finds all well. `error`: why
-        the catalogue could not be read.
+        `error` says why the catalogue could not be read, `last_error` what failed, until a `sync`
+        finds all well.
         """
         with self._changed:
             return {

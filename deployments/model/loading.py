@@ -43,7 +43,7 @@ EncodePrompt = Callable[[Sequence[Message], str | None], list[int]]
 class LoadedModel:
     """What a model replica serves with.
 
-    encode: messages, and the language to ask the answer in (None to leave it) -> prompt ids.
+    encode: (messages, language to ask the answer in or None) -> prompt ids.
     make_manager: gives the model its adapters once the engine runs; None if it takes none.
     warm_up: what the decoder prepares between its first adapters and its first request.
     """
@@ -130,9 +130,8 @@ def _encoder(entry: BaseModelEntry, tokenizer: Any) -> EncodePrompt:
 def _adapters_in_service(store: AdapterStore, base_model: str) -> dict[str, tuple[str, Path]]:
     """Return name -> (digest, folder) of the adapters of this base, after comparing checksums.
 
-    Raises:
-        AdapterError: a file is missing or damaged, of a catalogue that was not changed yet. From a
-            changed one the adapter is left out, since the others are to serve.
+    A damaged adapter is an AdapterError as long as the shipped catalogue was not changed; later it
+    is left out, since the others are to serve.
     """
     catalog, found, problems = store.read(), {}, []
     for adapter in catalog.in_service(base_model):
@@ -148,11 +147,7 @@ def _adapters_in_service(store: AdapterStore, base_model: str) -> dict[str, tupl
 
 
 def first_sync(manager: AdapterManager) -> None:
-    """Load the adapters in service, as far as there are slots.
-
-    Raises:
-        AdapterError: one cannot be loaded, of a catalogue that nobody changed.
-    """
+    """Load the adapters in service, as far as there are slots; fails as `load_model` does."""
     report = manager.sync()
     problems = [f"adapter '{a['name']}': {a['error']}" for a in report["adapters"] if a["error"]]
     if problems and not report["revision"]:

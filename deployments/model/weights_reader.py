@@ -62,8 +62,7 @@ class WeightsReader:
         """Return the weights from main memory, or read them now, which may take long.
 
         Raises:
-            StorageError, DamagedAdapter, EngineError: the files are missing, damaged or refused;
-            PEFT, safetensors and torch raise errors of their own kinds.
+            StorageError, DamagedAdapter, EngineError, and what PEFT and safetensors raise.
         """
         weights = self._host.get(version.digest)
         if weights is None:

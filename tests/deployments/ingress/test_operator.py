@@ -1,12 +1,10 @@
 """An unreachable or broken replica is listed, and hides nobody else's answer."""
 
-import inspect
 import time
 from typing import Any
 
 import httpx
 import pytest
-from ray.serve.handle import DeploymentBroadcastResponse
 
 from deployments.ingress import operator
 from deployments.ingress.operator import ClusterReport, NamedReplicas, assemble
@@ -114,9 +112,3 @@ def test_an_unreachable_router_is_left_out_of_the_sum() -> None:
 async def test_the_api_hands_it_on(client: httpx.AsyncClient, backend: SmallBackend) -> None:
     response = await client.get("/v1/operator")
     assert response.json() == await backend.operator_report()
-
-
-def test_the_broadcast_is_serves_public_one() -> None:
-    """Its result gives each replica a deadline and keeps the exception of one that failed."""
-    parameters = inspect.signature(DeploymentBroadcastResponse.results).parameters
-    assert {"timeout_s", "return_exceptions"} < set(parameters)
