@@ -115,7 +115,7 @@ def _evict_one(clinic: ChurnClinic, slots: int) -> None:
     """A place in the bank, which the holder has filled."""
     held = clinic.engine.info.adapters
     if len(held) >= slots:
-        _between_steps(clinic, lambda: clinic.decoder.evict(held[0]))
+        _between_steps(clinic, lambda: clinic.decoder.evict(next(iter(held))))
 
 
 def _between_steps(clinic: ChurnClinic, errand: Callable[[], Any]) -> float:

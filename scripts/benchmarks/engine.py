@@ -106,7 +106,7 @@ def _timed(
         books.add(Request("r", prompt, adapters[i % len(adapters)], sampling), 0.0)
     started = 0.0
     for step in range(num_steps + _WARM_UP):
-        plan = books.plan(0.0)
+        plan = books.schedule(0.0)
         for job in plan.admitted:
             assert job.row is not None, "admitted without a row"
             decoder.set_adapter(job.row, job.request.adapter)

@@ -30,11 +30,12 @@ from typing import Any
 import torch
 
 from deployments.engine.decoder_factory import FastLimits, build_decoder
+from deployments.engine.device_tokens import DeviceTokens
 from deployments.engine.engine import Engine, EngineLimits
 from deployments.engine.model_loader import Pretrained
-from deployments.engine.model_runner import DeviceTokens, ModelRunner
+from deployments.engine.model_runner import ModelRunner
 from deployments.engine.request import Request, SamplingParams
-from deployments.engine.scheduler import SchedulerOutput
+from deployments.engine.sequence import SchedulerOutput
 from scripts.benchmarks.models import load_base, make_random_adapters
 from scripts.environment import device_name, environment, save_report
 
@@ -49,10 +50,10 @@ class _StepCounter:
         self.engine: Engine | None = None
         step = decoder.step
 
-        def counted(plan: SchedulerOutput) -> DeviceTokens:
-            if plan.emits and self.engine is not None:
-                self.steps.append((len(plan.emits), self.engine.num_waiting > 0))
-            return step(plan)
+        def counted(scheduled: SchedulerOutput) -> DeviceTokens:
+            if scheduled.emits and self.engine is not None:
+                self.steps.append((len(scheduled.emits), self.engine.num_waiting > 0))
+            return step(scheduled)
 
         decoder.step = counted  # type: ignore[method-assign]
 
@@ -149,7 +150,7 @@ def make_resident(decoder: ModelRunner, folders: Sequence[Path], num_adapters: i
     """Adapters a0, a1, ...: the folders' in turn, each at a place of its own."""
     read = [decoder.read_adapter(folder).to(decoder.device) for folder in folders]
     for number in range(num_adapters):
-        decoder.bank.install(f"a{number}", read[number % len(read)])
+        decoder.install(f"a{number}", read[number % len(read)], probe=False)
 
 
 async def _all(engine: Engine, work: Sequence[Request], at_once: int) -> list[float]:

@@ -1,4 +1,4 @@
-"""The prompt tokens of one step, side by side: what they are, where they go, what they may see."""
+"""Lay out the prompt tokens of one step side by side, and attend over each prompt."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,19 +7,19 @@ from typing import Protocol
 import torch
 
 from deployments.engine.attention.kv_cache import KvCache
-from deployments.engine.kernels.attention import (
-    Segment,
+from deployments.engine.kernels.lora import are_fused
+from deployments.engine.kernels.prefill import (
     prefill_attention,
     prefill_attention_torch,
     prompt_blocks,
     segment_mask,
 )
-from deployments.engine.kernels.lora import are_fused
-from deployments.engine.scheduler import PrefillChunk
+from deployments.engine.kernels.types import Segment
+from deployments.engine.sequence import PrefillChunk
 
 
 class PrefillAttention(Protocol):
-    """Every prompt's tokens over that prompt alone."""
+    """Attend with every prompt's tokens over that prompt alone."""
 
     def attend(
         self,
@@ -30,15 +30,19 @@ class PrefillAttention(Protocol):
         scale: float,
         is_causal: bool,
     ) -> torch.Tensor:
-        """q (T, H * G, D), keys_values (S, 2, H, D), bias (H * G, 2 P - 1) -> (T, H * G * D)."""
+        """Attend with q (T, H * G, D) over keys_values (S, 2, H, D); bias (H * G, 2 P - 1).
+
+        Returns:
+            (T, H * G * D)
+        """
 
 
 class TorchPrefillAttention:
-    """By torch, one prompt after the other, on any device."""
+    """Attend with torch, one prompt after the other, on any device."""
 
     def __init__(self, segments: Sequence[Segment]) -> None:
         self._segments = segments
-        # Built by the first layer that asks, the same for all layers.
+        # The first layer that needs them builds these; they are the same for all layers.
         self._masks: list[torch.Tensor | None] | None = None
 
     def attend(
@@ -62,7 +66,7 @@ class TorchPrefillAttention:
 
 @dataclass(frozen=True, slots=True)
 class TritonPrefillAttention:
-    """By one kernel for all prompts; `blocks` (n, 5) are on the device."""
+    """Attend with one kernel for all prompts; `blocks` (n, 5) are on the device."""
 
     blocks: torch.Tensor
 
@@ -82,7 +86,7 @@ class TritonPrefillAttention:
 
 @dataclass(frozen=True, slots=True)
 class PrefillBatch:
-    """tokens, positions, where: (T,), `where` in the key/value memory."""
+    """Hold tokens, positions and where, each (T,); `where` are positions of the KV cache."""
 
     tokens: torch.Tensor
     positions: torch.Tensor
@@ -92,7 +96,7 @@ class PrefillBatch:
 
 @dataclass(frozen=True, slots=True)
 class PrefillInputs:
-    """As PrefillBatch, on the host. lines: (4, T): tokens, positions, where, each token's slot."""
+    """Hold a PrefillBatch on the host. lines: (4, T): tokens, positions, where, slots."""
 
     lines: torch.Tensor
     segments: Sequence[Segment]
@@ -112,12 +116,12 @@ class PrefillInputs:
 def prefill_inputs(
     chunks: Sequence[PrefillChunk], slots: Sequence[int], cache: KvCache, *, keeps_at_end: bool
 ) -> PrefillInputs:
-    """What the chunks are made of.
+    """Return the inputs of a prefill of these chunks.
 
     Args:
-        slots: of each chunk's row.
-        keeps_at_end: an encoder-decoder: prompts are read whole, see themselves, and are kept
-            against the end of their rows. Otherwise a prompt goes on from what its row holds.
+        slots: the adapter slot of each chunk's row.
+        keeps_at_end: True for an encoder-decoder: prompts are read whole, attend to themselves and
+            are cached at the end of their rows. Otherwise a prompt continues what its row holds.
     """
     pieces, segments, first = [], [], 0
     for chunk, slot in zip(chunks, slots, strict=True):

@@ -1,23 +1,24 @@
-"""The operations of a decode step that torch has no fast kernel for, each with a PyTorch twin.
+"""Run the operations of a decode step for which torch has no fast kernel: LoRA, norm, activation.
 
-On a CUDA device with Triton they are one kernel each, whose shapes depend on nothing but the batch
-size: they can be captured in a CUDA graph. Elsewhere the twin runs. A test compares the two, on a
-GPU or in Triton's interpreter (TRITON_INTERPRET=1).
+On a CUDA device with Triton, each is one kernel whose shapes depend only on the batch size, so it
+can be captured in a CUDA graph. Elsewhere the `*_torch` version runs. A test compares the two, on
+a GPU or in Triton's interpreter (TRITON_INTERPRET=1).
 """
 
 import functools
 import importlib.util
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from types import ModuleType
 
 import torch
 import torch.nn.functional as F
 
+from deployments.engine.kernels.types import Expansion
+
 _INTERPRET = "TRITON_INTERPRET"
 _tanh_gelu = functools.partial(F.gelu, approximate="tanh")
-# transformers' names.
+# The keys are transformers' names.
 ACTIVATIONS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "silu": F.silu,
     "relu": F.relu,
@@ -30,11 +31,11 @@ ACTIVATIONS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
 def lora_shrink(
     x: torch.Tensor, stacks: Sequence[torch.Tensor], slots: torch.Tensor
 ) -> torch.Tensor:
-    """Each row through its own A, for the 1 to 3 parts of a site at once.
+    """Multiply each row by its own A, for the 1 to 3 modules of a layer at once.
 
     Args:
         x: (B, in).
-        stacks: for each part (N, R, in), with zeros in slot 0.
+        stacks: for each module (N, R, in), with zeros in slot 0.
         slots: (B,).
 
     Returns:
@@ -54,7 +55,7 @@ def norm_shrink(
     stacks: Sequence[torch.Tensor],
     slots: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`rms_norm`, and `lora_shrink` of its result, in one go: (B, d) and (B, P, R)."""
+    """Return `rms_norm(x)` (B, d) and `lora_shrink` of it (B, P, R), from one kernel."""
     triton_lora = _triton(x.device.type)
     if triton_lora is None or x.shape[1] > triton_lora.MAX_NORM_COLUMNS:
         normed = rms_norm(x, weight, eps)
@@ -66,30 +67,12 @@ def norm_shrink(
 def lora_shrink_torch(
     x: torch.Tensor, stacks: Sequence[torch.Tensor], slots: torch.Tensor
 ) -> torch.Tensor:
-    parts = [torch.bmm(a[slots].float(), x.float().unsqueeze(2)).squeeze(2) for a in stacks]
-    return torch.stack(parts, 1)
-
-
-@dataclass(frozen=True, slots=True)
-class Expansion:
-    """The second half of a LoRA product: each row's shrunk x, still to go through its own B.
-
-    shrunk: (B, P, R).
-    stacks: for each part its first column of the product, and (N, R, columns), zeros in slot 0.
-    slots: (B,).
-    """
-
-    shrunk: torch.Tensor
-    stacks: Sequence[tuple[int, torch.Tensor]]
-    slots: torch.Tensor
-
-    @property
-    def rank(self) -> int:
-        return self.shrunk.shape[2]
+    products = [torch.bmm(a[slots].float(), x.float().unsqueeze(2)).squeeze(2) for a in stacks]
+    return torch.stack(products, 1)
 
 
 def lora_expand_add(y: torch.Tensor, expansion: Expansion) -> None:
-    """Add the expansion to y (B, out) in place; its rows lie next to each other in memory."""
+    """Add the expansion to y (B, out) in place; y's rows must be contiguous."""
     triton_lora = _triton(y.device.type)
     if triton_lora is None:
         lora_expand_add_torch(y, expansion)
@@ -98,16 +81,16 @@ def lora_expand_add(y: torch.Tensor, expansion: Expansion) -> None:
 
 
 def lora_expand_add_torch(y: torch.Tensor, expansion: Expansion) -> None:
-    for part, (start, b) in enumerate(expansion.stacks):
-        shrunk = expansion.shrunk[:, part, None]
+    for i, (start, b) in enumerate(expansion.stacks):
+        shrunk = expansion.shrunk[:, i, None]
         added = torch.bmm(shrunk, b[expansion.slots].float()).squeeze(1)
         y[:, start : start + b.shape[2]] += added.to(y.dtype)
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """x (T, d), weight (d,) -> (T, d), the mean square in float32.
+    """Return the RMS norm of x (T, d) with weight (d,); the mean square is taken in float32.
 
-    On a CPU five small operations instead of the nine of torch's own.
+    On a CPU this takes five small operations instead of the nine of torch's own.
     """
     if x.is_cuda:
         return F.rms_norm(x, weight.shape, weight, eps)
@@ -118,7 +101,7 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 
 
 def gated_activation(x: torch.Tensor, activation: str) -> torch.Tensor:
-    """x (T, 2 F), gate and value side by side -> act(gate) * value (T, F)."""
+    """Return act(gate) * value (T, F) of x (T, 2 F), which holds gate and value side by side."""
     triton_lora = _triton(x.device.type)
     if triton_lora is None or activation not in triton_lora.GATED:
         return gated_activation_torch(x, activation)
@@ -133,14 +116,14 @@ def gated_activation_torch(x: torch.Tensor, activation: str) -> torch.Tensor:
 
 @functools.cache
 def are_fused(device_type: str) -> bool:
-    """Whether the kernels, not their twins, run on this kind of device."""
+    """Return whether the Triton kernels, not the torch versions, run on this type of device."""
     runs = device_type == "cuda" or os.environ.get(_INTERPRET) == "1"
     return runs and importlib.util.find_spec("triton") is not None
 
 
 @functools.cache
 def _triton(device_type: str) -> ModuleType | None:
-    """The Triton kernels, where they run."""
+    """Return the Triton kernels. Returns None where they do not run."""
     if not are_fused(device_type):
         return None
     from deployments.engine.kernels import triton_lora

@@ -1,9 +1,9 @@
-"""T5-style models for the fast decoder: relative bias, cross-attention, gated or plain MLP.
+"""Run T5-style models: relative bias, cross-attention, gated or plain MLP.
 
-The encoder runs once for a prompt. Its keys and values for every decoder layer lie against the end
-of the row's memory, the decoder's own at the front. Traps that the tests hold: the head is tied by
-value, not by configuration; logits are scaled only when `scale_decoder_outputs` says so; scores
-are not divided by the square root of the head size.
+The encoder runs once for a prompt. Its keys and values for every decoder layer are cached at the
+end of the row, the decoder's own at the front. Three traps have tests: the head is tied by value,
+not by configuration; logits are scaled only when `scale_decoder_outputs` says so; scores are not
+divided by the square root of the head size.
 """
 
 from typing import Any
@@ -14,13 +14,14 @@ from deployments.engine.attention.decode import DecodeBatch
 from deployments.engine.attention.kv_cache import KvCache
 from deployments.engine.attention.prefill import PrefillBatch
 from deployments.engine.kernels.lora import ACTIVATIONS, gated_activation, rms_norm
-from deployments.engine.lora.batch import LoraBatch, LoraLayer
+from deployments.engine.lora.batch import LoraBatch
+from deployments.engine.lora.layers import LoraLayer
 from deployments.engine.models.base import KvShape, LMHead, norm_weight
 from deployments.engine.models.linear import FusedLinear
 
 
 def unsupported_by_t5(model: Any) -> str | None:
-    """Why this model cannot run here; None: it can."""
+    """Return why this model cannot run here. Returns None if it can."""
     if type(model).__name__ != "T5ForConditionalGeneration":
         return f"{type(model).__name__} is not T5ForConditionalGeneration"
     if model.config.dense_act_fn not in ACTIVATIONS:
@@ -29,7 +30,7 @@ def unsupported_by_t5(model: Any) -> str | None:
 
 
 class T5Model:
-    """The weights and the forward passes. Takes the weights out of `model`.
+    """Implement Model (base.py). Takes the weights out of `model`.
 
     Args:
         num_positions: positions of one answer, prompt included.
@@ -67,8 +68,9 @@ class T5Model:
         ]
 
     @property
-    def sites(self) -> list[LoraLayer]:
-        return [site for layer in (*self._encoder, *self._decoder) for site in layer.sites]
+    def lora_layers(self) -> list[LoraLayer]:
+        layers = (*self._encoder, *self._decoder)
+        return [adapted for layer in layers for adapted in layer.lora_layers]
 
     @property
     def kv_shape(self) -> KvShape:
@@ -82,47 +84,49 @@ class T5Model:
     def device(self) -> torch.device:
         return self._embedding.device
 
-    def prefill(self, cache: KvCache, batch: PrefillBatch, route: LoraBatch | None) -> torch.Tensor:
-        """Run the encoder over whole prompts, side by side, and keep what the decoder reads."""
+    def prefill(self, cache: KvCache, batch: PrefillBatch, lora: LoraBatch | None) -> torch.Tensor:
+        """Run the encoder over whole prompts and cache the keys and values for the decoder."""
         x = self._embedding[batch.tokens]
         heads = (self._num_heads, self._head_dim)
         for layer in self._encoder:
-            qkv = layer.qkv.after_norm(x, layer.norm_1, self._eps, route).view(len(x), 3, *heads)
+            qkv = layer.qkv.after_norm(x, layer.norm_1, self._eps, lora).view(len(x), 3, *heads)
             attended = batch.attention.attend(
                 qkv[:, 0], qkv[:, 1:], bias=self._encoder_bias, scale=1.0, is_causal=False
             )
-            x = layer.o.add_to(x, attended, route)
-            x = layer.mlp(x, self._eps, route)
+            x = layer.o.add_to(x, attended, lora)
+            x = layer.mlp(x, self._eps, lora)
         encoded = rms_norm(x, self._encoder_norm, self._eps)
         for i, decoder_layer in enumerate(self._decoder):
-            kv = decoder_layer.cross_kv(encoded, route)
+            kv = decoder_layer.cross_kv(encoded, lora)
             cache.write(i, batch.where, kv.view(len(x), 2, *heads))
         return encoded
 
-    def decode(self, cache: KvCache, batch: DecodeBatch, route: LoraBatch | None) -> torch.Tensor:
-        """The batch's tokens one position further: states (B, d)."""
+    def decode(self, cache: KvCache, batch: DecodeBatch, lora: LoraBatch | None) -> torch.Tensor:
+        """Take the rows one position further; returns their states (B, d)."""
         h, dim, eps = self._num_heads, self._head_dim, self._eps
         x = self._embedding[batch.tokens]
         for i, layer in enumerate(self._decoder):
-            qkv, expansion = layer.qkv.before_attention(x, layer.norm_1, eps, route)
-            attended = batch.attention.append(
+            qkv, expansion = layer.qkv.before_attention(x, layer.norm_1, eps, lora)
+            attended = batch.attention.self_attention(
                 qkv.view(len(x), 3 * h, dim), expansion, i, scale=1.0, bias=self._decoder_bias
             )
-            x = layer.o.add_to(x, attended, route)
-            q, expansion = layer.cross_q.before_attention(x, layer.norm_2, eps, route)
-            attended = batch.attention.back(q.view(len(x), h, dim), expansion, i, scale=1.0)
-            x = layer.cross_o.add_to(x, attended, route)
-            x = layer.mlp(x, eps, route)
+            x = layer.o.add_to(x, attended, lora)
+            q, expansion = layer.cross_q.before_attention(x, layer.norm_2, eps, lora)
+            attended = batch.attention.cross_attention(
+                q.view(len(x), h, dim), expansion, i, scale=1.0
+            )
+            x = layer.cross_o.add_to(x, attended, lora)
+            x = layer.mlp(x, eps, lora)
         return x
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """States (n, d) -> logits (n, V)."""
+        """Return the logits (n, V) of states (n, d)."""
         normed = rms_norm(hidden, self._norm, self._eps)
         return self._head(normed if self._output_scale is None else normed * self._output_scale)
 
 
 def _relative_bias(stack: Any, relative: torch.Tensor) -> torch.Tensor:
-    """relative (n,): key position - query position -> (H, n)."""
+    """Return the bias (H, n) of relative (n,): key position - query position."""
     attention = stack.block[0].layer[0].SelfAttention
     buckets = attention._relative_position_bucket(
         relative,
@@ -135,7 +139,7 @@ def _relative_bias(stack: Any, relative: torch.Tensor) -> torch.Tensor:
 
 
 class _Mlp:
-    """Norm, feed-forward and residual: x (T, d) -> (T, d)."""
+    """Apply norm, feed-forward and residual to x (T, d)."""
 
     def __init__(
         self,
@@ -154,13 +158,13 @@ class _Mlp:
         )
         self._wo = FusedLinear(f"{path}.wo", {f"{inner}.wo": dense.wo}, dtype)
         self._act, self._gated = act, gated
-        self.sites = [self._wi.site, self._wo.site]
+        self.lora_layers = [self._wi.lora_layer, self._wo.lora_layer]
 
-    def __call__(self, x: torch.Tensor, eps: float, route: LoraBatch | None) -> torch.Tensor:
-        inner = self._wi.after_norm(x, self._norm, eps, route)
+    def __call__(self, x: torch.Tensor, eps: float, lora: LoraBatch | None) -> torch.Tensor:
+        inner = self._wi.after_norm(x, self._norm, eps, lora)
         if self._gated:
-            return self._wo.add_to(x, gated_activation(inner, self._act), route)
-        return self._wo.add_to(x, ACTIVATIONS[self._act](inner), route)
+            return self._wo.add_to(x, gated_activation(inner, self._act), lora)
+        return self._wo.add_to(x, ACTIVATIONS[self._act](inner), lora)
 
 
 class _EncoderLayer:
@@ -180,7 +184,7 @@ class _EncoderLayer:
         )
         self.o = FusedLinear(f"{path}.0.o", {f"{inner}.o": attention.o}, dtype)
         self.mlp = _Mlp(f"{path}.{len(layers) - 1}", layers[-1], dtype, act, gated)
-        self.sites = [self.qkv.site, self.o.site, *self.mlp.sites]
+        self.lora_layers = [self.qkv.lora_layer, self.o.lora_layer, *self.mlp.lora_layers]
 
 
 class _DecoderLayer(_EncoderLayer):
@@ -201,4 +205,8 @@ class _DecoderLayer(_EncoderLayer):
             f"{path}.1.kv", {f"{inner}.{n}": getattr(attention, n) for n in "kv"}, dtype
         )
         self.cross_o = FusedLinear(f"{path}.1.o", {f"{inner}.o": attention.o}, dtype)
-        self.sites += [self.cross_q.site, self.cross_kv.site, self.cross_o.site]
+        self.lora_layers += [
+            self.cross_q.lora_layer,
+            self.cross_kv.lora_layer,
+            self.cross_o.lora_layer,
+        ]

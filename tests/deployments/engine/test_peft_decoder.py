@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from deployments.engine.decoder import AdapterHasNoEffect
 from deployments.engine.model_loader import choose_precision
 from deployments.engine.peft_decoder import PeftDecoder, load_peft_decoder
-from deployments.engine.request import Request, SamplingParams
+from deployments.engine.request import AdapterHasNoEffect, Request, SamplingParams
 from tests.conftest import TINY_ADAPTERS
 from tests.oracle import Oracle
 from tests.tiny_models import make_adapter
@@ -145,7 +144,7 @@ def test_an_adapter_without_effect_is_refused(
     idle = make_adapter(base, tmp_path / "idle", base_name=str(base), seed=5, std=0.0)
     with pytest.raises(AdapterHasNoEffect, match=r"'idle'.*does not change"):
         decoder.load_adapter("idle", idle)
-    assert decoder.adapters == tuple(TINY_ADAPTERS)
+    assert decoder.info.adapters == set(TINY_ADAPTERS)
 
 
 def test_an_unknown_adapter_is_named(decoder: PeftDecoder) -> None:

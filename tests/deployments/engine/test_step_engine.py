@@ -17,7 +17,7 @@ from deployments.engine.request import (
     SamplingParams,
     UnknownAdapter,
 )
-from deployments.engine.scheduler import SchedulerOutput
+from deployments.engine.sequence import SchedulerOutput
 from tests.deployments.engine.test_engine import EOS, Turnstile, collect, only_terminal, until
 
 CAPACITIES = (40, 40, 80)
@@ -40,7 +40,7 @@ class ScriptedStepDecoder:
         self.num_steps_ahead = ahead
         self.num_prompts_together = 1 + ahead
         self.capacities = CAPACITIES
-        self.adapters = ("a", "b")
+        self.adapters = frozenset({"a", "b"})
         self.rows: dict[int, str | None] = {}
         self.prompts: dict[int, tuple[int, ...]] = {}
         self.num_out: dict[int, int] = {}
@@ -240,11 +240,11 @@ async def test_a_loop_that_dies_fails_every_waiter(
         engine.run_between_steps(lambda: None)
 
 
-async def test_errands_run_between_steps(engine: Engine, decoder: ScriptedStepDecoder) -> None:
+async def test_tasks_run_between_steps(engine: Engine, decoder: ScriptedStepDecoder) -> None:
     """An adapter that is evicted before its request has a row: that request alone ends."""
 
     def evict() -> None:
-        decoder.adapters = ("a",)
+        decoder.adapters = frozenset({"a"})
 
     decoder.gate.clear()
     filling = asyncio.create_task(collect(engine.generate(request("fill"))))
