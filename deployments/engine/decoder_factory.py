@@ -102,7 +102,8 @@ def unsupported_adapter(reader: PeftReader, adapters: Mapping[str, Path]) -> str
             logger.warning("adapter %s cannot be read: %s", name, error)
             continue
         if problems:
-            return f"adapter '{name}' has {'; '.join(problems)}"
+            listed = "; ".join(problems)
+            return f"adapter '{name}' has features that the fast decoder cannot express: {listed}"
     return None
 
 
