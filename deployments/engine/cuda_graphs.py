@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from deployments.engine.attention.decode import DecodeBatch, TritonDecodeAttention
+from deployments.engine.attention.decode import DecodeBatch
 from deployments.engine.attention.kv_cache import KvCache
-from deployments.engine.attention.prefill import PrefillBatch, PrefillInputs, TritonPrefillAttention
+from deployments.engine.attention.prefill import PrefillBatch, PrefillInputs
 from deployments.engine.kernels.prefill import prompt_blocks
 from deployments.engine.kernels.types import BLOCK_M
 from deployments.engine.lora.pool import LoraPool
@@ -63,9 +63,7 @@ class _Captures:
         if not self._can_capture:
             fill()
             return self._step(size)
-        if (
-            self._layout != self._lora_pool.layout
-        ):  # the weights moved: the graphs read freed memory
+        if self._layout != self._lora_pool.layout:  # the weights moved: the graphs read freed ones
             self._graphs.clear()
             self._pool = None  # it went with the last graph
             self._layout = self._lora_pool.layout
@@ -157,6 +155,8 @@ class DecodeGraphs:
         _send(torch.tensor(lines).t().contiguous(), self._inputs[:, :bucket])
 
     def _step(self, bucket: int) -> tuple[torch.Tensor, torch.Tensor]:
+        from deployments.engine.attention.fused import TritonDecodeAttention
+
         rows, positions, starts, ends, prompts, slots = self._inputs[:, :bucket].unbind()
         attention = TritonDecodeAttention(self._cache, starts, ends, positions, prompts)
         lora = self._lora_pool.triton_batch(slots)
@@ -216,6 +216,8 @@ class PrefillGraphs:
         _send(prompt_blocks(inputs.segments, num_blocks), self._blocks[:num_blocks])
 
     def _step(self, bucket: int) -> tuple[torch.Tensor]:
+        from deployments.engine.attention.fused import TritonPrefillAttention
+
         tokens, positions, where, slots = self._inputs[:, :bucket].unbind()
         attention = TritonPrefillAttention(self._blocks[: _num_blocks(bucket)])
         batch = PrefillBatch(tokens, positions, where, attention)

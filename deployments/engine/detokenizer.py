@@ -23,10 +23,6 @@ class IncrementalDetokenizer:
         self._held = ""  # decoded, but possibly the start of a stop string
         self.is_stopped = False  # a stop string was found; the text ends before it
 
-    def push(self, token_id: int) -> str:
-        """Add a token and return the text that is now certain, possibly empty."""
-        return self.extend([token_id])
-
     def extend(self, token_ids: Sequence[int]) -> str:
         """Add tokens, decoded together, and return the text that is now certain."""
         self._token_ids.extend(token_ids)

@@ -22,7 +22,7 @@ from deployments.engine.attention.torch_decode import TorchDecodeAttention
 from deployments.engine.cuda_graphs import SCRATCH_POSITIONS, DecodeGraphs, PrefillGraphs, RowInputs
 from deployments.engine.decoder import DecoderInfo
 from deployments.engine.device_tokens import DeviceTokens
-from deployments.engine.kernels.lora import are_fused
+from deployments.engine.kernels.backend import are_fused
 from deployments.engine.lora.packed import PackedLora
 from deployments.engine.lora.peft_reader import PeftReader
 from deployments.engine.lora.pool import BASE_SLOT, LoraPool

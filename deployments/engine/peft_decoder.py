@@ -19,27 +19,10 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 
 from deployments.engine.decoder import DecoderInfo, RowSink
 from deployments.engine.lora.peft_features import check_base_is_kept, check_scales
-from deployments.engine.model_loader import Dtype, Family, Pretrained, Quantization, load_pretrained
+from deployments.engine.model_loader import Pretrained
 from deployments.engine.request import AdapterHasNoEffect, Request, SamplingParams
 
 logger = logging.getLogger(__name__)
-
-
-def load_peft_decoder(
-    path: Path,
-    family: Family,
-    *,
-    device: str,
-    dtype: Dtype = "auto",
-    quantization: Quantization = "none",
-) -> "PeftDecoder":
-    """Load a base model's folder as a reference decoder.
-
-    Raises:
-        OSError, ValueError: the folder lacks a file, or transformers cannot read it.
-    """
-    base = load_pretrained(path, family, device=device, dtype=dtype, quantization=quantization)
-    return PeftDecoder(base)
 
 
 class PeftDecoder:

@@ -1,16 +1,10 @@
-"""Define a decode step's attention, and run it with Triton kernels.
-
-`TritonDecodeAttention` keeps everything in tensors of fixed shape, so that the step can be captured
-as a CUDA graph. `TorchDecodeAttention` (torch_decode.py) computes the same on any device.
-"""
+"""Define the attention of a decode step. torch_decode.py and fused.py implement it."""
 
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
-from deployments.engine.attention.kv_cache import KvCache
-from deployments.engine.kernels.attention import cross_attention, decode_attention
 from deployments.engine.kernels.types import Expansion, Rope
 
 
@@ -56,55 +50,3 @@ class DecodeBatch:
 
     tokens: torch.Tensor
     attention: DecodeAttention
-
-
-class TritonDecodeAttention:
-    """Attend with kernels that find each row through tensors.
-
-    Args:
-        starts: (B,) cache position where each row begins.
-        ends: (B,) where each row ends: start + capacity.
-        positions: (B,) own positions filled so far.
-        prompts: (B,) prompt positions at the end of the row.
-    """
-
-    def __init__(
-        self,
-        cache: KvCache,
-        starts: torch.Tensor,
-        ends: torch.Tensor,
-        positions: torch.Tensor,
-        prompts: torch.Tensor,
-    ) -> None:
-        self._cache = cache
-        self._starts, self._positions = starts, positions
-        self._prompt_starts, self._prompts = ends - prompts, prompts
-
-    def self_attention(
-        self,
-        qkv: torch.Tensor,
-        expansion: Expansion | None,
-        layer: int,
-        *,
-        scale: float,
-        bias: torch.Tensor | None = None,
-        rope: Rope | None = None,
-    ) -> torch.Tensor:
-        return decode_attention(
-            qkv,
-            expansion,
-            self._cache.layers[layer],
-            self._starts,
-            self._positions,
-            bias=bias,
-            rope=rope,
-            scale=scale,
-        )
-
-    def cross_attention(
-        self, q: torch.Tensor, expansion: Expansion | None, layer: int, *, scale: float
-    ) -> torch.Tensor:
-        cached = self._cache.layers[layer]
-        return cross_attention(
-            q, expansion, cached, self._prompt_starts, self._prompts, scale=scale
-        )

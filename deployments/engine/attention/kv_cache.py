@@ -103,11 +103,6 @@ class KvCache:
         """Write kv (T, 2, H, D) to the cache positions (T,)."""
         self.layers[layer].index_copy_(0, positions, kv)
 
-    def segment(self, layer: int, row: int, start: int, stop: int) -> torch.Tensor:
-        """Return positions [start, stop) of a row: a view (stop - start, 2, H, D)."""
-        first = self.starts[row]
-        return self.layers[layer][first + start : first + stop]
-
     def keys_values(
         self, layer: int, span: Span, start: int, stop: int
     ) -> tuple[torch.Tensor, torch.Tensor]:

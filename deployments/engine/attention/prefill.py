@@ -7,13 +7,8 @@ from typing import Protocol
 import torch
 
 from deployments.engine.attention.kv_cache import KvCache
-from deployments.engine.kernels.lora import are_fused
-from deployments.engine.kernels.prefill import (
-    prefill_attention,
-    prefill_attention_torch,
-    prompt_blocks,
-    segment_mask,
-)
+from deployments.engine.kernels.backend import are_fused
+from deployments.engine.kernels.prefill import prefill_attention_torch, prompt_blocks, segment_mask
 from deployments.engine.kernels.types import Segment
 from deployments.engine.sequence import PrefillChunk
 
@@ -65,26 +60,6 @@ class TorchPrefillAttention:
 
 
 @dataclass(frozen=True, slots=True)
-class TritonPrefillAttention:
-    """Attend with one kernel for all prompts; `blocks` (n, 5) are on the device."""
-
-    blocks: torch.Tensor
-
-    def attend(
-        self,
-        q: torch.Tensor,
-        keys_values: torch.Tensor,
-        *,
-        bias: torch.Tensor | None = None,
-        scale: float,
-        is_causal: bool,
-    ) -> torch.Tensor:
-        return prefill_attention(
-            q, keys_values, self.blocks, bias=bias, scale=scale, is_causal=is_causal
-        )
-
-
-@dataclass(frozen=True, slots=True)
 class PrefillBatch:
     """Hold tokens, positions and where, each (T,); `where` are positions of the KV cache."""
 
@@ -109,6 +84,8 @@ class PrefillInputs:
         tokens, positions, where, _ = self.lines.to(device).unbind()
         attention: PrefillAttention = TorchPrefillAttention(self.segments)
         if are_fused(device.type):
+            from deployments.engine.attention.fused import TritonPrefillAttention
+
             attention = TritonPrefillAttention(prompt_blocks(self.segments).to(device))
         return PrefillBatch(tokens, positions, where, attention)
 

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 
 from deployments.engine.attention.kv_cache import KvCache, Span
-from deployments.engine.kernels.lora import lora_expand_add
 from deployments.engine.kernels.types import Expansion, Rope
 
 
@@ -61,8 +60,7 @@ class TorchDecodeAttention:
         bias: torch.Tensor | None = None,
         rope: Rope | None = None,
     ) -> torch.Tensor:
-        if expansion is not None:
-            lora_expand_add(qkv.flatten(1), expansion)
+        assert expansion is None, "TorchLoraBatch adds its products itself"
         heads = self._cache.num_heads
         rows, all_heads, dim = qkv.shape
         num_queries = all_heads - 2 * heads
@@ -78,8 +76,7 @@ class TorchDecodeAttention:
     def cross_attention(
         self, q: torch.Tensor, expansion: Expansion | None, layer: int, *, scale: float
     ) -> torch.Tensor:
-        if expansion is not None:
-            lora_expand_add(q.flatten(1), expansion)
+        assert expansion is None, "TorchLoraBatch adds its products itself"
         if self._cross_reads is None:
             self._cross_reads = [self._cross_read(span, q) for span in self._spans]
         return self._attend(q.unsqueeze(2), layer, self._cross_reads, scale)

@@ -1,4 +1,4 @@
-"""Attend over prompts: one Triton kernel for all prompts of a step, or torch prompt by prompt."""
+"""Attend over prompts with torch, and lay them out for the Triton kernel (triton_prefill.py)."""
 
 from collections.abc import Sequence
 
@@ -6,36 +6,6 @@ import torch
 import torch.nn.functional as F
 
 from deployments.engine.kernels.types import BLOCK_M, Segment
-
-
-def prefill_attention(
-    q: torch.Tensor,
-    keys_values: torch.Tensor,
-    blocks: torch.Tensor,
-    *,
-    bias: torch.Tensor | None = None,
-    scale: float,
-    is_causal: bool,
-) -> torch.Tensor:
-    """Attend with the queries of many prompts at once, each over its own prompt.
-
-    Runs only where the Triton kernels run.
-
-    Args:
-        q: (T, H * G, D).
-        keys_values: (S, 2, H, D), a view whose last two dimensions are contiguous.
-        blocks: (n, 5) int32 from `prompt_blocks`.
-        bias: (H * G, 2 P - 1) added by key position - query position + P - 1, or None.
-
-    Returns:
-        (T, H * G * D); zeros for tokens that are in no block.
-    """
-    from deployments.engine.kernels import triton_prefill
-
-    out: torch.Tensor = triton_prefill.prefill_attention(
-        q, keys_values, blocks, bias=bias, scale=scale, is_causal=is_causal
-    )
-    return out
 
 
 def prefill_attention_torch(
@@ -47,7 +17,7 @@ def prefill_attention_torch(
     scale: float,
     is_causal: bool,
 ) -> torch.Tensor:
-    """Compute what `prefill_attention` does, one prompt after the other.
+    """Compute what the Triton `prefill_attention` does, one prompt after the other.
 
     Args:
         segments: they follow each other in q.

@@ -1,6 +1,7 @@
-"""Implement kernels/attention.py in Triton; that module documents what each function computes.
+"""Attend over the KV cache in a decode step with Triton kernels. Imported only where they run.
 
-Imported only where the kernels run.
+A kernel that reads a product next also adds the product's LoRA expansion: one launch less, and the
+product is not written twice.
 """
 
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ import triton
 import triton.language as tl
 
 from deployments.engine.kernels.triton_lora import lora_expand_add
-from deployments.engine.kernels.types import Expansion
+from deployments.engine.kernels.types import Expansion, Rope
 
 MAX_FUSED_RANK = 64  # a separate kernel adds larger ranks first
 _MANY_PROGRAMS = 512
@@ -38,19 +39,9 @@ def softmax_step(scores, largest, total, AXIS: tl.constexpr):
 
 @triton.jit
 def _add_lora(
-    x,
-    columns,
-    mask,
-    shrunk,
-    stack,
-    slot,
-    row,
-    N,
-    R: tl.constexpr,
-    RC: tl.constexpr,
-    P: tl.constexpr,
-    MODULE: tl.constexpr,
-):
+    x, columns, mask, shrunk, stack, slot, row, N,
+    R: tl.constexpr, RC: tl.constexpr, P: tl.constexpr, MODULE: tl.constexpr,
+):  # fmt: skip
     """Return x (D,) plus what the row's adapter adds to these columns of one module."""
     for first in tl.static_range(0, R, RC):
         r = first + tl.arange(0, RC)
@@ -63,33 +54,12 @@ def _add_lora(
 
 @triton.jit
 def _decode_kernel(
-    qkv,
-    kv_cache,
-    starts,
-    lengths,
-    bias,
-    out,
-    scale,
-    qkv_row,
-    bias_row,
-    shrunk,
-    slots,
-    bq,
-    bk,
+    qkv, kv_cache, starts, lengths, bias, out, scale, qkv_row, bias_row, shrunk, slots, bq, bk,
     bv,
-    H: tl.constexpr,
-    D: tl.constexpr,
-    DP: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    APPEND: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    R: tl.constexpr,
-    RC: tl.constexpr,
-    P: tl.constexpr,
-    PQ: tl.constexpr,
-    PK: tl.constexpr,
-    PV: tl.constexpr,
-):
+    H: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BLOCK_N: tl.constexpr,
+    APPEND: tl.constexpr, HAS_BIAS: tl.constexpr, R: tl.constexpr, RC: tl.constexpr,
+    P: tl.constexpr, PQ: tl.constexpr, PK: tl.constexpr, PV: tl.constexpr,
+):  # fmt: skip
     """Attend with one query head for each key/value head. Program (h, b)."""
     h = tl.program_id(0)
     b = tl.program_id(1)
@@ -144,33 +114,11 @@ def _decode_kernel(
 
 @triton.jit
 def _rope_decode_kernel(
-    qkv,
-    kv_cache,
-    starts,
-    lengths,
-    cos,
-    sin,
-    out,
-    scale,
-    qkv_row,
-    shrunk,
-    slots,
-    bq,
-    bk,
-    bv,
-    H: tl.constexpr,
-    G: tl.constexpr,
-    GP: tl.constexpr,
-    D: tl.constexpr,
-    DP: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    R: tl.constexpr,
-    RC: tl.constexpr,
-    P: tl.constexpr,
-    PQ: tl.constexpr,
-    PK: tl.constexpr,
-    PV: tl.constexpr,
-):
+    qkv, kv_cache, starts, lengths, cos, sin, out, scale, qkv_row, shrunk, slots, bq, bk, bv,
+    H: tl.constexpr, G: tl.constexpr, GP: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
+    BLOCK_N: tl.constexpr, R: tl.constexpr, RC: tl.constexpr, P: tl.constexpr, PQ: tl.constexpr,
+    PK: tl.constexpr, PV: tl.constexpr,
+):  # fmt: skip
     """Attend with G query heads for each key/value head; RoPE rotates them and the new key.
 
     tl.dot runs over GP >= 16 padded heads. Program (h, b).
@@ -244,9 +192,24 @@ def decode_attention(
     lengths: torch.Tensor,
     *,
     bias: torch.Tensor | None,
-    rope: tuple[torch.Tensor, torch.Tensor] | None,
+    rope: Rope | None,
     scale: float,
 ) -> torch.Tensor:
+    """Write each row's newest key and value to the cache and attend over the row's positions.
+
+    A large-rank expansion is added to `qkv` itself.
+
+    Args:
+        qkv: (B, H * G + 2 H, D), G query heads for each key/value head.
+        expansion: of the product that gave qkv, not yet added.
+        kv_cache: (T, 2, H, D) keys and values.
+        starts, lengths: (B,): the row's first position, and its length without the newest token.
+        bias: (H, S) added by distance from the newest position (then G is 1), or None.
+        rope: rotates queries and keys; the newest token's position is `lengths`.
+
+    Returns:
+        (B, H * G * D)
+    """
     rows, all_heads, dim = qkv.shape
     heads = kv_cache.shape[2]
     groups = all_heads // heads - 2
@@ -266,7 +229,8 @@ def decode_attention(
         )  # fmt: skip
         return out
     _rope_decode_kernel[heads, rows](
-        qkv, kv_cache, starts, lengths, *rope, out, scale, qkv.stride(0), *lora.tensors,
+        qkv, kv_cache, starts, lengths, rope.cos, rope.sin, out, scale, qkv.stride(0),
+        *lora.tensors,
         H=heads, G=groups, GP=max(16, triton.next_power_of_2(groups)), D=dim, DP=padded(dim),
         **lora.sizes, **_tile(rows * heads),
     )  # fmt: skip
@@ -282,6 +246,14 @@ def cross_attention(
     *,
     scale: float,
 ) -> torch.Tensor:
+    """Attend with one query of each row over `lengths` positions that the cache holds already.
+
+    Args:
+        q: (B, H, D); a large-rank expansion of the product that gave it is added to it.
+
+    Returns:
+        (B, H * D)
+    """
     rows, heads, dim = q.shape
     out = torch.empty(rows, heads * dim, dtype=q.dtype, device=q.device)
     lora = _lora_arguments(q.flatten(1), expansion, (0,))

@@ -1,6 +1,7 @@
-"""Implement kernels/lora.py in Triton; that module documents what each function computes.
+"""Multiply by LoRA weights, and gate activations, with Triton kernels.
 
-Imported only where the kernels run.
+The shapes depend only on the batch size, so the kernels can be captured in a CUDA graph. Imported
+only where they run.
 """
 
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
+from deployments.engine.kernels.elementwise import rms_norm
 from deployments.engine.kernels.types import Expansion
 
 _RANKS = 8  # ranks that one program takes together
@@ -21,19 +23,9 @@ GATED = ("silu", "gelu_new", "gelu_pytorch_tanh")
 
 @triton.jit
 def _shrink_kernel(
-    x,
-    a0,
-    a1,
-    a2,
-    slots,
-    out,
-    x_row,
-    K,
-    P: tl.constexpr,
-    R: tl.constexpr,
-    RC: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    x, a0, a1, a2, slots, out, x_row, K,
+    P: tl.constexpr, R: tl.constexpr, RC: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """Compute RC ranks of one module of one row. Program (b, module and ranks)."""
     b = tl.program_id(0)
     module = tl.program_id(1) // (R // RC)
@@ -58,21 +50,9 @@ def _shrink_kernel(
 
 @triton.jit
 def _norm_shrink_kernel(
-    x,
-    weight,
-    normed,
-    a0,
-    a1,
-    a2,
-    slots,
-    out,
-    eps,
-    K,
-    P: tl.constexpr,
-    R: tl.constexpr,
-    RC: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    x, weight, normed, a0, a1, a2, slots, out, eps, K,
+    P: tl.constexpr, R: tl.constexpr, RC: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """Compute _shrink_kernel of a row's RMS norm, which each program computes itself."""
     b = tl.program_id(0)
     module = tl.program_id(1) // (R // RC)
@@ -102,24 +82,9 @@ def _norm_shrink_kernel(
 
 @triton.jit
 def _expand_kernel(
-    y,
-    shrunk,
-    b0,
-    b1,
-    b2,
-    start0,
-    start1,
-    start2,
-    n0,
-    n1,
-    n2,
-    slots,
-    y_row,
-    P: tl.constexpr,
-    R: tl.constexpr,
-    RC: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    y, shrunk, b0, b1, b2, start0, start1, start2, n0, n1, n2, slots, y_row,
+    P: tl.constexpr, R: tl.constexpr, RC: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """Add to BLOCK columns of one module of one row. Program (b, columns, module)."""
     b = tl.program_id(0)
     module = tl.program_id(2)
@@ -170,6 +135,16 @@ def _gated_kernel(x, out, F, IS_SILU: tl.constexpr, BLOCK: tl.constexpr):
 def lora_shrink(
     x: torch.Tensor, stacks: Sequence[torch.Tensor], slots: torch.Tensor
 ) -> torch.Tensor:
+    """Multiply each row by its own A, for the 1 to 3 modules of a layer at once.
+
+    Args:
+        x: (B, in).
+        stacks: for each module (N, R, in), with zeros in slot 0.
+        slots: (B,).
+
+    Returns:
+        (B, P, R) in float32
+    """
     modules, rank = len(stacks), stacks[0].shape[1]
     out = torch.empty(len(x), modules, rank, dtype=torch.float32, device=x.device)
     grid = (len(x), modules * (rank // _RANKS))
@@ -188,6 +163,10 @@ def norm_shrink(
     stacks: Sequence[torch.Tensor],
     slots: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return `rms_norm(x)` (B, d) and `lora_shrink` of it (B, P, R), from one kernel."""
+    if x.shape[1] > MAX_NORM_COLUMNS:
+        normed = rms_norm(x, weight, eps)
+        return normed, lora_shrink(normed, stacks, slots)
     modules, rank = len(stacks), stacks[0].shape[1]
     normed = torch.empty_like(x)
     out = torch.empty(len(x), modules, rank, dtype=torch.float32, device=x.device)
@@ -200,6 +179,7 @@ def norm_shrink(
 
 
 def lora_expand_add(y: torch.Tensor, expansion: Expansion) -> None:
+    """Add the expansion to y (B, out) in place; y's rows must be contiguous."""
     shrunk, stacks, slots = expansion.shrunk, expansion.stacks, expansion.slots
     tensors = [b for _, b in stacks]
     columns = [b.shape[2] for b in tensors]
@@ -212,6 +192,7 @@ def lora_expand_add(y: torch.Tensor, expansion: Expansion) -> None:
 
 
 def gated_activation(x: torch.Tensor, activation: str) -> torch.Tensor:
+    """Compute elementwise.gated_activation for an activation in GATED."""
     width = x.shape[1] // 2
     out = torch.empty(len(x), width, dtype=x.dtype, device=x.device)
     grid = (len(x), triton.cdiv(width, _GATED_COLUMNS))

@@ -1,4 +1,4 @@
-"""Implement kernels/prefill.py's `prefill_attention` in Triton. Imported only where it runs."""
+"""Attend over all prompts of a step with one Triton kernel. Imported only where it runs."""
 
 import torch
 import triton
@@ -12,26 +12,10 @@ _BLOCK_N = 64  # keys of one iteration
 
 @triton.jit
 def _prefill_kernel(
-    q,
-    keys_values,
-    blocks,
-    bias,
-    out,
-    scale,
-    q_row,
-    kv_row,
-    values_at,
-    bias_row,
-    bias_zero,
-    H: tl.constexpr,
-    G: tl.constexpr,
-    D: tl.constexpr,
-    DP: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    CAUSAL: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-):
+    q, keys_values, blocks, bias, out, scale, q_row, kv_row, values_at, bias_row, bias_zero,
+    H: tl.constexpr, G: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr, CAUSAL: tl.constexpr, HAS_BIAS: tl.constexpr,
+):  # fmt: skip
     """Attend with BLOCK_M queries of one prompt and one head. Program (block, head)."""
     line = blocks + tl.program_id(0) * 5
     count = tl.load(line + 1)
@@ -91,6 +75,17 @@ def prefill_attention(
     scale: float,
     is_causal: bool,
 ) -> torch.Tensor:
+    """Attend with the queries of many prompts at once, each over its own prompt.
+
+    Args:
+        q: (T, H * G, D).
+        keys_values: (S, 2, H, D), a view whose last two dimensions are contiguous.
+        blocks: (n, 5) int32 from `prompt_blocks`.
+        bias: (H * G, 2 P - 1) added by key position - query position + P - 1, or None.
+
+    Returns:
+        (T, H * G * D); zeros for tokens that are in no block.
+    """
     tokens, q_heads, dim = q.shape
     heads = keys_values.shape[2]
     out = torch.zeros(tokens, q_heads * dim, dtype=q.dtype, device=q.device)

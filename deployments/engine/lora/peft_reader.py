@@ -49,10 +49,6 @@ class AdapterWeights:
 
     pairs: Mapping[str, LoraPair]
 
-    @property
-    def rank(self) -> int:
-        return max(pair.a.shape[0] for pair in self.pairs.values())
-
 
 @dataclass(frozen=True, slots=True)
 class _InjectedLayer:

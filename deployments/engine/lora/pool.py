@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import torch
 
-from deployments.engine.lora.batch import TorchLoraBatch, TritonLoraBatch
+from deployments.engine.lora.batch import LoraBatch, TorchLoraBatch
 from deployments.engine.lora.layers import LoraLayer
 from deployments.engine.lora.packed import PackedLora, pack
 from deployments.engine.lora.peft_reader import AdapterWeights
@@ -45,10 +45,6 @@ class LoraPool:
     def names(self) -> frozenset[str]:
         """Return the resident adapters: the same object until one is activated or evicted."""
         return self._names
-
-    @property
-    def num_bytes(self) -> int:
-        return self._stacks.num_bytes
 
     @property
     def layout(self) -> int:
@@ -128,11 +124,13 @@ class LoraPool:
         mask = (own[:, None] == segments.segment_of_column).to(self._dtype)
         return TorchLoraBatch(segments, mask[:, None, :])
 
-    def triton_batch(self, slots: torch.Tensor) -> TritonLoraBatch | None:
+    def triton_batch(self, slots: torch.Tensor) -> LoraBatch | None:
         """Return the batch of rows whose slots (B,) are on the device, valid while `layout` stays.
 
         Returns None if no adapter was ever loaded.
         """
+        from deployments.engine.lora.triton_batch import TritonLoraBatch
+
         stacks = self._stacks.by_layer()
         return TritonLoraBatch(stacks, slots) if stacks else None
 

@@ -55,10 +55,6 @@ class LoraStacks:
         self._views: dict[int, _SlotViews] = {}
         self._segments = SegmentCache()
 
-    @property
-    def num_bytes(self) -> int:
-        return sum(s.a.nbytes + s.b.nbytes for s in self._stacks.values())
-
     def unsupported_modules(self, weights: PackedLora) -> list[str]:
         """Return why this adapter does not fit the model; empty if it does."""
         problems = []

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from deployments.engine.kernels.lora import rms_norm
+from deployments.engine.kernels.elementwise import rms_norm
 from deployments.engine.kernels.types import Expansion
 from deployments.engine.lora.batch import LoraBatch
 from deployments.engine.lora.layers import LoraLayer, LoraModule

@@ -11,7 +11,7 @@ import torch
 from deployments.engine.attention.decode import DecodeBatch
 from deployments.engine.attention.kv_cache import KvCache
 from deployments.engine.attention.prefill import PrefillBatch
-from deployments.engine.kernels.lora import ACTIVATIONS, gated_activation, rms_norm
+from deployments.engine.kernels.elementwise import ACTIVATIONS, gated_activation, rms_norm
 from deployments.engine.kernels.types import Rope
 from deployments.engine.lora.batch import LoraBatch
 from deployments.engine.lora.layers import LoraLayer

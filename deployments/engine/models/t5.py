@@ -13,7 +13,7 @@ import torch
 from deployments.engine.attention.decode import DecodeBatch
 from deployments.engine.attention.kv_cache import KvCache
 from deployments.engine.attention.prefill import PrefillBatch
-from deployments.engine.kernels.lora import ACTIVATIONS, gated_activation, rms_norm
+from deployments.engine.kernels.elementwise import ACTIVATIONS, gated_activation, rms_norm
 from deployments.engine.lora.batch import LoraBatch
 from deployments.engine.lora.layers import LoraLayer
 from deployments.engine.models.base import KvShape, LMHead, norm_weight

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from deployments.engine.model_loader import choose_precision
-from deployments.engine.peft_decoder import PeftDecoder, load_peft_decoder
+from deployments.engine.model_loader import choose_precision, load_pretrained
+from deployments.engine.peft_decoder import PeftDecoder
 from deployments.engine.request import AdapterHasNoEffect, Request, SamplingParams
 from tests.conftest import TINY_ADAPTERS
 from tests.oracle import Oracle
@@ -77,7 +77,8 @@ def family(request: pytest.FixtureRequest) -> str:
 def decoder(family: str, tiny_catalogs: Catalogs) -> PeftDecoder:
     base, catalog = tiny_catalogs[family]
     kind = "causal" if family == "llama" else "seq2seq"
-    decoder = load_peft_decoder(base, kind, device="cpu", dtype="float32")  # type: ignore[arg-type]
+    loaded = load_pretrained(base, kind, device="cpu", dtype="float32")  # type: ignore[arg-type]
+    decoder = PeftDecoder(loaded)
     for name in TINY_ADAPTERS:
         decoder.load_adapter(name, catalog / "weights" / name)
     return decoder

@@ -10,12 +10,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from deployments.engine.kernels import attention, lora, prefill
-from deployments.engine.kernels.prefill import prompt_blocks, segment_mask
+from deployments.engine.kernels import elementwise
+from deployments.engine.kernels.backend import are_fused
+from deployments.engine.kernels.prefill import prefill_attention_torch, prompt_blocks, segment_mask
 from deployments.engine.kernels.types import Expansion, Rope, Segment
+from tests.deployments.engine.kernels import torch_kernels
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-FUSED = lora.are_fused(DEVICE)
+FUSED = are_fused(DEVICE)
+if FUSED:
+    from deployments.engine.kernels import triton_attention, triton_lora, triton_prefill
 needs_kernels = pytest.mark.skipif(
     not FUSED, reason="needs a GPU with Triton, or TRITON_INTERPRET=1 and Triton"
 )
@@ -39,9 +43,7 @@ def test_torch_attention_is_attention(groups: int) -> None:
     bias = tensor(2, 2, 20) if groups == 1 else None
     expected = kv_cache.clone()
     expected[starts + lengths] = qkv[:, 2 * groups :].view(3, 2, 2, 8)
-    out = attention.decode_attention_torch(
-        qkv, None, kv_cache, starts, lengths, bias=bias, scale=0.3
-    )
+    out = torch_kernels.decode_attention(qkv, None, kv_cache, starts, lengths, bias=bias, scale=0.3)
     assert torch.equal(kv_cache, expected)
     for row, (start, length) in enumerate(zip(starts.tolist(), lengths.tolist(), strict=True)):
         kv = kv_cache[start : start + length + 1].permute(1, 2, 0, 3)
@@ -75,9 +77,9 @@ def test_the_torch_versions_are_lora() -> None:
     for row, slot in enumerate(slots.tolist()):
         for start, a, b in parts:
             expected[row, start : start + b.shape[2]] += (x[row] @ a[slot].T) @ b[slot]
-    shrunk = lora.lora_shrink_torch(x, [a for _, a, _ in parts], slots)
+    shrunk = torch_kernels.lora_shrink(x, [a for _, a, _ in parts], slots)
     stacks = [(start, b) for start, _, b in parts]
-    lora.lora_expand_add_torch(wide, Expansion(shrunk, stacks, slots))
+    torch_kernels.lora_expand_add(wide, Expansion(shrunk, stacks, slots))
     torch.testing.assert_close(wide, expected)
 
 
@@ -116,8 +118,8 @@ def test_the_decode_kernel_equals_the_torch_version(
     added = expansion(qkv[0].numel(), columns, rank, dtype) if rank else None
     options = {"bias": bias, "rope": rope, "scale": dim**-0.5}
     torch_cache, torch_qkv = kv_cache.clone(), qkv.clone()
-    out = attention.decode_attention(qkv, added, kv_cache, starts, lengths, **options)
-    wanted = attention.decode_attention_torch(
+    out = triton_attention.decode_attention(qkv, added, kv_cache, starts, lengths, **options)
+    wanted = torch_kernels.decode_attention(
         torch_qkv, added, torch_cache, starts, lengths, **options
     )
     assert (out - wanted).norm() / wanted.norm() < TOLERANCE[dtype]
@@ -135,10 +137,8 @@ def test_the_cross_kernel_equals_the_torch_version(rank: int, dtype: torch.dtype
     starts, lengths = rows(0, 130, 131, 200, 399), rows(130, 1, 64, 65, 1)
     added = expansion(192, {0: 192}, rank, dtype) if rank else None
     before = kv_cache.clone()
-    wanted = attention.cross_attention_torch(
-        q.clone(), added, kv_cache, starts, lengths, scale=0.125
-    )
-    out = attention.cross_attention(q, added, kv_cache, starts, lengths, scale=0.125)
+    wanted = torch_kernels.cross_attention(q.clone(), added, kv_cache, starts, lengths, scale=0.125)
+    out = triton_attention.cross_attention(q, added, kv_cache, starts, lengths, scale=0.125)
     assert (out - wanted).norm() / wanted.norm() < TOLERANCE[dtype]
     assert torch.equal(kv_cache, before)
 
@@ -172,9 +172,9 @@ def test_the_prefill_kernel_equals_the_torch_version(
         bias = tensor(2, heads * groups, 2 * 140 - 1, dtype=dtype)
     blocks = prompt_blocks(segments, 9).to(DEVICE)
     options = {"scale": 0.2, "is_causal": is_causal}
-    out = prefill.prefill_attention(q, keys_values, blocks, bias=bias, **options)
+    out = triton_prefill.prefill_attention(q, keys_values, blocks, bias=bias, **options)
     masks = [segment_mask(s, bias, is_causal=is_causal, device=q.device) for s in segments]
-    wanted = prefill.prefill_attention_torch(q, keys_values, segments, masks, **options)
+    wanted = prefill_attention_torch(q, keys_values, segments, masks, **options)
     assert (out - wanted).norm() / wanted.norm() < TOLERANCE[dtype]
 
 
@@ -193,13 +193,13 @@ def test_the_lora_kernels_equal_the_torch_versions(
         stack[0] = 0
     starts = [100 + sum(widths[:i]) for i in range(len(widths))]
     stacks = list(zip(starts, b, strict=True))
-    shrunk, wanted = lora.lora_shrink(x, a, slots), lora.lora_shrink_torch(x, a, slots)
+    shrunk, wanted = triton_lora.lora_shrink(x, a, slots), torch_kernels.lora_shrink(x, a, slots)
     assert shrunk.shape == wanted.shape
     assert (shrunk - wanted).norm() / wanted.norm() < TOLERANCE[dtype]
     expected = y.clone()
     untouched = y.clone()
-    lora.lora_expand_add(y, Expansion(shrunk, stacks, slots))
-    lora.lora_expand_add_torch(expected, Expansion(shrunk, stacks, slots))
+    triton_lora.lora_expand_add(y, Expansion(shrunk, stacks, slots))
+    torch_kernels.lora_expand_add(expected, Expansion(shrunk, stacks, slots))
     assert (y - expected).norm() / expected.norm() < TOLERANCE[dtype]
     assert torch.equal(y[:, :100], untouched[:, :100])
     assert torch.equal(y[:, 100 + sum(widths) :], untouched[:, 100 + sum(widths) :])
@@ -209,7 +209,7 @@ def test_the_lora_kernels_equal_the_torch_versions(
 def test_the_norm_is_torchs() -> None:
     x, weight = tensor(0, 4, 48) * 5, tensor(1, 48)
     expected = F.rms_norm(x, (48,), weight, 1e-5)
-    torch.testing.assert_close(lora.rms_norm(x, weight, 1e-5), expected)
+    torch.testing.assert_close(elementwise.rms_norm(x, weight, 1e-5), expected)
 
 
 @needs_kernels
@@ -220,10 +220,10 @@ def test_norm_and_shrink_in_one_equal_the_two(dtype: torch.dtype) -> None:
     stacks = [tensor(10 + i, 4, 16, 1100, dtype=dtype) for i in range(3)]
     for stack in stacks:
         stack[0] = 0
-    normed, shrunk = lora.norm_shrink(x, weight, 1e-6, stacks, slots)
+    normed, shrunk = triton_lora.norm_shrink(x, weight, 1e-6, stacks, slots)
     expected = F.rms_norm(x, (1100,), weight, 1e-6)
     assert (normed - expected).norm() / expected.norm() < TOLERANCE[dtype]
-    wanted = lora.lora_shrink_torch(normed, stacks, slots)
+    wanted = torch_kernels.lora_shrink(normed, stacks, slots)
     assert (shrunk - wanted).norm() / wanted.norm() < TOLERANCE[dtype]
     assert not shrunk[1].any()
 
@@ -233,14 +233,15 @@ def test_norm_and_shrink_in_one_equal_the_two(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("activation", ["silu", "gelu_new"])
 def test_the_gated_kernel_equals_the_torch_version(activation: str, dtype: torch.dtype) -> None:
     x = tensor(0, 3, 2 * 1500, dtype=dtype) * 3
-    out = lora.gated_activation(x, activation)
-    wanted = lora.gated_activation_torch(x, activation)
+    out = elementwise.gated_activation(x, activation)
+    wanted = elementwise.gated_activation_torch(x, activation)
     assert (out - wanted).norm() / wanted.norm() < TOLERANCE[dtype]
 
 
 def test_without_kernels_the_torch_version_runs() -> None:
     if FUSED or os.environ.get("TRITON_INTERPRET") == "1":
         pytest.skip("the kernels run here")
-    assert not lora.are_fused("cpu")
-    x, a, slots = tensor(0, 2, 12), [tensor(1, 3, 8, 12)], rows(1, 2)
-    assert torch.equal(lora.lora_shrink(x, a, slots), lora.lora_shrink_torch(x, a, slots))
+    assert not are_fused("cpu")
+    x = tensor(0, 3, 24)
+    gate, value = x.chunk(2, -1)
+    torch.testing.assert_close(elementwise.gated_activation(x, "silu"), F.silu(gate) * value)

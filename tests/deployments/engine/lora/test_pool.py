@@ -138,4 +138,4 @@ def test_what_does_not_fit_is_named_and_nothing_changes() -> None:
     with pytest.raises(LoraPoolError, match=r"lm_head is not a layer.*q maps \(8, 6\)"):
         install(pool, "a", pool.pack(wrong))
     assert pool.names == frozenset()
-    assert pool.num_bytes == 0
+    assert pool.layout == 0
