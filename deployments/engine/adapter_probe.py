@@ -75,10 +75,7 @@ class AdapterProbe:
         return self._model.logits(hidden).float()
 
     def _replayed(self, slot: int, decode: DecodeGraphs, prompts: PrefillGraphs) -> torch.Tensor:
-        """Run the probe in the scratch row by captured graphs.
-
-        Padding writes to the row's first position only, and a decode step of one row has none.
-        """
+        """Run the probe by captured graphs, behind the padding in the scratch row."""
         states = prompts.replay(self._inputs(prompts.scratch_start, slot))
         if self._start_id is None:
             return self._model.logits(states[-1:]).float()

@@ -15,8 +15,7 @@ import torch
 from deployments.engine.attention.decode import DecodeBatch
 from deployments.engine.attention.kv_cache import KvCache
 from deployments.engine.attention.prefill import PrefillBatch, PrefillInputs
-from deployments.engine.kernels.prefill import prompt_blocks
-from deployments.engine.kernels.types import BLOCK_M
+from deployments.engine.kernels.types import BLOCK_M, prompt_blocks
 from deployments.engine.lora.pool import LoraPool
 from deployments.engine.models.base import Model
 
@@ -38,7 +37,7 @@ class RowInputs:
 class _Captures:
     """Keep the graphs of one function by size, and the results that each writes to.
 
-    Without CUDA, where the kernels run in Triton's interpreter, the function just runs.
+    Without CUDA (in Triton's interpreter) the function just runs.
     """
 
     def __init__(

@@ -45,24 +45,13 @@ class StepDecoder(Protocol):
     replaced or evicted meanwhile.
     """
 
+    capacities: tuple[int, ...]  # positions of each row: what the scheduler may promise
+    can_split_prompts: bool  # whether a prompt may be read over several steps
+    num_steps_ahead: int  # launched before the first one's tokens are waited for
+    num_prompts_together: int  # short prompts that cost about as much to read as one
+
     @property
     def info(self) -> DecoderInfo: ...
-
-    @property
-    def capacities(self) -> Sequence[int]:
-        """Return the positions of each row: what the scheduler may promise."""
-
-    @property
-    def can_split_prompts(self) -> bool:
-        """Return whether a prompt may be read over several steps."""
-
-    @property
-    def num_steps_ahead(self) -> int:
-        """Return how many steps may be launched before the first one's tokens are waited for."""
-
-    @property
-    def num_prompts_together(self) -> int:
-        """Return how many short prompts cost about as much to read as one."""
 
     def set_adapter(self, row: int, name: str | None) -> None:
         """Begin an answer in `row` with adapter `name`; None is the base model alone.

@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 
 from deployments.engine.attention.kv_cache import plan_rows
+from deployments.engine.decoder import DecoderInfo
 from deployments.engine.lora.peft_reader import PeftReader
 from deployments.engine.model_loader import Pretrained
 from deployments.engine.model_runner import ModelRunner
@@ -120,14 +121,18 @@ def _build_fast(base: Pretrained, limits: FastLimits, reader: PeftReader) -> Mod
         sum(capacities) * model.kv_shape.bytes_per_position / 2**20,
         ", ".join(f"{capacities.count(c)} x {c}" for c in sorted(set(capacities))),
     )
-    return ModelRunner(
-        base,
-        model,
-        capacities=capacities,
-        num_positions=num_positions,
-        reader=reader,
-        max_adapters=limits.max_adapters,
+    info = DecoderInfo(
+        name="fast",
         reason=f"continuous batching; {base.dtype_name}: {base.dtype_reason}",
+        device=str(model.device),
+        dtype=str(model.kv_shape.dtype).removeprefix("torch."),
+        num_positions=min(num_positions, max(capacities)),
+        eos_ids=base.eos_ids,
+        adapters=frozenset(),
+    )
+    max_adapters = limits.max_adapters
+    return ModelRunner(
+        base, model, info=info, capacities=capacities, reader=reader, max_adapters=max_adapters
     )
 
 

@@ -115,11 +115,7 @@ class Engine:
             self._thread.join(timeout_s)
 
     def check(self) -> None:
-        """Check that this engine can still serve.
-
-        Raises:
-            EngineStopped: it cannot; replace the replica.
-        """
+        """Raise EngineStopped if this engine can no longer serve."""
         if self._stopped:
             raise self._stopped
         if not self._thread.is_alive():

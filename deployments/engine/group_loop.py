@@ -24,8 +24,8 @@ class GroupLoop:
     def __init__(
         self, decoder: GroupDecoder, max_rows: int, on_batch: Callable[[int], None]
     ) -> None:
-        self.waiting: list[RequestState] = []
-        self.running: list[RequestState] = []
+        self.waiting: Sequence[RequestState] = ()
+        self.running: Sequence[RequestState] = ()
         self.num_failures_in_a_row = 0
         self._decoder = decoder
         self._max_rows = max_rows
@@ -44,12 +44,12 @@ class GroupLoop:
         self.waiting = [row for row in waiting if row not in self.running]
         if self.running:
             self._run(self.running)
-        self.running = []
+        self.running = ()
 
     def drop_cancelled(self) -> None:
         """Do nothing: no row is held between two groups."""
 
-    def _run(self, group: list[RequestState]) -> None:
+    def _run(self, group: Sequence[RequestState]) -> None:
         for row in group:
             row.begin()
         self._on_batch(len(group))

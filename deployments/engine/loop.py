@@ -23,12 +23,8 @@ class EngineLoop(Protocol):
     """Take requests in, and run one step or one group at a time."""
 
     num_failures_in_a_row: int
-
-    @property
-    def waiting(self) -> Sequence[RequestState]: ...
-
-    @property
-    def running(self) -> Sequence[RequestState]: ...
+    waiting: Sequence[RequestState]
+    running: Sequence[RequestState]
 
     @property
     def has_work(self) -> bool: ...
@@ -39,8 +35,7 @@ class EngineLoop(Protocol):
     def step(self, arrivals: Sequence[RequestState]) -> None:
         """Take the arrivals in, and run one step or one group.
 
-        A decoder that raises ends the requests that it was running, each with an error; the others
-        are served.
+        If the decoder raises, what it was running ends with an error; the others are served.
         """
 
 
@@ -152,8 +147,7 @@ class StepLoop:
     def _refuse_evicted(self, arrived: Sequence[tuple[SequenceState, RequestState]]) -> None:
         """End waiting requests whose adapter was evicted.
 
-        Only what has arrived is looked at, unless an adapter was loaded or evicted since the last
-        step: then everything that waits.
+        Only arrivals are checked, unless an adapter was loaded or evicted since the last step.
         """
         resident = self._decoder.info.adapters
         looked_at = arrived if resident is self._resident else list(self._rows.items())
@@ -177,10 +171,7 @@ class StepLoop:
 
 
 def fail(rows: Sequence[RequestState], error: Exception) -> None:
-    """End requests with an error.
-
-    The exception's text may quote its input, so only its type and traceback are logged.
-    """
+    """End requests with an error. Its text may quote the input, so it is not logged."""
     logger.error("the decoder failed with %d rows: %s", len(rows), traceback_without_message(error))
     for row in rows:
         row.finish(

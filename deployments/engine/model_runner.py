@@ -5,6 +5,7 @@ keeps each row's adapter slot, how much of its cache is filled, its newest token
 The newest token stays on the device and is fed back there.
 """
 
+import dataclasses
 import itertools
 import logging
 import math
@@ -47,17 +48,14 @@ class _RowState:
 
 
 class ModelRunner:
-    """Hold the model, its KV cache, its adapters and its rows.
-
-    Not thread-safe: only the engine's thread calls it, or the loader's before the engine starts.
+    """Hold the model, its KV cache, its adapters and its rows. Not thread-safe.
 
     Args:
         base: `model` has taken its weights; tokenizer and special tokens are read from it.
+        info: without adapters.
         capacities: positions of each row (kv_cache.plan_rows).
-        num_positions: of the longest answer, prompt included; rows may be a little larger.
         reader: reads adapter folders of this base.
         max_adapters: adapters resident at the same time; one more slot is for replacing one.
-        reason: why this decoder and this dtype, for /readyz.
     """
 
     def __init__(
@@ -65,11 +63,10 @@ class ModelRunner:
         base: Pretrained,
         model: Model,
         *,
+        info: DecoderInfo,
         capacities: Sequence[int],
-        num_positions: int,
         reader: PeftReader,
         max_adapters: int,
-        reason: str,
     ) -> None:
         self.tokenizer = base.tokenizer
         # Small bfloat16 products are slow on a CPU, and PEFT keeps adapters in float32 too.
@@ -79,24 +76,24 @@ class ModelRunner:
             model.lora_layers, max_adapters + 2, dtype=dtype, device=model.device
         )
         self._model = model
-        self._num_positions = min(num_positions, max(capacities))
+        self._info = info
         self._reader = reader
-        self._reason = reason
-        self._eos_ids = base.eos_ids
         # The token that an encoder-decoder's answer begins with; None: it continues the prompt.
         self._start_id = base.decoder_start_id if base.family == "seq2seq" else None
-        self._capacities = tuple(capacities)
+        self.capacities = tuple(capacities)
+        self.can_split_prompts = model.can_split_prompts
+        self.num_steps_ahead = 0 if on_cpu else 1
+        self.num_prompts_together = 1 if on_cpu else _PROMPTS_TOGETHER
+        self.device, self.vocab_size = model.device, model.vocab_size
         self._cache = self._new_cache([*capacities, SCRATCH_POSITIONS])
         self._states = [_RowState() for _ in capacities]
         self._tokens = torch.zeros(len(capacities) + 1, dtype=torch.long, device=model.device)
-        self._graphs: DecodeGraphs | None = None
-        self._prompt_graphs: PrefillGraphs | None = None
-        if are_fused(model.device.type):
-            self._graphs = DecodeGraphs(model, self._cache, self.lora_pool, self._tokens)
-            self._prompt_graphs = PrefillGraphs(model, self._cache, self.lora_pool)
+        pool, is_fused = self.lora_pool, are_fused(model.device.type)
+        self._graphs = DecodeGraphs(model, self._cache, pool, self._tokens) if is_fused else None
+        self._prompt_graphs = PrefillGraphs(model, self._cache, pool) if is_fused else None
         graphs = (self._graphs, self._prompt_graphs)
         self._probe = AdapterProbe(
-            model, self.lora_pool, self._start_id, graphs, lambda size: self._new_cache([size])
+            model, pool, self._start_id, graphs, lambda size: self._new_cache([size])
         )
         self._sampler = Sampler(
             len(capacities), model.vocab_size, sorted(base.eos_ids), model.device
@@ -104,43 +101,13 @@ class ModelRunner:
 
     @property
     def info(self) -> DecoderInfo:
-        return DecoderInfo(
-            name="fast",
-            reason=self._reason,
-            device=str(self._model.device),
-            dtype=str(self._model.kv_shape.dtype).removeprefix("torch."),
-            num_positions=self._num_positions,
-            eos_ids=self._eos_ids,
-            adapters=self.lora_pool.names,
-        )
-
-    @property
-    def capacities(self) -> Sequence[int]:
-        return self._capacities
-
-    @property
-    def can_split_prompts(self) -> bool:
-        return self._model.can_split_prompts
-
-    @property
-    def num_steps_ahead(self) -> int:
-        return 1 if self._model.device.type == "cuda" else 0
-
-    @property
-    def num_prompts_together(self) -> int:
-        return _PROMPTS_TOGETHER if self._model.device.type == "cuda" else 1
+        if self._info.adapters is not self.lora_pool.names:
+            self._info = dataclasses.replace(self._info, adapters=self.lora_pool.names)
+        return self._info
 
     @property
     def num_kv_bytes(self) -> int:
         return self._cache.num_bytes
-
-    @property
-    def device(self) -> torch.device:
-        return self._model.device
-
-    @property
-    def vocab_size(self) -> int:
-        return self._model.vocab_size
 
     def warm_up(self) -> None:
         """Capture the CUDA graphs that the first requests of each size would capture otherwise."""
@@ -215,11 +182,7 @@ class ModelRunner:
     def install(self, name: str, weights: PackedLora, *, probe: bool = True) -> None:
         """Do the second half of loading, between two steps. Rows in flight keep their version.
 
-        Args:
-            probe: False if these weights passed the probe before.
-
-        Raises:
-            EngineError: see `load_adapter`.
+        Raises what `load_adapter` raises. `probe` is False if these weights passed it before.
         """
         slot = (
             self._probed_slot(name, weights) if probe else self.lora_pool.load_slot(name, weights)
@@ -231,11 +194,7 @@ class ModelRunner:
         self._probed_slot(name, weights)
 
     def evict(self, name: str) -> None:
-        """Forget an adapter, between two steps. Rows in flight keep it to their end.
-
-        Raises:
-            LoraPoolError: it is not resident.
-        """
+        """Forget an adapter, between two steps; raises LoraPoolError if it is not resident."""
         self.lora_pool.evict(name)
 
     @torch.inference_mode()

@@ -38,14 +38,13 @@ class RequestOutputCollector:
     def put(self, event: TokenEvent) -> None:
         """Queue an event. What comes after a terminal event is dropped.
 
-        The engine's thread may be about to emit a partial event while another thread ends the
-        request. Later events hold the totals so far, so only the texts have to be kept.
+        The engine's thread may be emitting a partial event while another thread ends the request.
         """
         if self._has_ended:
             return
         self._has_ended = event.finish_reason is not None
         self._texts.append(event.text)
-        self._latest = event
+        self._latest = event  # it holds the totals so far
         self._arrived.set()
 
     async def get(self) -> TokenEvent:

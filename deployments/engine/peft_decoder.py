@@ -210,15 +210,10 @@ class PeftDecoder:
         return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
     def _generation_config(self, sampling: SamplingParams, max_new_tokens: int) -> GenerationConfig:
-        picked: dict[str, Any] = (
-            {}
-            if sampling.is_greedy
-            else {
-                "temperature": sampling.temperature,
-                "top_p": sampling.top_p,
-                "top_k": sampling.top_k,
-            }
-        )
+        picked: dict[str, Any] = {}
+        if not sampling.is_greedy:
+            names = ("temperature", "top_p", "top_k")
+            picked = {name: getattr(sampling, name) for name in names}
         if sampling.repetition_penalty != 1:
             picked["repetition_penalty"] = sampling.repetition_penalty
         if sampling.min_tokens:

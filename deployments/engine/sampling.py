@@ -126,10 +126,7 @@ def _draw(scores: torch.Tensor, states: Sequence[_Row]) -> torch.Tensor:
 
 
 def uniform(seed: int, number: int) -> float:
-    """Return a number in [0, 1) for the `number`-th token of a seeded answer.
-
-    The hash is splitmix64 (Steele et al. 2014).
-    """
+    """Return a number in [0, 1) for the `number`-th token of a seeded answer (splitmix64)."""
     z = (seed * 0xD1342543DE82EF95 + (number + 1) * 0x9E3779B97F4A7C15) & _MASK_64
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK_64
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK_64

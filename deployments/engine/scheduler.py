@@ -208,11 +208,7 @@ class Scheduler:
             self._counters.leave(adapter)
 
     def check_invariants(self) -> None:
-        """Check that queues and rows agree.
-
-        Raises:
-            AssertionError: naming the numbers that do not agree.
-        """
+        """Raise AssertionError, with the numbers, if queues and rows do not agree."""
         for row, sequence in self._running.items():
             limit, prompt = sequence.request.sampling.max_tokens, len(sequence.request.prompt_ids)
             assert sequence.row == row, f"row {row} has a sequence of row {sequence.row}"

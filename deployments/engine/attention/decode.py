@@ -37,11 +37,7 @@ class DecodeAttention(Protocol):
     def cross_attention(
         self, q: torch.Tensor, expansion: Expansion | None, layer: int, *, scale: float
     ) -> torch.Tensor:
-        """Attend with q (B, H, D) over the row's prompt, which is cached at the end of the row.
-
-        Returns:
-            (B, H * D)
-        """
+        """Return q (B, H, D) attended over the prompt at the end of the row: (B, H * D)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,11 +106,7 @@ class KvCache:
     def keys_values(
         self, layer: int, span: Span, start: int, stop: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return positions [start, stop) of every row of the span as views.
-
-        Returns:
-            keys and values, both (n, H, stop - start, D)
-        """
+        """Return keys and values of [start, stop) of every row: views (n, H, stop - start, D)."""
         last = span.start + span.num_rows * span.capacity
         cached = self.layers[layer][span.start : last]
         rows = cached.view(span.num_rows, span.capacity, *cached.shape[1:])

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 
 from deployments.engine.attention.kv_cache import KvCache
 from deployments.engine.kernels.backend import are_fused
-from deployments.engine.kernels.prefill import prefill_attention_torch, prompt_blocks, segment_mask
-from deployments.engine.kernels.types import Segment
+from deployments.engine.kernels.types import Segment, prompt_blocks
 from deployments.engine.sequence import PrefillChunk
 
 
@@ -25,15 +25,11 @@ class PrefillAttention(Protocol):
         scale: float,
         is_causal: bool,
     ) -> torch.Tensor:
-        """Attend with q (T, H * G, D) over keys_values (S, 2, H, D); bias (H * G, 2 P - 1).
-
-        Returns:
-            (T, H * G * D)
-        """
+        """q (T, H * G, D), keys_values (S, 2, H, D), bias (H * G, 2 P - 1) -> (T, H * G * D)."""
 
 
 class TorchPrefillAttention:
-    """Attend with torch, one prompt after the other, on any device."""
+    """Attend with torch, one prompt after the other, on any device. Segments are in q's order."""
 
     def __init__(self, segments: Sequence[Segment]) -> None:
         self._segments = segments
@@ -50,13 +46,34 @@ class TorchPrefillAttention:
         is_causal: bool,
     ) -> torch.Tensor:
         if self._masks is None:
-            self._masks = [
-                segment_mask(segment, bias, is_causal=is_causal, device=q.device)
-                for segment in self._segments
-            ]
-        return prefill_attention_torch(
-            q, keys_values, self._segments, self._masks, scale=scale, is_causal=is_causal
-        )
+            self._masks = [_mask(s, bias, q.device, is_causal=is_causal) for s in self._segments]
+        attended = []
+        groups = q.shape[1] // keys_values.shape[2]
+        for segment, mask in zip(self._segments, self._masks, strict=True):
+            queries = q[segment.first : segment.first + segment.count].transpose(0, 1)[None]
+            kv = keys_values[segment.first_key : segment.first_key + segment.num_keys]
+            keys, values = kv.permute(1, 2, 0, 3).repeat_interleave(groups, 1).unsqueeze(1)
+            is_square = is_causal and mask is None
+            out = F.scaled_dot_product_attention(
+                queries, keys, values, attn_mask=mask, is_causal=is_square, scale=scale
+            )
+            attended.append(out[0].transpose(0, 1).reshape(segment.count, -1))
+        return torch.cat(attended)
+
+
+def _mask(
+    segment: Segment, bias: torch.Tensor | None, device: torch.device, *, is_causal: bool
+) -> torch.Tensor | None:
+    """Return what is added to, or masks, the scores of a segment.
+
+    That is (1, heads, count, num_keys) of a bias, or (count, num_keys) of a chunk that continues a
+    prompt. Returns None where nothing, or the plain causal triangle, applies.
+    """
+    keys = torch.arange(segment.num_keys, device=device)
+    queries = torch.arange(segment.count, device=device)[:, None] + segment.position
+    if bias is not None:
+        return bias[:, keys - queries + bias.shape[1] // 2][None]
+    return keys <= queries if is_causal and segment.position else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -119,10 +119,7 @@ def _rope_decode_kernel(
     BLOCK_N: tl.constexpr, R: tl.constexpr, RC: tl.constexpr, P: tl.constexpr, PQ: tl.constexpr,
     PK: tl.constexpr, PV: tl.constexpr,
 ):  # fmt: skip
-    """Attend with G query heads for each key/value head; RoPE rotates them and the new key.
-
-    tl.dot runs over GP >= 16 padded heads. Program (h, b).
-    """
+    """Attend with G query heads (padded to GP >= 16) for a key/value head. Program (h, b)."""
     h = tl.program_id(0)
     b = tl.program_id(1)
     n = tl.load(lengths + b)
@@ -246,13 +243,9 @@ def cross_attention(
     *,
     scale: float,
 ) -> torch.Tensor:
-    """Attend with one query of each row over `lengths` positions that the cache holds already.
+    """Attend with q (B, H, D) over `lengths` positions in the cache; returns (B, H * D).
 
-    Args:
-        q: (B, H, D); a large-rank expansion of the product that gave it is added to it.
-
-    Returns:
-        (B, H * D)
+    A large-rank expansion is added to `q` itself.
     """
     rows, heads, dim = q.shape
     out = torch.empty(rows, heads * dim, dtype=q.dtype, device=q.device)

@@ -137,13 +137,7 @@ def lora_shrink(
 ) -> torch.Tensor:
     """Multiply each row by its own A, for the 1 to 3 modules of a layer at once.
 
-    Args:
-        x: (B, in).
-        stacks: for each module (N, R, in), with zeros in slot 0.
-        slots: (B,).
-
-    Returns:
-        (B, P, R) in float32
+    x (B, in), each module's stack (N, R, in) with zeros in slot 0, slots (B,) -> (B, P, R) float32.
     """
     modules, rank = len(stacks), stacks[0].shape[1]
     out = torch.empty(len(x), modules, rank, dtype=torch.float32, device=x.device)

@@ -60,3 +60,23 @@ class Segment:
     position: int
     first_key: int
     num_keys: int
+
+
+def prompt_blocks(segments: Sequence[Segment], num_blocks: int | None = None) -> torch.Tensor:
+    """Cut the segments into blocks of BLOCK_M queries, one for each program of the kernel.
+
+    Args:
+        num_blocks: empty blocks are added up to this number.
+
+    Returns:
+        (n, 5) int32 on the host: first query, count, its position, first key, number of keys.
+    """
+    rows = BLOCK_M
+    blocks = [
+        (s.first + i, min(rows, s.count - i), s.position + i, s.first_key, s.num_keys)
+        for s in segments
+        for i in range(0, s.count, rows)
+    ]
+    if num_blocks is not None:
+        blocks += [(0, 0, 0, 0, 0)] * (num_blocks - len(blocks))
+    return torch.tensor(blocks, dtype=torch.int32)

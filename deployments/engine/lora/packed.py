@@ -17,10 +17,7 @@ Shapes = tuple[tuple[str, int, int, int], ...]
 
 @dataclass(frozen=True, slots=True)
 class PackedLora:
-    """Hold an adapter in one block (n,).
-
-    For each module of `shapes` the block has a (r, in) and then b transposed (r, out).
-    """
+    """Hold a block (n,): for each module of `shapes` a (r, in), then b transposed (r, out)."""
 
     block: torch.Tensor
     shapes: Shapes

@@ -20,10 +20,7 @@ BASE_SLOT = 0
 
 
 class LoraPool:
-    """Hold the resident adapters.
-
-    One thread at a time: the engine's, or the loader's before the engine starts.
-    """
+    """Hold the resident adapters. One thread at a time: the engine's."""
 
     def __init__(
         self,
@@ -125,9 +122,9 @@ class LoraPool:
         return TorchLoraBatch(segments, mask[:, None, :])
 
     def triton_batch(self, slots: torch.Tensor) -> LoraBatch | None:
-        """Return the batch of rows whose slots (B,) are on the device, valid while `layout` stays.
+        """Return the batch of rows with these slots (B,). Returns None if no adapter was loaded.
 
-        Returns None if no adapter was ever loaded.
+        It is valid while `layout` stays.
         """
         from deployments.engine.lora.triton_batch import TritonLoraBatch
 

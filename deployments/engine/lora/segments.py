@@ -95,10 +95,7 @@ def build_segments(
 def _layer_segments(
     layer: LoraLayer, stacks: Mapping[str, LoraStack], used: frozenset[str], rows: torch.Tensor
 ) -> LayerSegments | None:
-    """Copy `rows` (W,) of the layer's stacks, which are flattened to (N * R, features).
-
-    Returns None if no adapter of the mixture changes this layer.
-    """
+    """Copy `rows` (W,) of the stacks, flattened to (N * R, features); None if none is used."""
     a, b = [], []
     for module in layer.modules:
         if module.path in used:

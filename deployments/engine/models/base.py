@@ -36,19 +36,10 @@ class Model(Protocol):
 
     can_split_prompts: bool
     keeps_prompts_at_end: bool  # then a decode step gives the first token
-
-    @property
-    def lora_layers(self) -> list[LoraLayer]:
-        """The fused linear layers that adapters may change."""
-
-    @property
-    def kv_shape(self) -> KvShape: ...
-
-    @property
-    def vocab_size(self) -> int: ...
-
-    @property
-    def device(self) -> torch.device: ...
+    lora_layers: list[LoraLayer]  # the fused linear layers that adapters may change
+    kv_shape: KvShape
+    vocab_size: int
+    device: torch.device
 
     def prefill(self, cache: KvCache, batch: PrefillBatch, lora: LoraBatch | None) -> torch.Tensor:
         """Write prompt tokens to the cache; returns the states (T, d) behind them."""

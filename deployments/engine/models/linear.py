@@ -100,8 +100,7 @@ class FusedLinear:
 def packed(weight: torch.Tensor) -> torch.Tensor | None:
     """Return oneDNN's blocks of a weight (out, in).
 
-    Returns None if the weight is not on a CPU, or the CPU lacks the instructions that oneDNN's
-    bfloat16 blocks need.
+    Returns None if it is not on a CPU, or the CPU lacks the instructions for bfloat16 blocks.
     """
     if weight.device.type != "cpu":
         return None

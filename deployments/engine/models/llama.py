@@ -14,7 +14,6 @@ from deployments.engine.attention.prefill import PrefillBatch
 from deployments.engine.kernels.elementwise import ACTIVATIONS, gated_activation, rms_norm
 from deployments.engine.kernels.types import Rope
 from deployments.engine.lora.batch import LoraBatch
-from deployments.engine.lora.layers import LoraLayer
 from deployments.engine.models.base import KvShape, LMHead, norm_weight
 from deployments.engine.models.linear import FusedLinear
 
@@ -67,22 +66,10 @@ class LlamaModel:
         self._layers = [
             _Layer(f"model.layers.{i}", layer, dtype) for i, layer in enumerate(model.model.layers)
         ]
-
-    @property
-    def lora_layers(self) -> list[LoraLayer]:
-        return [adapted for layer in self._layers for adapted in layer.lora_layers]
-
-    @property
-    def kv_shape(self) -> KvShape:
-        return KvShape(len(self._layers), self._num_kv_heads, self._head_dim, self._embedding.dtype)
-
-    @property
-    def vocab_size(self) -> int:
-        return self._head.vocab_size
-
-    @property
-    def device(self) -> torch.device:
-        return self._embedding.device
+        self.lora_layers = [adapted for layer in self._layers for adapted in layer.lora_layers]
+        self.kv_shape = KvShape(len(self._layers), self._num_kv_heads, self._head_dim, dtype)
+        self.vocab_size = self._head.vocab_size
+        self.device = self._embedding.device
 
     def prefill(self, cache: KvCache, batch: PrefillBatch, lora: LoraBatch | None) -> torch.Tensor:
         """Read the tokens of many prompts; returns the states (T, d) behind them."""
@@ -146,6 +133,5 @@ class _Layer:
         )
         self.down = FusedLinear(f"{path}.down", {f"{path}.mlp.down_proj": mlp.down_proj}, dtype)
 
-    @property
-    def lora_layers(self) -> list[LoraLayer]:
-        return [fused.lora_layer for fused in (self.qkv, self.o, self.gate_up, self.down)]
+        fused = (self.qkv, self.o, self.gate_up, self.down)
+        self.lora_layers = [layer.lora_layer for layer in fused]

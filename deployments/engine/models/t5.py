@@ -15,7 +15,6 @@ from deployments.engine.attention.kv_cache import KvCache
 from deployments.engine.attention.prefill import PrefillBatch
 from deployments.engine.kernels.elementwise import ACTIVATIONS, gated_activation, rms_norm
 from deployments.engine.lora.batch import LoraBatch
-from deployments.engine.lora.layers import LoraLayer
 from deployments.engine.models.base import KvShape, LMHead, norm_weight
 from deployments.engine.models.linear import FusedLinear
 
@@ -66,23 +65,11 @@ class T5Model:
             _DecoderLayer(f"decoder.block.{i}.layer", block.layer, dtype, act, gated)
             for i, block in enumerate(model.decoder.block)
         ]
-
-    @property
-    def lora_layers(self) -> list[LoraLayer]:
         layers = (*self._encoder, *self._decoder)
-        return [adapted for layer in layers for adapted in layer.lora_layers]
-
-    @property
-    def kv_shape(self) -> KvShape:
-        return KvShape(len(self._decoder), self._num_heads, self._head_dim, self._embedding.dtype)
-
-    @property
-    def vocab_size(self) -> int:
-        return self._head.vocab_size
-
-    @property
-    def device(self) -> torch.device:
-        return self._embedding.device
+        self.lora_layers = [adapted for layer in layers for adapted in layer.lora_layers]
+        self.kv_shape = KvShape(len(self._decoder), self._num_heads, self._head_dim, dtype)
+        self.vocab_size = self._head.vocab_size
+        self.device = self._embedding.device
 
     def prefill(self, cache: KvCache, batch: PrefillBatch, lora: LoraBatch | None) -> torch.Tensor:
         """Run the encoder over whole prompts and cache the keys and values for the decoder."""
@@ -141,14 +128,7 @@ def _relative_bias(stack: Any, relative: torch.Tensor) -> torch.Tensor:
 class _Mlp:
     """Apply norm, feed-forward and residual to x (T, d)."""
 
-    def __init__(
-        self,
-        path: str,
-        layer: Any,
-        dtype: torch.dtype,
-        act: str,
-        gated: bool,
-    ) -> None:
+    def __init__(self, path: str, layer: Any, dtype: torch.dtype, act: str, gated: bool) -> None:
         dense = layer.DenseReluDense
         names = ("wi_0", "wi_1") if gated else ("wi",)
         inner = f"{path}.DenseReluDense"
@@ -168,14 +148,7 @@ class _Mlp:
 
 
 class _EncoderLayer:
-    def __init__(
-        self,
-        path: str,
-        layers: Any,
-        dtype: torch.dtype,
-        act: str,
-        gated: bool,
-    ) -> None:
+    def __init__(self, path: str, layers: Any, dtype: torch.dtype, act: str, gated: bool) -> None:
         attention = layers[0].SelfAttention
         inner = f"{path}.0.SelfAttention"
         self.norm_1 = norm_weight(layers[0].layer_norm, dtype)
@@ -188,14 +161,7 @@ class _EncoderLayer:
 
 
 class _DecoderLayer(_EncoderLayer):
-    def __init__(
-        self,
-        path: str,
-        layers: Any,
-        dtype: torch.dtype,
-        act: str,
-        gated: bool,
-    ) -> None:
+    def __init__(self, path: str, layers: Any, dtype: torch.dtype, act: str, gated: bool) -> None:
         super().__init__(path, layers, dtype, act, gated)
         attention = layers[1].EncDecAttention
         inner = f"{path}.1.EncDecAttention"

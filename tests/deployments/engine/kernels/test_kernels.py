@@ -10,10 +10,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from deployments.engine.attention.prefill import TorchPrefillAttention
 from deployments.engine.kernels import elementwise
 from deployments.engine.kernels.backend import are_fused
-from deployments.engine.kernels.prefill import prefill_attention_torch, prompt_blocks, segment_mask
-from deployments.engine.kernels.types import Expansion, Rope, Segment
+from deployments.engine.kernels.types import Expansion, Rope, Segment, prompt_blocks
 from tests.deployments.engine.kernels import torch_kernels
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -173,8 +173,7 @@ def test_the_prefill_kernel_equals_the_torch_version(
     blocks = prompt_blocks(segments, 9).to(DEVICE)
     options = {"scale": 0.2, "is_causal": is_causal}
     out = triton_prefill.prefill_attention(q, keys_values, blocks, bias=bias, **options)
-    masks = [segment_mask(s, bias, is_causal=is_causal, device=q.device) for s in segments]
-    wanted = prefill_attention_torch(q, keys_values, segments, masks, **options)
+    wanted = TorchPrefillAttention(segments).attend(q, keys_values, bias=bias, **options)
     assert (out - wanted).norm() / wanted.norm() < TOLERANCE[dtype]
 
 
