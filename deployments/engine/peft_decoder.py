@@ -17,6 +17,7 @@ from peft.tuners.lora.layer import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
+from deployments.engine.adapter_biases import AdapterBiases
 from deployments.engine.decoder import DecoderInfo, RowSink
 from deployments.engine.lora.peft_features import check_base_is_kept, check_scales
 from deployments.engine.model_loader import Pretrained
@@ -40,6 +41,7 @@ class PeftDecoder:
         self._active: str | None = None
         self._names: dict[str, str] = {}  # ours -> PEFT's
         self._resident: frozenset[str] = frozenset()
+        self._biases = AdapterBiases(base.model)
         self._num_loaded = 0
         self._eos_ids = base.eos_ids
         self._pad_id = base.pad_id
@@ -83,8 +85,8 @@ class PeftDecoder:
                 self._names[name] = earlier
                 self._resident = frozenset(self._names)
             raise
-        if earlier is not None and self._peft is not None:
-            self._peft.delete_adapter(earlier)
+        if earlier is not None:
+            self._delete(earlier)
         self._resident = frozenset(self._names)
 
     def _check_loaded(self, name: str, inner: str, directory: Path) -> None:
@@ -106,18 +108,21 @@ class PeftDecoder:
     def _inject(self, inner: str, directory: Path) -> None:
         """Let PEFT load the folder; if it raises, remove what it had injected by then."""
         try:
-            if self._peft is None:
-                self._peft = PeftModel.from_pretrained(
-                    self._base, str(directory), adapter_name=inner
-                )
-            else:
-                self._peft.load_adapter(str(directory), adapter_name=inner)
+            with self._biases.loading(inner):
+                if self._peft is None:
+                    self._peft = PeftModel.from_pretrained(
+                        self._base, str(directory), adapter_name=inner
+                    )
+                else:
+                    self._peft.load_adapter(str(directory), adapter_name=inner)
         except Exception:
             if self._peft is None:
                 _unwrap(self._base)
             elif inner in self._peft.peft_config:
                 self._peft.delete_adapter(inner)
             raise
+        # PEFT takes one adapter with biases at a time; ours are swapped.
+        self._peft.peft_config[inner].bias = "none"
         self._peft.eval()
 
     def read_adapter(self, directory: Path) -> Path:
@@ -146,8 +151,13 @@ class PeftDecoder:
             raise KeyError(f"adapter '{name}' is not resident (resident: {list(self._names)})")
         if self._active == name:
             self._active = None
-        self._peft.delete_adapter(self._names.pop(name))
+        self._delete(self._names.pop(name))
         self._resident = frozenset(self._names)
+
+    def _delete(self, inner: str) -> None:
+        assert self._peft is not None, f"{inner} was never loaded"
+        self._biases.forget(inner)
+        self._peft.delete_adapter(inner)
 
     def adapter_effect(self, name: str) -> float:
         """Return the largest absolute difference that it makes to the logits of a fixed probe."""
@@ -162,6 +172,7 @@ class PeftDecoder:
             if self._peft is None or name not in self._names:
                 raise KeyError(f"adapter '{name}' is not resident (resident: {list(self._names)})")
             self._peft.set_adapter(self._names[name], inference_mode=True)
+        self._biases.select(None if name is None else self._names[name])
         self._active = name
 
     def decode(self, token_ids: Sequence[int]) -> str:

@@ -97,11 +97,14 @@ def check_base_is_kept(directory: Path) -> None:
         AdapterNotSupported: naming its initialisation and how to convert it.
     """
     config = read_config(directory)
+    if config.get("layer_replication"):
+        problem = "layer_replication is set, which adds layers to the base model"
+        raise AdapterNotSupported(directory, [problem], "train it without")
     if changes_base(config):
-        init = config["init_lora_weights"]
+        problem = f"init_lora_weights is {config['init_lora_weights']!r}"
         raise AdapterNotSupported(
             directory,
-            [f"init_lora_weights is {init!r}, which changes the base model for all adapters"],
+            [f"{problem}, which changes the base model for all adapters"],
             "save it as plain LoRA with PEFT's save_pretrained("
             "path_initial_model_for_weight_conversion=...)",
         )

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from peft import EvaConfig, LoraConfig
+from safetensors.torch import load_file, save_file
 
 from deployments.engine.decoder_factory import FastLimits, build_decoder
 from deployments.engine.lora import peft_features
@@ -17,8 +18,9 @@ from deployments.engine.peft_decoder import PeftDecoder
 from deployments.engine.request import AdapterNotSupported, Request, SamplingParams
 from tests.deployments.engine.rows_by_hand import run_rows
 from tests.deployments.engine.test_model_runner import PROMPT, changed_config, load
+from tests.deployments.engine.test_peft_decoder import ListSink
 from tests.oracle import Oracle
-from tests.tiny_models import make_adapter
+from tests.tiny_models import make_adapter, make_tiny_qwen2
 
 LIMITS = FastLimits(max_rows=2, num_positions=64, max_adapters=3)
 Catalogs = dict[str, tuple[Path, Path]]
@@ -99,6 +101,16 @@ def test_an_absurd_scale_is_refused(
     assert decoder.info.adapters == {"plain"}, "the earlier version is gone"
 
 
+def test_an_adapter_that_replicates_layers_is_refused_by_both_decoders(
+    base_dir: Path, plain: Path, tmp_path: Path
+) -> None:
+    folder = changed_config(plain, tmp_path / "odd", layer_replication=[[0, 2], [1, 2]])
+    for kind in ("fast", "reference"):
+        decoder = build_decoder(load(base_dir), kind, LIMITS, {})  # type: ignore[arg-type]
+        with pytest.raises(AdapterNotSupported, match="layer_replication is"):
+            decoder.load_adapter("odd", folder)
+
+
 @pytest.mark.parametrize("init", ["pissa", "pissa_niter_4", "olora", "OLoRA"])
 def test_an_adapter_that_changes_the_base_is_refused_by_both_decoders(
     base_dir: Path, plain: Path, tmp_path: Path, init: str
@@ -112,6 +124,41 @@ def test_an_adapter_that_changes_the_base_is_refused_by_both_decoders(
         with pytest.raises(AdapterNotSupported, match=f"init_lora_weights is '{init}'"):
             decoder.load_adapter("odd", folder)
         assert all(torch.equal(p, weights[name]) for name, p in base_weights(decoder))
+
+
+@pytest.mark.parametrize("bias", ["all", "lora_only"])
+def test_trained_biases_stay_with_their_adapter(tmp_path: Path, bias: str) -> None:
+    """PEFT loads them into the base model, where the other adapters would use them too."""
+    base_dir = make_tiny_qwen2(tmp_path / "base")
+    plain = make_adapter(base_dir, tmp_path / "plain", base_name="b", seed=1)
+    biased = make_adapter(base_dir, tmp_path / "biased", base_name="b", seed=2, bias=bias)
+    file = biased / "adapter_model.safetensors"
+    trained = {n: t + 1.0 if n.endswith(".bias") else t for n, t in load_file(file).items()}
+    assert any(name.endswith(".bias") for name in trained)
+    save_file(trained, file)
+    decoder = build_decoder(load(base_dir), "auto", LIMITS, {"biased": biased})
+    assert isinstance(decoder, PeftDecoder)
+    folders = {"plain": plain, "biased": biased}
+    expected = {
+        name: Oracle(base_dir, {name: f}).generate(PROMPT, name, 8) for name, f in folders.items()
+    }
+    expected[None] = Oracle(base_dir, {"plain": plain}).generate(PROMPT, None, 8)
+    assert len(set(map(tuple, expected.values()))) == 3
+    for name, folder in folders.items():
+        decoder.load_adapter(name, folder)
+    for name in ("biased", "plain", None, "biased", None, "plain"):
+        assert one_answer(decoder, name) == expected[name], name
+    decoder.load_adapter("biased", biased)
+    assert one_answer(decoder, "biased") == expected["biased"]
+    decoder.evict("biased")
+    assert one_answer(decoder, None) == expected[None]
+
+
+def one_answer(decoder: PeftDecoder, adapter: str | None) -> list[int]:
+    sink = ListSink([8], decoder.info.eos_ids)
+    decoder.set_adapter(adapter)
+    decoder.generate([Request("r", PROMPT, adapter, SamplingParams(8))], sink)
+    return sink.rows[0]
 
 
 def base_weights(decoder: ModelRunner | PeftDecoder) -> Any:
