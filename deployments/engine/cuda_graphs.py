@@ -6,6 +6,7 @@ small tensors that are copied to the device before a replay; the padding of a bu
 scratch row. The picked token stays on the device, where the next replay reads it.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -215,10 +216,11 @@ class PrefillGraphs:
         _send(prompt_blocks(inputs.segments, num_blocks), self._blocks[:num_blocks])
 
     def _step(self, bucket: int) -> tuple[torch.Tensor]:
-        from deployments.engine.attention.fused import TritonPrefillAttention
+        from deployments.engine.kernels.triton_prefill import prefill_attention
 
         tokens, positions, where, slots = self._inputs[:, :bucket].unbind()
-        attention = TritonPrefillAttention(self._blocks[: _num_blocks(bucket)])
+        blocks = self._blocks[: _num_blocks(bucket)]
+        attention = functools.partial(prefill_attention, blocks=blocks)
         batch = PrefillBatch(tokens, positions, where, attention)
         return (self._model.prefill(self._cache, batch, self._lora_pool.triton_batch(slots)),)
 

@@ -32,16 +32,13 @@ Choice = Literal["auto", "fast", "reference"]
 class FastLimits:
     """Bound the fast decoder.
 
-    max_rows: answers that decode together.
-    num_positions: of the longest answer, prompt included.
-    max_adapters: resident at the same time.
     kv_memory_bytes: for keys and values of all rows; None: half of what is free on a GPU, enough
         for every row at full length on a CPU.
     """
 
-    max_rows: int
-    num_positions: int
-    max_adapters: int
+    max_rows: int  # answers that decode together
+    num_positions: int  # of the longest answer, prompt included
+    max_adapters: int  # resident at the same time
     kv_memory_bytes: int | None = None
 
 

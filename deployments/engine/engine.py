@@ -42,20 +42,13 @@ ResultT = TypeVar("ResultT")
 
 @dataclass(frozen=True, slots=True)
 class EngineLimits:
-    """Bound what the engine accepts and how it works.
+    """Bound what the engine accepts and what one step does."""
 
-    max_rows: requests of one group; a step decoder has its own rows.
-    max_waiting: requests in the queue; more are refused.
-    max_input_tokens: of one prompt.
-    prefill_tokens: prompt tokens that one step reads at most, for step decoders.
-    emit_interval_s: a stream's text is emitted at most this often, in seconds.
-    """
-
-    max_rows: int
-    max_waiting: int
-    max_input_tokens: int
-    prefill_tokens: int = 512
-    emit_interval_s: float = 0.0
+    max_rows: int  # of one group; a step decoder has its own rows
+    max_waiting: int  # requests in the queue; more are refused
+    max_input_tokens: int  # of one prompt
+    prefill_tokens: int = 512  # read in one step, by a step decoder
+    emit_interval_s: float = 0.0  # a stream's text is emitted at most this often
 
 
 class Engine:

@@ -83,12 +83,9 @@ class _GroupSink:
 def next_group(waiting: Sequence[Request], max_rows: int) -> list[int]:
     """Return the positions in `waiting` of the oldest request and those that may share its batch.
 
-    Args:
-        waiting: requests in order of arrival; not changed.
-        max_rows: rows of one batch, at least 1.
-
     Returns:
-        ascending positions, between 1 and max_rows of them; empty only if `waiting` is empty.
+        ascending positions, between 1 and max_rows of them; empty only if `waiting`, which is in
+        order of arrival, is empty.
     """
     if not waiting:
         return []

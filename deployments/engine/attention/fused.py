@@ -1,15 +1,12 @@
-"""Attend with Triton kernels. Imported only where they run.
+"""Attend with Triton kernels in a decode step. Imported only where they run.
 
 Everything is in tensors of fixed shape, so that a step can be captured as a CUDA graph.
 """
-
-from dataclasses import dataclass
 
 import torch
 
 from deployments.engine.attention.kv_cache import KvCache
 from deployments.engine.kernels.triton_attention import cross_attention, decode_attention
-from deployments.engine.kernels.triton_prefill import prefill_attention
 from deployments.engine.kernels.types import Expansion, Rope
 
 
@@ -54,26 +51,3 @@ class TritonDecodeAttention:
         self, q: torch.Tensor, expansion: Expansion | None, layer: int, *, scale: float
     ) -> torch.Tensor:
         return cross_attention(q, expansion, self._layers[layer], *self._prompts, scale=scale)
-
-
-@dataclass(frozen=True, slots=True)
-class TritonPrefillAttention:
-    """Implement PrefillAttention (prefill.py) with one kernel for all prompts.
-
-    blocks: (n, 5) on the device, from `prompt_blocks`.
-    """
-
-    blocks: torch.Tensor
-
-    def attend(
-        self,
-        q: torch.Tensor,
-        keys_values: torch.Tensor,
-        *,
-        bias: torch.Tensor | None = None,
-        scale: float,
-        is_causal: bool,
-    ) -> torch.Tensor:
-        return prefill_attention(
-            q, keys_values, self.blocks, bias=bias, scale=scale, is_causal=is_causal
-        )

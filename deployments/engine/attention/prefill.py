@@ -1,5 +1,6 @@
 """Lay out the prompt tokens of one step side by side, and attend over each prompt."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -16,7 +17,7 @@ from deployments.engine.sequence import PrefillChunk
 class PrefillAttention(Protocol):
     """Attend with every prompt's tokens over that prompt alone."""
 
-    def attend(
+    def __call__(
         self,
         q: torch.Tensor,
         keys_values: torch.Tensor,
@@ -36,7 +37,7 @@ class TorchPrefillAttention:
         # The first layer that needs them builds these; they are the same for all layers.
         self._masks: list[torch.Tensor | None] | None = None
 
-    def attend(
+    def __call__(
         self,
         q: torch.Tensor,
         keys_values: torch.Tensor,
@@ -101,9 +102,10 @@ class PrefillInputs:
         tokens, positions, where, _ = self.lines.to(device).unbind()
         attention: PrefillAttention = TorchPrefillAttention(self.segments)
         if are_fused(device.type):
-            from deployments.engine.attention.fused import TritonPrefillAttention
+            from deployments.engine.kernels.triton_prefill import prefill_attention
 
-            attention = TritonPrefillAttention(prompt_blocks(self.segments).to(device))
+            blocks = prompt_blocks(self.segments).to(device)
+            attention = functools.partial(prefill_attention, blocks=blocks)
         return PrefillBatch(tokens, positions, where, attention)
 
 

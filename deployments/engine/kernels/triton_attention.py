@@ -23,13 +23,9 @@ _MANY_MORE = 2048
 def softmax_step(scores, largest, total, AXIS: tl.constexpr):
     """Take one block of keys into an online softmax (Milakov and Gimelshein 2018).
 
-    Args:
-        scores: (BLOCK_N,) with AXIS 0, (M, BLOCK_N) with AXIS 1; very negative where masked.
-        largest, total: the largest score and the sum of exponentials so far, () or (M,).
-
-    Returns:
-        the new `largest` and `total`, the factor that rescales what was summed before, and the
-        block's weights, shaped as `scores`.
+    scores: (BLOCK_N,) with AXIS 0, (M, BLOCK_N) with AXIS 1; very negative where masked.
+    largest, total: the largest score and the sum of exponentials so far, () or (M,).
+    Returns the new two, the factor that rescales earlier sums, and the block's weights.
     """
     now = tl.maximum(largest, tl.max(scores, AXIS))
     shrink = tl.exp(largest - now)

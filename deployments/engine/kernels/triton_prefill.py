@@ -69,9 +69,9 @@ def _prefill_kernel(
 def prefill_attention(
     q: torch.Tensor,
     keys_values: torch.Tensor,
-    blocks: torch.Tensor,
     *,
-    bias: torch.Tensor | None,
+    blocks: torch.Tensor,
+    bias: torch.Tensor | None = None,
     scale: float,
     is_causal: bool,
 ) -> torch.Tensor:

@@ -65,11 +65,9 @@ class Segment:
 def prompt_blocks(segments: Sequence[Segment], num_blocks: int | None = None) -> torch.Tensor:
     """Cut the segments into blocks of BLOCK_M queries, one for each program of the kernel.
 
-    Args:
-        num_blocks: empty blocks are added up to this number.
-
     Returns:
         (n, 5) int32 on the host: first query, count, its position, first key, number of keys.
+        Empty blocks are added up to `num_blocks`.
     """
     rows = BLOCK_M
     blocks = [

@@ -54,8 +54,7 @@ def read_config(directory: Path) -> dict[str, Any]:
     """Return the object in adapter_config.json.
 
     Raises:
-        OSError: the file is missing.
-        ValueError: it holds no JSON object.
+        OSError, ValueError: the file is missing, or holds no JSON object.
     """
     file = directory / CONFIG_FILE
     config = json.loads(file.read_text(encoding="utf-8"))
@@ -111,10 +110,7 @@ def check_base_is_kept(directory: Path) -> None:
 
 
 def check_scales(directory: Path, scales: Mapping[str, float]) -> None:
-    """Refuse an adapter with an absurd scale in any layer.
-
-    Args:
-        scales: PEFT's scale by module path.
+    """Refuse an adapter with an absurd scale in any layer; `scales` are by module path.
 
     Raises:
         AdapterNotSupported: naming the layer, the scale and the limit.

@@ -8,7 +8,6 @@ from its layer. The tensors come from the safetensors file.
 import copy
 import json
 import threading
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,7 +73,7 @@ class PeftReader:
     def __init__(self, skeleton: torch.nn.Module) -> None:
         self._skeleton = skeleton
         self._lock = threading.Lock()
-        self._layers: OrderedDict[str, dict[str, _InjectedLayer]] = OrderedDict()
+        self._layers: dict[str, dict[str, _InjectedLayer]] = {}
 
     def unsupported(self, directory: Path) -> list[str]:
         """Return the features and layers that the fast decoder cannot express; empty if none.
@@ -122,14 +121,11 @@ class PeftReader:
         fields = {k: v for k, v in config.to_dict().items() if k not in WITHOUT_EFFECT}
         key = json.dumps(fields, sort_keys=True, default=sorted)
         with self._lock:
-            if key in self._layers:
-                self._layers.move_to_end(key)
-                return self._layers[key]
-            layers = self._inject(config)
-            self._layers[key] = layers
+            if key not in self._layers:
+                self._layers[key] = self._inject(config)
             if len(self._layers) > _KEPT_CONFIGS:
-                self._layers.popitem(last=False)
-            return layers
+                del self._layers[next(iter(self._layers))]
+            return self._layers[key]
 
     def _inject(self, config: LoraConfig) -> dict[str, _InjectedLayer]:
         config.inference_mode = True

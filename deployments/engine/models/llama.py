@@ -81,9 +81,7 @@ class LlamaModel:
             qkv = qkv.view(len(x), h + 2 * kv, dim)
             rope.apply_rotary_(qkv[:, : h + kv])
             cache.write(i, batch.where, qkv[:, h:].view(len(x), 2, kv, dim))
-            attended = batch.attention.attend(
-                qkv[:, :h], cache.layers[i], scale=dim**-0.5, is_causal=True
-            )
+            attended = batch.attention(qkv[:, :h], cache.layers[i], scale=dim**-0.5, is_causal=True)
             x = self._after_attention(layer, x, attended, lora)
         return x
 

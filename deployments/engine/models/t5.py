@@ -77,7 +77,7 @@ class T5Model:
         heads = (self._num_heads, self._head_dim)
         for layer in self._encoder:
             qkv = layer.qkv.after_norm(x, layer.norm_1, self._eps, lora).view(len(x), 3, *heads)
-            attended = batch.attention.attend(
+            attended = batch.attention(
                 qkv[:, 0], qkv[:, 1:], bias=self._encoder_bias, scale=1.0, is_causal=False
             )
             x = layer.o.add_to(x, attended, lora)
