@@ -1,7 +1,7 @@
-"""What scripts/benchmarks/gateway.py measures the front door with: applications without a model.
+"""Applications without a model, for the benchmarks of the HTTP side.
 
 `build_chain`: Ray's own no-op chain, the least that a router in front of a model can cost.
-`build_clinic`: this application, with a decoder that does no work in the model replica.
+`build_clinic`: this application, whose model replica has a decoder that does no work.
 
 No `from __future__ import annotations` here: Serve reads the builder's signature.
 """
@@ -39,7 +39,7 @@ class ChainModel:
 
 
 class ChainRouter:
-    """Reads the body, calls the model, answers: nothing else."""
+    """Reads the body, calls the model and answers, without anything else."""
 
     def __init__(self, model: DeploymentHandle) -> None:
         self._model = model
@@ -53,8 +53,9 @@ class ChainRouter:
 
 
 def build_chain(args: dict[str, Any]) -> Application:
-    """Both deployments with the options that build_application gives ours, but for `num_cpus`: the
-    two applications must fit on two cores beside each other, and it sets no limit on what is used.
+    """Bind two deployments with the options that build_application gives ours, except `num_cpus`.
+
+    Both applications must fit on two cores together, and `num_cpus` limits no use of them.
     """
     model = serve.deployment(
         name="Model", ray_actor_options={"num_cpus": 0.2}, max_ongoing_requests=args["max_ongoing"]
@@ -67,7 +68,7 @@ def build_chain(args: dict[str, Any]) -> Application:
 
 
 def build_clinic(args: dict[str, Any]) -> Application:
-    """`args`: those of serve_config.yaml, and `step_s`: what each decoding step takes."""
+    """Build our application from `args` of serve_config.yaml, and `step_s`: seconds of a step."""
     rest = dict(args)
     load = functools.partial(load_stand_in, step_s=float(rest.pop("step_s", 0.0)))
     return build_application(parse_settings(rest), load=load)
@@ -99,7 +100,7 @@ class _Ready:
 
 
 class StandInDecoder:
-    """A step decoder whose rows all write the letter a until max_tokens. `step_s`: its pace."""
+    """A step decoder whose rows all write the letter a until max_tokens, `step_s` apart."""
 
     can_split_prompts = True
     num_steps_ahead = 0
@@ -126,13 +127,13 @@ class StandInDecoder:
         self._adapters[name] = weights
 
     def dry_run(self, name: str, weights: Path) -> None:
-        """Everything fits."""
+        """Accept every adapter."""
 
     def evict(self, name: str) -> None:
         del self._adapters[name]
 
     def set_adapter(self, row: int, name: str | None) -> None:
-        """Nothing is kept for a row."""
+        """Do nothing: rows have no state."""
 
     def step(self, plan: SchedulerOutput) -> _Ready:
         if self._step_s:
@@ -140,10 +141,10 @@ class StandInDecoder:
         return _Ready({job.row: _TOKEN for job in plan.emits if job.row is not None})
 
     def free(self, row: int) -> None:
-        """Nothing is kept for a row."""
+        """Do nothing: rows have no state."""
 
     def reset(self) -> None:
-        """Nothing is kept for a row."""
+        """Do nothing: rows have no state."""
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return bytes(token_ids).decode()

@@ -10,7 +10,7 @@ from scripts.arguments import HelpFormatter, above_zero, positive, share
 
 SCRIPTS = (
     *("prepare_medical_dataset", "train_lora_adapter", "evaluate_adapter", "merge_adapter"),
-    *("promote_adapter", "report_adapters", "make_specialists", "benchmarks.training"),
+    *("promote_adapter", "report_adapters", "make_specialists"),
 )
 
 
