@@ -91,7 +91,7 @@ def make_reader(base: Pretrained) -> PeftReader:
 def unsupported_adapter(reader: PeftReader, adapters: Mapping[str, Path]) -> str | None:
     """Return which adapter the fast decoder cannot serve, and why. Returns None if it serves all.
 
-    An adapter that PEFT cannot read either is left to whoever loads it, who names the problem.
+    An adapter that PEFT cannot read either is not judged here: loading it names the problem.
     """
     for name, directory in adapters.items():
         try:

@@ -40,7 +40,7 @@ _PROMPTS_TOGETHER = 4  # on a GPU a prefill reads all weights, for one short pro
 
 @dataclass(slots=True)
 class _RowState:
-    """The state of a row between two steps."""
+    """Hold the state of a row between two steps."""
 
     slot: int = BASE_SLOT
     length: int = 0  # positions filled in the cache

@@ -32,7 +32,7 @@ class ErrorInfo:
 
 
 class EngineError(Exception):
-    """Base of everything that the engine raises. `code` is stable; `str()` is for the client."""
+    """Carry a stable `code` and a text for the client. Base of all that the engine raises."""
 
     code = "engine_error"
     param: str | None = None
@@ -52,7 +52,7 @@ def error_classes() -> tuple[type[EngineError], ...]:
 
 
 class RequestRefused(EngineError):
-    """Refused before it was queued; nothing was generated."""
+    """Refuse a request before it is queued; nothing was generated."""
 
     code = "refused"
 
@@ -118,7 +118,7 @@ class EngineStopped(EngineError):
 
 
 class AdapterNotSupported(EngineError):
-    """The adapter has features that the decoder cannot serve; all are named."""
+    """Name all features of an adapter that the decoder cannot serve."""
 
     code = "adapter_not_supported"
 
@@ -133,25 +133,25 @@ class AdapterNotSupported(EngineError):
 
 
 class AdapterHasNoEffect(EngineError):
-    """The adapter loaded, but the logits are those of the base, or are not finite."""
+    """Report an adapter whose logits are those of the base, or are not finite."""
 
     code = "adapter_has_no_effect"
 
 
 class LoraPoolError(EngineError):
-    """The pool cannot hold this adapter, or does not hold it."""
+    """Report an adapter that the pool cannot hold, or does not hold."""
 
     code = "adapter_bank_refused"
 
 
 class FastDecoderImpossible(EngineError):
-    """`decoder: fast` was asked for, and this model or an adapter cannot have it."""
+    """Report that `decoder: fast` is set and cannot serve this model or an adapter."""
 
     code = "fast_decoder_impossible"
 
 
 class FinishReason(StrEnum):
-    """Why an answer ended. The first two are OpenAI's."""
+    """Say why an answer ended. The first two are OpenAI's."""
 
     STOP = "stop"  # end-of-sequence token, or a stop string
     LENGTH = "length"  # max_tokens reached

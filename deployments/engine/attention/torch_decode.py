@@ -15,7 +15,7 @@ from deployments.engine.kernels.types import Expansion, Rope
 
 @dataclass(frozen=True, slots=True)
 class _Read:
-    """Positions [start, stop) of a span's rows, and what is added to their scores.
+    """Name positions [start, stop) of a span's rows, and what is added to their scores.
 
     bias: (n, 1 or H, 1, stop - start) with -inf where a row may not look; None: nothing to add.
     """

@@ -117,9 +117,7 @@ def check_scales(directory: Path, scales: Mapping[str, float]) -> None:
     """
     for path, scale in scales.items():
         if not abs(scale) <= MAX_SCALE:  # not finite either
-            problem = f"{path} has the scale {scale:g} (lora_alpha over r), at most {MAX_SCALE:g}"
-            raise AdapterNotSupported(
-                directory,
-                [problem],
-                f"correct lora_alpha or alpha_pattern in {CONFIG_FILE}",
-            )
+            found = f"{path} has the scale {scale:g} (lora_alpha over r)"
+            why = f"above {MAX_SCALE:g} nothing of the base model is left in the logits"
+            hint = f"correct lora_alpha or alpha_pattern in {CONFIG_FILE}"
+            raise AdapterNotSupported(directory, [found, why], hint)

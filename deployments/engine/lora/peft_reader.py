@@ -51,7 +51,7 @@ class AdapterWeights:
 
 @dataclass(frozen=True, slots=True)
 class _InjectedLayer:
-    """What PEFT made of one adapted layer. `obstacle`: why the fast decoder cannot express it."""
+    """Hold what PEFT made of one layer. `obstacle`: why the fast decoder cannot express it."""
 
     rank: int
     in_features: int

@@ -21,7 +21,7 @@ _RANK_BUCKET = 8
 
 @dataclass(frozen=True, slots=True)
 class _SlotViews:
-    """A slot's rows of the stacks, as flat views, for adapters of these shapes."""
+    """Hold a slot's rows of the stacks, as flat views, for adapters of these shapes."""
 
     shapes: Shapes
     layout: int

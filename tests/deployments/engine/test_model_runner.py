@@ -1,4 +1,4 @@
-"""Life around the fast decoder: loading beside a running batch, cancelling, refusing, falling back.
+"""Life around the fast decoder: loading while a batch runs, cancelling, refusing, falling back.
 
 That its tokens are right is in test_parity.py.
 """
