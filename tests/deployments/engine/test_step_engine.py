@@ -176,7 +176,7 @@ async def test_refusals_come_before_queuing(engine: Engine) -> None:
 
 
 async def test_memory_is_never_overcommitted(engine: Engine, decoder: ScriptedStepDecoder) -> None:
-    """Answers that only the one large row holds run one after the other; small ones run meanwhile."""
+    """Answers that only the one large row holds run one by one; small ones run meanwhile."""
     decoder.gate.clear()
     large = [collect(engine.generate(request("x" * 40, "a", tokens=39))) for _ in range(3)]
     small = [collect(engine.generate(request("tiny", "b", tokens=8))) for _ in range(4)]
