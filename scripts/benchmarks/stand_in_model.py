@@ -20,13 +20,14 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
+from adapters.prompting import Message
 from deployments.app import build_application
 from deployments.engine.decoder import DecoderInfo
 from deployments.engine.sequence import SchedulerOutput
-from deployments.messages import Turn
 from deployments.model.adapter_manager import AdapterManager
-from deployments.model.host_memory import HostCache
-from deployments.model.loading import LoadedModel, open_adapter_store
+from deployments.model.host_cache import HostCache
+from deployments.model.loading import LoadedModel
+from deployments.replica import open_adapter_store
 from deployments.settings import Settings, parse_settings
 
 _NUM_POSITIONS = 1 << 20
@@ -76,19 +77,20 @@ def build_clinic(args: dict[str, Any]) -> Application:
 
 def load_stand_in(settings: Settings, device: str, *, step_s: float) -> LoadedModel:
     decoder = StandInDecoder(settings.engine.max_rows, step_s)
-    holder = AdapterManager(
+
+    make_manager = functools.partial(
+        AdapterManager,
         open_adapter_store(settings),
         settings.base_model,
         decoder,
         capacity=settings.engine.max_adapters,
         host=HostCache(0),
     )
-    holder.sync()
 
-    def encode(turns: Sequence[Turn], answer_language: str | None) -> list[int]:
+    def encode(turns: Sequence[Message], answer_language: str | None) -> list[int]:
         return [_TOKEN] * 16
 
-    return LoadedModel(settings.base_model, decoder, encode, holder)
+    return LoadedModel(settings.base_model, decoder, encode, make_manager)
 
 
 class _Ready:

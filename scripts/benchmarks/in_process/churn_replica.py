@@ -8,7 +8,6 @@ import random
 import shutil
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from deployments.engine.engine import Engine, EngineLimits
 from deployments.engine.model_loader import Pretrained
 from deployments.engine.request import Request, SamplingParams, TokenEvent
 from deployments.model.adapter_manager import AdapterManager
-from deployments.model.host_memory import HostCache
+from deployments.model.host_cache import HostCache
 from deployments.replica import tune_interpreter
 from scripts.benchmarks.in_process.engine_runs import fast_decoder
 
@@ -71,9 +70,6 @@ class ChurnReplica:
         self.state = state
         self._num_slots = slots
         self.store = AdapterStore(LocalStorage(state), load_catalog(seed_dir), state / "cache")
-        self.manager = AdapterManager(
-            self.store, "bench", decoder, capacity=slots, host=HostCache(host_mib * 2**20)
-        )
         self.engine = Engine(
             decoder,
             EngineLimits(
@@ -83,13 +79,19 @@ class ChurnReplica:
                 prefill_tokens=PREFILL_TOKENS[decoder.device.type],
             ),
         )
+        self.engine.start()
+        self.manager = AdapterManager(
+            self.store,
+            "bench",
+            decoder,
+            capacity=slots,
+            host=HostCache(host_mib * 2**20),
+            run=self.engine.run_between_steps,
+        )
         self.manager.sync()
         self.manager.prefetch()  # a replica does it in its first seconds
-        decoder.warm_up()
+        self.engine.run_between_steps(decoder.warm_up).result()
         tune_interpreter()
-        self.engine.start()
-        self.manager.attach(self.engine.run_between_steps)
-        self._loaders = ThreadPoolExecutor(4)
         self._vocab = decoder.vocab_size
 
     def prompt(self, num_tokens: int, seed: int = 0) -> tuple[int, ...]:
@@ -120,11 +122,9 @@ class ChurnReplica:
 
     @contextlib.asynccontextmanager
     async def _leased(self, name: str, version: str | None) -> AsyncIterator[tuple[str, bool]]:
-        key = self.manager.try_lease(name, version)
-        was_resident = key is not None
-        if key is None:
-            loading = self._loaders.submit(self.manager.lease, name, version)
-            key = await asyncio.wrap_future(loading)
+        lease = self.manager.lease(name, version)
+        was_resident = lease.done()
+        key = await asyncio.wrap_future(lease)
         try:
             yield key, was_resident
         finally:
@@ -175,7 +175,6 @@ class ChurnReplica:
         return self.engine.run_between_steps(timed).result(120)
 
     def close(self) -> None:
-        self._loaders.shutdown()
         self.engine.close()
 
 
