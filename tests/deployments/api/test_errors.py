@@ -24,8 +24,9 @@ def test_every_error_of_the_engine_and_of_a_replica_has_a_status() -> None:
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             try:
                 importlib.import_module(module.name)  # some of them add to the tree
-            except ModuleNotFoundError as error:  # the kernels, which raise nothing of ours
-                assert error.name == "triton", module.name
+            except ModuleNotFoundError as error:
+                if error.name != "triton":  # the kernels need it, and raise nothing of ours
+                    raise
     found = {error.code for error in tree(EngineError)}
     assert {"empty_prompt", "queue_full", "adapter_gone"} <= found, "the tree was not read"
     assert found <= set(STATUS)
