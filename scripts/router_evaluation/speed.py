@@ -9,7 +9,6 @@ import json
 import os
 import platform
 import random
-import statistics
 import subprocess
 import sys
 import time
@@ -21,7 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from router.classifier import Classifier
-from scripts.router_evaluation.metrics import Estimate, quantile
+from scripts.router_evaluation.metrics import Estimate, quantile, repeats
 
 NUM_WARM_UPS = 5
 NUM_SINGLE = 300  # questions timed one by one
@@ -40,29 +39,31 @@ imported = time.perf_counter()
 classifier = Classifier.load(pathlib.Path(folder))
 loaded = time.perf_counter()
 classifier.classify([[text] for text in texts])
-try:
-    import psutil
-    resident = psutil.Process().memory_info().rss
-except ImportError:
-    status = pathlib.Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.exists() else []
-    found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS")]
-    resident = found[0] if found else None
+import psutil
+resident = psutil.Process().memory_info().rss
 print(json.dumps([imported - started, loaded - imported, resident]))
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """Times in ms of one question and of a page; `per_second` and `load_s` hold each repeat."""
+    """How fast and how large a router is.
 
-    question_ms: dict[int, Estimate]  # percentile -> time
-    page_ms: dict[int, Estimate]
-    per_second: tuple[float, ...]
+    Attributes:
+        question_ms, page_ms: time of one text by percentile ("p50", "p95").
+        per_second: questions a second, `batch` of them in one call.
+        import_s, load_s: of fresh processes.
+        resident_bytes: of the largest of them, after `num_for_memory` questions.
+        folder_bytes: file name -> size.
+    """
+
+    question_ms: dict[str, Estimate]
+    page_ms: dict[str, Estimate]
+    per_second: Estimate
     batch: int
-    import_s: tuple[float, ...]
-    load_s: tuple[float, ...]
-    resident_bytes: int | None  # the largest of the fresh processes
+    import_s: Estimate
+    load_s: Estimate
+    resident_bytes: int
     num_for_memory: int
     folder_bytes: dict[str, int]
     num_cores: int
@@ -85,15 +86,14 @@ def measure(classifier: Classifier, model: Path, texts: Sequence[str], seed: int
     fresh = [
         _fresh(model, shuffled[:NUM_FOR_MEMORY]) for _ in tqdm(range(NUM_LOADS), "fresh processes")
     ]
-    resident = [bytes_ for _, _, bytes_ in fresh if bytes_ is not None]
     return Speed(
-        question_ms={p: quantile(question, p, seed=seed) for p in (50, 95)},
-        page_ms={p: quantile(page, p, seed=seed) for p in (50, 95)},
-        per_second=tuple(_per_second(classifier, batch) for batch in batches)[1:],
+        question_ms=_percentiles(question, seed),
+        page_ms=_percentiles(page, seed),
+        per_second=repeats([_per_second(classifier, batch) for batch in batches][1:]),
         batch=BATCH,
-        import_s=tuple(seconds for seconds, _, _ in fresh),
-        load_s=tuple(seconds for _, seconds, _ in fresh),
-        resident_bytes=max(resident) if resident else None,
+        import_s=repeats([seconds for seconds, _, _ in fresh]),
+        load_s=repeats([seconds for _, seconds, _ in fresh]),
+        resident_bytes=max(resident for _, _, resident in fresh),
         num_for_memory=min(NUM_FOR_MEMORY, len(shuffled)),
         folder_bytes=folder_bytes(model),
         num_cores=os.cpu_count() or 1,
@@ -140,13 +140,17 @@ def _times(classifier: Classifier, texts: Sequence[str], title: str) -> np.ndarr
     return np.array(times)
 
 
+def _percentiles(times: np.ndarray, seed: int) -> dict[str, Estimate]:
+    return {f"p{percent}": quantile(times, percent, seed=seed) for percent in (50, 95)}
+
+
 def _per_second(classifier: Classifier, batch: Sequence[str]) -> float:
     started = time.perf_counter()
     classifier.classify([[text] for text in batch])
     return len(batch) / (time.perf_counter() - started)
 
 
-def _fresh(model: Path, texts: Sequence[str]) -> tuple[float, float, int | None]:
+def _fresh(model: Path, texts: Sequence[str]) -> tuple[float, float, int]:
     """(seconds to import, seconds to load, resident bytes) of a process of its own."""
     done = subprocess.run(
         [sys.executable, "-c", _FRESH],
@@ -158,7 +162,3 @@ def _fresh(model: Path, texts: Sequence[str]) -> tuple[float, float, int | None]
     )
     imported, loaded, resident = json.loads(done.stdout)
     return imported, loaded, resident
-
-
-def median(values: Sequence[float]) -> float:
-    return statistics.median(values)

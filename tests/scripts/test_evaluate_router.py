@@ -12,7 +12,7 @@ import pytest
 
 from router.training.examples import OUT_OF_SCOPE, Example
 from scripts.evaluate_router import main
-from scripts.router_evaluation import metrics, results, speed
+from scripts.router_evaluation import metrics, robustness, speed
 from scripts.router_evaluation.perturbations import PERTURBATIONS
 from tests.router.small_questions import LABELS, small_questions
 from tests.tiny_encoder import tiny_artefact
@@ -108,7 +108,7 @@ def made(files: Files) -> tuple[str, str, dict[str, Any]]:
             (speed, "NUM_PAGES", 2),
             (speed, "NUM_BATCHES", 1),
             (speed, "NUM_LOADS", 1),
-            (results, "NUM_PERTURBED", 20),
+            (robustness, "NUM_PERTURBED", 20),
         ):
             patch.setattr(module, name, value)
         notes = files["out"].parent.with_name("notes.md")
@@ -116,7 +116,7 @@ def made(files: Files) -> tuple[str, str, dict[str, Any]]:
         printed = io.StringIO()
         strict = {"strict_model": files["model"], "strict_data": files["strict_data"]}
         with contextlib.redirect_stdout(printed):
-            code = main(arguments(files, **strict, notes=notes))
+            code = main([*arguments(files, **strict, notes=notes), "--html"])
     assert code == 0
     text = files["out"].read_text(encoding="utf-8")
     page = files["out"].with_suffix(".html").read_text(encoding="utf-8")
