@@ -37,9 +37,8 @@ from scripts.datasets.cleaning import ATTRIBUTIONS, origin
 from scripts.datasets.record import DataError
 from scripts.datasets.sources import Source
 from scripts.router.augmentation import neutral_letters
-from scripts.router.dataset import MANIFEST, QUESTIONS
-from scripts.router.entry import Entry
-from scripts.router.sources import OPTIONS, READERS, read_entries
+from scripts.router.dataset import MANIFEST, QUESTIONS, Entry, to_row
+from scripts.router.sources import OPTIONS, READERS, read_source_entries
 
 NUM_NEUTRAL = 200  # letters a language
 HEAD_PERCENT = 15  # of the groups that may train
@@ -80,7 +79,7 @@ def prepare(
         DataError: a source cannot be read, or --hold_out names none.
     """
     parsed = [parse(text) for text in sources]
-    entries = [entry for source in tqdm(parsed, "reading") for entry in read_entries(source)]
+    entries = [entry for source in tqdm(parsed, "reading") for entry in read_source_entries(source)]
     known = {entry.source for entry in entries}
     if unknown := sorted(set(hold_out) - known):
         raise DataError(
@@ -90,7 +89,7 @@ def prepare(
         entries += neutral_entries()
     split = split_entries(_first_of_each(entries), frozenset(hold_out), unseen_names=unseen_names)
     out.mkdir(parents=True, exist_ok=True)
-    lines = "".join(json.dumps(_row(e), ensure_ascii=False) + "\n" for e in split)
+    lines = "".join(json.dumps(to_row(e), ensure_ascii=False) + "\n" for e in split)
     (out / QUESTIONS).write_text(lines, encoding="utf-8")
     names = sorted({origin(e.source) for e in split})
     manifest = {
@@ -187,19 +186,6 @@ def _split_of(entry: Entry, validation: set[str], hold_out: frozenset[str]) -> s
     is_ours = entry.source == "written"
     percent = WRITTEN_HEAD_PERCENT if is_ours or entry.specialty == OUT_OF_SCOPE else HEAD_PERCENT
     return "head" if zlib.crc32(entry.group.encode()) % 100 < percent else "encoder"
-
-
-def _row(entry: Entry) -> dict[str, str]:
-    return {
-        "id": entry.id,
-        "input": entry.text,
-        "specialty": entry.specialty,
-        "lang": entry.lang,
-        "source": entry.source,
-        "split": entry.split,
-        "kind": entry.kind,
-        "group": entry.group,
-    }
 
 
 def _counts(entries: Sequence[Entry]) -> dict[str, Any]:

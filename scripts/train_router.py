@@ -24,13 +24,11 @@ from typing import Any
 from router.encoder import OnnxEncoder, TextEncoder
 from router.training.examples import Example, Recipe
 from router.training.train import save, train
-from scripts.datasets.record import DataError, read_jsonl
+from scripts.datasets.record import DataError
 from scripts.router.augmentation import as_question
-from scripts.router.dataset import MANIFEST, QUESTIONS
+from scripts.router.dataset import MANIFEST, SPLITS, read_entries
 
 MODEL_DIR = Path(__file__).resolve().parent.parent / "router" / "model"
-SPLITS = ("encoder", "head", "validation", "held_out")
-_FIELDS = ("id", "input", "specialty", "lang", "source", "group", "kind")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -123,30 +121,19 @@ def _encoder(args: argparse.Namespace) -> TextEncoder:
 
 
 def read_examples(data: Path, seed: int) -> dict[str, list[Example]]:
-    """The examples of each split; terms are put into questions, the same for the same seed.
+    """Read the examples of each split; the same seed puts terms into the same questions.
 
     Raises:
         DataError: the folder is not one of prepare_router_dataset, or a line is malformed.
     """
-    path = data / QUESTIONS
-    if not path.is_file():
-        raise DataError(f"--data {data}: no {QUESTIONS} in it; prepare_router_dataset writes it")
     examples: dict[str, list[Example]] = {split: [] for split in SPLITS}
-    for number, row in read_jsonl(path):
-        split = row.get("split")
-        if split not in examples:
-            raise DataError(
-                f"{QUESTIONS}, line {number}: split {split!r}; expected one of {SPLITS}"
-            )
-        missing = [name for name in _FIELDS if not isinstance(row.get(name), str)]
-        if missing or not row["input"].strip():
-            what = ", ".join(missing) or "input"
-            raise DataError(f"{QUESTIONS}, line {number}: {what} must be a text")
-        id_, text, specialty, lang, source, group, kind = (row[name] for name in _FIELDS)
-        if kind == "term" and split in ("encoder", "head"):
-            text = as_question(text, lang, random.Random(f"{seed}/{id_}"))
-        example = Example(text, specialty, lang, source, group, kind)
-        examples[split].append(example)
+    for entry in read_entries(data):
+        text = entry.text
+        if entry.kind == "term" and entry.split in ("encoder", "head"):
+            text = as_question(text, entry.lang, random.Random(f"{seed}/{entry.id}"))
+        examples[entry.split].append(
+            Example(text, entry.specialty, entry.lang, entry.source, entry.group, entry.kind)
+        )
     return examples
 
 

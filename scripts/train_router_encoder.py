@@ -28,8 +28,8 @@ from tokenizers import Tokenizer
 from router.artefact import load_artefact
 from router.encoder import ENCODER, TOKENIZER
 from router.training.examples import OUT_OF_SCOPE
-from scripts.datasets.record import DataError, read_jsonl
-from scripts.router.dataset import QUESTIONS
+from scripts.datasets.record import DataError
+from scripts.router.dataset import read_entries
 from scripts.router.encoder_export import export, read_back
 from scripts.router.encoder_model import Encoder, from_init
 from scripts.router.encoder_trainer import Plan, Text, Trainer
@@ -151,14 +151,15 @@ def start_from(student: Encoder, teacher: Encoder, layers: Sequence[int]) -> Non
 
 
 def read_texts(data: Path) -> tuple[list[Text], list[str]]:
-    """(texts in file order, labels in alphabetical order without out_of_scope)."""
-    rows = [item for _, item in read_jsonl(data / QUESTIONS)]
-    labels = sorted({row["specialty"] for row in rows} - {OUT_OF_SCOPE})
+    """Return the texts in file order, and the labels in alphabetical order.
+
+    Raises:
+        DataError: the folder is not one of prepare_router_dataset, or a line is malformed.
+    """
+    entries = list(read_entries(data))
+    labels = sorted({entry.specialty for entry in entries} - {OUT_OF_SCOPE})
     index = {label: i for i, label in enumerate(labels)} | {OUT_OF_SCOPE: -1}
-    texts = [
-        Text(r["input"], index[r["specialty"]], r["lang"], r["kind"], r["source"], r["split"])
-        for r in rows
-    ]
+    texts = [Text(e.text, index[e.specialty], e.lang, e.kind, e.source, e.split) for e in entries]
     return texts, labels
 
 

@@ -6,14 +6,14 @@ import numpy as np
 import numpy.typing as npt
 
 from scripts.datasets.record import DataError
-from scripts.router_evaluation.questions import Question
+from scripts.router.dataset import Entry
 
 OURS = ("written", "glossary")  # sources that we wrote
 # The names of the baselines in the report: trained on public questions, or on all texts.
 PUBLIC, ALL_TEXTS = "baseline", "baseline, all texts"
 
 
-def training_of(name: str, training: Sequence[Question]) -> list[Question]:
+def training_of(name: str, training: Sequence[Entry]) -> list[Entry]:
     """Return the in-scope texts that the baseline `name` learns from."""
     inside = [question for question in training if question.is_inside]
     if name == ALL_TEXTS:
@@ -28,7 +28,7 @@ class Baseline:
         DataError: the training texts have fewer than two specialties.
     """
 
-    def __init__(self, name: str, training: Sequence[Question]) -> None:
+    def __init__(self, name: str, training: Sequence[Entry]) -> None:
         from sklearn.feature_extraction.text import TfidfVectorizer
         from sklearn.linear_model import LogisticRegression
         from sklearn.pipeline import make_pipeline
@@ -44,7 +44,7 @@ class Baseline:
         )
         self._model.fit([question.text for question in texts], labels)
 
-    def predict(self, questions: Sequence[Question]) -> npt.NDArray[np.str_]:
+    def predict(self, questions: Sequence[Entry]) -> npt.NDArray[np.str_]:
         """Return the predicted labels, (Q,)."""
         if not questions:
             return np.array([], dtype=np.str_)

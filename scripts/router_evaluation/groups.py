@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from scripts.datasets.cleaning import origin
-from scripts.router_evaluation.questions import Question
+from scripts.router.dataset import Entry
 from scripts.router_evaluation.scoring import Scored
 
 EXAM = "CasiMedicos"  # exam vignettes: a group apart
@@ -59,10 +59,10 @@ def by_length(scored: Scored) -> Groups:
     )
 
 
-def _has_length(low: int, high: int | None) -> Callable[[Question], bool]:
+def _has_length(low: int, high: int | None) -> Callable[[Entry], bool]:
     """Return a test for more than `low` and at most `high` words."""
 
-    def belongs(question: Question) -> bool:
+    def belongs(question: Entry) -> bool:
         count = len(question.text.split())
         return low < count and (high is None or count <= high)
 
@@ -78,7 +78,7 @@ def out_of_scope_groups(name: str, scored: Scored) -> Groups:
     ]
 
 
-def _kind(question: Question) -> str:
+def _kind(question: Entry) -> str:
     ours = {"far": "far", "near_miss": "near misses"}
     return ours.get(question.kind, origin(question.source))
 

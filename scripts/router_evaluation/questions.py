@@ -16,33 +16,11 @@ from router.artefact import MANIFEST as ARTEFACT_MANIFEST
 from router.features import words_of
 from router.training.examples import OUT_OF_SCOPE
 from scripts.datasets.record import DataError, read_jsonl
-from scripts.router.dataset import MANIFEST, QUESTIONS
+from scripts.router.dataset import MANIFEST, Entry, read_entries
 
 TRAINING = ("encoder", "head")
 SCORED = ("validation", "held_out")
 FOLLOW_UP = "follow_up"
-_FIELDS = ("id", "input", "specialty", "lang", "source", "split", "kind")
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """A labelled text.
-
-    `kind` is question, term or passage in a data folder, and plain, vignette, far, near_miss or
-    follow_up in our own sets.
-    """
-
-    id: str
-    text: str
-    specialty: str
-    lang: str
-    source: str
-    split: str
-    kind: str
-
-    @property
-    def is_inside(self) -> bool:
-        return self.specialty != OUT_OF_SCOPE
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +33,8 @@ class DataFolder:
         folded: the training texts, folded for `without_copies`.
     """
 
-    training: tuple[Question, ...]
-    scored: dict[str, tuple[Question, ...]]
+    training: tuple[Entry, ...]
+    scored: dict[str, tuple[Entry, ...]]
     left_out: dict[str, int]
     folded: frozenset[str]
     sha256: str
@@ -70,10 +48,9 @@ def read_folder(folder: Path) -> DataFolder:
     Raises:
         DataError: a file is missing, or a line is malformed.
     """
-    for name in (QUESTIONS, MANIFEST):
-        if not (folder / name).is_file():
-            raise DataError(f"{folder}: no {name} in it; prepare_router_dataset writes it")
-    rows = [_question(row, number) for number, row in read_jsonl(folder / QUESTIONS)]
+    rows = list(read_entries(folder))
+    if not (folder / MANIFEST).is_file():
+        raise DataError(f"{folder}: no {MANIFEST} in it; prepare_router_dataset writes it")
     training = tuple(row for row in rows if row.split in TRAINING)
     folded = frozenset(fold(row.text) for row in training)
     scored, left_out = {}, {}
@@ -92,19 +69,7 @@ def read_folder(folder: Path) -> DataFolder:
     )
 
 
-def _question(row: dict[str, Any], number: int) -> Question:
-    missing = [name for name in _FIELDS if not isinstance(row.get(name), str)]
-    if missing:
-        raise DataError(f"{QUESTIONS}, line {number}: {', '.join(missing)} must be texts")
-    if row["split"] not in (*TRAINING, *SCORED):
-        raise DataError(
-            f"{QUESTIONS}, line {number}: split {row['split']!r}; expected one of "
-            f"{', '.join((*TRAINING, *SCORED))}"
-        )
-    return Question(*(row[name] for name in _FIELDS))
-
-
-def read_written(path: Path) -> list[Question]:
+def read_written(path: Path) -> list[Entry]:
     """Read one of our own sets; a question's id is the file's name and its line number.
 
     Raises:
@@ -118,13 +83,13 @@ def read_written(path: Path) -> list[Question]:
         if missing:
             raise DataError(f"{path.name}, line {number}: no {', '.join(missing)}")
         found.append(
-            Question(
+            Entry(
                 id=f"{path.stem}-{number}",
                 text=row["input"],
                 specialty=row["specialty"],
                 lang=row["lang"],
                 source=path.stem,
-                split="",
+                group="",
                 kind=row["kind"],
             )
         )
@@ -137,14 +102,14 @@ def fold(text: str) -> str:
 
 
 def without_copies(
-    questions: Sequence[Question], folded: frozenset[str]
-) -> tuple[tuple[Question, ...], int]:
+    questions: Sequence[Entry], folded: frozenset[str]
+) -> tuple[tuple[Entry, ...], int]:
     """Return the questions that fold to none of the training texts, and the number of others."""
     kept = tuple(question for question in questions if fold(question.text) not in folded)
     return kept, len(questions) - len(kept)
 
 
-def check_labels(questions: Iterable[Question], specialties: Sequence[str], where: str) -> None:
+def check_labels(questions: Iterable[Entry], specialties: Sequence[str], where: str) -> None:
     """Check that the artefact knows each question's label.
 
     Raises:

@@ -9,8 +9,8 @@ from tqdm import tqdm
 
 from router.classifier import Classifier
 from router.policy import Classification, decide
+from scripts.router.dataset import Entry
 from scripts.router_evaluation.baselines import Baseline
-from scripts.router_evaluation.questions import Question
 
 CHUNK = 64  # questions in one call, so that the progress bar moves
 Bools = npt.NDArray[np.bool_]
@@ -31,7 +31,7 @@ class Scored:
         baselines: name -> the specialty that it predicts.
     """
 
-    questions: tuple[Question, ...]
+    questions: tuple[Entry, ...]
     predicted: Texts
     confidence: Floats
     in_scope: Floats
@@ -59,7 +59,7 @@ class Scored:
         """Return the questions whose fields have these values: `where(lang="fr", kind="plain")`."""
         return self.filter(lambda q: all(getattr(q, k) == v for k, v in wanted.items()))
 
-    def filter(self, belongs: Callable[[Question], bool]) -> "Scored":
+    def filter(self, belongs: Callable[[Entry], bool]) -> "Scored":
         return self.pick(np.array([belongs(question) for question in self.questions], dtype=bool))
 
     def pick(self, mask: Bools) -> "Scored":
@@ -92,7 +92,7 @@ def together(first: Scored, second: Scored) -> Scored:
 
 def score(
     classifier: Classifier,
-    questions: Sequence[Question],
+    questions: Sequence[Entry],
     title: str,
     *,
     baselines: Sequence[Baseline] = (),

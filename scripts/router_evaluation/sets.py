@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from router.classifier import Classifier
+from scripts.router.dataset import Entry
 from scripts.router_evaluation.baselines import ALL_TEXTS, PUBLIC, Baseline
 from scripts.router_evaluation.questions import (
     FOLLOW_UP,
     DataFolder,
-    Question,
     check_labels,
     without_copies,
 )
@@ -42,7 +42,7 @@ class Sets:
 
 
 def scored_sets(
-    classifier: Classifier, folder: DataFolder, given: Mapping[str, Sequence[Question]]
+    classifier: Classifier, folder: DataFolder, given: Mapping[str, Sequence[Entry]]
 ) -> Sets:
     """Check the labels of all questions, then run the router and the baselines over them.
 

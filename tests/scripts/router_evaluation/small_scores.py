@@ -2,16 +2,16 @@
 
 import numpy as np
 
-from scripts.router_evaluation.questions import Question
+from scripts.router.dataset import Entry
 from scripts.router_evaluation.scoring import Scored
 
 
-def question(text: str, specialty: str = "cardiology", **changed: str) -> Question:
-    fields = {"id": text, "lang": "en", "source": "MedQuAD/GARD", "split": "", "kind": "question"}
-    return Question(text=text, specialty=specialty, **(fields | changed))
+def question(text: str, specialty: str = "cardiology", **changed: str) -> Entry:
+    fields = {"id": text, "lang": "en", "source": "MedQuAD/GARD", "group": "", "kind": "question"}
+    return Entry(text=text, specialty=specialty, **(fields | changed))
 
 
-def scored(*questions: Question, predicted: str = "cardiology") -> Scored:
+def scored(*questions: Entry, predicted: str = "cardiology") -> Scored:
     n = len(questions)
     return Scored(
         questions=questions,
