@@ -30,9 +30,10 @@ from router.encoder import ENCODER, TOKENIZER
 from router.training.examples import OUT_OF_SCOPE
 from scripts.datasets.record import DataError
 from scripts.router.dataset import read_entries
+from scripts.router.encoder_batches import Text
 from scripts.router.encoder_export import export, read_back
 from scripts.router.encoder_model import Encoder, from_init
-from scripts.router.encoder_trainer import Plan, Text, Trainer
+from scripts.router.encoder_trainer import Plan, Trainer
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -9,6 +9,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from scripts.router.phrases import read_phrases
 
@@ -32,24 +33,14 @@ class Rates:
     no_punctuation: float = 0.15
 
 
-def templates() -> Mapping[str, Sequence[str]]:
-    """Return the questions around a term `{}`, by language."""
-    return read_phrases(PHRASES)["templates"]
-
-
-def courtesies() -> Mapping[str, Sequence[tuple[str, str]]]:
-    """Return what people write before and after a question, by language."""
-    return read_phrases(PHRASES)["courtesies"]
-
-
-def padding() -> Mapping[str, Sequence[str]]:
-    """Return the sentences of letters; they speak for or against no specialty, by language."""
-    return read_phrases(PHRASES)["padding"]
+def phrases(kind: str) -> Mapping[str, Sequence[Any]]:
+    """Return phrases of a kind by language: "templates", "courtesies" or "padding"."""
+    return read_phrases(PHRASES)[kind]
 
 
 def as_question(term: str, lang: str, generator: random.Random) -> str:
     """Put a term into a template; in a language without templates, return the term."""
-    template = generator.choice(templates().get(lang, ("{}",)))
+    template: str = generator.choice(phrases("templates").get(lang, ("{}",)))
     is_acronym = term[:2].isupper()
     lowered = term if is_acronym or generator.random() < 0.3 else term[:1].lower() + term[1:]
     return template.format(lowered)
@@ -57,10 +48,10 @@ def as_question(term: str, lang: str, generator: random.Random) -> str:
 
 def altered(text: str, lang: str, generator: random.Random, rates: Rates) -> str:
     """Make some of the changes, each at its own rate."""
-    if lang in courtesies() and generator.random() < rates.courtesy:
-        before, after = generator.choice(courtesies()[lang])
+    if lang in phrases("courtesies") and generator.random() < rates.courtesy:
+        before, after = generator.choice(phrases("courtesies")[lang])
         text = f"{before}{text}{after}"
-    if lang in padding() and generator.random() < rates.padding:
+    if lang in phrases("padding") and generator.random() < rates.padding:
         text = padded(text, lang, generator)
     if generator.random() < rates.no_accents:
         text = without_accents(text)
@@ -73,7 +64,7 @@ def altered(text: str, lang: str, generator: random.Random, rates: Rates) -> str
 
 def padded(text: str, lang: str, generator: random.Random) -> str:
     """Put the text somewhere in a letter of 2 to 16 padding sentences."""
-    sentences = list(padding()[lang])
+    sentences = list(phrases("padding")[lang])
     generator.shuffle(sentences)
     sentences = sentences[: generator.choice((2, 4, 8, 16))]
     sentences.insert(generator.randint(0, len(sentences)), text)
@@ -84,7 +75,8 @@ def neutral_letters(lang: str, count: int, seed: int) -> list[str]:
     """Return different letters of 1 to 6 padding sentences: they ask nothing, so out of scope."""
     generator = random.Random(f"{seed}/{lang}")
     letters = [
-        " ".join(generator.sample(padding()[lang], generator.randint(1, 6))) for _ in range(count)
+        " ".join(generator.sample(phrases("padding")[lang], generator.randint(1, 6)))
+        for _ in range(count)
     ]
     return list(dict.fromkeys(letters))
 

@@ -26,6 +26,7 @@ RECALL = 0.95  # of in-scope questions, where false positives are counted
 Array = npt.NDArray[Any]
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
+Statistic = Callable[[Array, Array], float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,16 +48,12 @@ def absent(n: int = 0) -> Estimate:
 
 def share(hits: Bools, *, seed: int) -> Estimate:
     """Return the mean of hits (Q,)."""
-    return _mean(hits.astype(np.float64), seed)
+    return _bootstrap(np.mean, [hits.astype(np.float64)], len(hits), seed)
 
 
 def difference(first: Bools, second: Bools, *, seed: int) -> Estimate:
     """Return the mean of first (Q,) minus the mean of second (Q,), paired by question."""
-    return _mean(first.astype(np.float64) - second, seed)
-
-
-def _mean(values: Floats, seed: int) -> Estimate:
-    return _resampled(np.mean, [values], len(values), seed)
+    return _bootstrap(np.mean, [first.astype(np.float64) - second], len(first), seed)
 
 
 def share_within(hits: Bools, within: Bools, *, seed: int) -> Estimate:
@@ -69,7 +66,7 @@ def share_within(hits: Bools, within: Bools, *, seed: int) -> Estimate:
         with np.errstate(invalid="ignore"):
             return np.asarray(kept.sum(axis=axis) / inside.sum(axis=axis))
 
-    return _resampled(ratio, [hits & within, within], int(within.sum()), seed, paired=True)
+    return _bootstrap(ratio, [hits & within, within], int(within.sum()), seed, is_paired=True)
 
 
 def quantile(values: Floats, percent: float, *, seed: int) -> Estimate:
@@ -78,18 +75,15 @@ def quantile(values: Floats, percent: float, *, seed: int) -> Estimate:
     def percentile(drawn: Array, axis: int = -1) -> Array:
         return np.asarray(np.percentile(drawn, percent, axis=axis))
 
-    return _resampled(percentile, [values], len(values), seed, num_resamples=NUM_EXPENSIVE)
+    return _bootstrap(percentile, [values], len(values), seed, NUM_EXPENSIVE)
 
 
-def between(
-    statistic: Callable[[Array, Array], float], inside: Floats, outside: Floats, *, seed: int
-) -> Estimate:
+def between(statistic: Statistic, inside: Floats, outside: Floats, *, seed: int) -> Estimate:
     """Return `area` or `false_positives`; each side is resampled on its own.
 
     `n` counts the out-of-scope questions.
     """
-    samples = [inside, outside]
-    return _resampled(statistic, samples, len(outside), seed, num_resamples=NUM_EXPENSIVE)
+    return _bootstrap(statistic, [inside, outside], len(outside), seed, NUM_EXPENSIVE)
 
 
 def ece(confidence: Floats, correct: Bools, *, seed: int) -> Estimate:
@@ -97,7 +91,8 @@ def ece(confidence: Floats, correct: Bools, *, seed: int) -> Estimate:
     n = len(confidence)
     if n < MIN_FOR_ECE:
         return absent(n)
-    return _ordered(calibration_error, confidence, correct, seed)
+    samples = [confidence, correct]
+    return _bootstrap(calibration_error, samples, n, seed, NUM_EXPENSIVE, is_paired=True)
 
 
 def selective_accuracy(
@@ -108,24 +103,18 @@ def selective_accuracy(
     def statistic(values: Array, hits: Array) -> float:
         return accuracy_at(values, hits, coverage)
 
-    return _ordered(statistic, confidence, correct, seed)
-
-
-def _ordered(
-    statistic: Callable[[Array, Array], float], confidence: Floats, correct: Bools, seed: int
-) -> Estimate:
     samples, n = [confidence, correct], len(confidence)
-    return _resampled(statistic, samples, n, seed, paired=True, num_resamples=NUM_EXPENSIVE)
+    return _bootstrap(statistic, samples, n, seed, NUM_EXPENSIVE, is_paired=True)
 
 
-def _resampled(
+def _bootstrap(
     statistic: Callable[..., Any],
     samples: Sequence[Array],
     n: int,
     seed: int,
-    *,
-    paired: bool = False,
     num_resamples: int | None = None,
+    *,
+    is_paired: bool = False,
 ) -> Estimate:
     """Return the statistic of the samples with its percentile bootstrap interval.
 
@@ -136,14 +125,14 @@ def _resampled(
         return absent(n)
     value = float(statistic(*samples))
     if min(map(len, samples)) == 1:  # SciPy needs two
-        bound = value if paired or len(samples) == 1 else None
+        bound = value if is_paired or len(samples) == 1 else None
         return Estimate(value, bound, bound, n)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # every question right
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # all questions are right
         found = stats.bootstrap(
             samples,
             statistic,
-            paired=paired,
+            paired=is_paired,
             n_resamples=num_resamples or NUM_RESAMPLES,
             batch=BATCH,
             method="percentile",

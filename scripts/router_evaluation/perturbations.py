@@ -9,6 +9,7 @@ import random
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from scripts.router.augmentation import with_typos, without_accents, without_punctuation
 from scripts.router.phrases import read_phrases
@@ -18,29 +19,20 @@ PAGE_CHARS = 2000  # of neutral sentences around a question
 Perturbation = Callable[[str, str, random.Random], str]  # (text, language, generator)
 
 
-def courtesies() -> Mapping[str, Sequence[tuple[str, str]]]:
-    """Return the first and last words of a polite chat, by language."""
-    return read_phrases(PHRASES)["polite"]
-
-
-def neutral_sentences() -> Mapping[str, Sequence[str]]:
-    """Return sentences that speak for no specialty, by language."""
-    return read_phrases(PHRASES)["neutral"]
-
-
-def upper_case(text: str) -> str:
-    return text.upper()
+def phrases(kind: str) -> Mapping[str, Sequence[Any]]:
+    """Return phrases of a kind by language: "polite" or "neutral"."""
+    return read_phrases(PHRASES)[kind]
 
 
 def polite(text: str, lang: str, generator: random.Random) -> str:
     """Put the text between the first and last words of a polite chat."""
-    before, after = generator.choice(courtesies()[_written(lang)])
+    before, after = generator.choice(phrases("polite")[_written(lang)])
     return f"{before} {text} {after}"
 
 
 def within_a_page(text: str, lang: str, generator: random.Random) -> str:
     """Put the text somewhere among about PAGE_CHARS of neutral sentences."""
-    sentences = list(neutral_sentences()[_written(lang)])
+    sentences = list(phrases("neutral")[_written(lang)])
     generator.shuffle(sentences)
     kept: list[str] = []
     while sum(len(sentence) + 1 for sentence in kept) < PAGE_CHARS and sentences:
@@ -68,12 +60,12 @@ def decomposed(text: str) -> str:
 
 def _written(lang: str) -> str:
     """Return a language that has phrases."""
-    return lang if lang in neutral_sentences() else "en"
+    return lang if lang in phrases("neutral") else "en"
 
 
 PERTURBATIONS: dict[str, Perturbation] = {
     "no accents": lambda text, lang, generator: without_accents(text),
-    "upper case": lambda text, lang, generator: upper_case(text),
+    "upper case": lambda text, lang, generator: text.upper(),
     "typos (one slip in 25 letters)": lambda text, lang, generator: with_typos(text, generator),
     "punctuation removed": lambda text, lang, generator: without_punctuation(text),
     "wrapped in polite chat": polite,

@@ -11,10 +11,9 @@ from scripts.router_evaluation.perturbations import (
     PAGE_CHARS,
     PERTURBATIONS,
     as_cp1252,
-    courtesies,
     decomposed,
-    neutral_sentences,
     perturbed,
+    phrases,
     polite,
     within_a_page,
 )
@@ -66,7 +65,7 @@ def test_the_question_stands_whole_in_a_polite_chat(lang: str) -> None:
     found = polite(TEXT, lang, random.Random(0))
     before, after = found.split(TEXT)
     assert (before.strip(), after.strip()) in {
-        tuple(pair) for pair in courtesies()[lang if lang in courtesies() else "en"]
+        tuple(pair) for pair in phrases("polite")[lang if lang in phrases("polite") else "en"]
     }
 
 
@@ -78,7 +77,7 @@ def test_a_page_has_the_question_whole_and_about_2000_characters_around_it(lang:
         before, after = found.split(TEXT)
         assert PAGE_CHARS <= len(found) - len(TEXT) <= PAGE_CHARS + 120
         places.add(len(before))
-        for sentence in neutral_sentences()[lang]:
+        for sentence in phrases("neutral")[lang]:
             before, after = before.replace(sentence, ""), after.replace(sentence, "")
         assert not (before + after).strip()
     assert len(places) > 5  # not always at the end
@@ -109,12 +108,12 @@ def test_the_same_id_and_seed_give_the_same_text(name: str) -> None:
 
 def test_what_surrounds_a_question_is_not_what_training_has() -> None:
     for lang in ("en", "fr"):
-        trained = set(augmentation.padding()[lang])
+        trained = set(augmentation.phrases("padding")[lang])
         polite_in_training = {
-            part.strip() for pair in augmentation.courtesies()[lang] for part in pair
+            part.strip() for pair in augmentation.phrases("courtesies")[lang] for part in pair
         }
-        evaluated = {part for pair in courtesies()[lang] for part in pair}
-        assert not trained & set(neutral_sentences()[lang])
+        evaluated = {part for pair in phrases("polite")[lang] for part in pair}
+        assert not trained & set(phrases("neutral")[lang])
         assert not polite_in_training & evaluated
-        assert sum(len(sentence) + 1 for sentence in neutral_sentences()[lang]) >= PAGE_CHARS
-        assert len(set(neutral_sentences()[lang])) == len(neutral_sentences()[lang])
+        assert sum(len(sentence) + 1 for sentence in phrases("neutral")[lang]) >= PAGE_CHARS
+        assert len(set(phrases("neutral")[lang])) == len(phrases("neutral")[lang])
