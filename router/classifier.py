@@ -19,7 +19,7 @@ from router.features import Word, words_of
 from router.head import sigmoid
 from router.policy import Classification, Scores, Thresholds
 from router.text import clean
-from router.views import Reading, View, read
+from router.views import TextViews, View, read
 
 DECAY = 0.5  # weight of a user turn relative to the next newer one
 NUM_EVIDENCE = 3
@@ -31,7 +31,7 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class _Turn:
-    reading: Reading
+    reading: TextViews
     logits: Floats  # (S,), not yet divided by the temperature
     scope: float  # logit
     has_signal: bool
@@ -92,7 +92,7 @@ class Classifier:
         words = words_of(cleaned)
         return self._detect(cleaned, words, lambda: self._artefact.ngrams.score(words).french)
 
-    def _read(self, texts: Sequence[str]) -> list[Reading]:
+    def _read(self, texts: Sequence[str]) -> list[TextViews]:
         artefact = self._artefact
         return read(
             [clean(text) for text in texts], artefact.encoder, artefact.ngrams, artefact.projection

@@ -80,7 +80,7 @@ class OnnxEncoder:
         try:
             self._tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
         except Exception as error:  # tokenizers raises no narrower type
-            raise EncoderError(f"{TOKENIZER}: it is no tokenizer ({error})") from None
+            raise EncoderError(f"{TOKENIZER}: it is not a tokenizer ({error})") from None
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -91,7 +91,7 @@ class OnnxEncoder:
             )
             self._hidden = int(self._session.get_outputs()[0].shape[2])
         except Exception as error:  # ONNX Runtime's errors have no narrower type either
-            raise EncoderError(f"{ENCODER}: it is no encoder ({error})") from None
+            raise EncoderError(f"{ENCODER}: it is not an encoder ({error})") from None
 
     @property
     def name(self) -> str:

@@ -38,7 +38,7 @@ class View:
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class TextViews:
     """The first view is the whole text.
 
     Attributes:
@@ -61,7 +61,7 @@ class Reading:
 
 def read(
     texts: Sequence[str], encoder: TextEncoder, ngrams: NgramModel, projection: Projection
-) -> list[Reading]:
+) -> list[TextViews]:
     """Texts that are clean (text.py) -> readings, in the order given; one run of the encoder."""
     spans = [view_spans(text) for text in texts]
     pieces = [text[a:b] for text, found in zip(texts, spans, strict=True) for a, b in found]
@@ -76,7 +76,7 @@ def read(
         relevance = projection.relevance(features)
         relevance[0] += WHOLE_BONUS
         weights = softmax(relevance)
-        readings.append(Reading(tuple(views), weights, weights @ features))
+        readings.append(TextViews(tuple(views), weights, weights @ features))
     return readings
 
 

@@ -38,7 +38,7 @@ from adapters.__main__ import DEFAULT_URL, KEY_VARIABLE, URL_VARIABLE
 from adapters.client import AdminClient, ApiRefused
 from router.artefact import ArtefactError
 from router.training.extend import LABEL, extend, read_questions
-from router.training.train import save
+from router.training.trained import save
 from router.versions import CURRENT, publish, resolve, roll_back
 from scripts.train_router import MODEL_DIR
 

@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from router.encoder import OnnxEncoder, TextEncoder
-from router.training.examples import Example, Recipe
-from router.training.train import save, train
+from router.training.examples import LabelledText, Recipe
+from router.training.train import train
+from router.training.trained import save
 from scripts.datasets.record import DataError
 from scripts.router.augmentation import as_question
 from scripts.router.dataset import MANIFEST, SPLITS, read_entries
@@ -120,19 +121,19 @@ def _encoder(args: argparse.Namespace) -> TextEncoder:
     return OnnxEncoder(args.encoder_dir, "built-in", threads=args.threads)
 
 
-def read_examples(data: Path, seed: int) -> dict[str, list[Example]]:
+def read_examples(data: Path, seed: int) -> dict[str, list[LabelledText]]:
     """Read the examples of each split; the same seed puts terms into the same questions.
 
     Raises:
         DataError: the folder is not one of prepare_router_dataset, or a line is malformed.
     """
-    examples: dict[str, list[Example]] = {split: [] for split in SPLITS}
+    examples: dict[str, list[LabelledText]] = {split: [] for split in SPLITS}
     for entry in read_entries(data):
         text = entry.text
         if entry.kind == "term" and entry.split in ("encoder", "head"):
             text = as_question(text, entry.lang, random.Random(f"{seed}/{entry.id}"))
         examples[entry.split].append(
-            Example(text, entry.specialty, entry.lang, entry.source, entry.group, entry.kind)
+            LabelledText(text, entry.specialty, entry.lang, entry.source, entry.group, entry.kind)
         )
     return examples
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from deployments.settings import Settings
 from router.artefact import ArtefactError
 from router.classifier import Classifier
-from router.versions import resolve, stamp
+from router.versions import etag, resolve
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class FollowedClassifier:
     def __init__(self, settings: Settings, period_s: Callable[[], float]) -> None:
         self._settings = settings
         self._period_s = period_s
-        self._stamp = stamp(settings.router_dir)
+        self._stamp = etag(settings.router_dir)
         self.current = load_classifier(settings)
         self.problem: str | None = None
         self._stopped = threading.Event()
@@ -60,7 +60,7 @@ class FollowedClassifier:
     def refresh(self) -> bool:
         """Look now; True when another artefact came into force. Never raises."""
         try:
-            found = stamp(self._settings.router_dir)
+            found = etag(self._settings.router_dir)
             if found == self._stamp:
                 self.problem = None
                 return False

@@ -12,7 +12,7 @@ Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
-class Example:
+class LabelledText:
     """A labelled text. `specialty` is a label or `out_of_scope`; `source` decides its weight;
     examples of one `group` stay together when the head is cross-validated."""
 
@@ -46,7 +46,7 @@ class Recipe:
     seed: int = 0
 
 
-def example_weights(examples: Sequence[Example], recipe: Recipe) -> Array:
+def example_weights(examples: Sequence[LabelledText], recipe: Recipe) -> Array:
     """Source weight, times kind weight, times the square root of how rare the label is; mean 1."""
     by_source, by_kind = dict(recipe.source_weights), dict(recipe.kind_weights)
     counts = Counter(e.specialty for e in examples)

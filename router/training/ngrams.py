@@ -17,10 +17,12 @@ from router.features import (
     words_of,
 )
 from router.text import clean
-from router.training.examples import OUT_OF_SCOPE, Example, Recipe, balanced, example_weights
+from router.training.examples import OUT_OF_SCOPE, LabelledText, Recipe, balanced, example_weights
 
 
-def train_ngrams(examples: Sequence[Example], labels: Sequence[str], recipe: Recipe) -> NgramModel:
+def train_ngrams(
+    examples: Sequence[LabelledText], labels: Sequence[str], recipe: Recipe
+) -> NgramModel:
     """Count hashed n-grams, keep the most frequent, and fit three linear models on them."""
     texts = [clean(e.text) for e in examples]
     vocabulary = build_vocabulary(texts, recipe.min_count, recipe.max_features)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from router.training.examples import OUT_OF_SCOPE, Example
+from router.training.examples import OUT_OF_SCOPE, LabelledText
 from scripts.evaluate_router import main
 from scripts.router_evaluation import metrics, robustness, speed
 from scripts.router_evaluation.perturbations import PERTURBATIONS
@@ -41,7 +41,7 @@ def write(path: Path, rows: Iterable[dict[str, Any]]) -> Path:
     return path
 
 
-def entry(example: Example, number: int, split: str, source: str) -> dict[str, Any]:
+def entry(example: LabelledText, number: int, split: str, source: str) -> dict[str, Any]:
     fields = {"input": example.text, "specialty": example.specialty, "lang": example.language}
     told = {"split": split, "source": source, "kind": "question", "group": example.group}
     return {"id": f"{split}-{number}", **fields, **told}
@@ -57,7 +57,7 @@ def make_data(folder: Path, *, held_out: bool) -> Path:
         for number, example in enumerate(small_questions(seed)):
             is_scored = split in ("validation", "held_out")
             text = f"{example.text} {split}" if is_scored else example.text
-            changed = Example(text, example.specialty, example.language, "", group=text)
+            changed = LabelledText(text, example.specialty, example.language, "", group=text)
             source = "CLINC150" if example.specialty == OUT_OF_SCOPE else "MedQuAD/GARD"
             if example.language == "fr" and source != "CLINC150":
                 source = "HPO-fr (templated)" if number % 2 else "CasiMedicos (MIR exam)"

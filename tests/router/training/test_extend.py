@@ -11,8 +11,8 @@ from router.artefact import FEATURES, MANIFEST, WEIGHTS, ArtefactError, read_arr
 from router.classifier import Classifier
 from router.policy import Reason, decide
 from router.training.extend import MAX_LOSS, MIN_QUESTIONS, Extension, extend, read_questions
-from router.training.head import restored
-from router.training.train import save
+from router.training.feature_set import restored
+from router.training.trained import save
 from tests.router.added_questions import added_questions
 from tests.router.small_questions import LABELS, OUT_OF_SCOPE, small_questions
 
