@@ -5,7 +5,7 @@
 | manifest.json | version, labels, calibration, thresholds, provenance, checksums of the others |
 | weights.npz | the n-grams, the projection and the head |
 | encoder.onnx, tokenizer.json | the encoder, where it is the built-in one |
-| features.npz | text-free features of questions, to fit the head anew (scripts/add_specialty.py) |
+| features.npz | features of questions, without text, to fit the head again (add_specialty.py) |
 """
 
 import hashlib

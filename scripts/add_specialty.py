@@ -1,18 +1,18 @@
-"""Add a specialty to a trained router, without the data that it was trained on.
+"""Add a specialty to a trained router without the data that it was trained on.
 
     python -m scripts.add_specialty --label dentistry --questions questions/ --out state/router
     python -m scripts.add_specialty --out state/router --roll_back
 
 The folder holds .txt files (one question a line) or .jsonl files (field `input`), all for the new
-label; 30 questions at least, some hundreds make it good, in the languages that clients write. A
-quarter of them is held out and scored. Refused if an old specialty loses more than 2 points of
-recall on the artefact's stored validation examples (--allow_loss publishes all the same).
+label: at least 30 questions, better some hundreds, in the languages that clients write. A quarter
+of them is held out and scored. The label is refused if an old specialty loses more than 2 points of
+recall on the artefact's stored validation examples (--allow_loss publishes it nevertheless).
 
 --out is a folder of versions: set `router.artefact` in serve_config.yaml to it once, and running
 router replicas follow each change within seconds; --roll_back returns to the version before. The
 first time it starts from --artefact, later from its current version.
 
-With --adapter the specialist itself comes with it, on the running clinic at --url: first the label,
+With --adapter the specialist is added as well, on the running clinic at --url: first the label,
 then the adapter on every model replica; if the adapter is refused, the label is rolled back too.
 --roll_back with --name takes the adapter out first.
 
@@ -37,7 +37,7 @@ from typing import Any
 from adapters.__main__ import DEFAULT_URL, KEY_VARIABLE, URL_VARIABLE
 from adapters.client import AdminClient, ApiRefused
 from router.artefact import ArtefactError
-from router.training.extend import LABEL, extend, read_questions
+from router.training.extend import LABEL, Extension, extend, read_questions
 from router.training.trained import save
 from router.versions import CURRENT, publish, resolve, roll_back
 from scripts.train_router import MODEL_DIR
@@ -79,10 +79,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def add_adapter(args: argparse.Namespace, client: AdminClient) -> dict[str, Any]:
-    """Put the specialist into service; the label goes back when that is refused.
+    """Put the specialist into service, or roll the label back when it is refused.
 
     Raises:
-        ApiRefused: all is as it was before.
+        ApiRefused: the adapter is refused; the label is rolled back.
     """
     name = args.name or args.label
     try:
@@ -94,10 +94,10 @@ def add_adapter(args: argparse.Namespace, client: AdminClient) -> dict[str, Any]
 
 
 def rolled_back(args: argparse.Namespace, client: AdminClient) -> dict[str, Any]:
-    """The label's version before, and without the adapter `--name` when one is named.
+    """Take out the adapter `--name`, if given, and make the version before current again.
 
     Raises:
-        ApiRefused, ArtefactError
+        ApiRefused, ArtefactError: nothing was rolled back.
     """
     report: dict[str, Any] = {}
     if args.name:
@@ -110,7 +110,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Fit, check, publish; returns the report.
 
     Raises:
-        ArtefactError, ValueError: nothing was published.
+        ArtefactError, ValueError: an input is wrong; nothing was published.
     """
     if not args.label or not args.questions:
         raise ValueError("--label and --questions are needed (or --roll_back)")
@@ -123,16 +123,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     is_new = not (args.out / CURRENT).is_file()
     start = resolve(args.artefact if is_new else args.out)
     extension = extend(start, args.label, questions)
-    report: dict[str, Any] = {
-        "label": args.label,
-        "num_questions": extension.trained.manifest["added"][args.label],
-        "recall_of_label": round(extension.after[args.label], 4),
-        "largest_loss": round(
-            max(extension.before[name] - extension.after[name] for name in extension.before), 4
-        ),
-        "losses": {name: round(value, 4) for name, value in extension.losses.items()},
-        "thresholds": extension.trained.manifest["thresholds"],
-    }
+    report = _report(args.label, extension)
     if extension.losses and not args.allow_loss:
         lost = ", ".join(f"{name} {value:.3f}" for name, value in extension.losses.items())
         print(
@@ -148,6 +139,18 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             publish(start, args.out)  # so that there is a version to roll back to
         version = publish(folder, args.out)
     return {**report, "published": True, "version": version}
+
+
+def _report(label: str, extension: Extension) -> dict[str, Any]:
+    manifest, before, after = extension.trained.manifest, extension.before, extension.after
+    return {
+        "label": label,
+        "num_questions": manifest["added"][label],
+        "recall_of_label": round(after[label], 4),
+        "largest_loss": round(max(before[name] - after[name] for name in before), 4),
+        "losses": {name: round(value, 4) for name, value in extension.losses.items()},
+        "thresholds": manifest["thresholds"],
+    }
 
 
 def _questions(path: Path) -> list[str]:

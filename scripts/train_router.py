@@ -1,4 +1,4 @@
-"""Train the router: n-grams and head on top of an encoder that is trained already.
+"""Train the router: n-grams and head for an encoder that is trained already.
 
     python -m scripts.train_router --data runs/router_data         # the built-in encoder
     python -m scripts.train_router --data runs/router_data --encoder ORG/NAME --out FOLDER
@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
-    """Everything from the folder to the saved artefact; returns the report."""
+    """Train on the folder and save the artefact; returns the report."""
     examples = read_examples(args.data, args.seed)
     provenance = _provenance(args.data, argv)
     encoder_dir = None if args.encoder else args.encoder_dir
@@ -89,7 +89,7 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
 
 
 def _provenance(data: Path, argv: Sequence[str]) -> dict[str, Any]:
-    """What was trained on, and how; no path of this machine."""
+    """Return what was trained on, and the command, without paths of this machine."""
     try:
         prepared = json.loads((data / MANIFEST).read_text(encoding="utf-8"))
         about = {key: prepared[key] for key in ("sources", "hold_out", "unseen_names", "sha256")}

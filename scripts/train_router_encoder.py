@@ -3,11 +3,11 @@
     python -m scripts.train_router_encoder --data runs/router_data --init runs/encoder_init \\
         --out router/model --layers 1 4 7 10
 
-`--finish ARTEFACT` goes on from the encoder of a trained artefact instead, without a teacher. Both
-start from scripts/router/encoder_init.py and learn the specialty and the scope of the entries of
-the split `encoder`. The student also learns the teacher's probabilities and its pooled vector
-(Hinton et al. 2015), and trains with weights rounded to 4 bits in its second half,
-as it will be served.
+`--finish ARTEFACT` continues with the encoder of a trained artefact instead, without a teacher.
+Teacher and student start from the folder of scripts/router/encoder_init.py and learn the specialty
+and the scope of the entries of the split `encoder`. The student also learns the teacher's
+probabilities and its pooled vector (Hinton et al. 2015); in its second half it trains with weights
+rounded to 4 bits, as it will be served.
 The split `validation` is scored after each epoch and decides nothing. Written: encoder.onnx and
 tokenizer.json. A GPU does it in minutes. The last line of stdout is one JSON object.
 """
@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Both trainings and the export; returns the report."""
+    """Train teacher and student, and export; returns the report."""
     texts, labels = read_texts(args.data)
     if (args.init is None) == (args.finish is None):
         raise DataError("give --init or --finish, not both")
@@ -106,7 +106,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _limited(training: list[Text], limit: int | None, seed: int) -> list[Text]:
-    """Questions, passages, and terms that are French or ours first; then other terms."""
+    """Return at most `limit` texts; English terms of public lists are left out first."""
     if limit is None or len(training) <= limit:
         return training
     generator = random.Random(seed)
@@ -116,7 +116,7 @@ def _limited(training: list[Text], limit: int | None, seed: int) -> list[Text]:
 
 
 def _with_heads(artefact: Path, labels: Sequence[str]) -> Encoder:
-    """An artefact's encoder with the specialty and scope directions that it found in it."""
+    """Return an artefact's encoder, its two heads set to the directions of the projection."""
     loaded = load_artefact(artefact)
     encoder = read_back(artefact / ENCODER, len(labels))
     projection = loaded.projection
@@ -144,7 +144,7 @@ def _teacher(args: argparse.Namespace, trainer: Trainer, num_labels: int) -> Enc
 
 
 def start_from(student: Encoder, teacher: Encoder, layers: Sequence[int]) -> None:
-    """The student begins as the teacher without the layers between."""
+    """Copy the teacher's weights to the student, of its layers those in `layers`."""
     for name in ("word", "position", "norm", "attention", "specialty", "scope"):
         getattr(student, name).load_state_dict(getattr(teacher, name).state_dict())
     for layer, number in zip(student.layers, layers, strict=True):

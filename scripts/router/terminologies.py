@@ -7,7 +7,7 @@ import csv
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -89,16 +89,8 @@ def hpo(source: Source) -> Iterator[Entry]:
         for number, text in enumerate(texts):
             yield term(f"{id_}/{number}", text, specialty, "en", "HPO", id_)
         if len(sign.definition) > MIN_DEFINITION_CHARS:
-            yield Entry(
-                id=f"{id_}/definition",
-                text=sign.definition,
-                specialty=specialty,
-                lang="en",
-                source="HPO",
-                group=id_,
-                kind="passage",
-                names=tuple(map(normal_name, texts)),
-            )
+            entry = term(f"{id_}/definition", sign.definition, specialty, "en", "HPO", id_)
+            yield replace(entry, kind="passage", names=tuple(map(normal_name, texts)))
 
 
 def hpo_fr(source: Source) -> Iterator[Entry]:

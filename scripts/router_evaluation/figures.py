@@ -41,6 +41,10 @@ def routing(group: str, scored: Scored, seed: int) -> Routing:
     )
 
 
+def routing_rows(groups: Sequence[tuple[str, Scored]], seed: int) -> list[Routing]:
+    return [routing(name, scored, seed) for name, scored in groups]
+
+
 def recalls(scored: Scored, labels: Sequence[str], seed: int) -> dict[str, Estimate]:
     """Return each label's recall, over the questions of that label."""
     correct, truth = scored.inside.correct, scored.inside.truth

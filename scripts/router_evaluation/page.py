@@ -1,4 +1,4 @@
-"""Markdown with pictures -> one HTML file that needs no other."""
+"""Turn Markdown with pictures into one HTML file that needs no other."""
 
 import base64
 import html
@@ -13,9 +13,10 @@ STYLE = (
 
 
 def page(markdown: str, pictures: Mapping[str, bytes]) -> str:
-    """
+    """Return the page as HTML.
+
     Args:
-        pictures: name that the Markdown shows -> PNG.
+        pictures: name in the Markdown -> PNG.
     """
     from markdown_it import MarkdownIt
 

@@ -85,7 +85,7 @@ def evaluate(
     sets = scored_sets(classifier, folder, given)
     calibrated = _calibrated(sets)
     separation, at_threshold = _scope(sets, classifier.thresholds.min_in_scope, seed)
-    labels = classifier.specialties
+    labels, everything = classifier.specialties, sets.everything
     results = Results(
         version=classifier.version,
         thresholds=_named(classifier.thresholds),
@@ -95,7 +95,7 @@ def evaluate(
         left_out=sets.left_out,
         num_baseline=sets.num_baseline,
         routing=_routing(sets, seed),
-        recalls={n: figures.recalls(s, labels, seed) for n, s in sets.everything.items()},
+        recalls={n: figures.recalls(s, labels, seed) for n, s in everything.items()},
         confusion=_confusion(sets, labels),
         calibration=[figures.calibration(name, scored, seed) for name, scored in calibrated],
         selective=[figures.selective(name, scored, seed) for name, scored in calibrated],
@@ -126,10 +126,7 @@ def _routing(sets: Sets, seed: int) -> dict[str, list[Routing]]:
         "held-out sources": groups.by_source(sets.held_out),
         **{f"length, {n}": groups.by_length(scored) for n, scored in sets.everything.items()},
     }
-    return {
-        name: [figures.routing(group, scored, seed) for group, scored in rows]
-        for name, rows in found.items()
-    }
+    return {name: figures.routing_rows(rows, seed) for name, rows in found.items()}
 
 
 def _confusion(sets: Sets, labels: Sequence[str]) -> dict[str, list[list[int]]]:

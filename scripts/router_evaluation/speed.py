@@ -1,8 +1,8 @@
-"""How fast and how large a router is: times in this process, load and memory in fresh ones.
+"""Measure how fast and how large a router is: times in this process, memory in fresh ones.
 
-One encoder thread, as in serving. The clock starts before `classify` and stops behind it; warm-ups
-are discarded. Memory is the resident set of a process that loaded the router, and nothing else of
-this project, and classified 100 questions.
+One encoder thread, as in serving. The clock runs around `classify`; warm-ups are discarded. Memory
+is the resident set of a process that loaded the router, and nothing else of this project, and then
+classified 100 questions.
 """
 
 import json
@@ -72,7 +72,8 @@ class Speed:
 
 
 def measure(classifier: Classifier, model: Path, texts: Sequence[str], seed: int) -> Speed:
-    """
+    """Time questions, pages and batches, and load the router in fresh processes.
+
     Args:
         classifier: loaded from `model` with one thread.
         texts: questions to time with.
@@ -103,7 +104,7 @@ def measure(classifier: Classifier, model: Path, texts: Sequence[str], seed: int
 
 
 def pages(texts: Sequence[str], generator: random.Random) -> list[str]:
-    """Pages of PAGE_CHARS characters, each of its own questions in its own order."""
+    """Return pages of PAGE_CHARS characters, each of other questions in random order."""
     found = []
     for _ in range(NUM_PAGES):
         page = ""
@@ -114,12 +115,12 @@ def pages(texts: Sequence[str], generator: random.Random) -> list[str]:
 
 
 def folder_bytes(model: Path) -> dict[str, int]:
-    """File name -> size."""
+    """Return the size of each file by its name."""
     return {path.name: path.stat().st_size for path in sorted(model.iterdir()) if path.is_file()}
 
 
 def processor() -> str:
-    """The processor's name, as far as the system tells it."""
+    """Return the processor's name as far as the system tells it, else its architecture."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -129,7 +130,7 @@ def processor() -> str:
 
 
 def _times(classifier: Classifier, texts: Sequence[str], title: str) -> np.ndarray:
-    """Milliseconds of each text, (len(texts),)."""
+    """Return the milliseconds of each text, (len(texts),)."""
     for text in texts[:NUM_WARM_UPS]:
         classifier.classify([[text]])
     times = []
@@ -151,7 +152,7 @@ def _per_second(classifier: Classifier, batch: Sequence[str]) -> float:
 
 
 def _fresh(model: Path, texts: Sequence[str]) -> tuple[float, float, int]:
-    """(seconds to import, seconds to load, resident bytes) of a process of its own."""
+    """Return seconds to import, seconds to load and resident bytes of a fresh process."""
     done = subprocess.run(
         [sys.executable, "-c", _FRESH],
         input=json.dumps([str(model.resolve()), list(texts)]),

@@ -8,7 +8,6 @@ from router.classifier import Classifier
 from scripts.router_evaluation import figures, groups
 from scripts.router_evaluation.baselines import ALL_TEXTS, PUBLIC, Baseline
 from scripts.router_evaluation.figures import Calibration, Routing
-from scripts.router_evaluation.groups import Groups
 from scripts.router_evaluation.questions import check_labels, check_origin, read_folder
 from scripts.router_evaluation.scoring import Scored, score
 
@@ -48,10 +47,9 @@ def evaluate_strict(model: Path, data: Path, seed: int) -> Strict:
         hold_out=folder.hold_out,
         unseen_names=folder.unseen_names,
         origin=origin,
-        routing={"validation": _routing(validation, seed), "held out": _routing(sources, seed)},
+        routing={
+            "validation": figures.routing_rows(validation, seed),
+            "held out": figures.routing_rows(sources, seed),
+        },
         calibration=[figures.calibration(n, s, seed) for n, s in [*validation, *sources]],
     )
-
-
-def _routing(found: Groups, seed: int) -> list[Routing]:
-    return [figures.routing(name, scored, seed) for name, scored in found]
