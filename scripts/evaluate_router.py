@@ -15,9 +15,10 @@ The report holds no question text. The last line of stdout is one JSON object.
 """
 
 import argparse
+import base64
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,11 +83,19 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
     text = render(figures, {plot: path.name for plot, path in plot_files(args.out).items()}, notes)
     args.out.write_text(text, encoding="utf-8")
     if args.html:
-        from scripts.router_evaluation.page import page
+        from scripts.markdown import page
 
-        pictures = {path.name: path.read_bytes() for path in plot_files(args.out).values()}
-        args.out.with_suffix(".html").write_text(page(text, pictures), encoding="utf-8")
+        html = page(_with_pictures(text, plot_files(args.out).values()))
+        args.out.with_suffix(".html").write_text(html, encoding="utf-8")
     return figures
+
+
+def _with_pictures(text: str, files: Iterable[Path]) -> str:
+    """Put PNG files into the Markdown text that shows them."""
+    for file in files:
+        data = base64.b64encode(file.read_bytes()).decode("ascii")
+        text = text.replace(f"]({file.name})", f"](data:image/png;base64,{data})")
+    return text
 
 
 def plot_files(out: Path) -> dict[str, Path]:
@@ -116,7 +125,7 @@ def read_figures(path: Path) -> dict[str, Any]:
 
 def measure(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
     """Evaluate, and write figures and plots; returns the figures."""
-    from scripts.lora.card import command_line, commit
+    from scripts.environment import command_line, commit
     from scripts.router_evaluation.plots import plots_of
     from scripts.router_evaluation.report import figures_of, to_json
     from scripts.router_evaluation.results import evaluate

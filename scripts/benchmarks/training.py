@@ -33,7 +33,7 @@ from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGene
 from adapters.catalog import load_catalog
 from adapters.prompting import encode_example
 from scripts.arguments import HelpFormatter
-from scripts.lora.card import command_line, commit
+from scripts.environment import command_line, commit
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 BASE_NAME = "google/flan-t5-xl"

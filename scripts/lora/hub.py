@@ -1,13 +1,11 @@
-"""Adapters to and from the Hugging Face hub."""
+"""Download adapters from the Hugging Face hub and upload them."""
 
 from pathlib import Path
 from typing import Any
 
+from scripts.lora.errors import HubError
+
 ALLOWED = ["*.safetensors", "*.json", "*.jsonl", "*.md"]  # never a pickle
-
-
-class HubError(Exception):
-    """The hub refused or could not be reached; the text says what was tried."""
 
 
 def pull(name: str, folder: Path, *, api: Any = None) -> Path:
@@ -23,12 +21,12 @@ def pull(name: str, folder: Path, *, api: Any = None) -> Path:
             repository, revision=revision or None, local_dir=target, allow_patterns=ALLOWED
         )
     except Exception as error:  # its kinds depend on the transport
-        raise HubError(f"--from_hub {name}: {_words(error)}") from None
+        raise HubError(f"--from_hub {name}: {_explained(error)}") from None
     return target
 
 
 def push(folder: Path, name: str, *, private: bool, api: Any = None) -> str:
-    """Upload an adapter's files to `org/name`, which is made when needed; the commit's address.
+    """Upload an adapter's files to `org/name`, made when needed; return the commit's address.
 
     Raises:
         HubError: not allowed, or no network.
@@ -38,7 +36,7 @@ def push(folder: Path, name: str, *, private: bool, api: Any = None) -> str:
         hub.create_repo(name, private=private, exist_ok=True)
         done = hub.upload_folder(repo_id=name, folder_path=folder, allow_patterns=ALLOWED)
     except Exception as error:
-        raise HubError(f"--push_to_hub {name}: {_words(error)}") from None
+        raise HubError(f"--push_to_hub {name}: {_explained(error)}") from None
     return str(done)
 
 
@@ -50,7 +48,7 @@ def _api(api: Any) -> Any:
     return HfApi()
 
 
-def _words(error: Exception) -> str:
+def _explained(error: Exception) -> str:
     return (
         f"{type(error).__name__}: {error}; check the name, the network, and that you are logged in "
         "(`hf auth login`)"

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from scripts.datasets.cleaning import origin
+from scripts.datasets.attributions import origin
 from scripts.router.dataset import Entry
 from scripts.router_evaluation.scoring import Scored
 

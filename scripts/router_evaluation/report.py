@@ -9,14 +9,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
+from scripts import markdown
 from scripts.router_evaluation import metrics, robustness, speed
 from scripts.router_evaluation.figures import COVERAGES
 from scripts.router_evaluation.results import Results
 from scripts.router_evaluation.targets import targets
 
-TEMPLATE = "report.md.j2"
+TEMPLATE = Path(__file__).with_name("report.md.j2")
 NUM_DIGITS = 6  # behind the point, of a figure in the JSON
 Figures = Mapping[str, Any]
 
@@ -63,16 +62,8 @@ def render(figures: Figures, plots: Mapping[str, str], notes: str) -> str:
         plots: plot -> the file that the page shows it from.
         notes: why targets were missed, in the authors' words; may be empty.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {"number": number, "spread": spread, "cell": cell, "short": short}
-    page = environment.get_template(TEMPLATE)
-    return page.render(**figures, plots=plots, notes=notes.strip())
+    shown = {"number": number, "spread": spread, "cell": cell, "short": short}
+    return markdown.render(TEMPLATE, **figures, **shown, plots=plots, notes=notes.strip())
 
 
 def number(estimate: Figures | None, digits: int = 3, factor: float = 1.0) -> str:

@@ -7,7 +7,6 @@ classified 100 questions.
 
 import json
 import os
-import platform
 import random
 import subprocess
 import sys
@@ -20,6 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from router.classifier import Classifier
+from scripts.environment import processor
 from scripts.router_evaluation.metrics import Estimate, quantile, repeats
 
 NUM_WARM_UPS = 5
@@ -35,6 +35,7 @@ import json, pathlib, sys, time
 folder, texts = json.load(sys.stdin)
 started = time.perf_counter()
 from router.classifier import Classifier
+from scripts.environment import processor
 imported = time.perf_counter()
 classifier = Classifier.load(pathlib.Path(folder))
 loaded = time.perf_counter()
@@ -117,16 +118,6 @@ def pages(texts: Sequence[str], generator: random.Random) -> list[str]:
 def folder_bytes(model: Path) -> dict[str, int]:
     """Return the size of each file by its name."""
     return {path.name: path.stat().st_size for path in sorted(model.iterdir()) if path.is_file()}
-
-
-def processor() -> str:
-    """Return the processor's name as far as the system tells it, else its architecture."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def _times(classifier: Classifier, texts: Sequence[str], title: str) -> np.ndarray:

@@ -1,0 +1,28 @@
+"""Why a step of an adapter's life was refused.
+
+LoraError            its text says what was found and what to do
+    AdapterMismatch  the adapter is damaged, or of another base model
+    TrainingError    training cannot start or go on
+    MergeError       an input of a merge does not fit, or a check of its result failed
+    HubError         the Hugging Face hub refused, or could not be reached
+"""
+
+
+class LoraError(Exception):
+    """The root: a command prints its text and exits with 2."""
+
+
+class AdapterMismatch(LoraError):
+    """The adapter is damaged, or of another base model."""
+
+
+class TrainingError(LoraError):
+    """Training cannot start or go on."""
+
+
+class MergeError(LoraError):
+    """An input does not fit, or a check of the merged model failed."""
+
+
+class HubError(LoraError):
+    """The hub refused or could not be reached."""
