@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scripts.router.phrases import read_phrases
+from scripts.router.yaml_file import read_yaml
 
 PHRASES = Path(__file__).with_name("phrases.yaml")
 NEIGHBOURS = {
@@ -35,7 +35,8 @@ class Rates:
 
 def phrases(kind: str) -> Mapping[str, Sequence[Any]]:
     """Return phrases of a kind by language: "templates", "courtesies" or "padding"."""
-    return read_phrases(PHRASES)[kind]
+    found: Mapping[str, Sequence[Any]] = read_yaml(PHRASES)[kind]
+    return found
 
 
 def as_question(term: str, lang: str, generator: random.Random) -> str:

@@ -115,10 +115,8 @@ class Trainer:
         workers = min(NUM_WORKERS, os.cpu_count() or 1, plan.epochs)
         with ProcessPoolExecutor(workers, mp_context=context) as pool:
             tokenizer = self._tokenizer.to_str()
-            tasks = [
-                pool.submit(changed_ids, texts, tokenizer, f"{plan.seed}/{epoch}")
-                for epoch in range(plan.epochs)
-            ]
+            seeds = (f"{plan.seed}/{epoch}" for epoch in range(plan.epochs))
+            tasks = [pool.submit(changed_ids, texts, tokenizer, seed) for seed in seeds]
             for task in tasks:
                 yield task.result()
 

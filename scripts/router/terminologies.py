@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-import yaml
-
 from scripts.datasets.record import DataError, normal_name
 from scripts.datasets.source import Source
 from scripts.router.dataset import Entry, term
+from scripts.router.yaml_file import read_yaml
 
 RULES = Path(__file__).with_name("knowledge.yaml")
 MIN_DEFINITION_CHARS = 60  # a shorter one says no more than the name
@@ -35,10 +34,8 @@ class _Sign:
     ancestors: frozenset[str]
 
 
-@cache
 def rules() -> dict[str, Any]:
-    found: dict[str, Any] = yaml.safe_load(RULES.read_text(encoding="utf-8"))
-    return found
+    return read_yaml(RULES)
 
 
 def read_hpo(path: Path) -> dict[str, _Sign]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.router.augmentation import with_typos, without_accents, without_punctuation
-from scripts.router.phrases import read_phrases
+from scripts.router.yaml_file import read_yaml
 
 PHRASES = Path(__file__).with_name("phrases.yaml")
 PAGE_CHARS = 2000  # of neutral sentences around a question
@@ -21,7 +21,8 @@ Perturbation = Callable[[str, str, random.Random], str]  # (text, language, gene
 
 def phrases(kind: str) -> Mapping[str, Sequence[Any]]:
     """Return phrases of a kind by language: "polite" or "neutral"."""
-    return read_phrases(PHRASES)[kind]
+    found: Mapping[str, Sequence[Any]] = read_yaml(PHRASES)[kind]
+    return found
 
 
 def polite(text: str, lang: str, generator: random.Random) -> str:

@@ -79,8 +79,7 @@ def number(estimate: Figures | None, digits: int = 3, factor: float = 1.0) -> st
 
 def spread(repeats: Figures, digits: int) -> str:
     """Return the median of some repeats and their range."""
-    middle, low, high = (f"{repeats[part]:.{digits}f}" for part in ("value", "low", "high"))
-    return f"{middle} (range {low} to {high})"
+    return "{value:.{0}f} (range {low:.{0}f} to {high:.{0}f})".format(digits, **repeats)
 
 
 def cell(text: str) -> str:

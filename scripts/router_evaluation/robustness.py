@@ -29,13 +29,12 @@ def perturbed_figures(classifier: Classifier, sets: Sets, seed: int) -> list[Per
             for change in PERTURBATIONS:
                 texts = [perturbed(q.text, lang, q.id, change, seed) for q in questions]
                 after = score(classifier, questions, f"{group}, {change}", texts=texts)
+                changed = sum(text != q.text for text, q in zip(texts, questions, strict=True))
                 found.append(
                     Perturbed(
                         group=group,
                         perturbation=change,
-                        num_changed=sum(
-                            text != q.text for text, q in zip(texts, questions, strict=True)
-                        ),
+                        num_changed=changed,
                         accuracy=metrics.share(after.correct, seed=seed),
                         lost=metrics.difference(before.correct, after.correct, seed=seed),
                     )

@@ -11,6 +11,7 @@ from scripts.router_evaluation.results import Results
 
 Verdict = Literal["reached", "missed", "reported", "not measured"]
 FRENCH, ENGLISH = "French (HPO)", "English"
+WRITTEN = ("development", "test")
 ACCURACY, HELD_OUT, IN_FRENCH = 0.85, 0.75, 0.88
 MAX_ECE, MAX_LOST = 0.05, 0.03
 MIN_AUROC, MAX_FALSE = 0.98, 0.05
@@ -102,19 +103,16 @@ def _french(results: Results) -> list[RouterTarget]:
     known = where.format("shipped", "templates held out, terms may be known")
     unknown = where.format("strict", "templates and terms held out")
     shipped = _accuracy(results.routing["validation"], FRENCH)
-    strict = None
-    if results.strict:
-        strict = _accuracy(results.strict.routing["validation"], FRENCH)
-    found = [
+    strict = results.strict.routing["validation"] if results.strict else ()
+    plain = {name: _accuracy(results.routing[name], "plain, French") for name in WRITTEN}
+    return [
         RouterTarget(title, known, shipped, IN_FRENCH),
-        RouterTarget(title, unknown, strict, IN_FRENCH),
-    ]
-    for name in ("development", "test"):
-        value = _accuracy(results.routing[name], "plain, French")
-        found.append(
+        RouterTarget(title, unknown, _accuracy(strict, FRENCH), IN_FRENCH),
+        *(
             RouterTarget("plain French questions: accuracy", f"{name} set", value, IN_FRENCH)
-        )
-    return found
+            for name, value in plain.items()
+        ),
+    ]
 
 
 def _vignettes(results: Results) -> list[RouterTarget]:

@@ -42,12 +42,12 @@ def test_what_was_not_measured_is_said(figures: dict[str, Any]) -> None:
     assert "Not measured in this run (`--strict_model`, `--strict_data`)." in bare
     assert "### Strict" not in bare
     assert "Of 0 follow-ups" in bare
-    assert "n/a are seen as such" in bare
+    assert "n/a are recognised" in bare
 
 
 def test_sources_held_out_of_the_shipped_artefact_have_their_table(figures: dict[str, Any]) -> None:
     routing = {**figures["routing"], "held-out sources": figures["routing"]["source"][:1]}
-    assert "Sources that were held out" not in rendered(figures)
+    assert "Sources that this artefact was not trained on" not in rendered(figures)
     shown = rendered({**figures, "routing": routing})
     assert shown.count(f"| {figures['routing']['source'][0]['group']} | ") == 2
     empty = {**figures["routing"], "test": []}
