@@ -52,12 +52,8 @@ def fit_thresholds(
         "in_scope_recall": round(float((in_scope[inside] >= min_in_scope).mean()), 4),
         "out_of_scope_recall": round(float((in_scope[~inside] < min_in_scope).mean()), 4),
     }
-    thresholds = {
-        "min_confidence": min_confidence,
-        "min_margin": min_margin,
-        "min_in_scope": min_in_scope,
-    }
-    return thresholds, report
+    found = {"min_confidence": min_confidence, "min_margin": min_margin}
+    return {**found, "min_in_scope": min_in_scope}, report
 
 
 def fit_temperature(logits: Array, truth: npt.NDArray[Any], weights: Array) -> float:

@@ -32,7 +32,7 @@ from router.text import clean
 from router.training.examples import OUT_OF_SCOPE, Recipe
 from router.training.feature_set import FeatureSet, restored, stored
 from router.training.head import fit_head, recalls
-from router.training.trained import Trained, head_arrays, head_entries
+from router.training.trained import Trained, head_arrays, head_entries, rounded
 
 MIN_QUESTIONS = 30
 HELD_OUT_PERCENT = 25  # of the new questions: they validate the new specialty
@@ -83,7 +83,7 @@ def extend(directory: Path, label: str, questions: Sequence[str]) -> Extension:
         **{key: value for key, value in manifest.items() if key not in ("version", "files")},
         "specialties": labels,
         **head_entries(fitted),
-        "validation_recall": {name: round(value, 4) for name, value in after.items()},
+        "validation_recall": rounded(after),
         "added": {**manifest.get("added", {}), label: len(unique)},
         "generic": _without(manifest["generic"], unique),
     }

@@ -24,13 +24,7 @@ from router.training.feature_set import FeatureSet, restored, stored
 from router.training.head import fit_head, recalls
 from router.training.ngrams import train_ngrams
 from router.training.projection import BATCH, fit_projection
-from router.training.trained import (
-    Trained,
-    head_arrays,
-    head_entries,
-    ngram_arrays,
-    projection_arrays,
-)
+from router.training.trained import Trained, head_entries, rounded, weight_arrays
 from router.views import read
 
 SPECIALTIES_FILE = Path(__file__).resolve().parent.parent / "specialties.yaml"
@@ -66,11 +60,7 @@ def train(
     kept = restored(features, labels)  # the head is fitted on what is stored
     fitted = fit_head(kept, labels, recipe)
     return Trained(
-        weights={
-            **ngram_arrays(ngrams),
-            **projection_arrays(projection),
-            **head_arrays(fitted.head),
-        },
+        weights=weight_arrays(ngrams, projection, fitted.head),
         features=features,
         manifest={
             "format_version": FORMAT_VERSION,
@@ -83,11 +73,8 @@ def train(
             "recipe": asdict(recipe),
             "num_features": len(ngrams.vocabulary.keys),
             "num_examples": {name: _counts(examples) for name, examples in sets.items()},
-            "validation_recall": {
-                name: round(value, 4) for name, value in recalls(fitted.head, kept, labels).items()
-            },
-            "function_words": _normal_lists(lexicon["function_words"]),
-            "generic": _normal_lists(lexicon["generic"]),
+            "validation_recall": rounded(recalls(fitted.head, kept, labels)),
+            **{name: _normal_lists(lexicon[name]) for name in ("function_words", "generic")},
         },
         encoder_dir=encoder_dir,
     )

@@ -59,7 +59,7 @@ def save(trained: Trained, directory: Path, *, date: str, provenance: Mapping[st
     return version
 
 
-def ngram_arrays(ngrams: NgramModel) -> dict[str, npt.NDArray[Any]]:
+def _ngram_arrays(ngrams: NgramModel) -> dict[str, npt.NDArray[Any]]:
     return {
         "keys": ngrams.vocabulary.keys,
         "idf": ngrams.vocabulary.idf.astype(np.float16),
@@ -71,7 +71,7 @@ def ngram_arrays(ngrams: NgramModel) -> dict[str, npt.NDArray[Any]]:
     }
 
 
-def projection_arrays(projection: Projection) -> dict[str, npt.NDArray[Any]]:
+def _projection_arrays(projection: Projection) -> dict[str, npt.NDArray[Any]]:
     return {"mean": projection.mean, "components": projection.components.astype(np.float16)}
 
 
@@ -82,6 +82,17 @@ def head_arrays(head: Head) -> dict[str, npt.NDArray[Any]]:
         "scope": head.scope,
         "scope_bias": np.array([head.scope_bias], dtype=np.float32),
     }
+
+
+def weight_arrays(
+    ngrams: NgramModel, projection: Projection, head: Head
+) -> dict[str, npt.NDArray[Any]]:
+    """Return all arrays of weights.npz."""
+    return {**_ngram_arrays(ngrams), **_projection_arrays(projection), **head_arrays(head)}
+
+
+def rounded(recalls: Mapping[str, float]) -> dict[str, float]:
+    return {name: round(value, 4) for name, value in recalls.items()}
 
 
 def head_entries(fitted: FittedHead) -> dict[str, Any]:

@@ -47,16 +47,11 @@ def by_source(scored: Scored) -> Groups:
 
 def by_length(scored: Scored) -> Groups:
     """Return the in-scope questions in buckets of words (runs without a blank)."""
-    buckets = zip((0, *LENGTHS), (*LENGTHS, None), strict=True)
-    return _not_empty(
-        [
-            (
-                f"{low + 1}-{high} words" if high else f"over {low} words",
-                scored.inside.filter(_has_length(low, high)),
-            )
-            for low, high in buckets
-        ]
-    )
+    found = []
+    for low, high in zip((0, *LENGTHS), (*LENGTHS, None), strict=True):
+        name = f"{low + 1}-{high} words" if high else f"over {low} words"
+        found.append((name, scored.inside.filter(_has_length(low, high))))
+    return _not_empty(found)
 
 
 def _has_length(low: int, high: int | None) -> Callable[[Entry], bool]:

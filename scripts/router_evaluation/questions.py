@@ -31,6 +31,7 @@ class DataFolder:
         scored: split -> its questions.
         left_out: split -> how many copies of training texts it had.
         folded: the training texts, folded for `without_copies`.
+        origin: how the artefact and these data belong together, for the report.
     """
 
     training: tuple[Entry, ...]
@@ -40,13 +41,15 @@ class DataFolder:
     sha256: str
     hold_out: tuple[str, ...]
     unseen_names: bool
+    origin: str
 
 
-def read_folder(folder: Path) -> DataFolder:
-    """Read a folder written by prepare_router_dataset.
+def read_folder(folder: Path, model: Path) -> DataFolder:
+    """Read a folder written by prepare_router_dataset, on which the artefact `model` was trained.
 
     Raises:
-        DataError: a file is missing, or a line is malformed.
+        DataError: a file is missing, a line is malformed, or the artefact was trained on other
+            data, which may hold the scored questions.
     """
     rows = list(read_entries(folder))
     if not (folder / MANIFEST).is_file():
@@ -66,6 +69,7 @@ def read_folder(folder: Path) -> DataFolder:
         sha256=str(manifest["sha256"]),
         hold_out=tuple(manifest["hold_out"]),
         unseen_names=bool(manifest["unseen_names"]),
+        origin=_origin(model, str(manifest["sha256"]), folder),
     )
 
 
@@ -124,19 +128,14 @@ def check_labels(questions: Iterable[Entry], specialties: Sequence[str], where: 
         )
 
 
-def check_origin(model: Path, folder: DataFolder, data: Path) -> str:
-    """Return, for the report, how artefact and data belong together.
-
-    Raises:
-        DataError: the artefact was trained on other data, which may hold the scored questions.
-    """
+def _origin(model: Path, sha256: str, folder: Path) -> str:
     manifest: dict[str, Any] = json.loads((model / ARTEFACT_MANIFEST).read_text(encoding="utf-8"))
     trained_on = (manifest.get("data") or {}).get("sha256")
     if trained_on is None:
         return "the artefact does not say which data it was trained on"
-    if trained_on != folder.sha256:
+    if trained_on != sha256:
         raise DataError(
-            f"--data {data}: its questions have sha256 {folder.sha256[:12]}, and the artefact "
+            f"--data {folder}: its questions have sha256 {sha256[:12]}, and the artefact "
             f"{model} was trained on {trained_on[:12]}: name the folder that train_router read"
         )
     return "the artefact was trained on this folder"

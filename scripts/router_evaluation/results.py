@@ -18,7 +18,7 @@ from scripts.router_evaluation.figures import (
 )
 from scripts.router_evaluation.groups import Groups
 from scripts.router_evaluation.metrics import Estimate, confusion, share
-from scripts.router_evaluation.questions import check_origin, read_folder, read_written
+from scripts.router_evaluation.questions import read_folder, read_written
 from scripts.router_evaluation.robustness import perturbed_figures
 from scripts.router_evaluation.scoring import together
 from scripts.router_evaluation.sets import Sets, scored_sets
@@ -33,8 +33,7 @@ class Results:
     """The figures of the report; the report's template names each field.
 
     Attributes:
-        left_out: set -> number of copies of training texts that were left out.
-        num_baseline: baseline -> number of texts that it was fitted on.
+        left_out, num_baseline: as in Sets.
         confusion: set -> counts (S, S), the truth in rows.
     """
 
@@ -77,21 +76,27 @@ def evaluate(
     Raises:
         DataError, ArtefactError: an input cannot be read, is too small, or does not fit another.
     """
-    folder = read_folder(data)
-    origin = check_origin(model, folder, data)
+    folder = read_folder(data, model)
     given = {name: read_written(path) for name, path in written.items()}
     strict_part = evaluate_strict(*strict, seed) if strict else None
     classifier = Classifier.load(model)
     sets = scored_sets(classifier, folder, given)
+    speed = measure(classifier, model, [q.text for q in sets.test.questions], seed)
+    return _results(classifier, sets, speed, strict_part, seed), sets
+
+
+def _results(
+    classifier: Classifier, sets: Sets, speed: Speed, strict: Strict | None, seed: int
+) -> Results:
     calibrated = _calibrated(sets)
     separation, at_threshold = _scope(sets, classifier.thresholds.min_in_scope, seed)
     labels, everything = classifier.specialties, sets.everything
-    results = Results(
+    return Results(
         version=classifier.version,
         thresholds=_named(classifier.thresholds),
         labels=labels,
-        origin=origin,
-        data_sha256=folder.sha256,
+        origin=sets.folder.origin,
+        data_sha256=sets.folder.sha256,
         left_out=sets.left_out,
         num_baseline=sets.num_baseline,
         routing=_routing(sets, seed),
@@ -104,10 +109,9 @@ def evaluate(
         perturbed=perturbed_figures(classifier, sets, seed),
         follow_ups=share(~sets.follow_ups.has_signal, seed=seed),
         errors=_errors(sets),
-        speed=measure(classifier, model, [q.text for q in sets.test.questions], seed),
-        strict=strict_part,
+        speed=speed,
+        strict=strict,
     )
-    return results, sets
 
 
 def _named(thresholds: Thresholds) -> dict[str, float]:
@@ -141,12 +145,11 @@ def _confusion(sets: Sets, labels: Sequence[str]) -> dict[str, list[list[int]]]:
 def _calibrated(sets: Sets) -> Groups:
     """Return the groups whose confidence is compared with their accuracy."""
     validation = groups.validation_groups(sets.validation)
-    written = [(name, scored.inside) for name, scored in sets.written.items()]
+    written = {name: scored.inside for name, scored in sets.written.items()}
     found = [(f"validation, {name}", scored) for name, scored in validation]
-    found += written
-    if len(written) == 2 and all(scored.questions for _, scored in written):
-        pooled = together(written[0][1], written[1][1])
-        found.append((f"{written[0][0]} and {written[1][0]}", pooled))
+    found += written.items()
+    if all(scored.questions for scored in written.values()):
+        found.append((" and ".join(written), together(*written.values())))
     return [(name, scored) for name, scored in found if scored.questions]
 
 

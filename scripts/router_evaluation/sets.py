@@ -21,10 +21,12 @@ class Sets:
 
     Attributes:
         written: our own sets, "development" and "test", without copies of training texts.
+        folder: where validation and held_out come from.
         left_out: set -> number of copies that were left out.
         num_baseline: baseline -> number of texts that it was fitted on.
     """
 
+    folder: DataFolder
     validation: Scored
     held_out: Scored
     written: Mapping[str, Scored]
@@ -61,6 +63,7 @@ def scored_sets(
     validation, held_out = (folder.scored[name] for name in ("validation", "held_out"))
     follow_ups = [q for q in given["development"] if q.kind == FOLLOW_UP]
     return Sets(
+        folder=folder,
         validation=score(classifier, validation, "validation", baselines=baselines),
         held_out=score(classifier, held_out, "held out", baselines=baselines),
         written=written,

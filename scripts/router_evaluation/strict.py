@@ -8,7 +8,7 @@ from router.classifier import Classifier
 from scripts.router_evaluation import figures, groups
 from scripts.router_evaluation.baselines import ALL_TEXTS, PUBLIC, Baseline
 from scripts.router_evaluation.figures import Calibration, Routing
-from scripts.router_evaluation.questions import check_labels, check_origin, read_folder
+from scripts.router_evaluation.questions import check_labels, read_folder
 from scripts.router_evaluation.scoring import Scored, score
 
 
@@ -30,8 +30,7 @@ def evaluate_strict(model: Path, data: Path, seed: int) -> Strict:
     Raises:
         DataError, ArtefactError: an input cannot be read, or does not fit the other.
     """
-    folder = read_folder(data)
-    origin = check_origin(model, folder, data)
+    folder = read_folder(data, model)
     classifier = Classifier.load(model)
     baselines = [Baseline(name, folder.training) for name in (PUBLIC, ALL_TEXTS)]
     scored: dict[str, Scored] = {}
@@ -46,7 +45,7 @@ def evaluate_strict(model: Path, data: Path, seed: int) -> Strict:
         version=classifier.version,
         hold_out=folder.hold_out,
         unseen_names=folder.unseen_names,
-        origin=origin,
+        origin=folder.origin,
         routing={
             "validation": figures.routing_rows(validation, seed),
             "held out": figures.routing_rows(sources, seed),
