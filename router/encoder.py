@@ -52,7 +52,7 @@ class TextEncoder(Protocol):
 
     @property
     def name(self) -> str:
-        """The name of the vector space, which an artefact's head was fitted on."""
+        """Return the encoder's name; a head belongs to the one that it was fitted on."""
 
     @property
     def hidden(self) -> int: ...

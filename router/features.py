@@ -150,7 +150,7 @@ def vectorise(words: list[Word], vocabulary: Vocabulary) -> Vector:
 
 @dataclass(frozen=True, slots=True)
 class NgramScores:
-    """Of one text: logits of the specialties (S,), of being in scope, of being French."""
+    """The logits of one text: of the specialties (S,), of being in scope, of being French."""
 
     vector: Vector
     specialty: Floats
@@ -160,7 +160,10 @@ class NgramScores:
 
 @dataclass(frozen=True, slots=True)
 class NgramModel:
-    """Immutable, so any number of threads may use it."""
+    """Linear models over n-grams, for S specialties, scope and language.
+
+    They never change, so any number of threads may use them.
+    """
 
     vocabulary: Vocabulary
     specialty: Floats  # (F, S)
@@ -181,9 +184,12 @@ class NgramModel:
         )
 
     def by_word(self, vector: Vector, direction: Floats, num_words: int) -> npt.NDArray[np.float64]:
-        """How much each word adds to `direction @ specialty logits`; direction (S,), -> (words,).
+        """Return how much each word adds to `direction @ specialty logits`, (words,).
 
-        A feature's share goes to the words that it comes from in equal parts.
+        A feature's share is divided equally among the words that it comes from.
+
+        Args:
+            direction: (S,).
         """
         gain = vector.values * (self.specialty[vector.rows] @ direction)
         lengths = np.diff(vector.starts)

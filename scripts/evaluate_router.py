@@ -118,7 +118,7 @@ def read_figures(path: Path) -> dict[str, Any]:
     if missing:
         raise DataError(
             f"--figures {path}: no {', '.join(sorted(missing))} in it; expected the .json file "
-            "that evaluate_router wrote beside its report"
+            "that evaluate_router wrote with its report"
         )
     return figures
 

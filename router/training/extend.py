@@ -50,7 +50,7 @@ class Extension:
 
     @property
     def losses(self) -> dict[str, float]:
-        """Old labels that lost more than MAX_LOSS, and how much."""
+        """Return the old labels that lost more than MAX_LOSS, and how much."""
         lost = {label: self.before[label] - self.after[label] for label in self.before}
         return {label: value for label, value in lost.items() if value > MAX_LOSS}
 

@@ -1,4 +1,4 @@
-"""Token ids of training texts, changed anew for each epoch, in batches of similar length.
+"""Make batches of training texts: changed for each epoch, tokenized, of similar length.
 
 Shapes: B texts of a batch, T tokens of its longest.
 """

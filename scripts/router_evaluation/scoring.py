@@ -1,4 +1,4 @@
-"""What a router says of each question, as arrays."""
+"""Run a router over questions; the results are arrays."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,7 +27,7 @@ class Scored:
         confidence: its calibrated probability.
         in_scope: the calibrated probability that the question is one for a clinic.
         named: whether the policy names a specialist, given an adapter for every specialty.
-        has_signal: whether the question has words with a meaning of its own.
+        has_signal: whether the question has words that say what it is about.
         baselines: name -> the specialty that it predicts.
     """
 

@@ -144,7 +144,7 @@ def _perturbations(results: Results) -> list[RouterTarget]:
 
 
 def _scope(results: Results) -> list[RouterTarget]:
-    """Each of our own sets against its own out-of-scope questions."""
+    """Compare each of our own sets with its out-of-scope questions."""
     found = []
     for row in results.separation:
         kind, _, origin = row.outside.partition(" (")

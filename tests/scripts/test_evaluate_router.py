@@ -75,7 +75,7 @@ def make_written(path: Path, seed: int) -> Path:
         text = f"{example.text} {path.stem}"
         told = {"specialty": example.specialty, "lang": example.language}
         rows.append({"input": text, **told, "kind": kinds[number % 2]})
-    copy = small_questions(0)[0]  # stands in training behind other case and punctuation
+    copy = small_questions(0)[0]  # is in training with other case and punctuation
     told = {"specialty": copy.specialty, "lang": copy.language, "kind": "plain"}
     return write(path, [*rows, {"input": copy.text.upper() + "!", **told}, FOLLOW_UP])
 

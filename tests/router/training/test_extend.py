@@ -201,7 +201,7 @@ def test_a_bad_file_is_named(tmp_path: Path, name: str, content: bytes, message:
 
 
 def test_no_data_is_needed(tiny_router_dir: Path, tmp_path: Path) -> None:
-    """The artefact alone, somewhere else: nothing beside it is read."""
+    """The artefact alone, copied elsewhere: no other file is read."""
     alone = tmp_path / "alone"
     shutil.copytree(tiny_router_dir, alone)
     found = extend(alone, "dentistry", TEETH)

@@ -1,4 +1,4 @@
-"""Batches of similar length, and texts changed anew for each epoch."""
+"""Batches of similar length, and texts that change with each epoch."""
 
 import random
 from pathlib import Path
