@@ -70,7 +70,8 @@ class _Graph:
         return name
 
     def node(self, kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
-        self.nodes.append(helper.make_node(kind, inputs, [output], name=output, **attributes))
+        given = {"domain": "", **attributes}
+        self.nodes.append(helper.make_node(kind, inputs, [output], name=output, **given))
         return output
 
 
