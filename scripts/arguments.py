@@ -69,12 +69,9 @@ class CommandParser(argparse.ArgumentParser):
 
     def add_base_model(self) -> None:
         """Add --base_model and --base_model_name."""
-        self.add_argument(
-            "--base_model", default=BASE_MODEL, help="directory, built-in name or hub id"
-        )
-        self.add_argument(
-            "--base_model_name", help="name in the catalogue, when --base_model is a directory"
-        )
+        add = self.add_argument
+        add("--base_model", default=BASE_MODEL, help="directory, built-in name or hub id")
+        add("--base_model_name", help="name in the catalogue, when --base_model is a directory")
 
     def add_device(self, purpose: str) -> None:
         """Add --device; `scripts.lora.device.check_device` resolves its default."""
@@ -85,7 +82,7 @@ class CommandParser(argparse.ArgumentParser):
     def run(
         self,
         argv: Sequence[str] | None,
-        errors: tuple[type[Exception], ...],
+        errors: Callable[[], tuple[type[Exception], ...]],
         command: Callable[[argparse.Namespace, list[str]], Mapping[str, Any]],
         exit_code: Callable[[Mapping[str, Any]], int] = lambda report: 0,
     ) -> int:
@@ -94,13 +91,16 @@ class CommandParser(argparse.ArgumentParser):
         One of `errors`, or a package that is not installed, is one line on stderr and code 2.
 
         Args:
+            errors: returns what the command may raise; called on an error only, so that it may
+                import what is not installed everywhere.
             command: called with the parsed arguments and the words they came from.
             exit_code: of a report.
         """
         words = list(sys.argv[1:] if argv is None else argv)
+        args = self.parse_args(words)
         script = self.prog.rpartition(".")[2]
         try:
-            report = command(self.parse_args(words), words)
+            report = command(args, words)
         except ModuleNotFoundError as error:
             package = (error.name or "").partition(".")[0]
             if package in ("", "adapters", "deployments", "router", "scripts"):
@@ -111,7 +111,9 @@ class CommandParser(argparse.ArgumentParser):
                 file=sys.stderr,
             )
             return 2
-        except errors as error:
+        except Exception as error:
+            if not isinstance(error, errors()):
+                raise
             print(f"{script}: {error}", file=sys.stderr)
             return 2
         print(json.dumps(report))

@@ -10,10 +10,14 @@ stdout is one JSON object.
 import json
 import pickle
 import shutil
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+if not __package__:  # run as a file: this folder would hide packages of the same names
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from adapters.ingest import IngestRefused, VersionRequest, inspect_adapter
 from adapters.validation import CONFIG_FILE, MAX_BYTES, WEIGHTS_FILE
@@ -28,7 +32,7 @@ class ConversionRefused(ValueError):
 
 def main(argv: Sequence[str] | None = None) -> int:
     errors = (ConversionRefused, IngestRefused, OSError)
-    return _parser().run(argv, errors, lambda args, _: convert(args.adapter, args.out))
+    return _parser().run(argv, lambda: errors, lambda args, _: convert(args.adapter, args.out))
 
 
 def _parser() -> CommandParser:

@@ -12,20 +12,28 @@ stdout is one JSON object, without any text.
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from adapters.base_models import BaseModelError
-from adapters.catalog import CatalogError
+if not __package__:  # run as a file: this folder would hide packages of the same names
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
 from scripts.arguments import CommandParser, positive
 from scripts.datasets.record import DataError
 from scripts.lora.errors import LoraError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    errors = (BaseModelError, CatalogError, DataError, LoraError, OSError)
-    return _parser().run(argv, errors, _evaluate)
+    return _parser().run(argv, _errors, _evaluate)
+
+
+def _errors() -> tuple[type[Exception], ...]:
+    from adapters.base_models import BaseModelError
+    from adapters.catalog import CatalogError
+
+    return (BaseModelError, CatalogError, DataError, LoraError, OSError)
 
 
 def _evaluate(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:

@@ -18,6 +18,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+if not __package__:  # run as a file: this folder would hide packages of the same names
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
 from adapters.base_models import BaseModelError
 from scripts.arguments import CommandParser, positive
 from scripts.datasets.record import DataError
@@ -29,11 +32,12 @@ TWELVE = (
     *("endocrinology", "nephrology_urology", "infectious_disease", "ophthalmology"),
     *("hematology", "rheumatology_orthopedics"),
 )
+ERRORS = (BaseModelError, DataError, StepError, OSError)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     try:
-        return _parser().run(argv, (BaseModelError, DataError, StepError, OSError), _run)
+        return _parser().run(argv, lambda: ERRORS, _run)
     except KeyboardInterrupt:
         print("make_specialists: interrupted; the same call goes on", file=sys.stderr)
         return 130

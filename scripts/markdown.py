@@ -1,4 +1,4 @@
-"""Markdown reports: templates beside the code, one line of a table, one HTML page."""
+"""Fill templates of Markdown reports; make table rows and HTML pages."""
 
 import html
 from pathlib import Path
@@ -15,8 +15,10 @@ STYLE = (
 def render(template: Path, **values: object) -> str:
     """Return the Jinja template filled with `values`; it may import its folder's other templates.
 
-    Besides them it knows `row(cell, ...)` and `head(name, ...)`, the lines of a table. A name that
-    is not given is an error (jinja2.UndefinedError), not an empty text.
+    It also knows `row(cell, ...)` and `head(name, ...)`, the lines of a table.
+
+    Raises:
+        jinja2.UndefinedError: the template uses a name that is not given.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 

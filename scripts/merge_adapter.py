@@ -18,14 +18,14 @@ approximate at the first adapter's rank. The last line of stdout is one JSON obj
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+if not __package__:  # run as a file: this folder would hide packages of the same names
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from adapters.base_models import BaseModelError
-from adapters.catalog import CatalogError
 from scripts.arguments import CommandParser, positive
 from scripts.lora.errors import LoraError, MergeError
 
@@ -34,8 +34,16 @@ PRUNING = ("ties", "ties_svd", "dare_linear", "dare_ties")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    errors = (LoraError, BaseModelError, CatalogError, OSError, SafetensorError)
-    return _parser().run(argv, errors, _merge)
+    return _parser().run(argv, _errors, _merge)
+
+
+def _errors() -> tuple[type[Exception], ...]:
+    from safetensors import SafetensorError
+
+    from adapters.base_models import BaseModelError
+    from adapters.catalog import CatalogError
+
+    return (LoraError, BaseModelError, CatalogError, OSError, SafetensorError)
 
 
 def _merge(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:

@@ -30,16 +30,20 @@ line of stdout is one JSON object.
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+if not __package__:  # run as a file: this folder would hide packages of the same names
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from scripts.arguments import CommandParser
 from scripts.datasets.record import DataError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return _parser().run(argv, (DataError, OSError), _prepare)
+    return _parser().run(argv, lambda: (DataError, OSError), _prepare)
 
 
 def _prepare(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:

@@ -26,6 +26,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+if not __package__:  # run as a file: this folder would hide packages of the same names
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
 from adapters.base_models import sha256_of
 from adapters.catalog import AdapterEntry, CatalogError, load_catalog
 from adapters.validation import CONFIG_FILE, WEIGHTS_FILE, check_adapter
@@ -42,7 +45,9 @@ KEPT_FILES = (WEIGHTS_FILE, CONFIG_FILE, "README.md", "history.jsonl")
 
 def main(argv: Sequence[str] | None = None) -> int:
     errors = (CatalogError, DataError, HubError, OSError)
-    return _parser().run(argv, errors, promote, lambda report: int(report["state"] != "active"))
+    return _parser().run(
+        argv, lambda: errors, promote, lambda report: int(report["state"] != "active")
+    )
 
 
 def _parser() -> CommandParser:
@@ -138,7 +143,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
 def _entry(
     folder: Path, config: dict[str, Any], result: dict[str, Any], known: AdapterEntry | None
 ) -> AdapterEntry:
-    """The catalogue's entry, active; the version counts up when the weights change."""
+    """Return the catalogue's entry, active; the version counts up when the weights change."""
     weights = folder / WEIGHTS_FILE
     if not weights.is_file():
         raise DataError(f"{weights}: no such file")

@@ -13,9 +13,13 @@ is one JSON object.
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+if not __package__:  # run as a file: this folder would hide packages of the same names
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from scripts.arguments import CommandParser
 from scripts.datasets.pairs import load_pairs
@@ -29,7 +33,7 @@ BEGIN, END = "<!-- results -->", "<!-- /results -->"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return _parser().run(argv, (DataError, OSError), run)
+    return _parser().run(argv, lambda: (DataError, OSError), run)
 
 
 def _parser() -> CommandParser:

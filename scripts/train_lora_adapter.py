@@ -11,7 +11,7 @@ serving prompt format; of all validations after the start, the weights with the 
 several GPUs choose one with CUDA_VISIBLE_DEVICES. The last line of stdout is one JSON object.
 
 Exit codes: 0 done, 2 refused or failed (the last checkpoint stays for --resume), 3 the loss stopped
-being finite (the best weights before that are saved), 130 interrupted (go on with --resume).
+being finite (the best weights before that are saved), 130 interrupted (continue with --resume).
 """
 
 import argparse
@@ -20,23 +20,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from adapters.base_models import BaseModelError
-from adapters.catalog import CatalogError
+if not __package__:  # run as a file: this folder would hide packages of the same names
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
 from scripts.arguments import CommandParser, above_zero, positive, share
 from scripts.datasets.record import DataError
 from scripts.lora.checkpoints import CHECKPOINT, last_checkpoint, what_now
 from scripts.lora.errors import LoraError, TrainingError
 
-# Names that transformers' own training scripts use.
-SAME_VALUE = {
+# The names of transformers' own training scripts -> ours; with a value: it is what they set.
+OTHER_NAMES: dict[str, tuple[str, Any]] = {
     "gradient_accumulation_steps": ("grad_accum", positive),
     "warmup_ratio": ("warmup", share),
     "max_grad_norm": ("clip", above_zero),
     "save_steps": ("eval_steps", positive),
     "num_train_epochs": ("epochs", positive),
     "per_device_train_batch_size": ("batch_size", positive),
-}
-SAME_CHOICE = {
     "fp16": ("dtype", "float16"),
     "bf16": ("dtype", "bfloat16"),
     "load_in_8bit": ("quantization", "int8"),
@@ -45,12 +44,18 @@ SAME_CHOICE = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    errors = (BaseModelError, CatalogError, DataError, LoraError)
     try:
-        return _parser().run(argv, errors, _train, _exit_code)
+        return _parser().run(argv, _errors, _train, _exit_code)
     except KeyboardInterrupt as interrupt:
         print(f"train_lora_adapter: interrupted; {interrupt}", file=sys.stderr)
         return 130
+
+
+def _errors() -> tuple[type[Exception], ...]:
+    from adapters.base_models import BaseModelError
+    from adapters.catalog import CatalogError
+
+    return (BaseModelError, CatalogError, DataError, LoraError)
 
 
 def _train(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
@@ -120,18 +125,14 @@ def _parser() -> CommandParser:
         help="8 bits need bitsandbytes and a GPU",
     )
     parser.add_device("to train on")
-    add("--resume", action="store_true", help="go on with an interrupted run of this --out")
-    for name, (dest, kind) in SAME_VALUE.items():
-        add(f"--{name}", dest=dest, type=kind, default=argparse.SUPPRESS, help=f"same as --{dest}")
-    for name, (dest, const) in SAME_CHOICE.items():
-        add(
-            f"--{name}",
-            dest=dest,
-            action="store_const",
-            const=const,
-            default=argparse.SUPPRESS,
-            help=f"same as --{dest} {const}",
-        )
+    add("--resume", action="store_true", help="continue an interrupted run of this --out")
+    for name, (dest, value) in OTHER_NAMES.items():
+        same: dict[str, Any] = {"dest": dest, "default": argparse.SUPPRESS}
+        if callable(value):
+            add(f"--{name}", type=value, help=f"same as --{dest}", **same)
+        else:
+            text = f"same as --{dest} {value}"
+            add(f"--{name}", action="store_const", const=value, help=text, **same)
     return parser
 
 

@@ -12,14 +12,10 @@ _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-ZÀ-Þ])")
 NUM_BOILERPLATE_DISEASES = 5  # a sentence in the answers of this many diseases is boilerplate
 
 
-@dataclass(frozen=True, slots=True)
-class Cleaning:
-    drop_notes: tuple[str, ...] = ()
-    drop_boilerplate: bool = False
-
-
 @dataclass(slots=True)
 class Cleaned:
+    """What is left, and counts of what was repaired and removed."""
+
     records: list[Record]
     mojibake_repaired: int = 0
     exact_duplicates: int = 0  # same file, question and answer
@@ -28,16 +24,21 @@ class Cleaned:
     dropped: Counter[str] = field(default_factory=Counter)  # by option: why -> how many
 
 
-def clean(records: Iterable[Record], options: Cleaning) -> Cleaned:
-    """Repair broken encodings, drop repeats (the first stays) and what the options ask for."""
+def clean(records: Iterable[Record], drop_notes: Sequence[str], drop_boilerplate: bool) -> Cleaned:
+    """Repair broken encodings, drop repeats (the first stays), and what is asked for.
+
+    Args:
+        drop_notes: pairs with one of these notes are left out.
+        drop_boilerplate: cut sentences that many answers share.
+    """
     done = Cleaned([])
     for record in records:
         fixed = _repaired(record)
         done.mojibake_repaired += fixed != record
         done.records.append(fixed)
-    _drop_notes(done, options.drop_notes)
+    _drop_notes(done, drop_notes)
     _drop_repeats(done)
-    if options.drop_boilerplate:
+    if drop_boilerplate:
         _cut_boilerplate(done)
     return done
 

@@ -1,6 +1,8 @@
 """Read MedQuAD and Medical Abstracts, whose specialties come from keywords."""
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
+from dataclasses import replace
+from pathlib import Path
 from xml.etree import ElementTree
 
 from scripts.datasets.record import DataError, Record
@@ -13,11 +15,7 @@ MAX_TITLE_WORDS = 30
 
 
 def medquad(source: Source, reading: SourceReading) -> Iterator[Record]:
-    """Read MedQuAD's XML; count its answers that were removed for copyright and are empty.
-
-    Its ids are unique within one of its folders at best, so the folder's name goes before them,
-    and the file's name before an id that the folder repeats.
-    """
+    """Read MedQuAD's XML; count its answers that were removed for copyright and are empty."""
     paths = sorted(source.folder.rglob("*.xml"))
     reading.add_file(*paths, name=f"{len(paths)} XML files")
     seen: set[str] = set()
@@ -29,38 +27,48 @@ def medquad(source: Source, reading: SourceReading) -> Iterator[Record]:
         focus = (document.findtext("Focus") or "").strip()
         synonyms = [s.text.strip() for s in document.iter("Synonym") if s.text and s.text.strip()]
         specialty = specialty_of(focus, " ".join(synonyms))
-        pairs = list(document.iter("QAPair"))
         if specialty is None:
-            reading.left_out["no single specialty"] += len(pairs)
+            reading.left_out["no single specialty"] += len(list(document.iter("QAPair")))
             continue
-        for pair in pairs:
-            question, answer = pair.find("Question"), _in_one_line(pair.findtext("Answer"))
-            where = f"{path.parent.name}/{path.name}, pair {pair.get('pid')}"
-            if question is None or not _in_one_line(question.text):
-                raise DataError(f"{where}: it has no question")
-            if not answer:
+        whole = Record(
+            *("", "", "", specialty, specialty),
+            source=f"MedQuAD/{document.get('source') or path.parent.name}",
+            where=f"{path.parent.name}/{path.name}",
+            focus=focus,
+            synonyms=tuple(synonyms),
+            cuis=tuple(sorted({c.text.strip() for c in document.iter("CUI") if c.text})),
+            url=document.get("url") or "",
+        )
+        for pair in document.iter("QAPair"):
+            record = _medquad_pair(whole, pair, path, seen)
+            if record.answer:
+                seen.add(record.id)
+                yield record
+            else:
                 reading.left_out["empty answer"] += 1
-                continue
-            id_ = f"{path.parent.name}/{question.get('qid') or path.stem}"
-            if id_ in seen:
-                id_ = f"{path.parent.name}/{path.stem}/{pair.get('pid')}"
-            seen.add(id_)
-            yield Record(
-                id=id_,
-                question=_in_one_line(question.text).replace(" ?", "?"),
-                answer=answer,
-                specialty=specialty,
-                file=specialty,
-                source=f"MedQuAD/{document.get('source') or path.parent.name}",
-                lang="en",
-                split="",
-                where=where,
-                focus=focus,
-                synonyms=tuple(synonyms),
-                cuis=tuple(sorted({c.text.strip() for c in document.iter("CUI") if c.text})),
-                qtype=question.get("qtype") or "",
-                url=document.get("url") or "",
-            )
+
+
+def _medquad_pair(
+    whole: Record, pair: ElementTree.Element, path: Path, seen: Container[str]
+) -> Record:
+    """Return one pair of the document `whole`.
+
+    MedQuAD's ids are unique within one of its folders at best: the folder's name goes before them,
+    and the file's name before an id that the folder repeats.
+    """
+    question = pair.find("Question")
+    where = f"{whole.where}, pair {pair.get('pid')}"
+    if question is None or not _in_one_line(question.text):
+        raise DataError(f"{where}: it has no question")
+    id_ = f"{path.parent.name}/{question.get('qid') or path.stem}"
+    return replace(
+        whole,
+        id=f"{path.parent.name}/{path.stem}/{pair.get('pid')}" if id_ in seen else id_,
+        question=_in_one_line(question.text).replace(" ?", "?"),
+        answer=_in_one_line(pair.findtext("Answer")),
+        where=where,
+        qtype=question.get("qtype") or "",
+    )
 
 
 def _in_one_line(text: str | None) -> str:
@@ -95,8 +103,6 @@ def abstracts(source: Source, reading: SourceReading) -> Iterator[Record]:
                 specialty=specialty,
                 file=specialty,
                 source="Medical Abstracts",
-                lang="en",
-                split="",
                 where=where,
                 focus=title,
                 qtype="research",

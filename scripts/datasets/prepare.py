@@ -10,7 +10,7 @@ from tqdm import tqdm
 from adapters.base_models import sha256_of
 from scripts.datasets.attributions import ATTRIBUTIONS, origin, with_sources
 from scripts.datasets.checks import check
-from scripts.datasets.cleaning import Cleaned, Cleaning, clean
+from scripts.datasets.cleaning import Cleaned, clean
 from scripts.datasets.prepared_folder import check_out, write_folder
 from scripts.datasets.record import DataError, Record
 from scripts.datasets.source import Source, SourceReading
@@ -47,9 +47,7 @@ def prepare(args: argparse.Namespace) -> dict[str, Any]:
             f"{len(records)} questions and no pair to train on: in a folder a file holds pairs "
             "when it is named after the specialty of its lines; a file given alone may mix them"
         )
-    cleaned = clean(
-        tqdm(records, "cleaning"), Cleaning(tuple(args.drop_note), args.drop_boilerplate)
-    )
+    cleaned = clean(tqdm(records, "cleaning"), args.drop_note, args.drop_boilerplate)
     split = split_by_disease(cleaned.records, rule)
     done, unnamed = with_sources(split.records) if args.with_sources else (split.records, 0)
     manifest = _manifest(args, sources, readings, cleaned, split, done)

@@ -10,7 +10,7 @@ from typing import Any
 
 # Words that tell one subtype of a disease from another, not one disease from another.
 _SUBTYPE = re.compile(r"\d+[a-z]?|[ivx]+|[a-z]|types?|subtypes?|groups?|forms?|stages?")
-# Words in so many names that they tell nothing; French ones are in the Human Phenotype Ontology.
+# Words of too many names to tell them apart; the French ones are from Human Phenotype Ontology.
 _GENERIC = frozenset(
     "syndrome disease disorder familial hereditary autosomal dominant recessive linked congenital "
     "of the and in an due to with de du des la le les et en avec".split()
@@ -35,9 +35,9 @@ class Record:
     specialty: str
     file: str
     source: str
-    lang: str
-    split: str
     where: str
+    lang: str = "en"
+    split: str = ""
     focus: str = ""
     synonyms: tuple[str, ...] = ()
     cuis: tuple[str, ...] = ()

@@ -33,8 +33,8 @@ def with_pair_columns(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return the row with `input` and `output` where it has another common form.
 
     Alpaca's `instruction` goes before its `input`. Of chat `messages` one user turn and the
-    assistant's answer to it are taken, behind an optional system turn. A row that is none of these
-    is returned as it is; reading a column that it lacks refuses it.
+    assistant's answer to it are taken, behind an optional system turn. Any other row is
+    returned unchanged; reading a column that it lacks refuses it.
     """
     instruction, messages = row.get("instruction"), row.get("messages")
     if isinstance(instruction, str) and "output" in row:

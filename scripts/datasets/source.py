@@ -1,4 +1,4 @@
-"""A `--source` argument, what was read from it besides records, and one row as a record."""
+"""A `--source` argument, what its reader counted, and one row as a record."""
 
 import hashlib
 import re
@@ -33,7 +33,7 @@ class Source:
 
 @dataclass(slots=True)
 class SourceReading:
-    """What a reader found besides records.
+    """What a reader counted.
 
     Attributes:
         left_out: why -> how many rows.
@@ -44,7 +44,7 @@ class SourceReading:
     files: dict[str, str] = field(default_factory=dict)
 
     def add_file(self, *paths: Path, name: str = "") -> None:
-        """Note the sha256 of the files' joined content under `name`, by default the first's."""
+        """Record the sha256 of the files' joined content under `name`, by default the first's."""
         digest = hashlib.sha256()
         for path in paths:
             digest.update(path.read_bytes())

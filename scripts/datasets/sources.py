@@ -52,7 +52,7 @@ def read_source(source: Source) -> tuple[list[Record], SourceReading]:
 
 
 def _jsonl(source: Source, reading: SourceReading) -> Iterator[Record]:
-    """`<specialty>.jsonl` files hold pairs; a folder's other files, questions for the router."""
+    """Read pairs from `<specialty>.jsonl`, questions for the router from a folder's other files."""
     folder = source.folder.is_dir()
     files = sorted(source.folder.glob("*.jsonl")) if folder else [source.folder]
     for path in files:

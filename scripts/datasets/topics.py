@@ -25,7 +25,7 @@ _OF_ANY_QUESTION = frozenset(
 
 
 def topic_of(question: str) -> str:
-    """Return the normal name of what the question is about; "" when no word of its own is left.
+    """Return the normal name of what the question is about; "" when no word is left.
 
     "What is eczema?" and "How is eczema treated?" have the same topic. Synonyms do not.
     """

@@ -51,7 +51,7 @@ class AnswerModel:
 
     @property
     def adapter_mib(self) -> float:
-        """Memory of the adapter's weights, MiB."""
+        """Return the memory of the adapter's weights, MiB."""
         sizes: list[int] = [
             weight.nbytes for name, weight in self._model.named_parameters() if "lora_" in name
         ]

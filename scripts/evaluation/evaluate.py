@@ -129,7 +129,7 @@ def _header(asked: Evaluation) -> dict[str, Any]:
 
 
 def _begin(asked: Evaluation, header: dict[str, Any]) -> set[tuple[str, str]]:
-    """Begin or continue the answers file, with the base's rows of --base_answers; what it has."""
+    """Begin or continue the answers file with the rows of --base_answers; return what it has."""
     done = start(asked.answers_file, header)
     if asked.args.base_answers is not None:
         rows = base_rows(asked.args.base_answers, header)

@@ -1,4 +1,4 @@
-"""The report on several adapters: its figures; prose and tables are in the templates beside it."""
+"""Write the report on several adapters; its prose and tables are in report.md.j2 and cells.j2."""
 
 import re
 from collections import defaultdict

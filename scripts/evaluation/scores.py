@@ -55,7 +55,8 @@ def score(
     seen = {gram for answer in (*training, *elsewhere) for gram in ngrams(answer)}
     columns = _columns(pairs, answers, texts, terms)
     metrics = {name: metric(name, by_system, counts) for name, by_system in columns.items()}
-    metrics |= _diagnostic(answers, diagnostic, seed)
+    named = _diagnostic_rows(answers, diagnostic)
+    metrics["diagnostic_accuracy"] = _diagnostic(named, seed)
     metrics |= citations(data, texts, counts)
     metrics |= _cost(answers, pairs, counts)
     changed = [a != b for a, b in zip(texts["base"], texts["adapter"], strict=True)]
@@ -67,7 +68,7 @@ def score(
         "by_question_type": by_type(pairs, columns, seed),
         "examples": examples(pairs, columns, texts),
         "per_question": per_question(pairs, columns, seen),
-        "diagnostic_items": _diagnostic_rows(answers, diagnostic),
+        "diagnostic_items": named,
     }
 
 
@@ -149,23 +150,16 @@ def _loss(row: AnswerRow) -> float:
     return row.nll / row.num_reference_tokens
 
 
-def _diagnostic(
-    answers: Answers, items: Sequence[DiagnosticItem], seed: int
-) -> dict[str, dict[str, Any]]:
-    name = "diagnostic_accuracy"
-    if len(items) < MIN_DIAGNOSTIC:
-        why = f"fewer than {MIN_DIAGNOSTIC} items"
-        return {name: not_available(name, why, len(items))}
-    columns = {
-        system: np.array(
-            [100.0 * is_named(answers.rows[system][item.id].answer, item.names) for item in items]
-        )
-        for system in SYSTEMS
-    }
-    return {name: metric(name, columns, draws(len(items), seed))}
+def _diagnostic(rows: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
+    name, num = "diagnostic_accuracy", len(rows)
+    if num < MIN_DIAGNOSTIC:
+        return not_available(name, f"fewer than {MIN_DIAGNOSTIC} items", num)
+    columns = {system: np.array([100.0 * row[system] for row in rows]) for system in SYSTEMS}
+    return metric(name, columns, draws(num, seed))
 
 
 def _diagnostic_rows(answers: Answers, items: Sequence[DiagnosticItem]) -> list[dict[str, Any]]:
+    """Return each item with whether base and adapter name its disease."""
     return [
         {
             "id": item.id,

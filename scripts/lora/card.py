@@ -42,7 +42,7 @@ def write_adapter(
         fresh = Path(scratch)
         try:
             save_adapter(fresh, model, adapter_state(model), report["base_model"], "default")
-        except SafetensorError as error:  # a full disk is no OSError there
+        except SafetensorError as error:  # safetensors raises it for a full disk
             raise OSError(f"{out}: the adapter cannot be written: {error}") from None
         weights = (fresh / WEIGHTS_FILE).read_bytes()
         report |= {"sha256": hashlib.sha256(weights).hexdigest(), "bytes": len(weights)}

@@ -1,6 +1,6 @@
 """The folder of an unfinished run: its arguments, its checkpoints, and what to do with them.
 
-A run goes on only with the same arguments and data. Checkpoints hold the optimiser as PyTorch
+A run is resumed only with the same arguments and data. Checkpoints hold the optimiser as PyTorch
 saves it, so they are for this machine only; what is published is safetensors.
 """
 
@@ -25,7 +25,7 @@ def check_arguments(folder: Path, arguments: dict[str, Any]) -> None:
     """Compare with the arguments of the unfinished run in `folder`.
 
     Raises:
-        TrainingError: nothing to go on from, damaged, or the arguments differ (each is named).
+        TrainingError: nothing to resume, damaged, or the arguments differ (each is named).
     """
     try:
         saved = json.loads((folder / ARGUMENTS).read_text(encoding="utf-8"))

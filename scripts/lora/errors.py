@@ -2,7 +2,7 @@
 
 LoraError            its text says what was found and what to do
     AdapterMismatch  the adapter is damaged, or of another base model
-    TrainingError    training cannot start or go on
+    TrainingError    training cannot start or continue
     MergeError       an input of a merge does not fit, or a check of its result failed
     HubError         the Hugging Face hub refused, or could not be reached
 """
@@ -17,7 +17,7 @@ class AdapterMismatch(LoraError):
 
 
 class TrainingError(LoraError):
-    """Training cannot start or go on."""
+    """Training cannot start or continue."""
 
 
 class MergeError(LoraError):

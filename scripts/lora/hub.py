@@ -8,7 +8,7 @@ from scripts.lora.errors import HubError
 ALLOWED = ["*.safetensors", "*.json", "*.jsonl", "*.md"]  # never a pickle
 
 
-def pull(name: str, folder: Path, *, api: Any = None) -> Path:
+def pull(name: str, folder: Path) -> Path:
     """Download `org/name` or `org/name@revision` into a folder of the adapter's name.
 
     Raises:
@@ -17,7 +17,7 @@ def pull(name: str, folder: Path, *, api: Any = None) -> Path:
     repository, _, revision = name.partition("@")
     target = folder / repository.rpartition("/")[2]
     try:
-        _api(api).snapshot_download(
+        _api().snapshot_download(
             repository, revision=revision or None, local_dir=target, allow_patterns=ALLOWED
         )
     except Exception as error:  # its kinds depend on the transport
@@ -25,13 +25,13 @@ def pull(name: str, folder: Path, *, api: Any = None) -> Path:
     return target
 
 
-def push(folder: Path, name: str, *, private: bool, api: Any = None) -> str:
+def push(folder: Path, name: str, *, private: bool) -> str:
     """Upload an adapter's files to `org/name`, made when needed; return the commit's address.
 
     Raises:
         HubError: not allowed, or no network.
     """
-    hub = _api(api)
+    hub = _api()
     try:
         hub.create_repo(name, private=private, exist_ok=True)
         done = hub.upload_folder(repo_id=name, folder_path=folder, allow_patterns=ALLOWED)
@@ -40,9 +40,7 @@ def push(folder: Path, name: str, *, private: bool, api: Any = None) -> str:
     return str(done)
 
 
-def _api(api: Any) -> Any:
-    if api is not None:
-        return api
+def _api() -> Any:
     from huggingface_hub import HfApi
 
     return HfApi()

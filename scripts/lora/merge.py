@@ -28,10 +28,7 @@ MERGED = "merged"  # name of the weighted sum within PEFT
 
 
 def merge(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
-    """Merge, check, write; return the report.
-
-    Args:
-        args: of scripts.merge_adapter, already checked against each other.
+    """Merge, check, write; return the report. `args` are those of scripts.merge_adapter.
 
     Raises:
         LoraError, BaseModelError, CatalogError: an input does not fit, or a check failed.
@@ -63,8 +60,8 @@ def merge(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
     merged = model.merge_and_unload(adapter_names=[model.active_adapter])
     check_finite(merged)
     after = probe.run(merged, args.repeats)
-    report |= check_parity(before, after, args.dtype)
-    report |= {"bytes_after": num_bytes(merged), "tokens_per_s_after": after.tokens_per_s}
+    report |= check_parity(before, after, args.dtype) | {"bytes_after": num_bytes(merged)}
+    report["tokens_per_s_after"] = after.tokens_per_s
     with write_model_folder(args.out, merged, base.tokenizer, report, args.overwrite) as folder:
         report["read_back"] = read_back(folder, merged, probe, args.dtype, device)
     return report | {"out": args.out.name, "kind": "model"}

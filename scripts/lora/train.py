@@ -56,16 +56,13 @@ def train(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
     loop = LoopSettings(**named(args, LoopSettings))
     trainer = LoraTrainer(model, base.family, base.pad_id, loop, examples, held_out, checkpoint)
     done = trainer.fit(resume=args.resume)
-    report = _report(args, base.name, data, done)
-    report |= peak_memory(args.device, used_before)
+    report = _report(args, base.name, data, done) | peak_memory(args.device, used_before)
     trained, total = model.get_nb_trainable_parameters()
     report |= {"num_trained_parameters": trained, "num_parameters": total}
-    report["num_answers_cut"] = sum(
-        base.tokenizer.eos_token_id != example.answer[-1] for example in examples
-    )
-    write_adapter(
-        args.out, model, report, done.history, command_line("train_lora_adapter", argv), data
-    )
+    end = base.tokenizer.eos_token_id
+    report["num_answers_cut"] = sum(example.answer[-1] != end for example in examples)
+    command = command_line("train_lora_adapter", argv)
+    write_adapter(args.out, model, report, done.history, command, data)
     shutil.rmtree(checkpoint, ignore_errors=True)
     return report
 

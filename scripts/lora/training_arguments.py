@@ -8,32 +8,20 @@ from transformers import TrainingArguments
 
 @dataclass(frozen=True, slots=True)
 class LoopSettings:
-    """The loop's part of the command's arguments.
-
-    Attributes:
-        grad_accum: batches for each optimiser step.
-        learning_rate: the highest, behind the warm-up.
-        warmup: share of the optimiser steps.
-        clip: largest norm of the gradient.
-        patience: validations without a better loss before training stops.
-        eval_steps: optimiser steps between validations; None validates once an epoch.
-        logging_steps: optimiser steps between logged training losses.
-        optimiser: transformers' name of it.
-        dtype: of the base model, torch's name.
-    """
+    """The loop's part of the command's arguments."""
 
     epochs: int
     batch_size: int
-    grad_accum: int
-    learning_rate: float
-    warmup: float
+    grad_accum: int  # batches for each optimiser step
+    learning_rate: float  # the highest, behind the warm-up
+    warmup: float  # share of the optimiser steps
     weight_decay: float
-    clip: float
-    patience: int
+    clip: float  # largest norm of the gradient
+    patience: int  # validations without a better loss before training stops
     max_steps: int | None
-    eval_steps: int | None
-    logging_steps: int
-    optimiser: str
+    eval_steps: int | None  # steps between validations; None: once an epoch
+    logging_steps: int  # steps between logged training losses
+    optimiser: str  # transformers' name of it
     gradient_checkpointing: bool
     dtype: str
     seed: int

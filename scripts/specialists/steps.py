@@ -36,7 +36,7 @@ class Step:
 
 
 class StepRunner:
-    """Runs steps; `logs` holds each one's stderr and what it was made from."""
+    """Run steps; `logs` holds each one's stderr and what it was made from."""
 
     def __init__(self, logs: Path) -> None:
         self._logs = logs
@@ -91,7 +91,7 @@ class StepRunner:
 
 
 def run_script(script: str, arguments: Sequence[str], log: Path) -> tuple[int, str]:
-    """Run one script in a process of its own; return (exit code, stdout), stderr goes to `log`."""
+    """Run one script as a process; return (exit code, stdout), and write its stderr to `log`."""
     command = [sys.executable, "-m", f"scripts.{script}", *arguments]
     with log.open("w", encoding="utf-8") as errors:
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=ROOT)

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.arguments import CommandParser, HelpFormatter, above_zero, positive, share
+from scripts.arguments import _EXAMPLE, CommandParser, HelpFormatter, above_zero, positive, share
 
 SCRIPTS = (
     *("prepare_medical_dataset", "train_lora_adapter", "evaluate_adapter", "merge_adapter"),
@@ -119,4 +120,43 @@ def test_a_fault_of_our_own_is_not_a_missing_package() -> None:
         return {}
 
     with pytest.raises(ModuleNotFoundError):
-        parser.run([], (), broken)
+        parser.run([], lambda: (), broken)
+
+
+@pytest.mark.parametrize(
+    "script",
+    ["prepare_medical_dataset", "train_lora_adapter", "evaluate_adapter", "merge_adapter"],
+)
+def test_a_bare_checkout_says_what_to_install(script: str, tmp_path: Path) -> None:
+    """Run as a file, without any package, from another folder, as the seed's README had it."""
+    file = Path(__file__).parent.parent.parent / "scripts" / f"{script}.py"
+    (tmp_path / "DATA_FOLDER").mkdir()
+    found = _EXAMPLE.search(importlib.import_module(f"scripts.{script}").__doc__ or "")
+    assert found is not None
+    words = found[1].replace("\\\n", "").split()[3:]
+    call = [sys.executable, "-S", str(file)]
+    usage = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True)
+    assert (usage.returncode, "Traceback" in usage.stderr) == (2, False)
+    done = subprocess.run([*call, *words], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    (told,) = done.stderr.splitlines()
+    assert re.fullmatch(
+        rf"{script}: the package \w+ is not installed: .*pip install -e '.\[train\]'.*", told
+    )
+
+
+def test_a_command_run_as_a_file_finds_the_packages(tmp_path: Path) -> None:
+    """Beside it lie scripts/datasets and scripts/router, which must not hide others."""
+    root = Path(__file__).parent.parent.parent
+    for script in SCRIPTS:
+        if "." in script:
+            continue
+        code = (
+            f"import runpy, sys; sys.path[0] = {str(root / 'scripts')!r}; "
+            f"runpy.run_path({str(root / 'scripts' / script)!r} + '.py', run_name='file'); "
+            "import router; print(router.__file__)"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+        )
+        assert done.stdout.strip() == str(root / "router" / "__init__.py")

@@ -344,7 +344,7 @@ class Hub:
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
     found = Hub(tmp_path / "hub")
-    monkeypatch.setattr(adapter_hub, "_api", lambda api: found)
+    monkeypatch.setattr(adapter_hub, "_api", lambda: found)
     return found
 
 
