@@ -25,14 +25,16 @@ POLYCLINIC_ADMIN_KEY. The last line of stdout is one JSON object.
 
 import argparse
 import datetime
-import json
 import os
 import re
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+if not __package__:  # run as a file: this folder would hide packages of the same names
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from adapters.__main__ import DEFAULT_URL, KEY_VARIABLE, URL_VARIABLE
 from adapters.client import AdminClient, ApiRefused
@@ -40,29 +42,29 @@ from router.artefact import ArtefactError
 from router.training.extend import LABEL, Extension, extend, read_questions
 from router.training.trained import save
 from router.versions import CURRENT, publish, resolve, roll_back
+from scripts.arguments import CommandParser
 from scripts.train_router import MODEL_DIR
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = _parser().parse_args(argv)
-    try:
-        client = AdminClient(args.url, os.environ.get(KEY_VARIABLE))
-        report = rolled_back(args, client) if args.roll_back else run(args)
-        if args.adapter and report.get("published"):
-            report |= add_adapter(args, client)
-    except (ArtefactError, ValueError, OSError, ApiRefused) as error:
-        print(f"add_specialty: {error}", file=sys.stderr)
-        return 2
-    print(json.dumps(report))
+    errors = (ArtefactError, ValueError, OSError, ApiRefused)
+    return _parser().run(argv, lambda: errors, _changed, _exit_code)
+
+
+def _changed(args: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:
+    client = AdminClient(args.url, os.environ.get(KEY_VARIABLE))
+    report = rolled_back(args, client) if args.roll_back else run(args)
+    if args.adapter and report.get("published"):
+        report |= add_adapter(args, client)
+    return report
+
+
+def _exit_code(report: Mapping[str, Any]) -> int:
     return 0 if report.get("published", True) else 1
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m scripts.add_specialty",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def _parser() -> CommandParser:
+    parser = CommandParser("add_specialty", __doc__)
     add = parser.add_argument
     add("--label", help="lower-case letters, digits and underscores")
     add("--questions", type=Path, help="folder of .txt and .jsonl files, or one file")
@@ -71,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--allow_loss", action="store_true", help="publish even if an old specialty loses")
     add("--roll_back", action="store_true", help="make the version before current again")
     add("--adapter", help="folder, org/name of the hub, or URL of the new specialist")
-    add("--adapter_version", default="1")
+    add("--adapter_version", default="1", help="of the new specialist")
     add("--name", help="of the adapter; default: the label")
     add("--url", default=os.environ.get(URL_VARIABLE, DEFAULT_URL), help="of the running clinic")
     add("--date", default=datetime.date.today().isoformat(), help="first part of the version")

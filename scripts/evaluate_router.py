@@ -22,31 +22,26 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+if not __package__:  # run as a file: this folder would hide packages of the same names
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
 from router.artefact import ArtefactError
-from scripts.arguments import HelpFormatter
+from scripts.arguments import CommandParser
 from scripts.datasets.record import DataError
 
 ROUTER_DIR = Path(__file__).resolve().parent.parent / "router"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    given = list(sys.argv[1:] if argv is None else argv)
-    args = _parser().parse_args(given)
-    try:
-        figures = run(args, given)
-    except (DataError, ArtefactError, OSError) as error:
-        print(f"evaluate_router: {error}", file=sys.stderr)
-        return 2
-    print(json.dumps(summary(figures)))
-    return 0
+    return _parser().run(argv, lambda: (DataError, ArtefactError, OSError), _evaluate)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m scripts.evaluate_router",
-        description=__doc__,
-        formatter_class=HelpFormatter,
-    )
+def _evaluate(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
+    return summary(run(args, argv))
+
+
+def _parser() -> CommandParser:
+    parser = CommandParser("evaluate_router", __doc__)
     add = parser.add_argument
     measured = parser.add_mutually_exclusive_group(required=True)
     measured.add_argument("--data", type=Path, help="folder of prepare_router_dataset")

@@ -32,7 +32,11 @@ from typing import Any
 
 from tqdm import tqdm
 
+if not __package__:  # run as a file: this folder would hide packages of the same names
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
 from router.training.examples import OUT_OF_SCOPE
+from scripts.arguments import CommandParser
 from scripts.datasets.attributions import ATTRIBUTIONS, origin
 from scripts.datasets.record import DataError
 from scripts.datasets.source import Source
@@ -46,24 +50,23 @@ WRITTEN_HEAD_PERCENT = 20  # of our own questions, which look most like patients
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = _parser().parse_args(argv)
-    try:
-        report = prepare(args.source, args.out, args.hold_out, unseen_names=args.unseen_names)
-    except (DataError, OSError) as error:
-        print(f"prepare_router_dataset: {error}", file=sys.stderr)
-        return 2
-    print(json.dumps(report))
-    return 0
+    return _parser().run(argv, lambda: (DataError, OSError), _prepare)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m scripts.prepare_router_dataset",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def _prepare(args: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:
+    return prepare(args.source, args.out, args.hold_out, unseen_names=args.unseen_names)
+
+
+def _parser() -> CommandParser:
+    parser = CommandParser("prepare_router_dataset", __doc__)
     add = parser.add_argument
-    add("--source", action="append", required=True, metavar="KIND:PATH[,key=value...]")
+    add(
+        "--source",
+        action="append",
+        required=True,
+        metavar="KIND:PATH[,key=value...]",
+        help="repeatable; see above",
+    )
     add("--out", type=Path, required=True, help="folder to write")
     add("--unseen_names", action="store_true", help="drop terms that head and validation name")
     add("--hold_out", action="append", default=[], metavar="SOURCE", help="e.g. MedQuAD/NIDDK")

@@ -21,10 +21,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+if not __package__:  # run as a file: this folder would hide packages of the same names
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
 from router.encoder import OnnxEncoder, TextEncoder
 from router.training.examples import LabelledText, Recipe
-from router.training.train import train
-from router.training.trained import save
+from scripts.arguments import CommandParser
 from scripts.datasets.record import DataError
 from scripts.router.augmentation import as_question
 from scripts.router.dataset import MANIFEST, SPLITS, read_entries
@@ -33,23 +35,11 @@ MODEL_DIR = Path(__file__).resolve().parent.parent / "router" / "model"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    given = list(sys.argv[1:] if argv is None else argv)
-    args = _parser().parse_args(given)
-    try:
-        report = run(args, given)
-    except (DataError, ValueError, OSError) as error:
-        print(f"train_router: {error}", file=sys.stderr)
-        return 2
-    print(json.dumps(report))
-    return 0
+    return _parser().run(argv, lambda: (DataError, ValueError, OSError), run)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m scripts.train_router",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def _parser() -> CommandParser:
+    parser = CommandParser("train_router", __doc__)
     add = parser.add_argument
     add("--data", type=Path, required=True, help="folder of prepare_router_dataset")
     add("--encoder_dir", type=Path, default=MODEL_DIR, help="has encoder.onnx and tokenizer.json")
@@ -57,12 +47,15 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", type=Path, default=MODEL_DIR, help="folder of the artefact")
     add("--date", default=datetime.date.today().isoformat(), help="first part of the version")
     add("--threads", type=int, default=2, help="of the encoder")
-    add("--seed", type=int, default=0)
+    add("--seed", type=int, default=0, help="of samples, and of the questions around terms")
     return parser
 
 
 def run(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
     """Train on the folder and save the artefact; returns the report."""
+    from router.training.train import train
+    from router.training.trained import save
+
     examples = read_examples(args.data, args.seed)
     provenance = _provenance(args.data, argv)
     encoder_dir = None if args.encoder else args.encoder_dir

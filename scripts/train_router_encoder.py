@@ -13,7 +13,6 @@ tokenizer.json. A GPU does it in minutes. The last line of stdout is one JSON ob
 """
 
 import argparse
-import json
 import random
 import shutil
 import sys
@@ -25,9 +24,13 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
+if not __package__:  # run as a file: this folder would hide packages of the same names
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
 from router.artefact import load_artefact
 from router.encoder import ENCODER, TOKENIZER
 from router.training.examples import OUT_OF_SCOPE
+from scripts.arguments import CommandParser
 from scripts.datasets.record import DataError
 from scripts.router.dataset import read_entries
 from scripts.router.encoder_batches import Text
@@ -37,36 +40,25 @@ from scripts.router.encoder_trainer import Plan, Trainer
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = _parser().parse_args(argv)
-    try:
-        report = run(args)
-    except (DataError, OSError) as error:
-        print(f"train_router_encoder: {error}", file=sys.stderr)
-        return 2
-    print(json.dumps(report))
-    return 0
+    return _parser().run(argv, lambda: (DataError, OSError), lambda args, words: run(args))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m scripts.train_router_encoder",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def _parser() -> CommandParser:
+    parser = CommandParser("train_router_encoder", __doc__)
     add = parser.add_argument
     add("--data", type=Path, required=True, help="folder of prepare_router_dataset")
     add("--init", type=Path, help="folder of encoder_init")
     add("--finish", type=Path, help="an artefact whose encoder to train on, without a teacher")
     add("--out", type=Path, required=True, help="folder for encoder.onnx and tokenizer.json")
     add("--layers", type=int, nargs="+", default=[1, 4, 7, 10], help="the student's, of 0 to 11")
-    add("--teacher_epochs", type=int, default=6)
-    add("--student_epochs", type=int, default=10)
-    add("--teacher_rate", type=float, default=1e-4)
-    add("--student_rate", type=float, default=3e-4)
+    add("--teacher_epochs", type=int, default=6, help="passes over the texts")
+    add("--student_epochs", type=int, default=10, help="passes over the texts")
+    add("--teacher_rate", type=float, default=1e-4, help="highest learning rate")
+    add("--student_rate", type=float, default=3e-4, help="highest learning rate")
     add("--teacher_file", type=Path, help="safetensors: read if it exists, else written")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="to train on")
     add("--limit", type=int, help="train on this many entries, terms last")
-    add("--seed", type=int, default=0)
+    add("--seed", type=int, default=0, help="of sampling, changes and order")
     return parser
 
 
