@@ -79,9 +79,13 @@ def _assembled(
 ) -> Artefact:
     specialties = tuple(str(name) for name in manifest["specialties"])
     known = tuple(str(name) for name in manifest["ngram_specialties"])
-    arrays = read_arrays(directory, manifest, WEIGHTS)
+    arrays = {
+        name: array if name == "keys" else array.astype(np.float32)  # kept in 16 bits
+        for name, array in read_arrays(directory, manifest, WEIGHTS).items()
+    }
     ngrams, head = _ngrams(arrays), _head(arrays, manifest["calibration"])
-    projection = _projection(arrays, manifest)
+    scale = float(manifest["ngram_scale"])
+    projection = Projection(arrays["mean"], arrays["components"], scale)
     text_encoder = _encoder(directory, manifest, encoder, threads)
     if wrong := shape_problems(len(specialties), len(known), ngrams, projection, head):
         raise artefact_error(directory / WEIGHTS, "; ".join(wrong))
@@ -198,31 +202,24 @@ def _encoder(
     return TransformersEncoder(where, threads=threads)
 
 
-def _projection(arrays: Mapping[str, npt.NDArray[Any]], manifest: Mapping[str, Any]) -> Projection:
-    return Projection(
-        arrays["mean"].astype(np.float32),
-        arrays["components"].astype(np.float32),
-        float(manifest["ngram_scale"]),
-    )
-
-
 def _ngrams(arrays: Mapping[str, npt.NDArray[Any]]) -> NgramModel:
+    scope_bias, french_bias = arrays["ngram_biases"].tolist()
     return NgramModel(
-        vocabulary=Vocabulary(arrays["keys"], arrays["idf"].astype(np.float32)),
-        specialty=arrays["ngram_specialty"].astype(np.float32),
-        specialty_bias=arrays["ngram_specialty_bias"].astype(np.float32),
-        scope=arrays["ngram_scope"].astype(np.float32),
-        scope_bias=float(arrays["ngram_biases"][0]),
-        french=arrays["ngram_french"].astype(np.float32),
-        french_bias=float(arrays["ngram_biases"][1]),
+        vocabulary=Vocabulary(arrays["keys"], arrays["idf"]),
+        specialty=arrays["ngram_specialty"],
+        specialty_bias=arrays["ngram_specialty_bias"],
+        scope=arrays["ngram_scope"],
+        scope_bias=scope_bias,
+        french=arrays["ngram_french"],
+        french_bias=french_bias,
     )
 
 
 def _head(arrays: Mapping[str, npt.NDArray[Any]], calibration: Mapping[str, float]) -> Head:
     return Head(
-        specialty=arrays["specialty"].astype(np.float32),
-        specialty_bias=arrays["specialty_bias"].astype(np.float32),
-        scope=arrays["scope"].astype(np.float32),
+        specialty=arrays["specialty"],
+        specialty_bias=arrays["specialty_bias"],
+        scope=arrays["scope"],
         scope_bias=float(arrays["scope_bias"][0]),
         **{name: float(calibration[name]) for name in CALIBRATION},
     )

@@ -29,50 +29,31 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """The scores of one view of a conversation.
+    """The scores of one view of a conversation."""
 
-    Attributes:
-        probabilities: by specialty, calibrated, sum 1.
-        in_scope: calibrated probability that this is a question for a clinic.
-        has_signal: False where no turn has words that say what it is about ("and the treatment?").
-    """
-
-    probabilities: Mapping[str, float]
-    in_scope: float
-    has_signal: bool
+    probabilities: Mapping[str, float]  # by specialty, calibrated, sum 1
+    in_scope: float  # calibrated probability that this is a question for a clinic
+    has_signal: bool  # False where no word says what it is about ("and the treatment?")
 
 
 @dataclass(frozen=True, slots=True)
 class Classification:
-    """What the classifier finds in a conversation.
+    """What the classifier finds in a conversation."""
 
-    Attributes:
-        last: scores of the last user turn alone.
-        conversation: scores of all user turns, the newest weighted most.
-        language: ISO 639-1 code, or UNKNOWN_LANGUAGE.
-        evidence: the user's phrases that spoke for the top specialty.
-    """
-
-    last: Scores
-    conversation: Scores
+    last: Scores  # of the last user turn alone
+    conversation: Scores  # of all user turns, the newest weighted most
     num_turns: int
-    language: str
-    evidence: tuple[str, ...]
+    language: str  # ISO 639-1 code, or UNKNOWN_LANGUAGE
+    evidence: tuple[str, ...]  # the user's phrases that spoke for the top specialty
 
 
 @dataclass(frozen=True, slots=True)
 class Thresholds:
-    """Probabilities that decide.
+    """Probabilities that decide."""
 
-    Attributes:
-        min_confidence: no specialist is named when the top specialty has less.
-        min_margin: nor when the two most likely specialties are closer.
-        min_in_scope: a question with less is not one for a clinic.
-    """
-
-    min_confidence: float
-    min_in_scope: float
-    min_margin: float = 0.0
+    min_confidence: float  # with less, no specialist is named
+    min_in_scope: float  # with less, the question is not one for a clinic
+    min_margin: float = 0.0  # with less between the two top specialties, none is named
 
 
 @dataclass(frozen=True, slots=True)
