@@ -1,5 +1,6 @@
 """Say where a published number or file was made: commit, command, processor, package versions."""
 
+import contextlib
 import json
 import os
 import platform
@@ -81,13 +82,10 @@ def _version(package: str) -> str | None:
 
 def pss_mib(pids: Iterable[int]) -> float:
     """Return the sum of proportional set sizes, MiB; an ended process counts as zero."""
-    total_kib = 0
+    import psutil
+
+    total = 0
     for pid in pids:
-        try:
-            rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
-        except OSError:
-            continue
-        total_kib += next(
-            (int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:")), 0
-        )
-    return total_kib / 1024
+        with contextlib.suppress(psutil.Error):
+            total += psutil.Process(pid).memory_full_info().pss
+    return total / 2**20

@@ -21,19 +21,11 @@ if not __package__:  # run as a file: this folder would hide packages of the sam
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from scripts.arguments import CommandParser, positive
-from scripts.datasets.record import DataError
-from scripts.lora.errors import LoraError
+from scripts.lora.errors import expected_errors
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return _parser().run(argv, _errors, _evaluate)
-
-
-def _errors() -> tuple[type[Exception], ...]:
-    from adapters.base_models import BaseModelError
-    from adapters.catalog import CatalogError
-
-    return (BaseModelError, CatalogError, DataError, LoraError, OSError)
+    return _parser().run(argv, expected_errors, _evaluate)
 
 
 def _evaluate(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:

@@ -27,23 +27,14 @@ if not __package__:  # run as a file: this folder would hide packages of the sam
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from scripts.arguments import CommandParser, positive
-from scripts.lora.errors import LoraError, MergeError
+from scripts.lora.errors import MergeError, expected_errors
 
 COMBINATIONS = ("cat", "linear", "svd", "ties", "ties_svd", "dare_linear", "dare_ties")
 PRUNING = ("ties", "ties_svd", "dare_linear", "dare_ties")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return _parser().run(argv, _errors, _merge)
-
-
-def _errors() -> tuple[type[Exception], ...]:
-    from safetensors import SafetensorError
-
-    from adapters.base_models import BaseModelError
-    from adapters.catalog import CatalogError
-
-    return (LoraError, BaseModelError, CatalogError, OSError, SafetensorError)
+    return _parser().run(argv, expected_errors, _merge)
 
 
 def _merge(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:

@@ -30,12 +30,12 @@ if not __package__:  # run as a file: this folder would hide packages of the sam
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from adapters.base_models import sha256_of
-from adapters.catalog import AdapterEntry, CatalogError, load_catalog
+from adapters.catalog import AdapterEntry, load_catalog
 from adapters.validation import CONFIG_FILE, WEIGHTS_FILE, check_adapter
 from scripts.arguments import CommandParser
 from scripts.datasets.record import DataError
 from scripts.lora.catalog_file import locked, put_entry
-from scripts.lora.errors import HubError
+from scripts.lora.errors import HubError, expected_errors
 from scripts.lora.gate import GATE, figures, read_result, unproven
 from scripts.lora.hub import pull, push
 
@@ -44,9 +44,8 @@ KEPT_FILES = (WEIGHTS_FILE, CONFIG_FILE, "README.md", "history.jsonl")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    errors = (CatalogError, DataError, HubError, OSError)
     return _parser().run(
-        argv, lambda: errors, promote, lambda report: int(report["state"] != "active")
+        argv, expected_errors, promote, lambda report: int(report["state"] != "active")
     )
 
 

@@ -24,9 +24,8 @@ if not __package__:  # run as a file: this folder would hide packages of the sam
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from scripts.arguments import CommandParser, above_zero, positive, share
-from scripts.datasets.record import DataError
 from scripts.lora.checkpoints import CHECKPOINT, last_checkpoint, what_now
-from scripts.lora.errors import LoraError, TrainingError
+from scripts.lora.errors import TrainingError, expected_errors
 
 # The names of transformers' own training scripts -> ours; with a value: it is what they set.
 OTHER_NAMES: dict[str, tuple[str, Any]] = {
@@ -45,17 +44,10 @@ OTHER_NAMES: dict[str, tuple[str, Any]] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     try:
-        return _parser().run(argv, _errors, _train, _exit_code)
+        return _parser().run(argv, expected_errors, _train, _exit_code)
     except KeyboardInterrupt as interrupt:
         print(f"train_lora_adapter: interrupted; {interrupt}", file=sys.stderr)
         return 130
-
-
-def _errors() -> tuple[type[Exception], ...]:
-    from adapters.base_models import BaseModelError
-    from adapters.catalog import CatalogError
-
-    return (BaseModelError, CatalogError, DataError, LoraError)
 
 
 def _train(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:

@@ -106,6 +106,17 @@ def test_the_http_side_needs_neither_ray_nor_torch() -> None:
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.parametrize(
+    ("package", "others"),
+    [("model", ("ingress", "api")), ("ingress", ("model",)), ("api", ("ingress", "model"))],
+)
+def test_the_two_deployments_share_only_plain_data(package: str, others: tuple[str, ...]) -> None:
+    forbidden = tuple(f"deployments.{other}" for other in others)
+    for path in sources(f"deployments/{package}"):
+        bad = {m for m in imported(path) if offends(m, forbidden)}
+        assert not bad, f"{path.relative_to(ROOT)} imports {sorted(bad)}"
+
+
 def test_libraries_of_scripts_import_no_command() -> None:
     commands = tuple(
         module_of(path)

@@ -57,8 +57,7 @@ def score(
     metrics = {name: metric(name, by_system, counts) for name, by_system in columns.items()}
     named = _diagnostic_rows(answers, diagnostic)
     metrics["diagnostic_accuracy"] = _diagnostic(named, seed)
-    metrics |= citations(data, texts, counts)
-    metrics |= _cost(answers, pairs, counts)
+    metrics |= citations(data, texts, counts) | _cost(answers, pairs, counts)
     changed = [a != b for a, b in zip(texts["base"], texts["adapter"], strict=True)]
     return {
         "num_terms": len(terms),

@@ -26,3 +26,14 @@ class MergeError(LoraError):
 
 class HubError(LoraError):
     """The hub refused or could not be reached."""
+
+
+def expected_errors() -> tuple[type[Exception], ...]:
+    """Return what a command on an adapter answers with one line and exit code 2."""
+    from safetensors import SafetensorError
+
+    from adapters.base_models import BaseModelError
+    from adapters.catalog import CatalogError
+    from scripts.datasets.record import DataError
+
+    return (BaseModelError, CatalogError, DataError, LoraError, OSError, SafetensorError)

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from deployments.ingress import router_reloading
-from deployments.ingress.router_reloading import FollowedClassifier
+from deployments import reloader
+from deployments.ingress.followed import follow_classifier
+from deployments.reloader import Reloader
 from deployments.settings import Settings
 from router.artefact import MANIFEST, WEIGHTS, ArtefactError
+from router.classifier import Classifier
 from router.versions import CURRENT, VERSIONS, publish, resolve, roll_back
 
 PERIOD_S = 0.01
@@ -43,8 +45,8 @@ def settings_for(folder: Path) -> Settings:
 
 
 @pytest.fixture
-def followed(folder: Path) -> Iterator[FollowedClassifier]:
-    follower = FollowedClassifier(settings_for(folder), lambda: PERIOD_S)
+def followed(folder: Path) -> Iterator[Reloader[Classifier]]:
+    follower = follow_classifier(settings_for(folder), lambda: PERIOD_S)
     yield follower
     follower.stop()
     if follower._thread.ident is not None:
@@ -60,7 +62,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 
 def test_refresh_says_whether_another_artefact_came_into_force(
-    followed: FollowedClassifier, folder: Path, artefacts: list[Path]
+    followed: Reloader[Classifier], folder: Path, artefacts: list[Path]
 ) -> None:
     first = followed.current
     assert first.version == "v1"
@@ -78,7 +80,7 @@ def test_refresh_says_whether_another_artefact_came_into_force(
 
 
 def test_the_thread_follows_new_versions_and_roll_backs(
-    followed: FollowedClassifier, folder: Path, artefacts: list[Path]
+    followed: Reloader[Classifier], folder: Path, artefacts: list[Path]
 ) -> None:
     followed.start()
     publish(artefacts[1], folder)
@@ -134,7 +136,7 @@ DAMAGES = [
 
 @pytest.mark.parametrize(("damage", "message"), DAMAGES)
 def test_a_damaged_version_is_refused_and_the_one_before_serves_on(
-    followed: FollowedClassifier,
+    followed: Reloader[Classifier],
     folder: Path,
     artefacts: list[Path],
     damage: Callable[[Path], None],
@@ -157,7 +159,7 @@ def test_a_damaged_version_is_refused_and_the_one_before_serves_on(
 
 
 def test_a_roll_back_clears_the_problem(
-    followed: FollowedClassifier, folder: Path, artefacts: list[Path]
+    followed: Reloader[Classifier], folder: Path, artefacts: list[Path]
 ) -> None:
     publish(artefacts[1], folder)
     damage_weights(folder)
@@ -169,7 +171,7 @@ def test_a_roll_back_clears_the_problem(
 
 
 def test_the_thread_survives_a_damaged_version(
-    followed: FollowedClassifier,
+    followed: Reloader[Classifier],
     folder: Path,
     artefacts: list[Path],
     caplog: pytest.LogCaptureFixture,
@@ -191,13 +193,13 @@ def test_the_thread_survives_a_damaged_version(
 def test_a_first_artefact_that_does_not_load_is_refused(folder: Path) -> None:
     damage_weights(folder)
     with pytest.raises(ArtefactError, match=r"weights\.npz: its sha256"):
-        FollowedClassifier(settings_for(folder), lambda: 1.0)
+        follow_classifier(settings_for(folder), lambda: 1.0)
 
 
 def test_a_period_of_nothing_pauses(
     folder: Path, artefacts: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(router_reloading, "PAUSED_CHECK_S", PERIOD_S)
+    monkeypatch.setattr(reloader, "PAUSED_CHECK_S", PERIOD_S)
     period_s = [0.0]
     num_asked = threading.Semaphore(0)
 
@@ -205,7 +207,7 @@ def test_a_period_of_nothing_pauses(
         num_asked.release()
         return period_s[0]
 
-    follower = FollowedClassifier(settings_for(folder), period)
+    follower = follow_classifier(settings_for(folder), period)
     follower.start()
     publish(artefacts[1], folder)
     for _ in range(10):  # looks at whether it is paused, not at the folder
@@ -221,7 +223,7 @@ def test_a_period_of_nothing_pauses(
 def test_a_plain_artefact_replaced_in_place_is_followed(
     router_copy: Path, artefacts: list[Path]
 ) -> None:
-    follower = FollowedClassifier(settings_for(router_copy), lambda: 1.0)
+    follower = follow_classifier(settings_for(router_copy), lambda: 1.0)
     shutil.rmtree(router_copy)
     shutil.copytree(artefacts[1], router_copy)
     assert follower.refresh() is True

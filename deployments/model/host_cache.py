@@ -1,4 +1,4 @@
-"""Adapters' weights kept in memory after they were read; the least recently used go first."""
+"""Adapter weights in main memory, between the files on disk and the slots of the device."""
 
 import threading
 from collections import OrderedDict
@@ -6,9 +6,10 @@ from typing import Any
 
 
 class HostCache:
-    """
+    """An LRU cache of weights by digest. Any thread may call it.
+
     Args:
-        max_bytes: 0 keeps nothing.
+        max_bytes: of all weights together; 0 keeps nothing.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -26,11 +27,11 @@ class HostCache:
         return self._num_bytes
 
     def has_room(self, num_bytes: int) -> bool:
-        """Whether so many more fit without a farewell."""
+        """Whether `num_bytes` more fit without an eviction."""
         return self._num_bytes + num_bytes <= self._max_bytes
 
     def get(self, digest: str) -> Any:
-        """The weights, or None."""
+        """Return the weights. None if they are not here."""
         with self._lock:
             found = self._kept.get(digest)
             if found is None:
@@ -39,6 +40,11 @@ class HostCache:
             return found[0]
 
     def put(self, digest: str, weights: Any, num_bytes: int) -> None:
+        """Keep `weights`, and evict the least recently used ones for them.
+
+        Args:
+            num_bytes: of `weights`; with 0, or more than the whole cache, they are not kept.
+        """
         with self._lock:
             if digest in self._kept or not 0 < num_bytes <= self._max_bytes:
                 return
@@ -49,6 +55,7 @@ class HostCache:
                 self._num_bytes -= freed
 
     def drop(self, digest: str) -> None:
+        """Forget the weights, if they are here."""
         with self._lock:
             found = self._kept.pop(digest, None)
             if found is not None:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from deployments.api.api_keys import KeyRecord, KeyStore, new_key, now
-from deployments.ingress.key_watch import PERIOD_S, KeyWatch
+from deployments.api.api_keys import KeyRecord, KeyStore, KeyTable, new_key, now
+from deployments.ingress.followed import KEYS_PERIOD_S, follow_keys
+from deployments.reloader import Reloader
 
 
 @pytest.fixture
@@ -17,8 +18,8 @@ def store(tmp_path: Path) -> KeyStore:
 
 
 @pytest.fixture
-def watch(store: KeyStore) -> Iterator[KeyWatch]:
-    watch = KeyWatch(store)
+def watch(store: KeyStore) -> Iterator[Reloader[KeyTable]]:
+    watch = follow_keys(store)
     watch.start()
     yield watch
     watch.stop()
@@ -40,8 +41,10 @@ def seconds_until(condition: object) -> float:
     return time.monotonic() - started
 
 
-def test_a_new_and_a_revoked_key_count_within_two_seconds(store: KeyStore, watch: KeyWatch) -> None:
-    assert PERIOD_S <= 1
+def test_a_new_and_a_revoked_key_count_within_two_seconds(
+    store: KeyStore, watch: Reloader[KeyTable]
+) -> None:
+    assert KEYS_PERIOD_S <= 1
     key, record = add(store)
     assert seconds_until(lambda: watch.current.find(key)) < 2
     ended = record.model_copy(update={"revoked": now()})
@@ -54,7 +57,7 @@ def test_a_file_that_breaks_or_goes_leaves_the_last_good_keys(
     store: KeyStore, caplog: pytest.LogCaptureFixture, content: bytes | None
 ) -> None:
     key, record = add(store)
-    watch = KeyWatch(store)
+    watch = follow_keys(store)
     if content is None:
         store.path.unlink()
     else:
@@ -77,13 +80,13 @@ def test_a_file_that_breaks_or_goes_leaves_the_last_good_keys(
 
 def test_a_file_that_is_bad_at_the_start_lets_nobody_in(store: KeyStore) -> None:
     store.path.write_text("{")
-    watch = KeyWatch(store)
+    watch = follow_keys(store)
     assert len(watch.current) == 0
     assert "cut off" in str(watch.problem)
 
 
 def test_no_file_is_no_problem(store: KeyStore) -> None:
-    watch = KeyWatch(store)
+    watch = follow_keys(store)
     assert (len(watch.current), watch.problem) == (0, None)
 
 
@@ -94,6 +97,6 @@ def test_an_unreadable_folder_does_not_show_its_path(
         raise OSError(116, "Stale file handle", str(self.path))
 
     monkeypatch.setattr(KeyStore, "stamp", stale)
-    watch = KeyWatch(store)
+    watch = follow_keys(store)
     assert watch.problem is not None
     assert str(store.path.parent) not in watch.problem
