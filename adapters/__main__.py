@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from adapters.client import AdminClient, ApiRefused
-from adapters.ingest import IngestRefused, VersionRequest, inspect_adapter
-from adapters.validation import CONFIG_FILE
+from adapters.validation import MAX_RANK
+from adapters.verify import verify_folder
 
 URL_VARIABLE = "POLYCLINIC_URL"
 KEY_VARIABLE = "POLYCLINIC_ADMIN_KEY"
@@ -43,7 +43,7 @@ def main(
         status = int(args.run(args, client))
         sys.stdout.flush()
         return status
-    except BrokenPipeError:  # whoever reads it, as `head` does, has seen enough
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except ApiRefused as error:
@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="command")
 
     listing = commands.add_parser("ls", help="every adapter, and what each replica holds")
-    listing.add_argument("--json", action="store_true", help="the API's own answer")
+    listing.add_argument("--json", action="store_true", help="the API's answer")
     listing.set_defaults(run=_ls)
 
     add = commands.add_parser("add", help="a new adapter, or a new version of one")
@@ -80,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     update.add_argument("name")
     what = update.add_mutually_exclusive_group(required=True)
     what.add_argument("--promote", action="store_true", help="the version on trial takes over")
-    what.add_argument("--version", help="put this one in force")
+    what.add_argument("--version", help="let this one serve")
     what.add_argument("--canary", type=float, metavar="SHARE", help="0 ends the trial")
     what.add_argument("--disable", action="store_true")
     what.add_argument("--activate", action="store_true")
@@ -101,6 +101,9 @@ def _parser() -> argparse.ArgumentParser:
     verify = commands.add_parser("verify", help="ask every replica, or look at a folder")
     verify.add_argument("folder", nargs="?", type=Path)
     verify.add_argument("--base_model", help="with a folder: the base it must be trained on")
+    verify.add_argument(
+        "--max_rank", type=int, default=MAX_RANK, help="with a folder: engine.max_adapter_rank"
+    )
     verify.set_defaults(run=_verify)
     return parser
 
@@ -141,7 +144,10 @@ def _add(args: argparse.Namespace, client: AdminClient) -> int:
         options["state"] = "disabled"
     if args.pin:
         options["pinned"] = True
-    return _changed(client.add(args.name, args.source, args.version, **options))
+    # The server may run in another folder.
+    is_here = "://" not in args.source and Path(args.source).is_dir()
+    source = os.path.abspath(args.source) if is_here else args.source
+    return _changed(client.add(args.name, source, args.version, **options))
 
 
 def _update(args: argparse.Namespace, client: AdminClient) -> int:
@@ -190,25 +196,7 @@ def _verify(args: argparse.Namespace, client: AdminClient) -> int:
         listed = client.listed()
         print(f"revision {listed['revision']}: {len(listed['replicas'])} model replicas answered")
         return _unconfirmed(listed["unconfirmed"])
-    base = args.base_model
-    if base is None:
-        try:
-            config = json.loads((args.folder / CONFIG_FILE).read_text(encoding="utf-8"))
-            base = str(config["base_model_name_or_path"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            print(f"adapters: {args.folder / CONFIG_FILE}: {error}", file=sys.stderr)
-            return 2
-    try:
-        found = inspect_adapter(
-            args.folder, VersionRequest("checked", None, base, "1", str(args.folder))
-        )
-    except IngestRefused as error:
-        for problem in error.problems:
-            print(f"adapters: {problem}", file=sys.stderr)
-        return 1
-    print(f"{args.folder}: rank {found.rank}, {found.num_bytes} bytes, for {base}; a replica has")
-    print("still to say whether its layers fit and whether it changes the answers")
-    return 0
+    return verify_folder(args.folder, args.base_model, args.max_rank)
 
 
 if __name__ == "__main__":

@@ -14,12 +14,14 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from adapters import changes
-from adapters.changes import Activation, ChangeRefused, check_pins
+from adapters.catalog import Catalog, CatalogError
+from adapters.changes import Activation, ChangeRefused
 from adapters.ingest import Ingested, VersionRequest, ingest
-from adapters.live_catalog import AdapterVersion, LiveCatalog, LiveCatalogError
+from adapters.pins import check_pins
 from adapters.sources import SourceLimits
-from adapters.storage.local import StorageError
+from adapters.storage.protocol import StorageError
 from adapters.store import RevisionMoved
+from adapters.versions import AdapterVersion
 from deployments.admin_views import shown, unconfirmed_of
 from deployments.ingress.followed_catalog import FollowedCatalog
 
@@ -29,7 +31,7 @@ CONFIRM_TIMEOUT_S = 60.0
 TRY_TIMEOUT_S = 60.0
 MAX_INTAKES = 4  # new versions that are fetched and checked at the same time; others wait
 
-Edit = Callable[[LiveCatalog], LiveCatalog]
+Edit = Callable[[Catalog], Catalog]
 
 
 class NotFit(ValueError):
@@ -133,7 +135,7 @@ class AdapterAdmin:
             NobodyToAsk, StorageError
         """
 
-        def edit(catalog: LiveCatalog, version: AdapterVersion) -> LiveCatalog:
+        def edit(catalog: Catalog, version: AdapterVersion) -> Catalog:
             return changes.add_version(
                 catalog,
                 name=wanted.name,
@@ -156,7 +158,7 @@ class AdapterAdmin:
     async def _add(
         self,
         wanted: VersionRequest,
-        edit: Callable[[LiveCatalog, AdapterVersion], LiveCatalog],
+        edit: Callable[[Catalog, AdapterVersion], Catalog],
         expected_revision: int | None,
     ) -> Outcome:
         store = self._catalog.store
@@ -180,8 +182,8 @@ class AdapterAdmin:
         store, digest = self._catalog.store, taken.version.digest
         try:
             if digest not in store.read().digests:
-                store.undo_put(digest, taken.mark)
-        except (StorageError, LiveCatalogError) as error:  # they go when they are old
+                store.undo_put(digest, taken.token)
+        except (StorageError, CatalogError) as error:  # they go when they are old
             logger.warning("files of a refused adapter stay: %s", error)
 
     async def _to_its_end(self, change: Coroutine[Any, Any, Outcome]) -> Outcome:
@@ -215,9 +217,9 @@ class AdapterAdmin:
     def _within_places(self, edit: Edit) -> Edit:
         """`edit`, refused where it pins more than a replica has places for."""
 
-        def checked(catalog: LiveCatalog) -> LiveCatalog:
+        def checked(catalog: Catalog) -> Catalog:
             edited = edit(catalog)
-            check_pins(catalog, edited, self.base_model, num_places=self._num_places)
+            check_pins(catalog, edited, self.base_model, num_slots=self._num_places)
             return edited
 
         return checked
@@ -225,7 +227,7 @@ class AdapterAdmin:
     async def _change(self, name: str, edit: Edit, expected_revision: int | None) -> Outcome:
         store = self._catalog.store
 
-        def swap() -> LiveCatalog:
+        def swap() -> Catalog:
             changed = store.change(self._within_places(edit), expected_revision=expected_revision)
             self._catalog.refresh()
             try:

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from adapters.live_catalog import VERSION
+from adapters.versions import VERSION
 from deployments.api.protocol import RequestModel
 from deployments.api.reply_models import Count, Probability, ReplyModel
 

@@ -9,8 +9,9 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from adapters.live_catalog import LiveAdapter, LiveCatalog
+from adapters.catalog import Catalog
 from adapters.store import AdapterStore
+from adapters.versions import RegisteredAdapter
 from deployments.messages import AdapterCard
 
 logger = logging.getLogger(__name__)
@@ -34,14 +35,14 @@ class FollowedCatalog:
         period_s: seconds between two looks; 0 pauses.
 
     Raises:
-        StorageError, LiveCatalogError: the first look fails.
+        StorageError, CatalogError: the first look fails.
     """
 
     def __init__(self, store: AdapterStore, base_model: str, period_s: Callable[[], float]) -> None:
         self.store = store
         self._base_model = base_model
         self._period_s = period_s
-        self._stamp = store.stamp()
+        self._stamp = store.etag()
         self.current = in_service(store.read(), base_model)
         self.problem: str | None = None
         self._lock = threading.Lock()
@@ -58,7 +59,7 @@ class FollowedCatalog:
         """Look now; True when another revision came into force. Never raises."""
         with self._lock:
             try:
-                stamp = self.store.stamp()
+                stamp = self.store.etag()
                 if stamp == self._stamp:
                     self.problem = None
                     return False
@@ -83,7 +84,7 @@ class FollowedCatalog:
                 self.refresh()
 
 
-def in_service(catalog: LiveCatalog, base_model: str) -> InService:
+def in_service(catalog: Catalog, base_model: str) -> InService:
     adapters = catalog.in_service(base_model)
     return InService(
         catalog.revision,
@@ -92,7 +93,7 @@ def in_service(catalog: LiveCatalog, base_model: str) -> InService:
     )
 
 
-def _card(adapter: LiveAdapter) -> AdapterCard:
+def _card(adapter: RegisteredAdapter) -> AdapterCard:
     canary = adapter.canary
     return AdapterCard(
         adapter.name,

@@ -20,7 +20,7 @@ from ray.exceptions import RayActorError, RayError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
-from adapters.live_catalog import AdapterVersion
+from adapters.versions import AdapterVersion
 from deployments.adapter_admin import TRY_TIMEOUT_S, BroadcastReply, NobodyToAsk
 from deployments.engine.request import ErrorInfo, QueueFull, TokenEvent, failed_event
 from deployments.messages import GenerateRequest

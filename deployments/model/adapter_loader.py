@@ -7,8 +7,8 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from adapters.live_catalog import AdapterVersion
 from adapters.store import AdapterStore
+from adapters.versions import AdapterVersion
 from deployments.engine.request import EngineError, EngineStopped
 from deployments.model.adapter_registry import adapter_key
 from deployments.model.host_memory import HostCache

@@ -19,8 +19,9 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
-from adapters.live_catalog import AdapterVersion, LiveCatalog
+from adapters.catalog import Catalog
 from adapters.store import AdapterStore
+from adapters.versions import AdapterVersion
 from deployments.engine.request import EngineError
 from deployments.model.adapter_cache import AdapterCache, AdapterGone
 from deployments.model.adapter_loader import AdapterDecoder, AdapterLoader, Errand
@@ -70,7 +71,7 @@ class AdapterManager:
         What cannot be loaded is in the report, and is tried again by the next call.
 
         Raises:
-            StorageError, LiveCatalogError: the catalogue cannot be read; all stays as it was.
+            StorageError, CatalogError: the catalogue cannot be read; all stays as it was.
         """
         with self._syncing:
             try:
@@ -94,16 +95,16 @@ class AdapterManager:
     def is_behind(self, stamp_seen: str | None) -> bool:
         """Whether `sync` has something to do: the catalogue changed, or something failed."""
         failed = self._has_failed() or self._device.last_error is not None
-        return failed or self._store.stamp() != stamp_seen
+        return failed or self._store.etag() != stamp_seen
 
     def _has_failed(self) -> bool:
         with self._changed:
             return any(self._known[key].error for key in self._known.wanted)
 
     def stamp(self) -> str | None:
-        return self._store.stamp()
+        return self._store.etag()
 
-    def _follow(self, catalog: LiveCatalog) -> set[str]:
+    def _follow(self, catalog: Catalog) -> set[str]:
         """Take the catalogue over; returns the keys that were not wanted before."""
         with self._changed:
             fresh, forgotten = self._known.follow(catalog, self._clock(), self._places.is_used)

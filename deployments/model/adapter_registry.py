@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from adapters.live_catalog import AdapterVersion, LiveAdapter, LiveCatalog
+from adapters.catalog import Catalog
+from adapters.versions import AdapterVersion, RegisteredAdapter
 
 FORGET_S = 120.0  # a version that left the catalogue can be asked for this long
 
@@ -64,7 +65,7 @@ class AdapterRegistry:
         return self._key_of.get((name, version))
 
     def follow(
-        self, catalog: LiveCatalog, now: float, is_used: Callable[[str], bool]
+        self, catalog: Catalog, now: float, is_used: Callable[[str], bool]
     ) -> tuple[set[str], list[VersionState]]:
         """Take over what is listed and in service.
 
@@ -130,7 +131,7 @@ class AdapterRegistry:
         }
 
 
-def _services(adapter: LiveAdapter) -> dict[str, Serving]:
+def _services(adapter: RegisteredAdapter) -> dict[str, Serving]:
     """Key -> how this adapter's versions are in service; empty: it is disabled."""
     canary = adapter.canary
     return {

@@ -10,7 +10,7 @@ from typing import Any
 
 from ray.serve import metrics
 
-from adapters.live_catalog import AdapterVersion
+from adapters.versions import AdapterVersion
 from deployments.engine.engine import Engine, EngineLimits
 from deployments.engine.request import EngineError, Request, TokenEvent, failed_event
 from deployments.ingress.operator import replica_id

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import platformdirs
 
 from adapters.base_models import resolve_base_model
-from adapters.loading import AdapterError, check_catalogued
 from adapters.prompting import Message, encode_prompt
+from adapters.seed_check import AdapterError
 from adapters.store import AdapterStore, open_store
 from deployments.engine.decoder import GroupDecoder, StepDecoder
 from deployments.messages import Turn
@@ -108,18 +108,15 @@ def open_adapter_store(settings: Settings) -> AdapterStore:
     """The live catalogue that `settings` name.
 
     Raises:
-        CatalogError, LiveCatalogError, StorageError: naming the file and the mend.
+        CatalogError, StorageError: naming the file and the mend.
     """
     cache = platformdirs.user_cache_path("polyclinic") / "adapters"
     return open_store(settings.adapter_state, settings.catalog_dir, cache)
 
 
 def _folders_in_service(store: AdapterStore, base_model: str) -> dict[str, Path]:
-    """Where the adapters of this base lie. Of a catalogue that nobody changed, every one has to be
-    good; later one that is not is left out and named, since the others are to serve."""
+    """Return where the adapters of this base lie; damaged ones are left out, and named."""
     catalog = store.read()
-    if not catalog.revision:
-        check_catalogued(store.seed, base_model)
     folders = {}
     for adapter in catalog.in_service(base_model):
         try:
@@ -130,7 +127,7 @@ def _folders_in_service(store: AdapterStore, base_model: str) -> dict[str, Path]
 
 
 def _first_sync(holder: AdapterManager) -> None:
-    """Make the adapters resident, with the same rule as `_folders_in_service`."""
+    """Make the adapters resident. Of a catalogue that nobody changed, every one has to be good."""
     report = holder.sync()
     problems = [f"adapter '{a['name']}': {a['error']}" for a in report["adapters"] if a["error"]]
     if problems and not report["revision"]:

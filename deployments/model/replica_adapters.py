@@ -14,7 +14,7 @@ from typing import Any
 
 from ray.serve import metrics
 
-from adapters.live_catalog import AdapterVersion
+from adapters.versions import AdapterVersion
 from deployments.messages import GenerateRequest
 from deployments.model.adapter_cache import AdapterGone
 from deployments.model.adapter_manager import AdapterManager

@@ -29,7 +29,7 @@ import torch
 
 from adapters import changes
 from adapters.ingest import VersionRequest, inspect_adapter
-from adapters.live_catalog import AdapterVersion
+from adapters.versions import AdapterVersion
 from deployments.engine.request import Request, SamplingParams
 from deployments.model.adapter_registry import adapter_key
 from scripts.benchmarks.churn_clinic import Asked, ChurnClinic, write_catalog

@@ -20,7 +20,6 @@ from typing import Any
 import yaml
 
 from adapters.base_models import sha256_of
-from adapters.catalog import load_catalog
 from adapters.storage.local import LocalStorage
 from adapters.store import AdapterStore
 from deployments.engine.decoder_factory import FastLimits, build_decoder
@@ -97,9 +96,7 @@ class ChurnClinic:
         self._vocab = decoder.vocab_size
 
     def new_store(self) -> AdapterStore:
-        return AdapterStore(
-            LocalStorage(self.state), load_catalog(self.seed_dir), self.state / "cache"
-        )
+        return AdapterStore(LocalStorage(self.state), self.seed_dir, self.state / "cache")
 
     def prompt(self, num_tokens: int, seed: int = 0) -> tuple[int, ...]:
         rng = random.Random(seed)

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -13,10 +14,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from adapters.catalog import load_catalog
 from adapters.ingest import IngestRefused, VersionRequest, ingest
-from adapters.sources import SourceError, SourceLimits, check_source, fetch
-from adapters.storage.local import LocalStorage, StorageError
+from adapters.source_folder import SourceError
+from adapters.sources import SourceLimits, check_source, fetch
+from adapters.storage.local import LocalStorage
+from adapters.storage.protocol import StorageError
 from adapters.store import AdapterStore
 from tests.adapters.test_store import FullDisk
 
@@ -31,8 +33,8 @@ def source(tiny_catalogs: Catalogs, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def store(tiny_catalogs: Catalogs, tmp_path: Path) -> AdapterStore:
-    seed = load_catalog(tiny_catalogs["llama"][1])
-    return AdapterStore(LocalStorage(tmp_path / "state"), seed, tmp_path / "cache")
+    seed_dir = tiny_catalogs["llama"][1]
+    return AdapterStore(LocalStorage(tmp_path / "state"), seed_dir, tmp_path / "cache")
 
 
 @pytest.fixture
@@ -55,7 +57,7 @@ def refused(wanted: VersionRequest, store: AdapterStore) -> list[str]:
 def test_a_good_adapter_is_kept_by_its_content(wanted: VersionRequest, store: AdapterStore) -> None:
     first = ingest(wanted, store, LIMITS).version
     again = ingest(wanted, store, LIMITS)
-    assert (again.version.digest, again.mark) == (first.digest, None)
+    assert (again.version.digest, again.token) == (first.digest, None)
     assert first.rank == 4
     kept = store.folder(first)
     assert kept.name == first.digest
@@ -132,11 +134,11 @@ def silent(state: dict[str, torch.Tensor]) -> None:
 @pytest.mark.parametrize(
     ("spoil", "part"),
     [
-        (pickled, "a zip archive (torch.save writes those: a pickle), not safetensors"),
+        (pickled, r"a zip archive \(torch.save writes those: a pickle\), not safetensors"),
         (old_pickle, "a pickle, not safetensors"),
-        (cut_off, "cut off, or damaged"),
-        (header_only, "cut off, or not safetensors"),
-        (with_a_tail, "cut off, or damaged"),
+        (cut_off, "cut off, damaged, or not safetensors: .*file not fully covered"),
+        (header_only, "cut off, damaged, or not safetensors: .*header too small"),
+        (with_a_tail, "cut off, damaged, or not safetensors: .*file not fully covered"),
         (edited(nan), "holds NaN or infinity"),
         (edited(bfloat16_infinity), "holds NaN or infinity"),
         (edited(integers), "has dtype 'I64'"),
@@ -152,7 +154,7 @@ def test_weights_that_are_not_fit(
 ) -> None:
     spoil(source)
     problems = refused(wanted, store)
-    assert part in "\n".join(problems)
+    assert re.search(part, "\n".join(problems))
     assert "/tmp" not in "\n".join(problems)
 
 
@@ -161,11 +163,11 @@ def test_every_problem_is_listed_at_once(
 ) -> None:
     file = source / "adapter_config.json"
     config = json.loads(file.read_text())
-    config |= {"base_model_name_or_path": "other/base", "use_dora": True, "bias": "all", "r": 999}
+    config |= {"base_model_name_or_path": "other/base", "r": 999}
     file.write_text(json.dumps(config))
     edited(nan)(source)
     text = "\n".join(refused(wanted, store))
-    for part in ("'other/base'", "use_dora, bias", "999", "NaN"):
+    for part in ("'other/base'", "999", "NaN"):
         assert part in text
 
 
@@ -202,7 +204,7 @@ def test_links_and_folders_are_not_followed(source: Path, tmp_path: Path) -> Non
         fetch(str(tmp_path / "link"), tmp_path / "into", LIMITS)
     (source / "adapter_config.json").unlink()
     os.mkfifo(source / "adapter_config.json")
-    with pytest.raises(SourceError, match="no regular file"):
+    with pytest.raises(SourceError, match="not a regular file"):
         fetch(str(source), tmp_path / "into", LIMITS)
 
 
@@ -266,17 +268,19 @@ def test_a_source_that_answers_half_or_slowly_leaves_nothing(
 def test_the_hub_is_asked_for_two_files(source: Path, tmp_path: Path) -> None:
     asked = []
 
-    def download(repo: str, name: str) -> str:
-        asked.append((repo, name))
-        return str(source / name)
+    def open_url(url: str) -> Any:
+        asked.append(url)
+        return open(source / url.rsplit("/", 1)[1], "rb")
 
-    for number, name in enumerate(("org/name", "hf://org/name@v1")):
+    named = ("org/name", "hf://org/name@v1", "org/name@v1", "org/name@refs/pr/1")
+    for number, name in enumerate(named):
         into = tmp_path / str(number)
         into.mkdir()
-        fetch(name, into, LIMITS, hub_download=download)
+        fetch(name, into, LIMITS, open_url=open_url)
         assert len(list(into.iterdir())) == 2
     files = ("adapter_config.json", "adapter_model.safetensors")
-    assert asked == [(r, f) for r in ("org/name", "org/name@v1") for f in files]
+    revisions = ("", "@v1", "@v1", "@refs%2Fpr%2F1")
+    assert asked == [f"hf://org/name{r}/{f}" for r in revisions for f in files]
 
 
 def test_any_url_of_fsspec(source: Path, tmp_path: Path) -> None:
@@ -297,8 +301,8 @@ def test_any_url_of_fsspec(source: Path, tmp_path: Path) -> None:
 
 
 def test_a_full_disk(wanted: VersionRequest, tiny_catalogs: Catalogs, tmp_path: Path) -> None:
-    seed = load_catalog(tiny_catalogs["llama"][1])
-    store = AdapterStore(LocalStorage(tmp_path / "state", FullDisk()), seed, tmp_path / "cache")
+    files = LocalStorage(tmp_path / "state", FullDisk())
+    store = AdapterStore(files, tiny_catalogs["llama"][1], tmp_path / "cache")
     with pytest.raises(StorageError, match="No space left"):
         ingest(wanted, store, LIMITS)
     assert nothing_kept(store)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from adapters import sources
-from adapters.live_catalog import AdapterVersion
+from adapters.versions import AdapterVersion
 from deployments.adapter_admin import MAX_INTAKES, NobodyToAsk
 from tests.deployments.clinic_in_process import ClinicInProcess
 from tests.deployments.model.test_bad_adapters import WEIGHTS, add, in_config, kept
