@@ -55,10 +55,16 @@ def write_catalog(directory: Path, catalog: Catalog) -> None:
     content = catalog.model_dump(exclude_defaults=True)
     # Whole: a default that changes later may not change how a base is prompted.
     content["base_models"] = [entry.model_dump() for entry in catalog.base_models]
-    text = yaml.safe_dump(
-        content, sort_keys=False, allow_unicode=True, default_flow_style=None, width=100
-    )
+    text = yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
     write_atomically(file, (_head(file) + text).encode())
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes a list of plain values on one line."""
+
+    def represent_sequence(self, tag: str, sequence: Any, flow_style: bool | None = None) -> Any:
+        is_plain = not any(isinstance(item, dict | list) for item in sequence)
+        return super().represent_sequence(tag, sequence, flow_style=is_plain)
 
 
 def _head(file: Path) -> str:

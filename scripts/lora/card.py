@@ -31,8 +31,8 @@ def write_adapter(
 ) -> None:
     """Save bfloat16 safetensors, adapter_config.json, README.md and history.jsonl into `out`.
 
-    With matplotlib installed, loss.png too. Adds `sha256` and `bytes` to `report`. The catalogue's
-    entry is printed, ready to paste.
+    With matplotlib installed, loss.png too. Adds `sha256` and `bytes` to `report`, and
+    prints the command that adds the adapter to a running clinic.
 
     Raises:
         OSError: they cannot be written, the disk is full perhaps; what was in `out` is as before.
@@ -46,7 +46,8 @@ def write_adapter(
             raise OSError(f"{out}: the adapter cannot be written: {error}") from None
         for file in fresh.iterdir():
             os.replace(file, out / file.name)
-    print(catalog_entry(out.name, report))
+    add = f"python -m adapters add {out.name} --source {out} --version 1"
+    print(f"to a running clinic: {add} --specialty {report['specialty']}")
 
 
 def _write_files(
@@ -73,20 +74,6 @@ def _write_files(
     lines = "".join(json.dumps(row) + "\n" for row in history)
     (out / "history.jsonl").write_text(lines, encoding="utf-8")
     _draw_loss(out / "loss.png", history)
-
-
-def catalog_entry(name: str, report: dict[str, Any]) -> str:
-    """YAML for adapters/catalog.yaml."""
-    return (
-        f"  - name: {name}\n"
-        f"    specialty: {report['specialty']}\n"
-        f"    base_model: {report['base_model']}\n"
-        f"    path: weights/{name}\n"
-        f"    sha256: {report['sha256']}\n"
-        f'    version: "1"\n'
-        f"    rank: {report['rank']}\n"
-        f"    state: active\n"
-    )
 
 
 def _draw_loss(file: Path, history: list[dict[str, float]]) -> None:
