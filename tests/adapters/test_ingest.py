@@ -1,5 +1,6 @@
 """What may become a version; everything else is refused at once, by name, leaving nothing."""
 
+import dataclasses
 import io
 import json
 import os
@@ -20,6 +21,7 @@ from adapters.sources import SourceLimits, check_source, fetch
 from adapters.storage.local import LocalStorage
 from adapters.storage.protocol import StorageError
 from adapters.store import AdapterStore
+from adapters.verify import verify_folder
 from tests.adapters.test_store import FullDisk
 
 Catalogs = dict[str, tuple[Path, Path]]
@@ -306,3 +308,160 @@ def test_a_full_disk(wanted: VersionRequest, tiny_catalogs: Catalogs, tmp_path: 
     with pytest.raises(StorageError, match="No space left"):
         ingest(wanted, store, LIMITS)
     assert nothing_kept(store)
+
+
+class FarFile(io.BytesIO):
+    """A remote file; counts what was read of it."""
+
+    def __init__(self, content: bytes, size: int | None) -> None:
+        super().__init__(content)
+        self.num_read = 0
+        self.size = size
+
+    def read(self, size: int | None = -1) -> bytes:
+        found = super().read(size)
+        self.num_read += len(found)
+        return found
+
+
+@pytest.mark.parametrize("tells_size", [True, False])
+@pytest.mark.parametrize("named", ["org/name", "org/name@main", "hf://org/name", "s3://b/x"])
+def test_a_far_source_that_is_too_large_is_not_read_on(
+    named: str, tells_size: bool, tmp_path: Path
+) -> None:
+    content = b"x" * (30 * 2**20)
+    file = FarFile(content, len(content) if tells_size else None)
+
+    def open_url(url: str) -> Any:
+        return io.BytesIO(b"{}") if url.endswith(".json") else file
+
+    with pytest.raises(SourceError, match="more than the 1048576 bytes allowed"):
+        fetch(named, tmp_path, SourceLimits(max_bytes=2**20, timeout_s=5), open_url=open_url)
+    assert file.num_read <= 2**20 + 1
+    read = file.num_read
+    time.sleep(0.2)
+    assert file.num_read == read, "nothing goes on after the refusal"
+
+
+def test_the_time_limit_holds_for_the_hub_too(tmp_path: Path) -> None:
+    drip = Half(drips)
+    with pytest.raises(SourceError, match="not complete"):
+        fetch("org/name", tmp_path, SourceLimits(timeout_s=0.3), open_url=lambda url: drip)
+    time.sleep(0.2)
+    reads = drip._num_reads
+    time.sleep(0.2)
+    assert drip._num_reads == reads, "nothing goes on after the refusal"
+
+
+def test_a_relative_folder_that_exists_is_not_asked_of_the_hub(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_hub(url: str) -> Any:
+        raise AssertionError(f"{url} was asked for")
+
+    monkeypatch.chdir(source.parent.parent)
+    named = str(source.relative_to(source.parent.parent))
+    (tmp_path / "into").mkdir()
+    fetch(named, tmp_path / "into", LIMITS, open_url=no_hub)
+    assert len(list((tmp_path / "into").iterdir())) == 2
+
+
+def hub_cache(source: Path, cache: Path) -> Path:
+    """What huggingface_hub.snapshot_download makes and returns of the files in `source`."""
+    snapshot = cache / "models--org--name" / "snapshots" / "0123abc"
+    blobs = cache / "models--org--name" / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    for file in source.iterdir():
+        shutil.copyfile(file, blobs / f"of {file.name}")
+        (snapshot / file.name).symlink_to(Path("../../blobs") / f"of {file.name}")
+    return snapshot
+
+
+def test_links_inside_a_hub_cache_are_followed(source: Path, tmp_path: Path) -> None:
+    snapshot = hub_cache(source, tmp_path / "cache")
+    (tmp_path / "into").mkdir()
+    fetch(str(snapshot), tmp_path / "into", LIMITS)
+    name = "adapter_model.safetensors"
+    assert (tmp_path / "into" / name).read_bytes() == (source / name).read_bytes()
+
+
+@pytest.mark.parametrize("escape", ["file", "blob", "blobs"])
+def test_links_out_of_a_hub_cache_are_not(escape: str, source: Path, tmp_path: Path) -> None:
+    snapshot = hub_cache(source, tmp_path / "cache")
+    blobs = snapshot.parent.parent / "blobs"
+    (tmp_path / "secrets").mkdir()
+    secret = tmp_path / "secrets" / "of adapter_config.json"
+    secret.write_text("{}")
+    if escape == "file":
+        (snapshot / "adapter_config.json").unlink()
+        (snapshot / "adapter_config.json").symlink_to(secret)
+    elif escape == "blob":
+        (blobs / secret.name).unlink()
+        (blobs / secret.name).symlink_to(secret)
+    else:
+        shutil.rmtree(blobs)
+        blobs.symlink_to(tmp_path / "secrets")
+    (tmp_path / "into").mkdir()
+    with pytest.raises(SourceError, match="is a symbolic link: copy the folder with `cp -rL`"):
+        fetch(str(snapshot), tmp_path / "into", LIMITS)
+
+
+def trainer_checkpoint(source: Path, tmp_path: Path) -> Path:
+    """Beside the adapter lie the optimizer's state and more, pickled."""
+    torch.save({"step": 1}, source / "optimizer.pt")
+    torch.save({"seed": 1}, source / "rng_state.pth")
+    return source
+
+
+def linked_folder(source: Path, tmp_path: Path) -> Path:
+    (tmp_path / "link").symlink_to(source)
+    return tmp_path / "link"
+
+
+def linked_file(source: Path, tmp_path: Path) -> Path:
+    (source / "adapter_config.json").rename(tmp_path / "config.json")
+    (source / "adapter_config.json").symlink_to(tmp_path / "config.json")
+    return source
+
+
+def snapshot(source: Path, tmp_path: Path) -> Path:
+    return hub_cache(source, tmp_path / "hub")
+
+
+def with_nan(source: Path, tmp_path: Path) -> Path:
+    edited(nan)(source)
+    return source
+
+
+def unchanged(source: Path, tmp_path: Path) -> Path:
+    return source
+
+
+@pytest.mark.parametrize(
+    ("make", "is_taken"),
+    [
+        (unchanged, True),
+        (trainer_checkpoint, True),
+        (snapshot, True),
+        (linked_folder, False),
+        (linked_file, False),
+        (with_nan, False),
+    ],
+)
+def test_verify_and_add_agree(
+    make: Callable[[Path, Path], Path],
+    is_taken: bool,
+    wanted: VersionRequest,
+    store: AdapterStore,
+    source: Path,
+    tmp_path: Path,
+) -> None:
+    folder = make(source, tmp_path)
+    assert (verify_folder(folder, None, 256) == 0) == is_taken
+    wanted = dataclasses.replace(wanted, source=str(folder))
+    if is_taken:
+        ingest(wanted, store, LIMITS)
+    else:
+        with pytest.raises((IngestRefused, SourceError)):
+            ingest(wanted, store, LIMITS)

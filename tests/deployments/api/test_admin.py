@@ -179,7 +179,7 @@ async def test_a_seed_that_was_damaged_meanwhile_is_named(
     clinic: ClinicInProcess, source: Path
 ) -> None:
     """The first change keeps the seed's files; what cannot be kept is said, and nothing changes."""
-    file = clinic.catalog.store.seed.directory / "weights" / "cardio" / WEIGHTS
+    file = clinic.catalog.store.seed_dir / "weights" / "cardio" / WEIGHTS
     content = file.read_bytes()
     file.write_bytes(content[:-1])
     try:
