@@ -16,8 +16,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from adapters.catalog import problems_of
-from adapters.patterns import check_patterns
-from adapters.safetensors_file import open_tensors
+from adapters.checks.patterns import check_patterns
+from adapters.checks.safetensors_file import open_tensors
 from adapters.sources import SourceLimits, fetch
 from adapters.storage.protocol import WEIGHTS, StorageError
 from adapters.store import AdapterStore

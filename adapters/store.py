@@ -147,8 +147,8 @@ class AdapterStore:
                 raise DamagedAdapter(f"{file}: missing; {fix_of(file)}")
             if (sha256 := sha256_of(file)) != digest:
                 raise DamagedAdapter(
-                    f"{file}: its sha256 is {sha256}, and the catalogue says {digest}: the file is "
-                    f"damaged, or the catalogue is not up to date; {fix_of(file)}"
+                    f"{file}: its sha256 is not the one that is listed ({sha256}, not {digest}): "
+                    f"the file is damaged, or the catalogue is not up to date; {fix_of(file)}"
                 )
         return found
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from adapters.base_models import sha256_of
 from adapters.base_names import is_same_base
-from adapters.lora_tensors import check_tensors
-from adapters.safetensors_file import LFS_POINTER
+from adapters.checks.lora_tensors import check_tensors
+from adapters.checks.safetensors_file import LFS_POINTER
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"

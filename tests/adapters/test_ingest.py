@@ -7,12 +7,14 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import fsspec
 import pytest
 import torch
+from fsspec.implementations.memory import MemoryFileSystem
 from safetensors.torch import load_file, save_file
 
 from adapters.ingest import IngestRefused, VersionRequest, ingest
@@ -288,7 +290,6 @@ def test_the_hub_is_asked_for_two_files(source: Path, tmp_path: Path) -> None:
 def test_any_url_of_fsspec(source: Path, tmp_path: Path) -> None:
     (tmp_path / "into").mkdir()
     fetch(f"file://{source}", tmp_path / "into", LIMITS)
-    import fsspec
 
     for file in source.iterdir():
         fsspec.filesystem("memory").pipe_file(f"/far/{file.name}", file.read_bytes())
@@ -341,6 +342,40 @@ def test_a_far_source_that_is_too_large_is_not_read_on(
     read = file.num_read
     time.sleep(0.2)
     assert file.num_read == read, "nothing goes on after the refusal"
+
+
+class FakeHub(MemoryFileSystem):
+    """Files in memory under hf://, read in blocks as huggingface_hub's file system reads them."""
+
+    protocol = ("hf",)
+    store: ClassVar[dict[str, Any]] = {}
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return "/" + path.removeprefix("hf://").strip("/")
+
+
+@pytest.fixture
+def hub() -> Iterator[FakeHub]:
+    real = fsspec.get_filesystem_class("hf")
+    fsspec.register_implementation("hf", FakeHub, clobber=True)
+    yield FakeHub()
+    fsspec.register_implementation("hf", real, clobber=True)
+
+
+def test_the_hub_is_read_through_fsspec(source: Path, tmp_path: Path, hub: FakeHub) -> None:
+    for file in source.iterdir():
+        hub.pipe_file(f"hf://org/name@v1/{file.name}", file.read_bytes())
+    (tmp_path / "into").mkdir()
+    fetch("org/name@v1", tmp_path / "into", LIMITS)
+    name = "adapter_model.safetensors"
+    assert (tmp_path / "into" / name).read_bytes() == (source / name).read_bytes()
+    hub.pipe_file(f"hf://org/name@v1/{name}", b"x" * (30 * 2**20))
+    (tmp_path / "large").mkdir()
+    with pytest.raises(SourceError, match="31457280 bytes, more than the 1048576 bytes allowed"):
+        fetch("org/name@v1", tmp_path / "large", LIMITS)
+    with pytest.raises(SourceError, match="FileNotFoundError"):
+        fetch("org/name@v2", tmp_path / "large", LIMITS)
 
 
 def test_the_time_limit_holds_for_the_hub_too(tmp_path: Path) -> None:

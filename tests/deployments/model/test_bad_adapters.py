@@ -196,7 +196,7 @@ async def test_a_pattern_that_never_ends_is_refused_before_a_replica_tries_it(
     clinic: ClinicInProcess, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Python's `re` lets no other thread run meanwhile: it would stop the replica for good."""
-    monkeypatch.setattr("adapters.patterns.TIMEOUT_S", 1.0)
+    monkeypatch.setattr("adapters.checks.patterns.TIMEOUT_S", 1.0)
     in_config(target_modules="(.*)*(.*)*q_projx", rank_pattern={"(.+)+z": 4, "((": 4})(source)
     reply = await add(clinic, source, version="slow")
     assert reply.status_code == 422, reply.text

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from adapters.safetensors_file import NotSafetensors, open_tensors
+from adapters.checks.safetensors_file import NotSafetensors, open_tensors
 
 Shape = tuple[int, ...]
 # This tensor, its partner, and the axis of this one that is the rank: A is (r, in), B is (out, r).
