@@ -1,6 +1,6 @@
 """Base model resolution: a name from the settings -> a folder that transformers can load.
 
-Order: the built-in name; a directory; the Hugging Face cache or hub. Only safetensors are taken.
+Order: the built-in name; a directory; the Hugging Face cache or hub. Only safetensors are loaded.
 The built-in name comes first, so that it means the same in every working directory; a directory
 of that name is `./smollm2-135m-instruct`.
 """
