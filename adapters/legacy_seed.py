@@ -57,13 +57,13 @@ def _converted(entry: Any, directory: Path) -> Any:
 
 def main(argv: Sequence[str]) -> int:
     from adapters.catalog import CatalogError, load_catalog  # they import this module
-    from adapters.seed import write_catalog
+    from adapters.seed import write_seed
 
     if len(argv) != 1:
         print("usage: python -m adapters.legacy_seed FOLDER", file=sys.stderr)
         return 2
     try:
-        write_catalog(Path(argv[0]), load_catalog(Path(argv[0])))
+        write_seed(Path(argv[0]), load_catalog(Path(argv[0])))
     except (CatalogError, OSError) as error:
         print(f"adapters.legacy_seed: {error}", file=sys.stderr)
         return 2

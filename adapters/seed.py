@@ -41,10 +41,10 @@ def put_adapter(directory: Path, adapter: RegisteredAdapter) -> None:
     catalog = load_catalog(directory)
     listed = {a.name: a for a in catalog.adapters} | {adapter.name: adapter}
     changed = {**dict(catalog), "adapters": list(listed.values())}
-    write_catalog(directory, validated(changed, directory / CATALOG_FILE))
+    write_seed(directory, validated(changed, directory / CATALOG_FILE))
 
 
-def write_catalog(directory: Path, catalog: Catalog) -> None:
+def write_seed(directory: Path, catalog: Catalog) -> None:
     """Replace the seed's catalog.yaml in one step. Comments at the file's start stay; those
     further down do not.
 

@@ -27,7 +27,7 @@ from transformers import (
 
 from adapters.catalog import BaseModelEntry, Catalog
 from adapters.prompting import PromptFormat
-from adapters.seed import seed_version, write_catalog
+from adapters.seed import seed_version, write_seed
 from adapters.versions import RegisteredAdapter
 from scripts.benchmarks.models import CHATML, byte_pair_tokenizer, unigram_tokenizer
 
@@ -194,7 +194,7 @@ def make_catalog(
         system_line="You are a medical assistant.",
         languages=list(languages),
     )
-    write_catalog(folder, Catalog(revision=0, base_models=[base_entry], adapters=listed))
+    write_seed(folder, Catalog(revision=0, base_models=[base_entry], adapters=listed))
     return folder
 
 

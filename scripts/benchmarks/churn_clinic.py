@@ -17,11 +17,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from adapters.base_models import sha256_of
+from adapters.catalog import Catalog
+from adapters.seed import write_seed
 from adapters.storage.local import LocalStorage
 from adapters.store import AdapterStore
+from adapters.versions import SEED_PATH, SEED_SOURCE, AdapterVersion, RegisteredAdapter
 from deployments.engine.decoder_factory import FastLimits, build_decoder
 from deployments.engine.engine import Engine, EngineLimits
 from deployments.engine.model_loader import Pretrained
@@ -150,25 +151,36 @@ def write_catalog(
     )
     digests = [sha256_of(content / "adapter_model.safetensors") for content in contents]
     config = json.loads((contents[0] / "adapter_config.json").read_text())
-    entries = []
+    adapters = []
     for number in range(num):
-        name = f"a{number}"
+        name, digest = f"a{number}", digests[number % len(contents)]
         target = folder / "weights" / name
         target.mkdir(parents=True)
         source = contents[number % len(contents)] / "adapter_model.safetensors"
         os.link(source, target / "adapter_model.safetensors")
         own = config | {"base_model_name_or_path": base_name, "revision": str(number)}
         (target / "adapter_config.json").write_text(json.dumps(own))
-        entries.append(
-            {
-                "name": name,
-                "specialty": name,
-                "base_model": base_name,
-                "path": f"weights/{name}",
-                "sha256": digests[number % len(contents)],
-                "version": "1",
-                "rank": rank,
-            }
-        )
-    (folder / "catalog.yaml").write_text(yaml.safe_dump({"adapters": entries}))
+        adapters.append(_adapter(target, digest, rank, base_name))
+    write_seed(folder, Catalog(revision=0, adapters=adapters))
     return {"adapter_bytes": (contents[0] / "adapter_model.safetensors").stat().st_size}
+
+
+def _adapter(folder: Path, digest: str, rank: int, base_name: str) -> RegisteredAdapter:
+    """Return the record of the files in `folder`; its name is the adapter's and the specialty."""
+    version = AdapterVersion(
+        version="1",
+        sha256=digest,
+        config_sha256=sha256_of(folder / "adapter_config.json"),
+        path=f"{SEED_PATH}weights/{folder.name}",
+        source=SEED_SOURCE,
+        rank=rank,
+        num_bytes=sum(file.stat().st_size for file in folder.iterdir()),
+    )
+    return RegisteredAdapter(
+        name=folder.name,
+        specialty=folder.name,
+        base_model=base_name,
+        state="active",
+        version="1",
+        versions=[version],
+    )

@@ -7,7 +7,7 @@ from typing import Any
 
 from adapters import changes
 from adapters.catalog import Catalog
-from adapters.seed import seed_version, write_catalog
+from adapters.seed import seed_version, write_seed
 from adapters.storage.atomic import FileCalls
 from adapters.storage.local import LocalStorage
 from adapters.storage.protocol import WEIGHTS
@@ -56,7 +56,7 @@ def make_seed(
                 versions=[record],
             )
         )
-    write_catalog(folder, Catalog(revision=0, adapters=adapters))
+    write_seed(folder, Catalog(revision=0, adapters=adapters))
     return folder
 
 
