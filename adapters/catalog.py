@@ -83,10 +83,12 @@ class Catalog(Record):
     def adapter(self, name: str) -> RegisteredAdapter | None:
         return next((a for a in self.adapters if a.name == name), None)
 
+    def of_base(self, base_model: str) -> tuple[RegisteredAdapter, ...]:
+        """Return the adapters of this base, however it is named; disabled ones too."""
+        return tuple(a for a in self.adapters if is_same_base(a.base_model, base_model))
+
     def in_service(self, base_model: str) -> tuple[RegisteredAdapter, ...]:
-        return tuple(
-            a for a in self.adapters if a.served and is_same_base(a.base_model, base_model)
-        )
+        return tuple(a for a in self.of_base(base_model) if a.served)
 
     def skipped(self, base_model: str) -> dict[str, str]:
         """Return name -> why an adapter is not served on this base."""
@@ -109,12 +111,8 @@ class Catalog(Record):
         return BaseModelEntry(name=name, prompt_format=prompt_format, languages=["en"])
 
     @property
-    def versions(self) -> tuple[AdapterVersion, ...]:
-        return tuple(version for adapter in self.adapters for version in adapter.versions)
-
-    @property
     def digests(self) -> frozenset[str]:
-        return frozenset(version.digest for version in self.versions)
+        return frozenset(v.digest for a in self.adapters for v in a.versions)
 
 
 def load_catalog(directory: Path) -> Catalog:

@@ -79,9 +79,7 @@ class AdapterRegistry:
         listed: dict[str, tuple[str, AdapterVersion]] = {}
         wanted: dict[str, Serving] = {}
         in_force: dict[str, str] = {}
-        for adapter in catalog.adapters:
-            if adapter.base_model != self._base_model:
-                continue
+        for adapter in catalog.of_base(self._base_model):
             for version in adapter.versions:
                 listed[adapter_key(adapter.name, version)] = (adapter.name, version)
             wanted |= _services(adapter)

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from adapters.base_names import is_same_base
-from adapters.catalog import BaseModelEntry, Catalog
+from adapters.catalog import BaseModelEntry, Catalog, load_catalog
+from adapters.changes import add_version
+from tests.adapters.live_catalogs import make_seed, write_bundle
 
 BUILT_IN = "smollm2-135m-instruct"
 
@@ -76,3 +78,17 @@ def test_a_local_folder_keeps_the_catalogues_entry() -> None:
     catalog = Catalog(revision=0, base_models=[entry])
     assert catalog.base_model("/srv/models/flan-t5-xl", family="seq2seq") == entry
     assert catalog.base_model("/srv/models/flan-t5-base").languages == ["en"]
+
+
+def test_an_adapter_of_the_hub_id_serves_on_a_local_folder(tmp_path: Path) -> None:
+    catalog = load_catalog(make_seed(tmp_path))
+    listed = [a.model_copy(update={"base_model": "google/flan-t5-xl"}) for a in catalog.adapters]
+    catalog = catalog.model_copy(update={"adapters": listed})
+    assert catalog.in_service("/srv/models/flan-t5-xl") == tuple(listed)
+    assert catalog.skipped("/srv/models/flan-t5-xl") == {}
+    assert catalog.in_service("google/flan-t5-large") == ()
+    record = write_bundle(tmp_path / "2", "2")
+    after = add_version(
+        catalog, name="derm", specialty=None, base_model="/srv/flan-t5-xl", version=record
+    )
+    assert [a.version for a in after.of_base("google/flan-t5-xl")] == ["2", "1"]
