@@ -1,8 +1,8 @@
 """The catalogue: which version of which adapter serves, and those it can return to.
 
 One schema for both places: the read-only seed (`adapters/catalog.yaml`, revision 0) and
-`<state_dir>/catalog.yaml`, which holds the catalogue after the first change. Immutable data, no
-I/O and no torch: store.py and seed.py read and write it, changes.py makes the next one.
+`<state_dir>/catalog.yaml`, which holds the catalogue after the first change. Immutable: changes.py
+makes the next catalogue from one, store.py replaces the state's, seed.py writes the seed.
 """
 
 import json

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from adapters.validation import file_record
+from adapters.validation import NO_FILE, file_record
 from adapters.versions import SEED_PATH, SEED_SOURCE
 
 logger = logging.getLogger(__name__)
@@ -62,8 +62,13 @@ def main(argv: Sequence[str]) -> int:
     if len(argv) != 1:
         print("usage: python -m adapters.legacy_seed FOLDER", file=sys.stderr)
         return 2
+    folder = Path(argv[0])
     try:
-        write_seed(Path(argv[0]), load_catalog(Path(argv[0])))
+        catalog = load_catalog(folder)
+        for adapter in catalog.adapters:
+            if adapter.stable.config_sha256 == NO_FILE:
+                raise CatalogError(folder, [f"adapter '{adapter.name}': its files are missing"])
+        write_seed(folder, catalog)
     except (CatalogError, OSError) as error:
         print(f"adapters.legacy_seed: {error}", file=sys.stderr)
         return 2

@@ -92,7 +92,7 @@ def fetch(
         if not outcome.done():
             raise SourceError(
                 f"source {source}: not complete after {limits.timeout_s:.0f} s: try again, or "
-                "copy it to a nearer place first"
+                "copy it to a local folder first"
             ) from None
         raise SourceError(f"source {source}: {_named(error)}") from error
 

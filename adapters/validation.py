@@ -16,6 +16,7 @@ from adapters.checks.safetensors_file import LFS_POINTER
 WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
 BUNDLE_FILES = (CONFIG_FILE, WEIGHTS_FILE)
+NO_FILE = "0" * 64  # a checksum that no file has
 MAX_RANK = 256
 MAX_BYTES = 2 * 2**30
 MAX_CONFIG_BYTES = 2**20
@@ -34,12 +35,12 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 def file_record(folder: Path) -> dict[str, Any]:
     """Return what the catalogue records of an adapter's two files, as fields of AdapterVersion.
 
-    A missing file counts as empty, with a checksum that no file has: reading it fails later.
+    A missing file counts as empty, with the checksum NO_FILE: reading it fails later.
     """
     config, weights = (folder / name for name in BUNDLE_FILES)
     return {
-        "sha256": sha256_of(weights) if weights.is_file() else "0" * 64,
-        "config_sha256": sha256_of(config) if config.is_file() else "0" * 64,
+        "sha256": sha256_of(weights) if weights.is_file() else NO_FILE,
+        "config_sha256": sha256_of(config) if config.is_file() else NO_FILE,
         "num_bytes": sum(file.stat().st_size for file in (config, weights) if file.is_file()),
     }
 

@@ -94,3 +94,9 @@ def test_what_cannot_be_converted(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "usage" in capsys.readouterr().err
     assert legacy_seed.main([str(tmp_path)]) == 2
     assert "the file is missing" in capsys.readouterr().err
+    write_old(tmp_path)
+    (tmp_path / "weights" / "derm" / "adapter_config.json").unlink()
+    before = (tmp_path / "catalog.yaml").read_bytes()
+    assert legacy_seed.main([str(tmp_path)]) == 2
+    assert "adapter 'derm': its files are missing" in capsys.readouterr().err
+    assert (tmp_path / "catalog.yaml").read_bytes() == before
