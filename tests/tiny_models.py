@@ -29,7 +29,8 @@ from adapters.catalog import BaseModelEntry, Catalog
 from adapters.prompting import PromptFormat
 from adapters.seed import seed_version, write_seed
 from adapters.versions import RegisteredAdapter
-from scripts.benchmarks.models import CHATML, byte_pair_tokenizer, unigram_tokenizer
+from scripts.benchmarks.models import CHATML
+from tests.tiny_tokenizers import byte_pair_tokenizer, unigram_tokenizer
 
 
 def make_tiny_llama(folder: Path, *, seed: int = 0, **options: Any) -> Path:

@@ -16,6 +16,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from adapters.prompting import Message
 from deployments.api.checks import check_known, check_text, max_tokens_of, timeout_of
 from deployments.api.middleware import (
     charge,
@@ -37,7 +38,7 @@ from deployments.api.streaming import (
     sse,
 )
 from deployments.engine.request import SamplingParams
-from deployments.messages import Backend, GenerateRequest, Turn
+from deployments.messages import Backend, GenerateRequest
 from router.policy import Route
 
 
@@ -100,7 +101,7 @@ class AskEndpoint:
         calls = [
             GenerateRequest(
                 request_id=request_id if len(speakers) == 1 else f"{request_id}.{opinion}",
-                turns=(Turn("user", asked.question),),
+                turns=(Message("user", asked.question),),
                 adapter=speaker.adapter,
                 sampling=sampling,
                 stream=asked.stream,

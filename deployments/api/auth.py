@@ -15,7 +15,7 @@ from deployments.api.paths import Need, local_path, need_of
 from deployments.api.protocol import ApiError
 from deployments.api.rate_limits import Caller, Excess, Limits, UsageTable
 from deployments.api.refusal import error_response
-from deployments.ingress.key_watch import KeyWatch
+from deployments.reloader import Reloader
 from deployments.settings import AccessLimits, AuthSettings
 
 _CHALLENGE = {"www-authenticate": 'Bearer realm="polyclinic"'}
@@ -32,7 +32,7 @@ class AuthMiddleware:
         self,
         app: ASGIApp,
         auth: AuthSettings,
-        keys: KeyWatch,
+        keys: Reloader[KeyTable],
         live: Callable[[], AccessLimits],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
+from deployments.api.api_keys import KeyTable
 from deployments.api.auth import AuthMiddleware
 from deployments.api.request_limits import RequestLimits
 from deployments.api.security_headers import SecurityHeaders
-from deployments.ingress.key_watch import KeyWatch
+from deployments.reloader import Reloader
 from deployments.settings import AccessLimits, Settings
 
 _EXPOSED = (
@@ -26,7 +27,7 @@ _EXPOSED = (
 def behind_front_door(
     app: ASGIApp,
     settings: Settings,
-    keys: KeyWatch,
+    keys: Reloader[KeyTable],
     live: Callable[[], AccessLimits],
     *,
     clock: Callable[[], float] = time.monotonic,

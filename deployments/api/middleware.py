@@ -29,6 +29,7 @@ _STATUS_OF_ENGINE_ERROR = {
     "unknown_adapter": 503,
     "engine_stopped": 503,
     "replica_lost": 503,
+    "no_replica": 503,
 }
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 

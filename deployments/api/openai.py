@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from adapters.prompting import Message
 from deployments.api.checks import (
     check_characters,
     check_known,
@@ -18,7 +19,7 @@ from deployments.api.openai_replies import OpenAIReply
 from deployments.api.protocol import ApiError, ChatRequest, CompletionRequest, OpenAIRequest
 from deployments.api.replies import version_of
 from deployments.api.streaming import DONE, AnswerStream, EventStream, Generation, error_body, sse
-from deployments.messages import Backend, GenerateRequest, Turn
+from deployments.messages import Backend, GenerateRequest
 from router.policy import Route
 
 
@@ -38,7 +39,7 @@ class OpenAIEndpoints:
         limits = self._backend.limits
         asked = await read_request(request, CompletionRequest, limits.max_body_bytes)
         check_text("prompt", asked.prompt, max_chars=limits.max_question_chars)
-        turns = (Turn("user", asked.prompt),)
+        turns = (Message("user", asked.prompt),)
         return await self._answered("text_completion", request, asked, turns, accepted_at)
 
     async def _answered(
@@ -46,7 +47,7 @@ class OpenAIEndpoints:
         kind: str,
         request: Request,
         asked: OpenAIRequest,
-        turns: tuple[Turn, ...],
+        turns: tuple[Message, ...],
         accepted_at: float,
     ) -> Response:
         include_usage = _includes_usage(asked)
@@ -99,7 +100,7 @@ class OpenAIEndpoints:
         body = _chunks(stream, reply, route_s, request_id_of(request), include_usage)
         return EventStream(body, close=close)
 
-    async def _route(self, model: str, turns: tuple[Turn, ...]) -> Route:
+    async def _route(self, model: str, turns: tuple[Message, ...]) -> Route:
         user_turns = [turn.content for turn in turns if turn.role == "user"]
         if model == "auto":
             return (await self._backend.classify([user_turns]))[0]
@@ -138,7 +139,7 @@ def _includes_usage(asked: OpenAIRequest) -> bool:
     return asked.stream_options.include_usage
 
 
-def _chat_turns(asked: ChatRequest, max_chars: int) -> tuple[Turn, ...]:
+def _chat_turns(asked: ChatRequest, max_chars: int) -> tuple[Message, ...]:
     """Messages -> turns; a client's system message may only come first."""
     turns = []
     for position, message in enumerate(asked.messages):
@@ -151,7 +152,7 @@ def _chat_turns(asked: ChatRequest, max_chars: int) -> tuple[Turn, ...]:
                 param=f"messages.{position}.role",
             )
         check_characters(f"messages.{position}.content", message.text)
-        turns.append(Turn(role, message.text))
+        turns.append(Message(role, message.text))
     if turns[-1].role != "user":
         raise ApiError(
             400,

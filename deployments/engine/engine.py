@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -29,6 +29,7 @@ from deployments.engine.request import (
     TokenEvent,
     UnknownAdapter,
 )
+from deployments.engine.thread import TorchThread
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +56,8 @@ class Engine:
     """One decoder, one queue, one thread.
 
     Args:
+        thread: runs the loop, and should have loaded the decoder; None for a new one. It ends with
+            the engine.
         decoder: only the engine's thread calls it, except for `info` and `decode`. A step decoder
             runs continuously batched, a group decoder one group after the other.
         on_batch: called on the engine's thread with the number of rows that run, when it changes.
@@ -68,6 +71,7 @@ class Engine:
         *,
         on_batch: Callable[[int], None] = lambda num_rows: None,
         clock: Callable[[], float] = time.monotonic,
+        thread: TorchThread | None = None,
     ) -> None:
         self.limits = limits
         self._decoder = decoder
@@ -83,7 +87,8 @@ class Engine:
         self._taken: list[RequestState] = []  # on their way from _arrivals to the runner
         self._errands: list[Callable[[], None]] = []  # guarded by _work
         self._stopped: EngineStopped | None = None  # guarded by _work
-        self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
+        self._thread = thread
+        self._running: Future[None] | None = None  # done when the loop has ended
 
     @property
     def info(self) -> DecoderInfo:
@@ -99,19 +104,22 @@ class Engine:
         return sum(not row.is_done for row in self._runner.running)
 
     def start(self) -> None:
-        self._thread.start()
+        self._thread = self._thread or TorchThread()
+        self._running = self._thread.submit(self._loop)
 
     def close(self, timeout_s: float = 10.0) -> None:
-        """End every request with EngineStopped and wait for the thread, at most `timeout_s`."""
+        """End every request with EngineStopped and wait for the loop, at most `timeout_s`."""
         self._stop(EngineStopped("the engine is shutting down"))
-        if self._thread.is_alive():
-            self._thread.join(timeout_s)
+        if self._thread is not None:
+            self._thread.close()
+        if self._running is not None:
+            wait([self._running], timeout_s)
 
     def check(self) -> None:
         """Raises EngineStopped when this engine cannot serve any more."""
         if self._stopped:
             raise self._stopped
-        if not self._thread.is_alive():
+        if self._running is None or self._running.done():
             raise EngineStopped("the engine's thread is not running")
         failures = self._runner.num_failures_in_a_row
         if failures >= MAX_FAILURES_IN_A_ROW:

@@ -18,7 +18,7 @@ from adapters.store import open_store
 from adapters.versions import RegisteredAdapter
 from scripts import promote_adapter
 from scripts.lora import hub as adapter_hub
-from scripts.lora.hub import HubError
+from scripts.lora.errors import HubError
 from tests.tiny_models import make_adapter
 
 WEIGHTS = "adapter_model.safetensors"
@@ -134,6 +134,13 @@ def test_a_good_adapter_is_in_service(
     assert promote(adapter, catalog, good_result(adapter)) == 0
     assert listed(catalog)["dermatology"].version == "2"
     assert checked(catalog)
+
+
+def test_a_limited_evaluation_proves_nothing(
+    adapter: Path, catalog: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert promote(adapter, catalog, good_result(adapter) | {"limit": 30}) == 1
+    assert "the evaluation took --limit 30" in capsys.readouterr().err
 
 
 def set_interval(metric: str, low: float, high: float) -> Any:
@@ -348,7 +355,7 @@ class Hub:
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
     found = Hub(tmp_path / "hub")
-    monkeypatch.setattr(adapter_hub, "_api", lambda api: found)
+    monkeypatch.setattr(adapter_hub, "_api", lambda: found)
     return found
 
 

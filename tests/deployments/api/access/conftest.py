@@ -12,7 +12,7 @@ from starlette.types import ASGIApp
 from deployments.api.api_keys import KeyKind, KeyStore, new_key
 from deployments.api.app import create_api
 from deployments.api.front_door import behind_front_door
-from deployments.ingress.key_watch import KeyWatch
+from deployments.ingress.followed import follow_keys
 from deployments.settings import AccessLimits, parse_settings
 from tests.deployments.conftest import SmallBackend
 
@@ -40,7 +40,7 @@ class Door:
 
     def __post_init__(self) -> None:
         self.store = KeyStore(self.folder)
-        self.watch = KeyWatch(self.store)
+        self.watch = follow_keys(self.store)
 
     def key(self, kind: KeyKind = "user", **limits: Any) -> dict[str, str]:
         """A new key that is in force, as the header that shows it."""
