@@ -464,7 +464,7 @@ def test_a_state_that_cannot_be_looked_at_is_in_the_report(
     def unreachable() -> str:
         raise OSError("the bucket cannot be reached")
 
-    monkeypatch.setattr(clinic.store, "stamp", unreachable)
+    monkeypatch.setattr(clinic.store, "etag", unreachable)
     assert clinic.manager.try_sync()["error"] == "the bucket cannot be reached"
     monkeypatch.undo()
     assert clinic.manager.try_sync()["error"] is None
