@@ -23,7 +23,8 @@ from deployments.ingress.followed import load_classifier
 from deployments.model.deployment import LoadModel, ModelReplica
 from deployments.model.loading import load_model
 from deployments.replica import open_adapter_store
-from deployments.settings import ReplicaSettings, Settings, SettingsError, parse_settings
+from deployments.settings import ReplicaSettings, Settings, parse_settings
+from deployments.strict_model import SettingsError
 
 logger = logging.getLogger(__name__)
 

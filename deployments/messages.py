@@ -94,6 +94,11 @@ class ServedModels:
     def adapter(self, name: str) -> AdapterCard | None:
         return self._by_name.get(name)
 
+    def version_of(self, adapter: str | None) -> str | None:
+        """Return the version in service of an adapter; None for the base model."""
+        card = self.adapter(adapter) if adapter else None
+        return card.version if card else None
+
     def for_session(self, session_id: str | None) -> "ServedModels":
         """Return what answers this session. Only the adapters with a canary are looked at."""
         if not self._with_canary:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from deployments.messages import GRACE_S
-from deployments.settings import RouterLiveSettings, Settings, SettingsError, parse_settings
+from deployments.settings import RouterLiveSettings, Settings, parse_settings
 from deployments.startup.application_checks import check_application
 from deployments.startup.checks import check_folders, check_machine, machine_notes
 from deployments.startup.config_file import (
@@ -26,6 +26,7 @@ from deployments.startup.config_file import (
     value_problems,
 )
 from deployments.startup.exposure import exposure_problems, key_file_problems
+from deployments.strict_model import SettingsError
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -11,7 +11,8 @@ from ray import serve
 from ray.serve.exceptions import RayServeException
 
 from adapters.store import AdapterStore, open_store
-from deployments.settings import Settings, SettingsError, StrictModel, parse_strict
+from deployments.settings import Settings
+from deployments.strict_model import SettingsError, StrictModel, parse_strict
 
 logger = logging.getLogger(__name__)
 

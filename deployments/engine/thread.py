@@ -1,4 +1,4 @@
-"""One thread for everything that torch computes in a process: loading, probing, stepping.
+"""Run everything that torch computes in a process on one thread: loading, probing, stepping.
 
 Torch's OpenMP runtime keeps a pool of threads for each thread that calls it. With two pools there
 are more threads than cores, libgomp waits in the kernel at every barrier instead of spinning, and a
@@ -15,7 +15,7 @@ ResultT = TypeVar("ResultT")
 
 
 class TorchThread:
-    """Runs tasks one after the other. A daemon, so it never holds up the end of the process."""
+    """Run tasks one after the other. A daemon, so it never delays the end of the process."""
 
     def __init__(self) -> None:
         self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()

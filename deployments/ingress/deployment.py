@@ -16,9 +16,7 @@ from starlette.types import ASGIApp
 
 from deployments.adapter_admin import AdapterAdmin
 from deployments.api.api_keys import KeyStore
-from deployments.api.app import create_api
-from deployments.api.front_door import behind_front_door
-from deployments.api.middleware import IdFromProxy
+from deployments.api.app import behind_front_door, create_api
 from deployments.engine.request import TokenEvent
 from deployments.ingress.broadcast import ServeReplicas
 from deployments.ingress.followed import (
@@ -87,7 +85,9 @@ class RouterReplica:
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         api = create_api(self, self._admin)
-        return IdFromProxy(behind_front_door(api, self._settings, self._keys, lambda: self._live))
+        return behind_front_door(
+            api, self._settings, self._keys, lambda: self._live, proxy_adds_id=True
+        )
 
     @property
     def clinic(self) -> ServedModels:

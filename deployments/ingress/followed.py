@@ -111,12 +111,12 @@ def follow_keys(store: KeyStore) -> Reloader[KeyTable]:
     """
 
     def load() -> KeyTable:
-        if store.stamp() is None:  # called when the etag changed, so there was a file
+        if store.etag() is None:  # called when the etag changed, so there was a file
             raise KeyFileError(f"{FILE_NAME}: is gone")
         return KeyTable(store.read())
 
     return Reloader(
-        store.stamp,
+        store.etag,
         load,
         lambda: KEYS_PERIOD_S,
         first=KeyTable(),

@@ -8,14 +8,11 @@ from deployments.settings import (
     ModelLiveSettings,
     RouterLiveSettings,
     Settings,
-    SettingsError,
-    StrictModel,
-    nearest,
     parse_settings,
-    parse_strict,
     project_path,
 )
 from deployments.startup.config_file import DEPLOYMENTS, IMPORT_PATH
+from deployments.strict_model import SettingsError, StrictModel, nearest, parse_strict
 
 LIVE_SETTINGS: dict[str, type[StrictModel]] = {
     "Router": RouterLiveSettings,

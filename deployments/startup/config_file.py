@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from deployments.settings import describe, nearest
+from deployments.strict_model import describe, nearest
 
 IMPORT_PATH = "deployments.app:build"
 DEPLOYMENTS = ("Router", "Model")

@@ -23,7 +23,7 @@ from starlette.routing import Route
 from adapters.prompting import Message
 from deployments.app import build_application
 from deployments.engine.decoder import DecoderInfo
-from deployments.engine.scheduler import SchedulerOutput
+from deployments.engine.sequence import SchedulerOutput
 from deployments.model.adapter_manager import AdapterManager
 from deployments.model.host_cache import HostCache
 from deployments.model.loading import LoadedModel
@@ -116,7 +116,7 @@ class StandInDecoder:
     @property
     def info(self) -> DecoderInfo:
         reason = "a stand-in without a model"
-        names = tuple(self._adapters)
+        names = frozenset(self._adapters)
         return DecoderInfo("stand-in", reason, "cpu", "none", None, frozenset(), names)
 
     def read_adapter(self, directory: Path) -> Path:

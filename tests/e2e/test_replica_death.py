@@ -36,7 +36,9 @@ class NamedDecoder:
 
     @property
     def info(self) -> DecoderInfo:
-        return DecoderInfo("stand-in", "test", self._device, "none", None, frozenset({0}), ())
+        return DecoderInfo(
+            "stand-in", "test", self._device, "none", None, frozenset({0}), frozenset()
+        )
 
     def set_adapter(self, name: str | None) -> None:
         assert name is None

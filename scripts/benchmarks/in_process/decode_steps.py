@@ -77,7 +77,7 @@ def _timed(
         scheduler.add(Request("r", prompt, adapters[i % len(adapters)], sampling), 0.0)
     started = 0.0
     for step in range(num_steps + _WARM_UP):
-        plan = scheduler.plan(0.0)
+        plan = scheduler.schedule(0.0)
         for job in plan.admitted:
             assert job.row is not None, "admitted without a row"
             decoder.set_adapter(job.row, job.request.adapter)

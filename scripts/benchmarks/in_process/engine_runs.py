@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from deployments.engine.decoder_factory import FastLimits, build_decoder
+from deployments.engine.device_tokens import DeviceTokens
 from deployments.engine.engine import Engine, EngineLimits
 from deployments.engine.model_loader import Pretrained
-from deployments.engine.model_runner import DeviceTokens, ModelRunner
+from deployments.engine.model_runner import ModelRunner
 from deployments.engine.request import Request, SamplingParams
-from deployments.engine.scheduler import SchedulerOutput
+from deployments.engine.sequence import SchedulerOutput
 
 
 def random_requests(
@@ -47,7 +48,7 @@ def make_resident(decoder: ModelRunner, folders: Sequence[Path], num_adapters: i
     read = [decoder.read_adapter(folder).to(decoder.device) for folder in folders]
     names = [f"a{number}" for number in range(num_adapters)]
     for number, name in enumerate(names):
-        decoder.bank.install(name, read[number % len(read)])
+        decoder.install(name, read[number % len(read)], probe=False)
     return names
 
 
@@ -93,9 +94,9 @@ class StepCounter:
         self.engine: Engine | None = None
         step = decoder.step
 
-        def counted(plan: SchedulerOutput) -> DeviceTokens:
-            if plan.emits and self.engine is not None:
-                self.steps.append((len(plan.emits), self.engine.num_waiting > 0))
-            return step(plan)
+        def counted(scheduled: SchedulerOutput) -> DeviceTokens:
+            if scheduled.emits and self.engine is not None:
+                self.steps.append((len(scheduled.emits), self.engine.num_waiting > 0))
+            return step(scheduled)
 
         decoder.step = counted  # type: ignore[method-assign]

@@ -96,7 +96,7 @@ def test_an_unreadable_folder_does_not_show_its_path(
     def stale(self: KeyStore) -> None:
         raise OSError(116, "Stale file handle", str(self.path))
 
-    monkeypatch.setattr(KeyStore, "stamp", stale)
+    monkeypatch.setattr(KeyStore, "etag", stale)
     watch = follow_keys(store)
     assert watch.problem is not None
     assert str(store.path.parent) not in watch.problem

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deployments.engine.loop import next_group
+from deployments.engine.group_loop import next_group
 from deployments.engine.request import Request, SamplingParams
 
 
