@@ -2,8 +2,7 @@
 
     python -m scripts.settings_page
 
-A test compares the committed page with `page()`, so run this after each change in
-deployments/settings.py. The last line of stdout is one JSON object.
+A test compares the page with `page()`. The last line of stdout is one JSON object.
 """
 
 import argparse
@@ -15,26 +14,36 @@ from typing import Any
 from pydantic import BaseModel
 
 from deployments.settings import ModelLiveSettings, RouterLiveSettings, Settings
-from scripts.arguments import HelpFormatter
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "settings.md"
 SECTIONS: tuple[tuple[str, str, type[BaseModel]], ...] = (
-    ("args, which restart the deployments when they change", "args.", Settings),
-    ("Router: live, without a restart", "Router.user_config.", RouterLiveSettings),
-    ("Model: live, without a restart", "Model.user_config.", ModelLiveSettings),
+    ("`args`: a change restarts the deployments", "args.", Settings),
+    (
+        "`user_config` of Router: a change takes effect at once",
+        "Router.user_config.",
+        RouterLiveSettings,
+    ),
+    (
+        "`user_config` of Model: a change takes effect at once",
+        "Model.user_config.",
+        ModelLiveSettings,
+    ),
 )
 WORDS = {"string": "text", "array": "list", "boolean": "`true`, `false`", "null": "`null`"}
+COLUMNS = "| key | meaning | allowed | default |\n| --- | --- | --- | --- |\n"
 HEAD = """# Settings
 
 Written by `python -m scripts.settings_page` from `deployments/settings.py`. Do not edit it here.
 
 Everything is set in `serve_config.yaml`; [operating.md](operating.md#settings) says where each key
-stands in it and how to check and apply a change. JSON's `null` means "not set".
+stands in it and how to check and apply a change.
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter).parse_args(argv)
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args(argv)
     PAGE.write_text(page(), encoding="utf-8")
     print(json.dumps({"out": str(PAGE)}))
     return 0
@@ -44,10 +53,9 @@ def page() -> str:
     """Return the whole page: one table for each place in serve_config.yaml."""
     parts = [HEAD]
     for title, prefix, model in SECTIONS:
-        lines = (f"| {' | '.join(row)} |" for row in rows(model, prefix))
-        head = "| key | meaning | allowed | default |\n| --- | --- | --- | --- |"
-        parts.append(f"## {title}\n\n{head}\n" + "\n".join(lines) + "\n")
-    return "\n".join(parts)
+        lines = [f"| {' | '.join(row)} |\n" for row in rows(model, prefix)]
+        parts.append(f"\n## {title}\n\n{COLUMNS}{''.join(lines)}")
+    return "".join(parts)
 
 
 def rows(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str, str]]:
