@@ -18,16 +18,8 @@ from deployments.settings import ModelLiveSettings, RouterLiveSettings, Settings
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "settings.md"
 SECTIONS: tuple[tuple[str, str, type[BaseModel]], ...] = (
     ("`args`: a change restarts the deployments", "args.", Settings),
-    (
-        "`user_config` of Router: a change takes effect at once",
-        "Router.user_config.",
-        RouterLiveSettings,
-    ),
-    (
-        "`user_config` of Model: a change takes effect at once",
-        "Model.user_config.",
-        ModelLiveSettings,
-    ),
+    ("`user_config` of Router: live", "Router.user_config.", RouterLiveSettings),
+    ("`user_config` of Model: live", "Model.user_config.", ModelLiveSettings),
 )
 WORDS = {"string": "text", "array": "list", "boolean": "`true`, `false`", "null": "`null`"}
 COLUMNS = "| key | meaning | allowed | default |\n| --- | --- | --- | --- |\n"
@@ -41,9 +33,8 @@ stands in it and how to check and apply a change.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    ).parse_args(argv)
+    format_as_written = argparse.RawDescriptionHelpFormatter
+    argparse.ArgumentParser(description=__doc__, formatter_class=format_as_written).parse_args(argv)
     PAGE.write_text(page(), encoding="utf-8")
     print(json.dumps({"out": str(PAGE)}))
     return 0
