@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from deployments.api.protocol import AskRequest, RouteRequest
+from deployments.api.errors import STATUS
+from deployments.api.protocol.ask import AskReply, AskRequest, RouteRequest
 from deployments.settings import ModelLiveSettings, RouterLiveSettings, Settings
 from router.policy import Reason
 from scripts.module_list import BEGIN, END, PACKAGES, module_list
@@ -139,6 +140,41 @@ def test_every_metric_is_documented() -> None:
         for name in re.findall(r'"(polyclinic_\w+)"', path.read_text(encoding="utf-8"))
     }
     assert set(documented) == exported
+
+
+def test_every_code_that_a_client_sees_is_documented() -> None:
+    documented = set(re.findall(r"`(\w+)`", section("docs/usage.md", "Errors")))
+    documented |= set(re.findall(r"`(\w+)`", section("docs/operating.md", "Adapters")))
+    given = {
+        code
+        for path in (ROOT / "deployments" / "api").glob("*.py")
+        for pair in re.findall(
+            r'(?:ApiError|_error)\(\s*\d+,\s*"(\w+)"|code="(\w+)"', path.read_text(encoding="utf-8")
+        )
+        for code in pair
+        if code
+    }
+    given |= {code for code, status in STATUS.items() if status != 500}
+    never_read = {"client_left", "refused"}  # nobody is there; a base class
+    assert given - documented == never_read
+
+
+def test_the_readmes_reply_is_one_that_the_server_gives() -> None:
+    reply = re.search(r"^```json\n(.*?)^```$", text_of("README.md"), re.MULTILINE | re.DOTALL)
+    assert reply
+    shown = json.loads(reply.group(1))
+    assert AskReply.model_validate(shown).model_dump(exclude_unset=True) == shown
+
+
+def test_a_question_and_an_adapter_pass_few_files() -> None:
+    for title, most_files, most_lines in (
+        ("The life of a question", 42, 7_000),
+        ("An adapter's way into service", 23, 4_000),
+    ):
+        found = re.findall(r"\]\(\.\./([\w/]+\.py)\)", section("docs/architecture.md", title))
+        files = [text_of(name) for name in dict.fromkeys(found)]
+        assert len(files) <= most_files, title
+        assert sum(text.count("\n") for text in files) <= most_lines, title
 
 
 def commands(name: str) -> Iterator[list[str]]:
