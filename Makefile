@@ -1,22 +1,22 @@
 # make serve        install what is missing, check serve_config.yaml, start, watch until ready
 # make specialists DATA=<folder>
 #                   from questions and answers to twelve adapters in the catalogue and a report;
-#                   ARGS='--first score' goes on from answers that a GPU machine made, for one
-# make test         unit, parity and end-to-end tests on real Ray Serve (12 minutes at most on 2 cores)
+#                   ARGS='--first score', for example, continues with answers made elsewhere
+# make test         unit, parity and end-to-end tests on real Ray Serve (10 minutes at most on 2 quiet cores)
 # make test-long    everything, the long tests too
 # make check        format, lint, types, fast tests (2 minutes at most)
 
 PYTHON ?= python3
 CONFIG ?= serve_config.yaml
-# Prints the interpreter of an environment that has what is needed; installs it first if it is not.
-install = $$($(PYTHON) scripts/install.py --extras "$(1)")
+# Prints the interpreter of an environment that has what is needed, and installs that first.
+install = $$(PYTHON="$(PYTHON)" sh scripts/install.sh $(1))
 
 .PHONY: help serve specialists test test-long check
 help:
 	@grep '^# make' Makefile | cut -c3-
 
 serve:
-	@python=$(call install,) && exec "$$python" -W ignore -m deployments.launch $(CONFIG)
+	@python=$(call install,serve) && exec "$$python" -W ignore -m deployments.launch $(CONFIG)
 
 specialists:
 	@test -n "$(DATA)" || { echo "make specialists: give DATA=<folder of .jsonl files>" >&2; exit 2; }

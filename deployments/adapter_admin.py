@@ -1,8 +1,8 @@
-"""Changing the adapters of a running clinic: take in, try out, list, tell every replica, confirm.
+"""Changes adapters of a running application: fetch, try, swap the catalogue, broadcast, confirm.
 
-No HTTP and no ray: admin_api.py is the face, the router deployment hands in how to reach the
-replicas. An outcome comes only when every running replica has confirmed the new revision, or names
-those that have not and why; they converge by themselves later.
+Imports neither HTTP nor ray: the router deployment passes in how to reach the replicas. An outcome
+comes when every running replica has confirmed the new revision, or names those that have not, and
+why; these follow the catalogue later on their own.
 """
 
 import asyncio
@@ -19,21 +19,21 @@ from adapters.ingest import Ingested, VersionRequest, ingest
 from adapters.live_catalog import AdapterVersion, LiveCatalog, LiveCatalogError
 from adapters.sources import SourceLimits
 from adapters.storage.local import StorageError
-from adapters.store import RevisionMoved
+from adapters.store import AdapterStore, RevisionMoved
 from deployments.admin_views import shown, unconfirmed_of
-from deployments.ingress.followed_catalog import FollowedCatalog
 
 logger = logging.getLogger(__name__)
 
 CONFIRM_TIMEOUT_S = 60.0
+REPORT_TIMEOUT_S = 5.0
 TRY_TIMEOUT_S = 60.0
-MAX_INTAKES = 4  # new versions that are fetched and checked at the same time; others wait
+MAX_INGESTS = 4  # new versions that are fetched and checked at the same time; others wait
 
 Edit = Callable[[LiveCatalog], LiveCatalog]
 
 
 class NotFit(ValueError):
-    """A model replica cannot serve this version. `problems`: one line for each reason."""
+    """A model replica cannot serve this version. `problems` has one line for each reason."""
 
     def __init__(self, problems: Sequence[str]) -> None:
         self.problems = list(problems)
@@ -41,35 +41,42 @@ class NotFit(ValueError):
 
 
 class NobodyToAsk(RuntimeError):
-    """No model replica answered, so a new version could not be tried."""
+    """A new version could not be tried, since no model replica answered."""
 
 
 @dataclass(frozen=True, slots=True)
 class BroadcastReply:
     """What the replicas answered.
 
-    reports: what each one holds (AdapterManager.report, with `replica` and `error`).
-    silent: replicas that run and did not answer, by name, with the cause; a count stands in for
-        names that are not known.
+    reports: what each model replica holds (ModelReplica.adapter_report).
+    unreachable: the replicas that run and did not answer, by name, with the cause; those whose
+        names are not known are counted in one entry.
     """
 
     reports: Sequence[Mapping[str, Any]]
-    silent: Mapping[str, str]
+    unreachable: Mapping[str, str]
 
 
 class Replicas(Protocol):
     """How to reach the model replicas and the other router replicas."""
 
     async def try_adapter(self, name: str, version: AdapterVersion) -> list[str]:
-        """One model replica's answer; raises NobodyToAsk."""
+        """Return what one model replica says against the version.
 
-    async def tell(self, timeout_s: float) -> BroadcastReply:
-        """Every router replica, then every model replica, follows the catalogue now."""
+        Raises:
+            NobodyToAsk
+        """
+
+    async def broadcast(self, timeout_s: float) -> BroadcastReply:
+        """Make every router replica, then every model replica, follow the catalogue now."""
+
+    async def reports(self, timeout_s: float) -> BroadcastReply:
+        """Ask every replica what it holds, without any effect on it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A change that was made. `unconfirmed`: replica -> why; empty: it is live everywhere."""
+    """A change that was made. unconfirmed: replica -> why; empty if it is live everywhere."""
 
     revision: int
     adapter: dict[str, Any] | None
@@ -80,41 +87,45 @@ class Outcome:
 class AdapterAdmin:
     """
     Args:
-        catalog: this router replica's; it takes over a change at once.
-        num_places: adapters on the device of one model replica, at least.
+        refresh: makes this router replica take over a change at once.
+        num_slots: adapters on the device of one model replica.
     """
 
     def __init__(
         self,
-        catalog: FollowedCatalog,
+        store: AdapterStore,
+        refresh: Callable[[], object],
         replicas: Replicas,
         base_model: str,
         *,
         max_rank: int,
-        num_places: int,
+        num_slots: int,
         limits: SourceLimits | None = None,
     ) -> None:
-        self._catalog = catalog
+        self._store = store
+        self._refresh = refresh
         self._replicas = replicas
         self.base_model = base_model
         self._max_rank = max_rank
-        self._num_places = num_places
+        self._num_slots = num_slots
         self._limits = limits or SourceLimits()
-        # Threads of their own: a slow source may not hold those that classify questions.
-        self._intakes = ThreadPoolExecutor(MAX_INTAKES, thread_name_prefix="take-in")
+        # Not the threads that classify questions: a source may be slow.
+        self._ingesting = ThreadPoolExecutor(MAX_INGESTS, thread_name_prefix="ingest")
         self._running: set[asyncio.Task[Outcome]] = set()
 
     async def listed(self) -> dict[str, Any]:
-        """Every adapter of the catalogue, and where each version in service is."""
-        catalog = await asyncio.to_thread(self._catalog.store.read)
-        told = await self._replicas.tell(CONFIRM_TIMEOUT_S)
+        """Return every adapter of the catalogue, and where each version in service is."""
+        catalog = await asyncio.to_thread(self._store.read)
+        reply = await self._replicas.reports(REPORT_TIMEOUT_S)
         return {
             "revision": catalog.revision,
-            "state": self._catalog.store.location,
+            "state": self._store.location,
             "base_model": self.base_model,
-            "replicas": [str(report["replica"]) for report in told.reports],
-            "unconfirmed": unconfirmed_of(catalog, self.base_model, told.reports, told.silent),
-            "adapters": [shown(adapter, told.reports) for adapter in catalog.adapters],
+            "replicas": [str(report["replica"]) for report in reply.reports],
+            "unconfirmed": unconfirmed_of(
+                catalog, self.base_model, reply.reports, reply.unreachable
+            ),
+            "adapters": [shown(adapter, reply.reports) for adapter in catalog.adapters],
         }
 
     async def add(
@@ -126,10 +137,11 @@ class AdapterAdmin:
         pinned: bool | None,
         expected_revision: int | None,
     ) -> Outcome:
-        """
+        """Fetch, check and list a new version.
+
         Raises:
             ChangeRefused, RevisionMoved: it collides with the catalogue.
-            SourceError, IngestRefused, NotFit: the files are not to be had, or not fit.
+            SourceError, IngestRefused, NotFit: the files cannot be read, or cannot be served.
             NobodyToAsk, StorageError
         """
 
@@ -145,48 +157,42 @@ class AdapterAdmin:
                 pinned=pinned,
             )
 
-        store = self._catalog.store
-        # A collision is found before anything is fetched, with a record that stands in.
-        stand_in = _stand_in(wanted)
-        self._within_places(lambda catalog: edit(catalog, stand_in))(
-            await asyncio.to_thread(store.read)
-        )
+        # A collision is found before anything is fetched.
+        check = self._within_slots(functools.partial(edit, version=_placeholder(wanted)))
+        check(await asyncio.to_thread(self._store.read))
         return await self._to_its_end(self._add(wanted, edit, expected_revision))
 
     async def _add(
         self,
         wanted: VersionRequest,
-        edit: Callable[[LiveCatalog, AdapterVersion], LiveCatalog],
+        edit: Callable[..., LiveCatalog],
         expected_revision: int | None,
     ) -> Outcome:
-        store = self._catalog.store
-        taken: Ingested = await asyncio.get_running_loop().run_in_executor(
-            self._intakes,
-            functools.partial(ingest, wanted, store, self._limits, max_rank=self._max_rank),
+        ingested: Ingested = await asyncio.get_running_loop().run_in_executor(
+            self._ingesting,
+            functools.partial(ingest, wanted, self._store, self._limits, max_rank=self._max_rank),
         )
-        version = taken.version
         try:
-            problems = await self._replicas.try_adapter(wanted.name, version)
+            problems = await self._replicas.try_adapter(wanted.name, ingested.version)
             if problems:
                 raise NotFit(problems)
-            return await self._change(
-                wanted.name, lambda catalog: edit(catalog, version), expected_revision
-            )
+            listed = functools.partial(edit, version=ingested.version)
+            return await self._change(wanted.name, listed, expected_revision)
         except (NotFit, NobodyToAsk, ChangeRefused, RevisionMoved, StorageError):
-            await asyncio.to_thread(self._take_back, taken)
+            await asyncio.to_thread(self._undo_put, ingested)
             raise
 
-    def _take_back(self, taken: Ingested) -> None:
-        store, digest = self._catalog.store, taken.version.digest
+    def _undo_put(self, ingested: Ingested) -> None:
+        store, digest = self._store, ingested.version.digest
         try:
             if digest not in store.read().digests:
-                store.undo_put(digest, taken.mark)
+                store.undo_put(digest, ingested.mark)
         except (StorageError, LiveCatalogError) as error:  # they go when they are old
             logger.warning("files of a refused adapter stay: %s", error)
 
     async def _to_its_end(self, change: Coroutine[Any, Any, Outcome]) -> Outcome:
-        """A client that leaves does not stop a change half-way: its files are listed or deleted,
-        and every replica is told."""
+        """Finish `change` even if the client leaves, so that none is left half-done: its files are
+        listed or deleted, and every replica hears of it."""
         task = asyncio.create_task(change)
         self._running.add(task)
         task.add_done_callback(self._running.discard)
@@ -195,39 +201,37 @@ class AdapterAdmin:
     async def update(
         self, name: str, fields: Mapping[str, Any], expected_revision: int | None
     ) -> Outcome:
-        """`fields`: of changes.update; raises what it raises."""
-        return await self._to_its_end(
-            self._change(
-                name, lambda catalog: changes.update(catalog, name, **fields), expected_revision
-            )
-        )
+        """Change an adapter as adapters.changes.update does; raises what that raises."""
+        edit = functools.partial(changes.update, name=name, **fields)
+        return await self._edited(name, edit, expected_revision)
 
     async def roll_back(self, name: str, expected_revision: int | None) -> Outcome:
-        return await self._to_its_end(
-            self._change(name, lambda catalog: changes.roll_back(catalog, name), expected_revision)
-        )
+        edit = functools.partial(changes.roll_back, name=name)
+        return await self._edited(name, edit, expected_revision)
 
     async def remove(self, name: str, expected_revision: int | None) -> Outcome:
-        return await self._to_its_end(
-            self._change(name, lambda catalog: changes.remove(catalog, name), expected_revision)
-        )
+        edit = functools.partial(changes.remove, name=name)
+        return await self._edited(name, edit, expected_revision)
 
-    def _within_places(self, edit: Edit) -> Edit:
-        """`edit`, refused where it pins more than a replica has places for."""
+    async def _edited(self, name: str, edit: Edit, expected_revision: int | None) -> Outcome:
+        return await self._to_its_end(self._change(name, edit, expected_revision))
+
+    def _within_slots(self, edit: Edit) -> Edit:
+        """Return `edit`, refused where it pins more than a replica has slots for."""
 
         def checked(catalog: LiveCatalog) -> LiveCatalog:
             edited = edit(catalog)
-            check_pins(catalog, edited, self.base_model, num_places=self._num_places)
+            check_pins(catalog, edited, self.base_model, num_places=self._num_slots)
             return edited
 
         return checked
 
     async def _change(self, name: str, edit: Edit, expected_revision: int | None) -> Outcome:
-        store = self._catalog.store
+        store = self._store
 
         def swap() -> LiveCatalog:
-            changed = store.change(self._within_places(edit), expected_revision=expected_revision)
-            self._catalog.refresh()
+            changed = store.change(self._within_slots(edit), expected_revision=expected_revision)
+            self._refresh()
             try:
                 store.collect()
             except OSError as error:  # the change itself is made
@@ -235,21 +239,21 @@ class AdapterAdmin:
             return changed
 
         catalog = await asyncio.to_thread(swap)
-        told = await self._replicas.tell(CONFIRM_TIMEOUT_S)
-        unconfirmed = unconfirmed_of(catalog, self.base_model, told.reports, told.silent)
+        reply = await self._replicas.broadcast(CONFIRM_TIMEOUT_S)
+        unconfirmed = unconfirmed_of(catalog, self.base_model, reply.reports, reply.unreachable)
         for replica, why in unconfirmed.items():
             logger.error("revision %d: replica %s: %s", catalog.revision, replica, why)
         adapter = catalog.adapter(name)
         return Outcome(
             catalog.revision,
-            shown(adapter, told.reports) if adapter else None,
-            len(told.reports) + len(told.silent),
+            shown(adapter, reply.reports) if adapter else None,
+            len(reply.reports) + len(reply.unreachable),
             unconfirmed,
         )
 
 
-def _stand_in(wanted: VersionRequest) -> AdapterVersion:
-    """A record with this version's name, to see whether the catalogue would take it."""
+def _placeholder(wanted: VersionRequest) -> AdapterVersion:
+    """Return a record with this version's name, to see whether the catalogue would take it."""
     zeros = "0" * 64
     return AdapterVersion(
         version=wanted.version,

@@ -1,4 +1,4 @@
-"""An adapter as /v1/adapters shows it: what the catalogue says, and what each replica holds."""
+"""Adapters as /v1/adapters shows them: what the catalogue says, and what each replica holds."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,7 +7,7 @@ from adapters.live_catalog import AdapterVersion, LiveAdapter, LiveCatalog
 
 
 def shown(adapter: LiveAdapter, reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """An adapter for the operator: its versions, and where those in service are."""
+    """Return an adapter for the operator: its versions, and where those in service are."""
     residency: dict[str, dict[str, Any]] = {}
     for report in reports:
         residency[str(report["replica"])] = {
@@ -45,20 +45,20 @@ def unconfirmed_of(
     catalog: LiveCatalog,
     base_model: str,
     reports: Sequence[Mapping[str, Any]],
-    silent: Mapping[str, str],
+    unreachable: Mapping[str, str],
 ) -> dict[str, str]:
-    """Replica -> why it does not serve this catalogue (yet).
+    """Return replica -> why it does not serve this catalogue (yet).
 
     Args:
-        reports: what each model replica holds (AdapterManager.report, with `replica` and `error`).
-        silent: replicas that run and did not answer, with the cause.
+        reports: what each model replica holds (ModelReplica.adapter_report).
+        unreachable: replicas that run and did not answer, with the cause.
     """
     wanted = {
         (adapter.name, version.digest, adapter.pinned)
         for adapter in catalog.in_service(base_model)
         for version in adapter.served
     }
-    problems = dict(silent)
+    problems = dict(unreachable)
     for report in reports:
         failed = [
             f"{a['name']} {a['version']}: {a['error']}" for a in report["adapters"] if a["error"]

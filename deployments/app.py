@@ -3,11 +3,6 @@
     serve run serve_config.yaml        # import_path: deployments.app:build
 
 No `from __future__ import annotations` here: Serve reads the builder's signature.
-
-Is the live state seen by every node? Looked at once, when the application is built.
-
-A folder that only one node has would split the clinic: an adapter added through one node would
-never reach the replicas of another.
 """
 
 import logging
@@ -24,30 +19,33 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from adapters.loading import check_catalogued
 from deployments.api.api_keys import KeyStore
 from deployments.ingress.deployment import RouterReplica
-from deployments.ingress.router_reloading import load_classifier
+from deployments.ingress.followed import load_classifier
 from deployments.model.deployment import LoadModel, ModelReplica
-from deployments.model.loading import load_model, open_adapter_store
-from deployments.settings import ReplicaSettings, Settings, SettingsError, parse_settings
+from deployments.model.loading import load_model
+from deployments.replica import open_adapter_store
+from deployments.settings import ReplicaSettings, Settings, parse_settings
+from deployments.strict_model import SettingsError
 
 logger = logging.getLogger(__name__)
 
+NODE_TIMEOUT_S = 30.0
 LOOK_BACK_S = 30.0  # Serve's own default for averaging the load
 METRICS_INTERVAL_S = 10.0  # likewise
 
 
 def build(args: dict[str, Any]) -> Application:
-    """The builder that serve_config.yaml names. Runs in a task on the cluster.
+    """Build the application that serve_config.yaml describes. Runs in a task on the cluster.
 
     Raises:
         SettingsError: `args` are wrong; lists every problem.
         ArtefactError, CatalogError, AdapterError, KeyFileError: a file is missing or corrupt;
-            names the mend.
+            names it and what to do about it.
     """
     return build_application(parse_settings(args))
 
 
 def build_application(settings: Settings, *, load: LoadModel = load_model) -> Application:
-    """Router -> Model, wired. `load` makes a replica's model; tests hand in a stand-in."""
+    """Wire Router -> Model. `load` makes a replica's model; tests pass in a small one."""
     device = choose_device(settings)
     replicas = clamp_replicas(settings.model_replicas, device)
     check_files(settings)
@@ -84,7 +82,7 @@ def build_application(settings: Settings, *, load: LoadModel = load_model) -> Ap
 
 
 def choose_device(settings: Settings) -> str:
-    """ "cuda" or "cpu". `auto` asks the cluster, since the builder runs on it.
+    """Return "cuda" or "cpu". `auto` asks the cluster, since the builder runs on it.
 
     Raises:
         SettingsError: quantization without a GPU.
@@ -104,7 +102,7 @@ def choose_device(settings: Settings) -> str:
 
 
 def clamp_replicas(replicas: ReplicaSettings, device: str) -> ReplicaSettings:
-    """On the CPU one replica uses all cores, so more would only share them."""
+    """Return one replica for a CPU: it uses all cores, so more would only share them."""
     if device == "cuda" or (replicas.min, replicas.max) == (1, 1):
         return replicas
     logger.warning(
@@ -126,14 +124,15 @@ def check_files(settings: Settings) -> None:
         check_catalogued(store.seed, settings.base_model, tensors=False)
 
 
-TIMEOUT_S = 30.0
-
 # (node ids, a file) -> node id -> whether it sees the file, or why that is not known
 Look = Callable[[Sequence[str], Path], Mapping[str, bool | str]]
 
 
 def check_shared_state(settings: Settings, look: Look | None = None) -> None:
-    """Does nothing on a single node, and for an object store.
+    """Check once, at the start, that every node sees the folder of the live state.
+
+    A folder that only one node has would split the application: an adapter added through one node
+    would never reach the replicas of another. A single node and an object store need no check.
 
     Raises:
         SettingsError: naming the nodes that do not see the folder.
@@ -179,7 +178,7 @@ def _look_on_nodes(node_ids: Sequence[str], mark: Path) -> dict[str, bool | str]
     found: dict[str, bool | str] = {}
     for node, answer in asked.items():
         try:
-            found[node] = bool(ray.get(answer, timeout=TIMEOUT_S))
+            found[node] = bool(ray.get(answer, timeout=NODE_TIMEOUT_S))
         except Exception as error:  # a node that is lost, or does not answer
             found[node] = type(error).__name__
     return found

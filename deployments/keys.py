@@ -1,4 +1,4 @@
-"""API keys of a clinic: create, list, revoke, rotate. Running routers follow within 2 s.
+"""Create, list, revoke and rotate API keys. Running routers follow within 2 s.
 
     python -m deployments.keys create --name "ward 3" --requests_per_minute 60
     python -m deployments.keys create --kind admin
@@ -6,8 +6,8 @@
     python -m deployments.keys revoke 1f0c2a9b7d3e
     python -m deployments.keys rotate 1f0c2a9b7d3e    # a new key with the same settings
 
-The keys lie in the state_dir of serve_config.yaml (--config), or in --state_dir. A key is printed
-once, alone on stdout; only its hash is kept.
+The keys are in the state_dir of serve_config.yaml (--config), or in --state_dir. A key is printed
+once, alone on stdout; only its hash is stored.
 """
 
 import argparse
@@ -18,13 +18,14 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from deployments.api.api_keys import KeyFileError, KeyRecord, KeyStore, new_key, now
-from deployments.settings import PROJECT_ROOT, SettingsError, parse_settings
+from deployments.settings import PROJECT_ROOT, parse_settings
+from deployments.strict_model import SettingsError
 
 _LIMITS = ("requests_per_minute", "tokens_per_minute", "max_concurrent")
 
 
 class KeyCommandError(Exception):
-    """What was asked cannot be done; says why and what to do."""
+    """The command cannot be done; the message says why, and what to do."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,16 +46,16 @@ def _parser() -> argparse.ArgumentParser:
     where.add_argument("--config", type=Path, default=PROJECT_ROOT / "serve_config.yaml")
     where.add_argument("--state_dir", type=Path, help="instead of the file's args.state_dir")
     commands = parser.add_subparsers(dest="what", required=True)
-    create = commands.add_parser("create", help="a new key, printed once")
+    create = commands.add_parser("create", help="make a key, printed once")
     create.set_defaults(run=_create)
     create.add_argument("--kind", choices=["user", "admin"], default="user")
-    create.add_argument("--name", default="", help="for whom; shown by list")
+    create.add_argument("--name", default="", help="whose key it is; shown by list")
     for limit in _LIMITS:
         create.add_argument(f"--{limit}", type=int, help="default: the router's")
-    commands.add_parser("list", help="all keys, without secrets").set_defaults(run=_list)
+    commands.add_parser("list", help="list all keys, without secrets").set_defaults(run=_list)
     for name, run, text in (
-        ("revoke", _revoke, "no longer valid, for good"),
-        ("rotate", _rotate, "revoke, and print a new key with the same settings"),
+        ("revoke", _revoke, "make a key invalid for good"),
+        ("rotate", _rotate, "revoke a key, and print a new one with the same settings"),
     ):
         command = commands.add_parser(name, help=text)
         command.set_defaults(run=run)

@@ -1,57 +1,55 @@
-"""What the router deployment sends to the model deployment, and what it knows of it.
+"""What travels between the router deployment and the model deployment, as plain data.
 
-Plain data: no ray, no torch, no starlette.
+Imports neither ray nor torch nor starlette.
 """
 
 import dataclasses
 import hashlib
 import random
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections import ChainMap
+from collections.abc import AsyncGenerator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from functools import cached_property
+from typing import Any, Protocol
 
+from adapters.prompting import Message
 from deployments.engine.request import SamplingParams, TokenEvent
 from deployments.settings import RouterLiveSettings
 from router.policy import Route
 
-Role = Literal["system", "user", "assistant"]
-
-# The engine ends an answer at its deadline, with what it has. Whoever waits for the engine gives it
-# this much longer, in seconds: for a replica that hangs, or a place in a queue that never came.
+# The engine ends an answer at its deadline, with what it has. A caller waits this many seconds
+# longer: for a replica that hangs, or a place in a queue that never comes.
 GRACE_S = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Turn:
-    role: Role
-    content: str
 
 
 @dataclass(frozen=True, slots=True)
 class GenerateRequest:
     """One answer to generate.
 
-    `answer_language`: ask for the answer in this language, by name. `deadline_at`: Unix seconds at
-    which the answer ends as `timeout`; a wall-clock time, so that what a request waits on its way
-    to a replica counts. `session_id`: the client's name for a conversation.
+    answer_language: the name of a language to ask the answer in; None to leave it.
+    deadline_at: Unix seconds at which the answer ends as `timeout`. A wall-clock time, so that
+        waiting on the way to a replica counts.
+    session_id: the client's name for a conversation.
+    adapter_version: None for the adapter's stable one.
     """
 
     request_id: str
-    turns: tuple[Turn, ...]
+    turns: tuple[Message, ...]
     adapter: str | None
     sampling: SamplingParams
     stream: bool
     answer_language: str | None = None
     deadline_at: float | None = None
     session_id: str | None = None
-    adapter_version: str | None = None  # None: the one in force
+    adapter_version: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterCard:
     """An adapter in service, as /v1/models and the answers name it.
 
-    `canary_version`: on trial, for the share `canary_weight` of the sessions; None: no trial.
+    canary_version: the version that the share `canary_weight` of the sessions gets; None without
+        a canary.
     """
 
     name: str
@@ -61,10 +59,7 @@ class AdapterCard:
     canary_weight: float = 0.0
 
     def for_session(self, session_id: str | None) -> "AdapterCard":
-        """With the version that answers this session: the same one as long as the trial lasts.
-
-        Without a session each question is drawn by itself.
-        """
+        """Return the card with the version that answers this session; without an id, a draw."""
         if self.canary_version is None:
             return self
         if session_id is None:
@@ -76,43 +71,72 @@ class AdapterCard:
         return AdapterCard(self.name, self.specialty, chosen)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ServedModels:
-    """What this application serves at one moment."""
+    """What this application serves at one moment.
+
+    specialties: the router's labels and the catalogue's, sorted.
+    started_at: Unix seconds.
+    """
 
     base_model: str
     adapters: tuple[AdapterCard, ...]
-    specialties: tuple[str, ...]  # the router's labels and the catalogue's, sorted
+    specialties: tuple[str, ...]
     default_output_tokens: int
     max_output_tokens: int
-    started_at: int  # Unix seconds
+    started_at: int
 
-    @property
+    @cached_property
     def model_names(self) -> tuple[str, ...]:
         """What a client may put in OpenAI's `model`."""
         return ("auto", "base", *(card.name for card in self.adapters))
 
     def adapter(self, name: str) -> AdapterCard | None:
-        return next((card for card in self.adapters if card.name == name), None)
+        return self._by_name.get(name)
+
+    def version_of(self, adapter: str | None) -> str | None:
+        """Return the version in service of an adapter; None for the base model."""
+        card = self.adapter(adapter) if adapter else None
+        return card.version if card else None
 
     def for_session(self, session_id: str | None) -> "ServedModels":
-        """With the versions that answer this session, where some are on trial."""
-        cards = tuple(card.for_session(session_id) for card in self.adapters)
-        return dataclasses.replace(self, adapters=cards)
+        """Return what answers this session. Only the adapters with a canary are looked at."""
+        if not self._with_canary:
+            return self
+        cards, drawn = list(self.adapters), {}
+        for position in self._with_canary:
+            cards[position] = cards[position].for_session(session_id)
+            drawn[cards[position].name] = cards[position]
+        chosen = dataclasses.replace(self, adapters=tuple(cards))
+        chosen.__dict__["_by_name"] = ChainMap(drawn, self._by_name)
+        return chosen
+
+    @cached_property
+    def _by_name(self) -> MutableMapping[str, AdapterCard]:
+        return {card.name: card for card in self.adapters}
+
+    @cached_property
+    def _with_canary(self) -> tuple[int, ...]:
+        """The positions in `adapters` of those that have a canary on trial."""
+        cards = enumerate(self.adapters)
+        return tuple(position for position, card in cards if card.canary_version is not None)
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One finished request, for the metrics."""
+    """One finished request, for the metrics.
+
+    outcome: a finish reason, a refusal's code, or "routed".
+    """
 
     specialty: str | None
     adapter: str | None
-    outcome: str  # a finish reason, a refusal's code, or "routed"
+    outcome: str
     confidence: float | None = None
 
 
 class Backend(Protocol):
-    """What api.py needs; the router deployment implements it, tests have a small one."""
+    """What the API needs of the rest; the router deployment implements it."""
 
     @property
     def clinic(self) -> ServedModels: ...
@@ -123,24 +147,24 @@ class Backend(Protocol):
     async def classify(
         self, conversations: Sequence[Sequence[str]], min_confidence: float | None = None
     ) -> list[Route]:
-        """A route for each conversation (its user turns, oldest first).
+        """Return a route for each conversation (its user turns, oldest first).
 
-        `min_confidence` stands in for the threshold in force, for these conversations only.
+        `min_confidence` replaces the router's threshold for them.
         """
 
     def explicit(self, specialty: str | None, question: str) -> Route:
-        """The route when the client names the specialty; None: the base model alone."""
+        """Return the route for a specialty that the client names; None for the base model alone."""
 
     def generate(self, call: GenerateRequest) -> AsyncGenerator[TokenEvent, None]:
-        """Events of one answer; closing it cancels the answer on the model's side."""
+        """Yield the events of one answer. Closing it cancels the answer on the model's side."""
 
     def answer_language(self, route: Route) -> str | None:
-        """The language to ask the answer in, when the base does not write the question's."""
+        """Return the language to ask the answer in, if the base does not write the question's."""
 
     async def readiness(self) -> tuple[bool, Mapping[str, Any]]:
-        """Whether the model answers, and what is loaded."""
+        """Return whether the model answers, and what is loaded."""
 
     async def operator_report(self) -> Mapping[str, Any]:
-        """What every replica holds and does (operator_report.py)."""
+        """Return what every replica holds and does."""
 
     def record(self, outcome: Outcome) -> None: ...

@@ -1,37 +1,77 @@
-"""Python's own pauses, kept away from the thread that a replica's answers depend on.
-
-Our loggers inside a Serve replica: same files, same format and same console as Serve's own.
-"""
+"""What replicas of both deployments share: their name, logs, live settings, interpreter, store."""
 
 import gc
 import logging
 import sys
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import platformdirs
+from ray import serve
+from ray.serve.exceptions import RayServeException
+
+from adapters.store import AdapterStore, open_store
+from deployments.settings import Settings
+from deployments.strict_model import SettingsError, StrictModel, parse_strict
+
+logger = logging.getLogger(__name__)
 
 _OURS = ("adapters", "deployments", "router")
+_SWITCH_INTERVAL_S = 0.0005
+
+LiveT = TypeVar("LiveT", bound=StrictModel)
+
+
+def replica_id() -> str | None:
+    """Return Serve's name for this replica. None outside Serve."""
+    try:
+        name: str = serve.get_replica_context().replica_id.unique_id
+    except RayServeException:
+        return None
+    return name
 
 
 def use_serve_handlers(level: str) -> None:
-    """Send our packages' records from `level` up to the handlers of Serve's logger."""
+    """Send our packages' records from `level` up where Serve's own go, in the same format."""
     handlers = logging.getLogger("ray.serve").handlers
     for name in _OURS:
-        logger = logging.getLogger(name)
-        logger.handlers = list(handlers)
-        logger.propagate = not handlers
-        logger.setLevel(level)
+        ours = logging.getLogger(name)
+        ours.handlers = list(handlers)
+        ours.propagate = not handlers
+        ours.setLevel(level)
 
 
-_SWITCH_INTERVAL_S = 0.0005
+def live_settings(current: LiveT, user_config: Mapping[str, Any], where: str) -> LiveT:
+    """Return `user_config` as live settings, or `current` if it is wrong, which is logged.
+
+    Never raises: Serve would replace a healthy replica for it.
+    """
+    try:
+        return parse_strict(type(current), user_config, where)
+    except SettingsError as error:
+        logger.error("kept the previous user_config: %s", error)
+        return current
 
 
 def tune_interpreter() -> None:
-    """For the process of a replica, once everything is loaded.
+    """Keep Python's own pauses short, once everything is loaded in a replica's process.
 
-    Whoever reads or checks an adapter beside its answers is Python too, and the interpreter changes
-    threads every 5 ms by default: two or three steps of a GPU, each time that the engine's thread
-    comes back from the device. And a full garbage collection goes through every object of torch,
-    transformers and Ray, which takes 0.1 to 1 s and stops all threads; what is there now is left
-    out of it from here on.
+    Reading or checking an adapter while answers are generated is Python too, and the interpreter
+    changes threads every 5 ms by default: two or three steps of a GPU, each time that the engine's
+    thread comes back from the device. A full garbage collection goes through every object of torch,
+    transformers and Ray, which takes 0.1 to 1 s and stops all threads; so what exists now is left
+    out of later collections.
     """
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     gc.collect()
     gc.freeze()
+
+
+def open_adapter_store(settings: Settings) -> AdapterStore:
+    """Open the live catalogue that `settings` name.
+
+    Raises:
+        CatalogError, LiveCatalogError, StorageError: naming the file and what to do about it.
+    """
+    cache = platformdirs.user_cache_path("polyclinic") / "adapters"
+    return open_store(settings.adapter_state, settings.catalog_dir, cache)

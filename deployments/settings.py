@@ -1,60 +1,38 @@
 """The `args:` of serve_config.yaml, and the `user_config` of each deployment, as strict models.
 
-Unknown keys are errors (Ray drops them in silence), all problems are reported in one message, and
-each unknown key comes with the nearest valid one.
-
-Nothing here imports ray or torch, so that a bad file is refused in a second.
+Ray drops unknown keys without a word; here they are errors. Neither ray nor torch is imported, so
+that a bad file is refused within a second.
 """
 
-import difflib
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar, get_args
+from typing import Any, Literal, Self
 
 import platformdirs
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from pydantic_core import ErrorDetails
+from pydantic import Field, field_validator, model_validator
+
+from deployments.strict_model import StrictModel, parse_strict
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 _ORIGIN = re.compile(r"https?://[a-z0-9.-]+(:[0-9]{1,5})?")
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 
 
-class SettingsError(ValueError):
-    """The settings were refused. `problems` holds one line for each thing that is wrong."""
-
-    def __init__(self, where: str, problems: list[str]) -> None:
-        self.where = where
-        self.problems = problems
-        lines = "\n".join(f"  - {problem}" for problem in problems)
-        noun = "problem" if len(problems) == 1 else "problems"
-        super().__init__(f"{len(problems)} {noun} in {where}:\n{lines}")
-
-
-class StrictModel(BaseModel):
-    """Frozen, no unknown keys, no NaN or infinity, no silent conversion of types."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-ModelT = TypeVar("ModelT", bound=StrictModel)
-
-
 class AuthSettings(StrictModel):
-    """API keys. The modes are not called on and off: YAML reads these as true and false."""
+    """API keys. (YAML reads on and off as true and false, so the modes have other names.)"""
 
-    mode: Annotated[
-        Literal["open", "keys"],
-        Field(description="keys: every question needs an API key of state_dir; open: none does"),
-    ] = "open"
-    allow_open: Annotated[
-        bool, Field(description="lets mode: open start on a host that is not loopback")
-    ] = False
-    open_admin: Annotated[
-        bool, Field(description="with mode: open, admin paths need no admin key either")
-    ] = False
+    mode: Literal["open", "keys"] = Field(
+        default="open",
+        description="keys: every question needs an API key of state_dir; open: none does",
+    )
+    allow_open: bool = Field(
+        default=False, description="allow mode: open on a host that is not loopback"
+    )
+    open_admin: bool = Field(
+        default=False, description="with mode: open, admin paths need no admin key"
+    )
 
     @model_validator(mode="after")
     def _not_both(self) -> Self:
@@ -65,32 +43,34 @@ class AuthSettings(StrictModel):
 
 
 class AccessLimits(StrictModel):
-    """Limits of one router replica; those of a key hold where it has none of its own."""
+    """Limits of one router replica. Those of a key apply to keys that were made without limits."""
 
-    body_timeout_s: Annotated[
-        float, Field(gt=0, le=600, description="for the whole body to arrive; then 408")
-    ] = 15.0
-    max_concurrent: Annotated[
-        int, Field(ge=1, le=1024, description="requests in progress; then 503")
-    ] = 1000
-    max_concurrent_per_key: Annotated[
-        int | None, Field(ge=1, le=1024, description="of these, one key's; then 429")
-    ] = 128
-    requests_per_minute: Annotated[
-        int | None, Field(ge=1, le=1_000_000, description="one key's; then 429; null: no limit")
-    ] = None
-    tokens_per_minute: Annotated[
-        int | None,
-        Field(
-            ge=1,
-            le=1_000_000_000,
-            description="one key's, prompt and answer together; then 429; null: no limit",
-        ),
-    ] = None
+    body_timeout_s: float = Field(
+        default=15.0, gt=0, le=600, description="seconds for the whole body to arrive; then 408"
+    )
+    max_concurrent: int = Field(
+        default=1000, ge=1, le=1024, description="requests in progress; then 503"
+    )
+    max_concurrent_per_key: int | None = Field(
+        default=128, ge=1, le=1024, description="of these, of one key; then 429; null: no limit"
+    )
+    requests_per_minute: int | None = Field(
+        default=None, ge=1, le=1_000_000, description="of one key; then 429; null: no limit"
+    )
+    tokens_per_minute: int | None = Field(
+        default=None,
+        ge=1,
+        le=1_000_000_000,
+        description="prompts and answers; then 429; null: no limit",
+    )
 
 
 def check_origins(origins: list[str]) -> list[str]:
-    """`cors_origins`, or a ValueError that names the one that is none."""
+    """Return `cors_origins`.
+
+    Raises:
+        ValueError: one of them is not an origin.
+    """
     for origin in origins:
         if not _ORIGIN.fullmatch(origin):
             raise ValueError(
@@ -103,18 +83,17 @@ def check_origins(origins: list[str]) -> list[str]:
 class ReplicaSettings(StrictModel):
     """How many copies of the model run. Each holds every adapter and has one GPU to itself."""
 
-    min: Annotated[int, Field(ge=1, le=1024, description="replicas kept when idle")] = 1
-    max: Annotated[int, Field(ge=1, le=1024, description="replicas at most")] = 1
-    target: Annotated[
-        int | None,
-        Field(ge=1, le=4096, description="requests in progress per replica; null: engine.max_rows"),
-    ] = None
-    upscale_delay_s: Annotated[
-        float, Field(ge=0, le=86_400, description="load above target this long adds a replica")
-    ] = 30
-    downscale_delay_s: Annotated[
-        float, Field(ge=0, le=86_400, description="load below target this long removes one")
-    ] = 600
+    min: int = Field(default=1, ge=1, le=1024, description="replicas that are kept when idle")
+    max: int = Field(default=1, ge=1, le=1024, description="most replicas")
+    target: int | None = Field(
+        default=None, ge=1, le=4096, description="requests at a time per replica; null: max_rows"
+    )
+    upscale_delay_s: float = Field(
+        default=30, ge=0, le=86_400, description="seconds above target until a replica is added"
+    )
+    downscale_delay_s: float = Field(
+        default=600, ge=0, le=86_400, description="seconds below target until a replica is removed"
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -126,82 +105,71 @@ class ReplicaSettings(StrictModel):
 class RouterSettings(StrictModel):
     """The router deployment: HTTP ingress, classifier and policy."""
 
-    artefact: Annotated[
-        str | None,
-        Field(
-            min_length=1,
-            description="trained router, or a folder of versions; null: the shipped one",
-        ),
-    ] = None
-    encoder: Annotated[
-        str | None,
-        Field(
-            min_length=1,
-            description="Hugging Face encoder (id or folder) of an artefact trained on it",
-        ),
-    ] = None
-    threads: Annotated[
-        int, Field(ge=1, le=64, description="of the encoder, in each router replica")
-    ] = 1
-    replicas: Annotated[int, Field(ge=1, le=256, description="router replicas")] = 1
+    artefact: str | None = Field(
+        default=None,
+        min_length=1,
+        description="trained router, or a folder of versions; null: the package's",
+    )
+    encoder: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Hugging Face encoder (id or folder) of an artefact that was trained on it",
+    )
+    threads: int = Field(
+        default=1, ge=1, le=64, description="threads of the encoder, in each router replica"
+    )
+    replicas: int = Field(default=1, ge=1, le=256, description="router replicas")
 
 
 class EngineSettings(StrictModel):
     """Generation on one replica. Lengths are in tokens."""
 
-    decoder: Annotated[
-        Literal["auto", "fast", "reference"],
-        Field(
-            description="fast: adapters share a batch; reference: PEFT set_adapter + generate, "
-            "for any model; auto: fast where it can serve the base and its adapters"
-        ),
-    ] = "auto"
-    dtype: Annotated[
-        Literal["auto", "float32", "bfloat16"],
-        Field(description="auto: bfloat16 where the processor or GPU is fast at it"),
-    ] = "auto"
-    max_rows: Annotated[int, Field(ge=1, le=512, description="answers decoded together")] = 16
-    max_waiting: Annotated[
-        int, Field(ge=1, le=100_000, description="requests waiting at one router replica; then 503")
-    ] = 256
-    max_input_tokens: Annotated[int, Field(ge=16, le=131_072, description="prompt length")] = 1536
-    max_output_tokens: Annotated[
-        int, Field(ge=1, le=131_072, description="highest max_tokens that a client may ask for")
-    ] = 512
-    default_output_tokens: Annotated[
-        int, Field(ge=1, le=131_072, description="max_tokens when the client gives none")
-    ] = 160
-    prefill_tokens_per_step: Annotated[
-        int | None,
-        Field(
-            ge=16,
-            le=131_072,
-            description="prompt tokens read between two decode steps; null: 256 on a CPU, 4096 on "
-            "a GPU",
-        ),
-    ] = None
-    kv_memory_mib: Annotated[
-        int | None,
-        Field(ge=1, le=4_194_304, description="keys and values of all rows; null: what they need"),
-    ] = None
-    max_adapters: Annotated[
-        int, Field(ge=1, le=65_536, description="adapters resident on one replica")
-    ] = 32
-    max_adapter_rank: Annotated[
-        int, Field(ge=1, le=1024, description="highest LoRA rank that may be added")
-    ] = 256
-    adapter_memory_mib: Annotated[
-        int,
-        Field(
-            ge=0,
-            le=4_194_304,
-            description="main memory for adapters that were read, resident or not; 0: none",
-        ),
-    ] = 1024
-    cpu_threads: Annotated[
-        int | None,
-        Field(ge=1, le=1024, description="threads of a CPU replica; null: all cores it may use"),
-    ] = None
+    decoder: Literal["auto", "fast", "reference"] = Field(
+        default="auto",
+        description="fast: adapters share a batch; reference: PEFT set_adapter + generate, "
+        "for any model; auto: fast where it can serve the base and its adapters",
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto", description="auto: bfloat16 where the processor or GPU is fast at it"
+    )
+    max_rows: int = Field(default=16, ge=1, le=512, description="answers decoded together")
+    max_waiting: int = Field(
+        default=256, ge=1, le=100_000, description="requests that wait at one router; then 503"
+    )
+    max_input_tokens: int = Field(default=1536, ge=16, le=131_072, description="prompt length")
+    max_output_tokens: int = Field(
+        default=512, ge=1, le=131_072, description="highest max_tokens that a client may ask for"
+    )
+    default_output_tokens: int = Field(
+        default=160, ge=1, le=131_072, description="max_tokens when the client gives none"
+    )
+    prefill_tokens_per_step: int | None = Field(
+        default=None,
+        ge=16,
+        le=131_072,
+        description="prompt tokens between two decode steps; null: 256 on a CPU, 4096 on a GPU",
+    )
+    kv_memory_mib: int | None = Field(
+        default=None,
+        ge=1,
+        le=4_194_304,
+        description="of keys and values; null: what max_rows needs",
+    )
+    max_adapters: int = Field(
+        default=32, ge=1, le=65_536, description="adapters on the device of one replica"
+    )
+    max_adapter_rank: int = Field(
+        default=256, ge=1, le=1024, description="highest LoRA rank that may be added"
+    )
+    adapter_memory_mib: int = Field(
+        default=1024,
+        ge=0,
+        le=4_194_304,
+        description="main memory for adapters that were read; 0: none",
+    )
+    cpu_threads: int | None = Field(
+        default=None, ge=1, le=1024, description="threads of a CPU replica; null: all its cores"
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -216,41 +184,36 @@ class EngineSettings(StrictModel):
 class Settings(StrictModel):
     """Everything under `args:`. A change restarts the application's deployments."""
 
-    base_model: Annotated[
-        str,
-        Field(
-            min_length=1,
-            max_length=4096,
-            description="a directory, a Hugging Face id (org/name), or smollm2-135m-instruct",
-        ),
-    ] = "smollm2-135m-instruct"
-    quantization: Annotated[
-        Literal["none", "int8", "nf4"],
-        Field(description="weights of the base model, through bitsandbytes; needs a GPU"),
-    ] = "none"
-    device: Annotated[
-        Literal["auto", "cuda", "cpu"],
-        Field(description="auto: one GPU a replica where the cluster has GPUs, else the CPU"),
-    ] = "auto"
+    base_model: str = Field(
+        default="smollm2-135m-instruct",
+        min_length=1,
+        max_length=4096,
+        description="a directory, a Hugging Face id (org/name), or smollm2-135m-instruct",
+    )
+    quantization: Literal["none", "int8", "nf4"] = Field(
+        default="none", description="weights of the base model, through bitsandbytes; needs a GPU"
+    )
+    device: Literal["auto", "cuda", "cpu"] = Field(
+        default="auto",
+        description="auto: one GPU a replica where the cluster has GPUs, else the CPU",
+    )
     model_replicas: ReplicaSettings = ReplicaSettings()
-    adapters: Annotated[
-        str | None,
-        Field(min_length=1, description="catalogue folder; null: the package's adapters/"),
-    ] = None
-    state_dir: Annotated[
-        str | None,
-        Field(
-            min_length=1,
-            max_length=4096,
-            description="absolute path or URL of the live state (adapters; keys need a path), seen "
-            "by every node; null: the user's data folder",
-        ),
-    ] = None
+    adapters: str | None = Field(
+        default=None, min_length=1, description="catalogue folder; null: the package's adapters/"
+    )
+    state_dir: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=4096,
+        description="absolute path or URL of the live state (adapters; keys need a path) that "
+        "every node can reach; null: the user's data folder",
+    )
     auth: AuthSettings = AuthSettings()
-    cors_origins: Annotated[
-        list[str],
-        Field(max_length=64, description="web pages of these origins may call the API; []: none"),
-    ] = []
+    cors_origins: list[str] = Field(
+        default=[],
+        max_length=64,
+        description="web pages of these origins may call the API; []: none",
+    )
     router: RouterSettings = RouterSettings()
     engine: EngineSettings = EngineSettings()
 
@@ -258,7 +221,7 @@ class Settings(StrictModel):
     @classmethod
     def _absolute(cls, path: str | None) -> str | None:
         if path is not None and "://" not in path and not Path(path).expanduser().is_absolute():
-            raise ValueError("an absolute path is expected: every node resolves it by itself")
+            raise ValueError("an absolute path is expected: every node resolves it on its own")
         return path
 
     @field_validator("cors_origins")
@@ -268,15 +231,15 @@ class Settings(StrictModel):
 
     @property
     def state_path(self) -> Path:
-        """Where the live state lies on this node."""
+        """Where this node keeps the live state."""
         if self.state_dir is None or "://" in self.state_dir:
             return platformdirs.user_data_path("polyclinic")
         return Path(self.state_dir).expanduser()
 
     @property
     def adapter_state(self) -> str:
-        """Where the live catalogue lies. In the user's data folder each seed has its own, so that
-        clinics on one machine do not mix."""
+        """Where the live catalogue is. In the user's data folder each seed has its own, so that the
+        applications of one machine do not mix."""
         if self.state_dir is not None:
             return self.state_dir if "://" in self.state_dir else str(self.state_path)
         seed = hashlib.sha256(str(self.catalog_dir.resolve()).encode()).hexdigest()[:12]
@@ -294,7 +257,7 @@ class Settings(StrictModel):
 
     @property
     def router_encoder(self) -> str | None:
-        """`router.encoder`, made absolute when it is a folder relative to the project."""
+        """`router.encoder`; an absolute path where it is a folder of the project."""
         if self.router.encoder is None:
             return None
         candidate = project_path(self.router.encoder)
@@ -302,7 +265,7 @@ class Settings(StrictModel):
 
     @property
     def base_model_or_dir(self) -> str:
-        """`base_model`, made absolute when it is a folder relative to the project."""
+        """`base_model`; an absolute path where it is a folder of the project."""
         candidate = project_path(self.base_model)
         return str(candidate) if candidate.is_dir() else self.base_model
 
@@ -310,104 +273,56 @@ class Settings(StrictModel):
 class RouterLiveSettings(AccessLimits):
     """`user_config` of the Router deployment: changes without a restart."""
 
-    min_confidence: Annotated[
-        float | None,
-        Field(ge=0, le=1, description="below: base answers; null: the artefact's own threshold"),
-    ] = None
-    min_in_scope: Annotated[
-        float | None,
-        Field(ge=0, le=1, description="below: not a question for the clinic; null: artefact's"),
-    ] = None
-    min_margin: Annotated[
-        float | None,
-        Field(ge=0, le=1, description="two specialties closer than this: base; null: artefact's"),
-    ] = None
-    reload_check_s: Annotated[
-        float, Field(ge=0, le=3600, description="looks for a new router version; 0: never")
-    ] = 5.0
-    max_question_chars: Annotated[
-        int, Field(ge=1, le=1_000_000, description="longest question, all turns together")
-    ] = 8000
-    max_body_bytes: Annotated[
-        int, Field(ge=256, le=64 * 2**20, description="largest HTTP body; more is a 413")
-    ] = 256 * 1024
-    max_questions: Annotated[
-        int, Field(ge=1, le=256, description="questions in one POST /route")
-    ] = 256
-    max_timeout_s: Annotated[
-        float,
-        Field(
-            gt=0,
-            le=86_400,
-            description="longest timeout_s, and the deadline of an answer without one; below "
-            "http_options.request_timeout_s",
-        ),
-    ] = 280.0
-    log_level: Annotated[LogLevel, Field(description="of the router deployment")] = "INFO"
+    min_confidence: float | None = Field(
+        default=None, ge=0, le=1, description="below it: base model; null: as trained"
+    )
+    min_in_scope: float | None = Field(
+        default=None, ge=0, le=1, description="below it: out of scope; null: as trained"
+    )
+    min_margin: float | None = Field(
+        default=None, ge=0, le=1, description="of two specialties; below it: base; null: as trained"
+    )
+    reload_check_s: float = Field(
+        default=5.0, ge=0, le=3600, description="how often to look for a new router; 0: never"
+    )
+    max_question_chars: int = Field(
+        default=8000, ge=1, le=1_000_000, description="longest question; all turns count"
+    )
+    max_body_bytes: int = Field(
+        default=256 * 1024, ge=256, le=64 * 2**20, description="largest HTTP body; then 413"
+    )
+    max_questions: int = Field(
+        default=256, ge=1, le=256, description="most questions in one POST /route"
+    )
+    max_timeout_s: float = Field(
+        default=280.0,
+        gt=0,
+        le=86_400,
+        description="longest timeout_s, and the deadline of an answer without one; less than "
+        "http_options.request_timeout_s",
+    )
+    log_level: LogLevel = Field(default="INFO", description="of the router deployment")
 
 
 class ModelLiveSettings(StrictModel):
     """`user_config` of the Model deployment: changes without a restart."""
 
-    adapter_check_s: Annotated[
-        float, Field(ge=0, le=3600, description="looks for adapter changes; 0: only when told")
-    ] = 5.0
-    log_level: Annotated[LogLevel, Field(description="of the model deployment")] = "INFO"
+    adapter_check_s: float = Field(
+        default=5.0, ge=0, le=3600, description="how often to look for changes; 0: on request only"
+    )
+    log_level: LogLevel = Field(default="INFO", description="of the model deployment")
 
 
 def project_path(path: str) -> Path:
-    """Absolute paths stay; relative ones resolve against the project, never the working folder."""
+    """Resolve a relative path against the project, whatever the working folder is."""
     expanded = Path(path).expanduser()
     return expanded if expanded.is_absolute() else PROJECT_ROOT / expanded
 
 
 def parse_settings(args: Mapping[str, Any]) -> Settings:
-    """`args:` of serve_config.yaml -> Settings; raises SettingsError naming every problem."""
+    """Read `args:` of serve_config.yaml.
+
+    Raises:
+        SettingsError: names every problem.
+    """
     return parse_strict(Settings, args, "args of serve_config.yaml")
-
-
-def parse_strict(model: type[ModelT], values: Mapping[str, Any], where: str) -> ModelT:
-    """Validate, or raise SettingsError with one line for each problem."""
-    try:
-        return model.model_validate(dict(values))
-    except ValidationError as error:
-        raise SettingsError(where, describe(error.errors(), model)) from None
-
-
-def nearest(key: str, valid: Iterable[str]) -> str:
-    """`did you mean 'x'? valid keys: ...` for an unknown key."""
-    choices = sorted(valid)
-    close = difflib.get_close_matches(key, choices, n=1, cutoff=0.5)
-    hint = f"did you mean '{close[0]}'? " if close else ""
-    return f"{hint}valid keys: {', '.join(choices)}"
-
-
-def describe(errors: Iterable[ErrorDetails], model: type[BaseModel]) -> list[str]:
-    """One line for each problem of a pydantic error: key path, value, what is allowed."""
-    lines = []
-    for item in errors:
-        path = ".".join(str(part) for part in item["loc"]) or "(top level)"
-        if item["type"] == "extra_forbidden":
-            owner = _model_at(model, item["loc"][:-1])
-            fields = owner.model_fields if owner else {}
-            lines.append(f"{path}: unknown key; {nearest(str(item['loc'][-1]), fields)}")
-        elif item["type"] == "missing":
-            lines.append(f"{path}: is missing")
-        else:
-            value = repr(item["input"])
-            shown = value if len(value) <= 80 else value[:77] + "..."
-            lines.append(f"{path}: {item['msg'].removeprefix('Value error, ')} (got {shown})")
-    return lines
-
-
-def _model_at(model: type[BaseModel], loc: Iterable[int | str]) -> type[BaseModel] | None:
-    """The model that holds the fields at `loc`, e.g. ("engine",) -> EngineSettings."""
-    current: type[BaseModel] | None = model
-    for part in loc:
-        field = current.model_fields.get(str(part)) if current else None
-        if field is None:
-            return None
-        candidates = (field.annotation, *get_args(field.annotation))
-        models = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
-        current = models[0] if models else None
-    return current

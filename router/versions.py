@@ -3,7 +3,7 @@
     <folder>/current.json            {"version", "previous": [...]}: the newest of `previous` last
     <folder>/versions/<version>/     an artefact each, never changed once written
 
-Serving follows `current.json` (deployments/ingress/router_reloading.py), so a change reaches every
+Serving follows `current.json` (deployments/ingress/followed.py), so a change reaches every
 replica that sees the folder. A folder that is an artefact itself has one version, its own.
 """
 

@@ -1,13 +1,12 @@
-"""A legacy adapter (adapter_model.bin, a pickle) as safetensors. Offline; the server reads no .bin.
+"""Convert a legacy adapter (adapter_model.bin, a pickle) to safetensors, which the server reads.
 
     python -m scripts.convert_adapter --adapter old/ --out new/
 
-torch.load runs with weights_only=True, which refuses code in the pickle. What comes out is checked
-as the server will check it, all but its base model's layers. The last line of stdout is one JSON
-object.
+Works offline. torch.load runs with weights_only=True, which refuses code in the pickle. The result
+is checked as the server will check it, except against its base model's layers. The last line of
+stdout is one JSON object.
 """
 
-import argparse
 import json
 import pickle
 import shutil
@@ -17,8 +16,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+if not __package__:  # run as a file: this folder would hide packages of the same names
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
 from adapters.ingest import IngestRefused, VersionRequest, inspect_adapter
 from adapters.validation import CONFIG_FILE, MAX_BYTES, WEIGHTS_FILE
+from scripts.arguments import CommandParser
 
 LEGACY_FILE = "adapter_model.bin"
 
@@ -28,27 +31,22 @@ class ConversionRefused(ValueError):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m scripts.convert_adapter",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    errors = (ConversionRefused, IngestRefused, OSError)
+    return _parser().run(argv, lambda: errors, lambda args, _: convert(args.adapter, args.out))
+
+
+def _parser() -> CommandParser:
+    parser = CommandParser("convert_adapter", __doc__)
     parser.add_argument("--adapter", type=Path, required=True, help=f"folder with {LEGACY_FILE}")
     parser.add_argument("--out", type=Path, required=True, help="folder to make")
-    args = parser.parse_args(argv)
-    try:
-        report = convert(args.adapter, args.out)
-    except (ConversionRefused, IngestRefused, OSError) as error:
-        print(f"convert_adapter: {error}", file=sys.stderr)
-        return 2
-    print(json.dumps(report))
-    return 0
+    return parser
 
 
 def convert(adapter: Path, out: Path) -> dict[str, Any]:
-    """
+    """Write `out`, and return its figures.
+
     Raises:
-        ConversionRefused: `out` exists, or the file is no plain dictionary of tensors.
+        ConversionRefused: `out` exists, or the file is not a plain dictionary of tensors.
         IngestRefused: listing what the server would refuse.
     """
     if out.exists():

@@ -1,32 +1,64 @@
-"""What a published number has to say about where it was measured."""
+"""Say where a published number or file was made: commit, command, processor, package versions."""
 
+import contextlib
 import json
 import os
 import platform
+import shlex
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+COMMIT_VARIABLE = "POLYCLINIC_COMMIT"
+_CPUINFO = Path("/proc/cpuinfo")
+
 
 def environment() -> dict[str, Any]:
-    """Commit, processor and package versions.
-
-    A copy without its repository says its commit in the variable POLYCLINIC_COMMIT.
-    """
+    """Return commit, processor, number of cores and package versions."""
     packages = ("torch", "transformers", "peft", "ray")
     return {
-        "commit": _commit(),
-        "processor": _processor(),
+        "commit": commit(),
+        "processor": processor(),
         "num_cores": os.cpu_count(),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in packages},
     }
 
 
+def commit() -> str:
+    """Return this checkout's commit, with `-dirty` after it when files differ from the commit.
+
+    Returns "unknown" without git. The variable POLYCLINIC_COMMIT overrides it: a copied tree has
+    no repository, or lies inside another one.
+    """
+    if stated := os.environ.get(COMMIT_VARIABLE):
+        return stated
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    root = Path(__file__).resolve().parent.parent
+    try:
+        git = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    except OSError:  # git is not installed
+        return "unknown"
+    return git.stdout.strip() or "unknown"
+
+
+def command_line(script: str, argv: Sequence[str]) -> str:
+    """Return the command for the record; of a path outside this folder only the last part."""
+    words = [Path(w).name if w.startswith(("/", "..")) else w for w in argv]
+    return shlex.join(["python", "-m", f"scripts.{script}", *words])
+
+
+def processor() -> str:
+    """Return the processor's name as far as the system tells it, else its architecture."""
+    lines = _CPUINFO.read_text(encoding="utf-8").splitlines() if _CPUINFO.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
 def device_name(device: str) -> str:
-    """The GPU's name, or cpu."""
+    """Return the GPU's name, or "cpu"."""
     if not device.startswith("cuda"):
         return "cpu"
     import torch
@@ -34,22 +66,8 @@ def device_name(device: str) -> str:
     return torch.cuda.get_device_name(device)
 
 
-def _commit() -> str | None:
-    stated = os.environ.get("POLYCLINIC_COMMIT")
-    if stated:
-        return stated
-    root = Path(__file__).resolve().parent.parent
-    try:
-        git = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], cwd=root, capture_output=True, text=True
-        )
-    except OSError:  # no git here
-        return None
-    return git.stdout.strip() or None
-
-
 def save_report(report: Mapping[str, Any], out: Path | None) -> None:
-    """What a benchmark found, as JSON in `out`; None: nowhere."""
+    """Write what a benchmark found as JSON into `out`; write nothing when it is None."""
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(report, indent=1) + "\n")
@@ -62,22 +80,12 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
-
-
 def pss_mib(pids: Iterable[int]) -> float:
-    """Sum of the proportional set sizes, in MiB; processes that ended meanwhile count as zero."""
-    total_kib = 0
+    """Return the sum of proportional set sizes, MiB; an ended process counts as zero."""
+    import psutil
+
+    total = 0
     for pid in pids:
-        try:
-            rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
-        except OSError:
-            continue
-        total_kib += next(
-            (int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:")), 0
-        )
-    return total_kib / 1024
+        with contextlib.suppress(psutil.Error):
+            total += psutil.Process(pid).memory_full_info().pss
+    return total / 2**20

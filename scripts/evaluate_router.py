@@ -70,7 +70,7 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
     Raises:
         DataError, ArtefactError, OSError: what cannot be read or does not belong together.
     """
-    from scripts.lora.card import command_line, commit
+    from scripts.environment import command_line, commit
 
     if (args.strict_model is None) != (args.strict_data is None):
         raise DataError("--strict_model and --strict_data go together: give both, or neither")

@@ -33,9 +33,9 @@ from typing import Any
 from tqdm import tqdm
 
 from router.training.examples import OUT_OF_SCOPE
-from scripts.datasets.cleaning import ATTRIBUTIONS, origin
+from scripts.datasets.attributions import ATTRIBUTIONS, origin
 from scripts.datasets.record import DataError
-from scripts.datasets.sources import Source
+from scripts.datasets.source import Source
 from scripts.router.augmentation import neutral_letters
 from scripts.router.dataset import MANIFEST, QUESTIONS
 from scripts.router.entry import Entry

@@ -1,10 +1,10 @@
-"""The gate: puts an adapter into the catalogue, as active only if it proved better than its base.
+"""The gate: put an adapter into the catalogue, as active only if it proved better than its base.
 
     python -m scripts.promote_adapter --adapter runs/adapters/dermatology \\
         --evaluation runs/evaluation/dermatology.json
 
-It must pass the checks that serving makes (format, base, rank, shapes, finite, not silent). On the
-validation questions of its evaluation, which must be of these very weights:
+It must pass the checks that serving makes (format, base, rank, shapes, finite, not without effect).
+On the validation questions of its evaluation, which must be of these very weights:
 
 - the likelihood of the references rises by more than --min_gain with 97.5 % confidence: paired
   questions make even a change without any effect significant;
@@ -19,7 +19,6 @@ active. The last line of stdout is one JSON object. Exit codes: 0 active, 1 refu
 import argparse
 import contextlib
 import json
-import math
 import shutil
 import sys
 import tempfile
@@ -27,37 +26,31 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+if not __package__:  # run as a file: this folder would hide packages of the same names
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
 from adapters.base_models import sha256_of
-from adapters.catalog import AdapterEntry, CatalogError, load_catalog
+from adapters.catalog import AdapterEntry, load_catalog
 from adapters.validation import CONFIG_FILE, WEIGHTS_FILE, check_adapter
-from scripts.arguments import HelpFormatter
+from scripts.arguments import CommandParser
 from scripts.datasets.record import DataError
 from scripts.lora.catalog_file import locked, put_entry
-from scripts.lora.hub import HubError, pull, push
+from scripts.lora.errors import HubError, expected_errors
+from scripts.lora.gate import GATE, figures, read_result, unproven
+from scripts.lora.hub import pull, push
 
 CATALOG_DIR = Path(__file__).resolve().parent.parent / "adapters"
 KEPT_FILES = (WEIGHTS_FILE, CONFIG_FILE, "README.md", "history.jsonl")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = _parser().parse_args(argv)
-    try:
-        report = promote(args)
-    except (CatalogError, DataError, HubError, OSError) as error:
-        print(f"promote_adapter: {error}", file=sys.stderr)
-        return 2
-    for problem in report["failed"]:
-        print(f"promote_adapter: {report['name']}: {problem}", file=sys.stderr)
-    print(json.dumps(report))
-    return 0 if report["state"] == "active" else 1
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m scripts.promote_adapter",
-        description=__doc__,
-        formatter_class=HelpFormatter,
+    return _parser().run(
+        argv, expected_errors, promote, lambda report: int(report["state"] != "active")
     )
+
+
+def _parser() -> CommandParser:
+    parser = CommandParser("promote_adapter", __doc__)
     add = parser.add_argument
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument(
@@ -66,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     which.add_argument("--from_hub", metavar="ORG/NAME[@REVISION]", help="pull it from the hub")
     add("--evaluation", type=Path, required=True, help="result of scripts.evaluate_adapter")
     add("--catalog", type=Path, default=CATALOG_DIR, help="folder of catalog.yaml")
-    add("--min_questions", type=int, default=30, help="fewer prove nothing")
+    add("--min_questions", type=int, default=GATE, help="fewer prove nothing")
     add("--min_gain", type=float, default=0.01, help="in likelihood, nats for each token")
     add("--max_bytes", type=int, default=1_200_000, help="of the weights, which go into git")
     add("--push_to_hub", metavar="ORG/NAME", help="publish it when it is active")
@@ -74,8 +67,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def promote(args: argparse.Namespace) -> dict[str, Any]:
-    """Decide, copy, list; returns what became of it.
+def promote(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
+    """Decide, copy, list; return what became of it, and print each reason of a refusal.
 
     Raises:
         CatalogError, DataError, OSError: nothing was changed.
@@ -83,11 +76,14 @@ def promote(args: argparse.Namespace) -> dict[str, Any]:
     """
     with tempfile.TemporaryDirectory() as scratch:
         folder = args.adapter or pull(args.from_hub, Path(scratch))
-        return _promote(args, folder.resolve())
+        report = _promote(args, folder.resolve())
+    for problem in report["failed"]:
+        print(f"promote_adapter: {report['name']}: {problem}", file=sys.stderr)
+    return report
 
 
 def _promote(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    result = _read_result(args.evaluation)
+    result = read_result(args.evaluation)
     config = _read_config(folder)
     with locked(args.catalog):
         listed = {entry.name: entry for entry in load_catalog(args.catalog).adapters}
@@ -115,7 +111,7 @@ def _promote(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 def failures(
     folder: Path, entry: AdapterEntry, result: dict[str, Any], limits: argparse.Namespace
 ) -> list[str]:
-    """Every condition that is not met, with its figures; empty: the adapter may serve.
+    """Return every condition that is not met, with its figures; none: the adapter may serve.
 
     Args:
         limits: has min_questions, min_gain (nats a token) and max_bytes.
@@ -129,41 +125,7 @@ def failures(
             failed.append(
                 f"the evaluation is of {key} {result[key]}, and the adapter's is {wanted}"
             )
-    if result["split"] != "validation":
-        failed.append(f"the evaluation is on the split {result['split']!r}; validation is needed")
-    if (num := result["num_questions"]) < limits.min_questions:
-        failed.append(f"{num} validation questions; {limits.min_questions} are needed")
-    low, high = result["metrics"]["nll"]["difference"]["interval"]
-    if not high < -limits.min_gain:
-        failed.append(
-            "the likelihood of the references does not rise: the negative log-likelihood changes "
-            f"by [{low:.3f}, {high:.3f}] nats a token, and the interval must be below "
-            f"{-limits.min_gain}"
-        )
-    for metric, shown in (("rouge_l", "ROUGE-L"), ("bleu", "BLEU")):
-        low, high = result["metrics"][metric]["difference"]["interval"]
-        if high < 0:
-            failed.append(f"{shown} is worse: it changes by [{low:.2f}, {high:.2f}]")
-    if result["answers_changed"] == 0:
-        failed.append("every answer is the base's own")
-    return failed
-
-
-def _read_result(file: Path) -> dict[str, Any]:
-    try:
-        result = json.loads(file.read_text(encoding="utf-8"))
-        for metric in ("nll", "rouge_l", "bleu"):
-            low, high = result["metrics"][metric]["difference"]["interval"]
-            if not (math.isfinite(low) and math.isfinite(high)):
-                raise ValueError(f"the interval of {metric} is [{low}, {high}]")
-        _figures(result)
-        result["adapter_sha256"], result["split"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"--evaluation {file}: no result of scripts.evaluate_adapter "
-            f"({type(error).__name__}: {error})"
-        ) from None
-    return dict(result)
+    return failed + unproven(result, limits.min_questions, limits.min_gain)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -180,7 +142,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
 def _entry(
     folder: Path, config: dict[str, Any], result: dict[str, Any], known: AdapterEntry | None
 ) -> AdapterEntry:
-    """The catalogue's entry, active; the version counts up when the weights change."""
+    """Return the catalogue's entry, active; the version counts up when the weights change."""
     weights = folder / WEIGHTS_FILE
     if not weights.is_file():
         raise DataError(f"{weights}: no such file")
@@ -199,30 +161,15 @@ def _entry(
             version=version,
             rank=config["rank"],
             languages=known.languages if known else ["en"],
-            evaluation=_figures(result),
+            evaluation=figures(result),
         )
     except ValueError as error:
         raise DataError(f"--adapter {folder}: {error}") from None
 
 
-def _figures(result: dict[str, Any]) -> dict[str, Any]:
-    """What the catalogue keeps of an evaluation."""
-    metrics = result["metrics"]
-    figures: dict[str, Any] = {"split": "validation", "num_questions": result["num_questions"]}
-    for name, digits in (("nll", 4), ("rouge_l", 2), ("bleu", 2)):
-        for system in ("base", "adapter"):
-            figures[f"{name}_{system}"] = round(metrics[name]["systems"][system]["value"], digits)
-        interval = metrics[name]["difference"]["interval"]
-        figures[f"{name}_difference_interval"] = [round(bound, digits) for bound in interval]
-    return figures | {
-        "answers_changed": result["answers_changed"],
-        "commit": result["commit"],
-    }
-
-
 @contextlib.contextmanager
 def _copied(folder: Path, target: Path) -> Iterator[None]:
-    """The adapter's files and nothing else, swapped in whole; an error in the block undoes it."""
+    """Copy the adapter's files, swapped in whole; an error in the block undoes it."""
     if folder == target.resolve():
         yield
         return

@@ -11,84 +11,76 @@ serving prompt format; of all validations after the start, the weights with the 
 several GPUs choose one with CUDA_VISIBLE_DEVICES. The last line of stdout is one JSON object.
 
 Exit codes: 0 done, 2 refused or failed (the last checkpoint stays for --resume), 3 the loss stopped
-being finite (the best weights before that are saved), 130 interrupted (go on with --resume).
+being finite (the best weights before that are saved), 130 interrupted (continue with --resume).
 """
 
 import argparse
-import dataclasses
-import json
-import resource
-import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import AutoTokenizer
+if not __package__:  # run as a file: this folder would hide packages of the same names
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from adapters.base_models import BaseModelError, resolve_base_model
-from adapters.catalog import BaseModelEntry, CatalogError, load_catalog
-from adapters.prompting import encode_example
-from scripts.arguments import HelpFormatter, above_zero, positive, share
-from scripts.datasets.record import DataError, DataSet, Pair, load_pairs
-from scripts.lora.batches import Example
-from scripts.lora.card import command_line, write_adapter
-from scripts.lora.model import LoraSettings, build, check_init_adapter
-from scripts.lora.trainer import (
-    LoopSettings,
-    LoraTrainer,
-    Outcome,
-    TrainingError,
-    check_arguments,
-    keep_arguments,
-    last_checkpoint,
-    what_now,
-)
+from scripts.arguments import CommandParser, above_zero, positive, share
+from scripts.lora.checkpoints import CHECKPOINT, last_checkpoint, what_now
+from scripts.lora.errors import TrainingError, expected_errors
 
-CATALOG_DIR = Path(__file__).resolve().parent.parent / "adapters"
-CHECKPOINT = "unfinished"  # folder below --out, removed when the run ends
+# The names of transformers' own training scripts -> ours; with a value: it is what they set.
+OTHER_NAMES: dict[str, tuple[str, Any]] = {
+    "gradient_accumulation_steps": ("grad_accum", positive),
+    "warmup_ratio": ("warmup", share),
+    "max_grad_norm": ("clip", above_zero),
+    "save_steps": ("eval_steps", positive),
+    "num_train_epochs": ("epochs", positive),
+    "per_device_train_batch_size": ("batch_size", positive),
+    "fp16": ("dtype", "float16"),
+    "bf16": ("dtype", "bfloat16"),
+    "load_in_8bit": ("quantization", "int8"),
+    "load_in_4bit": ("quantization", "nf4"),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = _parser().parse_args(argv)
     try:
-        report = train(args, list(sys.argv[1:] if argv is None else argv))
-    except (BaseModelError, CatalogError, DataError, TrainingError) as error:
-        print(f"train_lora_adapter: {error}", file=sys.stderr)
-        return 2
+        return _parser().run(argv, expected_errors, _train, _exit_code)
+    except KeyboardInterrupt as interrupt:
+        print(f"train_lora_adapter: interrupted; {interrupt}", file=sys.stderr)
+        return 130
+
+
+def _train(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
+    from scripts.lora.train import train
+
+    folder = args.out / CHECKPOINT
+    try:
+        return train(args, argv)
     except OSError as error:  # a full disk, most of all
-        then = what_now(args.out / CHECKPOINT)
-        print(f"train_lora_adapter: {error}. {then}", file=sys.stderr)
-        return 2
+        raise TrainingError(f"{error}. {what_now(folder)}") from None
     except KeyboardInterrupt:
-        last = last_checkpoint(args.out / CHECKPOINT)
-        then = (
+        last = last_checkpoint(folder)
+        raise KeyboardInterrupt(
             f"the same command with --resume goes on from {last.name}"
             if last
             else "before the first checkpoint: start again without --resume"
-        )
-        print(f"train_lora_adapter: interrupted; {then}", file=sys.stderr)
-        return 130
-    print(json.dumps(report))
-    if "not finite" in (report["stopped"] or ""):
-        print(f"train_lora_adapter: {report['stopped']}", file=sys.stderr)
-        return 3
-    return 0
+        ) from None
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m scripts.train_lora_adapter",
-        description=__doc__,
-        formatter_class=HelpFormatter,
-    )
+def _exit_code(report: Mapping[str, Any]) -> int:
+    if "not finite" not in (report["stopped"] or ""):
+        return 0
+    print(f"train_lora_adapter: {report['stopped']}", file=sys.stderr)
+    return 3
+
+
+def _parser() -> CommandParser:
+    parser = CommandParser("train_lora_adapter", __doc__)
     add = parser.add_argument
     add("--data", type=Path, required=True, help="folder with <specialty>.jsonl, or one file")
     add("--specialty", required=True, nargs="+", help="one, or several for one adapter")
     add("--out", type=Path, required=True, help="folder of the adapter")
-    add("--base_model", default="smollm2-135m-instruct", help="directory, built-in name or hub id")
-    add("--base_model_name", help="name in the catalogue, when --base_model is a directory")
+    parser.add_base_model()
     add("--epochs", type=positive, default=3, help="at most; see --patience")
     add("--batch_size", type=positive, default=2, help="pairs in one forward pass")
     add("--grad_accum", type=positive, default=4, help="batches for each optimiser step")
@@ -113,6 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--skip_note", action="append", default=[], help="leave out training pairs with this note")
     add("--max_steps", type=positive, help="stop after this many optimiser steps")
     add("--eval_steps", type=positive, help="validate and checkpoint each N steps, not each epoch")
+    add("--logging_steps", type=positive, default=10, help="print the training loss each N steps")
     add("--seed", type=int, default=0, help="of weights, order and dropout")
     add("--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="base's")
     add("--quantization", choices=["none", "int8", "nf4"], default="none", help="of the base")
@@ -123,156 +116,16 @@ def _parser() -> argparse.ArgumentParser:
         default="adamw_torch",
         help="8 bits need bitsandbytes and a GPU",
     )
-    default_device = "cuda" if torch.cuda.is_available() else "cpu"
-    add("--device", choices=["cpu", "cuda"], default=default_device, help="to train on")
-    add("--resume", action="store_true", help="go on with an interrupted run of this --out")
+    parser.add_device("to train on")
+    add("--resume", action="store_true", help="continue an interrupted run of this --out")
+    for name, (dest, value) in OTHER_NAMES.items():
+        same: dict[str, Any] = {"dest": dest, "default": argparse.SUPPRESS}
+        if callable(value):
+            add(f"--{name}", type=value, help=f"same as --{dest}", **same)
+        else:
+            text = f"same as --{dest} {value}"
+            add(f"--{name}", action="store_const", const=value, help=text, **same)
     return parser
-
-
-def train(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
-    """Everything from data to a saved adapter; returns the report.
-
-    Raises:
-        BaseModelError, CatalogError, DataError, TrainingError, OSError: nothing was published.
-    """
-    torch.manual_seed(args.seed)
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise TrainingError("--device cuda: no NVIDIA GPU was found; leave it out, or give cpu")
-    data = _data(args)
-    resolved = resolve_base_model(args.base_model)
-    base_name = args.base_model_name or args.base_model
-    settings = LoraSettings(**_named(args, LoraSettings))
-    check_init_adapter(settings, base_name)
-    entry = load_catalog(CATALOG_DIR).base_model(base_name, family=resolved.family)
-    tokenizer = AutoTokenizer.from_pretrained(resolved.path)
-    examples = [_example(pair, tokenizer, entry, args) for pair in data.train]
-    held_out = [_example(pair, tokenizer, entry, args) for pair in data.validation]
-    checkpoint = args.out / CHECKPOINT
-    _prepare_checkpoint(checkpoint, args, data)
-    used_before = _device_used_mib(args.device)
-    model = build(
-        resolved.path,
-        resolved.family,
-        settings,
-        dtype=args.dtype,
-        quantization=args.quantization,
-        device=args.device,
-        gradient_checkpointing=args.gradient_checkpointing,
-    )
-    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-    loop = LoopSettings(**_named(args, LoopSettings))
-    trainer = LoraTrainer(model, resolved.family, pad_id, loop, examples, held_out, checkpoint)
-    done = trainer.fit(resume=args.resume)
-    report = _report(args, base_name, data, done)
-    report |= _memory(args.device, used_before)
-    trained, total = model.get_nb_trainable_parameters()
-    report |= {"num_trained_parameters": trained, "num_parameters": total}
-    report["num_answers_cut"] = sum(tokenizer.eos_token_id != e.answer[-1] for e in examples)
-    write_adapter(
-        args.out, model, report, done.history, command_line("train_lora_adapter", argv), data
-    )
-    shutil.rmtree(checkpoint, ignore_errors=True)
-    return report
-
-
-def _named(args: argparse.Namespace, settings: Any) -> dict[str, Any]:
-    """The arguments that are fields of the dataclass `settings`."""
-    return {field.name: getattr(args, field.name) for field in dataclasses.fields(settings)}
-
-
-def _data(args: argparse.Namespace) -> DataSet:
-    """The pairs of every named specialty."""
-    parts = [
-        load_pairs(args.data, name, keep=lambda pair: pair.note not in args.skip_note)
-        for name in args.specialty
-    ]
-    return DataSet(
-        train=tuple(pair for part in parts for pair in part.train),
-        validation=tuple(pair for part in parts for pair in part.validation),
-        files={name: digest for part in parts for name, digest in part.files.items()},
-    )
-
-
-def _prepare_checkpoint(folder: Path, args: argparse.Namespace, data: DataSet) -> None:
-    """Compare with the unfinished run on --resume; else start with an empty folder."""
-    arguments = {
-        key: str(value) if isinstance(value, Path) else value
-        for key, value in vars(args).items()
-        if key not in ("resume", "data", "out")
-    } | {"data": data.files}
-    if args.resume:
-        check_arguments(folder, arguments)
-    else:
-        shutil.rmtree(folder, ignore_errors=True)
-        keep_arguments(folder, arguments)
-
-
-def _example(
-    pair: Pair, tokenizer: Any, entry: BaseModelEntry, args: argparse.Namespace
-) -> Example:
-    prompt, answer = encode_example(
-        entry.prompt_format,
-        pair.question,
-        pair.answer,
-        tokenizer=tokenizer,
-        system_line=entry.system_line,
-    )
-    if len(prompt) > args.max_prompt_tokens:
-        raise TrainingError(
-            f"pair {pair.id}: its prompt has {len(prompt)} tokens, above --max_prompt_tokens "
-            f"{args.max_prompt_tokens}: raise it, or leave the pair out"
-        )
-    return Example(prompt, answer[: args.max_answer_tokens])
-
-
-def _report(
-    args: argparse.Namespace, base_name: str, data: DataSet, done: Outcome
-) -> dict[str, Any]:
-    """What goes into the model card and onto the last line of stdout."""
-    losses = done.validation_losses
-    return {
-        "specialty": "+".join(args.specialty),
-        "base_model": base_name,
-        "num_train": len(data.train),
-        "num_validation": len(data.validation),
-        "num_steps": done.num_steps,
-        "best_step": done.best_step,
-        "stopped": done.stopped,
-        "validation_loss_at_start": _rounded(losses.get(0)),
-        "validation_loss": _rounded(losses.get(done.best_step)),
-        "train_s": round(done.train_s, 1),
-        "device": torch.cuda.get_device_name() if args.device == "cuda" else "cpu",
-        "dtype": args.dtype,
-        "quantization": args.quantization,
-        "rank": args.rank,
-        "alpha": args.alpha,
-        "seed": args.seed,
-    }
-
-
-def _device_used_mib(device: str) -> float:
-    """Memory in use on the whole GPU, by every process; 0 on the CPU."""
-    if device == "cpu":
-        return 0.0
-    free, total = torch.cuda.mem_get_info()
-    return (total - free) / 2**20
-
-
-def _memory(device: str, used_before: float) -> dict[str, int]:
-    """Peak memory in MiB: of the process on the CPU; on a GPU PyTorch's tensors, what PyTorch
-    took from the driver, and what the GPU's use rose by since before the model was loaded (that
-    last one counts other processes' changes too)."""
-    if device == "cpu":  # kibibytes on Linux
-        return {"peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 2**10}
-    return {
-        "peak_memory_mib": round(torch.cuda.max_memory_allocated() / 2**20),
-        "peak_reserved_mib": round(torch.cuda.max_memory_reserved() / 2**20),
-        "device_rise_mib": round(_device_used_mib(device) - used_before),
-    }
-
-
-def _rounded(loss: float | None) -> float | None:
-    return None if loss is None else round(loss, 4)
 
 
 if __name__ == "__main__":

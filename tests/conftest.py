@@ -1,25 +1,24 @@
 """Tiny models for the whole session: built once, never downloaded."""
 
+import gc
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 TINY_ADAPTERS = {"derm": "dermatology", "cardio": "cardiology"}
 
 
-@pytest.fixture(scope="session", autouse=True)
-def unsettled_interpreter() -> Iterator[None]:
-    """Replicas in this process leave its garbage collector and its threads as they are: a session
-    has hundreds of them, and CPython 3.11 parses source wrongly in threads that change often."""
-    from deployments import replica
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(replica, "gc", SimpleNamespace(collect=int, freeze=int))
-        patch.setattr(replica, "sys", SimpleNamespace(setswitchinterval=float))
-        yield
+@pytest.fixture(scope="module", autouse=True)
+def restored_interpreter() -> Iterator[None]:
+    """Replicas tune the interpreter of this process as they do in production; each module undoes
+    it, since a garbage collection would never reach what hundreds of frozen replicas leave."""
+    before = sys.getswitchinterval()
+    yield
+    sys.setswitchinterval(before)
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ FORBIDDEN = {
 }
 # Loaded only where settings name a Hugging Face encoder for the router.
 EXCEPTIONS = {"router/transformers_encoder.py": ("torch", "transformers")}
-SHARED_BY_SCRIPTS = ("arguments", "environment")
+SHARED_BY_SCRIPTS = ("arguments", "environment", "markdown")
 NO_RAY_NO_TORCH = ("keys", "messages", "settings")  # and the whole of deployments/api
 # The no-op deployments that benchmarks compare with: no part of the product.
 MAY_IMPORT_RAY = {"scripts/benchmarks/stand_in_model.py"}
@@ -104,6 +104,17 @@ def test_the_http_side_needs_neither_ray_nor_torch() -> None:
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("package", "others"),
+    [("model", ("ingress", "api")), ("ingress", ("model",)), ("api", ("ingress", "model"))],
+)
+def test_the_two_deployments_share_only_plain_data(package: str, others: tuple[str, ...]) -> None:
+    forbidden = tuple(f"deployments.{other}" for other in others)
+    for path in sources(f"deployments/{package}"):
+        bad = {m for m in imported(path) if offends(m, forbidden)}
+        assert not bad, f"{path.relative_to(ROOT)} imports {sorted(bad)}"
 
 
 def test_libraries_of_scripts_import_no_command() -> None:

@@ -27,7 +27,8 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from scripts.benchmarks.models import CHATML, byte_pair_tokenizer, unigram_tokenizer
+from scripts.benchmarks.models import CHATML
+from tests.tiny_tokenizers import byte_pair_tokenizer, unigram_tokenizer
 
 
 def make_tiny_llama(folder: Path, *, seed: int = 0, **options: Any) -> Path:

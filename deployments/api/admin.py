@@ -1,22 +1,15 @@
-"""The operator's side of the API: adapters come and go while the clinic is open.
-
-    GET    /v1/adapters                    the catalogue, and what each replica holds
-    POST   /v1/adapters                    a new adapter, or a new version of one
-    PATCH  /v1/adapters/{name}             activate, disable, pick a version, try out, promote, pin
-    DELETE /v1/adapters/{name}
-    POST   /v1/adapters/{name}/rollback    end a trial, or return to the version before
+"""The operator's endpoints: change the adapters while the clinic is running.
 
 200 or 201: every running replica has confirmed. 202: the change is made, and `unconfirmed` names
-the replicas that have not taken it over yet, and why. 409: it collides with the catalogue; 422: the
-adapter is not fit, or not to be had: every problem listed; 503: the state or the replicas cannot
-be reached, and nothing was changed.
+the replicas that do not serve it yet, and why. 409: it conflicts with the catalogue. 422: the
+adapter cannot be read or served; every problem is listed. 503: the state or the replicas cannot be
+reached, and nothing was changed.
 """
 
 from collections.abc import Awaitable, Callable
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.responses import Response
 
 from adapters.changes import ChangeRefused
 from adapters.ingest import IngestRefused, VersionRequest
@@ -25,26 +18,25 @@ from adapters.sources import SourceError, check_source
 from adapters.storage.local import StorageError
 from adapters.store import DamagedAdapter, RevisionMoved
 from deployments.adapter_admin import AdapterAdmin, NobodyToAsk, NotFit, Outcome
-from deployments.api.admin_models import AddAdapter, Revision, UpdateAdapter
-from deployments.api.middleware import Endpoint, catch_unexpected, read_request
-from deployments.api.protocol import ApiError
+from deployments.api.errors import ApiError, Endpoint
+from deployments.api.protocol import admin as bodies
+from deployments.api.protocol.base import json_response
+from deployments.api.request_body import read_request
 
 MAX_BODY_BYTES = 64 * 1024
 
 
-def admin_routes(admin: AdapterAdmin) -> list[Route]:
-    """For create_api. An admin key is asked for by whoever stands in front of these paths."""
+def admin_endpoints(admin: AdapterAdmin) -> dict[str, Endpoint]:
+    """Return the endpoints by their name in operations.py. The front door asks for an admin key."""
     api = _AdminApi(admin)
-    table: list[tuple[str, str, Endpoint]] = [
-        ("GET", "/v1/adapters", api.listed),
-        ("POST", "/v1/adapters", api.add),
-        ("PATCH", "/v1/adapters/{name}", api.update),
-        ("DELETE", "/v1/adapters/{name}", api.remove),
-        ("POST", "/v1/adapters/{name}/rollback", api.roll_back),
-    ]
-    return [
-        Route(path, catch_unexpected(_translated(call)), methods=[m]) for m, path, call in table
-    ]
+    endpoints: dict[str, Endpoint] = {
+        "adapters": api.listed,
+        "add_adapter": api.add,
+        "update_adapter": api.update,
+        "remove_adapter": api.remove,
+        "roll_back_adapter": api.roll_back,
+    }
+    return {name: _translated(endpoint) for name, endpoint in endpoints.items()}
 
 
 class _AdminApi:
@@ -52,10 +44,10 @@ class _AdminApi:
         self._admin = admin
 
     async def listed(self, request: Request) -> Response:
-        return JSONResponse(await self._admin.listed())
+        return json_response(bodies.AdaptersReply.model_validate(await self._admin.listed()))
 
     async def add(self, request: Request) -> Response:
-        asked = await read_request(request, AddAdapter, MAX_BODY_BYTES)
+        asked = await read_request(request, bodies.AddAdapter, MAX_BODY_BYTES)
         problems = check_source(asked.source)
         if problems:
             raise _error(422, "adapter_refused", problems)
@@ -70,40 +62,40 @@ class _AdminApi:
             pinned=asked.pinned,
             expected_revision=asked.expected_revision,
         )
-        return _reply(outcome, 201)
+        return _changed(outcome, 201)
 
     async def update(self, request: Request) -> Response:
-        asked = await read_request(request, UpdateAdapter, MAX_BODY_BYTES)
+        asked = await read_request(request, bodies.UpdateAdapter, MAX_BODY_BYTES)
         fields = asked.model_dump(exclude={"expected_revision"})
         outcome = await self._admin.update(_name(request), fields, asked.expected_revision)
-        return _reply(outcome, 200)
+        return _changed(outcome, 200)
 
     async def remove(self, request: Request) -> Response:
         asked = await _revision(request)
-        return _reply(await self._admin.remove(_name(request), asked.expected_revision), 200)
+        return _changed(await self._admin.remove(_name(request), asked.expected_revision), 200)
 
     async def roll_back(self, request: Request) -> Response:
         asked = await _revision(request)
-        return _reply(await self._admin.roll_back(_name(request), asked.expected_revision), 200)
+        return _changed(await self._admin.roll_back(_name(request), asked.expected_revision), 200)
 
 
 def _name(request: Request) -> str:
     return str(request.path_params["name"])
 
 
-async def _revision(request: Request) -> Revision:
-    return await read_request(request, Revision, MAX_BODY_BYTES, may_be_empty=True)
+async def _revision(request: Request) -> bodies.Revision:
+    return await read_request(request, bodies.Revision, MAX_BODY_BYTES, may_be_empty=True)
 
 
-def _reply(outcome: Outcome, status: int) -> Response:
-    body = {
-        "revision": outcome.revision,
-        "confirmed": not outcome.unconfirmed,
-        "replicas": outcome.num_replicas,
-        "unconfirmed": dict(outcome.unconfirmed),
-        "adapter": outcome.adapter,
-    }
-    return JSONResponse(body, status_code=202 if outcome.unconfirmed else status)
+def _changed(outcome: Outcome, status: int) -> Response:
+    reply = bodies.ChangeReply(
+        revision=outcome.revision,
+        confirmed=not outcome.unconfirmed,
+        replicas=outcome.num_replicas,
+        unconfirmed=dict(outcome.unconfirmed),
+        adapter=bodies.AdapterReply.model_validate(outcome.adapter) if outcome.adapter else None,
+    )
+    return json_response(reply, 202 if outcome.unconfirmed else status)
 
 
 def _error(status: int, code: str, problems: list[str]) -> ApiError:
@@ -114,7 +106,7 @@ _STATUS = {"invalid": 400, "not_found": 404, "conflict": 409}
 
 
 def _translated(call: Endpoint) -> Callable[[Request], Awaitable[Response]]:
-    """Domain errors become statuses; the messages name files and adapters, never questions."""
+    """Turn domain errors into statuses. Their messages name files and adapters, never questions."""
 
     async def translated(request: Request) -> Response:
         try:

@@ -1,19 +1,16 @@
-"""The key file, `<state_dir>/keys.json`: read, and changed by one writer at a time.
-
-JSON and not YAML: a JSON file that was cut off never parses, while half a YAML list is a shorter
-list. A change takes the lock (`keys.lock`), reads, writes a temporary file beside it, syncs it and
-renames it, so a reader sees the old file or the new one, and two writers lose nothing.
-
-API keys: how one looks, how it is kept, and how a presented one is recognised.
+"""API keys, and the file that holds them, `<state_dir>/keys.json`.
 
 A key is `pc-ID-SECRET`: ID is public (12 hex digits, it names the key in lists and limits), SECRET
-is 32 random bytes. What is kept is the SHA-256 of the whole key. A slow, salted hash (bcrypt,
+is 32 random bytes. The file holds the SHA-256 of the whole key. A slow, salted hash (bcrypt,
 Argon2) protects passwords, which can be guessed: 256 random bits cannot, however fast the hash, so
 it would only cost every request a tenth of a second.
+
+The file is JSON because a JSON file that was cut off never parses, while half a YAML list is a
+shorter list. A change takes the lock (`keys.lock`), reads, writes a temporary file, syncs it and
+renames it: a reader sees the old file or the new one, and no change of two writers is lost.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import hmac
 import json
@@ -21,11 +18,12 @@ import os
 import re
 import secrets
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
+from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 KeyKind = Literal["user", "admin"]
@@ -37,15 +35,15 @@ _NO_HASH = "0" * 64
 
 
 class KeyRecord(BaseModel):
-    """One key as the key file keeps it. `None` limits: the router's own default applies."""
+    """One key in the file. Limits that are None: the router's defaults apply."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    id: Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")]
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", repr=False)]
+    id: str = Field(pattern=r"^[0-9a-f]{12}$")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", repr=False)
     kind: KeyKind
-    name: Annotated[str, Field(max_length=80)] = ""
-    created: Annotated[str, Field(max_length=40)]  # ISO 8601, UTC
+    name: str = Field(default="", max_length=80)
+    created: str = Field(max_length=40)
     revoked: Annotated[str, Field(max_length=40)] | None = None
     requests_per_minute: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     tokens_per_minute: Annotated[int, Field(ge=1, le=1_000_000_000)] | None = None
@@ -57,7 +55,7 @@ class KeyRecord(BaseModel):
 
 
 class KeyTable:
-    """The keys in force. Never changed; a new file is a new table."""
+    """The valid keys. Never changed: a new file is a new table."""
 
     def __init__(self, records: Iterable[KeyRecord] = ()) -> None:
         self._active = {record.id: record for record in records if record.is_active}
@@ -74,7 +72,7 @@ class KeyTable:
         return sum(record.kind == "admin" for record in self._active.values())
 
     def find(self, presented: str) -> KeyRecord | None:
-        """The active key that `presented` is, or None. The secret is compared in constant time."""
+        """Return the active key that `presented` is, or None. Compares in constant time."""
         shaped = _SHAPE.fullmatch(presented)
         if shaped is None:
             return None
@@ -83,32 +81,18 @@ class KeyTable:
         return record if hmac.compare_digest(hash_key(presented), expected) else None
 
 
-def new_key(
-    kind: KeyKind,
-    *,
-    name: str = "",
-    requests_per_minute: int | None = None,
-    tokens_per_minute: int | None = None,
-    max_concurrent: int | None = None,
-) -> tuple[str, KeyRecord]:
-    """(the key, shown to its owner once; the record to keep).
+def new_key(kind: KeyKind, **fields: Any) -> tuple[str, KeyRecord]:
+    """Return the key, to be shown to its owner once, and the record to keep.
+
+    Args:
+        fields: name and limits, as in KeyRecord.
 
     Raises:
         pydantic.ValidationError: a limit or the name is out of bounds.
     """
     key_id = secrets.token_hex(6)
     key = f"pc-{key_id}-{secrets.token_urlsafe(_NUM_SECRET_BYTES)}"
-    record = KeyRecord(
-        id=key_id,
-        sha256=hash_key(key),
-        kind=kind,
-        name=name,
-        created=now(),
-        requests_per_minute=requests_per_minute,
-        tokens_per_minute=tokens_per_minute,
-        max_concurrent=max_concurrent,
-    )
-    return key, record
+    return key, KeyRecord(id=key_id, sha256=hash_key(key), kind=kind, created=now(), **fields)
 
 
 def hash_key(key: str) -> str:
@@ -123,7 +107,7 @@ FILE_NAME = "keys.json"
 MAX_KEYS = 10_000
 _MAX_FILE_BYTES = 16 * 2**20
 
-Stamp = tuple[int, int, int]
+Etag = tuple[int, int, int]
 
 
 class KeyFileError(ValueError):
@@ -134,17 +118,17 @@ class _KeyFile(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     format: Literal[1] = 1
-    keys: Annotated[list[KeyRecord], Field(max_length=MAX_KEYS)]
+    keys: list[KeyRecord] = Field(max_length=MAX_KEYS)
 
 
 class KeyStore:
-    """Args: folder: the state directory; it is made on the first change, for its owner only."""
+    """Args: folder: the state directory, made on the first change with access for its owner."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / FILE_NAME
 
-    def stamp(self) -> Stamp | None:
-        """Changes whenever the file is replaced or written; None: there is no file.
+    def etag(self) -> Etag | None:
+        """Return what changes whenever the file is replaced or written; None without a file.
 
         Raises:
             OSError: the folder cannot be looked at.
@@ -156,7 +140,7 @@ class KeyStore:
         return found.st_mtime_ns, found.st_size, found.st_ino
 
     def read(self) -> tuple[KeyRecord, ...]:
-        """All records, revoked ones too; none when there is no file.
+        """Return all records, revoked ones too; an empty tuple when there is no file.
 
         Raises:
             KeyFileError: unreadable, cut off, or not a key file.
@@ -178,29 +162,20 @@ class KeyStore:
         """Replace the records by `edit(records)`, with no other writer in between.
 
         Raises:
-            KeyFileError: the file is corrupt, and so is left as it is; or there are too many keys.
+            KeyFileError: the file is corrupt, and is left as it is; or there are too many keys.
             OSError: the folder cannot be written.
         """
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with self._locked():
+        with FileLock(self.path.with_suffix(".lock"), mode=0o600):
             changed = tuple(edit(self.read()))
             if len(changed) > MAX_KEYS:
                 raise KeyFileError(
                     f"{FILE_NAME}: {len(changed)} keys; at most {MAX_KEYS} are kept: use another "
-                    "state_dir, or take revoked ones out of the file"
+                    "state_dir, or remove revoked ones from the file"
                 )
             document = {"format": 1, "keys": [record.model_dump() for record in changed]}
             self._replace(json.dumps(document, indent=1).encode() + b"\n")
         return changed
-
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        descriptor = os.open(self.path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(descriptor)
 
     def _replace(self, content: bytes) -> None:
         # mkstemp's files are 0600, and the rename keeps that.
@@ -236,5 +211,5 @@ def _parsed(content: bytes) -> tuple[KeyRecord, ...]:
         raise KeyFileError(f"{FILE_NAME}: {'; '.join(lines)}") from None
     ids = [record.id for record in records]
     if len(set(ids)) < len(ids):
-        raise KeyFileError(f"{FILE_NAME}: an id stands there twice; keep one of each")
+        raise KeyFileError(f"{FILE_NAME}: an id is there twice; keep one of each")
     return tuple(records)

@@ -1,74 +1,110 @@
-"""The HTTP face of the clinic: `create_api(backend)` -> Starlette. No ray, no torch.
+"""The HTTP application, `create_api(backend)`, and the front door before it. No ray, no torch.
 
-    POST /ask                    one question, one answer or several opinions (ask.py)
-    POST /route                  classification only
-    POST /v1/chat/completions    OpenAI's shape; `model`: auto, an adapter, or base
-    POST /v1/completions         the prompt asked as one question (openai_endpoints.py)
-    GET  /v1/models  /v1/models/{model}  /v1/operator  /openapi.json  /healthz  /readyz
-    GET  /  /static/...          the page (pages.py)
-
-Every response carries x-request-id. Domain errors become HTTP statuses here and in http_io.py, and
-nowhere else.
+operations.py lists the paths. A request passes, in this order: response headers, limits on its size
+and time, CORS where origins are set, keys and rates (auth.py), request ids, its endpoint.
 """
 
+import time
 from collections.abc import Callable
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route as HttpRoute
+from starlette.types import ASGIApp
 
 from deployments.adapter_admin import AdapterAdmin
-from deployments.api.admin import admin_routes
+from deployments.api.admin import admin_endpoints
 from deployments.api.ask import AskEndpoint
+from deployments.api.auth import AuthMiddleware, KeySource
 from deployments.api.checks import check_count, check_known, check_text
-from deployments.api.middleware import (
+from deployments.api.errors import (
+    ApiError,
     Endpoint,
-    RequestIds,
     catch_unexpected,
     error_response,
-    http_error,
-    read_request,
+    on_http_error,
 )
+from deployments.api.middleware import RequestIds, ResponseHeaders
 from deployments.api.openai import OpenAIEndpoints
-from deployments.api.openai_replies import model_reply, models_reply
 from deployments.api.openapi import openapi_document
+from deployments.api.operations import ADMIN_OPERATIONS, OPERATIONS
 from deployments.api.pages import page_routes
-from deployments.api.protocol import ApiError, RouteRequest
-from deployments.api.replies import route_reply
+from deployments.api.protocol.admin import HealthReply, OperatorReply, ReadyReply
+from deployments.api.protocol.ask import RouteRequest, RoutesReply
+from deployments.api.protocol.base import RouteReply, json_response, route_fields
+from deployments.api.protocol.openai_replies import ModelsReply
+from deployments.api.request_body import read_request
+from deployments.api.request_limits import RequestLimits
 from deployments.messages import Backend, Outcome
+from deployments.settings import AccessLimits, Settings
+
+_RATES = (f"{a}-{b}" for a in ("limit", "remaining", "reset") for b in ("requests", "tokens"))
+_EXPOSED = ("retry-after", "x-request-id", *(f"x-ratelimit-{rate}" for rate in _RATES))
+
+
+def behind_front_door(
+    app: ASGIApp,
+    settings: Settings,
+    keys: KeySource,
+    live: Callable[[], AccessLimits],
+    *,
+    clock: Callable[[], float] = time.monotonic,
+    proxy_adds_id: bool = False,
+) -> ASGIApp:
+    """Wrap `app`, which finds the caller in `scope["state"]["caller"]` when keys are on.
+
+    Args:
+        proxy_adds_id: of ResponseHeaders.
+    """
+    guarded: ASGIApp = AuthMiddleware(app, settings.auth, keys, live, clock)
+    if settings.cors_origins:  # outside the keys: a preflight request carries none
+        guarded = CORSMiddleware(
+            guarded,
+            allow_origins=settings.cors_origins,
+            allow_methods=("GET", "POST", "PATCH", "DELETE"),
+            allow_headers=("*",),  # clients add their own, and no header carries rights by itself
+            expose_headers=_EXPOSED,
+        )
+    limited = RequestLimits(guarded, lambda: live().body_timeout_s)
+    return ResponseHeaders(limited, proxy_adds_id=proxy_adds_id)
 
 
 def create_api(backend: Backend, admin: AdapterAdmin | None = None) -> Starlette:
-    """The application. `backend` is the router deployment, or a small one in tests.
+    """Build the application.
 
-    `admin` changes the adapters; None: its paths are not there.
+    Args:
+        backend: the router deployment, or a small one in tests.
+        admin: changes the adapters; None: its paths are not there.
     """
-    api = _Api(backend, openapi_document(with_admin=admin is not None))
     openai = OpenAIEndpoints(backend)
-    table: list[tuple[str, str, Endpoint]] = [
-        ("POST", "/ask", AskEndpoint(backend)),
-        ("POST", "/route", api.route),
-        ("POST", "/v1/chat/completions", openai.chat),
-        ("POST", "/v1/completions", openai.completions),
-        ("GET", "/v1/models", api.models),
-        ("GET", "/v1/models/{model}", api.model),
-        ("GET", "/openapi.json", api.openapi),
-        ("GET", "/v1/operator", api.operator),
-        ("GET", "/healthz", api.healthz),
-        ("GET", "/readyz", api.readyz),
-    ]
+    api = _Api(backend, openapi_document(with_admin=admin is not None))
+    endpoints: dict[str, Endpoint] = {
+        "ask": AskEndpoint(backend),
+        "route": api.route,
+        "chat": openai.chat,
+        "complete": openai.completions,
+        "models": api.models,
+        "model": api.model,
+        "openapi": api.openapi,
+        "operator": api.operator,
+        "healthz": api.healthz,
+        "readyz": api.readyz,
+    }
+    if admin:
+        endpoints |= admin_endpoints(admin)
     routes = [
-        HttpRoute(path, catch_unexpected(call), methods=[method]) for method, path, call in table
+        HttpRoute(o.path, catch_unexpected(endpoints[o.name]), methods=[o.method])
+        for o in (*OPERATIONS, *(ADMIN_OPERATIONS if admin else ()))
     ]
     routes += page_routes()
-    routes += admin_routes(admin) if admin else []
     handlers: dict[Any, Callable[..., Response]] = {
-        ApiError: error_response,
-        HTTPException: http_error(sorted({route.path for route in routes})),
+        ApiError: lambda request, error: error_response(error),
+        HTTPException: on_http_error(sorted({route.path for route in routes})),
     }
     return Starlette(
         routes=routes, exception_handlers=handlers, middleware=[Middleware(RequestIds)]
@@ -76,6 +112,8 @@ def create_api(backend: Backend, admin: AdapterAdmin | None = None) -> Starlette
 
 
 class _Api:
+    """The endpoints that answer no question."""
+
     def __init__(self, backend: Backend, openapi: dict[str, Any]) -> None:
         self._backend = backend
         self._openapi = openapi
@@ -90,26 +128,28 @@ class _Api:
         for route in routes:
             outcome = Outcome(route.specialty, route.adapter, "routed", route.confidence)
             self._backend.record(outcome)
-        return JSONResponse({"routes": [route_reply(route) for route in routes]})
+        return json_response(
+            RoutesReply(routes=[RouteReply(**route_fields(route)) for route in routes])
+        )
 
     async def models(self, request: Request) -> Response:
-        return JSONResponse(models_reply(self._backend.clinic))
+        return json_response(ModelsReply.of(self._backend.clinic))
 
     async def model(self, request: Request) -> Response:
         name, clinic = request.path_params["model"], self._backend.clinic
         check_known("model", name, clinic.model_names)
-        return JSONResponse(model_reply(clinic, name))
+        return json_response(next(m for m in ModelsReply.of(clinic).data if m.id == name))
 
     async def openapi(self, request: Request) -> Response:
         return JSONResponse(self._openapi)
 
     async def operator(self, request: Request) -> Response:
-        return JSONResponse(await self._backend.operator_report())
+        return json_response(OperatorReply(**await self._backend.operator_report()))
 
     async def healthz(self, request: Request) -> Response:
-        return JSONResponse({"status": "ok"})
+        return json_response(HealthReply(status="ok"))
 
     async def readyz(self, request: Request) -> Response:
         is_ready, report = await self._backend.readiness()
-        status = "ready" if is_ready else "not_ready"
-        return JSONResponse({"status": status, **report}, status_code=200 if is_ready else 503)
+        reply = ReadyReply(status="ready" if is_ready else "not_ready", **report)
+        return json_response(reply, 200 if is_ready else 503)

@@ -14,48 +14,42 @@ from dataclasses import dataclass
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
+from adapters.prompting import Message
 from deployments.api.checks import check_known, check_text, max_tokens_of, timeout_of
-from deployments.api.middleware import (
-    charge,
-    internal_error,
-    log_unexpected,
-    read_request,
-    request_id_of,
-    session_id_of,
-)
-from deployments.api.opinions import consulted, routed
-from deployments.api.protocol import ApiError, AskRequest
-from deployments.api.replies import ask_reply, ending_reply, opening_reply, opinion_head, version_of
-from deployments.api.streaming import (
-    AnswerStream,
-    Completed,
-    EventStream,
-    Generation,
-    error_body,
-    sse,
-)
+from deployments.api.errors import ApiError, internal_error, invalid, log_unexpected
+from deployments.api.generation import Completed, Generation
+from deployments.api.middleware import request_id_of, session_id_of
+from deployments.api.protocol import ask as bodies
+from deployments.api.protocol.base import ending_fields, json_response, rounded, route_fields
+from deployments.api.request_body import read_request
+from deployments.api.streaming import AnswerStream, EventStream, charge, sse
 from deployments.engine.request import SamplingParams
-from deployments.messages import Backend, GenerateRequest, Turn
-from router.policy import Route
+from deployments.messages import Backend, GenerateRequest, ServedModels
+from router.policy import Reason, Route
 
 
 @dataclass(frozen=True, slots=True)
 class _Consultation:
-    """A question on its way to those who answer it; `heads[i]` says who gives `answers[i]`."""
+    """A question and those who answer it; `heads[i]` says who gives `answers[i]`."""
 
     request_id: str
     session_id: str | None
     route: Route
     route_s: float
-    heads: Sequence[dict[str, Any]]
+    heads: Sequence[bodies.OpinionHead]
     answers: Sequence[Generation]
     is_consulted: bool
 
     @property
-    def num_tokens(self) -> int:
-        return sum(answer.num_tokens for answer in self.answers)
+    def ids(self) -> dict[str, Any]:
+        return {"id": self.request_id, "session_id": self.session_id}
+
+    def route_fields(self, head: bodies.OpinionHead) -> dict[str, Any]:
+        """Return the fields of AnsweredRoute: the route's, with who answers taken from `head`."""
+        answering = {key: getattr(head, key) for key in ("specialty", "adapter", "adapter_version")}
+        return route_fields(self.route) | answering
 
 
 class AskEndpoint:
@@ -65,7 +59,7 @@ class AskEndpoint:
     async def __call__(self, request: Request) -> Response:
         accepted_at = time.time()
         limits = self._backend.limits
-        asked = await read_request(request, AskRequest, limits.max_body_bytes)
+        asked = await read_request(request, bodies.AskRequest, limits.max_body_bytes)
         check_text("question", asked.question, max_chars=limits.max_question_chars)
         _check_conflicts(asked)
         if asked.specialty is not None:
@@ -73,94 +67,117 @@ class AskEndpoint:
         clinic = self._backend.clinic
         sampling = SamplingParams(max_tokens_of("max_tokens", asked.max_tokens, clinic))
         deadline_at = accepted_at + timeout_of(asked.timeout_s, limits.max_timeout_s)
-        session_id = session_id_of(request, asked.session_id)
-        consultation = await self._consultation(
-            request_id_of(request), session_id, asked, sampling, deadline_at
-        )
-        if asked.stream:
-            return await self._streamed(request, consultation)
-        return await self._whole(request, consultation)
+        ids = request_id_of(request), session_id_of(request, asked.session_id)
+        consultation = await self._consultation(ids, asked, sampling, deadline_at)
+        if not asked.stream:
+            return await _whole(request, consultation)
+        stream = AnswerStream(consultation.answers)
+        await stream.begin()
+        return EventStream(request, _events(consultation, stream), stream)
 
     async def _consultation(
         self,
-        request_id: str,
-        session_id: str | None,
-        asked: AskRequest,
+        ids: tuple[str, str | None],
+        asked: bodies.AskRequest,
         sampling: SamplingParams,
         deadline_at: float,
     ) -> _Consultation:
+        request_id, session_id = ids
         started = time.perf_counter()
         route = await self._route(asked)
         route_s = time.perf_counter() - started
-        if asked.consult is None:
-            speakers = [routed(route)]
-        else:
-            speakers = consulted(self._backend, route, asked.question, asked.consult)
         clinic = self._backend.clinic.for_session(session_id)
-        calls = [
-            GenerateRequest(
-                request_id=request_id if len(speakers) == 1 else f"{request_id}.{opinion}",
-                turns=(Turn("user", asked.question),),
-                adapter=speaker.adapter,
+        heads = _heads(self._backend, clinic, route, asked)
+
+        def generation(head: bodies.OpinionHead) -> Generation:
+            call = GenerateRequest(
+                request_id=request_id if len(heads) == 1 else f"{request_id}.{head.opinion}",
+                turns=(Message("user", asked.question),),
+                adapter=head.adapter,
                 sampling=sampling,
                 stream=asked.stream,
                 answer_language=self._backend.answer_language(route),
                 deadline_at=deadline_at,
                 session_id=session_id,
-                adapter_version=version_of(speaker.adapter, clinic),
+                adapter_version=head.adapter_version,
             )
-            for opinion, speaker in enumerate(speakers)
-        ]
+            confidence = None if head.opinion else route.confidence
+            return Generation(self._backend, call, head.specialty, confidence)
+
+        answers = [generation(head) for head in heads]
         return _Consultation(
-            request_id,
-            session_id,
-            route,
-            route_s,
-            [opinion_head(opinion, s, clinic) for opinion, s in enumerate(speakers)],
-            [
-                Generation(self._backend, call, s.specialty, None if opinion else route.confidence)
-                for opinion, (call, s) in enumerate(zip(calls, speakers, strict=True))
-            ],
-            asked.consult is not None,
+            request_id, session_id, route, route_s, heads, answers, asked.consult is not None
         )
 
-    async def _route(self, asked: AskRequest) -> Route:
+    async def _route(self, asked: bodies.AskRequest) -> Route:
         if asked.specialty is not None:
             return self._backend.explicit(asked.specialty, asked.question)
         return (await self._backend.classify([[asked.question]], asked.min_confidence))[0]
 
-    async def _whole(self, request: Request, consultation: _Consultation) -> Response:
-        try:
-            results = await asyncio.gather(*map(_settled, consultation.answers))
-        finally:
-            charge(request, consultation.num_tokens)
-        standing = [result for result in results if isinstance(result, Completed)]
-        if not standing:
-            assert isinstance(results[0], ApiError), "neither an answer nor a failure"
-            raise results[0]
-        reply = ask_reply(
-            consultation.request_id,
-            consultation.session_id,
-            consultation.route,
-            list(zip(consultation.heads, results, strict=True)),
-            consultation.route_s,
-            is_consulted=consultation.is_consulted,
+
+def _heads(
+    backend: Backend, clinic: ServedModels, route: Route, asked: bodies.AskRequest
+) -> list[bodies.OpinionHead]:
+    """Return who answers: the routed specialist or, with consult, the most probable specialists
+    that have an adapter. Where there is none, and out of scope, it is the base model alone."""
+    chosen: list[tuple[str | None, float | None, str | None]]
+    if asked.consult is None:
+        chosen = [(route.specialty, route.confidence if route.specialty else None, route.adapter)]
+    elif route.reason is Reason.OUT_OF_SCOPE or not route.specialists:
+        chosen = [(None, None, None)]
+    else:
+        chosen = [
+            (s.specialty, s.probability, backend.explicit(s.specialty, asked.question).adapter)
+            for s in route.specialists[: asked.consult]
+        ]
+    return [
+        bodies.OpinionHead(
+            opinion=opinion,
+            specialty=specialty,
+            probability=rounded(probability),
+            adapter=adapter,
+            adapter_version=clinic.version_of(adapter),
         )
-        return JSONResponse(reply)
+        for opinion, (specialty, probability, adapter) in enumerate(chosen)
+    ]
 
-    async def _streamed(self, request: Request, consultation: _Consultation) -> Response:
-        stream = AnswerStream(consultation.answers)
-        await stream.begin()
 
-        async def close() -> None:
-            await stream.close()
-            charge(request, consultation.num_tokens)
+async def _whole(request: Request, consultation: _Consultation) -> Response:
+    try:
+        results = await asyncio.gather(*map(_settled, consultation.answers))
+    finally:
+        charge(request, sum(answer.num_tokens for answer in consultation.answers))
+    opinions = list(zip(consultation.heads, results, strict=True))
+    answered = [(head, result) for head, result in opinions if isinstance(result, Completed)]
+    if not answered:
+        assert isinstance(results[0], ApiError), "neither an answer nor a failure"
+        raise results[0]
+    head, first = answered[0]
+    route_s = consultation.route_s
+    reply = bodies.AskReply(
+        **consultation.ids,
+        answer=first.text,
+        **consultation.route_fields(head),
+        **ending_fields(first.event, route_s),
+    )
+    if consultation.is_consulted:
+        reply.opinions = [_opinion(head, result, route_s) for head, result in opinions]
+    return json_response(reply)
 
-        return EventStream(_events(consultation, stream), close=close)
+
+def _opinion(
+    head: bodies.OpinionHead, result: Completed | ApiError, route_s: float
+) -> bodies.OpinionReply:
+    if isinstance(result, ApiError):
+        ending: dict[str, Any] = dict.fromkeys(("answer", "usage", "timings_ms"))
+        ending |= {"finish_reason": "error", "error": result.reply()}
+    else:
+        ending = {"answer": result.text, **ending_fields(result.event, route_s), "error": None}
+    return bodies.OpinionReply(**dict(head), **ending)
 
 
 async def _settled(answer: Generation) -> Completed | ApiError:
-    """The answer, or why there is none: the other opinions stand."""
+    """Return the answer, or why it failed: the other opinions stand."""
     try:
         return await answer.whole()
     except ApiError as error:
@@ -171,37 +188,34 @@ async def _settled(answer: Generation) -> Completed | ApiError:
 
 
 async def _events(consultation: _Consultation, stream: AnswerStream) -> AsyncGenerator[str, None]:
-    request_id = consultation.request_id
-    opening = opening_reply(
-        request_id, consultation.session_id, consultation.route, consultation.heads
+    request_id, route_s = consultation.request_id, consultation.route_s
+    heads = consultation.heads
+    opening = bodies.AskRouteEvent(
+        **consultation.ids, **consultation.route_fields(heads[0]), opinions=list(heads)
     )
     yield sse(opening, "route")
     failures: list[ApiError] = []
-    async for piece in stream:
-        if piece.text:
-            yield sse({"opinion": piece.opinion, "text": piece.text}, "token")
-        if piece.failure is not None:
-            failures.append(piece.failure)
-            failed = {"opinion": piece.opinion, **error_body(piece.failure, request_id)}
-            yield sse(failed, "answer")
-        elif piece.event is not None:
-            ending = ending_reply(piece.event, consultation.route_s)
-            yield sse({"opinion": piece.opinion, **ending}, "answer")
+    async for item in stream:
+        if item.text:
+            yield sse(bodies.AskTokenEvent(opinion=item.opinion, text=item.text), "token")
+        if item.failure is not None:
+            failures.append(item.failure)
+            error = item.failure.reply(request_id=request_id)
+            yield sse(bodies.AskFailedEvent(opinion=item.opinion, error=error), "answer")
+        elif item.event is not None:
+            ending = ending_fields(item.event, route_s)
+            yield sse(bodies.AskAnswerEvent(opinion=item.opinion, **ending), "answer")
     if len(failures) == len(consultation.answers):
-        yield sse(error_body(failures[0], request_id), "error")
+        yield sse(bodies.StreamErrorEvent(error=failures[0].reply(request_id=request_id)), "error")
     else:
-        yield sse({"id": request_id}, "done")
+        yield sse(bodies.AskDoneEvent(id=request_id), "done")
 
 
-def _check_conflicts(asked: AskRequest) -> None:
-    """Fields that would be without effect beside `specialty` are refused, not ignored."""
+def _check_conflicts(asked: bodies.AskRequest) -> None:
+    """Refuse fields that would have no effect together with `specialty`."""
     if asked.specialty is None:
         return
     for param in ("consult", "min_confidence"):
         if getattr(asked, param) is not None:
-            raise ApiError(
-                400,
-                "conflicting_fields",
-                f"{param}: with specialty the router is not asked; send {param} or specialty",
-                param=param,
-            )
+            message = f"with specialty the router is not asked; send {param} or specialty"
+            raise invalid(param, message, code="conflicting_fields")

@@ -1,38 +1,74 @@
-"""Keys and limits in front of the application: who may pass, and how many at the same time.
+"""API keys and limits before the application: which requests pass, and how many at the same time.
 
-Pure ASGI: nothing is buffered, no task is made, so a stream passes as it comes and a client that
-leaves is noticed as before.
+Pure ASGI: nothing is buffered and no task is made, so a stream passes as it comes, and a client
+that leaves is noticed.
 """
 
 import time
 from collections.abc import Callable
+from typing import Literal, Protocol
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.api.api_keys import KeyTable
-from deployments.api.paths import Need, local_path, need_of
-from deployments.api.protocol import ApiError
+from deployments.api.errors import ApiError
+from deployments.api.middleware import PAGE_PATHS, STATIC, is_under, local_path, refuse
 from deployments.api.rate_limits import Caller, Excess, Limits, UsageTable
-from deployments.api.refusal import error_response
-from deployments.ingress.key_watch import KeyWatch
 from deployments.settings import AccessLimits, AuthSettings
 
 _CHALLENGE = {"www-authenticate": 'Bearer realm="polyclinic"'}
 _OVERLOADED_RETRY_S = 1
+_CREATE = "(python -m deployments.keys create --kind admin)"
+_NO_KEY = (
+    "no API key: send 'Authorization: Bearer KEY' (or 'x-api-key: KEY'); the operator makes one "
+    "with python -m deployments.keys create"
+)
+_ADMIN_IS_CLOSED = (
+    "this path needs an admin key, also while auth.mode is open: make one with "
+    "python -m deployments.keys create --kind admin and send 'Authorization: Bearer KEY', "
+    "or set args.auth.open_admin: true where everybody who reaches the server may do this"
+)
+
+Need = Literal["nothing", "key", "admin"]
+
+# The page and what it loads, probes, and the description of the API. They hold no answers.
+OPEN_PATHS = frozenset((*PAGE_PATHS, "/healthz", "/readyz", "/openapi.json", "/favicon.ico"))
+ADMIN_PATHS = ("/v1/adapters", "/v1/operator", "/v1/keys")
+
+
+def need_of(path: str) -> Need:
+    """Return what a request to `path` (see `local_path`) must show.
+
+    A path that is in neither list needs a key, so a new route is closed until somebody opens it.
+    """
+    if is_under(path, ADMIN_PATHS):
+        return "admin"
+    if path in OPEN_PATHS or is_under(path, (STATIC,)):
+        return "nothing"
+    return "key"
+
+
+class KeySource(Protocol):
+    """The keys that are valid now."""
+
+    @property
+    def current(self) -> KeyTable: ...
 
 
 class AuthMiddleware:
-    """Args:
-    live: the live settings now: limits of keys that have none of their own, and of this replica.
-    clock: seconds, monotonic.
+    """Answer 401, 403, 429 or 503, or pass the request on with its caller.
+
+    Args:
+        live: returns the live settings: this replica's limits, and those of keys without own ones.
+        clock: seconds, monotonic.
     """
 
     def __init__(
         self,
         app: ASGIApp,
         auth: AuthSettings,
-        keys: KeyWatch,
+        keys: KeySource,
         live: Callable[[], AccessLimits],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -40,7 +76,7 @@ class AuthMiddleware:
         self._auth = auth
         self._keys = keys
         self._live = live
-        self._ledger = UsageTable(clock)
+        self._usages = UsageTable(clock)
         self._table: KeyTable | None = None
         self.num_running = 0
 
@@ -55,22 +91,22 @@ class AuthMiddleware:
         try:
             caller = self._identify(Headers(scope=scope), need)
         except ApiError as error:
-            await error_response(error, scope, receive, send)
+            await refuse(error, scope, receive, send)
             return
         await self._admitted(caller, scope, receive, send)
 
     async def _admitted(
         self, caller: Caller | None, scope: Scope, receive: Receive, send: Send
     ) -> None:
-        """Count the request in, pass it on, count it out, however it ends."""
+        """Count the request, pass it on, and stop counting it however it ends."""
         live = self._live()
         if self.num_running >= live.max_concurrent:
-            await error_response(_overloaded(live.max_concurrent), scope, receive, send)
+            await refuse(_overloaded(live.max_concurrent), scope, receive, send)
             return
         excess = caller.usage.admit(caller.limits) if caller else None
         if caller and excess:
             headers = caller.usage.headers(caller.limits)
-            await error_response(_too_many(excess), scope, receive, send, headers)
+            await refuse(_too_many(excess), scope, receive, send, headers)
             return
         self.num_running += 1
         try:
@@ -85,44 +121,37 @@ class AuthMiddleware:
                 caller.usage.end()
 
     def _identify(self, headers: Headers, need: Need) -> Caller | None:
-        """Who asks; None when nobody has to say.
+        """Return who asks; None where no key is needed.
 
         Raises:
-            ApiError: 401 without a valid key, 403 with one that may not do this.
+            ApiError: 401 without a valid key, 403 with a key that may not do this.
         """
         if self._auth.mode == "open" and (need == "key" or self._auth.open_admin):
             return None
         presented = _presented_key(headers)
         if presented is None:
-            raise _admin_is_closed() if self._auth.mode == "open" else _no_key()
+            if self._auth.mode == "open":
+                raise ApiError(403, "admin_key_required", _ADMIN_IS_CLOSED)
+            raise _unauthorized("missing_api_key", _NO_KEY)
         record = self._current().find(presented)
         if record is None:
-            raise ApiError(
-                401,
-                "invalid_api_key",
-                "the API key is not valid here: it is mistyped, revoked, or of another server",
-                headers=_CHALLENGE,
-            )
+            message = "the API key is not valid here: it is mistyped, revoked, or of another server"
+            raise _unauthorized("invalid_api_key", message)
         if need == "admin" and record.kind != "admin":
-            raise ApiError(
-                403,
-                "admin_key_required",
-                f"key {record.id} is a user key; this path needs an admin key "
-                "(python -m deployments.keys create --kind admin)",
-            )
-        defaults = self._default_limits()
-        return Caller(record.id, record.kind, self._ledger.usage(record.id), defaults.of(record))
+            message = f"key {record.id} is a user key; this path needs an admin key " + _CREATE
+            raise ApiError(403, "admin_key_required", message)
+        live = self._live()
+        defaults = Limits(
+            live.requests_per_minute, live.tokens_per_minute, live.max_concurrent_per_key
+        )
+        return Caller(record.id, record.kind, self._usages.usage(record.id), defaults.of(record))
 
     def _current(self) -> KeyTable:
         table = self._keys.current
         if table is not self._table:
-            self._ledger.forget_all_but(table.ids)
+            self._usages.forget_all_but(table.ids)
             self._table = table
         return table
-
-    def _default_limits(self) -> Limits:
-        live = self._live()
-        return Limits(live.requests_per_minute, live.tokens_per_minute, live.max_concurrent_per_key)
 
 
 def _with_limits(caller: Caller, send: Send) -> Send:
@@ -136,44 +165,23 @@ def _with_limits(caller: Caller, send: Send) -> Send:
 
 
 def _presented_key(headers: Headers) -> str | None:
-    """The key of `Authorization: Bearer KEY` or `x-api-key: KEY`.
+    """Return the key of `Authorization: Bearer KEY` or `x-api-key: KEY`; None without either.
 
     Raises:
-        ApiError: 401; the header is there, and is neither.
+        ApiError: 401; the header is there, and has another form.
     """
     given = headers.getlist("authorization")
     if not given:
         return headers.get("x-api-key")
     scheme, _, key = given[0].partition(" ")
     if len(given) > 1 or scheme.lower() != "bearer" or not key.strip():
-        raise ApiError(
-            401,
-            "invalid_api_key",
-            "Authorization: one header of the form 'Bearer KEY' is expected",
-            param="authorization",
-            headers=_CHALLENGE,
-        )
+        message = "Authorization: one header of the form 'Bearer KEY' is expected"
+        raise _unauthorized("invalid_api_key", message, param="authorization")
     return key.strip()
 
 
-def _no_key() -> ApiError:
-    return ApiError(
-        401,
-        "missing_api_key",
-        "no API key: send 'Authorization: Bearer KEY' (or 'x-api-key: KEY'); the operator makes "
-        "one with python -m deployments.keys create",
-        headers=_CHALLENGE,
-    )
-
-
-def _admin_is_closed() -> ApiError:
-    return ApiError(
-        403,
-        "admin_key_required",
-        "this path needs an admin key, also while auth.mode is open: make one with "
-        "python -m deployments.keys create --kind admin and send 'Authorization: Bearer KEY', "
-        "or set args.auth.open_admin: true where everybody who reaches the server may do this",
-    )
+def _unauthorized(code: str, message: str, param: str | None = None) -> ApiError:
+    return ApiError(401, code, message, param=param, headers=_CHALLENGE)
 
 
 def _overloaded(limit: int) -> ApiError:

@@ -1,137 +1,144 @@
-"""Bytes -> a request of schema.py, or an ApiError that names every bad field."""
+"""What every refusal and failure looks like to a client: code, status, body.
 
-import json
-from typing import Any, TypeVar
+Domain errors become HTTP statuses here (and, for adapters, in admin.py), and nowhere else.
+"""
 
-from pydantic import BaseModel, ValidationError
+import logging
+import traceback
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
 
-from deployments.api.protocol import (
-    COUNTS,
-    OPENAI_FIELDS_WE_LACK,
-    ApiError,
-    OpenAIRequest,
-    RequestModel,
-)
-from deployments.settings import nearest
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
 
-RequestT = TypeVar("RequestT", bound=RequestModel)
+from deployments.api.protocol.base import ErrorDetail, ErrorReply, json_response
+from deployments.engine.request import ErrorInfo
+
+logger = logging.getLogger(__name__)
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+# Code of an ErrorInfo -> status. The engine's (deployments/engine/request.py draws their tree):
+STATUS = {
+    "refused": 400,
+    "empty_prompt": 400,
+    "prompt_too_long": 400,
+    "output_too_long": 400,
+    "queue_full": 503,
+    "unknown_adapter": 503,
+    "engine_stopped": 503,
+    "engine_error": 500,
+    "decoder_failed": 500,
+    # Raised where an adapter is loaded or a decoder is built, before there is a request:
+    "adapter_bank_refused": 500,
+    "adapter_has_no_effect": 500,
+    "adapter_not_supported": 500,
+    "fast_decoder_impossible": 500,
+    # A model replica's, and the router's of a replica that it cannot reach:
+    "adapter_gone": 503,
+    "adapter_unavailable": 503,
+    "replica_lost": 503,
+    "no_replica": 503,
+}
 
 
-def parse_json(body: bytes) -> Any:
-    """JSON text -> value; NaN is kept, so that the field holding it can be named.
+class ApiError(Exception):
+    """A refusal, in OpenAI's error shape.
 
-    Raises:
-        ApiError: 400 when it is not UTF-8 JSON, is nested too deeply, or repeats a key.
+    `code` is stable and meant for programs, `param` names the field, `detail` holds what a client
+    may want to read without parsing the message (limit, choices).
     """
-    try:
-        return json.loads(body.decode("utf-8"), object_pairs_hook=_no_repeated_keys)
-    except UnicodeDecodeError as error:
-        raise ApiError(
-            400, "invalid_json", f"the body is not UTF-8 (byte {error.start}): send JSON in UTF-8"
-        ) from None
-    except RecursionError:
-        raise ApiError(400, "invalid_json", "the body's JSON is nested too deeply") from None
-    except ValueError as error:
-        raise ApiError(400, "invalid_json", f"the body is not JSON: {error}") from None
 
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        *,
+        param: str | None = None,
+        detail: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+        self.param = param
+        self.detail = dict(detail or {})
+        self.headers = dict(headers or {})
 
-def _no_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) < len(pairs):
-        keys = [key for key, _ in pairs]
-        repeated = sorted({key for key in keys if keys.count(key) > 1})
-        raise ApiError(
-            400, "invalid_json", f"the body repeats the key(s) {', '.join(map(_shown, repeated))}"
+    def reply(self, **more: Any) -> ErrorDetail:
+        """Build the `error` of a body; `more` is added to its fields."""
+        return ErrorDetail(
+            message=self.message,
+            type="invalid_request_error" if self.status < 500 else "server_error",
+            param=self.param,
+            code=self.code,
+            **self.detail,
+            **more,
         )
-    return result
 
 
-def parse_request(model: type[RequestT], value: Any) -> RequestT:
-    """JSON value -> request.
+def engine_error(error: ErrorInfo) -> ApiError:
+    """Return the ApiError of an engine's error. A code that is not in STATUS is a 500."""
+    headers = {} if error.retry_after_s is None else {"retry-after": str(error.retry_after_s)}
+    status = STATUS.get(error.code, 500)
+    return ApiError(status, error.code, error.message, param=error.param, headers=headers)
 
-    Raises:
-        ApiError: 400 naming every bad field, its value and what is allowed.
+
+def internal_error() -> ApiError:
+    return ApiError(500, "internal_error", "internal error; the server's log names the cause")
+
+
+def invalid(param: str, message: str, *, code: str = "invalid_value", **detail: Any) -> ApiError:
+    """Return a 400 that names its field before the message."""
+    return ApiError(400, code, f"{param}: {message}", param=param, detail=detail)
+
+
+def bad_id(header: str, given: str) -> ApiError:
+    """Return the refusal of an id that does not match ID_PATTERN."""
+    return invalid(header, f"{ascii(given[:60])}: 1 to 128 letters, digits, '.', '_' or '-'")
+
+
+def error_response(error: ApiError) -> Response:
+    return json_response(ErrorReply(error=error.reply()), error.status, error.headers)
+
+
+def on_http_error(paths: list[str]) -> Callable[[Request, HTTPException], Response]:
+    """Return the handler of Starlette's refusals. `paths`: those of the API, for the 404."""
+
+    def handle(request: Request, error: HTTPException) -> Response:
+        headers = dict(error.headers or {})
+        if error.status_code == 404:
+            message = f"no such path: {ascii(request.url.path[:80])}; there are {', '.join(paths)}"
+            return error_response(ApiError(404, "path_not_found", message))
+        if error.status_code == 405:
+            message = f"{request.method} is not allowed here: use {headers.get('Allow', 'POST')}"
+            return error_response(ApiError(405, "method_not_allowed", message, headers=headers))
+        return error_response(ApiError(error.status_code, "http_error", str(error.detail)))
+
+    return handle
+
+
+def catch_unexpected(endpoint: Endpoint) -> Endpoint:
+    """Wrap an endpoint: an unexpected failure is a 500, logged without the exception's text.
+
+    The text of an exception may quote a question, so the log gets its type and its place.
     """
-    if not isinstance(value, dict):
-        raise ApiError(
-            400,
-            "invalid_body",
-            f"the body is a JSON {_json_type(value)}: send an object with the field(s) "
-            f"{', '.join(sorted(model.model_fields))}",
-        )
-    if issubclass(model, OpenAIRequest):
-        value = _without_neutral_fields(value, model)
-    try:
-        return model.model_validate(value)
-    except ValidationError as error:
-        raise _as_api_error(error, model) from None
+
+    async def call(request: Request) -> Response:
+        try:
+            return await endpoint(request)
+        except (ApiError, HTTPException):
+            raise
+        except Exception as error:
+            log_unexpected(error, request.url.path)
+            return error_response(internal_error())
+
+    return call
 
 
-def _without_neutral_fields(value: dict[str, Any], model: type[BaseModel]) -> dict[str, Any]:
-    kept = {}
-    for key, item in value.items():
-        if key in model.model_fields or key not in OPENAI_FIELDS_WE_LACK:
-            kept[key] = item
-        elif not _is_neutral(key, item):
-            raise ApiError(
-                400,
-                "unsupported_field",
-                f"{key}: not supported by this server (got {_shown(item)}): leave it out",
-                param=key,
-                detail={"allowed": sorted(model.model_fields)},
-            )
-    return kept
-
-
-def _is_neutral(key: str, value: Any) -> bool:
-    """Whether the value asks for nothing. `True == 1` in Python: a bool is no number here."""
-    if isinstance(value, bool):
-        return value is False
-    if isinstance(value, int | float):
-        return value == (1 if key in COUNTS else 0)
-    return value in (None, [], {}, {"type": "text"})
-
-
-def _as_api_error(error: ValidationError, model: type[BaseModel]) -> ApiError:
-    problems = [_problem(dict(item), model) for item in error.errors()]
-    param = _path(error.errors()[0]["loc"])
-    unknown = error.errors()[0]["type"] == "extra_forbidden"
-    return ApiError(
-        400,
-        "unknown_field" if unknown else "invalid_value",
-        "; ".join(dict.fromkeys(problems)),
-        param=param or None,
-    )
-
-
-def _problem(item: dict[str, Any], model: type[BaseModel]) -> str:
-    path = _path(item["loc"]) or "body"
-    if item["type"] == "extra_forbidden":
-        valid = model.model_fields if len(item["loc"]) == 1 else ()
-        hint = f"; {nearest(str(item['loc'][0]), valid)}" if valid else ""
-        return f"{_shown(path)}: unknown field{hint}"
-    if item["type"] == "missing":
-        return f"{path}: required, and missing"
-    return f"{path}: {item['msg']} (got {_shown(item['input'])})"
-
-
-def _path(loc: tuple[int | str, ...]) -> str:
-    """("messages", 0, "content", "list[TextPart]") -> "messages.0.content": no type names."""
-    return ".".join(
-        str(p)
-        for p in loc
-        if isinstance(p, int) or (p.islower() and p.isidentifier() and p != "str")
-    )
-
-
-def _shown(value: Any) -> str:
-    """A value as a client may see it again: at most 60 characters, ASCII."""
-    if isinstance(value, dict | list):
-        return f"a JSON {_json_type(value)}"
-    text = ascii(value)
-    return text if len(text) <= 60 else f"{text[:57]}... ({len(str(value))} characters)"
-
-
-def _json_type(value: Any) -> str:
-    names = {dict: "object", list: "array", str: "string", bool: "boolean", type(None): "null"}
-    return names.get(type(value), "number")
+def log_unexpected(error: Exception, where: str) -> None:
+    frames = "".join(traceback.format_tb(error.__traceback__))
+    logger.error("unexpected %s on %s\n%s", type(error).__name__, where, frames)

@@ -1,47 +1,47 @@
-"""/openapi.json: OpenAPI 3.1, generated from the request models and the reply models."""
+"""/openapi.json: OpenAPI 3.1, generated from the table of operations and their models."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable
 from typing import Any
 
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from deployments.api import reply_models as reply
-from deployments.api.admin_openapi import ADMIN_MODELS, admin_paths
-from deployments.api.openapi_parts import REF, answer, get, id_header, path_parameter, post, ref
-from deployments.api.protocol import (
-    COUNTS,
-    OPENAI_FIELDS_WE_LACK,
-    AskRequest,
-    ChatRequest,
-    CompletionRequest,
-    OpenAIRequest,
-    RouteRequest,
-)
+from deployments.api.operations import ADMIN_OPERATIONS, OPERATIONS, Events, Operation
+from deployments.api.protocol.admin import Revision
+from deployments.api.protocol.base import ID_PATTERN, ErrorReply
 
-# name of an event -> what its data, JSON, may be
-_ASK_EVENTS: dict[str | None, tuple[type[BaseModel], ...]] = {
-    "route": (reply.AskRouteEvent,),
-    "token": (reply.AskTokenEvent,),
-    "answer": (reply.AskAnswerEvent, reply.AskFailedEvent),
-    "done": (reply.AskDoneEvent,),
-    "error": (reply.StreamErrorEvent,),
+_REF = "#/components/schemas/"
+_ERRORS = {
+    "400": "a bad value or an unsupported field: `param` names it",
+    "401": "no API key, or one that is not valid",
+    "403": "not with this API key",
+    "404": "unknown model, specialty or path",
+    "405": "another method is expected",
+    "414": "the address is too long",
+    "429": "this API key's limit",
+    "431": "the headers are too large",
+    "500": "an error of the server, which its log names",
+    "503": "no capacity: queue full, replica lost, or not ready",
 }
-_OPENAI_EVENTS: dict[str | None, tuple[type[BaseModel], ...]] = {
-    None: (reply.Chunk, reply.StreamErrorEvent)
+_ERRORS_OF_BODIES = {
+    "408": "the deadline passed before anything was generated, or the body came too slowly",
+    "413": "the body is too large",
+    "415": "application/json is expected, uncompressed",
 }
-_ASK_STREAM = (
-    "With stream: true, server-sent events: route, first; token; answer, once for each opinion; "
-    "and one last event, done or error."
-)
-_OPENAI_STREAM = (
-    "With stream: true, server-sent events without a name: chunks, then [DONE]; or an error, and "
-    "nothing after it."
-)
+_REQUEST_ID = {
+    "description": "the client's x-request-id, or a new one",
+    "required": True,
+    "schema": {"type": "string"},
+}
+_RETRY_AFTER = {"description": "seconds", "schema": {"type": "string", "pattern": "^[0-9]+$"}}
 
 
 def openapi_document(*, with_admin: bool = True) -> dict[str, Any]:
-    """The whole document, as plain JSON. `with_admin`: adapters can be changed here."""
+    """Return the whole document, as plain JSON. `with_admin`: adapters can be changed here."""
+    paths: dict[str, Any] = {}
+    for operation in (*OPERATIONS, *(ADMIN_OPERATIONS if with_admin else ())):
+        paths.setdefault(operation.path, {})[operation.method.lower()] = _described(operation)
     return {
         "openapi": "3.1.0",
         "info": {
@@ -49,103 +49,92 @@ def openapi_document(*, with_admin: bool = True) -> dict[str, Any]:
             "version": "0.1.0",
             "summary": "Questions to LoRA specialists. Research software, not medical advice.",
         },
-        "paths": _paths() | (admin_paths() if with_admin else {}),
+        "paths": paths,
         "components": {
-            "schemas": _schemas(),
+            "schemas": _schemas((*OPERATIONS, *ADMIN_OPERATIONS)),
             "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}},
         },
         "security": [{}, {"bearer": []}],  # whether a key is needed is the operator's choice
     }
 
 
-def _paths() -> dict[str, Any]:
-    ask = post("ask", "One question", AskRequest, reply.AskReply)
-    _add_stream(ask, _ASK_STREAM, _ASK_EVENTS)
-    chat = post("chat", "OpenAI's chat", ChatRequest, reply.ChatReply)
-    _add_stream(chat, _OPENAI_STREAM, _OPENAI_EVENTS)
-    text = post("complete", "OpenAI's text", CompletionRequest, reply.CompletionReply)
-    _add_stream(text, _OPENAI_STREAM, _OPENAI_EVENTS)
-    for operation in (ask, chat, text):
-        operation["parameters"].append(id_header("x-session-id"))
-    model = get("model", "One model", reply.ModelReply)
-    model["parameters"].append(path_parameter("model"))
-    ready = get("readyz", "Whether the model answers, and what is loaded", reply.ReadyReply)
-    ready["responses"]["503"] = answer("not ready, and why", reply.ReadyReply)
+def _described(operation: Operation) -> dict[str, Any]:
+    errors = _ERRORS | (_ERRORS_OF_BODIES if operation.body else {}) | operation.more_errors
+    replies = {operation.status: operation.summary} | operation.more_replies
+    responses = {code: _error(code, text) for code, text in errors.items()}
+    responses |= {code: _reply(text, operation.reply) for code, text in replies.items()}
+    described = {
+        "operationId": operation.name,
+        "summary": operation.summary,
+        "parameters": [
+            *map(_id_header, ["x-request-id", *(["x-session-id"] if operation.events else [])]),
+            *map(_path_parameter, re.findall(r"{(\w+)}", operation.path)),
+        ],
+        "responses": responses,
+    }
+    if operation.events:
+        content = responses[operation.status]["content"]
+        content["text/event-stream"] = {"schema": _event_schema(operation.events)}
+    if operation.body:
+        content = {"application/json": {"schema": _ref(operation.body)}}
+        described["requestBody"] = {"required": operation.body is not Revision, "content": content}
+    return described
+
+
+def _reply(description: str, model: type[BaseModel] | None) -> dict[str, Any]:
     document = {"type": "object", "required": ["openapi", "paths"]}
-    openapi = get("openapi", "This document", None)
-    openapi["responses"]["200"]["content"] = {"application/json": {"schema": document}}
-    operator = get("operator", "Replicas and traffic; needs an admin key", reply.OperatorReply)
+    schema = _ref(model) if model else document
     return {
-        "/ask": {"post": ask},
-        "/route": {"post": post("route", "Classify only", RouteRequest, reply.RoutesReply)},
-        "/v1/chat/completions": {"post": chat},
-        "/v1/completions": {"post": text},
-        "/v1/models": {"get": get("models", "What `model` may be", reply.ModelsReply)},
-        "/v1/models/{model}": {"get": model},
-        "/v1/operator": {"get": operator},
-        "/openapi.json": {"get": openapi},
-        "/healthz": {"get": get("healthz", "This process is up", reply.HealthReply)},
-        "/readyz": {"get": ready},
+        "description": description,
+        "headers": {"x-request-id": _REQUEST_ID},
+        "content": {"application/json": {"schema": schema}},
     }
 
 
-def _add_stream(
-    operation: dict[str, Any],
-    description: str,
-    events: dict[str | None, tuple[type[BaseModel], ...]],
-) -> None:
-    """What `stream: true` gives. The schema is that of one event, as OpenAPI 3.2 has it."""
+def _error(code: str, description: str) -> dict[str, Any]:
+    described = _reply(description, ErrorReply)
+    if code in ("429", "503"):
+        described["headers"]["retry-after"] = _RETRY_AFTER
+    return described
+
+
+def _event_schema(events: Events) -> dict[str, Any]:
+    """Return the schema of one event, as OpenAPI 3.2 has it."""
     kinds: list[dict[str, Any]] = []
-    for name, models in events.items():
+    for name, models in events.kinds.items():
         data: dict[str, Any] = {
             "type": "string",
             "contentMediaType": "application/json",
-            "contentSchema": {"anyOf": [ref(model) for model in models]},
+            "contentSchema": {"anyOf": [_ref(model) for model in models]},
         }
         properties = {"event": {"const": name}, "data": data} if name else {"data": data}
         kinds.append({"required": list(properties), "properties": properties})
-    if None in events:
+    if None in events.kinds:
         kinds.append({"required": ["data"], "properties": {"data": {"const": "[DONE]"}}})
-    content = operation["responses"]["200"]["content"]
-    schema = {"type": "object", "description": description, "anyOf": kinds}
-    content["text/event-stream"] = {"schema": schema}
+    return {"type": "object", "description": events.description, "anyOf": kinds}
 
 
-def _schemas() -> dict[str, Any]:
-    models: Sequence[type[BaseModel]] = (
-        AskRequest,
-        RouteRequest,
-        ChatRequest,
-        CompletionRequest,
-        reply.AskReply,
-        reply.RoutesReply,
-        reply.ChatReply,
-        reply.CompletionReply,
-        reply.ModelsReply,
-        reply.HealthReply,
-        reply.ReadyReply,
-        reply.OperatorReply,
-        reply.ErrorReply,
-        *(model for models in _ASK_EVENTS.values() for model in models),
-        reply.Chunk,
-        *ADMIN_MODELS,
-    )
+def _schemas(operations: Iterable[Operation]) -> dict[str, Any]:
+    models: set[type[BaseModel]] = {ErrorReply}
+    for operation in operations:
+        kinds = operation.events.kinds.values() if operation.events else ()
+        named = (operation.body, operation.reply, *(model for kind in kinds for model in kind))
+        models |= {model for model in named if model}
+    ordered = sorted(models, key=lambda model: model.__name__)
     _, generated = models_json_schema(
-        [(model, "validation") for model in models], ref_template=REF + "{model}"
+        [(model, "validation") for model in ordered], ref_template=_REF + "{model}"
     )
     schemas: dict[str, Any] = generated["$defs"]
-    for model in models:
-        if issubclass(model, OpenAIRequest):
-            schemas[model.__name__]["properties"] |= _neutral_fields()
     return schemas
 
 
-def _neutral_fields() -> dict[str, Any]:
-    """Fields of OpenAI's that we do not support: each with the values that ask for nothing."""
-    return {
-        name: {
-            "description": "not supported: only a value that asks for nothing is accepted",
-            "enum": [None, 1 if name in COUNTS else 0, False, [], {}, {"type": "text"}],
-        }
-        for name in sorted(OPENAI_FIELDS_WE_LACK)
-    }
+def _id_header(name: str) -> dict[str, Any]:
+    return {"name": name, "in": "header", "schema": {"type": "string", "pattern": ID_PATTERN}}
+
+
+def _path_parameter(name: str) -> dict[str, Any]:
+    return {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+
+
+def _ref(model: type[BaseModel]) -> dict[str, str]:
+    return {"$ref": f"{_REF}{model.__name__}"}

@@ -1,7 +1,7 @@
 """The page people try the clinic on: `/` and `/static/...`, read once and served from memory.
 
-No path of a request ever reaches the file system. An ETag is the content's hash, so every replica
-gives the same one; browsers keep a file and ask whether it is still true (304).
+No path of a request reaches the file system. An ETag is the content's hash, so every replica gives
+the same one; browsers keep a file and ask whether it is still valid (304).
 """
 
 import hashlib
@@ -36,11 +36,11 @@ class _File:
 
 
 def page_routes(folder: Path = WEB_DIR) -> list[Route]:
-    """Routes of the page; reads its files.
+    """Read the page's files and return its routes.
 
     Raises:
         OSError: the folder cannot be read.
-        ValueError: a file is of a kind that the page does not use.
+        ValueError: a file has a suffix that the page does not use.
     """
     files = {path.name: _read(path) for path in sorted(folder.iterdir()) if path.is_file()}
 
@@ -73,11 +73,8 @@ def _reply(request: Request, file: _File) -> Response:
         "x-content-type-options": "nosniff",
         "referrer-policy": "no-referrer",
     }
-    known = {tag.strip().removeprefix("W/") for tag in _tags(request)}
+    given = request.headers.get("if-none-match", "").split(",")
+    known = {etag.strip().removeprefix("W/") for etag in given}
     if file.etag in known or "*" in known:
         return Response(status_code=304, headers=headers)
     return Response(file.content, media_type=file.media_type, headers=headers)
-
-
-def _tags(request: Request) -> list[str]:
-    return request.headers.get("if-none-match", "").split(",")

@@ -1,10 +1,9 @@
-"""What one key may use: requests and tokens a minute, and requests at the same time.
+"""Limits of one key: requests and tokens a minute, and requests at the same time.
 
-Both rates are token buckets: a bucket holds one minute's worth, fills steadily and starts full, so
-a key that was idle may use a minute's worth at once, and over any stretch no more than that plus
-the rate. A request takes 1 from its bucket. Tokens (prompt and generated) are charged when the
-answer has ended, since nobody knows earlier how many there will be: the bucket may go below zero,
-and then the key waits until it is above zero again.
+Both rates are token buckets: a bucket holds what a minute allows, fills steadily and starts full,
+so a key that was idle may use a minute's allowance at once. A request takes 1 from its bucket.
+Tokens (prompt and generated) are charged when the answer has ended, since their number is not known
+earlier: the bucket may fall below zero, and the key then waits until it is above zero again.
 
 Limits are those of one router replica: with N replicas a key may use up to N times as much.
 """
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 
 from deployments.api.api_keys import KeyKind, KeyRecord
 
-CONCURRENT_RETRY_S = 1  # nobody knows when another request of the key ends
+CONCURRENT_RETRY_S = 1  # when another request of the key ends is not known
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +26,7 @@ class Limits:
     max_concurrent: int | None = None
 
     def of(self, record: KeyRecord) -> "Limits":
-        """The key's own limits, and these where it has none."""
+        """Return the key's own limits, and these where it has none."""
         return Limits(
             record.requests_per_minute or self.requests_per_minute,
             record.tokens_per_minute or self.tokens_per_minute,
@@ -37,7 +36,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Excess:
-    """Why a request is not admitted. `limit` names the setting, `allowed` its value."""
+    """The limit that a request exceeds. `limit` names the setting, `allowed` its value."""
 
     limit: str
     allowed: int
@@ -58,7 +57,7 @@ class TokenBucket:
         self._filled_at = clock()
 
     def level(self, capacity: int) -> float:
-        """What is in it now; below zero when more was taken than there was."""
+        """Return what it holds now; below zero when more was taken than there was."""
         now = self._clock()
         if self._capacity is None:
             self._level = float(capacity)
@@ -74,12 +73,12 @@ class TokenBucket:
         self._level -= amount
 
     def seconds_until(self, level: float, capacity: int) -> float:
-        """Until it holds `level`, at the rate of `capacity` a minute."""
+        """Return the time until it holds `level`, at the rate of `capacity` a minute."""
         return max(0.0, (level - self.level(capacity)) * 60 / capacity)
 
 
 class KeyUsage:
-    """The running account of one key on this replica."""
+    """What one key uses on this replica."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self.num_running = 0
@@ -87,7 +86,7 @@ class KeyUsage:
         self._tokens = TokenBucket(clock)
 
     def admit(self, limits: Limits) -> Excess | None:
-        """Count a request in, or say which limit it is over. `end` must follow an admission."""
+        """Count a request, or return the limit that it exceeds. `end` must follow an admission."""
         if limits.max_concurrent is not None and self.num_running >= limits.max_concurrent:
             return Excess("max_concurrent", limits.max_concurrent, CONCURRENT_RETRY_S)
         rate = limits.tokens_per_minute
@@ -113,7 +112,7 @@ class KeyUsage:
             self._tokens.take(num_tokens)
 
     def headers(self, limits: Limits) -> list[tuple[bytes, bytes]]:
-        """`x-ratelimit-{limit,remaining,reset}-{requests,tokens}`, for the limits that there are.
+        """Return `x-ratelimit-{limit,remaining,reset}-{requests,tokens}` of the limits set.
         `reset` is the time until the bucket is full again, as in OpenAI's API: `1.25s`."""
         found: list[tuple[bytes, bytes]] = []
         for what, rate, bucket in (
@@ -132,34 +131,33 @@ class KeyUsage:
         return found
 
 
+@dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks: lies in `scope["state"]["caller"]` of an authenticated request."""
+    """Whose key it is: `scope["state"]["caller"]` of an authenticated request."""
 
-    def __init__(self, key_id: str, kind: KeyKind, usage: KeyUsage, limits: Limits) -> None:
-        self.key_id = key_id
-        self.kind = kind
-        self.usage = usage
-        self.limits = limits
+    key_id: str
+    kind: KeyKind
+    usage: KeyUsage
+    limits: Limits
 
     def charge(self, num_tokens: int) -> None:
-        """The answer has ended: prompt and generated tokens count against the key's minute."""
+        """Count the tokens, of prompt and answer, of an answer that has ended."""
         self.usage.charge(num_tokens, self.limits)
 
 
 class UsageTable:
-    """The accounts of all keys that were used on this replica. One event loop uses it."""
+    """The usage of every key that was used on this replica. One event loop uses it."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._usages: dict[str, KeyUsage] = {}
 
     def usage(self, key_id: str) -> KeyUsage:
-        found = self._usages.get(key_id)
-        if found is None:
-            found = self._usages[key_id] = KeyUsage(self._clock)
-        return found
+        if key_id not in self._usages:
+            self._usages[key_id] = KeyUsage(self._clock)
+        return self._usages[key_id]
 
     def forget_all_but(self, key_ids: Iterable[str]) -> None:
-        """Drop the accounts of keys that are no longer in force."""
+        """Drop the usage of keys that are no longer valid."""
         kept = frozenset(key_ids)
         self._usages = {key: usage for key, usage in self._usages.items() if key in kept}

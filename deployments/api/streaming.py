@@ -1,145 +1,40 @@
-"""One answer from the backend: its events with a deadline, exactly one of them terminal, recorded
-and counted once however it ends.
+"""Answers that are generated at the same time, as one stream of server-sent events.
 
-Answers that are generated side by side, as one stream of pieces.
-
-A refusal gets its own HTTP status as long as no answer has begun; after that a failure is a piece.
-
-Server-sent events: their text, and a response that gives back what it holds however it ends.
+A refusal gets its own HTTP status as long as no answer has begun; after that, a failure is an
+event. From the backend's generator to the text of an event there is no other generator: items are
+asked for one by one, and an endpoint's generator turns them into events.
 """
 
 import asyncio
-import contextlib
-import json
 import logging
-import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections import deque
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
 
+from starlette.requests import Request
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from deployments.api.middleware import engine_error, internal_error, log_unexpected
-from deployments.api.protocol import ApiError
-from deployments.engine.request import FinishReason, Timings, TokenEvent
-from deployments.messages import GRACE_S, Backend, GenerateRequest, Outcome
+from deployments.api.errors import ApiError, internal_error, log_unexpected
+from deployments.api.generation import Generation, failure_of
+from deployments.api.protocol.base import ReplyModel
+from deployments.engine.request import TokenEvent
+
+logger = logging.getLogger(__name__)
+
+DONE = "data: [DONE]\n\n"  # how OpenAI ends a stream
 
 
-@dataclass(frozen=True, slots=True)
-class Completed:
-    """A whole answer: its text and its terminal event."""
-
-    text: str
-    event: TokenEvent
-
-
-class Generation:
-    """`call` to the backend. Its events can be read once. `specialty` and `confidence` are for the
-    metrics.
-
-    `num_tokens`: of the prompt and the answer, as far as is known by now; 0 once it has failed, so
-    that a failure of ours costs the caller nothing.
-    """
-
-    def __init__(
-        self,
-        backend: Backend,
-        call: GenerateRequest,
-        specialty: str | None,
-        confidence: float | None,
-    ) -> None:
-        self.num_tokens = 0
-        self._backend = backend
-        self._call = call
-        self._specialty = specialty
-        self._confidence = confidence
-
-    async def events(self) -> AsyncGenerator[TokenEvent, None]:
-        """Closing it cancels the answer on the model's side.
-
-        Raises:
-            RuntimeError: the backend ended without a terminal event.
-        """
-        outcome = str(FinishReason.CANCELLED)
-        latest: TokenEvent | None = None
-        try:
-            async with contextlib.aclosing(self._backend.generate(self._call)) as generated:
-                while latest is None or latest.finish_reason is None:
-                    latest = await self._next(generated, latest)
-                    failed = latest.error is not None
-                    self.num_tokens = 0 if failed else latest.num_prompt_tokens + latest.num_tokens
-                    if latest.finish_reason is not None:
-                        outcome = latest.error.code if latest.error else str(latest.finish_reason)
-                    yield latest
-        except Exception:
-            outcome = "internal_error"
-            raise
-        finally:
-            self._backend.record(
-                Outcome(self._specialty, self._call.adapter, outcome, self._confidence)
-            )
-
-    async def whole(self) -> Completed:
-        """Reads all the events.
-
-        Raises:
-            ApiError: the answer failed, or its deadline passed before anything was generated.
-        """
-        pieces = []
-        async with contextlib.aclosing(self.events()) as events:
-            async for event in events:
-                pieces.append(event.text)
-        failure = failure_of(event)
-        if failure:
-            raise failure
-        return Completed("".join(pieces), event)
-
-    async def _next(
-        self, generated: AsyncGenerator[TokenEvent, None], latest: TokenEvent | None
-    ) -> TokenEvent:
-        try:
-            async with asyncio.timeout(self._seconds_left()) as timeout:
-                return await anext(generated)
-        except TimeoutError:
-            if not timeout.expired():
-                raise
-            return self._timed_out(latest)
-        except StopAsyncIteration:
-            raise RuntimeError(
-                f"request {self._call.request_id} ended without a terminal event"
-            ) from None
-
-    def _seconds_left(self) -> float | None:
-        deadline_at = self._call.deadline_at
-        return None if deadline_at is None else deadline_at - time.time() + GRACE_S
-
-    def _timed_out(self, latest: TokenEvent | None) -> TokenEvent:
-        reason = FinishReason.TIMEOUT
-        if latest is None:
-            return TokenEvent(self._call.request_id, "", 0, 0, Timings(), reason)
-        return replace(latest, text="", finish_reason=reason)
-
-
-def failure_of(event: TokenEvent) -> ApiError | None:
-    """The refusal that a terminal event stands for; None: there is an answer."""
-    if event.error is not None:
-        return engine_error(event.error)
-    if event.finish_reason is FinishReason.TIMEOUT and not event.num_tokens:
-        return ApiError(
-            408,
-            "deadline_exceeded",
-            "the deadline passed before anything was generated: give a larger timeout_s, or try "
-            "again when the server is less busy",
-            param="timeout_s",
-        )
-    return None
+def sse(reply: ReplyModel, event: str | None = None) -> str:
+    """Return the text of one event; `event` is its name, where it has one."""
+    name = f"event: {event}\n" if event else ""
+    return f"{name}data: {reply.json_text()}\n\n"
 
 
 @dataclass(frozen=True, slots=True)
 class StreamItem:
-    """Text of answer number `opinion`. Its last piece has the terminal `event`, or the `failure`
-    that ended it."""
+    """Text of answer number `opinion`. The last item of an answer has its terminal `event`, or the
+    `failure` that ended it."""
 
     opinion: int
     text: str = ""
@@ -155,8 +50,16 @@ class AnswerStream:
     """`await begin()`, iterate once, and `await close()` however it ended."""
 
     def __init__(self, answers: Sequence[Generation]) -> None:
-        self._pieces = _side_by_side(answers) if len(answers) > 1 else _pieces(0, answers[0])
-        self._early: list[StreamItem] = []
+        self._answers = answers
+        self._num_left = len(answers)
+        self._early: deque[StreamItem] = deque()
+        # Several answers are read by a task each; a single one is read as its items are asked for.
+        self._items: asyncio.Queue[StreamItem] = asyncio.Queue()
+        self._pumps: list[asyncio.Task[None]] = []
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(answer.num_tokens for answer in self._answers)
 
     async def begin(self) -> None:
         """Wait until an answer has begun.
@@ -164,104 +67,100 @@ class AnswerStream:
         Raises:
             ApiError: all of them failed first; the failure that came first.
         """
+        if len(self._answers) > 1:
+            self._pumps = [asyncio.create_task(self._pump(i)) for i in range(len(self._answers))]
         try:
-            async for piece in self._pieces:
-                self._early.append(piece)
-                if piece.failure is None:
+            while self._num_left:
+                self._early.append(await self._next())
+                if self._early[-1].failure is None:
                     return
         except BaseException:
             await self.close()
             raise
+        await self.close()
         failure = self._early[0].failure
-        assert failure is not None, "the answers ended without a piece that is their last"
+        assert failure is not None, "an answer has begun, and none is left"
         raise failure
 
-    async def __aiter__(self) -> AsyncIterator[StreamItem]:
-        for piece in self._early:
-            yield piece
-        async for piece in self._pieces:
-            yield piece
+    def __aiter__(self) -> "AnswerStream":
+        return self
+
+    async def __anext__(self) -> StreamItem:
+        if self._early:
+            return self._early.popleft()
+        if not self._num_left:
+            await self.close()
+            raise StopAsyncIteration
+        return await self._next()
 
     async def close(self) -> None:
-        """Cancels what has not ended."""
-        await self._pieces.aclose()
+        """Cancel what has not ended."""
+        for pump in self._pumps:
+            pump.cancel()
+        await asyncio.gather(*self._pumps, return_exceptions=True)
+        for answer in self._answers:
+            await answer.close()
+
+    async def _next(self) -> StreamItem:
+        item = await (self._items.get() if self._pumps else _next_item(0, self._answers[0]))
+        self._num_left -= item.is_last
+        return item
+
+    async def _pump(self, opinion: int) -> None:
+        answer = self._answers[opinion]
+        try:
+            is_last = False
+            while not is_last:
+                item = await _next_item(opinion, answer)
+                self._items.put_nowait(item)
+                is_last = item.is_last
+        finally:
+            await answer.close()
 
 
-async def _pieces(opinion: int, answer: Generation) -> AsyncGenerator[StreamItem, None]:
+async def _next_item(opinion: int, answer: Generation) -> StreamItem:
     try:
-        async with contextlib.aclosing(answer.events()) as events:
-            async for event in events:
-                if event.finish_reason is None:
-                    yield StreamItem(opinion, event.text)
-                    continue
-                failure = failure_of(event)
-                yield StreamItem(opinion, event.text, None if failure else event, failure)
+        event = await answer.next_event()
     except Exception as error:
         log_unexpected(error, "a stream")
-        yield StreamItem(opinion, failure=internal_error())
-
-
-async def _side_by_side(answers: Sequence[Generation]) -> AsyncGenerator[StreamItem, None]:
-    queue: asyncio.Queue[StreamItem] = asyncio.Queue()
-
-    async def pump(opinion: int, answer: Generation) -> None:
-        async with contextlib.aclosing(_pieces(opinion, answer)) as pieces:
-            async for piece in pieces:
-                queue.put_nowait(piece)
-
-    pumps = [asyncio.create_task(pump(*numbered)) for numbered in enumerate(answers)]
-    num_left = len(pumps)
-    try:
-        while num_left:
-            piece = await queue.get()
-            num_left -= piece.is_last
-            yield piece
-    finally:
-        for task in pumps:
-            task.cancel()
-        await asyncio.gather(*pumps, return_exceptions=True)
-
-
-logger = logging.getLogger(__name__)
-
-DONE = "data: [DONE]\n\n"  # how OpenAI ends a stream
-
-
-def sse(value: Mapping[str, Any], event: str | None = None) -> str:
-    """One event; `event` is its name, where it has one."""
-    name = f"event: {event}\n" if event else ""
-    return f"{name}data: {json.dumps(value, ensure_ascii=False)}\n\n"
-
-
-def error_body(error: ApiError, request_id: str) -> dict[str, Any]:
-    """A failure in mid-stream: the status is sent already, so the body carries the request's id."""
-    return {"error": {**error.body()["error"], "request_id": request_id}}
+        return StreamItem(opinion, failure=internal_error())
+    if event.finish_reason is None:
+        return StreamItem(opinion, event.text)
+    failure = failure_of(event)
+    return StreamItem(opinion, event.text, None if failure else event, failure)
 
 
 class EventStream(StreamingResponse):
-    """Args:
-    close: called once when the response is over: sent whole, broken off, or never begun.
-    """
+    """Send the events; close the stream and charge its caller once, however it ends."""
 
     def __init__(
-        self, body: AsyncGenerator[str, None], *, close: Callable[[], Awaitable[None]]
+        self, request: Request, events: AsyncGenerator[str, None], stream: AnswerStream
     ) -> None:
         headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
-        super().__init__(body, media_type="text/event-stream", headers=headers)
-        self._body = body
-        self._close = close
+        super().__init__(events, media_type="text/event-stream", headers=headers)
+        self._request = request
+        self._events = events
+        self._stream = stream
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
         finally:
-            await self._body.aclose()
-            await self._close()
+            await self._events.aclose()
+            await self._stream.close()
+            charge(self._request, self._stream.num_tokens)
 
     async def listen_for_disconnect(self, receive: Receive) -> None:
-        """Ends when the client has left. Ray's `receive` says so by raising that its task was
+        """Return when the client has left. Ray's `receive` says so by raising that its task was
         cancelled, which would fill the log with a traceback for each client that leaves."""
         try:
             await super().listen_for_disconnect(receive)
         except Exception as error:
             logger.debug("a stream's client has left: %s", type(error).__name__)
+
+
+def charge(request: Request, num_tokens: int) -> None:
+    """Count an answer's tokens, of prompt and answer, against the caller's limit if keys are on."""
+    caller = request.scope["state"].get("caller")
+    if caller is not None and num_tokens:
+        caller.charge(num_tokens)

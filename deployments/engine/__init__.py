@@ -1,1 +1,1 @@
-"""Generation: requests, scheduling, decoding. No ray, no starlette: usable from a script."""
+"""Generate answers: requests, scheduling, decoding. No ray, no starlette: usable from a script."""

@@ -1,32 +1,33 @@
-"""Steps as CUDA graphs: one launch instead of hundreds.
+"""Capture steps as CUDA graphs: one launch instead of hundreds.
 
 A graph has fixed shapes, so there is one for each bucket of sizes, captured when it is first
-needed, or by `warm_up` before the first request. Everything that changes from step to step lies in
-small tensors that are copied to the device before a replay; unused places of a bucket point to a
-scratch row. The picked token stays on the device, where the next replay finds it.
+needed, or by `warm_up` before the first request. Everything that changes from step to step is in
+small tensors that are copied to the device before a replay; the padding of a bucket points to a
+scratch row. The picked token stays on the device, where the next replay reads it.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from deployments.engine.attention.decode import DecodeBatch, TritonDecodeAttention
+from deployments.engine.attention.decode import DecodeBatch
 from deployments.engine.attention.kv_cache import KvCache
-from deployments.engine.attention.prefill import PrefillBatch, PrefillInputs, TritonPrefillAttention
-from deployments.engine.kernels.attention import BLOCK_M, prompt_blocks
+from deployments.engine.attention.prefill import PrefillBatch, PrefillInputs
+from deployments.engine.kernels.types import BLOCK_M, prompt_blocks
 from deployments.engine.lora.pool import LoraPool
 from deployments.engine.models.base import Model
 
-SCRATCH_POSITIONS = 16  # capacity of the row that unused places write to
-_PROMPT_BUCKETS = (64, 128, 256, 512, 1024)  # tokens; more are not bound by their launches
-_PROMPTS = 16  # in one graph
+SCRATCH_POSITIONS = 16  # capacity of the row that padding writes to
+_PROMPT_BUCKETS = (64, 128, 256, 512, 1024)  # tokens; longer prefills are not bound by launches
+_PROMPTS = 16  # at most, in one graph
 
 
 @dataclass(frozen=True, slots=True)
 class RowInputs:
-    """What the host tells a step about one row."""
+    """Hold what the host tells a step about one row."""
 
     row: int
     position: int
@@ -35,37 +36,37 @@ class RowInputs:
 
 
 class _Captures:
-    """Graphs of one function by size, and the results that each leaves behind.
+    """Keep the graphs of one function by size, and the results that each writes to.
 
-    Without CUDA, which is where the kernels run in Triton's interpreter, the function just runs.
+    Without CUDA (in Triton's interpreter) the function just runs.
     """
 
     def __init__(
         self,
-        bank: LoraPool,
+        lora_pool: LoraPool,
         step: Callable[[int], tuple[torch.Tensor, ...]],
         device: torch.device,
     ) -> None:
-        self._bank, self._step = bank, step
+        self._lora_pool, self._step = lora_pool, step
         self._can_capture = device.type == "cuda"
         self._graphs: dict[int, tuple[Any, tuple[torch.Tensor, ...]]] = {}
-        self._layout = bank.layout
+        self._layout = lora_pool.layout
         self._pool: Any = None
 
     def replay(
         self, size: int, fill: Callable[[], None], fill_idle: Callable[[], None]
     ) -> tuple[torch.Tensor, ...]:
-        """Run the step of this size with the inputs that `fill` puts in place.
+        """Run the step of this size with the inputs that `fill` writes.
 
-        A capture runs on what `fill_idle` gives, so that it changes nothing that is used.
+        A capture runs on the inputs of `fill_idle`, so that it changes nothing that is used.
         """
         if not self._can_capture:
             fill()
             return self._step(size)
-        if self._layout != self._bank.layout:  # its stacks moved: the graphs read freed memory
+        if self._layout != self._lora_pool.layout:  # the weights moved: the graphs read freed ones
             self._graphs.clear()
             self._pool = None  # it went with the last graph
-            self._layout = self._bank.layout
+            self._layout = self._lora_pool.layout
         if size not in self._graphs:
             fill_idle()
             self._graphs[size] = self._capture(size)
@@ -89,7 +90,7 @@ class _Captures:
 
 
 class DecodeGraphs:
-    """The captured decode steps of one decoder.
+    """Hold the captured decode steps of one decoder.
 
     Args:
         cache: its last row is the scratch row.
@@ -97,14 +98,14 @@ class DecodeGraphs:
     """
 
     def __init__(
-        self, network: Model, cache: KvCache, bank: LoraPool, tokens: torch.Tensor
+        self, model: Model, cache: KvCache, lora_pool: LoraPool, tokens: torch.Tensor
     ) -> None:
-        self._network, self._cache, self._bank, self._tokens = network, cache, bank, tokens
+        self._model, self._cache, self._lora_pool, self._tokens = model, cache, lora_pool, tokens
         self._scratch = len(cache.capacities) - 1
         self._buckets = _buckets(self._scratch)
         shape = (6, self._buckets[-1])
-        self._inputs = torch.zeros(shape, dtype=torch.long, device=network.device)
-        self._captures = _Captures(bank, self._step, network.device)
+        self._inputs = torch.zeros(shape, dtype=torch.long, device=model.device)
+        self._captures = _Captures(lora_pool, self._step, model.device)
 
     def warm_up(self) -> None:
         """Capture every bucket."""
@@ -112,18 +113,20 @@ class DecodeGraphs:
             self._replay((), bucket)
 
     def replay(self, rows: Sequence[RowInputs]) -> tuple[torch.Tensor, torch.Tensor]:
-        """One step: logits (B, V) and the largest logits' tokens (B,), both valid until the next
-        replay. The tokens are in place for the next step already."""
+        """Run one step and return logits (B, V) and their argmax (B,), valid until the next replay.
+
+        The tokens are stored as the input of the next step already.
+        """
         bucket = next(size for size in self._buckets if size >= len(rows))
         logits, tokens = self._replay(rows, bucket)
         return logits[: len(rows)], tokens[: len(rows)]
 
     def replay_scratch(self, token: int, num_prompt_tokens: int, slot: int) -> torch.Tensor:
-        """Logits (1, V) of `token` as the first of an answer in the scratch row."""
+        """Return the logits (1, V) of `token` as the first of an answer in the scratch row."""
         row, size = RowInputs(self._scratch, 0, num_prompt_tokens, slot), self._buckets[0]
 
         def fill() -> None:
-            self._tokens[self._scratch] = token  # after a capture, which leaves its own there
+            self._tokens[self._scratch] = token  # after a capture, which writes its own
             self._fill((row,), size)
 
         return self._captures.replay(size, fill, lambda: self._fill((), size))[0]
@@ -152,37 +155,39 @@ class DecodeGraphs:
         _send(torch.tensor(lines).t().contiguous(), self._inputs[:, :bucket])
 
     def _step(self, bucket: int) -> tuple[torch.Tensor, torch.Tensor]:
+        from deployments.engine.attention.fused import TritonDecodeAttention
+
         rows, positions, starts, ends, prompts, slots = self._inputs[:, :bucket].unbind()
         attention = TritonDecodeAttention(self._cache, starts, ends, positions, prompts)
-        route = self._bank.kernel_route(slots)
+        lora = self._lora_pool.triton_batch(slots)
         batch = DecodeBatch(self._tokens[rows], attention)
-        logits = self._network.logits(self._network.decode(self._cache, batch, route))
+        logits = self._model.logits(self._model.decode(self._cache, batch, lora))
         tokens = logits.argmax(-1)
         self._tokens.index_copy_(0, rows, tokens)
         return logits, tokens
 
 
 class PrefillGraphs:
-    """The captured prefill of a few prompts: where launches, not arithmetic, take the time.
+    """Hold the captured prefills of a few prompts, where launches take more time than arithmetic.
 
     Args:
         cache: its last row is the scratch row.
     """
 
-    def __init__(self, network: Model, cache: KvCache, bank: LoraPool) -> None:
-        self._network, self._cache, self._bank = network, cache, bank
-        device = network.device
+    def __init__(self, model: Model, cache: KvCache, lora_pool: LoraPool) -> None:
+        self._model, self._cache, self._lora_pool = model, cache, lora_pool
+        device = model.device
         longest = _PROMPT_BUCKETS[-1]
-        # Uncaptured, every size is its own: an interpreter has no time for unused places.
+        # Uncaptured, every size is a bucket: an interpreter has no time for padding.
         self._buckets = _PROMPT_BUCKETS if device.type == "cuda" else range(1, longest + 1)
         self._inputs = torch.zeros((4, longest), dtype=torch.long, device=device)
         num_blocks = _num_blocks(longest)
         self._blocks = torch.zeros((num_blocks, 5), dtype=torch.int32, device=device)
-        self._captures = _Captures(bank, self._step, network.device)
+        self._captures = _Captures(lora_pool, self._step, model.device)
 
     @property
     def scratch_start(self) -> int:
-        """Where the scratch row begins in the memory."""
+        """Return the cache position where the scratch row begins."""
         return self._cache.starts[-1]
 
     def takes(self, inputs: PrefillInputs) -> bool:
@@ -194,7 +199,7 @@ class PrefillGraphs:
             self._replay(_NOTHING, bucket)
 
     def replay(self, inputs: PrefillInputs) -> torch.Tensor:
-        """The states (T, d) behind the tokens, valid until the next replay."""
+        """Return the states (T, d) behind the tokens, valid until the next replay."""
         bucket = next(size for size in self._buckets if size >= inputs.num_tokens)
         return self._replay(inputs, bucket)[0][: inputs.num_tokens]
 
@@ -211,10 +216,13 @@ class PrefillGraphs:
         _send(prompt_blocks(inputs.segments, num_blocks), self._blocks[:num_blocks])
 
     def _step(self, bucket: int) -> tuple[torch.Tensor]:
+        from deployments.engine.kernels.triton_prefill import prefill_attention
+
         tokens, positions, where, slots = self._inputs[:, :bucket].unbind()
-        attention = TritonPrefillAttention(self._blocks[: _num_blocks(bucket)])
+        blocks = self._blocks[: _num_blocks(bucket)]
+        attention = functools.partial(prefill_attention, blocks=blocks)
         batch = PrefillBatch(tokens, positions, where, attention)
-        return (self._network.prefill(self._cache, batch, self._bank.kernel_route(slots)),)
+        return (self._model.prefill(self._cache, batch, self._lora_pool.triton_batch(slots)),)
 
 
 def _send(host: torch.Tensor, target: torch.Tensor) -> None:
@@ -227,12 +235,12 @@ _NOTHING = PrefillInputs(torch.zeros((4, 0), dtype=torch.long), ())
 
 
 def _num_blocks(num_tokens: int) -> int:
-    """Enough for any split of so many tokens into at most _PROMPTS prompts."""
+    """Return enough blocks for any split of these tokens into at most _PROMPTS prompts."""
     return num_tokens // BLOCK_M + _PROMPTS
 
 
 def _buckets(num_rows: int) -> tuple[int, ...]:
-    """1, 2, 4, 8, 16, 24, 32, ... up to the number of rows."""
+    """Return 1, 2, 4, 8, 16, 24, 32, ... up to the number of rows."""
     sizes = [1, 2, 4, 8]
     while sizes[-1] < num_rows:
         sizes.append(sizes[-1] + max(8, sizes[-1] // 4 // 8 * 8))

@@ -1,8 +1,8 @@
-"""Token ids -> text, a piece at a time, with stop strings.
+"""Decode token ids to text a piece at a time, and find stop strings.
 
-A byte-level tokenizer may spread one character over several tokens, and a sentence-piece one adds
-or drops a space depending on what stands before. So each step decodes a short window twice, with
-and without the new tokens, and gives out the difference; text that ends in an unfinished character
+A byte-level tokenizer may spread one character over several tokens, and a SentencePiece one adds
+or drops a space depending on what comes before. So each step decodes a short window twice, with
+and without the new tokens, and returns the difference; text that ends in an unfinished character
 is held back (the approach of text-generation-inference and vLLM).
 """
 
@@ -12,28 +12,24 @@ _UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 
 
 class IncrementalDetokenizer:
-    """The text of one answer as its tokens arrive."""
+    """Decode one answer as its tokens arrive."""
 
     def __init__(self, decode: Callable[[Sequence[int]], str], stop: tuple[str, ...] = ()) -> None:
         self._decode = decode
         self._stop = stop
         self._token_ids: list[int] = []
         self._window_start = 0  # first token of the decoding window
-        self._window_read = 0  # tokens of the window whose text has been given out
+        self._window_read = 0  # tokens of the window whose text has been returned
         self._held = ""  # decoded, but possibly the start of a stop string
         self.is_stopped = False  # a stop string was found; the text ends before it
 
-    def push(self, token_id: int) -> str:
-        """Add a token; returns the text that is now certain, possibly empty."""
-        return self.extend([token_id])
-
     def extend(self, token_ids: Sequence[int]) -> str:
-        """Add tokens, decoded together; returns the text that is now certain."""
+        """Add tokens, decoded together, and return the text that is now certain."""
         self._token_ids.extend(token_ids)
         return self._release(self._advance(final=False))
 
     def finish(self) -> str:
-        """No more tokens: returns what was held back."""
+        """End the answer and return what was held back."""
         if self.is_stopped:
             return ""
         text = self._release(self._advance(final=True))
@@ -67,7 +63,7 @@ class IncrementalDetokenizer:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that is a beginning of `stop`."""
+    """Return the length of the longest suffix of `text` that is a proper prefix of `stop`."""
     for length in range(min(len(text), len(stop) - 1), 0, -1):
         if text.endswith(stop[:length]):
             return length

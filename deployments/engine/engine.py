@@ -1,7 +1,7 @@
-"""The engine: accepts requests, runs them on a thread of its own, hands out token events.
+"""Accept requests, run them on the engine's thread, and hand out token events.
 
-Every accepted request gets exactly one terminal event, whatever happens: end of sequence, length,
-stop string, deadline, cancellation, a decoder that raises, or a loop that dies.
+Every accepted request gets exactly one terminal event: for end of sequence, length, stop string,
+deadline, cancellation, a decoder that raises, or a loop that dies.
 
     engine = Engine(decoder, EngineLimits(...)); engine.start()
     async for event in engine.generate(request): ...
@@ -11,12 +11,13 @@ import logging
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from typing import TypeVar
 
 from deployments.engine.decoder import DecoderInfo, GroupDecoder, StepDecoder
-from deployments.engine.loop import EngineLoop, GroupLoop, StepLoop, place_of
+from deployments.engine.group_loop import GroupLoop
+from deployments.engine.loop import EngineLoop, StepLoop, traceback_without_message
 from deployments.engine.output import RequestState
 from deployments.engine.request import (
     EmptyPrompt,
@@ -29,11 +30,12 @@ from deployments.engine.request import (
     TokenEvent,
     UnknownAdapter,
 )
+from deployments.engine.thread import TorchThread
 
 logger = logging.getLogger(__name__)
 
-# After this many steps or groups in a row that the decoder failed, the replica counts as unhealthy:
-# one bad request should not end it, a broken device should.
+# The replica is unhealthy after this many failed steps or groups in a row: one bad request should
+# not end it, a broken device should.
 MAX_FAILURES_IN_A_ROW = 3
 
 ResultT = TypeVar("ResultT")
@@ -41,22 +43,23 @@ ResultT = TypeVar("ResultT")
 
 @dataclass(frozen=True, slots=True)
 class EngineLimits:
-    """`prefill_tokens`: prompt tokens that one step reads at most. `emit_interval_s`: a stream's
-    text is given out at most this often. Both are for step decoders and streams that are fast."""
+    """Bound what the engine accepts and what one step does."""
 
-    max_rows: int
-    max_waiting: int
-    max_input_tokens: int
-    prefill_tokens: int = 512
-    emit_interval_s: float = 0.0
+    max_rows: int  # of one group; a step decoder has its own rows
+    max_waiting: int  # requests in the queue; more are refused
+    max_input_tokens: int  # of one prompt
+    prefill_tokens: int = 512  # read in one step, by a step decoder
+    emit_interval_s: float = 0.0  # a stream's text is emitted at most this often
 
 
 class Engine:
-    """One decoder, one queue, one thread.
+    """Hold one decoder, one queue and one thread.
 
     Args:
+        thread: runs the loop, and should have loaded the decoder; None for a new one. It ends with
+            the engine.
         decoder: only the engine's thread calls it, except for `info` and `decode`. A step decoder
-            runs continuously batched, a group decoder one group after the other.
+            runs with continuous batching, a group decoder one group after the other.
         on_batch: called on the engine's thread with the number of rows that run, when it changes.
         clock: seconds, monotonic.
     """
@@ -68,6 +71,7 @@ class Engine:
         *,
         on_batch: Callable[[int], None] = lambda num_rows: None,
         clock: Callable[[], float] = time.monotonic,
+        thread: TorchThread | None = None,
     ) -> None:
         self.limits = limits
         self._decoder = decoder
@@ -80,10 +84,11 @@ class Engine:
         self._work = threading.Condition()
         # Guarded by _work; not yet with the runner.
         self._arrivals: list[RequestState] = []
-        self._taken: list[RequestState] = []  # on their way from _arrivals to the runner
-        self._errands: list[Callable[[], None]] = []  # guarded by _work
+        self._taken: list[RequestState] = []  # left _arrivals, not yet with the runner
+        self._tasks: list[Callable[[], None]] = []  # guarded by _work
         self._stopped: EngineStopped | None = None  # guarded by _work
-        self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
+        self._thread = thread
+        self._running: Future[None] | None = None  # done when the loop has ended
 
     @property
     def info(self) -> DecoderInfo:
@@ -99,19 +104,22 @@ class Engine:
         return sum(not row.is_done for row in self._runner.running)
 
     def start(self) -> None:
-        self._thread.start()
+        self._thread = self._thread or TorchThread()
+        self._running = self._thread.submit(self._loop)
 
     def close(self, timeout_s: float = 10.0) -> None:
-        """End every request with EngineStopped and wait for the thread, at most `timeout_s`."""
+        """End every request with EngineStopped and wait for the loop, at most `timeout_s`."""
         self._stop(EngineStopped("the engine is shutting down"))
-        if self._thread.is_alive():
-            self._thread.join(timeout_s)
+        if self._thread is not None:
+            self._thread.close()
+        if self._running is not None:
+            wait([self._running], timeout_s)
 
     def check(self) -> None:
-        """Raises EngineStopped when this engine cannot serve any more."""
+        """Raise EngineStopped if this engine can no longer serve."""
         if self._stopped:
             raise self._stopped
-        if not self._thread.is_alive():
+        if self._running is None or self._running.done():
             raise EngineStopped("the engine's thread is not running")
         failures = self._runner.num_failures_in_a_row
         if failures >= MAX_FAILURES_IN_A_ROW:
@@ -120,13 +128,13 @@ class Engine:
     async def generate(
         self, request: Request, *, stream: bool = True
     ) -> AsyncGenerator[TokenEvent, None]:
-        """Events of one request; the last, and only the last, has a finish_reason.
+        """Yield the events of one request; only the last has a finish_reason.
 
         With `stream=False` there is one event, holding the whole text. Closing the generator, or
         cancelling the task that iterates it, cancels the request.
 
         Raises:
-            RequestRefused: before anything was queued.
+            RequestRefused: nothing was queued.
             EngineStopped: the engine no longer runs.
         """
         row = RequestState(
@@ -147,9 +155,10 @@ class Engine:
         finally:
             row.finish(FinishReason.CANCELLED)
 
-    def run_between_steps(self, errand: Callable[[], ResultT]) -> "Future[ResultT]":
-        """Run `errand` on the engine's thread before its next step or group: the way to change
-        the decoder (load, evict an adapter) while it serves.
+    def run_between_steps(self, task: Callable[[], ResultT]) -> "Future[ResultT]":
+        """Run `task` on the engine's thread before its next step or group.
+
+        This is how to change the decoder (load or evict an adapter) while it serves.
 
         Raises:
             EngineStopped: the engine no longer runs.
@@ -163,14 +172,14 @@ class Engine:
                 future.set_exception(self._stopped)
                 return
             try:
-                future.set_result(errand())
+                future.set_result(task())
             except Exception as error:
                 future.set_exception(error)
 
         with self._work:
             if self._stopped:
                 raise self._stopped
-            self._errands.append(run)
+            self._tasks.append(run)
             self._work.notify()
         return future
 
@@ -199,33 +208,33 @@ class Engine:
         try:
             while True:
                 with self._work:
-                    while not (self._stopped or self._arrivals or self._errands):
+                    while not (self._stopped or self._arrivals or self._tasks):
                         if self._runner.has_work:
                             break
                         self._work.wait()
                     if self._stopped:
                         return
                     arrivals, self._arrivals = self._arrivals, []
-                    errands, self._errands = self._errands, []
+                    tasks, self._tasks = self._tasks, []
                     self._taken = arrivals
-                if errands:
-                    self._runner.drop_cancelled()  # an errand may need the place of theirs
-                for errand in errands:
-                    errand()
-                self._runner.turn(arrivals)
+                if tasks:
+                    self._runner.drop_cancelled()  # a task may need their adapters' slots
+                for task in tasks:
+                    task()
+                self._runner.step(arrivals)
                 self._taken = []
         except BaseException as error:
-            logger.error("the engine's loop died: %s", place_of(error))
+            logger.error("the engine's loop died: %s", traceback_without_message(error))
             self._stop(EngineStopped(f"the engine's loop died: {type(error).__name__}"))
 
     def _stop(self, reason: EngineStopped) -> None:
         with self._work:
             self._stopped = self._stopped or reason
             rows = [*self._arrivals, *self._taken, *self._runner.waiting, *self._runner.running]
-            errands, self._errands = self._errands, []
+            tasks, self._tasks = self._tasks, []
             self._arrivals = []
             self._work.notify()
         for row in rows:
             row.finish(FinishReason.ERROR, self._stopped)
-        for errand in errands:
-            errand()
+        for task in tasks:
+            task()

@@ -1,4 +1,4 @@
-"""Loading a base model's folder with transformers: weights, tokenizer, dtype, special tokens."""
+"""Load a base model's folder with transformers: weights, tokenizer, dtype, special tokens."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,15 +22,17 @@ Dtype = Literal["auto", "float32", "bfloat16"]
 
 @dataclass(frozen=True, slots=True)
 class Precision:
+    """Hold the dtype of the base model's weights and why it was chosen."""
+
     dtype: torch.dtype
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Pretrained:
-    """A loaded base model, in evaluation mode on its device.
+    """Hold a loaded base model, in evaluation mode on its device.
 
-    `dtype_name` and `dtype_reason` are for /readyz. `decoder_start_id` is what an
+    `dtype_name` and `dtype_reason` are for /readyz. `decoder_start_id` is the token that an
     encoder-decoder model's answer begins with.
     """
 
@@ -46,7 +48,7 @@ class Pretrained:
 
 
 def choose_precision(dtype: Dtype, device: str) -> Precision:
-    """The dtype of the base model's weights, and why."""
+    """Choose the dtype of the base model's weights."""
     if dtype != "auto":
         return Precision(getattr(torch, dtype), "asked for in engine.dtype")
     if device.startswith("cuda"):
@@ -75,7 +77,7 @@ def load_pretrained(
     Raises:
         OSError, ValueError: the folder lacks a file, or transformers cannot read it.
     """
-    transformers_logging.disable_progress_bar()  # a server's log is no terminal
+    transformers_logging.disable_progress_bar()  # a server's log is not a terminal
     precision = choose_precision(dtype, device)
     options: dict[str, Any] = {"dtype": precision.dtype, "use_safetensors": True}
     if quantization != "none":
@@ -108,7 +110,7 @@ def wrap_pretrained(
     dtype_reason: str,
     quantization: Quantization = "none",
 ) -> Pretrained:
-    """A model that is in memory already, with its special tokens looked up."""
+    """Wrap a model that is in memory already, and look up its special tokens."""
     start_id = model.generation_config.decoder_start_token_id
     if start_id is None:
         start_id = getattr(model.config, "decoder_start_token_id", None)
@@ -140,7 +142,7 @@ def _quantization_config(
 
 
 def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Ids that end an answer: the generation config's, else the config's, else the tokenizer's."""
+    """Return the ids that end an answer, from generation config, else config, else tokenizer."""
     for source in (model.generation_config, model.config, tokenizer):
         eos = getattr(source, "eos_token_id", None)
         if eos is not None:

@@ -1,4 +1,4 @@
-"""One request inside the engine: from tokens to events, and to exactly one terminal event."""
+"""Turn the tokens of one request into events, with exactly one terminal event at the end."""
 
 import asyncio
 import dataclasses
@@ -18,29 +18,37 @@ from deployments.engine.request import (
 
 logger = logging.getLogger(__name__)
 
-# Endings at which the engine's thread gives out the text that was held back.
+# For these reasons the engine's thread emits the text that was held back.
 _COMPLETE = (FinishReason.STOP, FinishReason.LENGTH, FinishReason.TIMEOUT)
 
 
 class RequestOutputCollector:
-    """Events on their way to a reader, on one event loop. At most one waits: what was not read yet
-    is joined with what comes next, so a reader that is slow, or that never reads, costs its text
-    and no more, and the engine never waits for it.
+    """Hand events to one reader, on one event loop.
+
+    At most one event is queued: what was not read yet is joined with what comes next. So a reader
+    that is slow, or that never reads, costs the memory of its text, and the engine never waits.
     """
 
     def __init__(self) -> None:
         self._texts: list[str] = []
         self._latest: TokenEvent | None = None
+        self._has_ended = False
         self._arrived = asyncio.Event()
 
     def put(self, event: TokenEvent) -> None:
-        """Later events hold the totals so far, so only the texts have to be kept."""
+        """Queue an event. What comes after a terminal event is dropped.
+
+        The engine's thread may be emitting a partial event while another thread ends the request.
+        """
+        if self._has_ended:
+            return
+        self._has_ended = event.finish_reason is not None
         self._texts.append(event.text)
-        self._latest = event
+        self._latest = event  # it holds the totals so far
         self._arrived.set()
 
     async def get(self) -> TokenEvent:
-        """All that came since the last call, as one event; waits for it. One reader."""
+        """Wait for and return all that came since the last call, as one event."""
         await self._arrived.wait()
         event = self._latest
         assert event is not None, "arrived is set, and no event is there"
@@ -52,13 +60,13 @@ class RequestOutputCollector:
 
 
 class RequestState:
-    """Created on the event loop, pushed to from the engine's thread.
+    """Hold one request in the engine. Created on the event loop, pushed to by the engine's thread.
 
     Args:
         decode: token ids -> text.
         stream: False for one event with the whole text.
-        emit_interval_s: text is given out at most this often, so that fast tokens travel in
-            groups; the first token goes out at once. 0: each token by itself.
+        emit_interval_s: text is emitted at most this often, so that fast tokens travel in groups;
+            the first token is emitted at once. 0: each token on arrival.
         clock: seconds, monotonic.
     """
 
@@ -91,11 +99,11 @@ class RequestState:
         self._finishing = threading.Lock()
 
     def begin(self) -> None:
-        """Its first step is about to run."""
+        """Note that its first step is about to run."""
         self._queue_s = self._clock() - self._accepted_at
 
     def push(self, token_id: int) -> None:
-        """The next token. Ignored once the row is done."""
+        """Take the next token. Ignored once the request is done."""
         if self.is_done:
             return
         self._num_tokens += 1
@@ -133,12 +141,12 @@ class RequestState:
         self._emit(reason, error.info if error else None)
 
     def end_if_late(self) -> None:
-        """For a row that waits; one that runs looks at each token."""
+        """End a waiting request whose deadline has passed; a running one checks at each token."""
         if self._is_late(self._clock()):
             self.finish(FinishReason.TIMEOUT)
 
     def _is_late(self, now: float) -> bool:
-        """A step decoder's scheduler ends a late row itself; a group decoder has no scheduler."""
+        """Return whether the deadline has passed; a group decoder has no scheduler to check it."""
         deadline_s = self.request.deadline_s
         return deadline_s is not None and now - self._accepted_at >= deadline_s
 
@@ -162,5 +170,5 @@ class RequestState:
         )
         try:
             self._asyncio_loop.call_soon_threadsafe(self.events.put, event)
-        except RuntimeError:  # the event loop is closed: nobody is left to read
+        except RuntimeError:  # the event loop is closed: there is no reader left
             logger.debug("no reader for request %s", self.request.request_id)

@@ -1,45 +1,36 @@
-"""The reference decoder: any transformers model, any LoRA, by `set_adapter` + `generate`.
+"""Run the reference decoder: any transformers model, any LoRA, by `set_adapter` + `generate`.
 
-It is the oracle that faster decoders are compared with, the fallback for what they cannot do, and
-what serves until they exist. One adapter is active at a time, so requests run in groups.
+It is the fallback for what the fast decoder cannot do. One adapter is active at a time, so requests
+run in groups.
 """
 
 import contextlib
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
+from peft.tuners.lora.layer import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
-from deployments.engine.decoder import AdapterHasNoEffect, DecoderInfo, RowSink
-from deployments.engine.model_loader import Dtype, Family, Pretrained, Quantization, load_pretrained
-from deployments.engine.request import Request, SamplingParams
+from deployments.engine.adapter_biases import AdapterBiases
+from deployments.engine.decoder import DecoderInfo, RowSink
+from deployments.engine.lora.peft_features import check_base_is_kept, check_scales
+from deployments.engine.model_loader import Pretrained
+from deployments.engine.request import AdapterHasNoEffect, Request, SamplingParams
 
 logger = logging.getLogger(__name__)
 
 
-def load_peft_decoder(
-    path: Path,
-    family: Family,
-    *,
-    device: str,
-    dtype: Dtype = "auto",
-    quantization: Quantization = "none",
-) -> "PeftDecoder":
-    """A base model's folder as a reference decoder; raises what `load_pretrained` raises."""
-    base = load_pretrained(path, family, device=device, dtype=dtype, quantization=quantization)
-    return PeftDecoder(base)
-
-
 class PeftDecoder:
-    """Implements GroupDecoder (decoder.py). Not thread-safe: one thread at a time."""
+    """Implement GroupDecoder (decoder.py). Not thread-safe: one thread at a time."""
 
     def __init__(self, base: Pretrained, *, reason: str = "") -> None:
-        """`reason`: why this decoder was picked, for /readyz."""
+        """Wrap `base`; `reason` says why this decoder was chosen, for /readyz."""
         self.tokenizer = base.tokenizer
         self._base = base.model
         self._peft: PeftModel | None = None
@@ -49,6 +40,8 @@ class PeftDecoder:
         self._dtype = base.dtype_name
         self._active: str | None = None
         self._names: dict[str, str] = {}  # ours -> PEFT's
+        self._resident: frozenset[str] = frozenset()
+        self._biases = AdapterBiases(base.model)
         self._num_loaded = 0
         self._eos_ids = base.eos_ids
         self._pad_id = base.pad_id
@@ -67,81 +60,107 @@ class PeftDecoder:
             dtype=self._dtype,
             num_positions=positions if self._family == "causal" else None,
             eos_ids=self._eos_ids,
-            adapters=self.adapters,
+            adapters=self._resident,
         )
-
-    @property
-    def adapters(self) -> tuple[str, ...]:
-        return tuple(self._names)
 
     def load_adapter(self, name: str, directory: Path) -> None:
         """Make a LoRA adapter resident under `name`. PEFT reads its format and its scale.
 
         Raises:
             AdapterHasNoEffect: the logits with it equal the base's.
+            AdapterNotSupported: it would change the base model, or its scale is absurd.
             ValueError, RuntimeError, OSError: PEFT cannot read it, or its shapes do not fit.
         """
-        inner = f"a{self._num_loaded}"  # PEFT's names may hold no dot, and ours hold versions
+        check_base_is_kept(directory)
+        inner = f"a{self._num_loaded}"  # PEFT allows no dot in a name, and ours hold versions
         self._num_loaded += 1
         self._inject(inner, directory)
         earlier = self._names.get(name)
         self._names[name] = inner
-        effect = self.adapter_effect(name)
-        if not effect > 0:
+        try:
+            self._check_loaded(name, inner, directory)
+        except Exception:
             self.evict(name)
             if earlier is not None:
                 self._names[name] = earlier
+                self._resident = frozenset(self._names)
+            raise
+        if earlier is not None:
+            self._delete(earlier)
+        self._resident = frozenset(self._names)
+
+    def _check_loaded(self, name: str, inner: str, directory: Path) -> None:
+        """Raise what `load_adapter` raises of an adapter that PEFT could read."""
+        scales = {
+            path: layer.scaling[inner]
+            for path, layer in self._model.named_modules()
+            if isinstance(layer, LoraLayer) and inner in layer.scaling
+        }
+        check_scales(directory, scales)
+        effect = self.adapter_effect(name)
+        if not 0 < effect < math.inf:
             raise AdapterHasNoEffect(
                 f"adapter '{name}' from {directory} does not change the base model's logits "
                 f"(largest difference {effect}): train it again, or disable it in the catalogue"
             )
-        if earlier is not None and self._peft is not None:
-            self._peft.delete_adapter(earlier)
         logger.info("adapter %s is resident; it moves the logits by up to %.3g", name, effect)
 
     def _inject(self, inner: str, directory: Path) -> None:
-        """Hand the folder to PEFT; when it refuses, take out what it had put in by then."""
+        """Let PEFT load the folder; if it raises, remove what it had injected by then."""
         try:
-            if self._peft is None:
-                self._peft = PeftModel.from_pretrained(
-                    self._base, str(directory), adapter_name=inner
-                )
-            else:
-                self._peft.load_adapter(str(directory), adapter_name=inner)
+            with self._biases.loading(inner):
+                if self._peft is None:
+                    self._peft = PeftModel.from_pretrained(
+                        self._base, str(directory), adapter_name=inner
+                    )
+                else:
+                    self._peft.load_adapter(str(directory), adapter_name=inner)
         except Exception:
             if self._peft is None:
                 _unwrap(self._base)
             elif inner in self._peft.peft_config:
                 self._peft.delete_adapter(inner)
             raise
+        # PEFT takes one adapter with biases at a time; ours are swapped.
+        self._peft.peft_config[inner].bias = "none"
         self._peft.eval()
 
     def read_adapter(self, directory: Path) -> Path:
-        """PEFT reads the folder itself, in `install`."""
+        """Return the folder: PEFT reads it in `install`."""
         return directory
 
     def num_host_bytes(self, weights: Path) -> int:
         return 0
 
     def install(self, name: str, weights: Path, *, probe: bool = True) -> None:
-        """Between two groups; `probe` is there for the fast decoder's sake and always done."""
+        """Load an adapter, between two groups. It is always probed, whatever `probe` says."""
         self.load_adapter(name, weights)
 
     def dry_run(self, name: str, weights: Path) -> None:
-        """Between two groups: raises what `install` would raise, and leaves nothing resident."""
+        """Raise what `install` would raise, and leave nothing resident. Between two groups."""
         self.load_adapter(name, weights)
         self.evict(name)
 
     def evict(self, name: str) -> None:
-        """Between two groups."""
+        """Forget an adapter, between two groups.
+
+        Raises:
+            KeyError: it is not resident.
+        """
         if self._peft is None or name not in self._names:
-            raise KeyError(f"adapter '{name}' is not resident (resident: {self.adapters})")
+            raise KeyError(f"adapter '{name}' is not resident (resident: {list(self._names)})")
         if self._active == name:
             self._active = None
-        self._peft.delete_adapter(self._names.pop(name))
+        self._delete(self._names.pop(name))
+        self._resident = frozenset(self._names)
+
+    def _delete(self, inner: str) -> None:
+        assert self._peft is not None, f"{inner} was never loaded"
+        self._biases.forget(inner)
+        self._peft.delete_adapter(inner)
 
     def adapter_effect(self, name: str) -> float:
-        """Largest absolute difference of the logits, with and without, on a fixed probe."""
+        """Return the largest absolute difference that it makes to the logits of a fixed probe."""
         previous = self._active
         with_adapter = self._probe_logits(name)
         without = self._probe_logits(None)
@@ -151,8 +170,9 @@ class PeftDecoder:
     def set_adapter(self, name: str | None) -> None:
         if name is not None:
             if self._peft is None or name not in self._names:
-                raise KeyError(f"adapter '{name}' is not resident (resident: {self.adapters})")
+                raise KeyError(f"adapter '{name}' is not resident (resident: {list(self._names)})")
             self._peft.set_adapter(self._names[name], inference_mode=True)
+        self._biases.select(None if name is None else self._names[name])
         self._active = name
 
     def decode(self, token_ids: Sequence[int]) -> str:
@@ -188,7 +208,7 @@ class PeftDecoder:
         return contextlib.nullcontext()
 
     def _pad(self, prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Prompts -> ids and mask, both (B, T); a decoder-only model is padded on the left."""
+        """Return ids and mask, both (B, T), padded on the left for a decoder-only model."""
         length = max(len(prompt) for prompt in prompts)
         ids, mask = [], []
         for prompt in prompts:
@@ -201,15 +221,10 @@ class PeftDecoder:
         return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
     def _generation_config(self, sampling: SamplingParams, max_new_tokens: int) -> GenerationConfig:
-        picked: dict[str, Any] = (
-            {}
-            if sampling.is_greedy
-            else {
-                "temperature": sampling.temperature,
-                "top_p": sampling.top_p,
-                "top_k": sampling.top_k,
-            }
-        )
+        picked: dict[str, Any] = {}
+        if not sampling.is_greedy:
+            names = ("temperature", "top_p", "top_k")
+            picked = {name: getattr(sampling, name) for name in names}
         if sampling.repetition_penalty != 1:
             picked["repetition_penalty"] = sampling.repetition_penalty
         if sampling.min_tokens:
@@ -225,7 +240,7 @@ class PeftDecoder:
 
     @torch.inference_mode()
     def _probe_logits(self, name: str | None) -> torch.Tensor:
-        """Logits of a fixed 8-token probe, (8, V) in float32 on the CPU."""
+        """Return the logits of a fixed 8-token probe, (8, V) in float32 on the CPU."""
         self.set_adapter(name)
         vocabulary = int(self._base.config.get_text_config().vocab_size)
         ids = torch.tensor([[(7 + 13 * i) % vocabulary for i in range(8)]])
@@ -238,7 +253,7 @@ class PeftDecoder:
 
 
 def _unwrap(model: Any) -> None:
-    """Put a base model's own layers back in the place of PEFT's."""
+    """Replace PEFT's layers by the base model's own layers again."""
     for path, module in list(model.named_modules()):
         if isinstance(module, BaseTunerLayer):
             parent, _, name = path.rpartition(".")
@@ -246,10 +261,10 @@ def _unwrap(model: Any) -> None:
 
 
 class _EmitAndStop(StoppingCriteria):
-    """Hands each row's newest token to the sink, and stops the rows that are done.
+    """Push each row's newest token to the sink, and stop the rows that are done.
 
-    A stopping criterion rather than a streamer: it sees the token in the step that made it, so a
-    row that ends costs no further step, and it works for any number of rows.
+    This is a stopping criterion rather than a streamer: it sees the token in the step that made
+    it, so a row that ends costs no further step, and it works for any number of rows.
     """
 
     def __init__(self, sink: RowSink) -> None:
@@ -268,7 +283,7 @@ class _EmitAndStop(StoppingCriteria):
 
 @contextlib.contextmanager
 def _seeded(sampling: SamplingParams, device: str) -> Any:
-    """Sampling with a seed draws from a generator state of its own."""
+    """Draw from a separate generator state if the request has a seed."""
     if sampling.is_greedy or sampling.seed is None:
         yield
         return

@@ -1,24 +1,29 @@
-"""What goes into the engine and what comes out of it. No torch.
+"""Define what goes into the engine, what comes out of it, and its errors. No torch.
 
-Errors that a caller can cause, or has to know of:
-
-    EngineError
-    +-- RequestRefused      before queuing; carries code, param and a message for the client
-    |   +-- EmptyPrompt     there is nothing to answer
-    |   +-- PromptTooLong   the prompt and the answer cannot fit
-    |   +-- QueueFull       no capacity; carries retry_after_s
-    |   +-- UnknownAdapter  not loaded on this replica
-    +-- DecoderFailed       the decoder raised while this request was in its group
-    +-- EngineStopped       the loop has died or is shutting down; the replica is to be replaced
+EngineError                     `error_classes()` lists the tree
++-- RequestRefused              before queuing; has a code, a param and a message for the client
+|   +-- EmptyPrompt             there is nothing to answer
+|   +-- PromptTooLong           the prompt is longer than the server accepts
+|   +-- OutputTooLong           the prompt and the answer cannot fit
+|   +-- QueueFull               no capacity; carries retry_after_s
+|   +-- UnknownAdapter          not loaded on this replica
++-- DecoderFailed               the decoder raised while this request was in its batch
++-- EngineStopped               the loop has died or is shutting down; replace the replica
++-- AdapterNotSupported         the adapter has features that the decoder cannot serve
++-- AdapterHasNoEffect          the adapter loads, and its logits are those of the base
++-- LoraPoolError               the adapter does not fit, is not resident, or finds no free slot
++-- FastDecoderImpossible       `decoder: fast` was asked for, and this model cannot have it
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
 class ErrorInfo:
-    """An EngineError as plain data, so that it survives the way from one process to another."""
+    """Hold an EngineError as plain data, which can be sent to another process."""
 
     code: str
     message: str
@@ -27,7 +32,7 @@ class ErrorInfo:
 
 
 class EngineError(Exception):
-    """Base of everything that the engine raises. `code` is stable; `str()` is for the client."""
+    """Carry a stable `code` and a text for the client. Base of all that the engine raises."""
 
     code = "engine_error"
     param: str | None = None
@@ -38,8 +43,16 @@ class EngineError(Exception):
         return ErrorInfo(self.code, str(self), self.param, self.retry_after_s)
 
 
+def error_classes() -> tuple[type[EngineError], ...]:
+    """Return EngineError and all its subclasses that are imported, for a table of their codes."""
+    found: list[type[EngineError]] = [EngineError]
+    for error in found:  # grows while it is walked
+        found += [sub for sub in error.__subclasses__() if sub not in found]
+    return tuple(found)
+
+
 class RequestRefused(EngineError):
-    """Refused before it was queued; nothing was generated."""
+    """Refuse a request before it is queued; nothing was generated."""
 
     code = "refused"
 
@@ -87,9 +100,12 @@ class UnknownAdapter(RequestRefused):
     code = "unknown_adapter"
     param = "model"
 
-    def __init__(self, adapter: str, known: tuple[str, ...]) -> None:
-        listed = ", ".join(known) or "none"
+    def __init__(self, adapter: str, known: frozenset[str]) -> None:
+        listed = ", ".join(sorted(known)) or "none"
         super().__init__(f"adapter '{adapter}' is not loaded on this replica (loaded: {listed})")
+
+
+_FEATURE_HINT = "serve it with `decoder: reference`, or train it as plain LoRA on linear layers"
 
 
 class DecoderFailed(EngineError):
@@ -101,8 +117,41 @@ class EngineStopped(EngineError):
     retry_after_s = 5
 
 
+class AdapterNotSupported(EngineError):
+    """Name all features of an adapter that the decoder cannot serve."""
+
+    code = "adapter_not_supported"
+
+    def __init__(
+        self,
+        directory: Path,
+        problems: Sequence[str],
+        hint: str = _FEATURE_HINT,
+    ) -> None:
+        self.problems = list(problems)
+        super().__init__(f"adapter {directory}: {'; '.join(problems)}: {hint}")
+
+
+class AdapterHasNoEffect(EngineError):
+    """Report an adapter whose logits are those of the base, or are not finite."""
+
+    code = "adapter_has_no_effect"
+
+
+class LoraPoolError(EngineError):
+    """Report an adapter that the pool cannot hold, or does not hold."""
+
+    code = "adapter_bank_refused"
+
+
+class FastDecoderImpossible(EngineError):
+    """Report that `decoder: fast` is set and cannot serve this model or an adapter."""
+
+    code = "fast_decoder_impossible"
+
+
 class FinishReason(StrEnum):
-    """Why an answer ended. The first two are OpenAI's."""
+    """Say why an answer ended. The first two are OpenAI's."""
 
     STOP = "stop"  # end-of-sequence token, or a stop string
     LENGTH = "length"  # max_tokens reached
@@ -113,10 +162,10 @@ class FinishReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How tokens are picked. temperature 0 is greedy: top_k, top_p and seed then have no effect.
+    """Say how tokens are picked. temperature 0 is greedy: top_k, top_p and seed have no effect.
 
-    `top_k` 0 and `repetition_penalty` 1 mean off. Before `min_tokens` tokens no end-of-sequence
-    token is picked. Without a `seed`, a sampled answer differs from run to run.
+    `top_k` 0 and `repetition_penalty` 1 mean off. No end-of-sequence token is picked before
+    `min_tokens` tokens. Without a `seed`, a sampled answer differs from run to run.
     """
 
     max_tokens: int
@@ -152,13 +201,13 @@ class SamplingParams:
 
     @property
     def is_argmax(self) -> bool:
-        """The next token is the one with the largest logit: nothing changes the logits first."""
+        """Return whether the next token is the one with the largest unchanged logit."""
         return self.is_greedy and self.repetition_penalty == 1 and self.min_tokens == 0
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One answer to generate. `adapter` None is the base model alone.
+    """Ask for one answer. `adapter` None is the base model alone.
 
     `deadline_s`: seconds after acceptance at which the answer ends as `timeout`; None: never.
     """
@@ -172,7 +221,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Seconds since the engine accepted the request; None: not reached."""
+    """Count seconds since the engine accepted the request; None: not reached."""
 
     queue_s: float | None = None
     first_token_s: float | None = None
@@ -181,10 +230,10 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class TokenEvent:
-    """A piece of an answer. Exactly one event of a request has a `finish_reason`: its last.
+    """Carry a piece of an answer. Only the last event of a request has a `finish_reason`.
 
-    `text` is the newly decoded text, which may be empty (an unfinished character, or a possible
-    start of a stop string, is held back). `num_tokens` counts all the tokens so far.
+    `text` is the newly decoded text. It may be empty: an unfinished character, or a possible start
+    of a stop string, is held back. `num_tokens` counts all the tokens so far.
     """
 
     request_id: str
@@ -197,7 +246,7 @@ class TokenEvent:
 
 
 def failed_event(request_id: str, error: ErrorInfo) -> TokenEvent:
-    """The only event of a request for which nothing was generated."""
+    """Return the only event of a request for which nothing was generated."""
     return TokenEvent(
         request_id=request_id,
         text="",

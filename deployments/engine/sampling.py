@@ -1,7 +1,7 @@
-"""Picking one token for each row, on the device: greedy, or temperature, top-k, top-p, penalties.
+"""Pick one token for each row, on the device: greedy, or temperature, top-k, top-p, penalties.
 
-A sampled token needs one random number, made from the row's seed and the token's number by a hash.
-So a seeded answer is the same in whatever batch, on whatever device, it is generated.
+A sampled token needs one random number, a hash of the row's seed and the token's number. So a
+seeded answer is the same in every batch and on every device.
 """
 
 import random
@@ -23,7 +23,7 @@ class _Row:
 
 
 class Sampler:
-    """The sampling state of all rows.
+    """Hold the sampling state of all rows and pick their tokens.
 
     Args:
         eos_ids: tokens that end an answer, not picked before `min_tokens`.
@@ -36,10 +36,10 @@ class Sampler:
         self._eos_ids = list(eos_ids)
         self._device = device
         self._shape = (num_rows, vocab_size)
-        self._seen: torch.Tensor | None = None  # (rows, V) bool, made when a penalty is asked for
+        self._seen: torch.Tensor | None = None  # (rows, V) bool, made for the first penalty
 
     def begin(self, row: int, params: SamplingParams, context: Sequence[int]) -> None:
-        """A row begins; `context` are the tokens that a repetition penalty counts as seen."""
+        """Begin a row; `context` are the tokens that a repetition penalty counts as seen."""
         seed = params.seed if params.seed is not None else random.getrandbits(62)
         self._rows[row] = _Row(params, seed)
         if params.repetition_penalty != 1:
@@ -52,11 +52,11 @@ class Sampler:
         self._rows.pop(row, None)
 
     def is_argmax(self, rows: Sequence[int]) -> bool:
-        """Whether `pick` would take the largest logit of each of these rows."""
+        """Return whether `pick` would take the largest logit of each of these rows."""
         return all(self._rows[row].params.is_argmax for row in rows)
 
     def pick(self, logits: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
-        """logits (B, V) of `rows` -> their next tokens (B,)."""
+        """Return the next tokens (B,) of `rows`, given their logits (B, V)."""
         states = [self._rows[row] for row in rows]
         tokens = logits.argmax(-1)
         special = [i for i, state in enumerate(states) if not state.params.is_argmax]
@@ -77,7 +77,7 @@ class Sampler:
     def _penalised(
         self, scores: torch.Tensor, states: Sequence[_Row], rows: Sequence[int]
     ) -> torch.Tensor:
-        """Repetition penalty and minimum length, as transformers applies them. (B, V)"""
+        """Apply repetition penalty and minimum length as transformers does. (B, V)"""
         penalties = [state.params.repetition_penalty for state in states]
         if self._seen is not None and any(penalty != 1 for penalty in penalties):
             penalty = torch.tensor(penalties, device=self._device)[:, None]
@@ -104,7 +104,7 @@ class Sampler:
 
 
 def _draw(scores: torch.Tensor, states: Sequence[_Row]) -> torch.Tensor:
-    """One token for each row from its own distribution. scores (B, V) -> (B,)"""
+    """Draw one token for each row from its own distribution. scores (B, V) -> (B,)"""
     device = scores.device
     params = [state.params for state in states]
     temperature = torch.tensor([p.temperature or 1.0 for p in params], device=device)
@@ -126,7 +126,7 @@ def _draw(scores: torch.Tensor, states: Sequence[_Row]) -> torch.Tensor:
 
 
 def uniform(seed: int, number: int) -> float:
-    """A number in [0, 1) for the `number`-th token of a seeded answer (splitmix64)."""
+    """Return a number in [0, 1) for the `number`-th token of a seeded answer (splitmix64)."""
     z = (seed * 0xD1342543DE82EF95 + (number + 1) * 0x9E3779B97F4A7C15) & _MASK_64
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK_64
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK_64

@@ -1,36 +1,43 @@
 """Serve shell of the router: HTTP ingress, classifier, policy, and the handle to the model."""
 
 import asyncio
-import contextlib
 import dataclasses
-import functools
 import logging
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
+import ray
 from ray import serve
 from ray.exceptions import RayError
-from ray.serve import metrics
-from ray.serve.exceptions import BackPressureError
+from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
 from deployments.adapter_admin import AdapterAdmin
 from deployments.api.api_keys import KeyStore
-from deployments.api.app import create_api
-from deployments.api.front_door import behind_front_door
-from deployments.api.middleware import IdFromProxy
+from deployments.api.app import behind_front_door, create_api
 from deployments.engine.request import TokenEvent
-from deployments.ingress.followed_catalog import FollowedCatalog, InService
-from deployments.ingress.key_watch import KeyWatch
-from deployments.ingress.model_client import EventResponse, OneEvent, ServeReplicas, answer_events
-from deployments.ingress.operator import ClusterReport, TrafficLog, replica_id
-from deployments.ingress.router_reloading import FollowedClassifier
+from deployments.ingress.broadcast import ServeReplicas
+from deployments.ingress.followed import (
+    InService,
+    follow_catalog,
+    follow_classifier,
+    follow_keys,
+)
+from deployments.ingress.model_client import ModelClient, answer_events
+from deployments.ingress.operator import ClusterReport
+from deployments.ingress.route_metrics import RouteMetrics
+from deployments.ingress.traffic import TrafficLog
 from deployments.messages import GenerateRequest, Outcome, ServedModels
-from deployments.model.loading import open_adapter_store
-from deployments.replica import tune_interpreter, use_serve_handlers
-from deployments.settings import RouterLiveSettings, Settings, SettingsError, parse_strict
+from deployments.replica import (
+    live_settings,
+    open_adapter_store,
+    replica_id,
+    tune_interpreter,
+    use_serve_handlers,
+)
+from deployments.settings import RouterLiveSettings, Settings
 from router.classifier import Classifier
 from router.policy import Route, Thresholds, decide, decide_explicit
 
@@ -40,65 +47,60 @@ READINESS_TIMEOUT_S = 10.0
 _LANGUAGE_NAMES = {"en": "English", "fr": "French", "de": "German", "es": "Spanish"}
 # A conversation's user turns, and the request's own threshold, if it gives one.
 _Asked = tuple[Sequence[str], float | None]
-_CONFIDENCE_BOUNDARIES = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99]
 
 
 class RouterReplica:
-    """Implements `calls.Backend`. Small and on the CPU: several may run beside each other."""
+    """Implements `messages.Backend`. Small and on the CPU, so a machine may run several."""
 
     def __init__(self, settings: Settings, model: DeploymentHandle) -> None:
         use_serve_handlers("INFO")
         self._model = model
+        self._client = ModelClient(model, ray.util.get_node_ip_address())
         self._live = RouterLiveSettings()
-        self._metrics = _RouterMetrics()
+        self._settings = settings
+        self._metrics = RouteMetrics()
         self._traffic = TrafficLog()
         self._operator = ClusterReport(model)
-        self._router = FollowedClassifier(settings, lambda: self._live.reload_check_s)
+        self._router = follow_classifier(settings, lambda: self._live.reload_check_s)
         store = open_adapter_store(settings)
-        self._catalog = FollowedCatalog(
+        self._catalog = follow_catalog(
             store, settings.base_model, lambda: self._live.reload_check_s
         )
+        self._keys = follow_keys(KeyStore(settings.state_path))
         self._admin = AdapterAdmin(
-            self._catalog,
+            store,
+            self._catalog.refresh,
             ServeReplicas(model),
             settings.base_model,
             max_rank=settings.engine.max_adapter_rank,
-            num_places=settings.engine.max_adapters,
+            num_slots=settings.engine.max_adapters,
         )
         self._base_languages = store.seed.base_model(settings.base_model).languages
-        # Of which classifier and which catalogue `_clinic` is: every request asks, few change it.
-        self._clinic_of: tuple[Classifier, InService] | None = None
-        self._clinic = ServedModels(
-            base_model=settings.base_model,
-            adapters=(),  # `clinic` fills these in: both may change
-            specialties=(),
-            default_output_tokens=settings.engine.default_output_tokens,
-            max_output_tokens=settings.engine.max_output_tokens,
-            started_at=int(time.time()),
-        )
-        self._settings = settings
-        self._keys = KeyWatch(KeyStore(settings.state_path))
+        # Put together when the classifier or the catalogue changes, not for every request.
+        self._served_of: tuple[Classifier, InService] | None = None
+        self._served = _nothing_served(settings)
         tune_interpreter()
-        self._router.start()
-        self._keys.start()
-        self._catalog.start()
+        for followed in (self._router, self._keys, self._catalog):
+            followed.start()
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         api = create_api(self, self._admin)
-        return IdFromProxy(behind_front_door(api, self._settings, self._keys, lambda: self._live))
+        return behind_front_door(
+            api, self._settings, self._keys, lambda: self._live, proxy_adds_id=True
+        )
 
     @property
     def clinic(self) -> ServedModels:
         classifier, in_service = self._router.current, self._catalog.current
-        if self._clinic_of != (classifier, in_service):
+        if self._served_of != (classifier, in_service):
             specialties = {*classifier.specialties, *in_service.by_specialty}
-            self._clinic = dataclasses.replace(
-                self._clinic,
+            self._served = dataclasses.replace(
+                self._served,
                 adapters=in_service.cards,
                 specialties=tuple(sorted(specialties)),
             )
-            self._clinic_of = (classifier, in_service)
-        return self._clinic
+            self._served_of = (classifier, in_service)
+        return self._served
 
     @property
     def limits(self) -> RouterLiveSettings:
@@ -107,7 +109,7 @@ class RouterReplica:
     async def classify(
         self, conversations: Sequence[Sequence[str]], min_confidence: float | None = None
     ) -> list[Route]:
-        """Single questions that wait at the same time share a run of the encoder."""
+        """Classify. Single questions that wait at the same time share a run of the encoder."""
         asked = [(conversation, min_confidence) for conversation in conversations]
         if len(asked) == 1:
             return [await self._one_of_a_batch(asked[0])]
@@ -127,7 +129,7 @@ class RouterReplica:
             decide(
                 classification,
                 thresholds=dataclasses.replace(
-                    thresholds, min_confidence=_either(min_confidence, thresholds.min_confidence)
+                    thresholds, min_confidence=_or(min_confidence, thresholds.min_confidence)
                 ),
                 adapters=adapters,
                 base_languages=self._base_languages,
@@ -149,29 +151,8 @@ class RouterReplica:
         main = self._base_languages[0]
         return _LANGUAGE_NAMES.get(main, main)
 
-    @functools.cached_property
-    def _streaming(self) -> Any:
-        """The model's streaming method. Kept, since Serve builds two handles to make one."""
-        return self._model.generate.options(stream=True)
-
-    @functools.cached_property
-    def _answering(self) -> Any:
-        return self._model.answer
-
-    def _start(self, call: GenerateRequest) -> EventResponse:
-        """Send the call to a replica that Serve picks. A whole answer is one event, for which
-        Serve's plain call is cheaper than its stream."""
-        if call.stream:
-            streamed: EventResponse = self._streaming.remote(call)
-            return streamed
-        return OneEvent(self._answering.remote(call))
-
-    async def generate(self, call: GenerateRequest) -> AsyncGenerator[TokenEvent, None]:
-        watch = self._traffic.watch()
-        async with contextlib.aclosing(answer_events(self._start, call)) as events:
-            async for event in events:
-                watch.saw(event)
-                yield event
+    def generate(self, call: GenerateRequest) -> AsyncGenerator[TokenEvent, None]:
+        return answer_events(self._client.start, call, self._traffic.watch().saw)
 
     async def readiness(self) -> tuple[bool, Mapping[str, Any]]:
         classifier = self._router.current
@@ -195,7 +176,7 @@ class RouterReplica:
         except TimeoutError:
             cause = f"no model replica answered within {READINESS_TIMEOUT_S:.0f} s"
             return False, {"cause": cause, "router": router, "access": access}
-        except (RayError, BackPressureError) as error:
+        except (RayError, RayServeException) as error:
             cause = f"the model: {type(error).__name__}"
             return False, {"cause": cause, "router": router, "access": access}
         return True, {**model, "router": router, "access": access}
@@ -204,7 +185,7 @@ class RouterReplica:
         return await self._operator.report()
 
     def traffic(self) -> dict[str, Any]:
-        """This replica's part of the operator's report; Serve calls it through a handle."""
+        """Return this replica's part of the operator's report; called through a handle."""
         return {
             "replica": replica_id(),
             "catalog_revision": self._catalog.current.revision,
@@ -212,8 +193,12 @@ class RouterReplica:
         }
 
     async def refresh_catalog(self) -> dict[str, Any]:
-        """Take over a change of the adapters now; `error` says why that was not possible."""
+        """Take over a change of the adapters now; returns `catalog_state()`."""
         await asyncio.to_thread(self._catalog.refresh)
+        return self.catalog_state()
+
+    def catalog_state(self) -> dict[str, Any]:
+        """Return whose catalogue this is, and why it could not be read (`error`), if so."""
         return {"replica": f"router {replica_id()}", "error": self._catalog.problem}
 
     def record(self, outcome: Outcome) -> None:
@@ -221,47 +206,30 @@ class RouterReplica:
         self._traffic.record(outcome)
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Never raises: Serve would replace a healthy replica for it."""
-        try:
-            self._live = parse_strict(RouterLiveSettings, user_config, "user_config of Router")
-        except SettingsError as error:
-            logger.error("kept the previous user_config: %s", error)
+        """Take over live settings. Never raises, since Serve would replace a healthy replica."""
+        self._live = live_settings(self._live, user_config, "user_config of Router")
         use_serve_handlers(self._live.log_level)
 
     def _thresholds(self, classifier: Classifier) -> Thresholds:
-        """The live values; null keeps what the artefact was tuned to."""
+        """Return the live values; where one is null, what the artefact was tuned to."""
         tuned, live = classifier.thresholds, self._live
         return Thresholds(
-            min_confidence=_either(live.min_confidence, tuned.min_confidence),
-            min_in_scope=_either(live.min_in_scope, tuned.min_in_scope),
-            min_margin=_either(live.min_margin, tuned.min_margin),
+            min_confidence=_or(live.min_confidence, tuned.min_confidence),
+            min_in_scope=_or(live.min_in_scope, tuned.min_in_scope),
+            min_margin=_or(live.min_margin, tuned.min_margin),
         )
 
 
-class _RouterMetrics:
-    """DESIGN.md section 7, as far as the router knows them. Labels are bounded by the catalogue."""
-
-    def __init__(self) -> None:
-        self._requests = metrics.Counter(
-            "polyclinic_requests_total",
-            "finished requests",
-            ("specialty", "adapter", "outcome"),
-        )
-        self._confidence = metrics.Histogram(
-            "polyclinic_route_confidence",
-            "calibrated probability of the specialty chosen",
-            _CONFIDENCE_BOUNDARIES,
-            ("specialty",),
-        )
-
-    def record(self, outcome: Outcome) -> None:
-        specialty = outcome.specialty or "none"
-        adapter = outcome.adapter or "base"
-        labels = {"specialty": specialty, "adapter": adapter, "outcome": outcome.outcome}
-        self._requests.inc(1, labels)
-        if outcome.confidence is not None:
-            self._confidence.observe(outcome.confidence, {"specialty": specialty})
+def _nothing_served(settings: Settings) -> ServedModels:
+    return ServedModels(
+        base_model=settings.base_model,
+        adapters=(),
+        specialties=(),
+        default_output_tokens=settings.engine.default_output_tokens,
+        max_output_tokens=settings.engine.max_output_tokens,
+        started_at=int(time.time()),
+    )
 
 
-def _either(value: float | None, otherwise: float) -> float:
+def _or(value: float | None, otherwise: float) -> float:
     return otherwise if value is None else value

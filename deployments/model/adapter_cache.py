@@ -1,7 +1,8 @@
-"""Puts versions on a replica's device, keeps them there while they answer, and makes room.
+"""Adapter versions on a replica's device: loaded when leased, evicted when others need room.
 
-Whoever asks for a version that is not there loads it, on its own thread; the others who ask for the
-same one wait. The place comes after the read, so nobody leaves for a version that cannot be read.
+Each version is loaded once, however many ask for it: every caller gets a future, and the load has a
+thread to itself. So no caller and no load ever waits for the load of another version. A slot is
+taken after the weights were read, so nothing is evicted for a version that cannot be read.
 """
 
 import threading
@@ -11,10 +12,12 @@ from concurrent.futures import Future
 from typing import Any
 
 from deployments.engine.request import EngineError
-from deployments.model.adapter_loader import ERRAND_TIMEOUT_S, AdapterLoader, one_line
 from deployments.model.adapter_registry import AdapterRegistry, VersionState
-from deployments.model.device_places import DevicePlaces
+from deployments.model.decoder_tasks import TASK_TIMEOUT_S, DecoderTasks
+from deployments.model.device_slots import DeviceSlots
+from deployments.model.weights_reader import WeightsReader, one_line
 
+# Seconds that a load waits for a slot while answers hold all of them.
 ROOM_TIMEOUT_S = 30.0
 
 
@@ -26,137 +29,182 @@ class AdapterGone(EngineError):
 
 
 class AdapterUnavailable(EngineError):
-    """The version is in the catalogue, and this replica cannot load it now."""
+    """The version is in the catalogue, but this replica cannot load it now."""
 
     code = "adapter_unavailable"
     retry_after_s = 5
 
 
+class _Unleased(Future[str]):
+    """Waits for a load without taking a lease."""
+
+
 class AdapterCache:
     """Any thread may call it.
 
-    changed: guards `known`, `places` and what follows them here.
+    Args:
+        clock: seconds, monotonic.
+
+    Attributes:
+        changed: guards `registry`, `slots` and the loads; notified when a slot may be free.
+        last_error: the last load that failed.
     """
 
     def __init__(
         self,
-        known: AdapterRegistry,
-        places: DevicePlaces,
-        loader: AdapterLoader,
+        registry: AdapterRegistry,
+        reader: WeightsReader,
+        tasks: DecoderTasks,
+        *,
+        capacity: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.changed = threading.Condition()
-        self.known = known
-        self.places = places
+        self.registry = registry
+        self.slots = DeviceSlots(capacity, registry)
         self.last_error: str | None = None
-        self._loader = loader
+        self._reader = reader
+        self._tasks = tasks
         self._clock = clock
+        self._loads: dict[str, list[Future[str]]] = {}
         self._new_loads: list[tuple[str, float]] = []
 
-    def try_acquire(self, key: str) -> bool:
-        """Lease `key` if it is on the device."""
-        with self.changed:
-            if key not in self.places:
-                return False
-            self.places.take(key)
-            return True
+    def is_used(self, key: str) -> bool:
+        """Whether it is on the device, on its way there, or leased. Call it with the lock held."""
+        return key in self.slots or key in self._loads or self.slots.num_leases(key) > 0
 
-    def acquire(self, key: str) -> None:
-        """On return `key` is on the device and leased."""
+    def acquire(self, key: str) -> "Future[str]":
+        """Lease `key` for one answer; the future is done once it is on the device.
+
+        The caller that gets the result must call `release`. A future that was cancelled before
+        leases nothing. It fails with AdapterGone or AdapterUnavailable.
+        """
         with self.changed:
-            while self.places.is_loading(key):
-                self.changed.wait(1.0)
-            if key in self.places:
-                self.places.take(key)
+            if key not in self.slots:
+                return self._join_load(key, Future())
+            self._lease(key)
+        lease: Future[str] = Future()
+        lease.set_result(key)
+        return lease
+
+    def load(self, key: str) -> None:
+        """Load `key` without leasing it, and wait for it; raises what a lease fails with."""
+        with self.changed:
+            if key in self.slots:
                 return
-            known = self.known.get(key)
-            if known is None:
-                raise AdapterGone(f"adapter {key} left the catalogue: ask again")
-            self.places.start_loading(key)
-        try:
-            seconds = self._load(key, known)
-        except Exception as error:
-            known.error = self.last_error = one_line(error)
-            with self.changed:
-                self._stop_loading(key)
-                self._loader.evict(key)  # an install that took too long may yet come
-            if isinstance(error, EngineError):
-                raise AdapterUnavailable(f"adapter {key} cannot be loaded: {error}") from error
-            raise AdapterUnavailable(
-                f"adapter {key} cannot be loaded here ({type(error).__name__})"
-            ) from error
-        known.error, known.load_s = None, seconds
-        with self.changed:
-            self._stop_loading(key)
-            self.places.arrive(key)
-            self.places.take(key)
-            self._new_loads.append((known.name, seconds))
-
-    def _stop_loading(self, key: str) -> None:
-        """With the lock held."""
-        self.places.stop_loading(key)
-        self.changed.notify_all()
-
-    def _load(self, key: str, known: VersionState) -> float:
-        """Seconds that it took."""
-        started = self._clock()
-        weights = self._loader.weights(known.version)  # nobody has made room yet
-        self._make_room(key)
-        self._loader.install(key, known.version, weights)
-        return self._clock() - started
-
-    def _make_room(self, key: str) -> None:
-        """A place for `key`: the least recently used idle version goes."""
-        deadline = self._clock() + ROOM_TIMEOUT_S
-        while True:
-            with self.changed:
-                if self.places.has_room:
-                    self.places.reserve(key)
-                    return
-                victim = self.places.victim()
-                if victim is not None:
-                    self._leave(victim)
-                    self.places.reserve(key)
-                    return
-                self._check_patience(deadline)
-                self.changed.wait(0.2)
-
-    def _check_patience(self, deadline: float) -> None:
-        capacity = self.places.capacity
-        if self.places.are_all_pinned:
-            raise AdapterUnavailable(
-                f"all {capacity} places for adapters hold pinned ones: unpin an adapter, or raise "
-                "engine.max_adapters"
-            )
-        if self._clock() > deadline:
-            raise AdapterUnavailable(
-                f"all {capacity} places for adapters are in use or pinned: ask again, or raise "
-                "engine.max_adapters"
-            )
-
-    def _leave(self, key: str) -> "Future[Any]":
-        """With the lock held until it is submitted, so that the decoder sees versions leave and
-        come in the order in which their places are counted."""
-        self.places.leave(key)
-        return self._loader.evict(key)
+            loaded = self._join_load(key, _Unleased())
+        loaded.result()
 
     def release(self, key: str) -> None:
-        """The answer has ended. A version that is out of service leaves with its last answer."""
+        """End one lease. A version that is out of service leaves the device with its last one."""
         with self.changed:
-            is_last = self.places.give_back(key)
+            self.slots.release(key)
+            self._evict_if_unwanted(key)
             self.changed.notify_all()
-            if is_last and key in self.places and key not in self.known.wanted:
-                self._leave(key)
 
     def evict_if_idle(self, key: str) -> None:
+        """Evict `key` unless it is leased; returns when the decoder has done it."""
         with self.changed:
-            if self.places.num_leases(key) or key not in self.places:
+            if self.slots.num_leases(key) or key not in self.slots:
                 return
-            left = self._leave(key)
-        left.result(ERRAND_TIMEOUT_S)
+            evicted = self._evict(key)
+        evicted.result(TASK_TIMEOUT_S)
 
-    def new_loads(self) -> list[tuple[str, float]]:
-        """(adapter, seconds) of each load since the last call."""
-        with self.changed:
-            loads, self._new_loads = self._new_loads, []
+    def take_loads(self) -> list[tuple[str, float]]:
+        """Return (adapter, seconds) of each load since the last call. The lock is held."""
+        loads, self._new_loads = self._new_loads, []
         return loads
+
+    # --- one load, on its own thread ---
+
+    def _join_load(self, key: str, waiting: "Future[str]") -> "Future[str]":
+        """Let `waiting` wait for the load of `key`, which begins now if none is under way."""
+        state = self.registry.get(key)
+        if state is None:
+            waiting.set_exception(AdapterGone(f"adapter {key} left the catalogue: ask again"))
+        elif key in self._loads:
+            self._loads[key].append(waiting)
+        else:
+            work = threading.Thread(target=self._run_load, args=(key, state), daemon=True)
+            work.start()
+            self._loads[key] = [waiting]
+        return waiting
+
+    def _run_load(self, key: str, state: VersionState) -> None:
+        started = self._clock()
+        try:
+            weights = self._reader.weights(state.version)
+            self._reserve_slot(key)
+            self._tasks.install(key, state.version, weights)
+        except Exception as error:
+            self._finish_failed(key, state, error)
+        else:
+            self._finish(key, state, self._clock() - started)
+
+    def _reserve_slot(self, key: str) -> None:
+        """Take a slot for `key`; the least recently used idle version is evicted for it."""
+        deadline = self._clock() + ROOM_TIMEOUT_S
+        with self.changed:
+            while not self.slots.has_room:
+                victim = self.slots.select_victim()
+                if victim is not None:
+                    self._evict(victim)
+                    break
+                if self.slots.are_all_pinned:
+                    raise self._full("hold pinned ones: unpin an adapter")
+                if self._clock() > deadline:
+                    raise self._full("are in use or pinned: ask again")
+                self.changed.wait(0.2)
+            self.slots.reserve(key)
+
+    def _full(self, why: str) -> AdapterUnavailable:
+        all_places = f"all {self.slots.capacity} places for adapters"
+        return AdapterUnavailable(f"{all_places} {why}, or raise engine.max_adapters")
+
+    def _finish(self, key: str, state: VersionState, seconds: float) -> None:
+        with self.changed:
+            state.error, state.load_s = None, seconds
+            self.slots.arrive(key)
+            self._new_loads.append((state.name, seconds))
+            waiting = self._not_cancelled(key)
+            for future in waiting:
+                if not isinstance(future, _Unleased):
+                    self._lease(key)
+            self._evict_if_unwanted(key)
+            self.changed.notify_all()
+        for future in waiting:
+            future.set_result(key)
+
+    def _finish_failed(self, key: str, state: VersionState, error: Exception) -> None:
+        why = f": {error}" if isinstance(error, EngineError) else f" here ({type(error).__name__})"
+        failure = AdapterUnavailable(f"adapter {key} cannot be loaded{why}")
+        failure.__cause__ = error
+        with self.changed:
+            state.error = self.last_error = one_line(error)
+            if self.slots.cancel(key):
+                self._tasks.evict(key)  # an install that took too long may still be done
+            waiting = self._not_cancelled(key)
+            self.changed.notify_all()
+        for future in waiting:
+            future.set_exception(failure)
+
+    # --- with the lock held ---
+
+    def _not_cancelled(self, key: str) -> list["Future[str]"]:
+        """End the load of `key`; returns the futures that still wait for it."""
+        return [f for f in self._loads.pop(key) if f.set_running_or_notify_cancel()]
+
+    def _lease(self, key: str) -> None:
+        self.slots.lease(key)
+        self.registry[key].num_answers += 1
+
+    def _evict_if_unwanted(self, key: str) -> None:
+        is_idle = key in self.slots and not self.slots.num_leases(key)
+        if is_idle and key not in self.registry.wanted:
+            self._evict(key)
+
+    def _evict(self, key: str) -> "Future[Any]":
+        """Free the slot and submit the eviction under one lock: the decoder sees versions leave
+        and arrive in the order in which their slots are counted."""
+        self.slots.evict(key)
+        return self._tasks.evict(key)

@@ -1,32 +1,33 @@
-"""The adapters of one model replica: which versions it knows, and where each one's weights are.
+"""The adapters of one model replica: it follows the catalogue, leases versions and reports.
 
-Tiers, fastest first: the decoder's bank (device), weights read and kept in memory (host), files
-that the store hands out (disk; with an object store, fetched first). `sync` follows the catalogue;
-`lease` makes sure that a version is on the device and keeps it there until `release`.
+The weights of a version are in one of three tiers, fastest first: a slot of the device, main memory
+(host), files that the store hands out (disk; an object store's are fetched first).
 
-An answer leases the version that it begins with, so an update, a roll-back or a removal lets it
+An answer leases the version that it begins with. So an update, a roll-back or a removal lets it
 finish, and the old version leaves the device with its last answer. A version that left the
-catalogue a moment ago can still be leased: a question may be on its way from the router. A pinned
-version in service is loaded by `sync`, and leaves the device for no other.
+catalogue a moment ago can still be leased, since a question may be on its way from the router. A
+pinned version in service is loaded by `sync` and never evicted.
 """
 
+import asyncio
 import contextlib
 import logging
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any
 
-from adapters.live_catalog import AdapterVersion, LiveCatalog
+from adapters.live_catalog import AdapterVersion
 from adapters.store import AdapterStore
 from deployments.engine.request import EngineError
 from deployments.model.adapter_cache import AdapterCache, AdapterGone
-from deployments.model.adapter_loader import AdapterDecoder, AdapterLoader, Errand
-from deployments.model.adapter_registry import AdapterRegistry
-from deployments.model.device_places import DevicePlaces
-from deployments.model.host_memory import HostCache
+from deployments.model.adapter_registry import AdapterRegistry, adapter_key
+from deployments.model.decoder_tasks import DecoderTasks, RunBetweenSteps
+from deployments.model.host_cache import HostCache
+from deployments.model.inventory import Inventory
+from deployments.model.weights_reader import AdapterDecoder, WeightsReader
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +37,10 @@ class AdapterManager:
 
     Args:
         capacity: versions on the device at the same time.
-        host: keeps weights that were read, within its bytes.
+        host: keeps weights in main memory.
+        run: runs a task on the engine's thread, between two steps.
+        verified: folders by digest whose checksums were compared a moment ago.
+        clock: seconds, monotonic.
     """
 
     def __init__(
@@ -47,179 +51,179 @@ class AdapterManager:
         *,
         capacity: int,
         host: HostCache,
+        run: RunBetweenSteps,
+        verified: Mapping[str, Path] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
         self._clock = clock
-        self._loader = AdapterLoader(store, decoder, host)
-        self._known = AdapterRegistry(base_model)
-        self._places = DevicePlaces(capacity, self._known)
-        self._device = AdapterCache(self._known, self._places, self._loader, clock)
-        self._changed = self._device.changed  # guards the known versions and the places
+        self._registry = AdapterRegistry(base_model)
+        self._reader = WeightsReader(store, decoder, host, verified or {})
+        self._tasks = DecoderTasks(decoder, run)
+        self._cache = AdapterCache(
+            self._registry, self._reader, self._tasks, capacity=capacity, clock=clock
+        )
+        self._inventory = Inventory(self._registry, self._cache.slots, self._reader)
+        self._changed = self._cache.changed  # guards the registry and the slots
+        self._reading = threading.Lock()  # one catalogue is taken over at a time
         self._syncing = threading.Lock()
-
-    def attach(self, run_between_steps: Callable[[Errand], Future[Any]]) -> None:
-        """From now on the decoder is changed through the running engine."""
-        self._loader.attach(run_between_steps)
+        self._fresh: set[str] = set()  # new in service, for the next `sync`; guarded by _changed
+        self._synced_etag: str | None = None
+        self._catalog_error: str | None = None
 
     # --- following the catalogue ---
 
     def sync(self) -> dict[str, Any]:
-        """Read the catalogue and become what it says; returns `report()`. One at a time.
+        """Read the catalogue and become what it says; returns `report()`.
 
-        What cannot be loaded is in the report, and is tried again by the next call.
-
-        Raises:
-            StorageError, LiveCatalogError: the catalogue cannot be read; all stays as it was.
+        What cannot be loaded is in the report, and the next call tries it again. When the catalogue
+        cannot be read (StorageError, LiveCatalogError), all stays as it was.
         """
         with self._syncing:
-            try:
-                catalog = self._store.read()
-            except (OSError, ValueError) as error:
-                self._device.last_error = str(error)
-                raise
-            fresh = self._follow(catalog)
+            etag = self._read_catalog()
             with self._changed:
-                unwanted = self._places.out_of_service()
+                fresh, self._fresh = self._fresh, set()
+                unwanted = self._cache.slots.out_of_service()
             for key in unwanted:
-                self._device.evict_if_idle(key)
-            # Pinned ones first: the others take the places that are left.
-            for key in sorted(self._known.wanted, key=lambda key: not self._known.is_pinned(key)):
+                self._cache.evict_if_idle(key)
+            # Pinned versions first: the others take the slots that are left.
+            wanted = self._registry.wanted
+            for key in sorted(wanted, key=lambda key: not wanted[key].pinned):
                 if self._is_due(key, fresh):
                     self._load_in_sync(key)
             if not self._has_failed():
-                self._device.last_error = None
+                self._cache.last_error = None
+            self._synced_etag = etag
             return self.report()
 
-    def is_behind(self, stamp_seen: str | None) -> bool:
-        """Whether `sync` has something to do: the catalogue changed, or something failed."""
-        failed = self._has_failed() or self._device.last_error is not None
-        return failed or self._store.stamp() != stamp_seen
+    def try_sync(self) -> dict[str, Any]:
+        """As `sync`; a catalogue that cannot be read is logged and is the report's `error`."""
+        try:
+            return self.sync()
+        except (OSError, ValueError) as error:
+            logger.error("the adapters stay as they are: %s", error)
+            return self.report()
 
-    def _has_failed(self) -> bool:
-        with self._changed:
-            return any(self._known[key].error for key in self._known.wanted)
+    def is_behind(self) -> bool:
+        """Whether the catalogue changed or something failed; raises StorageError."""
+        failed = self._catalog_error or self._cache.last_error or self._has_failed()
+        return bool(failed) or self._store.stamp() != self._synced_etag
 
-    def stamp(self) -> str | None:
-        return self._store.stamp()
+    def prefetch(self) -> None:
+        """Read what is in service into main memory, as far as there is room."""
+        for key in self._registry.wanted:
+            state = self._registry.get(key)
+            if state is not None and key not in self._cache.slots:
+                self._reader.prefetch(state.version)
 
-    def _follow(self, catalog: LiveCatalog) -> set[str]:
-        """Take the catalogue over; returns the keys that were not wanted before."""
-        with self._changed:
-            fresh, forgotten = self._known.follow(catalog, self._clock(), self._places.is_used)
-        for known in forgotten:
-            self._loader.forget(known.version)
-        return fresh
+    def _read_catalog(self) -> str | None:
+        """Take the catalogue over into the registry, without loading anything; returns its etag."""
+        with self._reading:
+            try:
+                etag = self._store.stamp()
+                catalog = self._store.read()
+            except (OSError, ValueError) as error:
+                self._catalog_error = str(error)
+                raise
+            self._catalog_error = None
+            with self._changed:
+                fresh, forgotten = self._registry.update(
+                    catalog, self._clock(), self._cache.is_used
+                )
+                self._fresh |= fresh
+            for state in forgotten:
+                self._reader.forget(state.version)
+                self._tasks.forget(state.version)
+            return etag
 
     def _is_due(self, key: str, fresh: set[str]) -> bool:
-        """Whether `sync` loads it. The others wait until somebody asks for them."""
+        """Whether `sync` loads it. Other versions wait until somebody asks for them."""
         with self._changed:
-            has_reason = key in fresh or self._known[key].error is not None
-            is_due = has_reason or self._known.is_pinned(key) or self._places.has_room
-            return is_due and key not in self._places
+            slots, state = self._cache.slots, self._registry.get(key)
+            if state is None or key in slots:
+                return False
+            is_asked_for = key in fresh or state.error is not None or self._registry.is_pinned(key)
+            return is_asked_for or slots.has_room
 
     def _load_in_sync(self, key: str) -> None:
         try:
-            self._device.acquire(key)
+            self._cache.load(key)
         except EngineError as error:
             logger.error("adapter %s: %s", key, error)
-        else:
-            self._device.release(key)
 
-    def prefetch(self) -> None:
-        """Read what is in service into main memory, as far as there is room, so that a version's
-        first question does not wait for its files. What cannot be read is found when it is asked
-        for."""
-        for key in self._known.wanted:
-            known = self._known.get(key)
-            if known is not None and key not in self._places:
-                self._loader.prefetch(known.version)
+    def _has_failed(self) -> bool:
+        with self._changed:
+            states = map(self._registry.get, self._registry.wanted)
+            return any(state is not None and state.error for state in states)
 
     # --- answers ---
 
-    def try_lease(self, name: str, version: str | None) -> str | None:
-        """The key of a version that is on the device, leased; None: `lease` may have to load it."""
-        with self._changed:
-            key = self._known.find(name, version)
-        if key is None or not self._device.try_acquire(key):
-            return None
-        self._count_answer(key)
-        return key
-
-    def lease(self, name: str, version: str | None) -> str:
-        """The decoder's key of a version, which stays on the device until `release`. May load.
-
-        Args:
-            version: None: the one in force.
+    @contextlib.asynccontextmanager
+    async def leased(self, name: str, version: str | None) -> AsyncIterator[str]:
+        """Keep a version (None: the stable one) on the device for one answer; yields its key.
 
         Raises:
             AdapterGone, AdapterUnavailable
         """
-        with self._changed:
-            key = self._known.find(name, version)
-        if key is None:  # the router may know more
+        if self._find(name, version) is None:  # the router may have read a newer catalogue
             with contextlib.suppress(OSError, ValueError):
-                self.sync()
-            with self._changed:
-                key = self._known.find(name, version)
-        if key is None:
-            shown = name if version is None else f"{name}, version {version}"
-            raise AdapterGone(f"adapter {shown} is not in service: ask again")
-        self._device.acquire(key)
-        self._count_answer(key)
-        return key
+                await asyncio.to_thread(self._read_catalog)
+        lease = self.lease(name, version)
+        try:
+            key = lease.result() if lease.done() else await asyncio.wrap_future(lease)
+        except asyncio.CancelledError:
+            lease.add_done_callback(self._give_back)
+            raise
+        try:
+            yield key
+        finally:
+            self.release(key)
 
-    def _count_answer(self, key: str) -> None:
-        with self._changed:
-            self._known[key].num_answers += 1
+    def lease(self, name: str, version: str | None) -> "Future[str]":
+        """Lease a version of the catalogue that was read last; as AdapterCache.acquire."""
+        key = self._find(name, version)
+        if key is not None:
+            return self._cache.acquire(key)
+        shown = name if version is None else f"{name}, version {version}"
+        gone: Future[str] = Future()
+        gone.set_exception(AdapterGone(f"adapter {shown} is not in service: ask again"))
+        return gone
 
     def release(self, key: str) -> None:
-        """The answer has ended. A version that is out of service leaves with its last answer."""
-        self._device.release(key)
+        """End the lease of one answer."""
+        self._cache.release(key)
+
+    def _find(self, name: str, version: str | None) -> str | None:
+        with self._changed:
+            return self._registry.find(name, version)
+
+    def _give_back(self, lease: "Future[str]") -> None:
+        if not lease.cancelled() and lease.exception() is None:
+            self.release(lease.result())
 
     # --- for the operator ---
 
     def dry_run(self, name: str, version: AdapterVersion) -> list[str]:
-        """What keeps a version that is not listed yet from being served here; empty: nothing.
-
-        Raises:
-            StorageError, EngineStopped: it could not be tried.
-        """
-        return self._loader.dry_run(name, version)
+        """As DecoderTasks.dry_run, of a version that is not listed yet."""
+        return self._tasks.dry_run(adapter_key(name, version), version, self._reader)
 
     def report(self) -> dict[str, Any]:
-        """What this replica holds: the catalogue's versions in service, and where each one is.
-        `leaving`: versions out of service that still answer, with how many answers. `last_error`:
-        what failed, until a `sync` finds all well."""
+        """Return what this replica holds, without any effect on it.
+
+        `error` says why the catalogue could not be read, `last_error` what failed, until a `sync`
+        finds all well.
+        """
         with self._changed:
-            known, places = self._known, self._places
             return {
-                "revision": known.revision,
-                "adapters": [
-                    {**known.described(key), "tier": self._tier(key)} for key in known.wanted
-                ],
-                "leaving": [
-                    {
-                        "name": known[key].name,
-                        "version": known[key].version.version,
-                        "running": places.num_leases(key),
-                    }
-                    for key in places.out_of_service()
-                ],
-                "skipped": dict(known.skipped),
-                "last_error": self._device.last_error,
+                "revision": self._registry.revision,
+                "adapters": self._inventory.in_service(),
+                "leaving": self._inventory.leaving(),
+                "skipped": dict(self._registry.skipped),
+                "last_error": self._catalog_error or self._cache.last_error,
+                "error": self._catalog_error,
             }
 
-    def _tier(self, key: str) -> str:
-        if key in self._places:
-            return "device"
-        return "host" if self._loader.has_in_memory(self._known[key].version) else "disk"
-
-    def count_by_tier(self) -> dict[str, int]:
+    def measure(self) -> tuple[dict[str, int], list[tuple[str, float]]]:
+        """Return versions in service by tier, and (adapter, seconds) of each load since then."""
         with self._changed:
-            tiers = Counter(self._tier(key) for key in self._known.wanted)
-        return {tier: tiers[tier] for tier in ("device", "host", "disk")}
-
-    def new_loads(self) -> list[tuple[str, float]]:
-        """(adapter, seconds) of each load since the last call."""
-        return self._device.new_loads()
+            return self._inventory.count_by_tier(), self._cache.take_loads()

@@ -1,20 +1,24 @@
-"""The catalogue as one replica reads it: versions that are known, in service, and in force.
+"""The catalogue as one replica reads it: which adapter versions exist, and which are in service.
 
-No locks: the holder that owns it guards it.
+No locks: AdapterManager guards it.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from adapters.live_catalog import AdapterVersion, LiveAdapter, LiveCatalog
 
-FORGET_S = 120.0  # a version that left the catalogue can be asked for this long
+FORGET_S = 120.0  # how long a version that left the catalogue can still be asked for
 
 
 @dataclass(slots=True)
 class VersionState:
-    """`gone_at`: when it left the catalogue; None: it is listed."""
+    """A version and what happened to it on this replica.
+
+    gone_at: when it left the catalogue, in seconds; None while it is listed.
+    error: why its last load failed; None if it did not.
+    load_s: seconds that its last load took.
+    """
 
     name: str
     version: AdapterVersion
@@ -26,8 +30,10 @@ class VersionState:
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """How a version is in service. `weight`: its share of the sessions, on trial; None: it is in
-    force."""
+    """How a version is in service.
+
+    weight: the share of sessions that a canary gets; None for the adapter's stable version.
+    """
 
     specialty: str
     weight: float | None
@@ -35,103 +41,92 @@ class Serving:
 
 
 class AdapterRegistry:
-    """`wanted`: the versions in service, by key in the catalogue's order; replaced as a whole.
-    `revision` -1: none was read yet."""
+    """Versions by key (see `adapter_key`).
+
+    wanted: the versions in service, in the catalogue's order; replaced as a whole.
+    revision: of the catalogue; -1 before the first one was read.
+    skipped: adapter -> why it is not served on this base model.
+    """
 
     def __init__(self, base_model: str) -> None:
         self.wanted: Mapping[str, Serving] = {}
         self.revision = -1
         self.skipped: dict[str, str] = {}
         self._base_model = base_model
-        self._known: dict[str, VersionState] = {}
+        self._states: dict[str, VersionState] = {}
         self._key_of: dict[tuple[str, str], str] = {}
-        self._in_force: dict[str, str] = {}  # name -> key
+        self._stable: dict[str, str] = {}  # name -> key
 
     def __getitem__(self, key: str) -> VersionState:
-        return self._known[key]
+        return self._states[key]
 
     def get(self, key: str) -> VersionState | None:
-        return self._known.get(key)
+        return self._states.get(key)
 
     def is_pinned(self, key: str) -> bool:
-        service = self.wanted.get(key)
-        return service is not None and service.pinned
+        serving = self.wanted.get(key)
+        return serving is not None and serving.pinned
 
     def find(self, name: str, version: str | None) -> str | None:
-        """The key of a version; None for `version`: the one in force."""
+        """Return the key of a version, of the stable one if `version` is None. None if unknown."""
         if version is None:
-            return self._in_force.get(name)
+            return self._stable.get(name)
         return self._key_of.get((name, version))
 
-    def follow(
+    def update(
         self, catalog: LiveCatalog, now: float, is_used: Callable[[str], bool]
     ) -> tuple[set[str], list[VersionState]]:
-        """Take over what is listed and in service.
+        """Become what `catalog` says.
 
         Args:
-            now: seconds, on the clock of the call before.
-            is_used: whether an answer still runs on a key.
+            now: seconds, on the same clock as in the call before.
+            is_used: whether a key is loaded, being loaded or leased, and so must stay known.
 
         Returns:
-            The keys that were not wanted before (none at the first call), and what was forgotten.
+            The keys that were not wanted before (none at the first call), and the versions that
+            were forgotten.
         """
         listed: dict[str, tuple[str, AdapterVersion]] = {}
         wanted: dict[str, Serving] = {}
-        in_force: dict[str, str] = {}
+        stable: dict[str, str] = {}
         for adapter in catalog.adapters:
             if adapter.base_model != self._base_model:
                 continue
             for version in adapter.versions:
                 listed[adapter_key(adapter.name, version)] = (adapter.name, version)
-            wanted |= _services(adapter)
+            wanted |= _serving(adapter)
             if adapter.served:
-                in_force[adapter.name] = adapter_key(adapter.name, adapter.stable)
+                stable[adapter.name] = adapter_key(adapter.name, adapter.stable)
         for key, (name, version) in listed.items():
-            self._known.setdefault(key, VersionState(name, version)).gone_at = None
+            self._states.setdefault(key, VersionState(name, version)).gone_at = None
         forgotten = self._forget(listed, now, is_used)
-        self._key_of = {(k.name, k.version.version): key for key, k in self._known.items()}
-        # the listed one wins over one that is gone and had the same version's name
+        self._key_of = {(s.name, s.version.version): key for key, s in self._states.items()}
+        # A listed version wins over one that is gone and had the same name.
         self._key_of |= {(name, v.version): key for key, (name, v) in listed.items()}
         fresh = set(wanted) - set(self.wanted) if self.revision >= 0 else set()
-        self.wanted, self._in_force = wanted, in_force
+        self.wanted, self._stable = wanted, stable
         self.revision = catalog.revision
         self.skipped = catalog.skipped(self._base_model)
         return fresh, forgotten
 
     def _forget(
         self,
-        listed: dict[str, tuple[str, AdapterVersion]],
+        listed: Mapping[str, object],
         now: float,
         is_used: Callable[[str], bool],
     ) -> list[VersionState]:
         forgotten = []
-        for key, known in list(self._known.items()):
+        for key, state in list(self._states.items()):
             if key in listed:
                 continue
-            known.gone_at = now if known.gone_at is None else known.gone_at
-            if now - known.gone_at > FORGET_S and not is_used(key):
-                forgotten.append(self._known.pop(key))
+            state.gone_at = now if state.gone_at is None else state.gone_at
+            if now - state.gone_at > FORGET_S and not is_used(key):
+                forgotten.append(self._states.pop(key))
         return forgotten
 
-    def described(self, key: str) -> dict[str, Any]:
-        """A version in service, for the operator; where its weights are is the holder's to say."""
-        known, service = self._known[key], self.wanted[key]
-        return {
-            "name": known.name,
-            "specialty": service.specialty,
-            "version": known.version.version,
-            "digest": known.version.digest,
-            "state": "active" if service.weight is None else "canary",
-            "weight": service.weight,
-            "pinned": service.pinned,
-            "answers": known.num_answers,
-            "load_s": None if known.load_s is None else round(known.load_s, 4),
-            "error": known.error,
-        }
 
-
-def _services(adapter: LiveAdapter) -> dict[str, Serving]:
-    """Key -> how this adapter's versions are in service; empty: it is disabled."""
+def _serving(adapter: LiveAdapter) -> dict[str, Serving]:
+    """Return key -> how this adapter's versions are in service; empty if it is disabled."""
     canary = adapter.canary
     return {
         adapter_key(adapter.name, version): Serving(
@@ -144,5 +139,5 @@ def _services(adapter: LiveAdapter) -> dict[str, Serving]:
 
 
 def adapter_key(name: str, version: AdapterVersion) -> str:
-    """The decoder's name of a version: no two contents share one."""
+    """Return the decoder's name of a version: two different contents never share one."""
     return f"{name}@{version.version}#{version.digest[:12]}"

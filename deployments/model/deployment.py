@@ -1,4 +1,4 @@
-"""Serve shell of the model: base, every adapter and one engine, pinned to a GPU (or the CPU)."""
+"""Serve shell of the model: one base, its adapters and one engine, on one GPU or the CPU."""
 
 import asyncio
 import contextlib
@@ -6,71 +6,81 @@ import logging
 import os
 import time
 from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from ray.serve import metrics
-
 from adapters.live_catalog import AdapterVersion
+from deployments.channel.frames import ChannelAddress
+from deployments.channel.sender import ChannelLost, EventSender
 from deployments.engine.engine import Engine, EngineLimits
 from deployments.engine.request import EngineError, Request, TokenEvent, failed_event
-from deployments.ingress.operator import replica_id
+from deployments.engine.thread import TorchThread
 from deployments.messages import GenerateRequest
-from deployments.model.loading import LoadedModel, load_model
-from deployments.model.replica_adapters import ReplicaAdapters
-from deployments.replica import tune_interpreter, use_serve_handlers
-from deployments.settings import ModelLiveSettings, Settings, SettingsError, parse_strict
+from deployments.model.adapter_cache import AdapterGone
+from deployments.model.adapter_follower import AdapterFollower
+from deployments.model.adapter_manager import AdapterManager
+from deployments.model.answer_metrics import AnswerMetrics
+from deployments.model.loading import LoadedModel, first_sync, load_model
+from deployments.replica import (
+    live_settings,
+    replica_id,
+    tune_interpreter,
+    use_serve_handlers,
+)
+from deployments.settings import EngineSettings, ModelLiveSettings, Settings
 
 logger = logging.getLogger(__name__)
 
 LoadModel = Callable[[Settings, str], LoadedModel]
 
-# Seconds. First token and queue: from a warm GPU to a busy CPU; per token: from 1 ms to 1 s.
-_WAIT_BOUNDARIES_S = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120]
-_TOKEN_BOUNDARIES_S = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1]
-_LABELS = ("adapter", "version")
-# A stream's text goes out at most this often: Serve carries some 30 messages a second for each
-# stream, however fast the tokens are.
+# A stream's text goes out at most this often, so that a client's chunk carries several fast tokens.
 _EMIT_INTERVAL_S = 0.03
 # Texts up to here are tokenised on the event loop.
 _SHORT_CHARS = 1000
 # Prompt tokens that one step reads: about half a second of a CPU, some ten milliseconds of a GPU.
 _PREFILL_TOKENS = {"cpu": 256, "cuda": 4096}
+# Adapters that the operator adds or changes at the same time; others wait.
+_NUM_OPERATIONS = 4
 
 
 class ModelReplica:
-    """One replica. It holds every adapter of the catalogue and sets one for each request."""
+    """One replica. It holds the catalogue's adapters, and each request names the one it is for."""
 
     def __init__(self, settings: Settings, device: str, load: LoadModel = load_model) -> None:
         use_serve_handlers("INFO")
         logger.info("starting on %s", device)
         self._live = ModelLiveSettings()
-        self._settings = settings
-        self._metrics = _ModelMetrics()
+        self._metrics = AnswerMetrics()
+        thread = TorchThread()
         if device == "cpu":
-            _use_cores(settings.engine.cpu_threads)
-        self._loaded = load(settings, device)
-        tune_interpreter()
+            _use_cores(thread, settings.engine.cpu_threads)
+        self._loaded = thread.submit(lambda: load(settings, device)).result()
         self._engine = Engine(
             self._loaded.decoder,
-            EngineLimits(
-                max_rows=settings.engine.max_rows,
-                max_waiting=settings.engine.max_waiting,
-                max_input_tokens=settings.engine.max_input_tokens,
-                prefill_tokens=settings.engine.prefill_tokens_per_step
-                or _PREFILL_TOKENS[device.split(":")[0]],
-                emit_interval_s=_EMIT_INTERVAL_S,
-            ),
+            _engine_limits(settings.engine, device),
             on_batch=self._metrics.batch_rows.set,
+            thread=thread,
         )
         self._engine.start()
-        self._adapters = ReplicaAdapters(
-            self._loaded.holder, self._engine.run_between_steps, lambda: self._live.adapter_check_s
-        )
+        # Not the threads that tokenise: an operator's source may be slow.
+        self._operations = ThreadPoolExecutor(_NUM_OPERATIONS, thread_name_prefix="adapter-change")
+        self._follower: AdapterFollower | None = None
+        self._adapters: AdapterManager | None = None
+        if self._loaded.make_manager is not None:
+            self._adapters = self._loaded.make_manager(run=self._engine.run_between_steps)
+            first_sync(self._adapters)
+        if self._loaded.warm_up is not None:
+            self._engine.run_between_steps(self._loaded.warm_up).result()
+        tune_interpreter()
+        if self._adapters is not None:
+            self._follower = AdapterFollower(self._adapters, lambda: self._live.adapter_check_s)
+        self._sender = EventSender()
 
     async def generate(self, call: GenerateRequest) -> AsyncGenerator[TokenEvent, None]:
-        """Events of one answer. A refusal or a failure is an event too: the last, with `error`."""
+        """Yield the events of one answer. The last one is terminal; with `error` it is a refusal
+        or a failure."""
         try:
-            async with self._adapters.leased(call) as adapter:
+            async with self._leased(call) as adapter:
                 prompt_ids = await self._encode(call)
                 deadline_s = None if call.deadline_at is None else call.deadline_at - time.time()
                 request = Request(
@@ -80,26 +90,55 @@ class ModelReplica:
                 async with contextlib.aclosing(generated) as events:
                     async for event in events:
                         if event.finish_reason is not None:
-                            self._metrics.finished(call, event)
+                            self._metrics.record(call, event)
                         yield event
         except EngineError as error:
             yield failed_event(call.request_id, error.info)
 
     async def answer(self, call: GenerateRequest) -> TokenEvent:
-        """The one event of a call that is not to be streamed."""
+        """Return the one event of a call that is not streamed."""
         async with contextlib.aclosing(self.generate(call)) as events:
             return await anext(events)
 
+    async def stream(self, call: GenerateRequest, stream_id: int, address: ChannelAddress) -> bool:
+        """Generate an answer whose events go to the router replica at `address`.
+
+        Returns:
+            True when the last event was sent; False when the router replica cannot be reached.
+        """
+        try:
+            connection = await self._sender.connect(address)
+            with connection.answering():
+                async with contextlib.aclosing(self.generate(call)) as events:
+                    async for event in events:
+                        connection.send(stream_id, event)
+        except ChannelLost as error:
+            logger.warning("request %s: %s", call.request_id, error)
+            return False
+        return True
+
+    def _leased(self, call: GenerateRequest) -> contextlib.AbstractAsyncContextManager[str | None]:
+        """Keep the call's adapter on the device. Gives the decoder's key, None for the base."""
+        if call.adapter is None:
+            return contextlib.nullcontext()
+        if self._adapters is None:
+            raise AdapterGone(f"adapter '{call.adapter}' is not held: this model has no adapters")
+        return self._adapters.leased(call.adapter, call.adapter_version)
+
     async def _encode(self, call: GenerateRequest) -> list[int]:
-        """Prompt ids. A long text goes to a thread; for a short one that would cost more than the
-        tokenizer takes."""
+        """Return prompt ids. A long text goes to a thread; for a short one that would cost more
+        than the tokenizer takes."""
         encode = self._loaded.encode
         if sum(len(turn.content) for turn in call.turns) <= _SHORT_CHARS:
             return encode(call.turns, call.answer_language)
         return await asyncio.to_thread(encode, call.turns, call.answer_language)
 
     async def info(self) -> dict[str, Any]:
-        """What this replica serves; raises EngineStopped when it cannot."""
+        """Return what this replica serves, for /readyz and the operator.
+
+        Raises:
+            EngineStopped: it cannot serve any more.
+        """
         self._engine.check()
         decoder = self._engine.info
         return {
@@ -110,80 +149,92 @@ class ModelReplica:
             "device": decoder.device,
             "dtype": decoder.dtype,
             "visible_gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
-            **self._adapters.info(),
+            **self._adapter_info(),
             "rows_running": self._engine.num_running,
             "requests_waiting": self._engine.num_waiting,
         }
 
+    def _adapter_info(self) -> dict[str, Any]:
+        if self._adapters is None:
+            return {"adapters": [], "adapters_skipped": {}}
+        report = self._adapters.report()
+        return {
+            "adapters": report["adapters"],
+            "adapters_skipped": report["skipped"],
+            "adapters_leaving": report["leaving"],
+            "adapters_revision": report["revision"],
+            "adapters_error": report["last_error"],
+        }
+
+    async def adapter_report(self) -> dict[str, Any]:
+        """Return AdapterManager.report() with `replica`. It has no effect."""
+        report: dict[str, Any] = {"revision": None, "adapters": [], "leaving": [], "error": None}
+        if self._adapters is not None:
+            report = self._adapters.report()
+        return {"replica": replica_id(), **report}
+
     async def sync_adapters(self) -> dict[str, Any]:
-        """Follow the live catalogue now; what this replica holds then, and what it could not load.
-        `error` says why the catalogue could not be read."""
-        return {"replica": replica_id(), **await self._adapters.sync()}
+        """Follow the live catalogue now; returns `adapter_report()`."""
+        if self._adapters is not None:
+            await self._operate(self._adapters.try_sync)
+        return await self.adapter_report()
 
     async def try_adapter(self, name: str, version: AdapterVersion) -> list[str]:
-        """What keeps a version that is not listed yet from being served on this base."""
-        return await self._adapters.dry_run(name, version)
+        """Return what keeps a version that is not listed yet from being served on this base."""
+        manager = self._adapters
+        if manager is None:
+            return ["this model takes no adapters"]
+        problems: list[str] = await self._operate(lambda: manager.dry_run(name, version))
+        return problems
+
+    async def _operate(self, operation: Callable[[], Any]) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._operations, operation)
 
     def check_health(self) -> None:
         self._engine.check()
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Never raises: Serve would replace a healthy replica for it."""
-        try:
-            self._live = parse_strict(ModelLiveSettings, user_config, "user_config of Model")
-        except SettingsError as error:
-            logger.error("kept the previous user_config: %s", error)
+        """Take over live settings. Never raises, since Serve would replace a healthy replica."""
+        self._live = live_settings(self._live, user_config, "user_config of Model")
         use_serve_handlers(self._live.log_level)
 
+    def close(self) -> None:
+        """End every request, and the threads of this replica."""
+        if self._follower is not None:
+            self._follower.stop()
+        self._operations.shutdown(wait=False, cancel_futures=True)
+        self._engine.close(timeout_s=5)
+
     def __del__(self) -> None:
-        adapters = getattr(self, "_adapters", None)
-        if adapters is not None:
-            adapters.stop()
-        engine = getattr(self, "_engine", None)
-        if engine is not None:
-            engine.close(timeout_s=5)
+        with contextlib.suppress(AttributeError):  # the start failed half-way
+            self.close()
 
 
-class _ModelMetrics:
-    """DESIGN.md section 7, as far as the model knows them. Units are in the names."""
-
-    def __init__(self) -> None:
-        self.batch_rows = metrics.Gauge(
-            "polyclinic_batch_rows", description="rows being decoded together"
-        )
-        self._ttft = metrics.Histogram(
-            "polyclinic_ttft_s", "acceptance to first token", _WAIT_BOUNDARIES_S, _LABELS
-        )
-        self._tpot = metrics.Histogram(
-            "polyclinic_tpot_s", "mean time per later token", _TOKEN_BOUNDARIES_S, _LABELS
-        )
-        self._queue = metrics.Histogram(
-            "polyclinic_queue_wait_s", "acceptance to first step", _WAIT_BOUNDARIES_S, _LABELS
-        )
-        self._tokens = metrics.Counter(
-            "polyclinic_tokens_total",
-            "prompt and generated tokens",
-            ("kind", "adapter", "version"),
-        )
-
-    def finished(self, call: GenerateRequest, event: TokenEvent) -> None:
-        label = {"adapter": call.adapter or "base", "version": call.adapter_version or ""}
-        self._tokens.inc(event.num_prompt_tokens or 0, {"kind": "prompt", **label})
-        if event.num_tokens:
-            self._tokens.inc(event.num_tokens, {"kind": "generated", **label})
-        timings = event.timings
-        if timings.queue_s is not None:
-            self._queue.observe(timings.queue_s, label)
-        if timings.first_token_s is None:
-            return
-        self._ttft.observe(timings.first_token_s, label)
-        if timings.total_s is not None and event.num_tokens > 1:
-            later_s = timings.total_s - timings.first_token_s
-            self._tpot.observe(later_s / (event.num_tokens - 1), label)
+def _engine_limits(settings: EngineSettings, device: str) -> EngineLimits:
+    prefill_tokens = settings.prefill_tokens_per_step or _PREFILL_TOKENS[device.split(":")[0]]
+    return EngineLimits(
+        max_rows=settings.max_rows,
+        max_waiting=settings.max_waiting,
+        max_input_tokens=settings.max_input_tokens,
+        prefill_tokens=prefill_tokens,
+        emit_interval_s=_EMIT_INTERVAL_S,
+    )
 
 
-def _use_cores(num_threads: int | None) -> None:
-    """Torch threads of a CPU replica: Ray would leave it one for each of its num_cpus."""
+def _use_cores(thread: TorchThread, num_threads: int | None) -> None:
+    """Let torch use the cores on `thread`, and open no pool of threads for any other thread.
+
+    Ray would leave it one core for each of the replica's num_cpus. A thread keeps the number that
+    torch had when it first asked for it, so the threads to come get the 1 that is set last.
+
+    Args:
+        num_threads: None for every core that this process may use.
+    """
     import torch
 
-    torch.set_num_threads(num_threads or len(os.sched_getaffinity(0)))
+    def use_cores() -> None:
+        torch.set_num_threads(num_threads or len(os.sched_getaffinity(0)))
+        torch.get_num_threads()  # the thread takes the number over now
+
+    thread.submit(use_cores).result()
+    torch.set_num_threads(1)

@@ -1,63 +1,93 @@
-"""Settings -> a model ready to serve: base model, every catalogued adapter, prompt format.
+"""Settings -> a model ready to serve: base model, decoder, prompt format, and its adapters.
 
-Runs inside a model replica, on the replica's device. This is where adapters/ and engine/ meet.
+Runs on the engine's thread of a model replica. This is where adapters/ and engine/ meet.
 """
 
+import functools
 import logging
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import platformdirs
+from typing import TYPE_CHECKING, Any, Protocol
 
 from adapters.base_models import resolve_base_model
-from adapters.loading import AdapterError, check_catalogued
+from adapters.catalog import BaseModelEntry
+from adapters.loading import AdapterError
 from adapters.prompting import Message, encode_prompt
-from adapters.store import AdapterStore, open_store
+from adapters.store import AdapterStore
 from deployments.engine.decoder import GroupDecoder, StepDecoder
-from deployments.messages import Turn
 from deployments.model.adapter_manager import AdapterManager
-from deployments.model.host_memory import HostCache
+from deployments.model.decoder_tasks import RunBetweenSteps
+from deployments.model.host_cache import HostCache
+from deployments.replica import open_adapter_store
 from deployments.settings import Settings
 
 if TYPE_CHECKING:  # torch is imported once the replica is to load
-    from deployments.engine.decoder_factory import FastLimits
+    from adapters.base_models import Family
+    from deployments.engine.model_runner import ModelRunner
+    from deployments.engine.peft_decoder import PeftDecoder
 
 logger = logging.getLogger(__name__)
 
-EncodePrompt = Callable[[Sequence[Turn], str | None], list[int]]
+
+class MakeManager(Protocol):
+    def __call__(self, *, run: RunBetweenSteps) -> AdapterManager: ...
+
+
+EncodePrompt = Callable[[Sequence[Message], str | None], list[int]]
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
     """What a model replica serves with.
 
-    `encode` turns turns, and the language to ask the answer in (None: leave it), into prompt ids.
-    `holder` has the adapters; None: this model has none and takes none.
+    encode: (messages, language to ask the answer in or None) -> prompt ids.
+    make_manager: gives the model its adapters once the engine runs; None if it takes none.
+    warm_up: what the decoder prepares between its first adapters and its first request.
     """
 
     base_model: str
     decoder: StepDecoder | GroupDecoder
     encode: EncodePrompt
-    holder: AdapterManager | None = None
+    make_manager: MakeManager | None = None
+    warm_up: Callable[[], None] | None = None
 
 
 def load_model(settings: Settings, device: str) -> LoadedModel:
     """Load everything onto `device` ("cpu" or "cuda").
 
     Raises:
-        BaseModelError, CatalogError, AdapterError: naming the file and the mend.
-        FastDecoderImpossible: `decoder: fast`, and what stands in its way.
+        BaseModelError, CatalogError, AdapterError: naming the file and what to do about it.
+        FastDecoderImpossible: `decoder: fast` was asked for; names what it cannot serve.
     """
-    started = time.perf_counter()
     if settings.quantization == "none":
         _leave_out_bitsandbytes()
-    from deployments.engine.decoder_factory import build_decoder
+    store = open_adapter_store(settings)
+    found = _adapters_in_service(store, settings.base_model)
+    folders = {name: folder for name, (_, folder) in found.items()}
+    decoder, family = _load_decoder(settings, device, folders)
+    make_manager = functools.partial(
+        AdapterManager,
+        store,
+        settings.base_model,
+        decoder,
+        capacity=settings.engine.max_adapters,
+        host=HostCache(settings.engine.adapter_memory_mib * 2**20),
+        verified=dict(found.values()),
+    )
+    encode = _encoder(store.seed.base_model(settings.base_model, family=family), decoder.tokenizer)
+    warm_up = getattr(decoder, "warm_up", None)
+    return LoadedModel(settings.base_model, decoder, encode, make_manager, warm_up)
+
+
+def _load_decoder(
+    settings: Settings, device: str, adapters: Mapping[str, Path]
+) -> "tuple[ModelRunner | PeftDecoder, Family]":
+    started, engine = time.perf_counter(), settings.engine
+    from deployments.engine.decoder_factory import FastLimits, build_decoder
     from deployments.engine.model_loader import load_pretrained
-    from deployments.engine.model_runner import ModelRunner
 
     logger.info("torch, transformers and peft imported in %.1f s", time.perf_counter() - started)
     started = time.perf_counter()
@@ -66,91 +96,69 @@ def load_model(settings: Settings, device: str) -> LoadedModel:
         resolved.path,
         resolved.family,
         device=device,
-        dtype=settings.engine.dtype,
+        dtype=engine.dtype,
         quantization=settings.quantization,
     )
-    store = open_adapter_store(settings)
-    folders = _folders_in_service(store, settings.base_model)
-    limits = fast_limits(settings, len(folders))
-    decoder = build_decoder(base, settings.engine.decoder, limits, folders)
+    limits = FastLimits(
+        max_rows=engine.max_rows,
+        num_positions=engine.max_input_tokens + engine.max_output_tokens,
+        max_adapters=engine.max_adapters,
+        kv_memory_bytes=None if engine.kv_memory_mib is None else engine.kv_memory_mib * 2**20,
+    )
+    decoder = build_decoder(base, engine.decoder, limits, adapters)
+    seconds, info = time.perf_counter() - started, decoder.info
     logger.info(
         "base model %s loaded in %.1f s; decoder %s: %s",
-        resolved.name,
-        time.perf_counter() - started,
-        decoder.info.name,
-        decoder.info.reason,
+        *(resolved.name, seconds, info.name, info.reason),
     )
-    holder = AdapterManager(
-        store,
-        settings.base_model,
-        decoder,
-        capacity=limits.max_adapters,
-        host=HostCache(settings.engine.adapter_memory_mib * 2**20),
-    )
-    _first_sync(holder)
-    if isinstance(decoder, ModelRunner):
-        decoder.warm_up()
-    entry = store.seed.base_model(settings.base_model, family=resolved.family)
+    return decoder, resolved.family
 
-    def encode(turns: Sequence[Turn], answer_language: str | None) -> list[int]:
+
+def _encoder(entry: BaseModelEntry, tokenizer: Any) -> EncodePrompt:
+    def encode(messages: Sequence[Message], answer_language: str | None) -> list[int]:
         return encode_prompt(
             entry.prompt_format,
-            [Message(turn.role, turn.content) for turn in turns],
-            tokenizer=decoder.tokenizer,
+            messages,
+            tokenizer=tokenizer,
             system_line=entry.system_line,
             answer_language=answer_language,
         )
 
-    return LoadedModel(settings.base_model, decoder, encode, holder)
+    return encode
 
 
-def open_adapter_store(settings: Settings) -> AdapterStore:
-    """The live catalogue that `settings` name.
+def _adapters_in_service(store: AdapterStore, base_model: str) -> dict[str, tuple[str, Path]]:
+    """Return name -> (digest, folder) of the adapters of this base, after comparing checksums.
 
-    Raises:
-        CatalogError, LiveCatalogError, StorageError: naming the file and the mend.
+    A damaged adapter is an AdapterError as long as the shipped catalogue was not changed; later it
+    is left out, since the others are to serve.
     """
-    cache = platformdirs.user_cache_path("polyclinic") / "adapters"
-    return open_store(settings.adapter_state, settings.catalog_dir, cache)
-
-
-def _folders_in_service(store: AdapterStore, base_model: str) -> dict[str, Path]:
-    """Where the adapters of this base lie. Of a catalogue that nobody changed, every one has to be
-    good; later one that is not is left out and named, since the others are to serve."""
-    catalog = store.read()
-    if not catalog.revision:
-        check_catalogued(store.seed, base_model)
-    folders = {}
+    catalog, found, problems = store.read(), {}, []
     for adapter in catalog.in_service(base_model):
         try:
-            folders[adapter.name] = store.folder(adapter.stable)
+            found[adapter.name] = (adapter.stable.digest, store.folder(adapter.stable))
         except (OSError, ValueError) as error:
-            logger.error("adapter %s: %s", adapter.name, error)
-    return folders
+            problems.append(f"adapter '{adapter.name}': {error}")
+    if problems and not catalog.revision:
+        raise AdapterError(problems)
+    for problem in problems:
+        logger.error("%s", problem)
+    return found
 
 
-def _first_sync(holder: AdapterManager) -> None:
-    """Make the adapters resident, with the same rule as `_folders_in_service`."""
-    report = holder.sync()
+def first_sync(manager: AdapterManager) -> None:
+    """Load the adapters in service, as far as there are slots; fails as `load_model` does."""
+    report = manager.sync()
     problems = [f"adapter '{a['name']}': {a['error']}" for a in report["adapters"] if a["error"]]
     if problems and not report["revision"]:
         raise AdapterError(problems)
-
-
-def fast_limits(settings: Settings, num_adapters: int) -> "FastLimits":
-    """Sizes of the fast decoder; the catalogue's adapters always find room."""
-    from deployments.engine.decoder_factory import FastLimits
-
-    engine = settings.engine
-    return FastLimits(
-        max_rows=engine.max_rows,
-        num_positions=engine.max_input_tokens + engine.max_output_tokens,
-        max_adapters=max(engine.max_adapters, num_adapters),
-        kv_memory_bytes=None if engine.kv_memory_mib is None else engine.kv_memory_mib * 2**20,
-    )
+    for name, why in report["skipped"].items():
+        logger.info("adapter %s is not served: %s", name, why)
 
 
 def _leave_out_bitsandbytes() -> None:
-    """PEFT and transformers import it whenever it is installed, for 2 s of a start that does not
-    need it. An entry of None makes it count as not installed in this process."""
+    """Make bitsandbytes count as not installed in this process.
+
+    PEFT and transformers import it whenever it is installed, which takes 2 s of every start.
+    """
     sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]

@@ -1,47 +1,60 @@
-"""What `serve run` needs of the machine: free ports, no stale cluster file, disk space.
+"""What Serve needs of the machine: a free port, no stale cluster file, disk space, a state folder.
 
-Each check returns its problems, one line for each; the notes are worth a line and no more.
-
-Whether a server may be started where others can reach it: the preflight asks.
+Each check returns its problems, one line for each.
 """
 
-import ipaddress
 import os
 import shutil
 import socket
+import tempfile
 from pathlib import Path
 
-from deployments.api.api_keys import KeyFileError, KeyStore, KeyTable
-from deployments.settings import Settings
+import psutil
 
-DASHBOARD_PORT = 8265
+from deployments.settings import Settings, project_path
+
 MIN_FREE_BYTES = 2 * 2**30
 MIN_MEMORY_BYTES = 4 * 2**30
 
 
 def check_machine(host: str, port: int) -> list[str]:
-    """Every problem of this machine for a server on `host`:`port`."""
+    """Return every problem of this machine for a server on `host`:`port`."""
     return [
         *check_port(host, port, "http_options.port", "choose another port, or end that server"),
-        *check_port(
-            "127.0.0.1",
-            DASHBOARD_PORT,
-            "Ray's dashboard",
-            "another Ray cluster may run on this machine: end it first",
-        ),
         *check_cluster_file(cluster_file()),
         *check_disk(ray_temp_dir(), "Ray's temporary folder"),
-        *check_disk(_cache_dir(), "the cache of base models"),
     ]
 
 
+def check_folders(settings: Settings) -> list[str]:
+    """Return the problems of the folders that the application writes to on this machine."""
+    problems = []
+    if settings.auth.mode == "keys" or "://" not in (settings.state_dir or ""):
+        problems += check_state_folder(settings.state_path)
+    if not project_path(settings.base_model_or_dir).is_dir():  # it may have to be downloaded
+        problems += check_disk(_cache_dir(), "the cache of base models")
+    return problems
+
+
+def check_state_folder(folder: Path) -> list[str]:
+    """Return a problem if files cannot be written in `folder`, or where it would be made."""
+    there = _nearest_that_exists(folder)
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            return []
+    except OSError as error:
+        return [
+            f"args.state_dir: {folder} cannot be written ({error.strerror}: {there}): make it "
+            "writable for this user, or set state_dir to a folder that is"
+        ]
+
+
 def machine_notes() -> list[str]:
-    """What an operator should know, though Serve can start."""
+    """Return what an operator should know although Serve can start."""
     notes = []
-    memory = available_memory_bytes()
-    if memory is not None:
-        short = ": less than the 4 GiB of the default model" if memory < MIN_MEMORY_BYTES else ""
-        notes.append(f"{memory / 2**30:.1f} GiB of memory available{short}")
+    memory = psutil.virtual_memory().available
+    short = ": less than the 4 GiB of the default model" if memory < MIN_MEMORY_BYTES else ""
+    notes.append(f"{memory / 2**30:.1f} GiB of memory available{short}")
     address = _read(cluster_file())
     if address and answers(address):
         notes.append(f"another Ray cluster runs at {address}; ours will be a second one")
@@ -49,36 +62,36 @@ def machine_notes() -> list[str]:
 
 
 def ray_temp_dir() -> Path:
-    """Where Ray keeps sessions and logs, by Ray's own rules."""
+    """Return where Ray keeps sessions and logs, by Ray's rules."""
     given = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
     return Path(given) / "ray"
 
 
 def cluster_file() -> Path:
-    """Where `ray start` notes the address of the cluster that it started."""
+    """Return the file in which `ray start` notes the address of its cluster."""
     return ray_temp_dir() / "ray_current_cluster"
 
 
 def connectable(host: str) -> str:
-    """The address at which a server that listens on `host` is reached from this machine."""
+    """Return the address at which this machine reaches a server that listens on `host`."""
     return {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)
 
 
-def check_port(host: str, port: int, what: str, mend: str) -> list[str]:
-    """A problem when something listens on the port, also if it shares it (SO_REUSEPORT)."""
+def check_port(host: str, port: int, what: str, hint: str) -> list[str]:
+    """Return a problem if something listens on the port, even if it shares it (SO_REUSEPORT)."""
     if answers(f"{connectable(host)}:{port}", timeout_s=1):
-        return [f"{what}: {host}:{port} is in use: {mend}"]
+        return [f"{what}: {host}:{port} is in use: {hint}"]
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # not held up by TIME_WAIT
         try:
             probe.bind((host, port))
         except OSError as error:
-            return [f"{what}: {host}:{port} cannot be bound ({error.strerror}): {mend}"]
+            return [f"{what}: {host}:{port} cannot be bound ({error.strerror}): {hint}"]
     return []
 
 
 def check_cluster_file(file: Path) -> list[str]:
-    """A problem when the file names a cluster that does not answer: Ray would wait for it."""
+    """Return a problem if the file names a cluster that does not answer: Ray would wait for it."""
     address = _read(file)
     if address is None or answers(address):
         return []
@@ -89,7 +102,7 @@ def check_cluster_file(file: Path) -> list[str]:
 
 
 def answers(address: str, timeout_s: float = 2) -> bool:
-    """Whether something accepts a TCP connection at "host:port"."""
+    """Return whether something accepts a TCP connection at "host:port"."""
     host, _, port = address.rpartition(":")
     try:
         with socket.create_connection((host.strip("[]"), int(port)), timeout=timeout_s):
@@ -99,8 +112,8 @@ def answers(address: str, timeout_s: float = 2) -> bool:
 
 
 def check_disk(folder: Path, what: str) -> list[str]:
-    """A problem when less than MIN_FREE_BYTES are free."""
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    """Return a problem if less than MIN_FREE_BYTES are free."""
+    there = _nearest_that_exists(folder)
     free = shutil.disk_usage(there).free
     if free >= MIN_FREE_BYTES:
         return []
@@ -110,12 +123,8 @@ def check_disk(folder: Path, what: str) -> list[str]:
     ]
 
 
-def available_memory_bytes(meminfo: Path = Path("/proc/meminfo")) -> int | None:
-    """None where the system does not tell (it is not Linux)."""
-    for line in (_read(meminfo) or "").splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return None
+def _nearest_that_exists(folder: Path) -> Path:
+    return next(path for path in (folder, *folder.absolute().parents) if path.exists())
 
 
 def _read(file: Path) -> str | None:
@@ -129,43 +138,3 @@ def _cache_dir() -> Path:
     from adapters.base_models import default_cache_dir
 
     return default_cache_dir()
-
-
-def exposure_problems(host: str, settings: Settings) -> list[str]:
-    """A server that anybody may use, on an address that anybody may reach. Looks at no file."""
-    auth = settings.auth
-    if auth.mode == "keys" or auth.allow_open or is_loopback(host):
-        return []
-    return [
-        f"auth.mode: 'open' on http_options.host '{host}', which is not loopback: whoever reaches "
-        "this machine could ask without a key. Set args.auth.mode: keys and make one with "
-        "python -m deployments.keys create; or http_options.host: 127.0.0.1; or, behind a gateway "
-        "that checks who asks, args.auth.allow_open: true"
-    ]
-
-
-def key_file_problems(settings: Settings) -> list[str]:
-    """With mode: keys, a key file that lets nobody in."""
-    if settings.auth.mode == "open":
-        return []
-    store = KeyStore(settings.state_path)
-    try:
-        table = KeyTable(store.read())
-    except KeyFileError as error:
-        return [f"auth.mode: 'keys', and {store.path.parent} has a bad key file: {error}"]
-    if len(table):
-        return []
-    return [
-        f"auth.mode: 'keys', and {store.path} has no active key, so nobody could ask: make one "
-        "with python -m deployments.keys create"
-    ]
-
-
-def is_loopback(host: str) -> bool:
-    """`localhost`, 127.0.0.0/8 or ::1; a name that would have to be looked up is not."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

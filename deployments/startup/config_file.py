@@ -1,27 +1,28 @@
-"""serve_config.yaml against Ray's own models: Ray 2.60 drops a misspelt key without a word.
+"""Read serve_config.yaml and compare it with Ray's models, because Ray 2.60 ignores unknown keys.
 
-`ray_actor_options: {num_gpu: 1}` asks for no GPU and nobody is told. So every key is compared with
-the fields of Ray's pydantic models (read from Ray, not listed here), and then the values go through
-those models too.
+`ray_actor_options: {num_gpu: 1}` asks for no GPU without any message. So every key is compared with
+the fields of Ray's pydantic models (read from Ray, not listed here), and then the values are parsed
+with those models too.
 """
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeGuard, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from deployments.settings import describe, nearest
+from deployments.strict_model import describe, nearest
 
 IMPORT_PATH = "deployments.app:build"
 DEPLOYMENTS = ("Router", "Model")
+DEFAULT_HOST, DEFAULT_PORT = "0.0.0.0", 8000  # Ray's, for a file that gives none
 _MERGE_TAG = "tag:yaml.org,2002:merge"  # `<<: *anchor`
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML in which a repeated key is an error; plain YAML keeps the last in silence."""
+    """Refuses a repeated key, of which plain YAML keeps the last silently."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -37,7 +38,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
 
 def read_config(path: Path) -> tuple[dict[str, Any], list[str]]:
-    """(content, problems): a missing file, bad YAML (with its line), or no mapping."""
+    """Return (content, problems): no such file, bad YAML (with its line), or not a mapping."""
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
     except FileNotFoundError:
@@ -47,22 +48,41 @@ def read_config(path: Path) -> tuple[dict[str, Any], list[str]]:
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         return {}, [f"{path}{line}: {error.problem or error}"]
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date or a number that is none
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: an impossible date
         return {}, [f"{path}: not YAML ({error})"]
     if not isinstance(content, dict):
         return {}, [f"{path}: a mapping of keys is expected, found {type(content).__name__}"]
     return content, []
 
 
+def http_address(content: Mapping[str, Any]) -> tuple[str, int]:
+    """Return host and port of `http_options`, or Ray's defaults where it gives none."""
+    options = content.get("http_options")
+    options = options if isinstance(options, Mapping) else {}
+    host, port = options.get("host", DEFAULT_HOST), options.get("port", DEFAULT_PORT)
+    return str(host), port if is_port(port) else DEFAULT_PORT
+
+
+def is_port(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 65_535
+
+
+def application_of(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the first application of the file, or {} where there is none that can be read."""
+    applications = content.get("applications")
+    first = applications[0] if isinstance(applications, list) and applications else None
+    return first if isinstance(first, Mapping) else {}
+
+
 def key_problems(content: Mapping[str, Any]) -> list[str]:
-    """Every key that Ray does not know, with the nearest that it knows."""
+    """Return every key that Ray does not know, with the nearest that it knows."""
     from ray.serve.schema import ServeDeploySchema
 
     return list(_unknown_keys(content, ServeDeploySchema, ""))
 
 
 def value_problems(content: Mapping[str, Any]) -> list[str]:
-    """What Ray's models say of the values. Unknown keys are left to `key_problems`."""
+    """Return the problems that Ray's models find in the values; unknown keys are not repeated."""
     from ray.serve.schema import ServeDeploySchema
 
     try:
@@ -97,7 +117,7 @@ def _unknown_keys(content: Any, model: type[BaseModel], path: str) -> Iterator[s
 
 
 def _unknown_runtime_env_keys(value: Any, where: str) -> Iterator[str]:
-    """A runtime_env is a plain dictionary in Ray's schema, but Ray knows its keys elsewhere."""
+    """Compare the keys of a runtime_env, which is a plain dictionary in Ray's schema."""
     from ray.runtime_env import RuntimeEnv
 
     known = {name for name in RuntimeEnv.known_fields if not name.startswith("_")}
@@ -107,7 +127,7 @@ def _unknown_runtime_env_keys(value: Any, where: str) -> Iterator[str]:
 
 
 def _named(item: ErrorDetails, content: Any) -> ErrorDetails:
-    """The same error with list positions replaced by names: applications.0 -> applications.x."""
+    """Replace list positions by names: applications.0 -> applications.x."""
     loc: list[int | str] = []
     for part in item["loc"]:
         try:
@@ -124,7 +144,7 @@ def _item_name(item: Any, position: int) -> str:
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:
-    """The pydantic model in an annotation such as Optional[List[Model]]."""
+    """Return the pydantic model in an annotation such as Optional[List[Model]], or None."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     for inner in get_args(annotation):

@@ -1,7 +1,4 @@
-"""How an application on Ray Serve is, asked over HTTP: the dashboard's report and `/readyz`.
-
-Used by the launcher while it waits. Nothing here imports ray.
-"""
+"""Ask over HTTP how an application on Ray Serve is: the dashboard's report and `/readyz`."""
 
 import http.client
 import json
@@ -13,50 +10,58 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deployments.preflight import http_address
-from deployments.startup.checks import DASHBOARD_PORT, connectable
+from deployments.startup.checks import connectable
+from deployments.startup.config_file import http_address
 
+DASHBOARD_PORT = 8265  # Ray's default
+DASHBOARD = f"http://127.0.0.1:{DASHBOARD_PORT}"
 FAILED = ("DEPLOY_FAILED", "UNHEALTHY")
 
 
 @dataclass(frozen=True, slots=True)
 class Addresses:
-    """Where the application answers, and where Ray's dashboard says how it is."""
+    """URLs: where the application answers, and where Ray's dashboard reports on it."""
 
     app: str
-    dashboard: str = f"http://127.0.0.1:{DASHBOARD_PORT}"
+    dashboard: str = DASHBOARD
+
+    @property
+    def applications(self) -> str:
+        """Where the dashboard lists the applications, and takes a new configuration."""
+        return f"{self.dashboard}/api/serve/applications/"
 
 
-def addresses_of(content: Mapping[str, Any]) -> Addresses:
-    """From the content of a serve_config.yaml that has passed the preflight."""
+def addresses_of(content: Mapping[str, Any], dashboard: str = DASHBOARD) -> Addresses:
+    """Return the addresses of a serve_config.yaml that has passed the preflight."""
     host, port = http_address(content)
     host = connectable(host)
     scheme = "https" if (content.get("http_options") or {}).get("ssl_certfile") else "http"
     prefix = str(content["applications"][0].get("route_prefix", "/")).rstrip("/")
-    return Addresses(f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}{prefix}")
+    app = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}{prefix}"
+    return Addresses(app, dashboard.rstrip("/"))
 
 
 def application_states(addresses: Addresses) -> dict[str, Any]:
-    """Name -> state of each application; empty while Serve is not up."""
-    details = get_json(f"{addresses.dashboard}/api/serve/applications/", token=_auth_token())
+    """Return name -> state of each application; empty while Serve is not up."""
+    details = get_json(addresses.applications, token=auth_token())
     found = details.get("applications") if isinstance(details, dict) else None
     return found if isinstance(found, dict) else {}
 
 
 def readiness(addresses: Addresses) -> dict[str, Any] | None:
-    """What `/readyz` says with a 200; None before that."""
+    """Return what `/readyz` answers with a 200, or None before that."""
     answer = get_json(f"{addresses.app}/readyz")
     return answer if isinstance(answer, dict) else None
 
 
 def failure(applications: Mapping[str, Any]) -> str | None:
-    """The cause, when the dashboard reports an application that cannot be deployed."""
+    """Return the cause if the dashboard reports an application that cannot be deployed."""
     failed = {n: a for n, a in applications.items() if a.get("status") in FAILED}
     return describe_states(failed) if failed else None
 
 
 def describe_states(applications: Mapping[str, Any]) -> str:
-    """Status and messages of each application and its deployments, without tracebacks."""
+    """Return status and messages of each application and its deployments, without tracebacks."""
     lines = []
     for name, application in applications.items():
         lines.append(f"application {name}: {application.get('status')}")
@@ -72,10 +77,10 @@ def _messages(application: Mapping[str, Any]) -> Iterator[str]:
 
 
 def essence(message: str) -> str:
-    """What an operator needs of Ray's message: the exception, without the traceback.
+    """Return the exception in Ray's message, without the traceback.
 
-    A traceback ends in `Type: text`, where the text may go on over several lines (our errors list
-    their problems that way).
+    A traceback ends in `Type: text`, where the text may have several lines (our errors list their
+    problems that way).
     """
     lines = message.strip().splitlines()
     frames = [at for at, line in enumerate(lines) if line.lstrip().startswith('File "')]
@@ -88,7 +93,7 @@ def essence(message: str) -> str:
 
 
 def welcome(addresses: Addresses, report: Mapping[str, Any], seconds: float) -> str:
-    """What an operator reads when the clinic is open: where, what it holds, what to paste."""
+    """Return what an operator reads at the start: the address, what is served, examples."""
     url = addresses.app
     held = [a.get("name") if isinstance(a, dict) else a for a in report.get("adapters") or []]
     known = [f"{key} {report[key]}" for key in ("base_model", "device", "dtype") if key in report]
@@ -107,8 +112,20 @@ def welcome(addresses: Addresses, report: Mapping[str, Any], seconds: float) -> 
 
 
 def get_json(url: str, *, token: str | None = None, timeout_s: float = 5) -> Any:
-    """The JSON of a 200 answer, else None. Goes straight there, whatever proxy is set."""
-    request = urllib.request.Request(url)
+    """Return the JSON of a 200 answer, else None."""
+    try:
+        with open_url(urllib.request.Request(url), token=token, timeout_s=timeout_s) as response:
+            return json.load(response)
+    except (OSError, ValueError, http.client.HTTPException):
+        return None
+
+
+def open_url(request: urllib.request.Request, *, token: str | None, timeout_s: float) -> Any:
+    """Send a request straight to a server of ours, whatever proxy is set.
+
+    Raises:
+        OSError, http.client.HTTPException: no answer, or another status than 2xx.
+    """
     if token:
         request.add_header("Authorization", f"Bearer {token}")
     opener = urllib.request.build_opener(
@@ -116,15 +133,11 @@ def get_json(url: str, *, token: str | None = None, timeout_s: float = 5) -> Any
         # Our own server, on this machine: its certificate names another host.
         urllib.request.HTTPSHandler(context=ssl._create_unverified_context()),
     )
-    try:
-        with opener.open(request, timeout=timeout_s) as response:
-            return json.load(response)
-    except (OSError, ValueError, http.client.HTTPException):
-        return None
+    return opener.open(request, timeout=timeout_s)
 
 
-def _auth_token() -> str | None:
-    """Ray's own order: a variable, a file that a variable names, the file in the home folder."""
+def auth_token() -> str | None:
+    """Return Ray's token, in Ray's order: a variable, the file that one names, the home folder."""
     given = os.environ.get("RAY_AUTH_TOKEN")
     if given:
         return given.strip()

@@ -1,4 +1,4 @@
-"""What the front door costs on top of Ray's own no-op chain, in one run.
+"""Measure what our HTTP side costs on top of Ray's own no-op chain, in one run.
 
     python -m scripts.benchmark gateway --out docs/benchmarks/gateway_default.json
     python -m scripts.benchmark gateway --mode fast --out docs/benchmarks/gateway_fast.json
@@ -8,75 +8,71 @@ word), `gateway` (this application with an API key, limits, validation and an ex
 the model replica is ours with its engine, and a decoder that does no work), `classified` (the same,
 with the router's classification). All on one Ray Serve, in turn, `--rounds` times; the client is on
 the same cores. `fast` needs root: Ray's HAProxy opens ports on all interfaces, so that run is made
-in a private network namespace. The last line of stdout is one JSON object.
+in a private network namespace.
 """
 
 import argparse
 import asyncio
-import json
 import statistics
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from deployments.api.api_keys import KeyStore, new_key
-from scripts.benchmarks.load_client import Target, Timed, run_count, run_for
-from scripts.benchmarks.serve_process import in_private_network, post_works, serving
-from scripts.environment import environment, save_report
+import aiohttp
 
-QUESTION = "My heart sometimes races for a minute when I climb the stairs, is that dangerous?"
+from scripts.benchmarks.command import add_out, publish, quantile
+from scripts.benchmarks.http_client import (
+    PreparedRequest,
+    Timed,
+    run_count,
+    run_for,
+    succeeds,
+)
+from scripts.benchmarks.serve_process import in_private_network, key_headers, serving
+from scripts.benchmarks.streams import QUESTION
+
 WARM_UP = 50
 MAX_ADDED_MS = 3.0
 MIN_KEPT = 0.6
-# So high that the limiter works on every request and refuses none.
-_REQUESTS_PER_MINUTE, _TOKENS_PER_MINUTE = 1_000_000, 1_000_000_000
 
 Rounds = dict[str, list[tuple[Timed, Timed]]]
 """Side -> (one after the other, at full load) of each round."""
 
 
-def run(args: argparse.Namespace, argv: Sequence[str] | None = None) -> int:
-    arguments = list(argv if argv is not None else sys.argv[1:])
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--mode", choices=["default", "fast"], default="default", help="of Serve")
+    parser.add_argument("--rounds", type=int, default=5, help="each with every side in turn")
+    parser.add_argument("--requests", type=int, default=150, help="one after the other, per round")
+    parser.add_argument("--seconds", type=float, default=4, help="at full load, per round")
+    parser.add_argument("--concurrency", type=int, default=32, help="connections at full load")
+    add_out(parser)
+
+
+def run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
     if args.mode == "fast":
-        status = in_private_network("scripts.benchmark", arguments)
+        status = in_private_network(arguments)
         if status is not None:
             return status
-    report = {
-        "what": "gateway",
-        **environment(),
-        "command": "python -m scripts.benchmark " + " ".join(arguments),
-        "mode": args.mode,
-        **_measure(args),
-    }
-    save_report(report, args.out)
-    for name, side in report["sides"].items():
-        print(f"{name:<12} {json.dumps(side)}")
-    print(f"{'targets':<12} {json.dumps(report['targets'])}")
-    print(json.dumps(report))
+    with tempfile.TemporaryDirectory() as scratch:
+        measured = {"mode": args.mode, **asyncio.run(_measure(args, Path(scratch)))}
+    shown = [*measured["sides"].items(), ("targets", measured["targets"])]
+    publish("gateway", arguments, measured, out=args.out, lines=shown)
     return 0
 
 
-def _measure(args: argparse.Namespace) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        headers = _key_header(folder)
-        with serving(
-            folder,
-            _applications(folder),
-            lambda url: all(
-                post_works(f"{url}/{name}/ask", json.dumps(_body()).encode(), headers)
-                for name in ("chain", "clinic")
-            ),
-            fast=args.mode == "fast",
-        ) as (url, _):
-            targets = [
-                Target.post("chain", f"{url}/chain/ask", _body(), headers),
-                Target.post("gateway", f"{url}/clinic/ask", _body(), headers),
-                Target.post("classified", f"{url}/clinic/ask", _body(specialty=False), headers),
-            ]
-            rounds = asyncio.run(_rounds(targets, args))
+async def _measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    (headers,) = key_headers(folder / "state", "user")
+
+    async def is_ready(session: aiohttp.ClientSession, url: str) -> bool:
+        return all([await succeeds(session, request) for request in _requests(url, headers)])
+
+    async with serving(folder, _applications(folder), is_ready, fast=args.mode == "fast") as (
+        session,
+        url,
+        _,
+    ):
+        rounds = await _rounds(session, _requests(url, headers), args)
     return {
         "rounds": args.rounds,
         "num_warmups": WARM_UP,
@@ -86,17 +82,14 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _key_header(folder: Path) -> dict[str, str]:
-    key, record = new_key(
-        "user", requests_per_minute=_REQUESTS_PER_MINUTE, tokens_per_minute=_TOKENS_PER_MINUTE
-    )
-    KeyStore(folder / "state").change(lambda records: [record])
-    return {"authorization": f"Bearer {key}"}
-
-
-def _body(*, specialty: bool = True) -> dict[str, Any]:
-    body: dict[str, Any] = {"question": QUESTION, "max_tokens": 1}
-    return {**body, "specialty": "cardiology"} if specialty else body
+def _requests(url: str, headers: dict[str, str]) -> list[PreparedRequest]:
+    body = {"question": QUESTION, "max_tokens": 1}
+    explicit = {**body, "specialty": "cardiology"}
+    return [
+        PreparedRequest.post("chain", f"{url}/chain/ask", explicit, headers),
+        PreparedRequest.post("gateway", f"{url}/clinic/ask", explicit, headers),
+        PreparedRequest.post("classified", f"{url}/clinic/ask", body, headers),
+    ]
 
 
 def _applications(folder: Path) -> list[dict[str, Any]]:
@@ -118,44 +111,27 @@ def _applications(folder: Path) -> list[dict[str, Any]]:
     ]
 
 
-async def _rounds(targets: Sequence[Target], args: argparse.Namespace) -> Rounds:
-    for target in targets:
-        await run_count(target, WARM_UP)
-        await run_for(target, args.concurrency, 1.0)
-    rounds: Rounds = {target.name: [] for target in targets}
+async def _rounds(
+    session: aiohttp.ClientSession, requests: Sequence[PreparedRequest], args: argparse.Namespace
+) -> Rounds:
+    for request in requests:
+        await run_count(session, request, WARM_UP)
+        await run_for(session, request, args.concurrency, 1.0)
+    rounds: Rounds = {request.name: [] for request in requests}
     for _ in range(args.rounds):
-        for target in targets:
-            alone = await run_count(target, args.requests)
-            rounds[target.name].append(
-                (alone, await run_for(target, args.concurrency, args.seconds))
-            )
+        for request in requests:
+            alone = await run_count(session, request, args.requests)
+            loaded = await run_for(session, request, args.concurrency, args.seconds)
+            rounds[request.name].append((alone, loaded))
     return rounds
 
 
 def summary(rounds: Rounds) -> dict[str, Any]:
-    """Figures of each side, and against `chain` of the same round: medians over the rounds."""
+    """Return each side's figures, and medians of their difference from `chain` in each round."""
     sides = {name: _side(found) for name, found in rounds.items()}
-    chain = sides["chain"]
-    compared = {}
-    for name in rounds:
-        if name == "chain":
-            continue
-        added = [
-            mine - theirs
-            for mine, theirs in zip(sides[name]["p50_ms"], chain["p50_ms"], strict=True)
-        ]
-        kept = [
-            mine / theirs
-            for mine, theirs in zip(
-                sides[name]["requests_per_s"], chain["requests_per_s"], strict=True
-            )
-        ]
-        compared[name] = {
-            "added_p50_ms": round(statistics.median(added), 2),
-            "added_p50_ms_range": [round(min(added), 2), round(max(added), 2)],
-            "share_of_requests_kept": round(statistics.median(kept), 3),
-            "share_range": [round(min(kept), 3), round(max(kept), 3)],
-        }
+    compared = {
+        name: _over_chain(side, sides["chain"]) for name, side in sides.items() if name != "chain"
+    }
     gateway = compared["gateway"]
     return {
         "sides": sides,
@@ -164,6 +140,18 @@ def summary(rounds: Rounds) -> dict[str, Any]:
             "added_p50_ms": {"most": MAX_ADDED_MS, "is": gateway["added_p50_ms"]},
             "share_of_requests_kept": {"least": MIN_KEPT, "is": gateway["share_of_requests_kept"]},
         },
+    }
+
+
+def _over_chain(side: dict[str, list[float]], chain: dict[str, list[float]]) -> dict[str, Any]:
+    added = [a - b for a, b in zip(side["p50_ms"], chain["p50_ms"], strict=True)]
+    rates = zip(side["requests_per_s"], chain["requests_per_s"], strict=True)
+    kept = [a / b for a, b in rates]
+    return {
+        "added_p50_ms": round(statistics.median(added), 2),
+        "added_p50_ms_range": [round(min(added), 2), round(max(added), 2)],
+        "share_of_requests_kept": round(statistics.median(kept), 3),
+        "share_range": [round(min(kept), 3), round(max(kept), 3)],
     }
 
 
@@ -178,5 +166,4 @@ def _side(found: Sequence[tuple[Timed, Timed]]) -> dict[str, list[float]]:
 
 
 def _quantile_ms(timed: Timed, share: float) -> float:
-    ordered = sorted(timed.latencies_s)
-    return round(ordered[min(len(ordered) - 1, int(share * len(ordered)))] * 1000, 2)
+    return round(quantile(timed.latencies_s, share) * 1000, 2)

@@ -1,38 +1,35 @@
-"""New versions of an adapter on several model replicas, and what other answers notice of them.
+"""Measure new versions of an adapter on several model replicas, and what other answers notice.
 
     python -m scripts.benchmark hot_add --dtype float32 --out docs/benchmarks/hot_add_http_cpu.json
     python -m scripts.benchmark hot_add --model llama-1b-shape --device cuda --streams 16 --rows 16
 
-Over HTTP only, on a Ray Serve of its own on loopback, with API keys. POST /v1/adapters adds a
-version from a local folder `--adds` times; its seconds end with the reply, in which every replica
-has confirmed, and answers that are asked for then must name the version. PATCH (to the version
-before and back) and DELETE follow. Meanwhile `--streams` answers of other adapters run: their time
-per token during the adds is compared with that of quiet windows as long in between.
+Over HTTP only, on a private Ray Serve on loopback, with API keys. POST /v1/adapters adds a version
+from a local folder `--adds` times; its seconds end with the reply, in which every replica has
+confirmed, and answers that are asked for then must name the version. PATCH (to the version before
+and back) and DELETE follow. Meanwhile `--streams` answers of other adapters run: their time per
+token during the adds is compared with that of quiet windows as long in between.
 
-On the CPU the replicas share its cores, which the application does not do by itself. On GPUs each
-replica has one, so there must be `--replicas` of them. Needed are ray[serve], torch, transformers,
-peft, tokenizers, safetensors, pydantic, pyyaml, numpy, fsspec and platformdirs; onnxruntime if the
-router is to have its own encoder; gguf only to make the built-in base model. The last line of
-stdout is one JSON object.
+On the CPU the replicas share its cores, which the application alone does not do. On GPUs each
+replica needs one, so there must be `--replicas` of them.
 """
 
 import argparse
 import asyncio
-import json
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from scripts.benchmarks.hot_add_clinic import HotAddClinic, cpu_threads, names_of, prepare
-from scripts.benchmarks.hot_add_operator import Operator, is_ready
+import aiohttp
+
+from scripts.arguments import above_zero, positive
+from scripts.benchmarks.command import add_model_arguments, publish, settings_of, spread
+from scripts.benchmarks.hot_add_operator import Operator
 from scripts.benchmarks.serve_process import serving
-from scripts.benchmarks.streams import Streamed, streaming
-from scripts.benchmarks.token_times import Window, longest_gap_s, per_token_ms, spread
-from scripts.environment import device_name, environment, save_report
+from scripts.benchmarks.streams import Streamed, Window, longest_gap_s, per_token_ms, streaming
+from scripts.environment import device_name
 
 MAX_ADD_S = 3.0
 MAX_RISE = 0.1
@@ -41,54 +38,78 @@ _SETTLE_S = 0.5  # between the answers that check an add and the quiet window
 Windows = dict[str, list[Window]]
 
 
-def run(args: argparse.Namespace, argv: Sequence[str] | None = None) -> int:
-    arguments = list(argv if argv is not None else sys.argv[1:])
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_model_arguments(parser, devices=["cpu", "cuda"], rank=None)
+    add = parser.add_argument
+    add("--replicas", type=positive, default=2, help="of the model")
+    add("--adapters", type=_several, default=6, help="in the catalogue, from 2")
+    add("--slots", type=positive, default=32, help="adapters on a replica's device")
+    add("--megabytes", type=above_zero, default=8.0, help="of an adapter, without --rank")
+    add("--adds", type=positive, default=8, help="new versions of one adapter")
+    add("--changes", type=positive, default=4, help="rounds of the other calls")
+    add("--streams", type=positive, default=4, help="of the other adapters")
+    add("--output_tokens", type=positive, default=200, help="of each stream")
+    add("--rows", type=positive, default=8, help="answers of a replica together")
+    add("--quiet_s", type=above_zero, default=1.0, help="a quiet window, at least")
+    add("--warm_up_s", type=above_zero, default=5.0, help="of the streams")
+    add("--ready_timeout_s", type=above_zero, default=400.0, help="until Serve must be ready")
+
+
+def _several(text: str) -> int:
+    """Parse a number of adapters: one gets new versions, and the streams ask the others."""
+    number = positive(text)
+    if number < 2:
+        raise argparse.ArgumentTypeError(f"'{text}': a whole number from 2 is expected")
+    return number
+
+
+def run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
     before = os.getloadavg()
     with tempfile.TemporaryDirectory() as scratch:
-        measured = _measure(args, Path(scratch))
-    report = {
-        "what": "hot_add",
-        **environment(),
-        "command": "python -m scripts.benchmark " + " ".join(arguments),
-        "settings": {k: v for k, v in vars(args).items() if k not in ("out", "what")},
+        measured = asyncio.run(_measure(args, Path(scratch)))
+    about = {
+        "settings": settings_of(args),
         "device": device_name(args.device),
-        "cpu_threads": cpu_threads(args) if args.device == "cpu" else None,
         "load_average": {"before": before, "after": os.getloadavg()},
-        **measured,
     }
-    save_report(report, args.out)
-    for part in ("add_s", "patch_s", "delete_s", "others", "targets"):
-        print(f"{part:<9} {json.dumps(report[part])}")
-    print(json.dumps(report))
+    parts = ("add_s", "patch_s", "delete_s", "others", "targets")
+    shown = [(part, measured[part]) for part in parts]
+    publish("hot_add", arguments, about | measured, out=args.out, lines=shown)
     return 0
 
 
-def _measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    clinic = prepare(args, folder)
-    with serving(
+async def _measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    from scripts.benchmarks.hot_add_service import cpu_threads, prepare
+
+    service = prepare(args, folder)
+
+    def operator(session: aiohttp.ClientSession, url: str) -> Operator:
+        return Operator(session, url, service.user, service.admin, args.replicas)
+
+    async with serving(
         folder,
-        [clinic.application],
-        lambda url: is_ready(url, clinic.admin, args.replicas),
+        [service.application],
+        lambda session, url: operator(session, url).is_ready(),
         ready_timeout_s=args.ready_timeout_s,
-    ) as (url, _):
-        operator = Operator(url, clinic.user, clinic.admin, args.replicas)
+    ) as (session, url, _):
         return {
-            "served": operator.served(),
-            "router_encoder": clinic.router_encoder,
-            "adapter": clinic.adapter,
-            **asyncio.run(measure_under_load(args, clinic, operator)),
+            "cpu_threads": cpu_threads(args) if args.device == "cpu" else None,
+            "served": await operator(session, url).served(),
+            "adapter": service.adapter,
+            **await measure_under_load(args, service.sources, operator(session, url)),
         }
 
 
 async def measure_under_load(
-    args: argparse.Namespace, clinic: HotAddClinic, operator: Operator
+    args: argparse.Namespace, folders: Sequence[Path], operator: Operator
 ) -> dict[str, Any]:
-    name, others = names_of(args.adapters)
+    """Add `folders` while streams run: the first `--adds` as versions, the rest as new adapters."""
+    name, *others = (f"a{number}" for number in range(args.adapters))
     windows: Windows = {"adding": [], "quiet": [], "changing": []}
-    sources = [str(source) for source in clinic.sources]
+    sources = [str(folder) for folder in folders]
     new_versions, new_names = sources[: args.adds], sources[args.adds :]
     async with streaming(
-        operator.url, clinic.user, others, num=args.streams, max_tokens=args.output_tokens
+        operator.url, operator.user, others, num=args.streams, max_tokens=args.output_tokens
     ) as streamed:
         await asyncio.sleep(args.warm_up_s)
         checked = await _add_versions(args, operator, name, new_versions, windows)
@@ -116,7 +137,11 @@ async def _add_versions(
     sources: Sequence[str],
     windows: Windows,
 ) -> int:
-    """How many answers named the new version right after an add; another one raises."""
+    """Return how many answers named the new version right after its add.
+
+    Raises:
+        LoadError: a change failed, or an answer named another version.
+    """
     checked = 0
     for number, source in enumerate(sources):
         body = {"name": name, "version": f"v{number}", "source": source}
@@ -137,7 +162,7 @@ async def _quiet(seconds: float) -> Window:
 async def _other_changes(
     operator: Operator, name: str, sources: Sequence[str], windows: Windows
 ) -> dict[str, list[float]]:
-    """Seconds of a new adapter, of PATCH to the version before and back, and of DELETE."""
+    """Time a new adapter, PATCH to the version before and back, and DELETE, in seconds."""
     newest, before = await operator.versions(name)
     times: dict[str, list[float]] = {"add_new_name_s": [], "patch_s": [], "delete_s": []}
 
@@ -159,7 +184,7 @@ async def _other_changes(
 
 
 def others_report(streamed: Streamed, windows: Windows, rows: int) -> dict[str, Any]:
-    """What the streams noticed. `rises`: of each add, against the quiet window after it."""
+    """Return what the streams noticed; `rises` compares each add with the quiet window after it."""
     per_token = {
         kind: per_token_ms(streamed.tokens, found, rows) for kind, found in windows.items()
     }

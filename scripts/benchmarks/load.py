@@ -1,12 +1,11 @@
-"""Measure the engine in process under load that does not come all at once.
+"""Measure the engine in process under requests that come and go.
 
     python -m scripts.benchmark load --pattern closed_loop --concurrency 32 64 128 ...
     python -m scripts.benchmark load --pattern uneven --concurrency 64 ...
 
-`closed_loop`: as many requests at a time as `--concurrency` says, the next one as soon as one has
-ended; prompts uniform between `--prompt_tokens`, answers all of one length. `uneven`: all requests
-wait from the start, answers uniform between `--output_tokens`, for that many rows. Adapters take
-turns; lengths are seeded; end-of-sequence tokens are ignored. Tokens are turned into text.
+`--concurrency` is the number of rows. `closed_loop`: that many requests at a time, the next one as
+soon as one has ended. `uneven`: all requests wait from the start. Lengths are uniform between the
+two `--prompt_tokens` and the two `--output_tokens`, and seeded; adapters take turns.
 
 `occupancy_while_waiting` is the share of rows that got a token, over the steps at whose start
 requests waited. `of_ideal_schedule` compares the number of steps with a schedule without any cost,
@@ -17,97 +16,86 @@ import argparse
 import asyncio
 import dataclasses
 import heapq
-import json
-import random
 import statistics
-import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
+from scripts.benchmarks.command import add_model_arguments, publish, settings_of
+from scripts.environment import device_name
 
-from deployments.engine.decoder_factory import FastLimits, build_decoder
-from deployments.engine.engine import Engine, EngineLimits
-from deployments.engine.model_loader import Pretrained
-from deployments.engine.model_runner import DeviceTokens, ModelRunner
-from deployments.engine.request import Request, SamplingParams
-from deployments.engine.scheduler import SchedulerOutput
-from scripts.benchmarks.models import load_base, make_random_adapters
-from scripts.environment import device_name, environment, save_report
-
-_FILES = 8  # different adapters; more residents are copies at places of their own
+_FILES = 8  # different adapters; more adapters are copies, each in its own slot
 
 
-class _StepCounter:
-    """Keeps how many rows each step of a decoder served, and whether requests waited."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_model_arguments(parser)
+    parser.add_argument("--adapters", type=int, default=8, help="on the device")
+    parser.add_argument("--prefill_tokens", type=int, default=256, help="prompt tokens of a step")
+    parser.add_argument("--repeats", type=int, default=3, help="of each run; the median counts")
+    parser.add_argument(
+        "--pattern", choices=["closed_loop", "uneven"], default="closed_loop", help="of arrival"
+    )
+    parser.add_argument("--concurrency", type=int, nargs="+", default=[16], help="rows of each run")
+    parser.add_argument("--requests", type=int, default=64, help="of each run")
+    for name, default in (("--prompt_tokens", [20, 30]), ("--output_tokens", [64, 64])):
+        parser.add_argument(
+            name, type=int, nargs=2, default=default, metavar=("LEAST", "MOST"), help="of a request"
+        )
+    parser.add_argument("--seed", type=int, default=0, help="of the lengths and tokens")
 
-    def __init__(self, decoder: ModelRunner) -> None:
-        self.steps: list[tuple[int, bool]] = []
-        self.engine: Engine | None = None
-        step = decoder.step
 
-        def counted(plan: SchedulerOutput) -> DeviceTokens:
-            if plan.emits and self.engine is not None:
-                self.steps.append((len(plan.emits), self.engine.num_waiting > 0))
-            return step(plan)
+def run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
+    import torch
 
-        decoder.step = counted  # type: ignore[method-assign]
-
-
-def run(args: argparse.Namespace, argv: Sequence[str] | None = None) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory() as scratch:
         runs = [_measure(args, rows, Path(scratch) / str(rows)) for rows in args.concurrency]
-    report = {
-        "what": "load",
-        **environment(),
-        "settings": {k: v for k, v in vars(args).items() if k not in ("out", "what")},
-        "device": device_name(args.device),
-        "runs": runs,
-        "command": "python -m scripts.benchmark " + " ".join(argv or sys.argv[1:]),
-    }
-    save_report(report, args.out)
-    for line in runs:
-        print(json.dumps(line))
-    print(json.dumps(report))
+    measured = {"settings": settings_of(args), "device": device_name(args.device), "runs": runs}
+    publish("load", arguments, measured, out=args.out, lines=(("run", line) for line in runs))
     return 0
 
 
 def _measure(args: argparse.Namespace, rows: int, scratch: Path) -> dict[str, Any]:
-    base = load_base(args.model, args.device, args.dtype)
-    base = dataclasses.replace(base, eos_ids=frozenset())
-    work = list(_requests(args, base.model.config.get_text_config().vocab_size))
-    engine, counted = _start(args, base, rows, scratch)
-    at_once = rows if args.pattern == "closed_loop" else len(work)
-    asyncio.run(_all(engine, work[: 2 * rows], at_once))  # warm-up
+    from scripts.benchmarks.in_process.engine_runs import (
+        StepCounter,
+        answer_all,
+        random_requests,
+        start_engine,
+    )
+
+    decoder = _decoder(args, rows, scratch)
+    requests = random_requests(
+        args.requests,
+        decoder.vocab_size,
+        prompt_tokens=args.prompt_tokens,
+        output_tokens=args.output_tokens,
+        adapters=[f"a{number}" for number in range(args.adapters)],
+        seed=args.seed,
+    )
+    counter = StepCounter(decoder)
+    engine = counter.engine = start_engine(decoder, requests, rows, args.prefill_tokens)
+    at_once = rows if args.pattern == "closed_loop" else len(requests)
+    asyncio.run(answer_all(engine, requests[: 2 * rows], at_once))  # warm-up
     samples: list[dict[str, Any]] = []
     for _ in range(args.repeats):
-        counted.steps.clear()
+        counter.steps.clear()
         started = time.perf_counter()
-        first_tokens = asyncio.run(_all(engine, work, at_once))
+        first_tokens = asyncio.run(answer_all(engine, requests, at_once))
         seconds = time.perf_counter() - started
-        num_tokens = sum(request.sampling.max_tokens for request in work)
-        crowded = [served for served, waits in counted.steps if waits]
-        ideal = _ideal_steps([request.sampling.max_tokens for request in work], rows)
+        lengths = [request.sampling.max_tokens for request in requests]
         samples.append(
             {
                 "rows": rows,
-                "requests": len(work),
-                "prompt_tokens": sum(len(request.prompt_ids) for request in work),
-                "output_tokens": num_tokens,
+                "requests": len(requests),
+                "prompt_tokens": sum(len(request.prompt_ids) for request in requests),
+                "output_tokens": sum(lengths),
                 "seconds": round(seconds, 3),
-                "tokens_per_s": round(num_tokens / seconds, 1),
+                "tokens_per_s": round(sum(lengths) / seconds, 1),
                 "first_token_p50_s": round(statistics.median(first_tokens), 4),
-                "steps": len(counted.steps),
-                "occupancy": round(num_tokens / (rows * len(counted.steps)), 4),
-                "occupancy_while_waiting": round(sum(crowded) / (rows * len(crowded)), 4)
-                if crowded
-                else None,
-                "of_ideal_schedule": round(ideal / len(counted.steps), 4),
+                **_schedule(lengths, rows, counter.steps),
             }
         )
     engine.close()
@@ -115,61 +103,40 @@ def _measure(args: argparse.Namespace, rows: int, scratch: Path) -> dict[str, An
     return {**middle, "tokens_per_s_samples": [sample["tokens_per_s"] for sample in samples]}
 
 
-def _requests(args: argparse.Namespace, vocab_size: int) -> Iterator[Request]:
-    rng = random.Random(args.seed)
-    for number in range(args.requests):
-        prompt = rng.randint(*args.prompt_tokens)
-        output = rng.randint(*args.output_tokens)
-        ids = tuple(rng.randrange(3, vocab_size) for _ in range(prompt))
-        yield Request(f"r{number}", ids, f"a{number % args.adapters}", SamplingParams(output))
+def _decoder(args: argparse.Namespace, rows: int, scratch: Path) -> Any:
+    from deployments.engine.decoder_factory import FastLimits
+    from scripts.benchmarks.in_process.engine_runs import fast_decoder, make_resident
+    from scripts.benchmarks.in_process.random_adapters import make_random_adapters
+    from scripts.benchmarks.models import load_base
 
-
-def _start(
-    args: argparse.Namespace, base: Pretrained, rows: int, scratch: Path
-) -> tuple[Engine, _StepCounter]:
+    base = load_base(args.model, args.device, args.dtype)
     folders = make_random_adapters(
         base.model, scratch, num=min(_FILES, args.adapters), rank=args.rank, targets=args.targets
     )
-    longest = args.prompt_tokens[1]
-    limits = FastLimits(rows, longest + args.output_tokens[1], max_adapters=args.adapters)
-    decoder = build_decoder(base, "fast", limits, folders)
-    assert isinstance(decoder, ModelRunner), "build_decoder('fast') gave another decoder"
+    num_positions = args.prompt_tokens[1] + args.output_tokens[1]
+    limits = FastLimits(rows, num_positions, max_adapters=args.adapters)
+    decoder = fast_decoder(dataclasses.replace(base, eos_ids=frozenset()), limits)
     make_resident(decoder, list(folders.values()), args.adapters)
-    decoder.warm_up()
-    counted = _StepCounter(decoder)
-    engine_limits = EngineLimits(
-        rows, args.requests, longest, prefill_tokens=args.prefill_tokens, emit_interval_s=0.03
-    )
-    engine = counted.engine = Engine(decoder, engine_limits)
-    engine.start()
-    return engine, counted
+    return decoder
 
 
-def make_resident(decoder: ModelRunner, folders: Sequence[Path], num_adapters: int) -> None:
-    """Adapters a0, a1, ...: the folders' in turn, each at a place of its own."""
-    read = [decoder.read_adapter(folder).to(decoder.device) for folder in folders]
-    for number in range(num_adapters):
-        decoder.bank.install(f"a{number}", read[number % len(read)])
-
-
-async def _all(engine: Engine, work: Sequence[Request], at_once: int) -> list[float]:
-    """Seconds to the first token of each request."""
-    turnstile = asyncio.Semaphore(at_once)
-
-    async def one(request: Request) -> float:
-        async with turnstile:
-            async for event in engine.generate(request):
-                last = event
-        if last.error is not None or last.num_tokens != request.sampling.max_tokens:
-            raise RuntimeError(f"{request.request_id}: {last.num_tokens} tokens, {last.error}")
-        assert last.timings.first_token_s is not None, "tokens without a first one"
-        return last.timings.first_token_s
-
-    return await asyncio.gather(*(one(request) for request in work))
+def _schedule(
+    lengths: Sequence[int], rows: int, steps: Sequence[tuple[int, bool]]
+) -> dict[str, Any]:
+    """Return how full the steps (rows served, whether requests waited) were."""
+    crowded = [served for served, waited in steps if waited]
+    return {
+        "steps": len(steps),
+        "occupancy": round(sum(lengths) / (rows * len(steps)), 4),
+        "occupancy_while_waiting": round(sum(crowded) / (rows * len(crowded)), 4)
+        if crowded
+        else None,
+        "of_ideal_schedule": round(_ideal_steps(lengths, rows) / len(steps), 4),
+    }
 
 
 def _ideal_steps(lengths: Sequence[int], rows: int) -> int:
-    """Steps of a schedule without any cost, first come, first served."""
+    """Return the steps of a first-come, first-served schedule without any cost."""
     ends = [0] * rows
     for length in lengths:
         heapq.heappush(ends, heapq.heappop(ends) + length)

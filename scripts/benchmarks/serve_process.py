@@ -1,27 +1,28 @@
-"""A Ray Serve of our own for a benchmark: written configuration, one process tree, all of it ended.
+"""Start a private Ray Serve for a benchmark, on loopback, and end all its processes afterwards.
 
-Loopback only. `fast` is Ray's HAProxy ingress and throughput mode, which opens ports 9101 and 8404
-on all interfaces: it must run in a network namespace of its own (`in_private_network`).
+`fast` is Ray's HAProxy ingress and throughput mode, which opens ports 9101 and 8404 on all
+interfaces: it must run in a private network namespace (`in_private_network`).
 """
 
+import asyncio
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import yaml
 
-from deployments.launch import ENVIRONMENT
+from deployments.api.api_keys import KeyKind, KeyStore, new_key
 from deployments.settings import PROJECT_ROOT
+from deployments.startup.cluster import free_port, serve_command, serve_environment
 from deployments.startup.processes import ProcessTree
+from scripts.benchmarks.http_client import connect
 
 READY_TIMEOUT_S = 180.0
 _STOP_TIMEOUT_S = 20.0
@@ -33,51 +34,40 @@ _FAST = {
 _INSIDE = "POLYCLINIC_PRIVATE_NETWORK"
 
 
-def in_private_network(module: str, arguments: Sequence[str]) -> int | None:
-    """Run `python -m module arguments` again where only a loopback exists; its exit status.
+def in_private_network(arguments: Sequence[str]) -> int | None:
+    """Run this benchmark again in a network namespace that has only loopback; return its status.
 
-    None when this already is that run. Needs root, `unshare` and `ip`.
+    Returns None if this already is that run. Needs root, `unshare` and `ip`.
     """
     if os.environ.get(_INSIDE):
         return None
     inner = 'ip link set lo up && exec "$@"'
-    command = [sys.executable, "-m", module, *arguments]
+    command = [sys.executable, "-m", "scripts.benchmark", *arguments]
     wrapped = ["unshare", "-n", "sh", "-c", inner, "sh", *command]
     return subprocess.run(wrapped, env={**os.environ, _INSIDE: "1"}).returncode
 
 
-@contextlib.contextmanager
-def serving(
+@contextlib.asynccontextmanager
+async def serving(
     folder: Path,
     applications: Sequence[dict[str, Any]],
-    is_ready: Callable[[str], bool],
+    is_ready: Callable[[aiohttp.ClientSession, str], Awaitable[bool]],
     *,
     fast: bool = False,
     ready_timeout_s: float = READY_TIMEOUT_S,
-) -> Iterator[tuple[str, ProcessTree]]:
-    """Yields (base URL, its processes) once `is_ready(base URL)`.
+) -> AsyncIterator[tuple[aiohttp.ClientSession, str, ProcessTree]]:
+    """Yield (client, base URL, processes of Serve) once `is_ready(client, base URL)`.
 
     Raises:
         RuntimeError: Serve ended, or was not ready in time; its output is in `folder`/serve.log.
     """
-    port = _free_port()
+    port = free_port()
     config = folder / "serve.yaml"
-    config.write_text(
-        yaml.safe_dump(
-            {
-                "http_options": {"host": "127.0.0.1", "port": port, "request_timeout_s": 300},
-                "logging_config": {"log_level": "WARNING", "enable_access_log": False},
-                "applications": list(applications),
-            }
-        )
-    )
-    environment = {**os.environ, **ENVIRONMENT, **(_FAST if fast else {})}
-    paths = [str(PROJECT_ROOT), *filter(None, [environment.get("PYTHONPATH")])]
-    environment["PYTHONPATH"] = os.pathsep.join(paths)
-    command = [sys.executable, "-m", "ray.serve.scripts", "run", str(config), "-a", "local"]
+    config.write_text(yaml.safe_dump(_config(port, applications)))
+    environment = serve_environment({**os.environ, **(_FAST if fast else {})})
     with open(folder / "serve.log", "wb") as log:
         child = subprocess.Popen(
-            command,
+            serve_command(config, free_port()),
             cwd=PROJECT_ROOT,
             env=environment,
             stdout=log,
@@ -87,39 +77,39 @@ def serving(
     tree = ProcessTree(child.pid)
     url = f"http://127.0.0.1:{port}"
     try:
-        _wait(child, tree, lambda: is_ready(url), folder / "serve.log", ready_timeout_s)
-        yield url, tree
+        async with connect() as session:
+            deadline = time.monotonic() + ready_timeout_s
+            while not await is_ready(session, url):
+                tree.refresh()
+                if child.poll() is not None or time.monotonic() > deadline:
+                    tail = (folder / "serve.log").read_text(errors="replace")[-2000:]
+                    raise RuntimeError(f"Serve is not ready (exit code {child.poll()}):\n{tail}")
+                await asyncio.sleep(0.5)
+            tree.refresh()
+            yield session, url, tree
     finally:
         _stop(child, tree)
 
 
-def post_works(url: str, body: bytes, headers: dict[str, str]) -> bool:
-    """Whether a POST gets a 200 now."""
-    request = urllib.request.Request(
-        url, body, {"content-type": "application/json", **headers}, method="POST"
-    )
-    try:
-        with urllib.request.urlopen(request, timeout=30) as response:
-            return bool(response.status == 200)
-    except OSError:  # also urllib's own errors
-        return False
+def key_headers(state: Path, *kinds: KeyKind) -> list[dict[str, str]]:
+    """Write one API key of each kind for an application with this `state_dir`; return headers.
+
+    The limits are so high that the limiter works on every request and refuses none.
+    """
+    made = [
+        new_key(kind, requests_per_minute=1_000_000, tokens_per_minute=1_000_000_000)
+        for kind in kinds
+    ]
+    KeyStore(state).change(lambda records: [record for _, record in made])
+    return [{"authorization": f"Bearer {key}"} for key, _ in made]
 
 
-def _wait(
-    child: "subprocess.Popen[bytes]",
-    tree: ProcessTree,
-    is_ready: Callable[[], bool],
-    log: Path,
-    timeout_s: float,
-) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not is_ready():
-        tree.refresh()
-        if child.poll() is not None or time.monotonic() > deadline:
-            tail = log.read_text(errors="replace")[-2000:]
-            raise RuntimeError(f"Ray Serve is not ready (exit code {child.poll()}):\n{tail}")
-        time.sleep(0.5)
-    tree.refresh()
+def _config(port: int, applications: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "http_options": {"host": "127.0.0.1", "port": port, "request_timeout_s": 300},
+        "logging_config": {"log_level": "WARNING", "enable_access_log": False},
+        "applications": list(applications),
+    }
 
 
 def _stop(child: "subprocess.Popen[bytes]", tree: ProcessTree) -> None:
@@ -129,10 +119,3 @@ def _stop(child: "subprocess.Popen[bytes]", tree: ProcessTree) -> None:
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(_STOP_TIMEOUT_S)
     tree.kill()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port

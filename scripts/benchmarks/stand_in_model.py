@@ -1,7 +1,7 @@
-"""What scripts/benchmarks/gateway.py measures the front door with: applications without a model.
+"""Applications without a model, for the benchmarks of the HTTP side.
 
 `build_chain`: Ray's own no-op chain, the least that a router in front of a model can cost.
-`build_clinic`: this application, with a decoder that does no work in the model replica.
+`build_clinic`: this application, whose model replica has a decoder that does no work.
 
 No `from __future__ import annotations` here: Serve reads the builder's signature.
 """
@@ -20,13 +20,14 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
+from adapters.prompting import Message
 from deployments.app import build_application
 from deployments.engine.decoder import DecoderInfo
-from deployments.engine.scheduler import SchedulerOutput
-from deployments.messages import Turn
+from deployments.engine.sequence import SchedulerOutput
 from deployments.model.adapter_manager import AdapterManager
-from deployments.model.host_memory import HostCache
-from deployments.model.loading import LoadedModel, open_adapter_store
+from deployments.model.host_cache import HostCache
+from deployments.model.loading import LoadedModel
+from deployments.replica import open_adapter_store
 from deployments.settings import Settings, parse_settings
 
 _NUM_POSITIONS = 1 << 20
@@ -39,7 +40,7 @@ class ChainModel:
 
 
 class ChainRouter:
-    """Reads the body, calls the model, answers: nothing else."""
+    """Reads the body, calls the model and answers, without anything else."""
 
     def __init__(self, model: DeploymentHandle) -> None:
         self._model = model
@@ -53,8 +54,9 @@ class ChainRouter:
 
 
 def build_chain(args: dict[str, Any]) -> Application:
-    """Both deployments with the options that build_application gives ours, but for `num_cpus`: the
-    two applications must fit on two cores beside each other, and it sets no limit on what is used.
+    """Bind two deployments with the options that build_application gives ours, except `num_cpus`.
+
+    Both applications must fit on two cores together, and `num_cpus` limits no use of them.
     """
     model = serve.deployment(
         name="Model", ray_actor_options={"num_cpus": 0.2}, max_ongoing_requests=args["max_ongoing"]
@@ -67,7 +69,7 @@ def build_chain(args: dict[str, Any]) -> Application:
 
 
 def build_clinic(args: dict[str, Any]) -> Application:
-    """`args`: those of serve_config.yaml, and `step_s`: what each decoding step takes."""
+    """Build our application from `args` of serve_config.yaml, and `step_s`: seconds of a step."""
     rest = dict(args)
     load = functools.partial(load_stand_in, step_s=float(rest.pop("step_s", 0.0)))
     return build_application(parse_settings(rest), load=load)
@@ -75,19 +77,20 @@ def build_clinic(args: dict[str, Any]) -> Application:
 
 def load_stand_in(settings: Settings, device: str, *, step_s: float) -> LoadedModel:
     decoder = StandInDecoder(settings.engine.max_rows, step_s)
-    holder = AdapterManager(
+
+    make_manager = functools.partial(
+        AdapterManager,
         open_adapter_store(settings),
         settings.base_model,
         decoder,
         capacity=settings.engine.max_adapters,
         host=HostCache(0),
     )
-    holder.sync()
 
-    def encode(turns: Sequence[Turn], answer_language: str | None) -> list[int]:
+    def encode(turns: Sequence[Message], answer_language: str | None) -> list[int]:
         return [_TOKEN] * 16
 
-    return LoadedModel(settings.base_model, decoder, encode, holder)
+    return LoadedModel(settings.base_model, decoder, encode, make_manager)
 
 
 class _Ready:
@@ -99,7 +102,7 @@ class _Ready:
 
 
 class StandInDecoder:
-    """A step decoder whose rows all write the letter a until max_tokens. `step_s`: its pace."""
+    """A step decoder whose rows all write the letter a until max_tokens, `step_s` apart."""
 
     can_split_prompts = True
     num_steps_ahead = 0
@@ -113,7 +116,7 @@ class StandInDecoder:
     @property
     def info(self) -> DecoderInfo:
         reason = "a stand-in without a model"
-        names = tuple(self._adapters)
+        names = frozenset(self._adapters)
         return DecoderInfo("stand-in", reason, "cpu", "none", None, frozenset(), names)
 
     def read_adapter(self, directory: Path) -> Path:
@@ -126,13 +129,13 @@ class StandInDecoder:
         self._adapters[name] = weights
 
     def dry_run(self, name: str, weights: Path) -> None:
-        """Everything fits."""
+        """Accept every adapter."""
 
     def evict(self, name: str) -> None:
         del self._adapters[name]
 
     def set_adapter(self, row: int, name: str | None) -> None:
-        """Nothing is kept for a row."""
+        """Do nothing: rows have no state."""
 
     def step(self, plan: SchedulerOutput) -> _Ready:
         if self._step_s:
@@ -140,10 +143,10 @@ class StandInDecoder:
         return _Ready({job.row: _TOKEN for job in plan.emits if job.row is not None})
 
     def free(self, row: int) -> None:
-        """Nothing is kept for a row."""
+        """Do nothing: rows have no state."""
 
     def reset(self) -> None:
-        """Nothing is kept for a row."""
+        """Do nothing: rows have no state."""
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return bytes(token_ids).decode()

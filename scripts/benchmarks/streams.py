@@ -1,26 +1,34 @@
-"""Streams of answers that run all the time, and when each of their pieces came."""
+"""Streamed answers that run all the time, and the time per token that their readers see."""
 
 import asyncio
 import contextlib
-import json
-import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+import itertools
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-from scripts.benchmarks.load_client import LoadError, Target, stream_lines
-from scripts.benchmarks.token_times import token_times
+import aiohttp
+
+from scripts.benchmarks.http_client import (
+    LoadError,
+    PreparedRequest,
+    chat_body,
+    connect,
+    read_stream,
+)
 
 QUESTION = "My heart sometimes races for a minute when I climb the stairs, is that dangerous?"
 _PAUSE_AFTER_FAILURE_S = 0.2
 
+Window = tuple[float, float]
+"""From and to, in seconds of `time.perf_counter`; the end is excluded."""
+
 
 @dataclass
 class Streamed:
-    """Of all streams. Seconds are those of time.perf_counter.
+    """What all streams received; times are of `time.perf_counter`.
 
     tokens: when each token came. answers: when the pieces of each answer came.
-    failures: why an answer is not whole.
+    failures: why an answer is incomplete.
     """
 
     tokens: list[float] = field(default_factory=list)
@@ -28,68 +36,74 @@ class Streamed:
     failures: list[str] = field(default_factory=list)
 
 
-def chat_body(model: str, max_tokens: int, *, stream: bool) -> dict[str, Any]:
-    body: dict[str, Any] = {
-        "model": model,
-        "messages": [{"role": "user", "content": QUESTION}],
-        "max_tokens": max_tokens,
-        "temperature": 0,
-    }
-    if stream:
-        body |= {"stream": True, "stream_options": {"include_usage": True}}
-    return body
-
-
 @contextlib.asynccontextmanager
 async def streaming(
     url: str, headers: Mapping[str, str], models: Sequence[str], *, num: int, max_tokens: int
 ) -> AsyncIterator[Streamed]:
-    """`num` streams, one answer after the other, until the block ends; what runs then is read to
-    its end."""
+    """Keep `num` streams busy, one answer after the other, until the block ends.
+
+    Answers that are running then are read to their end.
+    """
     streamed, stop = Streamed(), asyncio.Event()
 
-    async def ask_on(model: str) -> None:
-        body = chat_body(model, max_tokens, stream=True)
-        target = Target.post(model, f"{url}/v1/chat/completions", body, headers)
+    async def ask_repeatedly(session: aiohttp.ClientSession, model: str) -> None:
+        body = chat_body(QUESTION, max_tokens, model=model)
+        request = PreparedRequest.post(model, f"{url}/v1/chat/completions", body, headers)
         while not stop.is_set():
             try:
-                await _read(target, streamed)
-            except (LoadError, OSError, EOFError, ValueError) as error:
+                answer = await read_stream(session, request)
+            except (LoadError, OSError, TimeoutError, ValueError, aiohttp.ClientError) as error:
                 streamed.failures.append(f"{model}: {error or type(error).__name__}")
                 await asyncio.sleep(_PAUSE_AFTER_FAILURE_S)
+                continue
+            streamed.answers.append([at for at, _ in answer.pieces])
+            streamed.tokens += token_times(answer.pieces, answer.num_tokens)
 
-    running = [asyncio.create_task(ask_on(models[i % len(models)])) for i in range(num)]
-    try:
-        yield streamed
-    finally:
-        stop.set()
-        await asyncio.gather(*running)
+    async with connect() as session:
+        running = [
+            asyncio.create_task(ask_repeatedly(session, models[i % len(models)]))
+            for i in range(num)
+        ]
+        try:
+            yield streamed
+        finally:
+            stop.set()
+            await asyncio.gather(*running)
 
 
-async def _read(target: Target, streamed: Streamed) -> None:
-    """One answer.
+def token_times(pieces: Sequence[tuple[float, int]], num_tokens: int) -> list[float]:
+    """Return when each token of an answer came, from its pieces (time, characters).
 
-    Raises:
-        LoadError, OSError, EOFError, ValueError: it failed, broke off, or is no answer.
+    A piece may hold several tokens, and a stream tells their number only at its end: tokens are
+    assigned to pieces in proportion to characters.
     """
-    pieces: list[tuple[float, int]] = []
-    num_tokens = None
-    is_done = False
-    async for line in stream_lines(target):
-        if not line.startswith(b"data: "):
-            continue
-        if line == b"data: [DONE]":
-            is_done = True
-            continue
-        chunk = json.loads(line[len(b"data: ") :])
-        if "error" in chunk:
-            raise LoadError(f"the stream broke: {chunk['error']['code']}")
-        text = chunk["choices"] and chunk["choices"][0]["delta"].get("content")
-        if text:
-            pieces.append((time.perf_counter(), len(text)))
-        if chunk.get("usage"):
-            num_tokens = chunk["usage"]["completion_tokens"]
-    if not is_done or num_tokens is None:
-        raise LoadError("the stream ended without its end")
-    streamed.answers.append([at for at, _ in pieces])
-    streamed.tokens += token_times(pieces, num_tokens)
+    total = sum(length for _, length in pieces)
+    times: list[float] = []
+    so_far = 0
+    for time, length in pieces:
+        so_far += length
+        times += [time] * (round(num_tokens * so_far / total) - len(times))
+    return times
+
+
+def per_token_ms(tokens: Sequence[float], windows: Sequence[Window], rows: int) -> float:
+    """Return the milliseconds that one row waits for its next token.
+
+    Args:
+        tokens: when each token of any row came.
+        rows: number of rows that were busy all the time.
+    """
+    seconds = sum(stop - start for start, stop in windows)
+    count = sum(1 for t in tokens if any(start <= t < stop for start, stop in windows))
+    return seconds * rows / max(1, count) * 1000
+
+
+def longest_gap_s(answers: Iterable[Sequence[float]], windows: Sequence[Window]) -> float:
+    """Return the longest wait between two pieces of one answer that overlaps a window, or 0."""
+    gaps = [
+        later - earlier
+        for times in answers
+        for earlier, later in itertools.pairwise(times)
+        if any(earlier < stop and later > start for start, stop in windows)
+    ]
+    return max(gaps, default=0.0)

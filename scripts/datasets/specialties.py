@@ -29,9 +29,10 @@ def _pattern(keyword: str) -> re.Pattern[str]:
 
 
 def specialty_of(title: str, body: str = "", allowed: list[str] | None = None) -> str | None:
-    """The specialty with the most distinct keywords in `title`, on a tie in `body` too.
+    """Return the specialty with the most distinct keywords in `title`, on a tie in `body` too.
 
-    `allowed` limits the choice; empty or None allows all. None: no keyword, or still a tie.
+    `allowed` limits the choice; empty or None allows all. Returns None without a keyword, or when
+    the tie remains.
     """
     candidates = allowed or list(_patterns())
     for text in (title, f"{title} {body}"):
@@ -48,7 +49,9 @@ def _hits(specialty: str, text: str) -> int:
 
 
 def labelled(label: str) -> list[str] | None:
-    """Specialties that an abstract of Medical Abstracts' condition label may go to; None: no such
-    label."""
+    """Return the specialties that an abstract of this condition label may belong to.
+
+    The labels are those of Medical Abstracts. Returns None for an unknown label.
+    """
     found: list[str] | None = _rules()["abstract_labels"].get(label)
     return found

@@ -1,4 +1,4 @@
-"""Train and validation by disease: no disease is in two splits, in any file."""
+"""Split into training and validation by disease: no disease is in both, in any file."""
 
 import dataclasses
 import random
@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from scripts.datasets.record import Record, normal_name, plain_words
+from scripts.datasets.topics import topic_of
 
 RARE_CUI = 5  # a UMLS concept of more diseases than this names a class of them, not one disease
 RARE_WORD = 5  # diseases that share a word with at most this many others are close
@@ -14,7 +15,7 @@ RARE_WORD = 5  # diseases that share a word with at most this many others are cl
 
 @dataclass(frozen=True, slots=True)
 class SplitRule:
-    """How large validation gets, in pairs of each specialty.
+    """How large validation becomes, in pairs of each specialty.
 
     A source's own validation pairs stay. More diseases move there until there are
     `min_validation` pairs, but never more than `max_share` of the specialty; where the source
@@ -40,7 +41,7 @@ class Split:
 
 
 def split_by_disease(records: Sequence[Record], rule: SplitRule) -> Split:
-    """Give each record a split. The same records and rule give the same answer, in any order."""
+    """Give each record a split; the order of the records makes no difference."""
     groups = disease_groups(records)
     members: dict[str, list[Record]] = defaultdict(list)
     for record, group in zip(records, groups, strict=True):
@@ -65,8 +66,11 @@ def split_by_disease(records: Sequence[Record], rule: SplitRule) -> Split:
 
 
 def disease_groups(records: Sequence[Record]) -> list[str]:
-    """The group of each record: same normal name, a shared synonym, a shared rare UMLS CUI, or the
-    same question in words, which is all there is for a record without focus."""
+    """Return the group of each record.
+
+    Records are in one group for the same normal name, a shared synonym, a shared rare UMLS CUI, or
+    the same question in words. A pair without focus counts as named by its question's topic.
+    """
     parent: dict[str, str] = {}
 
     def root(key: str) -> str:
@@ -94,7 +98,8 @@ def disease_groups(records: Sequence[Record]) -> list[str]:
 def _keys(record: Record, num_diseases: Counter[str]) -> list[str]:
     question = "question " + " ".join(plain_words(record.question))
     if not record.focus:
-        return [question]
+        topic = topic_of(record.question) if record.is_pair else ""
+        return [f"name {topic}", question] if topic else [question]
     names = [record.focus, *record.synonyms]
     cuis = [cui for cui in record.cuis if num_diseases[cui] <= RARE_CUI]
     return [
@@ -107,7 +112,7 @@ def _keys(record: Record, num_diseases: Counter[str]) -> list[str]:
 def _fill(
     specialty: str, members: dict[str, list[Record]], split_of: dict[str, str], rule: SplitRule
 ) -> int:
-    """Move diseases of one specialty to validation; how many of its pairs moved."""
+    """Move diseases of one specialty to validation; return how many of its pairs moved."""
     size = {
         group: count
         for group, inside in members.items()
@@ -131,8 +136,10 @@ def _fill(
 def _order(
     groups: Iterable[str], specialty: str, members: dict[str, list[Record]], seed: int
 ) -> list[str]:
-    """At random, but diseases whose name has no rare word in common with another's come first:
-    a relation that the source does not tell is likelier between those."""
+    """Shuffle; diseases whose name shares a rare word with another's come last.
+
+    Such names may be related in a way that the source does not say.
+    """
     words = {group: _name_words(members[group]) for group in members}
     spread = Counter(word for inside in words.values() for word in inside)
     mixed = sorted(groups)

@@ -16,7 +16,8 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from scripts.datasets.record import Pair, load_pairs, normal_name, plain_words, read_jsonl
+from scripts.datasets.pairs import Pair, load_pairs
+from scripts.datasets.record import normal_name, plain_words, read_jsonl
 
 VIGNETTES = "casimedicos_validation_en_fr.jsonl"
 MIN_SIGNS = 3
@@ -35,7 +36,7 @@ _COMMON = 30  # names of the training split that a word must be in to count as n
 
 @dataclass(frozen=True, slots=True)
 class DiagnosticItem:
-    """An answer with one of `names` is right: the disease's name, and what its brackets say."""
+    """A question whose right answers have one of `names`: the disease's, and its brackets'."""
 
     id: str
     question: str
@@ -44,7 +45,7 @@ class DiagnosticItem:
 
 
 def diagnostic_items(data: Path, specialty: str) -> list[DiagnosticItem]:
-    """The items of one specialty, in the order of the files.
+    """Return the items of one specialty, in the order of the files.
 
     Raises:
         DataError: as `load_pairs`.
@@ -58,8 +59,10 @@ def diagnostic_items(data: Path, specialty: str) -> list[DiagnosticItem]:
 
 
 def is_named(answer: str, names: tuple[str, ...]) -> bool:
-    """Whether `answer` has all words of one of the names, in order and together, subtype words and
-    accents apart."""
+    """Tell whether `answer` has all words of one of the names, in order and together.
+
+    Accents and words of a subtype are ignored.
+    """
     said = " " + " ".join(_words(answer)) + " "
     return any(wanted and f" {wanted} " in said for wanted in map(_phrase, names))
 
@@ -96,7 +99,7 @@ def _vignettes(file: Path, specialty: str) -> list[DiagnosticItem]:
 
 
 def _names(name: str) -> tuple[str, ...]:
-    """ "Deep vein thrombosis (DVT)" is both."""
+    """Return the name and what its brackets say: "Deep vein thrombosis (DVT)" is two names."""
     inside = re.findall(r"\(([^)]+)\)", name)
     return tuple(n.strip() for n in (re.sub(r"\([^)]*\)", " ", name), *inside) if n.strip())
 
@@ -108,7 +111,7 @@ def _words(text: str) -> list[str]:
 
 
 def _phrase(name: str) -> str:
-    """The name's words in order, without those that `normal_name` leaves out."""
+    """Return the name's words in order, without those that `normal_name` leaves out."""
     kept = set(normal_name(name).split())
     return " ".join(word for word in _words(name) if word in kept)
 

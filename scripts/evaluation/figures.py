@@ -1,4 +1,4 @@
-"""Figures over several adapters: evaluation results pooled, question by question."""
+"""Pool the evaluation results of several adapters, question by question."""
 
 import json
 from collections import Counter, defaultdict
@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from scripts.datasets.record import DataError
-from scripts.evaluation.answers import SYSTEMS
-from scripts.evaluation.metrics import Floats, draws, estimate
-from scripts.evaluation.scores import MIN_DIAGNOSTIC, resampled
+from scripts.evaluation.answer_file import SYSTEMS
+from scripts.evaluation.bootstrap import Floats, draws
+from scripts.evaluation.comparison import MIN_DIAGNOSTIC, compared
 
 METRICS = ("nll", "bleu", "rouge_l", "terminology")
 Result = dict[str, Any]
@@ -24,7 +24,7 @@ class Pooled:
     """Some questions of all specialties as one set.
 
     Attributes:
-        systems: metric -> system -> {"value", "interval"}; without a metric that applies to none.
+        systems: metric -> system -> {"value", "interval"}, of metrics that apply to a question.
         differences: metric -> adapter minus base, {"value", "interval"}.
     """
 
@@ -34,7 +34,7 @@ class Pooled:
 
 
 def read_results(folder: Path) -> list[Result]:
-    """Every result of scripts.evaluate_adapter in `folder`, by specialty.
+    """Return every result of scripts.evaluate_adapter in `folder`, by specialty.
 
     Raises:
         DataError: none there, one unreadable, or of different base models.
@@ -60,30 +60,25 @@ def read_results(folder: Path) -> list[Result]:
 
 
 def pooled(results: Sequence[Result], seed: int, keep: Callable[[Row], bool] = bool) -> Pooled:
-    """All questions that `keep` takes, resampled within their specialty (a stratified bootstrap).
+    """Pool the questions that `keep` takes; resample within each specialty (stratified bootstrap).
 
-    At least one must be taken. BLEU is corpus BLEU over all of them; the other metrics are means
+    It must take at least one. BLEU is corpus BLEU over all of them; the other metrics are means
     over questions.
     """
     strata = [[row for row in result["per_question"] if keep(row)] for result in results]
     strata = [rows for rows in strata if rows]
     counts = np.hstack([draws(len(rows), seed + i) for i, rows in enumerate(strata)])
     rows = [row for stratum in strata for row in stratum]
-    systems: dict[str, dict[str, dict[str, Any]]] = {}
-    differences = {}
-    for metric in METRICS:
-        columns = {system: _column(metric, system, rows) for system in rows[0][metric]}
-        if np.isnan(columns["base"]).all():
-            continue
-        found = {system: resampled(metric, column, counts) for system, column in columns.items()}
-        systems[metric] = {system: estimate(*pair) for system, pair in found.items()}
-        (base, base_draws), (adapter, adapter_draws) = found["base"], found["adapter"]
-        differences[metric] = estimate(adapter - base, adapter_draws - base_draws)
+    systems, differences = {}, {}
+    for name in METRICS:
+        columns = {system: _column(name, system, rows) for system in rows[0][name]}
+        if not np.isnan(columns["base"]).all():
+            systems[name], differences[name] = compared(name, columns, counts)
     return Pooled(len(rows), systems, differences)
 
 
 def by_question_type(results: Sequence[Result], seed: int, smallest: int) -> dict[str, Pooled]:
-    """Question types with at least `smallest` questions, the most frequent first."""
+    """Pool each question type of at least `smallest` questions, the most frequent first."""
     types = Counter(
         row["question_type"] or "unknown" for result in results for row in result["per_question"]
     )
@@ -96,7 +91,7 @@ def by_question_type(results: Sequence[Result], seed: int, smallest: int) -> dic
 
 
 def unseen_wording(results: Sequence[Result], seed: int) -> dict[str, Pooled]:
-    """Questions by whether their reference shares an 8-gram of words with a training answer."""
+    """Pool by whether the reference shares an 8-gram of words with a training answer."""
     groups: dict[str, Callable[[Row], bool]] = {
         "none of its 8-grams": lambda row: row["reference_8grams_in_training"] == 0,
         "one or more": lambda row: row["reference_8grams_in_training"] > 0,
@@ -108,25 +103,24 @@ def unseen_wording(results: Sequence[Result], seed: int) -> dict[str, Pooled]:
 
 
 def diagnostic(results: Sequence[Result], seed: int) -> dict[str, Any] | str:
-    """Accuracy over the items of all specialties, percent; the reason when they are too few."""
+    """Return the accuracy over all items, percent, or why there is none: too few items."""
     items = [item for result in results for item in result["diagnostic_items"]]
     if len(items) < MIN_DIAGNOSTIC:
         return f"{len(items)} items, {MIN_DIAGNOSTIC} are needed"
     counts = draws(len(items), seed)
     values = {s: np.array([100.0 * item[s] for item in items]) for s in SYSTEMS}
-    found = {s: resampled("diagnostic_accuracy", values[s], counts) for s in SYSTEMS}
-    (base, base_draws), (adapter, adapter_draws) = found["base"], found["adapter"]
+    systems, difference = compared("diagnostic_accuracy", values, counts)
     return {
         "n": len(items),
         "origins": dict(Counter(item["origin"] for item in items)),
         "right": {s: int(values[s].sum() / 100) for s in SYSTEMS},
-        "systems": {s: estimate(*found[s]) for s in SYSTEMS},
-        "difference": estimate(adapter - base, adapter_draws - base_draws),
+        "systems": systems,
+        "difference": difference,
     }
 
 
 def honesty(results: Iterable[Result]) -> dict[str, dict[str, int]]:
-    """system -> count -> over all specialties."""
+    """Return system -> name of the count -> sum over all specialties."""
     totals: dict[str, dict[str, int]] = {system: defaultdict(int) for system in SYSTEMS}
     for result in results:
         for system in SYSTEMS:
@@ -137,7 +131,7 @@ def honesty(results: Iterable[Result]) -> dict[str, dict[str, int]]:
 
 
 def verdict(results: Sequence[Result], everything: Pooled) -> dict[str, Any]:
-    """Who is better and who is worse, where the 95 % interval of the difference excludes zero."""
+    """Tell which adapters differ from the base: the interval of the difference excludes zero."""
 
     def above(metric: str, sign: int) -> list[str]:
         return [
@@ -156,6 +150,6 @@ def verdict(results: Sequence[Result], everything: Pooled) -> dict[str, Any]:
 
 
 def _column(metric: str, system: str, rows: Sequence[Row]) -> Floats:
-    """(Q,), NaN where a question does not count; (Q, 10) for BLEU."""
+    """Return (Q,), NaN where a question does not count; (Q, 10) for BLEU."""
     values = [row[metric][system] for row in rows]
     return np.array([np.nan if v is None else v for v in values], dtype=np.float64)

@@ -1,4 +1,4 @@
-"""The report's figures, as SVG texts to put into a page."""
+"""Draw the report's figures, as SVG texts to put into a page."""
 
 import io
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,7 +12,7 @@ BLUE, GREY = "#1f5fa8", "#888888"
 
 
 def differences(rows: Mapping[str, Mapping[str, Estimate]], titles: Mapping[str, str]) -> str:
-    """Adapter minus base with its 95 % interval: a line for each of `rows`, a panel a metric.
+    """Draw adapter minus base with its 95 % interval: a line for each row, a panel for each metric.
 
     Args:
         rows: specialty -> metric -> estimate.
@@ -33,7 +33,7 @@ def differences(rows: Mapping[str, Mapping[str, Estimate]], titles: Mapping[str,
 
 
 def systems(rows: Mapping[str, Mapping[str, Estimate]], titles: Mapping[str, str]) -> str:
-    """One bar with its 95 % interval for each system, a panel a metric.
+    """Draw a bar with its 95 % interval for each system, a panel for each metric.
 
     Args:
         rows: metric -> system -> estimate.
@@ -53,7 +53,7 @@ def systems(rows: Mapping[str, Mapping[str, Estimate]], titles: Mapping[str, str
 
 
 def _with_errors(found: Iterable[Estimate]) -> tuple[list[float], list[list[float]]]:
-    """(values, [below, above]); an interval may lie beside its value, an error bar may not."""
+    """Return (values, [below, above]); a bar is cut at 0 where the interval excludes the value."""
     values, below, above = [], [], []
     for estimate in found:
         low, high = estimate["interval"]

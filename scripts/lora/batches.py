@@ -1,8 +1,9 @@
-"""Pairs as token ids, batches of similar lengths, padded tensors."""
+"""Pairs as token ids, batches of similar lengths, padded tensors, and the loss on answers."""
 
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.utils.data import Sampler
@@ -15,7 +16,7 @@ Tensors = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
-class Example:
+class TokenizedPair:
     """Token ids of one pair, cut to the lengths that were asked for."""
 
     prompt: list[int]
@@ -26,12 +27,12 @@ class Example:
 
 
 class SimilarLengths(Sampler[int]):
-    """Shuffled so that a batch holds similar lengths: buckets of 16 batches are sorted by length.
+    """Shuffle so that a batch holds similar lengths: buckets of 16 batches are sorted by length.
 
     The order depends on the seed and the epoch alone, so a resumed epoch has the same one.
     """
 
-    def __init__(self, examples: Sequence[Example], batch_size: int, seed: int) -> None:
+    def __init__(self, examples: Sequence[TokenizedPair], batch_size: int, seed: int) -> None:
         self._lengths = [len(example) for example in examples]
         self._batch_size = batch_size
         self._seed = seed
@@ -59,25 +60,46 @@ class SimilarLengths(Sampler[int]):
 
 
 def tensors_of(
-    batch: Sequence[Example], family: Family, pad_id: int, start_id: int | None
+    batch: Sequence[TokenizedPair], family: Family, pad_id: int, start_id: int | None
 ) -> Tensors:
-    """Ids, mask and labels, each (B, T); T5 has the answer in labels of its own (B, U)."""
+    """Return ids, mask and labels, each (B, T); T5's answers are in labels (B, U)."""
     if family == "causal":
         return {
-            "input_ids": _padded([e.prompt + e.answer for e in batch], pad_id),
-            "attention_mask": _padded([[1] * len(e) for e in batch], 0),
-            "labels": _padded([[IGNORED] * len(e.prompt) + e.answer for e in batch], IGNORED),
+            "input_ids": padded([e.prompt + e.answer for e in batch], pad_id),
+            "attention_mask": padded([[1] * len(e) for e in batch], 0),
+            "labels": padded([[IGNORED] * len(e.prompt) + e.answer for e in batch], IGNORED),
         }
     answers = [e.answer for e in batch]
     return {
-        "input_ids": _padded([e.prompt for e in batch], pad_id),
-        "attention_mask": _padded([[1] * len(e.prompt) for e in batch], 0),
-        "decoder_input_ids": _padded([[start_id or 0, *a[:-1]] for a in answers], pad_id),
-        "labels": _padded(answers, IGNORED),
+        "input_ids": padded([e.prompt for e in batch], pad_id),
+        "attention_mask": padded([[1] * len(e.prompt) for e in batch], 0),
+        "decoder_input_ids": padded([[start_id or 0, *a[:-1]] for a in answers], pad_id),
+        "labels": padded(answers, IGNORED),
     }
 
 
-def _padded(rows: Sequence[list[int]], value: int) -> torch.Tensor:
-    """Rows padded on the right to the longest, (B, T), int64."""
+def padded(rows: Sequence[list[int]], value: int, *, left: bool = False) -> torch.Tensor:
+    """Return rows padded on the right (or left) to the longest, (B, T), int64."""
     length = max(len(row) for row in rows)
-    return torch.tensor([row + [value] * (length - len(row)) for row in rows])
+    fill = [[value] * (length - len(row)) for row in rows]
+    pairs = zip(fill, rows, strict=True)
+    return torch.tensor([f + row if left else row + f for f, row in pairs])
+
+
+def answer_losses(outputs: Any, labels: torch.Tensor, family: Family) -> torch.Tensor:
+    """Return the cross-entropy of each label in nats, (B, T); 0 where there is no label.
+
+    Args:
+        outputs: of the model, with `logits` (B, T, V).
+        labels: (B, T), IGNORED where a position has none.
+    """
+    logits: torch.Tensor = outputs["logits"].float()
+    if family == "causal":
+        logits, labels = logits[:, :-1], labels[:, 1:]
+    flat = torch.nn.functional.cross_entropy(
+        logits.reshape(-1, logits.shape[-1]),
+        labels.reshape(-1),
+        ignore_index=IGNORED,
+        reduction="none",
+    )
+    return flat.view(labels.shape)

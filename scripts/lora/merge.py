@@ -1,245 +1,95 @@
-"""Is the merged model the base with its adapter? Finite weights, logits, greedy answers, speed.
+"""Merge adapters into their base model, check the result, and write it."""
 
-Writes a merged model or a summed adapter as a folder that appears whole, or not at all.
-"""
-
-import contextlib
-import errno
+import argparse
 import json
-import shutil
-import statistics
-import tempfile
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
-from peft.utils import get_peft_model_state_dict
-from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-from adapters.base_models import Family, family_of
-from adapters.validation import WEIGHTS_FILE
+from scripts.environment import command_line, commit
+from scripts.lora.base_model import load_base
+from scripts.lora.chosen_base import ChosenBase, chosen_base
+from scripts.lora.device import check_device
+from scripts.lora.errors import MergeError
+from scripts.lora.merged_folder import num_bytes, write_adapter_folder, write_model_folder
+from scripts.lora.parity import Probe, check_finite, check_parity, read_back
+from scripts.lora.saved_adapter import check_base, with_adapter
 
-# Largest relative error of the logits (norm of the difference over the norm) that merging may
-# cause. float32 leaves rounding; in the 16-bit types each merged weight is rounded once (2**-9 and
-# 2**-12 relative), which adds up over the layers: SmolLM2-135M shows 0.02 and 0.003.
-TOLERANCE = {"float32": 1e-4, "bfloat16": 0.06, "float16": 0.01}
-
-
-class MergeError(Exception):
-    """The merge was refused; the text names the input or the check."""
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """What a model does with the prompts.
-
-    Attributes:
-        answers: greedy ids of each prompt.
-        logits: of each prompt's own answer, (answer tokens, vocabulary), float32.
-        tokens_per_s: one prompt at a time, median over the repeats.
-    """
-
-    answers: list[list[int]]
-    logits: list[torch.Tensor]
-    tokens_per_s: float
+PROMPTS = (
+    "What are the symptoms of eczema?",
+    "How is high blood pressure treated?",
+    "What causes migraine?",
+    "Is asthma inherited?",
+)
+MERGED = "merged"  # name of the weighted sum within PEFT
 
 
-class Probe:
-    """The same prompts for every model that is compared.
-
-    Args:
-        prompts: ids of each.
-        max_new_tokens: of a greedy answer; it is generated to this length.
-    """
-
-    def __init__(
-        self, prompts: Sequence[list[int]], family: Family, max_new_tokens: int, device: str
-    ) -> None:
-        self._prompts = prompts
-        self._family = family
-        self._num_tokens = max_new_tokens
-        self._device = device
-        self._answers: list[list[int]] | None = None
-
-    @torch.inference_mode()
-    def run(self, model: Any, repeats: int) -> Seen:
-        """Answers, speed, and the logits on the answers that the first model gave."""
-        answers = [self._answer(model, prompt) for prompt in self._prompts]
-        if self._answers is None:
-            self._answers = answers
-        pairs = zip(self._prompts, self._answers, strict=True)
-        logits = [self._logits(model, prompt, answer) for prompt, answer in pairs]
-        return Seen(answers, logits, self._speed(model, repeats))
-
-    def _answer(self, model: Any, prompt: list[int]) -> list[int]:
-        ids = torch.tensor([prompt], device=self._device)
-        output = model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=self._num_tokens,
-            min_new_tokens=self._num_tokens,
-            do_sample=False,
-            pad_token_id=model.config.pad_token_id or 0,
-        )
-        start = len(prompt) if self._family == "causal" else 0
-        found: list[int] = output[0, start:].tolist()
-        return found
-
-    def _logits(self, model: Any, prompt: list[int], answer: list[int]) -> torch.Tensor:
-        """(answer tokens, vocabulary), each position's prediction of the next."""
-        if self._family == "causal":
-            ids = torch.tensor([prompt + answer], device=self._device)
-            rows = model(input_ids=ids).logits[0, len(prompt) - 1 : -1]
-        else:
-            ids = torch.tensor([prompt], device=self._device)
-            decoder = torch.tensor([answer], device=self._device)  # begins with the start id
-            rows = model(input_ids=ids, decoder_input_ids=decoder).logits[0]
-        return torch.as_tensor(rows).float().cpu()
-
-    def _speed(self, model: Any, repeats: int) -> float:
-        speeds = []
-        for repeat in range(repeats):
-            started = time.perf_counter()
-            self._answer(model, self._prompts[repeat % len(self._prompts)])
-            speeds.append(self._num_tokens / (time.perf_counter() - started))
-        return round(statistics.median(speeds), 2)
-
-
-def check_finite(model: Any) -> None:
-    """Raises MergeError naming the tensors with NaN or infinity."""
-    bad = [name for name, tensor in model.state_dict().items() if not torch.isfinite(tensor).all()]
-    if bad:
-        raise MergeError(
-            f"{len(bad)} merged tensors hold NaN or infinity, the first is {bad[0]}: the adapter "
-            "is damaged, or --dtype is too narrow for it; try float32"
-        )
-
-
-def check_parity(before: Seen, after: Seen, dtype: str) -> dict[str, Any]:
-    """Relative error of the logits and equality of the answers, as the report holds them.
+def merge(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
+    """Merge, check, write; return the report. `args` are those of scripts.merge_adapter.
 
     Raises:
-        MergeError: the error is above the tolerance of `dtype`; in float32 also when a greedy
-            answer differs.
+        LoraError, BaseModelError, CatalogError: an input does not fit, or a check failed.
+        OSError, SafetensorError: it could not be written. In every case `--out` is as before.
     """
-    error = relative_error(before.logits, after.logits)
-    allowed = TOLERANCE[dtype]
-    if not error <= allowed:
-        raise MergeError(
-            f"the merged model's logits differ from base plus adapter by {error:.2g} (relative), "
-            f"and {allowed:.2g} is allowed in {dtype}; merge in float32"
-        )
-    pairs = list(zip(before.answers, after.answers, strict=True))
-    same = [i for i, (one, other) in enumerate(pairs) if one == other]
-    if dtype == "float32" and len(same) < len(pairs):
-        first = next(i for i in range(len(pairs)) if i not in same)
-        raise MergeError(f"the merged model's greedy answer to prompt {first + 1} differs")
-    return {
-        "logits_relative_error": float(f"{error:.3g}"),
-        "logits_tolerance": allowed,
-        "equal_answers": f"{len(same)} of {len(pairs)}",
+    device = check_device(args.device)
+    base = chosen_base(args)
+    for folder in args.adapter:
+        check_base(folder, base.name)
+    _check_unquantised(base.path)
+    model = _loaded(base, args).to(device).eval()
+    prompts = [base.prompt(question) for question in args.prompt or PROMPTS]
+    probe = Probe(prompts, base.family, args.max_new_tokens, device)
+    report: dict[str, Any] = {
+        "adapters": [folder.resolve().name for folder in args.adapter],
+        "weights": args.weights,
+        "combination": args.combination if args.weights else None,
+        "base_model": base.name,
+        "dtype": args.dtype,
+        "device": device,
+        "commit": commit(),
+        "command": command_line("merge_adapter", argv),
     }
+    before = probe.run(model, args.repeats)
+    report |= {"bytes_before": num_bytes(model), "tokens_per_s_before": before.tokens_per_s}
+    if args.save_adapter_only:
+        write_adapter_folder(args.out, model, MERGED, base.name, args.overwrite)
+        return report | {"out": args.out.name, "kind": "adapter"}
+    merged = model.merge_and_unload(adapter_names=[model.active_adapter])
+    check_finite(merged)
+    after = probe.run(merged, args.repeats)
+    report |= check_parity(before, after, args.dtype) | {"bytes_after": num_bytes(merged)}
+    report["tokens_per_s_after"] = after.tokens_per_s
+    with write_model_folder(args.out, merged, base.tokenizer, report, args.overwrite) as folder:
+        report["read_back"] = read_back(folder, merged, probe, args.dtype, device)
+    return report | {"out": args.out.name, "kind": "model"}
 
 
-def relative_error(expected: Sequence[torch.Tensor], found: Sequence[torch.Tensor]) -> float:
-    """Norm of the difference over the norm, the largest over the prompts."""
-    return max(float((a - b).norm() / a.norm()) for a, b in zip(expected, found, strict=True))
-
-
-def num_bytes(model: Any) -> int:
-    """Of all parameters, tied ones once."""
-    return sum(parameter.nbytes for parameter in model.parameters())
-
-
-REPORT_FILE = "merge.json"
-
-
-def load_base(path: Path, family: Family, dtype: str) -> Any:
-    model_class = AutoModelForCausalLM if family == "causal" else AutoModelForSeq2SeqLM
-    return model_class.from_pretrained(path, dtype=getattr(torch, dtype), use_safetensors=True)
-
-
-@contextlib.contextmanager
-def write_model_folder(
-    out: Path, model: Any, tokenizer: Any, report: dict[str, Any], overwrite: bool
-) -> Iterator[Path]:
-    """The folder while it is still hidden; it becomes `out` when the block ends without an error.
-
-    Raises:
-        MergeError: no space left.
-    """
-    with _swapped_in(out, num_bytes(model), overwrite) as folder:
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        yield folder
-        text = json.dumps(report, indent=2) + "\n"
-        (folder / REPORT_FILE).write_text(text, encoding="utf-8")
-
-
-def write_adapter_folder(
-    out: Path, model: PeftModel, name: str, base_name: str, overwrite: bool
-) -> None:
-    """Adapter `name` of a model, in bfloat16 like a trained one.
-
-    Raises:
-        MergeError: not finite, or no space left.
-    """
-    state = {
-        key: value.detach().to("cpu", torch.bfloat16).contiguous()
-        for key, value in get_peft_model_state_dict(model, adapter_name=name).items()
-    }
-    bad = [key for key, value in state.items() if not torch.isfinite(value).all()]
-    if bad:
-        raise MergeError(f"{len(bad)} tensors of the sum hold NaN or infinity: {bad[0]}")
-    with _swapped_in(out, sum(value.nbytes for value in state.values()), overwrite) as folder:
-        save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt"})
-        config = model.peft_config[name]
-        config.base_model_name_or_path = base_name
-        config.inference_mode = True
-        config.save_pretrained(str(folder))
-
-
-def read_back(folder: Path, merged: Any, probe: Probe, dtype: str, device: str) -> dict[str, Any]:
-    """Load the written folder as serving would and compare it with the model in memory.
-
-    Raises:
-        MergeError: its logits are not the very same.
-    """
-    loaded = load_base(folder, family_of(folder), dtype).to(device).eval()
-    error = relative_error(probe.run(merged, 1).logits, probe.run(loaded, 1).logits)
-    if error != 0:
+def _check_unquantised(path: Path) -> None:
+    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    if "quantization_config" in config:
         raise MergeError(
-            f"the written model's logits differ from the merged one's by {error:.2g}: a weight is "
-            "not saved as it is (tied or scaled on load); this base can't be merged into a folder"
+            f"--base_model {path}: it is quantised, and merging would round the adapter's small "
+            "update to its coarse grid: give the unquantised model, which the adapter fits as well"
         )
-    return {"logits_equal": True}
 
 
-@contextlib.contextmanager
-def _swapped_in(out: Path, size: int, overwrite: bool) -> Iterator[Path]:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(out.parent).free
-    if free < size:
-        raise MergeError(_no_space(out, f"{free // 2**20} MiB are free, {size // 2**20} needed"))
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch:
-        folder = Path(scratch, "made")
-        folder.mkdir()
+def _loaded(base: ChosenBase, args: argparse.Namespace) -> PeftModel:
+    """Return the base with the adapter to merge as its active one."""
+    names = [f"adapter_{i}" for i in range(len(args.adapter))]
+    model: Any = load_base(base.path, base.family, args.dtype)
+    for name, folder in zip(names, args.adapter, strict=True):
+        model = with_adapter(model, folder, name)
+    if args.weights is not None:
+        torch.manual_seed(args.seed)
+        options = {} if args.density is None else {"density": args.density}
         try:
-            yield folder
-        except Exception as error:  # tokenizers has no type of its own for a full disk
-            full = getattr(error, "errno", None) == errno.ENOSPC or "os error 28" in str(error)
-            if not full:
-                raise
-            raise MergeError(_no_space(out, "the disk is full")) from None
-        if out.exists() and overwrite:
-            out.rename(Path(scratch, "replaced"))
-        folder.rename(out)
-
-
-def _no_space(out: Path, why: str) -> str:
-    return f"--out {out}: {why}; nothing was written: free some, or give a folder elsewhere"
+            model.add_weighted_adapter(
+                names, args.weights, MERGED, combination_type=args.combination, **options
+            )
+        except ValueError as error:
+            raise MergeError(f"--combination {args.combination}: {error}") from None
+        model.set_adapter(MERGED)
+    return model

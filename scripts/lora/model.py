@@ -1,27 +1,20 @@
-"""A base model with a fresh LoRA adapter on it, quantised on request."""
+"""A base model with a fresh LoRA adapter on it."""
 
-import contextlib
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from safetensors.torch import load_file
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSeq2SeqLM,
-    BitsAndBytesConfig,
-    T5PreTrainedModel,
-)
 
 from adapters.base_models import Family
-from scripts.lora.trainer import TrainingError
+from adapters.validation import CONFIG_FILE, WEIGHTS_FILE
+from scripts.lora.base_model import Quantization, load_quantised
+from scripts.lora.errors import TrainingError
 
 DEFAULT_TARGETS: dict[Family, list[str]] = {"causal": ["q_proj", "v_proj"], "seq2seq": ["q", "v"]}
-Quantization = Literal["none", "int8", "nf4"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +38,13 @@ def build(
     device: str,
     gradient_checkpointing: bool,
 ) -> PeftModel:
-    """The base model of folder `path` with an adapter whose parameters (float32) alone are trained.
+    """Return the base model of folder `path` with an adapter; only the adapter's float32 trains.
 
     Raises:
         TrainingError: quantisation or float16 without a GPU, bitsandbytes missing, a target or
             layer that the model does not have (lists what it has), `init_adapter` of another shape.
     """
-    base = _base(path, family, dtype, quantization, device)
+    base = load_quantised(path, family, dtype, quantization, device)
     targets = _targets(base, family, lora)
     if gradient_checkpointing:
         base.config.use_cache = False
@@ -69,54 +62,6 @@ def build(
         _start_from(model, lora.init_adapter)
     model.print_trainable_parameters()
     return model
-
-
-def _base(path: Path, family: Family, dtype: str, quantization: Quantization, device: str) -> Any:
-    if device == "cpu" and (quantization != "none" or dtype == "float16"):
-        given = f"--quantization {quantization}" if quantization != "none" else "--dtype float16"
-        raise TrainingError(f"{given} needs a GPU, and --device is cpu: leave it out there")
-    model_class = AutoModelForCausalLM if family == "causal" else AutoModelForSeq2SeqLM
-    options: dict[str, Any] = {"dtype": getattr(torch, dtype), "use_safetensors": True}
-    if quantization == "none":
-        return model_class.from_pretrained(path, **options).to(device)
-    if quantization == "int8":
-        config = BitsAndBytesConfig(load_in_8bit=True)
-    else:
-        config = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=getattr(torch, dtype),
-            # T5 casts the input of `wo` to its weight's dtype, which must not be uint8.
-            bnb_4bit_quant_storage=getattr(torch, dtype),
-        )
-    everything = quantization == "nf4" and dtype != "float16"
-    try:
-        with _with_wo_quantised() if everything else contextlib.nullcontext():
-            return model_class.from_pretrained(
-                path, **options, quantization_config=config, device_map={"": device}
-            )
-    except ImportError as error:
-        raise TrainingError(
-            f"--quantization {quantization} needs bitsandbytes: {error}; install it, or leave "
-            "--quantization out"
-        ) from None
-
-
-@contextlib.contextmanager
-def _with_wo_quantised() -> Iterator[None]:
-    """Let T5's `wo` be quantised like the rest.
-
-    Transformers keeps it out because its values overflow float16, through which LLM.int8()
-    multiplies; NF4 multiplies in bfloat16, which has float32's range. In flan-t5-xl they are a
-    third of the weights.
-    """
-    kept = T5PreTrainedModel._keep_in_fp32_modules
-    T5PreTrainedModel._keep_in_fp32_modules = None
-    try:
-        yield
-    finally:
-        T5PreTrainedModel._keep_in_fp32_modules = kept
 
 
 def _targets(base: Any, family: Family, lora: LoraSettings) -> list[str]:
@@ -147,14 +92,14 @@ def _targets(base: Any, family: Family, lora: LoraSettings) -> list[str]:
 
 
 def check_init_adapter(lora: LoraSettings, base_name: str) -> None:
-    """Whether `init_adapter` is of this base and would act with the same strength.
+    """Check that `init_adapter` is of this base and acts with the same strength.
 
     Raises:
         TrainingError: no such adapter, or it differs; names both values.
     """
     if lora.init_adapter is None:
         return
-    file = lora.init_adapter / "adapter_config.json"
+    file = lora.init_adapter / CONFIG_FILE
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
         there = {key: config[key] for key in ("base_model_name_or_path", "lora_alpha")}
@@ -183,7 +128,7 @@ def check_init_adapter(lora: LoraSettings, base_name: str) -> None:
 
 def _start_from(model: PeftModel, folder: Path) -> None:
     """Copy the weights of a saved adapter with the same targets and rank."""
-    file = folder / "adapter_model.safetensors"
+    file = folder / WEIGHTS_FILE
     if not file.is_file():
         raise TrainingError(f"--init_adapter: {file}: no such file")
     try:

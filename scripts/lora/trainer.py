@@ -1,16 +1,13 @@
 """The training loop: transformers' Trainer, with the loss on the answers' tokens alone.
 
 Works on any PEFT model of transformers, causal or T5. Of all validations after the start, the
-adapter with the lowest loss is kept. An interrupted run goes on from its last checkpoint, with the
-same result as one that was never interrupted. Checkpoints hold the optimiser as PyTorch saves it,
-so they are for this machine only; what is published is safetensors (adapter_card.py).
-
-Whether an unfinished run may go on: it must have had the same arguments and data.
+adapter with the lowest loss is kept. An interrupted run resumes from its last checkpoint, with the
+same result as one that was never interrupted.
 """
 
-import json
 import math
 import shutil
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,124 +19,48 @@ from peft import PeftModel, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tqdm import tqdm
-from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
+from transformers import EarlyStoppingCallback, Trainer
 from transformers.trainer_callback import ProgressCallback, TrainerControl
 
 from adapters.base_models import Family
-from scripts.lora.batches import IGNORED, Example, SimilarLengths, tensors_of
+from adapters.validation import WEIGHTS_FILE
+from scripts.lora.batches import IGNORED, SimilarLengths, TokenizedPair, answer_losses, tensors_of
+from scripts.lora.checkpoints import last_checkpoint, step_of, what_now
+from scripts.lora.errors import TrainingError
+from scripts.lora.training_arguments import LoopSettings, trainer_arguments
 
-ARGUMENTS = "arguments.json"
-
-
-def keep_arguments(folder: Path, arguments: dict[str, Any]) -> None:
-    """Write them beside the checkpoints."""
-    folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(arguments, indent=2) + "\n"
-    (folder / ARGUMENTS).write_text(text, encoding="utf-8")
-
-
-def check_arguments(folder: Path, arguments: dict[str, Any]) -> None:
-    """Compare with those of the unfinished run in `folder`.
-
-    Raises:
-        TrainingError: nothing to go on from, damaged, or the arguments differ (each is named).
-    """
-    try:
-        saved = json.loads((folder / ARGUMENTS).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise TrainingError(
-            f"--resume: {folder} holds no unfinished run; start without --resume"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise TrainingError(
-            f"--resume: {folder} cannot be read ({error}); remove it and start without --resume"
-        ) from None
-    differing = [
-        f"{key} was {saved.get(key)!r}, now {arguments.get(key)!r}"
-        for key in sorted(saved.keys() | arguments.keys())
-        if saved.get(key) != arguments.get(key)
-    ]
-    if differing:
-        raise TrainingError(
-            f"--resume: the unfinished run had other arguments: {'; '.join(differing)}; give the "
-            "same ones, or start without --resume"
-        )
-
-
-LOG_STEPS = 10
-Row = dict[str, float]
-
-
-class TrainingError(RuntimeError):
-    """Training cannot start or go on; the text says what was found and what to do."""
+HistoryRow = dict[str, float]
 
 
 class _NotFinite(Exception):
     """A loss or a weight is NaN or infinite."""
 
 
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that was written to its end; None without one.
+@dataclass(frozen=True, slots=True)
+class TrainingResult:
+    """What a run did.
 
-    Trainer writes `trainer_state.json` last, so a kill or a full disk leaves a folder without it.
+    Attributes:
+        history: step, epoch, and train_loss or validation_loss (nats for each answer token); the
+            untrained base comes first.
+        stopped: why it ended before the last epoch; None when it did not.
     """
-    for path in sorted(folder.glob("checkpoint-*"), key=_step_of, reverse=True):
-        try:
-            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        return path
-    return None
 
-
-def _step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.rpartition("-")[2])
-
-
-def what_now(folder: Path) -> str:
-    """What to do after a run in `folder` ended early."""
-    checkpoint = last_checkpoint(folder)
-    if checkpoint is None:
-        return "No checkpoint was written yet: mend that and start again"
-    return f"Mend that; the same command with --resume goes on from {checkpoint.name}"
-
-
-@dataclass(frozen=True, slots=True)
-class LoopSettings:
-    epochs: int
-    batch_size: int
-    grad_accum: int
-    learning_rate: float
-    warmup: float  # share of the steps
-    weight_decay: float
-    clip: float  # largest norm of the gradient
-    patience: int  # validations without a better loss before training stops
-    max_steps: int | None
-    eval_steps: int | None  # steps between validations; None: once an epoch
-    optimiser: str  # transformers' name for it
-    gradient_checkpointing: bool
-    dtype: str
-    seed: int
-    device: str
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    history: list[Row]  # step, epoch, train_loss | validation_loss; the untrained base first
+    history: list[HistoryRow]
     num_steps: int
     best_step: int
-    stopped: str | None  # why before the last epoch
+    stopped: str | None
     train_s: float
 
     @property
     def validation_losses(self) -> dict[int, float]:
-        """By step; step 0 is the untrained base."""
+        """Return step -> loss; step 0 is the untrained base."""
         rows = [row for row in self.history if "validation_loss" in row]
         return {int(row["step"]): row["validation_loss"] for row in rows}
 
 
 class LoraTrainer(Trainer):
-    """Trains the parameters of a PEFT model that require a gradient."""
+    """Train the parameters of a PEFT model that require a gradient."""
 
     def __init__(
         self,
@@ -147,8 +68,8 @@ class LoraTrainer(Trainer):
         family: Family,
         pad_id: int,
         settings: LoopSettings,
-        examples: Sequence[Example],
-        held_out: Sequence[Example],
+        examples: Sequence[TokenizedPair],
+        held_out: Sequence[TokenizedPair],
         folder: Path,
     ) -> None:
         start_id = getattr(model.config, "decoder_start_token_id", None)
@@ -158,7 +79,7 @@ class LoraTrainer(Trainer):
         self.num_planned = min(per_epoch * settings.epochs, settings.max_steps or math.inf)
         super().__init__(
             model=model,
-            args=_arguments(settings, folder, self.num_planned, validate=bool(held_out)),
+            args=trainer_arguments(settings, folder, self.num_planned, validate=bool(held_out)),
             train_dataset=examples,
             eval_dataset=held_out or None,
             data_collator=lambda batch: tensors_of(batch, family, pad_id, start_id),
@@ -166,10 +87,10 @@ class LoraTrainer(Trainer):
             callbacks=[EarlyStoppingCallback(settings.patience)] if held_out else [],
         )
         self.remove_callback(ProgressCallback)
-        self.add_callback(_QuietProgress)
+        self.add_callback(_Progress)
 
-    def fit(self, *, resume: bool = False) -> Outcome:
-        """Train; the model ends as it was at its best validation, at the end without one.
+    def fit(self, *, resume: bool = False) -> TrainingResult:
+        """Train; leave the model as it was at its best validation, or at the end without one.
 
         Raises:
             TrainingError: nothing to resume, the loss was not finite before the first checkpoint,
@@ -191,27 +112,29 @@ class LoraTrainer(Trainer):
             kept = self.state.best_global_step if self.state.best_model_checkpoint else None
         except _NotFinite as error:
             good = self._last_good(error)
-            stopped, kept = f"{error}; {good.name} is kept", _step_of(good)
+            stopped, kept = f"{error}; {good.name} is kept", step_of(good)
         train_s = time.perf_counter() - started
         num_steps = self.state.global_step
         if stopped is None and num_steps < self.num_planned:
             stopped = f"no better validation loss in {self.settings.patience} validations"
         history = [row for item in self.state.log_history if (row := _row(item))]
-        return Outcome(history, num_steps, num_steps if kept is None else kept, stopped, train_s)
+        return TrainingResult(
+            history, num_steps, num_steps if kept is None else kept, stopped, train_s
+        )
 
     def _last_good(self, error: _NotFinite) -> Path:
-        """Load the best checkpoint, or the last one without validation; its folder."""
+        """Load the best checkpoint, or the last one without validation; return its folder."""
         best = self.state.best_model_checkpoint
         folder = Path(best) if best else last_checkpoint(Path(str(self.args.output_dir)))
         if folder is None:
             raise TrainingError(
                 f"{error}: lower --learning_rate, or train in float32; nothing was saved"
             ) from None
-        set_peft_model_state_dict(self.model, load_file(folder / "adapter_model.safetensors"))
+        set_peft_model_state_dict(self.model, load_file(folder / WEIGHTS_FILE))
         return folder
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        """Trainer's, but of finite weights only, and whole or not at all.
+        """Save what Trainer saves, but finite weights only, and whole or not at all.
 
         Raises:
             TrainingError: it cannot be written; those before it stay.
@@ -230,10 +153,10 @@ class LoraTrainer(Trainer):
             ) from None
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Mean loss for each held-out answer token; Trainer's own is a mean of batch means.
+        """Return the mean loss for each held-out answer token; Trainer's is a mean of batch means.
 
         Raises:
-            _NotFinite: it is NaN or infinite, so that this step's weights are not kept.
+            _NotFinite: it is NaN or infinite; this step's weights are not kept.
         """
         metrics = {"eval_loss": self.loss_of(self.eval_dataset)}
         if not math.isfinite(metrics["eval_loss"]):
@@ -248,8 +171,8 @@ class LoraTrainer(Trainer):
         return metrics
 
     @torch.no_grad()
-    def loss_of(self, examples: Sequence[Example]) -> float:
-        """Mean loss for each answer token of one example or more."""
+    def loss_of(self, examples: Sequence[TokenizedPair]) -> float:
+        """Return the mean loss for each answer token of one example or more, nats."""
         self.model.eval()
         ordered = sorted(examples, key=len)
         size = self.settings.batch_size
@@ -259,93 +182,45 @@ class LoraTrainer(Trainer):
             labels = batch.pop("labels")
             with self.compute_loss_context_manager():
                 outputs = self.model(**batch)
-            total += self._sum_loss(outputs, labels).item()
+            total += answer_losses(outputs, labels, self.family).sum().item()
             num_tokens += int((labels != IGNORED).sum())
         return total / num_tokens
 
     def _answer_loss(
         self, outputs: Any, labels: torch.Tensor, num_items_in_batch: Any
     ) -> torch.Tensor:
-        """Summed cross-entropy over the answer tokens of all batches of one optimiser step.
+        """Return this batch's summed cross-entropy over the answer tokens of the whole step.
 
         Raises:
             _NotFinite: it is NaN or infinite; nothing has been updated with it.
         """
-        loss: torch.Tensor = self._sum_loss(outputs, labels) / num_items_in_batch
+        losses = answer_losses(outputs, labels, self.family)
+        loss: torch.Tensor = losses.sum() / num_items_in_batch
         if not torch.isfinite(loss):
             raise _NotFinite(
                 f"the loss is not finite ({loss.item()}) at step {self.state.global_step}"
             )
         return loss
 
-    def _sum_loss(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = outputs["logits"].float()
-        if self.family == "causal":
-            logits, labels = logits[:, :-1], labels[:, 1:]
-        loss: torch.Tensor = torch.nn.functional.cross_entropy(
-            logits.reshape(-1, logits.shape[-1]),
-            labels.reshape(-1),
-            ignore_index=IGNORED,
-            reduction="sum",
-        )
-        return loss
-
     def _get_train_sampler(self, train_dataset: Any = None) -> SimilarLengths:
         return SimilarLengths(self.train_dataset, self.settings.batch_size, self.settings.seed)
 
 
-class _QuietProgress(ProgressCallback):
-    """Bars on stderr; one line a validation instead of one a logged step."""
+class _Progress(ProgressCallback):
+    """Bars on stderr, and one line for each logged loss."""
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: Mapping[str, float], **_: Any
     ) -> None:
-        if "eval_loss" in logs and state.is_world_process_zero:
-            tqdm.write(f"step {state.global_step}: validation loss {logs['eval_loss']:.4f}")
+        names = {"loss": "training", "eval_loss": "validation"}
+        for key in names.keys() & logs.keys() if state.is_world_process_zero else ():
+            tqdm.write(
+                f"step {state.global_step}: {names[key]} loss {logs[key]:.4f}", file=sys.stderr
+            )
 
 
-def _arguments(
-    settings: LoopSettings, folder: Path, num_steps: float, *, validate: bool
-) -> TrainingArguments:
-    when = {"strategy": "steps" if settings.eval_steps else "epoch", "steps": settings.eval_steps}
-    return TrainingArguments(
-        output_dir=str(folder),
-        num_train_epochs=settings.epochs,
-        max_steps=settings.max_steps or -1,
-        per_device_train_batch_size=settings.batch_size,
-        gradient_accumulation_steps=settings.grad_accum,
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type="linear",
-        warmup_steps=round(settings.warmup * num_steps),
-        weight_decay=settings.weight_decay,
-        max_grad_norm=settings.clip,
-        optim=settings.optimiser,
-        bf16=settings.dtype == "bfloat16",
-        fp16=settings.dtype == "float16",
-        gradient_checkpointing=settings.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False},
-        eval_strategy=when["strategy"] if validate else "no",
-        eval_steps=when["steps"],
-        eval_on_start=validate,
-        save_strategy=when["strategy"],
-        save_steps=when["steps"] or 1,
-        save_total_limit=2,
-        load_best_model_at_end=validate,
-        metric_for_best_model="eval_loss" if validate else None,
-        greater_is_better=False if validate else None,
-        restore_callback_states_from_checkpoint=True,  # how long patience has lasted already
-        logging_steps=LOG_STEPS,
-        logging_first_step=True,
-        remove_unused_columns=False,
-        dataloader_pin_memory=False,
-        report_to="none",
-        seed=settings.seed,
-        use_cpu=settings.device == "cpu",
-    )
-
-
-def _row(item: Mapping[str, float]) -> Row | None:
-    """One row of the history from one of Trainer's log, None for its closing summary."""
+def _row(item: Mapping[str, float]) -> HistoryRow | None:
+    """Return one row of the history; None for the closing summary of Trainer's log."""
     where = {"step": item["step"], "epoch": round(item.get("epoch", 0.0), 4)}
     if "eval_loss" in item:
         return {**where, "validation_loss": item["eval_loss"]}

@@ -25,7 +25,8 @@ from xml.etree import ElementTree
 
 from router.training.examples import OUT_OF_SCOPE
 from scripts.datasets.record import DataError, normal_name, read_jsonl
-from scripts.datasets.sources import Source, read_source
+from scripts.datasets.source import Source
+from scripts.datasets.sources import read_source
 from scripts.datasets.specialties import specialty_of
 from scripts.router.entry import Entry
 from scripts.router.terminologies import hpo, hpo_diseases, hpo_fr, icd10cm, rules

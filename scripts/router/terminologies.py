@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 import yaml
 
 from scripts.datasets.record import DataError, normal_name
-from scripts.datasets.sources import Source
+from scripts.datasets.source import Source
 from scripts.router.entry import Entry
 
 RULES = Path(__file__).with_name("knowledge.yaml")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scripts.datasets.cleaning import origin
+from scripts.datasets.attributions import origin
 from scripts.router_evaluation import metrics as metrics
 from scripts.router_evaluation.metrics import Estimate
 from scripts.router_evaluation.questions import Item, Scored, together

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from scripts.evaluation.metrics import NUM_RESAMPLES, interval
+from scripts.evaluation.bootstrap import NUM_RESAMPLES, interval
 
 NUM_EXPENSIVE = 1000  # resamples of a metric that needs an order
 NUM_BINS = 15

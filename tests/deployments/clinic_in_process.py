@@ -1,6 +1,6 @@
 """Two model replicas and the operator's API in one process: real decoders, no Ray."""
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,10 @@ from adapters.sources import SourceLimits
 from deployments.adapter_admin import AdapterAdmin, BroadcastReply
 from deployments.api.app import create_api
 from deployments.engine.request import SamplingParams, TokenEvent
-from deployments.ingress.followed_catalog import FollowedCatalog
-from deployments.messages import GenerateRequest, Turn
+from deployments.ingress.followed import follow_catalog
+from deployments.messages import GenerateRequest
 from deployments.model.deployment import ModelReplica
-from deployments.model.loading import open_adapter_store
+from deployments.replica import open_adapter_store
 from deployments.settings import Settings
 from tests.deployments.conftest import SmallBackend
 from tests.oracle import Oracle
@@ -34,14 +34,22 @@ class InProcess:
     async def try_adapter(self, name: str, version: AdapterVersion) -> list[str]:
         return await self.replicas[0].try_adapter(name, version)
 
-    async def tell(self, timeout_s: float) -> BroadcastReply:
-        reports, silent = [], {}
+    async def broadcast(self, timeout_s: float) -> BroadcastReply:
+        return await self._all(lambda replica: replica.sync_adapters())
+
+    async def reports(self, timeout_s: float) -> BroadcastReply:
+        return await self._all(lambda replica: replica.adapter_report())
+
+    async def _all(
+        self, ask: Callable[[ModelReplica], Awaitable[dict[str, Any]]]
+    ) -> BroadcastReply:
+        reports, unreachable = [], {}
         for number, replica in enumerate(self.replicas):
             if number in self.lost:
-                silent[str(number)] = "it was cut off"
+                unreachable[str(number)] = "it was cut off"
             else:
-                reports.append({**await replica.sync_adapters(), "replica": str(number)})
-        return BroadcastReply(reports, silent)
+                reports.append({**await ask(replica), "replica": str(number)})
+        return BroadcastReply(reports, unreachable)
 
 
 class ClinicInProcess:
@@ -73,13 +81,15 @@ class ClinicInProcess:
         )
         self.replicas = [self.new_replica(), self.new_replica()]
         self.reach = InProcess(self.replicas)
-        self.catalog = FollowedCatalog(open_adapter_store(self.settings), str(base), lambda: 0.0)
+        self.store = open_adapter_store(self.settings)
+        self.catalog = follow_catalog(self.store, str(base), lambda: 0.0)
         self.admin = AdapterAdmin(
-            self.catalog,
+            self.store,
+            self.catalog.refresh,
             self.reach,
             str(base),
             max_rank=64,
-            num_places=self.settings.engine.max_adapters,
+            num_slots=self.settings.engine.max_adapters,
             limits=SourceLimits(max_bytes=2**20, timeout_s=5),
         )
         transport = httpx.ASGITransport(create_api(SmallBackend(), self.admin))
@@ -93,13 +103,12 @@ class ClinicInProcess:
     async def close(self) -> None:
         await self.http.aclose()
         for replica in self.replicas:
-            replica._adapters.stop()
-            replica._engine.close()
+            replica.close()
 
     def call(self, adapter: str | None, version: str | None, **more: Any) -> GenerateRequest:
         fields = {"sampling": SamplingParams(MAX_TOKENS), "stream": False} | more
         return GenerateRequest(
-            "r", (Turn("user", QUESTION),), adapter, adapter_version=version, **fields
+            "r", (Message("user", QUESTION),), adapter, adapter_version=version, **fields
         )
 
     async def ask(self, replica: int, adapter: str | None, version: str | None = None) -> str:

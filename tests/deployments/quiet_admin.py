@@ -6,7 +6,7 @@ from typing import Any
 from adapters.live_catalog import AdapterVersion
 from adapters.store import AdapterStore, open_store
 from deployments.adapter_admin import AdapterAdmin, BroadcastReply
-from deployments.ingress.followed_catalog import FollowedCatalog
+from deployments.ingress.followed import follow_catalog
 from tests.adapters.live_catalogs import make_seed
 
 BASE = "tiny"
@@ -21,7 +21,10 @@ class OneReplica:
     async def try_adapter(self, name: str, version: AdapterVersion) -> list[str]:
         return []
 
-    async def tell(self, timeout_s: float) -> BroadcastReply:
+    async def broadcast(self, timeout_s: float) -> BroadcastReply:
+        return await self.reports(timeout_s)
+
+    async def reports(self, timeout_s: float) -> BroadcastReply:
         catalog = self._store.read()
         held: list[dict[str, Any]] = [
             {
@@ -43,5 +46,5 @@ class OneReplica:
 
 def quiet_admin(folder: Path) -> AdapterAdmin:
     store = open_store(str(folder / "state"), make_seed(folder / "seed"), folder / "cache")
-    catalog = FollowedCatalog(store, BASE, lambda: 0.0)
-    return AdapterAdmin(catalog, OneReplica(store), BASE, max_rank=64, num_places=2)
+    refresh = follow_catalog(store, BASE, lambda: 0.0).refresh
+    return AdapterAdmin(store, refresh, OneReplica(store), BASE, max_rank=64, num_slots=2)

@@ -17,7 +17,7 @@ class Stuck(OneReplica):
     def __init__(self, held: BroadcastReply) -> None:
         self._held = held
 
-    async def tell(self, timeout_s: float) -> BroadcastReply:
+    async def broadcast(self, timeout_s: float) -> BroadcastReply:
         return self._held
 
 
@@ -43,7 +43,7 @@ async def test_too_many_pins_are_refused_before_anything_is_fetched(admin: Adapt
 
 
 async def test_a_replica_that_does_not_know_of_a_pin_has_not_confirmed(admin: AdapterAdmin) -> None:
-    before = await admin._replicas.tell(1)
+    before = await admin._replicas.reports(1)
     pinned = await admin.update("derm", {"pinned": True}, None)
     assert pinned.unconfirmed == {}
     admin._replicas = Stuck(before)
@@ -51,3 +51,14 @@ async def test_a_replica_that_does_not_know_of_a_pin_has_not_confirmed(admin: Ad
     assert unpinned.unconfirmed == {}, "it still holds them as they should be now"
     again = await admin.update("derm", {"pinned": True}, None)
     assert again.unconfirmed == {"one": "is at revision 0"}
+
+
+async def test_a_listing_makes_no_replica_follow_or_load(
+    admin: AdapterAdmin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broadcast(self: OneReplica, timeout_s: float) -> BroadcastReply:
+        raise AssertionError("a read had an effect")
+
+    monkeypatch.setattr(OneReplica, "broadcast", broadcast)
+    listed = await admin.listed()
+    assert (listed["revision"], listed["replicas"], listed["unconfirmed"]) == (0, ["one"], {})

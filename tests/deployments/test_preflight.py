@@ -8,8 +8,9 @@ import yaml
 
 from deployments import preflight
 from deployments.api.api_keys import KeyStore, new_key
-from deployments.preflight import check_file, http_address, main
+from deployments.preflight import check_file, main
 from deployments.settings import PROJECT_ROOT
+from deployments.startup.config_file import http_address
 
 SHIPPED = PROJECT_ROOT / "serve_config.yaml"
 
@@ -103,6 +104,10 @@ def test_a_file_of_typos_is_answered_in_one_message(tmp_path: Path, capsys: Any)
         ({**application(), "grpc_options": {"prt": 1}}, "grpc_options.prt: unknown key"),
         (application(runtime_env={"env_var": {}}), "did you mean 'env_vars'"),
         (application(route_prefix=None), "gives no HTTP route"),
+        *(
+            (application(route_prefix=prefix), f"nor }} (got {prefix!r})")
+            for prefix in ("clinic", "/clinic/", "/{x}", "", "//")
+        ),
         (application(args={1: 2}), "args.1"),
         (application(deployments={"name": "Model"}), "applications.clinic.deployments: Input"),
         (

@@ -1,4 +1,4 @@
-"""In a process of its own: it changes the whole interpreter."""
+"""What a replica does to its process. In a separate one: it changes the whole interpreter."""
 
 import subprocess
 import sys
@@ -16,3 +16,44 @@ def test_turns_are_short_and_what_is_loaded_is_left_out_of_collections() -> None
         [sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True, timeout=60
     )
     assert run.stdout.split() == ["0.0005", "True", "True"]
+
+
+CONCURRENT_COMPILE = """
+import ast, gc, sys, threading
+from deployments.replica import tune_interpreter
+tune_interpreter()
+source = open(ast.__file__).read()
+failed = []
+
+class Garbage:
+    def __init__(self):
+        self.me = self
+    def __del__(self):
+        for _ in range(200):
+            pass
+
+def work():
+    for _ in range(6):
+        for _ in range(300):
+            Garbage()
+        try:
+            compile(source, "x", "exec")
+        except BaseException as error:
+            failed.append(repr(error))
+
+threads = [threading.Thread(target=work) for _ in range(4)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+print(failed)
+"""
+
+
+def test_modules_are_compiled_rightly_in_several_threads() -> None:
+    """CPython 3.11.7's `ast.parse` fails now and then when a garbage collection switches threads in
+    the middle of it ("AST constructor recursion depth mismatch", gh-106905), whatever the switch
+    interval is. What a replica does in its threads, importing modules, uses `compile`, which does
+    not."""
+    run = subprocess.run(
+        [sys.executable, "-c", CONCURRENT_COMPILE], capture_output=True, text=True, timeout=120
+    )
+    assert run.stdout.strip() == "[]", run.stderr

@@ -6,11 +6,10 @@ from deployments.settings import (
     PROJECT_ROOT,
     RouterLiveSettings,
     Settings,
-    SettingsError,
     parse_settings,
-    parse_strict,
     project_path,
 )
+from deployments.strict_model import SettingsError, parse_strict
 
 
 def test_no_args_are_the_documented_defaults() -> None:

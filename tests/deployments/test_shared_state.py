@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from deployments.app import check_shared_state
-from deployments.settings import Settings, SettingsError, parse_settings
+from deployments.settings import Settings, parse_settings
+from deployments.strict_model import SettingsError
 
 NODES = [
     {"NodeID": "a", "NodeManagerAddress": "10.0.0.1", "Alive": True},

@@ -13,9 +13,9 @@ from typing import Any
 import httpx
 import pytest
 
+from adapters.prompting import Message
 from deployments.engine.decoder import DecoderInfo, RowSink
 from deployments.engine.request import Request
-from deployments.messages import Turn
 from deployments.model.loading import LoadedModel
 from deployments.settings import Settings, parse_settings
 from tests.e2e.conftest import Deploy
@@ -34,7 +34,9 @@ class SleepingDecoder:
 
     @property
     def info(self) -> DecoderInfo:
-        return DecoderInfo("stand-in", "test", self._device, "none", None, frozenset({0}), ())
+        return DecoderInfo(
+            "stand-in", "test", self._device, "none", None, frozenset({0}), frozenset()
+        )
 
     def set_adapter(self, name: str | None) -> None:
         assert name is None
@@ -51,7 +53,7 @@ class SleepingDecoder:
 
 
 def load_stand_in(settings: Settings, device: str) -> LoadedModel:
-    def encode(turns: Sequence[Turn], answer_language: str | None) -> list[int]:
+    def encode(turns: Sequence[Message], answer_language: str | None) -> list[int]:
         return [1, 2, 3]
 
     return LoadedModel("stand-in", SleepingDecoder(device), encode)

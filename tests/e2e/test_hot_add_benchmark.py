@@ -3,13 +3,14 @@
 import argparse
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from scripts.benchmarks.hot_add import measure_under_load
-from scripts.benchmarks.hot_add_arguments import add_arguments
-from scripts.benchmarks.hot_add_clinic import prepare
-from scripts.benchmarks.hot_add_operator import Operator, is_ready
+from scripts.benchmarks.hot_add import add_arguments, measure_under_load
+from scripts.benchmarks.hot_add_operator import Operator
+from scripts.benchmarks.hot_add_service import prepare
+from scripts.benchmarks.http_client import connect
 from tests.e2e.conftest import Deploy
 from tests.e2e.test_adapter_lifecycle import load_on_cpu, wait_for
 
@@ -29,15 +30,24 @@ def test_every_add_is_confirmed_and_no_stream_fails(
     argv += "--rank 4 --adapters 3 --adds 2 --changes 1 --streams 2 --rows 4".split()
     argv += "--output_tokens 64 --warm_up_s 1 --quiet_s 0.5".split()
     args = parser.parse_args(argv)
-    clinic = prepare(args, tmp_path)
-    application = build_application(parse_settings(clinic.application["args"]), load=load_on_cpu)
+    service = prepare(args, tmp_path)
+    application = build_application(parse_settings(service.application["args"]), load=load_on_cpu)
+
+    async def measured(url: str) -> dict[str, Any]:
+        async with connect() as session:
+            operator = Operator(session, url, service.user, service.admin, 2)
+            assert (await operator.served())["decoder"] == "fast"
+            return await measure_under_load(args, service.sources, operator)
+
+    async def is_ready(url: str) -> bool:
+        async with connect() as session:
+            return await Operator(session, url, service.user, service.admin, 2).is_ready()
+
     with deploy(application, APP) as client:
         url = str(client.base_url).rstrip("/")
-        wait_for(lambda: is_ready(url, clinic.admin, 2), "two replicas")
-        operator = Operator(url, clinic.user, clinic.admin, 2)
-        assert operator.served()["decoder"] == "fast"
-        report = asyncio.run(measure_under_load(args, clinic, operator))
-        listed = client.get("/v1/adapters", headers=clinic.admin).json()
+        wait_for(lambda: asyncio.run(is_ready(url)), "two replicas")
+        report = asyncio.run(measured(url))
+        listed = client.get("/v1/adapters", headers=service.admin).json()
     assert report["add_s"]["n"] == 2
     assert report["answers_checked"] == 2 * 3 * 2  # adds, answers of each replica, replicas
     others = report["others"]

@@ -18,7 +18,8 @@ from deployments.engine.request import (
     TokenEvent,
     failed_event,
 )
-from deployments.ingress.operator import TrafficLog, assemble
+from deployments.ingress.operator import assemble
+from deployments.ingress.traffic import TrafficLog
 from deployments.messages import AdapterCard, GenerateRequest, Outcome, ServedModels
 from deployments.settings import RouterLiveSettings
 from router.policy import Alternative, Reason, Route

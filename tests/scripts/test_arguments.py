@@ -1,16 +1,20 @@
-"""Numbers within their bounds, and a help that leaves nothing out."""
+"""Numbers within their bounds, a help that leaves nothing out, and how a command ends."""
 
 import argparse
 import importlib
+import re
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-from scripts.arguments import HelpFormatter, above_zero, positive, share
+from scripts.arguments import _EXAMPLE, CommandParser, HelpFormatter, above_zero, positive, share
 
 SCRIPTS = (
     *("prepare_medical_dataset", "train_lora_adapter", "evaluate_adapter", "merge_adapter"),
-    *("promote_adapter", "report_adapters", "make_specialists", "benchmarks.training"),
+    *("promote_adapter", "report_adapters", "make_specialists"),
 )
 
 
@@ -55,3 +59,104 @@ def test_defaults_are_told_where_they_say_something() -> None:
     told = parser.format_help()
     assert "of A (default: 8)" in told
     assert told.count("default") == 1
+
+
+def test_a_refusal_shows_a_complete_example(capsys: pytest.CaptureFixture[str]) -> None:
+    """What the seed's own words say: no arguments, or a few of them."""
+    for script, words in (
+        ("prepare_medical_dataset", []),
+        ("train_lora_adapter", ["--epochs", "3", "--batch_size", "2"]),
+        ("evaluate_adapter", []),
+    ):
+        command = importlib.import_module(f"scripts.{script}")
+        with pytest.raises(SystemExit) as caught:
+            command.main(words)
+        assert caught.value.code == 2
+        told = capsys.readouterr().err
+        assert "the following arguments are required: --" in told
+        _, _, example = told.partition("For example:\n    ")
+        given = example.replace("\\\n", "").split()
+        assert given[:3] == ["python", "-m", f"scripts.{script}"]
+        command._parser().parse_args(given[3:])
+
+
+def test_the_help_needs_no_heavy_package() -> None:
+    """They take seconds to import."""
+    modules = ", ".join(f"scripts.{script}" for script in SCRIPTS if "." not in script)
+    heavy = "('matplotlib', 'peft', 'sklearn', 'torch', 'transformers')"
+    code = f"import sys, {modules}; print([m for m in {heavy} if m in sys.modules])"
+    root = Path(__file__).parent.parent.parent
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("package", ["ftfy", "tqdm"])
+def test_a_package_that_is_not_installed_is_one_line(
+    package: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    data = tmp_path / "dermatology.jsonl"
+    data.write_text('{"input": "What?", "output": "Red.", "specialty": "dermatology"}\n')
+    prepare = importlib.import_module("scripts.prepare_medical_dataset")
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.delitem(sys.modules, "scripts.datasets.prepare", raising=False)
+    call = ["--source", f"jsonl:{data},licence=own", "--out", str(tmp_path / "out")]
+    assert prepare.main(call) == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert f"prepare_medical_dataset: the package {package} is not installed" in told
+    assert "pip install -e '.[train]'" in told
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_fault_of_our_own_is_not_a_missing_package() -> None:
+    parser = CommandParser("nothing", "")
+
+    def broken(_: object, __: object) -> dict[str, str]:
+        importlib.import_module("scripts.nothing")
+        return {}
+
+    with pytest.raises(ModuleNotFoundError):
+        parser.run([], lambda: (), broken)
+
+
+@pytest.mark.parametrize(
+    "script",
+    ["prepare_medical_dataset", "train_lora_adapter", "evaluate_adapter", "merge_adapter"],
+)
+def test_a_bare_checkout_says_what_to_install(script: str, tmp_path: Path) -> None:
+    """Run as a file, without any package, from another folder, as the seed's README had it."""
+    file = Path(__file__).parent.parent.parent / "scripts" / f"{script}.py"
+    (tmp_path / "DATA_FOLDER").mkdir()
+    found = _EXAMPLE.search(importlib.import_module(f"scripts.{script}").__doc__ or "")
+    assert found is not None
+    words = found[1].replace("\\\n", "").split()[3:]
+    call = [sys.executable, "-S", str(file)]
+    usage = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True)
+    assert (usage.returncode, "Traceback" in usage.stderr) == (2, False)
+    done = subprocess.run([*call, *words], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    (told,) = done.stderr.splitlines()
+    assert re.fullmatch(
+        rf"{script}: the package \w+ is not installed: .*pip install -e '.\[train\]'.*", told
+    )
+
+
+def test_a_command_run_as_a_file_finds_the_packages(tmp_path: Path) -> None:
+    """Beside it lie scripts/datasets and scripts/router, which must not hide others."""
+    root = Path(__file__).parent.parent.parent
+    for script in SCRIPTS:
+        if "." in script:
+            continue
+        code = (
+            f"import runpy, sys; sys.path[0] = {str(root / 'scripts')!r}; "
+            f"runpy.run_path({str(root / 'scripts' / script)!r} + '.py', run_name='file'); "
+            "import router; print(router.__file__)"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+        )
+        assert done.stdout.strip() == str(root / "router" / "__init__.py")

@@ -16,7 +16,8 @@ from adapters.base_models import resolve_base_model
 from adapters.catalog import load_catalog
 from adapters.prompting import Message, encode_example, encode_prompt
 from scripts import evaluate_adapter
-from scripts.evaluation.answers import SYSTEMS, Answers, read_answers
+from scripts.evaluation import evaluate
+from scripts.evaluation.answer_file import SYSTEMS, Answers, read_answers
 from tests.tiny_models import load_model, make_adapter
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -35,12 +36,12 @@ TRAINING = [
 @pytest.fixture(autouse=True)
 def short_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     """The protocol's 256 tokens take minutes; its other parts stay."""
-    made = evaluate_adapter.protocol_for
+    made = evaluate.protocol_for
 
     def shorter(answers: Any) -> Any:
         return type(made(answers))(made(answers).base_instruction_words, max_new_tokens=NUM_TOKENS)
 
-    monkeypatch.setattr(evaluate_adapter, "protocol_for", shorter)
+    monkeypatch.setattr(evaluate, "protocol_for", shorter)
 
 
 @pytest.fixture
@@ -88,7 +89,7 @@ class Plain:
 
     def __init__(self, base: Path, adapter: Path) -> None:
         self._family = resolve_base_model(str(base)).family
-        catalog = load_catalog(evaluate_adapter.CATALOG_DIR)
+        catalog = load_catalog(evaluate.CATALOG_DIR)
         self._entry = catalog.base_model("tiny", family=self._family)
         self._tokenizer = AutoTokenizer.from_pretrained(base)
         self._model = PeftModel.from_pretrained(load_model(base), str(adapter)).eval()
@@ -206,6 +207,19 @@ def test_an_interrupted_run_goes_on(
                 row.answer,
                 row.nll,
             )
+
+
+def test_a_quick_look_at_the_first_questions(
+    llama: tuple[Path, Path], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is not mixed with a whole evaluation."""
+    base, adapter = llama
+    found = run(base, adapter, data, tmp_path / "out", "--limit", "2")
+    assert sorted(found.rows["adapter"]) == ["validation0", "validation1"]
+    result = json.loads((tmp_path / "out" / "dermatology.json").read_text())
+    assert (result["limit"], result["num_questions"]) == (2, 2)
+    assert evaluate_adapter.main(arguments(base, adapter, data, tmp_path / "out")) == 2
+    assert "num_questions differ" in capsys.readouterr().err
 
 
 def test_the_base_answers_once_for_several_adapters(

@@ -16,8 +16,11 @@ import yaml
 
 from adapters.catalog import load_catalog
 from adapters.loading import check_catalogued
-from scripts import evaluate_adapter, make_specialists
-from scripts.train_lora_adapter import CHECKPOINT
+from scripts import make_specialists
+from scripts.evaluation import evaluate
+from scripts.lora.checkpoints import CHECKPOINT
+from scripts.specialists import pipeline
+from scripts.specialists import steps as steps_module
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SPECIALTIES = {"dermatology": "skin", "cardiology": "heart"}
@@ -91,17 +94,17 @@ class Steps:
 def steps(monkeypatch: pytest.MonkeyPatch) -> Steps:
     """Tiny tokenizers make long prompts, tiny models learn fast, and 256 tokens take minutes."""
     for options in ("FIRST", "THEN"):
-        given = getattr(make_specialists, options)
+        given = getattr(pipeline, options)
         more = ["--max_prompt_tokens", "400", "--learning_rate", "0.02", "--epochs", "1"]
-        monkeypatch.setattr(make_specialists, options, [*given, *more])
-    made = evaluate_adapter.protocol_for
+        monkeypatch.setattr(pipeline, options, [*given, *more])
+    made = evaluate.protocol_for
     monkeypatch.setattr(
-        evaluate_adapter,
+        evaluate,
         "protocol_for",
         lambda answers: type(made(answers))(made(answers).base_instruction_words, "greedy", 12),
     )
     found = Steps()
-    monkeypatch.setattr(make_specialists, "run_script", found)
+    monkeypatch.setattr(steps_module, "run_script", found)
     return found
 
 
@@ -109,8 +112,8 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> Steps:
 def thorough(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
     """Until the answers are better too: T5 learns slowly through `q` and `v` alone."""
     for options in ("FIRST", "THEN"):
-        given = [*getattr(make_specialists, options), "--epochs", "16"]
-        monkeypatch.setattr(make_specialists, options, given)
+        given = [*getattr(pipeline, options), "--epochs", "16"]
+        monkeypatch.setattr(pipeline, options, given)
 
 
 def run(base: Path, data: Path, catalog: Path, *more: str) -> int:
@@ -174,7 +177,7 @@ def test_new_data_and_another_recipe_train_again(
 ) -> None:
     stages = ("--first", "prepare", "--last", "train")
     assert run(tiny_llama_dir, data, catalog, *stages) == 0
-    monkeypatch.setattr(make_specialists, "THEN", [*make_specialists.THEN, "--seed", "1"])
+    monkeypatch.setattr(pipeline, "THEN", [*pipeline.THEN, "--seed", "1"])
     steps.calls.clear()
     assert run(tiny_llama_dir, data, catalog, *stages) == 0
     assert steps.names() == ["train_lora_adapter"] * 2, "the joint adapter stays"
@@ -219,7 +222,7 @@ def test_answers_of_an_earlier_adapter_are_not_kept(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert run(tiny_llama_dir, data, catalog, "--last", "answers") == 0
-    monkeypatch.setattr(make_specialists, "THEN", [*make_specialists.THEN, "--seed", "1"])
+    monkeypatch.setattr(pipeline, "THEN", [*pipeline.THEN, "--seed", "1"])
     capsys.readouterr()
     assert run(tiny_llama_dir, data, catalog, "--last", "answers") == 0
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -237,8 +240,8 @@ def test_an_adapter_that_is_not_better_is_listed_as_disabled(
 ) -> None:
     """Trained at no learning rate to speak of: significant, and without effect."""
     for options in ("FIRST", "THEN"):
-        given = [*getattr(make_specialists, options), "--learning_rate", "1e-9"]
-        monkeypatch.setattr(make_specialists, options, given)
+        given = [*getattr(pipeline, options), "--learning_rate", "1e-9"]
+        monkeypatch.setattr(pipeline, options, given)
     assert run(tiny_llama_dir, data, catalog) == 0
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert [row["state"] for row in told["promote"]] == ["disabled"] * 2

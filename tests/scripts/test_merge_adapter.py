@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from scripts import merge_adapter
-from scripts.lora import merge
+from scripts.lora import merge, merged_folder, parity
+from scripts.lora.errors import MergeError
 from tests.tiny_models import load_model, make_adapter
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -152,14 +153,14 @@ def test_a_merge_that_is_not_exact_is_refused(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """One layer is a per cent off after merging, say."""
-    finite = merge_adapter.check_finite
+    finite = merge.check_finite
 
     def damage_first(model: Any) -> None:
         with torch.no_grad():
             model.model.layers[1].self_attn.o_proj.weight.mul_(1.01)
         finite(model)
 
-    monkeypatch.setattr(merge_adapter, "check_finite", damage_first)
+    monkeypatch.setattr(merge, "check_finite", damage_first)
     folder = adapters(tiny_llama_dir, tmp_path)[0]
     assert run(tiny_llama_dir, tmp_path / "out", [folder]) == 2
     assert "differ from base plus adapter by 0.0" in capsys.readouterr().err
@@ -167,11 +168,11 @@ def test_a_merge_that_is_not_exact_is_refused(
 
 
 def test_other_answers_are_refused_in_float32_and_counted_in_bfloat16() -> None:
-    before = merge.Seen([[1], [2]], [torch.ones(1, 3)] * 2, 1.0)
-    after = merge.Seen([[1], [3]], [torch.ones(1, 3)] * 2, 1.0)
-    with pytest.raises(merge.MergeError, match="greedy answer to prompt 2 differs"):
-        merge.check_parity(before, after, "float32")
-    assert merge.check_parity(before, after, "bfloat16")["equal_answers"] == "1 of 2"
+    before = parity.ProbeResult([[1], [2]], [torch.ones(1, 3)] * 2, 1.0)
+    after = parity.ProbeResult([[1], [3]], [torch.ones(1, 3)] * 2, 1.0)
+    with pytest.raises(MergeError, match="greedy answer to prompt 2 differs"):
+        parity.check_parity(before, after, "float32")
+    assert parity.check_parity(before, after, "bfloat16")["equal_answers"] == "1 of 2"
 
 
 def test_a_folder_that_reads_back_differently_is_refused(
@@ -181,8 +182,8 @@ def test_a_folder_that_reads_back_differently_is_refused(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """As if a weight were not saved: the plain base is read instead."""
-    load = merge.load_base
-    monkeypatch.setattr(merge, "load_base", lambda path, *rest: load(tiny_llama_dir, *rest))
+    load = parity.load_base
+    monkeypatch.setattr(parity, "load_base", lambda path, *rest: load(tiny_llama_dir, *rest))
     folder = adapters(tiny_llama_dir, tmp_path)[0]
     assert run(tiny_llama_dir, tmp_path / "out", [folder]) == 2
     assert "the written model's logits differ" in capsys.readouterr().err
@@ -219,7 +220,7 @@ def test_a_full_disk(
     (out / "old").write_text("kept")
     small = SimpleNamespace(free=1000)
     with monkeypatch.context() as patch:
-        patch.setattr(merge.shutil, "disk_usage", lambda _: small)
+        patch.setattr(merged_folder.shutil, "disk_usage", lambda _: small)
         assert run(tiny_llama_dir, out, [folder], "--overwrite") == 2
     assert "0 MiB are free" in capsys.readouterr().err
 

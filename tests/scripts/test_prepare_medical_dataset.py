@@ -11,7 +11,10 @@ from typing import Any
 import pytest
 
 from scripts import prepare_medical_dataset
+from scripts.datasets import prepared_folder
+from scripts.datasets.pairs import load_pairs
 from scripts.datasets.record import plain_words
+from scripts.datasets.topics import topic_of
 
 NUM_DISEASES = 40  # of dermatology, three questions each
 ANSWER = (
@@ -241,6 +244,20 @@ def test_medquad(tmp_path: Path) -> None:
     assert len({row["split"] for row in found}) == 1, "one rare UMLS concept"
 
 
+def test_medquad_whose_ids_repeat_within_a_folder(tmp_path: Path) -> None:
+    """As in 1_CancerGov_QA of commit 577bd37: eight ids over twelve files."""
+    folder = tmp_path / "m" / "1_CancerGov_QA"
+    medquad(folder, "CancerGov", "eczema", "It itches.")
+    (folder / "0000001.xml").rename(folder / "0000001_1.xml")
+    medquad(folder, "CancerGov", "psoriasis", "It is red.")
+    prepared(tmp_path / "out", "--source", f"medquad:{tmp_path / 'm'}")
+    found = [row for file in (tmp_path / "out").glob("*.jsonl") for row in rows(file)]
+    assert sorted(row["id"] for row in found) == [
+        "1_CancerGov_QA/0000001-1",
+        "1_CancerGov_QA/0000001_1/1",
+    ]
+
+
 def test_medical_abstracts(tmp_path: Path) -> None:
     """The keyword filter decides, within what the label allows."""
     long = "Skin was seen. " * 200
@@ -288,6 +305,102 @@ def test_a_table_with_columns_of_its_own(file: str, text: str, tmp_path: Path) -
     prepared(tmp_path / "out", "--source", f"table:{tmp_path / file},{MAPPING}")
     (row,) = rows(tmp_path / "out" / "dermatology.jsonl")
     assert (row["input"], row["output"]) == ("What?", "Red, dry.")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"input": "What?", "output": "Red, dry."},
+        {"instruction": "What?", "input": "", "output": "Red, dry."},
+        {
+            "messages": [
+                {"role": "system", "content": "Be brief."},
+                {"role": "user", "content": "What?"},
+                {"role": "assistant", "content": "Red, dry."},
+            ]
+        },
+    ],
+)
+@pytest.mark.parametrize("kind", ["table", "jsonl"])
+def test_a_json_list_in_common_forms(row: dict[str, Any], kind: str, tmp_path: Path) -> None:
+    (tmp_path / "faq.json").write_text(json.dumps([row]))
+    source = f"{kind}:{tmp_path / 'faq.json'},all=dermatology,licence=own"
+    prepared(tmp_path / "out", "--source", source)
+    (found,) = rows(tmp_path / "out" / "dermatology.jsonl")
+    assert (found["input"], found["output"]) == ("What?", "Red, dry.")
+    assert not {"messages", "instruction"} & found.keys()
+    (pair,) = load_pairs(tmp_path / "faq.json", "dermatology").train
+    assert (pair.question, pair.answer) == ("What?", "Red, dry.")
+
+
+def test_a_conversation_is_no_pair(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """None of its turns is dropped."""
+    turns = [{"role": role, "content": "A."} for role in ("user", "assistant") * 2]
+    (tmp_path / "chat.json").write_text(json.dumps([{"messages": turns}]))
+    source = f"jsonl:{tmp_path / 'chat.json'},all=dermatology,licence=own"
+    assert run(tmp_path / "out", "--source", source) == 2
+    assert "'output' must be a text (columns found: messages" in capsys.readouterr().err
+
+
+def test_pairs_that_name_no_disease_are_split_by_what_they_ask_about(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No topic is in both splits, and the report says what is not known."""
+    kinds = ("What is {}?", "How is {} treated?", "What are the symptoms of {}?", "Who gets {}?")
+    pairs = [
+        item(kind.format(name(i)), f"Answer {i} {j}.", id=f"{i}-{j}")
+        for i in range(30)
+        for j, kind in enumerate(kinds)
+    ]
+    folder = write(tmp_path / "source" / "dermatology.jsonl", pairs)
+    manifest = prepared(tmp_path / "out", "--source", f"jsonl:{folder}")
+    assert manifest["split"]["diseases"] == 30
+    assert manifest["split"]["pairs_without_focus"] == len(pairs)
+    assert "120 pairs do not say which disease" in (tmp_path / "out" / "report.md").read_text()
+    splits: dict[str, set[str]] = {}
+    for row in rows(tmp_path / "out" / "dermatology.jsonl"):
+        splits.setdefault(row["id"].partition("-")[0], set()).add(row["split"])
+    assert all(len(found) == 1 for found in splits.values())
+    assert "validation pairs" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("question", "topic"),
+    [
+        ("What is (are) eczema?", "eczema"),
+        ("How is eczema treated?", "eczema"),
+        ("Quels sont les symptômes de l'eczéma ?", "eczema"),
+        ("What should I know about it?", ""),
+    ],
+)
+def test_what_a_question_is_about(question: str, topic: str) -> None:
+    assert topic_of(question) == topic
+
+
+def test_too_few_questions_for_the_gate_are_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write(tmp_path / "source" / "dermatology.jsonl", items()[:60])
+    manifest = prepared(tmp_path / "out", "--source", f"jsonl:{folder}")
+    num = manifest["checks"]["dermatology"]["validation"]
+    assert num < 30
+    told = capsys.readouterr().err
+    assert "fewer than the 30 validation pairs that scripts.promote_adapter asks for" in told
+    assert f"dermatology {num}" in told
+
+
+def test_the_language_is_told_from_the_text(tmp_path: Path) -> None:
+    (tmp_path / "faq.tsv").write_text(
+        "question\tanswer\nQuelle est la maladie ?\tElle est dans le sang.\n"
+        "Is it red?\tYes, the skin is.\nOh?\tAh.\n"
+    )
+    call = ("--source", f"table:{tmp_path / 'faq.tsv'},all=dermatology,licence=own")
+    prepared(tmp_path / "out", *call)
+    assert [row["lang"] for row in rows(tmp_path / "out" / "dermatology.jsonl")] == [
+        "fr",
+        "en",
+        "und",
+    ]
 
 
 def test_a_dataset_of_the_hub(
@@ -418,10 +531,10 @@ def test_a_full_disk_leaves_the_earlier_folder(
     prepared(out, "--source", f"jsonl:{source}")
     before = {path: path.read_bytes() for path in out.rglob("*.*")}
 
-    def full(_: Any) -> str:
+    def full(*_: Any, **__: Any) -> str:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(prepare_medical_dataset, "report_of", full)
+    monkeypatch.setattr(prepared_folder, "render", full)
     assert run(out, "--source", f"jsonl:{source}", "--overwrite", "--seed", "1") == 2
     assert "No space left" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in out.rglob("*.*")} == before

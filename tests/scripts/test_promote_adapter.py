@@ -18,7 +18,7 @@ from adapters.loading import check_catalogued
 from scripts import promote_adapter
 from scripts.lora import catalog_file
 from scripts.lora import hub as adapter_hub
-from scripts.lora.hub import HubError
+from scripts.lora.errors import HubError
 from tests.tiny_models import make_adapter
 
 WEIGHTS = "adapter_model.safetensors"
@@ -123,6 +123,13 @@ def test_a_good_adapter_is_in_service(
     assert promote(adapter, catalog, good_result(adapter)) == 0
     assert listed(catalog)["dermatology"]["version"] == "2"
     assert check_catalogued(load_catalog(catalog), "tiny")
+
+
+def test_a_limited_evaluation_proves_nothing(
+    adapter: Path, catalog: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert promote(adapter, catalog, good_result(adapter) | {"limit": 30}) == 1
+    assert "the evaluation took --limit 30" in capsys.readouterr().err
 
 
 def set_interval(metric: str, low: float, high: float) -> Any:
@@ -337,7 +344,7 @@ class Hub:
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
     found = Hub(tmp_path / "hub")
-    monkeypatch.setattr(adapter_hub, "_api", lambda api: found)
+    monkeypatch.setattr(adapter_hub, "_api", lambda: found)
     return found
 
 

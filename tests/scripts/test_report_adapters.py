@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from scripts import report_adapters
-from scripts.datasets.record import load_pairs
-from scripts.evaluation.answers import SYSTEMS
+from scripts.datasets.pairs import load_pairs
+from scripts.evaluation.answer_file import SYSTEMS
 from scripts.evaluation.figures import pooled, read_results, verdict
 from scripts.evaluation.scores import score
 from tests.scripts.evaluation.test_scores import answers, good_adapter, row
@@ -80,7 +80,7 @@ def run(runs: Path, *more: str) -> int:
 
 
 def test_the_report_and_its_page(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(runs) == 0
+    assert run(runs, "--html") == 0
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (told["num_adapters"], told["num_questions"]) == (2, 2 * NUM)
     assert told["differences"]["nll"] == {"value": -1, "interval": [-1, -1]}
@@ -96,7 +96,7 @@ def test_the_report_and_its_page(runs: Path, capsys: pytest.CaptureFixture[str])
 
 
 def test_no_reference_is_in_a_report_unless_asked(runs: Path) -> None:
-    run(runs, "--with_text", str(runs / "data"))
+    run(runs, "--html", "--with_text", str(runs / "data"))
     for file in (runs / "docs").iterdir():
         assert SECRET not in file.read_text(), file
     local = (runs / "evaluation" / "with_text.local.html").read_text()

@@ -17,9 +17,12 @@ from adapters.catalog import AdapterEntry
 from adapters.prompting import encode_example
 from adapters.validation import check_adapter
 from scripts import train_lora_adapter
-from scripts.lora.batches import Example, SimilarLengths
+from scripts.lora import train
+from scripts.lora.batches import SimilarLengths, TokenizedPair
 from scripts.lora.model import LoraSettings, build
-from scripts.lora.trainer import LoopSettings, LoraTrainer
+from scripts.lora.train import named
+from scripts.lora.trainer import LoraTrainer
+from scripts.lora.training_arguments import LoopSettings
 from tests.tiny_models import load_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -139,29 +142,32 @@ def test_folder_has_a_card_a_history_and_no_machine_path(
     assert PAIRS[0][1] not in card, "no text of the data"
 
 
-def trainer_of(base: Path, family: Any, out: Path, *more: str) -> tuple[LoraTrainer, list[Example]]:
+def trainer_of(
+    base: Path, family: Any, out: Path, *more: str
+) -> tuple[LoraTrainer, list[TokenizedPair]]:
     """A trainer on the four pairs, without the command around it."""
     tokenizer = AutoTokenizer.from_pretrained(base)
     style: Any = "chat" if family == "causal" else "plain"
     examples = [
-        Example(*encode_example(style, *p, tokenizer=tokenizer, system_line="")) for p in PAIRS
+        TokenizedPair(*encode_example(style, *p, tokenizer=tokenizer, system_line=""))
+        for p in PAIRS
     ]
     args = train_lora_adapter._parser().parse_args(arguments(base, Path(), out, *more))
     model = build(
         base,
         family,
-        LoraSettings(**train_lora_adapter._named(args, LoraSettings)),
+        LoraSettings(**named(args, LoraSettings)),
         dtype=args.dtype,
         quantization=args.quantization,
         device="cpu",
         gradient_checkpointing=args.gradient_checkpointing,
     )
-    settings = LoopSettings(**train_lora_adapter._named(args, LoopSettings))
+    settings = LoopSettings(**named(args, LoopSettings))
     pad_id = tokenizer.pad_token_id
     return LoraTrainer(model, family, pad_id, settings, examples, examples, out), examples
 
 
-def loss_by_hand(trainer: LoraTrainer, examples: Sequence[Example], family: str) -> float:
+def loss_by_hand(trainer: LoraTrainer, examples: Sequence[TokenizedPair], family: str) -> float:
     """Each example alone, so without padding; mean over the answers' tokens."""
     model, total = trainer.model.eval(), 0.0
     for example in examples:
@@ -209,7 +215,7 @@ def test_first_training_loss_counts_every_answer_token_once(
 
 def test_batches_hold_similar_lengths_and_each_example_once() -> None:
     lengths = [3, 50, 4, 52, 5, 51, 49, 6]
-    examples = [Example([1], [1] * (n - 1)) for n in lengths]
+    examples = [TokenizedPair([1], [1] * (n - 1)) for n in lengths]
     sampler = SimilarLengths(examples, 2, 0)
     orders = []
     for epoch in range(4):
@@ -299,7 +305,7 @@ def test_full_disk_keeps_the_last_checkpoint(
 
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr(train_lora_adapter, "write_adapter", full)
+        patch.setattr(train, "write_adapter", full)
         assert run(tiny_llama_dir, data, out, "--epochs", "1") == 2
     assert "No space left" in (error := capsys.readouterr().err)
     assert "--resume" in error
@@ -501,3 +507,29 @@ def test_all_linear_layers(tiny_llama_dir: Path, data: Path, tmp_path: Path) -> 
     assert run(tiny_llama_dir, data, tmp_path / "out", *more) == 0
     names = " ".join(load_file(tmp_path / "out" / "adapter_model.safetensors"))
     assert all(layer in names for layer in ("q_proj", "o_proj", "gate_proj", "down_proj"))
+
+
+def test_names_that_other_training_scripts_use() -> None:
+    words = "--learning_rate 1e-4 --warmup_ratio 0.1 --max_grad_norm 0.5 --fp16 --load_in_8bit"
+    words += " --logging_steps 5 --save_steps 7 --gradient_accumulation_steps 3"
+    words += " --num_train_epochs 2 --per_device_train_batch_size 6"
+    args = train_lora_adapter._parser().parse_args(
+        ["--data", "d", "--specialty", "s", "--out", "o", *words.split()]
+    )
+    assert (args.learning_rate, args.warmup, args.clip) == (1e-4, 0.1, 0.5)
+    assert (args.dtype, args.quantization) == ("float16", "int8")
+    assert (args.logging_steps, args.eval_steps, args.grad_accum) == (5, 7, 3)
+    assert (args.epochs, args.batch_size) == (2, 6)
+
+
+def test_losses_are_on_screen_and_little_data_is_said(
+    tiny_llama_dir: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ("--epochs", "1", "--batch_size", "2", "--logging_steps", "1")
+    assert run(tiny_llama_dir, data, tmp_path / "out", *more) == 0
+    told = capsys.readouterr().err
+    assert "step 1: training loss " in told
+    assert "step 2: training loss " in told
+    assert "step 2: validation loss " in told
+    assert "4 training pairs: fewer than 100" in told
+    assert "4 validation pairs: scripts.promote_adapter asks for 30" in told

@@ -1,1 +1,1 @@
-"""Attention over prompts and over cached keys and values."""
+"""Hold the KV cache and the attention over it, for prompts and for decode steps."""

@@ -1,26 +1,20 @@
-"""One decode step's attention over the key/value memory, rows of different lengths together.
+"""Define the attention of a decode step. torch_decode.py and fused.py implement it."""
 
-Two ways to the same result. `TorchDecodeAttention` knows the rows on the host and reads rows of one
-capacity as one strided tensor: torch's own attention, on any device. `TritonDecodeAttention` has
-everything in tensors of fixed shape, so that the step can be captured as a CUDA graph.
-"""
-
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 
-from deployments.engine.attention.kv_cache import KvCache, Span
-from deployments.engine.kernels.attention import Rope, cross_attention, decode_attention
-from deployments.engine.kernels.lora import Expansion, lora_expand_add
+from deployments.engine.kernels.types import Expansion, Rope
 
 
 class DecodeAttention(Protocol):
-    """`expansion` is the LoRA part of the product that gave qkv or q, not yet added to it."""
+    """Attend over the KV cache; rows of different lengths run together.
 
-    def append(
+    `expansion` is the LoRA part of the product that gave qkv or q, not yet added to it.
+    """
+
+    def self_attention(
         self,
         qkv: torch.Tensor,
         expansion: Expansion | None,
@@ -30,7 +24,7 @@ class DecodeAttention(Protocol):
         bias: torch.Tensor | None = None,
         rope: Rope | None = None,
     ) -> torch.Tensor:
-        """Keep the newest keys and values, and attend over the row's own positions, them included.
+        """Write the newest keys and values to the cache and attend over the row's own positions.
 
         Args:
             qkv: (B, H * G + 2 H, D), G query heads for each key/value head. May be changed.
@@ -40,191 +34,15 @@ class DecodeAttention(Protocol):
             (B, H * G * D)
         """
 
-    def back(
+    def cross_attention(
         self, q: torch.Tensor, expansion: Expansion | None, layer: int, *, scale: float
     ) -> torch.Tensor:
-        """Over the row's prompt, which lies against the end of its memory: q (B, H, D) ->
-        (B, H * D)."""
+        """Return q (B, H, D) attended over the prompt at the end of the row: (B, H * D)."""
 
 
 @dataclass(frozen=True, slots=True)
 class DecodeBatch:
-    """The rows of a decode step; tokens (B,): their newest tokens, not yet in the memory."""
+    """Hold the rows of a decode step; tokens (B,) are their newest, not yet in the cache."""
 
     tokens: torch.Tensor
     attention: DecodeAttention
-
-
-class TritonDecodeAttention:
-    """Attention by a kernel that finds each row through tensors.
-
-    Args:
-        starts: (B,) where each row begins in the memory.
-        ends: (B,) where each row ends: start + capacity.
-        positions: (B,) own positions filled so far.
-        prompts: (B,) prompt positions against the end.
-    """
-
-    def __init__(
-        self,
-        cache: KvCache,
-        starts: torch.Tensor,
-        ends: torch.Tensor,
-        positions: torch.Tensor,
-        prompts: torch.Tensor,
-    ) -> None:
-        self._cache = cache
-        self._starts, self._positions = starts, positions
-        self._prompt_starts, self._prompts = ends - prompts, prompts
-
-    def append(
-        self,
-        qkv: torch.Tensor,
-        expansion: Expansion | None,
-        layer: int,
-        *,
-        scale: float,
-        bias: torch.Tensor | None = None,
-        rope: Rope | None = None,
-    ) -> torch.Tensor:
-        memory = self._cache.layers[layer]
-        return decode_attention(
-            qkv,
-            expansion,
-            memory,
-            self._starts,
-            self._positions,
-            bias=bias,
-            rope=rope,
-            scale=scale,
-        )
-
-    def back(
-        self, q: torch.Tensor, expansion: Expansion | None, layer: int, *, scale: float
-    ) -> torch.Tensor:
-        memory = self._cache.layers[layer]
-        return cross_attention(
-            q, expansion, memory, self._prompt_starts, self._prompts, scale=scale
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class _Read:
-    """Positions [start, stop) of a span's rows, and what is added to their scores.
-
-    bias: (n, 1 or H, 1, stop - start) with -inf where a row may not look; None: nothing to add.
-    """
-
-    span: Span
-    start: int
-    stop: int
-    bias: torch.Tensor | None
-
-
-class TorchDecodeAttention:
-    """Attention by torch, on rows that the host knows.
-
-    Args:
-        rows: ascending.
-        positions: own positions of each row filled so far.
-        prompts: prompt positions of each row.
-    """
-
-    def __init__(
-        self, cache: KvCache, rows: Sequence[int], positions: Sequence[int], prompts: Sequence[int]
-    ) -> None:
-        self._cache = cache
-        self._spans = cache.spans(rows)
-        self._seen = {row: filled + 1 for row, filled in zip(rows, positions, strict=True)}
-        self._prompts = dict(zip(rows, prompts, strict=True))
-        device = cache.device
-        self._positions = torch.tensor(positions, device=device)
-        self._where = self._positions + torch.tensor([cache.starts[r] for r in rows], device=device)
-        # Built by the first layer that asks, the same for all layers.
-        self._turned: Rope | None = None
-        self._front: list[_Read] | None = None
-        self._back: list[_Read] | None = None
-
-    def append(
-        self,
-        qkv: torch.Tensor,
-        expansion: Expansion | None,
-        layer: int,
-        *,
-        scale: float,
-        bias: torch.Tensor | None = None,
-        rope: Rope | None = None,
-    ) -> torch.Tensor:
-        if expansion is not None:
-            lora_expand_add(qkv.flatten(1), expansion)
-        heads = self._cache.num_heads
-        rows, all_heads, dim = qkv.shape
-        num_queries = all_heads - 2 * heads
-        if rope is not None:
-            self._turned = self._turned or rope.at(self._positions)
-            self._turned.turn_(qkv[:, : num_queries + heads])
-        self._cache.write(layer, self._where, qkv[:, num_queries:].view(rows, 2, heads, dim))
-        if self._front is None:
-            self._front = [self._front_read(span, qkv, bias) for span in self._spans]
-        q = qkv[:, :num_queries].view(rows, heads, -1, dim)
-        return self._attend(q, layer, self._front, scale)
-
-    def back(
-        self, q: torch.Tensor, expansion: Expansion | None, layer: int, *, scale: float
-    ) -> torch.Tensor:
-        if expansion is not None:
-            lora_expand_add(q.flatten(1), expansion)
-        if self._back is None:
-            self._back = [self._back_read(span, q) for span in self._spans]
-        return self._attend(q.unsqueeze(2), layer, self._back, scale)
-
-    def _front_read(self, span: Span, q: torch.Tensor, bias: torch.Tensor | None) -> _Read:
-        seen = self._of_span(span, self._seen)
-        longest = max(seen)
-        if bias is None and min(seen) == longest:
-            return _Read(span, 0, longest, None)
-        newest = torch.tensor(seen, device=q.device)[:, None] - 1
-        distance = newest - torch.arange(longest, device=q.device)
-        added = _blocked(distance < 0, q.dtype)
-        if bias is not None:
-            added = added + bias[:, distance.clamp(min=0)].transpose(0, 1).unsqueeze(2)
-        return _Read(span, 0, longest, added)
-
-    def _back_read(self, span: Span, q: torch.Tensor) -> _Read:
-        prompts = self._of_span(span, self._prompts)
-        longest = max(prompts)
-        added = None
-        if min(prompts) < longest:
-            first = longest - torch.tensor(prompts, device=q.device)[:, None]
-            added = _blocked(torch.arange(longest, device=q.device) < first, q.dtype)
-        return _Read(span, span.capacity - longest, span.capacity, added)
-
-    def _of_span(self, span: Span, lengths: dict[int, int]) -> list[int]:
-        """The lengths of every row of the span; 1 for a row that is not in the batch."""
-        first = self._cache.starts.index(span.start)
-        return [lengths.get(row, 1) for row in range(first, first + span.num_rows)]
-
-    def _attend(
-        self, q: torch.Tensor, layer: int, reads: Sequence[_Read], scale: float
-    ) -> torch.Tensor:
-        if len(reads) == 1 and reads[0].span.index is None:
-            return self._attend_span(q, layer, reads[0], scale).reshape(len(q), -1)
-        out = torch.empty_like(q)
-        for read in reads:
-            span = read.span
-            if span.index is None or span.offsets is None:
-                raise AssertionError(f"a span of rows {span.rows} is whole, but not alone")
-            spread = q.new_zeros(span.num_rows, *q.shape[1:])
-            spread[span.offsets] = q[span.index]
-            out[span.index] = self._attend_span(spread, layer, read, scale)[span.offsets]
-        return out.reshape(len(q), -1)
-
-    def _attend_span(self, q: torch.Tensor, layer: int, read: _Read, scale: float) -> torch.Tensor:
-        keys, values = self._cache.keys_values(layer, read.span, read.start, read.stop)
-        return F.scaled_dot_product_attention(q, keys, values, attn_mask=read.bias, scale=scale)
-
-
-def _blocked(hidden: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """(n, L) bool -> (n, 1, 1, L): -inf where hidden, else 0."""
-    added = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
-    return added.masked_fill_(hidden, -torch.inf)[:, None, None]

@@ -1,16 +1,16 @@
-"""Key/value memory: planned before the model serves, never grown.
+"""Hold the KV cache: planned before the model serves, never grown.
 
-A row owns `capacity` positions for as long as its answer runs; the scheduler admits a request only
+A row owns `capacity` positions for as long as its answer runs. The scheduler admits a request only
 into a row that holds its prompt and its longest answer, so there is no out-of-memory under load.
-When memory does not hold every row at full length, most rows are short ones: a few long questions
-and many short ones then run together. Rows of one capacity lie side by side, so attention reads
-them as one strided tensor, without a copy:
+When the budget does not hold every row at full length, most rows are short ones: a few long
+questions and many short ones then run together. Rows of one capacity are neighbours, so attention
+reads them as one strided tensor, without a copy:
 
     layer: (T, 2, H, D)      T: positions of all rows; 2: keys, values; H: key/value heads
     rows of one capacity S:  (n, S, 2, H, D), a view
 
 A causal model fills a row from the front. T5 fills it from both ends: the decoder's own keys and
-values from the front, the encoder's, computed once, against the end.
+values from the front, the encoder's, computed once, at the end.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,14 +19,14 @@ from dataclasses import dataclass
 import torch
 
 _ALIGNMENT = 16  # capacities are multiples of it
-_LONG_ROWS = 8  # one row in so many has full length when memory is short
-_SHORTEST = 8  # a short row holds at least this fraction of a long one
+_LONG_ROWS = 8  # when the budget is short, one row in _LONG_ROWS has full length
+_SHORTEST = 8  # a short row holds at least 1/_SHORTEST of a long one
 
 
 def plan_rows(
     max_rows: int, num_positions: int, bytes_per_position: int, budget_bytes: int
 ) -> tuple[int, ...]:
-    """Capacities of the rows, short ones first; their memory is within the budget.
+    """Return the capacities of the rows, short ones first, that fit in the budget.
 
     Args:
         num_positions: prompt and answer at their longest.
@@ -57,13 +57,13 @@ def plan_rows(
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Neighbouring rows of one capacity that a step reads as one tensor.
+    """Describe neighbouring rows of one capacity that a step reads as one tensor.
 
-    `index` are the batch positions of the active rows, `offsets` their places in the span; the
-    two are None when the whole batch is the span, in order: no gather is needed.
+    `index` holds the batch positions of the active rows, `offsets` their positions in the span.
+    Both are None when the whole batch is the span, in order: then no gather is needed.
     """
 
-    start: int  # position in the memory where the first row begins
+    start: int  # cache position where the first row begins
     num_rows: int
     capacity: int
     rows: tuple[int, ...]  # the active rows in it
@@ -72,10 +72,10 @@ class Span:
 
 
 class KvCache:
-    """The memory and where each row lies in it.
+    """Hold the keys and values of every layer, and where each row lies in them.
 
     Args:
-        capacities: positions of each row, equal ones side by side.
+        capacities: positions of each row; rows of equal capacity are neighbours.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class KvCache:
         self.capacities = tuple(capacities)
         self.starts = [sum(capacities[:row]) for row in range(len(capacities))]
         shape = (sum(capacities), 2, num_heads, head_dim)
-        # Zeros, not empty memory: masked positions are read too, and 0 * NaN is NaN.
+        # Zeros, not empty tensors: masked positions are read too, and 0 * NaN is NaN.
         self.layers = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(num_layers)]
         self.num_heads, self.device = num_heads, device
 
@@ -100,26 +100,21 @@ class KvCache:
         return sum(layer.nbytes for layer in self.layers)
 
     def write(self, layer: int, positions: torch.Tensor, kv: torch.Tensor) -> None:
-        """kv (T, 2, H, D) -> the positions (T,) of the memory."""
+        """Write kv (T, 2, H, D) to the cache positions (T,)."""
         self.layers[layer].index_copy_(0, positions, kv)
-
-    def segment(self, layer: int, row: int, start: int, stop: int) -> torch.Tensor:
-        """Positions [start, stop) of a row: a view (stop - start, 2, H, D)."""
-        first = self.starts[row]
-        return self.layers[layer][first + start : first + stop]
 
     def keys_values(
         self, layer: int, span: Span, start: int, stop: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Positions [start, stop) of every row of the span: views, both (n, H, stop - start, D)."""
+        """Return keys and values of [start, stop) of every row: views (n, H, stop - start, D)."""
         last = span.start + span.num_rows * span.capacity
-        memory = self.layers[layer][span.start : last]
-        rows = memory.view(span.num_rows, span.capacity, *memory.shape[1:])
+        cached = self.layers[layer][span.start : last]
+        rows = cached.view(span.num_rows, span.capacity, *cached.shape[1:])
         read = rows[:, start:stop].transpose(1, 3)
         return read[:, :, 0], read[:, :, 1]
 
     def spans(self, rows: Sequence[int]) -> list[Span]:
-        """The active rows of a step, by capacity; `rows` ascend."""
+        """Group the active rows of a step, which ascend, by capacity."""
         spans = []
         for members in _by_capacity(rows, self.capacities):
             first, last = rows[members[0]], rows[members[-1]]
@@ -140,7 +135,7 @@ class KvCache:
 
 
 def _by_capacity(rows: Sequence[int], capacities: Sequence[int]) -> Iterator[list[int]]:
-    """Positions in `rows` of neighbours with equal capacity."""
+    """Yield the positions in `rows` of each run of rows with equal capacity."""
     members: list[int] = []
     for i, row in enumerate(rows):
         if members and capacities[row] != capacities[rows[members[-1]]]:

@@ -1,27 +1,23 @@
-"""The prompt tokens of one step, side by side: what they are, where they go, what they may see."""
+"""Lay out the prompt tokens of one step side by side, and attend over each prompt."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 
 from deployments.engine.attention.kv_cache import KvCache
-from deployments.engine.kernels.attention import (
-    Segment,
-    prefill_attention,
-    prefill_attention_torch,
-    prompt_blocks,
-    segment_mask,
-)
-from deployments.engine.kernels.lora import are_fused
-from deployments.engine.scheduler import PrefillChunk
+from deployments.engine.kernels.backend import are_fused
+from deployments.engine.kernels.types import Segment, prompt_blocks
+from deployments.engine.sequence import PrefillChunk
 
 
 class PrefillAttention(Protocol):
-    """Every prompt's tokens over that prompt alone."""
+    """Attend with every prompt's tokens over that prompt alone."""
 
-    def attend(
+    def __call__(
         self,
         q: torch.Tensor,
         keys_values: torch.Tensor,
@@ -34,14 +30,14 @@ class PrefillAttention(Protocol):
 
 
 class TorchPrefillAttention:
-    """By torch, one prompt after the other, on any device."""
+    """Attend with torch, one prompt after the other, on any device. Segments are in q's order."""
 
     def __init__(self, segments: Sequence[Segment]) -> None:
         self._segments = segments
-        # Built by the first layer that asks, the same for all layers.
+        # The first layer that needs them builds these; they are the same for all layers.
         self._masks: list[torch.Tensor | None] | None = None
 
-    def attend(
+    def __call__(
         self,
         q: torch.Tensor,
         keys_values: torch.Tensor,
@@ -51,38 +47,39 @@ class TorchPrefillAttention:
         is_causal: bool,
     ) -> torch.Tensor:
         if self._masks is None:
-            self._masks = [
-                segment_mask(segment, bias, is_causal=is_causal, device=q.device)
-                for segment in self._segments
-            ]
-        return prefill_attention_torch(
-            q, keys_values, self._segments, self._masks, scale=scale, is_causal=is_causal
-        )
+            self._masks = [_mask(s, bias, q.device, is_causal=is_causal) for s in self._segments]
+        attended = []
+        groups = q.shape[1] // keys_values.shape[2]
+        for segment, mask in zip(self._segments, self._masks, strict=True):
+            queries = q[segment.first : segment.first + segment.count].transpose(0, 1)[None]
+            kv = keys_values[segment.first_key : segment.first_key + segment.num_keys]
+            keys, values = kv.permute(1, 2, 0, 3).repeat_interleave(groups, 1).unsqueeze(1)
+            is_square = is_causal and mask is None
+            out = F.scaled_dot_product_attention(
+                queries, keys, values, attn_mask=mask, is_causal=is_square, scale=scale
+            )
+            attended.append(out[0].transpose(0, 1).reshape(segment.count, -1))
+        return torch.cat(attended)
 
 
-@dataclass(frozen=True, slots=True)
-class TritonPrefillAttention:
-    """By one kernel for all prompts; `blocks` (n, 5) are on the device."""
+def _mask(
+    segment: Segment, bias: torch.Tensor | None, device: torch.device, *, is_causal: bool
+) -> torch.Tensor | None:
+    """Return what is added to, or masks, the scores of a segment.
 
-    blocks: torch.Tensor
-
-    def attend(
-        self,
-        q: torch.Tensor,
-        keys_values: torch.Tensor,
-        *,
-        bias: torch.Tensor | None = None,
-        scale: float,
-        is_causal: bool,
-    ) -> torch.Tensor:
-        return prefill_attention(
-            q, keys_values, self.blocks, bias=bias, scale=scale, is_causal=is_causal
-        )
+    That is (1, heads, count, num_keys) of a bias, or (count, num_keys) of a chunk that continues a
+    prompt. Returns None where nothing, or the plain causal triangle, applies.
+    """
+    keys = torch.arange(segment.num_keys, device=device)
+    queries = torch.arange(segment.count, device=device)[:, None] + segment.position
+    if bias is not None:
+        return bias[:, keys - queries + bias.shape[1] // 2][None]
+    return keys <= queries if is_causal and segment.position else None
 
 
 @dataclass(frozen=True, slots=True)
 class PrefillBatch:
-    """tokens, positions, where: (T,), `where` in the key/value memory."""
+    """Hold tokens, positions and where, each (T,); `where` are positions of the KV cache."""
 
     tokens: torch.Tensor
     positions: torch.Tensor
@@ -92,7 +89,7 @@ class PrefillBatch:
 
 @dataclass(frozen=True, slots=True)
 class PrefillInputs:
-    """As PrefillBatch, on the host. lines: (4, T): tokens, positions, where, each token's slot."""
+    """Hold a PrefillBatch on the host. lines: (4, T): tokens, positions, where, slots."""
 
     lines: torch.Tensor
     segments: Sequence[Segment]
@@ -105,19 +102,22 @@ class PrefillInputs:
         tokens, positions, where, _ = self.lines.to(device).unbind()
         attention: PrefillAttention = TorchPrefillAttention(self.segments)
         if are_fused(device.type):
-            attention = TritonPrefillAttention(prompt_blocks(self.segments).to(device))
+            from deployments.engine.kernels.triton_prefill import prefill_attention
+
+            blocks = prompt_blocks(self.segments).to(device)
+            attention = functools.partial(prefill_attention, blocks=blocks)
         return PrefillBatch(tokens, positions, where, attention)
 
 
 def prefill_inputs(
     chunks: Sequence[PrefillChunk], slots: Sequence[int], cache: KvCache, *, keeps_at_end: bool
 ) -> PrefillInputs:
-    """What the chunks are made of.
+    """Return the inputs of a prefill of these chunks.
 
     Args:
-        slots: of each chunk's row.
-        keeps_at_end: an encoder-decoder: prompts are read whole, see themselves, and are kept
-            against the end of their rows. Otherwise a prompt goes on from what its row holds.
+        slots: the adapter slot of each chunk's row.
+        keeps_at_end: True for an encoder-decoder: prompts are read whole, attend to themselves and
+            are cached at the end of their rows. Otherwise a prompt continues what its row holds.
     """
     pieces, segments, first = [], [], 0
     for chunk, slot in zip(chunks, slots, strict=True):

@@ -1,1 +1,1 @@
-"""GPU kernels, each with a PyTorch twin that runs anywhere."""
+"""Hold the GPU kernels, each with a PyTorch version that runs anywhere."""

@@ -1,5 +1,8 @@
-"""Triton kernels behind attention_kernels.py, which says what each computes. Imported only where
-they run."""
+"""Attend over the KV cache in a decode step with Triton kernels. Imported only where they run.
+
+A kernel that reads a product next also adds the product's LoRA expansion: one launch less, and the
+product is not written twice.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,32 +11,37 @@ import torch
 import triton
 import triton.language as tl
 
-from deployments.engine.kernels.lora import Expansion, lora_expand_add
+from deployments.engine.kernels.triton_lora import lora_expand_add
+from deployments.engine.kernels.types import Expansion, Rope
 
-MAX_FUSED_RANK = 64  # larger ranks are added by a kernel of their own first
+MAX_FUSED_RANK = 64  # a separate kernel adds larger ranks first
 _MANY_PROGRAMS = 512
 _MANY_MORE = 2048
 
 
 @triton.jit
-def _expanded(
-    x,
-    columns,
-    mask,
-    shrunk,
-    stack,
-    slot,
-    row,
-    N,
-    R: tl.constexpr,
-    RC: tl.constexpr,
-    P: tl.constexpr,
-    PART: tl.constexpr,
-):
-    """x (D,) + what the row's adapter adds to these columns of one part."""
+def softmax_step(scores, largest, total, AXIS: tl.constexpr):
+    """Take one block of keys into an online softmax (Milakov and Gimelshein 2018).
+
+    scores: (BLOCK_N,) with AXIS 0, (M, BLOCK_N) with AXIS 1; very negative where masked.
+    largest, total: the largest score and the sum of exponentials so far, () or (M,).
+    Returns the new two, the factor that rescales earlier sums, and the block's weights.
+    """
+    now = tl.maximum(largest, tl.max(scores, AXIS))
+    shrink = tl.exp(largest - now)
+    p = tl.exp(scores - now[:, None]) if AXIS == 1 else tl.exp(scores - now)
+    return now, total * shrink + tl.sum(p, AXIS), shrink, p
+
+
+@triton.jit
+def _add_lora(
+    x, columns, mask, shrunk, stack, slot, row, N,
+    R: tl.constexpr, RC: tl.constexpr, P: tl.constexpr, MODULE: tl.constexpr,
+):  # fmt: skip
+    """Return x (D,) plus what the row's adapter adds to these columns of one module."""
     for first in tl.static_range(0, R, RC):
         r = first + tl.arange(0, RC)
-        s = tl.load(shrunk + (row * P + PART) * R + r)
+        s = tl.load(shrunk + (row * P + MODULE) * R + r)
         at = stack + slot * (R * N) + r[:, None] * N + columns[None, :]
         weights = tl.load(at, mask=mask[None, :], other=0.0).to(tl.float32)
         x += tl.sum(weights * s[:, None], 0)
@@ -41,35 +49,14 @@ def _expanded(
 
 
 @triton.jit
-def _attention_kernel(
-    qkv,
-    memory,
-    starts,
-    lengths,
-    bias,
-    out,
-    scale,
-    qkv_row,
-    bias_row,
-    shrunk,
-    slots,
-    bq,
-    bk,
+def _decode_kernel(
+    qkv, kv_cache, starts, lengths, bias, out, scale, qkv_row, bias_row, shrunk, slots, bq, bk,
     bv,
-    H: tl.constexpr,
-    D: tl.constexpr,
-    DP: tl.constexpr,
-    BLOCK: tl.constexpr,
-    APPEND: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    R: tl.constexpr,
-    RC: tl.constexpr,
-    P: tl.constexpr,
-    PQ: tl.constexpr,
-    PK: tl.constexpr,
-    PV: tl.constexpr,
-):
-    """One query head for each key/value head. Program (h, b)."""
+    H: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BLOCK_N: tl.constexpr,
+    APPEND: tl.constexpr, HAS_BIAS: tl.constexpr, R: tl.constexpr, RC: tl.constexpr,
+    P: tl.constexpr, PQ: tl.constexpr, PK: tl.constexpr, PV: tl.constexpr,
+):  # fmt: skip
+    """Attend with one query head for each key/value head. Program (h, b)."""
     h = tl.program_id(0)
     b = tl.program_id(1)
     n = tl.load(lengths + b)
@@ -83,7 +70,7 @@ def _attention_kernel(
     line = qkv + b * qkv_row + columns
     q = tl.load(line, mask=dm, other=0.0).to(tl.float32)
     if PQ >= 0:
-        q = _expanded(q, columns, dm, shrunk, bq, slot, b, H * D, R, RC, P, PQ)
+        q = _add_lora(q, columns, dm, shrunk, bq, slot, b, H * D, R, RC, P, PQ)
     q = q * scale
     largest = -1e30
     total = 0.0
@@ -92,12 +79,12 @@ def _attention_kernel(
         k = tl.load(line + H * D, mask=dm, other=0.0).to(tl.float32)
         v = tl.load(line + 2 * H * D, mask=dm, other=0.0).to(tl.float32)
         if PK >= 0:
-            k = _expanded(k, columns, dm, shrunk, bk, slot, b, H * D, R, RC, P, PK)
+            k = _add_lora(k, columns, dm, shrunk, bk, slot, b, H * D, R, RC, P, PK)
         if PV >= 0:
-            v = _expanded(v, columns, dm, shrunk, bv, slot, b, H * D, R, RC, P, PV)
-        kept_k = k.to(memory.dtype.element_ty)
-        kept_v = v.to(memory.dtype.element_ty)
-        own = memory + (start + n) * (2 * H * D) + columns
+            v = _add_lora(v, columns, dm, shrunk, bv, slot, b, H * D, R, RC, P, PV)
+        kept_k = k.to(kv_cache.dtype.element_ty)
+        kept_v = v.to(kv_cache.dtype.element_ty)
+        own = kv_cache + (start + n) * (2 * H * D) + columns
         tl.store(own, kept_k, mask=dm)
         tl.store(own + H * D, kept_v, mask=dm)
         largest = tl.sum(q * kept_k.to(tl.float32), 0)
@@ -105,57 +92,30 @@ def _attention_kernel(
             largest += tl.load(bias + h * bias_row).to(tl.float32)
         total = 1.0
         acc = kept_v.to(tl.float32)
-    for first in range(0, n, BLOCK):
-        j = first + tl.arange(0, BLOCK)
+    for first in range(0, n, BLOCK_N):
+        j = first + tl.arange(0, BLOCK_N)
         seen = j < n
         at = ((start + j) * (2 * H * D))[:, None] + columns[None, :]
         both = seen[:, None] & dm[None, :]
-        keys = tl.load(memory + at, mask=both, other=0.0)
-        values = tl.load(memory + at + H * D, mask=both, other=0.0)
+        keys = tl.load(kv_cache + at, mask=both, other=0.0)
+        values = tl.load(kv_cache + at + H * D, mask=both, other=0.0)
         scores = tl.sum(q[None, :] * keys.to(tl.float32), 1)
         if HAS_BIAS:
             scores += tl.load(bias + h * bias_row + (n - j), mask=seen, other=0.0).to(tl.float32)
         scores = tl.where(seen, scores, -1e30)
-        now = tl.maximum(largest, tl.max(scores, 0))
-        shrink = tl.exp(largest - now)
-        p = tl.exp(scores - now)
-        total = total * shrink + tl.sum(p, 0)
+        largest, total, shrink, p = softmax_step(scores, largest, total, AXIS=0)
         acc = acc * shrink + tl.sum(p[:, None] * values.to(tl.float32), 0)
-        largest = now
     tl.store(out + b * (H * D) + columns, (acc / total).to(out.dtype.element_ty), mask=dm)
 
 
 @triton.jit
-def _rope_attention_kernel(
-    qkv,
-    memory,
-    starts,
-    lengths,
-    cos,
-    sin,
-    out,
-    scale,
-    qkv_row,
-    shrunk,
-    slots,
-    bq,
-    bk,
-    bv,
-    H: tl.constexpr,
-    G: tl.constexpr,
-    GP: tl.constexpr,
-    D: tl.constexpr,
-    DP: tl.constexpr,
-    BLOCK: tl.constexpr,
-    R: tl.constexpr,
-    RC: tl.constexpr,
-    P: tl.constexpr,
-    PQ: tl.constexpr,
-    PK: tl.constexpr,
-    PV: tl.constexpr,
-):
-    """G query heads share a key/value head; queries and the new key are turned by RoPE.
-    tl.dot over GP >= 16 padded heads. Program (h, b)."""
+def _rope_decode_kernel(
+    qkv, kv_cache, starts, lengths, cos, sin, out, scale, qkv_row, shrunk, slots, bq, bk, bv,
+    H: tl.constexpr, G: tl.constexpr, GP: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
+    BLOCK_N: tl.constexpr, R: tl.constexpr, RC: tl.constexpr, P: tl.constexpr, PQ: tl.constexpr,
+    PK: tl.constexpr, PV: tl.constexpr,
+):  # fmt: skip
+    """Attend with G query heads (padded to GP >= 16) for a key/value head. Program (h, b)."""
     h = tl.program_id(0)
     b = tl.program_id(1)
     n = tl.load(lengths + b)
@@ -187,71 +147,83 @@ def _rope_attention_kernel(
             q += s * tl.load(weights + q_at, mask=qm, other=0.0).to(tl.float32)
             q_other += s * tl.load(weights + q_other_at, mask=qm, other=0.0).to(tl.float32)
     if PK >= 0:
-        k = _expanded(k, columns, dm, shrunk, bk, slot, b, H * D, R, RC, P, PK)
-        k_other = _expanded(k_other, other_columns, dm, shrunk, bk, slot, b, H * D, R, RC, P, PK)
+        k = _add_lora(k, columns, dm, shrunk, bk, slot, b, H * D, R, RC, P, PK)
+        k_other = _add_lora(k_other, other_columns, dm, shrunk, bk, slot, b, H * D, R, RC, P, PK)
     if PV >= 0:
-        v = _expanded(v, columns, dm, shrunk, bv, slot, b, H * D, R, RC, P, PV)
-    turn = tl.load(cos + n * D + d, mask=dm, other=0.0).to(tl.float32)
-    swap = tl.load(sin + n * D + d, mask=dm, other=0.0).to(tl.float32)
-    kind = memory.dtype.element_ty
-    query = (q * turn[None, :] + q_other * swap[None, :]).to(kind)
-    kept_k = (k * turn + k_other * swap).to(kind)
+        v = _add_lora(v, columns, dm, shrunk, bv, slot, b, H * D, R, RC, P, PV)
+    cosine = tl.load(cos + n * D + d, mask=dm, other=0.0).to(tl.float32)
+    sine = tl.load(sin + n * D + d, mask=dm, other=0.0).to(tl.float32)
+    kind = kv_cache.dtype.element_ty
+    query = (q * cosine[None, :] + q_other * sine[None, :]).to(kind)
+    kept_k = (k * cosine + k_other * sine).to(kind)
     kept_v = v.to(kind)
-    own = memory + (start + n) * (2 * H * D) + columns
+    own = kv_cache + (start + n) * (2 * H * D) + columns
     tl.store(own, kept_k, mask=dm)
     tl.store(own + H * D, kept_v, mask=dm)
     largest = tl.sum(query.to(tl.float32) * kept_k.to(tl.float32)[None, :], 1) * scale
     total = tl.full((GP,), 1.0, tl.float32)
     acc = tl.zeros((GP, DP), tl.float32) + kept_v.to(tl.float32)[None, :]
-    for first in range(0, n, BLOCK):
-        j = first + tl.arange(0, BLOCK)
+    for first in range(0, n, BLOCK_N):
+        j = first + tl.arange(0, BLOCK_N)
         seen = j < n
         at = ((start + j) * (2 * H * D))[:, None] + columns[None, :]
         both = seen[:, None] & dm[None, :]
-        keys = tl.load(memory + at, mask=both, other=0.0)
-        values = tl.load(memory + at + H * D, mask=both, other=0.0)
+        keys = tl.load(kv_cache + at, mask=both, other=0.0)
+        values = tl.load(kv_cache + at + H * D, mask=both, other=0.0)
         scores = tl.dot(query, tl.trans(keys), input_precision="ieee") * scale
         scores = tl.where(seen[None, :], scores, -1e30)
-        now = tl.maximum(largest, tl.max(scores, 1))
-        shrink = tl.exp(largest - now)
-        p = tl.exp(scores - now[:, None])
-        total = total * shrink + tl.sum(p, 1)
+        largest, total, shrink, p = softmax_step(scores, largest, total, AXIS=1)
         acc = acc * shrink[:, None] + tl.dot(p.to(kind), values, input_precision="ieee")
-        largest = now
     tl.store(out + b * (H * G * D) + q_at, (acc / total[:, None]).to(out.dtype.element_ty), mask=qm)
 
 
 def decode_attention(
     qkv: torch.Tensor,
     expansion: Expansion | None,
-    memory: torch.Tensor,
+    kv_cache: torch.Tensor,
     starts: torch.Tensor,
     lengths: torch.Tensor,
     *,
     bias: torch.Tensor | None,
-    rope: tuple[torch.Tensor, torch.Tensor] | None,
+    rope: Rope | None,
     scale: float,
 ) -> torch.Tensor:
+    """Write each row's newest key and value to the cache and attend over the row's positions.
+
+    A large-rank expansion is added to `qkv` itself.
+
+    Args:
+        qkv: (B, H * G + 2 H, D), G query heads for each key/value head.
+        expansion: of the product that gave qkv, not yet added.
+        kv_cache: (T, 2, H, D) keys and values.
+        starts, lengths: (B,): the row's first position, and its length without the newest token.
+        bias: (H, S) added by distance from the newest position (then G is 1), or None.
+        rope: rotates queries and keys; the newest token's position is `lengths`.
+
+    Returns:
+        (B, H * G * D)
+    """
     rows, all_heads, dim = qkv.shape
-    heads = memory.shape[2]
+    heads = kv_cache.shape[2]
     groups = all_heads // heads - 2
     if rope is None and groups != 1:
         raise ValueError(f"{groups} query heads for each key/value head without RoPE: only 1")
     if rope is not None and bias is not None:
         raise ValueError("a bias by distance together with RoPE: only one of them")
     out = torch.empty(rows, heads * groups * dim, dtype=qkv.dtype, device=qkv.device)
-    starts_of_parts = (0, heads * groups * dim, heads * (groups + 1) * dim)
-    lora = _lora_arguments(qkv.flatten(1), expansion, starts_of_parts)
+    first_columns = (0, heads * groups * dim, heads * (groups + 1) * dim)
+    lora = _lora_arguments(qkv.flatten(1), expansion, first_columns)
     if rope is None:
-        _attention_kernel[heads, rows](
-            qkv, memory, starts, lengths, qkv if bias is None else bias, out, scale,
+        _decode_kernel[heads, rows](
+            qkv, kv_cache, starts, lengths, qkv if bias is None else bias, out, scale,
             qkv.stride(0), 0 if bias is None else bias.stride(0), *lora.tensors,
             H=heads, D=dim, DP=padded(dim), APPEND=True, HAS_BIAS=bias is not None,
             **lora.sizes, **_tile(rows * heads),
         )  # fmt: skip
         return out
-    _rope_attention_kernel[heads, rows](
-        qkv, memory, starts, lengths, *rope, out, scale, qkv.stride(0), *lora.tensors,
+    _rope_decode_kernel[heads, rows](
+        qkv, kv_cache, starts, lengths, rope.cos, rope.sin, out, scale, qkv.stride(0),
+        *lora.tensors,
         H=heads, G=groups, GP=max(16, triton.next_power_of_2(groups)), D=dim, DP=padded(dim),
         **lora.sizes, **_tile(rows * heads),
     )  # fmt: skip
@@ -261,17 +233,21 @@ def decode_attention(
 def cross_attention(
     q: torch.Tensor,
     expansion: Expansion | None,
-    memory: torch.Tensor,
+    kv_cache: torch.Tensor,
     starts: torch.Tensor,
     lengths: torch.Tensor,
     *,
     scale: float,
 ) -> torch.Tensor:
+    """Attend with q (B, H, D) over `lengths` positions in the cache; returns (B, H * D).
+
+    A large-rank expansion is added to `q` itself.
+    """
     rows, heads, dim = q.shape
     out = torch.empty(rows, heads * dim, dtype=q.dtype, device=q.device)
     lora = _lora_arguments(q.flatten(1), expansion, (0,))
-    _attention_kernel[heads, rows](
-        q, memory, starts, lengths, q, out, scale, q.stride(0), 0, *lora.tensors,
+    _decode_kernel[heads, rows](
+        q, kv_cache, starts, lengths, q, out, scale, q.stride(0), 0, *lora.tensors,
         H=heads, D=dim, DP=padded(dim), APPEND=False, HAS_BIAS=False,
         **lora.sizes, **_tile(rows * heads),
     )  # fmt: skip
@@ -285,32 +261,32 @@ class _LoraArguments:
 
 
 def _lora_arguments(
-    y: torch.Tensor, expansion: Expansion | None, starts_of_parts: Sequence[int]
+    y: torch.Tensor, expansion: Expansion | None, first_columns: Sequence[int]
 ) -> _LoraArguments:
-    """What a kernel needs to add the expansion itself; a large rank is added to y here instead."""
+    """Return what a kernel needs to add the expansion; a large rank is added to y here instead."""
     if expansion is not None and expansion.rank > MAX_FUSED_RANK:
         lora_expand_add(y, expansion)
         expansion = None
     if expansion is None:
         return _LoraArguments((y,) * 5, {"R": 8, "RC": 8, "P": 0, "PQ": -1, "PK": -1, "PV": -1})
-    part_at = {start: i for i, (start, _) in enumerate(expansion.stacks)}
-    parts = [part_at.pop(start, -1) for start in starts_of_parts] + [-1, -1]
-    if part_at:
-        raise ValueError(f"parts begin at {sorted(part_at)}, not at one of {starts_of_parts}")
-    stacks = [y if part < 0 else expansion.stacks[part][1] for part in parts[:3]]
+    module_at = {start: i for i, (start, _) in enumerate(expansion.stacks)}
+    modules = [module_at.pop(start, -1) for start in first_columns] + [-1, -1]
+    if module_at:
+        raise ValueError(f"modules begin at {sorted(module_at)}, not at one of {first_columns}")
+    stacks = [y if i < 0 else expansion.stacks[i][1] for i in modules[:3]]
     rank = expansion.rank
     sizes = {"R": rank, "RC": 16 if rank % 16 == 0 else 8, "P": len(expansion.stacks)}
-    sizes |= dict(zip(("PQ", "PK", "PV"), parts, strict=False))
+    sizes |= dict(zip(("PQ", "PK", "PV"), modules, strict=False))
     return _LoraArguments((expansion.shrunk, expansion.slots, *stacks), sizes)
 
 
 def padded(dim: int) -> int:
-    """Triton's ranges are powers of two, and tl.dot takes 16 or more."""
+    """Return the size of a tile for `dim`: a power of two for tl.arange, at least 16 for tl.dot."""
     return max(16, int(triton.next_power_of_2(dim)))
 
 
 def _tile(num_programs: int) -> dict[str, int]:
-    """Measured on an H100 (docs/engine.md): many programs want to be small ones."""
+    """Return tile sizes measured on an H100 (docs/engine.md): small tiles for many programs."""
     if num_programs >= _MANY_PROGRAMS:
-        return {"BLOCK": 64 if num_programs < _MANY_MORE else 32, "num_warps": 1}
-    return {"BLOCK": 128, "num_warps": 4}
+        return {"BLOCK_N": 64 if num_programs < _MANY_MORE else 32, "num_warps": 1}
+    return {"BLOCK_N": 128, "num_warps": 4}

@@ -1,4 +1,8 @@
-"""Triton kernels behind kernels.py, which says what each computes. Imported only where they run."""
+"""Multiply by LoRA weights, and gate activations, with Triton kernels.
+
+The shapes depend only on the batch size, so the kernels can be captured in a CUDA graph. Imported
+only where they run.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,7 +11,8 @@ import torch
 import triton
 import triton.language as tl
 
-from deployments.engine.kernels.lora import Expansion
+from deployments.engine.kernels.elementwise import rms_norm
+from deployments.engine.kernels.types import Expansion
 
 _RANKS = 8  # ranks that one program takes together
 _EXPAND_COLUMNS = 512
@@ -18,30 +23,20 @@ GATED = ("silu", "gelu_new", "gelu_pytorch_tanh")
 
 @triton.jit
 def _shrink_kernel(
-    x,
-    a0,
-    a1,
-    a2,
-    slots,
-    out,
-    x_row,
-    K,
-    P: tl.constexpr,
-    R: tl.constexpr,
-    RC: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """RC ranks of one part of one row. Program (b, part and ranks)."""
+    x, a0, a1, a2, slots, out, x_row, K,
+    P: tl.constexpr, R: tl.constexpr, RC: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Compute RC ranks of one module of one row. Program (b, module and ranks)."""
     b = tl.program_id(0)
-    part = tl.program_id(1) // (R // RC)
+    module = tl.program_id(1) // (R // RC)
     r = tl.program_id(1) % (R // RC) * RC + tl.arange(0, RC)
     slot = tl.load(slots + b).to(tl.int64)
     acc = tl.zeros((RC,), tl.float32)
     if slot != 0:
         a = a0
-        if part == 1:
+        if module == 1:
             a = a1
-        if part == 2:
+        if module == 2:
             a = a2
         for first in range(0, K, BLOCK):
             k = first + tl.arange(0, BLOCK)
@@ -50,29 +45,17 @@ def _shrink_kernel(
             at = a + slot * (R * K) + r[:, None] * K + k[None, :]
             weights = tl.load(at, mask=km[None, :], other=0.0).to(tl.float32)
             acc += tl.sum(weights * xs[None, :], 1)
-    tl.store(out + (b * P + part) * R + r, acc)
+    tl.store(out + (b * P + module) * R + r, acc)
 
 
 @triton.jit
 def _norm_shrink_kernel(
-    x,
-    weight,
-    normed,
-    a0,
-    a1,
-    a2,
-    slots,
-    out,
-    eps,
-    K,
-    P: tl.constexpr,
-    R: tl.constexpr,
-    RC: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """As _shrink_kernel, of a row's RMS norm, which each program computes for itself."""
+    x, weight, normed, a0, a1, a2, slots, out, eps, K,
+    P: tl.constexpr, R: tl.constexpr, RC: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Compute _shrink_kernel of a row's RMS norm, which each program computes itself."""
     b = tl.program_id(0)
-    part = tl.program_id(1) // (R // RC)
+    module = tl.program_id(1) // (R // RC)
     r = tl.program_id(1) % (R // RC) * RC + tl.arange(0, RC)
     k = tl.arange(0, BLOCK)
     km = k < K
@@ -87,47 +70,32 @@ def _norm_shrink_kernel(
     acc = tl.zeros((RC,), tl.float32)
     if slot != 0:
         a = a0
-        if part == 1:
+        if module == 1:
             a = a1
-        if part == 2:
+        if module == 2:
             a = a2
         at = a + slot * (R * K) + r[:, None] * K + k[None, :]
         weights = tl.load(at, mask=km[None, :], other=0.0).to(tl.float32)
         acc = tl.sum(weights * ys.to(tl.float32)[None, :], 1)
-    tl.store(out + (b * P + part) * R + r, acc)
+    tl.store(out + (b * P + module) * R + r, acc)
 
 
 @triton.jit
 def _expand_kernel(
-    y,
-    shrunk,
-    b0,
-    b1,
-    b2,
-    start0,
-    start1,
-    start2,
-    n0,
-    n1,
-    n2,
-    slots,
-    y_row,
-    P: tl.constexpr,
-    R: tl.constexpr,
-    RC: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """BLOCK columns of one part of one row. Program (b, columns, part)."""
+    y, shrunk, b0, b1, b2, start0, start1, start2, n0, n1, n2, slots, y_row,
+    P: tl.constexpr, R: tl.constexpr, RC: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Add to BLOCK columns of one module of one row. Program (b, columns, module)."""
     b = tl.program_id(0)
-    part = tl.program_id(2)
+    module = tl.program_id(2)
     stack = b0
     start = start0
     n = n0
-    if part == 1:
+    if module == 1:
         stack = b1
         start = start1
         n = n1
-    if part == 2:
+    if module == 2:
         stack = b2
         start = start2
         n = n2
@@ -138,7 +106,7 @@ def _expand_kernel(
         acc = tl.zeros((BLOCK,), tl.float32)
         for first in tl.static_range(0, R, RC):
             r = first + tl.arange(0, RC)
-            s = tl.load(shrunk + (b * P + part) * R + r)
+            s = tl.load(shrunk + (b * P + module) * R + r)
             at = stack + slot * (R * n) + r[:, None] * n + c[None, :]
             weights = tl.load(at, mask=cm[None, :], other=0.0).to(tl.float32)
             acc += tl.sum(weights * s[:, None], 0)
@@ -149,14 +117,14 @@ def _expand_kernel(
 
 @triton.jit
 def _gated_kernel(x, out, F, IS_SILU: tl.constexpr, BLOCK: tl.constexpr):
-    """BLOCK columns of one row. Program (row, columns)."""
+    """Compute BLOCK columns of one row. Program (row, columns)."""
     b = tl.program_id(0).to(tl.int64)
     c = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     m = c < F
     gate = tl.load(x + b * 2 * F + c, mask=m, other=0.0).to(tl.float32)
     value = tl.load(x + b * 2 * F + F + c, mask=m, other=0.0)
     z = gate
-    if not IS_SILU:  # tanh's form of gelu: x * sigmoid(2 z)
+    if not IS_SILU:  # the tanh form of gelu: x * sigmoid(2 z)
         z = 1.5957691216057308 * (gate + 0.044715 * gate * gate * gate)
     z = tl.maximum(z, -80.0)  # exp stays finite
     acted = (gate / (1.0 + tl.exp(-z))).to(out.dtype.element_ty)
@@ -167,12 +135,16 @@ def _gated_kernel(x, out, F, IS_SILU: tl.constexpr, BLOCK: tl.constexpr):
 def lora_shrink(
     x: torch.Tensor, stacks: Sequence[torch.Tensor], slots: torch.Tensor
 ) -> torch.Tensor:
-    parts, rank = len(stacks), stacks[0].shape[1]
-    out = torch.empty(len(x), parts, rank, dtype=torch.float32, device=x.device)
-    grid = (len(x), parts * (rank // _RANKS))
+    """Multiply each row by its own A, for the 1 to 3 modules of a layer at once.
+
+    x (B, in), each module's stack (N, R, in) with zeros in slot 0, slots (B,) -> (B, P, R) float32.
+    """
+    modules, rank = len(stacks), stacks[0].shape[1]
+    out = torch.empty(len(x), modules, rank, dtype=torch.float32, device=x.device)
+    grid = (len(x), modules * (rank // _RANKS))
     _shrink_kernel[grid](
         x, *_three(stacks), slots, out, x.stride(0), x.shape[1],
-        P=parts, R=rank, RC=_RANKS, BLOCK=min(2048, triton.next_power_of_2(x.shape[1])),
+        P=modules, R=rank, RC=_RANKS, BLOCK=min(2048, triton.next_power_of_2(x.shape[1])),
         num_warps=8,
     )  # fmt: skip
     return out
@@ -185,18 +157,23 @@ def norm_shrink(
     stacks: Sequence[torch.Tensor],
     slots: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    parts, rank = len(stacks), stacks[0].shape[1]
+    """Return `rms_norm(x)` (B, d) and `lora_shrink` of it (B, P, R), from one kernel."""
+    if x.shape[1] > MAX_NORM_COLUMNS:
+        normed = rms_norm(x, weight, eps)
+        return normed, lora_shrink(normed, stacks, slots)
+    modules, rank = len(stacks), stacks[0].shape[1]
     normed = torch.empty_like(x)
-    out = torch.empty(len(x), parts, rank, dtype=torch.float32, device=x.device)
-    grid = (len(x), parts * (rank // _RANKS))
+    out = torch.empty(len(x), modules, rank, dtype=torch.float32, device=x.device)
+    grid = (len(x), modules * (rank // _RANKS))
     _norm_shrink_kernel[grid](
         x, weight, normed, *_three(stacks), slots, out, eps, x.shape[1],
-        P=parts, R=rank, RC=_RANKS, BLOCK=triton.next_power_of_2(x.shape[1]), num_warps=16,
+        P=modules, R=rank, RC=_RANKS, BLOCK=triton.next_power_of_2(x.shape[1]), num_warps=16,
     )  # fmt: skip
     return normed, out
 
 
 def lora_expand_add(y: torch.Tensor, expansion: Expansion) -> None:
+    """Add the expansion to y (B, out) in place; y's rows must be contiguous."""
     shrunk, stacks, slots = expansion.shrunk, expansion.stacks, expansion.slots
     tensors = [b for _, b in stacks]
     columns = [b.shape[2] for b in tensors]
@@ -209,6 +186,7 @@ def lora_expand_add(y: torch.Tensor, expansion: Expansion) -> None:
 
 
 def gated_activation(x: torch.Tensor, activation: str) -> torch.Tensor:
+    """Compute elementwise.gated_activation for an activation in GATED."""
     width = x.shape[1] // 2
     out = torch.empty(len(x), width, dtype=x.dtype, device=x.device)
     grid = (len(x), triton.cdiv(width, _GATED_COLUMNS))
@@ -219,7 +197,7 @@ def gated_activation(x: torch.Tensor, activation: str) -> torch.Tensor:
 
 
 def _three(items: Sequence[Any]) -> list[Any]:
-    """Kernels take three parts; those that are not there repeat the first and are not read."""
+    """Return three items, since the kernels take three; missing ones repeat the first, unread."""
     if not 1 <= len(items) <= 3:
-        raise ValueError(f"{len(items)} parts in one product; 1 to 3 are possible")
+        raise ValueError(f"{len(items)} modules in one product; 1 to 3 are possible")
     return [*items, items[0], items[0]][:3]

@@ -1,1 +1,1 @@
-"""LoRA adapters in a batch: reading, slots, the product."""
+"""Read LoRA adapters, keep them in slots, and multiply by them in mixed batches."""

@@ -1,1 +1,1 @@
-"""The base models, as the engine runs them."""
+"""Hold the base models as the fast decoder runs them."""

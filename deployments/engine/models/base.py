@@ -1,4 +1,4 @@
-"""What causal.py and seq2seq.py have in common: the contract, activations, norms, output layer."""
+"""Define what every base model provides to the fast decoder, and the output layer they share."""
 
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -9,13 +9,14 @@ import torch.nn.functional as F
 from deployments.engine.attention.decode import DecodeBatch
 from deployments.engine.attention.kv_cache import KvCache
 from deployments.engine.attention.prefill import PrefillBatch
-from deployments.engine.lora.batch import LoraBatch, LoraLayer
+from deployments.engine.lora.batch import LoraBatch
+from deployments.engine.lora.layers import LoraLayer
 from deployments.engine.models.linear import packed
 
 
 @dataclass(frozen=True, slots=True)
 class KvShape:
-    """What one position costs in the key/value memory."""
+    """Describe one position of the KV cache; it decides how many bytes a position takes."""
 
     num_layers: int
     num_heads: int
@@ -28,48 +29,39 @@ class KvShape:
 
 
 class Model(Protocol):
-    """A base model's weights and forward passes over the key/value memory.
+    """Hold a base model's weights and run its forward passes over the KV cache.
 
-    The decoder keeps rows, adapters and sampling; the network has no state of its own.
+    The decoder keeps rows, adapters and sampling; a model keeps no state between calls.
     """
 
     can_split_prompts: bool
-    keeps_prompts_at_end: bool  # and the first token comes from a decode step
+    keeps_prompts_at_end: bool  # then a decode step gives the first token
+    lora_layers: list[LoraLayer]  # the fused linear layers that adapters may change
+    kv_shape: KvShape
+    vocab_size: int
+    device: torch.device
 
-    @property
-    def sites(self) -> list[LoraLayer]:
-        """The linear layers that adapters may change."""
+    def prefill(self, cache: KvCache, batch: PrefillBatch, lora: LoraBatch | None) -> torch.Tensor:
+        """Write prompt tokens to the cache; returns the states (T, d) behind them."""
 
-    @property
-    def kv_shape(self) -> KvShape: ...
-
-    @property
-    def vocab_size(self) -> int: ...
-
-    @property
-    def device(self) -> torch.device: ...
-
-    def prefill(self, cache: KvCache, batch: PrefillBatch, route: LoraBatch | None) -> torch.Tensor:
-        """Read prompt tokens into the memory; returns the states (T, d) behind them."""
-
-    def decode(self, cache: KvCache, batch: DecodeBatch, route: LoraBatch | None) -> torch.Tensor:
-        """Write the batch's tokens into the memory; returns the states (B, d) after them."""
+    def decode(self, cache: KvCache, batch: DecodeBatch, lora: LoraBatch | None) -> torch.Tensor:
+        """Write the batch's tokens to the cache; returns the states (B, d) after them."""
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """States (n, d) -> logits (n, V)."""
+        """Return the logits (n, V) of states (n, d)."""
 
 
 def norm_weight(norm: Any, dtype: torch.dtype) -> torch.Tensor:
-    """The weight (d,) of an RMS norm."""
+    """Return the weight (d,) of an RMS norm."""
     weight: torch.Tensor = norm.weight.data.to(dtype)
     return weight
 
 
 class LMHead:
-    """The output layer: states (n, d) -> logits (n, V).
+    """Map states (n, d) to logits (n, V).
 
-    It shares the embedding's memory when the two are equal by value, whatever the configuration
-    says about tying: transformers' flag is wrong for T5 (docs/decisions.md).
+    The head shares the embedding's tensor when the two are equal by value, whatever the
+    configuration says about tying: transformers' flag is wrong for T5 (docs/decisions.md).
     """
 
     def __init__(self, head: Any, embedding: Any, embedding_weight: torch.Tensor) -> None:

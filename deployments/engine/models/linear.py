@@ -1,29 +1,31 @@
-"""A fused linear layer with the layout that its device multiplies fastest, and its LoRA site."""
+"""Fuse linear layers into one product, in the layout that the device multiplies fastest."""
 
 from collections.abc import Sequence
 
 import torch
 
-from deployments.engine.kernels.lora import Expansion, rms_norm
-from deployments.engine.lora.batch import LoraBatch, LoraLayer, LoraModule
+from deployments.engine.kernels.elementwise import rms_norm
+from deployments.engine.kernels.types import Expansion
+from deployments.engine.lora.batch import LoraBatch
+from deployments.engine.lora.layers import LoraLayer, LoraModule
 
 # Measured with float32 and 576 columns (docs/engine.md): 1.05 ms against 0.62 at 16 rows and 3,072
-# outputs; no gain at 960 outputs, a loss from 64 rows on.
+# outputs; no gain at 960 outputs, slower from 64 rows on.
 _WIDE = 2048
 _FEW_ROWS = range(6, 41)
 
 
 class FusedLinear:
-    """y = x @ W.T + bias, W being several linear layers of the base model stacked by rows.
+    """Compute y = x @ W.T + bias, where W stacks several linear layers of the base model by rows.
 
     Layouts: bfloat16 on a CPU multiplies fastest from oneDNN's packed blocks, float32 from
     (in, out), a GPU from the (out, in) of the base model. MKL is slow at a few rows times a wide
-    float32 matrix, so that one stays (out, in) and takes the rows from the right: W @ x.T.
+    float32 matrix, so a wide one stays (out, in) and is multiplied as W @ x.T.
 
     Args:
-        name: unique in the decoder; the LoRA site has the same name.
-        layers: module path -> linear layer. Their weights are taken away as they are read, so that
-            the memory of the base model is not held twice.
+        name: unique in the decoder; the LoRA layer has the same name.
+        layers: module path -> linear layer. Their weights are removed as they are read, so that
+            the base model is not held in memory twice.
     """
 
     def __init__(self, name: str, layers: dict[str, torch.nn.Linear], dtype: torch.dtype) -> None:
@@ -31,7 +33,7 @@ class FusedLinear:
         biases = [layer.bias for layer in layers.values()]
         self.name = name
         self.out_features = sum(len(weight) for weight in weights)
-        self.site = LoraLayer(name, weights[0].shape[1], _parts(list(layers), weights))
+        self.lora_layer = LoraLayer(name, weights[0].shape[1], _modules(list(layers), weights))
         self._bias = _stacked_bias(biases, weights, dtype)
         weight = torch.cat(weights)
         self._packed = packed(weight) if dtype == torch.bfloat16 else None
@@ -44,7 +46,7 @@ class FusedLinear:
             self._weight = weight.t()
 
     def __call__(self, x: torch.Tensor, lora: LoraBatch | None) -> torch.Tensor:
-        """x (T, in) -> (T, out), each token with its own adapter."""
+        """Return (T, out) for x (T, in), each token with its own adapter."""
         y = self._product(x)
         if lora is not None:
             lora.add(self.name, x, y)
@@ -53,7 +55,7 @@ class FusedLinear:
     def after_norm(
         self, x: torch.Tensor, weight: torch.Tensor, eps: float, lora: LoraBatch | None
     ) -> torch.Tensor:
-        """The layer of the RMS norm of x (T, in), whose weight is (in,)."""
+        """Apply the layer to the RMS norm of x (T, in), whose weight is (in,)."""
         if lora is None:
             return self._product(rms_norm(x, weight, eps))
         normed, shrunk = lora.norm(self.name, x, weight, eps)
@@ -64,7 +66,7 @@ class FusedLinear:
     def before_attention(
         self, x: torch.Tensor, weight: torch.Tensor, eps: float, lora: LoraBatch | None
     ) -> tuple[torch.Tensor, Expansion | None]:
-        """As `after_norm`; the expansion, if any, is left to the attention that reads it."""
+        """Do `after_norm`, but leave the LoRA expansion, if any, to the attention that follows."""
         if lora is None:
             return self._product(rms_norm(x, weight, eps)), None
         normed, shrunk = lora.norm(self.name, x, weight, eps)
@@ -74,7 +76,7 @@ class FusedLinear:
     def add_to(
         self, residual: torch.Tensor, x: torch.Tensor, lora: LoraBatch | None
     ) -> torch.Tensor:
-        """residual (T, out) + self(x), in place of the residual."""
+        """Add self(x) to residual (T, out) in place."""
         if self._packed is not None or self._bias is not None:
             return residual.add_(self(x, lora))
         residual.addmm_(x, self._weight)
@@ -96,8 +98,10 @@ class FusedLinear:
 
 
 def packed(weight: torch.Tensor) -> torch.Tensor | None:
-    """oneDNN's blocks of a weight (out, in); None: not on a CPU, or on one without the
-    instructions that its bfloat16 blocks need."""
+    """Return oneDNN's blocks of a weight (out, in).
+
+    Returns None if it is not on a CPU, or the CPU lacks the instructions for bfloat16 blocks.
+    """
     if weight.device.type != "cpu":
         return None
     ops = torch.ops.mkldnn
@@ -113,18 +117,18 @@ def _take(layer: torch.nn.Linear) -> torch.Tensor:
     return weight
 
 
-def _parts(modules: Sequence[str], weights: Sequence[torch.Tensor]) -> tuple[LoraModule, ...]:
-    parts, start = [], 0
-    for module, weight in zip(modules, weights, strict=True):
-        parts.append(LoraModule(module, start, start + len(weight)))
+def _modules(paths: Sequence[str], weights: Sequence[torch.Tensor]) -> tuple[LoraModule, ...]:
+    modules, start = [], 0
+    for path, weight in zip(paths, weights, strict=True):
+        modules.append(LoraModule(path, start, start + len(weight)))
         start += len(weight)
-    return tuple(parts)
+    return tuple(modules)
 
 
 def _stacked_bias(
     biases: Sequence[torch.Tensor | None], weights: Sequence[torch.Tensor], dtype: torch.dtype
 ) -> torch.Tensor | None:
-    """(out,), zeros where a layer has none; None when no layer has one."""
+    """Return the biases (out,), zeros for a layer without one. Returns None if no layer has one."""
     if all(bias is None for bias in biases):
         return None
     return torch.cat(

@@ -1,7 +1,7 @@
-"""Llama-style models for the fast decoder: RMS norm, RoPE, grouped-query attention, gated MLP.
+"""Run Llama-style models: RMS norm, RoPE, grouped-query attention, gated MLP.
 
-Llama, SmolLM2, Llama 3 (its RoPE scaling is what transformers computes) and Qwen2 (bias on q, k
-and v). q, k, v are one product, gate and up another.
+These are Llama, SmolLM2, Llama 3 (with the RoPE scaling that transformers computes) and Qwen2
+(bias on q, k and v). q, k and v are one product, gate and up another.
 """
 
 from typing import Any
@@ -11,18 +11,18 @@ import torch
 from deployments.engine.attention.decode import DecodeBatch
 from deployments.engine.attention.kv_cache import KvCache
 from deployments.engine.attention.prefill import PrefillBatch
-from deployments.engine.kernels.attention import Rope
-from deployments.engine.kernels.lora import ACTIVATIONS, gated_activation, rms_norm
-from deployments.engine.lora.batch import LoraBatch, LoraLayer
+from deployments.engine.kernels.elementwise import ACTIVATIONS, gated_activation, rms_norm
+from deployments.engine.kernels.types import Rope
+from deployments.engine.lora.batch import LoraBatch
 from deployments.engine.models.base import KvShape, LMHead, norm_weight
 from deployments.engine.models.linear import FusedLinear
 
 _MODELS = ("LlamaForCausalLM", "Qwen2ForCausalLM")
-_ROPE_TYPES = ("default", "linear", "llama3")  # those whose frequencies do not change as one runs
+_ROPE_TYPES = ("default", "linear", "llama3")  # their frequencies do not depend on the length
 
 
 def unsupported_by_llama(model: Any) -> str | None:
-    """Why this model cannot run here; None: it can."""
+    """Return why this model cannot run here. Returns None if it can."""
     config = model.config
     if type(model).__name__ not in _MODELS:
         return f"{type(model).__name__} is none of {', '.join(_MODELS)}"
@@ -39,7 +39,7 @@ def unsupported_by_llama(model: Any) -> str | None:
 
 
 class LlamaModel:
-    """The weights and the forward passes. Takes the weights out of `model`.
+    """Implement Model (base.py). Takes the weights out of `model`.
 
     Args:
         num_positions: positions of one answer, prompt included.
@@ -66,61 +66,47 @@ class LlamaModel:
         self._layers = [
             _Layer(f"model.layers.{i}", layer, dtype) for i, layer in enumerate(model.model.layers)
         ]
+        self.lora_layers = [adapted for layer in self._layers for adapted in layer.lora_layers]
+        self.kv_shape = KvShape(len(self._layers), self._num_kv_heads, self._head_dim, dtype)
+        self.vocab_size = self._head.vocab_size
+        self.device = self._embedding.device
 
-    @property
-    def sites(self) -> list[LoraLayer]:
-        return [site for layer in self._layers for site in layer.sites]
-
-    @property
-    def kv_shape(self) -> KvShape:
-        return KvShape(len(self._layers), self._num_kv_heads, self._head_dim, self._embedding.dtype)
-
-    @property
-    def vocab_size(self) -> int:
-        return self._head.vocab_size
-
-    @property
-    def device(self) -> torch.device:
-        return self._embedding.device
-
-    def prefill(self, cache: KvCache, batch: PrefillBatch, route: LoraBatch | None) -> torch.Tensor:
-        """Read the tokens, side by side; returns the states (T, d) behind them."""
+    def prefill(self, cache: KvCache, batch: PrefillBatch, lora: LoraBatch | None) -> torch.Tensor:
+        """Read the tokens of many prompts; returns the states (T, d) behind them."""
         x = self._embedding[batch.tokens]
         rope = self._rope.at(batch.positions)
         h, kv, dim = self._num_heads, self._num_kv_heads, self._head_dim
         for i, layer in enumerate(self._layers):
-            qkv = layer.qkv.after_norm(x, layer.norm_1, self._eps, route)
+            qkv = layer.qkv.after_norm(x, layer.norm_1, self._eps, lora)
             qkv = qkv.view(len(x), h + 2 * kv, dim)
-            rope.turn_(qkv[:, : h + kv])
+            rope.apply_rotary_(qkv[:, : h + kv])
             cache.write(i, batch.where, qkv[:, h:].view(len(x), 2, kv, dim))
-            attended = batch.attention.attend(
-                qkv[:, :h], cache.layers[i], scale=dim**-0.5, is_causal=True
-            )
-            x = self._after_attention(layer, x, attended, route)
+            attended = batch.attention(qkv[:, :h], cache.layers[i], scale=dim**-0.5, is_causal=True)
+            x = self._after_attention(layer, x, attended, lora)
         return x
 
-    def decode(self, cache: KvCache, batch: DecodeBatch, route: LoraBatch | None) -> torch.Tensor:
-        """The batch's tokens one position further: states (B, d)."""
+    def decode(self, cache: KvCache, batch: DecodeBatch, lora: LoraBatch | None) -> torch.Tensor:
+        """Take the rows one position further; returns their states (B, d)."""
         x = self._embedding[batch.tokens]
         shape = (len(x), self._num_heads + 2 * self._num_kv_heads, self._head_dim)
         for i, layer in enumerate(self._layers):
-            qkv, expansion = layer.qkv.before_attention(x, layer.norm_1, self._eps, route)
-            attended = batch.attention.append(
+            qkv, expansion = layer.qkv.before_attention(x, layer.norm_1, self._eps, lora)
+            attended = batch.attention.self_attention(
                 qkv.view(shape), expansion, i, scale=self._head_dim**-0.5, rope=self._rope
             )
-            x = self._after_attention(layer, x, attended, route)
+            x = self._after_attention(layer, x, attended, lora)
         return x
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """States (n, d) -> logits (n, V)."""
+        """Return the logits (n, V) of states (n, d)."""
         return self._head(rms_norm(hidden, self._norm, self._eps))
 
     def _after_attention(
-        self, layer: "_Layer", x: torch.Tensor, attended: torch.Tensor, route: LoraBatch | None
+        self, layer: "_Layer", x: torch.Tensor, attended: torch.Tensor, lora: LoraBatch | None
     ) -> torch.Tensor:
-        x = layer.o.add_to(x, attended, route)
-        inner = layer.gate_up.after_norm(x, layer.norm_2, self._eps, route)
-        return layer.down.add_to(x, gated_activation(inner, self._act), route)
+        x = layer.o.add_to(x, attended, lora)
+        inner = layer.gate_up.after_norm(x, layer.norm_2, self._eps, lora)
+        return layer.down.add_to(x, gated_activation(inner, self._act), lora)
 
 
 class _Layer:
@@ -145,6 +131,5 @@ class _Layer:
         )
         self.down = FusedLinear(f"{path}.down", {f"{path}.mlp.down_proj": mlp.down_proj}, dtype)
 
-    @property
-    def sites(self) -> list[LoraLayer]:
-        return [p.site for p in (self.qkv, self.o, self.gate_up, self.down)]
+        fused = (self.qkv, self.o, self.gate_up, self.down)
+        self.lora_layers = [layer.lora_layer for layer in fused]

@@ -1,9 +1,9 @@
-"""T5-style models for the fast decoder: relative bias, cross-attention, gated or plain MLP.
+"""Run T5-style models: relative bias, cross-attention, gated or plain MLP.
 
-The encoder runs once for a prompt. Its keys and values for every decoder layer lie against the end
-of the row's memory, the decoder's own at the front. Traps that the tests hold: the head is tied by
-value, not by configuration; logits are scaled only when `scale_decoder_outputs` says so; scores
-are not divided by the square root of the head size.
+The encoder runs once for a prompt. Its keys and values for every decoder layer are cached at the
+end of the row, the decoder's own at the front. Three traps have tests: the head is tied by value,
+not by configuration; logits are scaled only when `scale_decoder_outputs` says so; scores are not
+divided by the square root of the head size.
 """
 
 from typing import Any
@@ -13,14 +13,14 @@ import torch
 from deployments.engine.attention.decode import DecodeBatch
 from deployments.engine.attention.kv_cache import KvCache
 from deployments.engine.attention.prefill import PrefillBatch
-from deployments.engine.kernels.lora import ACTIVATIONS, gated_activation, rms_norm
-from deployments.engine.lora.batch import LoraBatch, LoraLayer
+from deployments.engine.kernels.elementwise import ACTIVATIONS, gated_activation, rms_norm
+from deployments.engine.lora.batch import LoraBatch
 from deployments.engine.models.base import KvShape, LMHead, norm_weight
 from deployments.engine.models.linear import FusedLinear
 
 
 def unsupported_by_t5(model: Any) -> str | None:
-    """Why this model cannot run here; None: it can."""
+    """Return why this model cannot run here. Returns None if it can."""
     if type(model).__name__ != "T5ForConditionalGeneration":
         return f"{type(model).__name__} is not T5ForConditionalGeneration"
     if model.config.dense_act_fn not in ACTIVATIONS:
@@ -29,7 +29,7 @@ def unsupported_by_t5(model: Any) -> str | None:
 
 
 class T5Model:
-    """The weights and the forward passes. Takes the weights out of `model`.
+    """Implement Model (base.py). Takes the weights out of `model`.
 
     Args:
         num_positions: positions of one answer, prompt included.
@@ -65,64 +65,55 @@ class T5Model:
             _DecoderLayer(f"decoder.block.{i}.layer", block.layer, dtype, act, gated)
             for i, block in enumerate(model.decoder.block)
         ]
+        layers = (*self._encoder, *self._decoder)
+        self.lora_layers = [adapted for layer in layers for adapted in layer.lora_layers]
+        self.kv_shape = KvShape(len(self._decoder), self._num_heads, self._head_dim, dtype)
+        self.vocab_size = self._head.vocab_size
+        self.device = self._embedding.device
 
-    @property
-    def sites(self) -> list[LoraLayer]:
-        return [site for layer in (*self._encoder, *self._decoder) for site in layer.sites]
-
-    @property
-    def kv_shape(self) -> KvShape:
-        return KvShape(len(self._decoder), self._num_heads, self._head_dim, self._embedding.dtype)
-
-    @property
-    def vocab_size(self) -> int:
-        return self._head.vocab_size
-
-    @property
-    def device(self) -> torch.device:
-        return self._embedding.device
-
-    def prefill(self, cache: KvCache, batch: PrefillBatch, route: LoraBatch | None) -> torch.Tensor:
-        """Run the encoder over whole prompts, side by side, and keep what the decoder reads."""
+    def prefill(self, cache: KvCache, batch: PrefillBatch, lora: LoraBatch | None) -> torch.Tensor:
+        """Run the encoder over whole prompts and cache the keys and values for the decoder."""
         x = self._embedding[batch.tokens]
         heads = (self._num_heads, self._head_dim)
         for layer in self._encoder:
-            qkv = layer.qkv.after_norm(x, layer.norm_1, self._eps, route).view(len(x), 3, *heads)
-            attended = batch.attention.attend(
+            qkv = layer.qkv.after_norm(x, layer.norm_1, self._eps, lora).view(len(x), 3, *heads)
+            attended = batch.attention(
                 qkv[:, 0], qkv[:, 1:], bias=self._encoder_bias, scale=1.0, is_causal=False
             )
-            x = layer.o.add_to(x, attended, route)
-            x = layer.mlp(x, self._eps, route)
+            x = layer.o.add_to(x, attended, lora)
+            x = layer.mlp(x, self._eps, lora)
         encoded = rms_norm(x, self._encoder_norm, self._eps)
         for i, decoder_layer in enumerate(self._decoder):
-            kv = decoder_layer.cross_kv(encoded, route)
+            kv = decoder_layer.cross_kv(encoded, lora)
             cache.write(i, batch.where, kv.view(len(x), 2, *heads))
         return encoded
 
-    def decode(self, cache: KvCache, batch: DecodeBatch, route: LoraBatch | None) -> torch.Tensor:
-        """The batch's tokens one position further: states (B, d)."""
+    def decode(self, cache: KvCache, batch: DecodeBatch, lora: LoraBatch | None) -> torch.Tensor:
+        """Take the rows one position further; returns their states (B, d)."""
         h, dim, eps = self._num_heads, self._head_dim, self._eps
         x = self._embedding[batch.tokens]
         for i, layer in enumerate(self._decoder):
-            qkv, expansion = layer.qkv.before_attention(x, layer.norm_1, eps, route)
-            attended = batch.attention.append(
+            qkv, expansion = layer.qkv.before_attention(x, layer.norm_1, eps, lora)
+            attended = batch.attention.self_attention(
                 qkv.view(len(x), 3 * h, dim), expansion, i, scale=1.0, bias=self._decoder_bias
             )
-            x = layer.o.add_to(x, attended, route)
-            q, expansion = layer.cross_q.before_attention(x, layer.norm_2, eps, route)
-            attended = batch.attention.back(q.view(len(x), h, dim), expansion, i, scale=1.0)
-            x = layer.cross_o.add_to(x, attended, route)
-            x = layer.mlp(x, eps, route)
+            x = layer.o.add_to(x, attended, lora)
+            q, expansion = layer.cross_q.before_attention(x, layer.norm_2, eps, lora)
+            attended = batch.attention.cross_attention(
+                q.view(len(x), h, dim), expansion, i, scale=1.0
+            )
+            x = layer.cross_o.add_to(x, attended, lora)
+            x = layer.mlp(x, eps, lora)
         return x
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """States (n, d) -> logits (n, V)."""
+        """Return the logits (n, V) of states (n, d)."""
         normed = rms_norm(hidden, self._norm, self._eps)
         return self._head(normed if self._output_scale is None else normed * self._output_scale)
 
 
 def _relative_bias(stack: Any, relative: torch.Tensor) -> torch.Tensor:
-    """relative (n,): key position - query position -> (H, n)."""
+    """Return the bias (H, n) of relative (n,): key position - query position."""
     attention = stack.block[0].layer[0].SelfAttention
     buckets = attention._relative_position_bucket(
         relative,
@@ -135,16 +126,9 @@ def _relative_bias(stack: Any, relative: torch.Tensor) -> torch.Tensor:
 
 
 class _Mlp:
-    """Norm, feed-forward and residual: x (T, d) -> (T, d)."""
+    """Apply norm, feed-forward and residual to x (T, d)."""
 
-    def __init__(
-        self,
-        path: str,
-        layer: Any,
-        dtype: torch.dtype,
-        act: str,
-        gated: bool,
-    ) -> None:
+    def __init__(self, path: str, layer: Any, dtype: torch.dtype, act: str, gated: bool) -> None:
         dense = layer.DenseReluDense
         names = ("wi_0", "wi_1") if gated else ("wi",)
         inner = f"{path}.DenseReluDense"
@@ -154,24 +138,17 @@ class _Mlp:
         )
         self._wo = FusedLinear(f"{path}.wo", {f"{inner}.wo": dense.wo}, dtype)
         self._act, self._gated = act, gated
-        self.sites = [self._wi.site, self._wo.site]
+        self.lora_layers = [self._wi.lora_layer, self._wo.lora_layer]
 
-    def __call__(self, x: torch.Tensor, eps: float, route: LoraBatch | None) -> torch.Tensor:
-        inner = self._wi.after_norm(x, self._norm, eps, route)
+    def __call__(self, x: torch.Tensor, eps: float, lora: LoraBatch | None) -> torch.Tensor:
+        inner = self._wi.after_norm(x, self._norm, eps, lora)
         if self._gated:
-            return self._wo.add_to(x, gated_activation(inner, self._act), route)
-        return self._wo.add_to(x, ACTIVATIONS[self._act](inner), route)
+            return self._wo.add_to(x, gated_activation(inner, self._act), lora)
+        return self._wo.add_to(x, ACTIVATIONS[self._act](inner), lora)
 
 
 class _EncoderLayer:
-    def __init__(
-        self,
-        path: str,
-        layers: Any,
-        dtype: torch.dtype,
-        act: str,
-        gated: bool,
-    ) -> None:
+    def __init__(self, path: str, layers: Any, dtype: torch.dtype, act: str, gated: bool) -> None:
         attention = layers[0].SelfAttention
         inner = f"{path}.0.SelfAttention"
         self.norm_1 = norm_weight(layers[0].layer_norm, dtype)
@@ -180,18 +157,11 @@ class _EncoderLayer:
         )
         self.o = FusedLinear(f"{path}.0.o", {f"{inner}.o": attention.o}, dtype)
         self.mlp = _Mlp(f"{path}.{len(layers) - 1}", layers[-1], dtype, act, gated)
-        self.sites = [self.qkv.site, self.o.site, *self.mlp.sites]
+        self.lora_layers = [self.qkv.lora_layer, self.o.lora_layer, *self.mlp.lora_layers]
 
 
 class _DecoderLayer(_EncoderLayer):
-    def __init__(
-        self,
-        path: str,
-        layers: Any,
-        dtype: torch.dtype,
-        act: str,
-        gated: bool,
-    ) -> None:
+    def __init__(self, path: str, layers: Any, dtype: torch.dtype, act: str, gated: bool) -> None:
         super().__init__(path, layers, dtype, act, gated)
         attention = layers[1].EncDecAttention
         inner = f"{path}.1.EncDecAttention"
@@ -201,4 +171,8 @@ class _DecoderLayer(_EncoderLayer):
             f"{path}.1.kv", {f"{inner}.{n}": getattr(attention, n) for n in "kv"}, dtype
         )
         self.cross_o = FusedLinear(f"{path}.1.o", {f"{inner}.o": attention.o}, dtype)
-        self.sites += [self.cross_q.site, self.cross_kv.site, self.cross_o.site]
+        self.lora_layers += [
+            self.cross_q.lora_layer,
+            self.cross_kv.lora_layer,
+            self.cross_o.lora_layer,
+        ]

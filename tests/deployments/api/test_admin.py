@@ -11,7 +11,7 @@ import pytest
 
 from adapters import sources
 from adapters.live_catalog import AdapterVersion
-from deployments.adapter_admin import MAX_INTAKES, NobodyToAsk
+from deployments.adapter_admin import MAX_INGESTS, NobodyToAsk
 from tests.deployments.clinic_in_process import ClinicInProcess
 from tests.deployments.model.test_bad_adapters import WEIGHTS, add, in_config, kept
 from tests.tiny_models import make_adapter
@@ -88,14 +88,14 @@ async def test_of_many_who_add_the_same_version_one_wins(
     ]
     replies = await asyncio.gather(*(add(clinic, folder) for folder in folders))
     assert sorted(reply.status_code for reply in replies) == [201, 409, 409, 409, 409]
-    catalog = clinic.catalog.store.read()
+    catalog = clinic.store.read()
     assert catalog.revision == 1
     folders_kept = {name.split("/")[1] for name in kept(clinic) if "/" in name}
     assert folders_kept >= catalog.digests
     assert len(folders_kept - catalog.digests) <= 1, "only what two of them had put"
     for adapter in catalog.adapters:
         for version in adapter.versions:
-            clinic.catalog.store.folder(version)
+            clinic.store.folder(version)
 
 
 async def test_nobody_can_try_it(clinic: ClinicInProcess, source: Path) -> None:
@@ -106,7 +106,7 @@ async def test_nobody_can_try_it(clinic: ClinicInProcess, source: Path) -> None:
     reply = await add(clinic, source)
     assert (reply.status_code, reply.json()["error"]["code"]) == (503, "no_model_replica")
     assert kept(clinic) == []
-    assert clinic.catalog.store.read().revision == 0
+    assert clinic.store.read().revision == 0
 
 
 @pytest.mark.parametrize("is_fit", [True, False])
@@ -134,12 +134,12 @@ async def test_a_client_that_leaves_stops_no_change_half_way(
     gate.set()
     await wait_for(lambda: not clinic.admin._running)
     if is_fit:
-        assert clinic.catalog.store.read().revision == 1
+        assert clinic.store.read().revision == 1
         for replica in clinic.replicas:
             assert (await replica.info())["adapters_revision"] == 1
     else:
         assert kept(clinic) == []
-        assert clinic.catalog.store.read().revision == 0
+        assert clinic.store.read().revision == 0
 
 
 async def wait_for(condition: Any, timeout_s: float = 10) -> None:
@@ -163,7 +163,7 @@ async def test_slow_sources_hold_up_nobody_else(
     monkeypatch.setattr(sources, "_chunks", slow)
     adding = [
         asyncio.create_task(add(clinic, source, version=f"v{number}"))
-        for number in range(10 * MAX_INTAKES)
+        for number in range(10 * MAX_INGESTS)
     ]
     await asyncio.sleep(0.2)
     async with asyncio.timeout(3):
@@ -179,7 +179,7 @@ async def test_a_seed_that_was_damaged_meanwhile_is_named(
     clinic: ClinicInProcess, source: Path
 ) -> None:
     """The first change keeps the seed's files; what cannot be kept is said, and nothing changes."""
-    file = clinic.catalog.store.seed.directory / "weights" / "cardio" / WEIGHTS
+    file = clinic.store.seed.directory / "weights" / "cardio" / WEIGHTS
     content = file.read_bytes()
     file.write_bytes(content[:-1])
     try:
@@ -188,4 +188,4 @@ async def test_a_seed_that_was_damaged_meanwhile_is_named(
         file.write_bytes(content)
     assert (reply.status_code, reply.json()["error"]["code"]) == (503, "state_unavailable")
     assert "its sha256 is not the one that is listed" in reply.json()["error"]["message"]
-    assert clinic.catalog.store.read().revision == 0
+    assert clinic.store.read().revision == 0

@@ -74,6 +74,40 @@ async def test_route_classifies_without_answering(
     assert backend.calls == []
 
 
+@pytest.mark.parametrize("turn", ["42", "120/80", "+", "\N{THUMBS UP SIGN}", "皮疹"])
+@pytest.mark.parametrize("is_last", [True, False])
+async def test_a_turn_without_a_letter_stays_in_the_conversation(
+    client: httpx.AsyncClient, backend: SmallBackend, turn: str, is_last: bool
+) -> None:
+    contents = ["a red rash", turn] if is_last else ["a red rash", "", turn, "and now?"]
+    messages = []
+    for content in contents:
+        messages += [{"role": "user", "content": content}, {"role": "assistant", "content": "x"}]
+    response = await client.post("/v1/chat/completions", json={"messages": messages[:-1]})
+    assert response.status_code == 200, response.text
+    assert backend.classified == [[text for text in contents if text.startswith("a")]]
+    assert [t.content for t in backend.calls[0].turns if t.role == "user"] == contents
+
+
+@pytest.mark.parametrize(
+    ("contents", "words"),
+    [
+        (["a red rash", " "], "messages.2.content: empty"),
+        (["42", ""], "messages.0.content: no letter"),
+        (["42", "皮疹"], "messages.0.content: no letter"),
+    ],
+)
+async def test_a_conversation_of_which_nothing_can_be_classified(
+    client: httpx.AsyncClient, contents: list[str], words: str
+) -> None:
+    messages = []
+    for content in contents:
+        messages += [{"role": "user", "content": content}, {"role": "assistant", "content": "x"}]
+    response = await client.post("/v1/chat/completions", json={"messages": messages[:-1]})
+    assert response.status_code == 400
+    assert words in error_of(response)["message"]
+
+
 async def test_chat_whole(client: httpx.AsyncClient, backend: SmallBackend) -> None:
     messages = [
         {"role": "system", "content": "be brief"},

@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from deployments.api.app import create_api
-from deployments.api.middleware import IdFromProxy
+from deployments.api.middleware import ResponseHeaders
 from tests.deployments.api.ask.conftest import Caller
 from tests.deployments.conftest import SmallBackend
 
@@ -50,7 +50,7 @@ async def test_an_unexpected_failure_and_a_refused_id_have_ids_too(
 
 async def test_behind_rays_http_server_our_own_header_is_taken_away(backend: SmallBackend) -> None:
     """Ray appends one to every response, in the spelling X-Request-ID."""
-    transport = httpx.ASGITransport(IdFromProxy(create_api(backend)))
+    transport = httpx.ASGITransport(ResponseHeaders(create_api(backend), proxy_adds_id=True))
     async with httpx.AsyncClient(transport=transport, base_url="http://clinic") as client:
         headers = {"x-request-id": "visit.7"}
         response = await client.post("/ask", json={"question": "a rash"}, headers=headers)

@@ -22,7 +22,7 @@ from schemathesis.specs.openapi import checks as openapi_checks
 from deployments.adapter_admin import AdapterAdmin
 from deployments.api.app import create_api
 from deployments.api.openapi import openapi_document
-from deployments.api.protocol import OPENAI_FIELDS_WE_LACK
+from deployments.api.protocol.openai import ChatRequest
 from deployments.engine.request import ErrorInfo, FinishReason
 from tests.deployments.api.ask.conftest import ClinicOfFour, events_of
 from tests.deployments.conftest import SmallBackend
@@ -140,7 +140,7 @@ async def test_chunks_are_what_the_document_says(
 
 
 def test_a_neutral_field_is_in_the_document_and_another_is_not() -> None:
-    for name in OPENAI_FIELDS_WE_LACK:
+    for name in ChatRequest.neutral():
         check("ChatRequest", {**CHAT, name: None})
     check("ChatRequest", {**CHAT, "n": 1, "tools": []})
     validator = Draft202012Validator(

@@ -135,6 +135,26 @@ async def test_bad_bodies(
     assert words in error_of(response)["message"]
 
 
+async def test_a_byte_order_mark_is_read_over(client: httpx.AsyncClient) -> None:
+    headers = {"content-type": "application/json"}
+    content = b'\xef\xbb\xbf{"question": "a red rash"}'
+    assert (await client.post("/ask", content=content, headers=headers)).status_code == 200
+
+
+@pytest.mark.parametrize(("encoding", "status"), [("gzip", 415), ("br", 415), ("identity", 200)])
+async def test_a_compressed_body_is_refused_by_its_encoding(
+    client: httpx.AsyncClient, encoding: str, status: int
+) -> None:
+    content = b'{"question": "a red rash"}'
+    headers = {"content-type": "application/json", "content-encoding": encoding}
+    response = await client.post("/ask", content=content, headers=headers)
+    assert response.status_code == status
+    if status == 415:
+        error = error_of(response)
+        assert (error["param"], error["code"]) == ("content-encoding", "unsupported_encoding")
+        assert encoding in error["message"]
+
+
 async def test_a_body_without_a_length_is_bounded_too(client: httpx.AsyncClient) -> None:
     async def endless() -> AsyncGenerator[bytes, None]:
         for _ in range(10_000):

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 
 from deployments.engine.decoder import StepDecoder
 from deployments.engine.request import Request
-from deployments.engine.scheduler import Scheduler, SchedulerOutput, SequenceState
+from deployments.engine.scheduler import Scheduler
+from deployments.engine.sequence import SchedulerOutput, SequenceState
 
 
 @dataclass
@@ -50,12 +51,12 @@ def run_rows(
     number: dict[SequenceState, int] = {}
     eos_ids = decoder.info.eos_ids
     step = 0
-    while books.jobs or len(number) < len(requests):
+    while books.sequences or len(number) < len(requests):
         before_step(step)
         for i, request in enumerate(requests):
             if due[i] == step:
                 number[books.add(request, 0.0)] = i
-        plan = books.plan(0.0)
+        plan = books.schedule(0.0)
         books.check_invariants()
         for job in plan.admitted:
             assert job.row is not None

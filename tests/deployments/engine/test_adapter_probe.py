@@ -8,12 +8,11 @@ import pytest
 import torch
 
 from deployments.engine.adapter_probe import NOISE
-from deployments.engine.decoder import AdapterHasNoEffect
 from deployments.engine.decoder_factory import FastLimits, build_decoder
 from deployments.engine.model_loader import load_pretrained
 from deployments.engine.model_runner import ModelRunner
-from deployments.engine.request import Request, SamplingParams
-from deployments.engine.scheduler import SchedulerOutput
+from deployments.engine.request import AdapterHasNoEffect, Request, SamplingParams
+from deployments.engine.sequence import SchedulerOutput
 from tests.conftest import TINY_ADAPTERS
 from tests.deployments.engine.rows_by_hand import run_rows
 from tests.tiny_models import make_adapter
@@ -72,13 +71,13 @@ def test_a_probe_changes_no_answer(
     decoder.newcomer = make_adapter(base_dir, tmp_path / "new", base_name="b", seed=31)
     assert run_rows(decoder, requests()).answers == before
     assert decoder.num_probes >= 6
-    assert "newcomer" not in decoder.bank.names
+    assert "newcomer" not in decoder.lora_pool.names
 
 
 def test_its_effect_is_the_same_each_time_and_nothing_for_an_idle_adapter(
     decoder: Probing, family: str, tiny_catalogs: dict[str, tuple[Path, Path]], tmp_path: Path
 ) -> None:
-    slots = [decoder.bank.acquire(name) for name in decoder.bank.names]
+    slots = [decoder.lora_pool.acquire(name) for name in TINY_ADAPTERS]
     effects = [decoder._probe.effect(slot) for slot in slots]
     assert len(set(effects)) == len(effects)
     assert all(effect > 100 * NOISE for effect in effects)

@@ -20,7 +20,8 @@ from deployments.engine.decoder_factory import FastLimits, build_decoder
 from deployments.engine.model_runner import ModelRunner
 from deployments.engine.request import Request, SamplingParams
 from deployments.engine.sampling import Sampler
-from scripts.benchmarks.models import load_base, make_random_adapters
+from scripts.benchmarks.in_process.random_adapters import make_random_adapters
+from scripts.benchmarks.models import load_base
 from tests.deployments.engine.rows_by_hand import run_rows
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

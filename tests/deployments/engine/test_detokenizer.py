@@ -23,7 +23,7 @@ def streamed(text: str, stop: tuple[str, ...] = ()) -> tuple[list[str], Incremen
     stream = IncrementalDetokenizer(decode_bytes, stop)
     pieces = []
     for token_id in text.encode():
-        pieces.append(stream.push(token_id))
+        pieces.append(stream.extend([token_id]))
         if stream.is_stopped:
             return pieces, stream
     pieces.append(stream.finish())
@@ -43,14 +43,14 @@ def test_an_unfinished_character_is_held_back() -> None:
 
 def test_an_answer_cut_inside_a_character_still_gives_out_what_it_has() -> None:
     stream = IncrementalDetokenizer(decode_bytes)
-    first, second = stream.push(ord("a")), stream.push("é".encode()[0])
+    first, second = stream.extend([ord("a")]), stream.extend("é".encode()[:1])
     assert (first, second) == ("a", "")
     assert stream.finish() == "\N{REPLACEMENT CHARACTER}"
 
 
 def test_spaces_between_pieces_survive() -> None:
     stream = IncrementalDetokenizer(decode_pieces)
-    text = "".join(stream.push(token_id) for token_id in (1, 2, 3)) + stream.finish()
+    text = "".join(stream.extend([token_id]) for token_id in (1, 2, 3)) + stream.finish()
     assert text == "w1 w2 w3"
 
 

@@ -38,7 +38,9 @@ class ScriptedDecoder:
 
     @property
     def info(self) -> DecoderInfo:
-        return DecoderInfo("scripted", "test", "cpu", "none", 64, frozenset({EOS}), ("a", "b"))
+        return DecoderInfo(
+            "scripted", "test", "cpu", "none", 64, frozenset({EOS}), frozenset({"a", "b"})
+        )
 
     def set_adapter(self, name: str | None) -> None:
         self._adapter = name

@@ -1,4 +1,4 @@
-"""Life around the fast decoder: loading beside a running batch, cancelling, refusing, falling back.
+"""Life around the fast decoder: loading while a batch runs, cancelling, refusing, falling back.
 
 That its tokens are right is in test_parity.py.
 """
@@ -15,15 +15,23 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from deployments.engine.cuda_graphs import SCRATCH_POSITIONS
-from deployments.engine.decoder import AdapterHasNoEffect, StepDecoder
-from deployments.engine.decoder_factory import FastDecoderImpossible, FastLimits, build_decoder
+from deployments.engine.decoder import StepDecoder
+from deployments.engine.decoder_factory import FastLimits, build_decoder
 from deployments.engine.engine import Engine, EngineLimits
-from deployments.engine.lora.peft_reader import AdapterNotSupported, unsupported_features
-from deployments.engine.lora.pool import BankRefused
+from deployments.engine.lora.peft_features import unsupported_features
 from deployments.engine.model_loader import Pretrained, load_pretrained
 from deployments.engine.model_runner import ModelRunner
 from deployments.engine.peft_decoder import PeftDecoder
-from deployments.engine.request import FinishReason, Request, SamplingParams, TokenEvent
+from deployments.engine.request import (
+    AdapterHasNoEffect,
+    AdapterNotSupported,
+    FastDecoderImpossible,
+    FinishReason,
+    LoraPoolError,
+    Request,
+    SamplingParams,
+    TokenEvent,
+)
 from tests.conftest import TINY_ADAPTERS
 from tests.deployments.engine.rows_by_hand import run_rows
 from tests.oracle import Oracle
@@ -74,7 +82,7 @@ async def engine(decoder: ModelRunner) -> AsyncIterator[Engine]:
     yield engine
     engine.close()
     assert all(state.length == 0 and state.slot == 0 for state in decoder._states), "a row leaked"
-    assert not any(decoder.bank._num_users), "a slot leaked"
+    assert not any(decoder.lora_pool._num_rows), "a slot leaked"
 
 
 def request(adapter: str | None, tokens: int = 12, name: str = "r") -> Request:
@@ -114,11 +122,11 @@ async def test_the_engine_streams_what_the_oracle_says(
 async def test_cancelling_frees_the_row_and_its_slot(engine: Engine, decoder: ModelRunner) -> None:
     events = engine.generate(request("derm", 50))
     await anext(events)
-    assert decoder.bank.num_users("derm") == 1
+    assert sum(decoder.lora_pool._num_rows) == 1
     await events.aclose()
     done = asyncio.wrap_future(engine.run_between_steps(lambda: None))
     await done
-    again = asyncio.wrap_future(engine.run_between_steps(lambda: decoder.bank.num_users("derm")))
+    again = asyncio.wrap_future(engine.run_between_steps(lambda: sum(decoder.lora_pool._num_rows)))
     assert await again == 0
     assert engine.num_running == 0
 
@@ -145,9 +153,9 @@ async def test_an_adapter_is_replaced_and_evicted_while_rows_run(
     for name, events, expected in (("first", first, old), ("second", second.result(), new)):
         text = "".join(event.text for event in events)
         assert visible(text) == visible(decoder.decode(expected)), name
-    evicting = engine.run_between_steps(lambda: decoder.bank.evict("derm"))
+    evicting = engine.run_between_steps(lambda: decoder.lora_pool.evict("derm"))
     await asyncio.wrap_future(evicting)
-    assert decoder.info.adapters == ("cardio",)
+    assert decoder.info.adapters == {"cardio"}
 
 
 def test_an_adapter_without_effect_is_refused_and_the_earlier_one_serves(
@@ -163,12 +171,12 @@ def test_an_adapter_without_effect_is_refused_and_the_earlier_one_serves(
 def test_a_full_bank_says_what_to_do(decoder: ModelRunner, folders: dict[str, Path]) -> None:
     decoder.load_adapter("third", folders["derm"])
     decoder.load_adapter("fourth", folders["derm"])  # the slot that is spare for replacing
-    with pytest.raises(BankRefused, match=r"'fifth' finds no free slot: 4 adapters are resident"):
+    with pytest.raises(LoraPoolError, match=r"'fifth' finds no free slot: 4 adapters are resident"):
         decoder.load_adapter("fifth", folders["derm"])
 
 
 def test_an_unknown_adapter_does_not_take_a_row(decoder: ModelRunner) -> None:
-    with pytest.raises(BankRefused, match=r"'zebra' is not resident \(resident: derm, cardio\)"):
+    with pytest.raises(LoraPoolError, match=r"'zebra' is not resident \(resident: derm, cardio\)"):
         decoder.set_adapter(0, "zebra")
 
 
@@ -273,9 +281,9 @@ def test_a_step_that_fails_leaves_a_decoder_that_works(
         raise RuntimeError("broken")
 
     with monkeypatch.context() as patch:
-        patch.setattr(decoder._network, "decode", broken)
+        patch.setattr(decoder._model, "decode", broken)
         with pytest.raises(RuntimeError, match="broken"):
             run_rows(decoder, [request("derm"), request("cardio")])
     decoder.reset()
-    assert not any(decoder.bank._num_users)
+    assert not any(decoder.lora_pool._num_rows)
     assert run_rows(decoder, [request("derm")]).answers == before

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from deployments.engine.decoder_factory import FastLimits, build_decoder
-from deployments.engine.kernels.lora import are_fused
+from deployments.engine.kernels.backend import are_fused
 from deployments.engine.model_loader import Family, load_pretrained
 from deployments.engine.model_runner import ModelRunner
 from deployments.engine.request import Request, SamplingParams

@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from deployments.engine.decoder import AdapterHasNoEffect
-from deployments.engine.model_loader import choose_precision
-from deployments.engine.peft_decoder import PeftDecoder, load_peft_decoder
-from deployments.engine.request import Request, SamplingParams
+from deployments.engine.model_loader import choose_precision, load_pretrained
+from deployments.engine.peft_decoder import PeftDecoder
+from deployments.engine.request import AdapterHasNoEffect, Request, SamplingParams
 from tests.conftest import TINY_ADAPTERS
 from tests.oracle import Oracle
 from tests.tiny_models import make_adapter
@@ -78,7 +77,8 @@ def family(request: pytest.FixtureRequest) -> str:
 def decoder(family: str, tiny_catalogs: Catalogs) -> PeftDecoder:
     base, catalog = tiny_catalogs[family]
     kind = "causal" if family == "llama" else "seq2seq"
-    decoder = load_peft_decoder(base, kind, device="cpu", dtype="float32")  # type: ignore[arg-type]
+    loaded = load_pretrained(base, kind, device="cpu", dtype="float32")  # type: ignore[arg-type]
+    decoder = PeftDecoder(loaded)
     for name in TINY_ADAPTERS:
         decoder.load_adapter(name, catalog / "weights" / name)
     return decoder
@@ -145,7 +145,7 @@ def test_an_adapter_without_effect_is_refused(
     idle = make_adapter(base, tmp_path / "idle", base_name=str(base), seed=5, std=0.0)
     with pytest.raises(AdapterHasNoEffect, match=r"'idle'.*does not change"):
         decoder.load_adapter("idle", idle)
-    assert decoder.adapters == tuple(TINY_ADAPTERS)
+    assert decoder.info.adapters == set(TINY_ADAPTERS)
 
 
 def test_an_unknown_adapter_is_named(decoder: PeftDecoder) -> None:

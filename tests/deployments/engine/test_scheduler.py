@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from deployments.engine.fairness import TokenCounters
 from deployments.engine.request import Request, SamplingParams
-from deployments.engine.scheduler import Scheduler, SchedulerOutput, SequenceState
+from deployments.engine.scheduler import Scheduler
+from deployments.engine.sequence import SchedulerOutput, SequenceState
 
 
 def request(
@@ -35,7 +36,7 @@ def scheduler(
 
 def step(books: Scheduler, now: float = 0.0) -> SchedulerOutput:
     """One step whose rows end at max_tokens."""
-    plan = books.plan(now)
+    plan = books.schedule(now)
     books.check_invariants()
     end_planned(books, plan)
     return plan
@@ -43,7 +44,7 @@ def step(books: Scheduler, now: float = 0.0) -> SchedulerOutput:
 
 def end_planned(books: Scheduler, plan: SchedulerOutput) -> None:
     for job in plan.emits:
-        if job.num_planned == job.request.sampling.max_tokens:
+        if job.num_scheduled == job.request.sampling.max_tokens:
             books.finish(job)
     books.check_invariants()
 
@@ -128,7 +129,7 @@ def test_adapters_that_wait_get_equal_service() -> None:
     for _ in range(90):
         step(books)
     served = {
-        name: sum(job.num_prefilled + 2 * job.num_planned for job in of)
+        name: sum(job.num_prefilled + 2 * job.num_scheduled for job in of)
         for name, of in jobs.items()
     }
     assert max(served.values()) - min(served.values()) <= 3 * (8 + 2 * 8), served
@@ -171,24 +172,24 @@ def test_a_row_is_free_once_its_last_token_is_planned() -> None:
     """The host may not have seen that token yet: it runs one step behind the device."""
     books = scheduler((16,))
     first, second = books.add(request("a", tokens=1), 0), books.add(request("b"), 0)
-    assert books.plan(0).emits == (first,)
-    plan = books.plan(0)
+    assert books.schedule(0).emits == (first,)
+    plan = books.schedule(0)
     books.check_invariants()
     assert (plan.released, plan.admitted, second.row) == ((0,), (second,), 0)
-    assert first in books.jobs, "its token is still on its way"
+    assert first in books.sequences, "its token is still on its way"
     books.finish(first)
     books.check_invariants()
     assert books.num_running == 1, "the row belongs to the second one"
-    assert first not in books.jobs
+    assert first not in books.sequences
 
 
 def test_a_late_deadline_leaves_the_next_owner_alone() -> None:
     books = scheduler((16,))
     first = books.add(request("a", tokens=1, deadline_s=1.0), 0)
-    books.plan(0)
+    books.schedule(0)
     second = books.add(request("b", tokens=5), 0)
-    books.plan(0.5)
-    assert books.plan(1.5).expired == (first,)
+    books.schedule(0.5)
+    assert books.schedule(1.5).expired == (first,)
     books.check_invariants()
     assert second.holds_row
 
@@ -238,7 +239,7 @@ def test_the_books_balance_whatever_happens(data: st.DataObject) -> None:
             limit = data.draw(st.sampled_from([None, None, 3.0]))
             adapter = data.draw(st.sampled_from([None, "a", "b"]))
             jobs.append(books.add(request(adapter, prompt, tokens, limit), now))
-        plan = books.plan(now)
+        plan = books.schedule(now)
         books.check_invariants()
         planned.append(plan)
         if len(planned) > num_behind:
@@ -255,10 +256,10 @@ def test_the_books_balance_whatever_happens(data: st.DataObject) -> None:
         end_planned(books, planned.popleft())
     bound = sum(j.num_positions + 8 for j in jobs) + 1
     for _ in range(bound):
-        if not books.jobs:
+        if not books.sequences:
             break
         step(books, math.inf)
-    assert not books.jobs, "work was left over"
+    assert not books.sequences, "work was left over"
 
 
 def test_everything_ends_without_deadlines_too() -> None:
@@ -266,4 +267,4 @@ def test_everything_ends_without_deadlines_too() -> None:
     jobs = [books.add(request("ab"[i % 2], prompt=1 + 3 * i % 19, tokens=5), 0) for i in range(20)]
     for _ in range(400):
         step(books)
-    assert all(job.num_planned == 5 for job in jobs)
+    assert all(job.num_scheduled == 5 for job in jobs)

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from ray.exceptions import ActorDiedError
+from ray.serve.exceptions import DeploymentUnavailableError
 
 from deployments.ingress.deployment import RouterReplica
 from deployments.settings import Settings
@@ -161,3 +163,19 @@ async def test_a_named_specialty_needs_no_classification(replica: RouterReplica)
     assert (french.language, french.notice) == ("fr", "language_not_supported")
     assert replica.answer_language(french) == "English"
     assert "dermatology" in replica.clinic.specialties
+
+
+@pytest.mark.parametrize(
+    "error",
+    [DeploymentUnavailableError("Model"), ActorDiedError()],  # type: ignore[arg-type]
+)
+async def test_without_a_model_it_is_not_ready(replica: RouterReplica, error: Exception) -> None:
+    class Info:
+        async def remote(self) -> None:
+            raise error
+
+    replica._model = SimpleNamespace(info=Info())  # type: ignore[assignment]
+    is_ready, report = await replica.readiness()
+    assert not is_ready
+    assert report["cause"] == f"the model: {type(error).__name__}"
+    assert report["router"]["catalog_revision"] == 0

@@ -4,10 +4,17 @@ import contextlib
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
+import httpx
 import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError
-from ray.serve.exceptions import BackPressureError
+from ray.serve.exceptions import (
+    BackPressureError,
+    DeploymentUnavailableError,
+    RayServeException,
+    ReplicaUnavailableError,
+)
 
+from adapters.prompting import Message
 from deployments.engine.request import (
     ErrorInfo,
     FinishReason,
@@ -17,17 +24,21 @@ from deployments.engine.request import (
     failed_event,
 )
 from deployments.ingress.model_client import answer_events
-from deployments.messages import GenerateRequest, Turn
+from deployments.messages import GenerateRequest
+from tests.deployments.conftest import SmallBackend
 
-CALL = GenerateRequest("r-1", (Turn("user", "a rash"),), None, SamplingParams(8), stream=True)
+CALL = GenerateRequest("r-1", (Message("user", "a rash"),), None, SamplingParams(8), stream=True)
 
 
 def event(text: str, reason: FinishReason | None = None) -> TokenEvent:
     return TokenEvent("r-1", text, 1, 3, Timings(), reason)
 
 
+MESSAGES = [{"role": "user", "content": "a rash"}]
 DIED = ActorDiedError()
 AWAY = ActorUnavailableError("no heartbeat", None)
+MOVED = ReplicaUnavailableError("m1")
+GONE = DeploymentUnavailableError("Model")  # type: ignore[arg-type]
 FULL = BackPressureError(num_queued_requests=9, max_queued_requests=8)
 A, B, END = event("a"), event("b"), event("c", FinishReason.STOP)
 STOPPED = failed_event("r-1", ErrorInfo("engine_stopped", "the loop died"))
@@ -69,6 +80,11 @@ class Replicas:
         ([[A, DIED]], "a", "replica_lost"),
         ([[A, STOPPED]], "a", "engine_stopped"),
         ([[FULL]], "", "queue_full"),
+        ([[MOVED], [A, END]], "ac", None),
+        ([[GONE]], "", "no_replica"),
+        ([[DIED], [GONE]], "", "no_replica"),
+        ([[A, GONE]], "a", "no_replica"),
+        ([[RayServeException("no application")]], "", "no_replica"),
         ([[DIED], [FULL]], "", "queue_full"),
         ([[TOO_LONG]], "", "prompt_too_long"),
     ],
@@ -91,6 +107,18 @@ async def test_a_client_that_leaves_cancels_the_attempt(attempts: Any) -> None:
     async with contextlib.aclosing(answer_events(replicas.start, CALL)) as events:
         assert (await anext(events)).text == "a"
     assert replicas.num_cancelled == 1
+
+
+@pytest.mark.parametrize("path", ["/ask", "/v1/chat/completions"])
+async def test_a_model_that_is_gone_is_a_503_with_retry_after(
+    path: str, client: httpx.AsyncClient, backend: SmallBackend
+) -> None:
+    [event] = [found async for found in answer_events(Replicas([GONE]).start, CALL)]
+    backend.error = event.error
+    body = {"question": "a rash"} if path == "/ask" else {"model": "base", "messages": MESSAGES}
+    reply = await client.post(path, json=body)
+    assert (reply.status_code, reply.headers["retry-after"]) == (503, "10")
+    assert reply.json()["error"]["code"] == "no_replica"
 
 
 async def test_other_failures_are_not_taken_for_a_lost_replica() -> None:

@@ -1,51 +1,38 @@
-"""A silent or broken replica is listed, and hides nobody else's answer."""
+"""An unreachable or broken replica is listed, and hides nobody else's answer."""
 
-import asyncio
+import time
 from typing import Any
 
 import httpx
 import pytest
 
 from deployments.ingress import operator
-from deployments.ingress.operator import ClusterReport, TrafficLog, assemble
+from deployments.ingress.operator import ClusterReport, NamedReplicas, assemble
+from deployments.ingress.replica_set import ReplicaSet
+from deployments.ingress.traffic import TrafficLog
 from tests.deployments.conftest import SmallBackend
 
 
-class Pending:
-    """One replica's answer: a value, an exception, or (None) none at all."""
-
-    def __init__(self, outcome: Any) -> None:
-        self._outcome = outcome
-        self.is_cancelled = False
-
-    async def get_async(self) -> Any:
-        if self._outcome is None:
-            await asyncio.Event().wait()
-        if isinstance(self._outcome, Exception):
-            raise self._outcome
-        return self._outcome
-
-    def cancel(self) -> None:
-        self.is_cancelled = True
-
-
 class Handle:
-    """A deployment handle whose broadcast reaches these replicas; None: none is known yet."""
+    """A deployment handle whose broadcast reaches these replicas: each a value, an exception, or
+    None for one that does not answer. Without a list no replica is known yet."""
 
     def __init__(self, outcomes: list[Any] | None) -> None:
         self.outcomes = outcomes
-        self.pending: list[Pending] = []
         self.methods: list[str] = []
 
     def broadcast(self, method: str) -> "Handle":
         self.methods.append(method)
         return self
 
-    async def _fetch_replica_results_async(self) -> list[Pending]:
+    def results(self, *, timeout_s: float, return_exceptions: bool) -> list[Any]:
+        """As Serve's: it blocks until all have answered, or for `timeout_s`."""
+        assert return_exceptions
+        if self.outcomes is None or None in self.outcomes:
+            time.sleep(timeout_s)
         if self.outcomes is None:
-            await asyncio.Event().wait()
-        self.pending = [Pending(outcome) for outcome in self.outcomes or []]
-        return self.pending
+            raise TimeoutError
+        return [TimeoutError() if found is None else found for found in self.outcomes]
 
 
 def traffic_of(replica: str) -> dict[str, Any]:
@@ -53,71 +40,72 @@ def traffic_of(replica: str) -> dict[str, Any]:
 
 
 @pytest.fixture
-def desk(monkeypatch: pytest.MonkeyPatch) -> ClusterReport:
+def cluster(monkeypatch: pytest.MonkeyPatch) -> ClusterReport:
     """Two model replicas, one router replica; 0.2 s of patience."""
     monkeypatch.setattr(operator, "REPLICA_TIMEOUT_S", 0.2)
     models = Handle([{"replica": "m2"}, {"replica": "m1"}])
-    desk = ClusterReport(models)  # type: ignore[arg-type]
-    desk._routers = operator._ReplicaSet(Handle([traffic_of("r1")]))  # type: ignore[arg-type]
-    return desk
+    cluster = ClusterReport(models)  # type: ignore[arg-type]
+    cluster._routers = NamedReplicas(ReplicaSet(Handle([traffic_of("r1")])))  # type: ignore[arg-type]
+    return cluster
 
 
-def handle_of(roll: Any) -> Handle:
-    handle: Handle = roll._handle
+def handle_of(replicas: NamedReplicas | None) -> Handle:
+    assert replicas is not None
+    handle: Any = replicas._replicas._handle
+    assert isinstance(handle, Handle)
     return handle
 
 
-async def test_every_replica_is_asked(desk: ClusterReport) -> None:
-    report = await desk.report()
+async def test_every_replica_is_asked(cluster: ClusterReport) -> None:
+    report = await cluster.report()
     assert [model["replica"] for model in report["models"]] == ["m1", "m2"]
     assert [router["replica"] for router in report["routers"]] == ["r1"]
     assert report["routers"][0]["catalog_revision"] == 7
     assert report["all_routers"]["num_requests"] == 0
-    assert handle_of(desk._models).methods == ["info"]
-    assert handle_of(desk._routers).methods == ["traffic"]
+    assert handle_of(cluster._models).methods == ["info"]
+    assert handle_of(cluster._routers).methods == ["traffic"]
 
 
-async def test_a_silent_replica_is_listed_by_the_name_it_had(desk: ClusterReport) -> None:
-    await desk.report()
-    models = handle_of(desk._models)
+async def test_an_unreachable_replica_is_listed_by_the_name_it_had(cluster: ClusterReport) -> None:
+    await cluster.report()
+    models = handle_of(cluster._models)
     models.outcomes = [{"replica": "m2"}, None]
-    for _ in range(2):  # it stays known for as long as it is silent
-        report = await desk.report()
-        silent, well = report["models"]
-        assert (silent["replica"], silent["problem"]) == ("m1", "no_answer")
-        assert "within 0.2 s" in silent["message"]
+    for _ in range(2):  # it stays known for as long as it is unreachable
+        report = await cluster.report()
+        unreachable, well = report["models"]
+        assert (unreachable["replica"], unreachable["problem"]) == ("m1", "no_answer")
+        assert "within 0.2 s" in unreachable["message"]
         assert well == {"replica": "m2"}
-        assert models.pending[1].is_cancelled
     models.outcomes = [{"replica": "m2"}]
-    assert (await desk.report())["models"] == [{"replica": "m2"}]
+    assert (await cluster.report())["models"] == [{"replica": "m2"}]
 
 
-async def test_a_silent_replica_that_never_spoke_has_no_name(desk: ClusterReport) -> None:
-    handle_of(desk._models).outcomes = [{"replica": "m1"}, None]
-    report = await desk.report()
+async def test_an_unreachable_replica_that_never_spoke_has_no_name(cluster: ClusterReport) -> None:
+    handle_of(cluster._models).outcomes = [{"replica": "m1"}, None]
+    report = await cluster.report()
     assert [model["replica"] for model in report["models"]] == ["m1", None]
 
 
-async def test_a_replica_that_raises_is_listed_without_the_text(desk: ClusterReport) -> None:
-    handle_of(desk._models).outcomes = [{"replica": "m1"}, RuntimeError("my zebrafish hurts")]
-    report = await desk.report()
+async def test_a_replica_that_raises_is_listed_without_the_text(cluster: ClusterReport) -> None:
+    handle_of(cluster._models).outcomes = [{"replica": "m1"}, RuntimeError("my zebrafish hurts")]
+    report = await cluster.report()
     assert report["models"][1]["problem"] == "failed"
     assert report["models"][1]["message"] == "RuntimeError"
     assert "zebrafish" not in str(report)
 
 
-async def test_before_any_replica_runs(desk: ClusterReport) -> None:
-    handle_of(desk._models).outcomes = None
-    report = await desk.report()
+async def test_before_any_replica_runs(cluster: ClusterReport) -> None:
+    handle_of(cluster._models).outcomes = None
+    report = await cluster.report()
     assert [model["problem"] for model in report["models"]] == ["not_running"]
     assert [router["replica"] for router in report["routers"]] == ["r1"]
 
 
-def test_a_silent_router_is_left_out_of_the_sum() -> None:
-    silent = {"replica": None, "problem": "no_answer", "message": "no answer within 2 s"}
-    report = assemble([], [silent, traffic_of("r1")], generated_at=1.0)
+def test_an_unreachable_router_is_left_out_of_the_sum() -> None:
+    unreachable = {"replica": None, "problem": "no_answer", "message": "no answer within 2 s"}
+    report = assemble([], [unreachable, traffic_of("r1")], generated_at=1.0)
     assert [router["replica"] for router in report["routers"]] == ["r1", None]
-    assert report["routers"][1] == silent
+    assert report["routers"][1] == unreachable
     assert report["all_routers"]["num_requests"] == 0
 
 

@@ -6,7 +6,7 @@ import statistics
 import pytest
 
 from deployments.engine.request import ErrorInfo, FinishReason, Timings, TokenEvent
-from deployments.ingress.operator import TrafficLog, described, summed
+from deployments.ingress.traffic import TrafficLog, described, summed
 from deployments.messages import Outcome
 
 

@@ -1,26 +1,28 @@
 """Which versions are on the device, with a decoder that only notes what it holds."""
 
+import asyncio
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from adapters import changes
+from adapters.live_catalog import AdapterVersion
 from adapters.store import AdapterStore
 from deployments.model.adapter_cache import AdapterGone, AdapterUnavailable
 from deployments.model.adapter_manager import AdapterManager
-from deployments.model.host_memory import HostCache
+from deployments.model.host_cache import HostCache
 from tests.adapters.live_catalogs import add, make_seed, store_of, write_bundle
 
 NAMES = ("a", "b", "c", "d")
 
 
 class NotingDecoder:
-    """Holds at most `places`, as a bank does; `slow` texts wait to be read, `broken` ones fail."""
+    """Holds at most `places`, as the pool does; `slow` texts wait, `broken` ones fail."""
 
     def __init__(self, places: int) -> None:
         self.held: set[str] = set()
@@ -43,7 +45,7 @@ class NotingDecoder:
         return text
 
     def install(self, name: str, weights: str, *, probe: bool = True) -> None:
-        assert len(self.held | {name}) <= self._places, "more than the bank has"
+        assert len(self.held | {name}) <= self._places, "more than the pool has"
         self.held.add(name)
         self.installs.append((weights, probe))
 
@@ -65,19 +67,19 @@ class Clinic:
         self.store = store_of(self.seed, folder / "state")
         self.decoder = NotingDecoder(capacity + 1)
         self.now = 0.0
-        self.holder = AdapterManager(
+        self._engine = ThreadPoolExecutor(1)
+        self.manager = AdapterManager(
             self.store,
             "tiny",
             self.decoder,
             capacity=capacity,
             host=HostCache(host_bytes),  # each of NotingDecoder's weights counts as one
+            run=self._engine.submit,
             clock=lambda: self.now + time.monotonic(),
         )
-        self._engine = ThreadPoolExecutor(1)
-        self.holder.attach(self.submit)
 
-    def submit(self, errand: Any) -> "Future[Any]":
-        return self._engine.submit(errand)
+    def lease(self, name: str, version: str | None) -> str:
+        return self.manager.lease(name, version).result(10)
 
     def settle(self) -> None:
         self._engine.submit(lambda: None).result()
@@ -101,22 +103,25 @@ def tiers(report: dict[str, Any]) -> dict[str, str]:
 
 
 def test_the_first_look_fills_the_device_and_no_more(clinic: Clinic) -> None:
-    report = clinic.holder.sync()
+    report = clinic.manager.sync()
     assert tiers(report) == {"a": "device", "b": "device", "c": "device", "d": "disk"}
     assert clinic.decoder.texts == {"a@1", "b@1", "c@1"}
-    assert clinic.holder.count_by_tier() == {"device": 3, "host": 0, "disk": 1}
+    tiers_now, loads = clinic.manager.measure()
+    assert tiers_now == {"device": 3, "host": 0, "disk": 1}
+    assert [name for name, _ in loads] == ["a", "b", "c"]
+    assert clinic.manager.measure()[1] == []
 
 
 def test_the_least_recently_leased_makes_room_and_comes_back_from_memory(
     clinic: Clinic,
 ) -> None:
-    clinic.holder.sync()
-    clinic.holder.release(clinic.holder.lease("a", None))
-    key = clinic.holder.lease("d", "1")
+    clinic.manager.sync()
+    clinic.manager.release(clinic.lease("a", None))
+    key = clinic.lease("d", "1")
     assert clinic.decoder.texts == {"a@1", "c@1", "d@1"}
-    clinic.holder.release(key)
+    clinic.manager.release(key)
     num_reads = len(clinic.decoder.reads)
-    clinic.holder.release(clinic.holder.lease("b", None))
+    clinic.manager.release(clinic.lease("b", None))
     assert len(clinic.decoder.reads) == num_reads, "from memory"
     assert clinic.decoder.installs[-1] == ("b-1", False), "and without a second probe"
 
@@ -124,33 +129,33 @@ def test_the_least_recently_leased_makes_room_and_comes_back_from_memory(
 def test_what_is_not_on_the_device_is_read_ahead_as_far_as_there_is_room(tmp_path: Path) -> None:
     clinic = Clinic(tmp_path)
     clinic.decoder.broken = {"d-1"}
-    clinic.holder.sync()
-    clinic.holder.prefetch()
+    clinic.manager.sync()
+    clinic.manager.prefetch()
     assert clinic.decoder.reads == ["a-1", "b-1", "c-1", "d-1"]
-    clinic.holder.prefetch()
+    clinic.manager.prefetch()
     assert clinic.decoder.reads.count("d-1") == 1, "not again and again"
     with pytest.raises(AdapterUnavailable, match="d@1"):
-        clinic.holder.lease("d", None)
+        clinic.lease("d", None)
     clinic.close()
     small = Clinic(tmp_path / "small", host_bytes=3)
-    small.holder.sync()
-    small.holder.prefetch()
+    small.manager.sync()
+    small.manager.prefetch()
     assert "d-1" not in small.decoder.reads, "it would have pushed out another"
     small.close()
     ample = Clinic(tmp_path / "ample")
-    ample.holder.sync()
-    ample.holder.prefetch()
-    assert tiers(ample.holder.report())["d"] == "host"
-    ample.holder.release(ample.holder.lease("d", None))
+    ample.manager.sync()
+    ample.manager.prefetch()
+    assert tiers(ample.manager.report())["d"] == "host"
+    ample.manager.release(ample.lease("d", None))
     assert ample.decoder.reads.count("d-1") == 1
     ample.close()
 
 
 def test_memory_has_its_limit(tmp_path: Path) -> None:
     clinic = Clinic(tmp_path, host_bytes=0)
-    clinic.holder.sync()
-    clinic.holder.release(clinic.holder.lease("d", None))
-    clinic.holder.release(clinic.holder.lease("a", None))
+    clinic.manager.sync()
+    clinic.manager.release(clinic.lease("d", None))
+    clinic.manager.release(clinic.lease("a", None))
     assert clinic.decoder.reads.count("a-1") == 2
     memory = HostCache(10)
     for digest, size in (("x", 6), ("y", 4), ("x", 6), ("z", 3)):
@@ -163,16 +168,16 @@ def test_memory_has_its_limit(tmp_path: Path) -> None:
 def test_a_leased_version_outlives_its_update_and_leaves_with_the_last_answer(
     clinic: Clinic, tmp_path: Path
 ) -> None:
-    clinic.holder.sync()
-    first, second = (clinic.holder.lease("a", None) for _ in range(2))
+    clinic.manager.sync()
+    first, second = (clinic.lease("a", None) for _ in range(2))
     add(clinic.writer(), tmp_path, "a", "2")
-    report = clinic.holder.sync()
+    report = clinic.manager.sync()
     assert report["leaving"] == [{"name": "a", "version": "1", "running": 2}]
-    assert clinic.holder.try_lease("a", "2") is not None
-    clinic.holder.release(first)
+    assert clinic.manager.lease("a", "2").done()
+    clinic.manager.release(first)
     clinic.settle()
     assert "a@1" in clinic.decoder.texts
-    clinic.holder.release(second)
+    clinic.manager.release(second)
     clinic.settle()
     assert "a@1" not in clinic.decoder.texts
 
@@ -180,33 +185,34 @@ def test_a_leased_version_outlives_its_update_and_leaves_with_the_last_answer(
 def test_a_question_for_a_version_that_has_just_gone_is_served_and_later_not(
     clinic: Clinic, tmp_path: Path
 ) -> None:
-    clinic.holder.sync()
+    clinic.manager.sync()
     clinic.writer().change(lambda c: changes.remove(c, "a"))
-    clinic.holder.sync()
+    clinic.manager.sync()
     clinic.settle()
     assert "a@1" not in clinic.decoder.texts
-    clinic.holder.release(clinic.holder.lease("a", "1"))
+    clinic.manager.release(clinic.lease("a", "1"))
     clinic.settle()
     assert "a@1" not in clinic.decoder.texts, "it stays no longer than the answer"
     with pytest.raises(AdapterGone):
-        clinic.holder.lease("a", None)
+        clinic.lease("a", None)
     clinic.now += 1000
-    clinic.holder.sync()
+    clinic.manager.sync()
     with pytest.raises(AdapterGone, match="version 1"):
-        clinic.holder.lease("a", "1")
+        clinic.lease("a", "1")
 
 
-def test_a_router_may_know_of_a_version_first(clinic: Clinic, tmp_path: Path) -> None:
-    clinic.holder.sync()
+async def test_a_router_may_know_of_a_version_first(clinic: Clinic, tmp_path: Path) -> None:
+    clinic.manager.sync()
     add(clinic.writer(), tmp_path, "a", "2")
-    assert clinic.holder.lease("a", "2").startswith("a@2#")
+    async with clinic.manager.leased("a", "2") as key:
+        assert key.startswith("a@2#")
 
 
 def test_the_same_version_name_with_other_content_is_another_version(
     clinic: Clinic, tmp_path: Path
 ) -> None:
-    clinic.holder.sync()
-    old = clinic.holder.lease("a", "1")
+    clinic.manager.sync()
+    old = clinic.lease("a", "1")
     writer = clinic.writer()
     writer.change(lambda c: changes.remove(c, "a"))
     record = write_bundle(tmp_path / "again", "other").model_copy(update={"version": "1"})
@@ -214,88 +220,87 @@ def test_the_same_version_name_with_other_content_is_another_version(
     writer.change(
         lambda c: changes.add_version(c, name="a", specialty="a", base_model="tiny", version=record)
     )
-    clinic.holder.sync()
-    new = clinic.holder.lease("a", "1")
+    clinic.manager.sync()
+    new = clinic.lease("a", "1")
     assert new != old
     assert clinic.decoder.installs[-1] == ("other", True)
 
 
 def test_a_load_that_fails_is_named_and_tried_again(clinic: Clinic, tmp_path: Path) -> None:
-    clinic.holder.sync()
-    stamp = clinic.holder.stamp()
+    clinic.manager.sync()
+    assert not clinic.manager.is_behind()
     add(clinic.writer(), tmp_path, "a", "2")
     clinic.decoder.broken = {"2"}
-    report = clinic.holder.sync()
+    report = clinic.manager.sync()
     assert report["adapters"][0]["error"] == "CUDA out of memory"
-    assert clinic.holder.is_behind(clinic.holder.stamp())
+    assert clinic.manager.is_behind()
     with pytest.raises(AdapterUnavailable, match="RuntimeError"):
-        clinic.holder.lease("a", "2")
-    clinic.holder.release(clinic.holder.lease("b", None))
+        clinic.lease("a", "2")
+    clinic.manager.release(clinic.lease("b", None))
     clinic.decoder.broken = set()
-    assert clinic.holder.sync()["adapters"][0]["error"] is None
-    assert not clinic.holder.is_behind(clinic.holder.stamp())
-    assert clinic.holder.is_behind(stamp)
+    assert clinic.manager.sync()["adapters"][0]["error"] is None
+    assert not clinic.manager.is_behind()
+    clinic.writer().change(lambda c: changes.update(c, "b", pinned=True))
+    assert clinic.manager.is_behind()
 
 
 def test_an_error_is_told_until_all_is_well_again(clinic: Clinic) -> None:
-    clinic.holder.sync()
+    clinic.manager.sync()
     clinic.writer().change(lambda c: changes.update(c, "a", state="disabled"))
     file = clinic.folder / "state" / "catalog.yaml"
     whole = file.read_bytes()
     file.write_bytes(whole.partition(b"num_adapters")[0])
     with pytest.raises(ValueError, match="cut off"):
-        clinic.holder.sync()
-    assert "cut off" in clinic.holder.report()["last_error"]
-    assert clinic.holder.is_behind(clinic.holder.stamp()), "it looks again by itself"
+        clinic.manager.sync()
+    assert "cut off" in clinic.manager.report()["last_error"]
+    assert clinic.manager.is_behind(), "it looks again by itself"
     file.write_bytes(whole)
-    report = clinic.holder.sync()
+    report = clinic.manager.sync()
     assert report["last_error"] is None
-    assert not clinic.holder.is_behind(clinic.holder.stamp())
+    assert not clinic.manager.is_behind()
     assert "a" not in tiers(report)
 
 
 def test_a_cold_adapter_delays_only_those_who_ask_for_it(clinic: Clinic) -> None:
-    clinic.holder.sync()
+    clinic.manager.sync()
     gate = clinic.decoder.slow["d-1"] = threading.Event()
-    with ThreadPoolExecutor(4) as pool:
-        cold = [pool.submit(clinic.holder.lease, "d", None) for _ in range(3)]
-        while "d-1" not in clinic.decoder.reads:
-            time.sleep(0.005)
-        for _ in range(50):
-            warm = clinic.holder.try_lease("a", None)
-            assert warm is not None
-            clinic.holder.release(warm)
-        assert not any(future.done() for future in cold)
-        gate.set()
-        assert len({future.result(10) for future in cold}) == 1
+    cold = [clinic.manager.lease("d", None) for _ in range(3)]
+    while "d-1" not in clinic.decoder.reads:
+        time.sleep(0.005)
+    for _ in range(50):
+        warm = clinic.manager.lease("a", None)
+        assert warm.done()
+        clinic.manager.release(warm.result())
+    assert not any(future.done() for future in cold)
+    gate.set()
+    assert len({future.result(10) for future in cold}) == 1
     assert clinic.decoder.reads.count("d-1") == 1, "read once for all who wait"
 
 
 def test_when_every_place_is_in_use_the_next_one_waits_for_one(clinic: Clinic) -> None:
-    clinic.holder.sync()
-    leases = [clinic.holder.lease(name, None) for name in ("a", "b", "c")]
-    with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(clinic.holder.lease, "d", None)
-        time.sleep(0.1)
-        assert not waiting.done()
-        clinic.holder.release(leases[0])
-        assert waiting.result(10).startswith("d@1#")
-    clinic.holder.release(clinic.holder.lease("d", None))
+    clinic.manager.sync()
+    leases = [clinic.lease(name, None) for name in ("a", "b", "c")]
+    waiting = clinic.manager.lease("d", None)
+    time.sleep(0.1)
+    assert not waiting.done()
+    clinic.manager.release(leases[0])
+    assert waiting.result(10).startswith("d@1#")
+    clinic.manager.release(clinic.lease("d", None))
 
 
 def test_waiting_for_a_place_has_an_end(clinic: Clinic, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("deployments.model.adapter_cache.ROOM_TIMEOUT_S", 0.1)
-    clinic.holder.sync()
+    clinic.manager.sync()
     for name in ("a", "b", "c"):
-        clinic.holder.lease(name, None)
+        clinic.lease(name, None)
     with pytest.raises(AdapterUnavailable, match="all 3 places"):
-        clinic.holder.lease("d", None)
+        clinic.lease("d", None)
 
 
 def test_nothing_is_left_behind_by_many_threads(clinic: Clinic, tmp_path: Path) -> None:
     """Leases, updates and roll-backs at once: the device never holds more than it has places, and
     in the end what is in service."""
-    clinic.holder.sync()
+    clinic.manager.sync()
     add(clinic.writer(), tmp_path, "a", "2")
     stop = threading.Event()
 
@@ -303,7 +308,7 @@ def test_nothing_is_left_behind_by_many_threads(clinic: Clinic, tmp_path: Path) 
         count = 0
         while not stop.is_set():
             name = NAMES[(seed + count) % 4]
-            clinic.holder.release(clinic.holder.lease(name, None))
+            clinic.manager.release(clinic.lease(name, None))
             count += 1
         return count
 
@@ -313,22 +318,153 @@ def test_nothing_is_left_behind_by_many_threads(clinic: Clinic, tmp_path: Path) 
         for cycle in range(30):
             version = "1" if cycle % 2 else "2"
             writer.change(lambda c, v=version: changes.update(c, "a", version=v))  # type: ignore[misc]
-            clinic.holder.sync()
+            clinic.manager.sync()
         stop.set()
         assert all(future.result(10) > 5 for future in asking)
-    clinic.holder.sync()
+    clinic.manager.sync()
     clinic.settle()
-    report = clinic.holder.report()
+    report = clinic.manager.report()
     assert report["leaving"] == []
     assert len(clinic.decoder.held) == 3
     assert {a["version"] for a in report["adapters"] if a["name"] == "a"} == {"1"}
 
 
 def test_only_answers_are_counted(clinic: Clinic) -> None:
-    clinic.holder.sync()
+    clinic.manager.sync()
     for _ in range(2):
-        clinic.holder.release(clinic.holder.lease("a", None))
-    warm = clinic.holder.try_lease("a", None)
-    assert warm is not None
-    answers = {a["name"]: a["answers"] for a in clinic.holder.report()["adapters"]}
+        clinic.manager.release(clinic.lease("a", None))
+    assert clinic.manager.lease("a", None).done()
+    answers = {a["name"]: a["answers"] for a in clinic.manager.report()["adapters"]}
     assert answers == {"a": 3, "b": 0, "c": 0, "d": 0}
+
+
+def test_slow_cold_adapters_delay_no_other_cold_one(tmp_path: Path) -> None:
+    """Whether they are one adapter or several: the other takes only the time of its own load."""
+    clinic = Clinic(tmp_path, capacity=4)
+    clinic.manager.sync()
+    names = [f"slow{number}" for number in range(6)]
+    for name in (*names, "other"):
+        record = write_bundle(tmp_path / name, name)
+        clinic.writer().put(record.digest, tmp_path / name)
+        clinic.writer().change(
+            lambda c, name=name, record=record: changes.add_version(  # type: ignore[misc]
+                c, name=name, specialty=name, base_model="tiny", version=record
+            )
+        )
+    gate = threading.Event()
+    clinic.decoder.slow = dict.fromkeys(names, gate)
+    clinic.manager._read_catalog()
+    waiting = [clinic.manager.lease(name, None) for name in names for _ in range(4)]
+    started = time.monotonic()
+    clinic.manager.release(clinic.manager.lease("other", None).result(10))
+    assert time.monotonic() - started < 1
+    assert not any(lease.done() for lease in waiting)
+    for lease in waiting[4:]:
+        assert lease.cancel(), "a client that left"
+    gate.set()
+    assert len({lease.result(10) for lease in waiting[:4]}) == 1
+    assert clinic.decoder.reads.count("slow0") == 1
+    clinic.close()
+
+
+async def test_a_client_that_leaves_leaves_no_lease_behind(clinic: Clinic) -> None:
+    """At whatever moment: while the adapter is read, or when it has just arrived."""
+    clinic.manager.sync()
+    gate = clinic.decoder.slow["d-1"] = threading.Event()
+
+    async def ask() -> None:
+        async with clinic.manager.leased("d", None):
+            await asyncio.sleep(60)
+
+    asking = [asyncio.create_task(ask()) for _ in range(8)]
+    await asyncio.sleep(0.05)
+    for task in asking[:4]:
+        task.cancel()
+    gate.set()
+    while "d@1" not in clinic.decoder.texts:
+        time.sleep(0.001)  # the loop sleeps: the results wait in its queue
+    time.sleep(0.05)
+    for task in asking[4:]:
+        task.cancel()
+    await asyncio.gather(*asking, return_exceptions=True)
+    assert clinic.manager._cache.slots.num_leases(clinic.lease("d", None)) == 1, "only this one"
+
+
+def test_an_error_without_a_text_is_an_error(clinic: Clinic, monkeypatch: Any) -> None:
+    """A timeout's text is empty: its name is told, and the load is tried again."""
+    clinic.manager.sync()
+
+    def late(name: str, weights: str, *, probe: bool = True) -> None:
+        raise TimeoutError
+
+    monkeypatch.setattr(clinic.decoder, "install", late)
+    with pytest.raises(AdapterUnavailable, match="TimeoutError"):
+        clinic.lease("d", None)
+    report = clinic.manager.report()
+    assert [a["error"] for a in report["adapters"]] == [None, None, None, "TimeoutError"]
+    assert clinic.manager.is_behind()
+
+
+def test_a_report_has_no_effect(clinic: Clinic, tmp_path: Path) -> None:
+    """It reads no catalogue and tries no failed load again."""
+    clinic.manager.sync()
+    clinic.decoder.broken = {"d-1"}
+    with pytest.raises(AdapterUnavailable):
+        clinic.lease("d", None)
+    add(clinic.writer(), tmp_path, "a", "2")
+    num_reads = len(clinic.decoder.reads)
+    for _ in range(3):
+        report = clinic.manager.report()
+    assert (report["revision"], len(clinic.decoder.reads)) == (0, num_reads)
+    assert report["adapters"][3]["error"] == "CUDA out of memory"
+
+
+def test_checksums_that_were_compared_are_not_compared_again(clinic: Clinic) -> None:
+    compared: list[str] = []
+
+    class Watched(AdapterStore):
+        def folder(self, version: AdapterVersion) -> Path:
+            compared.append(version.digest)
+            return super().folder(version)
+
+    store = store_of(clinic.seed, clinic.folder / "state")
+    store.__class__ = Watched
+    verified = {
+        adapter.stable.digest: store.folder(adapter.stable) for adapter in store.read().adapters
+    }
+    compared.clear()
+    manager = AdapterManager(
+        store,
+        "tiny",
+        NotingDecoder(4),
+        capacity=4,
+        host=HostCache(0),
+        run=ThreadPoolExecutor(1).submit,
+        verified=verified,
+    )
+    manager.sync()
+    assert compared == []
+    assert set(tiers(manager.report()).values()) == {"device"}
+
+
+def test_what_a_question_loads_during_a_sync_is_not_loaded_again(clinic: Clinic) -> None:
+    clinic.manager.sync()
+    key = clinic.lease("d", None)
+    num_installs = len(clinic.decoder.installs)
+    clinic.manager._cache.load(key)
+    assert len(clinic.decoder.installs) == num_installs
+
+
+def test_a_state_that_cannot_be_looked_at_is_in_the_report(
+    clinic: Clinic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So the change that was broadcast is not taken for confirmed."""
+    clinic.manager.sync()
+
+    def unreachable() -> str:
+        raise OSError("the bucket cannot be reached")
+
+    monkeypatch.setattr(clinic.store, "stamp", unreachable)
+    assert clinic.manager.try_sync()["error"] == "the bucket cannot be reached"
+    monkeypatch.undo()
+    assert clinic.manager.try_sync()["error"] is None

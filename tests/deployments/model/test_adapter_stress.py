@@ -1,6 +1,6 @@
-"""Any number of threads at once on the holder of a replica's adapters, with a decoder that watches.
+"""Any number of threads at once on a replica's AdapterManager, with a decoder that watches.
 
-Its rules: one errand at a time, never more versions than the bank has places, no version leaves
+Its rules: one task at a time, never more versions than the pool has slots, no version leaves
 while it is leased, and one that is out of service leaves with its last answer.
 """
 
@@ -11,7 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from adapters.changes import ChangeRefused
 from adapters.live_catalog import LiveCatalog
 from deployments.engine.request import EngineError
 from deployments.model.adapter_manager import AdapterManager
-from deployments.model.host_memory import HostCache
+from deployments.model.host_cache import HostCache
 from tests.adapters.live_catalogs import make_seed, store_of, write_bundle
 
 NAMES = ("a", "b", "c", "d", "e")
@@ -33,7 +33,7 @@ CAPACITY = 2
 
 
 class WatchingDecoder:
-    """`num_places`: of the bank; one more than the holder's capacity, for what is tried out."""
+    """`num_places`: of the pool; one more than the manager's capacity, for what is tried out."""
 
     def __init__(self, num_places: int) -> None:
         self.held: set[str] = set()
@@ -41,19 +41,19 @@ class WatchingDecoder:
         self.faults: list[str] = []
         self.most = 0
         self._num_places = num_places
-        self._lock = threading.Lock()  # of what is noted; an errand holds `_errand`
-        self._errand = threading.Lock()
+        self._lock = threading.Lock()  # of what is noted; a task holds `_task`
+        self._task = threading.Lock()
 
     @contextmanager
     def _one_at_a_time(self, what: str) -> Iterator[None]:
-        if not self._errand.acquire(blocking=False):
-            self.faults.append(f"{what} during another errand")
-            self._errand.acquire()
+        if not self._task.acquire(blocking=False):
+            self.faults.append(f"{what} during another task")
+            self._task.acquire()
         try:
             with self._lock:
                 yield
         finally:
-            self._errand.release()
+            self._task.release()
 
     def read_adapter(self, directory: Path) -> str:
         text = (directory / "adapter_model.safetensors").read_text()
@@ -100,39 +100,34 @@ class Replica:
         self.folder = folder
         self.seed = make_seed(folder / "seed", names=NAMES)
         self.decoder = WatchingDecoder(CAPACITY + 1)
-        self.holder = AdapterManager(
+        self._engine = ThreadPoolExecutor(1)
+        self.manager = AdapterManager(
             store_of(self.seed, folder / "state"),
             "tiny",
             self.decoder,
             capacity=CAPACITY,
             host=HostCache(40),  # of two bundles, so that most are read again
+            run=self._engine.submit,
             clock=clock,
         )
-        self._engine = ThreadPoolExecutor(1)
-        self.holder.attach(self.submit)
-
-    def submit(self, errand: Any) -> "Future[Any]":
-        return self._engine.submit(errand)
 
     def answer(self, name: str, version: str | None, pause: Any) -> None:
-        key = self.holder.try_lease(name, version)
-        if key is None:
-            try:
-                key = self.holder.lease(name, version)
-            except EngineError:  # gone, disabled, or broken
-                return
+        try:
+            key = self.manager.lease(name, version).result(60)
+        except EngineError:  # gone, disabled, or broken
+            return
         self.decoder.began(key)
         pause()
         self.decoder.ended(key)
-        self.holder.release(key)
+        self.manager.release(key)
 
     def close(self) -> None:
         self._engine.shutdown()
 
     def check_at_rest(self) -> None:
-        self.holder.sync()
+        self.manager.sync()
         self._engine.submit(lambda: None).result(10)
-        report = self.holder.report()
+        report = self.manager.report()
         on_device = {
             f"{a['name']}@{a['version']}" for a in report["adapters"] if a["tier"] == "device"
         }
@@ -179,13 +174,13 @@ def operate(replica: Replica, dice: random.Random, number: int) -> None:
 
     with suppress(ChangeRefused):
         store.change(change)
-    replica.holder.sync()
+    replica.manager.sync()
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_many_threads_break_no_rule(seed: int, tmp_path: Path, quick_switching: None) -> None:
     replica = Replica(tmp_path)
-    replica.holder.sync()
+    replica.manager.sync()
     stop = threading.Event()
 
     def ask(number: int) -> int:
@@ -199,7 +194,7 @@ def test_many_threads_break_no_rule(seed: int, tmp_path: Path, quick_switching: 
     def follow() -> int:
         count = 0
         while not stop.wait(0.002):
-            replica.holder.sync()
+            replica.manager.sync()
             count += 1
         return count
 
@@ -209,7 +204,7 @@ def test_many_threads_break_no_rule(seed: int, tmp_path: Path, quick_switching: 
     def dry_run() -> int:
         count = 0
         while not stop.wait(0.001):
-            assert replica.holder.dry_run("new", record) == []
+            assert replica.manager.dry_run("new", record) == []
             count += 1
         return count
 
@@ -255,15 +250,15 @@ def step(replica: Replica, leases: list[str], kind: str, name: str, number: int)
     store = store_of(replica.seed, replica.folder / "state")
     if kind in ("lease", "old"):
         with suppress(EngineError):  # gone, broken, or every place is leased
-            key = replica.holder.lease(name, "1" if kind == "old" else None)
+            key = replica.manager.lease(name, "1" if kind == "old" else None).result(60)
             replica.decoder.began(key)
             leases.append(key)
     elif kind == "release" and leases:
         key = leases.pop(number % len(leases))
         replica.decoder.ended(key)
-        replica.holder.release(key)
+        replica.manager.release(key)
     elif kind == "sync":
-        replica.holder.sync()
+        replica.manager.sync()
     elif kind in ("update", "broken"):
         text = f"{kind}{number}-{store.read().revision}"
         record = write_bundle(replica.folder / "new" / text, text)
@@ -288,7 +283,7 @@ def test_any_sequence_breaks_no_rule(steps: list[tuple[str, str, int]]) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         replica = Replica(Path(scratch), TickingClock())
         leases: list[str] = []
-        replica.holder.sync()
+        replica.manager.sync()
         for kind, name, number in steps:
             step(replica, leases, kind, name, number)
             assert len(replica.decoder.held) <= CAPACITY
@@ -296,6 +291,6 @@ def test_any_sequence_breaks_no_rule(steps: list[tuple[str, str, int]]) -> None:
             assert replica.decoder.faults == []
         for key in leases:
             replica.decoder.ended(key)
-            replica.holder.release(key)
+            replica.manager.release(key)
         replica.check_at_rest()
         replica.close()

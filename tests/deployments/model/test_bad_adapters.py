@@ -286,6 +286,6 @@ async def test_a_disk_that_is_full_at_the_last_step(
     monkeypatch.setattr("adapters.storage.local.FileCalls.write", no_room)
     reply = await add(clinic, source)
     assert reply.status_code == 503, reply.text
-    assert clinic.catalog.store.read().revision == 0
-    seeds = {v.digest for a in clinic.catalog.store.read().adapters for v in a.versions}
+    assert clinic.store.read().revision == 0
+    seeds = {v.digest for a in clinic.store.read().adapters for v in a.versions}
     assert {name.split("/")[1] for name in kept(clinic)} == seeds, "a later change needs those"

@@ -201,7 +201,7 @@ async def test_what_does_not_fit_is_refused_and_the_version_before_serves_on(
         assert reply.status_code == 422, (source, reply.text)
         assert part in reply.json()["error"]["message"], reply.text
         assert reply.json()["error"]["problems"]
-    assert fast_clinic.catalog.store.read().revision == 0
+    assert fast_clinic.store.read().revision == 0
     assert await on_both(fast_clinic) == [expected["derm-1"]] * 2
 
 
@@ -234,7 +234,7 @@ async def test_requests_that_make_no_sense(
     reply = await quiet_clinic.http.post("/v1/adapters", json=asked)
     assert reply.status_code == status, reply.text
     assert part in reply.json()["error"]["message"]
-    assert quiet_clinic.catalog.store.read().revision == 0
+    assert quiet_clinic.store.read().revision == 0
 
 
 @pytest.fixture(scope="module")

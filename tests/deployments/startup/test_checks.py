@@ -2,16 +2,19 @@
 
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from deployments.settings import parse_settings
 from deployments.startup import checks
 from deployments.startup.checks import (
-    available_memory_bytes,
     check_cluster_file,
     check_disk,
+    check_folders,
     check_machine,
     check_port,
+    check_state_folder,
     cluster_file,
     machine_notes,
 )
@@ -56,12 +59,12 @@ def test_a_listener_on_every_interface_is_seen(host: str) -> None:
     with socket.socket() as server:
         server.bind(("0.0.0.0", 0))
         server.listen()
-        (problem,) = check_port(host, server.getsockname()[1], "port", "mend")
+        (problem,) = check_port(host, server.getsockname()[1], "port", "hint")
     assert "is in use" in problem
 
 
 def test_a_host_that_is_not_ours_is_named() -> None:
-    (problem,) = check_port("192.0.2.1", 8000, "http_options.port", "mend")
+    (problem,) = check_port("192.0.2.1", 8000, "http_options.port", "hint")
     assert "192.0.2.1:8000 cannot be bound" in problem
 
 
@@ -81,28 +84,48 @@ def test_everything_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(checks, "MIN_FREE_BYTES", 2**60)
     (tmp_path / "ray").mkdir()
     cluster_file().write_text("127.0.0.1:9")
-    with socket.socket() as app, socket.socket() as dashboard:
-        for server in (app, dashboard):
-            server.bind(("127.0.0.1", 0))
-            server.listen()
-        monkeypatch.setattr(checks, "DASHBOARD_PORT", dashboard.getsockname()[1])
+    with socket.socket() as app:
+        app.bind(("127.0.0.1", 0))
+        app.listen()
         problems = check_machine("127.0.0.1", app.getsockname()[1])
-    for words in (
-        "http_options.port",
-        "Ray's dashboard",
-        "ray_current_cluster",
-        "temporary",
-        "cac",
-    ):
+    (tmp_path / "state").touch()
+    problems += check_folders(parse_settings({"state_dir": str(tmp_path / "state")}))
+    for words in ("http_options.port", "ray_current_cluster", "temporary", "state_dir:", "cache"):
         assert sum(words in problem for problem in problems) == 1, (words, problems)
     assert len(problems) == 5
+
+
+@pytest.mark.parametrize("taken", ["file", "/proc/polyclinic", "file/below"])
+def test_a_state_folder_that_cannot_be_written_is_named(tmp_path: Path, taken: str) -> None:
+    (tmp_path / "file").touch()
+    folder = Path(tmp_path, taken)
+    (problem,) = check_state_folder(folder)
+    assert problem.startswith(f"args.state_dir: {folder} cannot be written (")
+    assert "set state_dir to a folder that is" in problem
+
+
+def test_a_state_folder_is_not_made_by_the_check(tmp_path: Path) -> None:
+    assert check_state_folder(tmp_path / "not" / "yet") == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folders_that_are_not_used_are_not_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checks, "MIN_FREE_BYTES", 2**60)
+    args = {"base_model": str(tmp_path), "state_dir": "memory://bucket/state"}
+    monkeypatch.setenv("XDG_DATA_HOME", "/proc/data")
+    assert check_folders(parse_settings(args)) == []  # a local base needs no cache
+    (problem,) = check_folders(parse_settings({**args, "auth": {"mode": "keys"}}))
+    assert "/proc/data/polyclinic cannot be written" in problem  # where the keys are
 
 
 def test_notes_tell_of_a_live_cluster_and_of_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
-    monkeypatch.setattr(checks, "available_memory_bytes", lambda: 3 * 2**30)
+    memory = SimpleNamespace(available=3 * 2**30)
+    monkeypatch.setattr(checks.psutil, "virtual_memory", lambda: memory)
     assert machine_notes() == [
         "3.0 GiB of memory available: less than the 4 GiB of the default model"
     ]
@@ -113,10 +136,3 @@ def test_notes_tell_of_a_live_cluster_and_of_memory(
         address = f"127.0.0.1:{server.getsockname()[1]}"
         cluster_file().write_text(address)
         assert any(address in note for note in machine_notes())
-
-
-def test_memory_is_read_where_the_system_tells(tmp_path: Path) -> None:
-    file = tmp_path / "meminfo"
-    assert available_memory_bytes(file) is None
-    file.write_text("MemTotal: 9 kB\nMemAvailable:   4 kB\n")
-    assert available_memory_bytes(file) == 4096

@@ -7,8 +7,8 @@ import pytest
 
 from scripts import benchmark
 from scripts.benchmarks import load
-from scripts.benchmarks.engine import weight_bytes
-from scripts.benchmarks.models import make_random_adapters
+from scripts.benchmarks.in_process.decode_steps import weight_bytes
+from scripts.benchmarks.in_process.random_adapters import make_random_adapters
 from tests.tiny_models import load_model
 
 

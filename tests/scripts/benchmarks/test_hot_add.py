@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,16 +9,14 @@ import pytest
 from adapters.base_models import resolve_base_model
 from deployments.engine.model_loader import load_pretrained
 from deployments.settings import parse_settings
-from router.artefact import load_artefact
 from scripts.benchmark import main
-from scripts.benchmarks import hot_add_clinic, models
-from scripts.benchmarks.hot_add import others_report
-from scripts.benchmarks.hot_add_arguments import add_arguments
-from scripts.benchmarks.hot_add_clinic import names_of, prepare
+from scripts.benchmarks import models
+from scripts.benchmarks.hot_add import add_arguments, others_report
 from scripts.benchmarks.hot_add_operator import unconfirmed
-from scripts.benchmarks.models import load_skeleton, make_random_adapters, rank_of_size
-from scripts.benchmarks.streams import Streamed
-from scripts.benchmarks.token_times import longest_gap_s, per_token_ms, token_times
+from scripts.benchmarks.hot_add_service import prepare
+from scripts.benchmarks.in_process.random_adapters import make_random_adapters, rank_of_size
+from scripts.benchmarks.models import load_skeleton
+from scripts.benchmarks.streams import Streamed, longest_gap_s, per_token_ms, token_times
 
 
 def parsed(*argv: str) -> argparse.Namespace:
@@ -46,10 +43,6 @@ def test_arguments_out_of_bounds(argv: str, told: str, capsys: pytest.CaptureFix
     with pytest.raises(SystemExit):
         main(["hot_add", *argv.split()])
     assert told in capsys.readouterr().err
-
-
-def test_one_adapter_changes_and_the_streams_ask_the_others() -> None:
-    assert names_of(3) == ("a0", ["a1", "a2"])
 
 
 def test_tokens_of_a_piece_are_shared_out_by_characters() -> None:
@@ -125,15 +118,15 @@ def test_what_is_served(tiny_llama_dir: Path, tmp_path: Path, device: str) -> No
     args = parsed(
         "--model", base, "--device", device, "--rank", "2", "--adds", "2", "--changes", "1"
     )
-    clinic = prepare(args, tmp_path)
-    settings = parse_settings(clinic.application["args"])
+    service = prepare(args, tmp_path)
+    settings = parse_settings(service.application["args"])
     assert (settings.model_replicas.min, settings.auth.mode) == (2, "keys")
-    weights = [s / "adapter_model.safetensors" for s in clinic.sources]
+    weights = [s / "adapter_model.safetensors" for s in service.sources]
     weights += sorted((tmp_path / "seed" / "weights").glob("*/adapter_model.safetensors"))
     assert len({file.read_bytes() for file in weights}) == 2 + 1 + args.adapters
-    config = json.loads((clinic.sources[0] / "adapter_config.json").read_text())
+    config = json.loads((service.sources[0] / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == base
-    overridden = clinic.application.get("deployments")
+    overridden = service.application.get("deployments")
     if device == "cuda":
         assert overridden is None
     else:
@@ -148,7 +141,7 @@ def test_a_random_base_is_a_folder_that_a_replica_loads(
     small = {"hidden_size": 32, "num_hidden_layers": 1, "intermediate_size": 32, "head_dim": 8}
     small |= {"num_attention_heads": 4, "num_key_value_heads": 2}
     small_t5 = {"d_model": 32, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_decoder_layers": 1}
-    for name, fields in (("_LLAMA_1B", small), ("_FLAN_T5_XL", small_t5 | {"num_heads": 4})):
+    for name, fields in (("_LLAMA_1B", small), ("FLAN_T5_XL", small_t5 | {"num_heads": 4})):
         shrunk = getattr(models, name) | fields | {"vocab_size": 1000}
         monkeypatch.setattr(models, name, shrunk)
     folder = models.save_base(shape, tmp_path / shape, "cpu", "float32")
@@ -156,15 +149,3 @@ def test_a_random_base_is_a_folder_that_a_replica_loads(
     base = load_pretrained(resolved.path, resolved.family, device="cpu", dtype="float32")
     assert len(base.tokenizer) == base.model.config.vocab_size == 1000
     assert base.tokenizer.eos_token_id in base.eos_ids
-
-
-def test_without_onnxruntime_the_router_gets_a_random_encoder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(hot_add_clinic.importlib.util, "find_spec", lambda name: None)
-    settings, told = hot_add_clinic._router(tmp_path)
-    monkeypatch.undo()
-    assert "onnxruntime is not installed" in told
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    artefact = load_artefact(Path(settings["artefact"]))
-    assert artefact.encoder.name == str(tmp_path / "router-encoder")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from scripts.benchmarks import training
+from scripts import benchmark
 
 TINY = {
     "d_model": 32,
@@ -20,9 +20,9 @@ TINY = {
 
 
 def run(*more: str) -> int:
-    return training.main(
+    return benchmark.main(
         [
-            *("--device", "cpu", "--dtype", "float32", "--optimiser", "adamw_torch"),
+            *("training", "--device", "cpu", "--dtype", "float32", "--optimiser", "adamw_torch"),
             *("--tokens", "32", "--shape", json.dumps(TINY), *more),
         ]
     )
@@ -53,5 +53,5 @@ def test_a_run_that_fails_fails_the_benchmark(capsys: pytest.CaptureFixture[str]
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
-    assert training.main([]) == 2
+    assert benchmark.main(["training"]) == 2
     assert "no NVIDIA GPU" in capsys.readouterr().err

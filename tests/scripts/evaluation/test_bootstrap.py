@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from sacrebleu.metrics import BLEU
 
-from scripts.evaluation.metrics import bleu_statistics, corpus_bleu, draws, estimate, interval, mean
+from scripts.evaluation.bootstrap import corpus_bleu, draws, estimate, interval, mean
+from scripts.evaluation.metrics import bleu_statistics
 
 REFERENCES = [
     "Eczema makes the skin red, dry and itchy.",

@@ -5,11 +5,13 @@ from typing import Any
 
 import pytest
 
-from scripts.datasets.cleaning import PUBLISHERS
-from scripts.datasets.record import DataError, DataSet, Pair
-from scripts.evaluation.answers import SYSTEMS, AnswerRow, Answers
+from scripts.datasets.attributions import PUBLISHERS
+from scripts.datasets.pairs import DataSet, Pair
+from scripts.datasets.record import DataError
+from scripts.evaluation.answer_file import SYSTEMS, AnswerRow, Answers
+from scripts.evaluation.comparison import MIN_DIAGNOSTIC
 from scripts.evaluation.diagnostic import DiagnosticItem
-from scripts.evaluation.scores import MIN_DIAGNOSTIC, score
+from scripts.evaluation.scores import score
 
 NUM = 12
 PUBLISHER = PUBLISHERS["GHR"]

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from transformers import AutoModelForSeq2SeqLM, T5PreTrainedModel
 
+from scripts.lora.errors import TrainingError
 from scripts.lora.model import LoraSettings, build
-from scripts.lora.trainer import TrainingError
 
 LORA = LoraSettings(
     rank=2, alpha=4, dropout=0, target_modules=None, layers=None, rslora=False, init_adapter=None

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import Trainer
 
 from adapters.base_models import sha256_of
-from scripts.lora import card, trainer
+from scripts.lora import saved_adapter, trainer
 from scripts.lora.trainer import LoraTrainer
 from tests.scripts.test_train_lora_adapter import PAIRS, item, run, write_lines
 
@@ -127,7 +127,7 @@ def test_full_disk_at_the_end_keeps_an_earlier_adapter(
 
     capsys.readouterr()
     with monkeypatch.context() as patch:
-        patch.setattr(card, "save_file", full)
+        patch.setattr(saved_adapter, "save_file", full)
         assert run(tiny_llama_dir, data, out, "--epochs", "2") == 2
     told = capsys.readouterr().err
     assert "No space left on device" in told

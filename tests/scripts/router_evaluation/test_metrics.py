@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scripts.evaluation.metrics import draws, interval, mean
+from scripts.evaluation.bootstrap import draws, interval, mean
 from scripts.router_evaluation import metrics as metrics
 
 LABELS = ["a", "b", "c"]

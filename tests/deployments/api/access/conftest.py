@@ -9,10 +9,8 @@ import httpx
 import pytest
 from starlette.types import ASGIApp
 
-from deployments.api.api_keys import KeyKind, KeyStore, new_key
-from deployments.api.app import create_api
-from deployments.api.front_door import behind_front_door
-from deployments.ingress.key_watch import KeyWatch
+from deployments.api.api_keys import KeyKind, KeyStore, KeyTable, new_key
+from deployments.api.app import behind_front_door, create_api
 from deployments.settings import AccessLimits, parse_settings
 from tests.deployments.conftest import SmallBackend
 
@@ -27,10 +25,21 @@ class Clock:
         return self.now
 
 
+class Keys:
+    """Implements auth.KeySource: reads the key file when a test says so."""
+
+    def __init__(self, store: KeyStore) -> None:
+        self.current = KeyTable()
+        self._store = store
+
+    def refresh(self) -> None:
+        self.current = KeyTable(self._store.read())
+
+
 @dataclass
 class Door:
     """`args`: of the settings, e.g. {"auth": {"mode": "keys"}}. `live` may be replaced at any time;
-    `app` is what stands behind the door."""
+    `app` is what the door guards."""
 
     folder: Path
     app: ASGIApp
@@ -40,10 +49,10 @@ class Door:
 
     def __post_init__(self) -> None:
         self.store = KeyStore(self.folder)
-        self.watch = KeyWatch(self.store)
+        self.watch = Keys(self.store)
 
     def key(self, kind: KeyKind = "user", **limits: Any) -> dict[str, str]:
-        """A new key that is in force, as the header that shows it."""
+        """Make a valid key, and return the header that shows it."""
         key, record = new_key(kind, **limits)
         self.store.change(lambda records: [*records, record])
         self.watch.refresh()

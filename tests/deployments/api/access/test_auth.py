@@ -1,4 +1,4 @@
-"""Who passes the gate, with which status the others are turned away, and what headers they get."""
+"""Which requests pass the keys and limits, with which status others are refused, and headers."""
 
 import asyncio
 from collections.abc import Callable
@@ -8,7 +8,8 @@ import pytest
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from deployments.api.paths import local_path, need_of
+from deployments.api.auth import need_of
+from deployments.api.middleware import local_path
 from deployments.settings import AccessLimits
 from tests.deployments.api.access.conftest import Door
 from tests.deployments.conftest import error_of

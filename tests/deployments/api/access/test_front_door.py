@@ -65,6 +65,25 @@ async def test_an_origin_that_was_set_may_call_and_others_may_not(door: Door) ->
         assert "access-control-allow-origin" not in other.headers
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["x-stainless-lang", "x-stainless-retry-count", "x-session-id", "x-api-key", "openai-beta"],
+)
+async def test_a_page_of_such_an_origin_may_send_the_headers_of_its_client(
+    door: Door, name: str
+) -> None:
+    door.args = {"auth": {"mode": "keys"}, "cors_origins": [ORIGIN]}
+    asked = {
+        "origin": ORIGIN,
+        "access-control-request-method": "POST",
+        "access-control-request-headers": f"authorization,{name}",
+    }
+    async with door.client() as client:
+        preflight = await client.options("/ask", headers=asked)
+    assert preflight.status_code == 200, preflight.text
+    assert name in preflight.headers["access-control-allow-headers"]
+
+
 async def test_no_word_of_a_question_and_no_key_is_logged(
     door: Door, backend: SmallBackend, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -78,7 +78,7 @@ async def settled(replica: ModelReplica) -> None:
         await asyncio.sleep(0.005)
     runner = engine._runner
     assert isinstance(runner, StepLoop), "the fast decoder is what is to be tested"
-    # The runner forgets a row that was cancelled with its next turn, which an errand brings about.
+    # The loop forgets a cancelled row at its next step, which a task between steps causes.
     for _ in range(2):
         await asyncio.wrap_future(engine.run_between_steps(runner._scheduler.check_invariants))
         await asyncio.sleep(0.01)

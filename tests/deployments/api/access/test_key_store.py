@@ -27,14 +27,14 @@ for number in range(25):
 def test_what_was_written_is_read(tmp_path: Path) -> None:
     store = KeyStore(tmp_path / "state")
     assert store.read() == ()
-    assert store.stamp() is None
+    assert store.etag() is None
     _, record = new_key("user", name="é", tokens_per_minute=5)
     store.change(lambda records: [*records, record])
-    first = store.stamp()
+    first = store.etag()
     assert store.read() == (record,)
     store.change(lambda records: [*records, new_key("admin")[1]])
     assert [r.kind for r in store.read()] == ["user", "admin"]
-    assert store.stamp() != first
+    assert store.etag() != first
 
 
 def test_only_its_owner_may_read_it(tmp_path: Path) -> None:

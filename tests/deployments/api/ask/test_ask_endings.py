@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from deployments.api import streaming
+from deployments.api import generation
 from deployments.api.app import create_api
 from tests.deployments.api.ask.conftest import Caller, ClinicOfFour, ask, events_of
 from tests.deployments.conftest import error_of
@@ -18,7 +18,7 @@ from tests.deployments.conftest import error_of
 async def test_a_deadline_before_anything_was_generated_is_a_408(
     client: httpx.AsyncClient, backend: ClinicOfFour, monkeypatch: pytest.MonkeyPatch, stream: bool
 ) -> None:
-    monkeypatch.setattr(streaming, "GRACE_S", 0.02)
+    monkeypatch.setattr(generation, "GRACE_S", 0.02)
     backend.stalls_after = 0
     started = time.monotonic()
     response = await ask(client, stream=stream, timeout_s=0.05)
@@ -33,7 +33,7 @@ async def test_a_deadline_in_mid_stream_ends_the_answer_as_it_is(
     caller: Caller,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(streaming, "GRACE_S", 0.02)
+    monkeypatch.setattr(generation, "GRACE_S", 0.02)
     backend.stalls_after = 2
     events = events_of((await ask(client, stream=True, timeout_s=0.05)).text)
     assert [name for name, _ in events] == ["route", "token", "token", "answer", "done"]

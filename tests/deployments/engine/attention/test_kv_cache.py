@@ -1,4 +1,4 @@
-"""The plan of key/value memory stays in its budget; views and writes address the right row."""
+"""The plan of KV cache stays in its budget; views and writes address the right row."""
 
 import pytest
 import torch
@@ -46,25 +46,25 @@ def cache(capacities: tuple[int, ...]) -> KvCache:
 
 
 def test_a_span_reads_what_was_written_to_its_rows() -> None:
-    memory = cache((4, 4, 4, 8, 8))
+    cached = cache((4, 4, 4, 8, 8))
     rows = [0, 2, 4]
     written = torch.randn(3, 2, 2, 3)
-    positions = torch.tensor([memory.starts[row] + 1 for row in rows])
-    memory.write(0, positions, written)
-    spans = memory.spans(rows)
+    positions = torch.tensor([cached.starts[row] + 1 for row in rows])
+    cached.write(0, positions, written)
+    spans = cached.spans(rows)
     assert [(s.start, s.num_rows, s.capacity, s.rows) for s in spans] == [
         (0, 3, 4, (0, 2)),
         (20, 1, 8, (4,)),
     ]
     for span in spans:
-        keys, values = memory.keys_values(0, span, 0, 3)
+        keys, values = cached.keys_values(0, span, 0, 3)
         assert keys.shape == (span.num_rows, 2, 3, 3)
         assert span.index is not None
         assert span.offsets is not None
         assert torch.equal(keys[span.offsets, :, 1], written[span.index, 0])
         assert torch.equal(values[span.offsets, :, 1], written[span.index, 1])
         assert not keys[span.offsets, :, 0].any()
-    assert torch.equal(memory.segment(0, 2, 1, 2)[0], written[1])
+    assert torch.equal(cached.layers[0][cached.starts[2] + 1], written[1])
 
 
 def test_rows_in_order_need_no_gather() -> None:

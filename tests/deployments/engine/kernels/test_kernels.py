@@ -1,4 +1,4 @@
-"""The twins against plain arithmetic, and the Triton kernels against the twins where they run.
+"""The torch versions against plain arithmetic, and the Triton kernels against them where they run.
 
 On a GPU: `python -m pytest tests/deployments/engine/kernels/test_kernels.py`. Without one, the
 kernels run in Triton's interpreter: TRITON_INTERPRET=1 in front of the same command.
@@ -10,12 +10,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from deployments.engine.kernels import attention, lora
-from deployments.engine.kernels.attention import Rope, Segment, prompt_blocks, segment_mask
-from deployments.engine.kernels.lora import Expansion
+from deployments.engine.attention.prefill import TorchPrefillAttention
+from deployments.engine.kernels import elementwise
+from deployments.engine.kernels.backend import are_fused
+from deployments.engine.kernels.types import Expansion, Rope, Segment, prompt_blocks
+from tests.deployments.engine.kernels import torch_kernels
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-FUSED = lora.are_fused(DEVICE)
+FUSED = are_fused(DEVICE)
+if FUSED:
+    from deployments.engine.kernels import triton_attention, triton_lora, triton_prefill
 needs_kernels = pytest.mark.skipif(
     not FUSED, reason="needs a GPU with Triton, or TRITON_INTERPRET=1 and Triton"
 )
@@ -32,24 +36,24 @@ def rows(*numbers: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("groups", [1, 3])
-def test_the_attention_twin_is_attention(groups: int) -> None:
+def test_torch_attention_is_attention(groups: int) -> None:
     """The newest key and value count, and are kept; a row sees nothing of its neighbours."""
-    qkv, memory = tensor(0, 3, 2 * groups + 4, 8), tensor(1, 40, 2, 2, 8)
+    qkv, kv_cache = tensor(0, 3, 2 * groups + 4, 8), tensor(1, 40, 2, 2, 8)
     starts, lengths = rows(0, 12, 30), rows(5, 12, 0)
     bias = tensor(2, 2, 20) if groups == 1 else None
-    expected = memory.clone()
+    expected = kv_cache.clone()
     expected[starts + lengths] = qkv[:, 2 * groups :].view(3, 2, 2, 8)
-    out = attention.decode_attention_torch(qkv, None, memory, starts, lengths, bias=bias, scale=0.3)
-    assert torch.equal(memory, expected)
+    out = torch_kernels.decode_attention(qkv, None, kv_cache, starts, lengths, bias=bias, scale=0.3)
+    assert torch.equal(kv_cache, expected)
     for row, (start, length) in enumerate(zip(starts.tolist(), lengths.tolist(), strict=True)):
-        kv = memory[start : start + length + 1].permute(1, 2, 0, 3)
+        kv = kv_cache[start : start + length + 1].permute(1, 2, 0, 3)
         added = None if bias is None else bias[:, : length + 1].flip(-1)[:, None]
         q = qkv[row, : 2 * groups].view(2, groups, 8)
         attended = F.scaled_dot_product_attention(q, kv[0], kv[1], attn_mask=added, scale=0.3)
         torch.testing.assert_close(out[row], attended.reshape(-1))
 
 
-def test_rope_turns_as_transformers_does() -> None:
+def test_rope_rotates_as_transformers_does() -> None:
     from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
     angles = tensor(0, 6, 4)
@@ -57,11 +61,11 @@ def test_rope_turns_as_transformers_does() -> None:
     rope = Rope(cos, torch.cat([-sin[:, :4], sin[:, 4:]], -1))
     x, positions = tensor(1, 3, 2, 8), rows(5, 0, 2)
     there = apply_rotary_pos_emb(x, x, cos[positions], sin[positions], unsqueeze_dim=1)[0]
-    rope.at(positions).turn_(x)
+    rope.at(positions).apply_rotary_(x)
     torch.testing.assert_close(x, there)
 
 
-def test_the_lora_twins_are_lora() -> None:
+def test_the_torch_versions_are_lora() -> None:
     x, slots, wide = tensor(0, 4, 12), rows(2, 0, 1, 2), tensor(3, 4, 30)
     parts = [
         (5, tensor(1, 3, 8, 12), tensor(2, 3, 8, 10)),
@@ -73,9 +77,9 @@ def test_the_lora_twins_are_lora() -> None:
     for row, slot in enumerate(slots.tolist()):
         for start, a, b in parts:
             expected[row, start : start + b.shape[2]] += (x[row] @ a[slot].T) @ b[slot]
-    shrunk = lora.lora_shrink_torch(x, [a for _, a, _ in parts], slots)
+    shrunk = torch_kernels.lora_shrink(x, [a for _, a, _ in parts], slots)
     stacks = [(start, b) for start, _, b in parts]
-    lora.lora_expand_add_torch(wide, Expansion(shrunk, stacks, slots))
+    torch_kernels.lora_expand_add(wide, Expansion(shrunk, stacks, slots))
     torch.testing.assert_close(wide, expected)
 
 
@@ -97,12 +101,12 @@ def expansion(width: int, columns: dict[int, int], rank: int, dtype: torch.dtype
     ("heads", "groups", "dim", "kind"),
     [(4, 1, 64, "bias"), (3, 1, 24, "plain"), (2, 4, 64, "rope"), (2, 1, 24, "rope")],
 )
-def test_the_append_kernel_equals_its_twin(
+def test_the_decode_kernel_equals_the_torch_version(
     heads: int, groups: int, dim: int, kind: str, rank: int, dtype: torch.dtype
 ) -> None:
     if DEVICE == "cpu" and kind == "rope" and dtype == torch.bfloat16:
         pytest.skip("Triton's interpreter multiplies bfloat16 tiles as integers")
-    memory = tensor(1, 400, 2, heads, dim, dtype=dtype)
+    kv_cache = tensor(1, 400, 2, heads, dim, dtype=dtype)
     qkv = tensor(0, 5, heads * (groups + 2), dim, dtype=dtype)
     starts, lengths = rows(0, 130, 140, 210, 399), rows(129, 0, 64, 65, 0)
     bias = tensor(2, heads, 140, dtype=dtype) if kind == "bias" else None
@@ -113,37 +117,37 @@ def test_the_append_kernel_equals_its_twin(
         del columns[queries]  # q and v, as PEFT's own default is
     added = expansion(qkv[0].numel(), columns, rank, dtype) if rank else None
     options = {"bias": bias, "rope": rope, "scale": dim**-0.5}
-    twin_memory, twin_qkv = memory.clone(), qkv.clone()
-    out = attention.decode_attention(qkv, added, memory, starts, lengths, **options)
-    twin = attention.decode_attention_torch(
-        twin_qkv, added, twin_memory, starts, lengths, **options
+    torch_cache, torch_qkv = kv_cache.clone(), qkv.clone()
+    out = triton_attention.decode_attention(qkv, added, kv_cache, starts, lengths, **options)
+    wanted = torch_kernels.decode_attention(
+        torch_qkv, added, torch_cache, starts, lengths, **options
     )
-    assert (out - twin).norm() / twin.norm() < TOLERANCE[dtype]
-    torch.testing.assert_close(memory, twin_memory, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+    assert (out - wanted).norm() / wanted.norm() < TOLERANCE[dtype]
+    torch.testing.assert_close(kv_cache, torch_cache, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
     untouched = torch.ones(400, dtype=torch.bool, device=DEVICE)
     untouched[starts + lengths] = False
-    assert torch.equal(memory[untouched], tensor(1, 400, 2, heads, dim, dtype=dtype)[untouched])
+    assert torch.equal(kv_cache[untouched], tensor(1, 400, 2, heads, dim, dtype=dtype)[untouched])
 
 
 @needs_kernels
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("rank", [0, 16, 72])
-def test_the_read_kernel_equals_its_twin(rank: int, dtype: torch.dtype) -> None:
-    memory, q = tensor(1, 400, 2, 3, 64, dtype=dtype), tensor(0, 5, 3, 64, dtype=dtype)
+def test_the_cross_kernel_equals_the_torch_version(rank: int, dtype: torch.dtype) -> None:
+    kv_cache, q = tensor(1, 400, 2, 3, 64, dtype=dtype), tensor(0, 5, 3, 64, dtype=dtype)
     starts, lengths = rows(0, 130, 131, 200, 399), rows(130, 1, 64, 65, 1)
     added = expansion(192, {0: 192}, rank, dtype) if rank else None
-    before = memory.clone()
-    twin = attention.cross_attention_torch(q.clone(), added, memory, starts, lengths, scale=0.125)
-    out = attention.cross_attention(q, added, memory, starts, lengths, scale=0.125)
-    assert (out - twin).norm() / twin.norm() < TOLERANCE[dtype]
-    assert torch.equal(memory, before)
+    before = kv_cache.clone()
+    wanted = torch_kernels.cross_attention(q.clone(), added, kv_cache, starts, lengths, scale=0.125)
+    out = triton_attention.cross_attention(q, added, kv_cache, starts, lengths, scale=0.125)
+    assert (out - wanted).norm() / wanted.norm() < TOLERANCE[dtype]
+    assert torch.equal(kv_cache, before)
 
 
 @needs_kernels
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("is_causal", [False, True])
-def test_the_prompt_kernel_equals_its_twin(
+def test_the_prefill_kernel_equals_the_torch_version(
     groups: int, is_causal: bool, dtype: torch.dtype
 ) -> None:
     """Prompts of one token, of a block, of more; with a bias (an encoder), or a chunk that goes
@@ -168,17 +172,16 @@ def test_the_prompt_kernel_equals_its_twin(
         bias = tensor(2, heads * groups, 2 * 140 - 1, dtype=dtype)
     blocks = prompt_blocks(segments, 9).to(DEVICE)
     options = {"scale": 0.2, "is_causal": is_causal}
-    out = attention.prefill_attention(q, keys_values, blocks, bias=bias, **options)
-    masks = [segment_mask(s, bias, is_causal=is_causal, device=q.device) for s in segments]
-    twin = attention.prefill_attention_torch(q, keys_values, segments, masks, **options)
-    assert (out - twin).norm() / twin.norm() < TOLERANCE[dtype]
+    out = triton_prefill.prefill_attention(q, keys_values, blocks=blocks, bias=bias, **options)
+    wanted = TorchPrefillAttention(segments)(q, keys_values, bias=bias, **options)
+    assert (out - wanted).norm() / wanted.norm() < TOLERANCE[dtype]
 
 
 @needs_kernels
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("rank", [8, 64])
 @pytest.mark.parametrize("widths", [(300,), (300, 700, 40)])
-def test_the_lora_kernels_equal_their_twins(
+def test_the_lora_kernels_equal_the_torch_versions(
     widths: tuple[int, ...], rank: int, dtype: torch.dtype
 ) -> None:
     x, slots = tensor(0, 5, 2200, dtype=dtype), rows(3, 0, 1, 1, 2)
@@ -189,13 +192,13 @@ def test_the_lora_kernels_equal_their_twins(
         stack[0] = 0
     starts = [100 + sum(widths[:i]) for i in range(len(widths))]
     stacks = list(zip(starts, b, strict=True))
-    shrunk, twin = lora.lora_shrink(x, a, slots), lora.lora_shrink_torch(x, a, slots)
-    assert shrunk.shape == twin.shape
-    assert (shrunk - twin).norm() / twin.norm() < TOLERANCE[dtype]
+    shrunk, wanted = triton_lora.lora_shrink(x, a, slots), torch_kernels.lora_shrink(x, a, slots)
+    assert shrunk.shape == wanted.shape
+    assert (shrunk - wanted).norm() / wanted.norm() < TOLERANCE[dtype]
     expected = y.clone()
     untouched = y.clone()
-    lora.lora_expand_add(y, Expansion(shrunk, stacks, slots))
-    lora.lora_expand_add_torch(expected, Expansion(shrunk, stacks, slots))
+    triton_lora.lora_expand_add(y, Expansion(shrunk, stacks, slots))
+    torch_kernels.lora_expand_add(expected, Expansion(shrunk, stacks, slots))
     assert (y - expected).norm() / expected.norm() < TOLERANCE[dtype]
     assert torch.equal(y[:, :100], untouched[:, :100])
     assert torch.equal(y[:, 100 + sum(widths) :], untouched[:, 100 + sum(widths) :])
@@ -205,7 +208,7 @@ def test_the_lora_kernels_equal_their_twins(
 def test_the_norm_is_torchs() -> None:
     x, weight = tensor(0, 4, 48) * 5, tensor(1, 48)
     expected = F.rms_norm(x, (48,), weight, 1e-5)
-    torch.testing.assert_close(lora.rms_norm(x, weight, 1e-5), expected)
+    torch.testing.assert_close(elementwise.rms_norm(x, weight, 1e-5), expected)
 
 
 @needs_kernels
@@ -216,27 +219,28 @@ def test_norm_and_shrink_in_one_equal_the_two(dtype: torch.dtype) -> None:
     stacks = [tensor(10 + i, 4, 16, 1100, dtype=dtype) for i in range(3)]
     for stack in stacks:
         stack[0] = 0
-    normed, shrunk = lora.norm_shrink(x, weight, 1e-6, stacks, slots)
+    normed, shrunk = triton_lora.norm_shrink(x, weight, 1e-6, stacks, slots)
     expected = F.rms_norm(x, (1100,), weight, 1e-6)
     assert (normed - expected).norm() / expected.norm() < TOLERANCE[dtype]
-    twin = lora.lora_shrink_torch(normed, stacks, slots)
-    assert (shrunk - twin).norm() / twin.norm() < TOLERANCE[dtype]
+    wanted = torch_kernels.lora_shrink(normed, stacks, slots)
+    assert (shrunk - wanted).norm() / wanted.norm() < TOLERANCE[dtype]
     assert not shrunk[1].any()
 
 
 @needs_kernels
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("activation", ["silu", "gelu_new"])
-def test_the_gated_kernel_equals_its_twin(activation: str, dtype: torch.dtype) -> None:
+def test_the_gated_kernel_equals_the_torch_version(activation: str, dtype: torch.dtype) -> None:
     x = tensor(0, 3, 2 * 1500, dtype=dtype) * 3
-    out = lora.gated_activation(x, activation)
-    twin = lora.gated_activation_torch(x, activation)
-    assert (out - twin).norm() / twin.norm() < TOLERANCE[dtype]
+    out = elementwise.gated_activation(x, activation)
+    wanted = elementwise.gated_activation_torch(x, activation)
+    assert (out - wanted).norm() / wanted.norm() < TOLERANCE[dtype]
 
 
-def test_without_kernels_the_twin_runs() -> None:
+def test_without_kernels_the_torch_version_runs() -> None:
     if FUSED or os.environ.get("TRITON_INTERPRET") == "1":
         pytest.skip("the kernels run here")
-    assert not lora.are_fused("cpu")
-    x, a, slots = tensor(0, 2, 12), [tensor(1, 3, 8, 12)], rows(1, 2)
-    assert torch.equal(lora.lora_shrink(x, a, slots), lora.lora_shrink_torch(x, a, slots))
+    assert not are_fused("cpu")
+    x = tensor(0, 3, 24)
+    gate, value = x.chunk(2, -1)
+    torch.testing.assert_close(elementwise.gated_activation(x, "silu"), F.silu(gate) * value)

@@ -1,0 +1,148 @@
+"""One answer from the backend: its events with a deadline, exactly one of them terminal, recorded
+and counted once however it ends."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, replace
+
+from deployments.api.errors import ApiError, engine_error
+from deployments.engine.request import FinishReason, Timings, TokenEvent
+from deployments.messages import GRACE_S, Backend, GenerateRequest, Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """A whole answer: its text and its terminal event."""
+
+    text: str
+    event: TokenEvent
+
+
+class Generation:
+    """Read the events of `call` one by one; `close` must follow, however that ended.
+
+    Args:
+        specialty, confidence: for the metrics.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        call: GenerateRequest,
+        specialty: str | None,
+        confidence: float | None,
+    ) -> None:
+        self._backend = backend
+        self._call = call
+        self._specialty = specialty
+        self._confidence = confidence
+        self._events: AsyncGenerator[TokenEvent, None] | None = None
+        self._latest: TokenEvent | None = None
+        self._is_broken = False
+        self._is_closed = False
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the prompt and the answer, as far as is known by now.
+
+        Returns 0 once it has failed, so that a failure of ours costs the caller nothing.
+        """
+        latest = self._latest
+        if latest is None or latest.error is not None:
+            return 0
+        return latest.num_prompt_tokens + latest.num_tokens
+
+    async def next_event(self) -> TokenEvent:
+        """Return the next event. The one with a finish_reason is the last.
+
+        Raises:
+            RuntimeError: the backend ended without a terminal event.
+        """
+        if self._events is None:
+            self._events = self._backend.generate(self._call)
+        try:
+            self._latest = await self._next_before_deadline(self._events)
+        except Exception:
+            self._is_broken = True
+            raise
+        return self._latest
+
+    async def whole(self) -> Completed:
+        """Read all the events.
+
+        Raises:
+            ApiError: the answer failed, or its deadline passed before anything was generated.
+        """
+        texts = []
+        try:
+            while True:
+                event = await self.next_event()
+                texts.append(event.text)
+                if event.finish_reason is not None:
+                    break
+        finally:
+            await self.close()
+        failure = failure_of(event)
+        if failure:
+            raise failure
+        return Completed("".join(texts), event)
+
+    async def close(self) -> None:
+        """Cancel the answer on the model's side if it has not ended, and record how it ended."""
+        if self._events is None or self._is_closed:
+            return
+        self._is_closed = True
+        try:
+            await self._events.aclose()
+        finally:
+            outcome = Outcome(
+                self._specialty, self._call.adapter, self._outcome(), self._confidence
+            )
+            self._backend.record(outcome)
+
+    def _outcome(self) -> str:
+        latest = self._latest
+        if self._is_broken:
+            return "internal_error"
+        if latest is None or latest.finish_reason is None:
+            return str(FinishReason.CANCELLED)
+        return latest.error.code if latest.error else str(latest.finish_reason)
+
+    async def _next_before_deadline(self, events: AsyncGenerator[TokenEvent, None]) -> TokenEvent:
+        try:
+            async with asyncio.timeout(self._seconds_left()) as timeout:
+                return await anext(events)
+        except TimeoutError:
+            if not timeout.expired():
+                raise
+            return self._timed_out()
+        except StopAsyncIteration:
+            raise RuntimeError(
+                f"request {self._call.request_id} ended without a terminal event"
+            ) from None
+
+    def _seconds_left(self) -> float | None:
+        deadline_at = self._call.deadline_at
+        return None if deadline_at is None else deadline_at - time.time() + GRACE_S
+
+    def _timed_out(self) -> TokenEvent:
+        reason = FinishReason.TIMEOUT
+        if self._latest is None:
+            return TokenEvent(self._call.request_id, "", 0, 0, Timings(), reason)
+        return replace(self._latest, text="", finish_reason=reason)
+
+
+def failure_of(event: TokenEvent) -> ApiError | None:
+    """Return the refusal that a terminal event means; None if there is an answer."""
+    if event.error is not None:
+        return engine_error(event.error)
+    if event.finish_reason is FinishReason.TIMEOUT and not event.num_tokens:
+        return ApiError(
+            408,
+            "deadline_exceeded",
+            "the deadline passed before anything was generated: give a larger timeout_s, or try "
+            "again when the server is less busy",
+            param="timeout_s",
+        )
+    return None

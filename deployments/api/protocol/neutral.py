@@ -1,0 +1,58 @@
+"""Fields of OpenAI's API that we do not have, and the values with which they are accepted.
+
+A client may send any of them with a value that asks for nothing (null, false, 0, an empty list),
+or that changes nothing here; any other value is refused by the field's name. The rule holds for
+requests, messages, parts and options alike: each declares such a field as `Neutral`.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+# The type of a validation error that such a field gives.
+UNSUPPORTED = "unsupported_field"
+_NOTHING: tuple[Any, ...] = (None, False, 0, "", [], {})
+
+
+@dataclass(frozen=True, slots=True)
+class AcceptOnly:
+    """Accept the values of `allowed` and no other. In JSON, true is not 1 and false is not 0."""
+
+    allowed: tuple[Any, ...] = _NOTHING
+
+    def check(self, value: Any) -> Any:
+        if any(_is_same(value, choice) for choice in self.allowed):
+            return value
+        raise PydanticCustomError(UNSUPPORTED, "not supported by this server")
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        return core_schema.no_info_plain_validator_function(self.check)
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        description = "not supported: only a value that asks for nothing is accepted"
+        return {"description": description, "enum": list(self.allowed)}
+
+
+def _is_same(value: Any, choice: Any) -> bool:
+    return value == choice and isinstance(value, bool) == isinstance(choice, bool)
+
+
+Neutral = Annotated[Any, AcceptOnly()]
+# How many answers to make: 1 is the number that asks for nothing more.
+NeutralCount = Annotated[Any, AcceptOnly((None, False, 1, "", [], {}))]
+NeutralFormat = Annotated[Any, AcceptOnly((*_NOTHING, {"type": "text"}))]
+# Without tools, both mean that no tool is called.
+NeutralToolChoice = Annotated[Any, AcceptOnly((*_NOTHING, "none", "auto"))]
+NeutralFlag = Annotated[Any, AcceptOnly((*_NOTHING, True))]
+NeutralModalities = Annotated[Any, AcceptOnly((*_NOTHING, ["text"]))]
+NeutralEffort = Annotated[Any, AcceptOnly((*_NOTHING, "none"))]
+NeutralVerbosity = Annotated[Any, AcceptOnly((*_NOTHING, "medium"))]
+NeutralTier = Annotated[
+    Any, AcceptOnly((*_NOTHING, "auto", "default", "flex", "priority", "scale"))
+]

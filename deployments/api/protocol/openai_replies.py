@@ -1,0 +1,127 @@
+"""OpenAI's replies: chat and text completions, the chunks of a stream, models.
+
+What is ours is under `polyclinic`. `choices[0].finish_reason` keeps to OpenAI's words, since strict
+clients refuse any other: an answer that its deadline cut short is a `length` there, and a `timeout`
+under `polyclinic.finish_reason`, which is always the true one.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from deployments.api.protocol.base import AnsweredRoute, Ending, ReplyModel, Usage
+from deployments.messages import ServedModels
+
+OpenAIFinishReason = Annotated[
+    Literal["stop", "length"],
+    Field(description="length: cut short, by max_tokens or by its deadline"),
+]
+
+
+class _RequestId(ReplyModel):
+    request_id: str
+
+
+class PolyclinicOpening(AnsweredRoute, _RequestId):
+    """What is ours in the first chunk of a stream."""
+
+
+class PolyclinicPart(Ending, PolyclinicOpening):
+    """What is ours in a completion."""
+
+
+class Envelope(ReplyModel):
+    id: str
+    created: int
+    model: str = Field(description="the adapter that answered, or base")
+
+
+class ChatMessageReply(ReplyModel):
+    role: Literal["assistant"]
+    content: str
+    refusal: None
+
+
+class ChatChoice(ReplyModel):
+    index: int
+    logprobs: None
+    message: ChatMessageReply
+    finish_reason: OpenAIFinishReason
+
+
+class TextChoice(ReplyModel):
+    index: int
+    logprobs: None
+    text: str
+    finish_reason: OpenAIFinishReason
+
+
+class ChatReply(Envelope):
+    object: Literal["chat.completion"]
+    choices: list[ChatChoice]
+    usage: Usage
+    polyclinic: PolyclinicPart
+
+
+class CompletionReply(Envelope):
+    object: Literal["text_completion"]
+    choices: list[TextChoice]
+    usage: Usage
+    polyclinic: PolyclinicPart
+
+
+class ChatDelta(ReplyModel):
+    role: Literal["assistant"] = "assistant"
+    content: str
+
+
+class ChunkChoice(ReplyModel):
+    """`delta` in a chat, `text` in a text completion."""
+
+    index: int
+    delta: ChatDelta | None = None
+    text: str | None = None
+    logprobs: None
+    finish_reason: OpenAIFinishReason | None
+
+
+class Chunk(Envelope):
+    """`polyclinic`: the route in the first chunk, the ending in the last that has a choice."""
+
+    object: Literal["chat.completion.chunk", "text_completion"]
+    choices: list[ChunkChoice]
+    usage: Usage | None = None
+    polyclinic: PolyclinicOpening | Ending | None = None
+
+
+class ModelReply(ReplyModel):
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    specialty: str | None = None
+    version: str | None = None
+    parent: str | None = None
+
+
+class ModelsReply(ReplyModel):
+    object: Literal["list"]
+    data: list[ModelReply]
+
+    @classmethod
+    def of(cls, clinic: ServedModels) -> "ModelsReply":
+        """List `auto` (the router picks), every adapter, and `base`."""
+
+        def model(name: str, **more: str) -> ModelReply:
+            return ModelReply(
+                id=name, object="model", created=clinic.started_at, owned_by="polyclinic", **more
+            )
+
+        adapters = [
+            model(
+                card.name, specialty=card.specialty, version=card.version, parent=clinic.base_model
+            )
+            for card in clinic.adapters
+        ]
+        base = model("base", parent=clinic.base_model)
+        return cls(object="list", data=[model("auto"), *adapters, base])

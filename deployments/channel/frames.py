@@ -1,0 +1,157 @@
+"""The wire format: length-prefixed msgpack frames that carry events of many answers at once.
+
+    4 bytes   length of the payload, big-endian
+    payload   msgpack: the first frame of a connection is ["polyclinic", 1, token], and every later
+              one is a list of events, each a list of the nine fields that `pack_events` writes
+
+A connection carries frames in one direction only, from a model replica to a router replica.
+"""
+
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgpack
+
+from deployments.engine.request import ErrorInfo, FinishReason, Timings, TokenEvent
+
+GREETING = "polyclinic"
+VERSION = 1
+MAX_FRAME_BYTES = 16 * 1024 * 1024
+_LENGTH = struct.Struct(">I")
+
+
+class BadFrame(Exception):
+    """The peer sent something that is not a frame of this format; the connection must end."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelAddress:
+    """Where a router replica listens. `token` must be in the first frame of each connection."""
+
+    host: str
+    port: int
+    token: str
+
+
+def pack_greeting(token: str) -> bytes:
+    return _framed([GREETING, VERSION, token])
+
+
+def pack_events(events: Sequence[tuple[int, TokenEvent]]) -> bytes:
+    """Return one frame that holds all `events`, each with the id of its stream."""
+    return _framed([_fields(stream, event) for stream, event in events])
+
+
+def unpack_greeting(payload: bytes) -> str:
+    """Return the token of a connection's first frame.
+
+    Raises:
+        BadFrame: The payload is not a greeting of this version.
+    """
+    found = _loaded(payload)
+    if not (isinstance(found, list) and len(found) == 3 and found[:2] == [GREETING, VERSION]):
+        raise BadFrame("the first frame is not a greeting of this version")
+    if not isinstance(found[2], str):
+        raise BadFrame("the greeting's token is not a text")
+    return found[2]
+
+
+def unpack_events(payload: bytes) -> list[tuple[int, TokenEvent]]:
+    """Return the events of a frame, each with the id of its stream. `request_id` is left empty:
+    the receiver knows it from the stream.
+
+    Raises:
+        BadFrame: The payload does not hold events.
+    """
+    found = _loaded(payload)
+    if not isinstance(found, list):
+        raise BadFrame("a frame is not a list of events")
+    try:
+        return [_event(*item) for item in found]
+    except (TypeError, ValueError) as error:
+        raise BadFrame(
+            f"a frame holds something that is not an event: {type(error).__name__}"
+        ) from None
+
+
+class FrameReader:
+    """Cuts a stream of bytes into the payloads of frames."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """Yield each payload that is complete once `data` has arrived.
+
+        Raises:
+            BadFrame: A frame claims to be longer than MAX_FRAME_BYTES.
+        """
+        self._buffer += data
+        start, size = 0, len(self._buffer)
+        try:
+            while size - start >= _LENGTH.size:
+                (length,) = _LENGTH.unpack_from(self._buffer, start)
+                if length > MAX_FRAME_BYTES:
+                    raise BadFrame(f"a frame of {length} bytes; at most {MAX_FRAME_BYTES}")
+                end = start + _LENGTH.size + length
+                if end > size:
+                    return
+                payload = bytes(self._buffer[start + _LENGTH.size : end])
+                start = end
+                yield payload
+        finally:
+            del self._buffer[:start]
+
+
+def _framed(content: list[Any]) -> bytes:
+    payload: bytes = msgpack.packb(content)
+    return _LENGTH.pack(len(payload)) + payload
+
+
+def _loaded(payload: bytes) -> Any:
+    try:
+        return msgpack.unpackb(payload)
+    except (ValueError, msgpack.UnpackException) as error:
+        raise BadFrame(f"a frame is not msgpack: {type(error).__name__}") from None
+
+
+def _fields(stream: int, event: TokenEvent) -> list[Any]:
+    timings, error = event.timings, event.error
+    return [
+        stream,
+        event.text,
+        event.num_tokens,
+        event.num_prompt_tokens,
+        timings.queue_s,
+        timings.first_token_s,
+        timings.total_s,
+        None if event.finish_reason is None else str(event.finish_reason),
+        None if error is None else [error.code, error.message, error.param, error.retry_after_s],
+    ]
+
+
+def _event(
+    stream: int,
+    text: str,
+    num_tokens: int,
+    num_prompt_tokens: int,
+    queue_s: float | None,
+    first_token_s: float | None,
+    total_s: float | None,
+    finish_reason: str | None,
+    error: list[Any] | None,
+) -> tuple[int, TokenEvent]:
+    numbers = (stream, num_tokens, num_prompt_tokens)
+    if not isinstance(text, str) or not all(type(number) is int for number in numbers):
+        raise ValueError("a field has the wrong type")
+    return stream, TokenEvent(
+        "",
+        text,
+        num_tokens,
+        num_prompt_tokens,
+        Timings(queue_s, first_token_s, total_s),
+        None if finish_reason is None else FinishReason(finish_reason),
+        None if error is None else ErrorInfo(*error),
+    )

@@ -1,0 +1,53 @@
+"""Attend with Triton kernels in a decode step. Imported only where they run.
+
+Everything is in tensors of fixed shape, so that a step can be captured as a CUDA graph.
+"""
+
+import torch
+
+from deployments.engine.attention.kv_cache import KvCache
+from deployments.engine.kernels.triton_attention import cross_attention, decode_attention
+from deployments.engine.kernels.types import Expansion, Rope
+
+
+class TritonDecodeAttention:
+    """Implement DecodeAttention (decode.py) with kernels that find each row through tensors.
+
+    Args:
+        starts: (B,) cache position where each row begins.
+        ends: (B,) where each row ends: start + capacity.
+        positions: (B,) own positions filled so far.
+        prompts: (B,) prompt positions at the end of the row.
+    """
+
+    def __init__(
+        self,
+        cache: KvCache,
+        starts: torch.Tensor,
+        ends: torch.Tensor,
+        positions: torch.Tensor,
+        prompts: torch.Tensor,
+    ) -> None:
+        self._layers = cache.layers
+        self._own = (starts, positions)
+        self._prompts = (ends - prompts, prompts)
+
+    def self_attention(
+        self,
+        qkv: torch.Tensor,
+        expansion: Expansion | None,
+        layer: int,
+        *,
+        scale: float,
+        bias: torch.Tensor | None = None,
+        rope: Rope | None = None,
+    ) -> torch.Tensor:
+        cached = self._layers[layer]
+        return decode_attention(
+            qkv, expansion, cached, *self._own, bias=bias, rope=rope, scale=scale
+        )
+
+    def cross_attention(
+        self, q: torch.Tensor, expansion: Expansion | None, layer: int, *, scale: float
+    ) -> torch.Tensor:
+        return cross_attention(q, expansion, self._layers[layer], *self._prompts, scale=scale)

@@ -1,0 +1,99 @@
+"""Attend over all prompts of a step with one Triton kernel. Imported only where it runs."""
+
+import torch
+import triton
+import triton.language as tl
+
+from deployments.engine.kernels.triton_attention import padded, softmax_step
+from deployments.engine.kernels.types import BLOCK_M
+
+_BLOCK_N = 64  # keys of one iteration
+
+
+@triton.jit
+def _prefill_kernel(
+    q, keys_values, blocks, bias, out, scale, q_row, kv_row, values_at, bias_row, bias_zero,
+    H: tl.constexpr, G: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr, CAUSAL: tl.constexpr, HAS_BIAS: tl.constexpr,
+):  # fmt: skip
+    """Attend with BLOCK_M queries of one prompt and one head. Program (block, head)."""
+    line = blocks + tl.program_id(0) * 5
+    count = tl.load(line + 1)
+    if count == 0:
+        return
+    first_q = tl.load(line)
+    position = tl.load(line + 2)
+    first_kv = tl.load(line + 3).to(tl.int64)
+    n = tl.load(line + 4)
+    head = tl.program_id(1)
+    i = tl.arange(0, BLOCK_M)
+    im = i < count
+    d = tl.arange(0, DP)
+    dm = d < D
+    qm = im[:, None] & dm[None, :]
+    columns = head // G * D + d
+    query = tl.load(
+        q + (first_q + i).to(tl.int64)[:, None] * q_row + head * D + d[None, :], mask=qm, other=0.0
+    )
+    largest = tl.full((BLOCK_M,), -1e30, tl.float32)
+    total = tl.zeros((BLOCK_M,), tl.float32)
+    acc = tl.zeros((BLOCK_M, DP), tl.float32)
+    last = n
+    if CAUSAL:
+        last = tl.minimum(n, position + count)
+    for first in range(0, last, BLOCK_N):
+        j = first + tl.arange(0, BLOCK_N)
+        seen = j < last
+        both = seen[:, None] & dm[None, :]
+        at = keys_values + (first_kv + j)[:, None] * kv_row + columns[None, :]
+        keys = tl.load(at, mask=both, other=0.0)
+        values = tl.load(at + values_at, mask=both, other=0.0)
+        scores = tl.dot(query, tl.trans(keys), input_precision="ieee") * scale
+        visible = seen[None, :] & im[:, None]
+        if CAUSAL:
+            visible = visible & (j[None, :] <= (position + i)[:, None])
+        if HAS_BIAS:
+            distance = j[None, :] - (position + i)[:, None] + bias_zero
+            added = tl.load(bias + head * bias_row + distance, mask=visible, other=0.0)
+            scores += added.to(tl.float32)
+        scores = tl.where(visible, scores, -1e30)
+        largest, total, shrink, p = softmax_step(scores, largest, total, AXIS=1)
+        acc = acc * shrink[:, None] + tl.dot(p.to(values.dtype), values, input_precision="ieee")
+    tl.store(
+        out + (first_q + i).to(tl.int64)[:, None] * (H * G * D) + head * D + d[None, :],
+        (acc / total[:, None]).to(out.dtype.element_ty),
+        mask=qm,
+    )
+
+
+def prefill_attention(
+    q: torch.Tensor,
+    keys_values: torch.Tensor,
+    *,
+    blocks: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    scale: float,
+    is_causal: bool,
+) -> torch.Tensor:
+    """Attend with the queries of many prompts at once, each over its own prompt.
+
+    Args:
+        q: (T, H * G, D).
+        keys_values: (S, 2, H, D), a view whose last two dimensions are contiguous.
+        blocks: (n, 5) int32 from `prompt_blocks`.
+        bias: (H * G, 2 P - 1) added by key position - query position + P - 1, or None.
+
+    Returns:
+        (T, H * G * D); zeros for tokens that are in no block.
+    """
+    tokens, q_heads, dim = q.shape
+    heads = keys_values.shape[2]
+    out = torch.zeros(tokens, q_heads * dim, dtype=q.dtype, device=q.device)
+    _prefill_kernel[len(blocks), q_heads](
+        q, keys_values, blocks, q if bias is None else bias, out, scale,
+        q.stride(0), keys_values.stride(0), keys_values.stride(1),
+        0 if bias is None else bias.stride(0), 0 if bias is None else bias.shape[1] // 2,
+        H=heads, G=q_heads // heads, D=dim, DP=padded(dim), BLOCK_M=BLOCK_M, BLOCK_N=_BLOCK_N,
+        CAUSAL=is_causal, HAS_BIAS=bias is not None, num_warps=4,
+    )  # fmt: skip
+    return out

@@ -1,0 +1,150 @@
+"""Hold the stacked weights of all slots: the tensors behind the pool (pool.py).
+
+Each module that any adapter targets has
+
+    a: (num_slots, R, in)     b: (num_slots, R, out)     R: the largest rank, a multiple of 8
+
+with PEFT's scale inside b and zeros beyond an adapter's rank. Slot 0 is the base model: all zeros.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from deployments.engine.lora.layers import LoraLayer, LoraStack
+from deployments.engine.lora.packed import PackedLora, Shapes
+from deployments.engine.lora.segments import LoraSegments, SegmentCache, build_segments
+
+_RANK_BUCKET = 8
+
+
+@dataclass(frozen=True, slots=True)
+class _SlotViews:
+    """Hold a slot's rows of the stacks, as flat views, for adapters of these shapes."""
+
+    shapes: Shapes
+    layout: int
+    views: list[torch.Tensor]
+
+
+class LoraStacks:
+    """Hold each module's stack, and the rank and the modules of the adapter in each slot."""
+
+    def __init__(
+        self,
+        layers: Sequence[LoraLayer],
+        num_slots: int,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.layout = 0  # changes when stacks are added or moved: that voids captured graphs
+        self._layers = tuple(layers)
+        self._features = {
+            module.path: (layer.in_features, module.stop - module.start)
+            for layer in layers
+            for module in layer.modules
+        }
+        self._dtype, self._device = dtype, device
+        self._num_slots = num_slots
+        self._rank = _RANK_BUCKET
+        self._stacks: dict[str, LoraStack] = {}
+        self._ranks = [0] * num_slots
+        self._modules: list[frozenset[str]] = [frozenset()] * num_slots
+        self._views: dict[int, _SlotViews] = {}
+        self._segments = SegmentCache()
+
+    def unsupported_modules(self, weights: PackedLora) -> list[str]:
+        """Return why this adapter does not fit the model; empty if it does."""
+        problems = []
+        for path, _, *found in weights.shapes:
+            if path not in self._features:
+                problems.append(f"{path} is not a layer that the fast decoder adapts")
+            elif self._features[path] != tuple(found):
+                problems.append(
+                    f"{path} maps {tuple(found)}; the base model has {self._features[path]}"
+                )
+        return problems
+
+    def write(self, slot: int, weights: PackedLora) -> None:
+        """Replace what the slot holds. No row may use it."""
+        self._grow(weights.rank, weights.modules)
+        views = self._views_of(slot, weights.shapes)
+        self._ranks[slot] = weights.rank
+        self._modules[slot] = frozenset(weights.modules)
+        torch._foreach_copy_(views, list(weights.to(self._device).pieces()))
+        self._segments.forget(slot)
+
+    def segments(self, active: tuple[int, ...]) -> LoraSegments:
+        """Return segments that hold these slots, ascending and without slot 0."""
+        segments = self._segments.find(active)
+        if segments is None:
+            segments = build_segments(
+                active,
+                self._layers,
+                self._stacks,
+                stack_rank=self._rank,
+                ranks=self._ranks,
+                modules=self._modules,
+                device=self._device,
+            )
+            self._segments.add(segments)
+        return segments
+
+    def by_layer(self) -> dict[str, list[tuple[int, LoraStack]]]:
+        """Return, for each layer, the first output column and the stack of each adapted module.
+
+        Empty if no adapter was ever written. Valid while `layout` stays.
+        """
+        if not self._stacks:
+            return {}
+        return {
+            layer.name: [
+                (module.start, self._stacks[module.path])
+                for module in layer.modules
+                if module.path in self._stacks
+            ]
+            for layer in self._layers
+        }
+
+    def _views_of(self, slot: int, shapes: Shapes) -> list[torch.Tensor]:
+        """Return where an adapter's pieces go, after zeroing what the slot held before.
+
+        The views are kept for the next adapter: most have the same shapes, and hundreds of small
+        views take longer to make than to fill.
+        """
+        kept = self._views.get(slot)
+        if kept is not None and kept.shapes == shapes and kept.layout == self.layout:
+            return kept.views
+        rank = self._ranks[slot]
+        before = [self._stacks[module] for module in self._modules[slot]]
+        if before:
+            torch._foreach_zero_([half[slot, :rank] for s in before for half in (s.a, s.b)])
+        views = []
+        for module, rank, _, _ in shapes:
+            stack = self._stacks[module]
+            views += [stack.a[slot, :rank].view(-1), stack.b[slot, :rank].view(-1)]
+        self._views[slot] = _SlotViews(shapes, self.layout, views)
+        return views
+
+    def _grow(self, rank: int, modules: Iterable[str]) -> None:
+        """Make room for this rank and for modules that no adapter had so far."""
+        wanted = -(-rank // _RANK_BUCKET) * _RANK_BUCKET
+        if wanted > self._rank:
+            for module, old in self._stacks.items():
+                new = self._new_stack(module, wanted)
+                new.a[:, : self._rank] = old.a
+                new.b[:, : self._rank] = old.b
+                self._stacks[module] = new
+            self._rank = wanted
+            self.layout += 1
+        for module in modules:
+            if module not in self._stacks:
+                self._stacks[module] = self._new_stack(module, self._rank)
+                self.layout += 1
+
+    def _new_stack(self, module: str, rank: int) -> LoraStack:
+        shapes = [(self._num_slots, rank, features) for features in self._features[module]]
+        a, b = (torch.zeros(shape, dtype=self._dtype, device=self._device) for shape in shapes)
+        return LoraStack(a, b)

@@ -1,0 +1,130 @@
+"""What a router replica follows while it serves: the adapters, the classifier and the API keys."""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from adapters.live_catalog import LiveAdapter, LiveCatalog
+from adapters.store import AdapterStore
+from deployments.api.api_keys import FILE_NAME, KeyFileError, KeyStore, KeyTable
+from deployments.messages import AdapterCard
+from deployments.reloader import Reloader
+from deployments.settings import Settings
+from router.classifier import Classifier
+from router.versions import resolve, stamp
+
+logger = logging.getLogger(__name__)
+
+# A key that was created or revoked counts within a second on every router replica.
+KEYS_PERIOD_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class InService:
+    """The adapters in service. by_specialty: specialty -> the adapter's name."""
+
+    revision: int
+    cards: tuple[AdapterCard, ...]
+    by_specialty: Mapping[str, str]
+
+
+def follow_catalog(
+    store: AdapterStore, base_model: str, period_s: Callable[[], float]
+) -> Reloader[InService]:
+    """Follow the adapters of a base model.
+
+    Raises:
+        StorageError, LiveCatalogError: the first look fails.
+    """
+    return Reloader(
+        store.stamp,
+        lambda: in_service(store.read(), base_model),
+        period_s,
+        describe=lambda found: f"catalogue revision {found.revision}",
+        on_change=_warn_of_an_older_revision,
+    )
+
+
+def _warn_of_an_older_revision(before: InService, after: InService) -> None:
+    if after.revision < before.revision:
+        logger.warning(
+            "the catalogue went from revision %d to %d: was state_dir put back?",
+            before.revision,
+            after.revision,
+        )
+
+
+def in_service(catalog: LiveCatalog, base_model: str) -> InService:
+    """Return what of the catalogue serves a base model."""
+    adapters = catalog.in_service(base_model)
+    return InService(
+        catalog.revision,
+        tuple(_card(adapter) for adapter in adapters),
+        {adapter.specialty: adapter.name for adapter in adapters},
+    )
+
+
+def _card(adapter: LiveAdapter) -> AdapterCard:
+    canary = adapter.canary
+    return AdapterCard(
+        adapter.name,
+        adapter.specialty,
+        adapter.version,
+        canary.version if canary else None,
+        canary.weight if canary else 0.0,
+    )
+
+
+def load_classifier(settings: Settings) -> Classifier:
+    """Load the artefact that is current.
+
+    Raises:
+        ArtefactError: naming the file, what was found, and what to do about it.
+    """
+    return Classifier.load(
+        resolve(settings.router_dir),
+        encoder=settings.router_encoder,
+        threads=settings.router.threads,
+    )
+
+
+def follow_classifier(settings: Settings, period_s: Callable[[], float]) -> Reloader[Classifier]:
+    """Follow the artefact's folder: a new version, a roll-back, or files replaced in place.
+
+    Raises:
+        ArtefactError: the first one does not load.
+    """
+    return Reloader(
+        lambda: stamp(settings.router_dir),
+        lambda: load_classifier(settings),
+        period_s,
+        describe=lambda classifier: f"router {classifier.version}",
+    )
+
+
+def follow_keys(store: KeyStore) -> Reloader[KeyTable]:
+    """Follow the key file. Before a first good file no key is valid.
+
+    A file that breaks or disappears changes nothing: keys are taken back with
+    `python -m deployments.keys revoke`, not by deleting the file.
+    """
+
+    def load() -> KeyTable:
+        if store.etag() is None:  # called when the etag changed, so there was a file
+            raise KeyFileError(f"{FILE_NAME}: is gone")
+        return KeyTable(store.read())
+
+    return Reloader(
+        store.etag,
+        load,
+        lambda: KEYS_PERIOD_S,
+        first=KeyTable(),
+        describe=lambda table: f"{len(table)} keys ({table.num_admins} admin keys)",
+        explain=_explain_keys,
+    )
+
+
+def _explain_keys(error: Exception, kept: KeyTable) -> str:
+    # An OSError's text holds the path, which /readyz would show to anybody.
+    cause = str(error) if isinstance(error, KeyFileError) else type(error).__name__
+    return f"{cause}; {len(kept)} keys from before stay in force"

@@ -1,0 +1,62 @@
+"""The replicas of one deployment, asked all at once through Serve's broadcast."""
+
+import asyncio
+import functools
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from ray import serve
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle
+
+_NUM_THREADS = 4  # broadcasts at the same time
+
+
+class ReplicaSet:
+    """A broadcast reaches the replicas that Serve knew at that moment, so callers that need every
+    replica compare the number of answers with `num_running`."""
+
+    def __init__(self, handle: DeploymentHandle) -> None:
+        self._handle = handle
+        # `results` gives each replica its own deadline, `results_async` gives up on all together.
+        # It blocks, and must not hold the threads that classify questions.
+        self._threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="broadcast")
+
+    async def call(self, method: str, timeout_s: float) -> list[Any]:
+        """Call a method on each replica.
+
+        Returns:
+            Each replica's answer, or the exception instead; TimeoutError if it did not answer.
+
+        Raises:
+            TimeoutError: no replica is running yet.
+            RayServeException, RayError: the deployment cannot be reached.
+        """
+        results = functools.partial(
+            self._handle.broadcast(method).results, timeout_s=timeout_s, return_exceptions=True
+        )
+        loop = asyncio.get_running_loop()
+        return list(await loop.run_in_executor(self._threads, results))
+
+    async def num_running(self) -> int | None:
+        """Return how many replicas serve now. None if Serve does not say."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._num_running)
+
+    def _num_running(self) -> int | None:
+        try:
+            application = serve.status().applications[self._handle.app_name]
+            deployment = application.deployments[self._handle.deployment_name]
+        except (RayServeException, RayError, KeyError, AttributeError):
+            return None
+        return int(deployment.replica_states.get("RUNNING", 0))
+
+
+def own_replicas() -> ReplicaSet:
+    """Return the replicas of the deployment that the caller is a replica of.
+
+    Raises:
+        RayServeException: the caller is outside Serve.
+    """
+    context = serve.get_replica_context()
+    return ReplicaSet(serve.get_deployment_handle(context.deployment, context.app_name))

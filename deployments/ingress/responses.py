@@ -1,0 +1,85 @@
+"""What a call to the model deployment returns: the events of one answer, and a way to cancel it."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Protocol
+
+from ray.serve.handle import DeploymentResponse
+
+from deployments.channel.frames import ChannelAddress
+from deployments.channel.receiver import EventReceiver
+from deployments.engine.request import TokenEvent
+
+# How long the last event may arrive after the Serve call that sent it has ended.
+ON_THE_WAY_S = 5.0
+
+
+class EventResponse(Protocol):
+    """The events of one answer."""
+
+    def __aiter__(self) -> AsyncIterator[TokenEvent]: ...
+
+    def cancel(self) -> None: ...
+
+
+class OneEvent:
+    """A plain response as a stream of one event."""
+
+    def __init__(self, response: DeploymentResponse) -> None:
+        self._response = response
+
+    async def __aiter__(self) -> AsyncIterator[TokenEvent]:
+        yield await self._response
+
+    def cancel(self) -> None:
+        self._response.cancel()
+
+
+class ChannelResponse:
+    """An answer whose events arrive over the channel, and the Serve call that generates it.
+
+    Serve picks the replica, counts the request and cancels it; the events do not pass Serve.
+
+    Args:
+        send: starts the Serve call with the stream's id and this router replica's address. Its
+            result says whether all events were sent.
+    """
+
+    def __init__(
+        self,
+        receiver: EventReceiver,
+        request_id: str,
+        send: Callable[[int, ChannelAddress], DeploymentResponse],
+    ) -> None:
+        self._receiver = receiver
+        self._stream = receiver.open(request_id)
+        self._send = send
+        self._response: DeploymentResponse | None = None
+        self._watching: asyncio.Task[None] | None = None
+
+    async def __aiter__(self) -> AsyncIterator[TokenEvent]:
+        address = await self._receiver.address()
+        self._response = self._send(self._stream.stream_id, address)
+        # Not cancelled when the answer has ended: the Serve call ends by itself then.
+        self._watching = asyncio.create_task(self._watch(self._response))
+        async for event in self._stream:
+            if event.finish_reason is not None:
+                self._stream.close()
+            yield event
+
+    def cancel(self) -> None:
+        self._stream.close()
+        if self._response is not None:
+            self._response.cancel()
+
+    async def _watch(self, response: DeploymentResponse) -> None:
+        try:
+            are_sent = await response
+        except BaseException as error:
+            self._stream.fail(error)
+            if not isinstance(error, Exception):
+                raise
+        else:
+            if are_sent and not self._stream.has_ended:
+                await asyncio.sleep(ON_THE_WAY_S)
+            self._stream.lose()

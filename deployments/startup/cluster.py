@@ -1,0 +1,73 @@
+"""Run Serve in a new local Ray cluster; the launcher starts this module as its child process.
+
+    python -m deployments.startup.cluster serve_config.yaml --dashboard_port 8265
+
+`serve run` alone cannot choose the dashboard's port, and the launcher has to know it.
+"""
+
+import argparse
+import os
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from deployments.settings import PROJECT_ROOT
+from deployments.startup.status import DASHBOARD_PORT
+
+_NAMESPACE = "serve"  # Serve's own
+# Set only where the environment does not say otherwise.
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AUTH_MODE": "token",
+    # Ray binds every interface otherwise, whatever address it is given.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "PYTHONWARNINGS": "ignore",
+    # glibc keeps an arena for each thread otherwise, and torch has many.
+    "MALLOC_ARENA_MAX": "2",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m deployments.startup.cluster")
+    parser.add_argument("config", type=Path)
+    parser.add_argument("--dashboard_port", type=int, default=DASHBOARD_PORT)
+    args = parser.parse_args(argv)
+    import ray
+    from ray.serve.scripts import cli
+
+    # `local`: a new cluster, whatever RAY_ADDRESS or the local cluster file names.
+    ray.init(address="local", namespace=_NAMESPACE, dashboard_port=args.dashboard_port)
+    cli(["run", str(args.config), "--address", "auto"])  # auto: the one that we are connected to
+
+
+def serve_command(config: Path, dashboard_port: int) -> list[str]:
+    """Return the command that runs Serve with this configuration."""
+    command = [sys.executable, "-m", "deployments.startup.cluster", str(config)]
+    return [*command, "--dashboard_port", str(dashboard_port)]
+
+
+def serve_environment(inherited: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of that command; what is inherited has priority over ours."""
+    environment = {**ENVIRONMENT, **inherited}
+    paths = [str(PROJECT_ROOT), *filter(None, [environment.get("PYTHONPATH")])]
+    environment["PYTHONPATH"] = os.pathsep.join(paths)
+    return environment
+
+
+def free_port(preferred: int | None = None) -> int:
+    """Return `preferred` if nothing listens on it on loopback, else a port that is free now."""
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", preferred or 0))
+        except OSError:
+            return free_port()
+        port: int = probe.getsockname()[1]
+    return port
+
+
+if __name__ == "__main__":
+    main()

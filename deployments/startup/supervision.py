@@ -1,0 +1,114 @@
+"""Run Serve as a child process: wait until it is ready, watch it, end all that it started."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+
+from deployments.settings import PROJECT_ROOT
+from deployments.startup.cluster import serve_environment
+from deployments.startup.processes import ProcessTree
+from deployments.startup.status import (
+    Addresses,
+    application_states,
+    describe_states,
+    failure,
+    readiness,
+    welcome,
+)
+from deployments.startup.stop_signals import Interrupted, StopSignals
+
+POLL_S = 0.7
+GRACE_S = 8.0  # for Serve's own shutdown after Ctrl-C, before what is left is ended
+ORPHANS_GRACE_S = 2.0  # of these, for daemons to follow the process that started them
+
+
+def supervise(
+    command: Sequence[str],
+    addresses: Addresses,
+    *,
+    timeout_s: float,
+    grace_s: float = GRACE_S,
+    say: Callable[[str], None] = lambda text: print(text, flush=True),
+) -> int:
+    """Run `command` until it ends, fails to deploy, or a signal stops us; return the exit status.
+
+    Everything that it started is gone on return.
+    """
+    started = time.monotonic()
+    signals = StopSignals()
+    # A new session: a Ctrl-C in the terminal reaches us alone, and we pass it on once.
+    child = subprocess.Popen(
+        command, cwd=PROJECT_ROOT, env=serve_environment(os.environ), start_new_session=True
+    )
+    tree = ProcessTree(child.pid)
+    cause = None
+    try:
+        with signals:
+            say(f"launch: started, pid {os.getpid()}")
+            cause = _wait_until_ready(child, addresses, tree, started + timeout_s)
+            if cause is None:
+                report = readiness(addresses) or {}
+                say(welcome(addresses, report, time.monotonic() - started))
+                cause = _wait_until_it_ends(child, tree)
+    except Interrupted:
+        say("launch: stopping")
+    finally:
+        _stop(child, tree, grace_s, say)
+    if cause is None:
+        return 0
+    say(f"launch: {cause}")  # after Ray's last output, so that the operator sees it
+    return 1
+
+
+def _wait_until_ready(
+    child: subprocess.Popen[bytes], addresses: Addresses, tree: ProcessTree, deadline: float
+) -> str | None:
+    """Return the cause if it failed, or None once it is ready."""
+    applications = {}
+    while time.monotonic() < deadline:
+        tree.refresh()
+        if child.poll() is not None:
+            code = child.returncode
+            return f"not ready: serve ended with exit code {code}; its last output is above"
+        # The proxy holds a request until the application is there, so it is asked last.
+        applications = application_states(addresses)
+        failed = failure(applications)
+        if failed:
+            return f"not ready: {failed}"
+        states = {application.get("status") for application in applications.values()}
+        if states == {"RUNNING"} and readiness(addresses) is not None:
+            return None
+        time.sleep(POLL_S)
+    return f"not ready within --timeout_s: {describe_states(applications)}"
+
+
+def _wait_until_it_ends(child: subprocess.Popen[bytes], tree: ProcessTree) -> str:
+    while child.poll() is None:
+        tree.refresh()
+        time.sleep(POLL_S)
+    return f"serve ended unasked (exit code {child.returncode})"
+
+
+def _stop(
+    child: subprocess.Popen[bytes],
+    tree: ProcessTree,
+    grace_s: float,
+    say: Callable[[str], None],
+) -> None:
+    """Send one SIGINT, wait `grace_s` at most, then kill what is left of what we started."""
+    deadline = time.monotonic() + grace_s
+    tree.refresh()
+    if child.poll() is None:
+        child.send_signal(signal.SIGINT)
+        while child.poll() is None and time.monotonic() < deadline:
+            tree.refresh()
+            time.sleep(0.1)
+    deadline = min(deadline, time.monotonic() + ORPHANS_GRACE_S)
+    while tree.alive() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    num_killed = tree.kill()
+    child.wait()
+    if num_killed:
+        say(f"launch: ended {num_killed} process(es) that did not stop by themselves")

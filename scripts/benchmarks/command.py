@@ -1,0 +1,83 @@
+"""The parts that all benchmark commands share: arguments, percentiles, and the printed report."""
+
+import argparse
+import json
+import shlex
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from scripts.arguments import positive
+from scripts.environment import environment, save_report
+
+
+def add_out(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, help="write the JSON here too")
+
+
+def add_model_arguments(
+    parser: argparse.ArgumentParser, *, devices: Sequence[str] | None = None, rank: int | None = 8
+) -> None:
+    """Add the arguments that choose a base model and its random adapters, and `--out`.
+
+    `devices`: the only ones allowed; None: whatever torch knows. `rank`: the default.
+    """
+    parser.add_argument(
+        "--model",
+        default="smollm2-135m-instruct",
+        help="a folder, a name, or flan-t5-xl-shape / llama-1b-shape with random weights",
+    )
+    parser.add_argument("--device", default="cpu", choices=devices, help="cpu, cuda or cuda:N")
+    parser.add_argument(
+        "--dtype",
+        default="auto",
+        choices=["auto", "float32", "bfloat16"],
+        help="of weights and activations",
+    )
+    parser.add_argument("--rank", type=positive, default=rank, help="of the adapters")
+    parser.add_argument("--targets", nargs="+", help="adapted layers; default: q and v projections")
+    parser.add_argument("--threads", type=int, help="of torch; default: torch's own choice")
+    add_out(parser)
+
+
+def publish(
+    what: str,
+    arguments: Sequence[str],
+    measured: Mapping[str, Any],
+    *,
+    out: Path | None = None,
+    lines: Iterable[tuple[str, Any]] = (),
+) -> None:
+    """Print `lines` as a table, then the whole report as one line of JSON; write it to `out`.
+
+    The report says where it was measured: commit, processor and package versions.
+    """
+    command = shlex.join(["python", "-m", "scripts.benchmark", *arguments])
+    report = {"what": what, **environment(), "command": command, **measured}
+    save_report(report, out)
+    for name, value in lines:
+        print(f"{name:<28} {json.dumps(value)}")
+    print(json.dumps(report))
+
+
+def settings_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the arguments that the report records."""
+    return {name: value for name, value in vars(args).items() if name not in ("out", "what", "run")}
+
+
+def quantile(values: Iterable[float], share: float) -> float:
+    """Return the value at position `share` (0 to 1) of the sorted values."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+def spread(values: Iterable[float], percentile: int = 95, digits: int = 3) -> dict[str, float]:
+    """Return count, median, one percentile and maximum, as the reports show them."""
+    ordered = sorted(values)
+    return {
+        "n": len(ordered),
+        "median": round(statistics.median(ordered), digits),
+        f"p{percentile}": round(quantile(ordered, percentile / 100), digits),
+        "max": round(ordered[-1], digits),
+    }

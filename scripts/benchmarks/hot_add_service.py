@@ -1,0 +1,128 @@
+"""Write what `scripts.benchmark hot_add` serves: base model, adapters, keys and settings.
+
+Files only: nothing is started here.
+"""
+
+import argparse
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adapters.base_models import resolve_base_model
+from scripts.benchmarks.in_process.random_adapters import (
+    make_random_adapters,
+    rank_of_size,
+    write_catalog,
+)
+from scripts.benchmarks.models import RANDOM_SHAPES, load_skeleton, save_base
+from scripts.benchmarks.serve_process import key_headers
+
+MAX_INPUT_TOKENS = 256
+_OTHER_WEIGHTS = 1000  # first seed of the new versions; those of the catalogue begin at 0
+
+
+@dataclass(frozen=True, slots=True)
+class HotAddService:
+    """What is served, and what is added to it.
+
+    Attributes:
+        application: for `serve_process.serving`.
+        sources: folders of adapters that the catalogue does not list, all different.
+        user, admin: header fields with a key.
+        adapter: rank and bytes of an adapter, for the report.
+    """
+
+    application: dict[str, Any]
+    sources: list[Path]
+    user: dict[str, str]
+    admin: dict[str, str]
+    adapter: dict[str, int]
+
+
+def prepare(args: argparse.Namespace, folder: Path) -> HotAddService:
+    """Write everything into `folder`."""
+    base_name, base_path = _base(args, folder)
+    skeleton = load_skeleton(base_path)
+    rank = args.rank or rank_of_size(skeleton, int(args.megabytes * 1e6), args.targets)
+    size = write_catalog(
+        skeleton,
+        folder / "seed",
+        num=args.adapters,
+        rank=rank,
+        targets=args.targets,
+        base_name=base_name,
+    )
+    sources = make_random_adapters(
+        skeleton,
+        folder / "sources",
+        num=args.adds + args.changes,
+        rank=rank,
+        targets=args.targets,
+        base_name=base_name,
+        first_seed=_OTHER_WEIGHTS,
+    )
+    user, admin = key_headers(folder / "state", "user", "admin")
+    return HotAddService(
+        _application(args, folder, base_name),
+        list(sources.values()),
+        user,
+        admin,
+        {"rank": rank, **size},
+    )
+
+
+def cpu_threads(args: argparse.Namespace) -> int:
+    """Return the torch threads of each replica on the CPU: given, or its share of the cores."""
+    cores = len(os.sched_getaffinity(0))
+    return int(args.threads or max(1, cores // args.replicas))
+
+
+def _base(args: argparse.Namespace, folder: Path) -> tuple[str, Path]:
+    """Return its name in the settings, and its folder."""
+    if args.model not in RANDOM_SHAPES:
+        return args.model, resolve_base_model(args.model, progress=False).path
+    made = save_base(args.model, folder / args.model, args.device, args.dtype)
+    return str(made), made
+
+
+def _application(args: argparse.Namespace, folder: Path, base_name: str) -> dict[str, Any]:
+    engine = {
+        "dtype": args.dtype,
+        "max_rows": args.rows,
+        "max_input_tokens": MAX_INPUT_TOKENS,
+        "max_output_tokens": args.output_tokens,
+        "default_output_tokens": args.output_tokens,
+        "max_adapters": args.slots,
+    }
+    application: dict[str, Any] = {
+        "name": "clinic",
+        "route_prefix": "/",
+        "import_path": "deployments.app:build",
+        "args": {
+            "base_model": base_name,
+            "adapters": str(folder / "seed"),
+            "state_dir": str(folder / "state"),
+            "device": args.device,
+            "auth": {"mode": "keys"},
+            "model_replicas": {"min": args.replicas, "max": args.replicas},
+            "engine": engine,
+        },
+    }
+    if args.device == "cpu":
+        engine["cpu_threads"] = cpu_threads(args)
+        application["deployments"] = [_several_on_one_cpu(args.replicas)]
+    return application
+
+
+def _several_on_one_cpu(replicas: int) -> dict[str, Any]:
+    """Overrule the application, which keeps to one replica on the CPU, in Serve's configuration."""
+    return {
+        "name": "Model",
+        "ray_actor_options": {"num_cpus": 0.2, "num_gpus": 0},
+        "autoscaling_config": {
+            "min_replicas": replicas,
+            "initial_replicas": replicas,
+            "max_replicas": replicas,
+        },
+    }

@@ -1,0 +1,1 @@
+"""What benchmarks run in their own process, without Ray and HTTP; these modules import torch."""

@@ -1,0 +1,112 @@
+"""Measure one decode step by batch size, and its memory floor.
+
+The floor is what a step must read once (decoder weights, output layer, keys and values at the mean
+context) over the bandwidth of a large copy on the same device, measured in the same run.
+"""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from deployments.engine.model_runner import ModelRunner
+from deployments.engine.request import Request, SamplingParams
+from deployments.engine.scheduler import Scheduler
+
+_WARM_UP = 6
+
+
+def weight_bytes(model: Any) -> int:
+    """Return the bytes of weights that a decode step reads; call it before a decoder takes them."""
+    read = 0
+    for name, parameter in model.named_parameters():
+        is_cross_kv = ".EncDecAttention.k." in name or ".EncDecAttention.v." in name
+        is_layer = name.startswith(("decoder.block.", "model.layers."))
+        if is_layer and not is_cross_kv:
+            read += parameter.nbytes
+    head: torch.Tensor = model.lm_head.weight
+    return read + head.nbytes
+
+
+def step_times(
+    decoder: ModelRunner,
+    adapters: Sequence[str | None],
+    *,
+    num_rows: Sequence[int],
+    prompt_tokens: int,
+    num_steps: int,
+    weights: int,
+) -> list[dict[str, float]]:
+    """Return one line for each batch size; milliseconds are means over `num_steps` steps."""
+    bandwidth = _copy_bandwidth(decoder.device)
+    bytes_per_position = decoder.num_kv_bytes / (sum(decoder.capacities) + 16)
+    context = prompt_tokens + (num_steps + _WARM_UP) / 2
+    lines = []
+    for rows in num_rows:
+        floor_ms = 1000 * (weights + rows * context * bytes_per_position) / bandwidth
+        step_ms = min(_timed(decoder, rows, adapters, prompt_tokens, num_steps) for _ in range(2))
+        lines.append(
+            {
+                "rows": rows,
+                "step_ms": round(step_ms, 3),
+                "floor_ms": round(floor_ms, 3),
+                "floor_over_step": round(floor_ms / step_ms, 3),
+                "tokens_per_s": round(1000 * rows / step_ms),
+            }
+        )
+    return lines
+
+
+def _timed(
+    decoder: ModelRunner,
+    num_rows: int,
+    adapters: Sequence[str | None],
+    prompt_tokens: int,
+    num_steps: int,
+) -> float:
+    """Return the milliseconds of a step."""
+    scheduler = Scheduler(
+        decoder.capacities,
+        prefill_tokens=num_rows * prompt_tokens,
+        can_split_prompts=decoder.can_split_prompts,
+    )
+    sampling = SamplingParams(num_steps + _WARM_UP)
+    prompt = tuple(3 + i % 97 for i in range(prompt_tokens))
+    for i in range(num_rows):
+        scheduler.add(Request("r", prompt, adapters[i % len(adapters)], sampling), 0.0)
+    started = 0.0
+    for step in range(num_steps + _WARM_UP):
+        plan = scheduler.schedule(0.0)
+        for job in plan.admitted:
+            assert job.row is not None, "admitted without a row"
+            decoder.set_adapter(job.row, job.request.adapter)
+        pending = decoder.step(plan)
+        if step == _WARM_UP - 1:
+            pending.wait()
+            started = time.perf_counter()
+    pending.wait()
+    milliseconds = 1000 * (time.perf_counter() - started) / num_steps
+    decoder.reset()
+    return milliseconds
+
+
+def _copy_bandwidth(device: torch.device) -> float:
+    """Return the bytes a second of a copy, reads and writes counted."""
+    size = 2**30 if device.type == "cuda" else 2**27
+    source = torch.ones(size, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    best = 0.0
+    for _ in range(5):
+        _synchronise(device)
+        started = time.perf_counter()
+        for _ in range(4):
+            target.copy_(source)
+        _synchronise(device)
+        best = max(best, 8 * size / (time.perf_counter() - started))
+    return best
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()

@@ -1,0 +1,102 @@
+"""Run the engine in this process on random requests: no Ray, no HTTP.
+
+Tokens are turned into text, as in service; end-of-sequence tokens are ignored, so that every answer
+has the length that was asked for.
+"""
+
+import asyncio
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+from deployments.engine.decoder_factory import FastLimits, build_decoder
+from deployments.engine.device_tokens import DeviceTokens
+from deployments.engine.engine import Engine, EngineLimits
+from deployments.engine.model_loader import Pretrained
+from deployments.engine.model_runner import ModelRunner
+from deployments.engine.request import Request, SamplingParams
+from deployments.engine.sequence import SchedulerOutput
+
+
+def random_requests(
+    num: int,
+    vocab_size: int,
+    *,
+    prompt_tokens: tuple[int, int],
+    output_tokens: tuple[int, int],
+    adapters: Sequence[str],
+    seed: int = 0,
+) -> list[Request]:
+    """Return requests with uniform lengths (least, most) whose adapters take turns."""
+    rng = random.Random(seed)
+    requests = []
+    for number in range(num):
+        length, sampling = rng.randint(*prompt_tokens), SamplingParams(rng.randint(*output_tokens))
+        prompt = tuple(rng.randrange(3, vocab_size) for _ in range(length))
+        requests.append(Request(f"r{number}", prompt, adapters[number % len(adapters)], sampling))
+    return requests
+
+
+def fast_decoder(base: Pretrained, limits: FastLimits) -> ModelRunner:
+    decoder = build_decoder(base, "fast", limits, {})
+    assert isinstance(decoder, ModelRunner), "build_decoder('fast') gave another decoder"
+    return decoder
+
+
+def make_resident(decoder: ModelRunner, folders: Sequence[Path], num_adapters: int) -> list[str]:
+    """Install adapters a0, a1, ... from the folders in turn, each in its own slot; return names."""
+    read = [decoder.read_adapter(folder).to(decoder.device) for folder in folders]
+    names = [f"a{number}" for number in range(num_adapters)]
+    for number, name in enumerate(names):
+        decoder.install(name, read[number % len(read)], probe=False)
+    return names
+
+
+def start_engine(
+    decoder: ModelRunner, requests: Sequence[Request], rows: int, prefill_tokens: int
+) -> Engine:
+    """Warm the decoder up and start an engine that can queue all of `requests`."""
+    decoder.warm_up()
+    longest = max(len(request.prompt_ids) for request in requests)
+    limits = EngineLimits(
+        rows, len(requests), longest, prefill_tokens=prefill_tokens, emit_interval_s=0.03
+    )
+    engine = Engine(decoder, limits)
+    engine.start()
+    return engine
+
+
+async def answer_all(engine: Engine, requests: Sequence[Request], at_once: int) -> list[float]:
+    """Answer every request, `at_once` at a time; return the seconds to each one's first token.
+
+    Raises:
+        RuntimeError: a request failed, or has another number of tokens than it asked for.
+    """
+    free = asyncio.Semaphore(at_once)
+
+    async def one(request: Request) -> float:
+        async with free:
+            async for event in engine.generate(request):
+                last = event
+        if last.error is not None or last.num_tokens != request.sampling.max_tokens:
+            raise RuntimeError(f"{request.request_id}: {last.num_tokens} tokens, {last.error}")
+        assert last.timings.first_token_s is not None, "tokens without a first one"
+        return last.timings.first_token_s
+
+    return await asyncio.gather(*(one(request) for request in requests))
+
+
+class StepCounter:
+    """Records how many rows each step of a decoder served, and whether requests waited."""
+
+    def __init__(self, decoder: ModelRunner) -> None:
+        self.steps: list[tuple[int, bool]] = []
+        self.engine: Engine | None = None
+        step = decoder.step
+
+        def counted(scheduled: SchedulerOutput) -> DeviceTokens:
+            if scheduled.emits and self.engine is not None:
+                self.steps.append((len(scheduled.emits), self.engine.num_waiting > 0))
+            return step(scheduled)
+
+        decoder.step = counted  # type: ignore[method-assign]

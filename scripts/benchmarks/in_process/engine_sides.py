@@ -1,0 +1,152 @@
+"""Time the engine's sides and PEFT's in turn, for `scripts.benchmark engine`."""
+
+import argparse
+import asyncio
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from deployments.engine.decoder_factory import FastLimits
+from deployments.engine.engine import Engine
+from deployments.engine.request import Request
+from scripts.benchmarks.command import settings_of
+from scripts.benchmarks.in_process.decode_steps import step_times, weight_bytes
+from scripts.benchmarks.in_process.engine_runs import (
+    answer_all,
+    fast_decoder,
+    make_resident,
+    random_requests,
+    start_engine,
+)
+from scripts.benchmarks.in_process.peft_baseline import PeftBaseline
+from scripts.benchmarks.in_process.random_adapters import make_random_adapters
+from scripts.benchmarks.models import load_base
+from scripts.environment import device_name
+
+_DIFFERENT_ADAPTERS = 8  # files; more adapters are copies, each in its own slot
+_BATCH_SIZES = (1, 8, 16, 32, 64, 128, 256)
+_RATIOS = (  # name, numerator, denominator
+    ("mixed over PEFT's mixed batch", "engine_mixed", "peft_mixed_batch"),
+    ("mixed over sequential", "engine_mixed", "peft_sequential"),
+    ("one stream over sequential", "engine_one_stream", "peft_sequential"),
+    ("mixed over no adapters", "engine_mixed", "engine_no_adapters"),
+)
+
+Side = Callable[[], Mapping[str, float]]
+"""Runs once and returns its figures, `tokens_per_s` among them."""
+
+
+def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    base = load_base(args.model, args.device, args.dtype)
+    folders = make_random_adapters(
+        base.model,
+        scratch,
+        num=min(args.adapters, _DIFFERENT_ADAPTERS),
+        rank=args.rank,
+        targets=args.targets,
+    )
+    longest = int(args.prompt_tokens * 1.2)
+    requests = random_requests(
+        args.requests,
+        base.model.config.get_text_config().vocab_size,
+        prompt_tokens=(int(args.prompt_tokens * 0.8), longest),
+        output_tokens=(args.output_tokens, args.output_tokens),
+        adapters=list(folders),
+    )
+    sides = {} if args.skip_peft else _peft_sides(args, folders, requests)
+    weights = weight_bytes(base.model)  # before the decoder takes them
+    limits = FastLimits(args.rows, longest + 1 + args.output_tokens, max_adapters=args.adapters)
+    decoder = fast_decoder(dataclasses.replace(base, eos_ids=frozenset()), limits)
+    step_settings: dict[str, Any] = {
+        "num_rows": [n for n in _BATCH_SIZES if n <= args.rows],
+        "prompt_tokens": args.prompt_tokens,
+        "num_steps": args.output_tokens - 8,
+        "weights": weights,
+    }
+    without = step_times(decoder, [None], **step_settings)
+    adapters = make_resident(decoder, list(folders.values()), args.adapters)
+    steps = step_times(decoder, adapters, **step_settings)
+    engine = start_engine(decoder, requests, args.rows, args.prefill_tokens)
+    results = _in_turn(sides | _engine_sides(engine, requests), args.repeats)
+    info = engine.info
+    engine.close()
+    return {
+        "settings": settings_of(args),
+        "torch_threads": torch.get_num_threads(),
+        "device": device_name(args.device),
+        "dtype": info.dtype,
+        "decoder": f"{info.name}: {info.reason}",
+        "sides": results,
+        "steps": [
+            {**step, "step_ms_without_lora": plain["step_ms"]}
+            for step, plain in zip(steps, without, strict=True)
+        ],
+        "ratios": _ratios(results),
+    }
+
+
+def _peft_sides(
+    args: argparse.Namespace, folders: Mapping[str, Path], requests: Sequence[Request]
+) -> dict[str, Side]:
+    base = load_base(args.model, args.device, args.dtype)  # PEFT changes its model
+    peft = PeftBaseline(base, folders, args.output_tokens)
+    return {
+        "peft_mixed_batch": lambda: peft.mixed(requests),
+        "peft_sequential": lambda: peft.sequential(requests[: args.sequential]),
+    }
+
+
+def _engine_sides(engine: Engine, requests: Sequence[Request]) -> dict[str, Side]:
+    plain = [dataclasses.replace(request, adapter=None) for request in requests]
+    return {
+        "engine_mixed": lambda: _engine_side(engine, requests),
+        "engine_no_adapters": lambda: _engine_side(engine, plain),
+        "engine_one_stream": lambda: _engine_side(engine, requests[:1]),
+    }
+
+
+def _engine_side(engine: Engine, requests: Sequence[Request]) -> dict[str, float]:
+    """Stream all requests at once."""
+    started = time.perf_counter()
+    first_tokens = asyncio.run(answer_all(engine, requests, len(requests)))
+    seconds = time.perf_counter() - started
+    return {
+        "tokens_per_s": sum(request.sampling.max_tokens for request in requests) / seconds,
+        "seconds": seconds,
+        "first_token_p50_s": statistics.median(first_tokens),
+        "first_token_max_s": max(first_tokens),
+    }
+
+
+def _in_turn(sides: Mapping[str, Side], repeats: int) -> dict[str, dict[str, Any]]:
+    """Run each side once to warm up, then all in turn; return medians and every token rate."""
+    samples: dict[str, list[Mapping[str, float]]] = {name: [] for name in sides}
+    for repeat in range(repeats + 1):
+        for name, side in sides.items():
+            sample = side()
+            if repeat:
+                samples[name].append(sample)
+    return {name: _medians(taken) for name, taken in samples.items()}
+
+
+def _medians(taken: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    medians = {key: statistics.median(sample[key] for sample in taken) for key in taken[0]}
+    rates = [round(sample["tokens_per_s"], 1) for sample in taken]
+    rounded = {key: round(value, 4) for key, value in medians.items()}
+    return {**rounded, "tokens_per_s_samples": rates}
+
+
+def _ratios(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """Return the engine's token rate over that of each baseline of this run."""
+    return {
+        name: round(results[ours]["tokens_per_s"] / results[theirs]["tokens_per_s"], 2)
+        for name, ours, theirs in _RATIOS
+        if theirs in results
+    }

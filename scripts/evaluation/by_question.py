@@ -1,0 +1,82 @@
+"""Parts of a result: metrics by question type, examples, and the values of each question."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from scripts.datasets.checks import ngrams
+from scripts.datasets.pairs import Pair
+from scripts.evaluation.answer_file import SYSTEMS
+from scripts.evaluation.bootstrap import Floats, draws
+from scripts.evaluation.comparison import metric
+
+NUM_EXAMPLES = 3
+Columns = Mapping[str, Mapping[str, Floats]]  # metric -> system -> value of each question
+
+
+def by_type(pairs: Sequence[Pair], columns: Columns, seed: int) -> dict[str, Any]:
+    """Return question type -> metrics over its questions, the most frequent first."""
+    groups: dict[str, list[int]] = defaultdict(list)
+    for position, pair in enumerate(pairs):
+        groups[pair.qtype or "unknown"].append(position)
+    found = {}
+    for qtype, positions in sorted(groups.items(), key=lambda item: (-len(item[1]), item[0])):
+        counts = draws(len(positions), seed)
+        picked = {
+            name: {system: columns[name][system][positions] for system in SYSTEMS}
+            for name in ("nll", "bleu", "rouge_l")
+        }
+        found[qtype] = {
+            "n": len(positions),
+            **{name: metric(name, by_system, counts) for name, by_system in picked.items()},
+        }
+    return found
+
+
+def examples(
+    pairs: Sequence[Pair], columns: Columns, texts: Mapping[str, Sequence[str]]
+) -> list[dict[str, Any]]:
+    """Return the questions with the largest loss, the median and the largest gain in ROUGE-L."""
+    gain = columns["rouge_l"]["adapter"] - columns["rouge_l"]["base"]
+    order = np.argsort(gain, kind="stable")
+    picks = np.linspace(0, len(order) - 1, min(NUM_EXAMPLES, len(order))).round().astype(int)
+    return [
+        {
+            "id": pairs[i].id,
+            "rouge_l_gain": round(float(gain[i]), 2),
+            **{system: texts[system][i] for system in SYSTEMS},
+        }
+        for i in order[picks]
+    ]
+
+
+def per_question(pairs: Sequence[Pair], columns: Columns, seen: set[str]) -> list[dict[str, Any]]:
+    """Return what pooling over adapters needs of each question.
+
+    That is the values, BLEU's statistics, and how many of the reference's 8-grams of words stand
+    in a training answer.
+
+    Args:
+        seen: the training answers' 8-grams.
+    """
+    return [
+        {
+            "id": pair.id,
+            "question_type": pair.qtype,
+            "reference_8grams_in_training": len(seen.intersection(ngrams(pair.answer))),
+            **{
+                name: {
+                    system: [int(x) for x in values[i]] if name == "bleu" else _digits(values[i])
+                    for system, values in by_system.items()
+                }
+                for name, by_system in columns.items()
+            },
+        }
+        for i, pair in enumerate(pairs)
+    ]
+
+
+def _digits(value: float) -> float | None:
+    return None if np.isnan(value) else round(float(value), 6)

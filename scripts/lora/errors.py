@@ -1,0 +1,39 @@
+"""Why a step of an adapter's life was refused.
+
+LoraError            its text says what was found and what to do
+    AdapterMismatch  the adapter is damaged, or of another base model
+    TrainingError    training cannot start or continue
+    MergeError       an input of a merge does not fit, or a check of its result failed
+    HubError         the Hugging Face hub refused, or could not be reached
+"""
+
+
+class LoraError(Exception):
+    """The root: a command prints its text and exits with 2."""
+
+
+class AdapterMismatch(LoraError):
+    """The adapter is damaged, or of another base model."""
+
+
+class TrainingError(LoraError):
+    """Training cannot start or continue."""
+
+
+class MergeError(LoraError):
+    """An input does not fit, or a check of the merged model failed."""
+
+
+class HubError(LoraError):
+    """The hub refused or could not be reached."""
+
+
+def expected_errors() -> tuple[type[Exception], ...]:
+    """Return what a command on an adapter answers with one line and exit code 2."""
+    from safetensors import SafetensorError
+
+    from adapters.base_models import BaseModelError
+    from adapters.catalog import CatalogError
+    from scripts.datasets.record import DataError
+
+    return (BaseModelError, CatalogError, DataError, LoraError, OSError, SafetensorError)

@@ -1,0 +1,81 @@
+"""Save an adapter as safetensors, check whose base it is for, and put it on that base."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from adapters.validation import CONFIG_FILE, WEIGHTS_FILE
+from scripts.lora.errors import AdapterMismatch
+
+
+def adapter_state(model: PeftModel, name: str = "default") -> dict[str, torch.Tensor]:
+    """Return the adapter's tensors on the CPU in bfloat16, as they are published."""
+    return {
+        key: value.detach().to("cpu", torch.bfloat16).contiguous()
+        for key, value in get_peft_model_state_dict(model, adapter_name=name).items()
+    }
+
+
+def save_adapter(
+    folder: Path, model: PeftModel, state: dict[str, torch.Tensor], base_name: str, name: str
+) -> None:
+    """Write `state` and adapter `name`'s PEFT config, with the base's name in place of its path.
+
+    Raises:
+        OSError, SafetensorError: they cannot be written, as on a full disk.
+    """
+    save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    config = model.peft_config[name]
+    config.base_model_name_or_path = base_name
+    config.inference_mode = True
+    config.save_pretrained(str(folder))
+
+
+def check_base(folder: Path, base_name: str) -> None:
+    """Check that the adapter in `folder` was trained on this base.
+
+    Raises:
+        AdapterMismatch: it was not, its config cannot be read, or it has no safetensors.
+    """
+    file = folder / CONFIG_FILE
+    try:
+        trained_on = json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise AdapterMismatch(f"{file}: cannot be read as an adapter's config ({error})") from None
+    if trained_on != base_name:
+        raise AdapterMismatch(
+            f"{file}: the adapter was trained on {trained_on!r}, and the base model here is "
+            f"{base_name!r}: give --base_model {trained_on}, or --base_model_name with a folder"
+        )
+    if not (folder / WEIGHTS_FILE).is_file():
+        raise AdapterMismatch(f"{folder / WEIGHTS_FILE}: no such file; only safetensors are read")
+
+
+def with_adapter(model: Any, folder: Path, name: str = "default") -> PeftModel:
+    """Return the base, or a PEFT model with other adapters, with this adapter on it.
+
+    Raises:
+        AdapterMismatch: a tensor is missing, or has another shape.
+    """
+    try:
+        there = load_file(folder / WEIGHTS_FILE).keys()
+        if isinstance(model, PeftModel):
+            model.load_adapter(str(folder), adapter_name=name)
+        else:
+            model = PeftModel.from_pretrained(model, str(folder), adapter_name=name)
+    except (RuntimeError, ValueError, SafetensorError) as error:
+        raise AdapterMismatch(
+            f"--adapter {folder.name}: it is damaged, or of another base model: {error}"
+        ) from None
+    state = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+    if missing := sorted(state.keys() - there):
+        raise AdapterMismatch(
+            f"--adapter {folder.name}: {WEIGHTS_FILE} lacks {len(missing)} of {len(state)} "
+            f"tensors, the first is {missing[0]}: it is damaged, or of a smaller base model"
+        )
+    return model

@@ -1,0 +1,1 @@
+"""The twelve specialists: every script in order, from data to the report."""

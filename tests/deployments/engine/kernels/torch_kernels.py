@@ -1,0 +1,82 @@
+"""What the Triton kernels compute, in plain torch. The tests compare the two."""
+
+from collections.abc import Sequence
+
+import torch
+
+from deployments.engine.kernels.types import Expansion, Rope
+
+
+def lora_shrink(
+    x: torch.Tensor, stacks: Sequence[torch.Tensor], slots: torch.Tensor
+) -> torch.Tensor:
+    products = [torch.bmm(a[slots].float(), x.float().unsqueeze(2)).squeeze(2) for a in stacks]
+    return torch.stack(products, 1)
+
+
+def lora_expand_add(y: torch.Tensor, expansion: Expansion) -> None:
+    for i, (start, b) in enumerate(expansion.stacks):
+        shrunk = expansion.shrunk[:, i, None]
+        added = torch.bmm(shrunk, b[expansion.slots].float()).squeeze(1)
+        y[:, start : start + b.shape[2]] += added.to(y.dtype)
+
+
+def decode_attention(
+    qkv: torch.Tensor,
+    expansion: Expansion | None,
+    kv_cache: torch.Tensor,
+    starts: torch.Tensor,
+    lengths: torch.Tensor,
+    *,
+    bias: torch.Tensor | None = None,
+    rope: Rope | None = None,
+    scale: float,
+) -> torch.Tensor:
+    if expansion is not None:
+        lora_expand_add(qkv.view(len(qkv), -1), expansion)
+    heads = kv_cache.shape[2]
+    num_queries = qkv.shape[1] - 2 * heads
+    if rope is not None:
+        rope.at(lengths).apply_rotary_(qkv[:, : num_queries + heads])
+    rows, _, dim = qkv.shape
+    keys_values = qkv[:, num_queries:].view(rows, 2, heads, dim)
+    kv_cache.index_copy_(0, starts + lengths, keys_values)
+    q = qkv[:, :num_queries].view(rows, heads, -1, dim)
+    return _attention(q, kv_cache, starts, lengths + 1, bias, scale)
+
+
+def cross_attention(
+    q: torch.Tensor,
+    expansion: Expansion | None,
+    kv_cache: torch.Tensor,
+    starts: torch.Tensor,
+    lengths: torch.Tensor,
+    *,
+    scale: float,
+) -> torch.Tensor:
+    if expansion is not None:
+        lora_expand_add(q.view(len(q), -1), expansion)
+    return _attention(q.unsqueeze(2), kv_cache, starts, lengths, None, scale)
+
+
+def _attention(
+    q: torch.Tensor,
+    kv_cache: torch.Tensor,
+    starts: torch.Tensor,
+    lengths: torch.Tensor,
+    bias: torch.Tensor | None,
+    scale: float,
+) -> torch.Tensor:
+    """q (B, H, G, D) over [start, start + length), gathering every row to the longest length."""
+    longest = int(lengths.max())
+    at = torch.arange(longest, device=q.device)
+    hidden = at >= lengths[:, None]
+    rows = (starts[:, None] + at).masked_fill(hidden, 0)
+    keys, values = kv_cache[rows].permute(2, 0, 3, 1, 4)  # (B, H, L, D)
+    scores = torch.matmul(q, keys.transpose(2, 3)) * scale
+    if bias is not None:
+        distance = (lengths[:, None] - 1 - at).clamp(min=0)
+        scores = scores + bias[:, distance].transpose(0, 1).unsqueeze(2)
+    scores = scores.masked_fill(hidden[:, None, None], -torch.inf)
+    weights = scores.float().softmax(-1).to(q.dtype)
+    return torch.matmul(weights, values).reshape(len(q), -1)

@@ -1,0 +1,199 @@
+"""Which adapters each decoder serves, by the fields of adapter_config.json."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import EvaConfig, LoraConfig
+from safetensors.torch import load_file, save_file
+
+from deployments.engine.decoder_factory import FastLimits, build_decoder
+from deployments.engine.lora import peft_features
+from deployments.engine.lora.peft_features import unsupported_features
+from deployments.engine.model_runner import ModelRunner
+from deployments.engine.peft_decoder import PeftDecoder
+from deployments.engine.request import AdapterNotSupported, Request, SamplingParams
+from tests.deployments.engine.rows_by_hand import run_rows
+from tests.deployments.engine.test_model_runner import PROMPT, changed_config, load
+from tests.deployments.engine.test_peft_decoder import ListSink
+from tests.oracle import Oracle
+from tests.tiny_models import make_adapter, make_tiny_qwen2
+
+LIMITS = FastLimits(max_rows=2, num_positions=64, max_adapters=3)
+Catalogs = dict[str, tuple[Path, Path]]
+
+
+@pytest.fixture
+def base_dir(tiny_catalogs: Catalogs) -> Path:
+    return tiny_catalogs["llama"][0]
+
+
+@pytest.fixture
+def plain(tiny_catalogs: Catalogs) -> Path:
+    return tiny_catalogs["llama"][1] / "weights" / "derm"
+
+
+def answer(decoder: ModelRunner, adapter: str | None) -> list[int]:
+    return run_rows(decoder, [Request("r", PROMPT, adapter, SamplingParams(12))]).answers[0]
+
+
+def test_every_field_of_peft_is_in_one_of_the_lists() -> None:
+    """A new version of PEFT with a new field fails here: say what the field does."""
+    lists = [
+        peft_features.RESOLVED_BY_INJECTION,
+        peft_features.WITHOUT_EFFECT,
+        peft_features.UNSUPPORTED_BY_FAST,
+    ]
+    listed = frozenset().union(*lists)
+    assert sum(map(len, lists)) == len(listed), "a field is in two lists"
+    assert {field.name for field in dataclasses.fields(LoraConfig)} <= listed
+
+
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to True")
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"init_lora_weights": "eva", "eva_config": dataclasses.asdict(EvaConfig())},
+        {"init_lora_weights": "Gaussian"},
+        {"init_lora_weights": "orthogonal"},
+        {"init_lora_weights": None},
+        {"fan_in_fan_out": True},
+    ],
+    ids=lambda fields: str(next(iter(fields.items()))),
+)
+def test_how_it_was_initialised_does_not_matter(
+    base_dir: Path, plain: Path, tmp_path: Path, fields: dict[str, Any]
+) -> None:
+    """The trained A and B say it all: PEFT's own logits are those of plain LoRA."""
+    folder = changed_config(plain, tmp_path / "odd", **fields)
+    assert unsupported_features(folder) == []
+    decoder = build_decoder(load(base_dir), "fast", LIMITS, {"odd": folder})
+    assert isinstance(decoder, ModelRunner)
+    decoder.load_adapter("odd", folder)
+    found = answer(decoder, "odd")
+    assert found == Oracle(base_dir, {"odd": folder}).generate(PROMPT, "odd", 12)
+    assert found != answer(decoder, None), "the adapter changes nothing"
+
+
+@pytest.mark.parametrize("kind", ["fast", "reference"])
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"lora_alpha": 1e30}, r"q_proj has the scale 2\.5e\+29 .*correct lora_alpha"),
+        ({"alpha_pattern": {"v_proj": -1e9}}, r"v_proj has the scale -2\.5e\+08"),
+    ],
+)
+def test_an_absurd_scale_is_refused(
+    base_dir: Path, plain: Path, tmp_path: Path, kind: Any, fields: dict[str, Any], named: str
+) -> None:
+    """Its answers would be empty or noise, and its logits finite."""
+    folder = changed_config(plain, tmp_path / "loud", **fields)
+    decoder = build_decoder(load(base_dir), kind, LIMITS, {})
+    with pytest.raises(AdapterNotSupported, match=named):
+        decoder.load_adapter("loud", folder)
+    assert decoder.info.adapters == frozenset()
+    decoder.load_adapter("plain", plain)
+    with pytest.raises(AdapterNotSupported, match=named):
+        decoder.load_adapter("plain", folder)
+    assert decoder.info.adapters == {"plain"}, "the earlier version is gone"
+
+
+def test_an_adapter_that_replicates_layers_is_refused_by_both_decoders(
+    base_dir: Path, plain: Path, tmp_path: Path
+) -> None:
+    folder = changed_config(plain, tmp_path / "odd", layer_replication=[[0, 2], [1, 2]])
+    for kind in ("fast", "reference"):
+        decoder = build_decoder(load(base_dir), kind, LIMITS, {})  # type: ignore[arg-type]
+        with pytest.raises(AdapterNotSupported, match="layer_replication is"):
+            decoder.load_adapter("odd", folder)
+
+
+@pytest.mark.parametrize("init", ["pissa", "pissa_niter_4", "olora", "OLoRA"])
+def test_an_adapter_that_changes_the_base_is_refused_by_both_decoders(
+    base_dir: Path, plain: Path, tmp_path: Path, init: str
+) -> None:
+    """PEFT subtracts from the base model's weights again when it loads such an adapter: the base
+    and every other adapter would answer differently from then on."""
+    folder = changed_config(plain, tmp_path / "odd", init_lora_weights=init)
+    for kind in ("fast", "reference"):
+        decoder = build_decoder(load(base_dir), kind, LIMITS, {})  # type: ignore[arg-type]
+        weights = {name: p.clone() for name, p in base_weights(decoder)}
+        with pytest.raises(AdapterNotSupported, match=f"init_lora_weights is '{init}'"):
+            decoder.load_adapter("odd", folder)
+        assert all(torch.equal(p, weights[name]) for name, p in base_weights(decoder))
+
+
+@pytest.mark.parametrize("bias", ["all", "lora_only"])
+def test_trained_biases_stay_with_their_adapter(tmp_path: Path, bias: str) -> None:
+    """PEFT loads them into the base model, where the other adapters would use them too."""
+    base_dir = make_tiny_qwen2(tmp_path / "base")
+    plain = make_adapter(base_dir, tmp_path / "plain", base_name="b", seed=1)
+    biased = make_adapter(base_dir, tmp_path / "biased", base_name="b", seed=2, bias=bias)
+    file = biased / "adapter_model.safetensors"
+    trained = {n: t + 1.0 if n.endswith(".bias") else t for n, t in load_file(file).items()}
+    assert any(name.endswith(".bias") for name in trained)
+    save_file(trained, file)
+    decoder = build_decoder(load(base_dir), "auto", LIMITS, {"biased": biased})
+    assert isinstance(decoder, PeftDecoder)
+    folders = {"plain": plain, "biased": biased}
+    expected = {
+        name: Oracle(base_dir, {name: f}).generate(PROMPT, name, 8) for name, f in folders.items()
+    }
+    expected[None] = Oracle(base_dir, {"plain": plain}).generate(PROMPT, None, 8)
+    assert len(set(map(tuple, expected.values()))) == 3
+    for name, folder in folders.items():
+        decoder.load_adapter(name, folder)
+    for name in ("biased", "plain", None, "biased", None, "plain"):
+        assert one_answer(decoder, name) == expected[name], name
+    decoder.load_adapter("biased", biased)
+    assert one_answer(decoder, "biased") == expected["biased"]
+    decoder.evict("biased")
+    assert one_answer(decoder, None) == expected[None]
+
+
+def one_answer(decoder: PeftDecoder, adapter: str | None) -> list[int]:
+    sink = ListSink([8], decoder.info.eos_ids)
+    decoder.set_adapter(adapter)
+    decoder.generate([Request("r", PROMPT, adapter, SamplingParams(8))], sink)
+    return sink.rows[0]
+
+
+def base_weights(decoder: ModelRunner | PeftDecoder) -> Any:
+    return decoder._base.named_parameters() if isinstance(decoder, PeftDecoder) else ()
+
+
+@pytest.mark.parametrize(
+    ("target", "named"),
+    [
+        ("embed_tokens", "model.embed_tokens is a Embedding, not a linear layer"),
+        ("lm_head", "is the output layer"),
+    ],
+)
+def test_a_layer_that_is_not_fast_goes_to_the_reference_decoder(
+    base_dir: Path, plain: Path, tmp_path: Path, target: str, named: str
+) -> None:
+    """Found at the start, not when the adapter is loaded into a decoder that cannot have it."""
+    targets = ["q_proj", target]
+    odd = make_adapter(base_dir, tmp_path / "odd", base_name="b", seed=3, targets=targets)
+    chosen = build_decoder(load(base_dir), "auto", LIMITS, {"plain": plain, "odd": odd})
+    assert isinstance(chosen, PeftDecoder)
+    assert "adapter 'odd' has features that the fast decoder cannot express" in chosen.info.reason
+    assert named in chosen.info.reason
+    chosen.load_adapter("odd", odd)
+    assert chosen.info.adapters == {"odd"}
+
+
+def test_an_adapter_that_nobody_can_read_does_not_choose_the_decoder(
+    base_dir: Path, plain: Path, tmp_path: Path
+) -> None:
+    broken = changed_config(plain, tmp_path / "broken", target_modules=["no_such_layer"])
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "adapter_config.json").write_text(json.dumps(["r", 8]))
+    folders = {"broken": broken, "text": tmp_path / "text", "gone": tmp_path / "gone"}
+    decoder = build_decoder(load(base_dir), "auto", LIMITS, folders)
+    assert isinstance(decoder, ModelRunner)
+    with pytest.raises(ValueError, match="no_such_layer"):
+        decoder.load_adapter("broken", broken)

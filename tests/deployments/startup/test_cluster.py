@@ -1,0 +1,56 @@
+"""The command and the environment that Serve is started with, and the dashboard's port."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from deployments import launch
+from deployments.settings import PROJECT_ROOT
+from deployments.startup import cluster
+
+
+def test_the_environment_is_a_default_that_an_operator_overrules() -> None:
+    environment = cluster.serve_environment({"RAY_AUTH_MODE": "disabled", "PYTHONPATH": "/x"})
+    assert environment["RAY_AUTH_MODE"] == "disabled"
+    assert environment["RAY_USAGE_STATS_ENABLED"] == "0"
+    assert environment["PYTHONPATH"] == f"{PROJECT_ROOT}{os.pathsep}/x"
+
+
+def test_a_port_that_another_ray_has_is_avoided() -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        taken = other.getsockname()[1]
+        chosen = cluster.free_port(taken)
+        assert chosen != taken
+    assert cluster.free_port(taken) == taken
+
+
+def test_serve_and_the_launcher_use_the_same_dashboard(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen = []
+    monkeypatch.setattr(launch, "preflight", lambda argv: 0)
+    monkeypatch.setattr(launch, "_fetch_base_model", lambda content: True)
+    monkeypatch.setattr(launch, "free_port", lambda preferred: preferred + 1)
+    monkeypatch.setattr(launch, "supervise", lambda *args, **kwargs: seen.append(args) or 0)
+    assert launch.main([str(PROJECT_ROOT / "serve_config.yaml")]) == 0
+    ((command, addresses),) = seen
+    assert command[-2:] == ["--dashboard_port", "8266"]
+    assert addresses.dashboard == "http://127.0.0.1:8266"
+    assert "--apply" in (said := capsys.readouterr().out)
+    assert said.endswith("serve_config.yaml --dashboard http://127.0.0.1:8266\n")
+
+
+def test_startup_loads_no_ray() -> None:
+    names = [path.stem for path in Path(cluster.__file__).parent.glob("*.py")]
+    modules = ", ".join(f"deployments.startup.{n}" for n in names if n != "__init__")
+    code = f"import sys, deployments.launch, {modules}; print('ray' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=PROJECT_ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "False"

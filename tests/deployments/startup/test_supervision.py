@@ -1,0 +1,178 @@
+"""The launcher with a small stand-in for `serve run`: ready, failing, dying, stubborn, Ctrl-C."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from deployments.settings import PROJECT_ROOT
+from deployments.startup.processes import ProcessTree
+from deployments.startup.supervision import GRACE_S, ORPHANS_GRACE_S
+from tests.e2e.conftest import free_port
+
+# Answers as Ray's dashboard and as the application, on one port. {status} is the application's.
+CHILD = """
+import http.server, json, os, signal, subprocess, sys, time
+if {stubborn}:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    subprocess.Popen([sys.executable, "-c", "import signal, time; "
+        "signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(60)"], start_new_session=True)
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        if self.path == "/readyz":
+            body = {{"base_model": "tiny", "device": "cpu", "dtype": "x",
+                "adapters": [{{"name": "derm"}}]}}
+        else:
+            body = {{"applications": {{"clinic": {{"status": "{status}", "message": {message!r},
+                "deployments": {{}}}}}}}}
+        content = json.dumps(body).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+    def log_message(self, *args):
+        pass
+server = http.server.ThreadingHTTPServer(("127.0.0.1", {port}), Handler)
+try:
+    server.serve_forever()
+except KeyboardInterrupt:
+    sys.exit(0)
+"""
+LAUNCHER = """
+import sys
+from deployments.startup.status import Addresses
+from deployments.startup.supervision import supervise
+url = "http://127.0.0.1:{port}"
+addresses = Addresses(url, url)
+sys.exit(supervise([sys.executable, {child!r}], addresses, timeout_s={timeout}, grace_s=2))
+"""
+
+
+class Launched:
+    """A launcher in a process of its own, since it takes over signals."""
+
+    def __init__(self, tmp_path: Path, child: str, *, port: int, timeout: float = 30) -> None:
+        script = tmp_path / "child.py"
+        script.write_text(child)
+        code = LAUNCHER.format(port=port, child=str(script), timeout=timeout)
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", code],
+            cwd=PROJECT_ROOT,
+            # A proxy that is not there: our own server is asked without it.
+            env={**os.environ, "http_proxy": "http://127.0.0.1:9", "no_proxy": ""},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            preexec_fn=_as_a_terminal_starts_it,
+            text=True,
+        )
+        self.tree = ProcessTree(self.process.pid)
+
+    def wait_for(self, words: str) -> str:
+        assert self.process.stdout is not None
+        seen = ""
+        for line in self.process.stdout:
+            seen += line
+            if words in line:
+                self.tree.refresh()
+                return seen
+        pytest.fail(f"'{words}' was never said; it said: {seen}")
+
+    def end(self, timeout: float = 20) -> tuple[int, str]:
+        output, _ = self.process.communicate(timeout=timeout)
+        return self.process.returncode, output
+
+
+def _as_a_terminal_starts_it() -> None:
+    """Under nohup an ignored SIGHUP would be inherited."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+def child(port: int, *, status: str = "RUNNING", message: str = "", stubborn: bool = False) -> str:
+    return CHILD.format(port=port, status=status, message=message, stubborn=stubborn)
+
+
+def others_alive(launched: Launched) -> list[int]:
+    return [pid for pid in launched.tree.alive() if pid != launched.process.pid]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_ready_then_stopped_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
+    port = free_port()
+    launched = Launched(tmp_path, child(port), port=port)
+    said = launched.wait_for("curl -s http")
+    assert "launch: ready after" in said
+    assert "adapters: derm" in said
+    assert others_alive(launched)
+    launched.process.send_signal(number)
+    launched.process.send_signal(number)  # an impatient operator
+    code, output = launched.end()
+    assert code == 0
+    assert "stopping" in output
+    assert "Traceback" not in output
+    assert others_alive(launched) == []
+
+
+def test_a_child_that_ignores_ctrl_c_is_ended_with_its_daemons(tmp_path: Path) -> None:
+    port = free_port()
+    launched = Launched(tmp_path, child(port, stubborn=True), port=port)
+    launched.wait_for("curl -s http")
+    time.sleep(1.5)  # the launcher has seen the daemon by then
+    launched.tree.refresh()
+    assert len(others_alive(launched)) == 2
+    started = time.monotonic()
+    launched.process.send_signal(signal.SIGINT)
+    code, output = launched.end()
+    assert code == 0
+    assert "ended 2 process(es)" in output
+    assert GRACE_S <= 8  # with the killing, that leaves 2 of the 10 seconds promised
+    assert ORPHANS_GRACE_S < GRACE_S
+    assert time.monotonic() - started < 4
+    assert others_alive(launched) == []
+
+
+def test_a_failed_deploy_prints_the_cause(tmp_path: Path) -> None:
+    port = free_port()
+    message = (
+        'Deploying app failed:\nTraceback (most recent call last):\n  File "x.py", line 3, in f\n'
+        "    build(args)\ndeployments.settings.SettingsError: 1 problem in args:\n"
+        "  - base_modl: unknown key"
+    )
+    launched = Launched(tmp_path, child(port, status="DEPLOY_FAILED", message=message), port=port)
+    code, output = launched.end()
+    assert code == 1
+    assert "application clinic: DEPLOY_FAILED\ndeployments.settings.SettingsError" in output
+    assert "  - base_modl: unknown key" in output
+    assert "x.py" not in output
+    assert others_alive(launched) == []
+
+
+def test_a_child_that_dies_is_told(tmp_path: Path) -> None:
+    launched = Launched(tmp_path, "raise SystemExit(7)", port=free_port())
+    code, output = launched.end()
+    assert code == 1
+    assert "serve ended with exit code 7" in output
+
+
+def test_the_time_limit_is_told_with_what_ray_waits_for(tmp_path: Path) -> None:
+    port = free_port()
+    slow = child(port, status="DEPLOYING", message="no GPU yet")
+    launched = Launched(tmp_path, slow, port=port, timeout=2)
+    code, output = launched.end()
+    assert code == 1
+    assert "not ready within --timeout_s: application clinic: DEPLOYING\nno GPU yet" in output
+    assert others_alive(launched) == []
+
+
+def test_ctrl_c_before_it_is_ready(tmp_path: Path) -> None:
+    port = free_port()
+    launched = Launched(tmp_path, child(port, status="DEPLOYING"), port=port)
+    launched.wait_for("launch: started")
+    launched.process.send_signal(signal.SIGINT)
+    code, output = launched.end()
+    assert code == 0
+    assert "stopping" in output
+    assert others_alive(launched) == []
