@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from adapters.client import AdminClient, ApiRefused
-from adapters.ingest import IngestRefused, VersionRequest, inspect_adapter
-from adapters.validation import CONFIG_FILE
+from adapters.validation import MAX_RANK
+from adapters.verify import verify_folder
 
 URL_VARIABLE = "POLYCLINIC_URL"
 KEY_VARIABLE = "POLYCLINIC_ADMIN_KEY"
@@ -43,7 +43,7 @@ def main(
         status = int(args.run(args, client))
         sys.stdout.flush()
         return status
-    except BrokenPipeError:  # whoever reads it, as `head` does, has seen enough
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except ApiRefused as error:
@@ -62,47 +62,66 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="command")
 
     listing = commands.add_parser("ls", help="every adapter, and what each replica holds")
-    listing.add_argument("--json", action="store_true", help="the API's own answer")
+    listing.add_argument("--json", action="store_true", help="the API's answer")
     listing.set_defaults(run=_ls)
 
-    add = commands.add_parser("add", help="a new adapter, or a new version of one")
+    # Names of the API's fields; what is not given is not sent.
+    add = commands.add_parser(
+        "add", help="a new adapter, or a new version of one", argument_default=argparse.SUPPRESS
+    )
     add.add_argument("name")
     add.add_argument("--source", required=True, help="folder, org/name of the hub, or URL")
     add.add_argument("--version", required=True)
     add.add_argument("--specialty", help="needed for a new adapter")
     how = add.add_mutually_exclusive_group()
-    how.add_argument("--canary", type=float, metavar="SHARE", help="try it out on these sessions")
-    how.add_argument("--disabled", action="store_true", help="keep it, and do not serve it yet")
-    add.add_argument("--pin", action="store_true", help="it always stays on the device")
+    _share(how, help="try it out on these sessions")
+    _constant(how, "--disabled", "state", "disabled", help="keep it, and do not serve it yet")
+    _constant(add, "--pin", "pinned", True, help="it always stays on the device")
     add.set_defaults(run=_add)
 
-    update = commands.add_parser("update", help="change what is in service")
+    update = commands.add_parser(
+        "update", help="change what is in service", argument_default=argparse.SUPPRESS
+    )
     update.add_argument("name")
     what = update.add_mutually_exclusive_group(required=True)
-    what.add_argument("--promote", action="store_true", help="the version on trial takes over")
-    what.add_argument("--version", help="put this one in force")
-    what.add_argument("--canary", type=float, metavar="SHARE", help="0 ends the trial")
-    what.add_argument("--disable", action="store_true")
-    what.add_argument("--activate", action="store_true")
-    what.add_argument("--pin", action="store_true", help="it always stays on the device")
-    what.add_argument("--unpin", action="store_true")
+    _constant(what, "--promote", "promote", True, help="the version on trial takes over")
+    what.add_argument("--version", help="let this one serve")
+    _share(what, help="0 ends the trial")
+    _constant(what, "--disable", "state", "disabled")
+    _constant(what, "--activate", "state", "active")
+    _constant(what, "--pin", "pinned", True, help="it always stays on the device")
+    _constant(what, "--unpin", "pinned", False)
     update.add_argument("--canary_version", help="with --canary: which version to try out")
-    update.add_argument("--reason", default="", help="with --disable")
-    update.set_defaults(run=_update)
+    update.add_argument("--reason", help="with --disable")
+    update.set_defaults(run=lambda args, client: _changed(client.update(**_fields(args))))
 
-    for command, run, text in (
-        ("rollback", _rollback, "end a trial, or return to the version before"),
-        ("rm", _rm, "take an adapter out"),
-    ):
-        one = commands.add_parser(command, help=text)
-        one.add_argument("name")
-        one.set_defaults(run=run)
+    rollback = commands.add_parser("rollback", help="end a trial, or return to the version before")
+    rollback.add_argument("name")
+    rollback.set_defaults(run=lambda args, client: _changed(client.roll_back(args.name)))
+    rm = commands.add_parser("rm", help="take an adapter out")
+    rm.add_argument("name")
+    rm.set_defaults(run=lambda args, client: _changed(client.remove(args.name)))
 
     verify = commands.add_parser("verify", help="ask every replica, or look at a folder")
     verify.add_argument("folder", nargs="?", type=Path)
     verify.add_argument("--base_model", help="with a folder: the base it must be trained on")
+    verify.add_argument(
+        "--max_rank", type=int, default=MAX_RANK, help="with a folder: engine.max_adapter_rank"
+    )
     verify.set_defaults(run=_verify)
     return parser
+
+
+def _constant(parser: Any, flag: str, field: str, value: Any, **options: Any) -> None:
+    parser.add_argument(flag, action="store_const", dest=field, const=value, **options)
+
+
+def _share(parser: Any, **options: Any) -> None:
+    parser.add_argument("--canary", dest="canary_weight", type=float, metavar="SHARE", **options)
+
+
+def _fields(args: argparse.Namespace) -> dict[str, Any]:
+    return {key: value for key, value in vars(args).items() if key not in ("url", "run")}
 
 
 def _ls(args: argparse.Namespace, client: AdminClient) -> int:
@@ -132,44 +151,12 @@ def _held(held: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _add(args: argparse.Namespace, client: AdminClient) -> int:
-    options: dict[str, Any] = {}
-    if args.specialty:
-        options["specialty"] = args.specialty
-    if args.canary is not None:
-        options |= {"state": "canary", "canary_weight": args.canary}
-    elif args.disabled:
-        options["state"] = "disabled"
-    if args.pin:
-        options["pinned"] = True
-    return _changed(client.add(args.name, args.source, args.version, **options))
-
-
-def _update(args: argparse.Namespace, client: AdminClient) -> int:
-    fields: dict[str, Any] = {}
-    if args.promote:
-        fields["promote"] = True
-    elif args.version is not None:
-        fields["version"] = args.version
-    elif args.canary is not None:
-        fields["canary_weight"] = args.canary
-    elif args.pin or args.unpin:
-        fields["pinned"] = args.pin
-    else:
-        fields["state"] = "disabled" if args.disable else "active"
-    # Where they do not belong, the server says so.
-    if args.canary_version is not None:
-        fields["canary_version"] = args.canary_version
-    if args.reason:
-        fields["reason"] = args.reason
-    return _changed(client.update(args.name, **fields))
-
-
-def _rollback(args: argparse.Namespace, client: AdminClient) -> int:
-    return _changed(client.roll_back(args.name))
-
-
-def _rm(args: argparse.Namespace, client: AdminClient) -> int:
-    return _changed(client.remove(args.name))
+    fields = _fields(args)
+    if "canary_weight" in fields:
+        fields["state"] = "canary"
+    if "://" not in args.source and Path(args.source).is_dir():  # the server's folder is another
+        fields["source"] = os.path.abspath(args.source)
+    return _changed(client.add(**fields))
 
 
 def _changed(outcome: Mapping[str, Any]) -> int:
@@ -190,25 +177,7 @@ def _verify(args: argparse.Namespace, client: AdminClient) -> int:
         listed = client.listed()
         print(f"revision {listed['revision']}: {len(listed['replicas'])} model replicas answered")
         return _unconfirmed(listed["unconfirmed"])
-    base = args.base_model
-    if base is None:
-        try:
-            config = json.loads((args.folder / CONFIG_FILE).read_text(encoding="utf-8"))
-            base = str(config["base_model_name_or_path"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            print(f"adapters: {args.folder / CONFIG_FILE}: {error}", file=sys.stderr)
-            return 2
-    try:
-        found = inspect_adapter(
-            args.folder, VersionRequest("checked", None, base, "1", str(args.folder))
-        )
-    except IngestRefused as error:
-        for problem in error.problems:
-            print(f"adapters: {problem}", file=sys.stderr)
-        return 1
-    print(f"{args.folder}: rank {found.rank}, {found.num_bytes} bytes, for {base}; a replica has")
-    print("still to say whether its layers fit and whether it changes the answers")
-    return 0
+    return verify_folder(args.folder, args.base_model, args.max_rank)
 
 
 if __name__ == "__main__":

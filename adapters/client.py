@@ -1,4 +1,4 @@
-"""The operator's API from Python and the command line: a method for each call, no dependency."""
+"""The operator's API from Python and the command line: one method for each call."""
 
 import json
 import urllib.error
@@ -10,7 +10,7 @@ TIMEOUT_S = 300.0  # a change waits for a fetch and for every replica
 
 
 class ApiRefused(RuntimeError):
-    """The server said no, or could not be reached. `problems`: one line for each reason."""
+    """The server refused, or cannot be reached. `problems` holds one line for each reason."""
 
     def __init__(self, status: int | None, problems: list[str]) -> None:
         self.status = status
@@ -19,10 +19,11 @@ class ApiRefused(RuntimeError):
 
 
 class AdminClient:
-    """
+    """Calls the operator's API.
+
     Args:
         url: of the clinic, such as http://127.0.0.1:8000.
-        key: an admin key; None: the server asks for none.
+        key: an admin key; None if the server needs none.
     """
 
     def __init__(self, url: str, key: str | None = None) -> None:
@@ -46,9 +47,10 @@ class AdminClient:
         return self._call("DELETE", f"/v1/adapters/{quote(name, safe='')}")
 
     def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        """
+        """Return the body of the reply.
+
         Raises:
-            ApiRefused: any status but 2xx, or nobody answers.
+            ApiRefused: any status but 2xx, or no answer.
         """
         headers = {"content-type": "application/json"}
         if self._key:

@@ -1,26 +1,28 @@
 """A new version on its way in: fetched, checked file by file, kept; not yet listed.
 
-What needs the base model (do its layers fit, does it change the logits) is asked of a model
-replica afterwards, and only then is the version listed.
+What needs the base model (do its layers fit, are its features served, does it change the logits)
+is asked of a model replica afterwards, and only then is the version listed.
 """
 
+import contextlib
 import datetime
 import json
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
-from adapters.base_models import sha256_of
-from adapters.catalog import AdapterEntry
-from adapters.live_catalog import AdapterVersion, bundle_digest
-from adapters.patterns import check_patterns
-from adapters.safetensors_file import open_tensors
+from adapters.catalog import problems_of
+from adapters.checks.patterns import check_patterns
+from adapters.checks.safetensors_file import open_tensors
 from adapters.sources import SourceLimits, fetch
-from adapters.storage.local import BUNDLE_FILES, WEIGHTS, StorageError
+from adapters.storage.protocol import WEIGHTS, StorageError
 from adapters.store import AdapterStore
-from adapters.validation import CONFIG_FILE, MAX_RANK, WEIGHTS_FILE, check_adapter
+from adapters.validation import CONFIG_FILE, MAX_RANK, WEIGHTS_FILE, check_adapter, file_record
+from adapters.versions import AdapterVersion, bundle_digest
 
 _PREFIX = "base_model.model."  # PEFT's, before a layer's name
 
@@ -37,7 +39,8 @@ class IngestRefused(ValueError):
 class VersionRequest:
     """What the operator asks for.
 
-    `specialty` None: the one that the adapter has; `base_model`: the one that is served.
+    specialty: None if it is the one that the adapter has.
+    base_model: the one that is served.
     """
 
     name: str
@@ -49,10 +52,10 @@ class VersionRequest:
 
 @dataclass(frozen=True, slots=True)
 class Ingested:
-    """Files that are kept and not yet listed. `mark`: for AdapterStore.undo_put."""
+    """Files that are kept and not yet listed. `token` is for AdapterStore.undo_put."""
 
     version: AdapterVersion
-    mark: str | None
+    token: str | None
 
 
 def ingest(
@@ -66,8 +69,21 @@ def ingest(
 
     Raises:
         IngestRefused: every problem of the files; nothing was kept.
-        SourceError: they cannot be had; nothing was kept.
+        SourceError: they cannot be fetched; nothing was kept.
         StorageError: there is no room for them, or no right to write; nothing was kept.
+    """
+    with inspected(wanted, limits, max_rank=max_rank) as (folder, version):
+        return Ingested(version, store.put(version.digest, folder))
+
+
+@contextlib.contextmanager
+def inspected(
+    wanted: VersionRequest, limits: SourceLimits, *, max_rank: int = MAX_RANK
+) -> Iterator[tuple[Path, AdapterVersion]]:
+    """Yield a temporary folder with the fetched files, and their record.
+
+    Raises:
+        IngestRefused, SourceError, StorageError: as `ingest`.
     """
     try:
         scratch = tempfile.TemporaryDirectory(prefix="adapter-", ignore_cleanup_errors=True)
@@ -76,65 +92,44 @@ def ingest(
     with scratch:
         folder = Path(scratch.name)
         fetch(wanted.source, folder, limits)
-        version = inspect_adapter(folder, wanted, max_rank=max_rank)
-        mark = store.put(version.digest, folder)
-    return Ingested(version, mark)
+        yield folder, inspect_adapter(folder, wanted, max_rank=max_rank)
 
 
 def inspect_adapter(
     folder: Path, wanted: VersionRequest, *, max_rank: int = MAX_RANK
 ) -> AdapterVersion:
-    """The record of the adapter in `folder`.
+    """Return the record of the adapter in `folder`.
 
     Raises:
-        IngestRefused: listing every problem, without the paths of this machine.
+        IngestRefused: lists every problem, without the paths of this machine.
     """
-    weights, config = folder / WEIGHTS_FILE, folder / CONFIG_FILE
-    sha256 = sha256_of(weights) if weights.is_file() else "0" * 64
-    rank = _rank_of(config)
-    problems = []
-    try:
-        entry = AdapterEntry(
-            name=wanted.name,
-            specialty=wanted.specialty or "any",  # the files do not name one
-            base_model=wanted.base_model,
-            path="new",
-            sha256=sha256,
-            version=wanted.version,
-            rank=rank or 1,
-        )
-        problems += check_adapter(folder, entry, max_rank=max_rank)
-    except ValidationError as error:
-        problems += [f"{item['loc'][0]}: {item['msg']}" for item in error.errors()]
+    problems = check_adapter(folder, wanted.base_model, max_rank=max_rank)
     if not problems:
-        problems += [f"{CONFIG_FILE}: {line}" for line in _check_patterns(folder)]
+        problems = [f"{CONFIG_FILE}: {line}" for line in _check_patterns(folder)]
     if problems:
         shown = [problem.split("; restore it (")[0] for problem in problems]
         raise IngestRefused([problem.replace(f"{folder}/", "") for problem in shown])
-    config_sha256 = sha256_of(config)
-    return AdapterVersion(
-        version=wanted.version,
-        sha256=sha256,
-        config_sha256=config_sha256,
-        path=f"{WEIGHTS}/{bundle_digest(config_sha256, sha256)}",
-        source=wanted.source,
-        rank=rank or 1,
-        num_bytes=sum((folder / name).stat().st_size for name in BUNDLE_FILES),
-        added_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    )
+    record = file_record(folder)
+    try:
+        return AdapterVersion(
+            version=wanted.version,
+            path=f"{WEIGHTS}/{bundle_digest(record['config_sha256'], record['sha256'])}",
+            source=wanted.source,
+            rank=_read_config(folder)["r"],
+            added_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            **record,
+        )
+    except ValidationError as error:
+        raise IngestRefused(problems_of(error)) from None
 
 
 def _check_patterns(folder: Path) -> list[str]:
-    """Of an adapter whose files are good one by one."""
-    config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    """Check the patterns of an adapter whose files are good one by one."""
     with open_tensors(folder / WEIGHTS_FILE) as tensors:
         layers = [tensor.name.removeprefix(_PREFIX).split(".lora_")[0] for tensor in tensors]
-    return check_patterns(config, layers)
+    return check_patterns(_read_config(folder), layers)
 
 
-def _rank_of(config: Path) -> int | None:
-    try:
-        rank = json.loads(config.read_text(encoding="utf-8"))["r"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None  # check_adapter names the cause
-    return rank if isinstance(rank, int) and 1 <= rank <= 1024 else None
+def _read_config(folder: Path) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    return config

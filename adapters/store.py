@@ -1,14 +1,13 @@
-"""The live catalogue and the adapters' files, in one place that every replica reads.
+"""The catalogue and the adapters' files, in one place that every replica reads.
 
     store = open_store(state="/srv/clinic", seed_dir=Path("adapters"), cache=Path("/var/cache/x"))
     catalog = store.read()
     store.change(lambda catalog: changes.roll_back(catalog, "cardiology"))
 
 Reading never writes: until the first change the read-only seed is the catalogue. A change reads,
-edits and swaps, and begins again when another writer was first, so none is lost.
+edits and swaps, and starts again when another writer was first, so no change is lost.
 """
 
-import logging
 import random
 import threading
 import time
@@ -17,31 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adapters.base_models import sha256_of
-from adapters.catalog import Catalog, load_catalog
-from adapters.live_catalog import (
-    SEED_PATH,
-    AdapterVersion,
-    LiveCatalog,
-    dump,
-    from_seed,
-    parse,
-    reseed,
-)
-from adapters.storage.local import (
-    BUNDLE_FILES,
-    WEIGHTS,
-    CatalogStorage,
-    LocalStorage,
-    PreconditionFailed,
-    StorageError,
-)
+from adapters.catalog import Catalog, dump, load_catalog, parse
+from adapters.seed import reseed
+from adapters.storage.local import LocalStorage
 from adapters.storage.object_store import ObjectStorage
-from adapters.validation import CONFIG_FILE, WEIGHTS_FILE
-
-logger = logging.getLogger(__name__)
+from adapters.storage.protocol import WEIGHTS, CatalogStorage, PreconditionFailed, StorageError
+from adapters.validation import CONFIG_FILE, WEIGHTS_FILE, fix_of
+from adapters.versions import SEED_PATH, AdapterVersion
 
 MAX_TRIES = 30
-# An add puts its files first and lists them later: what is younger may be about to be listed.
+# An add puts its files first and lists them later: younger files may be about to be listed.
 KEEP_UNLISTED_S = 3600.0
 
 
@@ -49,62 +33,71 @@ class TooBusy(StorageError):
     """Other writers were first, again and again."""
 
 
+class RevisionMoved(Exception):
+    """The catalogue changed since the caller read it."""
+
+    def __init__(self, expected: int | None, found: int) -> None:
+        super().__init__(
+            f"the catalogue is at revision {found}, not {expected}: read it again first"
+        )
+
+
 class DamagedAdapter(ValueError):
     """An adapter's files are not those that the catalogue lists."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Read:
-    stamp: str | None
-    catalog: LiveCatalog
-    tag: str | None
+class _Snapshot:
+    weak_etag: str | None
+    catalog: Catalog
+    etag: str | None
 
 
 class AdapterStore:
     """Any thread may use it.
 
     Args:
+        seed_dir: folder of the read-only catalog.yaml and its adapters.
         cache: local folder for what an object store holds.
+
+    Raises:
+        CatalogError: the seed is not valid.
     """
 
-    def __init__(self, files: CatalogStorage, seed: Catalog, cache: Path) -> None:
+    def __init__(self, files: CatalogStorage, seed_dir: Path, cache: Path) -> None:
         self._files = files
-        self._seed = seed
+        self.seed_dir = seed_dir
+        self.seed = load_catalog(seed_dir)
         self._cache = cache
-        self._seed_live = from_seed(seed, {e.name: _config_of(seed, e.path) for e in seed.adapters})
         self._lock = threading.Lock()
-        self._last: _Read | None = None
+        self._last: _Snapshot | None = None
 
     @property
     def location(self) -> str:
         return self._files.location
 
-    @property
-    def seed(self) -> Catalog:
-        """The read-only catalogue: base models and their prompts come from it."""
-        return self._seed
+    def read(self) -> Catalog:
+        """Return the catalogue as it is now.
 
-    def read(self) -> LiveCatalog:
-        """
         Raises:
             StorageError: the state cannot be read.
-            LiveCatalogError: what is there is no catalogue.
+            CatalogError: what is there is not a catalogue.
         """
         return self._read().catalog
 
-    def stamp(self) -> str | None:
-        """Changes whenever the catalogue does; cheap enough to ask every second."""
-        return self._files.stamp()
+    def etag(self) -> str | None:
+        """Return what changes whenever the catalogue does; cheap enough to ask every second."""
+        return self._files.weak_etag()
 
     def change(
-        self, edit: Callable[[LiveCatalog], LiveCatalog], *, expected_revision: int | None = None
-    ) -> LiveCatalog:
-        """Swap the catalogue for `edit(catalog)`; returns the new one.
+        self, edit: Callable[[Catalog], Catalog], *, expected_revision: int | None = None
+    ) -> Catalog:
+        """Replace the catalogue with `edit(catalog)`; returns the new one.
 
         Raises:
             ChangeRefused: from `edit`; nothing was changed.
             RevisionMoved: it is not at `expected_revision`.
-            TooBusy, StorageError, LiveCatalogError
+            TooBusy, StorageError, CatalogError
         """
         for attempt in range(MAX_TRIES):
             before = self._read()
@@ -113,7 +106,7 @@ class AdapterStore:
             edited = self._kept(edit(before.catalog))
             after = edited.model_copy(update={"revision": before.catalog.revision + 1})
             try:
-                self._files.put_if_match(dump(after), before.tag)
+                self._files.put_if_match(dump(after), before.etag)
             except PreconditionFailed:
                 time.sleep(random.uniform(0, 0.02) * (attempt + 1))
                 continue
@@ -121,61 +114,66 @@ class AdapterStore:
         raise TooBusy(f"{self.location}: {MAX_TRIES} other writers were first: try again")
 
     def put(self, digest: str, folder: Path) -> str | None:
-        """Keep an adapter's two files, before they are listed; returns a mark for `undo_put`."""
+        """Keep an adapter's two files, before they are listed; returns a token for `undo_put`."""
         return self._files.put_bundle(digest, folder)
 
-    def undo_put(self, digest: str, mark: str | None) -> None:
-        """Delete files that `put` kept and that were refused afterwards. They stay if they were
-        there before, or if another writer has put the same ones since: he may be listing them.
+    def undo_put(self, digest: str, token: str | None) -> None:
+        """Delete files that `put` kept and that were refused afterwards.
+
+        They stay if they were there before, or if another writer has put the same ones since and
+        may be about to list them.
 
         Raises:
             StorageError
         """
-        if mark is not None:
-            self._files.undo_put(digest, mark)
+        if token is not None:
+            self._files.undo_put(digest, token)
 
     def folder(self, version: AdapterVersion) -> Path:
-        """A local folder with the files of this version, checked against its checksums.
+        """Return a local folder with the files of this version, checked against its checksums.
 
         Raises:
-            StorageError: it cannot be had.
-            DamagedAdapter: it is not what was listed.
+            StorageError: they cannot be read.
+            DamagedAdapter: they are not what was listed.
         """
         if version.path.startswith(SEED_PATH):
-            found = self._seed.directory / version.path.removeprefix(SEED_PATH)
+            found = self.seed_dir / version.path.removeprefix(SEED_PATH)
         else:
             found = self._files.fetch_bundle(version.digest, self._cache)
-        wanted = {CONFIG_FILE: version.config_sha256, WEIGHTS_FILE: version.sha256}
-        for name, digest in wanted.items():
+        listed = {CONFIG_FILE: version.config_sha256, WEIGHTS_FILE: version.sha256}
+        for name, digest in listed.items():
             file = found / name
             if not file.is_file():
-                raise DamagedAdapter(f"{file}: missing")
-            if sha256_of(file) != digest:
-                raise DamagedAdapter(f"{file}: its sha256 is not the one that is listed")
+                raise DamagedAdapter(f"{file}: missing; {fix_of(file)}")
+            if (sha256 := sha256_of(file)) != digest:
+                raise DamagedAdapter(
+                    f"{file}: its sha256 is not the one that is listed ({sha256}, not {digest}): "
+                    f"the file is damaged, or the catalogue is not up to date; {fix_of(file)}"
+                )
         return found
 
     def collect(self) -> list[str]:
-        """Delete files that no version lists and that are an hour old; returns their digests."""
+        """Delete files that no version lists and that are an hour old; return their digests."""
         return self._files.collect(self.read().digests, older_than_s=KEEP_UNLISTED_S)
 
-    def _read(self) -> _Read:
-        stamp = self._files.stamp()
+    def _read(self) -> _Snapshot:
+        weak_etag = self._files.weak_etag()
         with self._lock:
             last = self._last
-        if last is not None and last.stamp == stamp:
+        if last is not None and last.weak_etag == weak_etag:
             return last
         found = self._files.read()
         if found is None:
-            fresh = _Read(None, self._seed_live, None)
+            fresh = _Snapshot(None, self.seed, None)
         else:
-            live = parse(found[0], self.location)
-            fresh = _Read(stamp, reseed(live, self._seed_live), found[1])
+            content, etag = found
+            fresh = _Snapshot(weak_etag, reseed(parse(content, self.location), self.seed), etag)
         with self._lock:
             self._last = fresh
         return fresh
 
-    def _kept(self, catalog: LiveCatalog) -> LiveCatalog:
-        """With the seed's files in the state, so that a later seed cannot take them away."""
+    def _kept(self, catalog: Catalog) -> Catalog:
+        """Copy the seed's files into the state, so that a later seed cannot take them away."""
         adapters = []
         for adapter in catalog.adapters:
             versions = [self._kept_version(v) for v in adapter.versions]
@@ -189,23 +187,15 @@ class AdapterStore:
         return version.model_copy(update={"path": f"{WEIGHTS}/{version.digest}"})
 
 
-class RevisionMoved(Exception):
-    """Somebody changed the catalogue since the caller looked at it."""
-
-    def __init__(self, expected: int | None, found: int) -> None:
-        super().__init__(
-            f"the catalogue is at revision {found}, not {expected}: look at it again first"
-        )
-
-
 def open_store(state: str | Path, seed_dir: Path, cache: Path) -> AdapterStore:
-    """
+    """Open the store of a clinic.
+
     Args:
         state: a folder's absolute path, or a URL of an object store.
 
     Raises:
-        CatalogError, LiveCatalogError: the seed is wrong.
-        StorageError: no driver for the URL.
+        CatalogError: the seed is not valid.
+        StorageError: no driver for the URL is installed.
     """
     files: CatalogStorage
     text = str(state)
@@ -213,13 +203,4 @@ def open_store(state: str | Path, seed_dir: Path, cache: Path) -> AdapterStore:
         files = ObjectStorage(text)
     else:
         files = LocalStorage(Path(text.removeprefix("file://")))
-    return AdapterStore(files, load_catalog(seed_dir), cache)
-
-
-def _config_of(seed: Catalog, path: str) -> tuple[str, int]:
-    """sha256 of an adapter's configuration, and the bytes of both files. Files that are missing
-    count as empty: whoever loads the adapter says so."""
-    files = [seed.directory / path / name for name in BUNDLE_FILES]
-    config = files[0]
-    digest = sha256_of(config) if config.is_file() else "0" * 64
-    return digest, sum(file.stat().st_size for file in files if file.is_file())
+    return AdapterStore(files, seed_dir, cache)

@@ -14,12 +14,14 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from adapters import changes
-from adapters.changes import Activation, ChangeRefused, check_pins
+from adapters.catalog import Catalog, CatalogError
+from adapters.changes import Activation, ChangeRefused
 from adapters.ingest import Ingested, VersionRequest, ingest
-from adapters.live_catalog import AdapterVersion, LiveCatalog, LiveCatalogError
+from adapters.pins import check_pins
 from adapters.sources import SourceLimits
-from adapters.storage.local import StorageError
+from adapters.storage.protocol import StorageError
 from adapters.store import AdapterStore, RevisionMoved
+from adapters.versions import AdapterVersion
 from deployments.admin_views import shown, unconfirmed_of
 
 logger = logging.getLogger(__name__)
@@ -29,7 +31,7 @@ REPORT_TIMEOUT_S = 5.0
 TRY_TIMEOUT_S = 60.0
 MAX_INGESTS = 4  # new versions that are fetched and checked at the same time; others wait
 
-Edit = Callable[[LiveCatalog], LiveCatalog]
+Edit = Callable[[Catalog], Catalog]
 
 
 class NotFit(ValueError):
@@ -145,7 +147,7 @@ class AdapterAdmin:
             NobodyToAsk, StorageError
         """
 
-        def edit(catalog: LiveCatalog, version: AdapterVersion) -> LiveCatalog:
+        def edit(catalog: Catalog, version: AdapterVersion) -> Catalog:
             return changes.add_version(
                 catalog,
                 name=wanted.name,
@@ -165,7 +167,7 @@ class AdapterAdmin:
     async def _add(
         self,
         wanted: VersionRequest,
-        edit: Callable[..., LiveCatalog],
+        edit: Callable[..., Catalog],
         expected_revision: int | None,
     ) -> Outcome:
         ingested: Ingested = await asyncio.get_running_loop().run_in_executor(
@@ -186,8 +188,8 @@ class AdapterAdmin:
         store, digest = self._store, ingested.version.digest
         try:
             if digest not in store.read().digests:
-                store.undo_put(digest, ingested.mark)
-        except (StorageError, LiveCatalogError) as error:  # they go when they are old
+                store.undo_put(digest, ingested.token)
+        except (StorageError, CatalogError) as error:  # they go when they are old
             logger.warning("files of a refused adapter stay: %s", error)
 
     async def _to_its_end(self, change: Coroutine[Any, Any, Outcome]) -> Outcome:
@@ -219,9 +221,9 @@ class AdapterAdmin:
     def _within_slots(self, edit: Edit) -> Edit:
         """Return `edit`, refused where it pins more than a replica has slots for."""
 
-        def checked(catalog: LiveCatalog) -> LiveCatalog:
+        def checked(catalog: Catalog) -> Catalog:
             edited = edit(catalog)
-            check_pins(catalog, edited, self.base_model, num_places=self._num_slots)
+            check_pins(catalog, edited, self.base_model, num_slots=self._num_slots)
             return edited
 
         return checked
@@ -229,7 +231,7 @@ class AdapterAdmin:
     async def _change(self, name: str, edit: Edit, expected_revision: int | None) -> Outcome:
         store = self._store
 
-        def swap() -> LiveCatalog:
+        def swap() -> Catalog:
             changed = store.change(self._within_slots(edit), expected_revision=expected_revision)
             self._refresh()
             try:

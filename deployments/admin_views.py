@@ -3,10 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from adapters.live_catalog import AdapterVersion, LiveAdapter, LiveCatalog
+from adapters.catalog import Catalog
+from adapters.versions import AdapterVersion, RegisteredAdapter
 
 
-def shown(adapter: LiveAdapter, reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def shown(adapter: RegisteredAdapter, reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return an adapter for the operator: its versions, and where those in service are."""
     residency: dict[str, dict[str, Any]] = {}
     for report in reports:
@@ -42,7 +43,7 @@ def _shown_version(version: AdapterVersion) -> dict[str, Any]:
 
 
 def unconfirmed_of(
-    catalog: LiveCatalog,
+    catalog: Catalog,
     base_model: str,
     reports: Sequence[Mapping[str, Any]],
     unreachable: Mapping[str, str],

@@ -16,7 +16,7 @@ from ray import serve
 from ray.serve import Application
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from adapters.loading import check_catalogued
+from adapters.seed_check import check_seed
 from deployments.api.api_keys import KeyStore
 from deployments.ingress.deployment import RouterReplica
 from deployments.ingress.followed import load_classifier
@@ -121,7 +121,7 @@ def check_files(settings: Settings) -> None:
         KeyStore(settings.state_path).read()
     store = open_adapter_store(settings)
     if not store.read().revision:
-        check_catalogued(store.seed, settings.base_model, tensors=False)
+        check_seed(store, settings.base_model)
 
 
 # (node ids, a file) -> node id -> whether it sees the file, or why that is not known

@@ -71,7 +71,7 @@ def open_adapter_store(settings: Settings) -> AdapterStore:
     """Open the live catalogue that `settings` name.
 
     Raises:
-        CatalogError, LiveCatalogError, StorageError: naming the file and what to do about it.
+        CatalogError, StorageError: naming the file and what to do about it.
     """
     cache = platformdirs.user_cache_path("polyclinic") / "adapters"
     return open_store(settings.adapter_state, settings.catalog_dir, cache)

@@ -30,11 +30,12 @@ if not __package__:  # run as a file: this folder would hide packages of the sam
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from adapters.base_models import sha256_of
-from adapters.catalog import AdapterEntry, load_catalog
+from adapters.catalog import load_catalog
+from adapters.seed import put_adapter, seed_lock, seed_version
 from adapters.validation import CONFIG_FILE, WEIGHTS_FILE, check_adapter
+from adapters.versions import SEED_PATH, RegisteredAdapter
 from scripts.arguments import CommandParser
 from scripts.datasets.record import DataError
-from scripts.lora.catalog_file import locked, put_entry
 from scripts.lora.errors import HubError, expected_errors
 from scripts.lora.gate import GATE, figures, read_result, unproven
 from scripts.lora.hub import pull, push
@@ -85,42 +86,43 @@ def promote(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
 def _promote(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     result = read_result(args.evaluation)
     config = _read_config(folder)
-    with locked(args.catalog):
-        listed = {entry.name: entry for entry in load_catalog(args.catalog).adapters}
-        entry = _entry(folder, config, result, listed.get(folder.name))
-        failed = failures(folder, entry, result, args)
-        in_service = listed.get(entry.name)
-        replaced = in_service is not None and in_service.sha256 != entry.sha256
-        report = {"name": entry.name, "failed": failed, "sha256": entry.sha256}
+    with seed_lock(args.catalog):
+        listed = load_catalog(args.catalog).adapter(folder.name)
+        adapter = _adapter(folder, config, result, listed)
+        version = adapter.stable
+        failed = failures(folder, adapter, result, args)
+        replaced = listed is not None and listed.stable.sha256 != version.sha256
+        report = {"name": adapter.name, "failed": failed, "sha256": version.sha256}
         if failed:
-            kept = replaced and in_service is not None and in_service.state == "active"
+            kept = replaced and listed is not None and listed.state == "active"
             if not kept:
                 changes = {"state": "disabled", "reason": "; ".join(failed)}
-                put_entry(args.catalog, entry.model_copy(update=changes))
+                put_adapter(args.catalog, adapter.model_copy(update=changes))
             return report | {"state": "refused" if kept else "disabled"}
-        with _copied(folder, args.catalog / entry.path):
-            put_entry(args.catalog, entry)
+        with _copied(folder, args.catalog / version.path.removeprefix(SEED_PATH)):
+            put_adapter(args.catalog, adapter)
     if args.push_to_hub:
         try:
             report["hub"] = push(folder, args.push_to_hub, private=not args.public)
         except HubError as error:
-            raise HubError(f"{entry.name} is active in the catalogue, but {error}") from None
-    return report | {"state": "active", "version": entry.version}
+            raise HubError(f"{adapter.name} is active in the catalogue, but {error}") from None
+    return report | {"state": "active", "version": version.version}
 
 
 def failures(
-    folder: Path, entry: AdapterEntry, result: dict[str, Any], limits: argparse.Namespace
+    folder: Path, adapter: RegisteredAdapter, result: dict[str, Any], limits: argparse.Namespace
 ) -> list[str]:
     """Return every condition that is not met, with its figures; none: the adapter may serve.
 
     Args:
         limits: has min_questions, min_gain (nats a token) and max_bytes.
     """
-    failed = check_adapter(folder, entry)
+    failed = check_adapter(folder, adapter.base_model)
     size = (folder / WEIGHTS_FILE).stat().st_size
     if size > limits.max_bytes:
         failed.append(f"{WEIGHTS_FILE} has {size} bytes; at most {limits.max_bytes} are allowed")
-    for key, wanted in (("adapter_sha256", entry.sha256), ("base_model", entry.base_model)):
+    expected = {"adapter_sha256": adapter.stable.sha256, "base_model": adapter.base_model}
+    for key, wanted in expected.items():
         if result[key] != wanted:
             failed.append(
                 f"the evaluation is of {key} {result[key]}, and the adapter's is {wanted}"
@@ -139,29 +141,33 @@ def _read_config(folder: Path) -> dict[str, Any]:
         ) from None
 
 
-def _entry(
-    folder: Path, config: dict[str, Any], result: dict[str, Any], known: AdapterEntry | None
-) -> AdapterEntry:
-    """Return the catalogue's entry, active; the version counts up when the weights change."""
+def _adapter(
+    folder: Path, config: dict[str, Any], result: dict[str, Any], known: RegisteredAdapter | None
+) -> RegisteredAdapter:
+    """Return the catalogue's adapter, active; the version counts up when the weights change."""
     weights = folder / WEIGHTS_FILE
     if not weights.is_file():
         raise DataError(f"{weights}: no such file")
-    digest = sha256_of(weights)
-    version = "1"
+    number = "1"
     if known is not None:
-        changed = known.sha256 != digest and known.version.isdecimal()
-        version = str(int(known.version) + 1) if changed else known.version
+        changed = known.stable.sha256 != sha256_of(weights) and known.version.isdecimal()
+        number = str(int(known.version) + 1) if changed else known.version
     try:
-        return AdapterEntry(
+        version = seed_version(
+            folder,
+            f"weights/{folder.name}",
+            version=number,
+            rank=config["rank"],
+            languages=known.stable.languages if known else ["en"],
+            evaluation=figures(result),
+        )
+        return RegisteredAdapter(
             name=folder.name,
             specialty=result["specialty"],
             base_model=config["base_model"],
-            path=f"weights/{folder.name}",
-            sha256=digest,
-            version=version,
-            rank=config["rank"],
-            languages=known.languages if known else ["en"],
-            evaluation=figures(result),
+            state="active",
+            version=number,
+            versions=[version],
         )
     except ValueError as error:
         raise DataError(f"--adapter {folder}: {error}") from None

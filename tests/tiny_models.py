@@ -3,14 +3,12 @@
 Nothing is downloaded. Weights are large enough that adapters change greedy answers.
 """
 
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from gguf import GGUFWriter
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
@@ -27,6 +25,10 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from adapters.catalog import BaseModelEntry, Catalog
+from adapters.prompting import PromptFormat
+from adapters.seed import seed_version, write_seed
+from adapters.versions import RegisteredAdapter
 from scripts.benchmarks.models import CHATML
 from tests.tiny_tokenizers import byte_pair_tokenizer, unigram_tokenizer
 
@@ -168,34 +170,32 @@ def make_catalog(
     folder: Path,
     base: Path,
     *,
-    prompt_format: str,
+    prompt_format: PromptFormat,
     adapters: dict[str, str],
     languages: Sequence[str] = ("en",),
 ) -> Path:
     """A catalogue folder for `base` with an adapter for each name -> specialty."""
-    entries = []
+    listed = []
     for seed, (name, specialty) in enumerate(adapters.items(), start=1):
-        made = make_adapter(base, folder / "weights" / name, base_name=str(base), seed=seed)
-        digest = hashlib.sha256((made / "adapter_model.safetensors").read_bytes()).hexdigest()
-        entries.append(
-            {
-                "name": name,
-                "specialty": specialty,
-                "base_model": str(base),
-                "path": f"weights/{name}",
-                "sha256": digest,
-                "version": "1",
-                "rank": 4,
-            }
+        path = f"weights/{name}"
+        made = make_adapter(base, folder / path, base_name=str(base), seed=seed)
+        listed.append(
+            RegisteredAdapter(
+                name=name,
+                specialty=specialty,
+                base_model=str(base),
+                state="active",
+                version="1",
+                versions=[seed_version(made, path, version="1", rank=4)],
+            )
         )
-    base_entry = {
-        "name": str(base),
-        "prompt_format": prompt_format,
-        "system_line": "You are a medical assistant.",
-        "languages": list(languages),
-    }
-    content = {"base_models": [base_entry], "adapters": entries}
-    (folder / "catalog.yaml").write_text(yaml.safe_dump(content))
+    base_entry = BaseModelEntry(
+        name=str(base),
+        prompt_format=prompt_format,
+        system_line="You are a medical assistant.",
+        languages=list(languages),
+    )
+    write_seed(folder, Catalog(revision=0, base_models=[base_entry], adapters=listed))
     return folder
 
 

@@ -1,1 +1,1 @@
-"""Where the live catalogue is kept."""
+"""Where the catalogue and the adapters' files are kept."""

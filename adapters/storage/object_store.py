@@ -1,11 +1,11 @@
-"""The live state in an object store, through fsspec: `s3://`, `gs://`, `abfs://`.
+"""The catalogue and the adapters' files in an object store: `s3://`, `gs://`, `abfs://` of fsspec.
 
 An object store has no lock and no rename. It has a put that fails when the object is there
-already, so each revision of the document is an object of its own,
+already, so each revision of the document is a separate object,
 
     <url>/catalog/000000000012.yaml
 
-and replacing revision 11 means creating number 12: of two writers one fails, and loses nothing.
+and replacing revision 11 means creating number 12: of two writers one fails, and nothing is lost.
 The highest number is the document. Old numbers are deleted a day later at the earliest; a writer
 gives up long before that, so that it cannot create a number that was used and deleted.
 
@@ -16,12 +16,13 @@ import inspect
 import re
 import shutil
 import time
-import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from adapters.storage.local import BUNDLE_FILES, WEIGHTS, PreconditionFailed, StorageError
+from adapters.storage.atomic import unfinished
+from adapters.storage.protocol import WEIGHTS, PreconditionFailed, StorageError
+from adapters.validation import BUNDLE_FILES
 
 # Stores whose drivers turn `mode="create"` into a conditional put.
 CONDITIONAL = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "memory"})
@@ -32,9 +33,10 @@ _REVISION = re.compile(r"(\d{12})\.yaml")
 
 
 class ObjectStorage:
-    """
+    """CatalogStorage without locks or renames.
+
     Args:
-        url: such as s3://bucket/folder; credentials are the driver's business, not the URL's.
+        url: such as s3://bucket/folder; without credentials, which the driver finds.
         clock: seconds since 1970.
 
     Raises:
@@ -65,7 +67,7 @@ class ObjectStorage:
         return self._url
 
     def why_not_writable(self) -> str | None:
-        """What keeps several writers from being safe here; None: nothing."""
+        """Return what keeps several writers from being safe here; None if nothing does."""
         names = self._fs.protocol if isinstance(self._fs.protocol, tuple) else (self._fs.protocol,)
         put = getattr(self._fs, "_pipe_file", self._fs.pipe_file)
         if CONDITIONAL & set(names) and "mode" in inspect.signature(put).parameters:
@@ -82,28 +84,28 @@ class ObjectStorage:
                 return None
             try:
                 content: bytes = self._fs.cat_file(self._document(newest))
-            except FileNotFoundError:  # a newer one came, and this one was swept
+            except FileNotFoundError:  # a newer one came, and this one was deleted
                 continue
             except Exception as error:
                 raise self._unreadable(error) from None
             self._read_at = {str(newest): self._clock()}
             return content, str(newest)
-        raise StorageError(f"{self._url}: the document changed with every look: try again")
+        raise StorageError(f"{self._url}: the document changed with every read: try again")
 
-    def stamp(self) -> str | None:
+    def weak_etag(self) -> str | None:
         newest = self._newest()
         return None if newest is None else str(newest)
 
-    def put_if_match(self, content: bytes, tag: str | None) -> None:
+    def put_if_match(self, content: bytes, etag: str | None) -> None:
         obstacle = self.why_not_writable()
         if obstacle:
             raise StorageError(obstacle)
-        number = 1 if tag is None else int(tag) + 1
-        started = self._read_at.get(tag or "", self._clock())
+        number = 1 if etag is None else int(etag) + 1
+        started = self._read_at.get(etag or "", self._clock())
         if self._clock() - started > PATIENCE_S:
             raise PreconditionFailed
         newest = self._newest()
-        if (None if newest is None else str(newest)) != tag:
+        if (None if newest is None else str(newest)) != etag:
             raise PreconditionFailed
         try:
             self._fs.pipe_file(self._document(number), content, mode="create")
@@ -113,7 +115,7 @@ class ObjectStorage:
             if _is_precondition(error):
                 raise PreconditionFailed from None
             raise StorageError(f"{self._url}: cannot be written ({_named(error)})") from None
-        self._sweep_revisions(number)
+        self._delete_old_revisions(number)
 
     def put_bundle(self, digest: str, folder: Path) -> str | None:
         obstacle = self.why_not_writable()
@@ -126,16 +128,16 @@ class ObjectStorage:
                 self._fs.pipe_file(f"{self._root}/{WEIGHTS}/{digest}/{name}", content)
         except Exception as error:
             raise StorageError(f"{self._url}: cannot be written ({_named(error)})") from None
-        return None  # an object has no lock to hold against another who puts it too
+        return None  # without a lock nobody knows whether another writer puts it too
 
-    def undo_put(self, digest: str, mark: str) -> None:
-        """Nothing: `collect` finds it when it is a day old."""
+    def undo_put(self, digest: str, token: str) -> None:
+        """Do nothing: `collect` deletes the bundle when it is a day old."""
 
     def fetch_bundle(self, digest: str, cache: Path) -> Path:
         target = cache / digest
         if target.is_dir():
             return target
-        fresh = cache / f".new-{uuid.uuid4().hex}"
+        fresh = unfinished(cache)
         fresh.mkdir(parents=True)
         try:
             for name in reversed(BUNDLE_FILES):
@@ -153,7 +155,7 @@ class ObjectStorage:
         return target
 
     def collect(self, keep: frozenset[str], *, older_than_s: float) -> list[str]:
-        """Deletes only what is a day old: an object has no lock to hold against a new use."""
+        """Delete what is a day old at least: no lock keeps it from being put again now."""
         limit = self._clock() - max(older_than_s, KEPT_S)
         gone = []
         for path in self._list(f"{self._root}/{WEIGHTS}"):
@@ -168,7 +170,7 @@ class ObjectStorage:
         numbers = [int(match[1]) for match in map(_matched, self._list(self._folder)) if match]
         return max(numbers, default=None)
 
-    def _sweep_revisions(self, newest: int) -> None:
+    def _delete_old_revisions(self, newest: int) -> None:
         for path in self._list(self._folder):
             match = _matched(path)
             is_old = match is not None and int(match[1]) <= newest - NUM_KEPT
@@ -202,7 +204,7 @@ def _matched(path: str) -> re.Match[str] | None:
 
 
 def _is_precondition(error: Exception) -> bool:
-    """A driver's own way of saying that the object is there already."""
+    """Recognise how drivers say that the object is there already."""
     text = str(error)
     return "PreconditionFailed" in text or "412" in text or "ConditionalRequestConflict" in text
 

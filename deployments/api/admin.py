@@ -11,11 +11,12 @@ from collections.abc import Awaitable, Callable
 from starlette.requests import Request
 from starlette.responses import Response
 
+from adapters.catalog import CatalogError
 from adapters.changes import ChangeRefused
 from adapters.ingest import IngestRefused, VersionRequest
-from adapters.live_catalog import LiveCatalogError
-from adapters.sources import SourceError, check_source
-from adapters.storage.local import StorageError
+from adapters.source_folder import SourceError
+from adapters.sources import check_source
+from adapters.storage.protocol import StorageError
 from adapters.store import DamagedAdapter, RevisionMoved
 from deployments.adapter_admin import AdapterAdmin, NobodyToAsk, NotFit, Outcome
 from deployments.api.errors import ApiError, Endpoint
@@ -120,7 +121,7 @@ def _translated(call: Endpoint) -> Callable[[Request], Awaitable[Response]]:
             raise _error(422, "adapter_refused", error.problems) from error
         except SourceError as error:
             raise _error(422, "source_unreadable", [str(error)]) from error
-        except (StorageError, LiveCatalogError, DamagedAdapter) as error:
+        except (StorageError, CatalogError, DamagedAdapter) as error:
             raise _error(503, "state_unavailable", [str(error)]) from error
         except NobodyToAsk as error:
             raise _error(503, "no_model_replica", [str(error)]) from error

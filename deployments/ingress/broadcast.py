@@ -7,7 +7,7 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from adapters.live_catalog import AdapterVersion
+from adapters.versions import AdapterVersion
 from deployments.adapter_admin import TRY_TIMEOUT_S, BroadcastReply, NobodyToAsk
 from deployments.ingress.replica_set import ReplicaSet, own_replicas
 

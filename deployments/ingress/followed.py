@@ -4,8 +4,9 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from adapters.live_catalog import LiveAdapter, LiveCatalog
+from adapters.catalog import Catalog
 from adapters.store import AdapterStore
+from adapters.versions import RegisteredAdapter
 from deployments.api.api_keys import FILE_NAME, KeyFileError, KeyStore, KeyTable
 from deployments.messages import AdapterCard
 from deployments.reloader import Reloader
@@ -34,10 +35,10 @@ def follow_catalog(
     """Follow the adapters of a base model.
 
     Raises:
-        StorageError, LiveCatalogError: the first look fails.
+        StorageError, CatalogError: the first look fails.
     """
     return Reloader(
-        store.stamp,
+        store.etag,
         lambda: in_service(store.read(), base_model),
         period_s,
         describe=lambda found: f"catalogue revision {found.revision}",
@@ -54,7 +55,7 @@ def _warn_of_an_older_revision(before: InService, after: InService) -> None:
         )
 
 
-def in_service(catalog: LiveCatalog, base_model: str) -> InService:
+def in_service(catalog: Catalog, base_model: str) -> InService:
     """Return what of the catalogue serves a base model."""
     adapters = catalog.in_service(base_model)
     return InService(
@@ -64,7 +65,7 @@ def in_service(catalog: LiveCatalog, base_model: str) -> InService:
     )
 
 
-def _card(adapter: LiveAdapter) -> AdapterCard:
+def _card(adapter: RegisteredAdapter) -> AdapterCard:
     canary = adapter.canary
     return AdapterCard(
         adapter.name,

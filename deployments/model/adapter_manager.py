@@ -19,8 +19,8 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-from adapters.live_catalog import AdapterVersion
 from adapters.store import AdapterStore
+from adapters.versions import AdapterVersion
 from deployments.engine.request import EngineError
 from deployments.model.adapter_cache import AdapterCache, AdapterGone
 from deployments.model.adapter_registry import AdapterRegistry, adapter_key
@@ -77,7 +77,7 @@ class AdapterManager:
         """Read the catalogue and become what it says; returns `report()`.
 
         What cannot be loaded is in the report, and the next call tries it again. When the catalogue
-        cannot be read (StorageError, LiveCatalogError), all stays as it was.
+        cannot be read (StorageError, CatalogError), all stays as it was.
         """
         with self._syncing:
             etag = self._read_catalog()
@@ -107,7 +107,7 @@ class AdapterManager:
     def is_behind(self) -> bool:
         """Whether the catalogue changed or something failed; raises StorageError."""
         failed = self._catalog_error or self._cache.last_error or self._has_failed()
-        return bool(failed) or self._store.stamp() != self._synced_etag
+        return bool(failed) or self._store.etag() != self._synced_etag
 
     def prefetch(self) -> None:
         """Read what is in service into main memory, as far as there is room."""
@@ -120,7 +120,7 @@ class AdapterManager:
         """Take the catalogue over into the registry, without loading anything; returns its etag."""
         with self._reading:
             try:
-                etag = self._store.stamp()
+                etag = self._store.etag()
                 catalog = self._store.read()
             except (OSError, ValueError) as error:
                 self._catalog_error = str(error)

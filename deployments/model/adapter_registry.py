@@ -6,7 +6,8 @@ No locks: AdapterManager guards it.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from adapters.live_catalog import AdapterVersion, LiveAdapter, LiveCatalog
+from adapters.catalog import Catalog
+from adapters.versions import AdapterVersion, RegisteredAdapter
 
 FORGET_S = 120.0  # how long a version that left the catalogue can still be asked for
 
@@ -74,7 +75,7 @@ class AdapterRegistry:
         return self._key_of.get((name, version))
 
     def update(
-        self, catalog: LiveCatalog, now: float, is_used: Callable[[str], bool]
+        self, catalog: Catalog, now: float, is_used: Callable[[str], bool]
     ) -> tuple[set[str], list[VersionState]]:
         """Become what `catalog` says.
 
@@ -89,9 +90,7 @@ class AdapterRegistry:
         listed: dict[str, tuple[str, AdapterVersion]] = {}
         wanted: dict[str, Serving] = {}
         stable: dict[str, str] = {}
-        for adapter in catalog.adapters:
-            if adapter.base_model != self._base_model:
-                continue
+        for adapter in catalog.of_base(self._base_model):
             for version in adapter.versions:
                 listed[adapter_key(adapter.name, version)] = (adapter.name, version)
             wanted |= _serving(adapter)
@@ -125,7 +124,7 @@ class AdapterRegistry:
         return forgotten
 
 
-def _serving(adapter: LiveAdapter) -> dict[str, Serving]:
+def _serving(adapter: RegisteredAdapter) -> dict[str, Serving]:
     """Return key -> how this adapter's versions are in service; empty if it is disabled."""
     canary = adapter.canary
     return {

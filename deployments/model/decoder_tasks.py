@@ -5,7 +5,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
-from adapters.live_catalog import AdapterVersion
+from adapters.versions import AdapterVersion
 from deployments.engine.request import EngineError, EngineStopped
 from deployments.model.weights_reader import AdapterDecoder, WeightsReader, one_line
 

@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from adapters.live_catalog import AdapterVersion
+from adapters.versions import AdapterVersion
 from deployments.channel.frames import ChannelAddress
 from deployments.channel.sender import ChannelLost, EventSender
 from deployments.engine.engine import Engine, EngineLimits

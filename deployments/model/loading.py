@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from adapters.base_models import resolve_base_model
 from adapters.catalog import BaseModelEntry
-from adapters.loading import AdapterError
 from adapters.prompting import Message, encode_prompt
+from adapters.seed_check import AdapterError
 from adapters.store import AdapterStore
 from deployments.engine.decoder import GroupDecoder, StepDecoder
 from deployments.model.adapter_manager import AdapterManager

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from adapters.live_catalog import AdapterVersion
 from adapters.store import AdapterStore
+from adapters.versions import AdapterVersion
 from deployments.model.host_cache import HostCache
 
 logger = logging.getLogger(__name__)

@@ -5,15 +5,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from adapters import changes
-from adapters.catalog import load_catalog
-from adapters.live_catalog import AdapterVersion, LiveCatalog, bundle_digest
-from adapters.storage.local import WEIGHTS, FileCalls, LocalStorage
+from adapters.catalog import Catalog
+from adapters.seed import seed_version, write_seed
+from adapters.storage.atomic import FileCalls
+from adapters.storage.local import LocalStorage
+from adapters.storage.protocol import WEIGHTS
 from adapters.store import AdapterStore
+from adapters.versions import AdapterVersion, RegisteredAdapter, bundle_digest
 
-Edit = Callable[[LiveCatalog], LiveCatalog]
+Edit = Callable[[Catalog], Catalog]
 
 
 def write_bundle(folder: Path, text: str) -> AdapterVersion:
@@ -40,29 +41,30 @@ def make_seed(
     folder: Path, version: str = "1", names: tuple[str, ...] = ("derm", "cardio")
 ) -> Path:
     """A seed of one version each; the specialty is the name."""
-    entries = []
+    adapters = []
     for name in names:
-        record = write_bundle(folder / "weights" / name, f"{name}-{version}")
-        entries.append(
-            {
-                "name": name,
-                "specialty": name,
-                "base_model": "tiny",
-                "path": f"weights/{name}",
-                "sha256": record.sha256,
-                "version": version,
-                "rank": 1,
-            }
+        write_bundle(folder / "weights" / name, f"{name}-{version}")
+        path = f"weights/{name}"
+        record = seed_version(folder / path, path, version=version, rank=1)
+        adapters.append(
+            RegisteredAdapter(
+                name=name,
+                specialty=name,
+                base_model="tiny",
+                state="active",
+                version=version,
+                versions=[record],
+            )
         )
-    (folder / "catalog.yaml").write_text(yaml.safe_dump({"adapters": entries}))
+    write_seed(folder, Catalog(revision=0, adapters=adapters))
     return folder
 
 
 def store_of(seed: Path, state: Path, calls: FileCalls | None = None) -> AdapterStore:
-    return AdapterStore(LocalStorage(state, calls), load_catalog(seed), state / "cache")
+    return AdapterStore(LocalStorage(state, calls), seed, state / "cache")
 
 
-def add(store: AdapterStore, scratch: Path, name: str, version: str, **options: Any) -> LiveCatalog:
+def add(store: AdapterStore, scratch: Path, name: str, version: str, **options: Any) -> Catalog:
     record = write_bundle(scratch / version, version)
     store.put(record.digest, scratch / version)
     return store.change(

@@ -10,6 +10,7 @@ from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
+from filelock import FileLock
 
 from adapters import base_models, smollm2
 from adapters.base_models import BUILT_IN, BaseModelError, resolve_base_model
@@ -117,7 +118,7 @@ def test_a_lock_that_is_never_released_is_told(
 ) -> None:
     monkeypatch.setattr(base_models, "LOCK_TIMEOUT_S", 0)
     lock = tmp_path / f"{BUILT_IN}.lock"
-    with base_models._locked(lock), pytest.raises(BaseModelError, match="another process"):
+    with FileLock(lock), pytest.raises(BaseModelError, match="another process"):
         resolve(tmp_path, index.fetch)
 
 

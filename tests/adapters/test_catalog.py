@@ -10,37 +10,49 @@ import pytest
 import yaml
 
 from adapters.catalog import CatalogError, load_catalog
-from adapters.loading import check_catalogued
+from adapters.seed_check import check_seed
+from adapters.store import open_store
 from scripts.make_specialists import TWELVE
 
 SHIPPED = Path(__file__).resolve().parents[2] / "adapters"
+VERSION: dict[str, Any] = {
+    "version": "1",
+    "sha256": "0" * 64,
+    "config_sha256": "1" * 64,
+    "path": "seed:weights/derm",
+    "source": "seed",
+    "rank": 8,
+    "num_bytes": 10,
+}
 GOOD: dict[str, Any] = {
     "name": "derm",
     "specialty": "dermatology",
     "base_model": "tiny",
-    "path": "weights/derm",
-    "sha256": "0" * 64,
+    "state": "active",
     "version": "1",
-    "rank": 8,
+    "versions": [VERSION],
 }
 
 
 def write(folder: Path, *adapters: dict[str, Any], **more: Any) -> Path:
-    (folder / "catalog.yaml").write_text(yaml.safe_dump({"adapters": list(adapters), **more}))
+    content = {"revision": 0, "adapters": list(adapters), **more}
+    (folder / "catalog.yaml").write_text(yaml.safe_dump(content))
     return folder
+
+
+def of_version(**change: Any) -> dict[str, Any]:
+    return {**GOOD, "versions": [VERSION | change]}
 
 
 def test_adapters_of_this_base_and_why_others_are_skipped(tmp_path: Path) -> None:
     off = {**GOOD, "name": "cardio", "specialty": "cardiology", "state": "disabled"}
     other = {**GOOD, "name": "neuro", "specialty": "neurology", "base_model": "big"}
     catalog = load_catalog(write(tmp_path, GOOD, off, other))
-    assert [entry.name for entry in catalog.adapters_for("tiny")] == ["derm"]
-    skipped = catalog.skipped("tiny")
-    assert skipped == {
+    assert [adapter.name for adapter in catalog.in_service("tiny")] == ["derm"]
+    assert catalog.skipped("tiny") == {
         "cardio": "its state is disabled",
         "neuro": "trained on big, and the base model is tiny",
     }
-    assert catalog.folder(catalog.adapters[0]) == tmp_path / "weights/derm"
 
 
 def test_base_that_is_not_listed_gets_its_familys_defaults(tmp_path: Path) -> None:
@@ -57,45 +69,53 @@ def test_listed_base_keeps_its_own_entry(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "problem"),
+    ("entry", "problem"),
     [
-        ({"name": "Derm"}, "1 to 64 of a-z"),
-        ({"name": "d" * 65}, "1 to 64 of a-z"),
-        ({"name": "derm\n"}, "1 to 64 of a-z"),
-        ({"name": "auto"}, "reserved"),
-        ({"name": "base"}, "reserved"),
-        ({"path": "../derm"}, "folder below the catalogue"),
-        ({"path": "weights/../../derm"}, "folder below the catalogue"),
-        ({"path": "/etc"}, "folder below the catalogue"),
-        ({"path": ""}, "folder below the catalogue"),
-        ({"path": "."}, "folder below the catalogue"),
-        ({"sha256": "abc"}, "sha256"),
-        ({"rank": 0}, "rank"),
-        ({"state": "on"}, "'active' or 'disabled'"),
-        ({"colour": "red"}, "colour"),
+        ({**GOOD, "name": "Derm"}, "1 to 64 of a-z"),
+        ({**GOOD, "name": "d" * 65}, "1 to 64 of a-z"),
+        ({**GOOD, "name": "derm\n"}, "1 to 64 of a-z"),
+        ({**GOOD, "name": "auto"}, "reserved"),
+        ({**GOOD, "name": "base"}, "reserved"),
+        (of_version(path="seed:../derm"), "folder below the catalogue"),
+        (of_version(path="seed:weights/../../derm"), "folder below the catalogue"),
+        (of_version(path="seed:/etc"), "folder below the catalogue"),
+        (of_version(path="seed:"), "folder below the catalogue"),
+        (of_version(path="seed:."), "folder below the catalogue"),
+        (of_version(path="weights/derm"), "a seed's files lie below its folder"),
+        (of_version(sha256="abc"), "sha256"),
+        (of_version(rank=0), "rank"),
+        ({**GOOD, "state": "on"}, "'active', 'canary' or 'disabled'"),
+        ({**GOOD, "colour": "red"}, "colour"),
+        ({**GOOD, "version": "9"}, "versions ['9'] are named but not listed"),
     ],
 )
-def test_bad_entry_is_refused(change: dict[str, Any], problem: str, tmp_path: Path) -> None:
+def test_bad_entry_is_refused(entry: dict[str, Any], problem: str, tmp_path: Path) -> None:
     with pytest.raises(CatalogError) as caught:
-        load_catalog(write(tmp_path, {**GOOD, **change}))
+        load_catalog(write(tmp_path, entry))
     assert len(caught.value.problems) == 1
     assert problem in caught.value.problems[0]
 
 
 def test_every_problem_is_listed_at_once(tmp_path: Path) -> None:
-    bad = {**GOOD, "name": "auto", "path": "../x", "rank": 0}
+    bad = {**of_version(path="seed:../x", rank=0), "name": "auto"}
     with pytest.raises(CatalogError) as caught:
-        load_catalog(write(tmp_path, bad, {**GOOD, "version": 2}, typo=1))
+        load_catalog(write(tmp_path, bad, of_version(num_bytes="2"), typo=1))
     assert len(caught.value.problems) == 5
     assert str(caught.value).startswith("5 problems in ")
+
+
+def test_of_many_problems_some_are_shown(tmp_path: Path) -> None:
+    with pytest.raises(CatalogError, match="30 problems in(.|\n)*and 10 more") as caught:
+        load_catalog(write(tmp_path, *({**GOOD, "name": "Derm"} for _ in range(30))))
+    assert len(str(caught.value).splitlines()) == 22
 
 
 def test_repeated_names_and_two_specialists_for_one_specialty(tmp_path: Path) -> None:
     with pytest.raises(CatalogError) as caught:
         load_catalog(write(tmp_path, GOOD, copy.copy(GOOD)))
     assert [
-        "'derm' is listed twice" in caught.value.problems[0],
-        "more than one active adapter" in caught.value.problems[1],
+        "an adapter is listed twice: ['derm']" in caught.value.problems[0],
+        "two adapters in service: ['dermatology on tiny']" in caught.value.problems[1],
     ] == [True, True]
 
 
@@ -118,17 +138,19 @@ def test_missing_or_broken_file_is_named_with_the_mend(tmp_path: Path) -> None:
         load_catalog(tmp_path)
 
 
-def test_shipped_catalogue_and_its_weights_are_intact() -> None:
-    entries = check_catalogued(load_catalog(SHIPPED), "smollm2-135m-instruct")
-    assert {entry.name for entry in entries} == set(TWELVE)
-    for entry in entries:
-        low, high = entry.evaluation["nll_difference_interval"]
+def test_shipped_catalogue_and_its_weights_are_intact(tmp_path: Path) -> None:
+    store = open_store(tmp_path, SHIPPED, tmp_path)
+    adapters = check_seed(store, "smollm2-135m-instruct")
+    assert {adapter.name for adapter in adapters} == set(TWELVE)
+    for adapter in adapters:
+        low, high = adapter.stable.evaluation["nll_difference_interval"]
         assert low <= high < 0, "a specialist is shipped only if it beats the base"
-        assert (SHIPPED / entry.path / "adapter_model.safetensors").stat().st_size <= 1_200_000
+        weights = store.folder(adapter.stable) / "adapter_model.safetensors"
+        assert weights.stat().st_size <= 1_200_000
 
 
 def test_importing_the_catalogue_needs_no_torch() -> None:
-    code = "import sys, adapters.loading, adapters.base_models; print('torch' in sys.modules)"
+    code = "import sys, adapters.ingest, adapters.seed_check; print('torch' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=SHIPPED.parent, capture_output=True, text=True
     )

@@ -28,12 +28,12 @@ def test_files_that_another_writer_put_as_well_stay(
     store, other = (store_of(seed, tmp_path / "state") for _ in range(2))
     record = write_bundle(tmp_path / "x", "x")
     if is_first:
-        mark = store.put(record.digest, tmp_path / "x")
-        assert mark is not None
+        token = store.put(record.digest, tmp_path / "x")
+        assert token is not None
         assert other.put(record.digest, tmp_path / "x") is None
     else:
         other.put(record.digest, tmp_path / "x")
-        mark = store.put(record.digest, tmp_path / "x")
-        assert mark is None
-    store.undo_put(record.digest, mark)
+        token = store.put(record.digest, tmp_path / "x")
+        assert token is None
+    store.undo_put(record.digest, token)
     assert (tmp_path / "state" / "weights" / record.digest).is_dir()

@@ -7,9 +7,13 @@ import pytest
 import yaml
 
 from adapters import changes
-from adapters.changes import ChangeRefused, check_pins, num_pinned
-from adapters.live_catalog import LiveCatalog, LiveCatalogError, dump, parse, reseed
-from adapters.storage.local import FileCalls, LocalStorage, StorageError
+from adapters.catalog import Catalog, CatalogError, dump, parse
+from adapters.changes import ChangeRefused
+from adapters.pins import check_pins, num_pinned
+from adapters.seed import reseed
+from adapters.storage.atomic import FileCalls
+from adapters.storage.local import LocalStorage
+from adapters.storage.protocol import StorageError
 from adapters.store import DamagedAdapter, RevisionMoved
 from tests.adapters.live_catalogs import Edit, add, make_seed, store_of, write_bundle
 
@@ -34,7 +38,7 @@ def test_until_the_first_change_the_seed_is_the_catalogue(seed: Path, tmp_path: 
     store = store_of(seed, state)
     catalog = store.read()
     assert (catalog.revision, [a.name for a in catalog.adapters]) == (0, ["derm", "cardio"])
-    assert store.stamp() is None
+    assert store.etag() is None
     assert not state.exists()
     assert store.folder(catalog.adapters[0].stable) == seed / "weights" / "derm"
 
@@ -95,7 +99,7 @@ def test_the_life_of_an_adapter(seed: Path, tmp_path: Path) -> None:
         (
             lambda c: changes.update(c, "derm", canary_version="1", canary_weight=0.5),
             "conflict",
-            "in force already",
+            "serves already",
         ),
         (lambda c: changes.update(c, "derm", canary_weight=0.0), "conflict", "no version on trial"),
         (lambda c: changes.update(c, "derm", canary_weight=0.1), "invalid", "canary_version"),
@@ -167,10 +171,10 @@ def test_pins_leave_a_place_for_the_others(tmp_path: Path) -> None:
     seed = make_seed(tmp_path / "seed", names=("derm", "cardio", "neuro"))
     store = store_of(seed, tmp_path / "state")
 
-    def changed(edit: Edit, num_places: int = 3) -> LiveCatalog:
-        def checked(catalog: LiveCatalog) -> LiveCatalog:
+    def changed(edit: Edit, num_slots: int = 3) -> Catalog:
+        def checked(catalog: Catalog) -> Catalog:
             after = edit(catalog)
-            check_pins(catalog, after, "tiny", num_places=num_places)
+            check_pins(catalog, after, "tiny", num_slots=num_slots)
             return after
 
         return store.change(checked)
@@ -180,7 +184,7 @@ def test_pins_leave_a_place_for_the_others(tmp_path: Path) -> None:
     record = write_bundle(tmp_path / "2", "2")
     store.put(record.digest, tmp_path / "2")
 
-    def on_trial(catalog: LiveCatalog) -> LiveCatalog:
+    def on_trial(catalog: Catalog) -> Catalog:
         return changes.add_version(
             catalog,
             name="derm",
@@ -191,7 +195,7 @@ def test_pins_leave_a_place_for_the_others(tmp_path: Path) -> None:
             weight=0.5,
         )
 
-    third = "3 versions would be pinned, and a replica has 3 places .* at most 2 can be"
+    third = "3 versions would be pinned, and a replica has 3 slots .* at most 2 can be"
     for edit in (on_trial, lambda c: changes.update(c, "neuro", pinned=True)):
         with pytest.raises(ChangeRefused, match=third) as caught:
             changed(edit)
@@ -202,7 +206,7 @@ def test_pins_leave_a_place_for_the_others(tmp_path: Path) -> None:
     with pytest.raises(ChangeRefused, match=third):
         changed(lambda c: changes.update(c, "derm", state="active"))
     # after a restart with fewer places, what adds no pin still goes through
-    left = changed(lambda c: changes.update(c, "neuro", pinned=False), num_places=1)
+    left = changed(lambda c: changes.update(c, "neuro", pinned=False), num_slots=1)
     assert num_pinned(left, "tiny") == 1
 
 
@@ -228,7 +232,7 @@ def test_an_added_adapter_may_not_collide(seed: Path, tmp_path: Path) -> None:
     assert "nothing" not in added("a/b", "x")[0]
     assert "a-z, 0-9" in added("a/b", "x")[0]
     assert "a-z, 0-9" in added("n" * 10_000, "x")[0]
-    assert "no version in force to try it out beside" in added("n", "n", activation="canary")[0]
+    assert "no serving version to compare it with" in added("n", "n", activation="canary")[0]
 
 
 def test_a_writer_that_looked_too_long_ago_is_told(seed: Path, tmp_path: Path) -> None:
@@ -247,7 +251,7 @@ def test_a_cut_off_file_is_never_taken_for_a_catalogue(
     add(store, tmp_path, "derm", "2")
     file = tmp_path / "state" / "catalog.yaml"
     content = file.read_bytes()
-    with pytest.raises(LiveCatalogError):
+    with pytest.raises(CatalogError):
         parse(content[: len(content) * cut // 100], "here")
     assert parse(content, "here").revision == 1
 

@@ -15,9 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from adapters import changes
+from adapters.catalog import Catalog
 from adapters.changes import ChangeRefused
-from adapters.live_catalog import LiveCatalog
-from adapters.storage.local import FileCalls, LocalStorage
+from adapters.storage.atomic import FileCalls
+from adapters.storage.local import LocalStorage
 from adapters.store import AdapterStore
 from tests.adapters.live_catalogs import Edit, make_seed, store_of, write_bundle
 
@@ -98,7 +99,7 @@ def attempt(store: AdapterStore, folder: Path, kind: str, name: str, version: st
     store.change(edit)
 
 
-def comparable(catalog: LiveCatalog) -> dict[str, Any]:
+def comparable(catalog: Catalog) -> dict[str, Any]:
     """Without where the files lie: a crash may leave a seed's version copied or not."""
     content = catalog.model_dump()
     for adapter in content["adapters"]:
@@ -124,7 +125,7 @@ def test_any_sequence_of_changes_and_crashes_is_some_serial_order(
             calls = CrashingCalls(dies_at, after=after) if dies_at else FileCalls()
             edit = edit_of(kind, name, version, folder / "sources")
             try:
-                done: LiveCatalog | None = edit(model)
+                done: Catalog | None = edit(model)
             except ChangeRefused:
                 done = None
             if done is not None:

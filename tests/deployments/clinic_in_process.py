@@ -6,9 +6,9 @@ from typing import Any
 
 import httpx
 
-from adapters.live_catalog import AdapterVersion
 from adapters.prompting import Message, encode_prompt
 from adapters.sources import SourceLimits
+from adapters.versions import AdapterVersion
 from deployments.adapter_admin import AdapterAdmin, BroadcastReply
 from deployments.api.app import create_api
 from deployments.engine.request import SamplingParams, TokenEvent

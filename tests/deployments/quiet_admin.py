@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from adapters.live_catalog import AdapterVersion
 from adapters.store import AdapterStore, open_store
+from adapters.versions import AdapterVersion
 from deployments.adapter_admin import AdapterAdmin, BroadcastReply
 from deployments.ingress.followed import follow_catalog
 from tests.adapters.live_catalogs import make_seed

@@ -31,7 +31,7 @@ async def test_too_many_pins_are_refused_before_anything_is_fetched(admin: Adapt
     await admin.update("derm", {"pinned": True}, None)
     more: dict[str, Any] = {"activation": "active", "weight": None, "expected_revision": None}
     wanted = VersionRequest("cardio", None, BASE, "2", "/no/such/folder")
-    with pytest.raises(ChangeRefused, match="2 versions would be pinned.* 2 places"):
+    with pytest.raises(ChangeRefused, match="2 versions would be pinned.* 2 slots"):
         await admin.add(wanted, pinned=True, **more)
     trial = VersionRequest("derm", None, BASE, "2", "/no/such/folder")
     with pytest.raises(ChangeRefused, match="2 versions would be pinned"):

@@ -107,7 +107,8 @@ def test_sixteen_mixed_requests_equal_peft_alone(clinic: httpx.Client) -> None:
     resolved = resolve_base_model(BASE)
     catalog = load_catalog(ROOT / "adapters")
     entry = catalog.base_model(BASE)
-    folders = {a.name: ROOT / "adapters" / a.path for a in catalog.adapters_for(BASE)}
+    names = [adapter.name for adapter in catalog.in_service(BASE)]
+    folders = {name: ROOT / "adapters" / "weights" / name for name in names}
     oracle = Oracle(resolved.path, folders)
     from transformers import AutoTokenizer
 

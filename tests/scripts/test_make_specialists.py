@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from adapters.catalog import load_catalog
-from adapters.loading import check_catalogued
+from adapters.seed_check import check_seed
+from adapters.store import open_store
 from scripts import make_specialists
 from scripts.evaluation import evaluate
 from scripts.lora.checkpoints import CHECKPOINT
@@ -65,7 +65,7 @@ def _name(number: int) -> str:
 def catalog(tmp_path: Path) -> Path:
     folder = tmp_path / "catalog"
     folder.mkdir()
-    (folder / "catalog.yaml").write_text("# ours\nadapters: []\n")
+    (folder / "catalog.yaml").write_text("# ours\nrevision: 0\nadapters: []\n")
     return folder
 
 
@@ -148,11 +148,12 @@ def test_from_data_to_service_and_again(
     assert told["report"]["num_questions"] == 2 * NUM_VALIDATION
     assert steps.names().count("train_lora_adapter") == 3
 
-    entries = check_catalogued(load_catalog(catalog), "tiny")
-    assert [entry.name for entry in entries] == list(SPECIALTIES)
-    for entry in entries:
-        assert entry.evaluation["nll_difference_interval"][1] < 0
-        assert (catalog / entry.path / "README.md").is_file()
+    store = open_store(catalog / "state", catalog, catalog)
+    adapters = check_seed(store, "tiny")
+    assert [adapter.name for adapter in adapters] == list(SPECIALTIES)
+    for adapter in adapters:
+        assert adapter.stable.evaluation["nll_difference_interval"][1] < 0
+        assert (store.folder(adapter.stable) / "README.md").is_file()
     assert "rises with 2 of 2" in (data.parent / "work" / "report.md").read_text()
     assert "## Contamination" in (data.parent / "work" / "report_data.md").read_text()
 

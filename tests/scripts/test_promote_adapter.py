@@ -9,34 +9,42 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file, save_file
 
 from adapters.base_models import sha256_of
 from adapters.catalog import load_catalog
-from adapters.loading import check_catalogued
+from adapters.seed_check import check_seed
+from adapters.store import open_store
+from adapters.versions import RegisteredAdapter
 from scripts import promote_adapter
-from scripts.lora import catalog_file
 from scripts.lora import hub as adapter_hub
 from scripts.lora.errors import HubError
 from tests.tiny_models import make_adapter
 
 WEIGHTS = "adapter_model.safetensors"
 HEAD = """# ours, and it stays
-base_models:
-  - name: tiny
-    prompt_format: chat
-    languages: [en]
 
+revision: 0
+base_models:
+- name: tiny
+  prompt_format: chat
+  system_line: Answer.
+  languages: [en]
 adapters:
-  - name: oncology  # by hand
-    specialty: oncology
-    base_model: other
-    path: weights/oncology
-    sha256: %s
-    version: "7"
+- name: oncology
+  specialty: oncology
+  base_model: other
+  state: active
+  version: '7'
+  versions:
+  - version: '7'
+    sha256: SHA
+    config_sha256: SHA
+    path: seed:weights/oncology
+    source: seed
     rank: 2
-""" % ("f" * 64)
+    num_bytes: 10
+""".replace("SHA", "f" * 64)
 
 
 @pytest.fixture(params=["tiny_llama_dir", "tiny_flan_t5_dir"])
@@ -90,9 +98,12 @@ def promote(adapter: Path, catalog: Path, result: Any, *more: str) -> int:
     )
 
 
-def listed(catalog: Path) -> dict[str, Any]:
-    entries = yaml.safe_load((catalog / "catalog.yaml").read_text())["adapters"]
-    return {entry["name"]: entry for entry in entries}
+def listed(catalog: Path) -> dict[str, RegisteredAdapter]:
+    return {adapter.name: adapter for adapter in load_catalog(catalog).adapters}
+
+
+def checked(catalog: Path) -> tuple[RegisteredAdapter, ...]:
+    return check_seed(open_store(catalog.parent / "state", catalog, catalog.parent), "tiny")
 
 
 def other_weights(adapter: Path) -> None:
@@ -108,10 +119,10 @@ def test_a_good_adapter_is_in_service(
     assert promote(adapter, catalog, good_result(adapter)) == 0
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (told["state"], told["version"], told["failed"]) == ("active", "1", [])
-    (entry,) = check_catalogued(load_catalog(catalog), "tiny")
-    assert entry.name == "dermatology"
-    assert entry.evaluation["nll_difference_interval"] == [-0.6, -0.4]
-    files = {path.name for path in (catalog / entry.path).iterdir()}
+    (found,) = checked(catalog)
+    assert found.name == "dermatology"
+    assert found.stable.evaluation["nll_difference_interval"] == [-0.6, -0.4]
+    files = {path.name for path in (catalog / "weights" / "dermatology").iterdir()}
     assert {WEIGHTS, "adapter_config.json"} <= files
     assert "notes.txt" not in files
     text = (catalog / "catalog.yaml").read_text()
@@ -121,8 +132,8 @@ def test_a_good_adapter_is_in_service(
     assert (catalog / "catalog.yaml").read_text() == text, "again changes nothing"
     other_weights(adapter)
     assert promote(adapter, catalog, good_result(adapter)) == 0
-    assert listed(catalog)["dermatology"]["version"] == "2"
-    assert check_catalogued(load_catalog(catalog), "tiny")
+    assert listed(catalog)["dermatology"].version == "2"
+    assert checked(catalog)
 
 
 def test_a_limited_evaluation_proves_nothing(
@@ -168,10 +179,10 @@ def test_what_is_not_proved_is_listed_as_disabled_with_the_reason(
     assert reason in captured.err
     told = json.loads(captured.out.splitlines()[-1])
     assert (told["state"], len(told["failed"])) == ("disabled", 1)
-    entry = listed(catalog)["dermatology"]
-    assert (entry["state"], reason in entry["reason"]) == ("disabled", True)
+    found = listed(catalog)["dermatology"]
+    assert (found.state, reason in found.reason) == ("disabled", True)
     assert not (catalog / "weights" / "dermatology").exists()
-    assert check_catalogued(load_catalog(catalog), "tiny") == ()
+    assert checked(catalog) == ()
 
 
 def test_an_untrained_adapter_is_refused(adapter: Path, catalog: Path) -> None:
@@ -183,7 +194,7 @@ def test_an_untrained_adapter_is_refused(adapter: Path, catalog: Path) -> None:
     result["answers_changed"] = 0
     set_interval("nll", 0.0, 0.0)(result)
     assert promote(adapter, catalog, result) == 1
-    reason = listed(catalog)["dermatology"]["reason"]
+    reason = listed(catalog)["dermatology"].reason
     for part in ("every lora_B is zero", "does not rise", "every answer is the base's own"):
         assert part in reason
 
@@ -215,7 +226,7 @@ def test_a_worse_version_leaves_the_one_in_service(
     assert promote(llama, catalog, worse) == 1
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["state"] == "refused"
     assert (catalog / "catalog.yaml").read_bytes() == before
-    assert len(check_catalogued(load_catalog(catalog), "tiny")) == 1
+    assert len(checked(catalog)) == 1
 
 
 def test_the_one_in_service_is_switched_off_when_it_fails_anew(llama: Path, catalog: Path) -> None:
@@ -223,7 +234,7 @@ def test_the_one_in_service_is_switched_off_when_it_fails_anew(llama: Path, cata
     worse = good_result(llama)
     set_interval("bleu", -3.0, -0.1)(worse)
     assert promote(llama, catalog, worse) == 1
-    assert listed(catalog)["dermatology"]["state"] == "disabled"
+    assert listed(catalog)["dermatology"].state == "disabled"
 
 
 def test_a_full_disk_leaves_files_and_catalogue_as_they_were(
@@ -234,11 +245,11 @@ def test_a_full_disk_leaves_files_and_catalogue_as_they_were(
 ) -> None:
     """The new weights are in place when the catalogue cannot be written."""
 
-    def full(file: Path, text: str) -> None:
+    def full(file: Path, content: bytes) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(catalog_file, "_swap", full)
+        patch.setattr("adapters.seed.write_atomically", full)
         assert promote(llama, catalog, good_result(llama)) == 2
     assert "No space left" in capsys.readouterr().err
     assert not (catalog / "weights" / "dermatology").exists()
@@ -247,11 +258,11 @@ def test_a_full_disk_leaves_files_and_catalogue_as_they_were(
     before = {path: path.read_bytes() for path in catalog.rglob("*.*") if path.is_file()}
     other_weights(llama)
     with monkeypatch.context() as patch:
-        patch.setattr(catalog_file, "_swap", full)
+        patch.setattr("adapters.seed.write_atomically", full)
         assert promote(llama, catalog, good_result(llama)) == 2
     assert {path: path.read_bytes() for path in before} == before
     assert [path.name for path in (catalog / "weights").iterdir()] == ["dermatology"]
-    assert check_catalogued(load_catalog(catalog), "tiny")
+    assert checked(catalog)
 
 
 def test_a_second_adapter_of_a_specialty_is_refused(
@@ -361,7 +372,7 @@ def test_to_the_hub_and_back(
     shutil.rmtree(catalog / "weights")
     call = ["--evaluation", str(tmp_path / "result.json"), "--catalog", str(catalog)]
     assert promote_adapter.main(["--from_hub", "me/dermatology", *call]) == 0
-    assert check_catalogued(load_catalog(catalog), "tiny")
+    assert checked(catalog)
     assert promote_adapter.main(["--from_hub", "me/dermatology@gone", *call]) == 2
     assert "--from_hub me/dermatology@gone: FileNotFoundError" in capsys.readouterr().err
 
@@ -385,6 +396,6 @@ def test_only_an_active_adapter_is_pushed_and_a_failed_push_says_so(
     assert promote(llama, catalog, good_result(llama), "--push_to_hub", "me/dermatology") == 2
     told = capsys.readouterr().err
     assert "dermatology is active in the catalogue, but --push_to_hub me/dermatology" in told
-    assert listed(catalog)["dermatology"]["state"] == "active"
+    assert listed(catalog)["dermatology"].state == "active"
     with pytest.raises(HubError, match="ConnectionError: no network"):
         adapter_hub.push(llama, "me/dermatology", private=True)

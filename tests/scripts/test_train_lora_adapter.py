@@ -13,7 +13,6 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from adapters.base_models import sha256_of
-from adapters.catalog import AdapterEntry
 from adapters.prompting import encode_example
 from adapters.validation import check_adapter
 from scripts import train_lora_adapter
@@ -80,16 +79,8 @@ def test_it_learns_and_saves_what_the_catalogue_takes(
     report = report_of(capsys)
     assert report["validation_loss"] < 0.9 * report["validation_loss_at_start"]
     assert report["num_answers_cut"] == 0
-    entry = AdapterEntry(
-        name="derm",
-        specialty="dermatology",
-        base_model="tiny",
-        path="derm",
-        sha256=report["sha256"],
-        version="1",
-        rank=8,
-    )
-    assert check_adapter(out, entry) == []
+    assert check_adapter(out, "tiny", rank=8) == []
+    assert report["sha256"] == sha256_of(out / "adapter_model.safetensors")
     dtypes = {tensor.dtype for tensor in load_file(out / "adapter_model.safetensors").values()}
     assert dtypes == {torch.bfloat16}
 

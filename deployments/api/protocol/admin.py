@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from adapters.live_catalog import VERSION
+from adapters.versions import VERSION
 from deployments.api.protocol.base import Count, Probability, ReplyModel, RequestModel
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]

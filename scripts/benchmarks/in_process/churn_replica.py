@@ -14,7 +14,6 @@ from typing import Any
 import torch
 
 from adapters import changes
-from adapters.catalog import load_catalog
 from adapters.ingest import VersionRequest, inspect_adapter
 from adapters.storage.local import LocalStorage
 from adapters.store import AdapterStore
@@ -69,7 +68,7 @@ class ChurnReplica:
         self.decoder = decoder
         self.state = state
         self._num_slots = slots
-        self.store = AdapterStore(LocalStorage(state), load_catalog(seed_dir), state / "cache")
+        self.store = AdapterStore(LocalStorage(state), seed_dir, state / "cache")
         self.engine = Engine(
             decoder,
             EngineLimits(

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 
 from adapters.base_models import sha256_of
+from adapters.catalog import Catalog
+from adapters.seed import write_seed
+from adapters.versions import SEED_PATH, SEED_SOURCE, AdapterVersion, RegisteredAdapter
 
 NUM_CONTENTS = 16  # different weight files of a catalogue
 
@@ -111,7 +113,7 @@ def write_catalog(
     contents = list(made.values())
     digests = [sha256_of(content / "adapter_model.safetensors") for content in contents]
     config = json.loads((contents[0] / "adapter_config.json").read_text())
-    entries = []
+    adapters = []
     for number in range(num):
         name = f"a{number}"
         target = folder / "weights" / name
@@ -119,16 +121,27 @@ def write_catalog(
         source = contents[number % len(contents)] / "adapter_model.safetensors"
         os.link(source, target / "adapter_model.safetensors")
         (target / "adapter_config.json").write_text(json.dumps(config | {"revision": str(number)}))
-        entries.append(
-            {
-                "name": name,
-                "specialty": name,
-                "base_model": base_name,
-                "path": f"weights/{name}",
-                "sha256": digests[number % len(contents)],
-                "version": "1",
-                "rank": rank,
-            }
-        )
-    (folder / "catalog.yaml").write_text(yaml.safe_dump({"adapters": entries}))
+        adapters.append(_adapter(target, digests[number % len(contents)], rank, base_name))
+    write_seed(folder, Catalog(revision=0, adapters=adapters))
     return {"adapter_bytes": (contents[0] / "adapter_model.safetensors").stat().st_size}
+
+
+def _adapter(folder: Path, digest: str, rank: int, base_name: str) -> RegisteredAdapter:
+    """Return the record of the files in `folder`; its name is the adapter's and the specialty."""
+    version = AdapterVersion(
+        version="1",
+        sha256=digest,
+        config_sha256=sha256_of(folder / "adapter_config.json"),
+        path=f"{SEED_PATH}weights/{folder.name}",
+        source=SEED_SOURCE,
+        rank=rank,
+        num_bytes=sum(file.stat().st_size for file in folder.iterdir()),
+    )
+    return RegisteredAdapter(
+        name=folder.name,
+        specialty=folder.name,
+        base_model=base_name,
+        state="active",
+        version="1",
+        versions=[version],
+    )

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from adapters import changes
-from adapters.live_catalog import LiveCatalog
-from adapters.storage.local import StorageError
+from adapters.catalog import Catalog
 from adapters.storage.object_store import ObjectStorage
+from adapters.storage.protocol import StorageError
 from adapters.store import open_store
 from tests.adapters.live_catalogs import add, make_seed
 
@@ -42,7 +42,7 @@ def test_of_two_writers_to_an_object_store_one_begins_again(
     one, two = (open_store(bucket, seed, tmp_path / "cache") for _ in range(2))
     tries = []
 
-    def slow(catalog: LiveCatalog) -> LiveCatalog:
+    def slow(catalog: Catalog) -> Catalog:
         tries.append(catalog.revision)
         if len(tries) == 1:
             two.change(lambda c: changes.update(c, "cardio", state="disabled"))
@@ -71,7 +71,7 @@ def test_a_writer_that_stalled_begins_again(tmp_path: Path) -> None:
     found = files.read()
     assert found is not None
     now[0] += 3600
-    from adapters.storage.local import PreconditionFailed
+    from adapters.storage.protocol import PreconditionFailed
 
     with pytest.raises(PreconditionFailed):
         files.put_if_match(b"two", found[1])

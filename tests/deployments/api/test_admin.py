@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from adapters import sources
-from adapters.live_catalog import AdapterVersion
+from adapters.versions import AdapterVersion
 from deployments.adapter_admin import MAX_INGESTS, NobodyToAsk
 from tests.deployments.clinic_in_process import ClinicInProcess
 from tests.deployments.model.test_bad_adapters import WEIGHTS, add, in_config, kept
@@ -179,7 +179,7 @@ async def test_a_seed_that_was_damaged_meanwhile_is_named(
     clinic: ClinicInProcess, source: Path
 ) -> None:
     """The first change keeps the seed's files; what cannot be kept is said, and nothing changes."""
-    file = clinic.store.seed.directory / "weights" / "cardio" / WEIGHTS
+    file = clinic.store.seed_dir / "weights" / "cardio" / WEIGHTS
     content = file.read_bytes()
     file.write_bytes(content[:-1])
     try:

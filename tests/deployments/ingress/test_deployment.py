@@ -45,7 +45,7 @@ class Spy:
 def catalog(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("catalog")
     (folder / "catalog.yaml").write_text(
-        "base_models:\n  - {name: tiny, prompt_format: plain, languages: [en]}\nadapters: []\n"
+        "revision: 0\nbase_models:\n  - {name: tiny, prompt_format: plain, languages: [en]}\n"
     )
     return folder
 

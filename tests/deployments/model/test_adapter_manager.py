@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from adapters import changes
-from adapters.live_catalog import AdapterVersion
 from adapters.store import AdapterStore
+from adapters.versions import AdapterVersion
 from deployments.model.adapter_cache import AdapterGone, AdapterUnavailable
 from deployments.model.adapter_manager import AdapterManager
 from deployments.model.host_cache import HostCache
@@ -464,7 +464,7 @@ def test_a_state_that_cannot_be_looked_at_is_in_the_report(
     def unreachable() -> str:
         raise OSError("the bucket cannot be reached")
 
-    monkeypatch.setattr(clinic.store, "stamp", unreachable)
+    monkeypatch.setattr(clinic.store, "etag", unreachable)
     assert clinic.manager.try_sync()["error"] == "the bucket cannot be reached"
     monkeypatch.undo()
     assert clinic.manager.try_sync()["error"] is None

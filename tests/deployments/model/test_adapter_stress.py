@@ -21,8 +21,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adapters import changes
+from adapters.catalog import Catalog
 from adapters.changes import ChangeRefused
-from adapters.live_catalog import LiveCatalog
 from deployments.engine.request import EngineError
 from deployments.model.adapter_manager import AdapterManager
 from deployments.model.host_cache import HostCache
@@ -153,7 +153,7 @@ def operate(replica: Replica, dice: random.Random, number: int) -> None:
     store = store_of(replica.seed, replica.folder / "state")
     name = dice.choice(NAMES)
 
-    def change(catalog: LiveCatalog) -> LiveCatalog:
+    def change(catalog: Catalog) -> Catalog:
         found = catalog.adapter(name)
         kind = dice.choice(("version", "state", "rollback", "add"))
         if kind == "add" or found is None:

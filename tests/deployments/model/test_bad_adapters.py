@@ -111,6 +111,11 @@ def surrogate_name(header: dict[str, Any]) -> None:
     header["\ud800" + name] = header.pop(name)
 
 
+def terminal_name(header: dict[str, Any]) -> None:
+    name = next(n for n in header if n != "__metadata__")
+    header["\x1b[2J" + name] = header.pop(name)
+
+
 def bad_metadata(header: dict[str, Any]) -> None:
     header["__metadata__"] = {"format": 1}
 
@@ -147,19 +152,20 @@ CASES: dict[str, tuple[Spoil, int, str]] = {
     "rank_not_the_files": (in_config(r=5), 422, "has rank 4; the config says [5]"),
     "other_base": (in_config(base_model_name_or_path="other/base"), 422, "'other/base'"),
     "pickle": (pickled, 422, "a pickle"),
-    "overlap": (in_header(overlapping), 422, "overlap"),
-    "huge_shape": (in_header(huge_shape), 422, "differ"),
-    "list_dtype": (in_header(list_dtype), 422, "malformed"),
-    "surrogate_name": (in_header(surrogate_name), 422, "not printable"),
-    "bad_metadata": (in_header(bad_metadata), 422, "metadata"),
-    "four_gigabytes": (four_gigabytes, 422, "cut off, or not safetensors"),
+    "overlap": (in_header(overlapping), 422, "invalid offset for tensor"),
+    "huge_shape": (in_header(huge_shape), 422, "expected usize"),
+    "list_dtype": (in_header(list_dtype), 422, "invalid type: sequence"),
+    "surrogate_name": (in_header(surrogate_name), 422, "hex escape"),
+    "bad_metadata": (in_header(bad_metadata), 422, "invalid type: integer `1`, expected a string"),
+    "four_gigabytes": (four_gigabytes, 422, "header too large"),
+    "control_characters": (in_header(terminal_name), 422, "not printable"),
     "doubled_name": (doubled_name, 422, "twice"),
     "huge_number": (config_text('{"r": ' + "9" * 5000 + "}"), 422, "JSON"),
     "long_number": (in_config(r=10**4000), 422, "allowed are 1 to 64"),
     "deep": (config_text("[" * 100_000), 422, "JSON"),
     "deep_value": (config_text('{"r":' + '{"a":' * 50_000 + "1" + "}" * 50_001), 422, "JSON"),
     "alpha_inf": (in_config(lora_alpha=float("inf")), 422, "lora_alpha"),
-    "alpha_huge": (in_config(lora_alpha=1e308), 422, "logits"),
+    "alpha_huge": (in_config(lora_alpha=1e30), 422, "lora_alpha is 1e+30; a number of at most"),
     "alpha_nan": (in_config(lora_alpha=float("nan")), 422, "lora_alpha"),
     "alpha_text": (in_config(lora_alpha="x"), 422, "lora_alpha"),
     "rank_pattern_list": (in_config(rank_pattern={"q_proj": [4]}), 422, "rank"),
@@ -168,6 +174,9 @@ CASES: dict[str, tuple[Spoil, int, str]] = {
     "targets_bad_regex": (in_config(target_modules="(((q"), 422, "target_modules"),
     "surrogate_base": (in_config(base_model_name_or_path="\ud800"), 422, "trained on"),
     "peft_type_list": (in_config(peft_type=["LORA"]), 422, "peft_type"),
+    "dora": (in_config(use_dora=True), 422, "use_dora"),
+    "bias": (in_config(bias="all"), 422, "bias"),
+    "modules_to_save": (in_config(modules_to_save=["lm_head"]), 422, "modules_to_save"),
     "unknown_field": (in_config(shiny=1), 422, "shiny"),
 }
 
@@ -187,7 +196,7 @@ async def test_a_pattern_that_never_ends_is_refused_before_a_replica_tries_it(
     clinic: ClinicInProcess, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Python's `re` lets no other thread run meanwhile: it would stop the replica for good."""
-    monkeypatch.setattr("adapters.patterns.TIMEOUT_S", 1.0)
+    monkeypatch.setattr("adapters.checks.patterns.TIMEOUT_S", 1.0)
     in_config(target_modules="(.*)*(.*)*q_projx", rank_pattern={"(.+)+z": 4, "((": 4})(source)
     reply = await add(clinic, source, version="slow")
     assert reply.status_code == 422, reply.text

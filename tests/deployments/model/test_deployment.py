@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from adapters.loading import AdapterError
 from adapters.prompting import Message
+from adapters.seed_check import AdapterError
 from deployments.engine.model_runner import ModelRunner
 from deployments.engine.request import SamplingParams
 from deployments.messages import GenerateRequest
@@ -165,7 +165,7 @@ _use_cores(thread, 2)
 import torch
 from safetensors.torch import load_file, save_file
 
-from adapters.loading import AdapterError
+from adapters.seed_check import AdapterError
 
 def num_threads():
     return len(os.listdir("/proc/self/task"))

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from adapters.patterns import check_patterns
+from adapters.checks.patterns import check_patterns
 
 NAMES = [f"model.layers.{number}.self_attn.{part}_proj" for number in range(4) for part in "qkv"]
 
@@ -42,7 +42,7 @@ def test_usual_patterns(config: dict[str, Any]) -> None:
 def test_patterns_that_are_refused(
     config: dict[str, Any], part: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("adapters.patterns.TIMEOUT_S", 1.0)
+    monkeypatch.setattr("adapters.checks.patterns.TIMEOUT_S", 1.0)
     started = time.monotonic()
     [problem] = check_patterns(config, NAMES)
     assert problem.startswith(part)

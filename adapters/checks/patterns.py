@@ -1,8 +1,8 @@
-"""Regular expressions in an adapter's configuration: do they compile, and do they come to an end?
+"""Regular expressions in an adapter's configuration: do they compile, and do they terminate?
 
 PEFT matches them against the names of the base model's layers. One that backtracks without end
-would stop the whole process that asks, since Python's `re` lets no other thread run meanwhile. So
-they are tried in a process of their own first, with a time limit.
+would stop the whole process, since Python's `re` lets no other thread run meanwhile. So they are
+tried in a separate process first, with a time limit.
 """
 
 import json
@@ -14,7 +14,7 @@ from typing import Any
 
 TIMEOUT_S = 5.0  # a usual pattern takes milliseconds, and the process some ten more
 _PLAIN = re.compile(r"[\w.-]*")  # a name, not a pattern
-# A name that matches nearly, and then does not, is where a pattern backtracks.
+# Patterns backtrack on a name that nearly matches.
 _NEARLY = ("", "!", ".0.!")
 _TRY = """
 import json, re, sys
@@ -27,7 +27,7 @@ for number, pattern in enumerate(given["patterns"]):
 
 
 def check_patterns(config: dict[str, Any], names: Iterable[str]) -> list[str]:
-    """What is wrong with the patterns of an adapter_config.json; empty: nothing.
+    """Return what is wrong with the patterns of an adapter_config.json; empty if nothing is.
 
     Args:
         names: of the layers that the adapter has weights for.
@@ -53,7 +53,7 @@ def check_patterns(config: dict[str, Any], names: Iterable[str]) -> list[str]:
 
 
 def _patterns(config: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """(field, text, the expression that PEFT makes of it)"""
+    """Return (field, text, the expression that PEFT makes of it) for each pattern."""
     found = []
     for field in ("target_modules", "exclude_modules"):
         if isinstance(config.get(field), str):  # a list holds names
@@ -67,7 +67,7 @@ def _patterns(config: dict[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def _first_slow(patterns: list[str], names: list[str]) -> int | None:
-    """The number of the pattern that was being tried when the time was up."""
+    """Return the number of the pattern that was being tried when the time was up."""
     if not patterns:
         return None
     given = json.dumps({"patterns": patterns, "names": names}).encode()

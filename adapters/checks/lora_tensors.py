@@ -1,0 +1,58 @@
+"""Are the tensors of a safetensors file LoRA weights? Pairs, ranks, finite values, some effect."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from adapters.checks.safetensors_file import NotSafetensors, open_tensors
+
+Shape = tuple[int, ...]
+# This tensor, its partner, and the axis of this one that is the rank: A is (r, in), B is (out, r).
+_PAIRS = ((".lora_A.", ".lora_B.", 0), (".lora_B.", ".lora_A.", 1))
+
+
+def check_tensors(file: Path, ranks: set[int] | None, *, only_lora: bool) -> list[str]:
+    """Return what is wrong with an adapter's weights; empty if nothing is.
+
+    Args:
+        ranks: that the configuration names; None if any will do.
+        only_lora: the configuration does not ask for whole weights with the LoRA pairs.
+    """
+    problems = []
+    shapes: dict[str, Shape] = {}
+    has_effect = False
+    try:
+        with open_tensors(file) as tensors:
+            for tensor in tensors:
+                shapes[tensor.name] = tensor.shape
+                has_effect = has_effect or (".lora_B." in tensor.name and not tensor.is_zero)
+                if only_lora and ".lora_" not in tensor.name:
+                    problems.append(f"{tensor.name} is not a LoRA weight (lora_A or lora_B)")
+                if not tensor.is_finite:
+                    problems.append(f"{tensor.name} holds NaN or infinity")
+    except (NotSafetensors, OSError) as error:
+        return [f"cannot be read as safetensors ({error})"]
+    if not shapes:
+        problems.append("holds no tensor")
+    elif not has_effect:
+        problems.append("every lora_B is zero, so the adapter would change nothing")
+    for name in shapes:  # others, as DoRA's magnitudes, are for the decoder to judge
+        problems += _check_pair(name, shapes, ranks)
+    return problems
+
+
+def _check_pair(name: str, shapes: Mapping[str, Shape], ranks: set[int] | None) -> list[str]:
+    """Check that the partner of a lora_A or lora_B is there, and of the same rank."""
+    shape = shapes[name]
+    for this, other, rank_axis in _PAIRS:
+        if this not in name or not name.endswith(".weight"):
+            continue
+        if len(shape) != 2:
+            return [f"{name} has the shape {shape}; two dimensions are expected"]
+        partner = shapes.get(name.replace(this, other))
+        if partner is None:
+            return [f"{name} has no partner {other.strip('.')}"]
+        if len(partner) == 2 and partner[1 - rank_axis] != shape[rank_axis]:
+            return [f"{name} {shape} and its partner {partner} differ in rank"]
+        if ranks is not None and shape[rank_axis] not in ranks:
+            return [f"{name} has rank {shape[rank_axis]}; the config says {sorted(ranks)}"]
+    return []
