@@ -1,7 +1,7 @@
-"""Texts -> token states of a sentence encoder, and how much each token counts in the pooled vector.
+"""Encode texts as token states, and the weight of each token in the pooled vector.
 
 The shipped encoder is a four-layer student of multilingual-e5-small with 4-bit weights, run by ONNX
-Runtime on the CPU (docs/router.md). Any Hugging Face encoder can stand in its place
+Runtime on the CPU (docs/router.md). Any Hugging Face encoder can be used instead
 (transformers_encoder.py). Shapes: T tokens of one text, H hidden.
 """
 
@@ -15,9 +15,9 @@ import numpy.typing as npt
 
 ENCODER = "encoder.onnx"
 TOKENIZER = "tokenizer.json"
-WINDOW = 254  # tokens of one window, beside its start and end
+WINDOW = 254  # tokens of one window, without its start and end
 MAX_WINDOWS = 2  # of one text: a longer one is read in windows spread evenly over it
-BATCH_TOKENS = 4096  # padded, of one run: bounds the memory
+BATCH_TOKENS = 4096  # padded, in one run: bounds the memory
 BOS, PAD, EOS = 0, 1, 2
 Floats = npt.NDArray[np.float32]
 Spans = npt.NDArray[np.int64]
@@ -25,13 +25,13 @@ Spans = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """One text. The pooled vector is `weights @ states`.
+    """One encoded text.
 
     Attributes:
-        states: (T, H), of all its windows, one after the other.
+        states: (T, H), of all its windows, in order.
         weights: (T,), not negative, sum 1.
-        spans: (T, 2), the characters of the text that each token covers; start = end for a
-            token without characters (a window's start and end).
+        spans: (T, 2), start and end of the characters that each token covers; equal for a token
+            without characters (a window's start and end).
     """
 
     states: Floats
@@ -44,15 +44,15 @@ class Encoded:
 
 
 class EncoderError(ValueError):
-    """A file of the encoder cannot be read; names it."""
+    """A file of the encoder cannot be read; the text names it."""
 
 
 class TextEncoder(Protocol):
-    """What the classifier needs of an encoder. Safe to call from several threads."""
+    """An encoder of the classifier. Safe to call from several threads."""
 
     @property
     def name(self) -> str:
-        """What an artefact's head was fitted on; another name is another space."""
+        """Return the encoder's name; a head belongs to the one that it was fitted on."""
 
     @property
     def hidden(self) -> int: ...
@@ -61,15 +61,15 @@ class TextEncoder(Protocol):
 
 
 class OnnxEncoder:
-    """The shipped encoder.
+    """The built-in encoder.
 
     Args:
-        folder: has encoder.onnx and tokenizer.json.
-        name: of the artefact's manifest.
+        folder: holds encoder.onnx and tokenizer.json.
+        name: as the artefact's manifest has it.
         threads: of one run; replicas share the machine's cores, so one is the default.
 
     Raises:
-        EncoderError: a file is not what it should be.
+        EncoderError: a file is not a tokenizer or not an encoder.
     """
 
     def __init__(self, folder: Path, name: str, *, threads: int = 1) -> None:
@@ -80,7 +80,7 @@ class OnnxEncoder:
         try:
             self._tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
         except Exception as error:  # tokenizers raises no narrower type
-            raise EncoderError(f"{TOKENIZER}: it is no tokenizer ({error})") from None
+            raise EncoderError(f"{TOKENIZER}: it is not a tokenizer ({error})") from None
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -91,7 +91,7 @@ class OnnxEncoder:
             )
             self._hidden = int(self._session.get_outputs()[0].shape[2])
         except Exception as error:  # ONNX Runtime's errors have no narrower type either
-            raise EncoderError(f"{ENCODER}: it is no encoder ({error})") from None
+            raise EncoderError(f"{ENCODER}: it is not an encoder ({error})") from None
 
     @property
     def name(self) -> str:
@@ -102,7 +102,7 @@ class OnnxEncoder:
         return self._hidden
 
     def encode(self, texts: Sequence[str]) -> list[Encoded]:
-        """In the order given; short texts run together, padded to the longest of their batch."""
+        """Encode texts of any length; short ones run together, padded to the longest of a batch."""
         windows = [
             (position, ids, spans)
             for position, encoding in enumerate(self._tokenizer.encode_batch(list(texts)))
@@ -136,16 +136,16 @@ class OnnxEncoder:
         ids = np.full((len(rows), int(lengths.max())), PAD, dtype=np.int64)
         for at, row in enumerate(rows):
             ids[at, : len(row)] = row
-        found, listened = self._session.run(None, {"ids": ids, "lengths": lengths})
+        found, weights = self._session.run(None, {"ids": ids, "lengths": lengths})
         for at, number in enumerate(picked):
             states[number] = found[at, : lengths[at]]
-            scores[number] = listened[at, : lengths[at]]
+            scores[number] = weights[at, : lengths[at]]
 
 
 def _windows(
     ids: Sequence[int], offsets: Sequence[tuple[int, int]]
 ) -> list[tuple[list[int], Spans]]:
-    """Windows of at most WINDOW tokens; of a text with more than MAX_WINDOWS, a spread of them."""
+    """Cut a text into windows of WINDOW tokens; keep MAX_WINDOWS, evenly spread, of a long one."""
     starts = list(range(0, len(ids), WINDOW)) or [0]
     if len(starts) > MAX_WINDOWS:
         spread = np.linspace(0, len(starts) - 1, MAX_WINDOWS).round().astype(int)
@@ -158,7 +158,7 @@ def _windows(
 
 
 def _batches(order: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:
-    """Neighbours in `order`, which ascends in length, up to BATCH_TOKENS padded tokens."""
+    """Group positions, which ascend in length, into batches of at most BATCH_TOKENS."""
     batches: list[list[int]] = []
     for number in order:
         if batches and (len(batches[-1]) + 1) * lengths[number] <= BATCH_TOKENS:
@@ -169,6 +169,6 @@ def _batches(order: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:
 
 
 def softmax(scores: Floats) -> Floats:
-    """Over the last axis."""
+    """Return the softmax over the last axis, in float32."""
     shifted = np.exp(scores - scores.max(axis=-1, keepdims=True))
     return np.asarray(shifted / shifted.sum(axis=-1, keepdims=True), dtype=np.float32)

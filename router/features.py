@@ -1,12 +1,9 @@
-"""Text -> hashed n-gram features. The same code trains and serves; nothing of a text is kept.
+"""Hash the n-grams of a text into features. The same code trains and serves.
 
 Two blocks, each scaled to unit length: words (1- and 2-grams) and characters inside words (3- to
 5-grams of the word with a blank on either side). Text is case-folded and stripped of accents, so
-that "ECZEMA", "eczéma" and "eczema" are one. A feature's key is the CRC-32 of its UTF-8 bytes:
-stable between runs, machines and Python versions.
-
-Linear models over hashed n-grams: specialty, scope and language of a text, and which words say
-so. Shapes: F features, S specialties that the model knows.
+that "ECZEMA", "eczéma" and "eczema" are equal. A feature's key is the CRC-32 of its UTF-8 bytes:
+the same in all runs, machines and Python versions. Shapes: F features.
 """
 
 import re
@@ -21,7 +18,7 @@ import numpy.typing as npt
 Keys = npt.NDArray[np.uint32]
 Floats = npt.NDArray[np.float32]
 
-MAX_WORDS = 2000  # of one text; more carry no further signal and would cost time
+MAX_WORDS = 2000  # of one text; more add no signal and would cost time
 MAX_WORD_CHARS = 40  # longer "words" are cut (base64, repeated letters)
 CHAR_NGRAMS = (3, 4, 5)
 # A run of letters and digits; accents may be characters of their own (decomposed Unicode).
@@ -31,7 +28,7 @@ _WORD = re.compile(rf"{_RUN}(?:['\u2019]{_RUN})*")
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """A word of a text: its normal form, and where it stands in the original."""
+    """A word of a text: its normal form, and its characters `start` to `end` in the original."""
 
     normal: str
     start: int
@@ -39,7 +36,7 @@ class Word:
 
 
 def words_of(text: str) -> list[Word]:
-    """The words of `text` in order, at most MAX_WORDS, apostrophes splitting French articles."""
+    """Return the first MAX_WORDS words of `text`; an apostrophe splits off French articles."""
     found = []
     for match in _WORD.finditer(text):
         start = match.start()
@@ -53,7 +50,7 @@ def words_of(text: str) -> list[Word]:
 
 
 def normalise(word: str) -> str:
-    """Case-folded, compatibility-composed, without accents: "Œdème" -> "œdeme"."""
+    """Fold case, unify compatible characters and remove accents: "Œdème" -> "œdeme"."""
     if word.isascii():  # the same result, four times as fast
         return word.lower()
     decomposed = unicodedata.normalize("NFKD", word.casefold())
@@ -61,7 +58,7 @@ def normalise(word: str) -> str:
 
 
 def word_features(words: list[Word]) -> Iterator[tuple[int, int, Sequence[int]]]:
-    """(key, how often, positions of the words it comes from) of the word block."""
+    """Yield (key, count, positions of its words) of the word block."""
     for position, word in enumerate(words):
         yield _key(f"w:{word.normal}"), 1, (position,)
         if position + 1 < len(words):
@@ -70,9 +67,9 @@ def word_features(words: list[Word]) -> Iterator[tuple[int, int, Sequence[int]]]
 
 
 def char_features(words: list[Word]) -> Iterator[tuple[int, int, Sequence[int]]]:
-    """(key, how often, positions of the word) of the character block.
+    """Yield (key, count, positions of its word) of the character block.
 
-    A word that comes back is cut up once: a long page repeats most of its words.
+    A repeated word is cut up once: a long page repeats most of its words.
     """
     places: dict[str, list[int]] = {}
     for position, word in enumerate(words):
@@ -90,13 +87,13 @@ def _key(feature: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """The features that were kept in training. `keys` ascend; `idf` belongs to them, (F,)."""
+    """The features that were kept in training: `keys` (F,) ascend, `idf` (F,) belongs to them."""
 
     keys: Keys
     idf: Floats
 
     def rows_of(self, keys: Iterable[int]) -> npt.NDArray[np.int64]:
-        """Row of each key, or -1 where it was not kept."""
+        """Return the row of each key, or -1 where it was not kept."""
         wanted = np.fromiter(keys, dtype=np.uint32)
         if not len(self.keys):
             return np.full(len(wanted), -1, dtype=np.int64)
@@ -106,7 +103,7 @@ class Vocabulary:
 
 @dataclass(frozen=True, slots=True)
 class Vector:
-    """A text as features: row numbers (N,), values (N,), and the words that each row comes from.
+    """A text as N features: `rows` (N,), `values` (N,), and the words that each row comes from.
 
     Row i comes from the words at `origins[starts[i] : starts[i + 1]]`; `starts` is (N + 1,).
     """
@@ -118,7 +115,10 @@ class Vector:
 
 
 def vectorise(words: list[Word], vocabulary: Vocabulary) -> Vector:
-    """Sublinear term frequency times idf, each block of unit length (Salton and Buckley 1988)."""
+    """Weight features by sublinear term frequency times idf (Salton and Buckley 1988).
+
+    Each block has unit length.
+    """
     rows: list[int] = []
     values: list[Floats] = []
     origins: list[int] = []
@@ -150,7 +150,7 @@ def vectorise(words: list[Word], vocabulary: Vocabulary) -> Vector:
 
 @dataclass(frozen=True, slots=True)
 class NgramScores:
-    """Of one text: logits of the specialties (S,), of being in scope, of being French."""
+    """The logits of one text: of the specialties (S,), of being in scope, of being French."""
 
     vector: Vector
     specialty: Floats
@@ -160,7 +160,10 @@ class NgramScores:
 
 @dataclass(frozen=True, slots=True)
 class NgramModel:
-    """Immutable, so any number of threads may use it."""
+    """Linear models over n-grams, for S specialties, scope and language.
+
+    They never change, so any number of threads may use them.
+    """
 
     vocabulary: Vocabulary
     specialty: Floats  # (F, S)
@@ -181,9 +184,12 @@ class NgramModel:
         )
 
     def by_word(self, vector: Vector, direction: Floats, num_words: int) -> npt.NDArray[np.float64]:
-        """How much each word adds to `direction @ specialty logits`; direction (S,), -> (words,).
+        """Return how much each word adds to `direction @ specialty logits`, (words,).
 
-        A feature's share goes to the words that it comes from in equal parts.
+        A feature's share is divided equally among the words that it comes from.
+
+        Args:
+            direction: (S,).
         """
         gain = vector.values * (self.specialty[vector.rows] @ direction)
         lengths = np.diff(vector.starts)

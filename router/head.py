@@ -1,10 +1,10 @@
-"""The head: encoder and n-grams together -> calibrated specialties and scope.
+"""The linear head: from encoder and n-grams to calibrated specialties and scope.
 
 A view's features (D + S0 + 1,) are D directions of the encoder's pooled vector (principal
 components, then the S0 specialties and the scope as the encoder learnt them), the S0 logits of the
-n-gram specialties and the n-gram scope logit, each scaled to a like size. They are all that the
-head sees, so it can be fitted anew without any text (head_training.py, extension.py). S
-specialties; S0 of them are known to encoder and n-grams.
+n-gram specialties and the n-gram scope logit, each scaled to a similar size. The head sees nothing
+else, so it can be fitted again without any text (router/training/extend.py). S specialties; S0 of
+them are known to encoder and n-grams.
 """
 
 from dataclasses import dataclass
@@ -16,19 +16,19 @@ import numpy.typing as npt
 from router.features import NgramScores
 
 Floats = npt.NDArray[np.float32]
-MAX_LOG_ODDS = 7.0  # of a probability that is as good as certain
+MAX_LOG_ODDS = 7.0  # bounds what a probability near 0 or 1 counts
 
 
 @dataclass(frozen=True, slots=True)
 class Projection:
-    """Encoder and n-gram outputs -> features."""
+    """Maps the output of encoder and n-grams to features."""
 
     mean: Floats  # (H,)
     components: Floats  # (H, D), scaled; the last is the scope
     ngram_scale: float
 
     def features(self, pooled: Floats, ngrams: NgramScores) -> Floats:
-        """(D + S0 + 1,)"""
+        """Return the features (D + S0 + 1,) of a pooled vector (H,) and n-gram scores."""
         return np.concatenate(
             [
                 (pooled - self.mean) @ self.components,
@@ -38,10 +38,13 @@ class Projection:
         ).astype(np.float32)
 
     def relevance(self, features: Floats) -> Floats:
-        """(views, D + S0 + 1) -> (views,): what a view of a text weighs, before the softmax.
+        """Return the weight of each view of a text before the softmax, (views,).
 
-        The scope logits of encoder and n-grams, and the lead of the first specialty over the
-        second by the sum of theirs: a line about nothing has neither.
+        It is the sum of the scope logits of encoder and n-grams, and of the lead of the first
+        specialty over the second: a line about nothing medical has neither.
+
+        Args:
+            features: (views, D + S0 + 1).
         """
         end = self.components.shape[1] - 1  # of the encoder's specialties; then its scope
         num_known = features.shape[1] - end - 2
@@ -54,10 +57,10 @@ class Projection:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """Linear over the features; calibration beside it.
+    """Linear models over the features, and their calibration.
 
     The probability of being in scope is Platt scaling (1999) over two inputs, the scope logit and
-    the log-odds of the top specialty: a maximum probability alone is a poor rule, but it helps.
+    the log-odds of the top specialty, which is a poor rule alone but improves the other.
     """
 
     specialty: Floats  # (D + S0 + 1, S)
@@ -70,20 +73,20 @@ class Head:
     scope_offset: float
 
     def logits(self, features: Floats) -> tuple[Floats, npt.NDArray[Any]]:
-        """(..., D + S0 + 1) -> specialty logits (..., S) and scope logits (...)."""
+        """Return specialty logits (..., S) and scope logits (...) of features (..., D + S0 + 1)."""
         return (
             features @ self.specialty + self.specialty_bias,
             features @ self.scope + self.scope_bias,
         )
 
     def probabilities(self, logits: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Calibrated; (..., S)."""
+        """Return calibrated probabilities (..., S) of specialty logits (..., S)."""
         return softmax(logits / self.temperature)
 
     def in_scope(
         self, scope_logits: npt.NDArray[Any], probabilities: npt.NDArray[Any]
     ) -> npt.NDArray[Any]:
-        """Calibrated; (...)."""
+        """Return calibrated probabilities (...) of being in scope."""
         return sigmoid(
             self.scope_scale * scope_logits
             + self.scope_confidence * log_odds(probabilities.max(axis=-1))
@@ -92,13 +95,13 @@ class Head:
 
 
 def softmax(logits: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Along the last axis, in float64."""
+    """Return the softmax along the last axis, in float64."""
     shifted = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
     return np.asarray(shifted / shifted.sum(axis=-1, keepdims=True))
 
 
 def log_odds(probability: npt.NDArray[Any] | float) -> npt.NDArray[Any]:
-    """Bounded at MAX_LOG_ODDS."""
+    """Return log(p / (1 - p)), bounded at MAX_LOG_ODDS."""
     bound = 1 / (1 + np.exp(MAX_LOG_ODDS))
     bounded = np.clip(probability, bound, 1 - bound)
     return np.asarray(np.log(bounded / (1 - bounded)))

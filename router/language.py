@@ -1,8 +1,8 @@
-"""Which language is a question in? English or French by a trained score, others by their words.
+"""Detect the language of a question: English or French by a trained score, others by words.
 
 A short question may be a few nouns ("eczema treatment"), where function words say nothing and the
 trained score decides. German, Spanish, Italian, Portuguese and Dutch are told apart by function
-words that neither English nor French has; other scripts by their letters.
+words that neither English nor French has. A text in another script is undetermined.
 """
 
 import unicodedata
@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from router.features import Word
 
 UNKNOWN = "und"  # ISO 639-2: undetermined
-# Frequent function words, accents stripped, that are not English or French words too.
+# Frequent function words without accents that are not also English or French words.
 _FOREIGN: dict[str, frozenset[str]] = {
     "de": frozenset(
         "der die das und ist nicht ich wie kann mein meine was haben habe bei ein eine einen mit "
@@ -36,7 +36,7 @@ _FOREIGN: dict[str, frozenset[str]] = {
 }
 MIN_FOREIGN_WORDS = 2
 MIN_FOREIGN_SHARE = 0.25
-MARGIN = 0.15  # of the trained probability around one half: too close to tell
+MARGIN = 0.15  # distance of the trained probability from one half that is too small to decide
 
 
 def detect(
@@ -45,12 +45,12 @@ def detect(
     p_french: Callable[[], float],
     function_words: dict[str, frozenset[str]],
 ) -> str:
-    """ISO 639-1 code, or `und`.
+    """Return the text's ISO 639-1 code, or UNKNOWN.
 
     Args:
         words: of `text`, in normal form.
-        p_french: gives the trained probability that the text is French rather than English; called
-            only where the function words do not decide, since it takes longer than all the rest.
+        p_french: computes the trained probability that the text is French rather than English;
+            called only where the function words do not decide, since it takes longest.
         function_words: of "en" and "fr", in normal form.
     """
     letters = [c for c in text if c.isalpha()]

@@ -1,4 +1,4 @@
-"""Classification -> route. Pure functions: every branch has a reason code, and a test."""
+"""Decide the route of a classified question. Every branch has a reason code, and a test."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class Reason(StrEnum):
     EXPLICIT = "explicit"  # the client named the specialty or the adapter
     BASE_REQUESTED = "base_requested"  # the client asked for the base model
     CONFIDENT = "confident"
-    KEPT = "kept"  # a follow-up: the conversation's specialty goes on
+    KEPT = "kept"  # a follow-up: the conversation keeps its specialty
     NO_ADAPTER = "no_adapter"  # the specialty is clear, no adapter is in service for it
     AMBIGUOUS = "ambiguous"  # two specialties are about as likely: both are in `alternatives`
     LOW_CONFIDENCE = "low_confidence"
@@ -29,36 +29,31 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Of one view of a conversation. `probabilities` are calibrated and sum to 1; `in_scope` is
-    the calibrated probability of a question for a clinic; `has_signal` is False for a view
-    in which no turn has words of its own ("and the treatment?")."""
+    """The scores of one view of a conversation."""
 
-    probabilities: Mapping[str, float]
-    in_scope: float
-    has_signal: bool
+    probabilities: Mapping[str, float]  # by specialty, calibrated, sum 1
+    in_scope: float  # calibrated probability that this is a question for a clinic
+    has_signal: bool  # False where no word says what it is about ("and the treatment?")
 
 
 @dataclass(frozen=True, slots=True)
 class Classification:
-    """`last` is the last user turn alone; `conversation` all user turns, the newest weighted
-    most. `evidence` holds phrases of the user's own words that spoke for the top specialty."""
+    """What the classifier finds in a conversation."""
 
-    last: Scores
-    conversation: Scores
+    last: Scores  # of the last user turn alone
+    conversation: Scores  # of all user turns, the newest weighted most
     num_turns: int
-    language: str
-    evidence: tuple[str, ...]
+    language: str  # ISO 639-1 code, or UNKNOWN_LANGUAGE
+    evidence: tuple[str, ...]  # the user's phrases that spoke for the top specialty
 
 
 @dataclass(frozen=True, slots=True)
 class Thresholds:
-    """Probabilities: below `min_confidence`, or with less than `min_margin` between the two most
-    likely specialties, no specialist is named; below `min_in_scope` the question is not one for a
-    clinic."""
+    """Probabilities that decide."""
 
-    min_confidence: float
-    min_in_scope: float
-    min_margin: float = 0.0
+    min_confidence: float  # with less, no specialist is named
+    min_in_scope: float  # with less, the question is not one for a clinic
+    min_margin: float = 0.0  # with less between the two top specialties, none is named
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +64,13 @@ class Alternative:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Who answers, and why. `adapter` None: the base model alone. `specialists`: the most likely
-    specialties that have an adapter in service, whether or not the router is sure."""
+    """Which adapter answers, and why.
+
+    Attributes:
+        adapter: None for the base model alone.
+        specialists: the most likely specialties that have an adapter in service, whether or not
+            the router is sure.
+    """
 
     specialty: str | None
     adapter: str | None
@@ -91,14 +91,14 @@ def decide(
     adapters: Mapping[str, str],
     base_languages: Collection[str],
 ) -> Route:
-    """The route of a classified conversation.
+    """Return the route of a classified conversation.
 
-    A text without words of its own ("and the treatment?") is never sent to a specialist unless
-    an earlier turn says which: its probabilities are those of no word in particular.
+    A text without signal ("and the treatment?") is never sent to a specialist unless an earlier
+    turn says which: the words that it has are in questions of every specialty.
 
     Args:
         adapters: specialty -> adapter in service.
-        base_languages: ISO 639-1 codes that the base model writes.
+        base_languages: ISO 639-1 codes of the languages that the base model writes.
     """
     scores, is_kept = _scores_to_judge(classification, thresholds)
     alternatives = _alternatives(scores.probabilities)
@@ -139,7 +139,7 @@ def decide_explicit(
     adapters: Mapping[str, str],
     base_languages: Collection[str],
 ) -> Route:
-    """The route when the client names the specialty; None: it asked for the base model."""
+    """Return the route when the client names the specialty, or None for the base model."""
     adapter = adapters.get(specialty) if specialty else None
     if specialty is None:
         reason = Reason.BASE_REQUESTED
@@ -159,7 +159,7 @@ def decide_explicit(
 
 
 def _scores_to_judge(classification: Classification, thresholds: Thresholds) -> tuple[Scores, bool]:
-    """(the scores that count, whether the conversation rather than the last turn speaks)."""
+    """Return the scores to judge, and whether they are the conversation's, not the last turn's."""
     last, conversation = classification.last, classification.conversation
     if classification.num_turns == 1:
         return last, False
@@ -186,7 +186,7 @@ def _is_sure(alternatives: Sequence[Alternative], thresholds: Thresholds) -> boo
 
 
 def _is_a_pair(alternatives: Sequence[Alternative]) -> bool:
-    """Two specialties between them, neither twice as likely as the other."""
+    """Return whether two specialties share most of the probability, neither twice the other."""
     if len(alternatives) < 2:
         return False
     top, second = alternatives[0].probability, alternatives[1].probability
@@ -203,7 +203,7 @@ def _alternatives(probabilities: Mapping[str, float]) -> tuple[Alternative, ...]
 
 
 def _notice(language: str, base_languages: Collection[str]) -> str | None:
-    """A text too short to tell its language gets no notice."""
+    """Return the notice; a text too short to tell its language gets none."""
     if language == UNKNOWN_LANGUAGE or language in base_languages:
         return None
     return LANGUAGE_NOT_SUPPORTED

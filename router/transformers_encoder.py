@@ -1,4 +1,4 @@
-"""Any Hugging Face encoder as the router's encoder: mean pooling over its last layer.
+"""Use any Hugging Face encoder as the router's encoder, by mean pooling over its last layer.
 
     router:   # in serve_config.yaml
       encoder: intfloat/multilingual-e5-base
@@ -18,11 +18,14 @@ MAX_TOKENS = 512
 
 
 class TransformersEncoder:
-    """`name_or_folder`: a Hugging Face id or a folder. Safetensors only; no code of the model's
-    repository is run.
+    """A Hugging Face encoder. Only safetensors are read; the model's own code is not run.
+
+    Args:
+        name_or_folder: a Hugging Face id or a folder.
+        threads: of PyTorch in this process; None leaves them as they are.
 
     Raises:
-        OSError: there is no such model; the text is transformers' own.
+        OSError: there is no such model; the text comes from transformers.
     """
 
     def __init__(self, name_or_folder: str, *, threads: int | None = None) -> None:
@@ -51,8 +54,7 @@ class TransformersEncoder:
         return self._hidden
 
     def encode(self, texts: Sequence[str]) -> list[Encoded]:
-        """In the order given. Of a longer text the first tokens are read, up to the model's
-        positions."""
+        """Encode the first tokens of each text, as many as the model has positions for."""
         import torch
 
         size = max(1, BATCH_TOKENS // self._max_tokens)

@@ -2,9 +2,10 @@
 
     <folder>/current.json            {"version", "previous": [...]}: the newest of `previous` last
     <folder>/versions/<version>/     an artefact each, never changed once written
+    <folder>/.versions.lock          held by the one process that changes the versions
 
-Serving follows `current.json` (deployments/ingress/followed.py), so a change reaches every
-replica that sees the folder. A folder that is an artefact itself has one version, its own.
+Replicas of the router compare `etag` every few seconds, so a change reaches every replica that
+sees the folder. A folder that is an artefact itself has one version.
 """
 
 import json
@@ -14,6 +15,8 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+
+from filelock import BaseFileLock, FileLock
 
 from router.artefact import (
     MANIFEST,
@@ -26,6 +29,8 @@ from router.artefact import (
 
 CURRENT = "current.json"
 VERSIONS = "versions"
+LOCK = ".versions.lock"
+LOCK_TIMEOUT_S = 60  # to copy and load an artefact takes about a second
 _SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_-]{0,99}")
 
 
@@ -38,30 +43,31 @@ class Current:
 
 
 def resolve(folder: Path) -> Path:
-    """The artefact that is in force: `folder` itself, or its current version.
+    """Return the artefact to serve: `folder` itself, or its current version.
 
     Raises:
-        ArtefactError: neither an artefact nor a folder of versions.
+        ArtefactError: current.json is damaged.
     """
     if (folder / MANIFEST).is_file() or not (folder / CURRENT).is_file():
-        return folder  # an empty folder is refused by whoever reads it
+        return folder  # reading an empty folder raises
     return folder / VERSIONS / read_current(folder).version
 
 
-def stamp(folder: Path) -> str:
-    """Changes whenever another artefact is in force; cheap enough to ask every few seconds.
+def etag(folder: Path) -> str:
+    """Return a text that changes with the artefact to serve; quick to ask every few seconds.
 
     Raises:
-        ArtefactError: there is none, or its manifest cannot be read.
+        ArtefactError: there is no artefact, or its manifest cannot be read.
     """
     artefact = resolve(folder)
     return f"{artefact}@{read_manifest(artefact / MANIFEST).get('version')}"
 
 
 def read_current(folder: Path) -> Current:
-    """
+    """Read current.json.
+
     Raises:
-        ArtefactError: current.json is missing or damaged.
+        ArtefactError: the file is missing or damaged.
     """
     file = folder / CURRENT
     try:
@@ -73,7 +79,7 @@ def read_current(folder: Path) -> Current:
         raise artefact_error(file, f"it cannot be read ({error!r})") from None
     for version in (current.version, *current.previous):
         if not _SAFE.fullmatch(version):
-            raise artefact_error(file, f"{version!r} is no version's name")
+            raise artefact_error(file, f"{version!r} is not a version's name")
     return current
 
 
@@ -86,31 +92,23 @@ def publish(artefact: Path, folder: Path) -> str:
     """
     if (folder / MANIFEST).is_file():
         raise ArtefactError(
-            f"router artefact: {folder}: it is an artefact itself; versions need a folder of their "
-            "own: give another one (and set router.artefact to it)"
+            f"router artefact: {folder}: it is an artefact itself; versions need a folder that "
+            "holds nothing else: give another one (and set router.artefact to it)"
         )
     loaded = load_artefact(artefact)
-    for name in loaded.manifest["files"]:  # those that only scripts read, too
+    for name in loaded.manifest["files"]:  # also those that only scripts read
         checked_bytes(artefact, loaded.manifest, name)
-    version = loaded.version
-    if not _SAFE.fullmatch(version):
-        raise artefact_error(artefact / MANIFEST, f"{version!r} is no version's name")
-    target = folder / VERSIONS / version
-    if target.exists():
-        if read_manifest(target / MANIFEST) != read_manifest(artefact / MANIFEST):
-            raise artefact_error(target, f"another artefact is already called {version}")
-        load_artefact(target)
-    else:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".new-") as scratch:
-            fresh = Path(scratch) / version
-            shutil.copytree(artefact, fresh)
-            fresh.rename(target)
-    before = read_current(folder) if (folder / CURRENT).is_file() else None
-    if before is None or before.version != version:
-        previous = (*before.previous, before.version) if before else ()
-        _write_current(folder, Current(version, previous))
-    return version
+    if not _SAFE.fullmatch(loaded.version):
+        raise artefact_error(artefact / MANIFEST, f"{loaded.version!r} is not a version's name")
+    target = folder / VERSIONS / loaded.version
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with _lock(folder):
+        _copy(artefact, target)
+        before = read_current(folder) if (folder / CURRENT).is_file() else None
+        if before is None or before.version != loaded.version:
+            previous = (*before.previous, before.version) if before else ()
+            _write_current(folder, Current(loaded.version, previous))
+    return loaded.version
 
 
 def roll_back(folder: Path) -> str:
@@ -119,24 +117,48 @@ def roll_back(folder: Path) -> str:
     Raises:
         ArtefactError: there is no earlier version, or it is damaged.
     """
-    current = read_current(folder)
-    if not current.previous:
-        raise ArtefactError(
-            f"router artefact: {folder / CURRENT}: there is no version before {current.version}"
-        )
-    earlier = current.previous[-1]
-    load_artefact(folder / VERSIONS / earlier)
-    _write_current(folder, Current(earlier, current.previous[:-1]))
+    read_current(folder)  # a folder without versions gets no lock file
+    with _lock(folder):
+        current = read_current(folder)
+        if not current.previous:
+            raise ArtefactError(
+                f"router artefact: {folder / CURRENT}: there is no version before {current.version}"
+            )
+        earlier = current.previous[-1]
+        load_artefact(folder / VERSIONS / earlier)
+        _write_current(folder, Current(earlier, current.previous[:-1]))
     return earlier
 
 
+def _lock(folder: Path) -> BaseFileLock:
+    """Return the lock of publish and roll_back: without it, one could lose the other's change."""
+    return FileLock(folder / LOCK, timeout=LOCK_TIMEOUT_S)
+
+
+def _copy(artefact: Path, target: Path) -> None:
+    """Copy the artefact to `target`, whole or not at all; check what is there already."""
+    if target.exists():
+        if read_manifest(target / MANIFEST) != read_manifest(artefact / MANIFEST):
+            raise artefact_error(target, f"another artefact is already called {target.name}")
+        load_artefact(target)
+        return
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".new-") as scratch:
+        fresh = Path(scratch) / target.name
+        shutil.copytree(artefact, fresh)
+        fresh.rename(target)
+
+
 def _write_current(folder: Path, current: Current) -> None:
-    """Readers see the old file or the new one, never a part."""
-    text = json.dumps({"version": current.version, "previous": list(current.previous)}, indent=1)
-    descriptor, name = tempfile.mkstemp(dir=folder, prefix=f".{CURRENT}-")
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text + "\n")
+    found = {"version": current.version, "previous": list(current.previous)}
+    write_atomically(folder / CURRENT, (json.dumps(found, indent=1) + "\n").encode())
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that readers see the old content or the new one, never a part."""
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     os.chmod(name, 0o644)
-    os.replace(name, folder / CURRENT)
+    os.replace(name, path)

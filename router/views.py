@@ -1,8 +1,8 @@
-"""A text read in views: as a whole and, when it is long, piece by piece.
+"""Read a text in views: as a whole and, when it is long, also piece by piece.
 
-A page may hold one line that matters among many that do not. Averaged over the page that line is
-lost, so each piece of a long text is read by itself too, and what is in scope weighs most. A short
-text has one view. Everything here is linear in a view's features, so evidence stays exact.
+A page may hold one line that matters among many that do not. An average over the page loses that
+line, so each piece of a long text is also read separately, and pieces in scope weigh most. A short
+text has one view. The weighted mean is linear in the views' features, so evidence stays exact.
 """
 
 import re
@@ -15,20 +15,20 @@ from router.encoder import Encoded, Floats, TextEncoder, softmax
 from router.features import NgramModel, NgramScores, Word, words_of
 from router.head import Projection
 
-MIN_WORDS = 150  # of a text that is read in pieces too
+MIN_WORDS = 150  # a text with more is also read in pieces
 PIECE_WORDS = 12  # at most, unless a sentence is longer
-# Of the whole text's relevance: where all of it is in scope, as in a case report, the whole says
-# more than the piece with the strongest words.
+# Added to the whole text's relevance: where all of it is in scope, as in a case report, the whole
+# tells more than the piece with the strongest words.
 WHOLE_BONUS = 4.0
-RUN_ON_WORDS = 60  # a "sentence" of more has no marks where it should: it is cut too
-MAX_PIECES = 40  # of one text; a longer one is read in pieces spread evenly over it
+RUN_ON_WORDS = 60  # a "sentence" with more lacks punctuation, so it is cut
+MAX_PIECES = 40  # of one text; those of a longer one are evenly spread over it
 _SENTENCE = re.compile(r"[^.!?;\n]*[.!?;\n]+\s*|[^.!?;\n]+$")
 _FEW_WORDS = re.compile(rf"(?:\s*\S+){{1,{2 * PIECE_WORDS}}}\s*|\s+$")
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """Characters `start` to `start + len(text)` of a text; `words` count from the view's start."""
+    """The characters from `start` on of a text; `words` are positioned within the view."""
 
     start: int
     text: str
@@ -38,12 +38,12 @@ class View:
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
-    """The first view is the whole text.
+class TextViews:
+    """The views of one text, the whole text first.
 
     Attributes:
         weights: (views,), not negative, sum 1.
-        features: (W,) of the text: the weighted mean of its views' features.
+        features: (D + S0 + 1,), the weighted mean of the views' features.
     """
 
     views: tuple[View, ...]
@@ -61,8 +61,8 @@ class Reading:
 
 def read(
     texts: Sequence[str], encoder: TextEncoder, ngrams: NgramModel, projection: Projection
-) -> list[Reading]:
-    """Texts that are clean (text.py) -> readings, in the order given; one run of the encoder."""
+) -> list[TextViews]:
+    """Read clean texts (text.py) with one run of the encoder."""
     spans = [view_spans(text) for text in texts]
     pieces = [text[a:b] for text, found in zip(texts, spans, strict=True) for a, b in found]
     encoded = iter(encoder.encode(pieces))
@@ -76,12 +76,12 @@ def read(
         relevance = projection.relevance(features)
         relevance[0] += WHOLE_BONUS
         weights = softmax(relevance)
-        readings.append(Reading(tuple(views), weights, weights @ features))
+        readings.append(TextViews(tuple(views), weights, weights @ features))
     return readings
 
 
 def view_spans(text: str) -> list[tuple[int, int]]:
-    """(start, end) of each view, the whole text first."""
+    """Return (start, end) of each view, the whole text first."""
     whole = (0, len(text))
     if len(text.split(None, MIN_WORDS)) <= MIN_WORDS:
         return [whole]
@@ -102,7 +102,7 @@ def view_spans(text: str) -> list[tuple[int, int]]:
 
 
 def _sentences(text: str) -> Iterator[tuple[int, int]]:
-    """(start, end) of what ends in a mark; a run-on text is cut every PIECE_WORDS words."""
+    """Yield (start, end) of each sentence; a run-on one is cut every 2 * PIECE_WORDS words."""
     for sentence in _SENTENCE.finditer(text):
         start, end = sentence.span()
         if len(text[start:end].split(None, RUN_ON_WORDS)) <= RUN_ON_WORDS:

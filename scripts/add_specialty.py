@@ -1,18 +1,18 @@
-"""Add a specialty to a trained router, without the data that it was trained on.
+"""Add a specialty to a trained router without the data that it was trained on.
 
     python -m scripts.add_specialty --label dentistry --questions questions/ --out state/router
     python -m scripts.add_specialty --out state/router --roll_back
 
 The folder holds .txt files (one question a line) or .jsonl files (field `input`), all for the new
-label; 30 questions at least, some hundreds make it good, in the languages that clients write. A
-quarter of them is held out and scored. Refused if an old specialty loses more than 2 points of
-recall on the artefact's stored validation examples (--allow_loss publishes all the same).
+label: at least 30 questions, better some hundreds, in the languages that clients write. A quarter
+of them is held out and scored. The label is refused if an old specialty loses more than 2 points of
+recall on the artefact's stored validation examples (--allow_loss publishes it nevertheless).
 
 --out is a folder of versions: set `router.artefact` in serve_config.yaml to it once, and running
 router replicas follow each change within seconds; --roll_back returns to the version before. The
 first time it starts from --artefact, later from its current version.
 
-With --adapter the specialist itself comes with it, on the running clinic at --url: first the label,
+With --adapter the specialist is added as well, on the running clinic at --url: first the label,
 then the adapter on every model replica; if the adapter is refused, the label is rolled back too.
 --roll_back with --name takes the adapter out first.
 
@@ -25,44 +25,46 @@ POLYCLINIC_ADMIN_KEY. The last line of stdout is one JSON object.
 
 import argparse
 import datetime
-import json
 import os
 import re
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+if not __package__:  # run as a file: this folder would hide packages of the same names
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from adapters.__main__ import DEFAULT_URL, KEY_VARIABLE, URL_VARIABLE
 from adapters.client import AdminClient, ApiRefused
 from router.artefact import ArtefactError
-from router.training.extend import LABEL, extend, read_questions
-from router.training.train import save
+from router.training.extend import LABEL, Extension, extend, read_questions
+from router.training.trained import save
 from router.versions import CURRENT, publish, resolve, roll_back
+from scripts.arguments import CommandParser
 from scripts.train_router import MODEL_DIR
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = _parser().parse_args(argv)
-    try:
-        client = AdminClient(args.url, os.environ.get(KEY_VARIABLE))
-        report = rolled_back(args, client) if args.roll_back else run(args)
-        if args.adapter and report.get("published"):
-            report |= add_adapter(args, client)
-    except (ArtefactError, ValueError, OSError, ApiRefused) as error:
-        print(f"add_specialty: {error}", file=sys.stderr)
-        return 2
-    print(json.dumps(report))
+    errors = (ArtefactError, ValueError, OSError, ApiRefused)
+    return _parser().run(argv, lambda: errors, _changed, _exit_code)
+
+
+def _changed(args: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:
+    client = AdminClient(args.url, os.environ.get(KEY_VARIABLE))
+    report = rolled_back(args, client) if args.roll_back else run(args)
+    if args.adapter and report.get("published"):
+        report |= add_adapter(args, client)
+    return report
+
+
+def _exit_code(report: Mapping[str, Any]) -> int:
     return 0 if report.get("published", True) else 1
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m scripts.add_specialty",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def _parser() -> CommandParser:
+    parser = CommandParser("add_specialty", __doc__)
     add = parser.add_argument
     add("--label", help="lower-case letters, digits and underscores")
     add("--questions", type=Path, help="folder of .txt and .jsonl files, or one file")
@@ -71,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--allow_loss", action="store_true", help="publish even if an old specialty loses")
     add("--roll_back", action="store_true", help="make the version before current again")
     add("--adapter", help="folder, org/name of the hub, or URL of the new specialist")
-    add("--adapter_version", default="1")
+    add("--adapter_version", default="1", help="of the new specialist")
     add("--name", help="of the adapter; default: the label")
     add("--url", default=os.environ.get(URL_VARIABLE, DEFAULT_URL), help="of the running clinic")
     add("--date", default=datetime.date.today().isoformat(), help="first part of the version")
@@ -79,10 +81,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def add_adapter(args: argparse.Namespace, client: AdminClient) -> dict[str, Any]:
-    """Put the specialist into service; the label goes back when that is refused.
+    """Put the specialist into service, or roll the label back when it is refused.
 
     Raises:
-        ApiRefused: all is as it was before.
+        ApiRefused: the adapter is refused; the label is rolled back.
     """
     name = args.name or args.label
     try:
@@ -94,10 +96,10 @@ def add_adapter(args: argparse.Namespace, client: AdminClient) -> dict[str, Any]
 
 
 def rolled_back(args: argparse.Namespace, client: AdminClient) -> dict[str, Any]:
-    """The label's version before, and without the adapter `--name` when one is named.
+    """Take out the adapter `--name`, if given, and make the version before current again.
 
     Raises:
-        ApiRefused, ArtefactError
+        ApiRefused, ArtefactError: nothing was rolled back.
     """
     report: dict[str, Any] = {}
     if args.name:
@@ -110,7 +112,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Fit, check, publish; returns the report.
 
     Raises:
-        ArtefactError, ValueError: nothing was published.
+        ArtefactError, ValueError: an input is wrong; nothing was published.
     """
     if not args.label or not args.questions:
         raise ValueError("--label and --questions are needed (or --roll_back)")
@@ -123,16 +125,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     is_new = not (args.out / CURRENT).is_file()
     start = resolve(args.artefact if is_new else args.out)
     extension = extend(start, args.label, questions)
-    report: dict[str, Any] = {
-        "label": args.label,
-        "num_questions": extension.trained.manifest["added"][args.label],
-        "recall_of_label": round(extension.after[args.label], 4),
-        "largest_loss": round(
-            max(extension.before[name] - extension.after[name] for name in extension.before), 4
-        ),
-        "losses": {name: round(value, 4) for name, value in extension.losses.items()},
-        "thresholds": extension.trained.manifest["thresholds"],
-    }
+    report = _report(args.label, extension)
     if extension.losses and not args.allow_loss:
         lost = ", ".join(f"{name} {value:.3f}" for name, value in extension.losses.items())
         print(
@@ -148,6 +141,18 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             publish(start, args.out)  # so that there is a version to roll back to
         version = publish(folder, args.out)
     return {**report, "published": True, "version": version}
+
+
+def _report(label: str, extension: Extension) -> dict[str, Any]:
+    manifest, before, after = extension.trained.manifest, extension.before, extension.after
+    return {
+        "label": label,
+        "num_questions": manifest["added"][label],
+        "recall_of_label": round(after[label], 4),
+        "largest_loss": round(max(before[name] - after[name] for name in before), 4),
+        "losses": {name: round(value, 4) for name, value in extension.losses.items()},
+        "thresholds": manifest["thresholds"],
+    }
 
 
 def _questions(path: Path) -> list[str]:

@@ -1,57 +1,53 @@
-"""Figures of a trained router on questions that it was not trained on, as a report.
+"""Evaluate a trained router on questions that it was not trained on, and write a report.
 
     python -m scripts.evaluate_router --data runs/router_data --out docs/router.md
     python -m scripts.evaluate_router --data runs/router_data --out docs/router.md \\
         --strict_model runs/strict/model --strict_data runs/strict/data
+    python -m scripts.evaluate_router --figures docs/router.json --out docs/router.md
 
 The data folder is what `prepare_router_dataset` wrote and `train_router` read; scored are the
 questions of its split validation, and our own development and test sets. --strict_model is a second
 artefact, trained without the names that held-out questions are about and without whole sources
-(`prepare_router_dataset --unseen_names --hold_out SOURCE`); the report shows both. Written: OUT,
-OUT's plots as PNG files beside it, and one HTML file with the plots inside. The report holds no
-question text. The last line of stdout is one JSON object.
+(`prepare_router_dataset --unseen_names --hold_out SOURCE`); the report shows both. Written: OUT;
+the figures as JSON and the plots as PNG files in the same folder; with --html one HTML file with
+the plots inside. --figures writes the report of an earlier run's JSON again and measures nothing.
+The report holds no question text. The last line of stdout is one JSON object.
 """
 
 import argparse
+import base64
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+if not __package__:  # run as a file: this folder would hide packages of the same names
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
 from router.artefact import ArtefactError
-from scripts.arguments import HelpFormatter
+from scripts.arguments import CommandParser
 from scripts.datasets.record import DataError
-from scripts.router_evaluation.page import page
-from scripts.router_evaluation.plots import CONFUSION, RELIABILITY, SELECTIVE, plots_of
-from scripts.router_evaluation.report import report_of
-from scripts.router_evaluation.results import Results, evaluate
-from scripts.router_evaluation.targets import targets
 
 ROUTER_DIR = Path(__file__).resolve().parent.parent / "router"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    given = list(sys.argv[1:] if argv is None else argv)
-    args = _parser().parse_args(given)
-    try:
-        report = run(args, given)
-    except (DataError, ArtefactError, OSError) as error:
-        print(f"evaluate_router: {error}", file=sys.stderr)
-        return 2
-    print(json.dumps(report))
-    return 0
+    return _parser().run(argv, lambda: (DataError, ArtefactError, OSError), _evaluate)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m scripts.evaluate_router",
-        description=__doc__,
-        formatter_class=HelpFormatter,
-    )
+def _evaluate(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
+    return summary(run(args, argv))
+
+
+def _parser() -> CommandParser:
+    parser = CommandParser("evaluate_router", __doc__)
     add = parser.add_argument
-    add("--data", type=Path, required=True, help="folder of prepare_router_dataset")
+    measured = parser.add_mutually_exclusive_group(required=True)
+    measured.add_argument("--data", type=Path, help="folder of prepare_router_dataset")
+    measured.add_argument("--figures", type=Path, metavar="FILE", help="JSON of an earlier run")
     add("--out", type=Path, required=True, help="the Markdown report, e.g. docs/router.md")
+    add("--html", action="store_true", help="write the report as one HTML file too")
     add("--model", type=Path, default=ROUTER_DIR / "model", help="folder of the artefact")
     add("--dev", type=Path, default=ROUTER_DIR / "data" / "written_dev.jsonl", help="our own")
     add("--test", type=Path, default=ROUTER_DIR / "data" / "written_test.jsonl", help="our own")
@@ -65,12 +61,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
-    """Everything from the folders to the report; returns the targets.
+    """Measure or read the figures, write the report, and return the figures.
 
     Raises:
-        DataError, ArtefactError, OSError: what cannot be read or does not belong together.
+        DataError, ArtefactError, OSError: an input cannot be read, or does not fit another.
     """
-    from scripts.environment import command_line, commit
+    from scripts.router_evaluation.report import render
 
     if (args.strict_model is None) != (args.strict_data is None):
         raise DataError("--strict_model and --strict_data go together: give both, or neither")
@@ -78,7 +74,58 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
         raise DataError(f"--out {args.out}: a name that ends in .md is expected")
     notes = args.notes.read_text(encoding="utf-8") if args.notes else ""
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    results = evaluate(
+    figures = read_figures(args.figures) if args.figures else measure(args, argv)
+    text = render(figures, {plot: path.name for plot, path in plot_files(args.out).items()}, notes)
+    args.out.write_text(text, encoding="utf-8")
+    if args.html:
+        from scripts.markdown import page
+
+        html = page(_with_pictures(text, plot_files(args.out).values()))
+        args.out.with_suffix(".html").write_text(html, encoding="utf-8")
+    return figures
+
+
+def _with_pictures(text: str, files: Iterable[Path]) -> str:
+    """Put PNG files into the Markdown text that shows them."""
+    for file in files:
+        data = base64.b64encode(file.read_bytes()).decode("ascii")
+        text = text.replace(f"]({file.name})", f"](data:image/png;base64,{data})")
+    return text
+
+
+def plot_files(out: Path) -> dict[str, Path]:
+    """Return the file of each plot of the report `out`."""
+    plots = ("reliability", "selective", "confusion")
+    return {plot: out.with_name(f"{out.stem}_{plot}.png") for plot in plots}
+
+
+def read_figures(path: Path) -> dict[str, Any]:
+    """Read the figures that an earlier run wrote.
+
+    Raises:
+        DataError: the file holds no JSON object with the figures' sections.
+    """
+    try:
+        figures: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        missing = {"made_by", "targets", "protocol"} - set(figures)
+    except (ValueError, TypeError) as error:
+        raise DataError(f"--figures {path}: not JSON ({error})") from None
+    if missing:
+        raise DataError(
+            f"--figures {path}: no {', '.join(sorted(missing))} in it; expected the .json file "
+            "that evaluate_router wrote with its report"
+        )
+    return figures
+
+
+def measure(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
+    """Evaluate, and write figures and plots; returns the figures."""
+    from scripts.environment import command_line, commit
+    from scripts.router_evaluation.plots import plots_of
+    from scripts.router_evaluation.report import figures_of, to_json
+    from scripts.router_evaluation.results import evaluate
+
+    results, sets = evaluate(
         args.data,
         args.model,
         {"development": args.dev, "test": args.test},
@@ -86,49 +133,38 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
         seed=args.seed,
     )
     made_by = f"Commit `{commit()}`, `{command_line('evaluate_router', argv)}`, seed {args.seed}."
-    write(results, args.out, made_by, notes)
-    return summary(results)
+    figures = {"made_by": made_by, **figures_of(results)}
+    args.out.with_suffix(".json").write_text(to_json(figures), encoding="utf-8")
+    files = plot_files(args.out)
+    for plot, content in plots_of(results, sets).items():
+        files[plot].write_bytes(content)
+    return figures
 
 
-def write(results: Results, out: Path, made_by: str, notes: str) -> None:
-    """The report as Markdown with plots beside it, and as one HTML file."""
-    names = {plot: f"{out.stem}_{plot}.png" for plot in (RELIABILITY, SELECTIVE, CONFUSION)}
-    plots = plots_of(results)
-    text = report_of(results, made_by, names, notes)
-    for plot, content in plots.items():
-        (out.parent / names[plot]).write_bytes(content)
-    out.write_text(text, encoding="utf-8")
-    inside: Mapping[str, bytes] = {names[plot]: content for plot, content in plots.items()}
-    out.with_suffix(".html").write_text(page(text, inside), encoding="utf-8")
-
-
-def summary(results: Results) -> dict[str, Any]:
-    """What the last line says."""
-    found = targets(results)
+def summary(figures: dict[str, Any]) -> dict[str, Any]:
+    """Return what the last line says."""
+    found, strict = figures["targets"], figures["strict"]
     return {
-        "version": results.version,
-        "strict_version": results.strict.version if results.strict else None,
-        "num_reached": sum(target.verdict == "reached" for target in found),
-        "num_missed": sum(target.verdict == "missed" for target in found),
-        "targets": [
-            {
-                "name": target.name,
-                "measured_on": target.measured_on,
-                "bound": target.bound,
-                "value": _rounded(target.estimate.value if target.estimate else None),
-                "interval": [_rounded(target.estimate.low), _rounded(target.estimate.high)]
-                if target.estimate
-                else None,
-                "n": target.estimate.n if target.estimate else 0,
-                "verdict": target.verdict,
-            }
-            for target in found
-        ],
+        "version": figures["version"],
+        "strict_version": strict["version"] if strict else None,
+        "num_reached": sum(target["verdict"] == "reached" for target in found),
+        "num_missed": sum(target["verdict"] == "missed" for target in found),
+        "targets": [_told(target) for target in found],
     }
 
 
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 4)
+def _told(target: dict[str, Any]) -> dict[str, Any]:
+    estimate = target["estimate"] or {"value": None, "low": None, "high": None, "n": 0}
+    value, *interval = (
+        None if estimate[part] is None else round(estimate[part], 4)
+        for part in ("value", "low", "high")
+    )
+    return {
+        **{key: target[key] for key in ("name", "measured_on", "bound", "verdict")},
+        "value": value,
+        "interval": interval if target["estimate"] else None,
+        "n": estimate["n"],
+    }
 
 
 if __name__ == "__main__":

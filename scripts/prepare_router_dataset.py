@@ -1,4 +1,4 @@
-"""From public sources and our own questions to the router's training set.
+"""Make the router's training set from public sources and our own questions.
 
     python -m scripts.prepare_router_dataset --out runs/router_data \\
         --source prepared:runs/data --source written:router/data/written_train.jsonl \\
@@ -11,11 +11,11 @@ The kinds of source are listed in scripts/router/sources.py. Each entry goes to 
     head        fits and calibrates the head on top: questions that the encoder has not seen
     validation  the source's own validation split, never trained on
 
-No disease, sign or text of a set of questions is in two splits. Terminologies train whatever the
-questions are about: a router should know the names that public lists have. With `--unseen_names`
-they lose every name that a head or validation question is about, which measures what the router
-does with names that it never saw. `--hold_out SOURCE` (repeatable) moves a whole source to the
-split `held_out`. Written: questions.jsonl and manifest.json (counts, hashes,
+No disease, sign or text of a set of questions is in two splits. Terminologies train without regard
+to what the questions are about: a router should know the names in public lists. With
+`--unseen_names` they lose every name that a head or validation question is about, which measures
+how the router handles names that it never saw. `--hold_out SOURCE` (repeatable) moves a whole
+source to the split `held_out`. Written: questions.jsonl and manifest.json (counts, hashes,
 licences); the same sources give the same bytes. The last line of stdout is one JSON object.
 """
 
@@ -32,39 +32,41 @@ from typing import Any
 
 from tqdm import tqdm
 
+if not __package__:  # run as a file: this folder would hide packages of the same names
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
 from router.training.examples import OUT_OF_SCOPE
+from scripts.arguments import CommandParser
 from scripts.datasets.attributions import ATTRIBUTIONS, origin
 from scripts.datasets.record import DataError
 from scripts.datasets.source import Source
 from scripts.router.augmentation import neutral_letters
-from scripts.router.dataset import MANIFEST, QUESTIONS
-from scripts.router.entry import Entry
-from scripts.router.sources import OPTIONS, READERS, read_entries
+from scripts.router.dataset import MANIFEST, QUESTIONS, Entry, to_row
+from scripts.router.sources import OPTIONS, READERS, read_source_entries
 
-NUM_NEUTRAL = 200  # letters a language
+NUM_NEUTRAL = 200  # letters for each language
 HEAD_PERCENT = 15  # of the groups that may train
-WRITTEN_HEAD_PERCENT = 20  # of our own: they are what patients' questions look like
+WRITTEN_HEAD_PERCENT = 20  # of our own questions, which look most like patients'
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = _parser().parse_args(argv)
-    try:
-        report = prepare(args.source, args.out, args.hold_out, unseen_names=args.unseen_names)
-    except (DataError, OSError) as error:
-        print(f"prepare_router_dataset: {error}", file=sys.stderr)
-        return 2
-    print(json.dumps(report))
-    return 0
+    return _parser().run(argv, lambda: (DataError, OSError), _prepare)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m scripts.prepare_router_dataset",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def _prepare(args: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:
+    return prepare(args.source, args.out, args.hold_out, unseen_names=args.unseen_names)
+
+
+def _parser() -> CommandParser:
+    parser = CommandParser("prepare_router_dataset", __doc__)
     add = parser.add_argument
-    add("--source", action="append", required=True, metavar="KIND:PATH[,key=value...]")
+    add(
+        "--source",
+        action="append",
+        required=True,
+        metavar="KIND:PATH[,key=value...]",
+        help="repeatable; see above",
+    )
     add("--out", type=Path, required=True, help="folder to write")
     add("--unseen_names", action="store_true", help="drop terms that head and validation name")
     add("--hold_out", action="append", default=[], metavar="SOURCE", help="e.g. MedQuAD/NIDDK")
@@ -74,13 +76,13 @@ def _parser() -> argparse.ArgumentParser:
 def prepare(
     sources: Sequence[str], out: Path, hold_out: Sequence[str] = (), *, unseen_names: bool = False
 ) -> dict[str, Any]:
-    """Everything from the sources to the folder; returns the summary.
+    """Read the sources, split their entries and write the folder; returns the summary.
 
     Raises:
-        DataError: a source cannot be read, or --hold_out names none.
+        DataError: a source cannot be read, or --hold_out names an unknown one.
     """
     parsed = [parse(text) for text in sources]
-    entries = [entry for source in tqdm(parsed, "reading") for entry in read_entries(source)]
+    entries = [entry for source in tqdm(parsed, "reading") for entry in read_source_entries(source)]
     known = {entry.source for entry in entries}
     if unknown := sorted(set(hold_out) - known):
         raise DataError(
@@ -90,7 +92,7 @@ def prepare(
         entries += neutral_entries()
     split = split_entries(_first_of_each(entries), frozenset(hold_out), unseen_names=unseen_names)
     out.mkdir(parents=True, exist_ok=True)
-    lines = "".join(json.dumps(_row(e), ensure_ascii=False) + "\n" for e in split)
+    lines = "".join(json.dumps(to_row(e), ensure_ascii=False) + "\n" for e in split)
     (out / QUESTIONS).write_text(lines, encoding="utf-8")
     names = sorted({origin(e.source) for e in split})
     manifest = {
@@ -111,7 +113,7 @@ def parse(text: str) -> Source:
     """Read a --source argument.
 
     Raises:
-        DataError: unknown kind or option, empty path.
+        DataError: the kind or an option is unknown, or the path is empty.
     """
     kind, _, rest = text.partition(":")
     path, *pairs = rest.split(",")
@@ -127,7 +129,7 @@ def parse(text: str) -> Source:
 
 
 def neutral_entries() -> list[Entry]:
-    """Out of scope: the sentences that pad training texts, by themselves."""
+    """Return letters of padding sentences without a question, as out of scope."""
     return [
         Entry(
             id=f"neutral-{lang}-{number}",
@@ -145,7 +147,7 @@ def neutral_entries() -> list[Entry]:
 
 
 def _first_of_each(entries: Iterable[Entry]) -> list[Entry]:
-    """One entry for each text and label; a text with two specialties loses both."""
+    """Return one entry for each text; a text with two labels is left out."""
     first: dict[tuple[str, str], Entry] = {}
     for entry in entries:
         first.setdefault((" ".join(entry.text.lower().split()), entry.specialty), entry)
@@ -156,7 +158,7 @@ def _first_of_each(entries: Iterable[Entry]) -> list[Entry]:
 def split_entries(
     entries: Sequence[Entry], hold_out: frozenset[str], *, unseen_names: bool
 ) -> list[Entry]:
-    """Give each entry its split; with `unseen_names`, drop the terms that would tell."""
+    """Give each entry its split; with `unseen_names`, drop the names that questions are about."""
     groups = {e.group for e in entries if e.split == "validation"}
     placed = [dataclasses.replace(e, split=_split_of(e, groups, hold_out)) for e in entries]
     if not unseen_names:
@@ -173,7 +175,7 @@ def split_entries(
 
 
 def is_terminology(entry: Entry) -> bool:
-    """Of a list of names, which has no split of its own."""
+    """Return whether the entry is of a list of names, which has no split."""
     return not entry.split
 
 
@@ -187,19 +189,6 @@ def _split_of(entry: Entry, validation: set[str], hold_out: frozenset[str]) -> s
     is_ours = entry.source == "written"
     percent = WRITTEN_HEAD_PERCENT if is_ours or entry.specialty == OUT_OF_SCOPE else HEAD_PERCENT
     return "head" if zlib.crc32(entry.group.encode()) % 100 < percent else "encoder"
-
-
-def _row(entry: Entry) -> dict[str, str]:
-    return {
-        "id": entry.id,
-        "input": entry.text,
-        "specialty": entry.specialty,
-        "lang": entry.lang,
-        "source": entry.source,
-        "split": entry.split,
-        "kind": entry.kind,
-        "group": entry.group,
-    }
 
 
 def _counts(entries: Sequence[Entry]) -> dict[str, Any]:

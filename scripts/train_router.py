@@ -1,4 +1,4 @@
-"""Train the router: n-grams and head on top of an encoder that is trained already.
+"""Train the router: n-grams and head for an encoder that is trained already.
 
     python -m scripts.train_router --data runs/router_data         # the built-in encoder
     python -m scripts.train_router --data runs/router_data --encoder ORG/NAME --out FOLDER
@@ -21,36 +21,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+if not __package__:  # run as a file: this folder would hide packages of the same names
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
 from router.encoder import OnnxEncoder, TextEncoder
-from router.training.examples import Example, Recipe
-from router.training.train import save, train
-from scripts.datasets.record import DataError, read_jsonl
+from router.training.examples import LabelledText, Recipe
+from scripts.arguments import CommandParser
+from scripts.datasets.record import DataError
 from scripts.router.augmentation import as_question
-from scripts.router.dataset import MANIFEST, QUESTIONS
+from scripts.router.dataset import MANIFEST, SPLITS, read_entries
 
 MODEL_DIR = Path(__file__).resolve().parent.parent / "router" / "model"
-SPLITS = ("encoder", "head", "validation", "held_out")
-_FIELDS = ("id", "input", "specialty", "lang", "source", "group", "kind")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    given = list(sys.argv[1:] if argv is None else argv)
-    args = _parser().parse_args(given)
-    try:
-        report = run(args, given)
-    except (DataError, ValueError, OSError) as error:
-        print(f"train_router: {error}", file=sys.stderr)
-        return 2
-    print(json.dumps(report))
-    return 0
+    return _parser().run(argv, lambda: (DataError, ValueError, OSError), run)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m scripts.train_router",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def _parser() -> CommandParser:
+    parser = CommandParser("train_router", __doc__)
     add = parser.add_argument
     add("--data", type=Path, required=True, help="folder of prepare_router_dataset")
     add("--encoder_dir", type=Path, default=MODEL_DIR, help="has encoder.onnx and tokenizer.json")
@@ -58,12 +47,15 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", type=Path, default=MODEL_DIR, help="folder of the artefact")
     add("--date", default=datetime.date.today().isoformat(), help="first part of the version")
     add("--threads", type=int, default=2, help="of the encoder")
-    add("--seed", type=int, default=0)
+    add("--seed", type=int, default=0, help="of samples, and of the questions around terms")
     return parser
 
 
 def run(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
-    """Everything from the folder to the saved artefact; returns the report."""
+    """Train on the folder and save the artefact; returns the report."""
+    from router.training.train import train
+    from router.training.trained import save
+
     examples = read_examples(args.data, args.seed)
     provenance = _provenance(args.data, argv)
     encoder_dir = None if args.encoder else args.encoder_dir
@@ -90,7 +82,7 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
 
 
 def _provenance(data: Path, argv: Sequence[str]) -> dict[str, Any]:
-    """What was trained on, and how; no path of this machine."""
+    """Return what was trained on, and the command, without paths of this machine."""
     try:
         prepared = json.loads((data / MANIFEST).read_text(encoding="utf-8"))
         about = {key: prepared[key] for key in ("sources", "hold_out", "unseen_names", "sha256")}
@@ -122,31 +114,20 @@ def _encoder(args: argparse.Namespace) -> TextEncoder:
     return OnnxEncoder(args.encoder_dir, "built-in", threads=args.threads)
 
 
-def read_examples(data: Path, seed: int) -> dict[str, list[Example]]:
-    """The examples of each split; terms are put into questions, the same for the same seed.
+def read_examples(data: Path, seed: int) -> dict[str, list[LabelledText]]:
+    """Read the examples of each split; the same seed puts terms into the same questions.
 
     Raises:
         DataError: the folder is not one of prepare_router_dataset, or a line is malformed.
     """
-    path = data / QUESTIONS
-    if not path.is_file():
-        raise DataError(f"--data {data}: no {QUESTIONS} in it; prepare_router_dataset writes it")
-    examples: dict[str, list[Example]] = {split: [] for split in SPLITS}
-    for number, row in read_jsonl(path):
-        split = row.get("split")
-        if split not in examples:
-            raise DataError(
-                f"{QUESTIONS}, line {number}: split {split!r}; expected one of {SPLITS}"
-            )
-        missing = [name for name in _FIELDS if not isinstance(row.get(name), str)]
-        if missing or not row["input"].strip():
-            what = ", ".join(missing) or "input"
-            raise DataError(f"{QUESTIONS}, line {number}: {what} must be a text")
-        id_, text, specialty, lang, source, group, kind = (row[name] for name in _FIELDS)
-        if kind == "term" and split in ("encoder", "head"):
-            text = as_question(text, lang, random.Random(f"{seed}/{id_}"))
-        example = Example(text, specialty, lang, source, group, kind)
-        examples[split].append(example)
+    examples: dict[str, list[LabelledText]] = {split: [] for split in SPLITS}
+    for entry in read_entries(data):
+        text = entry.text
+        if entry.kind == "term" and entry.split in ("encoder", "head"):
+            text = as_question(text, entry.lang, random.Random(f"{seed}/{entry.id}"))
+        examples[entry.split].append(
+            LabelledText(text, entry.specialty, entry.lang, entry.source, entry.group, entry.kind)
+        )
     return examples
 
 

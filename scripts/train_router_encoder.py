@@ -3,17 +3,16 @@
     python -m scripts.train_router_encoder --data runs/router_data --init runs/encoder_init \\
         --out router/model --layers 1 4 7 10
 
-`--finish ARTEFACT` goes on from the encoder of a trained artefact instead, without a teacher. Both
-start from scripts/router/encoder_init.py and learn the specialty and the scope of the entries of
-the split `encoder`. The student also learns the teacher's probabilities and its pooled vector
-(Hinton et al. 2015), and trains with weights rounded to 4 bits in its second half,
-as it will be served.
+`--finish ARTEFACT` continues with the encoder of a trained artefact instead, without a teacher.
+Teacher and student start from the folder of scripts/router/encoder_init.py and learn the specialty
+and the scope of the entries of the split `encoder`. The student also learns the teacher's
+probabilities and its pooled vector (Hinton et al. 2015); in its second half it trains with weights
+rounded to 4 bits, as it will be served.
 The split `validation` is scored after each epoch and decides nothing. Written: encoder.onnx and
 tokenizer.json. A GPU does it in minutes. The last line of stdout is one JSON object.
 """
 
 import argparse
-import json
 import random
 import shutil
 import sys
@@ -25,52 +24,46 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
+if not __package__:  # run as a file: this folder would hide packages of the same names
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
 from router.artefact import load_artefact
 from router.encoder import ENCODER, TOKENIZER
 from router.training.examples import OUT_OF_SCOPE
-from scripts.datasets.record import DataError, read_jsonl
-from scripts.router.dataset import QUESTIONS
+from scripts.arguments import CommandParser
+from scripts.datasets.record import DataError
+from scripts.router.dataset import read_entries
+from scripts.router.encoder_batches import Text
 from scripts.router.encoder_export import export, read_back
 from scripts.router.encoder_model import Encoder, from_init
-from scripts.router.encoder_trainer import Plan, Text, Trainer
+from scripts.router.encoder_trainer import Plan, Trainer
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = _parser().parse_args(argv)
-    try:
-        report = run(args)
-    except (DataError, OSError) as error:
-        print(f"train_router_encoder: {error}", file=sys.stderr)
-        return 2
-    print(json.dumps(report))
-    return 0
+    return _parser().run(argv, lambda: (DataError, OSError), lambda args, words: run(args))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m scripts.train_router_encoder",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def _parser() -> CommandParser:
+    parser = CommandParser("train_router_encoder", __doc__)
     add = parser.add_argument
     add("--data", type=Path, required=True, help="folder of prepare_router_dataset")
     add("--init", type=Path, help="folder of encoder_init")
     add("--finish", type=Path, help="an artefact whose encoder to train on, without a teacher")
     add("--out", type=Path, required=True, help="folder for encoder.onnx and tokenizer.json")
     add("--layers", type=int, nargs="+", default=[1, 4, 7, 10], help="the student's, of 0 to 11")
-    add("--teacher_epochs", type=int, default=6)
-    add("--student_epochs", type=int, default=10)
-    add("--teacher_rate", type=float, default=1e-4)
-    add("--student_rate", type=float, default=3e-4)
+    add("--teacher_epochs", type=int, default=6, help="passes over the texts")
+    add("--student_epochs", type=int, default=10, help="passes over the texts")
+    add("--teacher_rate", type=float, default=1e-4, help="highest learning rate")
+    add("--student_rate", type=float, default=3e-4, help="highest learning rate")
     add("--teacher_file", type=Path, help="safetensors: read if it exists, else written")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="to train on")
     add("--limit", type=int, help="train on this many entries, terms last")
-    add("--seed", type=int, default=0)
+    add("--seed", type=int, default=0, help="of sampling, changes and order")
     return parser
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Both trainings and the export; returns the report."""
+    """Train teacher and student, and export; returns the report."""
     texts, labels = read_texts(args.data)
     if (args.init is None) == (args.finish is None):
         raise DataError("give --init or --finish, not both")
@@ -105,7 +98,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _limited(training: list[Text], limit: int | None, seed: int) -> list[Text]:
-    """Questions, passages, and terms that are French or ours first; then other terms."""
+    """Return at most `limit` texts; English terms of public lists are left out first."""
     if limit is None or len(training) <= limit:
         return training
     generator = random.Random(seed)
@@ -115,7 +108,7 @@ def _limited(training: list[Text], limit: int | None, seed: int) -> list[Text]:
 
 
 def _with_heads(artefact: Path, labels: Sequence[str]) -> Encoder:
-    """An artefact's encoder with the specialty and scope directions that it found in it."""
+    """Return an artefact's encoder, its two heads set to the directions of the projection."""
     loaded = load_artefact(artefact)
     encoder = read_back(artefact / ENCODER, len(labels))
     projection = loaded.projection
@@ -143,7 +136,7 @@ def _teacher(args: argparse.Namespace, trainer: Trainer, num_labels: int) -> Enc
 
 
 def start_from(student: Encoder, teacher: Encoder, layers: Sequence[int]) -> None:
-    """The student begins as the teacher without the layers between."""
+    """Copy the teacher's weights to the student, of its layers those in `layers`."""
     for name in ("word", "position", "norm", "attention", "specialty", "scope"):
         getattr(student, name).load_state_dict(getattr(teacher, name).state_dict())
     for layer, number in zip(student.layers, layers, strict=True):
@@ -151,14 +144,15 @@ def start_from(student: Encoder, teacher: Encoder, layers: Sequence[int]) -> Non
 
 
 def read_texts(data: Path) -> tuple[list[Text], list[str]]:
-    """(texts in file order, labels in alphabetical order without out_of_scope)."""
-    rows = [item for _, item in read_jsonl(data / QUESTIONS)]
-    labels = sorted({row["specialty"] for row in rows} - {OUT_OF_SCOPE})
+    """Return the texts in file order, and the labels in alphabetical order.
+
+    Raises:
+        DataError: the folder is not one of prepare_router_dataset, or a line is malformed.
+    """
+    entries = list(read_entries(data))
+    labels = sorted({entry.specialty for entry in entries} - {OUT_OF_SCOPE})
     index = {label: i for i, label in enumerate(labels)} | {OUT_OF_SCOPE: -1}
-    texts = [
-        Text(r["input"], index[r["specialty"]], r["lang"], r["kind"], r["source"], r["split"])
-        for r in rows
-    ]
+    texts = [Text(e.text, index[e.specialty], e.lang, e.kind, e.source, e.split) for e in entries]
     return texts, labels
 
 

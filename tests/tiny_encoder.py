@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 
 from router.encoder import OnnxEncoder
-from router.training.examples import Example, Recipe
-from router.training.train import Trained, save, train
+from router.training.examples import LabelledText, Recipe
+from router.training.train import train
+from router.training.trained import Trained, save
 from scripts.router.encoder_export import export
 from scripts.router.encoder_init import SPECIAL, tokenizer_of
 from scripts.router.encoder_model import Encoder
@@ -40,8 +41,8 @@ def make_tiny_encoder(folder: Path) -> Path:
 def tiny_trained(
     encoder_dir: Path,
     *,
-    encoder_set: list[Example] | None = None,
-    head_set: list[Example] | None = None,
+    encoder_set: list[LabelledText] | None = None,
+    head_set: list[LabelledText] | None = None,
     recipe: Recipe | None = None,
 ) -> Trained:
     """Its head is hardly regularised: so few questions of so few words need no more."""

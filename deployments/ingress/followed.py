@@ -12,7 +12,7 @@ from deployments.messages import AdapterCard
 from deployments.reloader import Reloader
 from deployments.settings import Settings
 from router.classifier import Classifier
-from router.versions import resolve, stamp
+from router.versions import etag, resolve
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ def follow_classifier(settings: Settings, period_s: Callable[[], float]) -> Relo
         ArtefactError: the first one does not load.
     """
     return Reloader(
-        lambda: stamp(settings.router_dir),
+        lambda: etag(settings.router_dir),
         lambda: load_classifier(settings),
         period_s,
         describe=lambda classifier: f"router {classifier.version}",

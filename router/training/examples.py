@@ -1,4 +1,4 @@
-"""What the router learns from, and how much each example counts."""
+"""The router's training examples, and how much each of them counts."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -12,9 +12,14 @@ Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
-class Example:
-    """A labelled text. `specialty` is a label or `out_of_scope`; `source` decides its weight;
-    examples of one `group` stay together when the head is cross-validated."""
+class LabelledText:
+    """One training example.
+
+    Attributes:
+        specialty: a label or `out_of_scope`.
+        source, kind: decide its weight (Recipe).
+        group: examples of one group stay together in the head's cross-validation.
+    """
 
     text: str
     specialty: str
@@ -26,7 +31,7 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What the trainer can be told. Costs are relative; weights multiply an example's say."""
+    """The trainer's settings. Costs are relative; weights multiply what an example counts."""
 
     min_count: int = 3
     max_features: int = 40_000
@@ -46,8 +51,8 @@ class Recipe:
     seed: int = 0
 
 
-def example_weights(examples: Sequence[Example], recipe: Recipe) -> Array:
-    """Source weight, times kind weight, times the square root of how rare the label is; mean 1."""
+def example_weights(examples: Sequence[LabelledText], recipe: Recipe) -> Array:
+    """Return weights (N,) of mean 1: by source, by kind, and more for examples of rare labels."""
     by_source, by_kind = dict(recipe.source_weights), dict(recipe.kind_weights)
     counts = Counter(e.specialty for e in examples)
     median = float(np.median(list(counts.values())))
@@ -63,7 +68,7 @@ def example_weights(examples: Sequence[Example], recipe: Recipe) -> Array:
 
 
 def balanced(weights: Array, positive: npt.NDArray[np.bool_]) -> Array:
-    """Weights scaled so that both sides have the same sum: a prior of one half."""
+    """Scale weights so that both sides have the same sum: a prior of one half."""
     scaled = weights.copy()
     for side in (True, False):
         total = weights[positive == side].sum()

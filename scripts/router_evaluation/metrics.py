@@ -1,32 +1,40 @@
-"""Metrics of a router over arrays, each with n and a 95 % percentile bootstrap interval.
+"""Metrics of a router over arrays, each with n and a 95 % interval.
 
-Q questions, S specialties, R resamples. A metric that depends on counts alone (a share, macro-F1)
-is resampled by drawing the counts: the multinomial over a table's cells is what drawing questions
-with replacement gives, and it is quick enough for 10,000 resamples. Metrics that need an order
-(calibration error, selective accuracy, AUROC) draw questions, 1,000 times.
+Intervals are percentile bootstraps over questions (Efron and Tibshirani 1993, chapter 13), by
+scipy.stats.bootstrap. Expected calibration error and selective accuracy are our own, since neither
+scikit-learn nor SciPy has them; so are the F1 scores of many confusion matrices at once, which
+10,000 resamples need. Shapes: Q questions, S specialties, R resamples.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy import stats
+from sklearn.metrics import confusion_matrix, roc_auc_score, roc_curve
 
-from scripts.evaluation.bootstrap import NUM_RESAMPLES, interval
-
+NUM_RESAMPLES = 10_000
 NUM_EXPENSIVE = 1000  # resamples of a metric that needs an order
+BATCH = 250  # resamples computed at once: bounds the memory
 NUM_BINS = 15
 MIN_FOR_ECE = 500
-RECALL = 0.95  # of in-scope questions, where strangers are counted
+RECALL = 0.95  # of in-scope questions, where false positives are counted
 Array = npt.NDArray[Any]
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
+Statistic = Callable[[Array, Array], float]
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """`value` None: there was nothing to measure (`n` 0, or too few). `n` counts questions."""
+    """A value of `n` questions and the middle 95 % of its resamples.
+
+    `value` is None where nothing was measured: `n` is 0 or too small.
+    """
 
     value: float | None
     low: float | None
@@ -38,165 +46,174 @@ def absent(n: int = 0) -> Estimate:
     return Estimate(None, None, None, n)
 
 
-def estimate(value: float, resampled: Array, n: int) -> Estimate:
-    """Resamples in which the metric is not defined (NaN) do not count."""
-    defined = resampled[~np.isnan(resampled)]
-    if not len(defined):
-        return absent(n)
-    low, high = interval(defined)
-    return Estimate(float(value), low, high, n)
-
-
 def share(hits: Bools, *, seed: int) -> Estimate:
-    """Mean of hits (Q,)."""
-    n = len(hits)
-    if not n:
-        return absent()
-    value = float(hits.mean())
-    drawn = np.random.default_rng(seed).binomial(n, value, size=NUM_RESAMPLES)
-    return estimate(value, drawn / n, n)
-
-
-def share_within(hits: Bools, within: Bools, *, seed: int) -> Estimate:
-    """Mean of hits (Q,) where `within` (Q,) holds; `n` counts those. Both are resampled."""
-    inner = int(within.sum())
-    if not inner:
-        return absent()
-    counts = [int((hits & within).sum()), int((~hits & within).sum()), int((~within).sum())]
-    drawn = _multinomial(np.array(counts), seed)
-    with np.errstate(invalid="ignore"):
-        resampled = drawn[:, 0] / (drawn[:, 0] + drawn[:, 1])
-    return estimate(counts[0] / inner, resampled, inner)
+    """Return the mean of hits (Q,)."""
+    return _bootstrap(np.mean, [hits.astype(np.float64)], len(hits), seed)
 
 
 def difference(first: Bools, second: Bools, *, seed: int) -> Estimate:
-    """Mean of first minus mean of second, paired by question."""
-    n = len(first)
-    if not n:
-        return absent()
-    change = first.astype(int) - second.astype(int)
-    counts = np.array([int((change == value).sum()) for value in (-1, 0, 1)])
-    drawn = _multinomial(counts, seed)
-    return estimate(float(change.mean()), (drawn[:, 2] - drawn[:, 0]) / n, n)
+    """Return the mean of first (Q,) minus the mean of second (Q,), paired by question."""
+    return _bootstrap(np.mean, [first.astype(np.float64) - second], len(first), seed)
+
+
+def share_within(hits: Bools, within: Bools, *, seed: int) -> Estimate:
+    """Return the mean of hits (Q,) where `within` (Q,) holds; `n` counts those.
+
+    All questions are resampled, so the number of those within varies too.
+    """
+
+    def ratio(kept: Array, inside: Array, axis: int = -1) -> Array:
+        with np.errstate(invalid="ignore"):
+            return np.asarray(kept.sum(axis=axis) / inside.sum(axis=axis))
+
+    return _bootstrap(ratio, [hits & within, within], int(within.sum()), seed, is_paired=True)
+
+
+def quantile(values: Floats, percent: float, *, seed: int) -> Estimate:
+    """Return a percentile of measured values (N,), such as times."""
+
+    def percentile(drawn: Array, axis: int = -1) -> Array:
+        return np.asarray(np.percentile(drawn, percent, axis=axis))
+
+    return _bootstrap(percentile, [values], len(values), seed, NUM_EXPENSIVE)
+
+
+def between(statistic: Statistic, inside: Floats, outside: Floats, *, seed: int) -> Estimate:
+    """Return `area` or `false_positives`; each side is resampled on its own.
+
+    `n` counts the out-of-scope questions.
+    """
+    return _bootstrap(statistic, [inside, outside], len(outside), seed, NUM_EXPENSIVE)
+
+
+def ece(confidence: Floats, correct: Bools, *, seed: int) -> Estimate:
+    """Return the expected calibration error; absent below MIN_FOR_ECE, where bins are too small."""
+    n = len(confidence)
+    if n < MIN_FOR_ECE:
+        return absent(n)
+    samples = [confidence, correct]
+    return _bootstrap(calibration_error, samples, n, seed, NUM_EXPENSIVE, is_paired=True)
+
+
+def selective_accuracy(
+    confidence: Floats, correct: Bools, coverage: float, *, seed: int
+) -> Estimate:
+    """Return the accuracy on the most confident share of the questions."""
+
+    def statistic(values: Array, hits: Array) -> float:
+        return accuracy_at(values, hits, coverage)
+
+    samples, n = [confidence, correct], len(confidence)
+    return _bootstrap(statistic, samples, n, seed, NUM_EXPENSIVE, is_paired=True)
+
+
+def _bootstrap(
+    statistic: Callable[..., Any],
+    samples: Sequence[Array],
+    n: int,
+    seed: int,
+    num_resamples: int | None = None,
+    *,
+    is_paired: bool = False,
+) -> Estimate:
+    """Return the statistic of the samples with its percentile bootstrap interval.
+
+    Resamples in which the statistic is not defined (NaN) do not count. A statistic with an
+    argument `axis` takes many resamples at once. The resamples of a single question are all equal.
+    """
+    if not n or not all(len(sample) for sample in samples):
+        return absent(n)
+    value = float(statistic(*samples))
+    if min(map(len, samples)) == 1:  # SciPy needs two
+        bound = value if is_paired or len(samples) == 1 else None
+        return Estimate(value, bound, bound, n)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # all questions are right
+        found = stats.bootstrap(
+            samples,
+            statistic,
+            paired=is_paired,
+            n_resamples=num_resamples or NUM_RESAMPLES,
+            batch=BATCH,
+            method="percentile",
+            rng=np.random.default_rng(seed),
+        )
+    return _with_interval(value, found.bootstrap_distribution, n)
+
+
+def _with_interval(value: float, resampled: Array, n: int) -> Estimate:
+    low, high = np.nanpercentile(resampled, [2.5, 97.5])
+    return Estimate(value, float(low), float(high), n)
 
 
 def confusion(truth: Array, predicted: Array, labels: Sequence[str]) -> npt.NDArray[np.int64]:
-    """How often each label (row) was given each label (column), (S, S)."""
-    row = {label: number for number, label in enumerate(labels)}
-    table = np.zeros((len(labels), len(labels)), dtype=np.int64)
-    for true, given in zip(truth.tolist(), predicted.tolist(), strict=True):
-        table[row[true], row[given]] += 1
-    return table
+    """Return how often each label (row) was given each label (column), (S, S)."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "A single label was found", UserWarning)
+        return np.asarray(confusion_matrix(truth, predicted, labels=list(labels)), dtype=np.int64)
 
 
 def f1_scores(tables: Array) -> Floats:
-    """F1 of each label from confusion matrices (..., S, S); NaN for a label that is nowhere."""
+    """Return F1 of each label from confusion matrices (..., S, S); NaN for one that is nowhere."""
     hits = np.diagonal(tables, axis1=-2, axis2=-1).astype(np.float64)
     with np.errstate(invalid="ignore"):
         return np.asarray(2 * hits / (tables.sum(axis=-1) + tables.sum(axis=-2)))
 
 
 def macro_f1(truth: Array, predicted: Array, *, seed: int) -> Estimate:
-    """Mean F1 over the labels that the truth holds; in a resample, over those of them in it."""
+    """Return the mean F1 over the labels of the truth; in a resample, over those of them in it.
+
+    The resamples are drawn as counts: a multinomial over the cells of the confusion matrix is the
+    distribution of the counts of questions drawn with replacement.
+    """
     n = len(truth)
     if not n:
         return absent()
-    labels = sorted(set(truth.tolist()) | set(predicted.tolist()))
-    table = confusion(truth, predicted, labels)
+    table = confusion(truth, predicted, sorted({*truth.tolist(), *predicted.tolist()}))
     asked = table.sum(axis=1) > 0
-    drawn = _multinomial(table.ravel(), seed).reshape(-1, *table.shape)
-    resampled = np.nanmean(f1_scores(drawn)[:, asked], axis=1)
-    return estimate(float(np.mean(f1_scores(table)[asked])), resampled, n)
-
-
-def _multinomial(counts: npt.NDArray[np.int64], seed: int) -> npt.NDArray[np.int64]:
-    """Resampled counts of cells, (R, cells)."""
-    total = int(counts.sum())
-    return np.random.default_rng(seed).multinomial(total, counts / total, size=NUM_RESAMPLES)
+    draw = np.random.default_rng(seed).multinomial(n, table.ravel() / n, size=NUM_RESAMPLES)
+    resampled = np.nanmean(f1_scores(draw.reshape(-1, *table.shape))[:, asked], axis=1)
+    return _with_interval(float(np.mean(f1_scores(table)[asked])), resampled, n)
 
 
 def bins(confidence: Array, correct: Array, num_bins: int = NUM_BINS) -> Floats:
-    """Bins of equal mass in ascending confidence, (num_bins, 3): mean confidence, accuracy, n."""
+    """Return bins of equal mass in ascending confidence.
+
+    The result is (num_bins, 3): mean confidence, accuracy, number of questions.
+    """
     parts = np.array_split(np.argsort(confidence, kind="stable"), num_bins)
     rows = [(confidence[p].mean(), correct[p].mean(), len(p)) for p in parts if len(p)]
     return np.array(rows, dtype=np.float64).reshape(-1, 3)
 
 
 def calibration_error(confidence: Array, correct: Array) -> float:
-    """Expected calibration error over NUM_BINS bins of equal mass."""
+    """Return the expected calibration error over NUM_BINS bins of equal mass."""
     rows = bins(confidence, correct)
     return float(np.abs(rows[:, 0] - rows[:, 1]) @ rows[:, 2] / len(confidence))
 
 
-def ece(confidence: Array, correct: Bools, *, seed: int) -> Estimate:
-    """Absent below MIN_FOR_ECE questions: the bins would be too small to say anything."""
-    if len(confidence) < MIN_FOR_ECE:
-        return absent(len(confidence))
-    return _drawn(calibration_error, confidence, correct, seed=seed)
-
-
 def accuracy_at(confidence: Array, correct: Array, coverage: float) -> float:
-    """Accuracy on the most confident share of the questions."""
+    """Return the accuracy on the most confident share of the questions, at least one of them."""
     kept = max(1, round(coverage * len(confidence)))
     return float(correct[np.argsort(-confidence, kind="stable")[:kept]].mean())
 
 
-def selective_accuracy(
-    confidence: Array, correct: Bools, coverage: float, *, seed: int
-) -> Estimate:
-    if not len(confidence):
-        return absent()
-    return _drawn(lambda c, r: accuracy_at(c, r, coverage), confidence, correct, seed=seed)
-
-
-def _drawn(
-    statistic: Callable[[Array, Array], float], confidence: Array, correct: Array, *, seed: int
-) -> Estimate:
-    generator, n = np.random.default_rng(seed), len(confidence)
-    resampled = []
-    for _ in range(NUM_EXPENSIVE):
-        picked = generator.integers(n, size=n)
-        resampled.append(statistic(confidence[picked], correct[picked]))
-    return estimate(statistic(confidence, correct), np.array(resampled), n)
-
-
 def area(inside: Array, outside: Array) -> float:
-    """AUROC: how probably an in-scope score is above a stranger's; a tie counts half."""
-    ordered = np.sort(outside)
-    below = np.searchsorted(ordered, inside, side="left")
-    up_to = np.searchsorted(ordered, inside, side="right")
-    return float((below + up_to).mean() / 2 / len(outside))
+    """Return the AUROC: how probably an in-scope score is above another; a tie counts half."""
+    return float(roc_auc_score(*_labelled(inside, outside)))
 
 
 def false_positives(inside: Array, outside: Array) -> float:
-    """Share of strangers at or above the threshold that keeps RECALL of the in-scope questions."""
-    ordered = np.sort(inside)
-    threshold = ordered[int((1 - RECALL) * len(ordered) + 1e-9)]
-    return float((outside >= threshold).mean())
+    """Return the share of `outside` at or above the threshold that keeps RECALL of `inside`."""
+    false, true, _ = roc_curve(*_labelled(inside, outside), drop_intermediate=False)
+    return float(false[np.argmax(true >= RECALL)])
 
 
-def between(
-    statistic: Callable[[Array, Array], float], inside: Array, outside: Array, *, seed: int
-) -> Estimate:
-    """`area` or `false_positives`; each side is resampled by itself. `n` counts strangers."""
-    if not len(inside) or not len(outside):
-        return absent(len(outside))
-    generator = np.random.default_rng(seed)
-    resampled = [
-        statistic(
-            inside[generator.integers(len(inside), size=len(inside))],
-            outside[generator.integers(len(outside), size=len(outside))],
-        )
-        for _ in range(NUM_EXPENSIVE)
-    ]
-    return estimate(statistic(inside, outside), np.array(resampled), len(outside))
+def _labelled(inside: Array, outside: Array) -> tuple[Array, Array]:
+    truth = np.concatenate([np.ones(len(inside)), np.zeros(len(outside))])
+    return truth, np.concatenate([inside, outside])
 
 
-def quantile(values: Array, percent: float, *, seed: int) -> Estimate:
-    """A percentile of measured values, such as times."""
-    if not len(values):
-        return absent()
-    generator, n = np.random.default_rng(seed), len(values)
-    drawn = values[generator.integers(n, size=(NUM_EXPENSIVE, n))]
-    resampled = np.percentile(drawn, percent, axis=1)
-    return estimate(float(np.percentile(values, percent)), resampled, n)
+def repeats(values: Sequence[float]) -> Estimate:
+    """Return the median of repeated measurements, with their range as the interval."""
+    return Estimate(median(values), min(values), max(values), len(values))

@@ -1,4 +1,4 @@
-"""The report's plots, as PNG bytes: the same figures give the same bytes."""
+"""The report's plots as PNG bytes; the same figures give the same bytes."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -8,84 +8,70 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 
 from scripts.evaluation.plots import BLUE, GREY
-from scripts.router_evaluation.metrics import MIN_FOR_ECE, NUM_BINS, Estimate, bins
-from scripts.router_evaluation.metrics import confusion as counted
-from scripts.router_evaluation.questions import Scored, together
+from scripts.router_evaluation.figures import COVERAGES, Selective
+from scripts.router_evaluation.metrics import MIN_FOR_ECE, NUM_BINS, bins
 from scripts.router_evaluation.results import Results
+from scripts.router_evaluation.scoring import Scored, together
+from scripts.router_evaluation.sets import Sets
 
 RELIABILITY, SELECTIVE, CONFUSION = "reliability", "selective", "confusion"
-MIN_FOR_A_CURVE = 100  # questions of a set, for its curve to be drawn; the table has every set
-FEW_BINS = 5  # for a set too small for NUM_BINS
+MIN_FOR_A_CURVE = 100  # questions of a set whose curve is drawn; the table has every set
+FEW_BINS = 5  # for a set with fewer than MIN_FOR_ECE questions
 NUM_COLUMNS = 3
 DPI = 110
 
 
-def plots_of(results: Results) -> dict[str, bytes]:
-    """Plot -> PNG."""
-    sets = {
-        "validation": results.sets.validation.inside,
-        "test": results.sets.written["test"].inside,
-    }
-    tables = {
-        name: counted(scored.truth, scored.predicted, results.labels)
-        for name, scored in sets.items()
-    }
-    dev = results.sets.written["development"].inside
+def plots_of(results: Results, sets: Sets) -> dict[str, bytes]:
+    """Return each plot as PNG."""
+    validation, test = sets.validation.inside, sets.test.inside
+    development = sets.written["development"].inside
     shown: list[tuple[str, Scored]] = [
-        ("validation", sets["validation"]),
-        ("development", dev),
-        ("test", sets["test"]),
-        ("validation, English", sets["validation"].where(lang="en")),
-        ("validation, French", sets["validation"].where(lang="fr")),
-        ("development and test", together(dev, sets["test"])),
+        ("validation", validation),
+        ("development", development),
+        ("test", test),
+        ("validation, English", validation.where(lang="en")),
+        ("validation, French", validation.where(lang="fr")),
+        ("development and test", together(development, test)),
     ]
     return {
-        RELIABILITY: reliability([(name, scored) for name, scored in shown if scored.items]),
-        SELECTIVE: selective(
-            {
-                name: points
-                for name, points in results.selective.items()
-                if points[1.0].n >= MIN_FOR_A_CURVE
-            }
+        RELIABILITY: reliability([(name, scored) for name, scored in shown if scored.questions]),
+        SELECTIVE: selective([row for row in results.selective if row.n >= MIN_FOR_A_CURVE]),
+        CONFUSION: confusion(
+            {name.lower(): np.array(counts) for name, counts in results.confusion.items()},
+            results.labels,
         ),
-        CONFUSION: confusion(tables, results.labels),
     }
 
 
 def reliability(sets: Sequence[tuple[str, Scored]]) -> bytes:
-    """Accuracy over confidence, a panel a set; the diagonal is perfect calibration."""
+    """Draw accuracy over confidence, one panel for each set; the diagonal is perfect."""
     num_rows = -(-len(sets) // NUM_COLUMNS)
     figure = Figure(figsize=(3.1 * NUM_COLUMNS, 3.1 * num_rows), layout="constrained")
     panels = figure.subplots(num_rows, NUM_COLUMNS, squeeze=False).ravel()
     for axes in panels[len(sets) :]:
         axes.set_axis_off()
     for axes, (name, scored) in zip(panels, sets, strict=False):
-        count = NUM_BINS if len(scored.items) >= MIN_FOR_ECE else FEW_BINS
+        count = NUM_BINS if len(scored.questions) >= MIN_FOR_ECE else FEW_BINS
         rows = bins(scored.confidence, scored.correct, count)
         axes.plot([0, 1], [0, 1], color=GREY, linewidth=1)
         axes.plot(rows[:, 0], rows[:, 1], marker="o", markersize=4, color=BLUE)
         axes.set(xlim=(0, 1), ylim=(0, 1.02), aspect="equal")
-        axes.set_title(f"{name}\n(n = {len(scored.items)}, {len(rows)} bins)", fontsize=9)
+        axes.set_title(f"{name}\n(n = {len(scored.questions)}, {len(rows)} bins)", fontsize=9)
         axes.set_xlabel("mean confidence", fontsize=8)
         axes.set_ylabel("accuracy", fontsize=8)
     return _png(figure)
 
 
-def selective(curves: Mapping[str, Mapping[float, Estimate]]) -> bytes:
-    """Accuracy on the most confident share, with its interval."""
+def selective(curves: Sequence[Selective]) -> bytes:
+    """Draw the accuracy on the most confident share, with its interval."""
     figure = Figure(figsize=(7.5, 4), layout="constrained")
     axes = figure.subplots()
-    for name, points in curves.items():
-        shown = [
-            (100 * coverage, e.value, e.low, e.high)
-            for coverage, e in points.items()
-            if e.value is not None and e.low is not None and e.high is not None
-        ]
-        if not shown:
-            continue
-        x, value, low, high = np.array(shown, dtype=np.float64).T
-        axes.plot(x, value, marker="o", markersize=4, label=name)
-        axes.fill_between(x, low, high, alpha=0.1)
+    coverages = [100 * coverage for coverage in COVERAGES]
+    for row in curves:
+        bands = np.array([(e.value, e.low, e.high) for e in row.accuracies], dtype=np.float64)
+        value, low, high = bands.T
+        axes.plot(coverages, value, marker="o", markersize=4, label=row.group)
+        axes.fill_between(coverages, low, high, alpha=0.1)
     axes.set_xlabel("coverage, % of the questions")
     axes.set_ylabel("accuracy on them")
     if axes.lines:
@@ -94,7 +80,7 @@ def selective(curves: Mapping[str, Mapping[float, Estimate]]) -> bytes:
 
 
 def confusion(tables: Mapping[str, npt.NDArray[np.int64]], labels: Sequence[str]) -> bytes:
-    """Rows sum to 1; a cell holds its count."""
+    """Draw the confusion matrices: a cell shows its count, its colour the share of its row."""
     side = 0.42 * len(labels)
     figure = Figure(figsize=((side + 1) * len(tables) + 2, side + 2), layout="constrained")
     panels = figure.subplots(1, len(tables), sharey=True, squeeze=False)[0]

@@ -1,15 +1,13 @@
-"""How fast and how large a router is: times in this process, load and memory in fresh ones.
+"""Measure how fast and how large a router is: times in this process, memory in fresh ones.
 
-One encoder thread, as in serving. The clock starts before `classify` and stops behind it; warm-ups
-are discarded. Memory is the resident set of a process that loaded the router, and nothing else of
-this project, and classified 100 questions.
+One encoder thread, as in serving. The clock runs around `classify`; warm-ups are discarded. Memory
+is the resident set of a process that loaded the router, and nothing else of this project, and then
+classified 100 questions.
 """
 
 import json
 import os
-import platform
 import random
-import statistics
 import subprocess
 import sys
 import time
@@ -21,7 +19,8 @@ import numpy as np
 from tqdm import tqdm
 
 from router.classifier import Classifier
-from scripts.router_evaluation.metrics import Estimate, quantile
+from scripts.environment import processor
+from scripts.router_evaluation.metrics import Estimate, quantile, repeats
 
 NUM_WARM_UPS = 5
 NUM_SINGLE = 300  # questions timed one by one
@@ -36,33 +35,36 @@ import json, pathlib, sys, time
 folder, texts = json.load(sys.stdin)
 started = time.perf_counter()
 from router.classifier import Classifier
+from scripts.environment import processor
 imported = time.perf_counter()
 classifier = Classifier.load(pathlib.Path(folder))
 loaded = time.perf_counter()
 classifier.classify([[text] for text in texts])
-try:
-    import psutil
-    resident = psutil.Process().memory_info().rss
-except ImportError:
-    status = pathlib.Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.exists() else []
-    found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS")]
-    resident = found[0] if found else None
+import psutil
+resident = psutil.Process().memory_info().rss
 print(json.dumps([imported - started, loaded - imported, resident]))
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """Times in ms of one question and of a page; `per_second` and `load_s` hold each repeat."""
+    """How fast and how large a router is.
 
-    question_ms: dict[int, Estimate]  # percentile -> time
-    page_ms: dict[int, Estimate]
-    per_second: tuple[float, ...]
+    Attributes:
+        question_ms, page_ms: time of one text by percentile ("p50", "p95").
+        per_second: questions a second, `batch` of them in one call.
+        import_s, load_s: of fresh processes.
+        resident_bytes: of the largest of them, after `num_for_memory` questions.
+        folder_bytes: file name -> size.
+    """
+
+    question_ms: dict[str, Estimate]
+    page_ms: dict[str, Estimate]
+    per_second: Estimate
     batch: int
-    import_s: tuple[float, ...]
-    load_s: tuple[float, ...]
-    resident_bytes: int | None  # the largest of the fresh processes
+    import_s: Estimate
+    load_s: Estimate
+    resident_bytes: int
     num_for_memory: int
     folder_bytes: dict[str, int]
     num_cores: int
@@ -71,7 +73,8 @@ class Speed:
 
 
 def measure(classifier: Classifier, model: Path, texts: Sequence[str], seed: int) -> Speed:
-    """
+    """Time questions, pages and batches, and load the router in fresh processes.
+
     Args:
         classifier: loaded from `model` with one thread.
         texts: questions to time with.
@@ -85,15 +88,14 @@ def measure(classifier: Classifier, model: Path, texts: Sequence[str], seed: int
     fresh = [
         _fresh(model, shuffled[:NUM_FOR_MEMORY]) for _ in tqdm(range(NUM_LOADS), "fresh processes")
     ]
-    resident = [bytes_ for _, _, bytes_ in fresh if bytes_ is not None]
     return Speed(
-        question_ms={p: quantile(question, p, seed=seed) for p in (50, 95)},
-        page_ms={p: quantile(page, p, seed=seed) for p in (50, 95)},
-        per_second=tuple(_per_second(classifier, batch) for batch in batches)[1:],
+        question_ms=_percentiles(question, seed),
+        page_ms=_percentiles(page, seed),
+        per_second=repeats([_per_second(classifier, batch) for batch in batches][1:]),
         batch=BATCH,
-        import_s=tuple(seconds for seconds, _, _ in fresh),
-        load_s=tuple(seconds for _, seconds, _ in fresh),
-        resident_bytes=max(resident) if resident else None,
+        import_s=repeats([seconds for seconds, _, _ in fresh]),
+        load_s=repeats([seconds for _, seconds, _ in fresh]),
+        resident_bytes=max(resident for _, _, resident in fresh),
         num_for_memory=min(NUM_FOR_MEMORY, len(shuffled)),
         folder_bytes=folder_bytes(model),
         num_cores=os.cpu_count() or 1,
@@ -103,7 +105,7 @@ def measure(classifier: Classifier, model: Path, texts: Sequence[str], seed: int
 
 
 def pages(texts: Sequence[str], generator: random.Random) -> list[str]:
-    """Pages of PAGE_CHARS characters, each of its own questions in its own order."""
+    """Return pages of PAGE_CHARS characters, each of other questions in random order."""
     found = []
     for _ in range(NUM_PAGES):
         page = ""
@@ -114,22 +116,12 @@ def pages(texts: Sequence[str], generator: random.Random) -> list[str]:
 
 
 def folder_bytes(model: Path) -> dict[str, int]:
-    """File name -> size."""
+    """Return the size of each file by its name."""
     return {path.name: path.stat().st_size for path in sorted(model.iterdir()) if path.is_file()}
 
 
-def processor() -> str:
-    """The processor's name, as far as the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
 def _times(classifier: Classifier, texts: Sequence[str], title: str) -> np.ndarray:
-    """Milliseconds of each text, (len(texts),)."""
+    """Return the milliseconds of each text, (len(texts),)."""
     for text in texts[:NUM_WARM_UPS]:
         classifier.classify([[text]])
     times = []
@@ -140,14 +132,18 @@ def _times(classifier: Classifier, texts: Sequence[str], title: str) -> np.ndarr
     return np.array(times)
 
 
+def _percentiles(times: np.ndarray, seed: int) -> dict[str, Estimate]:
+    return {f"p{percent}": quantile(times, percent, seed=seed) for percent in (50, 95)}
+
+
 def _per_second(classifier: Classifier, batch: Sequence[str]) -> float:
     started = time.perf_counter()
     classifier.classify([[text] for text in batch])
     return len(batch) / (time.perf_counter() - started)
 
 
-def _fresh(model: Path, texts: Sequence[str]) -> tuple[float, float, int | None]:
-    """(seconds to import, seconds to load, resident bytes) of a process of its own."""
+def _fresh(model: Path, texts: Sequence[str]) -> tuple[float, float, int]:
+    """Return seconds to import, seconds to load and resident bytes of a fresh process."""
     done = subprocess.run(
         [sys.executable, "-c", _FRESH],
         input=json.dumps([str(model.resolve()), list(texts)]),
@@ -158,7 +154,3 @@ def _fresh(model: Path, texts: Sequence[str]) -> tuple[float, float, int | None]
     )
     imported, loaded, resident = json.loads(done.stdout)
     return imported, loaded, resident
-
-
-def median(values: Sequence[float]) -> float:
-    return statistics.median(values)

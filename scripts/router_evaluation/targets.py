@@ -1,17 +1,17 @@
-"""What the router was asked to reach, and whether it did: by the value, the interval beside it."""
+"""The targets of the router, and whether they were reached: by the value, not by the interval."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from scripts.router_evaluation.baselines import ALL_TEXTS, PUBLIC
 from scripts.router_evaluation.figures import Calibration, Routing
 from scripts.router_evaluation.metrics import Estimate
-from scripts.router_evaluation.questions import ALL_TEXTS, PUBLIC
 from scripts.router_evaluation.results import Results
-from scripts.router_evaluation.speed import median
 
 Verdict = Literal["reached", "missed", "reported", "not measured"]
 FRENCH, ENGLISH = "French (HPO)", "English"
+WRITTEN = ("development", "test")
 ACCURACY, HELD_OUT, IN_FRENCH = 0.85, 0.75, 0.88
 MAX_ECE, MAX_LOST = 0.05, 0.03
 MIN_AUROC, MAX_FALSE = 0.98, 0.05
@@ -21,15 +21,20 @@ MB = 1e6
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
-    """`is_least`: the bound is the least that is asked for, not the most. `unit` is put behind
-    figure and bound."""
+class RouterTarget:
+    """A number that was asked for.
+
+    Attributes:
+        bound: None where the number is only to be reported.
+        is_least: the bound is a minimum; otherwise it is a maximum.
+        unit: written behind figure and bound.
+    """
 
     name: str
     measured_on: str
     estimate: Estimate | None
     bound: float | None
-    is_least: bool
+    is_least: bool = True
     unit: str = ""
 
     @property
@@ -43,7 +48,8 @@ class Target:
         return "reached" if is_reached else "missed"
 
 
-def targets(results: Results) -> list[Target]:
+def targets(results: Results) -> list[RouterTarget]:
+    """Return all targets with their figures, in the report's order."""
     return [
         *_english(results),
         *_french(results),
@@ -54,165 +60,122 @@ def targets(results: Results) -> list[Target]:
     ]
 
 
-def figure(
-    rows: Sequence[Routing], name: str, of: Callable[[Routing], Estimate]
-) -> Estimate | None:
-    """Of the group with that name; None: there is none."""
-    return next((of(row) for row in rows if row.group == name), None)
+def _row(rows: Sequence[Routing], group: str) -> Routing | None:
+    return next((row for row in rows if row.group == group), None)
 
 
-def accuracy(row: Routing) -> Estimate:
-    return row.accuracy
+def _accuracy(rows: Sequence[Routing], group: str) -> Estimate | None:
+    row = _row(rows, group)
+    return row.accuracy if row else None
 
 
-def _english(results: Results) -> list[Target]:
-    validations = {"shipped": results.routing["validation"]}
+def _english(results: Results) -> list[RouterTarget]:
     strict = results.strict
+    validations = {"shipped": results.routing["validation"]}
     if strict:
         validations["strict"] = strict.routing["validation"]
     found = []
-    for name, rows in validations.items():
-        where = f"validation, {name} artefact"
-        value = figure(rows, ENGLISH, accuracy)
-        found.append(Target("English: accuracy", where, value, ACCURACY, True))
-        value = figure(rows, ENGLISH, lambda row: row.macro_f1)
-        found.append(Target("English: macro-F1", where, value, ACCURACY, True))
-    title = "held-out English source: accuracy"
-    if strict and strict.routing["held out"]:
+    for artefact, rows in validations.items():
+        row, where = _row(rows, ENGLISH), f"validation, {artefact} artefact"
         found += [
-            Target(title, f"{row.group}, strict artefact", row.accuracy, HELD_OUT, True)
-            for row in strict.routing["held out"]
+            RouterTarget("English: accuracy", where, row.accuracy if row else None, ACCURACY),
+            RouterTarget("English: macro-F1", where, row.macro_f1 if row else None, ACCURACY),
         ]
-    else:
-        found.append(Target(title, "strict artefact", None, HELD_OUT, True))
+    title = "held-out English source: accuracy"
+    held_out = strict.routing["held out"] if strict else []
+    found += [
+        RouterTarget(title, f"{row.group}, strict artefact", row.accuracy, HELD_OUT)
+        for row in held_out
+    ] or [RouterTarget(title, "strict artefact", None, HELD_OUT)]
     found.append(_ece(results.calibration, f"validation, {ENGLISH}", "shipped"))
     if strict:
         found.append(_ece(strict.calibration, ENGLISH, "strict"))
     return found
 
 
-def _ece(rows: Sequence[Calibration], name: str, artefact: str) -> Target:
-    found = next((row.ece for row in rows if row.group == name), None)
-    return Target("English: ECE", f"validation, {artefact} artefact", found, MAX_ECE, False)
+def _ece(rows: Sequence[Calibration], group: str, artefact: str) -> RouterTarget:
+    found = next((row.ece for row in rows if row.group == group), None)
+    return RouterTarget("English: ECE", f"validation, {artefact} artefact", found, MAX_ECE, False)
 
 
-def _french(results: Results) -> list[Target]:
-    title = "French HPO questions: accuracy"
-    shipped = figure(results.routing["validation"], FRENCH, accuracy)
-    strict = None
-    if results.strict:
-        strict = figure(results.strict.routing["validation"], FRENCH, accuracy)
-    where = "validation, {} artefact ({})"
+def _french(results: Results) -> list[RouterTarget]:
+    title, where = "French HPO questions: accuracy", "validation, {} artefact ({})"
     known = where.format("shipped", "templates held out, terms may be known")
     unknown = where.format("strict", "templates and terms held out")
-    found = [
-        Target(title, known, shipped, IN_FRENCH, True),
-        Target(title, unknown, strict, IN_FRENCH, True),
+    shipped = _accuracy(results.routing["validation"], FRENCH)
+    strict = results.strict.routing["validation"] if results.strict else ()
+    plain = {name: _accuracy(results.routing[name], "plain, French") for name in WRITTEN}
+    return [
+        RouterTarget(title, known, shipped, IN_FRENCH),
+        RouterTarget(title, unknown, _accuracy(strict, FRENCH), IN_FRENCH),
+        *(
+            RouterTarget("plain French questions: accuracy", f"{name} set", value, IN_FRENCH)
+            for name, value in plain.items()
+        ),
     ]
-    for name in results.sets.written:
-        value = figure(results.routing[name], "plain, French", accuracy)
-        found.append(
-            Target("plain French questions: accuracy", f"{name} set", value, IN_FRENCH, True)
-        )
-    return found
 
 
-def _vignettes(results: Results) -> list[Target]:
-    rows = results.routing["validation"]
-    where = "validation, shipped artefact, paired"
+def _vignettes(results: Results) -> list[RouterTarget]:
+    where = "validation, shipped artefact"
     found = []
     for language in ("English", "French"):
         name = f"exam vignettes, {language}"
-        found.append(
-            Target(
-                f"{name}: accuracy",
-                "validation, shipped artefact",
-                figure(rows, name, accuracy),
-                None,
-                True,
-            )
-        )
-        gains = next((row.gains for row in rows if row.group == name), {})
+        row = _row(results.routing["validation"], name)
+        accuracy = row.accuracy if row else None
+        found.append(RouterTarget(f"{name}: accuracy", where, accuracy, None))
         for baseline in (PUBLIC, ALL_TEXTS):
+            gain = row.gains.get(baseline) if row else None
             title = f"{name}: gain over the {baseline}"
-            found.append(Target(title, where, gains.get(baseline), 0.0, True))
+            found.append(RouterTarget(title, f"{where}, paired", gain, 0.0))
     return found
 
 
-def _perturbations(results: Results) -> list[Target]:
-    groups = dict.fromkeys(row.group for row in results.perturbed)
+def _perturbations(results: Results) -> list[RouterTarget]:
     found = []
-    for name in groups:
-        rows = [
-            row for row in results.perturbed if row.group == name and row.lost.value is not None
-        ]
-        worst = max(rows, key=lambda row: row.lost.value or 0.0)
-        num_over = sum((row.lost.value or 0.0) > MAX_LOST for row in rows)
-        found.append(
-            Target(
-                "largest loss under a perturbation",
-                f"{name}: {worst.perturbation} ({num_over} of {len(rows)} lose more than asked)",
-                worst.lost,
-                MAX_LOST,
-                False,
-            )
-        )
+    for group in dict.fromkeys(row.group for row in results.perturbed):
+        rows = [row for row in results.perturbed if row.group == group]
+        lost = [row.lost.value or 0.0 for row in rows]
+        worst = rows[lost.index(max(lost))]
+        num_over = sum(value > MAX_LOST for value in lost)
+        where = f"{group}: {worst.perturbation} ({num_over} of {len(rows)} lose more than asked)"
+        title = "largest loss under a perturbation"
+        found.append(RouterTarget(title, where, worst.lost, MAX_LOST, False))
     return found
 
 
-def _scope(results: Results) -> list[Target]:
+def _scope(results: Results) -> list[RouterTarget]:
+    """Compare each of our own sets with its out-of-scope questions."""
     found = []
     for row in results.separation:
-        if row.strangers not in (f"far ({row.inside})", f"near misses ({row.inside})"):
+        kind, _, origin = row.outside.partition(" (")
+        if kind not in ("far", "near misses") or origin != f"{row.inside})":
             continue
-        is_far = row.strangers.startswith("far")
-        kind, where = row.strangers.partition(" (")[0], f"{row.inside} set"
-        found.append(
-            Target(f"AUROC, {kind}", where, row.auroc, MIN_AUROC if is_far else None, True)
-        )
-        found.append(
-            Target(
-                f"FPR at 95 % recall, {kind}",
-                where,
-                row.false_positives,
-                MAX_FALSE if is_far else None,
-                False,
-            )
-        )
+        min_auroc, max_false = (MIN_AUROC, MAX_FALSE) if kind == "far" else (None, None)
+        where, false = f"{row.inside} set", row.false_positives
+        found += [
+            RouterTarget(f"AUROC, {kind}", where, row.auroc, min_auroc),
+            RouterTarget(f"FPR at 95 % recall, {kind}", where, false, max_false, False),
+        ]
     return found
 
 
-def _speed(results: Results) -> list[Target]:
+def _speed(results: Results) -> list[RouterTarget]:
     speed = results.speed
     machine = f"{speed.num_cores} cores, 1-minute load {speed.load_1_min:.1f}"
-    resident = speed.resident_bytes
-    folder = sum(speed.folder_bytes.values()) / MB
+    batch = f"{speed.batch} questions, median"
+    p95 = speed.question_ms["p95"]
+    memory = _exact(speed.resident_bytes / MB)
+    folder = _exact(sum(speed.folder_bytes.values()) / MB)
+    fresh = "fresh process"
     return [
-        Target("one question, p95", machine, speed.question_ms[95], MAX_P95_MS, False, " ms"),
-        Target(
-            "questions a second in one call",
-            f"{speed.batch} questions, median",
-            _repeats(speed.per_second),
-            MIN_PER_SECOND,
-            True,
-            " / s",
+        RouterTarget("one question, p95", machine, p95, MAX_P95_MS, False, " ms"),
+        RouterTarget(
+            "questions a second in one call", batch, speed.per_second, MIN_PER_SECOND, True, " / s"
         ),
-        Target("load", "fresh processes, median", _repeats(speed.load_s), MAX_LOAD_S, False, " s"),
-        Target(
-            "resident memory",
-            "fresh process, largest",
-            _exact(resident / MB) if resident is not None else None,
-            MAX_MEMORY_MB,
-            False,
-            " MB",
-        ),
-        Target("size in git", "artefact folder", _exact(folder), MAX_FOLDER_MB, False, " MB"),
+        RouterTarget("load", f"{fresh}es, median", speed.load_s, MAX_LOAD_S, False, " s"),
+        RouterTarget("resident memory", f"{fresh}, largest", memory, MAX_MEMORY_MB, False, " MB"),
+        RouterTarget("size in git", "artefact folder", folder, MAX_FOLDER_MB, False, " MB"),
     ]
-
-
-def _repeats(values: Sequence[float]) -> Estimate:
-    """Median of a few repeats; the interval is their range."""
-    return Estimate(median(values), min(values), max(values), len(values))
 
 
 def _exact(value: float) -> Estimate:

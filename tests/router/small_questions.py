@@ -2,7 +2,7 @@
 
 import random
 
-from router.training.examples import OUT_OF_SCOPE, Example
+from router.training.examples import OUT_OF_SCOPE, LabelledText
 
 WORDS = {
     "cardiology": ("heart palpitations angina", "coeur palpitations angine"),
@@ -28,7 +28,7 @@ _FRAMES = {
 }
 
 
-def small_questions(seed: int) -> list[Example]:
+def small_questions(seed: int) -> list[LabelledText]:
     """About 400 questions; another seed gives other frames and pairs of words."""
     generator = random.Random(seed)
     found = []
@@ -37,5 +37,5 @@ def small_questions(seed: int) -> list[Example]:
             for _ in range(40 if label == OUT_OF_SCOPE else 12):
                 topic = " ".join(generator.sample(words.split(), k=2))
                 text = generator.choice(_FRAMES[language]).format(topic)
-                found.append(Example(text, label, language, "written", group=text))
+                found.append(LabelledText(text, label, language, "written", group=text))
     return found

@@ -1,4 +1,4 @@
-"""A damaged artefact is refused with the file's name and the mend, never half loaded."""
+"""A damaged artefact is refused with the file's name and the fix, never half loaded."""
 
 import hashlib
 import json
@@ -100,7 +100,7 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "no tokenizer": (remove(TOKENIZER), r"tokenizer\.json: it is missing"),
     "no manifest": (remove(MANIFEST), r"manifest\.json: it is missing"),
     "no folder": (shutil.rmtree, r"manifest\.json: it is missing"),
-    "half a manifest": (truncate_manifest, r"manifest\.json: it is no JSON"),
+    "half a manifest": (truncate_manifest, r"manifest\.json: it is not JSON"),
     "a list": (lambda folder: (folder / MANIFEST).write_text("[]"), "format_version is None"),
     "old format": (edit(lambda m: m.update(format_version=1)), "format_version is 1, not 2"),
     "a label less": (edit(lambda m: m["specialties"].pop()), r"weights\.npz: shapes do not fit"),
@@ -121,10 +121,10 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "empty weights": (replace(WEIGHTS, b""), r"weights\.npz: it cannot be read"),
     "half an archive": (replace(WEIGHTS, b"PK\x03\x04 no"), r"weights\.npz: it cannot be read"),
     "no archive": (replace(WEIGHTS, b"no archive at all"), r"weights\.npz: it cannot be read"),
-    "no network": (replace(ENCODER, b"no network"), r"encoder\.onnx: it is no encoder"),
-    "empty network": (replace(ENCODER, b""), r"encoder\.onnx: it is no encoder"),
-    "no JSON": (replace(TOKENIZER, b"\xff"), r"tokenizer\.json: it is no tokenizer"),
-    "empty JSON": (replace(TOKENIZER, b"{}"), r"tokenizer\.json: it is no tokenizer"),
+    "no network": (replace(ENCODER, b"no network"), r"encoder\.onnx: it is not an encoder"),
+    "empty network": (replace(ENCODER, b""), r"encoder\.onnx: it is not an encoder"),
+    "no JSON": (replace(TOKENIZER, b"\xff"), r"tokenizer\.json: it is not a tokenizer"),
+    "empty JSON": (replace(TOKENIZER, b"{}"), r"tokenizer\.json: it is not a tokenizer"),
     "hidden size": (other_width, r"expects vectors of 64 numbers, and the encoder \S+ gives 128"),
     **{
         f"NaN in {name}": (change_array(name, with_nan), r"weights\.npz: it holds NaN")
@@ -163,7 +163,7 @@ def test_damaged_features_serve_on_and_are_refused_where_they_are_read(
 ) -> None:
     damage(router_copy)
     load_artefact(router_copy)
-    with pytest.raises(ArtefactError, match=rf"features\.npz: {message}.*Mend: "):
+    with pytest.raises(ArtefactError, match=rf"features\.npz: {message}.*Fix: "):
         read_arrays(router_copy, read_manifest(router_copy / MANIFEST), FEATURES)
 
 

@@ -154,8 +154,8 @@ def test_softmax_is_stable() -> None:
 
 
 def test_files_that_cannot_be_read_are_named(tiny_encoder_dir: Path, tmp_path: Path) -> None:
-    with pytest.raises(EncoderError, match=r"^tokenizer\.json: it is no tokenizer"):
+    with pytest.raises(EncoderError, match=r"^tokenizer\.json: it is not a tokenizer"):
         OnnxEncoder(tmp_path, "none")
     (tmp_path / "tokenizer.json").write_bytes((tiny_encoder_dir / "tokenizer.json").read_bytes())
-    with pytest.raises(EncoderError, match=r"^encoder\.onnx: it is no encoder"):
+    with pytest.raises(EncoderError, match=r"^encoder\.onnx: it is not an encoder"):
         OnnxEncoder(tmp_path, "none")

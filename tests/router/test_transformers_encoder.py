@@ -86,7 +86,7 @@ def test_a_batch_equals_single_texts_in_order(encoder: TransformersEncoder) -> N
 
 
 def test_pooling_is_the_mean_over_real_tokens(bert: Path, encoder: TransformersEncoder) -> None:
-    [found, _] = encoder.encode([TEXTS[0], TEXTS[4]])  # padded beside a long one
+    [found, _] = encoder.encode([TEXTS[0], TEXTS[4]])  # padded to a long one
     model = BertModel.from_pretrained(bert).eval()
     tokenizer = PreTrainedTokenizerFast.from_pretrained(bert)
     with torch.inference_mode():

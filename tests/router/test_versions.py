@@ -2,16 +2,19 @@
 
 import json
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from router import versions
 from router.artefact import MANIFEST, WEIGHTS, ArtefactError, load_artefact, read_manifest
 from router.encoder import ENCODER
-from router.versions import CURRENT, VERSIONS, publish, read_current, resolve, roll_back, stamp
+from router.versions import CURRENT, LOCK, VERSIONS, etag, publish, read_current, resolve, roll_back
 
 
 def renamed(artefact: Path, copy: Path, version: str) -> Path:
@@ -37,13 +40,13 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in sorted(folder.iterdir())}
 
 
-def test_what_is_published_is_in_force(three: list[Path], folder: Path) -> None:
+def test_what_is_published_is_served(three: list[Path], folder: Path) -> None:
     for number, artefact in enumerate(three, start=1):
         assert publish(artefact, folder) == f"v{number}"
         assert contents(resolve(folder)) == contents(artefact)
     assert read_current(folder).previous == ("v1", "v2")
     names = {p.name for p in (folder / VERSIONS).iterdir()} | {p.name for p in folder.iterdir()}
-    assert names == {"v1", "v2", "v3", VERSIONS, CURRENT}  # nothing half written is left
+    assert names == {"v1", "v2", "v3", VERSIONS, CURRENT, LOCK}  # nothing half written is left
 
 
 def test_an_artefact_is_its_own_only_version(tiny_router_dir: Path, tmp_path: Path) -> None:
@@ -79,23 +82,23 @@ def test_the_same_artefact_twice_is_one_version(three: list[Path], folder: Path)
     assert read_current(folder).previous == ()
 
 
-def test_each_change_has_its_own_stamp(three: list[Path], folder: Path) -> None:
-    stamps = []
+def test_each_change_has_another_etag(three: list[Path], folder: Path) -> None:
+    etags = []
     for artefact in three:
         publish(artefact, folder)
-        stamps.append(stamp(folder))
-    assert len(set(stamps)) == 3
+        etags.append(etag(folder))
+    assert len(set(etags)) == 3
     roll_back(folder)
-    assert stamp(folder) == stamps[1]
+    assert etag(folder) == etags[1]
 
 
-def test_a_manifest_without_version_has_a_stamp_too(router_copy: Path) -> None:
-    """Whoever follows the folder goes on to load it, which names the problem."""
-    before = stamp(router_copy)
+def test_a_manifest_without_version_has_an_etag_too(router_copy: Path) -> None:
+    """Loading it, which follows a change of the etag, names the problem."""
+    before = etag(router_copy)
     manifest = read_manifest(router_copy / MANIFEST)
     del manifest["version"]
     (router_copy / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
-    assert stamp(router_copy) != before
+    assert etag(router_copy) != before
 
 
 @pytest.mark.parametrize(
@@ -118,9 +121,9 @@ def test_a_manifest_without_version_has_a_stamp_too(router_copy: Path) -> None:
 def test_a_damaged_current_file_is_refused(three: list[Path], folder: Path, content: str) -> None:
     publish(three[0], folder)
     (folder / CURRENT).write_text(content)
-    actions: list[Callable[[Path], object]] = [resolve, stamp, roll_back]
+    actions: list[Callable[[Path], object]] = [resolve, etag, roll_back]
     for action in actions:
-        with pytest.raises(ArtefactError, match=r"current\.json: .*Mend: "):
+        with pytest.raises(ArtefactError, match=r"current\.json: .*Fix: "):
             action(folder)
 
 
@@ -129,7 +132,7 @@ def test_an_unsafe_version_is_not_published(
     tiny_router_dir: Path, tmp_path: Path, folder: Path, version: str
 ) -> None:
     bad = renamed(tiny_router_dir, tmp_path / "bad", version)
-    with pytest.raises(ArtefactError, match="is no version's name"):
+    with pytest.raises(ArtefactError, match="is not a version's name"):
         publish(bad, folder)
     assert not folder.exists()
 
@@ -206,7 +209,7 @@ def test_readers_never_see_a_half_state(three: list[Path], folder: Path) -> None
     def read() -> None:
         while not is_over.is_set():
             try:
-                stamp(folder)
+                etag(folder)
                 seen.add(load_artefact(resolve(folder)).version)
             except Exception as error:
                 problems.append(error)
@@ -225,3 +228,24 @@ def test_readers_never_see_a_half_state(three: list[Path], folder: Path) -> None
         reader.join()
     assert not [e for e in problems if "v3" not in str(e)]  # only v3 was ever taken away
     assert {"v1", "v2"} <= seen
+
+
+def test_two_processes_that_publish_lose_no_version(three: list[Path], folder: Path) -> None:
+    """Without a lock, both would read the same current.json and one version would be lost."""
+    publish(three[0], folder)
+    command = (
+        "import sys, pathlib; from router.versions import publish; "
+        "publish(*map(pathlib.Path, sys.argv[1:]))"
+    )
+    with FileLock(folder / LOCK):
+        waiting = [
+            subprocess.Popen([sys.executable, "-c", command, str(artefact), str(folder)])
+            for artefact in three[1:]
+        ]
+        with pytest.raises(subprocess.TimeoutExpired):
+            waiting[0].wait(2)
+        assert read_current(folder).version == "v1"
+    assert [process.wait(60) for process in waiting] == [0, 0]
+    current = read_current(folder)
+    assert {current.version, *current.previous} == {"v1", "v2", "v3"}
+    assert current.previous[0] == "v1"

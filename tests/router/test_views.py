@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router.artefact import Artefact, load_artefact
-from router.views import MAX_PIECES, MIN_WORDS, PIECE_WORDS, Reading, read, view_spans
+from router.views import MAX_PIECES, MIN_WORDS, PIECE_WORDS, TextViews, read, view_spans
 
 LINE = "tell me about eczema rash please."
 NOISE = "tell me about football weather please. " * 20
@@ -19,7 +19,7 @@ def artefact(tiny_router_dir: Path) -> Artefact:
     return load_artefact(tiny_router_dir)
 
 
-def readings(artefact: Artefact, *texts: str) -> list[Reading]:
+def readings(artefact: Artefact, *texts: str) -> list[TextViews]:
     return read(texts, artefact.encoder, artefact.ngrams, artefact.projection)
 
 

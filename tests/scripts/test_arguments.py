@@ -14,7 +14,7 @@ from scripts.arguments import _EXAMPLE, CommandParser, HelpFormatter, above_zero
 
 SCRIPTS = (
     *("prepare_medical_dataset", "train_lora_adapter", "evaluate_adapter", "merge_adapter"),
-    *("promote_adapter", "report_adapters", "make_specialists"),
+    *("promote_adapter", "report_adapters", "make_specialists", "train_router", "evaluate_router"),
 )
 
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from router.training.examples import OUT_OF_SCOPE, Example
+from router.training.examples import OUT_OF_SCOPE, LabelledText
 from scripts.evaluate_router import main
-from scripts.router_evaluation import metrics, results, speed
+from scripts.router_evaluation import metrics, robustness, speed
 from scripts.router_evaluation.perturbations import PERTURBATIONS
 from tests.router.small_questions import LABELS, small_questions
 from tests.tiny_encoder import tiny_artefact
@@ -41,7 +41,7 @@ def write(path: Path, rows: Iterable[dict[str, Any]]) -> Path:
     return path
 
 
-def entry(example: Example, number: int, split: str, source: str) -> dict[str, Any]:
+def entry(example: LabelledText, number: int, split: str, source: str) -> dict[str, Any]:
     fields = {"input": example.text, "specialty": example.specialty, "lang": example.language}
     told = {"split": split, "source": source, "kind": "question", "group": example.group}
     return {"id": f"{split}-{number}", **fields, **told}
@@ -57,7 +57,7 @@ def make_data(folder: Path, *, held_out: bool) -> Path:
         for number, example in enumerate(small_questions(seed)):
             is_scored = split in ("validation", "held_out")
             text = f"{example.text} {split}" if is_scored else example.text
-            changed = Example(text, example.specialty, example.language, "", group=text)
+            changed = LabelledText(text, example.specialty, example.language, "", group=text)
             source = "CLINC150" if example.specialty == OUT_OF_SCOPE else "MedQuAD/GARD"
             if example.language == "fr" and source != "CLINC150":
                 source = "HPO-fr (templated)" if number % 2 else "CasiMedicos (MIR exam)"
@@ -75,7 +75,7 @@ def make_written(path: Path, seed: int) -> Path:
         text = f"{example.text} {path.stem}"
         told = {"specialty": example.specialty, "lang": example.language}
         rows.append({"input": text, **told, "kind": kinds[number % 2]})
-    copy = small_questions(0)[0]  # stands in training behind other case and punctuation
+    copy = small_questions(0)[0]  # is in training with other case and punctuation
     told = {"specialty": copy.specialty, "lang": copy.language, "kind": "plain"}
     return write(path, [*rows, {"input": copy.text.upper() + "!", **told}, FOLLOW_UP])
 
@@ -108,7 +108,7 @@ def made(files: Files) -> tuple[str, str, dict[str, Any]]:
             (speed, "NUM_PAGES", 2),
             (speed, "NUM_BATCHES", 1),
             (speed, "NUM_LOADS", 1),
-            (results, "NUM_PERTURBED", 20),
+            (robustness, "NUM_PERTURBED", 20),
         ):
             patch.setattr(module, name, value)
         notes = files["out"].parent.with_name("notes.md")
@@ -116,7 +116,7 @@ def made(files: Files) -> tuple[str, str, dict[str, Any]]:
         printed = io.StringIO()
         strict = {"strict_model": files["model"], "strict_data": files["strict_data"]}
         with contextlib.redirect_stdout(printed):
-            code = main(arguments(files, **strict, notes=notes))
+            code = main([*arguments(files, **strict, notes=notes), "--html"])
     assert code == 0
     text = files["out"].read_text(encoding="utf-8")
     page = files["out"].with_suffix(".html").read_text(encoding="utf-8")

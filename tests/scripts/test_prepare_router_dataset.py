@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from scripts.prepare_router_dataset import is_terminology, main, split_entries
-from scripts.router.entry import Entry
+from scripts.router.dataset import Entry
 from tests.scripts.router.tiny_sources import make_tiny_sources, write_lines
 
 Row = dict[str, Any]

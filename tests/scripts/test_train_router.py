@@ -76,7 +76,7 @@ def test_the_same_command_gives_the_same_bytes_and_another_seed_others(
     for file in (tmp_path / "one" / "model").iterdir():
         assert file.read_bytes() == (tmp_path / "two" / "model" / file.name).read_bytes()
     one, three = (tmp_path / n / "model" / "features.npz" for n in ("one", "three"))
-    assert one.read_bytes() != three.read_bytes()  # terms stand in other questions
+    assert one.read_bytes() != three.read_bytes()  # terms are put into other questions
 
 
 def test_terms_are_put_into_questions_where_they_train(data: Path) -> None:

@@ -127,10 +127,10 @@ def damage_encoder(folder: Path) -> None:
 DAMAGES = [
     (damage_weights, r"weights.npz: its sha256"),
     (damage_current, "current.json: it cannot be read"),
-    (damage_manifest, "manifest.json: it is no JSON"),
+    (damage_manifest, "manifest.json: it is not JSON"),
     (drop_version, "KeyError('version')"),
     (remove_version, "manifest.json: it is missing"),
-    (damage_encoder, "encoder.onnx: it is no encoder"),
+    (damage_encoder, "encoder.onnx: it is not an encoder"),
 ]
 
 

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from router.training.examples import Example, Recipe, balanced, example_weights
+from router.training.examples import LabelledText, Recipe, balanced, example_weights
 
 
-def example(label: str, *, source: str = "MedQuAD", kind: str = "question") -> Example:
-    return Example("text", label, "en", source, kind=kind)
+def example(label: str, *, source: str = "MedQuAD", kind: str = "question") -> LabelledText:
+    return LabelledText("text", label, "en", source, kind=kind)
 
 
 def test_weights_have_mean_one_and_follow_source_and_kind() -> None:

@@ -11,8 +11,8 @@ from router.artefact import FEATURES, MANIFEST, WEIGHTS, ArtefactError, read_arr
 from router.classifier import Classifier
 from router.policy import Reason, decide
 from router.training.extend import MAX_LOSS, MIN_QUESTIONS, Extension, extend, read_questions
-from router.training.head import restored
-from router.training.train import save
+from router.training.feature_set import restored
+from router.training.trained import save
 from tests.router.added_questions import added_questions
 from tests.router.small_questions import LABELS, OUT_OF_SCOPE, small_questions
 
@@ -201,7 +201,7 @@ def test_a_bad_file_is_named(tmp_path: Path, name: str, content: bytes, message:
 
 
 def test_no_data_is_needed(tiny_router_dir: Path, tmp_path: Path) -> None:
-    """The artefact alone, somewhere else: nothing beside it is read."""
+    """The artefact alone, copied elsewhere: no other file is read."""
     alone = tmp_path / "alone"
     shutil.copytree(tiny_router_dir, alone)
     found = extend(alone, "dentistry", TEETH)

@@ -8,17 +8,10 @@ import pytest
 
 from router.head import softmax
 from router.training import head
+from router.training.calibration import best_threshold, fit_platt, fit_temperature
 from router.training.examples import OUT_OF_SCOPE, Recipe
-from router.training.head import (
-    FeatureSet,
-    best_threshold,
-    fit_head,
-    fit_platt,
-    fit_temperature,
-    recalls,
-    restored,
-    stored,
-)
+from router.training.feature_set import FeatureSet, restored, stored
+from router.training.head import fit_head, recalls
 
 LABELS = ("a", "b", "c", "d")
 NUM_BINS = 15

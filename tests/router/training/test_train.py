@@ -18,9 +18,10 @@ from router.artefact import (
 from router.classifier import Classifier
 from router.encoder import OnnxEncoder
 from router.policy import Reason, decide
-from router.training.examples import OUT_OF_SCOPE, Example, Recipe
-from router.training.head import restored
-from router.training.train import Trained, save, train
+from router.training.examples import OUT_OF_SCOPE, LabelledText, Recipe
+from router.training.feature_set import restored
+from router.training.train import train
+from router.training.trained import Trained, save
 from tests.router.small_questions import LABELS, small_questions
 from tests.tiny_encoder import tiny_trained
 
@@ -80,7 +81,7 @@ def test_saving_in_place_keeps_the_encoder(router_copy: Path) -> None:
 def test_the_artefact_holds_no_question_text(tiny_encoder_dir: Path, tmp_path: Path) -> None:
     """Of head and validation it holds numbers, of the encoder's examples less than that."""
     words = ("zyzzyva", "quokka", "xylophone")
-    marker = Example(" ".join(words), "neurology", "en", "written", group="quokka")
+    marker = LabelledText(" ".join(words), "neurology", "en", "written", group="quokka")
     trained = tiny_trained(
         tiny_encoder_dir,
         encoder_set=[*small_questions(0), marker, marker, marker],
@@ -163,7 +164,7 @@ def attempt(encoder_dir: Path, **changed: Any) -> Trained:
 
 def test_unknown_and_missing_labels_are_named(tiny_encoder_dir: Path) -> None:
     questions = small_questions(0)
-    astrology = Example("my stars", "astrology", "en", "x")
+    astrology = LabelledText("my stars", "astrology", "en", "x")
     for name in ("encoder", "head", "validation"):
         message = rf"{name} set: unknown label\(s\) astrology;.*cardiology.*out_of_scope"
         given = name if name == "validation" else f"{name}_set"

@@ -9,14 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scripts.router.augmentation import (
-    COURTESIES,
     NEIGHBOURS,
-    PADDING,
-    TEMPLATES,
     Rates,
     altered,
     as_question,
     padded,
+    phrases,
     with_typos,
     without_accents,
     without_punctuation,
@@ -24,6 +22,7 @@ from scripts.router.augmentation import (
 
 SEEDS = st.integers(0, 10_000)
 NEVER = Rates(courtesy=0, padding=0, no_accents=0, typos=0, no_punctuation=0)
+COURTESIES, PADDING = phrases("courtesies")["fr"], phrases("padding")["fr"]
 TEXT = "Est-ce que l'eczéma, c'est grave ?"
 
 
@@ -38,10 +37,10 @@ def test_a_question_keeps_its_term(lang: str, seed: int) -> None:
 
 
 def test_every_template_has_one_place_and_is_used() -> None:
-    for lang, templates in TEMPLATES.items():
-        assert all(template.count("{}") == 1 for template in templates)
+    for lang, questions in phrases("templates").items():
+        assert all(template.count("{}") == 1 for template in questions)
         found = {as_question("ABC", lang, random.Random(seed)) for seed in range(500)}
-        assert found == {template.format("ABC") for template in templates}
+        assert found == {template.format("ABC") for template in questions}
     assert as_question("ABC", "de", random.Random(0)) == "ABC"
 
 
@@ -80,25 +79,31 @@ def test_accents_and_punctuation_are_taken_away() -> None:
 
 @given(SEEDS)
 def test_a_letter_holds_the_question_once_and_nothing_twice(seed: int) -> None:
-    for lang in PADDING:
+    for lang in phrases("padding"):
         letter = padded(TEXT, lang, random.Random(seed))
         assert letter.count(TEXT) == 1
-        around = [s for s in PADDING[lang] if s in letter]
+        around = [s for s in phrases("padding")[lang] if s in letter]
         assert 2 <= len(around) <= 16
         assert len(letter) == len(TEXT) + sum(len(s) + 1 for s in around)
 
 
 def test_padding_has_no_sentence_twice_and_languages_share_none() -> None:
-    for sentences in PADDING.values():
+    for sentences in phrases("padding").values():
         assert len(set(sentences)) == len(sentences) >= 16
-    assert not set(PADDING["en"]) & set(PADDING["fr"])
+    assert not set(phrases("padding")["en"]) & set(phrases("padding")["fr"])
 
 
 @pytest.mark.parametrize(
     ("rates", "holds"),
     [
-        (Rates(1, 0, 0, 0, 0), lambda t: any(t == f"{a}{TEXT}{b}" for a, b in COURTESIES["fr"])),
-        (Rates(0, 1, 0, 0, 0), lambda t: TEXT in t and any(s in t for s in PADDING["fr"])),
+        (
+            Rates(1, 0, 0, 0, 0),
+            lambda t: any(t == f"{a}{TEXT}{b}" for a, b in COURTESIES),
+        ),
+        (
+            Rates(0, 1, 0, 0, 0),
+            lambda t: TEXT in t and any(s in t for s in phrases("padding")["fr"]),
+        ),
         (Rates(0, 0, 1, 0, 0), lambda t: t == "Est-ce que l'eczema, c'est grave ?"),
         (Rates(0, 0, 0, 1, 0), lambda t: t != TEXT and abs(len(t) - len(TEXT)) < 5),
         (Rates(0, 0, 0, 0, 1), lambda t: t == "Est ce que l eczéma c est grave"),

@@ -6,8 +6,8 @@ import pytest
 
 from scripts.datasets.record import DataError
 from scripts.prepare_router_dataset import parse
-from scripts.router.entry import Entry
-from scripts.router.sources import PASSAGE_CHARS, READERS, read_entries
+from scripts.router.dataset import Entry
+from scripts.router.sources import PASSAGE_CHARS, READERS, read_source_entries
 from tests.scripts.router.tiny_sources import make_tiny_sources
 
 
@@ -17,7 +17,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def entries(sources: dict[str, str], kind: str) -> list[Entry]:
-    return read_entries(parse(sources[kind]))
+    return read_source_entries(parse(sources[kind]))
 
 
 def short(found: list[Entry]) -> set[tuple[str, str, str]]:
@@ -89,7 +89,7 @@ def test_casimedicos_validates_only(sources: dict[str, str]) -> None:
         ("cardiology", "casi 8"),
     ]
     assert {e.split for e in found} == {"validation"}
-    french = read_entries(parse(sources["casimedicos"].replace("lang=en", "lang=fr")))
+    french = read_source_entries(parse(sources["casimedicos"].replace("lang=en", "lang=fr")))
     assert {e.lang for e in french} == {"fr"}
     assert [e.group for e in french] == [e.group for e in found]
     assert not {e.id for e in french} & {e.id for e in found}
@@ -136,7 +136,7 @@ def test_medquads_own_files(tmp_path: Path) -> None:
             f"</Document>",
             encoding="utf-8",
         )
-    found = read_entries(parse(f"medquad:{tmp_path}"))
+    found = read_source_entries(parse(f"medquad:{tmp_path}"))
     assert {(e.text, e.specialty, e.source) for e in found} >= {
         ("What is Eczema?", "dermatology", "MedQuAD/GARD"),
         ("What is Psoriasis?", "dermatology", "MedQuAD/GARD"),
@@ -163,7 +163,7 @@ def test_another_format_is_named(sources: dict[str, str], tmp_path: Path, kind: 
     file.write_bytes(content)
     options = sources[kind].partition(",")[1:]
     with pytest.raises(DataError, match=message) as caught:
-        read_entries(parse(f"{kind}:{file}{''.join(options)}"))
+        read_source_entries(parse(f"{kind}:{file}{''.join(options)}"))
     assert "bad.file" in str(caught.value)
 
 
@@ -175,19 +175,19 @@ def test_bytes_that_are_no_text_are_named(
     file.write_bytes(b"\xff\xfe\x00\x81")
     options = sources[kind].partition(",")[1:]
     with pytest.raises(DataError, match=r"bad\.file"):
-        read_entries(parse(f"{kind}:{file}{''.join(options)}"))
+        read_source_entries(parse(f"{kind}:{file}{''.join(options)}"))
 
 
 @pytest.mark.parametrize("kind", sorted(READERS))
 def test_a_missing_file_is_named(tmp_path: Path, kind: str) -> None:
     with pytest.raises(DataError, match="absent: no such file or folder"):
-        read_entries(parse(f"{kind}:{tmp_path / 'absent'}"))
+        read_source_entries(parse(f"{kind}:{tmp_path / 'absent'}"))
 
 
 @pytest.mark.parametrize("kind", ["hpo_fr", "hpo_diseases"])
 def test_the_tree_of_signs_is_asked_for(sources: dict[str, str], kind: str) -> None:
     with pytest.raises(DataError, match="add ,terms=hp.obo"):
-        read_entries(parse(sources[kind].partition(",")[0]))
+        read_source_entries(parse(sources[kind].partition(",")[0]))
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scripts.evaluation.bootstrap import draws, interval, mean
 from scripts.router_evaluation import metrics as metrics
 
 LABELS = ["a", "b", "c"]
@@ -19,7 +18,8 @@ def test_a_share_has_the_interval_of_resampled_questions() -> None:
     hits = np.array([True] * 30 + [False] * 10)
     found = metrics.share(hits, seed=1)
     assert (found.value, found.n) == (0.75, 40)
-    low, high = interval(mean(hits.astype(float), draws(40, 5)))
+    drawn = np.random.default_rng(5).choice(hits, size=(10_000, 40)).mean(axis=1)
+    low, high = np.percentile(drawn, [2.5, 97.5])
     assert found.low == pytest.approx(low, abs=0.026)  # one question of 40 is 0.025
     assert found.high == pytest.approx(high, abs=0.026)
 
@@ -102,12 +102,12 @@ def test_area_by_hand() -> None:
 
 
 @given(scores, scores)
-def test_area_is_scikit_learns_and_turns_around(inside: list[float], outside: list[float]) -> None:
-    from sklearn.metrics import roc_auc_score
-
+def test_area_is_the_share_of_pairs_and_turns_around(
+    inside: list[float], outside: list[float]
+) -> None:
     first, second = np.array(inside), np.array(outside)
-    truth = np.array([1] * len(first) + [0] * len(second))
-    expected = roc_auc_score(truth, np.concatenate([first, second]))
+    above = first[:, None] > second
+    expected = (above + (first[:, None] == second) / 2).mean()
     assert metrics.area(first, second) == pytest.approx(expected)
     assert metrics.area(second, first) == pytest.approx(1 - expected)
 
@@ -143,6 +143,24 @@ def test_a_quantile_of_times() -> None:
     assert found.value == 95
     assert found.low is not None
     assert 85 < found.low < 95
+
+
+def test_a_single_question_has_an_interval_without_width() -> None:
+    one, other = np.array([True]), np.array([0.5])
+    assert metrics.share(one, seed=0) == metrics.Estimate(1.0, 1.0, 1.0, 1)
+    assert metrics.share_within(one, one, seed=0) == metrics.Estimate(1.0, 1.0, 1.0, 1)
+    found = metrics.between(metrics.area, other, np.array([0.5, 0.1]), seed=0)
+    assert found == metrics.Estimate(0.75, None, None, 2)
+
+
+def test_resamples_without_a_sure_question_do_not_count() -> None:
+    within = np.array([True] + [False] * 4)  # no resample of a third of them has the first
+    found = metrics.share_within(np.ones(5, dtype=bool), within, seed=0)
+    assert found == metrics.Estimate(1.0, 1.0, 1.0, 1)
+
+
+def test_repeats_have_their_range() -> None:
+    assert metrics.repeats([3.0, 1.0, 2.0]) == metrics.Estimate(2.0, 1.0, 3.0, 3)
 
 
 def test_the_same_seed_gives_the_same_interval() -> None:

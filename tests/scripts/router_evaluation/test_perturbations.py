@@ -8,13 +8,12 @@ import pytest
 from router.text import clean
 from scripts.router import augmentation
 from scripts.router_evaluation.perturbations import (
-    NEUTRAL,
     PAGE_CHARS,
     PERTURBATIONS,
-    POLITE,
     as_cp1252,
     decomposed,
     perturbed,
+    phrases,
     polite,
     within_a_page,
 )
@@ -65,7 +64,9 @@ def _distance(first: str, second: str) -> int:
 def test_the_question_stands_whole_in_a_polite_chat(lang: str) -> None:
     found = polite(TEXT, lang, random.Random(0))
     before, after = found.split(TEXT)
-    assert (before.strip(), after.strip()) in POLITE[lang if lang in POLITE else "en"]
+    assert (before.strip(), after.strip()) in {
+        tuple(pair) for pair in phrases("polite")[lang if lang in phrases("polite") else "en"]
+    }
 
 
 @pytest.mark.parametrize("lang", ["en", "fr"])
@@ -76,7 +77,7 @@ def test_a_page_has_the_question_whole_and_about_2000_characters_around_it(lang:
         before, after = found.split(TEXT)
         assert PAGE_CHARS <= len(found) - len(TEXT) <= PAGE_CHARS + 120
         places.add(len(before))
-        for sentence in NEUTRAL[lang]:
+        for sentence in phrases("neutral")[lang]:
             before, after = before.replace(sentence, ""), after.replace(sentence, "")
         assert not (before + after).strip()
     assert len(places) > 5  # not always at the end
@@ -107,10 +108,12 @@ def test_the_same_id_and_seed_give_the_same_text(name: str) -> None:
 
 def test_what_surrounds_a_question_is_not_what_training_has() -> None:
     for lang in ("en", "fr"):
-        trained = set(augmentation.PADDING[lang])
-        courtesies = {part.strip() for pair in augmentation.COURTESIES[lang] for part in pair}
-        evaluated = {part for pair in POLITE[lang] for part in pair}
-        assert not trained & set(NEUTRAL[lang])
-        assert not courtesies & evaluated
-        assert sum(len(sentence) + 1 for sentence in NEUTRAL[lang]) >= PAGE_CHARS
-        assert len(set(NEUTRAL[lang])) == len(NEUTRAL[lang])
+        trained = set(augmentation.phrases("padding")[lang])
+        polite_in_training = {
+            part.strip() for pair in augmentation.phrases("courtesies")[lang] for part in pair
+        }
+        evaluated = {part for pair in phrases("polite")[lang] for part in pair}
+        assert not trained & set(phrases("neutral")[lang])
+        assert not polite_in_training & evaluated
+        assert sum(len(sentence) + 1 for sentence in phrases("neutral")[lang]) >= PAGE_CHARS
+        assert len(set(phrases("neutral")[lang])) == len(phrases("neutral")[lang])

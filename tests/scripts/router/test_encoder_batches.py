@@ -1,19 +1,19 @@
-"""Batches of similar length, and texts changed anew for each epoch."""
+"""Batches of similar length, and texts that change with each epoch."""
 
 import random
 from pathlib import Path
 
-from scripts.router.encoder_model import MAX_POSITIONS
-from scripts.router.encoder_trainer import (
+from scripts.router.encoder_batches import (
     BATCH_TOKENS,
     BOS,
     EOS,
     MAX_BATCH,
     PAD,
-    _bucketed,
+    bucketed,
     changed_ids,
     padded_ids,
 )
+from scripts.router.encoder_model import MAX_POSITIONS
 
 
 def test_changes_follow_the_seed(tiny_encoder_dir: Path) -> None:
@@ -36,12 +36,12 @@ def test_rows_are_padded() -> None:
 def test_batches_hold_each_text_once_within_both_limits() -> None:
     generator = random.Random(0)
     lengths = [generator.randint(2, MAX_POSITIONS) for _ in range(2000)]
-    batches = _bucketed(lengths, random.Random(1))
+    batches = bucketed(lengths, random.Random(1))
     assert sorted(i for batch in batches for i in batch) == list(range(2000))
     assert max(map(len, batches)) <= MAX_BATCH
     for batch in batches:
         longest = max(lengths[i] for i in batch)
         assert len(batch) * longest <= BATCH_TOKENS + 4 * MAX_BATCH
         assert longest - min(lengths[i] for i in batch) < MAX_POSITIONS / 4
-    assert batches == _bucketed(lengths, random.Random(1))
-    assert batches != _bucketed(lengths, random.Random(2))
+    assert batches == bucketed(lengths, random.Random(1))
+    assert batches != bucketed(lengths, random.Random(2))
