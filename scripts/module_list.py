@@ -1,0 +1,62 @@
+"""Write the list of modules in docs/architecture.md: each module's first sentence about itself.
+
+    python -m scripts.module_list
+
+The list stands between the lines `<!-- modules -->` and `<!-- /modules -->`. A test compares it
+with `module_list()`. The last line of stdout is one JSON object.
+"""
+
+import argparse
+import ast
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "architecture.md"
+PACKAGES = ("deployments", "adapters", "router", "scripts")
+BEGIN, END = "<!-- modules -->\n", "<!-- /modules -->\n"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    format_as_written = argparse.RawDescriptionHelpFormatter
+    argparse.ArgumentParser(description=__doc__, formatter_class=format_as_written).parse_args(argv)
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+    after = rest.partition(END)[2]
+    PAGE.write_text(f"{before}{BEGIN}{module_list()}{END}{after}", encoding="utf-8")
+    print(json.dumps({"out": str(PAGE)}))
+    return 0
+
+
+def module_list() -> str:
+    """Return a heading for each folder that holds modules, and a line for each module."""
+    parts = []
+    for package in PACKAGES:
+        for folder in sorted({path.parent for path in (ROOT / package).rglob("*.py")}):
+            parts.append(_folder(folder))
+    return "\n".join(parts)
+
+
+def _folder(folder: Path) -> str:
+    modules = [path for path in sorted(folder.glob("*.py")) if path.name != "__init__.py"]
+    lines = "".join(f"- `{path.name}`: {first_sentence(path)}\n" for path in modules)
+    about = first_sentence(folder / "__init__.py")
+    return f"### `{folder.relative_to(ROOT)}/`\n\n{about}\n\n{lines}"
+
+
+def first_sentence(path: Path) -> str:
+    """Return what the module's docstring says first, on one line.
+
+    Raises:
+        ValueError: the module has no docstring.
+    """
+    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+    if not text:
+        raise ValueError(f"{path.relative_to(ROOT)}: no docstring: say what the module does")
+    paragraph = " ".join(text.split("\n\n", maxsplit=1)[0].split())
+    return re.split(r"(?<=\.) (?=[A-Z`])", paragraph, maxsplit=1)[0].removesuffix(":")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
