@@ -1,4 +1,4 @@
-"""Multiply a mixed batch by its adapters, each token by its own or none: contract and torch version.
+"""Multiply a batch by its adapters, each token by its own: the contract, and torch's version.
 
 LoraPool (pool.py) makes a LoraBatch for one forward pass, or for one captured graph
 (triton_batch.py).
