@@ -6,6 +6,7 @@ asked for one by one, and an endpoint's generator turns them into events.
 """
 
 import asyncio
+import json
 import logging
 from collections import deque
 from collections.abc import AsyncGenerator, Sequence
@@ -28,7 +29,8 @@ DONE = "data: [DONE]\n\n"  # how OpenAI ends a stream
 def sse(reply: ReplyModel, event: str | None = None) -> str:
     """Return the text of one event; `event` is its name, where it has one."""
     name = f"event: {event}\n" if event else ""
-    return f"{name}data: {reply.json_text()}\n\n"
+    value = reply.model_dump(mode="json", exclude_unset=True)
+    return f"{name}data: {json.dumps(value, ensure_ascii=False)}\n\n"
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,9 @@ _EMIT_INTERVAL_S = 0.03
 _SHORT_CHARS = 1000
 # Prompt tokens that one step reads: about half a second of a CPU, some ten milliseconds of a GPU.
 _PREFILL_TOKENS = {"cpu": 256, "cuda": 4096}
+# Turns that a thread of torch's pool spins before it sleeps. libgomp's own 300,000 cost a step many
+# times its length where other processes want the cores, and gain nothing where they are free.
+_SPIN_COUNT = "2000"
 # Adapters that the operator adds or changes at the same time; others wait.
 _NUM_OPERATIONS = 4
 
@@ -230,6 +233,8 @@ def _use_cores(thread: TorchThread, num_threads: int | None) -> None:
     Args:
         num_threads: None for every core that this process may use.
     """
+    # libgomp reads it when torch is first imported.
+    os.environ.setdefault("GOMP_SPINCOUNT", _SPIN_COUNT)
     import torch
 
     def use_cores() -> None:
