@@ -17,6 +17,7 @@ from scripts.benchmarks import (
     gateway,
     hot_add,
     load,
+    serve,
     service,
     slow_clients,
     training,
@@ -30,6 +31,7 @@ _BENCHMARKS = {
     "churn": (churn, "adapters that come and go, in process"),
     "hot_add": (hot_add, "new adapter versions over HTTP, on several replicas"),
     "gateway": (gateway, "what our HTTP side adds to Ray's own chain"),
+    "serve": (serve, "the whole application over HTTP, streams of mixed adapters"),
     "clients": (slow_clients, "many streaming clients that read slowly"),
     "training": (training, "training on a quantised base, memory and speed"),
 }

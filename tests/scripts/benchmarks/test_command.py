@@ -12,7 +12,7 @@ from deployments.settings import PROJECT_ROOT
 from scripts import benchmark
 from scripts.benchmarks.command import publish, quantile, spread
 
-BENCHMARKS = "service engine load churn hot_add gateway clients training".split()
+BENCHMARKS = "service engine load churn hot_add gateway serve clients training".split()
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)

@@ -1,0 +1,138 @@
+"""Measure the whole application over HTTP: closed-loop streams of mixed adapters.
+
+    python -m scripts.benchmark serve --streams 1 16 --output_tokens 64
+    python -m scripts.benchmark serve --model llama-1b-shape --device cuda --dtype bfloat16 \\
+        --streams 64 128 --rows 128 --routers 4 --mode fast
+
+A private Ray Serve on loopback, with API keys and random adapters; each stream asks for one answer
+after the other, of exactly `--output_tokens` tokens, each from the next adapter. `--mode fast` is
+Ray's HAProxy ingress and throughput mode; it runs in a network namespace of its own, which needs
+root. Compare tokens_per_s with the engine in process (`scripts.benchmark engine`).
+"""
+
+import argparse
+import asyncio
+import itertools
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from scripts.arguments import above_zero, positive
+from scripts.benchmarks.command import add_model_arguments, publish, settings_of, spread
+from scripts.benchmarks.hot_add_operator import Operator
+from scripts.benchmarks.http_client import (
+    PreparedRequest,
+    StreamedAnswer,
+    chat_body,
+    connect,
+    read_stream,
+)
+from scripts.benchmarks.serve_process import in_private_network, serving
+from scripts.benchmarks.streams import longest_gap_s, token_times
+from scripts.environment import device_name
+
+QUESTION = (
+    "My heart sometimes races for a minute when I climb the stairs, and afterwards I feel dizzy "
+    "and a little sick; is that dangerous, and which tests should I ask my doctor for?"
+)
+_WARM_UP_S = 6.0
+_EDGE_S = 1.0  # of a run's beginning, when not all streams are there yet
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_model_arguments(parser, devices=["cpu", "cuda"])
+    add = parser.add_argument
+    add("--streams", type=positive, nargs="+", default=[1, 16], help="at once, one run for each")
+    add("--output_tokens", type=positive, default=128, help="of each answer")
+    add("--adapters", type=positive, default=8, help="that answer in turn")
+    add("--rows", type=positive, default=16, help="answers of a replica together")
+    add("--routers", type=positive, default=1, help="replicas of the router")
+    add("--replicas", type=positive, default=1, help="of the model")
+    add("--seconds", type=above_zero, default=20.0, help="of each run")
+    add("--mode", choices=["default", "fast"], default="default", help="Ray Serve's ingress")
+    add("--ready_timeout_s", type=above_zero, default=400.0, help="until Serve must be ready")
+
+
+def run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
+    if args.mode == "fast" and (status := in_private_network(arguments)) is not None:
+        return status
+    before = os.getloadavg()
+    with tempfile.TemporaryDirectory() as scratch:
+        runs = asyncio.run(_measure(args, Path(scratch)))
+    about = {
+        "settings": settings_of(args),
+        "device": device_name(args.device),
+        "load_average": {"before": before, "after": os.getloadavg()},
+    }
+    shown = [(f"{found['streams']} streams", found) for found in runs]
+    publish("serve", arguments, about | {"runs": runs}, out=args.out, lines=shown)
+    return 0
+
+
+async def _measure(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
+    from scripts.benchmarks.hot_add_service import prepare
+
+    unused = {"adds": 1, "changes": 1, "slots": args.adapters, "megabytes": None}
+    service = prepare(argparse.Namespace(**(vars(args) | unused)), folder)
+    service.application["args"]["router"] = {"replicas": args.routers}
+    names = [f"a{number}" for number in range(args.adapters)]
+    requests = [
+        chat_body(QUESTION, args.output_tokens, model=name) | {"min_tokens": args.output_tokens}
+        for name in names
+    ]
+
+    def is_ready(session: aiohttp.ClientSession, url: str) -> Any:
+        return Operator(session, url, service.user, service.admin, args.replicas).is_ready()
+
+    async with serving(
+        folder,
+        [service.application],
+        is_ready,
+        fast=args.mode == "fast",
+        ready_timeout_s=args.ready_timeout_s,
+    ) as (_, url, _):
+        prepared = [
+            PreparedRequest.post(name, f"{url}/v1/chat/completions", body, service.user)
+            for name, body in zip(names, requests, strict=True)
+        ]
+        await _closed_loop(prepared, max(args.streams), _WARM_UP_S)
+        return [
+            _figures(num, *await _closed_loop(prepared, num, args.seconds)) for num in args.streams
+        ]
+
+
+async def _closed_loop(
+    requests: Sequence[PreparedRequest], num: int, seconds: float
+) -> tuple[list[StreamedAnswer], float, float]:
+    """Return the answers of `num` streams, and from when to when all of them were asking."""
+    answers: list[StreamedAnswer] = []
+    started = time.perf_counter()
+
+    async def ask(first: int) -> None:
+        turn = itertools.cycle([*requests[first:], *requests[:first]])
+        while time.perf_counter() < started + seconds:
+            answers.append(await read_stream(session, next(turn)))
+
+    async with connect() as session:
+        await asyncio.gather(*(ask(number % len(requests)) for number in range(num)))
+    return answers, started + _EDGE_S, started + seconds
+
+
+def _figures(
+    num: int, answers: Sequence[StreamedAnswer], start: float, stop: float
+) -> dict[str, Any]:
+    tokens = [at for a in answers for at in token_times(a.pieces, a.num_tokens)]
+    counted = sum(start <= at < stop for at in tokens)
+    gaps = [longest_gap_s([[at for at, _ in a.pieces]], [(start, stop)]) for a in answers]
+    return {
+        "streams": num,
+        "tokens_per_s": round(counted / (stop - start), 1),
+        "answers": len(answers),
+        "first_token_s": spread([answer.first_token_s for answer in answers], 99, 4),
+        "longest_gap_s": spread(gaps, 99, 4),
+    }
