@@ -8,12 +8,11 @@ from collections.abc import Callable
 
 import torch
 
-from deployments.engine.attention.decode import DecodeBatch
+from deployments.engine.attention.decode import DecodeBatch, TorchDecodeAttention
 from deployments.engine.attention.kv_cache import KvCache
 from deployments.engine.attention.prefill import PrefillInputs
-from deployments.engine.attention.torch_decode import TorchDecodeAttention
 from deployments.engine.cuda_graphs import SCRATCH_POSITIONS, DecodeGraphs, PrefillGraphs
-from deployments.engine.kernels.types import Segment
+from deployments.engine.kernels.ops import Segment
 from deployments.engine.lora.pool import BASE_SLOT, LoraPool
 from deployments.engine.models.base import Model
 

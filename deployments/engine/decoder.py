@@ -9,8 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from deployments.engine.request import Request
-from deployments.engine.sequence import SchedulerOutput
+from deployments.engine.request import Request, SchedulerOutput
 
 
 @dataclass(frozen=True, slots=True)

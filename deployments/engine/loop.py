@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from deployments.engine.decoder import AsyncTokens, StepDecoder
+from deployments.engine.errors import DecoderFailed, UnknownAdapter
 from deployments.engine.output import RequestState
-from deployments.engine.request import DecoderFailed, FinishReason, UnknownAdapter
+from deployments.engine.request import FinishReason, SchedulerOutput, SequenceState
 from deployments.engine.scheduler import Scheduler
-from deployments.engine.sequence import SchedulerOutput, SequenceState
 
 logger = logging.getLogger(__name__)
 

@@ -16,22 +16,20 @@ from pathlib import Path
 import torch
 
 from deployments.engine.adapter_probe import NOISE, AdapterProbe
-from deployments.engine.attention.decode import DecodeBatch
+from deployments.engine.attention.decode import DecodeBatch, TorchDecodeAttention
 from deployments.engine.attention.kv_cache import KvCache
 from deployments.engine.attention.prefill import prefill_inputs
-from deployments.engine.attention.torch_decode import TorchDecodeAttention
 from deployments.engine.cuda_graphs import SCRATCH_POSITIONS, DecodeGraphs, PrefillGraphs, RowInputs
 from deployments.engine.decoder import DecoderInfo
-from deployments.engine.device_tokens import DeviceTokens
+from deployments.engine.errors import AdapterHasNoEffect
 from deployments.engine.kernels.backend import are_fused
 from deployments.engine.lora.packed import PackedLora
 from deployments.engine.lora.peft_reader import PeftReader
 from deployments.engine.lora.pool import BASE_SLOT, LoraPool
 from deployments.engine.model_loader import Pretrained
 from deployments.engine.models.base import Model
-from deployments.engine.request import AdapterHasNoEffect
-from deployments.engine.sampling import Sampler
-from deployments.engine.sequence import PrefillChunk, SchedulerOutput
+from deployments.engine.request import PrefillChunk, SchedulerOutput
+from deployments.engine.sampling import DeviceTokens, Sampler
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +51,7 @@ class ModelRunner:
     Args:
         base: `model` has taken its weights; tokenizer and special tokens are read from it.
         info: without adapters.
-        capacities: positions of each row (kv_cache.plan_rows).
+        capacities: positions of each row (decoder_factory.plan_rows).
         reader: reads adapter folders of this base.
         max_adapters: adapters resident at the same time; one more slot is for replacing one.
     """

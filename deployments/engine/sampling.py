@@ -5,8 +5,9 @@ seeded answer is the same in every batch and on every device.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -131,3 +132,24 @@ def uniform(seed: int, number: int) -> float:
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK_64
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK_64
     return ((z ^ (z >> 31)) >> 11) / (1 << 53)
+
+
+class DeviceTokens:
+    """Implement AsyncTokens (decoder.py) for `tokens` (B,) of `rows`; None: no tokens."""
+
+    def __init__(self, rows: tuple[int, ...], tokens: torch.Tensor | None) -> None:
+        self._rows = rows
+        self._tokens = tokens
+        self._copied: Any = None
+        if tokens is not None and tokens.is_cuda:
+            self._tokens = torch.empty_like(tokens, device="cpu", pin_memory=True)
+            self._tokens.copy_(tokens, non_blocking=True)
+            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._copied.record()
+
+    def wait(self) -> Mapping[int, int]:
+        if self._tokens is None:
+            return {}
+        if self._copied is not None:
+            self._copied.synchronize()
+        return dict(zip(self._rows, self._tokens.tolist(), strict=True))

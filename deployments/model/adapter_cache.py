@@ -11,7 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
-from deployments.engine.request import EngineError
+from deployments.engine.errors import EngineError
 from deployments.model.adapter_registry import AdapterRegistry, VersionState
 from deployments.model.decoder_tasks import TASK_TIMEOUT_S, DecoderTasks
 from deployments.model.device_slots import DeviceSlots

@@ -21,7 +21,7 @@ from typing import Any
 
 from adapters.store import AdapterStore
 from adapters.versions import AdapterVersion
-from deployments.engine.request import EngineError
+from deployments.engine.errors import EngineError
 from deployments.model.adapter_cache import AdapterCache, AdapterGone
 from deployments.model.adapter_registry import AdapterRegistry, adapter_key
 from deployments.model.decoder_tasks import DecoderTasks, RunBetweenSteps

@@ -13,7 +13,8 @@ from adapters.versions import AdapterVersion
 from deployments.channel.frames import ChannelAddress
 from deployments.channel.sender import ChannelLost, EventSender
 from deployments.engine.engine import Engine, EngineLimits
-from deployments.engine.request import EngineError, Request, TokenEvent, failed_event
+from deployments.engine.errors import EngineError
+from deployments.engine.request import Request, TokenEvent, failed_event
 from deployments.engine.thread import TorchThread
 from deployments.messages import GenerateRequest
 from deployments.model.adapter_cache import AdapterGone

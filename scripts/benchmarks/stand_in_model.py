@@ -23,7 +23,7 @@ from starlette.routing import Route
 from adapters.prompting import Message
 from deployments.app import build_application
 from deployments.engine.decoder import DecoderInfo
-from deployments.engine.sequence import SchedulerOutput
+from deployments.engine.request import SchedulerOutput
 from deployments.model.adapter_manager import AdapterManager
 from deployments.model.host_cache import HostCache
 from deployments.model.loading import LoadedModel

@@ -6,8 +6,8 @@ Everything is in tensors of fixed shape, so that a step can be captured as a CUD
 import torch
 
 from deployments.engine.attention.kv_cache import KvCache
+from deployments.engine.kernels.ops import Expansion, Rope
 from deployments.engine.kernels.triton_attention import cross_attention, decode_attention
-from deployments.engine.kernels.types import Expansion, Rope
 
 
 class TritonDecodeAttention:

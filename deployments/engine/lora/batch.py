@@ -1,16 +1,22 @@
 """Multiply a mixed batch by its adapters: each token has its own, or none.
 
 LoraPool (pool.py) makes a LoraBatch for one forward pass, or for one captured graph
-(triton_batch.py).
+(triton_batch.py). With torch, the adapters of a batch are copied side by side. A *segment* is one
+adapter's columns in these copies, as wide as its own rank. x @ A of all segments, a mask that
+leaves each token its own segment, then @ B: two matrix products, whatever the mixture. A rank-64
+adapter does not widen a rank-4 one.
 """
 
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
-from deployments.engine.kernels.elementwise import rms_norm
-from deployments.engine.kernels.types import Expansion
-from deployments.engine.lora.segments import LoraSegments
+from deployments.engine.kernels.ops import Expansion, rms_norm
+
+_KEPT_MIXTURES = 8
 
 
 class LoraBatch(Protocol):
@@ -32,8 +38,28 @@ class LoraBatch(Protocol):
         """Do `add`, or return the part that the kernel that reads y next can add itself."""
 
 
+@dataclass(frozen=True, slots=True)
+class LayerSegments:
+    """Hold one layer's segments; W is the sum of their ranks, P the number of modules in use.
+
+    a: (in, P * W); b: for each module its first and last output column and (W, columns).
+    """
+
+    a: torch.Tensor
+    b: tuple[tuple[int, int, torch.Tensor], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LoraSegments:
+    """Hold the segments of every layer for one mixture of slots."""
+
+    slots: tuple[int, ...]
+    segment_of_column: torch.Tensor  # (W,) position in `slots`
+    layers: Mapping[str, LayerSegments]
+
+
 class TorchLoraBatch:
-    """Multiply through segments (segments.py).
+    """Multiply through segments.
 
     Args:
         mask: (T, 1, W) ones in the columns of a token's segment; None if all tokens share one.
@@ -70,3 +96,29 @@ class TorchLoraBatch:
         self, layer: str, x: torch.Tensor, y: torch.Tensor, shrunk: torch.Tensor | None
     ) -> None:
         self.add(layer, x, y, shrunk)
+
+
+class SegmentCache:
+    """Keep the segments of the mixtures that were used last."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[tuple[int, ...], LoraSegments] = OrderedDict()
+
+    def find(self, active: tuple[int, ...]) -> LoraSegments | None:
+        """Return segments with the slots `active` and at most as many others, None if not kept."""
+        wanted = set(active)
+        for kept in reversed(self._kept.values()):
+            if wanted <= set(kept.slots) and len(kept.slots) <= 2 * len(active):
+                self._kept.move_to_end(kept.slots)
+                return kept
+        return None
+
+    def add(self, segments: LoraSegments) -> None:
+        self._kept[segments.slots] = segments
+        if len(self._kept) > _KEPT_MIXTURES:
+            self._kept.popitem(last=False)
+
+    def forget(self, slot: int) -> None:
+        """Drop every mixture with this slot, whose weights have changed."""
+        for mixture in [m for m in self._kept if slot in m]:
+            del self._kept[mixture]

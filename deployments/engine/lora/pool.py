@@ -9,12 +9,12 @@ from collections.abc import Sequence
 
 import torch
 
-from deployments.engine.lora.batch import LoraBatch, TorchLoraBatch
+from deployments.engine.errors import LoraPoolError
+from deployments.engine.lora.batch import LoraBatch, SegmentCache, TorchLoraBatch
 from deployments.engine.lora.layers import LoraLayer
 from deployments.engine.lora.packed import PackedLora, pack
 from deployments.engine.lora.peft_reader import AdapterWeights
 from deployments.engine.lora.stacks import LoraStacks
-from deployments.engine.request import LoraPoolError
 
 BASE_SLOT = 0
 
@@ -33,6 +33,7 @@ class LoraPool:
         if num_slots < 2:
             raise ValueError(f"num_slots is {num_slots}: at least 2, the base and one adapter")
         self._stacks = LoraStacks(layers, num_slots, dtype=dtype, device=device)
+        self._mixtures = SegmentCache()
         self._dtype, self._device = dtype, device
         self._slot_of: dict[str, int] = {}
         self._names: frozenset[str] = frozenset()
@@ -63,6 +64,7 @@ class LoraPool:
             raise LoraPoolError(f"adapter '{name}': {'; '.join(problems)}")
         slot = self._free_slot(name)
         self._stacks.write(slot, weights)
+        self._mixtures.forget(slot)
         return slot
 
     def activate(self, name: str, slot: int) -> None:
@@ -111,7 +113,10 @@ class LoraPool:
         active = tuple(sorted({slot for slot in slots if slot != BASE_SLOT}))
         if not active:
             return None
-        segments = self._stacks.segments(active)
+        segments = self._mixtures.find(active)
+        if segments is None:
+            segments = self._stacks.segments(active)
+            self._mixtures.add(segments)
         if segments.slots == active and len(active) == 1 and all(slots):
             return TorchLoraBatch(segments, None)
         position = {slot: i for i, slot in enumerate(segments.slots)}

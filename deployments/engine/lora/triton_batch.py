@@ -4,9 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from deployments.engine.kernels.elementwise import rms_norm
+from deployments.engine.kernels.ops import Expansion, rms_norm
 from deployments.engine.kernels.triton_lora import lora_expand_add, lora_shrink, norm_shrink
-from deployments.engine.kernels.types import Expansion
 from deployments.engine.lora.layers import LoraStack
 
 

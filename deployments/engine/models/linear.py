@@ -1,11 +1,12 @@
 """Fuse linear layers into one product, in the layout that the device multiplies fastest."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 
-from deployments.engine.kernels.elementwise import rms_norm
-from deployments.engine.kernels.types import Expansion
+from deployments.engine.kernels.ops import Expansion, rms_norm
 from deployments.engine.lora.batch import LoraBatch
 from deployments.engine.lora.layers import LoraLayer, LoraModule
 
@@ -137,3 +138,29 @@ def _stacked_bias(
             for bias, weight in zip(biases, weights, strict=True)
         ]
     )
+
+
+class LMHead:
+    """Map states (n, d) to logits (n, V).
+
+    The head shares the embedding's tensor when the two are equal by value, whatever the
+    configuration says about tying: transformers' flag is wrong for T5 (docs/decisions.md).
+    """
+
+    def __init__(self, head: Any, embedding: Any, embedding_weight: torch.Tensor) -> None:
+        dtype = embedding_weight.dtype
+        own: torch.Tensor = head.weight.data
+        tied = embedding.weight.data
+        is_tied = own.data_ptr() == tied.data_ptr() or torch.equal(own, tied)
+        self._weight = embedding_weight if is_tied else own.to(dtype)
+        self._bias = None if head.bias is None else head.bias.data.to(dtype)
+        self.vocab_size = len(self._weight)
+        self._packed = packed(self._weight)
+
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        if self._packed is not None:
+            logits: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
+                hidden, self._packed, self._bias, "none", [], ""
+            )
+            return logits
+        return F.linear(hidden, self._weight, self._bias)

@@ -1,6 +1,6 @@
 """The engine's errors: one tree, one code each."""
 
-from deployments.engine.request import EngineError, QueueFull, RequestRefused, error_classes
+from deployments.engine.errors import EngineError, QueueFull, RequestRefused, error_classes
 
 
 def test_every_error_has_a_code_of_its_own() -> None:

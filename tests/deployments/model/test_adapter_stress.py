@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from adapters import changes
 from adapters.catalog import Catalog
 from adapters.changes import ChangeRefused
-from deployments.engine.request import EngineError
+from deployments.engine.errors import EngineError
 from deployments.model.adapter_manager import AdapterManager
 from deployments.model.host_cache import HostCache
 from tests.adapters.live_catalogs import make_seed, store_of, write_bundle
