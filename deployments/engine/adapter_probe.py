@@ -8,8 +8,7 @@ from collections.abc import Callable
 
 import torch
 
-from deployments.engine.attention.decode import DecodeBatch, TorchDecodeAttention
-from deployments.engine.attention.kv_cache import KvCache
+from deployments.engine.attention.kv_cache import DecodeBatch, KvCache, TorchDecodeAttention
 from deployments.engine.attention.prefill import PrefillInputs
 from deployments.engine.cuda_graphs import SCRATCH_POSITIONS, DecodeGraphs, PrefillGraphs
 from deployments.engine.kernels.ops import Segment

@@ -16,8 +16,7 @@ from pathlib import Path
 import torch
 
 from deployments.engine.adapter_probe import NOISE, AdapterProbe
-from deployments.engine.attention.decode import DecodeBatch, TorchDecodeAttention
-from deployments.engine.attention.kv_cache import KvCache
+from deployments.engine.attention.kv_cache import DecodeBatch, KvCache, TorchDecodeAttention
 from deployments.engine.attention.prefill import prefill_inputs
 from deployments.engine.cuda_graphs import SCRATCH_POSITIONS, DecodeGraphs, PrefillGraphs, RowInputs
 from deployments.engine.decoder import DecoderInfo

@@ -5,6 +5,7 @@ are more threads than cores, libgomp waits in the kernel at every barrier instea
 decoding step on the CPU takes 1.6 times as long.
 """
 
+import os
 import queue
 import threading
 from collections.abc import Callable
@@ -44,3 +45,22 @@ class TorchThread:
         while (task := self._tasks.get()) is not None:
             task()
             del task  # it holds what it returned
+
+
+def use_cores_on(thread: TorchThread, num_threads: int | None) -> None:
+    """Let torch use the cores on `thread`, and open no pool of threads for any other thread.
+
+    Ray would leave it one core for each of the replica's num_cpus. A thread keeps the number that
+    torch had when it first asked for it, so the threads to come get the 1 that is set last.
+
+    Args:
+        num_threads: None for every core that this process may use.
+    """
+    import torch
+
+    def use_cores() -> None:
+        torch.set_num_threads(num_threads or len(os.sched_getaffinity(0)))
+        torch.get_num_threads()  # the thread takes the number over now
+
+    thread.submit(use_cores).result()
+    torch.set_num_threads(1)

@@ -25,9 +25,8 @@ from deployments.engine.errors import EngineError
 from deployments.model.adapter_cache import AdapterCache, AdapterGone
 from deployments.model.adapter_registry import AdapterRegistry, adapter_key
 from deployments.model.decoder_tasks import DecoderTasks, RunBetweenSteps
-from deployments.model.host_cache import HostCache
 from deployments.model.inventory import Inventory
-from deployments.model.weights_reader import AdapterDecoder, WeightsReader
+from deployments.model.weights_reader import AdapterDecoder, HostCache, WeightsReader
 
 logger = logging.getLogger(__name__)
 

@@ -9,18 +9,19 @@ from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from ray.serve import metrics
+
 from adapters.versions import AdapterVersion
 from deployments.channel.frames import ChannelAddress
 from deployments.channel.sender import ChannelLost, EventSender
 from deployments.engine.engine import Engine, EngineLimits
 from deployments.engine.errors import EngineError
 from deployments.engine.request import Request, TokenEvent, failed_event
-from deployments.engine.thread import TorchThread
+from deployments.engine.thread import TorchThread, use_cores_on
 from deployments.messages import GenerateRequest
 from deployments.model.adapter_cache import AdapterGone
 from deployments.model.adapter_follower import AdapterFollower
 from deployments.model.adapter_manager import AdapterManager
-from deployments.model.answer_metrics import AnswerMetrics
 from deployments.model.loading import LoadedModel, first_sync, load_model
 from deployments.replica import (
     live_settings,
@@ -42,6 +43,49 @@ _SHORT_CHARS = 1000
 _PREFILL_TOKENS = {"cpu": 256, "cuda": 4096}
 # Adapters that the operator adds or changes at the same time; others wait.
 _NUM_OPERATIONS = 4
+# Seconds. First token and queue: from a warm GPU to a busy CPU; per token: from 1 ms to 1 s.
+_WAIT_BOUNDARIES_S = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120]
+_TOKEN_BOUNDARIES_S = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1]
+_LABELS = ("adapter", "version")
+
+
+class AnswerMetrics:
+    """What a model replica measures of its answers, for Prometheus; never a word of a text."""
+
+    def __init__(self) -> None:
+        self.batch_rows = metrics.Gauge(
+            "polyclinic_batch_rows", description="rows being decoded together"
+        )
+        self._ttft = metrics.Histogram(
+            "polyclinic_ttft_s", "acceptance to first token", _WAIT_BOUNDARIES_S, _LABELS
+        )
+        self._tpot = metrics.Histogram(
+            "polyclinic_tpot_s", "mean time per later token", _TOKEN_BOUNDARIES_S, _LABELS
+        )
+        self._queue = metrics.Histogram(
+            "polyclinic_queue_wait_s", "acceptance to first step", _WAIT_BOUNDARIES_S, _LABELS
+        )
+        self._tokens = metrics.Counter(
+            "polyclinic_tokens_total",
+            "prompt and generated tokens",
+            ("kind", "adapter", "version"),
+        )
+
+    def record(self, call: GenerateRequest, event: TokenEvent) -> None:
+        """Record an answer by its terminal event."""
+        label = {"adapter": call.adapter or "base", "version": call.adapter_version or ""}
+        self._tokens.inc(event.num_prompt_tokens or 0, {"kind": "prompt", **label})
+        if event.num_tokens:
+            self._tokens.inc(event.num_tokens, {"kind": "generated", **label})
+        timings = event.timings
+        if timings.queue_s is not None:
+            self._queue.observe(timings.queue_s, label)
+        if timings.first_token_s is None:
+            return
+        self._ttft.observe(timings.first_token_s, label)
+        if timings.total_s is not None and event.num_tokens > 1:
+            later_s = timings.total_s - timings.first_token_s
+            self._tpot.observe(later_s / (event.num_tokens - 1), label)
 
 
 class ModelReplica:
@@ -54,7 +98,7 @@ class ModelReplica:
         self._metrics = AnswerMetrics()
         thread = TorchThread()
         if device == "cpu":
-            _use_cores(thread, settings.engine.cpu_threads)
+            use_cores_on(thread, settings.engine.cpu_threads)
         self._loaded = thread.submit(lambda: load(settings, device)).result()
         self._engine = Engine(
             self._loaded.decoder,
@@ -131,8 +175,8 @@ class ModelReplica:
         than the tokenizer takes."""
         encode = self._loaded.encode
         if sum(len(turn.content) for turn in call.turns) <= _SHORT_CHARS:
-            return encode(call.turns, call.answer_language)
-        return await asyncio.to_thread(encode, call.turns, call.answer_language)
+            return encode(call.turns, answer_language=call.answer_language)
+        return await asyncio.to_thread(encode, call.turns, answer_language=call.answer_language)
 
     async def info(self) -> dict[str, Any]:
         """Return what this replica serves, for /readyz and the operator.
@@ -220,22 +264,3 @@ def _engine_limits(settings: EngineSettings, device: str) -> EngineLimits:
         prefill_tokens=prefill_tokens,
         emit_interval_s=_EMIT_INTERVAL_S,
     )
-
-
-def _use_cores(thread: TorchThread, num_threads: int | None) -> None:
-    """Let torch use the cores on `thread`, and open no pool of threads for any other thread.
-
-    Ray would leave it one core for each of the replica's num_cpus. A thread keeps the number that
-    torch had when it first asked for it, so the threads to come get the 1 that is set last.
-
-    Args:
-        num_threads: None for every core that this process may use.
-    """
-    import torch
-
-    def use_cores() -> None:
-        torch.set_num_threads(num_threads or len(os.sched_getaffinity(0)))
-        torch.get_num_threads()  # the thread takes the number over now
-
-    thread.submit(use_cores).result()
-    torch.set_num_threads(1)

@@ -6,14 +6,8 @@ import sys
 import numpy as np
 import pytest
 
-from router.features import (
-    MAX_WORDS,
-    Vocabulary,
-    char_features,
-    vectorise,
-    word_features,
-    words_of,
-)
+from router.features import Vocabulary, char_features, vectorise, word_features
+from router.text import MAX_WORDS, words_of
 
 
 def keys(text: str) -> list[int]:

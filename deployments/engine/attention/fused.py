@@ -11,7 +11,7 @@ from deployments.engine.kernels.triton_attention import cross_attention, decode_
 
 
 class TritonDecodeAttention:
-    """Implement DecodeAttention (decode.py) with kernels that find each row through tensors.
+    """Implement DecodeAttention (kv_cache.py) with kernels that find each row through tensors.
 
     Args:
         starts: (B,) cache position where each row begins.

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from deployments.engine.lora.batch import LayerSegments, LoraSegments
-from deployments.engine.lora.layers import LoraLayer, LoraStack
+from deployments.engine.lora.layers import LayerSegments, LoraLayer, LoraSegments, LoraStack
 from deployments.engine.lora.packed import PackedLora, Shapes
 
 _RANK_BUCKET = 8
@@ -76,7 +75,7 @@ class LoraStacks:
 
     def segments(self, active: tuple[int, ...]) -> LoraSegments:
         """Copy the adapters in these slots, ascending and without slot 0, side by side."""
-        return build_segments(
+        return _build_segments(
             active,
             self._layers,
             self._stacks,
@@ -144,7 +143,7 @@ class LoraStacks:
         return LoraStack(a, b)
 
 
-def build_segments(
+def _build_segments(
     active: tuple[int, ...],
     layers: Sequence[LoraLayer],
     stacks: Mapping[str, LoraStack],

@@ -10,7 +10,7 @@ from deployments.engine.lora.layers import LoraStack
 
 
 class TritonLoraBatch:
-    """Implement LoraBatch (batch.py): each row finds its adapter through a tensor of slots.
+    """Implement LoraBatch (layers.py): each row finds its adapter through a tensor of slots.
 
     Args:
         stacks: for each layer, the first output column and the stack of each adapted module.

@@ -5,11 +5,9 @@ from typing import Any, Protocol
 
 import torch
 
-from deployments.engine.attention.decode import DecodeBatch
-from deployments.engine.attention.kv_cache import KvCache
+from deployments.engine.attention.kv_cache import DecodeBatch, KvCache
 from deployments.engine.attention.prefill import PrefillBatch
-from deployments.engine.lora.batch import LoraBatch
-from deployments.engine.lora.layers import LoraLayer
+from deployments.engine.lora.layers import LoraBatch, LoraLayer
 
 
 @dataclass(frozen=True, slots=True)

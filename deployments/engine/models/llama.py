@@ -8,11 +8,10 @@ from typing import Any
 
 import torch
 
-from deployments.engine.attention.decode import DecodeBatch
-from deployments.engine.attention.kv_cache import KvCache
+from deployments.engine.attention.kv_cache import DecodeBatch, KvCache
 from deployments.engine.attention.prefill import PrefillBatch
 from deployments.engine.kernels.ops import Rope, gated_activation, rms_norm
-from deployments.engine.lora.batch import LoraBatch
+from deployments.engine.lora.layers import LoraBatch
 from deployments.engine.models.base import KvShape, norm_weight
 from deployments.engine.models.linear import FusedLinear, LMHead
 

@@ -22,7 +22,7 @@ from deployments.engine.engine import Engine, EngineLimits
 from deployments.engine.model_loader import Pretrained
 from deployments.engine.request import Request, SamplingParams, TokenEvent
 from deployments.model.adapter_manager import AdapterManager
-from deployments.model.host_cache import HostCache
+from deployments.model.weights_reader import HostCache
 from deployments.replica import tune_interpreter
 from scripts.benchmarks.in_process.engine_runs import fast_decoder
 

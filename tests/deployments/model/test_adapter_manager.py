@@ -15,7 +15,7 @@ from adapters.store import AdapterStore
 from adapters.versions import AdapterVersion
 from deployments.model.adapter_cache import AdapterGone, AdapterUnavailable
 from deployments.model.adapter_manager import AdapterManager
-from deployments.model.host_cache import HostCache
+from deployments.model.weights_reader import HostCache
 from tests.adapters.live_catalogs import add, make_seed, store_of, write_bundle
 
 NAMES = ("a", "b", "c", "d")

@@ -25,7 +25,7 @@ from adapters.catalog import Catalog
 from adapters.changes import ChangeRefused
 from deployments.engine.errors import EngineError
 from deployments.model.adapter_manager import AdapterManager
-from deployments.model.host_cache import HostCache
+from deployments.model.weights_reader import HostCache
 from tests.adapters.live_catalogs import make_seed, store_of, write_bundle
 
 NAMES = ("a", "b", "c", "d", "e")
