@@ -1,28 +1,24 @@
-"""The adapters of one model replica: it follows the catalogue, leases versions and reports.
+"""The adapters of one model replica: it follows the catalogue and reports.
 
 The weights of a version are in one of three tiers, fastest first: a slot of the device, main memory
 (host), files that the store hands out (disk; an object store's are fetched first).
 
-An answer leases the version that it begins with. So an update, a roll-back or a removal lets it
-finish, and the old version leaves the device with its last answer. A version that left the
-catalogue a moment ago can still be leased, since a question may be on its way from the router. A
-pinned version in service is loaded by `sync` and never evicted.
+Answers lease versions (adapter_leases.py). A pinned version in service is loaded by `sync` and
+never evicted.
 """
 
-import asyncio
-import contextlib
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from concurrent.futures import Future
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from adapters.store import AdapterStore
 from adapters.versions import AdapterVersion
 from deployments.engine.errors import EngineError
-from deployments.model.adapter_cache import AdapterCache, AdapterGone
+from deployments.model.adapter_cache import AdapterCache
+from deployments.model.adapter_leases import AdapterLeases
 from deployments.model.adapter_registry import AdapterRegistry, adapter_key
 from deployments.model.decoder_tasks import DecoderTasks, RunBetweenSteps
 from deployments.model.inventory import Inventory
@@ -40,6 +36,9 @@ class AdapterManager:
         run: runs a task on the engine's thread, between two steps.
         verified: folders by digest whose checksums were compared a moment ago.
         clock: seconds, monotonic.
+
+    Attributes:
+        leases: of the versions that answer.
     """
 
     def __init__(
@@ -62,6 +61,7 @@ class AdapterManager:
         self._cache = AdapterCache(
             self._registry, self._reader, self._tasks, capacity=capacity, clock=clock
         )
+        self.leases = AdapterLeases(self._registry, self._cache, self._read_catalog)
         self._inventory = Inventory(self._registry, self._cache.slots, self._reader)
         self._changed = self._cache.changed  # guards the registry and the slots
         self._reading = threading.Lock()  # one catalogue is taken over at a time
@@ -154,51 +154,6 @@ class AdapterManager:
         with self._changed:
             states = map(self._registry.get, self._registry.wanted)
             return any(state is not None and state.error for state in states)
-
-    # --- answers ---
-
-    @contextlib.asynccontextmanager
-    async def leased(self, name: str, version: str | None) -> AsyncIterator[str]:
-        """Keep a version (None: the stable one) on the device for one answer; yields its key.
-
-        Raises:
-            AdapterGone, AdapterUnavailable
-        """
-        if self._find(name, version) is None:  # the router may have read a newer catalogue
-            with contextlib.suppress(OSError, ValueError):
-                await asyncio.to_thread(self._read_catalog)
-        lease = self.lease(name, version)
-        try:
-            key = lease.result() if lease.done() else await asyncio.wrap_future(lease)
-        except asyncio.CancelledError:
-            lease.add_done_callback(self._give_back)
-            raise
-        try:
-            yield key
-        finally:
-            self.release(key)
-
-    def lease(self, name: str, version: str | None) -> "Future[str]":
-        """Lease a version of the catalogue that was read last; as AdapterCache.acquire."""
-        key = self._find(name, version)
-        if key is not None:
-            return self._cache.acquire(key)
-        shown = name if version is None else f"{name}, version {version}"
-        gone: Future[str] = Future()
-        gone.set_exception(AdapterGone(f"adapter {shown} is not in service: ask again"))
-        return gone
-
-    def release(self, key: str) -> None:
-        """End the lease of one answer."""
-        self._cache.release(key)
-
-    def _find(self, name: str, version: str | None) -> str | None:
-        with self._changed:
-            return self._registry.find(name, version)
-
-    def _give_back(self, lease: "Future[str]") -> None:
-        if not lease.cancelled() and lease.exception() is None:
-            self.release(lease.result())
 
     # --- for the operator ---
 

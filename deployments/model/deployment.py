@@ -168,7 +168,7 @@ class ModelReplica:
             return contextlib.nullcontext()
         if self._adapters is None:
             raise AdapterGone(f"adapter '{call.adapter}' is not held: this model has no adapters")
-        return self._adapters.leased(call.adapter, call.adapter_version)
+        return self._adapters.leases.leased(call.adapter, call.adapter_version)
 
     async def _encode(self, call: GenerateRequest) -> list[int]:
         """Return prompt ids. A long text goes to a thread; for a short one that would cost more

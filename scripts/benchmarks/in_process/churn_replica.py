@@ -121,13 +121,13 @@ class ChurnReplica:
 
     @contextlib.asynccontextmanager
     async def _leased(self, name: str, version: str | None) -> AsyncIterator[tuple[str, bool]]:
-        lease = self.manager.lease(name, version)
+        lease = self.manager.leases.lease(name, version)
         was_resident = lease.done()
         key = await asyncio.wrap_future(lease)
         try:
             yield key, was_resident
         finally:
-            self.manager.release(key)
+            self.manager.leases.release(key)
 
     def add_version(self, name: str, version: str, *, weights_of: str | None = None) -> None:
         """Do what the operator's API does: store the files, try them out, list and serve them.
