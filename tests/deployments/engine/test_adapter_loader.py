@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from deployments.engine.adapter_probe import NOISE
+from deployments.engine.adapter_loader import NOISE
 from deployments.engine.decoder_factory import FastLimits, build_decoder
 from deployments.engine.errors import AdapterHasNoEffect
 from deployments.engine.model_loader import load_pretrained
