@@ -3,7 +3,7 @@
 The weights of a version are in one of three tiers, fastest first: a slot of the device, main memory
 (host), files that the store hands out (disk; an object store's are fetched first).
 
-Answers lease versions (adapter_leases.py). A pinned version in service is loaded by `sync` and
+Answers lease versions (adapter_cache.py). A pinned version in service is loaded by `sync` and
 never evicted.
 """
 
@@ -17,8 +17,7 @@ from typing import Any
 from adapters.store import AdapterStore
 from adapters.versions import AdapterVersion
 from deployments.engine.errors import EngineError
-from deployments.model.adapter_cache import AdapterCache
-from deployments.model.adapter_leases import AdapterLeases
+from deployments.model.adapter_cache import AdapterCache, AdapterLeases
 from deployments.model.adapter_registry import AdapterRegistry, adapter_key
 from deployments.model.decoder_tasks import DecoderTasks, RunBetweenSteps
 from deployments.model.inventory import Inventory
@@ -61,7 +60,7 @@ class AdapterManager:
         self._cache = AdapterCache(
             self._registry, self._reader, self._tasks, capacity=capacity, clock=clock
         )
-        self.leases = AdapterLeases(self._registry, self._cache, self._read_catalog)
+        self.leases = AdapterLeases(self._cache, self._read_catalog)
         self._inventory = Inventory(self._registry, self._cache.slots, self._reader)
         self._changed = self._cache.changed  # guards the registry and the slots
         self._reading = threading.Lock()  # one catalogue is taken over at a time
@@ -91,7 +90,7 @@ class AdapterManager:
                 if self._is_due(key, fresh):
                     self._load_in_sync(key)
             if not self._has_failed():
-                self._cache.last_error = None
+                self._cache.loads.last_error = None
             self._synced_etag = etag
             return self.report()
 
@@ -105,7 +104,7 @@ class AdapterManager:
 
     def is_behind(self) -> bool:
         """Whether the catalogue changed or something failed; raises StorageError."""
-        failed = self._catalog_error or self._cache.last_error or self._has_failed()
+        failed = self._catalog_error or self._cache.loads.last_error or self._has_failed()
         return bool(failed) or self._store.etag() != self._synced_etag
 
     def prefetch(self) -> None:
@@ -173,11 +172,11 @@ class AdapterManager:
                 "adapters": self._inventory.in_service(),
                 "leaving": self._inventory.leaving(),
                 "skipped": dict(self._registry.skipped),
-                "last_error": self._catalog_error or self._cache.last_error,
+                "last_error": self._catalog_error or self._cache.loads.last_error,
                 "error": self._catalog_error,
             }
 
     def measure(self) -> tuple[dict[str, int], list[tuple[str, float]]]:
         """Return versions in service by tier, and (adapter, seconds) of each load since then."""
         with self._changed:
-            return self._inventory.count_by_tier(), self._cache.take_loads()
+            return self._inventory.count_by_tier(), self._cache.loads.take_finished()

@@ -19,9 +19,9 @@ from deployments.engine.errors import EngineError
 from deployments.engine.request import Request, TokenEvent, failed_event
 from deployments.engine.thread import TorchThread, use_cores_on
 from deployments.messages import GenerateRequest
-from deployments.model.adapter_cache import AdapterGone
 from deployments.model.adapter_follower import AdapterFollower
 from deployments.model.adapter_manager import AdapterManager
+from deployments.model.adapter_registry import AdapterGone
 from deployments.model.loading import LoadedModel, first_sync, load_model
 from deployments.replica import (
     live_settings,

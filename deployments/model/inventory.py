@@ -3,8 +3,7 @@
 from collections import Counter
 from typing import Any
 
-from deployments.model.adapter_cache import DeviceSlots
-from deployments.model.adapter_registry import AdapterRegistry
+from deployments.model.adapter_registry import AdapterRegistry, DeviceSlots
 from deployments.model.weights_reader import WeightsReader
 
 

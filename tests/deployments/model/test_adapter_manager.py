@@ -13,8 +13,8 @@ import pytest
 from adapters import changes
 from adapters.store import AdapterStore
 from adapters.versions import AdapterVersion
-from deployments.model.adapter_cache import AdapterGone, AdapterUnavailable
 from deployments.model.adapter_manager import AdapterManager
+from deployments.model.adapter_registry import AdapterGone, AdapterUnavailable
 from deployments.model.weights_reader import HostCache
 from tests.adapters.live_catalogs import add, make_seed, store_of, write_bundle
 
@@ -289,7 +289,7 @@ def test_when_every_place_is_in_use_the_next_one_waits_for_one(clinic: Clinic) -
 
 
 def test_waiting_for_a_place_has_an_end(clinic: Clinic, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deployments.model.adapter_cache.ROOM_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("deployments.model.adapter_loads.ROOM_TIMEOUT_S", 0.1)
     clinic.manager.sync()
     for name in ("a", "b", "c"):
         clinic.lease(name, None)

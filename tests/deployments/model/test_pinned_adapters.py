@@ -10,7 +10,7 @@ from random import Random
 import pytest
 
 from adapters import changes
-from deployments.model.adapter_cache import AdapterUnavailable
+from deployments.model.adapter_registry import AdapterUnavailable
 from tests.adapters.live_catalogs import add
 from tests.deployments.model.test_adapter_manager import Clinic, tiers
 
