@@ -132,9 +132,7 @@ def codes_of_a_question() -> set[str]:
                 and isinstance(item.value.value, str)
             }
     checks = (ROOT / "deployments/api/request_body.py").read_text(encoding="utf-8")
-    found |= set(re.findall(r'ApiError\(\s*400,\s*"(\w+)"', checks))
-    found -= {"too_many", "invalid_value"}  # POST /route, and sampling that the page does not set
-    found -= {"invalid_json", "invalid_body"}  # the page sends an object
+    found |= set(re.findall(r'code="(\w+)"', checks)) - {"too_many"}  # POST /route
     found -= {"engine_error", "refused"}  # the tree's abstract classes
     # Raised where an adapter is loaded or a decoder is built, so before there is a question:
     found -= {"adapter_not_supported", "adapter_has_no_effect", "adapter_bank_refused"}

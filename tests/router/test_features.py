@@ -38,7 +38,7 @@ def test_golden_keys() -> None:
 
 def test_the_keys_do_not_depend_on_the_process() -> None:
     code = (
-        "from router.features import *;"
+        "from router.features import *;from router.text import words_of;"
         "print([k for k, *_ in word_features(words_of('itchy red rash'))])"
     )
     outputs = {
