@@ -5,7 +5,6 @@ import hmac
 import itertools
 import logging
 import secrets
-from collections.abc import AsyncIterator
 from dataclasses import replace
 
 from deployments.channel.frames import (
@@ -40,17 +39,16 @@ class ReceivedStream:
         self._failure: BaseException | None = None
         self.has_ended = False
 
-    def __aiter__(self) -> AsyncIterator[TokenEvent]:
-        return self._read()
+    async def get(self) -> TokenEvent:
+        """Wait for and return all that came since the last call, as one event.
 
-    async def _read(self) -> AsyncIterator[TokenEvent]:
-        while True:
-            event = await self._events.get()
-            if self._failure is not None:
-                raise self._failure
-            yield replace(event, request_id=self._request_id)
-            if event.finish_reason is not None:
-                return
+        Raises:
+            BaseException: what `fail` was called with.
+        """
+        event = await self._events.get()
+        if self._failure is not None:
+            raise self._failure
+        return replace(event, request_id=self._request_id)
 
     def put(self, event: TokenEvent) -> None:
         """Add an event. What comes after the last event of an answer is dropped."""

@@ -78,18 +78,11 @@ async def answer_events(
     for may_retry in (True, False):
         response, is_finished = start(call), False
         try:
-            async for event in response:
+            while not is_finished:
+                event = await _next_event(response, call)
                 is_finished = event.finish_reason is not None
-                if has_begun or not (may_retry and _is_lost(event)):
-                    has_begun = True
-                    saw(event)
-                    yield event
-        except RequestCancelledError:
-            raise
-        except (RayActorError, RayServeException) as error:
-            is_finished = True
-            event = failed_event(call.request_id, _info_of(error))
-            if has_begun or not (may_retry and _is_lost(event)):
+                if may_retry and not has_begun and _is_lost(event):
+                    break
                 has_begun = True
                 saw(event)
                 yield event
@@ -99,6 +92,15 @@ async def answer_events(
         if has_begun:
             return
         logger.warning("request %s: its replica was lost; asking another", call.request_id)
+
+
+async def _next_event(response: EventResponse, call: GenerateRequest) -> TokenEvent:
+    try:
+        return await response.get()
+    except RequestCancelledError:
+        raise
+    except (RayActorError, RayServeException) as error:
+        return failed_event(call.request_id, _info_of(error))
 
 
 def _is_lost(event: TokenEvent) -> bool:

@@ -1,7 +1,7 @@
 """What a call to the model deployment returns: the events of one answer, and a way to cancel it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Protocol
 
 from ray.serve.handle import DeploymentResponse
@@ -17,19 +17,21 @@ ON_THE_WAY_S = 5.0
 class EventResponse(Protocol):
     """The events of one answer."""
 
-    def __aiter__(self) -> AsyncIterator[TokenEvent]: ...
+    async def get(self) -> TokenEvent:
+        """Return the next event. Not called again after one with a finish reason."""
 
     def cancel(self) -> None: ...
 
 
 class OneEvent:
-    """A plain response as a stream of one event."""
+    """A whole answer: the Serve call returns its one event."""
 
     def __init__(self, response: DeploymentResponse) -> None:
         self._response = response
 
-    async def __aiter__(self) -> AsyncIterator[TokenEvent]:
-        yield await self._response
+    async def get(self) -> TokenEvent:
+        event: TokenEvent = await self._response
+        return event
 
     def cancel(self) -> None:
         self._response.cancel()
@@ -57,15 +59,16 @@ class ChannelResponse:
         self._response: DeploymentResponse | None = None
         self._watching: asyncio.Task[None] | None = None
 
-    async def __aiter__(self) -> AsyncIterator[TokenEvent]:
-        address = await self._receiver.address()
-        self._response = self._send(self._stream.stream_id, address)
-        # Not cancelled when the answer has ended: the Serve call ends by itself then.
-        self._watching = asyncio.create_task(self._watch(self._response))
-        async for event in self._stream:
-            if event.finish_reason is not None:
-                self._stream.close()
-            yield event
+    async def get(self) -> TokenEvent:
+        if self._response is None:
+            address = await self._receiver.address()
+            self._response = self._send(self._stream.stream_id, address)
+            # Not cancelled when the answer has ended: the Serve call ends by itself then.
+            self._watching = asyncio.create_task(self._watch(self._response))
+        event = await self._stream.get()
+        if event.finish_reason is not None:
+            self._stream.close()
+        return event
 
     def cancel(self) -> None:
         self._stream.close()

@@ -1,4 +1,7 @@
-"""Follows the adapters' catalogue on a thread, for a replica that no broadcast reached."""
+"""Follows the adapters' catalogue on a thread, and measures the adapters' tiers and loads.
+
+The thread is for a replica that no broadcast reached.
+"""
 
 import logging
 import threading

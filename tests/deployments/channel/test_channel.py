@@ -42,8 +42,11 @@ async def sender() -> AsyncIterator[EventSender]:
 
 
 async def read(stream: ReceivedStream) -> list[TokenEvent]:
+    found: list[TokenEvent] = []
     async with asyncio.timeout(10):
-        return [found async for found in stream]
+        while not found or found[-1].finish_reason is None:
+            found.append(await stream.get())
+    return found
 
 
 async def raw(address: ChannelAddress, *data: bytes) -> asyncio.StreamReader:

@@ -1,7 +1,7 @@
 """A lost replica: tried again once while nothing was said, an error afterwards; cancellation."""
 
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import httpx
@@ -49,7 +49,7 @@ class Replicas:
     """What each attempt yields; an exception among them is raised."""
 
     def __init__(self, *attempts: Sequence[TokenEvent | Exception]) -> None:
-        self._attempts = list(attempts)
+        self._attempts = [iter(attempt) for attempt in attempts]
         self.num_calls = 0
         self.num_cancelled = 0
 
@@ -58,11 +58,11 @@ class Replicas:
         self.num_calls += 1
         return self
 
-    async def __aiter__(self) -> AsyncIterator[TokenEvent]:
-        for item in self._attempts[self.num_calls - 1]:
-            if isinstance(item, Exception):
-                raise item
-            yield item
+    async def get(self) -> TokenEvent:
+        item = next(self._attempts[self.num_calls - 1])
+        if isinstance(item, Exception):
+            raise item
+        return item
 
     def cancel(self) -> None:
         self.num_cancelled += 1
