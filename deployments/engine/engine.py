@@ -15,7 +15,7 @@ from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from typing import TypeVar
 
-from deployments.engine.decoder import DecoderInfo, GroupDecoder, StepDecoder
+from deployments.engine.decoder import DecoderInfo, EngineLoop, GroupDecoder, StepDecoder
 from deployments.engine.errors import (
     EmptyPrompt,
     EngineStopped,
@@ -25,7 +25,7 @@ from deployments.engine.errors import (
     UnknownAdapter,
 )
 from deployments.engine.group_loop import GroupLoop
-from deployments.engine.loop import EngineLoop, StepLoop, traceback_without_message
+from deployments.engine.loop import StepLoop, traceback_without_message
 from deployments.engine.output import RequestState
 from deployments.engine.request import FinishReason, Request, TokenEvent
 from deployments.engine.thread import TorchThread

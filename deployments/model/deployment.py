@@ -3,15 +3,12 @@
 import asyncio
 import contextlib
 import logging
-import os
 import time
 from collections.abc import AsyncGenerator, Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from ray.serve import metrics
 
-from adapters.versions import AdapterVersion
 from deployments.channel.frames import ChannelAddress
 from deployments.channel.sender import ChannelLost, EventSender
 from deployments.engine.engine import Engine, EngineLimits
@@ -23,9 +20,9 @@ from deployments.model.adapter_follower import AdapterFollower
 from deployments.model.adapter_manager import AdapterManager
 from deployments.model.adapter_registry import AdapterGone
 from deployments.model.loading import LoadedModel, first_sync, load_model
+from deployments.model.operator_calls import OperatorCalls, operation_threads
 from deployments.replica import (
     live_settings,
-    replica_id,
     tune_interpreter,
     use_serve_handlers,
 )
@@ -41,8 +38,6 @@ _EMIT_INTERVAL_S = 0.03
 _SHORT_CHARS = 1000
 # Prompt tokens that one step reads: about half a second of a CPU, some ten milliseconds of a GPU.
 _PREFILL_TOKENS = {"cpu": 256, "cuda": 4096}
-# Adapters that the operator adds or changes at the same time; others wait.
-_NUM_OPERATIONS = 4
 # Seconds. First token and queue: from a warm GPU to a busy CPU; per token: from 1 ms to 1 s.
 _WAIT_BOUNDARIES_S = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120]
 _TOKEN_BOUNDARIES_S = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1]
@@ -88,7 +83,7 @@ class AnswerMetrics:
             self._tpot.observe(later_s / (event.num_tokens - 1), label)
 
 
-class ModelReplica:
+class ModelReplica(OperatorCalls):
     """One replica. It holds the catalogue's adapters, and each request names the one it is for."""
 
     def __init__(self, settings: Settings, device: str, load: LoadModel = load_model) -> None:
@@ -107,8 +102,7 @@ class ModelReplica:
             thread=thread,
         )
         self._engine.start()
-        # Not the threads that tokenise: an operator's source may be slow.
-        self._operations = ThreadPoolExecutor(_NUM_OPERATIONS, thread_name_prefix="adapter-change")
+        self._operations = operation_threads()
         self._follower: AdapterFollower | None = None
         self._adapters: AdapterManager | None = None
         if self._loaded.make_manager is not None:
@@ -177,63 +171,6 @@ class ModelReplica:
         if sum(len(turn.content) for turn in call.turns) <= _SHORT_CHARS:
             return encode(call.turns, answer_language=call.answer_language)
         return await asyncio.to_thread(encode, call.turns, answer_language=call.answer_language)
-
-    async def info(self) -> dict[str, Any]:
-        """Return what this replica serves, for /readyz and the operator.
-
-        Raises:
-            EngineStopped: it cannot serve any more.
-        """
-        self._engine.check()
-        decoder = self._engine.info
-        return {
-            "replica": replica_id(),
-            "base_model": self._loaded.base_model,
-            "decoder": decoder.name,
-            "decoder_reason": decoder.reason,
-            "device": decoder.device,
-            "dtype": decoder.dtype,
-            "visible_gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
-            **self._adapter_info(),
-            "rows_running": self._engine.num_running,
-            "requests_waiting": self._engine.num_waiting,
-        }
-
-    def _adapter_info(self) -> dict[str, Any]:
-        if self._adapters is None:
-            return {"adapters": [], "adapters_skipped": {}}
-        report = self._adapters.report()
-        return {
-            "adapters": report["adapters"],
-            "adapters_skipped": report["skipped"],
-            "adapters_leaving": report["leaving"],
-            "adapters_revision": report["revision"],
-            "adapters_error": report["last_error"],
-        }
-
-    async def adapter_report(self) -> dict[str, Any]:
-        """Return AdapterManager.report() with `replica`. It has no effect."""
-        report: dict[str, Any] = {"revision": None, "adapters": [], "leaving": [], "error": None}
-        if self._adapters is not None:
-            report = self._adapters.report()
-        return {"replica": replica_id(), **report}
-
-    async def sync_adapters(self) -> dict[str, Any]:
-        """Follow the live catalogue now; returns `adapter_report()`."""
-        if self._adapters is not None:
-            await self._operate(self._adapters.try_sync)
-        return await self.adapter_report()
-
-    async def try_adapter(self, name: str, version: AdapterVersion) -> list[str]:
-        """Return what keeps a version that is not listed yet from being served on this base."""
-        manager = self._adapters
-        if manager is None:
-            return ["this model takes no adapters"]
-        problems: list[str] = await self._operate(lambda: manager.dry_run(name, version))
-        return problems
-
-    async def _operate(self, operation: Callable[[], Any]) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._operations, operation)
 
     def check_health(self) -> None:
         self._engine.check()

@@ -1,7 +1,7 @@
 """Define what every base model provides to the fast decoder, and the output layer they share."""
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
@@ -45,9 +45,3 @@ class Model(Protocol):
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return the logits (n, V) of states (n, d)."""
-
-
-def norm_weight(norm: Any, dtype: torch.dtype) -> torch.Tensor:
-    """Return the weight (d,) of an RMS norm."""
-    weight: torch.Tensor = norm.weight.data.to(dtype)
-    return weight

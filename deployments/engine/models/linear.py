@@ -1,13 +1,13 @@
 """Fuse linear layers into one product, in the layout that the device multiplies fastest."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from deployments.engine.kernels.ops import Expansion, rms_norm
-from deployments.engine.lora.layers import LoraBatch, LoraLayer, LoraModule
+from deployments.engine.lora.layers import LoraBatch, LoraLayer
+from deployments.engine.models.weights import lora_modules, packed, stacked_bias, take_weight
 
 # Measured with float32 and 576 columns (docs/engine.md): 1.05 ms against 0.62 at 16 rows and 3,072
 # outputs; no gain at 960 outputs, slower from 64 rows on.
@@ -29,12 +29,12 @@ class FusedLinear:
     """
 
     def __init__(self, name: str, layers: dict[str, torch.nn.Linear], dtype: torch.dtype) -> None:
-        weights = [_take(layer).to(dtype) for layer in layers.values()]
+        weights = [take_weight(layer).to(dtype) for layer in layers.values()]
         biases = [layer.bias for layer in layers.values()]
         self.name = name
         self.out_features = sum(len(weight) for weight in weights)
-        self.lora_layer = LoraLayer(name, weights[0].shape[1], _modules(list(layers), weights))
-        self._bias = _stacked_bias(biases, weights, dtype)
+        self.lora_layer = LoraLayer(name, weights[0].shape[1], lora_modules(list(layers), weights))
+        self._bias = stacked_bias(biases, weights, dtype)
         weight = torch.cat(weights)
         self._packed = packed(weight) if dtype == torch.bfloat16 else None
         self._is_wide = weight.device.type == "cpu" and len(weight) >= _WIDE
@@ -95,48 +95,6 @@ class FusedLinear:
         if self._is_wide and len(x) in _FEW_ROWS:
             return torch.mm(self._weight.t(), x.t()).t()
         return torch.mm(x, self._weight)
-
-
-def packed(weight: torch.Tensor) -> torch.Tensor | None:
-    """Return oneDNN's blocks of a weight (out, in).
-
-    Returns None if it is not on a CPU, or the CPU lacks the instructions for bfloat16 blocks.
-    """
-    if weight.device.type != "cpu":
-        return None
-    ops = torch.ops.mkldnn
-    if weight.dtype == torch.bfloat16 and not ops._is_mkldnn_bf16_supported():
-        return None
-    blocks: torch.Tensor = ops._reorder_linear_weight(weight)
-    return blocks
-
-
-def _take(layer: torch.nn.Linear) -> torch.Tensor:
-    weight = layer.weight.data
-    layer.weight.data = torch.empty(0, dtype=weight.dtype, device=weight.device)
-    return weight
-
-
-def _modules(paths: Sequence[str], weights: Sequence[torch.Tensor]) -> tuple[LoraModule, ...]:
-    modules, start = [], 0
-    for path, weight in zip(paths, weights, strict=True):
-        modules.append(LoraModule(path, start, start + len(weight)))
-        start += len(weight)
-    return tuple(modules)
-
-
-def _stacked_bias(
-    biases: Sequence[torch.Tensor | None], weights: Sequence[torch.Tensor], dtype: torch.dtype
-) -> torch.Tensor | None:
-    """Return the biases (out,), zeros for a layer without one. Returns None if no layer has one."""
-    if all(bias is None for bias in biases):
-        return None
-    return torch.cat(
-        [
-            weight.new_zeros(len(weight)) if bias is None else bias.data.to(dtype)
-            for bias, weight in zip(biases, weights, strict=True)
-        ]
-    )
 
 
 class LMHead:
