@@ -16,9 +16,9 @@ from deployments.engine.attention.prefill import PrefillInputs
 from deployments.engine.cuda_graphs import SCRATCH_POSITIONS, DecodeGraphs, PrefillGraphs
 from deployments.engine.errors import AdapterHasNoEffect
 from deployments.engine.kernels.ops import Segment
-from deployments.engine.lora.packed import PackedLora
 from deployments.engine.lora.peft_reader import PeftReader
 from deployments.engine.lora.pool import BASE_SLOT, LoraPool
+from deployments.engine.lora.stacks import PackedLora
 from deployments.engine.models.base import Model
 
 logger = logging.getLogger(__name__)

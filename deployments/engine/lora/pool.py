@@ -18,9 +18,8 @@ import torch
 from deployments.engine.errors import LoraPoolError
 from deployments.engine.kernels.ops import rms_norm
 from deployments.engine.lora.layers import LoraBatch, LoraLayer, LoraSegments
-from deployments.engine.lora.packed import PackedLora, pack
 from deployments.engine.lora.peft_reader import AdapterWeights
-from deployments.engine.lora.stacks import LoraStacks
+from deployments.engine.lora.stacks import LoraStacks, PackedLora, pack
 
 BASE_SLOT = 0
 _KEPT_MIXTURES = 8
