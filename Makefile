@@ -30,4 +30,4 @@ test-long:
 
 check:
 	@python=$(call install,dev) && "$$python" -m ruff format --check . && "$$python" -m ruff check . \
-	  && "$$python" -m mypy && "$$python" -m pytest -q -m "not e2e and not base_model and not slow and not long"
+	  && "$$python" -m mypy && "$$python" -m pytest -q -n logical --dist loadfile -m "not e2e and not base_model and not slow and not long"

@@ -80,6 +80,7 @@ def test_one_command_adds_and_one_takes_back(
     assert "there is no version before" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_two_specialties_one_after_the_other(
     clinic: Clinic, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -107,6 +108,7 @@ def stolen() -> list[str]:
     return [f"{frame} {a} {b}" for frame in frames for a in words for b in words if a != b]
 
 
+@pytest.mark.slow
 def test_a_loss_is_not_published_unless_allowed(
     clinic: Clinic, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -186,6 +188,7 @@ def test_a_damaged_artefact_is_refused(clinic: Clinic, capsys: pytest.CaptureFix
     assert not clinic.out.exists()
 
 
+@pytest.mark.slow
 def test_an_artefact_cannot_be_its_own_folder_of_versions(
     clinic: Clinic, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -95,6 +95,7 @@ def test_the_artefact_holds_none_of_the_words(extended: Path) -> None:
         assert {array.dtype.kind for array in arrays.values()} <= set("fiub")
 
 
+@pytest.mark.slow
 def test_in_two_steps(extended: Path, tmp_path: Path) -> None:
     """What was added first may get more questions, and a second label may follow."""
     again = extend(extended, "dentistry", TEETH[1::2])
@@ -200,6 +201,7 @@ def test_a_bad_file_is_named(tmp_path: Path, name: str, content: bytes, message:
         read_questions(tmp_path / name)
 
 
+@pytest.mark.slow
 def test_no_data_is_needed(tiny_router_dir: Path, tmp_path: Path) -> None:
     """The artefact alone, copied elsewhere: no other file is read."""
     alone = tmp_path / "alone"
