@@ -1,10 +1,14 @@
 """Where a new adapter comes from: a folder, the Hugging Face hub, or any URL that fsspec can read.
 
 Two files are copied, within a size and a time; nothing else of the source is read. The copy is
-ours, so a source that changes later changes nothing.
+ours, so a source that changes later changes nothing. Of a local folder, only regular files are read
+and links of a hub cache.
 """
 
+import contextlib
+import os
 import re
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +18,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from adapters.source_folder import SourceError, file_times, open_file
 from adapters.storage.protocol import StorageError
 from adapters.validation import BUNDLE_FILES, CONFIG_FILE, MAX_BYTES, MAX_CONFIG_BYTES
 
@@ -22,6 +25,8 @@ SCHEMES = ("file", "hf", "s3", "gs", "abfs", "https", "http")
 _CHUNK = 2**20
 _HUB_NAME = r"[A-Za-z0-9][\w.-]{0,95}"
 _HUB_ID = re.compile(rf"(?P<repo>{_HUB_NAME}/{_HUB_NAME})(?:@(?P<revision>[\w./-]{{1,200}}))?")
+
+_COPY = "copy the folder with `cp -rL`, and name the copy"
 
 OpenUrl = Callable[[str], Any]
 """Returns a context manager that gives a file, opened for reading bytes."""
@@ -165,3 +170,55 @@ def _chunks(opened: Any, name: str, max_bytes: int, deadline: float) -> Iterator
 
 def _named(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error)[:300]}"
+
+
+class SourceError(ValueError):
+    """The source cannot be read as it was named; nothing of it was kept."""
+
+
+def open_file(folder: Path, name: str) -> Any:
+    """Open a regular file of a folder that is not a link, for reading bytes.
+
+    A file may be a link into `blobs/` of the Hugging Face cache that the folder is a snapshot of.
+
+    Raises:
+        SourceError: it is missing, another link, or not a regular file.
+    """
+    if folder.is_symlink():
+        raise SourceError(f"source {folder}: is a symbolic link: name the folder itself")
+    file = _blob_of(folder / name) or folder / name
+    try:
+        # Opened once and looked at through that; a pipe without a writer does not block.
+        descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        hint = ""
+        if (folder / "adapter_model.bin").is_file():
+            hint = "; it holds adapter_model.bin: `python -m scripts.convert_adapter` first"
+        raise SourceError(f"source {folder}: {name} is missing{hint}") from None
+    except OSError as error:
+        kind = f"is a symbolic link: {_COPY}" if file.is_symlink() else error.strerror
+        raise SourceError(f"source {folder}: {name} {kind}") from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise SourceError(f"source {folder}: {name} is not a regular file")
+    return open(descriptor, "rb")
+
+
+def _blob_of(file: Path) -> Path | None:
+    """Return the file behind a link from `<cache>/snapshots/<revision>/` into `<cache>/blobs/`."""
+    snapshots = file.parent.parent
+    if not file.is_symlink() or snapshots.name != "snapshots":
+        return None
+    target = file.resolve()
+    blobs = snapshots.parent.resolve() / "blobs"  # not resolved: it may not be a link itself
+    return target if target.parent == blobs else None
+
+
+def file_times(folder: Path) -> list[tuple[int, int, int]]:
+    """Return what changes when a file of the folder does."""
+    found = []
+    for name in BUNDLE_FILES:
+        with contextlib.suppress(OSError):  # opening it says why
+            stats = os.stat(folder / name)
+            found.append((stats.st_ino, stats.st_size, stats.st_mtime_ns))
+    return found

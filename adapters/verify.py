@@ -6,8 +6,7 @@ import sys
 from pathlib import Path
 
 from adapters.ingest import IngestRefused, VersionRequest, inspected
-from adapters.source_folder import SourceError
-from adapters.sources import SourceLimits
+from adapters.sources import SourceError, SourceLimits
 from adapters.storage.protocol import StorageError
 from adapters.validation import CONFIG_FILE
 

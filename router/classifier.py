@@ -1,27 +1,32 @@
 """Classify questions: calibrated probabilities of the specialties, scope, language and evidence.
 
 Hashed n-grams (features.py) and a sentence encoder (encoder.py) read each text, a long one also in
-pieces (views.py); one linear head (head.py) takes the output of both. The artefact that holds them
-is a folder (artefact.py).
+pieces; one linear head takes the output of both (head.py). It is linear in the pooled vector and in
+the n-gram logits, and both are sums over tokens or features, so each word's share of a logit is
+exact: the evidence. The artefact that holds all this is a folder (artefact.py). Shapes: T tokens, W
+words of a view.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from router import language
 from router.artefact import Artefact, load_artefact
-from router.evidence import evidence_of
-from router.features import Word, words_of
-from router.head import Floats, sigmoid
+from router.features import Floats, NgramModel
+from router.head import Projection, TextViews, View, read, sigmoid
 from router.policy import Classification, Scores, Thresholds
-from router.text import clean
-from router.views import TextViews, View, read
+from router.text import Word, clean, detect_language, words_of
 
 DECAY = 0.5  # weight of a user turn relative to the next newer one
 LANGUAGE_CHARS = 1000  # enough to tell a language
+NUM_EVIDENCE = 3
+MAX_PHRASE_WORDS = 4
+MAX_EVIDENCE_CHARS = 120  # of one phrase: a "word" may be a page of base64
+EVIDENCE_FLOOR = 0.2  # of the strongest word's share; weaker words are not evidence
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +159,7 @@ class Classifier:
         def p_french() -> float:
             return float(sigmoid(np.asarray(french())))
 
-        return language.detect(words, text, p_french, self._artefact.function_words)
+        return detect_language(words, text, p_french, self._artefact.function_words)
 
     def _evidence(self, turn: _Turn) -> tuple[str, ...]:
         """Return what raised the top specialty most above the mean of all, in the strongest view.
@@ -168,3 +173,58 @@ class Classifier:
         direction = specialty[:, int(np.argmax(turn.logits))] - specialty.mean(axis=1)
         projection, ngrams = self._artefact.projection, self._artefact.ngrams
         return evidence_of(view, direction, projection, ngrams, self._carries_signal)
+
+
+def evidence_of(
+    view: View,
+    direction: Floats,
+    projection: Projection,
+    ngrams: NgramModel,
+    carries_signal: Callable[[Word], bool],
+) -> tuple[str, ...]:
+    """Return the phrases whose words add most along `direction`, strongest first.
+
+    Args:
+        direction: (D + S0 + 1,) in the space of the head's features.
+        carries_signal: False for a word that is never evidence.
+    """
+    num_components = projection.components.shape[1]
+    by_token = view.encoded.weights * (
+        (view.encoded.states - projection.mean)
+        @ (projection.components @ direction[:num_components])
+    )
+    ngram_direction = direction[num_components:-1] * projection.ngram_scale
+    by_word = ngrams.by_word(view.ngrams.vector, ngram_direction, len(view.words))
+    by_word += _of_words(by_token, view.encoded.spans, view.words)
+    for position, word in enumerate(view.words):
+        if not carries_signal(word):
+            by_word[position] = 0.0
+    return _phrases(view.text, view.words, by_word)
+
+
+def _of_words(
+    by_token: npt.NDArray[Any], spans: npt.NDArray[np.int64], words: Sequence[Word]
+) -> npt.NDArray[np.float64]:
+    """Sum the shares of tokens (T,) over the words that they begin in, (W,)."""
+    starts = np.array([word.start for word in words])
+    middle = (spans[:, 0] + spans[:, 1]) / 2  # a token may begin with the blank before its word
+    owners = np.searchsorted(starts, middle, side="right") - 1
+    is_text = (spans[:, 1] > spans[:, 0]) & (owners >= 0)
+    found = np.bincount(owners[is_text], by_token[is_text], minlength=len(words))
+    return found.astype(np.float64)
+
+
+def _phrases(text: str, words: Sequence[Word], of_word: npt.NDArray[Any]) -> tuple[str, ...]:
+    """Return runs of neighbouring words above the floor, strongest first, each phrase once."""
+    floor = EVIDENCE_FLOOR * float(of_word.max(initial=0.0))
+    runs: list[list[int]] = []
+    for position in range(len(words)):
+        if of_word[position] <= floor:
+            continue
+        if runs and runs[-1][-1] == position - 1 and len(runs[-1]) < MAX_PHRASE_WORDS:
+            runs[-1].append(position)
+        else:
+            runs.append([position])
+    runs.sort(key=lambda run: -float(of_word[run].sum()))
+    phrases = [text[words[run[0]].start : words[run[-1]].end] for run in runs]
+    return tuple(dict.fromkeys(p[:MAX_EVIDENCE_CHARS] for p in phrases))[:NUM_EVIDENCE]

@@ -6,8 +6,6 @@ that "ECZEMA", "eczéma" and "eczema" are equal. A feature's key is the CRC-32 o
 the same in all runs, machines and Python versions. Shapes: F features.
 """
 
-import re
-import unicodedata
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,46 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from router.text import Word
+
 Keys = npt.NDArray[np.uint32]
 Floats = npt.NDArray[np.float32]
 
-MAX_WORDS = 2000  # of one text; more add no signal and would cost time
 MAX_WORD_CHARS = 40  # longer "words" are cut (base64, repeated letters)
 CHAR_NGRAMS = (3, 4, 5)
-# A run of letters and digits; accents may be characters of their own (decomposed Unicode).
-_RUN = r"[^\W_]+(?:[\u0300-\u036f]+[^\W_]*)*"
-_WORD = re.compile(rf"{_RUN}(?:['\u2019]{_RUN})*")
-
-
-@dataclass(frozen=True, slots=True)
-class Word:
-    """A word of a text: its normal form, and its characters `start` to `end` in the original."""
-
-    normal: str
-    start: int
-    end: int
-
-
-def words_of(text: str) -> list[Word]:
-    """Return the first MAX_WORDS words of `text`; an apostrophe splits off French articles."""
-    found = []
-    for match in _WORD.finditer(text):
-        start = match.start()
-        for part in re.split("(['\u2019])", match.group()):
-            if part not in ("'", "\u2019") and part:
-                found.append(Word(normalise(part), start, start + len(part)))
-            start += len(part)
-        if len(found) >= MAX_WORDS:
-            return found[:MAX_WORDS]
-    return found
-
-
-def normalise(word: str) -> str:
-    """Fold case, unify compatible characters and remove accents: "Œdème" -> "œdeme"."""
-    if word.isascii():  # the same result, four times as fast
-        return word.lower()
-    decomposed = unicodedata.normalize("NFKD", word.casefold())
-    return "".join(c for c in decomposed if not unicodedata.combining(c))
 
 
 def word_features(words: list[Word]) -> Iterator[tuple[int, int, Sequence[int]]]:

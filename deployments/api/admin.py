@@ -14,8 +14,7 @@ from starlette.responses import Response
 from adapters.catalog import CatalogError
 from adapters.changes import ChangeRefused
 from adapters.ingest import IngestRefused, VersionRequest
-from adapters.source_folder import SourceError
-from adapters.sources import check_source
+from adapters.sources import SourceError, check_source
 from adapters.storage.protocol import StorageError
 from adapters.store import DamagedAdapter, RevisionMoved
 from deployments.adapter_admin import AdapterAdmin, NobodyToAsk, NotFit, Outcome

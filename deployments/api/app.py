@@ -21,15 +21,8 @@ from deployments.adapter_admin import AdapterAdmin
 from deployments.api.admin import admin_endpoints
 from deployments.api.ask import AskEndpoint
 from deployments.api.auth import AuthMiddleware, KeySource
-from deployments.api.checks import check_count, check_known, check_text
-from deployments.api.errors import (
-    ApiError,
-    Endpoint,
-    catch_unexpected,
-    error_response,
-    on_http_error,
-)
-from deployments.api.middleware import RequestIds, ResponseHeaders
+from deployments.api.errors import ApiError, Endpoint, error_response, on_http_error
+from deployments.api.middleware import RequestIds, RequestLimits, ResponseHeaders, catch_unexpected
 from deployments.api.openai import OpenAIEndpoints
 from deployments.api.openapi import openapi_document
 from deployments.api.operations import ADMIN_OPERATIONS, OPERATIONS
@@ -38,8 +31,7 @@ from deployments.api.protocol.admin import HealthReply, OperatorReply, ReadyRepl
 from deployments.api.protocol.ask import RouteRequest, RoutesReply
 from deployments.api.protocol.base import RouteReply, json_response, route_fields
 from deployments.api.protocol.openai_replies import ModelsReply
-from deployments.api.request_body import read_request
-from deployments.api.request_limits import RequestLimits
+from deployments.api.request_body import check_count, check_known, check_text, read_request
 from deployments.messages import Backend, Outcome
 from deployments.settings import AccessLimits, Settings
 
@@ -70,7 +62,7 @@ def behind_front_door(
             allow_headers=("*",),  # clients add their own, and no header carries rights by itself
             expose_headers=_EXPOSED,
         )
-    limited = RequestLimits(guarded, lambda: live().body_timeout_s)
+    limited = RequestLimits(guarded, live)
     return ResponseHeaders(limited, proxy_adds_id=proxy_adds_id)
 
 

@@ -17,13 +17,18 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from adapters.prompting import Message
-from deployments.api.checks import check_known, check_text, max_tokens_of, timeout_of
 from deployments.api.errors import ApiError, internal_error, invalid, log_unexpected
 from deployments.api.generation import Completed, Generation
 from deployments.api.middleware import request_id_of, session_id_of
 from deployments.api.protocol import ask as bodies
 from deployments.api.protocol.base import ending_fields, json_response, rounded, route_fields
-from deployments.api.request_body import read_request
+from deployments.api.request_body import (
+    check_known,
+    check_text,
+    max_tokens_of,
+    read_request,
+    timeout_of,
+)
 from deployments.api.streaming import AnswerStream, EventStream, charge, sse
 from deployments.engine.request import SamplingParams
 from deployments.messages import Backend, GenerateRequest, ServedModels

@@ -14,11 +14,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from deployments.api.api_keys import KeyTable
 from deployments.api.errors import ApiError
 from deployments.api.middleware import PAGE_PATHS, STATIC, is_under, local_path, refuse
-from deployments.api.rate_limits import Caller, Excess, Limits, UsageTable
+from deployments.api.rate_limits import Caller, Limits, UsageTable, overloaded, too_many
 from deployments.settings import AccessLimits, AuthSettings
 
 _CHALLENGE = {"www-authenticate": 'Bearer realm="polyclinic"'}
-_OVERLOADED_RETRY_S = 1
 _CREATE = "(python -m deployments.keys create --kind admin)"
 _NO_KEY = (
     "no API key: send 'Authorization: Bearer KEY' (or 'x-api-key: KEY'); the operator makes one "
@@ -101,12 +100,12 @@ class AuthMiddleware:
         """Count the request, pass it on, and stop counting it however it ends."""
         live = self._live()
         if self.num_running >= live.max_concurrent:
-            await refuse(_overloaded(live.max_concurrent), scope, receive, send)
+            await refuse(overloaded(live.max_concurrent), scope, receive, send)
             return
         excess = caller.usage.admit(caller.limits) if caller else None
         if caller and excess:
             headers = caller.usage.headers(caller.limits)
-            await refuse(_too_many(excess), scope, receive, send, headers)
+            await refuse(too_many(excess), scope, receive, send, headers)
             return
         self.num_running += 1
         try:
@@ -182,29 +181,3 @@ def _presented_key(headers: Headers) -> str | None:
 
 def _unauthorized(code: str, message: str, param: str | None = None) -> ApiError:
     return ApiError(401, code, message, param=param, headers=_CHALLENGE)
-
-
-def _overloaded(limit: int) -> ApiError:
-    return ApiError(
-        503,
-        "overloaded",
-        f"{limit} requests are in progress at this router replica, its limit: try again shortly",
-        detail={"limit": limit},
-        headers={"retry-after": str(_OVERLOADED_RETRY_S)},
-    )
-
-
-def _too_many(excess: Excess) -> ApiError:
-    what = {
-        "max_concurrent": "requests at the same time",
-        "requests_per_minute": "requests a minute",
-        "tokens_per_minute": "tokens a minute",
-    }[excess.limit]
-    return ApiError(
-        429,
-        "rate_limit_exceeded",
-        f"this key's limit is {excess.allowed} {what} ({excess.limit}, per router replica): "
-        f"try again in {excess.retry_after_s} s",
-        detail={"limit": excess.allowed, "limited_by": excess.limit},
-        headers={"retry-after": str(excess.retry_after_s)},
-    )

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
-# Code of an ErrorInfo -> status. The engine's (deployments/engine/request.py draws their tree):
+# Code of an ErrorInfo -> status. The engine's (deployments/engine/errors.py draws their tree):
 STATUS = {
     "refused": 400,
     "empty_prompt": 400,
@@ -119,24 +119,6 @@ def on_http_error(paths: list[str]) -> Callable[[Request, HTTPException], Respon
         return error_response(ApiError(error.status_code, "http_error", str(error.detail)))
 
     return handle
-
-
-def catch_unexpected(endpoint: Endpoint) -> Endpoint:
-    """Wrap an endpoint: an unexpected failure is a 500, logged without the exception's text.
-
-    The text of an exception may quote a question, so the log gets its type and its place.
-    """
-
-    async def call(request: Request) -> Response:
-        try:
-            return await endpoint(request)
-        except (ApiError, HTTPException):
-            raise
-        except Exception as error:
-            log_unexpected(error, request.url.path)
-            return error_response(internal_error())
-
-    return call
 
 
 def log_unexpected(error: Exception, where: str) -> None:

@@ -7,14 +7,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from adapters.prompting import Message
-from deployments.api.checks import (
-    check_characters,
-    check_known,
-    check_length,
-    check_text,
-    has_latin_letter,
-    sampling_of,
-)
 from deployments.api.errors import invalid
 from deployments.api.generation import Generation
 from deployments.api.middleware import request_id_of, session_id_of
@@ -22,9 +14,18 @@ from deployments.api.openai_answer import OpenAIAnswer
 from deployments.api.protocol.ask import StreamErrorEvent
 from deployments.api.protocol.base import json_response
 from deployments.api.protocol.openai import ChatRequest, CompletionRequest, OpenAIRequest
-from deployments.api.request_body import read_request
+from deployments.api.request_body import (
+    check_characters,
+    check_known,
+    check_length,
+    check_text,
+    has_latin_letter,
+    max_tokens_of,
+    read_request,
+)
 from deployments.api.streaming import DONE, AnswerStream, EventStream, charge, sse
-from deployments.messages import Backend, GenerateRequest
+from deployments.engine.request import SamplingParams
+from deployments.messages import Backend, GenerateRequest, ServedModels
 from router.policy import Route
 
 
@@ -158,3 +159,34 @@ def _chat_turns(asked: ChatRequest, max_chars: int) -> tuple[Message, ...]:
     for i, text in to_check:
         check_text(f"messages.{i}.content", text, max_chars=max_chars)
     return tuple(turns)
+
+
+def sampling_of(asked: OpenAIRequest, clinic: ServedModels) -> SamplingParams:
+    """Return how tokens are picked: greedily unless a temperature above 0 is given.
+
+    Raises:
+        ApiError: 400 naming the field and the limit.
+    """
+    param, value = asked.num_tokens_asked
+    max_tokens = max_tokens_of(param, value, clinic)
+    min_tokens = asked.min_tokens or 0
+    if min_tokens > max_tokens:
+        raise invalid(
+            "min_tokens",
+            f"{min_tokens} is above the longest answer of {max_tokens} tokens: lower it, or raise "
+            f"{param}",
+            limit=max_tokens,
+        )
+    stop = asked.stop_strings
+    if "" in stop:
+        raise invalid("stop", "holds an empty string")
+    return SamplingParams(
+        max_tokens=max_tokens,
+        temperature=asked.temperature or 0.0,
+        top_p=asked.top_p or 1.0,
+        seed=asked.seed,
+        stop=stop,
+        top_k=asked.top_k or 0,
+        repetition_penalty=asked.repetition_penalty or 1.0,
+        min_tokens=min_tokens,
+    )

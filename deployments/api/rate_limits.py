@@ -13,8 +13,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from deployments.api.api_keys import KeyKind, KeyRecord
+from deployments.api.errors import ApiError
 
 CONCURRENT_RETRY_S = 1  # when another request of the key ends is not known
+_OVERLOADED_RETRY_S = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,3 +163,31 @@ class UsageTable:
         """Drop the usage of keys that are no longer valid."""
         kept = frozenset(key_ids)
         self._usages = {key: usage for key, usage in self._usages.items() if key in kept}
+
+
+def overloaded(limit: int) -> ApiError:
+    """Return the refusal of a request when `limit` are in progress at this replica."""
+    return ApiError(
+        503,
+        "overloaded",
+        f"{limit} requests are in progress at this router replica, its limit: try again shortly",
+        detail={"limit": limit},
+        headers={"retry-after": str(_OVERLOADED_RETRY_S)},
+    )
+
+
+def too_many(excess: Excess) -> ApiError:
+    """Return the refusal of a request of a key that exceeds its limit."""
+    what = {
+        "max_concurrent": "requests at the same time",
+        "requests_per_minute": "requests a minute",
+        "tokens_per_minute": "tokens a minute",
+    }[excess.limit]
+    return ApiError(
+        429,
+        "rate_limit_exceeded",
+        f"this key's limit is {excess.allowed} {what} ({excess.limit}, per router replica): "
+        f"try again in {excess.retry_after_s} s",
+        detail={"limit": excess.allowed, "limited_by": excess.limit},
+        headers={"retry-after": str(excess.retry_after_s)},
+    )

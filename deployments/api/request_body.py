@@ -1,18 +1,28 @@
-"""The body of a request -> its model, or an ApiError that names every bad field."""
+"""Read a request: its body as a model, and its values checked; else an ApiError.
+
+The router reads French and English. A text without a single Latin letter would be classified from
+nothing, so it is refused; emoji inside a sentence are fine.
+"""
 
 import json
+import re
+import unicodedata
+from collections.abc import Collection
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
-from pydantic_core import ErrorDetails
 from starlette.requests import Request
 
-from deployments.api.errors import ApiError
+from deployments.api.errors import ApiError, invalid
 from deployments.api.protocol.base import RequestModel
-from deployments.api.protocol.neutral import UNSUPPORTED
+from deployments.api.request_errors import as_api_error, json_type, shown
+from deployments.messages import ServedModels
 from deployments.strict_model import nearest
 
 RequestT = TypeVar("RequestT", bound=RequestModel)
+
+# Control characters (Cc) but tab and line breaks, and halves of surrogate pairs (Cs).
+_NOT_ALLOWED = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 async def read_request(
@@ -94,7 +104,7 @@ def _no_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         keys = [key for key, _ in pairs]
         repeated = sorted({key for key in keys if keys.count(key) > 1})
         raise ApiError(
-            400, "invalid_json", f"the body repeats the key(s) {', '.join(map(_shown, repeated))}"
+            400, "invalid_json", f"the body repeats the key(s) {', '.join(map(shown, repeated))}"
         )
     return result
 
@@ -109,60 +119,116 @@ def parse_request(model: type[RequestT], value: Any) -> RequestT:
         raise ApiError(
             400,
             "invalid_body",
-            f"the body is a JSON {_json_type(value)}: send an object with the field(s) "
+            f"the body is a JSON {json_type(value)}: send an object with the field(s) "
             f"{', '.join(model.supported())}",
         )
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        raise _as_api_error(error.errors(include_url=False), model) from None
+        raise as_api_error(error.errors(include_url=False), model) from None
 
 
-def _as_api_error(errors: list[ErrorDetails], model: type[RequestModel]) -> ApiError:
-    """A field that we do not support is named alone: without it, the rest may be right."""
-    first = next((item for item in errors if item["type"] == UNSUPPORTED), None)
-    if first is not None:
-        path = _path(first["loc"])
-        message = f"{path}: {first['msg']} (got {_shown(first['input'])}): leave it out"
-        detail = {"allowed": model.supported()} if len(first["loc"]) == 1 else {}
-        return ApiError(400, UNSUPPORTED, message, param=path, detail=detail)
-    is_unknown = errors[0]["type"] == "extra_forbidden"
-    return ApiError(
-        400,
-        "unknown_field" if is_unknown else "invalid_value",
-        "; ".join(dict.fromkeys(_problem(item, model) for item in errors)),
-        param=_path(errors[0]["loc"]) or None,
+def check_text(param: str, text: str, *, max_chars: int) -> None:
+    """Refuse an empty, overlong or unreadable text.
+
+    Args:
+        param: the field's name, for the message.
+        max_chars: characters (code points) allowed.
+
+    Raises:
+        ApiError: 400 naming the field, what was found, and what is allowed.
+    """
+    if not text.strip():
+        raise invalid(param, "empty; write a question in words", code="empty_text")
+    check_length(param, len(text), max_chars=max_chars)
+    check_characters(param, text)
+    if has_latin_letter(text):
+        return
+    letters = [character for character in text if character.isalpha()]
+    found = _script(letters[0]) if letters else "no letters at all"
+    raise invalid(
+        param,
+        f"no letter of the Latin alphabet (found {found}); this clinic reads questions in English "
+        "and French",
+        code="unsupported_script",
+        allowed=["en", "fr"],
     )
 
 
-def _problem(item: ErrorDetails, model: type[RequestModel]) -> str:
-    path = _path(item["loc"]) or "body"
-    if item["type"] == "extra_forbidden":
-        is_ours = len(item["loc"]) == 1
-        hint = f"; {nearest(str(item['loc'][0]), model.supported())}" if is_ours else ""
-        return f"{_shown(path)}: unknown field{hint}"
-    if item["type"] == "missing":
-        return f"{path}: required, and missing"
-    return f"{path}: {item['msg']} (got {_shown(item['input'])})"
+def check_length(param: str, num_chars: int, *, max_chars: int) -> None:
+    """Raise ApiError (400) with both numbers when a text is too long."""
+    if num_chars > max_chars:
+        message = f"{num_chars} characters; at most {max_chars} are accepted: shorten it"
+        raise invalid(param, message, code="text_too_long", limit=max_chars)
 
 
-def _path(loc: tuple[int | str, ...]) -> str:
-    """("messages", 0, "content", "list[TextPart]") -> "messages.0.content": no type names."""
-    return ".".join(
-        str(p)
-        for p in loc
-        if isinstance(p, int) or (p.islower() and p.isidentifier() and p != "str")
-    )
+def check_characters(param: str, text: str) -> None:
+    """Raise ApiError (400) at the first control character or lone surrogate."""
+    found = _NOT_ALLOWED.search(text)
+    if found:
+        raise invalid(
+            param,
+            f"character U+{ord(found.group()):04X} at position {found.start()} is not allowed; "
+            "allowed are printable characters, tab and line breaks",
+            code="invalid_character",
+        )
 
 
-def _shown(value: Any) -> str:
-    """A value as a client may see it again: at most 60 characters, ASCII."""
-    if isinstance(value, dict | list):
-        return f"a JSON {_json_type(value)}"
-    text = ascii(value)
-    return text if len(text) <= 60 else f"{text[:57]}... ({len(str(value))} characters)"
+def check_count(param: str, count: int, limit: int) -> None:
+    """Raise ApiError (400) with both numbers when there are too many."""
+    if count > limit:
+        message = f"{count} given; at most {limit} in one request"
+        raise invalid(param, message, code="too_many", limit=limit)
 
 
-def _json_type(value: Any) -> str:
-    names = {dict: "object", list: "array", str: "string", bool: "boolean", type(None): "null"}
-    return names.get(type(value), "number")
+def check_known(param: str, value: str, choices: Collection[str]) -> None:
+    """Raise ApiError (404) with the nearest and all the known names."""
+    if value not in choices:
+        shown = ascii(value[:60])
+        hint = nearest(value[:60], choices).replace("valid keys", "known")
+        raise ApiError(
+            404,
+            f"{param}_not_found",
+            f"{param}: {shown} is not known; {hint}",
+            param=param,
+            detail={"allowed": sorted(choices)},
+        )
+
+
+def has_latin_letter(text: str) -> bool:
+    return any(c.isalpha() and (c.isascii() or _script(c) == "LATIN") for c in text)
+
+
+def _script(character: str) -> str:
+    """Return the first word of the character's Unicode name, such as LATIN, ARABIC, CJK."""
+    return unicodedata.name(character, "UNKNOWN").split(" ")[0]
+
+
+def max_tokens_of(param: str, value: int | None, clinic: ServedModels) -> int:
+    """Return the longest answer in tokens.
+
+    Raises:
+        ApiError: 400; `value` is above the server's limit.
+    """
+    if value is None:
+        return clinic.default_output_tokens
+    if value > clinic.max_output_tokens:
+        raise _above(param, value, clinic.max_output_tokens)
+    return value
+
+
+def timeout_of(value: float | None, max_timeout_s: float) -> float:
+    """Return the seconds that an answer may take.
+
+    Raises:
+        ApiError: 400; `value` is above the server's limit.
+    """
+    if value is None:
+        return max_timeout_s
+    if value > max_timeout_s:
+        raise _above("timeout_s", value, max_timeout_s)
+    return value
+
+
+def _above(param: str, value: float, limit: float) -> ApiError:
+    return invalid(param, f"{value} is above this server's limit of {limit:g}", limit=limit)

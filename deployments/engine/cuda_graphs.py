@@ -13,10 +13,9 @@ from typing import Any
 
 import torch
 
-from deployments.engine.attention.decode import DecodeBatch
-from deployments.engine.attention.kv_cache import KvCache
+from deployments.engine.attention.kv_cache import DecodeBatch, KvCache
 from deployments.engine.attention.prefill import PrefillBatch, PrefillInputs
-from deployments.engine.kernels.types import BLOCK_M, prompt_blocks
+from deployments.engine.kernels.ops import BLOCK_M, prompt_blocks
 from deployments.engine.lora.pool import LoraPool
 from deployments.engine.models.base import Model
 

@@ -1,4 +1,4 @@
-"""Define what the engine asks of a decoder: two contracts, one for each way of generating.
+"""Define what the engine asks of a decoder and of its loop, for each of two ways of generating.
 
 Step contract (continuous batching; model_runner.py): rows join and leave between any two steps,
 each with its own adapter. Group contract (peft_decoder.py): one adapter is set, a group runs to its
@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from deployments.engine.request import Request
-from deployments.engine.sequence import SchedulerOutput
+from deployments.engine.output import RequestState
+from deployments.engine.request import Request, SchedulerOutput
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,3 +102,23 @@ class GroupDecoder(Protocol):
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return the text of token ids, without special tokens."""
+
+
+class EngineLoop(Protocol):
+    """Take requests in, and run one step or one group at a time."""
+
+    num_failures_in_a_row: int
+    waiting: Sequence[RequestState]
+    running: Sequence[RequestState]
+
+    @property
+    def has_work(self) -> bool: ...
+
+    def drop_cancelled(self) -> None:
+        """Give back the rows of requests that were cancelled."""
+
+    def step(self, arrivals: Sequence[RequestState]) -> None:
+        """Take the arrivals in, and run one step or one group.
+
+        If the decoder raises, what it was running ends with an error; the others are served.
+        """

@@ -1,4 +1,4 @@
-"""Choose the decoder for a base model and its adapters, and say why.
+"""Choose the decoder for a base model and its adapters, say why, and plan its rows.
 
 Whatever the fast decoder cannot express goes to the reference decoder, with the reason: never a
 wrong answer.
@@ -8,24 +8,31 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
-from deployments.engine.attention.kv_cache import plan_rows
 from deployments.engine.decoder import DecoderInfo
+from deployments.engine.errors import FastDecoderImpossible
+from deployments.engine.kernels.ops import ACTIVATIONS
 from deployments.engine.lora.peft_reader import PeftReader
 from deployments.engine.model_loader import Pretrained
 from deployments.engine.model_runner import ModelRunner
 from deployments.engine.models.base import Model
-from deployments.engine.models.llama import LlamaModel, unsupported_by_llama
+from deployments.engine.models.llama import LlamaModel
 from deployments.engine.models.t5 import T5Model, unsupported_by_t5
 from deployments.engine.peft_decoder import PeftDecoder
-from deployments.engine.request import FastDecoderImpossible
 
 logger = logging.getLogger(__name__)
 
 Choice = Literal["auto", "fast", "reference"]
+
+_ALIGNMENT = 16  # capacities are multiples of it
+_LONG_ROWS = 8  # when the budget is short, one row in _LONG_ROWS has full length
+_SHORTEST = 8  # a short row holds at least 1/_SHORTEST of a long one
+
+_LLAMA_MODELS = ("LlamaForCausalLM", "Qwen2ForCausalLM")
+_LLAMA_ROPE_TYPES = ("default", "linear", "llama3")  # their frequencies do not depend on the length
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,3 +148,52 @@ def _capacities(model: Model, limits: FastLimits, num_positions: int) -> tuple[i
     elif budget is None:
         budget = limits.max_rows * (num_positions + 16) * size
     return plan_rows(limits.max_rows, num_positions, size, budget)
+
+
+def plan_rows(
+    max_rows: int, num_positions: int, bytes_per_position: int, budget_bytes: int
+) -> tuple[int, ...]:
+    """Return the capacities of the rows, short ones first, that fit in the budget.
+
+    Args:
+        num_positions: prompt and answer at their longest.
+        bytes_per_position: keys and values of all layers.
+
+    Raises:
+        ValueError: not even one full row fits.
+    """
+    full = -(-num_positions // _ALIGNMENT) * _ALIGNMENT
+    affordable = budget_bytes // bytes_per_position
+    if affordable < full:
+        raise ValueError(
+            f"{budget_bytes / 2**20:.0f} MiB of key/value memory hold {affordable} positions; one "
+            f"answer may need {full}: raise engine.kv_memory_mib to at least "
+            f"{-(-full * bytes_per_position // 2**20)}, or lower engine.max_input_tokens"
+        )
+    for num_rows in range(max_rows, 1, -1):
+        if num_rows * full <= affordable:
+            return (full,) * num_rows
+        num_long = max(1, num_rows // _LONG_ROWS)
+        num_short = num_rows - num_long
+        rest = (affordable - num_long * full) // num_short
+        short = min(full, rest // _ALIGNMENT * _ALIGNMENT)
+        if short * _SHORTEST >= full:
+            return (short,) * num_short + (full,) * num_long
+    return (full,)
+
+
+def unsupported_by_llama(model: Any) -> str | None:
+    """Return why this model cannot run here. Returns None if it can."""
+    config = model.config
+    if type(model).__name__ not in _LLAMA_MODELS:
+        return f"{type(model).__name__} is none of {', '.join(_LLAMA_MODELS)}"
+    rope_type = config.rope_parameters.get("rope_type", "default")
+    if rope_type not in _LLAMA_ROPE_TYPES:
+        return f"rope_type is {rope_type!r}; only {', '.join(_LLAMA_ROPE_TYPES)} are fast"
+    if config.hidden_act not in ACTIVATIONS:
+        return f"hidden_act is {config.hidden_act!r}; only {', '.join(ACTIVATIONS)} are fast"
+    if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
+        return "some layers have sliding-window attention"
+    if getattr(model.model.layers[0].mlp.down_proj, "weight", None) is None:
+        return "its layers are not plain linear layers"
+    return None

@@ -15,21 +15,19 @@ from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from typing import TypeVar
 
-from deployments.engine.decoder import DecoderInfo, GroupDecoder, StepDecoder
-from deployments.engine.group_loop import GroupLoop
-from deployments.engine.loop import EngineLoop, StepLoop, traceback_without_message
-from deployments.engine.output import RequestState
-from deployments.engine.request import (
+from deployments.engine.decoder import DecoderInfo, EngineLoop, GroupDecoder, StepDecoder
+from deployments.engine.errors import (
     EmptyPrompt,
     EngineStopped,
-    FinishReason,
     OutputTooLong,
     PromptTooLong,
     QueueFull,
-    Request,
-    TokenEvent,
     UnknownAdapter,
 )
+from deployments.engine.group_loop import GroupLoop
+from deployments.engine.loop import StepLoop, traceback_without_message
+from deployments.engine.output import RequestState
+from deployments.engine.request import FinishReason, Request, TokenEvent
 from deployments.engine.thread import TorchThread
 
 logger = logging.getLogger(__name__)

@@ -8,35 +8,14 @@ import logging
 import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 from deployments.engine.decoder import AsyncTokens, StepDecoder
+from deployments.engine.errors import DecoderFailed, UnknownAdapter
 from deployments.engine.output import RequestState
-from deployments.engine.request import DecoderFailed, FinishReason, UnknownAdapter
+from deployments.engine.request import FinishReason, SchedulerOutput, SequenceState
 from deployments.engine.scheduler import Scheduler
-from deployments.engine.sequence import SchedulerOutput, SequenceState
 
 logger = logging.getLogger(__name__)
-
-
-class EngineLoop(Protocol):
-    """Take requests in, and run one step or one group at a time."""
-
-    num_failures_in_a_row: int
-    waiting: Sequence[RequestState]
-    running: Sequence[RequestState]
-
-    @property
-    def has_work(self) -> bool: ...
-
-    def drop_cancelled(self) -> None:
-        """Give back the rows of requests that were cancelled."""
-
-    def step(self, arrivals: Sequence[RequestState]) -> None:
-        """Take the arrivals in, and run one step or one group.
-
-        If the decoder raises, what it was running ends with an error; the others are served.
-        """
 
 
 class StepLoop:

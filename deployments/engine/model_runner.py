@@ -8,30 +8,23 @@ The newest token stays on the device and is fed back there.
 import dataclasses
 import itertools
 import logging
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
-from deployments.engine.adapter_probe import NOISE, AdapterProbe
-from deployments.engine.attention.decode import DecodeBatch
-from deployments.engine.attention.kv_cache import KvCache
+from deployments.engine.adapter_loader import AdapterLoader, AdapterProbe
+from deployments.engine.attention.kv_cache import DecodeBatch, KvCache, TorchDecodeAttention
 from deployments.engine.attention.prefill import prefill_inputs
-from deployments.engine.attention.torch_decode import TorchDecodeAttention
 from deployments.engine.cuda_graphs import SCRATCH_POSITIONS, DecodeGraphs, PrefillGraphs, RowInputs
 from deployments.engine.decoder import DecoderInfo
-from deployments.engine.device_tokens import DeviceTokens
 from deployments.engine.kernels.backend import are_fused
-from deployments.engine.lora.packed import PackedLora
 from deployments.engine.lora.peft_reader import PeftReader
 from deployments.engine.lora.pool import BASE_SLOT, LoraPool
 from deployments.engine.model_loader import Pretrained
 from deployments.engine.models.base import Model
-from deployments.engine.request import AdapterHasNoEffect
-from deployments.engine.sampling import Sampler
-from deployments.engine.sequence import PrefillChunk, SchedulerOutput
+from deployments.engine.request import PrefillChunk, SchedulerOutput
+from deployments.engine.sampling import DeviceTokens, Sampler
 
 logger = logging.getLogger(__name__)
 
@@ -47,13 +40,13 @@ class _RowState:
     num_prompt_tokens: int = 0
 
 
-class ModelRunner:
+class ModelRunner(AdapterLoader):
     """Hold the model, its KV cache, its adapters and its rows. Not thread-safe.
 
     Args:
         base: `model` has taken its weights; tokenizer and special tokens are read from it.
         info: without adapters.
-        capacities: positions of each row (kv_cache.plan_rows).
+        capacities: positions of each row (decoder_factory.plan_rows).
         reader: reads adapter folders of this base.
         max_adapters: adapters resident at the same time; one more slot is for replacing one.
     """
@@ -72,12 +65,10 @@ class ModelRunner:
         # Small bfloat16 products are slow on a CPU, and PEFT keeps adapters in float32 too.
         on_cpu = model.device.type == "cpu"
         dtype = torch.float32 if on_cpu else model.kv_shape.dtype
-        self.lora_pool = LoraPool(
-            model.lora_layers, max_adapters + 2, dtype=dtype, device=model.device
-        )
+        pool = LoraPool(model.lora_layers, max_adapters + 2, dtype=dtype, device=model.device)
+        super().__init__(pool, reader)
         self._model = model
         self._info = info
-        self._reader = reader
         # The token that an encoder-decoder's answer begins with; None: it continues the prompt.
         self._start_id = base.decoder_start_id if base.family == "seq2seq" else None
         self.capacities = tuple(capacities)
@@ -88,7 +79,7 @@ class ModelRunner:
         self._cache = self._new_cache([*capacities, SCRATCH_POSITIONS])
         self._states = [_RowState() for _ in capacities]
         self._tokens = torch.zeros(len(capacities) + 1, dtype=torch.long, device=model.device)
-        pool, is_fused = self.lora_pool, are_fused(model.device.type)
+        is_fused = are_fused(model.device.type)
         self._graphs = DecodeGraphs(model, self._cache, pool, self._tokens) if is_fused else None
         self._prompt_graphs = PrefillGraphs(model, self._cache, pool) if is_fused else None
         graphs = (self._graphs, self._prompt_graphs)
@@ -161,60 +152,6 @@ class ModelRunner:
         if not picked:
             return DeviceTokens((), None)
         return DeviceTokens(tuple(emitting), torch.cat(picked))
-
-    def load_adapter(self, name: str, directory: Path) -> None:
-        """Read an adapter and make it resident under `name`, replacing an earlier version.
-
-        Raises:
-            EngineError: it is not supported, does not fit, or does not change the logits. An
-                earlier version then stays.
-        """
-        self.install(name, self.read_adapter(directory))
-
-    def read_adapter(self, directory: Path) -> PackedLora:
-        """Do the first half of loading: files and PEFT. Any thread may call it while steps run."""
-        return self.lora_pool.pack(self._reader.read(directory))
-
-    def num_host_bytes(self, weights: PackedLora) -> int:
-        return weights.num_bytes
-
-    @torch.inference_mode()
-    def install(self, name: str, weights: PackedLora, *, probe: bool = True) -> None:
-        """Do the second half of loading, between two steps. Rows in flight keep their version.
-
-        Raises what `load_adapter` raises. `probe` is False if these weights passed it before.
-        """
-        slot = (
-            self._probed_slot(name, weights) if probe else self.lora_pool.load_slot(name, weights)
-        )
-        self.lora_pool.activate(name, slot)
-
-    def dry_run(self, name: str, weights: PackedLora) -> None:
-        """Raise what `install` would raise, and make nothing resident. Between two steps."""
-        self._probed_slot(name, weights)
-
-    def evict(self, name: str) -> None:
-        """Forget an adapter, between two steps; raises LoraPoolError if it is not resident."""
-        self.lora_pool.evict(name)
-
-    @torch.inference_mode()
-    def _probed_slot(self, name: str, weights: PackedLora) -> int:
-        """Load the weights into a free slot, check that they change the logits, return the slot."""
-        slot = self.lora_pool.load_slot(name, weights)
-        effect = self._probe.effect(slot)
-        if not math.isfinite(effect):
-            raise AdapterHasNoEffect(
-                f"adapter '{name}' makes the logits infinite or NaN: train it again, or "
-                "disable it in the catalogue"
-            )
-        if effect <= NOISE:
-            raise AdapterHasNoEffect(
-                f"adapter '{name}' does not change the base model's logits (by {effect:.1e} of the "
-                f"largest; above {NOISE:g} is expected): train it again, or disable it in the "
-                "catalogue"
-            )
-        logger.info("adapter %s fits; it moves the logits by %.3g of the largest", name, effect)
-        return slot
 
     def _begin_chunk(self, chunk: PrefillChunk) -> None:
         state = self._states[chunk.row]

@@ -1,4 +1,10 @@
-"""Turn the tokens of one request into events, with exactly one terminal event at the end."""
+"""Turn the tokens of one request into text and events, exactly one of them terminal, at the end.
+
+A byte-level tokenizer may spread one character over several tokens, and a SentencePiece one adds
+or drops a space depending on what comes before. So each step decodes a short window twice, with
+and without the new tokens, and takes the difference; text that ends in an unfinished character
+is held back (the approach of text-generation-inference and vLLM).
+"""
 
 import asyncio
 import dataclasses
@@ -6,20 +12,14 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 
-from deployments.engine.detokenizer import IncrementalDetokenizer
-from deployments.engine.request import (
-    EngineError,
-    ErrorInfo,
-    FinishReason,
-    Request,
-    Timings,
-    TokenEvent,
-)
+from deployments.engine.errors import EngineError
+from deployments.engine.request import ErrorInfo, FinishReason, Request, Timings, TokenEvent
 
 logger = logging.getLogger(__name__)
 
 # For these reasons the engine's thread emits the text that was held back.
 _COMPLETE = (FinishReason.STOP, FinishReason.LENGTH, FinishReason.TIMEOUT)
+_UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 
 
 class RequestOutputCollector:
@@ -172,3 +172,62 @@ class RequestState:
             self._asyncio_loop.call_soon_threadsafe(self.events.put, event)
         except RuntimeError:  # the event loop is closed: there is no reader left
             logger.debug("no reader for request %s", self.request.request_id)
+
+
+class IncrementalDetokenizer:
+    """Decode one answer as its tokens arrive, and find stop strings."""
+
+    def __init__(self, decode: Callable[[Sequence[int]], str], stop: tuple[str, ...] = ()) -> None:
+        self._decode = decode
+        self._stop = stop
+        self._token_ids: list[int] = []
+        self._window_start = 0  # first token of the decoding window
+        self._window_read = 0  # tokens of the window whose text has been returned
+        self._held = ""  # decoded, but possibly the start of a stop string
+        self.is_stopped = False  # a stop string was found; the text ends before it
+
+    def extend(self, token_ids: Sequence[int]) -> str:
+        """Add tokens, decoded together, and return the text that is now certain."""
+        self._token_ids.extend(token_ids)
+        return self._release(self._advance(final=False))
+
+    def finish(self) -> str:
+        """End the answer and return what was held back."""
+        if self.is_stopped:
+            return ""
+        text = self._release(self._advance(final=True))
+        if self.is_stopped:
+            return text
+        rest, self._held = self._held, ""
+        return text + rest
+
+    def _advance(self, *, final: bool) -> str:
+        window = self._token_ids[self._window_start :]
+        num_read = self._window_read - self._window_start
+        before = self._decode(window[:num_read])
+        after = self._decode(window)
+        if after.endswith(_UNFINISHED) and not final:
+            return ""
+        self._window_start = self._window_read
+        self._window_read = len(self._token_ids)
+        return after[len(before) :]
+
+    def _release(self, text: str) -> str:
+        self._held += text
+        found = [at for at in (self._held.find(s) for s in self._stop) if at >= 0]
+        if found:
+            self.is_stopped = True
+            released, self._held = self._held[: min(found)], ""
+            return released
+        keep = max((_overlap(self._held, s) for s in self._stop), default=0)
+        split = len(self._held) - keep
+        released, self._held = self._held[:split], self._held[split:]
+        return released
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Return the length of the longest suffix of `text` that is a proper prefix of `stop`."""
+    for length in range(min(len(text), len(stop) - 1), 0, -1):
+        if text.endswith(stop[:length]):
+            return length
+    return 0

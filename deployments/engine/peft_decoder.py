@@ -19,9 +19,10 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 
 from deployments.engine.adapter_biases import AdapterBiases
 from deployments.engine.decoder import DecoderInfo, RowSink
+from deployments.engine.errors import AdapterHasNoEffect
 from deployments.engine.lora.peft_features import check_base_is_kept, check_scales
 from deployments.engine.model_loader import Pretrained
-from deployments.engine.request import AdapterHasNoEffect, Request, SamplingParams
+from deployments.engine.request import Request, SamplingParams
 
 logger = logging.getLogger(__name__)
 

@@ -1,18 +1,17 @@
 """Pick one token for each row, on the device: greedy, or temperature, top-k, top-p, penalties.
 
-A sampled token needs one random number, a hash of the row's seed and the token's number. So a
-seeded answer is the same in every batch and on every device.
+draw.py draws those that are not greedy.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
+from deployments.engine.draw import draw, uniform
 from deployments.engine.request import SamplingParams
-
-_MASK_64 = (1 << 64) - 1
 
 
 @dataclass(slots=True)
@@ -68,7 +67,8 @@ class Sampler:
             picked = scores.argmax(-1)
             if any(not state.params.is_greedy for state in chosen):
                 greedy = [state.params.is_greedy for state in chosen]
-                drawn = _draw(scores, chosen)
+                numbers = [uniform(state.seed, state.num_picked) for state in chosen]
+                drawn = draw(scores, [state.params for state in chosen], numbers)
                 picked = torch.where(torch.tensor(greedy, device=self._device), picked, drawn)
             tokens = tokens.index_copy(0, index, picked)
         self._count(states, rows, tokens)
@@ -103,31 +103,22 @@ class Sampler:
             self._seen[at, tokens[index]] = True
 
 
-def _draw(scores: torch.Tensor, states: Sequence[_Row]) -> torch.Tensor:
-    """Draw one token for each row from its own distribution. scores (B, V) -> (B,)"""
-    device = scores.device
-    params = [state.params for state in states]
-    temperature = torch.tensor([p.temperature or 1.0 for p in params], device=device)
-    ordered, ids = torch.sort(scores / temperature[:, None], dim=-1, descending=True)
-    num_kept = torch.tensor([p.top_k or scores.shape[1] for p in params], device=device)
-    smallest = ordered.gather(1, num_kept.clamp(max=scores.shape[1])[:, None] - 1)
-    ordered = ordered.masked_fill(ordered < smallest, -torch.inf)
-    probabilities = ordered.softmax(-1)
-    before = probabilities.cumsum(-1) - probabilities
-    top_p = torch.tensor([p.top_p for p in params], device=device)[:, None]
-    # The most likely token stays whatever top_p is.
-    outside = (before >= top_p) & (torch.arange(scores.shape[1], device=device) > 0)
-    mass = probabilities.masked_fill(outside, 0.0).cumsum(-1)
-    numbers = [uniform(state.seed, state.num_picked) for state in states]
-    target = torch.tensor(numbers, device=device)[:, None] * mass[:, -1:]
-    at = torch.searchsorted(mass, target, right=True)
-    last = (mass < mass[:, -1:]).sum(-1, keepdim=True)
-    return ids.gather(1, torch.minimum(at, last)).squeeze(1)
+class DeviceTokens:
+    """Implement AsyncTokens (decoder.py) for `tokens` (B,) of `rows`; None: no tokens."""
 
+    def __init__(self, rows: tuple[int, ...], tokens: torch.Tensor | None) -> None:
+        self._rows = rows
+        self._tokens = tokens
+        self._copied: Any = None
+        if tokens is not None and tokens.is_cuda:
+            self._tokens = torch.empty_like(tokens, device="cpu", pin_memory=True)
+            self._tokens.copy_(tokens, non_blocking=True)
+            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._copied.record()
 
-def uniform(seed: int, number: int) -> float:
-    """Return a number in [0, 1) for the `number`-th token of a seeded answer (splitmix64)."""
-    z = (seed * 0xD1342543DE82EF95 + (number + 1) * 0x9E3779B97F4A7C15) & _MASK_64
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK_64
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK_64
-    return ((z ^ (z >> 31)) >> 11) / (1 << 53)
+    def wait(self) -> Mapping[int, int]:
+        if self._tokens is None:
+            return {}
+        if self._copied is not None:
+            self._copied.synchronize()
+        return dict(zip(self._rows, self._tokens.tolist(), strict=True))

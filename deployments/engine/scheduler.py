@@ -14,8 +14,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from deployments.engine.fairness import GENERATED_TOKEN, PROMPT_TOKEN, TokenCounters
-from deployments.engine.request import Request
-from deployments.engine.sequence import PrefillChunk, SchedulerOutput, SequenceState
+from deployments.engine.request import PrefillChunk, Request, SchedulerOutput, SequenceState
 
 _PATIENCE = 8  # steps
 

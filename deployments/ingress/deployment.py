@@ -10,6 +10,7 @@ from typing import Any
 import ray
 from ray import serve
 from ray.exceptions import RayError
+from ray.serve import metrics
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
@@ -27,7 +28,6 @@ from deployments.ingress.followed import (
 )
 from deployments.ingress.model_client import ModelClient, answer_events
 from deployments.ingress.operator import ClusterReport
-from deployments.ingress.route_metrics import RouteMetrics
 from deployments.ingress.traffic import TrafficLog
 from deployments.messages import GenerateRequest, Outcome, ServedModels
 from deployments.replica import (
@@ -47,6 +47,32 @@ READINESS_TIMEOUT_S = 10.0
 _LANGUAGE_NAMES = {"en": "English", "fr": "French", "de": "German", "es": "Spanish"}
 # A conversation's user turns, and the request's own threshold, if it gives one.
 _Asked = tuple[Sequence[str], float | None]
+_CONFIDENCE_BOUNDARIES = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99]
+
+
+class RouteMetrics:
+    """What a router replica measures, for Prometheus. Labels are bounded by the catalogue."""
+
+    def __init__(self) -> None:
+        self._requests = metrics.Counter(
+            "polyclinic_requests_total",
+            "finished requests",
+            ("specialty", "adapter", "outcome"),
+        )
+        self._confidence = metrics.Histogram(
+            "polyclinic_route_confidence",
+            "calibrated probability of the specialty chosen",
+            _CONFIDENCE_BOUNDARIES,
+            ("specialty",),
+        )
+
+    def record(self, outcome: Outcome) -> None:
+        specialty = outcome.specialty or "none"
+        adapter = outcome.adapter or "base"
+        labels = {"specialty": specialty, "adapter": adapter, "outcome": outcome.outcome}
+        self._requests.inc(1, labels)
+        if outcome.confidence is not None:
+            self._confidence.observe(outcome.confidence, {"specialty": specialty})
 
 
 class RouterReplica:

@@ -19,7 +19,8 @@ from ray.serve.exceptions import (
 from ray.serve.handle import DeploymentHandle
 
 from deployments.channel.receiver import LOST, EventReceiver
-from deployments.engine.request import ErrorInfo, QueueFull, TokenEvent, failed_event
+from deployments.engine.errors import QueueFull
+from deployments.engine.request import ErrorInfo, TokenEvent, failed_event
 from deployments.ingress.responses import ChannelResponse, EventResponse, OneEvent
 from deployments.messages import GenerateRequest
 

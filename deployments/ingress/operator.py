@@ -4,8 +4,10 @@ A replica that does not answer in time is listed with the problem in words; it h
 """
 
 import asyncio
+import math
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ray.exceptions import RayError
@@ -13,7 +15,15 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from deployments.ingress.replica_set import ReplicaSet, own_replicas
-from deployments.ingress.traffic import LATENCY_WINDOW_S, TOKENS_WINDOW_S, described, summed
+from deployments.ingress.traffic import (
+    BUCKETS_PER_DOUBLING,
+    LATENCY_WINDOW_S,
+    NUM_CONFIDENCE_BINS,
+    TOKENS_WINDOW_S,
+    Buckets,
+    Snapshot,
+    added,
+)
 
 REPLICA_TIMEOUT_S = 2.0
 
@@ -117,3 +127,60 @@ def _failed(error: BaseException) -> dict[str, Any]:
 
 def _problem(code: str, message: str) -> dict[str, Any]:
     return {"replica": None, "problem": code, "message": message}
+
+
+def summed(snapshots: Iterable[Snapshot]) -> Snapshot:
+    """Add up several replicas; `uptime_s` is the longest."""
+    given = list(snapshots)
+    requests: Counter[tuple[str | None, str | None, str]] = Counter()
+    for snapshot in given:
+        requests.update(snapshot["requests"])
+    confidence = [s["confidence"] for s in given] or [[0] * NUM_CONFIDENCE_BINS]
+    return {
+        "uptime_s": max((s["uptime_s"] for s in given), default=0.0),
+        "requests": dict(requests),
+        "confidence": [sum(bins) for bins in zip(*confidence, strict=True)],
+        "num_tokens": sum(s["num_tokens"] for s in given),
+        "first_token": added(s["first_token"] for s in given),
+        "total": added(s["total"] for s in given),
+    }
+
+
+def described(snapshot: Snapshot) -> dict[str, Any]:
+    """Return a snapshot as /v1/operator shows it.
+
+    Times are in ms, and None where nothing was measured in the window.
+    """
+    window_s = min(TOKENS_WINDOW_S, max(1.0, snapshot["uptime_s"]))
+    ordered = sorted(snapshot["requests"].items(), key=lambda item: (-item[1], str(item[0])))
+    return {
+        "uptime_s": round(snapshot["uptime_s"], 1),
+        "num_requests": sum(snapshot["requests"].values()),
+        "requests": [
+            {"specialty": specialty, "adapter": adapter, "outcome": outcome, "count": count}
+            for (specialty, adapter, outcome), count in ordered
+        ],
+        "tokens_per_s": round(snapshot["num_tokens"] / window_s, 2),
+        "first_token_ms": _percentiles(snapshot["first_token"]),
+        "total_ms": _percentiles(snapshot["total"]),
+        "confidence": snapshot["confidence"],
+    }
+
+
+def _percentiles(buckets: Buckets) -> dict[str, float | int | None]:
+    return {
+        "n": sum(buckets.values()),
+        "p50": _percentile(buckets, 0.50),
+        "p95": _percentile(buckets, 0.95),
+    }
+
+
+def _percentile(buckets: Buckets, share: float) -> float | None:
+    """Return milliseconds: the middle of the bucket that holds the nearest-rank percentile."""
+    rank = math.ceil(share * sum(buckets.values()))
+    seen = 0
+    for bucket in sorted(buckets):
+        seen += buckets[bucket]
+        if seen >= rank:
+            return round(1000 * math.pow(2, (bucket + 0.5) / BUCKETS_PER_DOUBLING), 1)
+    return None

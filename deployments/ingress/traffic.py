@@ -8,7 +8,7 @@ import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypedDict
+from typing import TypedDict
 
 from deployments.engine.request import TokenEvent
 from deployments.messages import Outcome
@@ -18,7 +18,7 @@ TOKENS_WINDOW_S = 60
 LATENCY_WINDOW_S = 300
 _LATENCY_SLOT_S = 30
 # Times are counted in buckets, each 9 % wider than the one before: a percentile is within 4.5 %.
-_BUCKETS_PER_DOUBLING = 8
+BUCKETS_PER_DOUBLING = 8
 
 Buckets = dict[int, int]  # bucket -> count
 
@@ -66,8 +66,8 @@ class TrafficLog:
             "requests": dict(self._requests),
             "confidence": list(self._confidence),
             "num_tokens": sum(n for second, n in self._tokens if now - second < TOKENS_WINDOW_S),
-            "first_token": _added(slot.first_token for slot in slots),
-            "total": _added(slot.total for slot in slots),
+            "first_token": added(slot.first_token for slot in slots),
+            "total": added(slot.total for slot in slots),
         }
 
     def add_tokens(self, num_tokens: int) -> None:
@@ -102,44 +102,6 @@ class AnswerWatch:
             self._log.add_answer(event.timings.first_token_s, event.timings.total_s)
 
 
-def summed(snapshots: Iterable[Snapshot]) -> Snapshot:
-    """Add up several replicas; `uptime_s` is the longest."""
-    given = list(snapshots)
-    requests: Counter[tuple[str | None, str | None, str]] = Counter()
-    for snapshot in given:
-        requests.update(snapshot["requests"])
-    confidence = [s["confidence"] for s in given] or [[0] * NUM_CONFIDENCE_BINS]
-    return {
-        "uptime_s": max((s["uptime_s"] for s in given), default=0.0),
-        "requests": dict(requests),
-        "confidence": [sum(bins) for bins in zip(*confidence, strict=True)],
-        "num_tokens": sum(s["num_tokens"] for s in given),
-        "first_token": _added(s["first_token"] for s in given),
-        "total": _added(s["total"] for s in given),
-    }
-
-
-def described(snapshot: Snapshot) -> dict[str, Any]:
-    """Return a snapshot as /v1/operator shows it.
-
-    Times are in ms, and None where nothing was measured in the window.
-    """
-    window_s = min(TOKENS_WINDOW_S, max(1.0, snapshot["uptime_s"]))
-    ordered = sorted(snapshot["requests"].items(), key=lambda item: (-item[1], str(item[0])))
-    return {
-        "uptime_s": round(snapshot["uptime_s"], 1),
-        "num_requests": sum(snapshot["requests"].values()),
-        "requests": [
-            {"specialty": specialty, "adapter": adapter, "outcome": outcome, "count": count}
-            for (specialty, adapter, outcome), count in ordered
-        ],
-        "tokens_per_s": round(snapshot["num_tokens"] / window_s, 2),
-        "first_token_ms": _percentiles(snapshot["first_token"]),
-        "total_ms": _percentiles(snapshot["total"]),
-        "confidence": snapshot["confidence"],
-    }
-
-
 class _LatencySlot:
     def __init__(self, begins_s: float) -> None:
         self.begins_s = begins_s
@@ -148,30 +110,11 @@ class _LatencySlot:
 
 
 def _bucket(seconds: float) -> int:
-    return math.floor(math.log2(max(seconds, 1e-4)) * _BUCKETS_PER_DOUBLING)
+    return math.floor(math.log2(max(seconds, 1e-4)) * BUCKETS_PER_DOUBLING)
 
 
-def _added(many: Iterable[Mapping[int, int]]) -> Buckets:
+def added(many: Iterable[Mapping[int, int]]) -> Buckets:
     result: Counter[int] = Counter()
     for buckets in many:
         result.update(buckets)
     return dict(result)
-
-
-def _percentiles(buckets: Buckets) -> dict[str, float | int | None]:
-    return {
-        "n": sum(buckets.values()),
-        "p50": _percentile(buckets, 0.50),
-        "p95": _percentile(buckets, 0.95),
-    }
-
-
-def _percentile(buckets: Buckets, share: float) -> float | None:
-    """Return milliseconds: the middle of the bucket that holds the nearest-rank percentile."""
-    rank = math.ceil(share * sum(buckets.values()))
-    seen = 0
-    for bucket in sorted(buckets):
-        seen += buckets[bucket]
-        if seen >= rank:
-            return round(1000 * math.pow(2, (bucket + 0.5) / _BUCKETS_PER_DOUBLING), 1)
-    return None

@@ -1,42 +1,22 @@
 """Adapter versions on a replica's device: loaded when leased, evicted when others need room.
 
-Each version is loaded once, however many ask for it: every caller gets a future, and the load has a
-thread to itself. So no caller and no load ever waits for the load of another version. A slot is
-taken after the weights were read, so nothing is evicted for a version that cannot be read.
+Each answer keeps the version that it begins with on the device. So an update, a roll-back or a
+removal lets an answer finish, and the old version leaves the device with its last answer. A version
+that left the catalogue a moment ago can still be leased, since a question may be on its way from
+the router.
 """
 
+import asyncio
+import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
-from typing import Any
 
-from deployments.engine.request import EngineError
-from deployments.model.adapter_registry import AdapterRegistry, VersionState
+from deployments.model.adapter_loads import AdapterLoads, Unleased
+from deployments.model.adapter_registry import AdapterGone, AdapterRegistry, DeviceSlots
 from deployments.model.decoder_tasks import TASK_TIMEOUT_S, DecoderTasks
-from deployments.model.device_slots import DeviceSlots
-from deployments.model.weights_reader import WeightsReader, one_line
-
-# Seconds that a load waits for a slot while answers hold all of them.
-ROOM_TIMEOUT_S = 30.0
-
-
-class AdapterGone(EngineError):
-    """The version is not in the catalogue (any more)."""
-
-    code = "adapter_gone"
-    retry_after_s = 1
-
-
-class AdapterUnavailable(EngineError):
-    """The version is in the catalogue, but this replica cannot load it now."""
-
-    code = "adapter_unavailable"
-    retry_after_s = 5
-
-
-class _Unleased(Future[str]):
-    """Waits for a load without taking a lease."""
+from deployments.model.weights_reader import WeightsReader
 
 
 class AdapterCache:
@@ -46,8 +26,7 @@ class AdapterCache:
         clock: seconds, monotonic.
 
     Attributes:
-        changed: guards `registry`, `slots` and the loads; notified when a slot may be free.
-        last_error: the last load that failed.
+        changed: guards `registry`, `slots` and `loads`; notified when a slot may be free.
     """
 
     def __init__(
@@ -61,17 +40,12 @@ class AdapterCache:
     ) -> None:
         self.changed = threading.Condition()
         self.registry = registry
-        self.slots = DeviceSlots(capacity, registry)
-        self.last_error: str | None = None
-        self._reader = reader
-        self._tasks = tasks
-        self._clock = clock
-        self._loads: dict[str, list[Future[str]]] = {}
-        self._new_loads: list[tuple[str, float]] = []
+        self.slots = DeviceSlots(capacity, registry, tasks.evict)
+        self.loads = AdapterLoads(registry, self.slots, reader, tasks, self.changed, clock)
 
     def is_used(self, key: str) -> bool:
         """Whether it is on the device, on its way there, or leased. Call it with the lock held."""
-        return key in self.slots or key in self._loads or self.slots.num_leases(key) > 0
+        return key in self.slots or key in self.loads or self.slots.num_leases(key) > 0
 
     def acquire(self, key: str) -> "Future[str]":
         """Lease `key` for one answer; the future is done once it is on the device.
@@ -81,8 +55,8 @@ class AdapterCache:
         """
         with self.changed:
             if key not in self.slots:
-                return self._join_load(key, Future())
-            self._lease(key)
+                return self.loads.join(key, Future())
+            self.slots.lease(key)
         lease: Future[str] = Future()
         lease.set_result(key)
         return lease
@@ -92,14 +66,14 @@ class AdapterCache:
         with self.changed:
             if key in self.slots:
                 return
-            loaded = self._join_load(key, _Unleased())
+            loaded = self.loads.join(key, Unleased())
         loaded.result()
 
     def release(self, key: str) -> None:
         """End one lease. A version that is out of service leaves the device with its last one."""
         with self.changed:
             self.slots.release(key)
-            self._evict_if_unwanted(key)
+            self.slots.evict_if_unwanted(key)
             self.changed.notify_all()
 
     def evict_if_idle(self, key: str) -> None:
@@ -107,104 +81,60 @@ class AdapterCache:
         with self.changed:
             if self.slots.num_leases(key) or key not in self.slots:
                 return
-            evicted = self._evict(key)
+            evicted = self.slots.evict(key)
         evicted.result(TASK_TIMEOUT_S)
 
-    def take_loads(self) -> list[tuple[str, float]]:
-        """Return (adapter, seconds) of each load since the last call. The lock is held."""
-        loads, self._new_loads = self._new_loads, []
-        return loads
 
-    # --- one load, on its own thread ---
+class AdapterLeases:
+    """Leases by an adapter's name. Any thread may call it.
 
-    def _join_load(self, key: str, waiting: "Future[str]") -> "Future[str]":
-        """Let `waiting` wait for the load of `key`, which begins now if none is under way."""
-        state = self.registry.get(key)
-        if state is None:
-            waiting.set_exception(AdapterGone(f"adapter {key} left the catalogue: ask again"))
-        elif key in self._loads:
-            self._loads[key].append(waiting)
-        else:
-            work = threading.Thread(target=self._run_load, args=(key, state), daemon=True)
-            work.start()
-            self._loads[key] = [waiting]
-        return waiting
+    Args:
+        read_catalog: takes the current catalogue over into the registry.
+    """
 
-    def _run_load(self, key: str, state: VersionState) -> None:
-        started = self._clock()
+    def __init__(self, cache: AdapterCache, read_catalog: Callable[[], object]) -> None:
+        self._cache = cache
+        self._read_catalog = read_catalog
+
+    @contextlib.asynccontextmanager
+    async def leased(self, name: str, version: str | None) -> AsyncIterator[str]:
+        """Keep a version (None: the stable one) on the device for one answer; yields its key.
+
+        Raises:
+            AdapterGone, AdapterUnavailable
+        """
+        if self._find(name, version) is None:  # the router may have read a newer catalogue
+            with contextlib.suppress(OSError, ValueError):
+                await asyncio.to_thread(self._read_catalog)
+        lease = self.lease(name, version)
         try:
-            weights = self._reader.weights(state.version)
-            self._reserve_slot(key)
-            self._tasks.install(key, state.version, weights)
-        except Exception as error:
-            self._finish_failed(key, state, error)
-        else:
-            self._finish(key, state, self._clock() - started)
+            key = lease.result() if lease.done() else await asyncio.wrap_future(lease)
+        except asyncio.CancelledError:
+            lease.add_done_callback(self._give_back)
+            raise
+        try:
+            yield key
+        finally:
+            self.release(key)
 
-    def _reserve_slot(self, key: str) -> None:
-        """Take a slot for `key`; the least recently used idle version is evicted for it."""
-        deadline = self._clock() + ROOM_TIMEOUT_S
-        with self.changed:
-            while not self.slots.has_room:
-                victim = self.slots.select_victim()
-                if victim is not None:
-                    self._evict(victim)
-                    break
-                if self.slots.are_all_pinned:
-                    raise self._full("hold pinned ones: unpin an adapter")
-                if self._clock() > deadline:
-                    raise self._full("are in use or pinned: ask again")
-                self.changed.wait(0.2)
-            self.slots.reserve(key)
+    def lease(self, name: str, version: str | None) -> "Future[str]":
+        """Lease a version of the catalogue that was read last; as AdapterCache.acquire."""
+        key = self._find(name, version)
+        if key is not None:
+            return self._cache.acquire(key)
+        shown = name if version is None else f"{name}, version {version}"
+        gone: Future[str] = Future()
+        gone.set_exception(AdapterGone(f"adapter {shown} is not in service: ask again"))
+        return gone
 
-    def _full(self, why: str) -> AdapterUnavailable:
-        all_places = f"all {self.slots.capacity} places for adapters"
-        return AdapterUnavailable(f"{all_places} {why}, or raise engine.max_adapters")
+    def release(self, key: str) -> None:
+        """End the lease of one answer."""
+        self._cache.release(key)
 
-    def _finish(self, key: str, state: VersionState, seconds: float) -> None:
-        with self.changed:
-            state.error, state.load_s = None, seconds
-            self.slots.arrive(key)
-            self._new_loads.append((state.name, seconds))
-            waiting = self._not_cancelled(key)
-            for future in waiting:
-                if not isinstance(future, _Unleased):
-                    self._lease(key)
-            self._evict_if_unwanted(key)
-            self.changed.notify_all()
-        for future in waiting:
-            future.set_result(key)
+    def _find(self, name: str, version: str | None) -> str | None:
+        with self._cache.changed:
+            return self._cache.registry.find(name, version)
 
-    def _finish_failed(self, key: str, state: VersionState, error: Exception) -> None:
-        why = f": {error}" if isinstance(error, EngineError) else f" here ({type(error).__name__})"
-        failure = AdapterUnavailable(f"adapter {key} cannot be loaded{why}")
-        failure.__cause__ = error
-        with self.changed:
-            state.error = self.last_error = one_line(error)
-            if self.slots.cancel(key):
-                self._tasks.evict(key)  # an install that took too long may still be done
-            waiting = self._not_cancelled(key)
-            self.changed.notify_all()
-        for future in waiting:
-            future.set_exception(failure)
-
-    # --- with the lock held ---
-
-    def _not_cancelled(self, key: str) -> list["Future[str]"]:
-        """End the load of `key`; returns the futures that still wait for it."""
-        return [f for f in self._loads.pop(key) if f.set_running_or_notify_cancel()]
-
-    def _lease(self, key: str) -> None:
-        self.slots.lease(key)
-        self.registry[key].num_answers += 1
-
-    def _evict_if_unwanted(self, key: str) -> None:
-        is_idle = key in self.slots and not self.slots.num_leases(key)
-        if is_idle and key not in self.registry.wanted:
-            self._evict(key)
-
-    def _evict(self, key: str) -> "Future[Any]":
-        """Free the slot and submit the eviction under one lock: the decoder sees versions leave
-        and arrive in the order in which their slots are counted."""
-        self.slots.evict(key)
-        return self._tasks.evict(key)
+    def _give_back(self, lease: "Future[str]") -> None:
+        if not lease.cancelled() and lease.exception() is None:
+            self.release(lease.result())

@@ -1,35 +1,82 @@
-"""The adapters of one model replica: it follows the catalogue, leases versions and reports.
+"""The adapters of one model replica: it follows the catalogue and reports.
 
 The weights of a version are in one of three tiers, fastest first: a slot of the device, main memory
 (host), files that the store hands out (disk; an object store's are fetched first).
 
-An answer leases the version that it begins with. So an update, a roll-back or a removal lets it
-finish, and the old version leaves the device with its last answer. A version that left the
-catalogue a moment ago can still be leased, since a question may be on its way from the router. A
-pinned version in service is loaded by `sync` and never evicted.
+Answers lease versions (adapter_cache.py). A pinned version in service is loaded by `sync` and
+never evicted.
 """
 
-import asyncio
-import contextlib
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from concurrent.futures import Future
+from collections import Counter
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from adapters.store import AdapterStore
 from adapters.versions import AdapterVersion
-from deployments.engine.request import EngineError
-from deployments.model.adapter_cache import AdapterCache, AdapterGone
-from deployments.model.adapter_registry import AdapterRegistry, adapter_key
+from deployments.engine.errors import EngineError
+from deployments.model.adapter_cache import AdapterCache, AdapterLeases
+from deployments.model.adapter_registry import AdapterRegistry, DeviceSlots, adapter_key
 from deployments.model.decoder_tasks import DecoderTasks, RunBetweenSteps
-from deployments.model.host_cache import HostCache
-from deployments.model.inventory import Inventory
-from deployments.model.weights_reader import AdapterDecoder, WeightsReader
+from deployments.model.weights_reader import AdapterDecoder, HostCache, WeightsReader
 
 logger = logging.getLogger(__name__)
+
+
+class Inventory:
+    """What a replica holds of the catalogue, for the operator and the metrics.
+
+    Reads only. Call it with the lock of the registry and the slots held.
+    """
+
+    def __init__(
+        self, registry: AdapterRegistry, slots: DeviceSlots, reader: WeightsReader
+    ) -> None:
+        self._registry = registry
+        self._slots = slots
+        self._reader = reader
+
+    def in_service(self) -> list[dict[str, Any]]:
+        """Return the versions in service, each with its tier and how it serves."""
+        return [self._described(key) for key in self._registry.wanted]
+
+    def leaving(self) -> list[dict[str, Any]]:
+        """Return the versions out of service that still answer."""
+        out = self._slots.out_of_service()
+        return [{**self._named(key), "running": self._slots.num_leases(key)} for key in out]
+
+    def count_by_tier(self) -> dict[str, int]:
+        """Return the number of versions in service for each tier."""
+        tiers = Counter(map(self._tier, self._registry.wanted))
+        return {tier: tiers[tier] for tier in ("device", "host", "disk")}
+
+    def _described(self, key: str) -> dict[str, Any]:
+        state, serving = self._registry[key], self._registry.wanted[key]
+        return {
+            "name": state.name,
+            "specialty": serving.specialty,
+            "version": state.version.version,
+            "digest": state.version.digest,
+            "state": "active" if serving.weight is None else "canary",
+            "weight": serving.weight,
+            "pinned": serving.pinned,
+            "answers": state.num_answers,
+            "load_s": None if state.load_s is None else round(state.load_s, 4),
+            "error": state.error,
+            "tier": self._tier(key),
+        }
+
+    def _named(self, key: str) -> dict[str, Any]:
+        state = self._registry[key]
+        return {"name": state.name, "version": state.version.version}
+
+    def _tier(self, key: str) -> str:
+        if key in self._slots:
+            return "device"
+        return "host" if self._reader.is_in_memory(self._registry[key].version) else "disk"
 
 
 class AdapterManager:
@@ -41,6 +88,9 @@ class AdapterManager:
         run: runs a task on the engine's thread, between two steps.
         verified: folders by digest whose checksums were compared a moment ago.
         clock: seconds, monotonic.
+
+    Attributes:
+        leases: of the versions that answer.
     """
 
     def __init__(
@@ -63,6 +113,7 @@ class AdapterManager:
         self._cache = AdapterCache(
             self._registry, self._reader, self._tasks, capacity=capacity, clock=clock
         )
+        self.leases = AdapterLeases(self._cache, self._read_catalog)
         self._inventory = Inventory(self._registry, self._cache.slots, self._reader)
         self._changed = self._cache.changed  # guards the registry and the slots
         self._reading = threading.Lock()  # one catalogue is taken over at a time
@@ -92,7 +143,7 @@ class AdapterManager:
                 if self._is_due(key, fresh):
                     self._load_in_sync(key)
             if not self._has_failed():
-                self._cache.last_error = None
+                self._cache.loads.last_error = None
             self._synced_etag = etag
             return self.report()
 
@@ -106,7 +157,7 @@ class AdapterManager:
 
     def is_behind(self) -> bool:
         """Whether the catalogue changed or something failed; raises StorageError."""
-        failed = self._catalog_error or self._cache.last_error or self._has_failed()
+        failed = self._catalog_error or self._cache.loads.last_error or self._has_failed()
         return bool(failed) or self._store.etag() != self._synced_etag
 
     def prefetch(self) -> None:
@@ -156,51 +207,6 @@ class AdapterManager:
             states = map(self._registry.get, self._registry.wanted)
             return any(state is not None and state.error for state in states)
 
-    # --- answers ---
-
-    @contextlib.asynccontextmanager
-    async def leased(self, name: str, version: str | None) -> AsyncIterator[str]:
-        """Keep a version (None: the stable one) on the device for one answer; yields its key.
-
-        Raises:
-            AdapterGone, AdapterUnavailable
-        """
-        if self._find(name, version) is None:  # the router may have read a newer catalogue
-            with contextlib.suppress(OSError, ValueError):
-                await asyncio.to_thread(self._read_catalog)
-        lease = self.lease(name, version)
-        try:
-            key = lease.result() if lease.done() else await asyncio.wrap_future(lease)
-        except asyncio.CancelledError:
-            lease.add_done_callback(self._give_back)
-            raise
-        try:
-            yield key
-        finally:
-            self.release(key)
-
-    def lease(self, name: str, version: str | None) -> "Future[str]":
-        """Lease a version of the catalogue that was read last; as AdapterCache.acquire."""
-        key = self._find(name, version)
-        if key is not None:
-            return self._cache.acquire(key)
-        shown = name if version is None else f"{name}, version {version}"
-        gone: Future[str] = Future()
-        gone.set_exception(AdapterGone(f"adapter {shown} is not in service: ask again"))
-        return gone
-
-    def release(self, key: str) -> None:
-        """End the lease of one answer."""
-        self._cache.release(key)
-
-    def _find(self, name: str, version: str | None) -> str | None:
-        with self._changed:
-            return self._registry.find(name, version)
-
-    def _give_back(self, lease: "Future[str]") -> None:
-        if not lease.cancelled() and lease.exception() is None:
-            self.release(lease.result())
-
     # --- for the operator ---
 
     def dry_run(self, name: str, version: AdapterVersion) -> list[str]:
@@ -219,11 +225,11 @@ class AdapterManager:
                 "adapters": self._inventory.in_service(),
                 "leaving": self._inventory.leaving(),
                 "skipped": dict(self._registry.skipped),
-                "last_error": self._catalog_error or self._cache.last_error,
+                "last_error": self._catalog_error or self._cache.loads.last_error,
                 "error": self._catalog_error,
             }
 
     def measure(self) -> tuple[dict[str, int], list[tuple[str, float]]]:
         """Return versions in service by tier, and (adapter, seconds) of each load since then."""
         with self._changed:
-            return self._inventory.count_by_tier(), self._cache.take_loads()
+            return self._inventory.count_by_tier(), self._cache.loads.take_finished()

@@ -1,15 +1,33 @@
-"""The catalogue as one replica reads it: which adapter versions exist, and which are in service.
+"""Adapter versions of one replica: which exist, which are in service, and which are on the device.
 
-No locks: AdapterManager guards it.
+No locks: those of AdapterCache guard it.
 """
 
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Any
 
 from adapters.catalog import Catalog
 from adapters.versions import AdapterVersion, RegisteredAdapter
+from deployments.engine.errors import EngineError
 
 FORGET_S = 120.0  # how long a version that left the catalogue can still be asked for
+
+
+class AdapterGone(EngineError):
+    """The version is not in the catalogue (any more)."""
+
+    code = "adapter_gone"
+    retry_after_s = 1
+
+
+class AdapterUnavailable(EngineError):
+    """The version is in the catalogue, but this replica cannot load it now."""
+
+    code = "adapter_unavailable"
+    retry_after_s = 5
 
 
 @dataclass(slots=True)
@@ -140,3 +158,92 @@ def _serving(adapter: RegisteredAdapter) -> dict[str, Serving]:
 def adapter_key(name: str, version: AdapterVersion) -> str:
     """Return the decoder's name of a version: two different contents never share one."""
     return f"{name}@{version.version}#{version.digest[:12]}"
+
+
+class DeviceSlots:
+    """The slots of one device: which versions hold one, which are leased, which is evicted.
+
+    No locks: AdapterCache guards it. A version that is being installed has its slot from `reserve`.
+
+    Args:
+        capacity: versions on the device at the same time.
+        evict: submits the eviction of a version to the decoder.
+    """
+
+    def __init__(
+        self, capacity: int, registry: AdapterRegistry, evict: Callable[[str], "Future[Any]"]
+    ) -> None:
+        self.capacity = capacity
+        self._registry = registry
+        self._submit_eviction = evict
+        self._resident: OrderedDict[str, None] = OrderedDict()  # least recently leased first
+        self._reserved: set[str] = set()
+        self._leases: Counter[str] = Counter()
+
+    def __contains__(self, key: str) -> bool:
+        """Whether it is on the device."""
+        return key in self._resident
+
+    @property
+    def has_room(self) -> bool:
+        return len(self._resident) + len(self._reserved) < self.capacity
+
+    @property
+    def are_all_pinned(self) -> bool:
+        """Whether no slot can ever become free, so that waiting for one is useless."""
+        held = (*self._resident, *self._reserved)
+        return sum(map(self._registry.is_pinned, held)) >= self.capacity
+
+    def num_leases(self, key: str) -> int:
+        return self._leases[key]
+
+    def lease(self, key: str) -> None:
+        """Lease a resident version for an answer; it becomes the most recently used one."""
+        self._leases[key] += 1
+        self._registry[key].num_answers += 1
+        self._resident.move_to_end(key)
+
+    def release(self, key: str) -> None:
+        self._leases[key] -= 1
+        assert self._leases[key] >= 0, f"{key} released more often than leased"
+        if not self._leases[key]:
+            del self._leases[key]
+
+    def reserve(self, key: str) -> None:
+        """Give a slot to a version that is about to be installed."""
+        self._reserved.add(key)
+
+    def cancel(self, key: str) -> bool:
+        """Free the slot of a load that failed; returns whether it had one."""
+        had_slot = key in self._reserved
+        self._reserved.discard(key)
+        return had_slot
+
+    def arrive(self, key: str) -> None:
+        """Make an installed version resident."""
+        self._resident[key] = None
+        self._reserved.discard(key)
+
+    def evict(self, key: str) -> "Future[Any]":
+        """Free the slot and submit the eviction under one lock: the decoder sees versions leave
+        and arrive in the order in which their slots are counted."""
+        del self._resident[key]
+        return self._submit_eviction(key)
+
+    def evict_if_unwanted(self, key: str) -> None:
+        """Evict a version that is out of service, unless it is leased."""
+        if key in self and not self.num_leases(key) and key not in self._registry.wanted:
+            self.evict(key)
+
+    def out_of_service(self) -> list[str]:
+        """Return the resident versions that the catalogue no longer has in service."""
+        return [key for key in self._resident if key not in self._registry.wanted]
+
+    def select_victim(self) -> str | None:
+        """Return the version to evict: out of service first, then the least recently leased.
+
+        Returns None if every resident version is leased or pinned.
+        """
+        registry = self._registry
+        idle = [k for k in self._resident if not self._leases[k] and not registry.is_pinned(k)]
+        return next((k for k in idle if k not in registry.wanted), idle[0] if idle else None)

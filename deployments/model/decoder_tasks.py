@@ -6,7 +6,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from adapters.versions import AdapterVersion
-from deployments.engine.request import EngineError, EngineStopped
+from deployments.engine.errors import EngineError, EngineStopped
 from deployments.model.weights_reader import AdapterDecoder, WeightsReader, one_line
 
 # Seconds for one task. The first install on a GPU may compile kernels.

@@ -3,27 +3,26 @@
 import asyncio
 import contextlib
 import logging
-import os
 import time
 from collections.abc import AsyncGenerator, Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from adapters.versions import AdapterVersion
+from ray.serve import metrics
+
 from deployments.channel.frames import ChannelAddress
 from deployments.channel.sender import ChannelLost, EventSender
 from deployments.engine.engine import Engine, EngineLimits
-from deployments.engine.request import EngineError, Request, TokenEvent, failed_event
-from deployments.engine.thread import TorchThread
+from deployments.engine.errors import EngineError
+from deployments.engine.request import Request, TokenEvent, failed_event
+from deployments.engine.thread import TorchThread, use_cores_on
 from deployments.messages import GenerateRequest
-from deployments.model.adapter_cache import AdapterGone
 from deployments.model.adapter_follower import AdapterFollower
 from deployments.model.adapter_manager import AdapterManager
-from deployments.model.answer_metrics import AnswerMetrics
+from deployments.model.adapter_registry import AdapterGone
 from deployments.model.loading import LoadedModel, first_sync, load_model
+from deployments.model.operator_calls import OperatorCalls, operation_threads
 from deployments.replica import (
     live_settings,
-    replica_id,
     tune_interpreter,
     use_serve_handlers,
 )
@@ -39,14 +38,54 @@ _EMIT_INTERVAL_S = 0.03
 _SHORT_CHARS = 1000
 # Prompt tokens that one step reads: about half a second of a CPU, some ten milliseconds of a GPU.
 _PREFILL_TOKENS = {"cpu": 256, "cuda": 4096}
-# Turns that a thread of torch's pool spins before it sleeps. libgomp's own 300,000 cost a step many
-# times its length where other processes want the cores, and gain nothing where they are free.
-_SPIN_COUNT = "2000"
 # Adapters that the operator adds or changes at the same time; others wait.
 _NUM_OPERATIONS = 4
+# Seconds. First token and queue: from a warm GPU to a busy CPU; per token: from 1 ms to 1 s.
+_WAIT_BOUNDARIES_S = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120]
+_TOKEN_BOUNDARIES_S = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1]
+_LABELS = ("adapter", "version")
 
 
-class ModelReplica:
+class AnswerMetrics:
+    """What a model replica measures of its answers, for Prometheus; never a word of a text."""
+
+    def __init__(self) -> None:
+        self.batch_rows = metrics.Gauge(
+            "polyclinic_batch_rows", description="rows being decoded together"
+        )
+        self._ttft = metrics.Histogram(
+            "polyclinic_ttft_s", "acceptance to first token", _WAIT_BOUNDARIES_S, _LABELS
+        )
+        self._tpot = metrics.Histogram(
+            "polyclinic_tpot_s", "mean time per later token", _TOKEN_BOUNDARIES_S, _LABELS
+        )
+        self._queue = metrics.Histogram(
+            "polyclinic_queue_wait_s", "acceptance to first step", _WAIT_BOUNDARIES_S, _LABELS
+        )
+        self._tokens = metrics.Counter(
+            "polyclinic_tokens_total",
+            "prompt and generated tokens",
+            ("kind", "adapter", "version"),
+        )
+
+    def record(self, call: GenerateRequest, event: TokenEvent) -> None:
+        """Record an answer by its terminal event."""
+        label = {"adapter": call.adapter or "base", "version": call.adapter_version or ""}
+        self._tokens.inc(event.num_prompt_tokens or 0, {"kind": "prompt", **label})
+        if event.num_tokens:
+            self._tokens.inc(event.num_tokens, {"kind": "generated", **label})
+        timings = event.timings
+        if timings.queue_s is not None:
+            self._queue.observe(timings.queue_s, label)
+        if timings.first_token_s is None:
+            return
+        self._ttft.observe(timings.first_token_s, label)
+        if timings.total_s is not None and event.num_tokens > 1:
+            later_s = timings.total_s - timings.first_token_s
+            self._tpot.observe(later_s / (event.num_tokens - 1), label)
+
+
+class ModelReplica(OperatorCalls):
     """One replica. It holds the catalogue's adapters, and each request names the one it is for."""
 
     def __init__(self, settings: Settings, device: str, load: LoadModel = load_model) -> None:
@@ -56,7 +95,7 @@ class ModelReplica:
         self._metrics = AnswerMetrics()
         thread = TorchThread()
         if device == "cpu":
-            _use_cores(thread, settings.engine.cpu_threads)
+            use_cores_on(thread, settings.engine.cpu_threads)
         self._loaded = thread.submit(lambda: load(settings, device)).result()
         self._engine = Engine(
             self._loaded.decoder,
@@ -65,8 +104,7 @@ class ModelReplica:
             thread=thread,
         )
         self._engine.start()
-        # Not the threads that tokenise: an operator's source may be slow.
-        self._operations = ThreadPoolExecutor(_NUM_OPERATIONS, thread_name_prefix="adapter-change")
+        self._operations = operation_threads()
         self._follower: AdapterFollower | None = None
         self._adapters: AdapterManager | None = None
         if self._loaded.make_manager is not None:
@@ -126,72 +164,15 @@ class ModelReplica:
             return contextlib.nullcontext()
         if self._adapters is None:
             raise AdapterGone(f"adapter '{call.adapter}' is not held: this model has no adapters")
-        return self._adapters.leased(call.adapter, call.adapter_version)
+        return self._adapters.leases.leased(call.adapter, call.adapter_version)
 
     async def _encode(self, call: GenerateRequest) -> list[int]:
         """Return prompt ids. A long text goes to a thread; for a short one that would cost more
         than the tokenizer takes."""
         encode = self._loaded.encode
         if sum(len(turn.content) for turn in call.turns) <= _SHORT_CHARS:
-            return encode(call.turns, call.answer_language)
-        return await asyncio.to_thread(encode, call.turns, call.answer_language)
-
-    async def info(self) -> dict[str, Any]:
-        """Return what this replica serves, for /readyz and the operator.
-
-        Raises:
-            EngineStopped: it cannot serve any more.
-        """
-        self._engine.check()
-        decoder = self._engine.info
-        return {
-            "replica": replica_id(),
-            "base_model": self._loaded.base_model,
-            "decoder": decoder.name,
-            "decoder_reason": decoder.reason,
-            "device": decoder.device,
-            "dtype": decoder.dtype,
-            "visible_gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
-            **self._adapter_info(),
-            "rows_running": self._engine.num_running,
-            "requests_waiting": self._engine.num_waiting,
-        }
-
-    def _adapter_info(self) -> dict[str, Any]:
-        if self._adapters is None:
-            return {"adapters": [], "adapters_skipped": {}}
-        report = self._adapters.report()
-        return {
-            "adapters": report["adapters"],
-            "adapters_skipped": report["skipped"],
-            "adapters_leaving": report["leaving"],
-            "adapters_revision": report["revision"],
-            "adapters_error": report["last_error"],
-        }
-
-    async def adapter_report(self) -> dict[str, Any]:
-        """Return AdapterManager.report() with `replica`. It has no effect."""
-        report: dict[str, Any] = {"revision": None, "adapters": [], "leaving": [], "error": None}
-        if self._adapters is not None:
-            report = self._adapters.report()
-        return {"replica": replica_id(), **report}
-
-    async def sync_adapters(self) -> dict[str, Any]:
-        """Follow the live catalogue now; returns `adapter_report()`."""
-        if self._adapters is not None:
-            await self._operate(self._adapters.try_sync)
-        return await self.adapter_report()
-
-    async def try_adapter(self, name: str, version: AdapterVersion) -> list[str]:
-        """Return what keeps a version that is not listed yet from being served on this base."""
-        manager = self._adapters
-        if manager is None:
-            return ["this model takes no adapters"]
-        problems: list[str] = await self._operate(lambda: manager.dry_run(name, version))
-        return problems
-
-    async def _operate(self, operation: Callable[[], Any]) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._operations, operation)
+            return encode(call.turns, answer_language=call.answer_language)
+        return await asyncio.to_thread(encode, call.turns, answer_language=call.answer_language)
 
     def check_health(self) -> None:
         self._engine.check()
@@ -222,24 +203,3 @@ def _engine_limits(settings: EngineSettings, device: str) -> EngineLimits:
         prefill_tokens=prefill_tokens,
         emit_interval_s=_EMIT_INTERVAL_S,
     )
-
-
-def _use_cores(thread: TorchThread, num_threads: int | None) -> None:
-    """Let torch use the cores on `thread`, and open no pool of threads for any other thread.
-
-    Ray would leave it one core for each of the replica's num_cpus. A thread keeps the number that
-    torch had when it first asked for it, so the threads to come get the 1 that is set last.
-
-    Args:
-        num_threads: None for every core that this process may use.
-    """
-    # libgomp reads it when torch is first imported.
-    os.environ.setdefault("GOMP_SPINCOUNT", _SPIN_COUNT)
-    import torch
-
-    def use_cores() -> None:
-        torch.set_num_threads(num_threads or len(os.sched_getaffinity(0)))
-        torch.get_num_threads()  # the thread takes the number over now
-
-    thread.submit(use_cores).result()
-    torch.set_num_threads(1)

@@ -10,17 +10,16 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from adapters.base_models import resolve_base_model
-from adapters.catalog import BaseModelEntry
 from adapters.prompting import Message, encode_prompt
 from adapters.seed_check import AdapterError
 from adapters.store import AdapterStore
 from deployments.engine.decoder import GroupDecoder, StepDecoder
 from deployments.model.adapter_manager import AdapterManager
 from deployments.model.decoder_tasks import RunBetweenSteps
-from deployments.model.host_cache import HostCache
+from deployments.model.weights_reader import HostCache
 from deployments.replica import open_adapter_store
 from deployments.settings import Settings
 
@@ -36,14 +35,18 @@ class MakeManager(Protocol):
     def __call__(self, *, run: RunBetweenSteps) -> AdapterManager: ...
 
 
-EncodePrompt = Callable[[Sequence[Message], str | None], list[int]]
+class EncodePrompt(Protocol):
+    """Write a conversation for the base model; `encode_prompt` says how."""
+
+    def __call__(
+        self, messages: Sequence[Message], *, answer_language: str | None
+    ) -> list[int]: ...
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
     """What a model replica serves with.
 
-    encode: (messages, language to ask the answer in or None) -> prompt ids.
     make_manager: gives the model its adapters once the engine runs; None if it takes none.
     warm_up: what the decoder prepares between its first adapters and its first request.
     """
@@ -77,7 +80,13 @@ def load_model(settings: Settings, device: str) -> LoadedModel:
         host=HostCache(settings.engine.adapter_memory_mib * 2**20),
         verified=dict(found.values()),
     )
-    encode = _encoder(store.seed.base_model(settings.base_model, family=family), decoder.tokenizer)
+    entry = store.seed.base_model(settings.base_model, family=family)
+    encode = functools.partial(
+        encode_prompt,
+        entry.prompt_format,
+        tokenizer=decoder.tokenizer,
+        system_line=entry.system_line,
+    )
     warm_up = getattr(decoder, "warm_up", None)
     return LoadedModel(settings.base_model, decoder, encode, make_manager, warm_up)
 
@@ -112,19 +121,6 @@ def _load_decoder(
         *(resolved.name, seconds, info.name, info.reason),
     )
     return decoder, resolved.family
-
-
-def _encoder(entry: BaseModelEntry, tokenizer: Any) -> EncodePrompt:
-    def encode(messages: Sequence[Message], answer_language: str | None) -> list[int]:
-        return encode_prompt(
-            entry.prompt_format,
-            messages,
-            tokenizer=tokenizer,
-            system_line=entry.system_line,
-            answer_language=answer_language,
-        )
-
-    return encode
 
 
 def _adapters_in_service(store: AdapterStore, base_model: str) -> dict[str, tuple[str, Path]]:

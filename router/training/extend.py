@@ -27,8 +27,7 @@ from router.artefact import (
     read_manifest,
 )
 from router.classifier import Classifier
-from router.features import words_of
-from router.text import clean
+from router.text import clean, words_of
 from router.training.examples import OUT_OF_SCOPE, Recipe
 from router.training.feature_set import FeatureSet, restored, stored
 from router.training.head import fit_head, recalls

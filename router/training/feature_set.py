@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from router.head import Floats
+from router.features import Floats
 from router.training.examples import OUT_OF_SCOPE, Array
 
 

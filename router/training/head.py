@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 
-from router.head import Floats, Head, log_odds, sigmoid, softmax
+from router.features import Floats
+from router.head import Head, log_odds, sigmoid, softmax
 from router.training.calibration import fit_platt, fit_temperature, fit_thresholds
 from router.training.examples import OUT_OF_SCOPE, Array, Recipe, balanced
 from router.training.feature_set import FeatureSet

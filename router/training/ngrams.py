@@ -8,15 +8,8 @@ import numpy.typing as npt
 from scipy.sparse import csr_matrix
 from sklearn.linear_model import LogisticRegression
 
-from router.features import (
-    NgramModel,
-    Vocabulary,
-    char_features,
-    vectorise,
-    word_features,
-    words_of,
-)
-from router.text import clean
+from router.features import NgramModel, Vocabulary, char_features, vectorise, word_features
+from router.text import clean, words_of
 from router.training.examples import OUT_OF_SCOPE, LabelledText, Recipe, balanced, example_weights
 
 

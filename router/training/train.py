@@ -16,16 +16,15 @@ import yaml
 
 from router.artefact import BUILT_IN, FORMAT_VERSION
 from router.encoder import TextEncoder
-from router.features import NgramModel, words_of
-from router.head import Projection
-from router.text import clean
+from router.features import NgramModel
+from router.head import Projection, read
+from router.text import clean, words_of
 from router.training.examples import OUT_OF_SCOPE, LabelledText, Recipe, example_weights
 from router.training.feature_set import FeatureSet, restored, stored
 from router.training.head import fit_head, recalls
 from router.training.ngrams import train_ngrams
 from router.training.projection import BATCH, fit_projection
 from router.training.trained import Trained, head_entries, rounded, weight_arrays
-from router.views import read
 
 SPECIALTIES_FILE = Path(__file__).resolve().parent.parent / "specialties.yaml"
 Examples = Sequence[LabelledText]

@@ -23,10 +23,10 @@ from starlette.routing import Route
 from adapters.prompting import Message
 from deployments.app import build_application
 from deployments.engine.decoder import DecoderInfo
-from deployments.engine.sequence import SchedulerOutput
+from deployments.engine.request import SchedulerOutput
 from deployments.model.adapter_manager import AdapterManager
-from deployments.model.host_cache import HostCache
 from deployments.model.loading import LoadedModel
+from deployments.model.weights_reader import HostCache
 from deployments.replica import open_adapter_store
 from deployments.settings import Settings, parse_settings
 
@@ -87,7 +87,7 @@ def load_stand_in(settings: Settings, device: str, *, step_s: float) -> LoadedMo
         host=HostCache(0),
     )
 
-    def encode(turns: Sequence[Message], answer_language: str | None) -> list[int]:
+    def encode(messages: Sequence[Message], *, answer_language: str | None) -> list[int]:
         return [_TOKEN] * 16
 
     return LoadedModel(settings.base_model, decoder, encode, make_manager)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from router.artefact import MANIFEST as ARTEFACT_MANIFEST
-from router.features import words_of
+from router.text import words_of
 from router.training.examples import OUT_OF_SCOPE
 from scripts.datasets.record import DataError, read_jsonl
 from scripts.router.dataset import MANIFEST, Entry, read_entries

@@ -18,8 +18,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from safetensors.torch import load_file, save_file
 
 from adapters.ingest import IngestRefused, VersionRequest, ingest
-from adapters.source_folder import SourceError
-from adapters.sources import SourceLimits, check_source, fetch
+from adapters.sources import SourceError, SourceLimits, check_source, fetch
 from adapters.storage.local import LocalStorage
 from adapters.storage.protocol import StorageError
 from adapters.store import AdapterStore

@@ -10,14 +10,8 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from typing import Any
 
-from deployments.engine.request import (
-    ErrorInfo,
-    FinishReason,
-    QueueFull,
-    Timings,
-    TokenEvent,
-    failed_event,
-)
+from deployments.engine.errors import QueueFull
+from deployments.engine.request import ErrorInfo, FinishReason, Timings, TokenEvent, failed_event
 from deployments.ingress.operator import assemble
 from deployments.ingress.traffic import TrafficLog
 from deployments.messages import AdapterCard, GenerateRequest, Outcome, ServedModels

@@ -119,7 +119,7 @@ def test_everything_the_server_may_say_has_words(language: str) -> None:
 def codes_of_a_question() -> set[str]:
     """Error codes that a question can meet: the engine's, and those of the checks on a text."""
     found = set()
-    engine = ast.parse((ROOT / "deployments/engine/request.py").read_text(encoding="utf-8"))
+    engine = ast.parse((ROOT / "deployments/engine/errors.py").read_text(encoding="utf-8"))
     for node in ast.walk(engine):
         if isinstance(node, ast.ClassDef):
             found |= {
@@ -131,7 +131,7 @@ def codes_of_a_question() -> set[str]:
                 and isinstance(item.value, ast.Constant)
                 and isinstance(item.value.value, str)
             }
-    checks = (ROOT / "deployments/api/checks.py").read_text(encoding="utf-8")
+    checks = (ROOT / "deployments/api/request_body.py").read_text(encoding="utf-8")
     found |= set(re.findall(r'code="(\w+)"', checks)) - {"too_many"}  # POST /route
     found -= {"engine_error", "refused"}  # the tree's abstract classes
     # Raised where an adapter is loaded or a decoder is built, so before there is a question:

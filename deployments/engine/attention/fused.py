@@ -6,12 +6,12 @@ Everything is in tensors of fixed shape, so that a step can be captured as a CUD
 import torch
 
 from deployments.engine.attention.kv_cache import KvCache
+from deployments.engine.kernels.ops import Expansion, Rope
 from deployments.engine.kernels.triton_attention import cross_attention, decode_attention
-from deployments.engine.kernels.types import Expansion, Rope
 
 
 class TritonDecodeAttention:
-    """Implement DecodeAttention (decode.py) with kernels that find each row through tensors.
+    """Implement DecodeAttention (kv_cache.py) with kernels that find each row through tensors.
 
     Args:
         starts: (B,) cache position where each row begins.

@@ -1,4 +1,4 @@
-"""Hold the KV cache: planned before the model serves, never grown.
+"""Hold the KV cache, planned before the model serves and never grown, and attend over it.
 
 A row owns `capacity` positions for as long as its answer runs. The scheduler admits a request only
 into a row that holds its prompt and its longest answer, so there is no out-of-memory under load.
@@ -15,44 +15,12 @@ values from the front, the encoder's, computed once, at the end.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 
-_ALIGNMENT = 16  # capacities are multiples of it
-_LONG_ROWS = 8  # when the budget is short, one row in _LONG_ROWS has full length
-_SHORTEST = 8  # a short row holds at least 1/_SHORTEST of a long one
-
-
-def plan_rows(
-    max_rows: int, num_positions: int, bytes_per_position: int, budget_bytes: int
-) -> tuple[int, ...]:
-    """Return the capacities of the rows, short ones first, that fit in the budget.
-
-    Args:
-        num_positions: prompt and answer at their longest.
-        bytes_per_position: keys and values of all layers.
-
-    Raises:
-        ValueError: not even one full row fits.
-    """
-    full = -(-num_positions // _ALIGNMENT) * _ALIGNMENT
-    affordable = budget_bytes // bytes_per_position
-    if affordable < full:
-        raise ValueError(
-            f"{budget_bytes / 2**20:.0f} MiB of key/value memory hold {affordable} positions; one "
-            f"answer may need {full}: raise engine.kv_memory_mib to at least "
-            f"{-(-full * bytes_per_position // 2**20)}, or lower engine.max_input_tokens"
-        )
-    for num_rows in range(max_rows, 1, -1):
-        if num_rows * full <= affordable:
-            return (full,) * num_rows
-        num_long = max(1, num_rows // _LONG_ROWS)
-        num_short = num_rows - num_long
-        rest = (affordable - num_long * full) // num_short
-        short = min(full, rest // _ALIGNMENT * _ALIGNMENT)
-        if short * _SHORTEST >= full:
-            return (short,) * num_short + (full,) * num_long
-    return (full,)
+from deployments.engine.kernels.ops import Expansion, Rope
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,3 +112,165 @@ def _by_capacity(rows: Sequence[int], capacities: Sequence[int]) -> Iterator[lis
         members.append(i)
     if members:
         yield members
+
+
+class DecodeAttention(Protocol):
+    """Attend over the KV cache; rows of different lengths run together.
+
+    `expansion` is the LoRA part of the product that gave qkv or q, not yet added to it.
+    """
+
+    def self_attention(
+        self,
+        qkv: torch.Tensor,
+        expansion: Expansion | None,
+        layer: int,
+        *,
+        scale: float,
+        bias: torch.Tensor | None = None,
+        rope: Rope | None = None,
+    ) -> torch.Tensor:
+        """Write the newest keys and values to the cache and attend over the row's own positions.
+
+        Args:
+            qkv: (B, H * G + 2 H, D), G query heads for each key/value head. May be changed.
+            bias: (H, S) added to a score by distance from the newest position.
+
+        Returns:
+            (B, H * G * D)
+        """
+
+    def cross_attention(
+        self, q: torch.Tensor, expansion: Expansion | None, layer: int, *, scale: float
+    ) -> torch.Tensor:
+        """Return q (B, H, D) attended over the prompt at the end of the row: (B, H * D)."""
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeBatch:
+    """Hold the rows of a decode step; tokens (B,) are their newest, not yet in the cache."""
+
+    tokens: torch.Tensor
+    attention: DecodeAttention
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """Name positions [start, stop) of a span's rows, and what is added to their scores.
+
+    bias: (n, 1 or H, 1, stop - start) with -inf where a row may not look; None: nothing to add.
+    """
+
+    span: Span
+    start: int
+    stop: int
+    bias: torch.Tensor | None
+
+
+class TorchDecodeAttention:
+    """Implement DecodeAttention with torch's scaled_dot_product_attention.
+
+    The host knows the rows, so rows of one capacity are read as one strided tensor.
+
+    Args:
+        rows: ascending.
+        positions: own positions of each row filled so far.
+        prompts: prompt positions of each row.
+    """
+
+    def __init__(
+        self, cache: KvCache, rows: Sequence[int], positions: Sequence[int], prompts: Sequence[int]
+    ) -> None:
+        self._cache = cache
+        self._spans = cache.spans(rows)
+        self._seen = {row: filled + 1 for row, filled in zip(rows, positions, strict=True)}
+        self._prompts = dict(zip(rows, prompts, strict=True))
+        device = cache.device
+        self._positions = torch.tensor(positions, device=device)
+        self._where = self._positions + torch.tensor([cache.starts[r] for r in rows], device=device)
+        # The first layer that needs them builds these; they are the same for all layers.
+        self._rope: Rope | None = None
+        self._self_reads: list[_Read] | None = None
+        self._cross_reads: list[_Read] | None = None
+
+    def self_attention(
+        self,
+        qkv: torch.Tensor,
+        expansion: Expansion | None,
+        layer: int,
+        *,
+        scale: float,
+        bias: torch.Tensor | None = None,
+        rope: Rope | None = None,
+    ) -> torch.Tensor:
+        assert expansion is None, "TorchLoraBatch adds its products itself"
+        heads = self._cache.num_heads
+        rows, all_heads, dim = qkv.shape
+        num_queries = all_heads - 2 * heads
+        if rope is not None:
+            self._rope = self._rope or rope.at(self._positions)
+            self._rope.apply_rotary_(qkv[:, : num_queries + heads])
+        self._cache.write(layer, self._where, qkv[:, num_queries:].view(rows, 2, heads, dim))
+        if self._self_reads is None:
+            self._self_reads = [self._self_read(span, qkv, bias) for span in self._spans]
+        q = qkv[:, :num_queries].view(rows, heads, -1, dim)
+        return self._attend(q, layer, self._self_reads, scale)
+
+    def cross_attention(
+        self, q: torch.Tensor, expansion: Expansion | None, layer: int, *, scale: float
+    ) -> torch.Tensor:
+        assert expansion is None, "TorchLoraBatch adds its products itself"
+        if self._cross_reads is None:
+            self._cross_reads = [self._cross_read(span, q) for span in self._spans]
+        return self._attend(q.unsqueeze(2), layer, self._cross_reads, scale)
+
+    def _self_read(self, span: Span, q: torch.Tensor, bias: torch.Tensor | None) -> _Read:
+        seen = self._of_span(span, self._seen)
+        longest = max(seen)
+        if bias is None and min(seen) == longest:
+            return _Read(span, 0, longest, None)
+        newest = torch.tensor(seen, device=q.device)[:, None] - 1
+        distance = newest - torch.arange(longest, device=q.device)
+        added = _blocked(distance < 0, q.dtype)
+        if bias is not None:
+            added = added + bias[:, distance.clamp(min=0)].transpose(0, 1).unsqueeze(2)
+        return _Read(span, 0, longest, added)
+
+    def _cross_read(self, span: Span, q: torch.Tensor) -> _Read:
+        prompts = self._of_span(span, self._prompts)
+        longest = max(prompts)
+        added = None
+        if min(prompts) < longest:
+            first = longest - torch.tensor(prompts, device=q.device)[:, None]
+            added = _blocked(torch.arange(longest, device=q.device) < first, q.dtype)
+        return _Read(span, span.capacity - longest, span.capacity, added)
+
+    def _of_span(self, span: Span, lengths: dict[int, int]) -> list[int]:
+        """Return the lengths of every row of the span; 1 for a row that is not in the batch."""
+        first = self._cache.starts.index(span.start)
+        return [lengths.get(row, 1) for row in range(first, first + span.num_rows)]
+
+    def _attend(
+        self, q: torch.Tensor, layer: int, reads: Sequence[_Read], scale: float
+    ) -> torch.Tensor:
+        if len(reads) == 1 and reads[0].span.index is None:
+            return self._attend_span(q, layer, reads[0], scale).reshape(len(q), -1)
+        out = torch.empty_like(q)
+        for read in reads:
+            span = read.span
+            if span.index is None or span.offsets is None:
+                raise AssertionError(f"a span of rows {span.rows} is whole, but not alone")
+            spread = q.new_zeros(span.num_rows, *q.shape[1:])
+            spread[span.offsets] = q[span.index]
+            out[span.index] = self._attend_span(spread, layer, read, scale)[span.offsets]
+        return out.reshape(len(q), -1)
+
+    def _attend_span(self, q: torch.Tensor, layer: int, read: _Read, scale: float) -> torch.Tensor:
+        keys, values = self._cache.keys_values(layer, read.span, read.start, read.stop)
+        return F.scaled_dot_product_attention(q, keys, values, attn_mask=read.bias, scale=scale)
+
+
+def _blocked(hidden: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return (n, 1, 1, L) with -inf where `hidden` (n, L) is True, else 0."""
+    added = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
+    return added.masked_fill_(hidden, -torch.inf)[:, None, None]

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 
 from deployments.engine.attention.kv_cache import KvCache
 from deployments.engine.kernels.backend import are_fused
-from deployments.engine.kernels.types import Segment, prompt_blocks
-from deployments.engine.sequence import PrefillChunk
+from deployments.engine.kernels.ops import Segment, prompt_blocks
+from deployments.engine.request import PrefillChunk
 
 
 class PrefillAttention(Protocol):

@@ -11,8 +11,8 @@ import torch
 import triton
 import triton.language as tl
 
+from deployments.engine.kernels.ops import Expansion, Rope
 from deployments.engine.kernels.triton_lora import lora_expand_add
-from deployments.engine.kernels.types import Expansion, Rope
 
 MAX_FUSED_RANK = 64  # a separate kernel adds larger ranks first
 _MANY_PROGRAMS = 512

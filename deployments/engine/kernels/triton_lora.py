@@ -11,8 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from deployments.engine.kernels.elementwise import rms_norm
-from deployments.engine.kernels.types import Expansion
+from deployments.engine.kernels.ops import Expansion, rms_norm
 
 _RANKS = 8  # ranks that one program takes together
 _EXPAND_COLUMNS = 512
@@ -186,7 +185,7 @@ def lora_expand_add(y: torch.Tensor, expansion: Expansion) -> None:
 
 
 def gated_activation(x: torch.Tensor, activation: str) -> torch.Tensor:
-    """Compute elementwise.gated_activation for an activation in GATED."""
+    """Compute ops.gated_activation for an activation in GATED."""
     width = x.shape[1] // 2
     out = torch.empty(len(x), width, dtype=x.dtype, device=x.device)
     grid = (len(x), triton.cdiv(width, _GATED_COLUMNS))

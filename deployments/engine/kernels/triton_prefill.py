@@ -4,8 +4,8 @@ import torch
 import triton
 import triton.language as tl
 
+from deployments.engine.kernels.ops import BLOCK_M
 from deployments.engine.kernels.triton_attention import padded, softmax_step
-from deployments.engine.kernels.types import BLOCK_M
 
 _BLOCK_N = 64  # keys of one iteration
 

@@ -1,8 +1,12 @@
-"""Describe the linear layers that adapters change, and the stacked weights of all adapters."""
+"""Describe the linear layers that adapters change, the weights of all adapters, and a batch's."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
+
+from deployments.engine.kernels.ops import Expansion
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,3 +33,42 @@ class LoraStack:
 
     a: torch.Tensor
     b: torch.Tensor
+
+
+class LoraBatch(Protocol):
+    """Know which adapter each token of one forward pass has. `layer` is a LoraLayer's name."""
+
+    def norm(
+        self, layer: str, x: torch.Tensor, weight: torch.Tensor, eps: float
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return the RMS norm of x (T, in), and x @ A if that came with it, for `add`."""
+
+    def add(
+        self, layer: str, x: torch.Tensor, y: torch.Tensor, shrunk: torch.Tensor | None = None
+    ) -> None:
+        """Add each token's LoRA of x (T, in) to y (T, out) in place; `shrunk` is from `norm`."""
+
+    def expansion(
+        self, layer: str, x: torch.Tensor, y: torch.Tensor, shrunk: torch.Tensor | None
+    ) -> Expansion | None:
+        """Do `add`, or return the part that the kernel that reads y next can add itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSegments:
+    """Hold one layer's segments; W is the sum of their ranks, P the number of modules in use.
+
+    a: (in, P * W); b: for each module its first and last output column and (W, columns).
+    """
+
+    a: torch.Tensor
+    b: tuple[tuple[int, int, torch.Tensor], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LoraSegments:
+    """Hold the segments of every layer for one mixture of slots."""
+
+    slots: tuple[int, ...]
+    segment_of_column: torch.Tensor  # (W,) position in `slots`
+    layers: Mapping[str, LayerSegments]

@@ -14,7 +14,7 @@ from typing import Any
 
 from peft import LoraConfig
 
-from deployments.engine.request import AdapterNotSupported
+from deployments.engine.errors import AdapterNotSupported
 
 CONFIG_FILE = "adapter_config.json"
 

@@ -19,12 +19,12 @@ from peft.tuners.lora.layer import Linear as LoraLinear
 from peft.tuners.lora.layer import LoraLayer
 from safetensors.torch import load_file
 
+from deployments.engine.errors import AdapterNotSupported
 from deployments.engine.lora.peft_features import (
     WITHOUT_EFFECT,
     check_scales,
     unsupported_features,
 )
-from deployments.engine.request import AdapterNotSupported
 
 _NAME = "adapter"  # PEFT's name for it inside the skeleton
 _PREFIX = "base_model.model."

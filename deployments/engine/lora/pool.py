@@ -1,22 +1,94 @@
-"""Know which slot each resident adapter has and how many rows use it.
+"""Know which slot each resident adapter has, and multiply batches by the adapters of their rows.
 
 Each row of a batch carries a slot, so one product serves rows of many adapters. Loading, replacing
 and evicting happen between two steps. A row keeps the slot that it began with: the slot of a
 replaced or evicted adapter is reused only when no row uses it any more.
+
+With torch, the adapters of a batch are copied side by side. A *segment* is one adapter's columns in
+these copies, as wide as its own rank. x @ A of all segments, a mask that leaves each token its own
+segment, then @ B: two matrix products, whatever the mixture. A rank-64 adapter does not widen a
+rank-4 one.
 """
 
+from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
 
-from deployments.engine.lora.batch import LoraBatch, TorchLoraBatch
-from deployments.engine.lora.layers import LoraLayer
-from deployments.engine.lora.packed import PackedLora, pack
+from deployments.engine.errors import LoraPoolError
+from deployments.engine.kernels.ops import rms_norm
+from deployments.engine.lora.layers import LoraBatch, LoraLayer, LoraSegments
 from deployments.engine.lora.peft_reader import AdapterWeights
-from deployments.engine.lora.stacks import LoraStacks
-from deployments.engine.request import LoraPoolError
+from deployments.engine.lora.stacks import LoraStacks, PackedLora, pack
 
 BASE_SLOT = 0
+_KEPT_MIXTURES = 8
+
+
+class TorchLoraBatch:
+    """Implement LoraBatch (layers.py) with segments.
+
+    Args:
+        mask: (T, 1, W) ones in the columns of a token's segment; None if all tokens share one.
+    """
+
+    def __init__(self, segments: LoraSegments, mask: torch.Tensor | None) -> None:
+        self._layers = segments.layers
+        self._width = segments.segment_of_column.numel()
+        self._mask = mask
+
+    def norm(
+        self, layer: str, x: torch.Tensor, weight: torch.Tensor, eps: float
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        return rms_norm(x, weight, eps), None
+
+    def add(
+        self, layer: str, x: torch.Tensor, y: torch.Tensor, shrunk: torch.Tensor | None = None
+    ) -> None:
+        segments = self._layers.get(layer)
+        if segments is None:
+            return
+        width = self._width
+        shrunk = torch.mm(x.to(segments.a.dtype), segments.a)
+        if self._mask is not None:
+            shrunk.view(len(x), -1, width).mul_(self._mask)
+        for i, (start, stop, b) in enumerate(segments.b):
+            columns, own = y[:, start:stop], shrunk[:, i * width : (i + 1) * width]
+            if y.dtype == b.dtype:
+                columns.addmm_(own, b)
+            else:
+                columns.add_(torch.mm(own, b))
+
+    def expansion(
+        self, layer: str, x: torch.Tensor, y: torch.Tensor, shrunk: torch.Tensor | None
+    ) -> None:
+        self.add(layer, x, y, shrunk)
+
+
+class SegmentCache:
+    """Keep the segments of the mixtures that were used last."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[tuple[int, ...], LoraSegments] = OrderedDict()
+
+    def find(self, active: tuple[int, ...]) -> LoraSegments | None:
+        """Return segments with the slots `active` and at most as many others, None if not kept."""
+        wanted = set(active)
+        for kept in reversed(self._kept.values()):
+            if wanted <= set(kept.slots) and len(kept.slots) <= 2 * len(active):
+                self._kept.move_to_end(kept.slots)
+                return kept
+        return None
+
+    def add(self, segments: LoraSegments) -> None:
+        self._kept[segments.slots] = segments
+        if len(self._kept) > _KEPT_MIXTURES:
+            self._kept.popitem(last=False)
+
+    def forget(self, slot: int) -> None:
+        """Drop every mixture with this slot, whose weights have changed."""
+        for mixture in [m for m in self._kept if slot in m]:
+            del self._kept[mixture]
 
 
 class LoraPool:
@@ -33,6 +105,7 @@ class LoraPool:
         if num_slots < 2:
             raise ValueError(f"num_slots is {num_slots}: at least 2, the base and one adapter")
         self._stacks = LoraStacks(layers, num_slots, dtype=dtype, device=device)
+        self._mixtures = SegmentCache()
         self._dtype, self._device = dtype, device
         self._slot_of: dict[str, int] = {}
         self._names: frozenset[str] = frozenset()
@@ -63,6 +136,7 @@ class LoraPool:
             raise LoraPoolError(f"adapter '{name}': {'; '.join(problems)}")
         slot = self._free_slot(name)
         self._stacks.write(slot, weights)
+        self._mixtures.forget(slot)
         return slot
 
     def activate(self, name: str, slot: int) -> None:
@@ -111,7 +185,10 @@ class LoraPool:
         active = tuple(sorted({slot for slot in slots if slot != BASE_SLOT}))
         if not active:
             return None
-        segments = self._stacks.segments(active)
+        segments = self._mixtures.find(active)
+        if segments is None:
+            segments = self._stacks.segments(active)
+            self._mixtures.add(segments)
         if segments.slots == active and len(active) == 1 and all(slots):
             return TorchLoraBatch(segments, None)
         position = {slot: i for i, slot in enumerate(segments.slots)}

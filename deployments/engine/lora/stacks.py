@@ -1,4 +1,4 @@
-"""Hold the stacked weights of all slots: the tensors behind the pool (pool.py).
+"""Pack adapters, and hold the stacked weights of all slots: the tensors behind the pool (pool.py).
 
 Each module that any adapter targets has
 
@@ -7,16 +7,52 @@ Each module that any adapter targets has
 with PEFT's scale inside b and zeros beyond an adapter's rank. Slot 0 is the base model: all zeros.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from deployments.engine.lora.layers import LoraLayer, LoraStack
-from deployments.engine.lora.packed import PackedLora, Shapes
-from deployments.engine.lora.segments import LoraSegments, SegmentCache, build_segments
+from deployments.engine.lora.layers import LayerSegments, LoraLayer, LoraSegments, LoraStack
+from deployments.engine.lora.peft_reader import AdapterWeights
 
 _RANK_BUCKET = 8
+Shapes = tuple[tuple[str, int, int, int], ...]
+"""(module path, r, in, out) of each adapted layer, in the order of the block."""
+
+
+@dataclass(frozen=True, slots=True)
+class PackedLora:
+    """Hold a block (n,): for each module of `shapes` a (r, in), then b transposed (r, out).
+
+    It is in the dtype that the device computes with. Loading it is one copy to the device and a few
+    launches there, instead of two small copies for each adapted layer (288 for the query and value
+    projections of flan-t5-xl, docs/adapters.md). For a GPU the block is pinned, so the copy needs
+    no staging buffer and blocks no thread.
+    """
+
+    block: torch.Tensor
+    shapes: Shapes
+
+    @property
+    def rank(self) -> int:
+        return max(rank for _, rank, _, _ in self.shapes)
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        return tuple(path for path, *_ in self.shapes)
+
+    @property
+    def num_bytes(self) -> int:
+        return self.block.nbytes
+
+    def to(self, device: torch.device) -> "PackedLora":
+        """Return a copy on `device`. From pinned memory the copy may still be running."""
+        return PackedLora(self.block.to(device, non_blocking=True), self.shapes)
+
+    def pieces(self) -> tuple[torch.Tensor, ...]:
+        """Return a and b of each module in turn, flat: views of the block."""
+        sizes = [rank * size for _, rank, *both in self.shapes for size in both]
+        return torch.split(self.block, sizes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +89,6 @@ class LoraStacks:
         self._ranks = [0] * num_slots
         self._modules: list[frozenset[str]] = [frozenset()] * num_slots
         self._views: dict[int, _SlotViews] = {}
-        self._segments = SegmentCache()
 
     def unsupported_modules(self, weights: PackedLora) -> list[str]:
         """Return why this adapter does not fit the model; empty if it does."""
@@ -74,23 +109,18 @@ class LoraStacks:
         self._ranks[slot] = weights.rank
         self._modules[slot] = frozenset(weights.modules)
         torch._foreach_copy_(views, list(weights.to(self._device).pieces()))
-        self._segments.forget(slot)
 
     def segments(self, active: tuple[int, ...]) -> LoraSegments:
-        """Return segments that hold these slots, ascending and without slot 0."""
-        segments = self._segments.find(active)
-        if segments is None:
-            segments = build_segments(
-                active,
-                self._layers,
-                self._stacks,
-                stack_rank=self._rank,
-                ranks=self._ranks,
-                modules=self._modules,
-                device=self._device,
-            )
-            self._segments.add(segments)
-        return segments
+        """Copy the adapters in these slots, ascending and without slot 0, side by side."""
+        return _build_segments(
+            active,
+            self._layers,
+            self._stacks,
+            stack_rank=self._rank,
+            ranks=self._ranks,
+            modules=self._modules,
+            device=self._device,
+        )
 
     def by_layer(self) -> dict[str, list[tuple[int, LoraStack]]]:
         """Return, for each layer, the first output column and the stack of each adapted module.
@@ -148,3 +178,64 @@ class LoraStacks:
         shapes = [(self._num_slots, rank, features) for features in self._features[module]]
         a, b = (torch.zeros(shape, dtype=self._dtype, device=self._device) for shape in shapes)
         return LoraStack(a, b)
+
+
+def _build_segments(
+    active: tuple[int, ...],
+    layers: Sequence[LoraLayer],
+    stacks: Mapping[str, LoraStack],
+    *,
+    stack_rank: int,
+    ranks: Sequence[int],
+    modules: Sequence[frozenset[str]],
+    device: torch.device,
+) -> LoraSegments:
+    """Copy the adapters in the slots `active` side by side.
+
+    Args:
+        stack_rank: R of the stacks.
+        ranks, modules: of the adapter in each slot.
+    """
+    columns = [(i, slot, r) for i, slot in enumerate(active) for r in range(ranks[slot])]
+    rows = torch.tensor([slot * stack_rank + r for _, slot, r in columns], device=device)
+    used = frozenset().union(*(modules[slot] for slot in active))
+    return LoraSegments(
+        slots=active,
+        segment_of_column=torch.tensor([i for i, _, _ in columns], device=device),
+        layers={
+            layer.name: built
+            for layer in layers
+            if (built := _layer_segments(layer, stacks, used, rows)) is not None
+        },
+    )
+
+
+def _layer_segments(
+    layer: LoraLayer, stacks: Mapping[str, LoraStack], used: frozenset[str], rows: torch.Tensor
+) -> LayerSegments | None:
+    """Copy `rows` (W,) of the stacks, flattened to (N * R, features); None if none is used."""
+    a, b = [], []
+    for module in layer.modules:
+        if module.path in used:
+            stack = stacks[module.path]
+            a.append(stack.a.flatten(0, 1).index_select(0, rows))
+            columns = stack.b.flatten(0, 1).index_select(0, rows)
+            b.append((module.start, module.stop, columns))
+    if not a:
+        return None
+    return LayerSegments(torch.cat(a).t().contiguous(), tuple(b))
+
+
+def pack(weights: AdapterWeights, dtype: torch.dtype, *, pinned: bool) -> PackedLora:
+    """Pack an adapter's weights. Any thread may call it."""
+    shapes = tuple(
+        (path, pair.a.shape[0], pair.a.shape[1], pair.b.shape[0])
+        for path, pair in weights.pairs.items()
+    )
+    size = sum(rank * (inner + outer) for _, rank, inner, outer in shapes)
+    packed = PackedLora(torch.empty(size, dtype=dtype, pin_memory=pinned), shapes)
+    pieces = iter(packed.pieces())
+    for pair in weights.pairs.values():
+        next(pieces).view_as(pair.a).copy_(pair.a)
+        next(pieces).view_as(pair.b.t()).copy_(pair.b.t())
+    return packed

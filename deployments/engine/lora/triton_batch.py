@@ -4,14 +4,13 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from deployments.engine.kernels.elementwise import rms_norm
+from deployments.engine.kernels.ops import Expansion, rms_norm
 from deployments.engine.kernels.triton_lora import lora_expand_add, lora_shrink, norm_shrink
-from deployments.engine.kernels.types import Expansion
 from deployments.engine.lora.layers import LoraStack
 
 
 class TritonLoraBatch:
-    """Implement LoraBatch (batch.py): each row finds its adapter through a tensor of slots.
+    """Implement LoraBatch (layers.py): each row finds its adapter through a tensor of slots.
 
     Args:
         stacks: for each layer, the first output column and the stack of each adapted module.

@@ -1,17 +1,13 @@
 """Define what every base model provides to the fast decoder, and the output layer they share."""
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 
-from deployments.engine.attention.decode import DecodeBatch
-from deployments.engine.attention.kv_cache import KvCache
+from deployments.engine.attention.kv_cache import DecodeBatch, KvCache
 from deployments.engine.attention.prefill import PrefillBatch
-from deployments.engine.lora.batch import LoraBatch
-from deployments.engine.lora.layers import LoraLayer
-from deployments.engine.models.linear import packed
+from deployments.engine.lora.layers import LoraBatch, LoraLayer
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,35 +45,3 @@ class Model(Protocol):
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return the logits (n, V) of states (n, d)."""
-
-
-def norm_weight(norm: Any, dtype: torch.dtype) -> torch.Tensor:
-    """Return the weight (d,) of an RMS norm."""
-    weight: torch.Tensor = norm.weight.data.to(dtype)
-    return weight
-
-
-class LMHead:
-    """Map states (n, d) to logits (n, V).
-
-    The head shares the embedding's tensor when the two are equal by value, whatever the
-    configuration says about tying: transformers' flag is wrong for T5 (docs/decisions.md).
-    """
-
-    def __init__(self, head: Any, embedding: Any, embedding_weight: torch.Tensor) -> None:
-        dtype = embedding_weight.dtype
-        own: torch.Tensor = head.weight.data
-        tied = embedding.weight.data
-        is_tied = own.data_ptr() == tied.data_ptr() or torch.equal(own, tied)
-        self._weight = embedding_weight if is_tied else own.to(dtype)
-        self._bias = None if head.bias is None else head.bias.data.to(dtype)
-        self.vocab_size = len(self._weight)
-        self._packed = packed(self._weight)
-
-    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
-        if self._packed is not None:
-            logits: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
-                hidden, self._packed, self._bias, "none", [], ""
-            )
-            return logits
-        return F.linear(hidden, self._weight, self._bias)

@@ -1,13 +1,13 @@
 """Fuse linear layers into one product, in the layout that the device multiplies fastest."""
 
-from collections.abc import Sequence
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 
-from deployments.engine.kernels.elementwise import rms_norm
-from deployments.engine.kernels.types import Expansion
-from deployments.engine.lora.batch import LoraBatch
-from deployments.engine.lora.layers import LoraLayer, LoraModule
+from deployments.engine.kernels.ops import Expansion, rms_norm
+from deployments.engine.lora.layers import LoraBatch, LoraLayer
+from deployments.engine.models.weights import lora_modules, packed, stacked_bias, take_weight
 
 # Measured with float32 and 576 columns (docs/engine.md): 1.05 ms against 0.62 at 16 rows and 3,072
 # outputs; no gain at 960 outputs, slower from 64 rows on.
@@ -29,12 +29,12 @@ class FusedLinear:
     """
 
     def __init__(self, name: str, layers: dict[str, torch.nn.Linear], dtype: torch.dtype) -> None:
-        weights = [_take(layer).to(dtype) for layer in layers.values()]
+        weights = [take_weight(layer).to(dtype) for layer in layers.values()]
         biases = [layer.bias for layer in layers.values()]
         self.name = name
         self.out_features = sum(len(weight) for weight in weights)
-        self.lora_layer = LoraLayer(name, weights[0].shape[1], _modules(list(layers), weights))
-        self._bias = _stacked_bias(biases, weights, dtype)
+        self.lora_layer = LoraLayer(name, weights[0].shape[1], lora_modules(list(layers), weights))
+        self._bias = stacked_bias(biases, weights, dtype)
         weight = torch.cat(weights)
         self._packed = packed(weight) if dtype == torch.bfloat16 else None
         self._is_wide = weight.device.type == "cpu" and len(weight) >= _WIDE
@@ -97,43 +97,27 @@ class FusedLinear:
         return torch.mm(x, self._weight)
 
 
-def packed(weight: torch.Tensor) -> torch.Tensor | None:
-    """Return oneDNN's blocks of a weight (out, in).
+class LMHead:
+    """Map states (n, d) to logits (n, V).
 
-    Returns None if it is not on a CPU, or the CPU lacks the instructions for bfloat16 blocks.
+    The head shares the embedding's tensor when the two are equal by value, whatever the
+    configuration says about tying: transformers' flag is wrong for T5 (docs/decisions.md).
     """
-    if weight.device.type != "cpu":
-        return None
-    ops = torch.ops.mkldnn
-    if weight.dtype == torch.bfloat16 and not ops._is_mkldnn_bf16_supported():
-        return None
-    blocks: torch.Tensor = ops._reorder_linear_weight(weight)
-    return blocks
 
+    def __init__(self, head: Any, embedding: Any, embedding_weight: torch.Tensor) -> None:
+        dtype = embedding_weight.dtype
+        own: torch.Tensor = head.weight.data
+        tied = embedding.weight.data
+        is_tied = own.data_ptr() == tied.data_ptr() or torch.equal(own, tied)
+        self._weight = embedding_weight if is_tied else own.to(dtype)
+        self._bias = None if head.bias is None else head.bias.data.to(dtype)
+        self.vocab_size = len(self._weight)
+        self._packed = packed(self._weight)
 
-def _take(layer: torch.nn.Linear) -> torch.Tensor:
-    weight = layer.weight.data
-    layer.weight.data = torch.empty(0, dtype=weight.dtype, device=weight.device)
-    return weight
-
-
-def _modules(paths: Sequence[str], weights: Sequence[torch.Tensor]) -> tuple[LoraModule, ...]:
-    modules, start = [], 0
-    for path, weight in zip(paths, weights, strict=True):
-        modules.append(LoraModule(path, start, start + len(weight)))
-        start += len(weight)
-    return tuple(modules)
-
-
-def _stacked_bias(
-    biases: Sequence[torch.Tensor | None], weights: Sequence[torch.Tensor], dtype: torch.dtype
-) -> torch.Tensor | None:
-    """Return the biases (out,), zeros for a layer without one. Returns None if no layer has one."""
-    if all(bias is None for bias in biases):
-        return None
-    return torch.cat(
-        [
-            weight.new_zeros(len(weight)) if bias is None else bias.data.to(dtype)
-            for bias, weight in zip(biases, weights, strict=True)
-        ]
-    )
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        if self._packed is not None:
+            logits: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
+                hidden, self._packed, self._bias, "none", [], ""
+            )
+            return logits
+        return F.linear(hidden, self._weight, self._bias)

@@ -8,34 +8,13 @@ from typing import Any
 
 import torch
 
-from deployments.engine.attention.decode import DecodeBatch
-from deployments.engine.attention.kv_cache import KvCache
+from deployments.engine.attention.kv_cache import DecodeBatch, KvCache
 from deployments.engine.attention.prefill import PrefillBatch
-from deployments.engine.kernels.elementwise import ACTIVATIONS, gated_activation, rms_norm
-from deployments.engine.kernels.types import Rope
-from deployments.engine.lora.batch import LoraBatch
-from deployments.engine.models.base import KvShape, LMHead, norm_weight
-from deployments.engine.models.linear import FusedLinear
-
-_MODELS = ("LlamaForCausalLM", "Qwen2ForCausalLM")
-_ROPE_TYPES = ("default", "linear", "llama3")  # their frequencies do not depend on the length
-
-
-def unsupported_by_llama(model: Any) -> str | None:
-    """Return why this model cannot run here. Returns None if it can."""
-    config = model.config
-    if type(model).__name__ not in _MODELS:
-        return f"{type(model).__name__} is none of {', '.join(_MODELS)}"
-    rope_type = config.rope_parameters.get("rope_type", "default")
-    if rope_type not in _ROPE_TYPES:
-        return f"rope_type is {rope_type!r}; only {', '.join(_ROPE_TYPES)} are fast"
-    if config.hidden_act not in ACTIVATIONS:
-        return f"hidden_act is {config.hidden_act!r}; only {', '.join(ACTIVATIONS)} are fast"
-    if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
-        return "some layers have sliding-window attention"
-    if getattr(model.model.layers[0].mlp.down_proj, "weight", None) is None:
-        return "its layers are not plain linear layers"
-    return None
+from deployments.engine.kernels.ops import Rope, gated_activation, rms_norm
+from deployments.engine.lora.layers import LoraBatch
+from deployments.engine.models.base import KvShape
+from deployments.engine.models.linear import FusedLinear, LMHead
+from deployments.engine.models.weights import norm_weight
 
 
 class LlamaModel:

@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
-from deployments.engine.attention.decode import DecodeBatch
-from deployments.engine.attention.kv_cache import KvCache
+from deployments.engine.attention.kv_cache import DecodeBatch, KvCache
 from deployments.engine.attention.prefill import PrefillBatch
-from deployments.engine.kernels.elementwise import ACTIVATIONS, gated_activation, rms_norm
-from deployments.engine.lora.batch import LoraBatch
-from deployments.engine.models.base import KvShape, LMHead, norm_weight
-from deployments.engine.models.linear import FusedLinear
+from deployments.engine.kernels.ops import ACTIVATIONS, gated_activation, rms_norm
+from deployments.engine.lora.layers import LoraBatch
+from deployments.engine.models.base import KvShape
+from deployments.engine.models.linear import FusedLinear, LMHead
+from deployments.engine.models.weights import norm_weight
 
 
 def unsupported_by_t5(model: Any) -> str | None:

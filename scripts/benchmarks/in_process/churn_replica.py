@@ -22,7 +22,7 @@ from deployments.engine.engine import Engine, EngineLimits
 from deployments.engine.model_loader import Pretrained
 from deployments.engine.request import Request, SamplingParams, TokenEvent
 from deployments.model.adapter_manager import AdapterManager
-from deployments.model.host_cache import HostCache
+from deployments.model.weights_reader import HostCache
 from deployments.replica import tune_interpreter
 from scripts.benchmarks.in_process.engine_runs import fast_decoder
 
@@ -121,13 +121,13 @@ class ChurnReplica:
 
     @contextlib.asynccontextmanager
     async def _leased(self, name: str, version: str | None) -> AsyncIterator[tuple[str, bool]]:
-        lease = self.manager.lease(name, version)
+        lease = self.manager.leases.lease(name, version)
         was_resident = lease.done()
         key = await asyncio.wrap_future(lease)
         try:
             yield key, was_resident
         finally:
-            self.manager.release(key)
+            self.manager.leases.release(key)
 
     def add_version(self, name: str, version: str, *, weights_of: str | None = None) -> None:
         """Do what the operator's API does: store the files, try them out, list and serve them.

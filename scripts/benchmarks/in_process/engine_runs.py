@@ -10,12 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from deployments.engine.decoder_factory import FastLimits, build_decoder
-from deployments.engine.device_tokens import DeviceTokens
 from deployments.engine.engine import Engine, EngineLimits
 from deployments.engine.model_loader import Pretrained
 from deployments.engine.model_runner import ModelRunner
-from deployments.engine.request import Request, SamplingParams
-from deployments.engine.sequence import SchedulerOutput
+from deployments.engine.request import Request, SamplingParams, SchedulerOutput
+from deployments.engine.sampling import DeviceTokens
 
 
 def random_requests(

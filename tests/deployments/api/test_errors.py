@@ -9,7 +9,8 @@ import pytest
 import deployments.engine
 import deployments.model
 from deployments.api.errors import STATUS, engine_error
-from deployments.engine.request import EngineError, ErrorInfo
+from deployments.engine.errors import EngineError
+from deployments.engine.request import ErrorInfo
 
 
 def tree(error: type[EngineError]) -> Iterator[type[EngineError]]:

@@ -4,9 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from deployments.engine.decoder import StepDecoder
-from deployments.engine.request import Request
+from deployments.engine.request import Request, SchedulerOutput, SequenceState
 from deployments.engine.scheduler import Scheduler
-from deployments.engine.sequence import SchedulerOutput, SequenceState
 
 
 @dataclass

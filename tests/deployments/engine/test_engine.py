@@ -10,17 +10,14 @@ import pytest
 
 from deployments.engine.decoder import DecoderInfo, RowSink
 from deployments.engine.engine import MAX_FAILURES_IN_A_ROW, Engine, EngineLimits
-from deployments.engine.request import (
+from deployments.engine.errors import (
     EngineStopped,
-    FinishReason,
     OutputTooLong,
     PromptTooLong,
     QueueFull,
-    Request,
-    SamplingParams,
-    TokenEvent,
     UnknownAdapter,
 )
+from deployments.engine.request import FinishReason, Request, SamplingParams, TokenEvent
 
 EOS = 0
 

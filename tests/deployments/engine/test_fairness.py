@@ -6,9 +6,8 @@ import pytest
 
 from deployments.engine import fairness
 from deployments.engine.fairness import TokenCounters
-from deployments.engine.request import Request, SamplingParams
+from deployments.engine.request import Request, SamplingParams, SequenceState
 from deployments.engine.scheduler import Scheduler
-from deployments.engine.sequence import SequenceState
 
 Step = tuple[list[tuple[int, int, int]], bool]  # arrivals: adapter, prompt, tokens; end one?
 

@@ -18,20 +18,17 @@ from deployments.engine.cuda_graphs import SCRATCH_POSITIONS
 from deployments.engine.decoder import StepDecoder
 from deployments.engine.decoder_factory import FastLimits, build_decoder
 from deployments.engine.engine import Engine, EngineLimits
+from deployments.engine.errors import (
+    AdapterHasNoEffect,
+    AdapterNotSupported,
+    FastDecoderImpossible,
+    LoraPoolError,
+)
 from deployments.engine.lora.peft_features import unsupported_features
 from deployments.engine.model_loader import Pretrained, load_pretrained
 from deployments.engine.model_runner import ModelRunner
 from deployments.engine.peft_decoder import PeftDecoder
-from deployments.engine.request import (
-    AdapterHasNoEffect,
-    AdapterNotSupported,
-    FastDecoderImpossible,
-    FinishReason,
-    LoraPoolError,
-    Request,
-    SamplingParams,
-    TokenEvent,
-)
+from deployments.engine.request import FinishReason, Request, SamplingParams, TokenEvent
 from tests.conftest import TINY_ADAPTERS
 from tests.deployments.engine.rows_by_hand import run_rows
 from tests.oracle import Oracle

@@ -4,15 +4,9 @@ import asyncio
 import threading
 from collections.abc import Sequence
 
+from deployments.engine.errors import EngineStopped
 from deployments.engine.output import RequestOutputCollector, RequestState
-from deployments.engine.request import (
-    EngineStopped,
-    FinishReason,
-    Request,
-    SamplingParams,
-    Timings,
-    TokenEvent,
-)
+from deployments.engine.request import FinishReason, Request, SamplingParams, Timings, TokenEvent
 
 
 def decode(token_ids: Sequence[int]) -> str:

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from deployments.engine.errors import AdapterHasNoEffect
 from deployments.engine.model_loader import choose_precision, load_pretrained
 from deployments.engine.peft_decoder import PeftDecoder
-from deployments.engine.request import AdapterHasNoEffect, Request, SamplingParams
+from deployments.engine.request import Request, SamplingParams
 from tests.conftest import TINY_ADAPTERS
 from tests.oracle import Oracle
 from tests.tiny_models import make_adapter

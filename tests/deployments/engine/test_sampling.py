@@ -10,8 +10,9 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from deployments.engine.draw import uniform
 from deployments.engine.request import SamplingParams
-from deployments.engine.sampling import Sampler, uniform
+from deployments.engine.sampling import Sampler
 
 VOCABULARY = 40
 EOS = (3, 7)

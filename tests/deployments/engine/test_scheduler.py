@@ -8,9 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deployments.engine.fairness import TokenCounters
-from deployments.engine.request import Request, SamplingParams
+from deployments.engine.request import Request, SamplingParams, SchedulerOutput, SequenceState
 from deployments.engine.scheduler import Scheduler
-from deployments.engine.sequence import SchedulerOutput, SequenceState
 
 
 def request(

@@ -8,16 +8,8 @@ import pytest
 
 from deployments.engine.decoder import DecoderInfo
 from deployments.engine.engine import MAX_FAILURES_IN_A_ROW, Engine, EngineLimits
-from deployments.engine.request import (
-    EmptyPrompt,
-    EngineStopped,
-    FinishReason,
-    OutputTooLong,
-    Request,
-    SamplingParams,
-    UnknownAdapter,
-)
-from deployments.engine.sequence import SchedulerOutput
+from deployments.engine.errors import EmptyPrompt, EngineStopped, OutputTooLong, UnknownAdapter
+from deployments.engine.request import FinishReason, Request, SamplingParams, SchedulerOutput
 from tests.deployments.engine.test_engine import EOS, Turnstile, collect, only_terminal, until
 
 CAPACITIES = (40, 40, 80)

@@ -6,7 +6,8 @@ import statistics
 import pytest
 
 from deployments.engine.request import ErrorInfo, FinishReason, Timings, TokenEvent
-from deployments.ingress.traffic import TrafficLog, described, summed
+from deployments.ingress.operator import described, summed
+from deployments.ingress.traffic import TrafficLog
 from deployments.messages import Outcome
 
 

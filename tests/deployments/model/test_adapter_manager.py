@@ -13,9 +13,9 @@ import pytest
 from adapters import changes
 from adapters.store import AdapterStore
 from adapters.versions import AdapterVersion
-from deployments.model.adapter_cache import AdapterGone, AdapterUnavailable
 from deployments.model.adapter_manager import AdapterManager
-from deployments.model.host_cache import HostCache
+from deployments.model.adapter_registry import AdapterGone, AdapterUnavailable
+from deployments.model.weights_reader import HostCache
 from tests.adapters.live_catalogs import add, make_seed, store_of, write_bundle
 
 NAMES = ("a", "b", "c", "d")
@@ -79,7 +79,7 @@ class Clinic:
         )
 
     def lease(self, name: str, version: str | None) -> str:
-        return self.manager.lease(name, version).result(10)
+        return self.manager.leases.lease(name, version).result(10)
 
     def settle(self) -> None:
         self._engine.submit(lambda: None).result()
@@ -116,12 +116,12 @@ def test_the_least_recently_leased_makes_room_and_comes_back_from_memory(
     clinic: Clinic,
 ) -> None:
     clinic.manager.sync()
-    clinic.manager.release(clinic.lease("a", None))
+    clinic.manager.leases.release(clinic.lease("a", None))
     key = clinic.lease("d", "1")
     assert clinic.decoder.texts == {"a@1", "c@1", "d@1"}
-    clinic.manager.release(key)
+    clinic.manager.leases.release(key)
     num_reads = len(clinic.decoder.reads)
-    clinic.manager.release(clinic.lease("b", None))
+    clinic.manager.leases.release(clinic.lease("b", None))
     assert len(clinic.decoder.reads) == num_reads, "from memory"
     assert clinic.decoder.installs[-1] == ("b-1", False), "and without a second probe"
 
@@ -146,7 +146,7 @@ def test_what_is_not_on_the_device_is_read_ahead_as_far_as_there_is_room(tmp_pat
     ample.manager.sync()
     ample.manager.prefetch()
     assert tiers(ample.manager.report())["d"] == "host"
-    ample.manager.release(ample.lease("d", None))
+    ample.manager.leases.release(ample.lease("d", None))
     assert ample.decoder.reads.count("d-1") == 1
     ample.close()
 
@@ -154,8 +154,8 @@ def test_what_is_not_on_the_device_is_read_ahead_as_far_as_there_is_room(tmp_pat
 def test_memory_has_its_limit(tmp_path: Path) -> None:
     clinic = Clinic(tmp_path, host_bytes=0)
     clinic.manager.sync()
-    clinic.manager.release(clinic.lease("d", None))
-    clinic.manager.release(clinic.lease("a", None))
+    clinic.manager.leases.release(clinic.lease("d", None))
+    clinic.manager.leases.release(clinic.lease("a", None))
     assert clinic.decoder.reads.count("a-1") == 2
     memory = HostCache(10)
     for digest, size in (("x", 6), ("y", 4), ("x", 6), ("z", 3)):
@@ -173,11 +173,11 @@ def test_a_leased_version_outlives_its_update_and_leaves_with_the_last_answer(
     add(clinic.writer(), tmp_path, "a", "2")
     report = clinic.manager.sync()
     assert report["leaving"] == [{"name": "a", "version": "1", "running": 2}]
-    assert clinic.manager.lease("a", "2").done()
-    clinic.manager.release(first)
+    assert clinic.manager.leases.lease("a", "2").done()
+    clinic.manager.leases.release(first)
     clinic.settle()
     assert "a@1" in clinic.decoder.texts
-    clinic.manager.release(second)
+    clinic.manager.leases.release(second)
     clinic.settle()
     assert "a@1" not in clinic.decoder.texts
 
@@ -190,7 +190,7 @@ def test_a_question_for_a_version_that_has_just_gone_is_served_and_later_not(
     clinic.manager.sync()
     clinic.settle()
     assert "a@1" not in clinic.decoder.texts
-    clinic.manager.release(clinic.lease("a", "1"))
+    clinic.manager.leases.release(clinic.lease("a", "1"))
     clinic.settle()
     assert "a@1" not in clinic.decoder.texts, "it stays no longer than the answer"
     with pytest.raises(AdapterGone):
@@ -204,7 +204,7 @@ def test_a_question_for_a_version_that_has_just_gone_is_served_and_later_not(
 async def test_a_router_may_know_of_a_version_first(clinic: Clinic, tmp_path: Path) -> None:
     clinic.manager.sync()
     add(clinic.writer(), tmp_path, "a", "2")
-    async with clinic.manager.leased("a", "2") as key:
+    async with clinic.manager.leases.leased("a", "2") as key:
         assert key.startswith("a@2#")
 
 
@@ -236,7 +236,7 @@ def test_a_load_that_fails_is_named_and_tried_again(clinic: Clinic, tmp_path: Pa
     assert clinic.manager.is_behind()
     with pytest.raises(AdapterUnavailable, match="RuntimeError"):
         clinic.lease("a", "2")
-    clinic.manager.release(clinic.lease("b", None))
+    clinic.manager.leases.release(clinic.lease("b", None))
     clinic.decoder.broken = set()
     assert clinic.manager.sync()["adapters"][0]["error"] is None
     assert not clinic.manager.is_behind()
@@ -264,13 +264,13 @@ def test_an_error_is_told_until_all_is_well_again(clinic: Clinic) -> None:
 def test_a_cold_adapter_delays_only_those_who_ask_for_it(clinic: Clinic) -> None:
     clinic.manager.sync()
     gate = clinic.decoder.slow["d-1"] = threading.Event()
-    cold = [clinic.manager.lease("d", None) for _ in range(3)]
+    cold = [clinic.manager.leases.lease("d", None) for _ in range(3)]
     while "d-1" not in clinic.decoder.reads:
         time.sleep(0.005)
     for _ in range(50):
-        warm = clinic.manager.lease("a", None)
+        warm = clinic.manager.leases.lease("a", None)
         assert warm.done()
-        clinic.manager.release(warm.result())
+        clinic.manager.leases.release(warm.result())
     assert not any(future.done() for future in cold)
     gate.set()
     assert len({future.result(10) for future in cold}) == 1
@@ -280,16 +280,16 @@ def test_a_cold_adapter_delays_only_those_who_ask_for_it(clinic: Clinic) -> None
 def test_when_every_place_is_in_use_the_next_one_waits_for_one(clinic: Clinic) -> None:
     clinic.manager.sync()
     leases = [clinic.lease(name, None) for name in ("a", "b", "c")]
-    waiting = clinic.manager.lease("d", None)
+    waiting = clinic.manager.leases.lease("d", None)
     time.sleep(0.1)
     assert not waiting.done()
-    clinic.manager.release(leases[0])
+    clinic.manager.leases.release(leases[0])
     assert waiting.result(10).startswith("d@1#")
-    clinic.manager.release(clinic.lease("d", None))
+    clinic.manager.leases.release(clinic.lease("d", None))
 
 
 def test_waiting_for_a_place_has_an_end(clinic: Clinic, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deployments.model.adapter_cache.ROOM_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("deployments.model.adapter_loads.ROOM_TIMEOUT_S", 0.1)
     clinic.manager.sync()
     for name in ("a", "b", "c"):
         clinic.lease(name, None)
@@ -308,7 +308,7 @@ def test_nothing_is_left_behind_by_many_threads(clinic: Clinic, tmp_path: Path) 
         count = 0
         while not stop.is_set():
             name = NAMES[(seed + count) % 4]
-            clinic.manager.release(clinic.lease(name, None))
+            clinic.manager.leases.release(clinic.lease(name, None))
             count += 1
         return count
 
@@ -332,8 +332,8 @@ def test_nothing_is_left_behind_by_many_threads(clinic: Clinic, tmp_path: Path) 
 def test_only_answers_are_counted(clinic: Clinic) -> None:
     clinic.manager.sync()
     for _ in range(2):
-        clinic.manager.release(clinic.lease("a", None))
-    assert clinic.manager.lease("a", None).done()
+        clinic.manager.leases.release(clinic.lease("a", None))
+    assert clinic.manager.leases.lease("a", None).done()
     answers = {a["name"]: a["answers"] for a in clinic.manager.report()["adapters"]}
     assert answers == {"a": 3, "b": 0, "c": 0, "d": 0}
 
@@ -354,9 +354,9 @@ def test_slow_cold_adapters_delay_no_other_cold_one(tmp_path: Path) -> None:
     gate = threading.Event()
     clinic.decoder.slow = dict.fromkeys(names, gate)
     clinic.manager._read_catalog()
-    waiting = [clinic.manager.lease(name, None) for name in names for _ in range(4)]
+    waiting = [clinic.manager.leases.lease(name, None) for name in names for _ in range(4)]
     started = time.monotonic()
-    clinic.manager.release(clinic.manager.lease("other", None).result(10))
+    clinic.manager.leases.release(clinic.manager.leases.lease("other", None).result(10))
     assert time.monotonic() - started < 1
     assert not any(lease.done() for lease in waiting)
     for lease in waiting[4:]:
@@ -365,7 +365,7 @@ def test_slow_cold_adapters_delay_no_other_cold_one(tmp_path: Path) -> None:
     assert len({lease.result(10) for lease in waiting[:4]}) == 1
     assert clinic.decoder.reads.count("slow0") == 1
     for name in names:  # the others load too, though nobody waits for them any more
-        clinic.manager.release(clinic.lease(name, None))
+        clinic.manager.leases.release(clinic.lease(name, None))
     clinic.close()
 
 
@@ -375,7 +375,7 @@ async def test_a_client_that_leaves_leaves_no_lease_behind(clinic: Clinic) -> No
     gate = clinic.decoder.slow["d-1"] = threading.Event()
 
     async def ask() -> None:
-        async with clinic.manager.leased("d", None):
+        async with clinic.manager.leases.leased("d", None):
             await asyncio.sleep(60)
 
     asking = [asyncio.create_task(ask()) for _ in range(8)]

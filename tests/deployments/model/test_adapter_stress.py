@@ -23,9 +23,9 @@ from hypothesis import strategies as st
 from adapters import changes
 from adapters.catalog import Catalog
 from adapters.changes import ChangeRefused
-from deployments.engine.request import EngineError
+from deployments.engine.errors import EngineError
 from deployments.model.adapter_manager import AdapterManager
-from deployments.model.host_cache import HostCache
+from deployments.model.weights_reader import HostCache
 from tests.adapters.live_catalogs import make_seed, store_of, write_bundle
 
 NAMES = ("a", "b", "c", "d", "e")
@@ -113,13 +113,13 @@ class Replica:
 
     def answer(self, name: str, version: str | None, pause: Any) -> None:
         try:
-            key = self.manager.lease(name, version).result(60)
+            key = self.manager.leases.lease(name, version).result(60)
         except EngineError:  # gone, disabled, or broken
             return
         self.decoder.began(key)
         pause()
         self.decoder.ended(key)
-        self.manager.release(key)
+        self.manager.leases.release(key)
 
     def close(self) -> None:
         self._engine.shutdown()
@@ -250,13 +250,13 @@ def step(replica: Replica, leases: list[str], kind: str, name: str, number: int)
     store = store_of(replica.seed, replica.folder / "state")
     if kind in ("lease", "old"):
         with suppress(EngineError):  # gone, broken, or every place is leased
-            key = replica.manager.lease(name, "1" if kind == "old" else None).result(60)
+            key = replica.manager.leases.lease(name, "1" if kind == "old" else None).result(60)
             replica.decoder.began(key)
             leases.append(key)
     elif kind == "release" and leases:
         key = leases.pop(number % len(leases))
         replica.decoder.ended(key)
-        replica.manager.release(key)
+        replica.manager.leases.release(key)
     elif kind == "sync":
         replica.manager.sync()
     elif kind in ("update", "broken"):
@@ -291,6 +291,6 @@ def test_any_sequence_breaks_no_rule(steps: list[tuple[str, str, int]]) -> None:
             assert replica.decoder.faults == []
         for key in leases:
             replica.decoder.ended(key)
-            replica.manager.release(key)
+            replica.manager.leases.release(key)
         replica.check_at_rest()
         replica.close()

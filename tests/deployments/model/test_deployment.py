@@ -158,10 +158,10 @@ def test_max_adapters_alone_gives_the_slots(
 POOLS = """
 import os, threading
 from deployments.engine.thread import TorchThread
-from deployments.model.deployment import _use_cores
+from deployments.engine.thread import use_cores_on
 
 thread = TorchThread()
-_use_cores(thread, 2)
+use_cores_on(thread, 2)
 import torch
 from safetensors.torch import load_file, save_file
 

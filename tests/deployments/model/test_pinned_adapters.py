@@ -10,7 +10,7 @@ from random import Random
 import pytest
 
 from adapters import changes
-from deployments.model.adapter_cache import AdapterUnavailable
+from deployments.model.adapter_registry import AdapterUnavailable
 from tests.adapters.live_catalogs import add
 from tests.deployments.model.test_adapter_manager import Clinic, tiers
 
@@ -32,9 +32,9 @@ def storm(clinic: Clinic, names: Sequence[str], num: int = 300) -> Counter[str]:
     shares = [1 / rank for rank in range(1, len(names) + 1)]
     cold: Counter[str] = Counter()
     for name in random.choices(names, shares, k=num):
-        lease = clinic.manager.lease(name, None)
+        lease = clinic.manager.leases.lease(name, None)
         cold[name] += not lease.done()
-        clinic.manager.release(lease.result(10))
+        clinic.manager.leases.release(lease.result(10))
     return cold
 
 
@@ -104,7 +104,7 @@ def test_where_every_place_is_pinned_the_others_are_told_at_once(clinic: Clinic)
     assert time.monotonic() - started < 5
     pin(clinic, "c", pinned=False)
     clinic.manager.sync()
-    clinic.manager.release(clinic.lease("d", None))
+    clinic.manager.leases.release(clinic.lease("d", None))
     assert clinic.decoder.texts == {"a@1", "b@1", "d@1"}
 
 
@@ -116,6 +116,6 @@ def test_a_pin_waits_for_a_place_that_answers_hold(clinic: Clinic) -> None:
         syncing = pool.submit(clinic.manager.sync)
         time.sleep(0.1)
         assert not syncing.done()
-        clinic.manager.release(leases[1])
+        clinic.manager.leases.release(leases[1])
         assert tiers(syncing.result(10))["d"] == "device"
     assert clinic.decoder.texts == {"a@1", "c@1", "d@1"}

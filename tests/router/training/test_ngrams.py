@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from router.features import NgramModel, vectorise, words_of
+from router.features import NgramModel, vectorise
+from router.text import words_of
 from router.training.examples import Recipe
 from router.training.ngrams import build_vocabulary, matrix, train_ngrams
 from tests.router.small_questions import LABELS, OUT_OF_SCOPE, small_questions

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 
 from deployments.engine.attention.prefill import TorchPrefillAttention
-from deployments.engine.kernels import elementwise
+from deployments.engine.kernels import ops
 from deployments.engine.kernels.backend import are_fused
-from deployments.engine.kernels.types import Expansion, Rope, Segment, prompt_blocks
+from deployments.engine.kernels.ops import Expansion, Rope, Segment, prompt_blocks
 from tests.deployments.engine.kernels import torch_kernels
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -208,7 +208,7 @@ def test_the_lora_kernels_equal_the_torch_versions(
 def test_the_norm_is_torchs() -> None:
     x, weight = tensor(0, 4, 48) * 5, tensor(1, 48)
     expected = F.rms_norm(x, (48,), weight, 1e-5)
-    torch.testing.assert_close(elementwise.rms_norm(x, weight, 1e-5), expected)
+    torch.testing.assert_close(ops.rms_norm(x, weight, 1e-5), expected)
 
 
 @needs_kernels
@@ -232,8 +232,8 @@ def test_norm_and_shrink_in_one_equal_the_two(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("activation", ["silu", "gelu_new"])
 def test_the_gated_kernel_equals_the_torch_version(activation: str, dtype: torch.dtype) -> None:
     x = tensor(0, 3, 2 * 1500, dtype=dtype) * 3
-    out = elementwise.gated_activation(x, activation)
-    wanted = elementwise.gated_activation_torch(x, activation)
+    out = ops.gated_activation(x, activation)
+    wanted = ops.gated_activation_torch(x, activation)
     assert (out - wanted).norm() / wanted.norm() < TOLERANCE[dtype]
 
 
@@ -243,4 +243,4 @@ def test_without_kernels_the_torch_version_runs() -> None:
     assert not are_fused("cpu")
     x = tensor(0, 3, 24)
     gate, value = x.chunk(2, -1)
-    torch.testing.assert_close(elementwise.gated_activation(x, "silu"), F.silu(gate) * value)
+    torch.testing.assert_close(ops.gated_activation(x, "silu"), F.silu(gate) * value)

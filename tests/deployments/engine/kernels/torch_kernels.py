@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from deployments.engine.kernels.types import Expansion, Rope
+from deployments.engine.kernels.ops import Expansion, Rope
 
 
 def lora_shrink(

@@ -11,11 +11,12 @@ from peft import EvaConfig, LoraConfig
 from safetensors.torch import load_file, save_file
 
 from deployments.engine.decoder_factory import FastLimits, build_decoder
+from deployments.engine.errors import AdapterNotSupported
 from deployments.engine.lora import peft_features
 from deployments.engine.lora.peft_features import unsupported_features
 from deployments.engine.model_runner import ModelRunner
 from deployments.engine.peft_decoder import PeftDecoder
-from deployments.engine.request import AdapterNotSupported, Request, SamplingParams
+from deployments.engine.request import Request, SamplingParams
 from tests.deployments.engine.rows_by_hand import run_rows
 from tests.deployments.engine.test_model_runner import PROMPT, changed_config, load
 from tests.deployments.engine.test_peft_decoder import ListSink

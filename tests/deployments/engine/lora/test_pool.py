@@ -5,11 +5,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from deployments.engine.errors import LoraPoolError
 from deployments.engine.lora.layers import LoraLayer, LoraModule
-from deployments.engine.lora.packed import PackedLora
 from deployments.engine.lora.peft_reader import AdapterWeights, LoraPair
 from deployments.engine.lora.pool import LoraPool
-from deployments.engine.request import LoraPoolError
+from deployments.engine.lora.stacks import PackedLora
 
 LAYERS = (
     LoraLayer("qkv", 6, (LoraModule("q", 0, 8), LoraModule("k", 8, 12), LoraModule("v", 12, 16))),

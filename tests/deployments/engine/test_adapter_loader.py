@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from deployments.engine.adapter_probe import NOISE
+from deployments.engine.adapter_loader import NOISE
 from deployments.engine.decoder_factory import FastLimits, build_decoder
+from deployments.engine.errors import AdapterHasNoEffect
 from deployments.engine.model_loader import load_pretrained
 from deployments.engine.model_runner import ModelRunner
-from deployments.engine.request import AdapterHasNoEffect, Request, SamplingParams
-from deployments.engine.sequence import SchedulerOutput
+from deployments.engine.request import Request, SamplingParams, SchedulerOutput
 from tests.conftest import TINY_ADAPTERS
 from tests.deployments.engine.rows_by_hand import run_rows
 from tests.tiny_models import make_adapter

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deployments.engine.detokenizer import IncrementalDetokenizer
+from deployments.engine.output import IncrementalDetokenizer
 
 
 def decode_bytes(token_ids: Sequence[int]) -> str:

@@ -1,21 +1,27 @@
-"""Measure whether an adapter changes the model: its logits after a fixed probe against the base's.
+"""Load adapters into the pool, each after a probe: do the logits differ from the base's?
 
 A captured step runs the probe where there is one: kernels launched one by one would delay the
 running answers by ten of their steps.
 """
 
+import logging
+import math
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
-from deployments.engine.attention.decode import DecodeBatch
-from deployments.engine.attention.kv_cache import KvCache
+from deployments.engine.attention.kv_cache import DecodeBatch, KvCache, TorchDecodeAttention
 from deployments.engine.attention.prefill import PrefillInputs
-from deployments.engine.attention.torch_decode import TorchDecodeAttention
 from deployments.engine.cuda_graphs import SCRATCH_POSITIONS, DecodeGraphs, PrefillGraphs
-from deployments.engine.kernels.types import Segment
+from deployments.engine.errors import AdapterHasNoEffect
+from deployments.engine.kernels.ops import Segment
+from deployments.engine.lora.peft_reader import PeftReader
 from deployments.engine.lora.pool import BASE_SLOT, LoraPool
+from deployments.engine.lora.stacks import PackedLora
 from deployments.engine.models.base import Model
+
+logger = logging.getLogger(__name__)
 
 NUM_TOKENS = SCRATCH_POSITIONS // 2  # so that it fits in the scratch row
 # The same float32 step differs by up to 1e-6 of its largest logit from run to run: libraries choose
@@ -96,3 +102,67 @@ class AdapterProbe:
         )
         first_key = 0 if self._model.keeps_prompts_at_end else begin
         return PrefillInputs(lines, (Segment(0, NUM_TOKENS, 0, first_key, NUM_TOKENS),))
+
+
+class AdapterLoader:
+    """Load and evict adapters, for a decoder that sets `_probe` once it can run steps."""
+
+    _probe: AdapterProbe
+
+    def __init__(self, pool: LoraPool, reader: PeftReader) -> None:
+        self.lora_pool = pool
+        self._reader = reader
+
+    def load_adapter(self, name: str, directory: Path) -> None:
+        """Read an adapter and make it resident under `name`, replacing an earlier version.
+
+        Raises:
+            EngineError: it is not supported, does not fit, or does not change the logits. An
+                earlier version then stays.
+        """
+        self.install(name, self.read_adapter(directory))
+
+    def read_adapter(self, directory: Path) -> PackedLora:
+        """Do the first half of loading: files and PEFT. Any thread may call it while steps run."""
+        return self.lora_pool.pack(self._reader.read(directory))
+
+    def num_host_bytes(self, weights: PackedLora) -> int:
+        return weights.num_bytes
+
+    @torch.inference_mode()
+    def install(self, name: str, weights: PackedLora, *, probe: bool = True) -> None:
+        """Do the second half of loading, between two steps. Rows in flight keep their version.
+
+        Raises what `load_adapter` raises. `probe` is False if these weights passed it before.
+        """
+        slot = (
+            self._probed_slot(name, weights) if probe else self.lora_pool.load_slot(name, weights)
+        )
+        self.lora_pool.activate(name, slot)
+
+    def dry_run(self, name: str, weights: PackedLora) -> None:
+        """Raise what `install` would raise, and make nothing resident. Between two steps."""
+        self._probed_slot(name, weights)
+
+    def evict(self, name: str) -> None:
+        """Forget an adapter, between two steps; raises LoraPoolError if it is not resident."""
+        self.lora_pool.evict(name)
+
+    @torch.inference_mode()
+    def _probed_slot(self, name: str, weights: PackedLora) -> int:
+        """Load the weights into a free slot, check that they change the logits, return the slot."""
+        slot = self.lora_pool.load_slot(name, weights)
+        effect = self._probe.effect(slot)
+        if not math.isfinite(effect):
+            raise AdapterHasNoEffect(
+                f"adapter '{name}' makes the logits infinite or NaN: train it again, or "
+                "disable it in the catalogue"
+            )
+        if effect <= NOISE:
+            raise AdapterHasNoEffect(
+                f"adapter '{name}' does not change the base model's logits (by {effect:.1e} of the "
+                f"largest; above {NOISE:g} is expected): train it again, or disable it in the "
+                "catalogue"
+            )
+        logger.info("adapter %s fits; it moves the logits by %.3g of the largest", name, effect)
+        return slot

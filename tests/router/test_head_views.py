@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router.artefact import Artefact, load_artefact
-from router.views import MAX_PIECES, MIN_WORDS, PIECE_WORDS, TextViews, read, view_spans
+from router.head import MAX_PIECES, MIN_WORDS, PIECE_WORDS, TextViews, read, view_spans
 
 LINE = "tell me about eczema rash please."
 NOISE = "tell me about football weather please. " * 20

@@ -1,0 +1,139 @@
+"""The engine's errors, as a tree.
+
+EngineError                     `error_classes()` lists the tree
++-- RequestRefused              before queuing; has a code, a param and a message for the client
+|   +-- EmptyPrompt             there is nothing to answer
+|   +-- PromptTooLong           the prompt is longer than the server accepts
+|   +-- OutputTooLong           the prompt and the answer cannot fit
+|   +-- QueueFull               no capacity; carries retry_after_s
+|   +-- UnknownAdapter          not loaded on this replica
++-- DecoderFailed               the decoder raised while this request was in its batch
++-- EngineStopped               the loop has died or is shutting down; replace the replica
++-- AdapterNotSupported         the adapter has features that the decoder cannot serve
++-- AdapterHasNoEffect          the adapter loads, and its logits are those of the base
++-- LoraPoolError               the adapter does not fit, is not resident, or finds no free slot
++-- FastDecoderImpossible       `decoder: fast` was asked for, and this model cannot have it
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from deployments.engine.request import ErrorInfo
+
+_FEATURE_HINT = "serve it with `decoder: reference`, or train it as plain LoRA on linear layers"
+
+
+class EngineError(Exception):
+    """Carry a stable `code` and a text for the client. Base of all that the engine raises."""
+
+    code = "engine_error"
+    param: str | None = None
+    retry_after_s: int | None = None
+
+    @property
+    def info(self) -> ErrorInfo:
+        return ErrorInfo(self.code, str(self), self.param, self.retry_after_s)
+
+
+def error_classes() -> tuple[type[EngineError], ...]:
+    """Return EngineError and all its subclasses that are imported, for a table of their codes."""
+    found: list[type[EngineError]] = [EngineError]
+    for error in found:  # grows while it is walked
+        found += [sub for sub in error.__subclasses__() if sub not in found]
+    return tuple(found)
+
+
+class RequestRefused(EngineError):
+    """Refuse a request before it is queued; nothing was generated."""
+
+    code = "refused"
+
+
+class EmptyPrompt(RequestRefused):
+    code = "empty_prompt"
+    param = "question"
+
+    def __init__(self) -> None:
+        super().__init__("the prompt has no tokens: ask a question")
+
+
+class PromptTooLong(RequestRefused):
+    code = "prompt_too_long"
+    param = "question"
+
+    def __init__(self, num_prompt_tokens: int, limit: int) -> None:
+        super().__init__(
+            f"the prompt is {num_prompt_tokens} tokens long; this server accepts at most {limit}: "
+            "shorten the question or drop the oldest turns"
+        )
+
+
+class OutputTooLong(RequestRefused):
+    code = "output_too_long"
+    param = "max_tokens"
+
+    def __init__(self, num_prompt_tokens: int, max_tokens: int, num_positions: int) -> None:
+        super().__init__(
+            f"the prompt ({num_prompt_tokens} tokens) and max_tokens ({max_tokens}) exceed the "
+            f"{num_positions} positions of one answer: ask for at most "
+            f"{max(0, num_positions - num_prompt_tokens)} tokens"
+        )
+
+
+class QueueFull(RequestRefused):
+    code = "queue_full"
+    retry_after_s = 2
+
+    def __init__(self, num_waiting: int, limit: int) -> None:
+        super().__init__(f"{num_waiting} requests are waiting (limit {limit}): try again later")
+
+
+class UnknownAdapter(RequestRefused):
+    code = "unknown_adapter"
+    param = "model"
+
+    def __init__(self, adapter: str, known: frozenset[str]) -> None:
+        listed = ", ".join(sorted(known)) or "none"
+        super().__init__(f"adapter '{adapter}' is not loaded on this replica (loaded: {listed})")
+
+
+class DecoderFailed(EngineError):
+    code = "decoder_failed"
+
+
+class EngineStopped(EngineError):
+    code = "engine_stopped"
+    retry_after_s = 5
+
+
+class AdapterNotSupported(EngineError):
+    """Name all features of an adapter that the decoder cannot serve."""
+
+    code = "adapter_not_supported"
+
+    def __init__(
+        self,
+        directory: Path,
+        problems: Sequence[str],
+        hint: str = _FEATURE_HINT,
+    ) -> None:
+        self.problems = list(problems)
+        super().__init__(f"adapter {directory}: {'; '.join(problems)}: {hint}")
+
+
+class AdapterHasNoEffect(EngineError):
+    """Report an adapter whose logits are those of the base, or are not finite."""
+
+    code = "adapter_has_no_effect"
+
+
+class LoraPoolError(EngineError):
+    """Report an adapter that the pool cannot hold, or does not hold."""
+
+    code = "adapter_bank_refused"
+
+
+class FastDecoderImpossible(EngineError):
+    """Report that `decoder: fast` is set and cannot serve this model or an adapter."""
+
+    code = "fast_decoder_impossible"

@@ -1,0 +1,58 @@
+"""Take the weights of transformers' layers, and pack them for products."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from deployments.engine.lora.layers import LoraModule
+
+
+def packed(weight: torch.Tensor) -> torch.Tensor | None:
+    """Return oneDNN's blocks of a weight (out, in).
+
+    Returns None if it is not on a CPU, or the CPU lacks the instructions for bfloat16 blocks.
+    """
+    if weight.device.type != "cpu":
+        return None
+    ops = torch.ops.mkldnn
+    if weight.dtype == torch.bfloat16 and not ops._is_mkldnn_bf16_supported():
+        return None
+    blocks: torch.Tensor = ops._reorder_linear_weight(weight)
+    return blocks
+
+
+def take_weight(layer: torch.nn.Linear) -> torch.Tensor:
+    """Return the weight of a layer, which is left without one: it is in memory once."""
+    weight = layer.weight.data
+    layer.weight.data = torch.empty(0, dtype=weight.dtype, device=weight.device)
+    return weight
+
+
+def lora_modules(paths: Sequence[str], weights: Sequence[torch.Tensor]) -> tuple[LoraModule, ...]:
+    """Return where the outputs of each layer lie in those of the fused one."""
+    modules, start = [], 0
+    for path, weight in zip(paths, weights, strict=True):
+        modules.append(LoraModule(path, start, start + len(weight)))
+        start += len(weight)
+    return tuple(modules)
+
+
+def stacked_bias(
+    biases: Sequence[torch.Tensor | None], weights: Sequence[torch.Tensor], dtype: torch.dtype
+) -> torch.Tensor | None:
+    """Return the biases (out,), zeros for a layer without one. Returns None if no layer has one."""
+    if all(bias is None for bias in biases):
+        return None
+    return torch.cat(
+        [
+            weight.new_zeros(len(weight)) if bias is None else bias.data.to(dtype)
+            for bias, weight in zip(biases, weights, strict=True)
+        ]
+    )
+
+
+def norm_weight(norm: Any, dtype: torch.dtype) -> torch.Tensor:
+    """Return the weight (d,) of an RMS norm."""
+    weight: torch.Tensor = norm.weight.data.to(dtype)
+    return weight

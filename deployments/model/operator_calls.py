@@ -1,0 +1,87 @@
+"""What the operator asks of a model replica: what it holds and does, and to follow a change."""
+
+import asyncio
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from adapters.versions import AdapterVersion
+from deployments.engine.engine import Engine
+from deployments.model.adapter_manager import AdapterManager
+from deployments.model.loading import LoadedModel
+from deployments.replica import replica_id
+
+# Adapters that the operator adds or changes at the same time; others wait.
+_NUM_OPERATIONS = 4
+
+
+def operation_threads() -> ThreadPoolExecutor:
+    """Return threads for changes. Not those that tokenise: an operator's source may be slow."""
+    return ThreadPoolExecutor(_NUM_OPERATIONS, thread_name_prefix="adapter-change")
+
+
+class OperatorCalls:
+    """Calls through Serve, for ModelReplica, which sets these."""
+
+    _loaded: LoadedModel
+    _engine: Engine
+    _adapters: AdapterManager | None
+    _operations: ThreadPoolExecutor
+
+    async def info(self) -> dict[str, Any]:
+        """Return what this replica serves, for /readyz and the operator.
+
+        Raises:
+            EngineStopped: it cannot serve any more.
+        """
+        self._engine.check()
+        decoder = self._engine.info
+        return {
+            "replica": replica_id(),
+            "base_model": self._loaded.base_model,
+            "decoder": decoder.name,
+            "decoder_reason": decoder.reason,
+            "device": decoder.device,
+            "dtype": decoder.dtype,
+            "visible_gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
+            **self._adapter_info(),
+            "rows_running": self._engine.num_running,
+            "requests_waiting": self._engine.num_waiting,
+        }
+
+    def _adapter_info(self) -> dict[str, Any]:
+        if self._adapters is None:
+            return {"adapters": [], "adapters_skipped": {}}
+        report = self._adapters.report()
+        return {
+            "adapters": report["adapters"],
+            "adapters_skipped": report["skipped"],
+            "adapters_leaving": report["leaving"],
+            "adapters_revision": report["revision"],
+            "adapters_error": report["last_error"],
+        }
+
+    async def adapter_report(self) -> dict[str, Any]:
+        """Return AdapterManager.report() with `replica`. It has no effect."""
+        report: dict[str, Any] = {"revision": None, "adapters": [], "leaving": [], "error": None}
+        if self._adapters is not None:
+            report = self._adapters.report()
+        return {"replica": replica_id(), **report}
+
+    async def sync_adapters(self) -> dict[str, Any]:
+        """Follow the live catalogue now; returns `adapter_report()`."""
+        if self._adapters is not None:
+            await self._operate(self._adapters.try_sync)
+        return await self.adapter_report()
+
+    async def try_adapter(self, name: str, version: AdapterVersion) -> list[str]:
+        """Return what keeps a version that is not listed yet from being served on this base."""
+        manager = self._adapters
+        if manager is None:
+            return ["this model takes no adapters"]
+        problems: list[str] = await self._operate(lambda: manager.dry_run(name, version))
+        return problems
+
+    async def _operate(self, operation: Callable[[], Any]) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._operations, operation)
