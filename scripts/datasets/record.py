@@ -117,11 +117,7 @@ def not_utf8(error: UnicodeDecodeError) -> str:
 
 
 def text_of(item: Mapping[str, Any], name: str, where: str) -> str:
-    """Return the column `name`.
-
-    Raises:
-        DataError: missing, not a text, or empty.
-    """
+    """Return the column `name`. Raises DataError: missing, not a text, or empty."""
     value = item.get(name)
     if not isinstance(value, str):
         raise DataError(

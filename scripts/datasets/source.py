@@ -33,15 +33,10 @@ class Source:
 
 @dataclass(slots=True)
 class SourceReading:
-    """What a reader counted.
+    """What a reader counted."""
 
-    Attributes:
-        left_out: why -> how many rows.
-        files: name -> sha256.
-    """
-
-    left_out: Counter[str] = field(default_factory=Counter)
-    files: dict[str, str] = field(default_factory=dict)
+    left_out: Counter[str] = field(default_factory=Counter)  # why -> how many rows
+    files: dict[str, str] = field(default_factory=dict)  # name -> sha256
 
     def add_file(self, *paths: Path, name: str = "") -> None:
         """Record the sha256 of the files' joined content under `name`, by default the first's."""

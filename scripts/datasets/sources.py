@@ -13,11 +13,7 @@ _OPTION = re.compile(r",([a-z]+)=")
 
 
 def parse_source(text: str) -> Source:
-    """Read a `--source` argument.
-
-    Raises:
-        DataError: unknown kind or option, empty path.
-    """
+    """Read a `--source` argument. Raises DataError: unknown kind or option, empty path."""
     kind, _, rest = text.partition(":")
     if kind not in READERS or not rest:
         raise DataError(

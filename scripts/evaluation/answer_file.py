@@ -46,14 +46,10 @@ class AnswerRow:
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """An answers file.
-
-    Attributes:
-        rows: system -> id -> row.
-    """
+    """An answers file."""
 
     header: dict[str, Any]
-    rows: dict[str, dict[str, AnswerRow]]
+    rows: dict[str, dict[str, AnswerRow]]  # system -> id -> row
 
 
 def start(path: Path, header: dict[str, Any]) -> set[tuple[str, str]]:

@@ -25,16 +25,11 @@ CATALOG_DIR = Path(__file__).resolve().parent.parent.parent / "adapters"
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What is evaluated, on which questions.
+    """What is evaluated, on which questions."""
 
-    Attributes:
-        args: of scripts.evaluate_adapter; `argv` are the words they came from.
-        folder: of the adapter.
-    """
-
-    args: argparse.Namespace
+    args: argparse.Namespace  # of scripts.evaluate_adapter; `argv` are the words they came from
     argv: Sequence[str]
-    folder: Path
+    folder: Path  # of the adapter
     specialty: str
     data: DataSet
     diagnostic: Sequence[DiagnosticItem]

@@ -21,17 +21,11 @@ TOLERANCE = {"float32": 1e-4, "bfloat16": 0.06, "float16": 0.01}
 
 @dataclass(frozen=True, slots=True)
 class ProbeResult:
-    """What a model does with the prompts.
+    """What a model does with the prompts."""
 
-    Attributes:
-        answers: greedy ids of each prompt.
-        logits: of each prompt's own answer, (answer tokens, vocabulary), float32.
-        tokens_per_s: one prompt at a time, median over the repeats.
-    """
-
-    answers: list[list[int]]
-    logits: list[torch.Tensor]
-    tokens_per_s: float
+    answers: list[list[int]]  # greedy ids of each prompt
+    logits: list[torch.Tensor]  # of each prompt's own answer, (answer tokens, vocabulary), float32
+    tokens_per_s: float  # one prompt at a time, median over the repeats
 
 
 class Probe:
@@ -96,11 +90,7 @@ class Probe:
 
 
 def check_finite(model: Any) -> None:
-    """Refuse a model with NaN or infinity.
-
-    Raises:
-        MergeError: names the first tensor.
-    """
+    """Refuse a model with NaN or infinity. Raises MergeError: names the first tensor."""
     bad = [name for name, tensor in model.state_dict().items() if not torch.isfinite(tensor).all()]
     if bad:
         raise MergeError(

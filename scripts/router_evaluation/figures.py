@@ -124,18 +124,13 @@ def at_threshold(group: str, scored: Scored, min_in_scope: float, seed: int) -> 
 
 @dataclass(frozen=True, slots=True)
 class Perturbed:
-    """One group under one perturbation, compared with the same questions unchanged.
-
-    Attributes:
-        num_changed: questions that the perturbation alters.
-        lost: share of the questions; negative where accuracy was gained.
-    """
+    """One group under one perturbation, compared with the same questions unchanged."""
 
     group: str
     perturbation: str
-    num_changed: int
+    num_changed: int  # questions that the perturbation alters
     accuracy: Estimate
-    lost: Estimate
+    lost: Estimate  # share of the questions; negative where accuracy was gained
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,20 +22,14 @@ MB = 1e6
 
 @dataclass(frozen=True, slots=True)
 class RouterTarget:
-    """A number that was asked for.
-
-    Attributes:
-        bound: None where the number is only to be reported.
-        is_least: the bound is a minimum; otherwise it is a maximum.
-        unit: written behind figure and bound.
-    """
+    """A number that was asked for."""
 
     name: str
     measured_on: str
     estimate: Estimate | None
-    bound: float | None
-    is_least: bool = True
-    unit: str = ""
+    bound: float | None  # None where the number is only to be reported
+    is_least: bool = True  # the bound is a minimum; otherwise it is a maximum
+    unit: str = ""  # written behind figure and bound
 
     @property
     def verdict(self) -> Verdict:

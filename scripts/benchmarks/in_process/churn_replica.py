@@ -32,14 +32,11 @@ PREFILL_TOKENS = {"cpu": 256, "cuda": 4096}  # as a model replica's
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Asked:
-    """One answer. Seconds count from before the lease.
-
-    was_resident: the adapter was on the device already.
-    """
+    """One answer. Seconds count from before the lease."""
 
     first_token_s: float
     text: str
-    was_resident: bool
+    was_resident: bool  # the adapter was on the device already
     failed: bool
 
 
