@@ -46,7 +46,11 @@ def commit() -> str:
 
 def command_line(script: str, argv: Sequence[str]) -> str:
     """Return the command for the record; of a path outside this folder only the last part."""
-    words = [Path(w).name if w.startswith(("/", "..")) else w for w in argv]
+    words = []
+    for word in argv:
+        option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+        name = Path(value).name if value.startswith(("/", "..", "~")) else value
+        words.append(f"{option}{equals}{name}")
     return shlex.join(["python", "-m", f"scripts.{script}", *words])
 
 

@@ -8,10 +8,11 @@ with `module_list()`. The last line of stdout is one JSON object.
 
 import argparse
 import ast
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
+
+from scripts.arguments import CommandParser
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "architecture.md"
@@ -20,13 +21,14 @@ BEGIN, END = "<!-- modules -->\n", "<!-- /modules -->\n"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    format_as_written = argparse.RawDescriptionHelpFormatter
-    argparse.ArgumentParser(description=__doc__, formatter_class=format_as_written).parse_args(argv)
+    return CommandParser("module_list", __doc__).run(argv, tuple, _write)
+
+
+def _write(args: argparse.Namespace, words: Sequence[str]) -> dict[str, str]:
     before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
     after = rest.partition(END)[2]
     PAGE.write_text(f"{before}{BEGIN}{module_list()}{END}{after}", encoding="utf-8")
-    print(json.dumps({"out": str(PAGE)}))
-    return 0
+    return {"out": str(PAGE)}
 
 
 def module_list() -> str:

@@ -45,31 +45,13 @@ def prepare(args: argparse.Namespace, folder: Path) -> HotAddService:
     base_name, base_path = _base(args, folder)
     skeleton = load_skeleton(base_path)
     rank = args.rank or rank_of_size(skeleton, int(args.megabytes * 1e6), args.targets)
-    size = write_catalog(
-        skeleton,
-        folder / "seed",
-        num=args.adapters,
-        rank=rank,
-        targets=args.targets,
-        base_name=base_name,
-    )
-    sources = make_random_adapters(
-        skeleton,
-        folder / "sources",
-        num=args.adds + args.changes,
-        rank=rank,
-        targets=args.targets,
-        base_name=base_name,
-        first_seed=_OTHER_WEIGHTS,
-    )
+    alike: dict[str, Any] = {"rank": rank, "targets": args.targets, "base_name": base_name}
+    size = write_catalog(skeleton, folder / "seed", num=args.adapters, **alike)
+    num, seed = args.adds + args.changes, _OTHER_WEIGHTS
+    sources = make_random_adapters(skeleton, folder / "sources", num=num, first_seed=seed, **alike)
     user, admin = key_headers(folder / "state", "user", "admin")
-    return HotAddService(
-        _application(args, folder, base_name),
-        list(sources.values()),
-        user,
-        admin,
-        {"rank": rank, **size},
-    )
+    application = _application(args, folder, base_name)
+    return HotAddService(application, list(sources.values()), user, admin, {"rank": rank, **size})
 
 
 def cpu_threads(args: argparse.Namespace) -> int:

@@ -14,7 +14,6 @@ first come, first served: each row takes the next request in the step after its 
 
 import argparse
 import asyncio
-import dataclasses
 import heapq
 import statistics
 import tempfile
@@ -115,7 +114,7 @@ def _decoder(args: argparse.Namespace, rows: int, scratch: Path) -> Any:
     )
     num_positions = args.prompt_tokens[1] + args.output_tokens[1]
     limits = FastLimits(rows, num_positions, max_adapters=args.adapters)
-    decoder = fast_decoder(dataclasses.replace(base, eos_ids=frozenset()), limits)
+    decoder = fast_decoder(base, limits)
     make_resident(decoder, list(folders.values()), args.adapters)
     return decoder
 

@@ -60,8 +60,7 @@ class ChurnReplica:
         host_mib: int,
     ) -> None:
         limits = FastLimits(max_rows=rows, num_positions=NUM_POSITIONS, max_adapters=slots)
-        # End-of-sequence tokens are ignored: every answer has the length that was asked for.
-        decoder = fast_decoder(dataclasses.replace(base, eos_ids=frozenset()), limits)
+        decoder = fast_decoder(base, limits)
         self.decoder = decoder
         self.state = state
         self._num_slots = slots
