@@ -33,11 +33,8 @@ ROUTER_DIR = Path(__file__).resolve().parent.parent / "router"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return _parser().run(argv, lambda: (DataError, ArtefactError, OSError), _evaluate)
-
-
-def _evaluate(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
-    return summary(run(args, argv))
+    errors = (DataError, ArtefactError, OSError)
+    return _parser().run(argv, lambda: errors, lambda args, words: summary(run(args, words)))
 
 
 def _parser() -> CommandParser:
@@ -155,16 +152,11 @@ def summary(figures: dict[str, Any]) -> dict[str, Any]:
 
 def _told(target: dict[str, Any]) -> dict[str, Any]:
     estimate = target["estimate"] or {"value": None, "low": None, "high": None, "n": 0}
-    value, *interval = (
-        None if estimate[part] is None else round(estimate[part], 4)
-        for part in ("value", "low", "high")
-    )
-    return {
-        **{key: target[key] for key in ("name", "measured_on", "bound", "verdict")},
-        "value": value,
-        "interval": interval if target["estimate"] else None,
-        "n": estimate["n"],
-    }
+    parts = (estimate[part] for part in ("value", "low", "high"))
+    value, *interval = (None if part is None else round(part, 4) for part in parts)
+    about = {key: target[key] for key in ("name", "measured_on", "bound", "verdict")}
+    interval_or_none = interval if target["estimate"] else None
+    return {**about, "value": value, "interval": interval_or_none, "n": estimate["n"]}
 
 
 if __name__ == "__main__":

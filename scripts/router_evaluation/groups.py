@@ -1,7 +1,5 @@
 """The named groups of questions that the report has rows for."""
 
-from collections.abc import Callable
-
 import numpy as np
 
 from scripts.datasets.attributions import origin
@@ -47,21 +45,12 @@ def by_source(scored: Scored) -> Groups:
 
 def by_length(scored: Scored) -> Groups:
     """Return the in-scope questions in buckets of words (runs without a blank)."""
-    found = []
-    for low, high in zip((0, *LENGTHS), (*LENGTHS, None), strict=True):
-        name = f"{low + 1}-{high} words" if high else f"over {low} words"
-        found.append((name, scored.inside.filter(_has_length(low, high))))
+    inside, found = scored.inside, []
+    counts = np.array([len(question.text.split()) for question in inside.questions])
+    for low, high in zip((0, *LENGTHS), (*LENGTHS, np.inf), strict=True):
+        name = f"{low + 1}-{high} words" if high in LENGTHS else f"over {low} words"
+        found.append((name, inside.pick((low < counts) & (counts <= high))))
     return _not_empty(found)
-
-
-def _has_length(low: int, high: int | None) -> Callable[[Entry], bool]:
-    """Return a test for more than `low` and at most `high` words."""
-
-    def belongs(question: Entry) -> bool:
-        count = len(question.text.split())
-        return low < count and (high is None or count <= high)
-
-    return belongs
 
 
 def out_of_scope_groups(name: str, scored: Scored) -> Groups:

@@ -44,19 +44,9 @@ def within_a_page(text: str, lang: str, generator: random.Random) -> str:
 
 def as_cp1252(text: str) -> str:
     """Read the text's UTF-8 as Windows-1252; bytes that it leaves undefined pass as C1 controls."""
-    return "".join(_cp1252(byte) for byte in text.encode("utf-8"))
-
-
-def _cp1252(byte: int) -> str:
-    try:
-        return bytes([byte]).decode("cp1252")
-    except UnicodeDecodeError:
-        return chr(byte)
-
-
-def decomposed(text: str) -> str:
-    """Write each accent as a separate character (NFD), as some systems do."""
-    return unicodedata.normalize("NFD", text)
+    # Latin-1 has the C1 controls where Windows-1252 is undefined.
+    found = (bytes([byte]) for byte in text.encode("utf-8"))
+    return "".join(b.decode("cp1252", "ignore") or b.decode("latin-1") for b in found)
 
 
 def _written(lang: str) -> str:
@@ -72,7 +62,8 @@ PERTURBATIONS: dict[str, Perturbation] = {
     "wrapped in polite chat": polite,
     "within a page of text": within_a_page,
     "UTF-8 read as cp1252": lambda text, lang, generator: as_cp1252(text),
-    "decomposed accents": lambda text, lang, generator: decomposed(text),
+    # NFD: each accent as a separate character, as some systems write it.
+    "decomposed accents": lambda text, lang, generator: unicodedata.normalize("NFD", text),
 }
 
 

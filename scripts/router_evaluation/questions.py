@@ -79,17 +79,9 @@ def read_written(path: Path) -> list[Entry]:
         missing = [name for name in ("input", "specialty", "lang", "kind") if not row.get(name)]
         if missing:
             raise DataError(f"{path.name}, line {number}: no {', '.join(missing)}")
-        found.append(
-            Entry(
-                id=f"{path.stem}-{number}",
-                text=row["input"],
-                specialty=row["specialty"],
-                lang=row["lang"],
-                source=path.stem,
-                group="",
-                kind=row["kind"],
-            )
-        )
+        about = {key: row[key] for key in ("specialty", "lang", "kind")}
+        id_ = f"{path.stem}-{number}"
+        found.append(Entry(id_, row["input"], source=path.stem, group="", **about))
     return found
 
 

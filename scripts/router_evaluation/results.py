@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from router.classifier import Classifier
-from router.policy import Thresholds
 from scripts.router_evaluation import figures, groups
 from scripts.router_evaluation.figures import (
     AtThreshold,
@@ -93,7 +92,11 @@ def _results(
     labels, everything = classifier.specialties, sets.everything
     return Results(
         version=classifier.version,
-        thresholds=_named(classifier.thresholds),
+        thresholds={
+            "confidence": classifier.thresholds.min_confidence,
+            "margin": classifier.thresholds.min_margin,
+            "in scope": classifier.thresholds.min_in_scope,
+        },
         labels=labels,
         origin=sets.folder.origin,
         data_sha256=sets.folder.sha256,
@@ -114,14 +117,6 @@ def _results(
     )
 
 
-def _named(thresholds: Thresholds) -> dict[str, float]:
-    return {
-        "confidence": thresholds.min_confidence,
-        "margin": thresholds.min_margin,
-        "in scope": thresholds.min_in_scope,
-    }
-
-
 def _routing(sets: Sets, seed: int) -> dict[str, list[Routing]]:
     found: dict[str, Groups] = {
         "validation": groups.validation_groups(sets.validation),
@@ -130,7 +125,7 @@ def _routing(sets: Sets, seed: int) -> dict[str, list[Routing]]:
         "held-out sources": groups.by_source(sets.held_out),
         **{f"length, {n}": groups.by_length(scored) for n, scored in sets.everything.items()},
     }
-    return {name: figures.routing_rows(rows, seed) for name, rows in found.items()}
+    return {name: [figures.routing(*row, seed) for row in rows] for name, rows in found.items()}
 
 
 def _confusion(sets: Sets, labels: Sequence[str]) -> dict[str, list[list[int]]]:
