@@ -77,12 +77,7 @@ class AdapterStore:
         return self._files.location
 
     def read(self) -> Catalog:
-        """Return the catalogue as it is now.
-
-        Raises:
-            StorageError: the state cannot be read.
-            CatalogError: what is there is not a catalogue.
-        """
+        """Return the catalogue as it is now; raise StorageError or CatalogError."""
         return self._read().catalog
 
     def etag(self) -> str | None:

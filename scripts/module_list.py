@@ -48,11 +48,7 @@ def _folder(folder: Path) -> str:
 
 
 def first_sentence(path: Path) -> str:
-    """Return what the module's docstring says first, on one line.
-
-    Raises:
-        ValueError: the module has no docstring.
-    """
+    """Return what the module's docstring says first; raise ValueError without one."""
     text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
     if not text:
         raise ValueError(f"{path.relative_to(ROOT)}: no docstring: say what the module does")

@@ -76,11 +76,7 @@ def _parser() -> CommandParser:
 def prepare(
     sources: Sequence[str], out: Path, hold_out: Sequence[str] = (), *, unseen_names: bool = False
 ) -> dict[str, Any]:
-    """Read the sources, split their entries and write the folder; returns the summary.
-
-    Raises:
-        DataError: a source cannot be read, or --hold_out names an unknown one.
-    """
+    """Read, split and write the entries; raise DataError for a bad source or unknown --hold_out."""
     parsed = [parse(text) for text in sources]
     entries = [entry for source in tqdm(parsed, "reading") for entry in read_source_entries(source)]
     known = {entry.source for entry in entries}
@@ -110,11 +106,7 @@ def prepare(
 
 
 def parse(text: str) -> Source:
-    """Read a --source argument.
-
-    Raises:
-        DataError: the kind or an option is unknown, or the path is empty.
-    """
+    """Read a --source argument; raise DataError for an unknown kind or option, or an empty path."""
     kind, _, rest = text.partition(":")
     path, *pairs = rest.split(",")
     options = dict(pair.partition("=")[::2] for pair in pairs)

@@ -46,11 +46,7 @@ class FileCalls:
 
 
 def write_atomically(file: Path, content: bytes, calls: FileCalls | None = None) -> None:
-    """Write beside `file`, then rename; on the disk when it returns.
-
-    Raises:
-        OSError: it could not be written, and is as it was.
-    """
+    """Write next to `file`, sync and rename it; on OSError the file is as it was."""
     calls = calls or FileCalls()
     fresh = unfinished(file.parent)
     try:

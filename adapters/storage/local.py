@@ -17,11 +17,7 @@ LOCK_POLL_S = 0.005
 
 
 class LocalStorage:
-    """A lock orders the writers, a rename replaces the document.
-
-    Args:
-        folder: absolute; made on the first change, for its owner only.
-    """
+    """A lock orders the writers, a rename replaces the document. `folder` is made for its owner."""
 
     def __init__(self, folder: Path, calls: FileCalls | None = None) -> None:
         self._folder = folder

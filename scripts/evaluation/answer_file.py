@@ -53,11 +53,7 @@ class Answers:
 
 
 def start(path: Path, header: dict[str, Any]) -> set[tuple[str, str]]:
-    """Begin a file, or continue one; return the (system, id) that it has already.
-
-    Raises:
-        DataError: the file is of another adapter, data or protocol.
-    """
+    """Begin or continue a file; return its (system, id). Raise DataError if of another run."""
     if path.is_file():
         _drop_torn_line(path)
     if not path.is_file() or path.stat().st_size == 0:  # not even the header was whole
@@ -74,11 +70,7 @@ def start(path: Path, header: dict[str, Any]) -> set[tuple[str, str]]:
 
 
 def base_rows(path: Path, header: dict[str, Any]) -> list[AnswerRow]:
-    """Return the base's rows of another adapter's file.
-
-    Raises:
-        DataError: the file is of another base, data or protocol.
-    """
+    """Return the base's rows of another adapter's file; raise DataError if they do not fit."""
     other = read_answers(path)
     different = [key for key in _different(other.header, header) if key != "adapter_sha256"]
     if different:

@@ -53,14 +53,7 @@ def examples(
 
 
 def per_question(pairs: Sequence[Pair], columns: Columns, seen: set[str]) -> list[dict[str, Any]]:
-    """Return what pooling over adapters needs of each question.
-
-    That is the values, BLEU's statistics, and how many of the reference's 8-grams of words stand
-    in a training answer.
-
-    Args:
-        seen: the training answers' 8-grams.
-    """
+    """Return what pooling needs of each question; `seen` holds the training answers' 8-grams."""
     return [
         {
             "id": pair.id,

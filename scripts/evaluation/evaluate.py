@@ -40,12 +40,7 @@ class Evaluation:
 
 
 def evaluate(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
-    """Run the stages asked for; return the summary.
-
-    Raises:
-        BaseModelError, CatalogError, DataError, LoraError, OSError: what is missing or does not
-            fit.
-    """
+    """Run the stages asked for and return the summary; raise what `expected_errors` lists."""
     named = Path(args.adapter)
     folder = named if named.is_dir() else CATALOG_DIR / "weights" / args.adapter
     if not (folder / WEIGHTS_FILE).is_file():

@@ -9,11 +9,7 @@ ALLOWED = ["*.safetensors", "*.json", "*.jsonl", "*.md"]  # never a pickle
 
 
 def pull(name: str, folder: Path) -> Path:
-    """Download `org/name` or `org/name@revision` into a folder of the adapter's name.
-
-    Raises:
-        HubError: not found, not allowed, or no network.
-    """
+    """Download `org/name[@revision]` into a folder of the adapter's name, or raise HubError."""
     repository, _, revision = name.partition("@")
     target = folder / repository.rpartition("/")[2]
     try:
@@ -26,11 +22,7 @@ def pull(name: str, folder: Path) -> Path:
 
 
 def push(folder: Path, name: str, *, private: bool) -> str:
-    """Upload an adapter's files to `org/name`, made when needed; return the commit's address.
-
-    Raises:
-        HubError: not allowed, or no network.
-    """
+    """Upload the files to `org/name`, made when needed; return the commit, or raise HubError."""
     hub = _api()
     try:
         hub.create_repo(name, private=private, exist_ok=True)

@@ -92,11 +92,7 @@ def _targets(base: Any, family: Family, lora: LoraSettings) -> list[str]:
 
 
 def check_init_adapter(lora: LoraSettings, base_name: str) -> None:
-    """Check that `init_adapter` is of this base and acts with the same strength.
-
-    Raises:
-        TrainingError: no such adapter, or it differs; names both values.
-    """
+    """Raise TrainingError unless `init_adapter` is of this base and acts with the same strength."""
     if lora.init_adapter is None:
         return
     file = lora.init_adapter / CONFIG_FILE

@@ -22,11 +22,7 @@ def training_of(name: str, training: Sequence[Entry]) -> list[Entry]:
 
 
 class Baseline:
-    """Word TF-IDF and logistic regression (scikit-learn, sublinear term frequency).
-
-    Raises:
-        DataError: the training texts have fewer than two specialties.
-    """
+    """Word TF-IDF and logistic regression; raises DataError without two specialties to learn."""
 
     def __init__(self, name: str, training: Sequence[Entry]) -> None:
         from sklearn.feature_extraction.text import TfidfVectorizer

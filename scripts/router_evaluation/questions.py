@@ -67,11 +67,7 @@ def read_folder(folder: Path, model: Path) -> DataFolder:
 
 
 def read_written(path: Path) -> list[Entry]:
-    """Read one of our own sets; a question's id is the file's name and its line number.
-
-    Raises:
-        DataError: the file is missing, or a line is malformed.
-    """
+    """Read one of our own sets; a question's id is the file's name and its line number."""
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     found = []
@@ -99,11 +95,7 @@ def without_copies(
 
 
 def check_labels(questions: Iterable[Entry], specialties: Sequence[str], where: str) -> None:
-    """Check that the artefact knows each question's label.
-
-    Raises:
-        DataError: names the unknown labels.
-    """
+    """Raise DataError, naming each label that the artefact does not know."""
     known = {*specialties, OUT_OF_SCOPE}
     unknown = Counter(q.specialty for q in questions if q.specialty not in known)
     if unknown:
