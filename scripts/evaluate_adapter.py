@@ -25,13 +25,12 @@ from scripts.lora.errors import expected_errors
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return _parser().run(argv, expected_errors, _evaluate)
+    def evaluate(args: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:
+        from scripts.evaluation import evaluate
 
+        return evaluate.evaluate(args, words)
 
-def _evaluate(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
-    from scripts.evaluation.evaluate import evaluate
-
-    return evaluate(args, argv)
+    return _parser().run(argv, expected_errors, evaluate)
 
 
 def _parser() -> CommandParser:

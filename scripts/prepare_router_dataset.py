@@ -41,7 +41,7 @@ from scripts.datasets.attributions import ATTRIBUTIONS, origin
 from scripts.datasets.record import DataError
 from scripts.datasets.source import Source
 from scripts.router.augmentation import neutral_letters
-from scripts.router.dataset import MANIFEST, QUESTIONS, Entry, to_row
+from scripts.router.dataset import MANIFEST, QUESTIONS, Entry, question, to_row
 from scripts.router.sources import OPTIONS, READERS, read_source_entries
 
 NUM_NEUTRAL = 200  # letters for each language
@@ -123,15 +123,8 @@ def parse(text: str) -> Source:
 def neutral_entries() -> list[Entry]:
     """Return letters of padding sentences without a question, as out of scope."""
     return [
-        Entry(
-            id=f"neutral-{lang}-{number}",
-            text=text,
-            specialty=OUT_OF_SCOPE,
-            lang=lang,
-            source="written",
-            group=f"text {text.lower()}",
-            kind="question",
-            split="train",
+        question(
+            f"neutral-{lang}-{number}", text, OUT_OF_SCOPE, lang, "written", f"text {text.lower()}"
         )
         for lang in ("en", "fr")
         for number, text in enumerate(neutral_letters(lang, NUM_NEUTRAL, seed=0))

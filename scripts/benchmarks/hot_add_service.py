@@ -24,20 +24,13 @@ _OTHER_WEIGHTS = 1000  # first seed of the new versions; those of the catalogue 
 
 @dataclass(frozen=True, slots=True)
 class HotAddService:
-    """What is served, and what is added to it.
+    """What is served, and what is added to it."""
 
-    Attributes:
-        application: for `serve_process.serving`.
-        sources: folders of adapters that the catalogue does not list, all different.
-        user, admin: header fields with a key.
-        adapter: rank and bytes of an adapter, for the report.
-    """
-
-    application: dict[str, Any]
-    sources: list[Path]
-    user: dict[str, str]
-    admin: dict[str, str]
-    adapter: dict[str, int]
+    application: dict[str, Any]  # for `serve_process.serving`
+    sources: list[Path]  # folders of adapters that the catalogue does not list, all different
+    user: dict[str, str]  # header fields with a key
+    admin: dict[str, str]  # header fields with a key
+    adapter: dict[str, int]  # rank and bytes of an adapter, for the report
 
 
 def prepare(args: argparse.Namespace, folder: Path) -> HotAddService:

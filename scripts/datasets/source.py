@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from scripts.datasets.language import language
-from scripts.datasets.record import DataError, Record, text_of
+from scripts.datasets.record import DataError, Record, language, text_of
 
 _SPECIALTY = re.compile(r"[a-z0-9][a-z0-9_]{0,63}")  # as adapters/catalog.yaml wants it
 _KNOWN = frozenset("id input output specialty source lang split focus qtype url note".split())
@@ -62,6 +61,9 @@ def record_of(item: Mapping[str, Any], where: str, specialty: str, file: str) ->
             f"{where}: split {split!r}; expected train or validation (a test set stays out)"
         )
     question = text_of(item, "input", where)
+    texts: dict[str, Any] = {
+        key: str(item.get(key) or "") for key in ("focus", "qtype", "url", "note")
+    }
     return Record(
         id=str(item.get("id") or where),
         question=question,
@@ -72,9 +74,6 @@ def record_of(item: Mapping[str, Any], where: str, specialty: str, file: str) ->
         lang=str(item.get("lang") or language(f"{question} {answer or ''}")),
         split=split,
         where=where,
-        focus=str(item.get("focus") or ""),
-        qtype=str(item.get("qtype") or ""),
-        url=str(item.get("url") or ""),
-        note=str(item.get("note") or ""),
+        **texts,
         extra={k: v for k, v in item.items() if k not in _KNOWN},
     )

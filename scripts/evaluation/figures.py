@@ -21,16 +21,11 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Pooled:
-    """Some questions of all specialties as one set.
-
-    Attributes:
-        systems: metric -> system -> {"value", "interval"}, of metrics that apply to a question.
-        differences: metric -> adapter minus base, {"value", "interval"}.
-    """
+    """Some questions of all specialties as one set; an estimate is {"value", "interval"}."""
 
     num_questions: int
-    systems: dict[str, dict[str, dict[str, Any]]]
-    differences: dict[str, dict[str, Any]]
+    systems: dict[str, dict[str, dict[str, Any]]]  # metric that applies -> system -> estimate
+    differences: dict[str, dict[str, Any]]  # metric -> adapter minus base
 
 
 def read_results(folder: Path) -> list[Result]:

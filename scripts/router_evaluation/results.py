@@ -29,23 +29,18 @@ NUM_ERRORS = 10
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """The figures of the report; the report's template names each field.
-
-    Attributes:
-        left_out, num_baseline: as in Sets.
-        confusion: set -> counts (S, S), the truth in rows.
-    """
+    """The figures of the report; the report's template names each field."""
 
     version: str
     thresholds: Mapping[str, float]
     labels: tuple[str, ...]
     origin: str
     data_sha256: str
-    left_out: Mapping[str, int]
-    num_baseline: Mapping[str, int]
+    left_out: Mapping[str, int]  # as in Sets
+    num_baseline: Mapping[str, int]  # as in Sets
     routing: Mapping[str, Sequence[Routing]]
     recalls: Mapping[str, Mapping[str, Estimate]]
-    confusion: Mapping[str, Sequence[Sequence[int]]]
+    confusion: Mapping[str, Sequence[Sequence[int]]]  # set -> counts (S, S), the truth in rows
     calibration: Sequence[Calibration]
     selective: Sequence[Selective]
     separation: Sequence[Separation]

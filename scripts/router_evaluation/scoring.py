@@ -21,24 +21,15 @@ _ARRAYS = ("predicted", "confidence", "in_scope", "named", "has_signal")  # of S
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """Q questions and the router's result for each; every array is (Q,).
-
-    Attributes:
-        predicted: the most likely specialty.
-        confidence: its calibrated probability.
-        in_scope: the calibrated probability that the question is one for a clinic.
-        named: whether the policy names a specialist, given an adapter for every specialty.
-        has_signal: whether the question has words that say what it is about.
-        baselines: name -> the specialty that it predicts.
-    """
+    """Q questions and the router's result for each; every array is (Q,)."""
 
     questions: tuple[Entry, ...]
-    predicted: Texts
-    confidence: Floats
-    in_scope: Floats
-    named: Bools
-    has_signal: Bools
-    baselines: Mapping[str, Texts] = field(default_factory=dict)
+    predicted: Texts  # the most likely specialty
+    confidence: Floats  # its calibrated probability
+    in_scope: Floats  # calibrated probability that the question is one for a clinic
+    named: Bools  # the policy names a specialist, given an adapter for every specialty
+    has_signal: Bools  # the question has words that say what it is about
+    baselines: Mapping[str, Texts] = field(default_factory=dict)  # name -> what it predicts
 
     @property
     def truth(self) -> Texts:

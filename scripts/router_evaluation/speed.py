@@ -48,25 +48,17 @@ print(json.dumps([imported - started, loaded - imported, resident]))
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """How fast and how large a router is.
+    """How fast and how large a router is."""
 
-    Attributes:
-        question_ms, page_ms: time of one text by percentile ("p50", "p95").
-        per_second: questions a second, `batch` of them in one call.
-        import_s, load_s: of fresh processes.
-        resident_bytes: of the largest of them, after `num_for_memory` questions.
-        folder_bytes: file name -> size.
-    """
-
-    question_ms: dict[str, Estimate]
-    page_ms: dict[str, Estimate]
-    per_second: Estimate
+    question_ms: dict[str, Estimate]  # time of one text by percentile ("p50", "p95")
+    page_ms: dict[str, Estimate]  # the same of a page
+    per_second: Estimate  # questions a second, `batch` of them in one call
     batch: int
-    import_s: Estimate
-    load_s: Estimate
-    resident_bytes: int
+    import_s: Estimate  # of fresh processes
+    load_s: Estimate  # of fresh processes
+    resident_bytes: int  # of the largest of them, after `num_for_memory` questions
     num_for_memory: int
-    folder_bytes: dict[str, int]
+    folder_bytes: dict[str, int]  # file name -> size
     num_cores: int
     processor: str
     load_1_min: float
