@@ -25,12 +25,13 @@ from scripts.lora.errors import expected_errors
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    def evaluate(args: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:
-        from scripts.evaluation import evaluate
+    return _parser().run(argv, expected_errors, _evaluate)
 
-        return evaluate.evaluate(args, words)
 
-    return _parser().run(argv, expected_errors, evaluate)
+def _evaluate(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
+    from scripts.evaluation.evaluate import evaluate
+
+    return evaluate(args, argv)
 
 
 def _parser() -> CommandParser:

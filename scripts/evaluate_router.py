@@ -50,9 +50,7 @@ def _parser() -> CommandParser:
     add("--test", type=Path, default=ROUTER_DIR / "data" / "written_test.jsonl", help="our own")
     add("--strict_model", type=Path, metavar="FOLDER", help="needs --strict_data")
     add("--strict_data", type=Path, metavar="FOLDER", help="that --strict_model was trained on")
-    add(
-        "--notes", type=Path, metavar="FILE", help="Markdown put under the targets: why some missed"
-    )
+    add("--notes", type=Path, metavar="FILE", help="Markdown on missed targets, put under them")
     add("--seed", type=int, default=0, help="of bootstrap, samples and perturbations")
     return parser
 

@@ -60,13 +60,8 @@ def _prepare(args: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:
 def _parser() -> CommandParser:
     parser = CommandParser("prepare_router_dataset", __doc__)
     add = parser.add_argument
-    add(
-        "--source",
-        action="append",
-        required=True,
-        metavar="KIND:PATH[,key=value...]",
-        help="repeatable; see above",
-    )
+    kind = "KIND:PATH[,key=value...]"
+    add("--source", action="append", required=True, metavar=kind, help="repeatable; see above")
     add("--out", type=Path, required=True, help="folder to write")
     add("--unseen_names", action="store_true", help="drop terms that head and validation name")
     add("--hold_out", action="append", default=[], metavar="SOURCE", help="e.g. MedQuAD/NIDDK")

@@ -49,6 +49,11 @@ def as_cp1252(text: str) -> str:
     return "".join(b.decode("cp1252", "ignore") or b.decode("latin-1") for b in found)
 
 
+def decomposed(text: str) -> str:
+    """Write each accent as a separate character (NFD), as some systems do."""
+    return unicodedata.normalize("NFD", text)
+
+
 def _written(lang: str) -> str:
     """Return a language that has phrases."""
     return lang if lang in phrases("neutral") else "en"
@@ -62,8 +67,7 @@ PERTURBATIONS: dict[str, Perturbation] = {
     "wrapped in polite chat": polite,
     "within a page of text": within_a_page,
     "UTF-8 read as cp1252": lambda text, lang, generator: as_cp1252(text),
-    # NFD: each accent as a separate character, as some systems write it.
-    "decomposed accents": lambda text, lang, generator: unicodedata.normalize("NFD", text),
+    "decomposed accents": lambda text, lang, generator: decomposed(text),
 }
 
 
