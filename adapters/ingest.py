@@ -55,11 +55,7 @@ class Ingested:
 
 
 def ingest(
-    wanted: VersionRequest,
-    store: AdapterStore,
-    limits: SourceLimits,
-    *,
-    max_rank: int = MAX_RANK,
+    wanted: VersionRequest, store: AdapterStore, limits: SourceLimits, *, max_rank: int = MAX_RANK
 ) -> Ingested:
     """Fetch, check and keep the files of a new version.
 

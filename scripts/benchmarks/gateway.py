@@ -22,13 +22,7 @@ from typing import Any
 import aiohttp
 
 from scripts.benchmarks.command import add_out, publish, quantile
-from scripts.benchmarks.http_client import (
-    PreparedRequest,
-    Timed,
-    run_count,
-    run_for,
-    succeeds,
-)
+from scripts.benchmarks.http_client import PreparedRequest, Timed, run_count, run_for, succeeds
 from scripts.benchmarks.serve_process import in_private_network, key_headers, serving
 from scripts.benchmarks.streams import QUESTION
 

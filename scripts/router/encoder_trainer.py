@@ -48,11 +48,7 @@ class Trainer:
     """Trains the teacher, and the student with the teacher's help."""
 
     def __init__(
-        self,
-        tokenizer: Tokenizer,
-        training: Sequence[Text],
-        held_out: Sequence[Text],
-        device: str,
+        self, tokenizer: Tokenizer, training: Sequence[Text], held_out: Sequence[Text], device: str
     ) -> None:
         self._tokenizer = tokenizer
         self._training = training

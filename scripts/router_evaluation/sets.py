@@ -6,12 +6,7 @@ from dataclasses import dataclass
 from router.classifier import Classifier
 from scripts.router.dataset import Entry
 from scripts.router_evaluation.baselines import ALL_TEXTS, PUBLIC, Baseline
-from scripts.router_evaluation.questions import (
-    FOLLOW_UP,
-    DataFolder,
-    check_labels,
-    without_copies,
-)
+from scripts.router_evaluation.questions import FOLLOW_UP, DataFolder, check_labels, without_copies
 from scripts.router_evaluation.scoring import Scored, score
 
 

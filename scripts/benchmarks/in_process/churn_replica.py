@@ -50,14 +50,7 @@ class ChurnReplica:
     """
 
     def __init__(
-        self,
-        base: Pretrained,
-        seed_dir: Path,
-        state: Path,
-        *,
-        slots: int,
-        rows: int,
-        host_mib: int,
+        self, base: Pretrained, seed_dir: Path, state: Path, *, slots: int, rows: int, host_mib: int
     ) -> None:
         limits = FastLimits(max_rows=rows, num_positions=NUM_POSITIONS, max_adapters=slots)
         decoder = fast_decoder(base, limits)
