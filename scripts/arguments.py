@@ -58,11 +58,7 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 
 class CommandParser(argparse.ArgumentParser):
-    """The parser of `python -m scripts.SCRIPT`.
-
-    Args:
-        doc: the module's docstring: its text is the help's, and a refusal shows its first example.
-    """
+    """Parses `python -m scripts.SCRIPT`; `doc` is the help, whose example a refusal shows."""
 
     def __init__(self, script: str, doc: str | None) -> None:
         super().__init__(

@@ -30,12 +30,9 @@ def write_adapter(
     command: str,
     data: DataSet,
 ) -> None:
-    """Save bfloat16 safetensors, adapter_config.json, README.md and history.jsonl into `out`.
+    """Save weights, PEFT config, README.md, history.jsonl (and loss.png with matplotlib).
 
-    With matplotlib installed, loss.png too. Adds `sha256` and `bytes` to `report`.
-
-    Raises:
-        OSError: they cannot be written, as on a full disk; what was in `out` is as before.
+    Adds `sha256` and `bytes` to `report`. On an OSError what was in `out` is as before.
     """
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".saving-", dir=out) as scratch:
