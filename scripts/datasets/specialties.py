@@ -4,7 +4,7 @@ import re
 from functools import cache
 from pathlib import Path
 
-from scripts.yaml_file import read_yaml
+from scripts.datasets.yaml_file import read_yaml
 
 RULES = Path(__file__).with_suffix(".yaml")
 

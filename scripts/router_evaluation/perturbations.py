@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from scripts.datasets.yaml_file import read_yaml
 from scripts.router.augmentation import with_typos, without_accents, without_punctuation
-from scripts.yaml_file import read_yaml
 
 PHRASES = Path(__file__).with_name("phrases.yaml")
 PAGE_CHARS = 2000  # of neutral sentences around a question
