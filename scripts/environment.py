@@ -1,12 +1,11 @@
 """Say where a published number or file was made: commit, command, processor, package versions."""
 
 import contextlib
-import json
 import os
 import platform
 import shlex
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -68,13 +67,6 @@ def device_name(device: str) -> str:
     import torch
 
     return torch.cuda.get_device_name(device)
-
-
-def save_report(report: Mapping[str, Any], out: Path | None) -> None:
-    """Write what a benchmark found as JSON into `out`; write nothing when it is None."""
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(report, indent=1) + "\n")
 
 
 def _version(package: str) -> str | None:

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from scripts.arguments import CommandParser
+from scripts.datasets.record import DataError
+from scripts.markdown import put_between
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "architecture.md"
@@ -21,13 +23,11 @@ BEGIN, END = "<!-- modules -->\n", "<!-- /modules -->\n"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return CommandParser("module_list", __doc__).run(argv, tuple, _write)
+    return CommandParser("module_list", __doc__).run(argv, lambda: (DataError, OSError), _write)
 
 
 def _write(args: argparse.Namespace, words: Sequence[str]) -> dict[str, str]:
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-    after = rest.partition(END)[2]
-    PAGE.write_text(f"{before}{BEGIN}{module_list()}{END}{after}", encoding="utf-8")
+    put_between(PAGE, "modules", module_list().rstrip("\n"))
     return {"out": str(PAGE)}
 
 

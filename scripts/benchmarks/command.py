@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.arguments import BASE_MODEL, positive
-from scripts.environment import environment, save_report
+from scripts.environment import environment
 
 
 def add_out(parser: argparse.ArgumentParser) -> None:
@@ -48,7 +48,9 @@ def publish(
     """
     command = shlex.join(["python", "-m", "scripts.benchmark", *arguments])
     report = {"what": what, **environment(), "command": command, **measured}
-    save_report(report, out)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(report, indent=1) + "\n")
     for name, value in lines:
         print(f"{name:<28} {json.dumps(value)}")
     print(json.dumps(report))
