@@ -84,7 +84,7 @@ def measure(classifier: Classifier, model: Path, texts: Sequence[str], seed: int
         load_s=repeats([seconds for _, seconds, _ in fresh]),
         resident_bytes=max(resident for _, _, resident in fresh),
         num_for_memory=min(NUM_FOR_MEMORY, len(shuffled)),
-        folder_bytes=folder_bytes(model),
+        folder_bytes={p.name: p.stat().st_size for p in sorted(model.iterdir()) if p.is_file()},
         num_cores=os.cpu_count() or 1,
         processor=processor(),
         load_1_min=load_1_min,
@@ -100,11 +100,6 @@ def pages(texts: Sequence[str], generator: random.Random) -> list[str]:
             page += generator.choice(texts) + " "
         found.append(page[:PAGE_CHARS])
     return found
-
-
-def folder_bytes(model: Path) -> dict[str, int]:
-    """Return the size of each file by its name."""
-    return {path.name: path.stat().st_size for path in sorted(model.iterdir()) if path.is_file()}
 
 
 def _times(classifier: Classifier, texts: Sequence[str], title: str) -> np.ndarray:
