@@ -39,7 +39,7 @@ from router.training.examples import OUT_OF_SCOPE
 from scripts.arguments import CommandParser
 from scripts.datasets.attributions import ATTRIBUTIONS, origin
 from scripts.datasets.record import DataError
-from scripts.datasets.source import Source
+from scripts.datasets.source import Source, split_source
 from scripts.router.augmentation import neutral_letters
 from scripts.router.dataset import MANIFEST, QUESTIONS, Entry, question, to_row
 from scripts.router.sources import OPTIONS, READERS, read_source_entries
@@ -102,17 +102,12 @@ def prepare(
 
 def parse(text: str) -> Source:
     """Read a --source argument; raise DataError for an unknown kind or option, or an empty path."""
-    kind, _, rest = text.partition(":")
-    path, *pairs = rest.split(",")
-    options = dict(pair.partition("=")[::2] for pair in pairs)
-    if kind not in READERS or not path:
-        raise DataError(
-            f"--source {text}: expected KIND:PATH with KIND one of {', '.join(READERS)}"
-        )
-    if unknown := sorted(options.keys() - OPTIONS[kind]):
-        there = ", ".join(sorted(OPTIONS[kind])) or "none"
+    source = split_source(text, READERS)
+    known = OPTIONS[source.kind]
+    if unknown := sorted(source.options.keys() - known):
+        there = ", ".join(sorted(known)) or "none"
         raise DataError(f"--source {text}: no option {', '.join(unknown)}; there is {there}")
-    return Source(kind, path, options)
+    return source
 
 
 def neutral_entries() -> list[Entry]:

@@ -3,13 +3,14 @@
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from scripts.datasets.record import DataError, Record, language, text_of
 
+_OPTION = re.compile(r",([a-z]+)=")
 _SPECIALTY = re.compile(r"[a-z0-9][a-z0-9_]{0,63}")  # as adapters/catalog.yaml wants it
 _KNOWN = frozenset("id input output specialty source lang split focus qtype url note".split())
 
@@ -28,6 +29,15 @@ class Source:
 
     def title(self) -> str:
         return f"{self.kind}:{self.path if self.kind == 'hf' else self.folder.name}"
+
+
+def split_source(text: str, kinds: Collection[str]) -> Source:
+    """Read `KIND:PATH[,key=value...]`; raise DataError for another kind or an empty path."""
+    kind, _, rest = text.partition(":")
+    path, *pieces = _OPTION.split(rest)
+    if kind not in kinds or not path:
+        raise DataError(f"--source {text}: expected KIND:PATH with KIND one of {', '.join(kinds)}")
+    return Source(kind, path, dict(zip(pieces[::2], pieces[1::2], strict=True)))
 
 
 @dataclass(slots=True)

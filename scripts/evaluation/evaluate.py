@@ -3,7 +3,6 @@
 import argparse
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from adapters.base_models import sha256_of
+from adapters.storage.atomic import write_atomically
 from adapters.validation import WEIGHTS_FILE
 from scripts.datasets.pairs import DataSet, load_pairs
 from scripts.datasets.record import DataError
@@ -142,9 +142,7 @@ def _write_scores(asked: Evaluation) -> dict[str, Any]:
     result = answers.header | score(data, answers, asked.diagnostic, elsewhere, seed=args.seed)
     out = args.out / f"{asked.specialty}.json"
     text = json.dumps(result, ensure_ascii=False, indent=1) + "\n"
-    fresh = out.with_suffix(".json.part")
-    fresh.write_text(text, encoding="utf-8")
-    os.replace(fresh, out)
+    write_atomically(out, text.encode())
     summary = {
         name: {"difference": metric.get("difference"), "n": metric["n"]}
         for name, metric in result["metrics"].items()

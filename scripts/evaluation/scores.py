@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from scripts.datasets.checks import ngrams
-from scripts.datasets.pairs import DataSet, Pair, load_pairs
-from scripts.datasets.record import DataError
+from scripts.datasets.pairs import DataSet, load_pairs
+from scripts.datasets.record import DataError, Record
 from scripts.evaluation.answer_file import SYSTEMS, AnswerRow, Answers
 from scripts.evaluation.bootstrap import Floats, draws
 from scripts.evaluation.by_question import by_type, examples, per_question
@@ -82,7 +82,7 @@ def other_answers(data: Path, specialty: str) -> list[str]:
 
 
 def _check_complete(
-    pairs: Sequence[Pair], diagnostic: Sequence[DiagnosticItem], answers: Answers
+    pairs: Sequence[Record], diagnostic: Sequence[DiagnosticItem], answers: Answers
 ) -> None:
     ids = [pair.id for pair in pairs] + [item.id for item in diagnostic]
     for system in SYSTEMS:
@@ -116,7 +116,7 @@ def _texts(data: DataSet, rows: Rows, seed: int) -> TextOf:
 
 
 def _columns(
-    pairs: Sequence[Pair], rows: Rows, texts: TextOf, terms: frozenset[str]
+    pairs: Sequence[Record], rows: Rows, texts: TextOf, terms: frozenset[str]
 ) -> dict[str, dict[str, Floats]]:
     """Return metric -> system -> value of each question, (Q,); BLEU's statistics are (Q, 10)."""
     references = [pair.answer for pair in pairs]
@@ -183,7 +183,7 @@ def _cost(header: Mapping[str, Any], rows: Rows, counts: Floats) -> dict[str, di
 
 
 def _honesty(
-    pairs: Sequence[Pair], rows: Sequence[AnswerRow], texts: Sequence[str]
+    pairs: Sequence[Record], rows: Sequence[AnswerRow], texts: Sequence[str]
 ) -> dict[str, float]:
     """Count what a reader should know before trusting an answer."""
     numbers = [

@@ -3,12 +3,12 @@
 import numpy as np
 
 from scripts.datasets.attributions import origin
-from scripts.router.dataset import Entry
 from scripts.router_evaluation.scoring import Scored
 
 EXAM = "CasiMedicos"  # exam vignettes: a group apart
 LENGTHS = (5, 15, 40, 100)  # words; the last bucket is open
 LANGUAGES = {"en": "English", "fr": "French"}
+OURS = {"far": "far", "near_miss": "near misses"}  # kinds of our own out-of-scope questions
 Groups = list[tuple[str, Scored]]
 
 
@@ -56,15 +56,11 @@ def by_length(scored: Scored) -> Groups:
 def out_of_scope_groups(name: str, scored: Scored) -> Groups:
     """Return the out-of-scope questions by kind: ours far and near misses, others by data set."""
     outside = scored.outside
-    kinds = np.array([_kind(question) for question in outside.questions], dtype=np.str_)
+    names = [OURS.get(q.kind, origin(q.source)) for q in outside.questions]
+    kinds = np.array(names, dtype=np.str_)
     return [
         (f"{kind} ({name})", outside.pick(kinds == kind)) for kind in sorted(set(kinds.tolist()))
     ]
-
-
-def _kind(question: Entry) -> str:
-    ours = {"far": "far", "near_miss": "near misses"}
-    return ours.get(question.kind, origin(question.source))
 
 
 def by_language(groups: Groups) -> Groups:

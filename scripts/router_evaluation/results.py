@@ -93,7 +93,10 @@ def _results(
         num_baseline=sets.num_baseline,
         routing=_routing(sets, seed),
         recalls={n: figures.recalls(s, labels, seed) for n, s in everything.items()},
-        confusion=_confusion(sets, labels),
+        confusion={  # development has too few questions of a label
+            name: confusion(inside.truth, inside.predicted, labels).tolist()
+            for name, inside in (("Validation", sets.validation.inside), ("Test", sets.test.inside))
+        },
         calibration=[figures.calibration(name, scored, seed) for name, scored in calibrated],
         selective=[figures.selective(name, scored, seed) for name, scored in calibrated],
         separation=separation,
@@ -115,15 +118,6 @@ def _routing(sets: Sets, seed: int) -> dict[str, list[Routing]]:
         **{f"length, {n}": groups.by_length(scored) for n, scored in sets.everything.items()},
     }
     return {name: [figures.routing(*row, seed) for row in rows] for name, rows in found.items()}
-
-
-def _confusion(sets: Sets, labels: Sequence[str]) -> dict[str, list[list[int]]]:
-    """Return the counts of validation and test: development has too few questions of a label."""
-    insides = {"Validation": sets.validation.inside, "Test": sets.test.inside}
-    return {
-        name: confusion(inside.truth, inside.predicted, labels).tolist()
-        for name, inside in insides.items()
-    }
 
 
 def _calibrated(sets: Sets) -> Groups:
