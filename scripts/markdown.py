@@ -15,13 +15,7 @@ STYLE = (
 
 
 def render(template: Path, **values: object) -> str:
-    """Return the Jinja template filled with `values`; it may import its folder's other templates.
-
-    It also knows `row(cell, ...)` and `head(name, ...)`, the lines of a table.
-
-    Raises:
-        jinja2.UndefinedError: the template uses a name that is not given.
-    """
+    """Fill the Jinja template, which knows its folder's others, `row(...)` and `head(...)`."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
