@@ -17,7 +17,11 @@ from adapters.versions import SEED_PATH, SEED_SOURCE, AdapterVersion, Registered
 
 
 def seed_version(folder: Path, path: str, **fields: Any) -> AdapterVersion:
-    """Record the files of `folder` for `path` below the seed; `fields` are what these lack."""
+    """Record the files of `folder`, which lie or will lie in `path` below the seed's folder.
+
+    Args:
+        fields: of AdapterVersion that the files do not tell: version, rank, evaluation, ...
+    """
     record = file_record(folder)
     return AdapterVersion(path=f"{SEED_PATH}{path}", source=SEED_SOURCE, **(record | fields))
 
