@@ -88,7 +88,12 @@ def default_cache_dir() -> Path:
 
 
 def family_of(path: Path) -> Family:
-    """Return the family by config.json; raise BaseModelError for another or for pickled weights."""
+    """Return the family of the model in a folder, from its config.json.
+
+    Raises:
+        BaseModelError: no readable config.json, no safetensors, or an architecture that is
+            neither a causal language model nor T5.
+    """
     config = _read_config(path)
     if not any(path.glob("*.safetensors")):
         raise BaseModelError(

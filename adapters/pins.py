@@ -10,10 +10,16 @@ def num_pinned(catalog: Catalog, base_model: str) -> int:
 
 
 def check_pins(before: Catalog, after: Catalog, base_model: str, *, num_slots: int) -> None:
-    """Raise ChangeRefused for a change that leaves no slot to adapters that are not pinned.
+    """Keep at least one slot free for adapters that are not pinned.
 
-    One that pins nothing more passes even when too many are pinned already, as after a restart
-    with fewer slots: it may be the one that fixes it.
+    A change that pins nothing more passes even when too many are pinned already, as after a
+    restart with fewer slots: it may be the one that fixes it.
+
+    Args:
+        num_slots: adapters on the device of one replica.
+
+    Raises:
+        ChangeRefused: a conflict; names the numbers.
     """
     wanted = num_pinned(after, base_model)
     if wanted >= num_slots and wanted > num_pinned(before, base_model):

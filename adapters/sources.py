@@ -64,7 +64,12 @@ def check_source(source: str) -> list[str]:
 def fetch(
     source: str, into: Path, limits: SourceLimits, *, open_url: OpenUrl | None = None
 ) -> None:
-    """Copy the two files of `source` into `into`; raise SourceError, StorageError without room."""
+    """Copy adapter_config.json and adapter_model.safetensors of `source` into the folder `into`.
+
+    Raises:
+        SourceError: missing, too large, too slow, a link, not readable, or changed meanwhile.
+        StorageError: there is no room for the copy.
+    """
     problems = check_source(source)
     if problems:
         raise SourceError(problems[0])

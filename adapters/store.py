@@ -79,7 +79,13 @@ class AdapterStore:
     def change(
         self, edit: Callable[[Catalog], Catalog], *, expected_revision: int | None = None
     ) -> Catalog:
-        """Replace the catalogue by `edit(catalog)`; raise RevisionMoved, TooBusy, StorageError."""
+        """Replace the catalogue with `edit(catalog)`; returns the new one.
+
+        Raises:
+            ChangeRefused: from `edit`; nothing was changed.
+            RevisionMoved: it is not at `expected_revision`.
+            TooBusy, StorageError, CatalogError
+        """
         for attempt in range(MAX_TRIES):
             before = self._read()
             if expected_revision not in (None, before.catalog.revision):
@@ -99,7 +105,14 @@ class AdapterStore:
         return self._files.put_bundle(digest, folder)
 
     def undo_put(self, digest: str, token: str | None) -> None:
-        """Delete what `put` kept, unless it was there before or another writer put it since."""
+        """Delete files that `put` kept and that were refused afterwards.
+
+        They stay if they were there before, or if another writer has put the same ones since and
+        may be about to list them.
+
+        Raises:
+            StorageError
+        """
         if token is not None:
             self._files.undo_put(digest, token)
 

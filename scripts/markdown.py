@@ -15,7 +15,13 @@ STYLE = (
 
 
 def render(template: Path, **values: object) -> str:
-    """Fill the Jinja template, which knows its folder's others, `row(...)` and `head(...)`."""
+    """Return the Jinja template filled with `values`; it may import its folder's other templates.
+
+    It also knows `row(cell, ...)` and `head(name, ...)`, the lines of a table.
+
+    Raises:
+        jinja2.UndefinedError: the template uses a name that is not given.
+    """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(

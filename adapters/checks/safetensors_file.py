@@ -59,7 +59,13 @@ class TensorEntry:
 
 @contextmanager
 def open_tensors(file: Path) -> Iterator[Iterator[TensorEntry]]:
-    """Yield the file's tensors, in the header's order; raise NotSafetensors for another format."""
+    """Yield the file's tensors, in the header's order.
+
+    Raises:
+        NotSafetensors: a pickle or archive under this name, a damaged or cut file, a dtype that is
+            not a float.
+        OSError: it cannot be read.
+    """
     with open(file, "rb") as opened:
         start = opened.read(len(LFS_POINTER))
         for magic, meaning in _OTHER_FORMATS.items():

@@ -28,10 +28,25 @@ class CatalogStorage(Protocol):
         """Return what changes whenever the document does; cheap. None if there is none yet."""
 
     def put_if_match(self, content: bytes, etag: str | None) -> None:
-        """Replace the document of this etag (None: the first), or raise PreconditionFailed."""
+        """Replace the document that has this etag: whole, or not at all.
+
+        Args:
+            etag: None if there was no document yet.
+
+        Raises:
+            PreconditionFailed: another writer replaced it first.
+            StorageError: it cannot be written.
+        """
 
     def put_bundle(self, digest: str, folder: Path) -> str | None:
-        """Keep two files under `digest`; return a token for `undo_put`, None if they were there."""
+        """Keep an adapter's two files under `digest`; a second time changes nothing.
+
+        Returns:
+            A token for `undo_put`; None if the bundle was there already, or cannot be deleted.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
 
     def undo_put(self, digest: str, token: str) -> None:
         """Delete what `put_bundle` made, unless another writer has put the same bundle since."""

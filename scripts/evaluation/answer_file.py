@@ -76,7 +76,11 @@ def append(path: Path, rows: Iterable[AnswerRow]) -> None:
 
 
 def read_answers(path: Path) -> Answers:
-    """Read the whole file; raise DataError if it is missing, malformed or has a row twice."""
+    """Read the whole file.
+
+    Raises:
+        DataError: no such file, a malformed line, or a row given twice.
+    """
     if not path.is_file():
         raise DataError(f"{path}: no such file; write it with --stage answers")
     lines = read_jsonl(path)

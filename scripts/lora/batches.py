@@ -87,7 +87,12 @@ def padded(rows: Sequence[list[int]], value: int, *, left: bool = False) -> torc
 
 
 def answer_losses(outputs: Any, labels: torch.Tensor, family: Family) -> torch.Tensor:
-    """Return each label's cross-entropy in nats, (B, T), of logits (B, T, V); 0 where IGNORED."""
+    """Return the cross-entropy of each label in nats, (B, T); 0 where there is no label.
+
+    Args:
+        outputs: of the model, with `logits` (B, T, V).
+        labels: (B, T), IGNORED where a position has none.
+    """
     logits: torch.Tensor = outputs["logits"].float()
     if family == "causal":
         logits, labels = logits[:, :-1], labels[:, 1:]

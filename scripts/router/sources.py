@@ -87,11 +87,17 @@ def _medquad(source: Source) -> Iterator[Entry]:
         synonyms = [s.text for s in document.iter("Synonym") if s.text]
         specialty = specialty_of(focus, " ".join(synonyms))
         for asked in document.iter("Question") if specialty and focus else ():
-            id_ = f"{path.parent.name}/{asked.get('qid') or path.stem}"
-            text = " ".join((asked.text or "").split()).replace(" ?", "?")
-            title, name = document.get("source") or path.parent.name, normal_name(focus)
-            about = (str(specialty), "en", f"MedQuAD/{title}", f"name {name}", _drawn_split(name))
-            yield dataclasses.replace(question(id_, text, *about), names=(name,))
+            yield Entry(
+                id=f"{path.parent.name}/{asked.get('qid') or path.stem}",
+                text=" ".join((asked.text or "").split()).replace(" ?", "?"),
+                specialty=str(specialty),
+                lang="en",
+                source=f"MedQuAD/{document.get('source') or path.parent.name}",
+                group=f"name {normal_name(focus)}",
+                kind="question",
+                names=(normal_name(focus),),
+                split=_drawn_split(normal_name(focus)),
+            )
 
 
 def _drawn_split(name: str) -> str:
