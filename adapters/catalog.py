@@ -111,7 +111,12 @@ class Catalog(Record):
 
 
 def load_catalog(directory: Path) -> Catalog:
-    """Read the seed in `directory`, old form too; raise CatalogError, listing every problem."""
+    """Read the seed, `catalog.yaml` in `directory`; the form of before 0.2 as well.
+
+    Raises:
+        CatalogError: lists every problem: file missing, not YAML, unknown keys, bad or repeated
+            names, two adapters for one specialty, a path out of the folder.
+    """
     file = directory / CATALOG_FILE
     try:
         content = loaded(file.read_bytes(), file)

@@ -57,7 +57,13 @@ class Ingested:
 def ingest(
     wanted: VersionRequest, store: AdapterStore, limits: SourceLimits, *, max_rank: int = MAX_RANK
 ) -> Ingested:
-    """Fetch, check and keep the files, or none on IngestRefused, SourceError or StorageError."""
+    """Fetch, check and keep the files of a new version.
+
+    Raises:
+        IngestRefused: every problem of the files; nothing was kept.
+        SourceError: they cannot be fetched; nothing was kept.
+        StorageError: there is no room for them, or no right to write; nothing was kept.
+    """
     with inspected(wanted, limits, max_rank=max_rank) as (folder, version):
         return Ingested(version, store.put(version.digest, folder))
 

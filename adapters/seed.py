@@ -32,7 +32,12 @@ def seed_lock(directory: Path) -> FileLock:
 
 
 def put_adapter(directory: Path, adapter: RegisteredAdapter) -> None:
-    """Replace or add the seed's adapter of this name; on CatalogError, OSError it is as it was."""
+    """Replace the seed's adapter of this name, or add it at the end.
+
+    Raises:
+        CatalogError: the seed, or what it would become, is not valid; it is left as it was.
+        OSError: it cannot be written; it is left as it was.
+    """
     catalog = load_catalog(directory)
     listed = {a.name: a for a in catalog.adapters} | {adapter.name: adapter}
     changed = {**dict(catalog), "adapters": list(listed.values())}
@@ -40,7 +45,12 @@ def put_adapter(directory: Path, adapter: RegisteredAdapter) -> None:
 
 
 def write_seed(directory: Path, catalog: Catalog) -> None:
-    """Replace catalog.yaml in one step; of its comments only those at the start stay."""
+    """Replace the seed's catalog.yaml in one step. Comments at the file's start stay; those
+    further down do not.
+
+    Raises:
+        OSError: it cannot be written; it is left as it was.
+    """
     file = directory / CATALOG_FILE
     content = catalog.model_dump(exclude_defaults=True)
     # Whole: a default that changes later may not change how a base is prompted.

@@ -21,7 +21,12 @@ class AdapterError(ValueError):
 
 
 def check_seed(store: AdapterStore, base_model: str) -> tuple[RegisteredAdapter, ...]:
-    """Return the seed's adapters in service on this base, or raise AdapterError for bad files."""
+    """Return the seed's adapters in service on this base, after checking the files of each.
+
+    Raises:
+        AdapterError: lists every problem of every adapter.
+        StorageError: files cannot be read.
+    """
     adapters = store.seed.in_service(base_model)
     problems = [
         f"adapter '{adapter.name}': {problem}"

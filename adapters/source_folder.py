@@ -16,7 +16,13 @@ class SourceError(ValueError):
 
 
 def open_file(folder: Path, name: str) -> Any:
-    """Open a regular file, or a link into the hub cache's blobs; raise SourceError for another."""
+    """Open a regular file of a folder that is not a link, for reading bytes.
+
+    A file may be a link into `blobs/` of the Hugging Face cache that the folder is a snapshot of.
+
+    Raises:
+        SourceError: it is missing, another link, or not a regular file.
+    """
     if folder.is_symlink():
         raise SourceError(f"source {folder}: is a symbolic link: name the folder itself")
     file = _blob_of(folder / name) or folder / name

@@ -54,7 +54,15 @@ class _Snapshot:
 
 
 class AdapterStore:
-    """Any thread may use it. `cache` is local, for what an object store holds."""
+    """Any thread may use it.
+
+    Args:
+        seed_dir: folder of the read-only catalog.yaml and its adapters.
+        cache: local folder for what an object store holds.
+
+    Raises:
+        CatalogError: the seed is not valid.
+    """
 
     def __init__(self, files: CatalogStorage, seed_dir: Path, cache: Path) -> None:
         self._files = files
@@ -117,7 +125,12 @@ class AdapterStore:
             self._files.undo_put(digest, token)
 
     def folder(self, version: AdapterVersion) -> Path:
-        """Return a local folder with this version's files; raise DamagedAdapter for others."""
+        """Return a local folder with the files of this version, checked against its checksums.
+
+        Raises:
+            StorageError: they cannot be read.
+            DamagedAdapter: they are not what was listed.
+        """
         if version.path.startswith(SEED_PATH):
             found = self.seed_dir / version.path.removeprefix(SEED_PATH)
         else:
@@ -170,7 +183,15 @@ class AdapterStore:
 
 
 def open_store(state: str | Path, seed_dir: Path, cache: Path) -> AdapterStore:
-    """Open a clinic's store; `state` is a folder's absolute path or an object store's URL."""
+    """Open the store of a clinic.
+
+    Args:
+        state: a folder's absolute path, or a URL of an object store.
+
+    Raises:
+        CatalogError: the seed is not valid.
+        StorageError: no driver for the URL is installed.
+    """
     files: CatalogStorage
     text = str(state)
     if "://" in text and not text.startswith("file://"):

@@ -13,7 +13,11 @@ from adapters.validation import CONFIG_FILE
 
 
 def verify_folder(folder: Path, base_model: str | None, max_rank: int) -> int:
-    """Print the outcome; return 0 if the files would be taken, 1 if not, 2 if it cannot be told."""
+    """Print the outcome; return 0 if the files would be taken, 1 if not, 2 if it cannot be told.
+
+    Args:
+        base_model: that it must be trained on; None if it is the one that the adapter names.
+    """
     try:
         base = base_model or _base_of(folder)
         wanted = VersionRequest("checked", None, base, "1", os.path.abspath(folder))

@@ -60,8 +60,11 @@ def rows(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str, s
             yield from rows(type(default), f"{prefix}{name}.")
         else:
             meaning = (field.description or "").replace("|", r"\|")
-            allowed = " or ".join(map(_one, schema[name].get("anyOf", [schema[name]])))
-            yield f"`{prefix}{name}`", meaning, allowed, f"`{json.dumps(default)}`"
+            yield f"`{prefix}{name}`", meaning, _allowed(schema[name]), f"`{json.dumps(default)}`"
+
+
+def _allowed(schema: Mapping[str, Any]) -> str:
+    return " or ".join(_one(option) for option in schema.get("anyOf", [schema]))
 
 
 def _one(schema: Mapping[str, Any]) -> str:

@@ -33,7 +33,15 @@ _REVISION = re.compile(r"(\d{12})\.yaml")
 
 
 class ObjectStorage:
-    """CatalogStorage without locks or renames; raises StorageError without a driver for `url`."""
+    """CatalogStorage without locks or renames.
+
+    Args:
+        url: such as s3://bucket/folder; without credentials, which the driver finds.
+        clock: seconds since 1970.
+
+    Raises:
+        StorageError: no driver for this kind of URL is installed.
+    """
 
     def __init__(
         self,

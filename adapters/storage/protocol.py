@@ -22,7 +22,11 @@ class CatalogStorage(Protocol):
     def location(self) -> str: ...
 
     def read(self) -> tuple[bytes, str] | None:
-        """Return the document and its etag, None if there is none yet; raise StorageError."""
+        """Return the document and its etag; None if there is no document yet.
+
+        Raises:
+            StorageError: it cannot be read.
+        """
 
     def weak_etag(self) -> str | None:
         """Return what changes whenever the document does; cheap. None if there is none yet."""

@@ -22,6 +22,7 @@ from scripts.arguments import at_least
 from scripts.benchmarks.command import add_out, publish, spread
 from scripts.benchmarks.http_client import (
     PreparedRequest,
+    StreamedAnswer,
     call,
     chat_body,
     connect,
@@ -81,11 +82,15 @@ async def _measure(args: argparse.Namespace) -> dict[str, Any]:
             "num_warmups": args.warmup,
             "question_words": len(QUESTION.split()),
             "first_token_s": spread((answer.first_token_s for answer in timed), 90),
-            "tokens_per_s": spread((a.num_tokens / (a.ended_at - a.sent_at) for a in timed), 90),
+            "tokens_per_s": spread((_tokens_per_s(answer) for answer in timed), 90),
         }
         if args.pid:
             report["memory"] = await _memory_run(session, url, args.pid, args.requests)
     return report
+
+
+def _tokens_per_s(answer: StreamedAnswer) -> float:
+    return answer.num_tokens / (answer.ended_at - answer.sent_at)
 
 
 async def _memory_run(

@@ -128,7 +128,7 @@ def _report(
     args: argparse.Namespace, base_name: str, data: DataSet, done: TrainingResult
 ) -> dict[str, Any]:
     """Return what goes into the model card and onto the last line of stdout."""
-    losses = {step: round(loss, 4) for step, loss in done.validation_losses.items()}
+    losses = done.validation_losses
     return {
         "specialty": "+".join(args.specialty),
         "base_model": base_name,
@@ -137,8 +137,8 @@ def _report(
         "num_steps": done.num_steps,
         "best_step": done.best_step,
         "stopped": done.stopped,
-        "validation_loss_at_start": losses.get(0),
-        "validation_loss": losses.get(done.best_step),
+        "validation_loss_at_start": _rounded(losses.get(0)),
+        "validation_loss": _rounded(losses.get(done.best_step)),
         "train_s": round(done.train_s, 1),
         "device": device_name(args.device),
         "dtype": args.dtype,
@@ -147,3 +147,7 @@ def _report(
         "alpha": args.alpha,
         "seed": args.seed,
     }
+
+
+def _rounded(loss: float | None) -> float | None:
+    return None if loss is None else round(loss, 4)

@@ -8,10 +8,14 @@ from typing import Any
 
 import psutil
 
-from scripts.benchmarks.in_process.churn_replica import Asked, ChurnReplica
+from scripts.benchmarks.in_process.churn_replica import Asked, ChurnReplica, Make
 
 
-async def cycles(args: argparse.Namespace, replica: ChurnReplica) -> dict[str, Any]:
+def cycles(args: argparse.Namespace, make: Make) -> dict[str, Any]:
+    return asyncio.run(_cycles_async(args, make(args.slots)))
+
+
+async def _cycles_async(args: argparse.Namespace, replica: ChurnReplica) -> dict[str, Any]:
     """Compare every answer with those of both versions, made one at a time before."""
     await asyncio.to_thread(replica.add_version, "a0", "2")
     # The second adapter's weights, so that its answers differ.
@@ -33,7 +37,7 @@ async def cycles(args: argparse.Namespace, replica: ChurnReplica) -> dict[str, A
     samples, started = [], time.perf_counter()
     for cycle in range(args.cycles + 1):
         if cycle % max(1, args.cycles // 20) == 0:
-            samples.append((cycle, psutil.Process().memory_info().rss / 2**20))
+            samples.append((cycle, _rss_mib()))
         for wanted in ("1", "3"):  # the roll-back, and the update again
             await asyncio.to_thread(replica.switch, "a0", wanted)
             version[0] = wanted
@@ -57,3 +61,7 @@ def _kind_of(asked: Asked, wanted: str, other: str) -> str:
     if asked.text == wanted:
         return "right"
     return "wrong_version" if asked.text == other else "other_text"
+
+
+def _rss_mib() -> float:
+    return float(psutil.Process().memory_info().rss) / 2**20

@@ -83,7 +83,11 @@ def _load(args: argparse.Namespace, make: Make) -> dict[str, Any]:
     return {f"{kind}_ms": spread(values) for kind, values in times.items()}
 
 
-async def _hot_add(args: argparse.Namespace, replica: ChurnReplica) -> dict[str, Any]:
+def _hot_add(args: argparse.Namespace, make: Make) -> dict[str, Any]:
+    return asyncio.run(_hot_add_async(args, make(args.slots)))
+
+
+async def _hot_add_async(args: argparse.Namespace, replica: ChurnReplica) -> dict[str, Any]:
     """Time new versions, and the others' tokens then and in pauses as long in between."""
     changing, *others = [a.name for a in replica.store.read().adapters[: args.slots - 1]]
     stop = asyncio.Event()
@@ -167,7 +171,7 @@ async def _zipf_async(args: argparse.Namespace, replica: ChurnReplica) -> list[A
 
 _PARTS: dict[str, Callable[[argparse.Namespace, Make], dict[str, Any]]] = {
     "load": _load,
-    "hot_add": lambda args, make: asyncio.run(_hot_add(args, make(args.slots))),
+    "hot_add": _hot_add,
     "zipf": _zipf,
-    "cycles": lambda args, make: asyncio.run(cycles(args, make(args.slots))),
+    "cycles": cycles,
 }
