@@ -58,7 +58,11 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 
 class CommandParser(argparse.ArgumentParser):
-    """Parses `python -m scripts.SCRIPT`; `doc` is the help, whose example a refusal shows."""
+    """The parser of `python -m scripts.SCRIPT`.
+
+    Args:
+        doc: the module's docstring: its text is the help's, and a refusal shows its first example.
+    """
 
     def __init__(self, script: str, doc: str | None) -> None:
         super().__init__(

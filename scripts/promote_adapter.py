@@ -67,7 +67,12 @@ def _parser() -> CommandParser:
 
 
 def promote(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
-    """Decide, copy, list; return the outcome, and print each reason of a refusal."""
+    """Decide, copy, list; return what became of it, and print each reason of a refusal.
+
+    Raises:
+        CatalogError, DataError, OSError: nothing was changed.
+        HubError: nothing was changed, or it says that the adapter is active and not uploaded.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         folder = args.adapter or pull(args.from_hub, Path(scratch))
         report = _promote(args, folder.resolve())

@@ -156,9 +156,11 @@ def chat_body(
 
 
 async def read_stream(session: aiohttp.ClientSession, request: PreparedRequest) -> StreamedAnswer:
-    """Send a streamed chat completion and read it to its end, or raise LoadError.
+    """Send a streamed chat completion and read it to its end.
 
-    OSError, aiohttp.ClientError, ValueError: it broke off, or a line is not JSON.
+    Raises:
+        LoadError: another status, an error event, or an end without `[DONE]` and `usage`.
+        OSError, aiohttp.ClientError, ValueError: it broke off, or a line is not JSON.
     """
     pieces: list[tuple[float, int]] = []
     num_tokens = None

@@ -43,9 +43,15 @@ def _specialty(pairs: Sequence[Record], seen: set[str], repeated: set[str]) -> d
 def contamination(
     held_out: Sequence[Record], seen: set[str], repeated: Iterable[str] = ()
 ) -> dict[str, int]:
-    """Count held-out answers with one 8-gram or more of `seen`, and with more than half of theirs.
+    """Count held-out answers that repeat training answers word for word.
 
-    A second count leaves out `repeated`, the boilerplate sentences.
+    Args:
+        seen: the training answers' 8-grams.
+        repeated: boilerplate sentences: a second count leaves them out of the held-out answers.
+
+    Returns:
+        Counts of held-out answers with one 8-gram or more in common, and with more than half of
+        theirs, with boilerplate and without.
     """
     figures = {"num_answers": len(held_out)}
     for suffix, cut in (("", ()), ("_without_boilerplate", tuple(repeated))):

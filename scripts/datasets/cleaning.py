@@ -25,7 +25,12 @@ class Cleaned:
 
 
 def clean(records: Iterable[Record], drop_notes: Sequence[str], drop_boilerplate: bool) -> Cleaned:
-    """Repair encodings; drop repeats (the first stays), pairs with `drop_notes`, boilerplate."""
+    """Repair broken encodings, drop repeats (the first stays), and what is asked for.
+
+    Args:
+        drop_notes: pairs with one of these notes are left out.
+        drop_boilerplate: cut sentences that many answers share.
+    """
     done = Cleaned([])
     for record in records:
         fixed = _repaired(record)

@@ -20,10 +20,16 @@ class DataSet:
 def load_pairs(
     data: Path, specialty: str, *, keep: Callable[[Record], bool] = lambda pair: True
 ) -> DataSet:
-    """Return the pairs of one specialty, by split; rows without a split are for training.
+    """Return the pairs of one specialty, by split.
 
-    `data` is a `.jsonl` or `.json` file, or a folder with `<specialty>.jsonl`; `keep` filters the
-    training pairs alone. Raises DataError, naming file, line and what is wrong.
+    Args:
+        data: a `.jsonl` file, a `.json` file with one list, or a folder that has
+            `<specialty>.jsonl`. Rows without a split are for training.
+        keep: which training pairs to use; validation is never filtered.
+
+    Raises:
+        DataError: no such file (lists what there is), a malformed line, an empty question or
+            answer, an unknown split, an id given twice, no training pair.
     """
     path = _file_of(data, specialty)
     splits: dict[str, list[Record]] = {"train": [], "validation": []}

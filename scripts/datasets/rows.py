@@ -9,7 +9,11 @@ from scripts.datasets.record import DataError, not_utf8, read_jsonl
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (number, object) of a `.json` list or JSON lines; raise DataError naming the line."""
+    """Yield (number, object) of a `.json` file with one list, else of a file of JSON lines.
+
+    Raises:
+        DataError: not such a file; names it, and the line where there are lines.
+    """
     if path.suffix != ".json":
         for number, row in read_jsonl(path):
             yield number, with_pair_columns(row)

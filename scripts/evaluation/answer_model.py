@@ -33,7 +33,15 @@ class EvaluationQuestion:
 
 
 class AnswerModel:
-    """A base model with one adapter that can be switched off; both have the type `dtype`."""
+    """A base model with one adapter that can be switched off.
+
+    Args:
+        adapter: its folder.
+        dtype: of the base; the adapter is loaded in the same.
+
+    Raises:
+        AdapterMismatch: the adapter is damaged, or of a model with other layers.
+    """
 
     def __init__(self, base: ChosenBase, adapter: Path, dtype: str, device: str) -> None:
         self._base = base
@@ -57,7 +65,14 @@ class AnswerModel:
         protocol: Protocol,
         batch_size: int,
     ) -> Iterator[list[AnswerRow]]:
-        """Yield rows by batch of similar length; raise DataError if a likelihood is not finite."""
+        """Yield rows batch by batch; questions of similar length share a batch.
+
+        Args:
+            system: "base" or "adapter".
+
+        Raises:
+            DataError: a likelihood is not finite; names the question.
+        """
         order = sorted(questions, key=lambda item: (len(item.question), item.id))
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]

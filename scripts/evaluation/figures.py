@@ -29,7 +29,11 @@ class Pooled:
 
 
 def read_results(folder: Path) -> list[Result]:
-    """Return all results in `folder` by specialty; raise DataError for a bad one or other bases."""
+    """Return every result of scripts.evaluate_adapter in `folder`, by specialty.
+
+    Raises:
+        DataError: none there, one unreadable, or of different base models.
+    """
     results = []
     for file in sorted(folder.glob("*.json")):
         try:

@@ -38,10 +38,14 @@ def score(
     *,
     seed: int,
 ) -> dict[str, Any]:
-    """Return the metrics of one adapter; raise DataError for an answer that is missing.
+    """Return the metrics of one adapter, as its result file holds them.
 
-    Training answers of `elsewhere` tell which words are this specialty's terms, and with the
-    specialty's own which 8-grams of the references were seen.
+    Args:
+        elsewhere: training answers of other specialties; they determine which words are this
+            one's terms, and which 8-grams of the references were seen in training.
+
+    Raises:
+        DataError: a question has no answer of a system, or no finite likelihood; names it.
     """
     _check_complete(data.validation, diagnostic, answers)
     pairs = data.validation

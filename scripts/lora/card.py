@@ -30,9 +30,12 @@ def write_adapter(
     command: str,
     data: DataSet,
 ) -> None:
-    """Save weights, PEFT config, README.md, history.jsonl (and loss.png with matplotlib).
+    """Save bfloat16 safetensors, adapter_config.json, README.md and history.jsonl into `out`.
 
-    Adds `sha256` and `bytes` to `report`. On an OSError what was in `out` is as before.
+    With matplotlib installed, loss.png too. Adds `sha256` and `bytes` to `report`.
+
+    Raises:
+        OSError: they cannot be written, as on a full disk; what was in `out` is as before.
     """
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".saving-", dir=out) as scratch:

@@ -30,7 +30,12 @@ def read_result(file: Path) -> Result:
 
 
 def unproven(result: Result, min_questions: int, min_gain: float) -> list[str]:
-    """Return every condition that is not met; `min_gain`: nats a token, with 97.5 % confidence."""
+    """Return every condition on the figures that is not met; none when the adapter is better.
+
+    Args:
+        min_gain: nats a token that the likelihood of the references must rise by, with 97.5 %
+            confidence.
+    """
     failed = []
     if result.get("limit") is not None:
         failed.append(f"the evaluation took --limit {result['limit']}; run it without the limit")

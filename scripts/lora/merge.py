@@ -28,7 +28,12 @@ MERGED = "merged"  # name of the weighted sum within PEFT
 
 
 def merge(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
-    """Merge, check, write; return the report. On an error `--out` is as before."""
+    """Merge, check, write; return the report. `args` are those of scripts.merge_adapter.
+
+    Raises:
+        LoraError, BaseModelError, CatalogError: an input does not fit, or a check failed.
+        OSError, SafetensorError: it could not be written. In every case `--out` is as before.
+    """
     device = check_device(args.device)
     base = chosen_base(args)
     for folder in args.adapter:

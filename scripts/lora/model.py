@@ -38,7 +38,12 @@ def build(
     device: str,
     gradient_checkpointing: bool,
 ) -> PeftModel:
-    """Return the model of `path` with a float32 adapter that trains, or raise TrainingError."""
+    """Return the base model of folder `path` with an adapter; only the adapter's float32 trains.
+
+    Raises:
+        TrainingError: quantisation or float16 without a GPU, bitsandbytes missing, a target or
+            layer that the model does not have (lists what it has), `init_adapter` of another shape.
+    """
     base = load_quantised(path, family, dtype, quantization, device)
     targets = _targets(base, family, lora)
     if gradient_checkpointing:

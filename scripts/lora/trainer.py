@@ -84,7 +84,12 @@ class LoraTrainer(Trainer):
         self.add_callback(_Progress)
 
     def fit(self, *, resume: bool = False) -> TrainingResult:
-        """Train; leave the model as at its best validation, or the end. Raises TrainingError."""
+        """Train; leave the model as it was at its best validation, or at the end without one.
+
+        Raises:
+            TrainingError: nothing to resume, the loss was not finite before the first checkpoint,
+                or a checkpoint cannot be written.
+        """
         folder = Path(str(self.args.output_dir))
         checkpoint = last_checkpoint(folder) if resume else None
         if resume and checkpoint is None:
@@ -170,7 +175,11 @@ class LoraTrainer(Trainer):
     def _answer_loss(
         self, outputs: Any, labels: torch.Tensor, num_items_in_batch: Any
     ) -> torch.Tensor:
-        """Return the summed cross-entropy over the step's answer tokens, or raise _NotFinite."""
+        """Return this batch's summed cross-entropy over the answer tokens of the whole step.
+
+        Raises:
+            _NotFinite: it is NaN or infinite; nothing has been updated with it.
+        """
         losses = answer_losses(outputs, labels, self.family)
         loss: torch.Tensor = losses.sum() / num_items_in_batch
         if not torch.isfinite(loss):

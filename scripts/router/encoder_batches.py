@@ -33,7 +33,12 @@ class Text:
 def changed_ids(
     texts: Sequence[tuple[str, str, str]], tokenizer: str, seed: str
 ) -> list[list[int]]:
-    """Return ids of changed (text, language, kind); `tokenizer` is JSON, for other processes."""
+    """Return token ids of changed texts: terms put into questions, slips and courtesies added.
+
+    Args:
+        texts: (text, language, kind) of each.
+        tokenizer: as JSON, so that it can be sent to another process.
+    """
     generator, rates = random.Random(seed), Rates()
     changed = []
     for text, lang, kind in texts:

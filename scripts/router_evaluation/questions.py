@@ -38,7 +38,12 @@ class DataFolder:
 
 
 def read_folder(folder: Path, model: Path) -> DataFolder:
-    """Read a folder of prepare_router_dataset; raise DataError if `model` is trained on another."""
+    """Read a folder written by prepare_router_dataset, on which the artefact `model` was trained.
+
+    Raises:
+        DataError: a file is missing, a line is malformed, or the artefact was trained on other
+            data, which may hold the scored questions.
+    """
     rows = list(read_entries(folder))
     if not (folder / MANIFEST).is_file():
         raise DataError(f"{folder}: no {MANIFEST} in it; prepare_router_dataset writes it")

@@ -62,7 +62,13 @@ def evaluate(
 ) -> tuple[Results, Sets]:
     """Score all question sets and compute the figures.
 
-    `written` has our own sets, "development" and "test"; `strict` is (artefact, data folder).
+    Args:
+        data: folder of prepare_router_dataset that the artefact was trained on.
+        written: our own sets, "development" and "test".
+        strict: (artefact, data folder) of the strict experiment.
+
+    Raises:
+        DataError, ArtefactError: an input cannot be read, is too small, or does not fit another.
     """
     folder = read_folder(data, model)
     given = {name: read_written(path) for name, path in written.items()}

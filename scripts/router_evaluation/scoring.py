@@ -80,7 +80,12 @@ def score(
     baselines: Sequence[Baseline] = (),
     texts: Sequence[str] | None = None,
 ) -> Scored:
-    """Run the router over questions, or over `texts` in their place, each one turn of its own."""
+    """Run the router over questions, each a conversation of one turn.
+
+    Args:
+        title: of the progress bar.
+        texts: what to send instead of the questions' own texts, in the same order.
+    """
     sent = [question.text for question in questions] if texts is None else list(texts)
     results: list[Classification] = []
     with tqdm(total=len(sent), desc=title, unit="question") as bar:

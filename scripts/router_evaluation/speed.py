@@ -65,7 +65,12 @@ class Speed:
 
 
 def measure(classifier: Classifier, model: Path, texts: Sequence[str], seed: int) -> Speed:
-    """Time questions, pages and batches, and load the router in fresh processes."""
+    """Time questions, pages and batches, and load the router in fresh processes.
+
+    Args:
+        classifier: loaded from `model` with one thread.
+        texts: questions to time with.
+    """
     load_1_min = os.getloadavg()[0]
     generator = random.Random(seed)
     shuffled = generator.sample(list(texts), k=len(texts))

@@ -57,7 +57,13 @@ class StepRunner:
             return [call.result() for call in tqdm(calls, steps[0].name.partition("-")[0])]
 
     def run_once(self, step: Step, product: Path, inputs: dict[str, str]) -> Any:
-        """Run, or resume, the step unless `product` is of the same call and inputs."""
+        """Run the step unless `product` is there from the same call and inputs; its report.
+
+        An interrupted training of the same call and inputs is resumed.
+
+        Args:
+            inputs: name -> sha256.
+        """
         record = self._logs / f"{step.name}.json"
         same = {"call": step.arguments, "inputs": inputs}
         key = hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()

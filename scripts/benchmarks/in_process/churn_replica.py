@@ -41,7 +41,13 @@ class Asked:
 
 
 class ChurnReplica:
-    """One engine with a catalogue's adapters: `slots` on the device, `host_mib` MiB in memory."""
+    """An engine with the adapters of a catalogue, on the device and in main memory.
+
+    Args:
+        seed_dir: a folder of `write_catalog`.
+        slots: adapters on the device at the same time.
+        host_mib: main memory for adapters that were read.
+    """
 
     def __init__(
         self, base: Pretrained, seed_dir: Path, state: Path, *, slots: int, rows: int, host_mib: int

@@ -14,7 +14,12 @@ from scripts.lora.batches import padded
 
 
 class PeftBaseline:
-    """One PEFT model with `folders` (name -> folder); each answer has `num_tokens`."""
+    """One PEFT model with several adapters.
+
+    Args:
+        folders: adapter name -> its folder.
+        num_tokens: generated for each request; end-of-sequence tokens are ignored.
+    """
 
     def __init__(self, base: Pretrained, folders: Mapping[str, Path], num_tokens: int) -> None:
         self._pad_id = base.pad_id

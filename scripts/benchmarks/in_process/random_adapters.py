@@ -36,7 +36,10 @@ def make_random_adapters(
 ) -> dict[str, Path]:
     """Write `num` LoRA adapters with random A and B; return name -> folder. The model is unchanged.
 
-    `targets` None: the q and v projections; each adapter's weights take the next seed.
+    Args:
+        targets: names of linear layers; None: the q and v projections.
+        base_name: that the adapters say they belong to.
+        first_seed: of the first adapter's weights; each further adapter takes the next seed.
     """
     config = _lora_config(model, rank, targets)
     shapes = _lora_shapes(model, config)
@@ -93,7 +96,11 @@ def write_catalog(
     targets: list[str] | None,
     base_name: str = "bench",
 ) -> dict[str, Any]:
-    """Write a catalogue of `num` adapters that share NUM_CONTENTS files; return their size."""
+    """Write a catalogue of `num` adapters, each with its own specialty; return their size.
+
+    NUM_CONTENTS weight files are shared by all names. Each has its own configuration, so that the
+    store and the caches see different content.
+    """
     alike: dict[str, Any] = {"rank": rank, "targets": targets, "base_name": base_name}
     made = make_random_adapters(model, folder / "contents", num=min(num, NUM_CONTENTS), **alike)
     contents = list(made.values())
