@@ -160,7 +160,11 @@ def dump(catalog: Catalog) -> bytes:
 
 
 def parse(content: bytes, where: str) -> Catalog:
-    """Read what `dump` wrote, or the same as YAML; raise CatalogError, listing the problems."""
+    """Read what `dump` wrote, or the same as YAML.
+
+    Raises:
+        CatalogError: cut off, not YAML, or against a rule; lists the problems.
+    """
     found = loaded(content, where)
     if not isinstance(found, dict) or "num_adapters" not in found:
         raise CatalogError(where, ["it was cut off, or is not a catalogue"])
@@ -173,7 +177,11 @@ def parse(content: bytes, where: str) -> Catalog:
 
 
 def loaded(content: bytes, where: Path | str) -> Any:
-    """Read JSON, as `dump` writes it, or any other YAML; raise CatalogError if it is neither."""
+    """Read JSON, as `dump` writes it, or any other YAML, as an operator may.
+
+    Raises:
+        CatalogError: it is neither.
+    """
     try:
         return json.loads(content)
     except (ValueError, RecursionError):

@@ -19,7 +19,12 @@ class ApiRefused(RuntimeError):
 
 
 class AdminClient:
-    """Calls the operator's API at `url`; key None: the server needs none."""
+    """Calls the operator's API.
+
+    Args:
+        url: of the clinic, such as http://127.0.0.1:8000.
+        key: an admin key; None if the server needs none.
+    """
 
     def __init__(self, url: str, key: str | None = None) -> None:
         self._url = url.rstrip("/")

@@ -72,7 +72,11 @@ def ingest(
 def inspected(
     wanted: VersionRequest, limits: SourceLimits, *, max_rank: int = MAX_RANK
 ) -> Iterator[tuple[Path, AdapterVersion]]:
-    """Yield a temporary folder with the fetched files, and their record; raises as `ingest`."""
+    """Yield a temporary folder with the fetched files, and their record.
+
+    Raises:
+        IngestRefused, SourceError, StorageError: as `ingest`.
+    """
     try:
         scratch = tempfile.TemporaryDirectory(prefix="adapter-", ignore_cleanup_errors=True)
     except OSError as error:
@@ -86,7 +90,11 @@ def inspected(
 def inspect_adapter(
     folder: Path, wanted: VersionRequest, *, max_rank: int = MAX_RANK
 ) -> AdapterVersion:
-    """Return the record of the adapter in `folder`; raise IngestRefused, listing every problem."""
+    """Return the record of the adapter in `folder`.
+
+    Raises:
+        IngestRefused: lists every problem, without the paths of this machine.
+    """
     problems = check_adapter(folder, wanted.base_model, max_rank=max_rank)
     if not problems:
         problems = [f"{CONFIG_FILE}: {line}" for line in _check_patterns(folder)]

@@ -77,7 +77,12 @@ class AdapterStore:
         return self._files.location
 
     def read(self) -> Catalog:
-        """Return the catalogue as it is now; raise StorageError or CatalogError."""
+        """Return the catalogue as it is now.
+
+        Raises:
+            StorageError: the state cannot be read.
+            CatalogError: what is there is not a catalogue.
+        """
         return self._read().catalog
 
     def etag(self) -> str | None:

@@ -38,7 +38,11 @@ def _told(problems: list[str], status: int) -> int:
 
 
 def _base_of(folder: Path) -> str:
-    """Return the base model that the adapter names; raise SourceError if it names none."""
+    """Return the base model that the adapter names.
+
+    Raises:
+        SourceError: it names none, or has no configuration.
+    """
     file = folder / CONFIG_FILE
     try:
         base = json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"]

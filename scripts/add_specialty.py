@@ -79,7 +79,11 @@ def _parser() -> CommandParser:
 
 
 def add_adapter(args: argparse.Namespace, client: AdminClient) -> dict[str, Any]:
-    """Put the specialist into service; on ApiRefused roll the label back and raise it."""
+    """Put the specialist into service, or roll the label back when it is refused.
+
+    Raises:
+        ApiRefused: the adapter is refused; the label is rolled back.
+    """
     name = args.name or args.label
     try:
         added = client.add(name, args.adapter, args.adapter_version, specialty=args.label)
@@ -90,7 +94,11 @@ def add_adapter(args: argparse.Namespace, client: AdminClient) -> dict[str, Any]
 
 
 def rolled_back(args: argparse.Namespace, client: AdminClient) -> dict[str, Any]:
-    """Take out adapter `--name`, if given, and return to the version before; raise ApiRefused."""
+    """Take out the adapter `--name`, if given, and make the version before current again.
+
+    Raises:
+        ApiRefused, ArtefactError: nothing was rolled back.
+    """
     report: dict[str, Any] = {}
     if args.name:
         removed = client.remove(args.name)
@@ -99,7 +107,11 @@ def rolled_back(args: argparse.Namespace, client: AdminClient) -> dict[str, Any]
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Fit, check and publish; raise ArtefactError or ValueError for a wrong input."""
+    """Fit, check, publish; returns the report.
+
+    Raises:
+        ArtefactError, ValueError: an input is wrong; nothing was published.
+    """
     if not args.label or not args.questions:
         raise ValueError("--label and --questions are needed (or --roll_back)")
     if not re.fullmatch(LABEL, args.label):

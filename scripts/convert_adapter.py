@@ -43,7 +43,12 @@ def _parser() -> CommandParser:
 
 
 def convert(adapter: Path, out: Path) -> dict[str, Any]:
-    """Write `out` and return its figures; raise ConversionRefused or IngestRefused."""
+    """Write `out`, and return its figures.
+
+    Raises:
+        ConversionRefused: `out` exists, or the file is not a plain dictionary of tensors.
+        IngestRefused: listing what the server would refuse.
+    """
     if out.exists():
         raise ConversionRefused(f"{out}: exists already: name a new folder")
     config = json.loads((adapter / CONFIG_FILE).read_text(encoding="utf-8"))

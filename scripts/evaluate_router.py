@@ -56,7 +56,11 @@ def _parser() -> CommandParser:
 
 
 def run(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
-    """Measure or read the figures, write the report, and return the figures."""
+    """Measure or read the figures, write the report, and return the figures.
+
+    Raises:
+        DataError, ArtefactError, OSError: an input cannot be read, or does not fit another.
+    """
     from scripts.router_evaluation.report import render
 
     if (args.strict_model is None) != (args.strict_data is None):
@@ -91,7 +95,11 @@ def plot_files(out: Path) -> dict[str, Path]:
 
 
 def read_figures(path: Path) -> dict[str, Any]:
-    """Read the figures of an earlier run; raise DataError if sections are missing."""
+    """Read the figures that an earlier run wrote.
+
+    Raises:
+        DataError: the file holds no JSON object with the figures' sections.
+    """
     try:
         figures: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         missing = {"made_by", "targets", "protocol"} - set(figures)

@@ -55,7 +55,11 @@ def put_between(file: Path, name: str, text: str) -> None:
 
 
 def page(text: str, before_sections: str = "") -> str:
-    """Return one HTML page; `before_sections` is HTML put before the first `##` heading."""
+    """Return one HTML page of the Markdown `text`, whose first line is the title.
+
+    Args:
+        before_sections: HTML put before the first `##` heading.
+    """
     from markdown_it import MarkdownIt
 
     body = MarkdownIt("commonmark", {"html": False}).enable("table").render(text)

@@ -48,7 +48,11 @@ def _folder(folder: Path) -> str:
 
 
 def first_sentence(path: Path) -> str:
-    """Return what the module's docstring says first; raise ValueError without one."""
+    """Return what the module's docstring says first, on one line.
+
+    Raises:
+        ValueError: the module has no docstring.
+    """
     text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
     if not text:
         raise ValueError(f"{path.relative_to(ROOT)}: no docstring: say what the module does")

@@ -110,7 +110,11 @@ def _promote(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 def failures(
     folder: Path, adapter: RegisteredAdapter, result: dict[str, Any], limits: argparse.Namespace
 ) -> list[str]:
-    """Return every condition that is not met, with its figures; none: the adapter may serve."""
+    """Return every condition that is not met, with its figures; none: the adapter may serve.
+
+    Args:
+        limits: has min_questions, min_gain (nats a token) and max_bytes.
+    """
     failed = check_adapter(folder, adapter.base_model)
     size = (folder / WEIGHTS_FILE).stat().st_size
     if size > limits.max_bytes:

@@ -48,7 +48,11 @@ def _parser() -> CommandParser:
 
 
 def run(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
-    """Write what was asked for; return the pooled figures. Raise DataError for a wrong input."""
+    """Write what was asked for; return the pooled figures.
+
+    Raises:
+        DataError, OSError: unreadable results, marker lines missing, data that is not theirs.
+    """
     from scripts.evaluation.figures import pooled, read_results
     from scripts.evaluation.report import report_of, results_table
 

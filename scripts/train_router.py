@@ -110,7 +110,11 @@ def _encoder(args: argparse.Namespace) -> TextEncoder:
 
 
 def read_examples(data: Path, seed: int) -> dict[str, list[LabelledText]]:
-    """Read the examples of each split; the same seed puts terms into the same questions."""
+    """Read the examples of each split; the same seed puts terms into the same questions.
+
+    Raises:
+        DataError: the folder is not one of prepare_router_dataset, or a line is malformed.
+    """
     examples: dict[str, list[LabelledText]] = {split: [] for split in SPLITS}
     for entry in read_entries(data):
         text = entry.text

@@ -144,7 +144,11 @@ def start_from(student: Encoder, teacher: Encoder, layers: Sequence[int]) -> Non
 
 
 def read_texts(data: Path) -> tuple[list[Text], list[str]]:
-    """Return the texts in file order, and the labels in alphabetical order."""
+    """Return the texts in file order, and the labels in alphabetical order.
+
+    Raises:
+        DataError: the folder is not one of prepare_router_dataset, or a line is malformed.
+    """
     entries = list(read_entries(data))
     labels = sorted({entry.specialty for entry in entries} - {OUT_OF_SCOPE})
     index = {label: i for i, label in enumerate(labels)} | {OUT_OF_SCOPE: -1}

@@ -46,7 +46,11 @@ class FileCalls:
 
 
 def write_atomically(file: Path, content: bytes, calls: FileCalls | None = None) -> None:
-    """Write next to `file`, sync and rename it; on OSError the file is as it was."""
+    """Write beside `file`, then rename; on the disk when it returns.
+
+    Raises:
+        OSError: it could not be written, and is as it was.
+    """
     calls = calls or FileCalls()
     fresh = unfinished(file.parent)
     try:

@@ -17,7 +17,11 @@ LOCK_POLL_S = 0.005
 
 
 class LocalStorage:
-    """A lock orders the writers, a rename replaces the document. `folder` is made for its owner."""
+    """A lock orders the writers, a rename replaces the document.
+
+    Args:
+        folder: absolute; made on the first change, for its owner only.
+    """
 
     def __init__(self, folder: Path, calls: FileCalls | None = None) -> None:
         self._folder = folder

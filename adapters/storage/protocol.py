@@ -56,7 +56,11 @@ class CatalogStorage(Protocol):
         """Delete what `put_bundle` made, unless another writer has put the same bundle since."""
 
     def fetch_bundle(self, digest: str, cache: Path) -> Path:
-        """Return a local folder that holds the bundle; raise StorageError if it is not there."""
+        """Return a local folder that holds the bundle.
+
+        Raises:
+            StorageError: it is not there, or cannot be read.
+        """
 
     def collect(self, keep: frozenset[str], *, older_than_s: float) -> list[str]:
         """Delete bundles that are not in `keep`, and unfinished ones; return their names."""

@@ -130,7 +130,11 @@ async def _add_versions(
     sources: Sequence[str],
     windows: Windows,
 ) -> int:
-    """Return how many answers named the new version after its add; raise LoadError for another."""
+    """Return how many answers named the new version right after its add.
+
+    Raises:
+        LoadError: a change failed, or an answer named another version.
+    """
     checked = 0
     for number, source in enumerate(sources):
         body = {"name": name, "version": f"v{number}", "source": source}

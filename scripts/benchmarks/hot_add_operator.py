@@ -25,7 +25,11 @@ class Operator:
     replicas: int  # that must confirm each change
 
     async def change(self, method: str, path: str, status: int, **body: Any) -> Window:
-        """Change an adapter; return when it was sent and answered, or raise LoadError."""
+        """Change an adapter; return when the request was sent and when the reply was there.
+
+        Raises:
+            LoadError: another status, or a replica that has not confirmed.
+        """
         where = f"/v1/adapters{path}"
         started = time.perf_counter()
         found, content = await self._call(method, where, body)
@@ -38,7 +42,11 @@ class Operator:
         return started, stopped
 
     async def check_version(self, name: str, version: str) -> int:
-        """Ask for several answers at once; return how many, or raise LoadError for others."""
+        """Ask for several answers at once and return how many, if all name `version`.
+
+        Raises:
+            LoadError: one failed, or names another version.
+        """
         count = _ANSWERS_PER_REPLICA * self.replicas
         named = await asyncio.gather(*(self._version_of_answer(name) for _ in range(count)))
         others = sorted(set(named) - {version})

@@ -80,7 +80,11 @@ async def call(
     body: Mapping[str, Any] | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> tuple[int, Any]:
-    """Return status and JSON content; raise OSError without an answer, ValueError if not JSON."""
+    """Return status and JSON content, whatever the status.
+
+    Raises:
+        OSError: no HTTP answer. ValueError: an answer that is not JSON.
+    """
     try:
         async with session.request(method, url, json=body or None, headers=headers) as response:
             return response.status, json.loads(await response.read())

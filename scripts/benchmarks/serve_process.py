@@ -56,7 +56,11 @@ async def serving(
     fast: bool = False,
     ready_timeout_s: float = READY_TIMEOUT_S,
 ) -> AsyncIterator[tuple[aiohttp.ClientSession, str, ProcessTree]]:
-    """Yield (client, base URL, processes) once `is_ready(client, URL)`, or raise RuntimeError."""
+    """Yield (client, base URL, processes of Serve) once `is_ready(client, base URL)`.
+
+    Raises:
+        RuntimeError: Serve ended, or was not ready in time; its output is in `folder`/serve.log.
+    """
     port = free_port()
     config = folder / "serve.yaml"
     content = {

@@ -163,7 +163,11 @@ def _small_window(address: aiohttp.AddrInfoType) -> socket.socket:
 
 
 async def _read_slowly(session: aiohttp.ClientSession, request: PreparedRequest) -> None:
-    """Read a stream in small bites, with pauses; raise LoadError if it ends before `[DONE]`."""
+    """Read a stream in small bites, with pauses.
+
+    Raises:
+        LoadError: another status, or the end came before `[DONE]`.
+    """
     async with session.post(
         request.url, data=request.body, headers=request.headers, read_bufsize=_BITE_BYTES
     ) as response:

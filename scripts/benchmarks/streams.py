@@ -83,7 +83,12 @@ def token_times(pieces: Sequence[tuple[float, int]], num_tokens: int) -> list[fl
 
 
 def per_token_ms(tokens: Sequence[float], windows: Sequence[Window], rows: int) -> float:
-    """Return the ms that each of `rows` busy rows waits for a token; `tokens` are of any row."""
+    """Return the milliseconds that one row waits for its next token.
+
+    Args:
+        tokens: when each token of any row came.
+        rows: number of rows that were busy all the time.
+    """
     seconds = sum(stop - start for start, stop in windows)
     count = sum(1 for t in tokens if any(start <= t < stop for start, stop in windows))
     return seconds * rows / max(1, count) * 1000

@@ -26,7 +26,11 @@ COUNTS = ("mojibake_repaired", "exact_duplicates", "repeated_questions", "boiler
 
 
 def prepare(args: argparse.Namespace) -> dict[str, Any]:
-    """Prepare the folder from sources and return the summary; on DataError nothing was written."""
+    """Prepare from sources to the folder; return the summary.
+
+    Raises:
+        DataError, OSError: nothing was written.
+    """
     check_out(args.out, args.overwrite)
     rule = _rule(args)
     sources = [parse_source(text) for text in args.source]

@@ -15,7 +15,11 @@ TEMPLATE = Path(__file__).with_name("report.md.j2")
 
 
 def check_out(out: Path, overwrite: bool) -> None:
-    """Raise DataError for a folder that is there, unless prepare wrote it and may replace it."""
+    """Refuse a folder that is there, unless it is to be replaced and prepare wrote it.
+
+    Raises:
+        DataError: names what to do.
+    """
     if not out.exists():
         return
     if not overwrite:

@@ -96,7 +96,11 @@ class DataError(ValueError):
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (line number, object) of each line that is not blank; raise DataError for a bad one."""
+    """Yield (line number, object) of each line that is not blank.
+
+    Raises:
+        DataError: a line is not a JSON object; names the line.
+    """
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():

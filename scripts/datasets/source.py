@@ -56,7 +56,11 @@ class SourceReading:
 
 
 def record_of(item: Mapping[str, Any], where: str, specialty: str, file: str) -> Record:
-    """Return a row with columns `input` and `output` as a record of `file`, or raise DataError."""
+    """Return a row with the columns `input` and `output` as a record of `file`.
+
+    Raises:
+        DataError: a name that no file can have, a missing text, or an unknown split.
+    """
     if not _SPECIALTY.fullmatch(specialty):
         raise DataError(
             f"{where}: specialty {specialty!r}; use 1 to 64 of a-z, 0-9, '_', starting with a "

@@ -22,7 +22,11 @@ def parse_source(text: str) -> Source:
 
 
 def read_source(source: Source) -> tuple[list[Record], SourceReading]:
-    """Return all records of a source; raise DataError, naming file, line and what is expected."""
+    """Return all records of a source.
+
+    Raises:
+        DataError: names the file and line, what was found and what is expected.
+    """
     reading = SourceReading()
     if source.kind != "hf" and not source.folder.exists():
         raise DataError(f"--source {source.kind}:{source.path}: no such file or folder")

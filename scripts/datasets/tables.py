@@ -73,7 +73,11 @@ def _mapped(source: Source, row: Mapping[str, Any], where: str) -> Record:
 
 
 def read_table(path: Path, reading: SourceReading) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (line number, row) of a table file, by its ending; raise DataError for another."""
+    """Yield (line number, row) of a table file, by its ending.
+
+    Raises:
+        DataError: another ending, or a file that cannot be read so.
+    """
     reading.add_file(path)
     if path.suffix in (".json", ".jsonl"):
         yield from read_rows(path)

@@ -45,7 +45,11 @@ class Answers:
 
 
 def start(path: Path, header: dict[str, Any]) -> set[tuple[str, str]]:
-    """Begin or continue a file; return its (system, id). Raise DataError if of another run."""
+    """Begin a file, or continue one; return the (system, id) that it has already.
+
+    Raises:
+        DataError: the file is of another adapter, data or protocol.
+    """
     if path.is_file():
         _drop_torn_line(path)
     if not path.is_file() or path.stat().st_size == 0:  # not even the header was whole
@@ -62,7 +66,11 @@ def start(path: Path, header: dict[str, Any]) -> set[tuple[str, str]]:
 
 
 def base_rows(path: Path, header: dict[str, Any]) -> list[AnswerRow]:
-    """Return the base's rows of another adapter's file; raise DataError if they do not fit."""
+    """Return the base's rows of another adapter's file.
+
+    Raises:
+        DataError: the file is of another base, data or protocol.
+    """
     other = read_answers(path)
     different = [key for key in _different(other.header, header) if key != "adapter_sha256"]
     if different:

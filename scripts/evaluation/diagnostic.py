@@ -45,7 +45,11 @@ class DiagnosticItem:
 
 
 def diagnostic_items(data: Path, specialty: str) -> list[DiagnosticItem]:
-    """Return the items of one specialty, in the order of the files."""
+    """Return the items of one specialty, in the order of the files.
+
+    Raises:
+        DataError: as `load_pairs`.
+    """
     pairs = load_pairs(data, specialty)
     counts = Counter(w for focus in {p.focus for p in pairs.train} for w in _words(focus))
     found = [item for pair in pairs.validation if (item := _from_signs(pair)) is not None]

@@ -40,7 +40,12 @@ class Evaluation:
 
 
 def evaluate(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
-    """Run the stages asked for and return the summary; raise what `expected_errors` lists."""
+    """Run the stages asked for; return the summary.
+
+    Raises:
+        BaseModelError, CatalogError, DataError, LoraError, OSError: what is missing or does not
+            fit.
+    """
     named = Path(args.adapter)
     folder = named if named.is_dir() else CATALOG_DIR / "weights" / args.adapter
     if not (folder / WEIGHTS_FILE).is_file():

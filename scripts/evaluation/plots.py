@@ -15,7 +15,12 @@ BLUE, GREY = "#1f5fa8", "#888888"
 
 
 def differences(rows: Mapping[str, Mapping[str, Estimate]], titles: Mapping[str, str]) -> str:
-    """Draw adapter minus base with its 95 % interval: rows[specialty][metric], a panel for each."""
+    """Draw adapter minus base with its 95 % interval: a line for each row, a panel for each metric.
+
+    Args:
+        rows: specialty -> metric -> estimate.
+        titles: metric -> title of its panel.
+    """
     names = list(rows)
     figure = Figure(figsize=(3.1 * len(titles), 0.28 * len(names) + 0.9), layout="constrained")
     panels = figure.subplots(1, len(titles), sharey=True, squeeze=False)[0]
@@ -31,7 +36,12 @@ def differences(rows: Mapping[str, Mapping[str, Estimate]], titles: Mapping[str,
 
 
 def systems(rows: Mapping[str, Mapping[str, Estimate]], titles: Mapping[str, str]) -> str:
-    """Draw a bar with its 95 % interval for each system: rows[metric][system], a panel for each."""
+    """Draw a bar with its 95 % interval for each system, a panel for each metric.
+
+    Args:
+        rows: metric -> system -> estimate.
+        titles: metric -> title of its panel.
+    """
     figure = Figure(figsize=(3.1 * len(titles), 2.2), layout="constrained")
     panels: Sequence[Any] = figure.subplots(1, len(titles), squeeze=False)[0]
     for axes, (metric, title) in zip(panels, titles.items(), strict=True):

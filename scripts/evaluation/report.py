@@ -30,7 +30,12 @@ MIN_OF_A_TYPE = 15  # questions below which a type has no row
 
 
 def report_of(results: Sequence[Result], made_by: str, seed: int) -> tuple[str, list[str]]:
-    """Return (Markdown, plots as SVG texts); `made_by` is a sentence on commit and command."""
+    """Return (Markdown, plots as SVG texts).
+
+    Args:
+        made_by: a sentence on commit and command.
+        seed: of the bootstrap.
+    """
     everything = pooled(results, seed)
     measured = [result["metrics"] for result in results]
     invented = [metrics["invented_urls"] for metrics in measured]

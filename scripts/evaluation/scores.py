@@ -76,7 +76,11 @@ def score(
 
 
 def other_answers(data: Path, specialty: str) -> list[str]:
-    """Return the training answers of the folder's other specialties; [] for a single file."""
+    """Return the training answers of the folder's other specialties; [] for a single file.
+
+    Raises:
+        DataError: as `load_pairs`.
+    """
     if not data.is_dir():
         return []
     names = sorted(path.stem for path in data.glob("*.jsonl") if (data / path.stem).is_dir())

@@ -30,7 +30,11 @@ def load_base(path: Path, family: Family, dtype: str, **options: Any) -> Any:
 def load_quantised(
     path: Path, family: Family, dtype: str, quantization: Quantization, device: str
 ) -> Any:
-    """Return the model on `device`, in int8 or nf4 on request; raise TrainingError if it cannot."""
+    """Return the model on `device`, its linear layers in int8 or nf4 on request.
+
+    Raises:
+        TrainingError: quantisation or float16 without a GPU, or bitsandbytes missing.
+    """
     if device == "cpu" and (quantization != "none" or dtype == "float16"):
         given = f"--quantization {quantization}" if quantization != "none" else "--dtype float16"
         raise TrainingError(f"{given} needs a GPU, and --device is cpu: leave it out there")

@@ -22,7 +22,11 @@ def keep_arguments(folder: Path, arguments: dict[str, Any]) -> None:
 
 
 def check_arguments(folder: Path, arguments: dict[str, Any]) -> None:
-    """Compare with the unfinished run's arguments; raise TrainingError naming each difference."""
+    """Compare with the arguments of the unfinished run in `folder`.
+
+    Raises:
+        TrainingError: nothing to resume, damaged, or the arguments differ (each is named).
+    """
     try:
         saved = json.loads((folder / ARGUMENTS).read_text(encoding="utf-8"))
     except FileNotFoundError:

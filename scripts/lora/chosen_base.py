@@ -52,7 +52,11 @@ class ChosenBase:
 
 
 def chosen_base(args: argparse.Namespace) -> ChosenBase:
-    """Find the model of --base_model and --base_model_name; raise BaseModelError, CatalogError."""
+    """Find the model of --base_model and --base_model_name.
+
+    Raises:
+        BaseModelError, CatalogError: there is no such model, or it cannot be used.
+    """
     found = resolve_base_model(args.base_model)
     name = args.base_model_name or args.base_model
     entry = load_catalog(CATALOG_DIR).base_model(name, family=found.family)

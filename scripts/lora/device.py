@@ -8,7 +8,11 @@ from scripts.lora.errors import LoraError
 
 
 def check_device(given: str | None) -> str:
-    """Return `given`, by default "cuda" where there is a GPU; raise LoraError without one."""
+    """Return `given`; for None return "cuda" where there is an NVIDIA GPU, else "cpu".
+
+    Raises:
+        LoraError: cuda was asked for and there is no GPU.
+    """
     if given == "cuda" and not torch.cuda.is_available():
         raise LoraError("--device cuda: no NVIDIA GPU was found; leave it out, or give cpu")
     return given or ("cuda" if torch.cuda.is_available() else "cpu")

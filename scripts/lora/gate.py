@@ -12,7 +12,11 @@ GATE = 30  # validation questions: fewer prove nothing
 
 
 def read_result(file: Path) -> Result:
-    """Read a result of scripts.evaluate_adapter; raise DataError if incomplete or not finite."""
+    """Read a result of scripts.evaluate_adapter.
+
+    Raises:
+        DataError: unreadable, incomplete, or with an interval that is not finite.
+    """
     try:
         result = json.loads(file.read_text(encoding="utf-8"))
         for metric in ("nll", "rouge_l", "bleu"):

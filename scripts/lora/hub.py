@@ -9,7 +9,11 @@ ALLOWED = ["*.safetensors", "*.json", "*.jsonl", "*.md"]  # never a pickle
 
 
 def pull(name: str, folder: Path) -> Path:
-    """Download `org/name[@revision]` into a folder of the adapter's name, or raise HubError."""
+    """Download `org/name` or `org/name@revision` into a folder of the adapter's name.
+
+    Raises:
+        HubError: not found, not allowed, or no network.
+    """
     repository, _, revision = name.partition("@")
     target = folder / repository.rpartition("/")[2]
     try:
@@ -22,7 +26,11 @@ def pull(name: str, folder: Path) -> Path:
 
 
 def push(folder: Path, name: str, *, private: bool) -> str:
-    """Upload the files to `org/name`, made when needed; return the commit, or raise HubError."""
+    """Upload an adapter's files to `org/name`, made when needed; return the commit's address.
+
+    Raises:
+        HubError: not allowed, or no network.
+    """
     hub = _api()
     try:
         hub.create_repo(name, private=private, exist_ok=True)

@@ -27,7 +27,11 @@ def num_bytes(model: Any) -> int:
 def write_model_folder(
     out: Path, model: Any, tokenizer: Any, report: dict[str, Any], overwrite: bool
 ) -> Iterator[Path]:
-    """Yield a hidden folder that becomes `out` when the block ends; raise MergeError if full."""
+    """Yield the folder while it is hidden; it becomes `out` when the block ends without an error.
+
+    Raises:
+        MergeError: no space left.
+    """
     with _swapped_in(out, num_bytes(model), overwrite) as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -39,7 +43,11 @@ def write_model_folder(
 def write_adapter_folder(
     out: Path, model: PeftModel, name: str, base_name: str, overwrite: bool
 ) -> None:
-    """Write adapter `name` in bfloat16, like a trained one; raise MergeError if not finite."""
+    """Write adapter `name` of a model in bfloat16, like a trained one.
+
+    Raises:
+        MergeError: not finite, or no space left.
+    """
     state = adapter_state(model, name)
     bad = [key for key, value in state.items() if not torch.isfinite(value).all()]
     if bad:

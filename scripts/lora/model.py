@@ -92,7 +92,11 @@ def _targets(base: Any, family: Family, lora: LoraSettings) -> list[str]:
 
 
 def check_init_adapter(lora: LoraSettings, base_name: str) -> None:
-    """Raise TrainingError unless `init_adapter` is of this base and acts with the same strength."""
+    """Check that `init_adapter` is of this base and acts with the same strength.
+
+    Raises:
+        TrainingError: no such adapter, or it differs; names both values.
+    """
     if lora.init_adapter is None:
         return
     file = lora.init_adapter / CONFIG_FILE

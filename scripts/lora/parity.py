@@ -93,7 +93,12 @@ def check_finite(model: Any) -> None:
 
 
 def check_parity(before: ProbeResult, after: ProbeResult, dtype: str) -> dict[str, Any]:
-    """Return error of logits and equality of answers; raise MergeError above the tolerance."""
+    """Return the report's figures: relative error of the logits, equality of the answers.
+
+    Raises:
+        MergeError: the error is above the tolerance of `dtype`; in float32 also when a greedy
+            answer differs.
+    """
     error = relative_error(before.logits, after.logits)
     allowed = TOLERANCE[dtype]
     if not error <= allowed:
@@ -119,7 +124,11 @@ def relative_error(expected: Sequence[torch.Tensor], found: Sequence[torch.Tenso
 
 
 def read_back(folder: Path, merged: Any, probe: Probe, dtype: str, device: str) -> dict[str, Any]:
-    """Load the folder as serving would; raise MergeError if its logits differ in any bit."""
+    """Load the written folder as serving would and compare it with the model in memory.
+
+    Raises:
+        MergeError: its logits differ in any bit.
+    """
     loaded = load_base(folder, family_of(folder), dtype).to(device).eval()
     error = relative_error(probe.run(merged, 1).logits, probe.run(loaded, 1).logits)
     if error != 0:

@@ -24,7 +24,11 @@ def adapter_state(model: PeftModel, name: str = "default") -> dict[str, torch.Te
 def save_adapter(
     folder: Path, model: PeftModel, state: dict[str, torch.Tensor], base_name: str, name: str
 ) -> None:
-    """Write `state` and adapter `name`'s PEFT config, with the base's name in place of its path."""
+    """Write `state` and adapter `name`'s PEFT config, with the base's name in place of its path.
+
+    Raises:
+        OSError, SafetensorError: they cannot be written, as on a full disk.
+    """
     save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     config = model.peft_config[name]
     config.base_model_name_or_path = base_name
@@ -33,7 +37,11 @@ def save_adapter(
 
 
 def check_base(folder: Path, base_name: str) -> None:
-    """Raise AdapterMismatch unless the adapter in `folder` was trained on this base."""
+    """Check that the adapter in `folder` was trained on this base.
+
+    Raises:
+        AdapterMismatch: it was not, its config cannot be read, or it has no safetensors.
+    """
     file = folder / CONFIG_FILE
     try:
         trained_on = json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"]
@@ -49,7 +57,11 @@ def check_base(folder: Path, base_name: str) -> None:
 
 
 def with_adapter(model: Any, folder: Path, name: str = "default") -> PeftModel:
-    """Return the base or PEFT model with this adapter on it, or raise AdapterMismatch."""
+    """Return the base, or a PEFT model with other adapters, with this adapter on it.
+
+    Raises:
+        AdapterMismatch: a tensor is missing, or has another shape.
+    """
     try:
         there = load_file(folder / WEIGHTS_FILE).keys()
         if isinstance(model, PeftModel):

@@ -28,7 +28,11 @@ FEW_PAIRS = 100
 
 
 def train(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
-    """Train from data to a saved adapter; return the report. On an error nothing is published."""
+    """Train from data to a saved adapter; return the report.
+
+    Raises:
+        BaseModelError, CatalogError, DataError, LoraError, OSError: nothing was published.
+    """
     torch.manual_seed(args.seed)
     args.device = check_device(args.device)
     data = _data(args)

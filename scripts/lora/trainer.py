@@ -128,7 +128,11 @@ class LoraTrainer(Trainer):
         return folder
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        """Save as Trainer does, but finite and whole; on TrainingError those before it stay."""
+        """Save what Trainer saves, but finite weights only, and whole or not at all.
+
+        Raises:
+            TrainingError: it cannot be written; those before it stay.
+        """
         weights = (p for p in self.model.parameters() if p.requires_grad)
         if not all(torch.isfinite(weight).all() for weight in weights):
             raise _NotFinite(f"the weights are not finite at step {self.state.global_step}")
@@ -143,7 +147,11 @@ class LoraTrainer(Trainer):
             ) from None
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Return the mean loss for each held-out answer token, where Trainer's is of batches."""
+        """Return the mean loss for each held-out answer token; Trainer's is a mean of batch means.
+
+        Raises:
+            _NotFinite: it is NaN or infinite; this step's weights are not kept.
+        """
         metrics = {"eval_loss": self.loss_of(self.eval_dataset)}
         if not math.isfinite(metrics["eval_loss"]):
             raise _NotFinite(

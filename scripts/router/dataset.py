@@ -52,7 +52,11 @@ def to_row(entry: Entry) -> dict[str, str]:
 
 
 def read_entries(folder: Path) -> Iterator[Entry]:
-    """Read the entries that prepare_router_dataset wrote; raise DataError naming a bad line."""
+    """Read the entries of a folder that prepare_router_dataset wrote.
+
+    Raises:
+        DataError: there is no such folder, or a line is malformed; names the line.
+    """
     path = folder / QUESTIONS
     if not path.is_file():
         raise DataError(f"{folder}: no {QUESTIONS} in it; prepare_router_dataset writes it")

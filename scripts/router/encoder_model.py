@@ -143,7 +143,11 @@ class Encoder(nn.Module):
 def from_init(
     folder: Path, num_specialties: int, *, layers: Sequence[int] | None = None
 ) -> Encoder:
-    """Load what encoder_init.py wrote, with these of its twelve `layers`, in order; None: all."""
+    """Load the reduced multilingual-e5-small that encoder_init.py wrote.
+
+    Args:
+        layers: which of its twelve to take, in order; None takes all.
+    """
     with np.load(folder / "weights.npz", allow_pickle=False) as arrays:
         found = {name: torch.from_numpy(_array(arrays, name)) for name in arrays.files}
     picked = list(range(LAYERS)) if layers is None else list(layers)

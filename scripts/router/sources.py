@@ -36,7 +36,11 @@ TEMPLATED = "HPO-fr (templated)"
 
 
 def read_source_entries(source: Source) -> list[Entry]:
-    """Return all entries of a source; raise DataError, naming what is found and expected."""
+    """Return all entries of a source.
+
+    Raises:
+        DataError: names the file, what was found and what is expected.
+    """
     if not source.folder.exists():
         raise DataError(f"--source {source.kind}:{source.path}: no such file or folder")
     try:

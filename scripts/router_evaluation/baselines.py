@@ -22,7 +22,11 @@ def training_of(name: str, training: Sequence[Entry]) -> list[Entry]:
 
 
 class Baseline:
-    """Word TF-IDF and logistic regression; raises DataError without two specialties to learn."""
+    """Word TF-IDF and logistic regression (scikit-learn, sublinear term frequency).
+
+    Raises:
+        DataError: the training texts have fewer than two specialties.
+    """
 
     def __init__(self, name: str, training: Sequence[Entry]) -> None:
         from sklearn.feature_extraction.text import TfidfVectorizer

@@ -67,7 +67,11 @@ def read_folder(folder: Path, model: Path) -> DataFolder:
 
 
 def read_written(path: Path) -> list[Entry]:
-    """Read one of our own sets; a question's id is the file's name and its line number."""
+    """Read one of our own sets; a question's id is the file's name and its line number.
+
+    Raises:
+        DataError: the file is missing, or a line is malformed.
+    """
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     found = []
@@ -95,7 +99,11 @@ def without_copies(
 
 
 def check_labels(questions: Iterable[Entry], specialties: Sequence[str], where: str) -> None:
-    """Raise DataError, naming each label that the artefact does not know."""
+    """Check that the artefact knows each question's label.
+
+    Raises:
+        DataError: names the unknown labels.
+    """
     known = {*specialties, OUT_OF_SCOPE}
     unknown = Counter(q.specialty for q in questions if q.specialty not in known)
     if unknown:

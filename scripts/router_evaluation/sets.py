@@ -34,7 +34,11 @@ class Sets:
 def scored_sets(
     classifier: Classifier, folder: DataFolder, given: Mapping[str, Sequence[Entry]]
 ) -> Sets:
-    """Check the labels of all questions, then run the router and the baselines over them."""
+    """Check the labels of all questions, then run the router and the baselines over them.
+
+    Raises:
+        DataError: a question has a label that the artefact does not know.
+    """
     asked = {name: [q for q in qs if q.kind != FOLLOW_UP] for name, qs in given.items()}
     for name, questions in {**asked, **folder.scored}.items():
         check_labels(questions, classifier.specialties, name)

@@ -25,7 +25,11 @@ class Strict:
 
 
 def evaluate_strict(model: Path, data: Path, seed: int) -> Strict:
-    """Score the strict artefact on its folder; raise DataError, ArtefactError for a misfit."""
+    """Score the strict artefact on the folder that it was trained on.
+
+    Raises:
+        DataError, ArtefactError: an input cannot be read, or does not fit the other.
+    """
     folder = read_folder(data, model)
     classifier = Classifier.load(model)
     baselines = [Baseline(name, folder.training) for name in (PUBLIC, ALL_TEXTS)]

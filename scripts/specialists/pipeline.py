@@ -27,7 +27,11 @@ THEN = "--batch_size 8 --grad_accum 1 --epochs 2 --learning_rate 5e-4".split()
 
 
 class Pipeline:
-    """Runs stages in `args.work`, which has data/, adapters/, evaluation/ and logs/."""
+    """The work folder has data/, adapters/, evaluation/ and logs/.
+
+    Args:
+        args: of scripts.make_specialists.
+    """
 
     def __init__(self, args: argparse.Namespace) -> None:
         gpu = torch.cuda.is_available()
@@ -44,7 +48,11 @@ class Pipeline:
             self._base += ["--base_model_name", args.base_model_name]
 
     def run(self, stages: Sequence[str]) -> dict[str, Any]:
-        """Run the stages; return stage -> what it reported. On an error what is done stays."""
+        """Run the stages; return stage -> what it reported.
+
+        Raises:
+            BaseModelError, DataError, StepError, OSError: what is done stays.
+        """
         return {stage: getattr(self, f"_{stage}")() for stage in stages}
 
     def _prepare(self) -> Any:

@@ -39,7 +39,11 @@ class StepRunner:
         logs.mkdir(parents=True, exist_ok=True)
 
     def run(self, step: Step) -> Any:
-        """Return the JSON of the last line of the step's stdout; raise StepError if it failed."""
+        """Return the JSON of the last line of the step's stdout.
+
+        Raises:
+            StepError: its exit code is not allowed.
+        """
         log = self._logs / f"{step.name}.log"
         exit_code, stdout = run_script(step.script, step.arguments, log)
         if exit_code not in step.allowed:

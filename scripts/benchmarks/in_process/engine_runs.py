@@ -69,7 +69,11 @@ def start_engine(
 
 
 async def answer_all(engine: Engine, requests: Sequence[Request], at_once: int) -> list[float]:
-    """Answer all, `at_once` at a time; return seconds to first tokens, or raise RuntimeError."""
+    """Answer every request, `at_once` at a time; return the seconds to each one's first token.
+
+    Raises:
+        RuntimeError: a request failed, or has another number of tokens than it asked for.
+    """
     free = asyncio.Semaphore(at_once)
 
     async def one(request: Request) -> float:
