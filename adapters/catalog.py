@@ -52,18 +52,13 @@ class BaseModelEntry(Record):
 
 
 class Catalog(Record):
-    """Every adapter, and how base models are prompted.
-
-    revision: counts changes; the seed has 0.
-    base_models: only the seed lists them.
-    removed: names of the seed's adapters that were deleted.
-    """
+    """Every adapter, and how base models are prompted."""
 
     format: Literal[1] = 1
-    revision: Annotated[int, Field(ge=0)]
-    base_models: list[BaseModelEntry] = []
+    revision: Annotated[int, Field(ge=0)]  # counts changes; the seed has 0
+    base_models: list[BaseModelEntry] = []  # only the seed lists them
     adapters: Annotated[list[RegisteredAdapter], Field(max_length=MAX_ADAPTERS)] = []
-    removed: list[str] = []
+    removed: list[str] = []  # names of the seed's adapters that were deleted
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -199,11 +194,7 @@ def loaded(content: bytes, where: Path | str) -> Any:
 
 
 def validated(content: Any, where: Path | str) -> Catalog:
-    """Check a catalogue's content.
-
-    Raises:
-        CatalogError: lists every problem.
-    """
+    """Check a catalogue's content. Raises CatalogError: lists every problem."""
     try:
         return Catalog.model_validate(content)
     except ValidationError as error:

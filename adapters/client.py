@@ -47,11 +47,7 @@ class AdminClient:
         return self._call("DELETE", f"/v1/adapters/{quote(name, safe='')}")
 
     def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Return the body of the reply.
-
-        Raises:
-            ApiRefused: any status but 2xx, or no answer.
-        """
+        """Return the body of the reply. Raises ApiRefused: any status but 2xx, or no answer."""
         headers = {"content-type": "application/json"}
         if self._key:
             headers["authorization"] = f"Bearer {self._key}"

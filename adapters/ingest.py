@@ -37,15 +37,11 @@ class IngestRefused(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class VersionRequest:
-    """What the operator asks for.
-
-    specialty: None if it is the one that the adapter has.
-    base_model: the one that is served.
-    """
+    """What the operator asks for."""
 
     name: str
-    specialty: str | None
-    base_model: str
+    specialty: str | None  # None if it is the one that the adapter has
+    base_model: str  # the one that is served
     version: str
     source: str
 
@@ -59,11 +55,7 @@ class Ingested:
 
 
 def ingest(
-    wanted: VersionRequest,
-    store: AdapterStore,
-    limits: SourceLimits,
-    *,
-    max_rank: int = MAX_RANK,
+    wanted: VersionRequest, store: AdapterStore, limits: SourceLimits, *, max_rank: int = MAX_RANK
 ) -> Ingested:
     """Fetch, check and keep the files of a new version.
 

@@ -77,11 +77,12 @@ def convert(gguf_path: Path, folder: Path, *, progress: bool) -> None:
     reader = GGUFReader(str(gguf_path))
     fields = {name: field.contents() for name, field in reader.fields.items()}
     config = _config(fields)
+    names = _tensor_names(config)
     state = {}
     bar = tqdm(reader.tensors, "converting the base model", disable=not progress, unit="tensor")
     for tensor in bar:
         values = torch.from_numpy(dequantize(tensor.data, tensor.tensor_type).copy())
-        name = _tensor_name(tensor.name)
+        name = names[tensor.name]
         if name.endswith("q_proj.weight"):
             values = _unpermute(values, config["num_attention_heads"])
         elif name.endswith("k_proj.weight"):
@@ -121,26 +122,16 @@ def _config(fields: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-_TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm"}
-_BLOCK = {
-    "attn_norm": "input_layernorm",
-    "ffn_norm": "post_attention_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
+def _tensor_names(config: dict[str, Any]) -> dict[str, str]:
+    """Return GGUF's name of each tensor, such as blk.0.attn_q.weight -> transformers'."""
+    import torch
+    from gguf import MODEL_ARCH, get_tensor_name_map
+    from transformers import LlamaConfig, LlamaForCausalLM
 
-
-def _tensor_name(name: str) -> str:
-    """Return transformers' name of a tensor that GGUF calls, e.g., blk.0.attn_q.weight."""
-    parts = name.split(".")
-    if parts[0] == "blk":
-        return f"model.layers.{parts[1]}.{_BLOCK[parts[2]]}.{parts[3]}"
-    return f"{_TOP[parts[0]]}.{parts[1]}"
+    with torch.device("meta"):
+        model = LlamaForCausalLM(LlamaConfig(**config))
+    known = get_tensor_name_map(MODEL_ARCH.LLAMA, config["num_hidden_layers"])
+    return {str(known.get_name(name, (".weight",))): name for name in model.state_dict()}
 
 
 def _unpermute(weight: Any, num_heads: int) -> Any:

@@ -22,11 +22,7 @@ class Record(BaseModel):
 
 
 def checked_adapter_name(name: str) -> str:
-    """Return `name`.
-
-    Raises:
-        ValueError: it cannot name an adapter; says what can.
-    """
+    """Return `name`. Raises ValueError: it cannot name an adapter; says what can."""
     if not NAME.fullmatch(name):
         raise ValueError(
             "use 1 to 64 of a-z, 0-9, '_', '-', starting with a letter or digit as adapter name"
@@ -79,11 +75,7 @@ class Canary(Record):
 
 
 class RegisteredAdapter(Record):
-    """An adapter and its versions.
-
-    previous: versions that served before, oldest first.
-    pinned: its serving versions always stay on the device.
-    """
+    """An adapter and its versions."""
 
     name: Annotated[str, AfterValidator(checked_adapter_name)]
     specialty: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]{0,63}$")]
@@ -91,9 +83,9 @@ class RegisteredAdapter(Record):
     state: Literal["active", "canary", "disabled"]
     version: Annotated[str, Field(pattern=VERSION, description="the one that serves")]
     canary: Canary | None = None
-    previous: list[str] = []
+    previous: list[str] = []  # versions that served before, oldest first
     reason: Annotated[str, Field(max_length=10_000, description="why it is disabled")] = ""
-    pinned: bool = False
+    pinned: bool = False  # its serving versions always stay on the device
     versions: Annotated[list[AdapterVersion], Field(min_length=1, max_length=MAX_VERSIONS)]
 
     @model_validator(mode="after")
@@ -123,11 +115,7 @@ class RegisteredAdapter(Record):
         return (self.stable, self.find(self.canary.version)) if self.canary else (self.stable,)
 
     def find(self, version: str) -> AdapterVersion:
-        """Return the version of this name.
-
-        Raises:
-            KeyError: it is not listed.
-        """
+        """Return the version of this name. Raises KeyError: it is not listed."""
         for found in self.versions:
             if found.version == version:
                 return found

@@ -29,7 +29,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,9 @@ from scripts.train_router import MODEL_DIR
 
 def main(argv: Sequence[str] | None = None) -> int:
     errors = (ArtefactError, ValueError, OSError, ApiRefused)
-    return _parser().run(argv, lambda: errors, _changed, _exit_code)
+    return _parser().run(
+        argv, lambda: errors, _changed, lambda report: int(not report.get("published", True))
+    )
 
 
 def _changed(args: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:
@@ -57,10 +59,6 @@ def _changed(args: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:
     if args.adapter and report.get("published"):
         report |= add_adapter(args, client)
     return report
-
-
-def _exit_code(report: Mapping[str, Any]) -> int:
-    return 0 if report.get("published", True) else 1
 
 
 def _parser() -> CommandParser:

@@ -12,10 +12,18 @@ BASE_MODEL = "smollm2-135m-instruct"
 _EXAMPLE = re.compile(r"^    (python -m .+(?:(?<=\\)\n.+)*)", re.MULTILINE)
 
 
-def positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}': a whole number from 1 is expected")
-    return int(text)
+def at_least(least: int) -> Callable[[str], int]:
+    """Return a parser of whole numbers from `least`."""
+
+    def parse(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"'{text}': a whole number from {least} is expected")
+        return int(text)
+
+    return parse
+
+
+positive = at_least(1)
 
 
 def above_zero(text: str) -> float:

@@ -51,10 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="what", required=True, metavar="BENCHMARK")
     for name, (module, summary) in _BENCHMARKS.items():
         command = commands.add_parser(
-            name,
-            help=summary,
-            description=module.__doc__,
-            formatter_class=HelpFormatter,
+            name, help=summary, description=module.__doc__, formatter_class=HelpFormatter
         )
         module.add_arguments(command)
     return parser

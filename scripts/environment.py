@@ -1,12 +1,11 @@
 """Say where a published number or file was made: commit, command, processor, package versions."""
 
 import contextlib
-import json
 import os
 import platform
 import shlex
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -46,7 +45,11 @@ def commit() -> str:
 
 def command_line(script: str, argv: Sequence[str]) -> str:
     """Return the command for the record; of a path outside this folder only the last part."""
-    words = [Path(w).name if w.startswith(("/", "..")) else w for w in argv]
+    words = []
+    for word in argv:
+        option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+        name = Path(value).name if value.startswith(("/", "..", "~")) else value
+        words.append(f"{option}{equals}{name}")
     return shlex.join(["python", "-m", f"scripts.{script}", *words])
 
 
@@ -64,13 +67,6 @@ def device_name(device: str) -> str:
     import torch
 
     return torch.cuda.get_device_name(device)
-
-
-def save_report(report: Mapping[str, Any], out: Path | None) -> None:
-    """Write what a benchmark found as JSON into `out`; write nothing when it is None."""
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(report, indent=1) + "\n")
 
 
 def _version(package: str) -> str | None:

@@ -33,11 +33,8 @@ ROUTER_DIR = Path(__file__).resolve().parent.parent / "router"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return _parser().run(argv, lambda: (DataError, ArtefactError, OSError), _evaluate)
-
-
-def _evaluate(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
-    return summary(run(args, argv))
+    errors = (DataError, ArtefactError, OSError)
+    return _parser().run(argv, lambda: errors, lambda args, words: summary(run(args, words)))
 
 
 def _parser() -> CommandParser:
@@ -53,9 +50,7 @@ def _parser() -> CommandParser:
     add("--test", type=Path, default=ROUTER_DIR / "data" / "written_test.jsonl", help="our own")
     add("--strict_model", type=Path, metavar="FOLDER", help="needs --strict_data")
     add("--strict_data", type=Path, metavar="FOLDER", help="that --strict_model was trained on")
-    add(
-        "--notes", type=Path, metavar="FILE", help="Markdown put under the targets: why some missed"
-    )
+    add("--notes", type=Path, metavar="FILE", help="Markdown on missed targets, put under them")
     add("--seed", type=int, default=0, help="of bootstrap, samples and perturbations")
     return parser
 
@@ -155,16 +150,11 @@ def summary(figures: dict[str, Any]) -> dict[str, Any]:
 
 def _told(target: dict[str, Any]) -> dict[str, Any]:
     estimate = target["estimate"] or {"value": None, "low": None, "high": None, "n": 0}
-    value, *interval = (
-        None if estimate[part] is None else round(estimate[part], 4)
-        for part in ("value", "low", "high")
-    )
-    return {
-        **{key: target[key] for key in ("name", "measured_on", "bound", "verdict")},
-        "value": value,
-        "interval": interval if target["estimate"] else None,
-        "n": estimate["n"],
-    }
+    parts = (estimate[part] for part in ("value", "low", "high"))
+    value, *interval = (None if part is None else round(part, 4) for part in parts)
+    about = {key: target[key] for key in ("name", "measured_on", "bound", "verdict")}
+    interval_or_none = interval if target["estimate"] else None
+    return {**about, "value": value, "interval": interval_or_none, "n": estimate["n"]}
 
 
 if __name__ == "__main__":

@@ -64,11 +64,7 @@ def _parser() -> CommandParser:
     parser.add_base_model()
     add("--suffix", default="", help="of the adapters' names, for a second base model: -t5")
     add("--dtype", help="of the base while training; default: bfloat16 on a GPU, else float32")
-    add(
-        "--answer_batch_size",
-        type=positive,
-        help="questions answered together; default: 128 on a GPU, else 16",
-    )
+    add("--answer_batch_size", type=positive, help="default: 128 on a GPU, else 16")
     add("--jobs", type=positive, help="trained at the same time; default: 4 on a GPU, else 1")
     add("--first", choices=STAGES, default=STAGES[0], help="stage to begin with")
     add("--last", choices=STAGES, default=STAGES[-1], help="stage to end with")

@@ -3,6 +3,8 @@
 import html
 from pathlib import Path
 
+from scripts.datasets.record import DataError
+
 STYLE = (
     "body{font:16px/1.5 system-ui,sans-serif;max-width:75em;margin:2em auto;padding:0 1em;"
     "color:#222}table{border-collapse:collapse;display:block;overflow-x:auto;font-size:14px}"
@@ -40,6 +42,16 @@ def row(*cells: object) -> str:
 def head(*names: object) -> str:
     """Return the head of a table, two lines."""
     return row(*names) + "\n|" + "---|" * len(names)
+
+
+def put_between(file: Path, name: str, text: str) -> None:
+    """Replace what is between `<!-- name -->` and `<!-- /name -->`, or raise DataError."""
+    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    whole = file.read_text(encoding="utf-8")
+    if not whole.count(begin) == whole.count(end) == 1 or whole.index(begin) > whole.index(end):
+        raise DataError(f"{file}: it needs the line {begin}, and the line {end} after it, once")
+    before, rest = whole.split(begin)
+    file.write_text(f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}", encoding="utf-8")
 
 
 def page(text: str, before_sections: str = "") -> str:

@@ -8,10 +8,13 @@ with `module_list()`. The last line of stdout is one JSON object.
 
 import argparse
 import ast
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
+
+from scripts.arguments import CommandParser
+from scripts.datasets.record import DataError
+from scripts.markdown import put_between
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "architecture.md"
@@ -20,13 +23,12 @@ BEGIN, END = "<!-- modules -->\n", "<!-- /modules -->\n"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    format_as_written = argparse.RawDescriptionHelpFormatter
-    argparse.ArgumentParser(description=__doc__, formatter_class=format_as_written).parse_args(argv)
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-    after = rest.partition(END)[2]
-    PAGE.write_text(f"{before}{BEGIN}{module_list()}{END}{after}", encoding="utf-8")
-    print(json.dumps({"out": str(PAGE)}))
-    return 0
+    return CommandParser("module_list", __doc__).run(argv, lambda: (DataError, OSError), _write)
+
+
+def _write(args: argparse.Namespace, words: Sequence[str]) -> dict[str, str]:
+    put_between(PAGE, "modules", module_list().rstrip("\n"))
+    return {"out": str(PAGE)}
 
 
 def module_list() -> str:

@@ -39,9 +39,9 @@ from router.training.examples import OUT_OF_SCOPE
 from scripts.arguments import CommandParser
 from scripts.datasets.attributions import ATTRIBUTIONS, origin
 from scripts.datasets.record import DataError
-from scripts.datasets.source import Source
+from scripts.datasets.source import Source, split_source
 from scripts.router.augmentation import neutral_letters
-from scripts.router.dataset import MANIFEST, QUESTIONS, Entry, to_row
+from scripts.router.dataset import MANIFEST, QUESTIONS, Entry, question, to_row
 from scripts.router.sources import OPTIONS, READERS, read_source_entries
 
 NUM_NEUTRAL = 200  # letters for each language
@@ -60,13 +60,8 @@ def _prepare(args: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:
 def _parser() -> CommandParser:
     parser = CommandParser("prepare_router_dataset", __doc__)
     add = parser.add_argument
-    add(
-        "--source",
-        action="append",
-        required=True,
-        metavar="KIND:PATH[,key=value...]",
-        help="repeatable; see above",
-    )
+    kind = "KIND:PATH[,key=value...]"
+    add("--source", action="append", required=True, metavar=kind, help="repeatable; see above")
     add("--out", type=Path, required=True, help="folder to write")
     add("--unseen_names", action="store_true", help="drop terms that head and validation name")
     add("--hold_out", action="append", default=[], metavar="SOURCE", help="e.g. MedQuAD/NIDDK")
@@ -76,11 +71,7 @@ def _parser() -> CommandParser:
 def prepare(
     sources: Sequence[str], out: Path, hold_out: Sequence[str] = (), *, unseen_names: bool = False
 ) -> dict[str, Any]:
-    """Read the sources, split their entries and write the folder; returns the summary.
-
-    Raises:
-        DataError: a source cannot be read, or --hold_out names an unknown one.
-    """
+    """Read, split and write the entries; raise DataError for a bad source or unknown --hold_out."""
     parsed = [parse(text) for text in sources]
     entries = [entry for source in tqdm(parsed, "reading") for entry in read_source_entries(source)]
     known = {entry.source for entry in entries}
@@ -110,36 +101,20 @@ def prepare(
 
 
 def parse(text: str) -> Source:
-    """Read a --source argument.
-
-    Raises:
-        DataError: the kind or an option is unknown, or the path is empty.
-    """
-    kind, _, rest = text.partition(":")
-    path, *pairs = rest.split(",")
-    options = dict(pair.partition("=")[::2] for pair in pairs)
-    if kind not in READERS or not path:
-        raise DataError(
-            f"--source {text}: expected KIND:PATH with KIND one of {', '.join(READERS)}"
-        )
-    if unknown := sorted(options.keys() - OPTIONS[kind]):
-        there = ", ".join(sorted(OPTIONS[kind])) or "none"
+    """Read a --source argument; raise DataError for an unknown kind or option, or an empty path."""
+    source = split_source(text, READERS)
+    known = OPTIONS[source.kind]
+    if unknown := sorted(source.options.keys() - known):
+        there = ", ".join(sorted(known)) or "none"
         raise DataError(f"--source {text}: no option {', '.join(unknown)}; there is {there}")
-    return Source(kind, path, options)
+    return source
 
 
 def neutral_entries() -> list[Entry]:
     """Return letters of padding sentences without a question, as out of scope."""
     return [
-        Entry(
-            id=f"neutral-{lang}-{number}",
-            text=text,
-            specialty=OUT_OF_SCOPE,
-            lang=lang,
-            source="written",
-            group=f"text {text.lower()}",
-            kind="question",
-            split="train",
+        question(
+            f"neutral-{lang}-{number}", text, OUT_OF_SCOPE, lang, "written", f"text {text.lower()}"
         )
         for lang in ("en", "fr")
         for number, text in enumerate(neutral_letters(lang, NUM_NEUTRAL, seed=0))

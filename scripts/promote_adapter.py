@@ -54,9 +54,7 @@ def _parser() -> CommandParser:
     parser = CommandParser("promote_adapter", __doc__)
     add = parser.add_argument
     which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument(
-        "--adapter", type=Path, help="its folder; the folder's name becomes its name"
-    )
+    which.add_argument("--adapter", type=Path, help="its folder, whose name becomes its name")
     which.add_argument("--from_hub", metavar="ORG/NAME[@REVISION]", help="pull it from the hub")
     add("--evaluation", type=Path, required=True, help="result of scripts.evaluate_adapter")
     add("--catalog", type=Path, default=CATALOG_DIR, help="folder of catalog.yaml")

@@ -26,10 +26,9 @@ from scripts.datasets.pairs import load_pairs
 from scripts.datasets.record import DataError
 from scripts.environment import command_line, commit
 from scripts.evaluation.answer_file import SYSTEMS, read_answers
-from scripts.markdown import document, page, render
+from scripts.markdown import document, page, put_between, render
 
 WITH_TEXT = Path(__file__).parent / "evaluation" / "with_text.html.j2"
-BEGIN, END = "<!-- results -->", "<!-- /results -->"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,7 +66,7 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
         whole = page(text, "\n".join(plots))
         args.out.with_name(args.out.name + ".html").write_text(whole, encoding="utf-8")
     if args.table_into is not None:
-        _put_table(args.table_into, results_table(results, everything))
+        put_between(args.table_into, "results", results_table(results, everything))
     if args.with_text is not None:
         target = args.evaluations / "with_text.local.html"
         target.write_text(_with_text(args.with_text, args.evaluations, results), encoding="utf-8")
@@ -76,14 +75,6 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
         "num_questions": everything.num_questions,
         "differences": everything.differences,
     }
-
-
-def _put_table(file: Path, table: str) -> None:
-    text = file.read_text(encoding="utf-8")
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise DataError(f"{file}: it needs the line {BEGIN}, and the line {END} after it, once")
-    before, rest = text.split(BEGIN)
-    file.write_text(f"{before}{BEGIN}\n{table}\n{END}{rest.split(END)[1]}", encoding="utf-8")
 
 
 def _with_text(data: Path, evaluations: Path, results: Sequence[dict[str, Any]]) -> str:

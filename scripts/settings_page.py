@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from deployments.settings import ModelLiveSettings, RouterLiveSettings, Settings
+from scripts.arguments import CommandParser
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "settings.md"
 SECTIONS: tuple[tuple[str, str, type[BaseModel]], ...] = (
@@ -33,11 +34,12 @@ stands in it and how to check and apply a change.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    format_as_written = argparse.RawDescriptionHelpFormatter
-    argparse.ArgumentParser(description=__doc__, formatter_class=format_as_written).parse_args(argv)
+    return CommandParser("settings_page", __doc__).run(argv, tuple, _write)
+
+
+def _write(args: argparse.Namespace, words: Sequence[str]) -> dict[str, str]:
     PAGE.write_text(page(), encoding="utf-8")
-    print(json.dumps({"out": str(PAGE)}))
-    return 0
+    return {"out": str(PAGE)}
 
 
 def page() -> str:

@@ -93,11 +93,7 @@ def _parser() -> CommandParser:
     add("--alpha", type=positive, default=32, help="the update is scaled by alpha / rank")
     add("--dropout", type=share, default=0.1, help="of the input of A")
     add("--rslora", action="store_true", help="scale alpha / sqrt(rank) instead of alpha / rank")
-    add(
-        "--target_modules",
-        nargs="+",
-        help="default: q v for T5, q_proj v_proj for Llama-style; all-linear takes every layer",
-    )
+    add("--target_modules", nargs="+", help="default: the q and v projections; or all-linear")
     add("--layers", nargs="+", type=int, help="layers with an adapter; default: all")
     add("--init_adapter", type=Path, help="start from this adapter's weights")
     add("--max_prompt_tokens", type=positive, default=128, help="a longer prompt is refused")
@@ -110,12 +106,8 @@ def _parser() -> CommandParser:
     add("--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="base's")
     add("--quantization", choices=["none", "int8", "nf4"], default="none", help="of the base")
     add("--gradient_checkpointing", action="store_true", help="less memory, more time")
-    add(
-        "--optimiser",
-        choices=["adamw_torch", "adamw_8bit"],
-        default="adamw_torch",
-        help="8 bits need bitsandbytes and a GPU",
-    )
+    optimisers = ["adamw_torch", "adamw_8bit"]
+    add("--optimiser", choices=optimisers, default="adamw_torch", help="8 bits need bitsandbytes")
     parser.add_device("to train on")
     add("--resume", action="store_true", help="continue an interrupted run of this --out")
     for name, (dest, value) in OTHER_NAMES.items():

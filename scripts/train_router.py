@@ -15,7 +15,6 @@ import argparse
 import datetime
 import json
 import random
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +27,7 @@ from router.encoder import OnnxEncoder, TextEncoder
 from router.training.examples import LabelledText, Recipe
 from scripts.arguments import CommandParser
 from scripts.datasets.record import DataError
+from scripts.environment import command_line
 from scripts.router.augmentation import as_question
 from scripts.router.dataset import MANIFEST, SPLITS, read_entries
 
@@ -92,12 +92,7 @@ def _provenance(data: Path, argv: Sequence[str]) -> dict[str, Any]:
             f"--data {data}: {MANIFEST} cannot be read ({error!r}): make the folder with "
             "prepare_router_dataset"
         ) from None
-    words = []
-    for word in argv:
-        option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
-        name = Path(value).name if value.startswith(("/", "..", "~")) else value
-        words.append(f"{option}{equals}{name}")
-    command = shlex.join(["python", "-m", "scripts.train_router", *words])
+    command = command_line("train_router", argv)
     return {"data": about, "attribution": attribution, "command": command}
 
 

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scripts.arguments import positive
-from scripts.environment import environment, save_report
+from scripts.arguments import BASE_MODEL, positive
+from scripts.environment import environment
 
 
 def add_out(parser: argparse.ArgumentParser) -> None:
@@ -23,21 +23,14 @@ def add_model_arguments(
 
     `devices`: the only ones allowed; None: whatever torch knows. `rank`: the default.
     """
-    parser.add_argument(
-        "--model",
-        default="smollm2-135m-instruct",
-        help="a folder, a name, or flan-t5-xl-shape / llama-1b-shape with random weights",
-    )
-    parser.add_argument("--device", default="cpu", choices=devices, help="cpu, cuda or cuda:N")
-    parser.add_argument(
-        "--dtype",
-        default="auto",
-        choices=["auto", "float32", "bfloat16"],
-        help="of weights and activations",
-    )
-    parser.add_argument("--rank", type=positive, default=rank, help="of the adapters")
-    parser.add_argument("--targets", nargs="+", help="adapted layers; default: q and v projections")
-    parser.add_argument("--threads", type=int, help="of torch; default: torch's own choice")
+    add = parser.add_argument
+    add("--model", default=BASE_MODEL, help="folder, name, flan-t5-xl-shape or llama-1b-shape")
+    add("--device", default="cpu", choices=devices, help="cpu, cuda or cuda:N")
+    dtypes = ["auto", "float32", "bfloat16"]
+    add("--dtype", default="auto", choices=dtypes, help="of weights and activations")
+    add("--rank", type=positive, default=rank, help="of the adapters")
+    add("--targets", nargs="+", help="adapted layers; default: q and v projections")
+    add("--threads", type=int, help="of torch; default: torch's own choice")
     add_out(parser)
 
 
@@ -55,7 +48,9 @@ def publish(
     """
     command = shlex.join(["python", "-m", "scripts.benchmark", *arguments])
     report = {"what": what, **environment(), "command": command, **measured}
-    save_report(report, out)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(report, indent=1) + "\n")
     for name, value in lines:
         print(f"{name:<28} {json.dumps(value)}")
     print(json.dumps(report))

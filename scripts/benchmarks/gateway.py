@@ -22,13 +22,7 @@ from typing import Any
 import aiohttp
 
 from scripts.benchmarks.command import add_out, publish, quantile
-from scripts.benchmarks.http_client import (
-    PreparedRequest,
-    Timed,
-    run_count,
-    run_for,
-    succeeds,
-)
+from scripts.benchmarks.http_client import PreparedRequest, Timed, run_count, run_for, succeeds
 from scripts.benchmarks.serve_process import in_private_network, key_headers, serving
 from scripts.benchmarks.streams import QUESTION
 
@@ -67,11 +61,8 @@ async def _measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     async def is_ready(session: aiohttp.ClientSession, url: str) -> bool:
         return all([await succeeds(session, request) for request in _requests(url, headers)])
 
-    async with serving(folder, _applications(folder), is_ready, fast=args.mode == "fast") as (
-        session,
-        url,
-        _,
-    ):
+    ready = serving(folder, _applications(folder), is_ready, fast=args.mode == "fast")
+    async with ready as (session, url, _):
         rounds = await _rounds(session, _requests(url, headers), args)
     return {
         "rounds": args.rounds,
@@ -94,6 +85,7 @@ def _requests(url: str, headers: dict[str, str]) -> list[PreparedRequest]:
 
 def _applications(folder: Path) -> list[dict[str, Any]]:
     module = "scripts.benchmarks.stand_in_model"
+    clinic = f"{module}:build_clinic"
     args = {"device": "cpu", "auth": {"mode": "keys"}, "state_dir": str(folder / "state")}
     return [
         {
@@ -102,12 +94,7 @@ def _applications(folder: Path) -> list[dict[str, Any]]:
             "import_path": f"{module}:build_chain",
             "args": {"max_ongoing": 32},  # what the clinic's 16 rows amount to
         },
-        {
-            "name": "clinic",
-            "route_prefix": "/clinic",
-            "import_path": f"{module}:build_clinic",
-            "args": args,
-        },
+        {"name": "clinic", "route_prefix": "/clinic", "import_path": clinic, "args": args},
     ]
 
 
@@ -156,14 +143,15 @@ def _over_chain(side: dict[str, list[float]], chain: dict[str, list[float]]) -> 
 
 
 def _side(found: Sequence[tuple[Timed, Timed]]) -> dict[str, list[float]]:
+    alone, loaded = zip(*found, strict=True)
     return {
-        "p50_ms": [_quantile_ms(alone, 0.5) for alone, _ in found],
-        "p99_ms": [_quantile_ms(alone, 0.99) for alone, _ in found],
-        "requests_per_s": [round(loaded.requests_per_s, 1) for _, loaded in found],
-        "loaded_p50_ms": [_quantile_ms(loaded, 0.5) for _, loaded in found],
-        "loaded_p99_ms": [_quantile_ms(loaded, 0.99) for _, loaded in found],
+        "p50_ms": _quantiles_ms(alone, 0.5),
+        "p99_ms": _quantiles_ms(alone, 0.99),
+        "requests_per_s": [round(timed.requests_per_s, 1) for timed in loaded],
+        "loaded_p50_ms": _quantiles_ms(loaded, 0.5),
+        "loaded_p99_ms": _quantiles_ms(loaded, 0.99),
     }
 
 
-def _quantile_ms(timed: Timed, share: float) -> float:
-    return round(quantile(timed.latencies_s, share) * 1000, 2)
+def _quantiles_ms(runs: Sequence[Timed], share: float) -> list[float]:
+    return [round(quantile(timed.latencies_s, share) * 1000, 2) for timed in runs]

@@ -24,7 +24,7 @@ from typing import Any
 
 import aiohttp
 
-from scripts.arguments import above_zero, positive
+from scripts.arguments import above_zero, at_least, positive
 from scripts.benchmarks.command import add_model_arguments, publish, settings_of, spread
 from scripts.benchmarks.hot_add_operator import Operator
 from scripts.benchmarks.serve_process import serving
@@ -42,7 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser, devices=["cpu", "cuda"], rank=None)
     add = parser.add_argument
     add("--replicas", type=positive, default=2, help="of the model")
-    add("--adapters", type=_several, default=6, help="in the catalogue, from 2")
+    # One gets new versions, and the streams ask the others.
+    add("--adapters", type=at_least(2), default=6, help="in the catalogue, from 2")
     add("--slots", type=positive, default=32, help="adapters on a replica's device")
     add("--megabytes", type=above_zero, default=8.0, help="of an adapter, without --rank")
     add("--adds", type=positive, default=8, help="new versions of one adapter")
@@ -53,14 +54,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--quiet_s", type=above_zero, default=1.0, help="a quiet window, at least")
     add("--warm_up_s", type=above_zero, default=5.0, help="of the streams")
     add("--ready_timeout_s", type=above_zero, default=400.0, help="until Serve must be ready")
-
-
-def _several(text: str) -> int:
-    """Parse a number of adapters: one gets new versions, and the streams ask the others."""
-    number = positive(text)
-    if number < 2:
-        raise argparse.ArgumentTypeError(f"'{text}': a whole number from 2 is expected")
-    return number
 
 
 def run(args: argparse.Namespace, arguments: Sequence[str]) -> int:

@@ -16,16 +16,13 @@ _ANSWERS_PER_REPLICA = 3  # asked for together, so that each replica is likely t
 
 @dataclass(frozen=True, slots=True)
 class Operator:
-    """Calls the service at `url`.
-
-    user, admin: header fields with a key. replicas: number that must confirm each change.
-    """
+    """Calls the service at `url`."""
 
     session: aiohttp.ClientSession
     url: str
-    user: Mapping[str, str]
-    admin: Mapping[str, str]
-    replicas: int
+    user: Mapping[str, str]  # header fields with a key
+    admin: Mapping[str, str]  # header fields with a key
+    replicas: int  # that must confirm each change
 
     async def change(self, method: str, path: str, status: int, **body: Any) -> Window:
         """Change an adapter; return when the request was sent and when the reply was there.

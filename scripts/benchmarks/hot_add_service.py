@@ -24,20 +24,13 @@ _OTHER_WEIGHTS = 1000  # first seed of the new versions; those of the catalogue 
 
 @dataclass(frozen=True, slots=True)
 class HotAddService:
-    """What is served, and what is added to it.
+    """What is served, and what is added to it."""
 
-    Attributes:
-        application: for `serve_process.serving`.
-        sources: folders of adapters that the catalogue does not list, all different.
-        user, admin: header fields with a key.
-        adapter: rank and bytes of an adapter, for the report.
-    """
-
-    application: dict[str, Any]
-    sources: list[Path]
-    user: dict[str, str]
-    admin: dict[str, str]
-    adapter: dict[str, int]
+    application: dict[str, Any]  # for `serve_process.serving`
+    sources: list[Path]  # folders of adapters that the catalogue does not list, all different
+    user: dict[str, str]  # header fields with a key
+    admin: dict[str, str]  # header fields with a key
+    adapter: dict[str, int]  # rank and bytes of an adapter, for the report
 
 
 def prepare(args: argparse.Namespace, folder: Path) -> HotAddService:
@@ -45,31 +38,13 @@ def prepare(args: argparse.Namespace, folder: Path) -> HotAddService:
     base_name, base_path = _base(args, folder)
     skeleton = load_skeleton(base_path)
     rank = args.rank or rank_of_size(skeleton, int(args.megabytes * 1e6), args.targets)
-    size = write_catalog(
-        skeleton,
-        folder / "seed",
-        num=args.adapters,
-        rank=rank,
-        targets=args.targets,
-        base_name=base_name,
-    )
-    sources = make_random_adapters(
-        skeleton,
-        folder / "sources",
-        num=args.adds + args.changes,
-        rank=rank,
-        targets=args.targets,
-        base_name=base_name,
-        first_seed=_OTHER_WEIGHTS,
-    )
+    alike: dict[str, Any] = {"rank": rank, "targets": args.targets, "base_name": base_name}
+    size = write_catalog(skeleton, folder / "seed", num=args.adapters, **alike)
+    num, seed = args.adds + args.changes, _OTHER_WEIGHTS
+    sources = make_random_adapters(skeleton, folder / "sources", num=num, first_seed=seed, **alike)
     user, admin = key_headers(folder / "state", "user", "admin")
-    return HotAddService(
-        _application(args, folder, base_name),
-        list(sources.values()),
-        user,
-        admin,
-        {"rank": rank, **size},
-    )
+    application = _application(args, folder, base_name)
+    return HotAddService(application, list(sources.values()), user, admin, {"rank": rank, **size})
 
 
 def cpu_threads(args: argparse.Namespace) -> int:

@@ -51,15 +51,12 @@ class Timed:
 
 @dataclass(frozen=True, slots=True)
 class StreamedAnswer:
-    """One streamed answer; times are of `time.perf_counter`.
-
-    pieces: (time of arrival, characters) of each piece of text. num_tokens: from `usage`.
-    """
+    """One streamed answer; times are of `time.perf_counter`."""
 
     sent_at: float
     ended_at: float
-    pieces: list[tuple[float, int]]
-    num_tokens: int
+    pieces: list[tuple[float, int]]  # (time of arrival, characters) of each piece of text
+    num_tokens: int  # from `usage`
 
     @property
     def first_token_s(self) -> float:

@@ -14,7 +14,6 @@ first come, first served: each row takes the next request in the step after its 
 
 import argparse
 import asyncio
-import dataclasses
 import heapq
 import statistics
 import tempfile
@@ -31,19 +30,18 @@ _FILES = 8  # different adapters; more adapters are copies, each in its own slot
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
-    parser.add_argument("--adapters", type=int, default=8, help="on the device")
-    parser.add_argument("--prefill_tokens", type=int, default=256, help="prompt tokens of a step")
-    parser.add_argument("--repeats", type=int, default=3, help="of each run; the median counts")
-    parser.add_argument(
-        "--pattern", choices=["closed_loop", "uneven"], default="closed_loop", help="of arrival"
-    )
-    parser.add_argument("--concurrency", type=int, nargs="+", default=[16], help="rows of each run")
-    parser.add_argument("--requests", type=int, default=64, help="of each run")
-    for name, default in (("--prompt_tokens", [20, 30]), ("--output_tokens", [64, 64])):
-        parser.add_argument(
-            name, type=int, nargs=2, default=default, metavar=("LEAST", "MOST"), help="of a request"
-        )
-    parser.add_argument("--seed", type=int, default=0, help="of the lengths and tokens")
+    add = parser.add_argument
+    add("--adapters", type=int, default=8, help="on the device")
+    add("--prefill_tokens", type=int, default=256, help="prompt tokens of a step")
+    add("--repeats", type=int, default=3, help="of each run; the median counts")
+    patterns = ["closed_loop", "uneven"]
+    add("--pattern", choices=patterns, default="closed_loop", help="of arrival")
+    add("--concurrency", type=int, nargs="+", default=[16], help="rows of each run")
+    add("--requests", type=int, default=64, help="of each run")
+    bounds: dict[str, Any] = {"type": int, "nargs": 2, "metavar": ("LEAST", "MOST")}
+    add("--prompt_tokens", default=[20, 30], help="of a request", **bounds)
+    add("--output_tokens", default=[64, 64], help="of a request", **bounds)
+    add("--seed", type=int, default=0, help="of the lengths and tokens")
 
 
 def run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
@@ -115,7 +113,7 @@ def _decoder(args: argparse.Namespace, rows: int, scratch: Path) -> Any:
     )
     num_positions = args.prompt_tokens[1] + args.output_tokens[1]
     limits = FastLimits(rows, num_positions, max_adapters=args.adapters)
-    decoder = fast_decoder(dataclasses.replace(base, eos_ids=frozenset()), limits)
+    decoder = fast_decoder(base, limits)
     make_resident(decoder, list(folders.values()), args.adapters)
     return decoder
 

@@ -63,7 +63,12 @@ async def serving(
     """
     port = free_port()
     config = folder / "serve.yaml"
-    config.write_text(yaml.safe_dump(_config(port, applications)))
+    content = {
+        "http_options": {"host": "127.0.0.1", "port": port, "request_timeout_s": 300},
+        "logging_config": {"log_level": "WARNING", "enable_access_log": False},
+        "applications": list(applications),
+    }
+    config.write_text(yaml.safe_dump(content))
     environment = serve_environment({**os.environ, **(_FAST if fast else {})})
     with open(folder / "serve.log", "wb") as log:
         child = subprocess.Popen(
@@ -102,14 +107,6 @@ def key_headers(state: Path, *kinds: KeyKind) -> list[dict[str, str]]:
     ]
     KeyStore(state).change(lambda records: [record for _, record in made])
     return [{"authorization": f"Bearer {key}"} for key, _ in made]
-
-
-def _config(port: int, applications: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    return {
-        "http_options": {"host": "127.0.0.1", "port": port, "request_timeout_s": 300},
-        "logging_config": {"log_level": "WARNING", "enable_access_log": False},
-        "applications": list(applications),
-    }
 
 
 def _stop(child: "subprocess.Popen[bytes]", tree: ProcessTree) -> None:

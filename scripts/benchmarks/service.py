@@ -18,6 +18,7 @@ import aiohttp
 from tqdm import tqdm
 
 from deployments.startup.processes import ProcessTree
+from scripts.arguments import at_least
 from scripts.benchmarks.command import add_out, publish, spread
 from scripts.benchmarks.http_client import (
     PreparedRequest,
@@ -41,18 +42,17 @@ MIXED = (
     "My heart sometimes races for a minute when I climb the stairs, is that dangerous?",
     "What can I do against heartburn at night?",
 )
-_SAMPLE_EVERY, _WARM_UP = 50, 100  # requests of the memory run
+_SAMPLE_EVERY, _WARM_UP = 50, 100  # requests of the memory run, whose slope needs as many again
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--url", default="http://127.0.0.1:8000", help="of the service")
-    parser.add_argument("--pid", type=int, help="of `make serve`; without it, no memory figures")
-    parser.add_argument("--repeats", type=int, default=10, help="timed streams")
-    parser.add_argument("--warmup", type=int, default=3, help="streams before the timed ones")
-    parser.add_argument("--max_tokens", type=int, default=32, help="of each answer")
-    parser.add_argument(
-        "--requests", type=_run_length, default=500, help="requests of the memory run, from 200"
-    )
+    add = parser.add_argument
+    add("--url", default="http://127.0.0.1:8000", help="of the service")
+    add("--pid", type=int, help="of `make serve`; without it, no memory figures")
+    add("--repeats", type=int, default=10, help="timed streams")
+    add("--warmup", type=int, default=3, help="streams before the timed ones")
+    add("--max_tokens", type=int, default=32, help="of each answer")
+    add("--requests", type=at_least(2 * _WARM_UP), default=500, help="of the memory run")
     add_out(parser)
 
 
@@ -117,10 +117,3 @@ async def _memory_run(
         "growth_mib_per_100": round(slope, 3),
         "samples": [(count, round(mib, 2)) for count, mib in samples],
     }
-
-
-def _run_length(text: str) -> int:
-    """Parse the length of the memory run: the slope needs samples after the warm-up."""
-    if not text.isdecimal() or int(text) < 2 * _WARM_UP:
-        raise argparse.ArgumentTypeError(f"'{text}': a whole number from 200 is expected")
-    return int(text)

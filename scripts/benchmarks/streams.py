@@ -25,15 +25,11 @@ Window = tuple[float, float]
 
 @dataclass
 class Streamed:
-    """What all streams received; times are of `time.perf_counter`.
+    """What all streams received; times are of `time.perf_counter`."""
 
-    tokens: when each token came. answers: when the pieces of each answer came.
-    failures: why an answer is incomplete.
-    """
-
-    tokens: list[float] = field(default_factory=list)
-    answers: list[list[float]] = field(default_factory=list)
-    failures: list[str] = field(default_factory=list)
+    tokens: list[float] = field(default_factory=list)  # when each token came
+    answers: list[list[float]] = field(default_factory=list)  # when the pieces of each came
+    failures: list[str] = field(default_factory=list)  # why an answer is incomplete
 
 
 @contextlib.asynccontextmanager

@@ -33,8 +33,8 @@ from scripts.environment import device_name
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 BASE_NAME = "google/flan-t5-xl"
-NUM_WORDS = 1000  # in questions
-ANSWER_WORDS = 4
+QUESTION_WORDS = [f"q{i}" for i in range(1000)]
+ANSWER_WORDS = [f"a{i}" for i in range(4)]
 POLL_S = 0.5
 _PASSED_ON = ("dtype", "device", "batch_size", "rank", "learning_rate", "optimiser", "seed")
 _FIGURES = (
@@ -45,13 +45,8 @@ _FIGURES = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add(
-        "--quantization",
-        nargs="+",
-        choices=["none", "int8", "nf4"],
-        default=["int8", "nf4"],
-        help="of the base, a run for each; default: int8 nf4",
-    )
+    kinds = ["none", "int8", "nf4"]
+    add("--quantization", nargs="+", choices=kinds, default=kinds[1:], help="default: int8 nf4")
     add("--steps", type=positive, default=150, help="optimiser steps")
     add("--batch_size", type=positive, default=2, help="pairs in one forward pass")
     add("--tokens", type=positive, default=256, help="of each prompt and of each answer")
@@ -96,7 +91,7 @@ def make_base(folder: Path, shape: dict[str, Any], seed: int, device: str) -> An
 
     from scripts.benchmarks.models import word_tokenizer
 
-    tokenizer = word_tokenizer([*_answer_words(), *_question_words()], "seq2seq")
+    tokenizer = word_tokenizer([*ANSWER_WORDS, *QUESTION_WORDS], "seq2seq")
     tokenizer.save_pretrained(folder)
     torch.manual_seed(seed)
     with torch.device(device):
@@ -118,19 +113,11 @@ def make_data(file: Path, tokenizer: Any, args: argparse.Namespace) -> None:
         for i in range(args.steps * args.batch_size + args.batch_size):
             pair = {
                 "id": str(i),
-                "input": " ".join(rng.choices(_question_words(), k=num_words)),
-                "output": " ".join(rng.choices(_answer_words(), k=args.tokens - 1)),
+                "input": " ".join(rng.choices(QUESTION_WORDS, k=num_words)),
+                "output": " ".join(rng.choices(ANSWER_WORDS, k=args.tokens - 1)),
                 "split": "train" if i >= args.batch_size else "validation",
             }
             lines.write(json.dumps(pair) + "\n")
-
-
-def _answer_words() -> list[str]:
-    return [f"a{i}" for i in range(ANSWER_WORDS)]
-
-
-def _question_words() -> list[str]:
-    return [f"q{i}" for i in range(NUM_WORDS)]
 
 
 def _run(work: Path, quantization: str, args: argparse.Namespace) -> dict[str, Any]:
@@ -149,13 +136,8 @@ def _run(work: Path, quantization: str, args: argparse.Namespace) -> dict[str, A
         "max_steps": args.steps,
     }
     given = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    command = [
-        sys.executable,
-        "-m",
-        "scripts.train_lora_adapter",
-        *given,
-        "--gradient_checkpointing",
-    ]
+    command = [sys.executable, "-m", "scripts.train_lora_adapter", *given]
+    command.append("--gradient_checkpointing")
     environment = os.environ | {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
     with _peak_of_device(args.device) as peak:
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment)

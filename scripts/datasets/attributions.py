@@ -55,9 +55,7 @@ def with_sources(records: Sequence[Record]) -> tuple[list[Record], int]:
     for record in records:
         name = publisher(record.source, record.url) if record.is_pair else ""
         unknown += record.is_pair and not name
-        done.append(
-            dataclasses.replace(record, answer=f"{record.answer}\n\nSource: {name}")
-            if name
-            else record
-        )
+        if name:
+            record = dataclasses.replace(record, answer=f"{record.answer}\n\nSource: {name}")
+        done.append(record)
     return done, unknown

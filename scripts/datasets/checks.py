@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 
 from scripts.datasets.cleaning import boilerplate
-from scripts.datasets.language import language
-from scripts.datasets.record import Record, plain_words
+from scripts.datasets.record import Record, language, plain_words
 
 NGRAM = 8  # words
 

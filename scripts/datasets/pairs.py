@@ -1,39 +1,24 @@
 """Question and answer pairs of a specialty as training and evaluation read them, line by line."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from adapters.base_models import sha256_of
-from scripts.datasets.record import DataError, text_of
+from scripts.datasets.record import DataError, Record
 from scripts.datasets.rows import read_rows
-
-
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """One example. What is unknown is an empty text."""
-
-    id: str
-    question: str
-    answer: str
-    source: str
-    note: str
-    focus: str = ""  # the disease or topic
-    qtype: str = ""  # MedQuAD's type of question
-    url: str = ""
-    lang: str = ""  # ISO 639-1
+from scripts.datasets.source import record_of
 
 
 @dataclass(frozen=True, slots=True)
 class DataSet:
-    train: tuple[Pair, ...]
-    validation: tuple[Pair, ...]
+    train: tuple[Record, ...]
+    validation: tuple[Record, ...]
     files: dict[str, str]  # file name -> sha256
 
 
 def load_pairs(
-    data: Path, specialty: str, *, keep: Callable[[Pair], bool] = lambda pair: True
+    data: Path, specialty: str, *, keep: Callable[[Record], bool] = lambda pair: True
 ) -> DataSet:
     """Return the pairs of one specialty, by split.
 
@@ -47,22 +32,17 @@ def load_pairs(
             answer, an unknown split, an id given twice, no training pair.
     """
     path = _file_of(data, specialty)
-    splits: dict[str, list[Pair]] = {"train": [], "validation": []}
+    splits: dict[str, list[Record]] = {"train": [], "validation": []}
     first: dict[str, int] = {}  # id -> line
     for number, item in read_rows(path):
         if item.get("specialty", specialty) != specialty:
             continue
-        pair = _pair(item, f"{path.name}, line {number}")
-        split = item.get("split", "train")
-        if split not in splits:
-            raise DataError(
-                f"{path.name}, line {number}: split '{split}'; expected train or validation"
-            )
+        where = f"{path.name}, line {number}"
+        pair = record_of(item, where, specialty, specialty)
         if (before := first.setdefault(pair.id, number)) != number:
-            raise DataError(
-                f"{path.name}, line {number}: the id '{pair.id}' is also that of line {before}"
-            )
-        splits[split].append(pair)
+            raise DataError(f"{where}: the id '{pair.id}' is also that of line {before}")
+        stripped = replace(pair, question=pair.question.strip(), answer=pair.answer.strip())
+        splits[pair.split or "train"].append(stripped)
     train = tuple(pair for pair in splits["train"] if keep(pair))
     if not train:
         raise DataError(f"{path}: no training pair for specialty '{specialty}'")
@@ -79,15 +59,3 @@ def _file_of(data: Path, specialty: str) -> Path:
         there = ", ".join(sorted(p.stem for p in data.glob("*.jsonl"))) or "no .jsonl file"
         raise DataError(f"--specialty {specialty}: {path} does not exist (there are: {there})")
     return path
-
-
-def _pair(item: dict[str, Any], where: str) -> Pair:
-    return Pair(
-        id=str(item.get("id", where)),
-        question=text_of(item, "input", where).strip(),
-        answer=text_of(item, "output", where).strip(),
-        **{
-            key: str(item.get(key) or "")
-            for key in ("source", "note", "focus", "qtype", "url", "lang")
-        },
-    )

@@ -3,6 +3,7 @@
 import json
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,36 +16,32 @@ _GENERIC = frozenset(
     "syndrome disease disorder familial hereditary autosomal dominant recessive linked congenital "
     "of the and in an due to with de du des la le les et en avec".split()
 )
+_MARKERS = {  # words that only one of the two languages has, often
+    "en": frozenset("the is are what how and of does do for have with my can there".split()),
+    "fr": frozenset("le la les est sont une des quels quelle comment pour je mon ma avec".split()),
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A question of one source. `answer` is empty where the source has only questions.
-
-    Attributes:
-        file: stem of the file in the prepared folder; equals `specialty` for training pairs.
-        split: "train", "validation", or "" when the source has no split.
-        focus: the disease or topic, "" when unknown; `synonyms` and `cuis` (UMLS) name it too.
-        where: file and line, for messages.
-        extra: the source's other columns, kept as they are.
-    """
+    """A question of one source. `answer` is empty where the source has only questions."""
 
     id: str
     question: str
     answer: str
     specialty: str
-    file: str
+    file: str  # stem in the prepared folder; equals `specialty` for training pairs
     source: str
-    where: str
+    where: str  # file and line, for messages
     lang: str = "en"
-    split: str = ""
-    focus: str = ""
-    synonyms: tuple[str, ...] = ()
-    cuis: tuple[str, ...] = ()
+    split: str = ""  # "train", "validation", or "" when the source has no split
+    focus: str = ""  # the disease or topic, "" when unknown
+    synonyms: tuple[str, ...] = ()  # of the focus
+    cuis: tuple[str, ...] = ()  # UMLS concepts of the focus
     qtype: str = ""
     url: str = ""
     note: str = ""
-    extra: Mapping[str, Any] = field(default_factory=dict)
+    extra: Mapping[str, Any] = field(default_factory=dict)  # the source's other columns
 
     @property
     def is_pair(self) -> bool:
@@ -72,6 +69,13 @@ def plain_words(text: str) -> list[str]:
     decomposed = unicodedata.normalize("NFKD", text.lower())
     stripped = "".join(c for c in decomposed if not unicodedata.combining(c))
     return re.findall(r"[a-z0-9]+", stripped.replace("'s ", " "))
+
+
+def language(text: str) -> str:
+    """Return "en" or "fr" by function words; "und" (ISO 639-2, undetermined) when neither leads."""
+    counts = Counter(plain_words(text))
+    en, fr = (sum(counts[word] for word in _MARKERS[code]) for code in ("en", "fr"))
+    return "und" if en == fr else ("en" if en > fr else "fr")
 
 
 def normal_name(name: str) -> str:
@@ -117,11 +121,7 @@ def not_utf8(error: UnicodeDecodeError) -> str:
 
 
 def text_of(item: Mapping[str, Any], name: str, where: str) -> str:
-    """Return the column `name`.
-
-    Raises:
-        DataError: missing, not a text, or empty.
-    """
+    """Return the column `name`. Raises DataError: missing, not a text, or empty."""
     value = item.get(name)
     if not isinstance(value, str):
         raise DataError(

@@ -3,14 +3,14 @@
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from scripts.datasets.language import language
-from scripts.datasets.record import DataError, Record, text_of
+from scripts.datasets.record import DataError, Record, language, text_of
 
+_OPTION = re.compile(r",([a-z]+)=")
 _SPECIALTY = re.compile(r"[a-z0-9][a-z0-9_]{0,63}")  # as adapters/catalog.yaml wants it
 _KNOWN = frozenset("id input output specialty source lang split focus qtype url note".split())
 
@@ -31,17 +31,21 @@ class Source:
         return f"{self.kind}:{self.path if self.kind == 'hf' else self.folder.name}"
 
 
+def split_source(text: str, kinds: Collection[str]) -> Source:
+    """Read `KIND:PATH[,key=value...]`; raise DataError for another kind or an empty path."""
+    kind, _, rest = text.partition(":")
+    path, *pieces = _OPTION.split(rest)
+    if kind not in kinds or not path:
+        raise DataError(f"--source {text}: expected KIND:PATH with KIND one of {', '.join(kinds)}")
+    return Source(kind, path, dict(zip(pieces[::2], pieces[1::2], strict=True)))
+
+
 @dataclass(slots=True)
 class SourceReading:
-    """What a reader counted.
+    """What a reader counted."""
 
-    Attributes:
-        left_out: why -> how many rows.
-        files: name -> sha256.
-    """
-
-    left_out: Counter[str] = field(default_factory=Counter)
-    files: dict[str, str] = field(default_factory=dict)
+    left_out: Counter[str] = field(default_factory=Counter)  # why -> how many rows
+    files: dict[str, str] = field(default_factory=dict)  # name -> sha256
 
     def add_file(self, *paths: Path, name: str = "") -> None:
         """Record the sha256 of the files' joined content under `name`, by default the first's."""
@@ -71,6 +75,9 @@ def record_of(item: Mapping[str, Any], where: str, specialty: str, file: str) ->
             f"{where}: split {split!r}; expected train or validation (a test set stays out)"
         )
     question = text_of(item, "input", where)
+    texts: dict[str, Any] = {
+        key: str(item.get(key) or "") for key in ("focus", "qtype", "url", "note")
+    }
     return Record(
         id=str(item.get("id") or where),
         question=question,
@@ -81,9 +88,6 @@ def record_of(item: Mapping[str, Any], where: str, specialty: str, file: str) ->
         lang=str(item.get("lang") or language(f"{question} {answer or ''}")),
         split=split,
         where=where,
-        focus=str(item.get("focus") or ""),
-        qtype=str(item.get("qtype") or ""),
-        url=str(item.get("url") or ""),
-        note=str(item.get("note") or ""),
+        **texts,
         extra={k: v for k, v in item.items() if k not in _KNOWN},
     )

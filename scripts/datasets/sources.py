@@ -1,38 +1,24 @@
 """The kinds of sources that `prepare_medical_dataset` reads: which there are, and JSON lines."""
 
-import re
 from collections.abc import Callable, Iterator
 
 from scripts.datasets.medical_corpora import abstracts, medquad
 from scripts.datasets.record import DataError, Record, text_of
 from scripts.datasets.rows import read_rows
-from scripts.datasets.source import Source, SourceReading, record_of
+from scripts.datasets.source import Source, SourceReading, record_of, split_source
 from scripts.datasets.tables import COLUMNS, hub, table
-
-_OPTION = re.compile(r",([a-z]+)=")
 
 
 def parse_source(text: str) -> Source:
-    """Read a `--source` argument.
-
-    Raises:
-        DataError: unknown kind or option, empty path.
-    """
-    kind, _, rest = text.partition(":")
-    if kind not in READERS or not rest:
+    """Read a `--source` argument. Raises DataError: unknown kind or option, empty path."""
+    source = split_source(text, READERS)
+    known = ALLOWED[source.kind] | {"licence"}
+    if unknown := sorted(source.options.keys() - known):
         raise DataError(
-            f"--source {text}: expected KIND:PATH with KIND one of {', '.join(READERS)}"
-        )
-    pieces = _OPTION.split(rest)
-    options = dict(zip(pieces[1::2], pieces[2::2], strict=True))
-    known = ALLOWED[kind] | {"licence"}
-    unknown = sorted(options.keys() - known)
-    if unknown:
-        raise DataError(
-            f"--source {text}: no option {', '.join(unknown)} for kind {kind}; there are "
+            f"--source {text}: no option {', '.join(unknown)} for kind {source.kind}; there are "
             f"{', '.join(sorted(known))}"
         )
-    return Source(kind, pieces[0], options)
+    return source
 
 
 def read_source(source: Source) -> tuple[list[Record], SourceReading]:

@@ -3,29 +3,22 @@
 import re
 from functools import cache
 from pathlib import Path
-from typing import Any
 
-import yaml
+from scripts.datasets.yaml_file import read_yaml
 
 RULES = Path(__file__).with_suffix(".yaml")
 
 
 @cache
-def _rules() -> dict[str, Any]:
-    rules: dict[str, Any] = yaml.safe_load(RULES.read_text(encoding="utf-8"))
-    return rules
-
-
-@cache
 def _patterns() -> dict[str, list[re.Pattern[str]]]:
+    """Return specialty -> its keywords; a `*` stands for any letters."""
     return {
-        specialty: [_pattern(word) for word in words]
-        for specialty, words in _rules()["keywords"].items()
+        specialty: [
+            re.compile(r"\b" + r"\w*".join(map(re.escape, word.split("*"))) + r"\b")
+            for word in words
+        ]
+        for specialty, words in read_yaml(RULES)["keywords"].items()
     }
-
-
-def _pattern(keyword: str) -> re.Pattern[str]:
-    return re.compile(r"\b" + r"\w*".join(map(re.escape, keyword.split("*"))) + r"\b")
 
 
 def specialty_of(title: str, body: str = "", allowed: list[str] | None = None) -> str | None:
@@ -36,7 +29,10 @@ def specialty_of(title: str, body: str = "", allowed: list[str] | None = None) -
     """
     candidates = allowed or list(_patterns())
     for text in (title, f"{title} {body}"):
-        counts = {name: _hits(name, text.lower()) for name in candidates}
+        counts = {
+            name: sum(pattern.search(text.lower()) is not None for pattern in _patterns()[name])
+            for name in candidates
+        }
         best = max(counts.values())
         winners = [name for name, count in counts.items() if count == best]
         if best > 0 and len(winners) == 1:
@@ -44,14 +40,10 @@ def specialty_of(title: str, body: str = "", allowed: list[str] | None = None) -
     return None
 
 
-def _hits(specialty: str, text: str) -> int:
-    return sum(pattern.search(text) is not None for pattern in _patterns()[specialty])
-
-
 def labelled(label: str) -> list[str] | None:
     """Return the specialties that an abstract of this condition label may belong to.
 
     The labels are those of Medical Abstracts. Returns None for an unknown label.
     """
-    found: list[str] | None = _rules()["abstract_labels"].get(label)
+    found: list[str] | None = read_yaml(RULES)["abstract_labels"].get(label)
     return found

@@ -140,12 +140,11 @@ def _order(
 
     Such names may be related in a way that the source does not say.
     """
-    words = {group: _name_words(members[group]) for group in members}
+    words = {
+        group: {word for r in inside for word in normal_name(r.focus or r.question).split()}
+        for group, inside in members.items()
+    }
     spread = Counter(word for inside in words.values() for word in inside)
     mixed = sorted(groups)
     random.Random(f"{seed}/{specialty}").shuffle(mixed)
     return sorted(mixed, key=lambda g: any(1 < spread[w] <= RARE_WORD for w in words[g]))
-
-
-def _name_words(records: Sequence[Record]) -> set[str]:
-    return {word for r in records for word in normal_name(r.focus or r.question).split()}

@@ -23,37 +23,25 @@ _SAME = (
 
 @dataclass(frozen=True, slots=True)
 class AnswerRow:
-    """One system's answer to one question.
-
-    Attributes:
-        num_tokens: generated, the end-of-sequence token included.
-        hit_limit: generation ended without that token.
-        nll: negative log-likelihood of the whole reference, nats; None for a question without one.
-        num_reference_tokens: of the reference, the end-of-sequence token included.
-        time_s: the batch's time over its size, on `device`.
-    """
+    """One system's answer to one question."""
 
     id: str
     system: str
     answer: str
-    num_tokens: int
-    hit_limit: bool
-    nll: float | None
-    num_reference_tokens: int
-    time_s: float
+    num_tokens: int  # generated, the end-of-sequence token included
+    hit_limit: bool  # generation ended without that token
+    nll: float | None  # of the whole reference, nats; None for a question without one
+    num_reference_tokens: int  # of the reference, the end-of-sequence token included
+    time_s: float  # the batch's time over its size, on `device`
     device: str
 
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """An answers file.
-
-    Attributes:
-        rows: system -> id -> row.
-    """
+    """An answers file."""
 
     header: dict[str, Any]
-    rows: dict[str, dict[str, AnswerRow]]
+    rows: dict[str, dict[str, AnswerRow]]  # system -> id -> row
 
 
 def start(path: Path, header: dict[str, Any]) -> set[tuple[str, str]]:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from scripts.datasets.checks import ngrams
-from scripts.datasets.pairs import Pair
+from scripts.datasets.record import Record
 from scripts.evaluation.answer_file import SYSTEMS
 from scripts.evaluation.bootstrap import Floats, draws
 from scripts.evaluation.comparison import metric
@@ -16,7 +16,7 @@ NUM_EXAMPLES = 3
 Columns = Mapping[str, Mapping[str, Floats]]  # metric -> system -> value of each question
 
 
-def by_type(pairs: Sequence[Pair], columns: Columns, seed: int) -> dict[str, Any]:
+def by_type(pairs: Sequence[Record], columns: Columns, seed: int) -> dict[str, Any]:
     """Return question type -> metrics over its questions, the most frequent first."""
     groups: dict[str, list[int]] = defaultdict(list)
     for position, pair in enumerate(pairs):
@@ -36,7 +36,7 @@ def by_type(pairs: Sequence[Pair], columns: Columns, seed: int) -> dict[str, Any
 
 
 def examples(
-    pairs: Sequence[Pair], columns: Columns, texts: Mapping[str, Sequence[str]]
+    pairs: Sequence[Record], columns: Columns, texts: Mapping[str, Sequence[str]]
 ) -> list[dict[str, Any]]:
     """Return the questions with the largest loss, the median and the largest gain in ROUGE-L."""
     gain = columns["rouge_l"]["adapter"] - columns["rouge_l"]["base"]
@@ -52,15 +52,8 @@ def examples(
     ]
 
 
-def per_question(pairs: Sequence[Pair], columns: Columns, seen: set[str]) -> list[dict[str, Any]]:
-    """Return what pooling over adapters needs of each question.
-
-    That is the values, BLEU's statistics, and how many of the reference's 8-grams of words stand
-    in a training answer.
-
-    Args:
-        seen: the training answers' 8-grams.
-    """
+def per_question(pairs: Sequence[Record], columns: Columns, seen: set[str]) -> list[dict[str, Any]]:
+    """Return what pooling needs of each question; `seen` holds the training answers' 8-grams."""
     return [
         {
             "id": pair.id,

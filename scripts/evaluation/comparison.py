@@ -55,11 +55,8 @@ def metric(name: str, columns: Mapping[str, Floats], counts: Floats) -> dict[str
         return not_available(name, "it applies to none of the questions")
     systems, difference = compared(name, columns, counts)
     absent = {dummy: "a fixed text has no likelihood" for dummy in DUMMIES if dummy not in columns}
-    unit, higher = _ABOUT[name]
-    return {
-        "unit": unit,
-        "higher_is_better": higher,
-        "n": len(first) if first.ndim > 1 else int((~np.isnan(first)).sum()),
+    num = len(first) if first.ndim > 1 else int((~np.isnan(first)).sum())
+    return _about(name, num) | {
         "systems": systems,
         "difference": difference,
         "not_available": absent if name == "nll" else {},
@@ -68,11 +65,9 @@ def metric(name: str, columns: Mapping[str, Floats], counts: Floats) -> dict[str
 
 def not_available(name: str, why: str, num: int = 0) -> dict[str, Any]:
     """Return the entry of a metric that cannot be computed: the reason for every system."""
+    return _about(name, num) | {"systems": {}, "not_available": dict.fromkeys(SYSTEMS, why)}
+
+
+def _about(name: str, num: int) -> dict[str, Any]:
     unit, higher = _ABOUT[name]
-    return {
-        "unit": unit,
-        "higher_is_better": higher,
-        "n": num,
-        "systems": {},
-        "not_available": dict.fromkeys(SYSTEMS, why),
-    }
+    return {"unit": unit, "higher_is_better": higher, "n": num}

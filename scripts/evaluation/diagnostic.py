@@ -16,8 +16,8 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from scripts.datasets.pairs import Pair, load_pairs
-from scripts.datasets.record import normal_name, plain_words, read_jsonl
+from scripts.datasets.pairs import load_pairs
+from scripts.datasets.record import Record, normal_name, plain_words, read_jsonl
 
 VIGNETTES = "casimedicos_validation_en_fr.jsonl"
 MIN_SIGNS = 3
@@ -67,7 +67,7 @@ def is_named(answer: str, names: tuple[str, ...]) -> bool:
     return any(wanted and f" {wanted} " in said for wanted in map(_phrase, names))
 
 
-def _from_signs(pair: Pair) -> DiagnosticItem | None:
+def _from_signs(pair: Record) -> DiagnosticItem | None:
     match = _SIGNS.match(pair.answer)
     if match is None or not pair.focus:
         return None

@@ -3,7 +3,6 @@
 import argparse
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from adapters.base_models import sha256_of
+from adapters.storage.atomic import write_atomically
 from adapters.validation import WEIGHTS_FILE
 from scripts.datasets.pairs import DataSet, load_pairs
 from scripts.datasets.record import DataError
@@ -25,16 +25,11 @@ CATALOG_DIR = Path(__file__).resolve().parent.parent.parent / "adapters"
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What is evaluated, on which questions.
+    """What is evaluated, on which questions."""
 
-    Attributes:
-        args: of scripts.evaluate_adapter; `argv` are the words they came from.
-        folder: of the adapter.
-    """
-
-    args: argparse.Namespace
+    args: argparse.Namespace  # of scripts.evaluate_adapter; `argv` are the words they came from
     argv: Sequence[str]
-    folder: Path
+    folder: Path  # of the adapter
     specialty: str
     data: DataSet
     diagnostic: Sequence[DiagnosticItem]
@@ -152,9 +147,7 @@ def _write_scores(asked: Evaluation) -> dict[str, Any]:
     result = answers.header | score(data, answers, asked.diagnostic, elsewhere, seed=args.seed)
     out = args.out / f"{asked.specialty}.json"
     text = json.dumps(result, ensure_ascii=False, indent=1) + "\n"
-    fresh = out.with_suffix(".json.part")
-    fresh.write_text(text, encoding="utf-8")
-    os.replace(fresh, out)
+    write_atomically(out, text.encode())
     summary = {
         name: {"difference": metric.get("difference"), "n": metric["n"]}
         for name, metric in result["metrics"].items()

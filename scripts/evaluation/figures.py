@@ -11,7 +11,7 @@ import numpy as np
 
 from scripts.datasets.record import DataError
 from scripts.evaluation.answer_file import SYSTEMS
-from scripts.evaluation.bootstrap import Floats, draws
+from scripts.evaluation.bootstrap import draws
 from scripts.evaluation.comparison import MIN_DIAGNOSTIC, compared
 
 METRICS = ("nll", "bleu", "rouge_l", "terminology")
@@ -21,16 +21,11 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Pooled:
-    """Some questions of all specialties as one set.
-
-    Attributes:
-        systems: metric -> system -> {"value", "interval"}, of metrics that apply to a question.
-        differences: metric -> adapter minus base, {"value", "interval"}.
-    """
+    """Some questions of all specialties as one set; an estimate is {"value", "interval"}."""
 
     num_questions: int
-    systems: dict[str, dict[str, dict[str, Any]]]
-    differences: dict[str, dict[str, Any]]
+    systems: dict[str, dict[str, dict[str, Any]]]  # metric that applies -> system -> estimate
+    differences: dict[str, dict[str, Any]]  # metric -> adapter minus base
 
 
 def read_results(folder: Path) -> list[Result]:
@@ -71,7 +66,10 @@ def pooled(results: Sequence[Result], seed: int, keep: Callable[[Row], bool] = b
     rows = [row for stratum in strata for row in stratum]
     systems, differences = {}, {}
     for name in METRICS:
-        columns = {system: _column(name, system, rows) for system in rows[0][name]}
+        columns = {  # (Q,), NaN (from null) where a question does not count; (Q, 10) for BLEU
+            system: np.array([row[name][system] for row in rows], dtype=np.float64)
+            for system in rows[0][name]
+        }
         if not np.isnan(columns["base"]).all():
             systems[name], differences[name] = compared(name, columns, counts)
     return Pooled(len(rows), systems, differences)
@@ -82,11 +80,11 @@ def by_question_type(results: Sequence[Result], seed: int, smallest: int) -> dic
     types = Counter(
         row["question_type"] or "unknown" for result in results for row in result["per_question"]
     )
+    frequent = [name for name, num in types.most_common() if num >= smallest]
 
     def of_type(name: str) -> Callable[[Row], bool]:
         return lambda row: (row["question_type"] or "unknown") == name
 
-    frequent = [name for name, num in types.most_common() if num >= smallest]
     return {name: pooled(results, seed, of_type(name)) for name in frequent}
 
 
@@ -147,9 +145,3 @@ def verdict(results: Sequence[Result], everything: Pooled) -> dict[str, Any]:
         "worse": {metric: above(metric, -1) for metric in METRICS[1:]},
         "better": {metric: above(metric, 1) for metric in METRICS[1:]},
     }
-
-
-def _column(metric: str, system: str, rows: Sequence[Row]) -> Floats:
-    """Return (Q,), NaN where a question does not count; (Q, 10) for BLEU."""
-    values = [row[metric][system] for row in rows]
-    return np.array([np.nan if v is None else v for v in values], dtype=np.float64)

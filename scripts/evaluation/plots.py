@@ -5,7 +5,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.figure import Figure
+
+from scripts.evaluation.bootstrap import Floats
 
 Estimate = Mapping[str, Any]  # {"value", "interval"}
 BLUE, GREY = "#1f5fa8", "#888888"
@@ -52,15 +55,11 @@ def systems(rows: Mapping[str, Mapping[str, Estimate]], titles: Mapping[str, str
     return _svg(figure)
 
 
-def _with_errors(found: Iterable[Estimate]) -> tuple[list[float], list[list[float]]]:
-    """Return (values, [below, above]); a bar is cut at 0 where the interval excludes the value."""
-    values, below, above = [], [], []
-    for estimate in found:
-        low, high = estimate["interval"]
-        values.append(estimate["value"])
-        below.append(max(0.0, estimate["value"] - low))
-        above.append(max(0.0, high - estimate["value"]))
-    return values, [below, above]
+def _with_errors(found: Iterable[Estimate]) -> tuple[Floats, Floats]:
+    """Return values (N,) and their bars below and above (2, N), 0 beyond the interval."""
+    rows = [(e["value"], *e["interval"]) for e in found]
+    value, low, high = np.array(rows, dtype=np.float64).reshape(-1, 3).T
+    return value, np.maximum([value - low, high - value], 0.0)
 
 
 def _svg(figure: Figure) -> str:

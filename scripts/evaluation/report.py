@@ -46,7 +46,12 @@ def report_of(results: Sequence[Result], made_by: str, seed: int) -> tuple[str, 
         systems=SYSTEMS,
         everything=everything,
         verdict=verdict(results, everything),
-        ahead=_nearest_neighbour_ahead(everything),
+        ahead=[
+            name
+            for name, by_system in everything.systems.items()
+            if "nearest_neighbour" in by_system
+            and by_system["nearest_neighbour"]["value"] > by_system["adapter"]["value"]
+        ],
         unseen=unseen_wording(results, seed),
         types=by_question_type(results, seed, MIN_OF_A_TYPE),
         min_of_a_type=MIN_OF_A_TYPE,
@@ -84,16 +89,6 @@ def _plots(results: Sequence[Result], everything: Pooled) -> list[str]:
     rows["pooled"] = everything.differences
     titles = {name: title for name, title in TITLES.items() if name in everything.systems}
     return [differences(rows, titles), systems(everything.systems, titles)]
-
-
-def _nearest_neighbour_ahead(everything: Pooled) -> list[str]:
-    """Return the metrics in which it is ahead of the adapter."""
-    return [
-        name
-        for name, values in everything.systems.items()
-        if "nearest_neighbour" in values
-        and values["nearest_neighbour"]["value"] > values["adapter"]["value"]
-    ]
 
 
 def _missing(results: Sequence[Result]) -> dict[tuple[str, str], list[str]]:

@@ -2,15 +2,15 @@
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from scripts.datasets.checks import ngrams
-from scripts.datasets.pairs import DataSet, Pair, load_pairs
-from scripts.datasets.record import DataError
+from scripts.datasets.pairs import DataSet, load_pairs
+from scripts.datasets.record import DataError, Record
 from scripts.evaluation.answer_file import SYSTEMS, AnswerRow, Answers
 from scripts.evaluation.bootstrap import Floats, draws
 from scripts.evaluation.by_question import by_type, examples, per_question
@@ -26,6 +26,7 @@ from scripts.evaluation.metrics import (
 )
 from scripts.evaluation.terms import terms_of, used_share
 
+Rows = Mapping[str, Sequence[AnswerRow]]  # system -> rows in the order of the questions
 TextOf = dict[str, list[str]]  # system -> answers in the order of the questions
 
 
@@ -48,22 +49,25 @@ def score(
     """
     _check_complete(data.validation, diagnostic, answers)
     pairs = data.validation
-    texts = _texts(data, answers, seed)
+    rows = {system: [answers.rows[system][pair.id] for pair in pairs] for system in SYSTEMS}
+    texts = _texts(data, rows, seed)
     counts = draws(len(pairs), seed)
     training = [pair.answer for pair in data.train]
     terms = terms_of(training, elsewhere)
     seen = {gram for answer in (*training, *elsewhere) for gram in ngrams(answer)}
-    columns = _columns(pairs, answers, texts, terms)
+    columns = _columns(pairs, rows, texts, terms)
     metrics = {name: metric(name, by_system, counts) for name, by_system in columns.items()}
     named = _diagnostic_rows(answers, diagnostic)
     metrics["diagnostic_accuracy"] = _diagnostic(named, seed)
-    metrics |= citations(data, texts, counts) | _cost(answers, pairs, counts)
+    metrics |= citations(data, texts, counts) | _cost(answers.header, rows, counts)
     changed = [a != b for a, b in zip(texts["base"], texts["adapter"], strict=True)]
     return {
         "num_terms": len(terms),
         "metrics": metrics,
         "answers_changed": round(sum(changed) / len(pairs), 4),
-        "honesty": {system: _honesty(pairs, answers, texts, system) for system in SYSTEMS},
+        "honesty": {
+            system: _honesty(pairs, given, texts[system]) for system, given in rows.items()
+        },
         "by_question_type": by_type(pairs, columns, seed),
         "examples": examples(pairs, columns, texts),
         "per_question": per_question(pairs, columns, seen),
@@ -86,7 +90,7 @@ def other_answers(data: Path, specialty: str) -> list[str]:
 
 
 def _check_complete(
-    pairs: Sequence[Pair], diagnostic: Sequence[DiagnosticItem], answers: Answers
+    pairs: Sequence[Record], diagnostic: Sequence[DiagnosticItem], answers: Answers
 ) -> None:
     ids = [pair.id for pair in pairs] + [item.id for item in diagnostic]
     for system in SYSTEMS:
@@ -107,12 +111,12 @@ def _check_complete(
                 )
 
 
-def _texts(data: DataSet, answers: Answers, seed: int) -> TextOf:
+def _texts(data: DataSet, rows: Rows, seed: int) -> TextOf:
     pairs = data.validation
     training = [(pair.question, pair.answer) for pair in data.train]
     pick = random.Random(seed)
     return {
-        **{s: [answers.rows[s][pair.id].answer for pair in pairs] for s in SYSTEMS},
+        **{system: [row.answer for row in given] for system, given in rows.items()},
         "nearest_neighbour": nearest_answers([pair.question for pair in pairs], training),
         "random": [pick.choice(training)[1] for _ in pairs],
         "echo": [pair.question for pair in pairs],
@@ -120,11 +124,10 @@ def _texts(data: DataSet, answers: Answers, seed: int) -> TextOf:
 
 
 def _columns(
-    pairs: Sequence[Pair], answers: Answers, texts: TextOf, terms: frozenset[str]
+    pairs: Sequence[Record], rows: Rows, texts: TextOf, terms: frozenset[str]
 ) -> dict[str, dict[str, Floats]]:
     """Return metric -> system -> value of each question, (Q,); BLEU's statistics are (Q, 10)."""
     references = [pair.answer for pair in pairs]
-    rows = {system: [answers.rows[system][pair.id] for pair in pairs] for system in SYSTEMS}
     shares = {
         system: [
             used_share(pair.question, pair.answer, text, terms)
@@ -169,13 +172,10 @@ def _diagnostic_rows(answers: Answers, items: Sequence[DiagnosticItem]) -> list[
     ]
 
 
-def _cost(answers: Answers, pairs: Sequence[Pair], counts: Floats) -> dict[str, dict[str, Any]]:
-    times = {
-        system: np.array([answers.rows[system][pair.id].time_s for pair in pairs])
-        for system in SYSTEMS
-    }
-    devices = {system: {answers.rows[system][p.id].device for p in pairs} for system in SYSTEMS}
-    shared = answers.header.get("shared_device")
+def _cost(header: Mapping[str, Any], rows: Rows, counts: Floats) -> dict[str, dict[str, Any]]:
+    times = {system: np.array([row.time_s for row in given]) for system, given in rows.items()}
+    devices = {system: {row.device for row in given} for system, given in rows.items()}
+    shared, num = header.get("shared_device"), len(rows["base"])
     if devices["base"] != devices["adapter"] or len(devices["base"]) > 1:
         why = "the answers of base and adapter were made on different devices"
     elif shared is None:
@@ -183,21 +183,20 @@ def _cost(answers: Answers, pairs: Sequence[Pair], counts: Floats) -> dict[str, 
     else:
         why = "other work ran on the device" if shared else ""
     name = "time_per_answer_s"
-    time = not_available(name, why, len(pairs)) if why else metric(name, times, counts)
-    memory = not_available("extra_memory_mib", "the base is what it is added to", len(pairs))
-    memory["systems"] = {"adapter": {"value": answers.header["extra_memory_mib"]}}
+    time = not_available(name, why, num) if why else metric(name, times, counts)
+    memory = not_available("extra_memory_mib", "the base is what it is added to", num)
+    memory["systems"] = {"adapter": {"value": header["extra_memory_mib"]}}
     del memory["not_available"]["adapter"]
     return {name: time, "extra_memory_mib": memory}
 
 
 def _honesty(
-    pairs: Sequence[Pair], answers: Answers, texts: TextOf, system: str
+    pairs: Sequence[Record], rows: Sequence[AnswerRow], texts: Sequence[str]
 ) -> dict[str, float]:
     """Count what a reader should know before trusting an answer."""
-    rows = [answers.rows[system][pair.id] for pair in pairs]
     numbers = [
         unsupported_numbers(pair.question, pair.answer, text)
-        for pair, text in zip(pairs, texts[system], strict=True)
+        for pair, text in zip(pairs, texts, strict=True)
     ]
     return {
         "hit_token_limit": sum(row.hit_limit for row in rows),

@@ -1,11 +1,4 @@
-"""Why a step of an adapter's life was refused.
-
-LoraError            its text says what was found and what to do
-    AdapterMismatch  the adapter is damaged, or of another base model
-    TrainingError    training cannot start or continue
-    MergeError       an input of a merge does not fit, or a check of its result failed
-    HubError         the Hugging Face hub refused, or could not be reached
-"""
+"""Why a step of an adapter's life was refused: what was found and what to do."""
 
 
 class LoraError(Exception):

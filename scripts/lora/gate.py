@@ -72,7 +72,4 @@ def figures(result: dict[str, Any]) -> dict[str, Any]:
             figures[f"{name}_{system}"] = round(metrics[name]["systems"][system]["value"], digits)
         interval = metrics[name]["difference"]["interval"]
         figures[f"{name}_difference_interval"] = [round(bound, digits) for bound in interval]
-    return figures | {
-        "answers_changed": result["answers_changed"],
-        "commit": result["commit"],
-    }
+    return figures | {"answers_changed": result["answers_changed"], "commit": result["commit"]}

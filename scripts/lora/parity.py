@@ -21,68 +21,55 @@ TOLERANCE = {"float32": 1e-4, "bfloat16": 0.06, "float16": 0.01}
 
 @dataclass(frozen=True, slots=True)
 class ProbeResult:
-    """What a model does with the prompts.
+    """What a model does with the prompts."""
 
-    Attributes:
-        answers: greedy ids of each prompt.
-        logits: of each prompt's own answer, (answer tokens, vocabulary), float32.
-        tokens_per_s: one prompt at a time, median over the repeats.
-    """
-
-    answers: list[list[int]]
-    logits: list[torch.Tensor]
-    tokens_per_s: float
+    answers: list[list[int]]  # greedy ids of each prompt
+    logits: list[torch.Tensor]  # of each prompt's own answer, (answer tokens, vocabulary), float32
+    tokens_per_s: float  # one prompt at a time, median over the repeats
 
 
+@dataclass(slots=True)
 class Probe:
-    """Run the same prompts on every model that is compared.
+    """Run the same prompts on every model that is compared."""
 
-    Args:
-        prompts: ids of each.
-        max_new_tokens: of a greedy answer; it is generated to this length.
-    """
-
-    def __init__(
-        self, prompts: Sequence[list[int]], family: Family, max_new_tokens: int, device: str
-    ) -> None:
-        self._prompts = prompts
-        self._family = family
-        self._num_tokens = max_new_tokens
-        self._device = device
-        self._answers: list[list[int]] | None = None
+    prompts: Sequence[list[int]]  # ids of each
+    family: Family
+    num_tokens: int  # of a greedy answer, which is generated to this length
+    device: str
+    _answers: list[list[int]] | None = None  # of the first model
 
     @torch.inference_mode()
     def run(self, model: Any, repeats: int) -> ProbeResult:
         """Return answers, speed, and the logits on the answers that the first model gave."""
-        answers = [self._answer(model, prompt) for prompt in self._prompts]
+        answers = [self._answer(model, prompt) for prompt in self.prompts]
         if self._answers is None:
             self._answers = answers
-        pairs = zip(self._prompts, self._answers, strict=True)
+        pairs = zip(self.prompts, self._answers, strict=True)
         logits = [self._logits(model, prompt, answer) for prompt, answer in pairs]
         return ProbeResult(answers, logits, self._speed(model, repeats))
 
     def _answer(self, model: Any, prompt: list[int]) -> list[int]:
-        ids = torch.tensor([prompt], device=self._device)
+        ids = torch.tensor([prompt], device=self.device)
         output = model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
-            max_new_tokens=self._num_tokens,
-            min_new_tokens=self._num_tokens,
+            max_new_tokens=self.num_tokens,
+            min_new_tokens=self.num_tokens,
             do_sample=False,
             pad_token_id=model.config.pad_token_id or 0,
         )
-        start = len(prompt) if self._family == "causal" else 0
+        start = len(prompt) if self.family == "causal" else 0
         found: list[int] = output[0, start:].tolist()
         return found
 
     def _logits(self, model: Any, prompt: list[int], answer: list[int]) -> torch.Tensor:
         """Return (answer tokens, vocabulary): each position's prediction of the next."""
-        if self._family == "causal":
-            ids = torch.tensor([prompt + answer], device=self._device)
+        if self.family == "causal":
+            ids = torch.tensor([prompt + answer], device=self.device)
             rows = model(input_ids=ids).logits[0, len(prompt) - 1 : -1]
         else:
-            ids = torch.tensor([prompt], device=self._device)
-            decoder = torch.tensor([answer], device=self._device)  # begins with the start id
+            ids = torch.tensor([prompt], device=self.device)
+            decoder = torch.tensor([answer], device=self.device)  # begins with the start id
             rows = model(input_ids=ids, decoder_input_ids=decoder).logits[0]
         return torch.as_tensor(rows).float().cpu()
 
@@ -90,17 +77,13 @@ class Probe:
         speeds = []
         for repeat in range(repeats):
             started = time.perf_counter()
-            self._answer(model, self._prompts[repeat % len(self._prompts)])
-            speeds.append(self._num_tokens / (time.perf_counter() - started))
+            self._answer(model, self.prompts[repeat % len(self.prompts)])
+            speeds.append(self.num_tokens / (time.perf_counter() - started))
         return round(statistics.median(speeds), 2)
 
 
 def check_finite(model: Any) -> None:
-    """Refuse a model with NaN or infinity.
-
-    Raises:
-        MergeError: names the first tensor.
-    """
+    """Refuse a model with NaN or infinity. Raises MergeError: names the first tensor."""
     bad = [name for name, tensor in model.state_dict().items() if not torch.isfinite(tensor).all()]
     if bad:
         raise MergeError(

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from scripts.datasets.pairs import DataSet, Pair, load_pairs
+from scripts.datasets.pairs import DataSet, load_pairs
+from scripts.datasets.record import Record
 from scripts.environment import command_line, device_name
 from scripts.lora.batches import TokenizedPair
 from scripts.lora.card import write_adapter
@@ -117,7 +118,7 @@ def _prepare_checkpoint(folder: Path, args: argparse.Namespace, data: DataSet) -
         keep_arguments(folder, arguments)
 
 
-def _example(pair: Pair, base: ChosenBase, args: argparse.Namespace) -> TokenizedPair:
+def _example(pair: Record, base: ChosenBase, args: argparse.Namespace) -> TokenizedPair:
     example = base.pair(pair.question, pair.answer)
     if len(example.prompt) > args.max_prompt_tokens:
         raise TrainingError(

@@ -38,18 +38,12 @@ class _NotFinite(Exception):
 
 @dataclass(frozen=True, slots=True)
 class TrainingResult:
-    """What a run did.
+    """What a run did."""
 
-    Attributes:
-        history: step, epoch, and train_loss or validation_loss (nats for each answer token); the
-            untrained base comes first.
-        stopped: why it ended before the last epoch; None when it did not.
-    """
-
-    history: list[HistoryRow]
+    history: list[HistoryRow]  # losses, nats for each answer token; the untrained base comes first
     num_steps: int
     best_step: int
-    stopped: str | None
+    stopped: str | None  # why it ended before the last epoch; None when it did not
     train_s: float
 
     @property

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scripts.router.yaml_file import read_yaml
+from scripts.datasets.yaml_file import read_yaml
 
 PHRASES = Path(__file__).with_name("phrases.yaml")
 NEIGHBOURS = {

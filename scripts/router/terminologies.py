@@ -15,8 +15,8 @@ from xml.etree import ElementTree
 
 from scripts.datasets.record import DataError, normal_name
 from scripts.datasets.source import Source
+from scripts.datasets.yaml_file import read_yaml
 from scripts.router.dataset import Entry, term
-from scripts.router.yaml_file import read_yaml
 
 RULES = Path(__file__).with_name("knowledge.yaml")
 MIN_DEFINITION_CHARS = 60  # a shorter one says no more than the name

@@ -41,10 +41,6 @@ def routing(group: str, scored: Scored, seed: int) -> Routing:
     )
 
 
-def routing_rows(groups: Sequence[tuple[str, Scored]], seed: int) -> list[Routing]:
-    return [routing(name, scored, seed) for name, scored in groups]
-
-
 def recalls(scored: Scored, labels: Sequence[str], seed: int) -> dict[str, Estimate]:
     """Return each label's recall, over the questions of that label."""
     correct, truth = scored.inside.correct, scored.inside.truth
@@ -60,12 +56,8 @@ class Calibration:
 
 
 def calibration(group: str, scored: Scored, seed: int) -> Calibration:
-    return Calibration(
-        group=group,
-        ece=metrics.ece(scored.confidence, scored.correct, seed=seed),
-        confidence=float(scored.confidence.mean()),
-        accuracy=float(scored.correct.mean()),
-    )
+    error = metrics.ece(scored.confidence, scored.correct, seed=seed)
+    return Calibration(group, error, float(scored.confidence.mean()), float(scored.correct.mean()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,13 +88,9 @@ class Separation:
 
 def separation(inside: tuple[str, Scored], outside: tuple[str, Scored], seed: int) -> Separation:
     scores = inside[1].in_scope, outside[1].in_scope
-    return Separation(
-        inside=inside[0],
-        num_inside=len(scores[0]),
-        outside=outside[0],
-        auroc=metrics.between(metrics.area, *scores, seed=seed),
-        false_positives=metrics.between(metrics.false_positives, *scores, seed=seed),
-    )
+    area = metrics.between(metrics.area, *scores, seed=seed)
+    false_positives = metrics.between(metrics.false_positives, *scores, seed=seed)
+    return Separation(inside[0], len(scores[0]), outside[0], area, false_positives)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,27 +103,19 @@ class AtThreshold:
 
 
 def at_threshold(group: str, scored: Scored, min_in_scope: float, seed: int) -> AtThreshold:
-    return AtThreshold(
-        group=group,
-        kept=metrics.share(scored.in_scope >= min_in_scope, seed=seed),
-        to_a_specialist=metrics.share(scored.named, seed=seed),
-    )
+    kept = metrics.share(scored.in_scope >= min_in_scope, seed=seed)
+    return AtThreshold(group, kept, metrics.share(scored.named, seed=seed))
 
 
 @dataclass(frozen=True, slots=True)
 class Perturbed:
-    """One group under one perturbation, compared with the same questions unchanged.
-
-    Attributes:
-        num_changed: questions that the perturbation alters.
-        lost: share of the questions; negative where accuracy was gained.
-    """
+    """One group under one perturbation, compared with the same questions unchanged."""
 
     group: str
     perturbation: str
-    num_changed: int
+    num_changed: int  # questions that the perturbation alters
     accuracy: Estimate
-    lost: Estimate
+    lost: Estimate  # share of the questions; negative where accuracy was gained
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,11 +134,11 @@ def most_confident_errors(name: str, scored: Scored, count: int) -> list[Confide
     order = sorted(wrong, key=lambda at: (-inside.confidence[at], inside.questions[at].id))
     return [
         ConfidentError(
-            set=name,
-            id=inside.questions[at].id,
-            specialty=inside.questions[at].specialty,
-            predicted=str(inside.predicted[at]),
-            confidence=float(inside.confidence[at]),
+            name,
+            inside.questions[at].id,
+            inside.questions[at].specialty,
+            str(inside.predicted[at]),
+            float(inside.confidence[at]),
         )
         for at in order[:count]
     ]

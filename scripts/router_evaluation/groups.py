@@ -1,16 +1,14 @@
 """The named groups of questions that the report has rows for."""
 
-from collections.abc import Callable
-
 import numpy as np
 
 from scripts.datasets.attributions import origin
-from scripts.router.dataset import Entry
 from scripts.router_evaluation.scoring import Scored
 
 EXAM = "CasiMedicos"  # exam vignettes: a group apart
 LENGTHS = (5, 15, 40, 100)  # words; the last bucket is open
 LANGUAGES = {"en": "English", "fr": "French"}
+OURS = {"far": "far", "near_miss": "near misses"}  # kinds of our own out-of-scope questions
 Groups = list[tuple[str, Scored]]
 
 
@@ -47,35 +45,22 @@ def by_source(scored: Scored) -> Groups:
 
 def by_length(scored: Scored) -> Groups:
     """Return the in-scope questions in buckets of words (runs without a blank)."""
-    found = []
-    for low, high in zip((0, *LENGTHS), (*LENGTHS, None), strict=True):
-        name = f"{low + 1}-{high} words" if high else f"over {low} words"
-        found.append((name, scored.inside.filter(_has_length(low, high))))
+    inside, found = scored.inside, []
+    counts = np.array([len(question.text.split()) for question in inside.questions])
+    for low, high in zip((0, *LENGTHS), (*LENGTHS, np.inf), strict=True):
+        name = f"{low + 1}-{high} words" if high in LENGTHS else f"over {low} words"
+        found.append((name, inside.pick((low < counts) & (counts <= high))))
     return _not_empty(found)
-
-
-def _has_length(low: int, high: int | None) -> Callable[[Entry], bool]:
-    """Return a test for more than `low` and at most `high` words."""
-
-    def belongs(question: Entry) -> bool:
-        count = len(question.text.split())
-        return low < count and (high is None or count <= high)
-
-    return belongs
 
 
 def out_of_scope_groups(name: str, scored: Scored) -> Groups:
     """Return the out-of-scope questions by kind: ours far and near misses, others by data set."""
     outside = scored.outside
-    kinds = np.array([_kind(question) for question in outside.questions], dtype=np.str_)
+    names = [OURS.get(q.kind, origin(q.source)) for q in outside.questions]
+    kinds = np.array(names, dtype=np.str_)
     return [
         (f"{kind} ({name})", outside.pick(kinds == kind)) for kind in sorted(set(kinds.tolist()))
     ]
-
-
-def _kind(question: Entry) -> str:
-    ours = {"far": "far", "near_miss": "near misses"}
-    return ours.get(question.kind, origin(question.source))
 
 
 def by_language(groups: Groups) -> Groups:

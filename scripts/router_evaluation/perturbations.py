@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from scripts.datasets.yaml_file import read_yaml
 from scripts.router.augmentation import with_typos, without_accents, without_punctuation
-from scripts.router.yaml_file import read_yaml
 
 PHRASES = Path(__file__).with_name("phrases.yaml")
 PAGE_CHARS = 2000  # of neutral sentences around a question
@@ -44,14 +44,9 @@ def within_a_page(text: str, lang: str, generator: random.Random) -> str:
 
 def as_cp1252(text: str) -> str:
     """Read the text's UTF-8 as Windows-1252; bytes that it leaves undefined pass as C1 controls."""
-    return "".join(_cp1252(byte) for byte in text.encode("utf-8"))
-
-
-def _cp1252(byte: int) -> str:
-    try:
-        return bytes([byte]).decode("cp1252")
-    except UnicodeDecodeError:
-        return chr(byte)
+    # Latin-1 has the C1 controls where Windows-1252 is undefined.
+    found = (bytes([byte]) for byte in text.encode("utf-8"))
+    return "".join(b.decode("cp1252", "ignore") or b.decode("latin-1") for b in found)
 
 
 def decomposed(text: str) -> str:

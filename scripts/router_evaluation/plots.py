@@ -87,16 +87,9 @@ def confusion(tables: Mapping[str, npt.NDArray[np.int64]], labels: Sequence[str]
     for axes, (name, table) in zip(panels, tables.items(), strict=True):
         axes.imshow(table / np.maximum(table.sum(axis=1, keepdims=True), 1), cmap="Blues", vmax=1)
         for row, column in zip(*np.nonzero(table), strict=True):
-            is_dark = table[row, column] > table[row].sum() / 2
-            axes.text(
-                column,
-                row,
-                str(table[row, column]),
-                ha="center",
-                va="center",
-                fontsize=7,
-                color="white" if is_dark else "black",
-            )
+            colour = "white" if table[row, column] > table[row].sum() / 2 else "black"
+            centred = {"ha": "center", "va": "center", "fontsize": 7, "color": colour}
+            axes.text(column, row, str(table[row, column]), **centred)
         axes.set_xticks(range(len(labels)), labels, rotation=90, fontsize=8)
         axes.set_yticks(range(len(labels)), labels, fontsize=8)
         axes.set_title(f"{name} (n = {table.sum()})", fontsize=10)

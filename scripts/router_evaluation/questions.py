@@ -25,23 +25,16 @@ FOLLOW_UP = "follow_up"
 
 @dataclass(frozen=True, slots=True)
 class DataFolder:
-    """The content of a folder written by prepare_router_dataset.
-
-    Attributes:
-        scored: split -> its questions.
-        left_out: split -> how many copies of training texts it had.
-        folded: the training texts, folded for `without_copies`.
-        origin: how the artefact and these data belong together, for the report.
-    """
+    """The content of a folder written by prepare_router_dataset."""
 
     training: tuple[Entry, ...]
-    scored: dict[str, tuple[Entry, ...]]
-    left_out: dict[str, int]
-    folded: frozenset[str]
+    scored: dict[str, tuple[Entry, ...]]  # split -> its questions
+    left_out: dict[str, int]  # split -> how many copies of training texts it had
+    folded: frozenset[str]  # the training texts, folded for `without_copies`
     sha256: str
     hold_out: tuple[str, ...]
     unseen_names: bool
-    origin: str
+    origin: str  # how the artefact and these data belong together, for the report
 
 
 def read_folder(folder: Path, model: Path) -> DataFolder:
@@ -86,17 +79,9 @@ def read_written(path: Path) -> list[Entry]:
         missing = [name for name in ("input", "specialty", "lang", "kind") if not row.get(name)]
         if missing:
             raise DataError(f"{path.name}, line {number}: no {', '.join(missing)}")
-        found.append(
-            Entry(
-                id=f"{path.stem}-{number}",
-                text=row["input"],
-                specialty=row["specialty"],
-                lang=row["lang"],
-                source=path.stem,
-                group="",
-                kind=row["kind"],
-            )
-        )
+        about = {key: row[key] for key in ("specialty", "lang", "kind")}
+        id_ = f"{path.stem}-{number}"
+        found.append(Entry(id_, row["input"], source=path.stem, group="", **about))
     return found
 
 

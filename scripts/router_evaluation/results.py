@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from router.classifier import Classifier
-from router.policy import Thresholds
 from scripts.router_evaluation import figures, groups
 from scripts.router_evaluation.figures import (
     AtThreshold,
@@ -30,23 +29,18 @@ NUM_ERRORS = 10
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """The figures of the report; the report's template names each field.
-
-    Attributes:
-        left_out, num_baseline: as in Sets.
-        confusion: set -> counts (S, S), the truth in rows.
-    """
+    """The figures of the report; the report's template names each field."""
 
     version: str
     thresholds: Mapping[str, float]
     labels: tuple[str, ...]
     origin: str
     data_sha256: str
-    left_out: Mapping[str, int]
-    num_baseline: Mapping[str, int]
+    left_out: Mapping[str, int]  # as in Sets
+    num_baseline: Mapping[str, int]  # as in Sets
     routing: Mapping[str, Sequence[Routing]]
     recalls: Mapping[str, Mapping[str, Estimate]]
-    confusion: Mapping[str, Sequence[Sequence[int]]]
+    confusion: Mapping[str, Sequence[Sequence[int]]]  # set -> counts (S, S), the truth in rows
     calibration: Sequence[Calibration]
     selective: Sequence[Selective]
     separation: Sequence[Separation]
@@ -93,7 +87,11 @@ def _results(
     labels, everything = classifier.specialties, sets.everything
     return Results(
         version=classifier.version,
-        thresholds=_named(classifier.thresholds),
+        thresholds={
+            "confidence": classifier.thresholds.min_confidence,
+            "margin": classifier.thresholds.min_margin,
+            "in scope": classifier.thresholds.min_in_scope,
+        },
         labels=labels,
         origin=sets.folder.origin,
         data_sha256=sets.folder.sha256,
@@ -101,7 +99,10 @@ def _results(
         num_baseline=sets.num_baseline,
         routing=_routing(sets, seed),
         recalls={n: figures.recalls(s, labels, seed) for n, s in everything.items()},
-        confusion=_confusion(sets, labels),
+        confusion={  # development has too few questions of a label
+            name: confusion(inside.truth, inside.predicted, labels).tolist()
+            for name, inside in (("Validation", sets.validation.inside), ("Test", sets.test.inside))
+        },
         calibration=[figures.calibration(name, scored, seed) for name, scored in calibrated],
         selective=[figures.selective(name, scored, seed) for name, scored in calibrated],
         separation=separation,
@@ -114,14 +115,6 @@ def _results(
     )
 
 
-def _named(thresholds: Thresholds) -> dict[str, float]:
-    return {
-        "confidence": thresholds.min_confidence,
-        "margin": thresholds.min_margin,
-        "in scope": thresholds.min_in_scope,
-    }
-
-
 def _routing(sets: Sets, seed: int) -> dict[str, list[Routing]]:
     found: dict[str, Groups] = {
         "validation": groups.validation_groups(sets.validation),
@@ -130,16 +123,7 @@ def _routing(sets: Sets, seed: int) -> dict[str, list[Routing]]:
         "held-out sources": groups.by_source(sets.held_out),
         **{f"length, {n}": groups.by_length(scored) for n, scored in sets.everything.items()},
     }
-    return {name: figures.routing_rows(rows, seed) for name, rows in found.items()}
-
-
-def _confusion(sets: Sets, labels: Sequence[str]) -> dict[str, list[list[int]]]:
-    """Return the counts of validation and test: development has too few questions of a label."""
-    insides = {"Validation": sets.validation.inside, "Test": sets.test.inside}
-    return {
-        name: confusion(inside.truth, inside.predicted, labels).tolist()
-        for name, inside in insides.items()
-    }
+    return {name: [figures.routing(*row, seed) for row in rows] for name, rows in found.items()}
 
 
 def _calibrated(sets: Sets) -> Groups:

@@ -30,13 +30,7 @@ def perturbed_figures(classifier: Classifier, sets: Sets, seed: int) -> list[Per
                 texts = [perturbed(q.text, lang, q.id, change, seed) for q in questions]
                 after = score(classifier, questions, f"{group}, {change}", texts=texts)
                 changed = sum(text != q.text for text, q in zip(texts, questions, strict=True))
-                found.append(
-                    Perturbed(
-                        group=group,
-                        perturbation=change,
-                        num_changed=changed,
-                        accuracy=metrics.share(after.correct, seed=seed),
-                        lost=metrics.difference(before.correct, after.correct, seed=seed),
-                    )
-                )
+                accuracy = metrics.share(after.correct, seed=seed)
+                lost = metrics.difference(before.correct, after.correct, seed=seed)
+                found.append(Perturbed(group, change, changed, accuracy, lost))
     return found

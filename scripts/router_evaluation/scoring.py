@@ -16,28 +16,20 @@ CHUNK = 64  # questions in one call, so that the progress bar moves
 Bools = npt.NDArray[np.bool_]
 Texts = npt.NDArray[np.str_]
 Floats = npt.NDArray[np.float64]
+_ARRAYS = ("predicted", "confidence", "in_scope", "named", "has_signal")  # of Scored, each (Q,)
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """Q questions and the router's result for each; every array is (Q,).
-
-    Attributes:
-        predicted: the most likely specialty.
-        confidence: its calibrated probability.
-        in_scope: the calibrated probability that the question is one for a clinic.
-        named: whether the policy names a specialist, given an adapter for every specialty.
-        has_signal: whether the question has words that say what it is about.
-        baselines: name -> the specialty that it predicts.
-    """
+    """Q questions and the router's result for each; every array is (Q,)."""
 
     questions: tuple[Entry, ...]
-    predicted: Texts
-    confidence: Floats
-    in_scope: Floats
-    named: Bools
-    has_signal: Bools
-    baselines: Mapping[str, Texts] = field(default_factory=dict)
+    predicted: Texts  # the most likely specialty
+    confidence: Floats  # its calibrated probability
+    in_scope: Floats  # calibrated probability that the question is one for a clinic
+    named: Bools  # the policy names a specialist, given an adapter for every specialty
+    has_signal: Bools  # the question has words that say what it is about
+    baselines: Mapping[str, Texts] = field(default_factory=dict)  # name -> what it predicts
 
     @property
     def truth(self) -> Texts:
@@ -63,30 +55,20 @@ class Scored:
         return self.pick(np.array([belongs(question) for question in self.questions], dtype=bool))
 
     def pick(self, mask: Bools) -> "Scored":
-        return Scored(
-            questions=tuple(q for q, kept in zip(self.questions, mask, strict=True) if kept),
-            predicted=self.predicted[mask],
-            confidence=self.confidence[mask],
-            in_scope=self.in_scope[mask],
-            named=self.named[mask],
-            has_signal=self.has_signal[mask],
-            baselines={name: labels[mask] for name, labels in self.baselines.items()},
-        )
+        arrays = {name: getattr(self, name)[mask] for name in _ARRAYS}
+        questions = tuple(q for q, kept in zip(self.questions, mask, strict=True) if kept)
+        baselines = {name: labels[mask] for name, labels in self.baselines.items()}
+        return Scored(questions, **arrays, baselines=baselines)
 
 
 def together(first: Scored, second: Scored) -> Scored:
     """Return both sets as one, with the baselines that both have."""
     names = first.baselines.keys() & second.baselines.keys()
+    sides = (first, second)
     return Scored(
         questions=first.questions + second.questions,
-        predicted=np.concatenate([first.predicted, second.predicted]),
-        confidence=np.concatenate([first.confidence, second.confidence]),
-        in_scope=np.concatenate([first.in_scope, second.in_scope]),
-        named=np.concatenate([first.named, second.named]),
-        has_signal=np.concatenate([first.has_signal, second.has_signal]),
-        baselines={
-            name: np.concatenate([first.baselines[name], second.baselines[name]]) for name in names
-        },
+        **{name: np.concatenate([getattr(side, name) for side in sides]) for name in _ARRAYS},
+        baselines={n: np.concatenate([side.baselines[n] for side in sides]) for n in names},
     )
 
 

@@ -6,33 +6,21 @@ from dataclasses import dataclass
 from router.classifier import Classifier
 from scripts.router.dataset import Entry
 from scripts.router_evaluation.baselines import ALL_TEXTS, PUBLIC, Baseline
-from scripts.router_evaluation.questions import (
-    FOLLOW_UP,
-    DataFolder,
-    check_labels,
-    without_copies,
-)
+from scripts.router_evaluation.questions import FOLLOW_UP, DataFolder, check_labels, without_copies
 from scripts.router_evaluation.scoring import Scored, score
 
 
 @dataclass(frozen=True, slots=True)
 class Sets:
-    """The scored sets.
+    """The scored sets."""
 
-    Attributes:
-        written: our own sets, "development" and "test", without copies of training texts.
-        folder: where validation and held_out come from.
-        left_out: set -> number of copies that were left out.
-        num_baseline: baseline -> number of texts that it was fitted on.
-    """
-
-    folder: DataFolder
+    folder: DataFolder  # where validation and held_out come from
     validation: Scored
     held_out: Scored
-    written: Mapping[str, Scored]
+    written: Mapping[str, Scored]  # "development" and "test", without copies of training texts
     follow_ups: Scored
-    left_out: Mapping[str, int]
-    num_baseline: Mapping[str, int]
+    left_out: Mapping[str, int]  # set -> number of copies that were left out
+    num_baseline: Mapping[str, int]  # baseline -> number of texts that it was fitted on
 
     @property
     def test(self) -> Scored:

@@ -48,25 +48,17 @@ print(json.dumps([imported - started, loaded - imported, resident]))
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """How fast and how large a router is.
+    """How fast and how large a router is."""
 
-    Attributes:
-        question_ms, page_ms: time of one text by percentile ("p50", "p95").
-        per_second: questions a second, `batch` of them in one call.
-        import_s, load_s: of fresh processes.
-        resident_bytes: of the largest of them, after `num_for_memory` questions.
-        folder_bytes: file name -> size.
-    """
-
-    question_ms: dict[str, Estimate]
-    page_ms: dict[str, Estimate]
-    per_second: Estimate
+    question_ms: dict[str, Estimate]  # time of one text by percentile ("p50", "p95")
+    page_ms: dict[str, Estimate]  # the same of a page
+    per_second: Estimate  # questions a second, `batch` of them in one call
     batch: int
-    import_s: Estimate
-    load_s: Estimate
-    resident_bytes: int
+    import_s: Estimate  # of fresh processes
+    load_s: Estimate  # of fresh processes
+    resident_bytes: int  # of the largest of them, after `num_for_memory` questions
     num_for_memory: int
-    folder_bytes: dict[str, int]
+    folder_bytes: dict[str, int]  # file name -> size
     num_cores: int
     processor: str
     load_1_min: float
@@ -97,7 +89,7 @@ def measure(classifier: Classifier, model: Path, texts: Sequence[str], seed: int
         load_s=repeats([seconds for _, seconds, _ in fresh]),
         resident_bytes=max(resident for _, _, resident in fresh),
         num_for_memory=min(NUM_FOR_MEMORY, len(shuffled)),
-        folder_bytes=folder_bytes(model),
+        folder_bytes={p.name: p.stat().st_size for p in sorted(model.iterdir()) if p.is_file()},
         num_cores=os.cpu_count() or 1,
         processor=processor(),
         load_1_min=load_1_min,
@@ -113,11 +105,6 @@ def pages(texts: Sequence[str], generator: random.Random) -> list[str]:
             page += generator.choice(texts) + " "
         found.append(page[:PAGE_CHARS])
     return found
-
-
-def folder_bytes(model: Path) -> dict[str, int]:
-    """Return the size of each file by its name."""
-    return {path.name: path.stat().st_size for path in sorted(model.iterdir()) if path.is_file()}
 
 
 def _times(classifier: Classifier, texts: Sequence[str], title: str) -> np.ndarray:

@@ -47,8 +47,8 @@ def evaluate_strict(model: Path, data: Path, seed: int) -> Strict:
         unseen_names=folder.unseen_names,
         origin=folder.origin,
         routing={
-            "validation": figures.routing_rows(validation, seed),
-            "held out": figures.routing_rows(sources, seed),
+            "validation": [figures.routing(*row, seed) for row in validation],
+            "held out": [figures.routing(*row, seed) for row in sources],
         },
         calibration=[figures.calibration(n, s, seed) for n, s in [*validation, *sources]],
     )

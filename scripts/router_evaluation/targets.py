@@ -22,20 +22,14 @@ MB = 1e6
 
 @dataclass(frozen=True, slots=True)
 class RouterTarget:
-    """A number that was asked for.
-
-    Attributes:
-        bound: None where the number is only to be reported.
-        is_least: the bound is a minimum; otherwise it is a maximum.
-        unit: written behind figure and bound.
-    """
+    """A number that was asked for."""
 
     name: str
     measured_on: str
     estimate: Estimate | None
-    bound: float | None
-    is_least: bool = True
-    unit: str = ""
+    bound: float | None  # None where the number is only to be reported
+    is_least: bool = True  # the bound is a minimum; otherwise it is a maximum
+    unit: str = ""  # written behind figure and bound
 
     @property
     def verdict(self) -> Verdict:
@@ -50,23 +44,12 @@ class RouterTarget:
 
 def targets(results: Results) -> list[RouterTarget]:
     """Return all targets with their figures, in the report's order."""
-    return [
-        *_english(results),
-        *_french(results),
-        *_vignettes(results),
-        *_perturbations(results),
-        *_scope(results),
-        *_speed(results),
-    ]
-
-
-def _row(rows: Sequence[Routing], group: str) -> Routing | None:
-    return next((row for row in rows if row.group == group), None)
+    parts = (_english, _french, _vignettes, _perturbations, _scope, _speed)
+    return [target for part in parts for target in part(results)]
 
 
 def _accuracy(rows: Sequence[Routing], group: str) -> Estimate | None:
-    row = _row(rows, group)
-    return row.accuracy if row else None
+    return next((row.accuracy for row in rows if row.group == group), None)
 
 
 def _english(results: Results) -> list[RouterTarget]:
@@ -76,11 +59,10 @@ def _english(results: Results) -> list[RouterTarget]:
         validations["strict"] = strict.routing["validation"]
     found = []
     for artefact, rows in validations.items():
-        row, where = _row(rows, ENGLISH), f"validation, {artefact} artefact"
-        found += [
-            RouterTarget("English: accuracy", where, row.accuracy if row else None, ACCURACY),
-            RouterTarget("English: macro-F1", where, row.macro_f1 if row else None, ACCURACY),
-        ]
+        where = f"validation, {artefact} artefact"
+        f1 = next((row.macro_f1 for row in rows if row.group == ENGLISH), None)
+        found.append(RouterTarget("English: accuracy", where, _accuracy(rows, ENGLISH), ACCURACY))
+        found.append(RouterTarget("English: macro-F1", where, f1, ACCURACY))
     title = "held-out English source: accuracy"
     held_out = strict.routing["held out"] if strict else []
     found += [
@@ -120,11 +102,11 @@ def _vignettes(results: Results) -> list[RouterTarget]:
     found = []
     for language in ("English", "French"):
         name = f"exam vignettes, {language}"
-        row = _row(results.routing["validation"], name)
-        accuracy = row.accuracy if row else None
+        rows = results.routing["validation"]
+        accuracy = _accuracy(rows, name)
         found.append(RouterTarget(f"{name}: accuracy", where, accuracy, None))
         for baseline in (PUBLIC, ALL_TEXTS):
-            gain = row.gains.get(baseline) if row else None
+            gain = next((row.gains.get(baseline) for row in rows if row.group == name), None)
             title = f"{name}: gain over the {baseline}"
             found.append(RouterTarget(title, f"{where}, paired", gain, 0.0))
     return found
@@ -164,8 +146,8 @@ def _speed(results: Results) -> list[RouterTarget]:
     machine = f"{speed.num_cores} cores, 1-minute load {speed.load_1_min:.1f}"
     batch = f"{speed.batch} questions, median"
     p95 = speed.question_ms["p95"]
-    memory = _exact(speed.resident_bytes / MB)
-    folder = _exact(sum(speed.folder_bytes.values()) / MB)
+    sizes = (speed.resident_bytes / MB, sum(speed.folder_bytes.values()) / MB)
+    memory, folder = (Estimate(size, None, None, 1) for size in sizes)
     fresh = "fresh process"
     return [
         RouterTarget("one question, p95", machine, p95, MAX_P95_MS, False, " ms"),
@@ -176,7 +158,3 @@ def _speed(results: Results) -> list[RouterTarget]:
         RouterTarget("resident memory", f"{fresh}, largest", memory, MAX_MEMORY_MB, False, " MB"),
         RouterTarget("size in git", "artefact folder", folder, MAX_FOLDER_MB, False, " MB"),
     ]
-
-
-def _exact(value: float) -> Estimate:
-    return Estimate(value, None, None, 1)

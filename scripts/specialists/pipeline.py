@@ -70,7 +70,8 @@ class Pipeline:
 
     def _train(self) -> Any:
         specialties = self._args.specialties
-        files = {name: sha256_of(path) for name in specialties if (path := self._file(name))}
+        paths = {name: self._data / f"{name}.jsonl" for name in specialties}
+        files = {name: sha256_of(path) for name, path in paths.items() if path.is_file()}
         missing = [name for name in specialties if name not in files]
         if missing:
             raise DataError(
@@ -82,17 +83,10 @@ class Pipeline:
         start = {"init": sha256_of(joint / WEIGHTS_FILE)}
         then = [*THEN, "--init_adapter", str(joint)]
         with ThreadPoolExecutor(self._jobs) as pool:
-            calls = [
-                pool.submit(
-                    self._train_one,
-                    name,
-                    [name],
-                    self._folder(name),
-                    then,
-                    {name: files[name]} | start,
-                )
-                for name in self._by_size()
-            ]
+            calls = []
+            for name in self._by_size():
+                inputs, out = {name: files[name]} | start, self._folder(name)
+                calls.append(pool.submit(self._train_one, name, [name], out, then, inputs))
             reports = [call.result() for call in tqdm(calls, "training")]
         return {report["specialty"]: report["validation_loss"] for report in reports}
 
@@ -156,10 +150,6 @@ class Pipeline:
         if data_report.is_file():
             shutil.copyfile(data_report, out.with_name(f"{out.name}_data.md"))
         return done
-
-    def _file(self, specialty: str) -> Path | None:
-        path = self._data / f"{specialty}.jsonl"
-        return path if path.is_file() else None
 
     def _folder(self, name: str, suffix: str | None = None) -> Path:
         suffix = self._args.suffix if suffix is None else suffix

@@ -23,16 +23,12 @@ class StepError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One call of a script.
-
-    Attributes:
-        allowed: exit codes that are no failure.
-    """
+    """One call of a script."""
 
     name: str
     script: str
     arguments: tuple[str, ...]
-    allowed: tuple[int, ...] = (0,)
+    allowed: tuple[int, ...] = (0,)  # exit codes that are no failure
 
 
 class StepRunner:

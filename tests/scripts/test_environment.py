@@ -42,3 +42,6 @@ def test_the_command_has_no_path_of_this_machine() -> None:
     words = ["--data", "/home/me/data", "--out", "runs/a b", "--base", "../models/tiny"]
     told = "python -m scripts.train --data data --out 'runs/a b' --base tiny"
     assert command_line("train", words) == told
+    words = ["--data=/home/me/data", "--out=runs/a", "--base", "~/models/tiny"]
+    told = "python -m scripts.train --data=data --out=runs/a --base tiny"
+    assert command_line("train", words) == told

@@ -31,6 +31,17 @@ def test_a_module_without_a_docstring_is_named(
         module_list.first_sentence(tmp_path / "bare.py")
 
 
+def test_a_page_without_the_lines_is_refused_and_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "architecture.md"
+    page.write_text("# Top\n")
+    monkeypatch.setattr(module_list, "PAGE", page)
+    assert module_list.main([]) == 2
+    assert "it needs the line <!-- modules -->" in capsys.readouterr().err
+    assert page.read_text() == "# Top\n"
+
+
 def test_the_command_replaces_what_is_between_its_lines(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

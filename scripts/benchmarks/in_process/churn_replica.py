@@ -32,14 +32,11 @@ PREFILL_TOKENS = {"cpu": 256, "cuda": 4096}  # as a model replica's
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Asked:
-    """One answer. Seconds count from before the lease.
-
-    was_resident: the adapter was on the device already.
-    """
+    """One answer. Seconds count from before the lease."""
 
     first_token_s: float
     text: str
-    was_resident: bool
+    was_resident: bool  # the adapter was on the device already
     failed: bool
 
 
@@ -53,18 +50,10 @@ class ChurnReplica:
     """
 
     def __init__(
-        self,
-        base: Pretrained,
-        seed_dir: Path,
-        state: Path,
-        *,
-        slots: int,
-        rows: int,
-        host_mib: int,
+        self, base: Pretrained, seed_dir: Path, state: Path, *, slots: int, rows: int, host_mib: int
     ) -> None:
         limits = FastLimits(max_rows=rows, num_positions=NUM_POSITIONS, max_adapters=slots)
-        # End-of-sequence tokens are ignored: every answer has the length that was asked for.
-        decoder = fast_decoder(dataclasses.replace(base, eos_ids=frozenset()), limits)
+        decoder = fast_decoder(base, limits)
         self.decoder = decoder
         self.state = state
         self._num_slots = slots

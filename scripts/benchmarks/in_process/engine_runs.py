@@ -5,6 +5,7 @@ has the length that was asked for.
 """
 
 import asyncio
+import dataclasses
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,7 +38,8 @@ def random_requests(
 
 
 def fast_decoder(base: Pretrained, limits: FastLimits) -> ModelRunner:
-    decoder = build_decoder(base, "fast", limits, {})
+    """Build a decoder that ignores end-of-sequence tokens: answers have the length asked for."""
+    decoder = build_decoder(dataclasses.replace(base, eos_ids=frozenset()), "fast", limits, {})
     assert isinstance(decoder, ModelRunner), "build_decoder('fast') gave another decoder"
     return decoder
 

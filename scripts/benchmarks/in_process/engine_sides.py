@@ -45,13 +45,9 @@ def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     if args.threads:
         torch.set_num_threads(args.threads)
     base = load_base(args.model, args.device, args.dtype)
-    folders = make_random_adapters(
-        base.model,
-        scratch,
-        num=min(args.adapters, _DIFFERENT_ADAPTERS),
-        rank=args.rank,
-        targets=args.targets,
-    )
+    num = min(args.adapters, _DIFFERENT_ADAPTERS)
+    shape = {"rank": args.rank, "targets": args.targets}
+    folders = make_random_adapters(base.model, scratch, num=num, **shape)
     longest = int(args.prompt_tokens * 1.2)
     requests = random_requests(
         args.requests,
@@ -63,7 +59,7 @@ def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     sides = {} if args.skip_peft else _peft_sides(args, folders, requests)
     weights = weight_bytes(base.model)  # before the decoder takes them
     limits = FastLimits(args.rows, longest + 1 + args.output_tokens, max_adapters=args.adapters)
-    decoder = fast_decoder(dataclasses.replace(base, eos_ids=frozenset()), limits)
+    decoder = fast_decoder(base, limits)
     step_settings: dict[str, Any] = {
         "num_rows": [n for n in _BATCH_SIZES if n <= args.rows],
         "prompt_tokens": args.prompt_tokens,
@@ -74,7 +70,13 @@ def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     adapters = make_resident(decoder, list(folders.values()), args.adapters)
     steps = step_times(decoder, adapters, **step_settings)
     engine = start_engine(decoder, requests, args.rows, args.prefill_tokens)
-    results = _in_turn(sides | _engine_sides(engine, requests), args.repeats)
+    plain = [dataclasses.replace(request, adapter=None) for request in requests]
+    sides |= {
+        "engine_mixed": lambda: _engine_side(engine, requests),
+        "engine_no_adapters": lambda: _engine_side(engine, plain),
+        "engine_one_stream": lambda: _engine_side(engine, requests[:1]),
+    }
+    results = _in_turn(sides, args.repeats)
     info = engine.info
     engine.close()
     return {
@@ -100,15 +102,6 @@ def _peft_sides(
     return {
         "peft_mixed_batch": lambda: peft.mixed(requests),
         "peft_sequential": lambda: peft.sequential(requests[: args.sequential]),
-    }
-
-
-def _engine_sides(engine: Engine, requests: Sequence[Request]) -> dict[str, Side]:
-    plain = [dataclasses.replace(request, adapter=None) for request in requests]
-    return {
-        "engine_mixed": lambda: _engine_side(engine, requests),
-        "engine_no_adapters": lambda: _engine_side(engine, plain),
-        "engine_one_stream": lambda: _engine_side(engine, requests[:1]),
     }
 
 

@@ -10,6 +10,7 @@ from peft import PeftModel
 
 from deployments.engine.model_loader import Pretrained
 from deployments.engine.request import Request
+from scripts.lora.batches import padded
 
 
 class PeftBaseline:
@@ -56,16 +57,11 @@ class PeftBaseline:
     def _generate(self, requests: Sequence[Request], **options: Any) -> int:
         """Return the generated tokens of one batch, padded on the family's side."""
         longest = max(len(request.prompt_ids) for request in requests)
-        ids, mask = [], []
-        for request in requests:
-            prompt = list(request.prompt_ids)
-            missing = longest - len(prompt)
-            padding, zeros, ones = [self._pad_id] * missing, [0] * missing, [1] * len(prompt)
-            ids.append(padding + prompt if self._is_causal else prompt + padding)
-            mask.append(zeros + ones if self._is_causal else ones + zeros)
+        prompts = [list(request.prompt_ids) for request in requests]
+        ones, left = [[1] * len(prompt) for prompt in prompts], self._is_causal
         output = self._model.generate(
-            input_ids=torch.tensor(ids, device=self._device),
-            attention_mask=torch.tensor(mask, device=self._device),
+            input_ids=padded(prompts, self._pad_id, left=left).to(self._device),
+            attention_mask=padded(ones, 0, left=left).to(self._device),
             **options,
         )
         start = longest if self._is_causal else 1

@@ -10,10 +10,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 
-from adapters.base_models import sha256_of
 from adapters.catalog import Catalog
-from adapters.seed import write_seed
-from adapters.versions import SEED_PATH, SEED_SOURCE, AdapterVersion, RegisteredAdapter
+from adapters.seed import seed_version, write_seed
+from adapters.versions import RegisteredAdapter
 
 NUM_CONTENTS = 16  # different weight files of a catalogue
 
@@ -102,16 +101,9 @@ def write_catalog(
     NUM_CONTENTS weight files are shared by all names. Each has its own configuration, so that the
     store and the caches see different content.
     """
-    made = make_random_adapters(
-        model,
-        folder / "contents",
-        num=min(num, NUM_CONTENTS),
-        rank=rank,
-        targets=targets,
-        base_name=base_name,
-    )
+    alike: dict[str, Any] = {"rank": rank, "targets": targets, "base_name": base_name}
+    made = make_random_adapters(model, folder / "contents", num=min(num, NUM_CONTENTS), **alike)
     contents = list(made.values())
-    digests = [sha256_of(content / "adapter_model.safetensors") for content in contents]
     config = json.loads((contents[0] / "adapter_config.json").read_text())
     adapters = []
     for number in range(num):
@@ -121,27 +113,13 @@ def write_catalog(
         source = contents[number % len(contents)] / "adapter_model.safetensors"
         os.link(source, target / "adapter_model.safetensors")
         (target / "adapter_config.json").write_text(json.dumps(config | {"revision": str(number)}))
-        adapters.append(_adapter(target, digests[number % len(contents)], rank, base_name))
+        version = seed_version(target, f"weights/{name}", version="1", rank=rank)
+        about: dict[str, Any] = {
+            "name": name,
+            "specialty": name,
+            "base_model": base_name,
+            "version": "1",
+        }
+        adapters.append(RegisteredAdapter(**about, state="active", versions=[version]))
     write_seed(folder, Catalog(revision=0, adapters=adapters))
     return {"adapter_bytes": (contents[0] / "adapter_model.safetensors").stat().st_size}
-
-
-def _adapter(folder: Path, digest: str, rank: int, base_name: str) -> RegisteredAdapter:
-    """Return the record of the files in `folder`; its name is the adapter's and the specialty."""
-    version = AdapterVersion(
-        version="1",
-        sha256=digest,
-        config_sha256=sha256_of(folder / "adapter_config.json"),
-        path=f"{SEED_PATH}weights/{folder.name}",
-        source=SEED_SOURCE,
-        rank=rank,
-        num_bytes=sum(file.stat().st_size for file in folder.iterdir()),
-    )
-    return RegisteredAdapter(
-        name=folder.name,
-        specialty=folder.name,
-        base_model=base_name,
-        state="active",
-        version="1",
-        versions=[version],
-    )

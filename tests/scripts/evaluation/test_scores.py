@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from scripts.datasets.attributions import PUBLISHERS
-from scripts.datasets.pairs import DataSet, Pair
-from scripts.datasets.record import DataError
+from scripts.datasets.pairs import DataSet
+from scripts.datasets.record import DataError, Record
 from scripts.evaluation.answer_file import SYSTEMS, AnswerRow, Answers
 from scripts.evaluation.comparison import MIN_DIAGNOSTIC
 from scripts.evaluation.diagnostic import DiagnosticItem
@@ -17,16 +17,18 @@ NUM = 12
 PUBLISHER = PUBLISHERS["GHR"]
 
 
-def pair(split: str, number: int, **more: Any) -> Pair:
+def pair(split: str, number: int, **more: Any) -> Record:
     fields = {
         "id": f"{split}{number}",
         "question": f"What is disease number {number}?",
         "answer": f"Disease {number} is a dermatitis that makes the {number} skin red and itchy.",
+        "specialty": "dermatology",
+        "file": "dermatology",
         "source": "MedQuAD/GHR",
-        "note": "",
+        "where": f"line {number}",
         "qtype": "information" if number % 2 else "symptoms",
     }
-    return Pair(**fields | more)
+    return Record(**fields | more)
 
 
 def dataset(**more: Any) -> DataSet:
@@ -48,7 +50,7 @@ def row(id_: str, system: str, answer: str, **more: Any) -> AnswerRow:
 
 
 def answers(
-    data: DataSet, said: Callable[[str, Pair], str], extra: tuple[str, ...] = (), **header: Any
+    data: DataSet, said: Callable[[str, Record], str], extra: tuple[str, ...] = (), **header: Any
 ) -> Answers:
     """Each system says `said(system, pair)`, and "Marble fever" to the questions of `extra`."""
     rows = {
@@ -60,7 +62,7 @@ def answers(
     return Answers(about | header, rows)
 
 
-def good_adapter(system: str, pair: Pair) -> str:
+def good_adapter(system: str, pair: Record) -> str:
     return pair.answer if system == "adapter" else "I cannot say that 99 times, or I can."
 
 
@@ -125,7 +127,7 @@ def test_overlap_with_training_answers_is_counted_by_question() -> None:
 def test_honesty_counts() -> None:
     data = dataset()
 
-    def said(system: str, pair: Pair) -> str:
+    def said(system: str, pair: Record) -> str:
         if system == "base":
             return "" if pair.id == "validation0" else "It takes 77 days, or 78."
         return "and so it goes on " * 9
@@ -171,7 +173,7 @@ def test_citations() -> None:
     """Half of the adapter's answers name the right publisher, a quarter a wrong one."""
     data = dataset(answer=f"It itches.\nSource: {PUBLISHER}", url="https://a.example/x")
 
-    def said(system: str, pair: Pair) -> str:
+    def said(system: str, pair: Record) -> str:
         if system == "base":
             return "It itches. See https://invented.example."
         number = int(pair.id.removeprefix("validation")) % 4
@@ -239,7 +241,7 @@ def test_a_reference_without_likelihood_is_not_left_out_of_the_mean(nll: float |
 def test_an_address_within_an_answer_of_the_data_is_not_invented() -> None:
     data = dataset(answer="See https://a.example/x.")
 
-    def said(system: str, pair: Pair) -> str:
+    def said(system: str, pair: Record) -> str:
         return "See https://a.example/x" + ("y." if system == "base" else ".")
 
     systems = scored(data, answers(data, said))["metrics"]["invented_urls"]["systems"]

@@ -196,6 +196,7 @@ def test_the_tree_of_signs_is_asked_for(sources: dict[str, str], kind: str) -> N
         ("tarot:cards", "expected KIND:PATH with KIND one of prepared, medquad"),
         ("hpo:", "expected KIND:PATH"),
         ("hpo", "expected KIND:PATH"),
+        ("hpo_fr:,terms=hp.obo", "expected KIND:PATH"),
         ("hpo:hp.obo,lang=fr", "no option lang; there is none"),
         ("casimedicos:x.jsonl,langue=fr", "no option langue; there is lang"),
     ],

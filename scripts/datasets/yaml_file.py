@@ -1,4 +1,4 @@
-"""Read a YAML file of this package once: phrases by kind and language, rules by terminology."""
+"""Read a YAML file of rules or phrases once."""
 
 from functools import cache
 from pathlib import Path
