@@ -1,4 +1,4 @@
-"""The import rule, free imports, and names: DESIGN.md section 2."""
+"""The import rules, free imports, and names of files."""
 
 import ast
 import subprocess
