@@ -23,8 +23,8 @@ specialists:
 	@python=$(call install,train) && "$$python" -m scripts.make_specialists --data "$(DATA)" $(ARGS)
 
 test:
-	@python=$(call install,test) && "$$python" -m pytest -n logical --dist loadfile -m "not e2e and not long" \
-	  && "$$python" -m pytest -m "e2e and not long"
+	@python=$(call install,test) && "$$python" -m pytest -n logical --dist loadfile -m "not e2e and not alone and not long" \
+	  && "$$python" -m pytest -m "(e2e or alone) and not long"
 
 test-long:
 	@python=$(call install,test) && "$$python" -m pytest

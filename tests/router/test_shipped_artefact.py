@@ -202,6 +202,7 @@ def fastest_ms(classifier: Classifier, text: str, repeats: int) -> float:
     return min(times)
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_latency(classifier: Classifier) -> None:
     words = [f"{SKIN['en']} {number}" for number in range(1000)]

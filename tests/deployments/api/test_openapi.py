@@ -242,6 +242,7 @@ def readable(case: Any) -> Any:
 STATUSES = {200, 400, 404, 405, 408, 409, 413, 415, 422, 503}
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_made_up_requests(admin: AdapterAdmin) -> None:
     statuses = statuses_of_made_up_requests(10, admin, derandomize=True)

@@ -116,6 +116,7 @@ def test_ready_then_stopped_leaves_nothing(tmp_path: Path, number: signal.Signal
     assert others_alive(launched) == []
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_a_child_that_ignores_ctrl_c_is_ended_with_its_daemons(tmp_path: Path) -> None:
     port = free_port()
