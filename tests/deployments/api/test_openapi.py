@@ -225,6 +225,11 @@ def readable(case: Any) -> Any:
     body = case.body if isinstance(case.body, dict) else {}
     if "source" in body:
         body["source"] = "/no/such/folder"  # others would be looked for on the network
+        # Hypothesis draws from the constants of every module that is loaded, so what is made up
+        # depends on the tests before. In any order, some are new versions of an adapter.
+        if len(str(body.get("name"))) % 2:
+            body.pop("specialty", None)
+            body["name"] = "derm"
     for field in ("question", "prompt"):
         if isinstance(body.get(field), str):
             body[field] = f"{'a' * (len(body[field]) % 7)} red rash"
@@ -247,7 +252,7 @@ STATUSES = {200, 400, 404, 405, 408, 409, 413, 415, 422, 503}
 def test_made_up_requests(admin: AdapterAdmin) -> None:
     statuses = statuses_of_made_up_requests(10, admin, derandomize=True)
     assert statuses.total() >= 180
-    assert {200, 400, 404, 422} <= set(statuses) <= STATUSES
+    assert {200, 400, 404, 422} <= set(statuses) <= STATUSES, statuses
 
 
 @pytest.mark.long
