@@ -230,6 +230,7 @@ def test_readers_never_see_a_half_state(three: list[Path], folder: Path) -> None
     assert {"v1", "v2"} <= seen
 
 
+@pytest.mark.slow
 def test_two_processes_that_publish_lose_no_version(three: list[Path], folder: Path) -> None:
     """Without a lock, both would read the same current.json and one version would be lost."""
     publish(three[0], folder)

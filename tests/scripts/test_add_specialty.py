@@ -57,6 +57,7 @@ def last_line(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     return report
 
 
+@pytest.mark.slow
 def test_one_command_adds_and_one_takes_back(
     clinic: Clinic, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -97,6 +98,7 @@ def test_two_specialties_one_after_the_other(
     assert clinic.contents() == after_first
 
 
+@pytest.mark.slow
 def test_a_single_file_will_do(clinic: Clinic) -> None:
     clinic.questions = clinic.questions / "a.txt"
     assert clinic.add() == 0
@@ -251,6 +253,7 @@ def test_label_and_adapter_come_and_go_with_one_command(
     assert "dentistry" not in load_artefact(resolve(clinic.out)).specialties
 
 
+@pytest.mark.slow
 def test_the_label_goes_back_when_the_adapter_is_refused(
     clinic: Clinic,
     operator: type[Operator],

@@ -246,6 +246,7 @@ def test_best_epoch_is_kept_and_training_stops_early(
 
 
 @pytest.mark.parametrize("more", [[], ["--eval_steps", "3"]], ids=["by epoch", "mid-epoch"])
+@pytest.mark.slow
 def test_interrupted_run_goes_on_to_the_same_weights(
     more: list[str],
     tiny_llama_dir: Path,

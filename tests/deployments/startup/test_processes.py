@@ -21,6 +21,7 @@ def started(code: str, *, session: bool = False) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.slow
 def test_it_remembers_orphans() -> None:
     parent = started("subprocess.Popen(sleep, start_new_session=True); time.sleep(60)")
     tree = ProcessTree(parent.pid)
@@ -35,6 +36,7 @@ def test_it_remembers_orphans() -> None:
     assert tree.alive() == []
 
 
+@pytest.mark.slow
 def test_an_orphan_that_was_never_seen_is_found_by_its_session() -> None:
     parent = started("print(subprocess.Popen(sleep).pid, flush=True)", session=True)
     tree = ProcessTree(parent.pid)

@@ -159,6 +159,7 @@ def test_a_child_that_dies_is_told(tmp_path: Path) -> None:
     assert "serve ended with exit code 7" in output
 
 
+@pytest.mark.slow
 def test_the_time_limit_is_told_with_what_ray_waits_for(tmp_path: Path) -> None:
     port = free_port()
     slow = child(port, status="DEPLOYING", message="no GPU yet")

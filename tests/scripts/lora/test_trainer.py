@@ -39,6 +39,7 @@ def data(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
     ],
     ids=["python", "torch", "safetensors"],
 )
+@pytest.mark.slow
 def test_full_disk_at_a_checkpoint(
     error: Exception,
     data: Path,
@@ -68,6 +69,7 @@ def test_full_disk_at_a_checkpoint(
     assert sha256_of(out / WEIGHTS) == sha256_of(whole / WEIGHTS)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_a_kill_left_half_is_passed_over(
     data: Path, tiny_llama_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -110,6 +112,7 @@ def test_interrupt_before_the_first_checkpoint(
     assert "no unfinished run with a whole checkpoint" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_full_disk_at_the_end_keeps_an_earlier_adapter(
     data: Path,
     tiny_llama_dir: Path,
