@@ -55,6 +55,8 @@ class ReceivedStream:
         if not self.has_ended:
             self.has_ended = event.finish_reason is not None
             self._events.put(event)
+            if self.has_ended:
+                self.close()
 
     def lose(self) -> None:
         """End the answer with `replica_lost`, unless its last event has arrived."""

@@ -65,10 +65,7 @@ class ChannelResponse:
             self._response = self._send(self._stream.stream_id, address)
             # Not cancelled when the answer has ended: the Serve call ends by itself then.
             self._watching = asyncio.create_task(self._watch(self._response))
-        event = await self._stream.get()
-        if event.finish_reason is not None:
-            self._stream.close()
-        return event
+        return await self._stream.get()
 
     def cancel(self) -> None:
         self._stream.close()

@@ -65,10 +65,8 @@ async def test_what_serve_raises_reaches_the_reader(receiver: EventReceiver) -> 
     async def work(stream_id: int, address: ChannelAddress) -> bool:
         raise ActorDiedError
 
-    response = response_of(receiver, ServeCall(work))
     with pytest.raises(ActorDiedError):
-        await response.get()
-    response.cancel()
+        await response_of(receiver, ServeCall(work)).get()
 
 
 @pytest.mark.parametrize("are_sent", [True, False])
