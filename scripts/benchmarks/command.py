@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import shlex
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.arguments import BASE_MODEL, positive
-from scripts.environment import environment
+from scripts.environment import device_name, environment
 
 
 def add_out(parser: argparse.ArgumentParser) -> None:
@@ -59,6 +60,15 @@ def publish(
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     """Return the arguments that the report records."""
     return {name: value for name, value in vars(args).items() if name not in ("out", "what", "run")}
+
+
+def conditions(args: argparse.Namespace, load_before: Sequence[float]) -> dict[str, Any]:
+    """Return the arguments, the device, and the load average before the run and now."""
+    return {
+        "settings": settings_of(args),
+        "device": device_name(args.device),
+        "load_average": {"before": load_before, "after": os.getloadavg()},
+    }
 
 
 def quantile(values: Iterable[float], share: float) -> float:

@@ -25,11 +25,10 @@ from typing import Any
 import aiohttp
 
 from scripts.arguments import above_zero, at_least, positive
-from scripts.benchmarks.command import add_model_arguments, publish, settings_of, spread
+from scripts.benchmarks.command import add_model_arguments, conditions, publish, spread
 from scripts.benchmarks.hot_add_operator import Operator
 from scripts.benchmarks.serve_process import serving
 from scripts.benchmarks.streams import Streamed, Window, longest_gap_s, per_token_ms, streaming
-from scripts.environment import device_name
 
 MAX_ADD_S = 3.0
 MAX_RISE = 0.1
@@ -60,11 +59,7 @@ def run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
     before = os.getloadavg()
     with tempfile.TemporaryDirectory() as scratch:
         measured = asyncio.run(_measure(args, Path(scratch)))
-    about = {
-        "settings": settings_of(args),
-        "device": device_name(args.device),
-        "load_average": {"before": before, "after": os.getloadavg()},
-    }
+    about = conditions(args, before)
     parts = ("add_s", "patch_s", "delete_s", "others", "targets")
     shown = [(part, measured[part]) for part in parts]
     publish("hot_add", arguments, about | measured, out=args.out, lines=shown)

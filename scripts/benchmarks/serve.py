@@ -23,7 +23,7 @@ from typing import Any
 import aiohttp
 
 from scripts.arguments import above_zero, positive
-from scripts.benchmarks.command import add_model_arguments, publish, settings_of, spread
+from scripts.benchmarks.command import add_model_arguments, conditions, publish, spread
 from scripts.benchmarks.hot_add_operator import Operator
 from scripts.benchmarks.http_client import (
     PreparedRequest,
@@ -34,7 +34,6 @@ from scripts.benchmarks.http_client import (
 )
 from scripts.benchmarks.serve_process import in_private_network, serving
 from scripts.benchmarks.streams import longest_gap_s, token_times
-from scripts.environment import device_name
 
 QUESTION = (
     "My heart sometimes races for a minute when I climb the stairs, and afterwards I feel dizzy "
@@ -64,11 +63,7 @@ def run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
     before = os.getloadavg()
     with tempfile.TemporaryDirectory() as scratch:
         runs = asyncio.run(_measure(args, Path(scratch)))
-    about = {
-        "settings": settings_of(args),
-        "device": device_name(args.device),
-        "load_average": {"before": before, "after": os.getloadavg()},
-    }
+    about = conditions(args, before)
     shown = [(f"{found['streams']} streams", found) for found in runs]
     publish("serve", arguments, about | {"runs": runs}, out=args.out, lines=shown)
     return 0
