@@ -54,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--rows", type=positive, default=16, help="answers of a replica together")
     add("--routers", type=positive, default=1, help="replicas of the router")
     add("--replicas", type=positive, default=1, help="of the model")
+    add("--classified", action="store_true", help="the router chooses who answers")
     add("--clients", type=positive, default=1, help="processes that ask, on the same cores")
     add("--seconds", type=above_zero, default=20.0, help="of each run")
     add("--mode", choices=["default", "fast"], default="default", help="Ray Serve's ingress")
@@ -79,9 +80,10 @@ async def _measure(args: argparse.Namespace, folder: Path) -> list[dict[str, Any
     service = prepare(argparse.Namespace(**(vars(args) | unused)), folder)
     service.application["args"]["router"] = {"replicas": args.routers}
     names = [f"a{number}" for number in range(args.adapters)]
+    models = [None] if args.classified else names
     requests = [
-        chat_body(QUESTION, args.output_tokens, model=name) | {"min_tokens": args.output_tokens}
-        for name in names
+        chat_body(QUESTION, args.output_tokens, model=model) | {"min_tokens": args.output_tokens}
+        for model in models
     ]
 
     def is_ready(session: aiohttp.ClientSession, url: str) -> Any:
@@ -95,8 +97,8 @@ async def _measure(args: argparse.Namespace, folder: Path) -> list[dict[str, Any
         ready_timeout_s=args.ready_timeout_s,
     ) as (_, url, _):
         prepared = [
-            PreparedRequest.post(name, f"{url}/v1/chat/completions", body, service.user)
-            for name, body in zip(names, requests, strict=True)
+            PreparedRequest.post(name or "auto", f"{url}/v1/chat/completions", body, service.user)
+            for name, body in zip(models, requests, strict=True)
         ]
         with ProcessPoolExecutor(args.clients, get_context("spawn")) as clients:
             await _closed_loop(clients, args.clients, prepared, max(args.streams), _WARM_UP_S)
