@@ -112,7 +112,7 @@ class DecodeGraphs:
         self._model, self._cache, self._lora_pool, self._tokens = model, cache, lora_pool, tokens
         self._scratch = len(cache.capacities) - 1
         self._buckets = _buckets(self._scratch)
-        self._eos_ids = torch.tensor(eos_ids, device=model.device)
+        self._eos_ids = torch.tensor(eos_ids, dtype=torch.long, device=model.device)
         shape = (7, self._buckets[-1])
         self._inputs = torch.zeros(shape, dtype=torch.long, device=model.device)
         self._captures = _Captures(lora_pool, self._step, model.device)
