@@ -7,6 +7,7 @@ nothing, so it is refused; emoji inside a sentence are fine.
 import json
 import re
 import unicodedata
+import zlib
 from collections.abc import Collection
 from typing import Any, TypeVar
 
@@ -21,6 +22,7 @@ from deployments.strict_model import nearest
 
 RequestT = TypeVar("RequestT", bound=RequestModel)
 
+_GZIP = ("gzip", "x-gzip")
 # Control characters (Cc) but tab and line breaks, and halves of surrogate pairs (Cs).
 _NOT_ALLOWED = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 
@@ -47,15 +49,45 @@ async def read_request(
             f"Content-Type is {ascii(content_type[:60])}: send application/json",
             param="content-type",
         )
-    encoding = request.headers.get("content-encoding", "identity")
-    if encoding.strip().lower() != "identity":
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("", "identity", *_GZIP):
         raise ApiError(
             415,
             "unsupported_encoding",
-            f"Content-Encoding is {ascii(encoding[:60])}: send the JSON uncompressed",
+            f"Content-Encoding is {ascii(encoding[:60])}: send the JSON uncompressed, or with gzip",
             param="content-encoding",
+            headers={"accept-encoding": "gzip"},
         )
-    return parse_request(model, parse_json(await _read(request, max_bytes)))
+    body = await _read(request, max_bytes)
+    if encoding in _GZIP:
+        body = _decompressed(body, max_bytes)
+    return parse_request(model, parse_json(body))
+
+
+def _decompressed(body: bytes, max_bytes: int) -> bytes:
+    """Return the content of a gzip body; no more of it is unpacked than `max_bytes`.
+
+    Raises:
+        ApiError: 413, it holds more; 400, it is not gzip, or is cut off.
+    """
+    content = bytearray()
+    while body:  # of one member after the other
+        member = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
+        try:
+            content += member.decompress(body, max_bytes + 1 - len(content))
+        except zlib.error:
+            raise _not_gzip("is not gzip") from None
+        if len(content) > max_bytes:
+            raise _too_large(len(content), max_bytes)
+        if not member.eof:
+            raise _not_gzip("is cut off")
+        body = member.unused_data
+    return bytes(content)
+
+
+def _not_gzip(why: str) -> ApiError:
+    message = f"Content-Encoding is gzip, and the body {why}: send the JSON uncompressed"
+    return ApiError(400, "invalid_body", message, param="content-encoding")
 
 
 async def _read(request: Request, max_bytes: int) -> bytes:
@@ -155,10 +187,10 @@ def check_text(param: str, text: str, *, max_chars: int) -> None:
     )
 
 
-def check_length(param: str, num_chars: int, *, max_chars: int) -> None:
+def check_length(param: str, num_chars: int, *, max_chars: int, what: str = "characters") -> None:
     """Raise ApiError (400) with both numbers when a text is too long."""
     if num_chars > max_chars:
-        message = f"{num_chars} characters; at most {max_chars} are accepted: shorten it"
+        message = f"{num_chars} {what}; at most {max_chars} are accepted: shorten it"
         raise invalid(param, message, code="text_too_long", limit=max_chars)
 
 
@@ -174,11 +206,11 @@ def check_characters(param: str, text: str) -> None:
         )
 
 
-def check_count(param: str, count: int, limit: int) -> None:
+def check_count(param: str, count: int, limit: int, *, code: str = "too_many") -> None:
     """Raise ApiError (400) with both numbers when there are too many."""
     if count > limit:
         message = f"{count} given; at most {limit} in one request"
-        raise invalid(param, message, code="too_many", limit=limit)
+        raise invalid(param, message, code=code, limit=limit)
 
 
 def check_known(param: str, value: str, choices: Collection[str]) -> None:
