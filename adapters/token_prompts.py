@@ -46,7 +46,8 @@ def decode_prompt(token_ids: Sequence[int], *, tokenizer: Any) -> str:
                 "send the question's text alone"
             )
             raise TokenIdRefused(position, message)
-    text: str = tokenizer.decode(list(token_ids[start:stop]))
+    ids = list(token_ids[start:stop])
+    text: str = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
     if _REPLACEMENT in text:
         message = "the token ids do not make up whole characters: send a text's ids uncut"
         raise TokenIdRefused(start, message)

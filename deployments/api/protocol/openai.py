@@ -171,7 +171,6 @@ class CompletionRequest(OpenAIRequest):
     @property
     def prompts(self) -> dict[str, str | list[int]]:
         """The prompts by their path in the body."""
-        prompt = self.prompt
-        if isinstance(prompt, str) or isinstance(prompt[0], int):
-            return {"prompt": prompt}  # type: ignore[dict-item]
-        return {f"prompt.{i}": item for i, item in enumerate(prompt)}
+        prompt: Any = self.prompt
+        is_one = isinstance(prompt, str) or isinstance(prompt[0], int)
+        return {"prompt": prompt} if is_one else {f"prompt.{i}": p for i, p in enumerate(prompt)}
