@@ -1,33 +1,48 @@
-"""Token ids that a client sends as a prompt, as the text that they stand for."""
+"""Token ids that a client sends as prompts, as the texts that they stand for."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
-class TokenIdRefused(ValueError):
-    """A token id that stands for no text. `position` is its place in the prompt."""
+@dataclass(frozen=True, slots=True)
+class BadTokenId:
+    """Why prompt number `prompt` is not a text: the id at `position`."""
 
-    def __init__(self, position: int, message: str) -> None:
-        super().__init__(message)
+    prompt: int
+    position: int
+    reason: str
+
+
+class _Refused(ValueError):
+    def __init__(self, position: int, reason: str) -> None:
+        super().__init__(reason)
         self.position = position
 
 
-def decode_prompt(token_ids: Sequence[int], *, tokenizer: Any) -> str:
-    """Return the text of token ids of the base model's tokenizer.
+def decode_prompts(prompts: Sequence[Sequence[int]], *, tokenizer: Any) -> list[str] | BadTokenId:
+    """Return the texts of token ids, or the first id that stands for no text.
 
-    The tokens that mark a beginning and an end (`<s>`, `</s>`, padding) are left out at both ends,
-    where tokenizers put them by themselves.
+    An id is refused that is not in the vocabulary, or is a control token inside the text; so are
+    ids that begin or end within a character. The tokens that mark a beginning and an end (`<s>`,
+    `</s>`, padding) are left out at both ends, where tokenizers put them by themselves.
 
     Args:
-        token_ids: from 0 up.
+        prompts: ids of the base model's tokenizer, from 0 up.
         tokenizer: a transformers fast tokenizer.
-
-    Raises:
-        TokenIdRefused: an id is not in the vocabulary, is a control token inside the text, or the
-            ids begin or end within a character.
     """
+    texts = []
+    for number, token_ids in enumerate(prompts):
+        try:
+            texts.append(_decoded(token_ids, tokenizer))
+        except _Refused as error:
+            return BadTokenId(number, error.position, str(error))
+    return texts
+
+
+def _decoded(token_ids: Sequence[int], tokenizer: Any) -> str:
     num_ids = len(tokenizer)
     for position, token_id in enumerate(token_ids):
         if token_id >= num_ids:
@@ -35,7 +50,7 @@ def decode_prompt(token_ids: Sequence[int], *, tokenizer: Any) -> str:
                 f"token id {token_id} is out of range: the base model's tokenizer has the ids 0 to "
                 f"{num_ids - 1}; encode with that tokenizer, or send text"
             )
-            raise TokenIdRefused(position, message)
+            raise _Refused(position, message)
     start, stop = _without_frame(token_ids, tokenizer)
     special = {id_: t.content for id_, t in tokenizer.added_tokens_decoder.items() if t.special}
     for position in range(start, stop):
@@ -45,12 +60,12 @@ def decode_prompt(token_ids: Sequence[int], *, tokenizer: Any) -> str:
                 f"{special[token_ids[position]]!r}: the server writes the prompt's format itself; "
                 "send the question's text alone"
             )
-            raise TokenIdRefused(position, message)
+            raise _Refused(position, message)
     ids = list(token_ids[start:stop])
     text: str = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
     if _REPLACEMENT in text:
         message = "the token ids do not make up whole characters: send a text's ids uncut"
-        raise TokenIdRefused(start, message)
+        raise _Refused(start, message)
     return text
 
 

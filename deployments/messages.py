@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Any, Protocol
 
 from adapters.prompting import Message
+from adapters.token_prompts import BadTokenId
 from deployments.engine.request import SamplingParams, TokenEvent
 from deployments.settings import RouterLiveSettings
 from router.policy import Route
@@ -44,15 +45,6 @@ class GenerateRequest:
     session_id: str | None = None
     adapter_version: str | None = None
     may_shorten: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class BadTokenId:
-    """Why prompt number `prompt` is not a text: the id at `position`."""
-
-    prompt: int
-    position: int
-    reason: str
 
 
 @dataclass(frozen=True, slots=True)

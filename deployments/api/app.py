@@ -22,11 +22,11 @@ from deployments.api.admin import admin_endpoints
 from deployments.api.ask import AskEndpoint
 from deployments.api.auth import AuthMiddleware, KeySource
 from deployments.api.errors import ApiError, Endpoint, error_response, on_http_error
+from deployments.api.http_1_0 import WholeForHttp10
 from deployments.api.middleware import (
     RequestIds,
     RequestLimits,
     ResponseHeaders,
-    WholeForHttp10,
     catch_unexpected,
 )
 from deployments.api.openai import OpenAIEndpoints

@@ -1,6 +1,7 @@
 """What OpenAI's requests ask for: turns, prompts, sampling; and its code for what is too long."""
 
 from adapters.prompting import Message, Role
+from adapters.token_prompts import BadTokenId
 from deployments.api.errors import ApiError, engine_error, invalid
 from deployments.api.protocol.openai import ChatRequest, CompletionRequest, OpenAIRequest
 from deployments.api.request_body import (
@@ -11,7 +12,7 @@ from deployments.api.request_body import (
     has_latin_letter,
 )
 from deployments.engine.request import ErrorInfo, SamplingParams
-from deployments.messages import Backend, BadTokenId, ServedModels
+from deployments.messages import Backend, ServedModels
 
 MAX_MESSAGES = 256
 # What is too long, in our words. OpenAI has one code for it, and clients drop old turns on it.

@@ -7,13 +7,13 @@ nothing, so it is refused; emoji inside a sentence are fine.
 import json
 import re
 import unicodedata
-import zlib
 from collections.abc import Collection
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 from starlette.requests import Request
 
+from deployments.api.compressed_body import is_compressed, too_large, unpacked
 from deployments.api.errors import ApiError, invalid
 from deployments.api.protocol.base import RequestModel
 from deployments.api.request_errors import as_api_error, json_type, shown
@@ -22,7 +22,6 @@ from deployments.strict_model import nearest
 
 RequestT = TypeVar("RequestT", bound=RequestModel)
 
-_GZIP = ("gzip", "x-gzip")
 # Control characters (Cc) but tab and line breaks, and halves of surrogate pairs (Cs).
 _NOT_ALLOWED = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 
@@ -49,67 +48,24 @@ async def read_request(
             f"Content-Type is {ascii(content_type[:60])}: send application/json",
             param="content-type",
         )
-    encoding = request.headers.get("content-encoding", "identity").strip().lower()
-    if encoding not in ("", "identity", *_GZIP):
-        raise ApiError(
-            415,
-            "unsupported_encoding",
-            f"Content-Encoding is {ascii(encoding[:60])}: send the JSON uncompressed, or with gzip",
-            param="content-encoding",
-            headers={"accept-encoding": "gzip"},
-        )
+    is_gzip = is_compressed(request.headers)
     body = await _read(request, max_bytes)
-    if encoding in _GZIP:
-        body = _decompressed(body, max_bytes)
+    if is_gzip:
+        body = unpacked(body, max_bytes)
     return parse_request(model, parse_json(body))
-
-
-def _decompressed(body: bytes, max_bytes: int) -> bytes:
-    """Return the content of a gzip body; no more of it is unpacked than `max_bytes`.
-
-    Raises:
-        ApiError: 413, it holds more; 400, it is not gzip, or is cut off.
-    """
-    content = bytearray()
-    while body:  # of one member after the other
-        member = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
-        try:
-            content += member.decompress(body, max_bytes + 1 - len(content))
-        except zlib.error:
-            raise _not_gzip("is not gzip") from None
-        if len(content) > max_bytes:
-            raise _too_large(len(content), max_bytes)
-        if not member.eof:
-            raise _not_gzip("is cut off")
-        body = member.unused_data
-    return bytes(content)
-
-
-def _not_gzip(why: str) -> ApiError:
-    message = f"Content-Encoding is gzip, and the body {why}: send the JSON uncompressed"
-    return ApiError(400, "invalid_body", message, param="content-encoding")
 
 
 async def _read(request: Request, max_bytes: int) -> bytes:
     """Return the body; raise a 413 as soon as it is known to be too large."""
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > max_bytes:
-        raise _too_large(int(declared), max_bytes)
+        raise too_large(int(declared), max_bytes)
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
         if len(body) > max_bytes:
-            raise _too_large(len(body), max_bytes)
+            raise too_large(len(body), max_bytes)
     return bytes(body)
-
-
-def _too_large(num_bytes: int, limit: int) -> ApiError:
-    return ApiError(
-        413,
-        "body_too_large",
-        f"the body is {num_bytes} bytes or more; at most {limit} are accepted",
-        detail={"limit": limit},
-    )
 
 
 def parse_json(body: bytes) -> Any:

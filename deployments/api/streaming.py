@@ -1,24 +1,22 @@
 """Answers that are generated at the same time, as one stream of server-sent events.
 
 A refusal gets its own HTTP status as long as no answer has begun, for HEADERS_AFTER_S at most;
-after that, a failure is an event. When nothing was sent for COMMENT_EVERY_S, a comment line goes
-out, which clients skip: a proxy that ends silent connections does not end a long wait. From the
-backend's generator to the text of an event there is no other generator: items are asked for one by
-one, and an endpoint's generator turns them into events.
+after that, a failure is an event. From the backend's generator to the text of an event there is no
+other generator: items are asked for one by one, and an endpoint's generator turns them into events.
 """
 
 import asyncio
 import json
 import logging
-import math
 from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
+from deployments.api.comments import commented
 from deployments.api.errors import ApiError, internal_error, log_unexpected
 from deployments.api.generation import Generation
 from deployments.api.protocol.base import ReplyModel
@@ -29,8 +27,6 @@ logger = logging.getLogger(__name__)
 DONE = "data: [DONE]\n\n"  # how OpenAI ends a stream
 # Refusals that are known at once come much sooner, and proxies wait 15 s or longer.
 HEADERS_AFTER_S = 10.0
-COMMENT_EVERY_S = 15.0
-_COMMENT = b": waiting\n\n"
 
 
 def sse(reply: ReplyModel, event: str | None = None) -> str:
@@ -80,8 +76,7 @@ class AnswerStream:
         """Wait until an answer has begun, at most HEADERS_AFTER_S.
 
         Raises:
-            ApiError: all of them failed first, or one of them that is needed; the failure that came
-                first.
+            ApiError: all of them failed first, or one that is needed; what came first.
         """
         if len(self._answers) > 1:
             self._pumps = [asyncio.create_task(self._pump(i)) for i in range(len(self._answers))]
@@ -168,7 +163,6 @@ class EventStream(StreamingResponse):
         self._request = request
         self._events = events
         self._stream = stream
-        self._sent_at = math.inf  # of the last event; inf: none yet, or it is on its way
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -181,28 +175,10 @@ class EventStream(StreamingResponse):
     async def stream_response(self, send: Send) -> None:
         start = {"type": "http.response.start", "status": self.status_code}
         await send({**start, "headers": self.raw_headers})
-        clock = asyncio.get_running_loop().time
-        self._sent_at = clock()
-        comments = asyncio.create_task(self._comment(send))
-        try:
+        async with commented(send) as send_event:
             async for text in self._events:
-                self._sent_at = math.inf
-                await send(_body(text.encode()))
-                self._sent_at = clock()
-        finally:
-            comments.cancel()
-            await asyncio.gather(comments, return_exceptions=True)
+                await send_event(text)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-    async def _comment(self, send: Send) -> None:
-        """Send a comment line whenever nothing was sent for COMMENT_EVERY_S. Never ends."""
-        clock = asyncio.get_running_loop().time
-        while True:
-            silent_s = max(0.0, clock() - self._sent_at)  # -inf while an event is on its way
-            if silent_s >= COMMENT_EVERY_S:
-                await send(_body(_COMMENT))
-                self._sent_at, silent_s = clock(), 0.0
-            await asyncio.sleep(COMMENT_EVERY_S - silent_s)
 
     async def listen_for_disconnect(self, receive: Receive) -> None:
         """Return when the client has left. Ray's `receive` says so by raising that its task was
@@ -211,10 +187,6 @@ class EventStream(StreamingResponse):
             await super().listen_for_disconnect(receive)
         except Exception as error:
             logger.debug("a stream's client has left: %s", type(error).__name__)
-
-
-def _body(content: bytes) -> Message:
-    return {"type": "http.response.body", "body": content, "more_body": True}
 
 
 def charge(request: Request, num_tokens: int) -> None:

@@ -15,6 +15,7 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
+from adapters.token_prompts import BadTokenId
 from deployments.adapter_admin import AdapterAdmin
 from deployments.api.api_keys import KeyStore
 from deployments.api.app import behind_front_door, create_api
@@ -30,7 +31,7 @@ from deployments.ingress.followed import (
 from deployments.ingress.model_client import ModelClient, answer_events, info_of
 from deployments.ingress.operator import ClusterReport
 from deployments.ingress.traffic import TrafficLog
-from deployments.messages import BadTokenId, GenerateRequest, Outcome, ServedModels
+from deployments.messages import GenerateRequest, Outcome, ServedModels
 from deployments.replica import (
     live_settings,
     open_adapter_store,

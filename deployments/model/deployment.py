@@ -2,26 +2,25 @@
 
 import asyncio
 import contextlib
-import dataclasses
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 from ray.serve import metrics
 
-from adapters.token_prompts import TokenIdRefused
 from deployments.channel.frames import ChannelAddress
 from deployments.channel.sender import ChannelLost, EventSender
 from deployments.engine.engine import Engine, EngineLimits
 from deployments.engine.errors import EngineError
-from deployments.engine.request import Request, SamplingParams, TokenEvent, failed_event
+from deployments.engine.request import Request, TokenEvent, failed_event
 from deployments.engine.thread import TorchThread, use_cores_on
-from deployments.messages import BadTokenId, GenerateRequest
+from deployments.messages import GenerateRequest
 from deployments.model.adapter_follower import AdapterFollower
 from deployments.model.adapter_manager import AdapterManager
 from deployments.model.adapter_registry import AdapterGone
 from deployments.model.loading import LoadedModel, first_sync, load_model
+from deployments.model.openai_calls import OpenAICalls
 from deployments.model.operator_calls import OperatorCalls, operation_threads
 from deployments.replica import (
     live_settings,
@@ -87,7 +86,7 @@ class AnswerMetrics:
             self._tpot.observe(later_s / (event.num_tokens - 1), label)
 
 
-class ModelReplica(OperatorCalls):
+class ModelReplica(OperatorCalls, OpenAICalls):
     """One replica. It holds the catalogue's adapters, and each request names the one it is for."""
 
     def __init__(self, settings: Settings, device: str, load: LoadModel = load_model) -> None:
@@ -126,7 +125,7 @@ class ModelReplica(OperatorCalls):
             async with self._leased(call) as adapter:
                 prompt_ids = await self._encode(call)
                 deadline_s = None if call.deadline_at is None else call.deadline_at - time.time()
-                sampling = self._sampling(call, len(prompt_ids))
+                sampling = self.sampling_of(call, len(prompt_ids))
                 request = Request(call.request_id, tuple(prompt_ids), adapter, sampling, deadline_s)
                 generated = self._engine.generate(request, stream=call.stream)
                 async with contextlib.aclosing(generated) as events:
@@ -174,32 +173,6 @@ class ModelReplica(OperatorCalls):
         if sum(len(turn.content) for turn in call.turns) <= _SHORT_CHARS:
             return encode(call.turns, answer_language=call.answer_language)
         return await asyncio.to_thread(encode, call.turns, answer_language=call.answer_language)
-
-    async def decode_prompts(self, prompts: Sequence[Sequence[int]]) -> list[str] | BadTokenId:
-        """Return the texts of token ids, or which of the ids is none of this model's."""
-        return await asyncio.to_thread(self._decoded, prompts)
-
-    def _decoded(self, prompts: Sequence[Sequence[int]]) -> list[str] | BadTokenId:
-        decode = self._loaded.decode_prompt
-        if decode is None:
-            return BadTokenId(0, 0, "this model takes no token ids: send text")
-        texts = []
-        for number, token_ids in enumerate(prompts):
-            try:
-                texts.append(decode(token_ids))
-            except TokenIdRefused as error:
-                return BadTokenId(number, error.position, str(error))
-        return texts
-
-    def _sampling(self, call: GenerateRequest, num_prompt_tokens: int) -> SamplingParams:
-        """Return the call's sampling, shortened to what fits after the prompt if it may be."""
-        num_positions = self._engine.info.num_positions
-        if not call.may_shorten or num_positions is None:
-            return call.sampling
-        room = num_positions - num_prompt_tokens
-        if not max(1, call.sampling.min_tokens) <= room < call.sampling.max_tokens:
-            return call.sampling  # as it is, or refused by the engine
-        return dataclasses.replace(call.sampling, max_tokens=room)
 
     def check_health(self) -> None:
         self._engine.check()

@@ -16,7 +16,7 @@ from adapters.base_models import resolve_base_model
 from adapters.prompting import Message, encode_prompt
 from adapters.seed_check import AdapterError
 from adapters.store import AdapterStore
-from adapters.token_prompts import decode_prompt
+from adapters.token_prompts import BadTokenId, decode_prompts
 from deployments.engine.decoder import GroupDecoder, StepDecoder
 from deployments.model.adapter_manager import AdapterManager
 from deployments.model.decoder_tasks import RunBetweenSteps
@@ -50,7 +50,7 @@ class LoadedModel:
 
     make_manager: gives the model its adapters once the engine runs; None if it takes none.
     warm_up: what the decoder prepares between its first adapters and its first request.
-    decode_prompt: gives the text of token ids, or raises TokenIdRefused; None if it cannot.
+    decode: gives the texts of token ids; None if it cannot.
     """
 
     base_model: str
@@ -58,7 +58,7 @@ class LoadedModel:
     encode: EncodePrompt
     make_manager: MakeManager | None = None
     warm_up: Callable[[], None] | None = None
-    decode_prompt: Callable[[Sequence[int]], str] | None = None
+    decode: Callable[[Sequence[Sequence[int]]], list[str] | BadTokenId] | None = None
 
 
 def load_model(settings: Settings, device: str) -> LoadedModel:
@@ -91,7 +91,7 @@ def load_model(settings: Settings, device: str) -> LoadedModel:
         system_line=entry.system_line,
     )
     warm_up = getattr(decoder, "warm_up", None)
-    decode = functools.partial(decode_prompt, tokenizer=decoder.tokenizer)
+    decode = functools.partial(decode_prompts, tokenizer=decoder.tokenizer)
     return LoadedModel(settings.base_model, decoder, encode, make_manager, warm_up, decode)
 
 

@@ -7,9 +7,10 @@ from typing import Any
 import httpx
 import pytest
 
+from adapters.token_prompts import BadTokenId
 from deployments.api.app import create_api
 from deployments.engine.request import ErrorInfo, FinishReason, Timings, TokenEvent
-from deployments.messages import AdapterCard, BadTokenId, GenerateRequest, Outcome, ServedModels
+from deployments.messages import AdapterCard, GenerateRequest, Outcome, ServedModels
 from deployments.settings import RouterLiveSettings
 from router.policy import Alternative, Reason, Route
 

@@ -13,9 +13,9 @@ import openai
 import pytest
 from starlette.types import ASGIApp, Message
 
-from deployments.api import streaming
+from deployments.api import comments, streaming
 from deployments.api.app import create_api
-from deployments.api.middleware import WholeForHttp10
+from deployments.api.http_1_0 import WholeForHttp10
 from deployments.engine.request import ErrorInfo, FinishReason, TokenEvent
 from deployments.messages import GenerateRequest
 from tests.deployments.api.access.malformed import RawRequest, send
@@ -55,7 +55,7 @@ class Waiting(SmallBackend):
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streaming, "HEADERS_AFTER_S", WAIT_S)
-    monkeypatch.setattr(streaming, "COMMENT_EVERY_S", WAIT_S)
+    monkeypatch.setattr(comments, "COMMENT_EVERY_S", WAIT_S)
 
 
 async def messages_of(

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from adapters.prompting import Message
+from adapters.token_prompts import BadTokenId
 from deployments.engine.request import FinishReason, SamplingParams, TokenEvent
-from deployments.messages import BadTokenId, GenerateRequest
+from deployments.messages import GenerateRequest
 from deployments.model.deployment import ModelReplica
 from deployments.settings import Settings
 
