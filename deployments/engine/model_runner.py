@@ -23,6 +23,7 @@ from deployments.engine.lora.peft_reader import PeftReader
 from deployments.engine.lora.pool import BASE_SLOT, LoraPool
 from deployments.engine.model_loader import Pretrained
 from deployments.engine.models.base import Model
+from deployments.engine.output import decode_text
 from deployments.engine.request import PrefillChunk, SchedulerOutput
 from deployments.engine.sampling import DeviceTokens, Sampler
 
@@ -123,11 +124,7 @@ class ModelRunner(AdapterLoader):
             self.free(row)
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        return str(
-            self.tokenizer.decode(
-                list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
-            )
-        )
+        return decode_text(self.tokenizer, token_ids)
 
     @torch.inference_mode()
     def step(self, scheduled: SchedulerOutput) -> DeviceTokens:

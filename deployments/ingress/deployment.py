@@ -31,12 +31,12 @@ from deployments.ingress.followed import (
 from deployments.ingress.model_client import ModelClient, answer_events, info_of
 from deployments.ingress.operator import ClusterReport
 from deployments.ingress.traffic import TrafficLog
+from deployments.interpreter import tune_interpreter
 from deployments.messages import GenerateRequest, Outcome, ServedModels
 from deployments.replica import (
     live_settings,
     open_adapter_store,
     replica_id,
-    tune_interpreter,
     use_serve_handlers,
 )
 from deployments.settings import RouterLiveSettings, Settings

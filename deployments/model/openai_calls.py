@@ -8,20 +8,20 @@ from adapters.token_prompts import BadTokenId
 from deployments.engine.engine import Engine
 from deployments.engine.request import SamplingParams
 from deployments.messages import GenerateRequest
-from deployments.model.loading import LoadedModel
+from deployments.model.loading import RunningModel
 
 
 class OpenAICalls:
     """Part of ModelReplica, which sets these."""
 
-    _loaded: LoadedModel
+    _model: RunningModel
     _engine: Engine
 
     async def decode_prompts(self, prompts: Sequence[Sequence[int]]) -> list[str] | BadTokenId:
         """Return the texts of token ids, or which of the ids is none of this model's."""
-        if self._loaded.decode is None:
+        if self._model.decode is None:
             return BadTokenId(0, 0, "this model takes no token ids: send text")
-        return await asyncio.to_thread(self._loaded.decode, prompts)
+        return await asyncio.to_thread(self._model.decode, prompts)
 
     def sampling_of(self, call: GenerateRequest, num_prompt_tokens: int) -> SamplingParams:
         """Return the call's sampling, shortened to what fits after the prompt if it may be."""

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -32,8 +31,13 @@ def replica(
     replica.close()
 
 
-async def test_token_ids_are_those_of_the_base_model(replica: ModelReplica) -> None:
-    tokenizer: Any = replica._loaded.decoder.tokenizer  # type: ignore[union-attr]
+async def test_token_ids_are_those_of_the_base_model(
+    replica: ModelReplica, tiny_catalogs: dict[str, tuple[Path, Path]]
+) -> None:
+    from transformers import AutoTokenizer
+
+    base, _ = tiny_catalogs["llama"]
+    tokenizer = AutoTokenizer.from_pretrained(base)
     ids = [tokenizer(text).input_ids for text in ("What is eczema?", "What causes migraine?")]
     assert await replica.decode_prompts(ids) == ["What is eczema?", "What causes migraine?"]
     bad = await replica.decode_prompts([ids[0], [5, len(tokenizer)]])
