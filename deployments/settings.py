@@ -301,6 +301,9 @@ class RouterLiveSettings(AccessLimits):
     max_questions: int = Field(
         default=256, ge=1, le=256, description="most questions in one POST /route"
     )
+    max_prompts: int = Field(
+        default=32, ge=1, le=256, description="most prompts in one POST /v1/completions"
+    )
     max_timeout_s: float = Field(
         default=280.0,
         gt=0,

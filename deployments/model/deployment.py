@@ -20,6 +20,7 @@ from deployments.model.adapter_follower import AdapterFollower
 from deployments.model.adapter_manager import AdapterManager
 from deployments.model.adapter_registry import AdapterGone
 from deployments.model.loading import LoadModel, first_sync, start_on_thread, start_process
+from deployments.model.openai_calls import OpenAICalls
 from deployments.model.operator_calls import OperatorCalls, operation_threads
 from deployments.replica import live_settings, use_serve_handlers
 from deployments.settings import ModelLiveSettings, Settings
@@ -77,7 +78,7 @@ class AnswerMetrics:
             self._tpot.observe(later_s / (event.num_tokens - 1), label)
 
 
-class ModelReplica(OperatorCalls):
+class ModelReplica(OperatorCalls, OpenAICalls):
     """One replica. It holds the catalogue's adapters, and each request names the one it is for.
 
     Args:
@@ -116,9 +117,8 @@ class ModelReplica(OperatorCalls):
             async with self._leased(call) as adapter:
                 prompt_ids = await self._encode(call)
                 deadline_s = None if call.deadline_at is None else call.deadline_at - time.time()
-                request = Request(
-                    call.request_id, tuple(prompt_ids), adapter, call.sampling, deadline_s
-                )
+                sampling = self.sampling_of(call, len(prompt_ids))
+                request = Request(call.request_id, tuple(prompt_ids), adapter, sampling, deadline_s)
                 generated = self._engine.generate(request, stream=call.stream)
                 async with contextlib.aclosing(generated) as events:
                     async for event in events:

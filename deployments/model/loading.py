@@ -15,6 +15,7 @@ from adapters.base_models import resolve_base_model
 from adapters.prompting import Message, encode_prompt
 from adapters.seed_check import AdapterError
 from adapters.store import AdapterStore
+from adapters.token_prompts import BadTokenId, decode_prompts
 from deployments.engine.core import EngineLimits
 from deployments.engine.decoder import GroupDecoder, StepDecoder
 from deployments.engine.engine import Engine
@@ -38,6 +39,7 @@ _PREFILL_TOKENS = {"cpu": 256, "cuda": 4096}
 _STEP_TIMEOUT_S = {"cpu": 300.0, "cuda": 30.0}
 
 LoadModel = Callable[[Settings, str], "LoadedModel"]
+DecodePrompts = Callable[[Sequence[Sequence[int]]], list[str] | BadTokenId]
 
 
 class MakeManager(Protocol):
@@ -58,6 +60,7 @@ class LoadedModel:
 
     make_manager: gives the model its adapters once the engine runs; None if it takes none.
     warm_up: what the decoder prepares between its first adapters and its first request.
+    decode: gives the texts of token ids; None if it cannot.
     """
 
     base_model: str
@@ -65,6 +68,7 @@ class LoadedModel:
     encode: EncodePrompt
     make_manager: MakeManager | None = None
     warm_up: Callable[[], None] | None = None
+    decode: DecodePrompts | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +80,7 @@ class RunningModel:
     encode: EncodePrompt
     make_manager: MakeManager | None = None
     warm_up: Callable[[], None] | None = None
+    decode: DecodePrompts | None = None
 
 
 def load_model(settings: Settings, device: str) -> LoadedModel:
@@ -93,6 +98,7 @@ def load_model(settings: Settings, device: str) -> LoadedModel:
         parts.encode_with(decoder.tokenizer),
         parts.make_manager_of(decoder),
         getattr(decoder, "warm_up", None),
+        functools.partial(decode_prompts, tokenizer=decoder.tokenizer),
     )
 
 
@@ -107,7 +113,14 @@ def start_on_thread(
     engine = Engine.on_thread(
         model.decoder, engine_limits(settings.engine, device), on_batch=on_batch, thread=thread
     )
-    return RunningModel(model.base_model, engine, model.encode, model.make_manager, model.warm_up)
+    return RunningModel(
+        model.base_model,
+        engine,
+        model.encode,
+        model.make_manager,
+        model.warm_up,
+        model.decode,
+    )
 
 
 def start_process(
@@ -139,6 +152,7 @@ def start_process(
         parts.encode_with(tokenizer.result()),
         parts.make_manager_of(decoder),
         warm_up,
+        functools.partial(decode_prompts, tokenizer=tokenizer.result()),
     )
 
 
