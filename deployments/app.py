@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 NODE_TIMEOUT_S = 30.0
 LOOK_BACK_S = 30.0  # Serve's own default for averaging the load
 METRICS_INTERVAL_S = 10.0  # likewise
+HEALTH_CHECK_S = 2.0
+HEALTH_CHECK_TIMEOUT_S = 15.0  # on busy cores a healthy replica may take seconds
 
 
 def build(args: dict[str, Any]) -> Application:
@@ -61,6 +63,9 @@ def build_application(settings: Settings, *, load: LoadModel | None = None) -> A
         max_ongoing_requests=2 * settings.engine.max_rows,
         max_queued_requests=settings.engine.max_waiting,
         graceful_shutdown_timeout_s=120,
+        # A replica whose engine is gone ends itself, which this notices.
+        health_check_period_s=HEALTH_CHECK_S,
+        health_check_timeout_s=HEALTH_CHECK_TIMEOUT_S,
         autoscaling_config={
             "min_replicas": replicas.min,
             "initial_replicas": replicas.min,

@@ -177,7 +177,9 @@ def main(control_fd: int, steps_fd: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the replica says when to end
     control, steps = socket.socket(fileno=control_fd), socket.socket(fileno=steps_fd)
     server = EngineServer(control, steps)
-    logging.basicConfig(level=logging.WARNING, handlers=[ReplicaLogHandler(server)])
+    logging.basicConfig(
+        level=logging.WARNING, handlers=[ReplicaLogHandler(server)], format="%(message)s"
+    )
     for name in ("adapters", "deployments"):
         logging.getLogger(name).setLevel(logging.INFO)
     try:

@@ -152,11 +152,12 @@ def test_its_process_ends_with_the_replica(settings: Settings) -> None:
 
 def test_it_ends_when_the_replica_is_killed(settings: Settings, tmp_path: Path) -> None:
     """SIGKILL leaves the replica no time to say anything."""
+    model = settings.model_dump_json()
     script = (
         "import sys, time\n"
         "from deployments.model.deployment import ModelReplica\n"
         "from deployments.settings import Settings\n"
-        f"replica = ModelReplica(Settings.model_validate_json({settings.model_dump_json()!r}), 'cpu')\n"
+        f"replica = ModelReplica(Settings.model_validate_json({model!r}), 'cpu')\n"
         "print(replica._engine._core.pid, flush=True)\n"
         "time.sleep(60)\n"
     )
