@@ -142,6 +142,7 @@ class Engine:
             emit_interval_s=self.limits.emit_interval_s,
             clock=self._clock,
             eos_ids=self.info.eos_ids,
+            hidden_ids=self.info.hidden_ids,
         )
         self._accept(row)
         try:
