@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from adapters.base_models import resolve_base_model
+from adapters.catalog import BaseModelEntry, Catalog
+from adapters.prompt_check import checked_entry
 from adapters.prompting import Message, encode_prompt
 from adapters.seed_check import AdapterError
 from adapters.store import AdapterStore
@@ -24,7 +26,6 @@ from deployments.replica import open_adapter_store
 from deployments.settings import Settings
 
 if TYPE_CHECKING:  # torch is imported once the replica is to load
-    from adapters.base_models import Family
     from deployments.engine.model_runner import ModelRunner
     from deployments.engine.peft_decoder import PeftDecoder
 
@@ -70,7 +71,7 @@ def load_model(settings: Settings, device: str) -> LoadedModel:
     store = open_adapter_store(settings)
     found = _adapters_in_service(store, settings.base_model)
     folders = {name: folder for name, (_, folder) in found.items()}
-    decoder, family = _load_decoder(settings, device, folders)
+    decoder, entry = _load_decoder(settings, device, folders, store.seed)
     make_manager = functools.partial(
         AdapterManager,
         store,
@@ -80,7 +81,6 @@ def load_model(settings: Settings, device: str) -> LoadedModel:
         host=HostCache(settings.engine.adapter_memory_mib * 2**20),
         verified=dict(found.values()),
     )
-    entry = store.seed.base_model(settings.base_model, family=family)
     encode = functools.partial(
         encode_prompt,
         entry.prompt_format,
@@ -92,18 +92,22 @@ def load_model(settings: Settings, device: str) -> LoadedModel:
 
 
 def _load_decoder(
-    settings: Settings, device: str, adapters: Mapping[str, Path]
-) -> "tuple[ModelRunner | PeftDecoder, Family]":
+    settings: Settings, device: str, adapters: Mapping[str, Path], seed: Catalog
+) -> "tuple[ModelRunner | PeftDecoder, BaseModelEntry]":
+    """Return the decoder, and how its base is prompted, which is tried before weights are read."""
     started, engine = time.perf_counter(), settings.engine
     from deployments.engine.decoder_factory import FastLimits, build_decoder
-    from deployments.engine.model_loader import load_pretrained
+    from deployments.engine.model_loader import load_pretrained, load_tokenizer
 
     logger.info("torch, transformers and peft imported in %.1f s", time.perf_counter() - started)
     started = time.perf_counter()
     resolved = resolve_base_model(settings.base_model_or_dir, progress=False)
+    tokenizer = load_tokenizer(resolved.path)
+    entry = checked_entry(seed, settings.base_model, resolved.family, tokenizer)
     base = load_pretrained(
         resolved.path,
         resolved.family,
+        tokenizer=tokenizer,
         device=device,
         dtype=engine.dtype,
         quantization=settings.quantization,
@@ -120,7 +124,7 @@ def _load_decoder(
         "base model %s loaded in %.1f s; decoder %s: %s",
         *(resolved.name, seconds, info.name, info.reason),
     )
-    return decoder, resolved.family
+    return decoder, entry
 
 
 def _adapters_in_service(store: AdapterStore, base_model: str) -> dict[str, tuple[str, Path]]:

@@ -9,6 +9,7 @@ from transformers import AutoTokenizer
 
 from adapters.base_models import Family, resolve_base_model
 from adapters.catalog import BaseModelEntry, load_catalog
+from adapters.prompt_check import checked_entry
 from adapters.prompting import Message, encode_example, encode_prompt
 from scripts.lora.batches import TokenizedPair
 
@@ -55,10 +56,10 @@ def chosen_base(args: argparse.Namespace) -> ChosenBase:
     """Find the model of --base_model and --base_model_name.
 
     Raises:
-        BaseModelError, CatalogError: there is no such model, or it cannot be used.
+        BaseModelError, CatalogError: there is no such model, or it cannot be used or prompted.
     """
     found = resolve_base_model(args.base_model)
     name = args.base_model_name or args.base_model
-    entry = load_catalog(CATALOG_DIR).base_model(name, family=found.family)
     tokenizer = AutoTokenizer.from_pretrained(found.path)
+    entry = checked_entry(load_catalog(CATALOG_DIR), name, found.family, tokenizer)
     return ChosenBase(name, found.path, found.family, entry, tokenizer)
