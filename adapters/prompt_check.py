@@ -1,12 +1,13 @@
 """How a base model is prompted, tried on every shape of a conversation before any is served."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from adapters.base_models import BaseModelError
 from adapters.catalog import CATALOG_FILE, BaseModelEntry, Catalog
-from adapters.prompting import Message, encode_prompt
+from adapters.prompting import Message, PromptFormat, encode_prompt
 
 logger = logging.getLogger(__name__)
 
@@ -46,21 +47,56 @@ def checked_entry(
 
 def check_prompts(entry: BaseModelEntry, tokenizer: Any) -> None:
     """Raise what `checked_entry` raises."""
+    if found := unwritable(encoder_of(entry, tokenizer)):
+        raise BaseModelError(_refusal(entry, tokenizer, *found))
+
+
+class EncodePrompt(Protocol):
+    """Write a conversation for a base model, or for an adapter with a prompt format of its own;
+    `encode_prompt` says how."""
+
+    def __call__(
+        self,
+        messages: Sequence[Message],
+        *,
+        answer_language: str | None,
+        prompt_format: PromptFormat | None = None,
+    ) -> list[int]: ...
+
+
+def encoder_of(entry: BaseModelEntry, tokenizer: Any) -> EncodePrompt:
+    """Return how conversations are written for this base model."""
+
+    def encode(
+        messages: Sequence[Message],
+        *,
+        answer_language: str | None,
+        prompt_format: PromptFormat | None = None,
+    ) -> list[int]:
+        return encode_prompt(
+            prompt_format or entry.prompt_format,
+            messages,
+            tokenizer=tokenizer,
+            system_line=entry.system_line,
+            answer_language=answer_language,
+        )
+
+    return encode
+
+
+def unwritable(
+    encode: EncodePrompt, prompt_format: PromptFormat | None = None
+) -> tuple[str, str] | None:
+    """Return the first shape that cannot be written and why; None if all can."""
     for shape, messages in SHAPES.items():
         for language in (None, "English"):
             try:
-                ids = encode_prompt(
-                    entry.prompt_format,
-                    messages,
-                    tokenizer=tokenizer,
-                    system_line=entry.system_line,
-                    answer_language=language,
-                )
-                problem = None if ids else "its prompt has no token"
+                ids = encode(messages, answer_language=language, prompt_format=prompt_format)
             except ValueError as error:
-                problem = str(error)
-            if problem is not None:
-                raise BaseModelError(_refusal(entry, tokenizer, shape, problem))
+                return shape, str(error)
+            if not ids:
+                return shape, "the prompt has no token"
+    return None
 
 
 def _refusal(entry: BaseModelEntry, tokenizer: Any, shape: str, problem: str) -> str:

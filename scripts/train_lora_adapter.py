@@ -23,6 +23,7 @@ from typing import Any
 if not __package__:  # run as a file: this folder would hide packages of the same names
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from adapters.prompting import PROMPT_FORMATS
 from scripts.arguments import CommandParser, above_zero, positive, share
 from scripts.lora.checkpoints import CHECKPOINT, last_checkpoint, what_now
 from scripts.lora.errors import TrainingError, expected_errors
@@ -81,6 +82,7 @@ def _parser() -> CommandParser:
     add("--specialty", required=True, nargs="+", help="one, or several for one adapter")
     add("--out", type=Path, required=True, help="folder of the adapter")
     parser.add_base_model()
+    add("--prompt_format", choices=PROMPT_FORMATS, help="default: the base's; raw: no prompt")
     add("--epochs", type=positive, default=3, help="at most; see --patience")
     add("--batch_size", type=positive, default=2, help="pairs in one forward pass")
     add("--grad_accum", type=positive, default=4, help="batches for each optimiser step")

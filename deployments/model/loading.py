@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Protocol
 
 from adapters.base_models import resolve_base_model
 from adapters.catalog import BaseModelEntry, Catalog
-from adapters.prompt_check import checked_entry
-from adapters.prompting import Message, encode_prompt
+from adapters.prompt_check import EncodePrompt, checked_entry, encoder_of, unwritable
 from adapters.seed_check import AdapterError
 from adapters.store import AdapterStore
+from adapters.versions import RegisteredAdapter
 from deployments.engine.decoder import GroupDecoder, StepDecoder
 from deployments.model.adapter_manager import AdapterManager
 from deployments.model.decoder_tasks import RunBetweenSteps
@@ -34,14 +34,6 @@ logger = logging.getLogger(__name__)
 
 class MakeManager(Protocol):
     def __call__(self, *, run: RunBetweenSteps) -> AdapterManager: ...
-
-
-class EncodePrompt(Protocol):
-    """Write a conversation for the base model; `encode_prompt` says how."""
-
-    def __call__(
-        self, messages: Sequence[Message], *, answer_language: str | None
-    ) -> list[int]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +73,8 @@ def load_model(settings: Settings, device: str) -> LoadedModel:
         host=HostCache(settings.engine.adapter_memory_mib * 2**20),
         verified=dict(found.values()),
     )
-    encode = functools.partial(
-        encode_prompt,
-        entry.prompt_format,
-        tokenizer=decoder.tokenizer,
-        system_line=entry.system_line,
-    )
+    encode = encoder_of(entry, decoder.tokenizer)
+    _check_prompt_formats(encode, store.read().in_service(settings.base_model))
     warm_up = getattr(decoder, "warm_up", None)
     return LoadedModel(settings.base_model, decoder, encode, make_manager, warm_up)
 
@@ -144,6 +132,19 @@ def _adapters_in_service(store: AdapterStore, base_model: str) -> dict[str, tupl
     for problem in problems:
         logger.error("%s", problem)
     return found
+
+
+def _check_prompt_formats(encode: EncodePrompt, adapters: Sequence[RegisteredAdapter]) -> None:
+    """Raise AdapterError if this base cannot be prompted as an adapter was trained."""
+    problems = [
+        f"adapter '{adapter.name}', version {version.version}: its prompt format "
+        f"'{version.prompt_format}' cannot write {found[0]}: {found[1]}"
+        for adapter in adapters
+        for version in adapter.served
+        if version.prompt_format and (found := unwritable(encode, version.prompt_format))
+    ]
+    if problems:
+        raise AdapterError(problems)
 
 
 def first_sync(manager: AdapterManager) -> None:

@@ -17,7 +17,7 @@ from scripts.evaluation.protocol import Protocol
 from scripts.lora.base_model import load_base
 from scripts.lora.batches import answer_losses, padded, tensors_of
 from scripts.lora.chosen_base import ChosenBase
-from scripts.lora.saved_adapter import with_adapter
+from scripts.lora.saved_adapter import prompt_format_of, with_adapter
 
 # References in one forward pass: the logits of 16 x 400 tokens x 50,000 words are 1.3 GB.
 SCORED_TOGETHER = 16
@@ -36,18 +36,25 @@ class AnswerModel:
     """A base model with one adapter that can be switched off.
 
     Args:
-        adapter: its folder.
+        adapter: its folder; its questions are written in the prompt format that it records.
         dtype: of the base; the adapter is loaded in the same.
 
     Raises:
         AdapterMismatch: the adapter is damaged, or of a model with other layers.
+        BaseModelError: the base cannot be prompted as the adapter was trained.
     """
 
     def __init__(self, base: ChosenBase, adapter: Path, dtype: str, device: str) -> None:
         self._base = base
+        self._prompted = {"base": base, "adapter": base.prompted(prompt_format_of([adapter]))}
         self._device = device
         model = load_base(base.path, base.family, dtype)
         self._model = with_adapter(model, adapter).to(device).eval()
+
+    @property
+    def prompt_formats(self) -> dict[str, str]:
+        """Return system -> the prompt format that it is asked in."""
+        return {system: base.entry.prompt_format for system, base in self._prompted.items()}
 
     @property
     def adapter_mib(self) -> float:
@@ -80,7 +87,7 @@ class AnswerModel:
                 began = time.perf_counter()
                 outputs = self._generate([item.question for item in batch], system, protocol)
                 time_s = (time.perf_counter() - began) / len(batch)
-                likelihoods = self._likelihoods(batch)
+                likelihoods = self._likelihoods(batch, system)
             yield [
                 AnswerRow(
                     id=item.id,
@@ -101,7 +108,8 @@ class AnswerModel:
     ) -> list[list[int]]:
         """Return generated ids up to the end-of-sequence id, which is kept."""
         instruction = protocol.base_instruction if system == "base" else ""
-        prompts = [self._base.prompt(question, instruction) for question in questions]
+        base = self._prompted[system]
+        prompts = [base.prompt(question, instruction) for question in questions]
         left = self._base.family == "causal"
         output = self._model.generate(
             input_ids=padded(prompts, self._base.pad_id, left=left).to(self._device),
@@ -117,12 +125,12 @@ class AnswerModel:
         ]
 
     def _likelihoods(
-        self, batch: Sequence[EvaluationQuestion]
+        self, batch: Sequence[EvaluationQuestion], system: str
     ) -> dict[str, tuple[float | None, int]]:
         """Return id -> (negative log-likelihood of the reference in nats, its tokens)."""
         found: dict[str, tuple[float | None, int]] = {item.id: (None, 0) for item in batch}
         scored = [
-            (item.id, self._base.pair(item.question, item.reference))
+            (item.id, self._prompted[system].pair(item.question, item.reference))
             for item in batch
             if item.reference is not None
         ]

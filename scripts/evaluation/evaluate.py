@@ -88,6 +88,7 @@ def _write_answers(asked: Evaluation) -> int:
     header = _header(asked) | {
         "base_model": base.name,
         "protocol": protocol.record(),
+        "prompt_formats": model.prompt_formats,
         "extra_memory_mib": round(model.adapter_mib, 2),
     }
     done = _begin(asked, header)

@@ -37,7 +37,7 @@ def train(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
     args.device = check_device(args.device)
     data = _data(args)
     _warn_of_little_data(data)
-    base = chosen_base(args)
+    base = chosen_base(args).prompted(args.prompt_format)
     lora = LoraSettings(**named(args, LoraSettings))
     check_init_adapter(lora, base.name)
     examples = [_example(pair, base, args) for pair in data.train]
@@ -57,7 +57,7 @@ def train(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
     loop = LoopSettings(**named(args, LoopSettings))
     trainer = LoraTrainer(model, base.family, base.pad_id, loop, examples, held_out, checkpoint)
     done = trainer.fit(resume=args.resume)
-    report = _report(args, base.name, data, done) | peak_memory(args.device, used_before)
+    report = _report(args, base, data, done) | peak_memory(args.device, used_before)
     trained, total = model.get_nb_trainable_parameters()
     report |= {"num_trained_parameters": trained, "num_parameters": total}
     end = base.tokenizer.eos_token_id
@@ -129,13 +129,14 @@ def _example(pair: Record, base: ChosenBase, args: argparse.Namespace) -> Tokeni
 
 
 def _report(
-    args: argparse.Namespace, base_name: str, data: DataSet, done: TrainingResult
+    args: argparse.Namespace, base: ChosenBase, data: DataSet, done: TrainingResult
 ) -> dict[str, Any]:
     """Return what goes into the model card and onto the last line of stdout."""
     losses = done.validation_losses
     return {
         "specialty": "+".join(args.specialty),
-        "base_model": base_name,
+        "base_model": base.name,
+        "prompt_format": base.entry.prompt_format,
         "num_train": len(data.train),
         "num_validation": len(data.validation),
         "num_steps": done.num_steps,

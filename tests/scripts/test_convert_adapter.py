@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from adapters.validation import recorded_prompt_format
 from scripts.convert_adapter import main
 
 Catalogs = dict[str, tuple[Path, Path]]
@@ -41,6 +42,13 @@ def test_the_tensors_stay_the_same(
     assert old.keys() == new.keys()
     assert all(torch.equal(old[name], new[name]) for name in old)
     assert convert(legacy, tmp_path / "new") == 2, "an existing folder is left alone"
+
+
+def test_the_prompt_format_is_recorded(legacy: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new"
+    words = ["--adapter", str(legacy), "--out", str(out)]
+    assert main([*words, "--prompt_format", "raw"]) == 0
+    assert recorded_prompt_format(out / "adapter_model.safetensors") == "raw"
 
 
 class Bomb:

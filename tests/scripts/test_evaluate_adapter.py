@@ -87,10 +87,12 @@ def run(base: Path, adapter: Path, data: Path, out: Path, *more: str) -> Answers
 class Plain:
     """One question at a time, with generate and a forward pass of our own writing."""
 
-    def __init__(self, base: Path, adapter: Path) -> None:
+    def __init__(self, base: Path, adapter: Path, prompt_format: str | None = None) -> None:
         self._family = resolve_base_model(str(base)).family
         catalog = load_catalog(evaluate.CATALOG_DIR)
         self._entry = catalog.base_model("tiny", family=self._family)
+        if prompt_format is not None:
+            self._entry = self._entry.model_copy(update={"prompt_format": prompt_format})
         self._tokenizer = AutoTokenizer.from_pretrained(base)
         self._model = PeftModel.from_pretrained(load_model(base), str(adapter)).eval()
 
@@ -154,6 +156,25 @@ def test_answers_and_likelihoods_are_those_of_one_question_alone(
             assert row.nll == pytest.approx(plain.nll(question, reference, system), rel=1e-4)
             answers[system].append(row.answer)
     assert answers["base"] != answers["adapter"]
+
+
+def test_an_adapter_is_asked_in_the_prompt_format_that_it_records(
+    base: Path, adapter: Path, data: Path, tmp_path: Path
+) -> None:
+    weights = adapter / "adapter_model.safetensors"
+    save_file(load_file(weights), weights, metadata={"format": "pt", "prompt_format": "raw"})
+    found = run(base, adapter, data, tmp_path / "out")
+    own = "chat" if "llama" in base.name else "plain"
+    assert found.header["prompt_formats"] == {"base": own, "adapter": "raw"}
+    question, reference = VALIDATION[0]
+    instruction = found.header["protocol"]["base_instruction"]
+    raw, base_model = Plain(base, adapter, "raw"), Plain(base, adapter)
+    row = found.rows["adapter"]["validation0"]
+    assert row.answer == raw.answer(question, "adapter", "")
+    assert row.nll == pytest.approx(raw.nll(question, reference, "adapter"), rel=1e-4)
+    row = found.rows["base"]["validation0"]
+    assert row.answer == base_model.answer(question, "base", instruction)
+    assert row.nll == pytest.approx(base_model.nll(question, reference, "base"), rel=1e-4)
 
 
 def test_the_result_file(base: Path, adapter: Path, data: Path, tmp_path: Path) -> None:

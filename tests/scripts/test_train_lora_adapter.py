@@ -14,7 +14,8 @@ from transformers import AutoTokenizer
 
 from adapters.base_models import sha256_of
 from adapters.prompting import encode_example
-from adapters.validation import check_adapter
+from adapters.seed import seed_version
+from adapters.validation import check_adapter, recorded_prompt_format
 from scripts import train_lora_adapter
 from scripts.lora import train
 from scripts.lora.batches import SimilarLengths, TokenizedPair
@@ -83,6 +84,33 @@ def test_it_learns_and_saves_what_the_catalogue_takes(
     assert report["sha256"] == sha256_of(out / "adapter_model.safetensors")
     dtypes = {tensor.dtype for tensor in load_file(out / "adapter_model.safetensors").values()}
     assert dtypes == {torch.bfloat16}
+
+
+@pytest.mark.parametrize(("asked", "recorded"), [((), "chat"), (("--prompt_format", "raw"), "raw")])
+def test_the_prompt_format_is_recorded_with_the_weights(
+    asked: Sequence[str],
+    recorded: str,
+    tiny_llama_dir: Path,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[list[int]] = []
+    original = train.TokenizedPair
+
+    def noted(prompt: list[int], answer: list[int]) -> TokenizedPair:
+        seen.append(prompt)
+        return original(prompt, answer)
+
+    monkeypatch.setattr(train, "TokenizedPair", noted)
+    out = tmp_path / "out"
+    assert run(tiny_llama_dir, data, out, "--max_steps", "1", *asked) == 0
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama_dir)
+    question = PAIRS[0][0]
+    assert (tokenizer(question).input_ids in seen) == (recorded == "raw")
+    assert recorded_prompt_format(out / "adapter_model.safetensors") == recorded
+    assert f"in the prompt format `{recorded}`" in (out / "README.md").read_text()
+    assert seed_version(out, "weights/out", version="1", rank=8).prompt_format == recorded
 
 
 def test_saved_adapter_raises_the_likelihood_of_the_answers(
