@@ -3,12 +3,13 @@
 import contextlib
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import StoppingCriteria, StoppingCriteriaList
 
 from scripts.datasets.record import DataError
 from scripts.environment import device_name
@@ -30,6 +31,27 @@ class EvaluationQuestion:
     id: str
     question: str
     reference: str | None
+
+
+class _Ended(StoppingCriteria):
+    """Tells how many answers of a batch have ended, and stops none."""
+
+    def __init__(self, end_id: int, tell: Callable[[int], object]) -> None:
+        self._end_id = end_id
+        self._tell = tell
+        self._rows: torch.Tensor | None = None  # (B,), whether each has ended
+        self._num_told = 0
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        is_end = input_ids[:, -1] == self._end_id
+        self._rows = is_end if self._rows is None else self._rows | is_end
+        self.tell_rest(int(self._rows.sum()))
+        return torch.zeros_like(is_end)
+
+    def tell_rest(self, num_ended: int) -> None:
+        if num_ended > self._num_told:
+            self._tell(num_ended - self._num_told)
+            self._num_told = num_ended
 
 
 class AnswerModel:
@@ -71,11 +93,13 @@ class AnswerModel:
         system: str,
         protocol: Protocol,
         batch_size: int,
+        on_answers: Callable[[int], object] = lambda count: None,
     ) -> Iterator[list[AnswerRow]]:
         """Yield rows batch by batch; questions of similar length share a batch.
 
         Args:
             system: "base" or "adapter".
+            on_answers: told how many more answers have just ended; before their batch is yielded.
 
         Raises:
             DataError: a likelihood is not finite; names the question.
@@ -85,7 +109,9 @@ class AnswerModel:
             batch = order[start : start + batch_size]
             with self._switched(system):
                 began = time.perf_counter()
-                outputs = self._generate([item.question for item in batch], system, protocol)
+                ended = _Ended(self._base.tokenizer.eos_token_id, on_answers)
+                outputs = self._generate([item.question for item in batch], system, protocol, ended)
+                ended.tell_rest(len(batch))
                 time_s = (time.perf_counter() - began) / len(batch)
                 likelihoods = self._likelihoods(batch, system)
             yield [
@@ -104,7 +130,7 @@ class AnswerModel:
             ]
 
     def _generate(
-        self, questions: Sequence[str], system: str, protocol: Protocol
+        self, questions: Sequence[str], system: str, protocol: Protocol, ended: "_Ended"
     ) -> list[list[int]]:
         """Return generated ids up to the end-of-sequence id, which is kept."""
         instruction = protocol.base_instruction if system == "base" else ""
@@ -117,6 +143,7 @@ class AnswerModel:
             max_new_tokens=protocol.max_new_tokens,
             do_sample=False,
             pad_token_id=self._base.pad_id,
+            stopping_criteria=StoppingCriteriaList([ended]),
         )
         start = max(map(len, prompts)) if left else 1  # T5's first is the start id
         end = self._base.tokenizer.eos_token_id

@@ -16,7 +16,7 @@ from adapters.base_models import resolve_base_model
 from adapters.catalog import load_catalog
 from adapters.prompting import Message, encode_example, encode_prompt
 from scripts import evaluate_adapter
-from scripts.evaluation import evaluate
+from scripts.evaluation import answer_model, evaluate
 from scripts.evaluation.answer_file import SYSTEMS, Answers, read_answers
 from tests.tiny_models import load_model, make_adapter
 
@@ -175,6 +175,41 @@ def test_an_adapter_is_asked_in_the_prompt_format_that_it_records(
     row = found.rows["base"]["validation0"]
     assert row.answer == base_model.answer(question, "base", instruction)
     assert row.nll == pytest.approx(base_model.nll(question, reference, "base"), rel=1e-4)
+
+
+def test_the_bar_moves_with_each_answer(
+    tiny_llama_dir: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All three are answered in one batch; the first ends early, two reach the limit."""
+    adapter = make_adapter(tiny_llama_dir, tmp_path / "dermatology", base_name="tiny", seed=1)
+    steps: dict[str, list[int]] = {}
+
+    class Bar:
+        def __init__(self, total: int, desc: str) -> None:
+            assert total == len(VALIDATION)
+            self._moves = steps.setdefault(desc, [])
+
+        def __enter__(self) -> Any:
+            return self
+
+        def __exit__(self, *_: Any) -> None: ...
+
+        def update(self, count: int) -> None:
+            self._moves.append(count)
+
+    monkeypatch.setattr(evaluate, "tqdm", Bar)
+    ended = answer_model._Ended.__call__
+
+    def first_row_ends(self: Any, input_ids: torch.Tensor, scores: Any, **more: Any) -> Any:
+        input_ids = input_ids.clone()
+        input_ids[0, -1] = self._end_id
+        return ended(self, input_ids, scores, **more)
+
+    monkeypatch.setattr(answer_model._Ended, "__call__", first_row_ends)
+    run(tiny_llama_dir, adapter, data, tmp_path / "out", "--batch_size", "3")
+    assert all(sum(moves) == len(VALIDATION) for moves in steps.values())
+    assert all(moves[0] == 1 for moves in steps.values())
+    assert len(steps) == 2
 
 
 def test_the_result_file(base: Path, adapter: Path, data: Path, tmp_path: Path) -> None:
