@@ -21,7 +21,7 @@ if not __package__:  # run as a file: this folder would hide packages of the sam
 
 from adapters.ingest import IngestRefused, VersionRequest, inspect_adapter
 from adapters.prompting import PROMPT_FORMATS
-from adapters.validation import CONFIG_FILE, MAX_BYTES, PROMPT_FORMAT_KEY, WEIGHTS_FILE
+from adapters.validation import CONFIG_FILE, MAX_BYTES, WEIGHTS_FILE
 from scripts.arguments import CommandParser
 
 LEGACY_FILE = "adapter_model.bin"
@@ -93,12 +93,11 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _save(tensors: dict[str, Any], file: Path, prompt_format: str | None) -> None:
-    from safetensors.torch import save_file
+    from scripts.lora.saved_adapter import save_weights
 
     # Copies: pickled tensors may share memory, which safetensors does not write.
     whole = {name: tensor.clone().contiguous() for name, tensor in tensors.items()}
-    metadata = {"format": "pt"} | ({PROMPT_FORMAT_KEY: prompt_format} if prompt_format else {})
-    save_file(whole, file, metadata=metadata)
+    save_weights(whole, file, prompt_format)
 
 
 if __name__ == "__main__":

@@ -40,12 +40,33 @@ def save_adapter(
     Raises:
         OSError, SafetensorError: they cannot be written, as on a full disk.
     """
-    metadata = {"format": "pt"} | ({PROMPT_FORMAT_KEY: prompt_format} if prompt_format else {})
-    save_file(state, folder / WEIGHTS_FILE, metadata=metadata)
+    save_weights(state, folder / WEIGHTS_FILE, prompt_format)
     config = model.peft_config[name]
     config.base_model_name_or_path = base_name
     config.inference_mode = True
     config.save_pretrained(str(folder))
+
+
+def save_weights(
+    state: dict[str, torch.Tensor], file: Path, prompt_format: str | None = None
+) -> None:
+    """Write tensors, with the prompt format in their metadata; the same input gives the same bytes.
+
+    Raises:
+        OSError, SafetensorError: they cannot be written, as on a full disk.
+    """
+    metadata = {"format": "pt"} | ({PROMPT_FORMAT_KEY: prompt_format} if prompt_format else {})
+    save_file(state, file, metadata=metadata)
+    # safetensors writes the metadata in an order that changes from call to call.
+    with file.open("r+b") as opened:
+        size = int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(size))
+        header["__metadata__"] = metadata
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) > size:
+            raise OSError(f"{file}: its header of {size} bytes cannot be written in order")
+        opened.seek(8)
+        opened.write(text.ljust(size))
 
 
 def check_base(folder: Path, base_name: str) -> None:
