@@ -20,8 +20,8 @@ from adapters.seed_check import check_seed
 from deployments.api.api_keys import KeyStore
 from deployments.ingress.deployment import RouterReplica
 from deployments.ingress.followed import load_classifier
-from deployments.model.deployment import LoadModel, ModelReplica
-from deployments.model.loading import load_model
+from deployments.model.deployment import ModelReplica
+from deployments.model.loading import LoadModel
 from deployments.replica import open_adapter_store
 from deployments.settings import ReplicaSettings, Settings, parse_settings
 from deployments.strict_model import SettingsError
@@ -44,8 +44,9 @@ def build(args: dict[str, Any]) -> Application:
     return build_application(parse_settings(args))
 
 
-def build_application(settings: Settings, *, load: LoadModel = load_model) -> Application:
-    """Wire Router -> Model. `load` makes a replica's model; tests pass in a small one."""
+def build_application(settings: Settings, *, load: LoadModel | None = None) -> Application:
+    """Wire Router -> Model. `load` makes a replica's model in its own process, as tests do; None
+    for the model of the settings, in a process beside it."""
     device = choose_device(settings)
     replicas = clamp_replicas(settings.model_replicas, device)
     check_files(settings)

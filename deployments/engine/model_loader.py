@@ -60,21 +60,10 @@ def choose_precision(dtype: Dtype, device: str) -> Precision:
     return Precision(torch.float32, "this processor has no bfloat16 instructions")
 
 
-def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a base model's folder.
-
-    Raises:
-        OSError, ValueError: the folder lacks a file, or transformers cannot read it.
-    """
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path)
-    return tokenizer
-
-
 def load_pretrained(
     path: Path,
     family: Family,
     *,
-    tokenizer: PreTrainedTokenizerBase | None = None,
     device: str,
     dtype: Dtype = "auto",
     quantization: Quantization = "none",
@@ -83,7 +72,6 @@ def load_pretrained(
 
     Args:
         path: a folder with config.json, safetensors and tokenizer files.
-        tokenizer: the folder's, if it is loaded already.
         device: "cpu", "cuda" or "cuda:N".
 
     Raises:
@@ -99,12 +87,13 @@ def load_pretrained(
     model = model_class.from_pretrained(path, **options)
     if quantization == "none":
         model = model.to(device)
+    tokenizer = AutoTokenizer.from_pretrained(path)
     stated = str(precision.dtype).removeprefix("torch.")
     if quantization != "none":
         stated = f"{quantization} ({stated} activations)"
     return wrap_pretrained(
         model,
-        load_tokenizer(path) if tokenizer is None else tokenizer,
+        tokenizer,
         family,
         dtype_name=stated,
         dtype_reason=precision.reason,

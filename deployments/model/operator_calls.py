@@ -10,7 +10,7 @@ from adapters.prompt_check import unwritable
 from adapters.versions import AdapterVersion
 from deployments.engine.engine import Engine
 from deployments.model.adapter_manager import AdapterManager
-from deployments.model.loading import LoadedModel
+from deployments.model.loading import RunningModel
 from deployments.replica import replica_id
 
 # Adapters that the operator adds or changes at the same time; others wait.
@@ -25,7 +25,7 @@ def operation_threads() -> ThreadPoolExecutor:
 class OperatorCalls:
     """Calls through Serve, for ModelReplica, which sets these."""
 
-    _loaded: LoadedModel
+    _model: RunningModel
     _engine: Engine
     _adapters: AdapterManager | None
     _operations: ThreadPoolExecutor
@@ -40,7 +40,7 @@ class OperatorCalls:
         decoder = self._engine.info
         return {
             "replica": replica_id(),
-            "base_model": self._loaded.base_model,
+            "base_model": self._model.base_model,
             "decoder": decoder.name,
             "decoder_reason": decoder.reason,
             "device": decoder.device,
@@ -83,7 +83,7 @@ class OperatorCalls:
             return ["this model takes no adapters"]
         problems: list[str] = await self._operate(lambda: manager.dry_run(name, version))
         if version.prompt_format and (
-            found := unwritable(self._loaded.encode, version.prompt_format)
+            found := unwritable(self._model.encode, version.prompt_format)
         ):
             shape, why = found
             problems.append(

@@ -40,6 +40,7 @@ FLAN_T5_XL = {  # config.json of google/flan-t5-xl (2.85 billion parameters)
     "vocab_size": 32128,
     "feed_forward_proj": "gated-gelu",
     "scale_decoder_outputs": False,
+    "tie_word_embeddings": False,
     "decoder_start_token_id": 0,
     "pad_token_id": 0,
     "eos_token_id": 1,

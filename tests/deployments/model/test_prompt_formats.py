@@ -11,8 +11,8 @@ from transformers import AutoTokenizer
 
 from adapters.base_models import BaseModelError
 from adapters.prompting import Message, encode_prompt
+from adapters.seed_check import AdapterError
 from deployments.messages import GenerateRequest
-from deployments.model.deployment import ModelReplica
 from tests.chat_templates import GEMMA_2, MISTRAL_3, UNUSABLE
 from tests.deployments.clinic_in_process import MAX_TOKENS, QUESTION, ClinicInProcess, Expected
 from tests.oracle import Oracle
@@ -131,14 +131,23 @@ async def test_a_template_that_cannot_be_used_stops_the_start(
 
 
 async def test_an_adapters_own_format_is_tried_on_the_base(
-    clinic: ClinicInProcess, tiny_catalogs: Catalogs, monkeypatch: pytest.MonkeyPatch
+    tiny_llama_dir: Path, tmp_path: Path
 ) -> None:
     """A base in plain text, and an adapter that was trained with a chat template."""
-    replica: ModelReplica = clinic.replicas[0]
-    tokenizer: Any = replica._loaded.decoder.tokenizer  # type: ignore[union-attr]
-    monkeypatch.setattr(tokenizer, "chat_template", "{{ raise_exception('no chat') }}")
-    source = tiny_catalogs["llama"][1] / "weights" / "derm"
-    reply = await add(clinic, source, "2", prompt_format="chat")
-    assert reply.status_code == 422
-    assert "its prompt format chat cannot write one question" in reply.text
-    assert "no chat" in reply.text
+    base = with_template(tiny_llama_dir, tmp_path / "base", "{{ raise_exception('no chat') }}")
+    catalog = make_catalog(
+        tmp_path / "catalog", base, prompt_format="plain", adapters={"derm": "dermatology"}
+    )
+    source = catalog / "weights" / "derm"
+    clinic = ClinicInProcess(base, catalog, tmp_path / "state")
+    try:
+        reply = await add(clinic, source, "2", prompt_format="chat")
+        assert reply.status_code == 422
+        assert "its prompt format chat cannot write one question" in reply.text
+        assert "no chat" in reply.text
+    finally:
+        await clinic.close()
+    file = catalog / "catalog.yaml"
+    file.write_text(file.read_text().replace("    rank: 4", "    rank: 4\n    prompt_format: chat"))
+    with pytest.raises(AdapterError, match="derm', version 1: its prompt format 'chat' cannot"):
+        ClinicInProcess(base, catalog, tmp_path / "other")
