@@ -27,6 +27,7 @@ class DecoderInfo:
     num_positions: int | None  # prompt + answer, in tokens; None: not bounded by the model
     eos_ids: frozenset[int]
     adapters: frozenset[str]
+    hidden_ids: frozenset[int] = frozenset()  # special tokens, which are no text
 
 
 class AsyncTokens(Protocol):

@@ -114,6 +114,7 @@ class Engine:
             stream=stream,
             emit_interval_s=self.limits.emit_interval_s,
             clock=self._clock,
+            hidden_ids=self.info.hidden_ids,
         )
         self._core.add(number, request)
         self._requests[number] = state

@@ -18,12 +18,12 @@ from deployments.engine.attention.kv_cache import DecodeBatch, KvCache, TorchDec
 from deployments.engine.attention.prefill import prefill_inputs
 from deployments.engine.cuda_graphs import SCRATCH_POSITIONS, DecodeGraphs, PrefillGraphs, RowInputs
 from deployments.engine.decoder import DecoderInfo
+from deployments.engine.detokenizer import text_decoder
 from deployments.engine.kernels.backend import are_fused
 from deployments.engine.lora.peft_reader import PeftReader
 from deployments.engine.lora.pool import BASE_SLOT, LoraPool
 from deployments.engine.model_loader import Pretrained
 from deployments.engine.models.base import Model
-from deployments.engine.output import decode_text
 from deployments.engine.request import PrefillChunk, SchedulerOutput
 from deployments.engine.sampling import DeviceTokens, Sampler
 
@@ -63,6 +63,7 @@ class ModelRunner(AdapterLoader):
         max_adapters: int,
     ) -> None:
         self.tokenizer = base.tokenizer
+        self.decode = text_decoder(base.tokenizer)
         # Small bfloat16 products are slow on a CPU, and PEFT keeps adapters in float32 too.
         on_cpu = model.device.type == "cpu"
         dtype = torch.float32 if on_cpu else model.kv_shape.dtype
@@ -123,9 +124,6 @@ class ModelRunner(AdapterLoader):
     def reset(self) -> None:
         for row in range(len(self._states)):
             self.free(row)
-
-    def decode(self, token_ids: Sequence[int]) -> str:
-        return decode_text(self.tokenizer, token_ids)
 
     @torch.inference_mode()
     def step(self, scheduled: SchedulerOutput) -> DeviceTokens:

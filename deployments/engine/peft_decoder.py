@@ -19,10 +19,10 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 
 from deployments.engine.adapter_biases import AdapterBiases
 from deployments.engine.decoder import DecoderInfo, RowSink
+from deployments.engine.detokenizer import hidden_ids, text_decoder
 from deployments.engine.errors import AdapterHasNoEffect
 from deployments.engine.lora.peft_features import check_base_is_kept, check_scales
 from deployments.engine.model_loader import Pretrained
-from deployments.engine.output import decode_text
 from deployments.engine.request import Request, SamplingParams
 
 logger = logging.getLogger(__name__)
@@ -34,6 +34,7 @@ class PeftDecoder:
     def __init__(self, base: Pretrained, *, reason: str = "") -> None:
         """Wrap `base`; `reason` says why this decoder was chosen, for /readyz."""
         self.tokenizer = base.tokenizer
+        self.decode = text_decoder(base.tokenizer)
         self._base = base.model
         self._peft: PeftModel | None = None
         self._family = base.family
@@ -46,6 +47,7 @@ class PeftDecoder:
         self._biases = AdapterBiases(base.model)
         self._num_loaded = 0
         self._eos_ids = base.eos_ids
+        self._hidden_ids = hidden_ids(base.tokenizer)
         self._pad_id = base.pad_id
         self._decoder_start_id = base.decoder_start_id
         # The folder's own generation defaults (a temperature, a repetition penalty) would be mixed
@@ -62,6 +64,7 @@ class PeftDecoder:
             dtype=self._dtype,
             num_positions=positions if self._family == "causal" else None,
             eos_ids=self._eos_ids,
+            hidden_ids=self._hidden_ids,
             adapters=self._resident,
         )
 
@@ -176,9 +179,6 @@ class PeftDecoder:
             self._peft.set_adapter(self._names[name], inference_mode=True)
         self._biases.select(None if name is None else self._names[name])
         self._active = name
-
-    def decode(self, token_ids: Sequence[int]) -> str:
-        return decode_text(self.tokenizer, token_ids)
 
     @torch.inference_mode()
     def generate(self, group: Sequence[Request], sink: RowSink) -> None:

@@ -80,12 +80,15 @@ def unpack_step(payload: bytes) -> StepOutput:
         raise BadFrame(f"not what a step makes: {type(error).__name__}") from None
 
 
+_SETS = ("eos_ids", "hidden_ids", "adapters")
+
+
 def pack_info(info: DecoderInfo) -> dict[str, Any]:
-    return asdict(info) | {"eos_ids": sorted(info.eos_ids), "adapters": sorted(info.adapters)}
+    return asdict(info) | {name: sorted(getattr(info, name)) for name in _SETS}
 
 
 def unpack_info(fields: dict[str, Any]) -> DecoderInfo:
-    sets = {name: frozenset(fields[name]) for name in ("eos_ids", "adapters")}
+    sets = {name: frozenset(fields[name]) for name in _SETS}
     return DecoderInfo(**fields | sets)
 
 

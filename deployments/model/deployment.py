@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import time
@@ -115,7 +116,7 @@ class ModelReplica(OperatorCalls, OpenAICalls):
         or a failure."""
         try:
             async with self._leased(call) as adapter:
-                prompt_ids = await self._encode(call)
+                prompt_ids = await self._encode(call, adapter)
                 deadline_s = None if call.deadline_at is None else call.deadline_at - time.time()
                 sampling = self.sampling_of(call, len(prompt_ids))
                 request = Request(call.request_id, tuple(prompt_ids), adapter, sampling, deadline_s)
@@ -158,13 +159,18 @@ class ModelReplica(OperatorCalls, OpenAICalls):
             raise AdapterGone(f"adapter '{call.adapter}' is not held: this model has no adapters")
         return self._adapters.leases.leased(call.adapter, call.adapter_version)
 
-    async def _encode(self, call: GenerateRequest) -> list[int]:
+    async def _encode(self, call: GenerateRequest, adapter: str | None) -> list[int]:
         """Return prompt ids. A long text goes to a thread; for a short one that would cost more
         than the tokenizer takes."""
-        encode = self._model.encode
+        encode = functools.partial(
+            self._model.encode, call.turns, answer_language=call.answer_language
+        )
+        own = self._adapters.prompt_format(adapter) if self._adapters and adapter else None
+        if own is not None:
+            encode = functools.partial(encode, prompt_format=own)
         if sum(len(turn.content) for turn in call.turns) <= _SHORT_CHARS:
-            return encode(call.turns, answer_language=call.answer_language)
-        return await asyncio.to_thread(encode, call.turns, answer_language=call.answer_language)
+            return encode()
+        return await asyncio.to_thread(encode)
 
     def check_health(self) -> None:
         self._engine.check()

@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from adapters.base_models import resolve_base_model
-from adapters.prompting import Message, encode_prompt
+from adapters.prompt_check import EncodePrompt, checked_entry, encoder_of, unwritable
 from adapters.seed_check import AdapterError
 from adapters.store import AdapterStore
 from adapters.token_prompts import BadTokenId, decode_prompts
+from adapters.versions import RegisteredAdapter
 from deployments.engine.core import EngineLimits
 from deployments.engine.decoder import GroupDecoder, StepDecoder
+from deployments.engine.detokenizer import Decode, text_decoder
 from deployments.engine.engine import Engine
-from deployments.engine.output import decode_text
 from deployments.engine.thread import TorchThread, use_cores_on
 from deployments.engine_process.client import EngineProcess, RemoteDecoder
 from deployments.engine_process.decoder_loading import DecoderSpec, load_decoder
@@ -38,20 +39,15 @@ _PREFILL_TOKENS = {"cpu": 256, "cuda": 4096}
 # A step of a GPU takes milliseconds; a large base may read a prompt for minutes on a CPU.
 _STEP_TIMEOUT_S = {"cpu": 300.0, "cuda": 30.0}
 
+# Seconds in which the process of an engine that cannot be prompted ends.
+_CLOSE_S = 5.0
+
 LoadModel = Callable[[Settings, str], "LoadedModel"]
 DecodePrompts = Callable[[Sequence[Sequence[int]]], list[str] | BadTokenId]
 
 
 class MakeManager(Protocol):
     def __call__(self, *, run: RunBetweenSteps) -> AdapterManager: ...
-
-
-class EncodePrompt(Protocol):
-    """Write a conversation for the base model; `encode_prompt` says how."""
-
-    def __call__(
-        self, messages: Sequence[Message], *, answer_language: str | None
-    ) -> list[int]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,10 +133,13 @@ def start_process(
     parts = _Parts(settings, device)
     limits = engine_limits(settings.engine, device)
     with ThreadPoolExecutor(1) as beside:  # the process imports and loads meanwhile
-        tokenizer = beside.submit(_load_tokenizer, parts.spec.path)
-        process = EngineProcess(
-            parts.spec, limits, lambda ids: decode_text(tokenizer.result(), ids), on_lost
-        )
+        text = beside.submit(parts.load_text)
+        process = EngineProcess(parts.spec, limits, lambda ids: text.result().decode(ids), on_lost)
+    try:
+        tokenizer, encode = text.result().tokenizer, text.result().encode
+    except Exception:
+        process.close(_CLOSE_S)
+        raise
     decoder = RemoteDecoder(process)
 
     def warm_up() -> None:
@@ -149,11 +148,20 @@ def start_process(
     return RunningModel(
         settings.base_model,
         Engine(process, limits, on_batch=on_batch),
-        parts.encode_with(tokenizer.result()),
+        encode,
         parts.make_manager_of(decoder),
         warm_up,
-        functools.partial(decode_prompts, tokenizer=tokenizer.result()),
+        functools.partial(decode_prompts, tokenizer=tokenizer),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Text:
+    """A tokenizer, how conversations are written with it, and the text of its tokens."""
+
+    tokenizer: Any
+    encode: EncodePrompt
+    decode: Decode
 
 
 class _Parts:
@@ -183,12 +191,25 @@ class _Parts:
             adapters={name: str(folder) for name, (_, folder) in self._found.items()},
         )
 
+    def load_text(self) -> _Text:
+        """Load the tokenizer. Raises as `encode_with`."""
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(self.spec.path)
+        return _Text(tokenizer, self.encode_with(tokenizer), text_decoder(tokenizer))
+
     def encode_with(self, tokenizer: Any) -> EncodePrompt:
-        settings = self._settings
-        entry = self._store.seed.base_model(settings.base_model, family=self._family)
-        return functools.partial(
-            encode_prompt, entry.prompt_format, tokenizer=tokenizer, system_line=entry.system_line
-        )
+        """Return how conversations are written, tried on every shape of them.
+
+        Raises:
+            BaseModelError: the base cannot be prompted.
+            AdapterError: nor as an adapter was trained.
+        """
+        base_model = self._settings.base_model
+        entry = checked_entry(self._store.seed, base_model, self._family, tokenizer)
+        encode = encoder_of(entry, tokenizer)
+        _check_prompt_formats(encode, self._store.read().in_service(base_model))
+        return encode
 
     def make_manager_of(self, decoder: AdapterDecoder) -> MakeManager:
         engine = self._settings.engine
@@ -215,12 +236,6 @@ def engine_limits(settings: EngineSettings, device: str) -> EngineLimits:
     )
 
 
-def _load_tokenizer(path: str) -> Any:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(path)
-
-
 def _adapters_in_service(store: AdapterStore, base_model: str) -> dict[str, tuple[str, Path]]:
     """Return name -> (digest, folder) of the adapters of this base, after comparing checksums.
 
@@ -238,6 +253,19 @@ def _adapters_in_service(store: AdapterStore, base_model: str) -> dict[str, tupl
     for problem in problems:
         logger.error("%s", problem)
     return found
+
+
+def _check_prompt_formats(encode: EncodePrompt, adapters: Sequence[RegisteredAdapter]) -> None:
+    """Raise AdapterError if this base cannot be prompted as an adapter was trained."""
+    problems = [
+        f"adapter '{adapter.name}', version {version.version}: its prompt format "
+        f"'{version.prompt_format}' cannot write {found[0]}: {found[1]}"
+        for adapter in adapters
+        for version in adapter.served
+        if version.prompt_format and (found := unwritable(encode, version.prompt_format))
+    ]
+    if problems:
+        raise AdapterError(problems)
 
 
 def first_sync(manager: AdapterManager) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from adapters.prompt_check import unwritable
 from adapters.versions import AdapterVersion
 from deployments.engine.engine import Engine
 from deployments.model.adapter_manager import AdapterManager
@@ -81,6 +82,13 @@ class OperatorCalls:
         if manager is None:
             return ["this model takes no adapters"]
         problems: list[str] = await self._operate(lambda: manager.dry_run(name, version))
+        if version.prompt_format and (
+            found := unwritable(self._model.encode, version.prompt_format)
+        ):
+            shape, why = found
+            problems.append(
+                f"its prompt format {version.prompt_format} cannot write {shape}: {why}"
+            )
         return problems
 
     async def _operate(self, operation: Callable[[], Any]) -> Any:

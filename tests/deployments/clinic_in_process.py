@@ -140,4 +140,5 @@ class Expected:
             system_line="You are a medical assistant.",
         )
         tokens = self._oracle.generate(prompt, adapter, MAX_TOKENS)
-        return str(self._tokenizer.decode(tokens, skip_special_tokens=True))
+        text = str(self._tokenizer.decode(tokens, skip_special_tokens=True))
+        return text.rstrip("\N{REPLACEMENT CHARACTER}")  # an unfinished character

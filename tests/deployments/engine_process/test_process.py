@@ -12,8 +12,10 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
+from adapters.base_models import BaseModelError
 from adapters.seed_check import AdapterError
 from deployments.engine.errors import EngineStopped
 from deployments.engine.request import TokenEvent
@@ -152,12 +154,12 @@ def test_its_process_ends_with_the_replica(settings: Settings) -> None:
 
 def test_it_ends_when_the_replica_is_killed(settings: Settings, tmp_path: Path) -> None:
     """SIGKILL leaves the replica no time to say anything."""
-    model = settings.model_dump_json()
     script = (
         "import sys, time\n"
         "from deployments.model.deployment import ModelReplica\n"
         "from deployments.settings import Settings\n"
-        f"replica = ModelReplica(Settings.model_validate_json({model!r}), 'cpu')\n"
+        f"settings = Settings.model_validate_json({settings.model_dump_json()!r})\n"
+        "replica = ModelReplica(settings, 'cpu')\n"
         "print(replica._engine._core.pid, flush=True)\n"
         "time.sleep(60)\n"
     )
@@ -185,6 +187,18 @@ def test_a_start_that_fails_says_what_the_process_said(
     while threading.active_count() > before:
         assert time.monotonic() < deadline, "a thread is left behind"
         time.sleep(0.05)
+
+
+def test_a_template_that_cannot_be_used_leaves_no_process(
+    tiny_catalogs: dict[str, tuple[Path, Path]], tmp_path: Path
+) -> None:
+    base, catalog = tiny_catalogs["llama"]
+    silent = Path(shutil.copytree(base, tmp_path / "base"))
+    (silent / "chat_template.jinja").write_text("{{ raise_exception('for rerankers only') }}")
+    before = {child.pid for child in psutil.Process().children()}
+    with pytest.raises(BaseModelError, match=r"cannot write one question: .*for rerankers only"):
+        ModelReplica(settings_of(silent, catalog, tmp_path / "state"), "cpu")
+    assert {child.pid for child in psutil.Process().children()} <= before
 
 
 def test_a_bad_adapter_of_the_shipped_catalogue_refuses_the_start(
