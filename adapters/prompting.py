@@ -48,6 +48,9 @@ PromptFormat = Literal["chat", "plain", "raw"]
 PROMPT_FORMATS: tuple[PromptFormat, ...] = ("chat", "plain", "raw")
 Role = Literal["system", "user", "assistant"]
 
+# Marks the messages' places in a rendered template. No client knows it.
+_SECRET = secrets.token_hex(8)
+
 
 @dataclass(frozen=True, slots=True)
 class Message:
@@ -201,48 +204,51 @@ def _rendered(turns: Sequence[Message], tokenizer: Any) -> list[tuple[str, bool]
         Exception: whatever the template raises.
         ValueError: it leaves messages out.
     """
-    while True:
-        marks = {secrets.token_hex(8): turn.content for turn in turns if turn.content}
-        if not any(mark in turn.content for mark in marks for turn in turns):
-            break
-    marked = iter(marks)
+    secret = _SECRET
+    while any(secret in turn.content for turn in turns):
+        secret = secrets.token_hex(8)
+    contents = [turn.content for turn in turns]
     chat = [
-        {"role": turn.role, "content": f"\u2003{next(marked)}\u2003" if turn.content else ""}
-        for turn in turns
+        {"role": turn.role, "content": f"\u2003{secret}{i}x\u2003" if turn.content else ""}
+        for i, turn in enumerate(turns)
     ]
     rendered = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-    if not marks:
-        return [(rendered, False)]
     pieces, end, seen = [], 0, set()
-    for found in re.finditer("(\u2003?)(" + "|".join(marks) + ")(\u2003?)", rendered):
-        content = marks[found[2]]
+    for found in re.finditer(f"(\u2003?){secret}([0-9]+)x(\u2003?)", rendered):
+        content = contents[int(found[2])]
         content = content if found[1] else content.lstrip()
         content = content if found[3] else content.rstrip()
         pieces += [(rendered[end : found.start()], False), (content, True)]
         end = found.end()
         seen.add(found[2])
-    if missing := len(marks) - len(seen):
+    if missing := len(list(filter(None, contents))) - len(seen):
         raise ValueError(f"it left out {missing} of {len(turns)} messages")
     pieces.append((rendered[end:], False))
     return [piece for piece in pieces if piece[0]]
 
 
 def _chat_ids(pieces: Sequence[tuple[str, bool]], tokenizer: Any) -> list[int]:
+    """Return the ids of the whole text if its control tokens are those of the template alone, else
+    the ids of each piece by itself."""
     control = _control_tokens([text for text, is_content in pieces if not is_content], tokenizer)
-    ids: list[int] = []
-    wanted: list[int] = []  # the control tokens of the template itself
-    for text, is_content in pieces:
-        if is_content:
-            ids += _tokenise(tokenizer, text, control)
-        else:
-            piece = _template_ids(tokenizer, text, control)
-            ids += piece
-            wanted += [id_ for id_ in piece if id_ in control.values()]
+    template = [
+        part for text, is_content in pieces if not is_content for part in _cut(text, control)
+    ]
+    wanted = [control[part] for part in template if part in control]
     together = _recognising(tokenizer).encode(
         "".join(text for text, _ in pieces), add_special_tokens=False
     )
-    found = [id_ for id_ in together.ids if id_ in control.values()]
-    return list(together.ids) if found == wanted else ids
+    ids: list[int] = together.ids
+    numbers = set(control.values())
+    if [id_ for id_ in ids if id_ in numbers] == wanted:
+        return ids
+    ids = []
+    for text, is_content in pieces:
+        parts = [text] if is_content else _cut(text, control)
+        for part in parts:
+            is_control = part in control and not is_content
+            ids += [control[part]] if is_control else _tokenise(tokenizer, part, control)
+    return ids
 
 
 def _control_tokens(template_texts: Sequence[str], tokenizer: Any) -> dict[str, int]:
@@ -272,14 +278,12 @@ def _recognising(tokenizer: Any) -> "Tokenizer":
     return copy
 
 
-def _template_ids(tokenizer: Any, text: str, control: Mapping[str, int]) -> list[int]:
-    """Return the ids of the template's text, in which control tokens count as such."""
+def _cut(text: str, control: Mapping[str, int]) -> list[str]:
+    """Cut the template's text at its control tokens, which are parts of their own."""
+    if not control:
+        return [text]
     longest_first = sorted(control, key=len, reverse=True)
-    parts = re.split("(" + "|".join(map(re.escape, longest_first)) + ")", text)
-    ids = []
-    for part in parts if control else [text]:
-        ids += [control[part]] if part in control else _tokenise(tokenizer, part)
-    return ids
+    return re.split("(" + "|".join(map(re.escape, longest_first)) + ")", text)
 
 
 def _tokenise(tokenizer: Any, text: str, control: Mapping[str, int] | None = None) -> list[int]:
