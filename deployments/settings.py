@@ -8,7 +8,7 @@ import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import platformdirs
 from pydantic import Field, field_validator, model_validator
@@ -118,7 +118,11 @@ class RouterSettings(StrictModel):
     threads: int = Field(
         default=1, ge=1, le=64, description="threads of the encoder, in each router replica"
     )
-    replicas: int = Field(default=1, ge=1, le=256, description="router replicas")
+    replicas: Annotated[int, Field(ge=1, le=256)] | Literal["auto"] = Field(
+        default=1,
+        description="router replicas; auto: one for every 8 cores of the cluster, 1 to 16. Limits "
+        "of keys count in each",
+    )
 
 
 class EngineSettings(StrictModel):
