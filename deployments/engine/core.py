@@ -7,6 +7,7 @@ The thread never waits for anybody: what a step made is one StepOutput for all r
 import asyncio
 import contextlib
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -35,6 +36,7 @@ ResultT = TypeVar("ResultT")
 class EngineLimits:
     """Bound what the engine accepts and what one step does.
 
+    max_events_per_s: of all streams together; each carries more tokens where there are many.
     step_timeout_s: a step that takes longer counts as stuck; a task between two steps may take
         longer, since it may compile kernels.
     """
@@ -44,6 +46,7 @@ class EngineLimits:
     max_input_tokens: int  # of one prompt
     prefill_tokens: int = 512  # read in one step, by a step decoder
     emit_interval_s: float = 0.0  # a stream's text is emitted at most this often
+    max_events_per_s: float = math.inf
     step_timeout_s: float = 60.0
 
 

@@ -24,7 +24,7 @@ from deployments.engine.errors import (
     QueueFull,
     UnknownAdapter,
 )
-from deployments.engine.output import RequestState
+from deployments.engine.output import Pace, RequestState
 from deployments.engine.request import FinishReason, Request, StepOutput, TokenEvent
 from deployments.engine.thread import TorchThread
 
@@ -56,6 +56,7 @@ class Engine:
         self._requests: dict[int, RequestState] = {}
         self._num_running = 0
         self._num_shown = 0
+        self._pace = Pace(limits.emit_interval_s)
         self._asyncio_loop: asyncio.AbstractEventLoop | None = None
 
     @classmethod
@@ -112,7 +113,7 @@ class Engine:
             request,
             self._core.decode,
             stream=stream,
-            emit_interval_s=self.limits.emit_interval_s,
+            pace=self._pace,
             clock=self._clock,
             hidden_ids=self.info.hidden_ids,
         )
@@ -193,4 +194,7 @@ class Engine:
     def _show(self) -> None:
         if self._num_running != self._num_shown:
             self._num_shown = self._num_running
+            limits = self.limits
+            together_s = self._num_shown / limits.max_events_per_s
+            self._pace.interval_s = max(limits.emit_interval_s, together_s)
             self._on_batch(self._num_shown)

@@ -55,14 +55,21 @@ class RequestOutputCollector:
         return event
 
 
+@dataclasses.dataclass(slots=True)
+class Pace:
+    """Hold the shortest time between two pieces of one stream, in seconds. It may change."""
+
+    interval_s: float = 0.0
+
+
 class RequestState:
     """Turn the tokens of one request into events for its reader, all on one event loop.
 
     Args:
         decode: token ids -> text.
         stream: False for one event with the whole text.
-        emit_interval_s: text is emitted at most this often, so that fast tokens travel in groups;
-            the first token is emitted at once. 0: each token on arrival.
+        pace: how often text is emitted, so that fast tokens travel in groups; the first token is
+            emitted at once.
         clock: seconds, monotonic.
         hidden_ids: tokens without text, which are not decoded.
     """
@@ -73,7 +80,7 @@ class RequestState:
         decode: Decode,
         *,
         stream: bool,
-        emit_interval_s: float,
+        pace: Pace,
         clock: Callable[[], float],
         hidden_ids: frozenset[int] = frozenset(),
     ) -> None:
@@ -83,7 +90,7 @@ class RequestState:
         self.has_begun = False
         self._text_stream = IncrementalDetokenizer(decode, request.sampling.stop)
         self._stream = stream
-        self._emit_interval_s = emit_interval_s
+        self._pace = pace
         self._clock = clock
         self._hidden_ids = hidden_ids
         self._accepted_at = clock()
@@ -108,7 +115,7 @@ class RequestState:
             self._first_token_s = now - self._accepted_at
             is_due = self._stream
         else:
-            is_due = self._stream and now - self._emitted_at >= self._emit_interval_s
+            is_due = self._stream and now - self._emitted_at >= self._pace.interval_s
         if is_due or self.request.sampling.stop:
             self._decode_pending()
         if self._text_stream.is_stopped:

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Sequence
 
 from deployments.engine.errors import EngineStopped
-from deployments.engine.output import RequestOutputCollector, RequestState
+from deployments.engine.output import Pace, RequestOutputCollector, RequestState
 from deployments.engine.request import FinishReason, Request, SamplingParams, Timings, TokenEvent
 
 
@@ -24,7 +24,7 @@ class Clock:
 
 def state(clock: Clock, *, stop: tuple[str, ...] = (), emit_interval_s: float = 0) -> RequestState:
     asked = Request("r", (1, 2), None, SamplingParams(8, stop=stop))
-    return RequestState(asked, decode, stream=True, emit_interval_s=emit_interval_s, clock=clock)
+    return RequestState(asked, decode, stream=True, pace=Pace(emit_interval_s), clock=clock)
 
 
 def event(text: str, reason: FinishReason | None = None) -> TokenEvent:

@@ -314,3 +314,16 @@ async def test_fast_tokens_travel_in_groups(decoder: ScriptedStepDecoder) -> Non
     assert [e.text for e in events] == ["h", "ello world"]
     assert events[-1].num_tokens == 12
     engine.close()
+
+
+async def test_many_streams_send_larger_pieces_less_often(decoder: ScriptedStepDecoder) -> None:
+    """Two events a second for all together: three streams that end sooner have two pieces each."""
+    engine = Engine.on_thread(decoder, limits(max_events_per_s=2.0))
+    try:
+        texts = ["one long answer", "another long one", "the third answer"]
+        answers = await asyncio.gather(*(collect(engine.generate(request(t))) for t in texts))
+        for text, events in zip(texts, answers, strict=True):
+            assert "".join(event.text for event in events) == text
+            assert len(events) <= 3, "the first token, the end, and what came while one ran alone"
+    finally:
+        engine.close()
