@@ -73,11 +73,37 @@ class Projection:
 
 
 @dataclass(frozen=True, slots=True)
+class AddedLabels:
+    """What a head needs of the labels that were added after it was trained; A of them.
+
+    Attributes:
+        columns: (A,) of the specialty weights.
+        thresholds: (A,), the least probability that counts.
+        centre, spread: (D + S0 + 1,), mean and standard deviation of features.
+    """
+
+    columns: tuple[int, ...]
+    thresholds: tuple[float, ...]
+    centre: Floats
+    spread: Floats
+
+    def scaled(self, features: Floats) -> Floats:
+        """Return features (..., W) centred, of equal spread, and with a mean square of 1."""
+        scaled = (features - self.centre) / self.spread
+        length = np.sqrt(np.square(scaled).mean(axis=-1, keepdims=True))
+        return np.asarray(scaled / np.maximum(length, 1e-6), dtype=np.float32)
+
+
+@dataclass(frozen=True, slots=True)
 class Head:
     """Linear models over the features, and their calibration.
 
     The probability of being in scope is Platt scaling (1999) over two inputs, the scope logit and
     the log-odds of the top specialty, which is a poor rule alone but improves the other.
+
+    A label that was added to a trained head (router/training/extend.py) changes none of this: its
+    logit, linear in scaled features, is its log-odds against everything that the head knew. What it
+    does not claim is shared out as before, and below its own threshold it claims nothing.
     """
 
     specialty: Floats  # (D + S0 + 1, S)
@@ -88,27 +114,56 @@ class Head:
     scope_scale: float
     scope_confidence: float
     scope_offset: float
+    added: AddedLabels | None = None
 
     def logits(self, features: Floats) -> tuple[Floats, npt.NDArray[Any]]:
         """Return specialty logits (..., S) and scope logits (...) of features (..., D + S0 + 1)."""
-        return (
-            features @ self.specialty + self.specialty_bias,
-            features @ self.scope + self.scope_bias,
-        )
+        specialty = features @ self.specialty + self.specialty_bias
+        if self.added is not None:
+            columns = list(self.added.columns)
+            scaled = self.added.scaled(features) @ self.specialty[:, columns]
+            specialty[..., columns] = scaled + self.specialty_bias[columns]
+        return specialty, features @ self.scope + self.scope_bias
 
     def probabilities(self, logits: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Return calibrated probabilities (..., S) of specialty logits (..., S)."""
-        return softmax(logits / self.temperature)
+        known = self.known
+        found = np.zeros(logits.shape)
+        found[..., known] = softmax(logits[..., known] / self.temperature)
+        if self.added is not None:
+            columns = list(self.added.columns)
+            odds = np.exp(np.clip(logits[..., columns].astype(np.float64), -60, 60))
+            shares = odds / (1 + odds.sum(axis=-1, keepdims=True))
+            claimed = np.where(shares >= np.array(self.added.thresholds), shares, 0.0)
+            found *= 1 - claimed.sum(axis=-1, keepdims=True)
+            found[..., columns] = claimed
+        return found
+
+    @property
+    def known(self) -> npt.NDArray[np.int64]:
+        """Return the columns of the labels that the head was trained with."""
+        later = self.added.columns if self.added is not None else ()
+        return np.array([i for i in range(self.specialty.shape[1]) if i not in later])
+
+    def direction(self, column: int) -> Floats:
+        """Return what raises a label above the others, (D + S0 + 1,), in the features' space."""
+        if self.added is not None and column in self.added.columns:
+            return np.asarray(self.specialty[:, column] / self.added.spread)
+        return np.asarray(self.specialty[:, column] - self.specialty[:, self.known].mean(axis=1))
 
     def in_scope(
         self, scope_logits: npt.NDArray[Any], probabilities: npt.NDArray[Any]
     ) -> npt.NDArray[Any]:
-        """Return calibrated probabilities (...) of being in scope."""
-        return sigmoid(
+        """Return calibrated probabilities (...) of being in scope; an added label's share is."""
+        known = probabilities[..., self.known]
+        total = known.sum(axis=-1) if self.added is not None else np.ones(known.shape[:-1])
+        top = np.divide(known.max(axis=-1), total, out=np.ones_like(total), where=total > 0)
+        found = sigmoid(
             self.scope_scale * scope_logits
-            + self.scope_confidence * log_odds(probabilities.max(axis=-1))
+            + self.scope_confidence * log_odds(top)
             + self.scope_offset
         )
+        return np.asarray(1 - total * (1 - found)) if self.added is not None else found
 
 
 def softmax(logits: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -1,7 +1,7 @@
 """Decide the route of a classified question. Every branch has a reason code, and a test."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 NUM_ALTERNATIVES = 3
@@ -54,6 +54,17 @@ class Thresholds:
     min_confidence: float  # with less, no specialist is named
     min_in_scope: float  # with less, the question is not one for a clinic
     min_margin: float = 0.0  # with less between the two top specialties, none is named
+    by_label: Mapping[str, float] = field(default_factory=dict)  # instead of min_confidence
+
+    def confidence_of(self, specialty: str) -> float:
+        """Return the least probability with which a specialty is named."""
+        return self.by_label.get(specialty, self.min_confidence)
+
+    def overruled(self, min_confidence: float | None) -> "Thresholds":
+        """Return these with one confidence for every label; as they are if it is None."""
+        if min_confidence is None:
+            return self
+        return replace(self, min_confidence=min_confidence, by_label={})
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +176,7 @@ def _scores_to_judge(classification: Classification, thresholds: Thresholds) -> 
         return last, False
     if not last.has_signal:
         return conversation, True
-    if _top(last) < thresholds.min_confidence <= _top(conversation):
+    if not _reaches(last, thresholds) and _reaches(conversation, thresholds):
         return conversation, True
     return last, False
 
@@ -180,9 +191,10 @@ def _is_in_scope(classification: Classification, scores: Scores, thresholds: Thr
 
 
 def _is_sure(alternatives: Sequence[Alternative], thresholds: Thresholds) -> bool:
-    top = alternatives[0].probability
+    top = alternatives[0]
     second = alternatives[1].probability if len(alternatives) > 1 else 0.0
-    return top >= thresholds.min_confidence and top - second >= thresholds.min_margin
+    is_clear = top.probability - second >= thresholds.min_margin
+    return is_clear and top.probability >= thresholds.confidence_of(top.specialty)
 
 
 def _is_a_pair(alternatives: Sequence[Alternative]) -> bool:
@@ -193,8 +205,9 @@ def _is_a_pair(alternatives: Sequence[Alternative]) -> bool:
     return top + second >= PAIR_SHARE and top <= 2 * second
 
 
-def _top(scores: Scores) -> float:
-    return max(scores.probabilities.values())
+def _reaches(scores: Scores, thresholds: Thresholds) -> bool:
+    top = _alternatives(scores.probabilities)[0]
+    return top.probability >= thresholds.confidence_of(top.specialty)
 
 
 def _alternatives(probabilities: Mapping[str, float]) -> tuple[Alternative, ...]:

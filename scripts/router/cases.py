@@ -4,8 +4,8 @@ A file of cases has one disease a line, under a line "# specialty":
 
     name|nom|finding; finding|signe; signe|test; treatment|examen; traitement
 
-The frames are in case_frames.yaml. Terms of a glossary stand for findings where a specialty's terms
-are given instead (`from_terms`). Texts are drawn with a seed, so the same file gives the same texts.
+The frames are in case_frames.yaml. Terms of a glossary may stand for findings (`from_terms`). Texts
+are drawn with a seed, so the same file gives the same texts.
 """
 
 import random
@@ -97,12 +97,14 @@ def compose(case: Case, style: str, others: Sequence[str], generator: random.Ran
     return text[:1].upper() + text[1:]
 
 
-def from_cases(cases: Sequence[Case], per_style: Mapping[str, int], seed: int) -> Iterator[
-    tuple[Case, str, str]
-]:
+def from_cases(
+    cases: Sequence[Case], per_style: Mapping[str, int], seed: int
+) -> Iterator[tuple[Case, str, str]]:
     """Yield (case, style, text), `per_style` texts of each style for each case, all different."""
     generator = random.Random(seed)
-    others = {lang: [m for c in cases if c.lang == lang for m in c.management] for lang in LANGUAGES}
+    others = {
+        lang: [m for c in cases if c.lang == lang for m in c.management] for lang in LANGUAGES
+    }
     for case in cases:
         for style, count in per_style.items():
             texts = {compose(case, style, others[case.lang], generator) for _ in range(count)}
@@ -142,7 +144,9 @@ def _person(lang: str, generator: random.Random) -> str:
     kind = "child" if generator.random() < CHILD_SHARE else "who"
     frame: str = generator.choice(_frames()[kind][lang])
     return frame.format(
-        age=generator.randint(18, 90), months=generator.randint(2, 23), years=generator.randint(2, 16)
+        age=generator.randint(18, 90),
+        months=generator.randint(2, 23),
+        years=generator.randint(2, 16),
     )
 
 
