@@ -1,4 +1,4 @@
-"""Which router a replica serves: the package's, until the folder that it follows holds a version."""
+"""Which router a replica serves: the package's, until its own folder holds a version."""
 
 import shutil
 from pathlib import Path
