@@ -175,7 +175,8 @@ def _cases(source: Source) -> Iterator[Entry]:
         drawn += from_terms(known, TEXTS_OF_TERMS, seed=0)
     for number, (case, style, text) in enumerate(drawn):
         id_ = f"{source.folder.stem}-{style}-{number}"
-        yield question(id_, text, case.specialty, case.lang, COMPOSED, case.group)
+        split = source.options.get("split", "train")
+        yield question(id_, text, case.specialty, case.lang, COMPOSED, case.group, split)
 
 
 READERS: dict[str, Callable[[Source], Iterator[Entry]]] = {
@@ -196,6 +197,6 @@ OPTIONS: dict[str, frozenset[str]] = {
     "hpo_fr": frozenset({"terms"}),
     "hpo_diseases": frozenset({"terms"}),
     "casimedicos": frozenset({"lang"}),
-    "cases": frozenset({"terms"}),
+    "cases": frozenset({"terms", "split"}),
     "written": frozenset({"split"}),
 }
