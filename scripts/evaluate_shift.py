@@ -143,8 +143,8 @@ def report(figures: Mapping[str, Mapping[str, Any]], versions: Sequence[str], co
             "",
             f"Artefact `{versions[0]}`{compared}. `{command}`. Intervals: 95 %, percentile "
             "bootstrap over questions; gains are paired by question. ECE: "
-            f"{metrics.NUM_BINS} bins of equal mass; below 200 questions it is mostly noise (with "
-            "50 right answers of 56 at constant confidence about 0.1). *Wrong specialist*: the "
+            f"{metrics.NUM_BINS} bins of equal mass; below 200 questions it is mostly noise. "
+            "*Wrong specialist*: the "
             "share of the questions that the thresholds send to a specialist who is not theirs.",
             "",
             "MedQuAD's publishers and HPO are sources of the training too, with other diseases and "
