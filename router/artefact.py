@@ -20,10 +20,11 @@ from zipfile import BadZipFile
 import numpy as np
 import numpy.typing as npt
 
+from router.added_labels import AddedLabels
 from router.artefact_checks import manifest_problems, shape_problems
 from router.encoder import ENCODER, TOKENIZER, EncoderError, OnnxEncoder, TextEncoder
 from router.features import NgramModel, Vocabulary
-from router.head import AddedLabels, Head, Projection
+from router.head import Head, Projection
 from router.policy import Thresholds
 
 FORMAT_VERSION = 2

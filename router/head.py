@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from router.added_labels import AddedLabels
 from router.encoder import Encoded, Floats, TextEncoder
 from router.encoder import softmax as softmax_float32
 from router.features import NgramModel, NgramScores
@@ -73,37 +74,11 @@ class Projection:
 
 
 @dataclass(frozen=True, slots=True)
-class AddedLabels:
-    """What a head needs of the labels that were added after it was trained; A of them.
-
-    Attributes:
-        columns: (A,) of the specialty weights.
-        thresholds: (A,), the least probability that counts.
-        centre, spread: (D + S0 + 1,), mean and standard deviation of features.
-    """
-
-    columns: tuple[int, ...]
-    thresholds: tuple[float, ...]
-    centre: Floats
-    spread: Floats
-
-    def scaled(self, features: Floats) -> Floats:
-        """Return features (..., W) centred, of equal spread, and with a mean square of 1."""
-        scaled = (features - self.centre) / self.spread
-        length = np.sqrt(np.square(scaled).mean(axis=-1, keepdims=True))
-        return np.asarray(scaled / np.maximum(length, 1e-6), dtype=np.float32)
-
-
-@dataclass(frozen=True, slots=True)
 class Head:
     """Linear models over the features, and their calibration.
 
     The probability of being in scope is Platt scaling (1999) over two inputs, the scope logit and
     the log-odds of the top specialty, which is a poor rule alone but improves the other.
-
-    A label that was added to a trained head (router/training/extend.py) changes none of this: its
-    logit, linear in scaled features, is its log-odds against everything that the head knew. What it
-    does not claim is shared out as before, and below its own threshold it claims nothing.
     """
 
     specialty: Floats  # (D + S0 + 1, S)
@@ -120,9 +95,7 @@ class Head:
         """Return specialty logits (..., S) and scope logits (...) of features (..., D + S0 + 1)."""
         specialty = features @ self.specialty + self.specialty_bias
         if self.added is not None:
-            columns = list(self.added.columns)
-            scaled = self.added.scaled(features) @ self.specialty[:, columns]
-            specialty[..., columns] = scaled + self.specialty_bias[columns]
+            self.added.put_logits(specialty, features, self.specialty, self.specialty_bias)
         return specialty, features @ self.scope + self.scope_bias
 
     def probabilities(self, logits: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -131,12 +104,9 @@ class Head:
         found = np.zeros(logits.shape)
         found[..., known] = softmax(logits[..., known] / self.temperature)
         if self.added is not None:
-            columns = list(self.added.columns)
-            odds = np.exp(np.clip(logits[..., columns].astype(np.float64), -60, 60))
-            shares = odds / (1 + odds.sum(axis=-1, keepdims=True))
-            claimed = np.where(shares >= np.array(self.added.thresholds), shares, 0.0)
+            claimed = self.added.claimed(logits)
             found *= 1 - claimed.sum(axis=-1, keepdims=True)
-            found[..., columns] = claimed
+            found[..., list(self.added.columns)] = claimed
         return found
 
     @property
@@ -147,9 +117,10 @@ class Head:
 
     def direction(self, column: int) -> Floats:
         """Return what raises a label above the others, (D + S0 + 1,), in the features' space."""
+        raised = self.specialty[:, column]
         if self.added is not None and column in self.added.columns:
-            return np.asarray(self.specialty[:, column] / self.added.spread)
-        return np.asarray(self.specialty[:, column] - self.specialty[:, self.known].mean(axis=1))
+            return np.asarray(raised / self.added.spread)
+        return np.asarray(raised - self.specialty[:, self.known].mean(axis=1))
 
     def in_scope(
         self, scope_logits: npt.NDArray[Any], probabilities: npt.NDArray[Any]

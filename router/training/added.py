@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.linear_model import LogisticRegression
 
+from router.added_labels import AddedLabels
 from router.features import Floats
-from router.head import AddedLabels, Head, sigmoid
+from router.head import Head, sigmoid
 from router.policy import Thresholds
 from router.training.calibration import fit_platt
 from router.training.examples import Array
