@@ -55,8 +55,7 @@ def assemble(
 
     Args:
         models: what `ModelReplica.info` returned, one for each replica.
-        routers: what `RouterReplica.traffic` returned: `replica`, `catalog_revision`,
-            `router_version`, `snapshot`.
+        routers: what `RouterReplica.traffic` returned, `snapshot` among it.
         generated_at: Unix seconds.
     """
     snapshots = [router["snapshot"] for router in routers if "snapshot" in router]
