@@ -119,7 +119,7 @@ class Head:
         """Return what raises a label above the others, (D + S0 + 1,), in the features' space."""
         if self.added is not None and column in self.added.columns:
             return np.asarray(self.specialty[:, column] / self.added.spread)
-        return self.specialty[:, column] - self.specialty[:, self.known].mean(axis=1)
+        return np.asarray(self.specialty[:, column] - self.specialty[:, self.known].mean(axis=1))
 
     def in_scope(
         self, scope_logits: npt.NDArray[Any], probabilities: npt.NDArray[Any]
