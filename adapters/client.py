@@ -33,6 +33,13 @@ class AdminClient:
     def listed(self) -> dict[str, Any]:
         return self._call("GET", "/v1/adapters")
 
+    def routers(self) -> list[dict[str, Any]]:
+        """Return what each router replica reports: `router_version`, or `problem`."""
+        return list(self._call("GET", "/v1/operator")["routers"])
+
+    def ready(self) -> dict[str, Any]:
+        return self._call("GET", "/readyz")
+
     def add(self, name: str, source: str, version: str, **options: Any) -> dict[str, Any]:
         body = {"name": name, "source": source, "version": version, **options}
         return self._call("POST", "/v1/adapters", body)

@@ -108,7 +108,8 @@ class RouterSettings(StrictModel):
     artefact: str | None = Field(
         default=None,
         min_length=1,
-        description="trained router, or a folder of versions; null: the package's",
+        description="trained router, or a folder of versions, which may be empty at first; "
+        "null: `router` of the live state (state_dir); until it holds a version, the package's",
     )
     encoder: str | None = Field(
         default=None,
@@ -253,6 +254,11 @@ class Settings(StrictModel):
         applications of one machine do not mix."""
         if self.state_dir is not None:
             return self.state_dir if "://" in self.state_dir else str(self.state_path)
+        return self.own_state
+
+    @property
+    def own_state(self) -> str:
+        """The folder of this application in the user's data folder."""
         seed = hashlib.sha256(str(self.catalog_dir.resolve()).encode()).hexdigest()[:12]
         return str(self.state_path / "clinics" / seed)
 
@@ -262,9 +268,12 @@ class Settings(StrictModel):
 
     @property
     def router_dir(self) -> Path:
+        """The trained router, or the folder of its versions, that the router replicas follow."""
         if self.router.artefact:
             return project_path(self.router.artefact)
-        return PROJECT_ROOT / "router" / "model"
+        if self.state_dir is None or "://" in self.state_dir:
+            return Path(self.own_state) / "router"
+        return self.state_path / "router"
 
     @property
     def router_encoder(self) -> str | None:
@@ -325,6 +334,9 @@ class ModelLiveSettings(StrictModel):
         default=5.0, ge=0, le=3600, description="how often to look for changes; 0: on request only"
     )
     log_level: LogLevel = Field(default="INFO", description="of the model deployment")
+
+
+SHIPPED_ROUTER = PROJECT_ROOT / "router" / "model"
 
 
 def project_path(path: str) -> Path:

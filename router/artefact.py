@@ -20,6 +20,7 @@ from zipfile import BadZipFile
 import numpy as np
 import numpy.typing as npt
 
+from router.added_labels import AddedLabels
 from router.artefact_checks import manifest_problems, shape_problems
 from router.encoder import ENCODER, TOKENIZER, EncoderError, OnnxEncoder, TextEncoder
 from router.features import NgramModel, Vocabulary
@@ -31,6 +32,7 @@ MANIFEST = "manifest.json"
 WEIGHTS = "weights.npz"
 FEATURES = "features.npz"
 BUILT_IN = "built-in"
+LABEL_THRESHOLDS = "label_thresholds"  # of the labels that were added later
 CALIBRATION = ("temperature", "scope_scale", "scope_confidence", "scope_offset")
 
 
@@ -83,7 +85,8 @@ def _assembled(
         name: array if name == "keys" else array.astype(np.float32)  # kept in 16 bits
         for name, array in read_arrays(directory, manifest, WEIGHTS).items()
     }
-    ngrams, head = _ngrams(arrays), _head(arrays, manifest["calibration"])
+    ngrams = _ngrams(arrays)
+    head = _head(arrays, manifest["calibration"], _added(arrays, specialties, manifest))
     scale = float(manifest["ngram_scale"])
     projection = Projection(arrays["mean"], arrays["components"], scale)
     text_encoder = _encoder(directory, manifest, encoder, threads)
@@ -100,7 +103,7 @@ def _assembled(
     return Artefact(
         version=str(manifest["version"]),
         specialties=specialties,
-        thresholds=Thresholds(**manifest["thresholds"]),
+        thresholds=Thresholds(**manifest["thresholds"], by_label=label_thresholds(manifest)),
         ngrams=ngrams,
         projection=projection,
         head=head,
@@ -215,12 +218,36 @@ def _ngrams(arrays: Mapping[str, npt.NDArray[Any]]) -> NgramModel:
     )
 
 
-def _head(arrays: Mapping[str, npt.NDArray[Any]], calibration: Mapping[str, float]) -> Head:
+def label_thresholds(manifest: Mapping[str, Any]) -> dict[str, float]:
+    """Return the thresholds of the labels that were added later, by label."""
+    return {str(name): float(value) for name, value in manifest.get(LABEL_THRESHOLDS, {}).items()}
+
+
+def _added(
+    arrays: Mapping[str, npt.NDArray[Any]], specialties: Sequence[str], manifest: Mapping[str, Any]
+) -> AddedLabels | None:
+    by_label = label_thresholds(manifest)
+    if not by_label:
+        return None
+    return AddedLabels(
+        columns=tuple(i for i, name in enumerate(specialties) if name in by_label),
+        thresholds=tuple(by_label[name] for name in specialties if name in by_label),
+        centre=arrays["added_centre"],
+        spread=arrays["added_spread"],
+    )
+
+
+def _head(
+    arrays: Mapping[str, npt.NDArray[Any]],
+    calibration: Mapping[str, float],
+    added: AddedLabels | None,
+) -> Head:
     return Head(
         specialty=arrays["specialty"],
         specialty_bias=arrays["specialty_bias"],
         scope=arrays["scope"],
         scope_bias=float(arrays["scope_bias"][0]),
+        added=added,
         **{name: float(calibration[name]) for name in CALIBRATION},
     )
 

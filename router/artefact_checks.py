@@ -32,6 +32,9 @@ def shape_problems(
         "specialty_bias": (head.specialty_bias, (num_labels,)),
         "scope": (head.scope, (width,)),
     }
+    if head.added is not None:
+        shapes["added_centre"] = (head.added.centre, (width,))
+        shapes["added_spread"] = (head.added.spread, (width,))
     wrong = [
         f"{name} {array.shape}, expected {want}"
         for name, (array, want) in shapes.items()
@@ -39,6 +42,8 @@ def shape_problems(
     ]
     if wrong:
         return [f"shapes do not fit the labels: {'; '.join(wrong)}"]
+    if head.added is not None and head.added.spread.min() <= 0:
+        return ["added_spread is not above 0"]
     ascend = np.all(np.diff(ngrams.vocabulary.keys.astype(np.int64)) > 0)
     return [] if ascend else ["its keys do not ascend"]
 
@@ -49,7 +54,11 @@ def manifest_problems(specialties: Sequence[str], manifest: Mapping[str, Any]) -
     Training sorts the labels, so another order means a column under a wrong name.
     """
     calibration, thresholds = manifest["calibration"], manifest["thresholds"]
-    numbers = {**calibration, **thresholds, "ngram_scale": manifest["ngram_scale"]}
+    by_label = {
+        f"threshold of {name}": value
+        for name, value in manifest.get("label_thresholds", {}).items()
+    }
+    numbers = {**calibration, **thresholds, **by_label, "ngram_scale": manifest["ngram_scale"]}
     wrong = [
         f"{name} is {value!r}, not a finite number"
         for name, value in numbers.items()
@@ -60,9 +69,11 @@ def manifest_problems(specialties: Sequence[str], manifest: Mapping[str, Any]) -
             wrong.append(f"temperature is {calibration['temperature']}, not above 0")
         wrong += [
             f"{name} is {value}, not from 0 to 1"
-            for name, value in thresholds.items()
+            for name, value in {**thresholds, **by_label}.items()
             if not 0 <= value <= 1
         ]
+    if unknown := sorted({*manifest.get("label_thresholds", {})} - {*specialties}):
+        wrong.append(f"label_thresholds names {', '.join(unknown)}, not among the specialties")
     if list(specialties) != sorted(set(specialties)):
         wrong.append("specialties are not distinct and in alphabetical order")
     return wrong

@@ -215,8 +215,8 @@ class Classifier:
         view = turn.views.strongest
         if not turn.has_signal or not view.words:
             return ()
-        specialty = self._artefact.head.specialty
-        direction = specialty[:, int(np.argmax(turn.logits))] - specialty.mean(axis=1)
+        head = self._artefact.head
+        direction = head.direction(int(np.argmax(head.probabilities(turn.logits))))
         projection, ngrams = self._artefact.projection, self._artefact.ngrams
         written = turn.prepared.edited
         return evidence_of(view, written, direction, projection, ngrams, self._carries_signal)

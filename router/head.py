@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from router.added_labels import AddedLabels
 from router.encoder import Encoded, Floats, TextEncoder
 from router.encoder import softmax as softmax_float32
 from router.features import NgramModel, NgramScores
@@ -88,27 +89,51 @@ class Head:
     scope_scale: float
     scope_confidence: float
     scope_offset: float
+    added: AddedLabels | None = None
 
     def logits(self, features: Floats) -> tuple[Floats, npt.NDArray[Any]]:
         """Return specialty logits (..., S) and scope logits (...) of features (..., D + S0 + 1)."""
-        return (
-            features @ self.specialty + self.specialty_bias,
-            features @ self.scope + self.scope_bias,
-        )
+        specialty = features @ self.specialty + self.specialty_bias
+        if self.added is not None:
+            self.added.put_logits(specialty, features, self.specialty, self.specialty_bias)
+        return specialty, features @ self.scope + self.scope_bias
 
     def probabilities(self, logits: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Return calibrated probabilities (..., S) of specialty logits (..., S)."""
-        return softmax(logits / self.temperature)
+        known = self.known
+        found = np.zeros(logits.shape)
+        found[..., known] = softmax(logits[..., known] / self.temperature)
+        if self.added is not None:
+            claimed = self.added.claimed(logits)
+            found *= 1 - claimed.sum(axis=-1, keepdims=True)
+            found[..., list(self.added.columns)] = claimed
+        return found
+
+    @property
+    def known(self) -> npt.NDArray[np.int64]:
+        """Return the columns of the labels that the head was trained with."""
+        later = self.added.columns if self.added is not None else ()
+        return np.array([i for i in range(self.specialty.shape[1]) if i not in later])
+
+    def direction(self, column: int) -> Floats:
+        """Return what raises a label above the others, (D + S0 + 1,), in the features' space."""
+        if self.added is not None and column in self.added.columns:
+            return np.asarray(self.specialty[:, column] / self.added.spread)
+        return np.asarray(self.specialty[:, column] - self.specialty[:, self.known].mean(axis=1))
 
     def in_scope(
         self, scope_logits: npt.NDArray[Any], probabilities: npt.NDArray[Any]
     ) -> npt.NDArray[Any]:
-        """Return calibrated probabilities (...) of being in scope."""
-        return sigmoid(
+        """Return calibrated probabilities (...) of being in scope; an added label's share is."""
+        known = probabilities[..., self.known]
+        total = known.sum(axis=-1) if self.added is not None else np.ones(known.shape[:-1])
+        top = np.divide(known.max(axis=-1), total, out=np.ones_like(total), where=total > 0)
+        found = sigmoid(
             self.scope_scale * scope_logits
-            + self.scope_confidence * log_odds(probabilities.max(axis=-1))
+            + self.scope_confidence * log_odds(top)
             + self.scope_offset
         )
+        return np.asarray(1 - total * (1 - found)) if self.added is not None else found
 
 
 def softmax(logits: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -4,6 +4,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from router.thresholds import Thresholds as Thresholds
+
 NUM_ALTERNATIVES = 3
 LANGUAGE_NOT_SUPPORTED = "language_not_supported"
 ROUTER_LANGUAGES = ("en", "fr")
@@ -49,15 +51,6 @@ class Classification:
     evidence: tuple[str, ...]  # the user's phrases that spoke for the top specialty
     has_topic: bool = True  # the last turn may change what the conversation is about
     is_request: bool = True  # the last turn asks, or wants something done
-
-
-@dataclass(frozen=True, slots=True)
-class Thresholds:
-    """Probabilities that decide."""
-
-    min_confidence: float  # with less, no specialist is named
-    min_in_scope: float  # with less, the question is not one for a clinic
-    min_margin: float = 0.0  # with less between the two top specialties, none is named
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,9 +195,10 @@ def names(scores: Scores, thresholds: Thresholds) -> bool:
 
 
 def _is_sure(alternatives: Sequence[Alternative], thresholds: Thresholds) -> bool:
-    top = alternatives[0].probability
+    top = alternatives[0]
     second = alternatives[1].probability if len(alternatives) > 1 else 0.0
-    return top >= thresholds.min_confidence and top - second >= thresholds.min_margin
+    is_clear = top.probability - second >= thresholds.min_margin
+    return is_clear and top.probability >= thresholds.confidence_of(top.specialty)
 
 
 def _is_a_pair(alternatives: Sequence[Alternative]) -> bool:

@@ -53,6 +53,16 @@ def resolve(folder: Path) -> Path:
     return folder / VERSIONS / read_current(folder).version
 
 
+def is_to_come(folder: Path) -> bool:
+    """Return whether `folder` is a place for versions that has none yet: missing, or empty."""
+    try:
+        return all(path.name in (LOCK, VERSIONS) for path in folder.iterdir())
+    except FileNotFoundError:
+        return True
+    except NotADirectoryError:
+        return False
+
+
 def etag(folder: Path) -> str:
     """Return a text that changes with the artefact to serve; quick to ask every few seconds.
 

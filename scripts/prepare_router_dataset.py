@@ -159,6 +159,8 @@ def _split_of(entry: Entry, validation: set[str], hold_out: frozenset[str]) -> s
         return "held_out"
     if is_terminology(entry):
         return "encoder"
+    if entry.split == "head":
+        return "head"
     if entry.split == "validation" or entry.group in validation:
         return "validation"
     is_ours = entry.source == "written"

@@ -156,9 +156,7 @@ class RouterReplica:
         return [
             decide(
                 classification,
-                thresholds=dataclasses.replace(
-                    thresholds, min_confidence=_or(min_confidence, thresholds.min_confidence)
-                ),
+                thresholds=thresholds.overruled(min_confidence),
                 adapters=adapters,
                 base_languages=self._base_languages,
             )
@@ -224,6 +222,7 @@ class RouterReplica:
         return {
             "replica": replica_id(),
             "catalog_revision": self._catalog.current.revision,
+            "router_version": self._router.current.version,
             "snapshot": self._traffic.snapshot(),
         }
 
@@ -248,8 +247,8 @@ class RouterReplica:
     def _thresholds(self, classifier: Classifier) -> Thresholds:
         """Return the live values; where one is null, what the artefact was tuned to."""
         tuned, live = classifier.thresholds, self._live
-        return Thresholds(
-            min_confidence=_or(live.min_confidence, tuned.min_confidence),
+        return dataclasses.replace(
+            tuned.overruled(live.min_confidence),
             min_in_scope=_or(live.min_in_scope, tuned.min_in_scope),
             min_margin=_or(live.min_margin, tuned.min_margin),
         )

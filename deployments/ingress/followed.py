@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from adapters.catalog import Catalog
 from adapters.store import AdapterStore
@@ -10,9 +11,9 @@ from adapters.versions import RegisteredAdapter
 from deployments.api.api_keys import FILE_NAME, KeyFileError, KeyStore, KeyTable
 from deployments.messages import AdapterCard
 from deployments.reloader import Reloader
-from deployments.settings import Settings
+from deployments.settings import SHIPPED_ROUTER, Settings
 from router.classifier import Classifier
-from router.versions import etag, resolve
+from router.versions import etag, is_to_come, resolve
 
 logger = logging.getLogger(__name__)
 
@@ -83,10 +84,20 @@ def load_classifier(settings: Settings) -> Classifier:
         ArtefactError: naming the file, what was found, and what to do about it.
     """
     return Classifier.load(
-        resolve(settings.router_dir),
+        served_router(settings),
         encoder=settings.router_encoder,
         threads=settings.router.threads,
     )
+
+
+def served_router(settings: Settings) -> Path:
+    """Return the artefact to serve: of `settings.router_dir`, or until it has one, the package's.
+
+    Raises:
+        ArtefactError: the folder's current version cannot be told.
+    """
+    folder = settings.router_dir
+    return SHIPPED_ROUTER if is_to_come(folder) else resolve(folder)
 
 
 def follow_classifier(settings: Settings, period_s: Callable[[], float]) -> Reloader[Classifier]:
@@ -96,7 +107,7 @@ def follow_classifier(settings: Settings, period_s: Callable[[], float]) -> Relo
         ArtefactError: the first one does not load.
     """
     return Reloader(
-        lambda: etag(settings.router_dir),
+        lambda: etag(served_router(settings)),
         lambda: load_classifier(settings),
         period_s,
         describe=lambda classifier: f"router {classifier.version}",

@@ -55,7 +55,7 @@ def assemble(
 
     Args:
         models: what `ModelReplica.info` returned, one for each replica.
-        routers: what `RouterReplica.traffic` returned: `replica`, `catalog_revision`, `snapshot`.
+        routers: what `RouterReplica.traffic` returned, `snapshot` among it.
         generated_at: Unix seconds.
     """
     snapshots = [router["snapshot"] for router in routers if "snapshot" in router]
@@ -74,6 +74,7 @@ def _router(router: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "replica": router["replica"],
         "catalog_revision": router.get("catalog_revision"),
+        "router_version": router.get("router_version"),
         **described(router["snapshot"]),
     }
 

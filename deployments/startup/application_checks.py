@@ -13,6 +13,8 @@ from deployments.settings import (
 )
 from deployments.startup.config_file import DEPLOYMENTS, IMPORT_PATH
 from deployments.strict_model import SettingsError, StrictModel, nearest, parse_strict
+from router.artefact import MANIFEST
+from router.versions import CURRENT, is_to_come
 
 LIVE_SETTINGS: dict[str, type[StrictModel]] = {
     "Router": RouterLiveSettings,
@@ -72,8 +74,7 @@ def _check_paths(settings: Settings) -> list[str]:
     problems = []
     if settings.adapters and not settings.catalog_dir.is_dir():
         problems.append(f"adapters: the folder {settings.catalog_dir} does not exist")
-    if settings.router.artefact and not settings.router_dir.is_dir():
-        problems.append(f"router.artefact: the folder {settings.router_dir} does not exist")
+    problems += _check_router(settings)
     looks_like_path = settings.base_model.startswith(("/", ".", "~"))
     if looks_like_path and not project_path(settings.base_model).is_dir():
         problems.append(
@@ -85,6 +86,25 @@ def _check_paths(settings: Settings) -> list[str]:
             "quantization: none, or device: auto"
         )
     return problems
+
+
+def _check_router(settings: Settings) -> list[str]:
+    """Return a problem of the router's folder, which may be missing or empty until one is added."""
+    folder = settings.router_dir
+    if is_to_come(folder):
+        parent = folder.parent
+        if settings.router.artefact and not parent.is_dir():
+            return [
+                f"router.artefact: the folder {folder} does not exist, and nor does {parent}: make "
+                f"{parent}, where add_specialty will put the versions, or correct the path"
+            ]
+        return []
+    if not (folder / MANIFEST).is_file() and not (folder / CURRENT).is_file():
+        return [
+            f"router.artefact: {folder} is neither a trained router ({MANIFEST}) nor a folder of "
+            f"versions ({CURRENT}), and it is not empty: name one of these"
+        ]
+    return []
 
 
 def _check_deployment(deployment: Mapping[str, Any]) -> list[str]:

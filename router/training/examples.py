@@ -46,7 +46,7 @@ class Recipe:
     abstain_cost: float = 0.5  # of leaving an in-scope question to the base model
     refuse_cost: float = 2.0  # of calling a patient's question out of scope
     admit_cost: float = 1.0  # of treating another question as a patient's
-    source_weights: tuple[tuple[str, float], ...] = (("written", 3.0),)
+    source_weights: tuple[tuple[str, float], ...] = (("written", 3.0), ("written cases", 0.5))
     kind_weights: tuple[tuple[str, float], ...] = (("term", 0.35), ("passage", 0.5))
     seed: int = 0
 

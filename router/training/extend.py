@@ -1,9 +1,9 @@
 """Add a specialty to a trained router without the questions that it was trained on.
 
 The artefact keeps the features of its head and validation examples, which hold none of their words.
-The new questions get features from the same encoder and n-grams, the head is fitted and calibrated
-again on all of them, and the old specialties' recall on the stored validation examples is compared
-before and after. Needs scikit-learn.
+The new questions get features from the same encoder and n-grams, and one column is fitted on all of
+them (added.py); the rest of the head stays. What the old specialties' stored validation examples
+are answered with, thresholds applied, is compared before and after. Needs scikit-learn.
 """
 
 import dataclasses
@@ -19,6 +19,7 @@ import numpy as np
 from router.artefact import (
     BUILT_IN,
     FEATURES,
+    LABEL_THRESHOLDS,
     MANIFEST,
     WEIGHTS,
     artefact_error,
@@ -28,30 +29,80 @@ from router.artefact import (
 )
 from router.classifier import Classifier
 from router.text import clean, words_of
-from router.training.examples import OUT_OF_SCOPE, Recipe
+from router.training.added import AddedLabel, add_label
+from router.training.examples import OUT_OF_SCOPE
 from router.training.feature_set import FeatureSet, restored, stored
-from router.training.head import fit_head, recalls
-from router.training.trained import Trained, head_arrays, head_entries, rounded
+from router.training.head import recalls
+from router.training.outcomes import Outcomes, outcomes
+from router.training.trained import Trained, head_arrays, rounded
 
 MIN_QUESTIONS = 30
-HELD_OUT_PERCENT = 25  # of the new questions: they validate the new specialty
-MAX_LOSS = 0.02  # of an old specialty's recall
+NUM_FOLDS = 10  # of the new questions: each is scored by a column fitted without its fold
+MAX_LOSS = 0.02  # of an old specialty's recall, thresholds applied
+MAX_WRONG = 0.01  # of the old validation examples: more that are sent to a wrong specialist
+MIN_RECALL = 0.4  # of the new specialty, thresholds applied
+MAX_DOUBLINGS = 4.0  # of the questions, when guessing how many more are needed
 LABEL = r"[a-z][a-z0-9_]{1,49}"
 
 
 @dataclass(frozen=True, slots=True)
 class Extension:
-    """The artefact with the new label, and each label's recall on validation examples."""
+    """The artefact with the new label, and what it does after the thresholds.
+
+    Attributes:
+        num_questions: of the label, earlier ones included.
+        threshold: of the label.
+        recall: of the label, each question answered by a column that was fitted without it.
+        num_needed: more questions that would reach MIN_RECALL, guessed from what the last doubling
+            gained; 0 if it is reached.
+        old_before, old_after: the stored validation examples of the old labels and out of scope;
+            of a label that was added earlier, the questions that it was fitted on.
+    """
 
     trained: Trained
-    before: Mapping[str, float]
-    after: Mapping[str, float]
+    label: str
+    num_questions: int
+    threshold: float
+    recall: float
+    num_needed: int
+    old_before: Outcomes
+    old_after: Outcomes
+
+    @property
+    def before(self) -> Mapping[str, float]:
+        """Return the recall of each old label."""
+        return self.old_before.recalls
+
+    @property
+    def after(self) -> Mapping[str, float]:
+        """Return the recall of each label."""
+        return {**self.old_after.recalls, self.label: self.recall}
 
     @property
     def losses(self) -> dict[str, float]:
-        """Return the old labels that lost more than MAX_LOSS, and how much."""
-        lost = {label: self.before[label] - self.after[label] for label in self.before}
-        return {label: value for label, value in lost.items() if value > MAX_LOSS}
+        """Return the old labels that lost more than MAX_LOSS of their recall, and how much."""
+        return self.old_after.lost_recall(self.old_before, MAX_LOSS)
+
+    @property
+    def num_more_wrong(self) -> int:
+        """Return how many more of the old examples are sent to a wrong specialist."""
+        return self.old_after.num_wrong - self.old_before.num_wrong
+
+    @property
+    def harms(self) -> list[str]:
+        """Return what the old labels lose beyond the bounds, one line for each."""
+        found = [
+            f"recall lost by {name} {value:.3f}, at most {MAX_LOSS} is allowed"
+            for name, value in self.losses.items()
+        ]
+        count = len(self.old_before.labels)
+        allowed = int(MAX_WRONG * count)
+        if self.num_more_wrong > allowed:
+            found.append(
+                f"{self.num_more_wrong} more of {count} stored questions are sent to a wrong "
+                f"specialist, at most {allowed} are allowed"
+            )
+        return found
 
 
 def extend(directory: Path, label: str, questions: Sequence[str]) -> Extension:
@@ -71,32 +122,50 @@ def extend(directory: Path, label: str, questions: Sequence[str]) -> Extension:
     artefact = load_artefact(directory)
     old_labels = list(manifest["specialties"])
     labels = sorted({*old_labels, label})
-    recipe = _recipe(manifest)
     known = restored(read_arrays(directory, manifest, FEATURES), old_labels)
-    fresh = _fresh(Classifier(artefact), label, unique, recipe)
+    fresh = _fresh(Classifier(artefact), label, unique)
     features = stored(_weighted(known.joined(fresh), label), labels)
-    examples = restored(features, labels)  # the head is fitted on what is stored
-    fitted = fit_head(examples, labels, recipe)
-    after = recalls(fitted.head, examples, labels)
+    examples = restored(features, labels)  # the column is fitted on what is stored
+    added = add_label(artefact.head, artefact.thresholds, examples, labels, label)
+    by_label = {**artefact.thresholds.by_label, label: added.threshold}
+    thresholds = dataclasses.replace(artefact.thresholds, by_label=by_label)
+    num_questions = int((examples.labels == label).sum())
+    validation = rounded(recalls(added.head, examples, labels) | {label: added.recall})
     changed = {
         **{key: value for key, value in manifest.items() if key not in ("version", "files")},
         "specialties": labels,
-        **head_entries(fitted),
-        "validation_recall": rounded(after),
+        LABEL_THRESHOLDS: by_label,
+        "validation_recall": validation,
         "added": {**manifest.get("added", {}), label: len(unique)},
         "generic": _without(manifest["generic"], unique),
     }
     is_built_in = manifest["encoder"]["name"] == BUILT_IN
+    earlier = np.isin(examples.labels, sorted({*artefact.thresholds.by_label} - {label}))
+    scored = examples.pick(examples.is_validation | earlier)
     return Extension(
         trained=Trained(
-            weights=read_arrays(directory, manifest, WEIGHTS) | head_arrays(fitted.head),
+            weights=read_arrays(directory, manifest, WEIGHTS) | head_arrays(added.head),
             features=features,
             manifest=changed,
             encoder_dir=directory if is_built_in else None,
         ),
-        before=recalls(artefact.head, known, old_labels),
-        after=after,
+        label=label,
+        num_questions=num_questions,
+        threshold=added.threshold,
+        recall=added.recall,
+        num_needed=_num_needed(num_questions, added),
+        old_before=outcomes(artefact.head, artefact.thresholds, scored, old_labels),
+        old_after=outcomes(added.head, thresholds, scored, labels),
     )
+
+
+def _num_needed(count: int, added: AddedLabel) -> int:
+    """Return how many more questions reach MIN_RECALL, if each doubling gains what the last did."""
+    missing = MIN_RECALL - added.recall
+    if missing <= 0:
+        return 0
+    gain = max(added.recall - added.half_recall, missing / MAX_DOUBLINGS)
+    return int(np.ceil(count * (2 ** (missing / gain) - 1) / 10) * 10)
 
 
 def _check_label(directory: Path, label: str, manifest: Mapping[str, Any]) -> None:
@@ -121,18 +190,16 @@ def _different(label: str, questions: Sequence[str]) -> list[str]:
     return unique
 
 
-def _fresh(
-    classifier: Classifier, label: str, questions: Sequence[str], recipe: Recipe
-) -> FeatureSet:
-    """Return the features of the new questions; their hashes choose folds and validation."""
+def _fresh(classifier: Classifier, label: str, questions: Sequence[str]) -> FeatureSet:
+    """Return the features of the new questions; the rank of their hashes chooses the fold."""
     hashes = np.array([zlib.crc32(q.encode()) for q in questions])
-    ranks = hashes.argsort().argsort()  # by rank, so that validation is not empty
+    ranks = hashes.argsort().argsort()
     return FeatureSet(
         features=classifier.features(questions),
         labels=np.array([label] * len(questions)),
         weights=np.ones(len(questions)),
-        folds=hashes % recipe.num_folds,
-        is_validation=ranks < len(questions) * HELD_OUT_PERCENT // 100,
+        folds=ranks % NUM_FOLDS,
+        is_validation=np.zeros(len(questions), dtype=bool),
     )
 
 
@@ -147,18 +214,6 @@ def _weighted(examples: FeatureSet, label: str) -> FeatureSet:
     median = float(np.median([others[names == name].sum() for name in set(names.tolist())]))
     weight = min(median / int((training & ours).sum()), float(np.quantile(others, 0.99)))
     return dataclasses.replace(examples, weights=np.where(ours, weight, examples.weights))
-
-
-def _recipe(manifest: Mapping[str, Any]) -> Recipe:
-    """Return the artefact's recipe, so that only the new questions change the head."""
-    names = {field.name for field in dataclasses.fields(Recipe)}
-    given = {key: value for key, value in manifest["recipe"].items() if key in names}
-    pairs = {
-        key: tuple((str(name), float(weight)) for name, weight in given[key])
-        for key in ("source_weights", "kind_weights")
-        if key in given
-    }
-    return Recipe(**{**given, **pairs})
 
 
 def _without(generic: Mapping[str, Sequence[str]], questions: Sequence[str]) -> dict[str, Any]:

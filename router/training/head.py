@@ -72,7 +72,8 @@ def fit_head(examples: FeatureSet, labels: Sequence[str], recipe: Recipe) -> Fit
 def recalls(head: Head, examples: FeatureSet, labels: Sequence[str]) -> dict[str, float]:
     """Return, by label, the share of its validation examples whose top specialty it is."""
     held_out = examples.pick(examples.is_validation)
-    tops = np.array(labels)[head.logits(held_out.features)[0].argmax(axis=1)]
+    logits, _ = head.logits(held_out.features)
+    tops = np.array(labels)[head.probabilities(logits).argmax(axis=1)]
     return {
         label: float((tops[held_out.labels == label] == label).mean())
         for label in labels

@@ -62,8 +62,13 @@ def fit_projection(
 
 
 def _sample(examples: Sequence[LabelledText], recipe: Recipe) -> list[LabelledText]:
-    """Return all questions and passages, and as many terms as `max_projection_examples` allows."""
-    chosen = [e for e in examples if e.kind != "term"][: recipe.max_projection_examples]
+    """Return all questions and passages, and as many terms as `max_projection_examples` allows.
+
+    Of more questions and passages than that, as many are drawn.
+    """
+    generator, limit = random.Random(recipe.seed), recipe.max_projection_examples
+    chosen = [e for e in examples if e.kind != "term"]
+    if len(chosen) >= limit:
+        return generator.sample(chosen, limit)
     terms = [e for e in examples if e.kind == "term"]
-    count = min(len(terms), recipe.max_projection_examples - len(chosen))
-    return [*chosen, *random.Random(recipe.seed).sample(terms, count)]
+    return [*chosen, *generator.sample(terms, min(len(terms), limit - len(chosen)))]

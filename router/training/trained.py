@@ -76,7 +76,11 @@ def _projection_arrays(projection: Projection) -> dict[str, npt.NDArray[Any]]:
 
 
 def head_arrays(head: Head) -> dict[str, npt.NDArray[Any]]:
+    added = {}
+    if head.added is not None:
+        added = {"added_centre": head.added.centre, "added_spread": head.added.spread}
     return {
+        **added,
         "specialty": head.specialty,
         "specialty_bias": head.specialty_bias,
         "scope": head.scope,

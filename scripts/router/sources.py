@@ -10,8 +10,9 @@
 | `icd10cm` | the tabular XML of ICD-10-CM (CDC/NCHS) | diseases and their inclusion terms |
 | `clinc150` | `data_full.json` of CLINC150 | out-of-scope questions |
 | `casimedicos` | its JSON lines, English or French | exam cases; validation only |
-| `written` | JSON lines with input, specialty, lang | questions that we wrote |
+| `written` | JSON lines with input, specialty, lang; `,split=head` | questions that we wrote |
 | `glossary` | likewise | terms that we wrote |
+| `cases` | findings of diseases; `,terms=` a glossary | texts composed of them (cases.py) |
 
 A terminology's specialties are in knowledge.yaml.
 """
@@ -20,6 +21,7 @@ import dataclasses
 import json
 import re
 import zlib
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from xml.etree import ElementTree
 
@@ -28,10 +30,14 @@ from scripts.datasets.record import DataError, normal_name, read_jsonl
 from scripts.datasets.source import Source
 from scripts.datasets.sources import read_source
 from scripts.datasets.specialties import specialty_of
+from scripts.router.cases import from_cases, from_terms, read_cases
 from scripts.router.dataset import Entry, question, term
 from scripts.router.terminologies import hpo, hpo_diseases, hpo_fr, icd10cm, rules
 
 PASSAGE_CHARS = 600
+COMPOSED = "written cases"
+TEXTS_OF_A_CASE = {"vignette": 6, "exam": 3, "letter": 3, "abstract": 3}  # in each language
+TEXTS_OF_TERMS = 120  # of each specialty and language
 TEMPLATED = "HPO-fr (templated)"
 
 
@@ -150,13 +156,27 @@ def _glossary(source: Source) -> Iterator[Entry]:
 
 
 def _written(source: Source) -> Iterator[Entry]:
+    split = source.options.get("split", "train")
     for number, item in read_jsonl(source.folder):
         for field in ("input", "specialty", "lang"):
             if not isinstance(item.get(field), str) or not item[field].strip():
                 raise DataError(f"{source.folder.name}, line {number}: '{field}' must be a text")
         text, specialty, lang = (item[field] for field in ("input", "specialty", "lang"))
         id_, group = f"{source.folder.stem}-{number}", f"text {text.lower()}"
-        yield question(id_, text, specialty, lang, "written", group)
+        yield question(id_, text, specialty, lang, "written", group, split)
+
+
+def _cases(source: Source) -> Iterator[Entry]:
+    drawn = list(from_cases(read_cases(source.folder), TEXTS_OF_A_CASE, seed=0))
+    if "terms" in source.options:
+        known: dict[tuple[str, str], list[str]] = defaultdict(list)
+        for entry in _glossary(Source("glossary", source.options["terms"])):
+            known[entry.specialty, entry.lang].append(entry.text)
+        drawn += from_terms(known, TEXTS_OF_TERMS, seed=0)
+    for number, (case, style, text) in enumerate(drawn):
+        id_ = f"{source.folder.stem}-{style}-{number}"
+        split = source.options.get("split", "train")
+        yield question(id_, text, case.specialty, case.lang, COMPOSED, case.group, split)
 
 
 READERS: dict[str, Callable[[Source], Iterator[Entry]]] = {
@@ -170,10 +190,13 @@ READERS: dict[str, Callable[[Source], Iterator[Entry]]] = {
     "casimedicos": _casimedicos,
     "written": _written,
     "glossary": _glossary,
+    "cases": _cases,
 }
 OPTIONS: dict[str, frozenset[str]] = {
     **dict.fromkeys(READERS, frozenset()),
     "hpo_fr": frozenset({"terms"}),
     "hpo_diseases": frozenset({"terms"}),
     "casimedicos": frozenset({"lang"}),
+    "cases": frozenset({"terms", "split"}),
+    "written": frozenset({"split"}),
 }

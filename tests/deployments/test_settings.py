@@ -1,5 +1,7 @@
 """Settings: strict, all problems at once, nearest valid key."""
 
+from pathlib import Path
+
 import pytest
 
 from deployments.settings import (
@@ -16,7 +18,7 @@ def test_no_args_are_the_documented_defaults() -> None:
     settings = parse_settings({})
     assert settings == Settings()
     assert settings.catalog_dir == PROJECT_ROOT / "adapters"
-    assert settings.router_dir == PROJECT_ROOT / "router" / "model"
+    assert settings.router_dir == Path(settings.adapter_state) / "router"
 
 
 def test_all_problems_come_in_one_message() -> None:

@@ -12,7 +12,7 @@ from router.artefact import WEIGHTS, load_artefact
 from router.versions import CURRENT, VERSIONS, read_current, resolve
 from scripts.add_specialty import main
 from tests.router.added_questions import added_questions
-from tests.router.small_questions import LABELS
+from tests.router.small_questions import LABELS, OUT_OF_SCOPE, small_questions
 
 TEETH = added_questions("dentistry")
 
@@ -37,11 +37,14 @@ class Clinic:
             [
                 *("--label", label, "--questions", str(self.questions), "--out", str(self.out)),
                 *("--artefact", str(self.artefact), "--date", "2026-01-03", *more),
+                *(() if self.is_asked else ("--offline",)),
             ]
         )
 
+    is_asked = False  # whether a running clinic is asked
+
     def roll_back(self) -> int:
-        return main(["--out", str(self.out), "--roll_back"])
+        return main(["--out", str(self.out), "--roll_back", "--offline"])
 
     def contents(self) -> dict[str, bytes]:
         return {p.name: p.read_bytes() for p in sorted(resolve(self.out).iterdir())}
@@ -66,7 +69,11 @@ def test_one_command_adds_and_one_takes_back(
     report = last_line(capsys)
     assert report["published"] is True
     assert report["num_questions"] == 60
-    assert report["recall_of_label"] > 0.9
+    assert report["recall_of_label"] > 0.7
+    assert report["num_more_questions_needed"] == 0
+    wrong_before, wrong_after = report["others"]["wrong_specialist"]
+    assert wrong_after <= wrong_before + 0.01 * report["others"]["num_questions"]
+    assert report["label_thresholds"] == {"dentistry": report["threshold"]}
     assert report["largest_loss"] <= 0.02
     assert report["losses"] == {}
     artefact = load_artefact(resolve(clinic.out))
@@ -105,9 +112,8 @@ def test_a_single_file_will_do(clinic: Clinic) -> None:
 
 
 def stolen() -> list[str]:
-    words = "kidney bladder urine".split()
-    frames = ("tell me about", "is", "what can I do about my", "please", "my", "the", "so")
-    return [f"{frame} {a} {b}" for frame in frames for a in words for b in words if a != b]
+    questions = [q for seed in range(4, 12) for q in small_questions(seed)]
+    return [q.text for q in questions if q.specialty == "nephrology_urology"]
 
 
 @pytest.mark.slow
@@ -122,7 +128,8 @@ def test_a_loss_is_not_published_unless_allowed(
     assert report["published"] is False
     assert "version" not in report
     assert report["losses"]["nephrology_urology"] > 0.02
-    assert "not published: recall lost by nephrology_urology" in captured.err
+    assert "not published: " in captured.err
+    assert "recall lost by nephrology_urology" in captured.err
     assert not clinic.out.exists()
     assert clinic.add("--allow_loss", label="plumbing") == 0
     assert "plumbing" in load_artefact(resolve(clinic.out)).specialties
@@ -227,19 +234,35 @@ class Operator:
         self.calls.append(("remove", name))
         return {"revision": 2, "unconfirmed": {}}
 
+    def ready(self) -> dict[str, Any]:
+        return {"router": {"version": self.served()[0], "reload_problem": None}}
+
+    def routers(self) -> list[dict[str, Any]]:
+        return [{"router_version": version} for version in self.served()]
+
+    follows: Path | None = None
+
+    def served(self) -> list[str]:
+        """The version of each of two router replicas."""
+        version = read_current(self.follows).version if self.follows else "2026-01-02+other"
+        return [version, version]
+
 
 @pytest.fixture
 def operator(monkeypatch: pytest.MonkeyPatch) -> type[Operator]:
     monkeypatch.setattr("scripts.add_specialty.AdminClient", Operator)
     monkeypatch.setattr(Operator, "calls", [], raising=False)
+    monkeypatch.setattr(Operator, "follows", None)
     return Operator
 
 
 def test_label_and_adapter_come_and_go_with_one_command(
     clinic: Clinic, operator: type[Operator], capsys: pytest.CaptureFixture[str]
 ) -> None:
+    clinic.is_asked, operator.follows = True, clinic.out
     assert clinic.add("--adapter", "/srv/teeth", "--adapter_version", "7") == 0
     report = last_line(capsys)
+    assert (report["live"], report["routers"]) == (True, 2)
     assert (report["published"], report["adapter"], report["unconfirmed"]) == (
         True,
         "dentistry",
@@ -264,3 +287,53 @@ def test_the_label_goes_back_when_the_adapter_is_refused(
     assert clinic.add("--adapter", "/srv/teeth") == 2
     assert "does not fit" in capsys.readouterr().err
     assert "dentistry" not in load_artefact(resolve(clinic.out)).specialties
+
+
+@pytest.mark.slow
+def test_a_clinic_that_follows_another_folder_is_no_success(
+    clinic: Clinic, operator: type[Operator], capsys: pytest.CaptureFixture[str]
+) -> None:
+    clinic.is_asked = True
+    assert clinic.add("--wait", "0", "--adapter", "/srv/teeth") == 1
+    captured = capsys.readouterr()
+    report = json.loads(captured.out.splitlines()[-1])
+    assert (report["published"], report["live"]) == (True, False)
+    assert "serves 2026-01-02+other" in report["why_not_live"]
+    assert f"router: {{artefact: {clinic.out}}}" in captured.err, "the setting to change"
+    assert operator.calls == [], "no adapter for a label that nobody routes to"
+
+
+@pytest.mark.slow
+def test_nobody_there_is_no_success(clinic: Clinic, capsys: pytest.CaptureFixture[str]) -> None:
+    clinic.is_asked = True
+    assert clinic.add("--url", "http://127.0.0.1:9") == 1
+    captured = capsys.readouterr()
+    assert json.loads(captured.out.splitlines()[-1])["live"] is False
+    assert "no clinic confirms it" in captured.err
+    assert "artefact:" in captured.err
+
+
+@pytest.mark.slow
+def test_too_little_recall_is_not_published_and_says_how_many_more(
+    clinic: Clinic, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mixed = [q.text for q in small_questions(7) if q.specialty != OUT_OF_SCOPE][::6]
+    clinic.questions = clinic.questions / "mixed.txt"
+    clinic.questions.write_text("\n".join(mixed), encoding="utf-8")
+    assert clinic.add("--allow_loss", label="anything") == 1
+    captured = capsys.readouterr()
+    report = json.loads(captured.out.splitlines()[-1])
+    assert report["published"] is False
+    assert f"give about {report['num_more_questions_needed']} more questions" in captured.err
+    assert not clinic.out.exists()
+
+
+def test_the_folder_is_the_one_that_the_configuration_follows(
+    clinic: Clinic, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "serve.yaml"
+    config.write_text(f"applications: [{{args: {{state_dir: {tmp_path / 'live'}}}}}]")
+    asked = ["--label", "dentistry", "--questions", str(clinic.questions), "--offline"]
+    assert main([*asked, "--config", str(config), "--artefact", str(clinic.artefact)]) == 0
+    version = last_line(capsys)["version"]
+    assert read_current(tmp_path / "live" / "router").version == version

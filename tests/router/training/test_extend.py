@@ -10,7 +10,14 @@ import pytest
 from router.artefact import FEATURES, MANIFEST, WEIGHTS, ArtefactError, read_arrays, read_manifest
 from router.classifier import Classifier
 from router.policy import Reason, decide
-from router.training.extend import MAX_LOSS, MIN_QUESTIONS, Extension, extend, read_questions
+from router.training.extend import (
+    MAX_LOSS,
+    MIN_QUESTIONS,
+    MIN_RECALL,
+    Extension,
+    extend,
+    read_questions,
+)
 from router.training.feature_set import restored
 from router.training.trained import save
 from tests.router.added_questions import added_questions
@@ -77,13 +84,20 @@ def test_only_the_head_changes(tiny_router_dir: Path, extended: Path) -> None:
     old = read_arrays(tiny_router_dir, before, WEIGHTS)
     new = read_arrays(extended, after, WEIGHTS)
     changed = {name for name in old if not np.array_equal(old[name], new[name])}
-    assert changed == {"specialty", "specialty_bias", "scope", "scope_bias"}
+    assert changed == {"specialty", "specialty_bias"}
+    assert set(new) - set(old) == {"added_centre", "added_spread"}
+    column = after["specialties"].index("dentistry")
+    for name in changed:
+        assert np.array_equal(np.delete(new[name], column, axis=-1), old[name]), "others are kept"
+    for name in ("calibration", "thresholds", "cross_validated"):
+        assert after[name] == before[name]
+    assert set(after["label_thresholds"]) == {"dentistry"}
     for name in ("encoder.onnx", "tokenizer.json"):
         assert (tiny_router_dir / name).read_bytes() == (extended / name).read_bytes()
     assert after["ngram_specialties"] == before["ngram_specialties"]
     assert after["recipe"] == before["recipe"]
     assert after["added"] == {"dentistry": 30}
-    assert after["validation_recall"]["dentistry"] > 0.9
+    assert after["validation_recall"]["dentistry"] > 0.7
 
 
 def test_the_artefact_holds_none_of_the_words(extended: Path) -> None:
@@ -104,7 +118,7 @@ def test_in_two_steps(extended: Path, tmp_path: Path) -> None:
     second = extend(tmp_path, "otology", added_questions("otology"))
     assert second.losses == {}
     assert set(second.before) == {*LABELS, "dentistry"}
-    assert second.after["otology"] > 0.9
+    assert second.after["otology"] > 0.6
     assert second.trained.manifest["added"] == {"dentistry": 30, "otology": 60}
     assert second.trained.manifest["specialties"] == sorted((*LABELS, "dentistry", "otology"))
 
@@ -127,27 +141,44 @@ def test_in_one_step_or_two_a_new_label_weighs_as_much_as_a_median_one(
 
 
 def test_stealing_an_old_specialtys_words_shows_as_a_loss(tiny_router_dir: Path) -> None:
-    words = "kidney bladder urine".split()
-    stolen = [
-        f"{frame} {a} {b}"
-        for a in words
-        for b in words
-        if a != b
-        for frame in ("tell me about", "is", "what can I do about my", "please", "my", "the", "so")
-    ]
+    questions = [q for seed in range(4, 12) for q in small_questions(seed)]
+    stolen = [q.text for q in questions if q.specialty == "nephrology_urology"]
     extension = extend(tiny_router_dir, "plumbing", stolen)
     assert set(extension.losses) == {"nephrology_urology"}
     assert extension.losses["nephrology_urology"] > MAX_LOSS
 
 
-def test_some_of_the_questions_always_validate(tiny_router_dir: Path) -> None:
-    """Whatever their hashes: the report scores the new label."""
+def test_each_question_is_scored_without_its_fold(tiny_router_dir: Path) -> None:
+    """Whatever their hashes, there are ten folds of equal size, and none is only validation."""
     extension = extend(tiny_router_dir, "dentistry", TEETH[:MIN_QUESTIONS])
     labels = extension.trained.manifest["specialties"]
     examples = restored(extension.trained.features, labels)
     ours = examples.labels == "dentistry"
-    assert examples.is_validation[ours].sum() == 7
-    assert "dentistry" in extension.after
+    assert not examples.is_validation[ours].any()
+    assert np.bincount(examples.folds[ours]).tolist() == [3] * 10
+    assert extension.after["dentistry"] == extension.recall
+
+
+def test_a_question_that_the_new_label_does_not_claim_is_scored_as_before(
+    tiny_router_dir: Path, extended: Path
+) -> None:
+    before, after = Classifier.load(tiny_router_dir), Classifier.load(extended)
+    texts = [[q.text] for q in small_questions(3)]
+    pairs = list(zip(before.classify(texts), after.classify(texts), strict=True))
+    kept = [(b.last, a.last) for b, a in pairs if a.last.probabilities["dentistry"] == 0.0]
+    assert len(kept) > 0.95 * len(texts)
+    for was, now in kept:
+        assert now.in_scope == pytest.approx(was.in_scope, abs=1e-4)
+        for label in LABELS:
+            assert now.probabilities[label] == pytest.approx(was.probabilities[label], abs=1e-4)
+
+
+def test_questions_of_all_specialties_are_not_one(tiny_router_dir: Path) -> None:
+    """The label gets few of them without harm, and more are asked for."""
+    mixed = [q.text for q in small_questions(7) if q.specialty != OUT_OF_SCOPE][::6]
+    extension = extend(tiny_router_dir, "anything", mixed)
+    assert extension.recall < MIN_RECALL
+    assert extension.num_needed > 0
 
 
 @pytest.mark.parametrize(
