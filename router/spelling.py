@@ -1,4 +1,4 @@
-"""Correct misspelt words by the words of the router's own texts (words.txt).
+"""Correct misspelt words by the words of the router's own texts (words.txt.gz).
 
 A word that the list does not have is compared with those that it has, by the optimal string
 alignment distance (Damerau 1964) of the words and of their sound: letters that French and English

@@ -1,12 +1,13 @@
-"""The words of the texts that train the router (words.txt), for its spelling and conversations."""
+"""The words of the router's training texts (words.txt.gz), for its spelling and conversations."""
 
+import gzip
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from router.text import normalise
 
-WORDS = Path(__file__).with_name("words.txt")
+WORDS = Path(__file__).with_name("words.txt.gz")
 KNOWN, EVERYDAY = "known", "everyday"  # marks of words that point to no specialty
 
 
@@ -29,7 +30,7 @@ class Words:
 def words() -> Words:
     known, everyday = set(), set()
     clinical: dict[str, str] = {}
-    for line in WORDS.read_text(encoding="utf-8").splitlines():
+    for line in gzip.decompress(WORDS.read_bytes()).decode().splitlines():
         word, _, mark = line.partition(" ")
         normal = normalise(word)
         known.add(normal)

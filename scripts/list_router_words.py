@@ -1,4 +1,4 @@
-"""Write router/words.txt: the words of the texts that train the router, for its spelling.
+"""Write router/words.txt.gz: the words of the texts that train the router, for its spelling.
 
     python -m scripts.list_router_words
 
@@ -9,6 +9,7 @@ specialty; an everyday one is in texts of all kinds. The last line of stdout is 
 """
 
 import argparse
+import gzip
 import json
 import sys
 from collections import Counter, defaultdict
@@ -39,19 +40,21 @@ MIN_SPREAD, MAX_OF_ONE = 8, 0.25  # or it is in so many texts, with no more of o
 def main(argv: Sequence[str] | None = None) -> int:
     parser = CommandParser("list_router_words", __doc__)
     parser.add_argument("--data", type=Path, default=ROUTER_DIR / "data", help="our own texts")
-    parser.add_argument("--out", type=Path, default=ROUTER_DIR / "words.txt", help="file to write")
+    out = ROUTER_DIR / "words.txt.gz"
+    parser.add_argument("--out", type=Path, default=out, help="file to write")
     return parser.run(argv, lambda: (OSError,), _run)
 
 
 def _run(args: argparse.Namespace, _: Sequence[str]) -> dict[str, Any]:
     texts = [*_texts(args.data), *((text, OUT_OF_SCOPE) for text in _everyday())]
     lines = word_lines(texts, [*_listed()])
-    args.out.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    text = "".join(f"{line}\n" for line in lines)
+    args.out.write_bytes(gzip.compress(text.encode(), mtime=0))
     return {"out": args.out.name, "num_words": len(lines)}
 
 
 def word_lines(texts: Sequence[tuple[str, str]], listed: Sequence[str]) -> list[str]:
-    """Return the lines of words.txt. A rare word that sounds like a frequent one is a slip.
+    """Return the lines of words.txt.gz. A rare word that sounds like a frequent one is a slip.
 
     Args:
         texts: training texts, each with its specialty.
