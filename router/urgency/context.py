@@ -110,7 +110,8 @@ class Context:
         if any(trigger.start in span.skipped for trigger in self._triggers):
             return True
         for wrap in self._found.get("negation_around", ()):
-            if wrap.start < span.start and span.end < wrap.end:
+            begins_inside = wrap.start < span.start or wrap.start in span.skipped
+            if begins_inside and span.end < wrap.end:
                 return True
         return any(self._comes_after(span, s) for s in self._found.get("negation_after", ())) or any(
             self._comes_after(span, s) for s in self._answers
