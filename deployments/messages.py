@@ -152,8 +152,11 @@ class Backend(Protocol):
         `min_confidence` replaces the router's threshold for them.
         """
 
-    def explicit(self, specialty: str | None, question: str) -> Route:
-        """Return the route for a specialty that the client names; None for the base model alone."""
+    def explicit(self, specialty: str | None, turns: Sequence[str]) -> Route:
+        """Return the route for a specialty that the client names; None for the base model alone.
+
+        `turns`: the user's, oldest first.
+        """
 
     def generate(self, call: GenerateRequest) -> AsyncGenerator[TokenEvent, None]:
         """Yield the events of one answer. Closing it cancels the answer on the model's side."""

@@ -83,7 +83,7 @@ class OpenAIEndpoints:
         )
         answer = Generation(self._backend, call, route.specialty, route.confidence)
         if asked.stream:
-            stream = AnswerStream([answer])
+            stream = AnswerStream([answer], route.advice)
             await stream.begin()
             return EventStream(request, _chunks(stream, reply), stream)
         return await _whole(request, answer, reply)
@@ -94,7 +94,7 @@ class OpenAIEndpoints:
         if model == "auto":
             return (await self._backend.classify([user_turns]))[0]
         card = self._backend.clinic.adapter(model)
-        return self._backend.explicit(card.specialty if card else None, user_turns[-1])
+        return self._backend.explicit(card.specialty if card else None, user_turns)
 
 
 async def _whole(request: Request, answer: Generation, reply: OpenAIAnswer) -> Response:

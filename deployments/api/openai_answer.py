@@ -27,6 +27,7 @@ class OpenAIAnswer:
         self.request_id = request_id
         self.include_usage = include_usage
         self._is_chat = is_chat
+        self._advice = route.advice
         self._route_s = route_s
         self._envelope: dict[str, Any] = {
             "id": ("chatcmpl-" if is_chat else "cmpl-") + request_id,
@@ -41,6 +42,7 @@ class OpenAIAnswer:
         self._text_chunk = self._chunk([self._choice("", None)])
 
     def whole(self, text: str, event: TokenEvent) -> bodies.ChatReply | bodies.CompletionReply:
+        text = self._advice + text
         reason = _openai_reason(event)
         more: dict[str, Any] = {
             **self._envelope,

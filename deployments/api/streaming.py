@@ -49,10 +49,16 @@ class StreamItem:
 
 
 class AnswerStream:
-    """`await begin()`, iterate once, and `await close()` however it ended."""
+    """`await begin()`, iterate once, and `await close()` however it ended.
 
-    def __init__(self, answers: Sequence[Generation]) -> None:
+    Args:
+        advice: text that the reply begins with: it stands before the text of the answer that
+            begins first, once.
+    """
+
+    def __init__(self, answers: Sequence[Generation], advice: str = "") -> None:
         self._answers = answers
+        self._advice = advice
         self._num_left = len(answers)
         self._early: deque[StreamItem] = deque()
         # Several answers are read by a task each; a single one is read as its items are asked for.
@@ -75,6 +81,9 @@ class AnswerStream:
             while self._num_left:
                 self._early.append(await self._next())
                 if self._early[-1].failure is None:
+                    if self._advice:
+                        begun = self._early.pop()
+                        self._early += [StreamItem(begun.opinion, self._advice), begun]
                     return
         except BaseException:
             await self.close()

@@ -40,6 +40,7 @@ from deployments.replica import (
 from deployments.settings import RouterLiveSettings, Settings
 from router.classifier import Classifier
 from router.policy import Route, Thresholds, decide, decide_explicit
+from router.urgency.red_flags import load_red_flags
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +86,7 @@ class RouterReplica:
         self._live = RouterLiveSettings()
         self._settings = settings
         self._metrics = RouteMetrics()
+        self._red_flags = load_red_flags()
         self._traffic = TrafficLog()
         self._operator = ClusterReport(model)
         self._router = follow_classifier(settings, lambda: self._live.reload_check_s)
@@ -151,7 +153,7 @@ class RouterReplica:
         conversations = [conversation for conversation, _ in asked]
         adapters = self._catalog.current.by_specialty
         classified = await asyncio.to_thread(classifier.classify, conversations)
-        return [
+        routes = [
             decide(
                 classification,
                 thresholds=dataclasses.replace(
@@ -162,14 +164,23 @@ class RouterReplica:
             )
             for classification, (_, min_confidence) in zip(classified, asked, strict=True)
         ]
+        return await asyncio.to_thread(list, map(self._flagged, routes, conversations))
 
-    def explicit(self, specialty: str | None, question: str) -> Route:
-        return decide_explicit(
+    def explicit(self, specialty: str | None, turns: Sequence[str]) -> Route:
+        route = decide_explicit(
             specialty,
-            self._router.current.language(question),
+            self._router.current.language(turns[-1]),
             adapters=self._catalog.current.by_specialty,
             base_languages=self._base_languages,
         )
+        return self._flagged(route, turns)
+
+    def _flagged(self, route: Route, turns: Sequence[str]) -> Route:
+        """Return the route with the conversation's red flags, whatever the router made of it."""
+        if not self._live.red_flags:
+            return route
+        found = self._red_flags.find(turns, route.language)
+        return dataclasses.replace(route, red_flags=found.flags, advice=found.advice)
 
     def answer_language(self, route: Route) -> str | None:
         if route.notice != "language_not_supported":

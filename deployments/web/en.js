@@ -57,6 +57,7 @@ export default {
   "reason.low_confidence": "The router is not sure of any specialty, so none is named.",
   "reason.out_of_scope": "This does not look like a question for a clinic: the base model answers.",
   "reason.unknown": "The router’s reason: {reason}.",
+  "notice.urgent": "This may be an emergency. Call your local emergency number now, for example 112, 911 or 999. Do not wait for the answer.",
   "notice.language_not_supported": "The model does not write this language, so the answer is in English.",
   "notice.unknown": "Note from the server: {notice}.",
   "language.en": "Read as English",

@@ -57,6 +57,7 @@ export default {
   "reason.low_confidence": "Le routeur n’est sûr d’aucune spécialité : aucune n’est retenue.",
   "reason.out_of_scope": "Cela ne ressemble pas à une question pour une clinique : le modèle de base répond.",
   "reason.unknown": "Raison donnée par le routeur : {reason}.",
+  "notice.urgent": "Il peut s’agir d’une urgence. Appelez tout de suite le numéro d’urgence de votre pays, par exemple le 15 ou le 112. N’attendez pas la réponse.",
   "notice.language_not_supported": "Le modèle n’écrit pas en français : la réponse est en anglais.",
   "notice.unknown": "Remarque du serveur : {notice}.",
   "language.en": "Lu comme de l’anglais",

@@ -113,9 +113,9 @@ class Context:
             begins_inside = wrap.start < span.start or wrap.start in span.skipped
             if begins_inside and span.end < wrap.end:
                 return True
-        return any(self._comes_after(span, s) for s in self._found.get("negation_after", ())) or any(
-            self._comes_after(span, s) for s in self._answers
-        )
+        return any(
+            self._comes_after(span, s) for s in self._found.get("negation_after", ())
+        ) or any(self._comes_after(span, s) for s in self._answers)
 
     def _comes_after(self, span: Span, denial: Span) -> bool:
         reading = self._reading

@@ -132,7 +132,13 @@ def parse(pattern: str, lists: Mapping[str, str]) -> list[Element]:
             continue
         elements.append(_element(part, gap, lists, pattern))
         gap = 0
-    if gap or not elements or elements[0].gap or elements[0].is_optional or elements[-1].is_optional:
+    if (
+        gap
+        or not elements
+        or elements[0].gap
+        or elements[0].is_optional
+        or elements[-1].is_optional
+    ):
         raise ValueError(f"'{pattern}': a pattern begins and ends with a word that must be there")
     return elements
 
@@ -143,7 +149,9 @@ def _element(part: str, gap: int, lists: Mapping[str, str], pattern: str) -> Ele
     for choice in part.removesuffix("?").split("|"):
         if choice.startswith("$"):
             if choice[1:] not in lists:
-                raise ValueError(f"'{pattern}': no list is named {choice}; there is {sorted(lists)}")
+                raise ValueError(
+                    f"'{pattern}': no list is named {choice}; there is {sorted(lists)}"
+                )
             alternatives += lists[choice[1:]].split()
         else:
             alternatives.append(choice)

@@ -116,7 +116,11 @@ class RouteReply(ReplyModel):
     alternatives: list[AlternativeReply]
     evidence: list[str] = Field(description="phrases that decided")
     language: str = Field(description="of the question; und: undetermined")
-    notice: str | None = Field(description="language_not_supported, or null")
+    notice: str | None = Field(description="the first of notices, or null")
+    notices: list[str] = Field(
+        description="urgent: the answer begins with advice to call for help; language_not_supported"
+    )
+    red_flags: list[str] = Field(description="emergencies that the question may be")
 
 
 def route_fields(route: Route) -> dict[str, Any]:
@@ -133,7 +137,9 @@ def route_fields(route: Route) -> dict[str, Any]:
         ],
         "evidence": list(route.evidence),
         "language": route.language,
-        "notice": route.notice,
+        "notice": next(iter(route.notices), None),
+        "notices": list(route.notices),
+        "red_flags": list(route.red_flags),
     }
 
 

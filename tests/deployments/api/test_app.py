@@ -36,6 +36,8 @@ async def test_ask_says_who_answered_and_why(
         "evidence": ["rash"],
         "language": "en",
         "notice": None,
+        "notices": [],
+        "red_flags": [],
         "finish_reason": "stop",
         "usage": {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10},
     }
