@@ -1,8 +1,9 @@
 """A backend for the browser's tests: what it routes and answers is known beforehand.
 
 What a question holds decides what happens: `parkinson`, `eczéma`, `stairs` (ambiguous) and `bake`
-(out of scope) are routed as the router would; `droops` is urgent; `endless` never ends, `lost` loses its replica after
-five words, `half` loses only the one that holds pulmonology, `full` finds the queue full.
+(out of scope) are routed as the router would, `droops` is urgent; `endless` never ends, `lost`
+loses its replica after five words, `half` loses only the one that holds pulmonology, `full` finds
+the queue full.
 """
 
 import asyncio
