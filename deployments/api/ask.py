@@ -70,7 +70,7 @@ class AskEndpoint:
         if asked.specialty is not None:
             check_known("specialty", asked.specialty, self._backend.clinic.specialties)
         clinic = self._backend.clinic
-        sampling = SamplingParams(max_tokens_of("max_tokens", asked.max_tokens, clinic))
+        sampling = clinic.sampling(max_tokens_of("max_tokens", asked.max_tokens, clinic))
         deadline_at = accepted_at + timeout_of(asked.timeout_s, limits.max_timeout_s)
         ids = request_id_of(request), session_id_of(request, asked.session_id)
         consultation = await self._consultation(ids, asked, sampling, deadline_at)

@@ -13,12 +13,15 @@ import threading
 from collections.abc import Callable, Sequence
 
 from deployments.engine.errors import EngineError
+from deployments.engine.repetition import LoopStop
 from deployments.engine.request import ErrorInfo, FinishReason, Request, Timings, TokenEvent
 
 logger = logging.getLogger(__name__)
 
 # For these reasons the engine's thread emits the text that was held back.
-_COMPLETE = (FinishReason.STOP, FinishReason.LENGTH, FinishReason.TIMEOUT)
+_COMPLETE = (FinishReason.STOP, FinishReason.LENGTH, FinishReason.LOOP, FinishReason.TIMEOUT)
+# A whole answer is decoded this many tokens at a time where it may have to end at a loop.
+_LOOP_CHECK_TOKENS = 8
 _UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -84,6 +87,7 @@ class RequestState:
         self.events = RequestOutputCollector()
         self.is_done = False
         self._text_stream = IncrementalDetokenizer(decode, request.sampling.stop)
+        self._loop_stop = LoopStop(request.sampling.loop_words)
         self._stream = stream
         self._emit_interval_s = emit_interval_s
         self._clock = clock
@@ -116,10 +120,12 @@ class RequestState:
             return
         self._undecoded.append(token_id)
         is_due = self._stream and (is_first or now - self._emitted_at >= self._emit_interval_s)
-        if is_due or self.request.sampling.stop:
+        if is_due or self.request.sampling.stop or self._is_loop_check_due:
             self._decode_pending()
         if self._text_stream.is_stopped:
             self.finish(FinishReason.STOP)
+        elif self._loop_stop.is_looping:
+            self.finish(FinishReason.LOOP)
         elif self._num_tokens >= self.request.sampling.max_tokens:
             self.finish(FinishReason.LENGTH)
         elif self._is_late(now):
@@ -135,8 +141,11 @@ class RequestState:
             self.is_done = True
         if reason in _COMPLETE:
             self._decode_pending()
-            self._pending_text += self._text_stream.finish()
-            if self._text_stream.is_stopped:
+            self._pending_text += self._loop_stop.extend(self._text_stream.finish())
+            self._pending_text += self._loop_stop.finish()
+            if self._loop_stop.is_looping:
+                reason = FinishReason.LOOP
+            elif self._text_stream.is_stopped:
                 reason = FinishReason.STOP
         self._emit(reason, error.info if error else None)
 
@@ -150,9 +159,13 @@ class RequestState:
         deadline_s = self.request.deadline_s
         return deadline_s is not None and now - self._accepted_at >= deadline_s
 
+    @property
+    def _is_loop_check_due(self) -> bool:
+        return bool(self.request.sampling.loop_words) and len(self._undecoded) >= _LOOP_CHECK_TOKENS
+
     def _decode_pending(self) -> None:
         if self._undecoded and not self._text_stream.is_stopped:
-            self._pending_text += self._text_stream.extend(self._undecoded)
+            self._pending_text += self._loop_stop.extend(self._text_stream.extend(self._undecoded))
         self._undecoded = []
 
     def _emit(self, reason: FinishReason | None, error: ErrorInfo | None = None) -> None:

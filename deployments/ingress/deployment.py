@@ -15,6 +15,7 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
+from adapters.catalog import BaseModelEntry
 from deployments.adapter_admin import AdapterAdmin
 from deployments.api.api_keys import KeyStore
 from deployments.api.app import behind_front_door, create_api
@@ -103,10 +104,11 @@ class RouterReplica:
             max_rank=settings.engine.max_adapter_rank,
             num_slots=settings.engine.max_adapters,
         )
-        self._base_languages = store.seed.base_model(settings.base_model).languages
+        base = store.seed.base_model(settings.base_model)
+        self._base_languages = base.languages
         # Put together when the classifier or the catalogue changes, not for every request.
         self._served_of: tuple[Classifier, InService] | None = None
-        self._served = _nothing_served(settings)
+        self._served = _nothing_served(settings, base)
         tune_interpreter()
         for followed in (self._router, self._keys, self._catalog):
             followed.start()
@@ -257,7 +259,7 @@ class RouterReplica:
         )
 
 
-def _nothing_served(settings: Settings) -> ServedModels:
+def _nothing_served(settings: Settings, base: BaseModelEntry) -> ServedModels:
     return ServedModels(
         base_model=settings.base_model,
         adapters=(),
@@ -265,6 +267,9 @@ def _nothing_served(settings: Settings) -> ServedModels:
         default_output_tokens=settings.engine.default_output_tokens,
         max_output_tokens=settings.engine.max_output_tokens,
         started_at=int(time.time()),
+        repetition_penalty=base.repetition_penalty,
+        no_repeat_ngram_size=base.no_repeat_ngram_size,
+        loop_words=base.loop_words,
     )
 
 

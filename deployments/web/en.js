@@ -65,6 +65,7 @@ export default {
   "language.other": "Language not recognised",
   "finish.stop": "Complete",
   "finish.length": "Cut at the length limit",
+  "finish.loop": "Ended because it began to repeat itself",
   "finish.cancelled": "Cancelled",
   "finish.timeout": "Out of time",
   "finish.error": "Failed",

@@ -65,6 +65,7 @@ export default {
   "language.other": "Langue non reconnue",
   "finish.stop": "Complète",
   "finish.length": "Coupée à la longueur maximale",
+  "finish.loop": "Arrêtée car elle commençait à se répéter",
   "finish.cancelled": "Annulée",
   "finish.timeout": "Temps écoulé",
   "finish.error": "Échec",

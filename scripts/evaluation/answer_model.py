@@ -3,13 +3,14 @@
 import contextlib
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from deployments.engine.repetition import without_loop
 from scripts.datasets.record import DataError
 from scripts.environment import device_name
 from scripts.evaluation.answer_file import AnswerRow
@@ -38,13 +39,23 @@ class AnswerModel:
     Args:
         adapter: its folder.
         dtype: of the base; the adapter is loaded in the same.
+        measures: against repetition: arguments of transformers' `generate`, and `loop_words`.
 
     Raises:
         AdapterMismatch: the adapter is damaged, or of a model with other layers.
     """
 
-    def __init__(self, base: ChosenBase, adapter: Path, dtype: str, device: str) -> None:
+    def __init__(
+        self,
+        base: ChosenBase,
+        adapter: Path,
+        dtype: str,
+        device: str,
+        measures: Mapping[str, Any] | None = None,
+    ) -> None:
         self._base = base
+        self._measures = dict(measures or {})
+        self._loop_words = self._measures.pop("loop_words", 0)
         self._device = device
         model = load_base(base.path, base.family, dtype)
         self._model = with_adapter(model, adapter).to(device).eval()
@@ -85,7 +96,7 @@ class AnswerModel:
                 AnswerRow(
                     id=item.id,
                     system=system,
-                    answer=self._base.tokenizer.decode(ids, skip_special_tokens=True).strip(),
+                    answer=self._text(ids),
                     num_tokens=len(ids),
                     hit_limit=self._base.tokenizer.eos_token_id not in ids,
                     nll=likelihoods[item.id][0],
@@ -95,6 +106,10 @@ class AnswerModel:
                 )
                 for item, ids in zip(batch, outputs, strict=True)
             ]
+
+    def _text(self, ids: Sequence[int]) -> str:
+        text = self._base.tokenizer.decode(ids, skip_special_tokens=True)
+        return without_loop(text, self._loop_words).strip()
 
     def _generate(
         self, questions: Sequence[str], system: str, protocol: Protocol
@@ -108,6 +123,7 @@ class AnswerModel:
             attention_mask=padded([[1] * len(p) for p in prompts], 0, left=left).to(self._device),
             max_new_tokens=protocol.max_new_tokens,
             do_sample=False,
+            **self._measures,
             pad_token_id=self._base.pad_id,
         )
         start = max(map(len, prompts)) if left else 1  # T5's first is the start id

@@ -147,13 +147,15 @@ class AnsweredRoute(RouteReply):
     adapter_version: str | None
 
 
-FinishReason = Literal["stop", "length", "timeout", "cancelled"]
+FinishReason = Literal["stop", "length", "loop", "timeout", "cancelled"]
 
 
 class Ending(ReplyModel):
     """How an answer ended."""
 
-    finish_reason: FinishReason = Field(description="the true one")
+    finish_reason: FinishReason = Field(
+        description="the true one; loop: it ends before it would say the same words a third time"
+    )
     usage: Usage
     timings_ms: TimingsReply
 

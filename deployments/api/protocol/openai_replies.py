@@ -14,7 +14,7 @@ from deployments.messages import ServedModels
 
 OpenAIFinishReason = Annotated[
     Literal["stop", "length"],
-    Field(description="length: cut short, by max_tokens or by its deadline"),
+    Field(description="length: cut short, by max_tokens, its deadline, or a loop"),
 ]
 
 

@@ -93,3 +93,18 @@ async def test_a_request_ends_once_whichever_threads_end_it() -> None:
             pass
         for thread in threads:
             thread.join()
+
+
+async def test_an_answer_ends_at_a_loop_streamed_or_whole() -> None:
+    """With its own reason, before the third repetition, and with all tokens counted."""
+    asked = Request("r", (1, 2), None, SamplingParams(60, loop_words=2))
+    for stream in (True, False):
+        row = RequestState(
+            asked, decode, stream=stream, emit_interval_s=0, clock=Clock(), eos_ids=frozenset({0})
+        )
+        for character in "so: a b c a b c a b c a b c a b c a b c":
+            row.push(ord(character))
+        await asyncio.sleep(0)
+        ended = await row.events.get()
+        assert (ended.text, ended.finish_reason) == ("so: a b c a b c", FinishReason.LOOP)
+        assert 15 < ended.num_tokens < 30, "it went on for the length of the answer"

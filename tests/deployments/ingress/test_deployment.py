@@ -45,7 +45,8 @@ class Spy:
 def catalog(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("catalog")
     (folder / "catalog.yaml").write_text(
-        "revision: 0\nbase_models:\n  - {name: tiny, prompt_format: plain, languages: [en]}\n"
+        "revision: 0\nbase_models:\n  - {name: tiny, prompt_format: plain, languages: [en], "
+        "loop_words: 5, repetition_penalty: 1.1}\n"
     )
     return folder
 
@@ -163,6 +164,12 @@ async def test_a_named_specialty_needs_no_classification(replica: RouterReplica)
     assert (french.language, french.notice) == ("fr", "language_not_supported")
     assert replica.answer_language(french) == "English"
     assert "dermatology" in replica.clinic.specialties
+
+
+async def test_the_base_models_defaults_come_from_the_catalogue(replica: RouterReplica) -> None:
+    sampling = replica.clinic.sampling(8)
+    found = (sampling.loop_words, sampling.repetition_penalty, sampling.no_repeat_ngram_size)
+    assert found == (5, 1.1, 0)
 
 
 @pytest.mark.parametrize(
