@@ -256,6 +256,7 @@ async def test_samplings_that_vllm_has_too(
     assert (await client.post("/v1/completions", json=asked)).status_code == 200
     sampling = backend.calls[0].sampling
     assert (sampling.top_k, sampling.repetition_penalty, sampling.min_tokens) == (5, 1.2, 3)
+    assert sampling.top_p == 0.9
 
 
 async def test_the_base_models_defaults_against_loops(
@@ -274,4 +275,3 @@ async def test_the_base_models_defaults_against_loops(
         for s in (call.sampling for call in backend.calls)
     ]
     assert found == [(1.1, 6, 4), (1.1, 6, 4), (1.0, 6, 4)]
-    assert sampling.top_p == 0.9
