@@ -87,7 +87,8 @@ class RequestState:
         self.events = RequestOutputCollector()
         self.is_done = False
         self._text_stream = IncrementalDetokenizer(decode, request.sampling.stop)
-        self._loop_stop = LoopStop(request.sampling.loop_words)
+        sampling = request.sampling
+        self._loop_stop = LoopStop(0 if sampling.min_tokens else sampling.loop_words)
         self._stream = stream
         self._emit_interval_s = emit_interval_s
         self._clock = clock

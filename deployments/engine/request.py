@@ -32,7 +32,7 @@ class SamplingParams:
     `top_k` 0 and `repetition_penalty` 1 mean off. No end-of-sequence token is picked before
     `min_tokens` tokens. Without a `seed`, a sampled answer differs from run to run. No sequence of
     `no_repeat_ngram_size` tokens comes twice, the prompt's included, and an answer ends before it
-    says the same `loop_words` words a third time; 0 means off for both.
+    says the same `loop_words` words a third time, unless `min_tokens` is set; 0 means off for both.
     """
 
     max_tokens: int

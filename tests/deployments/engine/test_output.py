@@ -97,6 +97,19 @@ async def test_a_request_ends_once_whichever_threads_end_it() -> None:
 
 async def test_an_answer_ends_at_a_loop_streamed_or_whole() -> None:
     """With its own reason, before the third repetition, and with all tokens counted."""
+    with_least = SamplingParams(39, loop_words=2, min_tokens=39)
+    row = RequestState(
+        Request("r", (1, 2), None, with_least),
+        decode,
+        stream=False,
+        emit_interval_s=0,
+        clock=Clock(),
+        eos_ids=frozenset(),
+    )
+    for character in "so: a b c a b c a b c a b c a b c a b c":
+        row.push(ord(character))
+    await asyncio.sleep(0)
+    assert (await row.events.get()).finish_reason is FinishReason.LENGTH
     asked = Request("r", (1, 2), None, SamplingParams(60, loop_words=2))
     for stream in (True, False):
         row = RequestState(
