@@ -20,8 +20,8 @@ from adapters.seed_check import check_seed
 from deployments.api.api_keys import KeyStore
 from deployments.ingress.deployment import RouterReplica
 from deployments.ingress.followed import load_classifier
-from deployments.model.deployment import LoadModel, ModelReplica
-from deployments.model.loading import load_model
+from deployments.model.deployment import ModelReplica
+from deployments.model.loading import LoadModel
 from deployments.replica import open_adapter_store
 from deployments.settings import ReplicaSettings, Settings, parse_settings
 from deployments.strict_model import SettingsError
@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 NODE_TIMEOUT_S = 30.0
 LOOK_BACK_S = 30.0  # Serve's own default for averaging the load
 METRICS_INTERVAL_S = 10.0  # likewise
+HEALTH_CHECK_S = 2.0
+HEALTH_CHECK_TIMEOUT_S = 15.0  # on busy cores a healthy replica may take seconds
 
 
 def build(args: dict[str, Any]) -> Application:
@@ -44,8 +46,9 @@ def build(args: dict[str, Any]) -> Application:
     return build_application(parse_settings(args))
 
 
-def build_application(settings: Settings, *, load: LoadModel = load_model) -> Application:
-    """Wire Router -> Model. `load` makes a replica's model; tests pass in a small one."""
+def build_application(settings: Settings, *, load: LoadModel | None = None) -> Application:
+    """Wire Router -> Model. `load` makes a replica's model in its own process, as tests do; None
+    for the model of the settings, in a process beside it."""
     device = choose_device(settings)
     replicas = clamp_replicas(settings.model_replicas, device)
     check_files(settings)
@@ -60,6 +63,9 @@ def build_application(settings: Settings, *, load: LoadModel = load_model) -> Ap
         max_ongoing_requests=2 * settings.engine.max_rows,
         max_queued_requests=settings.engine.max_waiting,
         graceful_shutdown_timeout_s=120,
+        # A replica whose engine is gone ends itself, which this notices.
+        health_check_period_s=HEALTH_CHECK_S,
+        health_check_timeout_s=HEALTH_CHECK_TIMEOUT_S,
         autoscaling_config={
             "min_replicas": replicas.min,
             "initial_replicas": replicas.min,

@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Any, Protocol
 
 from adapters.prompting import Message
+from adapters.token_prompts import BadTokenId
 from deployments.engine.request import SamplingParams, TokenEvent
 from deployments.settings import RouterLiveSettings
 from router.policy import Route
@@ -31,6 +32,7 @@ class GenerateRequest:
         waiting on the way to a replica counts.
     session_id: the client's name for a conversation.
     adapter_version: None for the adapter's stable one.
+    may_shorten: `sampling.max_tokens` is lowered to what the model has room for after the prompt.
     """
 
     request_id: str
@@ -42,6 +44,7 @@ class GenerateRequest:
     deadline_at: float | None = None
     session_id: str | None = None
     adapter_version: str | None = None
+    may_shorten: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +170,13 @@ class Backend(Protocol):
         """Return the route for a specialty that the client names; None for the base model alone.
 
         `turns`: the user's, oldest first.
+        """
+
+    async def decode(self, prompts: Sequence[Sequence[int]]) -> list[str] | BadTokenId:
+        """Return the texts of token ids of the base model's tokenizer.
+
+        Raises:
+            ApiError: 503, no model replica is there to say.
         """
 
     def generate(self, call: GenerateRequest) -> AsyncGenerator[TokenEvent, None]:

@@ -76,7 +76,8 @@ class AskEndpoint:
         consultation = await self._consultation(ids, asked, sampling, deadline_at)
         if not asked.stream:
             return await _whole(request, consultation)
-        stream = AnswerStream(consultation.answers, consultation.route.advice)
+        advice = [consultation.route.advice] * len(consultation.answers)
+        stream = AnswerStream(consultation.answers, advice)
         await stream.begin()
         return EventStream(request, _events(consultation, stream), stream)
 

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from deployments.engine.output import RequestState
 from deployments.engine.request import Request, SchedulerOutput
+from deployments.engine.row import EngineRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +108,6 @@ class EngineLoop(Protocol):
     """Take requests in, and run one step or one group at a time."""
 
     num_failures_in_a_row: int
-    waiting: Sequence[RequestState]
-    running: Sequence[RequestState]
 
     @property
     def has_work(self) -> bool: ...
@@ -117,7 +115,7 @@ class EngineLoop(Protocol):
     def drop_cancelled(self) -> None:
         """Give back the rows of requests that were cancelled."""
 
-    def step(self, arrivals: Sequence[RequestState]) -> None:
+    def step(self, arrivals: Sequence[EngineRow]) -> None:
         """Take the arrivals in, and run one step or one group.
 
         If the decoder raises, what it was running ends with an error; the others are served.

@@ -8,17 +8,13 @@ is held back (the approach of text-generation-inference and vLLM).
 
 import asyncio
 import dataclasses
-import logging
-import threading
 from collections.abc import Callable, Sequence
+from typing import Any
 
-from deployments.engine.errors import EngineError
 from deployments.engine.repetition import LoopStop
 from deployments.engine.request import ErrorInfo, FinishReason, Request, Timings, TokenEvent
 
-logger = logging.getLogger(__name__)
-
-# For these reasons the engine's thread emits the text that was held back.
+# For these reasons the text that was held back is emitted.
 _COMPLETE = (FinishReason.STOP, FinishReason.LENGTH, FinishReason.LOOP, FinishReason.TIMEOUT)
 # A whole answer is decoded this many tokens at a time where it may have to end at a loop.
 _LOOP_CHECK_TOKENS = 8
@@ -39,10 +35,7 @@ class RequestOutputCollector:
         self._arrived = asyncio.Event()
 
     def put(self, event: TokenEvent) -> None:
-        """Queue an event. What comes after a terminal event is dropped.
-
-        The engine's thread may be emitting a partial event while another thread ends the request.
-        """
+        """Queue an event. What comes after a terminal event is dropped."""
         if self._has_ended:
             return
         self._has_ended = event.finish_reason is not None
@@ -63,7 +56,7 @@ class RequestOutputCollector:
 
 
 class RequestState:
-    """Hold one request in the engine. Created on the event loop, pushed to by the engine's thread.
+    """Turn the tokens of one request into events for its reader, all on one event loop.
 
     Args:
         decode: token ids -> text.
@@ -81,19 +74,17 @@ class RequestState:
         stream: bool,
         emit_interval_s: float,
         clock: Callable[[], float],
-        eos_ids: frozenset[int],
     ) -> None:
         self.request = request
         self.events = RequestOutputCollector()
         self.is_done = False
+        self.has_begun = False
         self._text_stream = IncrementalDetokenizer(decode, request.sampling.stop)
         sampling = request.sampling
         self._loop_stop = LoopStop(0 if sampling.min_tokens else sampling.loop_words)
         self._stream = stream
         self._emit_interval_s = emit_interval_s
         self._clock = clock
-        self._eos_ids = eos_ids
-        self._asyncio_loop = asyncio.get_running_loop()
         self._accepted_at = clock()
         self._emitted_at = self._accepted_at
         self._queue_s: float | None = None
@@ -101,45 +92,42 @@ class RequestState:
         self._num_tokens = 0
         self._undecoded: list[int] = []
         self._pending_text = ""
-        self._finishing = threading.Lock()
 
     def begin(self) -> None:
-        """Note that its first step is about to run."""
+        """Note that its first step runs."""
+        self.has_begun = True
         self._queue_s = self._clock() - self._accepted_at
 
-    def push(self, token_id: int) -> None:
-        """Take the next token. Ignored once the request is done."""
-        if self.is_done:
-            return
+    def push(self, token_id: int, now: float) -> None:
+        """Take the next token, and emit what is due. A stop string or a loop ends the request."""
         self._num_tokens += 1
-        now = self._clock()
-        is_first = self._first_token_s is None
-        if is_first:
-            self._first_token_s = now - self._accepted_at
-        if token_id in self._eos_ids:
-            self.finish(FinishReason.STOP)
-            return
         self._undecoded.append(token_id)
-        is_due = self._stream and (is_first or now - self._emitted_at >= self._emit_interval_s)
+        if self._first_token_s is None:
+            self._first_token_s = now - self._accepted_at
+            is_due = self._stream
+        else:
+            is_due = self._stream and now - self._emitted_at >= self._emit_interval_s
         if is_due or self.request.sampling.stop or self._is_loop_check_due:
             self._decode_pending()
         if self._text_stream.is_stopped:
-            self.finish(FinishReason.STOP)
+            self.finish(FinishReason.STOP, self._num_tokens)
         elif self._loop_stop.is_looping:
-            self.finish(FinishReason.LOOP)
-        elif self._num_tokens >= self.request.sampling.max_tokens:
-            self.finish(FinishReason.LENGTH)
-        elif self._is_late(now):
-            self.finish(FinishReason.TIMEOUT)
+            self.finish(FinishReason.LOOP, self._num_tokens)
         elif is_due and self._pending_text:
             self._emit(None)
 
-    def finish(self, reason: FinishReason, error: EngineError | None = None) -> None:
-        """Emit the terminal event; later calls do nothing."""
-        with self._finishing:
-            if self.is_done:
-                return
-            self.is_done = True
+    def finish(self, reason: FinishReason, num_tokens: int, error: ErrorInfo | None = None) -> None:
+        """Emit the terminal event; later calls do nothing.
+
+        Args:
+            num_tokens: all that were made, an end-of-sequence token included.
+        """
+        if self.is_done:
+            return
+        if num_tokens and self._first_token_s is None:
+            self._first_token_s = self._clock() - self._accepted_at
+        self.is_done = True
+        self._num_tokens = max(self._num_tokens, num_tokens)
         if reason in _COMPLETE:
             self._decode_pending()
             self._pending_text += self._loop_stop.extend(self._text_stream.finish())
@@ -148,17 +136,7 @@ class RequestState:
                 reason = FinishReason.LOOP
             elif self._text_stream.is_stopped:
                 reason = FinishReason.STOP
-        self._emit(reason, error.info if error else None)
-
-    def end_if_late(self) -> None:
-        """End a waiting request whose deadline has passed; a running one checks at each token."""
-        if self._is_late(self._clock()):
-            self.finish(FinishReason.TIMEOUT)
-
-    def _is_late(self, now: float) -> bool:
-        """Return whether the deadline has passed; a group decoder has no scheduler to check it."""
-        deadline_s = self.request.deadline_s
-        return deadline_s is not None and now - self._accepted_at >= deadline_s
+        self._emit(reason, error)
 
     @property
     def _is_loop_check_due(self) -> bool:
@@ -182,10 +160,16 @@ class RequestState:
             finish_reason=reason,
             error=error,
         )
-        try:
-            self._asyncio_loop.call_soon_threadsafe(self.events.put, event)
-        except RuntimeError:  # the event loop is closed: there is no reader left
-            logger.debug("no reader for request %s", self.request.request_id)
+        self.events.put(event)
+
+
+def decode_text(tokenizer: Any, token_ids: Sequence[int]) -> str:
+    """Return the text of token ids, without special tokens."""
+    return str(
+        tokenizer.decode(
+            list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+    )
 
 
 class IncrementalDetokenizer:

@@ -22,6 +22,7 @@ from deployments.engine.decoder import DecoderInfo, RowSink
 from deployments.engine.errors import AdapterHasNoEffect
 from deployments.engine.lora.peft_features import check_base_is_kept, check_scales
 from deployments.engine.model_loader import Pretrained
+from deployments.engine.output import decode_text
 from deployments.engine.request import Request, SamplingParams
 
 logger = logging.getLogger(__name__)
@@ -177,11 +178,7 @@ class PeftDecoder:
         self._active = name
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        return str(
-            self.tokenizer.decode(
-                list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
-            )
-        )
+        return decode_text(self.tokenizer, token_ids)
 
     @torch.inference_mode()
     def generate(self, group: Sequence[Request], sink: RowSink) -> None:

@@ -58,14 +58,27 @@ class Sampler:
         self._history.pop(row, None)
 
     def is_argmax(self, rows: Sequence[int]) -> bool:
-        """Return whether `pick` would take the largest logit of each of these rows."""
-        return all(self._rows[row].params.is_argmax for row in rows)
+        """Return whether `pick` would take the largest logit of each of these rows, apart from the
+        end-of-sequence tokens where `blocks_eos` is true."""
+        params = [self._rows[row].params for row in rows]
+        return all(p.is_greedy and not p.has_penalty for p in params)
+
+    def blocks_eos(self, row: int) -> bool:
+        """Return whether the row's next token may not end its answer yet."""
+        state = self._rows[row]
+        return state.num_picked < state.params.min_tokens
+
+    def count(self, rows: Sequence[int]) -> None:
+        """Count a token of each row that was picked elsewhere, without a penalty."""
+        for row in rows:
+            self._rows[row].num_picked += 1
 
     def pick(self, logits: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
-        """Return the next tokens (B,) of `rows`, given their logits (B, V)."""
+        """Return the next tokens (B,) of `rows`, given their logits (B, V), which may change."""
         states = [self._rows[row] for row in rows]
+        self._block_eos(logits, rows)
         tokens = logits.argmax(-1)
-        special = [i for i, state in enumerate(states) if not state.params.is_argmax]
+        special = [i for i, row in enumerate(rows) if not self.is_argmax([row])]
         if special:
             index = torch.tensor(special, device=self._device)
             chosen = [states[i] for i in special]
@@ -84,7 +97,7 @@ class Sampler:
     def _penalised(
         self, scores: torch.Tensor, states: Sequence[_Row], rows: Sequence[int]
     ) -> torch.Tensor:
-        """Apply penalties and minimum length as transformers does. (B, V)"""
+        """Apply penalties as transformers does. (B, V)"""
         penalties = [state.params.repetition_penalty for state in states]
         if self._seen is not None and any(penalty != 1 for penalty in penalties):
             penalty = torch.tensor(penalties, device=self._device)[:, None]
@@ -94,11 +107,6 @@ class Sampler:
         for i, (state, row) in enumerate(zip(states, rows, strict=True)):
             if state.params.no_repeat_ngram_size:
                 self._ban_repetitions(scores[i], state, row)
-        too_short = [state.num_picked < state.params.min_tokens for state in states]
-        if any(too_short):
-            blocked = torch.zeros_like(scores, dtype=torch.bool)
-            blocked[:, self._eos_ids] = torch.tensor(too_short, device=self._device)[:, None]
-            scores = scores.masked_fill(blocked, -torch.inf)
         return scores
 
     def _ban_repetitions(self, scores: torch.Tensor, state: _Row, row: int) -> None:
@@ -111,6 +119,13 @@ class Sampler:
         is_repeated = (sequences[:, :-1] == said[len(said) - size + 1 :]).all(dim=1)
         limit = torch.where(is_repeated, -torch.inf, torch.inf).to(scores.dtype)
         scores.scatter_reduce_(0, sequences[:, -1], limit, "amin")
+
+    def _block_eos(self, logits: torch.Tensor, rows: Sequence[int]) -> None:
+        """Set the end-of-sequence logits of rows below their minimum length to -inf, in place."""
+        blocked = [i for i, row in enumerate(rows) if self.blocks_eos(row)]
+        if blocked:
+            at = torch.tensor(blocked, device=self._device)[:, None]
+            logits[at, torch.tensor(self._eos_ids, device=self._device)] = -torch.inf
 
     def _count(self, states: Sequence[_Row], rows: Sequence[int], tokens: torch.Tensor) -> None:
         penalised = []

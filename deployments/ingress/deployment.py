@@ -9,16 +9,18 @@ from typing import Any
 
 import ray
 from ray import serve
-from ray.exceptions import RayError
+from ray.exceptions import RayActorError, RayError
 from ray.serve import metrics
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
 from adapters.catalog import BaseModelEntry
+from adapters.token_prompts import BadTokenId
 from deployments.adapter_admin import AdapterAdmin
 from deployments.api.api_keys import KeyStore
 from deployments.api.app import behind_front_door, create_api
+from deployments.api.errors import engine_error
 from deployments.engine.request import TokenEvent
 from deployments.ingress.broadcast import ServeReplicas
 from deployments.ingress.followed import (
@@ -27,15 +29,15 @@ from deployments.ingress.followed import (
     follow_classifier,
     follow_keys,
 )
-from deployments.ingress.model_client import ModelClient, answer_events
+from deployments.ingress.model_client import ModelClient, answer_events, info_of
 from deployments.ingress.operator import ClusterReport
 from deployments.ingress.traffic import TrafficLog
+from deployments.interpreter import tune_interpreter
 from deployments.messages import GenerateRequest, Outcome, ServedModels
 from deployments.replica import (
     live_settings,
     open_adapter_store,
     replica_id,
-    tune_interpreter,
     use_serve_handlers,
 )
 from deployments.settings import RouterLiveSettings, Settings
@@ -189,6 +191,13 @@ class RouterReplica:
             return None
         main = self._base_languages[0]
         return _LANGUAGE_NAMES.get(main, main)
+
+    async def decode(self, prompts: Sequence[Sequence[int]]) -> list[str] | BadTokenId:
+        try:
+            decoded: list[str] | BadTokenId = await self._model.decode_prompts.remote(prompts)
+        except (RayActorError, RayServeException) as error:
+            raise engine_error(info_of(error)) from None
+        return decoded
 
     def generate(self, call: GenerateRequest) -> AsyncGenerator[TokenEvent, None]:
         return answer_events(self._client.start, call, self._traffic.watch().saw)

@@ -9,7 +9,7 @@ from typing import Any
 from adapters.versions import AdapterVersion
 from deployments.engine.engine import Engine
 from deployments.model.adapter_manager import AdapterManager
-from deployments.model.loading import LoadedModel
+from deployments.model.loading import RunningModel
 from deployments.replica import replica_id
 
 # Adapters that the operator adds or changes at the same time; others wait.
@@ -24,7 +24,7 @@ def operation_threads() -> ThreadPoolExecutor:
 class OperatorCalls:
     """Calls through Serve, for ModelReplica, which sets these."""
 
-    _loaded: LoadedModel
+    _model: RunningModel
     _engine: Engine
     _adapters: AdapterManager | None
     _operations: ThreadPoolExecutor
@@ -39,7 +39,7 @@ class OperatorCalls:
         decoder = self._engine.info
         return {
             "replica": replica_id(),
-            "base_model": self._loaded.base_model,
+            "base_model": self._model.base_model,
             "decoder": decoder.name,
             "decoder_reason": decoder.reason,
             "device": decoder.device,

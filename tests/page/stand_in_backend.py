@@ -73,6 +73,9 @@ class StandInBackend:
         reason = Reason.EXPLICIT if adapter else Reason.NO_ADAPTER
         return Route(specialty, adapter, None, reason, None, (), (), "en", None)
 
+    async def decode(self, prompts: Sequence[Sequence[int]]) -> list[str]:
+        return ["What is eczema?" for _ in prompts]
+
     def answer_language(self, route: Route) -> str | None:
         return "English" if route.notice else None
 

@@ -6,7 +6,7 @@ it is sent only where it was set. Fields come in the order of the base classes f
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -118,9 +118,15 @@ class RouteReply(ReplyModel):
     language: str = Field(description="of the question; und: undetermined")
     notice: str | None = Field(description="the first of notices, or null")
     notices: list[str] = Field(
-        description="urgent: the answer begins with advice to call for help; language_not_supported"
+        description="what to know of the answer, the most important first: urgent (it begins with "
+        "advice to call for help), language_not_supported, max_tokens_lowered"
     )
     red_flags: list[str] = Field(description="emergencies that the question may be")
+
+
+def notice_fields(notices: Sequence[str]) -> dict[str, Any]:
+    """Return the fields `notice` and `notices`. `notices`: the most important first."""
+    return {"notice": next(iter(notices), None), "notices": list(notices)}
 
 
 def route_fields(route: Route) -> dict[str, Any]:
@@ -137,8 +143,7 @@ def route_fields(route: Route) -> dict[str, Any]:
         ],
         "evidence": list(route.evidence),
         "language": route.language,
-        "notice": next(iter(route.notices), None),
-        "notices": list(route.notices),
+        **notice_fields(route.notices),
         "red_flags": list(route.red_flags),
     }
 

@@ -1,12 +1,16 @@
 """A question with red flags: the notice on every path, and advice before everything else, once."""
 
+import dataclasses
 import json
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import httpx
 import pytest
 
-from deployments.engine.request import ErrorInfo
+from deployments.engine.request import ErrorInfo, FinishReason, TokenEvent
+from deployments.messages import GenerateRequest
+from router.policy import Alternative, Route
 from tests.deployments.conftest import ADVICE, SmallBackend
 
 QUESTION = "his face droops"
@@ -81,6 +85,61 @@ async def test_openais_completions(client: httpx.AsyncClient) -> None:
     opening, *rest = await events(client, "/v1/completions", asked)
     assert is_urgent(opening["polyclinic"])
     assert "".join(chunk["choices"][0]["text"] for chunk in rest) == ANSWER
+
+
+@pytest.mark.parametrize("model", ["auto", "base"])
+async def test_each_of_several_prompts_begins_with_its_own_advice(
+    client: httpx.AsyncClient, model: str
+) -> None:
+    """Of three, two have red flags; the choices' chunks come mixed."""
+    asked = {"model": model, "prompt": [QUESTION, "a red rash", f"now {QUESTION}"]}
+    answers = [ANSWER, "A RED RASH", f"{ADVICE}NOW {QUESTION.upper()}"]
+    body = (await client.post("/v1/completions", json=asked)).json()
+    assert [choice["text"] for choice in body["choices"]] == answers
+    urgent = [is_urgent(choice["polyclinic"]) for choice in body["choices"]]
+    assert urgent == [True, False, True]
+    assert body["usage"]["completion_tokens"] == 3 + 3 + 4
+    chunks = [chunk["choices"][0] for chunk in await events(client, "/v1/completions", asked)]
+    for number, answer in enumerate(answers):
+        texts = [chunk["text"] for chunk in chunks if chunk["index"] == number]
+        assert "".join(texts) == answer
+        assert (texts[1] == ADVICE) == urgent[number]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_opinions_share_one_advice(
+    client: httpx.AsyncClient, backend: SmallBackend, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    """Before the one that begins first, which is the second where the first one fails."""
+    classify, generate = backend.classify, backend.generate
+
+    async def two(*asked: Any) -> list[Route]:
+        both = (Alternative("dermatology", 0.9), Alternative("cardiology", 0.1))
+        return [dataclasses.replace(route, specialists=both) for route in await classify(*asked)]
+
+    async def first_fails(call: GenerateRequest) -> AsyncGenerator[TokenEvent, None]:
+        if fails and call.adapter == "derm-1":
+            error = ErrorInfo("replica_lost", "lost")
+            yield backend._event(call, "", 0, FinishReason.ERROR, error)
+            return
+        async for event in generate(call):
+            yield event
+
+    monkeypatch.setattr(backend, "classify", two)
+    monkeypatch.setattr(backend, "generate", first_fails)
+    asked = {"question": QUESTION, "consult": 2}
+    body = (await client.post("/ask", json=asked)).json()
+    expected = [None, ANSWER] if fails else [ANSWER, QUESTION.upper()]
+    assert [opinion["answer"] for opinion in body["opinions"]] == expected
+    assert body["answer"] == ANSWER
+    _, *rest = await events(client, "/ask", asked)
+    told = [event["opinion"] for event in rest if event.get("text") == ADVICE]
+    begun = next(event["opinion"] for event in rest if event.get("text"))
+    assert told == [begun]
+    for opinion, answer in enumerate(expected):
+        texts = [event.get("text", "") for event in rest if event.get("opinion") == opinion]
+        begins = ADVICE if opinion == begun else ""
+        assert "".join(texts) == ("" if answer is None else begins + QUESTION.upper())
 
 
 async def test_classification_says_it_too(client: httpx.AsyncClient) -> None:

@@ -8,8 +8,9 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
 import pytest
 
+from deployments.engine.core import MAX_FAILURES_IN_A_ROW, EngineLimits
 from deployments.engine.decoder import DecoderInfo, RowSink
-from deployments.engine.engine import MAX_FAILURES_IN_A_ROW, Engine, EngineLimits
+from deployments.engine.engine import Engine
 from deployments.engine.errors import (
     EngineStopped,
     OutputTooLong,
@@ -102,8 +103,7 @@ def decoder() -> ScriptedDecoder:
 
 @pytest.fixture
 async def engine(decoder: ScriptedDecoder) -> AsyncIterator[Engine]:
-    engine = Engine(decoder, EngineLimits(max_rows=4, max_waiting=3, max_input_tokens=16))
-    engine.start()
+    engine = Engine.on_thread(decoder, EngineLimits(max_rows=4, max_waiting=3, max_input_tokens=16))
     yield engine
     decoder.gate.set()
     await until(lambda: engine.num_running == 0 and engine.num_waiting == 0)
@@ -157,6 +157,21 @@ async def test_a_stop_string_ends_the_row(engine: Engine) -> None:
     events = await collect(engine.generate(request("one. two", stop=(". ",))))
     assert "".join(e.text for e in events) == "one"
     assert only_terminal(events).finish_reason is FinishReason.STOP
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_loop_ends_the_row_too(
+    engine: Engine, decoder: ScriptedDecoder, stream: bool
+) -> None:
+    asked = request("a b " * 4, loop_words=2)
+    events = await collect(engine.generate(asked, stream=stream))
+    assert "".join(e.text for e in events) == "a b a b"
+    ended = only_terminal(events)
+    assert (ended.finish_reason, ended.num_tokens <= 16) == (FinishReason.LOOP, True)
+    assert (engine.num_running, engine.num_waiting) == (0, 0)
+    after = await collect(engine.generate(request("hello")))
+    assert only_terminal(after).finish_reason is FinishReason.STOP
+    assert decoder.groups == [("a", 1), ("a", 1)]
 
 
 async def test_deadlines_end_what_runs_and_what_waits(
@@ -292,8 +307,7 @@ async def test_a_loop_that_dies_fails_every_waiter(
 
 
 async def test_close_ends_what_waits(decoder: ScriptedDecoder) -> None:
-    engine = Engine(decoder, EngineLimits(max_rows=1, max_waiting=3, max_input_tokens=16))
-    engine.start()
+    engine = Engine.on_thread(decoder, EngineLimits(max_rows=1, max_waiting=3, max_input_tokens=16))
     decoder.gate.clear()
     tasks = [asyncio.create_task(collect(engine.generate(request(t)))) for t in ("one", "two")]
     await until(lambda: engine.num_running == 1 and engine.num_waiting == 1)

@@ -1,8 +1,8 @@
 """One request's events: exactly one terminal event, and nothing after it."""
 
 import asyncio
-import threading
 from collections.abc import Sequence
+from typing import Any
 
 from deployments.engine.errors import EngineStopped
 from deployments.engine.output import RequestOutputCollector, RequestState
@@ -14,22 +14,25 @@ def decode(token_ids: Sequence[int]) -> str:
 
 
 class Clock:
-    """Seconds; calls `on_read` once, as a thread switch at this place would run another thread."""
+    """Seconds; a test sets them."""
 
     def __init__(self) -> None:
         self.now = 0.0
-        self.on_read = lambda: None
 
     def __call__(self) -> float:
-        on_read, self.on_read = self.on_read, lambda: None
-        on_read()
         return self.now
 
 
-def state(clock: Clock) -> RequestState:
-    asked = Request("r", (1, 2), None, SamplingParams(8))
-    eos_ids = frozenset({0})
-    return RequestState(asked, decode, stream=True, emit_interval_s=0, clock=clock, eos_ids=eos_ids)
+def state(
+    clock: Clock,
+    *,
+    max_tokens: int = 8,
+    emit_interval_s: float = 0,
+    stream: bool = True,
+    **sampling: Any,
+) -> RequestState:
+    asked = Request("r", (1, 2), None, SamplingParams(max_tokens, **sampling))
+    return RequestState(asked, decode, stream=stream, emit_interval_s=emit_interval_s, clock=clock)
 
 
 def event(text: str, reason: FinishReason | None = None) -> TokenEvent:
@@ -50,74 +53,94 @@ async def test_what_comes_after_the_terminal_event_is_dropped() -> None:
     waiting.cancel()
 
 
-async def test_a_close_in_the_middle_of_an_emit_does_not_lose_the_terminal_event() -> None:
-    """The engine's thread is about to emit a token's event when close() ends the request: the
-    partial event reaches the reader's side after the terminal one."""
-    clock = Clock()
-    row = state(clock)
-    row.push(ord("a"))
-    assert (await row.events.get()).text == "a"
-    switches = iter([lambda: None, lambda: row.finish(FinishReason.ERROR, EngineStopped("closed"))])
-
-    def switch() -> None:
-        next(switches)()
-        clock.on_read = lambda: next(switches, lambda: None)()
-
-    clock.on_read = switch  # the first read is push's, the second is that of its emit
-    row.push(ord("b"))
+async def test_a_request_ends_once() -> None:
+    row = state(Clock())
+    row.push(ord("a"), 0.0)
+    row.finish(FinishReason.ERROR, 0, EngineStopped("closed").info)
+    row.finish(FinishReason.STOP, 2)
     ended = await asyncio.wait_for(row.events.get(), 5)
-    assert ended.finish_reason is FinishReason.ERROR
+    assert (ended.text, ended.num_tokens) == ("a", 1)
     assert ended.error is not None
     assert ended.error.code == "engine_stopped"
+    waiting = asyncio.ensure_future(row.events.get())
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    waiting.cancel()
 
 
-async def test_a_request_ends_once_whichever_threads_end_it() -> None:
-    for _ in range(50):
-        row = state(Clock())
-        start = threading.Barrier(3)
-
-        def push(row: RequestState = row, start: threading.Barrier = start) -> None:
-            start.wait()
-            for token in b"abcdefgh":
-                row.push(token)
-
-        def end(row: RequestState = row, start: threading.Barrier = start) -> None:
-            start.wait()
-            row.finish(FinishReason.ERROR, EngineStopped("closed"))
-
-        threads = [threading.Thread(target=target) for target in (push, end)]
-        for thread in threads:
-            thread.start()
-        start.wait()
-        while (await asyncio.wait_for(row.events.get(), 5)).finish_reason is None:
-            pass
-        for thread in threads:
-            thread.join()
+async def test_a_stop_string_ends_the_answer_before_the_core_has_heard_of_it() -> None:
+    """Tokens that the core made meanwhile are neither text nor counted."""
+    row = state(Clock(), stop=("lo",), emit_interval_s=30)
+    row.begin()
+    for token in b"hello":
+        row.push(token, 0.0)
+    assert row.is_done
+    ended = await asyncio.wait_for(row.events.get(), 5)
+    assert (ended.text, ended.num_tokens) == ("hel", 5)
+    assert ended.finish_reason is FinishReason.STOP
 
 
 async def test_an_answer_ends_at_a_loop_streamed_or_whole() -> None:
     """With its own reason, before the third repetition, and with all tokens counted."""
-    with_least = SamplingParams(39, loop_words=2, min_tokens=39)
-    row = RequestState(
-        Request("r", (1, 2), None, with_least),
-        decode,
-        stream=False,
-        emit_interval_s=0,
-        clock=Clock(),
-        eos_ids=frozenset(),
-    )
-    for character in "so: a b c a b c a b c a b c a b c a b c":
-        row.push(ord(character))
-    await asyncio.sleep(0)
-    assert (await row.events.get()).finish_reason is FinishReason.LENGTH
-    asked = Request("r", (1, 2), None, SamplingParams(60, loop_words=2))
+    text = "so: a b c a b c a b c a b c a b c a b c"
     for stream in (True, False):
-        row = RequestState(
-            asked, decode, stream=stream, emit_interval_s=0, clock=Clock(), eos_ids=frozenset({0})
-        )
-        for character in "so: a b c a b c a b c a b c a b c a b c":
-            row.push(ord(character))
-        await asyncio.sleep(0)
+        row = state(Clock(), max_tokens=60, loop_words=2, stream=stream)
+        num_pushed = 0
+        while not row.is_done:
+            row.push(ord(text[num_pushed]), 0.0)
+            num_pushed += 1
         ended = await row.events.get()
         assert (ended.text, ended.finish_reason) == ("so: a b c a b c", FinishReason.LOOP)
-        assert 15 < ended.num_tokens < 30, "it went on for the length of the answer"
+        assert ended.num_tokens == num_pushed
+        assert 15 < num_pushed < 30, "it went on for the length of the answer"
+
+
+async def test_a_loop_that_only_the_last_words_show() -> None:
+    """The core has ended the answer, for a reason of its own, when its text is known."""
+    text = "a b a b a b"
+    for reason in (FinishReason.STOP, FinishReason.LENGTH, FinishReason.TIMEOUT):
+        row = state(Clock(), max_tokens=60, loop_words=2, emit_interval_s=30)
+        for character in text:
+            row.push(ord(character), 0.0)
+        row.finish(reason, len(text))
+        ended = await row.events.get()
+        assert (ended.text, ended.finish_reason) == ("a b a b", FinishReason.LOOP)
+
+
+async def test_an_answer_with_a_minimum_ends_at_no_loop() -> None:
+    text = "so: a b c a b c a b c a b c a b c a b c"
+    row = state(Clock(), max_tokens=len(text), min_tokens=len(text), loop_words=2, stream=False)
+    for character in text:
+        row.push(ord(character), 0.0)
+    row.finish(FinishReason.LENGTH, len(text))
+    ended = await row.events.get()
+    assert (ended.text, ended.finish_reason) == (text, FinishReason.LENGTH)
+
+
+async def test_a_stop_string_before_a_loop_and_a_loop_before_a_stop_string() -> None:
+    for text, said, reason in (
+        ("a b a b.end a b", "a b a b", FinishReason.STOP),
+        ("a b a b a b .end", "a b a b", FinishReason.LOOP),
+    ):
+        row = state(Clock(), max_tokens=60, loop_words=2, stop=(".end",), stream=False)
+        for character in text:
+            if not row.is_done:
+                row.push(ord(character), 0.0)
+        assert row.is_done
+        ended = await row.events.get()
+        assert (ended.text.rstrip(), ended.finish_reason) == (said, reason)
+
+
+async def test_the_end_of_sequence_token_counts_and_is_no_text() -> None:
+    clock = Clock()
+    row = state(clock, emit_interval_s=30)
+    clock.now = 1.0
+    row.begin()
+    row.push(ord("a"), 2.0)
+    assert (await row.events.get()).text == "a"
+    row.push(ord("b"), 2.5)
+    clock.now = 3.0
+    row.finish(FinishReason.STOP, 3)
+    ended = await row.events.get()
+    assert (ended.text, ended.num_tokens) == ("b", 3)
+    assert ended.timings == Timings(1.0, 2.0, 3.0)

@@ -132,6 +132,8 @@ def test_no_repeated_ngram_is_transformers(size: int) -> None:
     context = [1, 2, 1, 3]
     picker.begin(0, asked, context)
     picker.begin(1, params(), [])
+    assert not picker.is_argmax([0, 1]), "a captured step would not know what was said"
+    assert picker.is_argmax([1])
     processor = NoRepeatNGramLogitsProcessor(size)
     changed = 0
     for seed in range(VOCABULARY - 4 if size == 1 else 40):
