@@ -88,6 +88,17 @@ class ServedModels:
     default_output_tokens: int
     max_output_tokens: int
     started_at: int
+    repetition_penalty: float = 1.0  # the base model's defaults (adapters/catalog.yaml)
+    no_repeat_ngram_size: int = 0
+    loop_words: int = 0
+
+    def sampling(self, max_tokens: int, **asked: Any) -> SamplingParams:
+        """Return how tokens are picked: as asked, else by the base model's defaults."""
+        defaults = {
+            name: getattr(self, name)
+            for name in ("repetition_penalty", "no_repeat_ngram_size", "loop_words")
+        }
+        return SamplingParams(max_tokens, **(defaults | asked))
 
     @cached_property
     def model_names(self) -> tuple[str, ...]:
@@ -155,8 +166,11 @@ class Backend(Protocol):
         `min_confidence` replaces the router's threshold for them.
         """
 
-    def explicit(self, specialty: str | None, question: str) -> Route:
-        """Return the route for a specialty that the client names; None for the base model alone."""
+    def explicit(self, specialty: str | None, turns: Sequence[str]) -> Route:
+        """Return the route for a specialty that the client names; None for the base model alone.
+
+        `turns`: the user's, oldest first.
+        """
 
     async def decode(self, prompts: Sequence[Sequence[int]]) -> list[str] | BadTokenId:
         """Return the texts of token ids of the base model's tokenizer.

@@ -302,6 +302,11 @@ class RouterLiveSettings(AccessLimits):
     min_margin: float | None = Field(
         default=None, ge=0, le=1, description="of two specialties; below it: base; null: as trained"
     )
+    red_flags: bool = Field(
+        default=True,
+        description="a question that may be an emergency gets notice: urgent, and the answer "
+        "begins with advice to call for help; false: off",
+    )
     reload_check_s: float = Field(
         default=5.0, ge=0, le=3600, description="how often to look for a new router; 0: never"
     )

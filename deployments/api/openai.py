@@ -107,7 +107,8 @@ class OpenAIEndpoints:
                 Generation(self._backend, call, route.specialty, route.confidence, explain)
             )
         if asked.stream:
-            stream = AnswerStream(answers, all_needed=True)
+            advice = [route.advice for route in routes]
+            stream = AnswerStream(answers, advice, all_needed=True)
             await stream.begin()
             return EventStream(request, _chunks(stream, reply), stream)
         return await _whole(request, answers, reply)
@@ -118,7 +119,7 @@ class OpenAIEndpoints:
             return await self._backend.classify(asked)
         card = self._backend.clinic.adapter(model)
         specialty = card.specialty if card else None
-        return [self._backend.explicit(specialty, user_turns[-1]) for user_turns in asked]
+        return [self._backend.explicit(specialty, user_turns) for user_turns in asked]
 
 
 def _users(turns: Sequence[Message]) -> list[str]:

@@ -172,7 +172,7 @@ class Engine:
         for number, token in zip(output.numbers, output.tokens, strict=True):
             if (state := requests.get(number)) is not None:
                 state.push(token, now)
-                if state.is_done:  # it found a stop string
+                if state.is_done:  # it found a stop string or a loop
                     self._core.abort(number)
                     self._forget(number)
         for ended in output.ended:

@@ -15,6 +15,7 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
+from adapters.catalog import BaseModelEntry
 from adapters.token_prompts import BadTokenId
 from deployments.adapter_admin import AdapterAdmin
 from deployments.api.api_keys import KeyStore
@@ -42,6 +43,7 @@ from deployments.replica import (
 from deployments.settings import RouterLiveSettings, Settings
 from router.classifier import Classifier
 from router.policy import Route, Thresholds, decide, decide_explicit
+from router.urgency.red_flags import load_red_flags
 
 logger = logging.getLogger(__name__)
 
@@ -87,6 +89,7 @@ class RouterReplica:
         self._live = RouterLiveSettings()
         self._settings = settings
         self._metrics = RouteMetrics()
+        self._red_flags = load_red_flags()
         self._traffic = TrafficLog()
         self._operator = ClusterReport(model)
         self._router = follow_classifier(settings, lambda: self._live.reload_check_s)
@@ -103,10 +106,11 @@ class RouterReplica:
             max_rank=settings.engine.max_adapter_rank,
             num_slots=settings.engine.max_adapters,
         )
-        self._base_languages = store.seed.base_model(settings.base_model).languages
+        base = store.seed.base_model(settings.base_model)
+        self._base_languages = base.languages
         # Put together when the classifier or the catalogue changes, not for every request.
         self._served_of: tuple[Classifier, InService] | None = None
-        self._served = _nothing_served(settings)
+        self._served = _nothing_served(settings, base)
         tune_interpreter()
         for followed in (self._router, self._keys, self._catalog):
             followed.start()
@@ -153,7 +157,7 @@ class RouterReplica:
         conversations = [conversation for conversation, _ in asked]
         adapters = self._catalog.current.by_specialty
         classified = await asyncio.to_thread(classifier.classify, conversations)
-        return [
+        routes = [
             decide(
                 classification,
                 thresholds=thresholds.overruled(min_confidence),
@@ -162,14 +166,23 @@ class RouterReplica:
             )
             for classification, (_, min_confidence) in zip(classified, asked, strict=True)
         ]
+        return await asyncio.to_thread(list, map(self._flagged, routes, conversations))
 
-    def explicit(self, specialty: str | None, question: str) -> Route:
-        return decide_explicit(
+    def explicit(self, specialty: str | None, turns: Sequence[str]) -> Route:
+        route = decide_explicit(
             specialty,
-            self._router.current.language(question),
+            self._router.current.language(turns[-1]),
             adapters=self._catalog.current.by_specialty,
             base_languages=self._base_languages,
         )
+        return self._flagged(route, turns)
+
+    def _flagged(self, route: Route, turns: Sequence[str]) -> Route:
+        """Return the route with the conversation's red flags, whatever the router made of it."""
+        if not self._live.red_flags:
+            return route
+        found = self._red_flags.find(turns, route.language)
+        return dataclasses.replace(route, red_flags=found.flags, advice=found.advice)
 
     def answer_language(self, route: Route) -> str | None:
         if route.notice != "language_not_supported":
@@ -254,7 +267,7 @@ class RouterReplica:
         )
 
 
-def _nothing_served(settings: Settings) -> ServedModels:
+def _nothing_served(settings: Settings, base: BaseModelEntry) -> ServedModels:
     return ServedModels(
         base_model=settings.base_model,
         adapters=(),
@@ -262,6 +275,9 @@ def _nothing_served(settings: Settings) -> ServedModels:
         default_output_tokens=settings.engine.default_output_tokens,
         max_output_tokens=settings.engine.max_output_tokens,
         started_at=int(time.time()),
+        repetition_penalty=base.repetition_penalty,
+        no_repeat_ngram_size=base.no_repeat_ngram_size,
+        loop_words=base.loop_words,
     )
 
 

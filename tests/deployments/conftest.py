@@ -14,6 +14,7 @@ from deployments.messages import AdapterCard, GenerateRequest, Outcome, ServedMo
 from deployments.settings import RouterLiveSettings
 from router.policy import Alternative, Reason, Route
 
+ADVICE = "Call for help.\n\n"  # for a question with "droops"
 SECRET = "zebrafish"  # stands for a patient's words: it may appear in no log record
 
 
@@ -67,9 +68,12 @@ class SmallBackend:
             language="fr" if foreign else "en",
             notice="language_not_supported" if foreign else None,
             specialists=(Alternative("dermatology", 0.98765),),
+            red_flags=("stroke",) if "droops" in question else (),
+            advice=ADVICE if "droops" in question else "",
         )
 
-    def explicit(self, specialty: str | None, question: str) -> Route:
+    def explicit(self, specialty: str | None, turns: Sequence[str]) -> Route:
+        is_urgent = "droops" in turns[-1]
         return Route(
             specialty=specialty,
             adapter="derm-1" if specialty == "dermatology" else None,
@@ -80,6 +84,8 @@ class SmallBackend:
             evidence=(),
             language="en",
             notice=None,
+            red_flags=("stroke",) if is_urgent else (),
+            advice=ADVICE if is_urgent else "",
         )
 
     def answer_language(self, route: Route) -> str | None:

@@ -45,7 +45,8 @@ class Spy:
 def catalog(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("catalog")
     (folder / "catalog.yaml").write_text(
-        "revision: 0\nbase_models:\n  - {name: tiny, prompt_format: plain, languages: [en]}\n"
+        "revision: 0\nbase_models:\n  - {name: tiny, prompt_format: plain, languages: [en], "
+        "loop_words: 5, repetition_penalty: 1.1}\n"
     )
     return folder
 
@@ -156,13 +157,19 @@ async def test_the_thresholds_in_force_decide(replica: RouterReplica) -> None:
 
 
 async def test_a_named_specialty_needs_no_classification(replica: RouterReplica) -> None:
-    found = replica.explicit("dentistry", "what can I do about my tooth")
+    found = replica.explicit("dentistry", ["what can I do about my tooth"])
     assert (found.reason, found.specialty) == (Reason.NO_ADAPTER, "dentistry")
-    french = replica.explicit(None, "parlez moi de dent merci")
+    french = replica.explicit(None, ["parlez moi de dent merci"])
     assert french.reason is Reason.BASE_REQUESTED
     assert (french.language, french.notice) == ("fr", "language_not_supported")
     assert replica.answer_language(french) == "English"
     assert "dermatology" in replica.clinic.specialties
+
+
+async def test_the_base_models_defaults_come_from_the_catalogue(replica: RouterReplica) -> None:
+    sampling = replica.clinic.sampling(8)
+    found = (sampling.loop_words, sampling.repetition_penalty, sampling.no_repeat_ngram_size)
+    assert found == (5, 1.1, 0)
 
 
 @pytest.mark.parametrize(
@@ -179,3 +186,22 @@ async def test_without_a_model_it_is_not_ready(replica: RouterReplica, error: Ex
     assert not is_ready
     assert report["cause"] == f"the model: {type(error).__name__}"
     assert report["router"]["catalog_revision"] == 0
+
+
+async def test_red_flags_are_found_beside_the_router_and_can_be_switched_off(
+    replica: RouterReplica,
+) -> None:
+    emergency = "his face droops and he cannot speak"
+    (unsure,) = await replica.classify([[emergency]])
+    named = replica.explicit("dentistry", ["my baby has a fever", "he is six weeks old"])
+    assert (unsure.red_flags, named.red_flags) == (("stroke",), ("infant_fever",))
+    assert unsure.notices[0] == "urgent"
+    assert unsure.advice.startswith("This may be an emergency.")
+    french = replica.explicit(None, ["je ne peux plus respirer"])
+    assert french.notices == ("urgent", "language_not_supported")
+    assert french.advice.startswith("Il peut s'agir d'une urgence.")
+    assert replica.answer_language(french) == "English"
+    replica.reconfigure({"red_flags": False})
+    assert (await replica.classify([[emergency]]))[0].notices == ()
+    replica.reconfigure({})
+    assert (await replica.classify([[emergency]]))[0].red_flags == ("stroke",)
