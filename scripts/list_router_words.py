@@ -10,7 +10,6 @@ specialty; an everyday one is in texts of all kinds. The last line of stdout is 
 
 import argparse
 import gzip
-import json
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +25,7 @@ from router.text import clean, words_of
 from router.training.examples import OUT_OF_SCOPE
 from router.words import EVERYDAY, KNOWN
 from scripts.arguments import CommandParser
+from scripts.datasets.record import read_jsonl
 
 ROUTER_DIR = Path(__file__).resolve().parent.parent / "router"
 MIN_LETTERS = 4
@@ -116,11 +116,10 @@ def _words(text: str) -> dict[str, str]:
 
 
 def _texts(folder: Path) -> Iterator[tuple[str, str]]:
-    for file in sorted(folder.glob("written_*.jsonl")):
+    for file in sorted(folder.glob("written_*.jsonl*")):
         if file.stem in ("written_dev", "written_test"):
             continue
-        for line in file.read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
+        for _, row in read_jsonl(file):
             yield row["input"], row["specialty"]
 
 
