@@ -23,6 +23,7 @@ from deployments.startup.config_file import (
     is_port,
     key_problems,
     read_config,
+    router_config,
     value_problems,
 )
 from deployments.startup.exposure import exposure_problems, key_file_problems
@@ -102,7 +103,7 @@ def _check_deadline(content: Mapping[str, Any]) -> list[str]:
     """Return a problem if Ray's server would cut answers off before the Router ends them."""
     options = content.get("http_options")
     limit_s = options.get("request_timeout_s") if isinstance(options, Mapping) else None
-    given = _router_config(content).get("max_timeout_s", RouterLiveSettings().max_timeout_s)
+    given = router_config(content).get("max_timeout_s", RouterLiveSettings().max_timeout_s)
     are_numbers = isinstance(limit_s, int | float) and isinstance(given, int | float)
     if not are_numbers or given + GRACE_S < limit_s:
         return []
@@ -111,16 +112,6 @@ def _check_deadline(content: Mapping[str, Any]) -> list[str]:
         f"max_timeout_s of {given} s (and {GRACE_S:g} s of grace) does: raise it, or lower "
         "max_timeout_s in the Router's user_config"
     ]
-
-
-def _router_config(content: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the Router's user_config, or {} where there is none that can be read."""
-    listed = application_of(content).get("deployments")
-    for deployment in listed if isinstance(listed, list) else []:
-        if isinstance(deployment, Mapping) and deployment.get("name") == "Router":
-            config = deployment.get("user_config")
-            return config if isinstance(config, Mapping) else {}
-    return {}
 
 
 if __name__ == "__main__":

@@ -246,6 +246,13 @@ class Settings(StrictModel):
         return str(self.state_path / "clinics" / seed)
 
     @property
+    def model_config_id(self) -> str:
+        """What a router and a model replica must have in common to answer a question together."""
+        apart = {"auth", "cors_origins", "router", "model_replicas", "device"}
+        shared = self.model_dump_json(exclude=apart)
+        return hashlib.sha256(shared.encode()).hexdigest()[:16]
+
+    @property
     def catalog_dir(self) -> Path:
         return project_path(self.adapters) if self.adapters else PROJECT_ROOT / "adapters"
 
@@ -300,6 +307,12 @@ class RouterLiveSettings(AccessLimits):
         le=86_400,
         description="longest timeout_s, and the deadline of an answer without one; less than "
         "http_options.request_timeout_s",
+    )
+    max_wait_s: float = Field(
+        default=60.0, gt=0, le=3600, description="longest wait predicted for an answer; then 503"
+    )
+    drain_s: float = Field(
+        default=30.0, ge=0, le=3600, description="for answers in progress when the server stops"
     )
     log_level: LogLevel = Field(default="INFO", description="of the router deployment")
 

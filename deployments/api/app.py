@@ -19,6 +19,7 @@ from starlette.types import ASGIApp
 
 from deployments.adapter_admin import AdapterAdmin
 from deployments.api.admin import admin_endpoints
+from deployments.api.admission import Admission
 from deployments.api.ask import AskEndpoint
 from deployments.api.auth import AuthMiddleware, KeySource
 from deployments.api.errors import ApiError, Endpoint, error_response, on_http_error
@@ -46,14 +47,16 @@ def behind_front_door(
     live: Callable[[], AccessLimits],
     *,
     clock: Callable[[], float] = time.monotonic,
+    admission: Admission | None = None,
     proxy_adds_id: bool = False,
 ) -> ASGIApp:
     """Wrap `app`, which finds the caller in `scope["state"]["caller"]` when keys are on.
 
     Args:
+        admission: of AuthMiddleware.
         proxy_adds_id: of ResponseHeaders.
     """
-    guarded: ASGIApp = AuthMiddleware(app, settings.auth, keys, live, clock)
+    guarded: ASGIApp = AuthMiddleware(app, settings.auth, keys, live, clock, admission)
     if settings.cors_origins:  # outside the keys: a preflight request carries none
         guarded = CORSMiddleware(
             guarded,

@@ -7,6 +7,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from adapters.prompting import Message
+from deployments.api.admission import check_capacity
 from deployments.api.errors import invalid
 from deployments.api.generation import Generation
 from deployments.api.middleware import request_id_of, session_id_of
@@ -56,6 +57,7 @@ class OpenAIEndpoints:
         check_known("model", asked.model_name, clinic.model_names)
         sampling = sampling_of(asked, clinic)
         request_id, session_id = request_id_of(request), session_id_of(request)
+        check_capacity(self._backend, self._backend.limits.max_timeout_s)
         started = time.perf_counter()
         route = await self._route(asked.model_name, turns)
         route_s = time.perf_counter() - started

@@ -76,6 +76,42 @@ def _card(adapter: RegisteredAdapter) -> AdapterCard:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Followed:
+    """All that a router replica follows."""
+
+    classifier: Reloader[Classifier]
+    catalog: Reloader[InService]
+    keys: Reloader[KeyTable]
+
+    @property
+    def problems(self) -> list[str]:
+        """What keeps this replica from following, while it serves with what it had before."""
+        found = (self.classifier.problem, self.catalog.problem, self.keys.problem)
+        return [problem for problem in found if problem is not None]
+
+    def start(self) -> None:
+        for followed in (self.classifier, self.keys, self.catalog):
+            followed.start()
+
+    def stop(self) -> None:
+        for followed in (self.classifier, self.keys, self.catalog):
+            followed.stop()
+
+
+def follow_all(settings: Settings, store: AdapterStore, period_s: Callable[[], float]) -> Followed:
+    """Follow the classifier, the adapters and the keys; `start` must follow.
+
+    Raises:
+        ArtefactError, StorageError, CatalogError: a first look fails.
+    """
+    return Followed(
+        follow_classifier(settings, period_s),
+        follow_catalog(store, settings.base_model, period_s),
+        follow_keys(KeyStore(settings.state_path)),
+    )
+
+
 def load_classifier(settings: Settings) -> Classifier:
     """Load the artefact that is current.
 

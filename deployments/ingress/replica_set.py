@@ -33,11 +33,13 @@ class ReplicaSet:
             TimeoutError: no replica is running yet.
             RayServeException, RayError: the deployment cannot be reached.
         """
-        results = functools.partial(
-            self._handle.broadcast(method).results, timeout_s=timeout_s, return_exceptions=True
-        )
-        loop = asyncio.get_running_loop()
-        return list(await loop.run_in_executor(self._threads, results))
+        ask = functools.partial(self.ask, method, timeout_s)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, ask)
+
+    def ask(self, method: str, timeout_s: float, *args: Any) -> list[Any]:
+        """As `call`, for a thread; `args` go to the method."""
+        called = self._handle.broadcast(method, *args)
+        return list(called.results(timeout_s=timeout_s, return_exceptions=True))
 
     async def num_running(self) -> int | None:
         """Return how many replicas serve now. None if Serve does not say."""

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import logging
-import time
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
@@ -11,11 +10,12 @@ from ray.serve import metrics
 
 from deployments.channel.frames import ChannelAddress
 from deployments.channel.sender import ChannelLost, EventSender
+from deployments.clocks import ClockOffsets
 from deployments.engine.engine import Engine, EngineLimits
 from deployments.engine.errors import EngineError
 from deployments.engine.request import Request, TokenEvent, failed_event
 from deployments.engine.thread import TorchThread, use_cores_on
-from deployments.messages import GenerateRequest
+from deployments.messages import OTHER_CONFIG, GenerateRequest
 from deployments.model.adapter_follower import AdapterFollower
 from deployments.model.adapter_manager import AdapterManager
 from deployments.model.adapter_registry import AdapterGone
@@ -92,6 +92,8 @@ class ModelReplica(OperatorCalls):
         use_serve_handlers("INFO")
         logger.info("starting on %s", device)
         self._live = ModelLiveSettings()
+        self._config = settings.model_config_id
+        self._clocks = ClockOffsets()
         self._metrics = AnswerMetrics()
         thread = TorchThread()
         if device == "cpu":
@@ -120,10 +122,13 @@ class ModelReplica(OperatorCalls):
     async def generate(self, call: GenerateRequest) -> AsyncGenerator[TokenEvent, None]:
         """Yield the events of one answer. The last one is terminal; with `error` it is a refusal
         or a failure."""
+        if call.config not in (None, self._config):
+            yield failed_event(call.request_id, OTHER_CONFIG)
+            return
         try:
             async with self._leased(call) as adapter:
                 prompt_ids = await self._encode(call)
-                deadline_s = None if call.deadline_at is None else call.deadline_at - time.time()
+                deadline_s = self._clocks.seconds_left(call.deadline_at, call.sender)
                 request = Request(
                     call.request_id, tuple(prompt_ids), adapter, call.sampling, deadline_s
                 )

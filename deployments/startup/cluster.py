@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from deployments.settings import PROJECT_ROOT
+from deployments.startup.config_file import application_of, drain_s, read_config
+from deployments.startup.draining import Drain, on_interrupt
 from deployments.startup.status import DASHBOARD_PORT
 
 _NAMESPACE = "serve"  # Serve's own
@@ -39,8 +41,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     import ray
     from ray.serve.scripts import cli
 
+    content, _ = read_config(args.config)
+    drain = Drain(str(application_of(content).get("name", "default")), lambda: drain_s(args.config))
     # `local`: a new cluster, whatever RAY_ADDRESS or the local cluster file names.
     ray.init(address="local", namespace=_NAMESPACE, dashboard_port=args.dashboard_port)
+    drain.prepare()
+    on_interrupt(drain)
     cli(["run", str(args.config), "--address", "auto"])  # auto: the one that we are connected to
 
 

@@ -70,6 +70,9 @@ class StandInBackend:
         reason = Reason.EXPLICIT if adapter else Reason.NO_ADAPTER
         return Route(specialty, adapter, None, reason, None, (), (), "en", None)
 
+    def refusal(self, timeout_s: float) -> None:
+        return None
+
     def answer_language(self, route: Route) -> str | None:
         return "English" if route.notice else None
 
