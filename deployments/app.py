@@ -17,7 +17,7 @@ from ray.serve import Application
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from adapters.seed_check import check_seed
-from deployments.api.api_keys import KeyStore
+from deployments.api.api_keys import KeyFileError, KeyStore, kept_keys
 from deployments.ingress.deployment import RouterReplica
 from deployments.ingress.followed import load_classifier
 from deployments.model.deployment import LoadModel, ModelReplica
@@ -118,9 +118,13 @@ def check_files(settings: Settings) -> None:
     """Check every file that the replicas will need, so that a bad one fails the start at once."""
     load_classifier(settings)
     if settings.auth.mode == "keys":
-        KeyStore(settings.state_path).read()
+        try:
+            KeyStore(settings.state_path).read()
+        except KeyFileError:
+            if not kept_keys(settings.state_path).read():
+                raise
     store = open_adapter_store(settings)
-    if not store.read().revision:
+    if not store.read_or_last_good().revision:
         check_seed(store, settings.base_model)
 
 

@@ -7,7 +7,14 @@ from dataclasses import dataclass
 from adapters.catalog import Catalog
 from adapters.store import AdapterStore
 from adapters.versions import RegisteredAdapter
-from deployments.api.api_keys import FILE_NAME, KeyFileError, KeyStore, KeyTable
+from deployments.api.api_keys import (
+    FILE_NAME,
+    KeyFileError,
+    KeyRecord,
+    KeyStore,
+    KeyTable,
+    kept_keys,
+)
 from deployments.messages import AdapterCard
 from deployments.reloader import Reloader
 from deployments.settings import Settings
@@ -32,15 +39,22 @@ class InService:
 def follow_catalog(
     store: AdapterStore, base_model: str, period_s: Callable[[], float]
 ) -> Reloader[InService]:
-    """Follow the adapters of a base model.
+    """Follow the adapters of a base model, at first from this node's copy if need be.
 
     Raises:
-        StorageError, CatalogError: the first look fails.
+        StorageError, CatalogError: the first look fails, and there is no copy.
     """
+    first: InService | None = None
+    try:
+        store.read()
+    except (OSError, ValueError):  # the reloader's first look says why
+        first = in_service(store.read_or_last_good(), base_model)
     return Reloader(
-        store.etag,
+        # None is what the reloader has seen before its first look.
+        lambda: store.etag() or (None if first is None else "gone"),
         lambda: in_service(store.read(), base_model),
         period_s,
+        first=first,
         describe=lambda found: f"catalogue revision {found.revision}",
         on_change=_warn_of_an_older_revision,
     )
@@ -108,7 +122,7 @@ def follow_all(settings: Settings, store: AdapterStore, period_s: Callable[[], f
     return Followed(
         follow_classifier(settings, period_s),
         follow_catalog(store, settings.base_model, period_s),
-        follow_keys(KeyStore(settings.state_path)),
+        follow_keys(KeyStore(settings.state_path), kept_keys(settings.state_path)),
     )
 
 
@@ -139,26 +153,54 @@ def follow_classifier(settings: Settings, period_s: Callable[[], float]) -> Relo
     )
 
 
-def follow_keys(store: KeyStore) -> Reloader[KeyTable]:
-    """Follow the key file. Before a first good file no key is valid.
+def follow_keys(store: KeyStore, kept: KeyStore | None = None) -> Reloader[KeyTable]:
+    """Follow the key file. Before a first good file the keys of this node's copy are valid, or
+    none.
 
     A file that breaks or disappears changes nothing: keys are taken back with
     `python -m deployments.keys revoke`, not by deleting the file.
+
+    Args:
+        kept: the copy; None: there is none.
     """
+    known = _kept_records(kept)
+
+    def etag() -> object:
+        # Not None, which the reloader takes for what it has seen already.
+        return store.etag() or ("gone" if known else None)
 
     def load() -> KeyTable:
         if store.etag() is None:  # called when the etag changed, so there was a file
             raise KeyFileError(f"{FILE_NAME}: is gone")
-        return KeyTable(store.read())
+        records = store.read()
+        _keep_records(kept, records)
+        return KeyTable(records)
 
     return Reloader(
-        store.etag,
+        etag,
         load,
         lambda: KEYS_PERIOD_S,
-        first=KeyTable(),
+        first=KeyTable(known),
         describe=lambda table: f"{len(table)} keys ({table.num_admins} admin keys)",
         explain=_explain_keys,
     )
+
+
+def _kept_records(kept: KeyStore | None) -> tuple[KeyRecord, ...]:
+    try:
+        return kept.read() if kept is not None else ()
+    except KeyFileError as error:
+        logger.error("this node's copy of the keys cannot be used: %s", error)
+        return ()
+
+
+def _keep_records(kept: KeyStore | None, records: tuple[KeyRecord, ...]) -> None:
+    if kept is None:
+        return
+    try:
+        kept.replace(records)
+    except (OSError, KeyFileError) as error:
+        logger.warning("no copy of the keys for the time state_dir is away: %s", error)
 
 
 def _explain_keys(error: Exception, kept: KeyTable) -> str:
