@@ -25,6 +25,7 @@ from deployments.preflight import main as preflight
 from deployments.settings import parse_settings
 from deployments.startup.cluster import free_port, serve_command
 from deployments.startup.config_file import application_of, drain_s, read_config
+from deployments.startup.exposure import OPEN_RAY_HELP
 from deployments.startup.live_settings import ApplyError, apply_config
 from deployments.startup.status import DASHBOARD, DASHBOARD_PORT, addresses_of
 from deployments.startup.supervision import supervise
@@ -49,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         default=patience.unready_s,
         help="/readyz answers that it is not ready, until all is ended (default: %(default)g)",
     )
+    parser.add_argument("--allow_open_ray", action="store_true", help=OPEN_RAY_HELP)
     parser.add_argument("--apply", action="store_true", help="to the service that runs already")
     parser.add_argument("--dashboard", help=f"of the running service; default: {DASHBOARD}")
     args = parser.parse_args(argv)
@@ -60,7 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _start(config: Path, args: argparse.Namespace) -> int:
     try:
-        if preflight([str(config)]):
+        allowed = ["--allow_open_ray"] if args.allow_open_ray else []
+        if preflight([*allowed, str(config)]):
             return 2
         content, _ = read_config(config)
         if not _fetch_base_model(content):
@@ -87,11 +90,12 @@ def _start(config: Path, args: argparse.Namespace) -> int:
 
 def _fetch_base_model(content: dict[str, Any]) -> bool:
     """Download the base model here rather than in the replica, so that its progress is seen."""
+    from adapters.base_check import check_folder
     from adapters.base_models import BaseModelError, resolve_base_model
 
     settings = parse_settings(application_of(content).get("args") or {})
     try:
-        resolve_base_model(settings.base_model_or_dir)
+        check_folder(resolve_base_model(settings.base_model_or_dir).path)
     except BaseModelError as error:
         print(f"launch: {error}", file=sys.stderr)
         return False
@@ -102,6 +106,9 @@ def _apply(config: Path, args: argparse.Namespace) -> int:
     if preflight(["--no-machine", str(config)]):
         return 2
     content, _ = read_config(config)
+    # A Serve elsewhere has its own disks; its builder looks at the base before it replaces it.
+    if args.dashboard is None and not _fetch_base_model(content):
+        return 2
     addresses = addresses_of(content, args.dashboard or DASHBOARD)
     try:
         apply_config(content, addresses, timeout_s=args.timeout_s)

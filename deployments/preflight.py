@@ -26,7 +26,12 @@ from deployments.startup.config_file import (
     router_config,
     value_problems,
 )
-from deployments.startup.exposure import exposure_problems, key_file_problems
+from deployments.startup.exposure import (
+    OPEN_RAY_HELP,
+    check_ray_auth,
+    exposure_problems,
+    key_file_problems,
+)
 from deployments.strict_model import SettingsError
 
 
@@ -35,11 +40,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("config", type=Path)
     parser.add_argument("--no-machine", action="store_true", help="check the file only")
+    parser.add_argument("--allow_open_ray", action="store_true", help=OPEN_RAY_HELP)
     args = parser.parse_args(argv)
     problems, notes = check_file(args.config), []
     if not args.no_machine:
         content, _ = read_config(args.config)
         problems += check_machine(*http_address(content)) + _check_state(content)
+        problems += check_ray_auth(args.allow_open_ray) + _check_hub(content, problems)
         notes = machine_notes()
     if problems:
         noun = "problem" if len(problems) == 1 else "problems"
@@ -74,6 +81,21 @@ def _check_state(content: Mapping[str, Any]) -> list[str]:
     if settings is None:
         return []
     return [f"args.{problem}" for problem in key_file_problems(settings)] + check_folders(settings)
+
+
+def _check_hub(content: Mapping[str, Any], problems: Sequence[str]) -> list[str]:
+    """Return a problem if nobody has the base model; not asked while other things are wrong."""
+    from adapters.base_check import find_base_model
+    from adapters.base_models import BaseModelError
+
+    settings = _settings_of(application_of(content))
+    if settings is None or problems:
+        return []
+    try:
+        find_base_model(settings.base_model_or_dir)
+    except BaseModelError as error:
+        return [f"args.{error}"]
+    return []
 
 
 def _settings_of(application: Mapping[str, Any]) -> Settings | None:

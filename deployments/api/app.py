@@ -1,7 +1,8 @@
 """The HTTP application, `create_api(backend)`, and the front door before it. No ray, no torch.
 
 operations.py lists the paths. A request passes, in this order: response headers, limits on its size
-and time, CORS where origins are set, keys and rates (auth.py), request ids, its endpoint.
+and time, its host where no key is asked for (hosts.py), CORS where origins are set, keys and rates
+(auth.py), request ids, its endpoint.
 """
 
 import time
@@ -23,6 +24,7 @@ from deployments.api.admission import Admission
 from deployments.api.ask import AskEndpoint
 from deployments.api.auth import AuthMiddleware, KeySource
 from deployments.api.errors import ApiError, Endpoint, error_response, on_http_error
+from deployments.api.hosts import HostCheck, guarded_hosts
 from deployments.api.middleware import RequestIds, RequestLimits, ResponseHeaders, catch_unexpected
 from deployments.api.openai import OpenAIEndpoints
 from deployments.api.openapi import openapi_document
@@ -65,6 +67,9 @@ def behind_front_door(
             allow_headers=("*",),  # clients add their own, and no header carries rights by itself
             expose_headers=_EXPOSED,
         )
+    hosts = guarded_hosts(settings)
+    if hosts is not None:
+        guarded = HostCheck(guarded, hosts)
     limited = RequestLimits(guarded, live)
     return ResponseHeaders(limited, proxy_adds_id=proxy_adds_id)
 

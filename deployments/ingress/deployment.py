@@ -14,6 +14,7 @@ from ray.serve import metrics
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
+from adapters.sources import SourceLimits
 from deployments.adapter_admin import AdapterAdmin
 from deployments.api.admission import Admission
 from deployments.api.app import behind_front_door, create_api
@@ -109,6 +110,10 @@ class RouterReplica:
             settings.base_model,
             max_rank=settings.engine.max_adapter_rank,
             num_slots=settings.engine.max_adapters,
+            limits=SourceLimits(
+                schemes=tuple(settings.adapter_sources.schemes),
+                hosts=frozenset(settings.adapter_sources.hosts),
+            ),
         )
         self._base_languages = store.seed.base_model(settings.base_model).languages
         # Put together when the classifier or the catalogue changes, not for every request.

@@ -2,6 +2,8 @@
 
 import contextlib
 import ipaddress
+import os
+from collections.abc import Mapping
 
 from deployments.api.api_keys import KeyFileError, KeyRecord, KeyStore, KeyTable, kept_keys
 from deployments.settings import Settings
@@ -17,6 +19,25 @@ def exposure_problems(host: str, settings: Settings) -> list[str]:
         "reaches this machine could ask without a key. Set args.auth.mode: keys and make one with "
         "python -m deployments.keys create; or http_options.host: 127.0.0.1; or, behind a gateway "
         "that checks who asks, args.auth.allow_open: true"
+    ]
+
+
+OPEN_RAY_HELP = "accept RAY_AUTH_MODE other than token: whoever reaches Ray's ports runs code"
+
+
+def check_ray_auth(is_allowed: bool, environment: Mapping[str, str] = os.environ) -> list[str]:
+    """Return a problem if the environment turns Ray's token off, unless that was asked for.
+
+    Ray's ports, each replica's gRPC port among them, unpickle what they get: without the token
+    whoever reaches one of them runs code as this user.
+    """
+    mode = environment.get("RAY_AUTH_MODE", "token")
+    if mode.lower() == "token" or is_allowed:
+        return []
+    return [
+        f"RAY_AUTH_MODE: is '{mode}' in the environment, so whoever reaches a port of Ray would "
+        "run code as this user: unset it, or set it to token; where nobody else reaches them, "
+        "start with --allow_open_ray"
     ]
 
 
