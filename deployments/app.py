@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 NODE_TIMEOUT_S = 30.0
 LOOK_BACK_S = 30.0  # Serve's own default for averaging the load
 METRICS_INTERVAL_S = 10.0  # likewise
+_HEALTH_PERIOD_S = 2  # how soon a replica that has died is replaced
 _MODEL_CPUS, _ROUTER_CPUS = 1, 0.2
 _ONE_MORE = 1  # percent of the replicas, rounded up: one at a time
 # Weights as they are loaded, key/value memory and a process, for each byte of the files.
@@ -73,6 +74,7 @@ def build_application(settings: Settings, *, load: LoadModel = load_model) -> Ap
         max_ongoing_requests=2 * settings.engine.max_rows,
         max_queued_requests=settings.engine.max_waiting,
         graceful_shutdown_timeout_s=120,
+        health_check_period_s=_HEALTH_PERIOD_S,
         autoscaling_config={
             "min_replicas": replicas.min,
             "initial_replicas": replicas.min,
@@ -91,6 +93,9 @@ def build_application(settings: Settings, *, load: LoadModel = load_model) -> Ap
         # The new version's routers come before the old ones go, and wait for its models.
         max_surge_percent=_ONE_MORE if has_room(_ROUTER_CPUS, 0, 0) else 0,
         max_ongoing_requests=1024,
+        # An answer in progress outlives an upgrade; Serve's default would cut it off.
+        graceful_shutdown_timeout_s=120,
+        health_check_period_s=_HEALTH_PERIOD_S,
     )(serve.ingress()(RouterReplica))
     application: Application = router.bind(settings, model.bind(settings, device, load))
     return application

@@ -119,6 +119,7 @@ class RouterReplica:
         # Put together when the classifier or the catalogue changes, not for every request.
         self._served_of: tuple[Classifier, InService] | None = None
         self._served = _nothing_served(settings)
+        self._is_handed_over = False
         tune_interpreter()
         self._followed.start()
         self._watch.start()
@@ -143,9 +144,12 @@ class RouterReplica:
         Raises:
             TimeoutError: none of this version came; the old version's routers stay.
         """
+        if self._is_handed_over:
+            return
         async with asyncio.timeout(HANDOVER_TIMEOUT_S):
             while self._watch.is_early:
                 await asyncio.sleep(_HANDOVER_POLL_S)
+        self._is_handed_over = True
 
     @property
     def clinic(self) -> ServedModels:

@@ -18,6 +18,25 @@ from deployments.messages import GenerateRequest
 QUARANTINE_S = 600.0
 MAX_DEATHS = 2
 _MAX_KEPT = 4096
+_SAME_DEATH_S = 5.0  # in which all calls of a replica that died have learned of it
+
+
+class _Deaths:
+    """Those that one question was there at."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.latest_at = 0.0
+        self._requests: set[str] = set()  # at the latest of them
+
+    def count_one(self, request_id: str, now: float) -> None:
+        """Count a death, unless it is the one that the same question of another client was at."""
+        is_same = now - self.latest_at < _SAME_DEATH_S and request_id not in self._requests
+        if not is_same or not self.count:
+            self.count += 1
+            self._requests.clear()
+        self._requests.add(request_id)
+        self.latest_at = now
 
 
 class Quarantine:
@@ -36,23 +55,25 @@ class Quarantine:
         self._rate = retries_per_minute
         self._bucket = TokenBucket(clock)
         self._key = secrets.token_bytes(32)
-        self._deaths: OrderedDict[bytes, tuple[int, float]] = OrderedDict()
+        self._deaths: OrderedDict[bytes, _Deaths] = OrderedDict()
 
     def seconds_left(self, call: GenerateRequest) -> float:
         """Return how long this call is kept away yet; 0 if it may be sent."""
         if not self._deaths:
             return 0.0
-        deaths, since = self._deaths.get(self._digest(call), (0, 0.0))
-        left = since + QUARANTINE_S - self._clock()
-        return max(0.0, left) if deaths >= MAX_DEATHS else 0.0
+        deaths = self._deaths.get(self._digest(call))
+        if deaths is None or deaths.count < MAX_DEATHS:
+            return 0.0
+        return max(0.0, deaths.latest_at + QUARANTINE_S - self._clock())
 
     def saw_death(self, call: GenerateRequest) -> None:
         """Count that a replica died while it had this call."""
         digest, now = self._digest(call), self._clock()
-        deaths, since = self._deaths.pop(digest, (0, now))
-        if now - since > QUARANTINE_S:
-            deaths = 0
-        self._deaths[digest] = (deaths + 1, now)
+        deaths = self._deaths.pop(digest, None)
+        if deaths is None or now - deaths.latest_at > QUARANTINE_S:
+            deaths = _Deaths()
+        self._deaths[digest] = deaths
+        deaths.count_one(call.request_id, now)
         while len(self._deaths) > _MAX_KEPT:
             self._deaths.popitem(last=False)
 

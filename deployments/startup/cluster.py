@@ -24,6 +24,8 @@ ENVIRONMENT = {
     "RAY_AUTH_MODE": "token",
     # Ray binds every interface otherwise, whatever address it is given.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    # A proxy that has died is noticed at its next health check; Serve's default is 10 s.
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "TRANSFORMERS_VERBOSITY": "error",

@@ -164,7 +164,8 @@ def test_without_a_model_replica_a_question_is_refused_at_once(
             chatted = clinic.post("/v1/chat/completions", json=chat)
             assert chatted.status_code in (200, 503)
     wait_until_ready(clinic)
-    assert ask(clinic).status_code == 200
+    again = ask(clinic)
+    assert again.status_code == 200, again.text
 
 
 def test_a_change_of_the_base_never_mixes_versions(clinic: httpx.Client, models: Path) -> None:
@@ -210,17 +211,73 @@ def test_a_change_of_the_base_never_mixes_versions(clinic: httpx.Client, models:
     assert ask(clinic, max_tokens=LONG).json()["answer"].startswith(NEW)
 
 
+def test_a_wrong_letter_in_the_base_leaves_what_serves(
+    serve_url: str, tiny_catalogs: dict[str, tuple[Path, Path]], tmp_path: Path
+) -> None:
+    """As `serve deploy` and `--apply` send it: the builder refuses it, and the rest goes on."""
+    from ray import serve
+    from ray.serve.context import _get_global_client
+    from ray.serve.schema import ServeDeploySchema
+
+    base, catalog = tiny_catalogs["llama"]
+
+    def deploy(base_model: str) -> None:
+        engine = {"max_rows": 2, "max_input_tokens": 64, "max_output_tokens": 32}
+        args = {
+            "base_model": base_model,
+            "adapters": str(catalog),
+            "state_dir": str(tmp_path / "state"),
+            "device": "cpu",
+            "engine": {**engine, "default_output_tokens": 8, "cpu_threads": 1},
+        }
+        app = {"name": "declared", "route_prefix": "/declared", "args": args}
+        content = {"applications": [{**app, "import_path": "deployments.app:build"}]}
+        config = ServeDeploySchema.model_validate(content)
+        _get_global_client().deploy_apps(config, _blocking=False)
+
+    def status() -> Any:
+        return serve.status().applications["declared"]
+
+    try:
+        deploy(str(base))
+        with httpx.Client(base_url=f"{serve_url}/declared", timeout=60) as client:
+            deadline = time.monotonic() + 120
+            while status().status != "RUNNING":
+                assert time.monotonic() < deadline, status().message
+                time.sleep(0.3)
+            wait_until_ready(client)
+            pids = {a["replica"] for a in [client.get("/readyz").json()]}
+            for wrong in (f"{base}x", "smollm2-135m-instrct"):
+                deploy(wrong)
+                deadline = time.monotonic() + 60
+                while status().status != "DEPLOY_FAILED" or wrong not in status().message:
+                    assert time.monotonic() < deadline, status()
+                    time.sleep(0.2)
+                    assert client.post("/ask", json={"question": "a rash"}).status_code == 200
+                assert f"base_model: '{wrong}'" in status().message
+                assert {client.get("/readyz").json()["replica"]} == pids
+            deploy(str(base))
+            deadline = time.monotonic() + 60
+            while status().status != "RUNNING":
+                assert time.monotonic() < deadline, status()
+                time.sleep(0.2)
+            assert client.post("/ask", json={"question": "a rash"}).status_code == 200
+    finally:
+        serve.delete("declared")
+
+
 def test_draining_finishes_what_runs_and_refuses_the_rest(clinic: httpx.Client) -> None:
     """The last of this file: these routers let nobody in any more."""
     from ray import serve
 
     router = serve.get_deployment_handle("Router", APP)
-    with ThreadPoolExecutor(6) as pool:
-        running = [pool.submit(partial(ask, clinic, stream=number % 2)) for number in range(6)]
+    router.broadcast("in_progress").results()
+    with ThreadPoolExecutor(48) as pool:  # six rounds of the rows
+        running = [pool.submit(partial(ask, clinic, stream=number % 2 > 0)) for number in range(48)]
         deadline = time.monotonic() + 10
-        while sum(r["num_running"] for r in router.broadcast("in_progress").results()) < 6:
+        while sum(r["num_running"] for r in router.broadcast("in_progress").results()) < 48:
             assert time.monotonic() < deadline
-        assert [r["num_running"] for r in router.broadcast("drain").results()] == [6]
+        assert router.broadcast("drain").results()[0]["num_running"] > 0
         refused = ask(clinic)
         assert (refused.status_code, code_of(refused)) == (503, "draining")
         assert refused.headers["retry-after"] == "10"
@@ -229,6 +286,7 @@ def test_draining_finishes_what_runs_and_refuses_the_rest(clinic: httpx.Client) 
         assert "draining" in ready.json()["cause"]
         assert clinic.get("/healthz").status_code == 200
         answered = [future.result() for future in running]
-    assert [reply.status_code for reply in answered] == [200] * 6
+    assert [reply.status_code for reply in answered] == [200] * 48
     assert all("done" in r.text or r.json()["finish_reason"] == "stop" for r in answered)
+    assert not any("error" in r.text for r in answered)
     assert [r["num_running"] for r in router.broadcast("drain").results()] == [0]

@@ -132,11 +132,29 @@ async def test_one_that_was_only_there_when_a_replica_died_is_cleared_by_its_ans
         assert (await setting.ask(Calls(LOST, FINE))).text == "fine"
 
 
+async def test_the_same_question_of_many_clients_was_at_one_death() -> None:
+    setting = Setting(OURS)
+    for number in range(8):
+        sent = GenerateRequest(
+            str(number), (Message("user", "a rash"),), None, SamplingParams(8), True
+        )
+        setting.guard.ended(sent, LOST)
+    assert setting.guard.refusal(call()) is None
+    setting.clock.now += 6
+    for number in range(8, 16):
+        sent = GenerateRequest(
+            str(number), (Message("user", "a rash"),), None, SamplingParams(8), True
+        )
+        setting.guard.ended(sent, LOST)
+    assert setting.guard.refusal(call()) is not None
+
+
 async def test_a_stream_that_breaks_counts_too() -> None:
     setting = Setting(OURS)
     begun = TokenEvent("r", "a", 1, 3, Timings())
     for _ in range(2):
         assert (await setting.ask(Calls(begun, LOST))).error == LOST.error
+        setting.clock.now += 6
     refused = (await setting.ask(Calls(FINE))).error
     assert refused is not None
     assert refused.code == "question_quarantined"
