@@ -18,7 +18,7 @@ from deployments.startup.status import (
     welcome,
 )
 from deployments.startup.stop_signals import Interrupted, StopSignals
-from deployments.startup.watch import Patience, ServiceWatch
+from deployments.startup.watch import Loss, Patience, ServiceWatch
 
 POLL_S = 0.7
 GRACE_S = 8.0  # for Serve's own shutdown after Ctrl-C, before what is left is ended
@@ -58,21 +58,23 @@ def supervise(
         umask=0o077,
     )
     tree = ProcessTree(child.pid)
-    cause, is_ready = None, False
+    cause, can_drain = None, False
     try:
         with signals:
             say(f"launch: started, pid {os.getpid()}")
             cause = _wait_until_ready(child, addresses, tree, started + timeout_s)
             if cause is None:
-                is_ready = True
+                can_drain = True
                 report = readiness(addresses) or {}
                 say(welcome(addresses, report, time.monotonic() - started))
-                cause = _wait_until_it_ends(child, tree, ServiceWatch.of(addresses, tree, patience))
+                watch = ServiceWatch.of(addresses, tree, patience)
+                loss = _wait_until_it_ends(child, tree, watch)
+                cause, can_drain = loss.cause, loss.can_drain
                 say(f"launch: {cause}; stopping")
     except Interrupted:
-        say("launch: stopping" + (_DRAINING if is_ready and drain_s() else ""))
+        say("launch: stopping" + (_DRAINING if can_drain and drain_s() else ""))
     finally:
-        _stop(child, tree, signals, grace_s + (drain_s() if is_ready else 0.0), say)
+        _stop(child, tree, signals, grace_s + (drain_s() if can_drain else 0.0), say)
     if cause is None:
         return 0
     say(f"launch: {cause}")  # after Ray's last output, so that the operator sees it
@@ -106,14 +108,14 @@ def _wait_until_ready(
 
 def _wait_until_it_ends(
     child: subprocess.Popen[bytes], tree: ProcessTree, watch: ServiceWatch
-) -> str:
+) -> Loss:
     while child.poll() is None:
         tree.refresh()
-        cause = watch.look()
-        if cause is not None:
-            return cause
+        loss = watch.look()
+        if loss is not None:
+            return loss
         time.sleep(POLL_S)
-    return f"serve ended unasked (exit code {child.returncode})"
+    return Loss(f"serve ended unasked (exit code {child.returncode})", can_drain=False)
 
 
 def _stop(

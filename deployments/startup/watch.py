@@ -13,7 +13,8 @@ import psutil
 from deployments.startup.processes import ProcessTree, runs
 from deployments.startup.status import Addresses, Probe, probe_readiness
 
-DAEMONS = ("gcs_server", "raylet")
+# Whether answers in progress can still finish once it has ended: without the GCS they stand still.
+DAEMONS = {"gcs_server": False, "raylet": True}
 PERIOD_S = 3.0
 
 
@@ -25,6 +26,14 @@ class Patience:
 
     unanswered_s: float = 30.0
     unready_s: float = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """Why a service is given up, and whether its answers in progress can be waited for."""
+
+    cause: str
+    can_drain: bool
 
 
 class ServiceWatch:
@@ -54,19 +63,20 @@ class ServiceWatch:
         """Return the watch of a local cluster that is ready now."""
         return cls(lambda: probe_readiness(addresses), tree.named(DAEMONS), patience)
 
-    def look(self) -> str | None:
+    def look(self) -> Loss | None:
         """Return why the service must be given up; None as long as it need not be.
 
         It asks /readyz every PERIOD_S, and looks at the daemons at each call.
         """
         for name, process in self._daemons:
             if not runs(process):
-                return f"Ray's {name} (pid {process.pid}) has ended: Serve cannot go on without it"
+                cause = f"Ray's {name} (pid {process.pid}) has ended: Serve cannot go on without it"
+                return Loss(cause, DAEMONS.get(name, False))
         if self._clock() - self._asked_at < PERIOD_S:
             return None
         return self._judge(self._ask())
 
-    def _judge(self, probe: Probe) -> str | None:
+    def _judge(self, probe: Probe) -> Loss | None:
         now = self._asked_at = self._clock()
         if probe.is_ours:
             self._answered_at, self._num_misses = now, 0
@@ -76,10 +86,11 @@ class ServiceWatch:
             self._ready_at = now
         silent_s, unready_s = now - self._answered_at, now - self._ready_at
         if not probe.is_ours and silent_s > self._patience.unanswered_s:
-            return (
+            return Loss(
                 f"/readyz has not been answered for {silent_s:.0f} s ({self._num_misses} times; "
-                f"the last: {probe.cause})"
+                f"the last: {probe.cause})",
+                can_drain=False,
             )
         if probe.is_ours and unready_s > self._patience.unready_s:
-            return f"not ready for {unready_s:.0f} s: {probe.cause}"
+            return Loss(f"not ready for {unready_s:.0f} s: {probe.cause}", can_drain=True)
         return None

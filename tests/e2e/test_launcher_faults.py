@@ -144,17 +144,17 @@ def wait_for_refusal(url: str) -> httpx.Response:
 
 @pytest.mark.parametrize("daemon", ["raylet", "gcs_server"])
 def test_without_a_daemon_of_ray_it_ends_and_says_why(launched: Launched, daemon: str) -> None:
-    """Answers in progress finish; then a supervisor may start it again."""
+    """Answers in progress finish, unless they stand still without it."""
     with ThreadPoolExecutor(2) as pool:
         streams = [pool.submit(stream, launched.url) for _ in range(2)]
         time.sleep(1)
         os.kill(launched.pid_of(daemon), signal.SIGKILL)
         answered = [future.result() for future in streams]
-    assert launched.end(60) == 1
+    assert launched.end(25) == 1
     assert f"launch: Ray's {daemon} (pid " in launched.said()
     assert launched.tree.alive() == []
     statuses = [status for status, text in answered if text.endswith("data: [DONE]\n\n")]
-    assert statuses == [200] * 2
+    assert statuses == ([200] * 2 if daemon == "raylet" else [])
 
 
 def test_a_service_that_hangs_is_given_up(launched: Launched) -> None:

@@ -30,9 +30,9 @@ def watched(probes: list[Probe], seconds: float) -> tuple[str | None, float]:
     )
     while clock.now < seconds:
         clock.now += 1
-        cause = watch.look()
-        if cause:
-            return cause, clock.now
+        loss = watch.look()
+        if loss:
+            return loss.cause, clock.now
     return None, clock.now
 
 
@@ -64,6 +64,7 @@ def test_a_daemon_that_has_ended_is_named_at_once() -> None:
     assert watch.look() is None
     daemon.kill()
     psutil.wait_procs([process], timeout=5)
-    cause = watch.look()
-    assert cause is not None
-    assert f"(pid {daemon.pid}) has ended" in cause
+    loss = watch.look()
+    assert loss is not None
+    assert f"(pid {daemon.pid}) has ended" in loss.cause
+    assert not loss.can_drain
