@@ -6,6 +6,7 @@
 """
 
 import argparse
+import contextlib
 import os
 import socket
 import sys
@@ -15,7 +16,7 @@ from pathlib import Path
 from deployments.settings import PROJECT_ROOT
 from deployments.startup.config_file import application_of, drain_s, read_config
 from deployments.startup.draining import Drain, on_interrupt
-from deployments.startup.status import DASHBOARD_PORT
+from deployments.startup.status import DASHBOARD_PORT, token_file
 
 _NAMESPACE = "serve"  # Serve's own
 # Set only where the environment does not say otherwise.
@@ -46,10 +47,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     content, _ = read_config(args.config)
     drain = Drain(str(application_of(content).get("name", "default")), lambda: drain_s(args.config))
     # `local`: a new cluster, whatever RAY_ADDRESS or the local cluster file names.
-    ray.init(address="local", namespace=_NAMESPACE, dashboard_port=args.dashboard_port)
+    started = ray.init(address="local", namespace=_NAMESPACE, dashboard_port=args.dashboard_port)
+    keep_private(Path(started.address_info["session_dir"]), token_file())
     drain.prepare()
     on_interrupt(drain)
     cli(["run", str(args.config), "--address", "auto"])  # auto: the one that we are connected to
+
+
+def keep_private(session: Path, token: Path) -> None:
+    """Leave Ray's session folder and token to this user: Ray opens the folder, with its sockets and
+    logs, to everybody, whatever the umask, and a token of before may be readable too."""
+    session.chmod(0o700)
+    with contextlib.suppress(FileNotFoundError, PermissionError):  # none, or another user's
+        token.chmod(0o600)
 
 
 def serve_command(config: Path, dashboard_port: int) -> list[str]:

@@ -172,13 +172,17 @@ def open_url(request: urllib.request.Request, *, token: str | None, timeout_s: f
     return opener.open(request, timeout=timeout_s)
 
 
+def token_file() -> Path:
+    """Return the file that holds Ray's token, by Ray's rules."""
+    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+
+
 def auth_token() -> str | None:
     """Return Ray's token, in Ray's order: a variable, the file that one names, the home folder."""
     given = os.environ.get("RAY_AUTH_TOKEN")
     if given:
         return given.strip()
-    file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
     try:
-        return file.read_text(encoding="utf-8").strip() or None
+        return token_file().read_text(encoding="utf-8").strip() or None
     except OSError:
         return None

@@ -104,6 +104,9 @@ def stream(url: str) -> tuple[int, str]:
 
 
 def test_stopping_lets_answers_finish_after_the_proxy_was_replaced(launched: Launched) -> None:
+    sessions = list(Path(f"/tmp/r{os.getpid()}/ray").glob("session_2*"))
+    assert [path.stat().st_mode & 0o777 for path in sessions] == [0o700] * len(sessions)
+    assert sessions
     os.kill(launched.pid_of("ray::ProxyActor"), signal.SIGKILL)
     killed = time.monotonic()
     while True:

@@ -46,6 +46,16 @@ def test_serve_and_the_launcher_use_the_same_dashboard(
     assert said.endswith("serve_config.yaml --dashboard http://127.0.0.1:8266\n")
 
 
+def test_rays_folder_and_token_are_for_this_user(tmp_path: Path) -> None:
+    session, token = tmp_path / "session", tmp_path / "auth_token"
+    session.mkdir()
+    session.chmod(0o777)
+    cluster.keep_private(session, token)  # there may be no token: then it is in the environment
+    token.touch(mode=0o644)
+    cluster.keep_private(session, token)
+    assert [path.stat().st_mode & 0o777 for path in (session, token)] == [0o700, 0o600]
+
+
 def test_startup_loads_no_ray() -> None:
     names = [path.stem for path in Path(cluster.__file__).parent.glob("*.py")]
     modules = ", ".join(f"deployments.startup.{n}" for n in names if n != "__init__")
