@@ -28,6 +28,7 @@ OUTCOMES = (
 QUESTIONS = ("w7 w8 w9 rash", "w21 chest w22", "w33 w34 eye w35", "w101 w102 hip")
 TOKENS = (24, 200)
 MODES = ("ask", "ask_stream", "chat", "chat_stream")
+_WITHOUT_ADAPTER = "psychiatry"  # a label of the shipped router: the base answers
 REFUSALS = (408, 429, 503)
 Truth = dict[tuple[str, str | None, int, int], str]  # (adapter, version, question, tokens) -> text
 
@@ -59,9 +60,8 @@ def body_of(sent: Sent) -> tuple[str, dict[str, Any]]:
     """Return the path and the body of a request."""
     stream, question = sent.mode.endswith("stream"), QUESTIONS[sent.question]
     if sent.mode.startswith("ask"):
-        body: dict[str, Any] = {"question": question, "specialty": sent.adapter}
-        if sent.adapter == "base":
-            body = {"question": question, "specialty": "unheard_of"}
+        specialty = _WITHOUT_ADAPTER if sent.adapter == "base" else sent.adapter
+        body = {"question": question, "specialty": specialty}
         return "/ask", {**body, "max_tokens": sent.tokens, "stream": stream}
     messages = [{"role": "user", "content": question}]
     chat = {"model": sent.adapter, "messages": messages, "max_tokens": sent.tokens}
