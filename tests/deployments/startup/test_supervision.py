@@ -200,6 +200,12 @@ def test_a_failed_deploy_prints_the_cause(tmp_path: Path) -> None:
     assert others_alive(launched) == []
 
 
+def test_what_it_starts_makes_files_for_this_user_only(tmp_path: Path) -> None:
+    script = f"open({str(tmp_path / 'made')!r}, 'w'); raise SystemExit(7)"
+    Launched(tmp_path, script, port=free_port()).end()
+    assert (tmp_path / "made").stat().st_mode & 0o777 == 0o600
+
+
 def test_a_child_that_dies_is_told(tmp_path: Path) -> None:
     launched = Launched(tmp_path, "raise SystemExit(7)", port=free_port())
     code, output = launched.end()
