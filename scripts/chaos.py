@@ -14,6 +14,7 @@ import argparse
 import asyncio
 import itertools
 import json
+import os
 import random
 import tempfile
 import time
@@ -29,12 +30,22 @@ from scripts.arguments import CommandParser, above_zero, positive
 from scripts.benchmarks.serve_process import serving
 from scripts.chaos_runs.clinic import ADAPTERS, write_clinic
 from scripts.chaos_runs.faults import LIMITS, Breaker, Limits
-from scripts.chaos_runs.ledger import MODES, QUESTIONS, TOKENS, Sent, Truth, account, send
+from scripts.chaos_runs.ledger import (
+    MODES,
+    QUESTIONS,
+    TOKENS,
+    Sent,
+    Truth,
+    TruthKey,
+    account,
+    send,
+)
 from scripts.environment import environment
 
 _DEADLINE_S = 60.0
 _OVERLOAD = 6  # times the rate
 _SETTLE_TIMEOUT_S = 90.0
+_NUM_TOGETHER = 3  # times that all texts are asked for at once
 _FIRST_S = 3.0  # from the start of the load to the first fault
 
 
@@ -144,6 +155,7 @@ async def _load(
 ) -> list[Sent]:
     """Send requests at random times, whether others have ended or not."""
     started = time.perf_counter()
+    asked = [(adapter, question, tokens) for adapter, _, question, tokens in truth]
     rows: list[Sent] = []
     tasks: list[asyncio.Task[None]] = []
     at = 0.0
@@ -155,9 +167,7 @@ async def _load(
         row = Sent(
             f"{name}-{number}-{rng.getrandbits(32):08x}".replace("+", "p"),
             rng.choice(MODES),
-            rng.choice(("base", *ADAPTERS)),
-            rng.randrange(len(QUESTIONS)),
-            rng.choice(TOKENS),
+            *rng.choice(asked),
             started_s=at,
         )
         rows.append(row)
@@ -167,16 +177,30 @@ async def _load(
 
 
 async def _truth(session: aiohttp.ClientSession, url: str) -> Truth:
-    """Ask for every text once, while nothing is broken."""
-    truth: Truth = {}
-    for adapter, question, tokens in itertools.product(
-        ("base", *ADAPTERS), range(len(QUESTIONS)), TOKENS
-    ):
-        row = Sent(f"truth-{len(truth)}", "ask", adapter, question, tokens)
+    """Ask for every text, alone and together with the others, while nothing is broken.
+
+    Random weights have near ties, which the size of a batch may decide: what has more than one text
+    then is not asked for later.
+    """
+    asked = list(itertools.product(("base", *ADAPTERS), range(len(QUESTIONS)), TOKENS))
+    texts: dict[TruthKey, set[str]] = {}
+
+    async def ask(number: int, adapter: str, question: int, tokens: int) -> None:
+        row = Sent(f"truth-{number}", "ask", adapter, question, tokens)
         await send(session, url, row, {}, deadline_s=_DEADLINE_S)
         assert row.outcome == "answered", f"nothing is broken yet, and this is: {row}"
-        truth[row.key] = row.text
-    assert len(set(truth.values())) > len(truth) / 2, "the texts do not differ"
+        texts.setdefault(row.key, set()).add(row.text)
+
+    for number, one in enumerate(asked):
+        await ask(number, *one)
+    for _ in range(_NUM_TOGETHER):
+        await asyncio.gather(*(ask(number, *one) for number, one in enumerate(asked)))
+    truth = {key: found.pop() for key, found in texts.items() if len(found) == 1}
+    print(f"{len(truth)} of {len(texts)} texts do not depend on the batch", flush=True)
+    for key, found in texts.items():
+        if found and key not in truth:
+            print(f"  {key}: they part after {len(os.path.commonprefix(sorted(found)))} characters")
+    assert len(set(truth.values())) > len(texts) / 2, "the texts do not differ"
     return truth
 
 

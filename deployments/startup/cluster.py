@@ -9,7 +9,9 @@ import argparse
 import contextlib
 import os
 import socket
+import stat
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -19,6 +21,8 @@ from deployments.startup.draining import Drain, on_interrupt
 from deployments.startup.status import DASHBOARD_PORT, token_file
 
 _NAMESPACE = "serve"  # Serve's own
+# The paths of Ray's sockets are 72 characters longer, and a socket's path may have 107.
+_LONGEST_TEMP_DIR = 34
 # Set only where the environment does not say otherwise.
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -47,19 +51,32 @@ def main(argv: Sequence[str] | None = None) -> None:
     content, _ = read_config(args.config)
     drain = Drain(str(application_of(content).get("name", "default")), lambda: drain_s(args.config))
     # `local`: a new cluster, whatever RAY_ADDRESS or the local cluster file names.
-    started = ray.init(address="local", namespace=_NAMESPACE, dashboard_port=args.dashboard_port)
-    keep_private(Path(started.address_info["session_dir"]), token_file())
+    ray.init(address="local", namespace=_NAMESPACE, dashboard_port=args.dashboard_port)
+    with contextlib.suppress(OSError):  # none, or another user's
+        token_file().chmod(0o600)  # one of before may be readable by others
     drain.prepare()
     on_interrupt(drain)
     cli(["run", str(args.config), "--address", "auto"])  # auto: the one that we are connected to
 
 
-def keep_private(session: Path, token: Path) -> None:
-    """Leave Ray's session folder and token to this user: Ray opens the folder, with its sockets and
-    logs, to everybody, whatever the umask, and a token of before may be readable too."""
-    session.chmod(0o700)
-    with contextlib.suppress(FileNotFoundError, PermissionError):  # none, or another user's
-        token.chmod(0o600)
+def private_temp_dir() -> Path | None:
+    """Make a folder for Ray's sessions that this user alone may enter, and return it.
+
+    Ray opens its own folders, with sockets and logs, to everybody, whatever the umask, and again
+    with each worker that starts. Returns None where no such folder can be had.
+    """
+    folder = Path(tempfile.gettempdir()) / f"polyclinic-{os.getuid()}"
+    if len(str(folder)) > _LONGEST_TEMP_DIR:
+        return None
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+        if found.st_uid != os.getuid() or not stat.S_ISDIR(found.st_mode):
+            return None  # somebody was here before: Ray's default is no worse
+        folder.chmod(0o700)
+    except OSError:
+        return None
+    return folder
 
 
 def serve_command(config: Path, dashboard_port: int) -> list[str]:
@@ -71,6 +88,9 @@ def serve_command(config: Path, dashboard_port: int) -> list[str]:
 def serve_environment(inherited: Mapping[str, str]) -> dict[str, str]:
     """Return the environment of that command; what is inherited has priority over ours."""
     environment = {**ENVIRONMENT, **inherited}
+    folder = None if "RAY_TMPDIR" in environment else private_temp_dir()
+    if folder is not None:
+        environment["RAY_TMPDIR"] = str(folder)
     paths = [str(PROJECT_ROOT), *filter(None, [environment.get("PYTHONPATH")])]
     environment["PYTHONPATH"] = os.pathsep.join(paths)
     return environment

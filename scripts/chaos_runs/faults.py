@@ -88,7 +88,8 @@ class Breaker:
         found = []
         for pid in self._tree.alive():
             with contextlib.suppress(psutil.Error):
-                if psutil.Process(pid).cmdline()[:1] == [_TITLES[kind]]:
+                # The title of a process that is at work ends in the method's name.
+                if " ".join(psutil.Process(pid).cmdline()[:1]).startswith(_TITLES[kind]):
                     found.append(pid)
         return found
 

@@ -30,7 +30,8 @@ TOKENS = (24, 200)
 MODES = ("ask", "ask_stream", "chat", "chat_stream")
 _WITHOUT_ADAPTER = "psychiatry"  # a label of the shipped router: the base answers
 REFUSALS = (408, 429, 503)
-Truth = dict[tuple[str, str | None, int, int], str]  # (adapter, version, question, tokens) -> text
+TruthKey = tuple[str, str | None, int, int]  # adapter, version, question, tokens
+Truth = dict[TruthKey, str]
 
 
 @dataclass(slots=True)
@@ -52,7 +53,7 @@ class Sent:
     text: str = field(default="", repr=False)
 
     @property
-    def key(self) -> tuple[str, str | None, int, int]:
+    def key(self) -> TruthKey:
         return self.adapter, self.version, self.question, self.tokens
 
 

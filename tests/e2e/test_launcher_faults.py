@@ -1,6 +1,7 @@
 """The launcher with a Ray cluster of its own: stopping drains, lost daemons and proxies count."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -41,6 +42,9 @@ class Launched:
             "http_options": {"host": "127.0.0.1", "port": int(self.url.rpartition(":")[2])},
             "applications": [{**app, "args": args}],
         }
+        self.temp = Path(f"/tmp/r{os.getpid()}")  # short: it is part of sockets' paths
+        self.temp.mkdir(exist_ok=True)
+        inherited = {k: v for k, v in os.environ.items() if k != "RAY_TMPDIR"}
         file = folder / "serve.yaml"
         file.write_text(yaml.safe_dump(config))
         self.log = folder / "log.txt"
@@ -48,7 +52,7 @@ class Launched:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "deployments.launch", str(file)],
                 cwd=ROOT,
-                env={**os.environ, "RAY_TMPDIR": f"/tmp/r{os.getpid()}", "PYTHONPATH": str(ROOT)},
+                env={**inherited, "TMPDIR": str(self.temp), "PYTHONPATH": str(ROOT)},
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
@@ -86,6 +90,7 @@ def launched(tmp_path: Path) -> Iterator[Launched]:
     yield started
     started.tree.kill()
     started.process.wait(10)
+    shutil.rmtree(started.temp, ignore_errors=True)
 
 
 def stream(url: str) -> tuple[int, str]:
@@ -104,9 +109,9 @@ def stream(url: str) -> tuple[int, str]:
 
 
 def test_stopping_lets_answers_finish_after_the_proxy_was_replaced(launched: Launched) -> None:
-    sessions = list(Path(f"/tmp/r{os.getpid()}/ray").glob("session_2*"))
-    assert [path.stat().st_mode & 0o777 for path in sessions] == [0o700] * len(sessions)
-    assert sessions
+    private = launched.temp / f"polyclinic-{os.getuid()}"
+    assert list(private.glob("ray/session_2*")), "Ray's sessions are elsewhere"
+    assert private.stat().st_mode & 0o777 == 0o700
     os.kill(launched.pid_of("ray::ProxyActor"), signal.SIGKILL)
     killed = time.monotonic()
     while True:

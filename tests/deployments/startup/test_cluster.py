@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -46,14 +47,25 @@ def test_serve_and_the_launcher_use_the_same_dashboard(
     assert said.endswith("serve_config.yaml --dashboard http://127.0.0.1:8266\n")
 
 
-def test_rays_folder_and_token_are_for_this_user(tmp_path: Path) -> None:
-    session, token = tmp_path / "session", tmp_path / "auth_token"
-    session.mkdir()
-    session.chmod(0o777)
-    cluster.keep_private(session, token)  # there may be no token: then it is in the environment
-    token.touch(mode=0o644)
-    cluster.keep_private(session, token)
-    assert [path.stat().st_mode & 0o777 for path in (session, token)] == [0o700, 0o600]
+def test_rays_sessions_lie_where_only_this_user_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = Path(tempfile.mkdtemp(dir="/tmp"))
+    monkeypatch.setattr(tempfile, "tempdir", str(short))
+    folder = short / f"polyclinic-{os.getuid()}"
+    for mode in (0o700, 0o777):  # also one that was opened
+        environment = cluster.serve_environment({})
+        assert environment["RAY_TMPDIR"] == str(folder)
+        assert folder.stat().st_mode & 0o777 == 0o700
+        folder.chmod(mode)
+    assert cluster.serve_environment({"RAY_TMPDIR": "/x"})["RAY_TMPDIR"] == "/x"
+    folder.rmdir()
+    folder.symlink_to(tmp_path)  # somebody else's
+    assert cluster.private_temp_dir() is None
+    folder.unlink()
+    short.rmdir()
+    monkeypatch.setattr(tempfile, "tempdir", "/tmp/" + "x" * 60)
+    assert cluster.private_temp_dir() is None, "its sockets would have paths that are too long"
 
 
 def test_startup_loads_no_ray() -> None:
