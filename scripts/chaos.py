@@ -179,8 +179,7 @@ async def _load(
 async def _truth(session: aiohttp.ClientSession, url: str) -> Truth:
     """Ask for every text, alone and together with the others, while nothing is broken.
 
-    Random weights have near ties, which the size of a batch may decide: what has more than one text
-    then is not asked for later.
+    What has more than one text then is not asked for later: the size of the batch decides it.
     """
     asked = list(itertools.product(("base", *ADAPTERS), range(len(QUESTIONS)), TOKENS))
     texts: dict[TruthKey, set[str]] = {}

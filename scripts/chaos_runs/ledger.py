@@ -9,6 +9,9 @@ unreached  no connection
 lost       no end at all until the deadline
 doubled    two last events, or something after the last one
 wrong      another id, or a text that the version named does not give
+
+Random weights have near ties, which the size of a batch may decide. So a long answer is still right
+if its first words are: other versions differ from the first word on. It is counted as `parted`.
 """
 
 import asyncio
@@ -29,6 +32,7 @@ QUESTIONS = ("w7 w8 w9 rash", "w21 chest w22", "w33 w34 eye w35", "w101 w102 hip
 TOKENS = (24, 200)
 MODES = ("ask", "ask_stream", "chat", "chat_stream")
 _WITHOUT_ADAPTER = "psychiatry"  # a label of the shipped router: the base answers
+_NUM_CERTAIN = 20  # words
 REFUSALS = (408, 429, 503)
 TruthKey = tuple[str, str | None, int, int]  # adapter, version, question, tokens
 Truth = dict[TruthKey, str]
@@ -50,6 +54,7 @@ class Sent:
     code: str | None = None
     has_retry_after: bool = False
     version: str | None = None
+    has_parted: bool = False
     text: str = field(default="", repr=False)
 
     @property
@@ -84,8 +89,19 @@ async def send(
     except (aiohttp.ClientError, OSError) as error:
         sent.outcome, sent.code = "cut", type(error).__name__
     sent.took_s = time.perf_counter() - began
-    if sent.outcome == "answered" and truth and truth.get(sent.key) != sent.text:
-        sent.outcome, sent.code = "wrong", f"not the text of {sent.adapter} {sent.version}"
+    if sent.outcome == "answered" and truth:
+        compare(sent, truth.get(sent.key, ""))
+
+
+def compare(sent: Sent, expected: str) -> None:
+    """Call the answer wrong if it is not the text that was recorded beforehand."""
+    if sent.text == expected:
+        return
+    said, wanted = sent.text.split(), expected.split()
+    if len(said) > _NUM_CERTAIN and said[:_NUM_CERTAIN] == wanted[:_NUM_CERTAIN]:
+        sent.has_parted = True
+        return
+    sent.outcome, sent.code = "wrong", f"not the text of {sent.adapter} {sent.version}"
 
 
 async def _exchange(session: aiohttp.ClientSession, url: str, sent: Sent) -> None:
@@ -185,6 +201,7 @@ def account(rows: list[Sent]) -> dict[str, Any]:
         "sent": len(rows),
         **{outcome: outcomes[outcome] for outcome in OUTCOMES},
         "without_retry_after": sum(not row.has_retry_after for row in refused),
+        "parted": sum(row.has_parted for row in rows),
         "p50_s": _percentile(took, 0.5),
         "p99_s": _percentile(took, 0.99),
         "reasons": dict(reasons.most_common(8)),

@@ -16,6 +16,7 @@ from scripts.chaos_runs.ledger import (
     Sent,
     account,
     body_of,
+    compare,
     judge_stream,
     judge_whole,
     send,
@@ -117,6 +118,24 @@ async def test_each_request_ends_in_one_outcome(url: str) -> None:
     assert [row.outcome for row in rows] == ["answered", "wrong", "lost", "cut", "unreached"]
     ledger = account(rows)
     assert ledger["sent"] == sum(ledger[outcome] for outcome in OUTCOMES) == 5
+
+
+@pytest.mark.parametrize(
+    ("text", "outcome", "has_parted"),
+    [
+        (" ".join(f"w{n}" for n in range(40)), "answered", False),
+        (" ".join(f"w{n}" for n in range(30)) + " w9 w9", "answered", True),
+        (" ".join(f"w{n}" for n in range(20)), "wrong", False),
+        (" ".join(f"w{n}" for n in range(1, 40)), "wrong", False),
+        ("", "wrong", False),
+    ],
+)
+def test_a_text_is_compared_from_its_first_word_on(
+    text: str, outcome: str, has_parted: bool
+) -> None:
+    row = sent(outcome="answered", text=text)
+    compare(row, " ".join(f"w{n}" for n in range(40)))
+    assert (row.outcome, row.has_parted) == (outcome, has_parted)
 
 
 def test_a_request_that_was_never_sent_is_lost() -> None:
