@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from adapters.client import AdminClient, ApiRefused
+from adapters.prompting import PROMPT_FORMATS
 from adapters.validation import MAX_RANK
 from adapters.verify import verify_folder
 
@@ -73,6 +74,11 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("--source", required=True, help="folder, org/name of the hub, or URL")
     add.add_argument("--version", required=True)
     add.add_argument("--specialty", help="needed for a new adapter")
+    add.add_argument(
+        "--prompt_format",
+        choices=PROMPT_FORMATS,
+        help="that it was trained with; default: what its files record, else the base model's",
+    )
     how = add.add_mutually_exclusive_group()
     _share(how, help="try it out on these sessions")
     _constant(how, "--disabled", "state", "disabled", help="keep it, and do not serve it yet")
@@ -135,10 +141,19 @@ def _ls(args: argparse.Namespace, client: AdminClient) -> int:
         trial = f", {canary['version']} on trial for {canary['weight']:.0%}" if canary else ""
         print(f"{adapter['name']}: {adapter['specialty']}, {adapter['state']}, ", end="")
         pinned = ", pinned" if adapter["pinned"] else ""
-        print(f"version {adapter['version']}{trial}{pinned}")
+        print(f"version {adapter['version']}{trial}{pinned}{_prompt_formats(adapter)}")
         for replica, held in adapter["replicas"].items():
             print(f"  {replica}: {_held(held)}")
     return _unconfirmed(listed["unconfirmed"])
+
+
+def _prompt_formats(adapter: Mapping[str, Any]) -> str:
+    """Return the formats of the versions in service, if they are not the base model's."""
+    serving = (adapter["version"], (adapter["canary"] or {}).get("version"))
+    versions = adapter.get("versions", [])  # and the formats: an older server sends neither
+    found = {v.get("prompt_format") for v in versions if v["version"] in serving}
+    named = sorted(found - {None})
+    return f", prompt format {' and '.join(named)}" if named else ""
 
 
 def _held(held: Mapping[str, Mapping[str, Any]]) -> str:

@@ -96,13 +96,18 @@ class Catalog(Record):
         return reasons
 
     def base_model(
-        self, name: str, *, family: Literal["causal", "seq2seq"] = "causal"
+        self,
+        name: str,
+        *,
+        family: Literal["causal", "seq2seq"] = "causal",
+        has_chat_template: bool = True,
     ) -> BaseModelEntry:
         """Return the entry of this name; for a base that is not listed, its family's defaults."""
         for entry in self.base_models:
             if is_same_base(entry.name, name):
                 return entry
-        prompt_format: PromptFormat = "chat" if family == "causal" else "plain"
+        is_chat = family == "causal" and has_chat_template
+        prompt_format: PromptFormat = "chat" if is_chat else "plain"
         return BaseModelEntry(name=name, prompt_format=prompt_format, languages=["en"])
 
     @property

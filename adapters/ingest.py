@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from adapters.catalog import problems_of
 from adapters.checks.patterns import check_patterns
 from adapters.checks.safetensors_file import open_tensors
+from adapters.prompting import PromptFormat
 from adapters.sources import SourceLimits, fetch
 from adapters.storage.protocol import WEIGHTS, StorageError
 from adapters.store import AdapterStore
@@ -44,6 +45,7 @@ class VersionRequest:
     base_model: str  # the one that is served
     version: str
     source: str
+    prompt_format: PromptFormat | None = None  # None if it is the one that its files record
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,8 @@ def inspect_adapter(
         shown = [problem.split("; restore it (")[0] for problem in problems]
         raise IngestRefused([problem.replace(f"{folder}/", "") for problem in shown])
     record = file_record(folder)
+    if wanted.prompt_format is not None:
+        record["prompt_format"] = wanted.prompt_format
     try:
         return AdapterVersion(
             version=wanted.version,

@@ -8,6 +8,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from adapters.base_models import sha256_of
 from adapters.base_names import is_same_base
 from adapters.checks.lora_tensors import check_tensors
@@ -16,6 +18,7 @@ from adapters.checks.safetensors_file import LFS_POINTER
 WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
 BUNDLE_FILES = (CONFIG_FILE, WEIGHTS_FILE)
+PROMPT_FORMAT_KEY = "prompt_format"  # in the metadata of the weights
 NO_FILE = "0" * 64  # a checksum that no file has
 MAX_RANK = 256
 MAX_BYTES = 2 * 2**30
@@ -39,10 +42,21 @@ def file_record(folder: Path) -> dict[str, Any]:
     """
     config, weights = (folder / name for name in BUNDLE_FILES)
     return {
+        "prompt_format": recorded_prompt_format(weights),
         "sha256": sha256_of(weights) if weights.is_file() else NO_FILE,
         "config_sha256": sha256_of(config) if config.is_file() else NO_FILE,
         "num_bytes": sum(file.stat().st_size for file in (config, weights) if file.is_file()),
     }
+
+
+def recorded_prompt_format(weights: Path) -> str | None:
+    """Return the prompt format in the metadata of a weight file; None if it names none."""
+    try:
+        with safe_open(weights, framework="np") as file:
+            metadata: dict[str, str] = file.metadata() or {}
+    except (OSError, SafetensorError):  # its checks name the problem
+        return None
+    return metadata.get(PROMPT_FORMAT_KEY)
 
 
 def check_adapter(

@@ -23,6 +23,7 @@ def verify_folder(folder: Path, base_model: str | None, max_rank: int) -> int:
         with inspected(wanted, SourceLimits(), max_rank=max_rank) as (_, found):
             print(f"{folder}: rank {found.rank}, {found.num_bytes} bytes, for {base}; a replica")
             print("has still to say whether it fits, and whether it changes the answers")
+            print(f"prompt format: {found.prompt_format or 'not recorded: as the base model'}")
             return 0
     except (SourceError, StorageError) as error:
         return _told([str(error)], 2)

@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from adapters.prompting import PromptFormat
+
 MAX_VERSIONS = 50  # kept for each adapter; the oldest that does not serve goes first
 SEED_SOURCE = "seed"
 SEED_PATH = "seed:"  # starts the path of a version whose files lie below the seed's folder
@@ -59,6 +61,9 @@ class AdapterVersion(Record):
     languages: Annotated[list[str], Field(min_length=1, description="of the training data")] = [
         "en"
     ]
+    prompt_format: Annotated[
+        PromptFormat | None, Field(description="that it was trained with; null: the base model's")
+    ] = None
     evaluation: dict[str, Any] = {}
 
     @property

@@ -38,6 +38,7 @@ def _shown_version(version: AdapterVersion) -> dict[str, Any]:
         "source": version.source,
         "rank": version.rank,
         "num_bytes": version.num_bytes,
+        "prompt_format": version.prompt_format,
         "added_at": version.added_at or None,
     }
 

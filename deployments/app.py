@@ -9,7 +9,7 @@ import logging
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 import ray
@@ -22,8 +22,8 @@ from adapters.seed_check import check_seed
 from deployments.api.api_keys import KeyFileError, KeyStore, kept_keys
 from deployments.ingress.deployment import RouterReplica
 from deployments.ingress.followed import load_classifier
-from deployments.model.deployment import LoadModel, ModelReplica
-from deployments.model.loading import load_model
+from deployments.model.deployment import ModelReplica
+from deployments.model.loading import LoadModel
 from deployments.replica import open_adapter_store
 from deployments.settings import ReplicaSettings, Settings, parse_settings
 from deployments.strict_model import SettingsError
@@ -33,7 +33,10 @@ logger = logging.getLogger(__name__)
 NODE_TIMEOUT_S = 30.0
 LOOK_BACK_S = 30.0  # Serve's own default for averaging the load
 METRICS_INTERVAL_S = 10.0  # likewise
-_HEALTH_PERIOD_S = 2  # how soon a replica that has died is replaced
+HEALTH_CHECK_S = 2.0  # how soon a replica that has died is replaced
+HEALTH_CHECK_TIMEOUT_S = 15.0  # on busy cores a healthy replica may take seconds
+_CORES_PER_ROUTER = 8
+_MAX_ROUTERS = 16
 _MODEL_CPUS, _ROUTER_CPUS = 1, 0.2
 _ONE_MORE = 1  # percent of the replicas, rounded up: one at a time
 # Weights as they are loaded, key/value memory and a process, for each byte of the files.
@@ -51,12 +54,13 @@ def build(args: dict[str, Any]) -> Application:
     return build_application(parse_settings(args))
 
 
-def build_application(settings: Settings, *, load: LoadModel = load_model) -> Application:
-    """Wire Router -> Model. `load` makes a replica's model; tests pass in a small one."""
+def build_application(settings: Settings, *, load: LoadModel | None = None) -> Application:
+    """Wire Router -> Model. `load` makes a replica's model in its own process, as tests do; None
+    for the model of the settings, in a process beside it."""
     device = choose_device(settings)
     replicas = clamp_replicas(settings.model_replicas, device)
     # A stand-in for the model needs no base.
-    num_bytes = check_base(settings) if load is load_model else 0
+    num_bytes = check_base(settings) if load is None else 0
     check_files(settings)
     check_shared_state(settings)
     num_gpus = 1 if device == "cuda" else 0
@@ -74,7 +78,9 @@ def build_application(settings: Settings, *, load: LoadModel = load_model) -> Ap
         max_ongoing_requests=2 * settings.engine.max_rows,
         max_queued_requests=settings.engine.max_waiting,
         graceful_shutdown_timeout_s=120,
-        health_check_period_s=_HEALTH_PERIOD_S,
+        # A replica whose engine is gone ends itself, which this notices.
+        health_check_period_s=HEALTH_CHECK_S,
+        health_check_timeout_s=HEALTH_CHECK_TIMEOUT_S,
         autoscaling_config={
             "min_replicas": replicas.min,
             "initial_replicas": replicas.min,
@@ -88,14 +94,14 @@ def build_application(settings: Settings, *, load: LoadModel = load_model) -> Ap
     )(ModelReplica)
     router = serve.deployment(
         name="Router",
-        num_replicas=settings.router.replicas,
+        num_replicas=num_routers(settings.router.replicas),
         ray_actor_options={"num_cpus": _ROUTER_CPUS, "num_gpus": 0},
         # The new version's routers come before the old ones go, and wait for its models.
         max_surge_percent=_ONE_MORE if has_room(_ROUTER_CPUS, 0, 0) else 0,
         max_ongoing_requests=1024,
         # An answer in progress outlives an upgrade; Serve's default would cut it off.
         graceful_shutdown_timeout_s=120,
-        health_check_period_s=_HEALTH_PERIOD_S,
+        health_check_period_s=HEALTH_CHECK_S,
     )(serve.ingress()(RouterReplica))
     application: Application = router.bind(settings, model.bind(settings, device, load))
     return application
@@ -119,6 +125,18 @@ def choose_device(settings: Settings) -> str:
         )
         raise SettingsError("args of serve_config.yaml", [problem])
     return device
+
+
+def num_routers(replicas: int | Literal["auto"]) -> int:
+    """Return the number of router replicas. `auto` asks the cluster, since the builder runs on it.
+
+    A replica passes some 15,000 tokens a second on (docs/serving_path.md), and classifies on one
+    core.
+    """
+    if replicas != "auto":
+        return replicas
+    num_cores = int(ray.cluster_resources().get("CPU", 1))
+    return min(_MAX_ROUTERS, max(1, num_cores // _CORES_PER_ROUTER))
 
 
 def clamp_replicas(replicas: ReplicaSettings, device: str) -> ReplicaSettings:

@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Any, Protocol
 
 from adapters.prompting import Message
+from adapters.token_prompts import BadTokenId
 from deployments.engine.request import ErrorInfo, SamplingParams, TokenEvent
 from deployments.settings import RouterLiveSettings
 from router.policy import Route
@@ -37,6 +38,7 @@ class GenerateRequest:
     adapter_version: None for the adapter's stable one.
     config: the sender's `Settings.model_config_id`; a replica with another one does not answer.
     sender: the router replica, for its clock (deployments/clocks.py).
+    may_shorten: `sampling.max_tokens` is lowered to what the model has room for after the prompt.
     """
 
     request_id: str
@@ -50,6 +52,7 @@ class GenerateRequest:
     adapter_version: str | None = None
     config: str | None = None
     sender: str | None = None
+    may_shorten: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +165,13 @@ class Backend(Protocol):
 
     def explicit(self, specialty: str | None, question: str) -> Route:
         """Return the route for a specialty that the client names; None for the base model alone."""
+
+    async def decode(self, prompts: Sequence[Sequence[int]]) -> list[str] | BadTokenId:
+        """Return the texts of token ids of the base model's tokenizer.
+
+        Raises:
+            ApiError: 503, no model replica is there to say.
+        """
 
     def generate(self, call: GenerateRequest) -> AsyncGenerator[TokenEvent, None]:
         """Yield the events of one answer. Closing it cancels the answer on the model's side."""

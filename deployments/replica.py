@@ -1,8 +1,6 @@
 """What replicas of both deployments share: their name, logs, live settings, interpreter, store."""
 
-import gc
 import logging
-import sys
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -18,7 +16,6 @@ from deployments.strict_model import SettingsError, StrictModel, parse_strict
 logger = logging.getLogger(__name__)
 
 _OURS = ("adapters", "deployments", "router")
-_SWITCH_INTERVAL_S = 0.0005
 
 LiveT = TypeVar("LiveT", bound=StrictModel)
 
@@ -52,20 +49,6 @@ def live_settings(current: LiveT, user_config: Mapping[str, Any], where: str) ->
     except SettingsError as error:
         logger.error("kept the previous user_config: %s", error)
         return current
-
-
-def tune_interpreter() -> None:
-    """Keep Python's own pauses short, once everything is loaded in a replica's process.
-
-    Reading or checking an adapter while answers are generated is Python too, and the interpreter
-    changes threads every 5 ms by default: two or three steps of a GPU, each time that the engine's
-    thread comes back from the device. A full garbage collection goes through every object of torch,
-    transformers and Ray, which takes 0.1 to 1 s and stops all threads; so what exists now is left
-    out of later collections.
-    """
-    sys.setswitchinterval(_SWITCH_INTERVAL_S)
-    gc.collect()
-    gc.freeze()
 
 
 def open_adapter_store(settings: Settings) -> AdapterStore:

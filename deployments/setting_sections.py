@@ -1,6 +1,6 @@
 """Sections of `args:` that stand for themselves; settings.py puts them together."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -50,7 +50,11 @@ class RouterSettings(StrictModel):
     threads: int = Field(
         default=1, ge=1, le=64, description="threads of the encoder, in each router replica"
     )
-    replicas: int = Field(default=1, ge=1, le=256, description="router replicas")
+    replicas: Annotated[int, Field(ge=1, le=256)] | Literal["auto"] = Field(
+        default=1,
+        description="router replicas; auto: one for every 8 cores of the cluster, 1 to 16. Limits "
+        "of keys count in each",
+    )
 
 
 class SourceSettings(StrictModel):

@@ -115,6 +115,13 @@ class EngineSettings(StrictModel):
     cpu_threads: int | None = Field(
         default=None, ge=1, le=1024, description="threads of a CPU replica; null: all its cores"
     )
+    step_timeout_s: float | None = Field(
+        default=None,
+        ge=1,
+        le=3600,
+        description="seconds after which a step counts as stuck, and the replica is replaced; "
+        "null: 30 on a GPU, 300 on a CPU",
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -265,6 +272,9 @@ class RouterLiveSettings(AccessLimits):
     )
     max_questions: int = Field(
         default=256, ge=1, le=256, description="most questions in one POST /route"
+    )
+    max_prompts: int = Field(
+        default=32, ge=1, le=256, description="most prompts in one POST /v1/completions"
     )
     max_timeout_s: float = Field(
         default=280.0,

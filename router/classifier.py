@@ -10,31 +10,32 @@ words of a view.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from router.artefact import Artefact, load_artefact
-from router.features import Floats, NgramModel
-from router.head import Projection, TextViews, View, read, sigmoid
-from router.policy import Classification, Scores, Thresholds
-from router.text import Word, clean, detect_language, words_of
+from router.conversation import SHORT_WORDS, Content, content_of, thread
+from router.evidence import evidence_of
+from router.features import Floats
+from router.head import TextViews, read, sigmoid
+from router.languages import UNKNOWN, detect_language, likely_french
+from router.pasted import find_question
+from router.policy import BENEFIT_OF_THE_DOUBT, Classification, Scores, Thresholds, names
+from router.preparation import Prepared, prepare
+from router.text import Word, clean, normalise, words_of
 
 DECAY = 0.5  # weight of a user turn relative to the next newer one
 LANGUAGE_CHARS = 1000  # enough to tell a language
-NUM_EVIDENCE = 3
-MAX_PHRASE_WORDS = 4
-MAX_EVIDENCE_CHARS = 120  # of one phrase: a "word" may be a page of base64
-EVIDENCE_FLOOR = 0.2  # of the strongest word's share; weaker words are not evidence
 
 
 @dataclass(frozen=True, slots=True)
 class _Turn:
+    prepared: Prepared
     views: TextViews
     logits: Floats  # (S,), not yet divided by the temperature
     scope: float  # logit
     has_signal: bool
+    content: Content
 
 
 class Classifier:
@@ -84,7 +85,7 @@ class Classifier:
 
     def features(self, texts: Sequence[str]) -> Floats:
         """Return the head's input for each text, (texts, D + S0 + 1), which holds no words."""
-        return np.stack([views.features for views in self._read(texts)])
+        return np.stack([views.features for views in self._read([prepare(t) for t in texts])])
 
     def language(self, text: str) -> str:
         """Return the ISO 639-1 code of a text, or "und" when it is too short to tell.
@@ -95,63 +96,108 @@ class Classifier:
         words = words_of(cleaned)
         return self._detect(cleaned, words, lambda: self._artefact.ngrams.score(words).french)
 
-    def _read(self, texts: Sequence[str]) -> list[TextViews]:
+    def _read(self, texts: Sequence[Prepared]) -> list[TextViews]:
         artefact = self._artefact
         return read(
-            [clean(text) for text in texts], artefact.encoder, artefact.ngrams, artefact.projection
+            [text.text for text in texts], artefact.encoder, artefact.ngrams, artefact.projection
         )
 
     def _turns(self, texts: Sequence[str]) -> list[_Turn]:
+        """Read texts; one that holds pasted context and a question counts as its question.
+
+        The question must name a topic, and where it has no label be sure, else the whole counts.
+        """
         if not texts:
             return []
+        wholes = [prepare(text) for text in texts]
+        questions = {at: found for at, text in enumerate(wholes) if (found := _question_of(text))}
+        asked = [prepare(question) for question, _ in questions.values()]
+        turns = self._scored([*wholes, *asked])
+        chosen = turns[: len(wholes)]
+        for (at, (_, is_labelled)), turn in zip(
+            questions.items(), turns[len(wholes) :], strict=True
+        ):
+            if turn.content.has_topic and (is_labelled or self._settled([turn])):
+                chosen[at] = turn
+        return chosen
+
+    def _scored(self, texts: Sequence[Prepared]) -> list[_Turn]:
         found = self._read(texts)
         logits, scopes = self._artefact.head.logits(np.stack([views.features for views in found]))
         return [
-            _Turn(
-                views=views,
-                logits=logits[i],
-                scope=float(scopes[i]),
-                has_signal=any(self._carries_signal(word) for word in views.whole.words),
-            )
-            for i, views in enumerate(found)
+            _Turn(text, views, logits[i], float(scopes[i]), *self._said(text, views.whole.words))
+            for i, (text, views) in enumerate(zip(texts, found, strict=True))
         ]
+
+    def _said(self, text: Prepared, words: Sequence[Word]) -> tuple[bool, Content]:
+        """Return whether a word carries signal, and what the words say."""
+        is_mute = text.only_denies or (text.foreign is not None and len(words) <= SHORT_WORDS)
+        written = [normalise(text.edited.original(word.start, word.end)) for word in words]
+        content = content_of(text.text, words, written, is_mute=is_mute)
+        carries = content.has_place or any(map(self._carries_signal, words))
+        return content.has_signal and carries, content
 
     def _classify(self, turns: Sequence[_Turn]) -> Classification:
         newest = turns[-1]
-        conversation = self._scores(turns)
-        last = self._scores([newest]) if len(turns) > 1 else conversation
+        last = self._scores([newest])
+        telling = [newest]
+        if len(turns) > 1:
+            telling = thread(
+                turns,
+                content=lambda turn: turn.content,
+                settled=self._settled,
+                is_outside=self._is_outside,
+            )
         return Classification(
             last=last,
-            conversation=conversation,
+            conversation=self._scores(telling) if len(turns) > 1 else last,
             num_turns=len(turns),
-            language=self._language(newest.views.whole),
-            evidence=self._evidence(newest),
+            language=self._language(turns),
+            evidence=self._evidence(newest) if len(turns) == 1 or newest.content.has_topic else (),
+            has_topic=newest.content.has_topic,
+            is_request=newest.content.is_request,
         )
 
-    def _scores(self, turns: Sequence[_Turn]) -> Scores:
-        """Return the scores of the turns' mean logits, newer turns weighted more.
+    def _settled(self, turns: Sequence[_Turn]) -> str | None:
+        """Return the specialty that the turns name for sure, if they do."""
+        scores = self._scores(turns)
+        if scores.in_scope < self.thresholds.min_in_scope or not names(scores, self.thresholds):
+            return None
+        return max(scores.probabilities, key=lambda name: scores.probabilities[name])
 
-        Turns without signal count only where no turn has any.
-        """
-        speaking = [(age, turn) for age, turn in enumerate(reversed(turns)) if turn.has_signal]
-        heard = speaking or list(enumerate(reversed(turns)))
-        weights = np.array([DECAY**age for age, _ in heard], dtype=np.float32)
+    def _is_outside(self, turn: _Turn) -> bool:
+        strange = BENEFIT_OF_THE_DOUBT * self.thresholds.min_in_scope
+        return self._scores([turn]).in_scope < strange
+
+    def _scores(self, turns: Sequence[_Turn]) -> Scores:
+        """Return the scores of the turns' mean logits, newer turns weighted more."""
+        weights = np.array([DECAY**age for age in range(len(turns))][::-1], dtype=np.float32)
         weights /= weights.sum()
-        logits = weights @ np.stack([turn.logits for _, turn in heard])
-        scope = weights @ np.array([turn.scope for _, turn in heard], dtype=np.float32)
+        logits = weights @ np.stack([turn.logits for turn in turns])
+        scope = weights @ np.array([turn.scope for turn in turns], dtype=np.float32)
         probabilities = self._artefact.head.probabilities(logits)
         return Scores(
             probabilities=dict(zip(self.specialties, probabilities.tolist(), strict=True)),
             in_scope=float(self._artefact.head.in_scope(np.asarray(scope), probabilities)),
-            has_signal=bool(speaking),
+            has_signal=any(turn.has_signal for turn in turns),
         )
 
     def _carries_signal(self, word: Word) -> bool:
         listed = (*self._artefact.function_words.values(), *self._artefact.generic.values())
         return len(word.normal) > 1 and not any(word.normal in group for group in listed)
 
-    def _language(self, view: View) -> str:
-        return self._detect(view.text, view.words, lambda: view.ngrams.french)
+    def _language(self, turns: Sequence[_Turn]) -> str:
+        """Return the newest turn's language; for a few bare nouns, that of an earlier turn."""
+        newest = turns[-1].views.whole
+        foreign = turns[-1].prepared.foreign
+        if foreign is not None:
+            return foreign
+        if likely_french(newest.words) is None and len(newest.words) <= SHORT_WORDS:
+            for turn in reversed(turns[:-1]):
+                found = self._language([turn])
+                if found != UNKNOWN:
+                    return found
+        return self._detect(newest.text, newest.words, lambda: newest.ngrams.french)
 
     def _detect(self, text: str, words: list[Word], french: Callable[[], float]) -> str:
         """Detect the language; `french` computes the trained logit of being French."""
@@ -172,59 +218,14 @@ class Classifier:
         specialty = self._artefact.head.specialty
         direction = specialty[:, int(np.argmax(turn.logits))] - specialty.mean(axis=1)
         projection, ngrams = self._artefact.projection, self._artefact.ngrams
-        return evidence_of(view, direction, projection, ngrams, self._carries_signal)
+        written = turn.prepared.edited
+        return evidence_of(view, written, direction, projection, ngrams, self._carries_signal)
 
 
-def evidence_of(
-    view: View,
-    direction: Floats,
-    projection: Projection,
-    ngrams: NgramModel,
-    carries_signal: Callable[[Word], bool],
-) -> tuple[str, ...]:
-    """Return the phrases whose words add most along `direction`, strongest first.
-
-    Args:
-        direction: (D + S0 + 1,) in the space of the head's features.
-        carries_signal: False for a word that is never evidence.
-    """
-    num_components = projection.components.shape[1]
-    by_token = view.encoded.weights * (
-        (view.encoded.states - projection.mean)
-        @ (projection.components @ direction[:num_components])
-    )
-    ngram_direction = direction[num_components:-1] * projection.ngram_scale
-    by_word = ngrams.by_word(view.ngrams.vector, ngram_direction, len(view.words))
-    by_word += _of_words(by_token, view.encoded.spans, view.words)
-    for position, word in enumerate(view.words):
-        if not carries_signal(word):
-            by_word[position] = 0.0
-    return _phrases(view.text, view.words, by_word)
-
-
-def _of_words(
-    by_token: npt.NDArray[Any], spans: npt.NDArray[np.int64], words: Sequence[Word]
-) -> npt.NDArray[np.float64]:
-    """Sum the shares of tokens (T,) over the words that they begin in, (W,)."""
-    starts = np.array([word.start for word in words])
-    middle = (spans[:, 0] + spans[:, 1]) / 2  # a token may begin with the blank before its word
-    owners = np.searchsorted(starts, middle, side="right") - 1
-    is_text = (spans[:, 1] > spans[:, 0]) & (owners >= 0)
-    found = np.bincount(owners[is_text], by_token[is_text], minlength=len(words))
-    return found.astype(np.float64)
-
-
-def _phrases(text: str, words: Sequence[Word], of_word: npt.NDArray[Any]) -> tuple[str, ...]:
-    """Return runs of neighbouring words above the floor, strongest first, each phrase once."""
-    floor = EVIDENCE_FLOOR * float(of_word.max(initial=0.0))
-    runs: list[list[int]] = []
-    for position in range(len(words)):
-        if of_word[position] <= floor:
-            continue
-        if runs and runs[-1][-1] == position - 1 and len(runs[-1]) < MAX_PHRASE_WORDS:
-            runs[-1].append(position)
-        else:
-            runs.append([position])
-    runs.sort(key=lambda run: -float(of_word[run].sum()))
-    phrases = [text[words[run[0]].start : words[run[-1]].end] for run in runs]
-    return tuple(dict.fromkeys(p[:MAX_EVIDENCE_CHARS] for p in phrases))[:NUM_EVIDENCE]
+def _question_of(text: Prepared) -> tuple[str, bool] | None:
+    """Return the question in a text with pasted context, and whether it stands behind a label."""
+    source = text.edited.source
+    question = find_question(source)
+    if question is None:
+        return None
+    return source[question.start : question.end], question.is_labelled

@@ -6,6 +6,7 @@ from enum import StrEnum
 
 NUM_ALTERNATIVES = 3
 LANGUAGE_NOT_SUPPORTED = "language_not_supported"
+ROUTER_LANGUAGES = ("en", "fr")
 UNKNOWN_LANGUAGE = "und"  # ISO 639-2: undetermined
 # In a conversation that is in scope, a last turn counts as out of scope only when its own score is
 # below this share of the threshold.
@@ -25,6 +26,7 @@ class Reason(StrEnum):
     AMBIGUOUS = "ambiguous"  # two specialties are about as likely: both are in `alternatives`
     LOW_CONFIDENCE = "low_confidence"
     OUT_OF_SCOPE = "out_of_scope"
+    LANGUAGE_NOT_SUPPORTED = "language_not_supported"  # the router does not read the language
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +43,12 @@ class Classification:
     """What the classifier finds in a conversation."""
 
     last: Scores  # of the last user turn alone
-    conversation: Scores  # of all user turns, the newest weighted most
+    conversation: Scores  # of the turns that say what it is about, the newest weighted most
     num_turns: int
     language: str  # ISO 639-1 code, or UNKNOWN_LANGUAGE
     evidence: tuple[str, ...]  # the user's phrases that spoke for the top specialty
+    has_topic: bool = True  # the last turn may change what the conversation is about
+    is_request: bool = True  # the last turn asks, or wants something done
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,9 +107,13 @@ def decide(
     scores, is_kept = _scores_to_judge(classification, thresholds)
     alternatives = _alternatives(scores.probabilities)
     top = alternatives[0]
-    in_scope = _is_in_scope(classification, scores, thresholds)
+    in_scope = scores.in_scope >= (
+        thresholds.min_in_scope if is_kept else _min_in_scope(classification, thresholds)
+    )
     specialty: str | None = None
-    if not in_scope:
+    if not is_kept and not _is_read(classification.language):
+        reason = Reason.LANGUAGE_NOT_SUPPORTED
+    elif not in_scope:
         reason = Reason.OUT_OF_SCOPE
     elif not scores.has_signal:
         reason = Reason.LOW_CONFIDENCE
@@ -159,24 +167,38 @@ def decide_explicit(
 
 
 def _scores_to_judge(classification: Classification, thresholds: Thresholds) -> tuple[Scores, bool]:
-    """Return the scores to judge, and whether they are the conversation's, not the last turn's."""
+    """Return the scores to judge, and whether they are the conversation's, not the last turn's.
+
+    The last turn overrules the conversation where it names a topic for sure, and where it asks for
+    something that is certainly not for a clinic.
+    """
     last, conversation = classification.last, classification.conversation
     if classification.num_turns == 1:
         return last, False
-    if not last.has_signal:
+    has_topic = classification.has_topic and last.has_signal
+    is_strange = last.in_scope < _min_in_scope(classification, thresholds)
+    if has_topic and not is_strange and names(last, thresholds):
+        return last, False
+    if classification.is_request and last.has_signal and is_strange:
+        return last, False
+    if not has_topic:
         return conversation, True
-    if _top(last) < thresholds.min_confidence <= _top(conversation):
+    if conversation.in_scope >= thresholds.min_in_scope and names(conversation, thresholds):
         return conversation, True
     return last, False
 
 
-def _is_in_scope(classification: Classification, scores: Scores, thresholds: Thresholds) -> bool:
-    last, conversation = classification.last, classification.conversation
-    if classification.num_turns > 1 and last.has_signal:
-        if conversation.in_scope >= thresholds.min_in_scope:
-            return last.in_scope >= BENEFIT_OF_THE_DOUBT * thresholds.min_in_scope
-        return last.in_scope >= thresholds.min_in_scope
-    return scores.in_scope >= thresholds.min_in_scope
+def _min_in_scope(classification: Classification, thresholds: Thresholds) -> float:
+    """Return the score from which the last turn is in scope: less in a conversation that is."""
+    is_in_conversation = classification.num_turns > 1 and (
+        classification.conversation.in_scope >= thresholds.min_in_scope
+    )
+    return thresholds.min_in_scope * (BENEFIT_OF_THE_DOUBT if is_in_conversation else 1)
+
+
+def names(scores: Scores, thresholds: Thresholds) -> bool:
+    """Return whether the scores name a specialist."""
+    return _is_sure(_alternatives(scores.probabilities), thresholds)
 
 
 def _is_sure(alternatives: Sequence[Alternative], thresholds: Thresholds) -> bool:
@@ -193,8 +215,8 @@ def _is_a_pair(alternatives: Sequence[Alternative]) -> bool:
     return top + second >= PAIR_SHARE and top <= 2 * second
 
 
-def _top(scores: Scores) -> float:
-    return max(scores.probabilities.values())
+def _is_read(language: str) -> bool:
+    return language in (*ROUTER_LANGUAGES, UNKNOWN_LANGUAGE)
 
 
 def _alternatives(probabilities: Mapping[str, float]) -> tuple[Alternative, ...]:

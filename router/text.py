@@ -1,16 +1,9 @@
-"""Repair a question's text, cut it into words, and detect its language.
-
-English and French are told apart by function words and a trained score: a short question may be a
-few nouns ("eczema treatment"), where function words say nothing. German, Spanish, Italian,
-Portuguese and Dutch are told apart by function words that neither English nor French has. A text in
-another script is undetermined.
-"""
+"""Repair a question's text, and cut it into words."""
 
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 
 # Windows-1252 leaves five bytes undefined; programs pass them on as C1 control characters.
 _UNDEFINED = (0x81, 0x8D, 0x8F, 0x90, 0x9D)
@@ -24,34 +17,24 @@ _LONE = re.compile(
 MAX_WORDS = 2000  # of one text; more add no signal and would cost time
 # A run of letters and digits; accents may be characters of their own (decomposed Unicode).
 _RUN = r"[^\W_]+(?:[\u0300-\u036f]+[^\W_]*)*"
+_APOSTROPHE = re.compile("(['\u2019])")
 _WORD = re.compile(rf"{_RUN}(?:['\u2019]{_RUN})*")
-UNKNOWN = "und"  # ISO 639-2: undetermined
-# Frequent function words without accents that are not also English or French words.
-_FOREIGN: dict[str, frozenset[str]] = {
-    "de": frozenset(
-        "der die das und ist nicht ich wie kann mein meine was haben habe bei ein eine einen mit "
-        "auf fur sie wird werden sind oder warum welche seit mir zu gegen".split()
-    ),
-    "es": frozenset(
-        "el los las una por para con como que es mi tengo puedo cual cuales porque cuando esta "
-        "hay muy pero donde hace desde tiene tratamiento sintomas".split()
-    ),
-    "it": frozenset(
-        "il lo gli della dello che di per con come mi ho posso quali sono perche quando anche "
-        "non mio mia cosa ha nel dal dell nell sintomi cura trattamento".split()
-    ),
-    "pt": frozenset(
-        "o os as uma por para com como que meu minha tenho posso qual quais porque quando nao "
-        "sao muito mas onde ha desde tem dor sintomas".split()
-    ),
-    "nl": frozenset(
-        "de het een en is niet ik hoe kan mijn wat heb heeft bij met op voor zij wordt zijn of "
-        "waarom welke sinds tegen ook wel geen".split()
-    ),
-}
-MIN_FOREIGN_WORDS = 2
-MIN_FOREIGN_SHARE = 0.25
-MARGIN = 0.15  # distance of the trained probability from one half that is too small to decide
+# Joiners, soft hyphens, zero-width blanks, byte order marks, and marks of the writing direction.
+_INVISIBLE = re.compile(
+    "[\u00ad\u180e\u200b\u200c\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff]"
+    "|(?<=\\w)\u200d(?=\\w)"  # between letters; in an emoji it has a meaning
+)
+# Full-width and mathematical letters, and the ligatures of printed text.
+_STYLED = re.compile("[\uff01-\uff5e\U0001d400-\U0001d7ff\ufb00-\ufb06]+")
+_HYPHEN = re.compile("[\u2010\u2011]")
+_GREEK_OR_CYRILLIC = re.compile("[\u0370-\u03ff\u0400-\u052f]")
+_LATIN = re.compile("[A-Za-z]")
+_LOOK_ALIKE = str.maketrans(  # Cyrillic, then Greek
+    "\u0430\u0435\u043e\u0440\u0441\u0443\u0445\u0456\u0455\u0458\u0501\u0410\u0412\u0415\u041a\u041c"
+    "\u041d\u041e\u0420\u0421\u0422\u0425\u0406\u0405\u03bf\u0391\u0392\u0395\u0396\u0397\u0399\u039a"
+    "\u039c\u039d\u039f\u03a1\u03a4\u03a5\u03a7",
+    "aeopcyxisjdABEKMHOPCTXISoABEZHIKMNOPTYX",
+)
 
 
 @cache
@@ -65,7 +48,11 @@ def _byte_of() -> dict[str, int]:
 
 
 def clean(text: str) -> str:
-    """Return `text` in composed form (NFC), with UTF-8 that was read as Windows-1252 repaired.
+    """Return `text` in composed form (NFC), with what programs do to its letters undone.
+
+    UTF-8 that was read as Windows-1252 is repaired, invisible characters go, styled letters,
+    ligatures and hyphens become plain ones, and letters of another alphabet that look like Latin
+    ones become Latin in a word that has Latin letters too.
 
     A run of characters is repaired only if its bytes are valid UTF-8, which those of hardly any
     real word are: "é" alone is not. The end of a French quotation ("é", a no-break space, "»") is
@@ -75,7 +62,11 @@ def clean(text: str) -> str:
         return text
     text = _SURROGATE.sub("\ufffd", text)
     text = _LOST_A_GRAVE.sub("\u00c3\u00a0", text)
-    return unicodedata.normalize("NFC", _NON_ASCII.sub(_repaired, text))
+    text = _INVISIBLE.sub("", _NON_ASCII.sub(_repaired, text))
+    text = _STYLED.sub(lambda run: unicodedata.normalize("NFKC", run.group()), text)
+    if _GREEK_OR_CYRILLIC.search(text):
+        text = re.sub(r"\w+", _in_one_alphabet, text)
+    return unicodedata.normalize("NFC", _HYPHEN.sub("-", text))
 
 
 def _repaired(run: re.Match[str]) -> str:
@@ -85,6 +76,10 @@ def _repaired(run: re.Match[str]) -> str:
     except (KeyError, UnicodeDecodeError):
         return run.group()
     return found if len(found) > 1 or _LONE.fullmatch(found) else run.group()
+
+
+def _in_one_alphabet(word: re.Match[str]) -> str:
+    return word.group().translate(_LOOK_ALIKE) if _LATIN.search(word.group()) else word.group()
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,16 +93,21 @@ class Word:
 
 def words_of(text: str) -> list[Word]:
     """Return the first MAX_WORDS words of `text`; an apostrophe splits off French articles."""
-    found = []
+    return list(_words_of(text))
+
+
+@lru_cache(maxsize=64)  # the steps that prepare a text ask for its words again and again
+def _words_of(text: str) -> tuple[Word, ...]:
+    found: list[Word] = []
     for match in _WORD.finditer(text):
         start = match.start()
-        for part in re.split("(['\u2019])", match.group()):
+        for part in _APOSTROPHE.split(match.group()):
             if part not in ("'", "\u2019") and part:
                 found.append(Word(normalise(part), start, start + len(part)))
             start += len(part)
         if len(found) >= MAX_WORDS:
-            return found[:MAX_WORDS]
-    return found
+            return tuple(found[:MAX_WORDS])
+    return tuple(found)
 
 
 def normalise(word: str) -> str:
@@ -118,43 +118,16 @@ def normalise(word: str) -> str:
     return "".join(c for c in decomposed if not unicodedata.combining(c))
 
 
-def detect_language(
-    words: Sequence[Word],
-    text: str,
-    p_french: Callable[[], float],
-    function_words: dict[str, frozenset[str]],
-) -> str:
-    """Return the text's ISO 639-1 code, or UNKNOWN.
+def folded(text: str) -> str:
+    """Return the text in lower case without accents, and character by character as long."""
+    if text.isascii():
+        return text.lower()
+    return "".join(_folded(character) for character in text)
 
-    Args:
-        words: of `text`, in normal form.
-        p_french: computes the trained probability that the text is French rather than English;
-            called only where the function words do not decide, since it takes longest.
-        function_words: of "en" and "fr", in normal form.
-    """
-    letters = [c for c in text if c.isalpha()]
-    latin = [c for c in letters if c.isascii() or "LATIN" in unicodedata.name(c, "")]
-    has_a_word = any(len(word.normal) > 1 for word in words)  # "a" is English, French, and a typo
-    if not has_a_word or len(latin) * 2 < len(letters):
-        return UNKNOWN
-    known = {
-        code: sum(word.normal in listed for word in words)
-        for code, listed in function_words.items()
-    }
-    foreign = {
-        code: sum(word.normal in listed for word in words) for code, listed in _FOREIGN.items()
-    }
-    best = max(foreign, key=lambda code: foreign[code])
-    if (
-        foreign[best] >= MIN_FOREIGN_WORDS
-        and foreign[best] > max(known.values(), default=0)
-        and foreign[best] >= MIN_FOREIGN_SHARE * len(words)
-    ):
-        return best
-    lead = known.get("fr", 0) - known.get("en", 0)
-    if abs(lead) >= 2:
-        return "fr" if lead > 0 else "en"
-    probability = p_french()
-    if abs(probability - 0.5) < MARGIN:
-        return ("fr" if lead > 0 else "en") if lead else UNKNOWN
-    return "fr" if probability > 0.5 else "en"
+
+@lru_cache(maxsize=4096)
+def _folded(character: str) -> str:
+    if character == "\u2019":
+        return "'"
+    base = unicodedata.normalize("NFD", character.lower())[0]
+    return base if len(base) == 1 else character

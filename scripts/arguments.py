@@ -3,8 +3,10 @@
 import argparse
 import json
 import math
+import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -107,6 +109,8 @@ class CommandParser(argparse.ArgumentParser):
         words = list(sys.argv[1:] if argv is None else argv)
         args = self.parse_args(words)
         script = self.prog.rpartition(".")[2]
+        if not sys.warnoptions:  # of other packages to each other
+            warnings.filterwarnings("ignore", category=FutureWarning)
         try:
             report = command(args, words)
         except ModuleNotFoundError as error:
@@ -124,5 +128,6 @@ class CommandParser(argparse.ArgumentParser):
                 raise
             print(f"{script}: {error}", file=sys.stderr)
             return 2
-        print(json.dumps(report))
+        if os.environ.get("RANK", "0") == "0":  # the first of the processes of one run
+            print(json.dumps(report))
         return exit_code(report)

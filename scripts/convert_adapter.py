@@ -20,6 +20,7 @@ if not __package__:  # run as a file: this folder would hide packages of the sam
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from adapters.ingest import IngestRefused, VersionRequest, inspect_adapter
+from adapters.prompting import PROMPT_FORMATS
 from adapters.validation import CONFIG_FILE, MAX_BYTES, WEIGHTS_FILE
 from scripts.arguments import CommandParser
 
@@ -32,17 +33,24 @@ class ConversionRefused(ValueError):
 
 def main(argv: Sequence[str] | None = None) -> int:
     errors = (ConversionRefused, IngestRefused, OSError)
-    return _parser().run(argv, lambda: errors, lambda args, _: convert(args.adapter, args.out))
+    return _parser().run(
+        argv, lambda: errors, lambda args, _: convert(args.adapter, args.out, args.prompt_format)
+    )
 
 
 def _parser() -> CommandParser:
     parser = CommandParser("convert_adapter", __doc__)
     parser.add_argument("--adapter", type=Path, required=True, help=f"folder with {LEGACY_FILE}")
+    parser.add_argument(
+        "--prompt_format",
+        choices=PROMPT_FORMATS,
+        help="that it was trained with, to be recorded; raw: on the bare question",
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder to make")
     return parser
 
 
-def convert(adapter: Path, out: Path) -> dict[str, Any]:
+def convert(adapter: Path, out: Path, prompt_format: str | None = None) -> dict[str, Any]:
     """Write `out`, and return its figures.
 
     Raises:
@@ -58,7 +66,7 @@ def convert(adapter: Path, out: Path) -> dict[str, Any]:
         folder = Path(scratch) / "adapter"
         folder.mkdir()
         shutil.copyfile(adapter / CONFIG_FILE, folder / CONFIG_FILE)
-        _save(tensors, folder / WEIGHTS_FILE)
+        _save(tensors, folder / WEIGHTS_FILE, prompt_format)
         base = str(config.get("base_model_name_or_path"))
         record = inspect_adapter(
             folder, VersionRequest("converted", "converted", base, "1", str(adapter))
@@ -84,12 +92,12 @@ def _read(file: Path) -> dict[str, Any]:
     return found
 
 
-def _save(tensors: dict[str, Any], file: Path) -> None:
-    from safetensors.torch import save_file
+def _save(tensors: dict[str, Any], file: Path, prompt_format: str | None) -> None:
+    from scripts.lora.saved_adapter import save_weights
 
     # Copies: pickled tensors may share memory, which safetensors does not write.
     whole = {name: tensor.clone().contiguous() for name, tensor in tensors.items()}
-    save_file(whole, file, metadata={"format": "pt"})
+    save_weights(whole, file, prompt_format)
 
 
 if __name__ == "__main__":

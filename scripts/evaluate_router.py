@@ -4,6 +4,7 @@
     python -m scripts.evaluate_router --data runs/router_data --out docs/router.md \\
         --strict_model runs/strict/model --strict_data runs/strict/data
     python -m scripts.evaluate_router --figures docs/router.json --out docs/router.md
+    python -m scripts.evaluate_router --phrasings --out docs/router_phrasings.md
 
 The data folder is what `prepare_router_dataset` wrote and `train_router` read; scored are the
 questions of its split validation, and our own development and test sets. --strict_model is a second
@@ -11,7 +12,9 @@ artefact, trained without the names that held-out questions are about and withou
 (`prepare_router_dataset --unseen_names --hold_out SOURCE`); the report shows both. Written: OUT;
 the figures as JSON and the plots as PNG files in the same folder; with --html one HTML file with
 the plots inside. --figures writes the report of an earlier run's JSON again and measures nothing.
-The report holds no question text. The last line of stdout is one JSON object.
+The report holds no question text. --phrasings needs no data: it scores the conversations and
+phrasings of scripts/router_evaluation and writes a report and its figures as JSON; --before takes
+such figures of another router, to show beside. The last line of stdout is one JSON object.
 """
 
 import argparse
@@ -34,7 +37,29 @@ ROUTER_DIR = Path(__file__).resolve().parent.parent / "router"
 
 def main(argv: Sequence[str] | None = None) -> int:
     errors = (DataError, ArtefactError, OSError)
-    return _parser().run(argv, lambda: errors, lambda args, words: summary(run(args, words)))
+    return _parser().run(argv, lambda: errors, _run)
+
+
+def _run(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
+    return run_phrasings(args, argv) if args.phrasings else summary(run(args, argv))
+
+
+def run_phrasings(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
+    """Score our conversations and phrasings, write the report, and return the figures.
+
+    Raises:
+        DataError, ArtefactError, OSError: an input cannot be read.
+    """
+    from scripts.environment import command_line, commit
+    from scripts.router_evaluation import phrasings
+
+    before = phrasings.read_before(args.before) if args.before else None
+    figures = phrasings.measure(args.model)
+    made_by = f"Commit `{commit()}`, `{command_line('evaluate_router', argv)}`."
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.with_suffix(".json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    args.out.write_text(phrasings.render(figures, before, made_by), encoding="utf-8")
+    return {"version": figures["version"], "out": args.out.name}
 
 
 def _parser() -> CommandParser:
@@ -43,6 +68,8 @@ def _parser() -> CommandParser:
     measured = parser.add_mutually_exclusive_group(required=True)
     measured.add_argument("--data", type=Path, help="folder of prepare_router_dataset")
     measured.add_argument("--figures", type=Path, metavar="FILE", help="JSON of an earlier run")
+    measured.add_argument("--phrasings", action="store_true", help="score texts that we wrote")
+    add("--before", type=Path, metavar="FILE", help="figures of --phrasings to show beside")
     add("--out", type=Path, required=True, help="the Markdown report, e.g. docs/router.md")
     add("--html", action="store_true", help="write the report as one HTML file too")
     add("--model", type=Path, default=ROUTER_DIR / "model", help="folder of the artefact")

@@ -15,7 +15,10 @@ Kinds of --source KIND:PATH[,key=value...], repeatable:
                (instruction, input, output) and chat messages of one question and answer count as
                input and output. all=SPECIALTY serves lines without a specialty
     medquad    the folder of MedQuAD's XML files
-    abstracts  the CSV of Medical Abstracts (condition_label, medical_abstract)
+    abstracts  the CSV of Medical Abstracts (condition_label, medical_abstract), or another table of
+               abstracts: title= and abstract= name its columns. keyword=WORD keeps the abstracts
+               with that word (`*`: any letters) for the specialty that knows it, or for
+               all=SPECIALTY; keywords=COLUMN takes the specialty from the keywords in a column
     table      any .csv, .tsv, .json or .jsonl; the options question, answer, specialty, id, focus,
                source, url, lang, split name its columns, all=SPECIALTY serves all rows
     hf         a dataset id of the Hugging Face hub; options as for table, and part=train

@@ -71,6 +71,8 @@ def _one(schema: Mapping[str, Any]) -> str:
     """Return what one JSON Schema without alternatives allows, in words."""
     if "enum" in schema:
         return ", ".join(f"`{value}`" for value in schema["enum"])
+    if "const" in schema:
+        return f"`{schema['const']}`"
     if schema["type"] in WORDS:
         return WORDS[schema["type"]]
     above = "exclusiveMinimum" in schema

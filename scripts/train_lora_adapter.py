@@ -7,8 +7,15 @@ The data folder holds `<specialty>.jsonl` with `input`, `output`, `split` on eac
 scripts/prepare_medical_dataset.py writes it). Several specialties make one adapter for all of them,
 which `--init_adapter` can start others from. The loss is taken on the answer's tokens only, in the
 serving prompt format; of all validations after the start, the weights with the lowest loss are kept
-(the start's own loss is in the report, and may be lower after --init_adapter). On a machine with
-several GPUs choose one with CUDA_VISIBLE_DEVICES. The last line of stdout is one JSON object.
+(the start's own loss is in the report, and may be lower after --init_adapter). The last line of
+stdout is one JSON object.
+
+One GPU is used, the first of CUDA_VISIBLE_DEVICES. Several are, as one run, with
+
+    accelerate launch --num_processes 2 scripts/train_lora_adapter.py --data DATA_FOLDER ...
+
+(or torchrun --nproc_per_node 2, on CPUs too). A step then takes batch_size x grad_accum pairs on
+each of them. The first process writes; the validation pairs are shared out.
 
 Exit codes: 0 done, 2 refused or failed (the last checkpoint stays for --resume), 3 the loss stopped
 being finite (the best weights before that are saved), 130 interrupted (continue with --resume).
@@ -23,6 +30,7 @@ from typing import Any
 if not __package__:  # run as a file: this folder would hide packages of the same names
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from adapters.prompting import PROMPT_FORMATS
 from scripts.arguments import CommandParser, above_zero, positive, share
 from scripts.lora.checkpoints import CHECKPOINT, last_checkpoint, what_now
 from scripts.lora.errors import TrainingError, expected_errors
@@ -81,6 +89,7 @@ def _parser() -> CommandParser:
     add("--specialty", required=True, nargs="+", help="one, or several for one adapter")
     add("--out", type=Path, required=True, help="folder of the adapter")
     parser.add_base_model()
+    add("--prompt_format", choices=PROMPT_FORMATS, help="default: the base's; raw: no prompt")
     add("--epochs", type=positive, default=3, help="at most; see --patience")
     add("--batch_size", type=positive, default=2, help="pairs in one forward pass")
     add("--grad_accum", type=positive, default=4, help="batches for each optimiser step")
@@ -109,6 +118,8 @@ def _parser() -> CommandParser:
     optimisers = ["adamw_torch", "adamw_8bit"]
     add("--optimiser", choices=optimisers, default="adamw_torch", help="8 bits need bitsandbytes")
     parser.add_device("to train on")
+    trackers = ["none", "tensorboard"]
+    add("--report_to", choices=trackers, default="none", help="losses to OUT/tensorboard")
     add("--resume", action="store_true", help="continue an interrupted run of this --out")
     for name, (dest, value) in OTHER_NAMES.items():
         same: dict[str, Any] = {"dest": dest, "default": argparse.SUPPRESS}

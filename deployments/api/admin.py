@@ -53,7 +53,12 @@ class _AdminApi:
             raise _error(422, "adapter_refused", problems)
         base_model = self._admin.base_model
         wanted = VersionRequest(
-            asked.name, asked.specialty, base_model, asked.version, asked.source
+            asked.name,
+            asked.specialty,
+            base_model,
+            asked.version,
+            asked.source,
+            asked.prompt_format,
         )
         outcome = await self._admin.add(
             wanted,

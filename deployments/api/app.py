@@ -1,8 +1,8 @@
 """The HTTP application, `create_api(backend)`, and the front door before it. No ray, no torch.
 
-operations.py lists the paths. A request passes, in this order: response headers, limits on its size
-and time, its host where no key is asked for (hosts.py), CORS where origins are set, keys and rates
-(auth.py), request ids, its endpoint.
+operations.py lists the paths. A request passes, in this order: HTTP/1.0, response headers, limits
+on its size and time, its host where no key is asked for (hosts.py), CORS where origins are set,
+keys and rates (auth.py), request ids, endpoint.
 """
 
 import time
@@ -25,7 +25,13 @@ from deployments.api.ask import AskEndpoint
 from deployments.api.auth import AuthMiddleware, KeySource
 from deployments.api.errors import ApiError, Endpoint, error_response, on_http_error
 from deployments.api.hosts import HostCheck, guarded_hosts
-from deployments.api.middleware import RequestIds, RequestLimits, ResponseHeaders, catch_unexpected
+from deployments.api.http_1_0 import WholeForHttp10
+from deployments.api.middleware import (
+    RequestIds,
+    RequestLimits,
+    ResponseHeaders,
+    catch_unexpected,
+)
 from deployments.api.openai import OpenAIEndpoints
 from deployments.api.openapi import openapi_document
 from deployments.api.operations import ADMIN_OPERATIONS, OPERATIONS
@@ -71,7 +77,7 @@ def behind_front_door(
     if hosts is not None:
         guarded = HostCheck(guarded, hosts)
     limited = RequestLimits(guarded, live)
-    return ResponseHeaders(limited, proxy_adds_id=proxy_adds_id)
+    return WholeForHttp10(ResponseHeaders(limited, proxy_adds_id=proxy_adds_id))
 
 
 def create_api(backend: Backend, admin: AdapterAdmin | None = None) -> Starlette:

@@ -3,11 +3,11 @@ and counted once however it ends."""
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, replace
 
 from deployments.api.errors import ApiError, engine_error
-from deployments.engine.request import FinishReason, Timings, TokenEvent
+from deployments.engine.request import ErrorInfo, FinishReason, Timings, TokenEvent
 from deployments.messages import GRACE_S, Backend, GenerateRequest, Outcome
 
 
@@ -24,6 +24,7 @@ class Generation:
 
     Args:
         specialty, confidence: for the metrics.
+        explain: what a client is told of an engine's error.
     """
 
     def __init__(
@@ -32,8 +33,10 @@ class Generation:
         call: GenerateRequest,
         specialty: str | None,
         confidence: float | None,
+        explain: Callable[[ErrorInfo], ApiError] = engine_error,
     ) -> None:
         self._backend = backend
+        self._explain = explain
         self._call = call
         self._specialty = specialty
         self._confidence = confidence
@@ -83,10 +86,24 @@ class Generation:
                     break
         finally:
             await self.close()
-        failure = failure_of(event)
+        failure = self.failure_of(event)
         if failure:
             raise failure
         return Completed("".join(texts), event)
+
+    def failure_of(self, event: TokenEvent) -> ApiError | None:
+        """Return the refusal that a terminal event means; None if there is an answer."""
+        if event.error is not None:
+            return self._explain(event.error)
+        if event.finish_reason is FinishReason.TIMEOUT and not event.num_tokens:
+            return ApiError(
+                408,
+                "deadline_exceeded",
+                "the deadline passed before anything was generated: give a larger timeout_s, or "
+                "try again when the server is less busy",
+                param="timeout_s",
+            )
+        return None
 
     async def close(self) -> None:
         """Cancel the answer on the model's side if it has not ended, and record how it ended."""
@@ -131,18 +148,3 @@ class Generation:
         if self._latest is None:
             return TokenEvent(self._call.request_id, "", 0, 0, Timings(), reason)
         return replace(self._latest, text="", finish_reason=reason)
-
-
-def failure_of(event: TokenEvent) -> ApiError | None:
-    """Return the refusal that a terminal event means; None if there is an answer."""
-    if event.error is not None:
-        return engine_error(event.error)
-    if event.finish_reason is FinishReason.TIMEOUT and not event.num_tokens:
-        return ApiError(
-            408,
-            "deadline_exceeded",
-            "the deadline passed before anything was generated: give a larger timeout_s, or try "
-            "again when the server is less busy",
-            param="timeout_s",
-        )
-    return None

@@ -54,7 +54,8 @@ _CLOSE = {"connection": "close"}
 
 class RequestIds:
     """Give every request an id, the client's x-request-id or a new one, and every response the
-    header with it, errors included. A header that is not an id is refused."""
+    header with it, errors included. A header of another shape is no id of ours: load balancers and
+    other services have their own, so the request gets a new one."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -71,12 +72,7 @@ class RequestIds:
                 MutableHeaders(scope=message)["x-request-id"] = request_id
             await send(message)
 
-        given = Headers(scope=scope).get("x-request-id", request_id)
-        if given == request_id:
-            await self._app(scope, receive, send_with_id)
-        else:
-            refusal = error_response(bad_id("x-request-id", given))
-            await refusal(scope, receive, send_with_id)
+        await self._app(scope, receive, send_with_id)
 
 
 class ResponseHeaders:
@@ -128,9 +124,9 @@ async def refuse(
 
 
 def request_id_for(scope: Scope) -> str:
-    """Return the client's x-request-id, or a new id where it sent none, or not an id."""
-    given = Headers(scope=scope).get("x-request-id", "")
-    return given if is_id(given) else uuid.uuid4().hex
+    """Return the client's x-request-id, or a new id where it sent none, several, or not an id."""
+    given = Headers(scope=scope).getlist("x-request-id")
+    return given[0] if len(set(given)) == 1 and is_id(given[0]) else uuid.uuid4().hex
 
 
 def request_id_of(request: Request) -> str:

@@ -27,10 +27,10 @@ _ERRORS = {
 _ERRORS_OF_BODIES = {
     "408": "the deadline passed before anything was generated, or the body came too slowly",
     "413": "the body is too large",
-    "415": "application/json is expected, uncompressed",
+    "415": "application/json is expected, uncompressed or with gzip",
 }
 _REQUEST_ID = {
-    "description": "the client's x-request-id, or a new one",
+    "description": "the client's x-request-id if it is 1 to 128 of A-Za-z0-9._-, else a new one",
     "required": True,
     "schema": {"type": "string"},
 }
@@ -129,7 +129,10 @@ def _schemas(operations: Iterable[Operation]) -> dict[str, Any]:
 
 
 def _id_header(name: str) -> dict[str, Any]:
-    return {"name": name, "in": "header", "schema": {"type": "string", "pattern": ID_PATTERN}}
+    schema: dict[str, Any] = {"type": "string"}
+    if name != "x-request-id":  # where that has another shape, the request gets a new one
+        schema["pattern"] = ID_PATTERN
+    return {"name": name, "in": "header", "schema": schema}
 
 
 def _path_parameter(name: str) -> dict[str, Any]:

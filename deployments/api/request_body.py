@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 from starlette.requests import Request
 
+from deployments.api.compressed_body import is_compressed, too_large, unpacked
 from deployments.api.errors import ApiError, invalid
 from deployments.api.protocol.base import RequestModel
 from deployments.api.request_errors import as_api_error, json_type, shown
@@ -47,37 +48,24 @@ async def read_request(
             f"Content-Type is {ascii(content_type[:60])}: send application/json",
             param="content-type",
         )
-    encoding = request.headers.get("content-encoding", "identity")
-    if encoding.strip().lower() != "identity":
-        raise ApiError(
-            415,
-            "unsupported_encoding",
-            f"Content-Encoding is {ascii(encoding[:60])}: send the JSON uncompressed",
-            param="content-encoding",
-        )
-    return parse_request(model, parse_json(await _read(request, max_bytes)))
+    is_gzip = is_compressed(request.headers)
+    body = await _read(request, max_bytes)
+    if is_gzip:
+        body = unpacked(body, max_bytes)
+    return parse_request(model, parse_json(body))
 
 
 async def _read(request: Request, max_bytes: int) -> bytes:
     """Return the body; raise a 413 as soon as it is known to be too large."""
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > max_bytes:
-        raise _too_large(int(declared), max_bytes)
+        raise too_large(int(declared), max_bytes)
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
         if len(body) > max_bytes:
-            raise _too_large(len(body), max_bytes)
+            raise too_large(len(body), max_bytes)
     return bytes(body)
-
-
-def _too_large(num_bytes: int, limit: int) -> ApiError:
-    return ApiError(
-        413,
-        "body_too_large",
-        f"the body is {num_bytes} bytes or more; at most {limit} are accepted",
-        detail={"limit": limit},
-    )
 
 
 def parse_json(body: bytes) -> Any:
@@ -155,10 +143,10 @@ def check_text(param: str, text: str, *, max_chars: int) -> None:
     )
 
 
-def check_length(param: str, num_chars: int, *, max_chars: int) -> None:
+def check_length(param: str, num_chars: int, *, max_chars: int, what: str = "characters") -> None:
     """Raise ApiError (400) with both numbers when a text is too long."""
     if num_chars > max_chars:
-        message = f"{num_chars} characters; at most {max_chars} are accepted: shorten it"
+        message = f"{num_chars} {what}; at most {max_chars} are accepted: shorten it"
         raise invalid(param, message, code="text_too_long", limit=max_chars)
 
 
@@ -174,11 +162,11 @@ def check_characters(param: str, text: str) -> None:
         )
 
 
-def check_count(param: str, count: int, limit: int) -> None:
+def check_count(param: str, count: int, limit: int, *, code: str = "too_many") -> None:
     """Raise ApiError (400) with both numbers when there are too many."""
     if count > limit:
         message = f"{count} given; at most {limit} in one request"
-        raise invalid(param, message, code="too_many", limit=limit)
+        raise invalid(param, message, code=code, limit=limit)
 
 
 def check_known(param: str, value: str, choices: Collection[str]) -> None:

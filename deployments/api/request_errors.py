@@ -13,10 +13,11 @@ from deployments.strict_model import nearest
 def as_api_error(errors: list[ErrorDetails], model: type[RequestModel]) -> ApiError:
     """Return the 400 of a body that pydantic refused.
 
-    A field that we do not support is named alone: without it, the rest may be right.
+    A field that we do not support is named alone: without it, the rest may be right. With a role
+    that we do not have it is not.
     """
     first = next((item for item in errors if item["type"] == UNSUPPORTED), None)
-    if first is not None:
+    if first is not None and not any(item["loc"][-1:] == ("role",) for item in errors):
         path = _path(first["loc"])
         message = f"{path}: {first['msg']} (got {shown(first['input'])}): leave it out"
         detail = {"allowed": model.supported()} if len(first["loc"]) == 1 else {}

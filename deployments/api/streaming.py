@@ -1,8 +1,8 @@
 """Answers that are generated at the same time, as one stream of server-sent events.
 
-A refusal gets its own HTTP status as long as no answer has begun; after that, a failure is an
-event. From the backend's generator to the text of an event there is no other generator: items are
-asked for one by one, and an endpoint's generator turns them into events.
+A refusal gets its own HTTP status as long as no answer has begun, for HEADERS_AFTER_S at most;
+after that, a failure is an event. From the backend's generator to the text of an event there is no
+other generator: items are asked for one by one, and an endpoint's generator turns them into events.
 """
 
 import asyncio
@@ -16,14 +16,17 @@ from starlette.requests import Request
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from deployments.api.comments import commented
 from deployments.api.errors import ApiError, internal_error, log_unexpected
-from deployments.api.generation import Generation, failure_of
+from deployments.api.generation import Generation
 from deployments.api.protocol.base import ReplyModel
 from deployments.engine.request import TokenEvent
 
 logger = logging.getLogger(__name__)
 
 DONE = "data: [DONE]\n\n"  # how OpenAI ends a stream
+# Refusals that are known at once come much sooner, and proxies wait 15 s or longer.
+HEADERS_AFTER_S = 10.0
 
 
 def sse(reply: ReplyModel, event: str | None = None) -> str:
@@ -49,12 +52,18 @@ class StreamItem:
 
 
 class AnswerStream:
-    """`await begin()`, iterate once, and `await close()` however it ended."""
+    """`await begin()`, iterate once, and `await close()` however it ended.
 
-    def __init__(self, answers: Sequence[Generation]) -> None:
+    Args:
+        all_needed: the first failure ends the stream; otherwise the other answers go on.
+    """
+
+    def __init__(self, answers: Sequence[Generation], *, all_needed: bool = False) -> None:
         self._answers = answers
+        self._all_needed = all_needed
         self._num_left = len(answers)
         self._early: deque[StreamItem] = deque()
+        self._beginning: asyncio.Task[None] | None = None
         # Several answers are read by a task each; a single one is read as its items are asked for.
         self._items: asyncio.Queue[StreamItem] = asyncio.Queue()
         self._pumps: list[asyncio.Task[None]] = []
@@ -64,30 +73,40 @@ class AnswerStream:
         return sum(answer.num_tokens for answer in self._answers)
 
     async def begin(self) -> None:
-        """Wait until an answer has begun.
+        """Wait until an answer has begun, at most HEADERS_AFTER_S.
 
         Raises:
-            ApiError: all of them failed first; the failure that came first.
+            ApiError: all of them failed first, or one that is needed; what came first.
         """
         if len(self._answers) > 1:
             self._pumps = [asyncio.create_task(self._pump(i)) for i in range(len(self._answers))]
+        self._beginning = asyncio.create_task(self._begin())
         try:
-            while self._num_left:
-                self._early.append(await self._next())
-                if self._early[-1].failure is None:
-                    return
+            await asyncio.wait({self._beginning}, timeout=HEADERS_AFTER_S)
+            if self._beginning.done():
+                self._beginning.result()
+                self._refuse()
         except BaseException:
             await self.close()
             raise
-        await self.close()
-        failure = self._early[0].failure
-        assert failure is not None, "an answer has begun, and none is left"
-        raise failure
+
+    async def _begin(self) -> None:
+        while self._num_left:
+            self._early.append(await self._next())
+            if self._early[-1].failure is None or self._all_needed:
+                return
+
+    def _refuse(self) -> None:
+        failures = [item.failure for item in self._early if item.failure is not None]
+        if len(failures) == len(self._early) and (self._all_needed or not self._num_left):
+            raise failures[0]
 
     def __aiter__(self) -> "AnswerStream":
         return self
 
     async def __anext__(self) -> StreamItem:
+        if self._beginning is not None and not self._beginning.done():
+            await self._beginning
         if self._early:
             return self._early.popleft()
         if not self._num_left:
@@ -97,9 +116,10 @@ class AnswerStream:
 
     async def close(self) -> None:
         """Cancel what has not ended."""
-        for pump in self._pumps:
-            pump.cancel()
-        await asyncio.gather(*self._pumps, return_exceptions=True)
+        tasks = [*self._pumps, *([self._beginning] if self._beginning else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         for answer in self._answers:
             await answer.close()
 
@@ -128,7 +148,7 @@ async def _next_item(opinion: int, answer: Generation) -> StreamItem:
         return StreamItem(opinion, failure=internal_error())
     if event.finish_reason is None:
         return StreamItem(opinion, event.text)
-    failure = failure_of(event)
+    failure = answer.failure_of(event)
     return StreamItem(opinion, event.text, None if failure else event, failure)
 
 
@@ -151,6 +171,14 @@ class EventStream(StreamingResponse):
             await self._events.aclose()
             await self._stream.close()
             charge(self._request, self._stream.num_tokens)
+
+    async def stream_response(self, send: Send) -> None:
+        start = {"type": "http.response.start", "status": self.status_code}
+        await send({**start, "headers": self.raw_headers})
+        async with commented(send) as send_event:
+            async for text in self._events:
+                await send_event(text)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def listen_for_disconnect(self, receive: Receive) -> None:
         """Return when the client has left. Ray's `receive` says so by raising that its task was

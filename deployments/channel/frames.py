@@ -36,12 +36,12 @@ class ChannelAddress:
 
 
 def pack_greeting(token: str) -> bytes:
-    return _framed([GREETING, VERSION, token])
+    return pack_frame([GREETING, VERSION, token])
 
 
 def pack_events(events: Sequence[tuple[int, TokenEvent]]) -> bytes:
     """Return one frame that holds all `events`, each with the id of its stream."""
-    return _framed([_fields(stream, event) for stream, event in events])
+    return pack_frame([_fields(stream, event) for stream, event in events])
 
 
 def unpack_greeting(payload: bytes) -> str:
@@ -50,7 +50,7 @@ def unpack_greeting(payload: bytes) -> str:
     Raises:
         BadFrame: The payload is not a greeting of this version.
     """
-    found = _loaded(payload)
+    found = load_frame(payload)
     if not (isinstance(found, list) and len(found) == 3 and found[:2] == [GREETING, VERSION]):
         raise BadFrame("the first frame is not a greeting of this version")
     if not isinstance(found[2], str):
@@ -65,7 +65,7 @@ def unpack_events(payload: bytes) -> list[tuple[int, TokenEvent]]:
     Raises:
         BadFrame: The payload does not hold events.
     """
-    found = _loaded(payload)
+    found = load_frame(payload)
     if not isinstance(found, list):
         raise BadFrame("a frame is not a list of events")
     try:
@@ -105,12 +105,14 @@ class FrameReader:
             del self._buffer[:start]
 
 
-def _framed(content: list[Any]) -> bytes:
+def pack_frame(content: list[Any]) -> bytes:
+    """Return `content` as one frame."""
     payload: bytes = msgpack.packb(content)
     return _LENGTH.pack(len(payload)) + payload
 
 
-def _loaded(payload: bytes) -> Any:
+def load_frame(payload: bytes) -> Any:
+    """Return what a frame holds; raises BadFrame if it is not msgpack."""
     try:
         return msgpack.unpackb(payload)
     except (ValueError, msgpack.UnpackException) as error:

@@ -26,12 +26,16 @@ _PROMPTS = 16  # at most, in one graph
 
 @dataclass(frozen=True, slots=True)
 class RowInputs:
-    """Hold what the host tells a step about one row."""
+    """Hold what the host tells a step about one row.
+
+    blocks_eos: its token may not be one that ends the answer.
+    """
 
     row: int
     position: int
     num_prompt_tokens: int
     slot: int
+    blocks_eos: bool = False
 
 
 class _Captures:
@@ -94,15 +98,22 @@ class DecodeGraphs:
     Args:
         cache: its last row is the scratch row.
         tokens: (rows,) the newest token of every row, the scratch row included.
+        eos_ids: tokens that end an answer.
     """
 
     def __init__(
-        self, model: Model, cache: KvCache, lora_pool: LoraPool, tokens: torch.Tensor
+        self,
+        model: Model,
+        cache: KvCache,
+        lora_pool: LoraPool,
+        tokens: torch.Tensor,
+        eos_ids: Sequence[int],
     ) -> None:
         self._model, self._cache, self._lora_pool, self._tokens = model, cache, lora_pool, tokens
         self._scratch = len(cache.capacities) - 1
         self._buckets = _buckets(self._scratch)
-        shape = (6, self._buckets[-1])
+        self._eos_ids = torch.tensor(eos_ids, dtype=torch.long, device=model.device)
+        shape = (7, self._buckets[-1])
         self._inputs = torch.zeros(shape, dtype=torch.long, device=model.device)
         self._captures = _Captures(lora_pool, self._step, model.device)
 
@@ -145,22 +156,25 @@ class DecodeGraphs:
                 starts[at.row] + capacities[at.row],
                 at.num_prompt_tokens,
                 at.slot,
+                int(at.blocks_eos),
             )
             for at in rows
         ]
         scratch = self._scratch
-        idle = (scratch, 0, starts[scratch], starts[scratch] + capacities[scratch], 1, 0)
+        idle = (scratch, 0, starts[scratch], starts[scratch] + capacities[scratch], 1, 0, 0)
         lines += [idle] * (bucket - len(rows))
         _send(torch.tensor(lines).t().contiguous(), self._inputs[:, :bucket])
 
     def _step(self, bucket: int) -> tuple[torch.Tensor, torch.Tensor]:
         from deployments.engine.attention.fused import TritonDecodeAttention
 
-        rows, positions, starts, ends, prompts, slots = self._inputs[:, :bucket].unbind()
+        rows, positions, starts, ends, prompts, slots, blocks = self._inputs[:, :bucket].unbind()
         attention = TritonDecodeAttention(self._cache, starts, ends, positions, prompts)
         lora = self._lora_pool.triton_batch(slots)
         batch = DecodeBatch(self._tokens[rows], attention)
         logits = self._model.logits(self._model.decode(self._cache, batch, lora))
+        endings = logits.index_select(1, self._eos_ids)
+        logits.index_copy_(1, self._eos_ids, endings.masked_fill(blocks[:, None] > 0, -torch.inf))
         tokens = logits.argmax(-1)
         self._tokens.index_copy_(0, rows, tokens)
         return logits, tokens

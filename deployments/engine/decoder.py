@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from deployments.engine.output import RequestState
 from deployments.engine.request import Request, SchedulerOutput
+from deployments.engine.row import EngineRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,7 @@ class DecoderInfo:
     num_positions: int | None  # prompt + answer, in tokens; None: not bounded by the model
     eos_ids: frozenset[int]
     adapters: frozenset[str]
+    hidden_ids: frozenset[int] = frozenset()  # special tokens, which are no text
 
 
 class AsyncTokens(Protocol):
@@ -108,8 +109,6 @@ class EngineLoop(Protocol):
     """Take requests in, and run one step or one group at a time."""
 
     num_failures_in_a_row: int
-    waiting: Sequence[RequestState]
-    running: Sequence[RequestState]
 
     @property
     def has_work(self) -> bool: ...
@@ -117,7 +116,7 @@ class EngineLoop(Protocol):
     def drop_cancelled(self) -> None:
         """Give back the rows of requests that were cancelled."""
 
-    def step(self, arrivals: Sequence[RequestState]) -> None:
+    def step(self, arrivals: Sequence[EngineRow]) -> None:
         """Take the arrivals in, and run one step or one group.
 
         If the decoder raises, what it was running ends with an error; the others are served.

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 
 from deployments.engine.decoder import DecoderInfo
+from deployments.engine.detokenizer import hidden_ids
 from deployments.engine.errors import FastDecoderImpossible
 from deployments.engine.kernels.ops import ACTIVATIONS
 from deployments.engine.lora.peft_reader import PeftReader
@@ -133,6 +134,7 @@ def _build_fast(base: Pretrained, limits: FastLimits, reader: PeftReader) -> Mod
         num_positions=min(num_positions, max(capacities)),
         eos_ids=base.eos_ids,
         adapters=frozenset(),
+        hidden_ids=hidden_ids(base.tokenizer),
     )
     max_adapters = limits.max_adapters
     return ModelRunner(

@@ -63,7 +63,8 @@ class PromptTooLong(RequestRefused):
 
     def __init__(self, num_prompt_tokens: int, limit: int) -> None:
         super().__init__(
-            f"the prompt is {num_prompt_tokens} tokens long; this server accepts at most {limit}: "
+            f"the prompt is {num_prompt_tokens} tokens long; this server accepts at most {limit} "
+            f"(context_length_exceeded: this model's maximum context length is {limit} tokens): "
             "shorten the question or drop the oldest turns"
         )
 
@@ -75,7 +76,8 @@ class OutputTooLong(RequestRefused):
     def __init__(self, num_prompt_tokens: int, max_tokens: int, num_positions: int) -> None:
         super().__init__(
             f"the prompt ({num_prompt_tokens} tokens) and max_tokens ({max_tokens}) exceed the "
-            f"{num_positions} positions of one answer: ask for at most "
+            f"{num_positions} positions of one answer (context_length_exceeded: this model's "
+            f"maximum context length is {num_positions} tokens): ask for at most "
             f"{max(0, num_positions - num_prompt_tokens)} tokens"
         )
 

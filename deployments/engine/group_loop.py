@@ -6,56 +6,52 @@ waiting request, whatever its adapter, so a flood on one adapter delays another 
 by at most one group.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from deployments.engine.decoder import GroupDecoder
 from deployments.engine.loop import fail
-from deployments.engine.output import RequestState
 from deployments.engine.request import Request
+from deployments.engine.row import EngineRow, Outbox
 
 
 class GroupLoop:
     """Implement EngineLoop (loop.py) for a group decoder.
 
     Args:
-        on_batch: called with the number of rows of each group that starts, and with 0 at its end.
+        outbox: takes what the groups make.
     """
 
-    def __init__(
-        self, decoder: GroupDecoder, max_rows: int, on_batch: Callable[[int], None]
-    ) -> None:
-        self.waiting: Sequence[RequestState] = ()
-        self.running: Sequence[RequestState] = ()
+    def __init__(self, decoder: GroupDecoder, max_rows: int, outbox: Outbox) -> None:
+        self._waiting: Sequence[EngineRow] = ()
         self.num_failures_in_a_row = 0
         self._decoder = decoder
         self._max_rows = max_rows
-        self._on_batch = on_batch
+        self._outbox = outbox
 
     @property
     def has_work(self) -> bool:
-        return any(not row.is_done for row in self.waiting)
+        return any(not row.is_done for row in self._waiting)
 
-    def step(self, arrivals: Sequence[RequestState]) -> None:
-        for row in (*self.waiting, *arrivals):
+    def step(self, arrivals: Sequence[EngineRow]) -> None:
+        for row in (*self._waiting, *arrivals):
             row.end_if_late()
-        waiting = [row for row in (*self.waiting, *arrivals) if not row.is_done]
+        waiting = [row for row in (*self._waiting, *arrivals) if not row.is_done]
         chosen = next_group([row.request for row in waiting], self._max_rows)
-        self.running = [waiting[position] for position in chosen]
-        self.waiting = [row for row in waiting if row not in self.running]
-        if self.running:
-            self._run(self.running)
-        self.running = ()
+        group = [waiting[position] for position in chosen]
+        self._waiting = [row for row in waiting if row not in group]
+        if group:
+            self._run(group)
 
     def drop_cancelled(self) -> None:
         """Do nothing: no row is held between two groups."""
 
-    def _run(self, group: Sequence[RequestState]) -> None:
+    def _run(self, group: Sequence[EngineRow]) -> None:
         for row in group:
             row.begin()
-        self._on_batch(len(group))
+        self._outbox.flush()
         try:
             self._decoder.set_adapter(group[0].request.adapter)
-            self._decoder.generate([row.request for row in group], _GroupSink(group))
+            self._decoder.generate([row.request for row in group], _GroupSink(group, self._outbox))
             unfinished = [row for row in group if not row.is_done]
             if unfinished:
                 raise RuntimeError(f"the decoder left {len(unfinished)} of {len(group)} rows open")
@@ -63,18 +59,18 @@ class GroupLoop:
         except Exception as error:
             self.num_failures_in_a_row += 1
             fail(group, error)
-        finally:
-            self._on_batch(0)
 
 
 class _GroupSink:
     """Implement RowSink (decoder.py) for the requests of one group."""
 
-    def __init__(self, rows: Sequence[RequestState]) -> None:
+    def __init__(self, rows: Sequence[EngineRow], outbox: Outbox) -> None:
         self._rows = rows
+        self._outbox = outbox
 
     def push(self, row: int, token_id: int) -> None:
         self._rows[row].push(token_id)
+        self._outbox.flush()
 
     def is_done(self, row: int) -> bool:
         return self._rows[row].is_done

@@ -1,7 +1,6 @@
 """Run the engine's steps with continuous batching: rows join and leave between any two steps.
 
-A loop belongs to the engine's thread. Other threads may read `waiting` and `running`, which are
-replaced as a whole and never changed.
+A loop belongs to the engine's thread.
 """
 
 import logging
@@ -11,8 +10,8 @@ from collections.abc import Callable, Sequence
 
 from deployments.engine.decoder import AsyncTokens, StepDecoder
 from deployments.engine.errors import DecoderFailed, UnknownAdapter
-from deployments.engine.output import RequestState
 from deployments.engine.request import FinishReason, SchedulerOutput, SequenceState
+from deployments.engine.row import EngineRow, Outbox
 from deployments.engine.scheduler import Scheduler
 
 logger = logging.getLogger(__name__)
@@ -22,7 +21,7 @@ class StepLoop:
     """Drive a step decoder.
 
     Args:
-        on_batch: called with the number of rows that run whenever it changes.
+        outbox: takes what the steps make.
         clock: seconds, monotonic; deadlines are measured on it.
     """
 
@@ -30,11 +29,9 @@ class StepLoop:
         self,
         decoder: StepDecoder,
         prefill_tokens: int,
-        on_batch: Callable[[int], None],
+        outbox: Outbox,
         clock: Callable[[], float],
     ) -> None:
-        self.waiting: Sequence[RequestState] = ()
-        self.running: Sequence[RequestState] = ()
         self.num_failures_in_a_row = 0
         self._decoder = decoder
         self._scheduler = Scheduler(
@@ -43,18 +40,17 @@ class StepLoop:
             can_split_prompts=decoder.can_split_prompts,
             prompts_together=decoder.num_prompts_together,
         )
-        self._on_batch = on_batch
+        self._outbox = outbox
         self._clock = clock
-        self._num_shown = 0
         self._resident = decoder.info.adapters  # that every waiting request was compared with
-        self._rows: dict[SequenceState, RequestState] = {}
+        self._rows: dict[SequenceState, EngineRow] = {}
         self._in_flight: deque[tuple[tuple[SequenceState, ...], AsyncTokens]] = deque()
 
     @property
     def has_work(self) -> bool:
         return bool(self._rows or self._in_flight)
 
-    def step(self, arrivals: Sequence[RequestState]) -> None:
+    def step(self, arrivals: Sequence[EngineRow]) -> None:
         now = self._clock()
         arrived = [
             (self._scheduler.add(row.request, now), row) for row in arrivals if not row.is_done
@@ -66,7 +62,6 @@ class StepLoop:
         for sequence in scheduled.expired:
             self._rows[sequence].finish(FinishReason.TIMEOUT)
             self._end(sequence)
-        self._show()
         try:
             self._run(scheduled)
             if scheduled.emits:
@@ -74,7 +69,6 @@ class StepLoop:
         except Exception as error:
             self.num_failures_in_a_row += 1
             self._end_running(error)
-        self._show()
         if not self.has_work:
             self._scheduler.check_invariants()
 
@@ -90,6 +84,7 @@ class StepLoop:
             assert sequence.row is not None, "admitted without a row"
             self._decoder.set_adapter(sequence.row, sequence.request.adapter)
             self._rows[sequence].begin()
+        self._outbox.flush()  # a caller hears that its request runs before the step has ended
         if not scheduled.is_empty:
             self._in_flight.append((scheduled.emits, self._decoder.step(scheduled)))
         ahead = 0 if scheduled.is_empty else self._decoder.num_steps_ahead
@@ -123,7 +118,7 @@ class StepLoop:
         self._in_flight.clear()
         self._decoder.reset()
 
-    def _refuse_evicted(self, arrived: Sequence[tuple[SequenceState, RequestState]]) -> None:
+    def _refuse_evicted(self, arrived: Sequence[tuple[SequenceState, EngineRow]]) -> None:
         """End waiting requests whose adapter was evicted.
 
         Only arrivals are checked, unless an adapter was loaded or evicted since the last step.
@@ -138,18 +133,8 @@ class StepLoop:
                 row.finish(FinishReason.ERROR, UnknownAdapter(adapter, resident))
                 self._end(sequence)
 
-    def _show(self) -> None:
-        waiting: list[RequestState] = []
-        running: list[RequestState] = []
-        for sequence, row in self._rows.items():
-            (waiting if sequence.row is None else running).append(row)
-        self.waiting, self.running = tuple(waiting), tuple(running)
-        if self._scheduler.num_running != self._num_shown:
-            self._num_shown = self._scheduler.num_running
-            self._on_batch(self._num_shown)
 
-
-def fail(rows: Sequence[RequestState], error: Exception) -> None:
+def fail(rows: Sequence[EngineRow], error: Exception) -> None:
     """End requests with an error. Its text may quote the input, so it is not logged."""
     logger.error("the decoder failed with %d rows: %s", len(rows), traceback_without_message(error))
     for row in rows:

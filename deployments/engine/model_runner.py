@@ -18,6 +18,7 @@ from deployments.engine.attention.kv_cache import DecodeBatch, KvCache, TorchDec
 from deployments.engine.attention.prefill import prefill_inputs
 from deployments.engine.cuda_graphs import SCRATCH_POSITIONS, DecodeGraphs, PrefillGraphs, RowInputs
 from deployments.engine.decoder import DecoderInfo
+from deployments.engine.detokenizer import text_decoder
 from deployments.engine.kernels.backend import are_fused
 from deployments.engine.lora.peft_reader import PeftReader
 from deployments.engine.lora.pool import BASE_SLOT, LoraPool
@@ -62,6 +63,7 @@ class ModelRunner(AdapterLoader):
         max_adapters: int,
     ) -> None:
         self.tokenizer = base.tokenizer
+        self.decode = text_decoder(base.tokenizer)
         # Small bfloat16 products are slow on a CPU, and PEFT keeps adapters in float32 too.
         on_cpu = model.device.type == "cpu"
         dtype = torch.float32 if on_cpu else model.kv_shape.dtype
@@ -79,16 +81,17 @@ class ModelRunner(AdapterLoader):
         self._cache = self._new_cache([*capacities, SCRATCH_POSITIONS])
         self._states = [_RowState() for _ in capacities]
         self._tokens = torch.zeros(len(capacities) + 1, dtype=torch.long, device=model.device)
-        is_fused = are_fused(model.device.type)
-        self._graphs = DecodeGraphs(model, self._cache, pool, self._tokens) if is_fused else None
-        self._prompt_graphs = PrefillGraphs(model, self._cache, pool) if is_fused else None
+        eos_ids = sorted(base.eos_ids)
+        self._graphs: DecodeGraphs | None = None
+        self._prompt_graphs: PrefillGraphs | None = None
+        if are_fused(model.device.type):
+            self._graphs = DecodeGraphs(model, self._cache, pool, self._tokens, eos_ids)
+            self._prompt_graphs = PrefillGraphs(model, self._cache, pool)
         graphs = (self._graphs, self._prompt_graphs)
         self._probe = AdapterProbe(
             model, pool, self._start_id, graphs, lambda size: self._new_cache([size])
         )
-        self._sampler = Sampler(
-            len(capacities), model.vocab_size, sorted(base.eos_ids), model.device
-        )
+        self._sampler = Sampler(len(capacities), model.vocab_size, eos_ids, model.device)
 
     @property
     def info(self) -> DecoderInfo:
@@ -121,13 +124,6 @@ class ModelRunner(AdapterLoader):
     def reset(self) -> None:
         for row in range(len(self._states)):
             self.free(row)
-
-    def decode(self, token_ids: Sequence[int]) -> str:
-        return str(
-            self.tokenizer.decode(
-                list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
-            )
-        )
 
     @torch.inference_mode()
     def step(self, scheduled: SchedulerOutput) -> DeviceTokens:
@@ -200,10 +196,19 @@ class ModelRunner(AdapterLoader):
         inputs = []
         for row in rows:
             state = self._states[row]
-            inputs.append(RowInputs(row, state.length, state.num_prompt_tokens, state.slot))
+            inputs.append(
+                RowInputs(
+                    row,
+                    state.length,
+                    state.num_prompt_tokens,
+                    state.slot,
+                    self._sampler.blocks_eos(row),
+                )
+            )
             state.length += 1
         logits, tokens = self._graphs.replay(inputs)
         if self._sampler.is_argmax(rows):
+            self._sampler.count(rows)
             return tokens
         return self._pick(logits, rows)
 

@@ -1,25 +1,24 @@
 """Turn the tokens of one request into text and events, exactly one of them terminal, at the end.
 
-A byte-level tokenizer may spread one character over several tokens, and a SentencePiece one adds
-or drops a space depending on what comes before. So each step decodes a short window twice, with
-and without the new tokens, and takes the difference; text that ends in an unfinished character
-is held back (the approach of text-generation-inference and vLLM).
+A byte-level tokenizer may spread one character over several tokens, and a SentencePiece one drops
+the space of a text's first word. So each step decodes a short window twice, with and without the
+new tokens, and takes the difference; text that ends in an unfinished character is held back (the
+approach of text-generation-inference and vLLM). The window begins with tokens that have text of
+their own, so that the first word's rule meets the same ones both times.
 """
 
 import asyncio
 import dataclasses
-import logging
-import threading
 from collections.abc import Callable, Sequence
 
-from deployments.engine.errors import EngineError
+from deployments.engine.detokenizer import Decode
 from deployments.engine.request import ErrorInfo, FinishReason, Request, Timings, TokenEvent
 
-logger = logging.getLogger(__name__)
-
-# For these reasons the engine's thread emits the text that was held back.
+# For these reasons the text that was held back is emitted.
 _COMPLETE = (FinishReason.STOP, FinishReason.LENGTH, FinishReason.TIMEOUT)
 _UNFINISHED = "\N{REPLACEMENT CHARACTER}"
+_MAX_UNREAD = 8  # tokens that end in U+FFFD: more than one character of four bytes needs
+_MAX_CHARACTER = 4  # as many U+FFFD at most stand for one unfinished character
 
 
 class RequestOutputCollector:
@@ -36,10 +35,7 @@ class RequestOutputCollector:
         self._arrived = asyncio.Event()
 
     def put(self, event: TokenEvent) -> None:
-        """Queue an event. What comes after a terminal event is dropped.
-
-        The engine's thread may be emitting a partial event while another thread ends the request.
-        """
+        """Queue an event. What comes after a terminal event is dropped."""
         if self._has_ended:
             return
         self._has_ended = event.finish_reason is not None
@@ -59,36 +55,44 @@ class RequestOutputCollector:
         return event
 
 
+@dataclasses.dataclass(slots=True)
+class Pace:
+    """Hold the shortest time between two pieces of one stream, in seconds. It may change."""
+
+    interval_s: float = 0.0
+
+
 class RequestState:
-    """Hold one request in the engine. Created on the event loop, pushed to by the engine's thread.
+    """Turn the tokens of one request into events for its reader, all on one event loop.
 
     Args:
         decode: token ids -> text.
         stream: False for one event with the whole text.
-        emit_interval_s: text is emitted at most this often, so that fast tokens travel in groups;
-            the first token is emitted at once. 0: each token on arrival.
+        pace: how often text is emitted, so that fast tokens travel in groups; the first token is
+            emitted at once.
         clock: seconds, monotonic.
+        hidden_ids: tokens without text, which are not decoded.
     """
 
     def __init__(
         self,
         request: Request,
-        decode: Callable[[Sequence[int]], str],
+        decode: Decode,
         *,
         stream: bool,
-        emit_interval_s: float,
+        pace: Pace,
         clock: Callable[[], float],
-        eos_ids: frozenset[int],
+        hidden_ids: frozenset[int] = frozenset(),
     ) -> None:
         self.request = request
         self.events = RequestOutputCollector()
         self.is_done = False
+        self.has_begun = False
         self._text_stream = IncrementalDetokenizer(decode, request.sampling.stop)
         self._stream = stream
-        self._emit_interval_s = emit_interval_s
+        self._pace = pace
         self._clock = clock
-        self._eos_ids = eos_ids
-        self._asyncio_loop = asyncio.get_running_loop()
+        self._hidden_ids = hidden_ids
         self._accepted_at = clock()
         self._emitted_at = self._accepted_at
         self._queue_s: float | None = None
@@ -96,59 +100,47 @@ class RequestState:
         self._num_tokens = 0
         self._undecoded: list[int] = []
         self._pending_text = ""
-        self._finishing = threading.Lock()
 
     def begin(self) -> None:
-        """Note that its first step is about to run."""
+        """Note that its first step runs."""
+        self.has_begun = True
         self._queue_s = self._clock() - self._accepted_at
 
-    def push(self, token_id: int) -> None:
-        """Take the next token. Ignored once the request is done."""
-        if self.is_done:
-            return
+    def push(self, token_id: int, now: float) -> None:
+        """Take the next token, and emit what is due. A stop string ends the request."""
         self._num_tokens += 1
-        now = self._clock()
-        is_first = self._first_token_s is None
-        if is_first:
+        if token_id not in self._hidden_ids:
+            self._undecoded.append(token_id)
+        if self._first_token_s is None:
             self._first_token_s = now - self._accepted_at
-        if token_id in self._eos_ids:
-            self.finish(FinishReason.STOP)
-            return
-        self._undecoded.append(token_id)
-        is_due = self._stream and (is_first or now - self._emitted_at >= self._emit_interval_s)
+            is_due = self._stream
+        else:
+            is_due = self._stream and now - self._emitted_at >= self._pace.interval_s
         if is_due or self.request.sampling.stop:
             self._decode_pending()
         if self._text_stream.is_stopped:
-            self.finish(FinishReason.STOP)
-        elif self._num_tokens >= self.request.sampling.max_tokens:
-            self.finish(FinishReason.LENGTH)
-        elif self._is_late(now):
-            self.finish(FinishReason.TIMEOUT)
+            self.finish(FinishReason.STOP, self._num_tokens)
         elif is_due and self._pending_text:
             self._emit(None)
 
-    def finish(self, reason: FinishReason, error: EngineError | None = None) -> None:
-        """Emit the terminal event; later calls do nothing."""
-        with self._finishing:
-            if self.is_done:
-                return
-            self.is_done = True
+    def finish(self, reason: FinishReason, num_tokens: int, error: ErrorInfo | None = None) -> None:
+        """Emit the terminal event; later calls do nothing.
+
+        Args:
+            num_tokens: all that were made, an end-of-sequence token included.
+        """
+        if self.is_done:
+            return
+        if num_tokens and self._first_token_s is None:
+            self._first_token_s = self._clock() - self._accepted_at
+        self.is_done = True
+        self._num_tokens = max(self._num_tokens, num_tokens)
         if reason in _COMPLETE:
             self._decode_pending()
             self._pending_text += self._text_stream.finish()
             if self._text_stream.is_stopped:
                 reason = FinishReason.STOP
-        self._emit(reason, error.info if error else None)
-
-    def end_if_late(self) -> None:
-        """End a waiting request whose deadline has passed; a running one checks at each token."""
-        if self._is_late(self._clock()):
-            self.finish(FinishReason.TIMEOUT)
-
-    def _is_late(self, now: float) -> bool:
-        """Return whether the deadline has passed; a group decoder has no scheduler to check it."""
-        deadline_s = self.request.deadline_s
-        return deadline_s is not None and now - self._accepted_at >= deadline_s
+        self._emit(reason, error)
 
     def _decode_pending(self) -> None:
         if self._undecoded and not self._text_stream.is_stopped:
@@ -168,56 +160,91 @@ class RequestState:
             finish_reason=reason,
             error=error,
         )
-        try:
-            self._asyncio_loop.call_soon_threadsafe(self.events.put, event)
-        except RuntimeError:  # the event loop is closed: there is no reader left
-            logger.debug("no reader for request %s", self.request.request_id)
+        self.events.put(event)
 
 
 class IncrementalDetokenizer:
-    """Decode one answer as its tokens arrive, and find stop strings."""
+    """Decode one answer as its tokens arrive, and find stop strings.
 
-    def __init__(self, decode: Callable[[Sequence[int]], str], stop: tuple[str, ...] = ()) -> None:
+    The texts that it returns add up to the same, however the tokens are grouped. A last character
+    that is not finished is left out.
+
+    Args:
+        decode: token ids -> text. What more tokens add may not change what stands before them, but
+            for a last unfinished character, which is U+FFFD.
+        stop: the answer ends before the first of these that is complete.
+    """
+
+    def __init__(self, decode: Decode, stop: tuple[str, ...] = ()) -> None:
         self._decode = decode
         self._stop = stop
-        self._token_ids: list[int] = []
-        self._window_start = 0  # first token of the decoding window
-        self._window_read = 0  # tokens of the window whose text has been returned
+        self._window: list[int] = []
+        self._num_first = 0  # tokens at the window's begin that have text of their own
+        self._num_read = 0  # tokens of the window whose text is known, those included
+        self._read_text = ""  # of these
+        self._invalid = ""  # U+FFFD at the end of the known text: left out if nothing follows
         self._held = ""  # decoded, but possibly the start of a stop string
         self.is_stopped = False  # a stop string was found; the text ends before it
 
     def extend(self, token_ids: Sequence[int]) -> str:
         """Add tokens, decoded together, and return the text that is now certain."""
-        self._token_ids.extend(token_ids)
-        return self._release(self._advance(final=False))
+        self._window.extend(token_ids)
+        return self._release(self._valid(self._read()))
 
     def finish(self) -> str:
-        """End the answer and return what was held back."""
+        """End the answer and return what was held back, without an unfinished character."""
         if self.is_stopped:
             return ""
-        text = self._release(self._advance(final=True))
-        if self.is_stopped:
-            return text
-        rest, self._held = self._held, ""
-        return text + rest
+        text = self._decode(self._window)[len(self._read_text) :]
+        text = self._release(self._valid(text))
+        if not self.is_stopped:
+            text, self._held = text + self._held, ""
+        return text
 
-    def _advance(self, *, final: bool) -> str:
-        window = self._token_ids[self._window_start :]
-        num_read = self._window_read - self._window_start
-        before = self._decode(window[:num_read])
-        after = self._decode(window)
-        if after.endswith(_UNFINISHED) and not final:
-            return ""
-        self._window_start = self._window_read
-        self._window_read = len(self._token_ids)
-        return after[len(before) :]
+    def _read(self) -> str:
+        """Return the text of the unread tokens, as far as it is certain."""
+        text = self._decode(self._window)
+        end = len(self._window)
+        if text.endswith(_UNFINISHED):
+            end, text = self._settled(text)
+        added = text[len(self._read_text) :]
+        self._num_read, self._read_text = end, text
+        self._move_window()
+        return added
+
+    def _move_window(self) -> None:
+        """Forget the window's first tokens, if what was read after them has text of its own."""
+        behind = self._window[self._num_first : self._num_read]
+        if text := self._decode(behind):
+            del self._window[: self._num_first]
+            self._num_first = self._num_read = len(behind)
+            self._read_text = text
+
+    def _settled(self, text: str) -> tuple[int, str]:
+        """Return how many tokens of a window that ends in U+FFFD no later one changes, and their
+        text. Many bytes that make no character would let the window grow for ever."""
+        num_unread = len(self._window) - self._num_read
+        if num_unread > _MAX_UNREAD:
+            end = self._num_read + num_unread // 2
+            begin = self._decode(self._window[:end])
+            if text.startswith(begin) and len(text) - len(begin) >= _MAX_CHARACTER:
+                return end, begin
+        return self._num_read, self._read_text
+
+    def _valid(self, text: str) -> str:
+        """Hold back U+FFFD at the end, and return those held before if text follows them."""
+        text = self._invalid + text
+        valid = text.rstrip(_UNFINISHED)
+        self._invalid = text[len(valid) :]
+        return valid
 
     def _release(self, text: str) -> str:
         self._held += text
-        found = [at for at in (self._held.find(s) for s in self._stop) if at >= 0]
+        found = [(at + len(s), at) for s in self._stop if (at := self._held.find(s)) >= 0]
         if found:
             self.is_stopped = True
-            released, self._held = self._held[: min(found)], ""
+            _, at = min(found)
+            released, self._held = self._held[:at], ""
             return released
         keep = max((_overlap(self._held, s) for s in self._stop), default=0)
         split = len(self._held) - keep

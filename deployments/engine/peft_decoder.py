@@ -19,6 +19,7 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 
 from deployments.engine.adapter_biases import AdapterBiases
 from deployments.engine.decoder import DecoderInfo, RowSink
+from deployments.engine.detokenizer import hidden_ids, text_decoder
 from deployments.engine.errors import AdapterHasNoEffect
 from deployments.engine.lora.peft_features import check_base_is_kept, check_scales
 from deployments.engine.model_loader import Pretrained
@@ -33,6 +34,7 @@ class PeftDecoder:
     def __init__(self, base: Pretrained, *, reason: str = "") -> None:
         """Wrap `base`; `reason` says why this decoder was chosen, for /readyz."""
         self.tokenizer = base.tokenizer
+        self.decode = text_decoder(base.tokenizer)
         self._base = base.model
         self._peft: PeftModel | None = None
         self._family = base.family
@@ -45,6 +47,7 @@ class PeftDecoder:
         self._biases = AdapterBiases(base.model)
         self._num_loaded = 0
         self._eos_ids = base.eos_ids
+        self._hidden_ids = hidden_ids(base.tokenizer)
         self._pad_id = base.pad_id
         self._decoder_start_id = base.decoder_start_id
         # The folder's own generation defaults (a temperature, a repetition penalty) would be mixed
@@ -61,6 +64,7 @@ class PeftDecoder:
             dtype=self._dtype,
             num_positions=positions if self._family == "causal" else None,
             eos_ids=self._eos_ids,
+            hidden_ids=self._hidden_ids,
             adapters=self._resident,
         )
 
@@ -175,13 +179,6 @@ class PeftDecoder:
             self._peft.set_adapter(self._names[name], inference_mode=True)
         self._biases.select(None if name is None else self._names[name])
         self._active = name
-
-    def decode(self, token_ids: Sequence[int]) -> str:
-        return str(
-            self.tokenizer.decode(
-                list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
-            )
-        )
 
     @torch.inference_mode()
     def generate(self, group: Sequence[Request], sink: RowSink) -> None:

@@ -1,7 +1,8 @@
 """Define what goes into the engine, what is scheduled of it, and what comes out. No torch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +121,33 @@ def failed_event(request_id: str, error: ErrorInfo) -> TokenEvent:
         finish_reason=FinishReason.ERROR,
         error=error,
     )
+
+
+class EndedRow(NamedTuple):
+    """Say how the engine ended a request."""
+
+    number: int
+    reason: FinishReason
+    num_tokens: int  # all that it made, an end-of-sequence token included
+    error: ErrorInfo | None
+
+
+@dataclass(slots=True)
+class StepOutput:
+    """Hold what one step made, for all requests together, by their numbers.
+
+    `numbers` and `tokens` go together: the request and its next token. An end-of-sequence token is
+    not among them.
+    """
+
+    started: list[int] = field(default_factory=list)  # their first step is about to run
+    numbers: list[int] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    ended: list[EndedRow] = field(default_factory=list)
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.started or self.numbers or self.ended)
 
 
 @dataclass(slots=True, eq=False)

@@ -51,14 +51,27 @@ class Sampler:
         self._rows.pop(row, None)
 
     def is_argmax(self, rows: Sequence[int]) -> bool:
-        """Return whether `pick` would take the largest logit of each of these rows."""
-        return all(self._rows[row].params.is_argmax for row in rows)
+        """Return whether `pick` would take the largest logit of each of these rows, apart from the
+        end-of-sequence tokens where `blocks_eos` is true."""
+        params = [self._rows[row].params for row in rows]
+        return all(p.is_greedy and p.repetition_penalty == 1 for p in params)
+
+    def blocks_eos(self, row: int) -> bool:
+        """Return whether the row's next token may not end its answer yet."""
+        state = self._rows[row]
+        return state.num_picked < state.params.min_tokens
+
+    def count(self, rows: Sequence[int]) -> None:
+        """Count a token of each row that was picked elsewhere, without a penalty."""
+        for row in rows:
+            self._rows[row].num_picked += 1
 
     def pick(self, logits: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
-        """Return the next tokens (B,) of `rows`, given their logits (B, V)."""
+        """Return the next tokens (B,) of `rows`, given their logits (B, V), which may change."""
         states = [self._rows[row] for row in rows]
+        self._block_eos(logits, rows)
         tokens = logits.argmax(-1)
-        special = [i for i, state in enumerate(states) if not state.params.is_argmax]
+        special = [i for i, row in enumerate(rows) if not self.is_argmax([row])]
         if special:
             index = torch.tensor(special, device=self._device)
             chosen = [states[i] for i in special]
@@ -77,19 +90,21 @@ class Sampler:
     def _penalised(
         self, scores: torch.Tensor, states: Sequence[_Row], rows: Sequence[int]
     ) -> torch.Tensor:
-        """Apply repetition penalty and minimum length as transformers does. (B, V)"""
+        """Apply the repetition penalty as transformers does. (B, V)"""
         penalties = [state.params.repetition_penalty for state in states]
         if self._seen is not None and any(penalty != 1 for penalty in penalties):
             penalty = torch.tensor(penalties, device=self._device)[:, None]
             lowered = torch.where(scores < 0, scores * penalty, scores / penalty)
             seen = self._seen[torch.tensor(rows, device=self._device)] & (penalty != 1)
             scores = torch.where(seen, lowered, scores)
-        too_short = [state.num_picked < state.params.min_tokens for state in states]
-        if any(too_short):
-            blocked = torch.zeros_like(scores, dtype=torch.bool)
-            blocked[:, self._eos_ids] = torch.tensor(too_short, device=self._device)[:, None]
-            scores = scores.masked_fill(blocked, -torch.inf)
         return scores
+
+    def _block_eos(self, logits: torch.Tensor, rows: Sequence[int]) -> None:
+        """Set the end-of-sequence logits of rows below their minimum length to -inf, in place."""
+        blocked = [i for i, row in enumerate(rows) if self.blocks_eos(row)]
+        if blocked:
+            at = torch.tensor(blocked, device=self._device)[:, None]
+            logits[at, torch.tensor(self._eos_ids, device=self._device)] = -torch.inf
 
     def _count(self, states: Sequence[_Row], rows: Sequence[int], tokens: torch.Tensor) -> None:
         penalised = []

@@ -17,6 +17,7 @@ from deployments.engine.fairness import GENERATED_TOKEN, PROMPT_TOKEN, TokenCoun
 from deployments.engine.request import PrefillChunk, Request, SchedulerOutput, SequenceState
 
 _PATIENCE = 8  # steps
+_MANY = 4  # times `prompts_together`: so many rows that decode lose more by a prefill than it gains
 
 
 class Scheduler:
@@ -27,9 +28,10 @@ class Scheduler:
         prefill_tokens: prompt tokens that one step reads at most.
         can_split_prompts: whether a prompt may be read over several steps; if not, a prompt longer
             than `prefill_tokens` has a step to itself.
-        prompts_together: while more requests wait than rows are free, this many rows are given out
-            at a time, or fewer after _PATIENCE steps: a prefill of a few prompts may cost the same
-            as one of a single prompt.
+        prompts_together: while more requests wait than rows are free, or many rows decode, this
+            many rows are given out at a time, or fewer after _PATIENCE steps: a prefill of a few
+            prompts may cost the same as one of a single prompt, and the rows that decode wait for
+            each of them.
     """
 
     def __init__(
@@ -144,9 +146,10 @@ class Scheduler:
 
     def _holds_back(self, num_free: int) -> bool:
         """Return whether waiting a few more steps lets several prompts be read at once."""
-        is_crowded = 0 < num_free < min(self._together, self.num_waiting)
-        is_decoding = num_free < len(self.capacities)
-        if is_crowded and is_decoding and self._num_held_back < _PATIENCE:
+        num_waiting, num_decoding = self.num_waiting, len(self.capacities) - num_free
+        is_crowded = num_waiting > num_free or num_decoding >= _MANY * self._together
+        are_few = 0 < min(num_free, num_waiting) < self._together
+        if are_few and is_crowded and num_decoding and self._num_held_back < _PATIENCE:
             self._num_held_back += 1
             return True
         self._num_held_back = 0

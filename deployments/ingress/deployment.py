@@ -10,33 +10,37 @@ from typing import Any
 
 import ray
 from ray import serve
+from ray.exceptions import RayActorError
 from ray.serve import metrics
+from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
 from adapters.sources import SourceLimits
+from adapters.token_prompts import BadTokenId
 from deployments.adapter_admin import AdapterAdmin
 from deployments.api.admission import Admission
 from deployments.api.app import behind_front_door, create_api
+from deployments.api.errors import engine_error
 from deployments.engine.errors import QueueFull
 from deployments.engine.request import ErrorInfo, TokenEvent
 from deployments.ingress.broadcast import ServeReplicas
 from deployments.ingress.call_guard import NO_MODEL_REPLICA, CallGuard
 from deployments.ingress.followed import InService, follow_all
 from deployments.ingress.load import WaitEstimate, too_long
-from deployments.ingress.model_client import ModelClient, answer_events
+from deployments.ingress.model_client import ModelClient, answer_events, info_of
 from deployments.ingress.model_watch import ModelWatch
 from deployments.ingress.operator import ClusterReport
 from deployments.ingress.quarantine import Quarantine
 from deployments.ingress.readiness import Readiness
 from deployments.ingress.replica_set import ReplicaSet
 from deployments.ingress.traffic import TrafficLog
+from deployments.interpreter import tune_interpreter
 from deployments.messages import GenerateRequest, Outcome, ServedModels
 from deployments.replica import (
     live_settings,
     open_adapter_store,
     replica_id,
-    tune_interpreter,
     use_serve_handlers,
 )
 from deployments.settings import RouterLiveSettings, Settings
@@ -50,6 +54,7 @@ RETRIES_PER_ROW = 8
 # How long a new version's routers wait for its models to be loaded.
 HANDOVER_TIMEOUT_S = 1800.0
 _HANDOVER_POLL_S = 0.2
+DECODE_TIMEOUT_S = 10.0
 _LANGUAGE_NAMES = {"en": "English", "fr": "French", "de": "German", "es": "Spanish"}
 # A conversation's user turns, and the request's own threshold, if it gives one.
 _Asked = tuple[Sequence[str], float | None]
@@ -86,6 +91,7 @@ class RouterReplica:
 
     def __init__(self, settings: Settings, model: DeploymentHandle) -> None:
         use_serve_handlers("INFO")
+        self._model = model
         self._client = ModelClient(model, ray.util.get_node_ip_address())
         self._live = RouterLiveSettings()
         self._settings = settings
@@ -222,6 +228,18 @@ class RouterReplica:
             return QueueFull(in_progress, engine.max_waiting).info
         wait_s = self._wait.wait_s(in_progress, engine.max_rows * num_replicas)
         return too_long(wait_s, min(timeout_s, live.max_wait_s), in_progress)
+
+    async def decode(self, prompts: Sequence[Sequence[int]]) -> list[str] | BadTokenId:
+        if not self._watch.is_served:
+            raise engine_error(NO_MODEL_REPLICA)
+        try:
+            async with asyncio.timeout(DECODE_TIMEOUT_S):
+                decoded: list[str] | BadTokenId = await self._model.decode_prompts.remote(prompts)
+        except TimeoutError:
+            raise engine_error(NO_MODEL_REPLICA) from None
+        except (RayActorError, RayServeException) as error:
+            raise engine_error(info_of(error)) from None
+        return decoded
 
     def generate(self, call: GenerateRequest) -> AsyncGenerator[TokenEvent, None]:
         marked = dataclasses.replace(call, config=self._config, sender=self._name)

@@ -114,10 +114,11 @@ async def _next_event(
     except RequestCancelledError:
         raise
     except (RayActorError, RayServeException) as error:
-        return failed_event(call.request_id, _info_of(error))
+        return failed_event(call.request_id, info_of(error))
 
 
-def _info_of(error: RayActorError | RayServeException) -> ErrorInfo:
+def info_of(error: RayActorError | RayServeException) -> ErrorInfo:
+    """Return what a client is told of a call that Ray could not make."""
     if isinstance(error, BackPressureError):
         num_waiting, limit = error.args[:2]
         return QueueFull(num_waiting, limit).info

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from adapters.prompting import PromptFormat
 from adapters.store import AdapterStore
 from adapters.versions import AdapterVersion
 from deployments.engine.errors import EngineError
@@ -209,6 +210,11 @@ class AdapterManager:
         with self._changed:
             states = map(self._registry.get, self._registry.wanted)
             return any(state is not None and state.error for state in states)
+
+    def prompt_format(self, key: str) -> PromptFormat | None:
+        """Return how a leased version is prompted; None: as the base model."""
+        with self._changed:
+            return self._registry[key].version.prompt_format
 
     # --- for the operator ---
 

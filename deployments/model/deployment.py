@@ -2,8 +2,11 @@
 
 import asyncio
 import contextlib
+import functools
 import logging
-from collections.abc import AsyncGenerator, Callable
+import os
+import time
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from ray.serve import metrics
@@ -11,33 +14,25 @@ from ray.serve import metrics
 from deployments.channel.frames import ChannelAddress
 from deployments.channel.sender import ChannelLost, EventSender
 from deployments.clocks import ClockOffsets
-from deployments.engine.engine import Engine, EngineLimits
 from deployments.engine.errors import EngineError
 from deployments.engine.request import Request, TokenEvent, failed_event
-from deployments.engine.thread import TorchThread, use_cores_on
+from deployments.interpreter import tune_interpreter
 from deployments.messages import OTHER_CONFIG, GenerateRequest
 from deployments.model.adapter_follower import AdapterFollower
 from deployments.model.adapter_manager import AdapterManager
 from deployments.model.adapter_registry import AdapterGone
-from deployments.model.loading import LoadedModel, first_sync, load_model
+from deployments.model.loading import LoadModel, first_sync, start_on_thread, start_process
+from deployments.model.openai_calls import OpenAICalls
 from deployments.model.operator_calls import OperatorCalls, operation_threads
-from deployments.replica import (
-    live_settings,
-    tune_interpreter,
-    use_serve_handlers,
-)
-from deployments.settings import EngineSettings, ModelLiveSettings, Settings
+from deployments.replica import live_settings, use_serve_handlers
+from deployments.settings import ModelLiveSettings, Settings
 
 logger = logging.getLogger(__name__)
 
-LoadModel = Callable[[Settings, str], LoadedModel]
-
-# A stream's text goes out at most this often, so that a client's chunk carries several fast tokens.
-_EMIT_INTERVAL_S = 0.03
 # Texts up to here are tokenised on the event loop.
 _SHORT_CHARS = 1000
-# Prompt tokens that one step reads: about half a second of a CPU, some ten milliseconds of a GPU.
-_PREFILL_TOKENS = {"cpu": 256, "cuda": 4096}
+# Seconds in which the last events of answers leave before a replica without an engine ends.
+_LAST_WORDS_S = 1.0
 # Adapters that the operator adds or changes at the same time; others wait.
 _NUM_OPERATIONS = 4
 # Seconds. First token and queue: from a warm GPU to a busy CPU; per token: from 1 ms to 1 s.
@@ -85,35 +80,35 @@ class AnswerMetrics:
             self._tpot.observe(later_s / (event.num_tokens - 1), label)
 
 
-class ModelReplica(OperatorCalls):
-    """One replica. It holds the catalogue's adapters, and each request names the one it is for."""
+class ModelReplica(OperatorCalls, OpenAICalls):
+    """One replica. It holds the catalogue's adapters, and each request names the one it is for.
 
-    def __init__(self, settings: Settings, device: str, load: LoadModel = load_model) -> None:
+    Args:
+        load: makes a model that runs on a thread of this process; None for the settings' model in a
+            process of its own.
+    """
+
+    def __init__(self, settings: Settings, device: str, load: LoadModel | None = None) -> None:
         use_serve_handlers("INFO")
         logger.info("starting on %s", device)
         self._live = ModelLiveSettings()
         self._config = settings.model_config_id
         self._clocks = ClockOffsets()
         self._metrics = AnswerMetrics()
-        thread = TorchThread()
-        if device == "cpu":
-            use_cores_on(thread, settings.engine.cpu_threads)
-        self._loaded = thread.submit(lambda: load(settings, device)).result()
-        self._engine = Engine(
-            self._loaded.decoder,
-            _engine_limits(settings.engine, device),
-            on_batch=self._metrics.batch_rows.set,
-            thread=thread,
-        )
-        self._engine.start()
+        show_rows = self._metrics.batch_rows.set
+        if load is None:
+            self._model = start_process(settings, device, show_rows, _end_soon)
+        else:
+            self._model = start_on_thread(load, settings, device, show_rows)
+        self._engine = self._model.engine
         self._operations = operation_threads()
         self._follower: AdapterFollower | None = None
         self._adapters: AdapterManager | None = None
-        if self._loaded.make_manager is not None:
-            self._adapters = self._loaded.make_manager(run=self._engine.run_between_steps)
+        if self._model.make_manager is not None:
+            self._adapters = self._model.make_manager(run=self._engine.run_between_steps)
             first_sync(self._adapters)
-        if self._loaded.warm_up is not None:
-            self._engine.run_between_steps(self._loaded.warm_up).result()
+        if self._model.warm_up is not None:
+            self._engine.run_between_steps(self._model.warm_up).result()
         tune_interpreter()
         if self._adapters is not None:
             self._follower = AdapterFollower(self._adapters, lambda: self._live.adapter_check_s)
@@ -127,11 +122,10 @@ class ModelReplica(OperatorCalls):
             return
         try:
             async with self._leased(call) as adapter:
-                prompt_ids = await self._encode(call)
+                prompt_ids = await self._encode(call, adapter)
                 deadline_s = self._clocks.seconds_left(call.deadline_at, call.sender)
-                request = Request(
-                    call.request_id, tuple(prompt_ids), adapter, call.sampling, deadline_s
-                )
+                sampling = self.sampling_of(call, len(prompt_ids))
+                request = Request(call.request_id, tuple(prompt_ids), adapter, sampling, deadline_s)
                 generated = self._engine.generate(request, stream=call.stream)
                 async with contextlib.aclosing(generated) as events:
                     async for event in events:
@@ -171,13 +165,18 @@ class ModelReplica(OperatorCalls):
             raise AdapterGone(f"adapter '{call.adapter}' is not held: this model has no adapters")
         return self._adapters.leases.leased(call.adapter, call.adapter_version)
 
-    async def _encode(self, call: GenerateRequest) -> list[int]:
+    async def _encode(self, call: GenerateRequest, adapter: str | None) -> list[int]:
         """Return prompt ids. A long text goes to a thread; for a short one that would cost more
         than the tokenizer takes."""
-        encode = self._loaded.encode
+        encode = functools.partial(
+            self._model.encode, call.turns, answer_language=call.answer_language
+        )
+        own = self._adapters.prompt_format(adapter) if self._adapters and adapter else None
+        if own is not None:
+            encode = functools.partial(encode, prompt_format=own)
         if sum(len(turn.content) for turn in call.turns) <= _SHORT_CHARS:
-            return encode(call.turns, answer_language=call.answer_language)
-        return await asyncio.to_thread(encode, call.turns, answer_language=call.answer_language)
+            return encode()
+        return await asyncio.to_thread(encode)
 
     def check_health(self) -> None:
         self._engine.check()
@@ -199,12 +198,8 @@ class ModelReplica(OperatorCalls):
             self.close()
 
 
-def _engine_limits(settings: EngineSettings, device: str) -> EngineLimits:
-    prefill_tokens = settings.prefill_tokens_per_step or _PREFILL_TOKENS[device.split(":")[0]]
-    return EngineLimits(
-        max_rows=settings.max_rows,
-        max_waiting=settings.max_waiting,
-        max_input_tokens=settings.max_input_tokens,
-        prefill_tokens=prefill_tokens,
-        emit_interval_s=_EMIT_INTERVAL_S,
-    )
+def _end_soon() -> None:
+    """End this process, so that Serve replaces a replica whose engine is gone."""
+    logger.error("this replica ends: it has no engine any more")
+    time.sleep(_LAST_WORDS_S)
+    os._exit(1)

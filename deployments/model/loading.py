@@ -1,54 +1,65 @@
-"""Settings -> a model ready to serve: base model, decoder, prompt format, and its adapters.
+"""Settings -> a model that runs: its engine, its prompt format, and its adapters.
 
-Runs on the engine's thread of a model replica. This is where adapters/ and engine/ meet.
+This is where adapters/ and engine/ meet.
 """
 
 import functools
 import logging
-import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Any, Protocol
 
 from adapters.base_models import resolve_base_model
-from adapters.prompting import Message, encode_prompt
+from adapters.prompt_check import EncodePrompt, checked_entry, encoder_of, unwritable
 from adapters.seed_check import AdapterError
 from adapters.store import AdapterStore
+from adapters.token_prompts import BadTokenId, decode_prompts
+from adapters.versions import RegisteredAdapter
+from deployments.engine.core import EngineLimits
 from deployments.engine.decoder import GroupDecoder, StepDecoder
+from deployments.engine.detokenizer import Decode, text_decoder
+from deployments.engine.engine import Engine
+from deployments.engine.thread import TorchThread, use_cores_on
+from deployments.engine_process.client import EngineProcess, RemoteDecoder
+from deployments.engine_process.decoder_loading import DecoderSpec, load_decoder
 from deployments.model.adapter_manager import AdapterManager
 from deployments.model.decoder_tasks import RunBetweenSteps
-from deployments.model.weights_reader import HostCache
+from deployments.model.weights_reader import AdapterDecoder, HostCache
 from deployments.replica import open_adapter_store
-from deployments.settings import Settings
-
-if TYPE_CHECKING:  # torch is imported once the replica is to load
-    from adapters.base_models import Family
-    from deployments.engine.model_runner import ModelRunner
-    from deployments.engine.peft_decoder import PeftDecoder
+from deployments.settings import EngineSettings, Settings
 
 logger = logging.getLogger(__name__)
+
+# A stream's text goes out at most this often, so that a client's chunk carries several fast tokens.
+_EMIT_INTERVAL_S = 0.03
+# An event takes half a millisecond of the processors on its way to the client, and without a GPU
+# they are needed for its tokens: then 16 streams get a piece of text each 80 ms.
+_MAX_EVENTS_PER_S = {"cpu": 200.0, "cuda": 4000.0}
+# Prompt tokens that one step reads: about half a second of a CPU, some ten milliseconds of a GPU.
+_PREFILL_TOKENS = {"cpu": 256, "cuda": 4096}
+# A step of a GPU takes milliseconds; a large base may read a prompt for minutes on a CPU.
+_STEP_TIMEOUT_S = {"cpu": 300.0, "cuda": 30.0}
+
+# Seconds in which the process of an engine that cannot be prompted ends.
+_CLOSE_S = 5.0
+
+LoadModel = Callable[[Settings, str], "LoadedModel"]
+DecodePrompts = Callable[[Sequence[Sequence[int]]], list[str] | BadTokenId]
 
 
 class MakeManager(Protocol):
     def __call__(self, *, run: RunBetweenSteps) -> AdapterManager: ...
 
 
-class EncodePrompt(Protocol):
-    """Write a conversation for the base model; `encode_prompt` says how."""
-
-    def __call__(
-        self, messages: Sequence[Message], *, answer_language: str | None
-    ) -> list[int]: ...
-
-
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """What a model replica serves with.
+    """A model in this process, whose decoder an engine is to run.
 
     make_manager: gives the model its adapters once the engine runs; None if it takes none.
     warm_up: what the decoder prepares between its first adapters and its first request.
+    decode: gives the texts of token ids; None if it cannot.
     """
 
     base_model: str
@@ -56,71 +67,177 @@ class LoadedModel:
     encode: EncodePrompt
     make_manager: MakeManager | None = None
     warm_up: Callable[[], None] | None = None
+    decode: DecodePrompts | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunningModel:
+    """A model and the engine that runs it, wherever its decoder is. Fields as of LoadedModel."""
+
+    base_model: str
+    engine: Engine
+    encode: EncodePrompt
+    make_manager: MakeManager | None = None
+    warm_up: Callable[[], None] | None = None
+    decode: DecodePrompts | None = None
 
 
 def load_model(settings: Settings, device: str) -> LoadedModel:
-    """Load everything onto `device` ("cpu" or "cuda").
+    """Load everything onto `device` ("cpu" or "cuda"), in this process.
 
     Raises:
         BaseModelError, CatalogError, AdapterError: naming the file and what to do about it.
         FastDecoderImpossible: `decoder: fast` was asked for; names what it cannot serve.
     """
-    if settings.quantization == "none":
-        _leave_out_bitsandbytes()
-    store = open_adapter_store(settings)
-    found = _adapters_in_service(store, settings.base_model)
-    folders = {name: folder for name, (_, folder) in found.items()}
-    decoder, family = _load_decoder(settings, device, folders)
-    make_manager = functools.partial(
-        AdapterManager,
-        store,
+    parts = _Parts(settings, device)
+    decoder = load_decoder(parts.spec)
+    return LoadedModel(
         settings.base_model,
         decoder,
-        capacity=settings.engine.max_adapters,
-        host=HostCache(settings.engine.adapter_memory_mib * 2**20),
-        verified=dict(found.values()),
+        parts.encode_with(decoder.tokenizer),
+        parts.make_manager_of(decoder),
+        getattr(decoder, "warm_up", None),
+        functools.partial(decode_prompts, tokenizer=decoder.tokenizer),
     )
-    entry = store.seed.base_model(settings.base_model, family=family)
-    encode = functools.partial(
-        encode_prompt,
-        entry.prompt_format,
-        tokenizer=decoder.tokenizer,
-        system_line=entry.system_line,
-    )
-    warm_up = getattr(decoder, "warm_up", None)
-    return LoadedModel(settings.base_model, decoder, encode, make_manager, warm_up)
 
 
-def _load_decoder(
-    settings: Settings, device: str, adapters: Mapping[str, Path]
-) -> "tuple[ModelRunner | PeftDecoder, Family]":
-    started, engine = time.perf_counter(), settings.engine
-    from deployments.engine.decoder_factory import FastLimits, build_decoder
-    from deployments.engine.model_loader import load_pretrained
+def start_on_thread(
+    load: LoadModel, settings: Settings, device: str, on_batch: Callable[[int], None]
+) -> RunningModel:
+    """Load a model in this process and run it on a thread of its own."""
+    thread = TorchThread()
+    if device == "cpu":
+        use_cores_on(thread, settings.engine.cpu_threads)
+    model = thread.submit(lambda: load(settings, device)).result()
+    engine = Engine.on_thread(
+        model.decoder, engine_limits(settings.engine, device), on_batch=on_batch, thread=thread
+    )
+    return RunningModel(
+        model.base_model,
+        engine,
+        model.encode,
+        model.make_manager,
+        model.warm_up,
+        model.decode,
+    )
 
-    logger.info("torch, transformers and peft imported in %.1f s", time.perf_counter() - started)
-    started = time.perf_counter()
-    resolved = resolve_base_model(settings.base_model_or_dir, progress=False)
-    base = load_pretrained(
-        resolved.path,
-        resolved.family,
-        device=device,
-        dtype=engine.dtype,
-        quantization=settings.quantization,
+
+def start_process(
+    settings: Settings,
+    device: str,
+    on_batch: Callable[[int], None],
+    on_lost: Callable[[], None] = lambda: None,
+) -> RunningModel:
+    """Load a model in a process of its own, which runs its engine. Raises as `load_model` does.
+
+    Args:
+        on_lost: called on a thread if that process dies or is killed because it hangs.
+    """
+    parts = _Parts(settings, device)
+    limits = engine_limits(settings.engine, device)
+    with ThreadPoolExecutor(1) as beside:  # the process imports and loads meanwhile
+        text = beside.submit(parts.load_text)
+        process = EngineProcess(parts.spec, limits, lambda ids: text.result().decode(ids), on_lost)
+    try:
+        tokenizer, encode = text.result().tokenizer, text.result().encode
+    except Exception:
+        process.close(_CLOSE_S)
+        raise
+    decoder = RemoteDecoder(process)
+
+    def warm_up() -> None:
+        decoder.warm_up()
+
+    return RunningModel(
+        settings.base_model,
+        Engine(process, limits, on_batch=on_batch),
+        encode,
+        parts.make_manager_of(decoder),
+        warm_up,
+        functools.partial(decode_prompts, tokenizer=tokenizer),
     )
-    limits = FastLimits(
-        max_rows=engine.max_rows,
-        num_positions=engine.max_input_tokens + engine.max_output_tokens,
-        max_adapters=engine.max_adapters,
-        kv_memory_bytes=None if engine.kv_memory_mib is None else engine.kv_memory_mib * 2**20,
+
+
+@dataclass(frozen=True, slots=True)
+class _Text:
+    """A tokenizer, how conversations are written with it, and the text of its tokens."""
+
+    tokenizer: Any
+    encode: EncodePrompt
+    decode: Decode
+
+
+class _Parts:
+    """What a model is made of: its store, the adapters in service, its base model's folder."""
+
+    def __init__(self, settings: Settings, device: str) -> None:
+        self._settings = settings
+        self._store = open_adapter_store(settings)
+        self._found = _adapters_in_service(self._store, settings.base_model)
+        engine = settings.engine
+        resolved = resolve_base_model(settings.base_model_or_dir, progress=False)
+        self._family = resolved.family
+        kv_mib = engine.kv_memory_mib
+        self.spec = DecoderSpec(
+            base_model=resolved.name,
+            path=str(resolved.path),
+            family=resolved.family,
+            device=device,
+            dtype=engine.dtype,
+            quantization=settings.quantization,
+            choice=engine.decoder,
+            max_rows=engine.max_rows,
+            num_positions=engine.max_input_tokens + engine.max_output_tokens,
+            max_adapters=engine.max_adapters,
+            kv_memory_bytes=None if kv_mib is None else kv_mib * 2**20,
+            cpu_threads=engine.cpu_threads,
+            adapters={name: str(folder) for name, (_, folder) in self._found.items()},
+        )
+
+    def load_text(self) -> _Text:
+        """Load the tokenizer. Raises as `encode_with`."""
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(self.spec.path)
+        return _Text(tokenizer, self.encode_with(tokenizer), text_decoder(tokenizer))
+
+    def encode_with(self, tokenizer: Any) -> EncodePrompt:
+        """Return how conversations are written, tried on every shape of them.
+
+        Raises:
+            BaseModelError: the base cannot be prompted.
+            AdapterError: nor as an adapter was trained.
+        """
+        base_model = self._settings.base_model
+        entry = checked_entry(self._store.seed, base_model, self._family, tokenizer)
+        encode = encoder_of(entry, tokenizer)
+        _check_prompt_formats(encode, self._store.read().in_service(base_model))
+        return encode
+
+    def make_manager_of(self, decoder: AdapterDecoder) -> MakeManager:
+        engine = self._settings.engine
+        return functools.partial(
+            AdapterManager,
+            self._store,
+            self._settings.base_model,
+            decoder,
+            capacity=engine.max_adapters,
+            host=HostCache(engine.adapter_memory_mib * 2**20),
+            verified=dict(self._found.values()),
+        )
+
+
+def engine_limits(settings: EngineSettings, device: str) -> EngineLimits:
+    kind = device.split(":")[0]
+    return EngineLimits(
+        max_rows=settings.max_rows,
+        max_waiting=settings.max_waiting,
+        max_input_tokens=settings.max_input_tokens,
+        prefill_tokens=settings.prefill_tokens_per_step or _PREFILL_TOKENS[kind],
+        emit_interval_s=_EMIT_INTERVAL_S,
+        max_events_per_s=_MAX_EVENTS_PER_S[kind],
+        step_timeout_s=settings.step_timeout_s or _STEP_TIMEOUT_S[kind],
     )
-    decoder = build_decoder(base, engine.decoder, limits, adapters)
-    seconds, info = time.perf_counter() - started, decoder.info
-    logger.info(
-        "base model %s loaded in %.1f s; decoder %s: %s",
-        *(resolved.name, seconds, info.name, info.reason),
-    )
-    return decoder, resolved.family
 
 
 def _adapters_in_service(store: AdapterStore, base_model: str) -> dict[str, tuple[str, Path]]:
@@ -142,6 +259,19 @@ def _adapters_in_service(store: AdapterStore, base_model: str) -> dict[str, tupl
     return found
 
 
+def _check_prompt_formats(encode: EncodePrompt, adapters: Sequence[RegisteredAdapter]) -> None:
+    """Raise AdapterError if this base cannot be prompted as an adapter was trained."""
+    problems = [
+        f"adapter '{adapter.name}', version {version.version}: its prompt format "
+        f"'{version.prompt_format}' cannot write {found[0]}: {found[1]}"
+        for adapter in adapters
+        for version in adapter.served
+        if version.prompt_format and (found := unwritable(encode, version.prompt_format))
+    ]
+    if problems:
+        raise AdapterError(problems)
+
+
 def first_sync(manager: AdapterManager) -> None:
     """Load the adapters in service, as far as there are slots; fails as `load_model` does."""
     report = manager.sync()
@@ -150,11 +280,3 @@ def first_sync(manager: AdapterManager) -> None:
         raise AdapterError(problems)
     for name, why in report["skipped"].items():
         logger.info("adapter %s is not served: %s", name, why)
-
-
-def _leave_out_bitsandbytes() -> None:
-    """Make bitsandbytes count as not installed in this process.
-
-    PEFT and transformers import it whenever it is installed, which takes 2 s of every start.
-    """
-    sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]

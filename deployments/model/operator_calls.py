@@ -6,11 +6,12 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from adapters.prompt_check import unwritable
 from adapters.versions import AdapterVersion
 from deployments.clocks import ClockOffsets
 from deployments.engine.engine import Engine
 from deployments.model.adapter_manager import AdapterManager
-from deployments.model.loading import LoadedModel
+from deployments.model.loading import RunningModel
 from deployments.replica import replica_id
 
 # Adapters that the operator adds or changes at the same time; others wait.
@@ -27,7 +28,7 @@ class OperatorCalls:
 
     _config: str
     _clocks: ClockOffsets
-    _loaded: LoadedModel
+    _model: RunningModel
     _engine: Engine
     _adapters: AdapterManager | None
     _operations: ThreadPoolExecutor
@@ -49,7 +50,7 @@ class OperatorCalls:
         return {
             "replica": replica_id(),
             "config": self._config,
-            "base_model": self._loaded.base_model,
+            "base_model": self._model.base_model,
             "decoder": decoder.name,
             "decoder_reason": decoder.reason,
             "device": decoder.device,
@@ -91,6 +92,13 @@ class OperatorCalls:
         if manager is None:
             return ["this model takes no adapters"]
         problems: list[str] = await self._operate(lambda: manager.dry_run(name, version))
+        if version.prompt_format and (
+            found := unwritable(self._model.encode, version.prompt_format)
+        ):
+            shape, why = found
+            problems.append(
+                f"its prompt format {version.prompt_format} cannot write {shape}: {why}"
+            )
         return problems
 
     async def _operate(self, operation: Callable[[], Any]) -> Any:

@@ -27,6 +27,7 @@ _LONGEST_TEMP_DIR = 34
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AUTH_MODE": "token",
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "deployments.ingress.proxy:middlewares",
     # Ray binds every interface otherwise, whatever address it is given.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     # A proxy that has died is noticed at its next health check; Serve's default is 10 s.

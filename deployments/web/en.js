@@ -56,6 +56,7 @@ export default {
   "reason.ambiguous_heard": "Two specialties are about as likely, {specialty} and {second}: hear them side by side.",
   "reason.low_confidence": "The router is not sure of any specialty, so none is named.",
   "reason.out_of_scope": "This does not look like a question for a clinic: the base model answers.",
+  "reason.language_not_supported": "The router reads English and French only: the base model answers.",
   "reason.unknown": "The router’s reason: {reason}.",
   "notice.language_not_supported": "The model does not write this language, so the answer is in English.",
   "notice.unknown": "Note from the server: {notice}.",

@@ -56,6 +56,7 @@ export default {
   "reason.ambiguous_heard": "Deux spécialités sont à peu près aussi probables, {specialty} et {second} : lisez-les côte à côte.",
   "reason.low_confidence": "Le routeur n’est sûr d’aucune spécialité : aucune n’est retenue.",
   "reason.out_of_scope": "Cela ne ressemble pas à une question pour une clinique : le modèle de base répond.",
+  "reason.language_not_supported": "Le routeur ne lit que l'anglais et le français : le modèle de base répond.",
   "reason.unknown": "Raison donnée par le routeur : {reason}.",
   "notice.language_not_supported": "Le modèle n’écrit pas en français : la réponse est en anglais.",
   "notice.unknown": "Remarque du serveur : {notice}.",

@@ -9,7 +9,8 @@ from scipy.sparse import csr_matrix
 from sklearn.linear_model import LogisticRegression
 
 from router.features import NgramModel, Vocabulary, char_features, vectorise, word_features
-from router.text import clean, words_of
+from router.preparation import prepared_text
+from router.text import words_of
 from router.training.examples import OUT_OF_SCOPE, LabelledText, Recipe, balanced, example_weights
 
 
@@ -17,7 +18,7 @@ def train_ngrams(
     examples: Sequence[LabelledText], labels: Sequence[str], recipe: Recipe
 ) -> NgramModel:
     """Count hashed n-grams, keep the most frequent, and fit three linear models on them."""
-    texts = [clean(e.text) for e in examples]
+    texts = [prepared_text(e.text) for e in examples]
     vocabulary = build_vocabulary(texts, recipe.min_count, recipe.max_features)
     features = matrix(texts, vocabulary)
     weights = example_weights(examples, recipe)

@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression
 
 from router.encoder import TextEncoder
 from router.head import Projection
-from router.text import clean
+from router.preparation import prepared_text
 from router.training.examples import (
     OUT_OF_SCOPE,
     LabelledText,
@@ -32,7 +32,7 @@ def fit_projection(
     sample = _sample(encoder_set, recipe)
     pooled = np.concatenate(
         [
-            np.stack([e.pooled for e in encoder.encode([clean(x.text) for x in part])])
+            np.stack([e.pooled for e in encoder.encode([prepared_text(x.text) for x in part])])
             for part in (sample[i : i + BATCH] for i in range(0, len(sample), BATCH))
         ]
     )

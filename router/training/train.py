@@ -18,7 +18,8 @@ from router.artefact import BUILT_IN, FORMAT_VERSION
 from router.encoder import TextEncoder
 from router.features import NgramModel
 from router.head import Projection, read
-from router.text import clean, words_of
+from router.preparation import prepared_text
+from router.text import words_of
 from router.training.examples import OUT_OF_SCOPE, LabelledText, Recipe, example_weights
 from router.training.feature_set import FeatureSet, restored, stored
 from router.training.head import fit_head, recalls
@@ -88,7 +89,7 @@ def _features(
     recipe: Recipe,
 ) -> FeatureSet:
     examples = [*head_set, *validation]
-    texts = [clean(e.text) for e in examples]
+    texts = [prepared_text(e.text) for e in examples]
     rows = [
         views.features
         for start in range(0, len(texts), BATCH)

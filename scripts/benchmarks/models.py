@@ -40,6 +40,7 @@ FLAN_T5_XL = {  # config.json of google/flan-t5-xl (2.85 billion parameters)
     "vocab_size": 32128,
     "feed_forward_proj": "gated-gelu",
     "scale_decoder_outputs": False,
+    "tie_word_embeddings": False,
     "decoder_start_token_id": 0,
     "pad_token_id": 0,
     "eos_token_id": 1,
@@ -109,7 +110,9 @@ def load_base(name: str, device: str, dtype: Dtype) -> Pretrained:
     Random weights are the same from call to call.
     """
     if name == "flan-t5-xl-shape":
-        return _random(T5ForConditionalGeneration, T5Config(**FLAN_T5_XL), device, dtype)
+        base = _random(T5ForConditionalGeneration, T5Config(**FLAN_T5_XL), device, dtype)
+        _give_own_head(base.model)
+        return base
     if name == "llama-1b-shape":
         return _random(LlamaForCausalLM, LlamaConfig(**_LLAMA_1B), device, dtype)
     resolved = resolve_base_model(name, progress=False)
@@ -134,6 +137,17 @@ def _random(model_class: Any, config: Any, device: str, dtype: Dtype) -> Pretrai
         dtype_name=str(precision.dtype).removeprefix("torch."),
         dtype_reason=precision.reason,
     )
+
+
+def _give_own_head(model: Any) -> None:
+    """Untie the head, which transformers ties in every T5 that is built from a config.
+
+    With a tied one and random weights, each answer is its start token again and again: no text.
+    """
+    embedding = model.shared.weight
+    head = torch.empty_like(embedding).normal_(std=embedding.shape[1] ** -0.5)
+    model.lm_head.weight = torch.nn.Parameter(head, requires_grad=False)
+    model.config.tie_word_embeddings = False
 
 
 def save_base(name: str, folder: Path, device: str, dtype: Dtype) -> Path:

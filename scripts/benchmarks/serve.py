@@ -17,6 +17,8 @@ import os
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--rows", type=positive, default=16, help="answers of a replica together")
     add("--routers", type=positive, default=1, help="replicas of the router")
     add("--replicas", type=positive, default=1, help="of the model")
+    add("--classified", action="store_true", help="the router chooses who answers")
+    add("--clients", type=positive, default=1, help="processes that ask, on the same cores")
     add("--seconds", type=above_zero, default=20.0, help="of each run")
     add("--mode", choices=["default", "fast"], default="default", help="Ray Serve's ingress")
     add("--ready_timeout_s", type=above_zero, default=400.0, help="until Serve must be ready")
@@ -76,9 +80,10 @@ async def _measure(args: argparse.Namespace, folder: Path) -> list[dict[str, Any
     service = prepare(argparse.Namespace(**(vars(args) | unused)), folder)
     service.application["args"]["router"] = {"replicas": args.routers}
     names = [f"a{number}" for number in range(args.adapters)]
+    models = [None] if args.classified else names
     requests = [
-        chat_body(QUESTION, args.output_tokens, model=name) | {"min_tokens": args.output_tokens}
-        for name in names
+        chat_body(QUESTION, args.output_tokens, model=model) | {"min_tokens": args.output_tokens}
+        for model in models
     ]
 
     def is_ready(session: aiohttp.ClientSession, url: str) -> Any:
@@ -92,30 +97,56 @@ async def _measure(args: argparse.Namespace, folder: Path) -> list[dict[str, Any
         ready_timeout_s=args.ready_timeout_s,
     ) as (_, url, _):
         prepared = [
-            PreparedRequest.post(name, f"{url}/v1/chat/completions", body, service.user)
-            for name, body in zip(names, requests, strict=True)
+            PreparedRequest.post(name or "auto", f"{url}/v1/chat/completions", body, service.user)
+            for name, body in zip(models, requests, strict=True)
         ]
-        await _closed_loop(prepared, max(args.streams), _WARM_UP_S)
-        return [
-            _figures(num, *await _closed_loop(prepared, num, args.seconds)) for num in args.streams
-        ]
+        with ProcessPoolExecutor(args.clients, get_context("spawn")) as clients:
+            await _closed_loop(clients, args.clients, prepared, max(args.streams), _WARM_UP_S)
+            return [
+                _figures(
+                    num,
+                    *await _closed_loop(clients, args.clients, prepared, num, args.seconds),
+                )
+                for num in args.streams
+            ]
 
 
 async def _closed_loop(
-    requests: Sequence[PreparedRequest], num: int, seconds: float
+    clients: ProcessPoolExecutor,
+    num_clients: int,
+    requests: Sequence[PreparedRequest],
+    num: int,
+    seconds: float,
 ) -> tuple[list[StreamedAnswer], float, float]:
     """Return the answers of `num` streams, and from when to when all of them were asking."""
-    answers: list[StreamedAnswer] = []
-    started = time.perf_counter()
+    started = time.perf_counter()  # one clock for all processes of a machine
+    shares = [range(first, num, num_clients) for first in range(min(num, num_clients))]
+    loop = asyncio.get_running_loop()
+    asking = [
+        loop.run_in_executor(clients, _ask_all, requests, share, started + seconds)
+        for share in shares
+    ]
+    answers = itertools.chain.from_iterable(await asyncio.gather(*asking))
+    return list(answers), started + _EDGE_S, started + seconds
 
-    async def ask(first: int) -> None:
+
+def _ask_all(
+    requests: Sequence[PreparedRequest], streams: Sequence[int], until: float
+) -> list[StreamedAnswer]:
+    """Run some of the streams in this process, until that time."""
+    answers: list[StreamedAnswer] = []
+
+    async def ask(session: aiohttp.ClientSession, first: int) -> None:
         turn = itertools.cycle([*requests[first:], *requests[:first]])
-        while time.perf_counter() < started + seconds:
+        while time.perf_counter() < until:
             answers.append(await read_stream(session, next(turn)))
 
-    async with connect() as session:
-        await asyncio.gather(*(ask(number % len(requests)) for number in range(num)))
-    return answers, started + _EDGE_S, started + seconds
+    async def ask_together() -> None:
+        async with connect() as session:
+            await asyncio.gather(*(ask(session, number % len(requests)) for number in streams))
+
+    asyncio.run(ask_together())
+    return answers
 
 
 def _figures(

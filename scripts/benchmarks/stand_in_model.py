@@ -20,7 +20,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from adapters.prompting import Message
+from adapters.prompting import Message, PromptFormat
 from deployments.app import build_application
 from deployments.engine.decoder import DecoderInfo
 from deployments.engine.request import SchedulerOutput
@@ -87,7 +87,12 @@ def load_stand_in(settings: Settings, device: str, *, step_s: float) -> LoadedMo
         host=HostCache(0),
     )
 
-    def encode(messages: Sequence[Message], *, answer_language: str | None) -> list[int]:
+    def encode(
+        messages: Sequence[Message],
+        *,
+        answer_language: str | None,
+        prompt_format: PromptFormat | None = None,
+    ) -> list[int]:
         return [_TOKEN] * 16
 
     return LoadedModel(settings.base_model, decoder, encode, make_manager)

@@ -71,7 +71,7 @@ def run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
         return 2
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch)
-        shape = {**FLAN_T5_XL, "tie_word_embeddings": False, **json.loads(args.shape)}
+        shape = {**FLAN_T5_XL, **json.loads(args.shape)}
         tokenizer = make_base(work / "base", shape, args.seed, args.device)
         make_data(work / "benchmark.jsonl", tokenizer, args)
         runs = {name: _run(work, name, args) for name in args.quantization}

@@ -1,17 +1,19 @@
 """Read MedQuAD and Medical Abstracts, whose specialties come from keywords."""
 
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 from scripts.datasets.record import DataError, Record
-from scripts.datasets.source import Source, SourceReading
-from scripts.datasets.specialties import labelled, specialty_of
+from scripts.datasets.source import Source, SourceReading, checked_specialty
+from scripts.datasets.specialties import has_keyword, labelled, specialty_of
 from scripts.datasets.tables import read_table
 
 MAX_ANSWER_CHARS = 1500  # of an abstract; MedQuAD's median answer is 700
 MAX_TITLE_WORDS = 30
+_LABELLED = {"condition_label", "medical_abstract"}  # the columns of Medical Abstracts
 
 
 def medquad(source: Source, reading: SourceReading) -> Iterator[Record]:
@@ -77,23 +79,27 @@ def _in_one_line(text: str | None) -> str:
 
 
 def abstracts(source: Source, reading: SourceReading) -> Iterator[Record]:
-    """Read Medical Abstracts; the title, which is the first sentence, becomes the question."""
+    """Read Medical Abstracts, or another table of abstracts whose columns the options name.
+
+    The title becomes the question: a column, or the abstract's first sentence. The specialty is
+    told by keywords in the text, of those that condition_label allows; by those in the column that
+    `keywords` names; or it is the one of `keyword`, and abstracts without that word are left out.
+    """
+    chosen = _specialty_of_keyword(source)
     for number, row in read_table(source.folder, reading):
         where = f"{source.folder.name}, line {number}"
-        for column in ("condition_label", "medical_abstract"):
-            if not row.get(column):
-                raise DataError(
-                    f"{where}: no '{column}' (columns found: {', '.join(map(str, row))})"
-                )
-        allowed = labelled(row["condition_label"].strip())
-        if allowed is None:
-            raise DataError(f"{where}: condition_label {row['condition_label']!r}; expected 1 to 5")
-        title, _, body = row["medical_abstract"].strip().partition(". ")
-        specialty = specialty_of(title, body, allowed)
-        answer = _cut(body.strip())
+        title, body = _title_and_body(source, row, where)
+        if chosen is None:
+            specialty = _specialty_of_row(source, row, where, title, body)
+        elif has_keyword(source.options["keyword"], f"{title} {body}"):
+            specialty = chosen
+        else:
+            reading.left_out["without the keyword"] += 1
+            continue
+        answer = _cut(body)
         if specialty is None:
             reading.left_out["no single specialty"] += 1
-        elif not answer or len(title.split()) > MAX_TITLE_WORDS:
+        elif not answer or not title or len(title.split()) > MAX_TITLE_WORDS:
             reading.left_out["no title or no text after it"] += 1
         else:
             yield Record(
@@ -102,11 +108,65 @@ def abstracts(source: Source, reading: SourceReading) -> Iterator[Record]:
                 answer=answer,
                 specialty=specialty,
                 file=specialty,
-                source="Medical Abstracts",
+                source="Medical Abstracts" if row.keys() >= _LABELLED else source.folder.name,
                 where=where,
                 focus=title,
                 qtype="research",
             )
+
+
+def _specialty_of_keyword(source: Source) -> str | None:
+    """Return the specialty of the option `keyword`; None without one.
+
+    Raises:
+        DataError: no specialty has the keyword, and `all` names none; or `all` without it.
+    """
+    keyword, named = source.options.get("keyword"), source.options.get("all")
+    if keyword is None:
+        if named is not None:
+            raise DataError(
+                f"--source {source.title()}: all={named} goes with keyword=WORD: which abstracts?"
+            )
+        return None
+    found = named or specialty_of(keyword)
+    if not keyword.strip("* ") or found is None:
+        raise DataError(
+            f"--source {source.title()}: keyword={keyword} is a word of no specialty: name the "
+            "specialty too, as in keyword=warts,all=dermatology"
+        )
+    return checked_specialty(found, f"--source {source.title()}")
+
+
+def _title_and_body(source: Source, row: Mapping[str, Any], where: str) -> tuple[str, str]:
+    """Return the title, without its full stop, and the text behind it."""
+    text = _cell(row, source.options.get("abstract", "medical_abstract"), where, "abstract")
+    if "title" not in source.options:
+        title, _, body = text.partition(". ")
+        return title, body.strip()
+    title = _cell(row, source.options["title"], where, "title")
+    return title.rstrip(".?! "), text
+
+
+def _specialty_of_row(
+    source: Source, row: Mapping[str, Any], where: str, title: str, body: str
+) -> str | None:
+    if column := source.options.get("keywords"):
+        return specialty_of(_cell(row, column, where, "keywords"))
+    if source.options.keys() & {"title", "abstract"} and "condition_label" not in row:
+        return specialty_of(title, body)
+    allowed = labelled(_cell(row, "condition_label", where, None))
+    if allowed is None:
+        raise DataError(f"{where}: condition_label {row['condition_label']!r}; expected 1 to 5")
+    return specialty_of(title, body, allowed)
+
+
+def _cell(row: Mapping[str, Any], column: str, where: str, option: str | None) -> str:
+    """Return a cell's text. Raises DataError: no such column, or it is empty."""
+    if not row.get(column):
+        hint = f"; name it: {option}=COLUMN" if option and column not in row else ""
+        raise DataError(f"{where}: no '{column}' (columns found: {', '.join(map(str, row))}){hint}")
+    value = row[column]
+    return ("; ".join(map(str, value)) if isinstance(value, list) else str(value)).strip()
 
 
 def _cut(text: str) -> str:

@@ -55,17 +55,23 @@ class SourceReading:
         self.files[name or paths[0].name] = digest.hexdigest()
 
 
+def checked_specialty(specialty: str, where: str) -> str:
+    """Return the name of a specialty. Raises DataError: no file can have it."""
+    if not _SPECIALTY.fullmatch(specialty):
+        raise DataError(
+            f"{where}: specialty {specialty!r}; use 1 to 64 of a-z, 0-9, '_', starting with a "
+            "letter or digit: it becomes a file's name"
+        )
+    return specialty
+
+
 def record_of(item: Mapping[str, Any], where: str, specialty: str, file: str) -> Record:
     """Return a row with the columns `input` and `output` as a record of `file`.
 
     Raises:
         DataError: a name that no file can have, a missing text, or an unknown split.
     """
-    if not _SPECIALTY.fullmatch(specialty):
-        raise DataError(
-            f"{where}: specialty {specialty!r}; use 1 to 64 of a-z, 0-9, '_', starting with a "
-            "letter or digit: it becomes a file's name"
-        )
+    checked_specialty(specialty, where)
     answer = item.get("output")
     if file == specialty:
         answer = text_of(item, "output", where)

@@ -66,7 +66,7 @@ READERS: dict[str, Callable[[Source, SourceReading], Iterator[Record]]] = {
 ALLOWED: dict[str, frozenset[str]] = {
     "jsonl": frozenset({"all"}),
     "medquad": frozenset(),
-    "abstracts": frozenset(),
+    "abstracts": frozenset({"keyword", "keywords", "title", "abstract", "all"}),
     "table": frozenset({*COLUMNS, "all"}),
     "hf": frozenset({*COLUMNS, "all", "part"}),
 }

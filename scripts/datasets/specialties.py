@@ -13,12 +13,19 @@ RULES = Path(__file__).with_suffix(".yaml")
 def _patterns() -> dict[str, list[re.Pattern[str]]]:
     """Return specialty -> its keywords; a `*` stands for any letters."""
     return {
-        specialty: [
-            re.compile(r"\b" + r"\w*".join(map(re.escape, word.split("*"))) + r"\b")
-            for word in words
-        ]
+        specialty: [_pattern(word) for word in words]
         for specialty, words in read_yaml(RULES)["keywords"].items()
     }
+
+
+@cache
+def _pattern(word: str) -> re.Pattern[str]:
+    return re.compile(r"\b" + r"\w*".join(map(re.escape, word.lower().split("*"))) + r"\b")
+
+
+def has_keyword(word: str, text: str) -> bool:
+    """Say whether `text` has this word; a `*` stands for any letters."""
+    return _pattern(word).search(text.lower()) is not None
 
 
 def specialty_of(title: str, body: str = "", allowed: list[str] | None = None) -> str | None:

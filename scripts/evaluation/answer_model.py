@@ -3,12 +3,13 @@
 import contextlib
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import StoppingCriteria, StoppingCriteriaList
 
 from scripts.datasets.record import DataError
 from scripts.environment import device_name
@@ -17,7 +18,7 @@ from scripts.evaluation.protocol import Protocol
 from scripts.lora.base_model import load_base
 from scripts.lora.batches import answer_losses, padded, tensors_of
 from scripts.lora.chosen_base import ChosenBase
-from scripts.lora.saved_adapter import with_adapter
+from scripts.lora.saved_adapter import prompt_format_of, with_adapter
 
 # References in one forward pass: the logits of 16 x 400 tokens x 50,000 words are 1.3 GB.
 SCORED_TOGETHER = 16
@@ -32,22 +33,50 @@ class EvaluationQuestion:
     reference: str | None
 
 
+class _Ended(StoppingCriteria):
+    """Tells how many answers of a batch have ended, and stops none."""
+
+    def __init__(self, end_id: int, tell: Callable[[int], object]) -> None:
+        self._end_id = end_id
+        self._tell = tell
+        self._rows: torch.Tensor | None = None  # (B,), whether each has ended
+        self._num_told = 0
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        is_end = input_ids[:, -1] == self._end_id
+        self._rows = is_end if self._rows is None else self._rows | is_end
+        self.tell_rest(int(self._rows.sum()))
+        return torch.zeros_like(is_end)
+
+    def tell_rest(self, num_ended: int) -> None:
+        if num_ended > self._num_told:
+            self._tell(num_ended - self._num_told)
+            self._num_told = num_ended
+
+
 class AnswerModel:
     """A base model with one adapter that can be switched off.
 
     Args:
-        adapter: its folder.
+        adapter: its folder; its questions are written in the prompt format that it records.
         dtype: of the base; the adapter is loaded in the same.
 
     Raises:
         AdapterMismatch: the adapter is damaged, or of a model with other layers.
+        BaseModelError: the base cannot be prompted as the adapter was trained.
     """
 
     def __init__(self, base: ChosenBase, adapter: Path, dtype: str, device: str) -> None:
         self._base = base
+        self._prompted = {"base": base, "adapter": base.prompted(prompt_format_of([adapter]))}
         self._device = device
         model = load_base(base.path, base.family, dtype)
         self._model = with_adapter(model, adapter).to(device).eval()
+
+    @property
+    def prompt_formats(self) -> dict[str, str]:
+        """Return system -> the prompt format that it is asked in."""
+        return {system: base.entry.prompt_format for system, base in self._prompted.items()}
 
     @property
     def adapter_mib(self) -> float:
@@ -64,11 +93,13 @@ class AnswerModel:
         system: str,
         protocol: Protocol,
         batch_size: int,
+        on_answers: Callable[[int], object] = lambda count: None,
     ) -> Iterator[list[AnswerRow]]:
         """Yield rows batch by batch; questions of similar length share a batch.
 
         Args:
             system: "base" or "adapter".
+            on_answers: told how many more answers have just ended; before their batch is yielded.
 
         Raises:
             DataError: a likelihood is not finite; names the question.
@@ -78,9 +109,11 @@ class AnswerModel:
             batch = order[start : start + batch_size]
             with self._switched(system):
                 began = time.perf_counter()
-                outputs = self._generate([item.question for item in batch], system, protocol)
+                ended = _Ended(self._base.tokenizer.eos_token_id, on_answers)
+                outputs = self._generate([item.question for item in batch], system, protocol, ended)
+                ended.tell_rest(len(batch))
                 time_s = (time.perf_counter() - began) / len(batch)
-                likelihoods = self._likelihoods(batch)
+                likelihoods = self._likelihoods(batch, system)
             yield [
                 AnswerRow(
                     id=item.id,
@@ -97,11 +130,12 @@ class AnswerModel:
             ]
 
     def _generate(
-        self, questions: Sequence[str], system: str, protocol: Protocol
+        self, questions: Sequence[str], system: str, protocol: Protocol, ended: "_Ended"
     ) -> list[list[int]]:
         """Return generated ids up to the end-of-sequence id, which is kept."""
         instruction = protocol.base_instruction if system == "base" else ""
-        prompts = [self._base.prompt(question, instruction) for question in questions]
+        base = self._prompted[system]
+        prompts = [base.prompt(question, instruction) for question in questions]
         left = self._base.family == "causal"
         output = self._model.generate(
             input_ids=padded(prompts, self._base.pad_id, left=left).to(self._device),
@@ -109,6 +143,7 @@ class AnswerModel:
             max_new_tokens=protocol.max_new_tokens,
             do_sample=False,
             pad_token_id=self._base.pad_id,
+            stopping_criteria=StoppingCriteriaList([ended]),
         )
         start = max(map(len, prompts)) if left else 1  # T5's first is the start id
         end = self._base.tokenizer.eos_token_id
@@ -117,12 +152,12 @@ class AnswerModel:
         ]
 
     def _likelihoods(
-        self, batch: Sequence[EvaluationQuestion]
+        self, batch: Sequence[EvaluationQuestion], system: str
     ) -> dict[str, tuple[float | None, int]]:
         """Return id -> (negative log-likelihood of the reference in nats, its tokens)."""
         found: dict[str, tuple[float | None, int]] = {item.id: (None, 0) for item in batch}
         scored = [
-            (item.id, self._base.pair(item.question, item.reference))
+            (item.id, self._prompted[system].pair(item.question, item.reference))
             for item in batch
             if item.reference is not None
         ]

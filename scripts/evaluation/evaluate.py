@@ -88,6 +88,7 @@ def _write_answers(asked: Evaluation) -> int:
     header = _header(asked) | {
         "base_model": base.name,
         "protocol": protocol.record(),
+        "prompt_formats": model.prompt_formats,
         "extra_memory_mib": round(model.adapter_mib, 2),
     }
     done = _begin(asked, header)
@@ -95,9 +96,8 @@ def _write_answers(asked: Evaluation) -> int:
     for system in SYSTEMS:
         todo = [item for item in questions if (system, item.id) not in done]
         with tqdm(total=len(todo), desc=f"{asked.specialty}, {system}") as bar:
-            for rows in model.answer(todo, system, protocol, args.batch_size):
+            for rows in model.answer(todo, system, protocol, args.batch_size, bar.update):
                 append(asked.answers_file, rows)
-                bar.update(len(rows))
                 count += len(rows)
     return count
 

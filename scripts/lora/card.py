@@ -41,7 +41,14 @@ def write_adapter(
     with tempfile.TemporaryDirectory(prefix=".saving-", dir=out) as scratch:
         fresh = Path(scratch)
         try:
-            save_adapter(fresh, model, adapter_state(model), report["base_model"], "default")
+            save_adapter(
+                fresh,
+                model,
+                adapter_state(model),
+                report["base_model"],
+                "default",
+                prompt_format=report["prompt_format"],
+            )
         except SafetensorError as error:  # safetensors raises it for a full disk
             raise OSError(f"{out}: the adapter cannot be written: {error}") from None
         weights = (fresh / WEIGHTS_FILE).read_bytes()

@@ -1,7 +1,7 @@
 """The base model that a command names, and how a question is written for it, as in serving."""
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,8 @@ from transformers import AutoTokenizer
 
 from adapters.base_models import Family, resolve_base_model
 from adapters.catalog import BaseModelEntry, load_catalog
-from adapters.prompting import Message, encode_example, encode_prompt
+from adapters.prompt_check import check_prompts, checked_entry
+from adapters.prompting import Message, PromptFormat, encode_example, encode_prompt
 from scripts.lora.batches import TokenizedPair
 
 CATALOG_DIR = Path(__file__).resolve().parent.parent.parent / "adapters"
@@ -28,6 +29,18 @@ class ChosenBase:
     @property
     def pad_id(self) -> int:
         return int(self.tokenizer.pad_token_id or 0)
+
+    def prompted(self, prompt_format: PromptFormat | None) -> "ChosenBase":
+        """Return the same base in another prompt format; None: its own.
+
+        Raises:
+            BaseModelError: it cannot write a conversation.
+        """
+        if prompt_format is None:
+            return self
+        entry = self.entry.model_copy(update={"prompt_format": prompt_format})
+        check_prompts(entry, self.tokenizer)
+        return replace(self, entry=entry)
 
     def prompt(self, question: str, instruction: str = "") -> list[int]:
         """Return the token ids of a question; `instruction` is added to the system line."""
@@ -55,10 +68,10 @@ def chosen_base(args: argparse.Namespace) -> ChosenBase:
     """Find the model of --base_model and --base_model_name.
 
     Raises:
-        BaseModelError, CatalogError: there is no such model, or it cannot be used.
+        BaseModelError, CatalogError: there is no such model, or it cannot be used or prompted.
     """
     found = resolve_base_model(args.base_model)
     name = args.base_model_name or args.base_model
-    entry = load_catalog(CATALOG_DIR).base_model(name, family=found.family)
     tokenizer = AutoTokenizer.from_pretrained(found.path)
+    entry = checked_entry(load_catalog(CATALOG_DIR), name, found.family, tokenizer)
     return ChosenBase(name, found.path, found.family, entry, tokenizer)

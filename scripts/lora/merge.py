@@ -16,7 +16,7 @@ from scripts.lora.device import check_device
 from scripts.lora.errors import MergeError
 from scripts.lora.merged_folder import num_bytes, write_adapter_folder, write_model_folder
 from scripts.lora.parity import Probe, check_finite, check_parity, read_back
-from scripts.lora.saved_adapter import check_base, with_adapter
+from scripts.lora.saved_adapter import check_base, prompt_format_of, with_adapter
 
 PROMPTS = (
     "What are the symptoms of eczema?",
@@ -38,6 +38,8 @@ def merge(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
     base = chosen_base(args)
     for folder in args.adapter:
         check_base(folder, base.name)
+    prompt_format = prompt_format_of(args.adapter)
+    base = base.prompted(prompt_format)
     _check_unquantised(base.path)
     model = _loaded(base, args).to(device).eval()
     prompts = [base.prompt(question) for question in args.prompt or PROMPTS]
@@ -47,6 +49,7 @@ def merge(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
         "weights": args.weights,
         "combination": args.combination if args.weights else None,
         "base_model": base.name,
+        "prompt_format": base.entry.prompt_format,
         "dtype": args.dtype,
         "device": device,
         "commit": commit(),
@@ -55,7 +58,9 @@ def merge(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
     before = probe.run(model, args.repeats)
     report |= {"bytes_before": num_bytes(model), "tokens_per_s_before": before.tokens_per_s}
     if args.save_adapter_only:
-        write_adapter_folder(args.out, model, MERGED, base.name, args.overwrite)
+        write_adapter_folder(
+            args.out, model, MERGED, base.name, args.overwrite, prompt_format=prompt_format
+        )
         return report | {"out": args.out.name, "kind": "adapter"}
     merged = model.merge_and_unload(adapter_names=[model.active_adapter])
     check_finite(merged)

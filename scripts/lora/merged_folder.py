@@ -41,7 +41,13 @@ def write_model_folder(
 
 
 def write_adapter_folder(
-    out: Path, model: PeftModel, name: str, base_name: str, overwrite: bool
+    out: Path,
+    model: PeftModel,
+    name: str,
+    base_name: str,
+    overwrite: bool,
+    *,
+    prompt_format: str | None,
 ) -> None:
     """Write adapter `name` of a model in bfloat16, like a trained one.
 
@@ -53,7 +59,7 @@ def write_adapter_folder(
     if bad:
         raise MergeError(f"{len(bad)} tensors of the sum hold NaN or infinity: {bad[0]}")
     with _swapped_in(out, sum(value.nbytes for value in state.values()), overwrite) as folder:
-        save_adapter(folder, model, state, base_name, name)
+        save_adapter(folder, model, state, base_name, name, prompt_format=prompt_format)
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from scripts.lora.device import check_device, peak_memory, used_mib
 from scripts.lora.errors import TrainingError
 from scripts.lora.gate import GATE
 from scripts.lora.model import LoraSettings, build, check_init_adapter
+from scripts.lora.processes import Processes
 from scripts.lora.trainer import LoraTrainer, TrainingResult
 from scripts.lora.training_arguments import LoopSettings
 
@@ -34,16 +35,20 @@ def train(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
         BaseModelError, CatalogError, DataError, LoraError, OSError: nothing was published.
     """
     torch.manual_seed(args.seed)
+    if args.quantization == "none" and args.optimiser != "adamw_8bit":
+        sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]  # 2 s, and messages
     args.device = check_device(args.device)
+    processes = Processes(args.device)
     data = _data(args)
-    _warn_of_little_data(data)
-    base = chosen_base(args)
+    if processes.is_main:
+        _warn_of_little_data(data)
+    base = chosen_base(args).prompted(args.prompt_format)
     lora = LoraSettings(**named(args, LoraSettings))
     check_init_adapter(lora, base.name)
     examples = [_example(pair, base, args) for pair in data.train]
     held_out = [_example(pair, base, args) for pair in data.validation]
     checkpoint = args.out / CHECKPOINT
-    _prepare_checkpoint(checkpoint, args, data)
+    _prepare_checkpoint(checkpoint, args, data, processes)
     used_before = used_mib(args.device)
     model = build(
         base.path,
@@ -54,23 +59,28 @@ def train(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
         device=args.device,
         gradient_checkpointing=args.gradient_checkpointing,
     )
-    loop = LoopSettings(**named(args, LoopSettings))
+    loop = LoopSettings(**named(args, LoopSettings), num_processes=processes.count)
     trainer = LoraTrainer(model, base.family, base.pad_id, loop, examples, held_out, checkpoint)
     done = trainer.fit(resume=args.resume)
-    report = _report(args, base.name, data, done) | peak_memory(args.device, used_before)
+    report = _report(args, base, data, done) | peak_memory(args.device, used_before)
+    report["num_processes"] = processes.count
     trained, total = model.get_nb_trainable_parameters()
     report |= {"num_trained_parameters": trained, "num_parameters": total}
     end = base.tokenizer.eos_token_id
     report["num_answers_cut"] = sum(example.answer[-1] != end for example in examples)
-    command = command_line("train_lora_adapter", argv)
-    write_adapter(args.out, model, report, done.history, command, data)
-    shutil.rmtree(checkpoint, ignore_errors=True)
+    processes.wait()  # for the best weights, read from the checkpoints
+    if processes.is_main:
+        command = command_line("train_lora_adapter", argv)
+        write_adapter(args.out, model, report, done.history, command, data)
+        shutil.rmtree(checkpoint, ignore_errors=True)
+    processes.end()
     return report
 
 
 def named(args: argparse.Namespace, settings: Any) -> dict[str, Any]:
     """Return the arguments that are fields of the dataclass `settings`."""
-    return {field.name: getattr(args, field.name) for field in dataclasses.fields(settings)}
+    fields = (field.name for field in dataclasses.fields(settings))
+    return {name: getattr(args, name) for name in fields if hasattr(args, name)}
 
 
 def _data(args: argparse.Namespace) -> DataSet:
@@ -104,18 +114,23 @@ def _warn_of_little_data(data: DataSet) -> None:
         )
 
 
-def _prepare_checkpoint(folder: Path, args: argparse.Namespace, data: DataSet) -> None:
+def _prepare_checkpoint(
+    folder: Path, args: argparse.Namespace, data: DataSet, processes: Processes
+) -> None:
     """Compare with the unfinished run on --resume; else start with an empty folder."""
     arguments = {
         key: str(value) if isinstance(value, Path) else value
         for key, value in vars(args).items()
-        if key not in ("resume", "data", "out")
+        if key not in ("resume", "data", "out", "report_to")
     } | {"data": data.files}
+    if processes.count > 1:
+        arguments["num_processes"] = processes.count
     if args.resume:
         check_arguments(folder, arguments)
-    else:
+    elif processes.is_main:
         shutil.rmtree(folder, ignore_errors=True)
         keep_arguments(folder, arguments)
+    processes.wait()
 
 
 def _example(pair: Record, base: ChosenBase, args: argparse.Namespace) -> TokenizedPair:
@@ -129,13 +144,14 @@ def _example(pair: Record, base: ChosenBase, args: argparse.Namespace) -> Tokeni
 
 
 def _report(
-    args: argparse.Namespace, base_name: str, data: DataSet, done: TrainingResult
+    args: argparse.Namespace, base: ChosenBase, data: DataSet, done: TrainingResult
 ) -> dict[str, Any]:
     """Return what goes into the model card and onto the last line of stdout."""
     losses = done.validation_losses
     return {
         "specialty": "+".join(args.specialty),
-        "base_model": base_name,
+        "base_model": base.name,
+        "prompt_format": base.entry.prompt_format,
         "num_train": len(data.train),
         "num_validation": len(data.validation),
         "num_steps": done.num_steps,

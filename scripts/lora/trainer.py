@@ -27,7 +27,7 @@ from adapters.validation import WEIGHTS_FILE
 from scripts.lora.batches import IGNORED, SimilarLengths, TokenizedPair, answer_losses, tensors_of
 from scripts.lora.checkpoints import last_checkpoint, step_of, what_now
 from scripts.lora.errors import TrainingError
-from scripts.lora.training_arguments import LoopSettings, trainer_arguments
+from scripts.lora.training_arguments import LoopSettings, tensorboard, trainer_arguments
 
 HistoryRow = dict[str, float]
 
@@ -69,7 +69,8 @@ class LoraTrainer(Trainer):
         start_id = getattr(model.config, "decoder_start_token_id", None)
         self.family = family
         self.settings = settings
-        per_epoch = math.ceil(len(examples) / (settings.batch_size * settings.grad_accum))
+        for_each_step = settings.batch_size * settings.grad_accum * settings.num_processes
+        per_epoch = math.ceil(len(examples) / for_each_step)
         self.num_planned = min(per_epoch * settings.epochs, settings.max_steps or math.inf)
         super().__init__(
             model=model,
@@ -82,6 +83,8 @@ class LoraTrainer(Trainer):
         )
         self.remove_callback(ProgressCallback)
         self.add_callback(_Progress)
+        if settings.report_to == "tensorboard":
+            self.add_callback(tensorboard(folder.parent / "tensorboard"))
 
     def fit(self, *, resume: bool = False) -> TrainingResult:
         """Train; leave the model as it was at its best validation, or at the end without one.
@@ -166,18 +169,25 @@ class LoraTrainer(Trainer):
 
     @torch.no_grad()
     def loss_of(self, examples: Sequence[TokenizedPair]) -> float:
-        """Return the mean loss for each answer token of one example or more, nats."""
+        """Return the mean loss for each answer token of one example or more, nats.
+
+        Each process of a run takes its share of the batches.
+        """
         self.model.eval()
         ordered = sorted(examples, key=len)
         size = self.settings.batch_size
         total, num_tokens = 0.0, 0
-        for start in range(0, len(ordered), size):
+        first, stride = self.accelerator.process_index, self.accelerator.num_processes
+        for start in range(first * size, len(ordered), stride * size):
             batch = self._prepare_inputs(self.data_collator(ordered[start : start + size]))
             labels = batch.pop("labels")
             with self.compute_loss_context_manager():
                 outputs = self.model(**batch)
             total += answer_losses(outputs, labels, self.family).sum().item()
             num_tokens += int((labels != IGNORED).sum())
+        if stride > 1:
+            sums = torch.tensor([total, num_tokens], dtype=torch.float64, device=self.args.device)
+            total, num_tokens = self.accelerator.reduce(sums).tolist()
         return total / num_tokens
 
     def _answer_loss(
@@ -190,7 +200,10 @@ class LoraTrainer(Trainer):
         """
         losses = answer_losses(outputs, labels, self.family)
         loss: torch.Tensor = losses.sum() / num_items_in_batch
-        if not torch.isfinite(loss):
+        is_finite = torch.isfinite(loss)
+        if self.accelerator.num_processes > 1:  # all stop, or none: the others would wait for ever
+            is_finite = self.accelerator.gather(is_finite.reshape(1)).all()
+        if not is_finite:
             raise _NotFinite(
                 f"the loss is not finite ({loss.item()}) at step {self.state.global_step}"
             )

@@ -2,8 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from transformers import TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
+from transformers.integrations import TensorBoardCallback, is_tensorboard_available
+
+from scripts.lora.errors import TrainingError
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +30,8 @@ class LoopSettings:
     dtype: str
     seed: int
     device: str
+    report_to: str = "none"
+    num_processes: int = 1
 
 
 def trainer_arguments(
@@ -33,7 +39,7 @@ def trainer_arguments(
 ) -> TrainingArguments:
     """Return Trainer's arguments for a run of `num_steps` optimiser steps in `folder`."""
     strategy = "steps" if settings.eval_steps else "epoch"
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=settings.epochs,
         max_steps=settings.max_steps or -1,
@@ -47,8 +53,6 @@ def trainer_arguments(
         optim=settings.optimiser,
         bf16=settings.dtype == "bfloat16",
         fp16=settings.dtype == "float16",
-        gradient_checkpointing=settings.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False},
         eval_strategy=strategy if validate else "no",
         eval_steps=settings.eval_steps,
         eval_on_start=validate,
@@ -66,4 +70,34 @@ def trainer_arguments(
         report_to="none",
         seed=settings.seed,
         use_cpu=settings.device == "cpu",
+        ddp_find_unused_parameters=False,
+        **_checkpointing(settings),
     )
+    if arguments.n_gpu > 1:  # Trainer would split each batch over them, with one thread for each
+        arguments._n_gpu = 1
+    return arguments
+
+
+def _checkpointing(settings: LoopSettings) -> dict[str, Any]:
+    """Return nothing without it: newer versions of transformers warn of the arguments' names."""
+    if not settings.gradient_checkpointing:
+        return {}
+    options = {"use_reentrant": False}
+    return {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": options}
+
+
+def tensorboard(folder: Path) -> TrainerCallback:
+    """Return transformers' callback that writes losses for TensorBoard into `folder`, or into
+    that of its own variable TENSORBOARD_LOGGING_DIR.
+
+    Raises:
+        TrainingError: the package is missing.
+    """
+    if not is_tensorboard_available():
+        raise TrainingError(
+            "--report_to tensorboard: the package tensorboard is not installed: "
+            "pip install tensorboard, or leave it out (the losses are in history.jsonl too)"
+        )
+    callback = TensorBoardCallback()
+    callback.logging_dir = callback.logging_dir or str(folder)
+    return callback

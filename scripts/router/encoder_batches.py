@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from router.encoder import BOS, EOS, PAD
-from router.text import clean
+from router.preparation import prepared_text
 from scripts.router.augmentation import Rates, altered, as_question
 from scripts.router.encoder_model import MAX_POSITIONS
 
@@ -43,7 +43,7 @@ def changed_ids(
     changed = []
     for text, lang, kind in texts:
         asked = as_question(text, lang, generator) if kind == "term" else text
-        changed.append(clean(altered(asked, lang, generator, rates)))
+        changed.append(prepared_text(altered(asked, lang, generator, rates)))
     return token_ids(Tokenizer.from_str(tokenizer), changed)
 
 

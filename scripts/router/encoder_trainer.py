@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional as F
 
-from router.text import clean
+from router.preparation import prepared_text
 from scripts.router.encoder_batches import Text, bucketed, changed_ids, padded_ids, token_ids
 from scripts.router.encoder_model import Encoder
 
@@ -164,7 +164,7 @@ class Trainer:
         """Return the accuracy on held-out questions, unchanged, by language and source."""
         encoder.eval()
         hits: dict[str, list[bool]] = {}
-        rows = token_ids(self._tokenizer, [clean(text.text) for text in self._held_out])
+        rows = token_ids(self._tokenizer, [prepared_text(text.text) for text in self._held_out])
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         for start in range(0, len(order), 256):
             picked = order[start : start + 256]

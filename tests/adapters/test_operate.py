@@ -20,6 +20,7 @@ ADAPTER = {
     "version": "1",
     "canary": {"version": "2", "weight": 0.1},
     "pinned": True,
+    "versions": [{"version": v, "prompt_format": f} for v, f in (("1", None), ("2", "raw"))],
     "replicas": {"r1": {"1": {"tier": "device", "answers": 3, "load_s": 0.1, "error": None}}},
 }
 
@@ -96,6 +97,14 @@ def server() -> Iterator[tuple[str, Noted]]:
                     "specialty": "oncology",
                     "state": "disabled",
                 },
+            ),
+        ),
+        (
+            "add derm --source /a --version 2 --prompt_format raw",
+            (
+                "POST",
+                "/v1/adapters",
+                {"name": "derm", "source": "/a", "version": "2", "prompt_format": "raw"},
             ),
         ),
         ("update derm --promote", ("PATCH", "/v1/adapters/derm", {"promote": True})),

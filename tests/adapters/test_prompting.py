@@ -7,7 +7,14 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from adapters.prompting import Message, PromptFormat, encode_example, encode_prompt, render
+from adapters.prompting import (
+    PROMPT_FORMATS,
+    Message,
+    PromptFormat,
+    encode_example,
+    encode_prompt,
+    render,
+)
 
 LINE = "You are a medical assistant."
 QUESTION = [Message("user", "What is eczema?")]
@@ -141,7 +148,7 @@ def test_language_of_the_answer_is_asked_for(messages: list[Message], chat: Any)
     assert "Answer in" not in render("chat", messages, tokenizer=chat, system_line=LINE)
 
 
-@pytest.mark.parametrize("prompt_format", ["chat", "plain"])
+@pytest.mark.parametrize("prompt_format", PROMPT_FORMATS)
 def test_training_example_is_the_serving_prompt(
     prompt_format: PromptFormat, chat: Any, t5: Any
 ) -> None:
@@ -161,7 +168,7 @@ def test_training_example_is_the_serving_prompt(
     [
         ([], "last message"),
         ([Message("user", "a"), Message("assistant", "b")], "last message"),
-        ([*QUESTION, Message("system", "x"), *QUESTION], "only come first"),
+        ([Message("system", "x")], "last message"),
     ],
 )
 def test_conversations_that_cannot_be_answered(
@@ -177,5 +184,18 @@ def test_template_that_refuses_or_forgets_is_told(chat: Any) -> None:
     with pytest.raises(ValueError, match="refuses these messages: no system role"):
         encode_prompt("chat", QUESTION, tokenizer=other, system_line=LINE)
     other.chat_template = "{{ messages[-1].content }}"
-    with pytest.raises(ValueError, match="left out 1 of 2 messages"):
-        encode_prompt("chat", QUESTION, tokenizer=other, system_line=LINE)
+    with pytest.raises(ValueError, match="left out 2 of 3 messages"):
+        encode_prompt("chat", TALK, tokenizer=other, system_line=LINE)
+
+
+def test_raw_is_the_question_alone(t5: Any) -> None:
+    assert render("raw", QUESTION, tokenizer=t5, system_line=LINE) == "What is eczema?"
+    ids = encode_prompt("raw", QUESTION, tokenizer=t5, system_line=LINE)
+    assert ids == t5("What is eczema?").input_ids
+    assert ids[-1] == t5.eos_token_id
+    talk = [Message("system", "Be kind."), *TALK]
+    text = render("raw", talk, tokenizer=t5, system_line=LINE, answer_language="English")
+    assert text.split("\n\n") == [
+        "Be kind. Answer in English.",
+        *(turn.content for turn in TALK),
+    ]

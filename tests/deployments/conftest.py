@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
+from adapters.token_prompts import BadTokenId
 from deployments.api.app import create_api
 from deployments.engine.request import ErrorInfo, FinishReason, Timings, TokenEvent
 from deployments.messages import AdapterCard, GenerateRequest, Outcome, ServedModels
@@ -16,8 +17,12 @@ from router.policy import Alternative, Reason, Route
 SECRET = "zebrafish"  # stands for a patient's words: it may appear in no log record
 
 
+VOCABULARY = ("a", "red", "rash", "on", "my", "arm")
+
+
 class SmallBackend:
-    """Echoes: the answer is the last user turn in capitals, word by word."""
+    """Echoes: the answer is the last user turn in capitals, word by word. Its token ids are
+    positions in VOCABULARY."""
 
     def __init__(self) -> None:
         self.limits = RouterLiveSettings()
@@ -85,6 +90,13 @@ class SmallBackend:
 
     def answer_language(self, route: Route) -> str | None:
         return "English" if route.notice else None
+
+    async def decode(self, prompts: Sequence[Sequence[int]]) -> list[str] | BadTokenId:
+        for number, ids in enumerate(prompts):
+            for position, token_id in enumerate(ids):
+                if token_id >= len(VOCABULARY):
+                    return BadTokenId(number, position, f"token id {token_id} is out of range")
+        return [" ".join(VOCABULARY[token_id] for token_id in ids) for ids in prompts]
 
     async def generate(self, call: GenerateRequest) -> AsyncGenerator[TokenEvent, None]:
         self.calls.append(call)

@@ -5,7 +5,7 @@ import sys
 
 PROGRAM = """
 import gc, sys
-from deployments.replica import tune_interpreter
+from deployments.interpreter import tune_interpreter
 tune_interpreter()
 print(sys.getswitchinterval(), gc.get_freeze_count() > 1000, gc.isenabled())
 """
@@ -20,7 +20,7 @@ def test_turns_are_short_and_what_is_loaded_is_left_out_of_collections() -> None
 
 CONCURRENT_COMPILE = """
 import ast, gc, sys, threading
-from deployments.replica import tune_interpreter
+from deployments.interpreter import tune_interpreter
 tune_interpreter()
 source = open(ast.__file__).read()
 failed = []

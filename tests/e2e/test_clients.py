@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from langchain_openai import ChatOpenAI
+from langchain_openai import ChatOpenAI, OpenAI
 
 from tests.e2e.conftest import Deploy
 
@@ -112,7 +112,40 @@ def test_openais_errors_are_the_clients_own(client: openai.OpenAI) -> None:
     assert unknown.value.code == "model_not_found"
     with pytest.raises(openai.BadRequestError) as too_long:
         client.completions.create(model="derm", prompt="a red rash " * 500, stream=True)
-    assert too_long.value.code == "prompt_too_long"
+    assert too_long.value.code == "context_length_exceeded"
+    assert "maximum context length is 400 tokens" in too_long.value.message
+
+
+def test_several_prompts_and_token_ids(
+    client: openai.OpenAI, tiny_catalogs: dict[str, tuple[Path, Path]]
+) -> None:
+    from transformers import AutoTokenizer
+
+    prompts = ["What is eczema?", "How is high blood pressure treated?"]
+    asked: Any = {"model": "auto", "max_tokens": MAX_TOKENS}
+    alone = [client.completions.create(prompt=prompt, **asked) for prompt in prompts]
+    whole = client.completions.create(prompt=prompts, **asked)
+    assert [c.text for c in whole.choices] == [one.choices[0].text for one in alone]
+    assert whole.usage is not None
+    assert whole.usage.total_tokens == sum(one.usage.total_tokens for one in alone if one.usage)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_catalogs["llama"][0])
+    ids = [tokenizer(prompt).input_ids for prompt in prompts]
+    texts = ["", ""]
+    for chunk in client.completions.create(prompt=ids, stream=True, **asked):
+        texts[chunk.choices[0].index] += chunk.choices[0].text
+    assert texts == [c.text for c in whole.choices]
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.completions.create(prompt=[ids[0], [5, 10**6]], **asked)
+    assert refused.value.code == "invalid_token_id"
+    assert refused.value.param == "prompt.1.1"
+
+
+def test_a_longer_answer_than_fits_is_cut_with_a_notice(client: openai.OpenAI) -> None:
+    whole = client.chat.completions.create(model="base", messages=SKIN, max_tokens=4096)
+    assert whole.model_extra is not None
+    assert whole.model_extra["polyclinic"]["notice"] == "max_tokens_lowered"
+    assert whole.usage is not None
+    assert whole.usage.completion_tokens <= 512
 
 
 async def test_openais_async_client(base_url: str) -> None:
@@ -167,6 +200,15 @@ def test_langchain(base_url: str) -> None:
     assert "".join(str(piece.content) for piece in pieces) == whole.content
     used = [piece.usage_metadata for piece in pieces if piece.usage_metadata]
     assert used[-1] == whole.usage_metadata
+
+
+def test_langchains_text_completions(base_url: str) -> None:
+    options: Any = {"base_url": base_url, "api_key": "unused", "max_retries": 0}
+    model = OpenAI(model="auto", max_tokens=MAX_TOKENS, temperature=0, **options)
+    questions = ["What is eczema?", "What is angina?"]
+    answers = [generations[0].text for generations in model.generate(questions).generations]
+    assert answers == [model.invoke(question) for question in questions]
+    assert "".join(model.stream(questions[0])) == answers[0]
 
 
 def curl(*args: str) -> str:

@@ -236,6 +236,58 @@ def test_half_open_clients_hold_nothing(clinic: httpx.Client, key: dict[str, str
         connection.close()
 
 
+def raw_reply(clinic: httpx.Client, lines: list[str], body: bytes = b"") -> tuple[bytes, bytes]:
+    """Head and body of what comes back on a connection until the server closes it."""
+    url = urlsplit(str(clinic.base_url))
+    with socket.create_connection((url.hostname, url.port), timeout=30) as connection:
+        connection.sendall("\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + body)
+        content = b""
+        while piece := connection.recv(1 << 16):
+            content += piece
+    head, _, rest = content.partition(b"\r\n\r\n")
+    return head.lower(), rest
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("path", ["/ask", "/v1/chat/completions"])
+def test_a_client_of_http_1_0_gets_no_chunks(
+    clinic: httpx.Client, key: dict[str, str], path: str, stream: bool
+) -> None:
+    question = {"question": "a red rash"} if path == "/ask" else CHAT
+    body = json.dumps({**question, "stream": stream, "max_tokens": 3}).encode()
+    target = urlsplit(str(clinic.base_url)).path.rstrip("/") + path
+    lines = [f"POST {target} HTTP/1.0", f"authorization: {key['authorization']}"]
+    lines += ["content-type: application/json", f"content-length: {len(body)}"]
+    head, content = raw_reply(clinic, lines, body)
+    assert b" 200 " in head.splitlines()[0]
+    assert b"transfer-encoding" not in head
+    assert b"content-length: %d" % len(content) in head
+    assert b"connection: close" in head
+    if not stream:
+        json.loads(content)
+    else:
+        assert content.startswith(b"event: route" if path == "/ask" else b"data: ")
+        assert content.endswith(b"\n\n")
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["{b2f7e0c8-0d5c-4c6d-9f3e-0c5f4a1d2e3f}", "Root=1-67891233-abcdef", "a" * 200, "", "é", "a b"],
+)
+def test_a_foreign_request_id_is_replaced(clinic: httpx.Client, given: str) -> None:
+    """A load balancer's health check, for one: Serve's proxy would send its id back."""
+    path = urlsplit(str(clinic.base_url)).path.rstrip("/")
+    lines = [f"GET {path}/healthz HTTP/1.1", "host: x", "connection: close"]
+    head, content = raw_reply(clinic, [*lines, f"x-request-id: {given}"])
+    assert b" 200 " in head.splitlines()[0], head
+    assert json.loads(content) == {"status": "ok"}
+    ids = [line.split(b": ")[1] for line in head.splitlines() if line.startswith(b"x-request-id")]
+    assert len(ids) == 1
+    assert len(ids[0]) == 32
+    session, _ = raw_reply(clinic, [*lines, "x-session-id: é"])
+    assert b" 200 " in session.splitlines()[0], "a 500 of Serve's proxy"
+
+
 def test_malformed_requests_over_real_sockets(clinic: httpx.Client, key: dict[str, str]) -> None:
     """uvicorn refuses some by itself (400), and closes; none is a 5xx and none holds a row."""
     requests = [r for r in malformed(7, 500) if len(b"".join(r.pieces)) < 100_000][:300]

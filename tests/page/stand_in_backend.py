@@ -73,6 +73,9 @@ class StandInBackend:
     def refusal(self, timeout_s: float) -> None:
         return None
 
+    async def decode(self, prompts: Sequence[Sequence[int]]) -> list[str]:
+        return ["What is eczema?" for _ in prompts]
+
     def answer_language(self, route: Route) -> str | None:
         return "English" if route.notice else None
 

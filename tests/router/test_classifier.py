@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from router.classifier import MAX_EVIDENCE_CHARS, NUM_EVIDENCE, Classifier
+from router.classifier import Classifier
+from router.evidence import MAX_EVIDENCE_CHARS, NUM_EVIDENCE
 from router.policy import Classification
 from tests.router.small_questions import LABELS
 

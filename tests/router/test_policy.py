@@ -90,6 +90,50 @@ def test_reason(
     assert (found.reason, found.specialty, found.adapter) == (reason, specialty, adapter)
 
 
+SPANISH = [
+    pytest.param(SURE, None, Reason.LANGUAGE_NOT_SUPPORTED, None, None, id="foreign"),
+    pytest.param(FOOTBALL, None, Reason.LANGUAGE_NOT_SUPPORTED, None, None, id="foreign-strange"),
+    pytest.param(MUTE, SURE, Reason.KEPT, "dermatology", "derm-1", id="foreign-follow-up"),
+    pytest.param(OTHER_TOPIC, SURE, Reason.LANGUAGE_NOT_SUPPORTED, None, None, id="foreign-switch"),
+]
+
+
+@pytest.mark.parametrize(("last", "conversation", "reason", "specialty", "adapter"), SPANISH)
+def test_reason_in_a_language_that_the_router_does_not_read(
+    last: Scores,
+    conversation: Scores | None,
+    reason: Reason,
+    specialty: str | None,
+    adapter: str | None,
+) -> None:
+    found = route(last, conversation, language="es")
+    assert (found.reason, found.specialty, found.adapter) == (reason, specialty, adapter)
+    assert found.notice == "language_not_supported"
+
+
+@pytest.mark.parametrize(
+    ("has_topic", "is_request", "in_scope", "reason", "specialty"),
+    [
+        (True, True, 0.9, Reason.CONFIDENT, "neurology"),
+        (False, True, 0.9, Reason.KEPT, "dermatology"),  # an answer, however sure it looks
+        (False, False, 0.01, Reason.KEPT, "dermatology"),
+        (True, False, 0.01, Reason.KEPT, "dermatology"),  # "I work in a bakery"
+        (True, True, 0.01, Reason.OUT_OF_SCOPE, None),
+    ],
+)
+def test_a_last_turn_overrules_only_with_a_topic_or_a_strange_request(
+    has_topic: bool, is_request: bool, in_scope: float, reason: Reason, specialty: str | None
+) -> None:
+    last = scores("neurology", 0.97, in_scope=in_scope)
+    found = decide(
+        Classification(last, SURE, 2, "en", (), has_topic=has_topic, is_request=is_request),
+        thresholds=THRESHOLDS,
+        adapters=ADAPTERS,
+        base_languages=("en",),
+    )
+    assert (found.reason, found.specialty) == (reason, specialty)
+
+
 EXPLICIT = [
     ("dermatology", Reason.EXPLICIT, "derm-1"),
     ("oncology", Reason.NO_ADAPTER, None),
@@ -99,7 +143,9 @@ EXPLICIT = [
 
 
 def test_every_reason_has_a_branch_above() -> None:
-    assert {param.values[2] for param in BRANCHES} | {row[1] for row in EXPLICIT} == set(Reason)
+    assert {param.values[2] for param in BRANCHES + SPANISH} | {row[1] for row in EXPLICIT} == set(
+        Reason
+    )
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
+from adapters.validation import recorded_prompt_format
 from scripts.convert_adapter import main
+from scripts.lora.saved_adapter import save_weights
 
 Catalogs = dict[str, tuple[Path, Path]]
 
@@ -41,6 +44,21 @@ def test_the_tensors_stay_the_same(
     assert old.keys() == new.keys()
     assert all(torch.equal(old[name], new[name]) for name in old)
     assert convert(legacy, tmp_path / "new") == 2, "an existing folder is left alone"
+
+
+def test_the_prompt_format_is_recorded(legacy: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new"
+    words = ["--adapter", str(legacy), "--out", str(out)]
+    assert main([*words, "--prompt_format", "raw"]) == 0
+    weights = out / "adapter_model.safetensors"
+    assert recorded_prompt_format(weights) == "raw"
+    with safe_open(weights, framework="pt") as file:
+        assert file.metadata()["format"] == "pt", "transformers reads no file without it"
+    old = torch.load(legacy / "adapter_model.bin", weights_only=True)
+    again = tmp_path / "again.safetensors"
+    for _ in range(20):  # safetensors' own order of the metadata is another each time
+        save_weights(old, again, "raw")
+        assert again.read_bytes() == weights.read_bytes()
 
 
 class Bomb:

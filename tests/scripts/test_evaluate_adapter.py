@@ -16,7 +16,7 @@ from adapters.base_models import resolve_base_model
 from adapters.catalog import load_catalog
 from adapters.prompting import Message, encode_example, encode_prompt
 from scripts import evaluate_adapter
-from scripts.evaluation import evaluate
+from scripts.evaluation import answer_model, evaluate
 from scripts.evaluation.answer_file import SYSTEMS, Answers, read_answers
 from tests.tiny_models import load_model, make_adapter
 
@@ -87,10 +87,12 @@ def run(base: Path, adapter: Path, data: Path, out: Path, *more: str) -> Answers
 class Plain:
     """One question at a time, with generate and a forward pass of our own writing."""
 
-    def __init__(self, base: Path, adapter: Path) -> None:
+    def __init__(self, base: Path, adapter: Path, prompt_format: str | None = None) -> None:
         self._family = resolve_base_model(str(base)).family
         catalog = load_catalog(evaluate.CATALOG_DIR)
         self._entry = catalog.base_model("tiny", family=self._family)
+        if prompt_format is not None:
+            self._entry = self._entry.model_copy(update={"prompt_format": prompt_format})
         self._tokenizer = AutoTokenizer.from_pretrained(base)
         self._model = PeftModel.from_pretrained(load_model(base), str(adapter)).eval()
 
@@ -154,6 +156,60 @@ def test_answers_and_likelihoods_are_those_of_one_question_alone(
             assert row.nll == pytest.approx(plain.nll(question, reference, system), rel=1e-4)
             answers[system].append(row.answer)
     assert answers["base"] != answers["adapter"]
+
+
+def test_an_adapter_is_asked_in_the_prompt_format_that_it_records(
+    base: Path, adapter: Path, data: Path, tmp_path: Path
+) -> None:
+    weights = adapter / "adapter_model.safetensors"
+    save_file(load_file(weights), weights, metadata={"format": "pt", "prompt_format": "raw"})
+    found = run(base, adapter, data, tmp_path / "out")
+    own = "chat" if "llama" in base.name else "plain"
+    assert found.header["prompt_formats"] == {"base": own, "adapter": "raw"}
+    question, reference = VALIDATION[0]
+    instruction = found.header["protocol"]["base_instruction"]
+    raw, base_model = Plain(base, adapter, "raw"), Plain(base, adapter)
+    row = found.rows["adapter"]["validation0"]
+    assert row.answer == raw.answer(question, "adapter", "")
+    assert row.nll == pytest.approx(raw.nll(question, reference, "adapter"), rel=1e-4)
+    row = found.rows["base"]["validation0"]
+    assert row.answer == base_model.answer(question, "base", instruction)
+    assert row.nll == pytest.approx(base_model.nll(question, reference, "base"), rel=1e-4)
+
+
+def test_the_bar_moves_with_each_answer(
+    tiny_llama_dir: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All three are answered in one batch; the first ends early, two reach the limit."""
+    adapter = make_adapter(tiny_llama_dir, tmp_path / "dermatology", base_name="tiny", seed=1)
+    steps: dict[str, list[int]] = {}
+
+    class Bar:
+        def __init__(self, total: int, desc: str) -> None:
+            assert total == len(VALIDATION)
+            self._moves = steps.setdefault(desc, [])
+
+        def __enter__(self) -> Any:
+            return self
+
+        def __exit__(self, *_: Any) -> None: ...
+
+        def update(self, count: int) -> None:
+            self._moves.append(count)
+
+    monkeypatch.setattr(evaluate, "tqdm", Bar)
+    ended = answer_model._Ended.__call__
+
+    def first_row_ends(self: Any, input_ids: torch.Tensor, scores: Any, **more: Any) -> Any:
+        input_ids = input_ids.clone()
+        input_ids[0, -1] = self._end_id
+        return ended(self, input_ids, scores, **more)
+
+    monkeypatch.setattr(answer_model._Ended, "__call__", first_row_ends)
+    run(tiny_llama_dir, adapter, data, tmp_path / "out", "--batch_size", "3")
+    assert all(sum(moves) == len(VALIDATION) for moves in steps.values())
+    assert all(moves[0] == 1 for moves in steps.values())
+    assert len(steps) == 2
 
 
 def test_the_result_file(base: Path, adapter: Path, data: Path, tmp_path: Path) -> None:

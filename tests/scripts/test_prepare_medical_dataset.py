@@ -288,6 +288,110 @@ def test_medical_abstracts(tmp_path: Path) -> None:
     assert manifest["sources"][0]["options"] == {"licence": "CC BY-SA 3.0"}
 
 
+ABSTRACTS = [
+    ("Coronary disease in men.", "We saw 20 men with a rash. All did well.", "heart; men"),
+    ("Warts in children.", "We saw 9 children. Their warts went away.", "skin"),
+    ("Rash after statins.", "A statin for the heart was taken. It went.", "drugs; eczema"),
+    ("A fine day.", "We went out.", "weather"),
+]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected", "left_out"),
+    [
+        ("keyword=eczema", None, None),  # of no text: refused below
+        (
+            "keyword=rash,all=dermatology",
+            {"dermatology": ["Coronary disease in men", "Rash after statins"]},
+            {"without the keyword": 2},
+        ),
+        (
+            "keyword=wart*,all=dermatology",
+            {"dermatology": ["Warts in children"]},
+            {"without the keyword": 3},
+        ),
+        (
+            "keyword=heart",
+            {"cardiology": ["Rash after statins"]},
+            {"without the keyword": 3},
+        ),
+        (
+            "keywords=mesh",
+            {
+                "cardiology": ["Coronary disease in men"],
+                "dermatology": ["Warts in children", "Rash after statins"],
+            },
+            {"no single specialty": 1},
+        ),
+        (
+            "",
+            {"cardiology": ["Coronary disease in men", "Rash after statins"]},
+            {"no single specialty": 2},
+        ),
+    ],
+)
+@pytest.mark.parametrize("ending", ["csv", "json"])
+def test_abstracts_of_a_keyword(
+    options: str, expected: Any, left_out: Any, ending: str, tmp_path: Path
+) -> None:
+    """The option names a word, or the column that holds the keywords."""
+    file = tmp_path / f"export.{ending}"
+    columns = ("title", "text", "mesh")
+    if ending == "csv":
+        lines = [",".join(f'"{cell}"' for cell in row) for row in ABSTRACTS]
+        file.write_text("\n".join([",".join(columns), *lines]) + "\n")
+    else:
+        listed = [(title, text, words.split("; ")) for title, text, words in ABSTRACTS]
+        file.write_text(json.dumps([dict(zip(columns, row, strict=True)) for row in listed]))
+    more = f"title=title,abstract=text,licence=own{',' if options else ''}{options}"
+    call = ("--source", f"abstracts:{file},{more}", "--min_validation", "1")
+    if expected is None:
+        assert run(tmp_path / "out", *call) == 2
+        return
+    manifest = prepared(tmp_path / "out", *call)
+    for specialty, titles in expected.items():
+        found = rows(tmp_path / "out" / f"{specialty}.jsonl")
+        assert sorted(row["focus"] for row in found) == sorted(titles)
+        assert {row["source"] for row in found} == {file.name}
+    assert manifest["sources"][0]["left_out"] == left_out
+
+
+def test_a_keyword_of_medical_abstracts_own_file(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text(
+        "condition_label,medical_abstract\n"
+        '4,"Coronary disease in men. We saw 20 men. All did well."\n'
+        '1,"Cancer of the coronary artery. We saw it."\n'
+        '5,"A fine day. We went out."\n'
+    )
+    call = ("--source", f"abstracts:{tmp_path / 'train.csv'},keyword=Coronary,licence=own")
+    prepared(tmp_path / "out", *call, "--min_validation", "1")
+    found = rows(tmp_path / "out" / "cardiology.jsonl")
+    assert [row["source"] for row in found] == ["Medical Abstracts"] * 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("keyword=gizmo", "is a word of no specialty: name the specialty too"),
+        ("keyword=*", "is a word of no specialty"),
+        ("all=dermatology", "goes with keyword=WORD"),
+        ("keyword=rash,all=Skin Care", "specialty 'Skin Care'"),
+        ("keyword=heart", "no 'medical_abstract' (columns found: title, text); name it: abstract="),
+        ("abstract=text,keywords=mesh", "no 'mesh' (columns found: title, text); name it: keyword"),
+        ("abstract=text,title=head", "no 'head' (columns found: title, text); name it: title="),
+        ("keyword=heart,abstract=text,title=title", "no usable question (1 without the keyword)"),
+        ("keyboard=heart", "there are abstract, all, keyword, keywords, licence, title"),
+    ],
+)
+def test_keywords_that_cannot_be_used(
+    options: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "export.csv"
+    file.write_text("title,text\nWarts.,We saw them.\n")
+    assert run(tmp_path / "out", "--source", f"abstracts:{file},{options}") == 2
+    assert message in capsys.readouterr().err
+
+
 MAPPING = "question=q,answer=a,specialty=s,licence=own"
 
 

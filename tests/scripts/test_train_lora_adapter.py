@@ -11,12 +11,14 @@ import torch
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
+from transformers.integrations import TensorBoardCallback
 
 from adapters.base_models import sha256_of
 from adapters.prompting import encode_example
-from adapters.validation import check_adapter
+from adapters.seed import seed_version
+from adapters.validation import check_adapter, recorded_prompt_format
 from scripts import train_lora_adapter
-from scripts.lora import train
+from scripts.lora import train, training_arguments
 from scripts.lora.batches import SimilarLengths, TokenizedPair
 from scripts.lora.model import LoraSettings, build
 from scripts.lora.train import named
@@ -83,6 +85,33 @@ def test_it_learns_and_saves_what_the_catalogue_takes(
     assert report["sha256"] == sha256_of(out / "adapter_model.safetensors")
     dtypes = {tensor.dtype for tensor in load_file(out / "adapter_model.safetensors").values()}
     assert dtypes == {torch.bfloat16}
+
+
+@pytest.mark.parametrize(("asked", "recorded"), [((), "chat"), (("--prompt_format", "raw"), "raw")])
+def test_the_prompt_format_is_recorded_with_the_weights(
+    asked: Sequence[str],
+    recorded: str,
+    tiny_llama_dir: Path,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[list[int]] = []
+    original = train.TokenizedPair
+
+    def noted(prompt: list[int], answer: list[int]) -> TokenizedPair:
+        seen.append(prompt)
+        return original(prompt, answer)
+
+    monkeypatch.setattr(train, "TokenizedPair", noted)
+    out = tmp_path / "out"
+    assert run(tiny_llama_dir, data, out, "--max_steps", "1", *asked) == 0
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama_dir)
+    question = PAIRS[0][0]
+    assert (tokenizer(question).input_ids in seen) == (recorded == "raw")
+    assert recorded_prompt_format(out / "adapter_model.safetensors") == recorded
+    assert f"in the prompt format `{recorded}`" in (out / "README.md").read_text()
+    assert seed_version(out, "weights/out", version="1", rank=8).prompt_format == recorded
 
 
 def test_saved_adapter_raises_the_likelihood_of_the_answers(
@@ -525,3 +554,47 @@ def test_losses_are_on_screen_and_little_data_is_said(
     assert "step 2: validation loss " in told
     assert "4 training pairs: fewer than 100" in told
     assert "4 validation pairs: scripts.promote_adapter asks for 30" in told
+
+
+def test_losses_for_tensorboard(
+    tiny_llama_dir: Path,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Through transformers' own callback; its writer is replaced, as the package may be missing."""
+    written: dict[str, list[float]] = {}
+    folders = []
+
+    class Writer:
+        def __init__(self, log_dir: str) -> None:
+            folders.append(log_dir)
+
+        def add_text(self, *_: Any) -> None: ...
+
+        def add_scalar(self, name: str, value: float, step: int) -> None:
+            written.setdefault(name, []).append(value)
+
+        def flush(self) -> None: ...
+
+        def close(self) -> None: ...
+
+    out, words = tmp_path / "out", ("--epochs", "2", "--logging_steps", "1")
+    monkeypatch.setattr(training_arguments, "is_tensorboard_available", lambda: False)
+    assert run(tiny_llama_dir, data, out, *words, "--report_to", "tensorboard") == 2
+    assert "the package tensorboard is not installed: pip install" in capsys.readouterr().err
+    monkeypatch.setattr(training_arguments, "is_tensorboard_available", lambda: True)
+
+    class Callback(TensorBoardCallback):
+        def __init__(self) -> None:
+            self._SummaryWriter = Writer
+            self.tb_writer = self.logging_dir = None
+
+    monkeypatch.setattr(training_arguments, "TensorBoardCallback", Callback)
+    assert run(tiny_llama_dir, data, out, *words, "--report_to", "tensorboard") == 0
+    assert folders == [str(out / "tensorboard")]
+    history = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
+    losses = [row["validation_loss"] for row in history if "validation_loss" in row]
+    assert written["eval/loss"] == losses
+    assert written["train/loss"] == [row["train_loss"] for row in history if "train_loss" in row]

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from adapters.prompting import PromptFormat
 from adapters.versions import VERSION
 from deployments.api.protocol.base import Count, Probability, ReplyModel, RequestModel
 
@@ -12,12 +13,14 @@ Version = Annotated[str, Field(pattern=VERSION)]
 
 
 class AddAdapter(RequestModel):
-    """POST /v1/adapters. `specialty`: needed for a new adapter; `pinned`: null changes nothing."""
+    """POST /v1/adapters. `specialty`: needed for a new adapter; `pinned`: null changes nothing;
+    `prompt_format`: null is what its files record, else the base model's."""
 
     name: Name
     source: str = Field(min_length=1, max_length=2048)
     version: Version
     specialty: str | None = Field(default=None, pattern=r"^[a-z0-9][a-z0-9_]{0,63}$")
+    prompt_format: PromptFormat | None = None
     state: Literal["active", "canary", "disabled"] = "active"
     canary_weight: float | None = Field(default=None, gt=0, le=1)
     pinned: bool | None = None
@@ -63,6 +66,7 @@ class VersionReply(ReplyModel):
     source: str
     rank: int
     num_bytes: Count
+    prompt_format: PromptFormat | None = Field(description="null: the base model's")
     added_at: str | None
 
 

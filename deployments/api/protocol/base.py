@@ -116,7 +116,10 @@ class RouteReply(ReplyModel):
     alternatives: list[AlternativeReply]
     evidence: list[str] = Field(description="phrases that decided")
     language: str = Field(description="of the question; und: undetermined")
-    notice: str | None = Field(description="language_not_supported, or null")
+    notice: str | None = Field(
+        description="null, or what to know of the answer: language_not_supported, "
+        "max_tokens_lowered; several with ', ' between them"
+    )
 
 
 def route_fields(route: Route) -> dict[str, Any]:

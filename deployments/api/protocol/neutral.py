@@ -8,12 +8,14 @@ requests, messages, parts and options alike: each declares such a field as `Neut
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic import Field, GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 # The type of a validation error that such a field gives.
 UNSUPPORTED = "unsupported_field"
 _NOTHING: tuple[Any, ...] = (None, False, 0, "", [], {})
+# A field for whoever caches, stores or counts: it changes no answer.
+HINT = Field(description="accepted as OpenAI's clients send it; no effect, and kept nowhere")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,10 @@ class AcceptOnly:
         return {"description": description, "enum": list(self.allowed)}
 
 
+def asks_for_nothing(value: Any) -> bool:
+    return any(_is_same(value, choice) for choice in _NOTHING)
+
+
 def _is_same(value: Any, choice: Any) -> bool:
     return value == choice and isinstance(value, bool) == isinstance(choice, bool)
 
@@ -53,6 +59,10 @@ NeutralFlag = Annotated[Any, AcceptOnly((*_NOTHING, True))]
 NeutralModalities = Annotated[Any, AcceptOnly((*_NOTHING, ["text"]))]
 NeutralEffort = Annotated[Any, AcceptOnly((*_NOTHING, "none"))]
 NeutralVerbosity = Annotated[Any, AcceptOnly((*_NOTHING, "medium"))]
-NeutralTier = Annotated[
-    Any, AcceptOnly((*_NOTHING, "auto", "default", "flex", "priority", "scale"))
+_TIERS = ("auto", "default", "fast", "flex", "priority", "scale")
+NeutralTier = Annotated[Any, AcceptOnly((*_NOTHING, *_TIERS))]
+# vLLM's: what it does anyway.
+NeutralTemplate = Annotated[
+    Any, AcceptOnly((*_NOTHING, {"enable_thinking": False}, {"thinking": False}))
 ]
+NeutralOne = Annotated[Any, AcceptOnly((*_NOTHING, 1))]

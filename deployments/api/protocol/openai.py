@@ -1,22 +1,20 @@
 """OpenAI's requests: POST /v1/chat/completions and /v1/completions."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import Field, StrictBool, StrictInt, StrictStr, ValidationInfo, field_validator
-from pydantic_core import PydanticKnownError
+from pydantic import Discriminator, Field, StrictBool, StrictInt, StrictStr, Tag
 
 from deployments.api.errors import ApiError
 from deployments.api.protocol import neutral
 from deployments.api.protocol.ask import MaxTokens
 from deployments.api.protocol.base import RequestModel
-from deployments.api.protocol.neutral import Neutral
-
-_HINT = Field(description="accepted as OpenAI's clients send it; no effect, and kept nowhere")
+from deployments.api.protocol.chat_messages import ChatMessage
+from deployments.api.protocol.neutral import HINT, Neutral
 
 
 class StreamOptions(RequestModel):
     include_usage: StrictBool | None = None
-    include_obfuscation: Annotated[StrictBool | None, _HINT] = None
+    include_obfuscation: Annotated[StrictBool | None, HINT] = None
     continuous_usage_stats: Neutral = None
 
 
@@ -29,7 +27,7 @@ class OpenAIRequest(RequestModel):
     max_tokens: MaxTokens | None = None
     temperature: float | None = Field(default=None, ge=0, le=2, description="null: 0, greedy")
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    seed: Annotated[StrictInt, Field(ge=0, lt=2**63)] | None = None
+    seed: Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)] | None = None
     stop: StrictStr | Annotated[list[StrictStr], Field(max_length=4)] | None = None
     stream: StrictBool | None = None
     stream_options: StreamOptions | None = None
@@ -47,12 +45,13 @@ class OpenAIRequest(RequestModel):
     )
 
     # For who caches, stores or counts: they change no answer.
-    user: Annotated[StrictStr | None, _HINT] = None
-    metadata: Annotated[dict[str, Any] | None, _HINT] = None
-    prompt_cache_key: Annotated[StrictStr | None, _HINT] = None
-    prompt_cache_retention: Annotated[StrictStr | None, _HINT] = None
-    safety_identifier: Annotated[StrictStr | None, _HINT] = None
-    store: Annotated[StrictBool | None, _HINT] = None
+    user: Annotated[StrictStr | None, HINT] = None
+    metadata: Annotated[dict[str, Any] | None, HINT] = None
+    prompt_cache_key: Annotated[StrictStr | None, HINT] = None
+    prompt_cache_options: Annotated[dict[str, Any] | None, HINT] = None
+    prompt_cache_retention: Annotated[StrictStr | None, HINT] = None
+    safety_identifier: Annotated[StrictStr | None, HINT] = None
+    store: Annotated[StrictBool | None, HINT] = None
 
     # Accepted with a value that asks for nothing, refused by name with another.
     audio: Neutral = None
@@ -78,6 +77,29 @@ class OpenAIRequest(RequestModel):
     top_logprobs: Neutral = None
     verbosity: neutral.NeutralVerbosity = None
     web_search_options: Neutral = None
+    # vLLM's.
+    add_generation_prompt: neutral.NeutralFlag = None
+    add_special_tokens: Neutral = None
+    allowed_token_ids: Neutral = None
+    bad_words: Neutral = None
+    cache_salt: Annotated[StrictStr | None, HINT] = None
+    chat_template: Neutral = None
+    chat_template_kwargs: neutral.NeutralTemplate = None
+    continue_final_message: Neutral = None
+    documents: Neutral = None
+    ignore_eos: Neutral = None
+    include_stop_str_in_output: Neutral = None
+    length_penalty: neutral.NeutralOne = None
+    min_p: Neutral = None
+    priority: Neutral = None
+    prompt_logprobs: Neutral = None
+    return_tokens_as_token_ids: Neutral = None
+    skip_special_tokens: neutral.NeutralFlag = None
+    spaces_between_special_tokens: neutral.NeutralFlag = None
+    stop_token_ids: Neutral = None
+    structured_outputs: Neutral = None
+    truncate_prompt_tokens: Neutral = None
+    use_beam_search: Neutral = None
 
     @property
     def model_name(self) -> str:
@@ -95,69 +117,10 @@ class OpenAIRequest(RequestModel):
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
 
-class TextPart(RequestModel):
-    type: Literal["text"]
-    text: StrictStr
-    annotations: Neutral = None
-    cache_control: Annotated[dict[str, Any] | None, _HINT] = None
-
-
-_Content = StrictStr | Annotated[list[TextPart], Field(min_length=1)]
-
-
-def _content_by_role(schema: dict[str, Any]) -> None:
-    """Say in JSON Schema which turns may have no content."""
-    content = schema["properties"].pop("content")
-    text = [choice for choice in content["anyOf"] if choice.get("type") != "null"]
-    empty: list[dict[str, Any]] = [{"type": "null"}, {"type": "array", "maxItems": 0}]
-    others = ["system", "developer", "user"]
-    schema["anyOf"] = [
-        {
-            "properties": {"role": {"enum": others}, "content": {"anyOf": text}},
-            "required": ["content"],
-        },
-        {"properties": {"role": {"const": "assistant"}, "content": {"anyOf": [*text, *empty]}}},
-    ]
-    schema["properties"]["content"] = True
-
-
-class ChatMessage(RequestModel, json_schema_extra=_content_by_role):
-    """One turn. Our own replies can be sent back as they came."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: _Content | None = Field(default=None, validate_default=True)
-    name: Neutral = None
-    annotations: Neutral = None
-    audio: Neutral = None
-    function_call: Neutral = None
-    reasoning: Neutral = None
-    reasoning_content: Neutral = None
-    refusal: Neutral = None
-    tool_call_id: Neutral = None
-    tool_calls: Neutral = None
-
-    @field_validator("content", mode="before")
-    @classmethod
-    def _may_be_empty(cls, content: Any, info: ValidationInfo) -> Any:
-        """Accept an assistant's turn without content; another's is required."""
-        is_assistant = info.data.get("role") == "assistant"
-        if is_assistant and content in (None, []):
-            return ""
-        if content is None and "role" in info.data:
-            raise PydanticKnownError("missing")
-        return content
-
-    @property
-    def text(self) -> str:
-        if isinstance(self.content, list):
-            return "\n".join(part.text for part in self.content)
-        return self.content or ""
-
-
 class ChatRequest(OpenAIRequest):
     """POST /v1/chat/completions"""
 
-    messages: list[ChatMessage] = Field(min_length=1, max_length=256)
+    messages: list[ChatMessage] = Field(min_length=1)
     max_completion_tokens: MaxTokens | None = None
 
     @property
@@ -175,7 +138,39 @@ class ChatRequest(OpenAIRequest):
         return "max_completion_tokens", self.max_completion_tokens
 
 
-class CompletionRequest(OpenAIRequest):
-    """POST /v1/completions: the prompt is asked as one question, in the serving prompt format."""
+# Token ids are those of the base model's own tokenizer.
+TokenIds = list[Annotated[StrictInt, Field(ge=0)]]
+_Lists = Annotated[list[TokenIds], Field(min_length=1)]
+_Texts = Annotated[list[StrictStr], Field(min_length=1)]
 
-    prompt: StrictStr
+
+def _kind_of_prompt(prompt: Any) -> str:
+    """Tell the four kinds of prompt apart by the first item, so that an error names the item."""
+    first = prompt[0] if isinstance(prompt, list) and prompt else None
+    if isinstance(first, list):
+        return "Lists"
+    if isinstance(first, int) and not isinstance(first, bool):
+        return "Ids"
+    return "Texts" if isinstance(prompt, list) else "Text"
+
+
+class CompletionRequest(OpenAIRequest):
+    """POST /v1/completions: each prompt is asked as one question, in the serving prompt format."""
+
+    prompt: Annotated[
+        Annotated[StrictStr, Tag("Text")]
+        | Annotated[_Texts, Tag("Texts")]
+        | Annotated[TokenIds, Tag("Ids")]
+        | Annotated[_Lists, Tag("Lists")],
+        Discriminator(_kind_of_prompt),
+    ] = Field(
+        description="a text, several texts, or token ids of the base model's tokenizer; each is "
+        "one question with a choice of its own"
+    )
+
+    @property
+    def prompts(self) -> dict[str, str | list[int]]:
+        """The prompts by their path in the body."""
+        prompt: Any = self.prompt
+        is_one = isinstance(prompt, str) or isinstance(prompt[0], int)
+        return {"prompt": prompt} if is_one else {f"prompt.{i}": p for i, p in enumerate(prompt)}

@@ -30,10 +30,16 @@ class PolyclinicPart(Ending, PolyclinicOpening):
     """What is ours in a completion."""
 
 
+class PolyclinicClosing(Ending):
+    """What is ours in the last chunk of a choice."""
+
+    notice: str | None = Field(default=None, description="max_tokens_lowered, if that shows late")
+
+
 class Envelope(ReplyModel):
     id: str
     created: int
-    model: str = Field(description="the adapter that answered, or base")
+    model: str = Field(description="the adapter that answered, or base; auto: several did")
 
 
 class ChatMessageReply(ReplyModel):
@@ -54,6 +60,7 @@ class TextChoice(ReplyModel):
     logprobs: None
     text: str
     finish_reason: OpenAIFinishReason
+    polyclinic: PolyclinicPart | None = Field(default=None, description="with several prompts")
 
 
 class ChatReply(Envelope):
@@ -64,6 +71,8 @@ class ChatReply(Envelope):
 
 
 class CompletionReply(Envelope):
+    """`polyclinic` is that of the first choice."""
+
     object: Literal["text_completion"]
     choices: list[TextChoice]
     usage: Usage
@@ -86,12 +95,12 @@ class ChunkChoice(ReplyModel):
 
 
 class Chunk(Envelope):
-    """`polyclinic`: the route in the first chunk, the ending in the last that has a choice."""
+    """`polyclinic`: a choice's route in its first chunk, and its ending in its last."""
 
     object: Literal["chat.completion.chunk", "text_completion"]
     choices: list[ChunkChoice]
     usage: Usage | None = None
-    polyclinic: PolyclinicOpening | Ending | None = None
+    polyclinic: PolyclinicOpening | PolyclinicClosing | None = None
 
 
 class ModelReply(ReplyModel):

@@ -17,13 +17,14 @@ from adapters import changes
 from adapters.ingest import VersionRequest, inspect_adapter
 from adapters.storage.local import LocalStorage
 from adapters.store import AdapterStore
+from deployments.engine.core import EngineLimits
 from deployments.engine.decoder_factory import FastLimits
-from deployments.engine.engine import Engine, EngineLimits
+from deployments.engine.engine import Engine
 from deployments.engine.model_loader import Pretrained
 from deployments.engine.request import Request, SamplingParams, TokenEvent
+from deployments.interpreter import tune_interpreter
 from deployments.model.adapter_manager import AdapterManager
 from deployments.model.weights_reader import HostCache
-from deployments.replica import tune_interpreter
 from scripts.benchmarks.in_process.engine_runs import fast_decoder
 
 NUM_POSITIONS = 256  # of a row
@@ -58,7 +59,7 @@ class ChurnReplica:
         self.state = state
         self._num_slots = slots
         self.store = AdapterStore(LocalStorage(state), seed_dir, state / "cache")
-        self.engine = Engine(
+        self.engine = Engine.on_thread(
             decoder,
             EngineLimits(
                 max_rows=rows,
@@ -67,7 +68,6 @@ class ChurnReplica:
                 prefill_tokens=PREFILL_TOKENS[decoder.device.type],
             ),
         )
-        self.engine.start()
         self.manager = AdapterManager(
             self.store,
             "bench",

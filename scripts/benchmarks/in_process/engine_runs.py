@@ -10,8 +10,9 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
+from deployments.engine.core import EngineLimits
 from deployments.engine.decoder_factory import FastLimits, build_decoder
-from deployments.engine.engine import Engine, EngineLimits
+from deployments.engine.engine import Engine
 from deployments.engine.model_loader import Pretrained
 from deployments.engine.model_runner import ModelRunner
 from deployments.engine.request import Request, SamplingParams, SchedulerOutput
@@ -62,8 +63,7 @@ def start_engine(
     limits = EngineLimits(
         rows, len(requests), longest, prefill_tokens=prefill_tokens, emit_interval_s=0.03
     )
-    engine = Engine(decoder, limits)
-    engine.start()
+    engine = Engine.on_thread(decoder, limits)
     return engine
 
 

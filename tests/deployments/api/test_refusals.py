@@ -1,5 +1,6 @@
 """Every bad input: a clear 4xx that names field, value, limit and choices."""
 
+import gzip
 import json
 from collections.abc import AsyncGenerator
 from typing import Any
@@ -86,12 +87,7 @@ CHAT_REFUSALS = [
     ({"messages": [{"role": "tool", "content": "x"}]}, 400, "messages.0.role", "'user'"),
     ({"messages": [{"role": "assistant", "content": "x"}]}, 400, "messages", "must be the user"),
     ({"messages": [{"role": "user", "content": " "}]}, 400, "messages.0.content", "empty"),
-    (
-        {"messages": [{"role": "user", "content": "a"}, {"role": "system", "content": "b"}]},
-        400,
-        "messages.1.role",
-        "only allowed as first",
-    ),
+    ({"messages": [{"role": "system", "content": "b"}]}, 400, "messages", "must be the user"),
     (
         {"messages": [{"role": "user", "content": "a" * 5000}] * 2},
         400,
@@ -141,8 +137,11 @@ async def test_a_byte_order_mark_is_read_over(client: httpx.AsyncClient) -> None
     assert (await client.post("/ask", content=content, headers=headers)).status_code == 200
 
 
-@pytest.mark.parametrize(("encoding", "status"), [("gzip", 415), ("br", 415), ("identity", 200)])
-async def test_a_compressed_body_is_refused_by_its_encoding(
+@pytest.mark.parametrize(
+    ("encoding", "status"),
+    [("br", 415), ("deflate", 415), ("zstd", 415), ("gzip, gzip", 415), ("identity", 200)],
+)
+async def test_another_compression_than_gzip_is_refused_by_its_name(
     client: httpx.AsyncClient, encoding: str, status: int
 ) -> None:
     content = b'{"question": "a red rash"}'
@@ -153,6 +152,37 @@ async def test_a_compressed_body_is_refused_by_its_encoding(
         error = error_of(response)
         assert (error["param"], error["code"]) == ("content-encoding", "unsupported_encoding")
         assert encoding in error["message"]
+        assert response.headers["accept-encoding"] == "gzip"
+
+
+GZIPPED = gzip.compress(b'{"question": "a red rash"}')
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "words"),
+    [
+        (GZIPPED, 200, ""),
+        (gzip.compress(b'{"question":') + gzip.compress(b' "a red rash"}'), 200, ""),
+        (gzip.compress(b'\xef\xbb\xbf{"question": "a red rash"}'), 200, ""),
+        (b'{"question": "a red rash"}', 400, "is not gzip"),
+        (GZIPPED[:-9], 400, "is cut off"),
+        (GZIPPED + b"more", 400, "is not gzip"),
+        (b"", 400, "not JSON"),
+        (gzip.compress(b"not json"), 400, "not JSON"),
+        (gzip.compress(b" " * 2**29), 413, "at most 262144"),
+        (gzip.compress(b'{"question": "' + b"x" * 2**20 + b'"}'), 413, "at most 262144"),
+        (gzip.compress(b" " * 2**17) * 3, 413, "at most 262144"),
+    ],
+)
+async def test_a_gzip_body_is_unpacked_within_the_limit(
+    client: httpx.AsyncClient, content: bytes, status: int, words: str
+) -> None:
+    for encoding in ("gzip", "X-GZIP"):
+        headers = {"content-type": "application/json", "content-encoding": encoding}
+        response = await client.post("/ask", content=content, headers=headers)
+        assert response.status_code == status
+        if words:
+            assert words in error_of(response)["message"]
 
 
 async def test_a_body_without_a_length_is_bounded_too(client: httpx.AsyncClient) -> None:
@@ -182,9 +212,3 @@ async def test_questions_are_counted_and_each_is_named(client: httpx.AsyncClient
     assert error_of(response)["param"] == "questions.1"
     response = await client.post("/route", json={"questions": []})
     assert "at least 1" in error_of(response)["message"]
-
-
-async def test_a_bad_request_id_is_refused(client: httpx.AsyncClient) -> None:
-    headers = {"x-request-id": "a b\tc"}
-    response = await client.post("/ask", json={"question": "a rash"}, headers=headers)
-    assert error_of(response)["param"] == "x-request-id"

@@ -8,8 +8,9 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
 import pytest
 
+from deployments.engine.core import MAX_FAILURES_IN_A_ROW, EngineLimits
 from deployments.engine.decoder import DecoderInfo, RowSink
-from deployments.engine.engine import MAX_FAILURES_IN_A_ROW, Engine, EngineLimits
+from deployments.engine.engine import Engine
 from deployments.engine.errors import (
     EngineStopped,
     OutputTooLong,
@@ -102,8 +103,7 @@ def decoder() -> ScriptedDecoder:
 
 @pytest.fixture
 async def engine(decoder: ScriptedDecoder) -> AsyncIterator[Engine]:
-    engine = Engine(decoder, EngineLimits(max_rows=4, max_waiting=3, max_input_tokens=16))
-    engine.start()
+    engine = Engine.on_thread(decoder, EngineLimits(max_rows=4, max_waiting=3, max_input_tokens=16))
     yield engine
     decoder.gate.set()
     await until(lambda: engine.num_running == 0 and engine.num_waiting == 0)
@@ -292,8 +292,7 @@ async def test_a_loop_that_dies_fails_every_waiter(
 
 
 async def test_close_ends_what_waits(decoder: ScriptedDecoder) -> None:
-    engine = Engine(decoder, EngineLimits(max_rows=1, max_waiting=3, max_input_tokens=16))
-    engine.start()
+    engine = Engine.on_thread(decoder, EngineLimits(max_rows=1, max_waiting=3, max_input_tokens=16))
     decoder.gate.clear()
     tasks = [asyncio.create_task(collect(engine.generate(request(t)))) for t in ("one", "two")]
     await until(lambda: engine.num_running == 1 and engine.num_waiting == 1)

@@ -14,10 +14,11 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from deployments.engine.core import EngineLimits
 from deployments.engine.cuda_graphs import SCRATCH_POSITIONS
 from deployments.engine.decoder import StepDecoder
 from deployments.engine.decoder_factory import FastLimits, build_decoder
-from deployments.engine.engine import Engine, EngineLimits
+from deployments.engine.engine import Engine
 from deployments.engine.errors import (
     AdapterHasNoEffect,
     AdapterNotSupported,
@@ -74,8 +75,9 @@ def decoder(base_dir: Path, folders: dict[str, Path]) -> ModelRunner:
 
 @pytest.fixture
 async def engine(decoder: ModelRunner) -> AsyncIterator[Engine]:
-    engine = Engine(decoder, EngineLimits(max_rows=4, max_waiting=20, max_input_tokens=40))
-    engine.start()
+    engine = Engine.on_thread(
+        decoder, EngineLimits(max_rows=4, max_waiting=20, max_input_tokens=40)
+    )
     yield engine
     engine.close()
     assert all(state.length == 0 and state.slot == 0 for state in decoder._states), "a row leaked"

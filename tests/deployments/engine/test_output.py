@@ -1,11 +1,10 @@
 """One request's events: exactly one terminal event, and nothing after it."""
 
 import asyncio
-import threading
 from collections.abc import Sequence
 
 from deployments.engine.errors import EngineStopped
-from deployments.engine.output import RequestOutputCollector, RequestState
+from deployments.engine.output import Pace, RequestOutputCollector, RequestState
 from deployments.engine.request import FinishReason, Request, SamplingParams, Timings, TokenEvent
 
 
@@ -14,22 +13,18 @@ def decode(token_ids: Sequence[int]) -> str:
 
 
 class Clock:
-    """Seconds; calls `on_read` once, as a thread switch at this place would run another thread."""
+    """Seconds; a test sets them."""
 
     def __init__(self) -> None:
         self.now = 0.0
-        self.on_read = lambda: None
 
     def __call__(self) -> float:
-        on_read, self.on_read = self.on_read, lambda: None
-        on_read()
         return self.now
 
 
-def state(clock: Clock) -> RequestState:
-    asked = Request("r", (1, 2), None, SamplingParams(8))
-    eos_ids = frozenset({0})
-    return RequestState(asked, decode, stream=True, emit_interval_s=0, clock=clock, eos_ids=eos_ids)
+def state(clock: Clock, *, stop: tuple[str, ...] = (), emit_interval_s: float = 0) -> RequestState:
+    asked = Request("r", (1, 2), None, SamplingParams(8, stop=stop))
+    return RequestState(asked, decode, stream=True, pace=Pace(emit_interval_s), clock=clock)
 
 
 def event(text: str, reason: FinishReason | None = None) -> TokenEvent:
@@ -50,46 +45,43 @@ async def test_what_comes_after_the_terminal_event_is_dropped() -> None:
     waiting.cancel()
 
 
-async def test_a_close_in_the_middle_of_an_emit_does_not_lose_the_terminal_event() -> None:
-    """The engine's thread is about to emit a token's event when close() ends the request: the
-    partial event reaches the reader's side after the terminal one."""
-    clock = Clock()
-    row = state(clock)
-    row.push(ord("a"))
-    assert (await row.events.get()).text == "a"
-    switches = iter([lambda: None, lambda: row.finish(FinishReason.ERROR, EngineStopped("closed"))])
-
-    def switch() -> None:
-        next(switches)()
-        clock.on_read = lambda: next(switches, lambda: None)()
-
-    clock.on_read = switch  # the first read is push's, the second is that of its emit
-    row.push(ord("b"))
+async def test_a_request_ends_once() -> None:
+    row = state(Clock())
+    row.push(ord("a"), 0.0)
+    row.finish(FinishReason.ERROR, 0, EngineStopped("closed").info)
+    row.finish(FinishReason.STOP, 2)
     ended = await asyncio.wait_for(row.events.get(), 5)
-    assert ended.finish_reason is FinishReason.ERROR
+    assert (ended.text, ended.num_tokens) == ("a", 1)
     assert ended.error is not None
     assert ended.error.code == "engine_stopped"
+    waiting = asyncio.ensure_future(row.events.get())
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    waiting.cancel()
 
 
-async def test_a_request_ends_once_whichever_threads_end_it() -> None:
-    for _ in range(50):
-        row = state(Clock())
-        start = threading.Barrier(3)
+async def test_a_stop_string_ends_the_answer_before_the_core_has_heard_of_it() -> None:
+    """Tokens that the core made meanwhile are neither text nor counted."""
+    row = state(Clock(), stop=("lo",), emit_interval_s=30)
+    row.begin()
+    for token in b"hello":
+        row.push(token, 0.0)
+    assert row.is_done
+    ended = await asyncio.wait_for(row.events.get(), 5)
+    assert (ended.text, ended.num_tokens) == ("hel", 5)
+    assert ended.finish_reason is FinishReason.STOP
 
-        def push(row: RequestState = row, start: threading.Barrier = start) -> None:
-            start.wait()
-            for token in b"abcdefgh":
-                row.push(token)
 
-        def end(row: RequestState = row, start: threading.Barrier = start) -> None:
-            start.wait()
-            row.finish(FinishReason.ERROR, EngineStopped("closed"))
-
-        threads = [threading.Thread(target=target) for target in (push, end)]
-        for thread in threads:
-            thread.start()
-        start.wait()
-        while (await asyncio.wait_for(row.events.get(), 5)).finish_reason is None:
-            pass
-        for thread in threads:
-            thread.join()
+async def test_the_end_of_sequence_token_counts_and_is_no_text() -> None:
+    clock = Clock()
+    row = state(clock, emit_interval_s=30)
+    clock.now = 1.0
+    row.begin()
+    row.push(ord("a"), 2.0)
+    assert (await row.events.get()).text == "a"
+    row.push(ord("b"), 2.5)
+    clock.now = 3.0
+    row.finish(FinishReason.STOP, 3)
+    ended = await row.events.get()
+    assert (ended.text, ended.num_tokens) == ("b", 3)
+    assert ended.timings == Timings(1.0, 2.0, 3.0)

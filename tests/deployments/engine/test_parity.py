@@ -4,6 +4,7 @@ A token may differ only where the oracle's two largest logits are closer than GA
 of that answer ends there, and such places are counted and printed.
 """
 
+import dataclasses
 import os
 import random
 from collections.abc import Iterator
@@ -251,3 +252,24 @@ def test_sampling_is_of_the_same_distribution(case: Case) -> None:
     expected = case.oracle.generate(ids, side, MAX_TOKENS, repetition_penalty=1.6, min_new_tokens=6)
     assert run.answers == [expected]
     assert expected != case.oracle.generate(ids, side, MAX_TOKENS), "the penalty changed nothing"
+
+
+def test_no_answer_ends_before_its_minimum(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside rows that may end at once; the end of sequence is a token of the greedy answer."""
+    decoder, side = case.decoder, case.sides[1]
+    ids = prompt(random.Random(9), case)
+    eos = case.oracle.generate(ids, side, MAX_TOKENS)[1]
+    monkeypatch.setattr(
+        decoder, "_info", dataclasses.replace(decoder.info, eos_ids=frozenset({eos}))
+    )
+    monkeypatch.setattr(decoder._sampler, "_eos_ids", [eos])
+    if decoder._graphs is not None:
+        monkeypatch.setattr(decoder._graphs, "_eos_ids", torch.tensor([eos]))
+    free = Request("r", ids, side, SamplingParams(MAX_TOKENS))
+    held = Request("r", ids, side, SamplingParams(MAX_TOKENS, min_tokens=6))
+    run = run_rows(decoder, [free, held, free])
+    options = {"eos_token_id": eos, "max_new_tokens": MAX_TOKENS}
+    early = case.oracle.generate(ids, side, **options)
+    late = case.oracle.generate(ids, side, min_new_tokens=6, **options)
+    assert run.answers == [early, late, early]
+    assert len(early) <= 2 < 6 <= len(late)

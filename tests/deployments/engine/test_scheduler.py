@@ -267,3 +267,18 @@ def test_everything_ends_without_deadlines_too() -> None:
     for _ in range(400):
         step(books)
     assert all(job.num_scheduled == 5 for job in jobs)
+
+
+@pytest.mark.parametrize(("num_decoding", "waits"), [(7, 0), (8, 8)])
+def test_prompts_wait_for_each_other_while_many_rows_decode(num_decoding: int, waits: int) -> None:
+    """Eight rows lose more by a prefill than a few steps' wait costs one prompt."""
+    books = scheduler((40,) * 20, together=2)
+    for _ in range(num_decoding):
+        books.add(request(tokens=30), 0)
+    assert len(step(books).admitted) == num_decoding
+    books.add(request(tokens=30), 0)
+    admitted = [len(step(books).admitted) for _ in range(waits + 1)]
+    assert admitted == [0] * waits + [1]
+    for _ in range(2):
+        books.add(request(tokens=30), 0)
+    assert len(step(books).admitted) == 2, "as many as are read together wait for nobody"

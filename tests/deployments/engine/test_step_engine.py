@@ -6,8 +6,9 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 
 import pytest
 
+from deployments.engine.core import MAX_FAILURES_IN_A_ROW, EngineLimits
 from deployments.engine.decoder import DecoderInfo
-from deployments.engine.engine import MAX_FAILURES_IN_A_ROW, Engine, EngineLimits
+from deployments.engine.engine import Engine
 from deployments.engine.errors import EmptyPrompt, EngineStopped, OutputTooLong, UnknownAdapter
 from deployments.engine.request import FinishReason, Request, SamplingParams, SchedulerOutput
 from tests.deployments.engine.test_engine import EOS, Turnstile, collect, only_terminal, until
@@ -93,14 +94,21 @@ def limits(**more: float) -> EngineLimits:
     return EngineLimits(max_rows=3, max_waiting=50, max_input_tokens=60, prefill_tokens=8, **more)  # type: ignore[arg-type]
 
 
+def has_stopped(engine: Engine) -> bool:
+    try:
+        engine.check()
+    except EngineStopped:
+        return True
+    return False
+
+
 @pytest.fixture
 async def engine(decoder: ScriptedStepDecoder) -> AsyncIterator[Engine]:
-    engine = Engine(decoder, limits())
-    engine.start()
+    engine = Engine.on_thread(decoder, limits())
     yield engine
     decoder.gate.set()
     await until(lambda: engine.num_running == 0 and engine.num_waiting == 0)
-    await until(lambda: not decoder.rows or engine._stopped is not None)
+    await until(lambda: not decoder.rows or has_stopped(engine))
     engine.close()
 
 
@@ -143,8 +151,7 @@ async def test_a_cancelled_row_is_freed_within_one_step(
 
 async def test_a_deadline_ends_an_answer_with_what_it_has(decoder: ScriptedStepDecoder) -> None:
     now = [0.0]
-    engine = Engine(decoder, limits(), clock=lambda: now[0])
-    engine.start()
+    engine = Engine.on_thread(decoder, limits(), clock=lambda: now[0])
     events = engine.generate(request("some words", deadline_s=5.0))
     first = await anext(events)
     now[0] = 5.0
@@ -294,8 +301,7 @@ async def test_waiting_requests_are_compared_with_the_adapters_only_when_these_c
 
 
 async def test_fast_tokens_travel_in_groups(decoder: ScriptedStepDecoder) -> None:
-    engine = Engine(decoder, limits(emit_interval_s=30.0))
-    engine.start()
+    engine = Engine.on_thread(decoder, limits(emit_interval_s=30.0))
     decoder.gate = turnstile = Turnstile()
     generated = engine.generate(request("hello world"))
     reading = asyncio.ensure_future(anext(generated))
@@ -308,3 +314,16 @@ async def test_fast_tokens_travel_in_groups(decoder: ScriptedStepDecoder) -> Non
     assert [e.text for e in events] == ["h", "ello world"]
     assert events[-1].num_tokens == 12
     engine.close()
+
+
+async def test_many_streams_send_larger_pieces_less_often(decoder: ScriptedStepDecoder) -> None:
+    """Two events a second for all together: three streams that end sooner have two pieces each."""
+    engine = Engine.on_thread(decoder, limits(max_events_per_s=2.0))
+    try:
+        texts = ["one long answer", "another long one", "the third answer"]
+        answers = await asyncio.gather(*(collect(engine.generate(request(t))) for t in texts))
+        for text, events in zip(texts, answers, strict=True):
+            assert "".join(event.text for event in events) == text
+            assert len(events) <= 3, "the first token, the end, and what came while one ran alone"
+    finally:
+        engine.close()

@@ -64,9 +64,9 @@ def settings_of(base: Path, catalog: Path, state: Path, **engine: Any) -> Settin
     return Settings.model_validate({**fields, "engine": engine})
 
 
-def call(adapter: str | None) -> GenerateRequest:
+def call(adapter: str | None, max_tokens: int = 4) -> GenerateRequest:
     turns = (Message("user", "What is eczema?"),)
-    return GenerateRequest("r", turns, adapter, SamplingParams(4), stream=False)
+    return GenerateRequest("r", turns, adapter, SamplingParams(max_tokens), stream=False)
 
 
 async def test_torch_runs_on_one_thread_from_the_load_to_the_last_step(
@@ -124,7 +124,7 @@ def test_a_bad_adapter_of_the_shipped_catalogue_refuses_the_start(
         after = hashlib.sha256(file.read_bytes()).hexdigest()
         listed.write_text(listed.read_text().replace(before, after))
     with pytest.raises(AdapterError, match="adapter 'derm'"):
-        ModelReplica(settings_of(base, catalog, tmp_path / "state"), "cpu")
+        ModelReplica(settings_of(base, catalog, tmp_path / "state"), "cpu", load_model)
 
 
 @pytest.mark.parametrize("num_adapters", [1, 2])
@@ -144,7 +144,7 @@ def test_max_adapters_alone_gives_the_slots(
     original = hashlib.file_digest
     monkeypatch.setattr(hashlib, "file_digest", file_digest)
     settings = settings_of(*tiny_catalogs["llama"], tmp_path, max_adapters=num_adapters)
-    replica = ModelReplica(settings, "cpu")
+    replica = ModelReplica(settings, "cpu", load_model)
     try:
         assert replica._adapters is not None
         tiers = [a["tier"] for a in replica._adapters.report()["adapters"]]

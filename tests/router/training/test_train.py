@@ -18,6 +18,7 @@ from router.artefact import (
 from router.classifier import Classifier
 from router.encoder import OnnxEncoder
 from router.policy import Reason, decide
+from router.preparation import prepared_text
 from router.training.examples import OUT_OF_SCOPE, LabelledText, Recipe
 from router.training.feature_set import restored
 from router.training.train import train
@@ -137,7 +138,7 @@ def test_features_begin_with_principal_components_the_first_of_variance_one(
     tiny_router_dir: Path,
 ) -> None:
     artefact = load_artefact(tiny_router_dir)
-    texts = [q.text for seed in (0, 1) for q in small_questions(seed)]
+    texts = [prepared_text(q.text) for seed in (0, 1) for q in small_questions(seed)]
     pooled = np.stack([found.pooled for found in artefact.encoder.encode(texts)])
     scores = (pooled - artefact.projection.mean) @ artefact.projection.components[:, :8]
     spreads = scores.std(axis=0)

@@ -16,10 +16,12 @@ import pytest
 from starlette.types import ASGIApp
 
 from deployments.api.app import create_api
+from deployments.engine.core import ThreadCore
 from deployments.engine.loop import StepLoop
 from deployments.engine.request import TokenEvent
 from deployments.messages import AdapterCard, GenerateRequest
 from deployments.model.deployment import ModelReplica
+from deployments.model.loading import load_model
 from deployments.settings import parse_settings
 from router.policy import Route
 from tests.deployments.api.access.conftest import Door
@@ -64,7 +66,7 @@ def replica(tiny_catalogs: dict[str, tuple[Path, Path]]) -> Iterator[ModelReplic
     settings = parse_settings(
         {"base_model": str(base), "adapters": str(catalog), "device": "cpu", "engine": engine}
     )
-    replica = ModelReplica(settings, "cpu")
+    replica = ModelReplica(settings, "cpu", load_model)
     yield replica
     replica._engine.close()
 
@@ -76,7 +78,8 @@ async def settled(replica: ModelReplica) -> None:
     while engine.num_running or engine.num_waiting:
         assert time.monotonic() < deadline, f"{engine.num_running} + {engine.num_waiting} rows left"
         await asyncio.sleep(0.005)
-    runner = engine._runner
+    assert isinstance(engine._core, ThreadCore)
+    runner = engine._core._runner
     assert isinstance(runner, StepLoop), "the fast decoder is what is to be tested"
     # The loop forgets a cancelled row at its next step, which a task between steps causes.
     for _ in range(2):

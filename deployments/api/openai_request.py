@@ -1,0 +1,141 @@
+"""What OpenAI's requests ask for: turns, prompts, sampling; and its code for what is too long."""
+
+from adapters.prompting import Message, Role
+from adapters.token_prompts import BadTokenId
+from deployments.api.errors import ApiError, engine_error, invalid
+from deployments.api.protocol.openai import ChatRequest, CompletionRequest, OpenAIRequest
+from deployments.api.request_body import (
+    check_characters,
+    check_count,
+    check_length,
+    check_text,
+    has_latin_letter,
+)
+from deployments.engine.request import ErrorInfo, SamplingParams
+from deployments.messages import Backend, ServedModels
+
+MAX_MESSAGES = 256
+# What is too long, in our words. OpenAI has one code for it, and clients drop old turns on it.
+_TOO_LONG = ("prompt_too_long", "output_too_long", "text_too_long", "body_too_large")
+# LangChain and LiteLLM look for these words in the message. The engine's messages hold them.
+_LOOKED_FOR = "context_length_exceeded: this model's maximum context length is exceeded"
+
+
+def in_openais_words(error: ApiError, param: str) -> ApiError:
+    """Return `error` as OpenAI's clients know it. `param`: the field with the turns or the text."""
+    if error.code in _TOO_LONG:
+        message = error.message
+        if error.code not in ("prompt_too_long", "output_too_long"):
+            message = f"{_LOOKED_FOR}: {message}"
+        return ApiError(400, "context_length_exceeded", message, param=param, detail=error.detail)
+    if error.param == "question":
+        error.param = param
+    return error
+
+
+def openai_engine_error(error: ErrorInfo, *, param: str) -> ApiError:
+    """Return the ApiError of an engine's error on OpenAI's paths."""
+    return in_openais_words(engine_error(error), param)
+
+
+def chat_turns(asked: ChatRequest, max_chars: int) -> tuple[Message, ...]:
+    """Return the turns of the messages; the last is the user's.
+
+    What the system says after the last turn of the user's is put before it.
+
+    Raises:
+        ApiError: 400; there are too many, the last message is the assistant's, a text has a
+            character that is not allowed, or no turn of the user's can be classified.
+    """
+    check_count("messages", len(asked.messages), MAX_MESSAGES, code="text_too_long")
+    turns = []
+    for position, message in enumerate(asked.messages):
+        check_characters(f"messages.{position}.content", message.text)
+        role: Role = "system" if message.role == "developer" else message.role
+        turns.append(Message(role, message.text))
+    last = max((i for i, turn in enumerate(turns) if turn.role != "system"), default=-1)
+    if last < 0 or turns[last].role != "user":
+        found = asked.messages[last].role
+        raise invalid("messages", f"the last one has role '{found}': it must be the user's")
+    check_length("messages", sum(len(turn.content) for turn in turns), max_chars=max_chars)
+    to_check = [(i, turn.content) for i, turn in enumerate(turns) if turn.role == "user"]
+    if any(has_latin_letter(text) for _, text in to_check):
+        # A follow-up such as "42" needs no letter; only an empty last turn asks for nothing.
+        to_check = [(i, text) for i, text in to_check[-1:] if not text.strip()]
+    for i, text in to_check:
+        check_text(f"messages.{i}.content", text, max_chars=max_chars)
+    return (*turns[:last], *turns[last + 1 :], turns[last])
+
+
+async def prompt_texts(asked: CompletionRequest, backend: Backend) -> dict[str, str]:
+    """Return the text of each prompt by its path in the body.
+
+    Raises:
+        ApiError: 400; there are too many, one is no question, or a token id stands for no text.
+    """
+    limits, prompts = backend.limits, asked.prompts
+    check_count("prompt", len(prompts), limits.max_prompts)
+    ids = {path: prompt for path, prompt in prompts.items() if not isinstance(prompt, str)}
+    texts = {path: prompt for path, prompt in prompts.items() if isinstance(prompt, str)}
+    for path, token_ids in ids.items():
+        check_length(path, len(token_ids), max_chars=limits.max_question_chars, what="token ids")
+    if ids:
+        decoded = await backend.decode(list(ids.values()))
+        if isinstance(decoded, BadTokenId):
+            path = f"{list(ids)[decoded.prompt]}.{decoded.position}"
+            raise invalid(path, decoded.reason, code="invalid_token_id")
+        texts |= zip(ids, decoded, strict=True)
+    for path, text in texts.items():
+        check_text(path, text, max_chars=limits.max_question_chars)
+    return texts
+
+
+def includes_usage(asked: OpenAIRequest) -> bool:
+    """Whether a stream ends in a chunk with the usage.
+
+    Raises:
+        ApiError: 400; the usage chunk is asked for without a stream.
+    """
+    wanted = asked.stream_options is not None and bool(asked.stream_options.include_usage)
+    if wanted and not asked.stream:
+        message = "only with stream: true; leave it out, or set stream"
+        raise invalid("stream_options", message, code="conflicting_fields")
+    return wanted
+
+
+def is_above_limit(asked: OpenAIRequest, clinic: ServedModels) -> bool:
+    """Whether a longer answer is asked for than this server gives."""
+    return (asked.num_tokens_asked[1] or 0) > clinic.max_output_tokens
+
+
+def sampling_of(asked: OpenAIRequest, clinic: ServedModels) -> SamplingParams:
+    """Return how tokens are picked: greedily unless a temperature above 0 is given.
+
+    A `max_tokens` above the server's limit stands for the limit: clients send 1000 or 4096 unasked.
+
+    Raises:
+        ApiError: 400 naming the field and the limit.
+    """
+    param, value = asked.num_tokens_asked
+    max_tokens = min(value or clinic.default_output_tokens, clinic.max_output_tokens)
+    min_tokens = asked.min_tokens or 0
+    if min_tokens > max_tokens:
+        raise invalid(
+            "min_tokens",
+            f"{min_tokens} is above the longest answer of {max_tokens} tokens: lower it, or raise "
+            f"{param}",
+            limit=max_tokens,
+        )
+    stop = asked.stop_strings
+    if "" in stop:
+        raise invalid("stop", "holds an empty string")
+    return SamplingParams(
+        max_tokens=max_tokens,
+        temperature=asked.temperature or 0.0,
+        top_p=asked.top_p or 1.0,
+        seed=asked.seed,
+        stop=stop,
+        top_k=asked.top_k or 0,
+        repetition_penalty=asked.repetition_penalty or 1.0,
+        min_tokens=min_tokens,
+    )

@@ -1,0 +1,88 @@
+"""Count the tokens of one request on the engine's thread, and collect what all of them made."""
+
+import time
+from collections.abc import Callable
+
+from deployments.engine.errors import EngineError
+from deployments.engine.request import EndedRow, FinishReason, Request, StepOutput
+
+
+class Outbox:
+    """Collect what a step makes, until it is handed on as one StepOutput.
+
+    Args:
+        deliver: takes each StepOutput, on the engine's thread.
+    """
+
+    def __init__(self, deliver: Callable[[StepOutput], None]) -> None:
+        self.output = StepOutput()
+        self._deliver = deliver
+
+    def flush(self) -> None:
+        """Hand on what was collected, if there is anything."""
+        if not self.output.is_empty:
+            output, self.output = self.output, StepOutput()
+            self._deliver(output)
+
+
+class EngineRow:
+    """Hold one request from its acceptance to its end. Only the engine's thread pushes to it.
+
+    Args:
+        number: names the request between the engine and its callers.
+        eos_ids: tokens that end an answer.
+        clock: seconds, monotonic; the deadline is measured on it, from now on.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        request: Request,
+        outbox: Outbox,
+        eos_ids: frozenset[int],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.number = number
+        self.request = request
+        self.is_done = False
+        self._outbox = outbox
+        self._eos_ids = eos_ids
+        self._clock = clock
+        self._num_tokens = 0
+        self._deadline = None if request.deadline_s is None else clock() + request.deadline_s
+
+    def begin(self) -> None:
+        """Note that its first step is about to run."""
+        self._outbox.output.started.append(self.number)
+
+    def push(self, token_id: int) -> None:
+        """Take the next token. Ignored once the request is done."""
+        if self.is_done:
+            return
+        self._num_tokens += 1
+        if token_id in self._eos_ids:
+            self.finish(FinishReason.STOP)
+            return
+        output = self._outbox.output
+        output.numbers.append(self.number)
+        output.tokens.append(token_id)
+        if self._num_tokens >= self.request.sampling.max_tokens:
+            self.finish(FinishReason.LENGTH)
+        elif self._deadline is not None:
+            self.end_if_late()
+
+    def finish(self, reason: FinishReason, error: EngineError | None = None) -> None:
+        """End the request; later calls do nothing."""
+        if not self.is_done:
+            self.is_done = True
+            info = None if error is None else error.info
+            self._outbox.output.ended.append(EndedRow(self.number, reason, self._num_tokens, info))
+
+    def cancel(self) -> None:
+        """End the request without a word: its caller has ended it already. Any thread."""
+        self.is_done = True
+
+    def end_if_late(self) -> None:
+        """End the request if its deadline has passed."""
+        if self._deadline is not None and self._clock() >= self._deadline:
+            self.finish(FinishReason.TIMEOUT)

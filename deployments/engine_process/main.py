@@ -1,0 +1,192 @@
+"""The engine's process: `python -m deployments.engine_process.main CONTROL_FD STEPS_FD`.
+
+It ends when the replica closes the control socket or dies.
+"""
+
+import itertools
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from deployments.channel.frames import FrameReader, load_frame, pack_frame
+from deployments.engine.core import EngineLimits, ThreadCore
+from deployments.engine.decoder import DecoderInfo
+from deployments.engine.request import StepOutput
+from deployments.engine.thread import TorchThread, use_cores_on
+from deployments.engine_process.decoder_loading import DecoderSpec, load_decoder
+from deployments.engine_process.wire import pack_error, pack_info, pack_step, unpack_request
+from deployments.interpreter import tune_interpreter
+
+PULSE_S = 0.5
+# Adapters that are read at the same time; the replica asks for no more.
+_NUM_READERS = 16
+
+
+class EngineServer:
+    """Does what the replica asks for, in the order in which it asks.
+
+    Args:
+        control: both ways.
+        steps: takes what each step makes. The engine's thread writes to it.
+    """
+
+    def __init__(self, control: socket.socket, steps: socket.socket) -> None:
+        self._control = control
+        self._steps = steps
+        self._sending = threading.Lock()
+        self._thread = TorchThread()
+        self._readers = ThreadPoolExecutor(_NUM_READERS, thread_name_prefix="adapter-read")
+        self._core: ThreadCore | None = None
+        self._decoder: Any = None
+        self._weights: dict[int, Any] = {}
+        self._handles = itertools.count(1)
+        self._known: frozenset[str] = frozenset()  # resident adapters that the replica knows of
+        self._commands: dict[str, Callable[..., None]] = {
+            "start": self._start,
+            "add": self._add,
+            "abort": lambda number: self._running.abort(number),
+            "call": self._call,
+            "forget": lambda handle: self._weights.pop(handle, None),
+        }
+
+    def run(self) -> None:
+        """Serve until the replica closes its end."""
+        reader = FrameReader()
+        while data := self._control.recv(1 << 16):
+            for payload in reader.feed(data):
+                command, *arguments = load_frame(payload)
+                self._commands[command](*arguments)
+
+    def send(self, *content: Any) -> None:
+        """Send one frame to the replica. Any thread may call it."""
+        with self._sending:
+            self._control.sendall(pack_frame(list(content)))
+
+    @property
+    def _running(self) -> ThreadCore:
+        assert self._core is not None, "a command before the start"
+        return self._core
+
+    def _start(self, call: int, spec: dict[str, Any], limits: dict[str, Any]) -> None:
+        wanted = DecoderSpec(**spec)
+        if wanted.device == "cpu":
+            use_cores_on(self._thread, wanted.cpu_threads)
+
+        def load() -> dict[str, Any]:
+            self._decoder = load_decoder(wanted)
+            self._core = ThreadCore(
+                self._decoder, EngineLimits(**limits), thread=self._thread, deliver=self._deliver
+            )
+            self._core.start()
+            threading.Thread(target=self._pulse, name="pulse", daemon=True).start()
+            self._known = self._decoder.info.adapters
+            return pack_info(self._decoder.info)
+
+        self._reply(call, self._thread.submit(load))
+
+    def _add(self, number: int, *fields: Any) -> None:
+        self._running.add(number, unpack_request(*fields))
+
+    def _call(self, call: int, operation: str, *arguments: Any) -> None:
+        if operation == "read":
+            self._reply(call, self._readers.submit(self._read, *arguments))
+        else:
+            task = getattr(self, f"_{operation}")
+            self._reply(call, self._running.run_between_steps(lambda: task(*arguments)))
+
+    def _read(self, directory: str) -> list[int]:
+        weights = self._decoder.read_adapter(Path(directory))
+        handle = next(self._handles)
+        self._weights[handle] = weights
+        return [handle, self._decoder.num_host_bytes(weights)]
+
+    # --- between two steps ---
+
+    def _install(self, name: str, handle: int, probe: bool) -> None:
+        self._decoder.install(name, self._weights[handle], probe=probe)
+
+    def _dry_run(self, name: str, handle: int) -> None:
+        self._decoder.dry_run(name, self._weights[handle])
+
+    def _evict(self, name: str) -> None:
+        self._decoder.evict(name)
+
+    def _warm_up(self) -> None:
+        warm_up = getattr(self._decoder, "warm_up", None)
+        if warm_up is not None:
+            warm_up()
+        tune_interpreter()
+
+    # --- to the replica ---
+
+    def _reply(self, call: int, future: "Future[Any]") -> None:
+        def send(done: "Future[Any]") -> None:
+            error = done.exception()
+            self._show_resident()
+            if error is None:
+                self.send("reply", call, done.result())
+            else:
+                self.send("failure", call, pack_error(error))
+
+        future.add_done_callback(send)
+
+    def _show_resident(self) -> None:
+        """Tell the replica which adapters came and went, before the reply of what did that."""
+        if self._decoder is None:
+            return
+        info: DecoderInfo = self._decoder.info
+        now, before = info.adapters, self._known
+        if now is not before:
+            self._known = now
+            self.send("resident", list(now - before), list(before - now))
+
+    def _deliver(self, output: StepOutput) -> None:
+        self._steps.sendall(pack_step(output))
+
+    def _pulse(self) -> None:
+        """Show that this process is alive, what its engine does and for how long."""
+        while True:
+            pulse = self._running.pulse
+            self.send("pulse", pulse.doing, pulse.since)
+            time.sleep(PULSE_S)
+
+
+class ReplicaLogHandler(logging.Handler):
+    """Sends records to the replica, which writes them where its own go."""
+
+    def __init__(self, server: EngineServer) -> None:
+        super().__init__()
+        self._server = server
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._server.send("log", record.levelno, record.name, self.format(record))
+        except OSError:  # the replica is gone, and this process about to end
+            self.handleError(record)
+
+
+def main(control_fd: int, steps_fd: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the replica says when to end
+    control, steps = socket.socket(fileno=control_fd), socket.socket(fileno=steps_fd)
+    server = EngineServer(control, steps)
+    logging.basicConfig(
+        level=logging.WARNING, handlers=[ReplicaLogHandler(server)], format="%(message)s"
+    )
+    for name in ("adapters", "deployments"):
+        logging.getLogger(name).setLevel(logging.INFO)
+    try:
+        server.run()
+    finally:
+        os._exit(0)  # without waiting for a step
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]))

@@ -1,0 +1,25 @@
+"""How many router replicas a cluster gets."""
+
+import pytest
+import ray
+
+from deployments.app import num_routers
+from deployments.settings import parse_settings
+from deployments.strict_model import SettingsError
+
+
+@pytest.mark.parametrize(
+    ("cores", "routers"), [(0.5, 1), (2, 1), (15, 1), (16, 2), (64, 8), (1000, 16)]
+)
+def test_auto_follows_the_cluster(
+    cores: float, routers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": cores})
+    assert num_routers("auto") == routers
+    assert num_routers(3) == 3
+
+
+@pytest.mark.parametrize("replicas", [0, 257, "all", 1.5, True, None])
+def test_what_is_no_number_of_replicas_is_refused(replicas: object) -> None:
+    with pytest.raises(SettingsError, match=r"router\.replicas"):
+        parse_settings({"router": {"replicas": replicas}})
