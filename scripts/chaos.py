@@ -127,6 +127,7 @@ async def _one(
     async def break_things() -> None:
         await asyncio.sleep(_FIRST_S)
         while True:
+            await _settle(session, url, breaker, args)
             done.append(await breaker.run(fault))
             await asyncio.sleep(args.every)
 
@@ -212,16 +213,29 @@ async def _change_catalogue(session: aiohttp.ClientSession, url: str) -> None:
 async def _settle(
     session: aiohttp.ClientSession, url: str, breaker: Breaker, args: argparse.Namespace
 ) -> None:
-    """Wait until what the last fault has broken is mended."""
+    """Wait until what the last fault has broken is mended, so that the next one breaks one thing.
+
+    Raises:
+        RuntimeError: it is not, within _SETTLE_TIMEOUT_S.
+    """
     deadline = time.monotonic() + _SETTLE_TIMEOUT_S
     wanted = {"model": args.replicas, "router": args.routers, "proxy": 1, "controller": 1}
     while time.monotonic() < deadline:
         there = {kind: len(breaker.pids(kind)) for kind in wanted}
-        if there == wanted and await _is_ready(session, url):
-            await asyncio.sleep(2.0)
+        if there == wanted and await _num_answering(session, url) == args.replicas:
             return
         await asyncio.sleep(0.5)
     raise RuntimeError(f"not mended after {_SETTLE_TIMEOUT_S:g} s: {there}, not {wanted}")
+
+
+async def _num_answering(session: aiohttp.ClientSession, url: str) -> int:
+    """Return how many model replicas answer the operator; 0 if nobody can be asked."""
+    try:
+        async with asyncio.timeout(5), session.get(f"{url}/v1/operator") as reply:
+            found = (await reply.json())["models"] if reply.status == 200 else []
+    except (OSError, ValueError, TimeoutError, aiohttp.ClientError):
+        return 0
+    return sum("problem" not in model for model in found)
 
 
 async def _is_ready(session: aiohttp.ClientSession, url: str) -> bool:
