@@ -18,7 +18,7 @@ from deployments.messages import GenerateRequest
 QUARANTINE_S = 600.0
 MAX_DEATHS = 2
 _MAX_KEPT = 4096
-_SAME_DEATH_S = 5.0  # in which all calls of a replica that died have learned of it
+_SAME_DEATH_S = 5.0  # after which no call comes to a replica that has died
 
 
 class _Deaths:
@@ -27,16 +27,13 @@ class _Deaths:
     def __init__(self) -> None:
         self.count = 0
         self.latest_at = 0.0
-        self._requests: set[str] = set()  # at the latest of them
 
-    def count_one(self, request_id: str, now: float) -> None:
-        """Count a death, unless it is the one that the same question of another client was at."""
-        is_same = now - self.latest_at < _SAME_DEATH_S and request_id not in self._requests
-        if not is_same or not self.count:
+    def count_one(self, now: float) -> None:
+        """Count a death, unless it is the latest one again: the same question of another client was
+        there too, or a retry came to the replica before it was gone."""
+        if not self.count or now - self.latest_at >= _SAME_DEATH_S:
             self.count += 1
-            self._requests.clear()
-        self._requests.add(request_id)
-        self.latest_at = now
+            self.latest_at = now
 
 
 class Quarantine:
@@ -73,7 +70,7 @@ class Quarantine:
         if deaths is None or now - deaths.latest_at > QUARANTINE_S:
             deaths = _Deaths()
         self._deaths[digest] = deaths
-        deaths.count_one(call.request_id, now)
+        deaths.count_one(now)
         while len(self._deaths) > _MAX_KEPT:
             self._deaths.popitem(last=False)
 

@@ -179,6 +179,8 @@ def test_a_change_of_the_base_never_mixes_versions(clinic: httpx.Client, models:
     def keep_asking(tokens: int) -> None:
         while not stop.is_set():
             replies.append(ask(clinic, max_tokens=tokens))
+            if replies[-1].status_code == 503:
+                time.sleep(0.5)
 
     with ThreadPoolExecutor(6) as pool:
         asking = [pool.submit(keep_asking, tokens) for tokens in (LONG, 16, LONG, 16, LONG, 16)]
@@ -207,7 +209,7 @@ def test_a_change_of_the_base_never_mixes_versions(clinic: httpx.Client, models:
     assert counts[NEW] > 5
     assert set(counts) <= {OLD, NEW, "invalid_value", "no_model_replica", "other_config"}, counts
     refused = counts.get("no_model_replica", 0) + counts.get("other_config", 0)
-    assert refused < len(replies) / 4, counts
+    assert refused < len(replies) / 2, counts
     assert ask(clinic, max_tokens=LONG).json()["answer"].startswith(NEW)
 
 

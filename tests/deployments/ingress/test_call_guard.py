@@ -115,13 +115,29 @@ async def test_retries_have_a_budget() -> None:
 
 async def test_a_question_that_killed_two_replicas_is_kept_from_a_third() -> None:
     setting = Setting(OURS)
-    assert (await setting.ask(Calls(LOST))).error == LOST.error  # it and its retry
+    for _ in range(2):
+        assert setting.guard.refusal(call()) is None
+        assert (await setting.ask(Calls(LOST))).error == LOST.error
+        setting.clock.now += 6
+    setting.clock.now -= 6
     refused = (await setting.ask(Calls(FINE))).error
     assert refused is not None
     assert (refused.code, refused.retry_after_s) == ("question_quarantined", QUARANTINE_S)
     assert "rash" not in refused.message
     assert (await setting.ask(Calls(FINE), "another")).text == "fine"
     setting.clock.now += QUARANTINE_S
+    assert (await setting.ask(Calls(FINE))).text == "fine"
+
+
+async def test_a_retry_at_the_replica_that_is_dying_is_the_same_death() -> None:
+    """A single replica says that its engine is gone until its process has ended."""
+    setting = Setting(OURS)
+    stopped = failed_event("r", ErrorInfo("engine_stopped", "gone", retry_after_s=5))
+    for _ in range(20):
+        calls = Calls(stopped)
+        await setting.ask(calls)
+        assert calls.num_sent == 2
+        setting.clock.now += 0.2
     assert (await setting.ask(Calls(FINE))).text == "fine"
 
 
