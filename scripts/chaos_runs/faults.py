@@ -43,7 +43,7 @@ LIMITS = {
     "controller": Limits(),
     "hang": Limits(failed=0.05, refused=0.10),
     "state": Limits(failed=0.02, refused=0.01),
-    "upgrade": Limits(failed=0.02, refused=0.25),
+    "upgrade": Limits(failed=0.02, refused=0.50),
     "typo": Limits(),
     "overload": Limits(refused=1.0),
     "proxy": Limits(failed=1.0),
