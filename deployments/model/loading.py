@@ -246,7 +246,7 @@ def _adapters_in_service(store: AdapterStore, base_model: str) -> dict[str, tupl
     A damaged adapter is an AdapterError as long as the shipped catalogue was not changed; later it
     is left out, since the others are to serve.
     """
-    catalog, found, problems = store.read(), {}, []
+    catalog, found, problems = store.read_or_last_good(), {}, []
     for adapter in catalog.in_service(base_model):
         try:
             found[adapter.name] = (adapter.stable.digest, store.folder(adapter.stable))
