@@ -211,7 +211,7 @@ class _Parts:
         base_model = self._settings.base_model
         entry = checked_entry(self._store.seed, base_model, self._family, tokenizer)
         encode = encoder_of(entry, tokenizer)
-        _check_prompt_formats(encode, self._store.read().in_service(base_model))
+        _check_prompt_formats(encode, self._store.read_or_last_good().in_service(base_model))
         return encode
 
     def make_manager_of(self, decoder: AdapterDecoder) -> MakeManager:
