@@ -126,7 +126,9 @@ def extend(directory: Path, label: str, questions: Sequence[str]) -> Extension:
     fresh = _fresh(Classifier(artefact), label, unique)
     features = stored(_weighted(known.joined(fresh), label), labels)
     examples = restored(features, labels)  # the column is fitted on what is stored
-    added = add_label(artefact.head, artefact.thresholds, examples, labels, label)
+    added = add_label(
+        artefact.head, artefact.thresholds, examples, labels, label, min_recall=MIN_RECALL
+    )
     by_label = {**artefact.thresholds.by_label, label: added.threshold}
     thresholds = dataclasses.replace(artefact.thresholds, by_label=by_label)
     num_questions = int((examples.labels == label).sum())
