@@ -28,6 +28,7 @@ from router.artefact import (
     read_manifest,
 )
 from router.classifier import Classifier
+from router.preparation import prepared_text
 from router.text import clean, words_of
 from router.training.added import AddedLabel, add_label
 from router.training.examples import OUT_OF_SCOPE
@@ -222,7 +223,7 @@ def _without(generic: Mapping[str, Sequence[str]], questions: Sequence[str]) -> 
     """Return the generic words without those that most questions of the new specialty have."""
     counted: dict[str, int] = {}
     for question in questions:
-        for word in {w.normal for w in words_of(question)}:
+        for word in {w.normal for w in words_of(prepared_text(question))}:
             counted[word] = counted.get(word, 0) + 1
     frequent = {word for word, count in counted.items() if count > len(questions) / 2}
     return {code: [w for w in words if w not in frequent] for code, words in generic.items()}
