@@ -49,6 +49,11 @@ class BaseModelEntry(Record):
     prompt_format: PromptFormat
     system_line: str = DEFAULT_SYSTEM_LINE
     languages: Annotated[list[str], Field(min_length=1, description="ISO 639-1, main one first")]
+    # Against answers that go round in circles, unless a request says otherwise: as transformers'
+    # arguments of these names, and the words of LoopStop. These values are off.
+    repetition_penalty: Annotated[float, Field(gt=0, le=2)] = 1.0
+    no_repeat_ngram_size: Annotated[int, Field(ge=0, le=64)] = 0
+    loop_words: Annotated[int, Field(ge=0, le=64)] = 0
 
 
 class Catalog(Record):

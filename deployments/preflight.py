@@ -23,9 +23,15 @@ from deployments.startup.config_file import (
     is_port,
     key_problems,
     read_config,
+    router_config,
     value_problems,
 )
-from deployments.startup.exposure import exposure_problems, key_file_problems
+from deployments.startup.exposure import (
+    OPEN_RAY_HELP,
+    check_ray_auth,
+    exposure_problems,
+    key_file_problems,
+)
 from deployments.strict_model import SettingsError
 
 
@@ -34,11 +40,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("config", type=Path)
     parser.add_argument("--no-machine", action="store_true", help="check the file only")
+    parser.add_argument("--allow_open_ray", action="store_true", help=OPEN_RAY_HELP)
     args = parser.parse_args(argv)
     problems, notes = check_file(args.config), []
     if not args.no_machine:
         content, _ = read_config(args.config)
         problems += check_machine(*http_address(content)) + _check_state(content)
+        problems += check_ray_auth(args.allow_open_ray) + _check_hub(content, problems)
         notes = machine_notes()
     if problems:
         noun = "problem" if len(problems) == 1 else "problems"
@@ -75,6 +83,21 @@ def _check_state(content: Mapping[str, Any]) -> list[str]:
     return [f"args.{problem}" for problem in key_file_problems(settings)] + check_folders(settings)
 
 
+def _check_hub(content: Mapping[str, Any], problems: Sequence[str]) -> list[str]:
+    """Return a problem if nobody has the base model; not asked while other things are wrong."""
+    from adapters.base_check import find_base_model
+    from adapters.base_models import BaseModelError
+
+    settings = _settings_of(application_of(content))
+    if settings is None or problems:
+        return []
+    try:
+        find_base_model(settings.base_model_or_dir)
+    except BaseModelError as error:
+        return [f"args.{error}"]
+    return []
+
+
 def _settings_of(application: Mapping[str, Any]) -> Settings | None:
     """Return None if `args` are wrong, which another check reports."""
     args = application.get("args")
@@ -102,7 +125,7 @@ def _check_deadline(content: Mapping[str, Any]) -> list[str]:
     """Return a problem if Ray's server would cut answers off before the Router ends them."""
     options = content.get("http_options")
     limit_s = options.get("request_timeout_s") if isinstance(options, Mapping) else None
-    given = _router_config(content).get("max_timeout_s", RouterLiveSettings().max_timeout_s)
+    given = router_config(content).get("max_timeout_s", RouterLiveSettings().max_timeout_s)
     are_numbers = isinstance(limit_s, int | float) and isinstance(given, int | float)
     if not are_numbers or given + GRACE_S < limit_s:
         return []
@@ -111,16 +134,6 @@ def _check_deadline(content: Mapping[str, Any]) -> list[str]:
         f"max_timeout_s of {given} s (and {GRACE_S:g} s of grace) does: raise it, or lower "
         "max_timeout_s in the Router's user_config"
     ]
-
-
-def _router_config(content: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the Router's user_config, or {} where there is none that can be read."""
-    listed = application_of(content).get("deployments")
-    for deployment in listed if isinstance(listed, list) else []:
-        if isinstance(deployment, Mapping) and deployment.get("name") == "Router":
-            config = deployment.get("user_config")
-            return config if isinstance(config, Mapping) else {}
-    return {}
 
 
 if __name__ == "__main__":

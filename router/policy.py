@@ -9,6 +9,7 @@ from router.thresholds import Thresholds as Thresholds
 NUM_ALTERNATIVES = 3
 LANGUAGE_NOT_SUPPORTED = "language_not_supported"
 ROUTER_LANGUAGES = ("en", "fr")
+URGENT = "urgent"
 UNKNOWN_LANGUAGE = "und"  # ISO 639-2: undetermined
 # In a conversation that is in scope, a last turn counts as out of scope only when its own score is
 # below this share of the threshold.
@@ -67,6 +68,8 @@ class Route:
         adapter: None for the base model alone.
         specialists: the most likely specialties that have an adapter in service, whether or not
             the router is sure.
+        red_flags: emergencies that the question may be (router/urgency), whatever the rest says.
+        advice: what the answer begins with, for the red flags.
     """
 
     specialty: str | None
@@ -79,6 +82,14 @@ class Route:
     language: str
     notice: str | None
     specialists: tuple[Alternative, ...] = ()
+    red_flags: tuple[str, ...] = ()
+    advice: str = ""
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """Return what the client should tell the user, the most important first."""
+        urgent = (URGENT,) if self.red_flags else ()
+        return (*urgent, self.notice) if self.notice else urgent
 
 
 def decide(

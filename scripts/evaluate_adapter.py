@@ -20,7 +20,7 @@ from typing import Any
 if not __package__:  # run as a file: this folder would hide packages of the same names
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from scripts.arguments import CommandParser, positive
+from scripts.arguments import CommandParser, above_zero, at_least, positive
 from scripts.lora.errors import expected_errors
 
 
@@ -49,6 +49,15 @@ def _parser() -> CommandParser:
     add("--dtype", choices=["float32", "bfloat16"], default="float32", help="of both models")
     parser.add_device("to answer on")
     add("--shared_device", action="store_true", help="other work runs on it: report no times")
+    add("--repetition_penalty", type=above_zero, default=1.0, help="as transformers'; 1: none")
+    add("--no_repeat_ngram_size", type=at_least(0), default=0, help="as transformers'; 0: off")
+    add(
+        "--loop_words",
+        type=at_least(0),
+        default=0,
+        help="cut an answer before it says the same "
+        "N words a third time, as serving does; 0: never",
+    )
     add("--seed", type=int, default=0, help="of the random answers and of the bootstrap")
     return parser
 

@@ -11,7 +11,6 @@ specialty; an everyday one is in texts of all kinds. The last line of stdout is 
 
 import argparse
 import gzip
-import json
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,7 +27,7 @@ from router.text import clean, words_of
 from router.training.examples import OUT_OF_SCOPE
 from router.words import EVERYDAY, KNOWN
 from scripts.arguments import CommandParser
-from scripts.datasets.record import DataError
+from scripts.datasets.record import DataError, read_jsonl
 from scripts.datasets.source import split_source
 from scripts.router.sources import READERS
 
@@ -141,9 +140,10 @@ def training_files(model: Path) -> list[str]:
 
 
 def _texts(folder: Path, files: Sequence[str]) -> Iterator[tuple[str, str]]:
-    for file in files:
-        for line in (folder / file).read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
+    """Yield the texts of files, each as it was named or compressed since, and their labels."""
+    for name in files:
+        packed = folder / f"{name}.gz"
+        for _, row in read_jsonl(packed if packed.is_file() else folder / name):
             yield row["input"], row["specialty"]
 
 

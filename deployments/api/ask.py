@@ -17,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from adapters.prompting import Message
+from deployments.api.admission import check_capacity
 from deployments.api.errors import ApiError, internal_error, invalid, log_unexpected
 from deployments.api.generation import Completed, Generation
 from deployments.api.middleware import request_id_of, session_id_of
@@ -70,13 +71,16 @@ class AskEndpoint:
         if asked.specialty is not None:
             check_known("specialty", asked.specialty, self._backend.clinic.specialties)
         clinic = self._backend.clinic
-        sampling = SamplingParams(max_tokens_of("max_tokens", asked.max_tokens, clinic))
-        deadline_at = accepted_at + timeout_of(asked.timeout_s, limits.max_timeout_s)
+        sampling = clinic.sampling(max_tokens_of("max_tokens", asked.max_tokens, clinic))
+        timeout_s = timeout_of(asked.timeout_s, limits.max_timeout_s)
+        deadline_at = accepted_at + timeout_s
         ids = request_id_of(request), session_id_of(request, asked.session_id)
+        check_capacity(self._backend, timeout_s)
         consultation = await self._consultation(ids, asked, sampling, deadline_at)
         if not asked.stream:
             return await _whole(request, consultation)
-        stream = AnswerStream(consultation.answers)
+        advice = [consultation.route.advice] * len(consultation.answers)
+        stream = AnswerStream(consultation.answers, advice)
         await stream.begin()
         return EventStream(request, _events(consultation, stream), stream)
 
@@ -116,7 +120,7 @@ class AskEndpoint:
 
     async def _route(self, asked: bodies.AskRequest) -> Route:
         if asked.specialty is not None:
-            return self._backend.explicit(asked.specialty, asked.question)
+            return self._backend.explicit(asked.specialty, [asked.question])
         return (await self._backend.classify([[asked.question]], asked.min_confidence))[0]
 
 
@@ -132,7 +136,7 @@ def _heads(
         chosen = [(None, None, None)]
     else:
         chosen = [
-            (s.specialty, s.probability, backend.explicit(s.specialty, asked.question).adapter)
+            (s.specialty, s.probability, backend.explicit(s.specialty, [asked.question]).adapter)
             for s in route.specialists[: asked.consult]
         ]
     return [
@@ -152,6 +156,7 @@ async def _whole(request: Request, consultation: _Consultation) -> Response:
         results = await asyncio.gather(*map(_settled, consultation.answers))
     finally:
         charge(request, sum(answer.num_tokens for answer in consultation.answers))
+    results = _beginning_with(consultation.route.advice, results)
     opinions = list(zip(consultation.heads, results, strict=True))
     answered = [(head, result) for head, result in opinions if isinstance(result, Completed)]
     if not answered:
@@ -168,6 +173,18 @@ async def _whole(request: Request, consultation: _Consultation) -> Response:
     if consultation.is_consulted:
         reply.opinions = [_opinion(head, result, route_s) for head, result in opinions]
     return json_response(reply)
+
+
+def _beginning_with(
+    advice: str, results: Sequence[Completed | ApiError]
+) -> list[Completed | ApiError]:
+    """Put the advice before the first answer that there is: the one at the top of the reply."""
+    found = list(results)
+    for i, result in enumerate(found):
+        if isinstance(result, Completed):
+            found[i] = Completed(advice + result.text, result.event)
+            break
+    return found
 
 
 def _opinion(

@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from adapters.prompting import Message
+from deployments.api.admission import check_capacity
 from deployments.api.errors import ApiError
 from deployments.api.generation import Completed, Generation
 from deployments.api.middleware import request_id_of, session_id_of
@@ -72,6 +73,7 @@ class OpenAIEndpoints:
         check_known("model", asked.model_name, clinic.model_names)
         sampling = sampling_of(asked, clinic)
         request_id, session_id = request_id_of(request), session_id_of(request)
+        check_capacity(self._backend, self._backend.limits.max_timeout_s)
         started = time.perf_counter()
         routes = await self._routes(asked.model_name, list(conversations.values()))
         route_s = time.perf_counter() - started
@@ -107,7 +109,8 @@ class OpenAIEndpoints:
                 Generation(self._backend, call, route.specialty, route.confidence, explain)
             )
         if asked.stream:
-            stream = AnswerStream(answers, all_needed=True)
+            advice = [route.advice for route in routes]
+            stream = AnswerStream(answers, advice, all_needed=True)
             await stream.begin()
             return EventStream(request, _chunks(stream, reply), stream)
         return await _whole(request, answers, reply)
@@ -118,7 +121,7 @@ class OpenAIEndpoints:
             return await self._backend.classify(asked)
         card = self._backend.clinic.adapter(model)
         specialty = card.specialty if card else None
-        return [self._backend.explicit(specialty, user_turns[-1]) for user_turns in asked]
+        return [self._backend.explicit(specialty, user_turns) for user_turns in asked]
 
 
 def _users(turns: Sequence[Message]) -> list[str]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from deployments.api.protocol import openai_replies as bodies
-from deployments.api.protocol.base import Usage, ending_fields, route_fields
+from deployments.api.protocol.base import Usage, ending_fields, notice_fields, route_fields
 from deployments.engine.request import FinishReason, TokenEvent
 from router.policy import Route
 
@@ -37,6 +37,7 @@ class OpenAIAnswer:
         self._max_tokens = max_tokens
         self._is_lowered = is_lowered
         self._is_chat = is_chat
+        self._advice = [route.advice for route, _ in routes]
         self._route_s = route_s
         answering = {route.adapter or "base" for route, _ in routes}
         self._envelope: dict[str, Any] = {
@@ -48,7 +49,7 @@ class OpenAIAnswer:
             {
                 "request_id": request_id,
                 **route_fields(route),
-                "notice": _joined(route.notice, MAX_TOKENS_LOWERED if is_lowered else None),
+                **notice_fields([*route.notices, *([MAX_TOKENS_LOWERED] if is_lowered else [])]),
                 "adapter_version": version,
             }
             for route, version in routes
@@ -60,6 +61,7 @@ class OpenAIAnswer:
     def whole(
         self, answers: Sequence[tuple[str, TokenEvent]]
     ) -> bodies.ChatReply | bodies.CompletionReply:
+        answers = [(self._advice[n] + text, event) for n, (text, event) in enumerate(answers)]
         parts = [self._part(number, event) for number, (_, event) in enumerate(answers)]
         more: dict[str, Any] = {
             **self._envelope,
@@ -105,9 +107,8 @@ class OpenAIAnswer:
     def closing(self, number: int, event: TokenEvent) -> bodies.Chunk:
         """Build a choice's last chunk: how it ended, in OpenAI's words and in ours."""
         choice = self._choice(number, "", _openai_reason(event))
-        ending = bodies.PolyclinicClosing(**ending_fields(event, self._route_s))
-        if self._is_cut(event):
-            ending.notice = self._notice(number, event)
+        late = self._late_notices(number, event)
+        ending = bodies.PolyclinicClosing(**ending_fields(event, self._route_s), **late)
         return self._chunk([choice], polyclinic=ending)
 
     def usage(self, events: Sequence[TokenEvent]) -> bodies.Chunk:
@@ -117,17 +118,16 @@ class OpenAIAnswer:
         return chunk
 
     def _part(self, number: int, event: TokenEvent) -> bodies.PolyclinicPart:
-        fields = self._polyclinic[number] | {"notice": self._notice(number, event)}
+        fields = self._polyclinic[number] | self._late_notices(number, event)
         return bodies.PolyclinicPart(**fields, **ending_fields(event, self._route_s))
 
-    def _notice(self, number: int, event: TokenEvent) -> str | None:
-        notice: str | None = self._polyclinic[number]["notice"]
-        return _joined(notice, MAX_TOKENS_LOWERED if self._is_cut(event) else None)
-
-    def _is_cut(self, event: TokenEvent) -> bool:
-        """Whether the model had less room after the prompt than `max_tokens`, which shows late."""
+    def _late_notices(self, number: int, event: TokenEvent) -> dict[str, Any]:
+        """Return the fields of all notices if the model had less room after the prompt than
+        `max_tokens`, which shows only at the end; else none."""
         is_short = event.num_tokens < self._max_tokens and not self._is_lowered
-        return is_short and event.finish_reason is FinishReason.LENGTH
+        if not (is_short and event.finish_reason is FinishReason.LENGTH):
+            return {}
+        return notice_fields([*self._polyclinic[number]["notices"], MAX_TOKENS_LOWERED])
 
     def _choice(
         self,
@@ -146,10 +146,6 @@ class OpenAIAnswer:
             more["usage"] = None
         kind: Any = "chat.completion.chunk" if self._is_chat else "text_completion"
         return bodies.Chunk(**self._envelope, object=kind, choices=choices, **more)
-
-
-def _joined(*notices: str | None) -> str | None:
-    return ", ".join(filter(None, notices)) or None
 
 
 def _sum(events: Sequence[TokenEvent]) -> Usage:

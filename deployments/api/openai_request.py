@@ -129,13 +129,14 @@ def sampling_of(asked: OpenAIRequest, clinic: ServedModels) -> SamplingParams:
     stop = asked.stop_strings
     if "" in stop:
         raise invalid("stop", "holds an empty string")
-    return SamplingParams(
-        max_tokens=max_tokens,
+    penalty = asked.repetition_penalty
+    return clinic.sampling(
+        max_tokens,
         temperature=asked.temperature or 0.0,
         top_p=asked.top_p or 1.0,
         seed=asked.seed,
         stop=stop,
         top_k=asked.top_k or 0,
-        repetition_penalty=asked.repetition_penalty or 1.0,
         min_tokens=min_tokens,
+        **({} if penalty is None else {"repetition_penalty": penalty}),
     )

@@ -55,14 +55,19 @@ class AnswerStream:
     """`await begin()`, iterate once, and `await close()` however it ended.
 
     Args:
+        advice: what each answer begins with. It goes out once the answer has begun; unless all are
+            needed, only before the one that begins first.
         all_needed: the first failure ends the stream; otherwise the other answers go on.
     """
 
-    def __init__(self, answers: Sequence[Generation], *, all_needed: bool = False) -> None:
+    def __init__(
+        self, answers: Sequence[Generation], advice: Sequence[str], *, all_needed: bool = False
+    ) -> None:
         self._answers = answers
+        self._advice = {i: text for i, text in enumerate(advice) if text}
         self._all_needed = all_needed
         self._num_left = len(answers)
-        self._early: deque[StreamItem] = deque()
+        self._ready: deque[StreamItem] = deque()
         self._beginning: asyncio.Task[None] | None = None
         # Several answers are read by a task each; a single one is read as its items are asked for.
         self._items: asyncio.Queue[StreamItem] = asyncio.Queue()
@@ -92,13 +97,13 @@ class AnswerStream:
 
     async def _begin(self) -> None:
         while self._num_left:
-            self._early.append(await self._next())
-            if self._early[-1].failure is None or self._all_needed:
+            await self._read()
+            if self._ready[-1].failure is None or self._all_needed:
                 return
 
     def _refuse(self) -> None:
-        failures = [item.failure for item in self._early if item.failure is not None]
-        if len(failures) == len(self._early) and (self._all_needed or not self._num_left):
+        failures = [item.failure for item in self._ready if item.failure is not None]
+        if len(failures) == len(self._ready) and (self._all_needed or not self._num_left):
             raise failures[0]
 
     def __aiter__(self) -> "AnswerStream":
@@ -107,12 +112,12 @@ class AnswerStream:
     async def __anext__(self) -> StreamItem:
         if self._beginning is not None and not self._beginning.done():
             await self._beginning
-        if self._early:
-            return self._early.popleft()
-        if not self._num_left:
-            await self.close()
-            raise StopAsyncIteration
-        return await self._next()
+        if not self._ready:
+            if not self._num_left:
+                await self.close()
+                raise StopAsyncIteration
+            await self._read()
+        return self._ready.popleft()
 
     async def close(self) -> None:
         """Cancel what has not ended."""
@@ -123,10 +128,20 @@ class AnswerStream:
         for answer in self._answers:
             await answer.close()
 
-    async def _next(self) -> StreamItem:
+    async def _read(self) -> None:
+        """Queue the next item, after the advice that stands before it."""
         item = await (self._items.get() if self._pumps else _next_item(0, self._answers[0]))
         self._num_left -= item.is_last
-        return item
+        if self._advice and item.failure is None:
+            self._advise(item.opinion)
+        self._ready.append(item)
+
+    def _advise(self, opinion: int) -> None:
+        advice = self._advice.pop(opinion, "")
+        if advice:
+            self._ready.append(StreamItem(opinion, advice))
+        if not self._all_needed:
+            self._advice.clear()
 
     async def _pump(self, opinion: int) -> None:
         answer = self._answers[opinion]

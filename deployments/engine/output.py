@@ -12,10 +12,13 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 from deployments.engine.detokenizer import Decode
+from deployments.engine.repetition import LoopStop
 from deployments.engine.request import ErrorInfo, FinishReason, Request, Timings, TokenEvent
 
 # For these reasons the text that was held back is emitted.
-_COMPLETE = (FinishReason.STOP, FinishReason.LENGTH, FinishReason.TIMEOUT)
+_COMPLETE = (FinishReason.STOP, FinishReason.LENGTH, FinishReason.LOOP, FinishReason.TIMEOUT)
+# A whole answer is decoded this many tokens at a time where it may have to end at a loop.
+_LOOP_CHECK_TOKENS = 8
 _UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 _MAX_UNREAD = 8  # tokens that end in U+FFFD: more than one character of four bytes needs
 _MAX_CHARACTER = 4  # as many U+FFFD at most stand for one unfinished character
@@ -89,6 +92,8 @@ class RequestState:
         self.is_done = False
         self.has_begun = False
         self._text_stream = IncrementalDetokenizer(decode, request.sampling.stop)
+        sampling = request.sampling
+        self._loop_stop = LoopStop(0 if sampling.min_tokens else sampling.loop_words)
         self._stream = stream
         self._pace = pace
         self._clock = clock
@@ -107,7 +112,7 @@ class RequestState:
         self._queue_s = self._clock() - self._accepted_at
 
     def push(self, token_id: int, now: float) -> None:
-        """Take the next token, and emit what is due. A stop string ends the request."""
+        """Take the next token, and emit what is due. A stop string or a loop ends the request."""
         self._num_tokens += 1
         if token_id not in self._hidden_ids:
             self._undecoded.append(token_id)
@@ -116,10 +121,12 @@ class RequestState:
             is_due = self._stream
         else:
             is_due = self._stream and now - self._emitted_at >= self._pace.interval_s
-        if is_due or self.request.sampling.stop:
+        if is_due or self.request.sampling.stop or self._is_loop_check_due:
             self._decode_pending()
         if self._text_stream.is_stopped:
             self.finish(FinishReason.STOP, self._num_tokens)
+        elif self._loop_stop.is_looping:
+            self.finish(FinishReason.LOOP, self._num_tokens)
         elif is_due and self._pending_text:
             self._emit(None)
 
@@ -137,14 +144,21 @@ class RequestState:
         self._num_tokens = max(self._num_tokens, num_tokens)
         if reason in _COMPLETE:
             self._decode_pending()
-            self._pending_text += self._text_stream.finish()
-            if self._text_stream.is_stopped:
+            self._pending_text += self._loop_stop.extend(self._text_stream.finish())
+            self._pending_text += self._loop_stop.finish()
+            if self._loop_stop.is_looping:
+                reason = FinishReason.LOOP
+            elif self._text_stream.is_stopped:
                 reason = FinishReason.STOP
         self._emit(reason, error)
 
+    @property
+    def _is_loop_check_due(self) -> bool:
+        return bool(self.request.sampling.loop_words) and len(self._undecoded) >= _LOOP_CHECK_TOKENS
+
     def _decode_pending(self) -> None:
         if self._undecoded and not self._text_stream.is_stopped:
-            self._pending_text += self._text_stream.extend(self._undecoded)
+            self._pending_text += self._loop_stop.extend(self._text_stream.extend(self._undecoded))
         self._undecoded = []
 
     def _emit(self, reason: FinishReason | None, error: ErrorInfo | None = None) -> None:

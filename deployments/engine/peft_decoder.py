@@ -225,6 +225,8 @@ class PeftDecoder:
             picked = {name: getattr(sampling, name) for name in names}
         if sampling.repetition_penalty != 1:
             picked["repetition_penalty"] = sampling.repetition_penalty
+        if sampling.no_repeat_ngram_size:
+            picked["no_repeat_ngram_size"] = sampling.no_repeat_ngram_size
         if sampling.min_tokens:
             picked["min_new_tokens"] = sampling.min_tokens
         return GenerationConfig(

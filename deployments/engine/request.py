@@ -21,6 +21,7 @@ class FinishReason(StrEnum):
     STOP = "stop"  # end-of-sequence token, or a stop string
     LENGTH = "length"  # max_tokens reached
     CANCELLED = "cancelled"  # the client left
+    LOOP = "loop"  # it was about to say the same words a third time
     TIMEOUT = "timeout"  # the request's deadline passed
     ERROR = "error"
 
@@ -30,7 +31,9 @@ class SamplingParams:
     """Say how tokens are picked. temperature 0 is greedy: top_k, top_p and seed have no effect.
 
     `top_k` 0 and `repetition_penalty` 1 mean off. No end-of-sequence token is picked before
-    `min_tokens` tokens. Without a `seed`, a sampled answer differs from run to run.
+    `min_tokens` tokens. Without a `seed`, a sampled answer differs from run to run. No sequence of
+    `no_repeat_ngram_size` tokens comes twice, the prompt's included, and an answer ends before it
+    says the same `loop_words` words a third time, unless `min_tokens` is set; 0 means off for both.
     """
 
     max_tokens: int
@@ -41,6 +44,8 @@ class SamplingParams:
     top_k: int = 0
     repetition_penalty: float = 1.0
     min_tokens: int = 0
+    no_repeat_ngram_size: int = 0
+    loop_words: int = 0
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
@@ -57,6 +62,9 @@ class SamplingParams:
             raise ValueError(
                 f"min_tokens is {self.min_tokens}: from 0 to max_tokens ({self.max_tokens})"
             )
+        for name in ("no_repeat_ngram_size", "loop_words"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}: at least 0 (off)")
         if "" in self.stop:
             raise ValueError("stop holds an empty string: it would end every answer at once")
 
@@ -65,9 +73,14 @@ class SamplingParams:
         return self.temperature == 0
 
     @property
+    def has_penalty(self) -> bool:
+        """Return whether what was said changes the scores of what comes next."""
+        return self.repetition_penalty != 1 or self.no_repeat_ngram_size > 0
+
+    @property
     def is_argmax(self) -> bool:
         """Return whether the next token is the one with the largest unchanged logit."""
-        return self.is_greedy and self.repetition_penalty == 1 and self.min_tokens == 0
+        return self.is_greedy and not self.has_penalty and self.min_tokens == 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from deployments.engine.request import SamplingParams
 class _Row:
     params: SamplingParams
     seed: int
+    num_context: int
     num_picked: int = 0
 
 
@@ -36,11 +37,16 @@ class Sampler:
         self._device = device
         self._shape = (num_rows, vocab_size)
         self._seen: torch.Tensor | None = None  # (rows, V) bool, made for the first penalty
+        self._history: dict[int, torch.Tensor] = {}  # of rows with no_repeat_ngram_size: (T,) ids
 
     def begin(self, row: int, params: SamplingParams, context: Sequence[int]) -> None:
-        """Begin a row; `context` are the tokens that a repetition penalty counts as seen."""
+        """Begin a row; `context` are the tokens that count as said before the answer, in order."""
         seed = params.seed if params.seed is not None else random.getrandbits(62)
-        self._rows[row] = _Row(params, seed)
+        self._rows[row] = _Row(params, seed, len(context))
+        if params.no_repeat_ngram_size:
+            history = torch.zeros(len(context) + params.max_tokens, dtype=torch.long)
+            history[: len(context)] = torch.tensor(list(context), dtype=torch.long)
+            self._history[row] = history.to(self._device)
         if params.repetition_penalty != 1:
             if self._seen is None:
                 self._seen = torch.zeros(self._shape, dtype=torch.bool, device=self._device)
@@ -49,12 +55,13 @@ class Sampler:
 
     def free(self, row: int) -> None:
         self._rows.pop(row, None)
+        self._history.pop(row, None)
 
     def is_argmax(self, rows: Sequence[int]) -> bool:
         """Return whether `pick` would take the largest logit of each of these rows, apart from the
         end-of-sequence tokens where `blocks_eos` is true."""
         params = [self._rows[row].params for row in rows]
-        return all(p.is_greedy and p.repetition_penalty == 1 for p in params)
+        return all(p.is_greedy and not p.has_penalty for p in params)
 
     def blocks_eos(self, row: int) -> bool:
         """Return whether the row's next token may not end its answer yet."""
@@ -90,14 +97,28 @@ class Sampler:
     def _penalised(
         self, scores: torch.Tensor, states: Sequence[_Row], rows: Sequence[int]
     ) -> torch.Tensor:
-        """Apply the repetition penalty as transformers does. (B, V)"""
+        """Apply penalties as transformers does. (B, V)"""
         penalties = [state.params.repetition_penalty for state in states]
         if self._seen is not None and any(penalty != 1 for penalty in penalties):
             penalty = torch.tensor(penalties, device=self._device)[:, None]
             lowered = torch.where(scores < 0, scores * penalty, scores / penalty)
             seen = self._seen[torch.tensor(rows, device=self._device)] & (penalty != 1)
             scores = torch.where(seen, lowered, scores)
+        for i, (state, row) in enumerate(zip(states, rows, strict=True)):
+            if state.params.no_repeat_ngram_size:
+                self._ban_repetitions(scores[i], state, row)
         return scores
+
+    def _ban_repetitions(self, scores: torch.Tensor, state: _Row, row: int) -> None:
+        """Set to -inf, in `scores` (V,), what would end a sequence of n tokens that was there."""
+        size = state.params.no_repeat_ngram_size
+        said = self._history[row][: state.num_context + state.num_picked]
+        if len(said) < size:
+            return
+        sequences = said.unfold(0, size, 1)  # (N, n)
+        is_repeated = (sequences[:, :-1] == said[len(said) - size + 1 :]).all(dim=1)
+        limit = torch.where(is_repeated, -torch.inf, torch.inf).to(scores.dtype)
+        scores.scatter_reduce_(0, sequences[:, -1], limit, "amin")
 
     def _block_eos(self, logits: torch.Tensor, rows: Sequence[int]) -> None:
         """Set the end-of-sequence logits of rows below their minimum length to -inf, in place."""
@@ -109,6 +130,8 @@ class Sampler:
     def _count(self, states: Sequence[_Row], rows: Sequence[int], tokens: torch.Tensor) -> None:
         penalised = []
         for i, state in enumerate(states):
+            if state.params.no_repeat_ngram_size:
+                self._history[rows[i]][state.num_context + state.num_picked] = tokens[i]
             state.num_picked += 1
             if state.params.repetition_penalty != 1:
                 penalised.append(i)

@@ -62,9 +62,17 @@ export class Result {
     const buttons = problem ? actions.map((make) => make()) : [];
     byId("problem").replaceChildren(...(problem ? [problemBox(problem, ...buttons)] : []));
     this.#drawOpinions(state);
+    this.#drawUrgent(state.route);
     byId("why").hidden = state.route === null;
     byId("columns").dataset.routed = state.route ? String(state.opinions.size) : "";
     if (state.route) byId("why-body").replaceChildren(...why(state));
+  }
+
+  /** Only where it changes, so that a screen reader says it once. */
+  #drawUrgent(route) {
+    const text = route?.notices.includes("urgent") ? t("notice.urgent") : "";
+    const box = byId("urgent");
+    if (box.textContent !== text) box.textContent = text;
   }
 
   #drawOpinions(state) {
@@ -111,7 +119,7 @@ function scrollToAnswer() {
 /** The language of the answer's text; null: the page's own. */
 function spoken(route) {
   if (!route || route.language === "und") return null;
-  return route.notice === "language_not_supported" ? "en" : route.language;
+  return route.notices.includes("language_not_supported") ? "en" : route.language;
 }
 
 /** Of one opinion among several; when all have failed, the box above the answers says it once. */
@@ -172,7 +180,9 @@ function why({ route, opinions }) {
       "div",
       {},
       h("p", { class: "reason" }, reason),
-      route.notice ? h("p", { class: "notice" }, noticeText(route.notice)) : null,
+      ...route.notices
+        .filter((notice) => notice !== "urgent") // stands above the answer
+        .map((notice) => h("p", { class: "notice" }, noticeText(notice))),
       h(
         "p",
         { class: "facts" },

@@ -3,7 +3,7 @@
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
+from deployments.engine.repetition import without_loop
 from scripts.datasets.record import DataError
 from scripts.environment import device_name
 from scripts.evaluation.answer_file import AnswerRow
@@ -60,15 +61,25 @@ class AnswerModel:
     Args:
         adapter: its folder; its questions are written in the prompt format that it records.
         dtype: of the base; the adapter is loaded in the same.
+        measures: against repetition: arguments of transformers' `generate`, and `loop_words`.
 
     Raises:
         AdapterMismatch: the adapter is damaged, or of a model with other layers.
         BaseModelError: the base cannot be prompted as the adapter was trained.
     """
 
-    def __init__(self, base: ChosenBase, adapter: Path, dtype: str, device: str) -> None:
+    def __init__(
+        self,
+        base: ChosenBase,
+        adapter: Path,
+        dtype: str,
+        device: str,
+        measures: Mapping[str, Any] | None = None,
+    ) -> None:
         self._base = base
         self._prompted = {"base": base, "adapter": base.prompted(prompt_format_of([adapter]))}
+        self._measures = dict(measures or {})
+        self._loop_words = self._measures.pop("loop_words", 0)
         self._device = device
         model = load_base(base.path, base.family, dtype)
         self._model = with_adapter(model, adapter).to(device).eval()
@@ -118,7 +129,7 @@ class AnswerModel:
                 AnswerRow(
                     id=item.id,
                     system=system,
-                    answer=self._base.tokenizer.decode(ids, skip_special_tokens=True).strip(),
+                    answer=self._text(ids),
                     num_tokens=len(ids),
                     hit_limit=self._base.tokenizer.eos_token_id not in ids,
                     nll=likelihoods[item.id][0],
@@ -128,6 +139,10 @@ class AnswerModel:
                 )
                 for item, ids in zip(batch, outputs, strict=True)
             ]
+
+    def _text(self, ids: Sequence[int]) -> str:
+        text = self._base.tokenizer.decode(ids, skip_special_tokens=True)
+        return without_loop(text, self._loop_words).strip()
 
     def _generate(
         self, questions: Sequence[str], system: str, protocol: Protocol, ended: "_Ended"
@@ -142,6 +157,7 @@ class AnswerModel:
             attention_mask=padded([[1] * len(p) for p in prompts], 0, left=left).to(self._device),
             max_new_tokens=protocol.max_new_tokens,
             do_sample=False,
+            **self._measures,
             pad_token_id=self._base.pad_id,
             stopping_criteria=StoppingCriteriaList([ended]),
         )

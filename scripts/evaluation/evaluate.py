@@ -82,7 +82,7 @@ def _write_answers(asked: Evaluation) -> int:
     base = chosen_base(args)
     check_base(asked.folder, base.name)
     protocol = protocol_for([pair.answer for pair in data.train])
-    model = AnswerModel(base, asked.folder, args.dtype, args.device)
+    model = AnswerModel(base, asked.folder, args.dtype, args.device, _measures(args))
     questions = [EvaluationQuestion(p.id, p.question, p.answer) for p in data.validation]
     questions += [EvaluationQuestion(item.id, item.question, None) for item in asked.diagnostic]
     header = _header(asked) | {
@@ -100,6 +100,14 @@ def _write_answers(asked: Evaluation) -> int:
                 append(asked.answers_file, rows)
                 count += len(rows)
     return count
+
+
+def _measures(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the measures against repetition that are on."""
+    off = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "loop_words": 0}
+    return {
+        name: getattr(args, name) for name, value in off.items() if getattr(args, name) != value
+    }
 
 
 def _header(asked: Evaluation) -> dict[str, Any]:
@@ -120,6 +128,7 @@ def _header(asked: Evaluation) -> dict[str, Any]:
         "dtype": args.dtype,
         "batch_size": args.batch_size,
         "shared_device": args.shared_device,
+        "measures": _measures(args),
     }
 
 

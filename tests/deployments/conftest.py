@@ -14,6 +14,7 @@ from deployments.messages import AdapterCard, GenerateRequest, Outcome, ServedMo
 from deployments.settings import RouterLiveSettings
 from router.policy import Alternative, Reason, Route
 
+ADVICE = "Call for help.\n\n"  # for a question with "droops"
 SECRET = "zebrafish"  # stands for a patient's words: it may appear in no log record
 
 
@@ -39,6 +40,8 @@ class SmallBackend:
         self.outcomes: list[Outcome] = []
         self.num_closed = 0
         self.error: ErrorInfo | None = None
+        self.refuses: ErrorInfo | None = None
+        self.timeouts: list[float] = []
         self.raises: Exception | None = None
         self.break_after: int | None = None
         self.times_out_after: int | None = None
@@ -67,9 +70,12 @@ class SmallBackend:
             language="fr" if foreign else "en",
             notice="language_not_supported" if foreign else None,
             specialists=(Alternative("dermatology", 0.98765),),
+            red_flags=("stroke",) if "droops" in question else (),
+            advice=ADVICE if "droops" in question else "",
         )
 
-    def explicit(self, specialty: str | None, question: str) -> Route:
+    def explicit(self, specialty: str | None, turns: Sequence[str]) -> Route:
+        is_urgent = "droops" in turns[-1]
         return Route(
             specialty=specialty,
             adapter="derm-1" if specialty == "dermatology" else None,
@@ -80,7 +86,13 @@ class SmallBackend:
             evidence=(),
             language="en",
             notice=None,
+            red_flags=("stroke",) if is_urgent else (),
+            advice=ADVICE if is_urgent else "",
         )
+
+    def refusal(self, timeout_s: float) -> ErrorInfo | None:
+        self.timeouts.append(timeout_s)
+        return self.refuses
 
     def answer_language(self, route: Route) -> str | None:
         return "English" if route.notice else None

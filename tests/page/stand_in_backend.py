@@ -1,11 +1,13 @@
 """A backend for the browser's tests: what it routes and answers is known beforehand.
 
 What a question holds decides what happens: `parkinson`, `eczéma`, `stairs` (ambiguous) and `bake`
-(out of scope) are routed as the router would; `endless` never ends, `lost` loses its replica after
-five words, `half` loses only the one that holds pulmonology, `full` finds the queue full.
+(out of scope) are routed as the router would, `droops` is urgent; `endless` never ends, `lost`
+loses its replica after five words, `half` loses only the one that holds pulmonology, `full` finds
+the queue full.
 """
 
 import asyncio
+import dataclasses
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from typing import Any
@@ -24,6 +26,7 @@ ANSWER = (
     "stiff muscles, or a reduced sense of smell years before. A doctor can examine how you move "
     "and decide whether further tests are useful."
 )
+ADVICE = "Call your local emergency number now.\n\n"
 ANSWERS = {  # by adapter; the others say ANSWER
     "cardiology": "A fast heartbeat with effort is often normal, since muscles need more blood. "
     "When it comes with chest pain, fainting or breathlessness at rest, an examination with an "
@@ -63,12 +66,15 @@ class StandInBackend:
     async def classify(
         self, conversations: Sequence[Sequence[str]], *_: Any, **__: Any
     ) -> list[Route]:
-        return [route_of(turns[-1]) for turns in conversations]
+        return [urgent_where(turns[-1], route_of(turns[-1])) for turns in conversations]
 
-    def explicit(self, specialty: str | None, question: str) -> Route:
+    def explicit(self, specialty: str | None, turns: Sequence[str]) -> Route:
         adapter = ADAPTERS.get(specialty) if specialty else None
         reason = Reason.EXPLICIT if adapter else Reason.NO_ADAPTER
         return Route(specialty, adapter, None, reason, None, (), (), "en", None)
+
+    def refusal(self, timeout_s: float) -> None:
+        return None
 
     async def decode(self, prompts: Sequence[Sequence[int]]) -> list[str]:
         return ["What is eczema?" for _ in prompts]
@@ -135,6 +141,12 @@ class StandInBackend:
 
     def record(self, outcome: Outcome) -> None:
         self.traffic.record(outcome)
+
+
+def urgent_where(question: str, route: Route) -> Route:
+    if "droops" not in question:
+        return route
+    return dataclasses.replace(route, red_flags=("stroke",), advice=ADVICE)
 
 
 def route_of(question: str) -> Route:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.page.conftest import OpenPage, ask, wait_until_answered
-from tests.page.stand_in_backend import ANSWER, ANSWERS
+from tests.page.stand_in_backend import ADVICE, ANSWER, ANSWERS
 from tests.page.stand_in_clinic import StandInClinic
 
 if TYPE_CHECKING:
@@ -159,3 +159,15 @@ def test_markup_in_a_question_stays_text(open_page: OpenPage) -> None:
     wait_until_answered(page)
     assert said(page, "#asked q") == question
     assert page.locator("#asked img, #asked b").count() == 0
+
+
+def test_an_urgent_question_is_said_to_be_so_above_the_answer(open_page: OpenPage) -> None:
+    page = open_page()
+    ask(page, "Is it a stroke? Her face droops.")
+    wait_until_answered(page)
+    alert = page.get_by_role("alert").filter(has_text="emergency number")
+    assert alert.is_visible()
+    assert page.locator(".opinion .text").inner_text() == ADVICE + ANSWER
+    ask(page, PARKINSON)
+    wait_until_answered(page)
+    assert said(page, "#urgent") == ""

@@ -6,7 +6,7 @@ it is sent only where it was set. Fields come in the order of the base classes f
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -116,10 +116,17 @@ class RouteReply(ReplyModel):
     alternatives: list[AlternativeReply]
     evidence: list[str] = Field(description="phrases that decided")
     language: str = Field(description="of the question; und: undetermined")
-    notice: str | None = Field(
-        description="null, or what to know of the answer: language_not_supported, "
-        "max_tokens_lowered; several with ', ' between them"
+    notice: str | None = Field(description="the first of notices, or null")
+    notices: list[str] = Field(
+        description="what to know of the answer, the most important first: urgent (it begins with "
+        "advice to call for help), language_not_supported, max_tokens_lowered"
     )
+    red_flags: list[str] = Field(description="emergencies that the question may be")
+
+
+def notice_fields(notices: Sequence[str]) -> dict[str, Any]:
+    """Return the fields `notice` and `notices`. `notices`: the most important first."""
+    return {"notice": next(iter(notices), None), "notices": list(notices)}
 
 
 def route_fields(route: Route) -> dict[str, Any]:
@@ -136,7 +143,8 @@ def route_fields(route: Route) -> dict[str, Any]:
         ],
         "evidence": list(route.evidence),
         "language": route.language,
-        "notice": route.notice,
+        **notice_fields(route.notices),
+        "red_flags": list(route.red_flags),
     }
 
 
@@ -144,13 +152,15 @@ class AnsweredRoute(RouteReply):
     adapter_version: str | None
 
 
-FinishReason = Literal["stop", "length", "timeout", "cancelled"]
+FinishReason = Literal["stop", "length", "loop", "timeout", "cancelled"]
 
 
 class Ending(ReplyModel):
     """How an answer ended."""
 
-    finish_reason: FinishReason = Field(description="the true one")
+    finish_reason: FinishReason = Field(
+        description="the true one; loop: it ends before it would say the same words a third time"
+    )
     usage: Usage
     timings_ms: TimingsReply
 

@@ -14,7 +14,7 @@ from deployments.messages import ServedModels
 
 OpenAIFinishReason = Annotated[
     Literal["stop", "length"],
-    Field(description="length: cut short, by max_tokens or by its deadline"),
+    Field(description="length: cut short, by max_tokens, its deadline, or a loop"),
 ]
 
 
@@ -33,7 +33,10 @@ class PolyclinicPart(Ending, PolyclinicOpening):
 class PolyclinicClosing(Ending):
     """What is ours in the last chunk of a choice."""
 
-    notice: str | None = Field(default=None, description="max_tokens_lowered, if that shows late")
+    notice: str | None = Field(default=None, description="the first of notices")
+    notices: list[str] = Field(
+        default=[], description="all of them, if max_tokens_lowered shows late; else left out"
+    )
 
 
 class Envelope(ReplyModel):

@@ -1,5 +1,6 @@
 """The HTTP face with a small backend (conftest.py): shapes, streaming, statuses."""
 
+import dataclasses
 import json
 from typing import Any
 
@@ -36,6 +37,8 @@ async def test_ask_says_who_answered_and_why(
         "evidence": ["rash"],
         "language": "en",
         "notice": None,
+        "notices": [],
+        "red_flags": [],
         "finish_reason": "stop",
         "usage": {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10},
     }
@@ -254,3 +257,21 @@ async def test_samplings_that_vllm_has_too(
     sampling = backend.calls[0].sampling
     assert (sampling.top_k, sampling.repetition_penalty, sampling.min_tokens) == (5, 1.2, 3)
     assert sampling.top_p == 0.9
+
+
+async def test_the_base_models_defaults_against_loops(
+    client: httpx.AsyncClient, backend: SmallBackend
+) -> None:
+    """A request's own repetition penalty replaces the default, 1.0 (off) too."""
+    backend.clinic = dataclasses.replace(
+        backend.clinic, repetition_penalty=1.1, no_repeat_ngram_size=6, loop_words=4
+    )
+    await client.post("/ask", json={"question": "rash"})
+    chat = {"messages": [{"role": "user", "content": "rash"}]}
+    await client.post("/v1/chat/completions", json=chat)
+    await client.post("/v1/chat/completions", json=chat | {"repetition_penalty": 1.0})
+    found = [
+        (s.repetition_penalty, s.no_repeat_ngram_size, s.loop_words)
+        for s in (call.sampling for call in backend.calls)
+    ]
+    assert found == [(1.1, 6, 4), (1.1, 6, 4), (1.0, 6, 4)]

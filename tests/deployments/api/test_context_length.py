@@ -49,18 +49,41 @@ async def test_a_longer_answer_than_the_limit_is_cut_and_said(
     response = await client.post(path, json={**body, field: value})
     assert response.status_code == 200, response.text
     assert backend.calls[0].sampling.max_tokens == used
-    assert response.json()["polyclinic"]["notice"] == notice
+    assert notices_of(response.json()) == ([notice] if notice else [])
     assert response.json()["choices"][0]["finish_reason"] == "stop", "the limit was not reached"
     streamed = await client.post(path, json={**body, field: value, "stream": True})
     chunks = chunks_of(streamed.text)
-    assert chunks[0]["polyclinic"]["notice"] == notice
-    assert "notice" not in chunks[-2]["polyclinic"]
+    assert notices_of(chunks[0]) == ([notice] if notice else [])
+    assert not {"notice", "notices"} & set(chunks[-2]["polyclinic"])
 
 
-async def test_two_notices_stand_side_by_side(client: httpx.AsyncClient) -> None:
-    asked = {"messages": [{"role": "user", "content": "Bonjour docteur"}], "max_tokens": 4096}
-    body = (await client.post(CHAT, json=asked)).json()
-    assert body["polyclinic"]["notice"] == "language_not_supported, max_tokens_lowered"
+NOTICES = [
+    ("a rash", ["max_tokens_lowered"]),
+    ("Bonjour docteur", ["language_not_supported", "max_tokens_lowered"]),
+    ("his face droops", ["urgent", "max_tokens_lowered"]),
+    ("Bonjour, his face droops", ["urgent", "language_not_supported", "max_tokens_lowered"]),
+]
+
+
+@pytest.mark.parametrize(("question", "notices"), NOTICES)
+async def test_notices_stand_in_their_order(
+    client: httpx.AsyncClient, question: str, notices: list[str]
+) -> None:
+    for path, field, value in (
+        (CHAT, "messages", [{"role": "user", "content": question}]),
+        (TEXT, "prompt", question),
+    ):
+        asked = {field: value, "max_tokens": 4096}
+        assert notices_of((await client.post(path, json=asked)).json()) == notices
+        chunks = chunks_of((await client.post(path, json={**asked, "stream": True})).text)
+        assert notices_of(chunks[0]) == notices
+
+
+def notices_of(body: dict[str, Any]) -> list[str]:
+    part = body["polyclinic"]
+    assert part["notice"] == next(iter(part["notices"]), None)
+    found: list[str] = part["notices"]
+    return found
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.5, "100", True])
@@ -76,13 +99,22 @@ async def test_ask_is_strict(client: httpx.AsyncClient) -> None:
     assert (response.status_code, error_of(response)["limit"]) == (400, 64)
 
 
-@pytest.mark.parametrize(("path", "body"), BODIES)
+@pytest.mark.parametrize(
+    ("path", "body", "early"),
+    [
+        (CHAT, {"messages": [USER]}, []),
+        (TEXT, {"prompt": "a red rash"}, []),
+        (TEXT, {"prompt": "his face droops"}, ["urgent"]),
+        (TEXT, {"prompt": "Bonjour, his face droops"}, ["urgent", "language_not_supported"]),
+    ],
+)
 async def test_less_room_than_the_limit_shows_in_the_ending(
     client: httpx.AsyncClient,
     backend: SmallBackend,
     monkeypatch: pytest.MonkeyPatch,
     path: str,
     body: dict[str, Any],
+    early: list[str],
 ) -> None:
     """The model replica lowers max_tokens to what fits after the prompt: see may_shorten."""
 
@@ -93,12 +125,12 @@ async def test_less_room_than_the_limit_shows_in_the_ending(
     monkeypatch.setattr(backend, "generate", cut)
     whole = (await client.post(path, json=body)).json()
     assert whole["choices"][0]["finish_reason"] == "length"
-    assert whole["polyclinic"]["notice"] == "max_tokens_lowered"
+    assert notices_of(whole) == [*early, "max_tokens_lowered"]
     chunks = chunks_of((await client.post(path, json={**body, "stream": True})).text)
-    assert chunks[0]["polyclinic"]["notice"] is None
-    assert chunks[-2]["polyclinic"]["notice"] == "max_tokens_lowered"
+    assert notices_of(chunks[0]) == early
+    assert notices_of(chunks[-2]) == [*early, "max_tokens_lowered"]
     short = await client.post(path, json={**body, "max_tokens": 2})
-    assert short.json()["polyclinic"]["notice"] is None, "as many as were asked for"
+    assert notices_of(short.json()) == early, "as many as were asked for"
 
 
 def history(num_turns: int, num_chars: int) -> list[dict[str, Any]]:

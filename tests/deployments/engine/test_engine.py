@@ -159,6 +159,21 @@ async def test_a_stop_string_ends_the_row(engine: Engine) -> None:
     assert only_terminal(events).finish_reason is FinishReason.STOP
 
 
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_loop_ends_the_row_too(
+    engine: Engine, decoder: ScriptedDecoder, stream: bool
+) -> None:
+    asked = request("a b " * 4, loop_words=2)
+    events = await collect(engine.generate(asked, stream=stream))
+    assert "".join(e.text for e in events) == "a b a b"
+    ended = only_terminal(events)
+    assert (ended.finish_reason, ended.num_tokens <= 16) == (FinishReason.LOOP, True)
+    assert (engine.num_running, engine.num_waiting) == (0, 0)
+    after = await collect(engine.generate(request("hello")))
+    assert only_terminal(after).finish_reason is FinishReason.STOP
+    assert decoder.groups == [("a", 1), ("a", 1)]
+
+
 async def test_deadlines_end_what_runs_and_what_waits(
     engine: Engine, decoder: ScriptedDecoder
 ) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from typing import Any
 
 from deployments.engine.errors import EngineStopped
 from deployments.engine.output import Pace, RequestOutputCollector, RequestState
@@ -22,9 +23,16 @@ class Clock:
         return self.now
 
 
-def state(clock: Clock, *, stop: tuple[str, ...] = (), emit_interval_s: float = 0) -> RequestState:
-    asked = Request("r", (1, 2), None, SamplingParams(8, stop=stop))
-    return RequestState(asked, decode, stream=True, pace=Pace(emit_interval_s), clock=clock)
+def state(
+    clock: Clock,
+    *,
+    max_tokens: int = 8,
+    emit_interval_s: float = 0,
+    stream: bool = True,
+    **sampling: Any,
+) -> RequestState:
+    asked = Request("r", (1, 2), None, SamplingParams(max_tokens, **sampling))
+    return RequestState(asked, decode, stream=stream, pace=Pace(emit_interval_s), clock=clock)
 
 
 def event(text: str, reason: FinishReason | None = None) -> TokenEvent:
@@ -70,6 +78,57 @@ async def test_a_stop_string_ends_the_answer_before_the_core_has_heard_of_it() -
     ended = await asyncio.wait_for(row.events.get(), 5)
     assert (ended.text, ended.num_tokens) == ("hel", 5)
     assert ended.finish_reason is FinishReason.STOP
+
+
+async def test_an_answer_ends_at_a_loop_streamed_or_whole() -> None:
+    """With its own reason, before the third repetition, and with all tokens counted."""
+    text = "so: a b c a b c a b c a b c a b c a b c"
+    for stream in (True, False):
+        row = state(Clock(), max_tokens=60, loop_words=2, stream=stream)
+        num_pushed = 0
+        while not row.is_done:
+            row.push(ord(text[num_pushed]), 0.0)
+            num_pushed += 1
+        ended = await row.events.get()
+        assert (ended.text, ended.finish_reason) == ("so: a b c a b c", FinishReason.LOOP)
+        assert ended.num_tokens == num_pushed
+        assert 15 < num_pushed < 30, "it went on for the length of the answer"
+
+
+async def test_a_loop_that_only_the_last_words_show() -> None:
+    """The core has ended the answer, for a reason of its own, when its text is known."""
+    text = "a b a b a b"
+    for reason in (FinishReason.STOP, FinishReason.LENGTH, FinishReason.TIMEOUT):
+        row = state(Clock(), max_tokens=60, loop_words=2, emit_interval_s=30)
+        for character in text:
+            row.push(ord(character), 0.0)
+        row.finish(reason, len(text))
+        ended = await row.events.get()
+        assert (ended.text, ended.finish_reason) == ("a b a b", FinishReason.LOOP)
+
+
+async def test_an_answer_with_a_minimum_ends_at_no_loop() -> None:
+    text = "so: a b c a b c a b c a b c a b c a b c"
+    row = state(Clock(), max_tokens=len(text), min_tokens=len(text), loop_words=2, stream=False)
+    for character in text:
+        row.push(ord(character), 0.0)
+    row.finish(FinishReason.LENGTH, len(text))
+    ended = await row.events.get()
+    assert (ended.text, ended.finish_reason) == (text, FinishReason.LENGTH)
+
+
+async def test_a_stop_string_before_a_loop_and_a_loop_before_a_stop_string() -> None:
+    for text, said, reason in (
+        ("a b a b.end a b", "a b a b", FinishReason.STOP),
+        ("a b a b a b .end", "a b a b", FinishReason.LOOP),
+    ):
+        row = state(Clock(), max_tokens=60, loop_words=2, stop=(".end",), stream=False)
+        for character in text:
+            if not row.is_done:
+                row.push(ord(character), 0.0)
+        assert row.is_done
+        ended = await row.events.get()
+        assert (ended.text.rstrip(), ended.finish_reason) == (said, reason)
 
 
 async def test_the_end_of_sequence_token_counts_and_is_no_text() -> None:

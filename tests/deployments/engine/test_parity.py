@@ -252,6 +252,9 @@ def test_sampling_is_of_the_same_distribution(case: Case) -> None:
     expected = case.oracle.generate(ids, side, MAX_TOKENS, repetition_penalty=1.6, min_new_tokens=6)
     assert run.answers == [expected]
     assert expected != case.oracle.generate(ids, side, MAX_TOKENS), "the penalty changed nothing"
+    once = SamplingParams(MAX_TOKENS, no_repeat_ngram_size=1)
+    run = run_rows(case.decoder, [Request("r", ids, side, once)])
+    assert run.answers == [case.oracle.generate(ids, side, MAX_TOKENS, no_repeat_ngram_size=1)]
 
 
 def test_no_answer_ends_before_its_minimum(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import (
     MinNewTokensLengthLogitsProcessor,
+    NoRepeatNGramLogitsProcessor,
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
@@ -121,6 +122,33 @@ def test_the_repetition_penalty_is_transformers() -> None:
         changed += token != scores[0].argmax()
         context.append(token)
     assert changed > 3
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_no_repeated_ngram_is_transformers(size: int) -> None:
+    """Of two rows, the context counts as said; a vocabulary of two words makes repetitions sure."""
+    picker = sampler()
+    asked = SamplingParams(40, no_repeat_ngram_size=size)
+    context = [1, 2, 1, 3]
+    picker.begin(0, asked, context)
+    picker.begin(1, params(), [])
+    assert not picker.is_argmax([0, 1]), "a captured step would not know what was said"
+    assert picker.is_argmax([1])
+    processor = NoRepeatNGramLogitsProcessor(size)
+    changed = 0
+    for seed in range(VOCABULARY - 4 if size == 1 else 40):
+        scores = logits(seed % 5, 2)
+        allowed = processor(torch.tensor([context]), scores[:1].clone())
+        expected = allowed.argmax(-1).item()
+        token, other = picker.pick(scores, [0, 1]).tolist()
+        assert token == expected
+        assert other == scores[1].argmax()
+        changed += token != scores[0].argmax()
+        context.append(token)
+    assert changed > 3
+    picker.free(0)
+    picker.begin(0, params(), [])
+    assert int(picker.pick(logits(0), [0])) == logits(0).argmax()
 
 
 def test_no_end_before_min_tokens() -> None:

@@ -1,5 +1,6 @@
 """What goes over the sockets comes back as it was, and what is something else is refused."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,11 @@ def payload(frame: bytes) -> bytes:
 
 
 def test_a_request() -> None:
-    sampling = SamplingParams(9, 0.5, 0.9, 2**63 - 1, ("\n", "é"), 3, 1.25, 2)
+    sampling = SamplingParams(9, 0.5, 0.9, 2**63 - 1, ("\n", "é"), 3, 1.25, 2, 4, 5)
+    defaults = SamplingParams(1)
+    fields = [field.name for field in dataclasses.fields(sampling)]
+    same = [name for name in fields if getattr(sampling, name) == getattr(defaults, name)]
+    assert same == [], "a field that has its default value here may not travel"
     request = Request("r", (0, 1, 2**31), "derm@1", sampling, 2.5)
     word, number, *fields = load_frame(payload(pack_request(7, request)))
     assert (word, number, unpack_request(*fields)) == ("add", 7, request)

@@ -6,6 +6,7 @@ end-to-end tests.
 """
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,12 +15,13 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from ray.exceptions import ActorDiedError
-from ray.serve.exceptions import DeploymentUnavailableError
 
+from deployments.engine.request import FinishReason, Timings, TokenEvent
 from deployments.ingress.deployment import RouterReplica
 from deployments.settings import Settings
 from router.classifier import Classifier
 from router.policy import Classification, Reason
+from tests.deployments.ingress.test_model_watch import GONE, Replicas
 from tests.router.small_questions import OUT_OF_SCOPE, small_questions
 
 # Serve keeps the queue of a batched method with the class, and the queue belongs to one event loop.
@@ -41,11 +43,19 @@ class Spy:
         return self._classifier.classify(conversations)
 
 
+class NoModel:
+    """A handle outside of a cluster."""
+
+    def broadcast(self, method: str, *args: Any) -> Any:
+        raise RuntimeError("no cluster")
+
+
 @pytest.fixture(scope="module")
 def catalog(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("catalog")
     (folder / "catalog.yaml").write_text(
-        "revision: 0\nbase_models:\n  - {name: tiny, prompt_format: plain, languages: [en]}\n"
+        "revision: 0\nbase_models:\n  - {name: tiny, prompt_format: plain, languages: [en], "
+        "loop_words: 5, repetition_penalty: 1.1}\n"
     )
     return folder
 
@@ -65,11 +75,10 @@ async def replica(
             "router": {"artefact": str(tiny_router_dir)},
         }
     )
-    # Serve wraps the class for its own replicas; the model's handle is not used here.
-    found = RouterReplica(settings, None)  # type: ignore[arg-type]
+    found = RouterReplica(settings, NoModel())  # type: ignore[arg-type]
     yield found
-    found._keys.stop()
-    found._router.stop()
+    found._followed.stop()
+    found._watch.stop()
     found._router._thread.join(timeout=10)
     assert not found._router._thread.is_alive()
 
@@ -156,26 +165,97 @@ async def test_the_thresholds_in_force_decide(replica: RouterReplica) -> None:
 
 
 async def test_a_named_specialty_needs_no_classification(replica: RouterReplica) -> None:
-    found = replica.explicit("dentistry", "what can I do about my tooth")
+    found = replica.explicit("dentistry", ["what can I do about my tooth"])
     assert (found.reason, found.specialty) == (Reason.NO_ADAPTER, "dentistry")
-    french = replica.explicit(None, "parlez moi de dent merci")
+    french = replica.explicit(None, ["parlez moi de dent merci"])
     assert french.reason is Reason.BASE_REQUESTED
     assert (french.language, french.notice) == ("fr", "language_not_supported")
     assert replica.answer_language(french) == "English"
     assert "dermatology" in replica.clinic.specialties
 
 
-@pytest.mark.parametrize(
-    "error",
-    [DeploymentUnavailableError("Model"), ActorDiedError()],  # type: ignore[arg-type]
-)
-async def test_without_a_model_it_is_not_ready(replica: RouterReplica, error: Exception) -> None:
-    class Info:
-        async def remote(self) -> None:
-            raise error
+async def test_the_base_models_defaults_come_from_the_catalogue(replica: RouterReplica) -> None:
+    sampling = replica.clinic.sampling(8)
+    found = (sampling.loop_words, sampling.repetition_penalty, sampling.no_repeat_ngram_size)
+    assert found == (5, 1.1, 0)
 
-    replica._model = SimpleNamespace(info=Info())  # type: ignore[assignment]
+
+async def test_readiness_answers_from_what_is_known(replica: RouterReplica) -> None:
+    replica._watch.stop()
+    model = {"config": replica._config, "replica": "m1", "adapters": [], "base_model": "tiny"}
+    replicas = Replicas(model)
+    replica._watch._replicas = replicas
+    replica._watch.look()
     is_ready, report = await replica.readiness()
-    assert not is_ready
-    assert report["cause"] == f"the model: {type(error).__name__}"
+    assert is_ready
+    assert (report["base_model"], report["degraded"]) == ("tiny", [])
     assert report["router"]["catalog_revision"] == 0
+    assert replica.refusal(10.0) is None
+    for gone in (GONE, [ActorDiedError()]):
+        replicas.answers = gone
+        replica._watch.look()
+        is_ready, report = await replica.readiness()
+        assert (is_ready, report["cause"]) == (False, "no model replica is running")
+        refused = replica.refusal(10.0)
+        assert refused is not None
+        assert (refused.code, refused.retry_after_s) == ("no_model_replica", 10)
+    replicas.answers = [TimeoutError()]  # it may only be busy: what was heard counts for a while
+    replica._watch.look()
+    assert (await replica.readiness())[0]
+    assert replica.refusal(10.0) is None
+
+
+async def test_red_flags_are_found_beside_the_router_and_can_be_switched_off(
+    replica: RouterReplica,
+) -> None:
+    emergency = "his face droops and he cannot speak"
+    (unsure,) = await replica.classify([[emergency]])
+    named = replica.explicit("dentistry", ["my baby has a fever", "he is six weeks old"])
+    assert (unsure.red_flags, named.red_flags) == (("stroke",), ("infant_fever",))
+    assert unsure.notices[0] == "urgent"
+    assert unsure.advice.startswith("This may be an emergency.")
+    french = replica.explicit(None, ["je ne peux plus respirer"])
+    assert french.notices == ("urgent", "language_not_supported")
+    assert french.advice.startswith("Il peut s'agir d'une urgence.")
+    assert replica.answer_language(french) == "English"
+    replica.reconfigure({"red_flags": False})
+    assert (await replica.classify([[emergency]]))[0].notices == ()
+    replica.reconfigure({})
+    assert (await replica.classify([[emergency]]))[0].red_flags == ("stroke",)
+
+
+async def test_a_question_that_would_wait_too_long_is_refused_at_once(
+    replica: RouterReplica,
+) -> None:
+    replica._watch.stop()
+    ended = TokenEvent("r", "", 5, 5, Timings(0.0, 0.5, 4.0), FinishReason.STOP)
+    replica._wait.saw(ended)
+    rows = replica._settings.engine.max_rows
+    replica._admission.num_running = 3 * rows  # two rounds of four seconds before it
+    assert replica.refusal(9.0) is None
+    refused = replica.refusal(5.0)
+    assert refused is not None
+    assert (refused.code, refused.retry_after_s) == ("queue_full", 3)
+    assert "in about 8 s" in refused.message
+    replica.reconfigure({"max_wait_s": 6.0})
+    assert replica.refusal(9.0) is not None
+    replica._wait = type(replica._wait)()
+    replica._admission.num_running = 2 * rows + replica._settings.engine.max_waiting + 1
+    assert replica.refusal(9.0) is not None, "more than may wait"
+
+
+async def test_a_draining_replica_says_so_and_counts_what_runs(replica: RouterReplica) -> None:
+    replica._watch.stop()
+    assert replica.in_progress()["num_running"] == 0
+    replica._admission.num_running = 3
+    assert replica.drain()["num_running"] == 3
+    is_ready, report = await replica.readiness()
+    assert (is_ready, report["cause"]) == (False, "draining: the server is stopping")
+
+
+async def test_where_the_state_lies_is_not_shown(replica: RouterReplica, catalog: Path) -> None:
+    state = catalog / "state"
+    replica._catalog.problem = f"{state}/catalog.yaml: cannot be read (I/O error)"
+    _, report = await replica.readiness()
+    assert report["degraded"] == ["<state_dir>/catalog.yaml: cannot be read (I/O error)"]
+    assert str(catalog) not in json.dumps(report)

@@ -3,7 +3,7 @@
 import asyncio
 import dataclasses
 import json
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Any
 
 import httpx
@@ -37,8 +37,8 @@ class ClinicOfFour(SmallBackend):
         )
         return dataclasses.replace(super()._route(question, min_confidence), specialists=ranked)
 
-    def explicit(self, specialty: str | None, question: str) -> Route:
-        route = super().explicit(specialty, question)
+    def explicit(self, specialty: str | None, turns: Sequence[str]) -> Route:
+        route = super().explicit(specialty, turns)
         return dataclasses.replace(route, adapter=f"{specialty}-1" if specialty else None)
 
     async def generate(self, call: GenerateRequest) -> AsyncGenerator[TokenEvent, None]:

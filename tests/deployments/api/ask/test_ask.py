@@ -1,5 +1,6 @@
 """POST /ask: streams, second opinions, sessions, and what each is charged."""
 
+import json
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from deployments.engine.request import ErrorInfo, FinishReason, TokenEvent
 from deployments.messages import GenerateRequest
 from router.policy import Reason
 from tests.deployments.api.ask.conftest import Caller, ClinicOfFour, ask, events_of
-from tests.deployments.conftest import error_of
+from tests.deployments.conftest import ADVICE, error_of
 
 
 async def test_a_stream_opens_with_the_route_and_ends_once(
@@ -166,3 +167,25 @@ async def test_what_is_refused(
     assert response.status_code == 400
     assert error_of(response)["param"] == param
     assert words in error_of(response)["message"]
+
+
+async def test_several_opinions_are_advised_once(
+    client: httpx.AsyncClient, backend: ClinicOfFour
+) -> None:
+    """The first answer that there is begins with the advice, also where the first opinion fails."""
+    asked = {"question": "his face droops", "consult": 3}
+    failures: tuple[set[str | None], ...] = (set(), {"dermatology-1"})
+    for failing in failures:
+        backend.failing = failing
+        body = (await client.post("/ask", json=asked)).json()
+        advised = [
+            opinion["answer"].startswith(ADVICE)
+            for opinion in body["opinions"]
+            if opinion["answer"] is not None
+        ]
+        assert advised == [True] + [False] * (len(advised) - 1)
+        assert body["answer"].startswith(ADVICE)
+        reply = await client.post("/ask", json={**asked, "stream": True})
+        assert reply.text.count(json.dumps(ADVICE)) == 1
+        first_text = next(line for line in reply.text.splitlines() if '"text"' in line)
+        assert json.loads(first_text[6:])["text"] == ADVICE

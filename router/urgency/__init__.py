@@ -1,0 +1,1 @@
+"""Find red flags: signs in a question that call for emergency services, by curated rules."""

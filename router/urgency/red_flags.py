@@ -1,0 +1,234 @@
+"""Red flags of a conversation: which emergencies its last turns may be, and what to advise.
+
+The rules are in red_flags.yaml, in words: concepts with their phrases in English and French, and
+emergencies as combinations of concepts. What is denied, past, supposed or asked about in general
+does not count (context.py). A match is a reason to advise help, never to refuse an answer.
+"""
+
+import re
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from router.urgency.context import GROUPS, Context
+from router.urgency.phrases import PhraseBook, Span
+from router.urgency.reading import Reading, read
+from router.urgency.spelling import Speller
+
+LANGUAGES = ("en", "fr")
+RECENT_TURNS = 3  # user turns that are read together
+WINDOW_WORDS = 40  # of the signs of one emergency, from the first to the last
+_FOLDER = Path(__file__).resolve().parent
+
+
+@dataclass(frozen=True, slots=True)
+class Urgency:
+    """What was found. `flags`: names of red_flags.yaml; none: nothing urgent, and no advice."""
+
+    flags: tuple[str, ...] = ()
+    advice: str = ""  # in the question's language, ends in an empty line
+
+
+@dataclass(frozen=True, slots=True)
+class _Measure:
+    """A number in the text that stands for a concept: "39.2 °C" for fever."""
+
+    concept: str
+    pattern: re.Pattern[str]
+    at_least: float
+    at_most: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    """Each of `all_of` is alternatives of concepts; the signs stand within `within` words."""
+
+    flag: str
+    all_of: tuple[tuple[str, ...], ...]
+    unless: tuple[str, ...]
+    within: int
+
+
+class RedFlags:
+    """The rules, compiled. They never change once built, so any number of threads may use them.
+
+    Raises:
+        ValueError: a rule, a pattern or a number of the files is malformed; names it.
+    """
+
+    def __init__(
+        self, rules: Mapping[str, Any], context: Mapping[str, Any], real_words: Sequence[str]
+    ) -> None:
+        concepts: Mapping[str, Any] = rules["concepts"]
+        unknown = sorted(set(context["groups"]) ^ set(GROUPS))
+        if unknown:
+            raise ValueError(f"context.yaml: groups are {GROUPS}; {unknown} is unknown or missing")
+        phrases = {name: _phrases(name, concept) for name, concept in concepts.items()}
+        self._concepts = frozenset(concepts)
+        lists = {**context["lists"], **rules["lists"]}
+        self._book = PhraseBook({**phrases, **context["groups"]}, lists)
+        self._shorthand: dict[str, str] = context["shorthand"]
+        signs = PhraseBook(phrases, lists)  # only their words are worth correcting
+        self._speller = Speller(signs.words, signs.stems, (*self._book.words, *real_words))
+        self._measures = [m for name, concept in concepts.items() for m in _measures(name, concept)]
+        self._rules = [rule for flag in rules["flags"] for rule in _rules(flag, concepts)]
+        self._also = {flag["name"]: flag.get("also") for flag in rules["flags"]}
+        self._advice: Mapping[str, Mapping[str, str]] = rules["advice"]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._also)
+
+    def find(self, turns: Sequence[str], language: str) -> Urgency:
+        """Return the red flags of a conversation's last turns.
+
+        The last turn counts alone, and together with up to two turns before it for what those did
+        not flag by themselves: "My son has a fever", then "He is six weeks old". So advice that
+        was given is not repeated with every later question.
+
+        Args:
+            turns: the user's, oldest first.
+            language: ISO 639-1 code of the last turn; the advice is in English or French, in the
+                language of the signs found where it is neither.
+        """
+        found = self._flags(turns[-1])
+        if len(turns) > 1:
+            recent = turns[-RECENT_TURNS:]
+            before = self._flags("\n".join(recent[:-1]))
+            together = self._flags("\n".join(recent))
+            found |= {flag: span for flag, span in together.items() if flag not in before}
+        if not found:
+            return Urgency()
+        flags = tuple(flag for flag in self._also if flag in found)
+        spoken = language if language in LANGUAGES else found[flags[0]].language
+        return Urgency(flags, self._advice_of(flags, spoken))
+
+    def signs(self, text: str) -> dict[str, list[str]]:
+        """Return the concepts that hold in a text, with the words that say so: for debugging."""
+        reading, held, _ = self._read(text)
+        return {
+            name: [" ".join(reading.words[s.start : s.end]) for s in spans]
+            for name, spans in held.items()
+        }
+
+    def _advice_of(self, flags: Sequence[str], language: str) -> str:
+        texts = [self._advice["call"][language]]
+        for also in dict.fromkeys(self._also[flag] for flag in flags):
+            if also:
+                texts.append(self._advice[also][language])
+        return " ".join(" ".join(text.split()) for text in texts) + "\n\n"
+
+    def _read(self, text: str) -> tuple[Reading, dict[str, list[Span]], dict[str, list[Span]]]:
+        """Return the text, the concepts that hold, and those that it names and does not deny."""
+        reading = read(text, self._shorthand)
+        words = [self._speller.corrected(word) for word in reading.words]
+        found = self._book.find(words, reading.sentences, reading.clauses)
+        for measure in self._measures:
+            spans = _measured(measure, reading)
+            if spans:
+                found[measure.concept] = [*found.get(measure.concept, ()), *spans]
+        context = Context(reading, found)
+        named = {
+            name: [span for span in spans if not context.is_negated(span)]
+            for name, spans in found.items()
+            if name in self._concepts
+        }
+        held = {name: [s for s in spans if context.holds(s)] for name, spans in named.items()}
+        return reading, {k: v for k, v in held.items() if v}, {k: v for k, v in named.items() if v}
+
+    def _flags(self, text: str) -> dict[str, Span]:
+        """Return the flags of a text, each with one of the signs."""
+        _, held, named = self._read(text)
+        flags: dict[str, Span] = {}
+        if not held:
+            return flags
+        for rule in self._rules:
+            if rule.flag in flags or any(name in named for name in rule.unless):
+                continue
+            span = _first_match(rule, held)
+            if span:
+                flags[rule.flag] = span
+        return flags
+
+
+@cache
+def load_red_flags() -> RedFlags:
+    """Read the rules that come with the package."""
+    real_words = (_FOLDER / "real_words.txt").read_text("utf-8").split()
+    return RedFlags(_yaml("red_flags.yaml"), _yaml("context.yaml"), real_words)
+
+
+def _yaml(name: str) -> Any:
+    return yaml.load((_FOLDER / name).read_text("utf-8"), Loader=yaml.CSafeLoader)
+
+
+def _phrases(name: str, concept: Mapping[str, Any]) -> dict[str, list[str]]:
+    unknown = set(concept) - {*LANGUAGES, "numbers"}
+    if unknown:
+        raise ValueError(f"concept {name}: {sorted(unknown)} is not one of en, fr, numbers")
+    return {language: concept.get(language) or [] for language in LANGUAGES}
+
+
+def _measures(name: str, concept: Mapping[str, Any]) -> list[_Measure]:
+    return [
+        _Measure(
+            name,
+            re.compile(number["pattern"]),
+            float(number.get("at_least", "-inf")),
+            float(number.get("at_most", "inf")),
+        )
+        for number in concept.get("numbers", ())
+    ]
+
+
+def _rules(flag: Mapping[str, Any], concepts: Mapping[str, Any]) -> list[_Rule]:
+    rules = []
+    for combination in flag["any"]:
+        all_of = tuple(tuple(part.split("|")) for part in combination["all"])
+        unless = (*flag.get("unless", ()), *combination.get("unless", ()))
+        for name in (*unless, *(name for part in all_of for name in part)):
+            if name not in concepts:
+                raise ValueError(f"flag {flag['name']}: no concept is named {name}")
+        within = combination.get("within", WINDOW_WORDS)
+        rules.append(_Rule(flag["name"], all_of, unless, within))
+    return rules
+
+
+def _measured(measure: _Measure, reading: Reading) -> list[Span]:
+    spans = []
+    for match in measure.pattern.finditer(reading.folded):
+        number = next((group for group in match.groups() if group), None)
+        if number is None or measure.at_least <= _number(number) <= measure.at_most:
+            at = max(bisect_right(reading.starts, match.start()) - 1, 0)
+            end = max(bisect_right(reading.starts, match.end() - 1), at + 1)
+            spans.append(Span(at, end, "en"))
+    return spans
+
+
+def _number(text: str) -> float:
+    return float(text.replace(",", "."))
+
+
+def _first_match(rule: _Rule, held: Mapping[str, Sequence[Span]]) -> Span | None:
+    """Return a sign of the first place where all parts of the rule stand near each other."""
+    parts = [[s for name in part for s in held.get(name, ())] for part in rule.all_of]
+    if not all(parts):
+        return None
+    for first in parts[0]:
+        if all(any(_is_near(first, other, rule.within) for other in part) for part in parts[1:]):
+            return first
+    return None
+
+
+def _is_near(one: Span, other: Span, within: int) -> bool:
+    """Whether two signs stand near each other, and are not the same words."""
+    if one.start < other.end and other.start < one.end:
+        shared = range(max(one.start, other.start), min(one.end, other.end))
+        if any(i not in one.skipped and i not in other.skipped for i in shared):
+            return False
+    return max(one.end, other.end) - min(one.start, other.start) <= within

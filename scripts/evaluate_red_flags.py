@@ -1,0 +1,139 @@
+"""Count how many written emergencies the red flags find, and how many other questions they flag.
+
+    python -m scripts.evaluate_red_flags
+    python -m scripts.evaluate_red_flags --show
+
+Reads router/data/red_flags.yaml and writes a table in Markdown: recall and false alarms with
+Wilson's 95 % intervals, by set and kind of question, and the time that one question takes. The last
+line of stdout is one JSON object, without any text.
+"""
+
+import argparse
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from router.urgency.red_flags import RedFlags, load_red_flags
+from scripts.arguments import CommandParser
+
+QUESTIONS = Path(__file__).resolve().parent.parent / "router" / "data" / "red_flags.yaml"
+Z_95 = 1.959964  # of the standard normal distribution
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A question of the set `group` (first, second, ...)."""
+
+    group: str
+    is_urgent: bool
+    language: str
+    has_negation: bool
+    text: str
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = CommandParser("evaluate_red_flags", __doc__)
+    parser.add_argument("--show", action="store_true", help="print what was judged wrongly")
+    return parser.run(argv, tuple, _evaluate)
+
+
+def _evaluate(args: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:
+    rules = load_red_flags()
+    questions = list(cases(QUESTIONS))
+    verdicts = {case: bool(rules.find([case.text], case.language).flags) for case in questions}
+    for line in table(verdicts):
+        print(line)
+    if args.show:
+        for case, is_flagged in verdicts.items():
+            if is_flagged != case.is_urgent:
+                found = rules.find([case.text], case.language).flags
+                print(f"{case.group}, urgent {case.is_urgent}, found {found}: {case.text}")
+    milliseconds = _times_ms(rules, [case.text for case in questions])
+    print(f"\nMilliseconds of one question on this machine: {milliseconds}")
+    return {**figures(verdicts), "milliseconds": milliseconds}
+
+
+def cases(path: Path) -> Iterator[Case]:
+    """Yield the written questions."""
+    groups = yaml.safe_load(path.read_text("utf-8"))
+    for group, labels in groups.items():
+        for label, kinds in labels.items():
+            for kind, texts in kinds.items():
+                language, _, negation = kind.partition("_")
+                for text in texts:
+                    yield Case(group, label == "urgent", language, bool(negation), text)
+
+
+def wilson(successes: int, number: int) -> tuple[float, float]:
+    """Return Wilson's 95 % interval of a proportion (Wilson 1927)."""
+    share, z2 = successes / number, Z_95**2
+    middle = share + z2 / (2 * number)
+    half = Z_95 * math.sqrt(share * (1 - share) / number + z2 / (4 * number**2))
+    scale = 1 + z2 / number
+    return max((middle - half) / scale, 0.0), min((middle + half) / scale, 1.0)
+
+
+def table(verdicts: Mapping[Case, bool]) -> Iterator[str]:
+    """Yield the lines of a table: set by set, and the kinds of questions of all sets."""
+    yield "| questions | urgent: found | not urgent: flagged |"
+    yield "| --- | --- | --- |"
+    groups = {case.group: None for case in verdicts}
+    rows: list[tuple[str, dict[Case, bool]]] = [
+        (f"set {group}", {c: v for c, v in verdicts.items() if c.group == group})
+        for group in groups
+    ]
+    for name, language, negation in (
+        ("English", "en", None),
+        ("French", "fr", None),
+        ("with a negation", None, True),
+    ):
+        rows.append(
+            (
+                f"all, {name}",
+                {
+                    c: v
+                    for c, v in verdicts.items()
+                    if language in (None, c.language) and negation in (None, c.has_negation)
+                },
+            )
+        )
+    for name, chosen in [*rows, ("all", dict(verdicts))]:
+        yield f"| {name} | {_share(chosen, True)} | {_share(chosen, False)} |"
+
+
+def figures(verdicts: Mapping[Case, bool]) -> dict[str, Any]:
+    counts: dict[str, Any] = {}
+    for group in {case.group: None for case in verdicts}:
+        for is_urgent, name in ((True, "urgent"), (False, "not_urgent")):
+            flagged = [
+                v for c, v in verdicts.items() if c.group == group and c.is_urgent == is_urgent
+            ]
+            counts[f"{group}_{name}"] = {"n": len(flagged), "flagged": sum(flagged)}
+    return counts
+
+
+def _share(verdicts: Mapping[Case, bool], is_urgent: bool) -> str:
+    flagged = [verdict for case, verdict in verdicts.items() if case.is_urgent == is_urgent]
+    low, high = wilson(sum(flagged), len(flagged))
+    share = sum(flagged) / len(flagged)
+    return f"{sum(flagged)} of {len(flagged)}: {share:.1%} ({low:.1%} to {high:.1%})"
+
+
+def _times_ms(rules: RedFlags, texts: Sequence[str]) -> dict[str, float]:
+    """Return percentiles of the processor's time for one text."""
+    taken = []
+    for text in texts:
+        started = time.thread_time()
+        rules.find([text], "en")
+        taken.append((time.thread_time() - started) * 1000)
+    taken.sort()
+    return {f"p{p}": round(taken[len(taken) * p // 100], 2) for p in (50, 95, 99)}
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
