@@ -1,0 +1,160 @@
+"""Rank the passages of a shelf for a query: names first, then words and meaning in common.
+
+The shelf's names, BM25 of the full-text index, and the nearest name vectors propose candidates;
+each is scored by how well one of its names fits the query, how much of the query it holds, its
+BM25 and its nearness.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from references.embedding import Floats
+from references.passage import Passage
+from references.query import Group, Query
+from references.store import Reader
+from references.words import key_of, stems
+
+CANDIDATES = 40  # of each kind
+MAX_KEYS = 400  # name keys that are looked up for one question
+_WHOLE = 0.999  # fit of a name that is the question, rounding aside
+MAX_POSTINGS = 30_000  # passages that the index may score for one question
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """How the parts of a score add up; chosen by scripts.evaluate_references on tuning rows."""
+
+    exact: float = 2.9  # a name that is the whole question, and nothing else
+    name: float = 1.0
+    cover: float = 1.15
+    bm25: float = 0.6
+    near: float = 1.0
+    prominence: float = 1.5
+    specialty: float = 0.05
+    kind: float = 0.17
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """A candidate.
+
+    Attributes:
+        name: how well its best name fits the query, 0 to 1.
+        cover: share of the query's weight that is in the passage, 0 to 1.
+        near: cosine of the query's and its nearest name's vector; 0 without vectors.
+    """
+
+    passage: Passage
+    score: float
+    name: float
+    cover: float
+    near: float
+
+
+def rank(
+    query: Query,
+    vector: Floats | None,
+    reader: Reader,
+    specialty: str | None,
+    weights: Weights,
+    limit: int,
+) -> list[Ranked]:
+    """Return the best passages of a shelf, the best first.
+
+    Args:
+        vector: (D,) of the query, where the shelf has vectors.
+    """
+    expression, keys = _any_of(query), _keys(query)
+    scores = dict(reader.matches(expression, CANDIDATES)) if expression else {}
+    numbers = {*scores, *(reader.named(keys, CANDIDATES) if keys else ())}
+    near: Mapping[int, float] = {}
+    if vector is not None:
+        near = reader.nearest(vector, numbers, CANDIDATES)
+        numbers |= near.keys()
+    best = max(scores.values(), default=0.0)
+    found = []
+    for number, passage in reader.fetch(sorted(numbers)).items():
+        name, cover = _fit(query, passage, reader)
+        score = (
+            weights.name * name
+            + weights.exact * (name > _WHOLE)
+            + weights.prominence * passage.prominence
+            + weights.cover * cover
+            + weights.bm25 * (scores.get(number, 0.0) / best if best > 0 else 0.0)
+            + weights.near * near.get(number, 0.0)
+            + weights.specialty * (specialty is not None and passage.specialty == specialty)
+            + weights.kind * ((passage.kind == "disease") == query.wants_signs)
+        )
+        found.append(Ranked(passage, score, name, cover, near.get(number, 0.0)))
+    found.sort(key=lambda ranked: (-ranked.score, ranked.passage.id))
+    return found[:limit]
+
+
+def _any_of(query: Query) -> str:
+    """Return FTS5's expression: the rarest groups, as many as the index can score in time."""
+    stems_, postings = [], 0
+    for group in sorted(query.groups, key=lambda group: group.count):
+        if group.stems and (not stems_ or postings + group.count <= MAX_POSTINGS):
+            stems_ += group.stems
+            postings += group.count
+    return " OR ".join(f'"{s}"' for s in dict.fromkeys(stems_))
+
+
+def _keys(query: Query) -> list[str]:
+    """Return keys of names that the query may hold: runs of its words, and of their meanings."""
+    options = [_strongest(group) for group in query.groups]
+    runs: dict[str, None] = {}
+    for size in range(min(8, len(options)), 0, -1):
+        for at in range(len(options) - size + 1):
+            chosen = options[at : at + size]
+            if all(chosen):
+                runs |= dict.fromkeys(key_of(picked) for picked in _picks(chosen))
+    return list(runs)[:MAX_KEYS]
+
+
+def _strongest(group: Group) -> list[str]:
+    return sorted(group.stems, key=lambda s: -group.stems[s])[:4]
+
+
+def _picks(options: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Return the first choice for each word, and those with one other choice; of two, all."""
+    first = [option[0] for option in options]
+    picks = [first]
+    for at, option in enumerate(options):
+        picks += [[*first[:at], other, *first[at + 1 :]] for other in option[1:]]
+    if len(options) == 2:
+        picks += [[a, b] for a in options[0][1:] for b in options[1][1:]]
+    return picks
+
+
+def _fit(query: Query, passage: Passage, reader: Reader) -> tuple[float, float]:
+    """Return how well a name of the passage fits the query, and how much of it the passage has."""
+    if not query.weight:
+        return 0.0, 0.0
+    names = [stems(name, passage.language) for name in (passage.title, *passage.synonyms)]
+    inside = {s for name in names for s in name}
+    counts, total = reader.counts(inside), reader.num_passages
+    rarity = {s: math.log(1 + total / (counts[s] + 1)) for s in inside}
+    fit = max(_name_fit(query, name, rarity) for name in names)
+    inside.update(stems(passage.text, passage.language))
+    held = sum(group.weight * group.held_by(inside) for group in query.groups)
+    return fit, min(1.0, held / query.weight)
+
+
+def _name_fit(query: Query, name: Sequence[str], rarity: Mapping[str, float]) -> float:
+    """Return the harmonic mean of what the query has of the name, and the name of the query."""
+    parts = set(name)
+    whole = sum(rarity[s] for s in parts)
+    stood_for: dict[str, float] = {}
+    held = 0.0
+    for group in query.groups:
+        if met := group.stems.keys() & parts:
+            held += group.weight * group.held_by(parts)
+            for s in met:
+                stood_for[s] = max(min(1.0, group.stems[s] + 0.3), stood_for.get(s, 0.0))
+    if not held or not whole:
+        return 0.0
+    precision = sum(rarity[s] * value for s, value in stood_for.items()) / whole
+    recall = min(1.0, held / query.weight)
+    return 2 * precision * recall / (precision + recall)

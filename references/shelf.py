@@ -1,0 +1,208 @@
+"""A shelf of passages: search it, and change it."""
+
+import os
+import sqlite3
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from references.embedding import Vectoriser
+from references.passage import Passage, ReferencesError, checked
+from references.query import read_query
+from references.ranking import Ranked, Weights, rank
+from references.store import Reader, changed, damaged, problems_of
+from references.words import guess_language
+
+THRESHOLD = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A passage found for a question.
+
+    Attributes:
+        score: the higher the better; of one question's hits only.
+        support: 0 to 1, how much of the question the passage answers to; what
+            "nothing found" is decided by.
+    """
+
+    passage: Passage
+    score: float
+    support: float
+
+
+class Shelf:
+    """The shelf in a file. Safe to use from several threads and processes.
+
+    A search sees one version as a whole, and the newest that was in place when it began.
+
+    Args:
+        path: the shelf's file; it may appear later.
+        vectorise: as the shelf was built with; without it, the search is by words alone.
+        weights: of the ranking.
+        threshold: least `support` of the best hit; below it, nothing was found.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        vectorise: Vectoriser | None = None,
+        weights: Weights | None = None,
+        threshold: float = THRESHOLD,
+    ) -> None:
+        self.path = path
+        self._vectorise = vectorise
+        self._weights = weights or Weights()
+        self._threshold = threshold
+        self._local = threading.local()
+
+    @property
+    def version(self) -> str:
+        return self._reader().version
+
+    @property
+    def num_passages(self) -> int:
+        return self._reader().num_passages
+
+    def search(
+        self,
+        question: str,
+        *,
+        specialty: str | None = None,
+        language: str | None = None,
+        limit: int = 3,
+    ) -> list[Hit]:
+        """Return the best passages for a question. Returns [] if the shelf has nothing on it.
+
+        Args:
+            specialty: its passages rank a little higher; the others stay in reach.
+            language: of the question, en or fr; default: what its words look like.
+
+        Raises:
+            ReferencesError: there is no shelf, or its file is damaged.
+        """
+        ranked = self.ranked(question, specialty=specialty, language=language, limit=max(limit, 1))
+        hits = [Hit(r.passage, r.score, support_of(r)) for r in ranked]
+        if not hits or max(hit.support for hit in hits) < self._threshold:
+            return []
+        return hits[:limit]
+
+    def ranked(
+        self, question: str, *, specialty: str | None, language: str | None, limit: int
+    ) -> list[Ranked]:
+        """Return the best passages, however little they have to do with the question."""
+        reader = self._reader()
+        try:
+            query = read_query(question, language or guess_language(question), reader)
+            vector = self._vectorise([query.english])[0] if self._vectorise else None
+            return rank(query, vector, reader, specialty, self._weights, limit)
+        except sqlite3.Error as error:
+            raise damaged(self.path, error) from None
+
+    def get(self, ids: Iterable[str]) -> dict[str, Passage]:
+        """Return the passages that are there, by id."""
+        return self._reader().by_id(list(ids))
+
+    def passages(self) -> Iterable[Passage]:
+        """Yield every passage, in the order in which they were added."""
+        return (passage for passage, _ in self._reader().passages())
+
+    def add(self, passages: Iterable[Passage]) -> str:
+        """Add passages, all of them or none. Returns the new version.
+
+        Raises:
+            ReferencesError: names each bad passage, and each id that is there already.
+        """
+        return self._change(passages, replace=False)
+
+    def replace(self, passages: Iterable[Passage]) -> str:
+        """Add passages; one whose id is there takes its place. Returns the new version."""
+        return self._change(passages, replace=True)
+
+    def _change(self, passages: Iterable[Passage], *, replace: bool) -> str:
+        new = list(checked(passages))
+        with changed(self.path, self._vectorise, fresh=not self.path.exists()) as writer:
+            taken = []
+            for passage in new:
+                if replace:
+                    writer.remove(passage.id)
+                try:
+                    writer.add(passage)
+                except sqlite3.IntegrityError:
+                    taken.append(f"passage {passage.id!r}: the id is on the shelf: replace it")
+            if taken:
+                raise ReferencesError(*taken)
+        return self.version
+
+    def remove(self, ids: Iterable[str]) -> str:
+        """Take passages out, all of them or none. Returns the new version.
+
+        Raises:
+            ReferencesError: names the ids that are not there.
+        """
+        with changed(self.path, self._vectorise) as writer:
+            missing = [id_ for id_ in dict.fromkeys(ids) if not writer.remove(id_)]
+            if missing:
+                raise ReferencesError(
+                    *(f"passage {id_!r}: there is none of this id: see `ls`" for id_ in missing)
+                )
+        return self.version
+
+    def verify(self) -> list[str]:
+        """Return what is wrong with the shelf's file and its passages; [] if nothing is."""
+        return problems_of(self.path)
+
+    def _reader(self) -> Reader:
+        """Return this thread's reader of the file that is in place now."""
+        try:
+            state = os.stat(self.path)
+            now = (state.st_dev, state.st_ino, state.st_mtime_ns, state.st_size)
+        except OSError:
+            now = None
+        known, reader = getattr(self._local, "open", (None, None))
+        if reader is None or now is None or known != now:
+            reader = Reader(self.path)
+            built_with = reader.meta["vectors"]
+            if self._vectorise is not None and built_with != self._vectorise.name:
+                raise ReferencesError(
+                    f"{self.path} was built with the vectors of {built_with or 'nothing'!r}, not "
+                    f"of {self._vectorise.name!r}: build it again"
+                )
+            self._local.open = (now, reader)
+        return reader
+
+
+def build(
+    path: Path,
+    passages: Iterable[Passage],
+    *,
+    vectorise: Vectoriser | None = None,
+    arrays: Mapping[str, bytes] | None = None,
+    origin: Mapping[str, str] | None = None,
+    progress: Callable[[], None] = lambda: None,
+) -> Shelf:
+    """Make a shelf of its own, in place of the one that may be there.
+
+    Args:
+        arrays: further data by name, such as the diagnosis' (diagnosis.py).
+        origin: recorded with the shelf, such as the sources' checksums.
+        progress: called after each passage.
+
+    Raises:
+        ReferencesError: a passage is refused, or the disk; the shelf before stays as it is.
+    """
+    with changed(path, vectorise, fresh=True) as writer:
+        for passage in checked(passages):
+            writer.add(passage)
+            progress()
+        for name, data in (arrays or {}).items():
+            writer.put_array(name, data)
+        writer.meta |= dict(origin or {})
+    return Shelf(path, vectorise=vectorise)
+
+
+def support_of(ranked: Ranked) -> float:
+    """Return how much of the question a passage answers to."""
+    return max(ranked.name, ranked.cover)

@@ -1,0 +1,380 @@
+"""The shelf's file: a SQLite database with a full-text index that is replaced as a whole.
+
+A change is made on a copy beside the file, checked, and renamed over it, under a lock: readers see
+the shelf before or after a change, never between, and a builder that fails leaves the file alone.
+The index holds stems (words.py), so that SQLite needs no stemmer and questions and passages are
+cut alike.
+"""
+
+import json
+import os
+import shutil
+import sqlite3
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from references.cognates import skeleton
+from references.embedding import Floats, Vectoriser
+from references.passage import Passage, ReferencesError
+from references.vectors import NameVectors, packed
+from references.words import name_key, stems, words
+
+FORMAT = 1  # of the file: raise it when the schema or the way to cut words changes
+LOCK_TIMEOUT_S = 600
+_TITLE, _SYNONYMS, _TEXT = 8.0, 5.0, 1.0  # BM25 weights of the index's columns
+_COLUMNS = (
+    "id, kind, title, synonyms, text, specialty, language, source, url, licence, identifiers, "
+    "prominence"
+)
+_SCHEMA = f"""
+create table meta (key text primary key, value text not null) without rowid;
+create table passages (number integer primary key, {_COLUMNS.replace("id,", "id text unique,", 1)},
+  checksum text not null);
+create virtual table words using fts5 (title, synonyms, body, content='', tokenize='unicode61');
+create table names (key text, number integer, primary key (key, number)) without rowid;
+create table stems (stem text primary key, count integer not null) without rowid;
+create table cognates (skeleton text, word text, primary key (skeleton, word)) without rowid;
+create table vectors (number integer primary key, num_names integer, data blob not null);
+create table arrays (name text primary key, data blob not null) without rowid;
+"""
+_MODULUS = 2**256
+_VECTOR_BATCH = 4096
+MAX_COMPARED = 200_000  # passages whose vectors are held in memory: 150 MB at two names each
+
+
+class Reader:
+    """One version of a shelf, open for reading. For one thread at a time.
+
+    Raises:
+        ReferencesError: there is no shelf, or the file is not one.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        if not path.is_file():
+            raise ReferencesError(
+                f"there is no shelf at {path}: python -m references --shelf {path} build"
+            )
+        try:
+            address = f"{path.resolve().as_uri()}?mode=ro&immutable=1"
+            self.db = sqlite3.connect(address, uri=True, check_same_thread=False)
+            self.meta = dict(self.db.execute("select key, value from meta"))
+            found = int(self.meta["format"])
+        except (sqlite3.Error, KeyError, ValueError) as error:
+            raise damaged(path, error) from None
+        if found != FORMAT:
+            raise ReferencesError(
+                f"{path} has format {found}, and this version reads {FORMAT}: build it again"
+            )
+        self.num_passages = int(self.meta["passages"])
+        self._counts: dict[str, int] = {}
+        self._vectors: NameVectors | None = None
+
+    @property
+    def version(self) -> str:
+        """Return the number of changes so far and the beginning of the content's digest."""
+        return f"{self.meta['changes']}-{self.meta['digest'][:12]}"
+
+    def counts(self, wanted: Iterable[str]) -> Mapping[str, int]:
+        """Return, for each stem, in how many passages it is."""
+        missing = [word for word in set(wanted) if word not in self._counts]
+        if missing:
+            if len(self._counts) > 200_000:  # bounds the memory
+                self._counts.clear()
+            self._counts.update(dict.fromkeys(missing, 0))
+            self._counts.update(
+                self.db.execute(_with("select stem, count from stems where stem", missing), missing)
+            )
+        return self._counts
+
+    def cognates(self, skeletons: Sequence[str]) -> list[tuple[str, str]]:
+        """Return pairs of a skeleton and an English word of the shelf that has it."""
+        query = _with("select skeleton, word from cognates where skeleton", skeletons)
+        return list(self.db.execute(query, list(skeletons)))
+
+    def named(self, keys: Sequence[str], limit: int) -> list[int]:
+        """Return numbers of passages that have one of the name keys."""
+        query = _with("select number from names where key", keys) + f" limit {limit:d}"
+        return [number for (number,) in self.db.execute(query, list(keys))]
+
+    def matches(self, expression: str, limit: int) -> list[tuple[int, float]]:
+        """Return number and BM25 score, the best first; the expression is FTS5's."""
+        query = (
+            "select rowid, -bm25(words, ?, ?, ?) from words where words match ? "
+            "order by 2 desc limit ?"
+        )
+        values = (_TITLE, _SYNONYMS, _TEXT, expression, limit)
+        return list(self.db.execute(query, values))
+
+    def nearest(self, vector: Floats, among: Iterable[int], limit: int) -> dict[int, float]:
+        """Return the cosine of the nearest name of `among` and of the `limit` nearest passages.
+
+        A shelf of more than MAX_COMPARED passages is not searched for the nearest ones.
+        """
+        if self.num_passages > MAX_COMPARED:
+            query = _with("select number, num_names, data from vectors where number", [*among])
+            return NameVectors(self.db.execute(query, [*among])).cosines(vector)
+        if self._vectors is None:
+            query = "select number, num_names, data from vectors order by number"
+            self._vectors = NameVectors(self.db.execute(query))
+        return self._vectors.nearest(vector, among, limit)
+
+    def fetch(self, numbers: Sequence[int]) -> dict[int, Passage]:
+        query = _with(f"select number, {_COLUMNS} from passages where number", numbers)
+        return {row[0]: _passage(row[1:]) for row in self.db.execute(query, list(numbers))}
+
+    def by_id(self, ids: Sequence[str]) -> dict[str, Passage]:
+        query = _with(f"select {_COLUMNS} from passages where id", ids)
+        return {row[0]: _passage(row) for row in self.db.execute(query, list(ids))}
+
+    def passages(self) -> Iterator[tuple[Passage, str]]:
+        """Yield every passage with its recorded checksum, by number."""
+        query = f"select {_COLUMNS}, checksum from passages order by number"
+        for row in self.db.execute(query):
+            yield _passage(row[:-1]), row[-1]
+
+    def array(self, name: str) -> bytes | None:
+        row = self.db.execute("select data from arrays where name = ?", (name,)).fetchone()
+        return None if row is None else bytes(row[0])
+
+
+class Writer:
+    """A shelf in the making. It checks no passage: `Shelf` does.
+
+    Args:
+        vectorise: makes the vectors of names; without it the shelf is searched by words alone.
+    """
+
+    def __init__(self, path: Path, vectorise: Vectoriser | None = None) -> None:
+        fresh = not path.exists()
+        self.db = sqlite3.connect(path, isolation_level=None)
+        # Nobody reads this file yet, and a crash discards it: durability comes with the rename.
+        self.db.executescript("pragma journal_mode=memory; pragma synchronous=off;")
+        if fresh:
+            self.db.executescript(_SCHEMA)
+        self.db.execute("begin")
+        self.meta = dict(self.db.execute("select key, value from meta"))
+        self._digest = int(self.meta.get("digest", "0"), 16)
+        self._passages = int(self.meta.get("passages", "0"))
+        self._counts: Counter[str] = Counter()
+        self._seen: set[str] = set()
+        self._vectorise = vectorise
+        self._unvectorised: list[tuple[int, tuple[str, ...]]] = []
+
+    def add(self, passage: Passage) -> None:
+        """Put a passage in.
+
+        Raises:
+            sqlite3.IntegrityError: its id is there already.
+        """
+        checksum = passage.checksum
+        row = (
+            *(passage.id, passage.kind, passage.title, json.dumps(passage.synonyms)),
+            *(passage.text, passage.specialty, passage.language, passage.source, passage.url),
+            *(passage.licence, json.dumps(passage.identifiers), passage.prominence, checksum),
+        )
+        marks = ", ".join("?" * len(row))
+        cursor = self.db.execute(
+            f"insert into passages ({_COLUMNS}, checksum) values ({marks})", row
+        )
+        number = int(cursor.lastrowid or 0)
+        columns = _indexed(passage)
+        self.db.execute(
+            "insert into words (rowid, title, synonyms, body) values (?, ?, ?, ?)",
+            (number, *columns),
+        )
+        keys = {name_key(name, passage.language) for name in (passage.title, *passage.synonyms)}
+        self.db.executemany(
+            "insert into names values (?, ?)", [(key, number) for key in keys if key]
+        )
+        self._counts.update(set(" ".join(columns).split()))
+        self._digest += int(checksum, 16)
+        self._passages += 1
+        if passage.language == "en":
+            self._add_cognates(passage)
+            self._unvectorised.append((number, (passage.title, *passage.synonyms)))
+        if len(self._unvectorised) >= _VECTOR_BATCH:
+            self._add_vectors()
+
+    def _add_vectors(self) -> None:
+        if self._vectorise is not None:
+            waiting = self._unvectorised
+            vectors = self._vectorise([name for _, names in waiting for name in names])
+            lengths = [len(names) for _, names in waiting]
+            rows = zip(waiting, lengths, packed(vectors, lengths), strict=True)
+            self.db.executemany(
+                "insert into vectors values (?, ?, ?)",
+                ((number, length, data) for (number, _), length, data in rows),
+            )
+        self._unvectorised = []
+
+    def _add_cognates(self, passage: Passage) -> None:
+        for word in words(" ".join((passage.title, *passage.synonyms, passage.text))):
+            if word not in self._seen:
+                self._seen.add(word)
+                if bones := skeleton(word):
+                    self.db.execute(
+                        "insert or ignore into cognates values (?, ?)", (bones, word)
+                    )
+
+    def remove(self, id_: str) -> bool:
+        """Take a passage out. Returns whether it was there."""
+        query = f"select number, {_COLUMNS}, checksum from passages where id = ?"
+        row = self.db.execute(query, (id_,)).fetchone()
+        if row is None:
+            return False
+        passage = _passage(row[1:-1])
+        columns = _indexed(passage)
+        self.db.execute(
+            "insert into words (words, rowid, title, synonyms, body) values ('delete', ?, ?, ?, ?)",
+            (row[0], *columns),
+        )
+        for table in ("passages", "vectors"):
+            self.db.execute(f"delete from {table} where number = ?", (row[0],))
+        for name in (passage.title, *passage.synonyms):
+            pair = (name_key(name, passage.language), row[0])
+            self.db.execute("delete from names where key = ? and number = ?", pair)
+        self._counts.subtract(set(" ".join(columns).split()))
+        self._digest -= int(row[-1], 16)
+        self._passages -= 1
+        return True
+
+    def put_array(self, name: str, data: bytes) -> None:
+        self.db.execute("insert or replace into arrays values (?, ?)", (name, data))
+
+    def finish(self) -> None:
+        """Write what was counted, and commit."""
+        self._add_vectors()
+        self.db.executemany(
+            "insert into stems values (?, ?) on conflict do update set count = count + ?",
+            ((word, count, count) for word, count in self._counts.items()),
+        )
+        self.db.execute("delete from stems where count <= 0")
+        self.meta |= {
+            "format": str(FORMAT),
+            "changes": str(int(self.meta.get("changes", "0")) + 1),
+            "digest": f"{self._digest % _MODULUS:064x}",
+            "passages": str(self._passages),
+            "vectors": self._vectorise.name if self._vectorise else "",
+        }
+        self.db.executemany("insert or replace into meta values (?, ?)", self.meta.items())
+        self.db.execute("insert into words (words) values ('optimize')")
+        self.db.execute("commit")
+
+    def close(self) -> None:
+        self.db.close()
+
+
+@contextmanager
+def changed(
+    path: Path, vectorise: Vectoriser | None = None, *, fresh: bool = False
+) -> Iterator[Writer]:
+    """Change a shelf as one step: the block writes to a copy, which then takes the file's place.
+
+    Args:
+        path: the shelf's file.
+        fresh: begin with an empty shelf instead of a copy.
+
+    Raises:
+        ReferencesError: another process has held the lock for ten minutes, the disk is full or
+            the folder cannot be written. The file is as it was before.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock", timeout=LOCK_TIMEOUT_S):
+            for left in path.parent.glob(f"{path.name}.making-*"):  # of killed processes
+                left.unlink()
+            work = path.with_name(f"{path.name}.making-{os.getpid()}")
+            try:
+                if not fresh:
+                    Reader(path).db.close()  # refuses what is not a shelf of this format
+                    shutil.copyfile(path, work)
+                yield from _written(work, vectorise)
+                os.replace(work, path)
+                _sync(path.parent)
+            finally:
+                work.unlink(missing_ok=True)
+    except Timeout:
+        raise ReferencesError(
+            f"another process has been changing {path} for {LOCK_TIMEOUT_S} s: wait, or end it"
+        ) from None
+    except (OSError, sqlite3.OperationalError, sqlite3.DatabaseError) as error:
+        if isinstance(error, sqlite3.IntegrityError):
+            raise
+        raise ReferencesError(
+            f"{path} could not be written ({error}); the shelf before stays as it is: is the disk "
+            "full, or the folder of another user? Free space, or choose another --shelf"
+        ) from error
+
+
+def _written(work: Path, vectorise: Vectoriser | None) -> Iterator[Writer]:
+    writer = Writer(work, vectorise)
+    try:
+        yield writer
+        writer.finish()
+    finally:
+        writer.close()
+    _sync(work)
+
+
+def _sync(path: Path) -> None:
+    """Have the system write a file's content, or a folder's entries, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def problems_of(path: Path) -> list[str]:
+    """Return what is wrong with a shelf: its pages, its index, each passage's checksum."""
+    found = []
+    reader = Reader(path)
+    total = count = 0
+    try:
+        found += [
+            f"{path}: {row[0]}: restore or build it again"
+            for row in reader.db.execute("pragma quick_check")
+            if row[0] != "ok"
+        ]
+        for passage, recorded in reader.passages():
+            count += 1
+            total += int(recorded, 16)
+            if passage.checksum != recorded:
+                found.append(f"passage {passage.id!r}: its content and its checksum differ")
+    except sqlite3.Error as error:
+        raise damaged(path, error) from None
+    if count != reader.num_passages or f"{total % _MODULUS:064x}" != reader.meta["digest"]:
+        found.append(
+            f"{path}: {count} passages are there and {reader.num_passages} were recorded, or the "
+            "digest differs: restore or build it again"
+        )
+    return found
+
+
+def damaged(path: Path, error: Exception) -> ReferencesError:
+    return ReferencesError(
+        f"{path} is not a shelf, or damaged ({error}): restore it, or build it again"
+    )
+
+
+def _indexed(passage: Passage) -> tuple[str, str, str]:
+    parts = (passage.title, " ".join(passage.synonyms), passage.text)
+    title, synonyms, text = (" ".join(stems(part, passage.language)) for part in parts)
+    return title, synonyms, text
+
+
+def _passage(row: Sequence[object]) -> Passage:
+    names = _COLUMNS.split(", ")
+    values = dict(zip(names, row, strict=True))
+    for name in ("synonyms", "identifiers"):
+        values[name] = tuple(json.loads(str(values[name])))
+    return Passage(**values)  # type: ignore[arg-type]
+
+
+def _with(query: str, values: Sequence[object]) -> str:
+    return f"{query} in ({', '.join('?' * len(values))})"
