@@ -149,6 +149,11 @@ def _entry(entries: Mapping[tuple[str, ...], _MEANING], word: str, language: str
     return found
 
 
+def meanings_of(word: str, language: str) -> _MEANING:
+    """Return what the glossary has for one word: alternatives, each of some English words."""
+    return _entry(_glossary(language), word, language)
+
+
 def _phrases(kept: Sequence[str], language: str) -> tuple[list[_MEANING], set[str]]:
     """Return the meanings of phrases in the question, the longest first, and their words."""
     entries = _glossary(language)
