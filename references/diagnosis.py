@@ -21,10 +21,12 @@ from references.words import name_key
 
 ARRAYS = ("signs", "sign_diseases", "sign_frequencies")
 MIN_CONTENT = 1.0  # nats: what is above this in the ontology tells diseases apart too little
-RELATED = 0.7  # how much a sign with a common ancestor counts, of the ancestor's content
-RARE = 0.3  # how much a sign counts that the disease almost never has, of one that it always has
-MAX_MEANINGS = 5  # terms that a sign in other words may stand for
-_SEPARATOR = re.compile(r"\s*(?:[,;:.?!\n]|\b(?:and|with|plus|also|et|avec|ainsi que|puis)\b)\s*", re.I)
+RELATED = 0.3  # how much a sign with a common ancestor counts, of the ancestor's content
+RARE = 0.7  # how much a sign counts that the disease almost never has, of one that it always has
+MAX_MEANINGS = 8  # terms that a sign in other words may stand for
+_SEPARATOR = re.compile(
+    r"\s*(?:[,;:.?!\n]|\b(?:and|with|plus|also|et|avec|ainsi que|puis)\b)\s*", re.I
+)
 _NEGATED = re.compile(r"\b(?:no|not|without|denies|never|pas|sans|aucune?|jamais|ni)\b", re.I)
 Array = npt.NDArray[np.float32]
 Meanings = Callable[[str], Sequence[tuple[str, float]]]
@@ -46,7 +48,9 @@ class Match:
 
 
 def arrays_of(hpo: Hpo) -> dict[str, bytes]:
-    """Return what a shelf keeps for the diagnosis: by term, the diseases that have it or a kind of it.
+    """Return what a shelf keeps for the diagnosis: by term, the diseases with it.
+
+    A disease with a kind of the term has the term.
 
     `signs` is JSON: `terms` by position with the titles and ancestors, `keys` of all names,
     `diseases`, and where each term's diseases end. Frequencies are hundredths.

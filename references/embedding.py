@@ -1,4 +1,4 @@
-"""Vectors of short texts: the mean of their words' vectors, as the PyPI package `wordllama` has them.
+"""Vectors of short texts: the means of word vectors, which the PyPI package `wordllama` carries.
 
 WordLlama's token embeddings were trained for similarity of English sentences; the first 128 of
 their 256 dimensions can be used alone (docs/references.md says what they add to the search, and
@@ -73,7 +73,8 @@ class WordVectors:
                 if encoded.ids:
                     out[at] = self._weights[encoded.ids].sum(axis=0)
         norms = np.linalg.norm(out, axis=1, keepdims=True)
-        return np.divide(out, norms, out=out, where=norms > 0)
+        np.divide(out, norms, out=out, where=norms > 0)
+        return out
 
 
 def content(text: str) -> str:

@@ -13,6 +13,7 @@ from references.embedding import Floats
 from references.passage import Passage
 from references.query import Group, Query
 from references.store import Reader
+from references.vectors import Nearness
 from references.words import key_of, stems
 
 CANDIDATES = 40  # of each kind
@@ -25,14 +26,15 @@ MAX_POSTINGS = 30_000  # passages that the index may score for one question
 class Weights:
     """How the parts of a score add up; chosen by scripts.evaluate_references on tuning rows."""
 
-    exact: float = 2.9  # a name that is the whole question, and nothing else
+    exact: float = 6.0  # a name that is the whole question, and nothing else
     name: float = 1.0
-    cover: float = 1.15
-    bm25: float = 0.6
-    near: float = 1.0
-    prominence: float = 1.5
-    specialty: float = 0.05
-    kind: float = 0.17
+    cover: float = 5.0
+    bm25: float = 0.5
+    near: float = 1.5
+    near_text: float = 3.0
+    prominence: float = 2.6
+    specialty: float = 0.2
+    kind: float = 1.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,8 @@ class Ranked:
     Attributes:
         name: how well its best name fits the query, 0 to 1.
         cover: share of the query's weight that is in the passage, 0 to 1.
-        near: cosine of the query's and its nearest name's vector; 0 without vectors.
+        near: cosine of the query's vector and its nearest name's; 0 without vectors.
+        near_text: of the query's and its text's.
     """
 
     passage: Passage
@@ -50,6 +53,7 @@ class Ranked:
     name: float
     cover: float
     near: float
+    near_text: float
 
 
 def rank(
@@ -68,7 +72,7 @@ def rank(
     expression, keys = _any_of(query), _keys(query)
     scores = dict(reader.matches(expression, CANDIDATES)) if expression else {}
     numbers = {*scores, *(reader.named(keys, CANDIDATES) if keys else ())}
-    near: Mapping[int, float] = {}
+    near: Mapping[int, Nearness] = {}
     if vector is not None:
         near = reader.nearest(vector, numbers, CANDIDATES)
         numbers |= near.keys()
@@ -76,24 +80,27 @@ def rank(
     found = []
     for number, passage in reader.fetch(sorted(numbers)).items():
         name, cover = _fit(query, passage, reader)
+        near_name, near_text = near.get(number, (0.0, 0.0))
         score = (
             weights.name * name
             + weights.exact * (name > _WHOLE)
             + weights.prominence * passage.prominence
             + weights.cover * cover
             + weights.bm25 * (scores.get(number, 0.0) / best if best > 0 else 0.0)
-            + weights.near * near.get(number, 0.0)
+            + weights.near * near_name
+            + weights.near_text * near_text
             + weights.specialty * (specialty is not None and passage.specialty == specialty)
             + weights.kind * ((passage.kind == "disease") == query.wants_signs)
         )
-        found.append(Ranked(passage, score, name, cover, near.get(number, 0.0)))
+        found.append(Ranked(passage, score, name, cover, near_name, near_text))
     found.sort(key=lambda ranked: (-ranked.score, ranked.passage.id))
     return found[:limit]
 
 
 def _any_of(query: Query) -> str:
     """Return FTS5's expression: the rarest groups, as many as the index can score in time."""
-    stems_, postings = [], 0
+    stems_: list[str] = []
+    postings = 0
     for group in sorted(query.groups, key=lambda group: group.count):
         if group.stems and (not stems_ or postings + group.count <= MAX_POSTINGS):
             stems_ += group.stems

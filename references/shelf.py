@@ -1,20 +1,24 @@
 """A shelf of passages: search it, and change it."""
 
+import math
 import os
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from references.diagnosis import MAX_MEANINGS, Match, Signs
 from references.embedding import Vectoriser
 from references.passage import Passage, ReferencesError, checked
 from references.query import read_query
 from references.ranking import Ranked, Weights, rank
-from references.store import Reader, changed, damaged, problems_of
+from references.store import Reader, Unneeded, changed, damaged, problems_of
 from references.words import guess_language
 
 THRESHOLD = 0.5
+_SOFTNESS = 1.0  # score by which a term falls behind the best one, for 1/e of its fit
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +61,7 @@ class Shelf:
         self._weights = weights or Weights()
         self._threshold = threshold
         self._local = threading.local()
+        self._signs: tuple[str, Signs] | None = None
 
     @property
     def version(self) -> str:
@@ -100,6 +105,29 @@ class Shelf:
             return rank(query, vector, reader, specialty, self._weights, limit)
         except sqlite3.Error as error:
             raise damaged(self.path, error) from None
+
+    def diagnose(self, signs: Sequence[str], *, limit: int = 5) -> list[Match]:
+        """Return the diseases whose recorded signs match best; it is no diagnosis.
+
+        Args:
+            signs: each in the ontology's or everyday words, English or French; `split_signs`
+                takes them out of a question.
+
+        Raises:
+            ReferencesError: the shelf has no signs.
+        """
+        reader = self._reader()
+        if self._signs is None or self._signs[0] != reader.version:
+            self._signs = (reader.version, Signs(reader.array))
+        found = self._signs[1].rank(signs, self._meanings, 2 * limit)
+        there = self.get(match.disease for match in found)
+        return [match for match in found if match.disease in there][:limit]
+
+    def _meanings(self, sign: str) -> list[tuple[str, float]]:
+        """Return terms that a sign in other words may stand for, and how well each fits."""
+        ranked = self.ranked(sign, specialty=None, language=None, limit=4 * MAX_MEANINGS)
+        terms = [r for r in ranked if r.passage.kind == "term"]
+        return [(r.passage.id, math.exp((r.score - terms[0].score) / _SOFTNESS)) for r in terms]
 
     def get(self, ids: Iterable[str]) -> dict[str, Passage]:
         """Return the passages that are there, by id."""
@@ -181,7 +209,8 @@ def build(
     vectorise: Vectoriser | None = None,
     arrays: Mapping[str, bytes] | None = None,
     origin: Mapping[str, str] | None = None,
-    progress: Callable[[], None] = lambda: None,
+    progress: Callable[[], object] = lambda: None,
+    unless: Callable[[], bool] = lambda: False,
 ) -> Shelf:
     """Make a shelf of its own, in place of the one that may be there.
 
@@ -189,11 +218,12 @@ def build(
         arrays: further data by name, such as the diagnosis' (diagnosis.py).
         origin: recorded with the shelf, such as the sources' checksums.
         progress: called after each passage.
+        unless: asked when the lock is held: whether another process has just built it.
 
     Raises:
         ReferencesError: a passage is refused, or the disk; the shelf before stays as it is.
     """
-    with changed(path, vectorise, fresh=True) as writer:
+    with suppress(Unneeded), changed(path, vectorise, fresh=True, unless=unless) as writer:
         for passage in checked(passages):
             writer.add(passage)
             progress()
@@ -204,5 +234,6 @@ def build(
 
 
 def support_of(ranked: Ranked) -> float:
-    """Return how much of the question a passage answers to."""
-    return max(ranked.name, ranked.cover)
+    """Return how much of the question a passage answers to, 0 to 1."""
+    parts = (ranked.name, ranked.cover, ranked.near, ranked.near_text)
+    return sum(max(0.0, part) for part in parts) / len(parts)

@@ -11,7 +11,7 @@ import os
 import shutil
 import sqlite3
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from references.cognates import skeleton
 from references.embedding import Floats, Vectoriser
 from references.passage import Passage, ReferencesError
-from references.vectors import NameVectors, packed
+from references.vectors import Nearness, PassageVectors, packed
 from references.words import name_key, stems, words
 
 FORMAT = 1  # of the file: raise it when the schema or the way to cut words changes
@@ -38,11 +38,12 @@ create virtual table words using fts5 (title, synonyms, body, content='', tokeni
 create table names (key text, number integer, primary key (key, number)) without rowid;
 create table stems (stem text primary key, count integer not null) without rowid;
 create table cognates (skeleton text, word text, primary key (skeleton, word)) without rowid;
-create table vectors (number integer primary key, num_names integer, data blob not null);
+create table vectors (number integer primary key, num_vectors integer, data blob not null);
 create table arrays (name text primary key, data blob not null) without rowid;
 """
 _MODULUS = 2**256
 _VECTOR_BATCH = 4096
+_VECTOR_CHARS = 300  # of a passage's first line
 MAX_COMPARED = 200_000  # passages whose vectors are held in memory: 150 MB at two names each
 
 
@@ -72,7 +73,7 @@ class Reader:
             )
         self.num_passages = int(self.meta["passages"])
         self._counts: dict[str, int] = {}
-        self._vectors: NameVectors | None = None
+        self._vectors: PassageVectors | None = None
 
     @property
     def version(self) -> str:
@@ -110,17 +111,17 @@ class Reader:
         values = (_TITLE, _SYNONYMS, _TEXT, expression, limit)
         return list(self.db.execute(query, values))
 
-    def nearest(self, vector: Floats, among: Iterable[int], limit: int) -> dict[int, float]:
-        """Return the cosine of the nearest name of `among` and of the `limit` nearest passages.
+    def nearest(self, vector: Floats, among: Iterable[int], limit: int) -> dict[int, Nearness]:
+        """Return the nearness of the passages in `among`, and of the `limit` nearest ones.
 
         A shelf of more than MAX_COMPARED passages is not searched for the nearest ones.
         """
         if self.num_passages > MAX_COMPARED:
-            query = _with("select number, num_names, data from vectors where number", [*among])
-            return NameVectors(self.db.execute(query, [*among])).cosines(vector)
+            query = _with("select number, num_vectors, data from vectors where number", [*among])
+            return PassageVectors(self.db.execute(query, [*among])).all(vector)
         if self._vectors is None:
-            query = "select number, num_names, data from vectors order by number"
-            self._vectors = NameVectors(self.db.execute(query))
+            query = "select number, num_vectors, data from vectors order by number"
+            self._vectors = PassageVectors(self.db.execute(query))
         return self._vectors.nearest(vector, among, limit)
 
     def fetch(self, numbers: Sequence[int]) -> dict[int, Passage]:
@@ -146,7 +147,7 @@ class Writer:
     """A shelf in the making. It checks no passage: `Shelf` does.
 
     Args:
-        vectorise: makes the vectors of names; without it the shelf is searched by words alone.
+        vectorise: makes the vectors of names and texts; without it, words alone are searched.
     """
 
     def __init__(self, path: Path, vectorise: Vectoriser | None = None) -> None:
@@ -196,15 +197,17 @@ class Writer:
         self._passages += 1
         if passage.language == "en":
             self._add_cognates(passage)
-            self._unvectorised.append((number, (passage.title, *passage.synonyms)))
+            first_line = passage.text.partition("\n")[0][:_VECTOR_CHARS]
+            text = f"{passage.title}. {first_line}"
+            self._unvectorised.append((number, (passage.title, *passage.synonyms, text)))
         if len(self._unvectorised) >= _VECTOR_BATCH:
             self._add_vectors()
 
     def _add_vectors(self) -> None:
         if self._vectorise is not None:
             waiting = self._unvectorised
-            vectors = self._vectorise([name for _, names in waiting for name in names])
-            lengths = [len(names) for _, names in waiting]
+            vectors = self._vectorise([text for _, texts in waiting for text in texts])
+            lengths = [len(texts) for _, texts in waiting]
             rows = zip(waiting, lengths, packed(vectors, lengths), strict=True)
             self.db.executemany(
                 "insert into vectors values (?, ?, ?)",
@@ -217,9 +220,7 @@ class Writer:
             if word not in self._seen:
                 self._seen.add(word)
                 if bones := skeleton(word):
-                    self.db.execute(
-                        "insert or ignore into cognates values (?, ?)", (bones, word)
-                    )
+                    self.db.execute("insert or ignore into cognates values (?, ?)", (bones, word))
 
     def remove(self, id_: str) -> bool:
         """Take a passage out. Returns whether it was there."""
@@ -269,17 +270,27 @@ class Writer:
         self.db.close()
 
 
+class Unneeded(Exception):
+    """Another process has made the change."""
+
+
 @contextmanager
 def changed(
-    path: Path, vectorise: Vectoriser | None = None, *, fresh: bool = False
+    path: Path,
+    vectorise: Vectoriser | None = None,
+    *,
+    fresh: bool = False,
+    unless: Callable[[], bool] = lambda: False,
 ) -> Iterator[Writer]:
     """Change a shelf as one step: the block writes to a copy, which then takes the file's place.
 
     Args:
         path: the shelf's file.
         fresh: begin with an empty shelf instead of a copy.
+        unless: asked under the lock, whether the change is no longer needed.
 
     Raises:
+        Unneeded: `unless` said yes.
         ReferencesError: another process has held the lock for ten minutes, the disk is full or
             the folder cannot be written. The file is as it was before.
     """
@@ -288,6 +299,8 @@ def changed(
         with FileLock(f"{path}.lock", timeout=LOCK_TIMEOUT_S):
             for left in path.parent.glob(f"{path.name}.making-*"):  # of killed processes
                 left.unlink()
+            if unless():
+                raise Unneeded
             work = path.with_name(f"{path.name}.making-{os.getpid()}")
             try:
                 if not fresh:

@@ -34,7 +34,8 @@ _NEGATIONS = {
 }
 _SPELLED = dict(
     zip(
-        "two three four five six seven eight nine ten deux trois quatre cinq sept huit neuf dix".split(),
+        "two three four five six seven eight nine ten".split()
+        + "deux trois quatre cinq sept huit neuf dix".split(),
         "2 3 4 5 6 7 8 9 10 2 3 4 5 7 8 9 10".split(),
         strict=True,
     )
@@ -63,7 +64,10 @@ _OPPOSITES = [
         ("always", "never"),
         ("before", "after"),
         ("large enlarged", "small"),
-        ("augmente augmentee augmentation eleve elevee haut", "diminue diminuee diminution bas basse"),
+        (
+            "augmente augmentee augmentation eleve elevee haut",
+            "diminue diminuee diminution bas basse",
+        ),
         ("dominante dominant", "recessive recessif"),
         ("benigne benin", "maligne malin"),
         ("aigu aigue", "chronique"),

@@ -9,7 +9,9 @@ from typing import Any
 _WORD = re.compile(r"[^\W_]+")
 # A sentence ends at . ! ? or an ellipsis before a space and a capital, a digit or a quotation
 # mark, and at a line's end.
-_END = re.compile(r"(?<=[.!?\u2026])[\"'\u00bb)\]]*(?:\s*\[\d+\])*(?=\s+[\"'\u00ab(\[]?[A-Z\u00c0-\u00dd0-9])|\n+")
+_END = re.compile(
+    r"(?<=[.!?\u2026])[\"'\u00bb)\]]*(?:\s*\[\d+\])*(?=\s+[\"'\u00ab(\[]?[A-Z\u00c0-\u00dd0-9])|\n+"
+)
 _ABBREVIATION = re.compile(
     r"(?:^|[\s(])(?:e\.g|i\.e|cf|vs|approx|fig|dr|mr|mrs|ms|st|no|ex|p|pp|env|etc|[A-Z])\.$", re.I
 )
@@ -44,7 +46,8 @@ FRENCH = frozenset(
     explique expliquer sens aide bonjour merci svp docteur medecin patient patiente patients gens
     personne personnes jour jours semaine semaines mois an ans annee annees chose truc quelqu
     quelque quelques aller vais parler savoir sait connaitre nomme nom c'est etc ci cela lequel
-    laquelle present presente presenter semble autour devient deviennent devenir devenu devenus beaucoup fils mari frere soeur fois
+    laquelle present presente presenter semble autour devient deviennent devenir devenu
+    devenus beaucoup fils mari frere soeur fois
     rien lors tellement vraiment assez""".split()
 )
 # What a question asks about a topic: it ranks, and does not have to be in the passage.

@@ -153,7 +153,7 @@ def frequency(recorded: str) -> tuple[str, float]:
 
 
 def passages(hpo: Hpo) -> Iterator[Passage]:
-    """Yield a passage for each term with a definition or a disease, and for each disease with signs.
+    """Yield a passage for each term with a definition or a disease, and for each such disease.
 
     A term is the more prominent, the more diseases have it as a sign (on a logarithmic scale).
     """
