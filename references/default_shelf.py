@@ -8,8 +8,8 @@ from references.diagnosis import arrays_of
 from references.embedding import Vectoriser, WordVectors
 from references.ingest import hpo
 from references.passage import Passage, ReferencesError
+from references.reader import FORMAT, Reader
 from references.shelf import Shelf, build
-from references.store import FORMAT, Reader
 
 CACHE_VARIABLE = "POLYCLINIC_CACHE_DIR"
 _ORIGIN = "hpo"  # key of the shelf's meta: what its HPO passages were made of

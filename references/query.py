@@ -55,7 +55,7 @@ class Group:
     weight: float
     extra: bool = False
 
-    def held_by(self, stems: Mapping[str, object] | set[str]) -> float:
+    def held_by(self, stems: frozenset[str]) -> float:
         """Return how much of the group is among `stems`, 0 to 1."""
         best = total = 0.0
         for s, value in self.stems.items():

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from references.embedding import Floats
 from references.passage import Passage
 from references.query import Group, Query
-from references.store import Reader
+from references.reader import Candidate, Reader
 from references.vectors import Nearness
-from references.words import key_of, stems
+from references.words import key_of
 
 CANDIDATES = 40  # of each kind
 MAX_KEYS = 400  # name keys that are looked up for one question
@@ -78,8 +78,9 @@ def rank(
         numbers |= near.keys()
     best = max(scores.values(), default=0.0)
     found = []
-    for number, passage in reader.fetch(sorted(numbers)).items():
-        name, cover = _fit(query, passage, reader)
+    for number, candidate in reader.fetch(numbers).items():
+        passage = candidate.passage
+        name, cover = _fit(query, candidate, reader)
         near_name, near_text = near.get(number, (0.0, 0.0))
         score = (
             weights.name * name
@@ -135,29 +136,25 @@ def _picks(options: Sequence[Sequence[str]]) -> list[list[str]]:
     return picks
 
 
-def _fit(query: Query, passage: Passage, reader: Reader) -> tuple[float, float]:
+def _fit(query: Query, candidate: Candidate, reader: Reader) -> tuple[float, float]:
     """Return how well a name of the passage fits the query, and how much of it the passage has."""
-    if not query.weight:
+    if not query.weight or not any(group.stems.keys() & candidate.stems for group in query.groups):
         return 0.0, 0.0
-    names = [stems(name, passage.language) for name in (passage.title, *passage.synonyms)]
-    inside = {s for name in names for s in name}
-    counts, total = reader.counts(inside), reader.num_passages
-    rarity = {s: math.log(1 + total / (counts[s] + 1)) for s in inside}
-    fit = max(_name_fit(query, name, rarity) for name in names)
-    inside.update(stems(passage.text, passage.language))
-    held = sum(group.weight * group.held_by(inside) for group in query.groups)
+    counts, total = reader.counts(candidate.name_stems), reader.num_passages
+    rarity = {s: math.log(1 + total / (counts[s] + 1)) for s in candidate.name_stems}
+    fit = max(_name_fit(query, name, rarity) for name in candidate.names)
+    held = sum(group.weight * group.held_by(candidate.stems) for group in query.groups)
     return fit, min(1.0, held / query.weight)
 
 
-def _name_fit(query: Query, name: Sequence[str], rarity: Mapping[str, float]) -> float:
+def _name_fit(query: Query, name: frozenset[str], rarity: Mapping[str, float]) -> float:
     """Return the harmonic mean of what the query has of the name, and the name of the query."""
-    parts = set(name)
-    whole = sum(rarity[s] for s in parts)
+    whole = sum(rarity[s] for s in name)
     stood_for: dict[str, float] = {}
     held = 0.0
     for group in query.groups:
-        if met := group.stems.keys() & parts:
-            held += group.weight * group.held_by(parts)
+        if met := group.stems.keys() & name:
+            held += group.weight * group.held_by(name)
             for s in met:
                 stood_for[s] = max(min(1.0, group.stems[s] + 0.3), stood_for.get(s, 0.0))
     if not held or not whole:

@@ -14,7 +14,8 @@ from references.embedding import Vectoriser
 from references.passage import Passage, ReferencesError, checked
 from references.query import read_query
 from references.ranking import Ranked, Weights, rank
-from references.store import Reader, Unneeded, changed, damaged, problems_of
+from references.reader import Reader, damaged
+from references.store import Unneeded, changed, problems_of
 from references.words import guess_language
 
 THRESHOLD = 0.5

@@ -11,29 +11,24 @@ import os
 import shutil
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from references.cognates import skeleton
-from references.embedding import Floats, Vectoriser
+from references.embedding import Vectoriser
 from references.passage import Passage, ReferencesError
-from references.vectors import Nearness, PassageVectors, packed
-from references.words import name_key, stems, words
+from references.reader import COLUMNS, FORMAT, Reader, damaged, passage_of, stored_stems
+from references.vectors import packed
+from references.words import name_key, words
 
-FORMAT = 1  # of the file: raise it when the schema or the way to cut words changes
 LOCK_TIMEOUT_S = 600
-_TITLE, _SYNONYMS, _TEXT = 8.0, 5.0, 1.0  # BM25 weights of the index's columns
-_COLUMNS = (
-    "id, kind, title, synonyms, text, specialty, language, source, url, licence, identifiers, "
-    "prominence"
-)
 _SCHEMA = f"""
 create table meta (key text primary key, value text not null) without rowid;
-create table passages (number integer primary key, {_COLUMNS.replace("id,", "id text unique,", 1)},
-  checksum text not null);
+create table passages (number integer primary key, {COLUMNS.replace("id,", "id text unique,", 1)},
+  name_stems text not null, text_stems text not null, checksum text not null);
 create virtual table words using fts5 (title, synonyms, body, content='', tokenize='unicode61');
 create table names (key text, number integer, primary key (key, number)) without rowid;
 create table stems (stem text primary key, count integer not null) without rowid;
@@ -44,103 +39,6 @@ create table arrays (name text primary key, data blob not null) without rowid;
 _MODULUS = 2**256
 _VECTOR_BATCH = 4096
 _VECTOR_CHARS = 300  # of a passage's first line
-MAX_COMPARED = 200_000  # passages whose vectors are held in memory: 150 MB at two names each
-
-
-class Reader:
-    """One version of a shelf, open for reading. For one thread at a time.
-
-    Raises:
-        ReferencesError: there is no shelf, or the file is not one.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        if not path.is_file():
-            raise ReferencesError(
-                f"there is no shelf at {path}: python -m references --shelf {path} build"
-            )
-        try:
-            address = f"{path.resolve().as_uri()}?mode=ro&immutable=1"
-            self.db = sqlite3.connect(address, uri=True, check_same_thread=False)
-            self.meta = dict(self.db.execute("select key, value from meta"))
-            found = int(self.meta["format"])
-        except (sqlite3.Error, KeyError, ValueError) as error:
-            raise damaged(path, error) from None
-        if found != FORMAT:
-            raise ReferencesError(
-                f"{path} has format {found}, and this version reads {FORMAT}: build it again"
-            )
-        self.num_passages = int(self.meta["passages"])
-        self._counts: dict[str, int] = {}
-        self._vectors: PassageVectors | None = None
-
-    @property
-    def version(self) -> str:
-        """Return the number of changes so far and the beginning of the content's digest."""
-        return f"{self.meta['changes']}-{self.meta['digest'][:12]}"
-
-    def counts(self, wanted: Iterable[str]) -> Mapping[str, int]:
-        """Return, for each stem, in how many passages it is."""
-        missing = [word for word in set(wanted) if word not in self._counts]
-        if missing:
-            if len(self._counts) > 200_000:  # bounds the memory
-                self._counts.clear()
-            self._counts.update(dict.fromkeys(missing, 0))
-            self._counts.update(
-                self.db.execute(_with("select stem, count from stems where stem", missing), missing)
-            )
-        return self._counts
-
-    def cognates(self, skeletons: Sequence[str]) -> list[tuple[str, str]]:
-        """Return pairs of a skeleton and an English word of the shelf that has it."""
-        query = _with("select skeleton, word from cognates where skeleton", skeletons)
-        return list(self.db.execute(query, list(skeletons)))
-
-    def named(self, keys: Sequence[str], limit: int) -> list[int]:
-        """Return numbers of passages that have one of the name keys."""
-        query = _with("select number from names where key", keys) + f" limit {limit:d}"
-        return [number for (number,) in self.db.execute(query, list(keys))]
-
-    def matches(self, expression: str, limit: int) -> list[tuple[int, float]]:
-        """Return number and BM25 score, the best first; the expression is FTS5's."""
-        query = (
-            "select rowid, -bm25(words, ?, ?, ?) from words where words match ? "
-            "order by 2 desc limit ?"
-        )
-        values = (_TITLE, _SYNONYMS, _TEXT, expression, limit)
-        return list(self.db.execute(query, values))
-
-    def nearest(self, vector: Floats, among: Iterable[int], limit: int) -> dict[int, Nearness]:
-        """Return the nearness of the passages in `among`, and of the `limit` nearest ones.
-
-        A shelf of more than MAX_COMPARED passages is not searched for the nearest ones.
-        """
-        if self.num_passages > MAX_COMPARED:
-            query = _with("select number, num_vectors, data from vectors where number", [*among])
-            return PassageVectors(self.db.execute(query, [*among])).all(vector)
-        if self._vectors is None:
-            query = "select number, num_vectors, data from vectors order by number"
-            self._vectors = PassageVectors(self.db.execute(query))
-        return self._vectors.nearest(vector, among, limit)
-
-    def fetch(self, numbers: Sequence[int]) -> dict[int, Passage]:
-        query = _with(f"select number, {_COLUMNS} from passages where number", numbers)
-        return {row[0]: _passage(row[1:]) for row in self.db.execute(query, list(numbers))}
-
-    def by_id(self, ids: Sequence[str]) -> dict[str, Passage]:
-        query = _with(f"select {_COLUMNS} from passages where id", ids)
-        return {row[0]: _passage(row) for row in self.db.execute(query, list(ids))}
-
-    def passages(self) -> Iterator[tuple[Passage, str]]:
-        """Yield every passage with its recorded checksum, by number."""
-        query = f"select {_COLUMNS}, checksum from passages order by number"
-        for row in self.db.execute(query):
-            yield _passage(row[:-1]), row[-1]
-
-    def array(self, name: str) -> bytes | None:
-        row = self.db.execute("select data from arrays where name = ?", (name,)).fetchone()
-        return None if row is None else bytes(row[0])
 
 
 class Writer:
@@ -173,17 +71,20 @@ class Writer:
             sqlite3.IntegrityError: its id is there already.
         """
         checksum = passage.checksum
+        name_stems, text_stems = stored_stems(passage)
         row = (
             *(passage.id, passage.kind, passage.title, json.dumps(passage.synonyms)),
             *(passage.text, passage.specialty, passage.language, passage.source, passage.url),
-            *(passage.licence, json.dumps(passage.identifiers), passage.prominence, checksum),
+            *(passage.licence, json.dumps(passage.identifiers), passage.prominence),
+            *(name_stems, text_stems, checksum),
         )
         marks = ", ".join("?" * len(row))
         cursor = self.db.execute(
-            f"insert into passages ({_COLUMNS}, checksum) values ({marks})", row
+            f"insert into passages ({COLUMNS}, name_stems, text_stems, checksum) values ({marks})",
+            row,
         )
         number = int(cursor.lastrowid or 0)
-        columns = _indexed(passage)
+        columns = _indexed(name_stems, text_stems)
         self.db.execute(
             "insert into words (rowid, title, synonyms, body) values (?, ?, ?, ?)",
             (number, *columns),
@@ -224,12 +125,12 @@ class Writer:
 
     def remove(self, id_: str) -> bool:
         """Take a passage out. Returns whether it was there."""
-        query = f"select number, {_COLUMNS}, checksum from passages where id = ?"
-        row = self.db.execute(query, (id_,)).fetchone()
+        query = f"select number, {COLUMNS}, name_stems, text_stems, checksum from passages"
+        row = self.db.execute(f"{query} where id = ?", (id_,)).fetchone()
         if row is None:
             return False
-        passage = _passage(row[1:-1])
-        columns = _indexed(passage)
+        passage = passage_of(row[1:-3])
+        columns = _indexed(row[-3], row[-2])
         self.db.execute(
             "insert into words (words, rowid, title, synonyms, body) values ('delete', ?, ?, ?, ?)",
             (row[0], *columns),
@@ -369,25 +270,7 @@ def problems_of(path: Path) -> list[str]:
     return found
 
 
-def damaged(path: Path, error: Exception) -> ReferencesError:
-    return ReferencesError(
-        f"{path} is not a shelf, or damaged ({error}): restore it, or build it again"
-    )
-
-
-def _indexed(passage: Passage) -> tuple[str, str, str]:
-    parts = (passage.title, " ".join(passage.synonyms), passage.text)
-    title, synonyms, text = (" ".join(stems(part, passage.language)) for part in parts)
-    return title, synonyms, text
-
-
-def _passage(row: Sequence[object]) -> Passage:
-    names = _COLUMNS.split(", ")
-    values = dict(zip(names, row, strict=True))
-    for name in ("synonyms", "identifiers"):
-        values[name] = tuple(json.loads(str(values[name])))
-    return Passage(**values)  # type: ignore[arg-type]
-
-
-def _with(query: str, values: Sequence[object]) -> str:
-    return f"{query} in ({', '.join('?' * len(values))})"
+def _indexed(name_stems: str, text_stems: str) -> tuple[str, str, str]:
+    """Return the columns of the full-text index: title, synonyms, text."""
+    title, _, synonyms = name_stems.partition(",")
+    return title, synonyms.replace(",", " "), text_stems
