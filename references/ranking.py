@@ -6,15 +6,16 @@ BM25 and its nearness.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from references.embedding import Floats
 from references.passage import Passage
 from references.query import Group, Query
 from references.reader import Candidate, Reader
 from references.vectors import Nearness
-from references.words import key_of
+from references.words import key_of, name_key
 
 CANDIDATES = 40  # of each kind
 MAX_KEYS = 400  # name keys that are looked up for one question
@@ -95,7 +96,17 @@ def rank(
         )
         found.append(Ranked(passage, score, name, cover, near_name, near_text))
     found.sort(key=lambda ranked: (-ranked.score, ranked.passage.id))
-    return found[:limit]
+    return list(islice(_without_twins(found), limit))
+
+
+def _without_twins(found: Iterable[Ranked]) -> Iterator[Ranked]:
+    """Leave out a disease whose name stood before: several registers list the same one."""
+    seen: set[str] = set()
+    for ranked in found:
+        key = name_key(ranked.passage.title) if ranked.passage.kind == "disease" else ""
+        if not key or key not in seen:
+            seen.add(key)
+            yield ranked
 
 
 def _any_of(query: Query) -> str:
