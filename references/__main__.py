@@ -115,7 +115,7 @@ def _ls(args: argparse.Namespace) -> int:
     if args.id is not None:
         found = shelf.get([args.id])
         if not found:
-            raise ReferencesError(f"passage {args.id!r}: there is none of this id: see `ls`")
+            raise ReferencesError(f"passage {args.id}: there is none of this id: see `ls`")
         _print_passage(found[args.id], args.json)
         return 0
     counted = Counter((p.source, p.specialty or "-", p.language) for p in shelf.passages())

@@ -119,7 +119,7 @@ def checked(passages: Iterable[Passage]) -> Iterator[Passage]:
     seen: set[str] = set()
     found: list[str] = []
     for passage in passages:
-        name = f"passage {passage.id[:MAX_ID_CHARS] or passage.title[:80]!r}"
+        name = f"passage {passage.id[:MAX_ID_CHARS] or passage.title[:80]}"
         problems = passage.problems()
         if passage.id in seen:
             problems.append("another passage has this id: rename one")

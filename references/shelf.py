@@ -171,7 +171,7 @@ class Shelf:
                 try:
                     writer.add(passage)
                 except sqlite3.IntegrityError:
-                    taken.append(f"passage {passage.id!r}: the id is on the shelf: replace it")
+                    taken.append(f"passage {passage.id}: the id is on the shelf: replace it")
             if taken:
                 raise ReferencesError(*taken)
         return self.version
@@ -186,7 +186,7 @@ class Shelf:
             missing = [id_ for id_ in dict.fromkeys(ids) if not writer.remove(id_)]
             if missing:
                 raise ReferencesError(
-                    *(f"passage {id_!r}: there is none of this id: see `ls`" for id_ in missing)
+                    *(f"passage {id_}: there is none of this id: see `ls`" for id_ in missing)
                 )
         return self.version
 

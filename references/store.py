@@ -205,7 +205,7 @@ def changed(
             work = path.with_name(f"{path.name}.making-{os.getpid()}")
             try:
                 if not fresh:
-                    Reader(path).db.close()  # refuses what is not a shelf of this format
+                    _check_vectoriser(path, vectorise)
                     shutil.copyfile(path, work)
                 yield from _written(work, vectorise)
                 os.replace(work, path)
@@ -223,6 +223,17 @@ def changed(
             f"{path} could not be written ({error}); the shelf before stays as it is: is the disk "
             "full, or the folder of another user? Free space, or choose another --shelf"
         ) from error
+
+
+def _check_vectoriser(path: Path, vectorise: Vectoriser | None) -> None:
+    """Refuse what is not a shelf of this format, and a change that would mix vectors."""
+    reader = Reader(path)
+    reader.db.close()
+    if reader.meta["vectors"] != (vectorise.name if vectorise else ""):
+        raise ReferencesError(
+            f"{path} was built with the vectors of {reader.meta['vectors'] or 'nothing'!r}: to "
+            "change it, open it with its vectoriser"
+        )
 
 
 def _written(work: Path, vectorise: Vectoriser | None) -> Iterator[Writer]:
@@ -259,7 +270,7 @@ def problems_of(path: Path) -> list[str]:
             count += 1
             total += int(recorded, 16)
             if passage.checksum != recorded:
-                found.append(f"passage {passage.id!r}: its content and its checksum differ")
+                found.append(f"passage {passage.id}: its content and its checksum differ")
     except sqlite3.Error as error:
         raise damaged(path, error) from None
     if count != reader.num_passages or f"{total % _MODULUS:064x}" != reader.meta["digest"]:

@@ -118,7 +118,9 @@ def _ways(hpo: Hpo, french: Path | None) -> dict[str, dict[str, Sequence[str]]]:
     names = sign_names(hpo)
     ids = {own[0]: id_ for id_, own in names.items()}
     rows = yaml.safe_load((measures.FOLDER / "signs.yaml").read_text(encoding="utf-8"))
+    ours: dict[str, dict[str, Sequence[str]]]
     ours = {lang: {ids[row["sign"]]: [row[lang]] for row in rows[1::2]} for lang in ("en", "fr")}
+    layperson: dict[str, Sequence[str]]
     layperson = {id_: hpo.terms[id_].layperson for id_ in names if hpo.terms[id_].layperson}
     ways: dict[str, dict[str, Sequence[str]]] = {
         "names and synonyms": dict(names),
@@ -129,6 +131,7 @@ def _ways(hpo: Hpo, french: Path | None) -> dict[str, dict[str, Sequence[str]]]:
         official = {
             f"HP:{row['id'].rpartition('-')[2]}": [row["focus"]] for row in map(json.loads, lines)
         }
+        known: dict[str, Sequence[str]]
         known = {id_: text for id_, text in official.items() if id_ in names}
         ways["French"] = known | ours["fr"]
     return ways
