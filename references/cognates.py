@@ -29,6 +29,7 @@ _LETTERS = [
 _ENDINGS = [
     (re.compile(f"(?:{pattern})$"), plain)
     for pattern, plain in (
+        ("iennes?|iens?|eous", ""),
         ("icale?s?|icaux|ices?|ics?", "ic"),
         ("euses?|eux|ouses?|ous", "ou"),
         ("elles?|els?|ales?|als?|aux", "al"),
@@ -36,7 +37,6 @@ _ENDINGS = [
         ("ifs?|ives?", "iv"),
         ("eurs?|ours?|ors?", "or"),
         ("oires?|oris?", "oir"),
-        ("iennes?|iens?|eous", ""),
         ("isi[es]|ises?", "is"),
         ("ees?|es?|eds?", ""),
         ("ies?|ias?|is|i", ""),

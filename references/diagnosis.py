@@ -25,7 +25,7 @@ RELATED = 0.3  # how much a sign with a common ancestor counts, of the ancestor'
 RARE = 0.7  # how much a sign counts that the disease almost never has, of one that it always has
 MAX_MEANINGS = 8  # terms that a sign in other words may stand for
 _SEPARATOR = re.compile(
-    r"\s*(?:[,;:.?!\n]|\b(?:and|with|plus|also|et|avec|ainsi que|puis)\b)\s*", re.I
+    r"\s*(?:[,;:.?!\n]|\b(?:and|but|with|plus|also|et|mais|avec|ainsi que|puis)\b)\s*", re.I
 )
 _NEGATED = re.compile(r"\b(?:no|not|without|denies|never|pas|sans|aucune?|jamais|ni)\b", re.I)
 Array = npt.NDArray[np.float32]
@@ -156,15 +156,16 @@ class Signs:
         worth: dict[int, float] = defaultdict(float)
         for term, fit in terms:
             for above in self._above[term]:
+                if above != term and self._content[above] < MIN_CONTENT:
+                    continue
                 part = fit * self._content[above] * (1.0 if above == term else RELATED)
                 worth[above] = max(worth[above], part)
         values = np.zeros(len(self._diseases), np.float32)
         for above, part in worth.items():
-            if self._content[above] >= MIN_CONTENT:
-                span = slice(self._ends[above], self._ends[above + 1])
-                numbers = self._numbers[span]
-                new = part * (RARE + (1 - RARE) * self._shares[span])
-                values[numbers] = np.maximum(values[numbers], new)
+            span = slice(self._ends[above], self._ends[above + 1])
+            numbers = self._numbers[span]
+            new = part * (RARE + (1 - RARE) * self._shares[span])
+            values[numbers] = np.maximum(values[numbers], new)
         return values
 
     def _explained(

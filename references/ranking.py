@@ -74,7 +74,7 @@ def rank(
     scores = dict(reader.matches(expression, CANDIDATES)) if expression else {}
     numbers = {*scores, *(reader.named(keys, CANDIDATES) if keys else ())}
     near: Mapping[int, Nearness] = {}
-    if vector is not None:
+    if vector is not None and vector.any():
         near = reader.nearest(vector, numbers, CANDIDATES)
         numbers |= near.keys()
     best = max(scores.values(), default=0.0)
@@ -111,13 +111,15 @@ def _without_twins(found: Iterable[Ranked]) -> Iterator[Ranked]:
 
 def _any_of(query: Query) -> str:
     """Return FTS5's expression: the rarest groups, as many as the index can score in time."""
-    stems_: list[str] = []
+    chosen: list[str] = []
     postings = 0
     for group in sorted(query.groups, key=lambda group: group.count):
-        if group.stems and (not stems_ or postings + group.count <= MAX_POSTINGS):
-            stems_ += group.stems
+        if group.stems and (not chosen or postings + group.count <= MAX_POSTINGS):
+            chosen += group.stems
             postings += group.count
-    return " OR ".join(f'"{s}"' for s in dict.fromkeys(stems_))
+    expression = " OR ".join(f'"{s}"' for s in dict.fromkeys(chosen))
+    # Only common words: passages that are named so are enough, and fewer.
+    return f"{{title synonyms}} : ({expression})" if postings > MAX_POSTINGS else expression
 
 
 def _keys(query: Query) -> list[str]:

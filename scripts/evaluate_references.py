@@ -17,7 +17,6 @@ one JSON object.
 import argparse
 import json
 import os
-import re
 import sys
 import tempfile
 import time
@@ -91,7 +90,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             },
             "synonyms": search.synonyms(args.seed),
             "names": search.names(args.seed),
-            "absent": {lang: search.absent(lang, tuning=False) for lang in ("en", "fr")},
+            "absent": {
+                rows: search.absent(rows) for rows in ("en", "fr", "en_held_out", "fr_held_out")
+            },
             "diagnosis": measures.diagnoses(
                 shelf, hpo, _ways(hpo, args.french), args.vignettes, args.seed
             ),
@@ -144,15 +145,10 @@ def _times(shelf: Shelf) -> dict[str, Any]:
     questions = [row[lang] for row in rows for lang in ("en", "fr")]
     fresh = Shelf(shelf.path, vectorise=WordVectors())
     fresh.search("warm up")  # opens the file and reads the vectors
-    plain = fresh.connection()
-
-    def full_text(question: str) -> object:
-        words = re.findall(r"[^\W\d_]{4,}", question.lower())
-        query = "select rowid from words where words match ? order by bm25(words, 8, 5, 1) limit 3"
-        expression = " OR ".join(f'"{word}"' for word in words) or '"none"'
-        return plain.execute(query, (expression,)).fetchall()
-
-    ours, theirs = measures.alternated(questions, fresh.search, full_text)
+    connection = fresh.connection()
+    ours, theirs = measures.alternated(
+        questions, fresh.search, lambda question: measures.full_text(connection, question)
+    )
     return {"search": ours, "plain": theirs, "load": list(os.getloadavg())}
 
 

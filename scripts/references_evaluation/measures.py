@@ -1,6 +1,7 @@
 """What the search and the diagnosis find, as shares with their intervals."""
 
 import random
+import sqlite3
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -14,7 +15,7 @@ from references.ingest.hpo import Hpo
 from references.passage import Passage
 from references.ranking import Ranked
 from references.shelf import Shelf
-from references.words import fold, name_key
+from references.words import fold, name_key, stems
 from scripts.references_evaluation.vignettes import SIZES, form, vignettes
 
 FOLDER = Path(__file__).parent
@@ -63,7 +64,7 @@ class Search:
 
     def paraphrases(self, file: str, language: str) -> dict[str, Any]:
         """Return recall@3: of the wanted passages, and counting terms directly below them."""
-        strict, wide, answered = [], [], []
+        strict, wide, answered, plain = [], [], [], []
         for row in yaml.safe_load((FOLDER / file).read_text(encoding="utf-8")):
             missing = [name for name in row["want"] if fold(name) not in self._named]
             if missing:
@@ -74,7 +75,9 @@ class Search:
             strict.append(bool(got & want))
             wide.append(bool(got & (want | below)))
             answered.append(self.found_any(row[language], language))
-        return {"strict": share(strict), "wide": share(wide), "answered": share(answered)}
+            plain.append(bool(self.plain(row[language]) & (want | below)))
+        columns = {"strict": strict, "wide": wide, "answered": answered, "plain": plain}
+        return {name: share(values) for name, values in columns.items()}
 
     def synonyms(self, seed: int) -> dict[str, Any]:
         """Return how often the term of a synonym is among the first three."""
@@ -95,11 +98,27 @@ class Search:
             right.append(bool(got) and name_key(got[0].passage.title) == name_key(passage.title))
         return share(right)
 
-    def absent(self, language: str, *, tuning: bool) -> dict[str, Any]:
+    def absent(self, rows: str) -> dict[str, Any]:
         """Return how often nothing is found on topics that the shelf does not hold."""
-        listed = yaml.safe_load((FOLDER / "absent.yaml").read_text(encoding="utf-8"))[language]
-        rows = [q for i, q in enumerate(listed) if (i // 2 % 2 == 0) == tuning]
-        return share(not self.found_any(q, language) for q in rows)
+        listed = yaml.safe_load((FOLDER / "absent.yaml").read_text(encoding="utf-8"))
+        language = rows.partition("_")[0]
+        return share(not self.found_any(question, language) for question in listed[rows])
+
+    def plain(self, question: str) -> set[str]:
+        """Return the ids of the first three of a full-text query of the question's words."""
+        connection = self._shelf.connection()
+        return {
+            id_
+            for (number,) in full_text(connection, question)
+            for (id_,) in connection.execute("select id from passages where number = ?", (number,))
+        }
+
+
+def full_text(connection: sqlite3.Connection, question: str) -> list[tuple[int]]:
+    """Return the first three by BM25 of any of a question's words: the baseline."""
+    expression = " OR ".join(f'"{s}"' for s in stems(question)) or '"none"'
+    query = "select rowid from words where words match ? order by bm25(words, 8, 5, 1) limit 3"
+    return connection.execute(query, (expression,)).fetchall()
 
 
 def diagnoses(
