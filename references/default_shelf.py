@@ -1,6 +1,7 @@
 """The default shelf: the Human Phenotype Ontology, built once and kept in the cache."""
 
 import hashlib
+import logging
 import os
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from references.ingest import hpo
 from references.passage import Passage, ReferencesError
 from references.reader import FORMAT, Reader
 from references.shelf import Shelf, build
+
+logger = logging.getLogger(__name__)
 
 CACHE_VARIABLE = "POLYCLINIC_CACHE_DIR"
 _ORIGIN = "hpo"  # key of the shelf's meta: what its HPO passages were made of
@@ -84,10 +87,19 @@ def _built(path: Path, folder: Path, vectorise: Vectoriser, stamp: str, progress
 
 
 def _by_hand(path: Path) -> list[Passage]:
-    """Return the passages of an earlier shelf that are not the HPO's."""
+    """Return the passages of an earlier shelf that are not the HPO's.
+
+    A file that cannot be read is kept under another name, since it may hold such passages.
+    """
     if not path.exists():
         return []
-    return [p for p in Shelf(path).passages() if not p.source.startswith(_PREFIX)]
+    try:
+        return [p for p in Shelf(path).passages() if not p.source.startswith(_PREFIX)]
+    except ReferencesError as error:
+        aside = path.with_name(f"{path.name}.unreadable")
+        path.replace(aside)
+        logger.warning("%s; it is kept as %s, and the shelf is built again", error, aside)
+        return []
 
 
 def _stamp(folder: Path, vectorise: Vectoriser) -> str:

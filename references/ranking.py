@@ -45,8 +45,9 @@ class Ranked:
     Attributes:
         name: how well its best name fits the query, 0 to 1.
         cover: share of the query's weight that is in the passage, 0 to 1.
-        near: cosine of the query's vector and its nearest name's; 0 without vectors.
-        near_text: of the query's and its text's.
+        near: cosine of the query's vector and its nearest name's; without vectors, the mean of
+            `name` and `cover`.
+        near_text: of the query's and its text's, likewise.
     """
 
     passage: Passage
@@ -82,7 +83,8 @@ def rank(
     for number, candidate in reader.fetch(numbers).items():
         passage = candidate.passage
         name, cover = _fit(query, candidate, reader)
-        near_name, near_text = near.get(number, (0.0, 0.0))
+        stand_in = (name + cover) / 2  # for a passage, or a question, without vectors
+        near_name, near_text = near.get(number, (stand_in, stand_in))
         score = (
             weights.name * name
             + weights.exact * (name > _WHOLE)

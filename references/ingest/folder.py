@@ -6,6 +6,7 @@ specialty, language. What it does not say comes from the defaults of the whole f
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,14 +62,17 @@ def _passages(path: Path, name: Path, defaults: Mapping[str, Any]) -> Iterator[P
     front = _front_matter(path, text)
     text = _FRONT.sub("", text, count=1)
     base = _NOT_ID.sub("-", name.with_suffix("").as_posix()).strip("-/")
-    title = str(front.pop("title", "") or "")
+    given = passage_from({**defaults, **front}, str(name))  # refuses a field of another kind
+    title = given.title
     parts = [(heading, piece) for heading, body in _sections(text) for piece in _pieces(body)]
     for number, (heading, piece) in enumerate(parts, 1):
         first = title or parts[0][0] or name.stem.replace("_", " ").replace("-", " ")
-        fields = {**defaults, **front, "text": piece}
-        fields["id"] = base if len(parts) == 1 else f"{base}#{number}"
-        fields["title"] = first if heading in ("", first) else f"{first}: {heading}"
-        yield passage_from(fields, str(name))
+        yield replace(
+            given,
+            id=base if len(parts) == 1 else f"{base}#{number}",
+            title=first if heading in ("", first) else f"{first}: {heading}",
+            text=piece,
+        )
 
 
 def _front_matter(path: Path, text: str) -> dict[str, Any]:

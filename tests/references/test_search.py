@@ -11,6 +11,7 @@ from references.reader import Reader
 from references.shelf import Shelf, build
 from references.words import guess_language, name_key, sentences
 from tests.references.passages import ALL, ECZEMA, HAIR, MARFAN
+from tests.references.test_shelf import Letters
 
 
 @pytest.fixture(scope="module")
@@ -91,10 +92,14 @@ def test_sections_of_one_title_are_all_found(tmp_path: Path) -> None:
     assert len(shelf.search("monilethrix")) == 2
 
 
-def test_french_passages_are_found_by_french_questions(tmp_path: Path) -> None:
+@pytest.mark.parametrize("vectorise", [None, Letters()])
+def test_french_passages_are_found_by_french_questions(
+    tmp_path: Path, vectorise: Letters | None
+) -> None:
     texte = "Les lithiases urinaires provoquent des douleurs aiguës."
     french = replace(HAIR, id="f", title="Colique néphrétique", synonyms=(), text=texte)
-    shelf = build(tmp_path / "s.db", [replace(french, language="fr"), *ALL])
+    passages = [replace(french, language="fr"), *ALL]
+    shelf = build(tmp_path / "s.db", passages, vectorise=vectorise)
     assert first(shelf, "Qu'est-ce qu'une colique néphrétique ?") == "f"
 
 
