@@ -9,7 +9,7 @@ import csv
 import importlib.util
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -176,7 +176,7 @@ def _of_term(hpo: Hpo, term: Term, prominence: float) -> Passage:
         source=hpo.source,
         licence=LICENCE,
         synonyms=tuple(name for name in term.synonyms if name != term.name),
-        specialty=specialty(hpo, term.id),
+        specialty=specialty_of(hpo.above[term.id]),
         url=f"https://hpo.jax.org/browse/term/{term.id}",
         identifiers=(term.id, *(r for r in term.references if r != term.id)),
         prominence=prominence,
@@ -240,18 +240,24 @@ def _branches() -> Mapping[str, Any]:
     return branches
 
 
-def specialty(hpo: Hpo, term: str) -> str | None:
-    """Return the specialty of the term's branch. Returns None if it has none, or several."""
-    rules, above = _branches(), hpo.above[term]
+def specialty_of(above: Collection[str]) -> str | None:
+    """Return the specialty of a term's branch. Returns None if it has none, or several.
+
+    Args:
+        above: ids of the term and everything above it.
+    """
+    rules = _branches()
     for root in rules["first"]:
         if root in above:
             return str(rules["branches"][root])
-    found = {rules["branches"][root] for root in rules["branches"].keys() & above}
+    found = {name for root, name in rules["branches"].items() if root in above}
     return str(found.pop()) if len(found) == 1 else None
 
 
 def _specialty_of_disease(hpo: Hpo, disease: Disease) -> str | None:
-    counted: Counter[str] = Counter(filter(None, (specialty(hpo, t) for t in disease.signs)))
+    counted: Counter[str] = Counter(
+        filter(None, (specialty_of(hpo.above[t]) for t in disease.signs))
+    )
     if not counted:
         return None
     name, count = counted.most_common(1)[0]
