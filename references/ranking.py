@@ -80,7 +80,9 @@ def rank(
         numbers |= near.keys()
     best = max(scores.values(), default=0.0)
     found = []
-    for number, candidate in reader.fetch(numbers).items():
+    candidates = reader.fetch(numbers)
+    reader.counts(frozenset[str]().union(*(c.name_stems for c in candidates.values())))
+    for number, candidate in candidates.items():
         passage = candidate.passage
         name, cover = _fit(query, candidate, reader)
         stand_in = (name + cover) / 2  # for a passage, or a question, without vectors

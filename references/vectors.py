@@ -44,26 +44,36 @@ class PassageVectors:
         vectors = data.reshape(total, -1 if total else 0).astype(np.float32)
         norms = np.linalg.norm(vectors, axis=1, keepdims=True)
         self._vectors = np.divide(vectors, norms, out=vectors, where=norms > 0)
+        self._owners = np.repeat(np.arange(len(found)), lengths)
         self._place = {int(number): at for at, number in enumerate(self._numbers)}
 
     def all(self, vector: Floats) -> dict[int, Nearness]:
-        names, texts = self._cosines(vector)
-        pairs = zip(names.tolist(), texts.tolist(), strict=True)
-        return dict(zip(self._numbers.tolist(), pairs, strict=True))
+        return self._of(self._vectors @ vector, range(len(self._numbers)))
 
     def nearest(self, vector: Floats, among: Iterable[int], limit: int) -> dict[int, Nearness]:
-        """Return the nearness of the `limit` nearest by name, as many by text, and of `among`."""
-        names, texts = self._cosines(vector)
-        places = {self._place[number] for number in among if number in self._place}
-        for values in (names, texts):
-            best = np.argpartition(-values, limit)[:limit] if len(values) > limit else ...
-            places |= set(np.arange(len(values))[best].tolist())
-        return {int(self._numbers[at]): (float(names[at]), float(texts[at])) for at in places}
+        """Return the nearness of `among`, and of the nearest by name and by text.
 
-    def _cosines(self, vector: Floats) -> tuple[Floats, Floats]:
-        if not len(self._numbers):
-            return np.zeros(0, np.float32), np.zeros(0, np.float32)
+        They are about `limit` each: of a passage with several near names, each counts.
+        """
         cosines = self._vectors @ vector
-        texts = cosines[self._texts].copy()
-        cosines[self._texts] = -1
-        return np.maximum.reduceat(cosines, self._starts), texts
+        places = {self._place[number] for number in among if number in self._place}
+        places |= set(_best(cosines[self._texts], limit))
+        names = cosines.copy()
+        names[self._texts] = -1
+        places |= set(self._owners[_best(names, limit)].tolist())
+        return self._of(cosines, places)
+
+    def _of(self, cosines: Floats, places: Iterable[int]) -> dict[int, Nearness]:
+        found = {}
+        for at in places:
+            start, text = self._starts[at], self._texts[at]
+            near = float(cosines[start:text].max()), float(cosines[text])
+            found[int(self._numbers[at])] = near
+        return found
+
+
+def _best(values: Floats, limit: int) -> list[int]:
+    """Return the positions of the largest values, in no order."""
+    if len(values) <= limit:
+        return list(range(len(values)))
+    return [int(at) for at in np.argpartition(values, -limit)[-limit:]]
