@@ -1,7 +1,7 @@
 """Measure the default reference shelf: build, search, diagnosis from signs.
 
     python -m scripts.evaluate_references --out docs/references_report.md
-    python -m scripts.evaluate_references --out docs/references_report.md --million \\
+    python -m scripts.evaluate_references --out docs/references_report.md --large 1000000 \\
         --french shared/data/router_only_fr_hpo.jsonl
     python -m scripts.evaluate_references --figures docs/references_report.json \\
         --out docs/references_report.md
@@ -34,12 +34,11 @@ from references.embedding import WordVectors
 from references.ingest.hpo import Hpo, installed_files, read_hpo, sign_names
 from references.passage import ReferencesError
 from references.shelf import Shelf, build
-from scripts.arguments import CommandParser
+from scripts.arguments import CommandParser, at_least
 from scripts.environment import command_line, environment
 from scripts.markdown import render
 from scripts.references_evaluation import measures
 
-MILLION = 1_000_000
 TEMPLATE = measures.FOLDER / "report.md.j2"
 
 
@@ -54,7 +53,7 @@ def _parser() -> CommandParser:
     add("--out", type=Path, required=True, help="the Markdown report")
     add("--figures", type=Path, metavar="FILE", help="JSON of an earlier run: measure nothing")
     add("--french", type=Path, metavar="FILE", help="official French names of HPO terms")
-    add("--million", action="store_true", help="time a shelf of 1,000,000 passages, too")
+    add("--large", type=at_least(1), metavar="N", help="time a shelf of N passages, too")
     add("--vignettes", type=int, default=100, help="patients for each number of signs")
     add("--seed", type=int, default=0)
     return parser
@@ -98,8 +97,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             ),
             "times": _times(shelf),
         }
-        if args.million:
-            figures["million"] = _million(shelf, Path(folder) / "million.db", args.seed)
+        if args.large:
+            figures["large"] = _large(shelf, Path(folder) / "large.db", args.large, args.seed)
     return figures
 
 
@@ -144,20 +143,21 @@ def _times(shelf: Shelf) -> dict[str, Any]:
     rows += yaml.safe_load((measures.FOLDER / "development.yaml").read_text(encoding="utf-8"))
     questions = [row[lang] for row in rows for lang in ("en", "fr")]
     fresh = Shelf(shelf.path, vectorise=WordVectors())
-    fresh.search("warm up")  # opens the file and reads the vectors
+    fresh.search("hair loss")  # opens the file and reads the vectors
     connection = fresh.connection()
-    ours, theirs = measures.alternated(
-        questions, fresh.search, lambda question: measures.full_text(connection, question)
-    )
-    return {"search": ours, "plain": theirs, "load": list(os.getloadavg())}
+    ways = {
+        "search": fresh.search,
+        "plain": lambda question: measures.full_text(connection, question),
+    }
+    return {**measures.alternated(questions, ways), "load": list(os.getloadavg())}
 
 
-def _million(shelf: Shelf, path: Path, seed: int) -> dict[str, Any]:
+def _large(shelf: Shelf, path: Path, count: int, seed: int) -> dict[str, Any]:
     passages = list(shelf.passages())
     start = time.perf_counter()
-    large = build(path, measures.noisy(passages, MILLION, seed), vectorise=WordVectors())
+    large = build(path, measures.noisy(passages, count, seed), vectorise=WordVectors())
     built = {"seconds": time.perf_counter() - start, "megabytes": path.stat().st_size / 1e6}
-    return built | _times(large)
+    return built | {"passages": count} | _times(large)
 
 
 if __name__ == "__main__":
