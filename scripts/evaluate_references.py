@@ -20,7 +20,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +145,7 @@ def _times(shelf: Shelf) -> dict[str, Any]:
     fresh = Shelf(shelf.path, vectorise=WordVectors())
     fresh.search("hair loss")  # opens the file and reads the vectors
     connection = fresh.connection()
-    ways = {
+    ways: dict[str, Callable[[str], object]] = {
         "search": fresh.search,
         "plain": lambda question: measures.full_text(connection, question),
     }
