@@ -90,18 +90,24 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument("question")
     search.add_argument("--specialty")
     search.add_argument("--language", choices=LANGUAGES)
-    search.add_argument("--limit", type=int, default=3)
+    search.add_argument("--limit", type=_positive, default=3)
     search.add_argument("--json", action="store_true")
     search.set_defaults(run=_search)
 
     diagnose = commands.add_parser("diagnose", help="diseases whose recorded signs match")
     diagnose.add_argument("signs", nargs="+", metavar="sign")
-    diagnose.add_argument("--limit", type=int, default=5)
+    diagnose.add_argument("--limit", type=_positive, default=5)
     diagnose.set_defaults(run=_diagnose)
 
     verify = commands.add_parser("verify", help="check the file and every passage's checksum")
     verify.set_defaults(run=_verify)
     return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}': a whole number from 1 is expected")
+    return int(text)
 
 
 def _build(args: argparse.Namespace) -> int:

@@ -13,7 +13,7 @@ from references.vectors import Nearness, PassageVectors
 from references.words import stems
 
 FORMAT = 1  # of the file: raise it when the schema or the way to cut words changes
-MAX_KEPT = 4000  # passages with their stems, about 5 KB each
+MAX_KEPT = 2000  # passages with their stems, about 5 KB each, for each thread
 MAX_COMPARED = 200_000  # passages whose vectors are held in memory: 400 MB at three vectors each
 COLUMNS = (
     "id, kind, title, synonyms, text, specialty, language, source, url, licence, identifiers, "
@@ -47,12 +47,16 @@ def _candidate(row: Sequence[Any]) -> Candidate:
 class Reader:
     """One version of a shelf, open for reading. For one thread at a time.
 
+    Args:
+        vectors: by version, what readers of several threads share; each keeps the newest one.
+
     Raises:
         ReferencesError: there is no shelf, or the file is not one.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, vectors: dict[str, PassageVectors] | None = None) -> None:
         self.path = path
+        self._vectors = {} if vectors is None else vectors
         if not path.is_file():
             raise ReferencesError(
                 f"there is no shelf at {path}: python -m references --shelf {path} build"
@@ -71,7 +75,6 @@ class Reader:
         self.num_passages = int(self.meta["passages"])
         self._counts: dict[str, int] = {}
         self._candidates: dict[int, Candidate] = {}
-        self._vectors: PassageVectors | None = None
 
     @property
     def version(self) -> str:
@@ -117,10 +120,13 @@ class Reader:
         if self.num_passages > MAX_COMPARED:
             query = _with("select number, num_vectors, data from vectors where number", [*among])
             return PassageVectors(self.db.execute(query, [*among])).all(vector)
-        if self._vectors is None:
+        found = self._vectors.get(self.version)
+        if found is None:
             query = "select number, num_vectors, data from vectors order by number"
-            self._vectors = PassageVectors(self.db.execute(query))
-        return self._vectors.nearest(vector, among, limit)
+            found = PassageVectors(self.db.execute(query))
+            self._vectors.clear()
+            self._vectors[self.version] = found
+        return found.nearest(vector, among, limit)
 
     def fetch(self, numbers: Iterable[int]) -> dict[int, Candidate]:
         """Return passages by number; those of late are kept in memory."""

@@ -16,6 +16,7 @@ from references.query import read_query
 from references.ranking import Ranked, Weights, rank
 from references.reader import Reader, damaged
 from references.store import Unneeded, changed, problems_of
+from references.vectors import PassageVectors
 from references.words import guess_language
 
 THRESHOLD = 0.5  # chosen on absent.yaml of scripts.references_evaluation
@@ -63,6 +64,7 @@ class Shelf:
         self._weights = weights or Weights()
         self._threshold = threshold
         self._local = threading.local()
+        self._vectors: dict[str, PassageVectors] = {}
         self._signs: tuple[str, Signs] | None = None
 
     @property
@@ -208,7 +210,7 @@ class Shelf:
             now = None
         known, reader = getattr(self._local, "open", (None, None))
         if reader is None or now is None or known != now:
-            reader = Reader(self.path)
+            reader = Reader(self.path, self._vectors)
             built_with = reader.meta["vectors"]
             if self._vectorise is not None and built_with != self._vectorise.name:
                 raise ReferencesError(

@@ -123,3 +123,9 @@ def test_a_shelf_without_signs(tmp_path: Path, capsys: pytest.CaptureFixture[str
     status, _, err = run(capsys, tmp_path / "s.db", "diagnose", "fever")
     assert status == 2
     assert "was built with the vectors of 'letters'" in err
+
+
+@pytest.mark.parametrize("limit", ["0", "-1", "x", "1.5"])
+def test_a_limit_is_a_whole_number(shelf: Path, limit: str) -> None:
+    with pytest.raises(SystemExit):
+        main(["--shelf", str(shelf), "search", "x", "--limit", limit])

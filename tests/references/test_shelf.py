@@ -284,3 +284,21 @@ def test_a_plain_handle_does_not_take_the_vectors_away(tmp_path: Path) -> None:
     build(tmp_path / "v.db", ALL, vectorise=Letters())
     with pytest.raises(ReferencesError, match="open it with its vectoriser"):
         Shelf(tmp_path / "v.db").add([replace(MARFAN, id="again")])
+
+
+def test_threads_share_the_vectors(tmp_path: Path) -> None:
+    shelf = build(tmp_path / "v.db", ALL, vectorise=Letters())
+    found: list[str] = []
+
+    def ask() -> None:
+        found.extend(hit.passage.id for hit in shelf.search("kidney stones", limit=1))
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == ["T:3"] * 8
+    shelf.remove(["T:1"])
+    assert shelf.search("kidney stones", limit=1)[0].passage.id == "T:3"
+    assert list(shelf._vectors) == [shelf.version]
