@@ -48,13 +48,16 @@ class PassageVectors:
         self._place = {int(number): at for at, number in enumerate(self._numbers)}
 
     def all(self, vector: Floats) -> dict[int, Nearness]:
-        return self._of(self._vectors @ vector, range(len(self._numbers)))
+        count = len(self._numbers)
+        return self._of(self._vectors @ vector, range(count)) if count else {}
 
     def nearest(self, vector: Floats, among: Iterable[int], limit: int) -> dict[int, Nearness]:
         """Return the nearness of `among`, and of the nearest by name and by text.
 
         They are about `limit` each: of a passage with several near names, each counts.
         """
+        if not len(self._numbers):
+            return {}
         cosines = self._vectors @ vector
         places = {self._place[number] for number in among if number in self._place}
         places |= set(_best(cosines[self._texts], limit))

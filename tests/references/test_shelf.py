@@ -302,3 +302,21 @@ def test_threads_share_the_vectors(tmp_path: Path) -> None:
     shelf.remove(["T:1"])
     assert shelf.search("kidney stones", limit=1)[0].passage.id == "T:3"
     assert list(shelf._vectors) == [shelf.version]
+
+
+def test_of_a_large_shelf_only_candidates_are_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("references.reader.MAX_COMPARED", 2)
+    shelf = build(tmp_path / "v.db", ALL, vectorise=Letters())
+    ranked = shelf.ranked("kidney stones", specialty=None, language="en", limit=3)
+    assert [r.passage.title for r in ranked] == ["Nephrolithiasis"]
+    assert ranked[0].near > 0.9
+    assert shelf.ranked("zzz abc", specialty=None, language="en", limit=3) == []
+    assert shelf._vectors == {}
+
+
+def test_a_shelf_without_a_vector_is_searched_by_words(tmp_path: Path) -> None:
+    french = replace(HAIR, language="fr", title="Colique")
+    shelf = build(tmp_path / "v.db", [french], vectorise=Letters())
+    assert shelf.search("colique", language="fr")[0].passage == french
