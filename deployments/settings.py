@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import platformdirs
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from deployments.strict_model import StrictModel, parse_strict
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 _ORIGIN = re.compile(r"https?://[a-z0-9.-]+(:[0-9]{1,5})?")
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
+GroundingMode = Literal["off", "quote", "cite"]
 
 
 class AuthSettings(StrictModel):
@@ -100,6 +101,39 @@ class ReplicaSettings(StrictModel):
         if self.min > self.max:
             raise ValueError(f"min ({self.min}) is above max ({self.max}): raise max, or lower min")
         return self
+
+
+class ReferencesSettings(StrictModel):
+    """The shelf of passages that answers quote and cite."""
+
+    path: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=4096,
+        description="the shelf's file; null: the default shelf, in the cache folder",
+    )
+
+
+def _off(mode: Any) -> Any:
+    return "off" if mode is False else mode  # YAML reads a plain off as false
+
+
+class GroundingSettings(StrictModel):
+    """How answers use the reference shelf; a request's `grounding` replaces `mode`."""
+
+    mode: Annotated[GroundingMode, BeforeValidator(_off)] = Field(
+        default="off",
+        description="quote: passages instead of a generated answer; cite: passages in the prompt, "
+        "and the answer is checked against them; off: neither",
+    )
+    limit: int = Field(default=3, ge=1, le=10, description="passages for one answer")
+    max_unsupported: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="share of an answer that no passage supports; above it the passages are "
+        "quoted instead, with notice: ungrounded; 1: never",
+    )
 
 
 class RouterSettings(StrictModel):
@@ -226,6 +260,7 @@ class Settings(StrictModel):
         max_length=64,
         description="web pages of these origins may call the API; []: none",
     )
+    references: ReferencesSettings = ReferencesSettings()
     router: RouterSettings = RouterSettings()
     engine: EngineSettings = EngineSettings()
 
@@ -276,6 +311,11 @@ class Settings(StrictModel):
         return self.state_path / "router"
 
     @property
+    def shelf_path(self) -> Path | None:
+        """The file of `references.path`. None: the default shelf."""
+        return project_path(self.references.path) if self.references.path else None
+
+    @property
     def router_encoder(self) -> str | None:
         """`router.encoder`; an absolute path where it is a folder of the project."""
         if self.router.encoder is None:
@@ -307,6 +347,7 @@ class RouterLiveSettings(AccessLimits):
         description="a question that may be an emergency gets notice: urgent, and the answer "
         "begins with advice to call for help; false: off",
     )
+    references: GroundingSettings = GroundingSettings()
     reload_check_s: float = Field(
         default=5.0, ge=0, le=3600, description="how often to look for a new router; 0: never"
     )

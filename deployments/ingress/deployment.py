@@ -31,6 +31,7 @@ from deployments.ingress.followed import (
 )
 from deployments.ingress.model_client import ModelClient, answer_events, info_of
 from deployments.ingress.operator import ClusterReport
+from deployments.ingress.references_source import ReferencesSource
 from deployments.ingress.traffic import TrafficLog
 from deployments.interpreter import tune_interpreter
 from deployments.messages import GenerateRequest, Outcome, ServedModels
@@ -89,6 +90,7 @@ class RouterReplica:
         self._live = RouterLiveSettings()
         self._settings = settings
         self._metrics = RouteMetrics()
+        self.references = ReferencesSource(settings.shelf_path)
         self._red_flags = load_red_flags()
         self._traffic = TrafficLog()
         self._operator = ClusterReport(model)
@@ -215,17 +217,22 @@ class RouterReplica:
             "catalog_problem": self._catalog.problem,
             "catalog_revision": self._catalog.current.revision,
         }
-        access = {"mode": self._settings.auth.mode, "key_problem": self._keys.problem}
+        mode = self._live.references.mode
+        report = {
+            "router": router,
+            "access": {"mode": self._settings.auth.mode, "key_problem": self._keys.problem},
+            "references": {"mode": mode, **await self.references.state(is_used=mode != "off")},
+        }
         try:
             async with asyncio.timeout(READINESS_TIMEOUT_S):
                 model = await self._model.info.remote()
         except TimeoutError:
             cause = f"no model replica answered within {READINESS_TIMEOUT_S:.0f} s"
-            return False, {"cause": cause, "router": router, "access": access}
+            return False, {"cause": cause, **report}
         except (RayError, RayServeException) as error:
             cause = f"the model: {type(error).__name__}"
-            return False, {"cause": cause, "router": router, "access": access}
-        return True, {**model, "router": router, "access": access}
+            return False, {"cause": cause, **report}
+        return True, {**model, **report}
 
     async def operator_report(self) -> Mapping[str, Any]:
         return await self._operator.report()
@@ -278,6 +285,7 @@ def _nothing_served(settings: Settings, base: BaseModelEntry) -> ServedModels:
         repetition_penalty=base.repetition_penalty,
         no_repeat_ngram_size=base.no_repeat_ngram_size,
         loop_words=base.loop_words,
+        max_input_tokens=settings.engine.max_input_tokens,
     )
 
 
