@@ -23,9 +23,11 @@ from deployments.startup.config_file import (
     is_port,
     key_problems,
     read_config,
+    router_config,
     value_problems,
 )
 from deployments.startup.exposure import exposure_problems, key_file_problems
+from deployments.startup.shelf import check_shelf, uses_shelf
 from deployments.strict_model import SettingsError
 
 
@@ -40,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         content, _ = read_config(args.config)
         problems += check_machine(*http_address(content)) + _check_state(content)
         notes = machine_notes()
+        found, missing = _check_shelf(content)
+        problems, notes = problems + found, notes + missing
     if problems:
         noun = "problem" if len(problems) == 1 else "problems"
         lines = "\n".join(f"  - {problem}" for problem in problems)
@@ -75,6 +79,14 @@ def _check_state(content: Mapping[str, Any]) -> list[str]:
     return [f"args.{problem}" for problem in key_file_problems(settings)] + check_folders(settings)
 
 
+def _check_shelf(content: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """Return problems, and notes, of the shelf that answers are to stand on."""
+    settings = _settings_of(application_of(content))
+    if settings is None or not uses_shelf(content):
+        return [], []
+    return check_shelf(settings.shelf_path)
+
+
 def _settings_of(application: Mapping[str, Any]) -> Settings | None:
     """Return None if `args` are wrong, which another check reports."""
     args = application.get("args")
@@ -102,7 +114,7 @@ def _check_deadline(content: Mapping[str, Any]) -> list[str]:
     """Return a problem if Ray's server would cut answers off before the Router ends them."""
     options = content.get("http_options")
     limit_s = options.get("request_timeout_s") if isinstance(options, Mapping) else None
-    given = _router_config(content).get("max_timeout_s", RouterLiveSettings().max_timeout_s)
+    given = router_config(content).get("max_timeout_s", RouterLiveSettings().max_timeout_s)
     are_numbers = isinstance(limit_s, int | float) and isinstance(given, int | float)
     if not are_numbers or given + GRACE_S < limit_s:
         return []
@@ -111,16 +123,6 @@ def _check_deadline(content: Mapping[str, Any]) -> list[str]:
         f"max_timeout_s of {given} s (and {GRACE_S:g} s of grace) does: raise it, or lower "
         "max_timeout_s in the Router's user_config"
     ]
-
-
-def _router_config(content: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the Router's user_config, or {} where there is none that can be read."""
-    listed = application_of(content).get("deployments")
-    for deployment in listed if isinstance(listed, list) else []:
-        if isinstance(deployment, Mapping) and deployment.get("name") == "Router":
-            config = deployment.get("user_config")
-            return config if isinstance(config, Mapping) else {}
-    return {}
 
 
 if __name__ == "__main__":

@@ -40,5 +40,5 @@ def _query_of(request: Request) -> SearchQuery:
     pairs = request.query_params.multi_items()
     repeated = [name for name, times in Counter(name for name, _ in pairs).items() if times > 1]
     if repeated:
-        raise invalid(ascii(repeated[0]), "is given more than once: send it once")
+        raise invalid(ascii(repeated[0][:60])[1:-1], "is given more than once: send it once")
     return parse_request(SearchQuery, dict(pairs))

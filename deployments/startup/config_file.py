@@ -152,3 +152,13 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
         if found is not None:
             return found
     return None
+
+
+def router_config(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the Router's user_config, or {} where there is none that can be read."""
+    listed = application_of(content).get("deployments")
+    for deployment in listed if isinstance(listed, list) else []:
+        if isinstance(deployment, Mapping) and deployment.get("name") == "Router":
+            config = deployment.get("user_config")
+            return config if isinstance(config, Mapping) else {}
+    return {}
