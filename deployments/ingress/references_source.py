@@ -36,6 +36,7 @@ class ReferencesSource:
         self, path: Path | None = None, open_: Callable[[Path], Shelf] = open_shelf
     ) -> None:
         self._path = path or default_path()
+        self._is_default = path is None
         self._open = open_
         self._shelf: Shelf | None = None
         self._problem: str | None = None
@@ -93,13 +94,20 @@ class ReferencesSource:
         try:
             result = await asyncio.get_running_loop().run_in_executor(self._threads, run)
         except ReferencesError as error:
-            self._note(str(error).replace(str(self._path), self._path.name))
+            self._note(self._explained(error))
         except Exception as error:  # the answer goes on without passages
             self._note(f"the shelf could not be searched: {type(error).__name__}")
         else:
             self._problem = None
             return result
         raise ReferencesError(self._problem or "")
+
+    def _explained(self, error: ReferencesError) -> str:
+        if self._path.is_file():
+            return str(error).replace(str(self._path), self._path.name)
+        if self._is_default:
+            return "there is no shelf: python -m references build"
+        return "there is no shelf at args.references.path: python -m references --shelf PATH build"
 
     def _note(self, problem: str) -> None:
         if problem != self._problem:

@@ -1,5 +1,6 @@
 """Answers from the reference shelf, quoted or cited and checked: every path, whole and streamed."""
 
+import asyncio
 import dataclasses
 import json
 from collections.abc import AsyncGenerator
@@ -12,6 +13,7 @@ from deployments.engine.request import ErrorInfo, FinishReason, TokenEvent
 from deployments.messages import GenerateRequest
 from deployments.settings import RouterLiveSettings
 from references.quote import quote
+from references.shelf import Hit
 from router.policy import Alternative, Route
 from tests.deployments.api.ask.conftest import events_of
 from tests.deployments.conftest import ADVICE, SmallBackend, error_of
@@ -343,6 +345,29 @@ async def test_each_opinion_has_its_own_citations(
     assert shown == [(0, "T:2"), (1, "T:3")]
     ends = {d["opinion"]: d.get("answer") for n, d in events if n == "answer"}
     assert ends == {0: None, 1: quote([STONES])}
+
+
+@pytest.mark.parametrize("path", ["/ask", "/v1/chat/completions"])
+async def test_the_search_runs_beside_classification(
+    client: httpx.AsyncClient, backend: Says, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    """Each waits for the other to have begun."""
+    both = asyncio.Barrier(2)
+    classify, search = backend.classify, backend.references.search
+
+    async def classified(*asked: Any) -> list[Route]:
+        await asyncio.wait_for(both.wait(), 5)
+        return await classify(*asked)
+
+    async def searched(*asked: Any, **more: Any) -> list[Hit]:
+        await asyncio.wait_for(both.wait(), 5)
+        return await search(*asked, **more)
+
+    monkeypatch.setattr(backend, "classify", classified)
+    monkeypatch.setattr(backend.references, "search", searched)
+    talk = {"messages": [{"role": "user", "content": QUESTION}]}
+    body = {"question": QUESTION} if path == "/ask" else talk
+    assert (await client.post(path, json={**body, "grounding": "cite"})).status_code == 200
 
 
 async def test_a_failure_is_the_models_and_not_opened(

@@ -17,9 +17,12 @@ from ray.exceptions import ActorDiedError
 from ray.serve.exceptions import DeploymentUnavailableError
 
 from deployments.ingress.deployment import RouterReplica
+from deployments.ingress.references_source import ReferencesSource
 from deployments.settings import Settings
+from references.default_shelf import open_shelf
 from router.classifier import Classifier
 from router.policy import Classification, Reason
+from tests.references.passages import ALL
 from tests.router.small_questions import OUT_OF_SCOPE, small_questions
 
 # Serve keeps the queue of a batched method with the class, and the queue belongs to one event loop.
@@ -205,3 +208,35 @@ async def test_red_flags_are_found_beside_the_router_and_can_be_switched_off(
     assert (await replica.classify([[emergency]]))[0].notices == ()
     replica.reconfigure({})
     assert (await replica.classify([[emergency]]))[0].red_flags == ("stroke",)
+
+
+async def test_readiness_tells_of_the_shelf(
+    replica: RouterReplica, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In every mode, also while the model does not answer."""
+    path = tmp_path / "shelf.db"
+    monkeypatch.setattr(replica, "references", ReferencesSource(path))
+
+    async def nobody() -> Any:
+        raise DeploymentUnavailableError(SimpleNamespace(name="Model"))  # type: ignore[arg-type]
+
+    model = SimpleNamespace(info=SimpleNamespace(remote=nobody))
+    monkeypatch.setattr(replica, "_model", model)
+
+    async def told(mode: Any) -> dict[str, Any]:
+        replica.reconfigure({"references": {"mode": mode}})
+        is_ready, report = await replica.readiness()
+        assert not is_ready
+        return dict(report["references"])
+
+    nothing = {"version": None, "passages": None, "problem": None}
+    assert await told("off") == await told(False) == {"mode": "off", **nothing}
+    missing = await told("cite")
+    assert (missing["mode"], missing["passages"]) == ("cite", None)
+    assert "there is no shelf" in missing["problem"]
+    version = open_shelf(path).add(ALL)
+    found = {"version": version, "passages": len(ALL), "problem": None}
+    assert await told("quote") == {"mode": "quote", **found}
+    replica.reconfigure({"references": {"mode": "sometimes"}})
+    assert replica.limits.references.mode == "quote", "a bad setting changes nothing"
+    replica.reconfigure({})

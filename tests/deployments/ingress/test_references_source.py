@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from deployments.ingress.references_source import ReferencesSource
-from references.default_shelf import open_shelf
+from references.default_shelf import CACHE_VARIABLE, open_shelf
 from references.passage import ReferencesError
 from references.shelf import Shelf
 from tests.references.passages import ALL, ECZEMA, HAIR, STONES
@@ -28,7 +28,7 @@ async def found(source: ReferencesSource, question: str) -> list[str]:
 
 async def test_a_shelf_that_appears_changes_and_breaks(path: Path) -> None:
     source = ReferencesSource(path)
-    with pytest.raises(ReferencesError, match=r"there is no shelf at own\.db"):
+    with pytest.raises(ReferencesError, match=r"there is no shelf at args\.references\.path"):
         await found(source, "What is eczema?")
     state = await source.state(is_used=True)
     assert "python -m references" in state.pop("problem")
@@ -54,6 +54,14 @@ async def test_a_shelf_that_appears_changes_and_breaks(path: Path) -> None:
     open_shelf(path).add(ALL)
     assert (await found(source, "kidney stones"))[0] == "T:3"
     assert (await source.state(is_used=True))["problem"] is None
+
+
+async def test_what_to_do_without_the_default_shelf(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
+    problem = (await ReferencesSource().state(is_used=True))["problem"]
+    assert problem == "there is no shelf: python -m references build"
 
 
 async def test_it_is_not_opened_before_it_is_used(path: Path) -> None:
