@@ -16,6 +16,7 @@ from references.shelf import Hit, Shelf
 
 logger = logging.getLogger(__name__)
 
+TIMEOUT_S = 10.0  # of a file system that hangs: the answer goes on without passages
 _NUM_THREADS = 2  # each keeps a connection and up to 10 MB of passages
 _SECONDS = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 5]
 _COUNTS = [0.5, 1.5, 2.5, 3.5, 5.5, 10.5]
@@ -92,9 +93,12 @@ class ReferencesSource:
             return ask(self._shelf)
 
         try:
-            result = await asyncio.get_running_loop().run_in_executor(self._threads, run)
+            async with asyncio.timeout(TIMEOUT_S):
+                result = await asyncio.get_running_loop().run_in_executor(self._threads, run)
         except ReferencesError as error:
             self._note(self._explained(error))
+        except TimeoutError:
+            self._note(f"the shelf did not answer within {TIMEOUT_S:g} s")
         except Exception as error:  # the answer goes on without passages
             self._note(f"the shelf could not be searched: {type(error).__name__}")
         else:

@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
+from openai.types.chat import ChatCompletion
 
 from deployments.engine.request import ErrorInfo, FinishReason, TokenEvent
 from deployments.messages import GenerateRequest
@@ -221,6 +222,9 @@ async def test_cite_on_openais_paths(client: httpx.AsyncClient, backend: Says) -
     assert [c["id"] for c in opening["polyclinic"]["citations"]] == ["T:2"]
     assert rest[-1]["polyclinic"]["support"] == reply["polyclinic"]["support"]
     assert rest[-1]["choices"][0]["delta"]["annotations"] == [note]
+    parsed = ChatCompletion.model_validate(reply).choices[0].message.annotations
+    assert parsed
+    assert parsed[0].url_citation.url == ECZEMA.url
     backend.said = INVENTED
     reply = (await chat(client, grounding="cite")).json()
     assert reply["choices"][0]["message"]["content"] == quote([ECZEMA])

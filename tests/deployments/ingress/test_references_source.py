@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from deployments.ingress import references_source
 from deployments.ingress.references_source import ReferencesSource
 from references.default_shelf import CACHE_VARIABLE, open_shelf
 from references.passage import ReferencesError
@@ -102,6 +103,25 @@ async def test_the_event_loop_goes_on(path: Path) -> None:
         await asyncio.sleep(0.001)
     end.set()
     assert await search == []
+
+
+async def test_a_shelf_that_hangs_holds_no_answer(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(references_source, "TIMEOUT_S", 0.05)
+    end = threading.Event()
+
+    class Hanging:
+        def search(self, *args: Any, **more: Any) -> Any:
+            end.wait(10)
+            return []
+
+    source = ReferencesSource(path, lambda path: Hanging())  # type: ignore[arg-type, return-value]
+    searches = (found(source, "hangs") for _ in range(5))  # more than there are threads
+    failed = await asyncio.gather(*searches, return_exceptions=True)
+    assert {str(error) for error in failed} == {"the shelf did not answer within 0.05 s"}
+    end.set()
+    assert await found(source, "again") == []
 
 
 async def test_searches_at_the_same_time_during_changes(path: Path) -> None:
