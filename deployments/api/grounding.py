@@ -20,6 +20,7 @@ from references.support import Support, support, unsupported_share
 
 NO_SOURCE, UNGROUNDED = "no_source", "ungrounded"
 _MORE = 2  # times as many passages are looked at as are used, for the specialty's boost
+_TURNS = 3  # the user's last, that are searched together; more would blur what is asked
 _MARKER = re.compile(r"\[(\d+)\]")
 
 
@@ -45,7 +46,8 @@ async def find(backend: Backend, grounding: GroundingMode | None, turns: Sequenc
     """Search the shelf, if the request (`grounding`) or else the operator wants passages.
 
     Args:
-        turns: the user's; a follow-up is searched together with what was said before.
+        turns: the user's; a follow-up is searched together with what was said before it, and
+            alone where that finds nothing.
 
     Raises:
         ApiError: 503, the request asks for passages, and there is no shelf.
@@ -55,9 +57,12 @@ async def find(backend: Backend, grounding: GroundingMode | None, turns: Sequenc
     if mode == "off":
         return Found(mode)
     try:
-        hits = await backend.references.search(
-            "\n".join(turns), language=None, limit=_MORE * settings.limit
-        )
+        for question in dict.fromkeys(("\n".join(turns[-_TURNS:]), turns[-1])):
+            hits = await backend.references.search(
+                question, language=None, limit=_MORE * settings.limit
+            )
+            if hits:
+                break
     except ReferencesError as error:
         if grounding is not None:
             raise no_shelf(error, "grounding") from None

@@ -324,6 +324,22 @@ async def test_a_follow_up_is_searched_with_what_was_said(
     assert [turn.content for turn in backend.calls[-1].turns[:2]] == [QUESTION, "Kidney stones."]
 
 
+async def test_a_new_topic_after_a_long_talk(client: httpx.AsyncClient, backend: Says) -> None:
+    """Three turns are searched together, and the last one alone if they find nothing."""
+    said = ["kidney stones", "hello", "a red rash", QUESTION]
+    turns = [{"role": "user", "content": text} for text in said]
+    search = backend.references.search
+
+    async def only_alone(question: str, **more: Any) -> list[Hit]:
+        hits = await search(question, **more)
+        return [] if "\n" in question else hits
+
+    backend.references.search = only_alone  # type: ignore[method-assign]
+    reply = (await chat(client, messages=turns, grounding="quote")).json()
+    assert reply["choices"][0]["message"]["content"] == quote([ECZEMA])
+    assert backend.references.asked == [f"hello\na red rash\n{QUESTION}", QUESTION]
+
+
 async def test_each_opinion_has_its_own_citations(
     client: httpx.AsyncClient, backend: Says, monkeypatch: pytest.MonkeyPatch
 ) -> None:
