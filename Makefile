@@ -4,6 +4,7 @@
 #                   ARGS='--first score', for example, continues with answers made elsewhere
 # make test         unit, parity and end-to-end tests on real Ray Serve (10 minutes at most on 2 quiet cores)
 # make test-long    everything, the long tests too
+# make chaos        break a small clinic under load, with a ledger of every request (10 minutes at most)
 # make check        format, lint, types, fast tests (2 minutes at most)
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ CONFIG ?= serve_config.yaml
 # Prints the interpreter of an environment that has what is needed, and installs that first.
 install = $$(PYTHON="$(PYTHON)" sh scripts/install.sh $(1))
 
-.PHONY: help serve specialists test test-long check
+.PHONY: help serve specialists test test-long chaos check
 help:
 	@grep '^# make' Makefile | cut -c3-
 
@@ -28,6 +29,9 @@ test:
 
 test-long:
 	@python=$(call install,test) && "$$python" -m pytest
+
+chaos:
+	@python=$(call install,test) && "$$python" -W ignore -m scripts.chaos $(ARGS)
 
 check:
 	@python=$(call install,dev) && "$$python" -m ruff format --check . && "$$python" -m ruff check . \

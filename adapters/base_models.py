@@ -69,7 +69,7 @@ def resolve_base_model(
         path = _built_in(cache_dir or default_cache_dir(), progress=progress, fetch=fetch)
     elif directory.is_dir():
         path = directory.resolve()
-    elif name.count("/") == 1 and not name.startswith((".", "/", "~")):
+    elif is_hub_name(name):
         path = _from_hub(name)
     else:
         raise BaseModelError(
@@ -77,6 +77,11 @@ def resolve_base_model(
             "Hugging Face id of the form org/name: correct base_model"
         )
     return ResolvedBaseModel(name, path, family_of(path))
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether it has the form of a Hugging Face id, `org/name`."""
+    return name.count("/") == 1 and not name.startswith((".", "/", "~"))
 
 
 def default_cache_dir() -> Path:
@@ -121,6 +126,8 @@ def _read_config(path: Path) -> dict[str, Any]:
         ) from None
     except (OSError, ValueError) as error:
         raise BaseModelError(f"base_model: {file} cannot be read: {error}") from None
+    if not isinstance(config, dict):
+        raise BaseModelError(f"base_model: {file} is not a JSON object")
     return config
 
 

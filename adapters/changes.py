@@ -203,8 +203,7 @@ def _add_adapter(
     except ValidationError as error:
         raise ChangeRefused("invalid", problems_of(error)) from None
     adapters = [*catalog.adapters, fresh]
-    removed = [gone for gone in catalog.removed if gone != name]
-    return _checked(catalog.model_copy(update={"adapters": adapters, "removed": removed}))
+    return _checked(catalog.model_copy(update={"adapters": adapters}))
 
 
 def _weighted(

@@ -54,7 +54,7 @@ def write_seed(directory: Path, catalog: Catalog) -> None:
     file = directory / CATALOG_FILE
     content = catalog.model_dump(exclude_defaults=True)
     # Whole: a default that changes later may not change how a base is prompted.
-    content["base_models"] = [entry.model_dump() for entry in catalog.base_models]
+    content["base_models"] = [entry.model_dump(exclude_unset=True) for entry in catalog.base_models]
     text = yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
     write_atomically(file, (_head(file) + text).encode())
 

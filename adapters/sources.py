@@ -6,18 +6,20 @@ and links of a hub cache.
 """
 
 import contextlib
+import functools
 import os
 import re
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import quote, urlsplit
 
+from adapters.http_source import open_http
 from adapters.storage.protocol import StorageError
 from adapters.validation import BUNDLE_FILES, CONFIG_FILE, MAX_BYTES, MAX_CONFIG_BYTES
 
@@ -34,13 +36,19 @@ OpenUrl = Callable[[str], Any]
 
 @dataclass(frozen=True, slots=True)
 class SourceLimits:
-    """`timeout_s`: for the whole fetch."""
+    """
+    timeout_s: for the whole fetch.
+    schemes: those that a URL may have.
+    hosts: those that http and https may ask although their addresses are not public.
+    """
 
     max_bytes: int = MAX_BYTES
     timeout_s: float = 120.0
+    schemes: tuple[str, ...] = SCHEMES
+    hosts: frozenset[str] = frozenset()
 
 
-def check_source(source: str) -> list[str]:
+def check_source(source: str, schemes: Sequence[str] = SCHEMES) -> list[str]:
     """Return what is wrong with the way a source is named; empty if nothing is."""
     shown = ascii(source[:80])
     if not source or len(source) > 2048 or not source.isprintable():
@@ -48,13 +56,17 @@ def check_source(source: str) -> list[str]:
     path = source
     if "://" in source:
         parts = urlsplit(source)
-        if parts.scheme not in SCHEMES:
-            return [f"source: scheme '{parts.scheme[:20]}'; allowed are {', '.join(SCHEMES)}"]
+        if parts.scheme not in schemes:
+            return [f"source: scheme '{parts.scheme[:20]}'; allowed are {', '.join(schemes)}"]
         if parts.username or parts.password or parts.query or parts.fragment:
             return ["source: a URL without user, password, query and fragment is expected"]
         if parts.scheme == "file" and (parts.netloc or not parts.path.startswith("/")):
             return [f"source {shown}: file:// goes with an absolute path: file:///srv/adapter"]
         path = parts.netloc + parts.path
+    elif _folder_of(source) is not None and "file" not in schemes:
+        return [f"source {shown}: folders of the server are not allowed"]
+    elif _folder_of(source) is None and "hf" not in schemes:
+        return [f"source {shown}: the hub is not allowed; allowed are {', '.join(schemes)}"]
     if ".." in PurePosixPath(path).parts:
         return [f"source {shown}: '..' is not allowed in it"]
     is_hub = source.startswith("hf://") or ("://" not in source and _folder_of(source) is None)
@@ -75,14 +87,15 @@ def fetch(
         SourceError: missing, too large, too slow, a link, not readable, or changed meanwhile.
         StorageError: there is no room for the copy.
     """
-    problems = check_source(source)
+    problems = check_source(source, limits.schemes)
     if problems:
         raise SourceError(problems[0])
+    open_url = open_url or functools.partial(_open_url, hosts=limits.hosts)
     outcome: Future[None] = Future()
 
     def work() -> None:
         try:
-            _copy_files(source, into, limits, open_url or _open_url)
+            _copy_files(source, into, limits, open_url)
             outcome.set_result(None)
         except Exception as error:
             outcome.set_exception(error)
@@ -132,7 +145,9 @@ def _url_of(source: str, name: str) -> str:
     return f"hf://{hub['repo']}{revision}/{name}"
 
 
-def _open_url(url: str) -> Any:
+def _open_url(url: str, hosts: frozenset[str]) -> Any:
+    if url.startswith(("http://", "https://")):
+        return open_http(url, hosts)
     import fsspec
 
     # A file system that was used before may remember what the source held then.

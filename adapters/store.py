@@ -8,6 +8,7 @@ Reading never writes: until the first change the read-only seed is the catalogue
 edits and swaps, and starts again when another writer was first, so no change is lost.
 """
 
+import logging
 import random
 import threading
 import time
@@ -18,11 +19,14 @@ from pathlib import Path
 from adapters.base_models import sha256_of
 from adapters.catalog import Catalog, dump, load_catalog, parse
 from adapters.seed import reseed
+from adapters.storage.last_good import LastGood
 from adapters.storage.local import LocalStorage
 from adapters.storage.object_store import ObjectStorage
 from adapters.storage.protocol import WEIGHTS, CatalogStorage, PreconditionFailed, StorageError
 from adapters.validation import CONFIG_FILE, WEIGHTS_FILE, fix_of
 from adapters.versions import SEED_PATH, AdapterVersion
+
+logger = logging.getLogger(__name__)
 
 MAX_TRIES = 30
 # An add puts its files first and lists them later: younger files may be about to be listed.
@@ -59,16 +63,24 @@ class AdapterStore:
     Args:
         seed_dir: folder of the read-only catalog.yaml and its adapters.
         cache: local folder for what an object store holds.
+        last_good: this node's copy of what it served last; None: there is none.
 
     Raises:
         CatalogError: the seed is not valid.
     """
 
-    def __init__(self, files: CatalogStorage, seed_dir: Path, cache: Path) -> None:
+    def __init__(
+        self,
+        files: CatalogStorage,
+        seed_dir: Path,
+        cache: Path,
+        last_good: LastGood | None = None,
+    ) -> None:
         self._files = files
         self.seed_dir = seed_dir
         self.seed = load_catalog(seed_dir)
         self._cache = cache
+        self._copy = last_good
         self._lock = threading.Lock()
         self._last: _Snapshot | None = None
 
@@ -84,6 +96,23 @@ class AdapterStore:
             CatalogError: what is there is not a catalogue.
         """
         return self._read().catalog
+
+    def read_or_last_good(self) -> Catalog:
+        """Return the catalogue as it is now or, where it cannot be read, as this node knew it last.
+
+        For the start of a replica; a change is never based on it.
+
+        Raises:
+            StorageError, CatalogError: it cannot be read, and nothing was kept of it.
+        """
+        try:
+            return self.read()
+        except (OSError, ValueError) as error:
+            kept = self._kept_copy()
+            if kept is None:
+                raise
+            logger.error("catalogue revision %d of this node's copy: %s", kept.revision, error)
+            return kept
 
     def etag(self) -> str | None:
         """Return what changes whenever the catalogue does; cheap enough to ask every second."""
@@ -137,19 +166,16 @@ class AdapterStore:
             DamagedAdapter: they are not what was listed.
         """
         if version.path.startswith(SEED_PATH):
-            found = self.seed_dir / version.path.removeprefix(SEED_PATH)
-        else:
-            found = self._files.fetch_bundle(version.digest, self._cache)
-        listed = {CONFIG_FILE: version.config_sha256, WEIGHTS_FILE: version.sha256}
-        for name, digest in listed.items():
-            file = found / name
-            if not file.is_file():
-                raise DamagedAdapter(f"{file}: missing; {fix_of(file)}")
-            if (sha256 := sha256_of(file)) != digest:
-                raise DamagedAdapter(
-                    f"{file}: its sha256 is not the one that is listed ({sha256}, not {digest}): "
-                    f"the file is damaged, or the catalogue is not up to date; {fix_of(file)}"
-                )
+            return _checked(self.seed_dir / version.path.removeprefix(SEED_PATH), version)
+        try:
+            found = _checked(self._files.fetch_bundle(version.digest, self._cache), version)
+        except (OSError, ValueError):
+            kept = self._other_place(version.digest)
+            if kept is None:
+                raise
+            return _checked(kept, version)
+        if self._copy:
+            self._copy.keep_bundle(version.digest, found)
         return found
 
     def collect(self) -> list[str]:
@@ -164,13 +190,47 @@ class AdapterStore:
             return last
         found = self._files.read()
         if found is None:
+            self._check_never_changed(last)
             fresh = _Snapshot(None, self.seed, None)
         else:
             content, etag = found
             fresh = _Snapshot(weak_etag, reseed(parse(content, self.location), self.seed), etag)
+            if self._copy:
+                self._copy.keep_catalog(content, fresh.catalog.digests)
         with self._lock:
             self._last = fresh
         return fresh
+
+    def _check_never_changed(self, last: _Snapshot | None) -> None:
+        """Raise StorageError if there was a catalogue where there is none now.
+
+        Taking that for a state that was never changed would put the seed into service again.
+        """
+        known = last.catalog if last is not None and last.etag is not None else self._kept_copy()
+        if known is None:
+            return
+        again = f"; to begin again from the seed, remove {self._copy.folder}" if self._copy else ""
+        raise StorageError(
+            f"{self.location}: the catalogue is gone, and revision {known.revision} was served: "
+            f"put the state back{again}"
+        )
+
+    def _kept_copy(self) -> Catalog | None:
+        content = self._copy.catalog() if self._copy else None
+        if content is None:
+            return None
+        try:
+            return reseed(parse(content, "this node's copy"), self.seed)
+        except ValueError as error:
+            logger.error("this node's copy of the catalogue cannot be used: %s", error)
+            return None
+
+    def _other_place(self, digest: str) -> Path | None:
+        """Return where else this node has an adapter's files: its copy, or the seed."""
+        kept = self._copy.bundle(digest) if self._copy else None
+        seeded = (v for adapter in self.seed.adapters for v in adapter.versions)
+        paths = (v.path.removeprefix(SEED_PATH) for v in seeded if v.digest == digest)
+        return kept or next((self.seed_dir / path for path in paths), None)
 
     def _kept(self, catalog: Catalog) -> Catalog:
         """Copy the seed's files into the state, so that a later seed cannot take them away."""
@@ -187,11 +247,29 @@ class AdapterStore:
         return version.model_copy(update={"path": f"{WEIGHTS}/{version.digest}"})
 
 
-def open_store(state: str | Path, seed_dir: Path, cache: Path) -> AdapterStore:
+def _checked(folder: Path, version: AdapterVersion) -> Path:
+    """Return the folder of a version's files; raises DamagedAdapter."""
+    listed = {CONFIG_FILE: version.config_sha256, WEIGHTS_FILE: version.sha256}
+    for name, digest in listed.items():
+        file = folder / name
+        if not file.is_file():
+            raise DamagedAdapter(f"{file}: missing; {fix_of(file)}")
+        if (sha256 := sha256_of(file)) != digest:
+            raise DamagedAdapter(
+                f"{file}: its sha256 is not the one that is listed ({sha256}, not {digest}): "
+                f"the file is damaged, or the catalogue is not up to date; {fix_of(file)}"
+            )
+    return folder
+
+
+def open_store(
+    state: str | Path, seed_dir: Path, cache: Path, last_good: LastGood | None = None
+) -> AdapterStore:
     """Open the store of a clinic.
 
     Args:
         state: a folder's absolute path, or a URL of an object store.
+        last_good: as for AdapterStore.
 
     Raises:
         CatalogError: the seed is not valid.
@@ -203,4 +281,4 @@ def open_store(state: str | Path, seed_dir: Path, cache: Path) -> AdapterStore:
         files = ObjectStorage(text)
     else:
         files = LocalStorage(Path(text.removeprefix("file://")))
-    return AdapterStore(files, seed_dir, cache)
+    return AdapterStore(files, seed_dir, cache, last_good)

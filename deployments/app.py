@@ -11,13 +11,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import psutil
 import ray
 from ray import serve
 from ray.serve import Application
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from adapters.base_check import check_base_model, quantization_problem
 from adapters.seed_check import check_seed
-from deployments.api.api_keys import KeyStore
+from deployments.api.api_keys import KeyFileError, KeyStore, kept_keys
 from deployments.ingress.deployment import RouterReplica
 from deployments.ingress.followed import load_classifier
 from deployments.model.deployment import ModelReplica
@@ -31,10 +33,14 @@ logger = logging.getLogger(__name__)
 NODE_TIMEOUT_S = 30.0
 LOOK_BACK_S = 30.0  # Serve's own default for averaging the load
 METRICS_INTERVAL_S = 10.0  # likewise
+HEALTH_CHECK_S = 2.0  # how soon a replica that has died is replaced
+HEALTH_CHECK_TIMEOUT_S = 15.0  # on busy cores a healthy replica may take seconds
 _CORES_PER_ROUTER = 8
 _MAX_ROUTERS = 16
-HEALTH_CHECK_S = 2.0
-HEALTH_CHECK_TIMEOUT_S = 15.0  # on busy cores a healthy replica may take seconds
+_MODEL_CPUS, _ROUTER_CPUS = 1, 0.2
+_ONE_MORE = 1  # percent of the replicas, rounded up: one at a time
+# Weights as they are loaded, key/value memory and a process, for each byte of the files.
+_MEMORY_RATIO = 3
 
 
 def build(args: dict[str, Any]) -> Application:
@@ -42,8 +48,8 @@ def build(args: dict[str, Any]) -> Application:
 
     Raises:
         SettingsError: `args` are wrong; lists every problem.
-        ArtefactError, CatalogError, AdapterError, KeyFileError: a file is missing or corrupt;
-            names it and what to do about it.
+        BaseModelError, ArtefactError, CatalogError, AdapterError, KeyFileError: a file is missing
+            or corrupt; names it and what to do about it.
     """
     return build_application(parse_settings(args))
 
@@ -53,13 +59,20 @@ def build_application(settings: Settings, *, load: LoadModel | None = None) -> A
     for the model of the settings, in a process beside it."""
     device = choose_device(settings)
     replicas = clamp_replicas(settings.model_replicas, device)
+    # A stand-in for the model needs no base.
+    num_bytes = check_base(settings) if load is None else 0
     check_files(settings)
     check_shared_state(settings)
+    num_gpus = 1 if device == "cuda" else 0
+    surge = replicas.surge
+    if surge is None:
+        surge = has_room(_MODEL_CPUS + _ROUTER_CPUS, num_gpus, num_bytes)
     target = replicas.target or settings.engine.max_rows
     look_back_s = min(LOOK_BACK_S, max(1.0, replicas.upscale_delay_s))
     model = serve.deployment(
         name="Model",
-        ray_actor_options={"num_cpus": 1, "num_gpus": 1 if device == "cuda" else 0},
+        ray_actor_options={"num_cpus": _MODEL_CPUS, "num_gpus": num_gpus},
+        max_surge_percent=_ONE_MORE if surge else 0,
         # A replica decodes max_rows and holds as many again ready; the rest wait at the router,
         # where a second replica can still take them.
         max_ongoing_requests=2 * settings.engine.max_rows,
@@ -82,8 +95,13 @@ def build_application(settings: Settings, *, load: LoadModel | None = None) -> A
     router = serve.deployment(
         name="Router",
         num_replicas=num_routers(settings.router.replicas),
-        ray_actor_options={"num_cpus": 0.2, "num_gpus": 0},
+        ray_actor_options={"num_cpus": _ROUTER_CPUS, "num_gpus": 0},
+        # The new version's routers come before the old ones go, and wait for its models.
+        max_surge_percent=_ONE_MORE if has_room(_ROUTER_CPUS, 0, 0) else 0,
         max_ongoing_requests=1024,
+        # An answer in progress outlives an upgrade; Serve's default would cut it off.
+        graceful_shutdown_timeout_s=120,
+        health_check_period_s=HEALTH_CHECK_S,
     )(serve.ingress()(RouterReplica))
     application: Application = router.bind(settings, model.bind(settings, device, load))
     return application
@@ -135,13 +153,41 @@ def clamp_replicas(replicas: ReplicaSettings, device: str) -> ReplicaSettings:
 
 
 def check_files(settings: Settings) -> None:
-    """Check every file that the replicas will need, so that a bad one fails the start at once."""
+    """Check every file that the replicas will need besides the base model, so that a bad one fails
+    the deploy at once, and what serves goes on."""
     load_classifier(settings)
     if settings.auth.mode == "keys":
-        KeyStore(settings.state_path).read()
+        try:
+            KeyStore(settings.state_path).read()
+        except KeyFileError:
+            if not kept_keys(settings.state_path).read():
+                raise
     store = open_adapter_store(settings)
-    if not store.read().revision:
+    if not store.read_or_last_good().revision:
         check_seed(store, settings.base_model)
+
+
+def check_base(settings: Settings) -> int:
+    """Resolve the base model and look at its files; returns the bytes of its weights.
+
+    Raises:
+        BaseModelError, SettingsError: a replica could not load it.
+    """
+    if problem := quantization_problem(settings.quantization):
+        raise SettingsError("args of serve_config.yaml", [problem])
+    resolved = check_base_model(settings.base_model_or_dir)
+    return sum(file.stat().st_size for file in resolved.path.glob("*.safetensors"))
+
+
+def has_room(num_cpus: float, num_gpus: float, num_bytes: int) -> bool:
+    """Whether one replica more could start now, beside those that run.
+
+    Without free resources Serve would wait for them for ever, with the old version in service.
+    """
+    free = ray.available_resources()
+    if free.get("CPU", 0) < num_cpus or free.get("GPU", 0) < num_gpus:
+        return False
+    return num_gpus > 0 or psutil.virtual_memory().available > _MEMORY_RATIO * num_bytes
 
 
 # (node ids, a file) -> node id -> whether it sees the file, or why that is not known

@@ -6,8 +6,11 @@
 The first checks the file and the machine, fetches the base model, builds the reference shelf where
 answers stand on it, runs Serve and watches it. Its exit status: 2 if the preflight finds a problem,
 or there is no base model or no shelf; 1 if the deploy fails or
-takes longer than `--timeout_s`, or Serve ends unasked; 0 after Ctrl-C, SIGTERM or a closed terminal
-(130 if Serve was not yet started). Everything that it started is gone when it returns.
+takes longer than `--timeout_s`, Serve or one of Ray's daemons ends unasked, or the service does not
+answer any more (`--unanswered_s`, `--unready_s`), so that a supervisor starts it again; 0 after
+Ctrl-C, SIGTERM or a closed terminal (130 if Serve was not yet started). Such a signal lets answers
+in progress finish, within `drain_s` of the Router's user_config; a second one does not wait.
+Everything that it started is gone when it returns.
 
 `--apply` checks the file and sends it to the running Serve with Ray's token, which plain `serve
 deploy` does not have. Its exit status: 0 once the application runs with it, else 2 or 1.
@@ -22,11 +25,13 @@ from typing import Any
 from deployments.preflight import main as preflight
 from deployments.settings import parse_settings
 from deployments.startup.cluster import free_port, serve_command
-from deployments.startup.config_file import application_of, read_config
+from deployments.startup.config_file import application_of, drain_s, read_config
+from deployments.startup.exposure import OPEN_RAY_HELP
 from deployments.startup.live_settings import ApplyError, apply_config
 from deployments.startup.shelf import uses_shelf
 from deployments.startup.status import DASHBOARD, DASHBOARD_PORT, addresses_of
 from deployments.startup.supervision import supervise
+from deployments.startup.watch import Patience
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,18 +39,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("config", type=Path)
     parser.add_argument("--timeout_s", type=float, default=900, help="until it must be ready")
+    patience = Patience()
+    parser.add_argument(
+        "--unanswered_s",
+        type=float,
+        default=patience.unanswered_s,
+        help="/readyz without any answer, until all is ended (default: %(default)g)",
+    )
+    parser.add_argument(
+        "--unready_s",
+        type=float,
+        default=patience.unready_s,
+        help="/readyz answers that it is not ready, until all is ended (default: %(default)g)",
+    )
+    parser.add_argument("--allow_open_ray", action="store_true", help=OPEN_RAY_HELP)
     parser.add_argument("--apply", action="store_true", help="to the service that runs already")
     parser.add_argument("--dashboard", help=f"of the running service; default: {DASHBOARD}")
     args = parser.parse_args(argv)
     if args.dashboard and not args.apply:
         parser.error("--dashboard: only with --apply; a new service chooses its port itself")
     config = args.config.resolve()
-    return _apply(config, args) if args.apply else _start(config, args.timeout_s)
+    return _apply(config, args) if args.apply else _start(config, args)
 
 
-def _start(config: Path, timeout_s: float) -> int:
+def _start(config: Path, args: argparse.Namespace) -> int:
     try:
-        if preflight([str(config)]):
+        allowed = ["--allow_open_ray"] if args.allow_open_ray else []
+        if preflight([*allowed, str(config)]):
             return 2
         content, _ = read_config(config)
         if not (_fetch_base_model(content) and _build_shelf(content)):
@@ -61,16 +81,23 @@ def _start(config: Path, timeout_s: float) -> int:
         f"python -m deployments.launch --apply {config}{elsewhere}",
         flush=True,
     )
-    return supervise(serve_command(config, port), addresses, timeout_s=timeout_s)
+    return supervise(
+        serve_command(config, port),
+        addresses,
+        timeout_s=args.timeout_s,
+        drain_s=lambda: drain_s(config),
+        patience=Patience(args.unanswered_s, args.unready_s),
+    )
 
 
 def _fetch_base_model(content: dict[str, Any]) -> bool:
     """Download the base model here rather than in the replica, so that its progress is seen."""
+    from adapters.base_check import check_folder
     from adapters.base_models import BaseModelError, resolve_base_model
 
     settings = parse_settings(application_of(content).get("args") or {})
     try:
-        resolve_base_model(settings.base_model_or_dir)
+        check_folder(resolve_base_model(settings.base_model_or_dir).path)
     except BaseModelError as error:
         print(f"launch: {error}", file=sys.stderr)
         return False
@@ -97,7 +124,9 @@ def _apply(config: Path, args: argparse.Namespace) -> int:
     if preflight(["--no-machine", str(config)]):
         return 2
     content, _ = read_config(config)
-    if not _build_shelf(content):
+    # A Serve elsewhere has its own disks; its builder looks at the base before it replaces it.
+    is_here = args.dashboard is None
+    if is_here and not (_fetch_base_model(content) and _build_shelf(content)):
         return 2
     addresses = addresses_of(content, args.dashboard or DASHBOARD)
     try:

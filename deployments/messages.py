@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from adapters.prompting import Message
 from adapters.token_prompts import BadTokenId
-from deployments.engine.request import SamplingParams, TokenEvent
+from deployments.engine.request import ErrorInfo, SamplingParams, TokenEvent
 from deployments.settings import RouterLiveSettings
 from references.shelf import Hit
 from router.policy import Route
@@ -22,6 +22,10 @@ from router.policy import Route
 # The engine ends an answer at its deadline, with what it has. A caller waits this many seconds
 # longer: for a replica that hangs, or a place in a queue that never comes.
 GRACE_S = 1.0
+# What a model replica says to a router of the application's version before, or after.
+OTHER_CONFIG = ErrorInfo(
+    "other_config", "the model is being replaced by another one: ask again", retry_after_s=2
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +33,12 @@ class GenerateRequest:
     """One answer to generate.
 
     answer_language: the name of a language to ask the answer in; None to leave it.
-    deadline_at: Unix seconds at which the answer ends as `timeout`. A wall-clock time, so that
-        waiting on the way to a replica counts.
+    deadline_at: Unix seconds, by the sender's clock, at which the answer ends as `timeout`. A
+        wall-clock time, so that waiting on the way to a replica counts.
     session_id: the client's name for a conversation.
     adapter_version: None for the adapter's stable one.
+    config: the sender's `Settings.model_config_id`; a replica with another one does not answer.
+    sender: the router replica, for its clock (deployments/clocks.py).
     may_shorten: `sampling.max_tokens` is lowered to what the model has room for after the prompt.
     """
 
@@ -45,6 +51,8 @@ class GenerateRequest:
     deadline_at: float | None = None
     session_id: str | None = None
     adapter_version: str | None = None
+    config: str | None = None
+    sender: str | None = None
     may_shorten: bool = False
 
 
@@ -203,6 +211,12 @@ class Backend(Protocol):
 
     def generate(self, call: GenerateRequest) -> AsyncGenerator[TokenEvent, None]:
         """Yield the events of one answer. Closing it cancels the answer on the model's side."""
+
+    def refusal(self, timeout_s: float) -> ErrorInfo | None:
+        """Return why a question would not be answered now, before anything is done for it.
+
+        `timeout_s`: how long its client waits.
+        """
 
     def answer_language(self, route: Route) -> str | None:
         """Return the language to ask the answer in, if the base does not write the question's."""

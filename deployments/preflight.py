@@ -26,7 +26,12 @@ from deployments.startup.config_file import (
     router_config,
     value_problems,
 )
-from deployments.startup.exposure import exposure_problems, key_file_problems
+from deployments.startup.exposure import (
+    OPEN_RAY_HELP,
+    check_ray_auth,
+    exposure_problems,
+    key_file_problems,
+)
 from deployments.startup.shelf import check_shelf, uses_shelf
 from deployments.strict_model import SettingsError
 
@@ -36,11 +41,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("config", type=Path)
     parser.add_argument("--no-machine", action="store_true", help="check the file only")
+    parser.add_argument("--allow_open_ray", action="store_true", help=OPEN_RAY_HELP)
     args = parser.parse_args(argv)
     problems, notes = check_file(args.config), []
     if not args.no_machine:
         content, _ = read_config(args.config)
         problems += check_machine(*http_address(content)) + _check_state(content)
+        problems += check_ray_auth(args.allow_open_ray) + _check_hub(content, problems)
         notes = machine_notes()
         found, missing = _check_shelf(content)
         problems, notes = problems + found, notes + missing
@@ -85,6 +92,21 @@ def _check_shelf(content: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     if settings is None or not uses_shelf(content):
         return [], []
     return check_shelf(settings.shelf_path)
+
+
+def _check_hub(content: Mapping[str, Any], problems: Sequence[str]) -> list[str]:
+    """Return a problem if nobody has the base model; not asked while other things are wrong."""
+    from adapters.base_check import find_base_model
+    from adapters.base_models import BaseModelError
+
+    settings = _settings_of(application_of(content))
+    if settings is None or problems:
+        return []
+    try:
+        find_base_model(settings.base_model_or_dir)
+    except BaseModelError as error:
+        return [f"args.{error}"]
+    return []
 
 
 def _settings_of(application: Mapping[str, Any]) -> Settings | None:

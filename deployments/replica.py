@@ -8,6 +8,7 @@ import platformdirs
 from ray import serve
 from ray.serve.exceptions import RayServeException
 
+from adapters.storage.last_good import LastGood, last_good_folder
 from adapters.store import AdapterStore, open_store
 from deployments.settings import Settings
 from deployments.strict_model import SettingsError, StrictModel, parse_strict
@@ -57,4 +58,5 @@ def open_adapter_store(settings: Settings) -> AdapterStore:
         CatalogError, StorageError: naming the file and what to do about it.
     """
     cache = platformdirs.user_cache_path("polyclinic") / "adapters"
-    return open_store(settings.adapter_state, settings.catalog_dir, cache)
+    last_good = LastGood(last_good_folder(settings.adapter_state))
+    return open_store(settings.adapter_state, settings.catalog_dir, cache, last_good)

@@ -5,20 +5,26 @@ that a bad file is refused within a second.
 """
 
 import hashlib
-import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
 import platformdirs
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from deployments.origins import check_hosts, check_origins
+from deployments.setting_sections import GroundingMode as GroundingMode
+from deployments.setting_sections import (
+    GroundingSettings,
+    ReferencesSettings,
+    RouterSettings,
+    SourceSettings,
+)
+from deployments.setting_sections import ReplicaSettings as ReplicaSettings
 from deployments.strict_model import StrictModel, parse_strict
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
-_ORIGIN = re.compile(r"https?://[a-z0-9.-]+(:[0-9]{1,5})?")
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
-GroundingMode = Literal["off", "quote", "cite"]
 
 
 class AuthSettings(StrictModel):
@@ -63,100 +69,6 @@ class AccessLimits(StrictModel):
         ge=1,
         le=1_000_000_000,
         description="prompts and answers; then 429; null: no limit",
-    )
-
-
-def check_origins(origins: list[str]) -> list[str]:
-    """Return `cors_origins`.
-
-    Raises:
-        ValueError: one of them is not an origin.
-    """
-    for origin in origins:
-        if not _ORIGIN.fullmatch(origin):
-            raise ValueError(
-                f"'{origin}' is not an origin: https://host or https://host:port is expected, "
-                "without a path; * is not accepted"
-            )
-    return origins
-
-
-class ReplicaSettings(StrictModel):
-    """How many copies of the model run. Each holds every adapter and has one GPU to itself."""
-
-    min: int = Field(default=1, ge=1, le=1024, description="replicas that are kept when idle")
-    max: int = Field(default=1, ge=1, le=1024, description="most replicas")
-    target: int | None = Field(
-        default=None, ge=1, le=4096, description="requests at a time per replica; null: max_rows"
-    )
-    upscale_delay_s: float = Field(
-        default=30, ge=0, le=86_400, description="seconds above target until a replica is added"
-    )
-    downscale_delay_s: float = Field(
-        default=600, ge=0, le=86_400, description="seconds below target until a replica is removed"
-    )
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if self.min > self.max:
-            raise ValueError(f"min ({self.min}) is above max ({self.max}): raise max, or lower min")
-        return self
-
-
-class ReferencesSettings(StrictModel):
-    """The shelf of passages that answers quote and cite."""
-
-    path: str | None = Field(
-        default=None,
-        min_length=1,
-        max_length=4096,
-        description="the shelf's file; null: the default shelf, in the cache folder",
-    )
-
-
-def _off(mode: Any) -> Any:
-    return "off" if mode is False else mode  # YAML reads a plain off as false
-
-
-class GroundingSettings(StrictModel):
-    """How answers use the reference shelf; a request's `grounding` replaces `mode`."""
-
-    mode: Annotated[GroundingMode, BeforeValidator(_off)] = Field(
-        default="off",
-        description="quote: passages instead of a generated answer; cite: passages in the prompt, "
-        "and the answer is checked against them; off: neither",
-    )
-    limit: int = Field(default=3, ge=1, le=10, description="passages for one answer")
-    max_unsupported: float = Field(
-        default=0.5,
-        ge=0,
-        le=1,
-        description="share of an answer that no passage supports; above it the passages are "
-        "quoted instead, with notice: ungrounded; 1: never",
-    )
-
-
-class RouterSettings(StrictModel):
-    """The router deployment: HTTP ingress, classifier and policy."""
-
-    artefact: str | None = Field(
-        default=None,
-        min_length=1,
-        description="trained router, or a folder of versions, which may be empty at first; "
-        "null: `router` of the live state (state_dir); until it holds a version, the package's",
-    )
-    encoder: str | None = Field(
-        default=None,
-        min_length=1,
-        description="Hugging Face encoder (id or folder) of an artefact that was trained on it",
-    )
-    threads: int = Field(
-        default=1, ge=1, le=64, description="threads of the encoder, in each router replica"
-    )
-    replicas: Annotated[int, Field(ge=1, le=256)] | Literal["auto"] = Field(
-        default=1,
-        description="router replicas; auto: one for every 8 cores of the cluster, 1 to 16. Limits "
-        "of keys count in each",
     )
 
 
@@ -261,6 +173,13 @@ class Settings(StrictModel):
         description="web pages of these origins may call the API; []: none",
     )
     references: ReferencesSettings = ReferencesSettings()
+    allowed_hosts: list[str] = Field(
+        default=[],
+        max_length=64,
+        description="names under which clients reach the server, besides localhost and its own "
+        "address, while auth.mode is open; *: any",
+    )
+    adapter_sources: SourceSettings = SourceSettings()
     router: RouterSettings = RouterSettings()
     engine: EngineSettings = EngineSettings()
 
@@ -275,6 +194,11 @@ class Settings(StrictModel):
     @classmethod
     def _origins(cls, origins: list[str]) -> list[str]:
         return check_origins(origins)
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _hosts(cls, hosts: list[str]) -> list[str]:
+        return check_hosts(hosts)
 
     @property
     def state_path(self) -> Path:
@@ -296,6 +220,21 @@ class Settings(StrictModel):
         """The folder of this application in the user's data folder."""
         seed = hashlib.sha256(str(self.catalog_dir.resolve()).encode()).hexdigest()[:12]
         return str(self.state_path / "clinics" / seed)
+
+    @property
+    def model_config_id(self) -> str:
+        """What a router and a model replica must have in common to answer a question together."""
+        apart = {
+            "auth",
+            "cors_origins",
+            "allowed_hosts",
+            "adapter_sources",
+            "router",
+            "model_replicas",
+            "device",
+        }
+        shared = self.model_dump_json(exclude=apart)
+        return hashlib.sha256(shared.encode()).hexdigest()[:16]
 
     @property
     def catalog_dir(self) -> Path:
@@ -369,6 +308,12 @@ class RouterLiveSettings(AccessLimits):
         le=86_400,
         description="longest timeout_s, and the deadline of an answer without one; less than "
         "http_options.request_timeout_s",
+    )
+    max_wait_s: float = Field(
+        default=60.0, gt=0, le=3600, description="longest wait predicted for an answer; then 503"
+    )
+    drain_s: float = Field(
+        default=30.0, ge=0, le=3600, description="for answers in progress when the server stops"
     )
     log_level: LogLevel = Field(default="INFO", description="of the router deployment")
 

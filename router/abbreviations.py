@@ -27,7 +27,8 @@ _PLACES_FR = (
 )
 _SIDES = {"L": "left", "R": "right", "G": "gauche", "D": "droit"}
 _SIDE_EN = re.compile(rf"\b([LR])(?=\s+(?:{_PLACES_EN})\b)")
-_AFTER_PLACE_FR = re.compile(rf"\b(?:{_PLACES_FR})\s+([GD])(?![\w'\u2019])", re.IGNORECASE)
+# A small d is what an apostrophe left: "genou d un enfant".
+_AFTER_PLACE_FR = re.compile(rf"\b(?i:{_PLACES_FR})\s+([GgD])(?![\w'\u2019])")
 _AGE = r"(?P<age>1[01]\d|\d{1,2})"
 _UNIT = r"(?:y/?o?|yrs?|a|ans)?\.?"
 _AGE_SEX = re.compile(
@@ -167,7 +168,8 @@ def _ages(text: str, is_french: bool | None) -> list[Edit]:
 def _notes(text: str) -> list[Edit]:
     """Return the edits that write out sides ("L arm", "bras G") and durations ("x3d")."""
     edits = [Edit(m.start(), m.end(), _SIDES[m.group()]) for m in _SIDE_EN.finditer(text)]
-    edits += [Edit(m.start(1), m.end(1), _SIDES[m[1]]) for m in _AFTER_PLACE_FR.finditer(text)]
+    for match in _AFTER_PLACE_FR.finditer(text):
+        edits.append(Edit(match.start(1), match.end(1), _SIDES[match[1].upper()]))
     for match in _FOR_DAYS.finditer(text):
         span = _SPANS[match[2] if match[2].startswith("/") else match[2][0]]
         edits.append(Edit(match.start(), match.end(), f"for {match[1]} {span}"))

@@ -2,7 +2,8 @@
 
     python -m scripts.list_router_words
 
-Read are our own texts in router/data that train (not the development and test sets), and the word
+Read are those of our own texts that the shipped router was trained with, as its manifest names them
+(no set that it is measured on, and no text that only a later router may learn from), and the word
 lists of router/*.yaml. A word is written as it is most often, the most frequent first; one that is
 followed by "known" or "everyday" is known, but nothing is corrected to it, since it points to no
 specialty; an everyday one is in texts of all kinds. The last line of stdout is one JSON object.
@@ -10,7 +11,6 @@ specialty; an everyday one is in texts of all kinds. The last line of stdout is 
 
 import argparse
 import gzip
-import json
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,14 +20,19 @@ from typing import Any
 if not __package__:  # run as a file: this folder would hide packages of the same names
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from router.artefact import MANIFEST, ArtefactError, artefact_error, read_manifest
 from router.lexicon import by_language, lexicon
 from router.spelling import sound
 from router.text import clean, words_of
 from router.training.examples import OUT_OF_SCOPE
 from router.words import EVERYDAY, KNOWN
 from scripts.arguments import CommandParser
+from scripts.datasets.record import DataError, read_jsonl
+from scripts.datasets.source import split_source
+from scripts.router.sources import READERS
 
 ROUTER_DIR = Path(__file__).resolve().parent.parent / "router"
+OWN_KINDS = ("written", "glossary")  # of sources: texts in router/data
 MIN_LETTERS = 4
 MIN_TEXTS = 2  # a clinical word is in so many
 MAX_SLIP, MIN_FREQUENT = 1, 8  # texts of a slip, and of the word that was meant
@@ -40,13 +45,16 @@ MIN_SPREAD, MAX_OF_ONE = 8, 0.25  # or it is in so many texts, with no more of o
 def main(argv: Sequence[str] | None = None) -> int:
     parser = CommandParser("list_router_words", __doc__)
     parser.add_argument("--data", type=Path, default=ROUTER_DIR / "data", help="our own texts")
+    model = ROUTER_DIR / "model"
+    parser.add_argument("--model", type=Path, default=model, help="artefact of the trained router")
     out = ROUTER_DIR / "words.txt.gz"
     parser.add_argument("--out", type=Path, default=out, help="file to write")
-    return parser.run(argv, lambda: (OSError,), _run)
+    return parser.run(argv, lambda: (OSError, ArtefactError, DataError), _run)
 
 
 def _run(args: argparse.Namespace, _: Sequence[str]) -> dict[str, Any]:
-    texts = [*_texts(args.data), *((text, OUT_OF_SCOPE) for text in _everyday())]
+    files = training_files(args.model)
+    texts = [*_texts(args.data, files), *((text, OUT_OF_SCOPE) for text in _everyday())]
     lines = word_lines(texts, [*_listed()])
     text = "".join(f"{line}\n" for line in lines)
     args.out.write_bytes(gzip.compress(text.encode(), mtime=0))
@@ -115,12 +123,27 @@ def _words(text: str) -> dict[str, str]:
     }
 
 
-def _texts(folder: Path) -> Iterator[tuple[str, str]]:
-    for file in sorted(folder.glob("written_*.jsonl")):
-        if file.stem in ("written_dev", "written_test"):
-            continue
-        for line in file.read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
+def training_files(model: Path) -> list[str]:
+    """Return the names of our own files that an artefact was trained with, sorted.
+
+    Raises:
+        ArtefactError: the manifest cannot be read, or names none.
+    """
+    manifest = read_manifest(model / MANIFEST)
+    sources = [split_source(text, READERS) for text in manifest.get("data", {}).get("sources", ())]
+    found = sorted(source.folder.name for source in sources if source.kind in OWN_KINDS)
+    if not found:
+        raise artefact_error(
+            model / MANIFEST, f"its data.sources name no texts of {' or '.join(OWN_KINDS)}"
+        )
+    return found
+
+
+def _texts(folder: Path, files: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield the texts of files, each as it was named or compressed since, and their labels."""
+    for name in files:
+        packed = folder / f"{name}.gz"
+        for _, row in read_jsonl(packed if packed.is_file() else folder / name):
             yield row["input"], row["specialty"]
 
 

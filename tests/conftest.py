@@ -1,12 +1,19 @@
 """Tiny models for the whole session: built once, never downloaded."""
 
+import atexit
 import gc
+import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+# Set before anything starts a process: the copies of one run are not those of the next.
+os.environ["POLYCLINIC_LAST_GOOD_DIR"] = tempfile.mkdtemp(prefix="polyclinic-last-good-")
+atexit.register(shutil.rmtree, os.environ["POLYCLINIC_LAST_GOOD_DIR"], ignore_errors=True)
 
 TINY_ADAPTERS = {"derm": "dermatology", "cardio": "cardiology"}
 

@@ -26,6 +26,8 @@ from typing import Annotated, Any, Literal
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from adapters.storage.last_good import last_good_folder
+
 KeyKind = Literal["user", "admin"]
 
 _SHAPE = re.compile(r"pc-([0-9a-f]{12})-[A-Za-z0-9_-]{43}")
@@ -177,6 +179,15 @@ class KeyStore:
             self._replace(json.dumps(document, indent=1).encode() + b"\n")
         return changed
 
+    def replace(self, records: tuple[KeyRecord, ...]) -> None:
+        """Make these the records, whatever there was; nothing is written if they are there."""
+        try:
+            if self.read() == records:
+                return
+        except KeyFileError:
+            self.path.unlink(missing_ok=True)  # `change` would leave it as it is
+        self.change(lambda _: records)
+
     def _replace(self, content: bytes) -> None:
         # mkstemp's files are 0600, and the rename keeps that.
         descriptor, temporary = tempfile.mkstemp(prefix=".keys-", dir=self.path.parent)
@@ -195,6 +206,11 @@ class KeyStore:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def kept_keys(state_path: Path) -> KeyStore:
+    """Open this node's copy of the keys, for the time in which the state directory is away."""
+    return KeyStore(last_good_folder(str(state_path)))
 
 
 def _parsed(content: bytes) -> tuple[KeyRecord, ...]:

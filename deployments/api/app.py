@@ -1,7 +1,8 @@
 """The HTTP application, `create_api(backend)`, and the front door before it. No ray, no torch.
 
 operations.py lists the paths. A request passes, in this order: HTTP/1.0, response headers, limits
-on its size and time, CORS where origins are set, keys and rates (auth.py), request ids, endpoint.
+on its size and time, its host where no key is asked for (hosts.py), CORS where origins are set,
+keys and rates (auth.py), request ids, endpoint.
 """
 
 import time
@@ -19,9 +20,11 @@ from starlette.types import ASGIApp
 
 from deployments.adapter_admin import AdapterAdmin
 from deployments.api.admin import admin_endpoints
+from deployments.api.admission import Admission
 from deployments.api.ask import AskEndpoint
 from deployments.api.auth import AuthMiddleware, KeySource
 from deployments.api.errors import ApiError, Endpoint, error_response, on_http_error
+from deployments.api.hosts import HostCheck, guarded_hosts
 from deployments.api.http_1_0 import WholeForHttp10
 from deployments.api.middleware import (
     RequestIds,
@@ -53,14 +56,16 @@ def behind_front_door(
     live: Callable[[], AccessLimits],
     *,
     clock: Callable[[], float] = time.monotonic,
+    admission: Admission | None = None,
     proxy_adds_id: bool = False,
 ) -> ASGIApp:
     """Wrap `app`, which finds the caller in `scope["state"]["caller"]` when keys are on.
 
     Args:
+        admission: of AuthMiddleware.
         proxy_adds_id: of ResponseHeaders.
     """
-    guarded: ASGIApp = AuthMiddleware(app, settings.auth, keys, live, clock)
+    guarded: ASGIApp = AuthMiddleware(app, settings.auth, keys, live, clock, admission)
     if settings.cors_origins:  # outside the keys: a preflight request carries none
         guarded = CORSMiddleware(
             guarded,
@@ -69,6 +74,9 @@ def behind_front_door(
             allow_headers=("*",),  # clients add their own, and no header carries rights by itself
             expose_headers=_EXPOSED,
         )
+    hosts = guarded_hosts(settings)
+    if hosts is not None:
+        guarded = HostCheck(guarded, hosts)
     limited = RequestLimits(guarded, live)
     return WholeForHttp10(ResponseHeaders(limited, proxy_adds_id=proxy_adds_id))
 

@@ -18,6 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from adapters.prompting import Message
+from deployments.api.admission import check_capacity
 from deployments.api.errors import ApiError, internal_error, invalid, log_unexpected
 from deployments.api.generation import Completed, Generation
 from deployments.api.grounding import Sources, find
@@ -87,8 +88,10 @@ class AskEndpoint:
             check_known("specialty", asked.specialty, self._backend.clinic.specialties)
         clinic = self._backend.clinic
         sampling = clinic.sampling(max_tokens_of("max_tokens", asked.max_tokens, clinic))
-        deadline_at = accepted_at + timeout_of(asked.timeout_s, limits.max_timeout_s)
+        timeout_s = timeout_of(asked.timeout_s, limits.max_timeout_s)
+        deadline_at = accepted_at + timeout_s
         ids = request_id_of(request), session_id_of(request, asked.session_id)
+        check_capacity(self._backend, timeout_s)
         consultation = await self._consultation(ids, asked, sampling, deadline_at)
         if not asked.stream:
             return await _whole(request, consultation)

@@ -11,10 +11,11 @@ from typing import Literal, Protocol
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from deployments.api.admission import Admission
 from deployments.api.api_keys import KeyTable
 from deployments.api.errors import ApiError
 from deployments.api.middleware import PAGE_PATHS, STATIC, is_under, local_path, refuse
-from deployments.api.rate_limits import Caller, Limits, UsageTable, overloaded, too_many
+from deployments.api.rate_limits import Caller, Limits, UsageTable, too_many
 from deployments.settings import AccessLimits, AuthSettings
 
 _CHALLENGE = {"www-authenticate": 'Bearer realm="polyclinic"'}
@@ -61,6 +62,7 @@ class AuthMiddleware:
     Args:
         live: returns the live settings: this replica's limits, and those of keys without own ones.
         clock: seconds, monotonic.
+        admission: counts the requests; None: its own.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class AuthMiddleware:
         keys: KeySource,
         live: Callable[[], AccessLimits],
         clock: Callable[[], float] = time.monotonic,
+        admission: Admission | None = None,
     ) -> None:
         self._app = app
         self._auth = auth
@@ -77,7 +80,7 @@ class AuthMiddleware:
         self._live = live
         self._usages = UsageTable(clock)
         self._table: KeyTable | None = None
-        self.num_running = 0
+        self._admission = admission or Admission()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -98,16 +101,16 @@ class AuthMiddleware:
         self, caller: Caller | None, scope: Scope, receive: Receive, send: Send
     ) -> None:
         """Count the request, pass it on, and stop counting it however it ends."""
-        live = self._live()
-        if self.num_running >= live.max_concurrent:
-            await refuse(overloaded(live.max_concurrent), scope, receive, send)
+        refusal = self._admission.refusal(self._live().max_concurrent)
+        if refusal:
+            await refuse(refusal, scope, receive, send)
             return
         excess = caller.usage.admit(caller.limits) if caller else None
         if caller and excess:
             headers = caller.usage.headers(caller.limits)
             await refuse(too_many(excess), scope, receive, send, headers)
             return
-        self.num_running += 1
+        self._admission.num_running += 1
         try:
             if caller is None:
                 await self._app(scope, receive, send)
@@ -115,7 +118,7 @@ class AuthMiddleware:
                 scope["state"] = {**scope.get("state", {}), "caller": caller}
                 await self._app(scope, receive, _with_limits(caller, send))
         finally:
-            self.num_running -= 1
+            self._admission.num_running -= 1
             if caller:
                 caller.usage.end()
 

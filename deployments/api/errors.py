@@ -39,7 +39,9 @@ STATUS = {
     "adapter_gone": 503,
     "adapter_unavailable": 503,
     "replica_lost": 503,
-    "no_replica": 503,
+    "no_model_replica": 503,
+    "other_config": 503,
+    "question_quarantined": 503,
 }
 
 

@@ -16,7 +16,6 @@ from deployments.api.api_keys import KeyKind, KeyRecord
 from deployments.api.errors import ApiError
 
 CONCURRENT_RETRY_S = 1  # when another request of the key ends is not known
-_OVERLOADED_RETRY_S = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,17 +162,6 @@ class UsageTable:
         """Drop the usage of keys that are no longer valid."""
         kept = frozenset(key_ids)
         self._usages = {key: usage for key, usage in self._usages.items() if key in kept}
-
-
-def overloaded(limit: int) -> ApiError:
-    """Return the refusal of a request when `limit` are in progress at this replica."""
-    return ApiError(
-        503,
-        "overloaded",
-        f"{limit} requests are in progress at this router replica, its limit: try again shortly",
-        detail={"limit": limit},
-        headers={"retry-after": str(_OVERLOADED_RETRY_S)},
-    )
 
 
 def too_many(excess: Excess) -> ApiError:

@@ -194,6 +194,11 @@ class ThreadCore:
             self._work.notify()
         return future
 
+    @property
+    def num_queued(self) -> int:
+        """Return the requests without a row, as the thread sees it at this moment."""
+        return len(self._arrivals) + self._runner.num_waiting
+
     def check(self) -> None:
         if self._stopped:
             raise self._stopped

@@ -113,6 +113,10 @@ class EngineLoop(Protocol):
     @property
     def has_work(self) -> bool: ...
 
+    @property
+    def num_waiting(self) -> int:
+        """Return the requests that have no row yet, among those that it has taken in."""
+
     def drop_cancelled(self) -> None:
         """Give back the rows of requests that were cancelled."""
 

@@ -49,7 +49,7 @@ class Engine:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.limits = limits
-        self._core = core
+        self.core = core
         self._on_batch = on_batch
         self._clock = clock
         self._numbers = itertools.count(1)
@@ -76,7 +76,7 @@ class Engine:
 
     @property
     def info(self) -> DecoderInfo:
-        return self._core.info
+        return self.core.info
 
     @property
     def num_waiting(self) -> int:
@@ -88,11 +88,11 @@ class Engine:
 
     def close(self, timeout_s: float = 10.0) -> None:
         """End every request with EngineStopped and wait for the core, at most `timeout_s`."""
-        self._core.close(timeout_s)
+        self.core.close(timeout_s)
 
     def check(self) -> None:
         """Raise EngineStopped if this engine can no longer serve."""
-        self._core.check()
+        self.core.check()
 
     async def generate(
         self, request: Request, *, stream: bool = True
@@ -111,13 +111,13 @@ class Engine:
         number = next(self._numbers)
         state = RequestState(
             request,
-            self._core.decode,
+            self.core.decode,
             stream=stream,
             pace=self._pace,
             clock=self._clock,
             hidden_ids=self.info.hidden_ids,
         )
-        self._core.add(number, request)
+        self.core.add(number, request)
         self._requests[number] = state
         try:
             while True:
@@ -127,7 +127,7 @@ class Engine:
                     return
         finally:
             if number in self._requests:  # the core has not ended it
-                self._core.abort(number)
+                self.core.abort(number)
                 self._forget(number)
                 self._show()
 
@@ -139,7 +139,7 @@ class Engine:
         Raises:
             EngineStopped: the engine no longer runs.
         """
-        return self._core.run_between_steps(task)
+        return self.core.run_between_steps(task)
 
     def _check_request(self, request: Request) -> None:
         info, limits = self.info, self.limits
@@ -160,7 +160,7 @@ class Engine:
         loop = asyncio.get_running_loop()
         if loop is not self._asyncio_loop:
             self._asyncio_loop = loop
-            self._core.listen(loop, self._take, self._end_all)
+            self.core.listen(loop, self._take, self._end_all)
 
     def _take(self, output: StepOutput) -> None:
         """Sort what a step made into the requests' events."""
@@ -173,7 +173,7 @@ class Engine:
             if (state := requests.get(number)) is not None:
                 state.push(token, now)
                 if state.is_done:  # it found a stop string or a loop
-                    self._core.abort(number)
+                    self.core.abort(number)
                     self._forget(number)
         for ended in output.ended:
             if (state := requests.get(ended.number)) is not None:

@@ -32,6 +32,10 @@ class GroupLoop:
     def has_work(self) -> bool:
         return any(not row.is_done for row in self._waiting)
 
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
     def step(self, arrivals: Sequence[EngineRow]) -> None:
         for row in (*self._waiting, *arrivals):
             row.end_if_late()

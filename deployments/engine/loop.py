@@ -50,6 +50,10 @@ class StepLoop:
     def has_work(self) -> bool:
         return bool(self._rows or self._in_flight)
 
+    @property
+    def num_waiting(self) -> int:
+        return self._scheduler.num_waiting
+
     def step(self, arrivals: Sequence[EngineRow]) -> None:
         now = self._clock()
         arrived = [

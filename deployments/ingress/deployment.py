@@ -4,34 +4,38 @@ import asyncio
 import dataclasses
 import logging
 import time
+import uuid
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
 import ray
 from ray import serve
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import RayActorError
 from ray.serve import metrics
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
 from adapters.catalog import BaseModelEntry
+from adapters.sources import SourceLimits
 from adapters.token_prompts import BadTokenId
 from deployments.adapter_admin import AdapterAdmin
-from deployments.api.api_keys import KeyStore
+from deployments.api.admission import Admission
 from deployments.api.app import behind_front_door, create_api
 from deployments.api.errors import engine_error
-from deployments.engine.request import TokenEvent
+from deployments.engine.errors import QueueFull
+from deployments.engine.request import ErrorInfo, TokenEvent
 from deployments.ingress.broadcast import ServeReplicas
-from deployments.ingress.followed import (
-    InService,
-    follow_catalog,
-    follow_classifier,
-    follow_keys,
-)
+from deployments.ingress.call_guard import NO_MODEL_REPLICA, CallGuard
+from deployments.ingress.followed import InService, follow_all
+from deployments.ingress.load import WaitEstimate, too_long
 from deployments.ingress.model_client import ModelClient, answer_events, info_of
+from deployments.ingress.model_watch import ModelWatch
 from deployments.ingress.operator import ClusterReport
+from deployments.ingress.quarantine import Quarantine
+from deployments.ingress.readiness import Readiness
 from deployments.ingress.references_source import ReferencesSource
+from deployments.ingress.replica_set import ReplicaSet
 from deployments.ingress.traffic import TrafficLog
 from deployments.interpreter import tune_interpreter
 from deployments.messages import GenerateRequest, Outcome, ServedModels
@@ -48,7 +52,12 @@ from router.urgency.red_flags import load_red_flags
 
 logger = logging.getLogger(__name__)
 
-READINESS_TIMEOUT_S = 10.0
+# Calls that may be sent again within a minute, for each row of one model replica.
+RETRIES_PER_ROW = 8
+# How long a new version's routers wait for its models to be loaded.
+HANDOVER_TIMEOUT_S = 1800.0
+_HANDOVER_POLL_S = 0.2
+DECODE_TIMEOUT_S = 10.0
 _LANGUAGE_NAMES = {"en": "English", "fr": "French", "de": "German", "es": "Spanish"}
 # A conversation's user turns, and the request's own threshold, if it gives one.
 _Asked = tuple[Sequence[str], float | None]
@@ -94,12 +103,17 @@ class RouterReplica:
         self._red_flags = load_red_flags()
         self._traffic = TrafficLog()
         self._operator = ClusterReport(model)
-        self._router = follow_classifier(settings, lambda: self._live.reload_check_s)
         store = open_adapter_store(settings)
-        self._catalog = follow_catalog(
-            store, settings.base_model, lambda: self._live.reload_check_s
-        )
-        self._keys = follow_keys(KeyStore(settings.state_path))
+        self._followed = follow_all(settings, store, lambda: self._live.reload_check_s)
+        self._router, self._catalog = self._followed.classifier, self._followed.catalog
+        self._config, self._name = settings.model_config_id, uuid.uuid4().hex
+        self._admission = Admission()
+        self._wait = WaitEstimate()
+        self._watch = ModelWatch(ReplicaSet(model), self._config, self._name)
+        quarantine = Quarantine(RETRIES_PER_ROW * settings.engine.max_rows)
+        self._guard = CallGuard(self._watch, quarantine)
+        self._watch.on_empty = self._guard.expire
+        self._readiness = Readiness(settings, self._followed, self._watch, self._admission)
         self._admin = AdapterAdmin(
             store,
             self._catalog.refresh,
@@ -107,21 +121,47 @@ class RouterReplica:
             settings.base_model,
             max_rank=settings.engine.max_adapter_rank,
             num_slots=settings.engine.max_adapters,
+            limits=SourceLimits(
+                schemes=tuple(settings.adapter_sources.schemes),
+                hosts=frozenset(settings.adapter_sources.hosts),
+            ),
         )
         base = store.seed.base_model(settings.base_model)
         self._base_languages = base.languages
         # Put together when the classifier or the catalogue changes, not for every request.
         self._served_of: tuple[Classifier, InService] | None = None
         self._served = _nothing_served(settings, base)
+        self._is_handed_over = False
         tune_interpreter()
-        for followed in (self._router, self._keys, self._catalog):
-            followed.start()
+        self._followed.start()
+        self._watch.start()
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         api = create_api(self, self._admin)
         return behind_front_door(
-            api, self._settings, self._keys, lambda: self._live, proxy_adds_id=True
+            api,
+            self._settings,
+            self._followed.keys,
+            lambda: self._live,
+            admission=self._admission,
+            proxy_adds_id=True,
         )
+
+    async def check_health(self) -> None:
+        """Wait, before the first questions, while only models of the version before are running.
+
+        Serve asks before it lets a new router replica take the place of an old one, so the routers
+        of the old version go on with its models until the new version's are there.
+
+        Raises:
+            TimeoutError: none of this version came; the old version's routers stay.
+        """
+        if self._is_handed_over:
+            return
+        async with asyncio.timeout(HANDOVER_TIMEOUT_S):
+            while self._watch.is_early:
+                await asyncio.sleep(_HANDOVER_POLL_S)
+        self._is_handed_over = True
 
     @property
     def clinic(self) -> ServedModels:
@@ -192,47 +232,46 @@ class RouterReplica:
         main = self._base_languages[0]
         return _LANGUAGE_NAMES.get(main, main)
 
+    def refusal(self, timeout_s: float) -> ErrorInfo | None:
+        if not self._watch.is_served:
+            return NO_MODEL_REPLICA
+        engine, live = self._settings.engine, self._live
+        num_replicas, in_progress = self._watch.num_replicas, self._admission.num_running
+        if in_progress > 2 * engine.max_rows * num_replicas + engine.max_waiting:
+            return QueueFull(in_progress, engine.max_waiting).info
+        wait_s = self._wait.wait_s(in_progress, engine.max_rows * num_replicas)
+        return too_long(wait_s, min(timeout_s, live.max_wait_s), in_progress)
+
     async def decode(self, prompts: Sequence[Sequence[int]]) -> list[str] | BadTokenId:
+        if not self._watch.is_served:
+            raise engine_error(NO_MODEL_REPLICA)
         try:
-            decoded: list[str] | BadTokenId = await self._model.decode_prompts.remote(prompts)
+            async with asyncio.timeout(DECODE_TIMEOUT_S):
+                decoded: list[str] | BadTokenId = await self._model.decode_prompts.remote(prompts)
+        except TimeoutError:
+            raise engine_error(NO_MODEL_REPLICA) from None
         except (RayActorError, RayServeException) as error:
             raise engine_error(info_of(error)) from None
         return decoded
 
     def generate(self, call: GenerateRequest) -> AsyncGenerator[TokenEvent, None]:
-        return answer_events(self._client.start, call, self._traffic.watch().saw)
+        marked = dataclasses.replace(call, config=self._config, sender=self._name)
+        watch = self._traffic.watch()
+
+        def saw(event: TokenEvent) -> None:
+            watch.saw(event)
+            self._wait.saw(event)
+
+        return answer_events(self._client.start, marked, self._guard, saw)
 
     async def readiness(self) -> tuple[bool, Mapping[str, Any]]:
-        classifier = self._router.current
-        labels = set(classifier.specialties)
-        with_adapter = set(self._catalog.current.by_specialty)
-        router = {
-            "version": classifier.version,
-            "encoder": classifier.encoder_name,
-            "specialties": list(classifier.specialties),
-            "without_adapter": sorted(labels - with_adapter),
-            "explicit_only": sorted(with_adapter - labels),
-            **dataclasses.asdict(self._thresholds(classifier)),
-            "reload_problem": self._router.problem,
-            "catalog_problem": self._catalog.problem,
-            "catalog_revision": self._catalog.current.revision,
-        }
+        is_ready, report = self._readiness.report(self._thresholds(self._router.current))
         mode = self._live.references.mode
-        report = {
-            "router": router,
-            "access": {"mode": self._settings.auth.mode, "key_problem": self._keys.problem},
-            "references": {"mode": mode, **await self.references.state(is_used=mode != "off")},
-        }
-        try:
-            async with asyncio.timeout(READINESS_TIMEOUT_S):
-                model = await self._model.info.remote()
-        except TimeoutError:
-            cause = f"no model replica answered within {READINESS_TIMEOUT_S:.0f} s"
-            return False, {"cause": cause, **report}
-        except (RayError, RayServeException) as error:
-            cause = f"the model: {type(error).__name__}"
-            return False, {"cause": cause, **report}
-        return True, {**model, **report}
+        references = {"mode": mode, **await self.references.state(is_used=mode != "off")}
+        degraded = report["degraded"]
+        if mode != "off" and references["problem"]:
+            degraded = [*degraded, f"references: {references['problem']}"]
+        return is_ready, {**report, "degraded": degraded, "references": references}
 
     async def operator_report(self) -> Mapping[str, Any]:
         return await self._operator.report()
@@ -250,6 +289,15 @@ class RouterReplica:
         """Take over a change of the adapters now; returns `catalog_state()`."""
         await asyncio.to_thread(self._catalog.refresh)
         return self.catalog_state()
+
+    def in_progress(self) -> dict[str, Any]:
+        """Return how many requests this replica has let in that have not ended."""
+        return {"num_running": self._admission.num_running}
+
+    def drain(self) -> dict[str, Any]:
+        """Let no new request in any more; returns `in_progress()`. Called when the server stops."""
+        self._admission.drain()
+        return self.in_progress()
 
     def catalog_state(self) -> dict[str, Any]:
         """Return whose catalogue this is, and why it could not be read (`error`), if so."""

@@ -8,7 +8,14 @@ from pathlib import Path
 from adapters.catalog import Catalog
 from adapters.store import AdapterStore
 from adapters.versions import RegisteredAdapter
-from deployments.api.api_keys import FILE_NAME, KeyFileError, KeyStore, KeyTable
+from deployments.api.api_keys import (
+    FILE_NAME,
+    KeyFileError,
+    KeyRecord,
+    KeyStore,
+    KeyTable,
+    kept_keys,
+)
 from deployments.messages import AdapterCard
 from deployments.reloader import Reloader
 from deployments.settings import SHIPPED_ROUTER, Settings
@@ -33,15 +40,22 @@ class InService:
 def follow_catalog(
     store: AdapterStore, base_model: str, period_s: Callable[[], float]
 ) -> Reloader[InService]:
-    """Follow the adapters of a base model.
+    """Follow the adapters of a base model, at first from this node's copy if need be.
 
     Raises:
-        StorageError, CatalogError: the first look fails.
+        StorageError, CatalogError: the first look fails, and there is no copy.
     """
+    first: InService | None = None
+    try:
+        store.read()
+    except (OSError, ValueError):  # the reloader's first look says why
+        first = in_service(store.read_or_last_good(), base_model)
     return Reloader(
-        store.etag,
+        # None is what the reloader has seen before its first look.
+        lambda: store.etag() or (None if first is None else "gone"),
         lambda: in_service(store.read(), base_model),
         period_s,
+        first=first,
         describe=lambda found: f"catalogue revision {found.revision}",
         on_change=_warn_of_an_older_revision,
     )
@@ -74,6 +88,42 @@ def _card(adapter: RegisteredAdapter) -> AdapterCard:
         adapter.version,
         canary.version if canary else None,
         canary.weight if canary else 0.0,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Followed:
+    """All that a router replica follows."""
+
+    classifier: Reloader[Classifier]
+    catalog: Reloader[InService]
+    keys: Reloader[KeyTable]
+
+    @property
+    def problems(self) -> list[str]:
+        """What keeps this replica from following, while it serves with what it had before."""
+        found = (self.classifier.problem, self.catalog.problem, self.keys.problem)
+        return [problem for problem in found if problem is not None]
+
+    def start(self) -> None:
+        for followed in (self.classifier, self.keys, self.catalog):
+            followed.start()
+
+    def stop(self) -> None:
+        for followed in (self.classifier, self.keys, self.catalog):
+            followed.stop()
+
+
+def follow_all(settings: Settings, store: AdapterStore, period_s: Callable[[], float]) -> Followed:
+    """Follow the classifier, the adapters and the keys; `start` must follow.
+
+    Raises:
+        ArtefactError, StorageError, CatalogError: a first look fails.
+    """
+    return Followed(
+        follow_classifier(settings, period_s),
+        follow_catalog(store, settings.base_model, period_s),
+        follow_keys(KeyStore(settings.state_path), kept_keys(settings.state_path)),
     )
 
 
@@ -114,26 +164,54 @@ def follow_classifier(settings: Settings, period_s: Callable[[], float]) -> Relo
     )
 
 
-def follow_keys(store: KeyStore) -> Reloader[KeyTable]:
-    """Follow the key file. Before a first good file no key is valid.
+def follow_keys(store: KeyStore, kept: KeyStore | None = None) -> Reloader[KeyTable]:
+    """Follow the key file. Before a first good file the keys of this node's copy are valid, or
+    none.
 
     A file that breaks or disappears changes nothing: keys are taken back with
     `python -m deployments.keys revoke`, not by deleting the file.
+
+    Args:
+        kept: the copy; None: there is none.
     """
+    known = _kept_records(kept)
+
+    def etag() -> object:
+        # Not None, which the reloader takes for what it has seen already.
+        return store.etag() or ("gone" if known else None)
 
     def load() -> KeyTable:
         if store.etag() is None:  # called when the etag changed, so there was a file
             raise KeyFileError(f"{FILE_NAME}: is gone")
-        return KeyTable(store.read())
+        records = store.read()
+        _keep_records(kept, records)
+        return KeyTable(records)
 
     return Reloader(
-        store.etag,
+        etag,
         load,
         lambda: KEYS_PERIOD_S,
-        first=KeyTable(),
+        first=KeyTable(known),
         describe=lambda table: f"{len(table)} keys ({table.num_admins} admin keys)",
         explain=_explain_keys,
     )
+
+
+def _kept_records(kept: KeyStore | None) -> tuple[KeyRecord, ...]:
+    try:
+        return kept.read() if kept is not None else ()
+    except KeyFileError as error:
+        logger.error("this node's copy of the keys cannot be used: %s", error)
+        return ()
+
+
+def _keep_records(kept: KeyStore | None, records: tuple[KeyRecord, ...]) -> None:
+    if kept is None:
+        return
+    try:
+        kept.replace(records)
+    except (OSError, KeyFileError) as error:
+        logger.warning("no copy of the keys for the time state_dir is away: %s", error)
 
 
 def _explain_keys(error: Exception, kept: KeyTable) -> str:

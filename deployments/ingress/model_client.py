@@ -1,7 +1,7 @@
 """A call to the model deployment: Ray's failures become events, and a lost replica is tried again.
 
-Only a call that has yielded nothing is repeated, and once: the client cannot tell, and nothing is
-said twice.
+Only a call that has yielded nothing is repeated, and once where its replica was lost: the client
+cannot tell, and nothing is said twice.
 """
 
 import functools
@@ -21,17 +21,11 @@ from ray.serve.handle import DeploymentHandle
 from deployments.channel.receiver import LOST, EventReceiver
 from deployments.engine.errors import QueueFull
 from deployments.engine.request import ErrorInfo, TokenEvent, failed_event
+from deployments.ingress.call_guard import NO_MODEL_REPLICA, Guard, NobodyThere
 from deployments.ingress.responses import ChannelResponse, EventResponse, OneEvent
 from deployments.messages import GenerateRequest
 
 logger = logging.getLogger(__name__)
-
-NO_REPLICA = ErrorInfo(
-    "no_replica", "no model replica is running: ask again later", retry_after_s=10
-)
-# What a replica that is about to be replaced says, before it has begun to answer.
-_ENDED_ENGINE = "engine_stopped"
-
 
 Start = Callable[[GenerateRequest], EventResponse]
 
@@ -66,45 +60,61 @@ class ModelClient:
 
 
 async def answer_events(
-    start: Start, call: GenerateRequest, saw: Callable[[TokenEvent], None] = lambda event: None
+    start: Start,
+    call: GenerateRequest,
+    guard: Guard,
+    saw: Callable[[TokenEvent], None] = lambda event: None,
 ) -> AsyncGenerator[TokenEvent, None]:
     """Yield the events of one answer, the last of them terminal. Closing it cancels the answer.
 
     Args:
         start: sends the call.
+        guard: whether it may be sent, and once more.
         saw: called with each event.
     """
-    has_begun = False
-    for may_retry in (True, False):
+    has_begun, num_sent = False, 0
+    while not has_begun:
+        refused = guard.refusal(call)
+        if refused is not None:
+            event = failed_event(call.request_id, refused)
+            saw(event)
+            yield event
+            return
         response, is_finished = start(call), False
+        num_sent += 1
         try:
             while not is_finished:
-                event = await _next_event(response, call)
+                event = await _next_event(response, call, None if has_begun else guard)
                 is_finished = event.finish_reason is not None
-                if may_retry and not has_begun and _is_lost(event):
-                    break
+                if is_finished:
+                    guard.ended(call, event)
+                    if not has_begun and await guard.sends_again(call, event, num_sent):
+                        break
                 has_begun = True
                 saw(event)
                 yield event
         finally:
             if not is_finished:
                 response.cancel()
-        if has_begun:
-            return
-        logger.warning("request %s: its replica was lost; asking another", call.request_id)
+        if not has_begun:
+            logger.warning("request %s: its replica cannot answer; asking again", call.request_id)
 
 
-async def _next_event(response: EventResponse, call: GenerateRequest) -> TokenEvent:
+async def _next_event(
+    response: EventResponse, call: GenerateRequest, guard: Guard | None
+) -> TokenEvent:
     try:
-        return await response.get()
+        if guard is None:
+            return await response.get()
+        async with guard.waiting(response):
+            return await response.get()
+    except NobodyThere:
+        response.cancel()
+        return failed_event(call.request_id, NO_MODEL_REPLICA)
     except RequestCancelledError:
         raise
     except (RayActorError, RayServeException) as error:
         return failed_event(call.request_id, info_of(error))
-
-
-def _is_lost(event: TokenEvent) -> bool:
-    return event.error is not None and event.error.code in (LOST.code, _ENDED_ENGINE)
 
 
 def info_of(error: RayActorError | RayServeException) -> ErrorInfo:
@@ -114,4 +124,4 @@ def info_of(error: RayActorError | RayServeException) -> ErrorInfo:
         return QueueFull(num_waiting, limit).info
     if isinstance(error, RayActorError | ReplicaUnavailableError):
         return LOST
-    return NO_REPLICA  # DeploymentUnavailableError: it failed, or is gone
+    return NO_MODEL_REPLICA  # DeploymentUnavailableError: it failed, or is gone

@@ -17,6 +17,7 @@ from references.shelf import Hit, Shelf
 logger = logging.getLogger(__name__)
 
 TIMEOUT_S = 10.0  # of a file system that hangs: the answer goes on without passages
+LOOK_S = 0.5  # that /readyz waits for the shelf
 _NUM_THREADS = 2  # each keeps a connection and up to 10 MB of passages
 _SECONDS = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 5]
 _COUNTS = [0.5, 1.5, 2.5, 3.5, 5.5, 10.5]
@@ -41,6 +42,8 @@ class ReferencesSource:
         self._open = open_
         self._shelf: Shelf | None = None
         self._problem: str | None = None
+        self._known: tuple[str, int] | None = None  # version and passages, when last looked at
+        self._looking: asyncio.Task[None] | None = None
         self._threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="references")
         self._seconds = metrics.Histogram(
             "polyclinic_retrieval_s", "seconds to search the reference shelf", _SECONDS
@@ -65,16 +68,20 @@ class ReferencesSource:
         return await self._on_shelf(lambda shelf: shelf.version)
 
     async def state(self, *, is_used: bool) -> dict[str, Any]:
-        """Return version, number of passages and problem for /readyz. A shelf that is not used is
-        not opened for it."""
-        nothing = {"version": None, "passages": None}
-        if not is_used and self._shelf is None:
-            return {**nothing, "problem": self._problem}
+        """Return version, number of passages and problem for /readyz; as they were last known if a
+        look at them takes longer than LOOK_S. A shelf that is not used is not opened for it."""
+        if is_used or self._shelf is not None:
+            if self._looking is None or self._looking.done():
+                self._looking = asyncio.create_task(self._look())
+            await asyncio.wait({self._looking}, timeout=LOOK_S)
+        version, passages = self._known or (None, None)
+        return {"version": version, "passages": passages, "problem": self._problem}
+
+    async def _look(self) -> None:
         try:
-            version, passages = await self._on_shelf(lambda s: (s.version, s.num_passages))
-        except ReferencesError as error:
-            return {**nothing, "problem": str(error)}
-        return {"version": version, "passages": passages, "problem": None}
+            self._known = await self._on_shelf(lambda shelf: (shelf.version, shelf.num_passages))
+        except ReferencesError:  # which is noted
+            self._known = None
 
     def observe_unsupported(self, share: float) -> None:
         self._unsupported.observe(share)

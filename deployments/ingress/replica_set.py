@@ -1,14 +1,13 @@
 """The replicas of one deployment, asked all at once through Serve's broadcast."""
 
 import asyncio
-import functools
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
-from ray.serve.handle import DeploymentHandle
+from ray.serve.handle import DeploymentBroadcastResponse, DeploymentHandle
 
 _NUM_THREADS = 4  # broadcasts at the same time
 
@@ -21,6 +20,7 @@ class ReplicaSet:
         self._handle = handle
         # `results` gives each replica its own deadline, `results_async` gives up on all together.
         # It blocks, and must not hold the threads that classify questions.
+        self._loop = _running_loop()
         self._threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="broadcast")
 
     async def call(self, method: str, timeout_s: float) -> list[Any]:
@@ -33,11 +33,20 @@ class ReplicaSet:
             TimeoutError: no replica is running yet.
             RayServeException, RayError: the deployment cannot be reached.
         """
-        results = functools.partial(
-            self._handle.broadcast(method).results, timeout_s=timeout_s, return_exceptions=True
-        )
+        called = self._handle.broadcast(method)
         loop = asyncio.get_running_loop()
-        return list(await loop.run_in_executor(self._threads, results))
+        return await loop.run_in_executor(self._threads, _results, called, timeout_s)
+
+    def ask(self, method: str, timeout_s: float, *args: Any) -> list[Any]:
+        """As `call`, for a thread; `args` go to the method."""
+        if self._loop is None:
+            return _results(self._handle.broadcast(method, *args), timeout_s)
+        # In Serve's throughput mode a call can be sent from the event loop only.
+        sending = asyncio.run_coroutine_threadsafe(self._send(method, args), self._loop)
+        return _results(sending.result(timeout_s), timeout_s)
+
+    async def _send(self, method: str, args: tuple[Any, ...]) -> DeploymentBroadcastResponse:
+        return self._handle.broadcast(method, *args)
 
     async def num_running(self) -> int | None:
         """Return how many replicas serve now. None if Serve does not say."""
@@ -50,6 +59,17 @@ class ReplicaSet:
         except (RayServeException, RayError, KeyError, AttributeError):
             return None
         return int(deployment.replica_states.get("RUNNING", 0))
+
+
+def _results(called: DeploymentBroadcastResponse, timeout_s: float) -> list[Any]:
+    return list(called.results(timeout_s=timeout_s, return_exceptions=True))
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
 
 
 def own_replicas() -> ReplicaSet:

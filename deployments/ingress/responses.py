@@ -20,7 +20,17 @@ class EventResponse(Protocol):
     async def get(self) -> TokenEvent:
         """Return the next event. Not called again after one with a finish reason."""
 
+    @property
+    def is_assigned(self) -> bool:
+        """Whether Serve has given the call to a replica."""
+
     def cancel(self) -> None: ...
+
+
+def _is_assigned(response: DeploymentResponse) -> bool:
+    # Serve says it nowhere else. Without the attribute a call waits to its deadline, no worse.
+    found = getattr(response, "_replica_result_future", None)
+    return found is None or bool(found.done())
 
 
 class OneEvent:
@@ -32,6 +42,10 @@ class OneEvent:
     async def get(self) -> TokenEvent:
         event: TokenEvent = await self._response
         return event
+
+    @property
+    def is_assigned(self) -> bool:
+        return _is_assigned(self._response)
 
     def cancel(self) -> None:
         self._response.cancel()
@@ -66,6 +80,10 @@ class ChannelResponse:
             # Not cancelled when the answer has ended: the Serve call ends by itself then.
             self._watching = asyncio.create_task(self._watch(self._response))
         return await self._stream.get()
+
+    @property
+    def is_assigned(self) -> bool:
+        return self._response is not None and _is_assigned(self._response)
 
     def cancel(self) -> None:
         self._stream.close()

@@ -174,10 +174,13 @@ class AdapterManager:
             try:
                 etag = self._store.etag()
                 catalog = self._store.read()
+                self._catalog_error = None
             except (OSError, ValueError) as error:
                 self._catalog_error = str(error)
-                raise
-            self._catalog_error = None
+                if self._registry.revision >= 0:
+                    raise
+                # A first look: this node's copy, if there is one, until the state can be read.
+                etag, catalog = None, self._store.read_or_last_good()
             with self._changed:
                 fresh, forgotten = self._registry.update(
                     catalog, self._clock(), self._cache.is_used

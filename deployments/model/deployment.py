@@ -13,10 +13,11 @@ from ray.serve import metrics
 
 from deployments.channel.frames import ChannelAddress
 from deployments.channel.sender import ChannelLost, EventSender
+from deployments.clocks import ClockOffsets
 from deployments.engine.errors import EngineError
 from deployments.engine.request import Request, TokenEvent, failed_event
 from deployments.interpreter import tune_interpreter
-from deployments.messages import GenerateRequest
+from deployments.messages import OTHER_CONFIG, GenerateRequest
 from deployments.model.adapter_follower import AdapterFollower
 from deployments.model.adapter_manager import AdapterManager
 from deployments.model.adapter_registry import AdapterGone
@@ -91,6 +92,8 @@ class ModelReplica(OperatorCalls, OpenAICalls):
         use_serve_handlers("INFO")
         logger.info("starting on %s", device)
         self._live = ModelLiveSettings()
+        self._config = settings.model_config_id
+        self._clocks = ClockOffsets()
         self._metrics = AnswerMetrics()
         show_rows = self._metrics.batch_rows.set
         if load is None:
@@ -114,10 +117,13 @@ class ModelReplica(OperatorCalls, OpenAICalls):
     async def generate(self, call: GenerateRequest) -> AsyncGenerator[TokenEvent, None]:
         """Yield the events of one answer. The last one is terminal; with `error` it is a refusal
         or a failure."""
+        if call.config not in (None, self._config):
+            yield failed_event(call.request_id, OTHER_CONFIG)
+            return
         try:
             async with self._leased(call) as adapter:
                 prompt_ids = await self._encode(call, adapter)
-                deadline_s = None if call.deadline_at is None else call.deadline_at - time.time()
+                deadline_s = self._clocks.seconds_left(call.deadline_at, call.sender)
                 sampling = self.sampling_of(call, len(prompt_ids))
                 request = Request(call.request_id, tuple(prompt_ids), adapter, sampling, deadline_s)
                 generated = self._engine.generate(request, stream=call.stream)

@@ -211,7 +211,7 @@ class _Parts:
         base_model = self._settings.base_model
         entry = checked_entry(self._store.seed, base_model, self._family, tokenizer)
         encode = encoder_of(entry, tokenizer)
-        _check_prompt_formats(encode, self._store.read().in_service(base_model))
+        _check_prompt_formats(encode, self._store.read_or_last_good().in_service(base_model))
         return encode
 
     def make_manager_of(self, decoder: AdapterDecoder) -> MakeManager:
@@ -246,7 +246,7 @@ def _adapters_in_service(store: AdapterStore, base_model: str) -> dict[str, tupl
     A damaged adapter is an AdapterError as long as the shipped catalogue was not changed; later it
     is left out, since the others are to serve.
     """
-    catalog, found, problems = store.read(), {}, []
+    catalog, found, problems = store.read_or_last_good(), {}, []
     for adapter in catalog.in_service(base_model):
         try:
             found[adapter.name] = (adapter.stable.digest, store.folder(adapter.stable))

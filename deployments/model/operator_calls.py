@@ -8,6 +8,7 @@ from typing import Any
 
 from adapters.prompt_check import unwritable
 from adapters.versions import AdapterVersion
+from deployments.clocks import ClockOffsets
 from deployments.engine.engine import Engine
 from deployments.model.adapter_manager import AdapterManager
 from deployments.model.loading import RunningModel
@@ -25,21 +26,30 @@ def operation_threads() -> ThreadPoolExecutor:
 class OperatorCalls:
     """Calls through Serve, for ModelReplica, which sets these."""
 
+    _config: str
+    _clocks: ClockOffsets
     _model: RunningModel
     _engine: Engine
     _adapters: AdapterManager | None
     _operations: ThreadPoolExecutor
 
-    async def info(self) -> dict[str, Any]:
+    async def info(self, sender: str | None = None, sent_at: float = 0.0) -> dict[str, Any]:
         """Return what this replica serves, for /readyz and the operator.
+
+        Args:
+            sender: the router replica that asks once a second, if it is one.
+            sent_at: Unix seconds, by its clock.
 
         Raises:
             EngineStopped: it cannot serve any more.
         """
+        if sender is not None:
+            self._clocks.hear(sender, sent_at)
         self._engine.check()
         decoder = self._engine.info
         return {
             "replica": replica_id(),
+            "config": self._config,
             "base_model": self._model.base_model,
             "decoder": decoder.name,
             "decoder_reason": decoder.reason,

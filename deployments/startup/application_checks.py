@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from deployments.settings import (
@@ -75,11 +76,7 @@ def _check_paths(settings: Settings) -> list[str]:
     if settings.adapters and not settings.catalog_dir.is_dir():
         problems.append(f"adapters: the folder {settings.catalog_dir} does not exist")
     problems += _check_router(settings)
-    looks_like_path = settings.base_model.startswith(("/", ".", "~"))
-    if looks_like_path and not project_path(settings.base_model).is_dir():
-        problems.append(
-            f"base_model: the folder {project_path(settings.base_model)} does not exist"
-        )
+    problems += _check_base_model(settings)
     if settings.quantization != "none" and settings.device == "cpu":
         problems.append(
             f"quantization: '{settings.quantization}' needs a GPU, and device is 'cpu': set "
@@ -104,6 +101,29 @@ def _check_router(settings: Settings) -> list[str]:
             f"router.artefact: {folder} is neither a trained router ({MANIFEST}) nor a folder of "
             f"versions ({CURRENT}), and it is not empty: name one of these"
         ]
+    return []
+
+
+def _check_base_model(settings: Settings) -> list[str]:
+    """Return what is wrong with a folder or a name; whether the hub has it is not asked here."""
+    from adapters.base_check import check_folder
+    from adapters.base_models import BUILT_IN, BaseModelError, is_hub_name
+
+    name = settings.base_model
+    if name.startswith(("/", ".", "~")) and not project_path(name).is_dir():
+        return [f"base_model: the folder {project_path(name)} does not exist"]
+    folder = Path(settings.base_model_or_dir)
+    if name == BUILT_IN or (is_hub_name(name) and not folder.is_dir()):
+        return []
+    if not folder.is_dir():
+        return [
+            f"base_model: '{name}' is no folder, not '{BUILT_IN}', and no Hugging Face id of the "
+            f"form org/name; {nearest(name, [BUILT_IN]).replace('valid keys', 'there is')}"
+        ]
+    try:
+        check_folder(folder)
+    except BaseModelError as error:
+        return [str(error)]
     return []
 
 

@@ -6,16 +6,23 @@
 """
 
 import argparse
+import contextlib
 import os
 import socket
+import stat
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from deployments.settings import PROJECT_ROOT
-from deployments.startup.status import DASHBOARD_PORT
+from deployments.startup.config_file import application_of, drain_s, read_config
+from deployments.startup.draining import Drain, on_interrupt
+from deployments.startup.status import DASHBOARD_PORT, token_file
 
 _NAMESPACE = "serve"  # Serve's own
+# The paths of Ray's sockets are 72 characters longer, and a socket's path may have 107.
+_LONGEST_TEMP_DIR = 34
 # Set only where the environment does not say otherwise.
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -23,6 +30,8 @@ ENVIRONMENT = {
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "deployments.ingress.proxy:middlewares",
     # Ray binds every interface otherwise, whatever address it is given.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    # A proxy that has died is noticed at its next health check; Serve's default is 10 s.
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "TRANSFORMERS_VERBOSITY": "error",
@@ -40,9 +49,35 @@ def main(argv: Sequence[str] | None = None) -> None:
     import ray
     from ray.serve.scripts import cli
 
+    content, _ = read_config(args.config)
+    drain = Drain(str(application_of(content).get("name", "default")), lambda: drain_s(args.config))
     # `local`: a new cluster, whatever RAY_ADDRESS or the local cluster file names.
     ray.init(address="local", namespace=_NAMESPACE, dashboard_port=args.dashboard_port)
+    with contextlib.suppress(OSError):  # none, or another user's
+        token_file().chmod(0o600)  # one of before may be readable by others
+    drain.prepare()
+    on_interrupt(drain)
     cli(["run", str(args.config), "--address", "auto"])  # auto: the one that we are connected to
+
+
+def private_temp_dir() -> Path | None:
+    """Make a folder for Ray's sessions that this user alone may enter, and return it.
+
+    Ray opens its own folders, with sockets and logs, to everybody, whatever the umask, and again
+    with each worker that starts. Returns None where no such folder can be had.
+    """
+    folder = Path(tempfile.gettempdir()) / f"polyclinic-{os.getuid()}"
+    if len(str(folder)) > _LONGEST_TEMP_DIR:
+        return None
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+        if found.st_uid != os.getuid() or not stat.S_ISDIR(found.st_mode):
+            return None  # somebody was here before: Ray's default is no worse
+        folder.chmod(0o700)
+    except OSError:
+        return None
+    return folder
 
 
 def serve_command(config: Path, dashboard_port: int) -> list[str]:
@@ -54,6 +89,9 @@ def serve_command(config: Path, dashboard_port: int) -> list[str]:
 def serve_environment(inherited: Mapping[str, str]) -> dict[str, str]:
     """Return the environment of that command; what is inherited has priority over ours."""
     environment = {**ENVIRONMENT, **inherited}
+    folder = None if "RAY_TMPDIR" in environment else private_temp_dir()
+    if folder is not None:
+        environment["RAY_TMPDIR"] = str(folder)
     paths = [str(PROJECT_ROOT), *filter(None, [environment.get("PYTHONPATH")])]
     environment["PYTHONPATH"] = os.pathsep.join(paths)
     return environment

@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from deployments.settings import RouterLiveSettings
 from deployments.strict_model import describe, nearest
 
 IMPORT_PATH = "deployments.app:build"
@@ -72,6 +73,25 @@ def application_of(content: Mapping[str, Any]) -> Mapping[str, Any]:
     applications = content.get("applications")
     first = applications[0] if isinstance(applications, list) and applications else None
     return first if isinstance(first, Mapping) else {}
+
+
+def router_config(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the Router's user_config, or {} where there is none that can be read."""
+    listed = application_of(content).get("deployments")
+    for deployment in listed if isinstance(listed, list) else []:
+        if isinstance(deployment, Mapping) and deployment.get("name") == "Router":
+            config = deployment.get("user_config")
+            return config if isinstance(config, Mapping) else {}
+    return {}
+
+
+def drain_s(path: Path) -> float:
+    """Return how long answers in progress may take when the server stops, as the file says now."""
+    content, _ = read_config(path)
+    given = router_config(content).get("drain_s")
+    if isinstance(given, int | float) and not isinstance(given, bool) and given >= 0:
+        return float(given)
+    return RouterLiveSettings().drain_s
 
 
 def key_problems(content: Mapping[str, Any]) -> list[str]:
@@ -152,13 +172,3 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
         if found is not None:
             return found
     return None
-
-
-def router_config(content: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the Router's user_config, or {} where there is none that can be read."""
-    listed = application_of(content).get("deployments")
-    for deployment in listed if isinstance(listed, list) else []:
-        if isinstance(deployment, Mapping) and deployment.get("name") == "Router":
-            config = deployment.get("user_config")
-            return config if isinstance(config, Mapping) else {}
-    return {}

@@ -1,8 +1,11 @@
 """Whether a server may start where others can reach it, and whether anybody could ask it."""
 
+import contextlib
 import ipaddress
+import os
+from collections.abc import Mapping
 
-from deployments.api.api_keys import KeyFileError, KeyStore, KeyTable
+from deployments.api.api_keys import KeyFileError, KeyRecord, KeyStore, KeyTable, kept_keys
 from deployments.settings import Settings
 
 
@@ -19,14 +22,35 @@ def exposure_problems(host: str, settings: Settings) -> list[str]:
     ]
 
 
+OPEN_RAY_HELP = "accept RAY_AUTH_MODE other than token: whoever reaches Ray's ports runs code"
+
+
+def check_ray_auth(is_allowed: bool, environment: Mapping[str, str] = os.environ) -> list[str]:
+    """Return a problem if the environment turns Ray's token off, unless that was asked for.
+
+    Ray's ports, each replica's gRPC port among them, unpickle what they get: without the token
+    whoever reaches one of them runs code as this user.
+    """
+    mode = environment.get("RAY_AUTH_MODE", "token")
+    if mode.lower() == "token" or is_allowed:
+        return []
+    return [
+        f"RAY_AUTH_MODE: is '{mode}' in the environment, so whoever reaches a port of Ray would "
+        "run code as this user: unset it, or set it to token; where nobody else reaches them, "
+        "start with --allow_open_ray"
+    ]
+
+
 def key_file_problems(settings: Settings) -> list[str]:
     """Return a problem if `mode: keys` is set and no key is valid."""
     if settings.auth.mode == "open":
         return []
     store = KeyStore(settings.state_path)
     try:
-        table = KeyTable(store.read())
+        table = KeyTable(store.read() or _kept(settings))
     except KeyFileError as error:
+        if _kept(settings):
+            return []
         return [f"auth.mode: 'keys', and {store.path.parent} has a bad key file: {error}"]
     if len(table):
         return []
@@ -34,6 +58,13 @@ def key_file_problems(settings: Settings) -> list[str]:
         f"auth.mode: 'keys', and {store.path} has no active key, so nobody could ask: make one "
         "with python -m deployments.keys create"
     ]
+
+
+def _kept(settings: Settings) -> tuple[KeyRecord, ...]:
+    """Return this node's copy of the keys, with which it starts while state_dir is away."""
+    with contextlib.suppress(KeyFileError):
+        return kept_keys(settings.state_path).read()
+    return ()
 
 
 def is_loopback(host: str) -> bool:

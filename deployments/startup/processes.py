@@ -9,6 +9,7 @@ one.
 import contextlib
 import os
 import time
+from collections.abc import Collection
 
 import psutil
 
@@ -28,6 +29,15 @@ class ProcessTree:
         """Look for new descendants and return the pids of the tree that still run."""
         return sorted(process.pid for process in self._look())
 
+    def named(self, names: Collection[str]) -> list[psutil.Process]:
+        """Return the processes seen in the tree that have one of these names."""
+        found = []
+        for process in self._look():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if process.name() in names:
+                    found.append(process)
+        return found
+
     def kill(self, timeout_s: float = 5.0) -> int:
         """Kill what is left and wait until it is gone; return how many processes that were."""
         killed: set[psutil.Process] = set()
@@ -46,7 +56,7 @@ class ProcessTree:
             with contextlib.suppress(psutil.NoSuchProcess):
                 if process.ppid() not in {other.pid for other in self._seen}:  # else seen from it
                     self._seen.update(process.children(recursive=True))
-        self._seen = {process for process in self._seen if _runs(process)}
+        self._seen = {process for process in self._seen if runs(process)}
         return set(self._seen)
 
     def _session(self) -> set[psutil.Process]:
@@ -62,7 +72,7 @@ class ProcessTree:
         return found
 
 
-def _runs(process: psutil.Process) -> bool:
+def runs(process: psutil.Process) -> bool:
     """Return whether it exists and is more than a zombie."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE

@@ -4,6 +4,7 @@ import http.client
 import json
 import os
 import ssl
+import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -52,6 +53,41 @@ def readiness(addresses: Addresses) -> dict[str, Any] | None:
     """Return what `/readyz` answers with a 200, or None before that."""
     answer = get_json(f"{addresses.app}/readyz")
     return answer if isinstance(answer, dict) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What came of one GET /readyz.
+
+    is_ours: the application itself has answered, ready or not. cause: what was wrong, if anything.
+    """
+
+    is_ours: bool
+    is_ready: bool
+    cause: str = ""
+
+
+def probe_readiness(addresses: Addresses, *, timeout_s: float = 5) -> Probe:
+    """Ask /readyz once. Another status than 200 and 503, or another body, is the proxy's."""
+    request = urllib.request.Request(f"{addresses.app}/readyz")
+    try:
+        with open_url(request, token=None, timeout_s=timeout_s) as response:
+            return Probe(isinstance(json.load(response), dict), is_ready=True)
+    except urllib.error.HTTPError as error:
+        with error:
+            return _refused(error)
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        return Probe(False, False, str(error) or type(error).__name__)
+
+
+def _refused(error: urllib.error.HTTPError) -> Probe:
+    try:
+        found = json.load(error)
+    except (OSError, ValueError, http.client.HTTPException):
+        found = None
+    if isinstance(found, dict) and found.get("status") == "not_ready":
+        return Probe(True, False, str(found.get("cause")))
+    return Probe(False, False, f"status {error.code}")
 
 
 def failure(applications: Mapping[str, Any]) -> str | None:
@@ -136,13 +172,17 @@ def open_url(request: urllib.request.Request, *, token: str | None, timeout_s: f
     return opener.open(request, timeout=timeout_s)
 
 
+def token_file() -> Path:
+    """Return the file that holds Ray's token, by Ray's rules."""
+    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+
+
 def auth_token() -> str | None:
     """Return Ray's token, in Ray's order: a variable, the file that one names, the home folder."""
     given = os.environ.get("RAY_AUTH_TOKEN")
     if given:
         return given.strip()
-    file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
     try:
-        return file.read_text(encoding="utf-8").strip() or None
+        return token_file().read_text(encoding="utf-8").strip() or None
     except OSError:
         return None

@@ -18,10 +18,14 @@ from deployments.startup.status import (
     welcome,
 )
 from deployments.startup.stop_signals import Interrupted, StopSignals
+from deployments.startup.watch import Loss, Patience, ServiceWatch
 
 POLL_S = 0.7
 GRACE_S = 8.0  # for Serve's own shutdown after Ctrl-C, before what is left is ended
 ORPHANS_GRACE_S = 2.0  # of these, for daemons to follow the process that started them
+
+Say = Callable[[str], None]
+_PATIENCE = Patience()
 
 
 def supervise(
@@ -30,36 +34,54 @@ def supervise(
     *,
     timeout_s: float,
     grace_s: float = GRACE_S,
-    say: Callable[[str], None] = lambda text: print(text, flush=True),
+    drain_s: Callable[[], float] = lambda: 0.0,
+    patience: Patience = _PATIENCE,
+    say: Say = lambda text: print(text, flush=True),
 ) -> int:
-    """Run `command` until it ends, fails to deploy, or a signal stops us; return the exit status.
+    """Run `command` until it ends, fails, or a signal stops us; return the exit status.
 
     Everything that it started is gone on return.
+
+    Args:
+        drain_s: how long answers in progress may take to finish when it is to stop.
+        patience: with a service that was ready and does not answer any more.
     """
     started = time.monotonic()
     signals = StopSignals()
-    # A new session: a Ctrl-C in the terminal reaches us alone, and we pass it on once.
+    # A new session: a Ctrl-C in the terminal reaches us alone, and we pass it on once. The mask:
+    # Ray's token and its session folder are for this user.
     child = subprocess.Popen(
-        command, cwd=PROJECT_ROOT, env=serve_environment(os.environ), start_new_session=True
+        command,
+        cwd=PROJECT_ROOT,
+        env=serve_environment(os.environ),
+        start_new_session=True,
+        umask=0o077,
     )
     tree = ProcessTree(child.pid)
-    cause = None
+    cause, can_drain = None, False
     try:
         with signals:
             say(f"launch: started, pid {os.getpid()}")
             cause = _wait_until_ready(child, addresses, tree, started + timeout_s)
             if cause is None:
+                can_drain = True
                 report = readiness(addresses) or {}
                 say(welcome(addresses, report, time.monotonic() - started))
-                cause = _wait_until_it_ends(child, tree)
+                watch = ServiceWatch.of(addresses, tree, patience)
+                loss = _wait_until_it_ends(child, tree, watch)
+                cause, can_drain = loss.cause, loss.can_drain
+                say(f"launch: {cause}; stopping")
     except Interrupted:
-        say("launch: stopping")
+        say("launch: stopping" + (_DRAINING if can_drain and drain_s() else ""))
     finally:
-        _stop(child, tree, grace_s, say)
+        _stop(child, tree, signals, grace_s + (drain_s() if can_drain else 0.0), say)
     if cause is None:
         return 0
     say(f"launch: {cause}")  # after Ray's last output, so that the operator sees it
     return 1
+
+
+_DRAINING = ": answers in progress are finished first; a second signal ends them at once"
 
 
 def _wait_until_ready(
@@ -84,29 +106,38 @@ def _wait_until_ready(
     return f"not ready within --timeout_s: {describe_states(applications)}"
 
 
-def _wait_until_it_ends(child: subprocess.Popen[bytes], tree: ProcessTree) -> str:
+def _wait_until_it_ends(
+    child: subprocess.Popen[bytes], tree: ProcessTree, watch: ServiceWatch
+) -> Loss:
     while child.poll() is None:
         tree.refresh()
+        loss = watch.look()
+        if loss is not None:
+            return loss
         time.sleep(POLL_S)
-    return f"serve ended unasked (exit code {child.returncode})"
+    return Loss(f"serve ended unasked (exit code {child.returncode})", can_drain=False)
 
 
 def _stop(
     child: subprocess.Popen[bytes],
     tree: ProcessTree,
+    signals: StopSignals,
     grace_s: float,
-    say: Callable[[str], None],
+    say: Say,
 ) -> None:
-    """Send one SIGINT, wait `grace_s` at most, then kill what is left of what we started."""
+    """Send one SIGINT, wait `grace_s` at most, then kill what is left of what we started.
+
+    A second signal to us kills at once.
+    """
     deadline = time.monotonic() + grace_s
     tree.refresh()
     if child.poll() is None:
         child.send_signal(signal.SIGINT)
-        while child.poll() is None and time.monotonic() < deadline:
+        while child.poll() is None and time.monotonic() < deadline and not signals.is_urgent:
             tree.refresh()
             time.sleep(0.1)
     deadline = min(deadline, time.monotonic() + ORPHANS_GRACE_S)
-    while tree.alive() and time.monotonic() < deadline:
+    while tree.alive() and time.monotonic() < deadline and not signals.is_urgent:
         time.sleep(0.1)
     num_killed = tree.kill()
     child.wait()

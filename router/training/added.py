@@ -6,7 +6,7 @@ are scaled to equal spread and length first; 40 questions then suffice for a top
 the strong penalty keeps them from being learnt by heart.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -27,8 +27,6 @@ WEIGHT = 10.0  # of the new label's questions together, in medians of the old la
 # From the least at which the label leads by the margin, whatever the others have.
 CANDIDATES = np.round(np.arange(0.57, 0.98, 0.02), 2)
 CLAIMED_SHARE = 0.015  # of the examples of an old label, at most, where that is possible
-
-
 WRONG_SHARE = 0.008  # of the old examples: more that are sent to a wrong specialist, likewise
 NEVER = 2.0  # a threshold that no probability reaches
 
@@ -51,17 +49,26 @@ class AddedLabel:
 
 
 def add_label(
-    head: Head, thresholds: Thresholds, examples: FeatureSet, labels: Sequence[str], label: str
+    head: Head,
+    thresholds: Thresholds,
+    examples: FeatureSet,
+    labels: Sequence[str],
+    label: str,
+    *,
+    min_recall: float,
 ) -> AddedLabel:
     """Add a column for `label`, or fit the column anew that it has.
 
-    Its threshold is the least at which no old label loses more than CLAIMED_SHARE of its answers,
-    cross-validated; the least of all where none is enough.
+    Its threshold is the least at which no old label loses more than CLAIMED_SHARE of its answers
+    and no more than WRONG_SHARE go wrong, cross-validated. Where none is enough, it is the one that
+    sends the fewest old examples to a wrong specialist while the label gets `min_recall` of its
+    own; the least of all where it gets that nowhere.
 
     Args:
         head, thresholds: of the labels without `label`, or with it if it was added before.
         examples: of all labels; the column is fitted on those that are not validation.
         labels: with `label`, in alphabetical order.
+        min_recall: of the new label, below which it is of no use.
     """
     column = labels.index(label)
     ours, used = examples.labels == label, ~examples.is_validation
@@ -83,16 +90,27 @@ def add_label(
         fitted = _with_threshold(wide, column, least)
         return decided(fitted, changed, logits, scope_logits, examples.labels, labels)
 
-    before = results(NEVER)
-    fitting = [c for c in CANDIDATES.tolist() if _is_harmless(before, results(c), label)]
-    threshold = float(min(fitting, default=CANDIDATES[0]))
+    tried = {float(least): results(least) for least in CANDIDATES}
+    threshold = _chosen(results(NEVER), tried, label, min_recall)
     half = scale * _unseen_scores(scaled, ours, _without_half(ours, used)) + offset
     return AddedLabel(
         head=_with_threshold(wide, column, threshold),
         threshold=threshold,
-        recall=float(results(threshold).recalls[label]),
+        recall=tried[threshold].recalls[label],
         half_recall=float((sigmoid(half[ours]) >= threshold).mean()),
     )
+
+
+def _chosen(
+    before: Outcomes, tried: Mapping[float, Outcomes], label: str, min_recall: float
+) -> float:
+    """Return the threshold of those tried that add_label describes."""
+    harmless = [c for c, after in tried.items() if _is_harmless(before, after, label)]
+    if harmless:
+        return min(harmless)
+    useful = [c for c, after in tried.items() if after.recalls[label] >= min_recall]
+    old = before.labels != label
+    return min(useful or [min(tried)], key=lambda c: (tried[c].of(old).num_wrong, c))
 
 
 def _is_harmless(before: Outcomes, after: Outcomes, label: str) -> bool:

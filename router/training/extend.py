@@ -28,6 +28,7 @@ from router.artefact import (
     read_manifest,
 )
 from router.classifier import Classifier
+from router.preparation import prepared_text
 from router.text import clean, words_of
 from router.training.added import AddedLabel, add_label
 from router.training.examples import OUT_OF_SCOPE
@@ -126,7 +127,9 @@ def extend(directory: Path, label: str, questions: Sequence[str]) -> Extension:
     fresh = _fresh(Classifier(artefact), label, unique)
     features = stored(_weighted(known.joined(fresh), label), labels)
     examples = restored(features, labels)  # the column is fitted on what is stored
-    added = add_label(artefact.head, artefact.thresholds, examples, labels, label)
+    added = add_label(
+        artefact.head, artefact.thresholds, examples, labels, label, min_recall=MIN_RECALL
+    )
     by_label = {**artefact.thresholds.by_label, label: added.threshold}
     thresholds = dataclasses.replace(artefact.thresholds, by_label=by_label)
     num_questions = int((examples.labels == label).sum())
@@ -220,7 +223,7 @@ def _without(generic: Mapping[str, Sequence[str]], questions: Sequence[str]) -> 
     """Return the generic words without those that most questions of the new specialty have."""
     counted: dict[str, int] = {}
     for question in questions:
-        for word in {w.normal for w in words_of(question)}:
+        for word in {w.normal for w in words_of(prepared_text(question))}:
             counted[word] = counted.get(word, 0) + 1
     frequent = {word for word, count in counted.items() if count > len(questions) / 2}
     return {code: [w for w in words if w not in frequent] for code, words in generic.items()}

@@ -3,7 +3,7 @@
 Models with random weights get a tokenizer in which every id has a text; nothing is downloaded.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +99,7 @@ class NumberTokenizer:
 
     pad_token_id: int | None = None
     eos_token_id: int | None = None
+    added_tokens_decoder: Mapping[int, Any] = {}
 
     def decode(self, token_ids: Sequence[int], **_: object) -> str:
         return "".join(f" {token_id}" for token_id in token_ids)

@@ -55,8 +55,12 @@ async def serving(
     *,
     fast: bool = False,
     ready_timeout_s: float = READY_TIMEOUT_S,
+    dashboard_port: int | None = None,
 ) -> AsyncIterator[tuple[aiohttp.ClientSession, str, ProcessTree]]:
     """Yield (client, base URL, processes of Serve) once `is_ready(client, base URL)`.
+
+    Args:
+        dashboard_port: of Ray's dashboard, for those who ask it; None: any.
 
     Raises:
         RuntimeError: Serve ended, or was not ready in time; its output is in `folder`/serve.log.
@@ -72,7 +76,7 @@ async def serving(
     environment = serve_environment({**os.environ, **(_FAST if fast else {})})
     with open(folder / "serve.log", "wb") as log:
         child = subprocess.Popen(
-            serve_command(config, free_port()),
+            serve_command(config, dashboard_port or free_port()),
             cwd=PROJECT_ROOT,
             env=environment,
             stdout=log,

@@ -1,5 +1,6 @@
 """One question, with or without an answer; lines of JSON; words and names in a normal form."""
 
+import gzip
 import json
 import re
 import unicodedata
@@ -96,12 +97,13 @@ class DataError(ValueError):
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (line number, object) of each line that is not blank.
+    """Yield (line number, object) of each line that is not blank. `.gz` is unpacked.
 
     Raises:
         DataError: a line is not a JSON object; names the line.
+        OSError: the file cannot be read, or is not gzip.
     """
-    with path.open("rb") as file:
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue

@@ -162,7 +162,7 @@ def _written(source: Source) -> Iterator[Entry]:
             if not isinstance(item.get(field), str) or not item[field].strip():
                 raise DataError(f"{source.folder.name}, line {number}: '{field}' must be a text")
         text, specialty, lang = (item[field] for field in ("input", "specialty", "lang"))
-        id_, group = f"{source.folder.stem}-{number}", f"text {text.lower()}"
+        id_, group = f"{source.folder.name.split('.')[0]}-{number}", f"text {text.lower()}"
         yield question(id_, text, specialty, lang, "written", group, split)
 
 

@@ -42,6 +42,8 @@ class SmallBackend:
         self.outcomes: list[Outcome] = []
         self.num_closed = 0
         self.error: ErrorInfo | None = None
+        self.refuses: ErrorInfo | None = None
+        self.timeouts: list[float] = []
         self.raises: Exception | None = None
         self.break_after: int | None = None
         self.times_out_after: int | None = None
@@ -89,6 +91,10 @@ class SmallBackend:
             red_flags=("stroke",) if is_urgent else (),
             advice=ADVICE if is_urgent else "",
         )
+
+    def refusal(self, timeout_s: float) -> ErrorInfo | None:
+        self.timeouts.append(timeout_s)
+        return self.refuses
 
     def answer_language(self, route: Route) -> str | None:
         return "English" if route.notice else None

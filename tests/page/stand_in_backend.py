@@ -75,6 +75,9 @@ class StandInBackend:
         reason = Reason.EXPLICIT if adapter else Reason.NO_ADAPTER
         return Route(specialty, adapter, None, reason, None, (), (), "en", None)
 
+    def refusal(self, timeout_s: float) -> None:
+        return None
+
     async def decode(self, prompts: Sequence[Sequence[int]]) -> list[str]:
         return ["What is eczema?" for _ in prompts]
 

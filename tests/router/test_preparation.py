@@ -1,5 +1,7 @@
 """What the classifier reads instead of what a user wrote."""
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,6 +11,10 @@ from router.pasted import find_question
 from router.preparation import prepare, prepared_text
 from router.spelling import correction
 from router.text import clean
+from scripts.router_evaluation.perturbations import PERTURBATIONS, perturbed
+from scripts.router_evaluation.questions import read_written
+
+DATA = Path(__file__).resolve().parents[2] / "router" / "data"
 
 
 def words(text: str) -> str:
@@ -66,10 +72,25 @@ def test_what_says_what_it_means_stays_as_it_is(text: str) -> None:
         ("45F w/ SOB x3d", "45-year-old woman with shortness of breath for 3 days"),
         ("H 61a DT irradiant bras G", "homme de 61 ans douleur thoracique irradiant bras gauche"),
         ("HTA/AVC", "hypertension artérielle/accident vasculaire cérébral"),
+        ("fracture du Bras D hier", "fracture du Bras droit hier"),
+        ("DOULEUR DU GENOU G", "DOULEUR DU GENOU gauche"),
+        ("mal au genou g", "mal au genou gauche"),
+        ("le genou d un enfant", "le genou d un enfant"),  # an apostrophe is missing
+        ("la main d une dame", "la main d une dame"),
+        ("le genou d'un enfant", "le genou d'un enfant"),
     ],
 )
 def test_abbreviations_are_written_out(text: str, expected: str) -> None:
     assert words(text) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("change", PERTURBATIONS)
+def test_each_text_can_be_prepared_however_it_arrives(change: str) -> None:
+    for question in read_written(DATA / "written_dev.jsonl")[::4]:
+        changed = perturbed(question.text, question.lang, question.id, change, 0)
+        assert prepare(changed).text
+        assert prepare(changed.lower()).text
 
 
 def test_the_list_has_the_usual_abbreviations_of_both_languages() -> None:

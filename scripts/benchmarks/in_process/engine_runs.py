@@ -10,7 +10,7 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-from deployments.engine.core import EngineLimits
+from deployments.engine.core import EngineLimits, ThreadCore
 from deployments.engine.decoder_factory import FastLimits, build_decoder
 from deployments.engine.engine import Engine
 from deployments.engine.model_loader import Pretrained
@@ -97,7 +97,9 @@ class StepCounter:
 
         def counted(scheduled: SchedulerOutput) -> DeviceTokens:
             if scheduled.emits and self.engine is not None:
-                self.steps.append((len(scheduled.emits), self.engine.num_waiting > 0))
+                core = self.engine.core
+                assert isinstance(core, ThreadCore), "its steps are not in this process"
+                self.steps.append((len(scheduled.emits), core.num_queued > 0))
             return step(scheduled)
 
         decoder.step = counted  # type: ignore[method-assign]

@@ -35,7 +35,7 @@ def test_every_error_of_the_engine_and_of_a_replica_has_a_status() -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "status"), [("empty_prompt", 400), ("no_replica", 503), ("replica_lost", 503)]
+    ("code", "status"), [("empty_prompt", 400), ("no_model_replica", 503), ("replica_lost", 503)]
 )
 def test_a_code_keeps_its_name_and_says_when_to_try_again(code: str, status: int) -> None:
     error = engine_error(ErrorInfo(code, "why", "question", retry_after_s=5))

@@ -53,7 +53,7 @@ def replica(settings: Settings, lost: threading.Event) -> Iterator[ModelReplica]
 
 
 def pid_of(replica: ModelReplica) -> int:
-    return replica._engine._core.pid  # type: ignore[attr-defined, no-any-return]
+    return replica._engine.core.pid  # type: ignore[attr-defined, no-any-return]
 
 
 def is_running(pid: int) -> bool:
@@ -160,7 +160,7 @@ def test_it_ends_when_the_replica_is_killed(settings: Settings, tmp_path: Path) 
         "from deployments.settings import Settings\n"
         f"settings = Settings.model_validate_json({settings.model_dump_json()!r})\n"
         "replica = ModelReplica(settings, 'cpu')\n"
-        "print(replica._engine._core.pid, flush=True)\n"
+        "print(replica._engine.core.pid, flush=True)\n"
         "time.sleep(60)\n"
     )
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as run:

@@ -6,6 +6,7 @@ end-to-end tests.
 """
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,14 +15,15 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from ray.exceptions import ActorDiedError
-from ray.serve.exceptions import DeploymentUnavailableError
 
+from deployments.engine.request import FinishReason, Timings, TokenEvent
 from deployments.ingress.deployment import RouterReplica
 from deployments.ingress.references_source import ReferencesSource
 from deployments.settings import Settings
 from references.default_shelf import open_shelf
 from router.classifier import Classifier
 from router.policy import Classification, Reason
+from tests.deployments.ingress.test_model_watch import GONE, Replicas
 from tests.references.passages import ALL
 from tests.router.small_questions import OUT_OF_SCOPE, small_questions
 
@@ -42,6 +44,13 @@ class Spy:
     def classify(self, conversations: Sequence[Sequence[str]]) -> list[Classification]:
         self.sizes.append(len(conversations))
         return self._classifier.classify(conversations)
+
+
+class NoModel:
+    """A handle outside of a cluster."""
+
+    def broadcast(self, method: str, *args: Any) -> Any:
+        raise RuntimeError("no cluster")
 
 
 @pytest.fixture(scope="module")
@@ -69,11 +78,10 @@ async def replica(
             "router": {"artefact": str(tiny_router_dir)},
         }
     )
-    # Serve wraps the class for its own replicas; the model's handle is not used here.
-    found = RouterReplica(settings, None)  # type: ignore[arg-type]
+    found = RouterReplica(settings, NoModel())  # type: ignore[arg-type]
     yield found
-    found._keys.stop()
-    found._router.stop()
+    found._followed.stop()
+    found._watch.stop()
     found._router._thread.join(timeout=10)
     assert not found._router._thread.is_alive()
 
@@ -175,20 +183,29 @@ async def test_the_base_models_defaults_come_from_the_catalogue(replica: RouterR
     assert found == (5, 1.1, 0)
 
 
-@pytest.mark.parametrize(
-    "error",
-    [DeploymentUnavailableError("Model"), ActorDiedError()],  # type: ignore[arg-type]
-)
-async def test_without_a_model_it_is_not_ready(replica: RouterReplica, error: Exception) -> None:
-    class Info:
-        async def remote(self) -> None:
-            raise error
-
-    replica._model = SimpleNamespace(info=Info())  # type: ignore[assignment]
+async def test_readiness_answers_from_what_is_known(replica: RouterReplica) -> None:
+    replica._watch.stop()
+    model = {"config": replica._config, "replica": "m1", "adapters": [], "base_model": "tiny"}
+    replicas = Replicas(model)
+    replica._watch._replicas = replicas
+    replica._watch.look()
     is_ready, report = await replica.readiness()
-    assert not is_ready
-    assert report["cause"] == f"the model: {type(error).__name__}"
+    assert is_ready
+    assert (report["base_model"], report["degraded"]) == ("tiny", [])
     assert report["router"]["catalog_revision"] == 0
+    assert replica.refusal(10.0) is None
+    for gone in (GONE, [ActorDiedError()]):
+        replicas.answers = gone
+        replica._watch.look()
+        is_ready, report = await replica.readiness()
+        assert (is_ready, report["cause"]) == (False, "no model replica is running")
+        refused = replica.refusal(10.0)
+        assert refused is not None
+        assert (refused.code, refused.retry_after_s) == ("no_model_replica", 10)
+    replicas.answers = [TimeoutError()]  # it may only be busy: what was heard counts for a while
+    replica._watch.look()
+    assert (await replica.readiness())[0]
+    assert replica.refusal(10.0) is None
 
 
 async def test_red_flags_are_found_beside_the_router_and_can_be_switched_off(
@@ -210,6 +227,43 @@ async def test_red_flags_are_found_beside_the_router_and_can_be_switched_off(
     assert (await replica.classify([[emergency]]))[0].red_flags == ("stroke",)
 
 
+async def test_a_question_that_would_wait_too_long_is_refused_at_once(
+    replica: RouterReplica,
+) -> None:
+    replica._watch.stop()
+    ended = TokenEvent("r", "", 5, 5, Timings(0.0, 0.5, 4.0), FinishReason.STOP)
+    replica._wait.saw(ended)
+    rows = replica._settings.engine.max_rows
+    replica._admission.num_running = 3 * rows  # two rounds of four seconds before it
+    assert replica.refusal(9.0) is None
+    refused = replica.refusal(5.0)
+    assert refused is not None
+    assert (refused.code, refused.retry_after_s) == ("queue_full", 3)
+    assert "in about 8 s" in refused.message
+    replica.reconfigure({"max_wait_s": 6.0})
+    assert replica.refusal(9.0) is not None
+    replica._wait = type(replica._wait)()
+    replica._admission.num_running = 2 * rows + replica._settings.engine.max_waiting + 1
+    assert replica.refusal(9.0) is not None, "more than may wait"
+
+
+async def test_a_draining_replica_says_so_and_counts_what_runs(replica: RouterReplica) -> None:
+    replica._watch.stop()
+    assert replica.in_progress()["num_running"] == 0
+    replica._admission.num_running = 3
+    assert replica.drain()["num_running"] == 3
+    is_ready, report = await replica.readiness()
+    assert (is_ready, report["cause"]) == (False, "draining: the server is stopping")
+
+
+async def test_where_the_state_lies_is_not_shown(replica: RouterReplica, catalog: Path) -> None:
+    state = catalog / "state"
+    replica._catalog.problem = f"{state}/catalog.yaml: cannot be read (I/O error)"
+    _, report = await replica.readiness()
+    assert report["degraded"] == ["<state_dir>/catalog.yaml: cannot be read (I/O error)"]
+    assert str(catalog) not in json.dumps(report)
+
+
 async def test_readiness_tells_of_the_shelf(
     replica: RouterReplica, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -217,16 +271,12 @@ async def test_readiness_tells_of_the_shelf(
     path = tmp_path / "shelf.db"
     monkeypatch.setattr(replica, "references", ReferencesSource(path))
 
-    async def nobody() -> Any:
-        raise DeploymentUnavailableError(SimpleNamespace(name="Model"))  # type: ignore[arg-type]
-
-    model = SimpleNamespace(info=SimpleNamespace(remote=nobody))
-    monkeypatch.setattr(replica, "_model", model)
-
     async def told(mode: Any) -> dict[str, Any]:
         replica.reconfigure({"references": {"mode": mode}})
         is_ready, report = await replica.readiness()
         assert not is_ready
+        problem = report["references"]["problem"]
+        assert (f"references: {problem}" in report["degraded"]) == bool(problem)
         return dict(report["references"])
 
     nothing = {"version": None, "passages": None, "problem": None}

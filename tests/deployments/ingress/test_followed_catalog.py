@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 
 from adapters import changes
+from adapters.storage.last_good import LastGood
+from adapters.storage.local import LocalStorage
+from adapters.store import AdapterStore
 from deployments.ingress.followed import InService, follow_catalog
 from deployments.messages import AdapterCard
 from deployments.reloader import Reloader
@@ -69,3 +72,27 @@ def test_a_revision_that_goes_back_is_taken_over_with_a_warning(
     assert followed.refresh() is True
     assert followed.current.revision == 1
     assert "went from revision 2 to 1" in caplog.text
+
+
+def test_a_router_that_starts_while_the_state_is_away_serves_what_its_node_knew(
+    tmp_path: Path,
+) -> None:
+    make_seed(tmp_path / "seed")
+
+    def opened() -> AdapterStore:
+        files, copy = LocalStorage(tmp_path / "state"), LastGood(tmp_path / "node")
+        return AdapterStore(files, tmp_path / "seed", tmp_path / "cache", copy)
+
+    live = opened()
+    live.change(lambda c: changes.remove(c, "cardio"))
+    before = follow_catalog(live, "tiny", lambda: 0.0)
+    (tmp_path / "state").rename(tmp_path / "away")
+    for router in (before, follow_catalog(opened(), "tiny", lambda: 0.0)):
+        assert router.refresh() is False
+        assert router.problem is not None
+        assert "revision 1 was served" in router.problem
+        assert (router.current.revision, router.current.by_specialty) == (1, {"derm": "derm"})
+        (tmp_path / "away").rename(tmp_path / "state")
+        router.refresh()
+        assert router.problem is None
+        (tmp_path / "state").rename(tmp_path / "away")

@@ -100,3 +100,30 @@ def test_an_unreadable_folder_does_not_show_its_path(
     watch = follow_keys(store)
     assert watch.problem is not None
     assert str(store.path.parent) not in watch.problem
+
+
+@pytest.mark.parametrize("content", [b"", b'{"format": 1, "keys": [', None])
+def test_a_router_that_starts_without_a_good_file_knows_its_nodes_keys(
+    store: KeyStore, tmp_path: Path, content: bytes | None
+) -> None:
+    kept = KeyStore(tmp_path / "node")
+    key, record = add(store)
+    assert follow_keys(store, kept).current.find(key)
+    assert kept.path.stat().st_mode & 0o777 == 0o600
+    if content is None:
+        store.path.unlink()
+    else:
+        store.path.write_bytes(content)
+    restarted = follow_keys(store, kept)
+    assert restarted.current.find(key) == record
+    assert restarted.problem is not None
+    assert "1 keys from before stay in force" in restarted.problem
+    store.replace((record.model_copy(update={"revoked": now()}),))
+    assert restarted.refresh()
+    assert restarted.current.find(key) is None
+    assert follow_keys(KeyStore(tmp_path / "nothing"), kept).current.find(key) is None, "revoked"
+
+
+def test_without_a_file_and_a_copy_there_is_no_problem(tmp_path: Path) -> None:
+    fresh = follow_keys(KeyStore(tmp_path / "state"), KeyStore(tmp_path / "node"))
+    assert (len(fresh.current), fresh.problem) == (0, None)

@@ -109,6 +109,7 @@ async def test_a_shelf_that_hangs_holds_no_answer(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(references_source, "TIMEOUT_S", 0.05)
+    monkeypatch.setattr(references_source, "LOOK_S", 0.01)
     end = threading.Event()
 
     class Hanging:
@@ -116,7 +117,14 @@ async def test_a_shelf_that_hangs_holds_no_answer(
             end.wait(10)
             return []
 
+        @property
+        def version(self) -> str:
+            end.wait(10)
+            return "1"
+
     source = ReferencesSource(path, lambda path: Hanging())  # type: ignore[arg-type, return-value]
+    state = {**NOTHING, "problem": None}
+    assert await source.state(is_used=True) == state, "it does not wait, and knows nothing yet"
     searches = (found(source, "hangs") for _ in range(5))  # more than there are threads
     failed = await asyncio.gather(*searches, return_exceptions=True)
     assert {str(error) for error in failed} == {"the shelf did not answer within 0.05 s"}

@@ -358,3 +358,38 @@ async def test_many_updates_and_roll_backs_under_load(
         # An eviction is a task of the engine's thread: it has run once a later task has.
         await asyncio.wrap_future(replica._engine.run_between_steps(lambda: None))
         assert len(replica._engine.info.adapters) == 2
+
+
+@pytest.mark.parametrize("kind", ["gone", "corrupt"])
+async def test_a_new_replica_starts_while_the_state_is_away(
+    fast_clinic: ClinicInProcess,
+    versions: dict[str, Path],
+    expected: dict[str, str],
+    tmp_path: Path,
+    kind: str,
+) -> None:
+    """With what its node served last, files included; a change waits until the state is back."""
+    assert (await add(fast_clinic, versions["derm-2"], "2")).status_code == 201
+    state, away = tmp_path / "state", tmp_path / "away"
+    state.rename(away)
+    if kind == "corrupt":
+        state.mkdir()
+        (state / "catalog.yaml").write_bytes((away / "catalog.yaml").read_bytes()[:60])
+    fast_clinic.replicas.append(fast_clinic.new_replica())
+    assert [await fast_clinic.ask(number, "derm") for number in range(3)] == [
+        expected["derm-2"]
+    ] * 3
+    for replica in fast_clinic.replicas:
+        report = await replica.sync_adapters()
+        assert report["revision"] == 1
+        assert report["error"] is not None
+    refused = await add(fast_clinic, versions["derm-3"], "3")
+    assert refused.status_code == 503, refused.text
+    assert refused.json()["error"]["code"] == "state_unavailable"
+    shutil.rmtree(state, ignore_errors=True)
+    away.rename(state)
+    assert (await add(fast_clinic, versions["derm-3"], "3")).status_code == 201
+    assert (await fast_clinic.replicas[2].sync_adapters())["error"] is None
+    assert [await fast_clinic.ask(number, "derm") for number in range(3)] == [
+        expected["derm-3"]
+    ] * 3

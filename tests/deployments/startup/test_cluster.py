@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,27 @@ def test_serve_and_the_launcher_use_the_same_dashboard(
     assert addresses.dashboard == "http://127.0.0.1:8266"
     assert "--apply" in (said := capsys.readouterr().out)
     assert said.endswith("serve_config.yaml --dashboard http://127.0.0.1:8266\n")
+
+
+def test_rays_sessions_lie_where_only_this_user_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = Path(tempfile.mkdtemp(dir="/tmp"))
+    monkeypatch.setattr(tempfile, "tempdir", str(short))
+    folder = short / f"polyclinic-{os.getuid()}"
+    for mode in (0o700, 0o777):  # also one that was opened
+        environment = cluster.serve_environment({})
+        assert environment["RAY_TMPDIR"] == str(folder)
+        assert folder.stat().st_mode & 0o777 == 0o700
+        folder.chmod(mode)
+    assert cluster.serve_environment({"RAY_TMPDIR": "/x"})["RAY_TMPDIR"] == "/x"
+    folder.rmdir()
+    folder.symlink_to(tmp_path)  # somebody else's
+    assert cluster.private_temp_dir() is None
+    folder.unlink()
+    short.rmdir()
+    monkeypatch.setattr(tempfile, "tempdir", "/tmp/" + "x" * 60)
+    assert cluster.private_temp_dir() is None, "its sockets would have paths that are too long"
 
 
 def test_startup_loads_no_ray() -> None:

@@ -16,6 +16,21 @@ def test_a_signal_before_the_block_is_kept_for_it(restored_signals: None) -> Non
     signal.raise_signal(signal.SIGTERM)  # stopping has begun: nothing more to raise
 
 
+def test_only_a_later_signal_is_a_second_one(
+    restored_signals: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A terminal that closes sends two at once."""
+    now = 100.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    signals = StopSignals()
+    signal.raise_signal(signal.SIGHUP)
+    signal.raise_signal(signal.SIGHUP)
+    assert not signals.is_urgent
+    now = 101.0
+    signal.raise_signal(signal.SIGTERM)
+    assert signals.is_urgent
+
+
 def test_a_closed_terminal_is_ignored_under_nohup(restored_signals: None) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     with StopSignals():

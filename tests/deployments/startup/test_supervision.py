@@ -24,6 +24,8 @@ if {stubborn}:
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         if self.path == "/readyz":
+            if os.path.exists({silence!r}):
+                time.sleep(30)
             body = {{"base_model": "tiny", "device": "cpu", "dtype": "x",
                 "adapters": [{{"name": "derm"}}]}}
         else:
@@ -45,20 +47,26 @@ except KeyboardInterrupt:
 LAUNCHER = """
 import sys
 from deployments.startup.status import Addresses
+from deployments.startup import watch
 from deployments.startup.supervision import supervise
+from deployments.startup.watch import Patience
+watch.PERIOD_S = 0.1
 url = "http://127.0.0.1:{port}"
 addresses = Addresses(url, url)
-sys.exit(supervise([sys.executable, {child!r}], addresses, timeout_s={timeout}, grace_s=2))
+sys.exit(supervise([sys.executable, {child!r}], addresses, timeout_s={timeout}, grace_s=2,
+    drain_s=lambda: {drain}, patience=Patience(unanswered_s=1)))
 """
 
 
 class Launched:
     """A launcher in a process of its own, since it takes over signals."""
 
-    def __init__(self, tmp_path: Path, child: str, *, port: int, timeout: float = 30) -> None:
+    def __init__(
+        self, tmp_path: Path, child: str, *, port: int, timeout: float = 30, drain: float = 0
+    ) -> None:
         script = tmp_path / "child.py"
         script.write_text(child)
-        code = LAUNCHER.format(port=port, child=str(script), timeout=timeout)
+        code = LAUNCHER.format(port=port, child=str(script), timeout=timeout, drain=drain)
         self.process = subprocess.Popen(
             [sys.executable, "-c", code],
             cwd=PROJECT_ROOT,
@@ -91,8 +99,18 @@ def _as_a_terminal_starts_it() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
-def child(port: int, *, status: str = "RUNNING", message: str = "", stubborn: bool = False) -> str:
-    return CHILD.format(port=port, status=status, message=message, stubborn=stubborn)
+def child(
+    port: int,
+    *,
+    status: str = "RUNNING",
+    message: str = "",
+    stubborn: bool = False,
+    silence: str = "",
+) -> str:
+    """`silence`: from when this file exists, /readyz gets no answer."""
+    return CHILD.format(
+        port=port, status=status, message=message, stubborn=stubborn, silence=silence
+    )
 
 
 def others_alive(launched: Launched) -> list[int]:
@@ -136,6 +154,36 @@ def test_a_child_that_ignores_ctrl_c_is_ended_with_its_daemons(tmp_path: Path) -
     assert others_alive(launched) == []
 
 
+@pytest.mark.slow
+def test_a_second_signal_ends_at_once_what_is_still_draining(tmp_path: Path) -> None:
+    port = free_port()
+    launched = Launched(tmp_path, child(port, stubborn=True), port=port, drain=60)
+    launched.wait_for("curl -s http")
+    time.sleep(1)
+    launched.process.send_signal(signal.SIGTERM)
+    launched.wait_for("a second signal ends them at once")
+    time.sleep(1)
+    assert launched.process.poll() is None, "it waits for the answers in progress"
+    started = time.monotonic()
+    launched.process.send_signal(signal.SIGTERM)
+    code, _ = launched.end()
+    assert (code, others_alive(launched)) == (0, [])
+    assert time.monotonic() - started < 10
+
+
+@pytest.mark.slow
+def test_a_service_that_answers_no_more_is_ended_and_the_cause_told(tmp_path: Path) -> None:
+    port, silence = free_port(), tmp_path / "silence"
+    launched = Launched(tmp_path, child(port, silence=str(silence)), port=port)
+    launched.wait_for("curl -s http")
+    silence.touch()
+    code, output = launched.end()
+    assert code == 1
+    assert "launch: /readyz has not been answered for" in output
+    assert "timed out" in output
+    assert others_alive(launched) == []
+
+
 def test_a_failed_deploy_prints_the_cause(tmp_path: Path) -> None:
     port = free_port()
     message = (
@@ -150,6 +198,12 @@ def test_a_failed_deploy_prints_the_cause(tmp_path: Path) -> None:
     assert "  - base_modl: unknown key" in output
     assert "x.py" not in output
     assert others_alive(launched) == []
+
+
+def test_what_it_starts_makes_files_for_this_user_only(tmp_path: Path) -> None:
+    script = f"open({str(tmp_path / 'made')!r}, 'w'); raise SystemExit(7)"
+    Launched(tmp_path, script, port=free_port()).end()
+    assert (tmp_path / "made").stat().st_mode & 0o777 == 0o600
 
 
 def test_a_child_that_dies_is_told(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from router.artefact import FEATURES, MANIFEST, WEIGHTS, ArtefactError, read_arrays, read_manifest
 from router.classifier import Classifier
 from router.policy import Reason, decide
+from router.training.added import CANDIDATES
 from router.training.extend import (
     MAX_LOSS,
     MIN_QUESTIONS,
@@ -146,6 +147,8 @@ def test_stealing_an_old_specialtys_words_shows_as_a_loss(tiny_router_dir: Path)
     extension = extend(tiny_router_dir, "plumbing", stolen)
     assert set(extension.losses) == {"nephrology_urology"}
     assert extension.losses["nephrology_urology"] > MAX_LOSS
+    assert extension.recall >= MIN_RECALL
+    assert extension.threshold > CANDIDATES[0], "no threshold is harmless: the least harm, not most"
 
 
 def test_each_question_is_scored_without_its_fold(tiny_router_dir: Path) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from adapters.base_models import resolve_base_model
-from deployments.engine.model_loader import load_pretrained
+from deployments.engine.decoder_factory import FastLimits, build_decoder
+from deployments.engine.model_loader import Pretrained, load_pretrained
 from deployments.settings import parse_settings
 from scripts.benchmark import main
 from scripts.benchmarks import models
@@ -149,3 +150,10 @@ def test_a_random_base_is_a_folder_that_a_replica_loads(
     base = load_pretrained(resolved.path, resolved.family, device="cpu", dtype="float32")
     assert len(base.tokenizer) == base.model.config.vocab_size == 1000
     assert base.tokenizer.eos_token_id in base.eos_ids
+    answer = [int(token) for token in decoded(models.load_base(shape, "cpu", "float32")).split()]
+    assert answer == [5, 999], "each id is a text of its own"
+
+
+def decoded(base: Pretrained) -> str:
+    decoder = build_decoder(base, "fast", FastLimits(1, 32, max_adapters=1), {})
+    return decoder.decode([5, 999])

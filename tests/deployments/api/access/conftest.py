@@ -66,7 +66,7 @@ class Door:
 
     def client(self) -> httpx.AsyncClient:
         transport = httpx.ASGITransport(self.built())
-        return httpx.AsyncClient(transport=transport, base_url="http://clinic")
+        return httpx.AsyncClient(transport=transport, base_url="http://localhost")
 
 
 @pytest.fixture

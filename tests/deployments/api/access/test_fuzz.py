@@ -78,8 +78,8 @@ async def settled(replica: ModelReplica) -> None:
     while engine.num_running or engine.num_waiting:
         assert time.monotonic() < deadline, f"{engine.num_running} + {engine.num_waiting} rows left"
         await asyncio.sleep(0.005)
-    assert isinstance(engine._core, ThreadCore)
-    runner = engine._core._runner
+    assert isinstance(engine.core, ThreadCore)
+    runner = engine.core._runner
     assert isinstance(runner, StepLoop), "the fast decoder is what is to be tested"
     # The loop forgets a cancelled row at its next step, which a task between steps causes.
     for _ in range(2):

@@ -1,0 +1,115 @@
+"""When a call to the model may be sent, how long it may wait for a replica, and when it is sent
+again."""
+
+import asyncio
+import contextlib
+import math
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+from deployments.channel.receiver import LOST
+from deployments.engine.request import ErrorInfo, TokenEvent
+from deployments.ingress.model_watch import ModelWatch
+from deployments.ingress.quarantine import Quarantine
+from deployments.ingress.responses import EventResponse
+from deployments.messages import OTHER_CONFIG, GenerateRequest
+
+NO_MODEL_REPLICA = ErrorInfo(
+    "no_model_replica", "no model replica is running: ask again later", retry_after_s=10
+)
+# What a replica that is about to be replaced says, before it has begun to answer.
+_ENDED_ENGINE = "engine_stopped"
+_PAUSE_S = 0.1  # before a call that met another configuration is sent again
+_MAX_OTHERS = 50  # how often that may happen to one call
+
+
+class Guard(Protocol):
+    """What `answer_events` asks before, while and after it sends a call."""
+
+    def refusal(self, call: GenerateRequest) -> ErrorInfo | None:
+        """Return why the call may not be sent now."""
+
+    def waiting(self, response: EventResponse) -> contextlib.AbstractAsyncContextManager[None]:
+        """Raise NobodyThere inside it if the call waits for a replica and there is none."""
+
+    async def sends_again(self, call: GenerateRequest, event: TokenEvent, num_sent: int) -> bool:
+        """Return whether a call that has ended before it began is sent once more, after a pause."""
+
+    def ended(self, call: GenerateRequest, event: TokenEvent) -> None:
+        """Note how a call has ended."""
+
+
+class NobodyThere(Exception):
+    """No model replica is running, and the call was given to none."""
+
+
+def is_lost(event: TokenEvent) -> bool:
+    """Whether an answer ended because its replica did."""
+    return event.error is not None and event.error.code in (LOST.code, _ENDED_ENGINE)
+
+
+class CallGuard:
+    """Implements Guard with what the watch and the quarantine know. One event loop uses it, but
+    `expire`, which any thread may call."""
+
+    def __init__(self, watch: ModelWatch, quarantine: Quarantine) -> None:
+        self._watch = watch
+        self._quarantine = quarantine
+        self._waiting: dict[asyncio.Timeout, EventResponse] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def refusal(self, call: GenerateRequest) -> ErrorInfo | None:
+        if not self._watch.is_served:
+            return NO_MODEL_REPLICA
+        wait_s = self._quarantine.seconds_left(call)
+        if wait_s:
+            return ErrorInfo(
+                "question_quarantined",
+                "two model replicas in a row were lost while they answered this very question, so "
+                "it is kept from the others for a while: change it, or ask again later",
+                retry_after_s=math.ceil(wait_s),
+            )
+        return None
+
+    @contextlib.asynccontextmanager
+    async def waiting(self, response: EventResponse) -> AsyncIterator[None]:
+        self._loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(None) as timeout:
+                self._waiting[timeout] = response
+                try:
+                    yield
+                finally:
+                    del self._waiting[timeout]
+        except TimeoutError:
+            if not timeout.expired():
+                raise
+            raise NobodyThere from None
+
+    def expire(self) -> None:
+        """End the calls that wait for a replica, since there is none."""
+        loop = self._loop
+        if loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
+                loop.call_soon_threadsafe(self._expire)
+
+    def _expire(self) -> None:
+        for timeout, response in self._waiting.items():
+            if not response.is_assigned:
+                timeout.reschedule(asyncio.get_running_loop().time())
+
+    async def sends_again(self, call: GenerateRequest, event: TokenEvent, num_sent: int) -> bool:
+        if event.error is not None and event.error.code == OTHER_CONFIG.code:
+            self._watch.look_soon()
+            await asyncio.sleep(_PAUSE_S)
+            return num_sent < _MAX_OTHERS
+        if not is_lost(event):
+            return False
+        self._watch.look_soon()
+        return num_sent < 2 and self._quarantine.may_retry()
+
+    def ended(self, call: GenerateRequest, event: TokenEvent) -> None:
+        if is_lost(event):
+            self._quarantine.saw_death(call)
+        elif event.error is None:
+            self._quarantine.saw_answer(call)

@@ -1,0 +1,165 @@
+"""The model replicas as a router replica knows them, looked at once a second on a thread.
+
+So /readyz and the refusals answer from what is known and wait for nobody: no queue, no load and no
+replica that hangs can hold them up.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from ray.exceptions import ActorDiedError, RayError
+from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
+
+logger = logging.getLogger(__name__)
+
+PERIOD_S = 1.0
+LOOK_TIMEOUT_S = 2.0
+# A report that is older is of a replica that hangs, or cannot be reached.
+STALE_S = 10.0
+# The pause after a look is at least so many times as long as the look took.
+_MIN_PAUSE_RATIO = 10
+
+
+class Replicas(Protocol):
+    """What a look needs of `ReplicaSet`."""
+
+    def ask(self, method: str, timeout_s: float, *args: Any) -> list[Any]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What one look found.
+
+    reports: what `info` returned, of each replica that answered with this router's configuration.
+    num_others: replicas that answered with another configuration.
+    is_empty: Serve knows no replica that runs.
+    problem: why nobody answered; None if somebody did.
+    """
+
+    at: float
+    reports: tuple[Mapping[str, Any], ...] = ()
+    num_others: int = 0
+    is_empty: bool = False
+    problem: str | None = "the model replicas have not been asked yet"
+
+
+class ModelWatch:
+    """Any thread may read it.
+
+    Args:
+        config: of this router: replicas with another one belong to the version before or after.
+        sender: this router's name, for the replicas.
+        clock: seconds, monotonic.
+
+    Attributes:
+        on_empty: called after each look that found no replica.
+    """
+
+    def __init__(
+        self,
+        replicas: Replicas,
+        config: str,
+        sender: str,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._replicas = replicas
+        self._config = config
+        self._sender = sender
+        self.on_empty: Callable[[], None] = lambda: None
+        self._clock = clock
+        self._latest = Look(clock())
+        self._heard: Look | None = None  # the latest with a report
+        self._due = threading.Event()
+        self._stopped = False
+        self._thread = threading.Thread(target=self._follow, name="model-watch", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopped = True
+        self._due.set()
+
+    def look_soon(self) -> None:
+        """Look again now: a call has lost its replica."""
+        self._due.set()
+
+    @property
+    def latest(self) -> Look:
+        return self._latest
+
+    @property
+    def is_served(self) -> bool:
+        """Whether a call may find a replica of this configuration. True as long as that is not
+        known, since Serve may know better."""
+        latest = self._latest
+        return not latest.is_empty and (bool(latest.reports) or not latest.num_others)
+
+    @property
+    def is_early(self) -> bool:
+        """Whether this configuration's replicas were never seen, and another's are running."""
+        return self._heard is None and self._latest.num_others > 0
+
+    @property
+    def num_replicas(self) -> int:
+        """Replicas of this configuration that answered lately; at least 1."""
+        return max(1, len(self._heard.reports) if self._heard else 0)
+
+    def readiness(self) -> tuple[Mapping[str, Any] | None, str | None]:
+        """Return one replica's report, or why there is none that counts."""
+        heard, latest = self._heard, self._latest
+        if latest.is_empty:
+            return None, "no model replica is running"
+        if latest.num_others and not latest.reports:
+            return None, "the model replicas have another configuration: this one is being replaced"
+        if heard is None or self._clock() - heard.at > STALE_S:
+            return None, f"no model replica answers: {latest.problem}"
+        return heard.reports[0], None
+
+    def look(self) -> Look:
+        """Ask every replica once."""
+        found = self._ask()
+        if found.reports:
+            self._heard = found
+        before, self._latest = self._latest, found
+        if found.is_empty:
+            self.on_empty()
+        if before.is_empty != found.is_empty:
+            logger.warning("model replicas: %s", found.problem or "there are some again")
+        return found
+
+    def _ask(self) -> Look:
+        try:
+            answers = self._replicas.ask("info", LOOK_TIMEOUT_S, self._sender, time.time())
+        except DeploymentUnavailableError:
+            return Look(self._clock(), is_empty=True, problem="no model replica is running")
+        except (RayError, RayServeException, TimeoutError, RuntimeError) as error:
+            return Look(self._clock(), problem=type(error).__name__)
+        reports = [answer for answer in answers if isinstance(answer, dict)]
+        ours = tuple(report for report in reports if report.get("config") == self._config)
+        failed = [answer for answer in answers if isinstance(answer, BaseException)]
+        are_dead = bool(failed) and all(isinstance(answer, ActorDiedError) for answer in failed)
+        return Look(
+            self._clock(),
+            ours,
+            num_others=len(reports) - len(ours),
+            is_empty=not reports and are_dead,
+            problem=None if reports else _names(failed),
+        )
+
+    def _follow(self) -> None:
+        while not self._stopped:
+            started = self._clock()
+            self.look()
+            took_s = self._clock() - started
+            self._due.clear()
+            self._due.wait(max(PERIOD_S, min(STALE_S / 2, _MIN_PAUSE_RATIO * took_s)))
+
+
+def _names(failed: Sequence[BaseException]) -> str:
+    return ", ".join(sorted({type(error).__name__ for error in failed})) or "no answer"

@@ -1,0 +1,256 @@
+"""Break a small clinic under load, and account for every request.
+
+    python -m scripts.chaos            # `make chaos`: every fault, 10 minutes at most
+    python -m scripts.chaos --faults model router --seconds 600 --every 20 --out chaos.json
+
+Two model replicas and two routers run on this machine, with random weights. Each run sends a mix of
+/ask, streams and OpenAI calls while one thing is broken, again and again. Every request ends in
+exactly one outcome (scripts/chaos_runs/ledger.py), and each text is compared with the one that was
+recorded beforehand. The exit status is 1 if a request was lost, doubled or answered wrong, if a
+refusal had no Retry-After, or if a fault cost more than its limit.
+"""
+
+import argparse
+import asyncio
+import itertools
+import json
+import os
+import random
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import yaml
+
+from deployments.startup.cluster import free_port
+from scripts.arguments import CommandParser, above_zero, positive
+from scripts.benchmarks.serve_process import serving
+from scripts.chaos_runs.clinic import ADAPTERS, write_clinic
+from scripts.chaos_runs.faults import LIMITS, Breaker, Limits
+from scripts.chaos_runs.ledger import (
+    MODES,
+    QUESTIONS,
+    TOKENS,
+    Sent,
+    Truth,
+    TruthKey,
+    account,
+    send,
+)
+from scripts.environment import environment
+
+_DEADLINE_S = 60.0
+_OVERLOAD = 6  # times the rate
+_SETTLE_TIMEOUT_S = 90.0
+_NUM_TOGETHER = 3  # times that all texts are asked for at once
+_FIRST_S = 3.0  # from the start of the load to the first fault
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
+    with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
+        report = asyncio.run(_run(args, Path(folder)))
+    report |= {"what": "chaos", **environment()}
+    if args.out:
+        args.out.write_text(json.dumps(report, indent=1) + "\n")
+    print(json.dumps(report))
+    return 1 if report["problems"] else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = CommandParser("chaos", __doc__)
+    add = parser.add_argument
+    add("--faults", nargs="+", choices=list(LIMITS), default=list(LIMITS), help="in this order")
+    add("--seconds", type=above_zero, default=30.0, help="of load for each fault")
+    add("--every", type=above_zero, default=20.0, help="seconds between two faults of a run")
+    add("--rate", type=above_zero, default=8.0, help="requests a second")
+    add("--replicas", type=positive, default=2, help="of the model")
+    add("--routers", type=positive, default=2, help="of the router")
+    add("--seed", type=int, default=0, help="of the load and the victims")
+    add("--out", type=Path, help="write the JSON here too")
+    return parser
+
+
+async def _run(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    application = write_clinic(folder, replicas=args.replicas, routers=args.routers)
+    dashboard_port = free_port()
+    runs: dict[str, Any] = {}
+    async with serving(folder, [application], _is_ready, dashboard_port=dashboard_port) as (
+        session,
+        url,
+        tree,
+    ):
+        rng = random.Random(args.seed)
+        content = _content(folder)
+        dashboard = f"http://127.0.0.1:{dashboard_port}"
+        breaker = Breaker(tree, content, dashboard, folder / "state", rng)
+        await _change_catalogue(session, url)
+        truth = await _truth(session, url)
+        for fault in args.faults:
+            await _settle(session, url, breaker, args)
+            runs[fault] = await _one(args, session, url, breaker, fault, truth, rng)
+            print(fault, json.dumps(runs[fault]), flush=True)
+    problems = [p for fault, found in runs.items() for p in check(fault, found, LIMITS[fault])]
+    return {"runs": runs, "problems": problems}
+
+
+def check(fault: str, found: dict[str, Any], limits: Limits) -> list[str]:
+    """Return what of a run's ledger must not be."""
+    never = ("lost", "doubled", "wrong", "without_retry_after")
+    problems = [f"{fault}: {found[name]} {name}" for name in never if found[name]]
+    failed = sum(found[name] for name in ("failed", "bare", "cut", "unreached"))
+    for name, count, limit in (
+        ("failed", failed, limits.failed),
+        ("refused", found["refused"], limits.refused),
+    ):
+        if count > limit * found["sent"]:
+            problems.append(f"{fault}: {count} of {found['sent']} {name}, more than {limit:.0%}")
+    return problems
+
+
+async def _one(
+    args: argparse.Namespace,
+    session: aiohttp.ClientSession,
+    url: str,
+    breaker: Breaker,
+    fault: str,
+    truth: Truth,
+    rng: random.Random,
+) -> dict[str, Any]:
+    """Send load for `--seconds`, and break things meanwhile; returns the ledger."""
+    rate = args.rate * (_OVERLOAD if fault == "overload" else 1)
+    done: list[str] = []
+
+    async def break_things() -> None:
+        await asyncio.sleep(_FIRST_S)
+        while True:
+            await _settle(session, url, breaker, args)
+            done.append(await breaker.run(fault))
+            await asyncio.sleep(args.every)
+
+    breaking = asyncio.create_task(break_things())
+    rows = await _load(session, url, fault, truth, rng, rate=rate, seconds=args.seconds)
+    if not done and not breaking.done():  # a deploy may take longer than the load
+        await asyncio.wait([breaking], timeout=0)
+    while not done and not breaking.done():
+        rows += await _load(session, url, f"{fault}+", truth, rng, rate=rate, seconds=1)
+    breaking.cancel()
+    await asyncio.gather(breaking, return_exceptions=True)
+    if breaking.done() and not breaking.cancelled() and breaking.exception():
+        done.append(f"failed: {breaking.exception()}")
+    return {"faults": done, **account(rows)}
+
+
+async def _load(
+    session: aiohttp.ClientSession,
+    url: str,
+    name: str,
+    truth: Truth,
+    rng: random.Random,
+    *,
+    rate: float,
+    seconds: float,
+) -> list[Sent]:
+    """Send requests at random times, whether others have ended or not."""
+    started = time.perf_counter()
+    asked = [(adapter, question, tokens) for adapter, _, question, tokens in truth]
+    rows: list[Sent] = []
+    tasks: list[asyncio.Task[None]] = []
+    at = 0.0
+    for number in itertools.count():
+        at += rng.expovariate(rate)
+        if at > seconds:
+            break
+        await asyncio.sleep(max(0.0, started + at - time.perf_counter()))
+        row = Sent(
+            f"{name}-{number}-{rng.getrandbits(32):08x}".replace("+", "p"),
+            rng.choice(MODES),
+            *rng.choice(asked),
+            started_s=at,
+        )
+        rows.append(row)
+        tasks.append(asyncio.create_task(send(session, url, row, truth, deadline_s=_DEADLINE_S)))
+    await asyncio.gather(*tasks)
+    return rows
+
+
+async def _truth(session: aiohttp.ClientSession, url: str) -> Truth:
+    """Ask for every text, alone and together with the others, while nothing is broken.
+
+    What has more than one text then is not asked for later: the size of the batch decides it.
+    """
+    asked = list(itertools.product(("base", *ADAPTERS), range(len(QUESTIONS)), TOKENS))
+    texts: dict[TruthKey, set[str]] = {}
+
+    async def ask(number: int, adapter: str, question: int, tokens: int) -> None:
+        row = Sent(f"truth-{number}", "ask", adapter, question, tokens)
+        await send(session, url, row, {}, deadline_s=_DEADLINE_S)
+        assert row.outcome == "answered", f"nothing is broken yet, and this is: {row}"
+        texts.setdefault(row.key, set()).add(row.text)
+
+    for number, one in enumerate(asked):
+        await ask(number, *one)
+    for _ in range(_NUM_TOGETHER):
+        await asyncio.gather(*(ask(number, *one) for number, one in enumerate(asked)))
+    truth = {key: found.pop() for key, found in texts.items() if len(found) == 1}
+    print(f"{len(truth)} of {len(texts)} texts do not depend on the batch", flush=True)
+    for key, found in texts.items():
+        if found and key not in truth:
+            print(f"  {key}: they part after {len(os.path.commonprefix(sorted(found)))} characters")
+    assert len(set(truth.values())) > len(texts) / 2, "the texts do not differ"
+    return truth
+
+
+async def _change_catalogue(session: aiohttp.ClientSession, url: str) -> None:
+    """Make the state a live one: only that can be missed."""
+    async with session.patch(f"{url}/v1/adapters/{ADAPTERS[0]}", json={"pinned": True}) as reply:
+        assert reply.status == 200, await reply.text()
+
+
+async def _settle(
+    session: aiohttp.ClientSession, url: str, breaker: Breaker, args: argparse.Namespace
+) -> None:
+    """Wait until what the last fault has broken is mended, so that the next one breaks one thing.
+
+    Raises:
+        RuntimeError: it is not, within _SETTLE_TIMEOUT_S.
+    """
+    deadline = time.monotonic() + _SETTLE_TIMEOUT_S
+    wanted = {"model": args.replicas, "router": args.routers, "proxy": 1, "controller": 1}
+    while time.monotonic() < deadline:
+        there = {kind: len(breaker.pids(kind)) for kind in wanted}
+        if there == wanted and await _num_answering(session, url) == args.replicas:
+            return
+        await asyncio.sleep(0.5)
+    raise RuntimeError(f"not mended after {_SETTLE_TIMEOUT_S:g} s: {there}, not {wanted}")
+
+
+async def _num_answering(session: aiohttp.ClientSession, url: str) -> int:
+    """Return how many model replicas answer the operator; 0 if nobody can be asked."""
+    try:
+        async with asyncio.timeout(5), session.get(f"{url}/v1/operator") as reply:
+            found = (await reply.json())["models"] if reply.status == 200 else []
+    except (OSError, ValueError, TimeoutError, aiohttp.ClientError):
+        return 0
+    return sum("problem" not in model for model in found)
+
+
+async def _is_ready(session: aiohttp.ClientSession, url: str) -> bool:
+    try:
+        async with asyncio.timeout(5), session.get(f"{url}/readyz") as reply:
+            return reply.status == 200
+    except (OSError, TimeoutError, aiohttp.ClientError):
+        return False
+
+
+def _content(folder: Path) -> dict[str, Any]:
+    """Return what `serving` has written to serve.yaml."""
+    found: dict[str, Any] = yaml.safe_load((folder / "serve.yaml").read_text())
+    return found
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

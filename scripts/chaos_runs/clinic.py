@@ -1,0 +1,78 @@
+"""Write the small clinic that is broken: a random base, adapters, two replicas of everything."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from scripts.benchmarks.in_process.random_adapters import write_catalog
+from scripts.benchmarks.models import load_skeleton, word_tokenizer
+
+ADAPTERS = ("a0", "a1", "a2")
+MAX_TOKENS = 240
+MAX_ROWS = 8
+_NUM_WORDS = 500
+
+
+def write_base(folder: Path, seed: int) -> Path:
+    """Write a Llama with random weights that takes a millisecond or two for a token."""
+    words = [f"w{number}" for number in range(3, _NUM_WORDS)]
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=_NUM_WORDS,
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=1024,
+        initializer_range=0.2,
+        eos_token_id=2,
+        pad_token_id=2,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    word_tokenizer(words, "causal").save_pretrained(folder)
+    return folder
+
+
+def write_clinic(folder: Path, *, replicas: int, routers: int) -> dict[str, Any]:
+    """Write base, seed and state below `folder`; return the application for serve.yaml."""
+    base = write_base(folder / "base", seed=0)
+    skeleton = load_skeleton(base)
+    alike: dict[str, Any] = {"rank": 4, "targets": None, "base_name": str(base)}
+    write_catalog(skeleton, folder / "seed", num=len(ADAPTERS), **alike)
+    return {
+        "name": "clinic",
+        "route_prefix": "/",
+        "import_path": "deployments.app:build",
+        "args": {
+            "base_model": str(base),
+            "adapters": str(folder / "seed"),
+            "state_dir": str(folder / "state"),
+            "device": "cpu",
+            "auth": {"mode": "open", "open_admin": True},
+            "router": {"replicas": routers},
+            "engine": {
+                "dtype": "float32",
+                "max_rows": MAX_ROWS,
+                "max_waiting": 64,
+                "max_input_tokens": 64,
+                "max_output_tokens": MAX_TOKENS,
+                "default_output_tokens": 64,
+                "cpu_threads": 1,
+            },
+        },
+        # Serve's own configuration has the last word: several replicas on one CPU.
+        "deployments": [
+            {
+                "name": "Model",
+                "ray_actor_options": {"num_cpus": 0.2, "num_gpus": 0},
+                "autoscaling_config": {
+                    "min_replicas": replicas,
+                    "initial_replicas": replicas,
+                    "max_replicas": replicas,
+                },
+            }
+        ],
+    }

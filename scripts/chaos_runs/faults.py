@@ -1,0 +1,138 @@
+"""Break one thing of a running clinic: a process, its configuration, or its state."""
+
+import asyncio
+import contextlib
+import copy
+import os
+import random
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from deployments.startup.live_settings import apply_config
+from deployments.startup.processes import ProcessTree
+from deployments.startup.status import addresses_of
+
+_TITLES = {
+    "model": "ray::ServeReplica:clinic:Model",
+    "router": "ray::ServeReplica:clinic:Router",
+    "proxy": "ray::ProxyActor",
+    "controller": "ray::ServeController",
+}
+_HANG_S = 12.0
+_APPLY_TIMEOUT_S = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The most that a fault may cost, as shares of the requests sent; `lost`, `doubled` and `wrong`
+    are never allowed."""
+
+    failed: float = 0.0  # failed, bare, cut and unreached together
+    refused: float = 0.0
+
+
+# Measured on two busy cores; the shares of a longer run are smaller.
+LIMITS = {
+    "none": Limits(),
+    "model": Limits(failed=0.02, refused=0.01),
+    "router": Limits(failed=0.05),
+    "controller": Limits(),
+    "hang": Limits(failed=0.05, refused=0.10),
+    "state": Limits(failed=0.02, refused=0.01),
+    "upgrade": Limits(failed=0.02, refused=0.50),
+    "typo": Limits(),
+    "overload": Limits(refused=1.0),
+    "proxy": Limits(failed=1.0),
+}
+
+
+class Breaker:
+    """
+    Args:
+        content: what serve.yaml holds.
+        state: the folder of the live state.
+    """
+
+    def __init__(
+        self,
+        tree: ProcessTree,
+        content: dict[str, Any],
+        dashboard: str,
+        state: Path,
+        rng: random.Random,
+    ) -> None:
+        self._tree = tree
+        self._content = content
+        self._dashboard = dashboard
+        self._state = state
+        self._rng = rng
+
+    async def run(self, fault: str) -> str:
+        """Break it, and mend what does not mend itself; returns what was done."""
+        if fault in _TITLES:
+            return self._signal(fault, signal.SIGKILL)
+        if fault == "hang":
+            return await self._hang()
+        if fault == "state":
+            return await self._hide_state()
+        if fault in ("upgrade", "typo"):
+            return await asyncio.to_thread(self._deploy, fault)
+        return "nothing"
+
+    def pids(self, kind: str) -> list[int]:
+        """Return the processes of a kind that run now."""
+        found = []
+        for pid in self._tree.alive():
+            with contextlib.suppress(psutil.Error):
+                # The title of a process that is at work ends in the method's name.
+                if " ".join(psutil.Process(pid).cmdline()[:1]).startswith(_TITLES[kind]):
+                    found.append(pid)
+        return found
+
+    def _signal(self, kind: str, number: signal.Signals) -> str:
+        pids = self.pids(kind)
+        if not pids:
+            return f"no {kind} is running"
+        victim = self._rng.choice(pids)
+        os.kill(victim, number)
+        return f"{number.name} to {kind} {victim}, one of {len(pids)}"
+
+    async def _hang(self) -> str:
+        victim = self._rng.choice(self.pids("model"))
+        os.kill(victim, signal.SIGSTOP)
+        await asyncio.sleep(_HANG_S)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(victim, signal.SIGCONT)
+        return f"model {victim} stood still for {_HANG_S:g} s"
+
+    async def _hide_state(self) -> str:
+        """Take the state away, and kill a model replica, which has to start without it."""
+        away = self._state.with_name("away")
+        self._state.rename(away)
+        done = self._signal("model", signal.SIGKILL)
+        await asyncio.sleep(_HANG_S)
+        if not self._state.exists():
+            away.rename(self._state)
+        return f"no state for {_HANG_S:g} s; {done}"
+
+    def _deploy(self, fault: str) -> str:
+        content = copy.deepcopy(self._content)
+        args = content["applications"][0]["args"]
+        if fault == "typo":
+            args["base_model"] += "x"
+        else:
+            args["engine"]["default_output_tokens"] += 1
+            self._content = content
+        addresses = addresses_of(content, self._dashboard)
+        try:
+            apply_config(content, addresses, timeout_s=_APPLY_TIMEOUT_S)
+        except Exception as error:
+            if fault == "upgrade":
+                raise
+            apply_config(self._content, addresses, timeout_s=_APPLY_TIMEOUT_S)
+            return f"refused, as it must be: {str(error).splitlines()[-1][:120]}"
+        return "a changed configuration was deployed"
