@@ -21,7 +21,7 @@ from adapters.prompting import Message
 from deployments.api.admission import check_capacity
 from deployments.api.errors import ApiError, internal_error, invalid, log_unexpected
 from deployments.api.generation import Completed, Generation
-from deployments.api.grounding import Sources, find
+from deployments.api.grounding import Sources, find, mode_of
 from deployments.api.middleware import request_id_of, session_id_of
 from deployments.api.protocol import ask as bodies
 from deployments.api.protocol.base import (
@@ -91,7 +91,8 @@ class AskEndpoint:
         timeout_s = timeout_of(asked.timeout_s, limits.max_timeout_s)
         deadline_at = accepted_at + timeout_s
         ids = request_id_of(request), session_id_of(request, asked.session_id)
-        check_capacity(self._backend, timeout_s)
+        if mode_of(self._backend, asked.grounding) != "quote":
+            check_capacity(self._backend, timeout_s)
         consultation = await self._consultation(ids, asked, sampling, deadline_at)
         if not asked.stream:
             return await _whole(request, consultation)

@@ -42,6 +42,11 @@ class Found:
         return Sources(backend, self.mode, passages, "fr" if language == "fr" else "en")
 
 
+def mode_of(backend: Backend, grounding: GroundingMode | None) -> GroundingMode:
+    """Return the request's mode, or else the operator's. `quote` needs no model."""
+    return backend.limits.references.mode if grounding is None else grounding
+
+
 async def find(backend: Backend, grounding: GroundingMode | None, turns: Sequence[str]) -> Found:
     """Search the shelf, if the request (`grounding`) or else the operator wants passages.
 
@@ -52,8 +57,7 @@ async def find(backend: Backend, grounding: GroundingMode | None, turns: Sequenc
     Raises:
         ApiError: 503, the request asks for passages, and there is no shelf.
     """
-    settings = backend.limits.references
-    mode = settings.mode if grounding is None else grounding
+    settings, mode = backend.limits.references, mode_of(backend, grounding)
     if mode == "off":
         return Found(mode)
     try:

@@ -12,7 +12,7 @@ from adapters.prompting import Message
 from deployments.api.admission import check_capacity
 from deployments.api.errors import ApiError
 from deployments.api.generation import Completed, Generation
-from deployments.api.grounding import Found, find
+from deployments.api.grounding import Found, find, mode_of
 from deployments.api.middleware import request_id_of, session_id_of
 from deployments.api.openai_answer import OpenAIAnswer
 from deployments.api.openai_request import (
@@ -74,7 +74,8 @@ class OpenAIEndpoints:
         check_known("model", asked.model_name, clinic.model_names)
         sampling = sampling_of(asked, clinic)
         request_id, session_id = request_id_of(request), session_id_of(request)
-        check_capacity(self._backend, self._backend.limits.max_timeout_s)
+        if mode_of(self._backend, asked.grounding) != "quote":
+            check_capacity(self._backend, self._backend.limits.max_timeout_s)
         turns_of = list(conversations.values())
         (routes, route_s), found = await asyncio.gather(
             self._timed_routes(asked.model_name, turns_of), self._found(asked, turns_of)

@@ -117,6 +117,19 @@ async def test_quote_answers_without_the_model(client: httpx.AsyncClient, backen
     assert [outcome.outcome for outcome in backend.outcomes] == ["stop"] * 2
 
 
+async def test_quote_needs_no_model(
+    client: httpx.AsyncClient, backend: Says, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the queue is full, or no model replica is there, passages are still quoted."""
+    busy = ErrorInfo("queue_full", "busy", retry_after_s=1)
+    monkeypatch.setattr(backend, "refusal", lambda timeout_s: busy)
+    asked = {"question": QUESTION, "grounding": "cite"}
+    assert (await client.post("/ask", json=asked)).status_code == 503
+    assert (await chat(client, grounding="cite")).status_code == 503
+    assert (await ask(client, grounding="quote"))["answer"] == quote([ECZEMA])
+    assert (await chat(client, grounding="quote")).status_code == 200
+
+
 async def test_quote_streams(client: httpx.AsyncClient, backend: Says) -> None:
     events = await stream(client, grounding="quote")
     assert [name for name, _ in events] == ["route", "citations", "token", "answer", "done"]
