@@ -2,4 +2,4 @@
 
 from deployments.own_packages import import_own
 
-OWN_PACKAGES = import_own("adapters", "router")
+OWN_PACKAGES = import_own("adapters", "references", "router")

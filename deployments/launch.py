@@ -3,8 +3,9 @@
     python -m deployments.launch serve_config.yaml
     python -m deployments.launch --apply serve_config.yaml     # `user_config` takes effect in place
 
-The first checks the file and the machine, fetches the base model, runs Serve and watches it. Its
-exit status: 2 if the preflight finds a problem or there is no base model; 1 if the deploy fails or
+The first checks the file and the machine, fetches the base model, builds the reference shelf where
+answers stand on it, runs Serve and watches it. Its exit status: 2 if the preflight finds a problem,
+or there is no base model or no shelf; 1 if the deploy fails or
 takes longer than `--timeout_s`, Serve or one of Ray's daemons ends unasked, or the service does not
 answer any more (`--unanswered_s`, `--unready_s`), so that a supervisor starts it again; 0 after
 Ctrl-C, SIGTERM or a closed terminal (130 if Serve was not yet started). Such a signal lets answers
@@ -27,6 +28,7 @@ from deployments.startup.cluster import free_port, serve_command
 from deployments.startup.config_file import application_of, drain_s, read_config
 from deployments.startup.exposure import OPEN_RAY_HELP
 from deployments.startup.live_settings import ApplyError, apply_config
+from deployments.startup.shelf import uses_shelf
 from deployments.startup.status import DASHBOARD, DASHBOARD_PORT, addresses_of
 from deployments.startup.supervision import supervise
 from deployments.startup.watch import Patience
@@ -66,7 +68,7 @@ def _start(config: Path, args: argparse.Namespace) -> int:
         if preflight([*allowed, str(config)]):
             return 2
         content, _ = read_config(config)
-        if not _fetch_base_model(content):
+        if not (_fetch_base_model(content) and _build_shelf(content)):
             return 2
     except KeyboardInterrupt:
         print("launch: stopped before Serve was started", file=sys.stderr)
@@ -102,12 +104,29 @@ def _fetch_base_model(content: dict[str, Any]) -> bool:
     return True
 
 
+def _build_shelf(content: dict[str, Any]) -> bool:
+    """Build the default shelf where answers are to stand on it: router replicas only open it."""
+    from references.default_shelf import ensure_shelf
+    from references.passage import ReferencesError
+
+    settings = parse_settings(application_of(content).get("args") or {})
+    if settings.shelf_path is not None or not uses_shelf(content):
+        return True
+    try:
+        ensure_shelf()
+    except ReferencesError as error:
+        print(f"launch: the reference shelf: {error}", file=sys.stderr)
+        return False
+    return True
+
+
 def _apply(config: Path, args: argparse.Namespace) -> int:
     if preflight(["--no-machine", str(config)]):
         return 2
     content, _ = read_config(config)
     # A Serve elsewhere has its own disks; its builder looks at the base before it replaces it.
-    if args.dashboard is None and not _fetch_base_model(content):
+    is_here = args.dashboard is None
+    if is_here and not (_fetch_base_model(content) and _build_shelf(content)):
         return 2
     addresses = addresses_of(content, args.dashboard or DASHBOARD)
     try:

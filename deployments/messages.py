@@ -16,6 +16,7 @@ from adapters.prompting import Message
 from adapters.token_prompts import BadTokenId
 from deployments.engine.request import ErrorInfo, SamplingParams, TokenEvent
 from deployments.settings import RouterLiveSettings
+from references.shelf import Hit
 from router.policy import Route
 
 # The engine ends an answer at its deadline, with what it has. A caller waits this many seconds
@@ -99,6 +100,7 @@ class ServedModels:
     repetition_penalty: float = 1.0  # the base model's defaults (adapters/catalog.yaml)
     no_repeat_ngram_size: int = 0
     loop_words: int = 0
+    max_input_tokens: int = 1536
 
     def sampling(self, max_tokens: int, **asked: Any) -> SamplingParams:
         """Return how tokens are picked: as asked, else by the base model's defaults."""
@@ -157,6 +159,23 @@ class Outcome:
     confidence: float | None = None
 
 
+class PassageSource(Protocol):
+    """The reference shelf, as the API asks for passages."""
+
+    async def search(self, question: str, *, language: str | None, limit: int) -> list[Hit]:
+        """Return the best passages, or [] where the shelf has nothing on the question.
+
+        Raises:
+            ReferencesError: there is no shelf that can be read.
+        """
+
+    async def version(self) -> str:
+        """Return the shelf's version. Raises ReferencesError as `search` does."""
+
+    def observe_unsupported(self, share: float) -> None:
+        """Count an answer that was checked, for the metrics."""
+
+
 class Backend(Protocol):
     """What the API needs of the rest; the router deployment implements it."""
 
@@ -165,6 +184,9 @@ class Backend(Protocol):
 
     @property
     def limits(self) -> RouterLiveSettings: ...
+
+    @property
+    def references(self) -> PassageSource: ...
 
     async def classify(
         self, conversations: Sequence[Sequence[str]], min_confidence: float | None = None

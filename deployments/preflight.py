@@ -32,6 +32,7 @@ from deployments.startup.exposure import (
     exposure_problems,
     key_file_problems,
 )
+from deployments.startup.shelf import check_shelf, uses_shelf
 from deployments.strict_model import SettingsError
 
 
@@ -48,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         problems += check_machine(*http_address(content)) + _check_state(content)
         problems += check_ray_auth(args.allow_open_ray) + _check_hub(content, problems)
         notes = machine_notes()
+        found, missing = _check_shelf(content)
+        problems, notes = problems + found, notes + missing
     if problems:
         noun = "problem" if len(problems) == 1 else "problems"
         lines = "\n".join(f"  - {problem}" for problem in problems)
@@ -81,6 +84,14 @@ def _check_state(content: Mapping[str, Any]) -> list[str]:
     if settings is None:
         return []
     return [f"args.{problem}" for problem in key_file_problems(settings)] + check_folders(settings)
+
+
+def _check_shelf(content: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """Return problems, and notes, of the shelf that answers are to stand on."""
+    settings = _settings_of(application_of(content))
+    if settings is None or not uses_shelf(content):
+        return [], []
+    return check_shelf(settings.shelf_path)
 
 
 def _check_hub(content: Mapping[str, Any], problems: Sequence[str]) -> list[str]:

@@ -1,10 +1,12 @@
 """Sections of `args:` that stand for themselves; settings.py puts them together."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from deployments.strict_model import StrictModel
+
+GroundingMode = Literal["off", "quote", "cite"]
 
 
 class ReplicaSettings(StrictModel):
@@ -70,4 +72,37 @@ class SourceSettings(StrictModel):
         default=[],
         max_length=64,
         description="hosts for http and https whose addresses are not public",
+    )
+
+
+class ReferencesSettings(StrictModel):
+    """The shelf of passages that answers quote and cite."""
+
+    path: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=4096,
+        description="the shelf's file; null: the default shelf, in the cache folder",
+    )
+
+
+def _off(mode: Any) -> Any:
+    return "off" if mode is False else mode  # YAML reads a plain off as false
+
+
+class GroundingSettings(StrictModel):
+    """How answers use the reference shelf; a request's `grounding` replaces `mode`."""
+
+    mode: Annotated[GroundingMode, BeforeValidator(_off)] = Field(
+        default="off",
+        description="quote: passages instead of a generated answer; cite: passages in the prompt, "
+        "and the answer is checked against them; off: neither",
+    )
+    limit: int = Field(default=3, ge=1, le=10, description="passages for one answer")
+    max_unsupported: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="share of an answer that no passage supports; above it the passages are "
+        "quoted instead, with notice: ungrounded; 1: never",
     )

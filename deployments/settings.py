@@ -13,8 +13,14 @@ import platformdirs
 from pydantic import Field, field_validator, model_validator
 
 from deployments.origins import check_hosts, check_origins
+from deployments.setting_sections import GroundingMode as GroundingMode
+from deployments.setting_sections import (
+    GroundingSettings,
+    ReferencesSettings,
+    RouterSettings,
+    SourceSettings,
+)
 from deployments.setting_sections import ReplicaSettings as ReplicaSettings
-from deployments.setting_sections import RouterSettings, SourceSettings
 from deployments.strict_model import StrictModel, parse_strict
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
@@ -166,6 +172,7 @@ class Settings(StrictModel):
         max_length=64,
         description="web pages of these origins may call the API; []: none",
     )
+    references: ReferencesSettings = ReferencesSettings()
     allowed_hosts: list[str] = Field(
         default=[],
         max_length=64,
@@ -243,6 +250,11 @@ class Settings(StrictModel):
         return self.state_path / "router"
 
     @property
+    def shelf_path(self) -> Path | None:
+        """The file of `references.path`. None: the default shelf."""
+        return project_path(self.references.path) if self.references.path else None
+
+    @property
     def router_encoder(self) -> str | None:
         """`router.encoder`; an absolute path where it is a folder of the project."""
         if self.router.encoder is None:
@@ -274,6 +286,7 @@ class RouterLiveSettings(AccessLimits):
         description="a question that may be an emergency gets notice: urgent, and the answer "
         "begins with advice to call for help; false: off",
     )
+    references: GroundingSettings = GroundingSettings()
     reload_check_s: float = Field(
         default=5.0, ge=0, le=3600, description="how often to look for a new router; 0: never"
     )

@@ -18,7 +18,7 @@ from scripts.markdown import put_between
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "architecture.md"
-PACKAGES = ("deployments", "adapters", "router", "scripts")
+PACKAGES = ("deployments", "adapters", "references", "router", "scripts")
 BEGIN, END = "<!-- modules -->\n", "<!-- /modules -->\n"
 
 

@@ -8,12 +8,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("adapters", "deployments", "router", "scripts")
+PACKAGES = ("adapters", "deployments", "references", "router", "scripts")
 # A library and what it may not import. `deployments.engine` is a library inside deployments/.
 FORBIDDEN = {
-    "router": ("ray", "starlette", "adapters", "deployments", "scripts", "torch", "transformers"),
-    "adapters": ("ray", "starlette", "router", "deployments", "scripts"),
-    "deployments/engine": ("ray", "starlette", "router", "adapters", "scripts"),
+    "router": ("ray", "starlette", "adapters", "deployments", "references", "scripts")
+    + ("torch", "transformers"),
+    "adapters": ("ray", "starlette", "router", "deployments", "scripts", "references"),
+    "references": ("ray", "starlette", "adapters", "deployments", "router", "scripts")
+    + ("torch", "transformers"),
+    "deployments/engine": ("ray", "starlette", "router", "adapters", "references", "scripts"),
 }
 # Loaded only where settings name a Hugging Face encoder for the router.
 EXCEPTIONS = {"router/transformers_encoder.py": ("torch", "transformers")}
@@ -88,7 +91,7 @@ def test_arrows_point_from_shells_to_libraries(folder: str) -> None:
 
 
 def test_only_deployments_imports_ray_or_starlette() -> None:
-    for package in ("adapters", "router", "scripts"):
+    for package in ("adapters", "references", "router", "scripts"):
         for path in sources(package):
             if str(path.relative_to(ROOT)) in MAY_IMPORT_RAY:
                 continue

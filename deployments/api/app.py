@@ -40,6 +40,7 @@ from deployments.api.protocol.admin import HealthReply, OperatorReply, ReadyRepl
 from deployments.api.protocol.ask import RouteRequest, RoutesReply
 from deployments.api.protocol.base import RouteReply, json_response, route_fields
 from deployments.api.protocol.openai_replies import ModelsReply
+from deployments.api.references import ReferencesEndpoint
 from deployments.api.request_body import check_count, check_known, check_text, read_request
 from deployments.messages import Backend, Outcome
 from deployments.settings import AccessLimits, Settings
@@ -94,6 +95,7 @@ def create_api(backend: Backend, admin: AdapterAdmin | None = None) -> Starlette
         "route": api.route,
         "chat": openai.chat,
         "complete": openai.completions,
+        "search_references": ReferencesEndpoint(backend).search,
         "models": api.models,
         "model": api.model,
         "openapi": api.openapi,

@@ -1,10 +1,11 @@
 """POST /ask: one question, one answer or several opinions, whole or as server-sent events.
 
-event: route    who answers, and why
-event: token    {"opinion": 0, "text": "..."}
-event: answer   one opinion is complete: {"opinion", "finish_reason", "usage", "timings_ms"},
-                or failed: {"opinion", "error"}
-event: done     the end: {"id"};  or  event: error  {"error": {..., "request_id"}}
+event: route      who answers, and why
+event: citations  with grounding: {"opinion", "citations"}, once for each opinion
+event: token      {"opinion": 0, "text": "..."}
+event: answer     one opinion is complete: {"opinion", "finish_reason", "usage", "timings_ms"},
+                  or failed: {"opinion", "error"}
+event: done       the end: {"id"};  or  event: error  {"error": {..., "request_id"}}
 """
 
 import asyncio
@@ -20,9 +21,16 @@ from adapters.prompting import Message
 from deployments.api.admission import check_capacity
 from deployments.api.errors import ApiError, internal_error, invalid, log_unexpected
 from deployments.api.generation import Completed, Generation
+from deployments.api.grounding import Sources, find, mode_of
 from deployments.api.middleware import request_id_of, session_id_of
 from deployments.api.protocol import ask as bodies
-from deployments.api.protocol.base import ending_fields, json_response, rounded, route_fields
+from deployments.api.protocol.base import (
+    ending_fields,
+    json_response,
+    notice_fields,
+    rounded,
+    route_fields,
+)
 from deployments.api.request_body import (
     check_known,
     check_text,
@@ -30,7 +38,7 @@ from deployments.api.request_body import (
     read_request,
     timeout_of,
 )
-from deployments.api.streaming import AnswerStream, EventStream, charge, sse
+from deployments.api.streaming import AnswerStream, EventStream, StreamItem, charge, sse
 from deployments.engine.request import SamplingParams
 from deployments.messages import Backend, GenerateRequest, ServedModels
 from router.policy import Reason, Route
@@ -55,7 +63,15 @@ class _Consultation:
     def route_fields(self, head: bodies.OpinionHead) -> dict[str, Any]:
         """Return the fields of AnsweredRoute: the route's, with who answers taken from `head`."""
         answering = {key: getattr(head, key) for key in ("specialty", "adapter", "adapter_version")}
-        return route_fields(self.route) | answering
+        return route_fields(self.route) | answering | notice_fields(self.notices(head))
+
+    def sources(self, head: bodies.OpinionHead) -> Sources:
+        return self.answers[head.opinion].sources
+
+    def notices(self, head: bodies.OpinionHead, result: Completed | None = None) -> list[str]:
+        """Return the opinion's notices; without `result`, those that are known as it begins."""
+        late = result.verdict.notices if result else ()
+        return [*self.route.notices, *self.sources(head).notices, *late]
 
 
 class AskEndpoint:
@@ -75,7 +91,8 @@ class AskEndpoint:
         timeout_s = timeout_of(asked.timeout_s, limits.max_timeout_s)
         deadline_at = accepted_at + timeout_s
         ids = request_id_of(request), session_id_of(request, asked.session_id)
-        check_capacity(self._backend, timeout_s)
+        if mode_of(self._backend, asked.grounding) != "quote":
+            check_capacity(self._backend, timeout_s)
         consultation = await self._consultation(ids, asked, sampling, deadline_at)
         if not asked.stream:
             return await _whole(request, consultation)
@@ -92,9 +109,9 @@ class AskEndpoint:
         deadline_at: float,
     ) -> _Consultation:
         request_id, session_id = ids
-        started = time.perf_counter()
-        route = await self._route(asked)
-        route_s = time.perf_counter() - started
+        (route, route_s), found = await asyncio.gather(
+            self._route(asked), find(self._backend, asked.grounding, [asked.question])
+        )
         clinic = self._backend.clinic.for_session(session_id)
         heads = _heads(self._backend, clinic, route, asked)
 
@@ -111,17 +128,22 @@ class AskEndpoint:
                 adapter_version=head.adapter_version,
             )
             confidence = None if head.opinion else route.confidence
-            return Generation(self._backend, call, head.specialty, confidence)
+            sources = found.for_specialty(self._backend, head.specialty, route.language)
+            return Generation(self._backend, call, sources, head.specialty, confidence)
 
         answers = [generation(head) for head in heads]
         return _Consultation(
             request_id, session_id, route, route_s, heads, answers, asked.consult is not None
         )
 
-    async def _route(self, asked: bodies.AskRequest) -> Route:
+    async def _route(self, asked: bodies.AskRequest) -> tuple[Route, float]:
+        """Return the route, and the seconds that it took."""
+        started = time.perf_counter()
         if asked.specialty is not None:
-            return self._backend.explicit(asked.specialty, [asked.question])
-        return (await self._backend.classify([[asked.question]], asked.min_confidence))[0]
+            route = self._backend.explicit(asked.specialty, [asked.question])
+        else:
+            route = (await self._backend.classify([[asked.question]], asked.min_confidence))[0]
+        return route, time.perf_counter() - started
 
 
 def _heads(
@@ -167,12 +189,23 @@ async def _whole(request: Request, consultation: _Consultation) -> Response:
     reply = bodies.AskReply(
         **consultation.ids,
         answer=first.text,
-        **consultation.route_fields(head),
+        **(consultation.route_fields(head) | notice_fields(consultation.notices(head, first))),
         **ending_fields(first.event, route_s),
+        **_grounded(consultation, head, first),
     )
     if consultation.is_consulted:
-        reply.opinions = [_opinion(head, result, route_s) for head, result in opinions]
+        reply.opinions = [_opinion(consultation, head, result) for head, result in opinions]
     return json_response(reply)
+
+
+def _grounded(
+    consultation: _Consultation, head: bodies.OpinionHead, result: Completed
+) -> dict[str, Any]:
+    """Return the fields that grounding adds to an answer; {} where it is off."""
+    sources = consultation.sources(head)
+    if not sources.is_on:
+        return {}
+    return {"citations": sources.citations, "support": result.verdict.reply}
 
 
 def _beginning_with(
@@ -182,19 +215,22 @@ def _beginning_with(
     found = list(results)
     for i, result in enumerate(found):
         if isinstance(result, Completed):
-            found[i] = Completed(advice + result.text, result.event)
+            found[i] = result.after(advice)
             break
     return found
 
 
 def _opinion(
-    head: bodies.OpinionHead, result: Completed | ApiError, route_s: float
+    consultation: _Consultation, head: bodies.OpinionHead, result: Completed | ApiError
 ) -> bodies.OpinionReply:
     if isinstance(result, ApiError):
         ending: dict[str, Any] = dict.fromkeys(("answer", "usage", "timings_ms"))
         ending |= {"finish_reason": "error", "error": result.reply()}
     else:
-        ending = {"answer": result.text, **ending_fields(result.event, route_s), "error": None}
+        ending = {"answer": result.text, **ending_fields(result.event, consultation.route_s)}
+        ending |= {"error": None, **_grounded(consultation, head, result)}
+        if consultation.sources(head).is_on:
+            ending["notices"] = consultation.notices(head, result)
     return bodies.OpinionReply(**dict(head), **ending)
 
 
@@ -210,12 +246,16 @@ async def _settled(answer: Generation) -> Completed | ApiError:
 
 
 async def _events(consultation: _Consultation, stream: AnswerStream) -> AsyncGenerator[str, None]:
-    request_id, route_s = consultation.request_id, consultation.route_s
-    heads = consultation.heads
+    request_id, heads = consultation.request_id, consultation.heads
     opening = bodies.AskRouteEvent(
         **consultation.ids, **consultation.route_fields(heads[0]), opinions=list(heads)
     )
     yield sse(opening, "route")
+    for head in heads:
+        if consultation.sources(head).is_on:
+            citations = consultation.sources(head).citations
+            event = bodies.AskCitationsEvent(opinion=head.opinion, citations=citations)
+            yield sse(event, "citations")
     failures: list[ApiError] = []
     async for item in stream:
         if item.text:
@@ -225,12 +265,23 @@ async def _events(consultation: _Consultation, stream: AnswerStream) -> AsyncGen
             error = item.failure.reply(request_id=request_id)
             yield sse(bodies.AskFailedEvent(opinion=item.opinion, error=error), "answer")
         elif item.event is not None:
-            ending = ending_fields(item.event, route_s)
-            yield sse(bodies.AskAnswerEvent(opinion=item.opinion, **ending), "answer")
+            yield sse(_answer_event(consultation, item), "answer")
     if len(failures) == len(consultation.answers):
         yield sse(bodies.StreamErrorEvent(error=failures[0].reply(request_id=request_id)), "error")
     else:
         yield sse(bodies.AskDoneEvent(id=request_id), "done")
+
+
+def _answer_event(consultation: _Consultation, item: StreamItem) -> bodies.AskAnswerEvent:
+    assert item.event is not None
+    head, verdict = consultation.heads[item.opinion], item.verdict
+    ending = ending_fields(item.event, consultation.route_s)
+    if consultation.sources(head).is_on:
+        ending["support"] = verdict.reply
+    if verdict.text is not None:
+        notices = [*consultation.notices(head), *verdict.notices]
+        ending |= {"answer": verdict.text, **notice_fields(notices)}
+    return bodies.AskAnswerEvent(opinion=item.opinion, **ending)
 
 
 def _check_conflicts(asked: bodies.AskRequest) -> None:

@@ -7,22 +7,29 @@ from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, replace
 
 from deployments.api.errors import ApiError, engine_error
+from deployments.api.grounding import Sources, Verdict
 from deployments.engine.request import ErrorInfo, FinishReason, Timings, TokenEvent
 from deployments.messages import GRACE_S, Backend, GenerateRequest, Outcome
 
 
 @dataclass(frozen=True, slots=True)
 class Completed:
-    """A whole answer: its text and its terminal event."""
+    """A whole answer: its text, its terminal event, and the check of the text (already heeded)."""
 
     text: str
     event: TokenEvent
+    verdict: Verdict = Verdict()
+
+    def after(self, prefix: str) -> "Completed":
+        """Return the answer with `prefix` before it."""
+        return Completed(prefix + self.text, self.event, self.verdict.after(prefix))
 
 
 class Generation:
     """Read the events of `call` one by one; `close` must follow, however that ended.
 
     Args:
+        sources: the passages that the answer stands on.
         specialty, confidence: for the metrics.
         explain: what a client is told of an engine's error.
     """
@@ -31,6 +38,7 @@ class Generation:
         self,
         backend: Backend,
         call: GenerateRequest,
+        sources: Sources,
         specialty: str | None,
         confidence: float | None,
         explain: Callable[[ErrorInfo], ApiError] = engine_error,
@@ -38,6 +46,8 @@ class Generation:
         self._backend = backend
         self._explain = explain
         self._call = call
+        self.sources = sources
+        self._said: list[str] = []
         self._specialty = specialty
         self._confidence = confidence
         self._events: AsyncGenerator[TokenEvent, None] | None = None
@@ -63,13 +73,22 @@ class Generation:
             RuntimeError: the backend ended without a terminal event.
         """
         if self._events is None:
-            self._events = self._backend.generate(self._call)
+            self._events = self.sources.events(self._call)
         try:
-            self._latest = await self._next_before_deadline(self._events)
+            event = await self._next_before_deadline(self._events)
         except Exception:
             self._is_broken = True
             raise
-        return self._latest
+        if self._latest is None and not self.failure_of(event):
+            event = replace(event, text=self.sources.opening + event.text)
+        self._latest = event
+        if self.sources.is_on:
+            self._said.append(event.text)
+        return event
+
+    async def verdict(self) -> Verdict:
+        """Check the answer, which has ended, against its passages."""
+        return await self.sources.check("".join(self._said))
 
     async def whole(self) -> Completed:
         """Read all the events.
@@ -89,7 +108,10 @@ class Generation:
         failure = self.failure_of(event)
         if failure:
             raise failure
-        return Completed("".join(texts), event)
+        verdict = await self.verdict()
+        if verdict.text is not None:
+            return Completed(verdict.text, complete(event), verdict)
+        return Completed("".join(texts), event, verdict)
 
     def failure_of(self, event: TokenEvent) -> ApiError | None:
         """Return the refusal that a terminal event means; None if there is an answer."""
@@ -148,3 +170,8 @@ class Generation:
         if self._latest is None:
             return TokenEvent(self._call.request_id, "", 0, 0, Timings(), reason)
         return replace(self._latest, text="", finish_reason=reason)
+
+
+def complete(event: TokenEvent) -> TokenEvent:
+    """Return the terminal event of an answer whose text was replaced by a whole one."""
+    return replace(event, finish_reason=FinishReason.STOP)

@@ -12,6 +12,7 @@ from adapters.prompting import Message
 from deployments.api.admission import check_capacity
 from deployments.api.errors import ApiError
 from deployments.api.generation import Completed, Generation
+from deployments.api.grounding import Found, find, mode_of
 from deployments.api.middleware import request_id_of, session_id_of
 from deployments.api.openai_answer import OpenAIAnswer
 from deployments.api.openai_request import (
@@ -73,16 +74,22 @@ class OpenAIEndpoints:
         check_known("model", asked.model_name, clinic.model_names)
         sampling = sampling_of(asked, clinic)
         request_id, session_id = request_id_of(request), session_id_of(request)
-        check_capacity(self._backend, self._backend.limits.max_timeout_s)
-        started = time.perf_counter()
-        routes = await self._routes(asked.model_name, list(conversations.values()))
-        route_s = time.perf_counter() - started
+        if mode_of(self._backend, asked.grounding) != "quote":
+            check_capacity(self._backend, self._backend.limits.max_timeout_s)
+        turns_of = list(conversations.values())
+        (routes, route_s), found = await asyncio.gather(
+            self._timed_routes(asked.model_name, turns_of), self._found(asked, turns_of)
+        )
         clinic = self._backend.clinic.for_session(session_id)  # after the wait for the router
         versions = [clinic.version_of(route.adapter) for route in routes]
+        sources = [
+            one.for_specialty(self._backend, route.specialty, route.language)
+            for one, route in zip(found, routes, strict=True)
+        ]
         reply = OpenAIAnswer(
             request_id,
             int(accepted_at),
-            list(zip(routes, versions, strict=True)),
+            list(zip(routes, versions, sources, strict=True)),
             route_s,
             max_tokens=sampling.max_tokens,
             is_lowered=is_above_limit(asked, clinic),
@@ -106,7 +113,14 @@ class OpenAIEndpoints:
             explain = functools.partial(openai_engine_error, param=path)
             route = routes[number]
             answers.append(
-                Generation(self._backend, call, route.specialty, route.confidence, explain)
+                Generation(
+                    self._backend,
+                    call,
+                    sources[number],
+                    route.specialty,
+                    route.confidence,
+                    explain,
+                )
             )
         if asked.stream:
             advice = [route.advice for route in routes]
@@ -114,6 +128,20 @@ class OpenAIEndpoints:
             await stream.begin()
             return EventStream(request, _chunks(stream, reply), stream)
         return await _whole(request, answers, reply)
+
+    async def _found(
+        self, asked: OpenAIRequest, conversations: Sequence[Sequence[Message]]
+    ) -> list[Found]:
+        searches = (find(self._backend, asked.grounding, _users(turns)) for turns in conversations)
+        return await asyncio.gather(*searches)
+
+    async def _timed_routes(
+        self, model: str, conversations: Sequence[Sequence[Message]]
+    ) -> tuple[list[Route], float]:
+        """Return the routes, and the seconds that they took."""
+        started = time.perf_counter()
+        routes = await self._routes(model, conversations)
+        return routes, time.perf_counter() - started
 
     async def _routes(self, model: str, conversations: Sequence[Sequence[Message]]) -> list[Route]:
         asked = [list(filter(has_latin_letter, _users(turns))) for turns in conversations]
@@ -133,7 +161,7 @@ async def _whole(request: Request, answers: Sequence[Generation], reply: OpenAIA
         completed = await _all_of(answers)
     finally:
         charge(request, sum(answer.num_tokens for answer in answers))
-    return json_response(reply.whole([(one.text, one.event) for one in completed]))
+    return json_response(reply.whole(completed))
 
 
 async def _all_of(answers: Sequence[Generation]) -> list[Completed]:
@@ -161,7 +189,7 @@ async def _chunks(stream: AnswerStream, reply: OpenAIAnswer) -> AsyncGenerator[s
             yield sse(reply.text(item.opinion, item.text))
         if item.event is not None:
             ended.append(item.event)
-            yield sse(reply.closing(item.opinion, item.event))
+            yield sse(reply.closing(item))
     if reply.include_usage:
         yield sse(reply.usage(ended))
     yield DONE

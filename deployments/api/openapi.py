@@ -69,6 +69,7 @@ def _described(operation: Operation) -> dict[str, Any]:
         "parameters": [
             *map(_id_header, ["x-request-id", *(["x-session-id"] if operation.events else [])]),
             *map(_path_parameter, re.findall(r"{(\w+)}", operation.path)),
+            *(_query_parameters(operation.query) if operation.query else ()),
         ],
         "responses": responses,
     }
@@ -137,6 +138,24 @@ def _id_header(name: str) -> dict[str, Any]:
 
 def _path_parameter(name: str) -> dict[str, Any]:
     return {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+
+
+def _query_parameters(model: type[BaseModel]) -> list[dict[str, Any]]:
+    schema = model.model_json_schema()
+    required = schema.get("required", [])
+    return [
+        {"name": name, "in": "query", "required": name in required, "schema": _not_null(field)}
+        for name, field in schema["properties"].items()
+    ]
+
+
+def _not_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return a field's schema without null, which a query cannot hold: it leaves the name out."""
+    given = [option for option in schema.get("anyOf", []) if option.get("type") != "null"]
+    if not given:
+        return schema
+    rest = {key: value for key, value in schema.items() if key not in ("anyOf", "default")}
+    return {**rest, **given[0]}
 
 
 def _ref(model: type[BaseModel]) -> dict[str, str]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from pydantic import BaseModel
 
-from deployments.api.protocol import admin, ask, openai, openai_replies
+from deployments.api.protocol import admin, ask, openai, openai_replies, references
 from deployments.api.protocol.base import RequestModel
 
 
@@ -35,15 +35,17 @@ class Operation:
     body: type[RequestModel] | None = None
     status: str = "200"
     events: Events | None = None
+    query: type[RequestModel] | None = None
     more_replies: dict[str, str] = field(default_factory=dict)
     more_errors: dict[str, str] = field(default_factory=dict)
 
 
 _ASK = Events(
-    "With stream: true, server-sent events: route, first; token; answer, once for each opinion; "
-    "and one last event, done or error.",
+    "With stream: true, server-sent events: route, first; with grounding, citations; token; "
+    "answer, once for each opinion; and one last event, done or error.",
     {
         "route": (ask.AskRouteEvent,),
+        "citations": (ask.AskCitationsEvent,),
         "token": (ask.AskTokenEvent,),
         "answer": (ask.AskAnswerEvent, ask.AskFailedEvent),
         "done": (ask.AskDoneEvent,),
@@ -66,6 +68,14 @@ OPERATIONS = (
     Operation("POST", "/route", "route", "Classify only", ask.RoutesReply, ask.RouteRequest),
     Operation("POST", "/v1/chat/completions", "chat", "OpenAI's chat", *_CHAT, events=_CHUNKS),
     Operation("POST", "/v1/completions", "complete", "OpenAI's text", *_TEXT, events=_CHUNKS),
+    Operation(
+        "GET",
+        "/v1/references/search",
+        "search_references",
+        "Passages of the reference shelf",
+        references.SearchReply,
+        query=references.SearchQuery,
+    ),
     Operation("GET", "/v1/models", "models", "What `model` may be", _MODELS),
     Operation("GET", "/v1/models/{model}", "model", "One model", _MODEL),
     Operation("GET", "/openapi.json", "openapi", "This document", None),

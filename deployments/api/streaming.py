@@ -10,7 +10,7 @@ import json
 import logging
 from collections import deque
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
@@ -18,7 +18,8 @@ from starlette.types import Receive, Scope, Send
 
 from deployments.api.comments import commented
 from deployments.api.errors import ApiError, internal_error, log_unexpected
-from deployments.api.generation import Generation
+from deployments.api.generation import Generation, complete
+from deployments.api.grounding import Verdict
 from deployments.api.protocol.base import ReplyModel
 from deployments.engine.request import TokenEvent
 
@@ -39,12 +40,13 @@ def sse(reply: ReplyModel, event: str | None = None) -> str:
 @dataclass(frozen=True, slots=True)
 class StreamItem:
     """Text of answer number `opinion`. The last item of an answer has its terminal `event`, or the
-    `failure` that ended it."""
+    `failure` that ended it. With `event`, `verdict` is the check of the whole answer."""
 
     opinion: int
     text: str = ""
     event: TokenEvent | None = None
     failure: ApiError | None = None
+    verdict: Verdict = Verdict()
 
     @property
     def is_last(self) -> bool:
@@ -65,6 +67,7 @@ class AnswerStream:
     ) -> None:
         self._answers = answers
         self._advice = {i: text for i, text in enumerate(advice) if text}
+        self._advised: dict[int, str] = {}
         self._all_needed = all_needed
         self._num_left = len(answers)
         self._ready: deque[StreamItem] = deque()
@@ -134,11 +137,14 @@ class AnswerStream:
         self._num_left -= item.is_last
         if self._advice and item.failure is None:
             self._advise(item.opinion)
+        if item.event is not None and item.opinion in self._advised:
+            item = replace(item, verdict=item.verdict.after(self._advised[item.opinion]))
         self._ready.append(item)
 
     def _advise(self, opinion: int) -> None:
         advice = self._advice.pop(opinion, "")
         if advice:
+            self._advised[opinion] = advice
             self._ready.append(StreamItem(opinion, advice))
         if not self._all_needed:
             self._advice.clear()
@@ -158,13 +164,17 @@ class AnswerStream:
 async def _next_item(opinion: int, answer: Generation) -> StreamItem:
     try:
         event = await answer.next_event()
+        if event.finish_reason is None:
+            return StreamItem(opinion, event.text)
+        failure = answer.failure_of(event)
+        verdict = Verdict() if failure else await answer.verdict()
     except Exception as error:
         log_unexpected(error, "a stream")
         return StreamItem(opinion, failure=internal_error())
-    if event.finish_reason is None:
-        return StreamItem(opinion, event.text)
-    failure = answer.failure_of(event)
-    return StreamItem(opinion, event.text, None if failure else event, failure)
+    if failure:
+        return StreamItem(opinion, event.text, failure=failure)
+    end = event if verdict.text is None else complete(event)
+    return StreamItem(opinion, event.text, end, verdict=verdict)
 
 
 class EventStream(StreamingResponse):

@@ -34,6 +34,7 @@ from deployments.ingress.model_watch import ModelWatch
 from deployments.ingress.operator import ClusterReport
 from deployments.ingress.quarantine import Quarantine
 from deployments.ingress.readiness import Readiness
+from deployments.ingress.references_source import ReferencesSource
 from deployments.ingress.replica_set import ReplicaSet
 from deployments.ingress.traffic import TrafficLog
 from deployments.interpreter import tune_interpreter
@@ -98,6 +99,7 @@ class RouterReplica:
         self._live = RouterLiveSettings()
         self._settings = settings
         self._metrics = RouteMetrics()
+        self.references = ReferencesSource(settings.shelf_path)
         self._red_flags = load_red_flags()
         self._traffic = TrafficLog()
         self._operator = ClusterReport(model)
@@ -263,7 +265,13 @@ class RouterReplica:
         return answer_events(self._client.start, marked, self._guard, saw)
 
     async def readiness(self) -> tuple[bool, Mapping[str, Any]]:
-        return self._readiness.report(self._thresholds(self._router.current))
+        is_ready, report = self._readiness.report(self._thresholds(self._router.current))
+        mode = self._live.references.mode
+        references = {"mode": mode, **await self.references.state(is_used=mode != "off")}
+        degraded = report["degraded"]
+        if mode != "off" and references["problem"]:
+            degraded = [*degraded, f"references: {references['problem']}"]
+        return is_ready, {**report, "degraded": degraded, "references": references}
 
     async def operator_report(self) -> Mapping[str, Any]:
         return await self._operator.report()
@@ -325,6 +333,7 @@ def _nothing_served(settings: Settings, base: BaseModelEntry) -> ServedModels:
         repetition_penalty=base.repetition_penalty,
         no_repeat_ngram_size=base.no_repeat_ngram_size,
         loop_words=base.loop_words,
+        max_input_tokens=settings.engine.max_input_tokens,
     )
 
 

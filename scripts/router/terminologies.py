@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+from references.ingest.hpo import specialty_of
 from scripts.datasets.record import DataError, normal_name
 from scripts.datasets.source import Source
 from scripts.datasets.yaml_file import read_yaml
@@ -69,12 +70,7 @@ def read_hpo(path: Path) -> dict[str, _Sign]:
 
 def hpo_specialty(sign: _Sign) -> str | None:
     """Return the specialty of the sign's branches. Returns None if they have none, or several."""
-    branches: Mapping[str, str] = rules()["hpo"]
-    for root in rules()["hpo_first"]:
-        if root in sign.ancestors:
-            return branches[root]
-    found = {branches[root] for root in branches.keys() & sign.ancestors}
-    return found.pop() if len(found) == 1 else None
+    return specialty_of(sign.ancestors)
 
 
 def hpo(source: Source) -> Iterator[Entry]:

@@ -13,6 +13,7 @@ from deployments.engine.request import ErrorInfo, FinishReason, Timings, TokenEv
 from deployments.messages import AdapterCard, GenerateRequest, Outcome, ServedModels
 from deployments.settings import RouterLiveSettings
 from router.policy import Alternative, Reason, Route
+from tests.deployments.small_shelf import SmallShelf
 
 ADVICE = "Call for help.\n\n"  # for a question with "droops"
 SECRET = "zebrafish"  # stands for a patient's words: it may appear in no log record
@@ -27,6 +28,7 @@ class SmallBackend:
 
     def __init__(self) -> None:
         self.limits = RouterLiveSettings()
+        self.references = SmallShelf()
         self.clinic = ServedModels(
             base_model="tiny",
             adapters=(AdapterCard("derm-1", "dermatology", "3"),),

@@ -10,9 +10,10 @@ import pytest
 from tests.test_layout import PACKAGES, ROOT
 
 NOT_OURS = "raise SystemExit('a file of the working folder was imported')\n"
+OURS = ("adapters", "references", "router", "scripts", "tests")
 SHADOWS = [
-    *(f"{name}.py" for name in ("adapters", "router", "scripts", "tests")),
-    *(f"{name}/__init__.py" for name in ("adapters", "router", "scripts", "tests")),
+    *(f"{name}.py" for name in OURS),
+    *(f"{name}/__init__.py" for name in OURS),
     *(f"{name}/notes.txt" for name in (*PACKAGES, "tests")),  # a folder without any module
     "router/policy.py",
 ]
@@ -35,7 +36,7 @@ def put(folder: Path, *names: str) -> None:
 
 @pytest.mark.slow
 def test_the_launcher_runs_beside_files_with_our_packages_names(tmp_path: Path) -> None:
-    put(tmp_path, "adapters.py", "router.py", "scripts.py", "tests.py", "deployments/notes.txt")
+    put(tmp_path, *(f"{name}.py" for name in OURS), "deployments/notes.txt")
     done = run(tmp_path, "-m", "deployments.launch", "none.yaml")
     assert (done.returncode, done.stdout) == (2, ""), done.stderr
     assert "none.yaml: no such file" in done.stderr
@@ -48,7 +49,8 @@ def test_the_launcher_runs_beside_files_with_our_packages_names(tmp_path: Path) 
 @pytest.mark.parametrize("name", SHADOWS)
 def test_none_of_them_is_imported(tmp_path: Path, name: str) -> None:
     put(tmp_path, name)
-    imports = "import deployments, router.policy, adapters.versions; print('ours')"
+    modules = "deployments, router.policy, adapters.versions, references.passage"
+    imports = f"import {modules}; print('ours')"
     done = run(tmp_path, "-c", imports)
     assert done.stdout == "ours\n", done.stderr
 

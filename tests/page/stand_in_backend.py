@@ -19,6 +19,7 @@ from deployments.ingress.traffic import TrafficLog
 from deployments.messages import AdapterCard, GenerateRequest, Outcome, ServedModels
 from deployments.settings import RouterLiveSettings
 from router.policy import Alternative, Reason, Route
+from tests.deployments.small_shelf import SmallShelf
 
 ANSWER = (
     "Early signs are often mild and begin on one side of the body. A hand may tremble at rest, "
@@ -49,6 +50,7 @@ class StandInBackend:
 
     def __init__(self) -> None:
         self.limits = RouterLiveSettings(max_question_chars=400)
+        self.references = SmallShelf()
         self.clinic = ServedModels(
             base_model="smollm2-135m-instruct",
             adapters=tuple(AdapterCard(name, name, "2") for name in ADAPTERS),

@@ -18,6 +18,7 @@ from deployments.api.protocol.base import (
     TimingsReply,
     Usage,
 )
+from deployments.api.protocol.references import CitationReply, Grounding, SupportReply
 
 MaxTokens = Annotated[StrictInt, Field(ge=1)]
 
@@ -51,6 +52,7 @@ class AskRequest(RequestModel):
         le=3,
         description="this many of the most probable specialists answer; not with specialty",
     )
+    grounding: Grounding = None
 
 
 class RouteRequest(RequestModel):
@@ -73,7 +75,16 @@ class OpinionHead(ReplyModel):
     adapter_version: str | None
 
 
-class OpinionReply(OpinionHead):
+class _Grounded(ReplyModel):
+    """What an answer stands on; left out where grounding is off."""
+
+    citations: list[CitationReply] = Field(default=[], description="the passages, by number")
+    support: list[SupportReply] = Field(
+        default=[], description="with grounding: cite, each sentence that states something"
+    )
+
+
+class OpinionReply(_Grounded, OpinionHead):
     """One opinion. With `error`, there is no answer, no usage and no timings."""
 
     answer: str | None
@@ -81,6 +92,9 @@ class OpinionReply(OpinionHead):
     usage: Usage | None
     timings_ms: TimingsReply | None
     error: ErrorDetail | None
+    notices: list[str] = Field(
+        default=[], description="with grounding: of this opinion, besides those of all"
+    )
 
 
 class _Ids(ReplyModel):
@@ -92,7 +106,7 @@ class _IdsAndAnswer(_Ids):
     answer: str
 
 
-class AskReply(Ending, AnsweredRoute, _IdsAndAnswer):
+class AskReply(_Grounded, Ending, AnsweredRoute, _IdsAndAnswer):
     """The whole answer; at the top level is the first opinion that did not fail."""
 
     opinions: list[OpinionReply] = Field(default=[], description="only with consult")
@@ -102,6 +116,13 @@ class AskRouteEvent(AnsweredRoute, _Ids):
     """`event: route`, the first. Specialty and adapter are those of the first opinion."""
 
     opinions: list[OpinionHead]
+
+
+class AskCitationsEvent(ReplyModel):
+    """`event: citations`, with grounding: one for each opinion, after `event: route`."""
+
+    opinion: Count
+    citations: list[CitationReply]
 
 
 class AskTokenEvent(ReplyModel):
@@ -117,6 +138,13 @@ class _OpinionNumber(ReplyModel):
 
 class AskAnswerEvent(Ending, _OpinionNumber):
     """`event: answer`: this opinion is complete."""
+
+    support: list[SupportReply] = Field(default=[], description="with grounding, as in AskReply")
+    answer: str = Field(
+        default="", description="with notice ungrounded: takes the place of the text sent"
+    )
+    notice: str | None = Field(default=None, description="the first of notices")
+    notices: list[str] = Field(default=[], description="all of them, if some show late")
 
 
 class AskFailedEvent(ReplyModel):

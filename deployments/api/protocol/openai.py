@@ -10,6 +10,7 @@ from deployments.api.protocol.ask import MaxTokens
 from deployments.api.protocol.base import RequestModel
 from deployments.api.protocol.chat_messages import ChatMessage
 from deployments.api.protocol.neutral import HINT, Neutral
+from deployments.api.protocol.references import Grounding
 
 
 class StreamOptions(RequestModel):
@@ -43,6 +44,8 @@ class OpenAIRequest(RequestModel):
     min_tokens: StrictInt | None = Field(
         default=None, ge=0, description="as in vLLM: no end of sequence before this many tokens"
     )
+
+    grounding: Grounding = None  # ours
 
     # For who caches, stores or counts: they change no answer.
     user: Annotated[StrictStr | None, HINT] = None

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from deployments.api.protocol.base import AnsweredRoute, Ending, ReplyModel, Usage
+from deployments.api.protocol.references import CitationReply, SupportReply
 from deployments.messages import ServedModels
 
 OpenAIFinishReason = Annotated[
@@ -25,17 +26,31 @@ class _RequestId(ReplyModel):
 class PolyclinicOpening(AnsweredRoute, _RequestId):
     """What is ours in the first chunk of a stream."""
 
+    citations: list[CitationReply] = Field(
+        default=[], description="the passages, by number; left out where grounding is off"
+    )
 
-class PolyclinicPart(Ending, PolyclinicOpening):
+
+class _Checked(ReplyModel):
+    support: list[SupportReply] = Field(
+        default=[], description="as in /ask's reply; left out where grounding is off"
+    )
+
+
+class PolyclinicPart(_Checked, Ending, PolyclinicOpening):
     """What is ours in a completion."""
 
 
-class PolyclinicClosing(Ending):
+class PolyclinicClosing(_Checked, Ending):
     """What is ours in the last chunk of a choice."""
+
+    answer: str = Field(
+        default="", description="with notice ungrounded: takes the place of the text sent"
+    )
 
     notice: str | None = Field(default=None, description="the first of notices")
     notices: list[str] = Field(
-        default=[], description="all of them, if max_tokens_lowered shows late; else left out"
+        default=[], description="all of them, if some show late; else left out"
     )
 
 
@@ -45,10 +60,31 @@ class Envelope(ReplyModel):
     model: str = Field(description="the adapter that answered, or base; auto: several did")
 
 
+class UrlCitation(ReplyModel):
+    """A marker's characters in the text, and its passage's title and address."""
+
+    start_index: int
+    end_index: int
+    title: str
+    url: str
+
+
+class Annotation(ReplyModel):
+    type: Literal["url_citation"]
+    url_citation: UrlCitation
+
+
+_Annotations = Annotated[
+    list[Annotation],
+    Field(description="markers of passages that have an address; left out without grounding"),
+]
+
+
 class ChatMessageReply(ReplyModel):
     role: Literal["assistant"]
     content: str
     refusal: None
+    annotations: _Annotations = []
 
 
 class ChatChoice(ReplyModel):
@@ -85,6 +121,7 @@ class CompletionReply(Envelope):
 class ChatDelta(ReplyModel):
     role: Literal["assistant"] = "assistant"
     content: str
+    annotations: _Annotations = []
 
 
 class ChunkChoice(ReplyModel):

@@ -91,6 +91,10 @@ async def test_the_document_is_served(client: httpx.AsyncClient, admin: AdapterA
         ("/route", {"questions": ["a red rash", "football"]}, "RoutesReply"),
         ("/v1/chat/completions", CHAT, "ChatReply"),
         ("/v1/completions", {"prompt": "a red rash"}, "CompletionReply"),
+        ("/ask", {"question": "eczema", "grounding": "cite"}, "AskReply"),
+        ("/ask", {"question": "eczema", "grounding": "quote", "consult": 2}, "AskReply"),
+        ("/v1/chat/completions", {**CHAT, "grounding": "quote"}, "ChatReply"),
+        ("/v1/completions", {"prompt": ["eczema", "a"], "grounding": "cite"}, "CompletionReply"),
         ("/ask", {"question": ""}, "ErrorReply"),
         ("/v1/completions", {"prompt": "a", "model": "gpt-4"}, "ErrorReply"),
         ("/nowhere", {}, "ErrorReply"),
@@ -102,10 +106,30 @@ async def test_replies_are_what_the_document_says(
     check(name, (await client.post(path, json=body)).json())
 
 
-@pytest.mark.parametrize("path", ["/v1/models", "/v1/models/derm-1", "/healthz", "/readyz"])
+SEARCH = "/v1/references/search?q=eczema"
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/models/derm-1", "/healthz", "/readyz", SEARCH])
 async def test_what_is_read_is_what_the_document_says(client: httpx.AsyncClient, path: str) -> None:
     names = {"/v1/models": "ModelsReply", "/healthz": "HealthReply", "/readyz": "ReadyReply"}
+    names[SEARCH] = "SearchReply"
     check(names.get(path, "ModelReply"), (await client.get(path)).json())
+
+
+@pytest.mark.parametrize("question", ["what is eczema", "a red rash"])
+@pytest.mark.parametrize("grounding", ["quote", "cite"])
+async def test_streams_with_passages_too(
+    client: httpx.AsyncClient, question: str, grounding: str
+) -> None:
+    asked = {"question": question, "grounding": grounding, "stream": True}
+    events = events_of((await client.post("/ask", json=asked)).text)
+    assert [name for name, _ in events[:2]] == ["route", "citations"]
+    for name, data in events:
+        check(f"Ask{name.capitalize()}Event", data)
+    chat = {"messages": [{"role": "user", "content": question}], "grounding": grounding, **STREAM}
+    text = (await client.post("/v1/chat/completions", json=chat)).text
+    for line in text.split("\n\n")[:-2]:
+        check("Chunk", json.loads(line.removeprefix("data: ")))
 
 
 async def test_failed_opinions_and_streams_of_ask_too() -> None:
@@ -198,8 +222,8 @@ def statuses_of_made_up_requests(
         suppress_health_check=list(HealthCheck),
     )
     for found in api.get_all_operations():
-        # Without a body nothing can be wrong: any x-request-id is accepted.
-        has_body = bool(list(found.ok().body))
+        # Without a body or a query nothing can be wrong: any x-request-id is accepted.
+        has_body = bool([*found.ok().body, *found.ok().query])
         for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE)[: 1 + has_body]:
             requests = found.ok().as_strategy(generation_mode=mode)
             if mode is GenerationMode.POSITIVE:
@@ -224,6 +248,8 @@ def readable(case: Any) -> Any:
     for parameter, value in (case.path_parameters or {}).items():
         if len(value) % 2:
             case.path_parameters[parameter] = known[parameter]
+    if "q" in (case.query or {}):
+        case.query["q"] = "eczema" if len(str(case.query["q"])) % 2 else "a red rash"
     body = case.body if isinstance(case.body, dict) else {}
     if "source" in body:
         body["source"] = "/no/such/folder"  # others would be looked for on the network

@@ -18,10 +18,13 @@ from ray.exceptions import ActorDiedError
 
 from deployments.engine.request import FinishReason, Timings, TokenEvent
 from deployments.ingress.deployment import RouterReplica
+from deployments.ingress.references_source import ReferencesSource
 from deployments.settings import Settings
+from references.default_shelf import open_shelf
 from router.classifier import Classifier
 from router.policy import Classification, Reason
 from tests.deployments.ingress.test_model_watch import GONE, Replicas
+from tests.references.passages import ALL
 from tests.router.small_questions import OUT_OF_SCOPE, small_questions
 
 # Serve keeps the queue of a batched method with the class, and the queue belongs to one event loop.
@@ -259,3 +262,31 @@ async def test_where_the_state_lies_is_not_shown(replica: RouterReplica, catalog
     _, report = await replica.readiness()
     assert report["degraded"] == ["<state_dir>/catalog.yaml: cannot be read (I/O error)"]
     assert str(catalog) not in json.dumps(report)
+
+
+async def test_readiness_tells_of_the_shelf(
+    replica: RouterReplica, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In every mode, also while the model does not answer."""
+    path = tmp_path / "shelf.db"
+    monkeypatch.setattr(replica, "references", ReferencesSource(path))
+
+    async def told(mode: Any) -> dict[str, Any]:
+        replica.reconfigure({"references": {"mode": mode}})
+        is_ready, report = await replica.readiness()
+        assert not is_ready
+        problem = report["references"]["problem"]
+        assert (f"references: {problem}" in report["degraded"]) == bool(problem)
+        return dict(report["references"])
+
+    nothing = {"version": None, "passages": None, "problem": None}
+    assert await told("off") == await told(False) == {"mode": "off", **nothing}
+    missing = await told("cite")
+    assert (missing["mode"], missing["passages"]) == ("cite", None)
+    assert "there is no shelf" in missing["problem"]
+    version = open_shelf(path).add(ALL)
+    found = {"version": version, "passages": len(ALL), "problem": None}
+    assert await told("quote") == {"mode": "quote", **found}
+    replica.reconfigure({"references": {"mode": "sometimes"}})
+    assert replica.limits.references.mode == "quote", "a bad setting changes nothing"
+    replica.reconfigure({})

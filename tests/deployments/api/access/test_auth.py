@@ -100,7 +100,16 @@ def test_which_path_needs_what() -> None:
     needs = {
         "nothing": ["", "/", "/healthz", "/readyz", "/openapi.json", "/static/app.js"],
         "admin": ["/v1/adapters", "/v1/adapters/", "/v1/adapters/x/rollback", "/v1/operator"],
-        "key": ["/ask", "/v1/models", "/staticx", "/v1/adaptersx", "/healthz/", "//", "/new"],
+        "key": [
+            "/ask",
+            "/v1/models",
+            "/v1/references/search",
+            "/staticx",
+            "/v1/adaptersx",
+            "/healthz/",
+            "//",
+            "/new",
+        ],
     }
     for need, paths in needs.items():
         assert [need_of(path) for path in paths] == [need] * len(paths)

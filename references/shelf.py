@@ -1,0 +1,258 @@
+"""A shelf of passages: search it, and change it."""
+
+import math
+import os
+import sqlite3
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from references.diagnosis import MAX_MEANINGS, Match, Signs
+from references.embedding import Vectoriser
+from references.passage import Passage, ReferencesError, checked
+from references.query import read_query
+from references.ranking import Ranked, Weights, rank
+from references.reader import Reader, damaged
+from references.store import Unneeded, changed, problems_of
+from references.vectors import PassageVectors
+from references.words import guess_language
+
+THRESHOLD = 0.5  # chosen on absent.yaml of scripts.references_evaluation
+_LEAST = 0.2  # support of a term, for a sign in other words to stand for it
+_SOFTNESS = 1.0  # score by which a term falls behind the best one, for 1/e of its fit
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A passage found for a question.
+
+    Attributes:
+        score: the higher the better; of one question's hits only.
+        support: 0 to 1, how much of the question the passage answers to; what
+            "nothing found" is decided by.
+    """
+
+    passage: Passage
+    score: float
+    support: float
+
+
+class Shelf:
+    """The shelf in a file. Safe to use from several threads and processes.
+
+    A search sees one version as a whole, and the newest that was in place when it began.
+
+    Args:
+        path: the shelf's file; it may appear later.
+        vectorise: as the shelf was built with; without it, the search is by words alone.
+        weights: of the ranking.
+        threshold: least `support` of the best hit; below it, nothing was found.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        vectorise: Vectoriser | None = None,
+        weights: Weights | None = None,
+        threshold: float = THRESHOLD,
+    ) -> None:
+        self.path = path
+        self._vectorise = vectorise
+        self._weights = weights or Weights()
+        self._threshold = threshold
+        self._local = threading.local()
+        self._vectors: dict[str, PassageVectors] = {}
+        self._signs: tuple[str, Signs] | None = None
+
+    @property
+    def version(self) -> str:
+        return self._reader().version
+
+    @property
+    def num_passages(self) -> int:
+        return self._reader().num_passages
+
+    def search(
+        self,
+        question: str,
+        *,
+        specialty: str | None = None,
+        language: str | None = None,
+        limit: int = 3,
+    ) -> list[Hit]:
+        """Return the best passages for a question. Returns [] if the shelf has nothing on it.
+
+        Args:
+            specialty: its passages rank a little higher; the others stay in reach.
+            language: of the question, en or fr; default: what its words look like.
+
+        Raises:
+            ReferencesError: there is no shelf, or its file is damaged.
+        """
+        hits = self.hits(question, specialty=specialty, language=language, limit=limit)
+        if max((hit.support for hit in hits), default=0.0) < self._threshold:
+            return []
+        return hits
+
+    def hits(
+        self,
+        question: str,
+        *,
+        specialty: str | None = None,
+        language: str | None = None,
+        limit: int = 3,
+    ) -> list[Hit]:
+        """Return the best passages as `search` does, however little they support."""
+        ranked = self.ranked(question, specialty=specialty, language=language, limit=limit)
+        return [Hit(r.passage, r.score, support_of(r)) for r in ranked]
+
+    def ranked(
+        self, question: str, *, specialty: str | None, language: str | None, limit: int
+    ) -> list[Ranked]:
+        """Return the best passages, however little they have to do with the question."""
+        reader = self._reader()
+        try:
+            query = read_query(question, language or guess_language(question), reader)
+            vector = self._vectorise([query.english])[0] if self._vectorise else None
+            return rank(query, vector, reader, specialty, self._weights, limit)
+        except sqlite3.Error as error:
+            raise damaged(self.path, error) from None
+
+    def diagnose(self, signs: Sequence[str], *, limit: int = 5) -> list[Match]:
+        """Return the diseases whose recorded signs match best; it is no diagnosis.
+
+        Args:
+            signs: each in the ontology's or everyday words, English or French; `split_signs`
+                takes them out of a question.
+
+        Raises:
+            ReferencesError: the shelf has no signs.
+        """
+        reader = self._reader()
+        if self._signs is None or self._signs[0] != reader.version:
+            self._signs = (reader.version, Signs(reader.array))
+        found = self._signs[1].rank(signs, self._meanings, 2 * limit)
+        there = self.get(match.disease for match in found)
+        return [match for match in found if match.disease in there][:limit]
+
+    def _meanings(self, sign: str) -> list[tuple[str, float]]:
+        """Return terms that a sign in other words may stand for, and how well each fits."""
+        ranked = self.ranked(sign, specialty=None, language=None, limit=4 * MAX_MEANINGS)
+        terms = [r for r in ranked if r.passage.kind == "term" and support_of(r) >= _LEAST]
+        return [(r.passage.id, math.exp((r.score - terms[0].score) / _SOFTNESS)) for r in terms]
+
+    def get(self, ids: Iterable[str]) -> dict[str, Passage]:
+        """Return the passages that are there, by id."""
+        return self._reader().by_id(list(ids))
+
+    def passages(self) -> Iterable[Passage]:
+        """Yield every passage, in the order in which they were added."""
+        return (passage for passage, _ in self._reader().passages())
+
+    def add(self, passages: Iterable[Passage]) -> str:
+        """Add passages, all of them or none. Returns the new version.
+
+        Raises:
+            ReferencesError: names each bad passage, and each id that is there already.
+        """
+        return self._change(passages, replace=False)
+
+    def replace(self, passages: Iterable[Passage]) -> str:
+        """Add passages; one whose id is there takes its place. Returns the new version."""
+        return self._change(passages, replace=True)
+
+    def _change(self, passages: Iterable[Passage], *, replace: bool) -> str:
+        new = list(checked(passages))
+        with changed(self.path, self._vectorise, fresh=not self.path.exists()) as writer:
+            taken = []
+            for passage in new:
+                if replace:
+                    writer.remove(passage.id)
+                try:
+                    writer.add(passage)
+                except sqlite3.IntegrityError:
+                    taken.append(f"passage {passage.id}: the id is on the shelf: replace it")
+            if taken:
+                raise ReferencesError(*taken)
+        return self.version
+
+    def remove(self, ids: Iterable[str]) -> str:
+        """Take passages out, all of them or none. Returns the new version.
+
+        Raises:
+            ReferencesError: names the ids that are not there.
+        """
+        with changed(self.path, self._vectorise) as writer:
+            missing = [id_ for id_ in dict.fromkeys(ids) if not writer.remove(id_)]
+            if missing:
+                raise ReferencesError(
+                    *(f"passage {id_}: there is none of this id: see `ls`" for id_ in missing)
+                )
+        return self.version
+
+    def verify(self) -> list[str]:
+        """Return what is wrong with the shelf's file and its passages; [] if nothing is."""
+        return problems_of(self.path)
+
+    def connection(self) -> sqlite3.Connection:
+        """Return this thread's read-only connection to the version in place, for measurements."""
+        return self._reader().db
+
+    def _reader(self) -> Reader:
+        """Return this thread's reader of the file that is in place now."""
+        try:
+            state = os.stat(self.path)
+            now = (state.st_dev, state.st_ino, state.st_mtime_ns, state.st_size)
+        except OSError:
+            now = None
+        known, reader = getattr(self._local, "open", (None, None))
+        if reader is None or now is None or known != now:
+            reader = Reader(self.path, self._vectors)
+            built_with = reader.meta["vectors"]
+            if self._vectorise is not None and built_with != self._vectorise.name:
+                raise ReferencesError(
+                    f"{self.path} was built with the vectors of {built_with or 'nothing'!r}, not "
+                    f"of {self._vectorise.name!r}: build it again"
+                )
+            self._local.open = (now, reader)
+        return reader
+
+
+def build(
+    path: Path,
+    passages: Iterable[Passage],
+    *,
+    vectorise: Vectoriser | None = None,
+    arrays: Mapping[str, bytes] | None = None,
+    origin: Mapping[str, str] | None = None,
+    progress: Callable[[], object] = lambda: None,
+    unless: Callable[[], bool] = lambda: False,
+) -> Shelf:
+    """Make a shelf of its own, in place of the one that may be there.
+
+    Args:
+        arrays: further data by name, such as the diagnosis' (diagnosis.py).
+        origin: recorded with the shelf, such as the sources' checksums.
+        progress: called after each passage.
+        unless: asked when the lock is held: whether another process has just built it.
+
+    Raises:
+        ReferencesError: a passage is refused, or the disk; the shelf before stays as it is.
+    """
+    with suppress(Unneeded), changed(path, vectorise, fresh=True, unless=unless) as writer:
+        for passage in checked(passages):
+            writer.add(passage)
+            progress()
+        for name, data in (arrays or {}).items():
+            writer.put_array(name, data)
+        writer.meta |= dict(origin or {})
+    return Shelf(path, vectorise=vectorise)
+
+
+def support_of(ranked: Ranked) -> float:
+    """Return how much of the question a passage answers to, 0 to 1."""
+    parts = (ranked.name, ranked.cover, ranked.near, ranked.near_text)
+    return sum(max(0.0, part) for part in parts) / len(parts)

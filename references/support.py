@@ -1,0 +1,214 @@
+"""Whether each sentence of an answer is supported by a passage: words, numbers and negation agree.
+
+A sentence is supported by a passage if
+
+- the passage holds at least MIN_SHARE of its content words: the stem itself, what the glossary
+  gives for it, or, of a French word, its English cognate;
+- every number in it, in digits or spelled, is in the passage;
+- no word that both have is negated in the one and never negated in the other, or the reverse;
+- it has no word whose opposite the passage has in its place, such as dominant for recessive.
+
+The measure knows few synonyms and no grammar: it errs towards "not supported".
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from references.cognates import skeleton
+from references.passage import Passage
+from references.query import meanings_of
+from references.words import ENGLISH, FRENCH, guess_language, sentences, stem, words
+
+MIN_SHARE = 0.6
+SCOPE = 4  # content words that a negation reaches, to the clause's end
+_MARKER = re.compile(r"\[(\d+)\]")
+_ENUMERATOR = re.compile(r"^\s*(?:\d+[.)]|[-*\u2022])\s+")
+_NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
+_CLAUSE = re.compile(r"[,;:.!?()\u2026]|\b(?:but|however|mais|cependant|toutefois)\b", re.I)
+_CONTRACTED = re.compile(r"n['\u2019]t\b", re.I)
+_NEGATIONS = {
+    "en": frozenset("no not never none nor neither without cannot nothing".split()),
+    "fr": frozenset("pas jamais aucun aucune aucuns aucunes sans ni non rien nul nulle".split()),
+}
+_SPELLED = dict(
+    zip(
+        "two three four five six seven eight nine ten".split()
+        + "deux trois quatre cinq sept huit neuf dix".split(),
+        "2 3 4 5 6 7 8 9 10 2 3 4 5 7 8 9 10".split(),
+        strict=True,
+    )
+)
+# What every sentence may say without stating more.
+_LIGHT = frozenset(
+    """yes oui cause causes caused found seen case cases include includes including characterized
+    occurs occur affects affect known called usually generally typically source sources passage
+    according provoque provoquent cas inclut comprend caracterise caracterisee connu connue
+    generalement habituellement selon atteint touche due est""".split()
+)
+_OPPOSITES = [
+    (frozenset(one.split()), frozenset(other.split()))
+    for one, other in (
+        ("increased increase higher high raised elevated", "decreased decrease lower low reduced"),
+        ("dominant", "recessive"),
+        ("benign", "malignant"),
+        ("acute", "chronic"),
+        ("left", "right"),
+        ("male males men boys", "female females women girls"),
+        ("congenital hereditary inherited genetic", "acquired"),
+        ("common frequent often", "rare uncommon rarely"),
+        ("mild", "severe"),
+        ("upper", "lower"),
+        ("early", "late"),
+        ("always", "never"),
+        ("before", "after"),
+        ("large enlarged", "small"),
+        (
+            "augmente augmentee augmentation eleve elevee haut",
+            "diminue diminuee diminution bas basse",
+        ),
+        ("dominante dominant", "recessive recessif"),
+        ("benigne benin", "maligne malin"),
+        ("aigu aigue", "chronique"),
+        ("gauche", "droite droit"),
+        ("hommes homme masculin garcons", "femmes femme feminin filles"),
+        ("frequent frequente courant souvent", "rare rarement"),
+    )
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Support:
+    """A sentence of an answer: its characters from `start` to `end`.
+
+    Attributes:
+        citation: number of the passage that supports it, counted from 1. None: no passage does.
+        share: of its content words that the passage nearest to it holds.
+    """
+
+    start: int
+    end: int
+    citation: int | None
+    share: float
+
+
+@dataclass(frozen=True)
+class _Text:
+    """A text as the check sees it."""
+
+    text: str
+    language: str
+
+    @cached_property
+    def polarity(self) -> dict[str, set[bool]]:
+        """Return content word -> whether it stands negated, not negated, or both."""
+        found: dict[str, set[bool]] = {}
+        for word, negated in _content(self.text, self.language):
+            found.setdefault(word, set()).add(negated)
+        return found
+
+    @cached_property
+    def numbers(self) -> set[str]:
+        digits = {n.replace(",", ".").rstrip(".") for n in _NUMBER.findall(self.text)}
+        return digits | {_SPELLED[w] for w in words(self.text) if w in _SPELLED}
+
+    @cached_property
+    def by_stem(self) -> dict[str, set[bool]]:
+        return _merged((stem(w, self.language), p) for w, p in self.polarity.items())
+
+    @cached_property
+    def by_skeleton(self) -> dict[str, set[bool]]:
+        return _merged((skeleton(w), p) for w, p in self.polarity.items())
+
+
+def support(
+    answer: str, passages: Sequence[Passage], *, language: str | None = None
+) -> list[Support]:
+    """Return each sentence of an answer that states something, and the passage that supports it.
+
+    A passage that the sentence cites, by a marker such as [1], is preferred to others.
+
+    Args:
+        passages: as they were numbered for the answer.
+        language: of the answer, en or fr; default: what its words look like.
+    """
+    language = language or guess_language(answer)
+    sources = [_Text(f"{p.title}. {'; '.join(p.synonyms)}. {p.text}", p.language) for p in passages]
+    found = []
+    for start, end in sentences(answer):
+        raw = answer[start:end]
+        cited = {int(n) for n in _MARKER.findall(raw)}
+        sentence = _Text(_ENUMERATOR.sub("", _MARKER.sub(" ", raw)), language)
+        if not sentence.polarity and not sentence.numbers:
+            continue
+        shares = [_share(sentence, source) for source in sources]
+        order = sorted(range(len(sources)), key=lambda i: (i + 1 not in cited, -shares[i], i))
+        citation = next(
+            (i + 1 for i in order if shares[i] >= MIN_SHARE and _agrees(sentence, sources[i])), None
+        )
+        share = shares[citation - 1] if citation else max(shares, default=0.0)
+        found.append(Support(start, end, citation, share))
+    return found
+
+
+def unsupported_share(found: Sequence[Support]) -> float:
+    """Return the share of an answer's sentences, by their length, that no passage supports."""
+    total = sum(s.end - s.start for s in found)
+    return sum(s.end - s.start for s in found if s.citation is None) / total if total else 0.0
+
+
+def _content(text: str, language: str) -> Iterator[tuple[str, bool]]:
+    """Yield the content words of a text, and whether a negation reaches each."""
+    empty = FRENCH if language == "fr" else ENGLISH
+    negations = _NEGATIONS[language]
+    for clause in _CLAUSE.split(_CONTRACTED.sub(" not", text)):
+        left = 0
+        for word in words(clause):
+            if word in negations:
+                left = SCOPE
+            elif not (word in empty or word in _LIGHT or word in _SPELLED or word.isdecimal()):
+                yield word, left > 0
+                left -= 1
+
+
+def _merged(pairs: Iterator[tuple[str, set[bool]]]) -> dict[str, set[bool]]:
+    found: dict[str, set[bool]] = {}
+    for key, polarity in pairs:
+        if key:
+            found.setdefault(key, set()).update(polarity)
+    return found
+
+
+def _in(source: _Text, word: str, language: str) -> set[bool]:
+    """Return how the source has a word: negated, not negated, both, or {}: not at all."""
+    if found := source.by_stem.get(stem(word, source.language)) or source.by_stem.get(
+        stem(word, language)
+    ):
+        return found
+    for meaning in meanings_of(word, language):
+        each = [source.by_stem.get(stem(part)) for part in meaning]
+        if each and all(each):
+            return set().union(*(p for p in each if p))
+    return source.by_skeleton.get(skeleton(word), set()) if language != source.language else set()
+
+
+def _share(sentence: _Text, source: _Text) -> float:
+    if not sentence.polarity:
+        return 1.0
+    held = sum(bool(_in(source, word, sentence.language)) for word in sentence.polarity)
+    return held / len(sentence.polarity)
+
+
+def _agrees(sentence: _Text, source: _Text) -> bool:
+    if not sentence.numbers <= source.numbers:
+        return False
+    for word, polarity in sentence.polarity.items():
+        there = _in(source, word, sentence.language)
+        if there and not polarity & there:
+            return False
+    mine, theirs = set(sentence.polarity), set(source.polarity)
+    return not any(
+        (mine & a and theirs & b and not theirs & a) or (mine & b and theirs & a and not theirs & b)
+        for a, b in _OPPOSITES
+    )

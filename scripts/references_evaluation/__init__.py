@@ -1,0 +1,1 @@
+"""Question sets and measures for the reference shelf."""

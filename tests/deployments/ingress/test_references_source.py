@@ -1,0 +1,150 @@
+"""The shelf of a router replica: opened late, followed, and a failure that answers survive."""
+
+import asyncio
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deployments.ingress import references_source
+from deployments.ingress.references_source import ReferencesSource
+from references.default_shelf import CACHE_VARIABLE, open_shelf
+from references.passage import ReferencesError
+from references.shelf import Shelf
+from tests.references.passages import ALL, ECZEMA, HAIR, STONES
+
+NOTHING = {"version": None, "passages": None}
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "folder" / "own.db"
+
+
+async def found(source: ReferencesSource, question: str) -> list[str]:
+    hits = await source.search(question, language=None, limit=3)
+    return [hit.passage.id for hit in hits]
+
+
+async def test_a_shelf_that_appears_changes_and_breaks(path: Path) -> None:
+    source = ReferencesSource(path)
+    with pytest.raises(ReferencesError, match=r"there is no shelf at args\.references\.path"):
+        await found(source, "What is eczema?")
+    state = await source.state(is_used=True)
+    assert "python -m references" in state.pop("problem")
+    assert state == NOTHING
+    shelf = open_shelf(path)
+    version = shelf.add([ECZEMA, HAIR])
+    assert (await found(source, "What is eczema?"))[0] == "T:2"
+    assert await found(source, "football results of last week") == []
+    assert await source.state(is_used=True) == {
+        "version": version,
+        "passages": 2,
+        "problem": None,
+    }
+    version = shelf.add([STONES])
+    assert (await found(source, "kidney stones"))[0] == "T:3"
+    assert await source.version() == version
+    path.write_bytes(b"broken" * 1000)
+    with pytest.raises(ReferencesError) as failed:
+        await found(source, "kidney stones")
+    assert str(path.parent) not in str(failed.value)
+    assert "damaged" in (await source.state(is_used=True))["problem"]
+    path.unlink()
+    open_shelf(path).add(ALL)
+    assert (await found(source, "kidney stones"))[0] == "T:3"
+    assert (await source.state(is_used=True))["problem"] is None
+
+
+async def test_what_to_do_without_the_default_shelf(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
+    problem = (await ReferencesSource().state(is_used=True))["problem"]
+    assert problem == "there is no shelf: python -m references build"
+
+
+async def test_it_is_not_opened_before_it_is_used(path: Path) -> None:
+    def never(path: Path) -> Shelf:
+        raise AssertionError("opened")
+
+    source = ReferencesSource(path, never)
+    assert await source.state(is_used=False) == {**NOTHING, "problem": None}
+
+
+async def test_a_bug_of_the_search_is_a_problem_and_not_its_text(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken:
+        def search(self, *args: Any, **more: Any) -> Any:
+            raise KeyError("zebrafish")
+
+    source = ReferencesSource(path, lambda path: Broken())  # type: ignore[arg-type, return-value]
+    for _ in range(2):
+        with pytest.raises(ReferencesError, match="could not be searched: KeyError"):
+            await found(source, "zebrafish")
+    assert "zebrafish" not in caplog.text
+    assert len(caplog.records) == 1, "the same problem is logged once"
+
+
+async def test_the_event_loop_goes_on(path: Path) -> None:
+    begun, end = threading.Event(), threading.Event()
+
+    class Slow:
+        def search(self, *args: Any, **more: Any) -> Any:
+            begun.set()
+            assert end.wait(10)
+            return []
+
+    source = ReferencesSource(path, lambda path: Slow())  # type: ignore[arg-type, return-value]
+    search = asyncio.create_task(found(source, "slow"))
+    while not begun.is_set():
+        await asyncio.sleep(0.001)
+    end.set()
+    assert await search == []
+
+
+async def test_a_shelf_that_hangs_holds_no_answer(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(references_source, "TIMEOUT_S", 0.05)
+    monkeypatch.setattr(references_source, "LOOK_S", 0.01)
+    end = threading.Event()
+
+    class Hanging:
+        def search(self, *args: Any, **more: Any) -> Any:
+            end.wait(10)
+            return []
+
+        @property
+        def version(self) -> str:
+            end.wait(10)
+            return "1"
+
+    source = ReferencesSource(path, lambda path: Hanging())  # type: ignore[arg-type, return-value]
+    state = {**NOTHING, "problem": None}
+    assert await source.state(is_used=True) == state, "it does not wait, and knows nothing yet"
+    searches = (found(source, "hangs") for _ in range(5))  # more than there are threads
+    failed = await asyncio.gather(*searches, return_exceptions=True)
+    assert {str(error) for error in failed} == {"the shelf did not answer within 0.05 s"}
+    end.set()
+    assert await found(source, "again") == []
+
+
+async def test_searches_at_the_same_time_during_changes(path: Path) -> None:
+    """Every search sees one version as a whole."""
+    shelf = open_shelf(path)
+    shelf.add(ALL)
+    source = ReferencesSource(path)
+    changing = asyncio.create_task(asyncio.to_thread(_change_often, shelf))
+    while not changing.done():
+        many = await asyncio.gather(*(found(source, "What is eczema?") for _ in range(8)))
+        assert all(ids[0] == "T:2" for ids in many)
+    await changing
+
+
+def _change_often(shelf: Shelf) -> None:
+    for _ in range(10):
+        shelf.remove([STONES.id])
+        shelf.add([STONES])
