@@ -16,6 +16,9 @@ from adapters.validation import file_record
 from adapters.versions import SEED_PATH, SEED_SOURCE, AdapterVersion, RegisteredAdapter
 
 
+_PROMPTED = {"name", "prompt_format", "system_line", "languages"}
+
+
 def seed_version(folder: Path, path: str, **fields: Any) -> AdapterVersion:
     """Record the files of `folder`, which lie or will lie in `path` below the seed's folder.
 
@@ -54,7 +57,10 @@ def write_seed(directory: Path, catalog: Catalog) -> None:
     file = directory / CATALOG_FILE
     content = catalog.model_dump(exclude_defaults=True)
     # Whole: a default that changes later may not change how a base is prompted.
-    content["base_models"] = [entry.model_dump(exclude_unset=True) for entry in catalog.base_models]
+    content["base_models"] = [
+        entry.model_dump(include=_PROMPTED) | entry.model_dump(exclude_unset=True)
+        for entry in catalog.base_models
+    ]
     text = yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
     write_atomically(file, (_head(file) + text).encode())
 
