@@ -15,7 +15,6 @@ from adapters.storage.atomic import write_atomically
 from adapters.validation import file_record
 from adapters.versions import SEED_PATH, SEED_SOURCE, AdapterVersion, RegisteredAdapter
 
-
 _PROMPTED = {"name", "prompt_format", "system_line", "languages"}
 
 
