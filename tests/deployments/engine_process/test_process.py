@@ -145,6 +145,7 @@ async def test_a_cancelled_answer_gives_its_row_back(replica: ModelReplica) -> N
     assert replica._engine.num_running == 0
 
 
+@pytest.mark.long
 def test_its_process_ends_with_the_replica(settings: Settings) -> None:
     replica = ModelReplica(settings, "cpu")
     process = pid_of(replica)
@@ -221,6 +222,7 @@ def test_a_bad_adapter_of_the_shipped_catalogue_refuses_the_start(
         ModelReplica(settings_of(base, catalog, tmp_path / "state"), "cpu")
 
 
+@pytest.mark.long
 async def test_its_log_records_arrive_without_texts(
     settings: Settings, lost: threading.Event, caplog: pytest.LogCaptureFixture
 ) -> None:
