@@ -11,6 +11,8 @@ from scripts.train_router import main, read_examples
 from tests.router.small_questions import LABELS, small_questions
 from tests.router_data_folder import make_data_folder, rows
 
+pytestmark = pytest.mark.slow  # whole runs: seconds together
+
 QUESTIONS = "questions.jsonl"
 
 

@@ -24,6 +24,8 @@ from scripts.benchmarks.in_process.random_adapters import make_random_adapters
 from scripts.benchmarks.models import load_base
 from tests.deployments.engine.rows_by_hand import run_rows
 
+pytestmark = pytest.mark.slow  # whole runs: seconds together
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TOLERANCE = 1.5  # times transformers' own error
 NUM_TOKENS = 12

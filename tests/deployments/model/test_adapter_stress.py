@@ -28,6 +28,8 @@ from deployments.model.adapter_manager import AdapterManager
 from deployments.model.weights_reader import HostCache
 from tests.adapters.live_catalogs import make_seed, store_of, write_bundle
 
+pytestmark = pytest.mark.slow  # whole runs: seconds together
+
 NAMES = ("a", "b", "c", "d", "e")
 CAPACITY = 2
 

@@ -14,6 +14,8 @@ from deployments.startup.processes import ProcessTree
 from deployments.startup.supervision import GRACE_S, ORPHANS_GRACE_S
 from tests.e2e.conftest import free_port
 
+pytestmark = pytest.mark.slow  # whole runs: seconds together
+
 # Answers as Ray's dashboard and as the application, on one port. {status} is the application's.
 CHILD = """
 import http.server, json, os, signal, subprocess, sys, time

@@ -11,6 +11,8 @@ from scripts.benchmarks.in_process.decode_steps import weight_bytes
 from scripts.benchmarks.in_process.random_adapters import make_random_adapters
 from tests.tiny_models import load_model
 
+pytestmark = pytest.mark.slow  # whole runs: seconds together
+
 
 @pytest.mark.parametrize("base", ["tiny_llama_dir", "tiny_flan_t5_dir"])
 def test_all_sides_and_a_report(
