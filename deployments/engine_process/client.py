@@ -59,6 +59,7 @@ class EngineProcess:
         self.decode = decode
         self._limits = limits
         self._on_lost = on_lost
+        self._gone = EngineStopped("the engine's process ended")  # until more is known
         self._stopped: EngineStopped | None = None
         self._is_closing = False
         self._calls: dict[int, Future[Any]] = {}
@@ -100,7 +101,7 @@ class EngineProcess:
     ) -> None:
         if self._listener is not None:
             self._listener.stop()
-        self._listener = _StepReader(self._steps, loop, take, lambda: ended(self._reason()))
+        self._listener = _StepReader(self._steps, loop, take, lambda: ended(self._lost()))
 
     def add(self, number: int, request: Request) -> None:
         if self._stopped:
@@ -185,6 +186,8 @@ class EngineProcess:
             case "resident":
                 adapters = self.info.adapters.union(fields[0]).difference(fields[1])
                 self._info = dataclasses.replace(self.info, adapters=adapters)
+            case "stopped":
+                self._stop(fields[0])
             case "log":
                 level, name, text = fields
                 logging.getLogger(name).log(level, "%s", text)
@@ -203,8 +206,7 @@ class EngineProcess:
         """The process has closed its socket: it has ended, or is about to."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(5)
-        code = self._process.returncode
-        self._stopped = self._stopped or EngineStopped(f"the engine's process ended ({_why(code)})")
+        self._stop(f"the engine's process ended ({_why(self._process.returncode)})")
         if not self._is_closing:
             logger.error("%s", self._stopped)
         calls, self._calls = self._calls, {}
@@ -226,8 +228,15 @@ class EngineProcess:
     def _send(self, *content: Any) -> None:
         self._unsent.put(pack_frame(list(content)))
 
-    def _reason(self) -> EngineStopped:
-        return self._stopped or EngineStopped("the engine's process ended")
+    def _stop(self, reason: str) -> None:
+        """Keep the first reason that says more than that the process is gone."""
+        if self._stopped in (None, self._gone):
+            self._stopped = EngineStopped(reason)
+
+    def _lost(self) -> EngineStopped:
+        """Take no more requests: nobody reads the steps any more. Returns why."""
+        self._stopped = self._stopped or self._gone
+        return self._stopped
 
 
 class RemoteWeights:

@@ -3,6 +3,7 @@
 It ends when the replica closes the control socket or dies.
 """
 
+import functools
 import itertools
 import logging
 import os
@@ -11,14 +12,14 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from deployments.channel.frames import FrameReader, load_frame, pack_frame
 from deployments.engine.core import EngineLimits, ThreadCore
-from deployments.engine.decoder import DecoderInfo
+from deployments.engine.errors import EngineStopped
 from deployments.engine.request import StepOutput
 from deployments.engine.thread import TorchThread, use_cores_on
 from deployments.engine_process.decoder_loading import DecoderSpec, load_decoder
@@ -49,6 +50,12 @@ class EngineServer:
         self._weights: dict[int, Any] = {}
         self._handles = itertools.count(1)
         self._known: frozenset[str] = frozenset()  # resident adapters that the replica knows of
+        self._operations: dict[str, Callable[..., None]] = {
+            "install": self._install,
+            "dry_run": self._dry_run,
+            "evict": lambda name: self._decoder.evict(name),
+            "warm_up": self._warm_up,
+        }
         self._commands: dict[str, Callable[..., None]] = {
             "start": self._start,
             "add": self._add,
@@ -99,8 +106,8 @@ class EngineServer:
         if operation == "read":
             self._reply(call, self._readers.submit(self._read, *arguments))
         else:
-            task = getattr(self, f"_{operation}")
-            self._reply(call, self._running.run_between_steps(lambda: task(*arguments)))
+            task = functools.partial(self._operate, operation, arguments)
+            self._reply(call, self._running.run_between_steps(task))
 
     def _read(self, directory: str) -> list[int]:
         weights = self._decoder.read_adapter(Path(directory))
@@ -108,16 +115,23 @@ class EngineServer:
         self._weights[handle] = weights
         return [handle, self._decoder.num_host_bytes(weights)]
 
-    # --- between two steps ---
+    # --- between two steps, on the engine's thread ---
+
+    def _operate(self, operation: str, arguments: Sequence[Any]) -> None:
+        """Change the decoder, and tell the replica which adapters came and went."""
+        try:
+            self._operations[operation](*arguments)
+        finally:
+            now = self._decoder.info.adapters
+            if now is not self._known:
+                self.send("resident", list(now - self._known), list(self._known - now))
+                self._known = now
 
     def _install(self, name: str, handle: int, probe: bool) -> None:
         self._decoder.install(name, self._weights[handle], probe=probe)
 
     def _dry_run(self, name: str, handle: int) -> None:
         self._decoder.dry_run(name, self._weights[handle])
-
-    def _evict(self, name: str) -> None:
-        self._decoder.evict(name)
 
     def _warm_up(self) -> None:
         warm_up = getattr(self._decoder, "warm_up", None)
@@ -130,7 +144,6 @@ class EngineServer:
     def _reply(self, call: int, future: "Future[Any]") -> None:
         def send(done: "Future[Any]") -> None:
             error = done.exception()
-            self._show_resident()
             if error is None:
                 self.send("reply", call, done.result())
             else:
@@ -138,22 +151,18 @@ class EngineServer:
 
         future.add_done_callback(send)
 
-    def _show_resident(self) -> None:
-        """Tell the replica which adapters came and went, before the reply of what did that."""
-        if self._decoder is None:
-            return
-        info: DecoderInfo = self._decoder.info
-        now, before = info.adapters, self._known
-        if now is not before:
-            self._known = now
-            self.send("resident", list(now - before), list(before - now))
-
     def _deliver(self, output: StepOutput) -> None:
         self._steps.sendall(pack_step(output))
 
     def _pulse(self) -> None:
-        """Show that this process is alive, what its engine does and for how long."""
+        """Show that this process is alive, what its engine does and for how long; end the process
+        once the engine can no longer serve."""
         while True:
+            try:
+                self._running.check()
+            except EngineStopped as error:
+                self.send("stopped", str(error))
+                os._exit(1)
             pulse = self._running.pulse
             self.send("pulse", pulse.doing, pulse.since)
             time.sleep(PULSE_S)

@@ -5,6 +5,7 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -131,6 +132,65 @@ async def test_a_stopped_process_is_noticed_and_killed(
     assert last.error.code == "engine_stopped"
     assert await asyncio.to_thread(lost.wait, 10)
     assert not is_running(process)
+
+
+BROKEN_STEPS = """
+import deployments.engine_process.decoder_loading as loading
+
+load = loading.load_decoder
+QUESTION = "".join(["ecz", "ema"])
+
+def load_broken(spec):
+    decoder = load(spec)
+    def step(scheduled):
+        raise {error}(QUESTION)
+    decoder.step = step
+    return decoder
+
+loading.load_decoder = load_broken
+"""
+
+
+@pytest.mark.parametrize(
+    ("error", "num_asked", "reason"),
+    [("ValueError", 3, "failed 3 times in a row"), ("SystemExit", 1, "loop died: SystemExit")],
+)
+async def test_an_engine_that_can_no_longer_serve_ends_its_process(
+    error: str,
+    num_asked: int,
+    reason: str,
+    settings: Settings,
+    lost: threading.Event,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A broken device, and a loop that died: nobody waits for what never comes."""
+    (tmp_path / "sitecustomize.py").write_text(BROKEN_STEPS.format(error=error))
+    monkeypatch.syspath_prepend(tmp_path)
+    replica = ModelReplica(settings, "cpu")
+    try:
+        for _ in range(num_asked):
+            _, last = await asyncio.wait_for(last_of(replica.generate(call(None))), 10)
+            assert last.error is not None
+            assert last.error.code in ("decoder_failed", "engine_stopped")
+        assert await asyncio.to_thread(lost.wait, 10)
+        with pytest.raises(EngineStopped, match=reason):
+            replica.check_health()
+        assert "eczema" not in caplog.text
+    finally:
+        replica.close()
+
+
+async def test_a_request_after_the_last_step_was_read_is_refused(replica: ModelReplica) -> None:
+    """The process has closed its sockets, and takes its time to end."""
+    await replica.answer(call(None))
+    core = replica._engine.core
+    core._steps.shutdown(socket.SHUT_RD)  # type: ignore[attr-defined]
+    await until(lambda: core._stopped is not None)  # type: ignore[attr-defined]
+    _, last = await asyncio.wait_for(last_of(replica.generate(call(None))), 10)
+    assert last.error is not None
+    assert last.error.code == "engine_stopped"
 
 
 async def test_a_cancelled_answer_gives_its_row_back(replica: ModelReplica) -> None:
