@@ -198,17 +198,24 @@ class RouterReplica:
         thresholds = self._thresholds(classifier)
         conversations = [conversation for conversation, _ in asked]
         adapters = self._catalog.current.by_specialty
-        classified = await asyncio.to_thread(classifier.classify, conversations)
-        routes = [
-            decide(
-                classification,
-                thresholds=thresholds.overruled(min_confidence),
-                adapters=adapters,
-                base_languages=self._base_languages,
-            )
-            for classification, (_, min_confidence) in zip(classified, asked, strict=True)
-        ]
-        return await asyncio.to_thread(list, map(self._flagged, routes, conversations))
+
+        def routes() -> list[Route]:
+            return [
+                self._flagged(
+                    decide(
+                        classification,
+                        thresholds=thresholds.overruled(min_confidence),
+                        adapters=adapters,
+                        base_languages=self._base_languages,
+                    ),
+                    turns,
+                )
+                for classification, (turns, min_confidence) in zip(
+                    classifier.classify(conversations), asked, strict=True
+                )
+            ]
+
+        return await asyncio.to_thread(routes)
 
     def explicit(self, specialty: str | None, turns: Sequence[str]) -> Route:
         route = decide_explicit(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from adapters.base_models import resolve_base_model
+from adapters.catalog import Catalog
 from adapters.prompt_check import EncodePrompt, checked_entry, encoder_of, unwritable
 from adapters.seed_check import AdapterError
 from adapters.store import AdapterStore
@@ -144,16 +145,12 @@ def start_process(
         process.close(_CLOSE_S)
         raise
     decoder = RemoteDecoder(process)
-
-    def warm_up() -> None:
-        decoder.warm_up()
-
     return RunningModel(
         settings.base_model,
         Engine(process, limits, on_batch=on_batch),
         encode,
         parts.make_manager_of(decoder),
-        warm_up,
+        decoder.warm_up,
         functools.partial(decode_prompts, tokenizer=tokenizer),
     )
 
@@ -173,7 +170,8 @@ class _Parts:
     def __init__(self, settings: Settings, device: str) -> None:
         self._settings = settings
         self._store = open_adapter_store(settings)
-        self._found = _adapters_in_service(self._store, settings.base_model)
+        self._catalog = self._store.read_or_last_good()
+        self._found = _adapters_in_service(self._store, self._catalog, settings.base_model)
         engine = settings.engine
         resolved = resolve_base_model(settings.base_model_or_dir, progress=False)
         self._family = resolved.family
@@ -211,7 +209,7 @@ class _Parts:
         base_model = self._settings.base_model
         entry = checked_entry(self._store.seed, base_model, self._family, tokenizer)
         encode = encoder_of(entry, tokenizer)
-        _check_prompt_formats(encode, self._store.read_or_last_good().in_service(base_model))
+        _check_prompt_formats(encode, self._catalog.in_service(base_model))
         return encode
 
     def make_manager_of(self, decoder: AdapterDecoder) -> MakeManager:
@@ -240,13 +238,15 @@ def engine_limits(settings: EngineSettings, device: str) -> EngineLimits:
     )
 
 
-def _adapters_in_service(store: AdapterStore, base_model: str) -> dict[str, tuple[str, Path]]:
+def _adapters_in_service(
+    store: AdapterStore, catalog: Catalog, base_model: str
+) -> dict[str, tuple[str, Path]]:
     """Return name -> (digest, folder) of the adapters of this base, after comparing checksums.
 
     A damaged adapter is an AdapterError as long as the shipped catalogue was not changed; later it
     is left out, since the others are to serve.
     """
-    catalog, found, problems = store.read_or_last_good(), {}, []
+    found, problems = {}, []
     for adapter in catalog.in_service(base_model):
         try:
             found[adapter.name] = (adapter.stable.digest, store.folder(adapter.stable))
