@@ -86,12 +86,13 @@ def _application(args: argparse.Namespace, folder: Path, base_name: str) -> dict
     }
     if args.device == "cpu":
         engine["cpu_threads"] = cpu_threads(args)
-        application["deployments"] = [_several_on_one_cpu(args.replicas)]
+        application["deployments"] = [several_on_one_cpu(args.replicas)]
     return application
 
 
-def _several_on_one_cpu(replicas: int) -> dict[str, Any]:
-    """Overrule the application, which keeps to one replica on the CPU, in Serve's configuration."""
+def several_on_one_cpu(replicas: int) -> dict[str, Any]:
+    """Return what makes Serve run several model replicas on one CPU: its own configuration has the
+    last word, and the application keeps to one."""
     return {
         "name": "Model",
         "ray_actor_options": {"num_cpus": 0.2, "num_gpus": 0},

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from scripts.benchmarks.hot_add_service import several_on_one_cpu
 from scripts.benchmarks.in_process.random_adapters import write_catalog
 from scripts.benchmarks.models import load_skeleton, word_tokenizer
 
@@ -63,16 +64,5 @@ def write_clinic(folder: Path, *, replicas: int, routers: int) -> dict[str, Any]
                 "cpu_threads": 1,
             },
         },
-        # Serve's own configuration has the last word: several replicas on one CPU.
-        "deployments": [
-            {
-                "name": "Model",
-                "ray_actor_options": {"num_cpus": 0.2, "num_gpus": 0},
-                "autoscaling_config": {
-                    "min_replicas": replicas,
-                    "initial_replicas": replicas,
-                    "max_replicas": replicas,
-                },
-            }
-        ],
+        "deployments": [several_on_one_cpu(replicas)],
     }

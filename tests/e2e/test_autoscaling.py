@@ -13,33 +13,24 @@ from typing import Any
 import httpx
 import pytest
 
-from adapters.prompting import Message
-from deployments.engine.decoder import DecoderInfo, RowSink
+from deployments.engine.decoder import RowSink
 from deployments.engine.request import Request
 from deployments.model.loading import LoadedModel
 from deployments.settings import Settings, parse_settings
 from tests.e2e.conftest import Deploy
+from tests.e2e.stand_in import StandInDecoder, encode
 
 STEP_S = 0.05
 NUM_TOKENS = 8
 
 
-class SleepingDecoder:
+class SleepingDecoder(StandInDecoder):
     """Every token takes STEP_S; the text names the GPU that Ray gave to this replica."""
 
     def __init__(self, device: str) -> None:
         import os
 
-        self._device = f"{device}:{os.environ.get('CUDA_VISIBLE_DEVICES', 'none')}"
-
-    @property
-    def info(self) -> DecoderInfo:
-        return DecoderInfo(
-            "stand-in", "test", self._device, "none", None, frozenset({0}), frozenset()
-        )
-
-    def set_adapter(self, name: str | None) -> None:
-        assert name is None
+        super().__init__(f"{device}:{os.environ.get('CUDA_VISIBLE_DEVICES', 'none')}")
 
     def generate(self, group: Sequence[Request], sink: RowSink) -> None:
         text = self._device.encode()
@@ -48,14 +39,8 @@ class SleepingDecoder:
             for row in range(len(group)):
                 sink.push(row, text[step] if step < min(NUM_TOKENS, len(text)) else 0)
 
-    def decode(self, token_ids: Sequence[int]) -> str:
-        return bytes(token_ids).decode()
-
 
 def load_stand_in(settings: Settings, device: str) -> LoadedModel:
-    def encode(turns: Sequence[Message], answer_language: str | None) -> list[int]:
-        return [1, 2, 3]
-
     return LoadedModel("stand-in", SleepingDecoder(device), encode)
 
 

@@ -16,12 +16,12 @@ from typing import Any
 import httpx
 import pytest
 
-from adapters.prompting import Message
-from deployments.engine.decoder import DecoderInfo, RowSink
+from deployments.engine.decoder import RowSink
 from deployments.engine.request import Request
 from deployments.model.loading import LoadedModel
 from deployments.settings import Settings, parse_settings
-from tests.e2e.conftest import Deploy, wait_until_ready
+from tests.e2e.conftest import Deploy
+from tests.e2e.stand_in import StandInDecoder, encode, wait_until_ready
 
 APP = "faulty"
 STEP_S = 0.05
@@ -29,19 +29,10 @@ OLD, NEW = "old-base", "new-base"
 SHORT, LONG = 20, 40  # longest answers of the old and the new version
 
 
-class SleepyDecoder:
+class SleepyDecoder(StandInDecoder):
     def __init__(self, base: str, device: str) -> None:
+        super().__init__(device)
         self._base = base.encode().ljust(12, b".") + b"\0"
-        self._device = device
-
-    @property
-    def info(self) -> DecoderInfo:
-        return DecoderInfo(
-            "stand-in", "test", self._device, "none", None, frozenset({0}), frozenset()
-        )
-
-    def set_adapter(self, name: str | None) -> None:
-        assert name is None
 
     def generate(self, group: Sequence[Request], sink: RowSink) -> None:
         for token in self._base:
@@ -49,14 +40,8 @@ class SleepyDecoder:
             for row in range(len(group)):
                 sink.push(row, token)
 
-    def decode(self, token_ids: Sequence[int]) -> str:
-        return bytes(token_ids).decode()
-
 
 def load_sleepy(folder: Path, settings: Settings, device: str) -> LoadedModel:
-    def encode(turns: Sequence[Message], answer_language: str | None) -> list[int]:
-        return [1, 2, 3]
-
     (folder / str(os.getpid())).touch()
     return LoadedModel(settings.base_model, SleepyDecoder(settings.base_model, device), encode)
 

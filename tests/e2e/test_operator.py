@@ -9,45 +9,30 @@ from typing import Any
 import httpx
 import pytest
 
-from adapters.prompting import Message
-from deployments.engine.decoder import DecoderInfo, RowSink
+from deployments.engine.decoder import RowSink
 from deployments.engine.request import Request
 from deployments.model.loading import LoadedModel
 from deployments.settings import Settings, parse_settings
 from tests.e2e.conftest import Deploy
+from tests.e2e.stand_in import StandInDecoder, encode
 
 NUM_QUESTIONS = 6
 ANSWER = b"rest"
 
 
-class SpellingDecoder:
+class SpellingDecoder(StandInDecoder):
     """Spells ANSWER; `device` names its process, so that the test can freeze one of them."""
 
     def __init__(self) -> None:
-        self._device = f"process:{os.getpid()}"
-
-    @property
-    def info(self) -> DecoderInfo:
-        return DecoderInfo(
-            "stand-in", "test", self._device, "none", None, frozenset({0}), frozenset()
-        )
-
-    def set_adapter(self, name: str | None) -> None:
-        assert name is None
+        super().__init__(f"process:{os.getpid()}")
 
     def generate(self, group: Sequence[Request], sink: RowSink) -> None:
         for token in (*ANSWER, 0):
             for row in range(len(group)):
                 sink.push(row, token)
 
-    def decode(self, token_ids: Sequence[int]) -> str:
-        return bytes(token_ids).decode()
-
 
 def load_stand_in(settings: Settings, device: str) -> LoadedModel:
-    def encode(turns: Sequence[Message], answer_language: str | None) -> list[int]:
-        return [1, 2, 3]
-
     return LoadedModel("stand-in", SpellingDecoder(), encode)
 
 

@@ -16,32 +16,23 @@ from typing import Any
 import httpx
 import pytest
 
-from adapters.prompting import Message
-from deployments.engine.decoder import DecoderInfo, RowSink
+from deployments.engine.decoder import RowSink
 from deployments.engine.request import Request
 from deployments.model.loading import LoadedModel
 from deployments.settings import Settings, parse_settings
 from tests.e2e.conftest import Deploy
+from tests.e2e.stand_in import StandInDecoder, encode
 
 STEP_S = 0.1
 NUM_STEPS = 14
 
 
-class NamedDecoder:
+class NamedDecoder(StandInDecoder):
     """Its text is its process id, a letter a step. `folder` shows which processes are at work."""
 
     def __init__(self, device: str, folder: Path) -> None:
-        self._device = device
+        super().__init__(device)
         self._folder = folder
-
-    @property
-    def info(self) -> DecoderInfo:
-        return DecoderInfo(
-            "stand-in", "test", self._device, "none", None, frozenset({0}), frozenset()
-        )
-
-    def set_adapter(self, name: str | None) -> None:
-        assert name is None
 
     def generate(self, group: Sequence[Request], sink: RowSink) -> None:
         (self._folder / str(os.getpid())).touch()
@@ -53,14 +44,8 @@ class NamedDecoder:
             for row in range(len(group)):
                 sink.push(row, token)
 
-    def decode(self, token_ids: Sequence[int]) -> str:
-        return bytes(token_ids).decode()
-
 
 def load_named(folder: Path, settings: Settings, device: str) -> LoadedModel:
-    def encode(turns: Sequence[Message], answer_language: str | None) -> list[int]:
-        return [1, 2, 3]
-
     return LoadedModel("stand-in", NamedDecoder(device, folder), encode)
 
 
