@@ -20,8 +20,8 @@ from deployments.engine.decoder import RowSink
 from deployments.engine.request import Request
 from deployments.model.loading import LoadedModel
 from deployments.settings import Settings, parse_settings
-from tests.e2e.conftest import Deploy
-from tests.e2e.stand_in import StandInDecoder, encode, wait_until_ready
+from tests.e2e.conftest import Deploy, wait_until_ready
+from tests.e2e.stand_in import StandInDecoder, encode
 
 APP = "faulty"
 STEP_S = 0.05
