@@ -19,7 +19,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from adapters.base_check import check_base_model, quantization_problem
 from adapters.seed_check import check_seed
-from deployments.api.api_keys import KeyFileError, KeyStore, kept_keys
+from deployments.api.access.api_keys import KeyFileError, KeyStore, kept_keys
 from deployments.ingress.deployment import RouterReplica
 from deployments.ingress.followed import load_classifier
 from deployments.model.deployment import ModelReplica

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from deployments.api.api_keys import KeyFileError, KeyRecord, KeyStore, new_key, now
+from deployments.api.access.api_keys import KeyFileError, KeyRecord, KeyStore, new_key, now
 from deployments.settings import PROJECT_ROOT, parse_settings
 from deployments.strict_model import SettingsError
 

@@ -19,12 +19,12 @@ from starlette.routing import Route as HttpRoute
 from starlette.types import ASGIApp
 
 from deployments.adapter_admin import AdapterAdmin
+from deployments.api.access.admission import Admission
+from deployments.api.access.auth import AuthMiddleware, KeySource
+from deployments.api.access.hosts import HostCheck, guarded_hosts
 from deployments.api.admin import admin_endpoints
-from deployments.api.admission import Admission
 from deployments.api.ask import AskEndpoint
-from deployments.api.auth import AuthMiddleware, KeySource
 from deployments.api.errors import ApiError, Endpoint, error_response, on_http_error
-from deployments.api.hosts import HostCheck, guarded_hosts
 from deployments.api.http_1_0 import WholeForHttp10
 from deployments.api.middleware import (
     RequestIds,

@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from adapters.prompting import Message
-from deployments.api.admission import check_capacity
+from deployments.api.access.admission import check_capacity
 from deployments.api.errors import ApiError, internal_error, invalid, log_unexpected
 from deployments.api.generation import Completed, Generation
 from deployments.api.grounding import Sources, find, mode_of

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from adapters.prompting import Message
-from deployments.api.admission import check_capacity
+from deployments.api.access.admission import check_capacity
 from deployments.api.errors import ApiError
 from deployments.api.generation import Completed, Generation
 from deployments.api.grounding import Found, find, mode_of

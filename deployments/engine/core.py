@@ -17,10 +17,10 @@ from typing import Protocol, TypeVar
 
 from deployments.engine.decoder import DecoderInfo, EngineLoop, GroupDecoder, StepDecoder
 from deployments.engine.errors import EngineStopped
-from deployments.engine.group_loop import GroupLoop
-from deployments.engine.loop import StepLoop, traceback_without_message
 from deployments.engine.request import Request, StepOutput
 from deployments.engine.row import EngineRow, Outbox
+from deployments.engine.scheduling.group_loop import GroupLoop
+from deployments.engine.scheduling.loop import StepLoop, traceback_without_message
 from deployments.engine.thread import TorchThread
 
 logger = logging.getLogger(__name__)

@@ -20,7 +20,7 @@ from adapters.catalog import BaseModelEntry
 from adapters.sources import SourceLimits
 from adapters.token_prompts import BadTokenId
 from deployments.adapter_admin import AdapterAdmin
-from deployments.api.admission import Admission
+from deployments.api.access.admission import Admission
 from deployments.api.app import behind_front_door, create_api
 from deployments.api.errors import engine_error
 from deployments.engine.errors import QueueFull

@@ -8,7 +8,7 @@ from pathlib import Path
 from adapters.catalog import Catalog
 from adapters.store import AdapterStore
 from adapters.versions import RegisteredAdapter
-from deployments.api.api_keys import (
+from deployments.api.access.api_keys import (
     FILE_NAME,
     KeyFileError,
     KeyRecord,

@@ -12,7 +12,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 
-from deployments.api.rate_limits import TokenBucket
+from deployments.api.access.rate_limits import TokenBucket
 from deployments.messages import GenerateRequest
 
 QUARANTINE_S = 600.0

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from deployments.api.admission import Admission
+from deployments.api.access.admission import Admission
 from deployments.ingress.followed import Followed
 from deployments.ingress.model_watch import ModelWatch
 from deployments.settings import Settings

@@ -5,7 +5,7 @@ import ipaddress
 import os
 from collections.abc import Mapping
 
-from deployments.api.api_keys import KeyFileError, KeyRecord, KeyStore, KeyTable, kept_keys
+from deployments.api.access.api_keys import KeyFileError, KeyRecord, KeyStore, KeyTable, kept_keys
 from deployments.settings import Settings
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import aiohttp
 import yaml
 
-from deployments.api.api_keys import KeyKind, KeyStore, new_key
+from deployments.api.access.api_keys import KeyKind, KeyStore, new_key
 from deployments.settings import PROJECT_ROOT
 from deployments.startup.cluster import free_port, serve_command, serve_environment
 from deployments.startup.processes import ProcessTree

@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from deployments.api.api_keys import KeyStore, KeyTable
+from deployments.api.access.api_keys import KeyStore, KeyTable
 from deployments.keys import main
 
 

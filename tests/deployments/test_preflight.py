@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from deployments import preflight
-from deployments.api.api_keys import KeyStore, new_key
+from deployments.api.access.api_keys import KeyStore, new_key
 from deployments.preflight import check_file, main
 from deployments.settings import PROJECT_ROOT
 from deployments.startup.config_file import http_address

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from deployments.api.api_keys import KeyStore, now
+from deployments.api.access.api_keys import KeyStore, now
 from deployments.keys import main as keys_command
 from tests.deployments.api.access.malformed import RawRequest, malformed
 from tests.e2e.conftest import Deploy

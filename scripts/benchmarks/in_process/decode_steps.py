@@ -12,7 +12,7 @@ import torch
 
 from deployments.engine.model_runner import ModelRunner
 from deployments.engine.request import Request, SamplingParams
-from deployments.engine.scheduler import Scheduler
+from deployments.engine.scheduling.scheduler import Scheduler
 
 _WARM_UP = 6
 

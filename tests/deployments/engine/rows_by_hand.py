@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from deployments.engine.decoder import StepDecoder
 from deployments.engine.request import Request, SchedulerOutput, SequenceState
-from deployments.engine.scheduler import Scheduler
+from deployments.engine.scheduling.scheduler import Scheduler
 
 
 @dataclass

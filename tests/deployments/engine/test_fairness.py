@@ -4,10 +4,10 @@ import random
 
 import pytest
 
-from deployments.engine import fairness
-from deployments.engine.fairness import TokenCounters
 from deployments.engine.request import Request, SamplingParams, SequenceState
-from deployments.engine.scheduler import Scheduler
+from deployments.engine.scheduling import fairness
+from deployments.engine.scheduling.fairness import TokenCounters
+from deployments.engine.scheduling.scheduler import Scheduler
 
 Step = tuple[list[tuple[int, int, int]], bool]  # arrivals: adapter, prompt, tokens; end one?
 

@@ -3,8 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deployments.engine.group_loop import next_group
 from deployments.engine.request import Request, SamplingParams
+from deployments.engine.scheduling.group_loop import next_group
 
 
 def request(adapter: str | None, temperature: float = 0.0) -> Request:

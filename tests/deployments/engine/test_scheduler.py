@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deployments.engine.fairness import TokenCounters
 from deployments.engine.request import Request, SamplingParams, SchedulerOutput, SequenceState
-from deployments.engine.scheduler import Scheduler
+from deployments.engine.scheduling.fairness import TokenCounters
+from deployments.engine.scheduling.scheduler import Scheduler
 
 
 def request(

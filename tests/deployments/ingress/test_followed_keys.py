@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from deployments.api.api_keys import KeyRecord, KeyStore, KeyTable, new_key, now
+from deployments.api.access.api_keys import KeyRecord, KeyStore, KeyTable, new_key, now
 from deployments.ingress.followed import KEYS_PERIOD_S, follow_keys
 from deployments.reloader import Reloader
 

@@ -3,8 +3,8 @@
 import pytest
 from pydantic import ValidationError
 
-from deployments.api import api_keys
-from deployments.api.api_keys import KeyTable, hash_key, new_key, now
+from deployments.api.access import api_keys
+from deployments.api.access.api_keys import KeyTable, hash_key, new_key, now
 
 
 def test_a_key_is_recognised_and_its_secret_is_not_kept() -> None:

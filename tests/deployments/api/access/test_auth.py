@@ -8,7 +8,7 @@ import pytest
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from deployments.api.auth import need_of
+from deployments.api.access.auth import need_of
 from deployments.api.middleware import local_path
 from deployments.settings import AccessLimits
 from tests.deployments.api.access.conftest import Door

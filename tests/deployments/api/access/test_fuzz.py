@@ -17,8 +17,8 @@ from starlette.types import ASGIApp
 
 from deployments.api.app import create_api
 from deployments.engine.core import ThreadCore
-from deployments.engine.loop import StepLoop
 from deployments.engine.request import TokenEvent
+from deployments.engine.scheduling.loop import StepLoop
 from deployments.messages import AdapterCard, GenerateRequest
 from deployments.model.deployment import ModelReplica
 from deployments.model.loading import load_model

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from deployments.api.api_keys import KeyFileError, KeyStore, new_key
+from deployments.api.access.api_keys import KeyFileError, KeyStore, new_key
 from deployments.settings import PROJECT_ROOT
 
 WRITER = """
 import sys
 from pathlib import Path
-from deployments.api.api_keys import KeyStore
-from deployments.api.api_keys import new_key
+from deployments.api.access.api_keys import KeyStore
+from deployments.api.access.api_keys import new_key
 store = KeyStore(Path(sys.argv[1]))
 for number in range(25):
     record = new_key("user", name=f"{sys.argv[2]}-{number}")[1]
@@ -67,7 +67,7 @@ def test_a_write_that_fails_leaves_the_file_and_no_other(
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("deployments.api.api_keys.os.fsync", full)
+    monkeypatch.setattr("deployments.api.access.api_keys.os.fsync", full)
     with pytest.raises(OSError, match="No space left"):
         store.change(lambda records: [*records, new_key("user")[1]])
     assert store.path.read_bytes() == before

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deployments.api.api_keys import new_key
-from deployments.api.rate_limits import Caller, KeyUsage, Limits, TokenBucket, UsageTable
+from deployments.api.access.api_keys import new_key
+from deployments.api.access.rate_limits import Caller, KeyUsage, Limits, TokenBucket, UsageTable
 
 
 class Clock:

@@ -11,11 +11,11 @@ from typing import Literal, Protocol
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from deployments.api.admission import Admission
-from deployments.api.api_keys import KeyTable
+from deployments.api.access.admission import Admission
+from deployments.api.access.api_keys import KeyTable
+from deployments.api.access.rate_limits import Caller, Limits, UsageTable, too_many
 from deployments.api.errors import ApiError
 from deployments.api.middleware import PAGE_PATHS, STATIC, is_under, local_path, refuse
-from deployments.api.rate_limits import Caller, Limits, UsageTable, too_many
 from deployments.settings import AccessLimits, AuthSettings
 
 _CHALLENGE = {"www-authenticate": 'Bearer realm="polyclinic"'}

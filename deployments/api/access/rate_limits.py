@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from deployments.api.api_keys import KeyKind, KeyRecord
+from deployments.api.access.api_keys import KeyKind, KeyRecord
 from deployments.api.errors import ApiError
 
 CONCURRENT_RETRY_S = 1  # when another request of the key ends is not known

@@ -13,8 +13,8 @@ its way to the host: the device runs the steps in the order in which they were s
 from collections import deque
 from collections.abc import Sequence
 
-from deployments.engine.fairness import GENERATED_TOKEN, PROMPT_TOKEN, TokenCounters
 from deployments.engine.request import PrefillChunk, Request, SchedulerOutput, SequenceState
+from deployments.engine.scheduling.fairness import GENERATED_TOKEN, PROMPT_TOKEN, TokenCounters
 
 _PATIENCE = 8  # steps
 _MANY = 4  # times `prompts_together`: so many rows that decode lose more by a prefill than it gains

@@ -9,9 +9,9 @@ by at most one group.
 from collections.abc import Sequence
 
 from deployments.engine.decoder import GroupDecoder
-from deployments.engine.loop import fail
 from deployments.engine.request import Request
 from deployments.engine.row import EngineRow, Outbox
+from deployments.engine.scheduling.loop import fail
 
 
 class GroupLoop:

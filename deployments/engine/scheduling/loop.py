@@ -12,7 +12,7 @@ from deployments.engine.decoder import AsyncTokens, StepDecoder
 from deployments.engine.errors import DecoderFailed, UnknownAdapter
 from deployments.engine.request import FinishReason, SchedulerOutput, SequenceState
 from deployments.engine.row import EngineRow, Outbox
-from deployments.engine.scheduler import Scheduler
+from deployments.engine.scheduling.scheduler import Scheduler
 
 logger = logging.getLogger(__name__)
 
