@@ -73,7 +73,9 @@ class ModelWatch:
         self.on_empty: Callable[[], None] = lambda: None
         self._clock = clock
         self._latest = Look(clock())
+        self._has_looked = False
         self._heard: Look | None = None  # the latest with a report
+        self._saw_others = False
         self._due = threading.Event()
         self._stopped = False
         self._thread = threading.Thread(target=self._follow, name="model-watch", daemon=True)
@@ -95,15 +97,23 @@ class ModelWatch:
 
     @property
     def is_served(self) -> bool:
-        """Whether a call may find a replica of this configuration. True as long as that is not
-        known, since Serve may know better."""
+        """Whether a call may find a replica of this configuration, now or once the first has come.
+        True as long as that is not known, since Serve may know better."""
         latest = self._latest
-        return not latest.is_empty and (bool(latest.reports) or not latest.num_others)
+        is_there = not latest.is_empty and (bool(latest.reports) or not latest.num_others)
+        return is_there or self.is_awaited
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether this router has replaced one of another configuration, and no model of its own
+        was seen yet: calls wait for it."""
+        return self._heard is None and self._saw_others
 
     @property
     def is_early(self) -> bool:
-        """Whether this configuration's replicas were never seen, and another's are running."""
-        return self._heard is None and self._latest.num_others > 0
+        """Whether this configuration's replicas were never seen, and another's are running, as far
+        as is known by now."""
+        return self._heard is None and (self._latest.num_others > 0 or not self._has_looked)
 
     @property
     def num_replicas(self) -> int:
@@ -126,7 +136,8 @@ class ModelWatch:
         found = self._ask()
         if found.reports:
             self._heard = found
-        before, self._latest = self._latest, found
+        self._saw_others |= found.num_others > 0
+        before, self._latest, self._has_looked = self._latest, found, True
         if found.is_empty:
             self.on_empty()
         if before.is_empty != found.is_empty:

@@ -14,7 +14,7 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from deployments.ingress.replica_set import ReplicaSet, own_replicas
+from deployments.replica_set import ReplicaSet, own_replicas
 from deployments.ingress.traffic import (
     BUCKETS_PER_DOUBLING,
     LATENCY_WINDOW_S,
