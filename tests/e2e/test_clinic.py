@@ -12,7 +12,7 @@ import httpx
 import openai
 import pytest
 
-from adapters.base_models import resolve_base_model
+from adapters.bases.models import resolve_base_model
 from adapters.catalog import load_catalog
 from adapters.prompting import Message, encode_prompt
 from scripts.make_specialists import TWELVE
