@@ -16,6 +16,7 @@ import asyncio
 import contextlib
 import os
 import statistics
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -54,7 +55,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
-    llama_cpp.check_installed()
+    try:
+        llama_cpp.check_installed()
+    except llama_cpp.PeerMissing as error:
+        print(error, file=sys.stderr)
+        return 2
     before = os.getloadavg()
     with tempfile.TemporaryDirectory() as scratch:
         runs = asyncio.run(_measure(args, Path(scratch)))
