@@ -42,6 +42,7 @@ from deployments.api.protocol.base import RouteReply, json_response, route_field
 from deployments.api.protocol.openai_replies import ModelsReply
 from deployments.api.references import ReferencesEndpoint
 from deployments.api.request_body import check_count, check_known, check_text, read_request
+from deployments.api.responses import ResponsesEndpoint
 from deployments.messages import Backend, Outcome
 from deployments.settings import AccessLimits, Settings
 
@@ -95,6 +96,7 @@ def create_api(backend: Backend, admin: AdapterAdmin | None = None) -> Starlette
         "route": api.route,
         "chat": openai.chat,
         "complete": openai.completions,
+        "respond": ResponsesEndpoint(backend, openai),
         "search_references": ReferencesEndpoint(backend).search,
         "models": api.models,
         "model": api.model,
