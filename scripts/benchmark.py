@@ -18,6 +18,7 @@ from scripts.benchmarks import (
     hot_add,
     load,
     peers,
+    report,
     serve,
     service,
     slow_clients,
@@ -35,6 +36,7 @@ _BENCHMARKS = {
     "serve": (serve, "the whole application over HTTP, streams of mixed adapters"),
     "peers": (peers, "this application, llama.cpp and PEFT on the CPU, in turn"),
     "clients": (slow_clients, "many streaming clients that read slowly"),
+    "report": (report, "no measurement: write docs/measurements.md from the result files"),
     "training": (training, "training on a quantised base, memory and speed"),
 }
 
