@@ -19,6 +19,7 @@ from scripts.benchmarks import (
     load,
     serve,
     service,
+    simulate,
     slow_clients,
     training,
 )
@@ -33,6 +34,7 @@ _BENCHMARKS = {
     "gateway": (gateway, "what our HTTP side adds to Ray's own chain"),
     "serve": (serve, "the whole application over HTTP, streams of mixed adapters"),
     "clients": (slow_clients, "many streaming clients that read slowly"),
+    "simulate": (simulate, "clinics of many replicas, with the costs that were measured"),
     "training": (training, "training on a quantised base, memory and speed"),
 }
 
