@@ -17,7 +17,7 @@ from ray import serve
 from ray.serve import Application
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from adapters.base_check import check_base_model, quantization_problem
+from adapters.bases.check import check_base_model, quantization_problem
 from adapters.seed_check import check_seed
 from deployments.api.access.api_keys import KeyFileError, KeyStore, kept_keys
 from deployments.ingress.deployment import RouterReplica

@@ -17,6 +17,7 @@ from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 logger = logging.getLogger(__name__)
 
 PERIOD_S = 1.0
+EMPTY_PERIOD_S = 0.1  # while there is no replica, or none was heard yet
 LOOK_TIMEOUT_S = 2.0
 # A report that is older is of a replica that hangs, or cannot be reached.
 STALE_S = 10.0
@@ -56,7 +57,8 @@ class ModelWatch:
         clock: seconds, monotonic.
 
     Attributes:
-        on_empty: called after each look that found no replica.
+        on_empty: called after each look that found no replica, with the time when it began
+            (seconds, `time.monotonic`).
     """
 
     def __init__(
@@ -70,7 +72,7 @@ class ModelWatch:
         self._replicas = replicas
         self._config = config
         self._sender = sender
-        self.on_empty: Callable[[], None] = lambda: None
+        self.on_empty: Callable[[float], None] = lambda began: None
         self._clock = clock
         self._latest = Look(clock())
         self._heard: Look | None = None  # the latest with a report
@@ -96,9 +98,12 @@ class ModelWatch:
     @property
     def is_served(self) -> bool:
         """Whether a call may find a replica of this configuration. True as long as that is not
-        known, since Serve may know better."""
+        known, since Serve may know better: before the first look that answers, and at a start,
+        when the first replica may be there before the next look sees it."""
         latest = self._latest
-        return not latest.is_empty and (bool(latest.reports) or not latest.num_others)
+        if latest.is_empty:
+            return self._heard is None
+        return bool(latest.reports) or not latest.num_others
 
     @property
     def is_early(self) -> bool:
@@ -123,12 +128,13 @@ class ModelWatch:
 
     def look(self) -> Look:
         """Ask every replica once."""
+        began = time.monotonic()
         found = self._ask()
         if found.reports:
             self._heard = found
         before, self._latest = self._latest, found
         if found.is_empty:
-            self.on_empty()
+            self.on_empty(began)
         if before.is_empty != found.is_empty:
             logger.warning("model replicas: %s", found.problem or "there are some again")
         return found
@@ -158,7 +164,9 @@ class ModelWatch:
             self.look()
             took_s = self._clock() - started
             self._due.clear()
-            self._due.wait(max(PERIOD_S, min(STALE_S / 2, _MIN_PAUSE_RATIO * took_s)))
+            is_soon = self._latest.is_empty or self._heard is None
+            period_s = EMPTY_PERIOD_S if is_soon else PERIOD_S
+            self._due.wait(max(period_s, min(STALE_S / 2, _MIN_PAUSE_RATIO * took_s)))
 
 
 def _names(failed: Sequence[BaseException]) -> str:

@@ -58,9 +58,28 @@ def test_what_a_look_means(answers: Any, is_served: bool, cause: str | None) -> 
     watch = ModelWatch(replicas, "b", "router-1")
     watch.look()
     report, why = watch.readiness()
-    assert watch.is_served is is_served
     assert (report == OURS) is (cause is None)
     assert why is None if cause is None else cause in (why or "")
+    replicas.answers = [OURS]
+    watch.look()
+    replicas.answers = answers
+    watch.look()
+    assert watch.is_served is is_served
+
+
+def test_until_a_first_replica_was_heard_serve_may_know_better() -> None:
+    """Serve calls the application ready, and the next look is still to come."""
+    replicas = Replicas()
+    replicas.answers = GONE
+    watch = ModelWatch(replicas, "b", "router-1")
+    watch.look()
+    assert watch.is_served
+    assert watch.readiness() == (None, "no model replica is running")
+    replicas.answers = [OURS]
+    watch.look()
+    replicas.answers = GONE
+    watch.look()
+    assert not watch.is_served
 
 
 def test_before_the_first_look_serve_may_know_better() -> None:
@@ -109,15 +128,15 @@ def test_it_looks_by_itself_and_again_when_told_to() -> None:
     replicas, empty = Replicas(), threading.Event()
     replicas.answers = GONE
     watch = ModelWatch(replicas, "b", "router-1")
-    watch.on_empty = empty.set
+    watch.on_empty = lambda began: empty.set()
     watch.start()
     assert empty.wait(5)
     num_asked = len(replicas.asked)
     replicas.answers = [OURS]
     deadline = time.monotonic() + 5
-    while not watch.is_served and time.monotonic() < deadline:
+    while watch.readiness()[0] is None and time.monotonic() < deadline:
         watch.look_soon()
         time.sleep(0.01)
     watch.stop()
-    assert watch.is_served
+    assert watch.readiness() == (OURS, None)
     assert len(replicas.asked) > num_asked
