@@ -20,10 +20,10 @@ from scripts.benchmarks import (
     peers,
     serve,
     service,
-    simulate,
     slow_clients,
     training,
 )
+from scripts.benchmarks.scale_model import simulate
 
 # Name -> (module with `add_arguments` and `run`, one line of help).
 _BENCHMARKS = {

@@ -79,6 +79,13 @@ def test_stopping_waits_for_answers() -> None:
     assert grace_s >= drain_s(DEPLOY / "docker" / "serve_config.yaml") + 10
 
 
+@pytest.mark.parametrize("name", FILES)
+def test_rays_object_store_lies_in_shared_memory(name: str) -> None:
+    clinic = load(COMPOSE / name)["services"]["clinic"]
+    shared, memory = (int(re.findall(r"\d+", clinic[k])[0]) for k in ("shm_size", "mem_limit"))
+    assert shared > 0.3 * memory  # Ray would take the disk otherwise
+
+
 def test_the_image_is_the_one_of_the_dockerfile() -> None:
     build = CONTENT["services"]["clinic"]["build"]
     root = COMPOSE / build["context"]

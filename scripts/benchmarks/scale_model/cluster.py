@@ -7,7 +7,7 @@ its rows step by step, and reads prompts as the scheduler does (deployments/engi
 import heapq
 import random
 from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,7 +107,7 @@ class Replica:
             self._arrived.succeed()
         return question
 
-    def _decode(self) -> Iterator[Any]:
+    def _decode(self) -> Generator[Any, Any, None]:
         env, costs, held_until = self._env, self._costs, -1
         while True:
             self._arrived = env.event()
@@ -187,7 +187,7 @@ class Cluster:
         two = self.random.choices(self.replicas, k=2)
         return min(two, key=lambda replica: replica.asked)
 
-    def ask(self) -> Iterator[Any]:
+    def ask(self) -> Generator[Any, Any, None]:
         """Simulate one question, from the client's request to the last token."""
         env, costs = self.env, self.costs
         (adapter,) = self._draw(1)

@@ -8,14 +8,15 @@ the gaps of `--trace` (a JSON list of seconds between questions to one replica),
 (s = 1), with warm caches. The costs come from result files; docs/benchmarks.md says which of them
 stand for what, and what the model leaves out.
 
-Router, controller and state store: their share of what they can do, from what each replica asks of
-them. The catalogue's size and the time to read it are measured when the command runs.
+Serve's controller and the state store: their share of what they can do, from what each replica
+asks of them, and `full_at_replicas`. The catalogue's size and the time to read it are measured when
+the command runs.
 """
 
 import argparse
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ _FILES = Path("docs/benchmarks")
 _EDGE_S = 1.0  # of a closed loop's beginning, as `benchmark serve` leaves it out
 _READY_SHARE = 0.2  # of an open run's beginning
 _BOUND = 0.15  # the model's distance from a measured run
+_FULL = 0.8  # of a shared part's time; above it, it falls behind
 _MEASURED = ("one_gpu", "two_gpus", "classified")
 _FOLLOW_S = 5.0  # Model.adapter_check_s and Router.reload_check_s, as shipped
 _KEYS_S = 0.5  # deployments/ingress/followed.py
@@ -70,9 +72,7 @@ def run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
     sizes = []
     for num in args.replicas:
         shape = shape_of(args, num, costs)
-        sizes.append(
-            open_run(args, shape, costs, rate, gaps) | shares(args, shape, rate, catalogue)
-        )
+        sizes.append(open_run(args, shape, costs, rate, gaps) | shares(args, shape, catalogue))
     settings = {k: str(v) if isinstance(v, Path) else v for k, v in settings_of(args).items()}
     report = {
         "settings": settings,
@@ -80,9 +80,11 @@ def run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
         "all_within_bound": all(check["is_within_bound"] for check in checks),
         "catalogue": catalogue,
         "sizes": sizes,
+        "full_at_replicas": limits(sizes[-1]),
     }
-    lines = [(f"{c['replicas']} measured, {c['streams']} streams", c) for c in checks]
+    lines: list[tuple[str, Any]] = [(f"{c['replicas']} measured, {c['streams']} streams", c) for c in checks]
     lines += [(f"{size['replicas']} replicas", size) for size in sizes]
+    lines += [("full at replicas", report["full_at_replicas"])]
     publish("simulate", arguments, report, out=args.out, lines=lines)
     return 0
 
@@ -125,7 +127,7 @@ def closed_run(shape: Any, costs: Costs, streams: int, seconds: float) -> dict[s
 
     cluster = Cluster(shape, costs)
 
-    def stream() -> Iterator[Any]:
+    def stream() -> Generator[Any, Any, None]:
         while cluster.env.now < seconds:
             yield from cluster.ask()
 
@@ -168,7 +170,7 @@ def open_run(
 
     cluster = Cluster(shape, costs, args.seed)
 
-    def arrivals() -> Iterator[Any]:
+    def arrivals() -> Generator[Any, Any, None]:
         for number in range(args.requests):
             cluster.env.process(cluster.ask())
             poisson = cluster.random.expovariate(rate * shape.replicas)
@@ -193,18 +195,22 @@ def open_run(
     }
 
 
-def shares(
-    args: argparse.Namespace, shape: Any, rate: float, catalogue: Mapping[str, float]
-) -> dict[str, Any]:
-    """Return what controller and state store have to do, as shares of what they can."""
-    reads = shape.replicas / _FOLLOW_S + shape.routers * (1 / _FOLLOW_S + 1 / _KEYS_S)
+def shares(args: argparse.Namespace, shape: Any, catalogue: Mapping[str, float]) -> dict[str, Any]:
+    """Return what the parts that all replicas share have to do, and their share of what they can."""
+    processes = shape.replicas + shape.routers
+    reads = processes / _FOLLOW_S + shape.routers / _KEYS_S
     return {
-        "controller_busy": round((shape.replicas + shape.routers) * args.controller_ms / 1000, 3),
-        "store_reads_per_s": round(reads, 1),
+        "controller_busy": round(processes * args.controller_ms / 1000, 3),
         "store_busy": round(reads / args.store_reads_per_s, 3),
-        "bytes_read_for_a_change": int((shape.replicas + shape.routers) * catalogue["bytes"]),
+        "gib_read_for_a_change": round(processes * catalogue["bytes"] / 2**30, 2),
         "connections": shape.replicas * shape.routers,
     }
+
+
+def limits(size: Mapping[str, Any]) -> dict[str, int]:
+    """Return at how many replicas each shared part is full, from its share at one size."""
+    parts = {name: size[f"{name}_busy"] for name in ("controller", "store")}
+    return {name: int(_FULL * size["replicas"] / busy) for name, busy in parts.items() if busy}
 
 
 def catalogue_costs(num_adapters: int) -> dict[str, float]:

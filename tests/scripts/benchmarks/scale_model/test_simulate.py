@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from scripts.benchmark import main
-from scripts.benchmarks import simulate
+from scripts.benchmarks.scale_model import simulate
 from scripts.benchmarks.scale_model.cluster import Cluster, Shape, Worker
 from scripts.benchmarks.scale_model.costs import Costs, read_costs
 
@@ -111,6 +111,7 @@ def test_it_reports_each_size_and_what_limits_it(
     assert (one["routers"], three["routers"]) == (4, 12)
     assert three["answers_per_s"] == pytest.approx(3 * one["answers_per_s"], rel=0.2)
     assert three["controller_busy"] == pytest.approx(1.5)
+    assert report["full_at_replicas"]["controller"] == 1  # 0.8 of 1.5 at three
     assert report["catalogue"]["bytes"] > 50 * 100
 
 
