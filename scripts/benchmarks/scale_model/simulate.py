@@ -26,7 +26,8 @@ from scripts.benchmarks.scale_model.costs import Costs, read_costs
 
 _FILES = Path("docs/benchmarks")
 _EDGE_S = 1.0  # of a closed loop's beginning, as `benchmark serve` leaves it out
-_READY_SHARE = 0.2  # of an open run's beginning
+_READY_SHARE = 0.2  # of an open run's beginning, left out
+_LEAST_S = 2.0  # of an open run: several answers one after the other in each row
 _BOUND = 0.15  # the model's distance from a measured run
 _FULL = 0.8  # of a shared part's time; above it, it falls behind
 _MEASURED = ("one_gpu", "two_gpus", "classified")
@@ -46,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--placement", choices=["two_choices", "residency"], default="two_choices")
     add("--classified", action="store_true", help="the router classifies each question")
     add("--load", type=share, default=0.7, help="of a replica's measured answers a second")
-    add("--requests", type=positive, default=40_000, help="of each size")
+    add("--requests", type=positive, default=20_000, help="of each size, or 2 s of them")
     add("--trace", type=Path, help="gaps between questions; default: Poisson")
     add("--seed", type=int, default=0)
     add("--serving", type=Path, default=_FILES / "serving_2_h200.json", help="engine and HTTP")
@@ -165,13 +166,13 @@ def shape_of(args: argparse.Namespace, num: int, costs: Costs) -> Any:
 def open_run(
     args: argparse.Namespace, shape: Any, costs: Costs, rate: float, gaps: Sequence[float] | None
 ) -> dict[str, Any]:
-    """Simulate `args.requests` questions that come at `rate` a second and replica."""
+    """Simulate questions that come at `rate` a second and replica."""
     from scripts.benchmarks.scale_model.cluster import Cluster
 
     cluster = Cluster(shape, costs, args.seed)
 
     def arrivals() -> Generator[Any, Any, None]:
-        for number in range(args.requests):
+        for number in range(max(args.requests, int(_LEAST_S * rate * shape.replicas))):
             cluster.env.process(cluster.ask())
             poisson = cluster.random.expovariate(rate * shape.replicas)
             gap = gaps[number % len(gaps)] / shape.replicas if gaps else poisson
