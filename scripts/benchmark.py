@@ -24,6 +24,7 @@ from scripts.benchmarks import (
     slow_clients,
     training,
 )
+from scripts.benchmarks.scale_model import simulate
 
 # Name -> (module with `add_arguments` and `run`, one line of help).
 _BENCHMARKS = {
@@ -37,6 +38,7 @@ _BENCHMARKS = {
     "peers": (peers, "this application, llama.cpp and PEFT on the CPU, in turn"),
     "clients": (slow_clients, "many streaming clients that read slowly"),
     "report": (report, "no measurement: write docs/measurements.md from the result files"),
+    "simulate": (simulate, "clinics of many replicas, with the costs that were measured"),
     "training": (training, "training on a quantised base, memory and speed"),
 }
 
