@@ -58,6 +58,8 @@ def build_application(settings: Settings, *, load: LoadModel | None = None) -> A
     """Wire Router -> Model. `load` makes a replica's model in its own process, as tests do; None
     for the model of the settings, in a process beside it."""
     device = choose_device(settings)
+    routers = num_routers(settings.router.replicas)
+    settings = with_routers(settings, routers)
     replicas = clamp_replicas(settings.model_replicas, device)
     # A stand-in for the model needs no base.
     num_bytes = check_base(settings) if load is None else 0
@@ -94,7 +96,7 @@ def build_application(settings: Settings, *, load: LoadModel | None = None) -> A
     )(ModelReplica)
     router = serve.deployment(
         name="Router",
-        num_replicas=num_routers(settings.router.replicas),
+        num_replicas=routers,
         ray_actor_options={"num_cpus": _ROUTER_CPUS, "num_gpus": 0},
         # The new version's routers come before the old ones go, and wait for its models.
         max_surge_percent=_ONE_MORE if has_room(_ROUTER_CPUS, 0, 0) else 0,
@@ -137,6 +139,13 @@ def num_routers(replicas: int | Literal["auto"]) -> int:
         return replicas
     num_cores = int(ray.cluster_resources().get("CPU", 1))
     return min(_MAX_ROUTERS, max(1, num_cores // _CORES_PER_ROUTER))
+
+
+def with_routers(settings: Settings, replicas: int) -> Settings:
+    """Return the settings with the number of router replicas, which share the limits of keys."""
+    return settings.model_copy(
+        update={"router": settings.router.model_copy(update={"replicas": replicas})}
+    )
 
 
 def clamp_replicas(replicas: ReplicaSettings, device: str) -> ReplicaSettings:

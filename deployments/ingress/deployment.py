@@ -28,6 +28,7 @@ from deployments.engine.request import ErrorInfo, TokenEvent
 from deployments.ingress.broadcast import ServeReplicas
 from deployments.ingress.call_guard import NO_MODEL_REPLICA, CallGuard
 from deployments.ingress.followed import InService, follow_all
+from deployments.ingress.limit_actor import shared_usages
 from deployments.ingress.load import WaitEstimate, too_long
 from deployments.ingress.model_client import ModelClient, answer_events, info_of
 from deployments.ingress.model_watch import ModelWatch
@@ -132,6 +133,7 @@ class RouterReplica:
         self._served_of: tuple[Classifier, InService] | None = None
         self._served = _nothing_served(settings, base)
         self._is_handed_over = False
+        self._usages = shared_usages(settings)
         tune_interpreter()
         self._followed.start()
         self._watch.start()
@@ -144,6 +146,7 @@ class RouterReplica:
             self._followed.keys,
             lambda: self._live,
             admission=self._admission,
+            usages=self._usages,
             proxy_adds_id=True,
         )
 
