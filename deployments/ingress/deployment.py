@@ -37,6 +37,7 @@ from deployments.ingress.quarantine import Quarantine
 from deployments.ingress.readiness import Readiness
 from deployments.ingress.references_source import ReferencesSource
 from deployments.ingress.replica_set import ReplicaSet
+from deployments.ingress.residency import residency
 from deployments.ingress.traffic import TrafficLog
 from deployments.interpreter import tune_interpreter
 from deployments.messages import GenerateRequest, Outcome, ServedModels
@@ -110,10 +111,16 @@ class RouterReplica:
         self._config, self._name = settings.model_config_id, uuid.uuid4().hex
         self._admission = Admission()
         self._wait = WaitEstimate()
-        self._watch = ModelWatch(ReplicaSet(model), self._config, self._name)
+        self._watch = ModelWatch(
+            ReplicaSet(model),
+            self._config,
+            self._name,
+            may_sleep=settings.model_replicas.min == 0,
+        )
         quarantine = Quarantine(RETRIES_PER_ROW * settings.engine.max_rows)
         self._guard = CallGuard(self._watch, quarantine)
         self._watch.on_empty = self._guard.expire
+        self._watch.on_reports = residency().saw
         self._readiness = Readiness(settings, self._followed, self._watch, self._admission)
         self._admin = AdapterAdmin(
             store,
