@@ -74,9 +74,6 @@ def build_application(settings: Settings, *, load: LoadModel | None = None) -> A
     surge = replicas.surge
     if surge is None:
         surge = has_room(_MODEL_CPUS + _ROUTER_CPUS, num_gpus, num_bytes)
-    target = replicas.target or settings.engine.max_rows
-    # The mean follows a new load within the first half of the delay.
-    look_back_s = min(LOOK_BACK_S, max(1.0, replicas.upscale_delay_s / 2))
     model = serve.deployment(
         name="Model",
         ray_actor_options={"num_cpus": _MODEL_CPUS, "num_gpus": num_gpus},
@@ -90,17 +87,7 @@ def build_application(settings: Settings, *, load: LoadModel | None = None) -> A
         # A replica whose engine is gone ends itself, which this notices.
         health_check_period_s=HEALTH_CHECK_S,
         health_check_timeout_s=HEALTH_CHECK_TIMEOUT_S,
-        autoscaling_config={
-            "min_replicas": replicas.min,
-            "initial_replicas": max(1, replicas.min),  # it shows that the settings serve
-            "max_replicas": replicas.max,
-            "target_ongoing_requests": target,
-            "upscale_delay_s": replicas.upscale_delay_s,
-            "downscale_delay_s": replicas.downscale_delay_s,
-            "look_back_period_s": look_back_s,
-            "metrics_interval_s": min(METRICS_INTERVAL_S, look_back_s / 2.5),
-            "policy": {"policy_function": "deployments.model.scaling:by_rows"},
-        },
+        autoscaling_config=autoscaling(replicas, settings.engine.max_rows),
     )(ModelReplica)
     router = serve.deployment(
         name="Router",
@@ -135,6 +122,26 @@ def choose_device(settings: Settings) -> str:
         )
         raise SettingsError("args of serve_config.yaml", [problem])
     return device
+
+
+def autoscaling(replicas: ReplicaSettings, num_rows: int) -> dict[str, Any]:
+    """Return Serve's `autoscaling_config`.
+
+    `num_rows`: answers that one replica decodes together.
+    """
+    # The mean follows a new load within the first half of the delay.
+    look_back_s = min(LOOK_BACK_S, max(1.0, replicas.upscale_delay_s / 2))
+    return {
+        "min_replicas": replicas.min,
+        "initial_replicas": max(1, replicas.min),  # it shows that the settings serve
+        "max_replicas": replicas.max,
+        "target_ongoing_requests": replicas.target or num_rows,
+        "upscale_delay_s": replicas.upscale_delay_s,
+        "downscale_delay_s": replicas.downscale_delay_s,
+        "look_back_period_s": look_back_s,
+        "metrics_interval_s": min(METRICS_INTERVAL_S, look_back_s / 2.5),
+        "policy": {"policy_function": "deployments.model.scaling:by_rows"},
+    }
 
 
 def placement(settings: Settings) -> RequestRouterConfig:

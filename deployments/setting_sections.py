@@ -70,7 +70,7 @@ class RouterSettings(StrictModel):
     replicas: Annotated[int, Field(ge=1, le=256)] | Literal["auto"] = Field(
         default=1,
         description="router replicas; auto: one for every 8 cores of the cluster, 1 to 16. Limits "
-        "of keys count in each",
+        "of keys hold over all of them",
     )
 
 

@@ -17,6 +17,8 @@ from scripts.benchmarks import (
     gateway,
     hot_add,
     load,
+    placement,
+    scaling,
     serve,
     service,
     slow_clients,
@@ -32,6 +34,8 @@ _BENCHMARKS = {
     "hot_add": (hot_add, "new adapter versions over HTTP, on several replicas"),
     "gateway": (gateway, "what our HTTP side adds to Ray's own chain"),
     "serve": (serve, "the whole application over HTTP, streams of mixed adapters"),
+    "placement": (placement, "more adapters than places, on several replicas"),
+    "scaling": (scaling, "1 -> 2 -> 1 model replicas under load, and the parts of a start"),
     "clients": (slow_clients, "many streaming clients that read slowly"),
     "training": (training, "training on a quantised base, memory and speed"),
 }
