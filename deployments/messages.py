@@ -28,6 +28,11 @@ OTHER_CONFIG = ErrorInfo(
 )
 
 
+def held_name(adapter: str, version: str | None) -> str:
+    """Return how a model replica's report names what it holds; None: the stable version."""
+    return adapter if version is None else f"{adapter}@{version}"
+
+
 @dataclass(frozen=True, slots=True)
 class GenerateRequest:
     """One answer to generate.

@@ -50,7 +50,8 @@ class AuthSettings(StrictModel):
 
 
 class AccessLimits(StrictModel):
-    """Limits of one router replica. Those of a key apply to keys that were made without limits."""
+    """Limits of one router replica, and of a key over all of them; those of a key apply to keys
+    that were made without limits."""
 
     body_timeout_s: float = Field(
         default=15.0, gt=0, le=600, description="seconds for the whole body to arrive; then 408"

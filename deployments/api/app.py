@@ -22,6 +22,7 @@ from deployments.adapter_admin import AdapterAdmin
 from deployments.api.access.admission import Admission
 from deployments.api.access.auth import AuthMiddleware, KeySource
 from deployments.api.access.hosts import HostCheck, guarded_hosts
+from deployments.api.access.rate_limits import UsageTable
 from deployments.api.admin import admin_endpoints
 from deployments.api.ask import AskEndpoint
 from deployments.api.errors import ApiError, Endpoint, error_response, on_http_error
@@ -58,15 +59,16 @@ def behind_front_door(
     *,
     clock: Callable[[], float] = time.monotonic,
     admission: Admission | None = None,
+    usages: UsageTable | None = None,
     proxy_adds_id: bool = False,
 ) -> ASGIApp:
     """Wrap `app`, which finds the caller in `scope["state"]["caller"]` when keys are on.
 
     Args:
-        admission: of AuthMiddleware.
+        admission, usages: of AuthMiddleware.
         proxy_adds_id: of ResponseHeaders.
     """
-    guarded: ASGIApp = AuthMiddleware(app, settings.auth, keys, live, clock, admission)
+    guarded: ASGIApp = AuthMiddleware(app, settings.auth, keys, live, clock, admission, usages)
     if settings.cors_origins:  # outside the keys: a preflight request carries none
         guarded = CORSMiddleware(
             guarded,
