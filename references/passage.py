@@ -28,6 +28,10 @@ class ReferencesError(Exception):
         self.problems = problems
 
 
+class PassagesRefused(ReferencesError):
+    """What was given does not fit the shelf; the shelf itself is in order."""
+
+
 @dataclass(frozen=True, slots=True)
 class Passage:
     """A text with its origin. Markup inside is data: whoever shows it escapes it.
@@ -114,7 +118,7 @@ def checked(passages: Iterable[Passage]) -> Iterator[Passage]:
     """Yield passages that are sound and have ids of their own.
 
     Raises:
-        ReferencesError: after the last passage, with up to MAX_PROBLEMS problems of them all.
+        PassagesRefused: after the last passage, with up to MAX_PROBLEMS problems of them all.
     """
     seen: set[str] = set()
     found: list[str] = []
@@ -130,4 +134,4 @@ def checked(passages: Iterable[Passage]) -> Iterator[Passage]:
     if found:
         more = len(found) - MAX_PROBLEMS
         shown = [*found[:MAX_PROBLEMS], *([f"and {more} more problems"] if more > 0 else [])]
-        raise ReferencesError(*shown)
+        raise PassagesRefused(*shown)
