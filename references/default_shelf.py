@@ -9,7 +9,8 @@ from references.diagnosis import arrays_of
 from references.embedding import Vectoriser, WordVectors
 from references.ingest import hpo
 from references.passage import Passage, ReferencesError
-from references.shelf import Shelf, build, engine_of
+from references.shelf import Shelf, build
+from references.store import engine_of
 from references.version import FORMAT
 
 logger = logging.getLogger(__name__)

@@ -21,11 +21,16 @@ _SPECIALTY = re.compile(r"[a-z][a-z0-9_]*")
 
 
 class ReferencesError(Exception):
-    """A passage, a source or a shelf cannot be used; each problem names the item and the mend."""
+    """A passage, a source or a shelf cannot be used; each problem names the item and the mend.
 
-    def __init__(self, *problems: str) -> None:
+    Attributes:
+        public: what anybody may read instead, where the problems name a server.
+    """
+
+    def __init__(self, *problems: str, public: str | None = None) -> None:
         super().__init__("; ".join(problems))
         self.problems = problems
+        self.public = public
 
 
 class PassagesRefused(ReferencesError):

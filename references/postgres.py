@@ -25,6 +25,7 @@ SCHEMA = "polyclinic_references"
 CONNECT_TIMEOUT_S = 5
 SEARCH_TIMEOUT_S = 5
 LOCK_TIMEOUT_S = 600
+_BUILD = "python -m references --shelf URL build"
 _LOCK = 7_356_608_017  # any number that nobody else's advisory lock has
 _STORED = f"{COLUMNS}, name_stems, text_stems, checksum"
 _TABLES = f"""
@@ -120,7 +121,8 @@ class PostgresEngine:
             meta = _meta(db)
             if not meta:
                 raise _NoShelf(
-                    f"there is no shelf at {self.place}: python -m references --shelf URL build"
+                    f"there is no shelf at {self.place}: {_BUILD}",
+                    public=f"the server has no shelf: {_BUILD}",
                 )
             if meta.get("format") != str(FORMAT):
                 raise ReferencesError(
@@ -194,9 +196,10 @@ class PostgresEngine:
         except self._psycopg.Error as error:
             lines = str(error).strip().splitlines()
             reason = lines[0] if lines else type(error).__name__
+            why = "is it up, is its disk full, and has it the extension pgvector?"
             raise ReferencesError(
-                f"the shelf at {self.place} could not be {done} ({reason}): is the server up, is "
-                "its disk full, and has it the extension pgvector (create extension vector)?"
+                f"the shelf at {self.place} could not be {done} ({reason}): {why}",
+                public=f"the shelf's server could not be {done}: {why}",
             ) from None
 
 
