@@ -98,6 +98,19 @@ class ReferencesSettings(StrictModel):
         max_length=4096,
         description="the shelf's file; null: the default shelf, in the cache folder",
     )
+    url: str | None = Field(
+        default=None,
+        pattern=r"^postgres(ql)?://\S+$",
+        max_length=4096,
+        description="postgresql://user@host:5432/database instead of a file, with the extension "
+        "pgvector; a password is better placed in PGPASSWORD or ~/.pgpass",
+    )
+
+    @model_validator(mode="after")
+    def _one_place(self) -> "ReferencesSettings":
+        if self.path is not None and self.url is not None:
+            raise ValueError("path and url are both given: the shelf is a file or on a server")
+        return self
 
 
 def _off(mode: Any) -> Any:

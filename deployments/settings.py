@@ -251,9 +251,11 @@ class Settings(StrictModel):
         return self.state_path / "router"
 
     @property
-    def shelf_path(self) -> Path | None:
-        """The file of `references.path`. None: the default shelf."""
-        return project_path(self.references.path) if self.references.path else None
+    def shelf_place(self) -> Path | str | None:
+        """The file of `references.path`, or `references.url`. None: the default shelf."""
+        if self.references.path:
+            return project_path(self.references.path)
+        return self.references.url
 
     @property
     def router_encoder(self) -> str | None:

@@ -91,7 +91,7 @@ def create_api(backend: Backend, admin: AdapterAdmin | None = None) -> Starlette
         backend: the router deployment, or a small one in tests.
         admin: changes the adapters; None: its paths are not there.
     """
-    openai = OpenAIEndpoints(backend)
+    openai, references = OpenAIEndpoints(backend), ReferencesEndpoint(backend)
     api = _Api(backend, openapi_document(with_admin=admin is not None))
     endpoints: dict[str, Endpoint] = {
         "ask": AskEndpoint(backend),
@@ -99,7 +99,7 @@ def create_api(backend: Backend, admin: AdapterAdmin | None = None) -> Starlette
         "chat": openai.chat,
         "complete": openai.completions,
         "respond": ResponsesEndpoint(backend, openai),
-        "search_references": ReferencesEndpoint(backend).search,
+        "search_references": references.search,
         "models": api.models,
         "model": api.model,
         "openapi": api.openapi,
@@ -108,7 +108,7 @@ def create_api(backend: Backend, admin: AdapterAdmin | None = None) -> Starlette
         "readyz": api.readyz,
     }
     if admin:
-        endpoints |= admin_endpoints(admin)
+        endpoints |= admin_endpoints(admin) | references.admin()
     routes = [
         HttpRoute(o.path, catch_unexpected(endpoints[o.name]), methods=[o.method])
         for o in (*OPERATIONS, *(ADMIN_OPERATIONS if admin else ()))

@@ -140,7 +140,36 @@ _ADD = "A new adapter, or a new version of one"
 _UPDATE = "Activate, disable, try out, promote, pin"
 _BACK = "End a trial, or return to the version before"
 
+_PASSAGES = "/v1/references/passages"
+_REFUSED = {"422": "`problems` lists why each passage is refused; nothing was changed"}
+
 ADMIN_OPERATIONS = (
+    Operation(
+        "GET",
+        "/v1/references/sources",
+        "reference_sources",
+        "What is on the reference shelf; admin key",
+        references.SourcesReply,
+    ),
+    Operation(
+        "POST",
+        _PASSAGES,
+        "add_passages",
+        "Put passages on the reference shelf; admin key",
+        references.ShelfReply,
+        references.AddPassages,
+        "201",
+        more_errors=_REFUSED,
+    ),
+    Operation(
+        "DELETE",
+        _PASSAGES,
+        "remove_passages",
+        "Take passages off it; admin key",
+        references.ShelfReply,
+        references.RemovePassages,
+        more_errors=_REFUSED,
+    ),
     Operation("GET", _ADAPTERS, "adapters", _LISTED, admin.AdaptersReply),
     _change("POST", _ADAPTERS, "add_adapter", _ADD, admin.AddAdapter, "201"),
     _change("PATCH", _ONE, "update_adapter", _UPDATE, admin.UpdateAdapter),

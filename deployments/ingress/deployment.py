@@ -101,7 +101,7 @@ class RouterReplica:
         self._live = RouterLiveSettings()
         self._settings = settings
         self._metrics = RouteMetrics()
-        self.references = ReferencesSource(settings.shelf_path)
+        self.references = ReferencesSource(settings.shelf_place)
         self._red_flags = load_red_flags()
         self._traffic = TrafficLog()
         self._operator = ClusterReport(model)
@@ -283,22 +283,26 @@ class RouterReplica:
 
     async def readiness(self) -> tuple[bool, Mapping[str, Any]]:
         is_ready, report = self._readiness.report(self._thresholds(self._router.current))
-        mode = self._live.references.mode
-        references = {"mode": mode, **await self.references.state(is_used=mode != "off")}
+        references = await self._references_state()
         degraded = report["degraded"]
-        if mode != "off" and references["problem"]:
+        if references["mode"] != "off" and references["problem"]:
             degraded = [*degraded, f"references: {references['problem']}"]
         return is_ready, {**report, "degraded": degraded, "references": references}
+
+    async def _references_state(self) -> dict[str, Any]:
+        mode = self._live.references.mode
+        return {"mode": mode, **await self.references.state(is_used=mode != "off")}
 
     async def operator_report(self) -> Mapping[str, Any]:
         return await self._operator.report()
 
-    def traffic(self) -> dict[str, Any]:
+    async def traffic(self) -> dict[str, Any]:
         """Return this replica's part of the operator's report; called through a handle."""
         return {
             "replica": replica_id(),
             "catalog_revision": self._catalog.current.revision,
             "router_version": self._router.current.version,
+            "references": await self._references_state(),
             "snapshot": self._traffic.snapshot(),
         }
 

@@ -83,7 +83,9 @@ def run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
         "sizes": sizes,
         "full_at_replicas": limits(sizes[-1]),
     }
-    lines: list[tuple[str, Any]] = [(f"{c['replicas']} measured, {c['streams']} streams", c) for c in checks]
+    lines: list[tuple[str, Any]] = [
+        (f"{check['replicas']} measured, {check['streams']} streams", check) for check in checks
+    ]
     lines += [(f"{size['replicas']} replicas", size) for size in sizes]
     lines += [("full at replicas", report["full_at_replicas"])]
     publish("simulate", arguments, report, out=args.out, lines=lines)
@@ -197,7 +199,7 @@ def open_run(
 
 
 def shares(args: argparse.Namespace, shape: Any, catalogue: Mapping[str, float]) -> dict[str, Any]:
-    """Return what the parts that all replicas share have to do, and their share of what they can."""
+    """Return what the parts that all replicas share do, and what share of their best that is."""
     processes = shape.replicas + shape.routers
     reads = processes / _FOLLOW_S + shape.routers / _KEYS_S
     return {
