@@ -97,7 +97,7 @@ async def _measure(
     application["args"]["model_replicas"] = {"placement": side}
 
     async def is_ready(session: aiohttp.ClientSession, url: str) -> bool:
-        return len(await _found(session, url)) == args.replicas
+        return bool(len(await _found(session, url)) == args.replicas)
 
     async with serving(folder, [application], is_ready) as (session, url, _):
         rng = random.Random(args.seed)
