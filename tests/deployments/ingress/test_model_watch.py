@@ -164,10 +164,13 @@ def test_before_the_first_replica_has_started_nobody_sleeps() -> None:
     replicas = Replicas()
     replicas.answers, replicas.is_well = GONE, False
     watch = ModelWatch(replicas, "b", "router-1", may_sleep=True)
+    ended: list[float] = []
+    watch.on_empty = ended.append
     watch.look()
-    assert not watch.is_served
+    assert ended, "what waited for a whole look is refused"
     assert watch.readiness() == (None, "no model replica is running")
     replicas.is_well = True  # a new router, while the model sleeps
     watch.look()
+    assert len(ended) == 1
     assert watch.is_served
     assert watch.readiness() == ({"asleep": True}, None)
