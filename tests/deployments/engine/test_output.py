@@ -33,7 +33,9 @@ def state(
     **sampling: Any,
 ) -> RequestState:
     asked = Request("r", (1, 2), None, SamplingParams(max_tokens, **sampling))
-    return RequestState(asked, decode, stream=stream, pace=pace or Pace(emit_interval_s), clock=clock)
+    return RequestState(
+        asked, decode, stream=stream, pace=pace or Pace(emit_interval_s), clock=clock
+    )
 
 
 def event(text: str, reason: FinishReason | None = None) -> TokenEvent:

@@ -36,8 +36,8 @@ def test_what_was_spent_is_the_difference_largest_first() -> None:
 
 
 def test_a_process_that_works_is_seen_and_one_that_has_ended_is_left_out() -> None:
-    code = "import sys, time\nwhile time.process_time() < 0.3: pass\nprint(flush=True)\nsys.stdin.read()"
-    command = [sys.executable, "-c", f"# deployments.engine_process\n{code}"]
+    work = "while time.process_time() < 0.3: pass\nprint(flush=True)\nsys.stdin.read()"
+    command = [sys.executable, "-c", f"import sys, time  # deployments.engine_process\n{work}"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen(command, **pipes) as process:  # type: ignore[call-overload]
         process.stdout.readline()
