@@ -38,7 +38,7 @@ ENVIRONMENT = {
     # What Ray and Serve do while nobody asks: the controller looks at the whole cluster in each of
     # its rounds (0.1 s), replicas sum up their metrics (0.1 s), which are exported every 10 s.
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
-    "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "2000",
+    "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "5000",
     # Ray starts its workers, so all of the service, with 15: whatever else runs would come first.
     "RAY_worker_niceness": "0",
     "TOKENIZERS_PARALLELISM": "false",
