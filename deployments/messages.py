@@ -17,6 +17,7 @@ from adapters.token_prompts import BadTokenId
 from deployments.engine.request import ErrorInfo, SamplingParams, TokenEvent
 from deployments.settings import RouterLiveSettings
 from references.shelf import Hit
+from references.signs_question import MatchedDisease
 from router.policy import Route
 
 # The engine ends an answer at its deadline, with what it has. A caller waits this many seconds
@@ -168,6 +169,10 @@ class PassageSource(Protocol):
         Raises:
             ReferencesError: there is no shelf that can be read.
         """
+
+    async def diseases(self, question: str, *, limit: int) -> list[MatchedDisease]:
+        """Return the diseases that match, if the question lists signs and asks which disease has
+        them; else []. Raises ReferencesError as `search` does."""
 
     async def version(self) -> str:
         """Return the shelf's version. Raises ReferencesError as `search` does."""

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from references.diagnosis import MAX_MEANINGS, Match, Signs
+from references.diagnosis import ARRAYS, MAX_MEANINGS, Match, Signs
 from references.embedding import Vectoriser
 from references.passage import Passage, ReferencesError, checked
 from references.query import read_query
@@ -74,6 +74,11 @@ class Shelf:
     @property
     def num_passages(self) -> int:
         return self._reader().num_passages
+
+    @property
+    def has_signs(self) -> bool:
+        """Return whether the shelf knows the signs of diseases, for `diagnose`."""
+        return self._reader().array(ARRAYS[0]) is not None
 
     def search(
         self,

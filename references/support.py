@@ -23,7 +23,7 @@ from references.words import ENGLISH, FRENCH, guess_language, sentences, stem, w
 
 MIN_SHARE = 0.6
 SCOPE = 4  # content words that a negation reaches, to the clause's end
-_MARKER = re.compile(r"\[(\d+)\]")
+MARKER = re.compile(r"\[(\d+)\]")
 _ENUMERATOR = re.compile(r"^\s*(?:\d+[.)]|[-*\u2022])\s+")
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 _CLAUSE = re.compile(r"[,;:.!?()\u2026]|\b(?:but|however|mais|cependant|toutefois)\b", re.I)
@@ -122,34 +122,45 @@ class _Text:
         return _merged((skeleton(w), p) for w, p in self.polarity.items())
 
 
+class SupportCheck:
+    """Checks sentences against the passages of one answer, as they were numbered for it."""
+
+    def __init__(self, passages: Sequence[Passage]) -> None:
+        self._sources = [
+            _Text(f"{p.title}. {'; '.join(p.synonyms)}. {p.text}", p.language) for p in passages
+        ]
+
+    def of(self, sentence: str, language: str) -> tuple[int | None, float] | None:
+        """Return the citation and share of a sentence, as of `Support`.
+
+        A passage that the sentence cites, by a marker such as [1], is preferred to others.
+        Returns None if it states nothing.
+        """
+        cited = {int(n) for n in MARKER.findall(sentence)}
+        said = _Text(_ENUMERATOR.sub("", MARKER.sub(" ", sentence)), language)
+        if not said.polarity and not said.numbers:
+            return None
+        sources = self._sources
+        shares = [_share(said, source) for source in sources]
+        order = sorted(range(len(sources)), key=lambda i: (i + 1 not in cited, -shares[i], i))
+        citation = next(
+            (i + 1 for i in order if shares[i] >= MIN_SHARE and _agrees(said, sources[i])), None
+        )
+        return citation, shares[citation - 1] if citation else max(shares, default=0.0)
+
+
 def support(
     answer: str, passages: Sequence[Passage], *, language: str | None = None
 ) -> list[Support]:
     """Return each sentence of an answer that states something, and the passage that supports it.
 
-    A passage that the sentence cites, by a marker such as [1], is preferred to others.
-
     Args:
         passages: as they were numbered for the answer.
         language: of the answer, en or fr; default: what its words look like.
     """
-    language = language or guess_language(answer)
-    sources = [_Text(f"{p.title}. {'; '.join(p.synonyms)}. {p.text}", p.language) for p in passages]
-    found = []
-    for start, end in sentences(answer):
-        raw = answer[start:end]
-        cited = {int(n) for n in _MARKER.findall(raw)}
-        sentence = _Text(_ENUMERATOR.sub("", _MARKER.sub(" ", raw)), language)
-        if not sentence.polarity and not sentence.numbers:
-            continue
-        shares = [_share(sentence, source) for source in sources]
-        order = sorted(range(len(sources)), key=lambda i: (i + 1 not in cited, -shares[i], i))
-        citation = next(
-            (i + 1 for i in order if shares[i] >= MIN_SHARE and _agrees(sentence, sources[i])), None
-        )
-        share = shares[citation - 1] if citation else max(shares, default=0.0)
-        found.append(Support(start, end, citation, share))
-    return found
+    language, check = language or guess_language(answer), SupportCheck(passages)
+    found = ((span, check.of(answer[slice(*span)], language)) for span in sentences(answer))
+    return [Support(*span, *said) for span, said in found if said]
 
 
 def unsupported_share(found: Sequence[Support]) -> float:
