@@ -2,8 +2,9 @@
 
 A sentence is supported by a passage if
 
-- the passage holds at least MIN_SHARE of its content words: the stem itself, what the glossary
-  gives for it, or, of a French word, its English cognate;
+- the passage holds at least MIN_SHARE of its content words (all but one, of up to four words, and
+  at least MIN_OF_FEW): the stem itself, what the glossary gives for it, or, of a French word, its
+  English cognate; and it lacks no two of them in a row, so that nothing is added to what it says;
 - every number in it, in digits or spelled, is in the passage;
 - no word that both have is negated in the one and never negated in the other, or the reverse;
 - it has no word whose opposite the passage has in its place, such as dominant for recessive.
@@ -15,13 +16,15 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 from references.cognates import skeleton
 from references.passage import Passage
 from references.query import meanings_of
 from references.words import ENGLISH, FRENCH, guess_language, sentences, stem, words
 
-MIN_SHARE = 0.6
+MIN_SHARE = 0.75
+MIN_OF_FEW = 0.6
 SCOPE = 4  # content words that a negation reaches, to the clause's end
 MARKER = re.compile(r"\[(\d+)\]")
 _ENUMERATOR = re.compile(r"^\s*(?:\d+[.)]|[-*\u2022])\s+")
@@ -43,7 +46,7 @@ _SPELLED = dict(
 # What every sentence may say without stating more.
 _LIGHT = frozenset(
     """yes oui cause causes caused found seen case cases include includes including characterized
-    occurs occur affects affect known called usually generally typically source sources passage
+    occurs occur affects affect affected known called usually generally typically source sources passage
     according provoque provoquent cas inclut comprend caracterise caracterisee connu connue
     generalement habituellement selon atteint touche due est""".split()
 )
@@ -141,10 +144,11 @@ class SupportCheck:
         if not said.polarity and not said.numbers:
             return None
         sources = self._sources
-        shares = [_share(said, source) for source in sources]
+        held = [[bool(_in(source, word, language)) for word in said.polarity] for source in sources]
+        shares = [sum(one) / len(one) if one else 1.0 for one in held]
         order = sorted(range(len(sources)), key=lambda i: (i + 1 not in cited, -shares[i], i))
         citation = next(
-            (i + 1 for i in order if shares[i] >= MIN_SHARE and _agrees(said, sources[i])), None
+            (i + 1 for i in order if _is_held(held[i]) and _agrees(said, sources[i])), None
         )
         return citation, shares[citation - 1] if citation else max(shares, default=0.0)
 
@@ -204,11 +208,13 @@ def _in(source: _Text, word: str, language: str) -> set[bool]:
     return source.by_skeleton.get(skeleton(word), set()) if language != source.language else set()
 
 
-def _share(sentence: _Text, source: _Text) -> float:
-    if not sentence.polarity:
-        return 1.0
-    held = sum(bool(_in(source, word, sentence.language)) for word in sentence.polarity)
-    return held / len(sentence.polarity)
+def _is_held(held: Sequence[bool]) -> bool:
+    """Return whether a source has enough of a sentence's words, told one by one in their order."""
+    if not held:
+        return True
+    share, absent = sum(held) / len(held), held.count(False)
+    is_enough = share >= MIN_SHARE or (absent == 1 and share >= MIN_OF_FEW)
+    return is_enough and all(one or other for one, other in pairwise(held))
 
 
 def _agrees(sentence: _Text, source: _Text) -> bool:
