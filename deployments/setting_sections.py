@@ -125,6 +125,11 @@ class GroundingSettings(StrictModel):
         description="quote: passages instead of a generated answer; cite: passages in the prompt, "
         "and the answer is checked against them; off: neither",
     )
+    named: Annotated[GroundingMode | None, BeforeValidator(_off)] = Field(
+        default=None,
+        description="in place of mode where the request says who answers: a specialty, several "
+        "opinions, or OpenAI's model other than auto; null: mode",
+    )
     limit: int = Field(default=3, ge=1, le=10, description="passages for one answer")
     max_unsupported: float = Field(
         default=0.5,

@@ -47,7 +47,6 @@ class Generation:
         self._explain = explain
         self._call = call
         self.sources = sources
-        self._said: list[str] = []
         self._specialty = specialty
         self._confidence = confidence
         self._events: AsyncGenerator[TokenEvent, None] | None = None
@@ -79,16 +78,11 @@ class Generation:
         except Exception:
             self._is_broken = True
             raise
+        event = self.sources.marked(event)
         if self._latest is None and not self.failure_of(event):
             event = replace(event, text=self.sources.opening + event.text)
         self._latest = event
-        if self.sources.is_on:
-            self._said.append(event.text)
         return event
-
-    async def verdict(self) -> Verdict:
-        """Check the answer, which has ended, against its passages."""
-        return await self.sources.check("".join(self._said))
 
     async def whole(self) -> Completed:
         """Read all the events.
@@ -108,7 +102,7 @@ class Generation:
         failure = self.failure_of(event)
         if failure:
             raise failure
-        verdict = await self.verdict()
+        verdict = self.sources.verdict()
         if verdict.text is not None:
             return Completed(verdict.text, complete(event), verdict)
         return Completed("".join(texts), event, verdict)

@@ -31,6 +31,7 @@ from deployments.api.request_body import check_known, has_latin_letter, read_req
 from deployments.api.streaming import DONE, AnswerStream, EventStream, charge, sse
 from deployments.engine.request import TokenEvent
 from deployments.messages import Backend, GenerateRequest
+from deployments.settings import GroundingMode
 from router.policy import Route
 
 # The questions of a request by their path in the body.
@@ -94,11 +95,13 @@ class OpenAIEndpoints:
         check_known("model", asked.model_name, clinic.model_names)
         sampling = sampling_of(asked, clinic)
         request_id, session_id = request_id_of(request), session_id_of(request)
-        if mode_of(self._backend, asked.grounding) != "quote":
+        is_named = asked.model_name != "auto"
+        mode = mode_of(self._backend, asked.grounding, is_named=is_named)
+        if mode != "quote":
             check_capacity(self._backend, self._backend.limits.max_timeout_s)
         turns_of = list(conversations.values())
         (routes, route_s), found = await asyncio.gather(
-            self._timed_routes(asked.model_name, turns_of), self._found(asked, turns_of)
+            self._timed_routes(asked.model_name, turns_of), self._found(asked, mode, turns_of)
         )
         clinic = self._backend.clinic.for_session(session_id)  # after the wait for the router
         versions = [clinic.version_of(route.adapter) for route in routes]
@@ -145,10 +148,15 @@ class OpenAIEndpoints:
         return answers, reply
 
     async def _found(
-        self, asked: OpenAIRequest, conversations: Sequence[Sequence[Message]]
+        self, asked: OpenAIRequest, mode: GroundingMode, conversations: Sequence[Sequence[Message]]
     ) -> list[Found]:
-        searches = (find(self._backend, asked.grounding, _users(turns)) for turns in conversations)
-        return await asyncio.gather(*searches)
+        is_asked_for = asked.grounding is not None
+        return await asyncio.gather(
+            *(
+                find(self._backend, mode, _users(turns), is_asked_for=is_asked_for)
+                for turns in conversations
+            )
+        )
 
     async def _timed_routes(
         self, model: str, conversations: Sequence[Sequence[Message]]
