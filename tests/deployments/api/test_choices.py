@@ -67,7 +67,7 @@ async def test_seeds_stay_in_their_range(
     assert seed is None or (seeds[1] != seed and -(2**63) <= seeds[1] < 2**63)  # type: ignore[operator]
 
 
-@pytest.mark.parametrize("nothing", [None, False, 1, "", [], {}])
+@pytest.mark.parametrize("nothing", [None, False, 1, 1.0, "", [], {}])
 async def test_what_asks_for_nothing_is_one(client: httpx.AsyncClient, nothing: Any) -> None:
     body = (await client.post(CHAT, json={**MESSAGES, "n": nothing})).json()
     assert len(body["choices"]) == 1
