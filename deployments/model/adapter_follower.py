@@ -10,6 +10,7 @@ from collections.abc import Callable
 from ray.serve import metrics
 
 from deployments.model.adapter_manager import AdapterManager
+from deployments.observe.labels import BoundedNames
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +35,11 @@ class AdapterFollower:
         self._load = metrics.Histogram(
             "polyclinic_adapter_load_s", "loading one adapter", _LOAD_BOUNDARIES_S, ("adapter",)
         )
+        self._evictions = metrics.Counter(
+            "polyclinic_adapter_evictions_total", "adapters that have left the device"
+        )
+        self._adapters = BoundedNames()
+        self._num_evicted = 0
         self._measure()
         threading.Thread(target=self._follow, name="adapter-sync", daemon=True).start()
 
@@ -62,4 +68,8 @@ class AdapterFollower:
         for tier, count in tiers.items():
             self._resident.set(count, {"tier": tier})
         for name, seconds in loads:
-            self._load.observe(seconds, {"adapter": name})
+            self._load.observe(seconds, {"adapter": self._adapters.of(name)})
+        evicted = self._manager.num_evictions
+        if evicted > self._num_evicted:
+            self._evictions.inc(evicted - self._num_evicted)
+        self._num_evicted = evicted

@@ -238,6 +238,18 @@ class AdapterManager:
                 "error": self._catalog_error,
             }
 
+    def state(self, key: str) -> str:
+        """Return how a leased version is in service, as /v1/operator names it."""
+        serving = self._registry.wanted.get(key)
+        if serving is None:
+            return "leaving"
+        return "active" if serving.weight is None else "canary"
+
+    @property
+    def num_evictions(self) -> int:
+        """Return how many versions have left the device since the start."""
+        return self._cache.slots.num_evictions
+
     def measure(self) -> tuple[dict[str, int], list[tuple[str, float]]]:
         """Return versions in service by tier, and (adapter, seconds) of each load since then."""
         with self._changed:

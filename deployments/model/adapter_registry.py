@@ -174,6 +174,7 @@ class DeviceSlots:
         self, capacity: int, registry: AdapterRegistry, evict: Callable[[str], "Future[Any]"]
     ) -> None:
         self.capacity = capacity
+        self.num_evictions = 0
         self._registry = registry
         self._submit_eviction = evict
         self._resident: OrderedDict[str, None] = OrderedDict()  # least recently leased first
@@ -228,6 +229,7 @@ class DeviceSlots:
         """Free the slot and submit the eviction under one lock: the decoder sees versions leave
         and arrive in the order in which their slots are counted."""
         del self._resident[key]
+        self.num_evictions += 1
         return self._submit_eviction(key)
 
     def evict_if_unwanted(self, key: str) -> None:

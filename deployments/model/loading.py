@@ -73,7 +73,10 @@ class LoadedModel:
 
 @dataclass(frozen=True, slots=True)
 class RunningModel:
-    """A model and the engine that runs it, wherever its decoder is. Fields as of LoadedModel."""
+    """A model and the engine that runs it, wherever its decoder is. Fields as of LoadedModel.
+
+    engine_pid: of the process that the decoder is in, if that is not this one.
+    """
 
     base_model: str
     engine: Engine
@@ -81,6 +84,7 @@ class RunningModel:
     make_manager: MakeManager | None = None
     warm_up: Callable[[], None] | None = None
     decode: DecodePrompts | None = None
+    engine_pid: int | None = None
 
 
 def load_model(settings: Settings, device: str) -> LoadedModel:
@@ -152,6 +156,7 @@ def start_process(
         parts.make_manager_of(decoder),
         decoder.warm_up,
         functools.partial(decode_prompts, tokenizer=tokenizer),
+        process.pid,
     )
 
 
