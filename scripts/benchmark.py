@@ -17,6 +17,7 @@ from scripts.benchmarks import (
     gateway,
     hot_add,
     load,
+    observing,
     serve,
     service,
     slow_clients,
@@ -32,6 +33,7 @@ _BENCHMARKS = {
     "hot_add": (hot_add, "new adapter versions over HTTP, on several replicas"),
     "gateway": (gateway, "what our HTTP side adds to Ray's own chain"),
     "serve": (serve, "the whole application over HTTP, streams of mixed adapters"),
+    "observing": (observing, "what records of requests and traces cost"),
     "clients": (slow_clients, "many streaming clients that read slowly"),
     "training": (training, "training on a quantised base, memory and speed"),
 }

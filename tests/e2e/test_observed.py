@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import time
+import uuid
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +57,11 @@ async def clinic(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Obse
     open_shelf(shelf).add(ALL)
     application = write_clinic(folder, replicas=1, routers=1)
     application["args"]["references"] = {"path": str(shelf)}
-    application["args"]["engine"] |= {"max_adapters": 2, "max_input_tokens": 600}
+    application["args"]["engine"] |= {
+        "max_adapters": 2,
+        "max_input_tokens": 600,
+        "max_output_tokens": 400,
+    }
     for deployment in ("Router", "Model"):
         configs = {d["name"]: d for d in application["deployments"]}
         if deployment not in configs:
@@ -83,16 +88,16 @@ async def _is_ready(client: aiohttp.ClientSession, url: str) -> bool:
         return False
 
 
-async def _questions_of_every_kind(clinic: Observed) -> None:
+async def _questions_of_every_kind(clinic: Observed, ids: str = "") -> None:
     """Every metric has something to measure: routes, adapters that come and go, references."""
     for number in range(6):
         asked = {"question": QUESTION, "max_tokens": 16}
-        assert (await clinic.ask(f"routed-{number}", **asked))[0] == 200
+        assert (await clinic.ask(f"routed-{number}{ids}", **asked))[0] == 200
         adapted = {**asked, "specialty": f"a{number % 3}", "stream": bool(number % 2)}
-        assert (await clinic.ask(f"adapted-{number}", **adapted))[0] == 200
+        assert (await clinic.ask(f"adapted-{number}{ids}", **adapted))[0] == 200
     cited = {"question": "What is eczema?", "grounding": "cite", "max_tokens": 16}
-    assert (await clinic.ask("cited", **cited))[0] == 200
-    assert (await clinic.ask("refused", question=SECRET, max_tokens=0))[0] == 400
+    assert (await clinic.ask(f"cited{ids}", **cited))[0] == 200
+    assert (await clinic.ask(f"refused{ids}", question=SECRET, max_tokens=0))[0] == 400
 
 
 # --- metrics ---
@@ -145,17 +150,23 @@ def answer(client: httpx.Client, query: str) -> list[dict[str, Any]]:
     return found
 
 
-async def test_prometheus_has_every_documented_series_and_no_other_of_ours(
-    prometheus: httpx.Client,
-) -> None:
+def names_of_ours(prometheus: httpx.Client) -> set[str]:
     names = prometheus.get("/api/v1/label/__name__/values").json()["data"]
-    ours = {
+    return {
         re.sub(r"_(bucket|count|sum)$", "", name).removeprefix("ray_")
         for name in names
         if name.startswith("ray_polyclinic_")
     }
+
+
+async def test_prometheus_has_every_documented_series_and_no_other_of_ours(
+    prometheus: httpx.Client,
+) -> None:
     documented = documented_metrics()
-    assert ours == set(documented)
+    deadline = time.monotonic() + 20
+    while (ours := names_of_ours(prometheus)) != set(documented):
+        assert time.monotonic() < deadline, ours ^ set(documented)
+        time.sleep(0.5)
     for name, metric in documented.items():
         suffix = "_count" if metric.kind == "histogram" else ""
         for series in answer(prometheus, f"ray_{name}{suffix}"):
@@ -187,7 +198,7 @@ async def test_each_panel_shows_something(
         if any(value == value for value in values):  # a rate without a change gives NaN quantiles
             return
         assert time.monotonic() < deadline, f"{title}: {concrete} has no data: {values}"
-        await _questions_of_every_kind(clinic)
+        await _questions_of_every_kind(clinic, f"-{uuid.uuid4().hex}")
 
 
 async def test_the_alerts_are_loaded_and_none_fires_in_peace(prometheus: httpx.Client) -> None:
@@ -317,7 +328,7 @@ async def test_a_deadline_ends_its_spans_with_the_reason(clinic: Observed) -> No
 
 
 async def test_a_client_that_leaves_ends_its_spans(clinic: Observed) -> None:
-    body = {"question": QUESTION, "max_tokens": 240, "stream": True}
+    body = {"question": QUESTION, "max_tokens": 400, "stream": True}
     headers = {"x-request-id": "left"}
     async with clinic.client.post(f"{clinic.url}/ask", json=body, headers=headers) as reply:
         async for line in reply.content:

@@ -25,11 +25,11 @@ CHAT = {"model": "derm-1", "messages": [{"role": "user", "content": f"my {SECRET
 
 
 @pytest.fixture
-def spans(monkeypatch: pytest.MonkeyPatch) -> Iterator[InMemorySpanExporter]:
+def spans(monkeypatch: pytest.MonkeyPatch) -> InMemorySpanExporter:
     exporter, provider = InMemorySpanExporter(), TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     monkeypatch.setattr(tracing, "_provider", provider)
-    yield exporter
+    return exporter
 
 
 @pytest.fixture
@@ -38,6 +38,7 @@ def log() -> Iterator[io.StringIO]:
     text = io.StringIO()
     handler = logging.StreamHandler(text)
     handler.setFormatter(JSONFormatter())
+    handler.addFilter(lambda record: not record.name.startswith("httpx"))  # the client's
     root = logging.getLogger()
     before = root.level
     root.addHandler(handler)
@@ -117,8 +118,7 @@ async def test_what_a_client_invents_is_not_recorded(
     [span] = spans.get_finished_spans()
     method = method if method == "GET" else "other"
     assert span.name == f"{method} {shown}"
-    ours = [line for line in log.getvalue().splitlines() if "httpx" not in line]
-    assert SECRET not in "".join(ours).lower()
+    assert SECRET not in log.getvalue().lower()
     assert SECRET not in span.to_json().lower()
 
 
@@ -135,7 +135,7 @@ async def test_refusals_are_counted_by_code_wherever_they_come_from(
     backend.refuses, backend.error = None, ErrorInfo("replica_lost", "lost", retry_after_s=5)
     await door.post("/ask", json={"question": "rash"})
     assert refused == [
-        *("empty", "path_not_found", "host_not_allowed", "admin_key_required"),
+        *("empty_text", "path_not_found", "host_not_allowed", "admin_key_required"),
         *("headers_too_large", "queue_full", "replica_lost"),
     ]
     backend.error = None
@@ -158,14 +158,14 @@ async def test_no_word_of_a_question_is_in_a_json_record_or_a_span(
     assert await post("/ask", {"question": f"my {SECRET}", "max_tokens": "x"}) == 400
     assert await post("/ask", {"question": f"{SECRET}\x00"}) == 400
     assert await post("/ask", [SECRET]) == 400
-    assert await post("/ask", {"question": "rash", "specialty": SECRET}) == 400
+    assert await post("/ask", {"question": "rash", "specialty": SECRET}) == 404
     assert await post("/route", {"questions": [SECRET] * 300}) == 400
     backend.raises = RuntimeError(f"cannot read {SECRET}")
     assert await post("/ask", {"question": SECRET}) == 500
     backend.raises = None
     backend.break_after = 1
     assert await post("/v1/chat/completions", {**CHAT, "stream": True}) == 200
-    text = "\n".join(line for line in log.getvalue().splitlines() if "httpx" not in line)
+    text = log.getvalue()
     assert len(records(log)) > 10
     assert "RuntimeError" in text
     shown = "".join(span.to_json() for span in spans.get_finished_spans())

@@ -1,6 +1,5 @@
 """Series stay bounded, however many adapters and versions come and go."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,7 +15,7 @@ Series = set[tuple[str, frozenset[tuple[str, str]]]]
 
 
 @pytest.fixture
-def registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[Series]:
+def registry(monkeypatch: pytest.MonkeyPatch) -> Series:
     """The series that Ray would keep: a metric and its labels, once recorded."""
     seen: Series = set()
 
@@ -26,7 +25,7 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[Series]:
         seen.add((self.info["name"], frozenset(final.items())))
 
     monkeypatch.setattr(Metric, "_record", record)
-    yield seen
+    return seen
 
 
 def answered(num_tokens: int = 5) -> TokenEvent:
