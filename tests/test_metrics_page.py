@@ -72,7 +72,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> dict[str, Documented]:
     for make in (RouteMetrics, AnswerMetrics, ReferencesSource):
         make()
     AdapterFollower(NoAdapters(), lambda: 0.0).stop()  # type: ignore[arg-type]
-    Sampler(lambda: {}).stop()
+    Sampler({}).stop()
     return found
 
 

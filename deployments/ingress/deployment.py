@@ -1,6 +1,7 @@
 """Serve shell of the router: HTTP ingress, classifier, policy, and the handle to the model."""
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
 import os
@@ -113,9 +114,9 @@ class RouterReplica:
         tune_interpreter()
         self._followed.start()
         self._watch.start()
+        measured, admission = self._metrics, self._admission  # not self, which __del__ is to end
         self._sampler = Sampler(
-            lambda: {"router": os.getpid()},
-            lambda: self._metrics.in_progress.set(self._admission.num_running),
+            {"router": os.getpid()}, lambda: measured.in_progress.set(admission.num_running)
         )
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
@@ -309,6 +310,8 @@ class RouterReplica:
         use_serve_handlers(self._live.log_level)
 
     def __del__(self) -> None:
+        with contextlib.suppress(AttributeError):  # the start failed half-way
+            self._sampler.stop()
         stop_tracing()
 
     def _thresholds(self, classifier: Classifier) -> Thresholds:

@@ -72,7 +72,11 @@ class ModelReplica(OperatorCalls, OpenAICalls):
         if self._adapters is not None:
             self._follower = AdapterFollower(self._adapters, lambda: self._live.adapter_check_s)
         self._sender = EventSender()
-        self._sampler = Sampler(self._processes, self._sample)
+        processes = {"model": os.getpid()}
+        if self._model.engine_pid is not None:
+            processes["engine"] = self._model.engine_pid
+        engine, measured = self._engine, self._metrics  # not self, which __del__ is to end
+        self._sampler = Sampler(processes, lambda: measured.waiting.set(engine.num_waiting))
 
     async def generate(self, call: GenerateRequest) -> AsyncGenerator[TokenEvent, None]:
         """Yield the events of one answer. The last one is terminal; with `error` it is a refusal
@@ -147,13 +151,6 @@ class ModelReplica(OperatorCalls, OpenAICalls):
         if sum(len(turn.content) for turn in call.turns) <= _SHORT_CHARS:
             return encode()
         return await asyncio.to_thread(encode)
-
-    def _sample(self) -> None:
-        self._metrics.waiting.set(self._engine.num_waiting)
-
-    def _processes(self) -> dict[str, int]:
-        engine = {} if self._model.engine_pid is None else {"engine": self._model.engine_pid}
-        return {"model": os.getpid(), **engine}
 
     def check_health(self) -> None:
         self._engine.check()

@@ -16,13 +16,13 @@ class Sampler:
     """Calls `sample` on a thread every `period_s` seconds, and measures memory.
 
     Args:
+        processes: name of a process, for the label -> its id.
         sample: sets further gauges; what it raises is logged, and it is called again.
-        processes: name of a process, for the label -> its id; asked each time, for it may change.
     """
 
     def __init__(
         self,
-        processes: Callable[[], Mapping[str, int]],
+        processes: Mapping[str, int],
         sample: Callable[[], None] = lambda: None,
         period_s: float = PERIOD_S,
     ) -> None:
@@ -42,7 +42,7 @@ class Sampler:
         while True:
             try:
                 self._sample()
-                for name, pid in self._processes().items():
+                for name, pid in self._processes.items():
                     self._memory.set(psutil.Process(pid).memory_info().rss, {"process": name})
             except Exception as error:  # such as a process that has just ended
                 logger.debug("not sampled: %s", type(error).__name__)

@@ -90,8 +90,9 @@ def private_temp_dir() -> Path | None:
 def serve_command(config: Path, dashboard_port: int, metrics_port: int | None = None) -> list[str]:
     """Return the command that runs Serve with this configuration."""
     command = [sys.executable, "-m", "deployments.startup.cluster", str(config)]
-    command += ["--dashboard_port", str(dashboard_port)]
-    return command if metrics_port is None else [*command, "--metrics_port", str(metrics_port)]
+    if metrics_port is not None:
+        command += ["--metrics_port", str(metrics_port)]
+    return [*command, "--dashboard_port", str(dashboard_port)]
 
 
 def serve_environment(inherited: Mapping[str, str]) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """When traces are asked for, what keeps them from being sent, and what spans look like."""
 
 import os
+import socket
 import time
 
 import pytest
@@ -63,6 +64,22 @@ def test_without_the_exporter_it_is_refused(missing: str, monkeypatch: pytest.Mo
     monkeypatch.setenv(ENDPOINT, HERE[ENDPOINT])
     with pytest.raises(SettingsError, match="is not installed"):
         tracing.start_tracing("router", lambda: None)
+
+
+def test_a_collector_that_does_not_answer_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        monkeypatch.setenv(ENDPOINT, address)
+        monkeypatch.setattr(tracing, "_STOP_TIMEOUT_S", 0.2)
+        tracing.start_tracing("router", lambda: "r1")
+        assert tracing.is_on()
+        started = time.monotonic()
+        for _ in range(3000):  # more than are kept for it
+            tracing.end(tracing.begin("answer"))
+        tracing.stop_tracing()
+        assert time.monotonic() - started < 5
+        assert not tracing.is_on()
+        tracing.stop_tracing()  # again, as a replica that is closed and deleted does
 
 
 @pytest.fixture
