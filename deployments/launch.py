@@ -94,8 +94,8 @@ def _start(config: Path, args: argparse.Namespace) -> int:
 
 def _fetch_base_model(content: dict[str, Any]) -> bool:
     """Download the base model here rather than in the replica, so that its progress is seen."""
-    from adapters.base_check import check_folder
-    from adapters.base_models import BaseModelError, resolve_base_model
+    from adapters.bases.check import check_folder
+    from adapters.bases.models import BaseModelError, resolve_base_model
 
     settings = parse_settings(application_of(content).get("args") or {})
     try:
@@ -112,7 +112,7 @@ def _build_shelf(content: dict[str, Any]) -> bool:
     from references.passage import ReferencesError
 
     settings = parse_settings(application_of(content).get("args") or {})
-    if settings.shelf_path is not None or not uses_shelf(content):
+    if settings.shelf_place is not None or not uses_shelf(content):
         return True
     try:
         ensure_shelf()

@@ -94,13 +94,13 @@ def _check_shelf(content: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     settings = _settings_of(application_of(content))
     if settings is None or not uses_shelf(content):
         return [], []
-    return check_shelf(settings.shelf_path)
+    return check_shelf(settings.shelf_place)
 
 
 def _check_hub(content: Mapping[str, Any], problems: Sequence[str]) -> list[str]:
     """Return a problem if nobody has the base model; not asked while other things are wrong."""
-    from adapters.base_check import find_base_model
-    from adapters.base_models import BaseModelError
+    from adapters.bases.check import find_base_model
+    from adapters.bases.models import BaseModelError
 
     settings = _settings_of(application_of(content))
     if settings is None or problems:

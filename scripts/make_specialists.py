@@ -21,7 +21,7 @@ from typing import Any
 if not __package__:  # run as a file: this folder would hide packages of the same names
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from adapters.base_models import BaseModelError
+from adapters.bases.models import BaseModelError
 from scripts.arguments import CommandParser, positive
 from scripts.datasets.record import DataError
 from scripts.specialists.steps import ROOT, StepError

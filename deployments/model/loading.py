@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from adapters.base_models import resolve_base_model
+from adapters.bases.models import resolve_base_model
 from adapters.catalog import Catalog
 from adapters.prompt_check import EncodePrompt, checked_entry, encoder_of, unwritable
 from adapters.seed_check import AdapterError

@@ -106,8 +106,8 @@ def _check_router(settings: Settings) -> list[str]:
 
 def _check_base_model(settings: Settings) -> list[str]:
     """Return what is wrong with a folder or a name; whether the hub has it is not asked here."""
-    from adapters.base_check import check_folder
-    from adapters.base_models import BUILT_IN, BaseModelError, is_hub_name
+    from adapters.bases.check import check_folder
+    from adapters.bases.models import BUILT_IN, BaseModelError, is_hub_name
 
     name = settings.base_model
     if name.startswith(("/", ".", "~")) and not project_path(name).is_dir():

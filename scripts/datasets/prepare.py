@@ -7,7 +7,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from adapters.base_models import sha256_of
+from adapters.bases.models import sha256_of
 from scripts.datasets.attributions import ATTRIBUTIONS, origin, with_sources
 from scripts.datasets.checks import check
 from scripts.datasets.cleaning import Cleaned, clean

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from adapters.base_models import Family, resolve_base_model, sha256_of
+from adapters.bases.models import Family, resolve_base_model, sha256_of
 from adapters.validation import WEIGHTS_FILE
 from scripts.datasets.record import DataError
 from scripts.evaluation.answer_file import read_answers

@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from adapters.base_models import BaseModelError
+from adapters.bases.models import BaseModelError
 from adapters.seed_check import AdapterError
 from deployments.engine.errors import EngineStopped
 from deployments.engine.request import TokenEvent

@@ -70,11 +70,26 @@ class Setting:
 
 
 async def test_without_a_replica_nothing_is_sent() -> None:
-    setting, calls = Setting(), Calls(FINE)
+    setting, calls = Setting(OURS), Calls(FINE)
     setting.replicas.answers = GONE
     setting.watch.look()
     assert (await setting.ask(calls)).error == NO_MODEL_REPLICA
     assert calls.num_sent == 0
+
+
+async def test_at_a_start_a_call_waits_for_one_whole_look() -> None:
+    setting, calls = Setting(), Calls(None)
+    setting.replicas.answers = GONE
+    setting.watch.look()
+    began = asyncio.get_running_loop().time()
+    asked = asyncio.create_task(setting.ask(calls))
+    await asyncio.sleep(0.01)
+    setting.guard.expire(began)  # a look that began before the call says nothing about it
+    await asyncio.sleep(0.01)
+    assert not asked.done()
+    await asyncio.to_thread(setting.watch.look)
+    assert (await asyncio.wait_for(asked, 5)).error == NO_MODEL_REPLICA
+    assert calls.num_sent == 1
 
 
 async def test_what_waits_for_a_replica_ends_when_there_is_none_any_more() -> None:
