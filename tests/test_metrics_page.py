@@ -66,6 +66,9 @@ def made(monkeypatch: pytest.MonkeyPatch) -> dict[str, Documented]:
         def measure(self) -> tuple[dict[str, int], list[tuple[str, float]]]:
             return {}, []
 
+        def residency(self) -> dict[str, int]:
+            return {"adapter_hits": 0, "adapter_waits": 0}
+
         def prefetch(self) -> None:
             """There is nothing to read."""
 

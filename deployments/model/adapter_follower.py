@@ -5,6 +5,7 @@ The thread is for a replica that no broadcast reached.
 
 import logging
 import threading
+from collections import Counter
 from collections.abc import Callable
 
 from ray.serve import metrics
@@ -38,8 +39,11 @@ class AdapterFollower:
         self._evictions = metrics.Counter(
             "polyclinic_adapter_evictions_total", "adapters that have left the device"
         )
+        self._leases = metrics.Counter(
+            "polyclinic_adapter_leases_total", "answers, by where their adapter was", ("found",)
+        )
         self._adapters = BoundedNames()
-        self._num_evicted = 0
+        self._counted: Counter[str] = Counter()
         self._measure()
         threading.Thread(target=self._follow, name="adapter-sync", daemon=True).start()
 
@@ -69,7 +73,16 @@ class AdapterFollower:
             self._resident.set(count, {"tier": tier})
         for name, seconds in loads:
             self._load.observe(seconds, {"adapter": self._adapters.of(name)})
-        evicted = self._manager.num_evictions
-        if evicted > self._num_evicted:
-            self._evictions.inc(evicted - self._num_evicted)
-        self._num_evicted = evicted
+        self._count("evicted", self._manager.num_evictions, self._evictions)
+        residency = self._manager.residency()
+        for found, name in (("device", "adapter_hits"), ("elsewhere", "adapter_waits")):
+            self._count(name, residency[name], self._leases, {"found": found})
+
+    def _count(
+        self, name: str, total: int, counter: metrics.Counter, tags: dict[str, str] | None = None
+    ) -> None:
+        """Add what came since the last call to a counter, which takes no 0."""
+        added = total - self._counted[name]
+        if added > 0:
+            counter.inc(added, tags)
+            self._counted[name] = total
