@@ -6,7 +6,7 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import yaml
@@ -56,25 +56,14 @@ def made(monkeypatch: pytest.MonkeyPatch) -> dict[str, Documented]:
     monkeypatch.setattr(Metric, "__init__", noted)
     from deployments.ingress.metrics import RouteMetrics
     from deployments.ingress.references_source import ReferencesSource
-    from deployments.model.adapter_follower import AdapterFollower
+    from deployments.model.adapter_manager import AdapterManager
+    from deployments.model.adapter_metrics import AdapterMetrics
     from deployments.model.answers import AnswerMetrics
     from deployments.observe.sampling import Sampler
 
-    class NoAdapters:
-        num_evictions = 0
-
-        def measure(self) -> tuple[dict[str, int], list[tuple[str, float]]]:
-            return {}, []
-
-        def residency(self) -> dict[str, int]:
-            return {"adapter_hits": 0, "adapter_waits": 0}
-
-        def prefetch(self) -> None:
-            """There is nothing to read."""
-
     for make in (RouteMetrics, AnswerMetrics, ReferencesSource):
         make()
-    AdapterFollower(NoAdapters(), lambda: 0.0).stop()  # type: ignore[arg-type]
+    AdapterMetrics(cast(AdapterManager, None))  # which is asked when it is sampled
     Sampler({}).stop()
     return found
 

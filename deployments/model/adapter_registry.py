@@ -87,6 +87,13 @@ class AdapterRegistry:
         serving = self.wanted.get(key)
         return serving is not None and serving.pinned
 
+    def state_of(self, key: str) -> str:
+        """Return how a version is in service: active, canary, or leaving."""
+        serving = self.wanted.get(key)
+        if serving is None:
+            return "leaving"
+        return "active" if serving.weight is None else "canary"
+
     def find(self, name: str, version: str | None) -> str | None:
         """Return the key of a version, of the stable one if `version` is None. None if unknown."""
         if version is None:

@@ -35,10 +35,10 @@ class AnswerMetrics:
 
     def __init__(self) -> None:
         self._adapters = BoundedNames()
-        self.batch_rows = metrics.Gauge(
+        self._batch_rows = metrics.Gauge(
             "polyclinic_batch_rows", description="rows being decoded together"
         )
-        self.waiting = metrics.Gauge(
+        self._waiting = metrics.Gauge(
             "polyclinic_requests_waiting", "accepted requests whose first step has not run"
         )
         self._ttft = metrics.Histogram(
@@ -53,6 +53,11 @@ class AnswerMetrics:
         self._tokens = metrics.Counter(
             "polyclinic_tokens_total", "prompt and generated tokens", ("kind", *_LABELS)
         )
+
+    def sample(self, num_running: int, num_waiting: int) -> None:
+        """Set the gauges; Ray drops those that are not set again and again."""
+        self._batch_rows.set(num_running)
+        self._waiting.set(num_waiting)
 
     def record(self, adapter: str | None, state: str, event: TokenEvent) -> None:
         """Record an answer by its terminal event."""

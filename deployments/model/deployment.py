@@ -18,6 +18,7 @@ from deployments.interpreter import tune_interpreter
 from deployments.messages import OTHER_CONFIG, GenerateRequest
 from deployments.model.adapter_follower import AdapterFollower
 from deployments.model.adapter_manager import AdapterManager
+from deployments.model.adapter_metrics import AdapterMetrics
 from deployments.model.adapter_registry import AdapterGone
 from deployments.model.answers import AnswerMetrics, AnswerWatch
 from deployments.model.loading import LoadModel, first_sync, start_on_thread, start_process
@@ -58,11 +59,10 @@ class ModelReplica(OperatorCalls, OpenAICalls):
         self._config = settings.model_config_id
         self._clocks = ClockOffsets()
         self._metrics = AnswerMetrics()
-        show_rows = self._metrics.batch_rows.set
         if load is None:
-            self._model = start_process(settings, device, show_rows, _end_soon)
+            self._model = start_process(settings, device, _end_soon)
         else:
-            self._model = start_on_thread(load, settings, device, show_rows)
+            self._model = start_on_thread(load, settings, device)
         self._engine = self._model.engine
         self._started.ended("base")
         self._operations = operation_threads()
@@ -83,7 +83,10 @@ class ModelReplica(OperatorCalls, OpenAICalls):
         if self._model.engine_pid is not None:
             processes["engine"] = self._model.engine_pid
         engine, measured = self._engine, self._metrics  # not self, which __del__ is to end
-        self._sampler = Sampler(processes, lambda: measured.waiting.set(engine.num_waiting))
+        samples = [lambda: measured.sample(engine.num_running, engine.num_waiting)]
+        if self._adapters is not None:
+            samples.append(AdapterMetrics(self._adapters).sample)
+        self._sampler = Sampler(processes, *samples)
 
     async def generate(self, call: GenerateRequest) -> AsyncGenerator[TokenEvent, None]:
         """Yield the events of one answer. The last one is terminal; with `error` it is a refusal

@@ -106,17 +106,13 @@ def load_model(settings: Settings, device: str) -> LoadedModel:
     )
 
 
-def start_on_thread(
-    load: LoadModel, settings: Settings, device: str, on_batch: Callable[[int], None]
-) -> RunningModel:
+def start_on_thread(load: LoadModel, settings: Settings, device: str) -> RunningModel:
     """Load a model in this process and run it on a thread of its own."""
     thread = TorchThread()
     if device == "cpu":
         use_cores_on(thread, settings.engine.cpu_threads)
     model = thread.submit(lambda: load(settings, device)).result()
-    engine = Engine.on_thread(
-        model.decoder, engine_limits(settings.engine, device), on_batch=on_batch, thread=thread
-    )
+    engine = Engine.on_thread(model.decoder, engine_limits(settings.engine, device), thread=thread)
     return RunningModel(
         model.base_model,
         engine,
@@ -130,7 +126,6 @@ def start_on_thread(
 def start_process(
     settings: Settings,
     device: str,
-    on_batch: Callable[[int], None],
     on_lost: Callable[[], None] = lambda: None,
 ) -> RunningModel:
     """Load a model in a process of its own, which runs its engine. Raises as `load_model` does.
@@ -151,7 +146,7 @@ def start_process(
     decoder = RemoteDecoder(process)
     return RunningModel(
         settings.base_model,
-        Engine(process, limits, on_batch=on_batch),
+        Engine(process, limits),
         encode,
         parts.make_manager_of(decoder),
         decoder.warm_up,

@@ -1,4 +1,4 @@
-"""Gauges that nobody sets when they change: memory, and what waits."""
+"""Gauges, which Ray drops where they are not set again and again; memory is one of them."""
 
 import logging
 import threading
@@ -13,21 +13,20 @@ PERIOD_S = 5.0
 
 
 class Sampler:
-    """Calls `sample` on a thread every `period_s` seconds, and measures memory.
+    """Calls `samples` on a thread every `period_s` seconds, and measures memory.
 
     Args:
         processes: name of a process, for the label -> its id.
-        sample: sets further gauges; what it raises is logged, and it is called again.
+        samples: set further metrics; what one raises is logged, and it is called again.
     """
 
     def __init__(
         self,
         processes: Mapping[str, int],
-        sample: Callable[[], None] = lambda: None,
+        *samples: Callable[[], None],
         period_s: float = PERIOD_S,
     ) -> None:
-        self._processes = processes
-        self._sample = sample
+        self._samples = (*samples, lambda: self._measure(processes))
         self._period_s = period_s
         self._stopped = threading.Event()
         self._memory = metrics.Gauge(
@@ -40,11 +39,14 @@ class Sampler:
 
     def _run(self) -> None:
         while True:
-            try:
-                self._sample()
-                for name, pid in self._processes.items():
-                    self._memory.set(psutil.Process(pid).memory_info().rss, {"process": name})
-            except Exception as error:  # such as a process that has just ended
-                logger.debug("not sampled: %s", type(error).__name__)
+            for sample in self._samples:
+                try:
+                    sample()
+                except Exception as error:  # such as a process that has just ended
+                    logger.debug("not sampled: %s", type(error).__name__)
             if self._stopped.wait(self._period_s):
                 return
+
+    def _measure(self, processes: Mapping[str, int]) -> None:
+        for name, pid in processes.items():
+            self._memory.set(psutil.Process(pid).memory_info().rss, {"process": name})

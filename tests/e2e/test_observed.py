@@ -4,6 +4,7 @@ A cluster of its own, since traces and the kind of log are set when Ray starts. 
 Llama with an engine process, three adapters for two places, and a reference shelf.
 """
 
+import asyncio
 import json
 import re
 import shutil
@@ -70,9 +71,16 @@ async def clinic(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Obse
     with receiving() as (traces, endpoint), pytest.MonkeyPatch.context() as patch:
         patch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)
         patch.setenv("OTEL_BSP_SCHEDULE_DELAY", "300")
-        patch.setenv("RAY_metrics_report_interval_ms", "1000")
+        patch.setenv("RAY_metrics_report_interval_ms", "3000")
         port, logs = free_port(), folder / "logs"
-        sections = {"logging_config": {"encoding": "JSON", "logs_dir": str(logs)}}
+        sections = {
+            "logging_config": {
+                "encoding": "JSON",
+                "logs_dir": str(logs),
+                "log_level": "WARNING",
+                "enable_access_log": False,
+            }
+        }
         running = serving(folder, [application], _is_ready, metrics_port=port, sections=sections)
         async with running as (client, url, _):
             found = Observed(client, url, traces, logs, f"127.0.0.1:{port}")
@@ -207,6 +215,25 @@ async def test_the_alerts_are_loaded_and_none_fires_in_peace(prometheus: httpx.C
     assert [rule["name"] for rule in group["rules"] if rule["state"] == "firing"] == []
 
 
+async def test_the_series_of_a_version_ends_with_it(
+    clinic: Observed, prometheus: httpx.Client
+) -> None:
+    query = 'ray_polyclinic_version_answers{adapter="a2"}'
+    assert answer(prometheus, query)
+    url = f"{clinic.url}/v1/adapters/a2"
+    async with clinic.client.patch(url, json={"state": "disabled"}) as reply:
+        assert reply.status in (200, 202), await reply.text()
+    deadline = time.monotonic() + 30
+    while answer(prometheus, query):
+        assert time.monotonic() < deadline, "it is still there"
+        time.sleep(0.5)
+    async with clinic.client.patch(url, json={"state": "active"}) as reply:
+        assert reply.status in (200, 202), await reply.text()
+    while not answer(prometheus, query):
+        assert time.monotonic() < deadline + 30, "it has not come back"
+        time.sleep(0.5)
+
+
 async def test_no_word_of_a_question_is_in_a_metric(clinic: Observed) -> None:
     async with clinic.client.get(f"http://{clinic.metrics_url}/metrics") as reply:
         text = await reply.text()
@@ -330,10 +357,13 @@ async def test_a_deadline_ends_its_spans_with_the_reason(clinic: Observed) -> No
 async def test_a_client_that_leaves_ends_its_spans(clinic: Observed) -> None:
     body = {"question": QUESTION, "max_tokens": 400, "stream": True}
     headers = {"x-request-id": "left"}
+    beside = [clinic.ask(f"beside-{number}", **body) for number in range(7)]  # steps take longer
+    others = asyncio.gather(*beside)
     async with clinic.client.post(f"{clinic.url}/ask", json=body, headers=headers) as reply:
         async for line in reply.content:
             if line.startswith(b"event: token"):
                 break
+    await others
     spans = clinic.traces.wait_for("left", complete("POST /ask", *ANSWERED))
     check_parents(spans, "POST /ask", ANSWERED)
     for name in ("answer", "generate", "decode"):
