@@ -77,7 +77,7 @@ def _start(config: Path, args: argparse.Namespace) -> int:
     metrics_port = free_port(METRICS_PORT)
     addresses = addresses_of(content, f"http://127.0.0.1:{port}")
     elsewhere = "" if port == DASHBOARD_PORT else f" --dashboard {addresses.dashboard}"
-    print(f"launch: metrics for Prometheus: http://127.0.0.1:{metrics_port}/metrics", flush=True)
+    print(f"launch: metrics: http://127.0.0.1:{metrics_port}/metrics", flush=True)
     print(
         "launch: to apply a later change of the file: "
         f"python -m deployments.launch --apply {config}{elsewhere}",
