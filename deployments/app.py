@@ -6,6 +6,7 @@ No `from __future__ import annotations` here: Serve reads the builder's signatur
 """
 
 import logging
+import os
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from deployments.ingress.deployment import RouterReplica
 from deployments.ingress.followed import load_classifier
 from deployments.model.deployment import ModelReplica
 from deployments.model.loading import LoadModel
+from deployments.observe.tracing import tracing_problem
 from deployments.replica import open_adapter_store
 from deployments.settings import ReplicaSettings, Settings, parse_settings
 from deployments.strict_model import SettingsError
@@ -190,6 +192,8 @@ def clamp_replicas(replicas: ReplicaSettings, device: str) -> ReplicaSettings:
 def check_files(settings: Settings) -> None:
     """Check every file that the replicas will need besides the base model, so that a bad one fails
     the deploy at once, and what serves goes on."""
+    if problem := tracing_problem(os.environ):
+        raise SettingsError("the environment", [problem])
     load_classifier(settings)
     if settings.auth.mode == "keys":
         try:

@@ -197,6 +197,19 @@ def test_one_line_when_all_is_well(
     assert "the port is in use" in text
 
 
+def test_traces_that_cannot_be_sent_are_refused_on_the_machine(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(preflight, "check_machine", lambda *at: [])
+    monkeypatch.setattr(preflight, "machine_notes", lambda: [])
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "collector:4317")
+    assert main([str(SHIPPED)]) == 2
+    assert "OTEL_EXPORTER_OTLP_ENDPOINT is 'collector:4317'" in capsys.readouterr().err
+    assert main(["--no-machine", str(SHIPPED)]) == 0
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4318")
+    assert main([str(SHIPPED)]) == 0
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     (problem,) = check_file(tmp_path / "none.yaml")
     assert "none.yaml: no such file" in problem
