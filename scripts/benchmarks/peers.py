@@ -22,7 +22,7 @@ from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import aiohttp
 
@@ -31,10 +31,12 @@ from scripts.benchmarks import llama_cpp
 from scripts.benchmarks.closed_loop import WARM_UP_S, closed_loop, figures
 from scripts.benchmarks.command import add_out, conditions, publish
 from scripts.benchmarks.hot_add_operator import Operator
-from scripts.benchmarks.hot_add_service import HotAddService, prepare
 from scripts.benchmarks.http_client import PreparedRequest, chat_body
 from scripts.benchmarks.serve import QUESTION
 from scripts.benchmarks.serve_process import serving
+
+if TYPE_CHECKING:
+    from scripts.benchmarks.hot_add_service import HotAddService
 
 OURS, LLAMA_CPP, PEFT = "polyclinic", "llama.cpp", "PEFT"
 MIXED, BASE = "mixed", "base"
@@ -72,6 +74,8 @@ def run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
 
 
 async def _measure(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
+    from scripts.benchmarks.hot_add_service import prepare
+
     rows = {"rows": max(args.streams), "slots": args.adapters, "adds": 1, "changes": 1}
     service = prepare(argparse.Namespace(**vars(args), **_FIXED, **rows, megabytes=None), folder)
     gguf = llama_cpp.base_gguf(folder)
@@ -97,7 +101,7 @@ async def _measure(args: argparse.Namespace, folder: Path) -> list[dict[str, Any
 
 @contextlib.asynccontextmanager
 async def _ours(
-    args: argparse.Namespace, folder: Path, service: HotAddService
+    args: argparse.Namespace, folder: Path, service: "HotAddService"
 ) -> AsyncIterator[str]:
     def is_ready(session: aiohttp.ClientSession, url: str) -> Any:
         return Operator(session, url, service.user, service.admin, 1).is_ready()
@@ -107,7 +111,7 @@ async def _ours(
 
 
 def _our_request(
-    url: str, args: argparse.Namespace, service: HotAddService, model: str
+    url: str, args: argparse.Namespace, service: "HotAddService", model: str
 ) -> PreparedRequest:
     body = chat_body(QUESTION, args.output_tokens, model=model)
     body |= {"min_tokens": args.output_tokens}

@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--saturated", type=Path, default=_FILES / "serving_h200.json", help="256 streams")
     add("--gateway", type=Path, default=_FILES / "gateway_fast.json", help="a question's routing")
     add("--churn", type=Path, default=_FILES / "churn_llama_1b_shape_h100.json", help="loading")
-    add("--controller_ms", type=above_zero, default=1.2, help="a second, for each replica")
+    add("--controller_ms", type=above_zero, default=1.2, help="of Serve, a second and replica")
     add("--store_reads_per_s", type=above_zero, default=5500.0, help="that the store answers")
     add_out(parser)
 
@@ -84,7 +84,7 @@ def run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
         "full_at_replicas": limits(sizes[-1]),
     }
     lines: list[tuple[str, Any]] = [
-        (f"{c['replicas']} measured, {c['streams']} streams", c) for c in checks
+        (f"{check['replicas']} measured, {check['streams']} streams", check) for check in checks
     ]
     lines += [(f"{size['replicas']} replicas", size) for size in sizes]
     lines += [("full at replicas", report["full_at_replicas"])]
@@ -199,7 +199,7 @@ def open_run(
 
 
 def shares(args: argparse.Namespace, shape: Any, catalogue: Mapping[str, float]) -> dict[str, Any]:
-    """Return what the parts that all replicas share have to do, and their share of what they can."""
+    """Return what the parts that all replicas share do, and what share of their best that is."""
     processes = shape.replicas + shape.routers
     reads = processes / _FOLLOW_S + shape.routers / _KEYS_S
     return {
