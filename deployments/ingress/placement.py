@@ -14,7 +14,7 @@ from deployments.messages import GenerateRequest
 class AdapterAwareRouter(RequestRouter):
     """A router for handles of the Model deployment."""
 
-    def initialize_state(self, slack: int) -> None:  # type: ignore[override]
+    def initialize_state(self, slack: int) -> None:
         """Serve calls it with `request_router_kwargs`."""
         self._slack = slack
 
