@@ -273,10 +273,11 @@ class RouterReplica:
 
     async def readiness(self) -> tuple[bool, Mapping[str, Any]]:
         is_ready, report = self._readiness.report(self._thresholds(self._router.current))
-        mode = self._live.references.mode
-        references = {"mode": mode, **await self.references.state(is_used=mode != "off")}
+        settings = self._live.references
+        state = await self.references.state(is_used=settings.is_used)
+        references = {"mode": settings.mode, **state}
         degraded = report["degraded"]
-        if mode != "off" and references["problem"]:
+        if settings.is_used and references["problem"]:
             degraded = [*degraded, f"references: {references['problem']}"]
         return is_ready, {**report, "degraded": degraded, "references": references}
 
