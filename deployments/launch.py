@@ -110,7 +110,7 @@ def _build_shelf(content: dict[str, Any]) -> bool:
     from references.passage import ReferencesError
 
     settings = parse_settings(application_of(content).get("args") or {})
-    if settings.shelf_path is not None or not uses_shelf(content):
+    if settings.shelf_place is not None or not uses_shelf(content):
         return True
     try:
         ensure_shelf()

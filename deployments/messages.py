@@ -16,8 +16,10 @@ from adapters.prompting import Message
 from adapters.token_prompts import BadTokenId
 from deployments.engine.request import ErrorInfo, SamplingParams, TokenEvent
 from deployments.settings import RouterLiveSettings
+from references.passage import Passage
 from references.shelf import Hit
 from references.signs_question import MatchedDisease
+from references.version import Source
 from router.policy import Route
 
 # The engine ends an answer at its deadline, with what it has. A caller waits this many seconds
@@ -27,6 +29,11 @@ GRACE_S = 1.0
 OTHER_CONFIG = ErrorInfo(
     "other_config", "the model is being replaced by another one: ask again", retry_after_s=2
 )
+
+
+def held_name(adapter: str, version: str | None) -> str:
+    """Return how a model replica's report names what it holds; None: the stable version."""
+    return adapter if version is None else f"{adapter}@{version}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +183,20 @@ class PassageSource(Protocol):
 
     async def version(self) -> str:
         """Return the shelf's version. Raises ReferencesError as `search` does."""
+
+    async def sources(self) -> list[Source]:
+        """Return what the passages are of. Raises ReferencesError as `search` does."""
+
+    async def add(self, passages: Sequence[Passage], *, replace: bool) -> str:
+        """Put passages on the shelf, all or none. Returns the new version.
+
+        Raises:
+            PassagesRefused: names each bad passage.
+            ReferencesError: the shelf cannot be changed, and is as it was.
+        """
+
+    async def remove(self, ids: Sequence[str], *, source: str | None) -> str:
+        """Take passages out, all or none, and those of `source`. Raises as `add` does."""
 
     def observe_unsupported(self, share: float) -> None:
         """Count an answer that was checked, for the metrics."""

@@ -91,7 +91,7 @@ def _check_shelf(content: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     settings = _settings_of(application_of(content))
     if settings is None or not uses_shelf(content):
         return [], []
-    return check_shelf(settings.shelf_path)
+    return check_shelf(settings.shelf_place)
 
 
 def _check_hub(content: Mapping[str, Any], problems: Sequence[str]) -> list[str]:

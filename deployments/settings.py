@@ -50,7 +50,8 @@ class AuthSettings(StrictModel):
 
 
 class AccessLimits(StrictModel):
-    """Limits of one router replica. Those of a key apply to keys that were made without limits."""
+    """Limits of one router replica, and of a key over all of them; those of a key apply to keys
+    that were made without limits."""
 
     body_timeout_s: float = Field(
         default=15.0, gt=0, le=600, description="seconds for the whole body to arrive; then 408"
@@ -250,9 +251,11 @@ class Settings(StrictModel):
         return self.state_path / "router"
 
     @property
-    def shelf_path(self) -> Path | None:
-        """The file of `references.path`. None: the default shelf."""
-        return project_path(self.references.path) if self.references.path else None
+    def shelf_place(self) -> Path | str | None:
+        """The file of `references.path`, or `references.url`. None: the default shelf."""
+        if self.references.path:
+            return project_path(self.references.path)
+        return self.references.url
 
     @property
     def router_encoder(self) -> str | None:

@@ -70,6 +70,26 @@ class OpenAIEndpoints:
         conversations: _Conversations,
         accepted_at: float,
     ) -> Response:
+        answers, reply = await self.prepared(request, asked, conversations, accepted_at)
+        if asked.stream:
+            stream = AnswerStream(answers, reply.advice, all_needed=True)
+            await stream.begin()
+            return EventStream(request, _chunks(stream, reply), stream)
+        return await _whole(request, answers, reply)
+
+    async def prepared(
+        self,
+        request: Request,
+        asked: OpenAIRequest,
+        conversations: _Conversations,
+        accepted_at: float,
+    ) -> tuple[list[Generation], OpenAIAnswer]:
+        """Route the questions and find their passages; return the answers, not yet begun, and the
+        reply that they are to become.
+
+        Raises:
+            ApiError: the request is refused.
+        """
         include_usage = includes_usage(asked)
         clinic = self._backend.clinic
         check_known("model", asked.model_name, clinic.model_names)
@@ -125,12 +145,7 @@ class OpenAIEndpoints:
                     explain,
                 )
             )
-        if asked.stream:
-            advice = [route.advice for route in routes]
-            stream = AnswerStream(answers, advice, all_needed=True)
-            await stream.begin()
-            return EventStream(request, _chunks(stream, reply), stream)
-        return await _whole(request, answers, reply)
+        return answers, reply
 
     async def _found(
         self, asked: OpenAIRequest, mode: GroundingMode, conversations: Sequence[Sequence[Message]]
@@ -165,15 +180,19 @@ def _users(turns: Sequence[Message]) -> list[str]:
 
 
 async def _whole(request: Request, answers: Sequence[Generation], reply: OpenAIAnswer) -> Response:
+    return json_response(reply.whole(await completed_of(request, answers)))
+
+
+async def completed_of(request: Request, answers: Sequence[Generation]) -> list[Completed]:
+    """Return all the answers, and charge the caller for them; the first failure cancels the others
+    and is raised."""
     try:
-        completed = await _all_of(answers)
+        return await _all_of(answers)
     finally:
         charge(request, sum(answer.num_tokens for answer in answers))
-    return json_response(reply.whole(completed))
 
 
 async def _all_of(answers: Sequence[Generation]) -> list[Completed]:
-    """Return all the answers; the first failure cancels the others and is raised."""
     if len(answers) == 1:
         return [await answers[0].whole()]
     tasks = [asyncio.create_task(answer.whole()) for answer in answers]

@@ -41,7 +41,7 @@ class OpenAIAnswer:
         self._max_tokens = max_tokens
         self._is_lowered = is_lowered
         self._is_chat = is_chat
-        self._advice = [route.advice for route, _, _ in routes]
+        self.advice = [route.advice for route, _, _ in routes]
         self._sources = [sources for _, _, sources in routes]
         self._said: list[list[str]] = [[] for _ in routes]  # of a stream with passages
         self._route_s = route_s
@@ -71,9 +71,18 @@ class OpenAIAnswer:
             self._chunk([self._choice(number, "", None)]) for number in range(len(routes))
         ]
 
+    @property
+    def model(self) -> str:
+        """Return who answers: an adapter, or base; auto if several do."""
+        return str(self._envelope["model"])
+
+    def advised(self, number: int, answer: Completed) -> Completed:
+        """Return the answer after what its red flags put before it."""
+        return answer.after(self.advice[number])
+
     def whole(self, answers: Sequence[Completed]) -> bodies.ChatReply | bodies.CompletionReply:
-        answers = [one.after(advice) for one, advice in zip(answers, self._advice, strict=True)]
-        parts = [self._part(number, one) for number, one in enumerate(answers)]
+        answers = [self.advised(number, one) for number, one in enumerate(answers)]
+        parts = [self.part(number, one) for number, one in enumerate(answers)]
         more: dict[str, Any] = {
             **self._envelope,
             "usage": _sum([one.event for one in answers]),
@@ -140,7 +149,8 @@ class OpenAIAnswer:
         chunk.usage = _sum(events)
         return chunk
 
-    def _part(self, number: int, one: Completed) -> bodies.PolyclinicPart:
+    def part(self, number: int, one: Completed) -> bodies.PolyclinicPart:
+        """Return what is ours of an answer that has ended."""
         fields = self._polyclinic[number] | self._late_fields(number, one.event, one.verdict)
         return bodies.PolyclinicPart(**fields, **ending_fields(one.event, self._route_s))
 
@@ -158,22 +168,23 @@ class OpenAIAnswer:
             fields |= notice_fields([*self._polyclinic[number]["notices"], *late])
         return fields
 
+    def citations(self, number: int, text: str) -> list[bodies.UrlCitation]:
+        """Return the markers in an answer's text whose passages have an address."""
+        return [
+            bodies.UrlCitation(
+                start_index=start, end_index=end, title=citation.title, url=citation.url
+            )
+            for start, end, citation in markers(text, self._sources[number].citations)
+            if citation.url
+        ]
+
     def _annotated(self, number: int, text: str) -> dict[str, Any]:
         """Return the field `annotations` of a message; {} where grounding is off."""
-        sources = self._sources[number]
-        if not sources.is_on:
+        if not self._sources[number].is_on:
             return {}
+        found = self.citations(number, text)
         return {
-            "annotations": [
-                bodies.Annotation(
-                    type="url_citation",
-                    url_citation=bodies.UrlCitation(
-                        start_index=start, end_index=end, title=citation.title, url=citation.url
-                    ),
-                )
-                for start, end, citation in markers(text, sources.citations)
-                if citation.url
-            ]
+            "annotations": [bodies.Annotation(type="url_citation", url_citation=c) for c in found]
         }
 
     def _choice(

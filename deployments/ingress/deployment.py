@@ -28,6 +28,7 @@ from deployments.engine.request import ErrorInfo, TokenEvent
 from deployments.ingress.broadcast import ServeReplicas
 from deployments.ingress.call_guard import NO_MODEL_REPLICA, CallGuard
 from deployments.ingress.followed import InService, follow_all
+from deployments.ingress.limit_actor import shared_usages
 from deployments.ingress.load import WaitEstimate, too_long
 from deployments.ingress.model_client import ModelClient, answer_events, info_of
 from deployments.ingress.model_watch import ModelWatch
@@ -36,6 +37,7 @@ from deployments.ingress.quarantine import Quarantine
 from deployments.ingress.readiness import Readiness
 from deployments.ingress.references_source import ReferencesSource
 from deployments.ingress.replica_set import ReplicaSet
+from deployments.ingress.residency import residency
 from deployments.ingress.traffic import TrafficLog
 from deployments.interpreter import tune_interpreter
 from deployments.messages import GenerateRequest, Outcome, ServedModels
@@ -99,7 +101,7 @@ class RouterReplica:
         self._live = RouterLiveSettings()
         self._settings = settings
         self._metrics = RouteMetrics()
-        self.references = ReferencesSource(settings.shelf_path)
+        self.references = ReferencesSource(settings.shelf_place)
         self._red_flags = load_red_flags()
         self._traffic = TrafficLog()
         self._operator = ClusterReport(model)
@@ -109,10 +111,16 @@ class RouterReplica:
         self._config, self._name = settings.model_config_id, uuid.uuid4().hex
         self._admission = Admission()
         self._wait = WaitEstimate()
-        self._watch = ModelWatch(ReplicaSet(model), self._config, self._name)
+        self._watch = ModelWatch(
+            ReplicaSet(model),
+            self._config,
+            self._name,
+            may_sleep=settings.model_replicas.min == 0,
+        )
         quarantine = Quarantine(RETRIES_PER_ROW * settings.engine.max_rows)
         self._guard = CallGuard(self._watch, quarantine)
         self._watch.on_empty = self._guard.expire
+        self._watch.on_reports = residency().saw
         self._readiness = Readiness(settings, self._followed, self._watch, self._admission)
         self._admin = AdapterAdmin(
             store,
@@ -132,6 +140,7 @@ class RouterReplica:
         self._served_of: tuple[Classifier, InService] | None = None
         self._served = _nothing_served(settings, base)
         self._is_handed_over = False
+        self._usages = shared_usages(settings)
         tune_interpreter()
         self._followed.start()
         self._watch.start()
@@ -144,6 +153,7 @@ class RouterReplica:
             self._followed.keys,
             lambda: self._live,
             admission=self._admission,
+            usages=self._usages,
             proxy_adds_id=True,
         )
 
@@ -273,23 +283,27 @@ class RouterReplica:
 
     async def readiness(self) -> tuple[bool, Mapping[str, Any]]:
         is_ready, report = self._readiness.report(self._thresholds(self._router.current))
-        settings = self._live.references
-        state = await self.references.state(is_used=settings.is_used)
-        references = {"mode": settings.mode, **state}
+        references = await self._references_state()
         degraded = report["degraded"]
-        if settings.is_used and references["problem"]:
+        if self._live.references.is_used and references["problem"]:
             degraded = [*degraded, f"references: {references['problem']}"]
         return is_ready, {**report, "degraded": degraded, "references": references}
+
+    async def _references_state(self) -> dict[str, Any]:
+        mode = self._live.references.mode
+        is_used = self._live.references.is_used
+        return {"mode": mode, **await self.references.state(is_used=is_used)}
 
     async def operator_report(self) -> Mapping[str, Any]:
         return await self._operator.report()
 
-    def traffic(self) -> dict[str, Any]:
+    async def traffic(self) -> dict[str, Any]:
         """Return this replica's part of the operator's report; called through a handle."""
         return {
             "replica": replica_id(),
             "catalog_revision": self._catalog.current.revision,
             "router_version": self._router.current.version,
+            "references": await self._references_state(),
             "snapshot": self._traffic.snapshot(),
         }
 

@@ -4,6 +4,7 @@ So /readyz and the refusals answer from what is known and wait for nobody: no qu
 replica that hangs can hold them up.
 """
 
+import dataclasses
 import logging
 import threading
 import time
@@ -30,6 +31,8 @@ class Replicas(Protocol):
 
     def ask(self, method: str, timeout_s: float, *args: Any) -> list[Any]: ...
 
+    def is_healthy(self) -> bool: ...
+
 
 @dataclass(frozen=True, slots=True)
 class Look:
@@ -38,6 +41,7 @@ class Look:
     reports: what `info` returned, of each replica that answered with this router's configuration.
     num_others: replicas that answered with another configuration.
     is_empty: Serve knows no replica that runs.
+    is_asleep: of that, since none is kept when idle: it starts one for the first question.
     problem: why nobody answered; None if somebody did.
     """
 
@@ -45,6 +49,7 @@ class Look:
     reports: tuple[Mapping[str, Any], ...] = ()
     num_others: int = 0
     is_empty: bool = False
+    is_asleep: bool = False
     problem: str | None = "the model replicas have not been asked yet"
 
 
@@ -54,11 +59,13 @@ class ModelWatch:
     Args:
         config: of this router: replicas with another one belong to the version before or after.
         sender: this router's name, for the replicas.
+        may_sleep: no replica is kept when idle, and Serve starts one for a question that waits.
         clock: seconds, monotonic.
 
     Attributes:
         on_empty: called after each look that found no replica, with the time when it began
             (seconds, `time.monotonic`).
+        on_reports: called with the reports of each look.
     """
 
     def __init__(
@@ -67,12 +74,15 @@ class ModelWatch:
         config: str,
         sender: str,
         *,
+        may_sleep: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._replicas = replicas
         self._config = config
         self._sender = sender
+        self._may_sleep = may_sleep
         self.on_empty: Callable[[float], None] = lambda began: None
+        self.on_reports: Callable[[Sequence[Mapping[str, Any]]], None] = lambda reports: None
         self._clock = clock
         self._latest = Look(clock())
         self._heard: Look | None = None  # the latest with a report
@@ -102,7 +112,7 @@ class ModelWatch:
         when the first replica may be there before the next look sees it."""
         latest = self._latest
         if latest.is_empty:
-            return self._heard is None
+            return latest.is_asleep or self._heard is None
         return bool(latest.reports) or not latest.num_others
 
     @property
@@ -118,6 +128,8 @@ class ModelWatch:
     def readiness(self) -> tuple[Mapping[str, Any] | None, str | None]:
         """Return one replica's report, or why there is none that counts."""
         heard, latest = self._heard, self._latest
+        if latest.is_asleep:
+            return {**(heard.reports[0] if heard else {}), "asleep": True}, None
         if latest.is_empty:
             return None, "no model replica is running"
         if latest.num_others and not latest.reports:
@@ -132,8 +144,12 @@ class ModelWatch:
         found = self._ask()
         if found.reports:
             self._heard = found
+        if found.is_empty and self._may_sleep:
+            is_asleep = self._heard is not None or self._replicas.is_healthy()
+            found = dataclasses.replace(found, is_asleep=is_asleep)
         before, self._latest = self._latest, found
-        if found.is_empty:
+        self.on_reports(found.reports)
+        if found.is_empty and not found.is_asleep:
             self.on_empty(began)
         if before.is_empty != found.is_empty:
             logger.warning("model replicas: %s", found.problem or "there are some again")

@@ -75,6 +75,7 @@ def _router(router: Mapping[str, Any]) -> dict[str, Any]:
         "replica": router["replica"],
         "catalog_revision": router.get("catalog_revision"),
         "router_version": router.get("router_version"),
+        "references": router.get("references"),
         **described(router["snapshot"]),
     }
 

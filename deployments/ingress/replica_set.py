@@ -52,13 +52,21 @@ class ReplicaSet:
         """Return how many replicas serve now. None if Serve does not say."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._num_running)
 
+    def is_healthy(self) -> bool:
+        """Return whether Serve has all the replicas that it wants, maybe none; for a thread."""
+        deployment = self._status()
+        return deployment is not None and deployment.status == "HEALTHY"
+
     def _num_running(self) -> int | None:
+        deployment = self._status()
+        return None if deployment is None else int(deployment.replica_states.get("RUNNING", 0))
+
+    def _status(self) -> Any:
         try:
             application = serve.status().applications[self._handle.app_name]
-            deployment = application.deployments[self._handle.deployment_name]
+            return application.deployments[self._handle.deployment_name]
         except (RayServeException, RayError, KeyError, AttributeError):
             return None
-        return int(deployment.replica_states.get("RUNNING", 0))
 
 
 def _results(called: DeploymentBroadcastResponse, timeout_s: float) -> list[Any]:

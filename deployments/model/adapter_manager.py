@@ -238,6 +238,17 @@ class AdapterManager:
                 "error": self._catalog_error,
             }
 
+    def residency(self) -> dict[str, Any]:
+        """Return what is on the device or on its way there, by messages.held_name, and how many
+        answers found their version there or waited for it."""
+        cache = self._cache
+        with self._changed:
+            return {
+                "adapters_held": list(self._registry.held_names((*cache.slots, *cache.loads))),
+                "adapter_hits": cache.num_hits,
+                "adapter_waits": cache.num_waits,
+            }
+
     def measure(self) -> tuple[dict[str, int], list[tuple[str, float]]]:
         """Return versions in service by tier, and (adapter, seconds) of each load since then."""
         with self._changed:

@@ -4,7 +4,7 @@ No locks: those of AdapterCache guard it.
 """
 
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from adapters.catalog import Catalog
 from adapters.versions import AdapterVersion, RegisteredAdapter
 from deployments.engine.errors import EngineError
+from deployments.messages import held_name
 
 FORGET_S = 120.0  # how long a version that left the catalogue can still be asked for
 
@@ -91,6 +92,15 @@ class AdapterRegistry:
         if version is None:
             return self._stable.get(name)
         return self._key_of.get((name, version))
+
+    def held_names(self, keys: Iterable[str]) -> Iterator[str]:
+        """Yield how a router may ask for each of these versions (messages.held_name)."""
+        for key in keys:
+            state = self._states.get(key)
+            if state is not None:
+                yield held_name(state.name, state.version.version)
+                if self._stable.get(state.name) == key:
+                    yield held_name(state.name, None)
 
     def update(
         self, catalog: Catalog, now: float, is_used: Callable[[str], bool]
@@ -183,6 +193,10 @@ class DeviceSlots:
     def __contains__(self, key: str) -> bool:
         """Whether it is on the device."""
         return key in self._resident
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over what is on the device."""
+        return iter(self._resident)
 
     @property
     def has_room(self) -> bool:

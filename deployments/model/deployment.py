@@ -24,6 +24,8 @@ from deployments.model.adapter_registry import AdapterGone
 from deployments.model.loading import LoadModel, first_sync, start_on_thread, start_process
 from deployments.model.openai_calls import OpenAICalls
 from deployments.model.operator_calls import OperatorCalls, operation_threads
+from deployments.model.scaling import ROWS
+from deployments.model.start_times import StartTimes
 from deployments.replica import live_settings, use_serve_handlers
 from deployments.settings import ModelLiveSettings, Settings
 
@@ -89,6 +91,8 @@ class ModelReplica(OperatorCalls, OpenAICalls):
     """
 
     def __init__(self, settings: Settings, device: str, load: LoadModel | None = None) -> None:
+        self._started = StartTimes()
+        self._started.ended("process")
         use_serve_handlers("INFO")
         logger.info("starting on %s", device)
         self._live = ModelLiveSettings()
@@ -101,14 +105,17 @@ class ModelReplica(OperatorCalls, OpenAICalls):
         else:
             self._model = start_on_thread(load, settings, device, show_rows)
         self._engine = self._model.engine
+        self._started.ended("base")
         self._operations = operation_threads()
         self._follower: AdapterFollower | None = None
         self._adapters: AdapterManager | None = None
         if self._model.make_manager is not None:
             self._adapters = self._model.make_manager(run=self._engine.run_between_steps)
             first_sync(self._adapters)
+        self._started.ended("adapters")
         if self._model.warm_up is not None:
             self._engine.run_between_steps(self._model.warm_up).result()
+        self._started.ended("warm_up")
         tune_interpreter()
         if self._adapters is not None:
             self._follower = AdapterFollower(self._adapters, lambda: self._live.adapter_check_s)
@@ -180,6 +187,10 @@ class ModelReplica(OperatorCalls, OpenAICalls):
 
     def check_health(self) -> None:
         self._engine.check()
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Return what `scaling.by_rows` counts of this replica; Serve asks."""
+        return {ROWS: self._engine.num_running + self._engine.num_waiting}
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Take over live settings. Never raises, since Serve would replace a healthy replica."""

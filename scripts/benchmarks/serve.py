@@ -12,10 +12,8 @@ root. Compare tokens_per_s with the engine in process (`scripts.benchmark engine
 
 import argparse
 import asyncio
-import itertools
 import os
 import tempfile
-import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -25,24 +23,16 @@ from typing import Any
 import aiohttp
 
 from scripts.arguments import above_zero, positive
-from scripts.benchmarks.command import add_model_arguments, conditions, publish, spread
+from scripts.benchmarks.closed_loop import WARM_UP_S, closed_loop, figures
+from scripts.benchmarks.command import add_model_arguments, conditions, publish
 from scripts.benchmarks.hot_add_operator import Operator
-from scripts.benchmarks.http_client import (
-    PreparedRequest,
-    StreamedAnswer,
-    chat_body,
-    connect,
-    read_stream,
-)
+from scripts.benchmarks.http_client import PreparedRequest, chat_body
 from scripts.benchmarks.serve_process import in_private_network, serving
-from scripts.benchmarks.streams import longest_gap_s, token_times
 
 QUESTION = (
     "My heart sometimes races for a minute when I climb the stairs, and afterwards I feel dizzy "
     "and a little sick; is that dangerous, and which tests should I ask my doctor for?"
 )
-_WARM_UP_S = 6.0
-_EDGE_S = 1.0  # of a run's beginning, when not all streams are there yet
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -101,64 +91,11 @@ async def _measure(args: argparse.Namespace, folder: Path) -> list[dict[str, Any
             for name, body in zip(models, requests, strict=True)
         ]
         with ProcessPoolExecutor(args.clients, get_context("spawn")) as clients:
-            await _closed_loop(clients, args.clients, prepared, max(args.streams), _WARM_UP_S)
+            await closed_loop(clients, args.clients, prepared, max(args.streams), WARM_UP_S)
             return [
-                _figures(
+                figures(
                     num,
-                    *await _closed_loop(clients, args.clients, prepared, num, args.seconds),
+                    *await closed_loop(clients, args.clients, prepared, num, args.seconds),
                 )
                 for num in args.streams
             ]
-
-
-async def _closed_loop(
-    clients: ProcessPoolExecutor,
-    num_clients: int,
-    requests: Sequence[PreparedRequest],
-    num: int,
-    seconds: float,
-) -> tuple[list[StreamedAnswer], float, float]:
-    """Return the answers of `num` streams, and from when to when all of them were asking."""
-    started = time.perf_counter()  # one clock for all processes of a machine
-    shares = [range(first, num, num_clients) for first in range(min(num, num_clients))]
-    loop = asyncio.get_running_loop()
-    asking = [
-        loop.run_in_executor(clients, _ask_all, requests, share, started + seconds)
-        for share in shares
-    ]
-    answers = itertools.chain.from_iterable(await asyncio.gather(*asking))
-    return list(answers), started + _EDGE_S, started + seconds
-
-
-def _ask_all(
-    requests: Sequence[PreparedRequest], streams: Sequence[int], until: float
-) -> list[StreamedAnswer]:
-    """Run some of the streams in this process, until that time."""
-    answers: list[StreamedAnswer] = []
-
-    async def ask(session: aiohttp.ClientSession, first: int) -> None:
-        turn = itertools.cycle([*requests[first:], *requests[:first]])
-        while time.perf_counter() < until:
-            answers.append(await read_stream(session, next(turn)))
-
-    async def ask_together() -> None:
-        async with connect() as session:
-            await asyncio.gather(*(ask(session, number % len(requests)) for number in streams))
-
-    asyncio.run(ask_together())
-    return answers
-
-
-def _figures(
-    num: int, answers: Sequence[StreamedAnswer], start: float, stop: float
-) -> dict[str, Any]:
-    tokens = [at for a in answers for at in token_times(a.pieces, a.num_tokens)]
-    counted = sum(start <= at < stop for at in tokens)
-    gaps = [longest_gap_s([[at for at, _ in a.pieces]], [(start, stop)]) for a in answers]
-    return {
-        "streams": num,
-        "tokens_per_s": round(counted / (stop - start), 1),
-        "answers": len(answers),
-        "first_token_s": spread([answer.first_token_s for answer in answers], 99, 4),
-        "longest_gap_s": spread(gaps, 99, 4),
-    }

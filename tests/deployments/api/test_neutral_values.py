@@ -123,6 +123,7 @@ NULLS = {
         {"role": "assistant", "content": []},
         {"role": "assistant"},
         {"role": "user", "content": [{"type": "text", "text": "hello", "annotations": []}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "a", "annotations": [{}]}]},
         {
             "role": "user",
             "content": [{"type": "text", "text": "hello", "cache_control": {"type": "ephemeral"}}],
@@ -148,8 +149,8 @@ async def test_turns_with_nothing_in_their_other_fields(
         ({**USER, "tool_calls": [{"id": "1"}]}, "messages.0.tool_calls"),
         ({**USER, "mood": None}, "messages.0.mood"),
         (
-            {"role": "user", "content": [{"type": "text", "text": "a", "annotations": [1]}]},
-            "messages.0.content.0.annotations",
+            {"role": "user", "content": [{"type": "text", "text": "a", "mood": [1]}]},
+            "messages.0.content.0.mood",
         ),
     ],
 )
