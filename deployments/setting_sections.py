@@ -138,3 +138,8 @@ class GroundingSettings(StrictModel):
         description="share of an answer that no passage supports; above it the passages are "
         "quoted instead, with notice: ungrounded; 1: never",
     )
+
+    @property
+    def is_used(self) -> bool:
+        """Return whether answers stand on the shelf without being asked to."""
+        return self.mode != "off" or self.named not in (None, "off")

@@ -5,8 +5,10 @@ A sentence is supported by a passage if
 - the passage holds at least MIN_SHARE of its content words (all but one, of up to four words, and
   at least MIN_OF_FEW): the stem itself, what the glossary gives for it, or, of a French word, its
   English cognate; and it lacks no two of them in a row, so that nothing is added to what it says;
-- every number in it, in digits or spelled, is in the passage;
-- no word that both have is negated in the one and never negated in the other, or the reverse;
+- every number in it, in digits or spelled, and every code, such as a gene's (FLNB, MC1R), is in
+  the passage;
+- no word that both have is negated in the one and never negated in the other, or the reverse, and
+  none is negated that the passage lacks;
 - it has no word whose opposite the passage has in its place, such as dominant for recessive.
 
 The measure knows few synonyms and no grammar: it errs towards "not supported".
@@ -21,7 +23,7 @@ from itertools import pairwise
 from references.cognates import skeleton
 from references.passage import Passage
 from references.query import meanings_of
-from references.words import ENGLISH, FRENCH, guess_language, sentences, stem, words
+from references.words import ENGLISH, FRENCH, ROMAN, guess_language, sentences, stem, words
 
 MIN_SHARE = 0.75
 MIN_OF_FEW = 0.6
@@ -29,6 +31,7 @@ SCOPE = 4  # content words that a negation reaches, to the clause's end
 MARKER = re.compile(r"\[(\d+)\]")
 _ENUMERATOR = re.compile(r"^\s*(?:\d+[.)]|[-*\u2022])\s+")
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
+_CODE = re.compile(r"\b(?=\w*[A-Z]\w*[A-Z0-9])[A-Z0-9][A-Za-z0-9]+\b")
 _CLAUSE = re.compile(r"[,;:.!?()\u2026]|\b(?:but|however|mais|cependant|toutefois)\b", re.I)
 _CONTRACTED = re.compile(r"n['\u2019]t\b", re.I)
 _NEGATIONS = {
@@ -47,8 +50,8 @@ _SPELLED = dict(
 _LIGHT = frozenset(
     """yes oui cause causes caused found seen case cases include includes including characterized
     occurs occur affects affect affected known called usually generally typically source sources
-    passage according provoque provoquent cas inclut comprend caracterise caracterisee connu
-    connue generalement habituellement selon atteint touche due est""".split()
+    passage according provoque provoquent cas inclut comprend caracterise caracterisee connu connue
+    generalement habituellement selon atteint touche due est""".split()
 )
 _OPPOSITES = [
     (frozenset(one.split()), frozenset(other.split()))
@@ -115,6 +118,17 @@ class _Text:
     def numbers(self) -> set[str]:
         digits = {n.replace(",", ".").rstrip(".") for n in _NUMBER.findall(self.text)}
         return digits | {_SPELLED[w] for w in words(self.text) if w in _SPELLED}
+
+    @cached_property
+    def codes(self) -> set[str]:
+        """Return words such as FLNB or MC1R, in lower case; none of a text in capitals."""
+        if self.text.isupper():
+            return set()
+        return {code.lower() for code in _CODE.findall(self.text)} - ROMAN.keys()
+
+    @cached_property
+    def all_words(self) -> set[str]:
+        return set(words(self.text))
 
     @cached_property
     def by_stem(self) -> dict[str, set[bool]]:
@@ -218,11 +232,11 @@ def _is_held(held: Sequence[bool]) -> bool:
 
 
 def _agrees(sentence: _Text, source: _Text) -> bool:
-    if not sentence.numbers <= source.numbers:
+    if not (sentence.numbers <= source.numbers and sentence.codes <= source.all_words):
         return False
     for word, polarity in sentence.polarity.items():
-        there = _in(source, word, sentence.language)
-        if there and not polarity & there:
+        there = _in(source, word, sentence.language) or {False}
+        if not polarity & there:
             return False
     mine, theirs = set(sentence.polarity), set(source.polarity)
     return not any(

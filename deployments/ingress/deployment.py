@@ -262,13 +262,14 @@ class RouterReplica:
         is_ready, report = self._readiness.report(self._thresholds(self._router.current))
         references = await self._references_state()
         degraded = report["degraded"]
-        if references["mode"] != "off" and references["problem"]:
+        if self._live.references.is_used and references["problem"]:
             degraded = [*degraded, f"references: {references['problem']}"]
         return is_ready, {**report, "degraded": degraded, "references": references}
 
     async def _references_state(self) -> dict[str, Any]:
         mode = self._live.references.mode
-        return {"mode": mode, **await self.references.state(is_used=mode != "off")}
+        is_used = self._live.references.is_used
+        return {"mode": mode, **await self.references.state(is_used=is_used)}
 
     async def operator_report(self) -> Mapping[str, Any]:
         return await self._operator.report()

@@ -101,7 +101,7 @@ def test_a_sentence_without_support_is_seen_and_heard(open_page: OpenPage, say: 
     page = open_page()
     answered(page)
     (sentence,) = page.locator(".unsupported").all()
-    assert sentence.inner_text().replace("\n", "") == f"{FALSE} (not in the sources)"
+    assert sentence.inner_text().replace("\n", "") == f"{FALSE}(not in the sources)"
     line = "getComputedStyle(document.querySelector('.unsupported')).textDecorationStyle"
     assert page.evaluate(line) == "dotted"
     assert "dotted" in page.locator(".legend").inner_text()

@@ -47,6 +47,7 @@ def test_serve_and_the_launcher_use_the_same_ports(
     seen = []
     monkeypatch.setattr(launch, "preflight", lambda argv: 0)
     monkeypatch.setattr(launch, "_fetch_base_model", lambda content: True)
+    monkeypatch.setattr(launch, "_build_shelf", lambda content: True)
     monkeypatch.setattr(launch, "free_port", lambda preferred: preferred + 1)
     monkeypatch.setattr(launch, "supervise", lambda *args, **kwargs: seen.append(args) or 0)
     assert launch.main([str(PROJECT_ROOT / "serve_config.yaml")]) == 0
