@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from references.words import root, stem, words
+from references.words import root, words
 
 MORPHEMES = Path(__file__).with_name("morphemes.yaml")
 MAX_WORDS = 1500  # that are looked up for one question
@@ -32,7 +32,7 @@ class _Part:
 
 
 def compounds(question: str, language: str) -> list[str]:
-    """Return words that the named parts make, as stems; most of them do not exist."""
+    """Return words that the named parts make; most of them do not exist."""
     found = frozenset(root(word, language) for word in words(question))
     prefixes, roots, suffixes = (_said(kind, language, found) for kind in _KINDS)
     made: dict[str, None] = {}
@@ -49,8 +49,7 @@ def compounds(question: str, language: str) -> list[str]:
                 for joined in _joined(prefix, second):
                     made |= _ended(joined, suffixes)
                     made |= dict.fromkeys(joined.form + ending for ending in _endings())
-    long = [word for word in made if len(word) >= MIN_LETTERS]
-    return list(dict.fromkeys(stem(word) for word in long[:MAX_WORDS]))
+    return [word for word in made if len(word) >= MIN_LETTERS][:MAX_WORDS]
 
 
 def _said(kind: str, language: str, found: frozenset[str]) -> list[_Part]:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from references.passage import ReferencesError
 from references.words import ENGLISH, words
 
-DIMENSIONS = 128
+DIMENSIONS = 64
 _WEIGHTS = Path("weights", "l2_supercat_256.safetensors")
 _TOKENIZER = Path("tokenizers", "l2_supercat_tokenizer_config.json")
 _BATCH = 4096

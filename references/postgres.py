@@ -231,6 +231,9 @@ class PostgresVersion(Version):
         rows: list[Sequence[Any]] = self.db.execute(query, (list(numbers),)).fetchall()
         return rows
 
+    def _stored_words(self) -> Iterable[str]:
+        return (word for (word,) in self.db.execute("select word from cognates"))
+
     def cognates(self, skeletons: Sequence[str]) -> list[tuple[str, str]]:
         query = "select skeleton, word from cognates where skeleton = any(%s)"
         rows: list[tuple[str, str]] = self.db.execute(query, (list(skeletons),)).fetchall()

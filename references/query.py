@@ -7,7 +7,7 @@ as they are besides: most names of diseases are the same.
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cache
 from itertools import combinations
@@ -35,6 +35,8 @@ class Vocabulary(Protocol):
     def num_passages(self) -> int: ...
 
     def counts(self, wanted: Sequence[str]) -> Mapping[str, int]: ...
+
+    def words(self) -> Set[str]: ...
 
     def cognates(self, skeletons: Sequence[str]) -> list[tuple[str, str]]: ...
 
@@ -99,11 +101,10 @@ def read_query(question: str, language: str, vocabulary: Vocabulary) -> Query:
     for meaning in meanings:
         drafts.append((_weighed(meaning), False))
         english += [part for way in meaning[:2] for part in way]
-    made = compounds(question, language)
-    counts = vocabulary.counts([*(s for stems, _ in drafts for s in stems), *made])
-    if there := [s for s in made if counts[s]]:
-        drafts.append((dict.fromkeys(there, GLOSS), True))
-        english += there
+    if made := sorted(vocabulary.words() & set(compounds(question, language))):
+        drafts.append((dict.fromkeys(map(stem, made), GLOSS), True))
+        english += made
+    counts = vocabulary.counts([s for stems, _ in drafts for s in stems])
     groups = tuple(_group(s, extra, counts, vocabulary.num_passages) for s, extra in drafts)
     return Query(
         groups,

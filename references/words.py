@@ -93,7 +93,7 @@ def stem(word: str, language: str = "en") -> str:
 
 
 def root(word: str, language: str = "en") -> str:
-    """Return the stem of a folded word, in French without the e of participles and the x of plurals.
+    """Return the stem of a folded word; in French without e of participles and x of plurals.
 
     The French stemmer reads accents, which folding has removed: "enflamme" and "enflammee".
     """

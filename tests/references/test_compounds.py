@@ -4,7 +4,6 @@ import pytest
 import yaml
 
 from references.compounds import MAX_WORDS, MORPHEMES, compounds
-from references.words import stem
 
 EVERYTHING = " ".join(
     word
@@ -29,7 +28,7 @@ EVERYTHING = " ".join(
     ],
 )
 def test_parts_make_the_word(question: str, language: str, word: str) -> None:
-    assert stem(word) in compounds(question, language)
+    assert word in compounds(question, language)
 
 
 @pytest.mark.parametrize("question", ["", "?", "Who won the cup?", "the kidney", "low"])
