@@ -18,6 +18,7 @@ from numba.extending import intrinsic
 
 TILE = 32  # columns of one tile of a packed weight
 GROUP = 64  # inputs of a row that have one scale
+_AHEAD = 8192  # bytes of a weight that are asked for before they are read
 _LANES = 16
 _I8, _I32, _I64, _F32 = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
 _INTS, _FLOATS = ir.VectorType(_I32, _LANES), ir.VectorType(_F32, _LANES)
@@ -84,12 +85,7 @@ def prefetch(typing: Any, address: Any) -> Any:
     """Ask for the 64 bytes at an address."""
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pointer = ir.IntType(8).as_pointer()
-        kind = ir.FunctionType(ir.VoidType(), [pointer, _I32, _I32, _I32])
-        name = "llvm.prefetch.p0"
-        function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
-        numbers = [ir.Constant(_I32, n) for n in (0, 3, 1)]  # to read, to keep, data
-        builder.call(function, [builder.inttoptr(args[0], pointer), *numbers])
+        _prefetch(builder, args[0])
         return context.get_dummy_value()
 
     return types.void(types.int64), build
@@ -284,6 +280,8 @@ class _Tile(_Code):
             number = self.b.add(quad, ir.Constant(_I64, u))
             tile = self.at(self.weight, number, 4 * TILE)
             weights = [self.load(tile, _BYTES, 4 * _LANES * n) for n in range(self.blocks)]
+            for n in range(self.blocks):
+                _prefetch(self.b, self.at(tile, 1, _AHEAD + 4 * _LANES * n))
             inputs = self.at(self.x, number, 4)
             for r in range(self.rows):
                 four = self.splat(self.load(self.at(inputs, r, self.row_bytes), _I32))
@@ -340,6 +338,15 @@ def _build_bytes(code: _Code, x: Any, out: Any, total: Any, scale: Any) -> None:
     code.store(b.fmul(most, ir.Constant(_F32, 1 / 127)), scale)
 
 
+def _prefetch(builder: Any, address: Any) -> None:
+    pointer = _I8.as_pointer()
+    kind = ir.FunctionType(ir.VoidType(), [pointer, _I32, _I32, _I32])
+    name = "llvm.prefetch.p0"
+    function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
+    numbers = [ir.Constant(_I32, n) for n in (0, 3, 1)]  # to read, to keep, data
+    builder.call(function, [builder.inttoptr(address, pointer), *numbers])
+
+
 def _reduced(builder: Any, operation: str, values: Any) -> Any:
     name = f"llvm.vector.reduce.{operation}.v{_LANES}i32"
     module = builder.module
@@ -349,38 +356,67 @@ def _reduced(builder: Any, operation: str, values: Any) -> Any:
     return builder.call(function, [values])
 
 
-def _build_mixing(code: _Code, rows: int, blocks: int, args: Any) -> None:
+def _build_mixing(code: _Code, rows: int, blocks: int, unroll: int, args: Any) -> None:
     w, w_line, count, x, x_row, x_column, y, y_row = args
-    words = ir.VectorType(ir.IntType(16), _LANES)
     outputs = [code.at(y, r, y_row) for r in range(rows)]
 
     def add(number: Any, sums: list[Any]) -> list[Any]:
-        line, column = code.at(w, number, w_line), code.at(x, number, x_column)
-        weights = []
-        for n in range(blocks):
-            bits = code.b.zext(code.load(line, words, 2 * _LANES * n), _INTS)
-            shifted = code.b.shl(bits, ir.Constant(_INTS, [16] * _LANES))
-            weights.append(code.b.bitcast(shifted, _FLOATS))
-        new = []
-        for r in range(rows):
-            factor = code.splat(code.load(code.at(column, r, x_row), _F32))
-            for n, weight in enumerate(weights):
-                product = code.b.fmul(factor, weight, flags=["contract"])
-                new.append(code.b.fadd(sums[r * blocks + n], product, flags=["contract"]))
+        new: list[Any] = []
+        for u in range(unroll):
+            this = code.b.add(number, ir.Constant(_I64, u))
+            line, column = code.at(w, this, w_line), code.at(x, this, x_column)
+            weights = [_bfloat16(code, line, 2 * _LANES * n) for n in range(blocks)]
+            for r in range(rows):
+                factor = code.splat(code.load(code.at(column, r, x_row), _F32))
+                for weight in weights:
+                    product = code.b.fmul(factor, weight, flags=["contract"])
+                    new.append(code.b.fadd(sums[len(new)], product, flags=["contract"]))
         return new
 
     first = [code.load(out, _FLOATS, 64 * n) for out in outputs for n in range(blocks)]
-    sums = code.loop(first, 1, count, add)
+    zeros = [ir.Constant(_FLOATS, [0.0] * _LANES)] * len(first)
+    sums = code.loop(first + zeros * (unroll - 1), unroll, count, add)
+    for at in range(len(first), len(sums)):
+        sums[at % len(first)] = code.b.fadd(sums[at % len(first)], sums[at])
     for r, out in enumerate(outputs):
         for n in range(blocks):
             code.store(sums[r * blocks + n], out, 64 * n)
 
 
+def _bfloat16(code: _Code, address: Any, offset: int) -> Any:
+    """Return 16 numbers in bfloat16 as float32: their bits are the upper half."""
+    words = code.load(address, ir.VectorType(ir.IntType(16), _LANES), offset)
+    bits = code.b.shl(code.b.zext(words, _INTS), ir.Constant(_INTS, [16] * _LANES))
+    return code.b.bitcast(bits, _FLOATS)
+
+
+def _build_largest(code: _Code, address: Any, count: Any) -> Any:
+    def larger(number: Any, found: list[Any]) -> list[Any]:
+        values = code.load(code.at(address, number, 4), _FLOATS)
+        return [code.b.select(code.b.fcmp_ordered(">", values, found[0]), values, found[0])]
+
+    least = ir.Constant(_FLOATS, [-3e38] * _LANES)
+    (found,) = code.loop([least], _LANES, count, larger)
+    module, name = code.b.module, f"llvm.vector.reduce.fmax.v{_LANES}f32"
+    kind = ir.FunctionType(_F32, [_FLOATS])
+    return code.b.call(module.globals.get(name) or ir.Function(module, kind, name), [found])
+
+
+@intrinsic
+def largest(typing: Any, address: Any, count: Any) -> Any:
+    """Return the largest of the float32 at an address; count is a multiple of 16."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return _build_largest(_Code(builder), *args)
+
+    return types.float32(types.int64, types.int64), build
+
+
 @functools.cache
-def mixing_tile(rows: int, blocks: int) -> Any:
+def mixing_tile(rows: int, blocks: int, unroll: int) -> Any:
     """Return the function that adds x (rows, n) @ w (n, 16 * blocks) to y; w is in bfloat16.
 
-    It takes addresses and distances in bytes: w, its line; n; x (float32), its row, its column;
+    n is a multiple of `unroll`. It takes addresses and distances in bytes: w, its line; n; x (float32), its row, its column;
     y (float32), its row.
     """
 
@@ -397,7 +433,7 @@ def mixing_tile(rows: int, blocks: int) -> Any:
         y_row: Any,
     ) -> Any:
         def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            _build_mixing(_Code(builder), rows, blocks, args)
+            _build_mixing(_Code(builder), rows, blocks, unroll, args)
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 8), build

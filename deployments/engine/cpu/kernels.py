@@ -15,6 +15,7 @@ from numba import carray, config, float32, njit
 from deployments.engine.cpu.intrinsics import (
     TILE,
     array_at,
+    largest,
     nearest,
     power_of_two,
 )
@@ -114,14 +115,18 @@ def rotate(x: Any, cos: Any, sin: Any, size: int, scale: float) -> None:
 
 
 @_compiled_finite
-def softmax(scores: Any, first: int, stop: int) -> float:
-    """Turn scores [first, stop) into exponentials and return their sum."""
-    largest = float32(-3e38)
-    for i in range(first, stop):
-        largest = max(largest, scores[i])
+def softmax(address: int, first: int, stop: int, span: int) -> float:
+    """Turn scores [first, stop) of `span` into exponentials and return their sum; the others
+    become next to nothing."""
+    scores = floats(address, span)
+    for i in range(first):
+        scores[i] = float32(-3e38)
+    for i in range(stop, span):
+        scores[i] = float32(-3e38)
+    most = largest(address, span)
     total = float32(0.0)
-    for i in range(first, stop):
-        value = exp(scores[i] - largest)
+    for i in range(span):
+        value = exp(scores[i] - most)
         scores[i] = value
         total += value
     return total

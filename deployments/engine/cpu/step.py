@@ -37,8 +37,9 @@ from deployments.engine.cpu.products import multiply
 
 _SPINS = 2000  # turns before a thread that waits offers its core to others
 
-_MIX_1_1, _MIX_2_1, _MIX_3_1, _MIX_4_1 = (mixing_tile(rows, 1) for rows in (1, 2, 3, 4))
-_MIX_1_4, _MIX_2_4, _MIX_3_4, _MIX_4_4 = (mixing_tile(rows, 4) for rows in (1, 2, 3, 4))
+_KEYS_1, _KEYS_2, _KEYS_3, _KEYS_4 = (mixing_tile(rows, 1, 4) for rows in (1, 2, 3, 4))
+_ONE_1, _ONE_2, _ONE_3, _ONE_4 = (mixing_tile(rows, 1, 1) for rows in (1, 2, 3, 4))
+_FOUR_1, _FOUR_2, _FOUR_3, _FOUR_4 = (mixing_tile(rows, 4, 1) for rows in (1, 2, 3, 4))
 
 
 # --- phases ---
@@ -222,28 +223,47 @@ def _write_keys(row: int, head: int, scale: float, kv: int, shape: Any, b: Any) 
 
 
 @compiled
-def _mix(
-    rows: int, blocks: int, w: int, line: int, count: int, x: int, row: int, column: int, y: int,
-    y_row: int,
-) -> None:
-    """Call the mixing tile of `rows` (1 to 4) and `blocks` (1 or 4)."""
-    if blocks == 4:
-        if rows == 4:
-            _MIX_4_4(w, line, count, x, row, column, y, y_row)
-        elif rows == 3:
-            _MIX_3_4(w, line, count, x, row, column, y, y_row)
-        elif rows == 2:
-            _MIX_2_4(w, line, count, x, row, column, y, y_row)
-        else:
-            _MIX_1_4(w, line, count, x, row, column, y, y_row)
-    elif rows == 4:
-        _MIX_4_1(w, line, count, x, row, column, y, y_row)
+def _score(rows: int, keys: int, dim: int, q: int, scores: int, span: int) -> None:
+    """Add the products of queries (rows, dim), at most four, and 16 keys to scores (rows, span)."""
+    line, row = 2 * at.LANES, 4 * dim
+    if rows == 4:
+        _KEYS_4(keys, line, dim, q, row, 4, scores, 4 * span)
     elif rows == 3:
-        _MIX_3_1(w, line, count, x, row, column, y, y_row)
+        _KEYS_3(keys, line, dim, q, row, 4, scores, 4 * span)
     elif rows == 2:
-        _MIX_2_1(w, line, count, x, row, column, y, y_row)
+        _KEYS_2(keys, line, dim, q, row, 4, scores, 4 * span)
     else:
-        _MIX_1_1(w, line, count, x, row, column, y, y_row)
+        _KEYS_1(keys, line, dim, q, row, 4, scores, 4 * span)
+
+
+@compiled
+def _weigh(
+    rows: int, values: int, dim: int, count: int, weights: int, span: int, out: int
+) -> None:
+    """Add `count` values (count, dim), each times its weight (rows, span), to out (rows, dim)."""
+    d, line = 0, 2 * dim
+    while d < dim:
+        w, y = values + 2 * d, out + 4 * d
+        if dim - d >= 64:
+            if rows == 4:
+                _FOUR_4(w, line, count, weights, 4 * span, 4, y, 4 * dim)
+            elif rows == 3:
+                _FOUR_3(w, line, count, weights, 4 * span, 4, y, 4 * dim)
+            elif rows == 2:
+                _FOUR_2(w, line, count, weights, 4 * span, 4, y, 4 * dim)
+            else:
+                _FOUR_1(w, line, count, weights, 4 * span, 4, y, 4 * dim)
+            d += 64
+        else:
+            if rows == 4:
+                _ONE_4(w, line, count, weights, 4 * span, 4, y, 4 * dim)
+            elif rows == 3:
+                _ONE_3(w, line, count, weights, 4 * span, 4, y, 4 * dim)
+            elif rows == 2:
+                _ONE_2(w, line, count, weights, 4 * span, 4, y, 4 * dim)
+            else:
+                _ONE_1(w, line, count, weights, 4 * span, 4, y, 4 * dim)
+            d += 16
 
 
 @compiled
@@ -283,12 +303,12 @@ def _attend_queries(
         keys = _block(kv, kv_heads, dim, first + i, head)
         if i + at.LANES < span:
             _fetch(_block(kv, kv_heads, dim, first + i + at.LANES, head), 4 * at.LANES * dim)
-        _mix(count, 1, keys, 2 * at.LANES, dim, q, 4 * dim, 4, scores + 4 * i, 4 * span)
+        _score(count, keys, dim, q, scores + 4 * i, span)
     out = b[at.ATTENDED] + 4 * (row * shape[at.ATTENDED_WIDTH] + query * dim)
     sums = scores + 4 * count * span
     totals = floats(sums, count)
     for g in range(count):
-        totals[g] = softmax(_row(scores, g, span, span), start - first, stop - first)
+        totals[g] = softmax(scores + 4 * g * span, start - first, stop - first, span)
         y = floats(out + 4 * g * dim, dim)
         for d in range(dim):
             y[d] = float32(0.0)
@@ -297,14 +317,7 @@ def _attend_queries(
         seen = min(stop - first - i, at.LANES) - lane
         values = _block(kv, kv_heads, dim, first + i, head) + 2 * (at.LANES + lane) * dim
         weights = scores + 4 * (i + lane)
-        d = 0
-        while d < dim:
-            blocks = 4 if dim - d >= 64 else 1
-            _mix(
-                count, blocks, values + 2 * d, 2 * dim, seen, weights, 4 * span, 4,
-                out + 4 * d, 4 * dim,
-            )
-            d += 16 * blocks
+        _weigh(count, values, dim, seen, weights, span, out)
     for g in range(count):
         y = floats(out + 4 * g * dim, dim)
         inverse = float32(1.0) / totals[g]
