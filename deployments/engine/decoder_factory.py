@@ -155,14 +155,14 @@ def choose_weights(base: Pretrained, wanted: Weights) -> _Weights:
         )
     if obstacle is None and wanted == "auto" and not base.is_dtype_free:
         obstacle = f"engine.dtype asks for {base.dtype_name}"
-    if obstacle is None and wanted == "auto":
-        from deployments.engine.cpu.intrinsics import has_vnni
-
-        if not has_vnni():
-            obstacle = "this processor has no instruction that multiplies bytes (avx512_vnni)"
+    if obstacle is None and wanted == "int8":
+        return _Weights(True, "int8: asked for")
     if obstacle is None:
-        why = "asked for" if wanted == "int8" else "this processor multiplies bytes (avx512_vnni)"
-        return _Weights(True, f"int8: {why}")
+        from deployments.engine.cpu.intrinsics import byte_instructions
+
+        if instructions := byte_instructions():
+            return _Weights(True, f"int8: this processor has {instructions}")
+        obstacle = "this processor has no instructions for bytes (avx512_vnni, avx_vnni)"
     return _Weights(False, f"{base.dtype_name}: {base.dtype_reason}; not int8, since {obstacle}")
 
 

@@ -25,13 +25,14 @@ _INTS, _FLOATS = ir.VectorType(_I32, _LANES), ir.VectorType(_F32, _LANES)
 _BYTES = ir.VectorType(_I8, 4 * _LANES)
 
 
-def has_vnni() -> bool:
-    """Return whether the processor that Numba compiles for multiplies bytes in vectors of 64.
-
-    NUMBA_CPU_NAME and NUMBA_CPU_FEATURES name another one.
-    """
+def byte_instructions() -> str | None:
+    """Return the name of the instructions that multiply bytes on the processor that Numba compiles
+    for; None if it has none. NUMBA_CPU_NAME and NUMBA_CPU_FEATURES name another processor."""
     _, _, features = cpu_target.target_context.codegen().magic_tuple()
-    return "+avx512vnni" in features.split(",")
+    has = set(features.split(","))
+    if {"+avx512vnni", "+avx512bw", "+avx512dq"} <= has:
+        return "avx512_vnni"
+    return "avx_vnni" if {"+avxvnni", "+avx2", "+fma"} <= has else None
 
 
 @intrinsic
@@ -149,8 +150,10 @@ def group_to_bytes(typing: Any, x: Any, out: Any, total: Any, scale: Any) -> Any
 
 
 @functools.cache
-def product_tile(rows: int, unroll: int, vnni: bool) -> Any:
+def product_tile(rows: int, unroll: int, instructions: str | None) -> Any:
     """Return the function that multiplies `rows` rows by one tile of a packed weight.
+
+    `instructions` are of `byte_instructions`.
 
     It takes addresses: the tile (num_quads, TILE, 4) of bytes with 128 added; the rows of int8,
     `row_bytes` apart; for each row the sum of its bytes times -128 (int32) and its scale; the
@@ -172,7 +175,7 @@ def product_tile(rows: int, unroll: int, vnni: bool) -> Any:
         out_bytes: Any,
     ) -> Any:
         def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            _Tile(builder, args, rows, unroll, vnni).build()
+            _Tile(builder, args, rows, unroll, instructions).build()
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 10), build
@@ -234,9 +237,11 @@ class _Code:
 class _Tile(_Code):
     """Write the code of one tile's product."""
 
-    def __init__(self, builder: Any, args: Any, rows: int, unroll: int, vnni: bool) -> None:
+    def __init__(
+        self, builder: Any, args: Any, rows: int, unroll: int, instructions: str | None
+    ) -> None:
         super().__init__(builder)
-        self.rows, self.unroll, self.vnni = rows, unroll, vnni
+        self.rows, self.unroll, self.instructions = rows, unroll, instructions
         self.weight, self.num_quads, self.x, self.row_bytes = args[:4]
         self.sums, self.row_scales, self.scales_row = args[4:7]
         self.column_scales, self.out, self.out_bytes = args[7:]
@@ -292,11 +297,15 @@ class _Tile(_Code):
     def _dot(self, total: Any, weight: Any, x: Any) -> Any:
         """Add the products of unsigned bytes and signed bytes, four to each lane of `total`."""
         b = self.b
-        if self.vnni:
-            name = "llvm.x86.avx512.vpdpbusd.512"
-            kind = ir.FunctionType(_INTS, [_INTS, _BYTES, _BYTES])
-            function = b.module.globals.get(name) or ir.Function(b.module, kind, name)
-            return b.call(function, [total, weight, x])
+        if self.instructions == "avx512_vnni":
+            return self._vpdpbusd(_LANES, total, weight, x)
+        if self.instructions == "avx_vnni":  # half a vector at a time
+            low, high = (
+                self._vpdpbusd(_LANES // 2, *(self._half(v, n) for v in (total, weight, x)))
+                for n in range(2)
+            )
+            lanes = ir.Constant(_INTS, list(range(_LANES)))
+            return b.shuffle_vector(low, high, lanes)
         wide = ir.VectorType(_I32, 4 * _LANES)
         products = b.mul(b.zext(weight, wide), b.sext(x, wide))
         nothing = ir.Constant(wide, ir.Undefined)
@@ -304,6 +313,20 @@ class _Tile(_Code):
             lanes = ir.Constant(_INTS, [4 * lane + k for lane in range(_LANES)])
             total = b.add(total, b.shuffle_vector(products, nothing, lanes))
         return total
+
+    def _vpdpbusd(self, lanes: int, total: Any, weight: Any, x: Any) -> Any:
+        ints, module = ir.VectorType(_I32, lanes), self.b.module
+        factors = ir.VectorType(_I8, 4 * lanes)
+        name = f"llvm.x86.avx512.vpdpbusd.{32 * lanes}"
+        kind = ir.FunctionType(ints, [ints, factors, factors])
+        function = module.globals.get(name) or ir.Function(module, kind, name)
+        return self.b.call(function, [total, weight, x])
+
+    def _half(self, vector: Any, number: int) -> Any:
+        count = vector.type.count // 2
+        lanes = ir.VectorType(_I32, count)
+        wanted = ir.Constant(lanes, list(range(number * count, (number + 1) * count)))
+        return self.b.shuffle_vector(vector, ir.Constant(vector.type, ir.Undefined), wanted)
 
     def _store(self, totals: list[Any]) -> None:
         scales = [self.load(self.column_scales, _FLOATS, 64 * n) for n in range(self.blocks)]

@@ -12,14 +12,16 @@ import numpy as np
 import torch
 from numba import int64
 
-from deployments.engine.cpu.intrinsics import TILE, has_vnni, product_tile
+from deployments.engine.cpu.intrinsics import TILE, byte_instructions, product_tile
 from deployments.engine.cpu.kernels import compiled
 from deployments.engine.cpu.layout import padded
 from deployments.engine.huge_pages import huge_zeros
 
-_HAS_VNNI = has_vnni()
-_ROWS_1, _ROWS_2 = product_tile(1, 4, _HAS_VNNI), product_tile(2, 2, _HAS_VNNI)
-_ROWS_4, _ROWS_8 = product_tile(4, 1, _HAS_VNNI), product_tile(8, 1, _HAS_VNNI)
+_KIND = byte_instructions()
+# Sums of more rows than that do not fit in the registers.
+_MOST_ROWS = 8 if _KIND == "avx512_vnni" else 2
+_ROWS_1, _ROWS_2 = product_tile(1, 4, _KIND), product_tile(2, 2, _KIND)
+_ROWS_4, _ROWS_8 = product_tile(4, 1, _KIND), product_tile(8, 1, _KIND)
 
 
 @compiled
@@ -35,10 +37,10 @@ def multiply(
         x_at, out_at = x + r * x_row, out + r * out_row
         sums_at, scales_at = sums + r * scales_row, row_scales + r * scales_row
         left = rows - r
-        if left >= 8:
+        if left >= 8 and _MOST_ROWS >= 8:
             _ROWS_8(weight, quads, x_at, x_row, sums_at, scales_at, scales_row, scales, out_at, out_row)
             r += 8
-        elif left >= 4:
+        elif left >= 4 and _MOST_ROWS >= 4:
             _ROWS_4(weight, quads, x_at, x_row, sums_at, scales_at, scales_row, scales, out_at, out_row)
             r += 4
         elif left >= 2:

@@ -10,8 +10,8 @@ from numba import njit
 from deployments.engine.cpu.intrinsics import (
     GROUP,
     TILE,
+    byte_instructions,
     group_to_bytes,
-    has_vnni,
     mixing_tile,
     product_tile,
 )
@@ -19,10 +19,10 @@ from deployments.engine.cpu.products import PackedWeight, WeightMemory, multiply
 
 pytestmark = pytest.mark.slow  # each compiles
 
-KINDS = [
-    pytest.param(True, marks=pytest.mark.skipif(not has_vnni(), reason="no avx512_vnni")),
-    False,
-]
+_OWN = byte_instructions()
+KINDS = [None, _OWN]
+if _OWN == "avx512_vnni" and torch.cpu.get_capabilities().get("avx_vnni"):
+    KINDS.append("avx_vnni")
 
 
 @njit
@@ -98,9 +98,9 @@ def test_a_product_is_exact(rows: int) -> None:
     assert np.allclose(out, product_of_bytes(x, weight), rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize("vnni", KINDS)
-def test_both_kinds_of_tile_give_the_same(vnni: bool) -> None:
-    tile_product = product_tile(2, 2, vnni)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_tile_gives_the_same(kind: str | None) -> None:
+    tile_product = product_tile(2, 2, kind)
 
     @njit
     def run(weight: int, x: int, sums: int, row_scales: int, scales: int, out: int) -> None:
