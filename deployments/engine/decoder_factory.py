@@ -45,12 +45,14 @@ class FastLimits:
 
     kv_memory_bytes: for keys and values of all rows; None: half of what is free on a GPU, enough
         for every row at full length on a CPU.
+    has_fixed_threads: a step runs on as many as torch, even where fewer would be faster.
     """
 
     max_rows: int  # answers that decode together
     num_positions: int  # of the longest answer, prompt included
     max_adapters: int  # resident at the same time
     kv_memory_bytes: int | None = None
+    has_fixed_threads: bool = True
 
 
 def build_decoder(
@@ -182,11 +184,18 @@ def unsupported_in_bytes(base: Pretrained) -> str | None:
     return None
 
 
-def _make_model(base: Pretrained, num_positions: int, weights: _Weights) -> Model:
+def _make_model(
+    base: Pretrained, num_positions: int, weights: _Weights, limits: FastLimits
+) -> Model:
     if weights.in_bytes:
         from deployments.engine.cpu.llama import Int8Llama
 
-        return Int8Llama(base.model, num_positions, torch.get_num_threads())
+        return Int8Llama(
+            base.model,
+            num_positions,
+            torch.get_num_threads(),
+            chooses_threads=not limits.has_fixed_threads,
+        )
     make = LlamaModel if base.family == "causal" else T5Model
     return make(base.model, base.model.dtype, num_positions)
 
@@ -198,7 +207,7 @@ def _build_fast(
     if base.family == "causal":
         num_positions = min(num_positions, base.model.config.max_position_embeddings)
     # Rows are multiples of 16 positions, and the tables of positions cover a whole row.
-    model = _make_model(base, -(-num_positions // 16) * 16, weights)
+    model = _make_model(base, -(-num_positions // 16) * 16, weights, limits)
     capacities = _capacities(model, limits, num_positions)
     logger.info(
         "KV cache: %.0f MiB, rows of %s positions",

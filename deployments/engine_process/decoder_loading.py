@@ -55,6 +55,8 @@ def load_decoder(spec: DecoderSpec) -> "ModelRunner | PeftDecoder":
     if loaded == "none":
         _leave_out_bitsandbytes()
     started = time.perf_counter()
+    import torch
+
     from deployments.engine.decoder_factory import FastLimits, build_decoder
     from deployments.engine.model_loader import load_pretrained
 
@@ -72,11 +74,14 @@ def load_decoder(spec: DecoderSpec) -> "ModelRunner | PeftDecoder":
         num_positions=spec.num_positions,
         max_adapters=spec.max_adapters,
         kv_memory_bytes=spec.kv_memory_bytes,
+        has_fixed_threads=spec.cpu_threads is not None,
     )
     folders = {name: Path(folder) for name, folder in spec.adapters.items()}
     weights = quantization if on_cpu and quantization != "nf4" else "none"
     decoder = build_decoder(base, spec.choice, limits, folders, weights=weights)
     seconds, info = time.perf_counter() - started, decoder.info
+    if info.weights.startswith("int8"):
+        torch.set_num_threads(1)  # the compiled step has threads of its own
     logger.info(
         "base model %s loaded in %.1f s; decoder %s: %s",
         *(spec.base_model, seconds, info.name, info.reason),

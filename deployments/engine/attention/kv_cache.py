@@ -62,7 +62,9 @@ class KvCache:
         self.starts = [sum(capacities[:row]) for row in range(len(capacities))]
         shape = (sum(capacities), 2, num_heads, head_dim)
         # Zeros, not empty tensors: masked positions are read too, and 0 * NaN is NaN.
-        zeros = huge_zeros if device.type == "cpu" else functools.partial(torch.zeros, device=device)
+        zeros = (
+            huge_zeros if device.type == "cpu" else functools.partial(torch.zeros, device=device)
+        )
         self.layers = [zeros(shape, dtype=dtype) for _ in range(num_layers)]
         self.num_heads, self.device = num_heads, device
 

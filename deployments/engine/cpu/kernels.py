@@ -12,13 +12,10 @@ import numpy as np
 import platformdirs
 from numba import carray, config, float32, njit
 
-from deployments.engine.cpu.intrinsics import (
-    TILE,
-    array_at,
-    largest,
-    nearest,
-    power_of_two,
-)
+from deployments.engine.cpu.intrinsics import array_at, nearest, power_of_two
+from deployments.engine.cpu.layout import TILE
+from deployments.engine.cpu.tiles import largest
+
 
 def _own_cache() -> str:
     """Return the folder of compiled code of exactly these sources: Numba looks at one file's age

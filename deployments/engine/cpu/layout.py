@@ -1,6 +1,7 @@
 """Where the compiled step finds what: the columns of its tables of numbers and addresses."""
 
-from deployments.engine.cpu.intrinsics import GROUP, TILE
+TILE = 32  # columns of one tile of a packed weight
+GROUP = 64  # inputs of a row that have one scale
 
 # A table (layers, MODULES, MODULE_FIELDS) of addresses, one line for each linear layer.
 Q, K, V, O, GATE, UP, DOWN = range(7)  # noqa: E741

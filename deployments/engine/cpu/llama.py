@@ -1,6 +1,6 @@
 """Run Llama-style models on a CPU with weights of eight bits, through one compiled step."""
 
-import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,16 +11,14 @@ import torch
 from deployments.engine.attention.kv_cache import DecodeBatch, KvCache
 from deployments.engine.attention.prefill import PrefillBatch
 from deployments.engine.cpu import layout as at
-from deployments.engine.cpu.intrinsics import GROUP
 from deployments.engine.cpu.products import PackedWeight, WeightMemory
 from deployments.engine.cpu.step import forward
+from deployments.engine.cpu.thread_count import ThreadCount
 from deployments.engine.cpu.threads import Threads
 from deployments.engine.lora.layers import LoraLayer
 from deployments.engine.lora.pool import LoraPool, SlotBatch
 from deployments.engine.models.base import KvShape
 from deployments.engine.models.weights import lora_modules, take_weight
-
-logger = logging.getLogger(__name__)
 
 _MOST_ROWS = 256  # tokens that go through the layers together
 
@@ -42,13 +40,16 @@ class Int8Llama:
 
     Args:
         num_positions: positions of one answer, prompt included.
-        num_threads: that a step runs on; `num_threads` may be set between two steps.
+        num_threads: of a step; may be set between two steps.
+        chooses_threads: whether it runs on fewer where that is faster.
     """
 
     can_split_prompts = True
     keeps_prompts_at_end = False
 
-    def __init__(self, model: Any, num_positions: int, num_threads: int) -> None:
+    def __init__(
+        self, model: Any, num_positions: int, num_threads: int, *, chooses_threads: bool = False
+    ) -> None:
         config, inner = model.config, model.model
         self._eps = float(config.rms_norm_eps)
         head_dim: int = inner.layers[0].self_attn.head_dim
@@ -77,6 +78,7 @@ class Int8Llama:
         self.device = torch.device("cpu")
         self._threads = Threads()
         self.num_threads = num_threads
+        self._thread_count = ThreadCount(num_threads) if chooses_threads else None
         self._shape = self._numbers(config, head_dim)
         self._fields = np.zeros((len(self._layers), at.LAYER_FIELDS), np.int64)
         self._modules = np.zeros((len(self._layers), at.MODULES, at.MODULE_FIELDS), np.int64)
@@ -98,6 +100,7 @@ class Int8Llama:
         ):
             self._buffers[number] = array.ctypes.data
         self._make_room(16)
+        self._call(0, np.arange(0), 0)  # compiles, or reads what was compiled before
 
     def lora_batch(
         self, pool: LoraPool, slots: Sequence[int], counts: Sequence[int] | None = None
@@ -159,7 +162,13 @@ class Int8Llama:
         states.copy_(self._embedding[tokens])
         self._array(at.ROWS)[:rows] = places
         self._fields[:, at.KEYS_VALUES] = [layer.data_ptr() for layer in cache.layers]
+        chosen = self._thread_count if emit else None  # prompts have all lengths
+        if chosen is not None:
+            self.num_threads = chosen.begin(rows)
+        started = time.perf_counter()
         self._call(rows, np.arange(emit), len(self._layers))
+        if chosen is not None:
+            chosen.end(time.perf_counter() - started)
         return states.clone()
 
     def _call(self, rows: int, emitting: Any, num_layers: int) -> None:
@@ -246,7 +255,7 @@ class Int8Llama:
             at.INNER_WIDTH: inner,
             at.VOCAB_WIDTH: at.padded(self.vocab_size),
             at.WIDEST: max(hidden, q, inner),
-            at.GROUPS: max(hidden, q, inner) // GROUP,
+            at.GROUPS: max(hidden, q, inner) // at.GROUP,
             at.STACK_RANK: 8,
             at.SCRATCH_SIZE: 4 * (len(self._cos) + 64),
         }

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from numba import int64
 
-from deployments.engine.cpu.intrinsics import TILE, byte_instructions, product_tile
+from deployments.engine.cpu.intrinsics import byte_instructions
 from deployments.engine.cpu.kernels import compiled
-from deployments.engine.cpu.layout import padded
+from deployments.engine.cpu.layout import TILE, padded
+from deployments.engine.cpu.tiles import product_tile
 from deployments.engine.huge_pages import huge_zeros
 
 _KIND = byte_instructions()
@@ -26,9 +27,17 @@ _ROWS_4, _ROWS_8 = product_tile(4, 1, _KIND), product_tile(8, 1, _KIND)
 
 @compiled
 def multiply(
-    weight: int, inputs: int, x: int, x_row: int, sums: int, row_scales: int, scales_row: int,
+    weight: int,
+    inputs: int,
+    x: int,
+    x_row: int,
+    sums: int,
+    row_scales: int,
+    scales_row: int,
     scales: int,
-    out: int, out_row: int, rows: int,
+    out: int,
+    out_row: int,
+    rows: int,
 ) -> None:
     """Multiply rows of bytes by one tile; addresses and distances in bytes (product_tile)."""
     quads = inputs // 4
@@ -38,16 +47,24 @@ def multiply(
         sums_at, scales_at = sums + r * scales_row, row_scales + r * scales_row
         left = rows - r
         if left >= 8 and _MOST_ROWS >= 8:
-            _ROWS_8(weight, quads, x_at, x_row, sums_at, scales_at, scales_row, scales, out_at, out_row)
+            _ROWS_8(
+                weight, quads, x_at, x_row, sums_at, scales_at, scales_row, scales, out_at, out_row
+            )
             r += 8
         elif left >= 4 and _MOST_ROWS >= 4:
-            _ROWS_4(weight, quads, x_at, x_row, sums_at, scales_at, scales_row, scales, out_at, out_row)
+            _ROWS_4(
+                weight, quads, x_at, x_row, sums_at, scales_at, scales_row, scales, out_at, out_row
+            )
             r += 4
         elif left >= 2:
-            _ROWS_2(weight, quads, x_at, x_row, sums_at, scales_at, scales_row, scales, out_at, out_row)
+            _ROWS_2(
+                weight, quads, x_at, x_row, sums_at, scales_at, scales_row, scales, out_at, out_row
+            )
             r += 2
         else:
-            _ROWS_1(weight, quads, x_at, x_row, sums_at, scales_at, scales_row, scales, out_at, out_row)
+            _ROWS_1(
+                weight, quads, x_at, x_row, sums_at, scales_at, scales_row, scales, out_at, out_row
+            )
             r += 1
 
 

@@ -11,14 +11,9 @@ from numba import carray, float32, int16, int64
 
 from deployments.engine.cpu import layout as at
 from deployments.engine.cpu.intrinsics import (
-    GROUP,
-    TILE,
     array_at,
     atomic_add,
     atomic_load,
-    group_to_bytes,
-    mixing_tile,
-    prefetch,
     to_bfloat16,
     yield_core,
 )
@@ -33,7 +28,9 @@ from deployments.engine.cpu.kernels import (
     shrink,
     softmax,
 )
+from deployments.engine.cpu.layout import GROUP, TILE
 from deployments.engine.cpu.products import multiply
+from deployments.engine.cpu.tiles import group_to_bytes, mixing_tile, prefetch
 
 _SPINS = 2000  # turns before a thread that waits offers its core to others
 
@@ -113,8 +110,17 @@ def _of_row(b: Any, row: int, field: int) -> int:
 
 @compiled
 def _multiply_tile(
-    module: int, tile: int, inputs: int, size: int, out: int, width: int, first: int, count: int,
-    shape: Any, b: Any, m: Any,
+    module: int,
+    tile: int,
+    inputs: int,
+    size: int,
+    out: int,
+    width: int,
+    first: int,
+    count: int,
+    shape: Any,
+    b: Any,
+    m: Any,
 ) -> None:
     """Multiply rows [first, first + count) by one tile of a module, bias and LoRA added.
 
@@ -199,8 +205,7 @@ def _block(layer: int, kv_heads: int, head_dim: int, position: int, head: int) -
 
 @compiled
 def _write_keys(row: int, head: int, scale: float, kv: int, shape: Any, b: Any) -> None:
-    """Apply RoPE to a row's queries of one key/value head and to its key, and cache key and value.
-    """
+    """Apply RoPE to a row's queries of one key/value head and its key; cache key and value."""
     kv_heads, dim = shape[at.KV_HEADS], shape[at.HEAD_DIM]
     group = shape[at.HEADS] // kv_heads
     width, q_width, k_width = shape[at.QKV_WIDTH], shape[at.Q_WIDTH], shape[at.K_WIDTH]
@@ -237,9 +242,7 @@ def _score(rows: int, keys: int, dim: int, q: int, scores: int, span: int) -> No
 
 
 @compiled
-def _weigh(
-    rows: int, values: int, dim: int, count: int, weights: int, span: int, out: int
-) -> None:
+def _weigh(rows: int, values: int, dim: int, count: int, weights: int, span: int, out: int) -> None:
     """Add `count` values (count, dim), each times its weight (rows, span), to out (rows, dim)."""
     d, line = 0, 2 * dim
     while d < dim:
@@ -330,8 +333,16 @@ def _attend_queries(
 
 @compiled
 def _layer(
-    number: int, rows: int, thread: int, eps: float, scale: float, sync: int, shape: Any, b: Any,
-    fields: Any, m: Any,
+    number: int,
+    rows: int,
+    thread: int,
+    eps: float,
+    scale: float,
+    sync: int,
+    shape: Any,
+    b: Any,
+    fields: Any,
+    m: Any,
 ) -> None:
     threads, kv_heads = shape[at.THREADS], shape[at.KV_HEADS]
     hidden, width = shape[at.HIDDEN], shape[at.STATE_WIDTH]
@@ -367,8 +378,17 @@ def _layer(
             for first in range(0, rows, at.ROW_BLOCK):
                 count = min(at.ROW_BLOCK, rows - first)
                 _multiply_tile(
-                    module, own, width, size, out + 4 * first * shape[at.QKV_WIDTH],
-                    shape[at.QKV_WIDTH], first, count, shape, b, m,
+                    module,
+                    own,
+                    width,
+                    size,
+                    out + 4 * first * shape[at.QKV_WIDTH],
+                    shape[at.QKV_WIDTH],
+                    first,
+                    count,
+                    shape,
+                    b,
+                    m,
                 )
         _finish(sync, phase + 1)
         piece = _take(sync, phase + 1)
@@ -436,7 +456,9 @@ def _layer(
     # 8: bytes, LoRA's first half for down
     row = _take(sync, phase + 8)
     while row < rows:
-        _read_row(b[at.GATED] + 4 * row * inner, shape[at.INNER], row, at.DOWN, at.MODULES, shape, b, m)
+        _read_row(
+            b[at.GATED] + 4 * row * inner, shape[at.INNER], row, at.DOWN, at.MODULES, shape, b, m
+        )
         _finish(sync, phase + 8)
         row = _take(sync, phase + 8)
     _wait(sync, phase + 8, rows)
@@ -455,7 +477,14 @@ def _layer(
 
 @compiled
 def _logits(
-    phase: int, rows: int, emitting: Any, thread: int, eps: float, sync: int, shape: Any, b: Any,
+    phase: int,
+    rows: int,
+    emitting: Any,
+    thread: int,
+    eps: float,
+    sync: int,
+    shape: Any,
+    b: Any,
     head: Any,
 ) -> None:
     """Write the logits of the rows `emitting`, in order."""
@@ -480,11 +509,17 @@ def _logits(
                 out_address = b[at.LOGITS] + 4 * (first * vocabulary + TILE * tile)
                 taken = min(at.ROW_BLOCK, count - first)
                 multiply(
-                    head[at.WEIGHT] + tile * TILE * width, width,
-                    b[at.BYTES] + first * bytes_width, bytes_width,
-                    b[at.SUMS] + scales_row * first, b[at.ROW_SCALES] + scales_row * first,
+                    head[at.WEIGHT] + tile * TILE * width,
+                    width,
+                    b[at.BYTES] + first * bytes_width,
+                    bytes_width,
+                    b[at.SUMS] + scales_row * first,
+                    b[at.ROW_SCALES] + scales_row * first,
                     scales_row,
-                    head[at.SCALES] + 4 * TILE * tile, out_address, 4 * vocabulary, taken,
+                    head[at.SCALES] + 4 * TILE * tile,
+                    out_address,
+                    4 * vocabulary,
+                    taken,
                 )
                 if head[at.BIAS] != 0:
                     bias = floats(head[at.BIAS] + 4 * TILE * tile, TILE)
@@ -499,8 +534,17 @@ def _logits(
 
 @cached
 def forward(
-    thread: int, rows: int, emitting: Any, eps: float, scale: float, sync: int, shape: Any,
-    buffers: Any, layers: Any, modules: Any, head: Any,
+    thread: int,
+    rows: int,
+    emitting: Any,
+    eps: float,
+    scale: float,
+    sync: int,
+    shape: Any,
+    buffers: Any,
+    layers: Any,
+    modules: Any,
+    head: Any,
 ) -> None:
     """Take `rows` tokens through all layers, and those of `emitting` to their logits.
 
@@ -512,7 +556,15 @@ def forward(
     """
     for number in range(len(layers)):
         _layer(
-            number, rows, thread, eps, scale, sync, shape, buffers, layers[number],
+            number,
+            rows,
+            thread,
+            eps,
+            scale,
+            sync,
+            shape,
+            buffers,
+            layers[number],
             modules[number],
         )
     if len(emitting) > 0:

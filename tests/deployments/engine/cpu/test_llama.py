@@ -143,9 +143,7 @@ def test_logits_are_near_the_torch_model_for_mixed_adapters(sides: list[Side]) -
     assert_near(compiled, expected)
     for step in range(3):
         at = [21 + step, 5 + step, 40 + step]
-        found, wanted = (
-            side.decode([0, 1, 3], [7 + step, 9, 11], at, [0, 1, 2]) for side in sides
-        )
+        found, wanted = (side.decode([0, 1, 3], [7 + step, 9, 11], at, [0, 1, 2]) for side in sides)
         assert_near(found, wanted)
     other = sides[0].decode([0, 1, 3], [9, 9, 11], at, [2, 2, 0])
     assert ((other - found).norm(dim=-1) / found.norm(dim=-1)).min() > 0.1, "adapters do nothing"

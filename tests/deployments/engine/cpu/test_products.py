@@ -7,15 +7,10 @@ import pytest
 import torch
 from numba import njit
 
-from deployments.engine.cpu.intrinsics import (
-    GROUP,
-    TILE,
-    byte_instructions,
-    group_to_bytes,
-    mixing_tile,
-    product_tile,
-)
+from deployments.engine.cpu.intrinsics import byte_instructions
+from deployments.engine.cpu.layout import GROUP, TILE
 from deployments.engine.cpu.products import PackedWeight, WeightMemory, multiply
+from deployments.engine.cpu.tiles import group_to_bytes, mixing_tile, product_tile
 
 pytestmark = pytest.mark.slow  # each compiles
 
