@@ -42,6 +42,12 @@ def floats(address: int, count: int) -> Any:
     return carray(array_at(address), (count,), float32)
 
 
+@compiled
+def zero(x: Any) -> None:
+    for i in range(len(x)):
+        x[i] = float32(0.0)
+
+
 @_compiled_finite
 def exp(x: Any) -> Any:
     """Return e to the x, to 2e-7 of it (Cephes' expf: a polynomial after a power of two)."""

@@ -12,6 +12,7 @@ from deployments.engine.attention.kv_cache import DecodeBatch, KvCache
 from deployments.engine.attention.prefill import PrefillBatch
 from deployments.engine.cpu import layout as at
 from deployments.engine.cpu.products import PackedWeight, WeightMemory
+from deployments.engine.cpu.rows import Step
 from deployments.engine.cpu.step import forward
 from deployments.engine.cpu.thread_count import ThreadCount
 from deployments.engine.cpu.threads import Threads
@@ -174,14 +175,18 @@ class Int8Llama:
     def _call(self, rows: int, emitting: Any, num_layers: int) -> None:
         self._sync.fill(0)
         self._shape[at.THREADS] = self.num_threads
-        arguments = (
+        step = Step(
             rows,
-            emitting,
+            len(emitting) > 0,
             self._eps,
             self._scale,
             self._sync.ctypes.data,
             self._shape,
             self._buffers,
+        )
+        arguments = (
+            step,
+            emitting,
             self._fields[:num_layers],
             self._modules[:num_layers],
             self._head_fields,
