@@ -59,7 +59,10 @@ def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     sides = {} if args.skip_peft else _peft_sides(args, folders, requests)
     weights = weight_bytes(base.model)  # before the decoder takes them
     limits = FastLimits(args.rows, longest + 1 + args.output_tokens, max_adapters=args.adapters)
+    dtype_bytes = base.model.dtype.itemsize
     decoder = fast_decoder(base, limits, args.weights)
+    if decoder.info.weights.startswith("int8"):
+        weights //= dtype_bytes
     step_settings: dict[str, Any] = {
         "num_rows": [n for n in _BATCH_SIZES if n <= args.rows],
         "prompt_tokens": args.prompt_tokens,
