@@ -21,7 +21,7 @@ from deployments.engine.kernels.ops import ACTIVATIONS
 from deployments.engine.lora.peft_reader import PeftReader
 from deployments.engine.model_loader import Pretrained
 from deployments.engine.model_runner import ModelRunner
-from deployments.engine.models.base import Model
+from deployments.engine.models.base import Model, TorchBatches
 from deployments.engine.models.llama import LlamaModel
 from deployments.engine.models.t5 import T5Model, unsupported_by_t5
 from deployments.engine.peft_decoder import PeftDecoder
@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 Choice = Literal["auto", "fast", "reference"]
 Weights = Literal["auto", "int8", "none"]
 
+_MOST_THREADS = 16  # that a step of eight-bit weights takes without being asked to
 _ALIGNMENT = 16  # capacities are multiples of it
 _LONG_ROWS = 8  # when the budget is short, one row in _LONG_ROWS has full length
 _SHORTEST = 8  # a short row holds at least 1/_SHORTEST of a long one
@@ -184,6 +185,19 @@ def unsupported_in_bytes(base: Pretrained) -> str | None:
     return None
 
 
+def _num_threads(limits: FastLimits) -> int:
+    """Return those of torch, or fewer: a few cores use all of the memory's bandwidth."""
+    most = torch.get_num_threads()
+    return most if limits.has_fixed_threads else min(most, _MOST_THREADS)
+
+
+def _threads_of(model: Model, limits: FastLimits) -> int | None:
+    if model.device.type != "cpu":
+        return None
+    is_torch = isinstance(model, TorchBatches)
+    return torch.get_num_threads() if is_torch else _num_threads(limits)
+
+
 def _make_model(
     base: Pretrained, num_positions: int, weights: _Weights, limits: FastLimits
 ) -> Model:
@@ -193,7 +207,7 @@ def _make_model(
         return Int8Llama(
             base.model,
             num_positions,
-            torch.get_num_threads(),
+            _num_threads(limits),
             chooses_threads=not limits.has_fixed_threads,
         )
     make = LlamaModel if base.family == "causal" else T5Model
@@ -224,7 +238,7 @@ def _build_fast(
         adapters=frozenset(),
         hidden_ids=hidden_ids(base.tokenizer),
         weights=weights.reason,
-        threads=torch.get_num_threads() if model.device.type == "cpu" else None,
+        threads=_threads_of(model, limits),
     )
     max_adapters = limits.max_adapters
     return ModelRunner(

@@ -5,7 +5,6 @@ for each head, the keys as (D, 16) and the values as (16, D), so that both produ
 vectors.
 """
 
-
 from numba import carray, float32, int16, int64
 
 from deployments.engine.cpu import layout as at

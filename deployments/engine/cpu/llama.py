@@ -41,7 +41,7 @@ class Int8Llama:
 
     Args:
         num_positions: positions of one answer, prompt included.
-        num_threads: of a step; may be set between two steps.
+        num_threads: of a step, at most; may be lowered between two steps.
         chooses_threads: whether it runs on fewer where that is faster.
     """
 
@@ -91,6 +91,7 @@ class Int8Llama:
         self._head_fields[: at.LORA_A] = self._head.addresses
         self._sync = np.zeros((len(self._layers) * at.PHASES + 2, 2), np.int64)
         self._arrays: dict[int, Any] = {}
+        self._num_rows = 0
         self._buffers = np.zeros(at.NUM_BUFFERS, np.int64)
         self._lora_key: tuple[int, int] | None = None
         self._made: tuple[torch.Tensor, torch.Tensor] | None = None
@@ -101,6 +102,7 @@ class Int8Llama:
         ):
             self._buffers[number] = array.ctypes.data
         self._make_room(16)
+        self._room(at.SCRATCH, (max(num_threads, 8), self._shape[at.SCRATCH_SIZE]), np.float32)
         self._call(0, np.arange(0), 0)  # compiles, or reads what was compiled before
 
     def lora_batch(
@@ -216,7 +218,7 @@ class Int8Llama:
 
     def _make_room(self, rows: int) -> None:
         """Let the buffers hold this many rows."""
-        if at.STATES in self._arrays and rows <= self._num_rows:
+        if rows <= self._num_rows:
             return
         self._num_rows = rows
         shape = self._shape
@@ -234,7 +236,6 @@ class Int8Llama:
         self._room(at.SUMS, (rows, shape[at.GROUPS]), np.int32)
         self._room(at.ROW_SCALES, (rows, shape[at.GROUPS]), np.float32)
         self._room(at.SHRUNK, (rows, at.MODULES, shape[at.STACK_RANK]), np.float32)
-        self._room(at.SCRATCH, (64, shape[at.SCRATCH_SIZE]), np.float32)
         self._room(at.ROWS, (rows, at.ROW_FIELDS), np.int64)
 
     def _room(self, number: int, shape: Sequence[int], dtype: Any) -> None:

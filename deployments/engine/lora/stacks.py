@@ -118,7 +118,7 @@ class LoraStacks:
             self._layers,
             self._stacks,
             stack_rank=self._rank,
-            ranks=self.ranks,
+            ranks=self.ranks.tolist(),
             modules=self._modules,
             device=self._device,
         )

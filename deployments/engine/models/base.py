@@ -54,10 +54,10 @@ class Model(Protocol):
     ) -> DecodeBatch:
         """Return what `decode` takes; arguments of TorchDecodeAttention."""
 
-    def prefill(self, cache: KvCache, batch: PrefillBatch, lora: LoraBatch | None) -> torch.Tensor:
+    def prefill(self, cache: KvCache, batch: PrefillBatch, lora: Any) -> torch.Tensor:
         """Write prompt tokens to the cache; returns the states (T, d) behind them."""
 
-    def decode(self, cache: KvCache, batch: DecodeBatch, lora: LoraBatch | None) -> torch.Tensor:
+    def decode(self, cache: KvCache, batch: DecodeBatch, lora: Any) -> torch.Tensor:
         """Write the batch's tokens to the cache; returns the states (B, d) after them."""
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

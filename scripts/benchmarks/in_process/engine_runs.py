@@ -38,9 +38,7 @@ def random_requests(
     return requests
 
 
-def fast_decoder(
-    base: Pretrained, limits: FastLimits, weights: Weights = "none"
-) -> ModelRunner:
+def fast_decoder(base: Pretrained, limits: FastLimits, weights: Weights = "none") -> ModelRunner:
     """Build a decoder that ignores end-of-sequence tokens: answers have the length asked for."""
     endless = dataclasses.replace(base, eos_ids=frozenset())
     decoder = build_decoder(endless, "fast", limits, {}, weights=weights)
