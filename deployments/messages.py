@@ -18,6 +18,7 @@ from deployments.engine.request import ErrorInfo, SamplingParams, TokenEvent
 from deployments.settings import RouterLiveSettings
 from references.passage import Passage
 from references.shelf import Hit
+from references.signs_question import MatchedDisease
 from references.version import Source
 from router.policy import Route
 
@@ -47,6 +48,7 @@ class GenerateRequest:
     config: the sender's `Settings.model_config_id`; a replica with another one does not answer.
     sender: the router replica, for its clock (deployments/clocks.py).
     may_shorten: `sampling.max_tokens` is lowered to what the model has room for after the prompt.
+    trace_context: W3C's headers of the span that asks (deployments/observe/tracing.py).
     """
 
     request_id: str
@@ -61,6 +63,7 @@ class GenerateRequest:
     config: str | None = None
     sender: str | None = None
     may_shorten: bool = False
+    trace_context: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +178,10 @@ class PassageSource(Protocol):
         Raises:
             ReferencesError: there is no shelf that can be read.
         """
+
+    async def diseases(self, question: str, *, limit: int) -> list[MatchedDisease]:
+        """Return the diseases that match, if the question lists signs and asks which disease has
+        them; else []. Raises ReferencesError as `search` does."""
 
     async def version(self) -> str:
         """Return the shelf's version. Raises ReferencesError as `search` does."""

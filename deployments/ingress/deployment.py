@@ -1,8 +1,10 @@
 """Serve shell of the router: HTTP ingress, classifier, policy, and the handle to the model."""
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
+import os
 import time
 import uuid
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -11,7 +13,6 @@ from typing import Any
 import ray
 from ray import serve
 from ray.exceptions import RayActorError
-from ray.serve import metrics
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
@@ -31,6 +32,7 @@ from deployments.ingress.call_guard import NO_MODEL_REPLICA, CallGuard
 from deployments.ingress.followed import InService, follow_all
 from deployments.ingress.limit_actor import shared_usages
 from deployments.ingress.load import WaitEstimate, too_long
+from deployments.ingress.metrics import RouteMetrics
 from deployments.ingress.model_client import ModelClient, answer_events, info_of
 from deployments.ingress.model_watch import ModelWatch
 from deployments.ingress.operator import ClusterReport
@@ -41,6 +43,8 @@ from deployments.ingress.residency import residency
 from deployments.ingress.traffic import TrafficLog
 from deployments.interpreter import tune_interpreter
 from deployments.messages import GenerateRequest, Outcome, ServedModels
+from deployments.observe.sampling import Sampler
+from deployments.observe.tracing import spanned, start_tracing, stop_tracing
 from deployments.replica import (
     live_settings,
     open_adapter_store,
@@ -61,32 +65,6 @@ DECODE_TIMEOUT_S = 10.0
 _LANGUAGE_NAMES = {"en": "English", "fr": "French", "de": "German", "es": "Spanish"}
 # A conversation's user turns, and the request's own threshold, if it gives one.
 _Asked = tuple[Sequence[str], float | None]
-_CONFIDENCE_BOUNDARIES = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99]
-
-
-class RouteMetrics:
-    """What a router replica measures, for Prometheus. Labels are bounded by the catalogue."""
-
-    def __init__(self) -> None:
-        self._requests = metrics.Counter(
-            "polyclinic_requests_total",
-            "finished requests",
-            ("specialty", "adapter", "outcome"),
-        )
-        self._confidence = metrics.Histogram(
-            "polyclinic_route_confidence",
-            "calibrated probability of the specialty chosen",
-            _CONFIDENCE_BOUNDARIES,
-            ("specialty",),
-        )
-
-    def record(self, outcome: Outcome) -> None:
-        specialty = outcome.specialty or "none"
-        adapter = outcome.adapter or "base"
-        labels = {"specialty": specialty, "adapter": adapter, "outcome": outcome.outcome}
-        self._requests.inc(1, labels)
-        if outcome.confidence is not None:
-            self._confidence.observe(outcome.confidence, {"specialty": specialty})
 
 
 class RouterReplica:
@@ -94,6 +72,7 @@ class RouterReplica:
 
     def __init__(self, settings: Settings, model: DeploymentHandle) -> None:
         use_serve_handlers("INFO")
+        start_tracing("router", replica_id)
         self._model = model
         self._client = ModelClient(model, ray.util.get_node_ip_address())
         self._live = RouterLiveSettings()
@@ -142,6 +121,10 @@ class RouterReplica:
         tune_interpreter()
         self._followed.start()
         self._watch.start()
+        measured, admission = self._metrics, self._admission  # not self, which __del__ is to end
+        self._sampler = Sampler(
+            {"router": os.getpid()}, lambda: measured.in_progress.set(admission.num_running)
+        )
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         api = create_api(self, self._admin)
@@ -153,6 +136,8 @@ class RouterReplica:
             admission=self._admission,
             usages=self._usages,
             proxy_adds_id=True,
+            count_refusal=self._metrics.count_error,
+            is_logging=lambda: self._live.log_requests,
         )
 
     async def check_health(self) -> None:
@@ -182,9 +167,14 @@ class RouterReplica:
     ) -> list[Route]:
         """Classify. Single questions that wait at the same time share a run of the encoder."""
         asked = [(conversation, min_confidence) for conversation in conversations]
-        if len(asked) == 1:
-            return [await self._one_of_a_batch(asked[0])]
-        return await self._routes(asked)
+        with spanned("route"):
+            if len(asked) == 1:
+                routes = [await self._one_of_a_batch(asked[0])]
+            else:
+                routes = await self._routes(asked)
+        for route in routes:
+            self._metrics.count_route(route)
+        return routes
 
     @serve.batch(max_batch_size=32, batch_wait_timeout_s=0.0)  # type: ignore[untyped-decorator]
     async def _one_of_a_batch(self, asked: list[_Asked]) -> list[Route]:
@@ -272,13 +262,14 @@ class RouterReplica:
         is_ready, report = self._readiness.report(self._thresholds(self._router.current))
         references = await self._references_state()
         degraded = report["degraded"]
-        if references["mode"] != "off" and references["problem"]:
+        if self._live.references.is_used and references["problem"]:
             degraded = [*degraded, f"references: {references['problem']}"]
         return is_ready, {**report, "degraded": degraded, "references": references}
 
     async def _references_state(self) -> dict[str, Any]:
         mode = self._live.references.mode
-        return {"mode": mode, **await self.references.state(is_used=mode != "off")}
+        is_used = self._live.references.is_used
+        return {"mode": mode, **await self.references.state(is_used=is_used)}
 
     async def operator_report(self) -> Mapping[str, Any]:
         return await self._operator.report()
@@ -327,6 +318,11 @@ class RouterReplica:
         """Take over live settings. Never raises, since Serve would replace a healthy replica."""
         self._live = live_settings(self._live, user_config, "user_config of Router")
         use_serve_handlers(self._live.log_level)
+
+    def __del__(self) -> None:
+        with contextlib.suppress(AttributeError):  # the start failed half-way
+            self._sampler.stop()
+        stop_tracing()
 
     def _thresholds(self, classifier: Classifier) -> Thresholds:
         """Return the live values; where one is null, what the artefact was tuned to."""

@@ -74,7 +74,10 @@ class LoadedModel:
 
 @dataclass(frozen=True, slots=True)
 class RunningModel:
-    """A model and the engine that runs it, wherever its decoder is. Fields as of LoadedModel."""
+    """A model and the engine that runs it, wherever its decoder is. Fields as of LoadedModel.
+
+    engine_pid: of the process that the decoder is in, if that is not this one.
+    """
 
     base_model: str
     engine: Engine
@@ -82,6 +85,7 @@ class RunningModel:
     make_manager: MakeManager | None = None
     warm_up: Callable[[], None] | None = None
     decode: DecodePrompts | None = None
+    engine_pid: int | None = None
 
 
 def load_model(settings: Settings, device: str) -> LoadedModel:
@@ -103,17 +107,13 @@ def load_model(settings: Settings, device: str) -> LoadedModel:
     )
 
 
-def start_on_thread(
-    load: LoadModel, settings: Settings, device: str, on_batch: Callable[[int], None]
-) -> RunningModel:
+def start_on_thread(load: LoadModel, settings: Settings, device: str) -> RunningModel:
     """Load a model in this process and run it on a thread of its own."""
     thread = TorchThread()
     if device == "cpu":
         use_cores_on(thread, settings.engine.cpu_threads)
     model = thread.submit(lambda: load(settings, device)).result()
-    engine = Engine.on_thread(
-        model.decoder, engine_limits(settings.engine, device), on_batch=on_batch, thread=thread
-    )
+    engine = Engine.on_thread(model.decoder, engine_limits(settings.engine, device), thread=thread)
     return RunningModel(
         model.base_model,
         engine,
@@ -127,7 +127,6 @@ def start_on_thread(
 def start_process(
     settings: Settings,
     device: str,
-    on_batch: Callable[[int], None],
     on_lost: Callable[[], None] = lambda: None,
 ) -> RunningModel:
     """Load a model in a process of its own, which runs its engine. Raises as `load_model` does.
@@ -148,11 +147,12 @@ def start_process(
     decoder = RemoteDecoder(process)
     return RunningModel(
         settings.base_model,
-        Engine(process, limits, on_batch=on_batch),
+        Engine(process, limits),
         encode,
         parts.make_manager_of(decoder),
         decoder.warm_up,
         functools.partial(decode_prompts, tokenizer=tokenizer),
+        process.pid,
     )
 
 

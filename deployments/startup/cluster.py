@@ -2,7 +2,8 @@
 
     python -m deployments.startup.cluster serve_config.yaml --dashboard_port 8265
 
-`serve run` alone cannot choose the dashboard's port, and the launcher has to know it.
+`serve run` alone cannot choose the ports of the dashboard and of the metrics, and the launcher has
+to know them.
 """
 
 import argparse
@@ -54,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m deployments.startup.cluster")
     parser.add_argument("config", type=Path)
     parser.add_argument("--dashboard_port", type=int, default=DASHBOARD_PORT)
+    parser.add_argument("--metrics_port", type=int, help="for Prometheus; default: any")
     args = parser.parse_args(argv)
     import ray
     from ray.serve.scripts import cli
@@ -61,7 +63,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     content, _ = read_config(args.config)
     drain = Drain(str(application_of(content).get("name", "default")), lambda: drain_s(args.config))
     # `local`: a new cluster, whatever RAY_ADDRESS or the local cluster file names.
-    ray.init(address="local", namespace=_NAMESPACE, dashboard_port=args.dashboard_port)
+    ray.init(
+        address="local",
+        namespace=_NAMESPACE,
+        dashboard_port=args.dashboard_port,
+        _metrics_export_port=args.metrics_port,
+    )
     with contextlib.suppress(OSError):  # none, or another user's
         token_file().chmod(0o600)  # one of before may be readable by others
     drain.prepare()
@@ -89,9 +96,11 @@ def private_temp_dir() -> Path | None:
     return folder
 
 
-def serve_command(config: Path, dashboard_port: int) -> list[str]:
+def serve_command(config: Path, dashboard_port: int, metrics_port: int | None = None) -> list[str]:
     """Return the command that runs Serve with this configuration."""
     command = [sys.executable, "-m", "deployments.startup.cluster", str(config)]
+    if metrics_port is not None:
+        command += ["--metrics_port", str(metrics_port)]
     return [*command, "--dashboard_port", str(dashboard_port)]
 
 

@@ -1,7 +1,7 @@
 """How many processor seconds the processes of a private Serve and its clients take, by role."""
 
 import re
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
 import psutil
@@ -31,11 +31,11 @@ def role_of(command: str) -> str:
     return next((role for role, pattern in _ROLES if re.search(pattern, command)), OTHER)
 
 
-def seconds_by_role(pids: Iterable[int]) -> Counter[str]:
+def seconds_by_role(pids: Iterable[int]) -> dict[str, float]:
     """Return the processor seconds that each role has taken so far, of these processes and of all
     that this process has started."""
     own = (child.pid for child in psutil.Process().children(recursive=True))
-    found: Counter[str] = Counter()
+    found: dict[str, float] = defaultdict(float)
     for pid in {*pids, *own}:
         try:
             process = psutil.Process(pid)

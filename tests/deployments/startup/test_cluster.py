@@ -41,19 +41,21 @@ def test_a_port_that_another_ray_has_is_avoided() -> None:
     assert cluster.free_port(taken) == taken
 
 
-def test_serve_and_the_launcher_use_the_same_dashboard(
+def test_serve_and_the_launcher_use_the_same_ports(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     seen = []
     monkeypatch.setattr(launch, "preflight", lambda argv: 0)
     monkeypatch.setattr(launch, "_fetch_base_model", lambda content: True)
+    monkeypatch.setattr(launch, "_build_shelf", lambda content: True)
     monkeypatch.setattr(launch, "free_port", lambda preferred: preferred + 1)
     monkeypatch.setattr(launch, "supervise", lambda *args, **kwargs: seen.append(args) or 0)
     assert launch.main([str(PROJECT_ROOT / "serve_config.yaml")]) == 0
     ((command, addresses),) = seen
-    assert command[-2:] == ["--dashboard_port", "8266"]
+    assert command[-4:] == ["--metrics_port", "9465", "--dashboard_port", "8266"]
     assert addresses.dashboard == "http://127.0.0.1:8266"
     assert "--apply" in (said := capsys.readouterr().out)
+    assert "http://127.0.0.1:9465/metrics" in said
     assert said.endswith("serve_config.yaml --dashboard http://127.0.0.1:8266\n")
 
 
