@@ -10,8 +10,8 @@ Ray's HAProxy ingress and throughput mode; it runs in a network namespace of its
 root. Compare tokens_per_s with the engine in process (`scripts.benchmark engine`).
 
 Beside each run stands what the processes took of the processors (`cpu_ms_per_answer`, by role), and
-what they take while nobody asks (`idle_cores`), which is a part of it. With `--stand_in_step_s` that
-is all that is left, and other work on the machine changes it little.
+what they take while nobody asks (`idle_cores`), which is a part of it. With `--stand_in_step_s` the
+decoder takes nothing, and other work on the machine changes the rest little.
 """
 
 import argparse
