@@ -36,7 +36,7 @@ from references.passage import ReferencesError
 from references.shelf import Shelf, build
 from scripts.arguments import CommandParser, at_least
 from scripts.environment import command_line, environment
-from scripts.markdown import render
+from scripts.pages.markdown import render
 from scripts.references_evaluation import measures
 
 TEMPLATE = measures.FOLDER / "report.md.j2"
@@ -85,7 +85,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             "load": list(os.getloadavg()),
             "paraphrases": {
                 file: {lang: search.paraphrases(file, lang) for lang in ("en", "fr")}
-                for file in ("paraphrases.yaml", "development.yaml", "held_out.yaml")
+                for file in measures.SETS
             },
             "synonyms": search.synonyms(args.seed),
             "names": search.names(args.seed),

@@ -18,6 +18,7 @@ from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 logger = logging.getLogger(__name__)
 
 PERIOD_S = 1.0
+EMPTY_PERIOD_S = 0.1  # while there is no replica, or none was heard yet
 LOOK_TIMEOUT_S = 2.0
 # A report that is older is of a replica that hangs, or cannot be reached.
 STALE_S = 10.0
@@ -62,7 +63,8 @@ class ModelWatch:
         clock: seconds, monotonic.
 
     Attributes:
-        on_empty: called after each look that found no replica.
+        on_empty: called after each look that found no replica, with the time when it began
+            (seconds, `time.monotonic`).
         on_reports: called with the reports of each look.
     """
 
@@ -79,11 +81,13 @@ class ModelWatch:
         self._config = config
         self._sender = sender
         self._may_sleep = may_sleep
-        self.on_empty: Callable[[], None] = lambda: None
+        self.on_empty: Callable[[float], None] = lambda began: None
         self.on_reports: Callable[[Sequence[Mapping[str, Any]]], None] = lambda reports: None
         self._clock = clock
         self._latest = Look(clock())
+        self._has_looked = False
         self._heard: Look | None = None  # the latest with a report
+        self._saw_others = False
         self._due = threading.Event()
         self._stopped = False
         self._thread = threading.Thread(target=self._follow, name="model-watch", daemon=True)
@@ -105,17 +109,26 @@ class ModelWatch:
 
     @property
     def is_served(self) -> bool:
-        """Whether a call may find a replica of this configuration. True as long as that is not
-        known, since Serve may know better."""
+        """Whether a call may find a replica of this configuration, now or once the first has come.
+        True as long as that is not known, since Serve may know better: before the first look that
+        answers, and at a start, when the first replica may be there before the next look sees it.
+        """
         latest = self._latest
         if latest.is_empty:
-            return latest.is_asleep
-        return bool(latest.reports) or not latest.num_others
+            return latest.is_asleep or self._heard is None
+        return bool(latest.reports) or not latest.num_others or self.is_awaited
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether this router has replaced one of another configuration, and no model of its own
+        was seen yet: calls wait for it, unless it is they that wake it."""
+        return self._heard is None and self._saw_others and not self._latest.is_asleep
 
     @property
     def is_early(self) -> bool:
-        """Whether this configuration's replicas were never seen, and another's are running."""
-        return self._heard is None and self._latest.num_others > 0
+        """Whether this configuration's replicas were never seen, and another's are running, as far
+        as is known by now."""
+        return self._heard is None and (self._latest.num_others > 0 or not self._has_looked)
 
     @property
     def num_replicas(self) -> int:
@@ -137,16 +150,18 @@ class ModelWatch:
 
     def look(self) -> Look:
         """Ask every replica once."""
+        began = time.monotonic()
         found = self._ask()
         if found.reports:
             self._heard = found
+        self._saw_others |= found.num_others > 0
         if found.is_empty and self._may_sleep:
             is_asleep = self._heard is not None or self._replicas.is_healthy()
             found = dataclasses.replace(found, is_asleep=is_asleep)
-        before, self._latest = self._latest, found
+        before, self._latest, self._has_looked = self._latest, found, True
         self.on_reports(found.reports)
         if found.is_empty and not found.is_asleep:
-            self.on_empty()
+            self.on_empty(began)
         if before.is_empty != found.is_empty:
             logger.warning("model replicas: %s", found.problem or "there are some again")
         return found
@@ -176,7 +191,9 @@ class ModelWatch:
             self.look()
             took_s = self._clock() - started
             self._due.clear()
-            self._due.wait(max(PERIOD_S, min(STALE_S / 2, _MIN_PAUSE_RATIO * took_s)))
+            is_soon = self._latest.is_empty or self._heard is None
+            period_s = EMPTY_PERIOD_S if is_soon else PERIOD_S
+            self._due.wait(max(period_s, min(STALE_S / 2, _MIN_PAUSE_RATIO * took_s)))
 
 
 def _names(failed: Sequence[BaseException]) -> str:

@@ -34,7 +34,10 @@ Need = Literal["nothing", "key", "admin"]
 
 # The page and what it loads, probes, and the description of the API. They hold no answers.
 OPEN_PATHS = frozenset((*PAGE_PATHS, "/healthz", "/readyz", "/openapi.json", "/favicon.ico"))
-ADMIN_PATHS = ("/v1/adapters", "/v1/operator", "/v1/keys")
+ADMIN_PATHS = (
+    *("/v1/adapters", "/v1/operator", "/v1/keys"),
+    *("/v1/references/passages", "/v1/references/sources"),
+)
 
 
 def need_of(path: str) -> Need:
