@@ -15,7 +15,7 @@ from deployments.strict_model import SettingsError, StrictModel, parse_strict
 
 logger = logging.getLogger(__name__)
 
-_OURS = ("adapters", "deployments", "router")
+_OURS = ("adapters", "deployments", "references", "router")
 
 LiveT = TypeVar("LiveT", bound=StrictModel)
 
