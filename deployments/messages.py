@@ -18,6 +18,7 @@ from deployments.engine.request import ErrorInfo, SamplingParams, TokenEvent
 from deployments.settings import RouterLiveSettings
 from references.passage import Passage
 from references.shelf import Hit
+from references.signs_question import MatchedDisease
 from references.version import Source
 from router.policy import Route
 
@@ -177,6 +178,10 @@ class PassageSource(Protocol):
         Raises:
             ReferencesError: there is no shelf that can be read.
         """
+
+    async def diseases(self, question: str, *, limit: int) -> list[MatchedDisease]:
+        """Return the diseases that match, if the question lists signs and asks which disease has
+        them; else []. Raises ReferencesError as `search` does."""
 
     async def version(self) -> str:
         """Return the shelf's version. Raises ReferencesError as `search` does."""

@@ -125,6 +125,11 @@ class GroundingSettings(StrictModel):
         description="quote: passages instead of a generated answer; cite: passages in the prompt, "
         "and the answer is checked against them; off: neither",
     )
+    named: Annotated[GroundingMode | None, BeforeValidator(_off)] = Field(
+        default=None,
+        description="in place of mode where the request says who answers: a specialty, several "
+        "opinions, or OpenAI's model other than auto; null: mode",
+    )
     limit: int = Field(default=3, ge=1, le=10, description="passages for one answer")
     max_unsupported: float = Field(
         default=0.5,
@@ -133,3 +138,8 @@ class GroundingSettings(StrictModel):
         description="share of an answer that no passage supports; above it the passages are "
         "quoted instead, with notice: ungrounded; 1: never",
     )
+
+    @property
+    def is_used(self) -> bool:
+        """Return whether answers stand on the shelf without being asked to."""
+        return self.mode != "off" or self.named not in (None, "off")

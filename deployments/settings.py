@@ -149,8 +149,11 @@ class Settings(StrictModel):
         max_length=4096,
         description="a directory, a Hugging Face id (org/name), or smollm2-135m-instruct",
     )
-    quantization: Literal["none", "int8", "nf4"] = Field(
-        default="none", description="weights of the base model, through bitsandbytes; needs a GPU"
+    quantization: Literal["auto", "none", "int8", "nf4"] = Field(
+        default="auto",
+        description="weights of the base model. int8: eight bits (bitsandbytes on a GPU); nf4: "
+        "four bits, on a GPU; auto: int8 on a CPU that is fast at it, if engine.dtype is auto, "
+        "and none elsewhere",
     )
     device: Literal["auto", "cuda", "cpu"] = Field(
         default="auto",

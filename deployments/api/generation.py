@@ -59,7 +59,6 @@ class Generation:
         self._explain = explain
         self._call = call
         self.sources = sources
-        self._said: list[str] = []
         self._specialty = specialty
         self._confidence = confidence
         self._events: AsyncGenerator[TokenEvent, None] | None = None
@@ -93,11 +92,10 @@ class Generation:
         except Exception:
             self._is_broken = True
             raise
+        event = self.sources.marked(event)
         if self._latest is None and not self.failure_of(event):
             event = replace(event, text=self.sources.opening + event.text)
         self._latest = event
-        if self.sources.is_on:
-            self._said.append(event.text)
         return event
 
     def _begin(self) -> AsyncGenerator[TokenEvent, None]:
@@ -107,10 +105,6 @@ class Generation:
             self._span = tracing.begin("answer", attributes=_named(call, self._specialty))
             self._call = replace(call, trace_context=tracing.carrier_of(self._span))
         return self.sources.events(self._call)
-
-    async def verdict(self) -> Verdict:
-        """Check the answer, which has ended, against its passages."""
-        return await self.sources.check("".join(self._said))
 
     async def whole(self) -> Completed:
         """Read all the events.
@@ -130,7 +124,7 @@ class Generation:
         failure = self.failure_of(event)
         if failure:
             raise failure
-        verdict = await self.verdict()
+        verdict = self.sources.verdict()
         if verdict.text is not None:
             return Completed(verdict.text, complete(event), verdict)
         return Completed("".join(texts), event, verdict)

@@ -53,7 +53,7 @@ class Engine:
         self._requests: dict[int, RequestState] = {}
         self._num_running = 0
         self._num_shown = 0
-        self._pace = Pace(limits.emit_interval_s)
+        self._pace = Pace(limits.emit_interval_s, limits.emits_together)
         self._asyncio_loop: asyncio.AbstractEventLoop | None = None
 
     @classmethod

@@ -26,6 +26,7 @@ from deployments.api.app import behind_front_door, create_api
 from deployments.api.errors import engine_error
 from deployments.engine.errors import QueueFull
 from deployments.engine.request import ErrorInfo, TokenEvent
+from deployments.handover import RouterHandover
 from deployments.ingress.broadcast import ServeReplicas
 from deployments.ingress.call_guard import NO_MODEL_REPLICA, CallGuard
 from deployments.ingress.followed import InService, follow_all
@@ -38,7 +39,6 @@ from deployments.ingress.operator import ClusterReport
 from deployments.ingress.quarantine import Quarantine
 from deployments.ingress.readiness import Readiness
 from deployments.ingress.references_source import ReferencesSource
-from deployments.ingress.replica_set import ReplicaSet
 from deployments.ingress.residency import residency
 from deployments.ingress.traffic import TrafficLog
 from deployments.interpreter import tune_interpreter
@@ -51,6 +51,7 @@ from deployments.replica import (
     replica_id,
     use_serve_handlers,
 )
+from deployments.replica_set import ReplicaSet, own_replicas
 from deployments.settings import RouterLiveSettings, Settings
 from router.classifier import Classifier
 from router.policy import Route, Thresholds, decide, decide_explicit
@@ -60,9 +61,6 @@ logger = logging.getLogger(__name__)
 
 # Calls that may be sent again within a minute, for each row of one model replica.
 RETRIES_PER_ROW = 8
-# How long a new version's routers wait for its models to be loaded.
-HANDOVER_TIMEOUT_S = 1800.0
-_HANDOVER_POLL_S = 0.2
 DECODE_TIMEOUT_S = 10.0
 _LANGUAGE_NAMES = {"en": "English", "fr": "French", "de": "German", "es": "Spanish"}
 # A conversation's user turns, and the request's own threshold, if it gives one.
@@ -118,7 +116,7 @@ class RouterReplica:
         # Put together when the classifier or the catalogue changes, not for every request.
         self._served_of: tuple[Classifier, InService] | None = None
         self._served = _nothing_served(settings, base)
-        self._is_handed_over = False
+        self._handover = RouterHandover(self._config, own_replicas, lambda: self._watch.is_early)
         self._usages = shared_usages(settings)
         tune_interpreter()
         self._followed.start()
@@ -143,20 +141,9 @@ class RouterReplica:
         )
 
     async def check_health(self) -> None:
-        """Wait, before the first questions, while only models of the version before are running.
-
-        Serve asks before it lets a new router replica take the place of an old one, so the routers
-        of the old version go on with its models until the new version's are there.
-
-        Raises:
-            TimeoutError: none of this version came; the old version's routers stay.
-        """
-        if self._is_handed_over:
-            return
-        async with asyncio.timeout(HANDOVER_TIMEOUT_S):
-            while self._watch.is_early:
-                await asyncio.sleep(_HANDOVER_POLL_S)
-        self._is_handed_over = True
+        """Wait, before the first questions, while only models of the version before are running and
+        none of this one is loaded: until then the old routers go on with the old models."""
+        await self._handover.wait()
 
     @property
     def clinic(self) -> ServedModels:
@@ -275,13 +262,14 @@ class RouterReplica:
         is_ready, report = self._readiness.report(self._thresholds(self._router.current))
         references = await self._references_state()
         degraded = report["degraded"]
-        if references["mode"] != "off" and references["problem"]:
+        if self._live.references.is_used and references["problem"]:
             degraded = [*degraded, f"references: {references['problem']}"]
         return is_ready, {**report, "degraded": degraded, "references": references}
 
     async def _references_state(self) -> dict[str, Any]:
         mode = self._live.references.mode
-        return {"mode": mode, **await self.references.state(is_used=mode != "off")}
+        is_used = self._live.references.is_used
+        return {"mode": mode, **await self.references.state(is_used=is_used)}
 
     async def operator_report(self) -> Mapping[str, Any]:
         return await self._operator.report()
@@ -300,6 +288,14 @@ class RouterReplica:
         """Take over a change of the adapters now; returns `catalog_state()`."""
         await asyncio.to_thread(self._catalog.refresh)
         return self.catalog_state()
+
+    def announce_model(self, config: str) -> str:
+        """See `RouterHandover.announce`; called by model replicas through a handle."""
+        return self._handover.announce(config)
+
+    def announced_models(self) -> list[str]:
+        """See `RouterHandover.announced`; called by router replicas through a handle."""
+        return self._handover.announced()
 
     def in_progress(self) -> dict[str, Any]:
         """Return how many requests this replica has let in that have not ended."""

@@ -14,6 +14,7 @@ from deployments.observe.tracing import spanned
 from references.default_shelf import default_path, open_shelf
 from references.passage import Passage, PassagesRefused, ReferencesError
 from references.shelf import Hit, Shelf
+from references.signs_question import MatchedDisease, asked_signs, diseases_asked_for
 from references.version import Source
 
 logger = logging.getLogger(__name__)
@@ -69,6 +70,11 @@ class ReferencesSource:
         self._seconds.observe(time.perf_counter() - started)
         self._found.observe(len(hits))
         return hits
+
+    async def diseases(self, question: str, *, limit: int) -> list[MatchedDisease]:
+        if not asked_signs(question):
+            return []
+        return await self._on_shelf(lambda shelf: diseases_asked_for(shelf, question, limit=limit))
 
     async def version(self) -> str:
         return await self._on_shelf(lambda shelf: shelf.version)

@@ -14,6 +14,7 @@ from deployments.channel.sender import ChannelLost, EventSender
 from deployments.clocks import ClockOffsets
 from deployments.engine.errors import EngineError
 from deployments.engine.request import Request, TokenEvent, failed_event
+from deployments.handover import ROUTER, ModelHandover
 from deployments.interpreter import tune_interpreter
 from deployments.messages import OTHER_CONFIG, GenerateRequest
 from deployments.model.adapter_follower import AdapterFollower
@@ -29,6 +30,7 @@ from deployments.model.start_times import StartTimes
 from deployments.observe.sampling import Sampler
 from deployments.observe.tracing import start_tracing, stop_tracing
 from deployments.replica import live_settings, replica_id, use_serve_handlers
+from deployments.replica_set import replicas_beside
 from deployments.settings import ModelLiveSettings, Settings
 
 logger = logging.getLogger(__name__)
@@ -57,6 +59,7 @@ class ModelReplica(OperatorCalls, OpenAICalls):
         logger.info("starting on %s", device)
         self._live = ModelLiveSettings()
         self._config = settings.model_config_id
+        self._handover = ModelHandover(self._config, lambda: replicas_beside(ROUTER))
         self._clocks = ClockOffsets()
         self._metrics = AnswerMetrics()
         if load is None:
@@ -162,8 +165,11 @@ class ModelReplica(OperatorCalls, OpenAICalls):
             return encode()
         return await asyncio.to_thread(encode)
 
-    def check_health(self) -> None:
+    async def check_health(self) -> None:
+        """Raise EngineError if the engine can serve no more. At first, wait until the routers that
+        run are of this version: Serve asks before it lets an old replica go."""
         self._engine.check()
+        await self._handover.wait()
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Return what `scaling.by_rows` counts of this replica; Serve asks."""

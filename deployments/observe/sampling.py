@@ -26,6 +26,7 @@ class Sampler:
         *samples: Callable[[], None],
         period_s: float = PERIOD_S,
     ) -> None:
+        self._samples: tuple[Callable[[], None], ...]
         self._samples = (*samples, lambda: self._measure(processes))
         self._period_s = period_s
         self._stopped = threading.Event()

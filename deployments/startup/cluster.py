@@ -33,6 +33,15 @@ ENVIRONMENT = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     # A proxy that has died is noticed at its next health check; Serve's default is 10 s.
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",
+    # Between proxy, routers and models: half the processor time of Ray's objects, and the replicas
+    # listen for it whether or not it is used (docs/serving_path.md).
+    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
+    # What Ray and Serve do while nobody asks: the controller looks at the whole cluster in each of
+    # its rounds (0.1 s), replicas sum up their metrics (0.1 s), which are exported every 10 s.
+    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
+    "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "5000",
+    # Ray starts its workers, so all of the service, with 15: whatever else runs would come first.
+    "RAY_worker_niceness": "0",
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "TRANSFORMERS_VERBOSITY": "error",
