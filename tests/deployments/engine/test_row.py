@@ -20,6 +20,7 @@ def run(request: Request) -> StepOutput:
     return outputs[0]
 
 
+@pytest.mark.usefixtures("our_log_propagates")
 @pytest.mark.parametrize("is_logged", [True, False])
 def test_a_request_that_is_logged_has_two_records(
     caplog: pytest.LogCaptureFixture, is_logged: bool

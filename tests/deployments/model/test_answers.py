@@ -149,6 +149,7 @@ def test_every_course_ends_its_spans(
     assert "zebrafish" not in "".join(span.to_json() for span in spans.get_finished_spans())
 
 
+@pytest.mark.usefixtures("our_log_propagates")
 @pytest.mark.parametrize(("course", "phases", "error"), COURSES)
 def test_every_course_has_one_record(
     caplog: pytest.LogCaptureFixture, course: Course, phases: list[str], error: str | None
