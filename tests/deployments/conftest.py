@@ -161,6 +161,24 @@ def our_log_propagates() -> Iterator[None]:
 
 
 @pytest.fixture
+def our_records() -> Iterator[list[logging.LogRecord]]:
+    """What our packages log, from DEBUG up, wherever their records go."""
+    found: list[logging.LogRecord] = []
+
+    class Keeper(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            found.append(record)
+
+    ours, keeper = logging.getLogger("deployments"), Keeper()
+    before = ours.level
+    ours.addHandler(keeper)
+    ours.setLevel(logging.DEBUG)
+    yield found
+    ours.removeHandler(keeper)
+    ours.setLevel(before)
+
+
+@pytest.fixture
 def backend() -> SmallBackend:
     return SmallBackend()
 

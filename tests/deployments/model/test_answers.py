@@ -149,16 +149,14 @@ def test_every_course_ends_its_spans(
     assert "zebrafish" not in "".join(span.to_json() for span in spans.get_finished_spans())
 
 
-@pytest.mark.usefixtures("our_log_propagates")
 @pytest.mark.parametrize(("course", "phases", "error"), COURSES)
 def test_every_course_has_one_record(
-    caplog: pytest.LogCaptureFixture, course: Course, phases: list[str], error: str | None
+    our_records: list[logging.LogRecord], course: Course, phases: list[str], error: str | None
 ) -> None:
-    caplog.set_level(logging.INFO)
     watch = AnswerWatch(call(None), AnswerMetrics(), is_logged=True)
     course(watch)
     watch.end()
-    [record] = caplog.records
+    [record] = our_records
     fields = vars(record)
     assert (fields["event"], fields["request_id"]) == ("generate", "r")
     assert (fields["outcome"], fields["adapter"]) == (error or "length", "derm")
