@@ -7,6 +7,7 @@ and at its next question.
 """
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -21,6 +22,7 @@ from references.version import FORMAT
 
 CONNECT_TIMEOUT_S = 5
 SEARCH_TIMEOUT_S = 5
+PAUSE_S = 10  # after a server has hung
 LOCK_TIMEOUT_S = 600
 _BUILD = "python -m references --shelf URL build"
 _LOCK = 7_356_608_017  # any number that nobody else's advisory lock has
@@ -58,6 +60,7 @@ class PostgresEngine:
         self._url = url
         self._psycopg = psycopg
         self._local = threading.local()
+        self._not_before = 0.0  # on the monotonic clock: no attempt to connect
 
     def is_there(self) -> bool:
         try:
@@ -151,13 +154,32 @@ class PostgresEngine:
                     db.close()
                 db = None
         if db is None:
-            db = self._local.db = self._psycopg.connect(
-                self._url, autocommit=True, connect_timeout=CONNECT_TIMEOUT_S
-            )
-            db.execute(f"set search_path to {SCHEMA}, public")
+            db = self._local.db = self._connected()
         with db.transaction():
             db.execute(f"set local statement_timeout = {round(1000 * timeout_s)}")
             yield db
+
+    def _connected(self) -> Any:
+        """Return a new connection; a server that hung a moment ago is not waited for again."""
+        started = time.monotonic()
+        if started < self._not_before:
+            raise ReferencesError(
+                f"the shelf's server {self.place} does not answer",
+                public="the shelf's server does not answer",
+            )
+        try:
+            db = self._psycopg.connect(
+                self._url,
+                autocommit=True,
+                connect_timeout=CONNECT_TIMEOUT_S,
+                tcp_user_timeout=1000 * SEARCH_TIMEOUT_S,
+            )
+        except self._psycopg.Error:
+            if time.monotonic() - started > 1:  # one that refuses costs nobody time
+                self._not_before = time.monotonic() + PAUSE_S
+            raise
+        db.execute(f"set search_path to {SCHEMA}, public")
+        return db
 
     @contextmanager
     def _told(self, done: str) -> Iterator[None]:

@@ -1,8 +1,10 @@
 """The shelf on PostgreSQL: the same answers as from a file, atomic changes, a server that goes."""
 
+import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -133,6 +135,18 @@ def test_a_server_without_a_shelf(shelf: Shelf, server: Server) -> None:
             call()
     shelf.add(ALL)
     assert ids(shelf, "What is eczema?")
+
+
+def test_a_server_that_hangs_is_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("references.postgres.engine.CONNECT_TIMEOUT_S", 2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # which accepts and says nothing
+        shelf = Shelf(f"postgresql://clinic@127.0.0.1:{silent.getsockname()[1]}/x")
+        with pytest.raises(ReferencesError, match="could not be read"):
+            shelf.search("eczema")
+        started = time.monotonic()
+        with pytest.raises(ReferencesError, match="does not answer"):
+            shelf.search("eczema")
+        assert time.monotonic() - started < 1
 
 
 def test_addresses_and_vectors_that_do_not_fit(shelf: Shelf, server: Server) -> None:
