@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from adapters.base_names import is_same_base
+from adapters.bases.names import is_same_base
 from adapters.legacy_seed import converted, is_old_form
 from adapters.prompting import PromptFormat
 from adapters.versions import SEED_PATH, AdapterVersion, Record, RegisteredAdapter

@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from adapters.base_names import is_same_base
+from adapters.bases.names import is_same_base
 from adapters.catalog import Catalog, problems_of
 from adapters.versions import (
     MAX_VERSIONS,

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from adapters.base_models import BaseModelError
+from adapters.bases.models import BaseModelError
 from adapters.catalog import CATALOG_FILE, BaseModelEntry, Catalog
 from adapters.prompting import Message, PromptFormat, encode_prompt
 

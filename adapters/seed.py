@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from filelock import FileLock
 
-from adapters.base_names import is_same_base
+from adapters.bases.names import is_same_base
 from adapters.catalog import CATALOG_FILE, Catalog, load_catalog, validated
 from adapters.storage.atomic import write_atomically
 from adapters.validation import file_record

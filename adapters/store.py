@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapters.base_models import sha256_of
+from adapters.bases.models import sha256_of
 from adapters.catalog import Catalog, dump, load_catalog, parse
 from adapters.seed import reseed
 from adapters.storage.last_good import LastGood

@@ -10,8 +10,8 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from adapters.base_models import sha256_of
-from adapters.base_names import is_same_base
+from adapters.bases.models import sha256_of
+from adapters.bases.names import is_same_base
 from adapters.checks.lora_tensors import check_tensors
 from adapters.checks.safetensors_file import LFS_POINTER
 

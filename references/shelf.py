@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from references.change import MODULUS, TakenId, Unneeded
-from references.diagnosis import MAX_MEANINGS, Match, Signs
+from references.diagnosis import ARRAYS, MAX_MEANINGS, Match, Signs
 from references.embedding import Vectoriser
 from references.passage import Passage, PassagesRefused, ReferencesError, checked
 from references.query import read_query
@@ -89,6 +89,12 @@ class Shelf:
     def num_passages(self) -> int:
         with self._reading() as reader:
             return reader.num_passages
+
+    @property
+    def has_signs(self) -> bool:
+        """Return whether the shelf knows the signs of diseases, for `diagnose`."""
+        with self._reading() as reader:
+            return reader.array(ARRAYS[0]) is not None
 
     def search(
         self,

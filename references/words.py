@@ -10,7 +10,8 @@ _WORD = re.compile(r"[^\W_]+")
 # A sentence ends at . ! ? or an ellipsis before a space and a capital, a digit or a quotation
 # mark, and at a line's end.
 _END = re.compile(
-    r"(?<=[.!?\u2026])[\"'\u00bb)\]]*(?:\s*\[\d+\])*(?=\s+[\"'\u00ab(\[]?\s?[A-Z\u00c0-\u00dd0-9])|\n+"
+    r"(?<=[.!?\u2026])[\"'\u00bb)\]]*(?:\s*\[\d+\])*"
+    r"(?=\s+(?!\[\d+\])[\"'\u00ab(\[]?\s?[A-Z\u00c0-\u00dd0-9])|\n+"
 )
 _ABBREVIATION = re.compile(
     r"(?:^|[\s(])(?:e\.g|i\.e|cf|vs|approx|fig|dr|mr|mrs|ms|st|no|ex|p|pp|env|etc|[A-Z])\.$|^\s*\d+\.$",

@@ -18,10 +18,10 @@ from router.conversation import SHORT_WORDS, Content, content_of, thread
 from router.evidence import evidence_of
 from router.features import Floats
 from router.head import TextViews, read, sigmoid
-from router.languages import UNKNOWN, detect_language, likely_french
-from router.pasted import find_question
 from router.policy import BENEFIT_OF_THE_DOUBT, Classification, Scores, Thresholds, names
-from router.preparation import Prepared, prepare
+from router.preparation.languages import UNKNOWN, detect_language, likely_french
+from router.preparation.pasted import find_question
+from router.preparation.prepare import Prepared, prepare
 from router.text import Word, clean, normalise, words_of
 
 DECAY = 0.5  # weight of a user turn relative to the next newer one

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from router.edited import EditedText
 from router.features import Floats, NgramModel
 from router.head import Projection, View
+from router.preparation.edited import EditedText
 from router.text import Word
 
 NUM_EVIDENCE = 3

@@ -36,7 +36,7 @@ from references.passage import ReferencesError
 from references.shelf import Shelf, build
 from scripts.arguments import CommandParser, at_least
 from scripts.environment import command_line, environment
-from scripts.markdown import render
+from scripts.pages.markdown import render
 from scripts.references_evaluation import measures
 
 TEMPLATE = measures.FOLDER / "report.md.j2"

@@ -100,7 +100,7 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
     text = render(figures, {plot: path.name for plot, path in plot_files(args.out).items()}, notes)
     args.out.write_text(text, encoding="utf-8")
     if args.html:
-        from scripts.markdown import page
+        from scripts.pages.markdown import page
 
         html = page(_with_pictures(text, plot_files(args.out).values()))
         args.out.with_suffix(".html").write_text(html, encoding="utf-8")

@@ -28,7 +28,7 @@ from scripts.datasets.record import DataError
 from scripts.datasets.source import Source
 from scripts.datasets.sources import read_source
 from scripts.environment import command_line
-from scripts.markdown import head, row
+from scripts.pages.markdown import head, row
 from scripts.router.dataset import Entry, question
 from scripts.router_evaluation import metrics
 from scripts.router_evaluation.questions import read_written

@@ -21,7 +21,7 @@ from typing import Any
 if not __package__:  # run as a file: this folder would hide packages of the same names
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from adapters.base_models import BaseModelError
+from adapters.bases.models import BaseModelError
 from scripts.arguments import CommandParser, positive
 from scripts.datasets.record import DataError
 from scripts.specialists.steps import ROOT, StepError
@@ -58,6 +58,7 @@ def _parser() -> CommandParser:
     add("--data", type=Path, required=True, help="folder of <specialty>.jsonl files")
     add("--specialties", nargs="+", default=list(TWELVE), help="default: the twelve")
     add("--licence", help="of the data, where its sources are not those that this project knows")
+    add("--with_passages", action="store_true", help="train on prompts with passages, as grounded")
     add("--work", type=Path, default=Path("runs/specialists"), help="folder of all intermediates")
     add("--catalog", type=Path, default=ROOT / "adapters", help="folder of catalog.yaml")
     add("--report", type=Path, default=ROOT / "docs" / "specialists", help="without its ending")

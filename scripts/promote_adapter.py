@@ -29,7 +29,7 @@ from typing import Any
 if not __package__:  # run as a file: this folder would hide packages of the same names
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from adapters.base_models import sha256_of
+from adapters.bases.models import sha256_of
 from adapters.catalog import load_catalog
 from adapters.seed import put_adapter, seed_lock, seed_version
 from adapters.validation import CONFIG_FILE, WEIGHTS_FILE, check_adapter

@@ -26,7 +26,7 @@ from scripts.datasets.pairs import load_pairs
 from scripts.datasets.record import DataError
 from scripts.environment import command_line, commit
 from scripts.evaluation.answer_file import SYSTEMS, read_answers
-from scripts.markdown import document, page, put_between, render
+from scripts.pages.markdown import document, page, put_between, render
 
 WITH_TEXT = Path(__file__).parent / "evaluation" / "with_text.html.j2"
 

@@ -14,8 +14,8 @@ from deployments.api.errors import STATUS
 from deployments.api.protocol.ask import AskReply, AskRequest, RouteRequest
 from deployments.settings import ModelLiveSettings, RouterLiveSettings, Settings
 from router.policy import Reason
-from scripts.module_list import BEGIN, END, PACKAGES, module_list
-from scripts.settings_page import page
+from scripts.pages.module_list import BEGIN, END, PACKAGES, module_list
+from scripts.pages.settings_page import page
 
 ROOT = Path(__file__).resolve().parent.parent
 MAX_README_BYTES = 8_192
@@ -103,7 +103,7 @@ def test_the_readme_leads_to_every_page() -> None:
 
 
 def test_the_settings_page_is_the_generated_one() -> None:
-    assert text_of("docs/settings.md") == page(), "run `python -m scripts.settings_page`"
+    assert text_of("docs/settings.md") == page(), "run `python -m scripts.pages.settings_page`"
 
 
 def test_every_setting_is_documented_with_its_default() -> None:
@@ -251,7 +251,7 @@ def test_the_readmes_results_are_those_of_their_files() -> None:
 
 def test_the_architecture_has_a_line_for_each_module() -> None:
     listed = section("docs/architecture.md", "Modules").partition(BEGIN)[2].partition(END)[0]
-    assert listed == module_list(), "run `python -m scripts.module_list`"
+    assert listed == module_list(), "run `python -m scripts.pages.module_list`"
     named = re.findall(r"^- `\w+\.py`: \S|^### `\S+/`$", listed, re.MULTILINE)
     there = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
     assert len(named) == len(there)

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from router.encoder import OnnxEncoder
-from router.preparation import prepared_text
+from router.preparation.prepare import prepared_text
 from router.training.examples import LabelledText, Recipe
 from router.training.train import train
 from router.training.trained import Trained, save

@@ -26,8 +26,8 @@ _MAX_OTHERS = 50  # how often that may happen to one call
 class Guard(Protocol):
     """What `answer_events` asks before, while and after it sends a call."""
 
-    def refusal(self, call: GenerateRequest) -> ErrorInfo | None:
-        """Return why the call may not be sent now."""
+    async def refusal(self, call: GenerateRequest) -> ErrorInfo | None:
+        """Return why the call may not be sent now; wait while its version's models come."""
 
     def waiting(self, response: EventResponse) -> contextlib.AbstractAsyncContextManager[None]:
         """Raise NobodyThere inside it if the call waits for a replica and there is none."""
@@ -55,10 +55,13 @@ class CallGuard:
     def __init__(self, watch: ModelWatch, quarantine: Quarantine) -> None:
         self._watch = watch
         self._quarantine = quarantine
-        self._waiting: dict[asyncio.Timeout, EventResponse] = {}
+        self._waiting: dict[asyncio.Timeout, tuple[float, EventResponse]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    def refusal(self, call: GenerateRequest) -> ErrorInfo | None:
+    async def refusal(self, call: GenerateRequest) -> ErrorInfo | None:
+        while self._watch.is_awaited:  # until the call's deadline, which cancels it
+            self._watch.look_soon()
+            await asyncio.sleep(_PAUSE_S)
         if not self._watch.is_served:
             return NO_MODEL_REPLICA
         wait_s = self._quarantine.seconds_left(call)
@@ -76,7 +79,7 @@ class CallGuard:
         self._loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(None) as timeout:
-                self._waiting[timeout] = response
+                self._waiting[timeout] = (self._loop.time(), response)
                 try:
                     yield
                 finally:
@@ -86,17 +89,19 @@ class CallGuard:
                 raise
             raise NobodyThere from None
 
-    def expire(self) -> None:
-        """End the calls that wait for a replica, since there is none."""
+    def expire(self, began: float) -> None:
+        """End the calls that have waited for a replica since `began` (seconds, `time.monotonic`)
+        or longer: none was there then."""
         loop = self._loop
         if loop is not None:
             with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
-                loop.call_soon_threadsafe(self._expire)
+                loop.call_soon_threadsafe(self._expire, began)
 
-    def _expire(self) -> None:
-        for timeout, response in self._waiting.items():
-            if not response.is_assigned:
-                timeout.reschedule(asyncio.get_running_loop().time())
+    def _expire(self, began: float) -> None:
+        now = asyncio.get_running_loop().time()
+        for timeout, (since, response) in self._waiting.items():
+            if since <= began and not response.is_assigned:
+                timeout.reschedule(now)
 
     async def sends_again(self, call: GenerateRequest, event: TokenEvent, num_sent: int) -> bool:
         if event.error is not None and event.error.code == OTHER_CONFIG.code:

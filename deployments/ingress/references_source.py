@@ -10,9 +10,11 @@ from typing import Any, TypeVar
 
 from ray.serve import metrics
 
+from deployments.observe.tracing import spanned
 from references.default_shelf import default_path, open_shelf
 from references.passage import Passage, PassagesRefused, ReferencesError
 from references.shelf import Hit, Shelf
+from references.signs_question import MatchedDisease, asked_signs, diseases_asked_for
 from references.version import Source
 
 logger = logging.getLogger(__name__)
@@ -61,12 +63,18 @@ class ReferencesSource:
 
     async def search(self, question: str, *, language: str | None, limit: int) -> list[Hit]:
         started = time.perf_counter()
-        hits = await self._on_shelf(
-            lambda shelf: shelf.search(question, language=language, limit=limit)
-        )
+        with spanned("retrieve"):
+            hits = await self._on_shelf(
+                lambda shelf: shelf.search(question, language=language, limit=limit)
+            )
         self._seconds.observe(time.perf_counter() - started)
         self._found.observe(len(hits))
         return hits
+
+    async def diseases(self, question: str, *, limit: int) -> list[MatchedDisease]:
+        if not asked_signs(question):
+            return []
+        return await self._on_shelf(lambda shelf: diseases_asked_for(shelf, question, limit=limit))
 
     async def version(self) -> str:
         return await self._on_shelf(lambda shelf: shelf.version)

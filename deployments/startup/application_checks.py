@@ -77,10 +77,10 @@ def _check_paths(settings: Settings) -> list[str]:
         problems.append(f"adapters: the folder {settings.catalog_dir} does not exist")
     problems += _check_router(settings)
     problems += _check_base_model(settings)
-    if settings.quantization != "none" and settings.device == "cpu":
+    if settings.quantization == "nf4" and settings.device == "cpu":
         problems.append(
-            f"quantization: '{settings.quantization}' needs a GPU, and device is 'cpu': set "
-            "quantization: none, or device: auto"
+            "quantization: 'nf4' needs a GPU, and device is 'cpu': set quantization: auto, int8 "
+            "or none, or device: auto"
         )
     return problems
 
@@ -106,8 +106,8 @@ def _check_router(settings: Settings) -> list[str]:
 
 def _check_base_model(settings: Settings) -> list[str]:
     """Return what is wrong with a folder or a name; whether the hub has it is not asked here."""
-    from adapters.base_check import check_folder
-    from adapters.base_models import BUILT_IN, BaseModelError, is_hub_name
+    from adapters.bases.check import check_folder
+    from adapters.bases.models import BUILT_IN, BaseModelError, is_hub_name
 
     name = settings.base_model
     if name.startswith(("/", ".", "~")) and not project_path(name).is_dir():

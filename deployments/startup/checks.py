@@ -135,6 +135,6 @@ def _read(file: Path) -> str | None:
 
 
 def _cache_dir() -> Path:
-    from adapters.base_models import default_cache_dir
+    from adapters.bases.models import default_cache_dir
 
     return default_cache_dir()

@@ -10,8 +10,9 @@ from deployments.startup.config_file import router_config
 def uses_shelf(content: Mapping[str, Any]) -> bool:
     """Return whether answers stand on the shelf unless a request says otherwise."""
     references = router_config(content).get("references")
-    mode = references.get("mode") if isinstance(references, Mapping) else None
-    return mode in ("quote", "cite")
+    if not isinstance(references, Mapping):
+        return False
+    return not {"quote", "cite"}.isdisjoint(str(references.get(key)) for key in ("mode", "named"))
 
 
 def check_shelf(place: Path | str | None) -> tuple[list[str], list[str]]:

@@ -28,7 +28,7 @@ from router.artefact import (
     read_manifest,
 )
 from router.classifier import Classifier
-from router.preparation import prepared_text
+from router.preparation.prepare import prepared_text
 from router.text import clean, words_of
 from router.training.added import AddedLabel, add_label
 from router.training.examples import OUT_OF_SCOPE

@@ -9,7 +9,7 @@ from scipy.sparse import csr_matrix
 from sklearn.linear_model import LogisticRegression
 
 from router.features import NgramModel, Vocabulary, char_features, vectorise, word_features
-from router.preparation import prepared_text
+from router.preparation.prepare import prepared_text
 from router.text import words_of
 from router.training.examples import OUT_OF_SCOPE, LabelledText, Recipe, balanced, example_weights
 

@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression
 
 from router.encoder import TextEncoder
 from router.head import Projection
-from router.preparation import prepared_text
+from router.preparation.prepare import prepared_text
 from router.training.examples import (
     OUT_OF_SCOPE,
     LabelledText,

@@ -18,7 +18,7 @@ from router.artefact import BUILT_IN, FORMAT_VERSION
 from router.encoder import TextEncoder
 from router.features import NgramModel
 from router.head import Projection, read
-from router.preparation import prepared_text
+from router.preparation.prepare import prepared_text
 from router.text import words_of
 from router.training.examples import OUT_OF_SCOPE, LabelledText, Recipe, example_weights
 from router.training.feature_set import FeatureSet, restored, stored

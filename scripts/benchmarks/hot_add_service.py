@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adapters.base_models import resolve_base_model
+from adapters.bases.models import resolve_base_model
 from scripts.benchmarks.in_process.random_adapters import (
     make_random_adapters,
     rank_of_size,

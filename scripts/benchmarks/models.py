@@ -20,7 +20,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from adapters.base_models import resolve_base_model
+from adapters.bases.models import resolve_base_model
 from deployments.engine.model_loader import (
     Dtype,
     Family,

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from adapters.base_models import sha256_of
+from adapters.bases.models import sha256_of
 from scripts.datasets.record import DataError, Record
 from scripts.datasets.rows import read_rows
 from scripts.datasets.source import record_of

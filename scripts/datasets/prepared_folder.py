@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from adapters.base_models import sha256_of
+from adapters.bases.models import sha256_of
 from scripts.datasets.record import DataError, Record
-from scripts.markdown import render
+from scripts.pages.markdown import render
 
 TEMPLATE = Path(__file__).with_name("report.md.j2")
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from adapters.base_models import sha256_of
+from adapters.bases.models import sha256_of
 from adapters.storage.atomic import write_atomically
 from adapters.validation import WEIGHTS_FILE
 from scripts.datasets.pairs import DataSet, load_pairs

@@ -17,7 +17,7 @@ from scripts.evaluation.figures import (
     verdict,
 )
 from scripts.evaluation.plots import differences, systems
-from scripts.markdown import render
+from scripts.pages.markdown import render
 
 TEMPLATE = Path(__file__).with_name("report.md.j2")
 TITLES = {

@@ -13,7 +13,7 @@ from transformers import (
     T5PreTrainedModel,
 )
 
-from adapters.base_models import Family
+from adapters.bases.models import Family
 from scripts.lora.errors import TrainingError
 
 Quantization = Literal["none", "int8", "nf4"]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils.data import Sampler
 
-from adapters.base_models import Family
+from adapters.bases.models import Family
 
 IGNORED = -100  # label of a position without loss, PyTorch's default
 BUCKET = 16  # batches that are sorted by length together

@@ -16,7 +16,7 @@ from scripts.datasets.attributions import ATTRIBUTIONS, origin
 from scripts.datasets.pairs import DataSet
 from scripts.environment import commit
 from scripts.lora.saved_adapter import adapter_state, save_adapter
-from scripts.markdown import render
+from scripts.pages.markdown import render
 
 TEMPLATE = Path(__file__).with_name("card.md.j2")
 History = list[dict[str, float]]

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from adapters.base_models import Family, resolve_base_model
+from adapters.bases.models import Family, resolve_base_model
 from adapters.catalog import BaseModelEntry, load_catalog
 from adapters.prompt_check import check_prompts, checked_entry
 from adapters.prompting import Message, PromptFormat, encode_example, encode_prompt

@@ -25,7 +25,7 @@ def expected_errors() -> tuple[type[Exception], ...]:
     """Return what a command on an adapter answers with one line and exit code 2."""
     from safetensors import SafetensorError
 
-    from adapters.base_models import BaseModelError
+    from adapters.bases.models import BaseModelError
     from adapters.catalog import CatalogError
     from scripts.datasets.record import DataError
 

@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from safetensors.torch import load_file
 
-from adapters.base_models import Family
+from adapters.bases.models import Family
 from adapters.validation import CONFIG_FILE, WEIGHTS_FILE
 from scripts.lora.base_model import Quantization, load_quantised
 from scripts.lora.errors import TrainingError

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from adapters.base_models import Family, family_of
+from adapters.bases.models import Family, family_of
 from scripts.lora.base_model import load_base
 from scripts.lora.errors import MergeError
 

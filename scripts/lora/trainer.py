@@ -22,7 +22,7 @@ from tqdm import tqdm
 from transformers import EarlyStoppingCallback, Trainer
 from transformers.trainer_callback import ProgressCallback, TrainerControl
 
-from adapters.base_models import Family
+from adapters.bases.models import Family
 from adapters.validation import WEIGHTS_FILE
 from scripts.lora.batches import IGNORED, SimilarLengths, TokenizedPair, answer_losses, tensors_of
 from scripts.lora.checkpoints import last_checkpoint, step_of, what_now

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from router.encoder import BOS, EOS, PAD
-from router.preparation import prepared_text
+from router.preparation.prepare import prepared_text
 from scripts.router.augmentation import Rates, altered, as_question
 from scripts.router.encoder_model import MAX_POSITIONS
 

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional as F
 
-from router.preparation import prepared_text
+from router.preparation.prepare import prepared_text
 from scripts.router.encoder_batches import Text, bucketed, changed_ids, padded_ids, token_ids
 from scripts.router.encoder_model import Encoder
 

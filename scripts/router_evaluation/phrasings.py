@@ -16,9 +16,9 @@ from scipy import stats
 from router.classifier import Classifier
 from router.policy import Reason, decide
 from router.training.examples import OUT_OF_SCOPE
-from scripts import markdown
 from scripts.datasets.record import DataError
 from scripts.datasets.yaml_file import read_yaml
+from scripts.pages import markdown
 
 FOLDER = Path(__file__).parent
 TEMPLATE = FOLDER / "phrasings.md.j2"

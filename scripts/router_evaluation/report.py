@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from scripts import markdown
+from scripts.pages import markdown
 from scripts.router_evaluation import metrics, robustness, speed
 from scripts.router_evaluation.figures import COVERAGES
 from scripts.router_evaluation.results import Results

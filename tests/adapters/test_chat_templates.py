@@ -10,7 +10,7 @@ import pytest
 from tokenizers import AddedToken
 from transformers import AutoTokenizer
 
-from adapters.base_models import BaseModelError
+from adapters.bases.models import BaseModelError
 from adapters.catalog import Catalog
 from adapters.prompt_check import SHAPES, check_prompts, checked_entry
 from adapters.prompting import Message, encode_example, encode_prompt, render

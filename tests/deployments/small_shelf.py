@@ -5,8 +5,9 @@ from collections.abc import Sequence
 
 from references.passage import Passage, PassagesRefused, ReferencesError, checked
 from references.shelf import Hit
+from references.signs_question import MatchedDisease, asked_signs
 from references.version import Source
-from tests.references.passages import ECZEMA, HAIR, STONES
+from tests.references.passages import ECZEMA, HAIR, MARFAN, STONES
 
 
 class SmallShelf:
@@ -27,6 +28,11 @@ class SmallShelf:
             if any(n.lower() in question.lower() for n in (passage.title, *passage.synonyms))
         ]
         return found[:limit]
+
+    async def diseases(self, question: str, *, limit: int) -> list[MatchedDisease]:
+        await self.version()
+        signs = {sign: sign for sign in asked_signs(question) if sign in MARFAN.text.lower()}
+        return [MatchedDisease(MARFAN, signs)][:limit] if len(signs) > 1 else []
 
     async def version(self) -> str:
         if self.problem:

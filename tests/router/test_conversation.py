@@ -3,7 +3,7 @@
 import pytest
 
 from router.conversation import Content, content_of, thread
-from router.preparation import prepare
+from router.preparation.prepare import prepare
 from router.text import normalise, words_of
 
 

@@ -12,7 +12,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from adapters.base_models import resolve_base_model
+from adapters.bases.models import resolve_base_model
 from adapters.catalog import load_catalog
 from adapters.prompting import Message, encode_example, encode_prompt
 from scripts import evaluate_adapter

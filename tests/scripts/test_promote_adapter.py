@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from adapters.base_models import sha256_of
+from adapters.bases.models import sha256_of
 from adapters.catalog import load_catalog
 from adapters.seed_check import check_seed
 from adapters.store import open_store

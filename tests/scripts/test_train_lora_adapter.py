@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 from transformers.integrations import TensorBoardCallback
 
-from adapters.base_models import sha256_of
+from adapters.bases.models import sha256_of
 from adapters.prompting import encode_example
 from adapters.seed import seed_version
 from adapters.validation import check_adapter, recorded_prompt_format

@@ -66,6 +66,7 @@ class AuthMiddleware:
         live: returns the live settings: this replica's limits, and those of keys without own ones.
         clock: seconds, monotonic.
         admission: counts the requests; None: its own.
+        usages: what keys use; None: counted here alone, by `clock`.
     """
 
     def __init__(
@@ -76,12 +77,13 @@ class AuthMiddleware:
         live: Callable[[], AccessLimits],
         clock: Callable[[], float] = time.monotonic,
         admission: Admission | None = None,
+        usages: UsageTable | None = None,
     ) -> None:
         self._app = app
         self._auth = auth
         self._keys = keys
         self._live = live
-        self._usages = UsageTable(clock)
+        self._usages = usages or UsageTable(clock)
         self._table: KeyTable | None = None
         self._admission = admission or Admission()
 
@@ -108,7 +110,7 @@ class AuthMiddleware:
         if refusal:
             await refuse(refusal, scope, receive, send)
             return
-        excess = caller.usage.admit(caller.limits) if caller else None
+        excess = await self._usages.admit(caller.usage, caller.limits) if caller else None
         if caller and excess:
             headers = caller.usage.headers(caller.limits)
             await refuse(too_many(excess), scope, receive, send, headers)

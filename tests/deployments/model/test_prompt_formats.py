@@ -9,7 +9,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from adapters.base_models import BaseModelError
+from adapters.bases.models import BaseModelError
 from adapters.prompting import Message, encode_prompt
 from adapters.seed_check import AdapterError
 from deployments.messages import GenerateRequest

@@ -18,7 +18,7 @@ from router.artefact import (
 from router.classifier import Classifier
 from router.encoder import OnnxEncoder
 from router.policy import Reason, decide
-from router.preparation import prepared_text
+from router.preparation.prepare import prepared_text
 from router.training.examples import OUT_OF_SCOPE, LabelledText, Recipe
 from router.training.feature_set import restored
 from router.training.train import train

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from adapters.base_models import resolve_base_model
+from adapters.bases.models import resolve_base_model
 from deployments.engine.decoder_factory import FastLimits, build_decoder
 from deployments.engine.model_loader import Pretrained, load_pretrained
 from deployments.settings import parse_settings

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import Trainer
 
-from adapters.base_models import sha256_of
+from adapters.bases.models import sha256_of
 from scripts.lora import saved_adapter, trainer
 from scripts.lora.trainer import LoraTrainer
 from tests.scripts.test_train_lora_adapter import PAIRS, item, run, write_lines

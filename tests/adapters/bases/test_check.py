@@ -1,0 +1,94 @@
+"""A base that a replica could not load is refused before anything is replaced: what is missing."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adapters.bases.check import check_base_model, check_folder, find_base_model
+from adapters.bases.models import BaseModelError
+
+
+@pytest.fixture
+def base(tiny_llama_dir: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_llama_dir, tmp_path / "base"))
+
+
+def test_whole_folders_pass(tiny_llama_dir: Path, tiny_flan_t5_dir: Path) -> None:
+    assert check_base_model(str(tiny_llama_dir)).family == "causal"
+    assert check_base_model(str(tiny_flan_t5_dir)).family == "seq2seq"
+    find_base_model(str(tiny_llama_dir))
+
+
+def remove(name: str) -> Any:
+    return lambda base: (base / name).unlink()
+
+
+def write(name: str, content: bytes) -> Any:
+    return lambda base: (base / name).write_bytes(content)
+
+
+def cut_weights(base: Path) -> None:
+    file = base / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def index(base: Path, **shards: str) -> None:
+    content = json.dumps({"weight_map": shards})
+    (base / "model.safetensors.index.json").write_text(content)
+
+
+def config(base: Path, **fields: Any) -> None:
+    file = base / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | fields))
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (remove("config.json"), "config.json is missing"),
+        (write("config.json", b"{"), "config.json cannot be read"),
+        (write("config.json", b"[]"), "config.json"),
+        (remove("model.safetensors"), "no .safetensors file"),
+        (cut_weights, "cut off, damaged"),
+        (write("model.safetensors", b""), "cut off, damaged"),
+        (write("model.safetensors", b"version https://git-lfs.github.com/spec/v1"), "cut off"),
+        (lambda b: index(b, a="model.safetensors", b="model-2.safetensors"), "model-2.safetensors"),
+        (lambda b: index(b), "lists no weights"),
+        (write("model.safetensors.index.json", b"{"), "cannot be read"),
+        (remove("tokenizer.json"), "has no tokenizer"),
+        (write("tokenizer.json", b"{cut"), "tokenizer.json cannot be read"),
+        (lambda b: config(b, architectures=["BertModel"]), "architecture"),
+        (lambda b: config(b, model_type="lama"), "lama"),
+    ],
+)
+def test_what_a_replica_could_not_load_is_named(base: Path, damage: Any, words: str) -> None:
+    damage(base)
+    with pytest.raises(BaseModelError, match=words) as refused:
+        check_folder(base)
+    assert str(base) in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["smollm2-135m-instrct", "/no/such/folder", "a/b/c", "./x", ""])
+def test_a_name_of_no_known_form_is_refused_without_the_network(name: str) -> None:
+    with pytest.raises(BaseModelError, match="base_model"):
+        find_base_model(name)
+
+
+def test_a_name_that_the_hub_may_have_is_asked_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    asked: list[str] = []
+
+    def model_info(self: Any, name: str, timeout: float) -> None:
+        asked.append(name)
+        if name == "nobody/has-this":
+            raise ConnectionError("offline")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", model_info)
+    find_base_model("somebody/has-this")
+    with pytest.raises(BaseModelError, match="'nobody/has-this' is not in the Hugging Face cache"):
+        find_base_model("nobody/has-this")
+    assert asked == ["somebody/has-this", "nobody/has-this"]
