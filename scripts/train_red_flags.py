@@ -27,7 +27,7 @@ from scipy.sparse import csr_matrix, vstack
 from sklearn.linear_model import LogisticRegression
 
 from router.urgency.red_flags import RedFlags, load_red_flags
-from router.urgency.wording import NUM_BUCKETS, RULES_FROM, URGENT_FROM, WEIGHTS
+from router.urgency.wording import NUM_BUCKETS, SIGN_FROM, URGENT_FROM, WEIGHTS
 from router.urgency.wording import features, pieces
 from scripts.arguments import CommandParser
 from scripts.evaluate_red_flags import DATA, QUESTIONS, Case, cases, figures, table
@@ -72,8 +72,10 @@ def _train(args: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:
         kept = np.setdiff1d(np.arange(len(questions)), fold)
         odds[fold] = _with(background, matrix[kept], urgent[kept]).decision_function(matrix[fold])
     verdicts = {
-        case: at >= (RULES_FROM if rules.signs_flags(case.text) else URGENT_FROM)
-        for case, at in zip(questions, odds.tolist(), strict=True)
+        case: signs.is_sure or at >= (SIGN_FROM if signs.flags else URGENT_FROM)
+        for case, at, signs in zip(
+            questions, odds.tolist(), (rules.by_signs(case.text) for case in questions), strict=True
+        )
     }
     for line in table(verdicts):
         print(line)

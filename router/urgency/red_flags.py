@@ -57,6 +57,20 @@ class _Rule:
     within: int
 
 
+@dataclass(frozen=True, slots=True)
+class Signs:
+    """What a text says by its signs.
+
+    Attributes:
+        flags: each with one of its signs.
+        is_sure: a combination of several signs is among them, so its wording is not asked.
+    """
+
+    reading: Reading
+    flags: dict[str, Span]
+    is_sure: bool
+
+
 class RedFlags:
     """The rules, compiled. They never change once built, so any number of threads may use them.
 
@@ -163,30 +177,30 @@ class RedFlags:
         """Return the words of a text as the rules and the wording see them."""
         return read(clean(text), self._shorthand)
 
-    def signs_flags(self, text: str) -> dict[str, Span]:
-        """Return the flags of a text by its signs alone, each with one of the signs."""
-        return self._by_signs(text)[1]
-
-    def _flags(self, text: str) -> dict[str, Span]:
-        """Return the flags of a text by its signs and its wording."""
-        reading, flags = self._by_signs(text)
-        if self._wording is None:
-            return flags
-        if not self._wording.is_urgent(reading, has_signs=bool(flags)):
-            return {}
-        is_french = likely_french(words_of(text))
-        return flags or {GENERAL: Span(0, 0, "fr" if is_french else "en")}
-
-    def _by_signs(self, text: str) -> tuple[Reading, dict[str, Span]]:
+    def by_signs(self, text: str) -> Signs:
+        """Return what a text says by its signs alone."""
         reading, held, named = self._read(text)
         flags: dict[str, Span] = {}
+        is_sure = False
         for rule in self._rules:
-            if rule.flag in flags or any(name in named for name in rule.unless):
+            is_new = rule.flag not in flags or (len(rule.all_of) > 1 and not is_sure)
+            if not is_new or any(name in named for name in rule.unless):
                 continue
             span = _first_match(rule, held)
             if span:
-                flags[rule.flag] = span
-        return reading, flags
+                flags.setdefault(rule.flag, span)
+                is_sure = is_sure or len(rule.all_of) > 1
+        return Signs(reading, flags, is_sure)
+
+    def _flags(self, text: str) -> dict[str, Span]:
+        """Return the flags of a text by its signs and its wording."""
+        signs = self.by_signs(text)
+        if signs.is_sure or self._wording is None:
+            return signs.flags
+        if not self._wording.is_urgent(signs.reading, has_sign=bool(signs.flags)):
+            return {}
+        is_french = likely_french(words_of(text))
+        return signs.flags or {GENERAL: Span(0, 0, "fr" if is_french else "en")}
 
 
 @cache

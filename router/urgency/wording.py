@@ -22,13 +22,14 @@ NUM_BUCKETS = 1 << 15
 # texts are not stretched to the same length, for they tell less.
 USUAL_SQUARED_LENGTH = (25.0, 108.0)
 PIECE_WORDS = 40  # a longer text is read in pieces that end with a sentence
-# Log-odds from which a text is urgent: without a sign of the rules, and with one. Chosen so that
-# models that had not seen a question flag 3 % of those that are not urgent (docs/red_flags.md).
-URGENT_FROM = 0.75
-RULES_FROM = URGENT_FROM - 2.0
+# Log-odds from which a text is urgent: without a sign of the rules, and with a single one. Chosen
+# by what models that had not seen a question say of it (docs/red_flags.md).
+URGENT_FROM = 0.7
+SIGN_FROM = URGENT_FROM - 2.0
 # A text of several pieces has more chances, and tells more of a case than the model was fitted on:
 # it needs more without a sign, and with one its wording is not asked.
 LONG_URGENT_FROM = URGENT_FROM + 2.0
+_HOT = (38, 43)  # a number that may be a fever in degrees Celsius
 Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
 
@@ -46,12 +47,12 @@ class Wording:
         held = load_file(path)
         return cls(held["weights"].astype(np.float32) * held["scale"], float(held["bias"][0]))
 
-    def is_urgent(self, reading: Reading, *, has_signs: bool) -> bool:
-        """Return whether a text in which the rules find signs, or none, is urgent."""
+    def is_urgent(self, reading: Reading, *, has_sign: bool) -> bool:
+        """Return whether a text is urgent in which the rules find one sign, or none."""
         odds = self.log_odds(reading)
         if len(odds) > 1:
-            return has_signs or max(odds) >= LONG_URGENT_FROM
-        return bool(odds) and odds[0] >= (RULES_FROM if has_signs else URGENT_FROM)
+            return has_sign or max(odds) >= LONG_URGENT_FROM
+        return bool(odds) and odds[0] >= (SIGN_FROM if has_sign else URGENT_FROM)
 
     def log_odds(self, reading: Reading) -> list[float]:
         """Return the log-odds that each piece of a text is urgent."""
@@ -64,7 +65,7 @@ class Wording:
 def pieces(reading: Reading) -> Iterator[list[str]]:
     """Yield the words of a text, cut where a sentence ends after PIECE_WORDS; its ends are marked.
 
-    A number becomes the count of its digits, for "38.4" and "39.1" mean the same.
+    A number becomes the count of its digits, or "#hot": "38.4" and "39.1" mean the same.
     """
     piece = ["^"]
     for at, word in enumerate(reading.words):
@@ -72,13 +73,14 @@ def pieces(reading: Reading) -> Iterator[list[str]]:
         if is_new and len(piece) > PIECE_WORDS:
             yield [*piece, _end(reading, at - 1)]
             piece = ["^"]
-        piece.append(_digits(word) if word[0].isdigit() else word)
+        piece.append(_kind_of(word) if word[0].isdecimal() else word)
     if len(piece) > 1:
         yield [*piece, _end(reading, len(reading.words) - 1)]
 
 
-def _digits(number: str) -> str:
-    return f"#{len(number.replace(',', '.').split('.')[0])}"
+def _kind_of(number: str) -> str:
+    whole = number.replace(",", ".").split(".")[0]
+    return "#hot" if _HOT[0] <= int(whole) < _HOT[1] else f"#{len(whole)}"
 
 
 def _end(reading: Reading, at: int) -> str:
