@@ -24,6 +24,7 @@ from router.urgency.wording import Wording
 from router.words import words
 
 LANGUAGES = ("en", "fr")
+Spans = dict[str, list[Span]]
 RECENT_TURNS = 3  # user turns that are read together
 GENERAL = "general_urgency"  # the flag of a text that sounds urgent and names no sign
 WINDOW_WORDS = 40  # of the signs of one emergency, from the first to the last
@@ -64,11 +65,13 @@ class Signs:
     Attributes:
         flags: each with one of its signs.
         is_sure: a combination of several signs is among them, so its wording is not asked.
+        is_elsewhere: it is about an animal, a story or an exam, so its wording means nothing.
     """
 
     reading: Reading
     flags: dict[str, Span]
     is_sure: bool
+    is_elsewhere: bool
 
 
 class RedFlags:
@@ -134,7 +137,7 @@ class RedFlags:
 
     def signs(self, text: str) -> dict[str, list[str]]:
         """Return the concepts that hold in a text, with the words that say so: for debugging."""
-        reading, held, _ = self._read(text)
+        reading, held, *_ = self._read(text)
         return {
             name: [" ".join(reading.words[s.start : s.end]) for s in spans]
             for name, spans in held.items()
@@ -156,8 +159,8 @@ class RedFlags:
                 texts.append(self._advice[also][language])
         return " ".join(" ".join(text.split()) for text in texts) + "\n\n"
 
-    def _read(self, text: str) -> tuple[Reading, dict[str, list[Span]], dict[str, list[Span]]]:
-        """Return the text, the concepts that hold, and those that it names and does not deny."""
+    def _read(self, text: str) -> tuple[Reading, Spans, Spans, bool]:
+        """Return the text, the concepts that hold, those it names, and whether it is elsewhere."""
         reading = self.read(text)
         found = self._book.find(self._corrected(reading.words), reading.sentences, reading.clauses)
         for measure in self._measures:
@@ -171,7 +174,8 @@ class RedFlags:
             if name in self._concepts
         }
         held = {name: [s for s in spans if context.holds(s)] for name, spans in named.items()}
-        return reading, {k: v for k, v in held.items() if v}, {k: v for k, v in named.items() if v}
+        held, named = ({k: v for k, v in spans.items() if v} for spans in (held, named))
+        return reading, held, named, bool(found.get("elsewhere"))
 
     def read(self, text: str) -> Reading:
         """Return the words of a text as the rules and the wording see them."""
@@ -179,7 +183,7 @@ class RedFlags:
 
     def by_signs(self, text: str) -> Signs:
         """Return what a text says by its signs alone."""
-        reading, held, named = self._read(text)
+        reading, held, named, is_elsewhere = self._read(text)
         flags: dict[str, Span] = {}
         is_sure = False
         for rule in self._rules:
@@ -190,12 +194,12 @@ class RedFlags:
             if span:
                 flags.setdefault(rule.flag, span)
                 is_sure = is_sure or len(rule.all_of) > 1
-        return Signs(reading, flags, is_sure)
+        return Signs(reading, flags, is_sure, is_elsewhere)
 
     def _flags(self, text: str) -> dict[str, Span]:
         """Return the flags of a text by its signs and its wording."""
         signs = self.by_signs(text)
-        if signs.is_sure or self._wording is None:
+        if signs.is_sure or signs.is_elsewhere or self._wording is None:
             return signs.flags
         if not self._wording.is_urgent(signs.reading, has_sign=bool(signs.flags)):
             return {}

@@ -65,8 +65,11 @@ class Wording:
 def pieces(reading: Reading) -> Iterator[list[str]]:
     """Yield the words of a text, cut where a sentence ends after PIECE_WORDS; its ends are marked.
 
-    A number becomes the count of its digits, or "#hot": "38.4" and "39.1" mean the same.
+    A number becomes the count of its digits, or "#hot": "38.4" and "39.1" mean the same. A text
+    without a word has no piece.
     """
+    if not any(word.isalpha() for word in reading.words):
+        return
     piece = ["^"]
     for at, word in enumerate(reading.words):
         is_new = at and reading.sentences[at] != reading.sentences[at - 1]

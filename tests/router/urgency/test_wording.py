@@ -8,7 +8,7 @@ from router.urgency.red_flags import GENERAL, load_red_flags
 from router.urgency.wording import (
     NUM_BUCKETS,
     PIECE_WORDS,
-    RULES_FROM,
+    SIGN_FROM,
     URGENT_FROM,
     Wording,
     features,
@@ -27,15 +27,15 @@ def flags(question: str, language: str) -> tuple[str, ...]:
     ("language", "question"),
     [
         ("en", "My teenage boy has such pain in his left nut that he is on the floor crying"),
-        ("en", "Bitten by an adder, the hand turns black and swells up to the elbow"),
-        ("fr", "Le détecteur de CO sonne et les enfants somnolent"),
+        ("en", "There was something in the curry, my lips tingle and my throat feels narrow"),
+        ("fr", "Papa est blanc comme un linge, dans l'escalier, il se frotte le sternum"),
         ("fr", "On l'a repêché dans la mare, il est blanc et vomit de l'eau"),
     ],
 )
 def test_urgent_wording_without_a_listed_sign_is_flagged_by_name(
     language: str, question: str
 ) -> None:
-    assert SIGNS.find([question], language).flags == ()
+    assert SIGNS.by_signs(question).flags == {}
     assert flags(question, language) == (GENERAL,)
     assert RULES.find([question], language).advice.startswith(
         {"en": "This may", "fr": "Il peut"}[language]
@@ -58,10 +58,16 @@ def test_calm_wording_is_not_flagged(language: str, question: str) -> None:
 
 
 def test_a_sign_in_calm_wording_is_dropped() -> None:
-    question = "Notre lycée cherche un intervenant sur l'automutilation et les idées suicidaires"
-    odds = Wording.load().log_odds(read(question, {}))
-    assert odds < RULES_FROM < URGENT_FROM
-    assert flags(question, "fr") == ()
+    question = "she was unconscious for a minute when she was seven, could this affect her memory now"
+    assert SIGNS.find([question], "en").flags == ("unconscious",)
+    assert max(Wording.load().log_odds(read(question, {}))) < SIGN_FROM < URGENT_FROM
+    assert flags(question, "en") == ()
+
+
+def test_several_signs_together_stand_whatever_the_wording() -> None:
+    question = "newborn 12 days, fever 38.3, should I wait till tomorrow?"
+    assert SIGNS.by_signs(question).is_sure
+    assert flags(question, "en") == ("infant_fever",)
 
 
 def test_a_long_text_is_read_in_pieces_that_end_with_a_sentence() -> None:
@@ -73,12 +79,12 @@ def test_a_long_text_is_read_in_pieces_that_end_with_a_sentence() -> None:
     assert [piece[-1] for piece in found] == ["$"] * (len(found) - 1) + ["?"]
     wording = Wording.load()
     urgent = "My father collapsed and does not breathe, his lips are blue."
-    assert wording.log_odds(read(calm * 9 + urgent, {})) > wording.log_odds(reading)
+    assert max(wording.log_odds(read(calm * 9 + urgent, {}))) > max(wording.log_odds(reading))
 
 
-def test_a_number_counts_by_its_digits() -> None:
-    temperatures = [next(pieces(read(f"he has {number}", {}))) for number in ("39.2", "38,5", "40")]
-    assert temperatures == [["^", "he", "has", "#2", "$"]] * 3
+def test_a_number_counts_by_its_digits_or_as_a_fever() -> None:
+    counted = [next(pieces(read(f"he is {number}", {})))[3] for number in ("39.2", "38,5", "61", "9")]
+    assert counted == ["#hot", "#hot", "#2", "#1"]
 
 
 def test_a_short_text_is_not_stretched() -> None:
@@ -90,4 +96,5 @@ def test_a_short_text_is_not_stretched() -> None:
 
 
 def test_nothing_to_read_is_not_urgent() -> None:
-    assert Wording.load().log_odds(read("!!!", {})) == -np.inf
+    assert Wording.load().log_odds(read("!!!", {})) == []
+    assert not Wording.load().is_urgent(read("!!!", {}), has_sign=False)
