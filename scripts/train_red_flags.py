@@ -27,17 +27,21 @@ from scipy.sparse import csr_matrix, vstack
 from sklearn.linear_model import LogisticRegression
 
 from router.urgency.red_flags import RedFlags, load_red_flags
-from router.urgency.wording import NUM_BUCKETS, SIGN_FROM, URGENT_FROM, WEIGHTS
-from router.urgency.wording import features, pieces
+from router.urgency.wording import NUM_BUCKETS, SIGN_FROM, URGENT_FROM, WEIGHTS, features, pieces
 from scripts.arguments import CommandParser
 from scripts.evaluate_red_flags import DATA, QUESTIONS, Case, cases, figures, table
 
 WRITTEN = DATA / "written_urgency.jsonl.gz"
 TEMPLATES = DATA / "red_flags_templates.yaml"
-ROUTER_QUESTIONS = ("written_train", "written_train_patients", "written_train_scope", "written_train_clinical")
+ROUTER_QUESTIONS = (
+    "written_train",
+    "written_train_patients",
+    "written_train_scope",
+    "written_train_clinical",
+)
 TEXTS_OF_A_TEMPLATE = 25
 TEMPLATE_WEIGHT = 0.3
-ROUTER_WEIGHT = 0.01
+ROUTER_WEIGHT = 0.03
 LIKELY_URGENT = 0.03  # of the router's questions, left out
 INVERSE_PENALTY = 10.0  # scikit-learn's C
 FOLDS = 10
@@ -150,9 +154,7 @@ def _with(background: _Background, matrix: csr_matrix, urgent: Flags) -> Logisti
     )
 
 
-def _fit(
-    matrix: csr_matrix, urgent: Flags, weights: npt.NDArray[np.float64]
-) -> LogisticRegression:
+def _fit(matrix: csr_matrix, urgent: Flags, weights: npt.NDArray[np.float64]) -> LogisticRegression:
     model = LogisticRegression(C=INVERSE_PENALTY, solver="liblinear", random_state=SEED)
     return model.fit(matrix, urgent, weights)
 

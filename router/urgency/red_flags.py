@@ -15,11 +15,11 @@ from typing import Any
 
 from router.lexicon import lexicon
 from router.preparation.languages import likely_french
+from router.preparation.phrases import PhraseBook, Span
+from router.preparation.reading import Reading, read
 from router.preparation.spelling import MAX_WORDS, MIN_LETTERS, Speller
 from router.text import clean, words_of
 from router.urgency.context import GROUPS, Context
-from router.preparation.phrases import PhraseBook, Span
-from router.preparation.reading import Reading, read
 from router.urgency.wording import Wording
 from router.words import words
 

@@ -13,8 +13,8 @@ import numpy.typing as npt
 from safetensors.numpy import load_file
 
 from router.features import char_features, word_features
-from router.text import Word
 from router.preparation.reading import Reading
+from router.text import Word
 
 WEIGHTS = Path(__file__).with_name("wording.safetensors")
 NUM_BUCKETS = 1 << 15

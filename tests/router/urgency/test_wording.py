@@ -58,7 +58,9 @@ def test_calm_wording_is_not_flagged(language: str, question: str) -> None:
 
 
 def test_a_sign_in_calm_wording_is_dropped() -> None:
-    question = "she was unconscious for a minute when she was seven, could this affect her memory now"
+    question = (
+        "she was unconscious for a minute when she was seven, could this affect her memory now"
+    )
     assert SIGNS.find([question], "en").flags == ("unconscious",)
     assert max(Wording.load().log_odds(read(question, {}))) < SIGN_FROM < URGENT_FROM
     assert flags(question, "en") == ()
@@ -83,13 +85,17 @@ def test_a_long_text_is_read_in_pieces_that_end_with_a_sentence() -> None:
 
 
 def test_a_number_counts_by_its_digits_or_as_a_fever() -> None:
-    counted = [next(pieces(read(f"he is {number}", {})))[3] for number in ("39.2", "38,5", "61", "9")]
+    counted = [
+        next(pieces(read(f"he is {number}", {})))[3] for number in ("39.2", "38,5", "61", "9")
+    ]
     assert counted == ["#hot", "#hot", "#2", "#1"]
 
 
 def test_a_short_text_is_not_stretched() -> None:
     rows, values = features(["^", "pain", "$"])
-    many_rows, many_values = features(["^", *"my father has a strong pain in the chest".split(), "$"])
+    many_rows, many_values = features(
+        ["^", *"my father has a strong pain in the chest".split(), "$"]
+    )
     assert rows.max() < NUM_BUCKETS
     assert len(rows) == len(values) < len(many_rows)
     assert np.linalg.norm(values) < np.linalg.norm(many_values)
