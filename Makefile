@@ -5,6 +5,7 @@
 # make test         unit, parity and end-to-end tests on real Ray Serve (10 minutes at most on 2 quiet cores)
 # make test-long    everything, the long tests too
 # make chaos        break a small clinic under load, with a ledger of every request (10 minutes at most)
+# make bench        measure on this machine's CPU, beside llama.cpp and PEFT (15 minutes at most)
 # make check        format, lint, types, fast tests (2 minutes at most)
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ CONFIG ?= serve_config.yaml
 # Prints the interpreter of an environment that has what is needed, and installs that first.
 install = $$(PYTHON="$(PYTHON)" sh scripts/install.sh $(1))
 
-.PHONY: help serve specialists test test-long chaos check
+.PHONY: help serve specialists test test-long chaos bench check
 help:
 	@grep '^# make' Makefile | cut -c3-
 
@@ -32,6 +33,9 @@ test-long:
 
 chaos:
 	@python=$(call install,test) && "$$python" -W ignore -m scripts.chaos $(ARGS)
+
+bench:
+	@python=$(call install,bench) && "$$python" -W ignore -m scripts.benchmark peers --out runs/bench/peers.json $(ARGS)
 
 check:
 	@python=$(call install,dev) && "$$python" -m ruff format --check . && "$$python" -m ruff check . \

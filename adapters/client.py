@@ -3,6 +3,7 @@
 import json
 import urllib.error
 import urllib.request
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -52,6 +53,14 @@ class AdminClient:
 
     def remove(self, name: str) -> dict[str, Any]:
         return self._call("DELETE", f"/v1/adapters/{quote(name, safe='')}")
+
+    def add_passages(self, passages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Put passages on the reference shelf; those whose ids are there are replaced."""
+        body = {"passages": list(passages), "replace": True}
+        return self._call("POST", "/v1/references/passages", body)
+
+    def remove_passages(self, ids: Sequence[str]) -> dict[str, Any]:
+        return self._call("DELETE", "/v1/references/passages", {"ids": list(ids)})
 
     def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         """Return the body of the reply. Raises ApiRefused: any status but 2xx, or no answer."""

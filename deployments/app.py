@@ -6,6 +6,7 @@ No `from __future__ import annotations` here: Serve reads the builder's signatur
 """
 
 import logging
+import os
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ import psutil
 import ray
 from ray import serve
 from ray.serve import Application
+from ray.serve.config import RequestRouterConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from adapters.bases.check import check_base_model, quantization_problem
@@ -24,6 +26,7 @@ from deployments.ingress.deployment import RouterReplica
 from deployments.ingress.followed import load_classifier
 from deployments.model.deployment import ModelReplica
 from deployments.model.loading import LoadModel
+from deployments.observe.tracing import tracing_problem
 from deployments.replica import open_adapter_store
 from deployments.settings import ReplicaSettings, Settings, parse_settings
 from deployments.strict_model import SettingsError
@@ -33,11 +36,15 @@ logger = logging.getLogger(__name__)
 NODE_TIMEOUT_S = 30.0
 LOOK_BACK_S = 30.0  # Serve's own default for averaging the load
 METRICS_INTERVAL_S = 10.0  # likewise
+GRACEFUL_S = 300.0  # an answer in progress outlives a replica that is to go; as request_timeout_s
 HEALTH_CHECK_S = 2.0  # how soon a replica that has died is replaced
 HEALTH_CHECK_TIMEOUT_S = 15.0  # on busy cores a healthy replica may take seconds
 _CORES_PER_ROUTER = 8
 _MAX_ROUTERS = 16
 _MODEL_CPUS, _ROUTER_CPUS = 1, 0.2
+# A replica that holds the adapter may have so many requests more than another, of its rows
+# (docs/decisions.md).
+_ROWS_PER_SLACK, _MIN_SLACK = 4, 2
 _ONE_MORE = 1  # percent of the replicas, rounded up: one at a time
 # Weights as they are loaded, key/value memory and a process, for each byte of the files.
 _MEMORY_RATIO = 3
@@ -58,49 +65,41 @@ def build_application(settings: Settings, *, load: LoadModel | None = None) -> A
     """Wire Router -> Model. `load` makes a replica's model in its own process, as tests do; None
     for the model of the settings, in a process beside it."""
     device = choose_device(settings)
+    routers = num_routers(settings.router.replicas)
+    settings = with_routers(settings, routers)
     replicas = clamp_replicas(settings.model_replicas, device)
     # A stand-in for the model needs no base.
-    num_bytes = check_base(settings) if load is None else 0
+    num_bytes = check_base(settings, device) if load is None else 0
     check_files(settings)
     check_shared_state(settings)
     num_gpus = 1 if device == "cuda" else 0
     surge = replicas.surge
     if surge is None:
         surge = has_room(_MODEL_CPUS + _ROUTER_CPUS, num_gpus, num_bytes)
-    target = replicas.target or settings.engine.max_rows
-    look_back_s = min(LOOK_BACK_S, max(1.0, replicas.upscale_delay_s))
     model = serve.deployment(
         name="Model",
         ray_actor_options={"num_cpus": _MODEL_CPUS, "num_gpus": num_gpus},
         max_surge_percent=_ONE_MORE if surge else 0,
+        request_router_config=placement(settings),
         # A replica decodes max_rows and holds as many again ready; the rest wait at the router,
         # where a second replica can still take them.
         max_ongoing_requests=2 * settings.engine.max_rows,
         max_queued_requests=settings.engine.max_waiting,
-        graceful_shutdown_timeout_s=120,
+        graceful_shutdown_timeout_s=GRACEFUL_S,
         # A replica whose engine is gone ends itself, which this notices.
         health_check_period_s=HEALTH_CHECK_S,
         health_check_timeout_s=HEALTH_CHECK_TIMEOUT_S,
-        autoscaling_config={
-            "min_replicas": replicas.min,
-            "initial_replicas": replicas.min,
-            "max_replicas": replicas.max,
-            "target_ongoing_requests": target,
-            "upscale_delay_s": replicas.upscale_delay_s,
-            "downscale_delay_s": replicas.downscale_delay_s,
-            "look_back_period_s": look_back_s,
-            "metrics_interval_s": min(METRICS_INTERVAL_S, look_back_s / 2),
-        },
+        autoscaling_config=autoscaling(replicas, settings.engine.max_rows),
     )(ModelReplica)
     router = serve.deployment(
         name="Router",
-        num_replicas=num_routers(settings.router.replicas),
+        num_replicas=routers,
         ray_actor_options={"num_cpus": _ROUTER_CPUS, "num_gpus": 0},
         # The new version's routers come before the old ones go, and wait for its models.
         max_surge_percent=_ONE_MORE if has_room(_ROUTER_CPUS, 0, 0) else 0,
         max_ongoing_requests=1024,
         # An answer in progress outlives an upgrade; Serve's default would cut it off.
-        graceful_shutdown_timeout_s=120,
+        graceful_shutdown_timeout_s=GRACEFUL_S,
         health_check_period_s=HEALTH_CHECK_S,
     )(serve.ingress()(RouterReplica))
     application: Application = router.bind(settings, model.bind(settings, device, load))
@@ -118,13 +117,44 @@ def choose_device(settings: Settings) -> str:
         num_gpus = ray.cluster_resources().get("GPU", 0)
         device = "cuda" if num_gpus >= 1 else "cpu"
         logger.info("device auto: the cluster has %g GPUs, so %s", num_gpus, device)
-    if device == "cpu" and settings.quantization != "none":
+    if device == "cpu" and settings.quantization == "nf4":
         problem = (
-            f"quantization: '{settings.quantization}' needs a GPU, and the device is the CPU "
-            f"(device: {settings.device}): set quantization: none, or add a GPU"
+            "quantization: 'nf4' needs a GPU, and the device is the CPU "
+            f"(device: {settings.device}): set quantization: auto, int8 or none, or add a GPU"
         )
         raise SettingsError("args of serve_config.yaml", [problem])
     return device
+
+
+def autoscaling(replicas: ReplicaSettings, num_rows: int) -> dict[str, Any]:
+    """Return Serve's `autoscaling_config`.
+
+    `num_rows`: answers that one replica decodes together.
+    """
+    # The mean follows a new load within the first half of the delay.
+    look_back_s = min(LOOK_BACK_S, max(1.0, replicas.upscale_delay_s / 2))
+    return {
+        "min_replicas": replicas.min,
+        "initial_replicas": max(1, replicas.min),  # it shows that the settings serve
+        "max_replicas": replicas.max,
+        "target_ongoing_requests": replicas.target or num_rows,
+        "upscale_delay_s": replicas.upscale_delay_s,
+        "downscale_delay_s": replicas.downscale_delay_s,
+        "look_back_period_s": look_back_s,
+        "metrics_interval_s": min(METRICS_INTERVAL_S, look_back_s / 2.5),
+        "policy": {"policy_function": "deployments.model.scaling:by_rows"},
+    }
+
+
+def placement(settings: Settings) -> RequestRouterConfig:
+    """Return how Serve picks a model replica for a question."""
+    if settings.model_replicas.placement == "load":
+        return RequestRouterConfig()
+    slack = max(_MIN_SLACK, settings.engine.max_rows // _ROWS_PER_SLACK)
+    return RequestRouterConfig(
+        request_router_class="deployments.ingress.placement:AdapterAwareRouter",
+        request_router_kwargs={"slack": slack},
+    )
 
 
 def num_routers(replicas: int | Literal["auto"]) -> int:
@@ -139,9 +169,16 @@ def num_routers(replicas: int | Literal["auto"]) -> int:
     return min(_MAX_ROUTERS, max(1, num_cores // _CORES_PER_ROUTER))
 
 
+def with_routers(settings: Settings, replicas: int) -> Settings:
+    """Return the settings with the number of router replicas, which share the limits of keys."""
+    return settings.model_copy(
+        update={"router": settings.router.model_copy(update={"replicas": replicas})}
+    )
+
+
 def clamp_replicas(replicas: ReplicaSettings, device: str) -> ReplicaSettings:
     """Return one replica for a CPU: it uses all cores, so more would only share them."""
-    if device == "cuda" or (replicas.min, replicas.max) == (1, 1):
+    if device == "cuda" or replicas.max == 1:
         return replicas
     logger.warning(
         "model_replicas {min: %d, max: %d} is clamped to 1: without a GPU one replica uses every "
@@ -149,12 +186,14 @@ def clamp_replicas(replicas: ReplicaSettings, device: str) -> ReplicaSettings:
         replicas.min,
         replicas.max,
     )
-    return replicas.model_copy(update={"min": 1, "max": 1})
+    return replicas.model_copy(update={"min": min(1, replicas.min), "max": 1})
 
 
 def check_files(settings: Settings) -> None:
     """Check every file that the replicas will need besides the base model, so that a bad one fails
     the deploy at once, and what serves goes on."""
+    if problem := tracing_problem(os.environ):
+        raise SettingsError("the environment", [problem])
     load_classifier(settings)
     if settings.auth.mode == "keys":
         try:
@@ -167,13 +206,13 @@ def check_files(settings: Settings) -> None:
         check_seed(store, settings.base_model)
 
 
-def check_base(settings: Settings) -> int:
+def check_base(settings: Settings, device: str) -> int:
     """Resolve the base model and look at its files; returns the bytes of its weights.
 
     Raises:
         BaseModelError, SettingsError: a replica could not load it.
     """
-    if problem := quantization_problem(settings.quantization):
+    if device == "cuda" and (problem := quantization_problem(settings.quantization)):
         raise SettingsError("args of serve_config.yaml", [problem])
     resolved = check_base_model(settings.base_model_or_dir)
     return sum(file.stat().st_size for file in resolved.path.glob("*.safetensors"))

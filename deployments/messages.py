@@ -16,7 +16,10 @@ from adapters.prompting import Message
 from adapters.token_prompts import BadTokenId
 from deployments.engine.request import ErrorInfo, SamplingParams, TokenEvent
 from deployments.settings import RouterLiveSettings
+from references.passage import Passage
 from references.shelf import Hit
+from references.signs_question import MatchedDisease
+from references.version import Source
 from router.policy import Route
 
 # The engine ends an answer at its deadline, with what it has. A caller waits this many seconds
@@ -26,6 +29,11 @@ GRACE_S = 1.0
 OTHER_CONFIG = ErrorInfo(
     "other_config", "the model is being replaced by another one: ask again", retry_after_s=2
 )
+
+
+def held_name(adapter: str, version: str | None) -> str:
+    """Return how a model replica's report names what it holds; None: the stable version."""
+    return adapter if version is None else f"{adapter}@{version}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +48,7 @@ class GenerateRequest:
     config: the sender's `Settings.model_config_id`; a replica with another one does not answer.
     sender: the router replica, for its clock (deployments/clocks.py).
     may_shorten: `sampling.max_tokens` is lowered to what the model has room for after the prompt.
+    trace_context: W3C's headers of the span that asks (deployments/observe/tracing.py).
     """
 
     request_id: str
@@ -54,6 +63,7 @@ class GenerateRequest:
     config: str | None = None
     sender: str | None = None
     may_shorten: bool = False
+    trace_context: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,8 +179,26 @@ class PassageSource(Protocol):
             ReferencesError: there is no shelf that can be read.
         """
 
+    async def diseases(self, question: str, *, limit: int) -> list[MatchedDisease]:
+        """Return the diseases that match, if the question lists signs and asks which disease has
+        them; else []. Raises ReferencesError as `search` does."""
+
     async def version(self) -> str:
         """Return the shelf's version. Raises ReferencesError as `search` does."""
+
+    async def sources(self) -> list[Source]:
+        """Return what the passages are of. Raises ReferencesError as `search` does."""
+
+    async def add(self, passages: Sequence[Passage], *, replace: bool) -> str:
+        """Put passages on the shelf, all or none. Returns the new version.
+
+        Raises:
+            PassagesRefused: names each bad passage.
+            ReferencesError: the shelf cannot be changed, and is as it was.
+        """
+
+    async def remove(self, ids: Sequence[str], *, source: str | None) -> str:
+        """Take passages out, all or none, and those of `source`. Raises as `add` does."""
 
     def observe_unsupported(self, share: float) -> None:
         """Count an answer that was checked, for the metrics."""

@@ -50,7 +50,8 @@ class AuthSettings(StrictModel):
 
 
 class AccessLimits(StrictModel):
-    """Limits of one router replica. Those of a key apply to keys that were made without limits."""
+    """Limits of one router replica, and of a key over all of them; those of a key apply to keys
+    that were made without limits."""
 
     body_timeout_s: float = Field(
         default=15.0, gt=0, le=600, description="seconds for the whole body to arrive; then 408"
@@ -148,8 +149,11 @@ class Settings(StrictModel):
         max_length=4096,
         description="a directory, a Hugging Face id (org/name), or smollm2-135m-instruct",
     )
-    quantization: Literal["none", "int8", "nf4"] = Field(
-        default="none", description="weights of the base model, through bitsandbytes; needs a GPU"
+    quantization: Literal["auto", "none", "int8", "nf4"] = Field(
+        default="auto",
+        description="weights of the base model. int8: eight bits (bitsandbytes on a GPU); nf4: "
+        "four bits, on a GPU; auto: int8 on a CPU that is fast at it, if engine.dtype is auto, "
+        "and none elsewhere",
     )
     device: Literal["auto", "cuda", "cpu"] = Field(
         default="auto",
@@ -250,9 +254,11 @@ class Settings(StrictModel):
         return self.state_path / "router"
 
     @property
-    def shelf_path(self) -> Path | None:
-        """The file of `references.path`. None: the default shelf."""
-        return project_path(self.references.path) if self.references.path else None
+    def shelf_place(self) -> Path | str | None:
+        """The file of `references.path`, or `references.url`. None: the default shelf."""
+        if self.references.path:
+            return project_path(self.references.path)
+        return self.references.url
 
     @property
     def router_encoder(self) -> str | None:
@@ -267,6 +273,9 @@ class Settings(StrictModel):
         """`base_model`; an absolute path where it is a folder of the project."""
         candidate = project_path(self.base_model)
         return str(candidate) if candidate.is_dir() else self.base_model
+
+
+_LOG_REQUESTS = "a record of each request at each stage, with its id and without its texts"
 
 
 class RouterLiveSettings(AccessLimits):
@@ -316,6 +325,7 @@ class RouterLiveSettings(AccessLimits):
         default=30.0, ge=0, le=3600, description="for answers in progress when the server stops"
     )
     log_level: LogLevel = Field(default="INFO", description="of the router deployment")
+    log_requests: bool = Field(default=False, description=_LOG_REQUESTS)
 
 
 class ModelLiveSettings(StrictModel):
@@ -325,6 +335,7 @@ class ModelLiveSettings(StrictModel):
         default=5.0, ge=0, le=3600, description="how often to look for changes; 0: on request only"
     )
     log_level: LogLevel = Field(default="INFO", description="of the model deployment")
+    log_requests: bool = Field(default=False, description=_LOG_REQUESTS)
 
 
 SHIPPED_ROUTER = PROJECT_ROOT / "router" / "model"

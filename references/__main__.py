@@ -21,7 +21,6 @@ import argparse
 import json
 import os
 import sys
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -58,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--shelf", type=Path, help="the shelf's file")
+    parser.add_argument("--shelf", type=_place, help="the shelf's file, or postgresql://...")
     commands = parser.add_subparsers(required=True, metavar="command")
 
     build = commands.add_parser("build", help="make the default shelf, if it is not there")
@@ -83,7 +82,8 @@ def _parser() -> argparse.ArgumentParser:
     add.set_defaults(run=_add)
 
     rm = commands.add_parser("rm", help="take passages out")
-    rm.add_argument("ids", nargs="+", metavar="id")
+    rm.add_argument("ids", nargs="*", metavar="id")
+    rm.add_argument("--source", help="all passages of this source, as `ls` names it")
     rm.set_defaults(run=_rm)
 
     search = commands.add_parser("search", help="the passages for a question")
@@ -104,6 +104,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _place(text: str) -> Path | str:
+    return text if "://" in text else Path(text)
+
+
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"'{text}': a whole number from 1 is expected")
@@ -112,7 +116,7 @@ def _positive(text: str) -> int:
 
 def _build(args: argparse.Namespace) -> int:
     shelf = ensure_shelf(args.shelf, folder=args.hpo, progress=not args.quiet)
-    print(f"{shelf.path}: version {shelf.version}, {shelf.num_passages} passages")
+    print(f"{shelf.place}: version {shelf.version}, {shelf.num_passages} passages")
     return 0
 
 
@@ -124,17 +128,15 @@ def _ls(args: argparse.Namespace) -> int:
             raise ReferencesError(f"passage {args.id}: there is none of this id: see `ls`")
         _print_passage(found[args.id], args.json)
         return 0
-    counted = Counter((p.source, p.specialty or "-", p.language) for p in shelf.passages())
-    rows = [
-        {"source": source, "specialty": specialty, "language": language, "passages": count}
-        for (source, specialty, language), count in sorted(counted.items())
-    ]
+    rows = [asdict(source) for source in shelf.sources()]
     if args.json:
         print(json.dumps({"version": shelf.version, "passages": rows}))
         return 0
-    print(f"{shelf.path}: version {shelf.version}, {shelf.num_passages} passages")
+    print(f"{shelf.place}: version {shelf.version}, {shelf.num_passages} passages")
     for row in rows:
-        print("{passages:7} {specialty:26} {language}  {source}".format(**row))
+        print(
+            f"{row['passages']:7} {row['specialty'] or '-':26} {row['language']}  {row['source']}"
+        )
     return 0
 
 
@@ -151,9 +153,9 @@ def _print_passage(passage: Passage, as_json: bool) -> None:
 def _add(args: argparse.Namespace) -> int:
     shelf = open_shelf(args.shelf)
     change = shelf.replace if args.replace else shelf.add
-    before = shelf.num_passages if shelf.path.exists() else 0
+    before = shelf.num_passages if shelf.is_there else 0
     version = change(_read(args))
-    print(f"{shelf.path}: version {version}, {shelf.num_passages} passages, {before} before")
+    print(f"{shelf.place}: version {version}, {shelf.num_passages} passages, {before} before")
     return 0
 
 
@@ -183,8 +185,10 @@ def _columns(text: str) -> dict[str, str]:
 
 def _rm(args: argparse.Namespace) -> int:
     shelf = open_shelf(args.shelf)
-    version = shelf.remove(args.ids)
-    print(f"{shelf.path}: version {version}, {shelf.num_passages} passages")
+    if not args.ids and args.source is None:
+        raise ReferencesError("rm: name passages by id, or --source")
+    version = shelf.remove(args.ids, source=args.source)
+    print(f"{shelf.place}: version {version}, {shelf.num_passages} passages")
     return 0
 
 
@@ -216,7 +220,7 @@ def _verify(args: argparse.Namespace) -> int:
     problems = shelf.verify()
     for problem in problems:
         print(f"references: {problem}", file=sys.stderr)
-    print(f"{shelf.path}: {'damaged' if problems else 'intact'}, version {shelf.version}")
+    print(f"{shelf.place}: {'damaged' if problems else 'intact'}, version {shelf.version}")
     return 1 if problems else 0
 
 

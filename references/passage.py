@@ -21,11 +21,20 @@ _SPECIALTY = re.compile(r"[a-z][a-z0-9_]*")
 
 
 class ReferencesError(Exception):
-    """A passage, a source or a shelf cannot be used; each problem names the item and the mend."""
+    """A passage, a source or a shelf cannot be used; each problem names the item and the mend.
 
-    def __init__(self, *problems: str) -> None:
+    Attributes:
+        public: what anybody may read instead, where the problems name a server.
+    """
+
+    def __init__(self, *problems: str, public: str | None = None) -> None:
         super().__init__("; ".join(problems))
         self.problems = problems
+        self.public = public
+
+
+class PassagesRefused(ReferencesError):
+    """What was given does not fit the shelf; the shelf itself is in order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +123,7 @@ def checked(passages: Iterable[Passage]) -> Iterator[Passage]:
     """Yield passages that are sound and have ids of their own.
 
     Raises:
-        ReferencesError: after the last passage, with up to MAX_PROBLEMS problems of them all.
+        PassagesRefused: after the last passage, with up to MAX_PROBLEMS problems of them all.
     """
     seen: set[str] = set()
     found: list[str] = []
@@ -130,4 +139,4 @@ def checked(passages: Iterable[Passage]) -> Iterator[Passage]:
     if found:
         more = len(found) - MAX_PROBLEMS
         shown = [*found[:MAX_PROBLEMS], *([f"and {more} more problems"] if more > 0 else [])]
-        raise ReferencesError(*shown)
+        raise PassagesRefused(*shown)

@@ -1,6 +1,6 @@
 """Passages as an answer without a model: word for word, attributed, in one short frame."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from references.passage import Passage
 
@@ -33,12 +33,19 @@ def quote(passages: Sequence[Passage], language: str = "en") -> str:
     return "\n\n".join([heading, *quoted])
 
 
-def quote_diseases(passages: Sequence[Passage], language: str = "en") -> str:
-    """Return diseases found by their signs as a numbered list that says it is no diagnosis."""
-    listed = [
-        f"[{number}] {passage.title} ({attribution(passage)})"
-        for number, passage in enumerate(passages, 1)
-    ]
+def quote_diseases(
+    passages: Sequence[Passage], language: str = "en", signs: Sequence[Iterable[str]] = ()
+) -> str:
+    """Return diseases found by their signs as a numbered list that says it is no diagnosis.
+
+    Args:
+        signs: of each disease, those that matched.
+    """
+    listed = []
+    for number, passage in enumerate(passages, 1):
+        matched = "; ".join(dict.fromkeys(signs[number - 1])) if signs else ""
+        name = f"{passage.title}: {matched}" if matched else passage.title
+        listed.append(f"[{number}] {name} ({attribution(passage)})")
     return "\n".join([_DIAGNOSIS[language], *listed])
 
 

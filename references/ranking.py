@@ -13,8 +13,8 @@ from itertools import islice
 from references.embedding import Floats
 from references.passage import Passage
 from references.query import Group, Query
-from references.reader import Candidate, Reader
 from references.vectors import Nearness
+from references.version import Candidate, Version
 from references.words import key_of, name_key
 
 CANDIDATES = 40  # of each kind
@@ -61,7 +61,7 @@ class Ranked:
 def rank(
     query: Query,
     vector: Floats | None,
-    reader: Reader,
+    reader: Version,
     specialty: str | None,
     weights: Weights,
     limit: int,
@@ -71,8 +71,8 @@ def rank(
     Args:
         vector: (D,) of the query, where the shelf has vectors.
     """
-    expression, keys = _any_of(query), _keys(query)
-    scores = dict(reader.matches(expression, CANDIDATES)) if expression else {}
+    (wanted, names_only), keys = _any_of(query), _keys(query)
+    scores = dict(reader.matches(wanted, CANDIDATES, names_only=names_only)) if wanted else {}
     numbers = {*scores, *(reader.named(keys, CANDIDATES) if keys else ())}
     near: Mapping[int, Nearness] = {}
     if vector is not None and vector.any():
@@ -113,17 +113,17 @@ def _without_twins(found: Iterable[Ranked]) -> Iterator[Ranked]:
             yield ranked
 
 
-def _any_of(query: Query) -> str:
-    """Return FTS5's expression: the rarest groups, as many as the index can score in time."""
+def _any_of(query: Query) -> tuple[list[str], bool]:
+    """Return the stems of the rarest groups, as many as the index can score in time, and whether
+    to look for them in names alone."""
     chosen: list[str] = []
     postings = 0
     for group in sorted(query.groups, key=lambda group: group.count):
         if group.stems and (not chosen or postings + group.count <= MAX_POSTINGS):
             chosen += group.stems
             postings += group.count
-    expression = " OR ".join(f'"{s}"' for s in dict.fromkeys(chosen))
     # Only common words: passages that are named so are enough, and fewer.
-    return f"{{title synonyms}} : ({expression})" if postings > MAX_POSTINGS else expression
+    return list(dict.fromkeys(chosen)), postings > MAX_POSTINGS
 
 
 def _keys(query: Query) -> list[str]:
@@ -153,7 +153,7 @@ def _picks(options: Sequence[Sequence[str]]) -> list[list[str]]:
     return picks
 
 
-def _fit(query: Query, candidate: Candidate, reader: Reader) -> tuple[float, float]:
+def _fit(query: Query, candidate: Candidate, reader: Version) -> tuple[float, float]:
     """Return how well a name of the passage fits the query, and how much of it the passage has."""
     if not query.weight or not any(group.stems.keys() & candidate.stems for group in query.groups):
         return 0.0, 0.0

@@ -1,25 +1,26 @@
 """A shelf of passages: search it, and change it."""
 
 import math
-import os
 import sqlite3
-import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from references.diagnosis import MAX_MEANINGS, Match, Signs
+from references.change import MODULUS, TakenId, Unneeded
+from references.diagnosis import ARRAYS, MAX_MEANINGS, Match, Signs
 from references.embedding import Vectoriser
-from references.passage import Passage, ReferencesError, checked
+from references.passage import Passage, PassagesRefused, ReferencesError, checked
 from references.query import read_query
 from references.ranking import Ranked, Weights, rank
-from references.reader import Reader, damaged
-from references.store import Unneeded, changed, problems_of
-from references.vectors import PassageVectors
+from references.store import FileEngine, engine_of
+from references.version import Source, Version
 from references.words import guess_language
 
-THRESHOLD = 0.5  # chosen on absent.yaml of scripts.references_evaluation
+# Of a passage's name, cover, nearness by name and by text: a logistic regression between what was
+# found rightly and absent topics (development sets of scripts.references_evaluation).
+_SUPPORT = (0.33, 0.37, 0.09, 0.21)
+THRESHOLD = 0.45  # chosen on absent.yaml
 _LEAST = 0.2  # support of a term, for a sign in other words to stand for it
 _SOFTNESS = 1.0  # score by which a term falls behind the best one, for 1/e of its fit
 
@@ -40,12 +41,12 @@ class Hit:
 
 
 class Shelf:
-    """The shelf in a file. Safe to use from several threads and processes.
+    """A shelf in a file or on a server. Safe to use from several threads and processes.
 
     A search sees one version as a whole, and the newest that was in place when it began.
 
     Args:
-        path: the shelf's file; it may appear later.
+        place: the shelf's file, or postgresql://...; it may appear later.
         vectorise: as the shelf was built with; without it, the search is by words alone.
         weights: of the ranking.
         threshold: least `support` of the best hit; below it, nothing was found.
@@ -53,27 +54,47 @@ class Shelf:
 
     def __init__(
         self,
-        path: Path,
+        place: Path | str,
         *,
         vectorise: Vectoriser | None = None,
         weights: Weights | None = None,
         threshold: float = THRESHOLD,
     ) -> None:
-        self.path = path
+        self._engine = engine_of(place)
         self._vectorise = vectorise
         self._weights = weights or Weights()
         self._threshold = threshold
-        self._local = threading.local()
-        self._vectors: dict[str, PassageVectors] = {}
         self._signs: tuple[str, Signs] | None = None
 
     @property
+    def place(self) -> str:
+        """Return the file, or the server without its password, for messages."""
+        return self._engine.place
+
+    @property
+    def path(self) -> Path:
+        """Return the file of a shelf that lies in one."""
+        return Path(self._engine.place)
+
+    @property
+    def is_there(self) -> bool:
+        return self._engine.is_there()
+
+    @property
     def version(self) -> str:
-        return self._reader().version
+        with self._reading() as reader:
+            return reader.version
 
     @property
     def num_passages(self) -> int:
-        return self._reader().num_passages
+        with self._reading() as reader:
+            return reader.num_passages
+
+    @property
+    def has_signs(self) -> bool:
+        """Return whether the shelf knows the signs of diseases, for `diagnose`."""
+        with self._reading() as reader:
+            return reader.array(ARRAYS[0]) is not None
 
     def search(
         self,
@@ -113,13 +134,10 @@ class Shelf:
         self, question: str, *, specialty: str | None, language: str | None, limit: int
     ) -> list[Ranked]:
         """Return the best passages, however little they have to do with the question."""
-        reader = self._reader()
-        try:
+        with self._reading() as reader:
             query = read_query(question, language or guess_language(question), reader)
             vector = self._vectorise([query.english])[0] if self._vectorise else None
             return rank(query, vector, reader, specialty, self._weights, limit)
-        except sqlite3.Error as error:
-            raise damaged(self.path, error) from None
 
     def diagnose(self, signs: Sequence[str], *, limit: int = 5) -> list[Match]:
         """Return the diseases whose recorded signs match best; it is no diagnosis.
@@ -131,9 +149,9 @@ class Shelf:
         Raises:
             ReferencesError: the shelf has no signs.
         """
-        reader = self._reader()
-        if self._signs is None or self._signs[0] != reader.version:
-            self._signs = (reader.version, Signs(reader.array))
+        with self._reading() as reader:
+            if self._signs is None or self._signs[0] != reader.version:
+                self._signs = (reader.version, Signs(reader.array))
         found = self._signs[1].rank(signs, self._meanings, 2 * limit)
         there = self.get(match.disease for match in found)
         return [match for match in found if match.disease in there][:limit]
@@ -146,17 +164,25 @@ class Shelf:
 
     def get(self, ids: Iterable[str]) -> dict[str, Passage]:
         """Return the passages that are there, by id."""
-        return self._reader().by_id(list(ids))
+        with self._reading() as reader:
+            return reader.by_id(list(ids))
 
-    def passages(self) -> Iterable[Passage]:
+    def passages(self) -> Iterator[Passage]:
         """Yield every passage, in the order in which they were added."""
-        return (passage for passage, _ in self._reader().passages())
+        with self._reading() as reader:
+            for passage, _ in reader.passages():
+                yield passage
+
+    def sources(self) -> list[Source]:
+        """Return what the passages are of, and how many."""
+        with self._reading() as reader:
+            return reader.sources()
 
     def add(self, passages: Iterable[Passage]) -> str:
         """Add passages, all of them or none. Returns the new version.
 
         Raises:
-            ReferencesError: names each bad passage, and each id that is there already.
+            PassagesRefused: names each bad passage, and each id that is there already.
         """
         return self._change(passages, replace=False)
 
@@ -166,63 +192,81 @@ class Shelf:
 
     def _change(self, passages: Iterable[Passage], *, replace: bool) -> str:
         new = list(checked(passages))
-        with changed(self.path, self._vectorise, fresh=not self.path.exists()) as writer:
+        with self._engine.changed(self._vectorise, fresh=not self.is_there) as writer:
             taken = []
             for passage in new:
                 if replace:
                     writer.remove(passage.id)
                 try:
                     writer.add(passage)
-                except sqlite3.IntegrityError:
+                except TakenId:
                     taken.append(f"passage {passage.id}: the id is on the shelf: replace it")
             if taken:
-                raise ReferencesError(*taken)
+                raise PassagesRefused(*taken)
         return self.version
 
-    def remove(self, ids: Iterable[str]) -> str:
+    def remove(self, ids: Iterable[str] = (), *, source: str | None = None) -> str:
         """Take passages out, all of them or none. Returns the new version.
 
+        Args:
+            source: all passages of it go as well.
+
         Raises:
-            ReferencesError: names the ids that are not there.
+            PassagesRefused: names the ids that are not there, and a source without passages.
         """
-        with changed(self.path, self._vectorise) as writer:
-            missing = [id_ for id_ in dict.fromkeys(ids) if not writer.remove(id_)]
+        with self._engine.changed(self._vectorise, fresh=False) as writer:
+            missing = [
+                f"passage {id_}: there is none of this id: see `ls`"
+                for id_ in dict.fromkeys(ids)
+                if not writer.remove(id_)
+            ]
+            if source is not None:
+                of_source = writer.ids_of(source)
+                if not of_source:
+                    missing.append(f"source {source[:200]!r}: it has no passages: see `ls`")
+                for id_ in of_source:
+                    writer.remove(id_)
             if missing:
-                raise ReferencesError(
-                    *(f"passage {id_}: there is none of this id: see `ls`" for id_ in missing)
-                )
+                raise PassagesRefused(*missing)
         return self.version
 
     def verify(self) -> list[str]:
-        """Return what is wrong with the shelf's file and its passages; [] if nothing is."""
-        return problems_of(self.path)
+        """Return what is wrong with the shelf and its passages; [] if nothing is."""
+        found = self._engine.problems()
+        total = count = 0
+        with self._engine.reading() as reader:
+            for passage, recorded in reader.passages():
+                count += 1
+                total += int(recorded, 16)
+                if passage.checksum != recorded:
+                    found.append(f"passage {passage.id}: its content and its checksum differ")
+            if count != reader.num_passages or f"{total % MODULUS:064x}" != reader.meta["digest"]:
+                found.append(
+                    f"{self.place}: {count} passages are there and {reader.num_passages} were "
+                    "recorded, or the digest differs: restore or build it again"
+                )
+        return found
 
     def connection(self) -> sqlite3.Connection:
-        """Return this thread's read-only connection to the version in place, for measurements."""
-        return self._reader().db
+        """Return this thread's connection to the version in place of a file, for measurements."""
+        assert isinstance(self._engine, FileEngine), "measured on files only"
+        with self._engine.reading() as reader:
+            return reader.db
 
-    def _reader(self) -> Reader:
-        """Return this thread's reader of the file that is in place now."""
-        try:
-            state = os.stat(self.path)
-            now = (state.st_dev, state.st_ino, state.st_mtime_ns, state.st_size)
-        except OSError:
-            now = None
-        known, reader = getattr(self._local, "open", (None, None))
-        if reader is None or now is None or known != now:
-            reader = Reader(self.path, self._vectors)
+    @contextmanager
+    def _reading(self) -> Iterator[Version]:
+        with self._engine.reading() as reader:
             built_with = reader.meta["vectors"]
             if self._vectorise is not None and built_with != self._vectorise.name:
                 raise ReferencesError(
-                    f"{self.path} was built with the vectors of {built_with or 'nothing'!r}, not "
+                    f"{self.place} was built with the vectors of {built_with or 'nothing'!r}, not "
                     f"of {self._vectorise.name!r}: build it again"
                 )
-            self._local.open = (now, reader)
-        return reader
+            yield reader
 
 
 def build(
-    path: Path,
+    place: Path | str,
     passages: Iterable[Passage],
     *,
     vectorise: Vectoriser | None = None,
@@ -242,17 +286,21 @@ def build(
     Raises:
         ReferencesError: a passage is refused, or the disk; the shelf before stays as it is.
     """
-    with suppress(Unneeded), changed(path, vectorise, fresh=True, unless=unless) as writer:
+    shelf = Shelf(place, vectorise=vectorise)
+    with (
+        suppress(Unneeded),
+        engine_of(place).changed(vectorise, fresh=True, unless=unless) as writer,
+    ):
         for passage in checked(passages):
             writer.add(passage)
             progress()
         for name, data in (arrays or {}).items():
             writer.put_array(name, data)
         writer.meta |= dict(origin or {})
-    return Shelf(path, vectorise=vectorise)
+    return shelf
 
 
 def support_of(ranked: Ranked) -> float:
     """Return how much of the question a passage answers to, 0 to 1."""
     parts = (ranked.name, ranked.cover, ranked.near, ranked.near_text)
-    return sum(max(0.0, part) for part in parts) / len(parts)
+    return sum(weight * max(0.0, part) for weight, part in zip(_SUPPORT, parts, strict=True))

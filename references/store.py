@@ -6,23 +6,24 @@ The index holds stems (words.py), so that SQLite needs no stemmer and questions 
 cut alike.
 """
 
-import json
 import os
 import shutil
 import sqlite3
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any, Protocol
 
 from filelock import FileLock, Timeout
 
-from references.cognates import skeleton
-from references.embedding import Vectoriser
+from references.change import Change, TakenId, Unneeded
+from references.embedding import Floats, Vectoriser
 from references.passage import Passage, ReferencesError
-from references.reader import COLUMNS, FORMAT, Reader, damaged, passage_of, stored_stems
-from references.vectors import packed
-from references.words import name_key, words
+from references.reader import Reader, damaged
+from references.vectors import PassageVectors, packed
+from references.version import COLUMNS, Version
+from references.words import name_key
 
 LOCK_TIMEOUT_S = 600
 _SCHEMA = f"""
@@ -36,17 +37,11 @@ create table cognates (skeleton text, word text, primary key (skeleton, word)) w
 create table vectors (number integer primary key, num_vectors integer, data blob not null);
 create table arrays (name text primary key, data blob not null) without rowid;
 """
-_MODULUS = 2**256
-_VECTOR_BATCH = 4096
-_VECTOR_CHARS = 300  # of a passage's first line
+_STORED = f"{COLUMNS}, name_stems, text_stems, checksum"
 
 
-class Writer:
-    """A shelf in the making. It checks no passage: `Shelf` does.
-
-    Args:
-        vectorise: makes the vectors of names and texts; without it, words alone are searched.
-    """
+class Writer(Change):
+    """A change of a shelf's file, made on a copy."""
 
     def __init__(self, path: Path, vectorise: Vectoriser | None = None) -> None:
         fresh = not path.exists()
@@ -56,113 +51,62 @@ class Writer:
         if fresh:
             self.db.executescript(_SCHEMA)
         self.db.execute("begin")
-        self.meta = dict(self.db.execute("select key, value from meta"))
-        self._digest = int(self.meta.get("digest", "0"), 16)
-        self._passages = int(self.meta.get("passages", "0"))
-        self._counts: Counter[str] = Counter()
-        self._seen: set[str] = set()
-        self._vectorise = vectorise
-        self._unvectorised: list[tuple[int, tuple[str, ...]]] = []
+        super().__init__(dict(self.db.execute("select key, value from meta")), vectorise)
 
-    def add(self, passage: Passage) -> None:
-        """Put a passage in.
-
-        Raises:
-            sqlite3.IntegrityError: its id is there already.
-        """
-        checksum = passage.checksum
-        name_stems, text_stems = stored_stems(passage)
-        row = (
-            *(passage.id, passage.kind, passage.title, json.dumps(passage.synonyms)),
-            *(passage.text, passage.specialty, passage.language, passage.source, passage.url),
-            *(passage.licence, json.dumps(passage.identifiers), passage.prominence),
-            *(name_stems, text_stems, checksum),
-        )
+    def _insert(self, row: Sequence[Any], columns: tuple[str, str, str]) -> int:
         marks = ", ".join("?" * len(row))
-        cursor = self.db.execute(
-            f"insert into passages ({COLUMNS}, name_stems, text_stems, checksum) values ({marks})",
-            row,
-        )
-        number = int(cursor.lastrowid or 0)
-        columns = _indexed(name_stems, text_stems)
+        query = f"insert into passages ({_STORED}) values ({marks})"
+        try:
+            number = int(self.db.execute(query, row).lastrowid or 0)
+        except sqlite3.IntegrityError:
+            raise TakenId from None
         self.db.execute(
             "insert into words (rowid, title, synonyms, body) values (?, ?, ?, ?)",
             (number, *columns),
         )
-        keys = {name_key(name, passage.language) for name in (passage.title, *passage.synonyms)}
-        self.db.executemany(
-            "insert into names values (?, ?)", [(key, number) for key in keys if key]
-        )
-        self._counts.update(set(" ".join(columns).split()))
-        self._digest += int(checksum, 16)
-        self._passages += 1
-        if passage.language == "en":
-            self._add_cognates(passage)
-            first_line = passage.text.partition("\n")[0][:_VECTOR_CHARS]
-            text = f"{passage.title}. {first_line}"
-            self._unvectorised.append((number, (passage.title, *passage.synonyms, text)))
-        if len(self._unvectorised) >= _VECTOR_BATCH:
-            self._add_vectors()
+        return number
 
-    def _add_vectors(self) -> None:
-        if self._vectorise is not None:
-            waiting = self._unvectorised
-            vectors = self._vectorise([text for _, texts in waiting for text in texts])
-            lengths = [len(texts) for _, texts in waiting]
-            rows = zip(waiting, lengths, packed(vectors, lengths), strict=True)
-            self.db.executemany(
-                "insert into vectors values (?, ?, ?)",
-                ((number, length, data) for (number, _), length, data in rows),
-            )
-        self._unvectorised = []
+    def _insert_names(self, pairs: Sequence[tuple[str, int]]) -> None:
+        self.db.executemany("insert into names values (?, ?)", pairs)
 
-    def _add_cognates(self, passage: Passage) -> None:
-        for word in words(" ".join((passage.title, *passage.synonyms, passage.text))):
-            if word not in self._seen:
-                self._seen.add(word)
-                if bones := skeleton(word):
-                    self.db.execute("insert or ignore into cognates values (?, ?)", (bones, word))
+    def _insert_cognates(self, pairs: Sequence[tuple[str, str]]) -> None:
+        self.db.executemany("insert or ignore into cognates values (?, ?)", pairs)
 
-    def remove(self, id_: str) -> bool:
-        """Take a passage out. Returns whether it was there."""
-        query = f"select number, {COLUMNS}, name_stems, text_stems, checksum from passages"
-        row = self.db.execute(f"{query} where id = ?", (id_,)).fetchone()
-        if row is None:
-            return False
-        passage = passage_of(row[1:-3])
-        columns = _indexed(row[-3], row[-2])
+    def _insert_vectors(
+        self, numbers: Sequence[int], lengths: Sequence[int], vectors: Floats
+    ) -> None:
+        rows = zip(numbers, lengths, packed(vectors, lengths), strict=True)
+        self.db.executemany("insert into vectors values (?, ?, ?)", rows)
+
+    def _row(self, id_: str) -> tuple[int, Sequence[Any]] | None:
+        query = f"select number, {_STORED} from passages where id = ?"
+        row = self.db.execute(query, (id_,)).fetchone()
+        return None if row is None else (row[0], row[1:])
+
+    def _delete(self, number: int, passage: Passage, columns: tuple[str, str, str]) -> None:
         self.db.execute(
             "insert into words (words, rowid, title, synonyms, body) values ('delete', ?, ?, ?, ?)",
-            (row[0], *columns),
+            (number, *columns),
         )
         for table in ("passages", "vectors"):
-            self.db.execute(f"delete from {table} where number = ?", (row[0],))
+            self.db.execute(f"delete from {table} where number = ?", (number,))
         for name in (passage.title, *passage.synonyms):
-            pair = (name_key(name, passage.language), row[0])
+            pair = (name_key(name, passage.language), number)
             self.db.execute("delete from names where key = ? and number = ?", pair)
-        self._counts.subtract(set(" ".join(columns).split()))
-        self._digest -= int(row[-1], 16)
-        self._passages -= 1
-        return True
+
+    def ids_of(self, source: str) -> list[str]:
+        query = "select id from passages where source = ?"
+        return [id_ for (id_,) in self.db.execute(query, (source,))]
 
     def put_array(self, name: str, data: bytes) -> None:
         self.db.execute("insert or replace into arrays values (?, ?)", (name, data))
 
-    def finish(self) -> None:
-        """Write what was counted, and commit."""
-        self._add_vectors()
+    def _finish(self, counts: Iterable[tuple[str, int]]) -> None:
         self.db.executemany(
             "insert into stems values (?, ?) on conflict do update set count = count + ?",
-            ((word, count, count) for word, count in self._counts.items()),
+            ((word, count, count) for word, count in counts),
         )
         self.db.execute("delete from stems where count <= 0")
-        self.meta |= {
-            "format": str(FORMAT),
-            "changes": str(int(self.meta.get("changes", "0")) + 1),
-            "digest": f"{self._digest % _MODULUS:064x}",
-            "passages": str(self._passages),
-            "vectors": self._vectorise.name if self._vectorise else "",
-        }
         self.db.executemany("insert or replace into meta values (?, ?)", self.meta.items())
         self.db.execute("insert into words (words) values ('optimize')")
         self.db.execute("commit")
@@ -171,8 +115,104 @@ class Writer:
         self.db.close()
 
 
-class Unneeded(Exception):
-    """Another process has made the change."""
+class Engine(Protocol):
+    """Where a shelf lies. Safe to use from several threads and processes."""
+
+    @property
+    def place(self) -> str:
+        """Return the file, or the server without its password, for messages."""
+
+    def is_there(self) -> bool:
+        """Return whether there is a shelf to change. Raises ReferencesError: nobody answers."""
+
+    def reading(self) -> AbstractContextManager[Version]:
+        """Give the newest version, unchanged as long as the block runs.
+
+        Raises:
+            ReferencesError: there is no shelf, or it cannot be read.
+        """
+
+    def changed(
+        self, vectorise: Vectoriser | None, *, fresh: bool, unless: Callable[[], bool] = ...
+    ) -> AbstractContextManager[Change]:
+        """Give a change, which becomes final as one step when the block ends without an error.
+
+        Args:
+            fresh: begin with an empty shelf.
+            unless: asked when nobody else can change the shelf, whether it is still needed.
+
+        Raises:
+            Unneeded: `unless` said yes.
+            ReferencesError: it cannot be made; the shelf is as it was.
+        """
+
+    def problems(self) -> list[str]:
+        """Return what is wrong with the storage itself."""
+
+
+def engine_of(place: Path | str) -> Engine:
+    """Return the engine of a file, or of a server (postgresql://...).
+
+    Raises:
+        ReferencesError: it is a server, and psycopg is not installed.
+    """
+    if isinstance(place, str) and "://" in place:
+        from references.postgres import PostgresEngine
+
+        return PostgresEngine(place)
+    return FileEngine(Path(place))
+
+
+class FileEngine:
+    """A shelf in a file. A search looks whether the file was replaced, and reads the newest."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._local = threading.local()
+        self._vectors: dict[str, PassageVectors] = {}
+
+    @property
+    def place(self) -> str:
+        return str(self.path)
+
+    def is_there(self) -> bool:
+        return self.path.exists()
+
+    @contextmanager
+    def reading(self) -> Iterator[Reader]:
+        """Give this thread's reader of the file that is in place now.
+
+        Raises:
+            ReferencesError: there is no shelf, or its file is damaged.
+        """
+        try:
+            state = os.stat(self.path)
+            now = (state.st_dev, state.st_ino, state.st_mtime_ns, state.st_size)
+        except OSError:
+            now = None
+        known, reader = getattr(self._local, "open", (None, None))
+        if reader is None or now is None or known != now:
+            reader = Reader(self.path, self._vectors)
+            self._local.open = (now, reader)
+        try:
+            yield reader
+        except sqlite3.Error as error:
+            raise damaged(self.path, error) from None
+
+    def changed(
+        self,
+        vectorise: Vectoriser | None,
+        *,
+        fresh: bool = False,
+        unless: Callable[[], bool] = lambda: False,
+    ) -> AbstractContextManager[Writer]:
+        return changed(self.path, vectorise, fresh=fresh, unless=unless)
+
+    def problems(self) -> list[str]:
+        """Return what SQLite's own check finds wrong with the file's pages."""
+        with self.reading() as reader:
+            rows = [row[0] for row in reader.db.execute("pragma quick_check")]
+        return [f"{self.path}: {row}: restore or build it again" for row in rows if row != "ok"]
 
 
 @contextmanager
@@ -217,8 +257,6 @@ def changed(
             f"another process has been changing {path} for {LOCK_TIMEOUT_S} s: wait, or end it"
         ) from None
     except (OSError, sqlite3.OperationalError, sqlite3.DatabaseError) as error:
-        if isinstance(error, sqlite3.IntegrityError):
-            raise
         raise ReferencesError(
             f"{path} could not be written ({error}); the shelf before stays as it is: is the disk "
             "full, or the folder of another user? Free space, or choose another --shelf"
@@ -253,35 +291,3 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def problems_of(path: Path) -> list[str]:
-    """Return what is wrong with a shelf: its pages, its index, each passage's checksum."""
-    found = []
-    reader = Reader(path)
-    total = count = 0
-    try:
-        found += [
-            f"{path}: {row[0]}: restore or build it again"
-            for row in reader.db.execute("pragma quick_check")
-            if row[0] != "ok"
-        ]
-        for passage, recorded in reader.passages():
-            count += 1
-            total += int(recorded, 16)
-            if passage.checksum != recorded:
-                found.append(f"passage {passage.id}: its content and its checksum differ")
-    except sqlite3.Error as error:
-        raise damaged(path, error) from None
-    if count != reader.num_passages or f"{total % _MODULUS:064x}" != reader.meta["digest"]:
-        found.append(
-            f"{path}: {count} passages are there and {reader.num_passages} were recorded, or the "
-            "digest differs: restore or build it again"
-        )
-    return found
-
-
-def _indexed(name_stems: str, text_stems: str) -> tuple[str, str, str]:
-    """Return the columns of the full-text index: title, synonyms, text."""
-    title, _, synonyms = name_stems.partition(",")
-    return title, synonyms.replace(",", " "), text_stems

@@ -2,10 +2,13 @@
 
 A sentence is supported by a passage if
 
-- the passage holds at least MIN_SHARE of its content words: the stem itself, what the glossary
-  gives for it, or, of a French word, its English cognate;
-- every number in it, in digits or spelled, is in the passage;
-- no word that both have is negated in the one and never negated in the other, or the reverse;
+- the passage holds at least MIN_SHARE of its content words (all but one, of up to four words, and
+  at least MIN_OF_FEW): the stem itself, what the glossary gives for it, or, of a French word, its
+  English cognate; and it lacks no two of them in a row, so that nothing is added to what it says;
+- every number in it, in digits or spelled, and every code, such as a gene's (FLNB, MC1R), is in
+  the passage;
+- no word that both have is negated in the one and never negated in the other, or the reverse, and
+  none is negated that the passage lacks;
 - it has no word whose opposite the passage has in its place, such as dominant for recessive.
 
 The measure knows few synonyms and no grammar: it errs towards "not supported".
@@ -15,17 +18,20 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 from references.cognates import skeleton
 from references.passage import Passage
 from references.query import meanings_of
-from references.words import ENGLISH, FRENCH, guess_language, sentences, stem, words
+from references.words import ENGLISH, FRENCH, ROMAN, guess_language, sentences, stem, words
 
-MIN_SHARE = 0.6
+MIN_SHARE = 0.75
+MIN_OF_FEW = 0.6
 SCOPE = 4  # content words that a negation reaches, to the clause's end
-_MARKER = re.compile(r"\[(\d+)\]")
+MARKER = re.compile(r"\[(\d+)\]")
 _ENUMERATOR = re.compile(r"^\s*(?:\d+[.)]|[-*\u2022])\s+")
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
+_CODE = re.compile(r"\b(?=\w*[A-Z]\w*[A-Z0-9])[A-Z0-9][A-Za-z0-9]+\b")
 _CLAUSE = re.compile(r"[,;:.!?()\u2026]|\b(?:but|however|mais|cependant|toutefois)\b", re.I)
 _CONTRACTED = re.compile(r"n['\u2019]t\b", re.I)
 _NEGATIONS = {
@@ -43,8 +49,8 @@ _SPELLED = dict(
 # What every sentence may say without stating more.
 _LIGHT = frozenset(
     """yes oui cause causes caused found seen case cases include includes including characterized
-    occurs occur affects affect known called usually generally typically source sources passage
-    according provoque provoquent cas inclut comprend caracterise caracterisee connu connue
+    occurs occur affects affect affected known called usually generally typically source sources
+    passage according provoque provoquent cas inclut comprend caracterise caracterisee connu connue
     generalement habituellement selon atteint touche due est""".split()
 )
 _OPPOSITES = [
@@ -114,6 +120,17 @@ class _Text:
         return digits | {_SPELLED[w] for w in words(self.text) if w in _SPELLED}
 
     @cached_property
+    def codes(self) -> set[str]:
+        """Return words such as FLNB or MC1R, in lower case; none of a text in capitals."""
+        if self.text.isupper():
+            return set()
+        return {code.lower() for code in _CODE.findall(self.text)} - ROMAN.keys()
+
+    @cached_property
+    def all_words(self) -> set[str]:
+        return set(words(self.text))
+
+    @cached_property
     def by_stem(self) -> dict[str, set[bool]]:
         return _merged((stem(w, self.language), p) for w, p in self.polarity.items())
 
@@ -122,34 +139,46 @@ class _Text:
         return _merged((skeleton(w), p) for w, p in self.polarity.items())
 
 
+class SupportCheck:
+    """Checks sentences against the passages of one answer, as they were numbered for it."""
+
+    def __init__(self, passages: Sequence[Passage]) -> None:
+        self._sources = [
+            _Text(f"{p.title}. {'; '.join(p.synonyms)}. {p.text}", p.language) for p in passages
+        ]
+
+    def of(self, sentence: str, language: str) -> tuple[int | None, float] | None:
+        """Return the citation and share of a sentence, as of `Support`.
+
+        A passage that the sentence cites, by a marker such as [1], is preferred to others.
+        Returns None if it states nothing.
+        """
+        cited = {int(n) for n in MARKER.findall(sentence)}
+        said = _Text(_ENUMERATOR.sub("", MARKER.sub(" ", sentence)), language)
+        if not said.polarity and not said.numbers:
+            return None
+        sources = self._sources
+        held = [[bool(_in(source, word, language)) for word in said.polarity] for source in sources]
+        shares = [sum(one) / len(one) if one else 1.0 for one in held]
+        order = sorted(range(len(sources)), key=lambda i: (i + 1 not in cited, -shares[i], i))
+        citation = next(
+            (i + 1 for i in order if _is_held(held[i]) and _agrees(said, sources[i])), None
+        )
+        return citation, shares[citation - 1] if citation else max(shares, default=0.0)
+
+
 def support(
     answer: str, passages: Sequence[Passage], *, language: str | None = None
 ) -> list[Support]:
     """Return each sentence of an answer that states something, and the passage that supports it.
 
-    A passage that the sentence cites, by a marker such as [1], is preferred to others.
-
     Args:
         passages: as they were numbered for the answer.
         language: of the answer, en or fr; default: what its words look like.
     """
-    language = language or guess_language(answer)
-    sources = [_Text(f"{p.title}. {'; '.join(p.synonyms)}. {p.text}", p.language) for p in passages]
-    found = []
-    for start, end in sentences(answer):
-        raw = answer[start:end]
-        cited = {int(n) for n in _MARKER.findall(raw)}
-        sentence = _Text(_ENUMERATOR.sub("", _MARKER.sub(" ", raw)), language)
-        if not sentence.polarity and not sentence.numbers:
-            continue
-        shares = [_share(sentence, source) for source in sources]
-        order = sorted(range(len(sources)), key=lambda i: (i + 1 not in cited, -shares[i], i))
-        citation = next(
-            (i + 1 for i in order if shares[i] >= MIN_SHARE and _agrees(sentence, sources[i])), None
-        )
-        share = shares[citation - 1] if citation else max(shares, default=0.0)
-        found.append(Support(start, end, citation, share))
-    return found
+    language, check = language or guess_language(answer), SupportCheck(passages)
+    found = ((span, check.of(answer[slice(*span)], language)) for span in sentences(answer))
+    return [Support(*span, *said) for span, said in found if said]
 
 
 def unsupported_share(found: Sequence[Support]) -> float:
@@ -193,19 +222,21 @@ def _in(source: _Text, word: str, language: str) -> set[bool]:
     return source.by_skeleton.get(skeleton(word), set()) if language != source.language else set()
 
 
-def _share(sentence: _Text, source: _Text) -> float:
-    if not sentence.polarity:
-        return 1.0
-    held = sum(bool(_in(source, word, sentence.language)) for word in sentence.polarity)
-    return held / len(sentence.polarity)
+def _is_held(held: Sequence[bool]) -> bool:
+    """Return whether a source has enough of a sentence's words, told one by one in their order."""
+    if not held:
+        return True
+    share, absent = sum(held) / len(held), held.count(False)
+    is_enough = share >= MIN_SHARE or (absent == 1 and share >= MIN_OF_FEW)
+    return is_enough and all(one or other for one, other in pairwise(held))
 
 
 def _agrees(sentence: _Text, source: _Text) -> bool:
-    if not sentence.numbers <= source.numbers:
+    if not (sentence.numbers <= source.numbers and sentence.codes <= source.all_words):
         return False
     for word, polarity in sentence.polarity.items():
-        there = _in(source, word, sentence.language)
-        if there and not polarity & there:
+        there = _in(source, word, sentence.language) or {False}
+        if not polarity & there:
             return False
     mine, theirs = set(sentence.polarity), set(source.polarity)
     return not any(

@@ -10,7 +10,8 @@ _WORD = re.compile(r"[^\W_]+")
 # A sentence ends at . ! ? or an ellipsis before a space and a capital, a digit or a quotation
 # mark, and at a line's end.
 _END = re.compile(
-    r"(?<=[.!?\u2026])[\"'\u00bb)\]]*(?:\s*\[\d+\])*(?=\s+[\"'\u00ab(\[]?\s?[A-Z\u00c0-\u00dd0-9])|\n+"
+    r"(?<=[.!?\u2026])[\"'\u00bb)\]]*(?:\s*\[\d+\])*"
+    r"(?=\s+(?!\[\d+\])[\"'\u00ab(\[]?\s?[A-Z\u00c0-\u00dd0-9])|\n+"
 )
 _ABBREVIATION = re.compile(
     r"(?:^|[\s(])(?:e\.g|i\.e|cf|vs|approx|fig|dr|mr|mrs|ms|st|no|ex|p|pp|env|etc|[A-Z])\.$|^\s*\d+\.$",
@@ -90,6 +91,17 @@ def stem(word: str, language: str = "en") -> str:
     if word in ROMAN:
         return ROMAN[word]
     return str(_stemmer(language).stemWord(word))
+
+
+def root(word: str, language: str = "en") -> str:
+    """Return the stem of a folded word; in French without e of participles and x of plurals.
+
+    The French stemmer reads accents, which folding has removed: "enflamme" and "enflammee".
+    """
+    found = stem(word, language)
+    if language != "fr" or len(found) < 5:
+        return found
+    return found[:-1] if found.endswith(("eux", "aux")) else found.rstrip("e")
 
 
 def stems(text: str, language: str = "en") -> list[str]:

@@ -24,6 +24,13 @@ adapter out first.
     python -m scripts.add_specialty --label dentistry --questions questions/ \\
         --adapter /srv/new/dentistry --adapter_version 1
 
+With --references the passages of a folder (docs/references.md) go on the running clinic's reference
+shelf, for the new label; they are read before anything is published, and are taken off again where
+the adapter is refused. --roll_back with --references takes them off.
+
+    python -m scripts.add_specialty --label dentistry --questions questions/ \\
+        --adapter /srv/new/dentistry --references guides/ --source "Our guide" --licence "CC BY 4.0"
+
 Without an adapter the new label routes to the base model. An admin key is read from
 POLYCLINIC_ADMIN_KEY. The last line of stdout is one JSON object.
 """
@@ -36,6 +43,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +55,8 @@ from adapters.client import AdminClient, ApiRefused
 from deployments.settings import PROJECT_ROOT, Settings, parse_settings
 from deployments.startup.config_file import application_of, read_config
 from deployments.strict_model import SettingsError
+from references.ingest.folder import read_folder
+from references.passage import Passage, ReferencesError, checked
 from router.artefact import LABEL_THRESHOLDS, ArtefactError
 from router.training.extend import LABEL, MIN_RECALL, Extension, extend, read_questions
 from router.training.trained import save
@@ -55,11 +65,12 @@ from scripts.arguments import CommandParser
 from scripts.train_router import MODEL_DIR
 
 POLL_S = 0.5
+_AT_ONCE = 500  # passages of one call
 WAIT_S = 30.0  # replicas look every `reload_check_s` (5 s by default) and load in about a second
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    errors = (ArtefactError, ValueError, OSError, ApiRefused, SettingsError)
+    errors = (ArtefactError, ValueError, OSError, ApiRefused, SettingsError, ReferencesError)
     return _parser().run(argv, lambda: errors, _changed, _exit_code)
 
 
@@ -70,11 +81,12 @@ def _exit_code(report: Mapping[str, Any]) -> int:
 def _changed(args: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:
     args.out = args.out or settings_of(args.config).router_dir
     client = AdminClient(args.url, os.environ.get(KEY_VARIABLE))
-    report = rolled_back(args, client) if args.roll_back else run(args)
+    passages = read_references(args)
+    report = rolled_back(args, client, passages) if args.roll_back else run(args)
     if "version" in report and not args.offline:
         report |= confirmed(args, client, report["version"])
-    if args.adapter and report.get("published") and report.get("live", True):
-        report |= add_adapter(args, client)
+    if report.get("published") and report.get("live", True):
+        report |= add_rest(args, client, passages)
     return report
 
 
@@ -104,6 +116,10 @@ def _parser() -> CommandParser:
     add("--roll_back", action="store_true", help="make the version before current again")
     add("--adapter", help="folder, org/name of the hub, or URL of the new specialist")
     add("--adapter_version", default="1", help="of the new specialist")
+    add("--references", type=Path, help="folder of passages of the specialty")
+    add("--source", help="of passages that name none themselves")
+    add("--licence", help="likewise")
+    add("--url_of_references", metavar="URL", help="likewise")
     add("--name", help="of the adapter; default: the label")
     add("--url", default=os.environ.get(URL_VARIABLE, DEFAULT_URL), help="of the running clinic")
     add("--date", default=datetime.date.today().isoformat(), help="first part of the version")
@@ -154,31 +170,69 @@ def served_versions(client: AdminClient) -> tuple[list[str | None], str | None]:
     return served, ready.get("reload_problem")
 
 
-def add_adapter(args: argparse.Namespace, client: AdminClient) -> dict[str, Any]:
-    """Put the specialist into service, or roll the label back when it is refused.
+def read_references(args: argparse.Namespace) -> list[Passage]:
+    """Return the passages of --references, checked. Raises ReferencesError: one is refused."""
+    if args.references is None:
+        return []
+    if args.offline:
+        raise ValueError("--references goes to the running clinic: without --offline")
+    names = ("source", "licence", "url_of_references")
+    defaults = {name.partition("_of_")[0]: getattr(args, name) for name in names}
+    defaults = {name: value for name, value in defaults.items() if value}
+    if args.label:
+        defaults["specialty"] = args.label
+    return list(checked(read_folder(args.references, defaults)))
+
+
+def add_rest(
+    args: argparse.Namespace, client: AdminClient, passages: Sequence[Passage]
+) -> dict[str, Any]:
+    """Put passages on the shelf and the specialist into service, or take back what was done.
 
     Raises:
-        ApiRefused: the adapter is refused; the label is rolled back.
+        ApiRefused: the passages or the adapter are refused; the label is rolled back.
     """
-    name = args.name or args.label
+    report: dict[str, Any] = {}
+    shelved: list[str] = []
     try:
-        added = client.add(name, args.adapter, args.adapter_version, specialty=args.label)
+        for start in range(0, len(passages), _AT_ONCE):
+            some = passages[start : start + _AT_ONCE]
+            reply = client.add_passages([asdict(passage) for passage in some])
+            shelved += [passage.id for passage in some]
+            report = {"passages": len(shelved), "shelf": reply["version"]}
+        if args.adapter:
+            name = args.name or args.label
+            added = client.add(name, args.adapter, args.adapter_version, specialty=args.label)
+            report |= {"adapter": name, "revision": added["revision"]}
+            report["unconfirmed"] = added["unconfirmed"]
     except ApiRefused:
         roll_back(args.out)
+        remove_passages(client, shelved)
         raise
-    return {"adapter": name, "revision": added["revision"], "unconfirmed": added["unconfirmed"]}
+    return report
 
 
-def rolled_back(args: argparse.Namespace, client: AdminClient) -> dict[str, Any]:
-    """Take out the adapter `--name`, if given, and make the version before current again.
+def remove_passages(client: AdminClient, ids: Sequence[str]) -> None:
+    for start in range(0, len(ids), _AT_ONCE):
+        client.remove_passages(ids[start : start + _AT_ONCE])
+
+
+def rolled_back(
+    args: argparse.Namespace, client: AdminClient, passages: Sequence[Passage] = ()
+) -> dict[str, Any]:
+    """Take out the adapter `--name` and the passages, if given, and make the version before
+    current again.
 
     Raises:
         ApiRefused, ArtefactError: nothing was rolled back.
     """
     report: dict[str, Any] = {}
+    if passages:
+        remove_passages(client, [passage.id for passage in passages])
+        report = {"passages": -len(passages)}
     if args.name:
         removed = client.remove(args.name)
-        report = {"removed": args.name, "unconfirmed": removed["unconfirmed"]}
+        report |= {"removed": args.name, "unconfirmed": removed["unconfirmed"]}
     return {**report, "version": roll_back(args.out)}
 
 

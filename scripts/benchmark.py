@@ -17,11 +17,17 @@ from scripts.benchmarks import (
     gateway,
     hot_add,
     load,
+    observing,
+    peers,
+    placement,
+    report,
+    scaling,
     serve,
     service,
     slow_clients,
     training,
 )
+from scripts.benchmarks.scale_model import simulate
 
 # Name -> (module with `add_arguments` and `run`, one line of help).
 _BENCHMARKS = {
@@ -32,7 +38,13 @@ _BENCHMARKS = {
     "hot_add": (hot_add, "new adapter versions over HTTP, on several replicas"),
     "gateway": (gateway, "what our HTTP side adds to Ray's own chain"),
     "serve": (serve, "the whole application over HTTP, streams of mixed adapters"),
+    "observing": (observing, "what records of requests and traces cost"),
+    "peers": (peers, "this application, llama.cpp and PEFT on the CPU, in turn"),
+    "placement": (placement, "more adapters than places, on several replicas"),
+    "scaling": (scaling, "1 -> 2 -> 1 model replicas under load, and the parts of a start"),
     "clients": (slow_clients, "many streaming clients that read slowly"),
+    "report": (report, "no measurement: write docs/measurements.md from the result files"),
+    "simulate": (simulate, "clinics of many replicas, with the costs that were measured"),
     "training": (training, "training on a quantised base, memory and speed"),
 }
 

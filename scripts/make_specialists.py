@@ -58,6 +58,7 @@ def _parser() -> CommandParser:
     add("--data", type=Path, required=True, help="folder of <specialty>.jsonl files")
     add("--specialties", nargs="+", default=list(TWELVE), help="default: the twelve")
     add("--licence", help="of the data, where its sources are not those that this project knows")
+    add("--with_passages", action="store_true", help="train on prompts with passages, as grounded")
     add("--work", type=Path, default=Path("runs/specialists"), help="folder of all intermediates")
     add("--catalog", type=Path, default=ROOT / "adapters", help="folder of catalog.yaml")
     add("--report", type=Path, default=ROOT / "docs" / "specialists", help="without its ending")

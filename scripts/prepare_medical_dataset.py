@@ -27,6 +27,10 @@ Kinds of --source KIND:PATH[,key=value...], repeatable:
 `focus` which disease a pair is about: without it two names of one disease may be in both splits.
 Where `lang` is missing, en or fr is told from the text (und when neither leads).
 
+--with_passages puts passages before each question as service does, the right ones among others,
+and makes the answer cite them ([1]) or, in a fifth of the pairs, say that there is no source. A
+pair's passages are answers of its own split. `asked` keeps the question alone.
+
 Written: <specialty>.jsonl (all columns), <specialty>/train.json and validation.json (input and
 output alone), manifest.json, report.md. The same sources and options give the same bytes. The last
 line of stdout is one JSON object.
@@ -68,6 +72,7 @@ def _parser() -> CommandParser:
     add("--drop_note", action="append", default=[], help="leave out pairs with this note")
     add("--drop_boilerplate", action="store_true", help="cut sentences that many answers share")
     add("--with_sources", action="store_true", help="end answers in 'Source: <publisher>'")
+    add("--with_passages", action="store_true", help="questions come with numbered passages")
     add("--seed", type=int, default=0, help="of which diseases are held out")
     return parser
 

@@ -1,8 +1,8 @@
 """The HTTP application, `create_api(backend)`, and the front door before it. No ray, no torch.
 
-operations.py lists the paths. A request passes, in this order: HTTP/1.0, response headers, limits
-on its size and time, its host where no key is asked for (hosts.py), CORS where origins are set,
-keys and rates (auth.py), request ids, endpoint.
+operations.py lists the paths. A request passes, in this order: what an operator sees of it
+(observed.py), HTTP/1.0, response headers, limits on its size and time, its host where no key is
+asked for (hosts.py), CORS where origins are set, keys and rates (auth.py), request ids, endpoint.
 """
 
 import time
@@ -22,6 +22,7 @@ from deployments.adapter_admin import AdapterAdmin
 from deployments.api.access.admission import Admission
 from deployments.api.access.auth import AuthMiddleware, KeySource
 from deployments.api.access.hosts import HostCheck, guarded_hosts
+from deployments.api.access.rate_limits import UsageTable
 from deployments.api.admin import admin_endpoints
 from deployments.api.ask import AskEndpoint
 from deployments.api.errors import ApiError, Endpoint, error_response, on_http_error
@@ -32,6 +33,7 @@ from deployments.api.middleware import (
     ResponseHeaders,
     catch_unexpected,
 )
+from deployments.api.observed import Observed
 from deployments.api.openai import OpenAIEndpoints
 from deployments.api.openapi import openapi_document
 from deployments.api.operations import ADMIN_OPERATIONS, OPERATIONS
@@ -42,6 +44,7 @@ from deployments.api.protocol.base import RouteReply, json_response, route_field
 from deployments.api.protocol.openai_replies import ModelsReply
 from deployments.api.references import ReferencesEndpoint
 from deployments.api.request_body import check_count, check_known, check_text, read_request
+from deployments.api.responses import ResponsesEndpoint
 from deployments.messages import Backend, Outcome
 from deployments.settings import AccessLimits, Settings
 
@@ -57,15 +60,19 @@ def behind_front_door(
     *,
     clock: Callable[[], float] = time.monotonic,
     admission: Admission | None = None,
+    usages: UsageTable | None = None,
     proxy_adds_id: bool = False,
+    count_refusal: Callable[[str], None] = lambda code: None,
+    is_logging: Callable[[], bool] = lambda: False,
 ) -> ASGIApp:
     """Wrap `app`, which finds the caller in `scope["state"]["caller"]` when keys are on.
 
     Args:
-        admission: of AuthMiddleware.
+        admission, usages: of AuthMiddleware.
         proxy_adds_id: of ResponseHeaders.
+        count_refusal, is_logging: of Observed.
     """
-    guarded: ASGIApp = AuthMiddleware(app, settings.auth, keys, live, clock, admission)
+    guarded: ASGIApp = AuthMiddleware(app, settings.auth, keys, live, clock, admission, usages)
     if settings.cors_origins:  # outside the keys: a preflight request carries none
         guarded = CORSMiddleware(
             guarded,
@@ -78,7 +85,8 @@ def behind_front_door(
     if hosts is not None:
         guarded = HostCheck(guarded, hosts)
     limited = RequestLimits(guarded, live)
-    return WholeForHttp10(ResponseHeaders(limited, proxy_adds_id=proxy_adds_id))
+    whole = WholeForHttp10(ResponseHeaders(limited, proxy_adds_id=proxy_adds_id))
+    return Observed(whole, count_refusal, is_logging)
 
 
 def create_api(backend: Backend, admin: AdapterAdmin | None = None) -> Starlette:
@@ -88,14 +96,15 @@ def create_api(backend: Backend, admin: AdapterAdmin | None = None) -> Starlette
         backend: the router deployment, or a small one in tests.
         admin: changes the adapters; None: its paths are not there.
     """
-    openai = OpenAIEndpoints(backend)
+    openai, references = OpenAIEndpoints(backend), ReferencesEndpoint(backend)
     api = _Api(backend, openapi_document(with_admin=admin is not None))
     endpoints: dict[str, Endpoint] = {
         "ask": AskEndpoint(backend),
         "route": api.route,
         "chat": openai.chat,
         "complete": openai.completions,
-        "search_references": ReferencesEndpoint(backend).search,
+        "respond": ResponsesEndpoint(backend, openai),
+        "search_references": references.search,
         "models": api.models,
         "model": api.model,
         "openapi": api.openapi,
@@ -104,7 +113,7 @@ def create_api(backend: Backend, admin: AdapterAdmin | None = None) -> Starlette
         "readyz": api.readyz,
     }
     if admin:
-        endpoints |= admin_endpoints(admin)
+        endpoints |= admin_endpoints(admin) | references.admin()
     routes = [
         HttpRoute(o.path, catch_unexpected(endpoints[o.name]), methods=[o.method])
         for o in (*OPERATIONS, *(ADMIN_OPERATIONS if admin else ()))

@@ -41,6 +41,7 @@ from deployments.api.request_body import (
 from deployments.api.streaming import AnswerStream, EventStream, StreamItem, charge, sse
 from deployments.engine.request import SamplingParams
 from deployments.messages import Backend, GenerateRequest, ServedModels
+from deployments.settings import GroundingMode
 from router.policy import Reason, Route
 
 
@@ -91,9 +92,10 @@ class AskEndpoint:
         timeout_s = timeout_of(asked.timeout_s, limits.max_timeout_s)
         deadline_at = accepted_at + timeout_s
         ids = request_id_of(request), session_id_of(request, asked.session_id)
-        if mode_of(self._backend, asked.grounding) != "quote":
+        mode = _mode(self._backend, asked)
+        if mode != "quote":
             check_capacity(self._backend, timeout_s)
-        consultation = await self._consultation(ids, asked, sampling, deadline_at)
+        consultation = await self._consultation(ids, asked, mode, sampling, deadline_at)
         if not asked.stream:
             return await _whole(request, consultation)
         advice = [consultation.route.advice] * len(consultation.answers)
@@ -105,12 +107,15 @@ class AskEndpoint:
         self,
         ids: tuple[str, str | None],
         asked: bodies.AskRequest,
+        mode: GroundingMode,
         sampling: SamplingParams,
         deadline_at: float,
     ) -> _Consultation:
         request_id, session_id = ids
+        is_asked_for = asked.grounding is not None
         (route, route_s), found = await asyncio.gather(
-            self._route(asked), find(self._backend, asked.grounding, [asked.question])
+            self._route(asked),
+            find(self._backend, mode, [asked.question], is_asked_for=is_asked_for),
         )
         clinic = self._backend.clinic.for_session(session_id)
         heads = _heads(self._backend, clinic, route, asked)
@@ -144,6 +149,11 @@ class AskEndpoint:
         else:
             route = (await self._backend.classify([[asked.question]], asked.min_confidence))[0]
         return route, time.perf_counter() - started
+
+
+def _mode(backend: Backend, asked: bodies.AskRequest) -> GroundingMode:
+    is_named = asked.specialty is not None or asked.consult is not None
+    return mode_of(backend, asked.grounding, is_named=is_named)
 
 
 def _heads(

@@ -1,8 +1,6 @@
 """What an answer stands on: passages found for the question, put into the prompt, and the check of
 the answer against them."""
 
-import asyncio
-import re
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, replace
 
@@ -12,63 +10,90 @@ from deployments.api.protocol.references import CitationReply, SupportReply
 from deployments.engine.request import FinishReason, Timings, TokenEvent
 from deployments.messages import Backend, GenerateRequest
 from deployments.settings import GroundingMode
+from references.markers import MarkedText
 from references.passage import Passage, ReferencesError
-from references.quote import quote
+from references.quote import quote, quote_diseases
 from references.ranking import Weights
 from references.shelf import Hit
-from references.support import Support, support, unsupported_share
+from references.signs_question import MatchedDisease, asked_signs
+from references.support import MARKER, Support, unsupported_share
 
-NO_SOURCE, UNGROUNDED = "no_source", "ungrounded"
+NO_SOURCE, UNGROUNDED, MATCHING_SIGNS = "no_source", "ungrounded", "matching_signs"
 _MORE = 2  # times as many passages are looked at as are used, for the specialty's boost
 _TURNS = 3  # the user's last, that are searched together; more would blur what is asked
-_MARKER = re.compile(r"\[(\d+)\]")
+_DISEASES = 5  # that a list of signs gets, at least
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What was found for a question, before it is known who answers."""
+    """What was found for a question, before it is known who answers.
+
+    Attributes:
+        diseases: those asked for by their signs. They are listed, whatever the mode.
+    """
 
     mode: GroundingMode
     hits: tuple[Hit, ...] = ()
+    diseases: tuple[MatchedDisease, ...] = ()
 
     def for_specialty(self, backend: Backend, specialty: str | None, language: str) -> "Sources":
         """Return the sources of one answer; passages of its specialty rank a little higher."""
+        spoken = "fr" if language == "fr" else "en"
+        if self.diseases:
+            listed = [disease.passage for disease in self.diseases]
+            signs = [disease.signs.values() for disease in self.diseases]
+            text = quote_diseases(listed, spoken, signs)
+            return Sources(backend, "quote", listed, spoken, (MATCHING_SIGNS,), text)
         boost = Weights().specialty
         ranked = sorted(
             self.hits,
             key=lambda hit: -hit.score - boost * (hit.passage.specialty == (specialty or "")),
         )
         passages = [hit.passage for hit in ranked[: backend.limits.references.limit]]
-        return Sources(backend, self.mode, passages, "fr" if language == "fr" else "en")
+        return Sources(backend, self.mode, passages, spoken)
 
 
-def mode_of(backend: Backend, grounding: GroundingMode | None) -> GroundingMode:
-    """Return the request's mode, or else the operator's. `quote` needs no model."""
-    return backend.limits.references.mode if grounding is None else grounding
+def mode_of(backend: Backend, grounding: GroundingMode | None, *, is_named: bool) -> GroundingMode:
+    """Return the request's mode, or else the operator's.
+
+    Args:
+        is_named: the request says who answers, so it is to be heard.
+    """
+    if grounding is not None:
+        return grounding
+    settings = backend.limits.references
+    return settings.named if is_named and settings.named is not None else settings.mode
 
 
-async def find(backend: Backend, grounding: GroundingMode | None, turns: Sequence[str]) -> Found:
-    """Search the shelf, if the request (`grounding`) or else the operator wants passages.
+async def find(
+    backend: Backend, mode: GroundingMode, turns: Sequence[str], *, is_asked_for: bool
+) -> Found:
+    """Search the shelf, unless the mode is off.
 
     Args:
         turns: the user's; a follow-up is searched together with what was said before it, and
             alone where that finds nothing.
+        is_asked_for: the request itself names the mode.
 
     Raises:
         ApiError: 503, the request asks for passages, and there is no shelf.
     """
-    settings, mode = backend.limits.references, mode_of(backend, grounding)
     if mode == "off":
         return Found(mode)
+    limit = backend.limits.references.limit
+    questions = dict.fromkeys(("\n".join(turns[-_TURNS:]), turns[-1]))
     try:
-        for question in dict.fromkeys(("\n".join(turns[-_TURNS:]), turns[-1])):
-            hits = await backend.references.search(
-                question, language=None, limit=_MORE * settings.limit
-            )
+        if asked_signs(turns[-1]):
+            for question in questions:
+                diseases = await backend.references.diseases(question, limit=max(limit, _DISEASES))
+                if diseases:
+                    return Found(mode, diseases=tuple(diseases))
+        for question in questions:
+            hits = await backend.references.search(question, language=None, limit=_MORE * limit)
             if hits:
                 break
     except ReferencesError as error:
-        if grounding is not None:
+        if is_asked_for:
             raise no_shelf(error, "grounding") from None
         return Found(mode)
     return Found(mode, tuple(hits))
@@ -112,30 +137,35 @@ class Verdict:
 
 
 class Sources:
-    """The passages of one answer, in the order of their numbers."""
+    """The passages of one answer, in the order of their numbers, and what they say of its text.
+
+    Args:
+        notices: to be said before the answer begins.
+        quoted: what an answer without a model says; default: the passages, quoted.
+    """
 
     def __init__(
-        self, backend: Backend, mode: GroundingMode, passages: Sequence[Passage], language: str
+        self,
+        backend: Backend,
+        mode: GroundingMode,
+        passages: Sequence[Passage],
+        language: str,
+        notices: Sequence[str] = (),
+        quoted: str | None = None,
     ) -> None:
         self._backend = backend
         self._passages = tuple(passages)
-        self._language = language
+        self._quoted = quote(passages, language) if quoted is None else quoted
+        self._written = MarkedText(passages)
+        is_without = mode != "off" and not passages
         self.mode = mode
+        self.notices = (*notices, *([NO_SOURCE] if is_without else []))
+        # What a generated answer begins with.
+        self.opening = f"{self._quoted}\n\n" if is_without and mode == "cite" else ""
 
     @property
     def is_on(self) -> bool:
         return self.mode != "off"
-
-    @property
-    def notices(self) -> tuple[str, ...]:
-        """Return what is to be said before the answer begins."""
-        return (NO_SOURCE,) if self.is_on and not self._passages else ()
-
-    @property
-    def opening(self) -> str:
-        """Return what a generated answer begins with."""
-        is_alone = self.mode == "cite" and not self._passages
-        return f"{quote((), self._language)}\n\n" if is_alone else ""
 
     @property
     def citations(self) -> list[CitationReply]:
@@ -144,30 +174,35 @@ class Sources:
     def events(self, call: GenerateRequest) -> AsyncGenerator[TokenEvent, None]:
         """Yield the events of the answer."""
         if self.mode == "quote":
-            return self._quoted(call)
+            return self._quotation(call)
         if self.mode == "cite":
             texts = [SourceText(p.title, p.text) for p in self._passages]
             room = room_for_passages(call.turns, self._backend.clinic.max_input_tokens)
             call = replace(call, turns=with_passages(call.turns, texts, max_chars=room))
         return self._backend.generate(call)
 
-    async def _quoted(self, call: GenerateRequest) -> AsyncGenerator[TokenEvent, None]:
-        text = quote(self._passages, self._language)
-        yield TokenEvent(call.request_id, text, 0, 0, Timings(), FinishReason.STOP)
+    async def _quotation(self, call: GenerateRequest) -> AsyncGenerator[TokenEvent, None]:
+        yield TokenEvent(call.request_id, self._quoted, 0, 0, Timings(), FinishReason.STOP)
 
-    async def check(self, text: str) -> Verdict:
-        """Check a whole answer, its opening included, against the passages."""
+    def marked(self, event: TokenEvent) -> TokenEvent:
+        """Return an event of the answer with the markers of what the passages support."""
         if self.mode != "cite":
-            return Verdict()
-        said = text.removeprefix(self.opening)
-        found = await asyncio.to_thread(support, said, self._passages)
-        if not self._passages:
-            return Verdict(tuple(found)).after(self.opening)
+            return event
+        text = self._written.add(event.text)
+        if event.finish_reason is not None:
+            text += self._written.end()
+        return replace(event, text=text)
+
+    def verdict(self) -> Verdict:
+        """Return what the check of the answer gave, which has ended."""
+        found = tuple(self._written.support)
+        if self.mode != "cite" or not self._passages:
+            return Verdict(found).after(self.opening)
         share = unsupported_share(found)
         self._backend.references.observe_unsupported(share)
         if share > self._backend.limits.references.max_unsupported:
-            return Verdict((), quote(self._passages, self._language))
-        return Verdict(tuple(found))
+            return Verdict((), self._quoted)
+        return Verdict(found)
 
 
 def markers(text: str, citations: Sequence[CitationReply]) -> list[tuple[int, int, CitationReply]]:
@@ -175,6 +210,6 @@ def markers(text: str, citations: Sequence[CitationReply]) -> list[tuple[int, in
     by_number = {citation.number: citation for citation in citations}
     return [
         (*found.span(), by_number[int(found[1])])
-        for found in _MARKER.finditer(text)
+        for found in MARKER.finditer(text)
         if int(found[1]) in by_number
     ]

@@ -17,9 +17,11 @@ from deployments.api.middleware import request_id_of, session_id_of
 from deployments.api.openai_answer import OpenAIAnswer
 from deployments.api.openai_request import (
     chat_turns,
+    check_choices,
     in_openais_words,
     includes_usage,
     is_above_limit,
+    of_choice,
     openai_engine_error,
     prompt_texts,
     sampling_of,
@@ -31,6 +33,7 @@ from deployments.api.request_body import check_known, has_latin_letter, read_req
 from deployments.api.streaming import DONE, AnswerStream, EventStream, charge, sse
 from deployments.engine.request import TokenEvent
 from deployments.messages import Backend, GenerateRequest
+from deployments.settings import GroundingMode
 from router.policy import Route
 
 # The questions of a request by their path in the body.
@@ -69,71 +72,89 @@ class OpenAIEndpoints:
         conversations: _Conversations,
         accepted_at: float,
     ) -> Response:
+        answers, reply = await self.prepared(request, asked, conversations, accepted_at)
+        if asked.stream:
+            stream = AnswerStream(answers, reply.advice, all_needed=True)
+            await stream.begin()
+            return EventStream(request, _chunks(stream, reply), stream)
+        return await _whole(request, answers, reply)
+
+    async def prepared(
+        self,
+        request: Request,
+        asked: OpenAIRequest,
+        conversations: _Conversations,
+        accepted_at: float,
+    ) -> tuple[list[Generation], OpenAIAnswer]:
+        """Route the questions and find their passages; return the answers, not yet begun, and the
+        reply that they are to become.
+
+        Raises:
+            ApiError: the request is refused.
+        """
         include_usage = includes_usage(asked)
         clinic = self._backend.clinic
         check_known("model", asked.model_name, clinic.model_names)
         sampling = sampling_of(asked, clinic)
+        check_choices(asked.n, len(conversations), self._backend.limits.max_prompts)
         request_id, session_id = request_id_of(request), session_id_of(request)
-        if mode_of(self._backend, asked.grounding) != "quote":
+        is_named = asked.model_name != "auto"
+        mode = mode_of(self._backend, asked.grounding, is_named=is_named)
+        if mode != "quote":
             check_capacity(self._backend, self._backend.limits.max_timeout_s)
         turns_of = list(conversations.values())
         (routes, route_s), found = await asyncio.gather(
-            self._timed_routes(asked.model_name, turns_of), self._found(asked, turns_of)
+            self._timed_routes(asked.model_name, turns_of), self._found(asked, mode, turns_of)
         )
         clinic = self._backend.clinic.for_session(session_id)  # after the wait for the router
-        versions = [clinic.version_of(route.adapter) for route in routes]
-        sources = [
-            one.for_specialty(self._backend, route.specialty, route.language)
-            for one, route in zip(found, routes, strict=True)
+        asked_for = [
+            (path, turns, route, clinic.version_of(route.adapter), one, number)
+            for (path, turns), route, one in zip(conversations.items(), routes, found, strict=True)
+            for number in range(asked.n)
         ]
+        answers: list[Generation] = []
+        choices = []
+        for path, turns, route, version, passages, number in asked_for:
+            sources = passages.for_specialty(self._backend, route.specialty, route.language)
+            call = GenerateRequest(
+                request_id=request_id if len(asked_for) == 1 else f"{request_id}.{len(answers)}",
+                turns=turns,
+                adapter=route.adapter,
+                sampling=of_choice(sampling, number),
+                stream=bool(asked.stream),
+                answer_language=self._backend.answer_language(route),
+                deadline_at=accepted_at + self._backend.limits.max_timeout_s,
+                session_id=session_id,
+                adapter_version=version,
+                may_shorten=True,
+            )
+            explain = functools.partial(openai_engine_error, param=path)
+            about = (sources, route.specialty, route.confidence, explain)
+            answers.append(Generation(self._backend, call, *about))
+            choices.append((route, version, sources))
         reply = OpenAIAnswer(
             request_id,
             int(accepted_at),
-            list(zip(routes, versions, sources, strict=True)),
+            choices,
             route_s,
+            num_of_prompt=asked.n,
             max_tokens=sampling.max_tokens,
             is_lowered=is_above_limit(asked, clinic),
             is_chat=isinstance(asked, ChatRequest),
             include_usage=include_usage,
         )
-        answers = []
-        for number, (path, turns) in enumerate(conversations.items()):
-            call = GenerateRequest(
-                request_id=request_id if len(routes) == 1 else f"{request_id}.{number}",
-                turns=turns,
-                adapter=routes[number].adapter,
-                sampling=sampling,
-                stream=bool(asked.stream),
-                answer_language=self._backend.answer_language(routes[number]),
-                deadline_at=accepted_at + self._backend.limits.max_timeout_s,
-                session_id=session_id,
-                adapter_version=versions[number],
-                may_shorten=True,
-            )
-            explain = functools.partial(openai_engine_error, param=path)
-            route = routes[number]
-            answers.append(
-                Generation(
-                    self._backend,
-                    call,
-                    sources[number],
-                    route.specialty,
-                    route.confidence,
-                    explain,
-                )
-            )
-        if asked.stream:
-            advice = [route.advice for route in routes]
-            stream = AnswerStream(answers, advice, all_needed=True)
-            await stream.begin()
-            return EventStream(request, _chunks(stream, reply), stream)
-        return await _whole(request, answers, reply)
+        return answers, reply
 
     async def _found(
-        self, asked: OpenAIRequest, conversations: Sequence[Sequence[Message]]
+        self, asked: OpenAIRequest, mode: GroundingMode, conversations: Sequence[Sequence[Message]]
     ) -> list[Found]:
-        searches = (find(self._backend, asked.grounding, _users(turns)) for turns in conversations)
-        return await asyncio.gather(*searches)
+        is_asked_for = asked.grounding is not None
+        return await asyncio.gather(
+            *(
+                find(self._backend, mode, _users(turns), is_asked_for=is_asked_for)
+                for turns in conversations
+            )
+        )
 
     async def _timed_routes(
         self, model: str, conversations: Sequence[Sequence[Message]]
@@ -157,15 +178,19 @@ def _users(turns: Sequence[Message]) -> list[str]:
 
 
 async def _whole(request: Request, answers: Sequence[Generation], reply: OpenAIAnswer) -> Response:
+    return json_response(reply.whole(await completed_of(request, answers)))
+
+
+async def completed_of(request: Request, answers: Sequence[Generation]) -> list[Completed]:
+    """Return all the answers, and charge the caller for them; the first failure cancels the others
+    and is raised."""
     try:
-        completed = await _all_of(answers)
+        return await _all_of(answers)
     finally:
         charge(request, sum(answer.num_tokens for answer in answers))
-    return json_response(reply.whole(completed))
 
 
 async def _all_of(answers: Sequence[Generation]) -> list[Completed]:
-    """Return all the answers; the first failure cancels the others and is raised."""
     if len(answers) == 1:
         return [await answers[0].whole()]
     tasks = [asyncio.create_task(answer.whole()) for answer in answers]
@@ -180,7 +205,7 @@ async def _all_of(answers: Sequence[Generation]) -> list[Completed]:
 async def _chunks(stream: AnswerStream, reply: OpenAIAnswer) -> AsyncGenerator[str, None]:
     for choice in range(reply.num_choices):
         yield sse(reply.opening(choice))
-    ended: list[TokenEvent] = []
+    ended: dict[int, TokenEvent] = {}
     async for item in stream:
         if item.failure is not None:
             yield sse(StreamErrorEvent(error=item.failure.reply(request_id=reply.request_id)))
@@ -188,7 +213,7 @@ async def _chunks(stream: AnswerStream, reply: OpenAIAnswer) -> AsyncGenerator[s
         if item.text:
             yield sse(reply.text(item.opinion, item.text))
         if item.event is not None:
-            ended.append(item.event)
+            ended[item.opinion] = item.event
             yield sse(reply.closing(item))
     if reply.include_usage:
         yield sse(reply.usage(ended))

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from pydantic import BaseModel
 
-from deployments.api.protocol import admin, ask, openai, openai_replies, references
+from deployments.api.protocol import admin, ask, openai, openai_replies, references, responses
 from deployments.api.protocol.base import RequestModel
 
 
@@ -57,6 +57,24 @@ _CHUNKS = Events(
     "nothing after it.",
     {None: (openai_replies.Chunk, ask.StreamErrorEvent)},
 )
+_RESPONSE = Events(
+    "With stream: true, server-sent events, named by their type: response.created first, "
+    "response.completed or response.incomplete last; or an error, and nothing after it.",
+    {
+        "response.created": (responses.ResponseEvent,),
+        "response.in_progress": (responses.ResponseEvent,),
+        "response.output_item.added": (responses.ItemEvent,),
+        "response.content_part.added": (responses.PartEvent,),
+        "response.output_text.delta": (responses.DeltaEvent,),
+        "response.output_text.annotation.added": (responses.AnnotationEvent,),
+        "response.output_text.done": (responses.TextDoneEvent,),
+        "response.content_part.done": (responses.PartEvent,),
+        "response.output_item.done": (responses.ItemEvent,),
+        "response.completed": (responses.ResponseEvent,),
+        "response.incomplete": (responses.ResponseEvent,),
+        "error": (responses.FailedEvent,),
+    },
+)
 _CHAT = (openai_replies.ChatReply, openai.ChatRequest)
 _TEXT = (openai_replies.CompletionReply, openai.CompletionRequest)
 _MODELS, _MODEL = openai_replies.ModelsReply, openai_replies.ModelReply
@@ -68,6 +86,15 @@ OPERATIONS = (
     Operation("POST", "/route", "route", "Classify only", ask.RoutesReply, ask.RouteRequest),
     Operation("POST", "/v1/chat/completions", "chat", "OpenAI's chat", *_CHAT, events=_CHUNKS),
     Operation("POST", "/v1/completions", "complete", "OpenAI's text", *_TEXT, events=_CHUNKS),
+    Operation(
+        "POST",
+        "/v1/responses",
+        "respond",
+        "OpenAI's responses, without what needs a memory",
+        responses.ResponsesReply,
+        responses.ResponsesRequest,
+        events=_RESPONSE,
+    ),
     Operation(
         "GET",
         "/v1/references/search",
@@ -113,7 +140,36 @@ _ADD = "A new adapter, or a new version of one"
 _UPDATE = "Activate, disable, try out, promote, pin"
 _BACK = "End a trial, or return to the version before"
 
+_PASSAGES = "/v1/references/passages"
+_REFUSED = {"422": "`problems` lists why each passage is refused; nothing was changed"}
+
 ADMIN_OPERATIONS = (
+    Operation(
+        "GET",
+        "/v1/references/sources",
+        "reference_sources",
+        "What is on the reference shelf; admin key",
+        references.SourcesReply,
+    ),
+    Operation(
+        "POST",
+        _PASSAGES,
+        "add_passages",
+        "Put passages on the reference shelf; admin key",
+        references.ShelfReply,
+        references.AddPassages,
+        "201",
+        more_errors=_REFUSED,
+    ),
+    Operation(
+        "DELETE",
+        _PASSAGES,
+        "remove_passages",
+        "Take passages off it; admin key",
+        references.ShelfReply,
+        references.RemovePassages,
+        more_errors=_REFUSED,
+    ),
     Operation("GET", _ADAPTERS, "adapters", _LISTED, admin.AdaptersReply),
     _change("POST", _ADAPTERS, "add_adapter", _ADD, admin.AddAdapter, "201"),
     _change("PATCH", _ONE, "update_adapter", _UPDATE, admin.UpdateAdapter),

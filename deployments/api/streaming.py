@@ -167,7 +167,7 @@ async def _next_item(opinion: int, answer: Generation) -> StreamItem:
         if event.finish_reason is None:
             return StreamItem(opinion, event.text)
         failure = answer.failure_of(event)
-        verdict = Verdict() if failure else await answer.verdict()
+        verdict = Verdict() if failure else answer.sources.verdict()
     except Exception as error:
         log_unexpected(error, "a stream")
         return StreamItem(opinion, failure=internal_error())

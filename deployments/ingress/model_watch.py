@@ -4,6 +4,7 @@ So /readyz and the refusals answer from what is known and wait for nobody: no qu
 replica that hangs can hold them up.
 """
 
+import dataclasses
 import logging
 import threading
 import time
@@ -30,6 +31,8 @@ class Replicas(Protocol):
 
     def ask(self, method: str, timeout_s: float, *args: Any) -> list[Any]: ...
 
+    def is_healthy(self) -> bool: ...
+
 
 @dataclass(frozen=True, slots=True)
 class Look:
@@ -38,6 +41,7 @@ class Look:
     reports: what `info` returned, of each replica that answered with this router's configuration.
     num_others: replicas that answered with another configuration.
     is_empty: Serve knows no replica that runs.
+    is_asleep: of that, since none is kept when idle: it starts one for the first question.
     problem: why nobody answered; None if somebody did.
     """
 
@@ -45,6 +49,7 @@ class Look:
     reports: tuple[Mapping[str, Any], ...] = ()
     num_others: int = 0
     is_empty: bool = False
+    is_asleep: bool = False
     problem: str | None = "the model replicas have not been asked yet"
 
 
@@ -54,11 +59,13 @@ class ModelWatch:
     Args:
         config: of this router: replicas with another one belong to the version before or after.
         sender: this router's name, for the replicas.
+        may_sleep: no replica is kept when idle, and Serve starts one for a question that waits.
         clock: seconds, monotonic.
 
     Attributes:
         on_empty: called after each look that found no replica, with the time when it began
             (seconds, `time.monotonic`).
+        on_reports: called with the reports of each look.
     """
 
     def __init__(
@@ -67,15 +74,20 @@ class ModelWatch:
         config: str,
         sender: str,
         *,
+        may_sleep: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._replicas = replicas
         self._config = config
         self._sender = sender
+        self._may_sleep = may_sleep
         self.on_empty: Callable[[float], None] = lambda began: None
+        self.on_reports: Callable[[Sequence[Mapping[str, Any]]], None] = lambda reports: None
         self._clock = clock
         self._latest = Look(clock())
+        self._has_looked = False
         self._heard: Look | None = None  # the latest with a report
+        self._saw_others = False
         self._due = threading.Event()
         self._stopped = False
         self._thread = threading.Thread(target=self._follow, name="model-watch", daemon=True)
@@ -97,18 +109,26 @@ class ModelWatch:
 
     @property
     def is_served(self) -> bool:
-        """Whether a call may find a replica of this configuration. True as long as that is not
-        known, since Serve may know better: before the first look that answers, and at a start,
-        when the first replica may be there before the next look sees it."""
+        """Whether a call may find a replica of this configuration, now or once the first has come.
+        True as long as that is not known, since Serve may know better: before the first look that
+        answers, and at a start, when the first replica may be there before the next look sees it.
+        """
         latest = self._latest
         if latest.is_empty:
-            return self._heard is None
-        return bool(latest.reports) or not latest.num_others
+            return latest.is_asleep or self._heard is None
+        return bool(latest.reports) or not latest.num_others or self.is_awaited
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether this router has replaced one of another configuration, and no model of its own
+        was seen yet: calls wait for it, unless it is they that wake it."""
+        return self._heard is None and self._saw_others and not self._latest.is_asleep
 
     @property
     def is_early(self) -> bool:
-        """Whether this configuration's replicas were never seen, and another's are running."""
-        return self._heard is None and self._latest.num_others > 0
+        """Whether this configuration's replicas were never seen, and another's are running, as far
+        as is known by now."""
+        return self._heard is None and (self._latest.num_others > 0 or not self._has_looked)
 
     @property
     def num_replicas(self) -> int:
@@ -118,6 +138,8 @@ class ModelWatch:
     def readiness(self) -> tuple[Mapping[str, Any] | None, str | None]:
         """Return one replica's report, or why there is none that counts."""
         heard, latest = self._heard, self._latest
+        if latest.is_asleep:
+            return {**(heard.reports[0] if heard else {}), "asleep": True}, None
         if latest.is_empty:
             return None, "no model replica is running"
         if latest.num_others and not latest.reports:
@@ -132,8 +154,13 @@ class ModelWatch:
         found = self._ask()
         if found.reports:
             self._heard = found
-        before, self._latest = self._latest, found
-        if found.is_empty:
+        self._saw_others |= found.num_others > 0
+        if found.is_empty and self._may_sleep:
+            is_asleep = self._heard is not None or self._replicas.is_healthy()
+            found = dataclasses.replace(found, is_asleep=is_asleep)
+        before, self._latest, self._has_looked = self._latest, found, True
+        self.on_reports(found.reports)
+        if found.is_empty and not found.is_asleep:
             self.on_empty(began)
         if before.is_empty != found.is_empty:
             logger.warning("model replicas: %s", found.problem or "there are some again")

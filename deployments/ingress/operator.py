@@ -14,7 +14,6 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from deployments.ingress.replica_set import ReplicaSet, own_replicas
 from deployments.ingress.traffic import (
     BUCKETS_PER_DOUBLING,
     LATENCY_WINDOW_S,
@@ -24,6 +23,7 @@ from deployments.ingress.traffic import (
     Snapshot,
     added,
 )
+from deployments.replica_set import ReplicaSet, own_replicas
 
 REPLICA_TIMEOUT_S = 2.0
 
@@ -75,6 +75,7 @@ def _router(router: Mapping[str, Any]) -> dict[str, Any]:
         "replica": router["replica"],
         "catalog_revision": router.get("catalog_revision"),
         "router_version": router.get("router_version"),
+        "references": router.get("references"),
         **described(router["snapshot"]),
     }
 

@@ -3,16 +3,19 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ray.serve import metrics
 
+from deployments.observe.tracing import spanned
 from references.default_shelf import default_path, open_shelf
-from references.passage import ReferencesError
+from references.passage import Passage, PassagesRefused, ReferencesError
 from references.shelf import Hit, Shelf
+from references.signs_question import MatchedDisease, asked_signs, diseases_asked_for
+from references.version import Source
 
 logger = logging.getLogger(__name__)
 
@@ -27,24 +30,27 @@ T = TypeVar("T")
 
 class ReferencesSource:
     """Implements `messages.PassageSource`. The shelf is opened when it is first asked for; each
-    search looks whether its file was replaced. It runs on threads of its own.
+    search looks whether it was changed. It runs on threads of its own.
 
     Args:
-        path: the shelf's file; None: the default shelf's.
-        open_: returns the shelf in a file.
+        place: the shelf's file, or the address of its server; None: the default shelf's file.
+        open_: returns the shelf that lies there.
     """
 
     def __init__(
-        self, path: Path | None = None, open_: Callable[[Path], Shelf] = open_shelf
+        self,
+        place: Path | str | None = None,
+        open_: Callable[[Path | str], Shelf] = open_shelf,
     ) -> None:
-        self._path = path or default_path()
-        self._is_default = path is None
+        self._place = place or default_path()
+        self._is_default = place is None
         self._open = open_
         self._shelf: Shelf | None = None
         self._problem: str | None = None
         self._known: tuple[str, int] | None = None  # version and passages, when last looked at
         self._looking: asyncio.Task[None] | None = None
         self._threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="references")
+        self._changes = ThreadPoolExecutor(1, thread_name_prefix="references-change")
         self._seconds = metrics.Histogram(
             "polyclinic_retrieval_s", "seconds to search the reference shelf", _SECONDS
         )
@@ -57,15 +63,50 @@ class ReferencesSource:
 
     async def search(self, question: str, *, language: str | None, limit: int) -> list[Hit]:
         started = time.perf_counter()
-        hits = await self._on_shelf(
-            lambda shelf: shelf.search(question, language=language, limit=limit)
-        )
+        with spanned("retrieve"):
+            hits = await self._on_shelf(
+                lambda shelf: shelf.search(question, language=language, limit=limit)
+            )
         self._seconds.observe(time.perf_counter() - started)
         self._found.observe(len(hits))
         return hits
 
+    async def diseases(self, question: str, *, limit: int) -> list[MatchedDisease]:
+        if not asked_signs(question):
+            return []
+        return await self._on_shelf(lambda shelf: diseases_asked_for(shelf, question, limit=limit))
+
     async def version(self) -> str:
         return await self._on_shelf(lambda shelf: shelf.version)
+
+    async def sources(self) -> list[Source]:
+        return await self._on_shelf(lambda shelf: shelf.sources())
+
+    async def add(self, passages: Sequence[Passage], *, replace: bool) -> str:
+        return await self._change(
+            lambda shelf: (shelf.replace if replace else shelf.add)(passages), len(passages)
+        )
+
+    async def remove(self, ids: Sequence[str], *, source: str | None) -> str:
+        return await self._change(lambda shelf: shelf.remove(ids, source=source), len(ids))
+
+    async def _change(self, change: Callable[[Shelf], str], count: int) -> str:
+        """Change the shelf beside the searches, one change after the other.
+
+        Raises:
+            PassagesRefused: with each passage's problem.
+            ReferencesError: without the file's folder in its text.
+        """
+        try:
+            version = await asyncio.get_running_loop().run_in_executor(
+                self._changes, lambda: change(self._opened())
+            )
+        except PassagesRefused:
+            raise
+        except ReferencesError as error:
+            raise ReferencesError(self._public(error)) from None
+        logger.info("references: a change of %d passages: version %s", count, version)
+        return version
 
     async def state(self, *, is_used: bool) -> dict[str, Any]:
         """Return version, number of passages and problem for /readyz; as they were last known if a
@@ -94,16 +135,13 @@ class ReferencesSource:
                 text, which anybody may read.
         """
 
-        def run() -> T:
-            if self._shelf is None:
-                self._shelf = self._open(self._path)
-            return ask(self._shelf)
-
         try:
             async with asyncio.timeout(TIMEOUT_S):
-                result = await asyncio.get_running_loop().run_in_executor(self._threads, run)
+                result = await asyncio.get_running_loop().run_in_executor(
+                    self._threads, lambda: ask(self._opened())
+                )
         except ReferencesError as error:
-            self._note(self._explained(error))
+            self._note(self._explained(error), str(error))
         except TimeoutError:
             self._note(f"the shelf did not answer within {TIMEOUT_S:g} s")
         except Exception as error:  # the answer goes on without passages
@@ -113,14 +151,28 @@ class ReferencesSource:
             return result
         raise ReferencesError(self._problem or "")
 
+    def _opened(self) -> Shelf:
+        if self._shelf is None:
+            self._shelf = self._open(self._place)
+        return self._shelf
+
+    def _public(self, error: ReferencesError) -> str:
+        """Return the error without the place of the shelf, which /readyz shows to anybody."""
+        if error.public is not None:
+            return error.public
+        if isinstance(self._place, str):
+            shown = self._shelf.place if self._shelf else self._place
+            return str(error).replace(shown, "args.references.url")
+        return str(error).replace(str(self._place), self._place.name)
+
     def _explained(self, error: ReferencesError) -> str:
-        if self._path.is_file():
-            return str(error).replace(str(self._path), self._path.name)
+        if isinstance(self._place, str) or self._place.is_file():
+            return self._public(error)
         if self._is_default:
             return "there is no shelf: python -m references build"
         return "there is no shelf at args.references.path: python -m references --shelf PATH build"
 
-    def _note(self, problem: str) -> None:
+    def _note(self, problem: str, logged: str = "") -> None:
         if problem != self._problem:
-            logger.warning("references: %s", problem)
+            logger.warning("references: %s", logged or problem)
         self._problem = problem

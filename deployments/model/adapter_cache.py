@@ -27,6 +27,7 @@ class AdapterCache:
 
     Attributes:
         changed: guards `registry`, `slots` and `loads`; notified when a slot may be free.
+        num_hits, num_waits: leases of versions that were on the device, and of others.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class AdapterCache:
         self.registry = registry
         self.slots = DeviceSlots(capacity, registry, tasks.evict)
         self.loads = AdapterLoads(registry, self.slots, reader, tasks, self.changed, clock)
+        self.num_hits = self.num_waits = 0
 
     def is_used(self, key: str) -> bool:
         """Whether it is on the device, on its way there, or leased. Call it with the lock held."""
@@ -55,7 +57,9 @@ class AdapterCache:
         """
         with self.changed:
             if key not in self.slots:
+                self.num_waits += 1
                 return self.loads.join(key, Future())
+            self.num_hits += 1
             self.slots.lease(key)
         lease: Future[str] = Future()
         lease.set_result(key)

@@ -6,7 +6,7 @@ nothing is evicted for a version that cannot be read.
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 
 from deployments.engine.errors import EngineError
@@ -58,6 +58,10 @@ class AdapterLoads:
     def __contains__(self, key: str) -> bool:
         """Whether it is being loaded. Call it with the lock held."""
         return key in self._loads
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over what is being loaded. Call it with the lock held."""
+        return iter(self._loads)
 
     def take_finished(self) -> list[tuple[str, float]]:
         """Return (adapter, seconds) of each load since the last call. The lock is held."""

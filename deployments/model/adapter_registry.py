@@ -4,7 +4,7 @@ No locks: those of AdapterCache guard it.
 """
 
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from adapters.catalog import Catalog
 from adapters.versions import AdapterVersion, RegisteredAdapter
 from deployments.engine.errors import EngineError
+from deployments.messages import held_name
 
 FORGET_S = 120.0  # how long a version that left the catalogue can still be asked for
 
@@ -86,11 +87,27 @@ class AdapterRegistry:
         serving = self.wanted.get(key)
         return serving is not None and serving.pinned
 
+    def state_of(self, key: str) -> str:
+        """Return how a version is in service: active, canary, or leaving."""
+        serving = self.wanted.get(key)
+        if serving is None:
+            return "leaving"
+        return "active" if serving.weight is None else "canary"
+
     def find(self, name: str, version: str | None) -> str | None:
         """Return the key of a version, of the stable one if `version` is None. None if unknown."""
         if version is None:
             return self._stable.get(name)
         return self._key_of.get((name, version))
+
+    def held_names(self, keys: Iterable[str]) -> Iterator[str]:
+        """Yield how a router may ask for each of these versions (messages.held_name)."""
+        for key in keys:
+            state = self._states.get(key)
+            if state is not None:
+                yield held_name(state.name, state.version.version)
+                if self._stable.get(state.name) == key:
+                    yield held_name(state.name, None)
 
     def update(
         self, catalog: Catalog, now: float, is_used: Callable[[str], bool]
@@ -174,6 +191,7 @@ class DeviceSlots:
         self, capacity: int, registry: AdapterRegistry, evict: Callable[[str], "Future[Any]"]
     ) -> None:
         self.capacity = capacity
+        self.num_evictions = 0
         self._registry = registry
         self._submit_eviction = evict
         self._resident: OrderedDict[str, None] = OrderedDict()  # least recently leased first
@@ -183,6 +201,10 @@ class DeviceSlots:
     def __contains__(self, key: str) -> bool:
         """Whether it is on the device."""
         return key in self._resident
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over what is on the device."""
+        return iter(self._resident)
 
     @property
     def has_room(self) -> bool:
@@ -228,6 +250,7 @@ class DeviceSlots:
         """Free the slot and submit the eviction under one lock: the decoder sees versions leave
         and arrive in the order in which their slots are counted."""
         del self._resident[key]
+        self.num_evictions += 1
         return self._submit_eviction(key)
 
     def evict_if_unwanted(self, key: str) -> None:

@@ -12,6 +12,7 @@ from deployments.clocks import ClockOffsets
 from deployments.engine.engine import Engine
 from deployments.model.adapter_manager import AdapterManager
 from deployments.model.loading import RunningModel
+from deployments.model.start_times import StartTimes
 from deployments.replica import replica_id
 
 # Adapters that the operator adds or changes at the same time; others wait.
@@ -29,6 +30,7 @@ class OperatorCalls:
     _config: str
     _clocks: ClockOffsets
     _model: RunningModel
+    _started: StartTimes
     _engine: Engine
     _adapters: AdapterManager | None
     _operations: ThreadPoolExecutor
@@ -55,20 +57,24 @@ class OperatorCalls:
             "decoder_reason": decoder.reason,
             "device": decoder.device,
             "dtype": decoder.dtype,
+            "weights": decoder.weights,
+            "threads": decoder.threads,
             "visible_gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
             **self._adapter_info(),
             "rows_running": self._engine.num_running,
             "requests_waiting": self._engine.num_waiting,
+            "start": self._started.report(),
         }
 
     def _adapter_info(self) -> dict[str, Any]:
         if self._adapters is None:
-            return {"adapters": [], "adapters_skipped": {}}
+            return {"adapters": [], "adapters_skipped": {}, "adapters_held": []}
         report = self._adapters.report()
         return {
             "adapters": report["adapters"],
             "adapters_skipped": report["skipped"],
             "adapters_leaving": report["leaving"],
+            **self._adapters.residency(),
             "adapters_revision": report["revision"],
             "adapters_error": report["last_error"],
         }

@@ -3,11 +3,18 @@
 import { bar, byId, h } from "./dom.js";
 import { ClinicError, problemBox } from "./errors.js";
 import { marked } from "./evidence.js";
+import { footnoted, noticeText, sourceList } from "./footnotes.js";
 import { duration, has, number, percent, specialtyName, t } from "./i18n.js";
 
 export class Result {
   #state = null;
   #texts = new Map(); // opinion -> the text node that grows
+  #askModel;
+
+  /** askModel: asks the same question again, for an answer by a model where passages were quoted. */
+  constructor(askModel) {
+    this.#askModel = askModel;
+  }
 
   begin(question, numExpected) {
     const opinions = new Map();
@@ -27,6 +34,10 @@ export class Result {
     this.draw();
   }
 
+  cited({ opinion, citations }) {
+    this.#state.opinions.get(opinion).citations = citations;
+  }
+
   token({ opinion, text }) {
     this.#state.opinions.get(opinion).text += text;
     const node = this.#texts.get(opinion);
@@ -35,7 +46,9 @@ export class Result {
   }
 
   answered(answer) {
-    this.#state.opinions.get(answer.opinion).end = answer;
+    const opinion = this.#state.opinions.get(answer.opinion);
+    opinion.end = answer;
+    opinion.text = answer.answer ?? opinion.text; // what was sent is taken back
     this.draw();
   }
 
@@ -87,26 +100,46 @@ export class Result {
     box.replaceChildren(...cards);
   }
 
+  #modelButton() {
+    const onclick = () => this.#askModel();
+    return h("button", { type: "button", class: "secondary", onclick }, t("sources.ask_model"));
+  }
+
   #card(key, opinion, state) {
-    const { head, text, end } = opinion;
+    const { head, text, end, citations = [] } = opinion;
     const isOpen = !end && (state.phase === "routing" || state.phase === "answering");
     const node = document.createTextNode(text);
     this.#texts.set(key, node);
     const waiting = isOpen && !text ? " waiting" : "";
+    const support = end?.support ?? [];
+    const isQuoted = Boolean(end?.usage) && !end.usage.completion_tokens && citations.length > 0;
     const body = h(
       "p",
-      { class: `text${isOpen ? " open" : ""}${waiting}`, lang: spoken(state.route) },
-      node,
+      {
+        class: `text${isOpen ? " open" : ""}${waiting}`,
+        lang: isQuoted ? citations[0].language : spoken(state.route),
+      },
+      ...(end ? footnoted(text, support, citations, key) : [node]),
     );
+    const late = (end?.notices ?? []).filter((notice) => !state.route.notices.includes(notice));
     return h(
       "section",
       { class: "card opinion" },
       cardHead(head, state.route),
       body,
+      ...late.map((notice) => h("p", { class: "notice" }, noticeText(notice))),
+      ...(end ? sourceList(citations, support, key) : []),
+      mayAskModel(opinion, state.route) ? this.#modelButton() : null,
       end?.error && !state.problem ? problemBox(failureOf(end.error)) : null,
       h("p", { class: "facts" }, ...facts(end, isOpen, state)),
     );
   }
+}
+
+/** Whether no model was asked, and one may be: passages were quoted, or there were none. */
+function mayAskModel({ end, citations }, route) {
+  if (!citations || !end?.usage || end.usage.completion_tokens) return false;
+  return !route.notices.includes("matching_signs");
 }
 
 /** On a small screen the answer would begin out of sight. */
@@ -208,9 +241,6 @@ function why({ route, opinions }) {
     ),
   ].filter((part) => part !== null);
 }
-
-const noticeText = (notice) =>
-  has(`notice.${notice}`) ? t(`notice.${notice}`) : t("notice.unknown", { notice });
 
 const listed = (key, name, items) =>
   items.length ? h("div", {}, h("h4", {}, t(key)), h("ul", { class: name }, ...items)) : null;

@@ -9,7 +9,7 @@ import { serverEvents } from "./sse.js";
 const NUM_EXAMPLES = 4;
 
 export function startAsk(roster) {
-  const result = new Result();
+  const result = new Result(() => page.askModel());
   const page = new AskPage(result, roster);
   onLanguage(() => {
     page.relabel();
@@ -22,6 +22,7 @@ class AskPage {
   #result;
   #roster;
   #controller = null; // of the question that is being answered
+  #asked = null; // the last request
   #fieldError = null;
 
   constructor(result, roster) {
@@ -117,7 +118,13 @@ class AskPage {
     this.#ask(body);
   }
 
+  /** The same question again: the passages stand in the prompt, and the model writes. */
+  askModel() {
+    if (!this.#controller) this.#ask({ ...this.#asked, grounding: "cite" });
+  }
+
   async #ask(body) {
+    this.#asked = body;
     this.#controller = new AbortController();
     this.#setRunning(true);
     this.#result.begin(body.question, body.consult ?? 1);
@@ -144,7 +151,8 @@ class AskPage {
       if (event === "route") {
         result.routed(data);
         announce(t("result.answering", { who: data.opinions.map(speaker).join(", ") }));
-      } else if (event === "token") result.token(data);
+      } else if (event === "citations") result.cited(data);
+      else if (event === "token") result.token(data);
       else if (event === "answer") result.answered(data);
       else if (event === "done") return;
       else if (event === "error") throw new ClinicError(500, data.error);

@@ -8,14 +8,15 @@ A private Ray Serve on loopback, with API keys and random adapters; each stream 
 after the other, of exactly `--output_tokens` tokens, each from the next adapter. `--mode fast` is
 Ray's HAProxy ingress and throughput mode; it runs in a network namespace of its own, which needs
 root. Compare tokens_per_s with the engine in process (`scripts.benchmark engine`).
+
+Beside each run stands what the processes took of the processors (`cpu_ms_per_answer`, by role), and
+what they take while nobody asks (`idle_cores`), which is a part of it.
 """
 
 import argparse
 import asyncio
-import itertools
 import os
 import tempfile
-import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -25,24 +26,18 @@ from typing import Any
 import aiohttp
 
 from scripts.arguments import above_zero, positive
-from scripts.benchmarks.command import add_model_arguments, conditions, publish, spread
+from scripts.benchmarks.closed_loop import WARM_UP_S, closed_loop, figures
+from scripts.benchmarks.command import add_model_arguments, conditions, publish
+from scripts.benchmarks.cpu_time import seconds_by_role, spent
 from scripts.benchmarks.hot_add_operator import Operator
-from scripts.benchmarks.http_client import (
-    PreparedRequest,
-    StreamedAnswer,
-    chat_body,
-    connect,
-    read_stream,
-)
+from scripts.benchmarks.http_client import PreparedRequest, chat_body
 from scripts.benchmarks.serve_process import in_private_network, serving
-from scripts.benchmarks.streams import longest_gap_s, token_times
 
 QUESTION = (
     "My heart sometimes races for a minute when I climb the stairs, and afterwards I feel dizzy "
     "and a little sick; is that dangerous, and which tests should I ask my doctor for?"
 )
-_WARM_UP_S = 6.0
-_EDGE_S = 1.0  # of a run's beginning, when not all streams are there yet
+_IDLE_S = 5.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,14 +61,18 @@ def run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
         return status
     before = os.getloadavg()
     with tempfile.TemporaryDirectory() as scratch:
-        runs = asyncio.run(_measure(args, Path(scratch)))
+        idle, runs = asyncio.run(_measure(args, Path(scratch)))
     about = conditions(args, before)
-    shown = [(f"{found['streams']} streams", found) for found in runs]
-    publish("serve", arguments, about | {"runs": runs}, out=args.out, lines=shown)
+    shown = [("idle, cores", idle), *((f"{found['streams']} streams", found) for found in runs)]
+    measured = about | {"idle_cores": idle, "runs": runs}
+    publish("serve", arguments, measured, out=args.out, lines=shown)
     return 0
 
 
-async def _measure(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
+async def _measure(
+    args: argparse.Namespace, folder: Path
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """Return what the processes take while nobody asks, and the figures of each run."""
     from scripts.benchmarks.hot_add_service import prepare
 
     unused = {"adds": 1, "changes": 1, "slots": args.adapters, "megabytes": None}
@@ -95,70 +94,20 @@ async def _measure(args: argparse.Namespace, folder: Path) -> list[dict[str, Any
         is_ready,
         fast=args.mode == "fast",
         ready_timeout_s=args.ready_timeout_s,
-    ) as (_, url, _):
+    ) as (_, url, tree):
         prepared = [
             PreparedRequest.post(name or "auto", f"{url}/v1/chat/completions", body, service.user)
             for name, body in zip(models, requests, strict=True)
         ]
         with ProcessPoolExecutor(args.clients, get_context("spawn")) as clients:
-            await _closed_loop(clients, args.clients, prepared, max(args.streams), _WARM_UP_S)
-            return [
-                _figures(
-                    num,
-                    *await _closed_loop(clients, args.clients, prepared, num, args.seconds),
-                )
-                for num in args.streams
-            ]
-
-
-async def _closed_loop(
-    clients: ProcessPoolExecutor,
-    num_clients: int,
-    requests: Sequence[PreparedRequest],
-    num: int,
-    seconds: float,
-) -> tuple[list[StreamedAnswer], float, float]:
-    """Return the answers of `num` streams, and from when to when all of them were asking."""
-    started = time.perf_counter()  # one clock for all processes of a machine
-    shares = [range(first, num, num_clients) for first in range(min(num, num_clients))]
-    loop = asyncio.get_running_loop()
-    asking = [
-        loop.run_in_executor(clients, _ask_all, requests, share, started + seconds)
-        for share in shares
-    ]
-    answers = itertools.chain.from_iterable(await asyncio.gather(*asking))
-    return list(answers), started + _EDGE_S, started + seconds
-
-
-def _ask_all(
-    requests: Sequence[PreparedRequest], streams: Sequence[int], until: float
-) -> list[StreamedAnswer]:
-    """Run some of the streams in this process, until that time."""
-    answers: list[StreamedAnswer] = []
-
-    async def ask(session: aiohttp.ClientSession, first: int) -> None:
-        turn = itertools.cycle([*requests[first:], *requests[:first]])
-        while time.perf_counter() < until:
-            answers.append(await read_stream(session, next(turn)))
-
-    async def ask_together() -> None:
-        async with connect() as session:
-            await asyncio.gather(*(ask(session, number % len(requests)) for number in streams))
-
-    asyncio.run(ask_together())
-    return answers
-
-
-def _figures(
-    num: int, answers: Sequence[StreamedAnswer], start: float, stop: float
-) -> dict[str, Any]:
-    tokens = [at for a in answers for at in token_times(a.pieces, a.num_tokens)]
-    counted = sum(start <= at < stop for at in tokens)
-    gaps = [longest_gap_s([[at for at, _ in a.pieces]], [(start, stop)]) for a in answers]
-    return {
-        "streams": num,
-        "tokens_per_s": round(counted / (stop - start), 1),
-        "answers": len(answers),
-        "first_token_s": spread([answer.first_token_s for answer in answers], 99, 4),
-        "longest_gap_s": spread(gaps, 99, 4),
-    }
+            await closed_loop(clients, args.clients, prepared, max(args.streams), WARM_UP_S)
+            before = seconds_by_role(tree.alive())
+            await asyncio.sleep(_IDLE_S)
+            idle, runs = spent(before, seconds_by_role(tree.alive()), _IDLE_S), []
+            for num in args.streams:
+                before = seconds_by_role(tree.alive())
+                found = await closed_loop(clients, args.clients, prepared, num, args.seconds)
+                run = figures(num, *found)
+                cpu_ms = spent(before, seconds_by_role(tree.alive()), run["answers"] / 1000)
+                runs.append(run | {"cpu_ms_per_answer": cpu_ms})
+            return idle, runs

@@ -69,14 +69,18 @@ def build_chain(args: dict[str, Any]) -> Application:
 
 
 def build_clinic(args: dict[str, Any]) -> Application:
-    """Build our application from `args` of serve_config.yaml, and `step_s`: seconds of a step."""
+    """Build our application from `args` of serve_config.yaml, `step_s`, the seconds of a step, and
+    `load_s`, those of reading an adapter."""
     rest = dict(args)
-    load = functools.partial(load_stand_in, step_s=float(rest.pop("step_s", 0.0)))
+    step_s, load_s = float(rest.pop("step_s", 0.0)), float(rest.pop("load_s", 0.0))
+    load = functools.partial(load_stand_in, step_s=step_s, load_s=load_s)
     return build_application(parse_settings(rest), load=load)
 
 
-def load_stand_in(settings: Settings, device: str, *, step_s: float) -> LoadedModel:
-    decoder = StandInDecoder(settings.engine.max_rows, step_s)
+def load_stand_in(
+    settings: Settings, device: str, *, step_s: float, load_s: float = 0.0
+) -> LoadedModel:
+    decoder = StandInDecoder(settings.engine.max_rows, step_s, load_s)
 
     make_manager = functools.partial(
         AdapterManager,
@@ -107,16 +111,17 @@ class _Ready:
 
 
 class StandInDecoder:
-    """A step decoder whose rows all write the letter a until max_tokens, `step_s` apart."""
+    """A step decoder whose rows all write the letter a until max_tokens, `step_s` apart; an adapter
+    is read in `load_s`, by threads that do not hinder each other."""
 
     can_split_prompts = True
     num_steps_ahead = 0
     num_prompts_together = 1
 
-    def __init__(self, num_rows: int, step_s: float) -> None:
+    def __init__(self, num_rows: int, step_s: float, load_s: float = 0.0) -> None:
         self.capacities = (_NUM_POSITIONS,) * num_rows
         self._adapters: dict[str, Path] = {}
-        self._step_s = step_s
+        self._step_s, self._load_s = step_s, load_s
 
     @property
     def info(self) -> DecoderInfo:
@@ -125,6 +130,7 @@ class StandInDecoder:
         return DecoderInfo("stand-in", reason, "cpu", "none", None, frozenset(), names)
 
     def read_adapter(self, directory: Path) -> Path:
+        time.sleep(self._load_s)
         return directory
 
     def num_host_bytes(self, weights: Path) -> int:

@@ -16,11 +16,12 @@ from scripts.datasets.record import DataError, Record
 from scripts.datasets.source import Source, SourceReading
 from scripts.datasets.sources import parse_source, read_source
 from scripts.datasets.split import Split, SplitRule, split_by_disease
+from scripts.datasets.with_passages import grounded
 from scripts.lora.gate import GATE
 
 OPTIONS = (
     *("min_validation", "max_validation_share", "validation_share"),
-    *("drop_note", "drop_boilerplate", "with_sources", "seed"),
+    *("drop_note", "drop_boilerplate", "with_sources", "with_passages", "seed"),
 )
 COUNTS = ("mojibake_repaired", "exact_duplicates", "repeated_questions", "boilerplate_cut")
 
@@ -50,8 +51,10 @@ def prepare(args: argparse.Namespace) -> dict[str, Any]:
     cleaned = clean(tqdm(records, "cleaning"), args.drop_note, args.drop_boilerplate)
     split = split_by_disease(cleaned.records, rule)
     done, unnamed = with_sources(split.records) if args.with_sources else (split.records, 0)
+    done, without_passages = grounded(done, args.seed) if args.with_passages else (done, 0)
     manifest = _manifest(args, sources, readings, cleaned, split, done)
     manifest["without_publisher"] = unnamed
+    manifest["without_passages"] = without_passages
     write_folder(args.out, done, manifest)
     _warn_of_small_validation(manifest["checks"])
     return {

@@ -61,11 +61,10 @@ class Pipeline:
             raise DataError(f"--data {data}: no such folder")
         licence = f",licence={self._args.licence}" if self._args.licence else ""
         inputs = {path.name: sha256_of(path) for path in sorted(data.glob("*.jsonl"))}
-        step = Step(
-            "prepare",
-            "prepare_medical_dataset",
-            ("--source", f"jsonl:{data}{licence}", "--out", str(self._data), "--overwrite"),
-        )
+        words = ["--source", f"jsonl:{data}{licence}", "--out", str(self._data), "--overwrite"]
+        if self._args.with_passages:
+            words.append("--with_passages")
+        step = Step("prepare", "prepare_medical_dataset", tuple(words))
         return self._steps.run_once(step, self._data / "manifest.json", inputs)
 
     def _train(self) -> Any:

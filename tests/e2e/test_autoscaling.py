@@ -40,6 +40,18 @@ class SleepingDecoder(StandInDecoder):
                 sink.push(row, text[step] if step < min(NUM_TOKENS, len(text)) else 0)
 
 
+class SlowDecoder(SleepingDecoder):
+    """An answer takes 6 s."""
+
+    def generate(self, group: Sequence[Request], sink: RowSink) -> None:
+        time.sleep(6)
+        super().generate(group, sink)
+
+
+def load_slow(settings: Settings, device: str) -> LoadedModel:
+    return LoadedModel("stand-in", SlowDecoder(device), encode)
+
+
 def load_stand_in(settings: Settings, device: str) -> LoadedModel:
     return LoadedModel("stand-in", SleepingDecoder(device), encode)
 
@@ -110,6 +122,56 @@ def test_one_to_two_to_one_under_load_without_a_failed_request(deploy: Deploy) -
         assert light.exception() is None
     assert set(outcomes) == {200}, outcomes
     assert devices == {"cuda:0", "cuda:1"}
+
+
+def ask_for_words(client: httpx.Client, *, stream: bool) -> httpx.Response:
+    body = {"prompt": "a rash", "model": "base", "stream": stream}
+    return httpx.post(f"{client.base_url}v1/completions", json=body, timeout=120)
+
+
+def test_to_zero_and_the_first_questions_wait_for_a_replica(deploy: Deploy) -> None:
+    from deployments.app import build_application
+
+    replicas = {"min": 0, "max": 1, "upscale_delay_s": 1, "downscale_delay_s": 2}
+    settings = parse_settings({"device": "cuda", "model_replicas": replicas})
+    app = build_application(settings, load=load_stand_in)
+    with deploy(app, "sleeper") as client:
+        assert ask_for_words(client, stream=False).status_code == 200
+        for stream in (True, False):
+            wait_for_replicas("sleeper", 0, timeout_s=60)
+            time.sleep(2)  # the router has noticed
+            asleep = client.get("/readyz")
+            assert asleep.status_code == 200, asleep.text
+            assert asleep.json()["asleep"] is True
+            with ThreadPoolExecutor(3) as pool:
+                asked = [pool.submit(ask_for_words, client, stream=stream) for _ in range(3)]
+                answers = [future.result() for future in asked]
+            assert [answer.status_code for answer in answers] == [200] * 3
+        parts = client.get("/readyz").json()["start"]
+        assert {"process_s", "base_s", "adapters_s", "warm_up_s"} < set(parts)
+
+
+def test_a_long_answer_outlives_its_replica_s_retirement(deploy: Deploy) -> None:
+    """Two replicas under load, then one: the answers in progress on both run to their end."""
+    from deployments.app import build_application
+
+    replicas = {"min": 1, "max": 2, "target": 1, "upscale_delay_s": 1, "downscale_delay_s": 1}
+    settings = parse_settings(
+        {"device": "cuda", "model_replicas": replicas, "engine": {"max_rows": 2}}
+    )
+    app = build_application(settings, load=load_slow)
+    with deploy(app, "retiring") as client, ThreadPoolExecutor(8) as pool:
+        load = [pool.submit(ask_for_words, client, stream=False) for _ in range(8)]
+        started = time.monotonic()
+        wait_for_replicas("retiring", 2, timeout_s=60)
+        assert time.monotonic() - started < 10 + 20  # and a process starts on busy cores
+        assert {future.result().status_code for future in load} == {200}
+        last = [pool.submit(ask_for_words, client, stream=True) for _ in range(2)]
+        wait_for_replicas("retiring", 1, timeout_s=60)
+        for future in last:
+            text = future.result().text
+            assert "[DONE]" in text
+            assert '"error"' not in text
 
 
 def test_without_gpus_in_the_settings_replicas_are_clamped(caplog: Any) -> None:

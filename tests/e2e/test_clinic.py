@@ -107,8 +107,7 @@ def test_sixteen_mixed_requests_equal_peft_alone(clinic: httpx.Client) -> None:
     resolved = resolve_base_model(BASE)
     catalog = load_catalog(ROOT / "adapters")
     entry = catalog.base_model(BASE)
-    names = [adapter.name for adapter in catalog.in_service(BASE)]
-    folders = {name: ROOT / "adapters" / "weights" / name for name in names}
+    folders = {name: ROOT / "adapters" / "weights" / name for name in SPECIALISTS}
     oracle = Oracle(resolved.path, folders)
     from transformers import AutoTokenizer
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from deployments.api.grounding import MATCHING_SIGNS, NO_SOURCE, UNGROUNDED
 from deployments.api.pages import WEB_DIR
 from deployments.engine.request import FinishReason
 from router.policy import LANGUAGE_NOT_SUPPORTED, Reason
@@ -111,7 +112,8 @@ def test_everything_the_server_may_say_has_words(language: str) -> None:
         assert f"reason.{reason}" in words
     for finish in FinishReason:
         assert f"finish.{finish}" in words
-    assert f"notice.{LANGUAGE_NOT_SUPPORTED}" in words
+    for notice in (LANGUAGE_NOT_SUPPORTED, NO_SOURCE, UNGROUNDED, MATCHING_SIGNS):
+        assert f"notice.{notice}" in words
     for code in codes_of_a_question():
         assert f"error.{code}" in words, code
 

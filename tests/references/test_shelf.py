@@ -16,7 +16,7 @@ import pytest
 from references.embedding import Floats
 from references.passage import Passage, ReferencesError
 from references.shelf import Shelf, build
-from references.store import changed
+from references.store import FileEngine, changed
 from tests.references.passages import ALL, ECZEMA, HAIR, MARFAN, STONES
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -301,7 +301,9 @@ def test_threads_share_the_vectors(tmp_path: Path) -> None:
     assert found == ["T:3"] * 8
     shelf.remove(["T:1"])
     assert shelf.search("kidney stones", limit=1)[0].passage.id == "T:3"
-    assert list(shelf._vectors) == [shelf.version]
+    engine = shelf._engine
+    assert isinstance(engine, FileEngine)
+    assert list(engine._vectors) == [shelf.version]
 
 
 def test_of_a_large_shelf_only_candidates_are_compared(
@@ -313,7 +315,9 @@ def test_of_a_large_shelf_only_candidates_are_compared(
     assert [r.passage.title for r in ranked] == ["Nephrolithiasis"]
     assert ranked[0].near > 0.9
     assert shelf.ranked("zzz abc", specialty=None, language="en", limit=3) == []
-    assert shelf._vectors == {}
+    engine = shelf._engine
+    assert isinstance(engine, FileEngine)
+    assert engine._vectors == {}
 
 
 def test_a_shelf_without_a_vector_is_searched_by_words(tmp_path: Path) -> None:

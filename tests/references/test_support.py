@@ -60,6 +60,16 @@ def test_what_a_passage_says_is_supported(sentence: str, passage: int) -> None:
         "Eczema is treated with methotrexate and phototherapy.",
         "L'eczéma se soigne avec du miel.",
         "L'asthme guérit grâce à la chirurgie du genou.",
+        # inventions behind something true
+        "Eczema is a scaly dermatitis and is cured by honey.",
+        "Eczema is a scaly dermatitis, which daily honey cures.",
+        "Eczema is a scaly, pruritic dermatitis with erythematous lesions and kills old men.",
+        "Eczema is a scaly dermatitis. it is cured by honey.",
+        "Eczema is a scaly dermatitis \U0001f34b Honey cures it",
+        "L'eczéma est une dermatite avec des lésions squameuses et se soigne avec du miel.",
+        # codes
+        "Eczema is a scaly dermatitis of FLNB.",
+        "Eczema, a scaly dermatitis, is characterized by pruritic MC1R lesions.",
         # numbers
         "It affects 15 percent of children.",
         "Asthma affects 80 percent of children.",
@@ -74,6 +84,9 @@ def test_what_a_passage_says_is_supported(sentence: str, passage: int) -> None:
         "Il est contagieux.",
         "L'asthme ne provoque pas de toux.",
         "L'asthme évolue sans dyspnée.",
+        "Most cases of eczema are not inherited from neighbours.",
+        "Eczema is a scaly dermatitis without fractures.",
+        "L'asthme provoque une toux sans fracture.",
         # opposites
         "Eczema is inherited in an autosomal recessive way.",
         "Asthma is characterized by decreased responsiveness of the tracheobronchial tree.",

@@ -234,6 +234,14 @@ class Operator:
         self.calls.append(("remove", name))
         return {"revision": 2, "unconfirmed": {}}
 
+    def add_passages(self, passages: list[dict[str, Any]]) -> dict[str, Any]:
+        self.calls += [("shelve", p["id"], p["specialty"], p["source"]) for p in passages]
+        return {"version": "2-abc"}
+
+    def remove_passages(self, ids: list[str]) -> dict[str, Any]:
+        self.calls += [("take off", id_) for id_ in ids]
+        return {"version": "3-abc"}
+
     def ready(self) -> dict[str, Any]:
         return {"router": {"version": self.served()[0], "reload_problem": None}}
 
@@ -337,3 +345,46 @@ def test_the_folder_is_the_one_that_the_configuration_follows(
     assert main([*asked, "--config", str(config), "--artefact", str(clinic.artefact)]) == 0
     version = last_line(capsys)["version"]
     assert read_current(tmp_path / "live" / "router").version == version
+
+
+GUIDE = ("--source", "Our guide", "--licence", "own")
+
+
+@pytest.mark.slow
+def test_passages_come_with_the_specialty_and_go_with_it(
+    clinic: Clinic, operator: type[Operator], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guides = tmp_path / "guides"
+    guides.mkdir()
+    (guides / "caries.md").write_text("# Caries\n\nA hole in a tooth.\n")
+    given = ("--references", str(guides), *GUIDE)
+    clinic.is_asked, operator.follows = True, clinic.out
+    assert clinic.add("--adapter", "/srv/teeth", *given) == 0
+    (shelved, added) = operator.calls
+    assert (shelved[0], shelved[2:]) == ("shelve", ("dentistry", "Our guide"))
+    assert added[0] == "add"
+    assert main(["--out", str(clinic.out), "--roll_back", *given]) == 0
+    assert operator.calls[2:] == [("take off", shelved[1])]
+    monkeypatch.setattr(operator, "refuses", True)
+    operator.calls.clear()
+    assert clinic.add("--adapter", "/srv/teeth", *given) == 2
+    assert [call[0] for call in operator.calls] == ["shelve", "take off"]
+    assert "dentistry" not in load_artefact(resolve(clinic.out)).specialties
+
+
+def test_a_folder_that_is_refused_publishes_nothing(
+    clinic: Clinic, operator: type[Operator], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    guides = tmp_path / "guides"
+    guides.mkdir()
+    (guides / "caries.md").write_bytes(b"# Caries\n\nA hole\xff.\n")
+    clinic.is_asked = True
+    assert clinic.add("--references", str(guides), *GUIDE) == 2
+    assert "not UTF-8" in capsys.readouterr().err
+    (guides / "caries.md").write_text("# Caries\n\nA hole in a tooth.\n")
+    assert clinic.add("--references", str(guides)) == 2
+    assert "it has no source" in capsys.readouterr().err
+    assert clinic.add("--references", str(guides), "--offline", *GUIDE) == 2
+    assert "without --offline" in capsys.readouterr().err
+    assert operator.calls == []
+    assert not clinic.out.exists()

@@ -34,7 +34,10 @@ Need = Literal["nothing", "key", "admin"]
 
 # The page and what it loads, probes, and the description of the API. They hold no answers.
 OPEN_PATHS = frozenset((*PAGE_PATHS, "/healthz", "/readyz", "/openapi.json", "/favicon.ico"))
-ADMIN_PATHS = ("/v1/adapters", "/v1/operator", "/v1/keys")
+ADMIN_PATHS = (
+    *("/v1/adapters", "/v1/operator", "/v1/keys"),
+    *("/v1/references/passages", "/v1/references/sources"),
+)
 
 
 def need_of(path: str) -> Need:
@@ -63,6 +66,7 @@ class AuthMiddleware:
         live: returns the live settings: this replica's limits, and those of keys without own ones.
         clock: seconds, monotonic.
         admission: counts the requests; None: its own.
+        usages: what keys use; None: counted here alone, by `clock`.
     """
 
     def __init__(
@@ -73,12 +77,13 @@ class AuthMiddleware:
         live: Callable[[], AccessLimits],
         clock: Callable[[], float] = time.monotonic,
         admission: Admission | None = None,
+        usages: UsageTable | None = None,
     ) -> None:
         self._app = app
         self._auth = auth
         self._keys = keys
         self._live = live
-        self._usages = UsageTable(clock)
+        self._usages = usages or UsageTable(clock)
         self._table: KeyTable | None = None
         self._admission = admission or Admission()
 
@@ -105,7 +110,7 @@ class AuthMiddleware:
         if refusal:
             await refuse(refusal, scope, receive, send)
             return
-        excess = caller.usage.admit(caller.limits) if caller else None
+        excess = await self._usages.admit(caller.usage, caller.limits) if caller else None
         if caller and excess:
             headers = caller.usage.headers(caller.limits)
             await refuse(too_many(excess), scope, receive, send, headers)

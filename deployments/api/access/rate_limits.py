@@ -5,12 +5,13 @@ so a key that was idle may use a minute's allowance at once. A request takes 1 f
 Tokens (prompt and generated) are charged when the answer has ended, since their number is not known
 earlier: the bucket may fall below zero, and the key then waits until it is above zero again.
 
-Limits are those of one router replica: with N replicas a key may use up to N times as much.
+Here one router replica counts for itself; shared_limits.py is for several.
 """
 
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 from deployments.api.access.api_keys import KeyKind, KeyRecord
 from deployments.api.errors import ApiError
@@ -44,24 +45,39 @@ class Excess:
     retry_after_s: int
 
 
+class Bucket(Protocol):
+    """One rate of a key. `capacity` is what a minute allows."""
+
+    def level(self, capacity: float) -> float:
+        """Return what may be taken now; below zero when more was taken than there was."""
+
+    def left(self, capacity: float) -> float:
+        """Return what the key is told that it has left."""
+
+    def take(self, amount: float) -> None: ...
+
+    def seconds_until(self, level: float, capacity: float) -> float:
+        """Return the time until it holds `level`, at the rate of `capacity` a minute."""
+
+
 class TokenBucket:
-    """A token bucket. `capacity` may change while it is in use. Not thread-safe.
+    """Implements Bucket. `capacity` may change while it is in use. Not thread-safe.
 
     Args:
         clock: seconds, monotonic.
+        level: what it holds at first; at most its capacity.
     """
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, clock: Callable[[], float], level: float = math.inf) -> None:
         self._clock = clock
-        self._capacity: int | None = None
-        self._level = 0.0
+        self._capacity: float | None = None
+        self._level = level
         self._filled_at = clock()
 
-    def level(self, capacity: int) -> float:
-        """Return what it holds now; below zero when more was taken than there was."""
+    def level(self, capacity: float) -> float:
         now = self._clock()
         if self._capacity is None:
-            self._level = float(capacity)
+            self._level = min(self._level, capacity)
         elif self._capacity != capacity:  # keep the share that was left
             self._level *= capacity / self._capacity
         self._capacity = capacity
@@ -70,11 +86,13 @@ class TokenBucket:
         self._filled_at = now
         return self._level
 
+    def left(self, capacity: float) -> float:
+        return self.level(capacity)
+
     def take(self, amount: float) -> None:
         self._level -= amount
 
-    def seconds_until(self, level: float, capacity: int) -> float:
-        """Return the time until it holds `level`, at the rate of `capacity` a minute."""
+    def seconds_until(self, level: float, capacity: float) -> float:
         return max(0.0, (level - self.level(capacity)) * 60 / capacity)
 
 
@@ -83,12 +101,13 @@ class KeyUsage:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self.num_running = 0
-        self._requests = TokenBucket(clock)
-        self._tokens = TokenBucket(clock)
+        self._requests: Bucket = TokenBucket(clock)
+        self._tokens: Bucket = TokenBucket(clock)
 
     def admit(self, limits: Limits) -> Excess | None:
         """Count a request, or return the limit that it exceeds. `end` must follow an admission."""
-        if limits.max_concurrent is not None and self.num_running >= limits.max_concurrent:
+        most = self.most_running(limits)
+        if limits.max_concurrent is not None and most is not None and self.num_running >= most:
             return Excess("max_concurrent", limits.max_concurrent, CONCURRENT_RETRY_S)
         rate = limits.tokens_per_minute
         if rate is not None and self._tokens.level(rate) <= 0:
@@ -103,6 +122,10 @@ class KeyUsage:
             self._requests.take(1)
         self.num_running += 1
         return None
+
+    def most_running(self, limits: Limits) -> int | None:
+        """Return how many requests of the key may be in progress here; None: any number."""
+        return limits.max_concurrent
 
     def end(self) -> None:
         self.num_running -= 1
@@ -122,7 +145,7 @@ class KeyUsage:
         ):
             if rate is None:
                 continue
-            remaining = max(0, math.floor(bucket.level(rate)))
+            remaining = max(0, math.floor(bucket.left(rate)))
             reset_s = bucket.seconds_until(rate, rate)
             found += [
                 (b"x-ratelimit-limit-" + what, b"%d" % rate),
@@ -158,6 +181,10 @@ class UsageTable:
             self._usages[key_id] = KeyUsage(self._clock)
         return self._usages[key_id]
 
+    async def admit(self, usage: KeyUsage, limits: Limits) -> Excess | None:
+        """As KeyUsage.admit; it may ask elsewhere first."""
+        return usage.admit(limits)
+
     def forget_all_but(self, key_ids: Iterable[str]) -> None:
         """Drop the usage of keys that are no longer valid."""
         kept = frozenset(key_ids)
@@ -174,7 +201,7 @@ def too_many(excess: Excess) -> ApiError:
     return ApiError(
         429,
         "rate_limit_exceeded",
-        f"this key's limit is {excess.allowed} {what} ({excess.limit}, per router replica): "
+        f"this key's limit is {excess.allowed} {what} ({excess.limit}): "
         f"try again in {excess.retry_after_s} s",
         detail={"limit": excess.allowed, "limited_by": excess.limit},
         headers={"retry-after": str(excess.retry_after_s)},

@@ -14,7 +14,8 @@ _Role = Literal["system", "developer", "user", "assistant"]
 class TextPart(RequestModel):
     type: Literal["text", "input_text", "output_text"]
     text: StrictStr
-    annotations: Neutral = None
+    annotations: Annotated[Any, HINT] = None  # of an earlier answer of ours
+    logprobs: Annotated[Any, HINT] = None
     cache_control: Annotated[Any, HINT] = None
     prompt_cache_breakpoint: Annotated[Any, HINT] = None
 

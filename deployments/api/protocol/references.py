@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from deployments.api.protocol.base import Count, ReplyModel, RequestModel
 from deployments.settings import GroundingMode
@@ -72,6 +72,65 @@ class SearchQuery(RequestModel, strict=False):
     language: Literal["en", "fr"] | None = Field(
         default=None, description="of `q`; default: what its words look like"
     )
+
+
+class PassageBody(RequestModel):
+    """A passage to put on the shelf; `docs/references.md` says what each field is."""
+
+    id: str
+    title: str
+    text: str
+    source: str
+    licence: str
+    language: Literal["en", "fr"] = "en"
+    synonyms: list[str] = Field(default=[], max_length=100)
+    specialty: str | None = None
+    url: str = ""
+    identifiers: list[str] = Field(default=[], max_length=100)
+    kind: Literal["term", "disease"] = "term"
+    prominence: float = Field(default=0.0, ge=0, le=1)
+
+    def passage(self) -> Passage:
+        fields = dict(self)
+        return Passage(
+            **fields | {"synonyms": tuple(self.synonyms), "identifiers": tuple(self.identifiers)}
+        )
+
+
+class AddPassages(RequestModel):
+    """POST /v1/references/passages."""
+
+    passages: list[PassageBody] = Field(min_length=1, max_length=1000)
+    replace: bool = Field(default=False, description="a passage whose id is there is replaced")
+
+
+class RemovePassages(RequestModel):
+    """DELETE /v1/references/passages: by id, or all of a source."""
+
+    ids: list[str] = Field(default=[], max_length=10_000)
+    source: str | None = Field(default=None, description="as GET /v1/references/sources has it")
+
+    @model_validator(mode="after")
+    def _some(self) -> "RemovePassages":
+        if not self.ids and self.source is None:
+            raise ValueError("nothing is named: give ids or a source")
+        return self
+
+
+class ShelfReply(ReplyModel):
+    version: str = Field(description="of the shelf, after a change the new one")
+
+
+class SourceReply(ReplyModel):
+    source: str
+    licence: str
+    specialty: str | None
+    language: str
+    passages: Count
+
+
+class SourcesReply(ShelfReply):
+    sources: list[SourceReply]
 
 
 class SearchReply(ReplyModel):

@@ -36,7 +36,6 @@ FIELDS = [
     ("reasoning_effort", ["none"], ["high", "low"]),
     ("verbosity", ["medium"], ["high"]),
     ("response_format", [{"type": "text"}], [{"type": "json_object"}]),
-    ("n", [1, 1.0], [2, True, 0]),
     ("best_of", [1], [2, 0]),
     ("tools", [], [[{}]]),
     ("functions", [], [[{}]]),
@@ -123,6 +122,7 @@ NULLS = {
         {"role": "assistant", "content": []},
         {"role": "assistant"},
         {"role": "user", "content": [{"type": "text", "text": "hello", "annotations": []}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "a", "annotations": [{}]}]},
         {
             "role": "user",
             "content": [{"type": "text", "text": "hello", "cache_control": {"type": "ephemeral"}}],
@@ -148,8 +148,8 @@ async def test_turns_with_nothing_in_their_other_fields(
         ({**USER, "tool_calls": [{"id": "1"}]}, "messages.0.tool_calls"),
         ({**USER, "mood": None}, "messages.0.mood"),
         (
-            {"role": "user", "content": [{"type": "text", "text": "a", "annotations": [1]}]},
-            "messages.0.content.0.annotations",
+            {"role": "user", "content": [{"type": "text", "text": "a", "mood": [1]}]},
+            "messages.0.content.0.mood",
         ),
     ],
 )

@@ -91,6 +91,8 @@ async def test_the_document_is_served(client: httpx.AsyncClient, admin: AdapterA
         ("/route", {"questions": ["a red rash", "football"]}, "RoutesReply"),
         ("/v1/chat/completions", CHAT, "ChatReply"),
         ("/v1/completions", {"prompt": "a red rash"}, "CompletionReply"),
+        ("/v1/responses", {"input": "a red rash"}, "ResponsesReply"),
+        ("/v1/responses", {"input": "eczema", "grounding": "cite"}, "ResponsesReply"),
         ("/ask", {"question": "eczema", "grounding": "cite"}, "AskReply"),
         ("/ask", {"question": "eczema", "grounding": "quote", "consult": 2}, "AskReply"),
         ("/v1/chat/completions", {**CHAT, "grounding": "quote"}, "ChatReply"),
@@ -163,6 +165,40 @@ async def test_chunks_are_what_the_document_says(
     check("StreamErrorEvent", json.loads(text.split("\n\n")[-2].removeprefix("data: ")))
 
 
+_NAMES = {"output_item": "ItemEvent", "content_part": "PartEvent"}
+_TEXT_EVENTS = {"delta": "DeltaEvent", "done": "TextDoneEvent", "added": "AnnotationEvent"}
+
+
+def name_of(event: str) -> str:
+    """The model of an event of /v1/responses, by its name."""
+    if event == "error":
+        return "FailedEvent"
+    _, kind, *rest = event.split(".")
+    return _TEXT_EVENTS[rest[-1]] if kind == "output_text" else _NAMES.get(kind, "ResponseEvent")
+
+
+async def test_events_of_responses_are_what_the_document_says(
+    client: httpx.AsyncClient, backend: SmallBackend
+) -> None:
+    asked = {"input": "what is eczema", "grounding": "quote", "stream": True}
+    events = events_of((await client.post("/v1/responses", json=asked)).text)
+    backend.break_after = 1
+    failing = {"input": "a red rash", "stream": True}
+    events += events_of((await client.post("/v1/responses", json=failing)).text)
+    for name, data in events:
+        assert data["type"] == name
+        check(name_of(name), data)
+    assert {name_of(name) for name, _ in events} == {
+        "ResponseEvent",
+        "ItemEvent",
+        "PartEvent",
+        "DeltaEvent",
+        "AnnotationEvent",
+        "TextDoneEvent",
+        "FailedEvent",
+    }
+
+
 def test_a_neutral_field_is_in_the_document_and_another_is_not() -> None:
     for name in ChatRequest.neutral():
         check("ChatRequest", {**CHAT, name: None})
@@ -170,7 +206,8 @@ def test_a_neutral_field_is_in_the_document_and_another_is_not() -> None:
     validator = Draft202012Validator(
         {"$ref": "#/components/schemas/ChatRequest", "components": DOCUMENT["components"]}
     )
-    assert not validator.is_valid({**CHAT, "n": 2})
+    check("ChatRequest", {**CHAT, "n": 8})
+    assert not validator.is_valid({**CHAT, "n": 9})
     assert not validator.is_valid({**CHAT, "max_token": 2})
 
 

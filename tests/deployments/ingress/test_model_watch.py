@@ -26,6 +26,11 @@ class Replicas:
             raise self.answers
         return list(self.answers)
 
+    is_well = True
+
+    def is_healthy(self) -> bool:
+        return self.is_well
+
 
 class Clock:
     now = 100.0
@@ -113,15 +118,38 @@ def test_a_replica_that_was_heard_counts_until_it_is_silent_for_too_long() -> No
 def test_a_new_version_waits_only_while_it_has_never_seen_its_own_models() -> None:
     replicas = Replicas(OTHERS)
     watch = ModelWatch(replicas, "b", "router-1")
+    assert watch.is_early, "nothing is known yet"
+    replicas.answers, others = GONE, replicas.answers
+    watch.look()
     assert not watch.is_early, "at a first start there is nobody"
+    assert not watch.is_awaited
+    replicas.answers = others
     watch.look()
     assert watch.is_early
+    assert watch.is_awaited
+    replicas.answers = GONE  # the old model had to go before the new one could be loaded
+    watch.look()
+    assert watch.is_awaited
+    assert watch.is_served
     replicas.answers = [OTHERS, OURS]
     watch.look()
     assert not watch.is_early
     replicas.answers = [OTHERS]  # now it is the old one
     watch.look()
     assert not watch.is_early
+    assert not watch.is_awaited
+    assert not watch.is_served
+
+
+def test_calls_do_not_wait_for_a_new_version_that_they_have_to_wake() -> None:
+    replicas = Replicas(OTHERS)
+    watch = ModelWatch(replicas, "b", "router-1", may_sleep=True)
+    watch.look()
+    assert watch.is_awaited
+    replicas.answers = GONE
+    watch.look()
+    assert not watch.is_awaited
+    assert watch.is_served
 
 
 def test_it_looks_by_itself_and_again_when_told_to() -> None:
@@ -140,3 +168,32 @@ def test_it_looks_by_itself_and_again_when_told_to() -> None:
     watch.stop()
     assert watch.readiness() == (OURS, None)
     assert len(replicas.asked) > num_asked
+
+
+def test_none_is_kept_when_idle_and_questions_are_let_in_while_it_sleeps() -> None:
+    replicas, ended = Replicas(OURS), []
+    watch = ModelWatch(replicas, "b", "router-1", may_sleep=True)
+    watch.on_empty = lambda: ended.append(1)
+    watch.look()
+    assert watch.readiness() == (OURS, None)
+    replicas.answers = GONE
+    watch.look()
+    assert watch.is_served
+    assert watch.readiness() == ({**OURS, "asleep": True}, None)
+    assert not ended
+
+
+def test_before_the_first_replica_has_started_nobody_sleeps() -> None:
+    replicas = Replicas()
+    replicas.answers, replicas.is_well = GONE, False
+    watch = ModelWatch(replicas, "b", "router-1", may_sleep=True)
+    ended: list[float] = []
+    watch.on_empty = ended.append
+    watch.look()
+    assert ended, "what waited for a whole look is refused"
+    assert watch.readiness() == (None, "no model replica is running")
+    replicas.is_well = True  # a new router, while the model sleeps
+    watch.look()
+    assert len(ended) == 1
+    assert watch.is_served
+    assert watch.readiness() == ({"asleep": True}, None)

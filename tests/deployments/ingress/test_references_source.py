@@ -1,7 +1,9 @@
 """The shelf of a router replica: opened late, followed, and a failure that answers survive."""
 
 import asyncio
+import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 from deployments.ingress import references_source
 from deployments.ingress.references_source import ReferencesSource
 from references.default_shelf import CACHE_VARIABLE, open_shelf
-from references.passage import ReferencesError
+from references.passage import Passage, PassagesRefused, ReferencesError
 from references.shelf import Shelf
 from tests.references.passages import ALL, ECZEMA, HAIR, STONES
 
@@ -66,7 +68,7 @@ async def test_what_to_do_without_the_default_shelf(
 
 
 async def test_it_is_not_opened_before_it_is_used(path: Path) -> None:
-    def never(path: Path) -> Shelf:
+    def never(place: Path | str) -> Shelf:
         raise AssertionError("opened")
 
     source = ReferencesSource(path, never)
@@ -148,3 +150,52 @@ def _change_often(shelf: Shelf) -> None:
     for _ in range(10):
         shelf.remove([STONES.id])
         shelf.add([STONES])
+
+
+def generation(number: int) -> list[Passage]:
+    """Passages of one change, all with its number."""
+    return [replace(p, text=f"{p.text} Generation {number}.") for p in (ECZEMA, HAIR, STONES)]
+
+
+async def test_two_replicas_see_a_change_as_a_whole_under_load(path: Path) -> None:
+    replicas = [ReferencesSource(path), ReferencesSource(path)]
+    await replicas[0].add(generation(0), replace=False)
+    done, seen = asyncio.Event(), list[set[str]]()
+
+    async def ask(replica: ReferencesSource) -> None:
+        while not done.is_set():
+            hits = await replica.search("What is eczema?", language="en", limit=3)
+            seen.append({hit.passage.text.rpartition("Generation")[2] for hit in hits})
+
+    asking = [asyncio.create_task(ask(replica)) for replica in replicas for _ in range(3)]
+    for number in range(1, 6):
+        version = await replicas[number % 2].add(generation(number), replace=True)
+        for replica in replicas:
+            assert await replica.version() == version  # at once: a search looks at the file
+    done.set()
+    await asyncio.gather(*asking)
+    assert len(seen) > 10
+    assert all(len(numbers) == 1 for numbers in seen)  # never of two changes
+    with pytest.raises(PassagesRefused, match="the id is on the shelf"):
+        await replicas[0].add([ECZEMA], replace=False)
+    await replicas[0].remove([HAIR.id], source=None)
+    assert [source.passages for source in await replicas[1].sources()] == [1, 1]
+
+
+async def test_a_server_is_not_named_to_everybody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody listens on port 9; /readyz and replies say so without host, user and password."""
+    pytest.importorskip("psycopg")
+    source = ReferencesSource("postgresql://clinic:secret@127.0.0.1:9/passages")
+    with pytest.raises(ReferencesError, match="the shelf's server could not be read") as failed:
+        await found(source, "What is eczema?")
+    problem = (await source.state(is_used=True))["problem"]
+    for text in (str(failed.value), problem):
+        assert not any(part in text for part in ("secret", "127.0.0.1", "clinic", "passages?"))
+    with pytest.raises(ReferencesError, match="the shelf's server"):
+        await source.add([ECZEMA], replace=True)
+
+
+async def test_psycopg_that_is_missing_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(ReferencesError, match=r"pip install 'polyclinic\[postgres\]'"):
+        await found(ReferencesSource("postgresql://db/passages"), "What is eczema?")

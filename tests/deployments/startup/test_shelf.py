@@ -7,10 +7,12 @@ import pytest
 import yaml
 
 from deployments import launch, preflight
+from deployments.settings import RouterLiveSettings
 from deployments.startup.shelf import uses_shelf
 from references import default_shelf
 from references.default_shelf import default_path, open_shelf
 from tests.references.passages import ALL, hpo_folder
+from tests.test_layout import ROOT as PROJECT_ROOT
 
 CONFIG = """
 http_options: {host: 127.0.0.1}
@@ -19,7 +21,7 @@ applications:
     import_path: deployments.app:build
     args: {references: {path: PATH}}
     deployments:
-      - {name: Router, user_config: {references: {mode: MODE}}}
+      - {name: Router, user_config: {references: {mode: MODE, named: NAMED}}}
 """
 
 
@@ -29,9 +31,10 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preflight, "check_machine", lambda *address: [])
 
 
-def written(folder: Path, mode: str, path: str = "null") -> Path:
+def written(folder: Path, mode: str, path: str = "null", named: str = "null") -> Path:
     file = folder / "config.yaml"
-    file.write_text(CONFIG.replace("MODE", mode).replace("PATH", path))
+    text = CONFIG.replace("MODE", mode).replace("PATH", path).replace("NAMED", named)
+    file.write_text(text)
     return file
 
 
@@ -92,3 +95,22 @@ def test_the_launcher_builds_the_default_shelf(
     assert "building the reference shelf" in capsys.readouterr().err
     assert preflight.main([str(written(tmp_path, "quote"))]) == 0
     assert "passages on the reference shelf" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("mode", "named", "is_used"),
+    [("off", "null", False), ("off", "off", False), ("off", "cite", True), ("quote", "off", True)],
+)
+def test_who_is_named_may_need_the_shelf(
+    tmp_path: Path, mode: str, named: str, is_used: bool
+) -> None:
+    config = yaml.safe_load(written(tmp_path, mode, named=named).read_text())
+    assert uses_shelf(config) == is_used
+
+
+def test_as_shipped_passages_are_quoted_and_whoever_is_named_is_heard() -> None:
+    shipped = yaml.safe_load((PROJECT_ROOT / "serve_config.yaml").read_text())
+    assert uses_shelf(shipped)
+    (router,) = (d for d in shipped["applications"][0]["deployments"] if d["name"] == "Router")
+    found = RouterLiveSettings.model_validate(router["user_config"]).references
+    assert (found.mode, found.named, found.max_unsupported) == ("quote", "cite", 0.2)

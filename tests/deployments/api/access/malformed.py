@@ -9,7 +9,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message
 
-POSTS = ("/ask", "/route", "/v1/chat/completions", "/v1/completions")
+POSTS = ("/ask", "/route", "/v1/chat/completions", "/v1/completions", "/v1/responses")
 GETS = ("/v1/models", "/healthz", "/readyz")
 METHODS = ("GET", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS", "TRACE", "BREW", "get", "POST")
 ODD_TEXT = (
@@ -77,6 +77,8 @@ def good_body(dice: random.Random, path: str) -> dict[str, Any]:
     common = {"model": "auto", "max_tokens": dice.randint(1, 4), "stream": dice.random() < 0.5}
     if path == "/v1/completions":
         return {**common, "prompt": text}
+    if path == "/v1/responses":
+        return {"model": "auto", "stream": dice.random() < 0.5, "input": text}
     return {**common, "messages": [{"role": "user", "content": text}]}
 
 

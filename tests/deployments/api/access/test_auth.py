@@ -99,7 +99,8 @@ async def test_what_is_open_needs_no_key(door: Door) -> None:
 def test_which_path_needs_what() -> None:
     needs = {
         "nothing": ["", "/", "/healthz", "/readyz", "/openapi.json", "/static/app.js"],
-        "admin": ["/v1/adapters", "/v1/adapters/", "/v1/adapters/x/rollback", "/v1/operator"],
+        "admin": ["/v1/adapters", "/v1/adapters/", "/v1/adapters/x/rollback", "/v1/operator"]
+        + ["/v1/references/passages", "/v1/references/sources"],
         "key": [
             "/ask",
             "/v1/models",

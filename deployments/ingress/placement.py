@@ -1,0 +1,52 @@
+"""Serve's choice of a model replica for a call; ingress/residency.py decides.
+
+Serve copies this module's code into the process that routes, so it keeps no state here.
+"""
+
+from typing import Any
+
+from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
+
+from deployments.ingress.residency import ranked, residency
+from deployments.messages import GenerateRequest
+
+
+class AdapterAwareRouter(RequestRouter):
+    """A router for handles of the Model deployment."""
+
+    def initialize_state(self, slack: int) -> None:
+        """Serve calls it with `request_router_kwargs`."""
+        self._slack = slack
+
+    async def choose_replicas(
+        self,
+        candidate_replicas: list[RunningReplica],
+        pending_request: PendingRequest | None = None,
+    ) -> list[list[RunningReplica]]:
+        call = None
+        if pending_request is not None:
+            # Without it Serve would try again without a pause while all are full.
+            pending_request.routing_context.should_backoff = True
+            call = _call_of(pending_request)
+
+        def holds(replica: RunningReplica) -> bool:
+            name = replica.replica_id.unique_id
+            return call is not None and residency().holds(name, call)
+
+        def num_requests(replica: RunningReplica) -> int:
+            return self.replica_queue_len_cache.get(replica.replica_id) or 0
+
+        return ranked(candidate_replicas, holds, num_requests, self._slack)
+
+    def on_request_routed(
+        self, pending_request: PendingRequest, replica_id: ReplicaID, result: Any
+    ) -> None:
+        call = _call_of(pending_request)
+        if call is not None:
+            residency().sent(replica_id.unique_id, call)
+
+
+def _call_of(pending: PendingRequest) -> GenerateRequest | None:
+    """Return the question to an adapter that is routed; None for another call, or the base."""
+    first = pending.args[0] if pending.args else None
+    return first if isinstance(first, GenerateRequest) and first.adapter is not None else None

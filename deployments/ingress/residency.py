@@ -1,0 +1,66 @@
+"""Which model replica a question goes to: one that holds its adapter, unless others are idler.
+
+A router replica knows what each model replica holds from its look once a second (model_watch.py),
+and what it has sent there itself since then.
+"""
+
+import functools
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from deployments.messages import GenerateRequest, held_name
+
+ReplicaT = TypeVar("ReplicaT")
+
+
+class Residency:
+    """Any thread may call `saw`; one event loop the rest."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, set[str]] = {}
+
+    def saw(self, reports: Iterable[Mapping[str, Any]]) -> None:
+        """Take over what replicas say that they hold; one that says nothing holds nothing."""
+        self._held = {r["replica"]: set(r.get("adapters_held", ())) for r in reports}
+
+    def sent(self, replica: str, call: GenerateRequest) -> None:
+        """Note that a replica will hold the call's adapter, since it gets the call."""
+        if call.adapter is not None and replica in self._held:
+            self._held[replica].add(_name(call))
+
+    def holds(self, replica: str, call: GenerateRequest) -> bool:
+        return _name(call) in self._held.get(replica, ())
+
+
+def _name(call: GenerateRequest) -> str:
+    assert call.adapter is not None
+    return held_name(call.adapter, call.adapter_version)
+
+
+def ranked(
+    replicas: Sequence[ReplicaT],
+    holds: Callable[[ReplicaT], bool],
+    num_requests: Callable[[ReplicaT], int],
+    slack: int,
+) -> list[list[ReplicaT]]:
+    """Return the replicas to try: of each rank Serve takes the one with fewest requests.
+
+    Two are drawn, as in "power of two choices" (Mitzenmacher, 2001). Before them comes the idler of
+    two that hold the adapter, as long as it has at most `slack` requests more than the drawn ones:
+    so a cold adapter stays where it is, and a hot one spreads.
+    """
+    drawn = random.sample(replicas, min(2, len(replicas)))
+    holding = [replica for replica in replicas if holds(replica)]
+    if not holding or len(holding) == len(replicas):
+        return [drawn]
+    best = min(random.sample(holding, min(2, len(holding))), key=num_requests)
+    if num_requests(best) > min(map(num_requests, drawn)) + slack:
+        return [drawn]
+    return [[best], drawn]
+
+
+@functools.cache
+def residency() -> Residency:
+    """Return what this process knows; Serve makes the request router, and gives it no objects."""
+    return Residency()

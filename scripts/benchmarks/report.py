@@ -1,0 +1,180 @@
+"""Write docs/measurements.md from the result files alone: tables, plots, hardware, commit, command.
+
+    python -m scripts.benchmark report
+
+Each file of docs/benchmarks becomes a section: where and how it was measured, every table that it
+holds, and a plot of tokens a second where it has them for several numbers of streams or rows.
+Nothing is left out because it is slow or missed its aim.
+"""
+
+import argparse
+import json
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from deployments.settings import PROJECT_ROOT
+from scripts.pages.markdown import head, row
+
+FOLDER = PROJECT_ROOT / "docs" / "benchmarks"
+PAGE = PROJECT_ROOT / "docs" / "measurements.md"
+PLOTS = FOLDER / "plots"
+HEAD = """# Every measurement
+
+Written by `python -m scripts.benchmark report` from the files in [benchmarks/](benchmarks): do not
+edit it here. [benchmarks.md](benchmarks.md) says what the figures mean. A list of values is shown
+as median (least to most) of n; a group of times as median (p95 or p99; most) of n.
+"""
+# How a report was made, which stands above its tables.
+_ABOUT = frozenset(
+    "what commit processor num_cores python packages command settings device load_average note "
+    "torch_threads cpu_threads targets".split()
+)
+_ALONG = ("streams", "rows")  # a plot's horizontal axis
+
+Report = Mapping[str, Any]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="of the result files")
+    parser.add_argument("--out", type=Path, default=PAGE, help="the page")
+
+
+def run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
+    files = sorted(args.folder.glob("*.json"))
+    plots = args.folder / PLOTS.name
+    plots.mkdir(exist_ok=True)
+    parts = [HEAD]
+    for file in files:
+        report = json.loads(file.read_text(encoding="utf-8"))
+        parts.append(section(file, report, plots, args.out.parent))
+    args.out.write_text("\n".join(parts), encoding="utf-8")
+    print(json.dumps({"out": args.out.name, "files": len(files)}))
+    return 0
+
+
+def section(file: Path, report: Report, plots: Path, page: Path) -> str:
+    """Return the section of one result file, and draw its plots."""
+    lines = [f"## {file.stem.replace('_', ' ')}", "", f"[{file.name}](benchmarks/{file.name})"]
+    if report.get("note"):
+        lines[-1] += f". {report['note']}"
+    for name, part in parts_of(report):
+        lines += ["", *([f"### {name}", ""] if name else []), about(part, report), ""]
+        lines += [*tables(part)]
+        curves = {key: list(points) for key, points in curves_of(part)}
+        if curves:
+            target = plots / f"{file.stem}{'_' + name if name else ''}.svg"
+            draw(curves, target)
+            lines += [f"![tokens a second]({target.relative_to(page).as_posix()})", ""]
+    return "\n".join(lines)
+
+
+def parts_of(report: Report) -> Iterator[tuple[str, Report]]:
+    """Yield the reports in a file by name: itself (""), or those that it puts together."""
+    inside = {k: v for k, v in report.items() if isinstance(v, dict) and "commit" in v}
+    if "command" in report or not inside:
+        yield "", report
+    yield from inside.items()
+
+
+def about(part: Report, whole: Report) -> str:
+    device = part.get("device", whole.get("device", "cpu"))
+    where = f"{part.get('processor', 'processor not noted')}, {part.get('num_cores', '?')} cores"
+    facts = [where if device == "cpu" else f"{device}; {where}", f"commit {part['commit']}"]
+    loads = part.get("load_average")
+    if loads:
+        facts.append(f"load average {loads['before'][0]:.1f} before, {loads['after'][0]:.1f} after")
+    if "command" in part:
+        facts.append(f"`{part['command']}`")
+    return ". ".join(facts) + "."
+
+
+def tables(part: Report) -> Iterator[str]:
+    """Yield the lines of a table for each group of figures."""
+    single = {}
+    for name, value in part.items():
+        if name in _ABOUT:
+            continue
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            yield from table(name, [("", item) for item in value])
+        elif isinstance(value, dict) and not _is_spread(value) and _holds_groups(value):
+            yield from table(name, list(value.items()))
+        elif isinstance(value, dict) and not _is_spread(value):
+            yield from table("", [(name, value)])
+        elif not isinstance(value, dict) or _is_spread(value):
+            single[name] = value
+    if single:
+        yield from table("", list((key, {"value": value}) for key, value in single.items()))
+
+
+def table(name: str, items: Sequence[tuple[str, Mapping[str, Any]]]) -> Iterator[str]:
+    has_names = any(key for key, _ in items)
+    columns = list(dict.fromkeys(key for _, item in items for key in item))
+    yield head(*([name or "figure"] if has_names else []), *map(_words, columns))
+    for key, item in items:
+        cells = [shown(item[column]) if column in item else "" for column in columns]
+        yield row(*([_words(key)] if has_names else []), *cells)
+    yield ""
+
+
+def shown(value: Any) -> str:
+    """Return a value as a cell."""
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.1f}"
+    if isinstance(value, dict) and _is_spread(value):
+        tail = "; ".join(shown(value[key]) for key in value if key not in ("n", "median"))
+        return f"{shown(value['median'])} ({tail}), n={value['n']}"
+    if isinstance(value, dict):
+        return ", ".join(f"{_words(key)} {shown(item)}" for key, item in value.items())
+    if isinstance(value, list) and value and all(isinstance(item, int | float) for item in value):
+        least, most = min(value), max(value)
+        return (
+            f"{shown(statistics.median(value))} ({shown(least)} to {shown(most)}), n={len(value)}"
+        )
+    if isinstance(value, list) and len(value) > 2 and isinstance(value[0], list):
+        return f"{json.dumps(value[0])} to {json.dumps(value[-1])}, n={len(value)}"
+    text = json.dumps(value) if isinstance(value, list) else str(value)
+    return text.replace("\n", " ")
+
+
+def curves_of(part: Report) -> Iterator[tuple[str, Iterator[tuple[float, float]]]]:
+    """Yield name -> (streams or rows, tokens a second) of each list with at least three points."""
+    for name, value in part.items():
+        rows = value if isinstance(value, list) else []
+        rows = [item for item in rows if isinstance(item, dict) and "tokens_per_s" in item]
+        along = next((axis for axis in _ALONG if rows and axis in rows[0]), None)
+        if along and len({item[along] for item in rows}) > 2 and "side" not in rows[0]:
+            yield f"{name}: {along}", ((item[along], item["tokens_per_s"]) for item in rows)
+
+
+def draw(curves: Mapping[str, Sequence[tuple[float, float]]], target: Path) -> None:
+    """Write the curves as SVG: the same bytes for the same figures."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    with pyplot.rc_context({"svg.hashsalt": "polyclinic", "svg.fonttype": "none"}):
+        figure, axes = pyplot.subplots(figsize=(5, 2.8))
+        for name, points in curves.items():
+            axes.plot(*zip(*sorted(points), strict=True), marker="o", label=name)
+        axes.set_xscale("log", base=2)
+        axes.set_xlabel("at once")
+        axes.set_ylabel("tokens a second")
+        axes.set_ylim(bottom=0)
+        axes.legend(frameon=False)
+        figure.savefig(target, format="svg", bbox_inches="tight", metadata={"Date": None})
+        pyplot.close(figure)
+
+
+def _is_spread(value: Mapping[str, Any]) -> bool:
+    return "n" in value and "median" in value
+
+
+def _holds_groups(value: Mapping[str, Any]) -> bool:
+    return all(isinstance(item, dict) and not _is_spread(item) for item in value.values())
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")

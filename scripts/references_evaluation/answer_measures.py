@@ -1,0 +1,107 @@
+"""What answers with passages are worth: support, what the check lets stand, overlap, loops."""
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from references.markers import MarkedText
+from references.passage import Passage
+from references.quote import quote
+from references.support import unsupported_share
+from scripts.evaluation.bootstrap import draws, estimate, mean
+from scripts.evaluation.metrics import repeats, rouge_l
+from scripts.references_evaluation.measures import share
+
+THRESHOLDS = (0.0, 0.2, 0.5)
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """An answer, before the check."""
+
+    system: str
+    id: str
+    question: str
+    reference: str
+    passages: tuple[Passage, ...]
+    answer: str
+    num_tokens: int
+    finish: str
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> "Answered":
+        passages = tuple(
+            Passage(
+                **{
+                    **passage,
+                    "synonyms": tuple(passage["synonyms"]),
+                    "identifiers": tuple(passage["identifiers"]),
+                }
+            )
+            for passage in row["passages"]
+        )
+        return cls(**{**row, "passages": passages})
+
+
+def measures(answers: Sequence[Answered]) -> dict[str, Any]:
+    """Return the figures of one system; {} without answers."""
+    if not answers:
+        return {}
+    checked = [marked(one) for one in answers]
+    found = [sentence for one in checked for sentence in one.support]
+    shares = [unsupported_share(one.support) for one in checked]
+    quoted = [quote(one.passages) for one in answers]
+    after = {}
+    for threshold in THRESHOLDS:
+        stands = [value <= threshold for value in shares]
+        kept = [one for one, is_on in zip(checked, stands, strict=True) if is_on]
+        standing = [sentence for one in kept for sentence in one.support]
+        final = [
+            one.text if is_on else text
+            for one, is_on, text in zip(checked, stands, quoted, strict=True)
+        ]
+        after[f"{threshold:g}"] = {
+            "stands": share(stands),
+            "sentences": len(standing),
+            "unsupported": share(s.citation is None for s in standing) if standing else None,
+            "rouge_l": _rouge(answers, final),
+            "loops": share(repeats(one.text) for one in kept) if kept else None,
+        }
+    return {
+        "answers": len(answers),
+        "tokens": sum(one.num_tokens for one in answers) / len(answers),
+        "ended_as_loop": share(one.finish == "loop" for one in answers),
+        "loops": share(repeats(one.answer) for one in answers),
+        "unsupported_sentences": share(s.citation is None for s in found),
+        "rouge_l": _rouge(answers, [one.answer for one in answers]),
+        "rouge_l_quoted": _rouge(answers, quoted),
+        "after_the_check": after,
+    }
+
+
+def _rouge(answers: Sequence[Answered], texts: Sequence[str]) -> dict[str, Any]:
+    values = rouge_l([one.reference for one in answers], texts)
+    return estimate(float(values.mean()), mean(values, draws(len(values), seed=0)))
+
+
+def marked(one: Answered) -> MarkedText:
+    """Return an answer as the service shows it."""
+    written = MarkedText(one.passages)
+    written.add(one.answer)
+    written.end()
+    return written
+
+
+def supported_sentences(answers: Sequence[Answered], count: int) -> Iterator[str]:
+    """Yield drawn sentences that the check found supported, each with its passage, to be read."""
+    found = [
+        f"{one.system} | {one.question}\n  SAYS {written.text[s.start : s.end]}\n"
+        f"  [{s.citation}] {one.passages[s.citation - 1].text}"
+        for one in answers
+        if one.system != "off"
+        for written in [marked(one)]
+        for s in written.support
+        if s.citation is not None
+    ]
+    yield from random.Random(0).sample(found, min(count, len(found)))

@@ -1,0 +1,83 @@
+"""Counts of work that do not depend on how fast a machine is."""
+
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+from torch.utils._python_dispatch import TorchDispatchMode
+
+# The host waits for a value of the device. In inference mode the last two are seen, not the first.
+SYNCHRONISES = ("aten::_local_scalar_dense", "aten::item", "aten::is_nonzero")
+
+
+class Operators(TorchDispatchMode):
+    """Counts the operators that torch is asked for inside a `with`, by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        self.counts[func.name()] += 1
+        return func(*args, **(kwargs or {}))
+
+    @property
+    def total(self) -> int:
+        return self.counts.total()
+
+    @property
+    def num_synchronising(self) -> int:
+        return sum(self.counts[name] for name in SYNCHRONISES)
+
+
+class Calls:
+    """Counts the calls of Python functions on this thread inside a `with`."""
+
+    def __init__(self) -> None:
+        self.total = 0
+
+    def __enter__(self) -> "Calls":
+        sys.setprofile(self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.setprofile(None)
+
+    def _note(self, frame: FrameType, event: str, argument: Any) -> None:
+        self.total += event == "call"
+
+
+def calls_of(work: Callable[[], object]) -> int:
+    with Calls() as calls:
+        work()
+    return calls.total
+
+
+_REPORT = """
+import sys
+opened = 0
+def note(event, arguments):
+    global opened
+    opened += event == "open"
+sys.addaudithook(note)
+{statement}
+print(len(sys.modules), opened)
+"""
+
+
+def modules_and_files(statement: str) -> tuple[int, int]:
+    """Return how many modules a fresh interpreter holds after `statement`, and how many files it
+    has opened."""
+    done = subprocess.run(
+        [sys.executable, "-c", _REPORT.format(statement=statement)],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    modules, files = done.stdout.split()[-2:]
+    return int(modules), int(files)

@@ -1,0 +1,147 @@
+"""Questions go to a replica that holds their adapter, hot ones to several, cold ones to one."""
+
+import itertools
+import random
+from collections import Counter, OrderedDict
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray.serve._private.common import DeploymentHandleSource, DeploymentID, ReplicaID
+
+from adapters.prompting import Message
+from deployments.engine.request import SamplingParams
+from deployments.ingress.placement import AdapterAwareRouter
+from deployments.ingress.residency import Residency, ranked, residency
+from deployments.messages import GenerateRequest
+
+SLACK = 4
+
+
+def call(adapter: str | None, version: str | None = "1") -> GenerateRequest:
+    turns = (Message("user", "a rash"),)
+    sampling = SamplingParams(4)
+    return GenerateRequest("r", turns, adapter, sampling, stream=True, adapter_version=version)
+
+
+def report(replica: str, *held: str) -> dict[str, Any]:
+    return {"replica": replica, "adapters_held": list(held)}
+
+
+def first_ranks(held: set[str], load: dict[str, int], num: int = 200) -> Counter[str]:
+    """Which replicas are tried first, and with which number of others."""
+    seen: Counter[str] = Counter()
+    for _ in range(num):
+        ranks = ranked(sorted(load), held.__contains__, load.__getitem__, SLACK)
+        assert all(ranks)
+        seen[min(ranks[0], key=load.__getitem__)] += 1
+    return seen
+
+
+def test_a_holder_comes_first_and_others_after_it() -> None:
+    load = {"a": 3, "b": 0}
+    assert ranked(["a", "b"], {"a"}.__contains__, load.__getitem__, SLACK)[0] == ["a"]
+    assert len(ranked(["a", "b"], {"a"}.__contains__, load.__getitem__, SLACK)[1]) == 2
+
+
+def test_a_holder_that_is_too_busy_does_not() -> None:
+    assert first_ranks({"a"}, {"a": SLACK, "b": 0}) == {"a": 200}
+    assert first_ranks({"a"}, {"a": SLACK + 1, "b": 0}) == {"b": 200}
+    assert first_ranks({"a"}, {"a": 90, "b": 90}) == {"a": 200}
+
+
+@pytest.mark.parametrize("held", [set(), {"a", "b", "c"}])
+def test_where_all_or_none_hold_it_two_are_drawn(held: set[str]) -> None:
+    seen = first_ranks(held, {"a": 1, "b": 1, "c": 1}, 600)
+    assert min(seen.values()) > 100
+    ranks = ranked(["a", "b", "c"], held.__contains__, {"a": 1, "b": 1, "c": 1}.__getitem__, SLACK)
+    assert [len(rank) for rank in ranks] == [2]
+
+
+def test_of_several_holders_the_idler_of_two() -> None:
+    seen = first_ranks({"a", "b"}, {"a": 3, "b": 1, "c": 1})
+    assert seen == {"b": 200}
+    assert first_ranks({"a"}, {"a": 5}) == {"a": 200}
+    assert ranked([], {"a"}.__contains__, len, SLACK) == [[]]
+
+
+def test_what_was_seen_and_what_was_sent_since() -> None:
+    known = Residency()
+    assert not known.holds("m1", call("derma"))
+    known.saw([report("m1", "derma", "derma@2"), report("m2")])
+    assert known.holds("m1", call("derma", None))
+    assert known.holds("m1", call("derma", "2"))
+    assert not known.holds("m1", call("derma", "1"))
+    assert not known.holds("m2", call("derma", "2"))
+    known.sent("m2", call("derma", "1"))
+    known.sent("m2", call(None))
+    known.sent("unknown", call("derma", "1"))
+    assert known.holds("m2", call("derma", "1"))
+    known.saw([report("m2")])  # m1 did not answer, and m2 holds nothing any more
+    assert not known.holds("m1", call("derma", "2"))
+    assert not known.holds("m2", call("derma", "1"))
+
+
+def _router() -> AdapterAwareRouter:
+    router = AdapterAwareRouter(
+        deployment_id=DeploymentID("Model", "app"),
+        handle_source=DeploymentHandleSource.REPLICA,
+        use_replica_queue_len_cache=True,
+    )
+    router.initialize_state(slack=SLACK)
+    return router
+
+
+def _pending(*args: Any) -> Any:
+    return SimpleNamespace(args=args, routing_context=SimpleNamespace(should_backoff=False))
+
+
+async def test_serve_s_router_follows_it() -> None:
+    router = _router()
+    ids = {name: ReplicaID(name, DeploymentID("Model", "app")) for name in ("m1", "m2")}
+    replicas: list[Any] = [
+        SimpleNamespace(replica_id=i, max_ongoing_requests=32) for i in ids.values()
+    ]
+    residency().saw([report("m1", "derma@1"), report("m2")])
+    for _ in range(20):
+        pending = _pending(call("derma"), 7, ("127.0.0.1", 9))
+        ranks = await router.choose_replicas(replicas, pending)
+        assert ranks[0] == [replicas[0]]
+        assert pending.routing_context.should_backoff  # or Serve spins while all are full
+    router.replica_queue_len_cache.update(ids["m1"], SLACK + 1)
+    assert [len(r) for r in await router.choose_replicas(replicas, _pending(call("derma")))] == [2]
+    router.on_request_routed(_pending(call("derma")), ids["m2"], None)
+    assert residency().holds("m2", call("derma"))
+    for other in (_pending(call(None)), _pending(), _pending("info"), None):
+        assert [len(rank) for rank in await router.choose_replicas(replicas, other)] == [2]
+    residency().saw([])
+
+
+@pytest.mark.parametrize(("num_replicas", "gain"), [(2, 0.06), (4, 0.15)])
+def test_zipf_over_more_adapters_than_places(num_replicas: int, gain: float) -> None:
+    """2,000 adapters, 64 places each, loads that ended at once: the share that is found there."""
+    found = {slack: hit_rate(num_replicas, slack) for slack in (-1000, SLACK)}
+    assert found[SLACK] > found[-1000] + gain, found
+
+
+def hit_rate(num_replicas: int, slack: int, num: int = 6000) -> float:
+    """`slack` far below zero: by load alone. Each question is in progress for the next 24."""
+    rng = random.Random(5)
+    weights = list(itertools.accumulate(1 / rank for rank in range(1, 2001)))
+    caches: list[OrderedDict[int, None]] = [OrderedDict() for _ in range(num_replicas)]
+    running: list[int] = []
+    hits = 0
+    for adapter in rng.choices(range(2000), cum_weights=weights, k=num):
+        load = Counter(running[-24:])
+        ranks = ranked(
+            range(num_replicas), lambda r, a=adapter: a in caches[r], load.__getitem__, slack
+        )
+        chosen = min(ranks[0], key=load.__getitem__)
+        running.append(chosen)
+        cache = caches[chosen]
+        hits += adapter in cache
+        cache[adapter] = None
+        cache.move_to_end(adapter)
+        if len(cache) > 64:
+            cache.popitem(last=False)
+    return hits / num

@@ -1,0 +1,132 @@
+"""The shelf on PostgreSQL: the same answers as from a file, atomic changes, a server that goes."""
+
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from references.default_shelf import ensure_shelf
+from references.passage import ReferencesError
+from references.shelf import Shelf, build, engine_of
+from tests.references.passages import ALL, ECZEMA, HAIR, MARFAN, STONES, hpo_folder
+from tests.references.postgres_server import Server, running
+from tests.references.test_shelf import Letters
+
+pytestmark = pytest.mark.long
+QUESTIONS = ("What is eczema?", "kidney stones", "signs of Marfan syndrome", "beaded hair")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    pytest.importorskip("psycopg")
+    with running() as found:
+        yield found
+
+
+@pytest.fixture
+def shelf(server: Server) -> Shelf:
+    return build(server.url, ALL, vectorise=Letters())
+
+
+def ids(shelf: Shelf, question: str) -> list[str]:
+    return [hit.passage.id for hit in shelf.search(question, limit=3)]
+
+
+def test_it_answers_as_a_file_does(shelf: Shelf, tmp_path: Path) -> None:
+    file = build(tmp_path / "shelf.db", ALL, vectorise=Letters())
+    for question in QUESTIONS:
+        assert ids(shelf, question)[:1] == ids(file, question)[:1] != []
+    assert shelf.version.partition("-")[2] == file.version.partition("-")[2]
+    assert list(shelf.passages()) == list(file.passages()) == list(ALL)
+    assert shelf.sources() == file.sources()
+    assert ids(shelf, "football results") == []
+    assert shelf.verify() == []
+
+
+def test_a_change_is_made_as_a_whole_or_not_at_all(shelf: Shelf) -> None:
+    before = shelf.version
+    with pytest.raises(ReferencesError, match="T:2: the id is on the shelf"):
+        shelf.add([replace(HAIR, id="new"), ECZEMA])
+    with pytest.raises(ReferencesError, match="source 'nowhere': it has no passages"):
+        shelf.remove(["T:1"], source="nowhere")
+    assert (shelf.version, shelf.num_passages, shelf.get(["new"])) == (before, len(ALL), {})
+    shelf.replace([replace(ECZEMA, text="A rash of beads.")])
+    assert shelf.get(["T:2"])["T:2"].text == "A rash of beads."
+    shelf.remove([HAIR.id])
+    assert HAIR.id not in ids(shelf, "beaded hair")
+    shelf.add([HAIR])
+    shelf.remove(source=ECZEMA.source)
+    assert ECZEMA not in shelf.passages()
+    assert shelf.verify() == []
+
+
+def test_a_second_handle_sees_a_change_and_never_half_of_it(shelf: Shelf, server: Server) -> None:
+    generations = [
+        [replace(p, text=f"{p.text} Generation {number}.") for p in (ECZEMA, HAIR, STONES)]
+        for number in range(6)
+    ]
+    shelf.replace(generations[0])
+    reader, stop, seen = Shelf(server.url, vectorise=Letters()), threading.Event(), []
+
+    def read() -> None:
+        while not stop.is_set():
+            texts = [p.text for p in reader.passages() if p.id in ("T:1", "T:2", "T:3")]
+            seen.append({text.rpartition("Generation")[2] for text in texts})
+            reader.search("What is eczema?")
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    for generation in generations[1:]:
+        shelf.replace(generation)
+    stop.set()
+    thread.join()
+    assert all(len(numbers) == 1 for numbers in seen)
+    assert reader.version == shelf.version
+
+
+def test_two_builders_at_once_build_once(server: Server, tmp_path: Path) -> None:
+    folder = hpo_folder(tmp_path / "hpo")
+    code = (
+        "import sys; from pathlib import Path; from references.default_shelf import ensure_shelf; "
+        "from tests.references.test_shelf import Letters; s = ensure_shelf(sys.argv[1], "
+        "folder=Path(sys.argv[2]), progress=False, vectorise=Letters()); print(s.version)"
+    )
+    Shelf(server.url, vectorise=Letters()).remove([p.id for p in ALL])
+    command = [sys.executable, "-c", code, server.url, str(folder)]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    printed = {one.communicate()[0].strip() for one in both}
+    assert len(printed) == 1
+    shelf = ensure_shelf(server.url, folder=folder, progress=False, vectorise=Letters())
+    assert {shelf.version} == printed
+    assert shelf.diagnose(["brittle hair"])
+
+
+def test_a_server_that_goes_away_is_named_and_found_again(shelf: Shelf, server: Server) -> None:
+    assert ids(shelf, "What is eczema?")
+    server.stop()
+    try:
+        with pytest.raises(ReferencesError) as refused:
+            shelf.search("What is eczema?")
+        assert "127.0.0.1" in str(refused.value)
+        assert "secret" not in str(refused.value)
+        with pytest.raises(ReferencesError, match="could not be read"):
+            shelf.add([replace(MARFAN, id="new")])
+    finally:
+        server.start()
+    assert ids(shelf, "What is eczema?")
+
+
+def test_addresses_and_vectors_that_do_not_fit(shelf: Shelf, server: Server) -> None:
+    with pytest.raises(ReferencesError, match="built with the vectors of 'letters'"):
+        Shelf(server.url).add([replace(MARFAN, id="again")])
+    wrong = server.url.replace("secret", "wrong")
+    with pytest.raises(ReferencesError, match="authentication failed") as refused:
+        Shelf(wrong).search("eczema")
+    assert "wrong" not in str(refused.value)
+    for address in ("mysql://host/db", "postgresql://host:port/db"):
+        with pytest.raises(ReferencesError, match="is not one of PostgreSQL"):
+            engine_of(address)
