@@ -10,8 +10,6 @@ stdout is one JSON object, without any text.
 """
 
 import argparse
-import gzip
-import json
 import random
 import re
 from collections.abc import Iterator, Sequence
@@ -29,15 +27,16 @@ from sklearn.linear_model import LogisticRegression
 from router.urgency.red_flags import RedFlags, load_red_flags
 from router.urgency.wording import NUM_BUCKETS, SIGN_FROM, URGENT_FROM, WEIGHTS, features, pieces
 from scripts.arguments import CommandParser
+from scripts.datasets.record import read_jsonl
 from scripts.evaluate_red_flags import DATA, QUESTIONS, Case, cases, figures, table
 
 WRITTEN = DATA / "written_urgency.jsonl.gz"
 TEMPLATES = DATA / "red_flags_templates.yaml"
 ROUTER_QUESTIONS = (
-    "written_train",
-    "written_train_patients",
-    "written_train_scope",
-    "written_train_clinical",
+    "written_train.jsonl",
+    "written_train_patients.jsonl.gz",
+    "written_train_scope.jsonl.gz",
+    "written_train_clinical.jsonl.gz",
 )
 TEXTS_OF_A_TEMPLATE = 25
 TEMPLATE_WEIGHT = 0.3
@@ -89,8 +88,7 @@ def _train(args: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:
 
 def written(path: Path) -> Iterator[Case]:
     """Yield the questions that are only trained on, and that no set has."""
-    for line in gzip.decompress(path.read_bytes()).decode().splitlines():
-        row = json.loads(line)
+    for _, row in read_jsonl(path):
         yield Case("training", row["urgent"], row["lang"], False, row["input"])
 
 
@@ -117,11 +115,7 @@ def _background(rules: RedFlags, labelled: csr_matrix, urgent: Flags) -> _Backgr
     Those of the router's pieces that a first model finds most urgent are left out.
     """
     made = list(from_templates(TEMPLATES))
-    texts = [
-        json.loads(line)["input"]
-        for name in ROUTER_QUESTIONS
-        for line in (DATA / f"{name}.jsonl").read_text("utf-8").splitlines()
-    ]
+    texts = [row["input"] for name in ROUTER_QUESTIONS for _, row in read_jsonl(DATA / name)]
     of_made = _matrix(_first_pieces(rules, made))
     of_router = _matrix([piece for text in texts for piece in pieces(rules.read(text))])
 

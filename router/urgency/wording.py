@@ -28,7 +28,7 @@ URGENT_FROM = 0.7
 SIGN_FROM = URGENT_FROM - 2.0
 # A text of several pieces has more chances, and tells more of a case than the model was fitted on:
 # it needs more without a sign, and with one its wording is not asked.
-LONG_URGENT_FROM = URGENT_FROM + 2.0
+LONG_URGENT_FROM = URGENT_FROM + 1.5
 _HOT = (38, 43)  # a number that may be a fever in degrees Celsius
 Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
