@@ -1,7 +1,7 @@
 """Measure answers that stand on passages: quoted, cited by the adapters or the base, and neither.
 
     python -m scripts.references_evaluation.answers --data shared/data --answers runs/cited.jsonl \\
-        --out docs/benchmarks/grounded_answers.json
+        --out docs/grounded_report.json
 
 Questions are the validation pairs of diseases with several pairs; their shelf is the default one
 (--shelf) with the answers of all validation pairs, of which a question never gets its own. Answers
