@@ -6,6 +6,7 @@ No `from __future__ import annotations` here: Serve reads the builder's signatur
 """
 
 import logging
+import os
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from deployments.ingress.deployment import RouterReplica
 from deployments.ingress.followed import load_classifier
 from deployments.model.deployment import ModelReplica
 from deployments.model.loading import LoadModel
+from deployments.observe.tracing import tracing_problem
 from deployments.replica import open_adapter_store
 from deployments.settings import ReplicaSettings, Settings, parse_settings
 from deployments.strict_model import SettingsError
@@ -67,7 +69,7 @@ def build_application(settings: Settings, *, load: LoadModel | None = None) -> A
     settings = with_routers(settings, routers)
     replicas = clamp_replicas(settings.model_replicas, device)
     # A stand-in for the model needs no base.
-    num_bytes = check_base(settings) if load is None else 0
+    num_bytes = check_base(settings, device) if load is None else 0
     check_files(settings)
     check_shared_state(settings)
     num_gpus = 1 if device == "cuda" else 0
@@ -115,10 +117,10 @@ def choose_device(settings: Settings) -> str:
         num_gpus = ray.cluster_resources().get("GPU", 0)
         device = "cuda" if num_gpus >= 1 else "cpu"
         logger.info("device auto: the cluster has %g GPUs, so %s", num_gpus, device)
-    if device == "cpu" and settings.quantization != "none":
+    if device == "cpu" and settings.quantization == "nf4":
         problem = (
-            f"quantization: '{settings.quantization}' needs a GPU, and the device is the CPU "
-            f"(device: {settings.device}): set quantization: none, or add a GPU"
+            "quantization: 'nf4' needs a GPU, and the device is the CPU "
+            f"(device: {settings.device}): set quantization: auto, int8 or none, or add a GPU"
         )
         raise SettingsError("args of serve_config.yaml", [problem])
     return device
@@ -190,6 +192,8 @@ def clamp_replicas(replicas: ReplicaSettings, device: str) -> ReplicaSettings:
 def check_files(settings: Settings) -> None:
     """Check every file that the replicas will need besides the base model, so that a bad one fails
     the deploy at once, and what serves goes on."""
+    if problem := tracing_problem(os.environ):
+        raise SettingsError("the environment", [problem])
     load_classifier(settings)
     if settings.auth.mode == "keys":
         try:
@@ -202,13 +206,13 @@ def check_files(settings: Settings) -> None:
         check_seed(store, settings.base_model)
 
 
-def check_base(settings: Settings) -> int:
+def check_base(settings: Settings, device: str) -> int:
     """Resolve the base model and look at its files; returns the bytes of its weights.
 
     Raises:
         BaseModelError, SettingsError: a replica could not load it.
     """
-    if problem := quantization_problem(settings.quantization):
+    if device == "cuda" and (problem := quantization_problem(settings.quantization)):
         raise SettingsError("args of serve_config.yaml", [problem])
     resolved = check_base_model(settings.base_model_or_dir)
     return sum(file.stat().st_size for file in resolved.path.glob("*.safetensors"))

@@ -29,7 +29,7 @@ from deployments.startup.config_file import application_of, drain_s, read_config
 from deployments.startup.exposure import OPEN_RAY_HELP
 from deployments.startup.live_settings import ApplyError, apply_config
 from deployments.startup.shelf import uses_shelf
-from deployments.startup.status import DASHBOARD, DASHBOARD_PORT, addresses_of
+from deployments.startup.status import DASHBOARD, DASHBOARD_PORT, METRICS_PORT, addresses_of
 from deployments.startup.supervision import supervise
 from deployments.startup.watch import Patience
 
@@ -74,15 +74,17 @@ def _start(config: Path, args: argparse.Namespace) -> int:
         print("launch: stopped before Serve was started", file=sys.stderr)
         return 130
     port = free_port(DASHBOARD_PORT)
+    metrics_port = free_port(METRICS_PORT)
     addresses = addresses_of(content, f"http://127.0.0.1:{port}")
     elsewhere = "" if port == DASHBOARD_PORT else f" --dashboard {addresses.dashboard}"
+    print(f"launch: metrics: http://127.0.0.1:{metrics_port}/metrics", flush=True)
     print(
         "launch: to apply a later change of the file: "
         f"python -m deployments.launch --apply {config}{elsewhere}",
         flush=True,
     )
     return supervise(
-        serve_command(config, port),
+        serve_command(config, port, metrics_port),
         addresses,
         timeout_s=args.timeout_s,
         drain_s=lambda: drain_s(config),

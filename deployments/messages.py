@@ -48,6 +48,7 @@ class GenerateRequest:
     config: the sender's `Settings.model_config_id`; a replica with another one does not answer.
     sender: the router replica, for its clock (deployments/clocks.py).
     may_shorten: `sampling.max_tokens` is lowered to what the model has room for after the prompt.
+    trace_context: W3C's headers of the span that asks (deployments/observe/tracing.py).
     """
 
     request_id: str
@@ -62,6 +63,7 @@ class GenerateRequest:
     config: str | None = None
     sender: str | None = None
     may_shorten: bool = False
+    trace_context: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)

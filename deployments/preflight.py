@@ -7,12 +7,14 @@ Prints all problems in one message and exits with 2, or one line and 0.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from deployments.messages import GRACE_S
+from deployments.observe.tracing import tracing_problem
 from deployments.settings import RouterLiveSettings, Settings, parse_settings
 from deployments.startup.application_checks import check_application
 from deployments.startup.checks import check_folders, check_machine, machine_notes
@@ -48,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         content, _ = read_config(args.config)
         problems += check_machine(*http_address(content)) + _check_state(content)
         problems += check_ray_auth(args.allow_open_ray) + _check_hub(content, problems)
+        problems += filter(None, [tracing_problem(os.environ)])
         notes = machine_notes()
         found, missing = _check_shelf(content)
         problems, notes = problems + found, notes + missing

@@ -149,8 +149,11 @@ class Settings(StrictModel):
         max_length=4096,
         description="a directory, a Hugging Face id (org/name), or smollm2-135m-instruct",
     )
-    quantization: Literal["none", "int8", "nf4"] = Field(
-        default="none", description="weights of the base model, through bitsandbytes; needs a GPU"
+    quantization: Literal["auto", "none", "int8", "nf4"] = Field(
+        default="auto",
+        description="weights of the base model. int8: eight bits (bitsandbytes on a GPU); nf4: "
+        "four bits, on a GPU; auto: int8 on a CPU that is fast at it, if engine.dtype is auto, "
+        "and none elsewhere",
     )
     device: Literal["auto", "cuda", "cpu"] = Field(
         default="auto",
@@ -272,6 +275,9 @@ class Settings(StrictModel):
         return str(candidate) if candidate.is_dir() else self.base_model
 
 
+_LOG_REQUESTS = "a record of each request at each stage, with its id and without its texts"
+
+
 class RouterLiveSettings(AccessLimits):
     """`user_config` of the Router deployment: changes without a restart."""
 
@@ -319,6 +325,7 @@ class RouterLiveSettings(AccessLimits):
         default=30.0, ge=0, le=3600, description="for answers in progress when the server stops"
     )
     log_level: LogLevel = Field(default="INFO", description="of the router deployment")
+    log_requests: bool = Field(default=False, description=_LOG_REQUESTS)
 
 
 class ModelLiveSettings(StrictModel):
@@ -328,6 +335,7 @@ class ModelLiveSettings(StrictModel):
         default=5.0, ge=0, le=3600, description="how often to look for changes; 0: on request only"
     )
     log_level: LogLevel = Field(default="INFO", description="of the model deployment")
+    log_requests: bool = Field(default=False, description=_LOG_REQUESTS)
 
 
 SHIPPED_ROUTER = PROJECT_ROOT / "router" / "model"

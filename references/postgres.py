@@ -116,6 +116,10 @@ class PostgresEngine:
         Raises:
             ReferencesError: the server does not answer, or has no shelf.
         """
+        inside: PostgresVersion | None = getattr(self._local, "inside", None)
+        if inside is not None:  # this thread reads already, and goes on with the same snapshot
+            yield inside
+            return
         with self._told("read"), self._transaction(SEARCH_TIMEOUT_S) as db:
             db.execute("set transaction isolation level repeatable read, read only")
             meta = _meta(db)
@@ -133,7 +137,11 @@ class PostgresEngine:
             if known is None or known.meta != meta:
                 known = self._local.version = PostgresVersion(meta)
             known.db = db
-            yield known
+            self._local.inside = known
+            try:
+                yield known
+            finally:
+                self._local.inside = None
 
     @contextmanager
     def changed(
@@ -230,6 +238,9 @@ class PostgresVersion(Version):
         )
         rows: list[Sequence[Any]] = self.db.execute(query, (list(numbers),)).fetchall()
         return rows
+
+    def _stored_words(self) -> Iterable[str]:
+        return (word for (word,) in self.db.execute("select word from cognates"))
 
     def cognates(self, skeletons: Sequence[str]) -> list[tuple[str, str]]:
         query = "select skeleton, word from cognates where skeleton = any(%s)"

@@ -7,7 +7,7 @@ as they are besides: most names of diseases are the same.
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cache
 from itertools import combinations
@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Protocol
 
 from references.cognates import skeleton
-from references.words import ASPECTS, ENGLISH, FRENCH, SIGN_ASPECTS, stem, words
+from references.compounds import compounds
+from references.words import ASPECTS, ENGLISH, FRENCH, SIGN_ASPECTS, root, stem, words
 
 GLOSSARY = Path(__file__).with_name("glossary.yaml")
 MAX_WORDS = 60  # of a question: the first ones with content
@@ -34,6 +35,8 @@ class Vocabulary(Protocol):
     def num_passages(self) -> int: ...
 
     def counts(self, wanted: Sequence[str]) -> Mapping[str, int]: ...
+
+    def words(self) -> Set[str]: ...
 
     def cognates(self, skeletons: Sequence[str]) -> list[tuple[str, str]]: ...
 
@@ -98,6 +101,9 @@ def read_query(question: str, language: str, vocabulary: Vocabulary) -> Query:
     for meaning in meanings:
         drafts.append((_weighed(meaning), False))
         english += [part for way in meaning[:2] for part in way]
+    if made := sorted(vocabulary.words() & set(compounds(question, language))):
+        drafts.append((dict.fromkeys(map(stem, made), GLOSS), True))
+        english += made
     counts = vocabulary.counts([s for stems, _ in drafts for s in stems])
     groups = tuple(_group(s, extra, counts, vocabulary.num_passages) for s, extra in drafts)
     return Query(
@@ -141,11 +147,11 @@ def _translations(
 
 def _entry(entries: Mapping[tuple[str, ...], _MEANING], word: str, language: str) -> _MEANING:
     """Return a word's meanings; of a French verb, those of the form without its ending."""
-    found = entries.get((stem(word, language),), ())
+    found = entries.get((root(word, language),), ())
     if not found and language == "fr":
-        root = _VERB_ENDING.sub("", word)
-        if len(root) >= 4:
-            found = entries.get((root,), ()) or entries.get((stem(root, language),), ())
+        bare = _VERB_ENDING.sub("", word)
+        if len(bare) >= 4:
+            found = entries.get((bare,), ()) or entries.get((root(bare, language),), ())
     return found
 
 
@@ -157,7 +163,7 @@ def meanings_of(word: str, language: str) -> _MEANING:
 def _phrases(kept: Sequence[str], language: str) -> tuple[list[_MEANING], set[str]]:
     """Return the meanings of phrases in the question, the longest first, and their words."""
     entries = _glossary(language)
-    stems = [stem(word, language) for word in kept]
+    stems = [root(word, language) for word in kept]
     meanings: dict[tuple[str, ...], _MEANING] = {}
     inside: set[str] = set()
     for places in _places(len(stems)):
@@ -185,7 +191,7 @@ def _glossary(language: str) -> Mapping[tuple[str, ...], _MEANING]:
     empty = FRENCH if language == "fr" else ENGLISH
     found: dict[tuple[str, ...], _MEANING] = {}
     for entry, meaning in listed.items():
-        key = [stem(w, language) for w in words(entry) if w not in empty or w in _LINKING]
+        key = [root(w, language) for w in words(entry) if w not in empty or w in _LINKING]
         ways = tuple(tuple(words(way)) for way in meaning.split("/"))
         found[tuple(sorted(key))] = ways
     return found

@@ -49,6 +49,9 @@ class Reader(Version):
             _with("select stem, count from stems where stem", wanted), list(wanted)
         )
 
+    def _stored_words(self) -> Iterable[str]:
+        return (word for (word,) in self.db.execute("select word from cognates"))
+
     def cognates(self, skeletons: Sequence[str]) -> list[tuple[str, str]]:
         query = _with("select skeleton, word from cognates where skeleton", skeletons)
         return list(self.db.execute(query, list(skeletons)))

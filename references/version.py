@@ -2,7 +2,7 @@
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +57,7 @@ class Version(ABC):
         self.num_passages = int(meta["passages"])
         self._counts: dict[str, int] = {}
         self._candidates: dict[int, Candidate] = {}
+        self._words: frozenset[str] | None = None
 
     @property
     def version(self) -> str:
@@ -73,6 +74,12 @@ class Version(ABC):
             self._counts.update(self._stored_counts(missing))
         return self._counts
 
+    def words(self) -> Set[str]:
+        """Return the English words of the shelf, folded, those of cognates.MIN_LETTERS or more."""
+        if self._words is None:
+            self._words = frozenset(self._stored_words())
+        return self._words
+
     def fetch(self, numbers: Iterable[int]) -> dict[int, Candidate]:
         """Return passages by number; those of late are kept in memory."""
         wanted = sorted(numbers)
@@ -86,6 +93,9 @@ class Version(ABC):
 
     @abstractmethod
     def _stored_counts(self, wanted: Sequence[str]) -> Iterable[tuple[str, int]]: ...
+
+    @abstractmethod
+    def _stored_words(self) -> Iterable[str]: ...
 
     @abstractmethod
     def _rows(self, numbers: Sequence[int]) -> Iterable[Sequence[Any]]:

@@ -93,6 +93,17 @@ def stem(word: str, language: str = "en") -> str:
     return str(_stemmer(language).stemWord(word))
 
 
+def root(word: str, language: str = "en") -> str:
+    """Return the stem of a folded word; in French without e of participles and x of plurals.
+
+    The French stemmer reads accents, which folding has removed: "enflamme" and "enflammee".
+    """
+    found = stem(word, language)
+    if language != "fr" or len(found) < 5:
+        return found
+    return found[:-1] if found.endswith(("eux", "aux")) else found.rstrip("e")
+
+
 def stems(text: str, language: str = "en") -> list[str]:
     """Return the stems of `text`, in order, function words left out."""
     empty = FRENCH if language == "fr" else ENGLISH

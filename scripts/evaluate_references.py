@@ -85,7 +85,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             "load": list(os.getloadavg()),
             "paraphrases": {
                 file: {lang: search.paraphrases(file, lang) for lang in ("en", "fr")}
-                for file in ("paraphrases.yaml", "development.yaml", "held_out.yaml")
+                for file in measures.SETS
             },
             "synonyms": search.synonyms(args.seed),
             "names": search.names(args.seed),

@@ -129,8 +129,8 @@ def _check_known(path: Path, config: dict[str, Any], family: str) -> None:
 
 
 def quantization_problem(quantization: str) -> str | None:
-    """Return what a quantised base lacks here. Returns None if it lacks nothing."""
-    if quantization == "none" or importlib.util.find_spec("bitsandbytes") is not None:
+    """Return what a base quantised on a GPU lacks here. Returns None if it lacks nothing."""
+    if quantization in ("auto", "none") or importlib.util.find_spec("bitsandbytes") is not None:
         return None
     return (
         f"quantization: '{quantization}' needs bitsandbytes, which is not installed: install it on "

@@ -1,8 +1,8 @@
 """The HTTP application, `create_api(backend)`, and the front door before it. No ray, no torch.
 
-operations.py lists the paths. A request passes, in this order: HTTP/1.0, response headers, limits
-on its size and time, its host where no key is asked for (hosts.py), CORS where origins are set,
-keys and rates (auth.py), request ids, endpoint.
+operations.py lists the paths. A request passes, in this order: what an operator sees of it
+(observed.py), HTTP/1.0, response headers, limits on its size and time, its host where no key is
+asked for (hosts.py), CORS where origins are set, keys and rates (auth.py), request ids, endpoint.
 """
 
 import time
@@ -33,6 +33,7 @@ from deployments.api.middleware import (
     ResponseHeaders,
     catch_unexpected,
 )
+from deployments.api.observed import Observed
 from deployments.api.openai import OpenAIEndpoints
 from deployments.api.openapi import openapi_document
 from deployments.api.operations import ADMIN_OPERATIONS, OPERATIONS
@@ -61,12 +62,15 @@ def behind_front_door(
     admission: Admission | None = None,
     usages: UsageTable | None = None,
     proxy_adds_id: bool = False,
+    count_refusal: Callable[[str], None] = lambda code: None,
+    is_logging: Callable[[], bool] = lambda: False,
 ) -> ASGIApp:
     """Wrap `app`, which finds the caller in `scope["state"]["caller"]` when keys are on.
 
     Args:
         admission, usages: of AuthMiddleware.
         proxy_adds_id: of ResponseHeaders.
+        count_refusal, is_logging: of Observed.
     """
     guarded: ASGIApp = AuthMiddleware(app, settings.auth, keys, live, clock, admission, usages)
     if settings.cors_origins:  # outside the keys: a preflight request carries none
@@ -81,7 +85,8 @@ def behind_front_door(
     if hosts is not None:
         guarded = HostCheck(guarded, hosts)
     limited = RequestLimits(guarded, live)
-    return WholeForHttp10(ResponseHeaders(limited, proxy_adds_id=proxy_adds_id))
+    whole = WholeForHttp10(ResponseHeaders(limited, proxy_adds_id=proxy_adds_id))
+    return Observed(whole, count_refusal, is_logging)
 
 
 def create_api(backend: Backend, admin: AdapterAdmin | None = None) -> Starlette:

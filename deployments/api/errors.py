@@ -6,6 +6,7 @@ Domain errors become HTTP statuses here (and, for adapters, in admin.py), and no
 import logging
 import traceback
 from collections.abc import Awaitable, Callable, Mapping
+from contextvars import ContextVar
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -18,6 +19,8 @@ from deployments.engine.request import ErrorInfo
 logger = logging.getLogger(__name__)
 
 Endpoint = Callable[[Request], Awaitable[Response]]
+# The codes that the current request was refused with, for observed.py, which sets it.
+refusals: ContextVar[list[str] | None] = ContextVar("refusals", default=None)
 
 # Code of an ErrorInfo -> status. The engine's (deployments/engine/errors.py draws their tree):
 STATUS = {
@@ -104,6 +107,9 @@ def bad_id(header: str, given: str) -> ApiError:
 
 
 def error_response(error: ApiError) -> Response:
+    codes = refusals.get()
+    if codes is not None:
+        codes.append(error.code)
     return json_response(ErrorReply(error=error.reply()), error.status, error.headers)
 
 

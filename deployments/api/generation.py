@@ -2,14 +2,26 @@
 and counted once however it ends."""
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from deployments.api.errors import ApiError, engine_error
 from deployments.api.grounding import Sources, Verdict
 from deployments.engine.request import ErrorInfo, FinishReason, Timings, TokenEvent
 from deployments.messages import GRACE_S, Backend, GenerateRequest, Outcome
+from deployments.observe import tracing
+from deployments.observe.records import log_request
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span
+
+logger = logging.getLogger(__name__)
+
+# Outcomes of answers that went as they should.
+_GOOD = frozenset(map(str, (FinishReason.STOP, FinishReason.LENGTH, FinishReason.LOOP)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +65,8 @@ class Generation:
         self._latest: TokenEvent | None = None
         self._is_broken = False
         self._is_closed = False
+        self._began_at = 0.0
+        self._span: Span | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -72,7 +86,7 @@ class Generation:
             RuntimeError: the backend ended without a terminal event.
         """
         if self._events is None:
-            self._events = self.sources.events(self._call)
+            self._events = self._begin()
         try:
             event = await self._next_before_deadline(self._events)
         except Exception:
@@ -83,6 +97,14 @@ class Generation:
             event = replace(event, text=self.sources.opening + event.text)
         self._latest = event
         return event
+
+    def _begin(self) -> AsyncGenerator[TokenEvent, None]:
+        call = self._call
+        self._began_at = time.monotonic()
+        if tracing.is_on():
+            self._span = tracing.begin("answer", attributes=_named(call, self._specialty))
+            self._call = replace(call, trace_context=tracing.carrier_of(self._span))
+        return self.sources.events(self._call)
 
     async def whole(self) -> Completed:
         """Read all the events.
@@ -129,10 +151,21 @@ class Generation:
         try:
             await self._events.aclose()
         finally:
-            outcome = Outcome(
-                self._specialty, self._call.adapter, self._outcome(), self._confidence
-            )
-            self._backend.record(outcome)
+            self._record(self._outcome())
+
+    def _record(self, outcome: str) -> None:
+        call, latest = self._call, self._latest
+        self._backend.record(Outcome(self._specialty, call.adapter, outcome, self._confidence))
+        num_tokens = 0 if latest is None else latest.num_tokens
+        error = None if outcome in _GOOD else outcome
+        ended: dict[str, tracing.Value | None] = {"polyclinic.outcome": outcome}
+        ended["polyclinic.num_tokens"] = num_tokens
+        tracing.end(self._span, error, attributes=ended)
+        if self._backend.limits.log_requests:
+            fields = {"outcome": outcome, "specialty": self._specialty, "adapter": call.adapter}
+            seconds = round(time.monotonic() - self._began_at, 4)
+            more = {"version": call.adapter_version, "num_tokens": num_tokens, "seconds": seconds}
+            log_request(logger, call.request_id, "answer", **fields, **more)
 
     def _outcome(self) -> str:
         latest = self._latest
@@ -164,6 +197,16 @@ class Generation:
         if self._latest is None:
             return TokenEvent(self._call.request_id, "", 0, 0, Timings(), reason)
         return replace(self._latest, text="", finish_reason=reason)
+
+
+def _named(call: GenerateRequest, specialty: str | None) -> dict[str, tracing.Value | None]:
+    return {
+        "polyclinic.request_id": call.request_id,
+        "polyclinic.specialty": specialty,
+        "polyclinic.adapter": call.adapter,
+        "polyclinic.version": call.adapter_version,
+        "polyclinic.stream": call.stream,
+    }
 
 
 def complete(event: TokenEvent) -> TokenEvent:

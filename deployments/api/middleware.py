@@ -124,7 +124,11 @@ async def refuse(
 
 
 def request_id_for(scope: Scope) -> str:
-    """Return the client's x-request-id, or a new id where it sent none, several, or not an id."""
+    """Return the id that a layer before has given it; else the client's x-request-id, or a new id
+    where it sent none, several, or not an id."""
+    known: str | None = scope.get("state", {}).get("request_id")
+    if known is not None:
+        return known
     given = Headers(scope=scope).getlist("x-request-id")
     return given[0] if len(set(given)) == 1 and is_id(given[0]) else uuid.uuid4().hex
 

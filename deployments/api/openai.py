@@ -17,9 +17,11 @@ from deployments.api.middleware import request_id_of, session_id_of
 from deployments.api.openai_answer import OpenAIAnswer
 from deployments.api.openai_request import (
     chat_turns,
+    check_choices,
     in_openais_words,
     includes_usage,
     is_above_limit,
+    of_choice,
     openai_engine_error,
     prompt_texts,
     sampling_of,
@@ -94,6 +96,7 @@ class OpenAIEndpoints:
         clinic = self._backend.clinic
         check_known("model", asked.model_name, clinic.model_names)
         sampling = sampling_of(asked, clinic)
+        check_choices(asked.n, len(conversations), self._backend.limits.max_prompts)
         request_id, session_id = request_id_of(request), session_id_of(request)
         is_named = asked.model_name != "auto"
         mode = mode_of(self._backend, asked.grounding, is_named=is_named)
@@ -104,47 +107,42 @@ class OpenAIEndpoints:
             self._timed_routes(asked.model_name, turns_of), self._found(asked, mode, turns_of)
         )
         clinic = self._backend.clinic.for_session(session_id)  # after the wait for the router
-        versions = [clinic.version_of(route.adapter) for route in routes]
-        sources = [
-            one.for_specialty(self._backend, route.specialty, route.language)
-            for one, route in zip(found, routes, strict=True)
+        asked_for = [
+            (path, turns, route, clinic.version_of(route.adapter), one, number)
+            for (path, turns), route, one in zip(conversations.items(), routes, found, strict=True)
+            for number in range(asked.n)
         ]
+        answers: list[Generation] = []
+        choices = []
+        for path, turns, route, version, passages, number in asked_for:
+            sources = passages.for_specialty(self._backend, route.specialty, route.language)
+            call = GenerateRequest(
+                request_id=request_id if len(asked_for) == 1 else f"{request_id}.{len(answers)}",
+                turns=turns,
+                adapter=route.adapter,
+                sampling=of_choice(sampling, number),
+                stream=bool(asked.stream),
+                answer_language=self._backend.answer_language(route),
+                deadline_at=accepted_at + self._backend.limits.max_timeout_s,
+                session_id=session_id,
+                adapter_version=version,
+                may_shorten=True,
+            )
+            explain = functools.partial(openai_engine_error, param=path)
+            about = (sources, route.specialty, route.confidence, explain)
+            answers.append(Generation(self._backend, call, *about))
+            choices.append((route, version, sources))
         reply = OpenAIAnswer(
             request_id,
             int(accepted_at),
-            list(zip(routes, versions, sources, strict=True)),
+            choices,
             route_s,
+            num_of_prompt=asked.n,
             max_tokens=sampling.max_tokens,
             is_lowered=is_above_limit(asked, clinic),
             is_chat=isinstance(asked, ChatRequest),
             include_usage=include_usage,
         )
-        answers = []
-        for number, (path, turns) in enumerate(conversations.items()):
-            call = GenerateRequest(
-                request_id=request_id if len(routes) == 1 else f"{request_id}.{number}",
-                turns=turns,
-                adapter=routes[number].adapter,
-                sampling=sampling,
-                stream=bool(asked.stream),
-                answer_language=self._backend.answer_language(routes[number]),
-                deadline_at=accepted_at + self._backend.limits.max_timeout_s,
-                session_id=session_id,
-                adapter_version=versions[number],
-                may_shorten=True,
-            )
-            explain = functools.partial(openai_engine_error, param=path)
-            route = routes[number]
-            answers.append(
-                Generation(
-                    self._backend,
-                    call,
-                    sources[number],
-                    route.specialty,
-                    route.confidence,
-                    explain,
-                )
-            )
         return answers, reply
 
     async def _found(
@@ -207,7 +205,7 @@ async def _all_of(answers: Sequence[Generation]) -> list[Completed]:
 async def _chunks(stream: AnswerStream, reply: OpenAIAnswer) -> AsyncGenerator[str, None]:
     for choice in range(reply.num_choices):
         yield sse(reply.opening(choice))
-    ended: list[TokenEvent] = []
+    ended: dict[int, TokenEvent] = {}
     async for item in stream:
         if item.failure is not None:
             yield sse(StreamErrorEvent(error=item.failure.reply(request_id=reply.request_id)))
@@ -215,7 +213,7 @@ async def _chunks(stream: AnswerStream, reply: OpenAIAnswer) -> AsyncGenerator[s
         if item.text:
             yield sse(reply.text(item.opinion, item.text))
         if item.event is not None:
-            ended.append(item.event)
+            ended[item.opinion] = item.event
             yield sse(reply.closing(item))
     if reply.include_usage:
         yield sse(reply.usage(ended))

@@ -1,6 +1,6 @@
 """One chat or text completion as OpenAI's whole reply, or as the chunks of its stream."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from deployments.api.generation import Completed
@@ -19,6 +19,7 @@ class OpenAIAnswer:
     Args:
         routes: of each choice, with the version of its adapter (None: the base model) and its
             passages.
+        num_of_prompt: choices of each prompt.
         max_tokens: of each choice, at most.
         is_lowered: the client asked for more than `max_tokens`.
     """
@@ -30,6 +31,7 @@ class OpenAIAnswer:
         routes: Sequence[tuple[Route, str | None, Sources]],
         route_s: float,
         *,
+        num_of_prompt: int,
         max_tokens: int,
         is_lowered: bool,
         is_chat: bool,
@@ -38,6 +40,7 @@ class OpenAIAnswer:
         self.request_id = request_id
         self.include_usage = include_usage
         self.num_choices = len(routes)
+        self._num_of_prompt = num_of_prompt
         self._max_tokens = max_tokens
         self._is_lowered = is_lowered
         self._is_chat = is_chat
@@ -85,28 +88,28 @@ class OpenAIAnswer:
         parts = [self.part(number, one) for number, one in enumerate(answers)]
         more: dict[str, Any] = {
             **self._envelope,
-            "usage": _sum([one.event for one in answers]),
+            "usage": self._sum({number: one.event for number, one in enumerate(answers)}),
             "polyclinic": parts[0],
         }
         if self._is_chat:
-            text, event = answers[0].text, answers[0].event
-            message = bodies.ChatMessageReply(
-                role="assistant", content=text, refusal=None, **self._annotated(0, text)
+            chats = [self._chat_choice(number, one) for number, one in enumerate(answers)]
+            _with_parts(chats, parts)
+            return bodies.ChatReply(object="chat.completion", choices=chats, **more)
+        texts = [
+            bodies.TextChoice(
+                index=number, logprobs=None, text=one.text, finish_reason=_openai_reason(one.event)
             )
-            chat = bodies.ChatChoice(
-                index=0, logprobs=None, message=message, finish_reason=_openai_reason(event)
-            )
-            return bodies.ChatReply(object="chat.completion", choices=[chat], **more)
-        choices = []
-        for number, one in enumerate(answers):
-            reason = _openai_reason(one.event)
-            choice = bodies.TextChoice(
-                index=number, logprobs=None, text=one.text, finish_reason=reason
-            )
-            if len(answers) > 1:
-                choice.polyclinic = parts[number]
-            choices.append(choice)
-        return bodies.CompletionReply(object="text_completion", choices=choices, **more)
+            for number, one in enumerate(answers)
+        ]
+        _with_parts(texts, parts)
+        return bodies.CompletionReply(object="text_completion", choices=texts, **more)
+
+    def _chat_choice(self, number: int, answer: Completed) -> bodies.ChatChoice:
+        text, reason = answer.text, _openai_reason(answer.event)
+        message = bodies.ChatMessageReply(
+            role="assistant", content=text, refusal=None, **self._annotated(number, text)
+        )
+        return bodies.ChatChoice(index=number, logprobs=None, message=message, finish_reason=reason)
 
     def opening(self, number: int = 0) -> bodies.Chunk:
         """Build a choice's first chunk: who answers (`polyclinic`) and, in a chat, the role."""
@@ -143,10 +146,10 @@ class OpenAIAnswer:
         ending = bodies.PolyclinicClosing(**ending_fields(event, self._route_s), **late)
         return self._chunk([choice], polyclinic=ending)
 
-    def usage(self, events: Sequence[TokenEvent]) -> bodies.Chunk:
+    def usage(self, events: Mapping[int, TokenEvent]) -> bodies.Chunk:
         """Build the extra last chunk of `stream_options.include_usage`: no choices."""
         chunk = self._chunk([])
-        chunk.usage = _sum(events)
+        chunk.usage = self._sum(events)
         return chunk
 
     def part(self, number: int, one: Completed) -> bodies.PolyclinicPart:
@@ -187,6 +190,20 @@ class OpenAIAnswer:
             "annotations": [bodies.Annotation(type="url_citation", url_citation=c) for c in found]
         }
 
+    def _sum(self, events: Mapping[int, TokenEvent]) -> Usage:
+        """Return the tokens of all choices (number -> last event); a prompt's count once."""
+        num_prompt_tokens = sum(
+            event.num_prompt_tokens
+            for number, event in events.items()
+            if number % self._num_of_prompt == 0
+        )
+        num_tokens = sum(event.num_tokens for event in events.values())
+        return Usage(
+            prompt_tokens=num_prompt_tokens,
+            completion_tokens=num_tokens,
+            total_tokens=num_prompt_tokens + num_tokens,
+        )
+
     def _choice(
         self,
         number: int,
@@ -206,14 +223,13 @@ class OpenAIAnswer:
         return bodies.Chunk(**self._envelope, object=kind, choices=choices, **more)
 
 
-def _sum(events: Sequence[TokenEvent]) -> Usage:
-    num_prompt_tokens = sum(event.num_prompt_tokens for event in events)
-    num_tokens = sum(event.num_tokens for event in events)
-    return Usage(
-        prompt_tokens=num_prompt_tokens,
-        completion_tokens=num_tokens,
-        total_tokens=num_prompt_tokens + num_tokens,
-    )
+def _with_parts(
+    choices: Sequence[bodies.ChatChoice | bodies.TextChoice], parts: Sequence[bodies.PolyclinicPart]
+) -> None:
+    """Give each choice what is ours of it, where there are several."""
+    if len(choices) > 1:
+        for choice, part in zip(choices, parts, strict=True):
+            choice.polyclinic = part
 
 
 def _openai_reason(event: TokenEvent) -> bodies.OpenAIFinishReason:

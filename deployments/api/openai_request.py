@@ -1,5 +1,7 @@
 """What OpenAI's requests ask for: turns, prompts, sampling; and its code for what is too long."""
 
+from dataclasses import replace
+
 from adapters.prompting import Message, Role
 from adapters.token_prompts import BadTokenId
 from deployments.api.errors import ApiError, engine_error, invalid
@@ -101,6 +103,26 @@ def includes_usage(asked: OpenAIRequest) -> bool:
         message = "only with stream: true; leave it out, or set stream"
         raise invalid("stream_options", message, code="conflicting_fields")
     return wanted
+
+
+def check_choices(num: int, num_prompts: int, most: int) -> None:
+    """Raise ApiError, a 400, where `n` choices for each prompt are too many for one request."""
+    if num > 1 and num * num_prompts > most:
+        raise invalid(
+            "n",
+            f"{num} choices for each of {num_prompts} prompts are {num * num_prompts} answers, at "
+            f"most {most} in one request: lower it, or send fewer prompts",
+            limit=most,
+        )
+
+
+def of_choice(sampling: SamplingParams, number: int) -> SamplingParams:
+    """Return how a question's choice `number`, from 0, is sampled: with a seed of its own."""
+    if not number or sampling.seed is None:
+        return sampling
+    last = 2**63 - 1
+    seed = sampling.seed + number
+    return replace(sampling, seed=seed if seed <= last else seed - 2**64)
 
 
 def is_above_limit(asked: OpenAIRequest, clinic: ServedModels) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from deployments.engine.attention.kv_cache import DecodeBatch, KvCache, TorchDecodeAttention
+from deployments.engine.attention.kv_cache import KvCache
 from deployments.engine.attention.prefill import PrefillInputs
 from deployments.engine.cuda_graphs import SCRATCH_POSITIONS, DecodeGraphs, PrefillGraphs
 from deployments.engine.errors import AdapterHasNoEffect
@@ -71,14 +71,16 @@ class AdapterProbe:
         """Run the probe uncaptured, in a new KV cache."""
         cache = self._new_cache(2 * NUM_TOKENS)
         inputs = self._inputs(0, slot)
-        lora = self._lora_pool.torch_batch([slot], [NUM_TOKENS])
+        lora = self._model.lora_batch(self._lora_pool, [slot], [NUM_TOKENS])
         prompt = inputs.on(self._model.device)
         hidden = self._model.prefill(cache, prompt, lora)[-1:]
         if self._start_id is not None:
             token = torch.tensor([self._start_id], device=self._model.device)
-            batch = DecodeBatch(token, TorchDecodeAttention(cache, [0], [0], [NUM_TOKENS]))
-            hidden = self._model.decode(cache, batch, self._lora_pool.torch_batch([slot]))
-        return self._model.logits(hidden).float()
+            batch = self._model.decode_batch(cache, token, [0], [0], [NUM_TOKENS])
+            lora = self._model.lora_batch(self._lora_pool, [slot])
+            hidden = self._model.decode(cache, batch, lora)
+        # The next step may overwrite them.
+        return self._model.logits(hidden).to(torch.float32, copy=True)
 
     def _replayed(self, slot: int, decode: DecodeGraphs, prompts: PrefillGraphs) -> torch.Tensor:
         """Run the probe by captured graphs, behind the padding in the scratch row."""

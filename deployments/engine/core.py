@@ -47,6 +47,7 @@ class EngineLimits:
     prefill_tokens: int = 512  # read in one step, by a step decoder
     emit_interval_s: float = 0.0  # a stream's text is emitted at most this often
     max_events_per_s: float = math.inf
+    emits_together: bool = False  # all streams at the same moments
     step_timeout_s: float = 60.0
 
 

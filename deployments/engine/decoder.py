@@ -28,6 +28,8 @@ class DecoderInfo:
     eos_ids: frozenset[int]
     adapters: frozenset[str]
     hidden_ids: frozenset[int] = frozenset()  # special tokens, which are no text
+    weights: str = ""  # how the base model's are kept, and why
+    threads: int | None = None  # of the processor that a step may use; None: on a GPU
 
 
 class AsyncTokens(Protocol):

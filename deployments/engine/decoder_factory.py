@@ -4,6 +4,7 @@ Whatever the fast decoder cannot express goes to the reference decoder, with the
 wrong answer.
 """
 
+import importlib.util
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,11 +16,12 @@ import torch
 from deployments.engine.decoder import DecoderInfo
 from deployments.engine.detokenizer import hidden_ids
 from deployments.engine.errors import FastDecoderImpossible
+from deployments.engine.kernels.backend import are_fused
 from deployments.engine.kernels.ops import ACTIVATIONS
 from deployments.engine.lora.peft_reader import PeftReader
 from deployments.engine.model_loader import Pretrained
 from deployments.engine.model_runner import ModelRunner
-from deployments.engine.models.base import Model
+from deployments.engine.models.base import Model, TorchBatches
 from deployments.engine.models.llama import LlamaModel
 from deployments.engine.models.t5 import T5Model, unsupported_by_t5
 from deployments.engine.peft_decoder import PeftDecoder
@@ -27,7 +29,9 @@ from deployments.engine.peft_decoder import PeftDecoder
 logger = logging.getLogger(__name__)
 
 Choice = Literal["auto", "fast", "reference"]
+Weights = Literal["auto", "int8", "none"]
 
+_MOST_THREADS = 16  # that a step of eight-bit weights takes without being asked to
 _ALIGNMENT = 16  # capacities are multiples of it
 _LONG_ROWS = 8  # when the budget is short, one row in _LONG_ROWS has full length
 _SHORTEST = 8  # a short row holds at least 1/_SHORTEST of a long one
@@ -42,26 +46,39 @@ class FastLimits:
 
     kv_memory_bytes: for keys and values of all rows; None: half of what is free on a GPU, enough
         for every row at full length on a CPU.
+    has_fixed_threads: a step runs on as many as torch, even where fewer would be faster.
     """
 
     max_rows: int  # answers that decode together
     num_positions: int  # of the longest answer, prompt included
     max_adapters: int  # resident at the same time
     kv_memory_bytes: int | None = None
+    has_fixed_threads: bool = True
 
 
 def build_decoder(
-    base: Pretrained, choice: Choice, limits: FastLimits, adapters: Mapping[str, Path]
+    base: Pretrained,
+    choice: Choice,
+    limits: FastLimits,
+    adapters: Mapping[str, Path],
+    *,
+    weights: Weights = "none",
 ) -> ModelRunner | PeftDecoder:
     """Return the decoder for this base, without adapters loaded yet.
 
     Args:
         adapters: folders of those that are to be served, by name.
+        weights: int8: products of bytes on a CPU; auto: where the processor is fast at them.
 
     Raises:
-        FastDecoderImpossible: `choice` is fast; names what the fast decoder cannot do.
+        FastDecoderImpossible: `choice` is fast; names what the fast decoder cannot do. `weights` is
+            int8, and this base cannot be served with it.
         ValueError: the budget for keys and values does not hold one answer.
     """
+    if choice == "reference" and weights == "int8":
+        raise FastDecoderImpossible(
+            "quantization: int8 on a CPU is the fast decoder's: set engine.decoder to auto or fast"
+        )
     if choice == "reference":
         return PeftDecoder(base, reason="engine.decoder is reference")
     reader = None
@@ -70,10 +87,15 @@ def build_decoder(
         reader = make_reader(base)
         obstacle = unsupported_adapter(reader, adapters)
     if reader is not None and obstacle is None:
-        return _build_fast(base, limits, reader)
+        return _build_fast(base, limits, reader, choose_weights(base, weights))
     if choice == "fast":
         raise FastDecoderImpossible(
             f"engine.decoder is fast, but {obstacle}: set it to auto or reference"
+        )
+    if weights == "int8":
+        raise FastDecoderImpossible(
+            f"quantization is int8, which on a CPU the fast decoder serves alone, but {obstacle}: "
+            "set quantization: auto or none"
         )
     logger.warning("serving with the reference decoder: %s", obstacle)
     return PeftDecoder(base, reason=f"not the fast decoder, since {obstacle}")
@@ -113,13 +135,93 @@ def unsupported_adapter(reader: PeftReader, adapters: Mapping[str, Path]) -> str
     return None
 
 
-def _build_fast(base: Pretrained, limits: FastLimits, reader: PeftReader) -> ModelRunner:
+@dataclass(frozen=True, slots=True)
+class _Weights:
+    """Hold how the weights are kept, and why."""
+
+    in_bytes: bool
+    reason: str
+
+
+def choose_weights(base: Pretrained, wanted: Weights) -> _Weights:
+    """Return how the fast decoder keeps the weights of this base.
+
+    Raises:
+        FastDecoderImpossible: int8 is wanted, and this base cannot be served with it.
+    """
+    if wanted == "none" or base.model.device.type != "cpu":
+        return _Weights(False, f"{base.dtype_name}: {base.dtype_reason}")
+    obstacle = unsupported_in_bytes(base)
+    if wanted == "int8" and obstacle is not None:
+        raise FastDecoderImpossible(
+            f"quantization is int8, but {obstacle}: set quantization: auto or none"
+        )
+    if obstacle is None and wanted == "auto" and not base.is_dtype_free:
+        obstacle = f"engine.dtype asks for {base.dtype_name}"
+    if obstacle is None and wanted == "int8":
+        return _Weights(True, "int8: asked for")
+    if obstacle is None:
+        from deployments.engine.cpu.intrinsics import byte_instructions
+
+        if instructions := byte_instructions():
+            return _Weights(True, f"int8: this processor has {instructions}")
+        obstacle = "this processor has no instructions for bytes (avx512_vnni, avx_vnni)"
+    return _Weights(False, f"{base.dtype_name}: {base.dtype_reason}; not int8, since {obstacle}")
+
+
+def unsupported_in_bytes(base: Pretrained) -> str | None:
+    """Return why a CPU cannot serve this base with weights of eight bits. None if it can."""
+    if base.family != "causal":
+        return "the base is an encoder-decoder"
+    if are_fused("cpu"):
+        return "Triton's interpreter runs the steps"
+    if importlib.util.find_spec("numba") is None:
+        return "numba is not installed"
+    config, layer = base.model.config, base.model.model.layers[0]
+    if config.hidden_act != "silu":
+        return f"hidden_act is {config.hidden_act!r}; only 'silu' is compiled"
+    if layer.self_attn.head_dim % 16:
+        return f"its heads have {layer.self_attn.head_dim} dimensions, no multiple of 16"
+    return None
+
+
+def _num_threads(limits: FastLimits) -> int:
+    """Return those of torch, or fewer: a few cores use all of the memory's bandwidth."""
+    most = torch.get_num_threads()
+    return most if limits.has_fixed_threads else min(most, _MOST_THREADS)
+
+
+def _threads_of(model: Model, limits: FastLimits) -> int | None:
+    if model.device.type != "cpu":
+        return None
+    is_torch = isinstance(model, TorchBatches)
+    return torch.get_num_threads() if is_torch else _num_threads(limits)
+
+
+def _make_model(
+    base: Pretrained, num_positions: int, weights: _Weights, limits: FastLimits
+) -> Model:
+    if weights.in_bytes:
+        from deployments.engine.cpu.llama import Int8Llama
+
+        return Int8Llama(
+            base.model,
+            num_positions,
+            _num_threads(limits),
+            chooses_threads=not limits.has_fixed_threads,
+        )
+    make = LlamaModel if base.family == "causal" else T5Model
+    return make(base.model, base.model.dtype, num_positions)
+
+
+def _build_fast(
+    base: Pretrained, limits: FastLimits, reader: PeftReader, weights: _Weights
+) -> ModelRunner:
     num_positions = limits.num_positions
     if base.family == "causal":
         num_positions = min(num_positions, base.model.config.max_position_embeddings)
-    make = LlamaModel if base.family == "causal" else T5Model
     # Rows are multiples of 16 positions, and the tables of positions cover a whole row.
-    model: Model = make(base.model, base.model.dtype, -(-num_positions // 16) * 16)
+    model = _make_model(base, -(-num_positions // 16) * 16, weights, limits)
     capacities = _capacities(model, limits, num_positions)
     logger.info(
         "KV cache: %.0f MiB, rows of %s positions",
@@ -128,13 +230,15 @@ def _build_fast(base: Pretrained, limits: FastLimits, reader: PeftReader) -> Mod
     )
     info = DecoderInfo(
         name="fast",
-        reason=f"continuous batching; {base.dtype_name}: {base.dtype_reason}",
+        reason=f"continuous batching; {weights.reason}",
         device=str(model.device),
         dtype=str(model.kv_shape.dtype).removeprefix("torch."),
         num_positions=min(num_positions, max(capacities)),
         eos_ids=base.eos_ids,
         adapters=frozenset(),
         hidden_ids=hidden_ids(base.tokenizer),
+        weights=weights.reason,
+        threads=_threads_of(model, limits),
     )
     max_adapters = limits.max_adapters
     return ModelRunner(

@@ -36,7 +36,6 @@ class Engine:
 
     Args:
         core: runs the decoder, and was started.
-        on_batch: called with the number of requests that run, when it changes.
         clock: seconds, monotonic.
     """
 
@@ -45,18 +44,16 @@ class Engine:
         core: EngineCore,
         limits: EngineLimits,
         *,
-        on_batch: Callable[[int], None] = lambda num_rows: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.limits = limits
         self.core = core
-        self._on_batch = on_batch
         self._clock = clock
         self._numbers = itertools.count(1)
         self._requests: dict[int, RequestState] = {}
         self._num_running = 0
         self._num_shown = 0
-        self._pace = Pace(limits.emit_interval_s)
+        self._pace = Pace(limits.emit_interval_s, limits.emits_together)
         self._asyncio_loop: asyncio.AbstractEventLoop | None = None
 
     @classmethod
@@ -65,14 +62,13 @@ class Engine:
         decoder: StepDecoder | GroupDecoder,
         limits: EngineLimits,
         *,
-        on_batch: Callable[[int], None] = lambda num_rows: None,
         clock: Callable[[], float] = time.monotonic,
         thread: TorchThread | None = None,
     ) -> "Engine":
         """Return an engine whose decoder runs on a thread of this process, started."""
         core = ThreadCore(decoder, limits, clock=clock, thread=thread)
         core.start()
-        return cls(core, limits, on_batch=on_batch, clock=clock)
+        return cls(core, limits, clock=clock)
 
     @property
     def info(self) -> DecoderInfo:
@@ -197,4 +193,3 @@ class Engine:
             limits = self.limits
             together_s = self._num_shown / limits.max_events_per_s
             self._pace.interval_s = max(limits.emit_interval_s, together_s)
-            self._on_batch(self._num_shown)

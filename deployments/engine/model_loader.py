@@ -45,6 +45,7 @@ class Pretrained:
     eos_ids: frozenset[int]
     pad_id: int
     decoder_start_id: int | None
+    is_dtype_free: bool = False  # nobody asked for this dtype
 
 
 def choose_precision(dtype: Dtype, device: str) -> Precision:
@@ -98,6 +99,7 @@ def load_pretrained(
         dtype_name=stated,
         dtype_reason=precision.reason,
         quantization=quantization,
+        is_dtype_free=dtype == "auto",
     )
 
 
@@ -109,6 +111,7 @@ def wrap_pretrained(
     dtype_name: str,
     dtype_reason: str,
     quantization: Quantization = "none",
+    is_dtype_free: bool = False,
 ) -> Pretrained:
     """Wrap a model that is in memory already, and look up its special tokens."""
     start_id = model.generation_config.decoder_start_token_id
@@ -125,6 +128,7 @@ def wrap_pretrained(
         eos_ids=eos_ids,
         pad_id=_pad_id(model, tokenizer, eos_ids),
         decoder_start_id=start_id,
+        is_dtype_free=is_dtype_free,
     )
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from deployments.engine.adapter_loader import AdapterLoader, AdapterProbe
-from deployments.engine.attention.kv_cache import DecodeBatch, KvCache, TorchDecodeAttention
+from deployments.engine.attention.kv_cache import KvCache
 from deployments.engine.attention.prefill import prefill_inputs
 from deployments.engine.cuda_graphs import SCRATCH_POSITIONS, DecodeGraphs, PrefillGraphs, RowInputs
 from deployments.engine.decoder import DecoderInfo
@@ -168,23 +168,22 @@ class ModelRunner(AdapterLoader):
         inputs = prefill_inputs(chunks, slots, self._cache, keeps_at_end=at_end)
         if self._prompt_graphs is not None and self._prompt_graphs.takes(inputs):
             return self._prompt_graphs.replay(inputs)
-        lora = self.lora_pool.torch_batch(slots, [chunk.stop - chunk.start for chunk in chunks])
+        counts = [chunk.stop - chunk.start for chunk in chunks]
+        lora = self._model.lora_batch(self.lora_pool, slots, counts)
         return self._model.prefill(self._cache, inputs.on(self.device), lora)
 
     def _decode(self, rows: Sequence[int]) -> torch.Tensor:
         """Take these rows one step further and return their tokens (B,)."""
         device = self._model.device
         states = [self._states[row] for row in rows]
-        batch = DecodeBatch(
+        batch = self._model.decode_batch(
+            self._cache,
             self._tokens[torch.tensor(rows, device=device)],
-            TorchDecodeAttention(
-                self._cache,
-                rows,
-                [state.length for state in states],
-                [state.num_prompt_tokens for state in states],
-            ),
+            rows,
+            [state.length for state in states],
+            [state.num_prompt_tokens for state in states],
         )
-        lora = self.lora_pool.torch_batch([state.slot for state in states])
+        lora = self._model.lora_batch(self.lora_pool, [state.slot for state in states])
         hidden = self._model.decode(self._cache, batch, lora)
         for state in states:
             state.length += 1

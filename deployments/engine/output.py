@@ -60,9 +60,21 @@ class RequestOutputCollector:
 
 @dataclasses.dataclass(slots=True)
 class Pace:
-    """Hold the shortest time between two pieces of one stream, in seconds. It may change."""
+    """Hold the time between two pieces of one stream, in seconds. It may change.
+
+    is_together: all streams emit at the same moments, `interval_s` apart, so that their pieces wake
+        the processes on the way once for all. Otherwise each has a rhythm of its own, and the
+        pieces are spread.
+    """
 
     interval_s: float = 0.0
+    is_together: bool = False
+
+    def is_due(self, emitted_at: float, now: float) -> bool:
+        """Return whether a stream that emitted last at `emitted_at` emits again now."""
+        if self.is_together and self.interval_s:
+            return now // self.interval_s > emitted_at // self.interval_s
+        return now - emitted_at >= self.interval_s
 
 
 class RequestState:
@@ -120,7 +132,7 @@ class RequestState:
             self._first_token_s = now - self._accepted_at
             is_due = self._stream
         else:
-            is_due = self._stream and now - self._emitted_at >= self._pace.interval_s
+            is_due = self._stream and self._pace.is_due(self._emitted_at, now)
         if is_due or self.request.sampling.stop or self._is_loop_check_due:
             self._decode_pending()
         if self._text_stream.is_stopped:

@@ -88,6 +88,7 @@ class Request:
     """Ask for one answer. `adapter` None is the base model alone.
 
     `deadline_s`: seconds after acceptance at which the answer ends as `timeout`; None: never.
+    `is_logged`: the engine writes a record when it begins and when it ends.
     """
 
     request_id: str
@@ -95,6 +96,7 @@ class Request:
     adapter: str | None
     sampling: SamplingParams
     deadline_s: float | None = None
+    is_logged: bool = False
 
 
 @dataclass(frozen=True, slots=True)

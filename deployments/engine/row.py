@@ -1,10 +1,13 @@
 """Count the tokens of one request on the engine's thread, and collect what all of them made."""
 
+import logging
 import time
 from collections.abc import Callable
 
 from deployments.engine.errors import EngineError
 from deployments.engine.request import EndedRow, FinishReason, Request, StepOutput
+
+logger = logging.getLogger(__name__)
 
 
 class Outbox:
@@ -54,6 +57,8 @@ class EngineRow:
     def begin(self) -> None:
         """Note that its first step is about to run."""
         self._outbox.output.started.append(self.number)
+        if self.request.is_logged:
+            self._log("engine_step: the first one", len(self.request.prompt_ids), "prompt tokens")
 
     def push(self, token_id: int) -> None:
         """Take the next token. Ignored once the request is done."""
@@ -77,10 +82,16 @@ class EngineRow:
             self.is_done = True
             info = None if error is None else error.info
             self._outbox.output.ended.append(EndedRow(self.number, reason, self._num_tokens, info))
+            if self.request.is_logged:
+                self._log(f"engine_end: {reason}", self._num_tokens, "tokens")
 
     def cancel(self) -> None:
         """End the request without a word: its caller has ended it already. Any thread."""
         self.is_done = True
+
+    def _log(self, event: str, count: int, what: str) -> None:
+        extra = {"request_id": self.request.request_id}
+        logger.info("%s, %d %s", event, count, what, extra=extra)
 
     def end_if_late(self) -> None:
         """End the request if its deadline has passed."""

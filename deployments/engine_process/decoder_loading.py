@@ -6,11 +6,11 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:  # torch is imported once a decoder is to be loaded
     from deployments.engine.decoder_factory import Choice
-    from deployments.engine.model_loader import Dtype, Family, Quantization
+    from deployments.engine.model_loader import Dtype, Family
     from deployments.engine.model_runner import ModelRunner
     from deployments.engine.peft_decoder import PeftDecoder
 
@@ -32,7 +32,7 @@ class DecoderSpec:
     family: "Family"
     device: str
     dtype: "Dtype"
-    quantization: "Quantization"
+    quantization: Literal["auto", "none", "int8", "nf4"]
     choice: "Choice"
     max_rows: int
     num_positions: int
@@ -49,9 +49,14 @@ def load_decoder(spec: DecoderSpec) -> "ModelRunner | PeftDecoder":
         FastDecoderImpossible: `choice` is fast; names what it cannot serve.
         OSError, ValueError: the folder lacks a file, or transformers cannot read it.
     """
-    if spec.quantization == "none":
+    # On a CPU the fast decoder makes bytes of plain weights; on a GPU bitsandbytes loads them.
+    on_cpu, quantization = spec.device == "cpu", spec.quantization
+    loaded = "none" if on_cpu or quantization == "auto" else quantization
+    if loaded == "none":
         _leave_out_bitsandbytes()
     started = time.perf_counter()
+    import torch
+
     from deployments.engine.decoder_factory import FastLimits, build_decoder
     from deployments.engine.model_loader import load_pretrained
 
@@ -62,17 +67,21 @@ def load_decoder(spec: DecoderSpec) -> "ModelRunner | PeftDecoder":
         spec.family,
         device=spec.device,
         dtype=spec.dtype,
-        quantization=spec.quantization,
+        quantization=loaded,
     )
     limits = FastLimits(
         max_rows=spec.max_rows,
         num_positions=spec.num_positions,
         max_adapters=spec.max_adapters,
         kv_memory_bytes=spec.kv_memory_bytes,
+        has_fixed_threads=spec.cpu_threads is not None,
     )
     folders = {name: Path(folder) for name, folder in spec.adapters.items()}
-    decoder = build_decoder(base, spec.choice, limits, folders)
+    weights = quantization if on_cpu and quantization != "nf4" else "none"
+    decoder = build_decoder(base, spec.choice, limits, folders, weights=weights)
     seconds, info = time.perf_counter() - started, decoder.info
+    if info.weights.startswith("int8"):
+        torch.set_num_threads(1)  # the compiled step has threads of its own
     logger.info(
         "base model %s loaded in %.1f s; decoder %s: %s",
         *(spec.base_model, seconds, info.name, info.reason),

@@ -177,7 +177,9 @@ class ReplicaLogHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            self._server.send("log", record.levelno, record.name, self.format(record))
+            request_id = getattr(record, "request_id", None)
+            content = (record.levelno, record.name, self.format(record), request_id)
+            self._server.send("log", *content)
         except OSError:  # the replica is gone, and this process about to end
             self.handleError(record)
 

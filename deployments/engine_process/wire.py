@@ -38,6 +38,7 @@ def pack_request(number: int, request: Request) -> bytes:
             request.adapter,
             asdict(request.sampling),
             request.deadline_s,
+            request.is_logged,
         ]
     )
 
@@ -48,9 +49,10 @@ def unpack_request(
     adapter: str | None,
     sampling: dict[str, Any],
     deadline_s: float | None,
+    is_logged: bool,
 ) -> Request:
     params = SamplingParams(**sampling | {"stop": tuple(sampling["stop"])})
-    return Request(request_id, tuple(_ints(prompt_ids)), adapter, params, deadline_s)
+    return Request(request_id, tuple(_ints(prompt_ids)), adapter, params, deadline_s, is_logged)
 
 
 def pack_step(output: StepOutput) -> bytes:

@@ -9,7 +9,7 @@ from ray.serve.handle import DeploymentHandle
 
 from adapters.versions import AdapterVersion
 from deployments.adapter_admin import TRY_TIMEOUT_S, BroadcastReply, NobodyToAsk
-from deployments.ingress.replica_set import ReplicaSet, own_replicas
+from deployments.replica_set import ReplicaSet, own_replicas
 
 NUM_TRIES = 3
 PAUSE_S = 0.5

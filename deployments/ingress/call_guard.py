@@ -26,8 +26,8 @@ _MAX_OTHERS = 50  # how often that may happen to one call
 class Guard(Protocol):
     """What `answer_events` asks before, while and after it sends a call."""
 
-    def refusal(self, call: GenerateRequest) -> ErrorInfo | None:
-        """Return why the call may not be sent now."""
+    async def refusal(self, call: GenerateRequest) -> ErrorInfo | None:
+        """Return why the call may not be sent now; wait while its version's models come."""
 
     def waiting(self, response: EventResponse) -> contextlib.AbstractAsyncContextManager[None]:
         """Raise NobodyThere inside it if the call waits for a replica and there is none."""
@@ -58,7 +58,10 @@ class CallGuard:
         self._waiting: dict[asyncio.Timeout, tuple[float, EventResponse]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    def refusal(self, call: GenerateRequest) -> ErrorInfo | None:
+    async def refusal(self, call: GenerateRequest) -> ErrorInfo | None:
+        while self._watch.is_awaited:  # until the call's deadline, which cancels it
+            self._watch.look_soon()
+            await asyncio.sleep(_PAUSE_S)
         if not self._watch.is_served:
             return NO_MODEL_REPLICA
         wait_s = self._quarantine.seconds_left(call)

@@ -1,8 +1,10 @@
 """Serve shell of the router: HTTP ingress, classifier, policy, and the handle to the model."""
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
+import os
 import time
 import uuid
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -11,7 +13,6 @@ from typing import Any
 import ray
 from ray import serve
 from ray.exceptions import RayActorError
-from ray.serve import metrics
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
@@ -25,28 +26,32 @@ from deployments.api.app import behind_front_door, create_api
 from deployments.api.errors import engine_error
 from deployments.engine.errors import QueueFull
 from deployments.engine.request import ErrorInfo, TokenEvent
+from deployments.handover import RouterHandover
 from deployments.ingress.broadcast import ServeReplicas
 from deployments.ingress.call_guard import NO_MODEL_REPLICA, CallGuard
 from deployments.ingress.followed import InService, follow_all
 from deployments.ingress.limit_actor import shared_usages
 from deployments.ingress.load import WaitEstimate, too_long
+from deployments.ingress.metrics import RouteMetrics
 from deployments.ingress.model_client import ModelClient, answer_events, info_of
 from deployments.ingress.model_watch import ModelWatch
 from deployments.ingress.operator import ClusterReport
 from deployments.ingress.quarantine import Quarantine
 from deployments.ingress.readiness import Readiness
 from deployments.ingress.references_source import ReferencesSource
-from deployments.ingress.replica_set import ReplicaSet
 from deployments.ingress.residency import residency
 from deployments.ingress.traffic import TrafficLog
 from deployments.interpreter import tune_interpreter
 from deployments.messages import GenerateRequest, Outcome, ServedModels
+from deployments.observe.sampling import Sampler
+from deployments.observe.tracing import spanned, start_tracing, stop_tracing
 from deployments.replica import (
     live_settings,
     open_adapter_store,
     replica_id,
     use_serve_handlers,
 )
+from deployments.replica_set import ReplicaSet, own_replicas
 from deployments.settings import RouterLiveSettings, Settings
 from router.classifier import Classifier
 from router.policy import Route, Thresholds, decide, decide_explicit
@@ -56,39 +61,10 @@ logger = logging.getLogger(__name__)
 
 # Calls that may be sent again within a minute, for each row of one model replica.
 RETRIES_PER_ROW = 8
-# How long a new version's routers wait for its models to be loaded.
-HANDOVER_TIMEOUT_S = 1800.0
-_HANDOVER_POLL_S = 0.2
 DECODE_TIMEOUT_S = 10.0
 _LANGUAGE_NAMES = {"en": "English", "fr": "French", "de": "German", "es": "Spanish"}
 # A conversation's user turns, and the request's own threshold, if it gives one.
 _Asked = tuple[Sequence[str], float | None]
-_CONFIDENCE_BOUNDARIES = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99]
-
-
-class RouteMetrics:
-    """What a router replica measures, for Prometheus. Labels are bounded by the catalogue."""
-
-    def __init__(self) -> None:
-        self._requests = metrics.Counter(
-            "polyclinic_requests_total",
-            "finished requests",
-            ("specialty", "adapter", "outcome"),
-        )
-        self._confidence = metrics.Histogram(
-            "polyclinic_route_confidence",
-            "calibrated probability of the specialty chosen",
-            _CONFIDENCE_BOUNDARIES,
-            ("specialty",),
-        )
-
-    def record(self, outcome: Outcome) -> None:
-        specialty = outcome.specialty or "none"
-        adapter = outcome.adapter or "base"
-        labels = {"specialty": specialty, "adapter": adapter, "outcome": outcome.outcome}
-        self._requests.inc(1, labels)
-        if outcome.confidence is not None:
-            self._confidence.observe(outcome.confidence, {"specialty": specialty})
 
 
 class RouterReplica:
@@ -96,6 +72,7 @@ class RouterReplica:
 
     def __init__(self, settings: Settings, model: DeploymentHandle) -> None:
         use_serve_handlers("INFO")
+        start_tracing("router", replica_id)
         self._model = model
         self._client = ModelClient(model, ray.util.get_node_ip_address())
         self._live = RouterLiveSettings()
@@ -139,11 +116,15 @@ class RouterReplica:
         # Put together when the classifier or the catalogue changes, not for every request.
         self._served_of: tuple[Classifier, InService] | None = None
         self._served = _nothing_served(settings, base)
-        self._is_handed_over = False
+        self._handover = RouterHandover(self._config, own_replicas, lambda: self._watch.is_early)
         self._usages = shared_usages(settings)
         tune_interpreter()
         self._followed.start()
         self._watch.start()
+        measured, admission = self._metrics, self._admission  # not self, which __del__ is to end
+        self._sampler = Sampler(
+            {"router": os.getpid()}, lambda: measured.in_progress.set(admission.num_running)
+        )
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         api = create_api(self, self._admin)
@@ -155,23 +136,14 @@ class RouterReplica:
             admission=self._admission,
             usages=self._usages,
             proxy_adds_id=True,
+            count_refusal=self._metrics.count_error,
+            is_logging=lambda: self._live.log_requests,
         )
 
     async def check_health(self) -> None:
-        """Wait, before the first questions, while only models of the version before are running.
-
-        Serve asks before it lets a new router replica take the place of an old one, so the routers
-        of the old version go on with its models until the new version's are there.
-
-        Raises:
-            TimeoutError: none of this version came; the old version's routers stay.
-        """
-        if self._is_handed_over:
-            return
-        async with asyncio.timeout(HANDOVER_TIMEOUT_S):
-            while self._watch.is_early:
-                await asyncio.sleep(_HANDOVER_POLL_S)
-        self._is_handed_over = True
+        """Wait, before the first questions, while only models of the version before are running and
+        none of this one is loaded: until then the old routers go on with the old models."""
+        await self._handover.wait()
 
     @property
     def clinic(self) -> ServedModels:
@@ -195,9 +167,14 @@ class RouterReplica:
     ) -> list[Route]:
         """Classify. Single questions that wait at the same time share a run of the encoder."""
         asked = [(conversation, min_confidence) for conversation in conversations]
-        if len(asked) == 1:
-            return [await self._one_of_a_batch(asked[0])]
-        return await self._routes(asked)
+        with spanned("route"):
+            if len(asked) == 1:
+                routes = [await self._one_of_a_batch(asked[0])]
+            else:
+                routes = await self._routes(asked)
+        for route in routes:
+            self._metrics.count_route(route)
+        return routes
 
     @serve.batch(max_batch_size=32, batch_wait_timeout_s=0.0)  # type: ignore[untyped-decorator]
     async def _one_of_a_batch(self, asked: list[_Asked]) -> list[Route]:
@@ -312,6 +289,14 @@ class RouterReplica:
         await asyncio.to_thread(self._catalog.refresh)
         return self.catalog_state()
 
+    def announce_model(self, config: str) -> str:
+        """See `RouterHandover.announce`; called by model replicas through a handle."""
+        return self._handover.announce(config)
+
+    def announced_models(self) -> list[str]:
+        """See `RouterHandover.announced`; called by router replicas through a handle."""
+        return self._handover.announced()
+
     def in_progress(self) -> dict[str, Any]:
         """Return how many requests this replica has let in that have not ended."""
         return {"num_running": self._admission.num_running}
@@ -333,6 +318,11 @@ class RouterReplica:
         """Take over live settings. Never raises, since Serve would replace a healthy replica."""
         self._live = live_settings(self._live, user_config, "user_config of Router")
         use_serve_handlers(self._live.log_level)
+
+    def __del__(self) -> None:
+        with contextlib.suppress(AttributeError):  # the start failed half-way
+            self._sampler.stop()
+        stop_tracing()
 
     def _thresholds(self, classifier: Classifier) -> Thresholds:
         """Return the live values; where one is null, what the artefact was tuned to."""

@@ -9,7 +9,7 @@ from ray import serve
 from ray.actor import ActorHandle
 from ray.exceptions import ActorDiedError
 
-from deployments.api.access.limit_ledger import Claims, Grants, LimitLedger
+from deployments.api.access.limit_ledger import Claims, Grants, LimitLedger, Turn
 from deployments.api.access.shared_limits import SharedUsageTable
 from deployments.settings import Settings
 
@@ -25,21 +25,23 @@ class LimitActor:
 
     Args:
         starts_full: of LimitLedger.
+        unused_s: it ends when no router replica was heard for so long.
     """
 
-    def __init__(self, starts_full: bool) -> None:
+    def __init__(self, starts_full: bool, unused_s: float = _UNUSED_S) -> None:
         was_there = ray.get_runtime_context().was_current_actor_reconstructed
         self._ledger = LimitLedger(time.monotonic, starts_full=starts_full and not was_there)
+        self._unused_s = unused_s
         self._ending: asyncio.Task[None] | None = None
 
-    async def exchange(self, session: str, claims: Claims) -> Grants:
+    async def exchange(self, session: str, turn: Turn, claims: Claims) -> Grants:
         if self._ending is None:
             self._ending = asyncio.create_task(self._end_when_unused())
-        return self._ledger.exchange(session, claims)
+        return self._ledger.exchange(session, turn, claims)
 
     async def _end_when_unused(self) -> None:
         used_at = time.monotonic()
-        while time.monotonic() - used_at < _UNUSED_S:
+        while time.monotonic() - used_at < self._unused_s:
             await asyncio.sleep(1.0)
             if self._ledger.num_sessions:
                 used_at = time.monotonic()
@@ -59,13 +61,13 @@ class RayLedger:
         self._actor: ActorHandle | None = None
         self._connect()
 
-    async def exchange(self, session: str, claims: Claims) -> Grants:
+    async def exchange(self, session: str, turn: Turn, claims: Claims) -> Grants:
         if self._actor is None:
             await asyncio.to_thread(self._connect)
         actor = self._actor
         assert actor is not None
         try:
-            grants: Grants = await actor.exchange.remote(session, claims)
+            grants: Grants = await actor.exchange.remote(session, turn, claims)
         except ActorDiedError:  # and Ray does not start it again
             self._actor = None
             raise

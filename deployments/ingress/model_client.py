@@ -74,7 +74,7 @@ async def answer_events(
     """
     has_begun, num_sent = False, 0
     while not has_begun:
-        refused = guard.refusal(call)
+        refused = await guard.refusal(call)
         if refused is not None:
             event = failed_event(call.request_id, refused)
             saw(event)

@@ -85,7 +85,9 @@ class ModelWatch:
         self.on_reports: Callable[[Sequence[Mapping[str, Any]]], None] = lambda reports: None
         self._clock = clock
         self._latest = Look(clock())
+        self._has_looked = False
         self._heard: Look | None = None  # the latest with a report
+        self._saw_others = False
         self._due = threading.Event()
         self._stopped = False
         self._thread = threading.Thread(target=self._follow, name="model-watch", daemon=True)
@@ -107,18 +109,26 @@ class ModelWatch:
 
     @property
     def is_served(self) -> bool:
-        """Whether a call may find a replica of this configuration. True as long as that is not
-        known, since Serve may know better: before the first look that answers, and at a start,
-        when the first replica may be there before the next look sees it."""
+        """Whether a call may find a replica of this configuration, now or once the first has come.
+        True as long as that is not known, since Serve may know better: before the first look that
+        answers, and at a start, when the first replica may be there before the next look sees it.
+        """
         latest = self._latest
         if latest.is_empty:
             return latest.is_asleep or self._heard is None
-        return bool(latest.reports) or not latest.num_others
+        return bool(latest.reports) or not latest.num_others or self.is_awaited
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether this router has replaced one of another configuration, and no model of its own
+        was seen yet: calls wait for it, unless it is they that wake it."""
+        return self._heard is None and self._saw_others and not self._latest.is_asleep
 
     @property
     def is_early(self) -> bool:
-        """Whether this configuration's replicas were never seen, and another's are running."""
-        return self._heard is None and self._latest.num_others > 0
+        """Whether this configuration's replicas were never seen, and another's are running, as far
+        as is known by now."""
+        return self._heard is None and (self._latest.num_others > 0 or not self._has_looked)
 
     @property
     def num_replicas(self) -> int:
@@ -144,10 +154,11 @@ class ModelWatch:
         found = self._ask()
         if found.reports:
             self._heard = found
+        self._saw_others |= found.num_others > 0
         if found.is_empty and self._may_sleep:
             is_asleep = self._heard is not None or self._replicas.is_healthy()
             found = dataclasses.replace(found, is_asleep=is_asleep)
-        before, self._latest = self._latest, found
+        before, self._latest, self._has_looked = self._latest, found, True
         self.on_reports(found.reports)
         if found.is_empty and not found.is_asleep:
             self.on_empty(began)

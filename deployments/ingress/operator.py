@@ -14,7 +14,6 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from deployments.ingress.replica_set import ReplicaSet, own_replicas
 from deployments.ingress.traffic import (
     BUCKETS_PER_DOUBLING,
     LATENCY_WINDOW_S,
@@ -24,6 +23,7 @@ from deployments.ingress.traffic import (
     Snapshot,
     added,
 )
+from deployments.replica_set import ReplicaSet, own_replicas
 
 REPLICA_TIMEOUT_S = 2.0
 

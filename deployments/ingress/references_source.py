@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from ray.serve import metrics
 
+from deployments.observe.tracing import spanned
 from references.default_shelf import default_path, open_shelf
 from references.passage import Passage, PassagesRefused, ReferencesError
 from references.shelf import Hit, Shelf
@@ -62,9 +63,10 @@ class ReferencesSource:
 
     async def search(self, question: str, *, language: str | None, limit: int) -> list[Hit]:
         started = time.perf_counter()
-        hits = await self._on_shelf(
-            lambda shelf: shelf.search(question, language=language, limit=limit)
-        )
+        with spanned("retrieve"):
+            hits = await self._on_shelf(
+                lambda shelf: shelf.search(question, language=language, limit=limit)
+            )
         self._seconds.observe(time.perf_counter() - started)
         self._found.observe(len(hits))
         return hits

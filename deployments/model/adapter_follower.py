@@ -1,24 +1,18 @@
-"""Follows the adapters' catalogue on a thread, and measures the adapters' tiers and loads.
-
-The thread is for a replica that no broadcast reached.
-"""
+"""Follows the adapters' catalogue on a thread, for a replica that no broadcast reached."""
 
 import logging
 import threading
 from collections.abc import Callable
-
-from ray.serve import metrics
 
 from deployments.model.adapter_manager import AdapterManager
 
 logger = logging.getLogger(__name__)
 
 PAUSED_CHECK_S = 1.0
-_LOAD_BOUNDARIES_S = [0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30]
 
 
 class AdapterFollower:
-    """Keeps an AdapterManager up to date, reads adapters ahead, and measures the tiers.
+    """Keeps an AdapterManager up to date, and reads adapters ahead.
 
     Args:
         check_s: seconds between two looks at the catalogue; 0 pauses.
@@ -28,13 +22,6 @@ class AdapterFollower:
         self._manager = manager
         self._check_s = check_s
         self._stopped = threading.Event()
-        self._resident = metrics.Gauge(
-            "polyclinic_adapter_resident", "adapters in service, by tier", ("tier",)
-        )
-        self._load = metrics.Histogram(
-            "polyclinic_adapter_load_s", "loading one adapter", _LOAD_BOUNDARIES_S, ("adapter",)
-        )
-        self._measure()
         threading.Thread(target=self._follow, name="adapter-sync", daemon=True).start()
 
     def stop(self) -> None:
@@ -43,7 +30,6 @@ class AdapterFollower:
     def _follow(self) -> None:
         self._manager.prefetch()
         while not self._stopped.wait(self._check_s() or PAUSED_CHECK_S):
-            self._measure()
             if self._check_s():
                 self._look()
 
@@ -56,10 +42,3 @@ class AdapterFollower:
         if is_behind:
             self._manager.try_sync()
         self._manager.prefetch()
-
-    def _measure(self) -> None:
-        tiers, loads = self._manager.measure()
-        for tier, count in tiers.items():
-            self._resident.set(count, {"tier": tier})
-        for name, seconds in loads:
-            self._load.observe(seconds, {"adapter": name})

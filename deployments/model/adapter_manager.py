@@ -54,6 +54,16 @@ class Inventory:
         tiers = Counter(map(self._tier, self._registry.wanted))
         return {tier: tiers[tier] for tier in ("device", "host", "disk")}
 
+    def answers(self) -> list[tuple[str, str, str, int]]:
+        """Return (adapter, version, how it is in service, answers so far), of those in service and
+        those that leave."""
+        found = []
+        for key in (*self._registry.wanted, *self._slots.out_of_service()):
+            known = self._registry[key]
+            state = self._registry.state_of(key)
+            found.append((known.name, known.version.version, state, known.num_answers))
+        return found
+
     def _described(self, key: str) -> dict[str, Any]:
         state, serving = self._registry[key], self._registry.wanted[key]
         return {
@@ -61,7 +71,7 @@ class Inventory:
             "specialty": serving.specialty,
             "version": state.version.version,
             "digest": state.version.digest,
-            "state": "active" if serving.weight is None else "canary",
+            "state": self._registry.state_of(key),
             "weight": serving.weight,
             "pinned": serving.pinned,
             "answers": state.num_answers,
@@ -237,6 +247,20 @@ class AdapterManager:
                 "last_error": self._catalog_error or self._cache.loads.last_error,
                 "error": self._catalog_error,
             }
+
+    def state(self, key: str) -> str:
+        """Return how a leased version is in service, as /v1/operator names it."""
+        return self._registry.state_of(key)
+
+    def answers_by_version(self) -> list[tuple[str, str, str, int]]:
+        """As Inventory.answers."""
+        with self._changed:
+            return self._inventory.answers()
+
+    @property
+    def num_evictions(self) -> int:
+        """Return how many versions have left the device since the start."""
+        return self._cache.slots.num_evictions
 
     def residency(self) -> dict[str, Any]:
         """Return what is on the device or on its way there, by messages.held_name, and how many

@@ -87,6 +87,13 @@ class AdapterRegistry:
         serving = self.wanted.get(key)
         return serving is not None and serving.pinned
 
+    def state_of(self, key: str) -> str:
+        """Return how a version is in service: active, canary, or leaving."""
+        serving = self.wanted.get(key)
+        if serving is None:
+            return "leaving"
+        return "active" if serving.weight is None else "canary"
+
     def find(self, name: str, version: str | None) -> str | None:
         """Return the key of a version, of the stable one if `version` is None. None if unknown."""
         if version is None:
@@ -184,6 +191,7 @@ class DeviceSlots:
         self, capacity: int, registry: AdapterRegistry, evict: Callable[[str], "Future[Any]"]
     ) -> None:
         self.capacity = capacity
+        self.num_evictions = 0
         self._registry = registry
         self._submit_eviction = evict
         self._resident: OrderedDict[str, None] = OrderedDict()  # least recently leased first
@@ -242,6 +250,7 @@ class DeviceSlots:
         """Free the slot and submit the eviction under one lock: the decoder sees versions leave
         and arrive in the order in which their slots are counted."""
         del self._resident[key]
+        self.num_evictions += 1
         return self._submit_eviction(key)
 
     def evict_if_unwanted(self, key: str) -> None:

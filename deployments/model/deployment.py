@@ -9,24 +9,28 @@ import time
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from ray.serve import metrics
-
 from deployments.channel.frames import ChannelAddress
 from deployments.channel.sender import ChannelLost, EventSender
 from deployments.clocks import ClockOffsets
 from deployments.engine.errors import EngineError
 from deployments.engine.request import Request, TokenEvent, failed_event
+from deployments.handover import ROUTER, ModelHandover
 from deployments.interpreter import tune_interpreter
 from deployments.messages import OTHER_CONFIG, GenerateRequest
 from deployments.model.adapter_follower import AdapterFollower
 from deployments.model.adapter_manager import AdapterManager
+from deployments.model.adapter_metrics import AdapterMetrics
 from deployments.model.adapter_registry import AdapterGone
+from deployments.model.answers import AnswerMetrics, AnswerWatch
 from deployments.model.loading import LoadModel, first_sync, start_on_thread, start_process
 from deployments.model.openai_calls import OpenAICalls
 from deployments.model.operator_calls import OperatorCalls, operation_threads
 from deployments.model.scaling import ROWS
 from deployments.model.start_times import StartTimes
-from deployments.replica import live_settings, use_serve_handlers
+from deployments.observe.sampling import Sampler
+from deployments.observe.tracing import start_tracing, stop_tracing
+from deployments.replica import live_settings, replica_id, use_serve_handlers
+from deployments.replica_set import replicas_beside
 from deployments.settings import ModelLiveSettings, Settings
 
 logger = logging.getLogger(__name__)
@@ -37,49 +41,6 @@ _SHORT_CHARS = 1000
 _LAST_WORDS_S = 1.0
 # Adapters that the operator adds or changes at the same time; others wait.
 _NUM_OPERATIONS = 4
-# Seconds. First token and queue: from a warm GPU to a busy CPU; per token: from 1 ms to 1 s.
-_WAIT_BOUNDARIES_S = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120]
-_TOKEN_BOUNDARIES_S = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1]
-_LABELS = ("adapter", "version")
-
-
-class AnswerMetrics:
-    """What a model replica measures of its answers, for Prometheus; never a word of a text."""
-
-    def __init__(self) -> None:
-        self.batch_rows = metrics.Gauge(
-            "polyclinic_batch_rows", description="rows being decoded together"
-        )
-        self._ttft = metrics.Histogram(
-            "polyclinic_ttft_s", "acceptance to first token", _WAIT_BOUNDARIES_S, _LABELS
-        )
-        self._tpot = metrics.Histogram(
-            "polyclinic_tpot_s", "mean time per later token", _TOKEN_BOUNDARIES_S, _LABELS
-        )
-        self._queue = metrics.Histogram(
-            "polyclinic_queue_wait_s", "acceptance to first step", _WAIT_BOUNDARIES_S, _LABELS
-        )
-        self._tokens = metrics.Counter(
-            "polyclinic_tokens_total",
-            "prompt and generated tokens",
-            ("kind", "adapter", "version"),
-        )
-
-    def record(self, call: GenerateRequest, event: TokenEvent) -> None:
-        """Record an answer by its terminal event."""
-        label = {"adapter": call.adapter or "base", "version": call.adapter_version or ""}
-        self._tokens.inc(event.num_prompt_tokens or 0, {"kind": "prompt", **label})
-        if event.num_tokens:
-            self._tokens.inc(event.num_tokens, {"kind": "generated", **label})
-        timings = event.timings
-        if timings.queue_s is not None:
-            self._queue.observe(timings.queue_s, label)
-        if timings.first_token_s is None:
-            return
-        self._ttft.observe(timings.first_token_s, label)
-        if timings.total_s is not None and event.num_tokens > 1:
-            later_s = timings.total_s - timings.first_token_s
-            self._tpot.observe(later_s / (event.num_tokens - 1), label)
 
 
 class ModelReplica(OperatorCalls, OpenAICalls):
@@ -94,16 +55,17 @@ class ModelReplica(OperatorCalls, OpenAICalls):
         self._started = StartTimes()
         self._started.ended("process")
         use_serve_handlers("INFO")
+        start_tracing("model", replica_id)
         logger.info("starting on %s", device)
         self._live = ModelLiveSettings()
         self._config = settings.model_config_id
+        self._handover = ModelHandover(self._config, lambda: replicas_beside(ROUTER))
         self._clocks = ClockOffsets()
         self._metrics = AnswerMetrics()
-        show_rows = self._metrics.batch_rows.set
         if load is None:
-            self._model = start_process(settings, device, show_rows, _end_soon)
+            self._model = start_process(settings, device, _end_soon)
         else:
-            self._model = start_on_thread(load, settings, device, show_rows)
+            self._model = start_on_thread(load, settings, device)
         self._engine = self._model.engine
         self._started.ended("base")
         self._operations = operation_threads()
@@ -120,6 +82,14 @@ class ModelReplica(OperatorCalls, OpenAICalls):
         if self._adapters is not None:
             self._follower = AdapterFollower(self._adapters, lambda: self._live.adapter_check_s)
         self._sender = EventSender()
+        processes = {"model": os.getpid()}
+        if self._model.engine_pid is not None:
+            processes["engine"] = self._model.engine_pid
+        engine, measured = self._engine, self._metrics  # not self, which __del__ is to end
+        samples = [lambda: measured.sample(engine.num_running, engine.num_waiting)]
+        if self._adapters is not None:
+            samples.append(AdapterMetrics(self._adapters).sample)
+        self._sampler = Sampler(processes, *samples)
 
     async def generate(self, call: GenerateRequest) -> AsyncGenerator[TokenEvent, None]:
         """Yield the events of one answer. The last one is terminal; with `error` it is a refusal
@@ -127,20 +97,30 @@ class ModelReplica(OperatorCalls, OpenAICalls):
         if call.config not in (None, self._config):
             yield failed_event(call.request_id, OTHER_CONFIG)
             return
+        is_logged = self._live.log_requests
+        watch = AnswerWatch(call, self._metrics, is_logged)
         try:
             async with self._leased(call) as adapter:
+                if self._adapters is not None and adapter is not None:
+                    watch.leased(self._adapters.state(adapter))
                 prompt_ids = await self._encode(call, adapter)
                 deadline_s = self._clocks.seconds_left(call.deadline_at, call.sender)
                 sampling = self.sampling_of(call, len(prompt_ids))
-                request = Request(call.request_id, tuple(prompt_ids), adapter, sampling, deadline_s)
+                request = Request(
+                    call.request_id, tuple(prompt_ids), adapter, sampling, deadline_s, is_logged
+                )
+                watch.accepted()
                 generated = self._engine.generate(request, stream=call.stream)
                 async with contextlib.aclosing(generated) as events:
                     async for event in events:
-                        if event.finish_reason is not None:
-                            self._metrics.record(call, event)
+                        watch.saw(event)
                         yield event
         except EngineError as error:
-            yield failed_event(call.request_id, error.info)
+            event = failed_event(call.request_id, error.info)
+            watch.failed(event)
+            yield event
+        finally:
+            watch.end()
 
     async def answer(self, call: GenerateRequest) -> TokenEvent:
         """Return the one event of a call that is not streamed."""
@@ -185,8 +165,11 @@ class ModelReplica(OperatorCalls, OpenAICalls):
             return encode()
         return await asyncio.to_thread(encode)
 
-    def check_health(self) -> None:
+    async def check_health(self) -> None:
+        """Raise EngineError if the engine can serve no more. At first, wait until the routers that
+        run are of this version: Serve asks before it lets an old replica go."""
         self._engine.check()
+        await self._handover.wait()
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Return what `scaling.by_rows` counts of this replica; Serve asks."""
@@ -201,8 +184,10 @@ class ModelReplica(OperatorCalls, OpenAICalls):
         """End every request, and the threads of this replica."""
         if self._follower is not None:
             self._follower.stop()
+        self._sampler.stop()
         self._operations.shutdown(wait=False, cancel_futures=True)
         self._engine.close(timeout_s=5)
+        stop_tracing()
 
     def __del__(self) -> None:
         with contextlib.suppress(AttributeError):  # the start failed half-way

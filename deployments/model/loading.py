@@ -34,9 +34,10 @@ from deployments.settings import EngineSettings, Settings
 logger = logging.getLogger(__name__)
 
 # A stream's text goes out at most this often, so that a client's chunk carries several fast tokens.
-_EMIT_INTERVAL_S = 0.03
-# An event takes half a millisecond of the processors on its way to the client, and without a GPU
-# they are needed for its tokens: then 16 streams get a piece of text each 80 ms.
+# Without a GPU the processors are needed for the tokens: a piece of text that travels alone takes
+# two milliseconds of them on its way to the client, most of it for waking up four processes.
+_EMIT_INTERVAL_S = {"cpu": 0.06, "cuda": 0.03}
+# Of all streams: without a GPU 16 of them get a piece of text each 80 ms, together.
 _MAX_EVENTS_PER_S = {"cpu": 200.0, "cuda": 4000.0}
 # Prompt tokens that one step reads: about half a second of a CPU, some ten milliseconds of a GPU.
 _PREFILL_TOKENS = {"cpu": 256, "cuda": 4096}
@@ -73,7 +74,10 @@ class LoadedModel:
 
 @dataclass(frozen=True, slots=True)
 class RunningModel:
-    """A model and the engine that runs it, wherever its decoder is. Fields as of LoadedModel."""
+    """A model and the engine that runs it, wherever its decoder is. Fields as of LoadedModel.
+
+    engine_pid: of the process that the decoder is in, if that is not this one.
+    """
 
     base_model: str
     engine: Engine
@@ -81,6 +85,7 @@ class RunningModel:
     make_manager: MakeManager | None = None
     warm_up: Callable[[], None] | None = None
     decode: DecodePrompts | None = None
+    engine_pid: int | None = None
 
 
 def load_model(settings: Settings, device: str) -> LoadedModel:
@@ -102,17 +107,13 @@ def load_model(settings: Settings, device: str) -> LoadedModel:
     )
 
 
-def start_on_thread(
-    load: LoadModel, settings: Settings, device: str, on_batch: Callable[[int], None]
-) -> RunningModel:
+def start_on_thread(load: LoadModel, settings: Settings, device: str) -> RunningModel:
     """Load a model in this process and run it on a thread of its own."""
     thread = TorchThread()
     if device == "cpu":
         use_cores_on(thread, settings.engine.cpu_threads)
     model = thread.submit(lambda: load(settings, device)).result()
-    engine = Engine.on_thread(
-        model.decoder, engine_limits(settings.engine, device), on_batch=on_batch, thread=thread
-    )
+    engine = Engine.on_thread(model.decoder, engine_limits(settings.engine, device), thread=thread)
     return RunningModel(
         model.base_model,
         engine,
@@ -126,7 +127,6 @@ def start_on_thread(
 def start_process(
     settings: Settings,
     device: str,
-    on_batch: Callable[[int], None],
     on_lost: Callable[[], None] = lambda: None,
 ) -> RunningModel:
     """Load a model in a process of its own, which runs its engine. Raises as `load_model` does.
@@ -147,11 +147,12 @@ def start_process(
     decoder = RemoteDecoder(process)
     return RunningModel(
         settings.base_model,
-        Engine(process, limits, on_batch=on_batch),
+        Engine(process, limits),
         encode,
         parts.make_manager_of(decoder),
         decoder.warm_up,
         functools.partial(decode_prompts, tokenizer=tokenizer),
+        process.pid,
     )
 
 
@@ -232,8 +233,9 @@ def engine_limits(settings: EngineSettings, device: str) -> EngineLimits:
         max_waiting=settings.max_waiting,
         max_input_tokens=settings.max_input_tokens,
         prefill_tokens=settings.prefill_tokens_per_step or _PREFILL_TOKENS[kind],
-        emit_interval_s=_EMIT_INTERVAL_S,
+        emit_interval_s=_EMIT_INTERVAL_S[kind],
         max_events_per_s=_MAX_EVENTS_PER_S[kind],
+        emits_together=kind == "cpu",
         step_timeout_s=settings.step_timeout_s or _STEP_TIMEOUT_S[kind],
     )
 

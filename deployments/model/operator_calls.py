@@ -57,6 +57,8 @@ class OperatorCalls:
             "decoder_reason": decoder.reason,
             "device": decoder.device,
             "dtype": decoder.dtype,
+            "weights": decoder.weights,
+            "threads": decoder.threads,
             "visible_gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
             **self._adapter_info(),
             "rows_running": self._engine.num_running,

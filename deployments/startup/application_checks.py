@@ -77,10 +77,10 @@ def _check_paths(settings: Settings) -> list[str]:
         problems.append(f"adapters: the folder {settings.catalog_dir} does not exist")
     problems += _check_router(settings)
     problems += _check_base_model(settings)
-    if settings.quantization != "none" and settings.device == "cpu":
+    if settings.quantization == "nf4" and settings.device == "cpu":
         problems.append(
-            f"quantization: '{settings.quantization}' needs a GPU, and device is 'cpu': set "
-            "quantization: none, or device: auto"
+            "quantization: 'nf4' needs a GPU, and device is 'cpu': set quantization: auto, int8 "
+            "or none, or device: auto"
         )
     return problems
 

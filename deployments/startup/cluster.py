@@ -2,7 +2,8 @@
 
     python -m deployments.startup.cluster serve_config.yaml --dashboard_port 8265
 
-`serve run` alone cannot choose the dashboard's port, and the launcher has to know it.
+`serve run` alone cannot choose the ports of the dashboard and of the metrics, and the launcher has
+to know them.
 """
 
 import argparse
@@ -32,6 +33,15 @@ ENVIRONMENT = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     # A proxy that has died is noticed at its next health check; Serve's default is 10 s.
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",
+    # Between proxy, routers and models: half the processor time of Ray's objects, and the replicas
+    # listen for it whether or not it is used (docs/serving_path.md).
+    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
+    # What Ray and Serve do while nobody asks: the controller looks at the whole cluster in each of
+    # its rounds (0.1 s), replicas sum up their metrics (0.1 s), which are exported every 10 s.
+    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
+    "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "5000",
+    # Ray starts its workers, so all of the service, with 15: whatever else runs would come first.
+    "RAY_worker_niceness": "0",
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "TRANSFORMERS_VERBOSITY": "error",
@@ -45,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m deployments.startup.cluster")
     parser.add_argument("config", type=Path)
     parser.add_argument("--dashboard_port", type=int, default=DASHBOARD_PORT)
+    parser.add_argument("--metrics_port", type=int, help="for Prometheus; default: any")
     args = parser.parse_args(argv)
     import ray
     from ray.serve.scripts import cli
@@ -52,7 +63,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     content, _ = read_config(args.config)
     drain = Drain(str(application_of(content).get("name", "default")), lambda: drain_s(args.config))
     # `local`: a new cluster, whatever RAY_ADDRESS or the local cluster file names.
-    ray.init(address="local", namespace=_NAMESPACE, dashboard_port=args.dashboard_port)
+    ray.init(
+        address="local",
+        namespace=_NAMESPACE,
+        dashboard_port=args.dashboard_port,
+        _metrics_export_port=args.metrics_port,
+    )
     with contextlib.suppress(OSError):  # none, or another user's
         token_file().chmod(0o600)  # one of before may be readable by others
     drain.prepare()
@@ -80,9 +96,11 @@ def private_temp_dir() -> Path | None:
     return folder
 
 
-def serve_command(config: Path, dashboard_port: int) -> list[str]:
+def serve_command(config: Path, dashboard_port: int, metrics_port: int | None = None) -> list[str]:
     """Return the command that runs Serve with this configuration."""
     command = [sys.executable, "-m", "deployments.startup.cluster", str(config)]
+    if metrics_port is not None:
+        command += ["--metrics_port", str(metrics_port)]
     return [*command, "--dashboard_port", str(dashboard_port)]
 
 

@@ -15,6 +15,7 @@ from deployments.startup.checks import connectable
 from deployments.startup.config_file import http_address
 
 DASHBOARD_PORT = 8265  # Ray's default
+METRICS_PORT = 9464  # which deploy/prometheus/targets/local.yml names
 DASHBOARD = f"http://127.0.0.1:{DASHBOARD_PORT}"
 FAILED = ("DEPLOY_FAILED", "UNHEALTHY")
 

@@ -30,6 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output_tokens", type=int, default=64, help="of each answer")
     parser.add_argument("--sequential", type=int, default=2, help="requests of the sequential side")
     parser.add_argument("--skip_peft", action="store_true", help="the engine alone")
+    kinds = ["none", "auto", "int8"]
+    parser.add_argument("--weights", choices=kinds, default="none", help="of our engine, on a CPU")
 
 
 def run(args: argparse.Namespace, arguments: Sequence[str]) -> int:

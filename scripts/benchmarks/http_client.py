@@ -92,6 +92,14 @@ async def call(
         raise OSError(str(error) or type(error).__name__) from error
 
 
+async def is_served(session: aiohttp.ClientSession, url: str) -> bool:
+    """Whether the router has noticed its models, which it looks for once a second."""
+    try:
+        return (await call(session, "GET", f"{url}/readyz"))[0] == 200
+    except (OSError, ValueError):
+        return False
+
+
 async def succeeds(session: aiohttp.ClientSession, request: PreparedRequest) -> bool:
     """Return whether the request gets a 200 now."""
     try:
@@ -186,7 +194,8 @@ async def _chunks(
     """Yield the JSON of each server-sent event up to `[DONE]`."""
     async with session.post(request.url, data=request.body, headers=request.headers) as response:
         if response.status != 200:
-            raise LoadError(f"{request.name}: status {response.status}")
+            text = (await response.read())[:300].decode(errors="replace")
+            raise LoadError(f"{request.name}: status {response.status}: {text}")
         async for line in response.content:
             if line.strip() == b"data: [DONE]":
                 return

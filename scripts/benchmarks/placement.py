@@ -26,7 +26,14 @@ import aiohttp
 
 from scripts.arguments import above_zero, positive
 from scripts.benchmarks.command import add_out, conditions, publish, spread
-from scripts.benchmarks.http_client import PreparedRequest, call, chat_body, read_stream
+from scripts.benchmarks.http_client import (
+    LoadError,
+    PreparedRequest,
+    call,
+    chat_body,
+    is_served,
+    read_stream,
+)
 from scripts.benchmarks.serve_process import serving
 from scripts.benchmarks.streams import QUESTION
 
@@ -97,7 +104,8 @@ async def _measure(
     application["args"]["model_replicas"] = {"placement": side}
 
     async def is_ready(session: aiohttp.ClientSession, url: str) -> bool:
-        return bool(len(await _found(session, url)) == args.replicas)
+        num_ready: int = args.replicas
+        return len(await _found(session, url)) == num_ready and await is_served(session, url)
 
     async with serving(folder, [application], is_ready) as (session, url, _):
         rng = random.Random(args.seed)
@@ -107,16 +115,18 @@ async def _measure(
         asked = rng.choices(names, cum_weights=weights, k=2 * args.requests)
         await _ask(args, session, url, asked[: args.requests], rng)
         before = await _found(session, url)
-        first_token_s = await _ask(args, session, url, asked[args.requests :], rng)
+        found = await _ask(args, session, url, asked[args.requests :], rng)
+        first_token_s = [seconds for seconds in found if seconds is not None]
         after = await _found(session, url)
-    each = [
+    each: list[dict[str, int]] = [
         {kind: after[name][kind] - before[name][kind] for kind in ("adapter_hits", "adapter_waits")}
         for name in sorted(after)
     ]
-    hits, waits = (sum(found[kind] for found in each) for kind in each[0])
+    hits, waits = (sum(counts[kind] for counts in each) for kind in each[0])
     return {
         "hit_rate": round(hits / (hits + waits), 4),
         "first_token_s": spread(first_token_s),
+        "failed": len(found) - len(first_token_s),
         "each_replica": each,
     }
 
@@ -137,13 +147,18 @@ async def _ask(
     url: str,
     adapters: Sequence[str],
     rng: random.Random,
-) -> list[float]:
-    """Ask at random times, whether others have ended or not; returns the times to first tokens."""
+) -> list[float | None]:
+    """Ask at random times, whether others have ended or not; returns the times to first tokens,
+    None for an answer that failed."""
 
-    async def first_token(adapter: str) -> float:
+    async def first_token(adapter: str) -> float | None:
         body = chat_body(QUESTION, args.output_tokens, model=adapter)
         request = PreparedRequest.post(adapter, f"{url}/v1/chat/completions", body)
-        return (await read_stream(session, request)).first_token_s
+        try:
+            return (await read_stream(session, request)).first_token_s
+        except (LoadError, OSError, ValueError, aiohttp.ClientError) as error:
+            print(f"{adapter}: {error}")
+            return None
 
     asking = []
     for adapter in adapters:

@@ -24,7 +24,7 @@ import aiohttp
 
 from scripts.arguments import above_zero, positive
 from scripts.benchmarks.command import add_model_arguments, conditions, publish
-from scripts.benchmarks.http_client import LoadError, call
+from scripts.benchmarks.http_client import LoadError, call, is_served
 from scripts.benchmarks.serve_process import serving
 from scripts.benchmarks.streams import Streamed, streaming
 
@@ -67,7 +67,7 @@ async def _measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         return _models(session, url, service.admin)
 
     async def is_ready(session: aiohttp.ClientSession, url: str) -> bool:
-        return len(await models(session, url)) == 1
+        return len(await models(session, url)) == 1 and await is_served(session, url)
 
     async with serving(folder, [service.application], is_ready, ready_timeout_s=args.timeout_s) as (
         session,

@@ -8,6 +8,9 @@ A private Ray Serve on loopback, with API keys and random adapters; each stream 
 after the other, of exactly `--output_tokens` tokens, each from the next adapter. `--mode fast` is
 Ray's HAProxy ingress and throughput mode; it runs in a network namespace of its own, which needs
 root. Compare tokens_per_s with the engine in process (`scripts.benchmark engine`).
+
+Beside each run stands what the processes took of the processors (`cpu_ms_per_answer`, by role), and
+what they take while nobody asks (`idle_cores`), which is a part of it.
 """
 
 import argparse
@@ -25,6 +28,7 @@ import aiohttp
 from scripts.arguments import above_zero, positive
 from scripts.benchmarks.closed_loop import WARM_UP_S, closed_loop, figures
 from scripts.benchmarks.command import add_model_arguments, conditions, publish
+from scripts.benchmarks.cpu_time import seconds_by_role, spent
 from scripts.benchmarks.hot_add_operator import Operator
 from scripts.benchmarks.http_client import PreparedRequest, chat_body
 from scripts.benchmarks.serve_process import in_private_network, serving
@@ -33,6 +37,7 @@ QUESTION = (
     "My heart sometimes races for a minute when I climb the stairs, and afterwards I feel dizzy "
     "and a little sick; is that dangerous, and which tests should I ask my doctor for?"
 )
+_IDLE_S = 5.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,14 +61,18 @@ def run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
         return status
     before = os.getloadavg()
     with tempfile.TemporaryDirectory() as scratch:
-        runs = asyncio.run(_measure(args, Path(scratch)))
+        idle, runs = asyncio.run(_measure(args, Path(scratch)))
     about = conditions(args, before)
-    shown = [(f"{found['streams']} streams", found) for found in runs]
-    publish("serve", arguments, about | {"runs": runs}, out=args.out, lines=shown)
+    shown = [("idle, cores", idle), *((f"{found['streams']} streams", found) for found in runs)]
+    measured = about | {"idle_cores": idle, "runs": runs}
+    publish("serve", arguments, measured, out=args.out, lines=shown)
     return 0
 
 
-async def _measure(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
+async def _measure(
+    args: argparse.Namespace, folder: Path
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """Return what the processes take while nobody asks, and the figures of each run."""
     from scripts.benchmarks.hot_add_service import prepare
 
     unused = {"adds": 1, "changes": 1, "slots": args.adapters, "megabytes": None}
@@ -85,17 +94,20 @@ async def _measure(args: argparse.Namespace, folder: Path) -> list[dict[str, Any
         is_ready,
         fast=args.mode == "fast",
         ready_timeout_s=args.ready_timeout_s,
-    ) as (_, url, _):
+    ) as (_, url, tree):
         prepared = [
             PreparedRequest.post(name or "auto", f"{url}/v1/chat/completions", body, service.user)
             for name, body in zip(models, requests, strict=True)
         ]
         with ProcessPoolExecutor(args.clients, get_context("spawn")) as clients:
             await closed_loop(clients, args.clients, prepared, max(args.streams), WARM_UP_S)
-            return [
-                figures(
-                    num,
-                    *await closed_loop(clients, args.clients, prepared, num, args.seconds),
-                )
-                for num in args.streams
-            ]
+            before = seconds_by_role(tree.alive())
+            await asyncio.sleep(_IDLE_S)
+            idle, runs = spent(before, seconds_by_role(tree.alive()), _IDLE_S), []
+            for num in args.streams:
+                before = seconds_by_role(tree.alive())
+                found = await closed_loop(clients, args.clients, prepared, num, args.seconds)
+                run = figures(num, *found)
+                cpu_ms = spent(before, seconds_by_role(tree.alive()), run["answers"] / 1000)
+                runs.append(run | {"cpu_ms_per_answer": cpu_ms})
+            return idle, runs

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +56,14 @@ async def serving(
     fast: bool = False,
     ready_timeout_s: float = READY_TIMEOUT_S,
     dashboard_port: int | None = None,
+    metrics_port: int | None = None,
+    sections: Mapping[str, Any] | None = None,
 ) -> AsyncIterator[tuple[aiohttp.ClientSession, str, ProcessTree]]:
     """Yield (client, base URL, processes of Serve) once `is_ready(client, base URL)`.
 
     Args:
-        dashboard_port: of Ray's dashboard, for those who ask it; None: any.
+        dashboard_port, metrics_port: of Ray's, for those who ask there; None: any.
+        sections: further ones of serve.yaml, in place of those that are written here.
 
     Raises:
         RuntimeError: Serve ended, or was not ready in time; its output is in `folder`/serve.log.
@@ -71,12 +74,13 @@ async def serving(
         "http_options": {"host": "127.0.0.1", "port": port, "request_timeout_s": 300},
         "logging_config": {"log_level": "WARNING", "enable_access_log": False},
         "applications": list(applications),
+        **(sections or {}),
     }
     config.write_text(yaml.safe_dump(content))
     environment = serve_environment({**os.environ, **(_FAST if fast else {})})
     with open(folder / "serve.log", "wb") as log:
         child = subprocess.Popen(
-            serve_command(config, dashboard_port or free_port()),
+            serve_command(config, dashboard_port or free_port(), metrics_port),
             cwd=PROJECT_ROOT,
             env=environment,
             stdout=log,

@@ -142,7 +142,7 @@ async def _answer(asked: Sequence[Asked], path: Path, seconds: float) -> int:
     if not todo:
         return 0
     settings = parse_settings({"engine": {"max_rows": NUM_ROWS}})
-    model = start_on_thread(load_model, settings, "cpu", lambda num_rows: None)
+    model = start_on_thread(load_model, settings, "cpu")
     assert model.make_manager, "the default base takes adapters"
     manager = model.make_manager(run=model.engine.run_between_steps)
     first_sync(manager)

@@ -19,6 +19,12 @@ from references.words import fold, name_key, stems
 from scripts.references_evaluation.vignettes import SIZES, form, vignettes
 
 FOLDER = Path(__file__).parent
+# Questions in other words: what the glossary was written with, what it was widened with and the
+# weights were tried on, and what was written before and after the last changes.
+SETS = (
+    *("paraphrases.yaml", "development.yaml", "development_2.yaml"),
+    *("held_out.yaml", "held_out_after.yaml"),
+)
 LIMIT = 3  # passages that a question gets
 SYNONYMS, NAMES = 800, 300  # questions drawn
 

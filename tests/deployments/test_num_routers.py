@@ -3,7 +3,7 @@
 import pytest
 import ray
 
-from deployments.app import num_routers
+from deployments.app import num_routers, with_routers
 from deployments.settings import parse_settings
 from deployments.strict_model import SettingsError
 
@@ -23,3 +23,10 @@ def test_auto_follows_the_cluster(
 def test_what_is_no_number_of_replicas_is_refused(replicas: object) -> None:
     with pytest.raises(SettingsError, match=r"router\.replicas"):
         parse_settings({"router": {"replicas": replicas}})
+
+
+def test_each_router_knows_how_many_share_the_limits_of_keys() -> None:
+    settings = parse_settings({"router": {"replicas": "auto", "threads": 2}})
+    known = with_routers(settings, 3)
+    assert (known.router.replicas, known.router.threads) == (3, 2)
+    assert known.model_config_id == settings.model_config_id

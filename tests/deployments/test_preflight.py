@@ -83,7 +83,7 @@ def test_a_file_of_typos_is_answered_in_one_message(tmp_path: Path, capsys: Any)
         (application(args=[1]), "args: a mapping of keys is expected"),
         (application(args={"adapters": "no/such/folder"}), "folder"),
         (application(args={"base_model": "./no-such-model"}), "does not exist"),
-        (application(args={"quantization": "int8", "device": "cpu"}), "needs a GPU"),
+        (application(args={"quantization": "nf4", "device": "cpu"}), "needs a GPU"),
         (
             application(deployments=[{"name": "Model", "num_replicas": 2}]),
             "the builder decides this; use args: model_replicas",
@@ -196,6 +196,19 @@ def test_one_line_when_all_is_well(
     text = capsys.readouterr().err
     assert "applicatons: unknown key" in text
     assert "the port is in use" in text
+
+
+def test_traces_that_cannot_be_sent_are_refused_on_the_machine(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(preflight, "check_machine", lambda *at: [])
+    monkeypatch.setattr(preflight, "machine_notes", lambda: [])
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "collector:4317")
+    assert main([str(SHIPPED)]) == 2
+    assert "OTEL_EXPORTER_OTLP_ENDPOINT is 'collector:4317'" in capsys.readouterr().err
+    assert main(["--no-machine", str(SHIPPED)]) == 0
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4318")
+    assert main([str(SHIPPED)]) == 0
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -60,24 +60,3 @@ def test_only_what_both_sides_must_share_keeps_versions_apart(
 ) -> None:
     before, after = parse_settings({}), parse_settings(changed)
     assert (before.model_config_id == after.model_config_id) is fits
-
-
-def test_a_router_of_a_new_version_waits_for_its_models() -> None:
-    """Serve asks `check_health` before it lets the old routers go."""
-    import asyncio
-
-    from deployments.ingress.deployment import RouterReplica
-
-    async def run() -> list[bool]:
-        watch = SimpleNamespace(is_early=True)
-        router = SimpleNamespace(_watch=watch, _is_handed_over=False)
-        checking = asyncio.create_task(RouterReplica.check_health(router))  # type: ignore[arg-type]
-        await asyncio.sleep(0.3)
-        seen = [checking.done()]
-        watch.is_early = False
-        await asyncio.wait_for(checking, 5)
-        watch.is_early = True  # another upgrade: now it is the old version
-        await asyncio.wait_for(RouterReplica.check_health(router), 0.1)  # type: ignore[arg-type]
-        return seen
-
-    assert asyncio.run(run()) == [False]

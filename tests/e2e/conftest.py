@@ -38,12 +38,11 @@ def free_port() -> int:
 @pytest.fixture(scope="session")
 def serve_url() -> Iterator[str]:
     """Starts Ray and Serve once; yields the proxy's address."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # bind to loopback
     from deployments.startup.cluster import ENVIRONMENT
 
-    proxy_callback = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
-    os.environ[proxy_callback] = ENVIRONMENT[proxy_callback]
+    without_token = {"RAY_AUTH_MODE", "PYTHONWARNINGS"}
+    for name in ENVIRONMENT.keys() - without_token:  # as the launcher has it
+        os.environ.setdefault(name, ENVIRONMENT[name])
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     os.environ["PYTHONPATH"] = os.pathsep.join(paths)
     import ray

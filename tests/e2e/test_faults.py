@@ -155,7 +155,7 @@ def test_without_a_model_replica_a_question_is_refused_at_once(
 
 def test_a_change_of_the_base_never_mixes_versions(clinic: httpx.Client, models: Path) -> None:
     """An answer of more than SHORT tokens is allowed by new routers alone, so it is of the new
-    model; what is refused meanwhile says when to come back."""
+    model. Nothing is refused meanwhile but what the old version does not allow."""
     from ray import serve
 
     stop = threading.Event()
@@ -164,8 +164,6 @@ def test_a_change_of_the_base_never_mixes_versions(clinic: httpx.Client, models:
     def keep_asking(tokens: int) -> None:
         while not stop.is_set():
             replies.append(ask(clinic, max_tokens=tokens))
-            if replies[-1].status_code == 503:
-                time.sleep(0.5)
 
     with ThreadPoolExecutor(6) as pool:
         asking = [pool.submit(keep_asking, tokens) for tokens in (LONG, 16, LONG, 16, LONG, 16)]
@@ -187,14 +185,9 @@ def test_a_change_of_the_base_never_mixes_versions(clinic: httpx.Client, models:
         else:
             what = body["error"]["code"]
         counts[what] = counts.get(what, 0) + 1
-        if reply.status_code == 503:
-            assert reply.headers["retry-after"]
-    print(counts)
     assert counts[OLD] > 5
     assert counts[NEW] > 5
-    assert set(counts) <= {OLD, NEW, "invalid_value", "no_model_replica", "other_config"}, counts
-    refused = counts.get("no_model_replica", 0) + counts.get("other_config", 0)
-    assert refused < len(replies) / 2, counts
+    assert set(counts) == {OLD, NEW, "invalid_value"}, counts
     assert ask(clinic, max_tokens=LONG).json()["answer"].startswith(NEW)
 
 

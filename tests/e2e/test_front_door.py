@@ -132,10 +132,11 @@ def test_a_broken_key_file_keeps_the_keys_and_shows_in_readiness(
 
 def test_a_limit_is_a_429_with_retry_after(clinic: httpx.Client, state: Path, capsys: Any) -> None:
     headers = new_key(state, capsys, clinic, "--requests_per_minute", "30")
+    started = time.monotonic()
     seen = [clinic.get("/v1/models", headers=headers) for _ in range(80)]
     limited = [response for response in seen if response.status_code == 429]
-    # 30 for each of two router replicas, less those that the fixture's wait took.
-    assert len(limited) >= 20
+    # 30 for both router replicas, less those that the fixture's wait took.
+    assert len(limited) >= 50 - (time.monotonic() - started) / 2
     assert int(limited[0].headers["retry-after"]) >= 1
     assert {response.status_code for response in seen} <= {200, 429}
     assert limited[0].headers["x-content-type-options"] == "nosniff"

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from deployments.api.access.api_keys import KeyStore, new_key
-from deployments.api.access.limit_ledger import LEASE_S
+from deployments.api.access.limit_ledger import LEASE_S, Turn
 from tests.e2e.conftest import Deploy
 
 STEP_S = 0.02
@@ -128,6 +128,19 @@ def test_a_router_that_dies_gives_its_lease_back(clinic: httpx.Client, state: Pa
         seen = Counter(f.result() for f in open_answers(clinic, key, pool, num_lost, seconds=1))
         assert seen == {200: num_lost}
         assert Counter(f.result() for f in held)[200] == 6 - num_lost
+
+
+def test_the_ledger_ends_when_no_router_is_left(clinic: httpx.Client) -> None:
+    import ray
+
+    from deployments.ingress.limit_actor import LimitActor
+
+    options = {"name": "limits-short", "namespace": "polyclinic", "lifetime": "detached"}
+    actor = ray.remote(LimitActor).options(max_restarts=-1, **options).remote(True, unused_s=1.0)
+    assert ray.get(actor.exchange.remote("router", Turn(1, 0), {}), timeout=60) == {}
+    time.sleep(LEASE_S + 5)
+    with pytest.raises(ValueError, match="limits-short"):
+        ray.get_actor("limits-short", namespace="polyclinic")
 
 
 def test_the_ledger_dies_and_no_request_fails_for_it(clinic: httpx.Client, state: Path) -> None:

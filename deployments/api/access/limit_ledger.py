@@ -9,6 +9,7 @@ request at a time, and is exact.
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from deployments.api.access.rate_limits import Limits, TokenBucket
 
@@ -64,6 +65,14 @@ class KeyGrant:
     num_slots: int | None
 
 
+class Turn(NamedTuple):
+    """Which exchange of a replica it is, and the last one whose grants it got: those of a call
+    that failed on its way back are taken back."""
+
+    number: int
+    heard: int
+
+
 Claims = Mapping[str, KeyClaim]
 Grants = dict[str, KeyGrant]
 
@@ -80,6 +89,7 @@ class LimitLedger:
     def __init__(self, clock: Callable[[], float], *, starts_full: bool = True) -> None:
         self._clock = clock
         self._full_from = clock() + (0.0 if starts_full else _FULL_S)
+        self._pruned_at = clock()
         self._accounts: dict[str, _Account] = {}
         self._heard: dict[str, float] = {}  # session -> when
 
@@ -89,16 +99,18 @@ class LimitLedger:
         self._expire()
         return len(self._heard)
 
-    def exchange(self, session: str, claims: Claims) -> Grants:
+    def exchange(self, session: str, turn: Turn, claims: Claims) -> Grants:
         """Take over what a replica used, and lease it what it wants, as far as there is.
 
         Args:
-            session: the replica's name; a new one after a call that failed.
+            session: the replica's name.
             claims: by key id; all keys of which it holds something are among them.
         """
         self._expire()
         self._heard[session] = self._clock()
-        return {key: self._account(key).settle(session, claim) for key, claim in claims.items()}
+        return {
+            key: self._account(key).settle(session, turn, claim) for key, claim in claims.items()
+        }
 
     def _account(self, key: str) -> "_Account":
         if key not in self._accounts:
@@ -112,7 +124,8 @@ class LimitLedger:
             del self._heard[session]
             for account in self._accounts.values():
                 account.expire(session)
-        if not self._heard:  # rarely, and nobody waits for it
+        if now - self._pruned_at > _FULL_S:
+            self._pruned_at = now
             self._accounts = {k: a for k, a in self._accounts.items() if not a.is_as_new}
 
 
@@ -128,11 +141,11 @@ class _Account:
     def is_as_new(self) -> bool:
         return not self._slots and self._requests.is_full and self._tokens.is_full
 
-    def settle(self, session: str, claim: KeyClaim) -> KeyGrant:
+    def settle(self, session: str, turn: Turn, claim: KeyClaim) -> KeyGrant:
         limits = claim.limits
         return KeyGrant(
-            self._requests.settle(session, claim.requests, limits.requests_per_minute),
-            self._tokens.settle(session, claim.tokens, limits.tokens_per_minute),
+            self._requests.settle(session, turn, claim.requests, limits.requests_per_minute),
+            self._tokens.settle(session, turn, claim.tokens, limits.tokens_per_minute),
             self._slots_for(session, claim, limits.max_concurrent),
         )
 
@@ -152,6 +165,18 @@ class _Account:
         return slots
 
 
+@dataclass(slots=True)
+class _Lease:
+    """What one replica has, as it was last heard.
+
+    number, taken: the newest exchange, and what it took from the bucket.
+    """
+
+    held: float
+    number: int
+    taken: float
+
+
 class _Rate:
     """One rate of one key: its bucket, and what is leased of it."""
 
@@ -159,34 +184,40 @@ class _Rate:
         self._bucket = TokenBucket(clock)
         self._limit: int | None = None
         self._starts_full = starts_full
-        self._leased: dict[str, float] = {}  # session -> what it has, as it was last heard
+        self._leases: dict[str, _Lease] = {}  # by session
 
     @property
     def is_full(self) -> bool:
         if self._limit is None:
             return True
-        return not self._leased and self._bucket.level(self._limit) >= self._limit
+        no_lease = not any(lease.held for lease in self._leases.values())
+        return no_lease and self._bucket.level(self._limit) >= self._limit
 
-    def settle(self, session: str, claim: RateClaim, limit: int | None) -> RateGrant | None:
-        leased = self._leased.pop(session, None)
+    def settle(
+        self, session: str, turn: Turn, claim: RateClaim, limit: int | None
+    ) -> RateGrant | None:
+        lease = self._leases.pop(session, None)
         if limit is None:
             return None
         self._use(limit)
-        if leased is None:  # a lease that has expired is back in the bucket
+        if lease is None:  # one that has expired is back in the bucket
             self._bucket.take(max(0.0, claim.held))
-        self._bucket.take(min(claim.owed, max(0.0, self._bucket.level(limit))))
+        elif lease.number > turn.heard:  # the replica does not know of it
+            self._bucket.take(-lease.taken)
+        owed = min(claim.owed, max(0.0, self._bucket.level(limit)))
         debt = max(0.0, -claim.held)
-        self._bucket.take(debt)
+        self._bucket.take(owed + debt)
         held = max(0.0, claim.held)
         there = max(0, math.floor(self._bucket.level(limit)))
         more = min(claim.wanted - held, there)
         self._bucket.take(more)
-        if held + more > 0:
-            self._leased[session] = held + more
+        self._leases[session] = _Lease(held + more, turn.number, owed + debt + more)
         return RateGrant(debt + more, self._bucket.level(limit))
 
     def expire(self, session: str) -> None:
-        self._bucket.take(-self._leased.pop(session, 0.0))
+        lease = self._leases.pop(session, None)
+        if lease is not None:
+            self._bucket.take(-lease.held)
 
     def _use(self, limit: int) -> None:
         level = self._bucket.level(limit)

@@ -19,6 +19,7 @@ from deployments.api.access.limit_ledger import (
     KeyGrant,
     RateClaim,
     RateGrant,
+    Turn,
     leased_ahead,
 )
 from deployments.api.access.rate_limits import Excess, KeyUsage, Limits, TokenBucket, UsageTable
@@ -32,17 +33,20 @@ REFUSED_S = 0.1
 # Another replica may just be giving back what this one needs.
 _PAUSE_S = 0.02
 _NUM_TRIES = 2
+# A key that was not used for so long is forgotten: its buckets are full again.
+_FORGET_S = 60.0
 
 
 class Ledger(Protocol):
     """How the ledger is reached."""
 
-    async def exchange(self, session: str, claims: Claims) -> Grants:
+    async def exchange(self, session: str, turn: Turn, claims: Claims) -> Grants:
         """As LimitLedger.exchange. Any exception: it cannot be reached."""
 
 
 class LeasedBucket:
-    """Implements Bucket with a lease, or with this replica's share of the rate.
+    """Implements Bucket with a lease, and while the ledger is away with this replica's share of
+    the rate too.
 
     Args:
         clock: seconds, monotonic.
@@ -55,41 +59,47 @@ class LeasedBucket:
         self._rest = TokenBucket(clock, 0.0)  # what the ledger has left
         self._share: TokenBucket | None = None
         self._owed = 0.0
+        self._is_known = False
 
     def level(self, capacity: float) -> float:
-        return self._share.level(self._part(capacity)) if self._share else self._lease
+        if self._share is None:
+            return self._lease
+        return self._lease + self._share.level(self._part(capacity))
 
     def left(self, capacity: float) -> float:
-        if self._share:
+        if self._share is not None:
             return self.level(capacity)
         return self._lease + max(0.0, self._rest.level(capacity))
 
     def take(self, amount: float) -> None:
-        if self._share:
-            self._share.take(amount)
-            self._owed += amount
-        else:
+        if self._share is None:
             self._lease -= amount
+            return
+        of_lease = min(amount, max(0.0, self._lease))
+        self._lease -= of_lease
+        self._share.take(amount - of_lease)
+        self._owed += amount - of_lease
 
     def seconds_until(self, level: float, capacity: float) -> float:
-        if self._share:
-            part = self._part(capacity)
-            return self._share.seconds_until(min(level, part), part)
-        return self._rest.seconds_until(level - self._lease, capacity)
+        if self._share is None:
+            return self._rest.seconds_until(level - self._lease, capacity)
+        part = self._part(capacity)
+        return self._share.seconds_until(min(level - self._lease, part), part)
 
     def use_share(self) -> None:
-        """Go on without the ledger, with what is left of the lease, or one request."""
-        self._share = TokenBucket(self._clock, max(1.0, self._lease))
-        self._lease = self._owed = 0.0
+        """Go on without the ledger, with what is left of the lease; with one request where the
+        ledger has never told of this key."""
+        self._share = TokenBucket(self._clock, 0.0 if self._is_known else 1.0)
+        self._owed = 0.0
 
     def claim(self, wanted: int, capacity: int | None) -> RateClaim:
         if self._share is None or capacity is None:
             return RateClaim(self._lease, wanted)
         part = self._part(capacity)
-        return RateClaim(0.0, wanted, min(self._owed, part - self._share.level(part)))
+        return RateClaim(self._lease, wanted, min(self._owed, part - self._share.level(part)))
 
     def granted(self, grant: RateGrant | None) -> None:
-        self._share = None
+        self._share, self._is_known = None, True
         if grant is None:
             self._lease = 0.0
         else:
@@ -114,6 +124,7 @@ class SharedKeyUsage(KeyUsage):
         limits: of the newest request.
         num_waiting: requests that wait for the ledger.
         is_used: whether a request has come since the last message.
+        used_at: when the newest one came.
         refused_until: before it, the ledger is not asked again.
     """
 
@@ -130,6 +141,7 @@ class SharedKeyUsage(KeyUsage):
         self.limits = Limits()
         self.num_waiting = 0
         self.is_used = False
+        self.used_at = 0.0
         self.refused_until = 0.0
 
     def most_running(self, limits: Limits) -> int | None:
@@ -185,9 +197,10 @@ class SharedKeyUsage(KeyUsage):
 
     @property
     def is_idle(self) -> bool:
-        """Whether the ledger needs to hear of it no more."""
+        """Whether the ledger need not hear of it."""
         in_use = self.num_running or self.num_waiting or self.is_used or self._num_slots
-        return not in_use and self._leased_requests.is_idle and self._leased_tokens.is_idle
+        leases = (self._leased_requests, self._leased_tokens)
+        return not in_use and not self._has_share and all(lease.is_idle for lease in leases)
 
     def _ahead(self, limit: int | None) -> int:
         return leased_ahead(limit, self._num_replicas) if limit is not None else 0
@@ -206,6 +219,7 @@ class SharedUsageTable(UsageTable):
         self._ledger = ledger
         self._num_replicas = num_replicas
         self._session = uuid.uuid4().hex
+        self._turn = Turn(0, 0)
         self._shared: dict[str, SharedKeyUsage] = {}
         self._is_away = False
         self._running: asyncio.Task[None] | None = None
@@ -227,7 +241,7 @@ class SharedUsageTable(UsageTable):
 
     async def admit(self, usage: KeyUsage, limits: Limits) -> Excess | None:
         assert isinstance(usage, SharedKeyUsage)
-        usage.limits, usage.is_used = limits, True
+        usage.limits, usage.is_used, usage.used_at = limits, True, self._clock()
         if self._is_away:
             usage.use_share()
         excess = usage.admit(limits)
@@ -251,6 +265,15 @@ class SharedUsageTable(UsageTable):
         usage.refused_until = self._clock() + REFUSED_S
         return excess
 
+    def forget_unused(self) -> None:
+        """Forget keys that were not used for a minute."""
+        before = self._clock() - _FORGET_S
+        self._shared = {
+            key: usage
+            for key, usage in self._shared.items()
+            if not usage.is_idle or usage.used_at > before
+        }
+
     async def exchanged(self) -> None:
         """Return after an exchange with the ledger that began after this call."""
         self._ask()
@@ -265,21 +288,21 @@ class SharedUsageTable(UsageTable):
         if before is not None:
             await asyncio.wait([before])
         self._running, self._due = self._due, None
-        usages = dict(self._shared)
+        usages = {key: usage for key, usage in self._shared.items() if not usage.is_idle}
         claims = {key: usage.claim() for key, usage in usages.items()}
+        self._turn = turn = Turn(self._turn.number + 1, self._turn.heard)
         try:
             async with asyncio.timeout(TIMEOUT_S):
-                grants = await self._ledger.exchange(self._session, claims)
+                grants = await self._ledger.exchange(self._session, turn, claims)
         except Exception as error:
             self._lose(error)
             return
+        self._turn = Turn(turn.number, turn.number)
         if self._is_away:
             logger.info("the limits' ledger is there again")
             self._is_away = False
         for key, grant in grants.items():
             usages[key].granted(grant)
-            if usages[key].is_idle:
-                del self._shared[key]
 
     def _lose(self, error: Exception) -> None:
         if not self._is_away:
@@ -290,7 +313,6 @@ class SharedUsageTable(UsageTable):
                 self._num_replicas,
             )
         self._is_away = True
-        self._session = uuid.uuid4().hex
         for usage in self._shared.values():
             usage.use_share()
 
@@ -301,6 +323,7 @@ class SharedUsageTable(UsageTable):
     async def _beat(self) -> None:
         while True:
             await asyncio.sleep(BEAT_S)
+            self.forget_unused()
             await self.exchanged()
 
     async def close(self) -> None:

@@ -8,7 +8,14 @@ requests, messages, parts and options alike: each declares such a field as `Neut
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import Field, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic import (
+    BeforeValidator,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    StrictInt,
+    WithJsonSchema,
+)
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 # The type of a validation error that such a field gives.
@@ -52,6 +59,23 @@ def _is_same(value: Any, choice: Any) -> bool:
 Neutral = Annotated[Any, AcceptOnly()]
 # How many answers to make: 1 is the number that asks for nothing more.
 NeutralCount = Annotated[Any, AcceptOnly((None, False, 1, "", [], {}))]
+_ONE: tuple[Any, ...] = (None, False, 1, "", [], {})
+MAX_CHOICES = 8
+# The same number where several can be made: what asks for nothing stands for 1.
+NumChoices = Annotated[
+    StrictInt,
+    Field(ge=1, le=MAX_CHOICES),
+    BeforeValidator(lambda value: 1 if any(_is_same(value, one) for one in _ONE) else value),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "integer", "minimum": 1, "maximum": MAX_CHOICES},
+                {"enum": [one for one in _ONE if one != 1]},
+            ],
+            "description": "choices for each question; seed goes up by one from choice to choice",
+        }
+    ),
+]
 NeutralFormat = Annotated[Any, AcceptOnly((*_NOTHING, {"type": "text"}))]
 # Without tools, both mean that no tool is called.
 NeutralToolChoice = Annotated[Any, AcceptOnly((*_NOTHING, "none", "auto"))]

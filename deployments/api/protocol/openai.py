@@ -45,6 +45,8 @@ class OpenAIRequest(RequestModel):
         default=None, ge=0, description="as in vLLM: no end of sequence before this many tokens"
     )
 
+    n: neutral.NumChoices = 1
+
     grounding: Grounding = None  # ours
 
     # For who caches, stores or counts: they change no answer.
@@ -67,7 +69,6 @@ class OpenAIRequest(RequestModel):
     logprobs: Neutral = None
     modalities: neutral.NeutralModalities = None
     moderation: Neutral = None
-    n: neutral.NeutralCount = None
     parallel_tool_calls: neutral.NeutralFlag = None
     prediction: Neutral = None
     presence_penalty: Neutral = None

@@ -92,6 +92,7 @@ class ChatChoice(ReplyModel):
     logprobs: None
     message: ChatMessageReply
     finish_reason: OpenAIFinishReason
+    polyclinic: PolyclinicPart | None = Field(default=None, description="with several choices")
 
 
 class TextChoice(ReplyModel):
@@ -99,7 +100,7 @@ class TextChoice(ReplyModel):
     logprobs: None
     text: str
     finish_reason: OpenAIFinishReason
-    polyclinic: PolyclinicPart | None = Field(default=None, description="with several prompts")
+    polyclinic: PolyclinicPart | None = Field(default=None, description="with several choices")
 
 
 class ChatReply(Envelope):

@@ -13,6 +13,7 @@ A causal model fills a row from the front. T5 fills it from both ends: the decod
 values from the front, the encoder's, computed once, at the end.
 """
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -20,6 +21,7 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 
+from deployments.engine.huge_pages import huge_zeros
 from deployments.engine.kernels.ops import Expansion, Rope
 
 
@@ -60,7 +62,10 @@ class KvCache:
         self.starts = [sum(capacities[:row]) for row in range(len(capacities))]
         shape = (sum(capacities), 2, num_heads, head_dim)
         # Zeros, not empty tensors: masked positions are read too, and 0 * NaN is NaN.
-        self.layers = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(num_layers)]
+        zeros = (
+            huge_zeros if device.type == "cpu" else functools.partial(torch.zeros, device=device)
+        )
+        self.layers = [zeros(shape, dtype=dtype) for _ in range(num_layers)]
         self.num_heads, self.device = num_heads, device
 
     @property

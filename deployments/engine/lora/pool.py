@@ -12,6 +12,7 @@ rank-4 one.
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -63,6 +64,18 @@ class TorchLoraBatch:
         self, layer: str, x: torch.Tensor, y: torch.Tensor, shrunk: torch.Tensor | None
     ) -> None:
         self.add(layer, x, y, shrunk)
+
+
+@dataclass(frozen=True, slots=True)
+class SlotBatch:
+    """Hold the slot of each token, for kernels that read the stacks themselves."""
+
+    stacks: LoraStacks
+    slots: Sequence[int]
+
+    @property
+    def layout(self) -> int:
+        return self.stacks.layout
 
 
 class SegmentCache:
@@ -197,6 +210,16 @@ class LoraPool:
             own = own.repeat_interleave(torch.tensor(counts, device=self._device))
         mask = (own[:, None] == segments.segment_of_column).to(self._dtype)
         return TorchLoraBatch(segments, mask[:, None, :])
+
+    def slot_batch(
+        self, slots: Sequence[int], counts: Sequence[int] | None = None
+    ) -> SlotBatch | None:
+        """Return what `torch_batch` would, for kernels that find each token's slot themselves."""
+        if not any(slots):
+            return None
+        if counts is not None:
+            slots = [slot for slot, count in zip(slots, counts, strict=True) for _ in range(count)]
+        return SlotBatch(self._stacks, slots)
 
     def triton_batch(self, slots: torch.Tensor) -> LoraBatch | None:
         """Return the batch of rows with these slots (B,). Returns None if no adapter was loaded.

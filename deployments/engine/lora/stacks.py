@@ -10,6 +10,7 @@ with PEFT's scale inside b and zeros beyond an adapter's rank. Slot 0 is the bas
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from deployments.engine.lora.layers import LayerSegments, LoraLayer, LoraSegments, LoraStack
@@ -86,7 +87,7 @@ class LoraStacks:
         self._num_slots = num_slots
         self._rank = _RANK_BUCKET
         self._stacks: dict[str, LoraStack] = {}
-        self._ranks = [0] * num_slots
+        self.ranks = np.zeros(num_slots, np.int64)  # of the adapter in each slot
         self._modules: list[frozenset[str]] = [frozenset()] * num_slots
         self._views: dict[int, _SlotViews] = {}
 
@@ -106,7 +107,7 @@ class LoraStacks:
         """Replace what the slot holds. No row may use it."""
         self._grow(weights.rank, weights.modules)
         views = self._views_of(slot, weights.shapes)
-        self._ranks[slot] = weights.rank
+        self.ranks[slot] = weights.rank
         self._modules[slot] = frozenset(weights.modules)
         torch._foreach_copy_(views, list(weights.to(self._device).pieces()))
 
@@ -117,10 +118,20 @@ class LoraStacks:
             self._layers,
             self._stacks,
             stack_rank=self._rank,
-            ranks=self._ranks,
+            ranks=self.ranks.tolist(),
             modules=self._modules,
             device=self._device,
         )
+
+    @property
+    def rank(self) -> int:
+        """Return R."""
+        return self._rank
+
+    @property
+    def by_module(self) -> Mapping[str, LoraStack]:
+        """Return the stack of each adapted module. Valid while `layout` stays."""
+        return self._stacks
 
     def by_layer(self) -> dict[str, list[tuple[int, LoraStack]]]:
         """Return, for each layer, the first output column and the stack of each adapted module.
@@ -147,7 +158,7 @@ class LoraStacks:
         kept = self._views.get(slot)
         if kept is not None and kept.shapes == shapes and kept.layout == self.layout:
             return kept.views
-        rank = self._ranks[slot]
+        rank = self.ranks[slot]
         before = [self._stacks[module] for module in self._modules[slot]]
         if before:
             torch._foreach_zero_([half[slot, :rank] for s in before for half in (s.a, s.b)])

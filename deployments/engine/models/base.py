@@ -1,13 +1,15 @@
 """Define what every base model provides to the fast decoder, and the output layer they share."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
-from deployments.engine.attention.kv_cache import DecodeBatch, KvCache
+from deployments.engine.attention.kv_cache import DecodeBatch, KvCache, TorchDecodeAttention
 from deployments.engine.attention.prefill import PrefillBatch
 from deployments.engine.lora.layers import LoraBatch, LoraLayer
+from deployments.engine.lora.pool import LoraPool
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +39,45 @@ class Model(Protocol):
     vocab_size: int
     device: torch.device
 
-    def prefill(self, cache: KvCache, batch: PrefillBatch, lora: LoraBatch | None) -> torch.Tensor:
+    def lora_batch(
+        self, pool: LoraPool, slots: Sequence[int], counts: Sequence[int] | None = None
+    ) -> Any:
+        """Return what `prefill` and `decode` take as `lora`; arguments of LoraPool.torch_batch."""
+
+    def decode_batch(
+        self,
+        cache: KvCache,
+        tokens: torch.Tensor,
+        rows: Sequence[int],
+        positions: Sequence[int],
+        prompts: Sequence[int],
+    ) -> DecodeBatch:
+        """Return what `decode` takes; arguments of TorchDecodeAttention."""
+
+    def prefill(self, cache: KvCache, batch: PrefillBatch, lora: Any) -> torch.Tensor:
         """Write prompt tokens to the cache; returns the states (T, d) behind them."""
 
-    def decode(self, cache: KvCache, batch: DecodeBatch, lora: LoraBatch | None) -> torch.Tensor:
+    def decode(self, cache: KvCache, batch: DecodeBatch, lora: Any) -> torch.Tensor:
         """Write the batch's tokens to the cache; returns the states (B, d) after them."""
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return the logits (n, V) of states (n, d)."""
+
+
+class TorchBatches:
+    """Make the batches of a model that computes with torch."""
+
+    def lora_batch(
+        self, pool: LoraPool, slots: Sequence[int], counts: Sequence[int] | None = None
+    ) -> LoraBatch | None:
+        return pool.torch_batch(slots, counts)
+
+    def decode_batch(
+        self,
+        cache: KvCache,
+        tokens: torch.Tensor,
+        rows: Sequence[int],
+        positions: Sequence[int],
+        prompts: Sequence[int],
+    ) -> DecodeBatch:
+        return DecodeBatch(tokens, TorchDecodeAttention(cache, rows, positions, prompts))

@@ -12,12 +12,12 @@ from deployments.engine.attention.kv_cache import DecodeBatch, KvCache
 from deployments.engine.attention.prefill import PrefillBatch
 from deployments.engine.kernels.ops import Rope, gated_activation, rms_norm
 from deployments.engine.lora.layers import LoraBatch
-from deployments.engine.models.base import KvShape
+from deployments.engine.models.base import KvShape, TorchBatches
 from deployments.engine.models.linear import FusedLinear, LMHead
 from deployments.engine.models.weights import norm_weight
 
 
-class LlamaModel:
+class LlamaModel(TorchBatches):
     """Implement Model (base.py). Takes the weights out of `model`.
 
     Args:

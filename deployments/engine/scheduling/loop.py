@@ -140,7 +140,9 @@ class StepLoop:
 
 def fail(rows: Sequence[EngineRow], error: Exception) -> None:
     """End requests with an error. Its text may quote the input, so it is not logged."""
-    logger.error("the decoder failed with %d rows: %s", len(rows), traceback_without_message(error))
+    ids = ", ".join(row.request.request_id for row in rows)
+    trace = traceback_without_message(error)
+    logger.error("the decoder failed with %d rows (%s): %s", len(rows), ids, trace)
     for row in rows:
         row.finish(
             FinishReason.ERROR,

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from deployments.engine.core import EngineLimits, ThreadCore
-from deployments.engine.decoder_factory import FastLimits, build_decoder
+from deployments.engine.decoder_factory import FastLimits, Weights, build_decoder
 from deployments.engine.engine import Engine
 from deployments.engine.model_loader import Pretrained
 from deployments.engine.model_runner import ModelRunner
@@ -38,9 +38,10 @@ def random_requests(
     return requests
 
 
-def fast_decoder(base: Pretrained, limits: FastLimits) -> ModelRunner:
+def fast_decoder(base: Pretrained, limits: FastLimits, weights: Weights = "none") -> ModelRunner:
     """Build a decoder that ignores end-of-sequence tokens: answers have the length asked for."""
-    decoder = build_decoder(dataclasses.replace(base, eos_ids=frozenset()), "fast", limits, {})
+    endless = dataclasses.replace(base, eos_ids=frozenset())
+    decoder = build_decoder(endless, "fast", limits, {}, weights=weights)
     assert isinstance(decoder, ModelRunner), "build_decoder('fast') gave another decoder"
     return decoder
 

@@ -29,7 +29,7 @@ from scripts.benchmarks.models import load_base
 from scripts.environment import device_name
 
 _DIFFERENT_ADAPTERS = 8  # files; more adapters are copies, each in its own slot
-_BATCH_SIZES = (1, 8, 16, 32, 64, 128, 256)
+_BATCH_SIZES = (1, 4, 8, 16, 32, 64, 128, 256)
 _RATIOS = (  # name, numerator, denominator
     ("mixed over PEFT's mixed batch", "engine_mixed", "peft_mixed_batch"),
     ("mixed over sequential", "engine_mixed", "peft_sequential"),
@@ -59,7 +59,10 @@ def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     sides = {} if args.skip_peft else _peft_sides(args, folders, requests)
     weights = weight_bytes(base.model)  # before the decoder takes them
     limits = FastLimits(args.rows, longest + 1 + args.output_tokens, max_adapters=args.adapters)
-    decoder = fast_decoder(base, limits)
+    dtype_bytes = base.model.dtype.itemsize
+    decoder = fast_decoder(base, limits, args.weights)
+    if decoder.info.weights.startswith("int8"):
+        weights //= dtype_bytes
     step_settings: dict[str, Any] = {
         "num_rows": [n for n in _BATCH_SIZES if n <= args.rows],
         "prompt_tokens": args.prompt_tokens,
@@ -84,6 +87,7 @@ def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         "torch_threads": torch.get_num_threads(),
         "device": device_name(args.device),
         "dtype": info.dtype,
+        "weights": info.weights,
         "decoder": f"{info.name}: {info.reason}",
         "sides": results,
         "steps": [

@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--saturated", type=Path, default=_FILES / "serving_h200.json", help="256 streams")
     add("--gateway", type=Path, default=_FILES / "gateway_fast.json", help="a question's routing")
     add("--churn", type=Path, default=_FILES / "churn_llama_1b_shape_h100.json", help="loading")
-    add("--controller_ms", type=above_zero, default=1.0, help="of Serve's controller, a replica")
+    add("--controller_ms", type=above_zero, default=1.2, help="of Serve, a second and replica")
     add("--store_reads_per_s", type=above_zero, default=5500.0, help="that the store answers")
     add_out(parser)
 

@@ -36,7 +36,6 @@ FIELDS = [
     ("reasoning_effort", ["none"], ["high", "low"]),
     ("verbosity", ["medium"], ["high"]),
     ("response_format", [{"type": "text"}], [{"type": "json_object"}]),
-    ("n", [1, 1.0], [2, True, 0]),
     ("best_of", [1], [2, 0]),
     ("tools", [], [[{}]]),
     ("functions", [], [[{}]]),

@@ -28,11 +28,14 @@ def state(
     *,
     max_tokens: int = 8,
     emit_interval_s: float = 0,
+    pace: Pace | None = None,
     stream: bool = True,
     **sampling: Any,
 ) -> RequestState:
     asked = Request("r", (1, 2), None, SamplingParams(max_tokens, **sampling))
-    return RequestState(asked, decode, stream=stream, pace=Pace(emit_interval_s), clock=clock)
+    return RequestState(
+        asked, decode, stream=stream, pace=pace or Pace(emit_interval_s), clock=clock
+    )
 
 
 def event(text: str, reason: FinishReason | None = None) -> TokenEvent:
@@ -144,3 +147,27 @@ async def test_the_end_of_sequence_token_counts_and_is_no_text() -> None:
     ended = await row.events.get()
     assert (ended.text, ended.num_tokens) == ("b", 3)
     assert ended.timings == Timings(1.0, 2.0, 3.0)
+
+
+async def steps_that_emit(pace: Pace) -> list[int]:
+    """How many of 16 streams, which began one step of 30 ms after the other, emit in each step."""
+    clocks = [Clock() for _ in range(16)]
+    rows = [state(clock, pace=pace) for clock in clocks]
+    found = []
+    for step in range(16 + 24):
+        for number, row in enumerate(rows[: step + 1]):
+            clocks[number].now = step * 0.03
+            row.push(ord("a"), clocks[number].now)
+        emitted = [row for row in rows if row.events._latest is not None]
+        assert step >= 16 or rows[step] in emitted, "a first token waits for nobody"
+        for row in emitted:
+            await row.events.get()
+        found.append(len(emitted))
+    return found[16:]
+
+
+async def test_streams_that_emit_together_do_so_in_the_same_steps() -> None:
+    together, spread = await steps_that_emit(Pace(0.08, True)), await steps_that_emit(Pace(0.08))
+    assert set(together) == {0, 16}
+    assert together.count(16) == 9  # in 24 steps, which are 9 times 80 ms
+    assert 0 not in spread

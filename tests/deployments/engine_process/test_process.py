@@ -107,7 +107,7 @@ async def test_a_killed_process_ends_its_answers_and_the_replica(
         assert last.error is None or last.error.code == "engine_stopped"
     assert await asyncio.to_thread(lost.wait, 10)
     with pytest.raises(EngineStopped, match="signal 9"):
-        replica.check_health()
+        await replica.check_health()
     _, refused = await last_of(replica.generate(call(None)))
     assert refused.error is not None
     assert refused.error.code == "engine_stopped"
@@ -176,7 +176,7 @@ async def test_an_engine_that_can_no_longer_serve_ends_its_process(
             assert last.error.code in ("decoder_failed", "engine_stopped")
         assert await asyncio.to_thread(lost.wait, 10)
         with pytest.raises(EngineStopped, match=reason):
-            replica.check_health()
+            await replica.check_health()
         assert "eczema" not in caplog.text
     finally:
         replica.close()

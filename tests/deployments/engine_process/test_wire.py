@@ -49,7 +49,7 @@ def test_a_request() -> None:
     fields = [field.name for field in dataclasses.fields(sampling)]
     same = [name for name in fields if getattr(sampling, name) == getattr(defaults, name)]
     assert same == [], "a field that has its default value here may not travel"
-    request = Request("r", (0, 1, 2**31), "derm@1", sampling, 2.5)
+    request = Request("r", (0, 1, 2**31), "derm@1", sampling, 2.5, True)
     word, number, *fields = load_frame(payload(pack_request(7, request)))
     assert (word, number, unpack_request(*fields)) == ("add", 7, request)
 

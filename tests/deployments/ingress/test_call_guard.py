@@ -117,6 +117,21 @@ async def test_a_replica_of_another_version_is_not_asked_twice_in_a_row_without_
     assert (await setting.ask(Calls(OTHER))).error == NO_MODEL_REPLICA
 
 
+async def test_a_router_that_took_over_early_sends_its_calls_when_its_models_come() -> None:
+    setting, calls = Setting(OTHERS), Calls(FINE)
+    asked = asyncio.create_task(setting.ask(calls))
+    setting.replicas.answers = GONE  # in between there may be none at all
+    await asyncio.to_thread(setting.watch.look)
+    await asyncio.sleep(0.15)
+    assert calls.num_sent == 0
+    setting.replicas.answers = [OTHERS, OURS]
+    await asyncio.to_thread(setting.watch.look)
+    assert (await asyncio.wait_for(asked, 5)).text == "fine"
+    waiting = asyncio.create_task(Setting(OTHERS).ask(Calls(FINE)))
+    with pytest.raises(TimeoutError):  # as the deadline of a request does
+        await asyncio.wait_for(waiting, 0.15)
+
+
 async def test_retries_have_a_budget() -> None:
     setting = Setting(OURS, retries=3)
     for number in range(3):
@@ -170,14 +185,14 @@ async def test_the_same_question_of_many_clients_was_at_one_death() -> None:
             str(number), (Message("user", "a rash"),), None, SamplingParams(8), True
         )
         setting.guard.ended(sent, LOST)
-    assert setting.guard.refusal(call()) is None
+    assert await setting.guard.refusal(call()) is None
     setting.clock.now += 6
     for number in range(8, 16):
         sent = GenerateRequest(
             str(number), (Message("user", "a rash"),), None, SamplingParams(8), True
         )
         setting.guard.ended(sent, LOST)
-    assert setting.guard.refusal(call()) is not None
+    assert await setting.guard.refusal(call()) is not None
 
 
 async def test_a_stream_that_breaks_counts_too() -> None:

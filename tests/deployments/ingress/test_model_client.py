@@ -53,7 +53,7 @@ class Open:
         self.refused: ErrorInfo | None = None
         self.endings: list[str | None] = []
 
-    def refusal(self, call: GenerateRequest) -> ErrorInfo | None:
+    async def refusal(self, call: GenerateRequest) -> ErrorInfo | None:
         return self.refused
 
     def waiting(self, response: object) -> contextlib.AbstractAsyncContextManager[None]:

@@ -118,15 +118,38 @@ def test_a_replica_that_was_heard_counts_until_it_is_silent_for_too_long() -> No
 def test_a_new_version_waits_only_while_it_has_never_seen_its_own_models() -> None:
     replicas = Replicas(OTHERS)
     watch = ModelWatch(replicas, "b", "router-1")
+    assert watch.is_early, "nothing is known yet"
+    replicas.answers, others = GONE, replicas.answers
+    watch.look()
     assert not watch.is_early, "at a first start there is nobody"
+    assert not watch.is_awaited
+    replicas.answers = others
     watch.look()
     assert watch.is_early
+    assert watch.is_awaited
+    replicas.answers = GONE  # the old model had to go before the new one could be loaded
+    watch.look()
+    assert watch.is_awaited
+    assert watch.is_served
     replicas.answers = [OTHERS, OURS]
     watch.look()
     assert not watch.is_early
     replicas.answers = [OTHERS]  # now it is the old one
     watch.look()
     assert not watch.is_early
+    assert not watch.is_awaited
+    assert not watch.is_served
+
+
+def test_calls_do_not_wait_for_a_new_version_that_they_have_to_wake() -> None:
+    replicas = Replicas(OTHERS)
+    watch = ModelWatch(replicas, "b", "router-1", may_sleep=True)
+    watch.look()
+    assert watch.is_awaited
+    replicas.answers = GONE
+    watch.look()
+    assert not watch.is_awaited
+    assert watch.is_served
 
 
 def test_it_looks_by_itself_and_again_when_told_to() -> None:

@@ -8,8 +8,8 @@ import pytest
 
 from deployments.ingress import operator
 from deployments.ingress.operator import ClusterReport, NamedReplicas, assemble
-from deployments.ingress.replica_set import ReplicaSet
 from deployments.ingress.traffic import TrafficLog
+from deployments.replica_set import ReplicaSet
 from tests.deployments.conftest import SmallBackend
 
 

@@ -1,5 +1,6 @@
 """The command and the environment that Serve is started with, and the dashboard's port."""
 
+import importlib.util
 import os
 import socket
 import subprocess
@@ -21,6 +22,15 @@ def test_the_environment_is_a_default_that_an_operator_overrules() -> None:
     assert environment["PYTHONPATH"] == f"{PROJECT_ROOT}{os.pathsep}/x"
 
 
+def test_this_ray_reads_what_we_set() -> None:
+    """Ray ignores a variable that it has renamed."""
+    ray = Path(str(importlib.util.find_spec("ray").submodule_search_locations[0]))  # type: ignore[union-attr,index]
+    texts = [path.read_text() for path in ray.glob("serve/_private/*constants.py")]
+    ours = {name for name in cluster.ENVIRONMENT if name.startswith("RAY_SERVE_")}
+    assert len(ours) >= 5
+    assert {name for name in ours if not any(f'"{name}"' in text for text in texts)} == set()
+
+
 def test_a_port_that_another_ray_has_is_avoided() -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
@@ -31,7 +41,7 @@ def test_a_port_that_another_ray_has_is_avoided() -> None:
     assert cluster.free_port(taken) == taken
 
 
-def test_serve_and_the_launcher_use_the_same_dashboard(
+def test_serve_and_the_launcher_use_the_same_ports(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     seen = []
@@ -42,9 +52,10 @@ def test_serve_and_the_launcher_use_the_same_dashboard(
     monkeypatch.setattr(launch, "supervise", lambda *args, **kwargs: seen.append(args) or 0)
     assert launch.main([str(PROJECT_ROOT / "serve_config.yaml")]) == 0
     ((command, addresses),) = seen
-    assert command[-2:] == ["--dashboard_port", "8266"]
+    assert command[-4:] == ["--metrics_port", "9465", "--dashboard_port", "8266"]
     assert addresses.dashboard == "http://127.0.0.1:8266"
     assert "--apply" in (said := capsys.readouterr().out)
+    assert "http://127.0.0.1:9465/metrics" in said
     assert said.endswith("serve_config.yaml --dashboard http://127.0.0.1:8266\n")
 
 

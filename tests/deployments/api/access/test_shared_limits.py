@@ -15,6 +15,7 @@ from deployments.api.access.limit_ledger import (
     Claims,
     Grants,
     LimitLedger,
+    Turn,
     leased_ahead,
 )
 from deployments.api.access.rate_limits import Limits
@@ -25,23 +26,27 @@ NUM_ROUTERS = 3
 
 
 class Cluster:
-    """`is_reachable`: whether the ledger answers. `lost`: routers that claim nothing any more."""
+    """`is_reachable`: whether the ledger answers; `hears`: if it does not, whether it gets what is
+    said, and only its answers are lost. `lost`: routers that claim nothing any more."""
 
     def __init__(self, num_routers: int = NUM_ROUTERS) -> None:
         self.now = 1000.0
         self.ledger = LimitLedger(lambda: self.now)
         self.is_reachable = True
+        self.hears = False
         self.num_exchanges = 0
         self.routers = [
             SharedUsageTable(self, num_routers, lambda: self.now) for _ in range(num_routers)
         ]
         self.lost: set[int] = set()
 
-    async def exchange(self, session: str, claims: Claims) -> Grants:
+    async def exchange(self, session: str, turn: Turn, claims: Claims) -> Grants:
         self.num_exchanges += 1
         if not self.is_reachable:
+            if self.hears:
+                self.ledger.exchange(session, turn, claims)
             raise ConnectionError("away")
-        return self.ledger.exchange(session, claims)
+        return self.ledger.exchange(session, turn, claims)
 
     def replace_ledger(self) -> None:
         """As Ray does after the actor's death."""
@@ -290,6 +295,22 @@ async def test_the_ledger_goes_and_comes_back_after_the_limit_was_used(
     assert not any(table.is_away for table in cluster.routers)
 
 
+@pytest.mark.parametrize("hears", [True, False])
+@pytest.mark.parametrize("limit", [5, 30, 300])
+async def test_a_ledger_that_is_away_every_other_second(limit: int, hears: bool) -> None:
+    """As on a machine that is too busy: nothing is gained from it, however often it happens."""
+    cluster, limits = Cluster(), Limits(requests_per_minute=limit)
+    cluster.hears = hears
+    started, admitted = cluster.now, 0
+    for second in range(90):
+        cluster.is_reachable = second % 2 == 0
+        await cluster.passes(1)
+        admitted += sum(await burst(cluster, limits, 1 + limit // 20))
+        allowed = limit * (1 + (cluster.now - started) / 60)
+        assert admitted <= allowed + limit / LEASED_SHARE + NUM_ROUTERS, second
+    assert admitted >= allowed - limit / 3 - 3
+
+
 async def test_no_request_waits_for_a_ledger_that_is_away() -> None:
     cluster, limits = Cluster(), Limits(requests_per_minute=60)
     cluster.is_reachable = False
@@ -305,7 +326,7 @@ async def test_a_ledger_that_hangs_is_away(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(shared_limits, "TIMEOUT_S", 0.02)
 
     class Hanging:
-        def exchange(self, session: str, claims: Claims) -> Awaitable[Grants]:
+        def exchange(self, session: str, turn: Turn, claims: Claims) -> Awaitable[Grants]:
             return asyncio.get_running_loop().create_future()
 
     table = SharedUsageTable(Hanging(), NUM_ROUTERS, lambda: 5.0)
@@ -331,6 +352,11 @@ async def test_an_idle_key_is_given_back_and_forgotten() -> None:
     assert await cluster.answered(0, limits)
     before = cluster.usage(0)
     await cluster.passes(2)
+    assert before.is_idle
+    cluster.routers[0].forget_unused()
+    assert cluster.usage(0) is before
+    await cluster.passes(60)
+    cluster.routers[0].forget_unused()
     assert cluster.usage(0) is not before
     assert [await cluster.answered(1, limits) for _ in range(600)].count(True) >= 599
 
@@ -340,3 +366,15 @@ async def test_concurrent_requests_share_one_message() -> None:
     admitted = await asyncio.gather(*(cluster.asked(0, limits) for _ in range(200)))
     assert all(admitted)
     assert cluster.num_exchanges <= 4
+
+
+async def test_the_ledger_keeps_only_keys_that_are_in_use() -> None:
+    cluster, limits = Cluster(), Limits(requests_per_minute=60, max_concurrent=5)
+    for number in range(50):
+        usage = cluster.routers[0].usage(f"{number:012x}")
+        assert await cluster.routers[0].admit(usage, limits) is None
+        usage.end()
+    assert await cluster.asked(1, limits)
+    assert len(cluster.ledger._accounts) == 51
+    await cluster.passes(130)
+    assert list(cluster.ledger._accounts) == [KEY]

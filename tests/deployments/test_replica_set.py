@@ -6,7 +6,7 @@ import time
 import pytest
 from ray import serve
 
-from deployments.ingress.replica_set import ReplicaSet
+from deployments.replica_set import ReplicaSet
 
 
 class Model:

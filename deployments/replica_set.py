@@ -23,8 +23,8 @@ class ReplicaSet:
         self._loop = _running_loop()
         self._threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="broadcast")
 
-    async def call(self, method: str, timeout_s: float) -> list[Any]:
-        """Call a method on each replica.
+    async def call(self, method: str, timeout_s: float, *args: Any) -> list[Any]:
+        """Call a method on each replica, with `args`.
 
         Returns:
             Each replica's answer, or the exception instead; TimeoutError if it did not answer.
@@ -33,7 +33,7 @@ class ReplicaSet:
             TimeoutError: no replica is running yet.
             RayServeException, RayError: the deployment cannot be reached.
         """
-        called = self._handle.broadcast(method)
+        called = self._handle.broadcast(method, *args)
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, _results, called, timeout_s)
 
@@ -86,5 +86,14 @@ def own_replicas() -> ReplicaSet:
     Raises:
         RayServeException: the caller is outside Serve.
     """
+    return replicas_beside(serve.get_replica_context().deployment)
+
+
+def replicas_beside(deployment: str) -> ReplicaSet:
+    """Return the replicas of a deployment of the caller's application.
+
+    Raises:
+        RayServeException: the caller is outside Serve.
+    """
     context = serve.get_replica_context()
-    return ReplicaSet(serve.get_deployment_handle(context.deployment, context.app_name))
+    return ReplicaSet(serve.get_deployment_handle(deployment, context.app_name))

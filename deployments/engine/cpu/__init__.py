@@ -1,0 +1,1 @@
+"""Run the int8 decoder of a CPU: one compiled step over all layers."""

@@ -1,0 +1,72 @@
+"""Where the compiled step finds what: the columns of its tables of numbers and addresses."""
+
+TILE = 32  # columns of one tile of a packed weight
+GROUP = 64  # inputs of a row that have one scale
+
+# A table (layers, MODULES, MODULE_FIELDS) of addresses, one line for each linear layer.
+Q, K, V, O, GATE, UP, DOWN = range(7)  # noqa: E741
+MODULES = 7
+WEIGHT, SCALES, BIAS, LORA_A, LORA_B = range(5)
+MODULE_FIELDS = 5
+
+# A table (layers, LAYER_FIELDS) of addresses.
+NORM_1, NORM_2, KEYS_VALUES = range(3)
+LAYER_FIELDS = 3
+
+# The numbers of a model. A width is a size in whole tiles.
+(
+    HIDDEN,
+    STATE_WIDTH,
+    HEADS,
+    KV_HEADS,
+    HEAD_DIM,
+    Q_WIDTH,
+    K_WIDTH,
+    QKV_WIDTH,
+    ATTENDED_WIDTH,
+    INNER,
+    INNER_WIDTH,
+    VOCAB_WIDTH,
+    WIDEST,
+    STACK_RANK,
+    THREADS,
+    SCRATCH_SIZE,
+    GROUPS,  # of the widest inputs
+) = range(17)
+NUM_SHAPE = 17
+
+# Addresses of what a step works on.
+(
+    STATES,  # float32 (rows, STATE_WIDTH)
+    NORMED,  # float32 (rows, STATE_WIDTH)
+    QKV,  # float32 (rows, QKV_WIDTH)
+    ATTENDED,  # float32 (rows, ATTENDED_WIDTH)
+    GATED,  # float32 (rows, INNER_WIDTH)
+    BYTES,  # int8 (rows, WIDEST)
+    SUMS,  # int32 (rows, GROUPS)
+    ROW_SCALES,  # float32 (rows, GROUPS)
+    SHRUNK,  # float32 (rows, MODULES, STACK_RANK)
+    SCRATCH,  # float32 (THREADS, SCRATCH_SIZE)
+    ROWS,  # int64 (rows, ROW_FIELDS)
+    RANKS,  # int64 (slots,)
+    COS,  # float32 (positions, HEAD_DIM)
+    SIN,
+    FINAL_NORM,  # float32 (HIDDEN,)
+    LOGITS,  # float32 (rows, VOCAB_WIDTH)
+) = range(16)
+NUM_BUFFERS = 16
+
+# A row is a token of a prompt, or the newest token of an answer. START: of its keys in the cache.
+POSITION, START, SLOT = range(3)
+ROW_FIELDS = 3
+
+PHASES = 10  # of a layer
+LANES = 16  # positions of one block of the KV cache
+ROW_BLOCK = 16  # rows that a tile is multiplied by before the next ones
+
+_WHOLE = max(TILE, GROUP)  # one is a multiple of the other
+
+
+def padded(size: int) -> int:
+    """Return `size` rounded up to whole tiles and groups."""
+    return -(-size // _WHOLE) * _WHOLE

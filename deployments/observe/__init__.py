@@ -1,0 +1,1 @@
+"""What an operator sees of every process alike: bounded labels, memory, records and spans."""

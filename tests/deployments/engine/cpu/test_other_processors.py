@@ -1,0 +1,46 @@
+"""The compiled step where the processor lacks what this one has."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+ROOT = TESTS.parents[3]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "features", "instructions"),
+    [
+        ("generic", "", None),
+        pytest.param(
+            *("haswell", "+avxvnni,+avx2,+fma", "avx_vnni"),
+            marks=pytest.mark.skipif(
+                "avx_vnni" not in Path("/proc/cpuinfo").read_text(), reason="it cannot run them"
+            )
+            if Path("/proc/cpuinfo").exists()
+            else pytest.mark.skip(reason="not Linux"),
+        ),
+    ],
+)
+def test_it_computes_the_same(name: str, features: str, instructions: str | None) -> None:
+    processor = {"NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": features}
+    kind = (
+        "from deployments.engine.cpu.intrinsics import byte_instructions;"
+        f"assert byte_instructions() == {instructions!r}, byte_instructions();"
+        "import pytest, sys; sys.exit(pytest.main(sys.argv[1:]))"
+    )
+    options = ["-p", "no:cacheprovider", "-q", "-k", "llama] or odd"]
+    done = subprocess.run(
+        [sys.executable, "-c", kind, *options, str(TESTS / "test_llama.py")],
+        env=os.environ | processor,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+    assert " passed" in done.stdout
