@@ -13,7 +13,7 @@ from deployments.engine.attention.prefill import PrefillBatch
 from deployments.engine.cpu import layout as at
 from deployments.engine.cpu.products import PackedWeight, WeightMemory
 from deployments.engine.cpu.rows import Step
-from deployments.engine.cpu.step import forward
+from deployments.engine.cpu.step import compile_step, forward
 from deployments.engine.cpu.thread_count import ThreadCount
 from deployments.engine.cpu.threads import Threads
 from deployments.engine.lora.layers import LoraLayer
@@ -103,7 +103,7 @@ class Int8Llama:
             self._buffers[number] = array.ctypes.data
         self._make_room(16)
         self._room(at.SCRATCH, (max(num_threads, 8), self._shape[at.SCRATCH_SIZE]), np.float32)
-        self._call(0, np.arange(0), 0)  # compiles, or reads what was compiled before
+        compile_step()
 
     def lora_batch(
         self, pool: LoraPool, slots: Sequence[int], counts: Sequence[int] | None = None

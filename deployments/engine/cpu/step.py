@@ -7,6 +7,8 @@ thread that comes late delays nobody.
 
 from typing import Any
 
+import numpy as np
+
 from deployments.engine.cpu import layout as at
 from deployments.engine.cpu.attention import attend, write_keys
 from deployments.engine.cpu.kernels import cached, compiled, floats, rms_norm
@@ -172,3 +174,19 @@ def forward(thread: int, s: Step, emitting: Any, layers: Any, modules: Any, head
         _layer(number * at.PHASES, thread, s, layers[number], modules[number])
     if len(emitting) > 0:
         _logits(len(layers) * at.PHASES, emitting, s, head)
+
+
+def compile_step() -> None:
+    """Compile `forward`, or read what was compiled before.
+
+    Raises:
+        Exception: whatever Numba and LLVM raise on a processor that they cannot compile this for.
+    """
+    step = Step(
+        0, False, 1e-5, 1.0, 0, np.ones(at.NUM_SHAPE, np.int64), np.zeros(at.NUM_BUFFERS, np.int64)
+    )
+    layers, modules = (
+        np.zeros((0, at.LAYER_FIELDS), np.int64),
+        np.zeros((0, at.MODULES, at.MODULE_FIELDS), np.int64),
+    )
+    forward(0, step, np.arange(0), layers, modules, np.zeros(at.MODULE_FIELDS, np.int64))
