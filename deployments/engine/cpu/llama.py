@@ -86,9 +86,9 @@ class Int8Llama:
         for i, layer in enumerate(self._layers):
             self._fields[i, : at.KEYS_VALUES] = [norm.ctypes.data for norm in layer.norms]
             for module, weight in enumerate(layer.weights):
-                self._modules[i, module, : at.LORA_A] = weight.addresses
+                self._modules[i, module, : at.LORA_A] = weight.fields
         self._head_fields = np.zeros(at.MODULE_FIELDS, np.int64)
-        self._head_fields[: at.LORA_A] = self._head.addresses
+        self._head_fields[: at.LORA_A] = self._head.fields
         self._sync = np.zeros((len(self._layers) * at.PHASES + 2, 2), np.int64)
         self._arrays: dict[int, Any] = {}
         self._num_rows = 0
@@ -227,6 +227,7 @@ class Int8Llama:
             at.NORMED: at.STATE_WIDTH,
             at.QKV: at.QKV_WIDTH,
             at.ATTENDED: at.ATTENDED_WIDTH,
+            at.GATES: at.INNER_WIDTH,
             at.GATED: at.INNER_WIDTH,
             at.LOGITS: at.VOCAB_WIDTH,
         }

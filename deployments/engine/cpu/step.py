@@ -16,11 +16,11 @@ from deployments.engine.cpu.layout import TILE
 from deployments.engine.cpu.phases import finish, take, wait
 from deployments.engine.cpu.rows import (
     Step,
-    add_tile,
-    gate_tile,
+    add_tiles,
+    gate_tiles,
     multiply_bytes,
     norm_row,
-    project_tile,
+    project_tiles,
     read_row,
     row_of,
     to_bytes,
@@ -60,8 +60,7 @@ def _project(phase: int, s: Step, m: Any) -> None:
     pieces = _pieces(tiles, s)
     piece = take(s.sync, phase)
     while piece < pieces:
-        for tile in range(tiles * piece // pieces, tiles * (piece + 1) // pieces):
-            project_tile(tile, s, m)
+        project_tiles(tiles * piece // pieces, tiles * (piece + 1) // pieces, s, m)
         finish(s.sync, phase)
         piece = take(s.sync, phase)
     wait(s.sync, phase, pieces)
@@ -97,21 +96,20 @@ def _add(phase: int, module: int, inputs: int, thread: int, s: Step, m: Any) -> 
     pieces = _pieces(tiles, s)
     piece = take(s.sync, phase)
     while piece < pieces:
-        for tile in range(tiles * piece // pieces, tiles * (piece + 1) // pieces):
-            add_tile(module, tile, inputs, thread, s, m)
+        first, last = tiles * piece // pieces, tiles * (piece + 1) // pieces
+        add_tiles(module, first, last, inputs, thread, s, m)
         finish(s.sync, phase)
         piece = take(s.sync, phase)
     wait(s.sync, phase, pieces)
 
 
 @compiled
-def _gate(phase: int, thread: int, s: Step, m: Any) -> None:
+def _gate(phase: int, s: Step, m: Any) -> None:
     tiles = s.shape[at.INNER_WIDTH] // TILE
     pieces = _pieces(tiles, s)
     piece = take(s.sync, phase)
     while piece < pieces:
-        for tile in range(tiles * piece // pieces, tiles * (piece + 1) // pieces):
-            gate_tile(tile, thread, s, m)
+        gate_tiles(tiles * piece // pieces, tiles * (piece + 1) // pieces, s, m)
         finish(s.sync, phase)
         piece = take(s.sync, phase)
     wait(s.sync, phase, pieces)
@@ -127,7 +125,7 @@ def _layer(phase: int, thread: int, s: Step, fields: Any, m: Any) -> None:
     _read_rows(phase + 4, at.ATTENDED, attended, heads_size, at.O, at.GATE, s, m)
     _add(phase + 5, at.O, attended, thread, s, m)
     _norm_rows(phase + 6, fields[at.NORM_2], at.GATE, at.DOWN, s, m)
-    _gate(phase + 7, thread, s, m)
+    _gate(phase + 7, s, m)
     _read_rows(phase + 8, at.GATED, inner, s.shape[at.INNER], at.DOWN, at.MODULES, s, m)
     _add(phase + 9, at.DOWN, inner, thread, s, m)
 
