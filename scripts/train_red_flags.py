@@ -33,7 +33,7 @@ from scripts.evaluate_red_flags import DATA, QUESTIONS, Case, cases, figures, ta
 WRITTEN = DATA / "written_urgency.jsonl.gz"
 TEMPLATES = DATA / "red_flags_templates.yaml"
 ROUTER_QUESTIONS = (
-    "written_train.jsonl",
+    "written_train.jsonl.gz",
     "written_train_patients.jsonl.gz",
     "written_train_scope.jsonl.gz",
     "written_train_clinical.jsonl.gz",
