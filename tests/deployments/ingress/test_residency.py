@@ -1,5 +1,6 @@
 """Questions go to a replica that holds their adapter, hot ones to several, cold ones to one."""
 
+import asyncio
 import itertools
 import random
 from collections import Counter, OrderedDict
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 from ray.serve._private.common import DeploymentHandleSource, DeploymentID, ReplicaID
+from ray.serve.request_router import PendingRequest
 
 from adapters.prompting import Message
 from deployments.engine.request import SamplingParams
@@ -114,6 +116,55 @@ async def test_serve_s_router_follows_it() -> None:
     assert residency().holds("m2", call("derma"))
     for other in (_pending(call(None)), _pending(), _pending("info"), None):
         assert [len(rank) for rank in await router.choose_replicas(replicas, other)] == [2]
+    residency().saw([])
+
+
+class Replica:
+    """What Serve's router needs of one."""
+
+    max_ongoing_requests = 3
+
+    def __init__(self, name: str) -> None:
+        self.replica_id = ReplicaID(name, DeploymentID("Model", "app"))
+        self.num_ongoing = 0
+
+    async def get_queue_len(self, *, deadline_s: float) -> int:
+        return self.num_ongoing
+
+
+async def routed(router: AdapterAwareRouter, number: int, *args: Any) -> Replica:
+    """Send one request through Serve's own loop of routing."""
+    metadata: Any = SimpleNamespace(
+        internal_request_id=str(number), request_id=str(number), multiplexed_model_id=""
+    )
+    pending = PendingRequest(args=list(args), kwargs={}, metadata=metadata)
+    replica: Any = await asyncio.wait_for(router._choose_replica_for_request(pending), 5)
+    replica.num_ongoing += 1
+    router.on_send_request(replica.replica_id)
+    router.on_request_routed(pending, replica.replica_id, None)
+    return replica  # type: ignore[no-any-return]
+
+
+async def test_serve_s_own_loop_places_each_request() -> None:
+    """A hot adapter: the holder up to the slack, then both; when all are full it waits."""
+    router = _router()
+    router.initialize_state(slack=1)
+    first, second = Replica("m1"), Replica("m2")
+    replicas: list[Any] = [first, second]
+    router.update_replicas(replicas)
+    residency().saw([report("m1", "derma@1"), report("m2", "cardio@1")])
+    assert await routed(router, 1, call("derma")) is first
+    assert await routed(router, 2, call("cardio")) is second
+    assert await routed(router, 3, call("derma")) is first
+    assert await routed(router, 4, call("derma")) is first  # one more than m2
+    assert await routed(router, 5, call("derma")) is second  # m1 has two more
+    assert residency().holds("m2", call("derma"))
+    assert await routed(router, 6, call("cardio")) is second
+    waiting = asyncio.create_task(routed(router, 7, call("derma")))
+    await asyncio.sleep(0.1)
+    assert not waiting.done()
+    first.num_ongoing = 0
+    assert await waiting is first
     residency().saw([])
 
 

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deployments.api.access import shared_limits
+from deployments.api.access.leased_usage import SharedKeyUsage
 from deployments.api.access.limit_ledger import (
     LEASE_S,
     LEASED_SHARE,
@@ -19,7 +20,7 @@ from deployments.api.access.limit_ledger import (
     leased_ahead,
 )
 from deployments.api.access.rate_limits import Limits
-from deployments.api.access.shared_limits import SharedKeyUsage, SharedUsageTable
+from deployments.api.access.shared_limits import SharedUsageTable
 
 KEY = "0123456789ab"
 NUM_ROUTERS = 3
