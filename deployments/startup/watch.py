@@ -13,7 +13,7 @@ import psutil
 from deployments.startup.processes import ProcessTree, runs
 from deployments.startup.status import Addresses, Probe, probe_readiness
 
-# Whether answers in progress are waited for once it has ended: without the GCS they may stand still.
+# Whether running answers are waited for once it has ended. Without the GCS they may stand still.
 DAEMONS = {"gcs_server": False, "raylet": True}
 PERIOD_S = 3.0
 
