@@ -1,6 +1,7 @@
 """A change of versions: new routers take over when a new model is loaded, new models after them."""
 
 import asyncio
+from collections.abc import Coroutine
 from typing import Any
 
 import pytest
@@ -45,8 +46,8 @@ def router(cluster: Cluster, config: str, *, is_early: bool = True) -> RouterHan
     return RouterHandover(config, lambda: cluster, lambda: is_early)
 
 
-async def started(waiting: Any) -> "asyncio.Task[None]":
-    task = asyncio.ensure_future(waiting)
+async def started(waiting: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+    task = asyncio.create_task(waiting)
     await asyncio.sleep(0.03)
     return task
 
