@@ -10,12 +10,13 @@ from ray.serve.exceptions import RayServeException
 
 from adapters.storage.last_good import LastGood, last_good_folder
 from adapters.store import AdapterStore, open_store
+from deployments.observe.records import is_for_the_console
 from deployments.settings import Settings
 from deployments.strict_model import SettingsError, StrictModel, parse_strict
 
 logger = logging.getLogger(__name__)
 
-_OURS = ("adapters", "deployments", "router")
+_OURS = ("adapters", "deployments", "references", "router")
 
 LiveT = TypeVar("LiveT", bound=StrictModel)
 
@@ -32,6 +33,9 @@ def replica_id() -> str | None:
 def use_serve_handlers(level: str) -> None:
     """Send our packages' records from `level` up where Serve's own go, in the same format."""
     handlers = logging.getLogger("ray.serve").handlers
+    for handler in handlers:
+        if isinstance(handler, logging.StreamHandler):  # the console; files have MemoryHandlers
+            handler.addFilter(is_for_the_console)
     for name in _OURS:
         ours = logging.getLogger(name)
         ours.handlers = list(handlers)

@@ -72,11 +72,13 @@ class Query:
     """A question.
 
     Attributes:
+        stems: of all groups.
         weight: of all groups that are not extra.
         english: its content in English words, for a vectoriser.
     """
 
     groups: tuple[Group, ...]
+    stems: frozenset[str]
     weight: float
     wants_signs: bool
     english: str
@@ -108,6 +110,7 @@ def read_query(question: str, language: str, vocabulary: Vocabulary) -> Query:
     groups = tuple(_group(s, extra, counts, vocabulary.num_passages) for s, extra in drafts)
     return Query(
         groups,
+        frozenset(s for group in groups for s in group.stems),
         sum(group.weight for group in groups if not group.extra),
         any(word in SIGN_ASPECTS for word in found),
         " ".join(english),

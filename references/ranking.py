@@ -20,7 +20,7 @@ from references.words import key_of, name_key
 CANDIDATES = 40  # of each kind
 MAX_KEYS = 400  # name keys that are looked up for one question
 _WHOLE = 0.999  # fit of a name that is the question, rounding aside
-MAX_POSTINGS = 30_000  # passages that the index may score for one question
+MAX_POSTINGS = 8_000  # passages that the index may score for one question
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +81,10 @@ def rank(
     best = max(scores.values(), default=0.0)
     found = []
     candidates = reader.fetch(numbers)
-    reader.counts(frozenset[str]().union(*(c.name_stems for c in candidates.values())))
+    rarity = _rarity(query, candidates.values(), reader)
     for number, candidate in candidates.items():
         passage = candidate.passage
-        name, cover = _fit(query, candidate, reader)
+        name, cover = _fit(query, candidate, rarity)
         stand_in = (name + cover) / 2  # for a passage, or a question, without vectors
         near_name, near_text = near.get(number, (stand_in, stand_in))
         score = (
@@ -153,12 +153,18 @@ def _picks(options: Sequence[Sequence[str]]) -> list[list[str]]:
     return picks
 
 
-def _fit(query: Query, candidate: Candidate, reader: Version) -> tuple[float, float]:
+def _rarity(query: Query, candidates: Iterable[Candidate], reader: Version) -> Mapping[str, float]:
+    """Return the weights of the stems in the names of candidates that share one with the query."""
+    sharing = [c.name_stems for c in candidates if not query.stems.isdisjoint(c.name_stems)]
+    stems = frozenset[str]().union(*sharing)
+    counts, total = reader.counts(stems), reader.num_passages
+    return {s: math.log(1 + total / (counts[s] + 1)) for s in stems}
+
+
+def _fit(query: Query, candidate: Candidate, rarity: Mapping[str, float]) -> tuple[float, float]:
     """Return how well a name of the passage fits the query, and how much of it the passage has."""
-    if not query.weight or not any(group.stems.keys() & candidate.stems for group in query.groups):
+    if not query.weight or query.stems.isdisjoint(candidate.stems):
         return 0.0, 0.0
-    counts, total = reader.counts(candidate.name_stems), reader.num_passages
-    rarity = {s: math.log(1 + total / (counts[s] + 1)) for s in candidate.name_stems}
     fit = max(_name_fit(query, name, rarity) for name in candidate.names)
     held = sum(group.weight * group.held_by(candidate.stems) for group in query.groups)
     return fit, min(1.0, held / query.weight)
@@ -166,6 +172,8 @@ def _fit(query: Query, candidate: Candidate, reader: Version) -> tuple[float, fl
 
 def _name_fit(query: Query, name: frozenset[str], rarity: Mapping[str, float]) -> float:
     """Return the harmonic mean of what the query has of the name, and the name of the query."""
+    if query.stems.isdisjoint(name):
+        return 0.0
     whole = sum(rarity[s] for s in name)
     stood_for: dict[str, float] = {}
     held = 0.0

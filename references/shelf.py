@@ -192,7 +192,7 @@ class Shelf:
 
     def _change(self, passages: Iterable[Passage], *, replace: bool) -> str:
         new = list(checked(passages))
-        with self._engine.changed(self._vectorise, fresh=not self.is_there) as writer:
+        with self._engine.changed(self._vectorise, create=True) as writer:
             taken = []
             for passage in new:
                 if replace:
@@ -214,7 +214,7 @@ class Shelf:
         Raises:
             PassagesRefused: names the ids that are not there, and a source without passages.
         """
-        with self._engine.changed(self._vectorise, fresh=False) as writer:
+        with self._engine.changed(self._vectorise) as writer:
             missing = [
                 f"passage {id_}: there is none of this id: see `ls`"
                 for id_ in dict.fromkeys(ids)

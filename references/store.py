@@ -133,12 +133,18 @@ class Engine(Protocol):
         """
 
     def changed(
-        self, vectorise: Vectoriser | None, *, fresh: bool, unless: Callable[[], bool] = ...
+        self,
+        vectorise: Vectoriser | None,
+        *,
+        fresh: bool = ...,
+        create: bool = ...,
+        unless: Callable[[], bool] = ...,
     ) -> AbstractContextManager[Change]:
         """Give a change, which becomes final as one step when the block ends without an error.
 
         Args:
             fresh: begin with an empty shelf.
+            create: begin with an empty one where there is none.
             unless: asked when nobody else can change the shelf, whether it is still needed.
 
         Raises:
@@ -157,7 +163,7 @@ def engine_of(place: Path | str) -> Engine:
         ReferencesError: it is a server, and psycopg is not installed.
     """
     if isinstance(place, str) and "://" in place:
-        from references.postgres import PostgresEngine
+        from references.postgres.engine import PostgresEngine
 
         return PostgresEngine(place)
     return FileEngine(Path(place))
@@ -204,9 +210,10 @@ class FileEngine:
         vectorise: Vectoriser | None,
         *,
         fresh: bool = False,
+        create: bool = False,
         unless: Callable[[], bool] = lambda: False,
     ) -> AbstractContextManager[Writer]:
-        return changed(self.path, vectorise, fresh=fresh, unless=unless)
+        return changed(self.path, vectorise, fresh=fresh, create=create, unless=unless)
 
     def problems(self) -> list[str]:
         """Return what SQLite's own check finds wrong with the file's pages."""
@@ -221,6 +228,7 @@ def changed(
     vectorise: Vectoriser | None = None,
     *,
     fresh: bool = False,
+    create: bool = False,
     unless: Callable[[], bool] = lambda: False,
 ) -> Iterator[Writer]:
     """Change a shelf as one step: the block writes to a copy, which then takes the file's place.
@@ -228,6 +236,7 @@ def changed(
     Args:
         path: the shelf's file.
         fresh: begin with an empty shelf instead of a copy.
+        create: begin with an empty one where there is none.
         unless: asked under the lock, whether the change is no longer needed.
 
     Raises:
@@ -244,7 +253,7 @@ def changed(
                 raise Unneeded
             work = path.with_name(f"{path.name}.making-{os.getpid()}")
             try:
-                if not fresh:
+                if not fresh and (path.exists() or not create):
                     _check_vectoriser(path, vectorise)
                     shutil.copyfile(path, work)
                 yield from _written(work, vectorise)

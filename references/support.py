@@ -29,7 +29,7 @@ MIN_SHARE = 0.75
 MIN_OF_FEW = 0.6
 SCOPE = 4  # content words that a negation reaches, to the clause's end
 MARKER = re.compile(r"\[(\d+)\]")
-_ENUMERATOR = re.compile(r"^\s*(?:\d+[.)]|[-*\u2022])\s+")
+_ENUMERATOR = re.compile(r"^\s*(?:\d+[.)]|[-*\u2022])(?:\s+|$)")
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 _CODE = re.compile(r"\b(?=\w*[A-Z]\w*[A-Z0-9])[A-Z0-9][A-Za-z0-9]+\b")
 _CLAUSE = re.compile(r"[,;:.!?()\u2026]|\b(?:but|however|mais|cependant|toutefois)\b", re.I)

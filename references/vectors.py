@@ -67,12 +67,14 @@ class PassageVectors:
         return self._of(cosines, places)
 
     def _of(self, cosines: Floats, places: Iterable[int]) -> dict[int, Nearness]:
-        found = {}
-        for at in places:
-            start, text = self._starts[at], self._texts[at]
-            near = float(cosines[start:text].max()), float(cosines[text])
-            found[int(self._numbers[at])] = near
-        return found
+        at = np.fromiter(places, np.int64)
+        starts, texts = self._starts[at], self._texts[at]
+        # Of each passage the largest of its names: reduceat wants start and end in turn.
+        bounds = np.stack([starts, texts], axis=1).ravel()
+        names = np.maximum.reduceat(cosines, bounds)[::2] if len(at) else cosines[:0]
+        numbers = self._numbers[at].tolist()
+        near = zip(names.tolist(), cosines[texts].tolist(), strict=True)
+        return dict(zip(numbers, near, strict=True))
 
 
 def _best(values: Floats, limit: int) -> list[int]:

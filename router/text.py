@@ -127,7 +127,7 @@ def folded(text: str) -> str:
 
 @lru_cache(maxsize=4096)
 def _folded(character: str) -> str:
-    if character == "\u2019":
+    if character in "\u2018\u2019":
         return "'"
     base = unicodedata.normalize("NFD", character.lower())[0]
     return base if len(base) == 1 else character

@@ -21,7 +21,8 @@ import yaml
 from router.urgency.red_flags import RedFlags, load_red_flags
 from scripts.arguments import CommandParser
 
-QUESTIONS = Path(__file__).resolve().parent.parent / "router" / "data" / "red_flags.yaml"
+DATA = Path(__file__).resolve().parent.parent / "router" / "data"
+QUESTIONS = DATA / "red_flags.yaml"
 Z_95 = 1.959964  # of the standard normal distribution
 
 

@@ -35,7 +35,8 @@ from scripts.router_evaluation.questions import read_written
 from scripts.router_evaluation.scoring import Scored, score
 
 ROUTER_DIR = Path(__file__).resolve().parent.parent / "router"
-UNSEEN = ("written_shift", "written_test")  # sets of router/data that no training has seen
+# Sets of router/data that no training has seen.
+UNSEEN = {"written_shift": "written_shift.jsonl", "written_test": "written_test.jsonl.gz"}
 MIN_QUESTIONS = 10  # of a source
 
 
@@ -91,8 +92,8 @@ def by_source(data: Path) -> dict[str, list[Entry]]:
             found[title].append(entry)
     if not found:
         raise DataError(f"--data {data}: no question with split `validation` in it")
-    for name in UNSEEN:
-        for entry in read_written(ROUTER_DIR / "data" / f"{name}.jsonl"):
+    for name, file in UNSEEN.items():
+        for entry in read_written(ROUTER_DIR / "data" / file):
             if entry.is_inside:
                 found[f"{name}: {entry.kind}, {entry.lang}"].append(entry)
     pooled = {

@@ -163,10 +163,25 @@ def choose_weights(base: Pretrained, wanted: Weights) -> _Weights:
     if obstacle is None:
         from deployments.engine.cpu.intrinsics import byte_instructions
 
-        if instructions := byte_instructions():
-            return _Weights(True, f"int8: this processor has {instructions}")
+        instructions = byte_instructions()
         obstacle = "this processor has no instructions for bytes (avx512_vnni, avx_vnni)"
+        if instructions is not None:
+            obstacle = _cannot_compile()
+        if obstacle is None:
+            return _Weights(True, f"int8: this processor has {instructions}")
     return _Weights(False, f"{base.dtype_name}: {base.dtype_reason}; not int8, since {obstacle}")
+
+
+def _cannot_compile() -> str | None:
+    """Return why the step of eight-bit weights cannot be compiled here. None if it can."""
+    from deployments.engine.cpu.step import compile_step
+
+    try:
+        compile_step()
+    except Exception as error:  # whatever Numba raises: the torch model serves as well
+        logger.exception("the step of eight-bit weights cannot be compiled")
+        return f"Numba cannot compile its step here ({type(error).__name__}; see the log)"
+    return None
 
 
 def unsupported_in_bytes(base: Pretrained) -> str | None:

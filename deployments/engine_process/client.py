@@ -192,7 +192,7 @@ class EngineProcess:
                 level, name, text, request_id = fields
                 extra = {"process_name": "engine"}
                 if request_id is not None:
-                    extra["request_id"] = request_id
+                    extra |= {"request_id": request_id, "event": "engine"}
                 logging.getLogger(name).log(level, "%s", text, extra=extra)
 
     def _kill_if_stuck(self) -> None:

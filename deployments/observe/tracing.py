@@ -11,6 +11,7 @@ HTTP, and begin with `polyclinic.` otherwise.
 """
 
 import contextlib
+import functools
 import importlib.util
 import os
 import threading
@@ -23,7 +24,7 @@ from deployments.strict_model import SettingsError
 if TYPE_CHECKING:  # imported once it is on
     from opentelemetry.context import Context
     from opentelemetry.sdk.trace import TracerProvider
-    from opentelemetry.trace import Span
+    from opentelemetry.trace import Span, Tracer
 
 Value = str | int | float | bool
 # W3C's `traceparent` and `tracestate`, as a call to another process carries them.
@@ -120,6 +121,11 @@ def is_on() -> bool:
     return _provider is not None
 
 
+@functools.lru_cache(maxsize=1)  # making one takes as long as a span
+def _tracer(provider: "TracerProvider") -> "Tracer":
+    return provider.get_tracer(_SCOPE)
+
+
 def begin(
     name: str,
     parent: Carrier | None = None,
@@ -140,7 +146,7 @@ def begin(
         return None
     from opentelemetry.trace import SpanKind
 
-    tracer = _provider.get_tracer(_SCOPE)
+    tracer = _tracer(_provider)
     kind = SpanKind.SERVER if is_server else SpanKind.INTERNAL
     context = None if parent is None else _context_of(parent)
     return tracer.start_span(name, context, kind, _given(attributes or {}), start_time=start_ns)
@@ -154,7 +160,7 @@ def child(
         return
     from opentelemetry.trace import set_span_in_context
 
-    tracer = _provider.get_tracer(_SCOPE)
+    tracer = _tracer(_provider)
     added = tracer.start_span(name, set_span_in_context(span), start_time=start_ns)
     end(added, error, end_ns=max(start_ns, end_ns))
 

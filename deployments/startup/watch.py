@@ -13,8 +13,8 @@ import psutil
 from deployments.startup.processes import ProcessTree, runs
 from deployments.startup.status import Addresses, Probe, probe_readiness
 
-# Whether answers in progress can still finish once it has ended: without the GCS they stand still.
-DAEMONS = {"gcs_server": False, "raylet": True}
+# Without them no replica can be replaced; answers in progress, which pass no part of Ray, finish.
+DAEMONS = ("gcs_server", "raylet")
 PERIOD_S = 3.0
 
 
@@ -71,7 +71,7 @@ class ServiceWatch:
         for name, process in self._daemons:
             if not runs(process):
                 cause = f"Ray's {name} (pid {process.pid}) has ended: Serve cannot go on without it"
-                return Loss(cause, DAEMONS.get(name, False))
+                return Loss(cause, can_drain=True)
         if self._clock() - self._asked_at < PERIOD_S:
             return None
         return self._judge(self._ask())

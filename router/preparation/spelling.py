@@ -1,14 +1,13 @@
-"""Correct misspelt words by the words of the router's own texts (words.txt.gz).
+"""Correct misspelt words to those of a vocabulary: the router's clinical words, or red flags.
 
-A word that the list does not have is compared with those that it has, by the optimal string
-alignment distance (Damerau 1964) of the words and of their sound: letters that French and English
-write differently for one sound are made equal ("exzema", "eczema": "eksema"). Names are left alone.
+A word that is not known is compared with the vocabulary by the optimal string alignment distance
+(Damerau 1964) of the words and of their sound: letters that French and English write differently
+for one sound are made equal ("exzema", "eczema": "eksema"). Names are left alone.
 """
 
 import re
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache, lru_cache
 
 from rapidfuzz.distance import OSA
@@ -48,23 +47,10 @@ _ENDING = re.compile("(?:es|e|s|a)$")
 _TITLE = frozenset("mr mrs ms miss dr prof mme mlle m monsieur madame docteur doctor".split())
 
 
-@dataclass(frozen=True, slots=True)
-class _Index:
-    stems: frozenset[str]  # of known words
-    ranks: dict[str, int]  # clinical word -> 0 for the most frequent
-    by_length: dict[int, list[str]]
-    by_sound: dict[str, list[str]]
-
-
 @cache
-def _index() -> _Index:
-    by_length, by_sound = defaultdict(list), defaultdict(list)
-    for normal in words().clinical:
-        by_length[len(normal)].append(normal)
-        by_sound[sound(normal)].append(normal)
-    stems = frozenset(map(_stem, words().known))
-    ranks = {normal: rank for rank, normal in enumerate(words().clinical)}
-    return _Index(stems, ranks, dict(by_length), dict(by_sound))
+def clinical_speller() -> "Speller":
+    """Return the speller of the clinical words of the router's own texts (words.txt.gz)."""
+    return Speller(words().clinical, words().known)
 
 
 def _stem(normal: str) -> str:
@@ -79,7 +65,7 @@ def sound(normal: str) -> str:
 
 
 def correct(text: EditedText) -> EditedText:
-    """Return the text with misspelt words corrected."""
+    """Return the text with misspelt clinical words corrected."""
     found_words = words_of(text.text)
     known, shouted = words().known, is_shouted(text.text)
     edits, num_looked_up = [], 0
@@ -90,7 +76,7 @@ def correct(text: EditedText) -> EditedText:
         if num_looked_up > MAX_WORDS:
             break
         is_name = not shouted and _looks_like_a_name(text.text, found_words, position)
-        found = correction(word.normal, is_name=is_name)
+        found = clinical_speller().correction(word.normal, is_name=is_name)
         if found is not None:
             edits.append(Edit(word.start, word.end, found))
     return text.apply(edits)
@@ -110,43 +96,63 @@ def _looks_like_a_name(text: str, found: Sequence[Word], position: int) -> bool:
     return text[word.start].isupper() and bool(before) and before[-1] not in ".!?:\n"
 
 
-@lru_cache(maxsize=CACHE)
-def correction(normal: str, *, is_name: bool = False) -> str | None:
-    """Return the word that an unknown one was meant to be, or None.
+class Speller:
+    """Never changes once built, so any number of threads may use it.
 
     Args:
-        normal: in normal form.
-        is_name: it may be a name, so only a word that sounds the same is taken.
+        vocabulary: word in normal form -> as it is written, the most frequent first.
+        known: words in normal form that are right as they are, with any ending.
     """
-    index = _index()
-    if _stem(normal) in index.stems:  # another ending of a known word
-        return None
-    heard = sound(normal)
-    candidates = {
-        word: OSA.distance(normal, word)
-        for word in index.by_sound.get(heard, ())
-        if OSA.distance(normal, word) <= min(MAX_SOUND_ALIKE, len(normal) // 2)
-    }
-    if not candidates and not is_name and len(normal) >= MIN_LETTERS:
-        candidates = _near(normal, heard)
-    if not candidates:
-        return None
-    best = min(candidates, key=lambda word: (candidates[word], index.ranks[word]))
-    return words().clinical[best]
 
+    def __init__(self, vocabulary: Mapping[str, str], known: Collection[str]) -> None:
+        self._written = dict(vocabulary)
+        self._ranks = {normal: rank for rank, normal in enumerate(vocabulary)}
+        self._known_stems = frozenset(map(_stem, known))
+        self._by_length: dict[int, list[str]] = defaultdict(list)
+        self._by_sound: dict[str, list[str]] = defaultdict(list)
+        for normal in vocabulary:
+            self._by_length[len(normal)].append(normal)
+            self._by_sound[sound(normal)].append(normal)
+        self._cached = lru_cache(maxsize=CACHE)(self._correction)
 
-def _near(normal: str, heard: str) -> dict[str, int]:
-    """Return words one slip away, or two slips of which at most one is heard."""
-    size = len(normal)
-    most = 2 if size >= MIN_LETTERS_OF_TWO else 1
-    lengths = range(size - most, size + most + 1)
-    listed = [word for length in lengths for word in _index().by_length.get(length, ())]
-    found = extract(normal, listed, scorer=OSA.distance, score_cutoff=most, limit=None)
-    return {
-        word: distance + OSA.distance(heard, sound(word))
-        for word, distance, _ in found
-        if word[0] == normal[0]
-        and len(word) >= MIN_LETTERS
-        and (distance == 1 or OSA.distance(heard, sound(word)) <= 1)
-        and (size > MIN_LETTERS or len(word) != size)  # of few letters another one is another word
-    }
+    def correction(self, normal: str, *, is_name: bool = False) -> str | None:
+        """Return the word that an unknown one was meant to be, or None.
+
+        Args:
+            normal: in normal form.
+            is_name: it may be a name, so only a word that sounds the same is taken.
+        """
+        return self._cached(normal, is_name)
+
+    def _correction(self, normal: str, is_name: bool) -> str | None:
+        if _stem(normal) in self._known_stems:  # another ending of a known word
+            return None
+        heard = sound(normal)
+        candidates = {
+            word: OSA.distance(normal, word)
+            for word in self._by_sound.get(heard, ())
+            if OSA.distance(normal, word) <= min(MAX_SOUND_ALIKE, len(normal) // 2)
+        }
+        if not candidates and not is_name and len(normal) >= MIN_LETTERS:
+            candidates = self._near(normal, heard)
+        if not candidates:
+            return None
+        best = min(candidates, key=lambda word: (candidates[word], self._ranks[word]))
+        return self._written[best]
+
+    def _near(self, normal: str, heard: str) -> dict[str, int]:
+        """Return words one slip away, or two slips of which at most one is heard."""
+        size = len(normal)
+        most = 2 if size >= MIN_LETTERS_OF_TWO else 1
+        lengths = range(size - most, size + most + 1)
+        listed = [word for length in lengths for word in self._by_length.get(length, ())]
+        found = extract(normal, listed, scorer=OSA.distance, score_cutoff=most, limit=None)
+        return {
+            word: distance + OSA.distance(heard, sound(word))
+            for word, distance, _ in found
+            if word[0] == normal[0]
+            and len(word) >= MIN_LETTERS
+            and (distance == 1 or OSA.distance(heard, sound(word)) <= 1)
+            # Of few letters another one is another word.
+            and (size > MIN_LETTERS or len(word) != size)
+        }

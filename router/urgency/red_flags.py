@@ -10,20 +10,24 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
+from itertools import islice
 from typing import Any
 
-import yaml
-
+from router.lexicon import lexicon
+from router.preparation.languages import likely_french
+from router.preparation.phrases import PhraseBook, Span
+from router.preparation.reading import Reading, read
+from router.preparation.spelling import MAX_WORDS, MIN_LETTERS, Speller
+from router.text import clean, words_of
 from router.urgency.context import GROUPS, Context
-from router.urgency.phrases import PhraseBook, Span
-from router.urgency.reading import Reading, read
-from router.urgency.spelling import Speller
+from router.urgency.wording import Wording
+from router.words import words
 
 LANGUAGES = ("en", "fr")
+Spans = dict[str, list[Span]]
 RECENT_TURNS = 3  # user turns that are read together
+GENERAL = "general_urgency"  # the flag of a text that sounds urgent and names no sign
 WINDOW_WORDS = 40  # of the signs of one emergency, from the first to the last
-_FOLDER = Path(__file__).resolve().parent
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +58,22 @@ class _Rule:
     within: int
 
 
+@dataclass(frozen=True, slots=True)
+class Signs:
+    """What a text says by its signs.
+
+    Attributes:
+        flags: each with one of its signs.
+        is_sure: a combination of several signs is among them, so its wording is not asked.
+        is_elsewhere: it is about an animal, a story or an exam, so its wording means nothing.
+    """
+
+    reading: Reading
+    flags: dict[str, Span]
+    is_sure: bool
+    is_elsewhere: bool
+
+
 class RedFlags:
     """The rules, compiled. They never change once built, so any number of threads may use them.
 
@@ -62,7 +82,10 @@ class RedFlags:
     """
 
     def __init__(
-        self, rules: Mapping[str, Any], context: Mapping[str, Any], real_words: Sequence[str]
+        self,
+        rules: Mapping[str, Any],
+        context: Mapping[str, Any],
+        wording: Wording | None = None,
     ) -> None:
         concepts: Mapping[str, Any] = rules["concepts"]
         unknown = sorted(set(context["groups"]) ^ set(GROUPS))
@@ -71,14 +94,18 @@ class RedFlags:
         phrases = {name: _phrases(name, concept) for name, concept in concepts.items()}
         self._concepts = frozenset(concepts)
         lists = {**context["lists"], **rules["lists"]}
-        self._book = PhraseBook({**phrases, **context["groups"]}, lists)
+        negations = lexicon("preparation/negation")["groups"]
+        self._book = PhraseBook({**phrases, **negations, **context["groups"]}, lists)
         self._shorthand: dict[str, str] = context["shorthand"]
         signs = PhraseBook(phrases, lists)  # only their words are worth correcting
-        self._speller = Speller(signs.words, signs.stems, (*self._book.words, *real_words))
+        self._known = self._book.words | words().known
+        meant = signs.words | {w for w in self._known if w.startswith(tuple(signs.stems))}
+        self._speller = Speller({w: w for w in sorted(meant)}, self._known)
         self._measures = [m for name, concept in concepts.items() for m in _measures(name, concept)]
         self._rules = [rule for flag in rules["flags"] for rule in _rules(flag, concepts)]
         self._also = {flag["name"]: flag.get("also") for flag in rules["flags"]}
         self._advice: Mapping[str, Mapping[str, str]] = rules["advice"]
+        self._wording = wording
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -110,11 +137,20 @@ class RedFlags:
 
     def signs(self, text: str) -> dict[str, list[str]]:
         """Return the concepts that hold in a text, with the words that say so: for debugging."""
-        reading, held, _ = self._read(text)
+        reading, held, *_ = self._read(text)
         return {
             name: [" ".join(reading.words[s.start : s.end]) for s in spans]
             for name, spans in held.items()
         }
+
+    def _corrected(self, written: Sequence[str]) -> list[str]:
+        """Return the words, the first MAX_WORDS unknown ones corrected to words of the signs."""
+        unknown = (w for w in written if w not in self._known and len(w) >= MIN_LETTERS)
+        meant = {
+            word: self._speller.correction(word) or word
+            for word in islice(filter(str.isalpha, unknown), MAX_WORDS)
+        }
+        return [meant.get(word, word) for word in written]
 
     def _advice_of(self, flags: Sequence[str], language: str) -> str:
         texts = [self._advice["call"][language]]
@@ -123,11 +159,10 @@ class RedFlags:
                 texts.append(self._advice[also][language])
         return " ".join(" ".join(text.split()) for text in texts) + "\n\n"
 
-    def _read(self, text: str) -> tuple[Reading, dict[str, list[Span]], dict[str, list[Span]]]:
-        """Return the text, the concepts that hold, and those that it names and does not deny."""
-        reading = read(text, self._shorthand)
-        words = [self._speller.corrected(word) for word in reading.words]
-        found = self._book.find(words, reading.sentences, reading.clauses)
+    def _read(self, text: str) -> tuple[Reading, Spans, Spans, bool]:
+        """Return the text, the concepts that hold, those it names, and whether it is elsewhere."""
+        reading = self.read(text)
+        found = self._book.find(self._corrected(reading.words), reading.sentences, reading.clauses)
         for measure in self._measures:
             spans = _measured(measure, reading)
             if spans:
@@ -139,32 +174,44 @@ class RedFlags:
             if name in self._concepts
         }
         held = {name: [s for s in spans if context.holds(s)] for name, spans in named.items()}
-        return reading, {k: v for k, v in held.items() if v}, {k: v for k, v in named.items() if v}
+        held, named = ({k: v for k, v in spans.items() if v} for spans in (held, named))
+        return reading, held, named, bool(found.get("elsewhere"))
 
-    def _flags(self, text: str) -> dict[str, Span]:
-        """Return the flags of a text, each with one of the signs."""
-        _, held, named = self._read(text)
+    def read(self, text: str) -> Reading:
+        """Return the words of a text as the rules and the wording see them."""
+        return read(clean(text), self._shorthand)
+
+    def by_signs(self, text: str) -> Signs:
+        """Return what a text says by its signs alone."""
+        reading, held, named, is_elsewhere = self._read(text)
         flags: dict[str, Span] = {}
-        if not held:
-            return flags
+        is_sure = False
         for rule in self._rules:
-            if rule.flag in flags or any(name in named for name in rule.unless):
+            is_new = rule.flag not in flags or (len(rule.all_of) > 1 and not is_sure)
+            if not is_new or any(name in named for name in rule.unless):
                 continue
             span = _first_match(rule, held)
             if span:
-                flags[rule.flag] = span
-        return flags
+                flags.setdefault(rule.flag, span)
+                is_sure = is_sure or len(rule.all_of) > 1
+        return Signs(reading, flags, is_sure, is_elsewhere)
+
+    def _flags(self, text: str) -> dict[str, Span]:
+        """Return the flags of a text by its signs and its wording."""
+        signs = self.by_signs(text)
+        if signs.is_sure or signs.is_elsewhere or self._wording is None:
+            return signs.flags
+        if not self._wording.is_urgent(signs.reading, has_sign=bool(signs.flags)):
+            return {}
+        is_french = likely_french(words_of(text))
+        return signs.flags or {GENERAL: Span(0, 0, "fr" if is_french else "en")}
 
 
 @cache
-def load_red_flags() -> RedFlags:
-    """Read the rules that come with the package."""
-    real_words = (_FOLDER / "real_words.txt").read_text("utf-8").split()
-    return RedFlags(_yaml("red_flags.yaml"), _yaml("context.yaml"), real_words)
-
-
-def _yaml(name: str) -> Any:
-    return yaml.load((_FOLDER / name).read_text("utf-8"), Loader=yaml.CSafeLoader)
+def load_red_flags(*, with_wording: bool = True) -> RedFlags:
+    """Read the rules that come with the package, and the model of urgent wording."""
+    wording = Wording.load() if with_wording else None
+    return RedFlags(lexicon("urgency/red_flags"), lexicon("urgency/context"), wording)
 
 
 def _phrases(name: str, concept: Mapping[str, Any]) -> dict[str, list[str]]:

@@ -10,7 +10,8 @@ Ray's HAProxy ingress and throughput mode; it runs in a network namespace of its
 root. Compare tokens_per_s with the engine in process (`scripts.benchmark engine`).
 
 Beside each run stands what the processes took of the processors (`cpu_ms_per_answer`, by role), and
-what they take while nobody asks (`idle_cores`), which is a part of it.
+what they take while nobody asks (`idle_cores`), which is a part of it. With `--stand_in_step_s` the
+decoder takes nothing, and other work on the machine changes the rest little.
 """
 
 import argparse
@@ -52,6 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--classified", action="store_true", help="the router chooses who answers")
     add("--clients", type=positive, default=1, help="processes that ask, on the same cores")
     add("--seconds", type=above_zero, default=20.0, help="of each run")
+    stands_in = "a decoder that sleeps so long in each step, and computes nothing, takes its place"
+    add("--stand_in_step_s", type=above_zero, help=stands_in)
     add("--mode", choices=["default", "fast"], default="default", help="Ray Serve's ingress")
     add("--ready_timeout_s", type=above_zero, default=400.0, help="until Serve must be ready")
 
@@ -78,6 +81,9 @@ async def _measure(
     unused = {"adds": 1, "changes": 1, "slots": args.adapters, "megabytes": None}
     service = prepare(argparse.Namespace(**(vars(args) | unused)), folder)
     service.application["args"]["router"] = {"replicas": args.routers}
+    if args.stand_in_step_s:
+        service.application["import_path"] = "scripts.benchmarks.stand_in_model:build_clinic"
+        service.application["args"]["step_s"] = args.stand_in_step_s
     names = [f"a{number}" for number in range(args.adapters)]
     models = [None] if args.classified else names
     requests = [

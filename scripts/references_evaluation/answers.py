@@ -1,7 +1,7 @@
 """Measure answers that stand on passages: quoted, cited by the adapters or the base, and neither.
 
     python -m scripts.references_evaluation.answers --data shared/data --answers runs/cited.jsonl \\
-        --out docs/benchmarks/grounded_answers.json
+        --out docs/grounded_report.json
 
 Questions are the validation pairs of diseases with several pairs; their shelf is the default one
 (--shelf) with the answers of all validation pairs, of which a question never gets its own. Answers
@@ -23,16 +23,18 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from adapters.catalog import load_catalog
 from adapters.grounded_prompt import SourceText, with_passages
 from adapters.prompting import Message
 from deployments.engine.request import Request, SamplingParams
 from references.default_shelf import default_path, open_shelf
 from references.passage import Passage, ReferencesError
 from references.shelf import Shelf
-from scripts.arguments import CommandParser, at_least
+from scripts.arguments import BASE_MODEL, CommandParser, at_least
 from scripts.datasets.pairs import load_pairs
 from scripts.datasets.record import DataError, Record
 from scripts.environment import command_line, environment
+from scripts.lora.chosen_base import CATALOG_DIR
 from scripts.references_evaluation.answer_measures import Answered, measures, supported_sentences
 
 SYSTEMS = {"off": True, "cite": True, "cite_base": False}  # -> whether the adapter answers
@@ -61,10 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
-    from scripts.make_specialists import TWELVE
-
     with tempfile.TemporaryDirectory() as folder:
-        asked = list(_questions(args, TWELVE, Path(folder)))
+        asked = list(_questions(args, _specialties(), Path(folder)))
     missing = asyncio.run(_answer(asked, args.answers, 60 * args.minutes))
     answered = [row for row in _read(args.answers) if row.passages]
     figures = {name: measures([a for a in answered if a.system == name]) for name in SYSTEMS}
@@ -80,6 +80,11 @@ def _run(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
     for text in supported_sentences(answered, args.show or 0):
         print(text)
     return report
+
+
+def _specialties() -> list[str]:
+    catalog = load_catalog(CATALOG_DIR)
+    return [adapter.specialty for adapter in catalog.in_service(BASE_MODEL) if adapter.specialty]
 
 
 def _questions(

@@ -74,14 +74,14 @@ def read_written(path: Path) -> list[Entry]:
     """
     if not path.is_file():
         raise DataError(f"{path}: no such file")
-    found = []
+    found, name = [], path.name.partition(".")[0]
     for number, row in read_jsonl(path):
-        missing = [name for name in ("input", "specialty", "lang", "kind") if not row.get(name)]
+        missing = [key for key in ("input", "specialty", "lang", "kind") if not row.get(key)]
         if missing:
             raise DataError(f"{path.name}, line {number}: no {', '.join(missing)}")
         about = {key: row[key] for key in ("specialty", "lang", "kind")}
-        id_ = f"{path.stem}-{number}"
-        found.append(Entry(id_, row["input"], source=path.stem, group="", **about))
+        id_ = f"{name}-{number}"
+        found.append(Entry(id_, row["input"], source=name, group="", **about))
     return found
 
 

@@ -98,7 +98,7 @@ def test_it_runs_as_an_unprivileged_user_on_a_read_only_root(target: str) -> Non
     writable = re.findall(r'"([^"]+)"', volumes)
     settings = " ".join(value for instruction, value in stage if instruction == "ENV")
     paths = re.findall(r"(?:HOME|_DIR)=(/\S+)", settings)
-    assert len(paths) == 5
+    assert len(paths) == 6
     assert all(any(Path(p).is_relative_to(v) for v in writable) for p in paths)
 
 

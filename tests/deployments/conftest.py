@@ -1,7 +1,7 @@
 """A backend in a few lines, its client, and a check that nothing of a question reaches the log."""
 
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any
 
 import httpx
@@ -146,6 +146,36 @@ class SmallBackend:
 
     def record(self, outcome: Outcome) -> None:
         self.outcomes.append(outcome)
+
+
+@pytest.fixture
+def our_log_propagates() -> Iterator[None]:
+    """A replica that an earlier test made has given our records to Serve's handlers alone."""
+    ours = logging.getLogger("deployments")
+    before = ours.handlers, ours.propagate, ours.level
+    ours.handlers, ours.propagate = [], True
+    ours.setLevel(logging.NOTSET)
+    yield
+    ours.handlers, ours.propagate = before[:2]
+    ours.setLevel(before[2])
+
+
+@pytest.fixture
+def our_records() -> Iterator[list[logging.LogRecord]]:
+    """What our packages log, from DEBUG up, wherever their records go."""
+    found: list[logging.LogRecord] = []
+
+    class Keeper(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            found.append(record)
+
+    ours, keeper = logging.getLogger("deployments"), Keeper()
+    before = ours.level
+    ours.addHandler(keeper)
+    ours.setLevel(logging.DEBUG)
+    yield found
+    ours.removeHandler(keeper)
+    ours.setLevel(before)
 
 
 @pytest.fixture

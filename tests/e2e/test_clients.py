@@ -105,8 +105,8 @@ def test_openai_completes(client: openai.OpenAI) -> None:
 
 def test_openais_errors_are_the_clients_own(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
-        client.chat.completions.create(model="auto", messages=SKIN, n=2)
-    assert (refused.value.param, refused.value.code) == ("n", "unsupported_field")
+        client.chat.completions.create(model="auto", messages=SKIN, n=9)
+    assert (refused.value.param, refused.value.code) == ("n", "invalid_value")
     assert refused.value.request_id
     with pytest.raises(openai.NotFoundError) as unknown:
         client.chat.completions.create(model="gpt-4", messages=SKIN)

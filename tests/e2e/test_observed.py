@@ -262,7 +262,7 @@ async def test_one_id_is_followed_through_every_stage(clinic: Observed) -> None:
     assert events["answer"]["outcome"] == events["generate"]["outcome"] == "length"
     assert events["generate"]["adapter"] == events["answer"]["adapter"] == "a1"
     assert events["generate"]["num_tokens"] == 9
-    engine = [r["message"] for r in found if r.get("process_name") == "engine"]
+    engine = [r["message"] for r in found if r["event"] == "engine"]
     assert [text.split(":")[0] for text in engine] == ["engine_step", "engine_end"]
     assert {record["deployment"] for record in found} == {"clinic_Router", "clinic_Model"}
 

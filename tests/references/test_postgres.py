@@ -1,8 +1,10 @@
 """The shelf on PostgreSQL: the same answers as from a file, atomic changes, a server that goes."""
 
+import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +13,8 @@ import pytest
 
 from references.default_shelf import ensure_shelf
 from references.passage import ReferencesError
-from references.shelf import Shelf, build, engine_of
+from references.shelf import Shelf, build
+from references.store import engine_of
 from tests.references.passages import ALL, ECZEMA, HAIR, MARFAN, STONES, hpo_folder
 from tests.references.postgres_server import Server, running
 from tests.references.test_shelf import Letters
@@ -113,11 +116,37 @@ def test_a_server_that_goes_away_is_named_and_found_again(shelf: Shelf, server: 
             shelf.search("What is eczema?")
         assert "127.0.0.1" in str(refused.value)
         assert "secret" not in str(refused.value)
-        with pytest.raises(ReferencesError, match="could not be read"):
+        with pytest.raises(ReferencesError, match="could not be changed"):
             shelf.add([replace(MARFAN, id="new")])
     finally:
         server.start()
     assert ids(shelf, "What is eczema?")
+
+
+def test_a_server_without_a_shelf(shelf: Shelf, server: Server) -> None:
+    """What is read or taken off must be there; the first passages begin a shelf."""
+    import psycopg
+
+    with psycopg.connect(server.url, autocommit=True) as db:
+        db.execute("drop schema polyclinic_references cascade")
+    assert not shelf.is_there
+    for call in (lambda: shelf.search("eczema"), lambda: shelf.remove(["T:1"])):
+        with pytest.raises(ReferencesError, match="there is no shelf at .*--shelf URL build"):
+            call()
+    shelf.add(ALL)
+    assert ids(shelf, "What is eczema?")
+
+
+def test_a_server_that_hangs_is_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("references.postgres.engine.CONNECT_TIMEOUT_S", 2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # which accepts and says nothing
+        shelf = Shelf(f"postgresql://clinic@127.0.0.1:{silent.getsockname()[1]}/x")
+        with pytest.raises(ReferencesError, match="could not be read"):
+            shelf.search("eczema")
+        started = time.monotonic()
+        with pytest.raises(ReferencesError, match="does not answer"):
+            shelf.search("eczema")
+        assert time.monotonic() - started < 1
 
 
 def test_addresses_and_vectors_that_do_not_fit(shelf: Shelf, server: Server) -> None:

@@ -324,3 +324,15 @@ def test_a_shelf_without_a_vector_is_searched_by_words(tmp_path: Path) -> None:
     french = replace(HAIR, language="fr", title="Colique")
     shelf = build(tmp_path / "v.db", [french], vectorise=Letters())
     assert shelf.search("colique", language="fr")[0].passage == french
+
+
+def test_of_several_who_begin_a_shelf_at_once_all_are_on_it(tmp_path: Path) -> None:
+    path = tmp_path / "new.db"
+    threads = [threading.Thread(target=Shelf(path).add, args=([passage],)) for passage in ALL]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {p.id for p in Shelf(path).passages()} == {p.id for p in ALL}
+    with pytest.raises(ReferencesError, match="there is no shelf"):
+        Shelf(tmp_path / "none.db").remove(["T:1"])

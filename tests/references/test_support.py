@@ -116,6 +116,7 @@ def test_a_wrong_marker_is_corrected_and_a_right_one_preferred() -> None:
 
 def test_sentences_that_state_nothing_are_not_listed() -> None:
     assert support("Yes. [1]", PASSAGES) == []
+    assert support("3.", PASSAGES) == []
     assert support("", PASSAGES) == []
     assert unsupported_share([]) == 0.0
 

@@ -30,7 +30,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         )
     ]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    monkeypatch.setattr(evaluate_shift, "UNSEEN", ())
+    monkeypatch.setattr(evaluate_shift, "UNSEEN", {})
     return folder
 
 

@@ -9,9 +9,9 @@ from numba import carray, float32, int16, int64
 
 from deployments.engine.cpu import layout as at
 from deployments.engine.cpu.intrinsics import array_at, to_bfloat16
-from deployments.engine.cpu.kernels import compiled, floats, rotate, softmax, zero
+from deployments.engine.cpu.kernels import compiled, fetch, floats, rotate, softmax, zero
 from deployments.engine.cpu.rows import Step, field_of, row_of, scratch_of
-from deployments.engine.cpu.tiles import mixing_tile, prefetch
+from deployments.engine.cpu.tiles import mixing_tile
 
 _KEYS_1, _KEYS_2, _KEYS_3, _KEYS_4 = (mixing_tile(rows, 1, 4) for rows in (1, 2, 3, 4))
 _ONE_1, _ONE_2, _ONE_3, _ONE_4 = (mixing_tile(rows, 1, 1) for rows in (1, 2, 3, 4))
@@ -95,12 +95,6 @@ def _weigh(rows: int, values: int, dim: int, count: int, weights: int, span: int
 
 
 @compiled
-def _fetch(address: int, size: int) -> None:
-    for i in range(0, size, 64):
-        prefetch(address + i)
-
-
-@compiled
 def _attend_queries(
     row: int, head: int, query: int, count: int, thread: int, kv: int, s: Step
 ) -> None:
@@ -116,7 +110,7 @@ def _attend_queries(
     for i in range(0, span, at.LANES):
         keys = _block(kv, kv_heads, dim, first + i, head)
         if i + at.LANES < span:
-            _fetch(_block(kv, kv_heads, dim, first + i + at.LANES, head), 4 * at.LANES * dim)
+            fetch(_block(kv, kv_heads, dim, first + i + at.LANES, head), 4 * at.LANES * dim)
         _score(count, keys, dim, q, scores + 4 * i, span)
     out = s.buffers[at.ATTENDED] + 4 * (row * s.shape[at.ATTENDED_WIDTH] + query * dim)
     sums = scores + 4 * count * span

@@ -13,8 +13,7 @@ import platformdirs
 from numba import carray, config, float32, njit
 
 from deployments.engine.cpu.intrinsics import array_at, nearest, power_of_two
-from deployments.engine.cpu.layout import TILE
-from deployments.engine.cpu.tiles import largest
+from deployments.engine.cpu.tiles import largest, prefetch
 
 
 def _own_cache() -> str:
@@ -43,6 +42,13 @@ def floats(address: int, count: int) -> Any:
 
 
 @compiled
+def fetch(address: int, size: int) -> None:
+    """Ask for memory that is read soon."""
+    for i in range(0, size, 64):
+        prefetch(address + i)
+
+
+@compiled
 def zero(x: Any) -> None:
     for i in range(len(x)):
         x[i] = float32(0.0)
@@ -68,7 +74,7 @@ def exp(x: Any) -> Any:
 @_compiled_finite
 def gate(values: Any, gates: Any) -> None:
     """Multiply values by silu(gates) in place."""
-    for i in range(TILE):
+    for i in range(len(values)):
         values[i] *= gates[i] / (float32(1.0) + exp(-gates[i]))
 
 
@@ -99,11 +105,20 @@ def expand(
 ) -> None:
     """Add shrunk @ B to out, columns [first, first + len(out)) of a module of `size` columns."""
     count = min(len(out), size - first)
-    for j in range(rank):
-        line = floats(b + 4 * (size * (slot * stack_rank + j) + first), count)
-        factor = shrunk[j]
+    base = b + 4 * (size * slot * stack_rank + first)
+    j = 0
+    while j + 4 <= rank:  # four at a time: out is read and written once for them
+        a0, a1 = floats(base + 4 * size * j, count), floats(base + 4 * size * (j + 1), count)
+        a2, a3 = floats(base + 4 * size * (j + 2), count), floats(base + 4 * size * (j + 3), count)
+        f0, f1, f2, f3 = shrunk[j], shrunk[j + 1], shrunk[j + 2], shrunk[j + 3]
+        for i in range(count):
+            out[i] += f0 * a0[i] + f1 * a1[i] + f2 * a2[i] + f3 * a3[i]
+        j += 4
+    while j < rank:
+        line, factor = floats(base + 4 * size * j, count), shrunk[j]
         for i in range(count):
             out[i] += factor * line[i]
+        j += 1
 
 
 @compiled

@@ -6,8 +6,8 @@ GROUP = 64  # inputs of a row that have one scale
 # A table (layers, MODULES, MODULE_FIELDS) of addresses, one line for each linear layer.
 Q, K, V, O, GATE, UP, DOWN = range(7)  # noqa: E741
 MODULES = 7
-WEIGHT, SCALES, BIAS, LORA_A, LORA_B = range(5)
-MODULE_FIELDS = 5
+WEIGHT, SCALES, BIAS, OUTPUTS, LORA_A, LORA_B = range(6)  # OUTPUTS is a number
+MODULE_FIELDS = 6
 
 # A table (layers, LAYER_FIELDS) of addresses.
 NORM_1, NORM_2, KEYS_VALUES = range(3)
@@ -41,6 +41,7 @@ NUM_SHAPE = 17
     NORMED,  # float32 (rows, STATE_WIDTH)
     QKV,  # float32 (rows, QKV_WIDTH)
     ATTENDED,  # float32 (rows, ATTENDED_WIDTH)
+    GATES,  # float32 (rows, INNER_WIDTH)
     GATED,  # float32 (rows, INNER_WIDTH)
     BYTES,  # int8 (rows, WIDEST)
     SUMS,  # int32 (rows, GROUPS)
@@ -53,8 +54,8 @@ NUM_SHAPE = 17
     SIN,
     FINAL_NORM,  # float32 (HIDDEN,)
     LOGITS,  # float32 (rows, VOCAB_WIDTH)
-) = range(16)
-NUM_BUFFERS = 16
+) = range(17)
+NUM_BUFFERS = 17
 
 # A row is a token of a prompt, or the newest token of an answer. START: of its keys in the cache.
 POSITION, START, SLOT = range(3)

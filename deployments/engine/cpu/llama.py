@@ -13,7 +13,7 @@ from deployments.engine.attention.prefill import PrefillBatch
 from deployments.engine.cpu import layout as at
 from deployments.engine.cpu.products import PackedWeight, WeightMemory
 from deployments.engine.cpu.rows import Step
-from deployments.engine.cpu.step import forward
+from deployments.engine.cpu.step import compile_step, forward
 from deployments.engine.cpu.thread_count import ThreadCount
 from deployments.engine.cpu.threads import Threads
 from deployments.engine.lora.layers import LoraLayer
@@ -86,9 +86,9 @@ class Int8Llama:
         for i, layer in enumerate(self._layers):
             self._fields[i, : at.KEYS_VALUES] = [norm.ctypes.data for norm in layer.norms]
             for module, weight in enumerate(layer.weights):
-                self._modules[i, module, : at.LORA_A] = weight.addresses
+                self._modules[i, module, : at.LORA_A] = weight.fields
         self._head_fields = np.zeros(at.MODULE_FIELDS, np.int64)
-        self._head_fields[: at.LORA_A] = self._head.addresses
+        self._head_fields[: at.LORA_A] = self._head.fields
         self._sync = np.zeros((len(self._layers) * at.PHASES + 2, 2), np.int64)
         self._arrays: dict[int, Any] = {}
         self._num_rows = 0
@@ -103,7 +103,7 @@ class Int8Llama:
             self._buffers[number] = array.ctypes.data
         self._make_room(16)
         self._room(at.SCRATCH, (max(num_threads, 8), self._shape[at.SCRATCH_SIZE]), np.float32)
-        self._call(0, np.arange(0), 0)  # compiles, or reads what was compiled before
+        compile_step()
 
     def lora_batch(
         self, pool: LoraPool, slots: Sequence[int], counts: Sequence[int] | None = None
@@ -227,6 +227,7 @@ class Int8Llama:
             at.NORMED: at.STATE_WIDTH,
             at.QKV: at.QKV_WIDTH,
             at.ATTENDED: at.ATTENDED_WIDTH,
+            at.GATES: at.INNER_WIDTH,
             at.GATED: at.INNER_WIDTH,
             at.LOGITS: at.VOCAB_WIDTH,
         }

@@ -92,6 +92,7 @@ class PackedWeight:
         self, weight: torch.Tensor, bias: torch.Tensor | None, memory: WeightMemory
     ) -> None:
         outputs, inputs = weight.shape
+        self._outputs = outputs
         scales = weight.float().abs().amax(1) / 127
         rounded = (weight.float() / scales.clamp(min=1e-30)[:, None]).round_()
         whole = torch.full((padded(outputs), padded(inputs)), 128, dtype=torch.uint8)
@@ -103,10 +104,10 @@ class PackedWeight:
         self._bias = None if bias is None else _padded_floats(bias)
 
     @property
-    def addresses(self) -> tuple[int, int, int]:
-        """Return those of weight, scales and bias; 0 for no bias."""
+    def fields(self) -> tuple[int, int, int, int]:
+        """Return the addresses of weight, scales and bias (0 for none), and the outputs."""
         bias = 0 if self._bias is None else self._bias.ctypes.data
-        return self._weight.data_ptr(), self._scales.ctypes.data, bias
+        return self._weight.data_ptr(), self._scales.ctypes.data, bias, self._outputs
 
 
 def _padded_floats(values: torch.Tensor) -> Any:

@@ -6,7 +6,7 @@ from numba import carray, int64
 
 from deployments.engine.cpu import layout as at
 from deployments.engine.cpu.intrinsics import array_at
-from deployments.engine.cpu.kernels import compiled, expand, floats, gate, rms_norm, shrink
+from deployments.engine.cpu.kernels import compiled, expand, fetch, floats, gate, rms_norm, shrink
 from deployments.engine.cpu.layout import GROUP, TILE
 from deployments.engine.cpu.products import multiply
 from deployments.engine.cpu.tiles import group_to_bytes
@@ -62,6 +62,12 @@ def read_row(address: int, size: int, row: int, first: int, last: int, s: Step, 
     if slot == 0:
         return
     rank, stack_rank = _rank_of(s, slot), s.shape[at.STACK_RANK]
+    # Both halves are cold in every step, and read in short lines: ask for all of them first.
+    for module in range(first, last):
+        if m[module, at.LORA_A] != 0:
+            begin, outputs = 4 * slot * stack_rank, m[module, at.OUTPUTS]
+            fetch(m[module, at.LORA_A] + begin * size, 4 * rank * size)
+            fetch(m[module, at.LORA_B] + begin * outputs, 4 * rank * outputs)
     for module in range(first, last):
         a = m[module, at.LORA_A]
         if a != 0:
@@ -114,31 +120,38 @@ def multiply_bytes(
 
 
 @compiled
-def multiply_tile(
-    module: int,
-    tile: int,
-    inputs: int,
-    size: int,
-    out: int,
-    width: int,
-    first: int,
-    count: int,
-    s: Step,
-    m: Any,
+def multiply_tiles(
+    module: int, first: int, last: int, inputs: int, out: int, width: int, s: Step, m: Any
 ) -> None:
-    """Do `multiply_bytes` for a module of a layer with `size` outputs, and add each row's LoRA."""
-    f = m[module]
-    multiply_bytes(f, tile, inputs, out, width, first, count, s)
-    if f[at.LORA_B] == 0:
+    """Write tiles [first, last) of a module's product, for all rows, bias and LoRA added.
+
+    Args:
+        inputs: the module's, padded.
+        out, width: float32 (rows, width), where the module's columns begin.
+    """
+    for tile in range(first, last):
+        for row in range(0, s.rows, at.ROW_BLOCK):
+            place = out + 4 * (TILE * tile + row * width)
+            count = min(at.ROW_BLOCK, s.rows - row)
+            multiply_bytes(m[module], tile, inputs, place, width, row, count, s)
+    expand_tiles(module, first, last, out, width, s, m)
+
+
+@compiled
+def expand_tiles(module: int, first: int, last: int, out: int, width: int, s: Step, m: Any) -> None:
+    """Add each row's LoRA to tiles [first, last) of a module's outputs: long lines of B at once."""
+    b, stack_rank = m[module, at.LORA_B], s.shape[at.STACK_RANK]
+    if b == 0 or first >= last:
         return
-    stack_rank = s.shape[at.STACK_RANK]
-    for r in range(count):
-        slot = field_of(s, first + r, at.SLOT)
+    size = m[module, at.OUTPUTS]
+    for row in range(s.rows):
+        slot = field_of(s, row, at.SLOT)
         if slot != 0:
-            rank, line = _rank_of(s, slot), (first + r) * at.MODULES + module
+            line = row * at.MODULES + module
+            rank = _rank_of(s, slot)
             shrunk = row_of(s.buffers[at.SHRUNK], line, stack_rank, rank)
-            y = row_of(out, r, width, TILE)
-            expand(shrunk, rank, f[at.LORA_B], slot, stack_rank, size, tile * TILE, y)
+            y = floats(out + 4 * (row * width + TILE * first), TILE * (last - first))
+            expand(shrunk, rank, b, slot, stack_rank, size, TILE * first, y)
 
 
 @compiled
@@ -148,44 +161,45 @@ def scratch_of(thread: int, s: Step) -> int:
 
 
 @compiled
-def project_tile(tile: int, s: Step, m: Any) -> None:
-    """Write one tile of q, k and v, side by side, for all rows."""
-    q_tiles, k_tiles = s.shape[at.Q_WIDTH] // TILE, s.shape[at.K_WIDTH] // TILE
-    module, own, heads = at.Q, tile, s.shape[at.HEADS]
-    if tile >= q_tiles:
-        module, own = at.K + (tile - q_tiles) // k_tiles, (tile - q_tiles) % k_tiles
-        heads = s.shape[at.KV_HEADS]
-    width, size = s.shape[at.QKV_WIDTH], heads * s.shape[at.HEAD_DIM]
-    for first in range(0, s.rows, at.ROW_BLOCK):
-        count = min(at.ROW_BLOCK, s.rows - first)
-        out = s.buffers[at.QKV] + 4 * (TILE * tile + first * width)
-        multiply_tile(module, own, s.shape[at.STATE_WIDTH], size, out, width, first, count, s, m)
+def project_tiles(first: int, last: int, s: Step, m: Any) -> None:
+    """Write tiles [first, last) of q, k and v, which lie side by side."""
+    begin = 0
+    for module in range(at.Q, at.O):
+        count = s.shape[at.Q_WIDTH if module == at.Q else at.K_WIDTH] // TILE
+        out = s.buffers[at.QKV] + 4 * TILE * begin
+        own_first, own_last = max(first - begin, 0), min(last - begin, count)
+        multiply_tiles(
+            module, own_first, own_last, s.shape[at.STATE_WIDTH], out, s.shape[at.QKV_WIDTH], s, m
+        )
+        begin += count
 
 
 @compiled
-def add_tile(module: int, tile: int, inputs: int, thread: int, s: Step, m: Any) -> None:
-    """Add one tile of a module's product to the states of all rows."""
-    hidden, width = s.shape[at.HIDDEN], s.shape[at.STATE_WIDTH]
-    scratch = scratch_of(thread, s)
-    for first in range(0, s.rows, at.ROW_BLOCK):
-        count = min(at.ROW_BLOCK, s.rows - first)
-        multiply_tile(module, tile, inputs, hidden, scratch, TILE, first, count, s, m)
-        for r in range(count):
-            y = row_of(scratch, r, TILE, TILE)
-            x = row_of(s.buffers[at.STATES] + 4 * TILE * tile, first + r, width, TILE)
-            for i in range(TILE):
-                x[i] += y[i]
+def add_tiles(
+    module: int, first: int, last: int, inputs: int, thread: int, s: Step, m: Any
+) -> None:
+    """Add tiles [first, last) of a module's product to the states."""
+    width, scratch = s.shape[at.STATE_WIDTH], scratch_of(thread, s)
+    for tile in range(first, last):
+        for row in range(0, s.rows, at.ROW_BLOCK):
+            count = min(at.ROW_BLOCK, s.rows - row)
+            multiply_bytes(m[module], tile, inputs, scratch, TILE, row, count, s)
+            for r in range(count):
+                y = row_of(scratch, r, TILE, TILE)
+                x = row_of(s.buffers[at.STATES] + 4 * TILE * tile, row + r, width, TILE)
+                for i in range(TILE):
+                    x[i] += y[i]
+    expand_tiles(module, first, last, s.buffers[at.STATES], width, s, m)
 
 
 @compiled
-def gate_tile(tile: int, thread: int, s: Step, m: Any) -> None:
-    """Write one tile of silu(gate) * up for all rows."""
-    inputs, inner, width = s.shape[at.STATE_WIDTH], s.shape[at.INNER], s.shape[at.INNER_WIDTH]
-    scratch = scratch_of(thread, s)
-    for first in range(0, s.rows, at.ROW_BLOCK):
-        count = min(at.ROW_BLOCK, s.rows - first)
-        gated = s.buffers[at.GATED] + 4 * (first * width + TILE * tile)
-        multiply_tile(at.GATE, tile, inputs, inner, scratch, TILE, first, count, s, m)
-        multiply_tile(at.UP, tile, inputs, inner, gated, width, first, count, s, m)
-        for r in range(count):
-            gate(row_of(gated, r, width, TILE), row_of(scratch, r, TILE, TILE))
+def gate_tiles(first: int, last: int, s: Step, m: Any) -> None:
+    """Write tiles [first, last) of silu(gate) * up."""
+    inputs, width = s.shape[at.STATE_WIDTH], s.shape[at.INNER_WIDTH]
+    gates, values = s.buffers[at.GATES], s.buffers[at.GATED]
+    multiply_tiles(at.GATE, first, last, inputs, gates, width, s, m)
+    multiply_tiles(at.UP, first, last, inputs, values, width, s, m)
+    count = TILE * (last - first)
+    for row in range(s.rows):
+        at_row = 4 * (row * width + TILE * first)
+        gate(floats(values + at_row, count), floats(gates + at_row, count))

@@ -7,6 +7,8 @@ thread that comes late delays nobody.
 
 from typing import Any
 
+import numpy as np
+
 from deployments.engine.cpu import layout as at
 from deployments.engine.cpu.attention import attend, write_keys
 from deployments.engine.cpu.kernels import cached, compiled, floats, rms_norm
@@ -14,11 +16,11 @@ from deployments.engine.cpu.layout import TILE
 from deployments.engine.cpu.phases import finish, take, wait
 from deployments.engine.cpu.rows import (
     Step,
-    add_tile,
-    gate_tile,
+    add_tiles,
+    gate_tiles,
     multiply_bytes,
     norm_row,
-    project_tile,
+    project_tiles,
     read_row,
     row_of,
     to_bytes,
@@ -58,8 +60,7 @@ def _project(phase: int, s: Step, m: Any) -> None:
     pieces = _pieces(tiles, s)
     piece = take(s.sync, phase)
     while piece < pieces:
-        for tile in range(tiles * piece // pieces, tiles * (piece + 1) // pieces):
-            project_tile(tile, s, m)
+        project_tiles(tiles * piece // pieces, tiles * (piece + 1) // pieces, s, m)
         finish(s.sync, phase)
         piece = take(s.sync, phase)
     wait(s.sync, phase, pieces)
@@ -95,21 +96,20 @@ def _add(phase: int, module: int, inputs: int, thread: int, s: Step, m: Any) -> 
     pieces = _pieces(tiles, s)
     piece = take(s.sync, phase)
     while piece < pieces:
-        for tile in range(tiles * piece // pieces, tiles * (piece + 1) // pieces):
-            add_tile(module, tile, inputs, thread, s, m)
+        first, last = tiles * piece // pieces, tiles * (piece + 1) // pieces
+        add_tiles(module, first, last, inputs, thread, s, m)
         finish(s.sync, phase)
         piece = take(s.sync, phase)
     wait(s.sync, phase, pieces)
 
 
 @compiled
-def _gate(phase: int, thread: int, s: Step, m: Any) -> None:
+def _gate(phase: int, s: Step, m: Any) -> None:
     tiles = s.shape[at.INNER_WIDTH] // TILE
     pieces = _pieces(tiles, s)
     piece = take(s.sync, phase)
     while piece < pieces:
-        for tile in range(tiles * piece // pieces, tiles * (piece + 1) // pieces):
-            gate_tile(tile, thread, s, m)
+        gate_tiles(tiles * piece // pieces, tiles * (piece + 1) // pieces, s, m)
         finish(s.sync, phase)
         piece = take(s.sync, phase)
     wait(s.sync, phase, pieces)
@@ -125,7 +125,7 @@ def _layer(phase: int, thread: int, s: Step, fields: Any, m: Any) -> None:
     _read_rows(phase + 4, at.ATTENDED, attended, heads_size, at.O, at.GATE, s, m)
     _add(phase + 5, at.O, attended, thread, s, m)
     _norm_rows(phase + 6, fields[at.NORM_2], at.GATE, at.DOWN, s, m)
-    _gate(phase + 7, thread, s, m)
+    _gate(phase + 7, s, m)
     _read_rows(phase + 8, at.GATED, inner, s.shape[at.INNER], at.DOWN, at.MODULES, s, m)
     _add(phase + 9, at.DOWN, inner, thread, s, m)
 
@@ -172,3 +172,19 @@ def forward(thread: int, s: Step, emitting: Any, layers: Any, modules: Any, head
         _layer(number * at.PHASES, thread, s, layers[number], modules[number])
     if len(emitting) > 0:
         _logits(len(layers) * at.PHASES, emitting, s, head)
+
+
+def compile_step() -> None:
+    """Compile `forward`, or read what was compiled before.
+
+    Raises:
+        Exception: whatever Numba and LLVM raise on a processor that they cannot compile this for.
+    """
+    step = Step(
+        0, False, 1e-5, 1.0, 0, np.ones(at.NUM_SHAPE, np.int64), np.zeros(at.NUM_BUFFERS, np.int64)
+    )
+    layers, modules = (
+        np.zeros((0, at.LAYER_FIELDS), np.int64),
+        np.zeros((0, at.MODULES, at.MODULE_FIELDS), np.int64),
+    )
+    forward(0, step, np.arange(0), layers, modules, np.zeros(at.MODULE_FIELDS, np.int64))

@@ -97,6 +97,19 @@ def test_t5_stays_plain(tmp_path: Path) -> None:
     assert "encoder-decoder" in chosen.reason
 
 
+def test_a_step_that_cannot_be_compiled_is_no_end(
+    base: Pretrained, processor: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise RuntimeError("LLVM ERROR")
+
+    processor("avx512_vnni")
+    monkeypatch.setattr("deployments.engine.cpu.step.compile_step", fail)
+    chosen = choose_weights(replace(base, is_dtype_free=True), "auto")
+    assert not chosen.in_bytes
+    assert "Numba cannot compile its step here (RuntimeError" in chosen.reason
+
+
 def test_without_numba_it_stays_plain(base: Pretrained, monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(

@@ -22,12 +22,11 @@ def run(request: Request) -> StepOutput:
 
 @pytest.mark.parametrize("is_logged", [True, False])
 def test_a_request_that_is_logged_has_two_records(
-    caplog: pytest.LogCaptureFixture, is_logged: bool
+    our_records: list[logging.LogRecord], is_logged: bool
 ) -> None:
-    caplog.set_level(logging.DEBUG)
     request = Request("visit.7", (1, 2, 3), None, SamplingParams(9), None, is_logged)
     assert run(request).tokens == [5, 6]
-    said = [(vars(record)["request_id"], record.getMessage()) for record in caplog.records]
+    said = [(vars(record)["request_id"], record.getMessage()) for record in our_records]
     assert said == (
         [
             ("visit.7", "engine_step: the first one, 3 prompt tokens"),

@@ -17,6 +17,7 @@ import pytest_asyncio
 from ray.exceptions import ActorDiedError
 
 from deployments.engine.request import FinishReason, Timings, TokenEvent
+from deployments.ingress import deployment
 from deployments.ingress.deployment import RouterReplica
 from deployments.ingress.references_source import ReferencesSource
 from deployments.settings import Settings
@@ -270,6 +271,7 @@ async def test_readiness_tells_of_the_shelf(
     """In every mode, also while the model does not answer."""
     path = tmp_path / "shelf.db"
     monkeypatch.setattr(replica, "references", ReferencesSource(path))
+    monkeypatch.setattr(deployment, "replica_id", lambda: "router-1")
 
     async def told(mode: Any) -> dict[str, Any]:
         replica.reconfigure({"references": {"mode": mode}})
@@ -277,6 +279,7 @@ async def test_readiness_tells_of_the_shelf(
         assert not is_ready
         problem = report["references"]["problem"]
         assert (f"references: {problem}" in report["degraded"]) == bool(problem)
+        assert (await replica.traffic())["references"] == report["references"]
         return dict(report["references"])
 
     nothing = {"version": None, "passages": None, "problem": None}

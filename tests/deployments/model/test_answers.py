@@ -151,13 +151,12 @@ def test_every_course_ends_its_spans(
 
 @pytest.mark.parametrize(("course", "phases", "error"), COURSES)
 def test_every_course_has_one_record(
-    caplog: pytest.LogCaptureFixture, course: Course, phases: list[str], error: str | None
+    our_records: list[logging.LogRecord], course: Course, phases: list[str], error: str | None
 ) -> None:
-    caplog.set_level(logging.INFO)
     watch = AnswerWatch(call(None), AnswerMetrics(), is_logged=True)
     course(watch)
     watch.end()
-    [record] = caplog.records
+    [record] = our_records
     fields = vars(record)
     assert (fields["event"], fields["request_id"]) == ("generate", "r")
     assert (fields["outcome"], fields["adapter"]) == (error or "length", "derm")

@@ -33,7 +33,7 @@ def spans(monkeypatch: pytest.MonkeyPatch) -> InMemorySpanExporter:
 
 
 @pytest.fixture
-def log() -> Iterator[io.StringIO]:
+def log(our_log_propagates: None) -> Iterator[io.StringIO]:
     """What the JSON log of a replica would hold, of every logger and from DEBUG up."""
     text = io.StringIO()
     handler = logging.StreamHandler(text)

@@ -1,5 +1,6 @@
 """The shelf that answers are to stand on: what the preflight says, and that the launcher builds."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,42 @@ def test_the_launcher_builds_the_default_shelf(
     assert "building the reference shelf" in capsys.readouterr().err
     assert preflight.main([str(written(tmp_path, "quote"))]) == 0
     assert "passages on the reference shelf" in capsys.readouterr().out
+
+
+def test_a_server_is_a_note_when_it_is_away_and_a_problem_without_its_driver(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("psycopg")
+    config = written(tmp_path, "cite")
+    url = "postgresql://clinic:secret@127.0.0.1:9/passages"  # nobody listens there
+    config.write_text(config.read_text().replace("{path: null}", f"{{url: '{url}'}}"))
+    assert preflight.main([str(config)]) == 0
+    said = capsys.readouterr()
+    assert "args.references.url: the shelf at postgresql://127.0.0.1:9/passages" in said.out
+    assert "answers go on without it" in said.out
+    assert "secret" not in said.out + said.err
+    assert launch._build_shelf(yaml.safe_load(config.read_text()))
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    assert preflight.main([str(config)]) == 2
+    assert "pip install 'polyclinic[postgres]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "part"),
+    [
+        ("{url: 'mysql://db/x'}", "references.url"),
+        ("{url: postgresql}", "references.url"),
+        ("{url: 'postgresql://db/x', path: a.db}", "path and url are both given"),
+        ("{server: x}", "references.server"),
+    ],
+)
+def test_another_place_is_refused(
+    tmp_path: Path, given: str, part: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = written(tmp_path, "cite")
+    config.write_text(config.read_text().replace("{path: null}", given))
+    assert preflight.main([str(config)]) == 2
+    assert part in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

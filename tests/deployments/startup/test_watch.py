@@ -67,4 +67,4 @@ def test_a_daemon_that_has_ended_is_named_at_once() -> None:
     loss = watch.look()
     assert loss is not None
     assert f"(pid {daemon.pid}) has ended" in loss.cause
-    assert not loss.can_drain
+    assert loss.can_drain

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from router.lexicon import lexicon
 from router.preparation.pasted import find_question
 from router.preparation.prepare import prepare, prepared_text
-from router.preparation.spelling import correction
+from router.preparation.spelling import clinical_speller
 from router.text import clean
 from scripts.router_evaluation.perturbations import PERTURBATIONS, perturbed
 from scripts.router_evaluation.questions import read_written
@@ -129,6 +129,7 @@ def test_slips_are_corrected_to_clinical_words(slip: str, word: str | None) -> N
 
 
 def test_a_name_is_corrected_only_to_what_sounds_the_same() -> None:
+    correction = clinical_speller().correction
     assert correction("parkinsson", is_name=True) == "parkinson"
     assert correction("leukimia") == "leukemia"
     assert correction("leukimia", is_name=True) is None

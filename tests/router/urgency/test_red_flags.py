@@ -165,6 +165,6 @@ def test_a_malformed_rule_is_named(change: dict[str, object], message: str) -> N
         "shorthand": {},
         "groups": {name: {} for name in GROUPS},
     }
-    RedFlags(rules, context, [])
+    RedFlags(rules, context)
     with pytest.raises(ValueError, match=message):
-        RedFlags({**rules, **change}, context, [])
+        RedFlags({**rules, **change}, context)

@@ -84,7 +84,7 @@ def test_a_product_is_exact(rows: int) -> None:
     x = in_bytes(random(rows, 3 * GROUP))
     out = np.zeros((rows, TILE), np.float32)
     kept = packed(weight)
-    tile, scales, _ = kept.addresses
+    tile, scales, *_ = kept.fields
     bytes_, sums, row_scales = x
     multiply(
         *(tile, 3 * GROUP, bytes_.ctypes.data, 3 * GROUP, sums.ctypes.data),
@@ -107,7 +107,7 @@ def test_every_kind_of_tile_gives_the_same(kind: str | None) -> None:
     x = in_bytes(np.concatenate([np.full((1, GROUP), -1, np.float32), random(1, GROUP)]))
     out = np.zeros((2, TILE), np.float32)
     kept = packed(weight)
-    tile, scales, _ = kept.addresses
+    tile, scales, *_ = kept.fields
     run(tile, *(array.ctypes.data for array in x), scales, out.ctypes.data)
     assert np.allclose(out, product_of_bytes(x, weight), rtol=1e-5, atol=1e-4)
 

@@ -1,0 +1,43 @@
+"""Records of requests are in a replica's file, and not on its console."""
+
+import io
+import logging
+import logging.handlers
+from collections.abc import Iterator
+
+import pytest
+
+from deployments.observe.records import log_request
+from deployments.replica import use_serve_handlers
+
+NAMES = ("adapters", "deployments", "references", "router")
+
+
+@pytest.fixture
+def console_and_file() -> Iterator[tuple[io.StringIO, io.StringIO]]:
+    """The handlers that Serve gives a replica: one of the console, one before a file."""
+    texts = io.StringIO(), io.StringIO()
+    console = logging.StreamHandler(texts[0])
+    file = logging.handlers.MemoryHandler(1, target=logging.StreamHandler(texts[1]))
+    serve = logging.getLogger("ray.serve")
+    loggers = [serve, *map(logging.getLogger, NAMES)]
+    before = [(one.handlers, one.propagate, one.level) for one in loggers]
+    serve.handlers = [console, file]
+    yield texts
+    for one, (handlers, propagate, level) in zip(loggers, before, strict=True):
+        one.handlers, one.propagate = handlers, propagate
+        one.setLevel(level)
+
+
+def test_a_request_is_in_the_file_and_all_else_in_both(
+    console_and_file: tuple[io.StringIO, io.StringIO],
+) -> None:
+    for _ in range(3):  # each change of the live settings comes by
+        use_serve_handlers("INFO")
+    log_request(logging.getLogger("deployments.api"), "visit.7", "answer", outcome="stop")
+    for name in NAMES:
+        logging.getLogger(name).warning("of %s", name)
+    console, file = (text.getvalue().splitlines() for text in console_and_file)
+    others = [f"of {name}" for name in NAMES]
+    assert console == others
+    assert file == ["answer: outcome stop", *others]
