@@ -171,4 +171,4 @@ async def test_streams_run_until_the_block_ends_and_count_failures(server: Serve
         await asyncio.sleep(0.1)
     assert len(streamed.answers) >= 2
     assert len(streamed.tokens) == 7 * len(streamed.answers)
-    assert set(streamed.failures) == {"a1: a1: status 429"}
+    assert set(streamed.failures) == {"a1: a1: status 429: no"}
