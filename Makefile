@@ -26,7 +26,8 @@ specialists:
 
 test:
 	@python=$(call install,test) && "$$python" -m pytest -n logical --dist loadfile -m "not e2e and not alone and not long" \
-	  && "$$python" -m pytest -m "(e2e or alone) and not long"
+	  && "$$python" -m pytest -n 2 --dist loadfile --durations 15 -m "e2e and not alone and not long" \
+	  && "$$python" -m pytest -m "alone and not long"
 
 test-long:
 	@python=$(call install,test) && "$$python" -m pytest

@@ -5,14 +5,25 @@ Serve copies this module's code into the process that routes, so it keeps no sta
 
 from typing import Any
 
-from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
+from ray.serve.request_router import (
+    FIFOMixin,
+    PendingRequest,
+    ReplicaID,
+    RequestRouter,
+    RunningReplica,
+)
 
 from deployments.ingress.residency import ranked, residency
 from deployments.messages import GenerateRequest
 
 
-class AdapterAwareRouter(RequestRouter):
-    """A router for handles of the Model deployment."""
+class AdapterAwareRouter(FIFOMixin, RequestRouter):
+    """A router for handles of the Model deployment.
+
+    First come, first served, because Serve's other rule tells requests apart by an id that all
+    calls of one HTTP request share (second opinions, several prompts): all but one would wait
+    for ever.
+    """
 
     def initialize_state(self, slack: int) -> None:
         """Serve calls it with `request_router_kwargs`."""

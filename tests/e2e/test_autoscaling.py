@@ -151,6 +151,7 @@ def test_to_zero_and_the_first_questions_wait_for_a_replica(deploy: Deploy) -> N
         assert {"process_s", "base_s", "adapters_s", "warm_up_s"} < set(parts)
 
 
+@pytest.mark.long
 def test_a_long_answer_outlives_its_replica_s_retirement(deploy: Deploy) -> None:
     """Two replicas under load, then one: the answers in progress on both run to their end."""
     from deployments.app import build_application

@@ -115,6 +115,7 @@ def test_requests_at_the_same_time_hold_over_both_routers(
     assert again == {200: 4}
 
 
+@pytest.mark.long
 def test_a_router_that_dies_gives_its_lease_back(clinic: httpx.Client, state: Path) -> None:
     key = key_with(state, max_concurrent=6)
     with ThreadPoolExecutor(12) as pool:

@@ -145,6 +145,15 @@ async def routed(router: AdapterAwareRouter, number: int, *args: Any) -> Replica
     return replica  # type: ignore[no-any-return]
 
 
+async def test_several_calls_of_one_request_are_all_placed() -> None:
+    """Serve gives them one internal id: second opinions, several prompts, several choices."""
+    router = _router()
+    replicas: list[Any] = [Replica("m1"), Replica("m2")]
+    router.update_replicas(replicas)
+    found = await asyncio.gather(*(routed(router, 7, call("derma")) for _ in range(4)))
+    assert len(found) == 4
+
+
 async def test_serve_s_own_loop_places_each_request() -> None:
     """A hot adapter: the holder up to the slack, then both; when all are full it waits."""
     router = _router()
