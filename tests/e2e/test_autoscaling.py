@@ -129,6 +129,7 @@ def ask_for_words(client: httpx.Client, *, stream: bool) -> httpx.Response:
     return httpx.post(f"{client.base_url}v1/completions", json=body, timeout=120)
 
 
+@pytest.mark.long
 def test_to_zero_and_the_first_questions_wait_for_a_replica(deploy: Deploy) -> None:
     from deployments.app import build_application
 

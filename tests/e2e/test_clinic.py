@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
+import torch
 
 from adapters.bases.models import resolve_base_model
 from adapters.catalog import load_catalog
@@ -108,6 +109,7 @@ def test_sixteen_mixed_requests_equal_peft_alone(clinic: httpx.Client) -> None:
     catalog = load_catalog(ROOT / "adapters")
     entry = catalog.base_model(BASE)
     folders = {name: ROOT / "adapters" / "weights" / name for name in SPECIALISTS}
+    torch.set_num_threads(1)  # two would wait for each other beside the clinic's own
     oracle = Oracle(resolved.path, folders)
     from transformers import AutoTokenizer
 

@@ -144,6 +144,7 @@ def test_the_ledger_ends_when_no_router_is_left(clinic: httpx.Client) -> None:
         ray.get_actor("limits-short", namespace="polyclinic")
 
 
+@pytest.mark.long
 def test_the_ledger_dies_and_no_request_fails_for_it(clinic: httpx.Client, state: Path) -> None:
     import ray
 
