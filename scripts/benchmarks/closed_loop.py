@@ -23,6 +23,8 @@ async def closed_loop(
     requests: Sequence[PreparedRequest],
     num: int,
     seconds: float,
+    *,
+    keeps_alive: bool = True,
 ) -> tuple[list[StreamedAnswer], float, float]:
     """Return the answers of `num` streams, and from when to when all of them were asking.
 
@@ -30,12 +32,13 @@ async def closed_loop(
         clients: processes that ask, `num_clients` of them.
         requests: asked in turn, by each stream from another one on.
         seconds: after which nobody asks again.
+        keeps_alive: one connection for all requests of a stream; else one for each request.
     """
     started = time.perf_counter()  # one clock for all processes of a machine
     shares = [range(first, num, num_clients) for first in range(min(num, num_clients))]
     loop = asyncio.get_running_loop()
     asking = [
-        loop.run_in_executor(clients, _ask_all, requests, share, started + seconds)
+        loop.run_in_executor(clients, _ask_all, requests, share, started + seconds, keeps_alive)
         for share in shares
     ]
     answers = itertools.chain.from_iterable(await asyncio.gather(*asking))
@@ -43,7 +46,7 @@ async def closed_loop(
 
 
 def _ask_all(
-    requests: Sequence[PreparedRequest], streams: Sequence[int], until: float
+    requests: Sequence[PreparedRequest], streams: Sequence[int], until: float, keeps_alive: bool
 ) -> list[StreamedAnswer]:
     """Run some of the streams in this process, until that time."""
     answers: list[StreamedAnswer] = []
@@ -54,7 +57,7 @@ def _ask_all(
             answers.append(await read_stream(session, next(turn)))
 
     async def ask_together() -> None:
-        async with connect() as session:
+        async with connect(force_close=not keeps_alive) as session:
             await asyncio.gather(*(ask(session, number % len(requests)) for number in streams))
 
     asyncio.run(ask_together())

@@ -14,6 +14,7 @@ as this application does not. Needs the extra `bench`.
 import argparse
 import asyncio
 import contextlib
+import functools
 import os
 import statistics
 import sys
@@ -133,11 +134,12 @@ async def _ask(
     requests: dict[str, list[PreparedRequest]],
 ) -> list[dict[str, Any]]:
     """Return the figures of one server for each number of streams, mixed and base alone."""
-    await closed_loop(client, 1, requests[MIXED], max(args.streams), WARM_UP_S)
+    ask = functools.partial(closed_loop, client, 1, keeps_alive=False)  # which llama.cpp's does not
+    await ask(requests[MIXED], max(args.streams), WARM_UP_S)
     found = []
     for streams in args.streams:
         for kind, asked in requests.items():
-            measured = await closed_loop(client, 1, asked, streams, args.seconds)
+            measured = await ask(asked, streams, args.seconds)
             about = {"side": side, "adapters": kind, "round": number}
             found.append(about | figures(streams, *measured))
     return found
