@@ -1,6 +1,7 @@
 """What an answer stands on: passages found for the question, put into the prompt, and the check of
 the answer against them."""
 
+import functools
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, replace
 
@@ -155,13 +156,21 @@ class Sources:
     ) -> None:
         self._backend = backend
         self._passages = tuple(passages)
-        self._quoted = quote(passages, language) if quoted is None else quoted
-        self._written = MarkedText(passages)
+        self._language = language
+        self._text = quoted
         is_without = mode != "off" and not passages
         self.mode = mode
         self.notices = (*notices, *([NO_SOURCE] if is_without else []))
         # What a generated answer begins with.
         self.opening = f"{self._quoted}\n\n" if is_without and mode == "cite" else ""
+
+    @functools.cached_property
+    def _quoted(self) -> str:
+        return quote(self._passages, self._language) if self._text is None else self._text
+
+    @functools.cached_property
+    def _written(self) -> MarkedText:
+        return MarkedText(self._passages)  # it reads them: only where a model writes
 
     @property
     def is_on(self) -> bool:
@@ -195,8 +204,10 @@ class Sources:
 
     def verdict(self) -> Verdict:
         """Return what the check of the answer gave, which has ended."""
+        if self.mode != "cite":
+            return Verdict()
         found = tuple(self._written.support)
-        if self.mode != "cite" or not self._passages:
+        if not self._passages:
             return Verdict(found).after(self.opening)
         share = unsupported_share(found)
         self._backend.references.observe_unsupported(share)

@@ -138,7 +138,7 @@ class OpenAIEndpoints:
             choices,
             route_s,
             num_of_prompt=asked.n,
-            max_tokens=sampling.max_tokens,
+            sampling=sampling,
             is_lowered=is_above_limit(asked, clinic),
             is_chat=isinstance(asked, ChatRequest),
             include_usage=include_usage,

@@ -8,7 +8,7 @@ from deployments.api.grounding import Sources, Verdict, markers
 from deployments.api.protocol import openai_replies as bodies
 from deployments.api.protocol.base import Usage, ending_fields, notice_fields, route_fields
 from deployments.api.streaming import StreamItem
-from deployments.engine.request import FinishReason, TokenEvent
+from deployments.engine.request import FinishReason, SamplingParams, TokenEvent
 from router.policy import Route
 
 MAX_TOKENS_LOWERED = "max_tokens_lowered"
@@ -20,8 +20,8 @@ class OpenAIAnswer:
         routes: of each choice, with the version of its adapter (None: the base model) and its
             passages.
         num_of_prompt: choices of each prompt.
-        max_tokens: of each choice, at most.
-        is_lowered: the client asked for more than `max_tokens`.
+        sampling: how each choice is made, but for its seed.
+        is_lowered: the client asked for more than `sampling.max_tokens`.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class OpenAIAnswer:
         route_s: float,
         *,
         num_of_prompt: int,
-        max_tokens: int,
+        sampling: SamplingParams,
         is_lowered: bool,
         is_chat: bool,
         include_usage: bool,
@@ -41,7 +41,7 @@ class OpenAIAnswer:
         self.include_usage = include_usage
         self.num_choices = len(routes)
         self._num_of_prompt = num_of_prompt
-        self._max_tokens = max_tokens
+        self.sampling = sampling
         self._is_lowered = is_lowered
         self._is_chat = is_chat
         self.advice = [route.advice for route, _, _ in routes]
@@ -161,7 +161,7 @@ class OpenAIAnswer:
         """Return the fields that show only at the end: what the passages support, and all notices
         if there are more by then. The model may have had less room after the prompt than
         `max_tokens`, or the passages took the answer's place."""
-        is_short = event.num_tokens < self._max_tokens and not self._is_lowered
+        is_short = event.num_tokens < self.sampling.max_tokens and not self._is_lowered
         is_lowered = is_short and event.finish_reason is FinishReason.LENGTH
         late = [*verdict.notices, *([MAX_TOKENS_LOWERED] if is_lowered else [])]
         fields: dict[str, Any] = {}

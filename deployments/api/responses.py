@@ -8,7 +8,7 @@ from starlette.responses import Response
 
 from deployments.api.errors import ApiError, invalid
 from deployments.api.openai import OpenAIEndpoints, completed_of
-from deployments.api.openai_request import chat_turns, in_openais_words, sampling_of
+from deployments.api.openai_request import chat_turns, in_openais_words
 from deployments.api.protocol.base import ReplyModel, json_response
 from deployments.api.protocol.responses import ResponsesRequest
 from deployments.api.request_body import read_request
@@ -36,9 +36,8 @@ class ResponsesEndpoint:
         try:
             chat = asked.as_chat()
             turns = {"messages": chat_turns(chat, limits.max_question_chars)}
-            sampling = sampling_of(chat, self._backend.clinic)
             answers, reply = await self._openai.prepared(request, chat, turns, accepted_at)
-            answer = ResponsesAnswer(asked, reply, int(accepted_at), sampling)
+            answer = ResponsesAnswer(asked, reply, int(accepted_at))
             if asked.stream:
                 stream = AnswerStream(answers, reply.advice, all_needed=True)
                 await stream.begin()

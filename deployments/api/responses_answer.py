@@ -12,7 +12,7 @@ from deployments.api.protocol import responses as bodies
 from deployments.api.protocol.base import ReplyModel
 from deployments.api.protocol.openai_replies import PolyclinicPart
 from deployments.api.streaming import StreamItem
-from deployments.engine.request import FinishReason, SamplingParams, TokenEvent
+from deployments.engine.request import FinishReason, TokenEvent
 
 _PLACE = {"output_index": 0, "content_index": 0}
 
@@ -23,7 +23,6 @@ class ResponsesAnswer:
         asked: the request.
         chat: the same answer as a chat's, which knows what is ours.
         created: seconds since 1970.
-        sampling: how the answer is made.
     """
 
     def __init__(
@@ -31,7 +30,6 @@ class ResponsesAnswer:
         asked: bodies.ResponsesRequest,
         chat: OpenAIAnswer,
         created: int,
-        sampling: SamplingParams,
     ) -> None:
         self._chat = chat
         self.request_id = chat.request_id
@@ -44,17 +42,17 @@ class ResponsesAnswer:
             "background": False,
             "error": None,
             "instructions": asked.instructions,
-            "max_output_tokens": sampling.max_tokens,
+            "max_output_tokens": chat.sampling.max_tokens,
             "metadata": asked.metadata or {},
             "model": chat.model,
             "parallel_tool_calls": True,
             "previous_response_id": None,
             "store": False,
-            "temperature": sampling.temperature,
+            "temperature": chat.sampling.temperature,
             "text": bodies.ReplyText(format=bodies.ReplyFormat(type="text")),
             "tool_choice": "auto",
             "tools": [],
-            "top_p": sampling.top_p,
+            "top_p": chat.sampling.top_p,
             "truncation": "disabled",
             "user": asked.user,
         }
