@@ -14,8 +14,8 @@ from deployments.api.errors import ApiError
 from deployments.api.generation import Completed, Generation
 from deployments.api.grounding import Found, find, mode_of
 from deployments.api.middleware import request_id_of, session_id_of
-from deployments.api.openai_answer import OpenAIAnswer
-from deployments.api.openai_request import (
+from deployments.api.openai.answer import OpenAIAnswer
+from deployments.api.openai.request import (
     chat_turns,
     check_choices,
     in_openais_words,

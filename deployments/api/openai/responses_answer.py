@@ -7,7 +7,7 @@ from typing import Any
 
 from deployments.api.errors import ApiError
 from deployments.api.generation import Completed
-from deployments.api.openai_answer import OpenAIAnswer
+from deployments.api.openai.answer import OpenAIAnswer
 from deployments.api.protocol import responses as bodies
 from deployments.api.protocol.base import ReplyModel
 from deployments.api.protocol.openai_replies import PolyclinicPart
