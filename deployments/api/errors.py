@@ -28,6 +28,7 @@ STATUS = {
     "empty_prompt": 400,
     "prompt_too_long": 400,
     "output_too_long": 400,
+    "not_for_this_model": 400,
     "queue_full": 503,
     "unknown_adapter": 503,
     "engine_stopped": 503,

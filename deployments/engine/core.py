@@ -75,6 +75,9 @@ class EngineCore(Protocol):
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return the text of token ids, without special tokens."""
 
+    def token_bytes(self, token_id: int) -> bytes:
+        """Return the bytes that a token stands for (detokenizer.py)."""
+
     def listen(
         self,
         loop: asyncio.AbstractEventLoop,
@@ -147,6 +150,9 @@ class ThreadCore:
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return self._decoder.decode(token_ids)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return self._decoder.token_bytes(token_id)
 
     def start(self) -> None:
         self._thread = self._thread or TorchThread()

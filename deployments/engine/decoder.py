@@ -6,10 +6,10 @@ end. docs/decisions.md says why there are two.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
-from deployments.engine.request import Request, SchedulerOutput
+from deployments.engine.request import Request, SchedulerOutput, TokenScore
 from deployments.engine.row import EngineRow
 
 
@@ -30,10 +30,16 @@ class DecoderInfo:
     hidden_ids: frozenset[int] = frozenset()  # special tokens, which are no text
     weights: str = ""  # how the base model's are kept, and why
     threads: int | None = None  # of the processor that a step may use; None: on a GPU
+    refuses: Mapping[str, str] = field(default_factory=dict)  # what it cannot do, by field, and why
 
 
 class AsyncTokens(Protocol):
     """Hold the tokens of a step that may still be running on the device."""
+
+    @property
+    def scores(self) -> Mapping[int, Sequence[TokenScore]]:
+        """Return row -> the scores of its token, of the rows that ask, once `wait` has returned;
+        with `echo` those of its prompt come before the first."""
 
     def wait(self) -> Mapping[int, int]:
         """Wait for the step and return row -> its new token; raises what the step raised."""
@@ -75,6 +81,9 @@ class StepDecoder(Protocol):
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return the text of token ids, without special tokens."""
 
+    def token_bytes(self, token_id: int) -> bytes:
+        """Return the bytes that a token stands for (detokenizer.py)."""
+
 
 class RowSink(Protocol):
     """Take the tokens of a group as they come."""
@@ -105,6 +114,9 @@ class GroupDecoder(Protocol):
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return the text of token ids, without special tokens."""
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """Return the bytes that a token stands for (detokenizer.py)."""
 
 
 class EngineLoop(Protocol):

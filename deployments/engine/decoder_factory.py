@@ -229,6 +229,13 @@ def _make_model(
     return make(base.model, base.model.dtype, num_positions)
 
 
+def _refused(base: Pretrained) -> dict[str, str]:
+    """Return what no request can ask of this base, and why."""
+    if base.family == "causal":
+        return {}
+    return {"echo": "this model is an encoder-decoder, whose answer does not continue the prompt"}
+
+
 def _build_fast(
     base: Pretrained, limits: FastLimits, reader: PeftReader, weights: _Weights
 ) -> ModelRunner:
@@ -252,6 +259,7 @@ def _build_fast(
         eos_ids=base.eos_ids,
         adapters=frozenset(),
         hidden_ids=hidden_ids(base.tokenizer),
+        refuses=_refused(base),
         weights=weights.reason,
         threads=_threads_of(model, limits),
     )

@@ -5,6 +5,7 @@ EngineError                     `error_classes()` lists the tree
 |   +-- EmptyPrompt             there is nothing to answer
 |   +-- PromptTooLong           the prompt is longer than the server accepts
 |   +-- OutputTooLong           the prompt and the answer cannot fit
+|   +-- NotForThisModel         a field asks for what this model or decoder cannot do
 |   +-- QueueFull               no capacity; carries retry_after_s
 |   +-- UnknownAdapter          not loaded on this replica
 +-- DecoderFailed               the decoder raised while this request was in its batch
@@ -15,10 +16,10 @@ EngineError                     `error_classes()` lists the tree
 +-- FastDecoderImpossible       `decoder: fast` was asked for, and this model cannot have it
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from deployments.engine.request import ErrorInfo
+from deployments.engine.request import ErrorInfo, SamplingParams
 
 _FEATURE_HINT = "serve it with `decoder: reference`, or train it as plain LoRA on linear layers"
 
@@ -80,6 +81,26 @@ class OutputTooLong(RequestRefused):
             f"maximum context length is {num_positions} tokens): ask for at most "
             f"{max(0, num_positions - num_prompt_tokens)} tokens"
         )
+
+
+class NotForThisModel(RequestRefused):
+    code = "not_for_this_model"
+
+    def __init__(self, param: str, why: str) -> None:
+        super().__init__(f"{param}: {why}: leave it out")
+        self.param = param
+
+
+def check_features(sampling: SamplingParams, refuses: Mapping[str, str]) -> None:
+    """Raise NotForThisModel for the first feature that is asked for and refused.
+
+    Args:
+        refuses: DecoderInfo.refuses.
+    """
+    asked = {"logprobs": sampling.logprobs is not None, "echo": sampling.echo}
+    for name, why in refuses.items():
+        if asked.get(name):
+            raise NotForThisModel(name, why)
 
 
 class QueueFull(RequestRefused):

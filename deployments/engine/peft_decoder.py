@@ -19,7 +19,7 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 
 from deployments.engine.adapter_biases import AdapterBiases
 from deployments.engine.decoder import DecoderInfo, RowSink
-from deployments.engine.detokenizer import hidden_ids, text_decoder
+from deployments.engine.detokenizer import hidden_ids, text_decoder, token_bytes
 from deployments.engine.errors import AdapterHasNoEffect
 from deployments.engine.lora.peft_features import check_base_is_kept, check_scales
 from deployments.engine.model_loader import Pretrained
@@ -35,6 +35,7 @@ class PeftDecoder:
         """Wrap `base`; `reason` says why this decoder was chosen, for /readyz."""
         self.tokenizer = base.tokenizer
         self.decode = text_decoder(base.tokenizer)
+        self.token_bytes = token_bytes(base.tokenizer)
         self._base = base.model
         self._peft: PeftModel | None = None
         self._family = base.family
@@ -66,6 +67,11 @@ class PeftDecoder:
             eos_ids=self._eos_ids,
             hidden_ids=self._hidden_ids,
             adapters=self._resident,
+            refuses={
+                name: "the reference decoder, which serves this model, gives no scores and "
+                "continues no text"
+                for name in ("logprobs", "echo")
+            },
         )
 
     def load_adapter(self, name: str, directory: Path) -> None:

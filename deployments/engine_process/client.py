@@ -46,6 +46,7 @@ class EngineProcess:
 
     Args:
         decode: token ids -> text; the process hands out ids only.
+        token_bytes: the bytes of a token.
         on_lost: called once, on a thread, if the process ends without having been asked to.
     """
 
@@ -54,9 +55,11 @@ class EngineProcess:
         spec: DecoderSpec,
         limits: EngineLimits,
         decode: Decode,
+        token_bytes: Callable[[int], bytes],
         on_lost: Callable[[], None] = lambda: None,
     ) -> None:
         self.decode = decode
+        self.token_bytes = token_bytes
         self._limits = limits
         self._on_lost = on_lost
         self._gone = EngineStopped("the engine's process ended")  # until more is known

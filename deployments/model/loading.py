@@ -20,7 +20,7 @@ from adapters.token_prompts import BadTokenId, decode_prompts
 from adapters.versions import RegisteredAdapter
 from deployments.engine.core import EngineLimits
 from deployments.engine.decoder import GroupDecoder, StepDecoder
-from deployments.engine.detokenizer import Decode, text_decoder
+from deployments.engine.detokenizer import Decode, text_decoder, token_bytes
 from deployments.engine.engine import Engine
 from deployments.engine.thread import TorchThread, use_cores_on
 from deployments.engine_process.client import EngineProcess, RemoteDecoder
@@ -138,7 +138,13 @@ def start_process(
     limits = engine_limits(settings.engine, device)
     with ThreadPoolExecutor(1) as beside:  # the process imports and loads meanwhile
         text = beside.submit(parts.load_text)
-        process = EngineProcess(parts.spec, limits, lambda ids: text.result().decode(ids), on_lost)
+        process = EngineProcess(
+            parts.spec,
+            limits,
+            lambda ids: text.result().decode(ids),
+            lambda token_id: text.result().token_bytes(token_id),
+            on_lost,
+        )
     try:
         tokenizer, encode = text.result().tokenizer, text.result().encode
     except Exception:
@@ -163,6 +169,7 @@ class _Text:
     tokenizer: Any
     encode: EncodePrompt
     decode: Decode
+    token_bytes: Callable[[int], bytes]
 
 
 class _Parts:
@@ -198,7 +205,8 @@ class _Parts:
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(self.spec.path)
-        return _Text(tokenizer, self.encode_with(tokenizer), text_decoder(tokenizer))
+        encode = self.encode_with(tokenizer)
+        return _Text(tokenizer, encode, text_decoder(tokenizer), token_bytes(tokenizer))
 
     def encode_with(self, tokenizer: Any) -> EncodePrompt:
         """Return how conversations are written, tried on every shape of them.

@@ -23,7 +23,7 @@ from starlette.routing import Route
 from adapters.prompting import Message, PromptFormat
 from deployments.app import build_application
 from deployments.engine.decoder import DecoderInfo
-from deployments.engine.request import SchedulerOutput
+from deployments.engine.request import SchedulerOutput, TokenScore
 from deployments.model.adapter_manager import AdapterManager
 from deployments.model.loading import LoadedModel
 from deployments.model.weights_reader import HostCache
@@ -105,6 +105,7 @@ def load_stand_in(
 class _Ready:
     def __init__(self, tokens: Mapping[int, int]) -> None:
         self._tokens = tokens
+        self.scores: dict[int, list[TokenScore]] = {}
 
     def wait(self) -> Mapping[int, int]:
         return self._tokens
@@ -161,3 +162,6 @@ class StandInDecoder:
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return bytes(token_ids).decode()
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return bytes([token_id])
