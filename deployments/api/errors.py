@@ -29,6 +29,7 @@ STATUS = {
     "prompt_too_long": 400,
     "output_too_long": 400,
     "not_for_this_model": 400,
+    "invalid_token_id": 400,
     "queue_full": 503,
     "unknown_adapter": 503,
     "engine_stopped": 503,

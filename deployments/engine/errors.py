@@ -3,6 +3,7 @@
 EngineError                     `error_classes()` lists the tree
 +-- RequestRefused              before queuing; has a code, a param and a message for the client
 |   +-- EmptyPrompt             there is nothing to answer
+|   +-- BadPromptToken          a token id that this model does not have
 |   +-- PromptTooLong           the prompt is longer than the server accepts
 |   +-- OutputTooLong           the prompt and the answer cannot fit
 |   +-- NotForThisModel         a field asks for what this model or decoder cannot do
@@ -56,6 +57,14 @@ class EmptyPrompt(RequestRefused):
 
     def __init__(self) -> None:
         super().__init__("the prompt has no tokens: ask a question")
+
+
+class BadPromptToken(RequestRefused):
+    code = "invalid_token_id"
+    param = "question"
+
+    def __init__(self, position: int, reason: str) -> None:
+        super().__init__(f"position {position}: {reason}")
 
 
 class PromptTooLong(RequestRefused):

@@ -135,6 +135,7 @@ class TokenScore(NamedTuple):
 class ScoredToken(NamedTuple):
     """A TokenScore with texts.
 
+    text: `bytes:\\xe2\\x80` where the bytes are no whole characters.
     offset: characters of the text before the token's own.
     top: the text, bytes and log-probability of each.
     is_text: false for a special token, which has a name and no text.

@@ -59,4 +59,7 @@ class ScoredText:
 
     def _texts(self, token_id: int) -> tuple[str, bytes]:
         data = self._data_of(token_id)
-        return data.decode("utf-8", errors="replace"), data
+        try:
+            return data.decode(), data
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data), data

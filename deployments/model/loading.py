@@ -16,7 +16,7 @@ from adapters.catalog import Catalog
 from adapters.prompt_check import EncodePrompt, checked_entry, encoder_of, unwritable
 from adapters.seed_check import AdapterError
 from adapters.store import AdapterStore
-from adapters.token_prompts import BadTokenId, decode_prompts
+from adapters.token_prompts import BadTokenId, decode_prompts, encode_text
 from adapters.versions import RegisteredAdapter
 from deployments.engine.core import EngineLimits
 from deployments.engine.decoder import GroupDecoder, StepDecoder
@@ -49,6 +49,7 @@ _CLOSE_S = 5.0
 
 LoadModel = Callable[[Settings, str], "LoadedModel"]
 DecodePrompts = Callable[[Sequence[Sequence[int]]], list[str] | BadTokenId]
+EncodeText = Callable[[str | Sequence[int]], list[int] | BadTokenId]
 
 
 class MakeManager(Protocol):
@@ -62,6 +63,7 @@ class LoadedModel:
     make_manager: gives the model its adapters once the engine runs; None if it takes none.
     warm_up: what the decoder prepares between its first adapters and its first request.
     decode: gives the texts of token ids; None if it cannot.
+    encode_text: gives the token ids of what is continued as it stands; None if it cannot.
     """
 
     base_model: str
@@ -70,6 +72,7 @@ class LoadedModel:
     make_manager: MakeManager | None = None
     warm_up: Callable[[], None] | None = None
     decode: DecodePrompts | None = None
+    encode_text: EncodeText | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +88,7 @@ class RunningModel:
     make_manager: MakeManager | None = None
     warm_up: Callable[[], None] | None = None
     decode: DecodePrompts | None = None
+    encode_text: EncodeText | None = None
     engine_pid: int | None = None
 
 
@@ -104,6 +108,7 @@ def load_model(settings: Settings, device: str) -> LoadedModel:
         parts.make_manager_of(decoder),
         getattr(decoder, "warm_up", None),
         functools.partial(decode_prompts, tokenizer=decoder.tokenizer),
+        functools.partial(encode_text, tokenizer=decoder.tokenizer),
     )
 
 
@@ -121,6 +126,7 @@ def start_on_thread(load: LoadModel, settings: Settings, device: str) -> Running
         model.make_manager,
         model.warm_up,
         model.decode,
+        model.encode_text,
     )
 
 
@@ -158,6 +164,7 @@ def start_process(
         parts.make_manager_of(decoder),
         decoder.warm_up,
         functools.partial(decode_prompts, tokenizer=tokenizer),
+        functools.partial(encode_text, tokenizer=tokenizer),
         process.pid,
     )
 

@@ -5,10 +5,11 @@ from typing import Any
 
 from deployments.api.generation import Completed
 from deployments.api.grounding import Sources, Verdict, markers
+from deployments.api.openai.logprobs import chat_tokens, text_logprobs
 from deployments.api.protocol import openai_replies as bodies
 from deployments.api.protocol.base import Usage, ending_fields, notice_fields, route_fields
 from deployments.api.streaming import StreamItem
-from deployments.engine.request import FinishReason, SamplingParams, TokenEvent
+from deployments.engine.request import FinishReason, SamplingParams, ScoredToken, TokenEvent
 from router.policy import Route
 
 MAX_TOKENS_LOWERED = "max_tokens_lowered"
@@ -97,7 +98,10 @@ class OpenAIAnswer:
             return bodies.ChatReply(object="chat.completion", choices=chats, **more)
         texts = [
             bodies.TextChoice(
-                index=number, logprobs=None, text=one.text, finish_reason=_openai_reason(one.event)
+                index=number,
+                logprobs=self._logprobs(number, one.event.scores),
+                text=one.text,
+                finish_reason=_openai_reason(one.event),
             )
             for number, one in enumerate(answers)
         ]
@@ -109,7 +113,18 @@ class OpenAIAnswer:
         message = bodies.ChatMessageReply(
             role="assistant", content=text, refusal=None, **self._annotated(number, text)
         )
-        return bodies.ChatChoice(index=number, logprobs=None, message=message, finish_reason=reason)
+        logprobs = self._logprobs(number, answer.event.scores)
+        return bodies.ChatChoice(
+            index=number, logprobs=logprobs, message=message, finish_reason=reason
+        )
+
+    def _logprobs(self, number: int, scores: Sequence[ScoredToken]) -> Any:
+        """Return what a choice or a chunk says of its tokens; None if nobody asks."""
+        if self.sampling.logprobs is None:
+            return None
+        if self._is_chat:
+            return bodies.ChatLogprobs(content=chat_tokens(scores), refusal=None)
+        return text_logprobs(scores, len(self.advice[number]))
 
     def opening(self, number: int = 0) -> bodies.Chunk:
         """Build a choice's first chunk: who answers (`polyclinic`) and, in a chat, the role."""
@@ -119,7 +134,7 @@ class OpenAIAnswer:
             polyclinic=bodies.PolyclinicOpening(**self._polyclinic[number]),
         )
 
-    def text(self, number: int, text: str) -> bodies.Chunk:
+    def text(self, number: int, text: str, scores: Sequence[ScoredToken] = ()) -> bodies.Chunk:
         """Return the chunk of a piece of text: the same object each time, with another text.
 
         Building a chunk takes 2.9 us and sending it 1.7 us, for every token of every stream.
@@ -131,6 +146,7 @@ class OpenAIAnswer:
             choice.delta.content = text
         else:
             choice.text = text
+        choice.logprobs = self._logprobs(number, scores) if scores else None
         return self._text_chunks[number]
 
     def closing(self, item: StreamItem) -> bodies.Chunk:

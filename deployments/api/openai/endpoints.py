@@ -3,7 +3,8 @@
 import asyncio
 import functools
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from types import MappingProxyType
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -18,6 +19,8 @@ from deployments.api.openai.answer import OpenAIAnswer
 from deployments.api.openai.request import (
     chat_turns,
     check_choices,
+    checked_mode,
+    continued_prompts,
     in_openais_words,
     includes_usage,
     is_above_limit,
@@ -57,13 +60,15 @@ class OpenAIEndpoints:
         accepted_at, limits = time.time(), self._backend.limits
         try:
             asked = await read_request(request, CompletionRequest, limits.max_body_bytes)
-            texts = await prompt_texts(asked, self._backend)
+            continued = continued_prompts(asked, limits.max_question_chars, limits.max_prompts)
+            texts = {} if continued else await prompt_texts(asked, self._backend)
         except ApiError as error:
             raise in_openais_words(error, error.param or "prompt") from None
         conversations: _Conversations = {
             path: (Message("user", text),) for path, text in texts.items()
         }
-        return await self._answered(request, asked, conversations, accepted_at)
+        conversations |= {path: () for path in continued}
+        return await self._answered(request, asked, conversations, accepted_at, continued)
 
     async def _answered(
         self,
@@ -71,8 +76,9 @@ class OpenAIEndpoints:
         asked: OpenAIRequest,
         conversations: _Conversations,
         accepted_at: float,
+        continued: Mapping[str, str | tuple[int, ...]] = MappingProxyType({}),
     ) -> Response:
-        answers, reply = await self.prepared(request, asked, conversations, accepted_at)
+        answers, reply = await self.prepared(request, asked, conversations, accepted_at, continued)
         if asked.stream:
             stream = AnswerStream(answers, reply.advice, all_needed=True)
             await stream.begin()
@@ -85,9 +91,14 @@ class OpenAIEndpoints:
         asked: OpenAIRequest,
         conversations: _Conversations,
         accepted_at: float,
+        continued: Mapping[str, str | tuple[int, ...]] = MappingProxyType({}),
     ) -> tuple[list[Generation], OpenAIAnswer]:
         """Route the questions and find their passages; return the answers, not yet begun, and the
         reply that they are to become.
+
+        Args:
+            continued: what is no question but continued as it stands, by its path; its
+                conversation is empty.
 
         Raises:
             ApiError: the request is refused.
@@ -99,7 +110,7 @@ class OpenAIEndpoints:
         check_choices(asked.n, len(conversations), self._backend.limits.max_prompts)
         request_id, session_id = request_id_of(request), session_id_of(request)
         is_named = asked.model_name != "auto"
-        mode = mode_of(self._backend, asked.grounding, is_named=is_named)
+        mode = checked_mode(asked, mode_of(self._backend, asked.grounding, is_named=is_named))
         if mode != "quote":
             check_capacity(self._backend, self._backend.limits.max_timeout_s)
         turns_of = list(conversations.values())
@@ -127,6 +138,7 @@ class OpenAIEndpoints:
                 session_id=session_id,
                 adapter_version=version,
                 may_shorten=True,
+                continues=continued.get(path),
             )
             explain = functools.partial(openai_engine_error, param=path)
             about = (sources, route.specialty, route.confidence, explain)
@@ -165,7 +177,7 @@ class OpenAIEndpoints:
         return routes, time.perf_counter() - started
 
     async def _routes(self, model: str, conversations: Sequence[Sequence[Message]]) -> list[Route]:
-        asked = [list(filter(has_latin_letter, _users(turns))) for turns in conversations]
+        asked = [list(filter(has_latin_letter, _users(turns))) or [""] for turns in conversations]
         if model == "auto":  # "42" alone would be misrouted
             return await self._backend.classify(asked)
         card = self._backend.clinic.adapter(model)
@@ -210,8 +222,8 @@ async def _chunks(stream: AnswerStream, reply: OpenAIAnswer) -> AsyncGenerator[s
         if item.failure is not None:
             yield sse(StreamErrorEvent(error=item.failure.reply(request_id=reply.request_id)))
             return
-        if item.text:
-            yield sse(reply.text(item.opinion, item.text))
+        if item.text or item.scores:
+            yield sse(reply.text(item.opinion, item.text, item.scores))
         if item.event is not None:
             ended[item.opinion] = item.event
             yield sse(reply.closing(item))

@@ -15,6 +15,7 @@ from deployments.api.request_body import (
 )
 from deployments.engine.request import ErrorInfo, SamplingParams
 from deployments.messages import Backend, ServedModels
+from deployments.settings import GroundingMode
 
 MAX_MESSAGES = 256
 # What is too long, in our words. OpenAI has one code for it, and clients drop old turns on it.
@@ -92,6 +93,53 @@ async def prompt_texts(asked: CompletionRequest, backend: Backend) -> dict[str, 
     return texts
 
 
+def continued_prompts(
+    asked: CompletionRequest, max_chars: int, max_prompts: int
+) -> dict[str, str | tuple[int, ...]]:
+    """Return what is continued as it stands, by its path in the body: with `echo`, every prompt.
+
+    Raises:
+        ApiError: 400; nobody is named to continue it, there are too many, or one is too long.
+    """
+    if not asked.is_echoed:
+        return {}
+    if asked.model_name == "auto":
+        raise invalid(
+            "echo",
+            "the prompt is continued as it stands, and not routed: put an adapter's name, or base, "
+            "in model",
+            code="conflicting_fields",
+        )
+    prompts = asked.prompts
+    check_count("prompt", len(prompts), max_prompts)
+    for path, prompt in prompts.items():
+        what = "characters" if isinstance(prompt, str) else "token ids"
+        check_length(path, len(prompt), max_chars=max_chars, what=what)
+        if isinstance(prompt, str):
+            check_characters(path, prompt)
+    return {path: p if isinstance(p, str) else tuple(p) for path, p in prompts.items()}
+
+
+def checked_mode(asked: OpenAIRequest, mode: GroundingMode) -> GroundingMode:
+    """Return how the answer stands on references: not at all where a text is continued.
+
+    Raises:
+        ApiError: 400; what is asked for is the model's own text, and references change it.
+    """
+    if asked.is_echoed and asked.grounding is None:
+        return "off"
+    own = {"echo": asked.is_echoed, "logprobs": asked.num_logprobs is not None}
+    for field, is_asked_for in own.items():
+        if is_asked_for and mode != "off":
+            raise invalid(
+                field,
+                f"it is of a text that the model alone writes, and this answer would stand on "
+                f"references (grounding: {mode}): send grounding: off too",
+                code="conflicting_fields",
+            )
+    return mode
+
+
 def includes_usage(asked: OpenAIRequest) -> bool:
     """Whether a stream ends in a chunk with the usage.
 
@@ -139,7 +187,10 @@ def sampling_of(asked: OpenAIRequest, clinic: ServedModels) -> SamplingParams:
         ApiError: 400 naming the field and the limit.
     """
     param, value = asked.num_tokens_asked
-    max_tokens = min(value or clinic.default_output_tokens, clinic.max_output_tokens)
+    if value == 0 and not asked.is_echoed:
+        raise invalid(param, "0 asks for no answer: at least 1, or send echo: true too")
+    wanted = clinic.default_output_tokens if value is None else value
+    max_tokens = min(wanted, clinic.max_output_tokens)
     min_tokens = asked.min_tokens or 0
     if min_tokens > max_tokens:
         raise invalid(
@@ -160,5 +211,7 @@ def sampling_of(asked: OpenAIRequest, clinic: ServedModels) -> SamplingParams:
         stop=stop,
         top_k=asked.top_k or 0,
         min_tokens=min_tokens,
+        logprobs=asked.num_logprobs,
+        echo=asked.is_echoed,
         **({} if penalty is None else {"repetition_penalty": penalty}),
     )

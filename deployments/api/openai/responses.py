@@ -53,9 +53,9 @@ async def _events(stream: AnswerStream, answer: ResponsesAnswer) -> AsyncGenerat
         yield _sse(event)
     said = []
     async for item in stream:
-        if item.text:
+        if item.text or item.scores:
             said.append(item.text)
-            yield _sse(answer.text(item.text))
+            yield _sse(answer.text(item.text, item.scores))
         if item.failure is not None:
             yield _sse(answer.failure(item.failure))
             return

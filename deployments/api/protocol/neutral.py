@@ -76,6 +76,26 @@ NumChoices = Annotated[
         }
     ),
 ]
+MAX_TOP_LOGPROBS = 20
+
+# How many of the most likely tokens to show in each token's place; 0: the token's own score alone.
+NumLogprobs = Annotated[
+    StrictInt | None,
+    Field(ge=0, le=MAX_TOP_LOGPROBS),
+    BeforeValidator(
+        lambda value: None if asks_for_nothing(value) and not _is_same(value, 0) else value
+    ),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "integer", "minimum": 0, "maximum": MAX_TOP_LOGPROBS},
+                {"enum": [None, False, "", [], {}]},
+            ],
+            "description": "as many of the most likely tokens in the place of each, with their "
+            "log-probabilities",
+        }
+    ),
+]
 NeutralFormat = Annotated[Any, AcceptOnly((*_NOTHING, {"type": "text"}))]
 # Without tools, both mean that no tool is called.
 NeutralToolChoice = Annotated[Any, AcceptOnly((*_NOTHING, "none", "auto"))]

@@ -61,12 +61,10 @@ class OpenAIRequest(RequestModel):
     # Accepted with a value that asks for nothing, refused by name with another.
     audio: Neutral = None
     best_of: neutral.NeutralCount = None
-    echo: Neutral = None
     frequency_penalty: Neutral = None
     function_call: neutral.NeutralToolChoice = None
     functions: Neutral = None
     logit_bias: Neutral = None
-    logprobs: Neutral = None
     modalities: neutral.NeutralModalities = None
     moderation: Neutral = None
     parallel_tool_calls: neutral.NeutralFlag = None
@@ -78,7 +76,6 @@ class OpenAIRequest(RequestModel):
     suffix: Neutral = None
     tool_choice: neutral.NeutralToolChoice = None
     tools: Neutral = None
-    top_logprobs: Neutral = None
     verbosity: neutral.NeutralVerbosity = None
     web_search_options: Neutral = None
     # vLLM's.
@@ -106,6 +103,16 @@ class OpenAIRequest(RequestModel):
     use_beam_search: Neutral = None
 
     @property
+    def num_logprobs(self) -> int | None:
+        """The likeliest tokens to show in each token's place; None: no log-probabilities."""
+        raise NotImplementedError
+
+    @property
+    def is_echoed(self) -> bool:
+        """Whether the prompt is continued as it stands, and comes before the answer."""
+        return False
+
+    @property
     def model_name(self) -> str:
         return "auto" if self.model is None else self.model
 
@@ -126,6 +133,26 @@ class ChatRequest(OpenAIRequest):
 
     messages: list[ChatMessage] = Field(min_length=1)
     max_completion_tokens: MaxTokens | None = None
+    logprobs: Annotated[neutral.NeutralFlag, Field(description="of each token of the answer")] = (
+        None
+    )
+    top_logprobs: neutral.NumLogprobs = None
+
+    echo: Neutral = None
+
+    @property
+    def num_logprobs(self) -> int | None:
+        if self.logprobs is True:
+            return self.top_logprobs or 0
+        if self.top_logprobs:
+            raise ApiError(
+                400,
+                "conflicting_fields",
+                f"top_logprobs ({self.top_logprobs}): only with logprobs: true; set it, or leave "
+                "top_logprobs out",
+                param="top_logprobs",
+            )
+        return None
 
     @property
     def num_tokens_asked(self) -> tuple[str, int | None]:
@@ -159,7 +186,8 @@ def _kind_of_prompt(prompt: Any) -> str:
 
 
 class CompletionRequest(OpenAIRequest):
-    """POST /v1/completions: each prompt is asked as one question, in the serving prompt format."""
+    """POST /v1/completions: each prompt is asked as one question, in the serving prompt format.
+    With `echo` it is no question, but a text that `model` continues as it stands."""
 
     prompt: Annotated[
         Annotated[StrictStr, Tag("Text")]
@@ -171,6 +199,24 @@ class CompletionRequest(OpenAIRequest):
         description="a text, several texts, or token ids of the base model's tokenizer; each is "
         "one question with a choice of its own"
     )
+    max_tokens: StrictInt | None = Field(
+        default=None, ge=0, description="0, with echo: the prompt alone"
+    )
+    logprobs: neutral.NumLogprobs = None
+    echo: Annotated[
+        neutral.NeutralFlag,
+        Field(description="the prompt's text and tokens come first; needs a `model` by name"),
+    ] = None
+
+    top_logprobs: Neutral = None
+
+    @property
+    def num_logprobs(self) -> int | None:
+        return self.logprobs
+
+    @property
+    def is_echoed(self) -> bool:
+        return self.echo is True
 
     @property
     def prompts(self) -> dict[str, str | list[int]]:

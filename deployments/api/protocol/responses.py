@@ -14,7 +14,7 @@ from deployments.api.protocol.base import Count, ErrorDetail, ReplyModel, Reques
 from deployments.api.protocol.chat_messages import ChatMessage
 from deployments.api.protocol.neutral import HINT, UNSUPPORTED, AcceptOnly, Neutral
 from deployments.api.protocol.openai import ChatRequest
-from deployments.api.protocol.openai_replies import PolyclinicPart
+from deployments.api.protocol.openai_replies import ChatToken, PolyclinicPart
 from deployments.api.protocol.references import Grounding
 
 _Hint = Annotated[Any, HINT]
@@ -42,6 +42,10 @@ _Items = Annotated[list[InputMessage], Field(min_length=1)]
 
 def _kind_of_input(given: Any) -> str:
     return "Items" if isinstance(given, list) else "Text"
+
+
+LOGPROBS = "message.output_text.logprobs"
+_Include = Annotated[Any, AcceptOnly((None, False, 0, "", [], {}, [LOGPROBS]))]
 
 
 class TextConfig(RequestModel):
@@ -77,6 +81,8 @@ class ResponsesRequest(RequestModel):
     stream_options: ResponsesStreamOptions | None = None
     text: TextConfig | None = None
     reasoning: Reasoning | None = None
+    include: _Include = None
+    top_logprobs: neutral.NumLogprobs = None
 
     grounding: Grounding = None  # ours
 
@@ -94,7 +100,6 @@ class ResponsesRequest(RequestModel):
     context_management: Neutral = None
     conversation: Neutral = None
     image: Neutral = None
-    include: Neutral = None
     max_tool_calls: Neutral = None
     moderation: Neutral = None
     parallel_tool_calls: neutral.NeutralFlag = None
@@ -103,7 +108,6 @@ class ResponsesRequest(RequestModel):
     service_tier: neutral.NeutralTier = None
     tool_choice: neutral.NeutralToolChoice = None
     tools: Neutral = None
-    top_logprobs: Neutral = None
     truncation: Annotated[Any, AcceptOnly((None, "", "disabled"))] = None
 
     def as_chat(self) -> ChatRequest:
@@ -122,12 +126,16 @@ class ResponsesRequest(RequestModel):
             top_p=self.top_p,
             stream=self.stream,
             grounding=self.grounding,
+            logprobs=LOGPROBS in (self.include or ()) or bool(self.top_logprobs),
+            top_logprobs=self.top_logprobs,
         )
 
     def path_of(self, chat_path: str) -> str:
         """Return where in this request is what `as_chat` puts at `chat_path`."""
         if chat_path in ("max_tokens", "max_completion_tokens"):
             return "max_output_tokens"
+        if chat_path == "logprobs":
+            return "top_logprobs" if self.top_logprobs else "include"
         first, _, rest = chat_path.partition(".")
         if first != "messages":
             return chat_path
@@ -159,7 +167,7 @@ class OutputText(ReplyModel):
     annotations: list[ResponsesAnnotation] = Field(
         description="markers of passages that have an address"
     )
-    logprobs: list[Any]
+    logprobs: list[ChatToken] = Field(description="empty unless asked for")
 
 
 class OutputMessage(ReplyModel):
@@ -268,7 +276,7 @@ class PartEvent(_OfPart):
 class DeltaEvent(_OfPart):
     type: Literal["response.output_text.delta"]
     delta: str
-    logprobs: list[Any]
+    logprobs: list[ChatToken]
 
 
 class AnnotationEvent(_OfPart):
@@ -280,7 +288,7 @@ class AnnotationEvent(_OfPart):
 class TextDoneEvent(_OfPart):
     type: Literal["response.output_text.done"]
     text: str
-    logprobs: list[Any]
+    logprobs: list[ChatToken]
 
 
 class FailedEvent(_Event):

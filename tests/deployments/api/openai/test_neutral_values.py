@@ -40,7 +40,7 @@ FIELDS = [
     ("tools", [], [[{}]]),
     ("functions", [], [[{}]]),
     ("logit_bias", [], [{"50256": -100}]),
-    ("logprobs", [], [True, 3]),
+    ("logprobs", [True], [1, 3, "yes"]),
     ("presence_penalty", [0.0], [0.5]),
     ("audio", [], [{"voice": "alloy"}]),
     ("prediction", [], [{"type": "content"}]),
