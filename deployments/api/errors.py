@@ -30,6 +30,8 @@ STATUS = {
     "output_too_long": 400,
     "not_for_this_model": 400,
     "invalid_token_id": 400,
+    "invalid_schema": 400,
+    "structure_failed": 400,
     "queue_full": 503,
     "unknown_adapter": 503,
     "engine_stopped": 503,

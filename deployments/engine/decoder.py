@@ -7,10 +7,14 @@ end. docs/decisions.md says why there are two.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from deployments.engine.errors import EngineError
 from deployments.engine.request import Request, SchedulerOutput, TokenScore
 from deployments.engine.row import EngineRow
+
+if TYPE_CHECKING:
+    from deployments.engine.structured.grammar import GrammarCompiler
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +45,10 @@ class AsyncTokens(Protocol):
         """Return row -> the scores of its token, of the rows that ask, once `wait` has returned;
         with `echo` those of its prompt come before the first."""
 
+    @property
+    def failures(self) -> Mapping[int, EngineError]:
+        """Return the rows that cannot go on, and why: their tokens mean nothing."""
+
     def wait(self) -> Mapping[int, int]:
         """Wait for the step and return row -> its new token; raises what the step raised."""
 
@@ -61,6 +69,10 @@ class StepDecoder(Protocol):
 
     @property
     def info(self) -> DecoderInfo: ...
+
+    @property
+    def grammars(self) -> "GrammarCompiler":
+        """Return what compiles the grammars of this model's answers; any thread may use it."""
 
     def set_adapter(self, row: int, name: str | None) -> None:
         """Begin an answer in `row` with adapter `name`; None is the base model alone.
@@ -100,6 +112,9 @@ class GroupDecoder(Protocol):
 
     @property
     def info(self) -> DecoderInfo: ...
+
+    @property
+    def grammars(self) -> "GrammarCompiler": ...
 
     def set_adapter(self, name: str | None) -> None:
         """Make `name` the adapter of the next group; None is the base model alone."""

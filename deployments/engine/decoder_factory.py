@@ -25,6 +25,7 @@ from deployments.engine.models.base import Model, TorchBatches
 from deployments.engine.models.llama import LlamaModel
 from deployments.engine.models.t5 import T5Model, unsupported_by_t5
 from deployments.engine.peft_decoder import PeftDecoder
+from deployments.engine.structured.vocabulary import refused_features
 
 logger = logging.getLogger(__name__)
 
@@ -229,13 +230,6 @@ def _make_model(
     return make(base.model, base.model.dtype, num_positions)
 
 
-def _refused(base: Pretrained) -> dict[str, str]:
-    """Return what no request can ask of this base, and why."""
-    if base.family == "causal":
-        return {}
-    return {"echo": "this model is an encoder-decoder, whose answer does not continue the prompt"}
-
-
 def _build_fast(
     base: Pretrained, limits: FastLimits, reader: PeftReader, weights: _Weights
 ) -> ModelRunner:
@@ -259,7 +253,7 @@ def _build_fast(
         eos_ids=base.eos_ids,
         adapters=frozenset(),
         hidden_ids=hidden_ids(base.tokenizer),
-        refuses=_refused(base),
+        refuses=refused_features(base.family, base.tokenizer),
         weights=weights.reason,
         threads=_threads_of(model, limits),
     )

@@ -104,6 +104,8 @@ class Engine:
             EngineStopped: the engine no longer runs.
         """
         self._check_request(request)
+        if request.sampling.grammar is not None:
+            await asyncio.wrap_future(self.core.prepare(request.sampling.grammar))
         self._listen()
         number = next(self._numbers)
         state = RequestState(

@@ -7,8 +7,10 @@ EngineError                     `error_classes()` lists the tree
 |   +-- PromptTooLong           the prompt is longer than the server accepts
 |   +-- OutputTooLong           the prompt and the answer cannot fit
 |   +-- NotForThisModel         a field asks for what this model or decoder cannot do
+|   +-- InvalidGrammar          no answer can keep to the structure that is asked for
 |   +-- QueueFull               no capacity; carries retry_after_s
 |   +-- UnknownAdapter          not loaded on this replica
++-- StructureFailed             a structure became too complex while its answer was written
 +-- DecoderFailed               the decoder raised while this request was in its batch
 +-- EngineStopped               the loop has died or is shutting down; replace the replica
 +-- AdapterNotSupported         the adapter has features that the decoder cannot serve
@@ -106,10 +108,29 @@ def check_features(sampling: SamplingParams, refuses: Mapping[str, str]) -> None
     Args:
         refuses: DecoderInfo.refuses.
     """
-    asked = {"logprobs": sampling.logprobs is not None, "echo": sampling.echo}
+    asked = {
+        "logprobs": sampling.logprobs is not None,
+        "echo": sampling.echo,
+        "structure": sampling.grammar is not None,
+    }
     for name, why in refuses.items():
         if asked.get(name):
             raise NotForThisModel(name, why)
+
+
+class InvalidGrammar(RequestRefused):
+    code = "invalid_schema"
+    param = "structure"
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"no answer can keep to it: {why.strip()}")
+
+
+class StructureFailed(EngineError):
+    code = "structure_failed"
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"the structure became too complex to follow ({why}): simplify it")
 
 
 class QueueFull(RequestRefused):

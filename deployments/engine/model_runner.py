@@ -19,6 +19,7 @@ from deployments.engine.attention.prefill import prefill_inputs
 from deployments.engine.cuda_graphs import SCRATCH_POSITIONS, DecodeGraphs, PrefillGraphs, RowInputs
 from deployments.engine.decoder import DecoderInfo
 from deployments.engine.detokenizer import text_decoder, token_bytes
+from deployments.engine.errors import EngineError
 from deployments.engine.kernels.backend import are_fused
 from deployments.engine.lora.peft_reader import PeftReader
 from deployments.engine.lora.pool import BASE_SLOT, LoraPool
@@ -26,7 +27,10 @@ from deployments.engine.model_loader import Pretrained
 from deployments.engine.models.base import Model
 from deployments.engine.request import PrefillChunk, SchedulerOutput
 from deployments.engine.sampling import DeviceTokens, Sampler
-from deployments.engine.scoring import Scorer
+from deployments.engine.scores.scorer import Scorer
+from deployments.engine.structured.grammar import GrammarCompiler
+from deployments.engine.structured.masks import GrammarMasks
+from deployments.engine.structured.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +99,10 @@ class ModelRunner(AdapterLoader):
         self.token_bytes = token_bytes(base.tokenizer)
         self._sampler = Sampler(len(capacities), model.vocab_size, eos_ids, model.device)
         self._scorer = Scorer()
+        vocabulary = Vocabulary(base.tokenizer, model.vocab_size, base.eos_ids)
+        self.grammars = GrammarCompiler(vocabulary)
+        self._masks = GrammarMasks(self.grammars, len(capacities), model.vocab_size, model.device)
+        self._failures: dict[int, EngineError] = {}
 
     @property
     def info(self) -> DecoderInfo:
@@ -124,6 +132,7 @@ class ModelRunner(AdapterLoader):
         self._states[row] = _RowState()
         self._sampler.free(row)
         self._scorer.free(row)
+        self._masks.free(row)
 
     def reset(self) -> None:
         for row in range(len(self._states)):
@@ -153,7 +162,8 @@ class ModelRunner(AdapterLoader):
             emitting += rows
         if not picked:
             return DeviceTokens((), None)
-        return DeviceTokens(tuple(emitting), torch.cat(picked), self._scorer.take())
+        failures, self._failures = self._failures, {}
+        return DeviceTokens(tuple(emitting), torch.cat(picked), self._scorer.take(), failures)
 
     def _begin_chunk(self, chunk: PrefillChunk) -> None:
         state = self._states[chunk.row]
@@ -162,6 +172,7 @@ class ModelRunner(AdapterLoader):
             begin = prompt if self._start_id is None else (self._start_id,)
             self._sampler.begin(chunk.row, chunk.request.sampling, begin)
             self._scorer.begin(chunk.row, chunk.request.sampling)
+            self._masks.begin(chunk.row, chunk.request.sampling.grammar)
             state.num_prompt_tokens = len(prompt)
             if self._start_id is not None:
                 self._tokens[chunk.row] = self._start_id
@@ -214,20 +225,30 @@ class ModelRunner(AdapterLoader):
                     state.length,
                     state.num_prompt_tokens,
                     state.slot,
-                    self._sampler.blocks_eos(row) and not self._scorer.is_on,
+                    self._sampler.blocks_eos(row) and not self._needs_logits,
                 )
             )
             state.length += 1
         logits, tokens = self._graphs.replay(inputs)
-        if not self._scorer.is_on and self._sampler.is_argmax(rows):
+        if not self._needs_logits and self._sampler.is_argmax(rows):
             self._sampler.count(rows)
             return tokens
         return self._pick(logits, rows)
 
+    @property
+    def _needs_logits(self) -> bool:
+        """Return whether a row's token depends on more than a graph knows, or its logits are asked
+        for as the model made them."""
+        return self._scorer.is_on or self._masks.is_on
+
     def _pick(self, logits: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
         """Pick tokens (B,) from logits (B, V) and store them as the input of the next step."""
         found = self._scorer.logprobs(logits, rows) if self._scorer.is_on else None
+        if self._masks.is_on:
+            self._failures |= self._masks.apply(logits, rows)
         tokens = self._sampler.pick(logits, rows)
+        if self._masks.is_on:
+            self._masks.picked(rows, tokens)
         if found is not None:
             self._scorer.picked(found, rows, tokens)
         self._tokens[torch.tensor(rows, device=self._model.device)] = tokens

@@ -22,7 +22,7 @@ from deployments.engine.request import (
     TokenEvent,
     TokenScore,
 )
-from deployments.engine.scored_text import ScoredText, TokenBytes
+from deployments.engine.scores.scored_text import ScoredText, TokenBytes
 
 # For these reasons the text that was held back is emitted.
 _COMPLETE = (FinishReason.STOP, FinishReason.LENGTH, FinishReason.LOOP, FinishReason.TIMEOUT)

@@ -36,7 +36,8 @@ class SamplingParams:
     says the same `loop_words` words a third time, unless `min_tokens` is set; 0 means off for both.
     `logprobs`: each token comes with its log-probability, and with so many of the most likely
     tokens in its place; None for none. With `echo`, the prompt's text and tokens come before the
-    answer's, and `max_tokens` may be 0.
+    answer's, and `max_tokens` may be 0. `grammar`: what the answer keeps to
+    (structured/grammar.py).
     """
 
     max_tokens: int
@@ -51,10 +52,13 @@ class SamplingParams:
     loop_words: int = 0
     logprobs: int | None = None
     echo: bool = False
+    grammar: str | None = None
 
     def __post_init__(self) -> None:
         if self.max_tokens < (0 if self.echo else 1):
             raise ValueError(f"max_tokens is {self.max_tokens}: at least 1, or 0 with echo")
+        if self.grammar is not None and (self.min_tokens or self.stop or self.echo):
+            raise ValueError("a grammar says where the answer ends: no min_tokens, stop, echo")
         if self.logprobs is not None and self.logprobs < 0:
             raise ValueError(f"logprobs is {self.logprobs}: at least 0")
         if self.temperature < 0:
@@ -92,7 +96,8 @@ class SamplingParams:
     @property
     def is_argmax(self) -> bool:
         """Return whether the next token is the one with the largest unchanged logit."""
-        return self.is_greedy and not self.has_penalty and self.min_tokens == 0
+        is_plain = self.min_tokens == 0 and self.grammar is None
+        return self.is_greedy and not self.has_penalty and is_plain
 
 
 @dataclass(frozen=True, slots=True)

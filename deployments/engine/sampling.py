@@ -6,13 +6,15 @@ draw.py draws those that are not greedy.
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
 
 from deployments.engine.draw import draw, uniform
+from deployments.engine.errors import EngineError
 from deployments.engine.request import SamplingParams, TokenScore
-from deployments.engine.scoring import Scored
+from deployments.engine.scores.scorer import Scored
 
 
 @dataclass(slots=True)
@@ -154,6 +156,7 @@ class DeviceTokens:
 
     Args:
         scored: what was scored for the rows that ask.
+        failures: rows that cannot go on.
     """
 
     def __init__(
@@ -161,7 +164,9 @@ class DeviceTokens:
         rows: tuple[int, ...],
         tokens: torch.Tensor | None,
         scored: Sequence[Scored] = (),
+        failures: Mapping[int, EngineError] = MappingProxyType({}),
     ) -> None:
+        self.failures = failures
         self.scores: dict[int, list[TokenScore]] = {}
         self._rows = rows
         self._tokens = tokens

@@ -24,12 +24,7 @@ from deployments.engine.decoder import DecoderInfo
 from deployments.engine.errors import EngineStopped
 from deployments.engine.request import Request, StepOutput
 from deployments.engine_process.decoder_loading import DecoderSpec
-from deployments.engine_process.wire import (
-    pack_request,
-    unpack_error,
-    unpack_info,
-    unpack_step,
-)
+from deployments.engine_process.wire import pack_request, unpack_error, unpack_info, unpack_step
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +90,9 @@ class EngineProcess:
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    def prepare(self, grammar: str) -> "Future[None]":
+        return self._ask("prepare", grammar)
 
     def listen(
         self,

@@ -2,7 +2,7 @@
 
 Two socket pairs join them. On `control`, both ways, each frame is a list that begins with a word:
 
-    replica to process   start, add, abort, call
+    replica to process   start, add, abort, call, prepare
     process to replica   reply, failure, resident, pulse, stopped, log
 
 On `steps`, from the process only, each frame is what one step made for all requests.

@@ -23,6 +23,7 @@ from starlette.routing import Route
 from adapters.prompting import Message, PromptFormat
 from deployments.app import build_application
 from deployments.engine.decoder import DecoderInfo
+from deployments.engine.errors import EngineError
 from deployments.engine.request import SchedulerOutput, TokenScore
 from deployments.model.adapter_manager import AdapterManager
 from deployments.model.loading import LoadedModel
@@ -106,6 +107,7 @@ class _Ready:
     def __init__(self, tokens: Mapping[int, int]) -> None:
         self._tokens = tokens
         self.scores: dict[int, list[TokenScore]] = {}
+        self.failures: dict[int, EngineError] = {}
 
     def wait(self) -> Mapping[int, int]:
         return self._tokens
@@ -118,6 +120,7 @@ class StandInDecoder:
     can_split_prompts = True
     num_steps_ahead = 0
     num_prompts_together = 1
+    grammars: Any = None  # it has no tokenizer
 
     def __init__(self, num_rows: int, step_s: float, load_s: float = 0.0) -> None:
         self.capacities = (_NUM_POSITIONS,) * num_rows

@@ -13,6 +13,7 @@ from deployments.engine.request import FinishReason, SamplingParams, ScoredToken
 from router.policy import Route
 
 MAX_TOKENS_LOWERED = "max_tokens_lowered"
+STRUCTURE_UNFINISHED = "structure_unfinished"
 
 
 class OpenAIAnswer:
@@ -45,7 +46,8 @@ class OpenAIAnswer:
         self.sampling = sampling
         self._is_lowered = is_lowered
         self._is_chat = is_chat
-        self.advice = [route.advice for route, _, _ in routes]
+        is_free = sampling.grammar is None
+        self.advice = [route.advice if is_free else "" for route, _, _ in routes]
         self._sources = [sources for _, _, sources in routes]
         self._said: list[list[str]] = [[] for _ in routes]  # of a stream with passages
         self._route_s = route_s
@@ -68,6 +70,7 @@ class OpenAIAnswer:
                 ),
                 "adapter_version": version,
                 **({"citations": sources.citations} if sources.is_on else {}),
+                **({"advice": route.advice} if route.advice and not is_free else {}),
             }
             for route, version, sources in routes
         ]
@@ -180,6 +183,8 @@ class OpenAIAnswer:
         is_short = event.num_tokens < self.sampling.max_tokens and not self._is_lowered
         is_lowered = is_short and event.finish_reason is FinishReason.LENGTH
         late = [*verdict.notices, *([MAX_TOKENS_LOWERED] if is_lowered else [])]
+        if self.sampling.grammar is not None and event.finish_reason is not FinishReason.STOP:
+            late.append(STRUCTURE_UNFINISHED)
         fields: dict[str, Any] = {}
         if self._sources[number].is_on:
             fields["support"] = verdict.reply

@@ -29,6 +29,7 @@ from deployments.api.openai.request import (
     prompt_texts,
     sampling_of,
 )
+from deployments.api.openai.structure import structure_of
 from deployments.api.protocol.ask import StreamErrorEvent
 from deployments.api.protocol.base import json_response
 from deployments.api.protocol.openai import ChatRequest, CompletionRequest, OpenAIRequest
@@ -106,7 +107,9 @@ class OpenAIEndpoints:
         include_usage = includes_usage(asked)
         clinic = self._backend.clinic
         check_known("model", asked.model_name, clinic.model_names)
-        sampling = sampling_of(asked, clinic)
+        found_structure = await structure_of(asked)
+        structure, grammar = found_structure or (None, None)
+        sampling = sampling_of(asked, clinic, grammar)
         check_choices(asked.n, len(conversations), self._backend.limits.max_prompts)
         request_id, session_id = request_id_of(request), session_id_of(request)
         is_named = asked.model_name != "auto"
@@ -140,7 +143,7 @@ class OpenAIEndpoints:
                 may_shorten=True,
                 continues=continued.get(path),
             )
-            explain = functools.partial(openai_engine_error, param=path)
+            explain = functools.partial(openai_engine_error, param=path, structure=structure)
             about = (sources, route.specialty, route.confidence, explain)
             answers.append(Generation(self._backend, call, *about))
             choices.append((route, version, sources))

@@ -1,11 +1,14 @@
 """What OpenAI's requests ask for: turns, prompts, sampling; and its code for what is too long."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from adapters.prompting import Message, Role
 from adapters.token_prompts import BadTokenId
 from deployments.api.errors import ApiError, engine_error, invalid
+from deployments.api.openai.structure import engine_words
 from deployments.api.protocol.openai import ChatRequest, CompletionRequest, OpenAIRequest
+from deployments.api.protocol.structure import Structure
 from deployments.api.request_body import (
     check_characters,
     check_count,
@@ -18,6 +21,7 @@ from deployments.messages import Backend, ServedModels
 from deployments.settings import GroundingMode
 
 MAX_MESSAGES = 256
+_PLAIN = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "loop_words": 0}
 # What is too long, in our words. OpenAI has one code for it, and clients drop old turns on it.
 _TOO_LONG = ("prompt_too_long", "output_too_long", "text_too_long", "body_too_large")
 # LangChain and LiteLLM look for these words in the message. The engine's messages hold them.
@@ -36,9 +40,15 @@ def in_openais_words(error: ApiError, param: str) -> ApiError:
     return error
 
 
-def openai_engine_error(error: ErrorInfo, *, param: str) -> ApiError:
-    """Return the ApiError of an engine's error on OpenAI's paths."""
-    return in_openais_words(engine_error(error), param)
+def openai_engine_error(
+    error: ErrorInfo, *, param: str, structure: Structure | None = None
+) -> ApiError:
+    """Return the ApiError of an engine's error on OpenAI's paths.
+
+    Args:
+        structure: what the answer was to keep to.
+    """
+    return engine_words(in_openais_words(engine_error(error), param), structure)
 
 
 def chat_turns(asked: ChatRequest, max_chars: int) -> tuple[Message, ...]:
@@ -129,6 +139,7 @@ def checked_mode(asked: OpenAIRequest, mode: GroundingMode) -> GroundingMode:
     if asked.is_echoed and asked.grounding is None:
         return "off"
     own = {"echo": asked.is_echoed, "logprobs": asked.num_logprobs is not None}
+    own |= {structure.path.partition(".")[0]: True for structure in asked.structures}
     for field, is_asked_for in own.items():
         if is_asked_for and mode != "off":
             raise invalid(
@@ -178,10 +189,14 @@ def is_above_limit(asked: OpenAIRequest, clinic: ServedModels) -> bool:
     return (asked.num_tokens_asked[1] or 0) > clinic.max_output_tokens
 
 
-def sampling_of(asked: OpenAIRequest, clinic: ServedModels) -> SamplingParams:
+def sampling_of(
+    asked: OpenAIRequest, clinic: ServedModels, grammar: str | None = None
+) -> SamplingParams:
     """Return how tokens are picked: greedily unless a temperature above 0 is given.
 
     A `max_tokens` above the server's limit stands for the limit: clients send 1000 or 4096 unasked.
+    The base model's own rules against repetition do not apply to an answer with a grammar, which
+    repeats the grammar's words.
 
     Raises:
         ApiError: 400 naming the field and the limit.
@@ -202,7 +217,10 @@ def sampling_of(asked: OpenAIRequest, clinic: ServedModels) -> SamplingParams:
     stop = asked.stop_strings
     if "" in stop:
         raise invalid("stop", "holds an empty string")
+    if grammar is not None:
+        _check_free_of(asked, {"stop": bool(stop), "min_tokens": min_tokens > 0})
     penalty = asked.repetition_penalty
+    own = {} if grammar is None else _PLAIN
     return clinic.sampling(
         max_tokens,
         temperature=asked.temperature or 0.0,
@@ -213,5 +231,15 @@ def sampling_of(asked: OpenAIRequest, clinic: ServedModels) -> SamplingParams:
         min_tokens=min_tokens,
         logprobs=asked.num_logprobs,
         echo=asked.is_echoed,
-        **({} if penalty is None else {"repetition_penalty": penalty}),
+        grammar=grammar,
+        **(own if penalty is None else own | {"repetition_penalty": penalty}),
     )
+
+
+def _check_free_of(asked: OpenAIRequest, others: Mapping[str, bool]) -> None:
+    """Raise ApiError, a 400, for a field that would cut or stretch an answer with a grammar."""
+    for name, is_asked_for in {**others, "echo": asked.is_echoed}.items():
+        if is_asked_for:
+            path = asked.structures[0].path
+            message = f"with {path}, which says where the answer ends: leave one of them out"
+            raise invalid(name, message, code="conflicting_fields")

@@ -51,7 +51,7 @@ class ResponsesAnswer:
             "previous_response_id": None,
             "store": False,
             "temperature": chat.sampling.temperature,
-            "text": bodies.ReplyText(format=bodies.ReplyFormat(type="text")),
+            "text": bodies.ReplyText(format=asked.format),
             "tool_choice": "auto",
             "tools": [],
             "top_p": chat.sampling.top_p,

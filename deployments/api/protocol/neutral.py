@@ -96,7 +96,6 @@ NumLogprobs = Annotated[
         }
     ),
 ]
-NeutralFormat = Annotated[Any, AcceptOnly((*_NOTHING, {"type": "text"}))]
 # Without tools, both mean that no tool is called.
 NeutralToolChoice = Annotated[Any, AcceptOnly((*_NOTHING, "none", "auto"))]
 NeutralFlag = Annotated[Any, AcceptOnly((*_NOTHING, True))]

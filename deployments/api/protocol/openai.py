@@ -11,6 +11,7 @@ from deployments.api.protocol.base import RequestModel
 from deployments.api.protocol.chat_messages import ChatMessage
 from deployments.api.protocol.neutral import HINT, Neutral
 from deployments.api.protocol.references import Grounding
+from deployments.api.protocol.structure import StructuredRequest
 
 
 class StreamOptions(RequestModel):
@@ -19,7 +20,7 @@ class StreamOptions(RequestModel):
     continuous_usage_stats: Neutral = None
 
 
-class OpenAIRequest(RequestModel):
+class OpenAIRequest(StructuredRequest):
     """What /v1/chat/completions and /v1/completions share."""
 
     model: StrictStr | None = Field(
@@ -71,7 +72,6 @@ class OpenAIRequest(RequestModel):
     prediction: Neutral = None
     presence_penalty: Neutral = None
     reasoning_effort: neutral.NeutralEffort = None
-    response_format: neutral.NeutralFormat = None
     service_tier: neutral.NeutralTier = None
     suffix: Neutral = None
     tool_choice: neutral.NeutralToolChoice = None
@@ -98,7 +98,6 @@ class OpenAIRequest(RequestModel):
     skip_special_tokens: neutral.NeutralFlag = None
     spaces_between_special_tokens: neutral.NeutralFlag = None
     stop_token_ids: Neutral = None
-    structured_outputs: Neutral = None
     truncate_prompt_tokens: Neutral = None
     use_beam_search: Neutral = None
 

@@ -29,6 +29,11 @@ class PolyclinicOpening(AnsweredRoute, _RequestId):
     citations: list[CitationReply] = Field(
         default=[], description="the passages, by number; left out where grounding is off"
     )
+    advice: str = Field(
+        default="",
+        description="with notice urgent, of an answer that keeps to a structure: what "
+        "any other answer begins with",
+    )
 
 
 class _Checked(ReplyModel):

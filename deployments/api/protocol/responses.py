@@ -16,6 +16,14 @@ from deployments.api.protocol.neutral import HINT, UNSUPPORTED, AcceptOnly, Neut
 from deployments.api.protocol.openai import ChatRequest
 from deployments.api.protocol.openai_replies import ChatToken, PolyclinicPart
 from deployments.api.protocol.references import Grounding
+from deployments.api.protocol.structure import (
+    FlatSchemaFormat,
+    JsonObjectFormat,
+    JsonSchemaFormat,
+    NamedSchema,
+    ResponseFormat,
+    ResponsesFormat,
+)
 
 _Hint = Annotated[Any, HINT]
 
@@ -49,7 +57,7 @@ _Include = Annotated[Any, AcceptOnly((None, False, 0, "", [], {}, [LOGPROBS]))]
 
 
 class TextConfig(RequestModel):
-    format: neutral.NeutralFormat = None
+    format: ResponsesFormat = None
     verbosity: neutral.NeutralVerbosity = None
 
 
@@ -118,6 +126,11 @@ class ResponsesRequest(RequestModel):
         else:
             turns.extend(self.input)
         first = [ChatMessage(role="system", content=self.instructions)] if self.instructions else []
+        given = None if self.text is None else self.text.format
+        wanted: ResponseFormat = given if isinstance(given, JsonObjectFormat) else None
+        if isinstance(given, FlatSchemaFormat):
+            named = NamedSchema.model_validate({"name": given.name, "schema": given.json_schema})
+            wanted = JsonSchemaFormat(type="json_schema", json_schema=named)
         return ChatRequest(
             model=self.model,
             messages=[*first, *turns],
@@ -128,12 +141,23 @@ class ResponsesRequest(RequestModel):
             grounding=self.grounding,
             logprobs=LOGPROBS in (self.include or ()) or bool(self.top_logprobs),
             top_logprobs=self.top_logprobs,
+            response_format=wanted,
         )
+
+    @property
+    def format(self) -> dict[str, Any]:
+        """The format of the answer, as it was asked for."""
+        if self.text is None or self.text.format is None:
+            return {"type": "text"}
+        return self.text.format.model_dump(by_alias=True, exclude_unset=True)
 
     def path_of(self, chat_path: str) -> str:
         """Return where in this request is what `as_chat` puts at `chat_path`."""
         if chat_path in ("max_tokens", "max_completion_tokens"):
             return "max_output_tokens"
+        if chat_path.startswith("response_format"):
+            rest = chat_path.removeprefix("response_format").removeprefix(".json_schema")
+            return f"text.format{rest}"
         if chat_path == "logprobs":
             return "top_logprobs" if self.top_logprobs else "include"
         first, _, rest = chat_path.partition(".")
@@ -205,12 +229,8 @@ class IncompleteDetails(ReplyModel):
     )
 
 
-class ReplyFormat(ReplyModel):
-    type: Literal["text"]
-
-
 class ReplyText(ReplyModel):
-    format: ReplyFormat
+    format: dict[str, Any] = Field(description="the request's")
 
 
 class ResponsesReply(ReplyModel):

@@ -3,13 +3,20 @@
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
 
 import pytest
 
 from deployments.engine.core import MAX_FAILURES_IN_A_ROW, EngineLimits
 from deployments.engine.decoder import DecoderInfo
 from deployments.engine.engine import Engine
-from deployments.engine.errors import EmptyPrompt, EngineStopped, OutputTooLong, UnknownAdapter
+from deployments.engine.errors import (
+    EmptyPrompt,
+    EngineError,
+    EngineStopped,
+    OutputTooLong,
+    UnknownAdapter,
+)
 from deployments.engine.request import (
     FinishReason,
     Request,
@@ -26,6 +33,7 @@ class _Ready:
     def __init__(self, tokens: Mapping[int, int]) -> None:
         self._tokens = tokens
         self.scores: dict[int, list[TokenScore]] = {}
+        self.failures: dict[int, EngineError] = {}
 
     def wait(self) -> Mapping[int, int]:
         return self._tokens
@@ -35,6 +43,7 @@ class ScriptedStepDecoder:
     """Each row repeats its prompt, then ends. `gate` pauses each step; `ahead` as on a GPU."""
 
     can_split_prompts = True
+    grammars: Any = None
 
     def __init__(self, ahead: int = 0) -> None:
         self.num_steps_ahead = ahead
