@@ -75,6 +75,7 @@ SCHEMAS: dict[str, Any] = {
         {
             "day": {"type": "string", "format": "date"},
             "at": {"type": "string", "format": "time"},
+            "when": {"type": "string", "format": "date-time"},
             "id": {"type": "string", "format": "uuid"},
             "ip": {"type": "string", "format": "ipv4"},
         }

@@ -14,6 +14,7 @@ from router.policy import Route
 
 MAX_TOKENS_LOWERED = "max_tokens_lowered"
 STRUCTURE_UNFINISHED = "structure_unfinished"
+REFERENCES_LEFT_OUT = "references_left_out"
 
 
 class OpenAIAnswer:
@@ -24,6 +25,7 @@ class OpenAIAnswer:
         num_of_prompt: choices of each prompt.
         sampling: how each choice is made, but for its seed.
         is_lowered: the client asked for more than `sampling.max_tokens`.
+        is_without_references: the operator's answers stand on references, and these do not.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class OpenAIAnswer:
         is_lowered: bool,
         is_chat: bool,
         include_usage: bool,
+        is_without_references: bool = False,
     ) -> None:
         self.request_id = request_id
         self.include_usage = include_usage
@@ -65,6 +68,7 @@ class OpenAIAnswer:
                     [
                         *route.notices,
                         *sources.notices,
+                        *([REFERENCES_LEFT_OUT] if is_without_references else []),
                         *([MAX_TOKENS_LOWERED] if is_lowered else []),
                     ]
                 ),

@@ -113,7 +113,8 @@ class OpenAIEndpoints:
         check_choices(asked.n, len(conversations), self._backend.limits.max_prompts)
         request_id, session_id = request_id_of(request), session_id_of(request)
         is_named = asked.model_name != "auto"
-        mode = checked_mode(asked, mode_of(self._backend, asked.grounding, is_named=is_named))
+        usual = mode_of(self._backend, asked.grounding, is_named=is_named)
+        mode = checked_mode(asked, usual)
         if mode != "quote":
             check_capacity(self._backend, self._backend.limits.max_timeout_s)
         turns_of = list(conversations.values())
@@ -157,6 +158,7 @@ class OpenAIEndpoints:
             is_lowered=is_above_limit(asked, clinic),
             is_chat=isinstance(asked, ChatRequest),
             include_usage=include_usage,
+            is_without_references=mode != usual and not asked.is_echoed,
         )
         return answers, reply
 

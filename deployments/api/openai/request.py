@@ -131,21 +131,25 @@ def continued_prompts(
 
 
 def checked_mode(asked: OpenAIRequest, mode: GroundingMode) -> GroundingMode:
-    """Return how the answer stands on references: not at all where a text is continued.
+    """Return how the answer stands on references: not at all where the model's own text is asked
+    for, unless the request names a mode.
+
+    Args:
+        mode: the request's, or else the operator's.
 
     Raises:
-        ApiError: 400; what is asked for is the model's own text, and references change it.
+        ApiError: 400; the request asks for both.
     """
-    if asked.is_echoed and asked.grounding is None:
-        return "off"
     own = {"echo": asked.is_echoed, "logprobs": asked.num_logprobs is not None}
     own |= {structure.path.partition(".")[0]: True for structure in asked.structures}
     for field, is_asked_for in own.items():
+        if is_asked_for and asked.grounding is None:
+            return "off"
         if is_asked_for and mode != "off":
             raise invalid(
                 field,
-                f"it is of a text that the model alone writes, and this answer would stand on "
-                f"references (grounding: {mode}): send grounding: off too",
+                f"it is of a text that the model alone writes, and grounding: {mode} asks for one "
+                "that stands on references: leave one of them out",
                 code="conflicting_fields",
             )
     return mode

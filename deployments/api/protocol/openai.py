@@ -132,9 +132,7 @@ class ChatRequest(OpenAIRequest):
 
     messages: list[ChatMessage] = Field(min_length=1)
     max_completion_tokens: MaxTokens | None = None
-    logprobs: Annotated[neutral.NeutralFlag, Field(description="of each token of the answer")] = (
-        None
-    )
+    logprobs: Annotated[neutral.Flag, Field(description="of each token of the answer")] = None
     top_logprobs: neutral.NumLogprobs = None
 
     echo: Neutral = None
@@ -203,7 +201,7 @@ class CompletionRequest(OpenAIRequest):
     )
     logprobs: neutral.NumLogprobs = None
     echo: Annotated[
-        neutral.NeutralFlag,
+        neutral.Flag,
         Field(description="the prompt's text and tokens come first; needs a `model` by name"),
     ] = None
 

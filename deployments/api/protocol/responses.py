@@ -12,7 +12,7 @@ from deployments.api.protocol import neutral
 from deployments.api.protocol.ask import MaxTokens
 from deployments.api.protocol.base import Count, ErrorDetail, ReplyModel, RequestModel
 from deployments.api.protocol.chat_messages import ChatMessage
-from deployments.api.protocol.neutral import HINT, UNSUPPORTED, AcceptOnly, Neutral
+from deployments.api.protocol.neutral import HINT, UNSUPPORTED, AcceptOnly, Neutral, OrNothing
 from deployments.api.protocol.openai import ChatRequest
 from deployments.api.protocol.openai_replies import ChatToken, PolyclinicPart
 from deployments.api.protocol.references import Grounding
@@ -53,7 +53,7 @@ def _kind_of_input(given: Any) -> str:
 
 
 LOGPROBS = "message.output_text.logprobs"
-_Include = Annotated[Any, AcceptOnly((None, False, 0, "", [], {}, [LOGPROBS]))]
+_Include = Annotated[list[Literal["message.output_text.logprobs"]] | None, OrNothing()]
 
 
 class TextConfig(RequestModel):

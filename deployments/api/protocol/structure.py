@@ -3,11 +3,10 @@
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, StrictBool, StrictStr, Tag
-from pydantic_core import PydanticCustomError
+from pydantic import Discriminator, Field, StrictBool, StrictStr, Tag
 
 from deployments.api.protocol.base import RequestModel
-from deployments.api.protocol.neutral import HINT, UNSUPPORTED, Neutral, asks_for_nothing
+from deployments.api.protocol.neutral import HINT, UNSUPPORTED, Flag, Neutral, OrNothing
 
 Kind = Literal["json", "choice", "regex"]
 
@@ -60,41 +59,26 @@ class FlatSchemaFormat(NamedSchema):
 _TAGS = {"text": "Text", "json_object": "Object", "json_schema": "Schema"}
 
 
-def _format_or_nothing(value: Any) -> Any:
-    """Return None for what asks for nothing; refuse a type that is unknown by its own name."""
-    if asks_for_nothing(value):
-        return None
-    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
-    if not isinstance(kind, str) or kind not in _TAGS:
-        raise PydanticCustomError(UNSUPPORTED, "its type is none of text, json_object, json_schema")
-    return value
-
-
 def _tag(value: Any) -> str | None:
     kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
-    return None if kind is None else _TAGS[kind]
+    return _TAGS.get(kind) if isinstance(kind, str) else None
 
 
+_BY_TYPE = Discriminator(
+    _tag,
+    custom_error_type=UNSUPPORTED,
+    custom_error_message="its type is none of text, json_object, json_schema",
+)
 _Plain = Annotated[TextFormat, Tag("Text")] | Annotated[JsonObjectFormat, Tag("Object")]
 ResponseFormat = Annotated[
-    Annotated[_Plain | Annotated[JsonSchemaFormat, Tag("Schema")], Discriminator(_tag)] | None,
-    BeforeValidator(_format_or_nothing),
+    Annotated[_Plain | Annotated[JsonSchemaFormat, Tag("Schema")], _BY_TYPE] | None, OrNothing()
 ]
 ResponsesFormat = Annotated[
-    Annotated[_Plain | Annotated[FlatSchemaFormat, Tag("Schema")], Discriminator(_tag)] | None,
-    BeforeValidator(_format_or_nothing),
+    Annotated[_Plain | Annotated[FlatSchemaFormat, Tag("Schema")], _BY_TYPE] | None, OrNothing()
 ]
-
-
-def _none_if_nothing(value: Any) -> Any:
-    return None if asks_for_nothing(value) else value
-
-
-_Json = Annotated[dict[str, Any] | StrictStr | None, BeforeValidator(_none_if_nothing)]
-_Choices = Annotated[
-    list[Annotated[StrictStr, Field(min_length=1)]] | None, BeforeValidator(_none_if_nothing)
-]
-_Regex = Annotated[StrictStr | None, BeforeValidator(_none_if_nothing)]
+_Json = Annotated[dict[str, Any] | StrictStr | None, OrNothing()]
+_Choices = Annotated[list[Annotated[StrictStr, Field(min_length=1)]] | None, OrNothing()]
+_Regex = Annotated[StrictStr | None, OrNothing()]
 
 
 class StructuredOutputs(RequestModel):
@@ -103,7 +87,7 @@ class StructuredOutputs(RequestModel):
     json_: Annotated[_Json, Field(alias="json", description="JSON Schema")] = None
     choice: Annotated[_Choices, Field(description="the answer is one of these texts")] = None
     regex: Annotated[_Regex, Field(description="the whole answer matches")] = None
-    json_object: Annotated[StrictBool | None, BeforeValidator(_none_if_nothing)] = None
+    json_object: Flag = None
     grammar: Neutral = None
     structural_tag: Neutral = None
     whitespace_pattern: Neutral = None
@@ -118,9 +102,7 @@ class StructuredRequest(RequestModel):
     response_format: Annotated[
         ResponseFormat, Field(description="text, a JSON object, or JSON that fits a schema")
     ] = None
-    structured_outputs: Annotated[StructuredOutputs | None, BeforeValidator(_none_if_nothing)] = (
-        None
-    )
+    structured_outputs: Annotated[StructuredOutputs | None, OrNothing()] = None
     guided_json: Annotated[_Json, Field(description="as structured_outputs.json")] = None
     guided_choice: Annotated[_Choices, Field(description="as structured_outputs.choice")] = None
     guided_regex: Annotated[_Regex, Field(description="as structured_outputs.regex")] = None

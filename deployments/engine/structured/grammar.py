@@ -25,6 +25,18 @@ LIMITS = LLParserLimits(
 )
 # Whitespace that a model may choose freely is where a small one stays for ever.
 _JSON: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+# llguidance's own let through February 30, and fractions of a second without end.
+_DATE = (
+    "[1-9][0-9]{3}-(?:(?:0[13578]|1[02])-(?:0[1-9]|[12][0-9]|3[01])|(?:0[469]|11)-(?:0[1-9]|[12]"
+    "[0-9]|30)|02-(?:0[1-9]|1[0-9]|2[0-8]))|(?:[1-9][0-9](?:0[48]|[2468][048]|[13579][26])|"
+    "(?:[2468][048]|[13579][26])00)-02-29"
+)
+_TIME = (
+    "(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\\.[0-9]{1,6})?"
+    "(?:Z|[+-](?:[01][0-9]|2[0-3]):[0-5][0-9])"
+)
+_FORMATS = {"date": _DATE, "time": _TIME, "date-time": f"(?:{_DATE})T{_TIME}"}
+_VALUES = frozenset(("const", "enum", "default", "examples"))  # no schemas
 _NUM_CACHED = 64
 _CACHED_CHARS = 1 << 20
 
@@ -33,7 +45,21 @@ def json_grammar(schema: Any) -> str:
     """Return the grammar of JSON that fits a schema, which may be anything; `problem` tells."""
     if isinstance(schema, bool):
         schema = {} if schema else {"enum": []}
-    return LLMatcher.grammar_from_json_schema(schema, overrides=_JSON)
+    return LLMatcher.grammar_from_json_schema(_with_formats(schema), overrides=_JSON)
+
+
+def _with_formats(schema: Any) -> Any:
+    """Return the schema with patterns in place of the formats that have one here."""
+    if isinstance(schema, list):
+        return [_with_formats(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    made = {k: v if k in _VALUES else _with_formats(v) for k, v in schema.items()}
+    pattern = _FORMATS.get(schema["format"]) if isinstance(schema.get("format"), str) else None
+    if pattern is not None and not schema.keys() & {"pattern", "minLength", "maxLength"}:
+        made["pattern"] = f"^(?:{pattern})$"
+        del made["format"]
+    return made
 
 
 def problem(grammar: str) -> str | None:

@@ -177,12 +177,15 @@ async def test_where_the_operator_answers_from_references(
 ) -> None:
     references = backend.limits.references.model_copy(update={"mode": "quote"})
     backend.limits = backend.limits.model_copy(update={"references": references})
-    body = {"messages": [{"role": "user", "content": "a red rash"}], "logprobs": True}
-    error = error_of(await client.post(CHAT, json=body))
-    assert (error["code"], error["param"]) == ("conflicting_fields", "logprobs")
-    assert "send grounding: off" in error["message"]
-    reply = await client.post(CHAT, json={**body, "grounding": "off"})
-    assert reply.status_code == 200
+    body = {"messages": [{"role": "user", "content": "a red rash"}]}
+    for field in ({"logprobs": True}, {"guided_choice": ["a"]}):
+        reply = (await client.post(CHAT, json={**body, **field})).json()
+        assert reply["polyclinic"]["notices"] == ["references_left_out"]
+        assert reply["choices"][0]["message"]["content"] == "A RED RASH"
+        off = (await client.post(CHAT, json={**body, **field, "grounding": "off"})).json()
+        assert off["polyclinic"]["notices"] == []
+        error = error_of(await client.post(CHAT, json={**body, **field, "grounding": "quote"}))
+        assert (error["code"], error["param"]) == ("conflicting_fields", next(iter(field)))
 
 
 async def test_bad_ids_are_named(http: httpx.AsyncClient) -> None:

@@ -21,7 +21,7 @@ from tests.conftest import TINY_ADAPTERS
 from tests.structured_schemas import SCHEMAS
 
 SIDES = [None, *TINY_ADAPTERS]
-FORMATS = jsonschema.FormatChecker()
+FORMATS = jsonschema.Draft202012Validator.FORMAT_CHECKER
 Catalogs = dict[str, tuple[Path, Path]]
 
 
