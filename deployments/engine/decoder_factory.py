@@ -17,6 +17,7 @@ from deployments.engine.decoder import DecoderInfo
 from deployments.engine.detokenizer import hidden_ids
 from deployments.engine.errors import FastDecoderImpossible
 from deployments.engine.kernels.backend import are_fused
+from deployments.engine.lora.base_copies import ends_of
 from deployments.engine.lora.peft_reader import PeftReader
 from deployments.engine.model_loader import Pretrained
 from deployments.engine.model_runner import ModelRunner
@@ -84,7 +85,10 @@ def build_decoder(
         reader = make_reader(base)
         obstacle = unsupported_adapter(reader, adapters)
     if reader is not None and obstacle is None:
-        return _build_fast(base, limits, reader, choose_weights(base, weights))
+        chosen = choose_weights(base, weights)
+        if chosen.in_bytes:
+            reader, chosen = _for_bytes(base, weights, adapters, reader)
+        return _build_fast(base, limits, reader, chosen)
     if choice == "fast":
         raise FastDecoderImpossible(
             f"engine.decoder is fast, but {obstacle}: set it to auto or reference"
@@ -114,10 +118,17 @@ def unsupported_base(base: Pretrained, num_positions: int) -> str | None:
     return obstacle
 
 
-def make_reader(base: Pretrained) -> PeftReader:
-    """Return the reader of this base's adapters, on a copy of the base without weights."""
+def make_reader(base: Pretrained, *, adapts_ends: bool | None = None) -> PeftReader:
+    """Return the reader of this base's adapters, on a copy of the base without weights.
+
+    Args:
+        adapts_ends: embedding and output layer too; None: where the base is no encoder-decoder.
+    """
+    if adapts_ends is None:
+        adapts_ends = base.family == "causal"
     with torch.device("meta"):
-        return PeftReader(type(base.model)(base.model.config))
+        skeleton = type(base.model)(base.model.config)
+    return PeftReader(skeleton, ends_of(base.model) if adapts_ends else None)
 
 
 def unsupported_adapter(reader: PeftReader, adapters: Mapping[str, Path]) -> str | None:
@@ -172,6 +183,29 @@ def choose_weights(base: Pretrained, wanted: Weights) -> _Weights:
         if obstacle is None:
             return _Weights(True, f"int8: this processor has {instructions}")
     return _Weights(False, f"{base.dtype_name}: {base.dtype_reason}; not int8, since {obstacle}")
+
+
+def _for_bytes(
+    base: Pretrained, wanted: Weights, adapters: Mapping[str, Path], reader: PeftReader
+) -> tuple[PeftReader, _Weights]:
+    """Return the reader and the weights of a base that could be served in bytes.
+
+    The compiled step adapts the layers only: an adapter of the embedding or of the output layer
+    keeps the torch model.
+
+    Raises:
+        FastDecoderImpossible: int8 is wanted, and an adapter rules it out.
+    """
+    narrow = make_reader(base, adapts_ends=False)
+    obstacle = unsupported_adapter(narrow, adapters)
+    if obstacle is None:
+        return narrow, choose_weights(base, wanted)
+    if wanted == "int8":
+        raise FastDecoderImpossible(
+            f"quantization is int8, but {obstacle}: set quantization: auto or none"
+        )
+    reason = f"{base.dtype_name}: {base.dtype_reason}; not int8, since {obstacle}"
+    return reader, _Weights(False, reason)
 
 
 def _cannot_compile() -> str | None:

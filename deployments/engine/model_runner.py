@@ -10,6 +10,7 @@ import itertools
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -24,6 +25,7 @@ from deployments.engine.lora.peft_reader import PeftReader
 from deployments.engine.lora.pool import BASE_SLOT, LoraPool
 from deployments.engine.model_loader import Pretrained
 from deployments.engine.models.base import Model
+from deployments.engine.models.linear import HEAD
 from deployments.engine.request import PrefillChunk, SchedulerOutput
 from deployments.engine.sampling import DeviceTokens, Sampler
 
@@ -139,7 +141,8 @@ class ModelRunner(AdapterLoader):
                 rows += ended
             elif ended:
                 last = _last_states(states, scheduled.prefill)
-                picked.append(self._pick(self._model.logits(last), ended))
+                logits = self._model.logits(last, self._head_lora(ended))
+                picked.append(self._pick(logits, ended))
                 emitting += ended
         rows.sort()
         if rows:
@@ -172,6 +175,12 @@ class ModelRunner(AdapterLoader):
         lora = self._model.lora_batch(self.lora_pool, slots, counts)
         return self._model.prefill(self._cache, inputs.on(self.device), lora)
 
+    def _head_lora(self, rows: Sequence[int]) -> Any:
+        """Return the adapters of these rows for the output layer, which few adapters change."""
+        if not self.lora_pool.adapts(HEAD):
+            return None
+        return self._model.lora_batch(self.lora_pool, [self._states[row].slot for row in rows])
+
     def _decode(self, rows: Sequence[int]) -> torch.Tensor:
         """Take these rows one step further and return their tokens (B,)."""
         device = self._model.device
@@ -187,7 +196,7 @@ class ModelRunner(AdapterLoader):
         hidden = self._model.decode(self._cache, batch, lora)
         for state in states:
             state.length += 1
-        return self._pick(self._model.logits(hidden), rows)
+        return self._pick(self._model.logits(hidden, lora), rows)
 
     def _replay(self, rows: Sequence[int]) -> torch.Tensor:
         """Do what `_decode` does with a captured graph."""

@@ -10,11 +10,13 @@ import torch
 from deployments.engine.attention.kv_cache import DecodeBatch, KvCache
 from deployments.engine.attention.prefill import PrefillBatch
 from deployments.engine.kernels.ops import Expansion, Rope, gated_activation, normalise_, rms_norm
-from deployments.engine.lora.layers import LoraBatch
+from deployments.engine.lora.layers import LoraBatch, LoraLayer, LoraModule
 from deployments.engine.models.architectures import SHARED_ROPE, Description, describe, ropes_of
 from deployments.engine.models.base import KvShape, TorchBatches
 from deployments.engine.models.linear import FusedLinear, LMHead
 from deployments.engine.models.weights import norm_weight
+
+EMBEDDING = "model.embed_tokens"
 
 
 class LlamaModel(TorchBatches):
@@ -39,7 +41,8 @@ class LlamaModel(TorchBatches):
             _Layer(f"model.layers.{i}", layer, dtype, about)
             for i, layer in enumerate(model.model.layers)
         ]
-        self.lora_layers = [adapted for layer in self._layers for adapted in layer.lora_layers]
+        ends = [_embedding_layer(self._embedding), self._head.lora_layer]
+        self.lora_layers = ends + [own for layer in self._layers for own in layer.lora_layers]
         self.kv_shape = KvShape(len(self._layers), about.num_kv_heads, about.head_dim, dtype)
         self.vocab_size = self._head.vocab_size
         self.device = self._embedding.device
@@ -47,7 +50,7 @@ class LlamaModel(TorchBatches):
     def prefill(self, cache: KvCache, batch: PrefillBatch, lora: LoraBatch | None) -> torch.Tensor:
         """Read the tokens of many prompts; returns the states (T, d) behind them."""
         about = self._about
-        x = self._embed(batch.tokens)
+        x = self._embed(batch.tokens, lora)
         ropes = {kind: rope.at(batch.positions) for kind, rope in self._ropes.items()}
         h, kv, dim = about.num_heads, about.num_kv_heads, about.head_dim
         for i, (layer, kind) in enumerate(zip(self._layers, about.layers, strict=True)):
@@ -69,7 +72,7 @@ class LlamaModel(TorchBatches):
     def decode(self, cache: KvCache, batch: DecodeBatch, lora: LoraBatch | None) -> torch.Tensor:
         """Take the rows one position further; returns their states (B, d)."""
         about = self._about
-        x = self._embed(batch.tokens)
+        x = self._embed(batch.tokens, lora)
         shape = (len(x), about.num_heads + 2 * about.num_kv_heads, about.head_dim)
         for i, (layer, kind) in enumerate(zip(self._layers, about.layers, strict=True)):
             qkv, expansion = layer.before_attention(x, lora)
@@ -85,19 +88,27 @@ class LlamaModel(TorchBatches):
             x = layer.after_attention(x, attended, lora)
         return x
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+    def logits(self, hidden: torch.Tensor, lora: LoraBatch | None = None) -> torch.Tensor:
         """Return the logits (n, V) of states (n, d)."""
         about = self._about
-        logits = self._head(rms_norm(hidden, self._norm, about.eps))
+        logits = self._head(rms_norm(hidden, self._norm, about.eps), lora)
         if about.logits_divisor != 1.0:
             logits = logits.div_(about.logits_divisor)
         if about.logits_cap is not None:
             logits = logits.div_(about.logits_cap).tanh_().mul_(about.logits_cap)
         return logits
 
-    def _embed(self, tokens: torch.Tensor) -> torch.Tensor:
+    def _embed(self, tokens: torch.Tensor, lora: LoraBatch | None) -> torch.Tensor:
         x = self._embedding[tokens]
+        if lora is not None:
+            lora.embed(EMBEDDING, tokens, x)
         return x if self._embedding_scale == 1.0 else x.mul_(self._embedding_scale)
+
+
+def _embedding_layer(weight: torch.Tensor) -> LoraLayer:
+    """Return the embedding (V, d) as a layer that adapters may change."""
+    module = LoraModule(EMBEDDING, 0, weight.shape[1])
+    return LoraLayer(EMBEDDING, len(weight), (module,))
 
 
 def _ropes(

@@ -67,6 +67,7 @@ class T5Model(TorchBatches):
         ]
         layers = (*self._encoder, *self._decoder)
         self.lora_layers = [adapted for layer in layers for adapted in layer.lora_layers]
+        self.lora_layers.append(self._head.lora_layer)
         self.kv_shape = KvShape(len(self._decoder), self._num_heads, self._head_dim, dtype)
         self.vocab_size = self._head.vocab_size
         self.device = self._embedding.device
@@ -106,10 +107,11 @@ class T5Model(TorchBatches):
             x = layer.mlp(x, eps, lora)
         return x
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+    def logits(self, hidden: torch.Tensor, lora: LoraBatch | None = None) -> torch.Tensor:
         """Return the logits (n, V) of states (n, d)."""
         normed = rms_norm(hidden, self._norm, self._eps)
-        return self._head(normed if self._output_scale is None else normed * self._output_scale)
+        scale = self._output_scale
+        return self._head(normed if scale is None else normed * scale, lora)
 
 
 def _relative_bias(stack: Any, relative: torch.Tensor) -> torch.Tensor:

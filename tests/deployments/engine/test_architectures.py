@@ -30,10 +30,10 @@ __all__ = ["one_thread"]  # a fixture
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # the oracle stays on the CPU
 MAX_TOKENS = 12
-NUM_ROWS = 4
+NUM_ROWS = 5
 LIMITS = FastLimits(NUM_ROWS, 96, max_adapters=4)
 # Some begin within a window and end behind it.
-LENGTHS = (WINDOW - 6, 40, WINDOW, 1, WINDOW + 1, 27, 3, WINDOW - 1)
+LENGTHS = (WINDOW - 6, 40, WINDOW, 1, WINDOW + 1, 27, 3, WINDOW - 1, 9, 18)
 
 
 @dataclass
@@ -63,6 +63,7 @@ def make_adapters(name: str, base: Path, folder: Path) -> dict[str, Path]:
             "use_rslora": True,
             "rank_pattern": {mlp[0]: 5},
         },
+        "ends": {"rank": 8, "targets": ["embed_tokens", attention[0], "lm_head"], "std": 0.2},
     }
     return {
         kind: make_adapter(base, folder / kind, base_name=str(base), seed=seed, **options)
