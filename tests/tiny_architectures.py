@@ -1,6 +1,6 @@
-"""A tiny random model of each decoder-only architecture, with what real checkpoints have."""
+"""A tiny random model of each architecture, with what real checkpoints have."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    MT5Config,
+    MT5ForConditionalGeneration,
     Olmo2Config,
     Olmo2ForCausalLM,
     Phi3Config,
@@ -27,9 +29,14 @@ from transformers import (
     Qwen3ForCausalLM,
     SmolLM3Config,
     SmolLM3ForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+    UMT5Config,
+    UMT5ForConditionalGeneration,
 )
 
-from tests.tiny_tokenizers import byte_pair_tokenizer
+from deployments.engine.model_loader import Family
+from tests.tiny_tokenizers import byte_pair_tokenizer, unigram_tokenizer
 
 WINDOW = 12  # positions: shorter than most prompts of the tests
 YARN = {
@@ -103,6 +110,9 @@ RECIPES: Mapping[str, Recipe] = {
         },
     ),
     "olmo2": (Olmo2Config, Olmo2ForCausalLM, {}),
+    "t5": (T5Config, T5ForConditionalGeneration, {"feed_forward_proj": "gated-gelu"}),
+    "mt5": (MT5Config, MT5ForConditionalGeneration, {}),
+    "umt5": (UMT5Config, UMT5ForConditionalGeneration, {}),
 }
 
 
@@ -110,8 +120,10 @@ def make_tiny(name: str, folder: Path, *, seed: int = 0, **options: Any) -> Path
     """Save the model of a recipe with a tokenizer; `options` are further fields of its config."""
     torch.manual_seed(seed)
     config_class, model_class, fields = RECIPES[name]
-    tokenizer = byte_pair_tokenizer()
-    config = config_class(**_fields(tokenizer) | fields | options)
+    is_t5 = family_of(name) == "seq2seq"
+    tokenizer = unigram_tokenizer() if is_t5 else byte_pair_tokenizer()
+    own = _t5_fields(tokenizer) if is_t5 else _fields(tokenizer)
+    config = config_class(**own | fields | options)
     model = model_class(config)
     randomise(model)
     if name.startswith("gemma"):  # multiplied by 8: every token would be followed by itself
@@ -127,6 +139,10 @@ def randomise(model: torch.nn.Module) -> None:
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):
                 parameter.normal_(std=0.5)
+            elif "relative_attention_bias" in name:
+                parameter.normal_(std=1.0)
+            elif "Attention" in name:  # T5's own initialisation gives it next to no voice
+                parameter.normal_(std=0.3)
             elif "norm" in name:
                 parameter.add_(torch.randn_like(parameter) * 0.3)
 
@@ -148,4 +164,23 @@ def _fields(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
     )
 
 
-Make = Callable[[Path], Path]
+def _t5_fields(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    return dict(
+        vocab_size=len(tokenizer),
+        d_model=64,
+        d_kv=16,
+        d_ff=96,
+        num_layers=2,
+        num_decoder_layers=2,
+        num_heads=4,
+        relative_attention_num_buckets=8,
+        relative_attention_max_distance=20,
+        dropout_rate=0.0,
+        decoder_start_token_id=0,
+        pad_token_id=0,
+        eos_token_id=1,
+    )
+
+
+def family_of(name: str) -> Family:
+    return "seq2seq" if name.endswith("t5") else "causal"

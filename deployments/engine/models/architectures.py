@@ -24,11 +24,13 @@ _COMMON = frozenset(
 )
 # These act in training, choose among equal ways to compute, or say where a model comes from.
 _WITHOUT_EFFECT = frozenset(
-    "attention_dropout hidden_dropout resid_pdrop embd_pdrop resid_dropout dropout "
-    "initializer_range use_cache pretraining_tp cache_implementation attn_implementation "
-    "_attn_implementation torch_dtype auto_map is_llama_config transformers.js_config "
-    "unsloth_fixed unsloth_version quantization_config original_max_position_embeddings "
-    "rope_theta rope_scaling partial_rotary_factor default_theta model_name".split()
+    "attention_dropout hidden_dropout resid_pdrop embd_pdrop resid_dropout dropout dropout_rate "
+    "classifier_dropout initializer_range initializer_factor use_cache pretraining_tp "
+    "cache_implementation attn_implementation _attn_implementation torch_dtype auto_map "
+    "is_llama_config transformers.js_config unsloth_fixed unsloth_version model_name "
+    "original_max_position_embeddings rope_theta rope_scaling partial_rotary_factor "
+    "default_theta n_positions output_past task_specific_params tokenizer_class "
+    "scalable_attention".split()
 )
 _NEUTRAL: tuple[Any, ...] = (None, False, "", [], {}, ())
 _NEUTRAL_VALUES: Mapping[str, Any] = {"full_attn_mod": 1, "interpolate_factor": 1}  # Phi-4-mini's
@@ -231,7 +233,8 @@ def unsupported_causal(model: Any, num_positions: int) -> str | None:
             return f"layer_types has {kind!r}; only {_FULL} and {_SLIDING} are fast"
     if getattr(model.model.layers[0].mlp.down_proj, "weight", None) is None:
         return "its layers are not plain linear layers"
-    return _unknown_fields(config, architecture) or _moving_rope(config, num_positions)
+    known = _COMMON | architecture.reads
+    return unknown_field(config, known) or _moving_rope(config, num_positions)
 
 
 def _layers(config: Any, architecture: Architecture) -> tuple[LayerKind, ...]:
@@ -261,9 +264,9 @@ def ropes_of(config: Any) -> Mapping[str, Mapping[str, Any]]:
     return nested or {SHARED_ROPE: parameters}
 
 
-def _unknown_fields(config: Any, architecture: Architecture) -> str | None:
-    """Return the fields of a config that nobody here understands and that ask for something."""
-    known = _COMMON | _WITHOUT_EFFECT | architecture.reads | _fields_of_any_model()
+def unknown_field(config: Any, known: frozenset[str]) -> str | None:
+    """Return the field of a config that is not known and asks for something. None if none does."""
+    known = known | _WITHOUT_EFFECT | _fields_of_any_model()
     for name, value in config.to_dict().items():
         if name in known or name.endswith(("_token_id", "_token_ids")):
             continue
