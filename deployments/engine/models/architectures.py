@@ -71,7 +71,7 @@ class Architecture:
             "fused qkv_proj and gate_up_proj": self.is_fused,
             "sliding windows": "sliding_window" in self.reads,
             "layers without RoPE": "no_rope_layers" in self.reads,
-            "partial RoPE": self.is_fused,
+            "partial RoPE": self.model_class == "Phi3ForCausalLM",
             "scaled embeddings": self.embedding_is_scaled,
             "multipliers": "residual_multiplier" in self.reads,
             "soft caps": "attn_logit_softcapping" in self.reads,

@@ -2,8 +2,8 @@
 
 The encoder runs once for a prompt. Its keys and values for every decoder layer are cached at the
 end of the row, the decoder's own at the front. Three traps have tests: the head is tied by value,
-not by configuration; logits are scaled only when T5's `scale_decoder_outputs` says so; scores are not
-divided by the square root of the head size. umT5 has a bias in each layer, the others one for all.
+not by configuration; each of the three scales its logits by a rule of its own; scores are not
+divided by the square root of the head size. umT5 has a bias in each layer, others one for all.
 """
 
 from typing import Any
@@ -41,6 +41,13 @@ def unsupported_by_t5(model: Any) -> str | None:
     return unknown_field(model.config, _FIELDS)
 
 
+def _scales_logits(model: Any) -> bool:
+    """Return whether the model's class in transformers divides by the square root of d_model."""
+    if type(model).__name__ == "UMT5ForConditionalGeneration":
+        return bool(model.config.tie_word_embeddings)
+    return bool(getattr(model.config, "scale_decoder_outputs", False))  # mT5 never does
+
+
 class T5Model(TorchBatches):
     """Implement Model (base.py). Takes the weights out of `model`.
 
@@ -58,8 +65,7 @@ class T5Model(TorchBatches):
         self._eps: float = config.layer_norm_epsilon
         self._embedding: torch.Tensor = model.shared.weight.data.to(dtype)
         self._head = LMHead(model.lm_head, model.shared, self._embedding)
-        scaled = getattr(config, "scale_decoder_outputs", False)  # only T5 has it
-        self._output_scale: float | None = config.d_model**-0.5 if scaled else None
+        self._output_scale = config.d_model**-0.5 if _scales_logits(model) else None
         self._encoder_norm = norm_weight(model.encoder.final_layer_norm, dtype)
         self._norm = norm_weight(model.decoder.final_layer_norm, dtype)
         # By key position - query position: -(S - 1) to S - 1 in the encoder, 0 to -(S - 1) in the
