@@ -13,7 +13,8 @@ _PAIRS = (
     (".lora_embedding_A", ".lora_embedding_B", 0),
     (".lora_embedding_B", ".lora_embedding_A", 1),
 )
-_EFFECT = (".lora_B.", ".lora_embedding_B")
+# Zeros before training, so zeros here mean no effect.
+_EFFECT = (".lora_B.", ".lora_embedding_A")
 # PEFT saves the base's weight beside the pair of an embedding or an output layer. The decoders
 # compare it with their own (deployments/engine/lora/base_copies.py).
 _BASE_COPY = ".base_layer.weight"
