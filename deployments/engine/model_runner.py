@@ -10,6 +10,8 @@ import itertools
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 
@@ -25,6 +27,7 @@ from deployments.engine.lora.peft_reader import PeftReader
 from deployments.engine.lora.pool import BASE_SLOT, LoraPool
 from deployments.engine.model_loader import Pretrained
 from deployments.engine.models.base import Model
+from deployments.engine.models.linear import HEAD
 from deployments.engine.request import PrefillChunk, SchedulerOutput
 from deployments.engine.sampling import DeviceTokens, Sampler
 from deployments.engine.scores.scorer import Scorer
@@ -154,7 +157,8 @@ class ModelRunner(AdapterLoader):
                 rows += ended
             elif ended:
                 last = _last_states(states, scheduled.prefill)
-                picked.append(self._pick(self._model.logits(last), ended))
+                logits = self._model.logits(last, self._head_lora(ended))
+                picked.append(self._pick(logits, ended))
                 emitting += ended
         rows.sort()
         if rows:
@@ -194,7 +198,22 @@ class ModelRunner(AdapterLoader):
         """Score prompts where asked for, given the states (T, d) behind the chunks' tokens."""
         sizes = [chunk.stop - chunk.start for chunk in chunks]
         for chunk, own in zip(chunks, torch.split(states[: sum(sizes)], sizes), strict=True):
-            self._scorer.read(chunk, own, self._model.logits)
+            self._scorer.read(chunk, own, partial(self._logits_of, chunk.row))
+
+    def _logits_of(self, row: int, states: torch.Tensor) -> torch.Tensor:
+        """Return the logits (n, V) of states (n, d) that are all of this row."""
+        if not self.lora_pool.adapts(HEAD):
+            return self._model.logits(states)
+        slot = self._states[row].slot
+        return self._model.logits(
+            states, self._model.lora_batch(self.lora_pool, [slot], [len(states)])
+        )
+
+    def _head_lora(self, rows: Sequence[int]) -> Any:
+        """Return the adapters of these rows for the output layer, which few adapters change."""
+        if not self.lora_pool.adapts(HEAD):
+            return None
+        return self._model.lora_batch(self.lora_pool, [self._states[row].slot for row in rows])
 
     def _decode(self, rows: Sequence[int]) -> torch.Tensor:
         """Take these rows one step further and return their tokens (B,)."""
@@ -211,7 +230,7 @@ class ModelRunner(AdapterLoader):
         hidden = self._model.decode(self._cache, batch, lora)
         for state in states:
             state.length += 1
-        return self._pick(self._model.logits(hidden), rows)
+        return self._pick(self._model.logits(hidden, lora), rows)
 
     def _replay(self, rows: Sequence[int]) -> torch.Tensor:
         """Do what `_decode` does with a captured graph."""
