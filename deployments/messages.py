@@ -49,6 +49,8 @@ class GenerateRequest:
     sender: the router replica, for its clock (deployments/clocks.py).
     may_shorten: `sampling.max_tokens` is lowered to what the model has room for after the prompt.
     trace_context: W3C's headers of the span that asks (deployments/observe/tracing.py).
+    tenant: whose question it is, not readable (deployments/api/middleware.py); prompts that were
+        read for one tenant are reused for that one alone. None: keys are off.
     """
 
     request_id: str
@@ -64,6 +66,7 @@ class GenerateRequest:
     sender: str | None = None
     may_shorten: bool = False
     trace_context: Mapping[str, str] | None = None
+    tenant: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

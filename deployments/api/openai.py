@@ -13,7 +13,7 @@ from deployments.api.access.admission import check_capacity
 from deployments.api.errors import ApiError
 from deployments.api.generation import Completed, Generation
 from deployments.api.grounding import Found, find, mode_of
-from deployments.api.middleware import request_id_of, session_id_of
+from deployments.api.middleware import request_id_of, session_id_of, tenant_of
 from deployments.api.openai_answer import OpenAIAnswer
 from deployments.api.openai_request import (
     chat_turns,
@@ -127,6 +127,7 @@ class OpenAIEndpoints:
                 session_id=session_id,
                 adapter_version=version,
                 may_shorten=True,
+                tenant=tenant_of(request),
             )
             explain = functools.partial(openai_engine_error, param=path)
             about = (sources, route.specialty, route.confidence, explain)

@@ -2,7 +2,8 @@
 
     4 bytes   length of the payload, big-endian
     payload   msgpack: the first frame of a connection is ["polyclinic", 1, token], and every later
-              one is a list of events, each a list of the nine fields that `pack_events` writes
+              one is a list of events, each a list of the nine fields that `pack_events` writes,
+              and of a tenth, the cached tokens, where there are some
 
 A connection carries frames in one direction only, from a model replica to a router replica.
 """
@@ -121,6 +122,7 @@ def load_frame(payload: bytes) -> Any:
 
 def _fields(stream: int, event: TokenEvent) -> list[Any]:
     timings, error = event.timings, event.error
+    cached = [event.num_cached_tokens] if event.num_cached_tokens else []
     return [
         stream,
         event.text,
@@ -131,6 +133,7 @@ def _fields(stream: int, event: TokenEvent) -> list[Any]:
         timings.total_s,
         None if event.finish_reason is None else str(event.finish_reason),
         None if error is None else [error.code, error.message, error.param, error.retry_after_s],
+        *cached,
     ]
 
 
@@ -144,8 +147,9 @@ def _event(
     total_s: float | None,
     finish_reason: str | None,
     error: list[Any] | None,
+    num_cached_tokens: int = 0,
 ) -> tuple[int, TokenEvent]:
-    numbers = (stream, num_tokens, num_prompt_tokens)
+    numbers = (stream, num_tokens, num_prompt_tokens, num_cached_tokens)
     if not isinstance(text, str) or not all(type(number) is int for number in numbers):
         raise ValueError("a field has the wrong type")
     return stream, TokenEvent(
@@ -156,4 +160,5 @@ def _event(
         Timings(queue_s, first_token_s, total_s),
         None if finish_reason is None else FinishReason(finish_reason),
         None if error is None else ErrorInfo(*error),
+        num_cached_tokens,
     )

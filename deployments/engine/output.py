@@ -115,12 +115,14 @@ class RequestState:
         self._queue_s: float | None = None
         self._first_token_s: float | None = None
         self._num_tokens = 0
+        self._num_cached_tokens = 0
         self._undecoded: list[int] = []
         self._pending_text = ""
 
-    def begin(self) -> None:
-        """Note that its first step runs."""
+    def begin(self, num_cached_tokens: int) -> None:
+        """Note that its first step runs, and reads so many prompt tokens less."""
         self.has_begun = True
+        self._num_cached_tokens = num_cached_tokens
         self._queue_s = self._clock() - self._accepted_at
 
     def push(self, token_id: int, now: float) -> None:
@@ -185,6 +187,7 @@ class RequestState:
             timings=Timings(self._queue_s, self._first_token_s, total_s),
             finish_reason=reason,
             error=error,
+            num_cached_tokens=self._num_cached_tokens if reason else 0,
         )
         self.events.put(event)
 
