@@ -192,9 +192,7 @@ class OpenAIAnswer:
 
     def _sum(self, events: Mapping[int, TokenEvent]) -> Usage:
         """Return the tokens of all choices (number -> last event); a prompt's count once."""
-        first = [
-            event for number, event in events.items() if number % self._num_of_prompt == 0
-        ]
+        first = [event for number, event in events.items() if number % self._num_of_prompt == 0]
         return Usage.sum(
             sum(event.num_prompt_tokens for event in first),
             sum(event.num_cached_tokens for event in first),

@@ -24,7 +24,6 @@ import torch.nn.functional as F
 from deployments.engine.huge_pages import huge_zeros
 from deployments.engine.kernels.ops import Expansion, Rope
 
-
 # Rows begin at multiples of it, so that they lie alike in a layout of blocks (cpu/attention.py).
 ALIGNMENT = 16
 

@@ -86,7 +86,8 @@ class PrefixCache:
         """Return which of these free rows a sequence gets: that of its prefix if hardly more than
         the prefix is lost, else the one that was not used for the longest time."""
         if prefix is not None and prefix.row in rows:
-            if self._entries[prefix.row].num_prompt_tokens < prefix.num_tokens + MIN_TOKENS:
+            num_lost = self._entries[prefix.row].num_prompt_tokens - prefix.num_tokens
+            if num_lost < MIN_TOKENS:
                 return prefix.row
         age = {row: number for number, row in enumerate(self._entries)}
         return min(rows, key=lambda row: (age.get(row, -1), row))

@@ -14,8 +14,8 @@ from collections import deque
 from collections.abc import Sequence
 
 from deployments.engine.request import (
-    Prefix,
     PrefillChunk,
+    Prefix,
     Request,
     SchedulerOutput,
     SequenceState,

@@ -66,7 +66,12 @@ async def test_several_prompts_are_streamed_with_their_index(
         assert own[0]["polyclinic"]["adapter"] == "derm-1"
         assert own[-1]["polyclinic"]["usage"]["completion_tokens"] == 3
     assert usage["choices"] == []
-    assert usage["usage"] == {"prompt_tokens": 14, **UNCACHED, "completion_tokens": 6, "total_tokens": 20}
+    assert usage["usage"] == {
+        "prompt_tokens": 14,
+        **UNCACHED,
+        "completion_tokens": 6,
+        "total_tokens": 20,
+    }
 
 
 async def test_prompts_go_to_their_own_specialists(

@@ -100,7 +100,12 @@ async def test_quote_answers_without_the_model(client: httpx.AsyncClient, backen
         assert body["answer"] == quote([ECZEMA])
         assert ECZEMA.text in body["answer"]
         assert (body["finish_reason"], body["notices"], body["support"]) == ("stop", [], [])
-        assert body["usage"] == {"prompt_tokens": 0, **UNCACHED, "completion_tokens": 0, "total_tokens": 0}
+        assert body["usage"] == {
+            "prompt_tokens": 0,
+            **UNCACHED,
+            "completion_tokens": 0,
+            "total_tokens": 0,
+        }
         assert body["citations"] == [
             {
                 "number": 1,

@@ -1,4 +1,4 @@
-"""Drives StepLoop over a decoder without a thread: requests that arrive and leave at given steps."""
+"""Drives StepLoop without a thread: requests that arrive and leave before given steps."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -41,9 +41,7 @@ def decoder(tiny_catalogs: Catalogs) -> ModelRunner:
     return build(tiny_catalogs)
 
 
-@pytest.fixture(
-    scope="module", params=["torch", pytest.param("compiled", marks=pytest.mark.slow)]
-)
+@pytest.fixture(scope="module", params=["torch", pytest.param("compiled", marks=pytest.mark.slow)])
 def either(request: pytest.FixtureRequest, tiny_catalogs: Catalogs) -> Iterator[ModelRunner]:
     if request.param == "torch":
         yield build(tiny_catalogs)
@@ -164,7 +162,9 @@ def test_another_version_under_the_same_name_reads_for_itself(
     before = driver.run([ask(ids)]).tokens[0]
     folder = tiny_catalogs["llama"][1] / "weights" / "derm"
     kept = decoder.read_adapter(folder)
-    changed = make_adapter(tiny_catalogs["llama"][0], tmp_path / "new", base_name="tiny", rank=4, seed=77)
+    changed = make_adapter(
+        tiny_catalogs["llama"][0], tmp_path / "new", base_name="tiny", rank=4, seed=77
+    )
     decoder.load_adapter("derm", changed)
     after = driver.run([ask(ids)])
     assert after.num_cached[0] == 0
@@ -182,7 +182,9 @@ def test_a_row_in_flight_keeps_the_old_version_to_itself(
     tiny_catalogs: Catalogs, tmp_path: Path
 ) -> None:
     decoder = build(tiny_catalogs)
-    changed = make_adapter(tiny_catalogs["llama"][0], tmp_path / "new", base_name="tiny", rank=4, seed=77)
+    changed = make_adapter(
+        tiny_catalogs["llama"][0], tmp_path / "new", base_name="tiny", rank=4, seed=77
+    )
     driver = Driver(decoder, reuses_prefixes=True)
     inner, steps = decoder.step, []
 

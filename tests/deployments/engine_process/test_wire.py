@@ -71,7 +71,9 @@ def test_a_step(
     assert unpack_step(payload(pack_step(output))) == output
 
 
-@pytest.mark.parametrize("content", [[], [1], [[4], b"", b"", []], [[], b"123", b"", []], [[], b"", b"", [["x"]]], "no"])
+@pytest.mark.parametrize(
+    "content", [[], [1], [[4], b"", b"", []], [[], b"123", b"", []], [[], b"", b"", [["x"]]], "no"]
+)
 def test_what_is_no_step_is_refused(content: object) -> None:
     with pytest.raises(BadFrame, match="not what a step makes"):
         unpack_step(payload(pack_frame(content)))  # type: ignore[arg-type]
