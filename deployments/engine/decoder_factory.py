@@ -13,6 +13,7 @@ from typing import Literal
 
 import torch
 
+from deployments.engine.attention.kv_cache import ALIGNMENT
 from deployments.engine.decoder import DecoderInfo
 from deployments.engine.detokenizer import hidden_ids
 from deployments.engine.errors import FastDecoderImpossible
@@ -34,7 +35,6 @@ Choice = Literal["auto", "fast", "reference"]
 Weights = Literal["auto", "int8", "none"]
 
 _MOST_THREADS = 16  # that a step of eight-bit weights takes without being asked to
-_ALIGNMENT = 16  # capacities are multiples of it
 _LONG_ROWS = 8  # when the budget is short, one row in _LONG_ROWS has full length
 _SHORTEST = 8  # a short row holds at least 1/_SHORTEST of a long one
 
@@ -272,8 +272,8 @@ def _build_fast(
     base: Pretrained, limits: FastLimits, reader: PeftReader, weights: _Weights
 ) -> ModelRunner:
     num_positions = _num_positions(base, limits)
-    # Rows are multiples of 16 positions, and the tables of positions cover a whole row.
-    model = _make_model(base, -(-num_positions // 16) * 16, weights, limits)
+    # Rows are multiples of ALIGNMENT positions, and the tables of positions cover a whole row.
+    model = _make_model(base, -(-num_positions // ALIGNMENT) * ALIGNMENT, weights, limits)
     capacities = _capacities(model, limits, num_positions)
     logger.info(
         "KV cache: %.0f MiB, rows of %s positions",
@@ -329,7 +329,7 @@ def plan_rows(
     Raises:
         ValueError: not even one full row fits.
     """
-    full = -(-num_positions // _ALIGNMENT) * _ALIGNMENT
+    full = -(-num_positions // ALIGNMENT) * ALIGNMENT
     affordable = budget_bytes // bytes_per_position
     if affordable < full:
         raise ValueError(
@@ -343,7 +343,7 @@ def plan_rows(
         num_long = max(1, num_rows // _LONG_ROWS)
         num_short = num_rows - num_long
         rest = (affordable - num_long * full) // num_short
-        short = min(full, rest // _ALIGNMENT * _ALIGNMENT)
+        short = min(full, rest // ALIGNMENT * ALIGNMENT)
         if short * _SHORTEST >= full:
             return (short,) * num_short + (full,) * num_long
     return (full,)

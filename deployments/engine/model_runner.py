@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from deployments.engine.adapter_loader import AdapterLoader, AdapterProbe
-from deployments.engine.attention.kv_cache import KvCache
+from deployments.engine.attention.kv_cache import KvCache, are_aligned
 from deployments.engine.attention.prefill import prefill_inputs
 from deployments.engine.cuda_graphs import SCRATCH_POSITIONS, DecodeGraphs, PrefillGraphs, RowInputs
 from deployments.engine.decoder import DecoderInfo
@@ -46,6 +46,7 @@ class _RowState:
 
     slot: int = BASE_SLOT
     length: int = 0  # positions filled in the cache
+    num_reused: int = 0  # of these, at its beginning, without reading them
     num_prompt_tokens: int = 0
 
 
@@ -83,6 +84,8 @@ class ModelRunner(AdapterLoader):
         self._start_id = base.decoder_start_id if base.family == "seq2seq" else None
         self.capacities = tuple(capacities)
         self.can_split_prompts = model.can_split_prompts
+        # An encoder's states depend on the whole prompt, so none of them serves another one.
+        self.can_reuse_prefixes = model.can_split_prompts and are_aligned(capacities)
         self.num_steps_ahead = 0 if on_cpu else 1
         self.num_prompts_together = 1 if on_cpu else _PROMPTS_TOGETHER
         self.device, self.vocab_size = model.device, model.vocab_size
@@ -130,6 +133,15 @@ class ModelRunner(AdapterLoader):
         self.lora_pool.release(state.slot)
         self._states[row] = _RowState(slot=slot)
 
+    def generation(self, adapter: str | None) -> int:
+        return self.lora_pool.generation(adapter)
+
+    @torch.inference_mode()
+    def reuse_prefix(self, row: int, source: int, num_tokens: int) -> None:
+        if source != row:
+            self._cache.copy(source, row, num_tokens)
+        self._states[row].num_reused = num_tokens
+
     def free(self, row: int) -> None:
         self.lora_pool.release(self._states[row].slot)
         self._states[row] = _RowState()
@@ -171,7 +183,7 @@ class ModelRunner(AdapterLoader):
 
     def _begin_chunk(self, chunk: PrefillChunk) -> None:
         state = self._states[chunk.row]
-        if chunk.start == 0:
+        if chunk.start == state.num_reused:
             prompt = chunk.request.prompt_ids
             begin = prompt if self._start_id is None else (self._start_id,)
             self._sampler.begin(chunk.row, chunk.request.sampling, begin)
