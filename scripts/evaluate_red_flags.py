@@ -3,12 +3,13 @@
     python -m scripts.evaluate_red_flags
     python -m scripts.evaluate_red_flags --show
 
-Reads router/data/red_flags.yaml and writes a table in Markdown: recall and false alarms with
+Reads router/data/red_flags.yaml.gz and writes a table in Markdown: recall and false alarms with
 Wilson's 95 % intervals, by set and kind of question, and the time that one question takes. The last
 line of stdout is one JSON object, without any text.
 """
 
 import argparse
+import gzip
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +23,7 @@ from router.urgency.red_flags import RedFlags, load_red_flags
 from scripts.arguments import CommandParser
 
 DATA = Path(__file__).resolve().parent.parent / "router" / "data"
-QUESTIONS = DATA / "red_flags.yaml"
+QUESTIONS = DATA / "red_flags.yaml.gz"
 Z_95 = 1.959964  # of the standard normal distribution
 
 
@@ -61,7 +62,7 @@ def _evaluate(args: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:
 
 def cases(path: Path) -> Iterator[Case]:
     """Yield the written questions."""
-    groups = yaml.safe_load(path.read_text("utf-8"))
+    groups = yaml.safe_load(gzip.decompress(path.read_bytes()))
     for group, labels in groups.items():
         for label, kinds in labels.items():
             for kind, texts in kinds.items():

@@ -73,7 +73,7 @@ def _parser() -> CommandParser:
     add("--out", type=Path, required=True, help="the Markdown report, e.g. docs/router.md")
     add("--html", action="store_true", help="write the report as one HTML file too")
     add("--model", type=Path, default=ROUTER_DIR / "model", help="folder of the artefact")
-    add("--dev", type=Path, default=ROUTER_DIR / "data" / "written_dev.jsonl", help="our own")
+    add("--dev", type=Path, default=ROUTER_DIR / "data" / "written_dev.jsonl.gz", help="our own")
     add("--test", type=Path, default=ROUTER_DIR / "data" / "written_test.jsonl.gz", help="our own")
     add("--strict_model", type=Path, metavar="FOLDER", help="needs --strict_data")
     add("--strict_data", type=Path, metavar="FOLDER", help="that --strict_model was trained on")

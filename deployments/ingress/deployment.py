@@ -24,6 +24,7 @@ from deployments.adapter_admin import AdapterAdmin
 from deployments.api.access.admission import Admission
 from deployments.api.app import behind_front_door, create_api
 from deployments.api.errors import engine_error
+from deployments.clocks import sender_name
 from deployments.engine.errors import QueueFull
 from deployments.engine.request import ErrorInfo, TokenEvent
 from deployments.handover import RouterHandover
@@ -85,7 +86,7 @@ class RouterReplica:
         store = open_adapter_store(settings)
         self._followed = follow_all(settings, store, lambda: self._live.reload_check_s)
         self._router, self._catalog = self._followed.classifier, self._followed.catalog
-        self._config, self._name = settings.model_config_id, uuid.uuid4().hex
+        self._config, self._name = settings.model_config_id, sender_name(uuid.uuid4().hex)
         self._admission = Admission()
         self._wait = WaitEstimate()
         self._watch = ModelWatch(

@@ -227,3 +227,16 @@ def test_a_deadline_is_kept_whatever_the_other_clock_says(skew_s: float) -> None
     assert left == pytest.approx(7.0, abs=0.02)
     assert offsets.seconds_left(None, "router") is None
     assert offsets.seconds_left(here.now + 3, "unknown") == pytest.approx(3)
+
+
+def test_a_clock_of_this_machine_is_not_judged_by_a_message_that_waited() -> None:
+    from deployments.clocks import ClockOffsets, sender_name
+
+    here = Clock()
+    offsets = ClockOffsets(here)
+    router = sender_name("router")
+    sent_at = here.now
+    here.now += 0.8  # the replica was starting
+    offsets.hear(router, sent_at)
+    assert offsets.seconds_left(here.now + 0.8, router) == pytest.approx(0.8)
+    assert sender_name("router") == router
