@@ -90,8 +90,8 @@ class Writer(Change):
         )
         for table in ("passages", "vectors"):
             self.db.execute(f"delete from {table} where number = ?", (number,))
-        for name in (passage.title, *passage.synonyms):
-            pair = (name_key(name, passage.language), number)
+        for name, language in passage.names():
+            pair = (name_key(name, language), number)
             self.db.execute("delete from names where key = ? and number = ?", pair)
 
     def ids_of(self, source: str) -> list[str]:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from references.embedding import Floats
-from references.passage import Passage
+from references.passage import LISTS, Passage
 from references.vectors import Nearness
 from references.words import stems
 
-FORMAT = 1  # of the stored data: raise it when the schema or the way to cut words changes
+FORMAT = 2  # of the stored data: raise it when the schema or the way to cut words changes
 MAX_KEPT = 2000  # passages with their stems, about 5 KB each, for each thread
 MAX_COUNTS = 200_000  # stems whose counts are kept
 SOURCES = (
@@ -20,7 +20,7 @@ SOURCES = (
 )
 COLUMNS = (
     "id, kind, title, synonyms, text, specialty, language, source, url, licence, identifiers, "
-    "prominence"
+    "prominence, wordings_en, wordings_fr"
 )
 
 
@@ -145,7 +145,7 @@ def sorted_sources(rows: Iterable[Sequence[Any]]) -> list[Source]:
 
 def stored_stems(passage: Passage) -> tuple[str, str]:
     """Return the stems of the names, a comma between names, and those of the text."""
-    names = (" ".join(stems(n, passage.language)) for n in (passage.title, *passage.synonyms))
+    names = (" ".join(stems(name, language)) for name, language in passage.names())
     return ",".join(names), " ".join(stems(passage.text, passage.language))
 
 
@@ -158,6 +158,6 @@ def _candidate(row: Sequence[Any]) -> Candidate:
 def passage_of(row: Sequence[object]) -> Passage:
     names = COLUMNS.split(", ")
     values = dict(zip(names, row, strict=True))
-    for name in ("synonyms", "identifiers"):
+    for name in LISTS:
         values[name] = tuple(json.loads(str(values[name])))
     return Passage(**values)  # type: ignore[arg-type]
