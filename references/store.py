@@ -22,14 +22,18 @@ from references.embedding import Floats, Vectoriser
 from references.passage import Passage, ReferencesError
 from references.reader import Reader, damaged
 from references.vectors import PassageVectors, packed
-from references.version import COLUMNS, Version
+from references.version import COLUMNS, RANKED_BY, Version
 from references.words import name_key
 
 LOCK_TIMEOUT_S = 600
+# What is ranked by stands before the text, which may be long: SQLite reads a row from its start.
+_COLUMNS = RANKED_BY.replace("id,", "id text unique,", 1) + "".join(
+    f", {name}" for name in COLUMNS.split(", ") if name not in (*RANKED_BY.split(", "), "text")
+)
 _SCHEMA = f"""
 create table meta (key text primary key, value text not null) without rowid;
-create table passages (number integer primary key, {COLUMNS.replace("id,", "id text unique,", 1)},
-  name_stems text not null, text_stems text not null, checksum text not null);
+create table passages (number integer primary key, {_COLUMNS}, checksum text not null,
+  text text not null);
 create virtual table words using fts5 (title, synonyms, body, content='', tokenize='unicode61');
 create table names (key text, number integer, primary key (key, number)) without rowid;
 create table stems (stem text primary key, count integer not null) without rowid;
