@@ -21,7 +21,7 @@ from references.words import key_of
 CANDIDATES = 40  # of each kind
 MAX_KEYS = 400  # name keys that are looked up for one question
 _WHOLE = 0.999  # fit of a name that is the question, rounding aside
-MAX_POSTINGS = 8_000  # passages that the index may score for one question
+MAX_POSTINGS = 5_000  # passages that the index may score for one question
 
 
 # A candidate: its score times -1 and its id, by which it is sorted; its name, cover and nearness.
