@@ -193,12 +193,15 @@ def wordings() -> Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]:
     import yaml
 
     listed: Mapping[int, str] = yaml.safe_load(WORDINGS.read_text(encoding="utf-8"))
-    return {
-        f"HP:{number:07d}": (tuple(english.split(", ")), tuple(french.split(", ")))
-        for number, (english, french) in (
-            (number, said.split(" | ")) for number, said in listed.items()
-        )
-    }
+    found = {}
+    for number, said in listed.items():
+        english, _, french = said.partition("= ")
+        found[f"HP:{number:07d}"] = (_listed(english), _listed(french))
+    return found
+
+
+def _listed(wordings: str) -> tuple[str, ...]:
+    return tuple(wording.strip() for wording in wordings.split(",") if wording.strip())
 
 
 def _place(hpo: Hpo, term: Term) -> str:

@@ -102,7 +102,7 @@ def test_every_wording_says_a_term_of_the_installed_ontology() -> None:
     said = hpo.wordings()
     assert said.keys() <= terms.keys()
     for id_, (english, french) in said.items():
-        assert all(english) and all(french), id_
+        assert all((*english, *french)), id_
         names = {name.casefold() for name in (terms[id_].name, *terms[id_].synonyms)}
         assert names.isdisjoint(english), f"{id_}: a wording is a name of the ontology's"
 
