@@ -162,9 +162,11 @@ def stored_stems(passage: Passage) -> tuple[str, str]:
 
 
 def _candidate(row: Sequence[Any]) -> Candidate:
-    names = tuple(frozenset(name.split()) for name in row[-2].split(","))
+    id_, kind, specialty, prominence, name_stems, text_stems = row
+    names = tuple(frozenset(name.split()) for name in name_stems.split(","))
     of_names = frozenset[str]().union(*names)
-    return Candidate(*row[:-2], names, of_names, of_names.union(row[-1].split()))
+    whole = of_names.union(text_stems.split())
+    return Candidate(id_, kind, specialty, prominence, names, of_names, whole)
 
 
 def passage_of(row: Sequence[object]) -> Passage:
