@@ -49,6 +49,7 @@ class GenerateRequest:
     sender: the router replica, for its clock (deployments/clocks.py).
     may_shorten: `sampling.max_tokens` is lowered to what the model has room for after the prompt.
     trace_context: W3C's headers of the span that asks (deployments/observe/tracing.py).
+    continues: a text, or token ids, that the answer continues as they stand; `turns` are empty.
     """
 
     request_id: str
@@ -64,6 +65,7 @@ class GenerateRequest:
     sender: str | None = None
     may_shorten: bool = False
     trace_context: Mapping[str, str] | None = None
+    continues: str | tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ from deployments.engine.models.base import Model, TorchBatches
 from deployments.engine.models.llama import LlamaModel
 from deployments.engine.models.t5 import T5Model, unsupported_by_t5
 from deployments.engine.peft_decoder import PeftDecoder
+from deployments.engine.structured.vocabulary import refused_features
 
 logger = logging.getLogger(__name__)
 
@@ -252,6 +253,7 @@ def _build_fast(
         eos_ids=base.eos_ids,
         adapters=frozenset(),
         hidden_ids=hidden_ids(base.tokenizer),
+        refuses=refused_features(base.family, base.tokenizer),
         weights=weights.reason,
         threads=_threads_of(model, limits),
     )

@@ -101,7 +101,9 @@ class StepLoop:
             row = self._rows.get(sequence)
             if row is None or sequence.row is None:  # it ended while this step ran
                 continue
-            row.push(tokens[sequence.row])
+            if sequence.row in pending.failures:
+                row.finish(FinishReason.ERROR, pending.failures[sequence.row])
+            row.push(tokens[sequence.row], pending.scores.get(sequence.row, ()))
             if row.is_done:
                 self._end(sequence)
 

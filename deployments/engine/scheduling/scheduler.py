@@ -212,7 +212,7 @@ class Scheduler:
     def check_invariants(self) -> None:
         """Raise AssertionError, with the numbers, if queues and rows do not agree."""
         for row, sequence in self._running.items():
-            limit, prompt = sequence.request.sampling.max_tokens, len(sequence.request.prompt_ids)
+            limit, prompt = sequence.request.sampling.num_steps, len(sequence.request.prompt_ids)
             assert sequence.row == row, f"row {row} has a sequence of row {sequence.row}"
             assert sequence.holds_row, f"row {row} has a sequence that gave it back"
             assert not sequence.is_finished, f"row {row} holds a finished sequence"
