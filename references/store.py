@@ -11,7 +11,7 @@ import shutil
 import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,7 +22,7 @@ from references.embedding import Floats, Vectoriser
 from references.passage import Passage, ReferencesError
 from references.reader import Reader, damaged
 from references.vectors import PassageVectors, packed
-from references.version import COLUMNS, RANKED_BY, Version
+from references.version import COLUMNS, RANKED_BY, Version, passages_in
 from references.words import name_key
 
 LOCK_TIMEOUT_S = 600
@@ -156,6 +156,13 @@ class Engine(Protocol):
             ReferencesError: it cannot be made; the shelf is as it was.
         """
 
+    def stored(self) -> Iterator[Passage]:
+        """Yield the passages that are there, in a shelf of an older format too.
+
+        Raises:
+            ReferencesError: they cannot be read.
+        """
+
     def problems(self) -> list[str]:
         """Return what is wrong with the storage itself."""
 
@@ -218,6 +225,16 @@ class FileEngine:
         unless: Callable[[], bool] = lambda: False,
     ) -> AbstractContextManager[Writer]:
         return changed(self.path, vectorise, fresh=fresh, create=create, unless=unless)
+
+    def stored(self) -> Iterator[Passage]:
+        if not self.path.exists():
+            return
+        try:
+            address = f"{self.path.resolve().as_uri()}?mode=ro&immutable=1"
+            with closing(sqlite3.connect(address, uri=True)) as db:
+                yield from passages_in(db.execute("select * from passages order by number"))
+        except (sqlite3.Error, TypeError, ValueError) as error:
+            raise damaged(self.path, error) from None
 
     def problems(self) -> list[str]:
         """Return what SQLite's own check finds wrong with the file's pages."""

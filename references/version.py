@@ -23,6 +23,7 @@ COLUMNS = (
     "prominence, wordings_en, wordings_fr"
 )
 
+_FIELDS = frozenset(COLUMNS.split(", "))
 RANKED_BY = "id, kind, specialty, prominence, name_stems, text_stems"
 
 
@@ -169,9 +170,15 @@ def _candidate(row: Sequence[Any]) -> Candidate:
     return Candidate(id_, kind, specialty, prominence, names, of_names, whole)
 
 
-def passage_of(row: Sequence[object]) -> Passage:
-    names = COLUMNS.split(", ")
-    values = dict(zip(names, row, strict=True))
+def passage_of(row: Sequence[object], names: Sequence[str] = COLUMNS.split(", ")) -> Passage:
+    values = {name: value for name, value in zip(names, row, strict=True) if name in _FIELDS}
     for name in LISTS:
-        values[name] = tuple(json.loads(str(values[name])))
+        values[name] = tuple(json.loads(str(values.get(name, "[]"))))
     return Passage(**values)  # type: ignore[arg-type]
+
+
+def passages_in(cursor: Any) -> Iterator[Passage]:
+    """Yield the passages of whole rows of the table, which an older version may have made."""
+    names = [column[0] for column in cursor.description]
+    for row in cursor:
+        yield passage_of(row, names)
