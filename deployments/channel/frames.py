@@ -3,7 +3,8 @@
     4 bytes   length of the payload, big-endian
     payload   msgpack: the first frame of a connection is ["polyclinic", 1, token], and every later
               one is a list of events, each a list of the nine fields that `pack_events` writes,
-              and of a tenth, the scores of its tokens, where they were asked for
+              and of a tenth and an eleventh, if there are some: the scores of its tokens, and the
+              number of the prompt's that were cached
 
 A connection carries frames in one direction only, from a model replica to a router replica.
 """
@@ -122,7 +123,8 @@ def load_frame(payload: bytes) -> Any:
 
 def _fields(stream: int, event: TokenEvent) -> list[Any]:
     timings, error = event.timings, event.error
-    scores = [list(event.scores)] if event.scores else []
+    cached = [event.num_cached_tokens] if event.num_cached_tokens else []
+    scores = [list(event.scores)] if event.scores or cached else []
     return [
         stream,
         event.text,
@@ -134,6 +136,7 @@ def _fields(stream: int, event: TokenEvent) -> list[Any]:
         None if event.finish_reason is None else str(event.finish_reason),
         None if error is None else [error.code, error.message, error.param, error.retry_after_s],
         *scores,
+        *cached,
     ]
 
 
@@ -148,8 +151,9 @@ def _event(
     finish_reason: str | None,
     error: list[Any] | None,
     scores: Sequence[list[Any]] = (),
+    num_cached_tokens: int = 0,
 ) -> tuple[int, TokenEvent]:
-    numbers = (stream, num_tokens, num_prompt_tokens)
+    numbers = (stream, num_tokens, num_prompt_tokens, num_cached_tokens)
     if not isinstance(text, str) or not all(type(number) is int for number in numbers):
         raise ValueError("a field has the wrong type")
     return stream, TokenEvent(
@@ -161,6 +165,7 @@ def _event(
         None if finish_reason is None else FinishReason(finish_reason),
         None if error is None else ErrorInfo(*error),
         tuple(_scored(*score) for score in scores),
+        num_cached_tokens,
     )
 
 

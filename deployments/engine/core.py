@@ -37,6 +37,7 @@ class EngineLimits:
     """Bound what the engine accepts and what one step does.
 
     max_events_per_s: of all streams together; each carries more tokens where there are many.
+    reuses_prefixes: rows keep what they hold for prompts that begin with it, where the decoder can.
     step_timeout_s: a step that takes longer counts as stuck; a task between two steps may take
         longer, since it may compile kernels.
     """
@@ -45,6 +46,7 @@ class EngineLimits:
     max_waiting: int  # requests in the queue; more are refused
     max_input_tokens: int  # of one prompt
     prefill_tokens: int = 512  # read in one step, by a step decoder
+    reuses_prefixes: bool = False
     emit_interval_s: float = 0.0  # a stream's text is emitted at most this often
     max_events_per_s: float = math.inf
     emits_together: bool = False  # all streams at the same moments
@@ -134,7 +136,13 @@ class ThreadCore:
         self._outbox = Outbox(self._sort_out)
         self._runner: EngineLoop
         if isinstance(decoder, StepDecoder):
-            self._runner = StepLoop(decoder, limits.prefill_tokens, self._outbox, clock)
+            self._runner = StepLoop(
+                decoder,
+                limits.prefill_tokens,
+                self._outbox,
+                clock,
+                reuses_prefixes=limits.reuses_prefixes,
+            )
         else:
             self._runner = GroupLoop(decoder, limits.max_rows, self._outbox)
         self._work = threading.Condition()

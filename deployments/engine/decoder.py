@@ -97,6 +97,20 @@ class StepDecoder(Protocol):
         """Return the bytes that a token stands for (detokenizer.py)."""
 
 
+@runtime_checkable
+class PrefixDecoder(Protocol):
+    """Let a row begin behind tokens that a row has read before: for some step decoders."""
+
+    can_reuse_prefixes: bool
+
+    def generation(self, adapter: str | None) -> int:
+        """Return a number for the weights that `adapter` has now, which no others have or had."""
+
+    def reuse_prefix(self, row: int, source: int, num_tokens: int) -> None:
+        """Begin `row`, after its `set_adapter`, with the first positions of row `source`, which
+        may be itself. Its prompt is read from `num_tokens` on."""
+
+
 class RowSink(Protocol):
     """Take the tokens of a group as they come."""
 

@@ -166,9 +166,9 @@ class Engine:
     def _take(self, output: StepOutput) -> None:
         """Sort what a step made into the requests' events."""
         requests, now = self._requests, self._clock()
-        for number in output.started:
+        for number, num_cached in output.started:
             if (state := requests.get(number)) is not None and not state.has_begun:
-                state.begin()
+                state.begin(num_cached)
                 self._num_running += 1
         for number, scores in output.scores.items():
             if (state := requests.get(number)) is not None:

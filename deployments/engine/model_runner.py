@@ -10,11 +10,13 @@ import itertools
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 
 from deployments.engine.adapter_loader import AdapterLoader, AdapterProbe
-from deployments.engine.attention.kv_cache import KvCache
+from deployments.engine.attention.kv_cache import KvCache, are_aligned
 from deployments.engine.attention.prefill import prefill_inputs
 from deployments.engine.cuda_graphs import SCRATCH_POSITIONS, DecodeGraphs, PrefillGraphs, RowInputs
 from deployments.engine.decoder import DecoderInfo
@@ -25,6 +27,7 @@ from deployments.engine.lora.peft_reader import PeftReader
 from deployments.engine.lora.pool import BASE_SLOT, LoraPool
 from deployments.engine.model_loader import Pretrained
 from deployments.engine.models.base import Model
+from deployments.engine.models.linear import HEAD
 from deployments.engine.request import PrefillChunk, SchedulerOutput
 from deployments.engine.sampling import DeviceTokens, Sampler
 from deployments.engine.scores.scorer import Scorer
@@ -43,6 +46,7 @@ class _RowState:
 
     slot: int = BASE_SLOT
     length: int = 0  # positions filled in the cache
+    num_reused: int = 0  # of these, at its beginning, without reading them
     num_prompt_tokens: int = 0
 
 
@@ -80,6 +84,8 @@ class ModelRunner(AdapterLoader):
         self._start_id = base.decoder_start_id if base.family == "seq2seq" else None
         self.capacities = tuple(capacities)
         self.can_split_prompts = model.can_split_prompts
+        # An encoder's states depend on the whole prompt, so none of them serves another one.
+        self.can_reuse_prefixes = model.can_split_prompts and are_aligned(capacities)
         self.num_steps_ahead = 0 if on_cpu else 1
         self.num_prompts_together = 1 if on_cpu else _PROMPTS_TOGETHER
         self.device, self.vocab_size = model.device, model.vocab_size
@@ -127,6 +133,15 @@ class ModelRunner(AdapterLoader):
         self.lora_pool.release(state.slot)
         self._states[row] = _RowState(slot=slot)
 
+    def generation(self, adapter: str | None) -> int:
+        return self.lora_pool.generation(adapter)
+
+    @torch.inference_mode()
+    def reuse_prefix(self, row: int, source: int, num_tokens: int) -> None:
+        if source != row:
+            self._cache.copy(source, row, num_tokens)
+        self._states[row].num_reused = num_tokens
+
     def free(self, row: int) -> None:
         self.lora_pool.release(self._states[row].slot)
         self._states[row] = _RowState()
@@ -154,7 +169,8 @@ class ModelRunner(AdapterLoader):
                 rows += ended
             elif ended:
                 last = _last_states(states, scheduled.prefill)
-                picked.append(self._pick(self._model.logits(last), ended))
+                logits = self._model.logits(last, self._head_lora(ended))
+                picked.append(self._pick(logits, ended))
                 emitting += ended
         rows.sort()
         if rows:
@@ -167,7 +183,7 @@ class ModelRunner(AdapterLoader):
 
     def _begin_chunk(self, chunk: PrefillChunk) -> None:
         state = self._states[chunk.row]
-        if chunk.start == 0:
+        if chunk.start == state.num_reused:
             prompt = chunk.request.prompt_ids
             begin = prompt if self._start_id is None else (self._start_id,)
             self._sampler.begin(chunk.row, chunk.request.sampling, begin)
@@ -194,7 +210,22 @@ class ModelRunner(AdapterLoader):
         """Score prompts where asked for, given the states (T, d) behind the chunks' tokens."""
         sizes = [chunk.stop - chunk.start for chunk in chunks]
         for chunk, own in zip(chunks, torch.split(states[: sum(sizes)], sizes), strict=True):
-            self._scorer.read(chunk, own, self._model.logits)
+            self._scorer.read(chunk, own, partial(self._logits_of, chunk.row))
+
+    def _logits_of(self, row: int, states: torch.Tensor) -> torch.Tensor:
+        """Return the logits (n, V) of states (n, d) that are all of this row."""
+        if not self.lora_pool.adapts(HEAD):
+            return self._model.logits(states)
+        slot = self._states[row].slot
+        return self._model.logits(
+            states, self._model.lora_batch(self.lora_pool, [slot], [len(states)])
+        )
+
+    def _head_lora(self, rows: Sequence[int]) -> Any:
+        """Return the adapters of these rows for the output layer, which few adapters change."""
+        if not self.lora_pool.adapts(HEAD):
+            return None
+        return self._model.lora_batch(self.lora_pool, [self._states[row].slot for row in rows])
 
     def _decode(self, rows: Sequence[int]) -> torch.Tensor:
         """Take these rows one step further and return their tokens (B,)."""
@@ -211,7 +242,7 @@ class ModelRunner(AdapterLoader):
         hidden = self._model.decode(self._cache, batch, lora)
         for state in states:
             state.length += 1
-        return self._pick(self._model.logits(hidden), rows)
+        return self._pick(self._model.logits(hidden, lora), rows)
 
     def _replay(self, rows: Sequence[int]) -> torch.Tensor:
         """Do what `_decode` does with a captured graph."""

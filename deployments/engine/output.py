@@ -129,6 +129,7 @@ class RequestState:
         self._queue_s: float | None = None
         self._first_token_s: float | None = None
         self._num_tokens = 0
+        self._num_cached_tokens = 0
         self._undecoded: list[int] = []
         self._pending_text = ""
         self._num_characters = 0  # emitted
@@ -136,9 +137,10 @@ class RequestState:
         if sampling.logprobs is not None:
             self._scored = ScoredText(decode, data_of, hidden_ids)
 
-    def begin(self) -> None:
-        """Note that its first step runs."""
+    def begin(self, num_cached_tokens: int) -> None:
+        """Note that its first step runs, and reads so many prompt tokens less."""
         self.has_begun = True
+        self._num_cached_tokens = num_cached_tokens
         self._queue_s = self._clock() - self._accepted_at
         if self.request.sampling.echo:
             prompt = self.request.prompt_ids
@@ -216,6 +218,7 @@ class RequestState:
             finish_reason=reason,
             error=error,
             scores=() if self._scored is None else self._scored.release(self._limit_of(reason)),
+            num_cached_tokens=self._num_cached_tokens if reason else 0,
         )
         self.events.put(event)
 

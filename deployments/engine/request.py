@@ -105,7 +105,8 @@ class Request:
     """Ask for one answer. `adapter` None is the base model alone.
 
     `deadline_s`: seconds after acceptance at which the answer ends as `timeout`; None: never.
-    `is_logged`: the engine writes a record when it begins and when it ends.
+    `is_logged`: the engine writes a record when it begins and when it ends. `tenant`: whose it is;
+    only requests of one tenant share what was read of their prompts.
     """
 
     request_id: str
@@ -114,6 +115,7 @@ class Request:
     sampling: SamplingParams
     deadline_s: float | None = None
     is_logged: bool = False
+    tenant: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +162,8 @@ class TokenEvent:
 
     `text` is the newly decoded text. It may be empty: an unfinished character, or a possible start
     of a stop string, is held back. `num_tokens` counts all the tokens so far. `scores`: of the
-    tokens of `text`, where they were asked for.
+    tokens of `text`, where they were asked for. `num_cached_tokens`: prompt tokens that were not
+    read again, since a row held them; 0 before the last event.
     """
 
     request_id: str
@@ -171,6 +174,7 @@ class TokenEvent:
     finish_reason: FinishReason | None = None
     error: ErrorInfo | None = None
     scores: tuple[ScoredToken, ...] = ()
+    num_cached_tokens: int = 0
 
 
 def failed_event(request_id: str, error: ErrorInfo) -> TokenEvent:
@@ -184,6 +188,13 @@ def failed_event(request_id: str, error: ErrorInfo) -> TokenEvent:
         finish_reason=FinishReason.ERROR,
         error=error,
     )
+
+
+class StartedRow(NamedTuple):
+    """Say that the first step of a request is about to run."""
+
+    number: int
+    num_cached_tokens: int  # of its prompt, which are not read again
 
 
 class EndedRow(NamedTuple):
@@ -203,7 +214,7 @@ class StepOutput:
     not among them, but in `scores`, by number, where they were asked for.
     """
 
-    started: list[int] = field(default_factory=list)  # their first step is about to run
+    started: list[StartedRow] = field(default_factory=list)
     numbers: list[int] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
     ended: list[EndedRow] = field(default_factory=list)
@@ -214,11 +225,19 @@ class StepOutput:
         return not (self.started or self.numbers or self.ended)
 
 
+class Prefix(NamedTuple):
+    """Name a row and how many of its first tokens a prompt begins with."""
+
+    row: int
+    num_tokens: int
+
+
 @dataclass(slots=True, eq=False)
 class SequenceState:
-    """Hold the progress of one request. Only the scheduler writes to it.
+    """Hold the progress of one request. Only the scheduler writes to it, but for `answer`.
 
     `row` stays after the sequence has given the row back: its tokens come under that number.
+    `prefix`: what it did not have to read. `answer`: its tokens that have reached the host.
     """
 
     request: Request
@@ -228,6 +247,8 @@ class SequenceState:
     num_prefilled: int = 0  # prompt tokens scheduled so far
     num_scheduled: int = 0  # answer tokens scheduled so far
     is_finished: bool = False
+    prefix: Prefix | None = None
+    answer: list[int] = field(default_factory=list)
 
     @property
     def num_positions(self) -> int:

@@ -5,7 +5,14 @@ import time
 from collections.abc import Callable, Sequence
 
 from deployments.engine.errors import EngineError
-from deployments.engine.request import EndedRow, FinishReason, Request, StepOutput, TokenScore
+from deployments.engine.request import (
+    EndedRow,
+    FinishReason,
+    Request,
+    StartedRow,
+    StepOutput,
+    TokenScore,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -54,9 +61,9 @@ class EngineRow:
         self._num_tokens = 0
         self._deadline = None if request.deadline_s is None else clock() + request.deadline_s
 
-    def begin(self) -> None:
-        """Note that its first step is about to run."""
-        self._outbox.output.started.append(self.number)
+    def begin(self, num_cached_tokens: int = 0) -> None:
+        """Note that its first step is about to run; so many prompt tokens need not be read."""
+        self._outbox.output.started.append(StartedRow(self.number, num_cached_tokens))
         if self.request.is_logged:
             self._log("engine_step: the first one", len(self.request.prompt_ids), "prompt tokens")
 

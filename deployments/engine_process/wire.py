@@ -22,6 +22,7 @@ from deployments.engine.request import (
     FinishReason,
     Request,
     SamplingParams,
+    StartedRow,
     StepOutput,
     TokenScore,
 )
@@ -40,6 +41,7 @@ def pack_request(number: int, request: Request) -> bytes:
             asdict(request.sampling),
             request.deadline_s,
             request.is_logged,
+            request.tenant,
         ]
     )
 
@@ -51,9 +53,11 @@ def unpack_request(
     sampling: dict[str, Any],
     deadline_s: float | None,
     is_logged: bool,
+    tenant: str | None,
 ) -> Request:
     params = SamplingParams(**sampling | {"stop": tuple(sampling["stop"])})
-    return Request(request_id, tuple(_ints(prompt_ids)), adapter, params, deadline_s, is_logged)
+    ids = tuple(_ints(prompt_ids))
+    return Request(request_id, ids, adapter, params, deadline_s, is_logged, tenant)
 
 
 def pack_step(output: StepOutput) -> bytes:
@@ -88,7 +92,8 @@ def unpack_step(payload: bytes) -> StepOutput:
             EndedRow(number, FinishReason(reason), n, None if error is None else ErrorInfo(*error))
             for number, reason, n, error in ended
         ]
-        return StepOutput(started, _ints(numbers), _ints(tokens), rows, scores)
+        begun = [StartedRow(*each) for each in started]
+        return StepOutput(begun, _ints(numbers), _ints(tokens), rows, scores)
     except (TypeError, ValueError, AttributeError) as error:
         raise BadFrame(f"not what a step makes: {type(error).__name__}") from None
 

@@ -107,7 +107,9 @@ class ModelReplica(OperatorCalls, OpenAICalls):
                 deadline_s = self._clocks.seconds_left(call.deadline_at, call.sender)
                 sampling = self.sampling_of(call, len(prompt_ids))
                 request = Request(
-                    call.request_id, tuple(prompt_ids), adapter, sampling, deadline_s, is_logged
+                    *(call.request_id, tuple(prompt_ids), adapter, sampling, deadline_s),
+                    is_logged=is_logged,
+                    tenant=call.tenant,
                 )
                 watch.accepted()
                 generated = self._engine.generate(request, stream=call.stream)

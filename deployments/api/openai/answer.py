@@ -217,16 +217,11 @@ class OpenAIAnswer:
 
     def _sum(self, events: Mapping[int, TokenEvent]) -> Usage:
         """Return the tokens of all choices (number -> last event); a prompt's count once."""
-        num_prompt_tokens = sum(
-            event.num_prompt_tokens
-            for number, event in events.items()
-            if number % self._num_of_prompt == 0
-        )
-        num_tokens = sum(event.num_tokens for event in events.values())
-        return Usage(
-            prompt_tokens=num_prompt_tokens,
-            completion_tokens=num_tokens,
-            total_tokens=num_prompt_tokens + num_tokens,
+        first = [event for number, event in events.items() if number % self._num_of_prompt == 0]
+        return Usage.sum(
+            sum(event.num_prompt_tokens for event in first),
+            sum(event.num_cached_tokens for event in first),
+            sum(event.num_tokens for event in events.values()),
         )
 
     def _choice(

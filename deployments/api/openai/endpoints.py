@@ -14,7 +14,7 @@ from deployments.api.access.admission import check_capacity
 from deployments.api.errors import ApiError
 from deployments.api.generation import Completed, Generation
 from deployments.api.grounding import Found, find, mode_of
-from deployments.api.middleware import request_id_of, session_id_of
+from deployments.api.middleware import request_id_of, session_id_of, tenant_of
 from deployments.api.openai.answer import OpenAIAnswer
 from deployments.api.openai.request import (
     chat_turns,
@@ -143,6 +143,7 @@ class OpenAIEndpoints:
                 adapter_version=version,
                 may_shorten=True,
                 continues=continued.get(path),
+                tenant=tenant_of(request),
             )
             explain = functools.partial(openai_engine_error, param=path, structure=structure)
             about = (sources, route.specialty, route.confidence, explain)

@@ -180,7 +180,9 @@ class ResponsesAnswer:
 def _usage(event: TokenEvent) -> bodies.ResponsesUsage:
     return bodies.ResponsesUsage(
         input_tokens=event.num_prompt_tokens,
-        input_tokens_details=bodies.CachedTokens(cached_tokens=0, cache_write_tokens=0),
+        input_tokens_details=bodies.CachedTokens(
+            cached_tokens=event.num_cached_tokens, cache_write_tokens=0
+        ),
         output_tokens=event.num_tokens,
         output_tokens_details=bodies.ReasoningTokens(reasoning_tokens=0),
         total_tokens=event.num_prompt_tokens + event.num_tokens,

@@ -203,7 +203,7 @@ class OutputMessage(ReplyModel):
 
 
 class CachedTokens(ReplyModel):
-    """None: nothing is kept from request to request."""
+    """Input that was read before and not again; none is written for later at a price."""
 
     cached_tokens: Count
     cache_write_tokens: Count
