@@ -2,23 +2,26 @@
 
     python -m scripts.chaos            # `make chaos`: every fault, 10 minutes at most
     python -m scripts.chaos --faults model router --seconds 600 --every 20 --out chaos.json
+    python -m scripts.chaos --faults none --seconds 3600 --rate 3 --sample 60    # a soak
 
 Two model replicas and two routers run on this machine, with random weights. Each run sends a mix of
 /ask, streams and OpenAI calls while one thing is broken, again and again. Every request ends in
 exactly one outcome (scripts/chaos_runs/ledger.py), and each text is compared with the one that was
 recorded beforehand. The exit status is 1 if a request was lost, doubled or answered wrong, if a
-refusal had no Retry-After, or if a fault cost more than its limit.
+refusal had no Retry-After, or if a fault cost more than its limit. With `--sample` it is also 1 if
+memory grew by more than 2 % after the first ten minutes.
 """
 
 import argparse
 import asyncio
+import contextlib
 import itertools
 import json
 import os
 import random
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,7 @@ import aiohttp
 import yaml
 
 from deployments.startup.cluster import free_port
+from deployments.startup.processes import ProcessTree
 from scripts.arguments import CommandParser, above_zero, positive
 from scripts.benchmarks.serve_process import serving
 from scripts.chaos_runs.clinic import ADAPTERS, write_clinic
@@ -40,6 +44,7 @@ from scripts.chaos_runs.ledger import (
     account,
     send,
 )
+from scripts.chaos_runs.samples import MAX_GROWTH, Sample, drift, sample_forever
 from scripts.environment import environment
 
 _DEADLINE_S = 60.0
@@ -70,19 +75,17 @@ def _parser() -> argparse.ArgumentParser:
     add("--replicas", type=positive, default=2, help="of the model")
     add("--routers", type=positive, default=2, help="of the router")
     add("--seed", type=int, default=0, help="of the load and the victims")
+    add("--sample", type=above_zero, help="seconds between two looks at what processes hold")
     add("--out", type=Path, help="write the JSON here too")
     return parser
 
 
 async def _run(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     application = write_clinic(folder, replicas=args.replicas, routers=args.routers)
-    dashboard_port = free_port()
+    dashboard_port, metrics_port = free_port(), free_port()
+    ports = {"dashboard_port": dashboard_port, "metrics_port": metrics_port}
     runs: dict[str, Any] = {}
-    async with serving(folder, [application], _is_ready, dashboard_port=dashboard_port) as (
-        session,
-        url,
-        tree,
-    ):
+    async with serving(folder, [application], _is_ready, **ports) as (session, url, tree):
         rng = random.Random(args.seed)
         content = _content(folder)
         dashboard = f"http://127.0.0.1:{dashboard_port}"
@@ -91,7 +94,10 @@ async def _run(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         truth = await _truth(session, url)
         for fault in args.faults:
             await _settle(session, url, breaker, args)
-            runs[fault] = await _one(args, session, url, breaker, fault, truth, rng)
+            metrics = f"http://127.0.0.1:{metrics_port}/metrics"
+            async with _sampled(args, session, metrics, tree) as samples:
+                runs[fault] = await _one(args, session, url, breaker, fault, truth, rng)
+            runs[fault] |= {"held": drift(samples)} if samples else {}
             print(fault, json.dumps(runs[fault]), flush=True)
     problems = [p for fault, found in runs.items() for p in check(fault, found, LIMITS[fault])]
     return {"runs": runs, "problems": problems}
@@ -108,7 +114,28 @@ def check(fault: str, found: dict[str, Any], limits: Limits) -> list[str]:
     ):
         if count > limit * found["sent"]:
             problems.append(f"{fault}: {count} of {found['sent']} {name}, more than {limit:.0%}")
+    growth = found["held"]["memory_growth"] if "held" in found else 0.0
+    if growth > MAX_GROWTH:
+        problems.append(f"{fault}: memory grew by {growth:.1%}, more than {MAX_GROWTH:.0%}")
     return problems
+
+
+@contextlib.asynccontextmanager
+async def _sampled(
+    args: argparse.Namespace, session: aiohttp.ClientSession, metrics: str, tree: ProcessTree
+) -> AsyncIterator[list[tuple[float, Sample]]]:
+    """Sample meanwhile, if asked to."""
+    found: list[tuple[float, Sample]] = []
+    if not args.sample:
+        yield found
+        return
+    task = asyncio.create_task(sample_forever(session, metrics, tree, args.sample, found))
+    try:
+        yield found
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
 
 
 async def _one(

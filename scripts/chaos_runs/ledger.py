@@ -15,6 +15,7 @@ if its first words are: other versions differ from the first word on. It is coun
 """
 
 import asyncio
+import itertools
 import json
 import time
 from collections import Counter
@@ -204,8 +205,21 @@ def account(rows: list[Sent]) -> dict[str, Any]:
         "parted": sum(row.has_parted for row in rows),
         "p50_s": _percentile(took, 0.5),
         "p99_s": _percentile(took, 0.99),
+        "tenths": _tenths(rows),
         "reasons": dict(reasons.most_common(8)),
     }
+
+
+def _tenths(rows: list[Sent]) -> dict[str, list[float | None]]:
+    """Return percentiles of the answers, by tenths of the requests in the order of their start."""
+    ordered = sorted(rows, key=lambda row: row.started_s)
+    bounds = [number * len(ordered) // 10 for number in range(11)]
+    parts = [
+        sorted(row.took_s for row in ordered[first:end] if row.outcome == "answered")
+        for first, end in itertools.pairwise(bounds)
+    ]
+    shares = {"p50_s": 0.5, "p95_s": 0.95, "p99_s": 0.99}
+    return {name: [_percentile(part, share) for part in parts] for name, share in shares.items()}
 
 
 def _percentile(ordered: list[float], share: float) -> float | None:
