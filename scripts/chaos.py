@@ -1,7 +1,7 @@
 """Break a small clinic under load, and account for every request.
 
     python -m scripts.chaos            # `make chaos`: every fault, 10 minutes at most
-    python -m scripts.chaos --faults model router --seconds 600 --every 20 --out chaos.json
+    python -m scripts.chaos --faults model router --seconds 600 --rate 17 --step_s 0.004
     python -m scripts.chaos --faults none --seconds 3600 --rate 3 --sample 60    # a soak
 
 Two model replicas and two routers run on this machine, with random weights. Each run sends a mix of
@@ -17,6 +17,7 @@ import asyncio
 import contextlib
 import itertools
 import json
+import math
 import os
 import random
 import tempfile
@@ -75,13 +76,16 @@ def _parser() -> argparse.ArgumentParser:
     add("--replicas", type=positive, default=2, help="of the model")
     add("--routers", type=positive, default=2, help="of the router")
     add("--seed", type=int, default=0, help="of the load and the victims")
+    add("--step_s", type=above_zero, help="of a decoder that stands in for the model")
     add("--sample", type=above_zero, help="seconds between two looks at what processes hold")
     add("--out", type=Path, help="write the JSON here too")
     return parser
 
 
 async def _run(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    application = write_clinic(folder, replicas=args.replicas, routers=args.routers)
+    application = write_clinic(
+        folder, replicas=args.replicas, routers=args.routers, step_s=args.step_s
+    )
     dashboard_port, metrics_port = free_port(), free_port()
     ports = {"dashboard_port": dashboard_port, "metrics_port": metrics_port}
     runs: dict[str, Any] = {}
@@ -150,13 +154,20 @@ async def _one(
     """Send load for `--seconds`, and break things meanwhile; returns the ledger."""
     rate = args.rate * (_OVERLOAD if fault == "overload" else 1)
     done: list[str] = []
+    windows: list[tuple[float, float]] = []  # in which something was broken
+    began = time.monotonic()
 
     async def break_things() -> None:
         await asyncio.sleep(_FIRST_S)
         while True:
             await _settle(session, url, breaker, args)
+            at = time.monotonic() - began
+            windows.append((at, math.inf))
             done.append(await breaker.run(fault))
-            await asyncio.sleep(args.every)
+            next_at = time.monotonic() + args.every
+            await _settle(session, url, breaker, args)
+            windows[-1] = (at, time.monotonic() - began)
+            await asyncio.sleep(max(0.0, next_at - time.monotonic()))
 
     breaking = asyncio.create_task(break_things())
     rows = await _load(session, url, fault, truth, rng, rate=rate, seconds=args.seconds)
@@ -168,7 +179,7 @@ async def _one(
     await asyncio.gather(breaking, return_exceptions=True)
     if breaking.done() and not breaking.cancelled() and breaking.exception():
         done.append(f"failed: {breaking.exception()}")
-    return {"faults": done, **account(rows)}
+    return {"faults": done, **account(rows, windows)}
 
 
 async def _load(

@@ -6,6 +6,7 @@ import copy
 import os
 import random
 import signal
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ _TITLES = {
     "controller": "ray::ServeController",
 }
 _HANG_S = 12.0
+_REPLACED_S = 90.0
 _APPLY_TIMEOUT_S = 120.0
 
 
@@ -42,6 +44,7 @@ LIMITS = {
     "router": Limits(failed=0.05),
     "controller": Limits(),
     "hang": Limits(failed=0.05, refused=0.10),
+    "freeze": Limits(failed=0.05, refused=0.10),
     "state": Limits(failed=0.02, refused=0.01),
     "upgrade": Limits(failed=0.02, refused=0.50),
     "typo": Limits(),
@@ -77,6 +80,8 @@ class Breaker:
             return self._signal(fault, signal.SIGKILL)
         if fault == "hang":
             return await self._hang()
+        if fault == "freeze":
+            return await self._freeze()
         if fault == "state":
             return await self._hide_state()
         if fault in ("upgrade", "typo"):
@@ -108,6 +113,18 @@ class Breaker:
         with contextlib.suppress(ProcessLookupError):
             os.kill(victim, signal.SIGCONT)
         return f"model {victim} stood still for {_HANG_S:g} s"
+
+    async def _freeze(self) -> str:
+        """Stop a model replica for good, and wait until Serve has replaced it."""
+        before = set(self.pids("model"))
+        victim = self._rng.choice(sorted(before))
+        os.kill(victim, signal.SIGSTOP)
+        started = time.monotonic()
+        while not set(self.pids("model")) - before:
+            if time.monotonic() - started > _REPLACED_S:
+                return f"failed: model {victim} was not replaced within {_REPLACED_S:g} s"
+            await asyncio.sleep(0.2)
+        return f"model {victim} was stopped, another began {time.monotonic() - started:.1f} s later"
 
     async def _hide_state(self) -> str:
         """Take the state away, and kill a model replica, which has to start without it."""
