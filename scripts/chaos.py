@@ -9,7 +9,7 @@ Two model replicas and two routers run on this machine, with random weights. Eac
 exactly one outcome (scripts/chaos_runs/ledger.py), and each text is compared with the one that was
 recorded beforehand. The exit status is 1 if a request was lost, doubled or answered wrong, if a
 refusal had no Retry-After, or if a fault cost more than its limit. With `--sample` it is also 1 if
-memory grew by more than 2 % after the first ten minutes.
+memory grew by more than 2 % after the first sixth.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from deployments.startup.processes import ProcessTree
 from scripts.arguments import CommandParser, above_zero, positive
 from scripts.benchmarks.serve_process import serving
 from scripts.chaos_runs.clinic import ADAPTERS, write_clinic
-from scripts.chaos_runs.faults import LIMITS, Breaker, Limits
+from scripts.chaos_runs.faults import LIMITS, Breaker, Limits, come_and_go
 from scripts.chaos_runs.ledger import (
     MODES,
     QUESTIONS,
@@ -45,20 +45,28 @@ from scripts.chaos_runs.ledger import (
     account,
     send,
 )
-from scripts.chaos_runs.samples import MAX_GROWTH, Sample, drift, sample_forever
+from scripts.chaos_runs.samples import (
+    MAX_GROWTH,
+    WARM_UP_SHARE,
+    Sample,
+    drift,
+    sample_forever,
+)
 from scripts.environment import environment
 
 _DEADLINE_S = 60.0
 _OVERLOAD = 6  # times the rate
 _SETTLE_TIMEOUT_S = 90.0
 _NUM_TOGETHER = 3  # times that all texts are asked for at once
+_MAX_LISTED = 40
 _FIRST_S = 3.0  # from the start of the load to the first fault
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
-        report = asyncio.run(_run(args, Path(folder)))
+        args.folder = Path(folder)
+        report = asyncio.run(_run(args, args.folder))
     report |= {"what": "chaos", **environment()}
     if args.out:
         args.out.write_text(json.dumps(report, indent=1) + "\n")
@@ -101,7 +109,7 @@ async def _run(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
             metrics = f"http://127.0.0.1:{metrics_port}/metrics"
             async with _sampled(args, session, metrics, tree) as samples:
                 runs[fault] = await _one(args, session, url, breaker, fault, truth, rng)
-            runs[fault] |= {"held": drift(samples)} if samples else {}
+            runs[fault] |= {"held": drift(samples, args.seconds * WARM_UP_SHARE)} if samples else {}
             print(fault, json.dumps(runs[fault]), flush=True)
     problems = [p for fault, found in runs.items() for p in check(fault, found, LIMITS[fault])]
     return {"runs": runs, "problems": problems}
@@ -118,6 +126,9 @@ def check(fault: str, found: dict[str, Any], limits: Limits) -> list[str]:
     ):
         if count > limit * found["sent"]:
             problems.append(f"{fault}: {count} of {found['sent']} {name}, more than {limit:.0%}")
+    problems += [
+        f"{fault}: {done}" for done in found.get("faults", ()) if done.startswith("failed: ")
+    ]
     growth = found["held"]["memory_growth"] if "held" in found else 0.0
     if growth > MAX_GROWTH:
         problems.append(f"{fault}: memory grew by {growth:.1%}, more than {MAX_GROWTH:.0%}")
@@ -160,6 +171,11 @@ async def _one(
     async def break_things() -> None:
         await asyncio.sleep(_FIRST_S)
         while True:
+            if fault == "versions":
+                source, number = args.folder / "seed" / ADAPTERS[0], len(done) + 1
+                done.append(await come_and_go(session, url, source, number))
+                await asyncio.sleep(args.every)
+                continue
             await _settle(session, url, breaker, args)
             at = time.monotonic() - began
             windows.append((at, math.inf))
@@ -179,6 +195,12 @@ async def _one(
     await asyncio.gather(breaking, return_exceptions=True)
     if breaking.done() and not breaking.cancelled() and breaking.exception():
         done.append(f"failed: {breaking.exception()}")
+    if len(done) > _MAX_LISTED:
+        done = [
+            f"{len(done)} times",
+            *(one for one in done if one.startswith("failed: ")),
+            done[-1],
+        ]
     return {"faults": done, **account(rows, windows)}
 
 

@@ -14,6 +14,7 @@ ADAPTERS = ("a0", "a1", "a2")
 MAX_TOKENS = 240
 MAX_ROWS = 8
 _NUM_WORDS = 500
+_STAND_IN_ROWS = 64
 _STAND_IN = "scripts.benchmarks.stand_in_model:build_clinic"
 
 
@@ -66,7 +67,7 @@ def write_clinic(
             "router": {"replicas": routers},
             "engine": {
                 "dtype": "float32",
-                "max_rows": MAX_ROWS,
+                "max_rows": MAX_ROWS if step_s is None else _STAND_IN_ROWS,
                 "max_waiting": 64,
                 "max_input_tokens": 64,
                 "max_output_tokens": MAX_TOKENS,

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import psutil
 
 from deployments.startup.live_settings import apply_config
@@ -48,6 +49,7 @@ LIMITS = {
     "state": Limits(failed=0.02, refused=0.01),
     "upgrade": Limits(failed=0.02, refused=0.50),
     "typo": Limits(),
+    "versions": Limits(),
     "overload": Limits(refused=1.0),
     "proxy": Limits(failed=1.0),
 }
@@ -153,3 +155,23 @@ class Breaker:
             apply_config(self._content, addresses, timeout_s=_APPLY_TIMEOUT_S)
             return f"refused, as it must be: {str(error).splitlines()[-1][:120]}"
         return "a changed configuration was deployed"
+
+
+async def come_and_go(session: aiohttp.ClientSession, url: str, source: Path, number: int) -> str:
+    """Add a version of an adapter that nobody else asks for, ask it, and remove it again."""
+    added = {
+        "name": "passing",
+        "specialty": "passing",
+        "source": str(source),
+        "version": f"{number}",
+    }
+    chat = {"model": "passing", "messages": [{"role": "user", "content": "w7"}], "max_tokens": 4}
+    for method, path, body, wanted in (
+        ("POST", "/v1/adapters", added, 201),
+        ("POST", "/v1/chat/completions", chat, 200),
+        ("DELETE", "/v1/adapters/passing", None, 200),
+    ):
+        async with session.request(method, url + path, json=body) as reply:
+            if reply.status != wanted:
+                return f"failed: {method} {path}: {reply.status} {(await reply.text())[:200]}"
+    return f"version {number} came and went"

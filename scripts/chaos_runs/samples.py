@@ -15,7 +15,7 @@ from scripts.benchmarks.cpu_time import role_of
 
 MAX_GROWTH = 0.02  # of memory, from the end of the warm-up to the end
 HELD = ("pss_mib", "descriptors", "threads", "series")
-_WARM_UP_S = 600.0
+WARM_UP_SHARE = 1 / 6  # of a run: the first ten minutes of an hour
 _MIB = 2**20
 Sample = dict[str, dict[str, float]]  # role -> what it holds; "all" has the sums, and `series`
 
@@ -67,7 +67,7 @@ async def num_series(session: aiohttp.ClientSession, metrics: str) -> int:
     return sum(not line.startswith("#") for line in lines)
 
 
-def drift(samples: Sequence[tuple[float, Sample]], warm_up_s: float = _WARM_UP_S) -> dict[str, Any]:
+def drift(samples: Sequence[tuple[float, Sample]], warm_up_s: float) -> dict[str, Any]:
     """Return how what is held changed: medians of the first and of the last tenth of the samples
     after the warm-up, by role, and all samples of the sums."""
     settled = [held for at_s, held in samples if at_s >= warm_up_s] or [samples[-1][1]]
