@@ -122,11 +122,11 @@ class Breaker:
         victim = self._rng.choice(sorted(before))
         os.kill(victim, signal.SIGSTOP)
         started = time.monotonic()
-        while not set(self.pids("model")) - before:
+        while psutil.pid_exists(victim) or not set(self.pids("model")) - before:
             if time.monotonic() - started > _REPLACED_S:
                 return f"failed: model {victim} was not replaced within {_REPLACED_S:g} s"
             await asyncio.sleep(0.2)
-        return f"model {victim} was stopped, another began {time.monotonic() - started:.1f} s later"
+        return f"model {victim} was stopped, and replaced {time.monotonic() - started:.1f} s later"
 
     async def _hide_state(self) -> str:
         """Take the state away, and kill a model replica, which has to start without it."""
