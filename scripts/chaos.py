@@ -20,6 +20,9 @@ import json
 import math
 import os
 import random
+import shlex
+import shutil
+import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -63,11 +66,15 @@ _FIRST_S = 3.0  # from the start of the load to the first fault
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = _parser().parse_args(argv)
+    given = list(sys.argv[1:] if argv is None else argv)
+    args = _parser().parse_args(given)
+    load_average = {"before": os.getloadavg()}
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
         args.folder = Path(folder)
         report = asyncio.run(_run(args, args.folder))
-    report |= {"what": "chaos", **environment()}
+    load_average["after"] = os.getloadavg()
+    command = shlex.join(["python", "-m", "scripts.chaos", *given])
+    report |= {"what": "chaos", "command": command, "load_average": load_average, **environment()}
     if args.out:
         args.out.write_text(json.dumps(report, indent=1) + "\n")
     print(json.dumps(report))
@@ -94,6 +101,7 @@ async def _run(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     application = write_clinic(
         folder, replicas=args.replicas, routers=args.routers, step_s=args.step_s
     )
+    shutil.copytree(folder / "seed" / "weights" / ADAPTERS[0], folder / "passing")
     dashboard_port, metrics_port = free_port(), free_port()
     ports = {"dashboard_port": dashboard_port, "metrics_port": metrics_port}
     runs: dict[str, Any] = {}
@@ -172,8 +180,7 @@ async def _one(
         await asyncio.sleep(_FIRST_S)
         while True:
             if fault == "versions":
-                source, number = args.folder / "seed" / ADAPTERS[0], len(done) + 1
-                done.append(await come_and_go(session, url, source, number))
+                done.append(await come_and_go(session, url, args.folder / "passing", len(done) + 1))
                 await asyncio.sleep(args.every)
                 continue
             await _settle(session, url, breaker, args)

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import copy
+import json
 import os
 import random
 import signal
@@ -158,20 +159,25 @@ class Breaker:
 
 
 async def come_and_go(session: aiohttp.ClientSession, url: str, source: Path, number: int) -> str:
-    """Add a version of an adapter that nobody else asks for, ask it, and remove it again."""
-    added = {
-        "name": "passing",
-        "specialty": "passing",
-        "source": str(source),
-        "version": f"{number}",
-    }
+    """Add a version of an adapter that nobody else asks for, ask it, and remove it again.
+
+    Args:
+        source: its folder; the version's own content is written there.
+
+    Raises:
+        RuntimeError: one of the three calls had not the status that it should have.
+    """
+    config = source / "adapter_config.json"
+    content = json.loads(await asyncio.to_thread(config.read_text))
+    await asyncio.to_thread(config.write_text, json.dumps(content | {"revision": str(number)}))
+    about = {"name": "passing", "specialty": "passing", "source": str(source)}
     chat = {"model": "passing", "messages": [{"role": "user", "content": "w7"}], "max_tokens": 4}
     for method, path, body, wanted in (
-        ("POST", "/v1/adapters", added, 201),
+        ("POST", "/v1/adapters", about | {"version": str(number)}, 201),
         ("POST", "/v1/chat/completions", chat, 200),
         ("DELETE", "/v1/adapters/passing", None, 200),
     ):
         async with session.request(method, url + path, json=body) as reply:
             if reply.status != wanted:
-                return f"failed: {method} {path}: {reply.status} {(await reply.text())[:200]}"
+                raise RuntimeError(f"{method} {path}: {reply.status} {(await reply.text())[:200]}")
     return f"version {number} came and went"
