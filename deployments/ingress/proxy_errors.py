@@ -1,9 +1,10 @@
 """What Serve's HTTP proxy says for itself, in the shape of our errors.
 
 When a router replica dies, the proxy sends nothing more: a reply that has not begun would be a
-plain 500 of the HTTP server, and a stream would end without its last event. Here the first is a
-503 `router_lost`, and the second gets its error event. Serve's own refusals are plain text, and
-get our shape.
+plain 500 of the HTTP server, and a stream would end without its last event. Here the first is asked
+once more, since a question changes nothing, and is a 503 `router_lost` if it is lost again or
+changes something; the second gets its error event. Serve's own refusals are plain text, and get our
+shape.
 """
 
 import json
@@ -28,6 +29,10 @@ _REFUSALS = {
     429: (503, "overloaded", "the router replicas have no room for more requests"),
     503: (503, "no_router_replica", "no router replica is running: they are being started"),
 }
+# A request that may be sent twice: all that only reads, and these.
+_READING = ("GET", "HEAD", "OPTIONS")
+_QUESTIONS = ("/ask", "/route", "/v1/chat/completions", "/v1/completions", "/v1/responses")
+_MOST_KEPT = 256 * 1024  # bytes of a body, as many as a router accepts
 _LAST_EVENT = re.compile(
     rb'^(event: (done|error|response\.completed|response\.incomplete)|data: (\[DONE\]|{"error"))',
     re.MULTILINE,
@@ -45,14 +50,47 @@ class OwnErrors:
         if scope["type"] != "http" or scope["path"].startswith(_SERVES_OWN):
             await self._app(scope, receive, send)
             return
-        reply = _Reply(send)
-        await self._app(scope, receive, reply.pass_on)
+        body, reply = _Body(receive), _Reply(send)
+        await self._app(dict(scope), body.receive, reply.pass_on)
+        if not reply.has_begun and _may_repeat(scope) and body.is_whole:
+            body.rewind()
+            await self._app(dict(scope), body.receive, reply.pass_on)
         error = reply.error()
         if error is not None:
             app = ResponseHeaders(RequestIds(error_response(error)))
             await app(scope, receive, send)
         elif reply.is_cut_stream:
             await send({"type": "http.response.body", "body": reply.last_event(scope)})
+
+
+def _may_repeat(scope: Scope) -> bool:
+    return scope["method"] in _READING or scope["path"].endswith(_QUESTIONS)
+
+
+class _Body:
+    """Hands a request's body on, and keeps it for a second time."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._kept: list[Message] = []
+        self._ahead: list[Message] = []
+        self._num_bytes = 0
+        self.is_whole = False  # the client has sent all, is there, and it was not too much
+
+    async def receive(self) -> Message:
+        if self._ahead:
+            return self._ahead.pop(0)
+        message = await self._receive()
+        if message["type"] != "http.request":
+            self.is_whole = False
+        elif self._num_bytes <= _MOST_KEPT:
+            self._num_bytes += len(message.get("body", b""))
+            self._kept.append(message)
+            self.is_whole = not message.get("more_body") and self._num_bytes <= _MOST_KEPT
+        return message
+
+    def rewind(self) -> None:
+        self._ahead = list(self._kept)
 
 
 class _Reply:
@@ -64,6 +102,10 @@ class _Reply:
         self._status = 0  # of a refusal of Serve's
         self._is_stream = self._has_ended = False
         self._latest = b""
+
+    @property
+    def has_begun(self) -> bool:
+        return self._start is not None
 
     async def pass_on(self, message: Message) -> None:
         if message["type"] == "http.response.start":

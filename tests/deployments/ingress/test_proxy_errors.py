@@ -1,6 +1,7 @@
 """What Serve's proxy says for itself has our shape; what comes from a router passes as it is."""
 
 import json
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -17,13 +18,16 @@ CHUNK = 'data: {"choices": [{"delta": {"content": "data: [DONE]"}}]}\n\n'
 DELTA = 'event: response.output_text.delta\ndata: {"sequence_number": 6, "delta": "a"}\n\n'
 
 
-async def reply_of(serve: ASGIApp, path: str = "/ask") -> httpx.Response:
+async def reply_of(
+    serve: ASGIApp, path: str = "/ask", method: str = "POST", content: Any = b"{}"
+) -> httpx.Response:
     """Ask Serve's proxy, whose own part is `serve`, with our middlewares around it."""
     for middleware in middlewares():
         serve = middleware.cls(serve, *middleware.args, **middleware.kwargs)
     transport = httpx.ASGITransport(serve)
     async with httpx.AsyncClient(transport=transport, base_url="http://clinic") as client:
-        return await client.post(path, json={}, headers={"x-request-id": "visit.7"})
+        headers = {"x-request-id": "visit.7"}
+        return await client.request(method, path, content=content, headers=headers)
 
 
 def cut_after(*bodies: str, content_type: str = "text/event-stream") -> ASGIApp:
@@ -49,6 +53,100 @@ async def test_a_router_that_dies_before_its_reply_is_a_503_to_try_again(path: s
     assert reply.headers["retry-after"] == "1"
     assert reply.headers.get_list("x-request-id") == ["visit.7"]
     assert reply.headers["x-content-type-options"] == "nosniff"
+
+
+class DiesFirst:
+    """A proxy whose first `num` routers die before they have sent anything."""
+
+    def __init__(self, num: int) -> None:
+        self.bodies: list[bytes] = []
+        self._num = num
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["path"] = "/changed by the first one"
+        body, more = b"", True
+        while more:
+            message = await receive()
+            body += message["body"]
+            more = message["more_body"]
+        self.bodies.append(body)
+        if len(self.bodies) > self._num:
+            await JSONResponse({"fine": True})(scope, receive, send)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "num_asked"),
+    [
+        ("POST", "/ask", 2),
+        ("POST", "/clinic/ask", 2),
+        ("POST", "/route", 2),
+        ("POST", "/v1/chat/completions", 2),
+        ("POST", "/v1/completions", 2),
+        ("POST", "/v1/responses", 2),
+        ("GET", "/readyz", 2),
+        ("GET", "/v1/adapters", 2),
+        ("POST", "/v1/adapters", 1),
+        ("PATCH", "/v1/adapters/derm", 1),
+        ("DELETE", "/v1/adapters/derm", 1),
+    ],
+)
+async def test_what_changes_nothing_is_asked_once_more(
+    method: str, path: str, num_asked: int
+) -> None:
+    proxy = DiesFirst(1)
+    reply = await reply_of(proxy, path, method, content=b'{"question": "a rash"}')
+    assert proxy.bodies == [b'{"question": "a rash"}'] * num_asked
+    assert reply.status_code == (200 if num_asked == 2 else 503)
+
+
+async def test_it_is_asked_once_more_and_not_again() -> None:
+    proxy = DiesFirst(2)
+    reply = await reply_of(proxy)
+    assert (len(proxy.bodies), reply.json()["error"]["code"]) == (2, "router_lost")
+
+
+@pytest.mark.parametrize("num_bytes", [0, 1, 256 * 1024, 256 * 1024 + 1, 10**6])
+async def test_a_body_of_any_size_is_whole_or_not_sent_again(num_bytes: int) -> None:
+    async def pieces() -> AsyncIterator[bytes]:
+        for start in range(0, num_bytes, 100_000):
+            yield b"x" * min(100_000, num_bytes - start)
+
+    proxy = DiesFirst(1)
+    await reply_of(proxy, content=pieces())
+    num_asked = 2 if num_bytes <= 256 * 1024 else 1
+    assert [len(body) for body in proxy.bodies] == [num_bytes] * num_asked
+
+
+@pytest.mark.parametrize(
+    ("received", "num_asked"),
+    [
+        ([{"type": "http.request", "body": b"{}", "more_body": False}], 2),
+        ([{"type": "http.request", "body": b"{}", "more_body": True}], 1),
+        ([], 1),
+        ([{"type": "http.request", "body": b"{}"}, {"type": "http.disconnect"}], 1),
+    ],
+)
+async def test_half_a_body_and_one_whose_client_left_are_not_sent_again(
+    received: list[Any], num_asked: int
+) -> None:
+    asked: list[int] = []
+
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        asked.append(len(asked))
+        for _ in received:
+            await receive()
+
+    async def send(message: Any) -> None:
+        pass
+
+    given = list(received)
+    scope = {"type": "http", "method": "POST", "path": "/ask", "headers": []}
+
+    async def receive_in_turn() -> Any:
+        return given.pop(0)
+
+    await OwnErrors(serve)(scope, receive_in_turn, send)
+    assert len(asked) == num_asked
 
 
 @pytest.mark.parametrize(
@@ -138,7 +236,7 @@ async def test_half_a_body_that_is_no_stream_is_left_to_the_server() -> None:
         sent.append(message)
 
     app = OwnErrors(cut_after("<html>", content_type="text/html"))
-    await app({"type": "http", "path": "/", "headers": []}, send, send)  # type: ignore[arg-type]
+    await app({"type": "http", "method": "GET", "path": "/", "headers": []}, send, send)  # type: ignore[arg-type]
     assert [message.get("body") for message in sent] == [None, b"<html>"]
 
 
