@@ -104,7 +104,7 @@ async def _run(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     )
     shutil.copytree(folder / "seed" / "weights" / ADAPTERS[0], folder / "passing")
     dashboard_port, metrics_port = free_port(), free_port()
-    ports = {"dashboard_port": dashboard_port, "metrics_port": metrics_port}
+    ports: dict[str, Any] = {"dashboard_port": dashboard_port, "metrics_port": metrics_port}
     runs: dict[str, Any] = {}
     async with serving(folder, [application], _is_ready, **ports) as (session, url, tree):
         rng = random.Random(args.seed)

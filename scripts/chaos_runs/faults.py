@@ -118,16 +118,21 @@ class Breaker:
         return f"model {victim} stood still for {_HANG_S:g} s"
 
     async def _freeze(self) -> str:
-        """Stop a model replica for good, and wait until Serve has replaced it."""
+        """Stop a model replica for good, and wait until Serve has begun another one. Ray does not
+        end a process that is stopped, so it is killed then, as an operator would have to."""
         before = set(self.pids("model"))
         victim = self._rng.choice(sorted(before))
         os.kill(victim, signal.SIGSTOP)
         started = time.monotonic()
-        while psutil.pid_exists(victim) or not set(self.pids("model")) - before:
-            if time.monotonic() - started > _REPLACED_S:
-                return f"failed: model {victim} was not replaced within {_REPLACED_S:g} s"
-            await asyncio.sleep(0.2)
-        return f"model {victim} was stopped, and replaced {time.monotonic() - started:.1f} s later"
+        try:
+            while not set(self.pids("model")) - before:
+                if time.monotonic() - started > _REPLACED_S:
+                    return f"failed: model {victim} was not replaced within {_REPLACED_S:g} s"
+                await asyncio.sleep(0.2)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(victim, signal.SIGKILL)
+        return f"model {victim} was stopped, another began {time.monotonic() - started:.1f} s later"
 
     async def _hide_state(self) -> str:
         """Take the state away, and kill a model replica, which has to start without it."""
