@@ -1,4 +1,4 @@
-"""Run Llama-style models on a CPU with weights of eight bits, through one compiled step."""
+"""Run Llama-style models on a CPU with weights of eight or four bits, through one compiled step."""
 
 import time
 from collections.abc import Sequence
@@ -32,16 +32,18 @@ class CachePlaces:
     starts: Sequence[int]
 
 
-class Int8Llama:
+class CompiledLlama:
     """Implement Model (models/base.py). Takes the weights out of `model`.
 
-    Products are of bytes: a weight has one scale for each output, an input one for each token.
+    Products are of bytes, with one scale for each 64 inputs (products.py); the output layer keeps
+    eight bits.
     Everything else is float32, but for keys and values in bfloat16. LoRA reads the inputs before
     they become bytes.
 
     Args:
         num_positions: positions of one answer, prompt included.
         num_threads: of a step, at most; may be lowered between two steps.
+        bits: of the weights in the layers, 8 or 4.
         chooses_threads: whether it runs on fewer where that is faster.
     """
 

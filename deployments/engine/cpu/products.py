@@ -21,7 +21,7 @@ from numba import int64
 from deployments.engine.cpu.intrinsics import byte_instructions
 from deployments.engine.cpu.kernels import compiled
 from deployments.engine.cpu.layout import GROUP, HALF, TILE, group_bytes, padded
-from deployments.engine.cpu.tiles import product_tile
+from deployments.engine.cpu.product_tiles import product_tile
 from deployments.engine.huge_pages import huge_zeros
 
 _KIND = byte_instructions()
@@ -170,7 +170,9 @@ def _pack_four_bits(weight: torch.Tensor, tiles: torch.Tensor) -> None:
     least = (groups - whole * steps.float()[..., None]).mean(2).bfloat16()
     quads = _in_quads(whole.to(torch.uint8).view(len(weight), -1, GROUP))
     low, high = quads.view(*quads.shape[:3], 2, TILE // 2, 4).unbind(3)
-    halves = [part.view(len(weight), -1, 2)[..., half] for part in (steps, least) for half in (0, 1)]
+    halves = [
+        part.view(len(weight), -1, 2)[..., half] for part in (steps, least) for half in (0, 1)
+    ]
     _write(tiles, low | high << 4, halves)
 
 

@@ -9,8 +9,9 @@ from numba import njit
 
 from deployments.engine.cpu.intrinsics import byte_instructions
 from deployments.engine.cpu.layout import GROUP, HALF, TILE, group_bytes, padded
+from deployments.engine.cpu.product_tiles import product_tile
 from deployments.engine.cpu.products import PackedWeight, WeightMemory, multiply, tile_at
-from deployments.engine.cpu.tiles import group_to_bytes, mixing_tile, product_tile
+from deployments.engine.cpu.tiles import group_to_bytes, mixing_tile
 
 pytestmark = pytest.mark.slow  # each compiles
 
