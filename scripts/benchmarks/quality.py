@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     kinds = ["none", "int8", "int4"]
     add("--weights", nargs="+", choices=kinds, default=kinds, help="none: as engine.dtype: auto")
     add("--dtype", default="auto", choices=["auto", "float32", "bfloat16"], help="of none")
+    add("--without_adapters", action="store_true", help="and the base's loss, to compare with")
     add("--seed", type=int, default=0, help="of the samples")
     add_out(parser)
 
@@ -39,8 +40,7 @@ def run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
     before = os.getloadavg()
     args.device = "cpu"
     measured = measure(args)
-    settings = {**conditions(args, before)}
-    settings["settings"] = {name: value for name, value in settings["settings"].items()}
+    settings = conditions(args, before)
     settings["settings"]["data"] = args.data.name  # not where it lies on this machine
     shown = [*measured["changes"].items(), ("tokens", measured["tokens"])]
     published = _without_path(arguments, args.data)

@@ -22,6 +22,7 @@ from scripts.lora.batches import TokenizedPair
 from scripts.lora.chosen_base import CATALOG_DIR, ChosenBase, chosen_base
 from scripts.lora.saved_adapter import prompt_format_of
 
+_BASE = " without adapters"
 _POSITIONS = 1024  # prompt and answer together, at most
 Losses = dict[str, list[float]]
 """Adapter -> the summed cross-entropy of each answer, nats."""
@@ -39,10 +40,14 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         decoder = _decoder(args, base, kind, folders)
         described[kind] = decoder.info.weights
         started = time.perf_counter()
-        found[kind] = {
-            name: [_loss(decoder, name, pair) for pair in tqdm(pairs[name], f"{kind}, {name}")]
-            for name in names
-        }
+        for adapted in (True, False) if args.without_adapters else (True,):
+            found[kind if adapted else f"{kind}{_BASE}"] = {
+                name: [
+                    _loss(decoder, name if adapted else None, pair)
+                    for pair in tqdm(pairs[name], f"{kind}, {name}")
+                ]
+                for name in names
+            }
         seconds[kind] = round(time.perf_counter() - started, 1)
     tokens = {name: sum(len(pair.answer) for pair in each) for name, each in pairs.items()}
     first = args.weights[0]
@@ -56,8 +61,11 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             for kind, losses in found.items()
         },
         "changes": {
-            f"{kind} over {first}, %": _changes(found[first], found[kind])
-            for kind in args.weights[1:]
+            f"{other} over {one}, %": _changes(found[one], found[other])
+            for one, other in [
+                *((first, kind) for kind in args.weights[1:]),
+                *((f"{kind}{_BASE}", kind) for kind in args.weights if args.without_adapters),
+            ]
         },
     }
 
@@ -84,7 +92,7 @@ def _decoder(
 
 
 @torch.inference_mode()
-def _loss(decoder: ModelRunner, adapter: str, pair: TokenizedPair) -> float:
+def _loss(decoder: ModelRunner, adapter: str | None, pair: TokenizedPair) -> float:
     model, pool, cache = decoder._model, decoder.lora_pool, decoder._cache
     ids = torch.tensor(pair.prompt + pair.answer)
     numbers = torch.arange(len(ids) - 1)

@@ -181,7 +181,7 @@ def test_a_step_that_cannot_be_compiled_is_no_end(
 
     processor("avx512_vnni")
     monkeypatch.setattr("deployments.engine.cpu.step.compile_step", fail)
-    chosen = choose_weights(replace(base, is_dtype_free=True), "auto")
+    chosen = choose_weights(replace(base, is_dtype_free=True), "auto", LIMITS)
     assert not chosen.in_bytes
     assert "Numba cannot compile its step here (RuntimeError" in chosen.reason
 
