@@ -112,7 +112,7 @@ def choose_device(settings: Settings) -> str:
     """Return "cuda" or "cpu". `auto` asks the cluster, since the builder runs on it.
 
     Raises:
-        SettingsError: quantization without a GPU.
+        SettingsError: the quantization is not one of this device.
     """
     device = settings.device
     if device == "auto":
@@ -122,7 +122,13 @@ def choose_device(settings: Settings) -> str:
     if device == "cpu" and settings.quantization == "nf4":
         problem = (
             "quantization: 'nf4' needs a GPU, and the device is the CPU "
-            f"(device: {settings.device}): set quantization: auto, int8 or none, or add a GPU"
+            f"(device: {settings.device}): set quantization: auto, int8, int4 or none, or add a GPU"
+        )
+        raise SettingsError("args of serve_config.yaml", [problem])
+    if device == "cuda" and settings.quantization == "int4":
+        problem = (
+            "quantization: 'int4' is a CPU's, and the device is a GPU "
+            f"(device: {settings.device}): set quantization: nf4, int8 or none, or device: cpu"
         )
         raise SettingsError("args of serve_config.yaml", [problem])
     return device
