@@ -4,7 +4,7 @@
 | --- | --- |
 | manifest.json | version, labels, calibration, thresholds, provenance, checksums of the others |
 | weights.npz | the n-grams, the words' evidence, the projection and the head |
-| encoder.onnx, tokenizer.json | the encoder, where it is the built-in one |
+| encoder.onnx, tokenizer.json.gz | the encoder, where it is the built-in one |
 | features.npz | features of questions, without text, to fit the head again (add_specialty.py) |
 """
 
@@ -22,7 +22,14 @@ import numpy.typing as npt
 
 from router.added_labels import AddedLabels
 from router.artefact_checks import manifest_problems, shape_problems
-from router.encoder import ENCODER, TOKENIZER, EncoderError, OnnxEncoder, TextEncoder
+from router.encoder import (
+    ENCODER,
+    PACKED_TOKENIZER,
+    TOKENIZER,
+    EncoderError,
+    OnnxEncoder,
+    TextEncoder,
+)
 from router.features import NgramModel, Vocabulary
 from router.head import Head, Projection
 from router.naive_bayes import NaiveBayes
@@ -189,7 +196,8 @@ def _encoder(
                 f"(`python -m scripts.train_router --encoder {given} --out FOLDER`, then "
                 "router.artefact: FOLDER)",
             )
-        for file in (ENCODER, TOKENIZER):
+        packed = PACKED_TOKENIZER in manifest["files"]  # not in artefacts of before
+        for file in (ENCODER, PACKED_TOKENIZER if packed else TOKENIZER):
             checked_bytes(directory, manifest, file)
         digest = manifest["files"][ENCODER]["sha256"]
         try:

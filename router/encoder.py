@@ -5,16 +5,18 @@ Runtime on the CPU (docs/router.md). Any Hugging Face encoder can be used instea
 (transformers_encoder.py). Shapes: T tokens of one text, H hidden.
 """
 
+import gzip
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 ENCODER = "encoder.onnx"
 TOKENIZER = "tokenizer.json"
+PACKED_TOKENIZER = "tokenizer.json.gz"
 WINDOW = 254  # tokens of one window, without its start and end
 MAX_WINDOWS = 2  # of one text: a longer one is read in windows spread evenly over it
 BATCH_TOKENS = 4096  # padded, in one run: bounds the memory
@@ -60,11 +62,32 @@ class TextEncoder(Protocol):
     def encode(self, texts: Sequence[str]) -> list[Encoded]: ...
 
 
+def tokenizer_file(folder: Path) -> Path:
+    """Return the folder's tokenizer: artefacts have it packed, folders of a training plain."""
+    packed = folder / PACKED_TOKENIZER
+    return packed if packed.exists() else folder / TOKENIZER
+
+
+def read_tokenizer(path: Path) -> Any:
+    """Return the `tokenizers.Tokenizer` of a file, packed or plain.
+
+    Raises:
+        EncoderError: It is not a tokenizer.
+    """
+    from tokenizers import Tokenizer
+
+    try:
+        content = path.read_bytes()
+        return Tokenizer.from_buffer(gzip.decompress(content) if path.suffix == ".gz" else content)
+    except Exception as error:  # tokenizers raises no narrower type
+        raise EncoderError(f"{path.name}: it is not a tokenizer ({error})") from None
+
+
 class OnnxEncoder:
     """The built-in encoder.
 
     Args:
-        folder: holds encoder.onnx and tokenizer.json.
+        folder: holds encoder.onnx and tokenizer.json or tokenizer.json.gz.
         name: as the artefact's manifest has it.
         threads: of one run; replicas share the machine's cores, so one is the default.
 
@@ -74,13 +97,9 @@ class OnnxEncoder:
 
     def __init__(self, folder: Path, name: str, *, threads: int = 1) -> None:
         import onnxruntime
-        from tokenizers import Tokenizer
 
         self._name = name
-        try:
-            self._tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
-        except Exception as error:  # tokenizers raises no narrower type
-            raise EncoderError(f"{TOKENIZER}: it is not a tokenizer ({error})") from None
+        self._tokenizer = read_tokenizer(tokenizer_file(folder))
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1

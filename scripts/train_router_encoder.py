@@ -22,13 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer
 
 if not __package__:  # run as a file: this folder would hide packages of the same names
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from router.artefact import load_artefact
-from router.encoder import ENCODER, TOKENIZER
+from router.encoder import ENCODER, read_tokenizer, tokenizer_file
 from router.training.examples import OUT_OF_SCOPE
 from scripts.arguments import CommandParser
 from scripts.datasets.record import DataError
@@ -69,8 +68,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise DataError("give --init or --finish, not both")
     training = _limited([t for t in texts if t.split == "encoder"], args.limit, args.seed)
     held_out = [t for t in texts if t.split in ("validation", "held_out") and t.kind == "question"]
-    tokenizer_file = (args.init or args.finish) / TOKENIZER
-    tokenizer = Tokenizer.from_file(str(tokenizer_file))
+    tokenizer_path = tokenizer_file(args.init or args.finish)
+    tokenizer = read_tokenizer(tokenizer_path)
     trainer = Trainer(tokenizer, training, held_out, args.device)
     started = time.monotonic()
     if args.finish:
@@ -86,7 +85,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     student.set_quantised(True)
     args.out.mkdir(parents=True, exist_ok=True)
     size = export(student.cpu().eval(), args.out / ENCODER)
-    shutil.copyfile(tokenizer_file, args.out / TOKENIZER)
+    shutil.copyfile(tokenizer_path, args.out / tokenizer_path.name)
     return {
         "labels": labels,
         "num_training": len(training),

@@ -1,5 +1,6 @@
 """A trained artefact in memory, and how it is written to its folder."""
 
+import gzip
 import hashlib
 import io
 import json
@@ -14,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from router.artefact import CALIBRATION, FEATURES, MANIFEST, WEIGHTS
-from router.encoder import ENCODER, TOKENIZER
+from router.encoder import ENCODER, PACKED_TOKENIZER, TOKENIZER, tokenizer_file
 from router.features import NgramModel
 from router.head import Head, Projection
 from router.training.head import FittedHead
@@ -43,10 +44,16 @@ def save(trained: Trained, directory: Path, *, date: str, provenance: Mapping[st
     for name, content in contents.items():
         (directory / name).write_bytes(content)
     if trained.encoder_dir is not None:
-        for name in (ENCODER, TOKENIZER):
-            if (trained.encoder_dir / name).resolve() != (directory / name).resolve():
-                shutil.copyfile(trained.encoder_dir / name, directory / name)
-            contents[name] = (directory / name).read_bytes()
+        if trained.encoder_dir.resolve() != directory.resolve():
+            shutil.copyfile(trained.encoder_dir / ENCODER, directory / ENCODER)
+        contents[ENCODER] = (directory / ENCODER).read_bytes()
+        tokenizer = tokenizer_file(trained.encoder_dir)
+        content = tokenizer.read_bytes()
+        if tokenizer.name != PACKED_TOKENIZER:
+            content = gzip.compress(content, mtime=0)
+        (directory / TOKENIZER).unlink(missing_ok=True)
+        (directory / PACKED_TOKENIZER).write_bytes(content)
+        contents[PACKED_TOKENIZER] = content
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
     manifest = {**trained.manifest, **provenance}
     manifest["files"] = {

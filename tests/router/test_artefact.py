@@ -19,7 +19,7 @@ from router.artefact import (
     read_arrays,
     read_manifest,
 )
-from router.encoder import ENCODER, TOKENIZER
+from router.encoder import ENCODER, PACKED_TOKENIZER
 
 Damage = Callable[[Path], None]
 
@@ -94,10 +94,10 @@ def drop_last(array: Any) -> Any:
 
 DAMAGES: dict[str, tuple[Damage, str]] = {
     **{f"{name} flipped": (flip_a_byte(name), "its sha256 is") for name in (WEIGHTS, ENCODER)},
-    "tokenizer flipped": (flip_a_byte(TOKENIZER), r"tokenizer\.json: its sha256 is"),
+    "tokenizer flipped": (flip_a_byte(PACKED_TOKENIZER), r"tokenizer\.json\.gz: its sha256 is"),
     "no weights": (remove(WEIGHTS), r"weights\.npz: it is missing"),
     "no encoder": (remove(ENCODER), r"encoder\.onnx: it is missing"),
-    "no tokenizer": (remove(TOKENIZER), r"tokenizer\.json: it is missing"),
+    "no tokenizer": (remove(PACKED_TOKENIZER), r"tokenizer\.json\.gz: it is missing"),
     "no manifest": (remove(MANIFEST), r"manifest\.json: it is missing"),
     "no folder": (shutil.rmtree, r"manifest\.json: it is missing"),
     "half a manifest": (truncate_manifest, r"manifest\.json: it is not JSON"),
@@ -123,8 +123,8 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "no archive": (replace(WEIGHTS, b"no archive at all"), r"weights\.npz: it cannot be read"),
     "no network": (replace(ENCODER, b"no network"), r"encoder\.onnx: it is not an encoder"),
     "empty network": (replace(ENCODER, b""), r"encoder\.onnx: it is not an encoder"),
-    "no JSON": (replace(TOKENIZER, b"\xff"), r"tokenizer\.json: it is not a tokenizer"),
-    "empty JSON": (replace(TOKENIZER, b"{}"), r"tokenizer\.json: it is not a tokenizer"),
+    "no JSON": (replace(PACKED_TOKENIZER, b"\xff"), r"tokenizer\.json\.gz: it is not a tokenizer"),
+    "empty JSON": (replace(PACKED_TOKENIZER, b"{}"), r"tokenizer\.json\.gz: it is not a tokenizer"),
     "hidden size": (other_width, r"expects vectors of 64 numbers, and the encoder \S+ gives 128"),
     **{
         f"NaN in {name}": (change_array(name, with_nan), r"weights\.npz: it holds NaN")

@@ -172,7 +172,7 @@ def test_a_conversation_without_a_turn_is_refused(classifier: Classifier) -> Non
 
 def test_the_artefact_is_small_and_free_of_pickles() -> None:
     files = sorted(MODEL.iterdir())
-    assert {path.suffix for path in files} <= {".json", ".npz", ".onnx"}
+    assert {path.suffix for path in files} <= {".json", ".gz", ".npz", ".onnx"}
     assert sum(path.stat().st_size for path in files) <= MAX_BYTES
 
 

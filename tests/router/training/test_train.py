@@ -67,7 +67,7 @@ def test_the_same_seed_gives_the_same_bytes_and_other_data_others(
     for file in tiny_router_dir.iterdir():
         content = file.read_bytes()
         assert content == (folders["same"] / file.name).read_bytes(), file.name
-        is_encoder = file.name in ("encoder.onnx", "tokenizer.json")
+        is_encoder = file.name in ("encoder.onnx", "tokenizer.json.gz")
         assert (content == (folders["other"] / file.name).read_bytes()) == is_encoder, file.name
 
 
@@ -129,7 +129,7 @@ def test_the_manifest_counts_the_examples(tiny_router_dir: Path) -> None:
     assert manifest["num_examples"]["head"]["cardiology"] == 24
     assert manifest["num_examples"]["head"][OUT_OF_SCOPE] == 80
     assert set(manifest["validation_recall"]) == set(LABELS)
-    assert set(manifest["files"]) == {"encoder.onnx", "features.npz", "tokenizer.json", WEIGHTS}
+    assert set(manifest["files"]) == {"encoder.onnx", "features.npz", "tokenizer.json.gz", WEIGHTS}
     for name, entry in manifest["files"].items():
         assert entry["bytes"] == (tiny_router_dir / name).stat().st_size
 
