@@ -143,7 +143,7 @@ async def test_what_never_ends_ends_at_its_length(decoder_engine: Engine) -> Non
     node = {"type": "object", "properties": {"c": {"$ref": "#/$defs/n"}}, "required": ["c"]}
     grammar = json_grammar({"$defs": {"n": node}, "$ref": "#/$defs/n"})
     [event] = await last_events(decoder_engine, [asked(1, grammar, max_tokens=40)])
-    assert (event.finish_reason, event.num_tokens) == (FinishReason.LENGTH, 40)
+    assert (event.finish_reason, event.num_tokens) == (FinishReason.LENGTH, 40), event.error
 
 
 async def test_a_grammar_that_nothing_keeps_to_is_refused(decoder_engine: Engine) -> None:
