@@ -175,7 +175,7 @@ BAD = [
     ({"type": "object", "properties": {"a": {"type": "strin"}}}, "properties.a", "strin"),
     ({"properties": {"a": {"items": {"not": {}}}}}, "properties.a.items", "not"),
     ({"anyOf": [{"type": "null"}, {"type": "string", "pattern": "("}]}, "anyOf.1", "unclosed"),
-    ({"anyOf": [{}, {"type": "string", "pattern": "(?=a)b"}]}, "anyOf.1", "look-around"),
+    ({"allOf": [{"type": "string", "pattern": "(?=a)b"}]}, "allOf.0", "look-around"),
     ({"$defs": {"n": {"format": "x", "type": "string"}}, "$ref": "#/$defs/n"}, "$defs.n", "format"),
     ({"$ref": "#/$defs/missing"}, "", "does not exist"),
     ({"$ref": "https://example.org/schema"}, "", "https://example.org/schema"),
