@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 
 from deployments.engine.attention.kv_cache import ALIGNMENT
+from deployments.engine.attention.row_plan import plan_rows
 from deployments.engine.decoder import DecoderInfo
 from deployments.engine.detokenizer import hidden_ids
 from deployments.engine.errors import FastDecoderImpossible
@@ -37,8 +38,6 @@ Weights = Literal["auto", "int8", "int4", "none"]
 
 _BITS: dict[Weights, int] = {"int8": 8, "int4": 4}  # of what the compiled step keeps
 _MOST_THREADS = 16  # that a step of eight-bit weights takes without being asked to
-_LONG_ROWS = 8  # when the budget is short, one row in _LONG_ROWS has full length
-_SHORTEST = 8  # a short row holds at least 1/_SHORTEST of a long one
 
 
 @dataclass(frozen=True, slots=True)
@@ -337,35 +336,3 @@ def _capacities(model: Model, limits: FastLimits, num_positions: int) -> tuple[i
     elif budget is None:
         budget = limits.max_rows * (num_positions + 16) * size
     return plan_rows(limits.max_rows, num_positions, size, budget)
-
-
-def plan_rows(
-    max_rows: int, num_positions: int, bytes_per_position: int, budget_bytes: int
-) -> tuple[int, ...]:
-    """Return the capacities of the rows, short ones first, that fit in the budget.
-
-    Args:
-        num_positions: prompt and answer at their longest.
-        bytes_per_position: keys and values of all layers.
-
-    Raises:
-        ValueError: not even one full row fits.
-    """
-    full = -(-num_positions // ALIGNMENT) * ALIGNMENT
-    affordable = budget_bytes // bytes_per_position
-    if affordable < full:
-        raise ValueError(
-            f"{budget_bytes / 2**20:.0f} MiB of key/value memory hold {affordable} positions; one "
-            f"answer may need {full}: raise engine.kv_memory_mib to at least "
-            f"{-(-full * bytes_per_position // 2**20)}, or lower engine.max_input_tokens"
-        )
-    for num_rows in range(max_rows, 1, -1):
-        if num_rows * full <= affordable:
-            return (full,) * num_rows
-        num_long = max(1, num_rows // _LONG_ROWS)
-        num_short = num_rows - num_long
-        rest = (affordable - num_long * full) // num_short
-        short = min(full, rest // ALIGNMENT * ALIGNMENT)
-        if short * _SHORTEST >= full:
-            return (short,) * num_short + (full,) * num_long
-    return (full,)

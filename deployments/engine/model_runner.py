@@ -56,7 +56,7 @@ class ModelRunner(AdapterLoader):
     Args:
         base: `model` has taken its weights; tokenizer and special tokens are read from it.
         info: without adapters.
-        capacities: positions of each row (decoder_factory.plan_rows).
+        capacities: positions of each row (attention/row_plan.py).
         reader: reads adapter folders of this base.
         max_adapters: adapters resident at the same time; one more slot is for replacing one.
     """

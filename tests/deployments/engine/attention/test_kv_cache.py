@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deployments.engine.attention.kv_cache import KvCache
-from deployments.engine.decoder_factory import plan_rows
+from deployments.engine.attention.row_plan import plan_rows
 
 
 def test_every_row_is_full_when_memory_allows() -> None:
