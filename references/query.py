@@ -16,7 +16,7 @@ from typing import Protocol
 
 from references.cognates import skeleton
 from references.compounds import compounds
-from references.words import ASPECTS, ENGLISH, FRENCH, SIGN_ASPECTS, root, stem, words
+from references.words import ASPECTS, ENGLISH, FRENCH, SIGN_ASPECTS, french, root, stem, words
 
 GLOSSARY = Path(__file__).with_name("glossary.yaml")
 MAX_WORDS = 60  # of a question: the first ones with content
@@ -96,6 +96,8 @@ def read_query(question: str, language: str, vocabulary: Vocabulary) -> Query:
     english: list[str] = []
     for word in content:
         own = {stem(word): 1.0, stem(word, language): 1.0}
+        if language == "fr":
+            own[french(stem(word, language))] = 1.0
         drafts.append((_weighed(translated[word]) | own, word in ASPECTS or word in inside))
         if word not in inside or language == "en":
             english += [part for way in translated[word][:2] for part in way]

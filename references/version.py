@@ -9,7 +9,7 @@ from typing import Any
 from references.embedding import Floats
 from references.passage import LISTS, Passage
 from references.vectors import Nearness
-from references.words import stems
+from references.words import french, stems
 
 FORMAT = 2  # of the stored data: raise it when the schema or the way to cut words changes
 MAX_KEPT = 2000  # passages' stems, about 4 KB each, for each thread
@@ -158,7 +158,12 @@ def sorted_sources(rows: Iterable[Sequence[Any]]) -> list[Source]:
 
 def stored_stems(passage: Passage) -> tuple[str, str]:
     """Return the stems of the names, a comma between names, and those of the text."""
-    names = (" ".join(stems(name, language)) for name, language in passage.names())
+    names = (
+        " ".join(
+            french(s) if language == "fr" != passage.language else s for s in stems(name, language)
+        )
+        for name, language in passage.names()
+    )
     return ",".join(names), " ".join(stems(passage.text, passage.language))
 
 

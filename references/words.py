@@ -110,6 +110,14 @@ def stems(text: str, language: str = "en") -> list[str]:
     return [stem(word, language) for word in words(text) if word not in empty]
 
 
+def french(found: str) -> str:
+    """Return a French stem of an English passage's names, which no English question shall meet.
+
+    "Os fragiles" are bones, and "fragile hair" is none.
+    """
+    return f"zfr{found}"
+
+
 def name_key(name: str, language: str = "en") -> str:
     """Return what two ways to write one name share: its stems without function words, sorted.
 

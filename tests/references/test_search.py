@@ -11,7 +11,7 @@ from references.query import read_query
 from references.reader import Reader
 from references.shelf import Shelf, build
 from references.words import guess_language, name_key, sentences
-from tests.references.passages import ALL, ECZEMA, HAIR, MARFAN
+from tests.references.passages import ALL, ECZEMA, HAIR, MARFAN, STONES
 from tests.references.test_shelf import Letters
 
 
@@ -211,6 +211,13 @@ def test_a_passage_is_found_by_how_people_say_it(
     shelf.replace([HAIR])
     assert "T:1" not in [h.passage.id for h in shelf.search(question, language=language)]
     assert shelf.verify() == []
+
+
+def test_an_english_question_meets_no_french_wording(tmp_path: Path) -> None:
+    bones = replace(STONES, wordings_fr=("os fragiles", "fragile"))
+    shelf = build(tmp_path / "shelf.db", [HAIR, bones, MARFAN])
+    assert shelf.search("fragile", language="en") == []
+    assert [h.passage.id for h in shelf.search("fragile", language="fr")] == [bones.id]
 
 
 def test_a_search_finds_the_same_with_a_full_cache(
