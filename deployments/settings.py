@@ -101,6 +101,11 @@ class EngineSettings(StrictModel):
         le=131_072,
         description="prompt tokens between two decode steps; null: 256 on a CPU, 4096 on a GPU",
     )
+    prefix_cache: bool = Field(
+        default=True,
+        description="rows that no answer needs keep the keys and values of what they read, for "
+        "prompts that begin alike",
+    )
     kv_memory_mib: int | None = Field(
         default=None,
         ge=1,
