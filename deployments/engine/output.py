@@ -119,7 +119,7 @@ class RequestState:
         self._undecoded: list[int] = []
         self._pending_text = ""
 
-    def begin(self, num_cached_tokens: int) -> None:
+    def begin(self, num_cached_tokens: int = 0) -> None:
         """Note that its first step runs, and reads so many prompt tokens less."""
         self.has_begun = True
         self._num_cached_tokens = num_cached_tokens

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from deployments.engine.attention.kv_cache import KvCache
 from deployments.engine.kernels.backend import are_fused
 from deployments.engine.kernels.ops import Segment, prompt_blocks
-from deployments.engine.request import PrefillChunk
 
 
 class PrefillAttention(Protocol):
@@ -109,8 +108,37 @@ class PrefillInputs:
         return PrefillBatch(tokens, positions, where, attention)
 
 
+class Chunk(Protocol):
+    """Name tokens of a row, positions [start, stop), that one step reads side by side."""
+
+    @property
+    def row(self) -> int: ...
+
+    @property
+    def start(self) -> int: ...
+
+    @property
+    def stop(self) -> int: ...
+
+    @property
+    def token_ids(self) -> Sequence[int]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """Hold the newest token of a row and those that may follow it; implements Chunk."""
+
+    row: int
+    start: int
+    token_ids: Sequence[int]
+
+    @property
+    def stop(self) -> int:
+        return self.start + len(self.token_ids)
+
+
 def prefill_inputs(
-    chunks: Sequence[PrefillChunk], slots: Sequence[int], cache: KvCache, *, keeps_at_end: bool
+    chunks: Sequence[Chunk], slots: Sequence[int], cache: KvCache, *, keeps_at_end: bool
 ) -> PrefillInputs:
     """Return the inputs of a prefill of these chunks.
 
@@ -124,7 +152,7 @@ def prefill_inputs(
         begin, count = cache.starts[chunk.row], chunk.stop - chunk.start
         kept = begin + cache.capacities[chunk.row] - chunk.stop if keeps_at_end else begin
         piece = torch.empty((4, count), dtype=torch.long)
-        piece[0] = torch.tensor(chunk.request.prompt_ids[chunk.start : chunk.stop])
+        piece[0] = torch.tensor(chunk.token_ids)
         piece[1] = torch.arange(chunk.start, chunk.stop)
         piece[2] = piece[1] + kept
         piece[3] = slot
