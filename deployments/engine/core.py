@@ -11,7 +11,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -78,6 +78,13 @@ class EngineCore(Protocol):
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return the text of token ids, without special tokens."""
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """Return the bytes that a token stands for (detokenizer.py)."""
+
+    def prepare(self, grammar: str) -> "Future[None]":
+        """Compile what an answer is to keep to, beside the steps; raises EngineStopped. The future
+        raises InvalidGrammar."""
 
     def listen(
         self,
@@ -151,6 +158,7 @@ class ThreadCore:
         self._running: Future[None] | None = None  # done when the loop has ended
         self._pulse = Pulse("idle", time.monotonic())
         self._listener: _Listener | None = None
+        self._compiler = ThreadPoolExecutor(1, thread_name_prefix="grammars")
 
     @property
     def info(self) -> DecoderInfo:
@@ -158,6 +166,18 @@ class ThreadCore:
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return self._decoder.decode(token_ids)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return self._decoder.token_bytes(token_id)
+
+    def prepare(self, grammar: str) -> "Future[None]":
+        if self._stopped:
+            raise self._stopped
+
+        def compile_grammar() -> None:
+            self._decoder.grammars.matcher(grammar)
+
+        return self._compiler.submit(compile_grammar)
 
     def start(self) -> None:
         self._thread = self._thread or TorchThread()
@@ -228,6 +248,7 @@ class ThreadCore:
 
     def close(self, timeout_s: float = 10.0) -> None:
         self._stop(EngineStopped("the engine is shutting down"))
+        self._compiler.shutdown(wait=False, cancel_futures=True)
         if self._thread is not None:
             self._thread.close()
         if self._running is not None:

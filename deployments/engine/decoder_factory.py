@@ -9,7 +9,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -18,14 +18,16 @@ from deployments.engine.decoder import DecoderInfo
 from deployments.engine.detokenizer import hidden_ids
 from deployments.engine.errors import FastDecoderImpossible
 from deployments.engine.kernels.backend import are_fused
-from deployments.engine.kernels.ops import ACTIVATIONS
+from deployments.engine.lora.base_copies import ends_of
 from deployments.engine.lora.peft_reader import PeftReader
 from deployments.engine.model_loader import Pretrained
 from deployments.engine.model_runner import ModelRunner
+from deployments.engine.models.architectures import describe, unsupported_causal
 from deployments.engine.models.base import Model, TorchBatches
 from deployments.engine.models.llama import LlamaModel
 from deployments.engine.models.t5 import T5Model, unsupported_by_t5
 from deployments.engine.peft_decoder import PeftDecoder
+from deployments.engine.structured.vocabulary import refused_features
 
 logger = logging.getLogger(__name__)
 
@@ -35,9 +37,6 @@ Weights = Literal["auto", "int8", "none"]
 _MOST_THREADS = 16  # that a step of eight-bit weights takes without being asked to
 _LONG_ROWS = 8  # when the budget is short, one row in _LONG_ROWS has full length
 _SHORTEST = 8  # a short row holds at least 1/_SHORTEST of a long one
-
-_LLAMA_MODELS = ("LlamaForCausalLM", "Qwen2ForCausalLM")
-_LLAMA_ROPE_TYPES = ("default", "linear", "llama3")  # their frequencies do not depend on the length
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +81,15 @@ def build_decoder(
     if choice == "reference":
         return PeftDecoder(base, reason="engine.decoder is reference")
     reader = None
-    obstacle = unsupported_base(base)
+    obstacle = unsupported_base(base, _num_positions(base, limits))
     if obstacle is None:
         reader = make_reader(base)
         obstacle = unsupported_adapter(reader, adapters)
     if reader is not None and obstacle is None:
-        return _build_fast(base, limits, reader, choose_weights(base, weights))
+        chosen = choose_weights(base, weights)
+        if chosen.in_bytes:
+            reader, chosen = _for_bytes(base, weights, adapters, reader)
+        return _build_fast(base, limits, reader, chosen)
     if choice == "fast":
         raise FastDecoderImpossible(
             f"engine.decoder is fast, but {obstacle}: set it to auto or reference"
@@ -101,21 +103,33 @@ def build_decoder(
     return PeftDecoder(base, reason=f"not the fast decoder, since {obstacle}")
 
 
-def unsupported_base(base: Pretrained) -> str | None:
-    """Return why the fast decoder cannot serve this base. Returns None if it can."""
+def unsupported_base(base: Pretrained, num_positions: int) -> str | None:
+    """Return why the fast decoder cannot serve this base. Returns None if it can.
+
+    Args:
+        num_positions: of the longest answer, prompt included.
+    """
     if base.quantization != "none":
         return f"the base is quantised to {base.quantization}"
-    check = unsupported_by_llama if base.family == "causal" else unsupported_by_t5
-    obstacle = check(base.model)
-    if obstacle is None and base.family == "seq2seq" and base.decoder_start_id is None:
+    if base.family == "causal":
+        return unsupported_causal(base.model, num_positions)
+    obstacle = unsupported_by_t5(base.model)
+    if obstacle is None and base.decoder_start_id is None:
         return "the model names no decoder_start_token_id"
     return obstacle
 
 
-def make_reader(base: Pretrained) -> PeftReader:
-    """Return the reader of this base's adapters, on a copy of the base without weights."""
+def make_reader(base: Pretrained, *, adapts_ends: bool | None = None) -> PeftReader:
+    """Return the reader of this base's adapters, on a copy of the base without weights.
+
+    Args:
+        adapts_ends: embedding and output layer too; None: where the base is no encoder-decoder.
+    """
+    if adapts_ends is None:
+        adapts_ends = base.family == "causal"
     with torch.device("meta"):
-        return PeftReader(type(base.model)(base.model.config))
+        skeleton = type(base.model)(base.model.config)
+    return PeftReader(skeleton, ends_of(base.model) if adapts_ends else None)
 
 
 def unsupported_adapter(reader: PeftReader, adapters: Mapping[str, Path]) -> str | None:
@@ -172,6 +186,29 @@ def choose_weights(base: Pretrained, wanted: Weights) -> _Weights:
     return _Weights(False, f"{base.dtype_name}: {base.dtype_reason}; not int8, since {obstacle}")
 
 
+def _for_bytes(
+    base: Pretrained, wanted: Weights, adapters: Mapping[str, Path], reader: PeftReader
+) -> tuple[PeftReader, _Weights]:
+    """Return the reader and the weights of a base that could be served in bytes.
+
+    The compiled step adapts the layers only: an adapter of the embedding or of the output layer
+    keeps the torch model.
+
+    Raises:
+        FastDecoderImpossible: int8 is wanted, and an adapter rules it out.
+    """
+    narrow = make_reader(base, adapts_ends=False)
+    obstacle = unsupported_adapter(narrow, adapters)
+    if obstacle is None:
+        return narrow, choose_weights(base, wanted)
+    if wanted == "int8":
+        raise FastDecoderImpossible(
+            f"quantization is int8, but {obstacle}: set quantization: auto or none"
+        )
+    reason = f"{base.dtype_name}: {base.dtype_reason}; not int8, since {obstacle}"
+    return reader, _Weights(False, reason)
+
+
 def _cannot_compile() -> str | None:
     """Return why the step of eight-bit weights cannot be compiled here. None if it can."""
     from deployments.engine.cpu.step import compile_step
@@ -192,11 +229,13 @@ def unsupported_in_bytes(base: Pretrained) -> str | None:
         return "Triton's interpreter runs the steps"
     if importlib.util.find_spec("numba") is None:
         return "numba is not installed"
-    config, layer = base.model.config, base.model.model.layers[0]
-    if config.hidden_act != "silu":
-        return f"hidden_act is {config.hidden_act!r}; only 'silu' is compiled"
-    if layer.self_attn.head_dim % 16:
-        return f"its heads have {layer.self_attn.head_dim} dimensions, no multiple of 16"
+    about = describe(base.model)
+    if not about.is_plain:
+        return f"only plain Llama layers are compiled, and {about.architecture.known_as} has others"
+    if about.activation != "silu":
+        return f"hidden_act is {about.activation!r}; only 'silu' is compiled"
+    if about.head_dim % 16:
+        return f"its heads have {about.head_dim} dimensions, no multiple of 16"
     return None
 
 
@@ -232,9 +271,7 @@ def _make_model(
 def _build_fast(
     base: Pretrained, limits: FastLimits, reader: PeftReader, weights: _Weights
 ) -> ModelRunner:
-    num_positions = limits.num_positions
-    if base.family == "causal":
-        num_positions = min(num_positions, base.model.config.max_position_embeddings)
+    num_positions = _num_positions(base, limits)
     # Rows are multiples of ALIGNMENT positions, and the tables of positions cover a whole row.
     model = _make_model(base, -(-num_positions // ALIGNMENT) * ALIGNMENT, weights, limits)
     capacities = _capacities(model, limits, num_positions)
@@ -252,6 +289,7 @@ def _build_fast(
         eos_ids=base.eos_ids,
         adapters=frozenset(),
         hidden_ids=hidden_ids(base.tokenizer),
+        refuses=refused_features(base.family, base.tokenizer),
         weights=weights.reason,
         threads=_threads_of(model, limits),
     )
@@ -259,6 +297,14 @@ def _build_fast(
     return ModelRunner(
         base, model, info=info, capacities=capacities, reader=reader, max_adapters=max_adapters
     )
+
+
+def _num_positions(base: Pretrained, limits: FastLimits) -> int:
+    """Return the positions of the longest answer, prompt included, that this base can write."""
+    if base.family == "causal":
+        longest: int = base.model.config.max_position_embeddings
+        return min(limits.num_positions, longest)
+    return limits.num_positions
 
 
 def _capacities(model: Model, limits: FastLimits, num_positions: int) -> tuple[int, ...]:
@@ -301,20 +347,3 @@ def plan_rows(
         if short * _SHORTEST >= full:
             return (short,) * num_short + (full,) * num_long
     return (full,)
-
-
-def unsupported_by_llama(model: Any) -> str | None:
-    """Return why this model cannot run here. Returns None if it can."""
-    config = model.config
-    if type(model).__name__ not in _LLAMA_MODELS:
-        return f"{type(model).__name__} is none of {', '.join(_LLAMA_MODELS)}"
-    rope_type = config.rope_parameters.get("rope_type", "default")
-    if rope_type not in _LLAMA_ROPE_TYPES:
-        return f"rope_type is {rope_type!r}; only {', '.join(_LLAMA_ROPE_TYPES)} are fast"
-    if config.hidden_act not in ACTIVATIONS:
-        return f"hidden_act is {config.hidden_act!r}; only {', '.join(ACTIVATIONS)} are fast"
-    if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
-        return "some layers have sliding-window attention"
-    if getattr(model.model.layers[0].mlp.down_proj, "weight", None) is None:
-        return "its layers are not plain linear layers"
-    return None

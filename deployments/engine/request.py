@@ -35,6 +35,10 @@ class SamplingParams:
     `min_tokens` tokens. Without a `seed`, a sampled answer differs from run to run. No sequence of
     `no_repeat_ngram_size` tokens comes twice, the prompt's included, and an answer ends before it
     says the same `loop_words` words a third time, unless `min_tokens` is set; 0 means off for both.
+    `logprobs`: each token comes with its log-probability, and with so many of the most likely
+    tokens in its place; None for none. With `echo`, the prompt's text and tokens come before the
+    answer's, and `max_tokens` may be 0. `grammar`: what the answer keeps to
+    (structured/grammar.py).
     """
 
     max_tokens: int
@@ -47,10 +51,17 @@ class SamplingParams:
     min_tokens: int = 0
     no_repeat_ngram_size: int = 0
     loop_words: int = 0
+    logprobs: int | None = None
+    echo: bool = False
+    grammar: str | None = None
 
     def __post_init__(self) -> None:
-        if self.max_tokens < 1:
-            raise ValueError(f"max_tokens is {self.max_tokens}: at least 1")
+        if self.max_tokens < (0 if self.echo else 1):
+            raise ValueError(f"max_tokens is {self.max_tokens}: at least 1, or 0 with echo")
+        if self.grammar is not None and (self.min_tokens or self.stop or self.echo):
+            raise ValueError("a grammar says where the answer ends: no min_tokens, stop, echo")
+        if self.logprobs is not None and self.logprobs < 0:
+            raise ValueError(f"logprobs is {self.logprobs}: at least 0")
         if self.temperature < 0:
             raise ValueError(f"temperature is {self.temperature}: at least 0")
         if not 0 < self.top_p <= 1:
@@ -70,6 +81,11 @@ class SamplingParams:
             raise ValueError("stop holds an empty string: it would end every answer at once")
 
     @property
+    def num_steps(self) -> int:
+        """Return how many tokens are picked at most: one, unseen, where none is asked for."""
+        return max(1, self.max_tokens)
+
+    @property
     def is_greedy(self) -> bool:
         return self.temperature == 0
 
@@ -81,7 +97,8 @@ class SamplingParams:
     @property
     def is_argmax(self) -> bool:
         """Return whether the next token is the one with the largest unchanged logit."""
-        return self.is_greedy and not self.has_penalty and self.min_tokens == 0
+        is_plain = self.min_tokens == 0 and self.grammar is None
+        return self.is_greedy and not self.has_penalty and is_plain
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,13 +128,43 @@ class Timings:
     total_s: float | None = None
 
 
+class TokenScore(NamedTuple):
+    """A token's natural log-probability as the model gives it, before temperature and penalties.
+
+    logprob: None for a prompt's first token.
+    top: the most likely tokens in its place, and their log-probabilities; the likeliest first.
+    """
+
+    token_id: int
+    logprob: float | None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+class ScoredToken(NamedTuple):
+    """A TokenScore with texts.
+
+    text: `bytes:\\xe2\\x80` where the bytes are no whole characters.
+    offset: characters of the text before the token's own.
+    top: the text, bytes and log-probability of each.
+    is_text: false for a special token, which has a name and no text.
+    """
+
+    text: str
+    data: bytes
+    offset: int
+    logprob: float | None
+    top: tuple[tuple[str, bytes, float], ...]
+    is_text: bool
+
+
 @dataclass(frozen=True, slots=True)
 class TokenEvent:
     """Carry a piece of an answer. Only the last event of a request has a `finish_reason`.
 
     `text` is the newly decoded text. It may be empty: an unfinished character, or a possible start
-    of a stop string, is held back. `num_tokens` counts all the tokens so far. `num_cached_tokens`:
-    prompt tokens that were not read again, since a row held them; 0 before the last event.
+    of a stop string, is held back. `num_tokens` counts all the tokens so far. `scores`: of the
+    tokens of `text`, where they were asked for. `num_cached_tokens`: prompt tokens that were not
+    read again, since a row held them; 0 before the last event.
     """
 
     request_id: str
@@ -127,6 +174,7 @@ class TokenEvent:
     timings: Timings
     finish_reason: FinishReason | None = None
     error: ErrorInfo | None = None
+    scores: tuple[ScoredToken, ...] = ()
     num_cached_tokens: int = 0
 
 
@@ -164,13 +212,14 @@ class StepOutput:
     """Hold what one step made, for all requests together, by their numbers.
 
     `numbers` and `tokens` go together: the request and its next token. An end-of-sequence token is
-    not among them.
+    not among them, but in `scores`, by number, where they were asked for.
     """
 
     started: list[StartedRow] = field(default_factory=list)
     numbers: list[int] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
     ended: list[EndedRow] = field(default_factory=list)
+    scores: dict[int, list[TokenScore]] = field(default_factory=dict)
 
     @property
     def is_empty(self) -> bool:
@@ -214,7 +263,8 @@ class SequenceState:
     @property
     def is_fully_scheduled(self) -> bool:
         """Return whether every token that it may have is scheduled."""
-        return self.is_prefilled and self.num_scheduled == self.request.sampling.max_tokens
+        limit = self.request.sampling.max_tokens or 1  # num_steps, without a call for each row
+        return self.is_prefilled and self.num_scheduled == limit
 
 
 @dataclass(frozen=True, slots=True)

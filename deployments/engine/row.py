@@ -2,10 +2,17 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from deployments.engine.errors import EngineError
-from deployments.engine.request import EndedRow, FinishReason, Request, StartedRow, StepOutput
+from deployments.engine.request import (
+    EndedRow,
+    FinishReason,
+    Request,
+    StartedRow,
+    StepOutput,
+    TokenScore,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -60,9 +67,20 @@ class EngineRow:
         if self.request.is_logged:
             self._log("engine_step: the first one", len(self.request.prompt_ids), "prompt tokens")
 
-    def push(self, token_id: int) -> None:
-        """Take the next token. Ignored once the request is done."""
+    def push(self, token_id: int, scores: Sequence[TokenScore] = ()) -> None:
+        """Take the next token. Ignored once the request is done.
+
+        Args:
+            scores: the token's, where asked for; with `echo`, the prompt's before the first one.
+        """
         if self.is_done:
+            return
+        is_shown = self.request.sampling.max_tokens > 0
+        if scores:
+            shown = scores if is_shown else scores[:-1]
+            self._outbox.output.scores.setdefault(self.number, []).extend(shown)
+        if not is_shown:
+            self.finish(FinishReason.LENGTH)
             return
         self._num_tokens += 1
         if token_id in self._eos_ids:

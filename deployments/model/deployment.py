@@ -157,6 +157,8 @@ class ModelReplica(OperatorCalls, OpenAICalls):
     async def _encode(self, call: GenerateRequest, adapter: str | None) -> list[int]:
         """Return prompt ids. A long text goes to a thread; for a short one that would cost more
         than the tokenizer takes."""
+        if call.continues is not None:
+            return await self.continued_ids(call.continues)
         encode = functools.partial(
             self._model.encode, call.turns, answer_language=call.answer_language
         )

@@ -23,7 +23,8 @@ from starlette.routing import Route
 from adapters.prompting import Message, PromptFormat
 from deployments.app import build_application
 from deployments.engine.decoder import DecoderInfo
-from deployments.engine.request import SchedulerOutput
+from deployments.engine.errors import EngineError
+from deployments.engine.request import SchedulerOutput, TokenScore
 from deployments.model.adapter_manager import AdapterManager
 from deployments.model.loading import LoadedModel
 from deployments.model.weights_reader import HostCache
@@ -105,6 +106,8 @@ def load_stand_in(
 class _Ready:
     def __init__(self, tokens: Mapping[int, int]) -> None:
         self._tokens = tokens
+        self.scores: dict[int, list[TokenScore]] = {}
+        self.failures: dict[int, EngineError] = {}
 
     def wait(self) -> Mapping[int, int]:
         return self._tokens
@@ -117,6 +120,7 @@ class StandInDecoder:
     can_split_prompts = True
     num_steps_ahead = 0
     num_prompts_together = 1
+    grammars: Any = None  # it has no tokenizer
 
     def __init__(self, num_rows: int, step_s: float, load_s: float = 0.0) -> None:
         self.capacities = (_NUM_POSITIONS,) * num_rows
@@ -161,3 +165,6 @@ class StandInDecoder:
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return bytes(token_ids).decode()
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return bytes([token_id])

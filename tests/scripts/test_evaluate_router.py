@@ -70,7 +70,7 @@ def make_data(folder: Path, *, held_out: bool) -> Path:
 
 def make_written(path: Path, seed: int) -> Path:
     rows = []
-    for number, example in enumerate(small_questions(seed)):
+    for number, example in enumerate(small_questions(seed)[::3]):
         kinds = ("far", "near_miss") if example.specialty == OUT_OF_SCOPE else ("plain", "vignette")
         text = f"{example.text} {path.stem}"
         told = {"specialty": example.specialty, "lang": example.language}

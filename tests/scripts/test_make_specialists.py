@@ -130,7 +130,9 @@ def run(base: Path, data: Path, catalog: Path, *more: str) -> int:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("thorough")
-@pytest.mark.parametrize("family", ["tiny_llama_dir", "tiny_flan_t5_dir"])
+@pytest.mark.parametrize(
+    "family", ["tiny_llama_dir", pytest.param("tiny_flan_t5_dir", marks=pytest.mark.long)]
+)
 def test_from_data_to_service_and_again(
     family: str,
     data: Path,

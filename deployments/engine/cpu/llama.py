@@ -141,7 +141,7 @@ class Int8Llama:
         self._made = (states, self._logits(len(states)))
         return states
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+    def logits(self, hidden: torch.Tensor, lora: SlotBatch | None = None) -> torch.Tensor:
         """Return the logits (n, V) of states (n, d), valid until the next step."""
         if self._made is not None and self._made[0] is hidden:
             return self._made[1]

@@ -19,7 +19,7 @@ import torch
 
 from deployments.engine.errors import LoraPoolError
 from deployments.engine.kernels.ops import rms_norm
-from deployments.engine.lora.layers import LoraBatch, LoraLayer, LoraSegments
+from deployments.engine.lora.layers import LayerSegments, LoraBatch, LoraLayer, LoraSegments
 from deployments.engine.lora.peft_reader import AdapterWeights
 from deployments.engine.lora.stacks import LoraStacks, PackedLora, pack
 
@@ -48,12 +48,19 @@ class TorchLoraBatch:
         self, layer: str, x: torch.Tensor, y: torch.Tensor, shrunk: torch.Tensor | None = None
     ) -> None:
         segments = self._layers.get(layer)
-        if segments is None:
-            return
+        if segments is not None:
+            self._expand(segments, torch.mm(x.to(segments.a.dtype), segments.a), y)
+
+    def embed(self, layer: str, tokens: torch.Tensor, y: torch.Tensor) -> None:
+        segments = self._layers.get(layer)
+        if segments is not None:
+            self._expand(segments, segments.a[tokens], y)
+
+    def _expand(self, segments: LayerSegments, shrunk: torch.Tensor, y: torch.Tensor) -> None:
+        """Add the masked `shrunk` (T, P W) times B to y (T, out)."""
         width = self._width
-        shrunk = torch.mm(x.to(segments.a.dtype), segments.a)
         if self._mask is not None:
-            shrunk.view(len(x), -1, width).mul_(self._mask)
+            shrunk.view(len(y), -1, width).mul_(self._mask)
         for i, (start, stop, b) in enumerate(segments.b):
             columns, own = y[:, start:stop], shrunk[:, i * width : (i + 1) * width]
             if y.dtype == b.dtype:
@@ -136,6 +143,10 @@ class LoraPool:
     def layout(self) -> int:
         """Return a number that changes when the weights move, which voids captured graphs."""
         return self._stacks.layout
+
+    def adapts(self, path: str) -> bool:
+        """Return whether any adapter that was loaded so far changes this module of the base."""
+        return path in self._stacks.by_module
 
     def pack(self, weights: AdapterWeights) -> PackedLora:
         """Pack weights for `load_slot`. Any thread may call it."""

@@ -141,9 +141,11 @@ class StepLoop:
             row = self._rows.get(sequence)
             if row is None or sequence.row is None:  # it ended while this step ran
                 continue
+            if sequence.row in pending.failures:
+                row.finish(FinishReason.ERROR, pending.failures[sequence.row])
             token = tokens[sequence.row]
             sequence.answer.append(token)
-            row.push(token)
+            row.push(token, pending.scores.get(sequence.row, ()))
             if row.is_done:
                 self._end(sequence)
 

@@ -225,8 +225,9 @@ class Scheduler:
     ) -> tuple[Prefix | None, bool]:
         """Return what a row holds of a prompt, and whether it waits for a row that reads more of
         the same tokens: it would read them beside it."""
-        if self._prefixes is None:
-            return None, False
+        sampling = sequence.request.sampling
+        if self._prefixes is None or (sampling.echo and sampling.logprobs is not None):
+            return None, False  # a prompt is scored while it is read
         reading = {chunk.row: chunk.start for _, chunk in chunks}
         prefix, num_coming = self._prefixes.find(sequence.request, reading)
         num_held = 0 if prefix is None else prefix.num_tokens
@@ -267,7 +268,7 @@ class Scheduler:
     def check_invariants(self) -> None:
         """Raise AssertionError, with the numbers, if queues and rows do not agree."""
         for row, sequence in self._running.items():
-            limit, prompt = sequence.request.sampling.max_tokens, len(sequence.request.prompt_ids)
+            limit, prompt = sequence.request.sampling.num_steps, len(sequence.request.prompt_ids)
             assert sequence.row == row, f"row {row} has a sequence of row {sequence.row}"
             assert sequence.holds_row, f"row {row} has a sequence that gave it back"
             assert not sequence.is_finished, f"row {row} holds a finished sequence"

@@ -89,7 +89,7 @@ async def url() -> AsyncIterator[str]:
     async def answer(request: web.Request) -> web.StreamResponse:
         question = (await request.json())["max_tokens"]
         if question == 1:
-            await asyncio.sleep(30)
+            await asyncio.sleep(1)  # twice the deadline
         if question == 2:
             assert request.transport is not None
             request.transport.close()

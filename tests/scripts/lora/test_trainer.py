@@ -21,13 +21,27 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 WEIGHTS = "adapter_model.safetensors"
 
 
-@pytest.fixture(params=["validation", "none"])
-def data(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+@pytest.fixture(scope="module", params=["validation", "none"])
+def data(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
     """Two steps make an epoch; with validation pairs, and without."""
     lines = [item(q, a) for q, a in PAIRS]
     if request.param == "validation":
         lines += [item(q, a, "validation") for q, a in PAIRS]
-    return write_lines(tmp_path / "data", [json.dumps(line) for line in lines])
+    folder = tmp_path_factory.mktemp("data")
+    return write_lines(folder / "data", [json.dumps(line) for line in lines])
+
+
+@pytest.fixture(scope="module")
+def whole(data: Path, tiny_llama_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The checksum of the weights of three epochs that nothing interrupted."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        assert run(tiny_llama_dir, data, out, "--epochs", "3") == 0
+    finally:
+        torch.set_num_threads(threads)
+    return sha256_of(out / WEIGHTS)
 
 
 @pytest.mark.parametrize(
@@ -43,14 +57,14 @@ def data(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
 def test_full_disk_at_a_checkpoint(
     error: Exception,
     data: Path,
+    whole: str,
     tiny_llama_dir: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """It breaks off behind the optimiser's file of the second checkpoint; resumed to the same."""
-    whole, out = tmp_path / "whole", tmp_path / "out"
-    run(tiny_llama_dir, data, whole, "--epochs", "3")
+    out = tmp_path / "out"
     save = Trainer._save_optimizer_and_scheduler
 
     def full(self: Trainer, folder: str) -> None:
@@ -66,15 +80,14 @@ def test_full_disk_at_a_checkpoint(
     assert "--resume goes on from checkpoint-2" in told
     assert [p.name for p in (out / "unfinished").glob("checkpoint-*")] == ["checkpoint-2"]
     assert run(tiny_llama_dir, data, out, "--epochs", "3", "--resume") == 0
-    assert sha256_of(out / WEIGHTS) == sha256_of(whole / WEIGHTS)
+    assert sha256_of(out / WEIGHTS) == whole
 
 
 @pytest.mark.slow
 def test_a_checkpoint_that_a_kill_left_half_is_passed_over(
-    data: Path, tiny_llama_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: Path, whole: str, tiny_llama_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, out = tmp_path / "whole", tmp_path / "out"
-    run(tiny_llama_dir, data, whole, "--epochs", "3")
+    out = tmp_path / "out"
     step = LoraTrainer.training_step
 
     def interrupted(self: LoraTrainer, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -92,7 +105,7 @@ def test_a_checkpoint_that_a_kill_left_half_is_passed_over(
     assert found is not None
     assert found.name == "checkpoint-2"
     assert run(tiny_llama_dir, data, out, "--epochs", "3", "--resume") == 0
-    assert sha256_of(out / WEIGHTS) == sha256_of(whole / WEIGHTS)
+    assert sha256_of(out / WEIGHTS) == whole
 
 
 def test_interrupt_before_the_first_checkpoint(

@@ -18,11 +18,14 @@ ROOT = TESTS.parents[3]
         ("generic", "", None),
         pytest.param(
             *("haswell", "+avxvnni,+avx2,+fma", "avx_vnni"),
-            marks=pytest.mark.skipif(
-                "avx_vnni" not in Path("/proc/cpuinfo").read_text(), reason="it cannot run them"
-            )
-            if Path("/proc/cpuinfo").exists()
-            else pytest.mark.skip(reason="not Linux"),
+            marks=(
+                pytest.mark.long,
+                pytest.mark.skipif(
+                    "avx_vnni" not in Path("/proc/cpuinfo").read_text(), reason="it cannot run them"
+                )
+                if Path("/proc/cpuinfo").exists()
+                else pytest.mark.skip(reason="not Linux"),
+            ),
         ),
     ],
 )

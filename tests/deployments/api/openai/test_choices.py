@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from deployments.api.protocol.openai_replies import ChatReply, CompletionReply
-from tests.deployments.api.test_completions import USAGE, chunks_of
+from tests.deployments.api.openai.test_completions import USAGE, chunks_of
 from tests.deployments.conftest import UNCACHED, SmallBackend, error_of
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
