@@ -191,7 +191,9 @@ class ModelRunner(AdapterLoader):
             Draft(row, self._states[row].length, (int(self._tokens[row]), *drafts.get(row, ())))
             for row in sorted(rows)
         ]
-        logits = self._model.logits(self._prefill(chunks))
+        states = self._prefill(chunks)
+        of_token = [chunk.row for chunk in chunks for _ in chunk.token_ids]
+        logits = self._model.logits(states, self._head_lora(of_token))
         found, first = {}, 0
         for chunk in chunks:
             picked = found[chunk.row] = self._agreeing(chunk, logits[first:])

@@ -65,7 +65,7 @@ class Drafts:
         Args:
             sequences: all that decode in this step, each with a token of this step counted.
         """
-        if len(sequences) > _MAX_ROWS:
+        if len(sequences) > _MAX_ROWS or any(map(_needs_single_steps, sequences)):
             return {}
         most = _POSITIONS // max(1, len(sequences)) - 1
         drafts = {}
@@ -74,7 +74,7 @@ class Drafts:
                 continue
             if sequence not in self._lookups:
                 self._lookups[sequence] = PromptLookup(sequence.request.prompt_ids)
-            left = sequence.request.sampling.max_tokens - sequence.num_scheduled
+            left = sequence.request.sampling.num_steps - sequence.num_scheduled
             if guess := self._lookups[sequence].guess(sequence.answer, min(most, left)):
                 drafts[sequence.row] = guess
         return drafts
@@ -93,6 +93,12 @@ class Drafts:
 
     def forget(self, sequence: SequenceState) -> None:
         self._lookups.pop(sequence, None)
+
+
+def _needs_single_steps(sequence: SequenceState) -> bool:
+    """Return whether more than tokens comes of its steps, or a structure looks at each token."""
+    sampling = sequence.request.sampling
+    return sampling.logprobs is not None or sampling.grammar is not None
 
 
 def _is_drafted(request: Request) -> bool:

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,17 @@ def test_many_rows_guess_nothing(decoder: ModelRunner, monkeypatch: pytest.Monke
     steps = Steps(decoder, monkeypatch)
     found = run(decoder, [asked] * 4)
     assert found.tokens[0] == found.tokens[3]
+    assert not steps.num_drafted
+
+
+def test_beside_an_answer_with_scores_nothing_is_guessed(
+    decoder: ModelRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = quoting(decoder, 16)
+    scored = replace(asked, sampling=replace(asked.sampling, logprobs=1))
+    expected = plain(decoder, asked)
+    steps = Steps(decoder, monkeypatch)
+    assert run(decoder, [asked, scored]).tokens == [expected, expected]
     assert not steps.num_drafted
 
 
