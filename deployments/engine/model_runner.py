@@ -6,7 +6,6 @@ The newest token stays on the device and is fed back there.
 """
 
 import dataclasses
-import itertools
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ import torch
 
 from deployments.engine.adapter_loader import AdapterLoader, AdapterProbe
 from deployments.engine.attention.kv_cache import KvCache, are_aligned
-from deployments.engine.attention.prefill import Chunk, Draft, prefill_inputs
+from deployments.engine.attention.prefill import Chunk, Draft, last_states, prefill_inputs
 from deployments.engine.cuda_graphs import SCRATCH_POSITIONS, DecodeGraphs, PrefillGraphs, RowInputs
 from deployments.engine.decoder import DecoderInfo
 from deployments.engine.detokenizer import text_decoder, token_bytes
@@ -170,7 +169,7 @@ class ModelRunner(AdapterLoader):
             if self._model.keeps_prompts_at_end:
                 rows += ended
             elif ended:
-                last = _last_states(states, scheduled.prefill)
+                last = last_states(states, scheduled.prefill)
                 logits = self._model.logits(last, self._head_lora(ended))
                 picked.append(self._pick(logits, ended))
                 emitting += ended
@@ -325,10 +324,3 @@ class ModelRunner(AdapterLoader):
             dtype=shape.dtype,
             device=self._model.device,
         )
-
-
-def _last_states(states: torch.Tensor, chunks: Sequence[PrefillChunk]) -> torch.Tensor:
-    """Return the last state (n, d) of each chunk that ends its prompt, from states (T, d)."""
-    stops = itertools.accumulate(chunk.stop - chunk.start for chunk in chunks)
-    last = [stop - 1 for stop, chunk in zip(stops, chunks, strict=True) if chunk.is_last]
-    return states[torch.tensor(last, device=states.device)]

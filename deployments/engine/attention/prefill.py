@@ -1,6 +1,7 @@
 """Lay out the prompt tokens of one step side by side, and attend over each prompt."""
 
 import functools
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -10,6 +11,7 @@ import torch
 from deployments.engine.attention.kv_cache import KvCache
 from deployments.engine.kernels.backend import are_fused
 from deployments.engine.kernels.ops import Segment, attend, prompt_blocks
+from deployments.engine.request import PrefillChunk
 
 
 class PrefillAttention(Protocol):
@@ -197,3 +199,10 @@ def prefill_inputs(
         )
         first += count
     return PrefillInputs(torch.cat(pieces, 1), segments)
+
+
+def last_states(states: torch.Tensor, chunks: Sequence[PrefillChunk]) -> torch.Tensor:
+    """Return the last state (n, d) of each chunk that ends its prompt, from states (T, d)."""
+    stops = itertools.accumulate(chunk.stop - chunk.start for chunk in chunks)
+    last = [stop - 1 for stop, chunk in zip(stops, chunks, strict=True) if chunk.is_last]
+    return states[torch.tensor(last, device=states.device)]
