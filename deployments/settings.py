@@ -101,6 +101,11 @@ class EngineSettings(StrictModel):
         le=131_072,
         description="prompt tokens between two decode steps; null: 256 on a CPU, 4096 on a GPU",
     )
+    prompt_lookup: bool = Field(
+        default=True,
+        description="on a CPU, while at most two answers run: guess tokens from the prompt, which "
+        "makes answers that quote it faster, and none different",
+    )
     prefix_cache: bool = Field(
         default=True,
         description="rows that no answer needs keep the keys and values of what they read, for "

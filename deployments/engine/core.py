@@ -38,6 +38,7 @@ class EngineLimits:
 
     max_events_per_s: of all streams together; each carries more tokens where there are many.
     reuses_prefixes: rows keep what they hold for prompts that begin with it, where the decoder can.
+    tries_drafts: where few rows run, tokens are guessed from the prompt, where the decoder can.
     step_timeout_s: a step that takes longer counts as stuck; a task between two steps may take
         longer, since it may compile kernels.
     """
@@ -47,6 +48,7 @@ class EngineLimits:
     max_input_tokens: int  # of one prompt
     prefill_tokens: int = 512  # read in one step, by a step decoder
     reuses_prefixes: bool = False
+    tries_drafts: bool = False
     emit_interval_s: float = 0.0  # a stream's text is emitted at most this often
     max_events_per_s: float = math.inf
     emits_together: bool = False  # all streams at the same moments
@@ -142,6 +144,7 @@ class ThreadCore:
                 self._outbox,
                 clock,
                 reuses_prefixes=limits.reuses_prefixes,
+                tries_drafts=limits.tries_drafts,
             )
         else:
             self._runner = GroupLoop(decoder, limits.max_rows, self._outbox)

@@ -111,6 +111,21 @@ class PrefixDecoder(Protocol):
         may be itself. Its prompt is read from `num_tokens` on."""
 
 
+@runtime_checkable
+class DraftDecoder(Protocol):
+    """Try several tokens of a row in one step: for step decoders that wait for each step."""
+
+    can_try_drafts: bool
+
+    def step_drafts(
+        self, rows: Sequence[int], drafts: Mapping[int, Sequence[int]]
+    ) -> Mapping[int, list[int]]:
+        """Decode `rows`, those in `drafts` by as many tokens more as agree with what is picked.
+
+        Returns row -> its new tokens, at least one: the same as from steps without drafts.
+        """
+
+
 class RowSink(Protocol):
     """Take the tokens of a group as they come."""
 

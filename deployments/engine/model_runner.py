@@ -6,9 +6,8 @@ The newest token stays on the device and is fed back there.
 """
 
 import dataclasses
-import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,7 +16,7 @@ import torch
 
 from deployments.engine.adapter_loader import AdapterLoader, AdapterProbe
 from deployments.engine.attention.kv_cache import KvCache, are_aligned
-from deployments.engine.attention.prefill import prefill_inputs
+from deployments.engine.attention.prefill import Chunk, Draft, last_states, prefill_inputs
 from deployments.engine.cuda_graphs import SCRATCH_POSITIONS, DecodeGraphs, PrefillGraphs, RowInputs
 from deployments.engine.decoder import DecoderInfo
 from deployments.engine.detokenizer import text_decoder, token_bytes
@@ -87,6 +86,8 @@ class ModelRunner(AdapterLoader):
         # An encoder's states depend on the whole prompt, so none of them serves another one.
         self.can_reuse_prefixes = model.can_split_prompts and are_aligned(capacities)
         self.num_steps_ahead = 0 if on_cpu else 1
+        # The host must know a row's newest tokens to guess the next, and so wait for each step.
+        self.can_try_drafts = on_cpu and model.can_split_prompts
         self.num_prompts_together = 1 if on_cpu else _PROMPTS_TOGETHER
         self.device, self.vocab_size = model.device, model.vocab_size
         self._cache = self._new_cache([*capacities, SCRATCH_POSITIONS])
@@ -168,7 +169,7 @@ class ModelRunner(AdapterLoader):
             if self._model.keeps_prompts_at_end:
                 rows += ended
             elif ended:
-                last = _last_states(states, scheduled.prefill)
+                last = last_states(states, scheduled.prefill)
                 logits = self._model.logits(last, self._head_lora(ended))
                 picked.append(self._pick(logits, ended))
                 emitting += ended
@@ -180,6 +181,34 @@ class ModelRunner(AdapterLoader):
             return DeviceTokens((), None)
         failures, self._failures = self._failures, {}
         return DeviceTokens(tuple(emitting), torch.cat(picked), self._scorer.take(), failures)
+
+    @torch.inference_mode()
+    def step_drafts(
+        self, rows: Sequence[int], drafts: Mapping[int, Sequence[int]]
+    ) -> Mapping[int, list[int]]:
+        chunks = [
+            Draft(row, self._states[row].length, (int(self._tokens[row]), *drafts.get(row, ())))
+            for row in sorted(rows)
+        ]
+        states = self._prefill(chunks)
+        of_token = [chunk.row for chunk in chunks for _ in chunk.token_ids]
+        logits = self._model.logits(states, self._head_lora(of_token))
+        found, first = {}, 0
+        for chunk in chunks:
+            picked = found[chunk.row] = self._agreeing(chunk, logits[first:])
+            self._states[chunk.row].length += len(picked)
+            first += len(chunk.token_ids)
+        return found
+
+    def _agreeing(self, chunk: Draft, logits: torch.Tensor) -> list[int]:
+        """Pick a row's tokens from logits (n, V) as step after step would, up to the first that is
+        not the one that was guessed."""
+        picked = []
+        for number, guessed in enumerate((*chunk.token_ids[1:], None)):
+            picked.append(int(self._pick(logits[number : number + 1], [chunk.row])))
+            if picked[-1] != guessed:
+                break
+        return picked
 
     def _begin_chunk(self, chunk: PrefillChunk) -> None:
         state = self._states[chunk.row]
@@ -195,7 +224,7 @@ class ModelRunner(AdapterLoader):
         if self._start_id is None:
             state.length = chunk.stop
 
-    def _prefill(self, chunks: Sequence[PrefillChunk]) -> torch.Tensor:
+    def _prefill(self, chunks: Sequence[Chunk]) -> torch.Tensor:
         """Return the states (T, d) behind the chunks' tokens, valid until the next prefill."""
         slots = [self._states[chunk.row].slot for chunk in chunks]
         at_end = self._model.keeps_prompts_at_end
@@ -295,10 +324,3 @@ class ModelRunner(AdapterLoader):
             dtype=shape.dtype,
             device=self._model.device,
         )
-
-
-def _last_states(states: torch.Tensor, chunks: Sequence[PrefillChunk]) -> torch.Tensor:
-    """Return the last state (n, d) of each chunk that ends its prompt, from states (T, d)."""
-    stops = itertools.accumulate(chunk.stop - chunk.start for chunk in chunks)
-    last = [stop - 1 for stop, chunk in zip(stops, chunks, strict=True) if chunk.is_last]
-    return states[torch.tensor(last, device=states.device)]

@@ -137,7 +137,7 @@ class RequestState:
         if sampling.logprobs is not None:
             self._scored = ScoredText(decode, data_of, hidden_ids)
 
-    def begin(self, num_cached_tokens: int) -> None:
+    def begin(self, num_cached_tokens: int = 0) -> None:
         """Note that its first step runs, and reads so many prompt tokens less."""
         self.has_begun = True
         self._num_cached_tokens = num_cached_tokens

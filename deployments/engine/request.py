@@ -1,5 +1,6 @@
 """Define what goes into the engine, what is scheduled of it, and what comes out. No torch."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
@@ -278,6 +279,10 @@ class PrefillChunk:
     @property
     def is_last(self) -> bool:
         return self.stop == len(self.request.prompt_ids)
+
+    @property
+    def token_ids(self) -> Sequence[int]:
+        return self.request.prompt_ids[self.start : self.stop]
 
 
 @dataclass(frozen=True, slots=True)

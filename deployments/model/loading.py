@@ -249,6 +249,7 @@ def engine_limits(settings: EngineSettings, device: str) -> EngineLimits:
         max_input_tokens=settings.max_input_tokens,
         prefill_tokens=settings.prefill_tokens_per_step or _PREFILL_TOKENS[kind],
         reuses_prefixes=settings.prefix_cache,
+        tries_drafts=settings.prompt_lookup,
         emit_interval_s=_EMIT_INTERVAL_S[kind],
         max_events_per_s=_MAX_EVENTS_PER_S[kind],
         emits_together=kind == "cpu",

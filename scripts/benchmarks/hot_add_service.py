@@ -64,6 +64,9 @@ def _base(args: argparse.Namespace, folder: Path) -> tuple[str, Path]:
 def _application(args: argparse.Namespace, folder: Path, base_name: str) -> dict[str, Any]:
     engine = {
         "dtype": args.dtype,
+        # Every stream asks the same question, and random adapters repeat themselves.
+        "prefix_cache": False,
+        "prompt_lookup": False,
         "max_rows": args.rows,
         "max_input_tokens": MAX_INPUT_TOKENS,
         "max_output_tokens": args.output_tokens,

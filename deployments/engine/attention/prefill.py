@@ -1,6 +1,7 @@
 """Lay out the prompt tokens of one step side by side, and attend over each prompt."""
 
 import functools
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -142,8 +143,37 @@ class PrefillInputs:
         return PrefillBatch(tokens, positions, where, attention)
 
 
+class Chunk(Protocol):
+    """Name tokens of a row, positions [start, stop), that one step reads side by side."""
+
+    @property
+    def row(self) -> int: ...
+
+    @property
+    def start(self) -> int: ...
+
+    @property
+    def stop(self) -> int: ...
+
+    @property
+    def token_ids(self) -> Sequence[int]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """Hold the newest token of a row and those that may follow it; implements Chunk."""
+
+    row: int
+    start: int
+    token_ids: Sequence[int]
+
+    @property
+    def stop(self) -> int:
+        return self.start + len(self.token_ids)
+
+
 def prefill_inputs(
-    chunks: Sequence[PrefillChunk], slots: Sequence[int], cache: KvCache, *, keeps_at_end: bool
+    chunks: Sequence[Chunk], slots: Sequence[int], cache: KvCache, *, keeps_at_end: bool
 ) -> PrefillInputs:
     """Return the inputs of a prefill of these chunks.
 
@@ -157,7 +187,7 @@ def prefill_inputs(
         begin, count = cache.starts[chunk.row], chunk.stop - chunk.start
         kept = begin + cache.capacities[chunk.row] - chunk.stop if keeps_at_end else begin
         piece = torch.empty((4, count), dtype=torch.long)
-        piece[0] = torch.tensor(chunk.request.prompt_ids[chunk.start : chunk.stop])
+        piece[0] = torch.tensor(chunk.token_ids)
         piece[1] = torch.arange(chunk.start, chunk.stop)
         piece[2] = piece[1] + kept
         piece[3] = slot
@@ -169,3 +199,10 @@ def prefill_inputs(
         )
         first += count
     return PrefillInputs(torch.cat(pieces, 1), segments)
+
+
+def last_states(states: torch.Tensor, chunks: Sequence[PrefillChunk]) -> torch.Tensor:
+    """Return the last state (n, d) of each chunk that ends its prompt, from states (T, d)."""
+    stops = itertools.accumulate(chunk.stop - chunk.start for chunk in chunks)
+    last = [stop - 1 for stop, chunk in zip(stops, chunks, strict=True) if chunk.is_last]
+    return states[torch.tensor(last, device=states.device)]

@@ -8,10 +8,11 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from deployments.engine.decoder import AsyncTokens, PrefixDecoder, StepDecoder
+from deployments.engine.decoder import AsyncTokens, DraftDecoder, PrefixDecoder, StepDecoder
 from deployments.engine.errors import DecoderFailed, UnknownAdapter
 from deployments.engine.request import FinishReason, SchedulerOutput, SequenceState
 from deployments.engine.row import EngineRow, Outbox
+from deployments.engine.scheduling.drafts import Drafts
 from deployments.engine.scheduling.prefixes import PrefixCache
 from deployments.engine.scheduling.scheduler import Scheduler
 
@@ -25,6 +26,7 @@ class StepLoop:
         outbox: takes what the steps make.
         clock: seconds, monotonic; deadlines are measured on it.
         reuses_prefixes: whether rows keep what they hold, if the decoder can begin behind it.
+        tries_drafts: whether tokens are guessed from the prompt, if the decoder can try them.
     """
 
     def __init__(
@@ -35,12 +37,17 @@ class StepLoop:
         clock: Callable[[], float],
         *,
         reuses_prefixes: bool = False,
+        tries_drafts: bool = False,
     ) -> None:
         self.num_failures_in_a_row = 0
         self._decoder = decoder
         self._prefixes: PrefixDecoder | None = None
         if reuses_prefixes and isinstance(decoder, PrefixDecoder) and decoder.can_reuse_prefixes:
             self._prefixes = decoder
+        self._drafter: DraftDecoder | None = None
+        if tries_drafts and isinstance(decoder, DraftDecoder) and decoder.can_try_drafts:
+            self._drafter = decoder
+        self._drafts = Drafts()
         self._scheduler = Scheduler(
             decoder.capacities,
             prefill_tokens=prefill_tokens,
@@ -97,11 +104,29 @@ class StepLoop:
             self._decoder.set_adapter(sequence.row, sequence.request.adapter)
             self._rows[sequence].begin(self._reused(sequence))
         self._outbox.flush()  # a caller hears that its request runs before the step has ended
+        if self._drafter is not None and self._try_drafts(self._drafter, scheduled):
+            return
         if not scheduled.is_empty:
             self._in_flight.append((scheduled.emits, self._decoder.step(scheduled)))
         ahead = 0 if scheduled.is_empty else self._decoder.num_steps_ahead
         while len(self._in_flight) > ahead:
             self._deliver(*self._in_flight.popleft())
+
+    def _try_drafts(self, decoder: DraftDecoder, scheduled: SchedulerOutput) -> bool:
+        """Run a step with guessed tokens, if there are some and no prompt is to be read."""
+        if scheduled.prefill or not scheduled.decode:
+            return False
+        drafts = self._drafts.propose(scheduled.emits)
+        if not drafts:
+            return False
+        found = decoder.step_drafts(scheduled.decode, drafts)
+        self._drafts.learn(scheduled.emits, drafts, found)
+        for sequence in scheduled.emits:
+            assert sequence.row is not None, "a token without a row"
+            tokens = found[sequence.row]
+            self._scheduler.extend(sequence, len(tokens) - 1)
+            self._push(sequence, tokens)
+        return True
 
     def _reused(self, sequence: SequenceState) -> int:
         """Let a row begin behind its prefix, if it has one; returns the prefix's tokens."""
@@ -124,10 +149,21 @@ class StepLoop:
             if row.is_done:
                 self._end(sequence)
 
+    def _push(self, sequence: SequenceState, tokens: Sequence[int]) -> None:
+        """Hand on several tokens of one sequence, up to its end."""
+        row = self._rows[sequence]
+        for token in tokens:
+            sequence.answer.append(token)
+            row.push(token)
+            if row.is_done:
+                self._end(sequence)
+                return
+
     def _end(self, sequence: SequenceState) -> None:
         """End an answer: its row is free for the next step."""
         held_row = sequence.row if sequence.holds_row else None
         self._scheduler.finish(sequence)
+        self._drafts.forget(sequence)
         del self._rows[sequence]
         if held_row is not None:
             self._decoder.free(held_row)
@@ -137,6 +173,7 @@ class StepLoop:
         fail([self._rows[sequence] for sequence in sequences], error)
         for sequence in sequences:
             self._scheduler.finish(sequence)
+            self._drafts.forget(sequence)
             del self._rows[sequence]
         self._in_flight.clear()
         self._scheduler.forget_prefixes()

@@ -148,6 +148,11 @@ class Scheduler:
             emits=tuple(emits),
         )
 
+    def extend(self, sequence: SequenceState, num_tokens: int) -> None:
+        """Count tokens that the last step made for a sequence beside the one that was scheduled."""
+        sequence.num_scheduled += num_tokens
+        self._counters.charge(sequence.request.adapter, GENERATED_TOKEN * num_tokens)
+
     def _release(self) -> list[int]:
         """Take the rows of the sequences whose last token is scheduled."""
         rows = [row for row, sequence in self._running.items() if sequence.is_fully_scheduled]

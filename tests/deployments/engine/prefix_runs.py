@@ -29,7 +29,12 @@ class Driver:
     """Keeps its loop, and with it what the rows hold, from one `run` to the next."""
 
     def __init__(
-        self, decoder: StepDecoder, *, reuses_prefixes: bool, prefill_tokens: int = 48
+        self,
+        decoder: StepDecoder,
+        *,
+        reuses_prefixes: bool,
+        tries_drafts: bool = False,
+        prefill_tokens: int = 48,
     ) -> None:
         self.decoder = decoder
         self._taker: Callable[[StepOutput], None] = lambda output: None
@@ -40,6 +45,7 @@ class Driver:
             self._outbox,
             lambda: 0.0,
             reuses_prefixes=reuses_prefixes,
+            tries_drafts=tries_drafts,
         )
 
     def run(

@@ -96,3 +96,12 @@ def test_prompts_that_share_their_beginnings(tiny_llama_dir: Path, tmp_path: Pat
     assert shown == [(20, "kept"), (20, "copied"), (90, "kept"), (90, "copied")]
     assert report["streams"]["reused_s"] > 0
     assert report["streams"]["num_streams"] == 5
+
+
+def test_answers_that_quote(tiny_llama_dir: Path, tmp_path: Path) -> None:
+    out = tmp_path / "quoting.json"
+    argv = ["quoting", "--model", str(tiny_llama_dir), "--dtype", "float32", "--threads", "1"]
+    assert benchmark.main([*argv, "--repeats", "1", "--out", str(out)]) == 0
+    report = json.loads(out.read_text())
+    assert set(report["answers"]) == {"quotes", "writes"}
+    assert all(answer["guessed_tokens_per_s"] > 0 for answer in report["answers"].values())

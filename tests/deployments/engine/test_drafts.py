@@ -1,0 +1,198 @@
+"""Tokens guessed from the prompt: the same answers, several tokens a step where they quote."""
+
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from deployments.engine.model_runner import ModelRunner
+from deployments.engine.request import Request, SamplingParams
+from deployments.engine.scheduling.drafts import PromptLookup
+from tests.deployments.engine.prefix_runs import Answers, Driver
+from tests.deployments.engine.test_prefixes import build, prompt
+
+Catalogs = dict[str, tuple[Path, Path]]
+
+
+@pytest.fixture(scope="module", params=["torch", pytest.param("compiled", marks=pytest.mark.slow)])
+def decoder(request: pytest.FixtureRequest, tiny_catalogs: Catalogs) -> Iterator[ModelRunner]:
+    if request.param == "torch":
+        yield build(tiny_catalogs)
+        return
+    previous = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield build(tiny_catalogs, weights="int8")
+    torch.set_num_threads(previous)
+
+
+class Steps:
+    """Counts the steps of a decoder."""
+
+    def __init__(self, decoder: ModelRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.num, self.num_drafted = 0, 0
+        step, step_drafts = decoder.step, decoder.step_drafts
+
+        def counted(scheduled: Any) -> Any:
+            self.num += 1
+            return step(scheduled)
+
+        def drafted(rows: Any, drafts: Any) -> Any:
+            self.num += 1
+            self.num_drafted += 1
+            return step_drafts(rows, drafts)
+
+        monkeypatch.setattr(decoder, "step", counted)
+        monkeypatch.setattr(decoder, "step_drafts", drafted)
+
+
+def run(decoder: ModelRunner, requests: list[Request], **more: Any) -> Answers:
+    return Driver(decoder, reuses_prefixes=True, tries_drafts=True).run(requests, **more)
+
+
+def plain(decoder: ModelRunner, request: Request) -> list[int]:
+    return Driver(decoder, reuses_prefixes=False).run([request]).tokens[0]
+
+
+@st.composite
+def questions(draw: st.DrawFn) -> list[Request]:
+    """Prompts that repeat themselves, with whatever shapes an answer."""
+    asked = []
+    for _ in range(draw(st.integers(1, 4))):
+        passage = prompt(draw(st.integers(0, 5)), draw(st.integers(4, 30)))
+        ids = passage * draw(st.integers(1, 3)) + prompt(9, 5)
+        tokens = draw(st.integers(1, 40))
+        params = SamplingParams(
+            tokens,
+            repetition_penalty=draw(st.sampled_from([1.0, 1.0, 1.3])),
+            no_repeat_ngram_size=draw(st.sampled_from([0, 0, 4])),
+            min_tokens=draw(st.integers(0, tokens)),
+            temperature=draw(st.sampled_from([0.0, 0.0, 0.8])),
+            seed=3,
+        )
+        adapter = draw(st.sampled_from([None, "derm", "cardio"]))
+        asked.append(Request("r", ids, adapter, params))
+    return asked
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@given(asked=questions(), gap=st.integers(0, 6), leaves=st.integers(0, 12))
+def test_answers_are_the_same_tokens(
+    decoder: ModelRunner, asked: list[Request], gap: int, leaves: int
+) -> None:
+    expected = [plain(decoder, request) for request in asked]
+    arrivals = [gap * number for number in range(len(asked))]
+    cancels = {0: leaves} if leaves and len(asked) > 1 else {}
+    found = run(decoder, asked, arrivals=arrivals, cancels=cancels)
+    for number, answer in enumerate(found.tokens):
+        complete = expected[number]
+        assert answer == (complete[: len(answer)] if number in cancels else complete)
+    assert all(state.length == 0 for state in decoder._states), "a row is left over"
+
+
+def quoting(decoder: ModelRunner, tokens: int = 32) -> Request:
+    """A prompt that holds its own answer: what the model says to it, found by trying."""
+    sampling = SamplingParams(tokens, min_tokens=tokens)
+    ids = prompt(3, 12)
+    for _ in range(6):
+        answer = plain(decoder, Request("r", ids, "derm", sampling))
+        ids = (*prompt(3, 12), *answer[:40], *prompt(3, 12)[-4:])
+    return Request("r", ids, "derm", sampling)
+
+
+def knows(monkeypatch: pytest.MonkeyPatch, expected: list[int]) -> None:
+    """Guesses are right but for their last token: a tiny random model quotes nothing."""
+
+    def guess(self: PromptLookup, answer: list[int], count: int) -> list[int]:
+        right = expected[len(answer) : len(answer) + count - 1]
+        return [*right, 5][:count]
+
+    monkeypatch.setattr(PromptLookup, "guess", guess)
+
+
+def test_an_answer_that_repeats_itself_takes_fewer_steps(
+    decoder: ModelRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = quoting(decoder)
+    expected = plain(decoder, asked)
+    knows(monkeypatch, expected)
+    steps = Steps(decoder, monkeypatch)
+    assert run(decoder, [asked]).tokens[0] == expected
+    assert steps.num_drafted
+    assert steps.num < 0.7 * len(expected)
+
+
+def test_the_turn_after_guessed_tokens_is_read_from_the_row(
+    decoder: ModelRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = quoting(decoder)
+    with monkeypatch.context() as knowing:
+        knows(knowing, plain(decoder, asked))
+        _check_the_turn_after(decoder, asked)
+
+
+def _check_the_turn_after(decoder: ModelRunner, asked: Request) -> None:
+    driver = Driver(decoder, reuses_prefixes=True, tries_drafts=True)
+    answer = driver.run([asked]).tokens[0]
+    ids = (*asked.prompt_ids, *answer, *prompt(4, 8))
+    follow = Request("r", ids, "derm", asked.sampling)
+    found = driver.run([follow])
+    assert found.num_cached[0] == len(asked.prompt_ids) + len(answer) - 1
+    assert found.tokens[0] == plain(decoder, follow)
+
+
+def test_many_rows_guess_nothing(decoder: ModelRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = quoting(decoder, 24)
+    steps = Steps(decoder, monkeypatch)
+    found = run(decoder, [asked] * 4)
+    assert found.tokens[0] == found.tokens[3]
+    assert not steps.num_drafted
+
+
+def test_beside_an_answer_with_scores_nothing_is_guessed(
+    decoder: ModelRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = quoting(decoder, 16)
+    scored = replace(asked, sampling=replace(asked.sampling, logprobs=1))
+    expected = plain(decoder, asked)
+    steps = Steps(decoder, monkeypatch)
+    assert run(decoder, [asked, scored]).tokens == [expected, expected]
+    assert not steps.num_drafted
+
+
+def test_what_followed_is_guessed() -> None:
+    lookup = PromptLookup([1, 2, 3, 4, 5, 6, 9, 1, 2])
+    assert lookup.guess([], 4) == []
+    assert lookup.guess([3], 4) == [4, 5, 6, 9]
+    assert lookup.guess([3, 4], 2) == [5, 6]
+    assert lookup.guess([3, 4, 8], 4) == []
+    assert lookup.guess([3, 4, 8, 1, 2, 3], 2) == [4, 8], "the latest place counts"
+    assert lookup.guess([3, 4, 8, 1, 2, 3], 0) == []
+
+
+def test_guesses_that_fail_stop_for_a_while() -> None:
+    passage = [1, 2, 3, 4]
+    lookup, answer, guesses = PromptLookup(passage), [], []
+    for _ in range(200):
+        answer += [1, 2, 3]
+        guesses.append(bool(lookup.guess(answer, 4)))
+        if guesses[-1]:
+            lookup.saw(0)
+        answer += [random.Random(len(answer)).randrange(50, 90)]
+    assert guesses[0]
+    assert sum(guesses) < 40
+
+
+def test_guesses_that_hold_go_on() -> None:
+    passage = list(range(100))
+    lookup, answer = PromptLookup(passage), list(range(3))
+    for _ in range(20):
+        guess = lookup.guess(answer, 4)
+        assert guess == list(range(answer[-1] + 1, answer[-1] + 5))
+        lookup.saw(len(guess))
+        answer += guess
