@@ -58,6 +58,7 @@ def test_what_says_what_it_means_stays_as_it_is(text: str) -> None:
     [
         ("J'ai une HTA", "J'ai une hypertension artérielle"),
         ("j'ai une hta", "j'ai une hypertension artérielle"),
+        ("EP bilatérale ce matin", "embolie pulmonaire bilatérale ce matin"),
         ("un A.V.C. hier", "un accident vasculaire cérébral hier"),
         ("MS treatment", "multiple sclerosis treatment"),
         ("murmur of rheumatic MS", "murmur of rheumatic mitral stenosis"),
