@@ -59,6 +59,8 @@ def test_what_says_what_it_means_stays_as_it_is(text: str) -> None:
         ("J'ai une HTA", "J'ai une hypertension artérielle"),
         ("j'ai une hta", "j'ai une hypertension artérielle"),
         ("EP bilatérale ce matin", "embolie pulmonaire bilatérale ce matin"),
+        ("MNI chez mon fils", "mononucléose infectieuse chez mon fils"),
+        ("AUB since March", "abnormal uterine bleeding since March"),
         ("un A.V.C. hier", "un accident vasculaire cérébral hier"),
         ("MS treatment", "multiple sclerosis treatment"),
         ("murmur of rheumatic MS", "murmur of rheumatic mitral stenosis"),
@@ -144,6 +146,9 @@ def test_a_name_is_corrected_only_to_what_sounds_the_same() -> None:
         ("no fever, cough or chills, knee pain", ", knee pain"),
         ("Denies headache. Itchy rash", ". Itchy rash"),
         ("migraine without aura", "migraine"),
+        ("No headache, no vision change. My period is late", ", . My period is late"),
+        ("Ni perte de vue ni fièvre, mal au genou", ", mal au genou"),
+        ("Pas de trouble du sommeil. Mal au genou", ". Mal au genou"),
         ("I have lost weight, no appetite", "I have lost weight, no appetite"),
     ],
 )
