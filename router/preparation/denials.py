@@ -20,8 +20,8 @@ FIRST_WORDS = 3  # of a denial, which name what is denied
 @cache
 def _patterns() -> tuple[PhraseBook, WordList, WordList]:
     content = lexicon("preparation/negation")
-    words = (WordList.of(content[name]) for name in ("functions", "losses"))
-    return PhraseBook(content["groups"], {}), *words
+    functions, losses = WordList.of(content["functions"]), WordList.of(content["losses"])
+    return PhraseBook(content["groups"], {}), functions, losses
 
 
 def denied_spans(text: str) -> list[tuple[int, int]]:
