@@ -190,7 +190,7 @@ def test_a_failed_pip_is_reported_and_tried_again(project: Project) -> None:
 def test_an_unknown_extra_is_refused(project: Project) -> None:
     done = project.install("tests")
     assert done.returncode == 1
-    assert "'tests': serve, train, bench, test or dev is expected" in done.stderr
+    assert "'tests': serve, train, bench, test, long or dev is expected" in done.stderr
 
 
 @pytest.mark.skipif(shutil.which("flock") is None, reason="needs util-linux")

@@ -23,8 +23,9 @@ LIMITS = LLParserLimits(
     max_grammar_size=100_000,
     verbose_errors=False,
 )
-# Whitespace that a model may choose freely is where a small one stays for ever.
-_JSON: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+# Where whitespace is free, a small model stays in it for ever. Where none is, llguidance follows
+# at once what has to come, without end where a schema has none.
+_JSON: Any = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
 # llguidance's own let through February 30, and fractions of a second without end.
 _DATE = (
     "[1-9][0-9]{3}-(?:(?:0[13578]|1[02])-(?:0[1-9]|[12][0-9]|3[01])|(?:0[469]|11)-(?:0[1-9]|[12]"

@@ -58,7 +58,8 @@ def unsuited(tokenizer: Any) -> str | None:
     if backend is None:
         return "this model has a slow tokenizer"
     data_of = token_bytes(tokenizer)
-    single = {data for id_ in range(len(tokenizer)) if len(data := data_of(id_)) == 1}
+    short = [id_ for token, id_ in backend.get_vocab().items() if len(token) in (1, len("<0x7B>"))]
+    single = {data for id_ in short if len(data := data_of(id_)) == 1}
     missing = [letter for letter in _NEEDED if letter.encode() not in single]
     if not missing:
         return None

@@ -9,7 +9,10 @@ from typing import Any
 import httpx
 import pytest
 
+from deployments.engine.request import ErrorInfo
 from tests.deployments.conftest import SmallBackend, error_of
+
+TURN = {"role": "user", "content": "a rash"}
 
 ASK_REFUSALS = [
     ({"question": ""}, 400, "question", "empty"),
@@ -219,3 +222,24 @@ async def test_questions_are_counted_and_each_is_named(client: httpx.AsyncClient
     assert error_of(response)["param"] == "questions.1"
     response = await client.post("/route", json={"questions": []})
     assert "at least 1" in error_of(response)["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/ask", {"question": "a rash"}),
+        ("/ask", {"question": "a rash", "stream": True}),
+        ("/v1/chat/completions", {"model": "auto", "messages": [TURN]}),
+        ("/v1/chat/completions", {"model": "auto", "messages": [TURN], "stream": True}),
+        ("/v1/responses", {"model": "auto", "input": "a rash"}),
+    ],
+)
+async def test_without_room_nothing_is_classified(
+    client: httpx.AsyncClient, backend: SmallBackend, path: str, body: dict[str, Any]
+) -> None:
+    """Overload costs the router as little as it can: the refusal comes first."""
+    backend.refuses = ErrorInfo("queue_full", "full", retry_after_s=3)
+    reply = await client.post(path, json=body)
+    assert (reply.status_code, error_of(reply)["code"]) == (503, "queue_full")
+    assert reply.headers["retry-after"] == "3"
+    assert backend.classified == backend.calls == []

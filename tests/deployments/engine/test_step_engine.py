@@ -240,6 +240,22 @@ async def test_failures_in_a_row_fail_the_health_check(
         engine.check()
 
 
+async def test_a_step_that_hangs_fails_the_health_check_and_one_that_ends_heals_it(
+    decoder: ScriptedStepDecoder,
+) -> None:
+    engine = Engine.on_thread(decoder, limits(step_timeout_s=0.05))
+    engine.check()
+    decoder.gate.clear()
+    hanging = asyncio.create_task(collect(engine.generate(request("hello"))))
+    await until(lambda: has_stopped(engine))
+    with pytest.raises(EngineStopped, match=r"a step has not ended for .* \(limit 0.05 s\)"):
+        engine.check()
+    decoder.gate.set()
+    assert only_terminal(await hanging).error is None
+    await until(lambda: not has_stopped(engine))
+    await asyncio.to_thread(engine.close)
+
+
 async def test_a_loop_that_dies_fails_every_waiter(
     engine: Engine, decoder: ScriptedStepDecoder
 ) -> None:

@@ -32,14 +32,16 @@ Catalogs = dict[str, tuple[Path, Path]]
 
 
 class Case:
-    def __init__(self, catalogs: Catalogs, name: str, kind: str = "auto") -> None:
+    def __init__(
+        self, catalogs: Catalogs, name: str, kind: str = "auto", weights: Any = "none"
+    ) -> None:
         base_dir, catalog = catalogs[name]
         self.family: Any = "seq2seq" if name.endswith("t5") else "causal"
         base = load_pretrained(base_dir, self.family, device="cpu", dtype="float32")
         self.eos_ids = base.eos_ids
         folders = {name: catalog / "weights" / name for name in TINY_ADAPTERS}
         limits = FastLimits(max_rows=4, num_positions=160, max_adapters=3)
-        self.decoder: Any = build_decoder(base, kind, limits, folders)
+        self.decoder: Any = build_decoder(base, kind, limits, folders, weights=weights)
         for adapter, folder in folders.items():
             self.decoder.load_adapter(adapter, folder)
         self.oracle = Oracle(base_dir, folders)
@@ -172,6 +174,26 @@ async def test_echo_scores_the_prompt(tiny_catalogs: Catalogs, stream: bool) -> 
             assert text.startswith(prompt)
         if asked.sampling.logprobs is not None:
             check_scores(case, asked, scores_of(events), answer)
+
+
+@pytest.mark.parametrize("weights", ["none", "int8"])
+async def test_what_was_written_scores_the_same_when_it_is_read(
+    tiny_catalogs: Catalogs, weights: str
+) -> None:
+    """Also in the compiled step with weights of eight bits, which no oracle has."""
+    case = Case(tiny_catalogs, "llama", weights=weights)
+    written = SamplingParams(10, logprobs=2, temperature=1.0, seed=1, min_tokens=10)
+    asked = [Request(f"r{n}", case.prompt(n), SIDES[n % 3], written) for n in range(6)]
+    asked.append(Request("free", case.prompt(7), "derm", SamplingParams(10)))
+    for request, events in zip(asked[:6], await answered(case, asked), strict=False):
+        scores = scores_of(events)
+        ids = [next(iter(case.token_of(scored))) for scored in scores]
+        text = (*request.prompt_ids, *ids)
+        read = SamplingParams(0, logprobs=2, echo=True)
+        [again] = await answered(case, [Request("r", text, request.adapter, read)])
+        for one, other in zip(scores, scores_of(again)[-10:], strict=True):
+            assert one.data == other.data
+            assert other.logprob == pytest.approx(one.logprob, abs=2e-3)
 
 
 async def test_offsets_are_places_in_the_text(case: Case) -> None:

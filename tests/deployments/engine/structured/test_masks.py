@@ -25,13 +25,15 @@ FORMATS = jsonschema.Draft202012Validator.FORMAT_CHECKER
 Catalogs = dict[str, tuple[Path, Path]]
 
 
-def engine_of(catalogs: Catalogs, name: str = "llama", kind: str = "auto", **limits: Any) -> Engine:
+def engine_of(
+    catalogs: Catalogs, name: str = "llama", kind: str = "auto", weights: Any = "none"
+) -> Engine:
     base_dir, catalog = catalogs[name]
     family: Any = "seq2seq" if name.endswith("t5") else "causal"
     base = load_pretrained(base_dir, family, device="cpu", dtype="float32")
     folders = {name: catalog / "weights" / name for name in TINY_ADAPTERS}
-    fast = FastLimits(**{"max_rows": 8, "num_positions": 400, "max_adapters": 3} | limits)
-    decoder: Any = build_decoder(base, kind, fast, folders)
+    fast = FastLimits(max_rows=8, num_positions=400, max_adapters=3)
+    decoder: Any = build_decoder(base, kind, fast, folders, weights=weights)
     for adapter, folder in folders.items():
         decoder.load_adapter(adapter, folder)
     return Engine.on_thread(decoder, EngineLimits(8, 2000, 120))
@@ -141,7 +143,7 @@ async def test_what_never_ends_ends_at_its_length(decoder_engine: Engine) -> Non
     node = {"type": "object", "properties": {"c": {"$ref": "#/$defs/n"}}, "required": ["c"]}
     grammar = json_grammar({"$defs": {"n": node}, "$ref": "#/$defs/n"})
     [event] = await last_events(decoder_engine, [asked(1, grammar, max_tokens=40)])
-    assert (event.finish_reason, event.num_tokens) == (FinishReason.LENGTH, 40)
+    assert (event.finish_reason, event.num_tokens) == (FinishReason.LENGTH, 40), event.error
 
 
 async def test_a_grammar_that_nothing_keeps_to_is_refused(decoder_engine: Engine) -> None:
@@ -181,6 +183,14 @@ async def test_the_compiled_grammars_are_bounded(decoder_engine: Engine) -> None
     for n in range(4):
         grammars.matcher(json_grammar({"enum": [f"{n}-{m}" * 10 for m in range(9000)]}))
     assert sum(map(len, grammars._compiled)) <= 1 << 20
+
+
+async def test_the_compiled_step(tiny_catalogs: Catalogs) -> None:
+    engine = engine_of(tiny_catalogs, weights="int8")
+    try:
+        assert await check_all(engine, 20) >= 17
+    finally:
+        engine.close()
 
 
 async def test_the_reference_decoder(tiny_catalogs: Catalogs) -> None:
