@@ -21,7 +21,7 @@ def words(text: str) -> str:
     return " ".join(prepared_text(text).split())
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)  # the first one loads the lists
 @given(st.text(max_size=100))
 def test_any_text_is_prepared_and_traced_back(text: str) -> None:
     prepared = prepare(text)
