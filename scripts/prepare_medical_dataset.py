@@ -11,9 +11,10 @@ Kinds of --source KIND:PATH[,key=value...], repeatable:
     jsonl      a folder of <specialty>.jsonl files, or one file: lines with input, output, specialty
                and, where known, id, source, lang, split, focus, qtype, url, note. Other .jsonl
                files of a folder hold questions for the router: they are carried over, and follow
-               the split. A .json file with one list of such objects is read too. Alpaca's columns
-               (instruction, input, output) and chat messages of one question and answer count as
-               input and output. all=SPECIALTY serves lines without a specialty
+               the split. A .json file with one list of such objects is read too. Alpaca's, Dolly's
+               and other usual columns (question and answer, prompt and completion), and chat
+               messages or ShareGPT's conversations of one question and answer count as input and
+               output. all=SPECIALTY serves lines without a specialty
     medquad    the folder of MedQuAD's XML files
     abstracts  the CSV of Medical Abstracts (condition_label, medical_abstract), or another table of
                abstracts: title= and abstract= name its columns. keyword=WORD keeps the abstracts

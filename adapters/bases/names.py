@@ -13,6 +13,7 @@ from pathlib import Path
 
 # unsloth/Llama-3.2-1B-Instruct-unsloth-bnb-4bit is a copy of Llama-3.2-1B-Instruct.
 _QUANTISED = re.compile(r"(-unsloth)?-bnb-[48]bit$")
+_REVISION = re.compile(r"@[\w.-]+$")
 _COPIES = "unsloth"
 # What a config.json says of how a copy was stored, not of the model.
 _OF_STORAGE = frozenset(
@@ -43,11 +44,13 @@ def is_same_base(named: str | None, served: str) -> bool:
 
 def _parts(name: str) -> tuple[str | None, str]:
     """Return owner and model of a hub id. The owner is None if any may have the model."""
-    name = _hub_id_of_snapshot(name) or name.rstrip("/")
+    name = name.strip().replace("\\", "/")  # a folder of a trainer on Windows
+    name = _hub_id_of_snapshot(name) or _REVISION.sub("", name).removesuffix("/.").rstrip("/")
     owner, _, model = name.rpartition("/")
-    plain = _QUANTISED.sub("", model)
-    is_hub_id = owner and "/" not in owner and owner not in (".", "..", "~", _COPIES)
-    return owner if is_hub_id and plain == model else None, plain.lower()
+    plain, is_quantised = _QUANTISED.subn("", model)
+    is_hub_id = owner and "/" not in owner and owner.lower() not in (".", "..", "~", _COPIES)
+    plain = plain.lower().replace("meta-llama-", "llama-", 1)  # Meta has renamed them
+    return owner.lower() if is_hub_id and not is_quantised else None, plain
 
 
 def _hub_id_of_snapshot(name: str) -> str | None:

@@ -1,7 +1,8 @@
 """Leave out symptoms that a text denies: "No chest pain, no dyspnoea. Knee pain" is about a knee.
 
 What is denied (negation.py) goes only if the rest of the text says what it is about, and to be
-without a function of the body ("no appetite") is a complaint, so it stays (negation.yaml).
+without a function of the body ("no appetite") is a complaint, so it stays; to be without its loss
+("no loss of appetite") is none (negation.yaml).
 """
 
 from functools import cache
@@ -17,14 +18,15 @@ FIRST_WORDS = 3  # of a denial, which name what is denied
 
 
 @cache
-def _patterns() -> tuple[PhraseBook, WordList]:
+def _patterns() -> tuple[PhraseBook, WordList, WordList]:
     content = lexicon("preparation/negation")
-    return PhraseBook(content["groups"], {}), WordList.of(content["functions"])
+    functions, losses = WordList.of(content["functions"]), WordList.of(content["losses"])
+    return PhraseBook(content["groups"], {}), functions, losses
 
 
 def denied_spans(text: str) -> list[tuple[int, int]]:
     """Return (start, end) of each denial in a text, trigger and all."""
-    book, functions = _patterns()
+    book, functions, losses = _patterns()
     reading = read(text, {})
     found = book.find(reading.words, reading.sentences, reading.clauses)
     scopes = Negations(reading, found, triggers="denial").scopes
@@ -34,7 +36,8 @@ def denied_spans(text: str) -> list[tuple[int, int]]:
         denied = reading.words[trigger.end : stop]
         if (spans and start < spans[-1][1]) or not denied:
             continue
-        if not any(word in functions for word in denied[:FIRST_WORDS]):
+        first = denied[:FIRST_WORDS]
+        if not any(word in functions for word in first) or any(word in losses for word in first):
             spans.append((start, reading.ends[stop - 1]))
     return spans
 

@@ -1,6 +1,7 @@
 """The kinds of sources that `prepare_medical_dataset` reads: which there are, and JSON lines."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from scripts.datasets.medical_corpora import abstracts, medquad
 from scripts.datasets.record import DataError, Record, text_of
@@ -47,13 +48,22 @@ def _jsonl(source: Source, reading: SourceReading) -> Iterator[Record]:
         of_pairs = folder and any(item.get("specialty") == path.stem for _, item in items)
         for number, item in items:
             where = f"{path.name}, line {number}"
-            specialty = source.options.get("all") or text_of(item, "specialty", where)
+            specialty = source.options.get("all") or _specialty_of(item, where)
             if of_pairs and specialty != path.stem:
                 raise DataError(
                     f"{where}: specialty '{specialty}' in the file of {path.stem}: put it into "
                     f"{specialty}.jsonl, or give the file alone: jsonl:{path.name}"
                 )
             yield record_of(item, where, specialty, path.stem if folder else specialty)
+
+
+def _specialty_of(item: Mapping[str, Any], where: str) -> str:
+    if item.get("specialty") is None:
+        raise DataError(
+            f"{where}: no specialty: give one for all lines without it with all=SPECIALTY behind "
+            "the path, such as jsonl:DATA.json,all=dermatology"
+        )
+    return text_of(item, "specialty", where)
 
 
 READERS: dict[str, Callable[[Source, SourceReading], Iterator[Record]]] = {

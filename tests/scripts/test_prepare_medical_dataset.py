@@ -423,6 +423,22 @@ def test_a_table_with_columns_of_its_own(file: str, text: str, tmp_path: Path) -
                 {"role": "assistant", "content": "Red, dry."},
             ]
         },
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "text", "text": "What?"}]},
+                {"role": "assistant", "content": [{"type": "text", "text": "Red, dry."}]},
+            ]
+        },
+        {
+            "conversations": [
+                {"from": "system", "value": "Be brief."},
+                {"from": "human", "value": "What?"},
+                {"from": "gpt", "value": "Red, dry."},
+            ]
+        },
+        {"Question": "What?", "Answer": "Red, dry."},
+        {"prompt": "What?", "completion": "Red, dry."},
+        {"instruction": "What?", "context": "", "response": "Red, dry.", "category": "open_qa"},
     ],
 )
 @pytest.mark.parametrize("kind", ["table", "jsonl"])
@@ -432,9 +448,19 @@ def test_a_json_list_in_common_forms(row: dict[str, Any], kind: str, tmp_path: P
     prepared(tmp_path / "out", "--source", source)
     (found,) = rows(tmp_path / "out" / "dermatology.jsonl")
     assert (found["input"], found["output"]) == ("What?", "Red, dry.")
-    assert not {"messages", "instruction"} & found.keys()
+    assert not {"messages", "conversations"} & found.keys()
+    assert "instruction" not in found or "response" in row
     (pair,) = load_pairs(tmp_path / "faq.json", "dermatology").train
     assert (pair.question, pair.answer) == ("What?", "Red, dry.")
+
+
+def test_lines_without_a_specialty_are_told_how_to_give_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "faq.json").write_text('[{"input": "What?", "output": "Red."}]')
+    assert run(tmp_path / "out", "--source", f"jsonl:{tmp_path / 'faq.json'}") == 2
+    assert "faq.json, line 1: no specialty" in (told := capsys.readouterr().err)
+    assert "all=dermatology" in told
 
 
 def test_a_conversation_is_no_pair(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

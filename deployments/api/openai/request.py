@@ -231,7 +231,7 @@ def sampling_of(
         top_p=asked.top_p or 1.0,
         seed=asked.seed,
         stop=stop,
-        top_k=asked.top_k or 0,
+        top_k=max(asked.top_k or 0, 0),
         min_tokens=min_tokens,
         logprobs=asked.num_logprobs,
         echo=asked.is_echoed,

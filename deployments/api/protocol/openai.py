@@ -34,7 +34,10 @@ class OpenAIRequest(StructuredRequest):
     stream: StrictBool | None = None
     stream_options: StreamOptions | None = None
     top_k: StrictInt | None = Field(
-        default=None, ge=0, lt=2**31, description="as in vLLM: the k most likely tokens; 0: all"
+        default=None,
+        ge=-1,
+        lt=2**31,
+        description="as in vLLM: the k most likely tokens; 0 or -1: all",
     )
     repetition_penalty: float | None = Field(
         default=None,
@@ -89,17 +92,24 @@ class OpenAIRequest(StructuredRequest):
     continue_final_message: Neutral = None
     documents: Neutral = None
     ignore_eos: Neutral = None
+    include_reasoning: neutral.NeutralFlag = None
     include_stop_str_in_output: Neutral = None
+    kv_transfer_params: Neutral = None
     length_penalty: neutral.NeutralOne = None
+    logits_processors: Neutral = None
     min_p: Neutral = None
+    mm_processor_kwargs: Neutral = None
     priority: Neutral = None
     prompt_logprobs: Neutral = None
+    request_id: Annotated[StrictStr | None, HINT] = None
+    return_token_ids: Neutral = None
     return_tokens_as_token_ids: Neutral = None
     skip_special_tokens: neutral.NeutralFlag = None
     spaces_between_special_tokens: neutral.NeutralFlag = None
     stop_token_ids: Neutral = None
     truncate_prompt_tokens: Neutral = None
     use_beam_search: Neutral = None
+    vllm_xargs: Neutral = None
 
     @property
     def num_logprobs(self) -> int | None:

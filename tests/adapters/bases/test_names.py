@@ -29,6 +29,12 @@ BUILT_IN = "smollm2-135m-instruct"
         ("/content/flan-t5-xl", "google/flan-t5-xl"),
         ("google/flan-t5-xl", "/cache/models--google--flan-t5-xl/snapshots/7d6315df2c"),
         ("org/model", "./model"),
+        ("C:\\models\\flan-t5-xl", "google/flan-t5-xl"),
+        ("Google/Flan-T5-XL", "google/flan-t5-xl"),
+        ("google/flan-t5-xl@7d6315df2c", "google/flan-t5-xl"),
+        ("../../models/flan-t5-xl/.", "google/flan-t5-xl"),
+        ("unsloth/Meta-Llama-3.1-8B-bnb-4bit", "meta-llama/Llama-3.1-8B"),
+        ("meta-llama/Meta-Llama-3.1-8B", "meta-llama/Llama-3.1-8B"),
     ],
 )
 def test_the_same_base(named: str | None, served: str) -> None:

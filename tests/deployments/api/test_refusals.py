@@ -73,7 +73,7 @@ CHAT_REFUSALS = [
     ({"n": True}, 400, "n", "valid integer (got True)"),
     ({"n": 0}, 400, "n", "greater than or equal to 1 (got 0)"),
     ({"presence_penalty": 0.5}, 400, "presence_penalty", "not supported"),
-    ({"top_k": -1}, 400, "top_k", "greater than or equal to 0"),
+    ({"top_k": -2}, 400, "top_k", "greater than or equal to -1"),
     ({"repetition_penalty": 0}, 400, "repetition_penalty", "greater than 0"),
     ({"min_tokens": 9, "max_tokens": 8}, 400, "min_tokens", "longest answer of 8 tokens"),
     ({"logprobs": 3}, 400, "logprobs", "valid boolean"),
