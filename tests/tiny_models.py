@@ -159,7 +159,7 @@ def make_adapter(
     peft_model = get_peft_model(model, config)
     with torch.no_grad():
         for name, parameter in peft_model.named_parameters():
-            if "lora_B" in name:
+            if "lora_B" in name or "lora_embedding_A" in name:  # zeros at first
                 parameter.normal_(std=std)
     peft_model.peft_config["default"].base_model_name_or_path = base_name
     peft_model.save_pretrained(folder)

@@ -32,7 +32,11 @@ _MANIFEST = "polyclinic_manifest.json"
 _WORK = f"{BUILT_IN}.making-"  # prefix of the folders that the model is made in
 _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 _CAUSAL = "ForCausalLM"
-_SEQ2SEQ = ("T5ForConditionalGeneration",)
+_SEQ2SEQ = (
+    "T5ForConditionalGeneration",
+    "MT5ForConditionalGeneration",
+    "UMT5ForConditionalGeneration",
+)
 
 
 class BaseModelError(Exception):
@@ -97,7 +101,7 @@ def family_of(path: Path) -> Family:
 
     Raises:
         BaseModelError: no readable config.json, no safetensors, or an architecture that is
-            neither a causal language model nor T5.
+            neither a causal language model nor one of the T5 family.
     """
     config = _read_config(path)
     if not any(path.glob("*.safetensors")):

@@ -7,7 +7,17 @@ from adapters.checks.safetensors_file import NotSafetensors, open_tensors
 
 Shape = tuple[int, ...]
 # This tensor, its partner, and the axis of this one that is the rank: A is (r, in), B is (out, r).
-_PAIRS = ((".lora_A.", ".lora_B.", 0), (".lora_B.", ".lora_A.", 1))
+_PAIRS = (
+    (".lora_A.", ".lora_B.", 0),
+    (".lora_B.", ".lora_A.", 1),
+    (".lora_embedding_A", ".lora_embedding_B", 0),
+    (".lora_embedding_B", ".lora_embedding_A", 1),
+)
+# Zeros before training, so zeros here mean no effect.
+_EFFECT = (".lora_B.", ".lora_embedding_A")
+# PEFT saves the base's weight beside the pair of an embedding or an output layer. The decoders
+# compare it with their own (deployments/engine/lora/base_copies.py).
+_BASE_COPY = ".base_layer.weight"
 
 
 def check_tensors(file: Path, ranks: set[int] | None, *, only_lora: bool) -> list[str]:
@@ -24,8 +34,10 @@ def check_tensors(file: Path, ranks: set[int] | None, *, only_lora: bool) -> lis
         with open_tensors(file) as tensors:
             for tensor in tensors:
                 shapes[tensor.name] = tensor.shape
-                has_effect = has_effect or (".lora_B." in tensor.name and not tensor.is_zero)
-                if only_lora and ".lora_" not in tensor.name:
+                is_effect = any(part in tensor.name for part in _EFFECT)
+                has_effect = has_effect or (is_effect and not tensor.is_zero)
+                is_known = ".lora_" in tensor.name or tensor.name.endswith(_BASE_COPY)
+                if only_lora and not is_known:
                     problems.append(f"{tensor.name} is not a LoRA weight (lora_A or lora_B)")
                 if not tensor.is_finite:
                     problems.append(f"{tensor.name} holds NaN or infinity")
@@ -44,7 +56,7 @@ def _check_pair(name: str, shapes: Mapping[str, Shape], ranks: set[int] | None) 
     """Check that the partner of a lora_A or lora_B is there, and of the same rank."""
     shape = shapes[name]
     for this, other, rank_axis in _PAIRS:
-        if this not in name or not name.endswith(".weight"):
+        if this not in name or not name.endswith((".weight", this)):
             continue
         if len(shape) != 2:
             return [f"{name} has the shape {shape}; two dimensions are expected"]

@@ -77,16 +77,18 @@ class AdapterProbe:
         if self._start_id is not None:
             token = torch.tensor([self._start_id], device=self._model.device)
             batch = self._model.decode_batch(cache, token, [0], [0], [NUM_TOKENS])
-            lora = self._model.lora_batch(self._lora_pool, [slot])
-            hidden = self._model.decode(cache, batch, lora)
+            one = self._model.lora_batch(self._lora_pool, [slot])
+            hidden = self._model.decode(cache, batch, one)
+        one = self._model.lora_batch(self._lora_pool, [slot])
         # The next step may overwrite them.
-        return self._model.logits(hidden).to(torch.float32, copy=True)
+        return self._model.logits(hidden, one).to(torch.float32, copy=True)
 
     def _replayed(self, slot: int, decode: DecodeGraphs, prompts: PrefillGraphs) -> torch.Tensor:
         """Run the probe by captured graphs, behind the padding in the scratch row."""
         states = prompts.replay(self._inputs(prompts.scratch_start, slot))
         if self._start_id is None:
-            return self._model.logits(states[-1:]).float()
+            one = self._model.lora_batch(self._lora_pool, [slot])
+            return self._model.logits(states[-1:], one).float()
         logits = decode.replay_scratch(self._start_id, NUM_TOKENS, slot)
         return logits.to(torch.float32, copy=True)  # the next replay overwrites them
 

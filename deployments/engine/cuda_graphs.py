@@ -172,7 +172,7 @@ class DecodeGraphs:
         attention = TritonDecodeAttention(self._cache, starts, ends, positions, prompts)
         lora = self._lora_pool.triton_batch(slots)
         batch = DecodeBatch(self._tokens[rows], attention)
-        logits = self._model.logits(self._model.decode(self._cache, batch, lora))
+        logits = self._model.logits(self._model.decode(self._cache, batch, lora), lora)
         endings = logits.index_select(1, self._eos_ids)
         logits.index_copy_(1, self._eos_ids, endings.masked_fill(blocks[:, None] > 0, -torch.inf))
         tokens = logits.argmax(-1)

@@ -4,6 +4,7 @@ Whatever the fast decoder cannot express goes to the reference decoder, with the
 wrong answer.
 """
 
+import functools
 import importlib.util
 import logging
 from collections.abc import Mapping
@@ -13,31 +14,31 @@ from typing import Any, Literal
 
 import torch
 
+from deployments.engine.attention.kv_cache import ALIGNMENT
 from deployments.engine.decoder import DecoderInfo
 from deployments.engine.detokenizer import hidden_ids
 from deployments.engine.errors import FastDecoderImpossible
 from deployments.engine.kernels.backend import are_fused
-from deployments.engine.kernels.ops import ACTIVATIONS
+from deployments.engine.lora.base_copies import ends_of
 from deployments.engine.lora.peft_reader import PeftReader
 from deployments.engine.model_loader import Pretrained
 from deployments.engine.model_runner import ModelRunner
+from deployments.engine.models.architectures import describe, unsupported_causal
 from deployments.engine.models.base import Model, TorchBatches
 from deployments.engine.models.llama import LlamaModel
 from deployments.engine.models.t5 import T5Model, unsupported_by_t5
 from deployments.engine.peft_decoder import PeftDecoder
+from deployments.engine.structured.vocabulary import refused_features
 
 logger = logging.getLogger(__name__)
 
 Choice = Literal["auto", "fast", "reference"]
-Weights = Literal["auto", "int8", "none"]
+Weights = Literal["auto", "int8", "int4", "none"]
 
+_BITS: dict[Weights, int] = {"int8": 8, "int4": 4}  # of what the compiled step keeps
 _MOST_THREADS = 16  # that a step of eight-bit weights takes without being asked to
-_ALIGNMENT = 16  # capacities are multiples of it
 _LONG_ROWS = 8  # when the budget is short, one row in _LONG_ROWS has full length
 _SHORTEST = 8  # a short row holds at least 1/_SHORTEST of a long one
-
-_LLAMA_MODELS = ("LlamaForCausalLM", "Qwen2ForCausalLM")
-_LLAMA_ROPE_TYPES = ("default", "linear", "llama3")  # their frequencies do not depend on the length
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,54 +69,71 @@ def build_decoder(
 
     Args:
         adapters: folders of those that are to be served, by name.
-        weights: int8: products of bytes on a CPU; auto: where the processor is fast at them.
+        weights: int8, int4: products of bytes on a CPU, with weights of eight or four bits; auto:
+            eight, where they are faster than torch.
 
     Raises:
         FastDecoderImpossible: `choice` is fast; names what the fast decoder cannot do. `weights` is
-            int8, and this base cannot be served with it.
+            int8 or int4, and this base cannot be served with it.
         ValueError: the budget for keys and values does not hold one answer.
     """
-    if choice == "reference" and weights == "int8":
+    if choice == "reference" and weights in _BITS:
         raise FastDecoderImpossible(
-            "quantization: int8 on a CPU is the fast decoder's: set engine.decoder to auto or fast"
+            f"quantization: {weights} on a CPU is the fast decoder's: set engine.decoder to auto "
+            "or fast"
         )
     if choice == "reference":
         return PeftDecoder(base, reason="engine.decoder is reference")
     reader = None
-    obstacle = unsupported_base(base)
+    obstacle = unsupported_base(base, _num_positions(base, limits))
     if obstacle is None:
         reader = make_reader(base)
         obstacle = unsupported_adapter(reader, adapters)
     if reader is not None and obstacle is None:
-        return _build_fast(base, limits, reader, choose_weights(base, weights))
+        chosen = choose_weights(base, weights, limits)
+        if chosen.in_bytes:
+            reader, chosen = _for_bytes(base, chosen, weights, adapters, reader)
+        return _build_fast(base, limits, reader, chosen)
     if choice == "fast":
         raise FastDecoderImpossible(
             f"engine.decoder is fast, but {obstacle}: set it to auto or reference"
         )
-    if weights == "int8":
+    if weights in _BITS:
         raise FastDecoderImpossible(
-            f"quantization is int8, which on a CPU the fast decoder serves alone, but {obstacle}: "
-            "set quantization: auto or none"
+            f"quantization is {weights}, which on a CPU the fast decoder serves alone, but "
+            f"{obstacle}: set quantization: auto or none"
         )
     logger.warning("serving with the reference decoder: %s", obstacle)
     return PeftDecoder(base, reason=f"not the fast decoder, since {obstacle}")
 
 
-def unsupported_base(base: Pretrained) -> str | None:
-    """Return why the fast decoder cannot serve this base. Returns None if it can."""
+def unsupported_base(base: Pretrained, num_positions: int) -> str | None:
+    """Return why the fast decoder cannot serve this base. Returns None if it can.
+
+    Args:
+        num_positions: of the longest answer, prompt included.
+    """
     if base.quantization != "none":
         return f"the base is quantised to {base.quantization}"
-    check = unsupported_by_llama if base.family == "causal" else unsupported_by_t5
-    obstacle = check(base.model)
-    if obstacle is None and base.family == "seq2seq" and base.decoder_start_id is None:
+    if base.family == "causal":
+        return unsupported_causal(base.model, num_positions)
+    obstacle = unsupported_by_t5(base.model)
+    if obstacle is None and base.decoder_start_id is None:
         return "the model names no decoder_start_token_id"
     return obstacle
 
 
-def make_reader(base: Pretrained) -> PeftReader:
-    """Return the reader of this base's adapters, on a copy of the base without weights."""
+def make_reader(base: Pretrained, *, adapts_ends: bool | None = None) -> PeftReader:
+    """Return the reader of this base's adapters, on a copy of the base without weights.
+
+    Args:
+        adapts_ends: embedding and output layer too; None: where the base is no encoder-decoder.
+    """
+    if adapts_ends is None:
+        adapts_ends = base.family == "causal"
     with torch.device("meta"):
-        return PeftReader(type(base.model)(base.model.config))
+        skeleton = type(base.model)(base.model.config)
+    return PeftReader(skeleton, ends_of(base.model) if adapts_ends else None)
 
 
 def unsupported_adapter(reader: PeftReader, adapters: Mapping[str, Path]) -> str | None:
@@ -141,35 +159,72 @@ class _Weights:
 
     in_bytes: bool
     reason: str
+    bits: int = 8
 
 
-def choose_weights(base: Pretrained, wanted: Weights) -> _Weights:
+def choose_weights(base: Pretrained, wanted: Weights, limits: FastLimits) -> _Weights:
     """Return how the fast decoder keeps the weights of this base.
 
     Raises:
-        FastDecoderImpossible: int8 is wanted, and this base cannot be served with it.
+        FastDecoderImpossible: int8 or int4 is wanted, and this base cannot be served with it.
     """
     if wanted == "none" or base.model.device.type != "cpu":
         return _Weights(False, f"{base.dtype_name}: {base.dtype_reason}")
     obstacle = unsupported_in_bytes(base)
-    if wanted == "int8" and obstacle is not None:
-        raise FastDecoderImpossible(
-            f"quantization is int8, but {obstacle}: set quantization: auto or none"
-        )
-    if obstacle is None and wanted == "auto" and not base.is_dtype_free:
+    if wanted in _BITS:
+        if obstacle is not None:
+            raise FastDecoderImpossible(
+                f"quantization is {wanted}, but {obstacle}: set quantization: auto or none"
+            )
+        return _Weights(True, f"{wanted}: asked for", _BITS[wanted])
+    if obstacle is None and not base.is_dtype_free:
         obstacle = f"engine.dtype asks for {base.dtype_name}"
-    if obstacle is None and wanted == "int8":
-        return _Weights(True, "int8: asked for")
     if obstacle is None:
-        from deployments.engine.cpu.intrinsics import byte_instructions
-
-        instructions = byte_instructions()
-        obstacle = "this processor has no instructions for bytes (avx512_vnni, avx_vnni)"
-        if instructions is not None:
-            obstacle = _cannot_compile()
-        if obstacle is None:
-            return _Weights(True, f"int8: this processor has {instructions}")
+        obstacle = _cannot_compile()
+    if obstacle is None:
+        return _measured(base, limits)
     return _Weights(False, f"{base.dtype_name}: {base.dtype_reason}; not int8, since {obstacle}")
+
+
+def _for_bytes(
+    base: Pretrained,
+    chosen: _Weights,
+    wanted: Weights,
+    adapters: Mapping[str, Path],
+    reader: PeftReader,
+) -> tuple[PeftReader, _Weights]:
+    """Return the reader and the weights of a base that could be served in bytes.
+
+    The compiled step adapts the layers only: an adapter of the embedding or of the output layer
+    keeps the torch model.
+
+    Raises:
+        FastDecoderImpossible: int8 or int4 is wanted, and an adapter rules it out.
+    """
+    narrow = make_reader(base, adapts_ends=False)
+    obstacle = unsupported_adapter(narrow, adapters)
+    if obstacle is None:
+        return narrow, chosen
+    if wanted in _BITS:
+        raise FastDecoderImpossible(
+            f"quantization is {wanted}, but {obstacle}: set quantization: auto or none"
+        )
+    reason = f"{base.dtype_name}: {base.dtype_reason}; not int8, since {obstacle}"
+    return reader, _Weights(False, reason)
+
+
+def _measured(base: Pretrained, limits: FastLimits) -> _Weights:
+    """Return what is faster here: eight bits, or the torch model as it was loaded."""
+    from deployments.engine.cpu.self_test import POSITIONS, is_faster_in_bytes
+
+    in_bytes, in_torch = (
+        functools.partial(_make_model, base, POSITIONS, _Weights(kind, ""), limits)
+        for kind in (True, False)
+    )
+    is_faster, reason = is_faster_in_bytes(base.model, in_bytes, in_torch, base.dtype_name)
+    if is_faster:
+        return _Weights(True, f"int8: {reason}")
+    return _Weights(False, f"{base.dtype_name}: {base.dtype_reason}; not int8, since {reason}")
 
 
 def _cannot_compile() -> str | None:
@@ -192,11 +247,13 @@ def unsupported_in_bytes(base: Pretrained) -> str | None:
         return "Triton's interpreter runs the steps"
     if importlib.util.find_spec("numba") is None:
         return "numba is not installed"
-    config, layer = base.model.config, base.model.model.layers[0]
-    if config.hidden_act != "silu":
-        return f"hidden_act is {config.hidden_act!r}; only 'silu' is compiled"
-    if layer.self_attn.head_dim % 16:
-        return f"its heads have {layer.self_attn.head_dim} dimensions, no multiple of 16"
+    about = describe(base.model)
+    if not about.is_plain:
+        return f"only plain Llama layers are compiled, and {about.architecture.known_as} has others"
+    if about.activation != "silu":
+        return f"hidden_act is {about.activation!r}; only 'silu' is compiled"
+    if about.head_dim % 16:
+        return f"its heads have {about.head_dim} dimensions, no multiple of 16"
     return None
 
 
@@ -214,29 +271,31 @@ def _threads_of(model: Model, limits: FastLimits) -> int | None:
 
 
 def _make_model(
-    base: Pretrained, num_positions: int, weights: _Weights, limits: FastLimits
+    base: Pretrained, num_positions: int, weights: _Weights, limits: FastLimits, model: Any
 ) -> Model:
+    """Return our model with the weights of `model`, which is the base's or of its kind."""
     if weights.in_bytes:
-        from deployments.engine.cpu.llama import Int8Llama
+        from deployments.engine.cpu.llama import CompiledLlama
 
-        return Int8Llama(
-            base.model,
+        return CompiledLlama(
+            model,
             num_positions,
             _num_threads(limits),
+            bits=weights.bits,
             chooses_threads=not limits.has_fixed_threads,
         )
     make = LlamaModel if base.family == "causal" else T5Model
-    return make(base.model, base.model.dtype, num_positions)
+    return make(model, model.dtype, num_positions)
 
 
 def _build_fast(
     base: Pretrained, limits: FastLimits, reader: PeftReader, weights: _Weights
 ) -> ModelRunner:
-    num_positions = limits.num_positions
-    if base.family == "causal":
-        num_positions = min(num_positions, base.model.config.max_position_embeddings)
-    # Rows are multiples of 16 positions, and the tables of positions cover a whole row.
-    model = _make_model(base, -(-num_positions // 16) * 16, weights, limits)
+    num_positions = _num_positions(base, limits)
+    # Rows are multiples of ALIGNMENT positions, and the tables of positions cover a whole row.
+    model = _make_model(
+        base, -(-num_positions // ALIGNMENT) * ALIGNMENT, weights, limits, base.model
+    )
     capacities = _capacities(model, limits, num_positions)
     logger.info(
         "KV cache: %.0f MiB, rows of %s positions",
@@ -252,6 +311,7 @@ def _build_fast(
         eos_ids=base.eos_ids,
         adapters=frozenset(),
         hidden_ids=hidden_ids(base.tokenizer),
+        refuses=refused_features(base.family, base.tokenizer),
         weights=weights.reason,
         threads=_threads_of(model, limits),
     )
@@ -259,6 +319,14 @@ def _build_fast(
     return ModelRunner(
         base, model, info=info, capacities=capacities, reader=reader, max_adapters=max_adapters
     )
+
+
+def _num_positions(base: Pretrained, limits: FastLimits) -> int:
+    """Return the positions of the longest answer, prompt included, that this base can write."""
+    if base.family == "causal":
+        longest: int = base.model.config.max_position_embeddings
+        return min(limits.num_positions, longest)
+    return limits.num_positions
 
 
 def _capacities(model: Model, limits: FastLimits, num_positions: int) -> tuple[int, ...]:
@@ -283,7 +351,7 @@ def plan_rows(
     Raises:
         ValueError: not even one full row fits.
     """
-    full = -(-num_positions // _ALIGNMENT) * _ALIGNMENT
+    full = -(-num_positions // ALIGNMENT) * ALIGNMENT
     affordable = budget_bytes // bytes_per_position
     if affordable < full:
         raise ValueError(
@@ -297,24 +365,7 @@ def plan_rows(
         num_long = max(1, num_rows // _LONG_ROWS)
         num_short = num_rows - num_long
         rest = (affordable - num_long * full) // num_short
-        short = min(full, rest // _ALIGNMENT * _ALIGNMENT)
+        short = min(full, rest // ALIGNMENT * ALIGNMENT)
         if short * _SHORTEST >= full:
             return (short,) * num_short + (full,) * num_long
     return (full,)
-
-
-def unsupported_by_llama(model: Any) -> str | None:
-    """Return why this model cannot run here. Returns None if it can."""
-    config = model.config
-    if type(model).__name__ not in _LLAMA_MODELS:
-        return f"{type(model).__name__} is none of {', '.join(_LLAMA_MODELS)}"
-    rope_type = config.rope_parameters.get("rope_type", "default")
-    if rope_type not in _LLAMA_ROPE_TYPES:
-        return f"rope_type is {rope_type!r}; only {', '.join(_LLAMA_ROPE_TYPES)} are fast"
-    if config.hidden_act not in ACTIVATIONS:
-        return f"hidden_act is {config.hidden_act!r}; only {', '.join(ACTIVATIONS)} are fast"
-    if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
-        return "some layers have sliding-window attention"
-    if getattr(model.model.layers[0].mlp.down_proj, "weight", None) is None:
-        return "its layers are not plain linear layers"
-    return None

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from adapters.catalog import load_catalog
 from adapters.validation import check_adapter
+from tests.tiny_models import make_adapter
 
 Catalogs = dict[str, tuple[Path, Path]]
 State = dict[str, torch.Tensor]
@@ -38,6 +39,32 @@ def rewrite_weights(folder: Path, change: Callable[[State], None]) -> None:
     state = load_file(path)
     change(state)
     save_file(state, path)
+
+
+def test_embedding_and_output_layer_pass_with_the_copies_that_peft_saves(
+    base: str, tmp_path: Path
+) -> None:
+    ends = ("embed_tokens", "lm_head")
+    folder = make_adapter(Path(base), tmp_path / "ends", base_name=base, seed=1, targets=ends)
+    assert any("base_layer" in name for name in load_file(folder / "adapter_model.safetensors"))
+    assert check_adapter(folder, base) == []
+    part = "base_model.model.model.embed_tokens.lora_embedding_A"
+    for change, named in (
+        (lambda state: state.pop(part), "lora_embedding_B has no partner lora_embedding_A"),
+        (lambda state: state.update({part: torch.ones(2, 7)}), "differ in rank"),
+    ):
+        rewrite_weights(shutil.copytree(folder, tmp_path / named[:12]), change)
+        assert named in "\n".join(check_adapter(tmp_path / named[:12], base))
+
+
+def test_an_embedding_alone_whose_effect_is_zero(base: str, tmp_path: Path) -> None:
+    folder = make_adapter(
+        Path(base), tmp_path / "one", base_name=base, seed=1, targets=["embed_tokens"]
+    )
+    assert check_adapter(folder, base) == []
+    name = "base_model.model.model.embed_tokens.lora_embedding_A"
+    rewrite_weights(folder, lambda state: state[name].zero_())
+    assert "would change nothing" in "\n".join(check_adapter(folder, base))
 
 
 @pytest.mark.parametrize("family", ["llama", "flan_t5", "relu_t5"])

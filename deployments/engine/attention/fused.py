@@ -41,10 +41,20 @@ class TritonDecodeAttention:
         scale: float,
         bias: torch.Tensor | None = None,
         rope: Rope | None = None,
+        window: int | None = None,
+        softcap: float | None = None,
     ) -> torch.Tensor:
         cached = self._layers[layer]
         return decode_attention(
-            qkv, expansion, cached, *self._own, bias=bias, rope=rope, scale=scale
+            qkv,
+            expansion,
+            cached,
+            *self._own,
+            bias=bias,
+            rope=rope,
+            scale=scale,
+            window=window,
+            softcap=softcap,
         )
 
     def cross_attention(

@@ -19,10 +19,17 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 
 from deployments.engine.huge_pages import huge_zeros
-from deployments.engine.kernels.ops import Expansion, Rope
+from deployments.engine.kernels.ops import Expansion, Rope, attend
+
+# Rows begin at multiples of it, so that they lie alike in a layout of blocks (cpu/attention.py).
+ALIGNMENT = 16
+
+
+def are_aligned(capacities: Sequence[int]) -> bool:
+    """Return whether rows of these capacities may be copied to each other."""
+    return all(capacity % ALIGNMENT == 0 for capacity in capacities)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +82,14 @@ class KvCache:
     def write(self, layer: int, positions: torch.Tensor, kv: torch.Tensor) -> None:
         """Write kv (T, 2, H, D) to the cache positions (T,)."""
         self.layers[layer].index_copy_(0, positions, kv)
+
+    def copy(self, source: int, target: int, count: int) -> None:
+        """Copy the first `count` positions of a row to another one, or up to 15 more: whole blocks
+        of ALIGNMENT positions, whatever lies how in them. Rows must be aligned."""
+        num = -(-count // ALIGNMENT) * ALIGNMENT
+        begins = (self.starts[target], self.starts[source])
+        copies, copied = ([layer[b : b + num] for layer in self.layers] for b in begins)
+        torch._foreach_copy_(copies, copied)
 
     def keys_values(
         self, layer: int, span: Span, start: int, stop: int
@@ -134,12 +149,16 @@ class DecodeAttention(Protocol):
         scale: float,
         bias: torch.Tensor | None = None,
         rope: Rope | None = None,
+        window: int | None = None,
+        softcap: float | None = None,
     ) -> torch.Tensor:
         """Write the newest keys and values to the cache and attend over the row's own positions.
 
         Args:
             qkv: (B, H * G + 2 H, D), G query heads for each key/value head. May be changed.
             bias: (H, S) added to a score by distance from the newest position.
+            window: attend over that many positions at most, the newest among them.
+            softcap: scores s become softcap * tanh(s / softcap).
 
         Returns:
             (B, H * G * D)
@@ -193,9 +212,9 @@ class TorchDecodeAttention:
         device = cache.device
         self._positions = torch.tensor(positions, device=device)
         self._where = self._positions + torch.tensor([cache.starts[r] for r in rows], device=device)
-        # The first layer that needs them builds these; they are the same for all layers.
-        self._rope: Rope | None = None
-        self._self_reads: list[_Read] | None = None
+        # The first layer that needs them builds these, for all layers of its kind.
+        self._ropes: dict[int, Rope] = {}
+        self._self_reads: dict[tuple[int, int | None], list[_Read]] = {}
         self._cross_reads: list[_Read] | None = None
 
     def self_attention(
@@ -207,19 +226,24 @@ class TorchDecodeAttention:
         scale: float,
         bias: torch.Tensor | None = None,
         rope: Rope | None = None,
+        window: int | None = None,
+        softcap: float | None = None,
     ) -> torch.Tensor:
         assert expansion is None, "TorchLoraBatch adds its products itself"
         heads = self._cache.num_heads
         rows, all_heads, dim = qkv.shape
         num_queries = all_heads - 2 * heads
         if rope is not None:
-            self._rope = self._rope or rope.at(self._positions)
-            self._rope.apply_rotary_(qkv[:, : num_queries + heads])
+            if id(rope) not in self._ropes:
+                self._ropes[id(rope)] = rope.at(self._positions)
+            self._ropes[id(rope)].apply_rotary_(qkv[:, : num_queries + heads])
         self._cache.write(layer, self._where, qkv[:, num_queries:].view(rows, 2, heads, dim))
-        if self._self_reads is None:
-            self._self_reads = [self._self_read(span, qkv, bias) for span in self._spans]
+        kind = (id(bias), window)
+        if kind not in self._self_reads:
+            reads = [self._self_read(span, qkv, bias, window) for span in self._spans]
+            self._self_reads[kind] = reads
         q = qkv[:, :num_queries].view(rows, heads, -1, dim)
-        return self._attend(q, layer, self._self_reads, scale)
+        return self._attend(q, layer, self._self_reads[kind], scale, softcap)
 
     def cross_attention(
         self, q: torch.Tensor, expansion: Expansion | None, layer: int, *, scale: float
@@ -229,17 +253,23 @@ class TorchDecodeAttention:
             self._cross_reads = [self._cross_read(span, q) for span in self._spans]
         return self._attend(q.unsqueeze(2), layer, self._cross_reads, scale)
 
-    def _self_read(self, span: Span, q: torch.Tensor, bias: torch.Tensor | None) -> _Read:
+    def _self_read(
+        self, span: Span, q: torch.Tensor, bias: torch.Tensor | None, window: int | None
+    ) -> _Read:
         seen = self._of_span(span, self._seen)
         longest = max(seen)
+        first = 0 if window is None else max(0, min(seen) - window)
         if bias is None and min(seen) == longest:
-            return _Read(span, 0, longest, None)
+            return _Read(span, first, longest, None)
         newest = torch.tensor(seen, device=q.device)[:, None] - 1
-        distance = newest - torch.arange(longest, device=q.device)
-        added = _blocked(distance < 0, q.dtype)
+        distance = newest - torch.arange(first, longest, device=q.device)
+        hidden = distance < 0
+        if window is not None and longest > window:
+            hidden |= distance >= window
+        added = _blocked(hidden, q.dtype)
         if bias is not None:
             added = added + bias[:, distance.clamp(min=0)].transpose(0, 1).unsqueeze(2)
-        return _Read(span, 0, longest, added)
+        return _Read(span, first, longest, added)
 
     def _cross_read(self, span: Span, q: torch.Tensor) -> _Read:
         prompts = self._of_span(span, self._prompts)
@@ -256,10 +286,15 @@ class TorchDecodeAttention:
         return [lengths.get(row, 1) for row in range(first, first + span.num_rows)]
 
     def _attend(
-        self, q: torch.Tensor, layer: int, reads: Sequence[_Read], scale: float
+        self,
+        q: torch.Tensor,
+        layer: int,
+        reads: Sequence[_Read],
+        scale: float,
+        softcap: float | None = None,
     ) -> torch.Tensor:
         if len(reads) == 1 and reads[0].span.index is None:
-            return self._attend_span(q, layer, reads[0], scale).reshape(len(q), -1)
+            return self._attend_span(q, layer, reads[0], scale, softcap).reshape(len(q), -1)
         out = torch.empty_like(q)
         for read in reads:
             span = read.span
@@ -267,12 +302,15 @@ class TorchDecodeAttention:
                 raise AssertionError(f"a span of rows {span.rows} is whole, but not alone")
             spread = q.new_zeros(span.num_rows, *q.shape[1:])
             spread[span.offsets] = q[span.index]
-            out[span.index] = self._attend_span(spread, layer, read, scale)[span.offsets]
+            attended = self._attend_span(spread, layer, read, scale, softcap)
+            out[span.index] = attended[span.offsets]
         return out.reshape(len(q), -1)
 
-    def _attend_span(self, q: torch.Tensor, layer: int, read: _Read, scale: float) -> torch.Tensor:
+    def _attend_span(
+        self, q: torch.Tensor, layer: int, read: _Read, scale: float, softcap: float | None
+    ) -> torch.Tensor:
         keys, values = self._cache.keys_values(layer, read.span, read.start, read.stop)
-        return F.scaled_dot_product_attention(q, keys, values, attn_mask=read.bias, scale=scale)
+        return attend(q, keys, values, mask=read.bias, scale=scale, softcap=softcap)
 
 
 def _blocked(hidden: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 
 from deployments.engine.attention.kv_cache import KvCache
 from deployments.engine.kernels.backend import are_fused
-from deployments.engine.kernels.ops import Segment, prompt_blocks
+from deployments.engine.kernels.ops import Segment, attend, prompt_blocks
 from deployments.engine.request import PrefillChunk
 
 
@@ -25,8 +24,13 @@ class PrefillAttention(Protocol):
         bias: torch.Tensor | None = None,
         scale: float,
         is_causal: bool,
+        window: int | None = None,
+        softcap: float | None = None,
     ) -> torch.Tensor:
-        """q (T, H * G, D), keys_values (S, 2, H, D), bias (H * G, 2 P - 1) -> (T, H * G * D)."""
+        """q (T, H * G, D), keys_values (S, 2, H, D), bias (H * G, 2 P - 1) -> (T, H * G * D).
+
+        `window` and `softcap` are those of DecodeAttention.
+        """
 
 
 class TorchPrefillAttention:
@@ -34,8 +38,8 @@ class TorchPrefillAttention:
 
     def __init__(self, segments: Sequence[Segment]) -> None:
         self._segments = segments
-        # The first layer that needs them builds these; they are the same for all layers.
-        self._masks: list[torch.Tensor | None] | None = None
+        # The first layer that needs them builds these, for all layers of its kind.
+        self._masks: dict[tuple[int, int | None], list[torch.Tensor | None]] = {}
 
     def __call__(
         self,
@@ -45,36 +49,65 @@ class TorchPrefillAttention:
         bias: torch.Tensor | None = None,
         scale: float,
         is_causal: bool,
+        window: int | None = None,
+        softcap: float | None = None,
     ) -> torch.Tensor:
-        if self._masks is None:
-            self._masks = [_mask(s, bias, q.device, is_causal=is_causal) for s in self._segments]
+        kind = (id(bias), window)
+        if kind not in self._masks:
+            self._masks[kind] = [
+                _mask(s, bias, q.device, window, is_causal=is_causal, is_capped=softcap is not None)
+                for s in self._segments
+            ]
         attended = []
         groups = q.shape[1] // keys_values.shape[2]
-        for segment, mask in zip(self._segments, self._masks, strict=True):
+        for segment, mask in zip(self._segments, self._masks[kind], strict=True):
             queries = q[segment.first : segment.first + segment.count].transpose(0, 1)[None]
-            kv = keys_values[segment.first_key : segment.first_key + segment.num_keys]
+            first = segment.first_key + _first_seen(segment, window)
+            kv = keys_values[first : segment.first_key + segment.num_keys]
             keys, values = kv.permute(1, 2, 0, 3).repeat_interleave(groups, 1).unsqueeze(1)
             is_square = is_causal and mask is None
-            out = F.scaled_dot_product_attention(
-                queries, keys, values, attn_mask=mask, is_causal=is_square, scale=scale
+            out = attend(
+                queries,
+                keys,
+                values,
+                mask=mask,
+                is_causal=is_square,
+                scale=scale,
+                softcap=softcap,
             )
             attended.append(out[0].transpose(0, 1).reshape(segment.count, -1))
         return torch.cat(attended)
 
 
+def _first_seen(segment: Segment, window: int | None) -> int:
+    """Return the first of the segment's keys that any of its queries sees."""
+    return 0 if window is None else max(0, segment.position - window + 1)
+
+
 def _mask(
-    segment: Segment, bias: torch.Tensor | None, device: torch.device, *, is_causal: bool
+    segment: Segment,
+    bias: torch.Tensor | None,
+    device: torch.device,
+    window: int | None,
+    *,
+    is_causal: bool,
+    is_capped: bool,
 ) -> torch.Tensor | None:
     """Return what is added to, or masks, the scores of a segment.
 
     That is (1, heads, count, num_keys) of a bias, or (count, num_keys) of a chunk that continues a
-    prompt. Returns None where nothing, or the plain causal triangle, applies.
+    prompt, of a window shorter than the prompt, and of capped scores. Returns None where nothing,
+    or the plain causal triangle, applies.
     """
-    keys = torch.arange(segment.num_keys, device=device)
+    keys = torch.arange(_first_seen(segment, window), segment.num_keys, device=device)
     queries = torch.arange(segment.count, device=device)[:, None] + segment.position
     if bias is not None:
         return bias[:, keys - queries + bias.shape[1] // 2][None]
-    return keys <= queries if is_causal and segment.position else None
+    if not is_causal:
+        return None
+    if window is not None and segment.num_keys > window:
+        return (keys <= queries) & (keys > queries - window)
+    return keys <= queries if segment.position or is_capped else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ The PyTorch and the Triton backend share it.
 """
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -30,12 +31,44 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 
     On a CPU this takes five small operations instead of the nine of torch's own.
     """
-    if x.is_cuda:
+    if x.is_cuda and weight.dtype == x.dtype:
         return F.rms_norm(x, weight.shape, weight, eps)
+    if x.is_cuda:
+        return F.rms_norm(x, weight.shape, None, eps).mul_(weight)
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
     inverse = length.square_().div_(x.shape[1]).add_(eps).rsqrt_()
     normed: torch.Tensor = (x * inverse).to(x.dtype)
     return normed.mul_(weight)
+
+
+def normalise_(x: torch.Tensor, weight: torch.Tensor, eps: float, dims: tuple[int, ...]) -> None:
+    """Take the RMS norm of x (T, h, D) over `dims` in place, with weight (h, D)."""
+    length = torch.linalg.vector_norm(x, dim=dims, keepdim=True, dtype=torch.float32)
+    size = math.prod(x.shape[dim] for dim in dims)
+    x.mul_(length.square_().div_(size).add_(eps).rsqrt_()).mul_(weight)
+
+
+def attend(
+    q: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    *,
+    mask: torch.Tensor | None,
+    scale: float,
+    softcap: float | None,
+    is_causal: bool = False,
+) -> torch.Tensor:
+    """Do torch's scaled_dot_product_attention; scores s may become softcap * tanh(s / softcap)."""
+    if softcap is None:
+        return F.scaled_dot_product_attention(
+            q, keys, values, attn_mask=mask, is_causal=is_causal, scale=scale
+        )
+    assert not is_causal, "capped scores take a mask"
+    scores = torch.matmul(q, keys.transpose(-1, -2)).mul_(scale / softcap).tanh_().mul_(softcap)
+    if mask is not None:
+        hidden = mask.dtype == torch.bool
+        scores = scores.masked_fill_(~mask, -torch.inf) if hidden else scores.add_(mask)
+    return torch.matmul(torch.softmax(scores, -1, dtype=torch.float32).to(q.dtype), values)
 
 
 def gated_activation(x: torch.Tensor, activation: str) -> torch.Tensor:
@@ -80,7 +113,8 @@ class Expansion:
 class Rope:
     """Hold a rotary position embedding: x * cos + (x with its halves swapped) * sin.
 
-    cos, sin: (S, D), by position; the first half of sin carries the minus sign.
+    cos, sin: (S, D), by position; the first half of sin carries the minus sign. D may be less than
+    a head's: then only its first D dimensions are rotated.
     """
 
     cos: torch.Tensor
@@ -91,7 +125,9 @@ class Rope:
         return Rope(self.cos[positions], self.sin[positions])
 
     def apply_rotary_(self, x: torch.Tensor) -> None:
-        """Rotate x (T, heads, D) in place; token t is at row t of this table."""
+        """Rotate x (T, heads, >= D) in place; token t is at row t of this table."""
+        if x.shape[-1] > self.cos.shape[-1]:
+            x = x[..., : self.cos.shape[-1]]
         first, second = x.chunk(2, -1)
         swapped = torch.cat([second, first], -1).mul_(self.sin[:, None])
         x.mul_(self.cos[:, None]).add_(swapped)

@@ -34,6 +34,14 @@ def softmax_step(scores, largest, total, AXIS: tl.constexpr):
 
 
 @triton.jit
+def capped(scores, CAP: tl.constexpr):
+    """Return CAP * tanh(scores / CAP), or the scores if CAP is 0."""
+    if CAP > 0:
+        return CAP * (2.0 * tl.sigmoid(scores * (2.0 / CAP)) - 1.0)
+    return scores
+
+
+@triton.jit
 def _add_lora(
     x, columns, mask, shrunk, stack, slot, row, N,
     R: tl.constexpr, RC: tl.constexpr, P: tl.constexpr, MODULE: tl.constexpr,
@@ -112,10 +120,14 @@ def _decode_kernel(
 def _rope_decode_kernel(
     qkv, kv_cache, starts, lengths, cos, sin, out, scale, qkv_row, shrunk, slots, bq, bk, bv,
     H: tl.constexpr, G: tl.constexpr, GP: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
-    BLOCK_N: tl.constexpr, R: tl.constexpr, RC: tl.constexpr, P: tl.constexpr, PQ: tl.constexpr,
-    PK: tl.constexpr, PV: tl.constexpr,
+    ROT: tl.constexpr, WINDOW: tl.constexpr, CAP: tl.constexpr, BLOCK_N: tl.constexpr,
+    R: tl.constexpr, RC: tl.constexpr, P: tl.constexpr, PQ: tl.constexpr, PK: tl.constexpr,
+    PV: tl.constexpr,
 ):  # fmt: skip
-    """Attend with G query heads (padded to GP >= 16) for a key/value head. Program (h, b)."""
+    """Attend with G query heads (padded to GP >= 16) for a key/value head. Program (h, b).
+
+    The first ROT dimensions of a head are rotated. WINDOW and CAP are 0 for none.
+    """
     h = tl.program_id(0)
     b = tl.program_id(1)
     n = tl.load(lengths + b)
@@ -124,53 +136,68 @@ def _rope_decode_kernel(
     gm = g < G
     d = tl.arange(0, DP)
     dm = d < D
-    other = tl.where(d < D // 2, d + D // 2, d - D // 2)
+    other = tl.where(d < ROT // 2, d + ROT // 2, d - ROT // 2)
+    dr = d < ROT
     slot = 0
     if P > 0:
         slot = tl.load(slots + b).to(tl.int64)
     line = qkv + b * qkv_row
     qm = gm[:, None] & dm[None, :]
     q_at = (h * G + g)[:, None] * D + d[None, :]
-    q_other_at = (h * G + g)[:, None] * D + other[None, :]
     q = tl.load(line + q_at, mask=qm, other=0.0).to(tl.float32)
-    q_other = tl.load(line + q_other_at, mask=qm, other=0.0).to(tl.float32)
     columns = h * D + d
-    other_columns = h * D + other
     keys_line = line + H * G * D
     k = tl.load(keys_line + columns, mask=dm, other=0.0).to(tl.float32)
-    k_other = tl.load(keys_line + other_columns, mask=dm, other=0.0).to(tl.float32)
     v = tl.load(keys_line + H * D + columns, mask=dm, other=0.0).to(tl.float32)
     if PQ >= 0:
         for r in tl.static_range(0, R):
             s = tl.load(shrunk + (b * P + PQ) * R + r)
             weights = bq + (slot * R + r) * (H * G * D)
             q += s * tl.load(weights + q_at, mask=qm, other=0.0).to(tl.float32)
-            q_other += s * tl.load(weights + q_other_at, mask=qm, other=0.0).to(tl.float32)
     if PK >= 0:
         k = _add_lora(k, columns, dm, shrunk, bk, slot, b, H * D, R, RC, P, PK)
-        k_other = _add_lora(k_other, other_columns, dm, shrunk, bk, slot, b, H * D, R, RC, P, PK)
     if PV >= 0:
         v = _add_lora(v, columns, dm, shrunk, bv, slot, b, H * D, R, RC, P, PV)
-    cosine = tl.load(cos + n * D + d, mask=dm, other=0.0).to(tl.float32)
-    sine = tl.load(sin + n * D + d, mask=dm, other=0.0).to(tl.float32)
+    if ROT > 0:
+        rm = gm[:, None] & dr[None, :]
+        q_other_at = (h * G + g)[:, None] * D + other[None, :]
+        q_other = tl.load(line + q_other_at, mask=rm, other=0.0).to(tl.float32)
+        other_columns = h * D + other
+        k_other = tl.load(keys_line + other_columns, mask=dr, other=0.0).to(tl.float32)
+        if PQ >= 0:
+            for r in tl.static_range(0, R):
+                s = tl.load(shrunk + (b * P + PQ) * R + r)
+                weights = bq + (slot * R + r) * (H * G * D)
+                q_other += s * tl.load(weights + q_other_at, mask=rm, other=0.0).to(tl.float32)
+        if PK >= 0:
+            k_other = _add_lora(
+                k_other, other_columns, dr, shrunk, bk, slot, b, H * D, R, RC, P, PK
+            )
+        cosine = tl.load(cos + n * ROT + d, mask=dr, other=1.0).to(tl.float32)
+        sine = tl.load(sin + n * ROT + d, mask=dr, other=0.0).to(tl.float32)
+        q = q * cosine[None, :] + q_other * sine[None, :]
+        k = k * cosine + k_other * sine
     kind = kv_cache.dtype.element_ty
-    query = (q * cosine[None, :] + q_other * sine[None, :]).to(kind)
-    kept_k = (k * cosine + k_other * sine).to(kind)
+    query = q.to(kind)
+    kept_k = k.to(kind)
     kept_v = v.to(kind)
     own = kv_cache + (start + n) * (2 * H * D) + columns
     tl.store(own, kept_k, mask=dm)
     tl.store(own + H * D, kept_v, mask=dm)
-    largest = tl.sum(query.to(tl.float32) * kept_k.to(tl.float32)[None, :], 1) * scale
+    largest = capped(tl.sum(query.to(tl.float32) * kept_k.to(tl.float32)[None, :], 1) * scale, CAP)
     total = tl.full((GP,), 1.0, tl.float32)
     acc = tl.zeros((GP, DP), tl.float32) + kept_v.to(tl.float32)[None, :]
-    for first in range(0, n, BLOCK_N):
+    begin = 0
+    if WINDOW > 0:
+        begin = tl.maximum(n - WINDOW + 1, 0)
+    for first in range(begin, n, BLOCK_N):
         j = first + tl.arange(0, BLOCK_N)
         seen = j < n
         at = ((start + j) * (2 * H * D))[:, None] + columns[None, :]
         both = seen[:, None] & dm[None, :]
         keys = tl.load(kv_cache + at, mask=both, other=0.0)
         values = tl.load(kv_cache + at + H * D, mask=both, other=0.0)
-        scores = tl.dot(query, tl.trans(keys), input_precision="ieee") * scale
+        scores = capped(tl.dot(query, tl.trans(keys), input_precision="ieee") * scale, CAP)
         scores = tl.where(seen[None, :], scores, -1e30)
         largest, total, shrink, p = softmax_step(scores, largest, total, AXIS=1)
         acc = acc * shrink[:, None] + tl.dot(p.to(kind), values, input_precision="ieee")
@@ -187,6 +214,8 @@ def decode_attention(
     bias: torch.Tensor | None,
     rope: Rope | None,
     scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
 ) -> torch.Tensor:
     """Write each row's newest key and value to the cache and attend over the row's positions.
 
@@ -197,8 +226,11 @@ def decode_attention(
         expansion: of the product that gave qkv, not yet added.
         kv_cache: (T, 2, H, D) keys and values.
         starts, lengths: (B,): the row's first position, and its length without the newest token.
-        bias: (H, S) added by distance from the newest position (then G is 1), or None.
+        bias: (H, S) added by distance from the newest position (then G is 1, without the options
+            below), or None.
         rope: rotates queries and keys; the newest token's position is `lengths`.
+        window: attend over that many positions at most, the newest among them.
+        softcap: scores s become softcap * tanh(s / softcap).
 
     Returns:
         (B, H * G * D)
@@ -206,14 +238,15 @@ def decode_attention(
     rows, all_heads, dim = qkv.shape
     heads = kv_cache.shape[2]
     groups = all_heads // heads - 2
-    if rope is None and groups != 1:
-        raise ValueError(f"{groups} query heads for each key/value head without RoPE: only 1")
-    if rope is not None and bias is not None:
-        raise ValueError("a bias by distance together with RoPE: only one of them")
+    is_plain = groups == 1 and rope is None and window is None and softcap is None
+    if bias is not None and not is_plain:
+        raise ValueError(
+            "a bias by distance goes without RoPE, grouped queries, a window or a soft cap"
+        )
     out = torch.empty(rows, heads * groups * dim, dtype=qkv.dtype, device=qkv.device)
     first_columns = (0, heads * groups * dim, heads * (groups + 1) * dim)
     lora = _lora_arguments(qkv.flatten(1), expansion, first_columns)
-    if rope is None:
+    if is_plain:
         _decode_kernel[heads, rows](
             qkv, kv_cache, starts, lengths, qkv if bias is None else bias, out, scale,
             qkv.stride(0), 0 if bias is None else bias.stride(0), *lora.tensors,
@@ -221,10 +254,11 @@ def decode_attention(
             **lora.sizes, **_tile(rows * heads),
         )  # fmt: skip
         return out
+    cos, sin = (qkv, qkv) if rope is None else (rope.cos, rope.sin)
     _rope_decode_kernel[heads, rows](
-        qkv, kv_cache, starts, lengths, rope.cos, rope.sin, out, scale, qkv.stride(0),
-        *lora.tensors,
+        qkv, kv_cache, starts, lengths, cos, sin, out, scale, qkv.stride(0), *lora.tensors,
         H=heads, G=groups, GP=max(16, triton.next_power_of_2(groups)), D=dim, DP=padded(dim),
+        ROT=0 if rope is None else cos.shape[1], WINDOW=window or 0, CAP=softcap or 0.0,
         **lora.sizes, **_tile(rows * heads),
     )  # fmt: skip
     return out

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 
 from deployments.engine.kernels.ops import BLOCK_M
-from deployments.engine.kernels.triton_attention import padded, softmax_step
+from deployments.engine.kernels.triton_attention import capped, padded, softmax_step
 
 _BLOCK_N = 64  # keys of one iteration
 
@@ -14,7 +14,8 @@ _BLOCK_N = 64  # keys of one iteration
 def _prefill_kernel(
     q, keys_values, blocks, bias, out, scale, q_row, kv_row, values_at, bias_row, bias_zero,
     H: tl.constexpr, G: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr, CAUSAL: tl.constexpr, HAS_BIAS: tl.constexpr,
+    BLOCK_N: tl.constexpr, CAUSAL: tl.constexpr, HAS_BIAS: tl.constexpr, WINDOW: tl.constexpr,
+    CAP: tl.constexpr,
 ):  # fmt: skip
     """Attend with BLOCK_M queries of one prompt and one head. Program (block, head)."""
     line = blocks + tl.program_id(0) * 5
@@ -41,17 +42,22 @@ def _prefill_kernel(
     last = n
     if CAUSAL:
         last = tl.minimum(n, position + count)
-    for first in range(0, last, BLOCK_N):
+    begin = 0
+    if WINDOW > 0:
+        begin = tl.maximum(position - WINDOW + 1, 0)
+    for first in range(begin, last, BLOCK_N):
         j = first + tl.arange(0, BLOCK_N)
         seen = j < last
         both = seen[:, None] & dm[None, :]
         at = keys_values + (first_kv + j)[:, None] * kv_row + columns[None, :]
         keys = tl.load(at, mask=both, other=0.0)
         values = tl.load(at + values_at, mask=both, other=0.0)
-        scores = tl.dot(query, tl.trans(keys), input_precision="ieee") * scale
+        scores = capped(tl.dot(query, tl.trans(keys), input_precision="ieee") * scale, CAP)
         visible = seen[None, :] & im[:, None]
         if CAUSAL:
             visible = visible & (j[None, :] <= (position + i)[:, None])
+        if WINDOW > 0:
+            visible = visible & (j[None, :] > (position + i)[:, None] - WINDOW)
         if HAS_BIAS:
             distance = j[None, :] - (position + i)[:, None] + bias_zero
             added = tl.load(bias + head * bias_row + distance, mask=visible, other=0.0)
@@ -74,6 +80,8 @@ def prefill_attention(
     bias: torch.Tensor | None = None,
     scale: float,
     is_causal: bool,
+    window: int | None = None,
+    softcap: float | None = None,
 ) -> torch.Tensor:
     """Attend with the queries of many prompts at once, each over its own prompt.
 
@@ -82,6 +90,8 @@ def prefill_attention(
         keys_values: (S, 2, H, D), a view whose last two dimensions are contiguous.
         blocks: (n, 5) int32 from `prompt_blocks`.
         bias: (H * G, 2 P - 1) added by key position - query position + P - 1, or None.
+        window: each query sees that many positions at most, its own the last.
+        softcap: scores s become softcap * tanh(s / softcap).
 
     Returns:
         (T, H * G * D); zeros for tokens that are in no block.
@@ -94,6 +104,7 @@ def prefill_attention(
         q.stride(0), keys_values.stride(0), keys_values.stride(1),
         0 if bias is None else bias.stride(0), 0 if bias is None else bias.shape[1] // 2,
         H=heads, G=q_heads // heads, D=dim, DP=padded(dim), BLOCK_M=BLOCK_M, BLOCK_N=_BLOCK_N,
-        CAUSAL=is_causal, HAS_BIAS=bias is not None, num_warps=4,
+        CAUSAL=is_causal, HAS_BIAS=bias is not None, WINDOW=window or 0, CAP=softcap or 0.0,
+        num_warps=4,
     )  # fmt: skip
     return out

@@ -48,6 +48,9 @@ class LoraBatch(Protocol):
     ) -> None:
         """Add each token's LoRA of x (T, in) to y (T, out) in place; `shrunk` is from `norm`."""
 
+    def embed(self, layer: str, tokens: torch.Tensor, y: torch.Tensor) -> None:
+        """Do `add` for an embedding: x is one-hot at each of `tokens` (T,)."""
+
     def expansion(
         self, layer: str, x: torch.Tensor, y: torch.Tensor, shrunk: torch.Tensor | None
     ) -> Expansion | None:

@@ -17,19 +17,20 @@ from peft import LoraConfig
 from deployments.engine.errors import AdapterNotSupported
 
 CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
 
 # PEFT's injection turns these into layers, ranks and scales. fan_in_fan_out says how a Conv1D
 # stores its weight; PEFT ignores it on nn.Linear.
 RESOLVED_BY_INJECTION = frozenset(
     "peft_type task_type r target_modules exclude_modules lora_alpha use_rslora rank_pattern "
-    "alpha_pattern layers_to_transform layers_pattern fan_in_fan_out".split()
+    "alpha_pattern layers_to_transform layers_pattern fan_in_fan_out ensure_weight_tying".split()
 )
 # These act in training only, or say where an adapter comes from. init_lora_weights is checked by
 # its value, below.
 WITHOUT_EFFECT = frozenset(
     "auto_mapping peft_version base_model_name_or_path revision inference_mode lora_dropout "
     "runtime_config loftq_config eva_config corda_config lora_ga_config init_lora_weights "
-    "ensure_weight_tying megatron_core qalora_group_size".split()
+    "megatron_core qalora_group_size".split()
 )
 # These change the forward pass in a way that B(A(x)) * scale does not express.
 UNSUPPORTED_BY_FAST = frozenset(

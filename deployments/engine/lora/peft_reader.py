@@ -15,12 +15,15 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora.layer import Embedding as LoraEmbedding
 from peft.tuners.lora.layer import Linear as LoraLinear
 from peft.tuners.lora.layer import LoraLayer
 from safetensors.torch import load_file
 
 from deployments.engine.errors import AdapterNotSupported
+from deployments.engine.lora.base_copies import changed_copies, is_copy
 from deployments.engine.lora.peft_features import (
+    WEIGHTS_FILE,
     WITHOUT_EFFECT,
     check_scales,
     unsupported_features,
@@ -29,13 +32,17 @@ from deployments.engine.lora.peft_features import (
 _NAME = "adapter"  # PEFT's name for it inside the skeleton
 _PREFIX = "base_model.model."
 _KEPT_CONFIGS = 32
+_LINEAR, _EMBEDDING = (
+    ("lora_A.weight", "lora_B.weight"),
+    ("lora_embedding_A", "lora_embedding_B"),
+)
 
 
 @dataclass(frozen=True, slots=True)
 class LoraPair:
     """Hold what one linear layer gets: y += x @ a.T @ b.T. float32 on the CPU.
 
-    a: (r, in); b: (out, r), with PEFT's scale multiplied in.
+    a: (r, in); b: (out, r), with PEFT's scale multiplied in. For an embedding, x is one-hot.
     """
 
     a: torch.Tensor
@@ -51,8 +58,12 @@ class AdapterWeights:
 
 @dataclass(frozen=True, slots=True)
 class _InjectedLayer:
-    """Hold what PEFT made of one layer. `obstacle`: why the fast decoder cannot express it."""
+    """Hold what PEFT made of one layer. `obstacle`: why the fast decoder cannot express it.
 
+    names: of A and B in the file, behind the layer's path.
+    """
+
+    names: tuple[str, str]
     rank: int
     in_features: int
     out_features: int
@@ -68,10 +79,14 @@ class PeftReader:
 
     Args:
         skeleton: the base model on the meta device; not changed.
+        ends: weights of its embedding and output layer by module path, if they can be adapted.
     """
 
-    def __init__(self, skeleton: torch.nn.Module) -> None:
+    def __init__(
+        self, skeleton: torch.nn.Module, ends: Mapping[str, torch.Tensor] | None = None
+    ) -> None:
         self._skeleton = skeleton
+        self._ends = ends or {}
         self._lock = threading.Lock()
         self._layers: dict[str, dict[str, _InjectedLayer]] = {}
 
@@ -99,11 +114,11 @@ class PeftReader:
         problems = _obstacles(layers)
         if problems:
             raise AdapterNotSupported(directory, problems)
-        tensors = load_file(directory / "adapter_model.safetensors")
+        tensors = load_file(directory / WEIGHTS_FILE)
+        problems = changed_copies(tensors, self._ends)
         pairs: dict[str, LoraPair] = {}
         for path, layer in layers.items():
-            a = tensors.pop(f"{_PREFIX}{path}.lora_A.weight", None)
-            b = tensors.pop(f"{_PREFIX}{path}.lora_B.weight", None)
+            a, b = (tensors.pop(f"{_PREFIX}{path}.{name}", None) for name in layer.names)
             shapes = ((layer.rank, layer.in_features), (layer.out_features, layer.rank))
             if a is None or b is None:
                 problems.append(f"{path} has no lora_A or no lora_B in the file")
@@ -111,7 +126,8 @@ class PeftReader:
                 problems.append(f"{path} is {tuple(a.shape)}, {tuple(b.shape)}; expected {shapes}")
             else:
                 pairs[path] = LoraPair(a.float(), b.float() * layer.scale)
-        problems += [f"{name} belongs to no adapted layer" for name in tensors]
+        left = [name for name in tensors if not is_copy(name)]
+        problems += [f"{name} belongs to no adapted layer" for name in left]
         if problems:
             raise AdapterNotSupported(directory, problems)
         return AdapterWeights(pairs)
@@ -135,15 +151,21 @@ class PeftReader:
         head = _output_layer(self._skeleton)
         return {
             name: _InjectedLayer(
+                names=_EMBEDDING if isinstance(module, LoraEmbedding) else _LINEAR,
                 rank=module.r[_NAME],
                 in_features=module.in_features,
                 out_features=module.out_features,
                 scale=module.scaling[_NAME],
-                obstacle="the output layer" if name == head else _unknown_kind(module),
+                obstacle=self._obstacle(name, module, head),
             )
             for name, module in model.named_modules()
             if isinstance(module, LoraLayer)
         }
+
+    def _obstacle(self, name: str, module: Any, head: str | None) -> str | None:
+        if name == head and name not in self._ends:
+            return "the output layer"
+        return _unknown_kind(module, may_embed=name in self._ends)
 
 
 def _obstacles(layers: Mapping[str, _InjectedLayer]) -> list[str]:
@@ -151,14 +173,15 @@ def _obstacles(layers: Mapping[str, _InjectedLayer]) -> list[str]:
 
 
 def _output_layer(model: Any) -> str | None:
-    """Return the path of the layer that gives the logits, which the fast decoder does not adapt."""
+    """Return the path of the layer that gives the logits."""
     head = model.get_output_embeddings()
     return next((name for name, module in model.named_modules() if module is head), None)
 
 
-def _unknown_kind(layer: Any) -> str | None:
-    """Return what an injected layer is. Returns None if it is a plain LoRA linear layer."""
-    if type(layer) is not LoraLinear:
+def _unknown_kind(layer: Any, *, may_embed: bool) -> str | None:
+    """Return what an injected layer is. Returns None if it is a plain LoRA layer: a linear one, or
+    the embedding."""
+    if type(layer) is not LoraLinear and not (may_embed and type(layer) is LoraEmbedding):
         return f"a {type(layer).__name__}, not a linear layer"
     if layer.lora_variant.get(_NAME) is not None:
         return f"a {type(layer.lora_variant[_NAME]).__name__}"

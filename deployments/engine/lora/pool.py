@@ -10,6 +10,7 @@ segment, then @ B: two matrix products, whatever the mixture. A rank-64 adapter 
 rank-4 one.
 """
 
+import itertools
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import torch
 
 from deployments.engine.errors import LoraPoolError
 from deployments.engine.kernels.ops import rms_norm
-from deployments.engine.lora.layers import LoraBatch, LoraLayer, LoraSegments
+from deployments.engine.lora.layers import LayerSegments, LoraBatch, LoraLayer, LoraSegments
 from deployments.engine.lora.peft_reader import AdapterWeights
 from deployments.engine.lora.stacks import LoraStacks, PackedLora, pack
 
@@ -47,12 +48,19 @@ class TorchLoraBatch:
         self, layer: str, x: torch.Tensor, y: torch.Tensor, shrunk: torch.Tensor | None = None
     ) -> None:
         segments = self._layers.get(layer)
-        if segments is None:
-            return
+        if segments is not None:
+            self._expand(segments, torch.mm(x.to(segments.a.dtype), segments.a), y)
+
+    def embed(self, layer: str, tokens: torch.Tensor, y: torch.Tensor) -> None:
+        segments = self._layers.get(layer)
+        if segments is not None:
+            self._expand(segments, segments.a[tokens], y)
+
+    def _expand(self, segments: LayerSegments, shrunk: torch.Tensor, y: torch.Tensor) -> None:
+        """Add the masked `shrunk` (T, P W) times B to y (T, out)."""
         width = self._width
-        shrunk = torch.mm(x.to(segments.a.dtype), segments.a)
         if self._mask is not None:
-            shrunk.view(len(x), -1, width).mul_(self._mask)
+            shrunk.view(len(y), -1, width).mul_(self._mask)
         for i, (start, stop, b) in enumerate(segments.b):
             columns, own = y[:, start:stop], shrunk[:, i * width : (i + 1) * width]
             if y.dtype == b.dtype:
@@ -123,6 +131,8 @@ class LoraPool:
         self._slot_of: dict[str, int] = {}
         self._names: frozenset[str] = frozenset()
         self._num_rows = [0] * num_slots  # in flight, by slot
+        self._numbers = itertools.count(1)
+        self._generations = [0] * num_slots  # of the weights in each slot
 
     @property
     def names(self) -> frozenset[str]:
@@ -133,6 +143,10 @@ class LoraPool:
     def layout(self) -> int:
         """Return a number that changes when the weights move, which voids captured graphs."""
         return self._stacks.layout
+
+    def adapts(self, path: str) -> bool:
+        """Return whether any adapter that was loaded so far changes this module of the base."""
+        return path in self._stacks.by_module
 
     def pack(self, weights: AdapterWeights) -> PackedLora:
         """Pack weights for `load_slot`. Any thread may call it."""
@@ -149,6 +163,7 @@ class LoraPool:
             raise LoraPoolError(f"adapter '{name}': {'; '.join(problems)}")
         slot = self._free_slot(name)
         self._stacks.write(slot, weights)
+        self._generations[slot] = next(self._numbers)
         self._mixtures.forget(slot)
         return slot
 
@@ -166,6 +181,17 @@ class LoraPool:
         self._require(name)
         del self._slot_of[name]
         self._names = frozenset(self._slot_of)
+
+    def generation(self, name: str | None) -> int:
+        """Return a number for the weights of `name` that no others have or had; 0: the base model.
+
+        Raises:
+            LoraPoolError: it is not resident.
+        """
+        if name is None:
+            return 0
+        self._require(name)
+        return self._generations[self._slot_of[name]]
 
     def acquire(self, name: str | None) -> int:
         """Return the slot for a row that begins with `name` now; None is the base model.

@@ -38,6 +38,13 @@ class TritonLoraBatch:
         if expansion is not None:
             lora_expand_add(y, expansion)
 
+    def embed(self, layer: str, tokens: torch.Tensor, y: torch.Tensor) -> None:
+        stacks = self._stacks.get(layer)
+        if stacks:
+            shrunk = torch.stack([stack.a[self._slots, :, tokens] for _, stack in stacks], 1)
+            columns = [(start, stack.b) for start, stack in stacks]
+            lora_expand_add(y, Expansion(shrunk.float(), columns, self._slots))
+
     def expansion(
         self, layer: str, x: torch.Tensor, y: torch.Tensor, shrunk: torch.Tensor | None
     ) -> Expansion | None:

@@ -60,8 +60,8 @@ class Model(Protocol):
     def decode(self, cache: KvCache, batch: DecodeBatch, lora: Any) -> torch.Tensor:
         """Write the batch's tokens to the cache; returns the states (B, d) after them."""
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Return the logits (n, V) of states (n, d)."""
+    def logits(self, hidden: torch.Tensor, lora: Any = None) -> torch.Tensor:
+        """Return the logits (n, V) of states (n, d); `lora` is the states' own."""
 
 
 class TorchBatches:

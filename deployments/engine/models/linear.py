@@ -13,6 +13,7 @@ from deployments.engine.models.weights import lora_modules, packed, stacked_bias
 # outputs; no gain at 960 outputs, slower from 64 rows on.
 _WIDE = 2048
 _FEW_ROWS = range(6, 41)
+HEAD = "lm_head"  # its path in every base model
 
 
 class FusedLinear:
@@ -98,7 +99,7 @@ class FusedLinear:
 
 
 class LMHead:
-    """Map states (n, d) to logits (n, V).
+    """Map states (n, d) to logits (n, V), each with its own adapter.
 
     The head shares the embedding's tensor when the two are equal by value, whatever the
     configuration says about tying: transformers' flag is wrong for T5 (docs/decisions.md).
@@ -113,11 +114,17 @@ class LMHead:
         self._bias = None if head.bias is None else head.bias.data.to(dtype)
         self.vocab_size = len(self._weight)
         self._packed = packed(self._weight)
+        modules = lora_modules([HEAD], [self._weight])
+        self.lora_layer = LoraLayer(HEAD, self._weight.shape[1], modules)
 
-    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+    def __call__(self, hidden: torch.Tensor, lora: LoraBatch | None) -> torch.Tensor:
+        logits: torch.Tensor
         if self._packed is not None:
-            logits: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
+            logits = torch.ops.mkldnn._linear_pointwise(
                 hidden, self._packed, self._bias, "none", [], ""
             )
-            return logits
-        return F.linear(hidden, self._weight, self._bias)
+        else:
+            logits = F.linear(hidden, self._weight, self._bias)
+        if lora is not None:
+            lora.add(HEAD, hidden, logits)
+        return logits

@@ -1,7 +1,6 @@
-"""Run Llama-style models: RMS norm, RoPE, grouped-query attention, gated MLP.
+"""Run Llama and its relatives, as their descriptions (architectures.py) say.
 
-These are Llama, SmolLM2, Llama 3 (with the RoPE scaling that transformers computes) and Qwen2
-(bias on q, k and v). q, k and v are one product, gate and up another.
+q, k and v are one product, gate and up another.
 """
 
 from typing import Any
@@ -10,11 +9,14 @@ import torch
 
 from deployments.engine.attention.kv_cache import DecodeBatch, KvCache
 from deployments.engine.attention.prefill import PrefillBatch
-from deployments.engine.kernels.ops import Rope, gated_activation, rms_norm
-from deployments.engine.lora.layers import LoraBatch
+from deployments.engine.kernels.ops import Expansion, Rope, gated_activation, normalise_, rms_norm
+from deployments.engine.lora.layers import LoraBatch, LoraLayer, LoraModule
+from deployments.engine.models.architectures import SHARED_ROPE, Description, describe, ropes_of
 from deployments.engine.models.base import KvShape, TorchBatches
 from deployments.engine.models.linear import FusedLinear, LMHead
 from deployments.engine.models.weights import norm_weight
+
+EMBEDDING = "model.embed_tokens"
 
 
 class LlamaModel(TorchBatches):
@@ -28,87 +30,215 @@ class LlamaModel(TorchBatches):
     keeps_prompts_at_end = False
 
     def __init__(self, model: Any, dtype: torch.dtype, num_positions: int) -> None:
-        config = model.config
-        attention = model.model.layers[0].self_attn
-        self._head_dim: int = attention.head_dim
-        self._num_heads: int = config.num_attention_heads
-        self._num_kv_heads: int = config.num_key_value_heads
-        self._eps: float = config.rms_norm_eps
-        self._act: str = config.hidden_act
+        about = self._about = describe(model)
         self._embedding: torch.Tensor = model.model.embed_tokens.weight.data.to(dtype)
         self._head = LMHead(model.lm_head, model.model.embed_tokens, self._embedding)
-        self._norm = norm_weight(model.model.norm, dtype)
-        positions = torch.arange(num_positions, device=self._embedding.device)[None]
-        cos, sin = model.model.rotary_emb(self._embedding[:1], positions)
-        half = self._head_dim // 2
-        self._rope = Rope(cos[0], torch.cat([-sin[0, :, :half], sin[0, :, half:]], -1))
+        self._norm = norm_weight(model.model.norm, dtype, about.architecture.norm_offset)
+        # Gemma rounds the scale to the dtype of the weights.
+        self._embedding_scale = float(torch.tensor(about.embedding_scale, dtype=dtype))
+        self._ropes = _ropes(model, about, self._embedding, num_positions)
         self._layers = [
-            _Layer(f"model.layers.{i}", layer, dtype) for i, layer in enumerate(model.model.layers)
+            _Layer(f"model.layers.{i}", layer, dtype, about)
+            for i, layer in enumerate(model.model.layers)
         ]
-        self.lora_layers = [adapted for layer in self._layers for adapted in layer.lora_layers]
-        self.kv_shape = KvShape(len(self._layers), self._num_kv_heads, self._head_dim, dtype)
+        ends = [_embedding_layer(self._embedding), self._head.lora_layer]
+        self.lora_layers = ends + [own for layer in self._layers for own in layer.lora_layers]
+        self.kv_shape = KvShape(len(self._layers), about.num_kv_heads, about.head_dim, dtype)
         self.vocab_size = self._head.vocab_size
         self.device = self._embedding.device
 
     def prefill(self, cache: KvCache, batch: PrefillBatch, lora: LoraBatch | None) -> torch.Tensor:
         """Read the tokens of many prompts; returns the states (T, d) behind them."""
-        x = self._embedding[batch.tokens]
-        rope = self._rope.at(batch.positions)
-        h, kv, dim = self._num_heads, self._num_kv_heads, self._head_dim
-        for i, layer in enumerate(self._layers):
-            qkv = layer.qkv.after_norm(x, layer.norm_1, self._eps, lora)
-            qkv = qkv.view(len(x), h + 2 * kv, dim)
-            rope.apply_rotary_(qkv[:, : h + kv])
+        about = self._about
+        x = self._embed(batch.tokens, lora)
+        ropes = {kind: rope.at(batch.positions) for kind, rope in self._ropes.items()}
+        h, kv, dim = about.num_heads, about.num_kv_heads, about.head_dim
+        for i, (layer, kind) in enumerate(zip(self._layers, about.layers, strict=True)):
+            qkv = layer.project(x, lora).view(len(x), h + 2 * kv, dim)
+            if kind.rope is not None:
+                ropes[kind.rope].apply_rotary_(qkv[:, : h + kv])
             cache.write(i, batch.where, qkv[:, h:].view(len(x), 2, kv, dim))
-            attended = batch.attention(qkv[:, :h], cache.layers[i], scale=dim**-0.5, is_causal=True)
-            x = self._after_attention(layer, x, attended, lora)
+            attended = batch.attention(
+                qkv[:, :h],
+                cache.layers[i],
+                scale=about.attention_scale,
+                is_causal=True,
+                window=kind.window,
+                softcap=about.attention_cap,
+            )
+            x = layer.after_attention(x, attended, lora)
         return x
 
     def decode(self, cache: KvCache, batch: DecodeBatch, lora: LoraBatch | None) -> torch.Tensor:
         """Take the rows one position further; returns their states (B, d)."""
-        x = self._embedding[batch.tokens]
-        shape = (len(x), self._num_heads + 2 * self._num_kv_heads, self._head_dim)
-        for i, layer in enumerate(self._layers):
-            qkv, expansion = layer.qkv.before_attention(x, layer.norm_1, self._eps, lora)
+        about = self._about
+        x = self._embed(batch.tokens, lora)
+        shape = (len(x), about.num_heads + 2 * about.num_kv_heads, about.head_dim)
+        for i, (layer, kind) in enumerate(zip(self._layers, about.layers, strict=True)):
+            qkv, expansion = layer.before_attention(x, lora)
             attended = batch.attention.self_attention(
-                qkv.view(shape), expansion, i, scale=self._head_dim**-0.5, rope=self._rope
+                qkv.view(shape),
+                expansion,
+                i,
+                scale=about.attention_scale,
+                rope=None if kind.rope is None else self._ropes[kind.rope],
+                window=kind.window,
+                softcap=about.attention_cap,
             )
-            x = self._after_attention(layer, x, attended, lora)
+            x = layer.after_attention(x, attended, lora)
         return x
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+    def logits(self, hidden: torch.Tensor, lora: LoraBatch | None = None) -> torch.Tensor:
         """Return the logits (n, V) of states (n, d)."""
-        return self._head(rms_norm(hidden, self._norm, self._eps))
+        about = self._about
+        logits = self._head(rms_norm(hidden, self._norm, about.eps), lora)
+        if about.logits_divisor != 1.0:
+            logits = logits.div_(about.logits_divisor)
+        if about.logits_cap is not None:
+            logits = logits.div_(about.logits_cap).tanh_().mul_(about.logits_cap)
+        return logits
 
-    def _after_attention(
-        self, layer: "_Layer", x: torch.Tensor, attended: torch.Tensor, lora: LoraBatch | None
-    ) -> torch.Tensor:
-        x = layer.o.add_to(x, attended, lora)
-        inner = layer.gate_up.after_norm(x, layer.norm_2, self._eps, lora)
-        return layer.down.add_to(x, gated_activation(inner, self._act), lora)
+    def _embed(self, tokens: torch.Tensor, lora: LoraBatch | None) -> torch.Tensor:
+        x = self._embedding[tokens]
+        if lora is not None:
+            lora.embed(EMBEDDING, tokens, x)
+        return x if self._embedding_scale == 1.0 else x.mul_(self._embedding_scale)
+
+
+def _embedding_layer(weight: torch.Tensor) -> LoraLayer:
+    """Return the embedding (V, d) as a layer that adapters may change."""
+    module = LoraModule(EMBEDDING, 0, weight.shape[1])
+    return LoraLayer(EMBEDDING, len(weight), (module,))
+
+
+def _ropes(
+    model: Any, about: Description, like: torch.Tensor, num_positions: int
+) -> dict[str, Rope]:
+    """Return the tables of rotations that the layers use, in the dtype and on the device of `like`.
+
+    Rows behind the longest answer only fill a row's capacity up: they are those of the last
+    position, since a longer text would change a dynamic table.
+    """
+    tables = {}
+    for kind, parameters in ropes_of(model.config).items():
+        if all(layer.rope != kind for layer in about.layers):
+            continue
+        longest = model.config.max_position_embeddings
+        if parameters.get("rope_type") == "longrope":
+            longest = parameters["original_max_position_embeddings"]
+        positions = torch.arange(num_positions, device=like.device).clamp_(max=longest - 1)
+        more = () if kind == SHARED_ROPE else (kind,)
+        cos, sin = model.model.rotary_emb(like[:1], positions[None], *more)
+        half = cos.shape[-1] // 2
+        tables[kind] = Rope(cos[0], torch.cat([-sin[0, :, :half], sin[0, :, half:]], -1))
+    return tables
 
 
 class _Layer:
-    def __init__(self, path: str, layer: Any, dtype: torch.dtype) -> None:
-        attention, mlp = layer.self_attn, layer.mlp
-        self.norm_1 = norm_weight(layer.input_layernorm, dtype)
-        self.norm_2 = norm_weight(layer.post_attention_layernorm, dtype)
-        self.qkv = FusedLinear(
-            f"{path}.qkv",
-            {
-                f"{path}.self_attn.q_proj": attention.q_proj,
-                f"{path}.self_attn.k_proj": attention.k_proj,
-                f"{path}.self_attn.v_proj": attention.v_proj,
-            },
-            dtype,
-        )
-        self.o = FusedLinear(f"{path}.o", {f"{path}.self_attn.o_proj": attention.o_proj}, dtype)
-        self.gate_up = FusedLinear(
-            f"{path}.gate_up",
-            {f"{path}.mlp.gate_proj": mlp.gate_proj, f"{path}.mlp.up_proj": mlp.up_proj},
-            dtype,
-        )
-        self.down = FusedLinear(f"{path}.down", {f"{path}.mlp.down_proj": mlp.down_proj}, dtype)
+    """Hold one layer: its norms (None where it has none) and its four products."""
 
-        fused = (self.qkv, self.o, self.gate_up, self.down)
-        self.lora_layers = [layer.lora_layer for layer in fused]
+    def __init__(self, path: str, layer: Any, dtype: torch.dtype, about: Description) -> None:
+        attention, mlp, architecture = layer.self_attn, layer.mlp, about.architecture
+        self._about = about
+        before, after = _NORMS[architecture.norms]
+        self._before, self._after = (
+            [
+                norm_weight(getattr(layer, name), dtype, architecture.norm_offset) if name else None
+                for name in names
+            ]
+            for names in (before, after)
+        )
+        self._query_key_norms = _query_key_norms(attention, dtype, about)
+        qkv, gate_up = ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")
+        if architecture.is_fused:
+            qkv, gate_up = ("qkv_proj",), ("gate_up_proj",)  # type: ignore[assignment]
+
+        def fused(name: str, part: str, module: Any, names: tuple[str, ...]) -> FusedLinear:
+            return FusedLinear(
+                f"{path}.{name}", {f"{path}.{part}.{n}": getattr(module, n) for n in names}, dtype
+            )
+
+        self._qkv = fused("qkv", "self_attn", attention, qkv)
+        self._o = fused("o", "self_attn", attention, ("o_proj",))
+        self._gate_up = fused("gate_up", "mlp", mlp, gate_up)
+        self._down = fused("down", "mlp", mlp, ("down_proj",))
+        products = (self._qkv, self._o, self._gate_up, self._down)
+        self.lora_layers = [product.lora_layer for product in products]
+
+    def project(self, x: torch.Tensor, lora: LoraBatch | None) -> torch.Tensor:
+        """Return queries, keys and values of x (T, d) side by side, normed, not yet rotated."""
+        qkv = self._of_normed(self._qkv, x, self._before[0], lora)
+        for columns, dims, weight in self._query_key_norms:
+            about = self._about
+            heads = qkv.view(len(x), -1, about.head_dim)[:, columns]
+            normalise_(heads, weight, about.eps, dims)
+        return qkv
+
+    def before_attention(
+        self, x: torch.Tensor, lora: LoraBatch | None
+    ) -> tuple[torch.Tensor, Expansion | None]:
+        """Do `project`, but leave the LoRA expansion, if any, to the attention where it can add it:
+        not under a norm of queries and keys, and not of one module for all three."""
+        norm = self._before[0]
+        if norm is None or self._query_key_norms or self._about.architecture.is_fused:
+            return self.project(x, lora), None
+        return self._qkv.before_attention(x, norm, self._about.eps, lora)
+
+    def after_attention(
+        self, x: torch.Tensor, attended: torch.Tensor, lora: LoraBatch | None
+    ) -> torch.Tensor:
+        """Return the states behind the layer, of x (T, d) before it and what attention gave."""
+        x = self._add(self._o, x, attended, self._after[0], lora)
+        inner = self._of_normed(self._gate_up, x, self._before[1], lora)
+        gated = gated_activation(inner, self._about.activation)
+        return self._add(self._down, x, gated, self._after[1], lora)
+
+    def _of_normed(
+        self, linear: FusedLinear, x: torch.Tensor, norm: torch.Tensor | None, lora: Any
+    ) -> torch.Tensor:
+        if norm is None:
+            return linear(x, lora)
+        return linear.after_norm(x, norm, self._about.eps, lora)
+
+    def _add(
+        self,
+        linear: FusedLinear,
+        residual: torch.Tensor,
+        x: torch.Tensor,
+        norm: torch.Tensor | None,
+        lora: LoraBatch | None,
+    ) -> torch.Tensor:
+        scale = self._about.residual_scale
+        if norm is None and scale == 1.0:
+            return linear.add_to(residual, x, lora)
+        y = linear(x, lora)
+        if norm is not None:
+            y = rms_norm(y, norm, self._about.eps)
+        return residual.add_(y, alpha=scale)
+
+
+# Before attention and MLP, and after each.
+_NORMS: dict[str, tuple[tuple[str, str], tuple[str, str]]] = {
+    "before": (("input_layernorm", "post_attention_layernorm"), ("", "")),
+    "after": (("", ""), ("post_attention_layernorm", "post_feedforward_layernorm")),
+    "both": (
+        ("input_layernorm", "pre_feedforward_layernorm"),
+        ("post_attention_layernorm", "post_feedforward_layernorm"),
+    ),
+}
+
+
+def _query_key_norms(
+    attention: Any, dtype: torch.dtype, about: Description
+) -> list[tuple[slice, tuple[int, ...], torch.Tensor]]:
+    """Return which heads are normed together, over which dimensions, with which weight (h, D)."""
+    kind, offset = about.architecture.query_key_norms, about.architecture.norm_offset
+    if kind == "none":
+        return []
+    h, both = about.num_heads, about.num_heads + about.num_kv_heads
+    q, k = (norm_weight(norm, dtype, offset) for norm in (attention.q_norm, attention.k_norm))
+    if kind == "head":
+        weight = torch.cat([q.expand(h, -1), k.expand(both - h, -1)])
+        return [(slice(both), (-1,), weight)]
+    shape = (-1, about.head_dim)
+    return [(slice(h), (-2, -1), q.view(shape)), (slice(h, both), (-2, -1), k.view(shape))]

@@ -1,9 +1,9 @@
-"""Run T5-style models: relative bias, cross-attention, gated or plain MLP.
+"""Run T5, mT5 and umT5: relative bias, cross-attention, gated or plain MLP.
 
 The encoder runs once for a prompt. Its keys and values for every decoder layer are cached at the
 end of the row, the decoder's own at the front. Three traps have tests: the head is tied by value,
-not by configuration; logits are scaled only when `scale_decoder_outputs` says so; scores are not
-divided by the square root of the head size.
+not by configuration; each of the three scales its logits by a rule of its own; scores are not
+divided by the square root of the head size. umT5 has a bias in each layer, others one for all.
 """
 
 from typing import Any
@@ -14,18 +14,38 @@ from deployments.engine.attention.kv_cache import DecodeBatch, KvCache
 from deployments.engine.attention.prefill import PrefillBatch
 from deployments.engine.kernels.ops import ACTIVATIONS, gated_activation, rms_norm
 from deployments.engine.lora.layers import LoraBatch
+from deployments.engine.models.architectures import unknown_field
 from deployments.engine.models.base import KvShape, TorchBatches
 from deployments.engine.models.linear import FusedLinear, LMHead
 from deployments.engine.models.weights import norm_weight
 
+# By the model's class: what people know it by, and what it has beyond T5.
+T5_MODELS = {
+    "T5ForConditionalGeneration": ("T5, Flan-T5", ()),
+    "MT5ForConditionalGeneration": ("mT5", ()),
+    "UMT5ForConditionalGeneration": ("umT5", ("a relative bias in each layer",)),
+}
+_FIELDS = frozenset(
+    "vocab_size d_model d_kv d_ff num_layers num_decoder_layers num_heads dense_act_fn "
+    "is_gated_act feed_forward_proj layer_norm_epsilon relative_attention_num_buckets "
+    "relative_attention_max_distance scale_decoder_outputs tie_word_embeddings".split()
+)
+
 
 def unsupported_by_t5(model: Any) -> str | None:
     """Return why this model cannot run here. Returns None if it can."""
-    if type(model).__name__ != "T5ForConditionalGeneration":
-        return f"{type(model).__name__} is not T5ForConditionalGeneration"
+    if type(model).__name__ not in T5_MODELS:
+        return f"{type(model).__name__} is none of {', '.join(T5_MODELS)}"
     if model.config.dense_act_fn not in ACTIVATIONS:
         return f"its activation is {model.config.dense_act_fn!r}; fast: {', '.join(ACTIVATIONS)}"
-    return None
+    return unknown_field(model.config, _FIELDS)
+
+
+def _scales_logits(model: Any) -> bool:
+    """Return whether the model's class in transformers divides by the square root of d_model."""
+    if type(model).__name__ == "UMT5ForConditionalGeneration":
+        return bool(model.config.tie_word_embeddings)
+    return bool(getattr(model.config, "scale_decoder_outputs", False))  # mT5 never does
 
 
 class T5Model(TorchBatches):
@@ -45,16 +65,15 @@ class T5Model(TorchBatches):
         self._eps: float = config.layer_norm_epsilon
         self._embedding: torch.Tensor = model.shared.weight.data.to(dtype)
         self._head = LMHead(model.lm_head, model.shared, self._embedding)
-        scaled = getattr(config, "scale_decoder_outputs", config.tie_word_embeddings)
-        self._output_scale: float | None = config.d_model**-0.5 if scaled else None
+        self._output_scale = config.d_model**-0.5 if _scales_logits(model) else None
         self._encoder_norm = norm_weight(model.encoder.final_layer_norm, dtype)
         self._norm = norm_weight(model.decoder.final_layer_norm, dtype)
         # By key position - query position: -(S - 1) to S - 1 in the encoder, 0 to -(S - 1) in the
-        # decoder. The first layer's table serves all layers.
+        # decoder.
         reach = torch.arange(num_positions, device=self._embedding.device)
         both_ways = torch.cat([-reach.flip(0), reach[1:]])
-        self._encoder_bias = _relative_bias(model.encoder, both_ways).to(dtype)  # (H, 2S - 1)
-        self._decoder_bias = _relative_bias(model.decoder, -reach).to(dtype)  # (H, S) by distance
+        self._encoder_biases = _relative_biases(model.encoder, both_ways, dtype)  # (H, 2S - 1)
+        self._decoder_biases = _relative_biases(model.decoder, -reach, dtype)  # (H, S) by distance
         act: str = config.dense_act_fn
         gated = bool(config.is_gated_act)
         self._encoder = [
@@ -67,6 +86,7 @@ class T5Model(TorchBatches):
         ]
         layers = (*self._encoder, *self._decoder)
         self.lora_layers = [adapted for layer in layers for adapted in layer.lora_layers]
+        self.lora_layers.append(self._head.lora_layer)
         self.kv_shape = KvShape(len(self._decoder), self._num_heads, self._head_dim, dtype)
         self.vocab_size = self._head.vocab_size
         self.device = self._embedding.device
@@ -75,11 +95,9 @@ class T5Model(TorchBatches):
         """Run the encoder over whole prompts and cache the keys and values for the decoder."""
         x = self._embedding[batch.tokens]
         heads = (self._num_heads, self._head_dim)
-        for layer in self._encoder:
+        for layer, bias in zip(self._encoder, self._encoder_biases, strict=True):
             qkv = layer.qkv.after_norm(x, layer.norm_1, self._eps, lora).view(len(x), 3, *heads)
-            attended = batch.attention(
-                qkv[:, 0], qkv[:, 1:], bias=self._encoder_bias, scale=1.0, is_causal=False
-            )
+            attended = batch.attention(qkv[:, 0], qkv[:, 1:], bias=bias, scale=1.0, is_causal=False)
             x = layer.o.add_to(x, attended, lora)
             x = layer.mlp(x, self._eps, lora)
         encoded = rms_norm(x, self._encoder_norm, self._eps)
@@ -92,10 +110,10 @@ class T5Model(TorchBatches):
         """Take the rows one position further; returns their states (B, d)."""
         h, dim, eps = self._num_heads, self._head_dim, self._eps
         x = self._embedding[batch.tokens]
-        for i, layer in enumerate(self._decoder):
+        for i, (layer, bias) in enumerate(zip(self._decoder, self._decoder_biases, strict=True)):
             qkv, expansion = layer.qkv.before_attention(x, layer.norm_1, eps, lora)
             attended = batch.attention.self_attention(
-                qkv.view(len(x), 3 * h, dim), expansion, i, scale=1.0, bias=self._decoder_bias
+                qkv.view(len(x), 3 * h, dim), expansion, i, scale=1.0, bias=bias
             )
             x = layer.o.add_to(x, attended, lora)
             q, expansion = layer.cross_q.before_attention(x, layer.norm_2, eps, lora)
@@ -106,23 +124,42 @@ class T5Model(TorchBatches):
             x = layer.mlp(x, eps, lora)
         return x
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+    def logits(self, hidden: torch.Tensor, lora: LoraBatch | None = None) -> torch.Tensor:
         """Return the logits (n, V) of states (n, d)."""
         normed = rms_norm(hidden, self._norm, self._eps)
-        return self._head(normed if self._output_scale is None else normed * self._output_scale)
+        scale = self._output_scale
+        return self._head(normed if scale is None else normed * scale, lora)
 
 
-def _relative_bias(stack: Any, relative: torch.Tensor) -> torch.Tensor:
-    """Return the bias (H, n) of relative (n,): key position - query position."""
-    attention = stack.block[0].layer[0].SelfAttention
-    buckets = attention._relative_position_bucket(
-        relative,
-        bidirectional=not attention.is_decoder,
-        num_buckets=attention.relative_attention_num_buckets,
-        max_distance=attention.relative_attention_max_distance,
+def _relative_biases(stack: Any, relative: torch.Tensor, dtype: torch.dtype) -> list[torch.Tensor]:
+    """Return each layer's bias (H, n) of relative (n,): key position - query position.
+
+    A layer without a table of its own has the bias of the layer before, the same tensor.
+    """
+    biases: list[torch.Tensor] = []
+    for block in stack.block:
+        attention = block.layer[0].SelfAttention
+        if attention.has_relative_attention_bias:
+            table = attention.relative_attention_bias.weight.data
+            buckets = _buckets(attention, relative)
+            biases.append(table[buckets].t().contiguous().to(dtype))
+        else:
+            biases.append(biases[-1])
+    return biases
+
+
+def _buckets(attention: Any, relative: torch.Tensor) -> torch.Tensor:
+    """Return transformers' bucket of each distance; umT5's attention knows its own arguments."""
+    options = {
+        "bidirectional": not attention.is_decoder,
+        "num_buckets": attention.relative_attention_num_buckets,
+        "max_distance": attention.relative_attention_max_distance,
+    }
+    is_umt5 = type(attention).__name__ == "UMT5Attention"
+    buckets: torch.Tensor = attention._relative_position_bucket(
+        relative, **({} if is_umt5 else options)
     )
-    table: torch.Tensor = attention.relative_attention_bias.weight.data
-    return table[buckets].t().contiguous()
+    return buckets
 
 
 class _Mlp:

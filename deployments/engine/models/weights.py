@@ -52,7 +52,10 @@ def stacked_bias(
     )
 
 
-def norm_weight(norm: Any, dtype: torch.dtype) -> torch.Tensor:
-    """Return the weight (d,) of an RMS norm."""
-    weight: torch.Tensor = norm.weight.data.to(dtype)
-    return weight
+def norm_weight(norm: Any, dtype: torch.dtype, offset: float = 0.0) -> torch.Tensor:
+    """Return the weight (d,) of an RMS norm: what is stored plus `offset`.
+
+    A sum is kept in float32: near one, bfloat16 would round most of the stored part away.
+    """
+    weight: torch.Tensor = norm.weight.data
+    return weight.float() + offset if offset else weight.to(dtype)

@@ -23,6 +23,7 @@ from deployments.engine.sampling import Sampler
 from scripts.benchmarks.in_process.random_adapters import make_random_adapters
 from scripts.benchmarks.models import load_base
 from tests.deployments.engine.rows_by_hand import run_rows
+from tests.tiny_architectures import make_tiny
 
 pytestmark = pytest.mark.slow  # whole runs: seconds together
 
@@ -41,7 +42,7 @@ def our_logits(
     for name, folder in folders.items():
         decoder.load_adapter(name, folder)
     seen: dict[int, list[torch.Tensor]] = {row: [] for row in range(len(prompts))}
-    decoder._sampler = _Recorder(decoder._sampler, seen)  # type: ignore[assignment]
+    decoder._sampler = Recorder(decoder._sampler, seen)  # type: ignore[assignment]
     requests = [
         Request(f"r{i}", prompt, name, SamplingParams(NUM_TOKENS))
         for i, (prompt, name) in enumerate(zip(prompts, folders, strict=True))
@@ -52,7 +53,7 @@ def our_logits(
     return run.answers, [torch.stack(seen[row]) for row in range(len(prompts))]
 
 
-class _Recorder:
+class Recorder:
     """A sampler that keeps the logits it is shown."""
 
     def __init__(self, sampler: Sampler, seen: dict[int, list[torch.Tensor]]) -> None:
@@ -119,6 +120,11 @@ def check(model_name: str, tmp_path: Path) -> None:
         assert own.shape == true.shape
         assert 0 < our_error <= TOLERANCE * their_error
     assert (ours[0][:5] - ours[1][:5]).norm() > 10 * (ours[0] - theirs[0])[:5].norm(), "all alike"
+
+
+@pytest.mark.parametrize("name", ["qwen3", "gemma2", "gemma3", "granite", "olmo2"])
+def test_tiny_architectures(name: str, tmp_path: Path) -> None:
+    check(str(make_tiny(name, tmp_path / "base")), tmp_path)
 
 
 @pytest.mark.parametrize("base", ["tiny_llama_dir", "tiny_flan_t5_dir"])

@@ -249,9 +249,9 @@ def test_other_architectures_and_choices_go_to_the_reference_decoder(base_dir: P
 @pytest.mark.parametrize(
     ("fields", "named"),
     [
-        ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "rope_type is 'dynamic'"),
-        ({"hidden_act": "tanh"}, "hidden_act is 'tanh'"),
-        ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding-window"),
+        ({"rope_parameters": {"rope_type": "spiral"}}, "rope_type is 'spiral'"),
+        ({"hidden_act": "tanh"}, "its activation is 'tanh'"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types is"),
     ],
 )
 def test_variants_that_would_be_wrong_are_not_fast(

@@ -5,6 +5,7 @@ kernels run in Triton's interpreter: TRITON_INTERPRET=1 in front of the same com
 """
 
 import os
+from typing import Any
 
 import pytest
 import torch
@@ -131,6 +132,44 @@ def test_the_decode_kernel_equals_the_torch_version(
 
 @needs_kernels
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rank", [0, 24])
+@pytest.mark.parametrize(
+    ("groups", "rotated", "options"),
+    [
+        (2, 64, {"window": 70}),
+        (2, 64, {"softcap": 2.0}),
+        (1, 64, {"window": 1, "softcap": 2.0}),
+        (4, 48, {}),
+        (3, 0, {}),
+        (1, 0, {"window": 66}),
+    ],
+    ids=str,
+)
+def test_windows_caps_and_partial_rotation_in_the_decode_kernel(
+    groups: int, rotated: int, options: dict[str, Any], rank: int, dtype: torch.dtype
+) -> None:
+    if DEVICE == "cpu" and dtype == torch.bfloat16:
+        pytest.skip("Triton's interpreter multiplies bfloat16 tiles as integers")
+    heads, dim = 2, 64
+    kv_cache = tensor(1, 400, 2, heads, dim, dtype=dtype)
+    qkv = tensor(0, 5, heads * (groups + 2), dim, dtype=dtype)
+    starts, lengths = rows(0, 130, 140, 210, 399), rows(129, 0, 64, 65, 0)
+    rope = Rope(tensor(3, 140, rotated), tensor(4, 140, rotated)) if rotated else None
+    queries, width = heads * groups * dim, heads * dim
+    columns = {0: queries, queries: width, queries + width: width}
+    added = expansion(qkv[0].numel(), columns, rank, dtype) if rank else None
+    all_options = {"bias": None, "rope": rope, "scale": dim**-0.5, **options}
+    torch_cache, torch_qkv = kv_cache.clone(), qkv.clone()
+    out = triton_attention.decode_attention(qkv, added, kv_cache, starts, lengths, **all_options)
+    wanted = torch_kernels.decode_attention(
+        torch_qkv, added, torch_cache, starts, lengths, **all_options
+    )
+    assert (out - wanted).norm() / wanted.norm() < TOLERANCE[dtype]
+    torch.testing.assert_close(kv_cache, torch_cache, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("rank", [0, 16, 72])
 def test_the_cross_kernel_equals_the_torch_version(rank: int, dtype: torch.dtype) -> None:
     kv_cache, q = tensor(1, 400, 2, 3, 64, dtype=dtype), tensor(0, 5, 3, 64, dtype=dtype)
@@ -141,6 +180,27 @@ def test_the_cross_kernel_equals_the_torch_version(rank: int, dtype: torch.dtype
     out = triton_attention.cross_attention(q, added, kv_cache, starts, lengths, scale=0.125)
     assert (out - wanted).norm() / wanted.norm() < TOLERANCE[dtype]
     assert torch.equal(kv_cache, before)
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "options", [{"window": 70}, {"softcap": 2.0}, {"window": 5, "softcap": 2.0}], ids=str
+)
+def test_windows_and_caps_in_the_prefill_kernel(
+    options: dict[str, Any], dtype: torch.dtype
+) -> None:
+    if DEVICE == "cpu" and dtype == torch.bfloat16:
+        pytest.skip("Triton's interpreter multiplies bfloat16 tiles as integers")
+    q, keys_values = tensor(0, 195, 4, 24, dtype=dtype), tensor(1, 400, 2, 2, 24, dtype=dtype)
+    segments = [Segment(0, 1, 0, 3, 1), Segment(1, 64, 70, 100, 134), Segment(65, 130, 0, 9, 130)]
+    both = {"scale": 0.2, "is_causal": True, **options}
+    blocks = prompt_blocks(segments, 9).to(DEVICE)
+    out = triton_prefill.prefill_attention(q, keys_values, blocks=blocks, **both)
+    wanted = TorchPrefillAttention(segments)(q, keys_values, **both)
+    assert (out - wanted).norm() / wanted.norm() < TOLERANCE[dtype]
+    plain = TorchPrefillAttention(segments)(q, keys_values, scale=0.2, is_causal=True)
+    assert (plain - wanted).norm() / wanted.norm() > 0.05, "the option changes nothing"
 
 
 @needs_kernels

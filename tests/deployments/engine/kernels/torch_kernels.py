@@ -31,6 +31,8 @@ def decode_attention(
     bias: torch.Tensor | None = None,
     rope: Rope | None = None,
     scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
 ) -> torch.Tensor:
     if expansion is not None:
         lora_expand_add(qkv.view(len(qkv), -1), expansion)
@@ -42,7 +44,7 @@ def decode_attention(
     keys_values = qkv[:, num_queries:].view(rows, 2, heads, dim)
     kv_cache.index_copy_(0, starts + lengths, keys_values)
     q = qkv[:, :num_queries].view(rows, heads, -1, dim)
-    return _attention(q, kv_cache, starts, lengths + 1, bias, scale)
+    return _attention(q, kv_cache, starts, lengths + 1, bias, scale, window, softcap)
 
 
 def cross_attention(
@@ -66,14 +68,20 @@ def _attention(
     lengths: torch.Tensor,
     bias: torch.Tensor | None,
     scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
 ) -> torch.Tensor:
     """q (B, H, G, D) over [start, start + length), gathering every row to the longest length."""
     longest = int(lengths.max())
     at = torch.arange(longest, device=q.device)
     hidden = at >= lengths[:, None]
+    if window is not None:
+        hidden |= at < lengths[:, None] - window
     rows = (starts[:, None] + at).masked_fill(hidden, 0)
     keys, values = kv_cache[rows].permute(2, 0, 3, 1, 4)  # (B, H, L, D)
     scores = torch.matmul(q, keys.transpose(2, 3)) * scale
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
     if bias is not None:
         distance = (lengths[:, None] - 1 - at).clamp(min=0)
         scores = scores + bias[:, distance].transpose(0, 1).unsqueeze(2)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ import torch
 from peft import EvaConfig, LoraConfig
 from safetensors.torch import load_file, save_file
 
+from deployments.engine.cpu.intrinsics import byte_instructions
 from deployments.engine.decoder_factory import FastLimits, build_decoder
-from deployments.engine.errors import AdapterNotSupported
+from deployments.engine.errors import AdapterNotSupported, FastDecoderImpossible
 from deployments.engine.lora import peft_features
 from deployments.engine.lora.peft_features import unsupported_features
+from deployments.engine.model_loader import load_pretrained
 from deployments.engine.model_runner import ModelRunner
 from deployments.engine.peft_decoder import PeftDecoder
 from deployments.engine.request import Request, SamplingParams
@@ -169,22 +172,86 @@ def base_weights(decoder: ModelRunner | PeftDecoder) -> Any:
 @pytest.mark.parametrize(
     ("target", "named"),
     [
-        ("embed_tokens", "model.embed_tokens is a Embedding, not a linear layer"),
+        ("shared", "shared is a Embedding, not a linear layer"),
         ("lm_head", "is the output layer"),
     ],
 )
 def test_a_layer_that_is_not_fast_goes_to_the_reference_decoder(
-    base_dir: Path, plain: Path, tmp_path: Path, target: str, named: str
+    tiny_catalogs: Catalogs, tmp_path: Path, target: str, named: str
 ) -> None:
     """Found at the start, not when the adapter is loaded into a decoder that cannot have it."""
-    targets = ["q_proj", target]
+    base_dir, plain = tiny_catalogs["flan_t5"][0], tiny_catalogs["flan_t5"][1] / "weights" / "derm"
+    targets = ["q", target]
     odd = make_adapter(base_dir, tmp_path / "odd", base_name="b", seed=3, targets=targets)
-    chosen = build_decoder(load(base_dir), "auto", LIMITS, {"plain": plain, "odd": odd})
+    base = load_pretrained(base_dir, "seq2seq", device="cpu", dtype="float32")
+    chosen = build_decoder(base, "auto", LIMITS, {"plain": plain, "odd": odd})
     assert isinstance(chosen, PeftDecoder)
     assert "adapter 'odd' has features that the fast decoder cannot express" in chosen.info.reason
     assert named in chosen.info.reason
     chosen.load_adapter("odd", odd)
     assert chosen.info.adapters == {"odd"}
+
+
+ENDS = ("embed_tokens", "lm_head")
+
+
+@pytest.fixture
+def of_the_ends(base_dir: Path, tmp_path: Path) -> Path:
+    return make_adapter(base_dir, tmp_path / "ends", base_name="b", seed=3, targets=ENDS)
+
+
+@pytest.mark.parametrize("is_tied", [False, True])
+def test_embedding_and_output_layer_of_a_tied_base_are_adapted_apart_or_together(
+    base_dir: Path, tmp_path: Path, is_tied: bool
+) -> None:
+    targets = ["embed_tokens"] if is_tied else list(ENDS)
+    options = {"ensure_weight_tying": True} if is_tied else {}
+    odd = make_adapter(
+        base_dir, tmp_path / "odd", base_name="b", seed=3, targets=targets, std=0.3, **options
+    )
+    decoder = build_decoder(load(base_dir), "auto", LIMITS, {"odd": odd})
+    assert isinstance(decoder, ModelRunner)
+    decoder.load_adapter("odd", odd)
+    assert {"model.embed_tokens", "lm_head"} == set(decoder.lora_pool._stacks.by_module)
+    found = answer(decoder, "odd")
+    assert found == Oracle(base_dir, {"odd": odd}).generate(PROMPT, "odd", 12)
+    assert found != answer(decoder, None)
+
+
+@pytest.mark.parametrize("kind", ["fast", "reference"])
+@pytest.mark.parametrize("layer", ["model.embed_tokens", "lm_head"])
+def test_a_base_weight_in_the_file_must_be_the_bases(
+    base_dir: Path, of_the_ends: Path, plain: Path, kind: Any, layer: str
+) -> None:
+    """PEFT would write it into the base model that all adapters share."""
+    decoder = build_decoder(load(base_dir), kind, LIMITS, {})
+    decoder.load_adapter("plain", plain)
+    decoder.load_adapter("ends", of_the_ends)
+    file = of_the_ends / "adapter_model.safetensors"
+    tensors = load_file(file)
+    name = f"base_model.model.{layer}.base_layer.weight"
+    save_file(tensors | {name: tensors[name].bfloat16()}, file)
+    decoder.load_adapter("ends", of_the_ends)
+    tensors[name][7, 3] += 1.0
+    save_file(tensors, file)
+    with pytest.raises(AdapterNotSupported, match=f"{layer} has a base weight of its own"):
+        decoder.load_adapter("ends", of_the_ends)
+    assert decoder.info.adapters == {"plain", "ends"}
+
+
+def test_bytes_adapt_the_layers_only(base_dir: Path, of_the_ends: Path, plain: Path) -> None:
+    """The compiled step has no place for the ends: torch serves, or the start is refused."""
+    folders = {"plain": plain, "ends": of_the_ends}
+    base = replace(load(base_dir), is_dtype_free=True)
+    refused = r"quantization is int8, but adapter 'ends' has features .*embed_tokens is a Embedding"
+    with pytest.raises(FastDecoderImpossible, match=refused):
+        build_decoder(base, "auto", LIMITS, folders, weights="int8")
+    if byte_instructions() is not None:
+        chosen = build_decoder(base, "auto", LIMITS, folders, weights="auto")
+        assert "not int8, since adapter 'ends'" in chosen.info.weights
+    narrow = build_decoder(load(base_dir), "auto", LIMITS, {"plain": plain}, weights="int8")
+    with pytest.raises(AdapterNotSupported, match="embed_tokens is a Embedding, not a linear"):
+        narrow.load_adapter("ends", of_the_ends)
 
 
 def test_an_adapter_that_nobody_can_read_does_not_choose_the_decoder(

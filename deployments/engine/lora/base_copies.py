@@ -1,0 +1,71 @@
+"""Compare the copies of the base model's embeddings that PEFT saves with some adapters.
+
+PEFT saves the base weights of `embed_tokens` and `lm_head` beside an adapter that targets them, and
+writes them into the base model when it loads the adapter: a copy that differs would change every
+other adapter's answers.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from deployments.engine.errors import AdapterNotSupported
+from deployments.engine.lora.peft_features import WEIGHTS_FILE
+
+_PREFIX, _SUFFIX = "base_model.model.", ".base_layer.weight"
+
+
+def is_copy(name: str) -> bool:
+    """Return whether a tensor of an adapter's file is a copy of a base weight."""
+    return name.endswith(_SUFFIX)
+
+
+def ends_of(model: Any) -> dict[str, torch.Tensor]:
+    """Return the weights of a model's embedding and output layer, by module path."""
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    return {
+        path: module.weight.data
+        for path, module in model.named_modules(remove_duplicate=False)
+        if any(module is end for end in ends)
+    }
+
+
+def changed_copies(
+    tensors: Mapping[str, torch.Tensor], base: Mapping[str, torch.Tensor]
+) -> list[str]:
+    """Return which copies differ from the base's weights, by module path; empty if none does."""
+    problems = []
+    for name, tensor in tensors.items():
+        if is_copy(name):
+            path = name.removeprefix(_PREFIX).removesuffix(_SUFFIX)
+            if path not in base or not _is_same(tensor, base[path]):
+                problems.append(f"{path} has a base weight of its own, which is not the base's")
+    return problems
+
+
+def check_copies(directory: Path, base: Mapping[str, torch.Tensor]) -> None:
+    """Refuse an adapter whose file holds base weights that are not the base's.
+
+    Raises:
+        AdapterNotSupported: naming the layers.
+    """
+    with safe_open(directory / WEIGHTS_FILE, framework="pt") as file:
+        problems = changed_copies(dict(_copies_in(file)), base)
+    if problems:
+        hint = "train it on this base, without resizing its embeddings"
+        raise AdapterNotSupported(directory, problems, hint)
+
+
+def _copies_in(file: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    for name in filter(is_copy, file.keys()):
+        yield name, file.get_tensor(name)
+
+
+def _is_same(copy: torch.Tensor, base: torch.Tensor) -> bool:
+    """Return whether two weights are equal, in the coarser of their two dtypes."""
+    coarse = min((base.dtype, copy.dtype), key=lambda dtype: dtype.itemsize)
+    own, other = base.to(coarse), copy.to(device=base.device, dtype=coarse)
+    return own.shape == other.shape and torch.equal(own, other)

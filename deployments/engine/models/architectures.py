@@ -1,0 +1,301 @@
+"""Describe each decoder-only architecture: what it has beyond Llama, and which fields say so."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from transformers import PreTrainedConfig
+
+from deployments.engine.kernels.ops import ACTIVATIONS
+
+Norms = Literal["before", "after", "both"]
+
+SHARED_ROPE = "shared"
+_FULL, _SLIDING = "full_attention", "sliding_attention"
+# Their frequencies are the same at every length, or as long as an answer is no longer than a length
+# that the configuration names.
+_FIXED_ROPES = ("default", "linear", "llama3", "yarn", "dynamic", "longrope")
+
+# Fields that every description reads, or that the weights tell (biases, a tied head).
+_COMMON = frozenset(
+    "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads "
+    "num_key_value_heads head_dim hidden_act rms_norm_eps rope_parameters "
+    "max_position_embeddings tie_word_embeddings attention_bias mlp_bias lm_head_bias".split()
+)
+# These act in training, choose among equal ways to compute, or say where a model comes from.
+_WITHOUT_EFFECT = frozenset(
+    "attention_dropout hidden_dropout resid_pdrop embd_pdrop resid_dropout dropout dropout_rate "
+    "classifier_dropout initializer_range initializer_factor use_cache pretraining_tp "
+    "cache_implementation attn_implementation _attn_implementation torch_dtype auto_map "
+    "is_llama_config transformers.js_config unsloth_fixed unsloth_version model_name "
+    "original_max_position_embeddings rope_theta rope_scaling partial_rotary_factor "
+    "default_theta n_positions output_past task_specific_params tokenizer_class "
+    "scalable_attention".split()
+)
+_NEUTRAL: tuple[Any, ...] = (None, False, "", [], {}, ())
+_NEUTRAL_VALUES: Mapping[str, Any] = {"full_attn_mod": 1, "interpolate_factor": 1}  # Phi-4-mini's
+_WINDOWS = "layer_types sliding_window use_sliding_window max_window_layers"
+_GEMMA = f"{_WINDOWS} hidden_activation query_pre_attn_scalar final_logit_softcapping"
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """Say what the layers of one architecture have that Llama's do not.
+
+    norms: of attention and of the MLP: before each, after each (before it is added), or both.
+    norm_offset: what is added to a norm's stored weight.
+    query_key_norms: over each head, or over all heads together.
+    is_fused: q, k and v are stored as one weight (qkv_proj), gate and up too (gate_up_proj).
+    embedding_is_scaled: by the square root of the hidden size.
+    reads: further fields of the config that describe() understands.
+    """
+
+    model_class: str
+    known_as: str
+    norms: Norms = "before"
+    norm_offset: float = 0.0
+    query_key_norms: Literal["none", "head", "all"] = "none"
+    is_fused: bool = False
+    embedding_is_scaled: bool = False
+    reads: frozenset[str] = frozenset()
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """Return what it may have beyond Llama, in words."""
+        said = {
+            "biases on q, k and v": self.model_class == "Qwen2ForCausalLM",
+            "norms after attention and MLP": self.norms == "after",
+            "norms before and after attention and MLP": self.norms == "both",
+            "norm weights stored less one": self.norm_offset == 1.0,
+            "query and key norms": self.query_key_norms != "none",
+            "fused qkv_proj and gate_up_proj": self.is_fused,
+            "sliding windows": "sliding_window" in self.reads,
+            "layers without RoPE": "no_rope_layers" in self.reads,
+            "partial RoPE": self.model_class == "Phi3ForCausalLM",
+            "scaled embeddings": self.embedding_is_scaled,
+            "multipliers": "residual_multiplier" in self.reads,
+            "soft caps": "attn_logit_softcapping" in self.reads,
+        }
+        return tuple(words for words, has in said.items() if has)
+
+
+ARCHITECTURES: Mapping[str, Architecture] = {
+    each.model_class: each
+    for each in (
+        Architecture("LlamaForCausalLM", "Llama, SmolLM2"),
+        Architecture("Qwen2ForCausalLM", "Qwen2, Qwen2.5", reads=frozenset(_WINDOWS.split())),
+        Architecture(
+            "Qwen3ForCausalLM",
+            "Qwen3",
+            query_key_norms="head",
+            reads=frozenset(_WINDOWS.split()),
+        ),
+        Architecture("MistralForCausalLM", "Mistral", reads=frozenset(["sliding_window"])),
+        Architecture(
+            "Gemma2ForCausalLM",
+            "Gemma 2",
+            norms="both",
+            norm_offset=1.0,
+            embedding_is_scaled=True,
+            reads=frozenset(f"{_GEMMA} attn_logit_softcapping".split()),
+        ),
+        Architecture(
+            "Gemma3ForCausalLM",
+            "Gemma 3 (text)",
+            norms="both",
+            norm_offset=1.0,
+            query_key_norms="head",
+            embedding_is_scaled=True,
+            reads=frozenset(f"{_GEMMA} sliding_window_pattern _sliding_window_pattern".split())
+            | {"rope_local_base_freq"},
+        ),
+        Architecture(
+            "Phi3ForCausalLM",
+            "Phi-3, Phi-4-mini",
+            is_fused=True,
+            reads=frozenset(["sliding_window"]),
+        ),
+        Architecture(
+            "SmolLM3ForCausalLM",
+            "SmolLM3",
+            reads=frozenset(f"{_WINDOWS} no_rope_layers no_rope_layer_interval".split()),
+        ),
+        Architecture(
+            "GraniteForCausalLM",
+            "Granite 3",
+            reads=frozenset(
+                "embedding_multiplier attention_multiplier residual_multiplier "
+                "logits_scaling".split()
+            ),
+        ),
+        Architecture("Olmo2ForCausalLM", "OLMo 2", norms="after", query_key_norms="all"),
+    )
+}
+
+
+@dataclass(frozen=True, slots=True)
+class LayerKind:
+    """Describe the attention of one layer.
+
+    window: of how many positions it sees, its own among them; None: of all.
+    rope: the key of the model's table of rotations; None: queries and keys are not rotated.
+    """
+
+    window: int | None = None
+    rope: str | None = SHARED_ROPE
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """Describe one base model, read from its config.
+
+    attention_cap, logits_cap: values v become cap * tanh(v / cap).
+    residual_scale: of what attention and MLP add.
+    """
+
+    architecture: Architecture
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    eps: float
+    activation: str
+    layers: tuple[LayerKind, ...]
+    attention_scale: float
+    attention_cap: float | None
+    logits_cap: float | None
+    embedding_scale: float
+    residual_scale: float
+    logits_divisor: float
+
+    @property
+    def is_plain(self) -> bool:
+        """Return whether it is a Llama, biases apart."""
+        return (
+            self.architecture.norms == "before"
+            and self.architecture.query_key_norms == "none"
+            and not self.architecture.is_fused
+            and all(layer == LayerKind() for layer in self.layers)
+            and self.attention_scale == self.head_dim**-0.5
+            and self.attention_cap is None
+            and self.logits_cap is None
+            and self.embedding_scale == self.residual_scale == self.logits_divisor == 1.0
+        )
+
+
+def describe(model: Any) -> Description:
+    """Return the description of a model that `unsupported_causal` found nothing against."""
+    config = model.config
+    architecture = ARCHITECTURES[type(model).__name__]
+
+    def read(name: str, default: Any = None) -> Any:
+        found = getattr(config, name, None) if name in architecture.reads else None
+        return default if found is None else found
+
+    heads: int = config.num_attention_heads
+    head_dim: int = getattr(config, "head_dim", None) or config.hidden_size // heads
+    scalar = read("query_pre_attn_scalar", head_dim)
+    return Description(
+        architecture=architecture,
+        num_heads=heads,
+        num_kv_heads=config.num_key_value_heads,
+        head_dim=head_dim,
+        eps=config.rms_norm_eps,
+        activation=read("hidden_activation", getattr(config, "hidden_act", None)),
+        layers=_layers(config, architecture),
+        attention_scale=read("attention_multiplier", scalar**-0.5),
+        attention_cap=read("attn_logit_softcapping"),
+        logits_cap=read("final_logit_softcapping"),
+        embedding_scale=(
+            config.hidden_size**0.5
+            if architecture.embedding_is_scaled
+            else read("embedding_multiplier", 1.0)
+        ),
+        residual_scale=read("residual_multiplier", 1.0),
+        logits_divisor=read("logits_scaling", 1.0),
+    )
+
+
+def unsupported_causal(model: Any, num_positions: int) -> str | None:
+    """Return why this model cannot run in the fast decoder. Returns None if it can.
+
+    Args:
+        num_positions: of the longest answer, prompt included.
+    """
+    config = model.config
+    architecture = ARCHITECTURES.get(type(model).__name__)
+    if architecture is None:
+        return f"{type(model).__name__} is none of {', '.join(ARCHITECTURES)}"
+    activation = describe(model).activation
+    if activation not in ACTIVATIONS:
+        return f"its activation is {activation!r}; only {', '.join(ACTIVATIONS)} are fast"
+    for kind in getattr(config, "layer_types", None) or ():
+        if kind not in (_FULL, _SLIDING):
+            return f"layer_types has {kind!r}; only {_FULL} and {_SLIDING} are fast"
+    if getattr(model.model.layers[0].mlp.down_proj, "weight", None) is None:
+        return "its layers are not plain linear layers"
+    known = _COMMON | architecture.reads
+    return unknown_field(config, known) or _moving_rope(config, num_positions)
+
+
+def _layers(config: Any, architecture: Architecture) -> tuple[LayerKind, ...]:
+    """Return the kind of each layer; without layer_types a window is every layer's."""
+    number: int = config.num_hidden_layers
+    window = config.sliding_window if "sliding_window" in architecture.reads else None
+    kinds = [_SLIDING if window else _FULL] * number
+    if "layer_types" in architecture.reads:
+        kinds = config.layer_types
+    rotates = [True] * number
+    if "no_rope_layers" in architecture.reads:
+        rotates = config.no_rope_layers
+    shared = SHARED_ROPE in ropes_of(config)
+    return tuple(
+        LayerKind(
+            window if kind == _SLIDING else None,
+            (SHARED_ROPE if shared else kind) if is_rotated else None,
+        )
+        for kind, is_rotated in zip(kinds, rotates, strict=False)
+    )
+
+
+def ropes_of(config: Any) -> Mapping[str, Mapping[str, Any]]:
+    """Return the RoPE parameters by kind of layer; under SHARED_ROPE if all layers share them."""
+    parameters: Mapping[str, Any] = config.rope_parameters
+    nested = {kind: own for kind, own in parameters.items() if isinstance(own, Mapping)}
+    return nested or {SHARED_ROPE: parameters}
+
+
+def unknown_field(config: Any, known: frozenset[str]) -> str | None:
+    """Return the field of a config that is not known and asks for something. None if none does."""
+    known = known | _WITHOUT_EFFECT | _fields_of_any_model()
+    for name, value in config.to_dict().items():
+        if name in known or name.endswith(("_token_id", "_token_ids")):
+            continue
+        is_number = isinstance(value, int | float) and value == 0
+        is_number |= name == "layer_types" and set(value or ()) <= {_FULL}
+        if value in _NEUTRAL or is_number or _NEUTRAL_VALUES.get(name) == value:
+            continue
+        return f"{name} is {value!r} in its config, a field that the fast decoder does not know"
+    return None
+
+
+def _fields_of_any_model() -> frozenset[str]:
+    return frozenset(PreTrainedConfig().to_dict()) | {"architectures", "model_type", "dtype"}
+
+
+def _moving_rope(config: Any, num_positions: int) -> str | None:
+    """Return why the rotary frequencies depend on a text's length. Returns None if they do not."""
+    for parameters in ropes_of(config).values():
+        kind = parameters.get("rope_type", "default")
+        if kind not in _FIXED_ROPES:
+            return f"rope_type is {kind!r}; only {', '.join(_FIXED_ROPES)} are fast"
+        limit = {
+            "dynamic": config.max_position_embeddings,
+            "longrope": parameters.get("original_max_position_embeddings"),
+        }.get(kind)
+        if limit is not None and num_positions > limit:
+            return (
+                f"rope_type is {kind!r}, whose frequencies change beyond {limit} positions, and "
+                f"an answer may take {num_positions} with its prompt: lower "
+                "engine.max_input_tokens for the fast decoder"
+            )
+    return None

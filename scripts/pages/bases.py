@@ -1,0 +1,56 @@
+"""Write the table of bases in docs/engine.md from the fast decoder's descriptions.
+
+    python -m scripts.pages.bases
+
+It stands between the lines `<!-- bases -->` and `<!-- /bases -->`. A test compares it with
+`table()`. The last line of stdout is one JSON object.
+"""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from deployments.engine.models.architectures import ARCHITECTURES
+from deployments.engine.models.t5 import T5_MODELS
+from scripts.arguments import CommandParser
+from scripts.datasets.record import DataError
+from scripts.pages.markdown import head, put_between, row
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "engine.md"
+TINY = "2 layers of 64, float32: `test_architectures.py`"
+# Shapes of scripts/benchmarks/models.py that test_bfloat16.py runs on a GPU, by the model's class.
+FULL_SIZE = {
+    "LlamaForCausalLM": "llama-1b-shape",
+    "T5ForConditionalGeneration": "flan-t5-xl-shape",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return CommandParser("bases", __doc__).run(argv, lambda: (DataError, OSError), _write)
+
+
+def _write(args: argparse.Namespace, words: Sequence[str]) -> dict[str, str]:
+    put_between(PAGE, "bases", table())
+    return {"out": str(PAGE)}
+
+
+def table() -> str:
+    """Return a line for each architecture that the fast decoder runs."""
+    names = ("bases", "`architectures` in config.json", "beyond Llama, or T5", "tested at, by")
+    return "\n".join([head(*names), *(row(*cells) for cells in _rows())])
+
+
+def _rows() -> Iterator[tuple[str, str, str, str]]:
+    for name, each in ARCHITECTURES.items():
+        yield each.known_as, f"`{name}`", ", ".join(each.features), _tested(name)
+    for name, (known_as, features) in T5_MODELS.items():
+        yield known_as, f"`{name}`", ", ".join(features), _tested(name)
+
+
+def _tested(name: str) -> str:
+    shape = FULL_SIZE.get(name)
+    return TINY if shape is None else f"{TINY}; `{shape}`, bfloat16, H100: `test_bfloat16.py`"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

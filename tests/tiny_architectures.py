@@ -1,0 +1,186 @@
+"""A tiny random model of each architecture, with what real checkpoints have."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GraniteConfig,
+    GraniteForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    MT5Config,
+    MT5ForConditionalGeneration,
+    Olmo2Config,
+    Olmo2ForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    SmolLM3Config,
+    SmolLM3ForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+    UMT5Config,
+    UMT5ForConditionalGeneration,
+)
+
+from deployments.engine.model_loader import Family
+from tests.tiny_tokenizers import byte_pair_tokenizer, unigram_tokenizer
+
+WINDOW = 12  # positions: shorter than most prompts of the tests
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 1000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 1000.0,
+    "partial_rotary_factor": 0.75,
+    "short_factor": [1.0, 1.1, 1.3, 1.5, 1.8, 2.0],
+    "long_factor": [2.0, 3.0, 4.0, 5.0, 6.0, 8.0],
+    "original_max_position_embeddings": 128,
+}
+_FULL, _SLIDING = "full_attention", "sliding_attention"
+_GEMMA = {
+    "head_dim": 16,
+    "sliding_window": WINDOW,
+    "query_pre_attn_scalar": 24,
+    "layer_types": [_SLIDING, _FULL],
+}
+Recipe = tuple[type, type, dict[str, Any]]
+RECIPES: Mapping[str, Recipe] = {
+    "llama": (LlamaConfig, LlamaForCausalLM, {"rope_parameters": YARN}),
+    "llama_dynamic": (
+        LlamaConfig,
+        LlamaForCausalLM,
+        {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1000.0, "factor": 2.0}},
+    ),
+    "qwen2_window": (
+        Qwen2Config,
+        Qwen2ForCausalLM,
+        {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1},
+    ),
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM, {"head_dim": 24}),
+    "mistral": (MistralConfig, MistralForCausalLM, {"sliding_window": None}),
+    "mistral_window": (MistralConfig, MistralForCausalLM, {"sliding_window": WINDOW}),
+    "gemma2": (
+        Gemma2Config,
+        Gemma2ForCausalLM,
+        {**_GEMMA, "attn_logit_softcapping": 3.0, "final_logit_softcapping": 4.0},
+    ),
+    "gemma3": (
+        Gemma3TextConfig,
+        Gemma3ForCausalLM,
+        {
+            **_GEMMA,
+            "rope_parameters": {
+                _FULL: {"rope_type": "linear", "rope_theta": 100_000.0, "factor": 8.0},
+                _SLIDING: {"rope_type": "default", "rope_theta": 1000.0},
+            },
+        },
+    ),
+    "phi3": (Phi3Config, Phi3ForCausalLM, {"sliding_window": WINDOW}),
+    "phi4_mini": (
+        Phi3Config,
+        Phi3ForCausalLM,
+        {"rope_parameters": LONGROPE, "original_max_position_embeddings": 128},
+    ),
+    "smollm3": (SmolLM3Config, SmolLM3ForCausalLM, {"no_rope_layers": [1, 0]}),
+    "granite": (
+        GraniteConfig,
+        GraniteForCausalLM,
+        {
+            "embedding_multiplier": 3.0,
+            "attention_multiplier": 0.4,
+            "residual_multiplier": 0.7,
+            "logits_scaling": 2.0,
+        },
+    ),
+    "olmo2": (Olmo2Config, Olmo2ForCausalLM, {}),
+    "t5": (T5Config, T5ForConditionalGeneration, {"feed_forward_proj": "gated-gelu"}),
+    "mt5": (MT5Config, MT5ForConditionalGeneration, {}),
+    "umt5": (UMT5Config, UMT5ForConditionalGeneration, {}),
+}
+
+
+def make_tiny(name: str, folder: Path, *, seed: int = 0, **options: Any) -> Path:
+    """Save the model of a recipe with a tokenizer; `options` are further fields of its config."""
+    torch.manual_seed(seed)
+    config_class, model_class, fields = RECIPES[name]
+    is_t5 = family_of(name) == "seq2seq"
+    tokenizer = unigram_tokenizer() if is_t5 else byte_pair_tokenizer()
+    own = _t5_fields(tokenizer) if is_t5 else _fields(tokenizer)
+    config = config_class(**own | fields | options)
+    model = model_class(config)
+    randomise(model)
+    if name.startswith("gemma"):  # multiplied by 8: every token would be followed by itself
+        model.get_input_embeddings().weight.data.mul_(0.1)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def randomise(model: torch.nn.Module) -> None:
+    """Make weights that all count: norms and biases too, which are ones and zeros at first."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_(std=0.5)
+            elif "relative_attention_bias" in name:
+                parameter.normal_(std=1.0)
+            elif "Attention" in name:  # T5's own initialisation gives it next to no voice
+                parameter.normal_(std=0.3)
+            elif "norm" in name:
+                parameter.add_(torch.randn_like(parameter) * 0.3)
+
+
+def _fields(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    return dict(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        initializer_range=0.2,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def _t5_fields(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    return dict(
+        vocab_size=len(tokenizer),
+        d_model=64,
+        d_kv=16,
+        d_ff=96,
+        num_layers=2,
+        num_decoder_layers=2,
+        num_heads=4,
+        relative_attention_num_buckets=8,
+        relative_attention_max_distance=20,
+        dropout_rate=0.0,
+        decoder_start_token_id=0,
+        pad_token_id=0,
+        eos_token_id=1,
+    )
+
+
+def family_of(name: str) -> Family:
+    return "seq2seq" if name.endswith("t5") else "causal"
