@@ -59,18 +59,18 @@ def unpacked(kept: PackedWeight, inputs: int) -> torch.Tensor:
     groups = kept._weight.view(-1, padded(inputs) // GROUP, group_bytes(bits))
     size = GROUP * TILE * bits // 8
     numbers, columns = groups[:, :, :size], groups[:, :, size:].contiguous().view(torch.bfloat16)
-    lines = columns.unflatten(2, (-1, TILE)).float()  # (tiles, groups, lines, 32)
+    lines = columns.reshape(*columns.shape[:2], -1, TILE).float()  # (tiles, groups, lines, 32)
     if bits == 8:
-        whole = numbers.unflatten(2, (-1, TILE, 4)).float() - 128
+        whole = numbers.reshape(*numbers.shape[:2], -1, TILE, 4).float() - 128
         found = whole * lines[:, :, 0, None, :, None]
     else:
-        quads = numbers.unflatten(2, (-1, TILE // 2, 4))
+        quads = numbers.reshape(*numbers.shape[:2], -1, TILE // 2, 4)
         whole = torch.cat([quads & 15, quads >> 4], 3).float()
-        steps, least = (
-            part.repeat_interleave(GROUP // 8, 2)[..., None] for part in lines.split(2, 2)
-        )
-        found = whole * steps + least
-    return found.permute(0, 3, 1, 2, 4).flatten(2).flatten(0, 1)
+        steps, least = lines[:, :, :2], lines[:, :, 2:]
+        spread = [part.repeat_interleave(GROUP // 8, 2)[..., None] for part in (steps, least)]
+        found = whole * spread[0] + spread[1]
+    outputs = len(found) * TILE
+    return found.permute(0, 3, 1, 2, 4).reshape(outputs, -1)
 
 
 def random(*shape: int, seed: int = 0) -> Any:
