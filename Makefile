@@ -30,7 +30,7 @@ test:
 	  && "$$python" -m pytest -m "alone and not long"
 
 test-long:
-	@python=$(call install,test) && "$$python" -m pytest
+	@python=$(call install,long) && "$$python" -m pytest
 
 chaos:
 	@python=$(call install,test) && "$$python" -W ignore -m scripts.chaos $(ARGS)

@@ -42,8 +42,23 @@ def decode_prompts(prompts: Sequence[Sequence[int]], *, tokenizer: Any) -> list[
     return texts
 
 
-def _decoded(token_ids: Sequence[int], tokenizer: Any) -> str:
-    num_ids = len(tokenizer)
+def encode_text(prompt: str | Sequence[int], *, tokenizer: Any) -> list[int] | BadTokenId:
+    """Return the ids of a text that is continued as it stands, with the mark of a beginning if the
+    tokenizer puts one; ids stay as they are, if they are in the vocabulary.
+
+    Args:
+        tokenizer: a transformers fast tokenizer.
+    """
+    if isinstance(prompt, str):
+        return list(tokenizer(prompt)["input_ids"])
+    try:
+        _check_range(prompt, len(tokenizer))
+    except _Refused as error:
+        return BadTokenId(0, error.position, str(error))
+    return list(prompt)
+
+
+def _check_range(token_ids: Sequence[int], num_ids: int) -> None:
     for position, token_id in enumerate(token_ids):
         if token_id >= num_ids:
             message = (
@@ -51,6 +66,10 @@ def _decoded(token_ids: Sequence[int], tokenizer: Any) -> str:
                 f"{num_ids - 1}; encode with that tokenizer, or send text"
             )
             raise _Refused(position, message)
+
+
+def _decoded(token_ids: Sequence[int], tokenizer: Any) -> str:
+    _check_range(token_ids, len(tokenizer))
     start, stop = _without_frame(token_ids, tokenizer)
     special = {id_: t.content for id_, t in tokenizer.added_tokens_decoder.items() if t.special}
     for position in range(start, stop):

@@ -38,7 +38,8 @@ LOOK_BACK_S = 30.0  # Serve's own default for averaging the load
 METRICS_INTERVAL_S = 10.0  # likewise
 GRACEFUL_S = 300.0  # an answer in progress outlives a replica that is to go; as request_timeout_s
 HEALTH_CHECK_S = 2.0  # how soon a replica that has died is replaced
-HEALTH_CHECK_TIMEOUT_S = 15.0  # on busy cores a healthy replica may take seconds
+# On busy cores a healthy replica may take seconds; Serve replaces one that misses three in a row.
+HEALTH_CHECK_TIMEOUT_S = 7.0
 _CORES_PER_ROUTER = 8
 _MAX_ROUTERS = 16
 _MODEL_CPUS, _ROUTER_CPUS = 1, 0.2
@@ -101,6 +102,7 @@ def build_application(settings: Settings, *, load: LoadModel | None = None) -> A
         # An answer in progress outlives an upgrade; Serve's default would cut it off.
         graceful_shutdown_timeout_s=GRACEFUL_S,
         health_check_period_s=HEALTH_CHECK_S,
+        health_check_timeout_s=HEALTH_CHECK_TIMEOUT_S,
     )(serve.ingress()(RouterReplica))
     application: Application = router.bind(settings, model.bind(settings, device, load))
     return application
@@ -110,7 +112,7 @@ def choose_device(settings: Settings) -> str:
     """Return "cuda" or "cpu". `auto` asks the cluster, since the builder runs on it.
 
     Raises:
-        SettingsError: quantization without a GPU.
+        SettingsError: the quantization is not one of this device.
     """
     device = settings.device
     if device == "auto":
@@ -120,7 +122,13 @@ def choose_device(settings: Settings) -> str:
     if device == "cpu" and settings.quantization == "nf4":
         problem = (
             "quantization: 'nf4' needs a GPU, and the device is the CPU "
-            f"(device: {settings.device}): set quantization: auto, int8 or none, or add a GPU"
+            f"(device: {settings.device}): set quantization: auto, int8, int4 or none, or add a GPU"
+        )
+        raise SettingsError("args of serve_config.yaml", [problem])
+    if device == "cuda" and settings.quantization == "int4":
+        problem = (
+            "quantization: 'int4' is a CPU's, and the device is a GPU "
+            f"(device: {settings.device}): set quantization: nf4, int8 or none, or device: cpu"
         )
         raise SettingsError("args of serve_config.yaml", [problem])
     return device

@@ -101,6 +101,11 @@ class EngineSettings(StrictModel):
         le=131_072,
         description="prompt tokens between two decode steps; null: 256 on a CPU, 4096 on a GPU",
     )
+    prefix_cache: bool = Field(
+        default=True,
+        description="rows that no answer needs keep the keys and values of what they read, for "
+        "prompts that begin alike",
+    )
     kv_memory_mib: int | None = Field(
         default=None,
         ge=1,
@@ -149,11 +154,11 @@ class Settings(StrictModel):
         max_length=4096,
         description="a directory, a Hugging Face id (org/name), or smollm2-135m-instruct",
     )
-    quantization: Literal["auto", "none", "int8", "nf4"] = Field(
+    quantization: Literal["auto", "none", "int8", "int4", "nf4"] = Field(
         default="auto",
-        description="weights of the base model. int8: eight bits (bitsandbytes on a GPU); nf4: "
-        "four bits, on a GPU; auto: int8 on a CPU that is fast at it, if engine.dtype is auto, "
-        "and none elsewhere",
+        description="weights of the base model. int8: eight bits (bitsandbytes on a GPU); int4: "
+        "four bits, on a CPU; nf4: four bits, on a GPU; auto: int8 on a CPU where a short test at "
+        "the start finds it faster, if engine.dtype is auto, and none elsewhere",
     )
     device: Literal["auto", "cuda", "cpu"] = Field(
         default="auto",

@@ -54,11 +54,12 @@ class Change(ABC):
             *(passage.id, passage.kind, passage.title, json.dumps(passage.synonyms)),
             *(passage.text, passage.specialty, passage.language, passage.source, passage.url),
             *(passage.licence, json.dumps(passage.identifiers), passage.prominence),
+            *(json.dumps(passage.wordings_en), json.dumps(passage.wordings_fr)),
             *(name_stems, text_stems, checksum),
         )
         columns = indexed(name_stems, text_stems)
         number = self._insert(row, columns)
-        keys = {name_key(name, passage.language) for name in (passage.title, *passage.synonyms)}
+        keys = {name_key(name, language) for name, language in passage.names()}
         self._insert_names([(key, number) for key in keys if key])
         self._counts.update(set(" ".join(columns).split()))
         self._digest += int(checksum, 16)
@@ -67,7 +68,8 @@ class Change(ABC):
             self._note_cognates(passage)
             first_line = passage.text.partition("\n")[0][:_VECTOR_CHARS]
             text = f"{passage.title}. {first_line}"
-            self._unvectorised.append((number, (passage.title, *passage.synonyms, text)))
+            names = (passage.title, *passage.synonyms, *passage.wordings_en)
+            self._unvectorised.append((number, (*names, text)))
         if len(self._unvectorised) >= _VECTOR_BATCH:
             self._add_vectors()
 

@@ -94,16 +94,15 @@ def _by_hand(place: Path | str) -> list[Passage]:
 
     A file that cannot be read is kept under another name, since it may hold such passages.
     """
-    shelf = Shelf(place)
-    if not shelf.is_there:
-        return []
+    engine = engine_of(place)
     try:
-        return [p for p in shelf.passages() if not p.source.startswith(_PREFIX)]
+        return [p for p in engine.stored() if not p.source.startswith(_PREFIX)]
     except ReferencesError as error:
-        if not shelf.path.is_file():
+        path = Path(engine.place)
+        if not path.is_file():
             raise
-        aside = shelf.path.with_name(f"{shelf.path.name}.unreadable")
-        shelf.path.replace(aside)
+        aside = path.with_name(f"{path.name}.unreadable")
+        path.replace(aside)
         logger.warning("%s; it is kept as %s, and the shelf is built again", error, aside)
         return []
 

@@ -13,6 +13,7 @@ LANGUAGES: tuple[str, ...] = get_args(Language)
 MAX_TEXT_CHARS = 20_000
 MAX_TITLE_CHARS = 500
 MAX_ID_CHARS = 200
+LISTS = ("synonyms", "identifiers", "wordings_en", "wordings_fr")  # fields of several texts
 MAX_PROBLEMS = 20  # of one collection that an error lists
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9:._/#-]*")
 # Control characters other than tab and line ends, and halves of surrogate pairs.
@@ -56,6 +57,8 @@ class Passage:
             gets the disease first where both bear the name.
         prominence: 0 to 1, how much the source makes of it; of two passages that fit a question
             alike, the more prominent one comes first.
+        wordings_en: how people say it in English; searched as names are, and never shown.
+        wordings_fr: the same in French.
     """
 
     id: str
@@ -70,6 +73,14 @@ class Passage:
     identifiers: tuple[str, ...] = ()
     kind: str = "term"
     prominence: float = 0.0
+    wordings_en: tuple[str, ...] = ()
+    wordings_fr: tuple[str, ...] = ()
+
+    def names(self) -> Iterator[tuple[str, str]]:
+        """Yield what the passage is searched by, the title first, each with its language."""
+        yield from ((name, self.language) for name in (self.title, *self.synonyms))
+        yield from ((wording, "en") for wording in self.wordings_en)
+        yield from ((wording, "fr") for wording in self.wordings_fr)
 
     @property
     def checksum(self) -> str:
@@ -105,7 +116,8 @@ class Passage:
             found.append(
                 f"a text of {len(self.text)} characters: split it, {MAX_TEXT_CHARS} at most"
             )
-        whole = "".join((self.title, self.text, self.source, self.licence, *self.synonyms))
+        names = (name for name, _ in self.names())
+        whole = "".join((self.text, self.source, self.licence, *names))
         if bad := _CONTROL.search(whole):
             found.append(f"the control character {bad[0]!r}: remove it")
         return found

@@ -9,18 +9,23 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from operator import itemgetter
 
 from references.embedding import Floats
 from references.passage import Passage
 from references.query import Group, Query
 from references.vectors import Nearness
 from references.version import Candidate, Version
-from references.words import key_of, name_key
+from references.words import key_of
 
 CANDIDATES = 40  # of each kind
 MAX_KEYS = 400  # name keys that are looked up for one question
 _WHOLE = 0.999  # fit of a name that is the question, rounding aside
-MAX_POSTINGS = 8_000  # passages that the index may score for one question
+MAX_POSTINGS = 5_000  # passages that the index may score for one question
+
+
+# A candidate: its score times -1 and its id, by which it is sorted; its name, cover and nearness.
+_Found = tuple[float, str, Candidate, tuple[float, float, float, float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,38 +84,39 @@ def rank(
         near = reader.nearest(vector, numbers, CANDIDATES)
         numbers |= near.keys()
     best = max(scores.values(), default=0.0)
-    found = []
+    found: list[_Found] = []
     candidates = reader.fetch(numbers)
     rarity = _rarity(query, candidates.values(), reader)
     for number, candidate in candidates.items():
-        passage = candidate.passage
         name, cover = _fit(query, candidate, rarity)
         stand_in = (name + cover) / 2  # for a passage, or a question, without vectors
         near_name, near_text = near.get(number, (stand_in, stand_in))
         score = (
             weights.name * name
             + weights.exact * (name > _WHOLE)
-            + weights.prominence * passage.prominence
+            + weights.prominence * candidate.prominence
             + weights.cover * cover
             + weights.bm25 * (scores.get(number, 0.0) / best if best > 0 else 0.0)
             + weights.near * near_name
             + weights.near_text * near_text
-            + weights.specialty * (specialty is not None and passage.specialty == specialty)
-            + weights.kind * ((passage.kind == "disease") == query.wants_signs)
+            + weights.specialty * (specialty is not None and candidate.specialty == specialty)
+            + weights.kind * ((candidate.kind == "disease") == query.wants_signs)
         )
-        found.append(Ranked(passage, score, name, cover, near_name, near_text))
-    found.sort(key=lambda ranked: (-ranked.score, ranked.passage.id))
-    return list(islice(_without_twins(found), limit))
+        found.append((-score, candidate.id, candidate, (name, cover, near_name, near_text)))
+    found.sort(key=itemgetter(0, 1))
+    best_ones = list(islice(_without_twins(found), limit))
+    passages = reader.by_id([id_ for _, id_, *_ in best_ones])
+    return [Ranked(passages[id_], -worse, *parts) for worse, id_, _, parts in best_ones]
 
 
-def _without_twins(found: Iterable[Ranked]) -> Iterator[Ranked]:
+def _without_twins(found: Iterable[_Found]) -> Iterator[_Found]:
     """Leave out a disease whose name stood before: several registers list the same one."""
     seen: set[str] = set()
-    for ranked in found:
-        key = name_key(ranked.passage.title) if ranked.passage.kind == "disease" else ""
+    for one in found:
+        key = key_of(one[2].names[0]) if one[2].kind == "disease" else ""
         if not key or key not in seen:
             seen.add(key)
-            yield ranked
+            yield one
 
 
 def _any_of(query: Query) -> tuple[list[str], bool]:

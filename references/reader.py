@@ -8,7 +8,16 @@ from typing import Any
 from references.embedding import Floats
 from references.passage import Passage, ReferencesError
 from references.vectors import Nearness, PassageVectors
-from references.version import COLUMNS, FORMAT, SOURCES, Source, Version, passage_of, sorted_sources
+from references.version import (
+    COLUMNS,
+    FORMAT,
+    RANKED_BY,
+    SOURCES,
+    Source,
+    Version,
+    passage_of,
+    sorted_sources,
+)
 
 MAX_COMPARED = 200_000  # passages whose vectors are held in memory: 400 MB at three vectors each
 _TITLE, _SYNONYMS, _TEXT = 8.0, 5.0, 1.0  # BM25 weights of the index's columns
@@ -91,7 +100,7 @@ class Reader(Version):
         return found.nearest(vector, among, limit)
 
     def _rows(self, numbers: Sequence[int]) -> Iterable[Sequence[Any]]:
-        query = f"select number, {COLUMNS}, name_stems, text_stems from passages where number"
+        query = f"select number, {RANKED_BY} from passages where number"
         return self.db.execute(_with(query, numbers), list(numbers))
 
     def by_id(self, ids: Sequence[str]) -> dict[str, Passage]:

@@ -11,7 +11,7 @@ import shutil
 import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,14 +22,18 @@ from references.embedding import Floats, Vectoriser
 from references.passage import Passage, ReferencesError
 from references.reader import Reader, damaged
 from references.vectors import PassageVectors, packed
-from references.version import COLUMNS, Version
+from references.version import COLUMNS, RANKED_BY, Version, passages_in
 from references.words import name_key
 
 LOCK_TIMEOUT_S = 600
+# What is ranked by stands before the text, which may be long: SQLite reads a row from its start.
+_COLUMNS = RANKED_BY.replace("id,", "id text unique,", 1) + "".join(
+    f", {name}" for name in COLUMNS.split(", ") if name not in (*RANKED_BY.split(", "), "text")
+)
 _SCHEMA = f"""
 create table meta (key text primary key, value text not null) without rowid;
-create table passages (number integer primary key, {COLUMNS.replace("id,", "id text unique,", 1)},
-  name_stems text not null, text_stems text not null, checksum text not null);
+create table passages (number integer primary key, {_COLUMNS}, checksum text not null,
+  text text not null);
 create virtual table words using fts5 (title, synonyms, body, content='', tokenize='unicode61');
 create table names (key text, number integer, primary key (key, number)) without rowid;
 create table stems (stem text primary key, count integer not null) without rowid;
@@ -90,8 +94,8 @@ class Writer(Change):
         )
         for table in ("passages", "vectors"):
             self.db.execute(f"delete from {table} where number = ?", (number,))
-        for name in (passage.title, *passage.synonyms):
-            pair = (name_key(name, passage.language), number)
+        for name, language in passage.names():
+            pair = (name_key(name, language), number)
             self.db.execute("delete from names where key = ? and number = ?", pair)
 
     def ids_of(self, source: str) -> list[str]:
@@ -150,6 +154,13 @@ class Engine(Protocol):
         Raises:
             Unneeded: `unless` said yes.
             ReferencesError: it cannot be made; the shelf is as it was.
+        """
+
+    def stored(self) -> Iterator[Passage]:
+        """Yield the passages that are there, in a shelf of an older format too.
+
+        Raises:
+            ReferencesError: they cannot be read.
         """
 
     def problems(self) -> list[str]:
@@ -214,6 +225,16 @@ class FileEngine:
         unless: Callable[[], bool] = lambda: False,
     ) -> AbstractContextManager[Writer]:
         return changed(self.path, vectorise, fresh=fresh, create=create, unless=unless)
+
+    def stored(self) -> Iterator[Passage]:
+        if not self.path.exists():
+            return
+        try:
+            address = f"{self.path.resolve().as_uri()}?mode=ro&immutable=1"
+            with closing(sqlite3.connect(address, uri=True)) as db:
+                yield from passages_in(db.execute("select * from passages order by number"))
+        except (sqlite3.Error, TypeError, ValueError) as error:
+            raise damaged(self.path, error) from None
 
     def problems(self) -> list[str]:
         """Return what SQLite's own check finds wrong with the file's pages."""

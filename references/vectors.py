@@ -43,13 +43,14 @@ class PassageVectors:
         data = np.frombuffer(b"".join(data for _, _, data in found), np.int8)
         vectors = data.reshape(total, -1 if total else 0).astype(np.float32)
         norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-        self._vectors = np.divide(vectors, norms, out=vectors, where=norms > 0)
+        np.divide(vectors, norms, out=vectors, where=norms > 0)
+        self._vectors = np.ascontiguousarray(vectors.T)  # (D, N): twice as fast for one question
         self._owners = np.repeat(np.arange(len(found)), lengths)
         self._place = {int(number): at for at, number in enumerate(self._numbers)}
 
     def all(self, vector: Floats) -> dict[int, Nearness]:
         count = len(self._numbers)
-        return self._of(self._vectors @ vector, range(count)) if count else {}
+        return self._of(vector @ self._vectors, range(count)) if count else {}
 
     def nearest(self, vector: Floats, among: Iterable[int], limit: int) -> dict[int, Nearness]:
         """Return the nearness of `among`, and of the nearest by name and by text.
@@ -58,7 +59,7 @@ class PassageVectors:
         """
         if not len(self._numbers):
             return {}
-        cosines = self._vectors @ vector
+        cosines = vector @ self._vectors
         places = {self._place[number] for number in among if number in self._place}
         places |= set(_best(cosines[self._texts], limit))
         names = cosines.copy()

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from references.embedding import Floats
-from references.passage import Passage
+from references.passage import LISTS, Passage
 from references.vectors import Nearness
 from references.words import stems
 
-FORMAT = 1  # of the stored data: raise it when the schema or the way to cut words changes
-MAX_KEPT = 2000  # passages with their stems, about 5 KB each, for each thread
+FORMAT = 2  # of the stored data: raise it when the schema or the way to cut words changes
+MAX_KEPT = 2000  # passages' stems, about 4 KB each, for each thread
 MAX_COUNTS = 200_000  # stems whose counts are kept
 SOURCES = (
     "select source, licence, specialty, language, count(*) from passages "
@@ -20,15 +20,27 @@ SOURCES = (
 )
 COLUMNS = (
     "id, kind, title, synonyms, text, specialty, language, source, url, licence, identifiers, "
-    "prominence"
+    "prominence, wordings_en, wordings_fr"
 )
+
+_FIELDS = frozenset(COLUMNS.split(", "))
+RANKED_BY = "id, kind, specialty, prominence, name_stems, text_stems"
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A passage, and the stems of each of its names, of all names, and of names and text."""
+    """What a passage is ranked by.
 
-    passage: Passage
+    Attributes:
+        names: the stems of each of its names, the title's first.
+        name_stems: of all names.
+        stems: of names and text.
+    """
+
+    id: str
+    kind: str
+    specialty: str | None
+    prominence: float
     names: tuple[frozenset[str], ...]
     name_stems: frozenset[str]
     stems: frozenset[str]
@@ -81,15 +93,16 @@ class Version(ABC):
         return self._words
 
     def fetch(self, numbers: Iterable[int]) -> dict[int, Candidate]:
-        """Return passages by number; those of late are kept in memory."""
+        """Return what passages are ranked by, by number; those of late are kept in memory."""
         wanted = sorted(numbers)
         missing = [number for number in wanted if number not in self._candidates]
-        if len(self._candidates) + len(missing) > MAX_KEPT:
-            self._candidates.clear()
-            missing = wanted
-        for row in self._rows(missing) if missing else ():
-            self._candidates[row[0]] = _candidate(row[1:])
-        return {number: self._candidates[number] for number in wanted}
+        new = {row[0]: _candidate(row[1:]) for row in self._rows(missing)} if missing else {}
+        found = {n: new[n] if n in new else self._candidates[n] for n in wanted}
+        too_many = max(0, len(self._candidates) + len(new) - MAX_KEPT)
+        for number in list(self._candidates)[:too_many]:  # those longest there
+            del self._candidates[number]
+        self._candidates |= new
+        return found
 
     @abstractmethod
     def _stored_counts(self, wanted: Sequence[str]) -> Iterable[tuple[str, int]]: ...
@@ -99,7 +112,7 @@ class Version(ABC):
 
     @abstractmethod
     def _rows(self, numbers: Sequence[int]) -> Iterable[Sequence[Any]]:
-        """Yield number, COLUMNS, name_stems and text_stems of passages."""
+        """Yield number and RANKED_BY of passages."""
 
     @abstractmethod
     def cognates(self, skeletons: Sequence[str]) -> list[tuple[str, str]]:
@@ -145,19 +158,27 @@ def sorted_sources(rows: Iterable[Sequence[Any]]) -> list[Source]:
 
 def stored_stems(passage: Passage) -> tuple[str, str]:
     """Return the stems of the names, a comma between names, and those of the text."""
-    names = (" ".join(stems(n, passage.language)) for n in (passage.title, *passage.synonyms))
+    names = (" ".join(stems(name, language)) for name, language in passage.names())
     return ",".join(names), " ".join(stems(passage.text, passage.language))
 
 
 def _candidate(row: Sequence[Any]) -> Candidate:
-    names = tuple(frozenset(name.split()) for name in row[-2].split(","))
+    id_, kind, specialty, prominence, name_stems, text_stems = row
+    names = tuple(frozenset(name.split()) for name in name_stems.split(","))
     of_names = frozenset[str]().union(*names)
-    return Candidate(passage_of(row[:-2]), names, of_names, of_names.union(row[-1].split()))
+    whole = of_names.union(text_stems.split())
+    return Candidate(id_, kind, specialty, prominence, names, of_names, whole)
 
 
-def passage_of(row: Sequence[object]) -> Passage:
-    names = COLUMNS.split(", ")
-    values = dict(zip(names, row, strict=True))
-    for name in ("synonyms", "identifiers"):
-        values[name] = tuple(json.loads(str(values[name])))
+def passage_of(row: Sequence[object], names: Sequence[str] = COLUMNS.split(", ")) -> Passage:
+    values = {name: value for name, value in zip(names, row, strict=True) if name in _FIELDS}
+    for name in LISTS:
+        values[name] = tuple(json.loads(str(values.get(name, "[]"))))
     return Passage(**values)  # type: ignore[arg-type]
+
+
+def passages_in(cursor: Any) -> Iterator[Passage]:
+    """Yield the passages of whole rows of the table, which an older version may have made."""
+    names = [column[0] for column in cursor.description]
+    for row in cursor:
+        yield passage_of(row, names)

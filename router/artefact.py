@@ -3,7 +3,7 @@
 | file | content |
 | --- | --- |
 | manifest.json | version, labels, calibration, thresholds, provenance, checksums of the others |
-| weights.npz | the n-grams, the projection and the head |
+| weights.npz | the n-grams, the words' evidence, the projection and the head |
 | encoder.onnx, tokenizer.json | the encoder, where it is the built-in one |
 | features.npz | features of questions, without text, to fit the head again (add_specialty.py) |
 """
@@ -25,6 +25,7 @@ from router.artefact_checks import manifest_problems, shape_problems
 from router.encoder import ENCODER, TOKENIZER, EncoderError, OnnxEncoder, TextEncoder
 from router.features import NgramModel, Vocabulary
 from router.head import Head, Projection
+from router.naive_bayes import NaiveBayes
 from router.policy import Thresholds
 
 FORMAT_VERSION = 2
@@ -33,6 +34,7 @@ WEIGHTS = "weights.npz"
 FEATURES = "features.npz"
 BUILT_IN = "built-in"
 LABEL_THRESHOLDS = "label_thresholds"  # of the labels that were added later
+KEYS = ("keys", "word_keys")  # arrays of weights.npz that are no weights
 CALIBRATION = ("temperature", "scope_scale", "scope_confidence", "scope_offset")
 
 
@@ -82,7 +84,7 @@ def _assembled(
     specialties = tuple(str(name) for name in manifest["specialties"])
     known = tuple(str(name) for name in manifest["ngram_specialties"])
     arrays = {
-        name: array if name == "keys" else array.astype(np.float32)  # kept in 16 bits
+        name: array if name in KEYS else array.astype(np.float32)  # kept in 16 bits
         for name, array in read_arrays(directory, manifest, WEIGHTS).items()
     }
     ngrams = _ngrams(arrays)
@@ -215,7 +217,15 @@ def _ngrams(arrays: Mapping[str, npt.NDArray[Any]]) -> NgramModel:
         scope_bias=scope_bias,
         french=arrays["ngram_french"],
         french_bias=french_bias,
+        words=_words(arrays),
     )
+
+
+def _words(arrays: Mapping[str, npt.NDArray[Any]]) -> NaiveBayes | None:
+    """Return the words' evidence; artefacts of before 2026-11-28 have none."""
+    if "word_keys" not in arrays:
+        return None
+    return NaiveBayes(arrays["word_keys"], arrays["word_weights"])
 
 
 def label_thresholds(manifest: Mapping[str, Any]) -> dict[str, float]:

@@ -1,24 +1,32 @@
 """Break a small clinic under load, and account for every request.
 
     python -m scripts.chaos            # `make chaos`: every fault, 10 minutes at most
-    python -m scripts.chaos --faults model router --seconds 600 --every 20 --out chaos.json
+    python -m scripts.chaos --faults model router --seconds 600 --rate 17 --step_s 0.004
+    python -m scripts.chaos --faults none --seconds 3600 --rate 3 --sample 60    # a soak
 
 Two model replicas and two routers run on this machine, with random weights. Each run sends a mix of
 /ask, streams and OpenAI calls while one thing is broken, again and again. Every request ends in
 exactly one outcome (scripts/chaos_runs/ledger.py), and each text is compared with the one that was
 recorded beforehand. The exit status is 1 if a request was lost, doubled or answered wrong, if a
-refusal had no Retry-After, or if a fault cost more than its limit.
+refusal had no Retry-After, or if a fault cost more than its limit. With `--sample` it is also 1 if
+memory grew by more than 2 % after the first sixth.
 """
 
 import argparse
 import asyncio
+import contextlib
+import dataclasses
 import itertools
 import json
+import math
 import os
 import random
+import shlex
+import shutil
+import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +34,11 @@ import aiohttp
 import yaml
 
 from deployments.startup.cluster import free_port
+from deployments.startup.processes import ProcessTree
 from scripts.arguments import CommandParser, above_zero, positive
 from scripts.benchmarks.serve_process import serving
 from scripts.chaos_runs.clinic import ADAPTERS, write_clinic
-from scripts.chaos_runs.faults import LIMITS, Breaker, Limits
+from scripts.chaos_runs.faults import LIMITS, Breaker, Limits, come_and_go
 from scripts.chaos_runs.ledger import (
     MODES,
     QUESTIONS,
@@ -40,20 +49,33 @@ from scripts.chaos_runs.ledger import (
     account,
     send,
 )
+from scripts.chaos_runs.samples import (
+    MAX_GROWTH,
+    WARM_UP_SHARE,
+    Sample,
+    drift,
+    sample_forever,
+)
 from scripts.environment import environment
 
 _DEADLINE_S = 60.0
 _OVERLOAD = 6  # times the rate
 _SETTLE_TIMEOUT_S = 90.0
 _NUM_TOGETHER = 3  # times that all texts are asked for at once
+_MAX_LISTED = 40
 _FIRST_S = 3.0  # from the start of the load to the first fault
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = _parser().parse_args(argv)
+    given = list(sys.argv[1:] if argv is None else argv)
+    args = _parser().parse_args(given)
+    load_average = {"before": os.getloadavg()}
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
-        report = asyncio.run(_run(args, Path(folder)))
-    report |= {"what": "chaos", **environment()}
+        args.folder = Path(folder)
+        report = asyncio.run(_run(args, args.folder))
+    load_average["after"] = os.getloadavg()
+    command = shlex.join(["python", "-m", "scripts.chaos", *given])
+    report |= {"what": "chaos", "command": command, "load_average": load_average, **environment()}
     if args.out:
         args.out.write_text(json.dumps(report, indent=1) + "\n")
     print(json.dumps(report))
@@ -70,19 +92,21 @@ def _parser() -> argparse.ArgumentParser:
     add("--replicas", type=positive, default=2, help="of the model")
     add("--routers", type=positive, default=2, help="of the router")
     add("--seed", type=int, default=0, help="of the load and the victims")
+    add("--step_s", type=above_zero, help="of a decoder that stands in for the model")
+    add("--sample", type=above_zero, help="seconds between two looks at what processes hold")
     add("--out", type=Path, help="write the JSON here too")
     return parser
 
 
 async def _run(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    application = write_clinic(folder, replicas=args.replicas, routers=args.routers)
-    dashboard_port = free_port()
+    application = write_clinic(
+        folder, replicas=args.replicas, routers=args.routers, step_s=args.step_s
+    )
+    shutil.copytree(folder / "seed" / "weights" / ADAPTERS[0], folder / "passing")
+    dashboard_port, metrics_port = free_port(), free_port()
+    ports: dict[str, Any] = {"dashboard_port": dashboard_port, "metrics_port": metrics_port}
     runs: dict[str, Any] = {}
-    async with serving(folder, [application], _is_ready, dashboard_port=dashboard_port) as (
-        session,
-        url,
-        tree,
-    ):
+    async with serving(folder, [application], _is_ready, **ports) as (session, url, tree):
         rng = random.Random(args.seed)
         content = _content(folder)
         dashboard = f"http://127.0.0.1:{dashboard_port}"
@@ -91,7 +115,10 @@ async def _run(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         truth = await _truth(session, url)
         for fault in args.faults:
             await _settle(session, url, breaker, args)
-            runs[fault] = await _one(args, session, url, breaker, fault, truth, rng)
+            metrics = f"http://127.0.0.1:{metrics_port}/metrics"
+            async with _sampled(args, session, metrics, tree) as samples:
+                runs[fault] = await _one(args, session, url, breaker, fault, truth, rng)
+            runs[fault] |= {"held": drift(samples, args.seconds * WARM_UP_SHARE)} if samples else {}
             print(fault, json.dumps(runs[fault]), flush=True)
     problems = [p for fault, found in runs.items() for p in check(fault, found, LIMITS[fault])]
     return {"runs": runs, "problems": problems}
@@ -108,7 +135,31 @@ def check(fault: str, found: dict[str, Any], limits: Limits) -> list[str]:
     ):
         if count > limit * found["sent"]:
             problems.append(f"{fault}: {count} of {found['sent']} {name}, more than {limit:.0%}")
+    problems += [
+        f"{fault}: {done}" for done in found.get("faults", ()) if done.startswith("failed: ")
+    ]
+    growth = found["held"]["memory_growth"] if "held" in found else 0.0
+    if growth > MAX_GROWTH:
+        problems.append(f"{fault}: memory grew by {growth:.1%}, more than {MAX_GROWTH:.0%}")
     return problems
+
+
+@contextlib.asynccontextmanager
+async def _sampled(
+    args: argparse.Namespace, session: aiohttp.ClientSession, metrics: str, tree: ProcessTree
+) -> AsyncIterator[list[tuple[float, Sample]]]:
+    """Sample meanwhile, if asked to."""
+    found: list[tuple[float, Sample]] = []
+    if not args.sample:
+        yield found
+        return
+    task = asyncio.create_task(sample_forever(session, metrics, tree, args.sample, found))
+    try:
+        yield found
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
 
 
 async def _one(
@@ -123,25 +174,40 @@ async def _one(
     """Send load for `--seconds`, and break things meanwhile; returns the ledger."""
     rate = args.rate * (_OVERLOAD if fault == "overload" else 1)
     done: list[str] = []
+    windows: list[tuple[float, float]] = []  # in which something was broken
+    began = time.monotonic()
 
     async def break_things() -> None:
         await asyncio.sleep(_FIRST_S)
         while True:
+            if fault == "versions":
+                done.append(await come_and_go(session, url, args.folder / "passing", len(done) + 1))
+                await asyncio.sleep(args.every)
+                continue
             await _settle(session, url, breaker, args)
+            at = time.monotonic() - began
+            windows.append((at, math.inf))
             done.append(await breaker.run(fault))
-            await asyncio.sleep(args.every)
+            next_at = time.monotonic() + args.every
+            await _settle(session, url, breaker, args)
+            windows[-1] = (at, time.monotonic() - began)
+            await asyncio.sleep(max(0.0, next_at - time.monotonic()))
 
     breaking = asyncio.create_task(break_things())
     rows = await _load(session, url, fault, truth, rng, rate=rate, seconds=args.seconds)
     if not done and not breaking.done():  # a deploy may take longer than the load
         await asyncio.wait([breaking], timeout=0)
     while not done and not breaking.done():
-        rows += await _load(session, url, f"{fault}+", truth, rng, rate=rate, seconds=1)
+        later_s = time.monotonic() - began
+        more = await _load(session, url, f"{fault}+", truth, rng, rate=rate, seconds=1)
+        rows += [dataclasses.replace(row, started_s=row.started_s + later_s) for row in more]
     breaking.cancel()
     await asyncio.gather(breaking, return_exceptions=True)
     if breaking.done() and not breaking.cancelled() and breaking.exception():
         done.append(f"failed: {breaking.exception()}")
-    return {"faults": done, **account(rows)}
+    if len(done) > _MAX_LISTED:
+        done = [f"{len(done)} times, the last:", done[-1]]
+    return {"faults": done, **account(rows, windows)}
 
 
 async def _load(

@@ -4,11 +4,12 @@
     python -m scripts.evaluate_references --out docs/references_report.md --large 1000000 \\
         --french shared/data/router_only_fr_hpo.jsonl
     python -m scripts.evaluate_references --figures docs/references_report.json \\
-        --out docs/references_report.md
+        --out docs/references_report.md [--large 1000000]
 
 The shelf is built anew in a temporary folder. Questions and signs are the YAML files of
 scripts/references_evaluation; --french adds official French names of HPO terms (JSON lines with
-`id` and `focus`, as router_only_fr_hpo.jsonl has them), which are not ours to ship. Timings hold
+`id` and `focus`, as router_only_fr_hpo.jsonl has them), which are not ours to ship. With --figures,
+a report is written of an earlier run's, and only a large shelf is measured and added. Timings hold
 for the machine's load, which the report states beside a plain full-text query that was timed in
 turn with each search. Written: OUT, and the figures beside it as JSON. The last line of stdout is
 one JSON object.
@@ -17,6 +18,7 @@ one JSON object.
 import argparse
 import json
 import os
+import resource
 import sys
 import tempfile
 import time
@@ -32,6 +34,7 @@ import yaml
 from references.default_shelf import ensure_shelf
 from references.embedding import WordVectors
 from references.ingest.hpo import Hpo, installed_files, read_hpo, sign_names
+from references.ingest.hpo import passages as hpo_passages
 from references.passage import ReferencesError
 from references.shelf import Shelf, build
 from scripts.arguments import CommandParser, at_least
@@ -51,7 +54,12 @@ def _parser() -> CommandParser:
     parser = CommandParser("evaluate_references", __doc__)
     add = parser.add_argument
     add("--out", type=Path, required=True, help="the Markdown report")
-    add("--figures", type=Path, metavar="FILE", help="JSON of an earlier run: measure nothing")
+    add(
+        "--figures",
+        type=Path,
+        metavar="FILE",
+        help="JSON of an earlier run: measure no more than --large",
+    )
     add("--french", type=Path, metavar="FILE", help="official French names of HPO terms")
     add("--large", type=at_least(1), metavar="N", help="time a shelf of N passages, too")
     add("--vignettes", type=int, default=100, help="patients for each number of signs")
@@ -67,9 +75,11 @@ def run(args: argparse.Namespace, argv: list[str]) -> Mapping[str, Any]:
             "environment": environment(),
             "command": command_line("evaluate_references", argv),
         }
-        args.out.with_suffix(".json").write_text(
-            json.dumps(figures, indent=1) + "\n", encoding="utf-8"
-        )
+    if args.large:
+        figures["large"] = _large(args.large, args.seed)
+    if args.large or not args.figures:
+        text = json.dumps(figures, indent=1) + "\n"
+        args.out.with_suffix(".json").write_text(text, encoding="utf-8")
     args.out.write_text(render(TEMPLATE, **figures), encoding="utf-8")
     return {"report": args.out.name, "recall": figures["paraphrases"]["held_out.yaml"]}
 
@@ -97,8 +107,6 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             ),
             "times": _times(shelf),
         }
-        if args.large:
-            figures["large"] = _large(shelf, Path(folder) / "large.db", args.large, args.seed)
     return figures
 
 
@@ -152,12 +160,22 @@ def _times(shelf: Shelf) -> dict[str, Any]:
     return {**measures.alternated(questions, ways), "load": list(os.getloadavg())}
 
 
-def _large(shelf: Shelf, path: Path, count: int, seed: int) -> dict[str, Any]:
-    passages = list(shelf.passages())
-    start = time.perf_counter()
-    large = build(path, measures.noisy(passages, count, seed), vectorise=WordVectors())
-    built = {"seconds": time.perf_counter() - start, "megabytes": path.stat().st_size / 1e6}
-    return built | {"passages": count} | _times(large)
+def _large(count: int, seed: int) -> dict[str, Any]:
+    """Build a shelf of `count` passages, the default ones with noise, and time it."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "large.db"
+        passages = list(hpo_passages(read_hpo(installed_files())))
+        start, cpu = time.perf_counter(), time.process_time()
+        large = build(path, measures.noisy(passages, count, seed), vectorise=WordVectors())
+        built = {
+            "seconds": time.perf_counter() - start,
+            "cpu_seconds": time.process_time() - cpu,
+            "megabytes": path.stat().st_size / 1e6,
+            "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
+            "passages": count,
+            "environment": environment(),
+        }
+        return built | _times(large)
 
 
 if __name__ == "__main__":

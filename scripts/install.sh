@@ -1,7 +1,7 @@
 #!/bin/sh
 # Make a Python environment that can run Polyclinic; print its interpreter as the last line.
 #
-#     sh scripts/install.sh test      # serve, train, bench, test or dev: what the Makefile runs first
+#     sh scripts/install.sh test      # or serve, train, bench, long, dev: what the Makefile runs first
 #
 # An active virtual environment is used as it is; otherwise .venv is made in the project, which
 # sees the packages of $PYTHON if a torch in the supported range is among them. Nothing is done if
@@ -28,8 +28,9 @@ case $1 in  # what the environment holds afterwards
   train) target='.[train]' holds='serve train' ;;
   bench) target='.[bench]' holds='serve train bench' ;;
   test) target='.[test]' holds='serve train test' ;;
+  long) target='.[long]' holds='serve train test long' ;;
   dev) target='.[dev]' holds='serve train test dev' ;;
-  *) fail "'$1': serve, train, bench, test or dev is expected" ;;
+  *) fail "'$1': serve, train, bench, test, long or dev is expected" ;;
 esac
 if command -v flock >/dev/null; then exec 9<pyproject.toml; flock 9; fi  # one install at a time
 

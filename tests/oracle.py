@@ -53,3 +53,26 @@ class Oracle:
         answer: list[int] = output.sequences[0, start:].tolist()
         largest = torch.cat(output.logits).topk(2, dim=-1).values
         return answer, (largest[:, 0] - largest[:, 1]).tolist()
+
+    @torch.inference_mode()
+    def logprobs(
+        self, prompt_ids: Sequence[int], answer_ids: Sequence[int], adapter: str | None
+    ) -> torch.Tensor:
+        """Log-probabilities (n, V): of a decoder-only model for each token of prompt and answer
+        from the second on, of an encoder-decoder for each of the answer."""
+        if self._is_seq2seq:
+            start = self._model.config.decoder_start_token_id
+            inputs = {
+                "input_ids": torch.tensor([list(prompt_ids)]),
+                "decoder_input_ids": torch.tensor([[start, *answer_ids[:-1]]]),
+            }
+        else:
+            inputs = {"input_ids": torch.tensor([[*prompt_ids, *answer_ids][:-1]])}
+        if adapter is None:
+            with self._model.disable_adapter():
+                logits = self._model(**inputs).logits
+        else:
+            self._model.set_adapter(adapter)
+            logits = self._model(**inputs).logits
+        found: torch.Tensor = logits[0].log_softmax(-1)
+        return found

@@ -34,7 +34,8 @@ from deployments.api.middleware import (
     catch_unexpected,
 )
 from deployments.api.observed import Observed
-from deployments.api.openai import OpenAIEndpoints
+from deployments.api.openai.endpoints import OpenAIEndpoints
+from deployments.api.openai.responses import ResponsesEndpoint
 from deployments.api.openapi import openapi_document
 from deployments.api.operations import ADMIN_OPERATIONS, OPERATIONS
 from deployments.api.pages import page_routes
@@ -44,7 +45,6 @@ from deployments.api.protocol.base import RouteReply, json_response, route_field
 from deployments.api.protocol.openai_replies import ModelsReply
 from deployments.api.references import ReferencesEndpoint
 from deployments.api.request_body import check_count, check_known, check_text, read_request
-from deployments.api.responses import ResponsesEndpoint
 from deployments.messages import Backend, Outcome
 from deployments.settings import AccessLimits, Settings
 

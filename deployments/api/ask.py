@@ -22,7 +22,7 @@ from deployments.api.access.admission import check_capacity
 from deployments.api.errors import ApiError, internal_error, invalid, log_unexpected
 from deployments.api.generation import Completed, Generation
 from deployments.api.grounding import Sources, find, mode_of
-from deployments.api.middleware import request_id_of, session_id_of
+from deployments.api.middleware import request_id_of, session_id_of, tenant_of
 from deployments.api.protocol import ask as bodies
 from deployments.api.protocol.base import (
     ending_fields,
@@ -91,7 +91,8 @@ class AskEndpoint:
         sampling = clinic.sampling(max_tokens_of("max_tokens", asked.max_tokens, clinic))
         timeout_s = timeout_of(asked.timeout_s, limits.max_timeout_s)
         deadline_at = accepted_at + timeout_s
-        ids = request_id_of(request), session_id_of(request, asked.session_id)
+        session_id = session_id_of(request, asked.session_id)
+        ids = request_id_of(request), session_id, tenant_of(request)
         mode = _mode(self._backend, asked)
         if mode != "quote":
             check_capacity(self._backend, timeout_s)
@@ -105,13 +106,13 @@ class AskEndpoint:
 
     async def _consultation(
         self,
-        ids: tuple[str, str | None],
+        ids: tuple[str, str | None, str | None],
         asked: bodies.AskRequest,
         mode: GroundingMode,
         sampling: SamplingParams,
         deadline_at: float,
     ) -> _Consultation:
-        request_id, session_id = ids
+        request_id, session_id, tenant = ids
         is_asked_for = asked.grounding is not None
         (route, route_s), found = await asyncio.gather(
             self._route(asked),
@@ -131,6 +132,7 @@ class AskEndpoint:
                 deadline_at=deadline_at,
                 session_id=session_id,
                 adapter_version=head.adapter_version,
+                tenant=tenant,
             )
             confidence = None if head.opinion else route.confidence
             sources = found.for_specialty(self._backend, head.specialty, route.language)

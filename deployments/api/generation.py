@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from deployments.api.errors import ApiError, engine_error
 from deployments.api.grounding import Sources, Verdict
-from deployments.engine.request import ErrorInfo, FinishReason, Timings, TokenEvent
+from deployments.engine.request import ErrorInfo, FinishReason, ScoredToken, Timings, TokenEvent
 from deployments.messages import GRACE_S, Backend, GenerateRequest, Outcome
 from deployments.observe import tracing
 from deployments.observe.records import log_request
@@ -112,11 +112,13 @@ class Generation:
         Raises:
             ApiError: the answer failed, or its deadline passed before anything was generated.
         """
-        texts = []
+        texts: list[str] = []
+        scores: list[ScoredToken] = []
         try:
             while True:
                 event = await self.next_event()
                 texts.append(event.text)
+                scores += event.scores
                 if event.finish_reason is not None:
                     break
         finally:
@@ -127,6 +129,8 @@ class Generation:
         verdict = self.sources.verdict()
         if verdict.text is not None:
             return Completed(verdict.text, complete(event), verdict)
+        if len(scores) > len(event.scores):
+            event = replace(event, scores=tuple(scores))
         return Completed("".join(texts), event, verdict)
 
     def failure_of(self, event: TokenEvent) -> ApiError | None:
@@ -196,7 +200,7 @@ class Generation:
         reason = FinishReason.TIMEOUT
         if self._latest is None:
             return TokenEvent(self._call.request_id, "", 0, 0, Timings(), reason)
-        return replace(self._latest, text="", finish_reason=reason)
+        return replace(self._latest, text="", finish_reason=reason, scores=())
 
 
 def _named(call: GenerateRequest, specialty: str | None) -> dict[str, tracing.Value | None]:

@@ -6,6 +6,7 @@ replica's requests until it leaves. WebSockets are closed.
 """
 
 import asyncio
+import hashlib
 import uuid
 from collections.abc import Callable, Iterable, MutableMapping
 from typing import Any
@@ -159,6 +160,13 @@ def session_id_of(request: Request, in_body: str | None = None) -> str | None:
             param="session_id",
         )
     return given
+
+
+def tenant_of(request: Request) -> str | None:
+    """Return what tells one key's requests from another's, for GenerateRequest, without naming the
+    key; None where keys are off."""
+    caller = request.scope.get("state", {}).get("caller")
+    return None if caller is None else hashlib.sha256(caller.key_id.encode()).hexdigest()[:32]
 
 
 def local_path(scope: MutableMapping[str, Any]) -> str:

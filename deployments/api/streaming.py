@@ -21,7 +21,7 @@ from deployments.api.errors import ApiError, internal_error, log_unexpected
 from deployments.api.generation import Generation, complete
 from deployments.api.grounding import Verdict
 from deployments.api.protocol.base import ReplyModel
-from deployments.engine.request import TokenEvent
+from deployments.engine.request import ScoredToken, TokenEvent
 
 logger = logging.getLogger(__name__)
 
@@ -40,13 +40,15 @@ def sse(reply: ReplyModel, event: str | None = None) -> str:
 @dataclass(frozen=True, slots=True)
 class StreamItem:
     """Text of answer number `opinion`. The last item of an answer has its terminal `event`, or the
-    `failure` that ended it. With `event`, `verdict` is the check of the whole answer."""
+    `failure` that ended it. With `event`, `verdict` is the check of the whole answer. `scores`: of
+    the tokens of `text`, where they were asked for."""
 
     opinion: int
     text: str = ""
     event: TokenEvent | None = None
     failure: ApiError | None = None
     verdict: Verdict = Verdict()
+    scores: tuple[ScoredToken, ...] = ()
 
     @property
     def is_last(self) -> bool:
@@ -165,7 +167,7 @@ async def _next_item(opinion: int, answer: Generation) -> StreamItem:
     try:
         event = await answer.next_event()
         if event.finish_reason is None:
-            return StreamItem(opinion, event.text)
+            return StreamItem(opinion, event.text, scores=event.scores)
         failure = answer.failure_of(event)
         verdict = Verdict() if failure else answer.sources.verdict()
     except Exception as error:
@@ -174,7 +176,7 @@ async def _next_item(opinion: int, answer: Generation) -> StreamItem:
     if failure:
         return StreamItem(opinion, event.text, failure=failure)
     end = event if verdict.text is None else complete(event)
-    return StreamItem(opinion, event.text, end, verdict=verdict)
+    return StreamItem(opinion, event.text, end, verdict=verdict, scores=event.scores)
 
 
 class EventStream(StreamingResponse):

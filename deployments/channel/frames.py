@@ -2,7 +2,9 @@
 
     4 bytes   length of the payload, big-endian
     payload   msgpack: the first frame of a connection is ["polyclinic", 1, token], and every later
-              one is a list of events, each a list of the nine fields that `pack_events` writes
+              one is a list of events, each a list of the nine fields that `pack_events` writes,
+              and of a tenth and an eleventh, if there are some: the scores of its tokens, and the
+              number of the prompt's that were cached
 
 A connection carries frames in one direction only, from a model replica to a router replica.
 """
@@ -14,7 +16,7 @@ from typing import Any
 
 import msgpack
 
-from deployments.engine.request import ErrorInfo, FinishReason, Timings, TokenEvent
+from deployments.engine.request import ErrorInfo, FinishReason, ScoredToken, Timings, TokenEvent
 
 GREETING = "polyclinic"
 VERSION = 1
@@ -121,6 +123,8 @@ def load_frame(payload: bytes) -> Any:
 
 def _fields(stream: int, event: TokenEvent) -> list[Any]:
     timings, error = event.timings, event.error
+    cached = [event.num_cached_tokens] if event.num_cached_tokens else []
+    scores = [list(event.scores)] if event.scores or cached else []
     return [
         stream,
         event.text,
@@ -131,6 +135,8 @@ def _fields(stream: int, event: TokenEvent) -> list[Any]:
         timings.total_s,
         None if event.finish_reason is None else str(event.finish_reason),
         None if error is None else [error.code, error.message, error.param, error.retry_after_s],
+        *scores,
+        *cached,
     ]
 
 
@@ -144,8 +150,10 @@ def _event(
     total_s: float | None,
     finish_reason: str | None,
     error: list[Any] | None,
+    scores: Sequence[list[Any]] = (),
+    num_cached_tokens: int = 0,
 ) -> tuple[int, TokenEvent]:
-    numbers = (stream, num_tokens, num_prompt_tokens)
+    numbers = (stream, num_tokens, num_prompt_tokens, num_cached_tokens)
     if not isinstance(text, str) or not all(type(number) is int for number in numbers):
         raise ValueError("a field has the wrong type")
     return stream, TokenEvent(
@@ -156,4 +164,13 @@ def _event(
         Timings(queue_s, first_token_s, total_s),
         None if finish_reason is None else FinishReason(finish_reason),
         None if error is None else ErrorInfo(*error),
+        tuple(_scored(*score) for score in scores),
+        num_cached_tokens,
     )
+
+
+def _scored(
+    text: str, data: bytes, offset: int, logprob: float | None, top: list[Any], is_text: bool
+) -> ScoredToken:
+    likely = tuple((other, its_data, value) for other, its_data, value in top)
+    return ScoredToken(text, data, offset, logprob, likely, is_text)

@@ -11,7 +11,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -37,6 +37,7 @@ class EngineLimits:
     """Bound what the engine accepts and what one step does.
 
     max_events_per_s: of all streams together; each carries more tokens where there are many.
+    reuses_prefixes: rows keep what they hold for prompts that begin with it, where the decoder can.
     step_timeout_s: a step that takes longer counts as stuck; a task between two steps may take
         longer, since it may compile kernels.
     """
@@ -45,6 +46,7 @@ class EngineLimits:
     max_waiting: int  # requests in the queue; more are refused
     max_input_tokens: int  # of one prompt
     prefill_tokens: int = 512  # read in one step, by a step decoder
+    reuses_prefixes: bool = False
     emit_interval_s: float = 0.0  # a stream's text is emitted at most this often
     max_events_per_s: float = math.inf
     emits_together: bool = False  # all streams at the same moments
@@ -74,6 +76,13 @@ class EngineCore(Protocol):
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return the text of token ids, without special tokens."""
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """Return the bytes that a token stands for (detokenizer.py)."""
+
+    def prepare(self, grammar: str) -> "Future[None]":
+        """Compile what an answer is to keep to, beside the steps; raises EngineStopped. The future
+        raises InvalidGrammar."""
 
     def listen(
         self,
@@ -127,7 +136,13 @@ class ThreadCore:
         self._outbox = Outbox(self._sort_out)
         self._runner: EngineLoop
         if isinstance(decoder, StepDecoder):
-            self._runner = StepLoop(decoder, limits.prefill_tokens, self._outbox, clock)
+            self._runner = StepLoop(
+                decoder,
+                limits.prefill_tokens,
+                self._outbox,
+                clock,
+                reuses_prefixes=limits.reuses_prefixes,
+            )
         else:
             self._runner = GroupLoop(decoder, limits.max_rows, self._outbox)
         self._work = threading.Condition()
@@ -140,6 +155,7 @@ class ThreadCore:
         self._running: Future[None] | None = None  # done when the loop has ended
         self._pulse = Pulse("idle", time.monotonic())
         self._listener: _Listener | None = None
+        self._compiler = ThreadPoolExecutor(1, thread_name_prefix="grammars")
 
     @property
     def info(self) -> DecoderInfo:
@@ -147,6 +163,18 @@ class ThreadCore:
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return self._decoder.decode(token_ids)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return self._decoder.token_bytes(token_id)
+
+    def prepare(self, grammar: str) -> "Future[None]":
+        if self._stopped:
+            raise self._stopped
+
+        def compile_grammar() -> None:
+            self._decoder.grammars.matcher(grammar)
+
+        return self._compiler.submit(compile_grammar)
 
     def start(self) -> None:
         self._thread = self._thread or TorchThread()
@@ -217,6 +245,7 @@ class ThreadCore:
 
     def close(self, timeout_s: float = 10.0) -> None:
         self._stop(EngineStopped("the engine is shutting down"))
+        self._compiler.shutdown(wait=False, cancel_futures=True)
         if self._thread is not None:
             self._thread.close()
         if self._running is not None:

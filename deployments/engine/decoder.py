@@ -6,11 +6,15 @@ end. docs/decisions.md says why there are two.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from deployments.engine.request import Request, SchedulerOutput
+from deployments.engine.errors import EngineError
+from deployments.engine.request import Request, SchedulerOutput, TokenScore
 from deployments.engine.row import EngineRow
+
+if TYPE_CHECKING:
+    from deployments.engine.structured.grammar import GrammarCompiler
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +34,20 @@ class DecoderInfo:
     hidden_ids: frozenset[int] = frozenset()  # special tokens, which are no text
     weights: str = ""  # how the base model's are kept, and why
     threads: int | None = None  # of the processor that a step may use; None: on a GPU
+    refuses: Mapping[str, str] = field(default_factory=dict)  # what it cannot do, by field, and why
 
 
 class AsyncTokens(Protocol):
     """Hold the tokens of a step that may still be running on the device."""
+
+    @property
+    def scores(self) -> Mapping[int, Sequence[TokenScore]]:
+        """Return row -> the scores of its token, of the rows that ask, once `wait` has returned;
+        with `echo` those of its prompt come before the first."""
+
+    @property
+    def failures(self) -> Mapping[int, EngineError]:
+        """Return the rows that cannot go on, and why: their tokens mean nothing."""
 
     def wait(self) -> Mapping[int, int]:
         """Wait for the step and return row -> its new token; raises what the step raised."""
@@ -56,6 +70,10 @@ class StepDecoder(Protocol):
     @property
     def info(self) -> DecoderInfo: ...
 
+    @property
+    def grammars(self) -> "GrammarCompiler":
+        """Return what compiles the grammars of this model's answers; any thread may use it."""
+
     def set_adapter(self, row: int, name: str | None) -> None:
         """Begin an answer in `row` with adapter `name`; None is the base model alone.
 
@@ -75,6 +93,23 @@ class StepDecoder(Protocol):
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return the text of token ids, without special tokens."""
 
+    def token_bytes(self, token_id: int) -> bytes:
+        """Return the bytes that a token stands for (detokenizer.py)."""
+
+
+@runtime_checkable
+class PrefixDecoder(Protocol):
+    """Let a row begin behind tokens that a row has read before: for some step decoders."""
+
+    can_reuse_prefixes: bool
+
+    def generation(self, adapter: str | None) -> int:
+        """Return a number for the weights that `adapter` has now, which no others have or had."""
+
+    def reuse_prefix(self, row: int, source: int, num_tokens: int) -> None:
+        """Begin `row`, after its `set_adapter`, with the first positions of row `source`, which
+        may be itself. Its prompt is read from `num_tokens` on."""
+
 
 class RowSink(Protocol):
     """Take the tokens of a group as they come."""
@@ -92,6 +127,9 @@ class GroupDecoder(Protocol):
     @property
     def info(self) -> DecoderInfo: ...
 
+    @property
+    def grammars(self) -> "GrammarCompiler": ...
+
     def set_adapter(self, name: str | None) -> None:
         """Make `name` the adapter of the next group; None is the base model alone."""
 
@@ -105,6 +143,9 @@ class GroupDecoder(Protocol):
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return the text of token ids, without special tokens."""
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """Return the bytes that a token stands for (detokenizer.py)."""
 
 
 class EngineLoop(Protocol):

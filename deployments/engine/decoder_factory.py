@@ -4,12 +4,13 @@ Whatever the fast decoder cannot express goes to the reference decoder, with the
 wrong answer.
 """
 
+import functools
 import importlib.util
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -27,12 +28,14 @@ from deployments.engine.models.base import Model, TorchBatches
 from deployments.engine.models.llama import LlamaModel
 from deployments.engine.models.t5 import T5Model, unsupported_by_t5
 from deployments.engine.peft_decoder import PeftDecoder
+from deployments.engine.structured.vocabulary import refused_features
 
 logger = logging.getLogger(__name__)
 
 Choice = Literal["auto", "fast", "reference"]
-Weights = Literal["auto", "int8", "none"]
+Weights = Literal["auto", "int8", "int4", "none"]
 
+_BITS: dict[Weights, int] = {"int8": 8, "int4": 4}  # of what the compiled step keeps
 _MOST_THREADS = 16  # that a step of eight-bit weights takes without being asked to
 
 
@@ -64,16 +67,18 @@ def build_decoder(
 
     Args:
         adapters: folders of those that are to be served, by name.
-        weights: int8: products of bytes on a CPU; auto: where the processor is fast at them.
+        weights: int8, int4: products of bytes on a CPU, with weights of eight or four bits; auto:
+            eight, where they are faster than torch.
 
     Raises:
         FastDecoderImpossible: `choice` is fast; names what the fast decoder cannot do. `weights` is
-            int8, and this base cannot be served with it.
+            int8 or int4, and this base cannot be served with it.
         ValueError: the budget for keys and values does not hold one answer.
     """
-    if choice == "reference" and weights == "int8":
+    if choice == "reference" and weights in _BITS:
         raise FastDecoderImpossible(
-            "quantization: int8 on a CPU is the fast decoder's: set engine.decoder to auto or fast"
+            f"quantization: {weights} on a CPU is the fast decoder's: set engine.decoder to auto "
+            "or fast"
         )
     if choice == "reference":
         return PeftDecoder(base, reason="engine.decoder is reference")
@@ -83,18 +88,18 @@ def build_decoder(
         reader = make_reader(base)
         obstacle = unsupported_adapter(reader, adapters)
     if reader is not None and obstacle is None:
-        chosen = choose_weights(base, weights)
+        chosen = choose_weights(base, weights, limits)
         if chosen.in_bytes:
-            reader, chosen = _for_bytes(base, weights, adapters, reader)
+            reader, chosen = _for_bytes(base, chosen, weights, adapters, reader)
         return _build_fast(base, limits, reader, chosen)
     if choice == "fast":
         raise FastDecoderImpossible(
             f"engine.decoder is fast, but {obstacle}: set it to auto or reference"
         )
-    if weights == "int8":
+    if weights in _BITS:
         raise FastDecoderImpossible(
-            f"quantization is int8, which on a CPU the fast decoder serves alone, but {obstacle}: "
-            "set quantization: auto or none"
+            f"quantization is {weights}, which on a CPU the fast decoder serves alone, but "
+            f"{obstacle}: set quantization: auto or none"
         )
     logger.warning("serving with the reference decoder: %s", obstacle)
     return PeftDecoder(base, reason=f"not the fast decoder, since {obstacle}")
@@ -152,39 +157,39 @@ class _Weights:
 
     in_bytes: bool
     reason: str
+    bits: int = 8
 
 
-def choose_weights(base: Pretrained, wanted: Weights) -> _Weights:
+def choose_weights(base: Pretrained, wanted: Weights, limits: FastLimits) -> _Weights:
     """Return how the fast decoder keeps the weights of this base.
 
     Raises:
-        FastDecoderImpossible: int8 is wanted, and this base cannot be served with it.
+        FastDecoderImpossible: int8 or int4 is wanted, and this base cannot be served with it.
     """
     if wanted == "none" or base.model.device.type != "cpu":
         return _Weights(False, f"{base.dtype_name}: {base.dtype_reason}")
     obstacle = unsupported_in_bytes(base)
-    if wanted == "int8" and obstacle is not None:
-        raise FastDecoderImpossible(
-            f"quantization is int8, but {obstacle}: set quantization: auto or none"
-        )
-    if obstacle is None and wanted == "auto" and not base.is_dtype_free:
+    if wanted in _BITS:
+        if obstacle is not None:
+            raise FastDecoderImpossible(
+                f"quantization is {wanted}, but {obstacle}: set quantization: auto or none"
+            )
+        return _Weights(True, f"{wanted}: asked for", _BITS[wanted])
+    if obstacle is None and not base.is_dtype_free:
         obstacle = f"engine.dtype asks for {base.dtype_name}"
-    if obstacle is None and wanted == "int8":
-        return _Weights(True, "int8: asked for")
     if obstacle is None:
-        from deployments.engine.cpu.intrinsics import byte_instructions
-
-        instructions = byte_instructions()
-        obstacle = "this processor has no instructions for bytes (avx512_vnni, avx_vnni)"
-        if instructions is not None:
-            obstacle = _cannot_compile()
-        if obstacle is None:
-            return _Weights(True, f"int8: this processor has {instructions}")
+        obstacle = _cannot_compile()
+    if obstacle is None:
+        return _measured(base, limits)
     return _Weights(False, f"{base.dtype_name}: {base.dtype_reason}; not int8, since {obstacle}")
 
 
 def _for_bytes(
-    base: Pretrained, wanted: Weights, adapters: Mapping[str, Path], reader: PeftReader
+    base: Pretrained,
+    chosen: _Weights,
+    wanted: Weights,
+    adapters: Mapping[str, Path],
+    reader: PeftReader,
 ) -> tuple[PeftReader, _Weights]:
     """Return the reader and the weights of a base that could be served in bytes.
 
@@ -192,18 +197,32 @@ def _for_bytes(
     keeps the torch model.
 
     Raises:
-        FastDecoderImpossible: int8 is wanted, and an adapter rules it out.
+        FastDecoderImpossible: int8 or int4 is wanted, and an adapter rules it out.
     """
     narrow = make_reader(base, adapts_ends=False)
     obstacle = unsupported_adapter(narrow, adapters)
     if obstacle is None:
-        return narrow, choose_weights(base, wanted)
-    if wanted == "int8":
+        return narrow, chosen
+    if wanted in _BITS:
         raise FastDecoderImpossible(
-            f"quantization is int8, but {obstacle}: set quantization: auto or none"
+            f"quantization is {wanted}, but {obstacle}: set quantization: auto or none"
         )
     reason = f"{base.dtype_name}: {base.dtype_reason}; not int8, since {obstacle}"
     return reader, _Weights(False, reason)
+
+
+def _measured(base: Pretrained, limits: FastLimits) -> _Weights:
+    """Return what is faster here: eight bits, or the torch model as it was loaded."""
+    from deployments.engine.cpu.self_test import POSITIONS, is_faster_in_bytes
+
+    in_bytes, in_torch = (
+        functools.partial(_make_model, base, POSITIONS, _Weights(kind, ""), limits)
+        for kind in (True, False)
+    )
+    is_faster, reason = is_faster_in_bytes(base.model, in_bytes, in_torch, base.dtype_name)
+    if is_faster:
+        return _Weights(True, f"int8: {reason}")
+    return _Weights(False, f"{base.dtype_name}: {base.dtype_reason}; not int8, since {reason}")
 
 
 def _cannot_compile() -> str | None:
@@ -250,27 +269,31 @@ def _threads_of(model: Model, limits: FastLimits) -> int | None:
 
 
 def _make_model(
-    base: Pretrained, num_positions: int, weights: _Weights, limits: FastLimits
+    base: Pretrained, num_positions: int, weights: _Weights, limits: FastLimits, model: Any
 ) -> Model:
+    """Return our model with the weights of `model`, which is the base's or of its kind."""
     if weights.in_bytes:
-        from deployments.engine.cpu.llama import Int8Llama
+        from deployments.engine.cpu.llama import CompiledLlama
 
-        return Int8Llama(
-            base.model,
+        return CompiledLlama(
+            model,
             num_positions,
             _num_threads(limits),
+            bits=weights.bits,
             chooses_threads=not limits.has_fixed_threads,
         )
     make = LlamaModel if base.family == "causal" else T5Model
-    return make(base.model, base.model.dtype, num_positions)
+    return make(model, model.dtype, num_positions)
 
 
 def _build_fast(
     base: Pretrained, limits: FastLimits, reader: PeftReader, weights: _Weights
 ) -> ModelRunner:
     num_positions = _num_positions(base, limits)
-    # Rows are multiples of 16 positions, and the tables of positions cover a whole row.
-    model = _make_model(base, -(-num_positions // 16) * 16, weights, limits)
+    # Rows are multiples of ALIGNMENT positions, and the tables of positions cover a whole row.
+    model = _make_model(
+        base, -(-num_positions // ALIGNMENT) * ALIGNMENT, weights, limits, base.model
+    )
     capacities = _capacities(model, limits, num_positions)
     logger.info(
         "KV cache: %.0f MiB, rows of %s positions",
@@ -286,6 +309,7 @@ def _build_fast(
         eos_ids=base.eos_ids,
         adapters=frozenset(),
         hidden_ids=hidden_ids(base.tokenizer),
+        refuses=refused_features(base.family, base.tokenizer),
         weights=weights.reason,
         threads=_threads_of(model, limits),
     )

@@ -2,6 +2,7 @@
 tokens never change what stands before them, but for a last unfinished character.
 """
 
+import functools
 import json
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -47,6 +48,35 @@ def text_decoder(tokenizer: Any) -> Decode:
         return text
 
     return decode
+
+
+def token_bytes(tokenizer: Any) -> Callable[[int], bytes]:
+    """Return a function from a token's id to the bytes that it stands for, in the middle of a text;
+    a special token's are its name, and an id that the tokenizer does not have stands for none."""
+    backend = tokenizer.backend_tokenizer
+    added = {id_: token.content.encode() for id_, token in tokenizer.added_tokens_decoder.items()}
+    is_byte_level = backend.decoder is not None and b"ByteLevel" in backend.decoder.__getstate__()
+    bytes_by_letter = _letters_of_bytes() if is_byte_level else {}
+
+    def data_of(id_: int) -> bytes:
+        token: str | None = backend.id_to_token(id_)
+        if id_ in added or token is None:
+            return bytes(added.get(id_, b""))
+        if not is_byte_level:
+            return _bytes_of(token.replace("\N{LOWER ONE EIGHTH BLOCK}", " "))
+        pieces = (bytes_by_letter.get(letter) or letter.encode() for letter in token)
+        return b"".join(pieces)
+
+    return functools.lru_cache(1 << 16)(data_of)
+
+
+def _letters_of_bytes() -> dict[str, bytes]:
+    """Return how byte-level tokenizers write each byte: printable Latin-1 as it is, others as the
+    letters from U+0100 up (GPT-2's bytes_to_unicode)."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    letters = {chr(byte): bytes([byte]) for byte in printable}
+    return letters | {chr(256 + n): bytes([byte]) for n, byte in enumerate(others)}
 
 
 def _byte_fallback(tokenizer: Any) -> tuple[list[tuple[str, str]], list[str]] | None:

@@ -23,6 +23,7 @@ from deployments.engine.errors import (
     PromptTooLong,
     QueueFull,
     UnknownAdapter,
+    check_features,
 )
 from deployments.engine.output import Pace, RequestState
 from deployments.engine.request import FinishReason, Request, StepOutput, TokenEvent
@@ -103,6 +104,8 @@ class Engine:
             EngineStopped: the engine no longer runs.
         """
         self._check_request(request)
+        if request.sampling.grammar is not None:
+            await asyncio.wrap_future(self.core.prepare(request.sampling.grammar))
         self._listen()
         number = next(self._numbers)
         state = RequestState(
@@ -112,6 +115,7 @@ class Engine:
             pace=self._pace,
             clock=self._clock,
             hidden_ids=self.info.hidden_ids,
+            data_of=self.core.token_bytes,
         )
         self.core.add(number, request)
         self._requests[number] = state
@@ -144,6 +148,7 @@ class Engine:
             raise EmptyPrompt
         if num_prompt_tokens > limits.max_input_tokens:
             raise PromptTooLong(num_prompt_tokens, limits.max_input_tokens)
+        check_features(request.sampling, info.refuses)
         max_tokens = request.sampling.max_tokens
         if info.num_positions is not None and num_prompt_tokens + max_tokens > info.num_positions:
             raise OutputTooLong(num_prompt_tokens, max_tokens, info.num_positions)
@@ -161,10 +166,13 @@ class Engine:
     def _take(self, output: StepOutput) -> None:
         """Sort what a step made into the requests' events."""
         requests, now = self._requests, self._clock()
-        for number in output.started:
+        for number, num_cached in output.started:
             if (state := requests.get(number)) is not None and not state.has_begun:
-                state.begin()
+                state.begin(num_cached)
                 self._num_running += 1
+        for number, scores in output.scores.items():
+            if (state := requests.get(number)) is not None:
+                state.score(scores)
         for number, token in zip(output.numbers, output.tokens, strict=True):
             if (state := requests.get(number)) is not None:
                 state.push(token, now)

@@ -3,10 +3,14 @@
 EngineError                     `error_classes()` lists the tree
 +-- RequestRefused              before queuing; has a code, a param and a message for the client
 |   +-- EmptyPrompt             there is nothing to answer
+|   +-- BadPromptToken          a token id that this model does not have
 |   +-- PromptTooLong           the prompt is longer than the server accepts
 |   +-- OutputTooLong           the prompt and the answer cannot fit
+|   +-- NotForThisModel         a field asks for what this model or decoder cannot do
+|   +-- InvalidGrammar          no answer can keep to the structure that is asked for
 |   +-- QueueFull               no capacity; carries retry_after_s
 |   +-- UnknownAdapter          not loaded on this replica
++-- StructureFailed             a structure became too complex while its answer was written
 +-- DecoderFailed               the decoder raised while this request was in its batch
 +-- EngineStopped               the loop has died or is shutting down; replace the replica
 +-- AdapterNotSupported         the adapter has features that the decoder cannot serve
@@ -15,10 +19,10 @@ EngineError                     `error_classes()` lists the tree
 +-- FastDecoderImpossible       `decoder: fast` was asked for, and this model cannot have it
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from deployments.engine.request import ErrorInfo
+from deployments.engine.request import ErrorInfo, SamplingParams
 
 _FEATURE_HINT = "serve it with `decoder: reference`, or train it as plain LoRA on linear layers"
 
@@ -57,6 +61,14 @@ class EmptyPrompt(RequestRefused):
         super().__init__("the prompt has no tokens: ask a question")
 
 
+class BadPromptToken(RequestRefused):
+    code = "invalid_token_id"
+    param = "question"
+
+    def __init__(self, position: int, reason: str) -> None:
+        super().__init__(f"position {position}: {reason}")
+
+
 class PromptTooLong(RequestRefused):
     code = "prompt_too_long"
     param = "question"
@@ -80,6 +92,45 @@ class OutputTooLong(RequestRefused):
             f"maximum context length is {num_positions} tokens): ask for at most "
             f"{max(0, num_positions - num_prompt_tokens)} tokens"
         )
+
+
+class NotForThisModel(RequestRefused):
+    code = "not_for_this_model"
+
+    def __init__(self, param: str, why: str) -> None:
+        super().__init__(f"{param}: {why}: leave it out")
+        self.param = param
+
+
+def check_features(sampling: SamplingParams, refuses: Mapping[str, str]) -> None:
+    """Raise NotForThisModel for the first feature that is asked for and refused.
+
+    Args:
+        refuses: DecoderInfo.refuses.
+    """
+    asked = {
+        "logprobs": sampling.logprobs is not None,
+        "echo": sampling.echo,
+        "structure": sampling.grammar is not None,
+    }
+    for name, why in refuses.items():
+        if asked.get(name):
+            raise NotForThisModel(name, why)
+
+
+class InvalidGrammar(RequestRefused):
+    code = "invalid_schema"
+    param = "structure"
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"no answer can keep to it: {why.strip()}")
+
+
+class StructureFailed(EngineError):
+    code = "structure_failed"
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"the structure became too complex to follow ({why}): simplify it")
 
 
 class QueueFull(RequestRefused):

@@ -10,16 +10,18 @@ import itertools
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
 from deployments.engine.adapter_loader import AdapterLoader, AdapterProbe
-from deployments.engine.attention.kv_cache import KvCache
+from deployments.engine.attention.kv_cache import KvCache, are_aligned
 from deployments.engine.attention.prefill import prefill_inputs
 from deployments.engine.cuda_graphs import SCRATCH_POSITIONS, DecodeGraphs, PrefillGraphs, RowInputs
 from deployments.engine.decoder import DecoderInfo
-from deployments.engine.detokenizer import text_decoder
+from deployments.engine.detokenizer import text_decoder, token_bytes
+from deployments.engine.errors import EngineError
 from deployments.engine.kernels.backend import are_fused
 from deployments.engine.lora.peft_reader import PeftReader
 from deployments.engine.lora.pool import BASE_SLOT, LoraPool
@@ -28,6 +30,10 @@ from deployments.engine.models.base import Model
 from deployments.engine.models.linear import HEAD
 from deployments.engine.request import PrefillChunk, SchedulerOutput
 from deployments.engine.sampling import DeviceTokens, Sampler
+from deployments.engine.scores.scorer import Scorer
+from deployments.engine.structured.grammar import GrammarCompiler
+from deployments.engine.structured.masks import GrammarMasks
+from deployments.engine.structured.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +46,7 @@ class _RowState:
 
     slot: int = BASE_SLOT
     length: int = 0  # positions filled in the cache
+    num_reused: int = 0  # of these, at its beginning, without reading them
     num_prompt_tokens: int = 0
 
 
@@ -77,6 +84,8 @@ class ModelRunner(AdapterLoader):
         self._start_id = base.decoder_start_id if base.family == "seq2seq" else None
         self.capacities = tuple(capacities)
         self.can_split_prompts = model.can_split_prompts
+        # An encoder's states depend on the whole prompt, so none of them serves another one.
+        self.can_reuse_prefixes = model.can_split_prompts and are_aligned(capacities)
         self.num_steps_ahead = 0 if on_cpu else 1
         self.num_prompts_together = 1 if on_cpu else _PROMPTS_TOGETHER
         self.device, self.vocab_size = model.device, model.vocab_size
@@ -93,7 +102,13 @@ class ModelRunner(AdapterLoader):
         self._probe = AdapterProbe(
             model, pool, self._start_id, graphs, lambda size: self._new_cache([size])
         )
+        self.token_bytes = token_bytes(base.tokenizer)
         self._sampler = Sampler(len(capacities), model.vocab_size, eos_ids, model.device)
+        self._scorer = Scorer()
+        vocabulary = Vocabulary(base.tokenizer, model.vocab_size, base.eos_ids)
+        self.grammars = GrammarCompiler(vocabulary)
+        self._masks = GrammarMasks(self.grammars, len(capacities), model.vocab_size, model.device)
+        self._failures: dict[int, EngineError] = {}
 
     @property
     def info(self) -> DecoderInfo:
@@ -118,10 +133,21 @@ class ModelRunner(AdapterLoader):
         self.lora_pool.release(state.slot)
         self._states[row] = _RowState(slot=slot)
 
+    def generation(self, adapter: str | None) -> int:
+        return self.lora_pool.generation(adapter)
+
+    @torch.inference_mode()
+    def reuse_prefix(self, row: int, source: int, num_tokens: int) -> None:
+        if source != row:
+            self._cache.copy(source, row, num_tokens)
+        self._states[row].num_reused = num_tokens
+
     def free(self, row: int) -> None:
         self.lora_pool.release(self._states[row].slot)
         self._states[row] = _RowState()
         self._sampler.free(row)
+        self._scorer.free(row)
+        self._masks.free(row)
 
     def reset(self) -> None:
         for row in range(len(self._states)):
@@ -137,6 +163,8 @@ class ModelRunner(AdapterLoader):
         if scheduled.prefill:
             ended = [chunk.row for chunk in scheduled.prefill if chunk.is_last]
             states = self._prefill(scheduled.prefill)
+            if self._scorer.is_on:
+                self._score_prompts(states, scheduled.prefill)
             if self._model.keeps_prompts_at_end:
                 rows += ended
             elif ended:
@@ -150,14 +178,17 @@ class ModelRunner(AdapterLoader):
             emitting += rows
         if not picked:
             return DeviceTokens((), None)
-        return DeviceTokens(tuple(emitting), torch.cat(picked))
+        failures, self._failures = self._failures, {}
+        return DeviceTokens(tuple(emitting), torch.cat(picked), self._scorer.take(), failures)
 
     def _begin_chunk(self, chunk: PrefillChunk) -> None:
         state = self._states[chunk.row]
-        if chunk.start == 0:
+        if chunk.start == state.num_reused:
             prompt = chunk.request.prompt_ids
             begin = prompt if self._start_id is None else (self._start_id,)
             self._sampler.begin(chunk.row, chunk.request.sampling, begin)
+            self._scorer.begin(chunk.row, chunk.request.sampling)
+            self._masks.begin(chunk.row, chunk.request.sampling.grammar)
             state.num_prompt_tokens = len(prompt)
             if self._start_id is not None:
                 self._tokens[chunk.row] = self._start_id
@@ -174,6 +205,21 @@ class ModelRunner(AdapterLoader):
         counts = [chunk.stop - chunk.start for chunk in chunks]
         lora = self._model.lora_batch(self.lora_pool, slots, counts)
         return self._model.prefill(self._cache, inputs.on(self.device), lora)
+
+    def _score_prompts(self, states: torch.Tensor, chunks: Sequence[PrefillChunk]) -> None:
+        """Score prompts where asked for, given the states (T, d) behind the chunks' tokens."""
+        sizes = [chunk.stop - chunk.start for chunk in chunks]
+        for chunk, own in zip(chunks, torch.split(states[: sum(sizes)], sizes), strict=True):
+            self._scorer.read(chunk, own, partial(self._logits_of, chunk.row))
+
+    def _logits_of(self, row: int, states: torch.Tensor) -> torch.Tensor:
+        """Return the logits (n, V) of states (n, d) that are all of this row."""
+        if not self.lora_pool.adapts(HEAD):
+            return self._model.logits(states)
+        slot = self._states[row].slot
+        return self._model.logits(
+            states, self._model.lora_batch(self.lora_pool, [slot], [len(states)])
+        )
 
     def _head_lora(self, rows: Sequence[int]) -> Any:
         """Return the adapters of these rows for the output layer, which few adapters change."""
@@ -210,19 +256,32 @@ class ModelRunner(AdapterLoader):
                     state.length,
                     state.num_prompt_tokens,
                     state.slot,
-                    self._sampler.blocks_eos(row),
+                    self._sampler.blocks_eos(row) and not self._needs_logits,
                 )
             )
             state.length += 1
         logits, tokens = self._graphs.replay(inputs)
-        if self._sampler.is_argmax(rows):
+        if not self._needs_logits and self._sampler.is_argmax(rows):
             self._sampler.count(rows)
             return tokens
         return self._pick(logits, rows)
 
+    @property
+    def _needs_logits(self) -> bool:
+        """Return whether a row's token depends on more than a graph knows, or its logits are asked
+        for as the model made them."""
+        return self._scorer.is_on or self._masks.is_on
+
     def _pick(self, logits: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
         """Pick tokens (B,) from logits (B, V) and store them as the input of the next step."""
+        found = self._scorer.logprobs(logits, rows) if self._scorer.is_on else None
+        if self._masks.is_on:
+            self._failures |= self._masks.apply(logits, rows)
         tokens = self._sampler.pick(logits, rows)
+        if self._masks.is_on:
+            self._masks.picked(rows, tokens)
+        if found is not None:
+            self._scorer.picked(found, rows, tokens)
         self._tokens[torch.tensor(rows, device=self._model.device)] = tokens
         return tokens
 

@@ -13,7 +13,16 @@ from collections.abc import Callable, Sequence
 
 from deployments.engine.detokenizer import Decode
 from deployments.engine.repetition import LoopStop
-from deployments.engine.request import ErrorInfo, FinishReason, Request, Timings, TokenEvent
+from deployments.engine.request import (
+    ErrorInfo,
+    FinishReason,
+    Request,
+    ScoredToken,
+    Timings,
+    TokenEvent,
+    TokenScore,
+)
+from deployments.engine.scores.scored_text import ScoredText, TokenBytes
 
 # For these reasons the text that was held back is emitted.
 _COMPLETE = (FinishReason.STOP, FinishReason.LENGTH, FinishReason.LOOP, FinishReason.TIMEOUT)
@@ -33,6 +42,7 @@ class RequestOutputCollector:
 
     def __init__(self) -> None:
         self._texts: list[str] = []
+        self._scores: list[ScoredToken] = []
         self._latest: TokenEvent | None = None
         self._has_ended = False
         self._arrived = asyncio.Event()
@@ -43,6 +53,7 @@ class RequestOutputCollector:
             return
         self._has_ended = event.finish_reason is not None
         self._texts.append(event.text)
+        self._scores += event.scores
         self._latest = event  # it holds the totals so far
         self._arrived.set()
 
@@ -52,8 +63,9 @@ class RequestOutputCollector:
         event = self._latest
         assert event is not None, "arrived is set, and no event is there"
         if len(self._texts) > 1:
-            event = dataclasses.replace(event, text="".join(self._texts))
-        self._texts, self._latest = [], None
+            scores = tuple(self._scores)
+            event = dataclasses.replace(event, text="".join(self._texts), scores=scores)
+        self._texts, self._scores, self._latest = [], [], None
         self._arrived.clear()
         return event
 
@@ -87,6 +99,7 @@ class RequestState:
             emitted at once.
         clock: seconds, monotonic.
         hidden_ids: tokens without text, which are not decoded.
+        data_of: the bytes of a token, for a request that asks for log-probabilities.
     """
 
     def __init__(
@@ -98,6 +111,7 @@ class RequestState:
         pace: Pace,
         clock: Callable[[], float],
         hidden_ids: frozenset[int] = frozenset(),
+        data_of: TokenBytes = lambda token_id: b"",
     ) -> None:
         self.request = request
         self.events = RequestOutputCollector()
@@ -115,13 +129,30 @@ class RequestState:
         self._queue_s: float | None = None
         self._first_token_s: float | None = None
         self._num_tokens = 0
+        self._num_cached_tokens = 0
         self._undecoded: list[int] = []
         self._pending_text = ""
+        self._num_characters = 0  # emitted
+        self._scored: ScoredText | None = None
+        if sampling.logprobs is not None:
+            self._scored = ScoredText(decode, data_of, hidden_ids)
 
-    def begin(self) -> None:
-        """Note that its first step runs."""
+    def begin(self, num_cached_tokens: int) -> None:
+        """Note that its first step runs, and reads so many prompt tokens less."""
         self.has_begun = True
+        self._num_cached_tokens = num_cached_tokens
         self._queue_s = self._clock() - self._accepted_at
+        if self.request.sampling.echo:
+            prompt = self.request.prompt_ids
+            shown = [id_ for id_ in prompt if id_ not in self._hidden_ids]
+            self._pending_text = self._text_stream.begin(shown)
+            if self._scored is not None:
+                self._scored.add([TokenScore(prompt[0], None)])
+
+    def score(self, scores: Sequence[TokenScore]) -> None:
+        """Take the scores of the tokens that are pushed next; with `echo`, the prompt's first."""
+        if self._scored is not None and not self.is_done:
+            self._scored.add(scores)
 
     def push(self, token_id: int, now: float) -> None:
         """Take the next token, and emit what is due. A stop string or a loop ends the request."""
@@ -175,6 +206,7 @@ class RequestState:
 
     def _emit(self, reason: FinishReason | None, error: ErrorInfo | None = None) -> None:
         self._emitted_at = self._clock()
+        self._num_characters += len(self._pending_text)
         total_s = self._emitted_at - self._accepted_at if reason else None
         text, self._pending_text = self._pending_text, ""
         event = TokenEvent(
@@ -185,8 +217,16 @@ class RequestState:
             timings=Timings(self._queue_s, self._first_token_s, total_s),
             finish_reason=reason,
             error=error,
+            scores=() if self._scored is None else self._scored.release(self._limit_of(reason)),
+            num_cached_tokens=self._num_cached_tokens if reason else 0,
         )
         self.events.put(event)
+
+    def _limit_of(self, reason: FinishReason | None) -> int | None:
+        """Return within how many characters tokens are handed out; None: all but for an answer that
+        was cut, whose stop string or loop is no part of it."""
+        is_cut = self._text_stream.is_stopped or self._loop_stop.is_looping
+        return None if reason in _COMPLETE and not is_cut else self._num_characters
 
 
 class IncrementalDetokenizer:
@@ -211,6 +251,13 @@ class IncrementalDetokenizer:
         self._invalid = ""  # U+FFFD at the end of the known text: left out if nothing follows
         self._held = ""  # decoded, but possibly the start of a stop string
         self.is_stopped = False  # a stop string was found; the text ends before it
+
+    def begin(self, token_ids: Sequence[int]) -> str:
+        """Add the tokens that the answer continues; return their text, without a stop for it."""
+        stop, self._stop = self._stop, ()
+        text = self.extend(token_ids)
+        self._stop = stop
+        return text
 
     def extend(self, token_ids: Sequence[int]) -> str:
         """Add tokens, decoded together, and return the text that is now certain."""

@@ -15,16 +15,24 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora.layer import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
-from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    GenerationConfig,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 from deployments.engine.adapter_biases import AdapterBiases
 from deployments.engine.decoder import DecoderInfo, RowSink
-from deployments.engine.detokenizer import hidden_ids, text_decoder
+from deployments.engine.detokenizer import hidden_ids, text_decoder, token_bytes
 from deployments.engine.errors import AdapterHasNoEffect
 from deployments.engine.lora.base_copies import check_copies, ends_of
 from deployments.engine.lora.peft_features import check_base_is_kept, check_scales
 from deployments.engine.model_loader import Pretrained
 from deployments.engine.request import Request, SamplingParams
+from deployments.engine.structured.grammar import GrammarCompiler
+from deployments.engine.structured.processor import GrammarProcessor
+from deployments.engine.structured.vocabulary import Vocabulary, unsuited
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +44,7 @@ class PeftDecoder:
         """Wrap `base`; `reason` says why this decoder was chosen, for /readyz."""
         self.tokenizer = base.tokenizer
         self.decode = text_decoder(base.tokenizer)
+        self.token_bytes = token_bytes(base.tokenizer)
         self._base = base.model
         self._peft: PeftModel | None = None
         self._family = base.family
@@ -50,6 +59,12 @@ class PeftDecoder:
         self._eos_ids = base.eos_ids
         self._hidden_ids = hidden_ids(base.tokenizer)
         self._pad_id = base.pad_id
+        size = int(base.model.config.get_text_config().vocab_size)
+        self.grammars = GrammarCompiler(Vocabulary(base.tokenizer, size, base.eos_ids))
+        why = "the reference decoder, which serves this model, gives no scores, continues no text"
+        self._refused = dict.fromkeys(("logprobs", "echo"), why)
+        if why_not := unsuited(base.tokenizer):
+            self._refused["structure"] = why_not
         self._decoder_start_id = base.decoder_start_id
         # The folder's own generation defaults (a temperature, a repetition penalty) would be mixed
         # into each request's parameters, so they are replaced by greedy ones.
@@ -67,6 +82,7 @@ class PeftDecoder:
             eos_ids=self._eos_ids,
             hidden_ids=self._hidden_ids,
             adapters=self._resident,
+            refuses=self._refused,
         )
 
     def load_adapter(self, name: str, directory: Path) -> None:
@@ -195,7 +211,13 @@ class PeftDecoder:
                 attention_mask=attention_mask,
                 generation_config=config,
                 stopping_criteria=StoppingCriteriaList([_EmitAndStop(sink)]),
+                logits_processor=self._processors(sampling),
             )
+
+    def _processors(self, sampling: SamplingParams) -> LogitsProcessorList:
+        if sampling.grammar is None:
+            return LogitsProcessorList()
+        return LogitsProcessorList([GrammarProcessor(self.grammars.matcher(sampling.grammar))])
 
     @property
     def _model(self) -> Any:

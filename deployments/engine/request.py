@@ -34,6 +34,10 @@ class SamplingParams:
     `min_tokens` tokens. Without a `seed`, a sampled answer differs from run to run. No sequence of
     `no_repeat_ngram_size` tokens comes twice, the prompt's included, and an answer ends before it
     says the same `loop_words` words a third time, unless `min_tokens` is set; 0 means off for both.
+    `logprobs`: each token comes with its log-probability, and with so many of the most likely
+    tokens in its place; None for none. With `echo`, the prompt's text and tokens come before the
+    answer's, and `max_tokens` may be 0. `grammar`: what the answer keeps to
+    (structured/grammar.py).
     """
 
     max_tokens: int
@@ -46,10 +50,17 @@ class SamplingParams:
     min_tokens: int = 0
     no_repeat_ngram_size: int = 0
     loop_words: int = 0
+    logprobs: int | None = None
+    echo: bool = False
+    grammar: str | None = None
 
     def __post_init__(self) -> None:
-        if self.max_tokens < 1:
-            raise ValueError(f"max_tokens is {self.max_tokens}: at least 1")
+        if self.max_tokens < (0 if self.echo else 1):
+            raise ValueError(f"max_tokens is {self.max_tokens}: at least 1, or 0 with echo")
+        if self.grammar is not None and (self.min_tokens or self.stop or self.echo):
+            raise ValueError("a grammar says where the answer ends: no min_tokens, stop, echo")
+        if self.logprobs is not None and self.logprobs < 0:
+            raise ValueError(f"logprobs is {self.logprobs}: at least 0")
         if self.temperature < 0:
             raise ValueError(f"temperature is {self.temperature}: at least 0")
         if not 0 < self.top_p <= 1:
@@ -69,6 +80,11 @@ class SamplingParams:
             raise ValueError("stop holds an empty string: it would end every answer at once")
 
     @property
+    def num_steps(self) -> int:
+        """Return how many tokens are picked at most: one, unseen, where none is asked for."""
+        return max(1, self.max_tokens)
+
+    @property
     def is_greedy(self) -> bool:
         return self.temperature == 0
 
@@ -80,7 +96,8 @@ class SamplingParams:
     @property
     def is_argmax(self) -> bool:
         """Return whether the next token is the one with the largest unchanged logit."""
-        return self.is_greedy and not self.has_penalty and self.min_tokens == 0
+        is_plain = self.min_tokens == 0 and self.grammar is None
+        return self.is_greedy and not self.has_penalty and is_plain
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +105,8 @@ class Request:
     """Ask for one answer. `adapter` None is the base model alone.
 
     `deadline_s`: seconds after acceptance at which the answer ends as `timeout`; None: never.
-    `is_logged`: the engine writes a record when it begins and when it ends.
+    `is_logged`: the engine writes a record when it begins and when it ends. `tenant`: whose it is;
+    only requests of one tenant share what was read of their prompts.
     """
 
     request_id: str
@@ -97,6 +115,7 @@ class Request:
     sampling: SamplingParams
     deadline_s: float | None = None
     is_logged: bool = False
+    tenant: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,12 +127,43 @@ class Timings:
     total_s: float | None = None
 
 
+class TokenScore(NamedTuple):
+    """A token's natural log-probability as the model gives it, before temperature and penalties.
+
+    logprob: None for a prompt's first token.
+    top: the most likely tokens in its place, and their log-probabilities; the likeliest first.
+    """
+
+    token_id: int
+    logprob: float | None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+class ScoredToken(NamedTuple):
+    """A TokenScore with texts.
+
+    text: `bytes:\\xe2\\x80` where the bytes are no whole characters.
+    offset: characters of the text before the token's own.
+    top: the text, bytes and log-probability of each.
+    is_text: false for a special token, which has a name and no text.
+    """
+
+    text: str
+    data: bytes
+    offset: int
+    logprob: float | None
+    top: tuple[tuple[str, bytes, float], ...]
+    is_text: bool
+
+
 @dataclass(frozen=True, slots=True)
 class TokenEvent:
     """Carry a piece of an answer. Only the last event of a request has a `finish_reason`.
 
     `text` is the newly decoded text. It may be empty: an unfinished character, or a possible start
-    of a stop string, is held back. `num_tokens` counts all the tokens so far.
+    of a stop string, is held back. `num_tokens` counts all the tokens so far. `scores`: of the
+    tokens of `text`, where they were asked for. `num_cached_tokens`: prompt tokens that were not
+    read again, since a row held them; 0 before the last event.
     """
 
     request_id: str
@@ -123,6 +173,8 @@ class TokenEvent:
     timings: Timings
     finish_reason: FinishReason | None = None
     error: ErrorInfo | None = None
+    scores: tuple[ScoredToken, ...] = ()
+    num_cached_tokens: int = 0
 
 
 def failed_event(request_id: str, error: ErrorInfo) -> TokenEvent:
@@ -136,6 +188,13 @@ def failed_event(request_id: str, error: ErrorInfo) -> TokenEvent:
         finish_reason=FinishReason.ERROR,
         error=error,
     )
+
+
+class StartedRow(NamedTuple):
+    """Say that the first step of a request is about to run."""
+
+    number: int
+    num_cached_tokens: int  # of its prompt, which are not read again
 
 
 class EndedRow(NamedTuple):
@@ -152,24 +211,33 @@ class StepOutput:
     """Hold what one step made, for all requests together, by their numbers.
 
     `numbers` and `tokens` go together: the request and its next token. An end-of-sequence token is
-    not among them.
+    not among them, but in `scores`, by number, where they were asked for.
     """
 
-    started: list[int] = field(default_factory=list)  # their first step is about to run
+    started: list[StartedRow] = field(default_factory=list)
     numbers: list[int] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
     ended: list[EndedRow] = field(default_factory=list)
+    scores: dict[int, list[TokenScore]] = field(default_factory=dict)
 
     @property
     def is_empty(self) -> bool:
         return not (self.started or self.numbers or self.ended)
 
 
+class Prefix(NamedTuple):
+    """Name a row and how many of its first tokens a prompt begins with."""
+
+    row: int
+    num_tokens: int
+
+
 @dataclass(slots=True, eq=False)
 class SequenceState:
-    """Hold the progress of one request. Only the scheduler writes to it.
+    """Hold the progress of one request. Only the scheduler writes to it, but for `answer`.
 
     `row` stays after the sequence has given the row back: its tokens come under that number.
+    `prefix`: what it did not have to read. `answer`: its tokens that have reached the host.
     """
 
     request: Request
@@ -179,6 +247,8 @@ class SequenceState:
     num_prefilled: int = 0  # prompt tokens scheduled so far
     num_scheduled: int = 0  # answer tokens scheduled so far
     is_finished: bool = False
+    prefix: Prefix | None = None
+    answer: list[int] = field(default_factory=list)
 
     @property
     def num_positions(self) -> int:
@@ -192,7 +262,8 @@ class SequenceState:
     @property
     def is_fully_scheduled(self) -> bool:
         """Return whether every token that it may have is scheduled."""
-        return self.is_prefilled and self.num_scheduled == self.request.sampling.max_tokens
+        limit = self.request.sampling.max_tokens or 1  # num_steps, without a call for each row
+        return self.is_prefilled and self.num_scheduled == limit
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,10 +2,17 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from deployments.engine.errors import EngineError
-from deployments.engine.request import EndedRow, FinishReason, Request, StepOutput
+from deployments.engine.request import (
+    EndedRow,
+    FinishReason,
+    Request,
+    StartedRow,
+    StepOutput,
+    TokenScore,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -54,15 +61,26 @@ class EngineRow:
         self._num_tokens = 0
         self._deadline = None if request.deadline_s is None else clock() + request.deadline_s
 
-    def begin(self) -> None:
-        """Note that its first step is about to run."""
-        self._outbox.output.started.append(self.number)
+    def begin(self, num_cached_tokens: int = 0) -> None:
+        """Note that its first step is about to run; so many prompt tokens need not be read."""
+        self._outbox.output.started.append(StartedRow(self.number, num_cached_tokens))
         if self.request.is_logged:
             self._log("engine_step: the first one", len(self.request.prompt_ids), "prompt tokens")
 
-    def push(self, token_id: int) -> None:
-        """Take the next token. Ignored once the request is done."""
+    def push(self, token_id: int, scores: Sequence[TokenScore] = ()) -> None:
+        """Take the next token. Ignored once the request is done.
+
+        Args:
+            scores: the token's, where asked for; with `echo`, the prompt's before the first one.
+        """
         if self.is_done:
+            return
+        is_shown = self.request.sampling.max_tokens > 0
+        if scores:
+            shown = scores if is_shown else scores[:-1]
+            self._outbox.output.scores.setdefault(self.number, []).extend(shown)
+        if not is_shown:
+            self.finish(FinishReason.LENGTH)
             return
         self._num_tokens += 1
         if token_id in self._eos_ids:

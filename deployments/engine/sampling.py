@@ -6,12 +6,15 @@ draw.py draws those that are not greedy.
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
 
 from deployments.engine.draw import draw, uniform
-from deployments.engine.request import SamplingParams
+from deployments.engine.errors import EngineError
+from deployments.engine.request import SamplingParams, TokenScore
+from deployments.engine.scores.scorer import Scored
 
 
 @dataclass(slots=True)
@@ -44,7 +47,7 @@ class Sampler:
         seed = params.seed if params.seed is not None else random.getrandbits(62)
         self._rows[row] = _Row(params, seed, len(context))
         if params.no_repeat_ngram_size:
-            history = torch.zeros(len(context) + params.max_tokens, dtype=torch.long)
+            history = torch.zeros(len(context) + params.num_steps, dtype=torch.long)
             history[: len(context)] = torch.tensor(list(context), dtype=torch.long)
             self._history[row] = history.to(self._device)
         if params.repetition_penalty != 1:
@@ -149,15 +152,29 @@ def _largest(logits: torch.Tensor) -> torch.Tensor:
 
 
 class DeviceTokens:
-    """Implement AsyncTokens (decoder.py) for `tokens` (B,) of `rows`; None: no tokens."""
+    """Implement AsyncTokens (decoder.py) for `tokens` (B,) of `rows`; None: no tokens.
 
-    def __init__(self, rows: tuple[int, ...], tokens: torch.Tensor | None) -> None:
+    Args:
+        scored: what was scored for the rows that ask.
+        failures: rows that cannot go on.
+    """
+
+    def __init__(
+        self,
+        rows: tuple[int, ...],
+        tokens: torch.Tensor | None,
+        scored: Sequence[Scored] = (),
+        failures: Mapping[int, EngineError] = MappingProxyType({}),
+    ) -> None:
+        self.failures = failures
+        self.scores: dict[int, list[TokenScore]] = {}
         self._rows = rows
         self._tokens = tokens
+        self._scored = scored
         self._copied: Any = None
         if tokens is not None and tokens.is_cuda:
-            self._tokens = torch.empty_like(tokens, device="cpu", pin_memory=True)
-            self._tokens.copy_(tokens, non_blocking=True)
+            self._tokens = _on_its_way(tokens)
+            self._scored = [each.moved(_on_its_way) for each in scored]
             self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._copied.record()
 
@@ -166,4 +183,13 @@ class DeviceTokens:
             return {}
         if self._copied is not None:
             self._copied.synchronize()
+        for each in self._scored:
+            each.add_to(self.scores)
+        self._scored = ()
         return dict(zip(self._rows, self._tokens.tolist(), strict=True))
+
+
+def _on_its_way(tensor: torch.Tensor) -> torch.Tensor:
+    """Return where a copy of a tensor on a GPU will be, once the device has come to it."""
+    copy = torch.empty_like(tensor, device="cpu", pin_memory=True)
+    return copy.copy_(tensor, non_blocking=True)

@@ -24,12 +24,7 @@ from deployments.engine.decoder import DecoderInfo
 from deployments.engine.errors import EngineStopped
 from deployments.engine.request import Request, StepOutput
 from deployments.engine_process.decoder_loading import DecoderSpec
-from deployments.engine_process.wire import (
-    pack_request,
-    unpack_error,
-    unpack_info,
-    unpack_step,
-)
+from deployments.engine_process.wire import pack_request, unpack_error, unpack_info, unpack_step
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +41,7 @@ class EngineProcess:
 
     Args:
         decode: token ids -> text; the process hands out ids only.
+        token_bytes: the bytes of a token.
         on_lost: called once, on a thread, if the process ends without having been asked to.
     """
 
@@ -54,9 +50,11 @@ class EngineProcess:
         spec: DecoderSpec,
         limits: EngineLimits,
         decode: Decode,
+        token_bytes: Callable[[int], bytes],
         on_lost: Callable[[], None] = lambda: None,
     ) -> None:
         self.decode = decode
+        self.token_bytes = token_bytes
         self._limits = limits
         self._on_lost = on_lost
         self._gone = EngineStopped("the engine's process ended")  # until more is known
@@ -92,6 +90,9 @@ class EngineProcess:
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    def prepare(self, grammar: str) -> "Future[None]":
+        return self._ask("prepare", grammar)
 
     def listen(
         self,

@@ -32,7 +32,7 @@ class DecoderSpec:
     family: "Family"
     device: str
     dtype: "Dtype"
-    quantization: Literal["auto", "none", "int8", "nf4"]
+    quantization: Literal["auto", "none", "int8", "int4", "nf4"]
     choice: "Choice"
     max_rows: int
     num_positions: int
@@ -51,7 +51,9 @@ def load_decoder(spec: DecoderSpec) -> "ModelRunner | PeftDecoder":
     """
     # On a CPU the fast decoder makes bytes of plain weights; on a GPU bitsandbytes loads them.
     on_cpu, quantization = spec.device == "cpu", spec.quantization
-    loaded = "none" if on_cpu or quantization == "auto" else quantization
+    loaded: Literal["none", "int8", "nf4"] = "none"
+    if not on_cpu and (quantization == "int8" or quantization == "nf4"):
+        loaded = quantization
     if loaded == "none":
         _leave_out_bitsandbytes()
     started = time.perf_counter()
@@ -80,7 +82,7 @@ def load_decoder(spec: DecoderSpec) -> "ModelRunner | PeftDecoder":
     weights = quantization if on_cpu and quantization != "nf4" else "none"
     decoder = build_decoder(base, spec.choice, limits, folders, weights=weights)
     seconds, info = time.perf_counter() - started, decoder.info
-    if info.weights.startswith("int8"):
+    if info.weights.startswith(("int8", "int4")):
         torch.set_num_threads(1)  # the compiled step has threads of its own
     logger.info(
         "base model %s loaded in %.1f s; decoder %s: %s",

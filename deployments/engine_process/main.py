@@ -61,6 +61,7 @@ class EngineServer:
             "add": self._add,
             "abort": lambda number: self._running.abort(number),
             "call": self._call,
+            "prepare": lambda call, grammar: self._reply(call, self._running.prepare(grammar)),
             "forget": lambda handle: self._weights.pop(handle, None),
         }
 

@@ -2,7 +2,7 @@
 
 Two socket pairs join them. On `control`, both ways, each frame is a list that begins with a word:
 
-    replica to process   start, add, abort, call
+    replica to process   start, add, abort, call, prepare
     process to replica   reply, failure, resident, pulse, stopped, log
 
 On `steps`, from the process only, each frame is what one step made for all requests.
@@ -22,7 +22,9 @@ from deployments.engine.request import (
     FinishReason,
     Request,
     SamplingParams,
+    StartedRow,
     StepOutput,
+    TokenScore,
 )
 
 _INT = "q"  # 64 bits
@@ -39,6 +41,7 @@ def pack_request(number: int, request: Request) -> bytes:
             asdict(request.sampling),
             request.deadline_s,
             request.is_logged,
+            request.tenant,
         ]
     )
 
@@ -50,9 +53,11 @@ def unpack_request(
     sampling: dict[str, Any],
     deadline_s: float | None,
     is_logged: bool,
+    tenant: str | None,
 ) -> Request:
     params = SamplingParams(**sampling | {"stop": tuple(sampling["stop"])})
-    return Request(request_id, tuple(_ints(prompt_ids)), adapter, params, deadline_s, is_logged)
+    ids = tuple(_ints(prompt_ids))
+    return Request(request_id, ids, adapter, params, deadline_s, is_logged, tenant)
 
 
 def pack_step(output: StepOutput) -> bytes:
@@ -61,7 +66,10 @@ def pack_step(output: StepOutput) -> bytes:
         for number, reason, num_tokens, error in output.ended
     ]
     numbers, tokens = array(_INT, output.numbers), array(_INT, output.tokens)
-    return pack_frame([output.started, numbers.tobytes(), tokens.tobytes(), ended])
+    content: list[Any] = [output.started, numbers.tobytes(), tokens.tobytes(), ended]
+    if output.scores:  # nobody else pays for them
+        content.append({str(number): scores for number, scores in output.scores.items()})
+    return pack_frame(content)
 
 
 def unpack_step(payload: bytes) -> StepOutput:
@@ -72,13 +80,21 @@ def unpack_step(payload: bytes) -> StepOutput:
     """
     found = load_frame(payload)
     try:
-        started, numbers, tokens, ended = found
+        started, numbers, tokens, ended, *more = found
+        scores = {
+            int(number): [
+                TokenScore(id_, own, tuple((top, value) for top, value in likely))
+                for id_, own, likely in items
+            ]
+            for number, items in (more[0] if more else {}).items()
+        }
         rows = [
             EndedRow(number, FinishReason(reason), n, None if error is None else ErrorInfo(*error))
             for number, reason, n, error in ended
         ]
-        return StepOutput(started, _ints(numbers), _ints(tokens), rows)
-    except (TypeError, ValueError) as error:
+        begun = [StartedRow(*each) for each in started]
+        return StepOutput(begun, _ints(numbers), _ints(tokens), rows, scores)
+    except (TypeError, ValueError, AttributeError) as error:
         raise BadFrame(f"not what a step makes: {type(error).__name__}") from None
 
 

@@ -42,6 +42,7 @@ class Look:
     num_others: replicas that answered with another configuration.
     is_empty: Serve knows no replica that runs.
     is_asleep: of that, since none is kept when idle: it starts one for the first question.
+    is_partial: some answered, and some did not.
     problem: why nobody answered; None if somebody did.
     """
 
@@ -50,6 +51,7 @@ class Look:
     num_others: int = 0
     is_empty: bool = False
     is_asleep: bool = False
+    is_partial: bool = False
     problem: str | None = "the model replicas have not been asked yet"
 
 
@@ -182,6 +184,7 @@ class ModelWatch:
             ours,
             num_others=len(reports) - len(ours),
             is_empty=not reports and are_dead,
+            is_partial=bool(reports and failed),
             problem=None if reports else _names(failed),
         )
 
@@ -193,7 +196,9 @@ class ModelWatch:
             self._due.clear()
             is_soon = self._latest.is_empty or self._heard is None
             period_s = EMPTY_PERIOD_S if is_soon else PERIOD_S
-            self._due.wait(max(period_s, min(STALE_S / 2, _MIN_PAUSE_RATIO * took_s)))
+            # A look that one replica has held up was no work for the others.
+            pause_s = 0.0 if self._latest.is_partial else _MIN_PAUSE_RATIO * took_s
+            self._due.wait(max(period_s, min(STALE_S / 2, pause_s)))
 
 
 def _names(failed: Sequence[BaseException]) -> str:

@@ -41,13 +41,13 @@ class AdapterAwareRouter(FIFOMixin, RequestRouter):
             call = _call_of(pending_request)
 
         def holds(replica: RunningReplica) -> bool:
-            name = replica.replica_id.unique_id
-            return call is not None and residency().holds(name, call)
+            return call is not None and residency().holds(_name(replica), call)
 
         def num_requests(replica: RunningReplica) -> int:
             return self.replica_queue_len_cache.get(replica.replica_id) or 0
 
-        return ranked(candidate_replicas, holds, num_requests, self._slack)
+        answering = residency().answering(candidate_replicas, _name)
+        return ranked(answering, holds, num_requests, self._slack)
 
     def on_request_routed(
         self, pending_request: PendingRequest, replica_id: ReplicaID, result: Any
@@ -55,6 +55,10 @@ class AdapterAwareRouter(FIFOMixin, RequestRouter):
         call = _call_of(pending_request)
         if call is not None:
             residency().sent(replica_id.unique_id, call)
+
+
+def _name(replica: RunningReplica) -> str:
+    return str(replica.replica_id.unique_id)
 
 
 def _call_of(pending: PendingRequest) -> GenerateRequest | None:

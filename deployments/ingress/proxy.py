@@ -9,13 +9,14 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deployments.api.middleware import request_id_for
+from deployments.ingress.proxy_errors import OwnErrors
 
 # Of the headers that Serve reads itself, as it spells them.
 _READ_BY_SERVE = (b"x_session_id", b"serve_multiplexed_model_id")
 
 
 def middlewares() -> list[Middleware]:
-    return [Middleware(ReadableIds)]
+    return [Middleware(OwnErrors), Middleware(ReadableIds)]  # the last is the outermost
 
 
 class ReadableIds:

@@ -87,5 +87,5 @@ class Quarantine:
         return True
 
     def _digest(self, call: GenerateRequest) -> bytes:
-        text = repr((call.turns, call.adapter, call.adapter_version, call.sampling))
+        text = repr((call.turns, call.continues, call.adapter, call.adapter_version, call.sampling))
         return hmac.digest(self._key, text.encode(errors="surrogatepass"), hashlib.sha256)

@@ -1,7 +1,7 @@
 """Which model replica a question goes to: one that holds its adapter, unless others are idler.
 
 A router replica knows what each model replica holds from its look once a second (model_watch.py),
-and what it has sent there itself since then.
+and what it has sent there itself since then. One that did not answer the look gets no question.
 """
 
 import functools
@@ -19,10 +19,24 @@ class Residency:
 
     def __init__(self) -> None:
         self._held: dict[str, set[str]] = {}
+        self._silent: frozenset[str] = frozenset()
 
     def saw(self, reports: Iterable[Mapping[str, Any]]) -> None:
         """Take over what replicas say that they hold; one that says nothing holds nothing."""
-        self._held = {r["replica"]: set(r.get("adapters_held", ())) for r in reports}
+        found = {r["replica"]: set(r.get("adapters_held", ())) for r in reports}
+        self._silent = (self._silent | self._held.keys()) - found.keys()
+        self._held = found
+
+    def answering(
+        self, replicas: Sequence[ReplicaT], name: Callable[[ReplicaT], str]
+    ) -> list[ReplicaT]:
+        """Return those of all the replicas that there are that may be asked: not those that have
+        answered a look before, and not the last one; all of them where nobody answers."""
+        silent = self._silent
+        if not silent:
+            return list(replicas)
+        self._silent = silent.intersection(map(name, replicas))  # forget those that are gone
+        return [replica for replica in replicas if name(replica) not in silent] or list(replicas)
 
     def sent(self, replica: str, call: GenerateRequest) -> None:
         """Note that a replica will hold the call's adapter, since it gets the call."""

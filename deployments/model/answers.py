@@ -54,6 +54,12 @@ class AnswerMetrics:
             "polyclinic_tokens_total", "prompt and generated tokens", ("kind", *_LABELS)
         )
 
+        self._cached = metrics.Counter(
+            "polyclinic_cached_prompt_tokens_total",
+            "prompt tokens not read, since a row held them",
+            _LABELS,
+        )
+
     def sample(self, num_running: int, num_waiting: int) -> None:
         """Set the gauges; Ray drops those that are not set again and again."""
         self._batch_rows.set(num_running)
@@ -63,6 +69,8 @@ class AnswerMetrics:
         """Record an answer by its terminal event."""
         label = {"adapter": self._adapters.of(adapter or "base"), "state": state}
         self._tokens.inc(event.num_prompt_tokens or 0, {"kind": "prompt", **label})
+        if event.num_cached_tokens:
+            self._cached.inc(event.num_cached_tokens, label)
         if event.num_tokens:
             self._tokens.inc(event.num_tokens, {"kind": "generated", **label})
         timings = event.timings

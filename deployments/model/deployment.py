@@ -107,7 +107,9 @@ class ModelReplica(OperatorCalls, OpenAICalls):
                 deadline_s = self._clocks.seconds_left(call.deadline_at, call.sender)
                 sampling = self.sampling_of(call, len(prompt_ids))
                 request = Request(
-                    call.request_id, tuple(prompt_ids), adapter, sampling, deadline_s, is_logged
+                    *(call.request_id, tuple(prompt_ids), adapter, sampling, deadline_s),
+                    is_logged=is_logged,
+                    tenant=call.tenant,
                 )
                 watch.accepted()
                 generated = self._engine.generate(request, stream=call.stream)
@@ -155,6 +157,8 @@ class ModelReplica(OperatorCalls, OpenAICalls):
     async def _encode(self, call: GenerateRequest, adapter: str | None) -> list[int]:
         """Return prompt ids. A long text goes to a thread; for a short one that would cost more
         than the tokenizer takes."""
+        if call.continues is not None:
+            return await self.continued_ids(call.continues)
         encode = functools.partial(
             self._model.encode, call.turns, answer_language=call.answer_language
         )

@@ -16,11 +16,11 @@ from adapters.catalog import Catalog
 from adapters.prompt_check import EncodePrompt, checked_entry, encoder_of, unwritable
 from adapters.seed_check import AdapterError
 from adapters.store import AdapterStore
-from adapters.token_prompts import BadTokenId, decode_prompts
+from adapters.token_prompts import BadTokenId, decode_prompts, encode_text
 from adapters.versions import RegisteredAdapter
 from deployments.engine.core import EngineLimits
 from deployments.engine.decoder import GroupDecoder, StepDecoder
-from deployments.engine.detokenizer import Decode, text_decoder
+from deployments.engine.detokenizer import Decode, text_decoder, token_bytes
 from deployments.engine.engine import Engine
 from deployments.engine.thread import TorchThread, use_cores_on
 from deployments.engine_process.client import EngineProcess, RemoteDecoder
@@ -49,6 +49,7 @@ _CLOSE_S = 5.0
 
 LoadModel = Callable[[Settings, str], "LoadedModel"]
 DecodePrompts = Callable[[Sequence[Sequence[int]]], list[str] | BadTokenId]
+EncodeText = Callable[[str | Sequence[int]], list[int] | BadTokenId]
 
 
 class MakeManager(Protocol):
@@ -62,6 +63,7 @@ class LoadedModel:
     make_manager: gives the model its adapters once the engine runs; None if it takes none.
     warm_up: what the decoder prepares between its first adapters and its first request.
     decode: gives the texts of token ids; None if it cannot.
+    encode_text: gives the token ids of what is continued as it stands; None if it cannot.
     """
 
     base_model: str
@@ -70,6 +72,7 @@ class LoadedModel:
     make_manager: MakeManager | None = None
     warm_up: Callable[[], None] | None = None
     decode: DecodePrompts | None = None
+    encode_text: EncodeText | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +88,7 @@ class RunningModel:
     make_manager: MakeManager | None = None
     warm_up: Callable[[], None] | None = None
     decode: DecodePrompts | None = None
+    encode_text: EncodeText | None = None
     engine_pid: int | None = None
 
 
@@ -104,6 +108,7 @@ def load_model(settings: Settings, device: str) -> LoadedModel:
         parts.make_manager_of(decoder),
         getattr(decoder, "warm_up", None),
         functools.partial(decode_prompts, tokenizer=decoder.tokenizer),
+        functools.partial(encode_text, tokenizer=decoder.tokenizer),
     )
 
 
@@ -121,6 +126,7 @@ def start_on_thread(load: LoadModel, settings: Settings, device: str) -> Running
         model.make_manager,
         model.warm_up,
         model.decode,
+        model.encode_text,
     )
 
 
@@ -138,7 +144,13 @@ def start_process(
     limits = engine_limits(settings.engine, device)
     with ThreadPoolExecutor(1) as beside:  # the process imports and loads meanwhile
         text = beside.submit(parts.load_text)
-        process = EngineProcess(parts.spec, limits, lambda ids: text.result().decode(ids), on_lost)
+        process = EngineProcess(
+            parts.spec,
+            limits,
+            lambda ids: text.result().decode(ids),
+            lambda token_id: text.result().token_bytes(token_id),
+            on_lost,
+        )
     try:
         tokenizer, encode = text.result().tokenizer, text.result().encode
     except Exception:
@@ -152,6 +164,7 @@ def start_process(
         parts.make_manager_of(decoder),
         decoder.warm_up,
         functools.partial(decode_prompts, tokenizer=tokenizer),
+        functools.partial(encode_text, tokenizer=tokenizer),
         process.pid,
     )
 
@@ -163,6 +176,7 @@ class _Text:
     tokenizer: Any
     encode: EncodePrompt
     decode: Decode
+    token_bytes: Callable[[int], bytes]
 
 
 class _Parts:
@@ -198,7 +212,8 @@ class _Parts:
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(self.spec.path)
-        return _Text(tokenizer, self.encode_with(tokenizer), text_decoder(tokenizer))
+        encode = self.encode_with(tokenizer)
+        return _Text(tokenizer, encode, text_decoder(tokenizer), token_bytes(tokenizer))
 
     def encode_with(self, tokenizer: Any) -> EncodePrompt:
         """Return how conversations are written, tried on every shape of them.
@@ -233,6 +248,7 @@ def engine_limits(settings: EngineSettings, device: str) -> EngineLimits:
         max_waiting=settings.max_waiting,
         max_input_tokens=settings.max_input_tokens,
         prefill_tokens=settings.prefill_tokens_per_step or _PREFILL_TOKENS[kind],
+        reuses_prefixes=settings.prefix_cache,
         emit_interval_s=_EMIT_INTERVAL_S[kind],
         max_events_per_s=_MAX_EVENTS_PER_S[kind],
         emits_together=kind == "cpu",

@@ -79,8 +79,13 @@ def _check_paths(settings: Settings) -> list[str]:
     problems += _check_base_model(settings)
     if settings.quantization == "nf4" and settings.device == "cpu":
         problems.append(
-            "quantization: 'nf4' needs a GPU, and device is 'cpu': set quantization: auto, int8 "
-            "or none, or device: auto"
+            "quantization: 'nf4' needs a GPU, and device is 'cpu': set quantization: auto, int8, "
+            "int4 or none, or device: auto"
+        )
+    if settings.quantization == "int4" and settings.device == "cuda":
+        problems.append(
+            "quantization: 'int4' is a CPU's, and device is 'cuda': set quantization: nf4, int8 or "
+            "none, or device: cpu"
         )
     return problems
 

@@ -5,11 +5,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from references.passage import Passage, ReferencesError
+from references.passage import LISTS, Passage, ReferencesError
 
 FIELDS = frozenset(field.name for field in fields(Passage))
 ALLOWED = FIELDS - {"id", "text", "kind", "prominence"}  # in a file's front matter
-_LISTS = ("synonyms", "identifiers")
 
 
 def utf8(path: Path) -> str:
@@ -38,7 +37,7 @@ def passage_from(values: Mapping[str, Any], place: str) -> Passage:
     for name, value in values.items():
         if value is None or value == "":
             continue
-        if name in _LISTS:
+        if name in LISTS:
             items = value.split(";") if isinstance(value, str) else value
             if not isinstance(items, list | tuple) or not all(isinstance(i, str) for i in items):
                 raise ReferencesError(f"{place}: {name} {value!r}: a list of texts is expected")

@@ -21,6 +21,7 @@ from references.passage import Passage, ReferencesError
 LICENCE = "HPO licence, https://hpo.jax.org/app/license (cite the source, do not alter the content)"
 ONTOLOGY, ANNOTATIONS = "hp.obo", "phenotype.hpoa"
 SPECIALTIES = Path(__file__).with_name("hpo_specialties.yaml")
+WORDINGS = Path(__file__).with_name("hpo_wordings.yaml")
 PHENOTYPE = "HP:0000118"  # the root of what a patient can have
 # Frequency terms of the annotations: their words, and the middle of their range.
 FREQUENCIES: Mapping[str, tuple[str, float]] = {
@@ -168,6 +169,7 @@ def passages(hpo: Hpo) -> Iterator[Passage]:
 
 
 def _of_term(hpo: Hpo, term: Term, prominence: float) -> Passage:
+    english, french = wordings().get(term.id, ((), ()))
     return Passage(
         id=term.id,
         title=term.name,
@@ -180,7 +182,26 @@ def _of_term(hpo: Hpo, term: Term, prominence: float) -> Passage:
         url=f"https://hpo.jax.org/browse/term/{term.id}",
         identifiers=(term.id, *(r for r in term.references if r != term.id)),
         prominence=prominence,
+        wordings_en=english,
+        wordings_fr=french,
     )
+
+
+@cache
+def wordings() -> Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]:
+    """Return, by a term's id, how people say it in English and in French."""
+    import yaml
+
+    listed: Mapping[int, str] = yaml.safe_load(WORDINGS.read_text(encoding="utf-8"))
+    found = {}
+    for number, said in listed.items():
+        english, _, french = said.partition("= ")
+        found[f"HP:{number:07d}"] = (_listed(english), _listed(french))
+    return found
+
+
+def _listed(wordings: str) -> tuple[str, ...]:
+    return tuple(wording.strip() for wording in wordings.split(",") if wording.strip())
 
 
 def _place(hpo: Hpo, term: Term) -> str:

@@ -140,6 +140,12 @@ class PostgresChange(Change):
                 cursor.execute(_VECTOR_INDEXES)
 
 
+def drop_tables(db: Any) -> None:
+    """Take away the tables of another format."""
+    for table in _EMPTY:
+        db.execute(f"drop table if exists {SCHEMA}.{table}")
+
+
 def _tsvector(columns: tuple[str, str, str]) -> str:
     """Return stems as a tsvector: at position 1 those of the title (A), at 2 of the synonyms (B),
     at 3 of the text (D)."""

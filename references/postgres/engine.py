@@ -8,17 +8,17 @@ and at its next question.
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 from urllib.parse import urlsplit
 
 from references.change import Unneeded
 from references.embedding import Vectoriser
-from references.passage import ReferencesError
-from references.postgres.change import SCHEMA, PostgresChange
+from references.passage import Passage, ReferencesError
+from references.postgres.change import SCHEMA, PostgresChange, drop_tables
 from references.postgres.version import PostgresVersion
-from references.version import FORMAT
+from references.version import FORMAT, passages_in
 
 CONNECT_TIMEOUT_S = 5
 SEARCH_TIMEOUT_S = 5
@@ -86,10 +86,7 @@ class PostgresEngine:
             if not meta:
                 raise self._no_shelf()
             if meta.get("format") != str(FORMAT):
-                raise ReferencesError(
-                    f"the shelf at {self.place} has format {meta.get('format')}, and this version "
-                    f"reads {FORMAT}: build it again"
-                )
+                raise self._of_another_format(meta)
             known: PostgresVersion | None = getattr(self._local, "version", None)
             if known is None or known.meta != meta:
                 known = self._local.version = PostgresVersion(meta)
@@ -127,9 +124,26 @@ class PostgresEngine:
                     f"{self.place} was built with the vectors of {meta['vectors'] or 'nothing'!r}: "
                     "to change it, open it with its vectoriser"
                 )
+            outdated = bool(meta) and meta.get("format") != str(FORMAT)
+            if outdated and not fresh:
+                raise self._of_another_format(meta)
+            if outdated:
+                drop_tables(db)
+                meta = {}
             change = PostgresChange(db, {} if fresh else meta, vectorise, was_there=bool(meta))
             yield change
             change.finish()
+
+    def stored(self) -> Iterator[Passage]:
+        with self._told("read"), self._transaction(LOCK_TIMEOUT_S) as db:
+            if _meta(db):
+                yield from passages_in(db.execute("select * from passages order by number"))
+
+    def _of_another_format(self, meta: Mapping[str, str]) -> ReferencesError:
+        return ReferencesError(
+            f"the shelf at {self.place} has format {meta.get('format')}, and this version reads "
+            f"{FORMAT}: build it again"
+        )
 
     def _no_shelf(self) -> "_NoShelf":
         return _NoShelf(

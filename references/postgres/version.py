@@ -7,7 +7,15 @@ from typing import Any
 from references.embedding import Floats
 from references.passage import Passage
 from references.vectors import Nearness
-from references.version import COLUMNS, SOURCES, Source, Version, passage_of, sorted_sources
+from references.version import (
+    COLUMNS,
+    RANKED_BY,
+    SOURCES,
+    Source,
+    Version,
+    passage_of,
+    sorted_sources,
+)
 
 _RANK = "%s * ts_rank('{0.125, 0.125, 0.625, 1}', words, %s::tsquery)"
 _NEAREST = """
@@ -32,9 +40,7 @@ class PostgresVersion(Version):
         return rows
 
     def _rows(self, numbers: Sequence[int]) -> Iterable[Sequence[Any]]:
-        query = (
-            f"select number, {COLUMNS}, name_stems, text_stems from passages where number = any(%s)"
-        )
+        query = f"select number, {RANKED_BY} from passages where number = any(%s)"
         rows: list[Sequence[Any]] = self.db.execute(query, (list(numbers),)).fetchall()
         return rows
 

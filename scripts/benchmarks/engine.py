@@ -30,7 +30,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output_tokens", type=int, default=64, help="of each answer")
     parser.add_argument("--sequential", type=int, default=2, help="requests of the sequential side")
     parser.add_argument("--skip_peft", action="store_true", help="the engine alone")
-    kinds = ["none", "auto", "int8"]
+    kinds = ["none", "auto", "int8", "int4"]
+    parser.add_argument(
+        "--beside_s", type=float, help="also time steps while every core is taken, so long"
+    )
     parser.add_argument("--weights", choices=kinds, default="none", help="of our engine, on a CPU")
 
 
@@ -43,6 +46,7 @@ def run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
         *measured["sides"].items(),
         *(("step", step) for step in measured["steps"]),
         ("ratios", measured["ratios"]),
+        *(("beside others", each) for each in measured["beside_others"]),
     ]
     publish("engine", arguments, measured, out=args.out, lines=shown)
     return 0

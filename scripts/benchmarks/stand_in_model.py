@@ -8,6 +8,7 @@ No `from __future__ import annotations` here: Serve reads the builder's signatur
 
 import functools
 import time
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ from starlette.routing import Route
 from adapters.prompting import Message, PromptFormat
 from deployments.app import build_application
 from deployments.engine.decoder import DecoderInfo
-from deployments.engine.request import SchedulerOutput
+from deployments.engine.errors import EngineError
+from deployments.engine.request import SchedulerOutput, SequenceState, TokenScore
 from deployments.model.adapter_manager import AdapterManager
 from deployments.model.loading import LoadedModel
 from deployments.model.weights_reader import HostCache
@@ -69,18 +71,19 @@ def build_chain(args: dict[str, Any]) -> Application:
 
 
 def build_clinic(args: dict[str, Any]) -> Application:
-    """Build our application from `args` of serve_config.yaml, `step_s`, the seconds of a step, and
-    `load_s`, those of reading an adapter."""
+    """Build our application from `args` of serve_config.yaml, `step_s`, the seconds of a step,
+    `load_s`, those of reading an adapter, and `tells`: whether a text tells who wrote it."""
     rest = dict(args)
     step_s, load_s = float(rest.pop("step_s", 0.0)), float(rest.pop("load_s", 0.0))
-    load = functools.partial(load_stand_in, step_s=step_s, load_s=load_s)
+    tells = bool(rest.pop("tells", False))
+    load = functools.partial(load_stand_in, step_s=step_s, load_s=load_s, tells=tells)
     return build_application(parse_settings(rest), load=load)
 
 
 def load_stand_in(
-    settings: Settings, device: str, *, step_s: float, load_s: float = 0.0
+    settings: Settings, device: str, *, step_s: float, load_s: float = 0.0, tells: bool = False
 ) -> LoadedModel:
-    decoder = StandInDecoder(settings.engine.max_rows, step_s, load_s)
+    decoder = StandInDecoder(settings.engine.max_rows, step_s, load_s, tells)
 
     make_manager = functools.partial(
         AdapterManager,
@@ -97,14 +100,22 @@ def load_stand_in(
         answer_language: str | None,
         prompt_format: PromptFormat | None = None,
     ) -> list[int]:
-        return [_TOKEN] * 16
+        return list(messages[-1].content.encode()) if tells else [_TOKEN] * 16
 
     return LoadedModel(settings.base_model, decoder, encode, make_manager)
+
+
+def _telling_token(job: SequenceState) -> int:
+    asked = f"{job.request.adapter} {job.request.prompt_ids}".encode()
+    first, step = divmod(zlib.crc32(asked), 25)
+    return _TOKEN + (first + (step + 1) * job.num_scheduled) % 26
 
 
 class _Ready:
     def __init__(self, tokens: Mapping[int, int]) -> None:
         self._tokens = tokens
+        self.scores: dict[int, list[TokenScore]] = {}
+        self.failures: dict[int, EngineError] = {}
 
     def wait(self) -> Mapping[int, int]:
         return self._tokens
@@ -112,14 +123,19 @@ class _Ready:
 
 class StandInDecoder:
     """A step decoder whose rows all write the letter a until max_tokens, `step_s` apart; an adapter
-    is read in `load_s`, by threads that do not hinder each other."""
+    is read in `load_s`, by threads that do not hinder each other. With `tells`, the letters follow
+    each other from one that adapter and prompt decide, and in steps that they decide."""
 
     can_split_prompts = True
     num_steps_ahead = 0
     num_prompts_together = 1
+    grammars: Any = None  # it has no tokenizer
 
-    def __init__(self, num_rows: int, step_s: float, load_s: float = 0.0) -> None:
+    def __init__(
+        self, num_rows: int, step_s: float, load_s: float = 0.0, tells: bool = False
+    ) -> None:
         self.capacities = (_NUM_POSITIONS,) * num_rows
+        self._token_of = _telling_token if tells else lambda job: _TOKEN
         self._adapters: dict[str, Path] = {}
         self._step_s, self._load_s = step_s, load_s
 
@@ -151,7 +167,7 @@ class StandInDecoder:
     def step(self, plan: SchedulerOutput) -> _Ready:
         if self._step_s:
             time.sleep(self._step_s)
-        return _Ready({job.row: _TOKEN for job in plan.emits if job.row is not None})
+        return _Ready({job.row: self._token_of(job) for job in plan.emits if job.row is not None})
 
     def free(self, row: int) -> None:
         """Do nothing: rows have no state."""
@@ -161,3 +177,6 @@ class StandInDecoder:
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return bytes(token_ids).decode()
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return bytes([token_id])

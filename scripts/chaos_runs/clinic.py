@@ -14,6 +14,8 @@ ADAPTERS = ("a0", "a1", "a2")
 MAX_TOKENS = 240
 MAX_ROWS = 8
 _NUM_WORDS = 500
+_STAND_IN_ROWS = 64
+_STAND_IN = "scripts.benchmarks.stand_in_model:build_clinic"
 
 
 def write_base(folder: Path, seed: int) -> Path:
@@ -37,17 +39,26 @@ def write_base(folder: Path, seed: int) -> Path:
     return folder
 
 
-def write_clinic(folder: Path, *, replicas: int, routers: int) -> dict[str, Any]:
-    """Write base, seed and state below `folder`; return the application for serve.yaml."""
+def write_clinic(
+    folder: Path, *, replicas: int, routers: int, step_s: float | None = None
+) -> dict[str, Any]:
+    """Write base, seed and state below `folder`; return the application for serve.yaml.
+
+    Args:
+        step_s: seconds of a step of a decoder that stands in for the model and takes no processor
+            time; its texts too tell adapters, versions and questions apart. None: the model.
+    """
     base = write_base(folder / "base", seed=0)
     skeleton = load_skeleton(base)
     alike: dict[str, Any] = {"rank": 4, "targets": None, "base_name": str(base)}
     write_catalog(skeleton, folder / "seed", num=len(ADAPTERS), **alike)
+    module = "deployments.app:build" if step_s is None else _STAND_IN
     return {
         "name": "clinic",
         "route_prefix": "/",
-        "import_path": "deployments.app:build",
+        "import_path": module,
         "args": {
+            **({} if step_s is None else {"step_s": step_s, "tells": True}),
             "base_model": str(base),
             "adapters": str(folder / "seed"),
             "state_dir": str(folder / "state"),
@@ -56,7 +67,7 @@ def write_clinic(folder: Path, *, replicas: int, routers: int) -> dict[str, Any]
             "router": {"replicas": routers},
             "engine": {
                 "dtype": "float32",
-                "max_rows": MAX_ROWS,
+                "max_rows": MAX_ROWS if step_s is None else _STAND_IN_ROWS,
                 "max_waiting": 64,
                 "max_input_tokens": 64,
                 "max_output_tokens": MAX_TOKENS,

@@ -3,13 +3,16 @@
 import asyncio
 import contextlib
 import copy
+import json
 import os
 import random
 import signal
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import psutil
 
 from deployments.startup.live_settings import apply_config
@@ -23,6 +26,7 @@ _TITLES = {
     "controller": "ray::ServeController",
 }
 _HANG_S = 12.0
+_REPLACED_S = 90.0
 _APPLY_TIMEOUT_S = 120.0
 
 
@@ -42,9 +46,11 @@ LIMITS = {
     "router": Limits(failed=0.05),
     "controller": Limits(),
     "hang": Limits(failed=0.05, refused=0.10),
+    "freeze": Limits(failed=0.05, refused=0.10),
     "state": Limits(failed=0.02, refused=0.01),
     "upgrade": Limits(failed=0.02, refused=0.50),
     "typo": Limits(),
+    "versions": Limits(),
     "overload": Limits(refused=1.0),
     "proxy": Limits(failed=1.0),
 }
@@ -77,6 +83,8 @@ class Breaker:
             return self._signal(fault, signal.SIGKILL)
         if fault == "hang":
             return await self._hang()
+        if fault == "freeze":
+            return await self._freeze()
         if fault == "state":
             return await self._hide_state()
         if fault in ("upgrade", "typo"):
@@ -109,6 +117,23 @@ class Breaker:
             os.kill(victim, signal.SIGCONT)
         return f"model {victim} stood still for {_HANG_S:g} s"
 
+    async def _freeze(self) -> str:
+        """Stop a model replica for good, and wait until Serve has begun another one. Ray does not
+        end a process that is stopped, so it is killed then, as an operator would have to."""
+        before = set(self.pids("model"))
+        victim = self._rng.choice(sorted(before))
+        os.kill(victim, signal.SIGSTOP)
+        started = time.monotonic()
+        try:
+            while not set(self.pids("model")) - before:
+                if time.monotonic() - started > _REPLACED_S:
+                    return f"failed: model {victim} was not replaced within {_REPLACED_S:g} s"
+                await asyncio.sleep(0.2)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(victim, signal.SIGKILL)
+        return f"model {victim} was stopped, another began {time.monotonic() - started:.1f} s later"
+
     async def _hide_state(self) -> str:
         """Take the state away, and kill a model replica, which has to start without it."""
         away = self._state.with_name("away")
@@ -136,3 +161,28 @@ class Breaker:
             apply_config(self._content, addresses, timeout_s=_APPLY_TIMEOUT_S)
             return f"refused, as it must be: {str(error).splitlines()[-1][:120]}"
         return "a changed configuration was deployed"
+
+
+async def come_and_go(session: aiohttp.ClientSession, url: str, source: Path, number: int) -> str:
+    """Add a version of an adapter that nobody else asks for, ask it, and remove it again.
+
+    Args:
+        source: its folder; the version's own content is written there.
+
+    Raises:
+        RuntimeError: one of the three calls had not the status that it should have.
+    """
+    config = source / "adapter_config.json"
+    content = json.loads(await asyncio.to_thread(config.read_text))
+    await asyncio.to_thread(config.write_text, json.dumps(content | {"revision": str(number)}))
+    about = {"name": "passing", "specialty": "passing", "source": str(source)}
+    chat = {"model": "passing", "messages": [{"role": "user", "content": "w7"}], "max_tokens": 4}
+    for method, path, body, wanted in (
+        ("POST", "/v1/adapters", about | {"version": str(number)}, 201),
+        ("POST", "/v1/chat/completions", chat, 200),
+        ("DELETE", "/v1/adapters/passing", None, 200),
+    ):
+        async with session.request(method, url + path, json=body) as reply:
+            if reply.status != wanted:
+                raise RuntimeError(f"{method} {path}: {reply.status} {(await reply.text())[:200]}")
+    return f"version {number} came and went"

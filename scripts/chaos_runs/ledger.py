@@ -15,10 +15,11 @@ if its first words are: other versions differ from the first word on. It is coun
 """
 
 import asyncio
+import itertools
 import json
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -187,8 +188,9 @@ def _take(sent: Sent, event: str | None, data: Mapping[str, Any]) -> None:
             sent.text += choice["delta"].get("content") or ""
 
 
-def account(rows: list[Sent]) -> dict[str, Any]:
-    """Return the ledger of a run: every request once."""
+def account(rows: list[Sent], windows: Sequence[tuple[float, float]] = ()) -> dict[str, Any]:
+    """Return the ledger of a run: every request once; `during`: of those that began in `windows`,
+    from and to which second of the run."""
     outcomes = Counter(row.outcome for row in rows)
     assert set(outcomes) <= set(OUTCOMES), "an outcome that nobody knows"
     assert sum(outcomes.values()) == len(rows), "a request without an outcome"
@@ -204,8 +206,29 @@ def account(rows: list[Sent]) -> dict[str, Any]:
         "parted": sum(row.has_parted for row in rows),
         "p50_s": _percentile(took, 0.5),
         "p99_s": _percentile(took, 0.99),
+        "tenths": _tenths(rows),
+        "during": _during(rows, windows),
         "reasons": dict(reasons.most_common(8)),
     }
+
+
+def _tenths(rows: list[Sent]) -> dict[str, list[float | None]]:
+    """Return percentiles of the answers, by tenths of the requests in the order of their start."""
+    ordered = sorted(rows, key=lambda row: row.started_s)
+    bounds = [number * len(ordered) // 10 for number in range(11)]
+    parts = [
+        sorted(row.took_s for row in ordered[first:end] if row.outcome == "answered")
+        for first, end in itertools.pairwise(bounds)
+    ]
+    shares = {"p50_s": 0.5, "p95_s": 0.95, "p99_s": 0.99}
+    return {name: [_percentile(part, share) for part in parts] for name, share in shares.items()}
+
+
+def _during(rows: list[Sent], windows: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    began = [row for row in rows if any(a <= row.started_s <= b for a, b in windows)]
+    took = sorted(row.took_s for row in began if row.outcome == "answered")
+    percentiles = {"p50_s": _percentile(took, 0.5), "p99_s": _percentile(took, 0.99)}
+    return {"sent": len(began), "answered": len(took), **percentiles}
 
 
 def _percentile(ordered: list[float], share: float) -> float | None:

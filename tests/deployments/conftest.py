@@ -17,8 +17,7 @@ from tests.deployments.small_shelf import SmallShelf
 
 ADVICE = "Call for help.\n\n"  # for a question with "droops"
 SECRET = "zebrafish"  # stands for a patient's words: it may appear in no log record
-
-
+UNCACHED = {"prompt_tokens_details": {"cached_tokens": 0}}
 VOCABULARY = ("a", "red", "rash", "on", "my", "arm")
 
 

@@ -84,6 +84,7 @@ def test_a_file_of_typos_is_answered_in_one_message(tmp_path: Path, capsys: Any)
         (application(args={"adapters": "no/such/folder"}), "folder"),
         (application(args={"base_model": "./no-such-model"}), "does not exist"),
         (application(args={"quantization": "nf4", "device": "cpu"}), "needs a GPU"),
+        (application(args={"quantization": "int4", "device": "cuda"}), "'int4' is a CPU's"),
         (
             application(deployments=[{"name": "Model", "num_replicas": 2}]),
             "the builder decides this; use args: model_replicas",

@@ -1,5 +1,7 @@
 """The default shelf is built once, made anew when its sources change, and keeps what was added."""
 
+import sqlite3
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,6 +37,23 @@ def test_new_files_make_it_anew_and_added_passages_stay(tmp_path: Path) -> None:
     assert shelf.get(["HP:0000002"])["HP:0000002"].text.startswith("Hair that snaps.")
     assert shelf.get([HAIR.id]) == {HAIR.id: HAIR}
     assert shelf.num_passages == 9
+
+
+def test_passages_added_to_a_shelf_of_an_older_format_stay(tmp_path: Path) -> None:
+    hpo_folder(tmp_path / "hpo")
+    shelf = made(tmp_path)
+    shelf.add([HAIR])
+    with closing(sqlite3.connect(shelf.path)) as db:
+        for column in ("wordings_en", "wordings_fr"):
+            db.execute(f"alter table passages drop column {column}")
+        db.execute("update meta set value = '1' where key = 'format'")
+        db.commit()
+    with pytest.raises(ReferencesError, match="has format 1"):
+        shelf.search("hair")
+    again = made(tmp_path)
+    assert again.get([HAIR.id]) == {HAIR.id: HAIR}
+    assert again.num_passages == 9
+    assert not (tmp_path / "shelf.db.unreadable").exists()
 
 
 def test_a_damaged_shelf_is_made_anew(tmp_path: Path) -> None:

@@ -31,6 +31,9 @@ def test_a_sound_passage_has_no_problem() -> None:
         ({"text": "x" * (MAX_TEXT_CHARS + 1)}, "split it"),
         ({"text": "a\x00b"}, "the control character '\\x00': remove it"),
         ({"title": "a\ud800b"}, "control character"),
+        ({"synonyms": ("a\x00b",)}, "control character"),
+        ({"wordings_en": ("a\x1bb",)}, "control character"),
+        ({"wordings_fr": ("a\x00b",)}, "control character"),
     ],
 )
 def test_problems_name_the_field_and_the_mend(changes: dict[str, Any], says: str) -> None:

@@ -137,6 +137,26 @@ def test_a_server_without_a_shelf(shelf: Shelf, server: Server) -> None:
     assert ids(shelf, "What is eczema?")
 
 
+def test_a_shelf_of_an_older_format_is_built_again_and_keeps_what_was_added(
+    shelf: Shelf, server: Server, tmp_path: Path
+) -> None:
+    import psycopg
+
+    shelf.replace(ALL)
+    with psycopg.connect(server.url, autocommit=True) as db:
+        db.execute("set search_path to polyclinic_references")
+        db.execute("alter table passages drop column wordings_en, drop column wordings_fr")
+        db.execute("update meta set value = '1' where key = 'format'")
+    for call in (lambda: shelf.search("eczema"), lambda: shelf.remove(["T:1"])):
+        with pytest.raises(ReferencesError, match="has format 1, .* build it again"):
+            call()
+    folder = hpo_folder(tmp_path / "hpo")
+    ensure_shelf(server.url, folder=folder, progress=False, vectorise=Letters())
+    assert shelf.get([HAIR.id]) == {HAIR.id: HAIR}
+    assert ids(shelf, "What is eczema?")
+    assert shelf.verify() == []
+
+
 def test_a_server_that_hangs_is_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("references.postgres.engine.CONNECT_TIMEOUT_S", 2)
     with socket.create_server(("127.0.0.1", 0)) as silent:  # which accepts and says nothing

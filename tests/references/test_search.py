@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from references import version
 from references.cognates import skeleton
 from references.query import read_query
 from references.reader import Reader
@@ -183,3 +184,39 @@ def test_the_language_of_a_question(text: str, language: str) -> None:
 )
 def test_sentences(text: str, parts: list[str]) -> None:
     assert [text[start:end] for start, end in sentences(text)] == parts
+
+
+@pytest.mark.parametrize(
+    ("question", "language"),
+    [
+        ("My hair looks like a string of pearls", "en"),
+        ("hair like pearls on a string", "en"),
+        ("Mes cheveux ressemblent à un collier de perles", "fr"),
+        ("des cheveux en collier de perles", "fr"),
+    ],
+)
+def test_a_passage_is_found_by_how_people_say_it(
+    question: str, language: str, tmp_path: Path
+) -> None:
+    said = replace(
+        HAIR,
+        wordings_en=("hair like a string of pearls",),
+        wordings_fr=("cheveux en collier de perles",),
+    )
+    plain = build(tmp_path / "plain.db", ALL)
+    assert "T:1" not in [h.passage.id for h in plain.search(question, language=language)]
+    shelf = build(tmp_path / "shelf.db", [said, *ALL[1:]])
+    (hit, *_) = shelf.search(question, language=language)
+    assert hit.passage == said
+    shelf.replace([HAIR])
+    assert "T:1" not in [h.passage.id for h in shelf.search(question, language=language)]
+    assert shelf.verify() == []
+
+
+def test_a_search_finds_the_same_with_a_full_cache(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    questions = ("What is eczema?", "kidney stones", "signs of Marfan syndrome")
+    expected = [shelf.hits(question) for question in questions]
+    monkeypatch.setattr(version, "MAX_KEPT", 1)
+    assert [shelf.hits(question) for question in questions] == expected

@@ -102,10 +102,14 @@ def test_larger_extras_hold_the_smaller_and_a_changed_pin_is_installed(project: 
     for extra in ("dev", "test", "train", "serve"):
         project.install(extra)
     assert [call.split()[-1] for call in project.calls("-m pip install")] == [".", ".[dev]"]
+    for extra in ("long", "test"):
+        project.install(extra)
+    last = [call.split()[-1] for call in project.calls("-m pip install")][2:]
+    assert last == [".[long]"]
     with (project.root / "constraints.txt").open("a") as constraints:
         constraints.write("another==1\n")
     project.install("serve")
-    assert len(project.calls("-m pip install")) == 3
+    assert len(project.calls("-m pip install")) == 4
 
 
 @pytest.mark.parametrize("has_torch", [True, False])
@@ -186,7 +190,7 @@ def test_a_failed_pip_is_reported_and_tried_again(project: Project) -> None:
 def test_an_unknown_extra_is_refused(project: Project) -> None:
     done = project.install("tests")
     assert done.returncode == 1
-    assert "'tests': serve, train, bench, test or dev is expected" in done.stderr
+    assert "'tests': serve, train, bench, test, long or dev is expected" in done.stderr
 
 
 @pytest.mark.skipif(shutil.which("flock") is None, reason="needs util-linux")

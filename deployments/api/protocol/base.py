@@ -75,19 +75,31 @@ class ErrorReply(ReplyModel):
     error: ErrorDetail
 
 
+class PromptTokens(ReplyModel):
+    """Prompt tokens that were read for an earlier request, and not again."""
+
+    cached_tokens: Count
+
+
 class Usage(ReplyModel):
     """Tokens."""
 
     prompt_tokens: Count
+    prompt_tokens_details: PromptTokens
     completion_tokens: Count
     total_tokens: Count
 
     @classmethod
     def of(cls, event: TokenEvent) -> Self:
+        return cls.sum(event.num_prompt_tokens, event.num_cached_tokens, event.num_tokens)
+
+    @classmethod
+    def sum(cls, num_prompt_tokens: int, num_cached_tokens: int, num_tokens: int) -> Self:
         return cls(
-            prompt_tokens=event.num_prompt_tokens,
-            completion_tokens=event.num_tokens,
-            total_tokens=event.num_prompt_tokens + event.num_tokens,
+            prompt_tokens=num_prompt_tokens,
+            prompt_tokens_details=PromptTokens(cached_tokens=num_cached_tokens),
+            completion_tokens=num_tokens,
+            total_tokens=num_prompt_tokens + num_tokens,
         )
 
 

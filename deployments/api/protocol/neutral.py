@@ -13,6 +13,7 @@ from pydantic import (
     Field,
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
+    StrictBool,
     StrictInt,
     WithJsonSchema,
 )
@@ -48,6 +49,26 @@ class AcceptOnly:
         return {"description": description, "enum": list(self.allowed)}
 
 
+@dataclass(frozen=True, slots=True)
+class OrNothing:
+    """Take the values of `nothing` for None, in a field that we do have."""
+
+    nothing: tuple[Any, ...] = _NOTHING
+
+    def _read(self, value: Any) -> Any:
+        return None if any(_is_same(value, choice) for choice in self.nothing) else value
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        return core_schema.no_info_before_validator_function(self._read, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return {"anyOf": [handler(schema), {"enum": list(self.nothing)}]}
+
+
 def asks_for_nothing(value: Any) -> bool:
     return any(_is_same(value, choice) for choice in _NOTHING)
 
@@ -76,7 +97,16 @@ NumChoices = Annotated[
         }
     ),
 ]
-NeutralFormat = Annotated[Any, AcceptOnly((*_NOTHING, {"type": "text"}))]
+# Accepted as leaving an option out.
+_OUT: tuple[Any, ...] = tuple(value for value in _NOTHING if not _is_same(value, 0))
+MAX_TOP_LOGPROBS = 20
+Flag = Annotated[StrictBool | None, OrNothing()]
+# How many of the most likely tokens to show in each token's place; 0: the token's own score alone.
+NumLogprobs = Annotated[
+    Annotated[StrictInt, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None,
+    OrNothing(_OUT),
+    Field(description="as many of the most likely tokens in the place of each token"),
+]
 # Without tools, both mean that no tool is called.
 NeutralToolChoice = Annotated[Any, AcceptOnly((*_NOTHING, "none", "auto"))]
 NeutralFlag = Annotated[Any, AcceptOnly((*_NOTHING, True))]

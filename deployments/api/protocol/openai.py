@@ -11,6 +11,7 @@ from deployments.api.protocol.base import RequestModel
 from deployments.api.protocol.chat_messages import ChatMessage
 from deployments.api.protocol.neutral import HINT, Neutral
 from deployments.api.protocol.references import Grounding
+from deployments.api.protocol.structure import StructuredRequest
 
 
 class StreamOptions(RequestModel):
@@ -19,7 +20,7 @@ class StreamOptions(RequestModel):
     continuous_usage_stats: Neutral = None
 
 
-class OpenAIRequest(RequestModel):
+class OpenAIRequest(StructuredRequest):
     """What /v1/chat/completions and /v1/completions share."""
 
     model: StrictStr | None = Field(
@@ -61,24 +62,20 @@ class OpenAIRequest(RequestModel):
     # Accepted with a value that asks for nothing, refused by name with another.
     audio: Neutral = None
     best_of: neutral.NeutralCount = None
-    echo: Neutral = None
     frequency_penalty: Neutral = None
     function_call: neutral.NeutralToolChoice = None
     functions: Neutral = None
     logit_bias: Neutral = None
-    logprobs: Neutral = None
     modalities: neutral.NeutralModalities = None
     moderation: Neutral = None
     parallel_tool_calls: neutral.NeutralFlag = None
     prediction: Neutral = None
     presence_penalty: Neutral = None
     reasoning_effort: neutral.NeutralEffort = None
-    response_format: neutral.NeutralFormat = None
     service_tier: neutral.NeutralTier = None
     suffix: Neutral = None
     tool_choice: neutral.NeutralToolChoice = None
     tools: Neutral = None
-    top_logprobs: Neutral = None
     verbosity: neutral.NeutralVerbosity = None
     web_search_options: Neutral = None
     # vLLM's.
@@ -101,9 +98,18 @@ class OpenAIRequest(RequestModel):
     skip_special_tokens: neutral.NeutralFlag = None
     spaces_between_special_tokens: neutral.NeutralFlag = None
     stop_token_ids: Neutral = None
-    structured_outputs: Neutral = None
     truncate_prompt_tokens: Neutral = None
     use_beam_search: Neutral = None
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """The likeliest tokens to show in each token's place; None: no log-probabilities."""
+        raise NotImplementedError
+
+    @property
+    def is_echoed(self) -> bool:
+        """Whether the prompt is continued as it stands, and comes before the answer."""
+        return False
 
     @property
     def model_name(self) -> str:
@@ -126,6 +132,24 @@ class ChatRequest(OpenAIRequest):
 
     messages: list[ChatMessage] = Field(min_length=1)
     max_completion_tokens: MaxTokens | None = None
+    logprobs: Annotated[neutral.Flag, Field(description="of each token of the answer")] = None
+    top_logprobs: neutral.NumLogprobs = None
+
+    echo: Neutral = None
+
+    @property
+    def num_logprobs(self) -> int | None:
+        if self.logprobs is True:
+            return self.top_logprobs or 0
+        if self.top_logprobs:
+            raise ApiError(
+                400,
+                "conflicting_fields",
+                f"top_logprobs ({self.top_logprobs}): only with logprobs: true; set it, or leave "
+                "top_logprobs out",
+                param="top_logprobs",
+            )
+        return None
 
     @property
     def num_tokens_asked(self) -> tuple[str, int | None]:
@@ -159,7 +183,8 @@ def _kind_of_prompt(prompt: Any) -> str:
 
 
 class CompletionRequest(OpenAIRequest):
-    """POST /v1/completions: each prompt is asked as one question, in the serving prompt format."""
+    """POST /v1/completions: each prompt is asked as one question, in the serving prompt format.
+    With `echo` it is no question, but a text that `model` continues as it stands."""
 
     prompt: Annotated[
         Annotated[StrictStr, Tag("Text")]
@@ -171,6 +196,24 @@ class CompletionRequest(OpenAIRequest):
         description="a text, several texts, or token ids of the base model's tokenizer; each is "
         "one question with a choice of its own"
     )
+    max_tokens: StrictInt | None = Field(
+        default=None, ge=0, description="0, with echo: the prompt alone"
+    )
+    logprobs: neutral.NumLogprobs = None
+    echo: Annotated[
+        neutral.Flag,
+        Field(description="the prompt's text and tokens come first; needs a `model` by name"),
+    ] = None
+
+    top_logprobs: Neutral = None
+
+    @property
+    def num_logprobs(self) -> int | None:
+        return self.logprobs
+
+    @property
+    def is_echoed(self) -> bool:
+        return self.echo is True
 
     @property
     def prompts(self) -> dict[str, str | list[int]]:

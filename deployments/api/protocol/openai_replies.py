@@ -29,6 +29,11 @@ class PolyclinicOpening(AnsweredRoute, _RequestId):
     citations: list[CitationReply] = Field(
         default=[], description="the passages, by number; left out where grounding is off"
     )
+    advice: str = Field(
+        default="",
+        description="with notice urgent, of an answer that keeps to a structure: what "
+        "any other answer begins with",
+    )
 
 
 class _Checked(ReplyModel):
@@ -87,9 +92,38 @@ class ChatMessageReply(ReplyModel):
     annotations: _Annotations = []
 
 
+class LikelyToken(ReplyModel):
+    """`token`: its text, or `bytes:\\xe2\\x80` where its bytes are no whole characters."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class ChatToken(LikelyToken):
+    top_logprobs: list[LikelyToken]
+
+
+class ChatLogprobs(ReplyModel):
+    """Natural logarithms, of the model's probabilities before temperature and penalties."""
+
+    content: list[ChatToken]
+    refusal: None
+
+
+class TextLogprobs(ReplyModel):
+    """Four lists with an item for each token, one that ends the answer included. The first of a
+    prompt has no log-probability."""
+
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[int]
+
+
 class ChatChoice(ReplyModel):
     index: int
-    logprobs: None
+    logprobs: ChatLogprobs | None
     message: ChatMessageReply
     finish_reason: OpenAIFinishReason
     polyclinic: PolyclinicPart | None = Field(default=None, description="with several choices")
@@ -97,7 +131,7 @@ class ChatChoice(ReplyModel):
 
 class TextChoice(ReplyModel):
     index: int
-    logprobs: None
+    logprobs: TextLogprobs | None
     text: str
     finish_reason: OpenAIFinishReason
     polyclinic: PolyclinicPart | None = Field(default=None, description="with several choices")
@@ -131,7 +165,7 @@ class ChunkChoice(ReplyModel):
     index: int
     delta: ChatDelta | None = None
     text: str | None = None
-    logprobs: None
+    logprobs: ChatLogprobs | TextLogprobs | None
     finish_reason: OpenAIFinishReason | None
 
 

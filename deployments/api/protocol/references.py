@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from deployments.api.protocol.base import Count, ReplyModel, RequestModel
 from deployments.settings import GroundingMode
-from references.passage import Passage
+from references.passage import LISTS, Passage
 from references.shelf import Hit
 from references.support import Support
 
@@ -89,12 +89,11 @@ class PassageBody(RequestModel):
     identifiers: list[str] = Field(default=[], max_length=100)
     kind: Literal["term", "disease"] = "term"
     prominence: float = Field(default=0.0, ge=0, le=1)
+    wordings_en: list[str] = Field(default=[], max_length=100)
+    wordings_fr: list[str] = Field(default=[], max_length=100)
 
     def passage(self) -> Passage:
-        fields = dict(self)
-        return Passage(
-            **fields | {"synonyms": tuple(self.synonyms), "identifiers": tuple(self.identifiers)}
-        )
+        return Passage(**dict(self) | {name: tuple(getattr(self, name)) for name in LISTS})
 
 
 class AddPassages(RequestModel):

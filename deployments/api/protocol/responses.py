@@ -12,10 +12,18 @@ from deployments.api.protocol import neutral
 from deployments.api.protocol.ask import MaxTokens
 from deployments.api.protocol.base import Count, ErrorDetail, ReplyModel, RequestModel
 from deployments.api.protocol.chat_messages import ChatMessage
-from deployments.api.protocol.neutral import HINT, UNSUPPORTED, AcceptOnly, Neutral
+from deployments.api.protocol.neutral import HINT, UNSUPPORTED, AcceptOnly, Neutral, OrNothing
 from deployments.api.protocol.openai import ChatRequest
-from deployments.api.protocol.openai_replies import PolyclinicPart
+from deployments.api.protocol.openai_replies import ChatToken, PolyclinicPart
 from deployments.api.protocol.references import Grounding
+from deployments.api.protocol.structure import (
+    FlatSchemaFormat,
+    JsonObjectFormat,
+    JsonSchemaFormat,
+    NamedSchema,
+    ResponseFormat,
+    ResponsesFormat,
+)
 
 _Hint = Annotated[Any, HINT]
 
@@ -44,8 +52,12 @@ def _kind_of_input(given: Any) -> str:
     return "Items" if isinstance(given, list) else "Text"
 
 
+LOGPROBS = "message.output_text.logprobs"
+_Include = Annotated[list[Literal["message.output_text.logprobs"]] | None, OrNothing()]
+
+
 class TextConfig(RequestModel):
-    format: neutral.NeutralFormat = None
+    format: ResponsesFormat = None
     verbosity: neutral.NeutralVerbosity = None
 
 
@@ -77,6 +89,8 @@ class ResponsesRequest(RequestModel):
     stream_options: ResponsesStreamOptions | None = None
     text: TextConfig | None = None
     reasoning: Reasoning | None = None
+    include: _Include = None
+    top_logprobs: neutral.NumLogprobs = None
 
     grounding: Grounding = None  # ours
 
@@ -94,7 +108,6 @@ class ResponsesRequest(RequestModel):
     context_management: Neutral = None
     conversation: Neutral = None
     image: Neutral = None
-    include: Neutral = None
     max_tool_calls: Neutral = None
     moderation: Neutral = None
     parallel_tool_calls: neutral.NeutralFlag = None
@@ -103,7 +116,6 @@ class ResponsesRequest(RequestModel):
     service_tier: neutral.NeutralTier = None
     tool_choice: neutral.NeutralToolChoice = None
     tools: Neutral = None
-    top_logprobs: Neutral = None
     truncation: Annotated[Any, AcceptOnly((None, "", "disabled"))] = None
 
     def as_chat(self) -> ChatRequest:
@@ -114,6 +126,11 @@ class ResponsesRequest(RequestModel):
         else:
             turns.extend(self.input)
         first = [ChatMessage(role="system", content=self.instructions)] if self.instructions else []
+        given = None if self.text is None else self.text.format
+        wanted: ResponseFormat = given if isinstance(given, JsonObjectFormat) else None
+        if isinstance(given, FlatSchemaFormat):
+            named = NamedSchema.model_validate({"name": given.name, "schema": given.json_schema})
+            wanted = JsonSchemaFormat(type="json_schema", json_schema=named)
         return ChatRequest(
             model=self.model,
             messages=[*first, *turns],
@@ -122,12 +139,27 @@ class ResponsesRequest(RequestModel):
             top_p=self.top_p,
             stream=self.stream,
             grounding=self.grounding,
+            logprobs=LOGPROBS in (self.include or ()) or bool(self.top_logprobs),
+            top_logprobs=self.top_logprobs,
+            response_format=wanted,
         )
+
+    @property
+    def format(self) -> dict[str, Any]:
+        """The format of the answer, as it was asked for."""
+        if self.text is None or self.text.format is None:
+            return {"type": "text"}
+        return self.text.format.model_dump(by_alias=True, exclude_unset=True)
 
     def path_of(self, chat_path: str) -> str:
         """Return where in this request is what `as_chat` puts at `chat_path`."""
         if chat_path in ("max_tokens", "max_completion_tokens"):
             return "max_output_tokens"
+        if chat_path.startswith("response_format"):
+            rest = chat_path.removeprefix("response_format").removeprefix(".json_schema")
+            return f"text.format{rest}"
+        if chat_path == "logprobs":
+            return "top_logprobs" if self.top_logprobs else "include"
         first, _, rest = chat_path.partition(".")
         if first != "messages":
             return chat_path
@@ -159,7 +191,7 @@ class OutputText(ReplyModel):
     annotations: list[ResponsesAnnotation] = Field(
         description="markers of passages that have an address"
     )
-    logprobs: list[Any]
+    logprobs: list[ChatToken] = Field(description="empty unless asked for")
 
 
 class OutputMessage(ReplyModel):
@@ -171,7 +203,7 @@ class OutputMessage(ReplyModel):
 
 
 class CachedTokens(ReplyModel):
-    """None: nothing is kept from request to request."""
+    """Input that was read before and not again; none is written for later at a price."""
 
     cached_tokens: Count
     cache_write_tokens: Count
@@ -197,12 +229,8 @@ class IncompleteDetails(ReplyModel):
     )
 
 
-class ReplyFormat(ReplyModel):
-    type: Literal["text"]
-
-
 class ReplyText(ReplyModel):
-    format: ReplyFormat
+    format: dict[str, Any] = Field(description="the request's")
 
 
 class ResponsesReply(ReplyModel):
@@ -268,7 +296,7 @@ class PartEvent(_OfPart):
 class DeltaEvent(_OfPart):
     type: Literal["response.output_text.delta"]
     delta: str
-    logprobs: list[Any]
+    logprobs: list[ChatToken]
 
 
 class AnnotationEvent(_OfPart):
@@ -280,7 +308,7 @@ class AnnotationEvent(_OfPart):
 class TextDoneEvent(_OfPart):
     type: Literal["response.output_text.done"]
     text: str
-    logprobs: list[Any]
+    logprobs: list[ChatToken]
 
 
 class FailedEvent(_Event):

@@ -23,6 +23,14 @@ import torch
 from deployments.engine.huge_pages import huge_zeros
 from deployments.engine.kernels.ops import Expansion, Rope, attend
 
+# Rows begin at multiples of it, so that they lie alike in a layout of blocks (cpu/attention.py).
+ALIGNMENT = 16
+
+
+def are_aligned(capacities: Sequence[int]) -> bool:
+    """Return whether rows of these capacities may be copied to each other."""
+    return all(capacity % ALIGNMENT == 0 for capacity in capacities)
+
 
 @dataclass(frozen=True, slots=True)
 class Span:
@@ -74,6 +82,14 @@ class KvCache:
     def write(self, layer: int, positions: torch.Tensor, kv: torch.Tensor) -> None:
         """Write kv (T, 2, H, D) to the cache positions (T,)."""
         self.layers[layer].index_copy_(0, positions, kv)
+
+    def copy(self, source: int, target: int, count: int) -> None:
+        """Copy the first `count` positions of a row to another one, or up to 15 more: whole blocks
+        of ALIGNMENT positions, whatever lies how in them. Rows must be aligned."""
+        num = -(-count // ALIGNMENT) * ALIGNMENT
+        begins = (self.starts[target], self.starts[source])
+        copies, copied = ([layer[b : b + num] for layer in self.layers] for b in begins)
+        torch._foreach_copy_(copies, copied)
 
     def keys_values(
         self, layer: int, span: Span, start: int, stop: int

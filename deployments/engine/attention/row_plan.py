@@ -1,6 +1,7 @@
 """Plan the rows of the KV cache: how many, and how long, within a budget of memory."""
 
-_ALIGNMENT = 16  # capacities are multiples of it
+from deployments.engine.attention.kv_cache import ALIGNMENT
+
 _LONG_ROWS = 8  # when the budget is short, one row in _LONG_ROWS has full length
 _SHORTEST = 8  # a short row holds at least 1/_SHORTEST of a long one
 
@@ -17,7 +18,7 @@ def plan_rows(
     Raises:
         ValueError: not even one full row fits.
     """
-    full = -(-num_positions // _ALIGNMENT) * _ALIGNMENT
+    full = -(-num_positions // ALIGNMENT) * ALIGNMENT
     affordable = budget_bytes // bytes_per_position
     if affordable < full:
         raise ValueError(
@@ -31,7 +32,7 @@ def plan_rows(
         num_long = max(1, num_rows // _LONG_ROWS)
         num_short = num_rows - num_long
         rest = (affordable - num_long * full) // num_short
-        short = min(full, rest // _ALIGNMENT * _ALIGNMENT)
+        short = min(full, rest // ALIGNMENT * ALIGNMENT)
         if short * _SHORTEST >= full:
             return (short,) * num_short + (full,) * num_long
     return (full,)

@@ -1,12 +1,13 @@
 """Where the compiled step finds what: the columns of its tables of numbers and addresses."""
 
 TILE = 32  # columns of one tile of a packed weight
-GROUP = 64  # inputs of a row that have one scale
+GROUP = 64  # inputs of a row that have one scale, and of a weight of eight bits
+HALF = GROUP // 2  # inputs of a weight of four bits that have one step and one least value
 
 # A table (layers, MODULES, MODULE_FIELDS) of addresses, one line for each linear layer.
 Q, K, V, O, GATE, UP, DOWN = range(7)  # noqa: E741
 MODULES = 7
-WEIGHT, SCALES, BIAS, OUTPUTS, LORA_A, LORA_B = range(6)  # OUTPUTS is a number
+WEIGHT, BITS, BIAS, OUTPUTS, LORA_A, LORA_B = range(6)  # BITS and OUTPUTS are numbers
 MODULE_FIELDS = 6
 
 # A table (layers, LAYER_FIELDS) of addresses.
@@ -46,6 +47,7 @@ NUM_SHAPE = 17
     BYTES,  # int8 (rows, WIDEST)
     SUMS,  # int32 (rows, GROUPS)
     ROW_SCALES,  # float32 (rows, GROUPS)
+    HALF_SUMS,  # float32 (rows, GROUPS, 2)
     SHRUNK,  # float32 (rows, MODULES, STACK_RANK)
     SCRATCH,  # float32 (THREADS, SCRATCH_SIZE)
     ROWS,  # int64 (rows, ROW_FIELDS)
@@ -54,8 +56,8 @@ NUM_SHAPE = 17
     SIN,
     FINAL_NORM,  # float32 (HIDDEN,)
     LOGITS,  # float32 (rows, VOCAB_WIDTH)
-) = range(17)
-NUM_BUFFERS = 17
+) = range(18)
+NUM_BUFFERS = 18
 
 # A row is a token of a prompt, or the newest token of an answer. START: of its keys in the cache.
 POSITION, START, SLOT = range(3)
@@ -71,3 +73,8 @@ _WHOLE = max(TILE, GROUP)  # one is a multiple of the other
 def padded(size: int) -> int:
     """Return `size` rounded up to whole tiles and groups."""
     return -(-size // _WHOLE) * _WHOLE
+
+
+def group_bytes(bits: int) -> int:
+    """Return the bytes of one group of a tile: its columns' whole numbers, then their scales."""
+    return GROUP * TILE * bits // 8 + 2 * TILE * (4 if bits == 4 else 1)

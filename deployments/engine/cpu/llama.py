@@ -1,4 +1,4 @@
-"""Run Llama-style models on a CPU with weights of eight bits, through one compiled step."""
+"""Run Llama-style models on a CPU with weights of eight or four bits, through one compiled step."""
 
 import time
 from collections.abc import Sequence
@@ -32,16 +32,18 @@ class CachePlaces:
     starts: Sequence[int]
 
 
-class Int8Llama:
+class CompiledLlama:
     """Implement Model (models/base.py). Takes the weights out of `model`.
 
-    Products are of bytes: a weight has one scale for each output, an input one for each token.
+    Products are of bytes, with one scale for each 64 inputs (products.py); the output layer keeps
+    eight bits.
     Everything else is float32, but for keys and values in bfloat16. LoRA reads the inputs before
     they become bytes.
 
     Args:
         num_positions: positions of one answer, prompt included.
         num_threads: of a step, at most; may be lowered between two steps.
+        bits: of the weights in the layers, 8 or 4.
         chooses_threads: whether it runs on fewer where that is faster.
     """
 
@@ -49,7 +51,13 @@ class Int8Llama:
     keeps_prompts_at_end = False
 
     def __init__(
-        self, model: Any, num_positions: int, num_threads: int, *, chooses_threads: bool = False
+        self,
+        model: Any,
+        num_positions: int,
+        num_threads: int,
+        *,
+        bits: int = 8,
+        chooses_threads: bool = False,
     ) -> None:
         config, inner = model.config, model.model
         self._eps = float(config.rms_norm_eps)
@@ -59,7 +67,8 @@ class Int8Llama:
         head = model.lm_head
         self.vocab_size = len(head.weight)
         linear = [own for each in inner.layers for _, own in _projections(each)]
-        memory = WeightMemory(own.weight.shape for own in [*linear, head])
+        shapes = [(own.weight.shape, bits) for own in linear]
+        memory = WeightMemory([*shapes, (head.weight.shape, 8)])
         cos, sin = inner.rotary_emb(
             torch.empty(1, dtype=torch.float32), torch.arange(num_positions)[None]
         )
@@ -68,7 +77,7 @@ class Int8Llama:
         self._sin = _floats(torch.cat([-sin[0, :, :half], sin[0, :, half:]], -1))
         self._final_norm = _floats(inner.norm.weight.data)
         self._layers = [
-            _Layer(f"model.layers.{i}", each, memory) for i, each in enumerate(inner.layers)
+            _Layer(f"model.layers.{i}", each, memory, bits) for i, each in enumerate(inner.layers)
         ]
         bias = None if head.bias is None else head.bias.data
         self._head = PackedWeight(head.weight.data, bias, memory)
@@ -236,6 +245,7 @@ class Int8Llama:
         self._room(at.BYTES, (rows, shape[at.WIDEST]), np.int8)
         self._room(at.SUMS, (rows, shape[at.GROUPS]), np.int32)
         self._room(at.ROW_SCALES, (rows, shape[at.GROUPS]), np.float32)
+        self._room(at.HALF_SUMS, (rows, shape[at.GROUPS], 2), np.float32)
         self._room(at.SHRUNK, (rows, at.MODULES, shape[at.STACK_RANK]), np.float32)
         self._room(at.ROWS, (rows, at.ROW_FIELDS), np.int64)
 
@@ -272,7 +282,7 @@ class Int8Llama:
 
 
 class _Layer:
-    def __init__(self, path: str, layer: Any, memory: WeightMemory) -> None:
+    def __init__(self, path: str, layer: Any, memory: WeightMemory, bits: int) -> None:
         norms = (layer.input_layernorm, layer.post_attention_layernorm)
         self.norms = [_floats(norm.weight.data) for norm in norms]
         self.paths: list[str] = []
@@ -282,7 +292,7 @@ class _Layer:
             own, weight = f"{path}.{name}", take_weight(linear)
             bias = None if linear.bias is None else linear.bias.data
             self.paths.append(own)
-            self.weights.append(PackedWeight(weight, bias, memory))
+            self.weights.append(PackedWeight(weight, bias, memory, bits))
             self.lora_layers.append(LoraLayer(own, weight.shape[1], lora_modules([own], [weight])))
 
 

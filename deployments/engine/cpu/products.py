@@ -1,8 +1,14 @@
-"""Products of bytes by a packed weight, and the packing.
+"""Products of bytes by a packed weight of eight or four bits, and the packing.
 
-A weight (out, in) has one scale for each output. It lies in tiles of 32 outputs, in each four
-inputs of all outputs after each other, as `vpdpbusd` reads them; 128 is added to each byte, since
-that instruction takes one factor without a sign.
+A weight (out, in) lies in tiles of 32 outputs. A tile lies in groups of 64 inputs: first the whole
+numbers, four inputs of all outputs after each other, as `vpdpbusd` reads them, then what they stand
+for, in bfloat16.
+
+- eight bits: one scale for each output and group. 128 is added to each byte, since that
+  instruction takes one factor without a sign.
+- four bits: for each output and 32 inputs the step and the least value, as in the Q4_1 blocks of
+  llama.cpp; a weight that came from such blocks stays as it was. The outputs 16 to 31 of a tile are
+  the upper halves of the bytes.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,65 +20,93 @@ from numba import int64
 
 from deployments.engine.cpu.intrinsics import byte_instructions
 from deployments.engine.cpu.kernels import compiled
-from deployments.engine.cpu.layout import TILE, padded
-from deployments.engine.cpu.tiles import product_tile
+from deployments.engine.cpu.layout import GROUP, HALF, TILE, group_bytes, padded
+from deployments.engine.cpu.product_tiles import product_tile
 from deployments.engine.huge_pages import huge_zeros
 
 _KIND = byte_instructions()
 # Sums of more rows than that do not fit in the registers.
 _MOST_ROWS = 8 if _KIND == "avx512_vnni" else 2
-_ROWS_1, _ROWS_2 = product_tile(1, 4, _KIND), product_tile(2, 2, _KIND)
-_ROWS_4, _ROWS_8 = product_tile(4, 1, _KIND), product_tile(8, 1, _KIND)
+_ROWS_1, _ROWS_2 = product_tile(1, 4, 8, _KIND), product_tile(2, 2, 8, _KIND)
+_ROWS_4, _ROWS_8 = product_tile(4, 1, 8, _KIND), product_tile(8, 1, 8, _KIND)
+_FOUR_BITS_1, _FOUR_BITS_2 = product_tile(1, 4, 4, _KIND), product_tile(2, 2, 4, _KIND)
+_FOUR_BITS_4, _FOUR_BITS_8 = product_tile(4, 1, 4, _KIND), product_tile(8, 1, 4, _KIND)
+_LEAST = 1e-30  # what a scale of zero divides by
+_TOGETHER = 4096  # outputs that are packed together, whole tiles and groups
+_GROUP_BYTES_4, _GROUP_BYTES_8 = group_bytes(4), group_bytes(8)
+
+
+@compiled
+def tile_at(weight: int, bits: int, inputs: int, tile: int) -> int:
+    """Return the address of a tile of a packed weight."""
+    size = _GROUP_BYTES_4 if bits == 4 else _GROUP_BYTES_8
+    return weight + tile * (inputs // GROUP) * size
 
 
 @compiled
 def multiply(
     weight: int,
+    bits: int,
     inputs: int,
     x: int,
     x_row: int,
     sums: int,
     row_scales: int,
+    halves: int,
     scales_row: int,
-    scales: int,
     out: int,
     out_row: int,
     rows: int,
 ) -> None:
     """Multiply rows of bytes by one tile; addresses and distances in bytes (product_tile)."""
-    quads = inputs // 4
+    groups = inputs // GROUP
     r = int64(0)
     while r < rows:
-        x_at, out_at = x + r * x_row, out + r * out_row
-        sums_at, scales_at = sums + r * scales_row, row_scales + r * scales_row
+        x_at, y = x + r * x_row, out + r * out_row
+        a, b, c = (
+            sums + r * scales_row,
+            row_scales + r * scales_row,
+            halves + 2 * r * scales_row,
+        )
         left = rows - r
         if left >= 8 and _MOST_ROWS >= 8:
-            _ROWS_8(
-                weight, quads, x_at, x_row, sums_at, scales_at, scales_row, scales, out_at, out_row
-            )
+            if bits == 4:
+                _FOUR_BITS_8(weight, groups, x_at, x_row, a, b, c, scales_row, y, out_row)
+            else:
+                _ROWS_8(weight, groups, x_at, x_row, a, b, c, scales_row, y, out_row)
             r += 8
         elif left >= 4 and _MOST_ROWS >= 4:
-            _ROWS_4(
-                weight, quads, x_at, x_row, sums_at, scales_at, scales_row, scales, out_at, out_row
-            )
+            if bits == 4:
+                _FOUR_BITS_4(weight, groups, x_at, x_row, a, b, c, scales_row, y, out_row)
+            else:
+                _ROWS_4(weight, groups, x_at, x_row, a, b, c, scales_row, y, out_row)
             r += 4
         elif left >= 2:
-            _ROWS_2(
-                weight, quads, x_at, x_row, sums_at, scales_at, scales_row, scales, out_at, out_row
-            )
+            if bits == 4:
+                _FOUR_BITS_2(weight, groups, x_at, x_row, a, b, c, scales_row, y, out_row)
+            else:
+                _ROWS_2(weight, groups, x_at, x_row, a, b, c, scales_row, y, out_row)
             r += 2
         else:
-            _ROWS_1(
-                weight, quads, x_at, x_row, sums_at, scales_at, scales_row, scales, out_at, out_row
-            )
+            if bits == 4:
+                _FOUR_BITS_1(weight, groups, x_at, x_row, a, b, c, scales_row, y, out_row)
+            else:
+                _ROWS_1(weight, groups, x_at, x_row, a, b, c, scales_row, y, out_row)
             r += 1
 
 
 class WeightMemory:
-    """Hold all packed weights in one piece of memory of large pages, in the order of use."""
+    """Hold all packed weights in one piece of memory of large pages, in the order of use.
 
-    def __init__(self, shapes: Iterable[Sequence[int]]) -> None:
-        size = sum(padded(outputs) * padded(inputs) for outputs, inputs in shapes)
+    Args:
+        shapes: (out, in) and the bits of each.
+    """
+
+    def __init__(self, shapes: Iterable[tuple[Sequence[int], int]]) -> None:
+        size = sum(
+            padded(outputs) // TILE * (padded(inputs) // GROUP) * group_bytes(bits)
+            for (outputs, inputs), bits in shapes
+        )
         self._free = huge_zeros([size], torch.uint8)
 
     def take(self, size: int) -> torch.Tensor:
@@ -81,7 +115,7 @@ class WeightMemory:
 
 
 class PackedWeight:
-    """Hold a linear layer's weight in bytes.
+    """Hold a linear layer's weight in whole numbers of 8 or 4 bits.
 
     Args:
         weight: (out, in)
@@ -89,25 +123,71 @@ class PackedWeight:
     """
 
     def __init__(
-        self, weight: torch.Tensor, bias: torch.Tensor | None, memory: WeightMemory
+        self,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        memory: WeightMemory,
+        bits: int = 8,
     ) -> None:
         outputs, inputs = weight.shape
-        self._outputs = outputs
-        scales = weight.float().abs().amax(1) / 127
-        rounded = (weight.float() / scales.clamp(min=1e-30)[:, None]).round_()
-        whole = torch.full((padded(outputs), padded(inputs)), 128, dtype=torch.uint8)
-        whole[:outputs, :inputs] = rounded.add_(128).to(torch.uint8)
-        tiles = whole.view(-1, TILE, padded(inputs) // 4, 4).transpose(1, 2)
-        self._weight = memory.take(tiles.numel())
-        self._weight.view(tiles.shape).copy_(tiles)
-        self._scales = _padded_floats(scales)
+        self._outputs, self._bits = outputs, bits
+        self._weight = memory.take(
+            padded(outputs) // TILE * (padded(inputs) // GROUP) * group_bytes(bits)
+        )
+        pack = _pack_four_bits if bits == 4 else _pack_bytes
+        tiles = self._weight.view(-1, padded(inputs) // GROUP, group_bytes(bits))
+        for first in range(0, outputs, _TOGETHER):
+            piece = weight[first : first + _TOGETHER]
+            whole = torch.zeros(padded(len(piece)), padded(inputs))
+            whole[: len(piece), :inputs] = piece
+            pack(whole, tiles[first // TILE : first // TILE + padded(len(piece)) // TILE])
         self._bias = None if bias is None else _padded_floats(bias)
 
     @property
     def fields(self) -> tuple[int, int, int, int]:
-        """Return the addresses of weight, scales and bias (0 for none), and the outputs."""
+        """Return the address of the weight, its bits, the address of the bias (0 for none), and the
+        outputs."""
         bias = 0 if self._bias is None else self._bias.ctypes.data
-        return self._weight.data_ptr(), self._scales.ctypes.data, bias, self._outputs
+        return self._weight.data_ptr(), self._bits, bias, self._outputs
+
+
+def _pack_bytes(weight: torch.Tensor, tiles: torch.Tensor) -> None:
+    """Write weight (out, in), whole tiles and groups, to tiles (out / 32, groups, bytes)."""
+    groups = weight.view(len(weight), -1, GROUP)
+    scales = (groups.abs().amax(2) / 127).bfloat16()
+    steps = scales.float().clamp(min=_LEAST)[..., None]
+    whole = (groups / steps).round_().clamp_(-127, 127).add_(128).to(torch.uint8)
+    _write(tiles, _in_quads(whole), [scales])
+
+
+def _pack_four_bits(weight: torch.Tensor, tiles: torch.Tensor) -> None:
+    groups = weight.view(len(weight), -1, HALF)
+    least = groups.amin(2)
+    steps = ((groups.amax(2) - least) / 15).bfloat16()
+    divisor = steps.float().clamp(min=_LEAST)[..., None]
+    whole = ((groups - least[..., None]) / divisor).round_().clamp_(0, 15)
+    # The least value that fits best to the step as it was rounded.
+    least = (groups - whole * steps.float()[..., None]).mean(2).bfloat16()
+    quads = _in_quads(whole.to(torch.uint8).view(len(weight), -1, GROUP))
+    low, high = quads.view(*quads.shape[:3], 2, TILE // 2, 4).unbind(3)
+    halves = [
+        part.view(len(weight), -1, 2)[..., half] for part in (steps, least) for half in (0, 1)
+    ]
+    _write(tiles, low | high << 4, halves)
+
+
+def _in_quads(whole: torch.Tensor) -> torch.Tensor:
+    """Return whole (out, groups, 64) as (tiles, groups, 16, 32, 4): four inputs of all outputs."""
+    tiles = whole.view(-1, TILE, whole.shape[1], GROUP // 4, 4)
+    return tiles.permute(0, 2, 3, 1, 4).contiguous()
+
+
+def _write(tiles: torch.Tensor, whole: torch.Tensor, columns: Sequence[torch.Tensor]) -> None:
+    """Write the whole numbers of each group, then each of `columns` (out, groups)."""
+    numbers = whole.flatten(2)
+    tiles[:, :, : numbers.shape[2]] = numbers
+    lines = [each.view(-1, TILE, each.shape[1]).transpose(1, 2) for each in columns]
+    tiles[:, :, numbers.shape[2] :] = torch.cat(lines, 2).contiguous().view(torch.uint8)
 
 
 def _padded_floats(values: torch.Tensor) -> Any:

@@ -8,7 +8,7 @@ from deployments.engine.cpu import layout as at
 from deployments.engine.cpu.intrinsics import array_at
 from deployments.engine.cpu.kernels import compiled, expand, fetch, floats, gate, rms_norm, shrink
 from deployments.engine.cpu.layout import GROUP, TILE
-from deployments.engine.cpu.products import multiply
+from deployments.engine.cpu.products import multiply, tile_at
 from deployments.engine.cpu.tiles import group_to_bytes
 
 
@@ -50,8 +50,11 @@ def to_bytes(address: int, size: int, row: int, s: Step) -> None:
     out = s.buffers[at.BYTES] + row * s.shape[at.WIDEST]
     groups = 4 * row * s.shape[at.GROUPS]
     sums, scales = s.buffers[at.SUMS] + groups, s.buffers[at.ROW_SCALES] + groups
+    halves = s.buffers[at.HALF_SUMS] + 2 * groups
     for n in range((size + GROUP - 1) // GROUP):
-        group_to_bytes(address + 4 * n * GROUP, out + n * GROUP, sums + 4 * n, scales + 4 * n)
+        group_to_bytes(
+            address + 4 * n * GROUP, out + n * GROUP, sums + 4 * n, scales + 4 * n, halves + 8 * n
+        )
 
 
 @compiled
@@ -99,14 +102,15 @@ def multiply_bytes(
     """
     bytes_width, scales_row = s.shape[at.WIDEST], 4 * s.shape[at.GROUPS]
     multiply(
-        f[at.WEIGHT] + tile * TILE * inputs,
+        tile_at(f[at.WEIGHT], f[at.BITS], inputs, tile),
+        f[at.BITS],
         inputs,
         s.buffers[at.BYTES] + first * bytes_width,
         bytes_width,
         s.buffers[at.SUMS] + scales_row * first,
         s.buffers[at.ROW_SCALES] + scales_row * first,
+        s.buffers[at.HALF_SUMS] + 2 * scales_row * first,
         scales_row,
-        f[at.SCALES] + 4 * TILE * tile,
         out,
         4 * width,
         count,

@@ -1,8 +1,6 @@
-"""Products of small tiles in vectors: of bytes for the weights, of bfloat16 for attention.
+"""Vector code of rows: as bytes, their largest, and products with keys and values in bfloat16.
 
-With VNNI (`vpdpbusd`) four bytes of each of 16 columns take one instruction; elsewhere the same
-arithmetic is written in plain vector operations, which LLVM fits to any processor. All functions
-take addresses, and distances in bytes.
+All functions take addresses, and distances in bytes.
 """
 
 import functools
@@ -12,9 +10,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from deployments.engine.cpu.layout import GROUP, TILE
+from deployments.engine.cpu.layout import GROUP, HALF
 from deployments.engine.cpu.vector_code import (
-    BYTES,
     F32,
     FLOATS,
     I8,
@@ -24,8 +21,6 @@ from deployments.engine.cpu.vector_code import (
     LANES,
     VectorCode,
 )
-
-_AHEAD = 8192  # bytes of a weight that are asked for before they are read
 
 
 @intrinsic
@@ -40,8 +35,9 @@ def prefetch(typing: Any, address: Any) -> Any:
 
 
 @intrinsic
-def group_to_bytes(typing: Any, x: Any, out: Any, total: Any, scale: Any) -> Any:
-    """Write a GROUP of float32 as int8, their sum times -128 (int32) and their scale (float32).
+def group_to_bytes(typing: Any, x: Any, out: Any, total: Any, scale: Any, half_totals: Any) -> Any:
+    """Write a GROUP of float32 as int8, their sum times -128 (int32), their scale (float32) and the
+    sum of each half of them, as the bytes say it (two float32).
 
     It takes addresses. A NaN or an infinity becomes a scale of NaN or infinity.
     """
@@ -50,41 +46,7 @@ def group_to_bytes(typing: Any, x: Any, out: Any, total: Any, scale: Any) -> Any
         _build_bytes(VectorCode(builder), *args)
         return context.get_dummy_value()
 
-    return types.void(*[types.int64] * 4), build
-
-
-@functools.cache
-def product_tile(rows: int, unroll: int, instructions: str | None) -> Any:
-    """Return the function that multiplies `rows` rows by one tile of a packed weight.
-
-    `instructions` are of `byte_instructions`.
-
-    It takes addresses: the tile (num_quads, TILE, 4) of bytes with 128 added; the rows of int8,
-    `row_bytes` apart; for each row the sum of its bytes times -128 (int32) and its scale; the
-    scales (TILE,) of the columns; the output's float32 (rows, TILE), `out_bytes` apart.
-    """
-
-    @intrinsic
-    def multiply(
-        typing: Any,
-        weight: Any,
-        num_quads: Any,
-        x: Any,
-        row_bytes: Any,
-        sums: Any,
-        row_scales: Any,
-        scales_row: Any,
-        column_scales: Any,
-        out: Any,
-        out_bytes: Any,
-    ) -> Any:
-        def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            _Tile(builder, args, rows, unroll, instructions).build()
-            return context.get_dummy_value()
-
-        return types.void(*[types.int64] * 10), build
-
-    return multiply
+    return types.void(*[types.int64] * 5), build
 
 
 @intrinsic
@@ -126,108 +88,12 @@ def mixing_tile(rows: int, blocks: int, unroll: int) -> Any:
     return multiply
 
 
-class _Tile(VectorCode):
-    """Write the code of one tile's product."""
-
-    def __init__(
-        self, builder: Any, args: Any, rows: int, unroll: int, instructions: str | None
-    ) -> None:
-        super().__init__(builder)
-        self.rows, self.unroll, self.instructions = rows, unroll, instructions
-        self.weight, self.num_quads, self.x, self.row_bytes = args[:4]
-        self.sums, self.row_scales, self.scales_row = args[4:7]
-        self.column_scales, self.out, self.out_bytes = args[7:]
-        self.blocks = TILE // LANES
-
-    def build(self) -> None:
-        size = self.rows * self.blocks
-        groups = self.b.sdiv(self.num_quads, ir.Constant(I64, GROUP // 4))
-        nothing = ir.Constant(FLOATS, [0.0] * LANES)
-        self._store(self.loop([nothing] * size, 1, groups, self._group))
-
-    def _group(self, group: Any, totals: list[Any]) -> list[Any]:
-        """Add the products of one group of inputs, which have one scale in each row."""
-        zeros = ir.Constant(INTS, [0] * LANES)
-        sums, scales = self.at(self.sums, group, 4), self.at(self.row_scales, group, 4)
-        first = []
-        for r in range(self.rows):
-            start = self.splat(self.load(self.at(sums, r, self.scales_row), I32))
-            first += [start] * self.blocks
-        first += [zeros] * (len(totals) * (self.unroll - 1))
-        begin = self.b.mul(group, ir.Constant(I64, GROUP // 4))
-        quads = ir.Constant(I64, GROUP // 4)
-        new = self.loop(
-            first, self.unroll, quads, lambda q, sums: self._quads(self.b.add(begin, q), sums)
-        )
-        for u in range(1, self.unroll):
-            pairs = zip(new[: len(totals)], new[u * len(totals) :], strict=False)
-            new[: len(totals)] = [self.b.add(*pair) for pair in pairs]
-        result = []
-        for r in range(self.rows):
-            scale = self.splat(self.load(self.at(scales, r, self.scales_row), F32))
-            for n in range(r * self.blocks, (r + 1) * self.blocks):
-                product = self.b.fmul(self.b.sitofp(new[n], FLOATS), scale, flags=["contract"])
-                result.append(self.b.fadd(totals[n], product, flags=["contract"]))
-        return result
-
-    def _quads(self, quad: Any, sums: list[Any]) -> list[Any]:
-        """Add the products of `unroll` times four inputs."""
-        new: list[Any] = []
-        for u in range(self.unroll):
-            number = self.b.add(quad, ir.Constant(I64, u))
-            tile = self.at(self.weight, number, 4 * TILE)
-            weights = [self.load(tile, BYTES, 4 * LANES * n) for n in range(self.blocks)]
-            for n in range(self.blocks):
-                self.prefetch(self.at(tile, 1, _AHEAD + 4 * LANES * n))
-            inputs = self.at(self.x, number, 4)
-            for r in range(self.rows):
-                four = self.splat(self.load(self.at(inputs, r, self.row_bytes), I32))
-                spread = self.b.bitcast(four, BYTES)
-                new += [self._dot(sums[len(new) + n], w, spread) for n, w in enumerate(weights)]
-        return new
-
-    def _dot(self, total: Any, weight: Any, x: Any) -> Any:
-        """Add the products of unsigned bytes and signed bytes, four to each lane of `total`."""
-        b = self.b
-        if self.instructions == "avx512_vnni":
-            return self._vpdpbusd(LANES, total, weight, x)
-        if self.instructions == "avx_vnni":  # half a vector at a time
-            low, high = (
-                self._vpdpbusd(LANES // 2, *(self._half(v, n) for v in (total, weight, x)))
-                for n in range(2)
-            )
-            lanes = ir.Constant(INTS, list(range(LANES)))
-            return b.shuffle_vector(low, high, lanes)
-        wide = ir.VectorType(I32, 4 * LANES)
-        products = b.mul(b.zext(weight, wide), b.sext(x, wide))
-        nothing = ir.Constant(wide, ir.Undefined)
-        for k in range(4):
-            lanes = ir.Constant(INTS, [4 * lane + k for lane in range(LANES)])
-            total = b.add(total, b.shuffle_vector(products, nothing, lanes))
-        return total
-
-    def _vpdpbusd(self, lanes: int, *factors: Any) -> Any:
-        name = f"llvm.x86.avx512.vpdpbusd.{32 * lanes}"
-        return self.call(name, ir.VectorType(I32, lanes), *factors)
-
-    def _half(self, vector: Any, number: int) -> Any:
-        count = vector.type.count // 2
-        lanes = ir.VectorType(I32, count)
-        wanted = ir.Constant(lanes, list(range(number * count, (number + 1) * count)))
-        return self.b.shuffle_vector(vector, ir.Constant(vector.type, ir.Undefined), wanted)
-
-    def _store(self, totals: list[Any]) -> None:
-        scales = [self.load(self.column_scales, FLOATS, 64 * n) for n in range(self.blocks)]
-        for r in range(self.rows):
-            out = self.at(self.out, r, self.out_bytes)
-            for n, scale in enumerate(scales):
-                self.store(self.b.fmul(totals[r * self.blocks + n], scale), out, 64 * n)
-
-
 _REDUCE = f"llvm.vector.reduce.{{}}.v{LANES}i32"
 
 
-def _build_bytes(code: VectorCode, x: Any, out: Any, total: Any, scale: Any) -> None:
+def _build_bytes(
+    code: VectorCode, x: Any, out: Any, total: Any, scale: Any, half_totals: Any
+) -> None:
     b = code.b
     floats = [code.load(x, FLOATS, 64 * n) for n in range(GROUP // LANES)]
     mask = ir.Constant(INTS, [0x7FFFFFFF] * LANES)
@@ -242,14 +108,20 @@ def _build_bytes(code: VectorCode, x: Any, out: Any, total: Any, scale: Any) -> 
     # 1.5 * 2**23: the last bits of a float of this size are whole numbers.
     moving = ir.Constant(FLOATS, [12582912.0] * LANES)
     base = ir.Constant(INTS, [0x4B400000] * LANES)
-    sums = ir.Constant(INTS, [0] * LANES)
-    for n, values in enumerate(floats):
-        moved = b.fadd(b.fmul(values, inverse), moving)
-        whole = b.sub(b.bitcast(moved, INTS), base)
-        sums = b.add(sums, whole)
-        code.store(b.trunc(whole, ir.VectorType(I8, LANES)), out, LANES * n)
-    code.store(b.mul(code.call(_REDUCE.format("add"), I32, sums), ir.Constant(I32, -128)), total)
-    code.store(b.fmul(most, ir.Constant(F32, 1 / 127)), scale)
+    own_scale = b.fmul(most, ir.Constant(F32, 1 / 127))
+    halves = []
+    for first in range(0, len(floats), HALF // LANES):
+        sums = ir.Constant(INTS, [0] * LANES)
+        for n in range(first, first + HALF // LANES):
+            moved = b.fadd(b.fmul(floats[n], inverse), moving)
+            whole = b.sub(b.bitcast(moved, INTS), base)
+            sums = b.add(sums, whole)
+            code.store(b.trunc(whole, ir.VectorType(I8, LANES)), out, LANES * n)
+        halves.append(code.call(_REDUCE.format("add"), I32, sums))
+        half = b.fmul(b.sitofp(halves[-1], F32), own_scale)
+        code.store(half, half_totals, 4 * (len(halves) - 1))
+    code.store(b.mul(b.add(*halves), ir.Constant(I32, -128)), total)
+    code.store(own_scale, scale)
 
 
 def _build_mixing(code: VectorCode, rows: int, blocks: int, unroll: int, args: Any) -> None:

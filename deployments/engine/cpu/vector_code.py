@@ -73,6 +73,11 @@ class VectorCode:
         pointer = self.b.inttoptr(address, I8.as_pointer())
         self.call("llvm.prefetch.p0", ir.VoidType(), pointer, *numbers)
 
+    def add_product(self, total: Any, x: Any, y: Any) -> Any:
+        """Return total + x * y, rounded once where the processor can."""
+        product = self.b.fmul(x, y, flags=["contract"])
+        return self.b.fadd(total, product, flags=["contract"])
+
     def bfloat16(self, address: Any, offset: int) -> Any:
         """Return 16 numbers in bfloat16 as float32: their bits are the upper half."""
         words = self.load(address, ir.VectorType(ir.IntType(16), LANES), offset)

@@ -10,6 +10,7 @@ segment, then @ B: two matrix products, whatever the mixture. A rank-64 adapter 
 rank-4 one.
 """
 
+import itertools
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -130,6 +131,8 @@ class LoraPool:
         self._slot_of: dict[str, int] = {}
         self._names: frozenset[str] = frozenset()
         self._num_rows = [0] * num_slots  # in flight, by slot
+        self._numbers = itertools.count(1)
+        self._generations = [0] * num_slots  # of the weights in each slot
 
     @property
     def names(self) -> frozenset[str]:
@@ -160,6 +163,7 @@ class LoraPool:
             raise LoraPoolError(f"adapter '{name}': {'; '.join(problems)}")
         slot = self._free_slot(name)
         self._stacks.write(slot, weights)
+        self._generations[slot] = next(self._numbers)
         self._mixtures.forget(slot)
         return slot
 
@@ -177,6 +181,17 @@ class LoraPool:
         self._require(name)
         del self._slot_of[name]
         self._names = frozenset(self._slot_of)
+
+    def generation(self, name: str | None) -> int:
+        """Return a number for the weights of `name` that no others have or had; 0: the base model.
+
+        Raises:
+            LoraPoolError: it is not resident.
+        """
+        if name is None:
+            return 0
+        self._require(name)
+        return self._generations[self._slot_of[name]]
 
     def acquire(self, name: str | None) -> int:
         """Return the slot for a row that begins with `name` now; None is the base model.

@@ -9,7 +9,8 @@ by at most one group.
 from collections.abc import Sequence
 
 from deployments.engine.decoder import GroupDecoder
-from deployments.engine.request import Request
+from deployments.engine.errors import StructureFailed
+from deployments.engine.request import FinishReason, Request
 from deployments.engine.row import EngineRow, Outbox
 from deployments.engine.scheduling.loop import fail
 
@@ -60,6 +61,8 @@ class GroupLoop:
             if unfinished:
                 raise RuntimeError(f"the decoder left {len(unfinished)} of {len(group)} rows open")
             self.num_failures_in_a_row = 0
+        except StructureFailed as error:
+            group[0].finish(FinishReason.ERROR, error)  # it was alone
         except Exception as error:
             self.num_failures_in_a_row += 1
             fail(group, error)

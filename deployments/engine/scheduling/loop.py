@@ -8,10 +8,11 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from deployments.engine.decoder import AsyncTokens, StepDecoder
+from deployments.engine.decoder import AsyncTokens, PrefixDecoder, StepDecoder
 from deployments.engine.errors import DecoderFailed, UnknownAdapter
 from deployments.engine.request import FinishReason, SchedulerOutput, SequenceState
 from deployments.engine.row import EngineRow, Outbox
+from deployments.engine.scheduling.prefixes import PrefixCache
 from deployments.engine.scheduling.scheduler import Scheduler
 
 logger = logging.getLogger(__name__)
@@ -23,6 +24,7 @@ class StepLoop:
     Args:
         outbox: takes what the steps make.
         clock: seconds, monotonic; deadlines are measured on it.
+        reuses_prefixes: whether rows keep what they hold, if the decoder can begin behind it.
     """
 
     def __init__(
@@ -31,14 +33,20 @@ class StepLoop:
         prefill_tokens: int,
         outbox: Outbox,
         clock: Callable[[], float],
+        *,
+        reuses_prefixes: bool = False,
     ) -> None:
         self.num_failures_in_a_row = 0
         self._decoder = decoder
+        self._prefixes: PrefixDecoder | None = None
+        if reuses_prefixes and isinstance(decoder, PrefixDecoder) and decoder.can_reuse_prefixes:
+            self._prefixes = decoder
         self._scheduler = Scheduler(
             decoder.capacities,
             prefill_tokens=prefill_tokens,
             can_split_prompts=decoder.can_split_prompts,
             prompts_together=decoder.num_prompts_together,
+            prefixes=None if self._prefixes is None else PrefixCache(self._prefixes.generation),
         )
         self._outbox = outbox
         self._clock = clock
@@ -87,7 +95,7 @@ class StepLoop:
         for sequence in scheduled.admitted:
             assert sequence.row is not None, "admitted without a row"
             self._decoder.set_adapter(sequence.row, sequence.request.adapter)
-            self._rows[sequence].begin()
+            self._rows[sequence].begin(self._reused(sequence))
         self._outbox.flush()  # a caller hears that its request runs before the step has ended
         if not scheduled.is_empty:
             self._in_flight.append((scheduled.emits, self._decoder.step(scheduled)))
@@ -95,13 +103,24 @@ class StepLoop:
         while len(self._in_flight) > ahead:
             self._deliver(*self._in_flight.popleft())
 
+    def _reused(self, sequence: SequenceState) -> int:
+        """Let a row begin behind its prefix, if it has one; returns the prefix's tokens."""
+        if sequence.prefix is None or sequence.row is None or self._prefixes is None:
+            return 0
+        self._prefixes.reuse_prefix(sequence.row, *sequence.prefix)
+        return sequence.prefix.num_tokens
+
     def _deliver(self, sequences: Sequence[SequenceState], pending: AsyncTokens) -> None:
         tokens = pending.wait()
         for sequence in sequences:
             row = self._rows.get(sequence)
             if row is None or sequence.row is None:  # it ended while this step ran
                 continue
-            row.push(tokens[sequence.row])
+            if sequence.row in pending.failures:
+                row.finish(FinishReason.ERROR, pending.failures[sequence.row])
+            token = tokens[sequence.row]
+            sequence.answer.append(token)
+            row.push(token, pending.scores.get(sequence.row, ()))
             if row.is_done:
                 self._end(sequence)
 
@@ -120,6 +139,7 @@ class StepLoop:
             self._scheduler.finish(sequence)
             del self._rows[sequence]
         self._in_flight.clear()
+        self._scheduler.forget_prefixes()
         self._decoder.reset()
 
     def _refuse_evicted(self, arrived: Sequence[tuple[SequenceState, EngineRow]]) -> None:

@@ -13,8 +13,15 @@ its way to the host: the device runs the steps in the order in which they were s
 from collections import deque
 from collections.abc import Sequence
 
-from deployments.engine.request import PrefillChunk, Request, SchedulerOutput, SequenceState
+from deployments.engine.request import (
+    PrefillChunk,
+    Prefix,
+    Request,
+    SchedulerOutput,
+    SequenceState,
+)
 from deployments.engine.scheduling.fairness import GENERATED_TOKEN, PROMPT_TOKEN, TokenCounters
+from deployments.engine.scheduling.prefixes import MIN_TOKENS, PrefixCache
 
 _PATIENCE = 8  # steps
 _MANY = 4  # times `prompts_together`: so many rows that decode lose more by a prefill than it gains
@@ -32,6 +39,8 @@ class Scheduler:
             many rows are given out at a time, or fewer after _PATIENCE steps: a prefill of a few
             prompts may cost the same as one of a single prompt, and the rows that decode wait for
             each of them.
+        prefixes: what rows hold of prompts read before; None: every prompt is read whole. It needs
+            `can_split_prompts`.
     """
 
     def __init__(
@@ -41,6 +50,7 @@ class Scheduler:
         prefill_tokens: int,
         can_split_prompts: bool,
         prompts_together: int = 1,
+        prefixes: PrefixCache | None = None,
     ) -> None:
         if not capacities or min(capacities) < 1 or prefill_tokens < 1:
             raise ValueError(
@@ -51,6 +61,7 @@ class Scheduler:
         self._prefill_tokens = prefill_tokens
         self._can_split = can_split_prompts
         self._together = prompts_together
+        self._prefixes = prefixes
         self._num_held_back = 0  # steps in a row that gave no row out though one was free
         self._queues: dict[str | None, deque[SequenceState]] = {}  # by adapter; no empty ones
         self._running: dict[int, SequenceState] = {}  # by row, in order of admission
@@ -99,6 +110,8 @@ class Scheduler:
         if sequence.row is not None:
             if sequence.holds_row:
                 del self._running[sequence.row]
+                if self._prefixes is not None:
+                    self._prefixes.touch(sequence.row)
             else:
                 self._ending.remove(sequence)
             sequence.holds_row = False
@@ -142,7 +155,14 @@ class Scheduler:
             sequence = self._running.pop(row)
             sequence.holds_row = False
             self._ending.append(sequence)
+            if self._prefixes is not None:
+                self._prefixes.touch(row)
         return rows
+
+    def forget_prefixes(self) -> None:
+        """Reuse nothing of what the rows hold now."""
+        if self._prefixes is not None:
+            self._prefixes.clear()
 
     def _holds_back(self, num_free: int) -> bool:
         """Return whether waiting a few more steps lets several prompts be read at once."""
@@ -178,16 +198,47 @@ class Scheduler:
                 blocked.add(turn[0])
                 free = [row for row in free if self.capacities[row] < sequence.num_positions]
                 continue
-            sequence.row = min(fitting, key=lambda row: (self.capacities[row], row))
+            prefix, is_coming = self._prefix_of(sequence, chunks)
+            if is_coming:
+                blocked.add(turn[0])
+                continue
+            sequence.row = self._choose_row(fitting, prefix)
             free.remove(sequence.row)
             self._queues[turn[0]].popleft()
             self._drop_if_empty(turn[0])
             self._running[sequence.row] = sequence
             sequence.holds_row = True
-            self._counters.charge(turn[0], PROMPT_TOKEN * num_tokens)
+            self._begin(sequence, prefix)
+            num_unread = num_tokens - sequence.num_prefilled
+            self._counters.charge(turn[0], PROMPT_TOKEN * num_unread)
             budget -= self._read(sequence, budget, chunks)
             admitted.append(sequence)
         return admitted
+
+    def _prefix_of(
+        self, sequence: SequenceState, chunks: list[tuple[SequenceState, PrefillChunk]]
+    ) -> tuple[Prefix | None, bool]:
+        """Return what a row holds of a prompt, and whether it waits for a row that reads more of
+        the same tokens: it would read them beside it."""
+        sampling = sequence.request.sampling
+        if self._prefixes is None or (sampling.echo and sampling.logprobs is not None):
+            return None, False  # a prompt is scored while it is read
+        reading = {chunk.row: chunk.start for _, chunk in chunks}
+        prefix, num_coming = self._prefixes.find(sequence.request, reading)
+        num_held = 0 if prefix is None else prefix.num_tokens
+        return prefix, num_coming - num_held >= MIN_TOKENS
+
+    def _choose_row(self, fitting: list[int], prefix: Prefix | None) -> int:
+        smallest = min(self.capacities[row] for row in fitting)
+        rows = [row for row in fitting if self.capacities[row] == smallest]
+        return rows[0] if self._prefixes is None else self._prefixes.place(rows, prefix)
+
+    def _begin(self, sequence: SequenceState, prefix: Prefix | None) -> None:
+        if self._prefixes is None or sequence.row is None:
+            return
+        if prefix is not None:
+            sequence.prefix, sequence.num_prefilled = prefix, prefix.num_tokens
+        self._prefixes.begin(sequence.row, sequence)
 
     def _read(
         self, sequence: SequenceState, budget: int, chunks: list[tuple[SequenceState, PrefillChunk]]
@@ -212,7 +263,7 @@ class Scheduler:
     def check_invariants(self) -> None:
         """Raise AssertionError, with the numbers, if queues and rows do not agree."""
         for row, sequence in self._running.items():
-            limit, prompt = sequence.request.sampling.max_tokens, len(sequence.request.prompt_ids)
+            limit, prompt = sequence.request.sampling.num_steps, len(sequence.request.prompt_ids)
             assert sequence.row == row, f"row {row} has a sequence of row {sequence.row}"
             assert sequence.holds_row, f"row {row} has a sequence that gave it back"
             assert not sequence.is_finished, f"row {row} holds a finished sequence"

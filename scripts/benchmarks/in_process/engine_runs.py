@@ -56,16 +56,25 @@ def make_resident(decoder: ModelRunner, folders: Sequence[Path], num_adapters: i
 
 
 def start_engine(
-    decoder: ModelRunner, requests: Sequence[Request], rows: int, prefill_tokens: int
+    decoder: ModelRunner,
+    requests: Sequence[Request],
+    rows: int,
+    prefill_tokens: int,
+    *,
+    reuses_prefixes: bool = False,
 ) -> Engine:
     """Warm the decoder up and start an engine that can queue all of `requests`."""
     decoder.warm_up()
     longest = max(len(request.prompt_ids) for request in requests)
     limits = EngineLimits(
-        rows, len(requests), longest, prefill_tokens=prefill_tokens, emit_interval_s=0.03
+        rows,
+        len(requests),
+        longest,
+        prefill_tokens=prefill_tokens,
+        reuses_prefixes=reuses_prefixes,
+        emit_interval_s=0.03,
     )
-    engine = Engine.on_thread(decoder, limits)
-    return engine
+    return Engine.on_thread(decoder, limits)
 
 
 async def answer_all(engine: Engine, requests: Sequence[Request], at_once: int) -> list[float]:

@@ -15,6 +15,7 @@ from deployments.engine.decoder_factory import FastLimits
 from deployments.engine.engine import Engine
 from deployments.engine.request import Request
 from scripts.benchmarks.command import settings_of
+from scripts.benchmarks.in_process.busy_cores import measure_beside_others
 from scripts.benchmarks.in_process.decode_steps import step_times, weight_bytes
 from scripts.benchmarks.in_process.engine_runs import (
     answer_all,
@@ -61,8 +62,9 @@ def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     limits = FastLimits(args.rows, longest + 1 + args.output_tokens, max_adapters=args.adapters)
     dtype_bytes = base.model.dtype.itemsize
     decoder = fast_decoder(base, limits, args.weights)
-    if decoder.info.weights.startswith("int8"):
-        weights //= dtype_bytes
+    for kind, bits in (("int8", 8), ("int4", 4)):  # of the head too, nearly
+        if decoder.info.weights.startswith(kind):
+            weights = weights * bits // (8 * dtype_bytes)
     step_settings: dict[str, Any] = {
         "num_rows": [n for n in _BATCH_SIZES if n <= args.rows],
         "prompt_tokens": args.prompt_tokens,
@@ -72,6 +74,11 @@ def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     without = step_times(decoder, [None], **step_settings)
     adapters = make_resident(decoder, list(folders.values()), args.adapters)
     steps = step_times(decoder, adapters, **step_settings)
+    beside = [
+        measure_beside_others(decoder, rows, args.beside_s / 2)
+        for rows in (1, args.rows)
+        if args.beside_s
+    ]
     engine = start_engine(decoder, requests, args.rows, args.prefill_tokens)
     plain = [dataclasses.replace(request, adapter=None) for request in requests]
     sides |= {
@@ -95,6 +102,7 @@ def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
             for step, plain in zip(steps, without, strict=True)
         ],
         "ratios": _ratios(results),
+        "beside_others": beside,
     }
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import simpy
 
-from scripts.benchmarks.scale_model.costs import PROMPTS_TOGETHER, Costs
+from scripts.benchmarks.scale_model.costs import PROMPTS_TOGETHER, ROUTER_TURNS, Costs
 
 _PATIENCE = 8  # steps that a few prompts wait for others while many rows decode
 _HOMES = 2  # replicas that an adapter's questions go to first
@@ -196,8 +196,10 @@ class Cluster:
         router, replica = self.random.choice(self.routers), self.choose(adapter)
         replica.asked += 1
         step_s = replica.step_s()
+        yield env.timeout(half_way)
         call = costs.router_call + costs.classify * self.shape.classified
-        yield env.timeout(half_way + router.use(env.now, call, step_s))
+        for _ in range(ROUTER_TURNS):
+            yield env.timeout(router.use(env.now, call / ROUTER_TURNS, step_s))
         answer.hit, load_s = replica.fetch(adapter)
         wait = replica.actor.use(env.now, costs.actor_call, replica.step_s())
         yield env.timeout(wait + load_s)

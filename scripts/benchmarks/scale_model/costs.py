@@ -11,6 +11,9 @@ from typing import Any
 # docs/serving_path.md, "The budget, hop by hop"; not in a result file.
 ROUTER_TOKEN_S = 49e-6  # of a router replica's process, for each token
 ACTOR_TOKEN_S = 7e-6  # of a model replica's process, for each token
+# Callbacks of a router's event loop from a chat request's scope to its call of the model, counted
+# in process (Handle._run); between two of them other requests have their turn.
+ROUTER_TURNS = 10
 _P99 = NormalDist().inv_cdf(0.99)
 PROMPTS_TOGETHER = 4  # that a GPU reads in the time of one (deployments/engine/model_runner.py)
 

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from deployments.engine.request import ErrorInfo
-from tests.deployments.conftest import SECRET, SmallBackend, error_of
+from tests.deployments.conftest import SECRET, UNCACHED, SmallBackend, error_of
 
 
 async def test_ask_says_who_answered_and_why(
@@ -40,7 +40,7 @@ async def test_ask_says_who_answered_and_why(
         "notices": [],
         "red_flags": [],
         "finish_reason": "stop",
-        "usage": {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10},
+        "usage": {"prompt_tokens": 7, **UNCACHED, "completion_tokens": 3, "total_tokens": 10},
     }
     (call,) = backend.calls
     assert (call.adapter, call.stream, call.answer_language) == ("derm-1", False, None)

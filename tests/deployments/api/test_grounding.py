@@ -17,7 +17,7 @@ from references.quote import quote
 from references.shelf import Hit
 from router.policy import Alternative, Route
 from tests.deployments.api.ask.conftest import events_of
-from tests.deployments.conftest import ADVICE, SmallBackend, error_of
+from tests.deployments.conftest import ADVICE, UNCACHED, SmallBackend, error_of
 from tests.references.passages import ECZEMA, HAIR, STONES
 
 QUESTION = "What is eczema?"
@@ -100,7 +100,12 @@ async def test_quote_answers_without_the_model(client: httpx.AsyncClient, backen
         assert body["answer"] == quote([ECZEMA])
         assert ECZEMA.text in body["answer"]
         assert (body["finish_reason"], body["notices"], body["support"]) == ("stop", [], [])
-        assert body["usage"] == {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
+        assert body["usage"] == {
+            "prompt_tokens": 0,
+            **UNCACHED,
+            "completion_tokens": 0,
+            "total_tokens": 0,
+        }
         assert body["citations"] == [
             {
                 "number": 1,

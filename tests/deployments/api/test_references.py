@@ -75,6 +75,18 @@ BAD: list[tuple[list[dict[str, Any]], str]] = [
 ]
 
 
+async def test_a_passage_is_found_by_the_wordings_it_came_with(
+    operator: httpx.AsyncClient,
+) -> None:
+    said = {"wordings_en": ["pearls on a string"], "wordings_fr": ["collier de perles"]}
+    added = await operator.post(PASSAGES, json={"passages": [{**GUIDE, **said}]})
+    assert added.status_code == 201, added.text
+    for question in ("pearls on a string", "un collier de perles"):
+        reply = await operator.get("/v1/references/search", params={"q": question})
+        assert [p["title"] for p in reply.json()["passages"]] == ["Beading"], question
+        assert "perles" not in reply.text.replace(question, ""), "a wording is never shown"
+
+
 @pytest.mark.parametrize(("passages", "part"), BAD)
 async def test_a_bad_passage_is_named_and_nothing_changes(
     operator: httpx.AsyncClient, path: Path, passages: list[dict[str, Any]], part: str

@@ -9,7 +9,10 @@ from typing import Any
 import httpx
 import pytest
 
+from deployments.engine.request import ErrorInfo
 from tests.deployments.conftest import SmallBackend, error_of
+
+TURN = {"role": "user", "content": "a rash"}
 
 ASK_REFUSALS = [
     ({"question": ""}, 400, "question", "empty"),
@@ -73,9 +76,13 @@ CHAT_REFUSALS = [
     ({"top_k": -1}, 400, "top_k", "greater than or equal to 0"),
     ({"repetition_penalty": 0}, 400, "repetition_penalty", "greater than 0"),
     ({"min_tokens": 9, "max_tokens": 8}, 400, "min_tokens", "longest answer of 8 tokens"),
-    ({"logprobs": True}, 400, "logprobs", "not supported"),
+    ({"logprobs": 3}, 400, "logprobs", "valid boolean"),
+    ({"top_logprobs": 2}, 400, "top_logprobs", "only with logprobs: true"),
+    ({"logprobs": True, "top_logprobs": 21}, 400, "top_logprobs", "less than or equal to 20"),
+    ({"logprobs": True, "grounding": "quote"}, 400, "logprobs", "leave one of them out"),
+    ({"echo": True}, 400, "echo", "not supported"),
     ({"tools": [{}]}, 400, "tools", "not supported"),
-    ({"response_format": {"type": "json_object"}}, 400, "response_format", "not supported"),
+    ({"response_format": {"type": "xml"}}, 400, "response_format", "none of text, json_object"),
     ({"max_token": 5}, 400, "max_token", "did you mean 'max_tokens'?"),
     ({"max_tokens": 5, "max_completion_tokens": 6}, 400, "max_completion_tokens", "differ"),
     ({"stop": ""}, 400, "stop", "empty string"),
@@ -215,3 +222,24 @@ async def test_questions_are_counted_and_each_is_named(client: httpx.AsyncClient
     assert error_of(response)["param"] == "questions.1"
     response = await client.post("/route", json={"questions": []})
     assert "at least 1" in error_of(response)["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/ask", {"question": "a rash"}),
+        ("/ask", {"question": "a rash", "stream": True}),
+        ("/v1/chat/completions", {"model": "auto", "messages": [TURN]}),
+        ("/v1/chat/completions", {"model": "auto", "messages": [TURN], "stream": True}),
+        ("/v1/responses", {"model": "auto", "input": "a rash"}),
+    ],
+)
+async def test_without_room_nothing_is_classified(
+    client: httpx.AsyncClient, backend: SmallBackend, path: str, body: dict[str, Any]
+) -> None:
+    """Overload costs the router as little as it can: the refusal comes first."""
+    backend.refuses = ErrorInfo("queue_full", "full", retry_after_s=3)
+    reply = await client.post(path, json=body)
+    assert (reply.status_code, error_of(reply)["code"]) == (503, "queue_full")
+    assert reply.headers["retry-after"] == "3"
+    assert backend.classified == backend.calls == []

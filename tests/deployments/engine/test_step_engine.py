@@ -3,14 +3,27 @@
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
 
 import pytest
 
 from deployments.engine.core import MAX_FAILURES_IN_A_ROW, EngineLimits
 from deployments.engine.decoder import DecoderInfo
 from deployments.engine.engine import Engine
-from deployments.engine.errors import EmptyPrompt, EngineStopped, OutputTooLong, UnknownAdapter
-from deployments.engine.request import FinishReason, Request, SamplingParams, SchedulerOutput
+from deployments.engine.errors import (
+    EmptyPrompt,
+    EngineError,
+    EngineStopped,
+    OutputTooLong,
+    UnknownAdapter,
+)
+from deployments.engine.request import (
+    FinishReason,
+    Request,
+    SamplingParams,
+    SchedulerOutput,
+    TokenScore,
+)
 from tests.deployments.engine.test_engine import EOS, Turnstile, collect, only_terminal, until
 
 CAPACITIES = (40, 40, 80)
@@ -19,6 +32,8 @@ CAPACITIES = (40, 40, 80)
 class _Ready:
     def __init__(self, tokens: Mapping[int, int]) -> None:
         self._tokens = tokens
+        self.scores: dict[int, list[TokenScore]] = {}
+        self.failures: dict[int, EngineError] = {}
 
     def wait(self) -> Mapping[int, int]:
         return self._tokens
@@ -28,6 +43,7 @@ class ScriptedStepDecoder:
     """Each row repeats its prompt, then ends. `gate` pauses each step; `ahead` as on a GPU."""
 
     can_split_prompts = True
+    grammars: Any = None
 
     def __init__(self, ahead: int = 0) -> None:
         self.num_steps_ahead = ahead
@@ -76,6 +92,9 @@ class ScriptedStepDecoder:
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return bytes(token_ids).decode("utf-8", errors="replace")
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return bytes([token_id])
 
 
 def request(
@@ -219,6 +238,22 @@ async def test_failures_in_a_row_fail_the_health_check(
         assert last.finish_reason is FinishReason.ERROR
     with pytest.raises(EngineStopped, match="failed 3 times in a row"):
         engine.check()
+
+
+async def test_a_step_that_hangs_fails_the_health_check_and_one_that_ends_heals_it(
+    decoder: ScriptedStepDecoder,
+) -> None:
+    engine = Engine.on_thread(decoder, limits(step_timeout_s=0.05))
+    engine.check()
+    decoder.gate.clear()
+    hanging = asyncio.create_task(collect(engine.generate(request("hello"))))
+    await until(lambda: has_stopped(engine))
+    with pytest.raises(EngineStopped, match=r"a step has not ended for .* \(limit 0.05 s\)"):
+        engine.check()
+    decoder.gate.set()
+    assert only_terminal(await hanging).error is None
+    await until(lambda: not has_stopped(engine))
+    await asyncio.to_thread(engine.close)
 
 
 async def test_a_loop_that_dies_fails_every_waiter(

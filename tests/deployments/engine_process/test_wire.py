@@ -22,6 +22,7 @@ from deployments.engine.request import (
     FinishReason,
     Request,
     SamplingParams,
+    StartedRow,
     StepOutput,
 )
 from deployments.engine_process.wire import (
@@ -49,18 +50,18 @@ def test_a_request() -> None:
     fields = [field.name for field in dataclasses.fields(sampling)]
     same = [name for name in fields if getattr(sampling, name) == getattr(defaults, name)]
     assert same == [], "a field that has its default value here may not travel"
-    request = Request("r", (0, 1, 2**31), "derm@1", sampling, 2.5, True)
+    request = Request("r", (0, 1, 2**31), "derm@1", sampling, 2.5, True, "t")
     word, number, *fields = load_frame(payload(pack_request(7, request)))
     assert (word, number, unpack_request(*fields)) == ("add", 7, request)
 
 
 @given(
-    st.lists(NUMBERS, max_size=9),
+    st.lists(st.builds(StartedRow, NUMBERS, NUMBERS), max_size=9),
     st.lists(st.tuples(NUMBERS, NUMBERS), max_size=9),
     st.lists(st.tuples(NUMBERS, st.sampled_from(FinishReason), NUMBERS), max_size=3),
 )
 def test_a_step(
-    started: list[int],
+    started: list[StartedRow],
     pairs: list[tuple[int, int]],
     ended: list[tuple[int, FinishReason, int]],
 ) -> None:
@@ -70,7 +71,9 @@ def test_a_step(
     assert unpack_step(payload(pack_step(output))) == output
 
 
-@pytest.mark.parametrize("content", [[], [1], [[], b"123", b"", []], [[], b"", b"", [["x"]]], "no"])
+@pytest.mark.parametrize(
+    "content", [[], [1], [[4], b"", b"", []], [[], b"123", b"", []], [[], b"", b"", [["x"]]], "no"]
+)
 def test_what_is_no_step_is_refused(content: object) -> None:
     with pytest.raises(BadFrame, match="not what a step makes"):
         unpack_step(payload(pack_frame(content)))  # type: ignore[arg-type]

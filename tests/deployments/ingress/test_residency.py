@@ -84,6 +84,51 @@ def test_what_was_seen_and_what_was_sent_since() -> None:
     assert not known.holds("m2", call("derma", "1"))
 
 
+@pytest.mark.parametrize(
+    ("looks", "there", "asked"),
+    [
+        ([], "ab", "ab"),  # nobody was looked at yet
+        (["ab", "ab"], "ab", "ab"),
+        (["ab", "a"], "ab", "a"),  # b hangs
+        (["ab", "a", "a"], "ab", "a"),
+        (["ab", "a", "ab"], "ab", "ab"),  # and goes on
+        (["ab", "a"], "abc", "ac"),  # c has just come
+        (["ab", "a", "ac"], "abc", "ac"),
+        (["ab", ""], "ab", "ab"),  # nobody answers: anybody may
+        (["ab", "", "b"], "ab", "b"),
+        (["ab", "a"], "b", "b"),
+        (["ab", "a"], "", ""),
+    ],
+)
+def test_one_that_did_not_answer_the_last_look_is_not_asked(
+    looks: list[str], there: str, asked: str
+) -> None:
+    known = Residency()
+    for look in looks:
+        known.saw([report(name) for name in look])
+    for _ in range(2):
+        assert known.answering(there, str) == list(asked)
+
+
+def test_those_that_are_gone_are_forgotten() -> None:
+    known = Residency()
+    for number in range(100):
+        known.saw([report(f"m{number}")])
+        known.answering([f"m{number}"], str)
+    assert len(known._silent) <= 1
+
+
+async def test_serve_s_router_asks_no_silent_replica() -> None:
+    router = _router()
+    replicas: list[Any] = [Replica("m1"), Replica("m2")]
+    residency().saw([report("m1", "derma@1"), report("m2")])
+    residency().saw([report("m2")])
+    for pending in (_pending(call("derma")), _pending(call(None)), None):
+        assert await router.choose_replicas(replicas, pending) == [[replicas[1]]]
+    residency().saw([])
+    await router.choose_replicas([], None)
+
+
 def _router() -> AdapterAwareRouter:
     router = AdapterAwareRouter(
         deployment_id=DeploymentID("Model", "app"),

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -192,3 +193,23 @@ def test_only_the_engines_thread_has_a_pool() -> None:
         [sys.executable, "-c", POOLS], capture_output=True, text=True, timeout=120, check=False
     )
     assert run.stdout.split() == ["1", "1", "1"], run.stderr
+
+
+async def test_a_prompt_is_read_once_for_a_tenant(
+    tiny_catalogs: dict[str, tuple[Path, Path]], tmp_path: Path
+) -> None:
+    """Through the engine's process and back."""
+    for is_on in (True, False):
+        settings = settings_of(*tiny_catalogs["llama"], tmp_path, prefix_cache=is_on, max_rows=4)
+        replica = ModelReplica(settings, "cpu")
+        try:
+            asked = [
+                replace(call(adapter), turns=(Message("user", "hives and itches " * 6),), tenant=of)
+                for adapter, of in (("derm", "a"), ("derm", "b"), ("cardio", "a"), ("derm", "a"))
+            ]
+            answers = [await replica.answer(one) for one in asked]
+        finally:
+            replica.close()
+        assert all(answer.error is None for answer in answers)
+        last = answers[-1].num_prompt_tokens - 1 if is_on else 0
+        assert [answer.num_cached_tokens for answer in answers] == [0, 0, 0, last]

@@ -123,3 +123,10 @@ def test_an_answer_without_a_token_is_measured(registry: Series) -> None:
     AnswerMetrics().record(None, "active", event)
     assert {name for name, _ in registry} == {"polyclinic_tokens_total"}
     assert {dict(labels)["adapter"] for _, labels in registry} == {"base"}
+
+
+def test_tokens_that_were_not_read_are_counted_apart(registry: Series) -> None:
+    timings = Timings(0.1, 0.2, 0.5)
+    event = TokenEvent("r", "", 1, 7, timings, FinishReason.STOP, num_cached_tokens=5)
+    AnswerMetrics().record("derm", "active", event)
+    assert "polyclinic_cached_prompt_tokens_total" in {name for name, _ in registry}

@@ -76,11 +76,13 @@ def lines(path: Path, *rows: Any) -> Path:
 
 
 def test_json_lines_with_a_mapping(tmp_path: Path) -> None:
-    row = {"key": 7, "question": "Q?", "answer": "A.", "also": "x; y", "other": [1]}
+    row = {"key": 7, "question": "Q?", "answer": "A.", "also": "x; y", "fr": ["z"], "other": [1]}
     file = lines(tmp_path / "a.jsonl", row, {**row, "key": 8, "source": "Mine"})
     columns = {"id": "key", "title": "question", "text": "answer", "synonyms": "also"}
+    columns["wordings_fr"] = "fr"
     first, second = checked(read_json_lines(file, columns, DEFAULTS))
     assert (first.id, first.title, first.text, first.synonyms) == ("7", "Q?", "A.", ("x", "y"))
+    assert (first.wordings_en, first.wordings_fr) == ((), ("z",))
     assert (first.source, second.source) == ("Our guide", "Mine")
 
 
@@ -93,6 +95,7 @@ def test_json_lines_with_a_mapping(tmp_path: Path) -> None:
         ([{"a": 1}], {"tilte": "a"}, "no field is called tilte"),
         ([{"id": "x", "title": ["x"]}], {}, "line 1: title .*a text is expected"),
         ([{"id": "x", "synonyms": 3}], {}, "a list of texts is expected"),
+        ([{"id": "x", "wordings_en": [3]}], {}, "a list of texts is expected"),
         ([{"id": "x", "prominence": "high"}], {}, "a number is expected"),
         ([{"id": "x", "title": True}], {}, "a text is expected"),
     ],

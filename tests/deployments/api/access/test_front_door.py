@@ -114,3 +114,30 @@ async def test_no_word_of_a_question_and_no_key_is_logged(
     text = "".join(f"{record.getMessage()} {record.exc_text} {record.args}" for record in ours)
     assert SECRET not in text
     assert key["authorization"].split("-")[-1] not in text
+
+
+async def test_what_was_read_for_a_key_is_for_that_key_alone(
+    door: Door, backend: SmallBackend, our_records: list[logging.LogRecord]
+) -> None:
+    one, other = door.key(), door.key("admin")
+    body = {"model": "base", "messages": [{"role": "user", "content": "hello there"}]}
+    async with door.client() as client:
+        for key in (one, one, other):
+            for path, sent in (("/v1/chat/completions", body), ("/ask", {"question": "hello"})):
+                assert (await client.post(path, json=sent, headers=key)).status_code == 200
+        response = {"model": "base", "input": "hello"}
+        assert (await client.post("/v1/responses", json=response, headers=one)).status_code == 200
+    first, _, _, _, another, *_ = tenants = [call.tenant for call in backend.calls]
+    assert first is not None
+    assert tenants == [*[first] * 4, *[another] * 2, first]
+    assert another not in (None, first)
+    ids = [record.id for record in door.store.read()]
+    assert not any(id_ in first for id_ in ids)
+    assert not any(first in record.getMessage() for record in our_records)
+
+
+async def test_without_keys_all_are_one_tenant(door: Door, backend: SmallBackend) -> None:
+    door.args = {}
+    async with door.client() as client:
+        await client.post("/ask", json={"question": "hello"})
+    assert [call.tenant for call in backend.calls] == [None]

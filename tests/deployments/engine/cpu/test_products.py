@@ -8,9 +8,10 @@ import torch
 from numba import njit
 
 from deployments.engine.cpu.intrinsics import byte_instructions
-from deployments.engine.cpu.layout import GROUP, TILE
-from deployments.engine.cpu.products import PackedWeight, WeightMemory, multiply
-from deployments.engine.cpu.tiles import group_to_bytes, mixing_tile, product_tile
+from deployments.engine.cpu.layout import GROUP, HALF, TILE, group_bytes, padded
+from deployments.engine.cpu.product_tiles import product_tile
+from deployments.engine.cpu.products import PackedWeight, WeightMemory, multiply, tile_at
+from deployments.engine.cpu.tiles import group_to_bytes, mixing_tile
 
 pytestmark = pytest.mark.slow  # each compiles
 
@@ -21,7 +22,7 @@ if _OWN == "avx512_vnni" and torch.cpu.get_capabilities().get("avx_vnni"):
 
 
 @njit
-def to_bytes(x: Any, out: Any, sums: Any, scales: Any) -> None:
+def to_bytes(x: Any, out: Any, sums: Any, scales: Any, halves: Any) -> None:
     for row in range(len(x)):
         for group in range(x.shape[1] // GROUP):
             first = group * GROUP
@@ -30,45 +31,70 @@ def to_bytes(x: Any, out: Any, sums: Any, scales: Any) -> None:
                 out[row, first:].ctypes.data,
                 sums[row, group:].ctypes.data,
                 scales[row, group:].ctypes.data,
+                halves[row, 2 * group :].ctypes.data,
             )
 
 
-def in_bytes(x: Any) -> tuple[Any, Any, Any]:
-    """Return the bytes, sums and scales of x (rows, inputs)."""
+Bytes = tuple[Any, Any, Any, Any]
+
+
+def in_bytes(x: Any) -> Bytes:
+    """Return the bytes, sums, scales and half sums of x (rows, inputs)."""
     groups = x.shape[1] // GROUP
     out = np.zeros(x.shape, np.int8)
     sums = np.zeros((len(x), groups), np.int32)
     scales = np.zeros((len(x), groups), np.float32)
-    to_bytes(x, out, sums, scales)
-    return out, sums, scales
+    halves = np.zeros((len(x), 2 * groups), np.float32)
+    to_bytes(x, out, sums, scales, halves)
+    return out, sums, scales, halves
 
 
-def packed(weight: torch.Tensor) -> PackedWeight:
-    return PackedWeight(weight, None, WeightMemory([weight.shape]))
+def packed(weight: torch.Tensor, bits: int = 8) -> PackedWeight:
+    return PackedWeight(weight, None, WeightMemory([(weight.shape, bits)]), bits)
+
+
+def unpacked(kept: PackedWeight, inputs: int) -> torch.Tensor:
+    """Return the numbers of a packed weight, whole tiles and groups, in float32."""
+    _, bits, *_ = kept.fields
+    groups = kept._weight.view(-1, padded(inputs) // GROUP, group_bytes(bits))
+    size = GROUP * TILE * bits // 8
+    numbers, columns = groups[:, :, :size], groups[:, :, size:].contiguous().view(torch.bfloat16)
+    lines = columns.unflatten(2, (-1, TILE)).float()  # (tiles, groups, lines, 32)
+    if bits == 8:
+        whole = numbers.unflatten(2, (-1, TILE, 4)).float() - 128
+        found = whole * lines[:, :, 0, None, :, None]
+    else:
+        quads = numbers.unflatten(2, (-1, TILE // 2, 4))
+        whole = torch.cat([quads & 15, quads >> 4], 3).float()
+        steps, least = (
+            part.repeat_interleave(GROUP // 8, 2)[..., None] for part in lines.split(2, 2)
+        )
+        found = whole * steps + least
+    return found.permute(0, 3, 1, 2, 4).flatten(2).flatten(0, 1)
 
 
 def random(*shape: int, seed: int = 0) -> Any:
     return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
 
 
-def product_of_bytes(x: tuple[Any, Any, Any], weight: torch.Tensor) -> Any:
+def product_of_bytes(x: Bytes, kept: PackedWeight) -> Any:
     """Return what the kernels compute, in float64."""
-    scales = weight.abs().amax(1) / 127
-    rounded = (weight / scales[:, None]).round().double().numpy()
-    inputs, _, row_scales = x
+    inputs, _, row_scales, _ = x
     spread = np.repeat(row_scales, GROUP, axis=1).astype(np.float64)
-    return (inputs * spread)[:, : rounded.shape[1]] @ rounded.T * scales.double().numpy()
+    return (inputs * spread) @ unpacked(kept, inputs.shape[1]).double().numpy().T
 
 
 def test_bytes_have_one_scale_for_each_group() -> None:
     x = random(3, 2 * GROUP)
     x[1, :GROUP] *= 1e4  # outliers of one group do not cost another its digits
     x[2, :GROUP] = 0
-    out, sums, scales = in_bytes(x)
+    out, sums, scales, halves = in_bytes(x)
     assert np.allclose(scales[:, 0], np.abs(x[:, :GROUP]).max(1) / 127)
     back = out * np.repeat(scales, GROUP, axis=1)
     assert (np.abs(back - x) <= np.repeat(scales, GROUP, axis=1) * 0.5001).all()
     assert (sums == out.reshape(3, 2, GROUP).sum(2, dtype=np.int32) * -128).all()
+    own_halves = back.reshape(3, 4, HALF).sum(2)
+    assert np.allclose(halves, own_halves, rtol=1e-4, atol=1e-4 * np.abs(own_halves).max())
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -78,53 +104,84 @@ def test_a_number_that_is_none_makes_no_scale(bad: float) -> None:
     assert not np.isfinite(in_bytes(x)[2]).all()
 
 
+@pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 7, 8, 11, 16])
-def test_a_product_is_exact(rows: int) -> None:
-    weight = torch.from_numpy(random(TILE, 3 * GROUP, seed=1))
+def test_a_product_is_exact(rows: int, bits: int) -> None:
+    weight = torch.from_numpy(random(2 * TILE, 3 * GROUP, seed=1))
     x = in_bytes(random(rows, 3 * GROUP))
     out = np.zeros((rows, TILE), np.float32)
-    kept = packed(weight)
-    tile, scales, *_ = kept.fields
-    bytes_, sums, row_scales = x
+    kept = packed(weight, bits)
+    second = tile_at(kept.fields[0], bits, 3 * GROUP, 1)
+    bytes_, sums, row_scales, halves = (each.ctypes.data for each in x)
     multiply(
-        *(tile, 3 * GROUP, bytes_.ctypes.data, 3 * GROUP, sums.ctypes.data),
-        *(row_scales.ctypes.data, 4 * 3, scales, out.ctypes.data, 4 * TILE, rows),
+        *(second, bits, 3 * GROUP, bytes_, 3 * GROUP, sums, row_scales, halves, 4 * 3),
+        *(out.ctypes.data, 4 * TILE, rows),
     )
-    assert np.allclose(out, product_of_bytes(x, weight), rtol=1e-5, atol=1e-4)
+    assert np.allclose(out, product_of_bytes(x, kept)[:, TILE:], rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_of_tile_gives_the_same(kind: str | None) -> None:
-    tile_product = product_tile(2, 2, kind)
+def test_every_kind_of_tile_gives_the_same(kind: str | None, bits: int) -> None:
+    tile_product = product_tile(2, 2, bits, kind)
 
     @njit
-    def run(weight: int, x: int, sums: int, row_scales: int, scales: int, out: int) -> None:
-        quads, row = GROUP // 4, GROUP
-        tile_product(weight, quads, x, row, sums, row_scales, 4, scales, out, 4 * TILE)
+    def run(weight: int, x: int, sums: int, scales: int, halves: int, out: int) -> None:
+        tile_product(weight, 1, x, GROUP, sums, scales, halves, 4, out, 4 * TILE)
 
     weight = torch.from_numpy(random(TILE, GROUP, seed=2))
     weight[0] = weight[0].abs().max()  # the largest byte everywhere
     x = in_bytes(np.concatenate([np.full((1, GROUP), -1, np.float32), random(1, GROUP)]))
     out = np.zeros((2, TILE), np.float32)
-    kept = packed(weight)
-    tile, scales, *_ = kept.fields
-    run(tile, *(array.ctypes.data for array in x), scales, out.ctypes.data)
-    assert np.allclose(out, product_of_bytes(x, weight), rtol=1e-5, atol=1e-4)
+    kept = packed(weight, bits)
+    run(kept.fields[0], *(array.ctypes.data for array in x), out.ctypes.data)
+    assert np.allclose(out, product_of_bytes(x, kept)[:, :TILE], rtol=1e-5, atol=1e-4)
 
 
-def test_a_weight_is_padded_with_zeros() -> None:
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_weight_is_padded_with_zeros(bits: int) -> None:
     weight = torch.from_numpy(random(TILE + 5, GROUP - 7, seed=3))
-    kept = packed(weight)
-    bytes_, scales = kept._weight.view(-1, GROUP // 4, TILE, 4), kept._scales
-    whole = bytes_.transpose(1, 2).reshape(-1, GROUP)[: TILE + 5].float() - 128
-    assert not whole[:, GROUP - 7 :].any()
-    assert not scales[TILE + 5 :].any()
-    back = whole[:, : GROUP - 7] * torch.from_numpy(scales[: TILE + 5, None])
-    assert (back - weight).abs().max() <= scales.max() / 2 + 1e-6
+    whole = unpacked(packed(weight, bits), GROUP - 7)
+    assert not whole[TILE + 5 :].any()
+    found = whole[: TILE + 5, : GROUP - 7]
+    # A half step, and what bfloat16 takes from the step or the least value.
+    most = weight.abs().max() * (1 / 254 + 1 / 256) if bits == 8 else 2 * weight.abs().max() / 15
+    assert (found - weight).abs().max() <= most
+    if bits == 8:  # zeros; four bits say the least value of a group instead, times zero inputs
+        assert not whole[:, GROUP - 7 :].any()
 
 
-def test_a_row_of_zeros_stays_zero() -> None:
-    assert not packed(torch.zeros(TILE, GROUP))._scales.any()
+def test_outliers_of_one_group_do_not_cost_another_its_digits() -> None:
+    weight = torch.from_numpy(random(TILE, 2 * GROUP, seed=3))
+    weight[:, :GROUP] *= 1e4
+    found = unpacked(packed(weight), 2 * GROUP)[:TILE]
+    assert (found - weight)[:, GROUP:].abs().max() < weight[:, GROUP:].abs().max() / 128
+
+
+def test_blocks_of_four_bits_stay_as_they_were() -> None:
+    """The built-in base came from Q4_1: 16 values in each 32 inputs, in bfloat16."""
+    generator = torch.Generator().manual_seed(4)
+    whole = torch.randint(0, 16, (2 * TILE, 4, HALF), generator=generator)
+    whole[..., 0], whole[..., 1] = 0, 15
+    steps = torch.rand(2 * TILE, 4, 1, generator=generator).half().float() * 0.1 + 0.01
+    least = -8 * steps + torch.randn(2 * TILE, 4, 1, generator=generator) * 0.01
+    weight = (whole * steps + least).flatten(1).bfloat16().float()
+    found = unpacked(packed(weight, 4), 4 * HALF)
+    error = (found - weight).view(2 * TILE, 4, HALF) / steps
+    assert error.abs().max() < 0.07, "of a step"
+    again = ((found.view(2 * TILE, 4, HALF) - least) / steps).round().long()
+    assert torch.equal(again, whole)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_row_of_zeros_stays_zero(bits: int) -> None:
+    assert not unpacked(packed(torch.zeros(TILE, GROUP), bits), GROUP).any()
+
+
+def test_outputs_that_are_packed_in_turn_lie_side_by_side() -> None:
+    weight = torch.from_numpy(random(4096 + 7, 5, seed=5))
+    found = unpacked(packed(weight), 5)[: len(weight), :5]
+    assert (found - weight).abs().max() < weight.abs().max() / 100
 
 
 @pytest.mark.parametrize(("rows", "blocks", "unroll"), [(1, 1, 4), (3, 1, 1), (4, 4, 1), (2, 4, 2)])

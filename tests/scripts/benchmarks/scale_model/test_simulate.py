@@ -39,8 +39,11 @@ def test_the_costs_are_those_of_the_files(costs: Costs) -> None:
 def test_throughput_is_within_the_bound_of_every_measured_run(name: str, costs: Costs) -> None:
     measured = json.loads((FILES / NAMES[0]).read_text())[name]
     for check in simulate.compare(measured, costs):
-        assert abs(check["off"]["tokens_per_s"]) <= 0.05, check
-        assert abs(check["off"]["first_token_p50_s"]) <= 0.25, check
+        assert abs(check["off"]["tokens_per_s"]) <= 0.08, check
+        assert abs(check["off"]["first_token_p50_s"]) <= 0.20, check
+        # Two replicas with half their rows: docs/decisions.md says why that burst is not met.
+        is_met = (check["replicas"], check["streams"]) != (2, 64)
+        assert abs(check["off"]["first_token_p99_s"]) <= (0.20 if is_met else 0.40), check
 
 
 def alone(costs: Costs, **changes: Any) -> Cluster:

@@ -6,8 +6,8 @@ import httpx
 import pytest
 
 from deployments.api.protocol.openai_replies import ChatReply, CompletionReply
-from tests.deployments.api.test_completions import USAGE, chunks_of
-from tests.deployments.conftest import SmallBackend, error_of
+from tests.deployments.api.openai.test_completions import USAGE, chunks_of
+from tests.deployments.conftest import UNCACHED, SmallBackend, error_of
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 MESSAGES = {"messages": [{"role": "user", "content": "a red rash"}]}
@@ -22,7 +22,12 @@ async def test_choices_of_a_chat(client: httpx.AsyncClient, backend: SmallBacken
     assert [call.sampling.seed for call in backend.calls] == [7, 8, 9]
     assert len({call.request_id for call in backend.calls}) == 3
     assert len(backend.classified) == 1, "the question is routed once"
-    assert body["usage"] == {"prompt_tokens": 7, "completion_tokens": 9, "total_tokens": 16}
+    assert body["usage"] == {
+        "prompt_tokens": 7,
+        **UNCACHED,
+        "completion_tokens": 9,
+        "total_tokens": 16,
+    }
     assert all(choice["polyclinic"]["adapter"] == "derm-1" for choice in body["choices"])
 
 
@@ -32,7 +37,12 @@ async def test_choices_of_each_prompt(client: httpx.AsyncClient) -> None:
     CompletionReply.model_validate(body)
     texts = [(choice["index"], choice["text"]) for choice in body["choices"]]
     assert texts == [(0, "A RED RASH"), (1, "A RED RASH"), (2, "ON MY ARM"), (3, "ON MY ARM")]
-    assert body["usage"] == {"prompt_tokens": 14, "completion_tokens": 12, "total_tokens": 26}
+    assert body["usage"] == {
+        "prompt_tokens": 14,
+        **UNCACHED,
+        "completion_tokens": 12,
+        "total_tokens": 26,
+    }
 
 
 @pytest.mark.parametrize(("path", "body"), [(CHAT, MESSAGES), (TEXT, {"prompt": "a red rash"})])
@@ -41,7 +51,12 @@ async def test_choices_of_a_stream(
 ) -> None:
     *chunks, usage, done = chunks_of((await client.post(path, json={**body, "n": 2, **USAGE})).text)
     assert done == "[DONE]"
-    assert usage["usage"] == {"prompt_tokens": 7, "completion_tokens": 6, "total_tokens": 13}
+    assert usage["usage"] == {
+        "prompt_tokens": 7,
+        **UNCACHED,
+        "completion_tokens": 6,
+        "total_tokens": 13,
+    }
     texts = {0: "", 1: ""}
     for chunk in chunks:
         [choice] = chunk["choices"]

@@ -5,13 +5,16 @@ from typing import Any
 
 from deployments.api.generation import Completed
 from deployments.api.grounding import Sources, Verdict, markers
+from deployments.api.openai.logprobs import chat_tokens, text_logprobs
 from deployments.api.protocol import openai_replies as bodies
 from deployments.api.protocol.base import Usage, ending_fields, notice_fields, route_fields
 from deployments.api.streaming import StreamItem
-from deployments.engine.request import FinishReason, SamplingParams, TokenEvent
+from deployments.engine.request import FinishReason, SamplingParams, ScoredToken, TokenEvent
 from router.policy import Route
 
 MAX_TOKENS_LOWERED = "max_tokens_lowered"
+STRUCTURE_UNFINISHED = "structure_unfinished"
+REFERENCES_LEFT_OUT = "references_left_out"
 
 
 class OpenAIAnswer:
@@ -22,6 +25,7 @@ class OpenAIAnswer:
         num_of_prompt: choices of each prompt.
         sampling: how each choice is made, but for its seed.
         is_lowered: the client asked for more than `sampling.max_tokens`.
+        is_without_references: the operator's answers stand on references, and these do not.
     """
 
     def __init__(
@@ -36,6 +40,7 @@ class OpenAIAnswer:
         is_lowered: bool,
         is_chat: bool,
         include_usage: bool,
+        is_without_references: bool = False,
     ) -> None:
         self.request_id = request_id
         self.include_usage = include_usage
@@ -44,7 +49,8 @@ class OpenAIAnswer:
         self.sampling = sampling
         self._is_lowered = is_lowered
         self._is_chat = is_chat
-        self.advice = [route.advice for route, _, _ in routes]
+        is_free = sampling.grammar is None
+        self.advice = [route.advice if is_free else "" for route, _, _ in routes]
         self._sources = [sources for _, _, sources in routes]
         self._said: list[list[str]] = [[] for _ in routes]  # of a stream with passages
         self._route_s = route_s
@@ -62,11 +68,13 @@ class OpenAIAnswer:
                     [
                         *route.notices,
                         *sources.notices,
+                        *([REFERENCES_LEFT_OUT] if is_without_references else []),
                         *([MAX_TOKENS_LOWERED] if is_lowered else []),
                     ]
                 ),
                 "adapter_version": version,
                 **({"citations": sources.citations} if sources.is_on else {}),
+                **({"advice": route.advice} if route.advice and not is_free else {}),
             }
             for route, version, sources in routes
         ]
@@ -97,7 +105,10 @@ class OpenAIAnswer:
             return bodies.ChatReply(object="chat.completion", choices=chats, **more)
         texts = [
             bodies.TextChoice(
-                index=number, logprobs=None, text=one.text, finish_reason=_openai_reason(one.event)
+                index=number,
+                logprobs=self._logprobs(number, one.event.scores),
+                text=one.text,
+                finish_reason=_openai_reason(one.event),
             )
             for number, one in enumerate(answers)
         ]
@@ -109,7 +120,18 @@ class OpenAIAnswer:
         message = bodies.ChatMessageReply(
             role="assistant", content=text, refusal=None, **self._annotated(number, text)
         )
-        return bodies.ChatChoice(index=number, logprobs=None, message=message, finish_reason=reason)
+        logprobs = self._logprobs(number, answer.event.scores)
+        return bodies.ChatChoice(
+            index=number, logprobs=logprobs, message=message, finish_reason=reason
+        )
+
+    def _logprobs(self, number: int, scores: Sequence[ScoredToken]) -> Any:
+        """Return what a choice or a chunk says of its tokens; None if nobody asks."""
+        if self.sampling.logprobs is None:
+            return None
+        if self._is_chat:
+            return bodies.ChatLogprobs(content=chat_tokens(scores), refusal=None)
+        return text_logprobs(scores, len(self.advice[number]))
 
     def opening(self, number: int = 0) -> bodies.Chunk:
         """Build a choice's first chunk: who answers (`polyclinic`) and, in a chat, the role."""
@@ -119,7 +141,7 @@ class OpenAIAnswer:
             polyclinic=bodies.PolyclinicOpening(**self._polyclinic[number]),
         )
 
-    def text(self, number: int, text: str) -> bodies.Chunk:
+    def text(self, number: int, text: str, scores: Sequence[ScoredToken] = ()) -> bodies.Chunk:
         """Return the chunk of a piece of text: the same object each time, with another text.
 
         Building a chunk takes 2.9 us and sending it 1.7 us, for every token of every stream.
@@ -131,6 +153,7 @@ class OpenAIAnswer:
             choice.delta.content = text
         else:
             choice.text = text
+        choice.logprobs = self._logprobs(number, scores) if scores else None
         return self._text_chunks[number]
 
     def closing(self, item: StreamItem) -> bodies.Chunk:
@@ -164,6 +187,8 @@ class OpenAIAnswer:
         is_short = event.num_tokens < self.sampling.max_tokens and not self._is_lowered
         is_lowered = is_short and event.finish_reason is FinishReason.LENGTH
         late = [*verdict.notices, *([MAX_TOKENS_LOWERED] if is_lowered else [])]
+        if self.sampling.grammar is not None and event.finish_reason is not FinishReason.STOP:
+            late.append(STRUCTURE_UNFINISHED)
         fields: dict[str, Any] = {}
         if self._sources[number].is_on:
             fields["support"] = verdict.reply
@@ -192,16 +217,11 @@ class OpenAIAnswer:
 
     def _sum(self, events: Mapping[int, TokenEvent]) -> Usage:
         """Return the tokens of all choices (number -> last event); a prompt's count once."""
-        num_prompt_tokens = sum(
-            event.num_prompt_tokens
-            for number, event in events.items()
-            if number % self._num_of_prompt == 0
-        )
-        num_tokens = sum(event.num_tokens for event in events.values())
-        return Usage(
-            prompt_tokens=num_prompt_tokens,
-            completion_tokens=num_tokens,
-            total_tokens=num_prompt_tokens + num_tokens,
+        first = [event for number, event in events.items() if number % self._num_of_prompt == 0]
+        return Usage.sum(
+            sum(event.num_prompt_tokens for event in first),
+            sum(event.num_cached_tokens for event in first),
+            sum(event.num_tokens for event in events.values()),
         )
 
     def _choice(

@@ -1,11 +1,14 @@
 """What OpenAI's requests ask for: turns, prompts, sampling; and its code for what is too long."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from adapters.prompting import Message, Role
 from adapters.token_prompts import BadTokenId
 from deployments.api.errors import ApiError, engine_error, invalid
+from deployments.api.openai.structure import engine_words
 from deployments.api.protocol.openai import ChatRequest, CompletionRequest, OpenAIRequest
+from deployments.api.protocol.structure import Structure
 from deployments.api.request_body import (
     check_characters,
     check_count,
@@ -15,8 +18,10 @@ from deployments.api.request_body import (
 )
 from deployments.engine.request import ErrorInfo, SamplingParams
 from deployments.messages import Backend, ServedModels
+from deployments.settings import GroundingMode
 
 MAX_MESSAGES = 256
+_PLAIN = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "loop_words": 0}
 # What is too long, in our words. OpenAI has one code for it, and clients drop old turns on it.
 _TOO_LONG = ("prompt_too_long", "output_too_long", "text_too_long", "body_too_large")
 # LangChain and LiteLLM look for these words in the message. The engine's messages hold them.
@@ -35,9 +40,15 @@ def in_openais_words(error: ApiError, param: str) -> ApiError:
     return error
 
 
-def openai_engine_error(error: ErrorInfo, *, param: str) -> ApiError:
-    """Return the ApiError of an engine's error on OpenAI's paths."""
-    return in_openais_words(engine_error(error), param)
+def openai_engine_error(
+    error: ErrorInfo, *, param: str, structure: Structure | None = None
+) -> ApiError:
+    """Return the ApiError of an engine's error on OpenAI's paths.
+
+    Args:
+        structure: what the answer was to keep to.
+    """
+    return engine_words(in_openais_words(engine_error(error), param), structure)
 
 
 def chat_turns(asked: ChatRequest, max_chars: int) -> tuple[Message, ...]:
@@ -92,6 +103,58 @@ async def prompt_texts(asked: CompletionRequest, backend: Backend) -> dict[str, 
     return texts
 
 
+def continued_prompts(
+    asked: CompletionRequest, max_chars: int, max_prompts: int
+) -> dict[str, str | tuple[int, ...]]:
+    """Return what is continued as it stands, by its path in the body: with `echo`, every prompt.
+
+    Raises:
+        ApiError: 400; nobody is named to continue it, there are too many, or one is too long.
+    """
+    if not asked.is_echoed:
+        return {}
+    if asked.model_name == "auto":
+        raise invalid(
+            "echo",
+            "the prompt is continued as it stands, and not routed: put an adapter's name, or base, "
+            "in model",
+            code="conflicting_fields",
+        )
+    prompts = asked.prompts
+    check_count("prompt", len(prompts), max_prompts)
+    for path, prompt in prompts.items():
+        what = "characters" if isinstance(prompt, str) else "token ids"
+        check_length(path, len(prompt), max_chars=max_chars, what=what)
+        if isinstance(prompt, str):
+            check_characters(path, prompt)
+    return {path: p if isinstance(p, str) else tuple(p) for path, p in prompts.items()}
+
+
+def checked_mode(asked: OpenAIRequest, mode: GroundingMode) -> GroundingMode:
+    """Return how the answer stands on references: not at all where the model's own text is asked
+    for, unless the request names a mode.
+
+    Args:
+        mode: the request's, or else the operator's.
+
+    Raises:
+        ApiError: 400; the request asks for both.
+    """
+    own = {"echo": asked.is_echoed, "logprobs": asked.num_logprobs is not None}
+    own |= {structure.path.partition(".")[0]: True for structure in asked.structures}
+    for field, is_asked_for in own.items():
+        if is_asked_for and asked.grounding is None:
+            return "off"
+        if is_asked_for and mode != "off":
+            raise invalid(
+                field,
+                f"it is of a text that the model alone writes, and grounding: {mode} asks for one "
+                "that stands on references: leave one of them out",
+                code="conflicting_fields",
+            )
+    return mode
+
+
 def includes_usage(asked: OpenAIRequest) -> bool:
     """Whether a stream ends in a chunk with the usage.
 
@@ -130,16 +193,23 @@ def is_above_limit(asked: OpenAIRequest, clinic: ServedModels) -> bool:
     return (asked.num_tokens_asked[1] or 0) > clinic.max_output_tokens
 
 
-def sampling_of(asked: OpenAIRequest, clinic: ServedModels) -> SamplingParams:
+def sampling_of(
+    asked: OpenAIRequest, clinic: ServedModels, grammar: str | None = None
+) -> SamplingParams:
     """Return how tokens are picked: greedily unless a temperature above 0 is given.
 
     A `max_tokens` above the server's limit stands for the limit: clients send 1000 or 4096 unasked.
+    The base model's own rules against repetition do not apply to an answer with a grammar, which
+    repeats the grammar's words.
 
     Raises:
         ApiError: 400 naming the field and the limit.
     """
     param, value = asked.num_tokens_asked
-    max_tokens = min(value or clinic.default_output_tokens, clinic.max_output_tokens)
+    if value == 0 and not asked.is_echoed:
+        raise invalid(param, "0 asks for no answer: at least 1, or send echo: true too")
+    wanted = clinic.default_output_tokens if value is None else value
+    max_tokens = min(wanted, clinic.max_output_tokens)
     min_tokens = asked.min_tokens or 0
     if min_tokens > max_tokens:
         raise invalid(
@@ -151,7 +221,10 @@ def sampling_of(asked: OpenAIRequest, clinic: ServedModels) -> SamplingParams:
     stop = asked.stop_strings
     if "" in stop:
         raise invalid("stop", "holds an empty string")
+    if grammar is not None:
+        _check_free_of(asked, {"stop": bool(stop), "min_tokens": min_tokens > 0})
     penalty = asked.repetition_penalty
+    own = {} if grammar is None else _PLAIN
     return clinic.sampling(
         max_tokens,
         temperature=asked.temperature or 0.0,
@@ -160,5 +233,17 @@ def sampling_of(asked: OpenAIRequest, clinic: ServedModels) -> SamplingParams:
         stop=stop,
         top_k=asked.top_k or 0,
         min_tokens=min_tokens,
-        **({} if penalty is None else {"repetition_penalty": penalty}),
+        logprobs=asked.num_logprobs,
+        echo=asked.is_echoed,
+        grammar=grammar,
+        **(own if penalty is None else own | {"repetition_penalty": penalty}),
     )
+
+
+def _check_free_of(asked: OpenAIRequest, others: Mapping[str, bool]) -> None:
+    """Raise ApiError, a 400, for a field that would cut or stretch an answer with a grammar."""
+    for name, is_asked_for in {**others, "echo": asked.is_echoed}.items():
+        if is_asked_for:
+            path = asked.structures[0].path
+            message = f"with {path}, which says where the answer ends: leave one of them out"
+            raise invalid(name, message, code="conflicting_fields")

@@ -7,12 +7,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from deployments.api.errors import ApiError, invalid
-from deployments.api.openai import OpenAIEndpoints, completed_of
-from deployments.api.openai_request import chat_turns, in_openais_words
+from deployments.api.openai.endpoints import OpenAIEndpoints, completed_of
+from deployments.api.openai.request import chat_turns, in_openais_words
+from deployments.api.openai.responses_answer import ResponsesAnswer
 from deployments.api.protocol.base import ReplyModel, json_response
 from deployments.api.protocol.responses import ResponsesRequest
 from deployments.api.request_body import read_request
-from deployments.api.responses_answer import ResponsesAnswer
 from deployments.api.streaming import AnswerStream, EventStream, sse
 from deployments.messages import Backend
 
@@ -53,9 +53,9 @@ async def _events(stream: AnswerStream, answer: ResponsesAnswer) -> AsyncGenerat
         yield _sse(event)
     said = []
     async for item in stream:
-        if item.text:
+        if item.text or item.scores:
             said.append(item.text)
-            yield _sse(answer.text(item.text))
+            yield _sse(answer.text(item.text, item.scores))
         if item.failure is not None:
             yield _sse(answer.failure(item.failure))
             return

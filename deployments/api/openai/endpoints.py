@@ -3,7 +3,8 @@
 import asyncio
 import functools
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from types import MappingProxyType
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -13,11 +14,13 @@ from deployments.api.access.admission import check_capacity
 from deployments.api.errors import ApiError
 from deployments.api.generation import Completed, Generation
 from deployments.api.grounding import Found, find, mode_of
-from deployments.api.middleware import request_id_of, session_id_of
-from deployments.api.openai_answer import OpenAIAnswer
-from deployments.api.openai_request import (
+from deployments.api.middleware import request_id_of, session_id_of, tenant_of
+from deployments.api.openai.answer import OpenAIAnswer
+from deployments.api.openai.request import (
     chat_turns,
     check_choices,
+    checked_mode,
+    continued_prompts,
     in_openais_words,
     includes_usage,
     is_above_limit,
@@ -26,6 +29,7 @@ from deployments.api.openai_request import (
     prompt_texts,
     sampling_of,
 )
+from deployments.api.openai.structure import structure_of
 from deployments.api.protocol.ask import StreamErrorEvent
 from deployments.api.protocol.base import json_response
 from deployments.api.protocol.openai import ChatRequest, CompletionRequest, OpenAIRequest
@@ -57,13 +61,15 @@ class OpenAIEndpoints:
         accepted_at, limits = time.time(), self._backend.limits
         try:
             asked = await read_request(request, CompletionRequest, limits.max_body_bytes)
-            texts = await prompt_texts(asked, self._backend)
+            continued = continued_prompts(asked, limits.max_question_chars, limits.max_prompts)
+            texts = {} if continued else await prompt_texts(asked, self._backend)
         except ApiError as error:
             raise in_openais_words(error, error.param or "prompt") from None
         conversations: _Conversations = {
             path: (Message("user", text),) for path, text in texts.items()
         }
-        return await self._answered(request, asked, conversations, accepted_at)
+        conversations |= {path: () for path in continued}
+        return await self._answered(request, asked, conversations, accepted_at, continued)
 
     async def _answered(
         self,
@@ -71,8 +77,9 @@ class OpenAIEndpoints:
         asked: OpenAIRequest,
         conversations: _Conversations,
         accepted_at: float,
+        continued: Mapping[str, str | tuple[int, ...]] = MappingProxyType({}),
     ) -> Response:
-        answers, reply = await self.prepared(request, asked, conversations, accepted_at)
+        answers, reply = await self.prepared(request, asked, conversations, accepted_at, continued)
         if asked.stream:
             stream = AnswerStream(answers, reply.advice, all_needed=True)
             await stream.begin()
@@ -85,9 +92,14 @@ class OpenAIEndpoints:
         asked: OpenAIRequest,
         conversations: _Conversations,
         accepted_at: float,
+        continued: Mapping[str, str | tuple[int, ...]] = MappingProxyType({}),
     ) -> tuple[list[Generation], OpenAIAnswer]:
         """Route the questions and find their passages; return the answers, not yet begun, and the
         reply that they are to become.
+
+        Args:
+            continued: what is no question but continued as it stands, by its path; its
+                conversation is empty.
 
         Raises:
             ApiError: the request is refused.
@@ -95,11 +107,14 @@ class OpenAIEndpoints:
         include_usage = includes_usage(asked)
         clinic = self._backend.clinic
         check_known("model", asked.model_name, clinic.model_names)
-        sampling = sampling_of(asked, clinic)
+        found_structure = await structure_of(asked)
+        structure, grammar = found_structure or (None, None)
+        sampling = sampling_of(asked, clinic, grammar)
         check_choices(asked.n, len(conversations), self._backend.limits.max_prompts)
         request_id, session_id = request_id_of(request), session_id_of(request)
         is_named = asked.model_name != "auto"
-        mode = mode_of(self._backend, asked.grounding, is_named=is_named)
+        usual = mode_of(self._backend, asked.grounding, is_named=is_named)
+        mode = checked_mode(asked, usual)
         if mode != "quote":
             check_capacity(self._backend, self._backend.limits.max_timeout_s)
         turns_of = list(conversations.values())
@@ -127,8 +142,10 @@ class OpenAIEndpoints:
                 session_id=session_id,
                 adapter_version=version,
                 may_shorten=True,
+                continues=continued.get(path),
+                tenant=tenant_of(request),
             )
-            explain = functools.partial(openai_engine_error, param=path)
+            explain = functools.partial(openai_engine_error, param=path, structure=structure)
             about = (sources, route.specialty, route.confidence, explain)
             answers.append(Generation(self._backend, call, *about))
             choices.append((route, version, sources))
@@ -142,6 +159,7 @@ class OpenAIEndpoints:
             is_lowered=is_above_limit(asked, clinic),
             is_chat=isinstance(asked, ChatRequest),
             include_usage=include_usage,
+            is_without_references=mode != usual and not asked.is_echoed,
         )
         return answers, reply
 
@@ -165,7 +183,7 @@ class OpenAIEndpoints:
         return routes, time.perf_counter() - started
 
     async def _routes(self, model: str, conversations: Sequence[Sequence[Message]]) -> list[Route]:
-        asked = [list(filter(has_latin_letter, _users(turns))) for turns in conversations]
+        asked = [list(filter(has_latin_letter, _users(turns))) or [""] for turns in conversations]
         if model == "auto":  # "42" alone would be misrouted
             return await self._backend.classify(asked)
         card = self._backend.clinic.adapter(model)
@@ -210,8 +228,8 @@ async def _chunks(stream: AnswerStream, reply: OpenAIAnswer) -> AsyncGenerator[s
         if item.failure is not None:
             yield sse(StreamErrorEvent(error=item.failure.reply(request_id=reply.request_id)))
             return
-        if item.text:
-            yield sse(reply.text(item.opinion, item.text))
+        if item.text or item.scores:
+            yield sse(reply.text(item.opinion, item.text, item.scores))
         if item.event is not None:
             ended[item.opinion] = item.event
             yield sse(reply.closing(item))

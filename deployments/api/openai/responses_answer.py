@@ -2,17 +2,18 @@
 
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from deployments.api.errors import ApiError
 from deployments.api.generation import Completed
-from deployments.api.openai_answer import OpenAIAnswer
+from deployments.api.openai.answer import OpenAIAnswer
+from deployments.api.openai.logprobs import chat_tokens
 from deployments.api.protocol import responses as bodies
 from deployments.api.protocol.base import ReplyModel
-from deployments.api.protocol.openai_replies import PolyclinicPart
+from deployments.api.protocol.openai_replies import ChatToken, PolyclinicPart
 from deployments.api.streaming import StreamItem
-from deployments.engine.request import FinishReason, TokenEvent
+from deployments.engine.request import FinishReason, ScoredToken, TokenEvent
 
 _PLACE = {"output_index": 0, "content_index": 0}
 
@@ -35,6 +36,7 @@ class ResponsesAnswer:
         self.request_id = chat.request_id
         self._item_id = f"msg_{chat.request_id}"
         self._numbers = itertools.count()
+        self._logprobs: list[ChatToken] = []  # of the text so far
         self._fields: dict[str, Any] = {
             "id": f"resp_{chat.request_id}",
             "object": "response",
@@ -49,7 +51,7 @@ class ResponsesAnswer:
             "previous_response_id": None,
             "store": False,
             "temperature": chat.sampling.temperature,
-            "text": bodies.ReplyText(format=bodies.ReplyFormat(type="text")),
+            "text": bodies.ReplyText(format=asked.format),
             "tool_choice": "auto",
             "tools": [],
             "top_p": chat.sampling.top_p,
@@ -60,6 +62,7 @@ class ResponsesAnswer:
     def whole(self, answer: Completed) -> bodies.ResponsesReply:
         """Build the reply of an answer that has ended."""
         answer = self._chat.advised(0, answer)
+        self._logprobs = chat_tokens(answer.event.scores)
         return self._ended(answer.text, answer.event, self._chat.part(0, answer))
 
     def opening(self) -> Iterator[ReplyModel]:
@@ -69,13 +72,15 @@ class ResponsesAnswer:
         yield self._event(bodies.ResponseEvent, "response.in_progress", response=begun)
         item = self._message("in_progress", [])
         yield self._event(bodies.ItemEvent, "response.output_item.added", output_index=0, item=item)
-        part = self._text("", [])
+        part = self._text("", [], [])
         yield self._of_part(bodies.PartEvent, "response.content_part.added", part=part)
 
-    def text(self, text: str) -> ReplyModel:
+    def text(self, text: str, scores: Sequence[ScoredToken]) -> ReplyModel:
         """Build the event of a piece of text."""
         kind = "response.output_text.delta"
-        return self._of_part(bodies.DeltaEvent, kind, delta=text, logprobs=[])
+        logprobs = chat_tokens(scores)
+        self._logprobs += logprobs
+        return self._of_part(bodies.DeltaEvent, kind, delta=text, logprobs=logprobs)
 
     def closing(self, item: StreamItem, said: str) -> Iterator[ReplyModel]:
         """Build the events after the last text. `said`: the whole of it."""
@@ -93,7 +98,7 @@ class ResponsesAnswer:
                 annotation=annotation,
             )
         kind = "response.output_text.done"
-        yield self._of_part(bodies.TextDoneEvent, kind, text=part.text, logprobs=[])
+        yield self._of_part(bodies.TextDoneEvent, kind, text=part.text, logprobs=part.logprobs)
         yield self._of_part(bodies.PartEvent, "response.content_part.done", part=part)
         kind = "response.output_item.done"
         yield self._event(bodies.ItemEvent, kind, output_index=0, item=message)
@@ -125,7 +130,7 @@ class ResponsesAnswer:
             )
             for found in self._chat.citations(0, text)
         ]
-        message = self._message(status, [self._text(text, annotations)])
+        message = self._message(status, [self._text(text, annotations, self._logprobs)])
         return self._response(status, [message], _usage(event), part)
 
     def _response(
@@ -155,9 +160,13 @@ class ResponsesAnswer:
         )
 
     @staticmethod
-    def _text(text: str, annotations: list[bodies.ResponsesAnnotation]) -> bodies.OutputText:
+    def _text(
+        text: str,
+        annotations: list[bodies.ResponsesAnnotation],
+        logprobs: list[ChatToken],
+    ) -> bodies.OutputText:
         return bodies.OutputText(
-            type="output_text", text=text, annotations=annotations, logprobs=[]
+            type="output_text", text=text, annotations=annotations, logprobs=logprobs
         )
 
     def _event(self, model: Any, kind: str, **fields: Any) -> ReplyModel:
@@ -171,7 +180,9 @@ class ResponsesAnswer:
 def _usage(event: TokenEvent) -> bodies.ResponsesUsage:
     return bodies.ResponsesUsage(
         input_tokens=event.num_prompt_tokens,
-        input_tokens_details=bodies.CachedTokens(cached_tokens=0, cache_write_tokens=0),
+        input_tokens_details=bodies.CachedTokens(
+            cached_tokens=event.num_cached_tokens, cache_write_tokens=0
+        ),
         output_tokens=event.num_tokens,
         output_tokens_details=bodies.ReasoningTokens(reasoning_tokens=0),
         total_tokens=event.num_prompt_tokens + event.num_tokens,

@@ -1,0 +1,1 @@
+"""OpenAI's endpoints: what their requests ask for, and the same answers in their shapes."""

@@ -1,0 +1,1 @@
+"""Log-probabilities: computed beside the draw, and given their texts."""

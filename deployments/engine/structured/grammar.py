@@ -1,0 +1,124 @@
+"""Grammars of llguidance: written from what a request asks for, and compiled for one tokenizer.
+
+llguidance (MIT, no dependencies) compiles in milliseconds and walks the vocabulary at each token.
+"""
+
+import threading
+from collections import OrderedDict
+from typing import Any
+
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
+
+from deployments.engine.errors import InvalidGrammar
+from deployments.engine.structured.vocabulary import Vocabulary
+
+# By llguidance's own figures (LLParserLimits) at most some 10 ms for a token's mask and 100 ms for
+# a grammar. A grammar that needs more is refused, an answer that does ends with an error.
+LIMITS = LLParserLimits(
+    max_items_in_row=1_000,
+    initial_lexer_fuel=1_000_000,
+    step_lexer_fuel=100_000,
+    step_max_items=20_000,
+    max_lexer_states=50_000,
+    max_grammar_size=100_000,
+    verbose_errors=False,
+)
+# Where whitespace is free, a small model stays in it for ever. Where none is, llguidance follows
+# at once what has to come, without end where a schema has none.
+_JSON: Any = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
+# llguidance's own let through February 30, and fractions of a second without end.
+_DATE = (
+    "[1-9][0-9]{3}-(?:(?:0[13578]|1[02])-(?:0[1-9]|[12][0-9]|3[01])|(?:0[469]|11)-(?:0[1-9]|[12]"
+    "[0-9]|30)|02-(?:0[1-9]|1[0-9]|2[0-8]))|(?:[1-9][0-9](?:0[48]|[2468][048]|[13579][26])|"
+    "(?:[2468][048]|[13579][26])00)-02-29"
+)
+_TIME = (
+    "(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\\.[0-9]{1,6})?"
+    "(?:Z|[+-](?:[01][0-9]|2[0-3]):[0-5][0-9])"
+)
+_FORMATS = {"date": _DATE, "time": _TIME, "date-time": f"(?:{_DATE})T{_TIME}"}
+_VALUES = frozenset(("const", "enum", "default", "examples"))  # no schemas
+_NUM_CACHED = 64
+_CACHED_CHARS = 1 << 20
+
+
+def json_grammar(schema: Any) -> str:
+    """Return the grammar of JSON that fits a schema, which may be anything; `problem` tells."""
+    if isinstance(schema, bool):
+        schema = {} if schema else {"enum": []}
+    return LLMatcher.grammar_from_json_schema(_with_formats(schema), overrides=_JSON)
+
+
+def _with_formats(schema: Any) -> Any:
+    """Return the schema with patterns in place of the formats that have one here."""
+    if isinstance(schema, list):
+        return [_with_formats(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    made = {k: v if k in _VALUES else _with_formats(v) for k, v in schema.items()}
+    pattern = _FORMATS.get(schema["format"]) if isinstance(schema.get("format"), str) else None
+    if pattern is not None and not schema.keys() & {"pattern", "minLength", "maxLength"}:
+        made["pattern"] = f"^(?:{pattern})$"
+        del made["format"]
+    return made
+
+
+def problem(grammar: str) -> str | None:
+    """Return why no answer can keep to a grammar, as far as that shows without a tokenizer."""
+    found = LLMatcher.validate_grammar(grammar, None, limits=LIMITS)
+    return None if not found or found.startswith("WARNING") else found
+
+
+class GrammarCompiler:
+    """Compile grammars for one model; the latest are kept. Any thread may call it."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
+        self._tokenizer: LLTokenizer | None = None
+        self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()
+        self._lock = threading.Lock()
+
+    @property
+    def eos_ids(self) -> list[int]:
+        return self._vocabulary.eos_ids
+
+    def matcher(self, grammar: str) -> LLMatcher:
+        """Return a matcher at the begin of an answer.
+
+        Raises:
+            InvalidGrammar: no answer can keep to it, or it is too complex.
+        """
+        with self._lock:
+            found = self._compiled.pop(grammar, None)
+        if found is None:
+            found = self._compile(grammar)
+        with self._lock:
+            self._compiled[grammar] = found
+            while len(self._compiled) > _NUM_CACHED or self._num_chars > _CACHED_CHARS:
+                if len(self._compiled) == 1:
+                    break
+                self._compiled.popitem(last=False)
+        return found.deep_copy()
+
+    @property
+    def _num_chars(self) -> int:
+        return sum(map(len, self._compiled))
+
+    def _compile(self, grammar: str) -> LLMatcher:
+        matcher = LLMatcher(self._llguidance, grammar, log_level=0, limits=LIMITS)
+        if not matcher.is_error():
+            first = matcher.deep_copy()
+            first.compute_bitmask()
+            if not first.is_error():
+                return matcher
+            matcher = first
+        raise InvalidGrammar(matcher.get_error())
+
+    @property
+    def _llguidance(self) -> LLTokenizer:
+        """Return the model's tokenizer as llguidance has it, made at the first use."""
+        with self._lock:
+            if self._tokenizer is None:
+                wrapper = TokenizerWrapper(self._vocabulary)
+                self._tokenizer = LLTokenizer(wrapper, eos_token=self.eos_ids)
+            return self._tokenizer

@@ -1,0 +1,66 @@
+"""A base model's vocabulary as bytes, for grammars, which are about characters and not tokens."""
+
+import functools
+import string
+from collections.abc import Iterable
+from typing import Any
+
+from deployments.engine.detokenizer import hidden_ids, token_bytes
+
+_NEEDED = string.ascii_letters + string.digits + string.punctuation + " "
+
+
+class Vocabulary:
+    """Implement what llguidance's TokenizerWrapper asks for.
+
+    Args:
+        tokenizer: a transformers fast tokenizer.
+        size: logits of the model, which may have more than the tokenizer has tokens.
+        eos_ids: tokens that end an answer, at least one.
+    """
+
+    bos_token_id: int | None = None
+
+    def __init__(self, tokenizer: Any, size: int, eos_ids: Iterable[int]) -> None:
+        self._tokenizer = tokenizer
+        self._size = size
+        self.eos_ids = sorted(eos_ids)
+        self.eos_token_id = self.eos_ids[0]
+
+    @functools.cached_property
+    def tokens(self) -> list[bytes]:
+        data_of = token_bytes(self._tokenizer)
+        return [data_of(id_) for id_ in range(self._size)]
+
+    @property
+    def special_token_ids(self) -> list[int]:
+        hidden = hidden_ids(self._tokenizer)
+        return sorted({*hidden, *self.eos_ids, *range(len(self._tokenizer), self._size)})
+
+    def __call__(self, text: str) -> list[int]:
+        return list(self._tokenizer.encode(text, add_special_tokens=False))
+
+
+def refused_features(family: str, tokenizer: Any) -> dict[str, str]:
+    """Return what answers of the fast decoder cannot do for a base, and why (DecoderInfo)."""
+    refused = {}
+    if family != "causal":
+        why = "this model is an encoder-decoder, whose answer does not continue the prompt"
+        refused["echo"] = why
+    if why_not := unsuited(tokenizer):
+        refused["structure"] = why_not
+    return refused
+
+
+def unsuited(tokenizer: Any) -> str | None:
+    """Return why answers of this tokenizer cannot keep to a grammar; None if they can."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return "this model has a slow tokenizer"
+    data_of = token_bytes(tokenizer)
+    short = [id_ for token, id_ in backend.get_vocab().items() if len(token) in (1, len("<0x7B>"))]
+    single = {data for id_ in short if len(data := data_of(id_)) == 1}
+    missing = [letter for letter in _NEEDED if letter.encode() not in single]
+    if not missing:
+        return None
+    return f"this model's tokenizer has no token for {' '.join(missing[:5])}"
