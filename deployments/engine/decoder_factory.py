@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 
+from deployments.engine.attention.kv_cache import ALIGNMENT
 from deployments.engine.attention.row_plan import plan_rows
 from deployments.engine.decoder import DecoderInfo
 from deployments.engine.detokenizer import hidden_ids
