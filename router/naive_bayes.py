@@ -19,7 +19,6 @@ Keys = npt.NDArray[np.uint32]
 Floats = npt.NDArray[np.float32]
 
 PREFIX = 6  # letters
-FULL_ENTRIES = 16  # a text with more is as sure as one with so many: its words repeat each other
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +29,7 @@ class NaiveBayes:
     weights: Floats
 
     def score(self, words: Sequence[Word]) -> Floats:
-        """Return the sum over a text's different entries, (S,), scaled.
-
-        It is divided by the root of their number, above FULL_ENTRIES by a multiple of the number.
-        """
+        """Return the sum over a text's different entries, (S,), divided by their number's root."""
         rows, _, scale = self._entries(words)
         return np.asarray(self.weights[rows[rows >= 0]].sum(axis=0) * scale, dtype=np.float32)
 
@@ -57,9 +53,7 @@ class NaiveBayes:
         numbers: dict[str, int] = {}
         entry_of = [numbers.setdefault(entry(word), len(numbers)) for word in words]
         rows = rows_in(self.keys, map(key_of, numbers))
-        size = max(1, len(numbers))
-        scale = min(size**-0.5, FULL_ENTRIES**0.5 / size)
-        return rows, np.array(entry_of, dtype=np.int64), scale
+        return rows, np.array(entry_of, dtype=np.int64), float(1 / np.sqrt(1 + len(numbers)))
 
 
 def entry(word: Word) -> str:

@@ -7,9 +7,9 @@ The folder is what `prepare_router_dataset` wrote. The n-grams learn from its sp
 calibration and thresholds from `head`; `validation` is only scored. The built-in encoder is read
 from --encoder_dir, by default the artefact itself (`train_router_encoder` makes one); --encoder
 names any Hugging Face encoder instead, and serving then needs it too (`router.artefact` and
-`router.encoder` in serve_config.yaml). --keep takes encoder, n-grams, projection and thresholds
-of an artefact as they are, and fits only the evidence of words and the head. The same data, encoder
-and seed give the same bytes on one machine. The last line of stdout is one JSON object.
+`router.encoder` in serve_config.yaml). --keep takes encoder, n-grams and projection of an artefact
+as they are, and fits only the evidence of words and the head. The same data, encoder and seed give
+the same bytes on one machine. The last line of stdout is one JSON object.
 """
 
 import argparse

@@ -1,6 +1,5 @@
 """Fit temperature, Platt scaling and thresholds on cross-validated scores. Needs SciPy."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,6 @@ def fit_thresholds(
     weights: Array,
     scope_weights: Array,
     recipe: Recipe,
-    kept: Mapping[str, float] | None = None,
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Return the thresholds of lowest cost, and what they would have done, by figure.
 
@@ -30,7 +28,6 @@ def fit_thresholds(
         truth: (N,), the column of the label, -1 out of scope.
         weights: (N,), for the choice of specialty.
         scope_weights: (N,), for the scope.
-        kept: thresholds to keep instead.
     """
     inside = truth >= 0
     correct = probabilities.argmax(axis=1) == truth
@@ -50,15 +47,13 @@ def fit_thresholds(
         kept_cost=recipe.admit_cost * ~inside * scope_weights,
         dropped_cost=recipe.refuse_cost * inside * scope_weights,
     )
-    found = {"min_confidence": min_confidence, "min_margin": min_margin}
-    found = dict(kept or {**found, "min_in_scope": min_in_scope})
-    min_in_scope = found["min_in_scope"]
     report = {
         "accuracy": round(float(np.average(correct[inside], weights=weights[inside])), 4),
         "in_scope_recall": round(float((in_scope[inside] >= min_in_scope).mean()), 4),
         "out_of_scope_recall": round(float((in_scope[~inside] < min_in_scope).mean()), 4),
     }
-    return found, report
+    found = {"min_confidence": min_confidence, "min_margin": min_margin}
+    return {**found, "min_in_scope": min_in_scope}, report
 
 
 def fit_temperature(logits: Array, truth: npt.NDArray[Any], weights: Array) -> float:

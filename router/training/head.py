@@ -6,7 +6,7 @@ examples, whole groups (a disease, a sign) at a time; validation decides nothing
 scikit-learn.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,16 +33,8 @@ class _Linear:
     bias: Any
 
 
-def fit_head(
-    examples: FeatureSet,
-    labels: Sequence[str],
-    recipe: Recipe,
-    thresholds: Mapping[str, float] | None = None,
-) -> FittedHead:
+def fit_head(examples: FeatureSet, labels: Sequence[str], recipe: Recipe) -> FittedHead:
     """Fit and calibrate on the examples that are not validation.
-
-    Args:
-        thresholds: to keep; None fits them too.
 
     Raises:
         ValueError: a label, or out_of_scope, has no example.
@@ -60,8 +52,8 @@ def fit_head(
     inputs = np.stack([scope_logits, log_odds(probabilities.max(axis=1))], axis=1)
     scale, confidence, offset = fit_platt(inputs, inside, scope_weights)
     in_scope = sigmoid(inputs @ np.array([scale, confidence]) + offset)
-    found, report = fit_thresholds(
-        probabilities, in_scope, truth, used.weights, scope_weights, recipe, thresholds
+    thresholds, report = fit_thresholds(
+        probabilities, in_scope, truth, used.weights, scope_weights, recipe
     )
     specialty, scope = _fit(used, labels, recipe)
     head = Head(
@@ -74,7 +66,7 @@ def fit_head(
         scope_confidence=round(confidence, 6),
         scope_offset=round(offset, 6),
     )
-    return FittedHead(head, found, report)
+    return FittedHead(head, thresholds, report)
 
 
 def recalls(head: Head, examples: FeatureSet, labels: Sequence[str]) -> dict[str, float]:

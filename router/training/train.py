@@ -44,7 +44,7 @@ def train(
     """Fit n-grams, word evidence and head, and calibrate.
 
     Args:
-        kept: an artefact whose n-grams, projection and thresholds stay as they are.
+        kept: an artefact whose n-grams and projection stay as they are.
         encoder_dir: folder with encoder.onnx and tokenizer.json, to be part of the artefact; None
             for an encoder that is named instead.
 
@@ -64,8 +64,7 @@ def train(
         projection = fit_projection(encoder_set, labels, encoder, recipe)
     features = stored(_features(head_set, validation, encoder, ngrams, projection, recipe), labels)
     used = restored(features, labels)  # the head is fitted on what is stored
-    thresholds = kept.manifest["thresholds"] if kept else None
-    fitted = fit_head(used, labels, recipe, thresholds)
+    fitted = fit_head(used, labels, recipe)
     return Trained(
         weights=weight_arrays(ngrams, projection, fitted.head),
         features=features,

@@ -3,10 +3,9 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from router.artefact import MANIFEST, WEIGHTS
+from router.artefact import MANIFEST
 from router.classifier import Classifier
 from scripts.train_router import main, read_examples
 from tests.router.small_questions import LABELS, small_questions
@@ -51,24 +50,6 @@ def test_it_writes_an_artefact_that_loads_and_prints_json_last(
     assert manifest["data"]["sources"] == ["written:small.jsonl"]
     assert manifest["attribution"] == {"written": "ours"}
     assert manifest["num_examples"]["validation"]["cardiology"] == 24  # terms are not scored
-
-
-def test_keep_fits_only_the_words_and_the_head(
-    data: Path, tiny_encoder_dir: Path, tmp_path: Path
-) -> None:
-    first, second = tmp_path / "first", tmp_path / "second"
-    assert main(arguments(data, tiny_encoder_dir, first)) == 0
-    manifest = json.loads((first / MANIFEST).read_text(encoding="utf-8"))
-    given = ["--data", str(data), "--keep", str(first), "--out", str(second), "--threads", "1"]
-    assert main(given) == 0
-    with np.load(first / WEIGHTS) as old, np.load(second / WEIGHTS) as new:
-        assert set(old.files) == set(new.files)
-        assert "word_weights" in new.files
-        for name in ("keys", "ngram_specialty", "components", "word_weights"):
-            assert np.array_equal(old[name], new[name]), name
-    kept = json.loads((second / MANIFEST).read_text(encoding="utf-8"))
-    assert kept["thresholds"] == manifest["thresholds"]
-    assert kept["files"]["encoder.onnx"] == manifest["files"]["encoder.onnx"]
 
 
 def test_the_command_is_kept_without_paths_of_this_machine(

@@ -6,9 +6,7 @@ from pathlib import Path
 import pytest
 
 from scripts.datasets.record import DataError
-from scripts.datasets.source import Source
 from scripts.router.cases import LANGUAGES, STYLES, from_cases, from_terms, read_cases
-from scripts.router.sources import read_source_entries
 
 SHIPPED = Path(__file__).resolve().parents[3] / "router" / "data" / "written_cases.txt"
 LINE = "gout|goutte|hot toe; crystals|orteil chaud; cristaux|colchicine|colchicine"
@@ -52,14 +50,3 @@ def test_a_malformed_line_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / "cases.txt").write_text(content, encoding="utf-8")
     with pytest.raises(DataError, match=r"cases\.txt, line \d: expected six parts"):
         read_cases(tmp_path / "cases.txt")
-
-
-def test_findings_are_terms_of_their_specialty(tmp_path: Path) -> None:
-    file = tmp_path / "cases.txt"
-    file.write_text(f"# rheumatology_orthopedics\n{LINE}\n", encoding="utf-8")
-    entries = read_source_entries(Source("findings", str(file)))
-    english = [entry.text for entry in entries if entry.lang == "en"]
-    assert english == ["gout", "hot toe", "crystals", "colchicine"]
-    assert {entry.kind for entry in entries} == {"term"}
-    assert {entry.specialty for entry in entries} == {"rheumatology_orthopedics"}
-    assert len({entry.id for entry in entries}) == len(entries) == 8
