@@ -3,7 +3,7 @@
 | file | content |
 | --- | --- |
 | manifest.json | version, labels, calibration, thresholds, provenance, checksums of the others |
-| weights.npz | the n-grams, the words' evidence, the projection and the head |
+| weights.npz | the n-grams, the projection and the head |
 | encoder.onnx, tokenizer.json.gz | the encoder, where it is the built-in one |
 | features.npz | features of questions, without text, to fit the head again (add_specialty.py) |
 """
@@ -32,7 +32,6 @@ from router.encoder import (
 )
 from router.features import NgramModel, Vocabulary
 from router.head import Head, Projection
-from router.naive_bayes import NaiveBayes
 from router.policy import Thresholds
 
 FORMAT_VERSION = 2
@@ -41,7 +40,6 @@ WEIGHTS = "weights.npz"
 FEATURES = "features.npz"
 BUILT_IN = "built-in"
 LABEL_THRESHOLDS = "label_thresholds"  # of the labels that were added later
-KEYS = ("keys", "word_keys")  # arrays of weights.npz that are no weights
 CALIBRATION = ("temperature", "scope_scale", "scope_confidence", "scope_offset")
 
 
@@ -91,7 +89,7 @@ def _assembled(
     specialties = tuple(str(name) for name in manifest["specialties"])
     known = tuple(str(name) for name in manifest["ngram_specialties"])
     arrays = {
-        name: array if name in KEYS else array.astype(np.float32)  # kept in 16 bits
+        name: array if name == "keys" else array.astype(np.float32)  # kept in 16 bits
         for name, array in read_arrays(directory, manifest, WEIGHTS).items()
     }
     ngrams = _ngrams(arrays)
@@ -225,15 +223,7 @@ def _ngrams(arrays: Mapping[str, npt.NDArray[Any]]) -> NgramModel:
         scope_bias=scope_bias,
         french=arrays["ngram_french"],
         french_bias=french_bias,
-        words=_words(arrays),
     )
-
-
-def _words(arrays: Mapping[str, npt.NDArray[Any]]) -> NaiveBayes | None:
-    """Return the words' evidence; artefacts of before 2026-11-28 have none."""
-    if "word_keys" not in arrays:
-        return None
-    return NaiveBayes(arrays["word_keys"], arrays["word_weights"])
 
 
 def label_thresholds(manifest: Mapping[str, Any]) -> dict[str, float]:

@@ -20,24 +20,18 @@ def shape_problems(
         num_known: specialties that encoder and n-grams know.
     """
     num_ngrams = len(ngrams.vocabulary.keys)
-    num_components = projection.components.shape[-1]
-    width = num_components + num_known + 1
-    if ngrams.words is not None:
-        width += num_known
+    width = projection.components.shape[-1] + num_known + 1
     shapes = {
         "idf": (ngrams.vocabulary.idf, (num_ngrams,)),
         "ngram_specialty": (ngrams.specialty, (num_ngrams, num_known)),
         "ngram_specialty_bias": (ngrams.specialty_bias, (num_known,)),
         "ngram_scope": (ngrams.scope, (num_ngrams,)),
         "ngram_french": (ngrams.french, (num_ngrams,)),
-        "components": (projection.components, (len(projection.mean), num_components)),
+        "components": (projection.components, (len(projection.mean), width - num_known - 1)),
         "specialty": (head.specialty, (width, num_labels)),
         "specialty_bias": (head.specialty_bias, (num_labels,)),
         "scope": (head.scope, (width,)),
     }
-    if ngrams.words is not None:
-        entries = (len(ngrams.words.keys), num_known)
-        shapes["word_weights"] = (ngrams.words.weights, entries)
     if head.added is not None:
         shapes["added_centre"] = (head.added.centre, (width,))
         shapes["added_spread"] = (head.added.spread, (width,))
@@ -50,8 +44,7 @@ def shape_problems(
         return [f"shapes do not fit the labels: {'; '.join(wrong)}"]
     if head.added is not None and head.added.spread.min() <= 0:
         return ["added_spread is not above 0"]
-    keys = [ngrams.vocabulary.keys, *([ngrams.words.keys] if ngrams.words else [])]
-    ascend = all(np.all(np.diff(part.astype(np.int64)) > 0) for part in keys)
+    ascend = np.all(np.diff(ngrams.vocabulary.keys.astype(np.int64)) > 0)
     return [] if ascend else ["its keys do not ascend"]
 
 

@@ -84,7 +84,7 @@ class Classifier:
         return [self._classify([next(turns) for _ in texts]) for texts in conversations]
 
     def features(self, texts: Sequence[str]) -> Floats:
-        """Return the head's input for each text, (texts, W), which holds no words."""
+        """Return the head's input for each text, (texts, D + S0 + 1), which holds no words."""
         return np.stack([views.features for views in self._read([prepare(t) for t in texts])])
 
     def language(self, text: str) -> str:

@@ -29,7 +29,7 @@ def evidence_of(
 
     Args:
         written: the text that `view` is a part of: phrases are as the user wrote them.
-        direction: (W,) in the space of the head's features.
+        direction: (D + S0 + 1,) in the space of the head's features.
         carries_signal: False for a word that is never evidence.
     """
     num_components = projection.components.shape[1]
@@ -37,12 +37,8 @@ def evidence_of(
         (view.encoded.states - projection.mean)
         @ (projection.components @ direction[:num_components])
     )
-    num_known = len(ngrams.specialty_bias)
-    of_ngrams, of_words = np.split(direction[num_components:], [num_known + 1])
-    ngram_direction = of_ngrams[:-1] * projection.ngram_scale
+    ngram_direction = direction[num_components:-1] * projection.ngram_scale
     by_word = ngrams.by_word(view.ngrams.vector, ngram_direction, len(view.words))
-    if ngrams.words is not None:
-        by_word += ngrams.words.by_word(view.words, of_words)
     by_word += _of_words(by_token, view.encoded.spans, view.words)
     for position, word in enumerate(view.words):
         if not carries_signal(word):

@@ -8,14 +8,14 @@ the same in all runs, machines and Python versions. Shapes: F features.
 
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from router.naive_bayes import Keys, NaiveBayes, rows_in
 from router.text import Word
 
+Keys = npt.NDArray[np.uint32]
 Floats = npt.NDArray[np.float32]
 
 MAX_WORD_CHARS = 40  # longer "words" are cut (base64, repeated letters)
@@ -59,7 +59,11 @@ class Vocabulary:
 
     def rows_of(self, keys: Iterable[int]) -> npt.NDArray[np.int64]:
         """Return the row of each key, or -1 where it was not kept."""
-        return rows_in(self.keys, keys)
+        wanted = np.fromiter(keys, dtype=np.uint32)
+        if not len(self.keys):
+            return np.full(len(wanted), -1, dtype=np.int64)
+        rows = np.searchsorted(self.keys, wanted).clip(max=len(self.keys) - 1)
+        return np.where(self.keys[rows] == wanted, rows, -1).astype(np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,16 +115,12 @@ def vectorise(words: list[Word], vocabulary: Vocabulary) -> Vector:
 
 @dataclass(frozen=True, slots=True)
 class NgramScores:
-    """The logits of one text: of the specialties (S,), of being in scope, of being French.
-
-    `words` (S,) is the evidence of single words (naive_bayes.py); empty without such a model.
-    """
+    """The logits of one text: of the specialties (S,), of being in scope, of being French."""
 
     vector: Vector
     specialty: Floats
     scope: float
     french: float
-    words: Floats = field(default_factory=lambda: np.empty(0, np.float32))
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +137,6 @@ class NgramModel:
     scope_bias: float
     french: Floats  # (F,)
     french_bias: float
-    words: NaiveBayes | None = None
 
     def score(self, words: list[Word]) -> NgramScores:
         vector = vectorise(words, self.vocabulary)
@@ -147,7 +146,6 @@ class NgramModel:
             specialty=values @ self.specialty[rows] + self.specialty_bias,
             scope=float(values @ self.scope[rows] + self.scope_bias),
             french=float(values @ self.french[rows] + self.french_bias),
-            words=np.empty(0, np.float32) if self.words is None else self.words.score(words),
         )
 
     def by_word(self, vector: Vector, direction: Floats, num_words: int) -> npt.NDArray[np.float64]:

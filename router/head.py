@@ -6,10 +6,9 @@ text has one view. The weighted mean is linear in the views' features, so eviden
 
 A view's features (D + S0 + 1,) are D directions of the encoder's pooled vector (principal
 components, then the S0 specialties and the scope as the encoder learnt them), the S0 logits of the
-n-gram specialties and the n-gram scope logit, each scaled to a similar size, and the word evidence
-for the S0 specialties (naive_bayes.py), where the artefact has it: (D + 2 S0 + 1,) then, W in all.
-The head sees nothing else, so it can be fitted again without any text (router/training/extend.py).
-S specialties; S0 of them are known to encoder and n-grams.
+n-gram specialties and the n-gram scope logit, each scaled to a similar size. The head sees nothing
+else, so it can be fitted again without any text (router/training/extend.py). S specialties; S0 of
+them are known to encoder and n-grams.
 """
 
 import re
@@ -47,30 +46,28 @@ class Projection:
     ngram_scale: float
 
     def features(self, pooled: Floats, ngrams: NgramScores) -> Floats:
-        """Return the features (W,) of a pooled vector (H,) and n-gram scores."""
+        """Return the features (D + S0 + 1,) of a pooled vector (H,) and n-gram scores."""
         return np.concatenate(
             [
                 (pooled - self.mean) @ self.components,
                 ngrams.specialty * self.ngram_scale,
                 [ngrams.scope * self.ngram_scale],
-                ngrams.words,
             ]
         ).astype(np.float32)
 
-    def relevance(self, features: Floats, num_known: int) -> Floats:
+    def relevance(self, features: Floats) -> Floats:
         """Return the weight of each view of a text before the softmax, (views,).
 
         It is the sum of the scope logits of encoder and n-grams, and of the lead of the first
         specialty over the second: a line about nothing medical has neither.
 
         Args:
-            features: (views, W).
-            num_known: specialties that encoder and n-grams know, S0.
+            features: (views, D + S0 + 1).
         """
         end = self.components.shape[1] - 1  # of the encoder's specialties; then its scope
-        ngrams = features[:, end + 1 : end + 2 + num_known]
-        scopes = features[:, end] + ngrams[:, -1]
-        known = features[:, end - num_known : end] + ngrams[:, :-1]
+        num_known = features.shape[1] - end - 2
+        scopes = features[:, end] + features[:, -1]
+        known = features[:, end - num_known : end] + features[:, end + 1 : -1]
         ranked = np.sort(known, axis=1)
         lead = ranked[:, -1] - ranked[:, -2] if num_known > 1 else 0.0
         return np.asarray((scopes + lead) / self.ngram_scale)
@@ -84,9 +81,9 @@ class Head:
     the log-odds of the top specialty, which is a poor rule alone but improves the other.
     """
 
-    specialty: Floats  # (W, S)
+    specialty: Floats  # (D + S0 + 1, S)
     specialty_bias: Floats  # (S,)
-    scope: Floats  # (W,)
+    scope: Floats  # (D + S0 + 1,)
     scope_bias: float
     temperature: float  # divides the specialty logits (Guo et al. 2017)
     scope_scale: float
@@ -95,7 +92,7 @@ class Head:
     added: AddedLabels | None = None
 
     def logits(self, features: Floats) -> tuple[Floats, npt.NDArray[Any]]:
-        """Return specialty logits (..., S) and scope logits (...) of features (..., W)."""
+        """Return specialty logits (..., S) and scope logits (...) of features (..., D + S0 + 1)."""
         specialty = features @ self.specialty + self.specialty_bias
         if self.added is not None:
             self.added.put_logits(specialty, features, self.specialty, self.specialty_bias)
@@ -119,7 +116,7 @@ class Head:
         return np.array([i for i in range(self.specialty.shape[1]) if i not in later])
 
     def direction(self, column: int) -> Floats:
-        """Return what raises a label above the others, (W,), in the features' space."""
+        """Return what raises a label above the others, (D + S0 + 1,), in the features' space."""
         if self.added is not None and column in self.added.columns:
             return np.asarray(self.specialty[:, column] / self.added.spread)
         return np.asarray(self.specialty[:, column] - self.specialty[:, self.known].mean(axis=1))
@@ -173,7 +170,7 @@ class TextViews:
 
     Attributes:
         weights: (views,), not negative, sum 1.
-        features: (W,), the weighted mean of the views' features.
+        features: (D + S0 + 1,), the weighted mean of the views' features.
     """
 
     views: tuple[View, ...]
@@ -203,7 +200,7 @@ def read(
             words = words_of(text[start:end])
             views.append(View(start, text[start:end], words, next(encoded), ngrams.score(words)))
         features = np.stack([projection.features(v.encoded.pooled, v.ngrams) for v in views])
-        relevance = projection.relevance(features, len(ngrams.specialty_bias))
+        relevance = projection.relevance(features)
         relevance[0] += WHOLE_BONUS
         weights = softmax_float32(relevance)
         readings.append(TextViews(tuple(views), weights, weights @ features))

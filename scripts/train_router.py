@@ -7,9 +7,8 @@ The folder is what `prepare_router_dataset` wrote. The n-grams learn from its sp
 calibration and thresholds from `head`; `validation` is only scored. The built-in encoder is read
 from --encoder_dir, by default the artefact itself (`train_router_encoder` makes one); --encoder
 names any Hugging Face encoder instead, and serving then needs it too (`router.artefact` and
-`router.encoder` in serve_config.yaml). --keep takes encoder, n-grams and projection of an artefact
-as they are, and fits only the evidence of words and the head. The same data, encoder and seed give
-the same bytes on one machine. The last line of stdout is one JSON object.
+`router.encoder` in serve_config.yaml). The same data, encoder and seed give the same bytes on one
+machine. The last line of stdout is one JSON object.
 """
 
 import argparse
@@ -24,7 +23,6 @@ from typing import Any
 if not __package__:  # run as a file: this folder would hide packages of the same names
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from router.artefact import load_artefact
 from router.encoder import OnnxEncoder, TextEncoder
 from router.training.examples import LabelledText, Recipe
 from scripts.arguments import CommandParser
@@ -46,7 +44,6 @@ def _parser() -> CommandParser:
     add("--data", type=Path, required=True, help="folder of prepare_router_dataset")
     add("--encoder_dir", type=Path, default=MODEL_DIR, help="has encoder.onnx and tokenizer.json")
     add("--encoder", help="a Hugging Face encoder (id or folder) instead of the built-in one")
-    add("--keep", type=Path, metavar="ARTEFACT", help="fit only its word evidence and head anew")
     add("--out", type=Path, default=MODEL_DIR, help="folder of the artefact")
     add("--date", default=datetime.date.today().isoformat(), help="first part of the version")
     add("--threads", type=int, default=2, help="of the encoder")
@@ -61,19 +58,15 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
 
     examples = read_examples(args.data, args.seed)
     provenance = _provenance(args.data, argv)
-    kept = None
-    if args.keep:
-        kept = load_artefact(args.keep, encoder=args.encoder, threads=args.threads)
-    encoder_dir = None if args.encoder else args.keep or args.encoder_dir
+    encoder_dir = None if args.encoder else args.encoder_dir
     recipe = Recipe(seed=args.seed)
     trained = train(
         examples["encoder"],
         examples["head"],
         [e for e in examples["validation"] if e.kind == "question"],
-        encoder=kept.encoder if kept else _encoder(args),
+        encoder=_encoder(args),
         encoder_dir=encoder_dir,
         recipe=recipe,
-        kept=kept,
     )
     version = save(trained, args.out, date=args.date, provenance=provenance)
     manifest = trained.manifest
@@ -124,11 +117,12 @@ def read_examples(data: Path, seed: int) -> dict[str, list[LabelledText]]:
     """
     examples: dict[str, list[LabelledText]] = {split: [] for split in SPLITS}
     for entry in read_entries(data):
-        text, term = entry.text, ""
+        text = entry.text
         if entry.kind == "term" and entry.split in ("encoder", "head"):
-            text, term = as_question(text, entry.lang, random.Random(f"{seed}/{entry.id}")), text
-        about = (entry.specialty, entry.lang, entry.source, entry.group, entry.kind)
-        examples[entry.split].append(LabelledText(text, *about, term))
+            text = as_question(text, entry.lang, random.Random(f"{seed}/{entry.id}"))
+        examples[entry.split].append(
+            LabelledText(text, entry.specialty, entry.lang, entry.source, entry.group, entry.kind)
+        )
     return examples
 
 

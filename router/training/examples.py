@@ -19,7 +19,6 @@ class LabelledText:
         specialty: a label or `out_of_scope`.
         source, kind: decide its weight (Recipe).
         group: examples of one group stay together in the head's cross-validation.
-        term: what the text asks about, where it is a term in a template.
     """
 
     text: str
@@ -28,7 +27,6 @@ class LabelledText:
     source: str
     group: str = ""
     kind: str = "question"
-    term: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +36,6 @@ class Recipe:
     min_count: int = 3
     max_features: int = 40_000
     ngram_c: float = 10.0
-    min_word_count: int = 6  # texts with the beginning of a word
-    word_smoothing: float = 0.3  # texts of each specialty, added to the counts
     num_components: int = 64
     projection_c: float = 0.01
     max_projection_examples: int = 24_000
@@ -52,7 +48,6 @@ class Recipe:
     admit_cost: float = 1.0  # of treating another question as a patient's
     source_weights: tuple[tuple[str, float], ...] = (("written", 3.0), ("written cases", 0.5))
     kind_weights: tuple[tuple[str, float], ...] = (("term", 0.35), ("passage", 0.5))
-    word_source_weights: tuple[tuple[str, float], ...] = (("written", 3.0), ("written cases", 3.0))
     seed: int = 0
 
 

@@ -1,7 +1,4 @@
-"""Train n-gram models and word evidence from labelled texts.
-
-Needs scikit-learn; serving never imports this.
-"""
+"""Train the n-gram models from labelled texts. Needs scikit-learn; serving never imports this."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -12,14 +9,9 @@ from scipy.sparse import csr_matrix
 from sklearn.linear_model import LogisticRegression
 
 from router.features import NgramModel, Vocabulary, char_features, vectorise, word_features
-from router.naive_bayes import NaiveBayes, entry, key_of
 from router.preparation.prepare import prepared_text
 from router.text import words_of
 from router.training.examples import OUT_OF_SCOPE, LabelledText, Recipe, balanced, example_weights
-
-WORD_BOUNDS = (-2.0, 3.0)  # of a log ratio
-WORD_STEP = 0.125
-MIN_LETTERS = 3  # of an entry
 
 
 def train_ngrams(
@@ -80,37 +72,6 @@ def matrix(texts: Sequence[str], vocabulary: Vocabulary) -> csr_matrix:
     shape = (len(texts), len(vocabulary.keys))
     return csr_matrix(
         (np.concatenate(values), np.concatenate(indices), np.array(starts)), shape=shape
-    )
-
-
-def train_words(
-    examples: Sequence[LabelledText], labels: Sequence[str], recipe: Recipe
-) -> NaiveBayes:
-    """Count the texts of each specialty that have a word's beginning (naive_bayes.py).
-
-    A weight is log(S p(specialty | entry)), with equal priors of the S specialties; it is bounded,
-    and rounded to WORD_STEP, which takes half the room.
-    """
-    by_source = dict(recipe.word_source_weights)
-    totals = np.zeros(len(labels))
-    counts: dict[str, npt.NDArray[np.float64]] = {}
-    texts: Counter[str] = Counter()
-    for example in examples:
-        if example.specialty == OUT_OF_SCOPE:
-            continue
-        column, weight = labels.index(example.specialty), by_source.get(example.source, 1.0)
-        totals[column] += weight
-        for name in {entry(w) for w in words_of(prepared_text(example.term or example.text))}:
-            counts.setdefault(name, np.zeros(len(labels)))[column] += weight
-            texts[name] += 1
-    kept = [name for name, count in texts.items() if count >= recipe.min_word_count]
-    kept = [name for name in kept if len(name) >= MIN_LETTERS and not name.isdecimal()]
-    kept.sort(key=key_of)
-    shares = np.stack([counts[n] for n in kept]) / (totals / totals.mean()) + recipe.word_smoothing
-    ratios = np.log(len(labels) * shares / shares.sum(axis=1, keepdims=True)).clip(*WORD_BOUNDS)
-    return NaiveBayes(
-        np.array([key_of(name) for name in kept], dtype=np.uint32),
-        (np.round(ratios / WORD_STEP) * WORD_STEP).astype(np.float32),
     )
 
 

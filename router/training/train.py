@@ -8,13 +8,13 @@ stored with them and only scored.
 import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import yaml
 
-from router.artefact import BUILT_IN, FORMAT_VERSION, Artefact
+from router.artefact import BUILT_IN, FORMAT_VERSION
 from router.encoder import TextEncoder
 from router.features import NgramModel
 from router.head import Projection, read
@@ -23,7 +23,7 @@ from router.text import words_of
 from router.training.examples import OUT_OF_SCOPE, LabelledText, Recipe, example_weights
 from router.training.feature_set import FeatureSet, restored, stored
 from router.training.head import fit_head, recalls
-from router.training.ngrams import train_ngrams, train_words
+from router.training.ngrams import train_ngrams
 from router.training.projection import BATCH, fit_projection
 from router.training.trained import Trained, head_entries, rounded, weight_arrays
 
@@ -39,12 +39,10 @@ def train(
     encoder: TextEncoder,
     encoder_dir: Path | None,
     recipe: Recipe,
-    kept: Artefact | None = None,
 ) -> Trained:
-    """Fit n-grams, word evidence and head, and calibrate.
+    """Fit n-grams and head, and calibrate.
 
     Args:
-        kept: an artefact whose n-grams and projection stay as they are.
         encoder_dir: folder with encoder.onnx and tokenizer.json, to be part of the artefact; None
             for an encoder that is named instead.
 
@@ -56,15 +54,11 @@ def train(
     sets = {"encoder": encoder_set, "head": head_set, "validation": validation}
     for name, examples in sets.items():
         check_labels(name, examples, labels)
-    ngrams = kept.ngrams if kept else train_ngrams(encoder_set, labels, recipe)
-    ngrams = replace(ngrams, words=train_words(encoder_set, labels, recipe))
-    if kept is not None:
-        projection = kept.projection
-    else:
-        projection = fit_projection(encoder_set, labels, encoder, recipe)
+    ngrams = train_ngrams(encoder_set, labels, recipe)
+    projection = fit_projection(encoder_set, labels, encoder, recipe)
     features = stored(_features(head_set, validation, encoder, ngrams, projection, recipe), labels)
-    used = restored(features, labels)  # the head is fitted on what is stored
-    fitted = fit_head(used, labels, recipe)
+    kept = restored(features, labels)  # the head is fitted on what is stored
+    fitted = fit_head(kept, labels, recipe)
     return Trained(
         weights=weight_arrays(ngrams, projection, fitted.head),
         features=features,
@@ -79,7 +73,7 @@ def train(
             "recipe": asdict(recipe),
             "num_features": len(ngrams.vocabulary.keys),
             "num_examples": {name: _counts(examples) for name, examples in sets.items()},
-            "validation_recall": rounded(recalls(fitted.head, used, labels)),
+            "validation_recall": rounded(recalls(fitted.head, kept, labels)),
             **{name: _normal_lists(lexicon[name]) for name in ("function_words", "generic")},
         },
         encoder_dir=encoder_dir,

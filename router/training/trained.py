@@ -67,12 +67,7 @@ def save(trained: Trained, directory: Path, *, date: str, provenance: Mapping[st
 
 
 def _ngram_arrays(ngrams: NgramModel) -> dict[str, npt.NDArray[Any]]:
-    words: dict[str, npt.NDArray[Any]] = {}
-    if ngrams.words is not None:
-        weights = ngrams.words.weights.astype(np.float16)
-        words = {"word_keys": ngrams.words.keys, "word_weights": weights}
     return {
-        **words,
         "keys": ngrams.vocabulary.keys,
         "idf": ngrams.vocabulary.idf.astype(np.float16),
         "ngram_specialty": ngrams.specialty.astype(np.float16),

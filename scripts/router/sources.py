@@ -13,7 +13,6 @@
 | `written` | JSON lines with input, specialty, lang; `,split=head` | questions that we wrote |
 | `glossary` | likewise | terms that we wrote |
 | `cases` | findings of diseases; `,terms=` a glossary | texts composed of them (cases.py) |
-| `findings` | likewise | the findings themselves, as terms |
 
 A terminology's specialties are in knowledge.yaml.
 """
@@ -180,13 +179,6 @@ def _cases(source: Source) -> Iterator[Entry]:
         yield question(id_, text, case.specialty, case.lang, COMPOSED, case.group, split)
 
 
-def _findings(source: Source) -> Iterator[Entry]:
-    for case in read_cases(source.folder):
-        for number, text in enumerate((case.name, *case.findings, *case.management)):
-            id_ = f"{source.folder.stem}-{case.group.removeprefix('case ')}-{case.lang}-{number}"
-            yield term(id_, text, case.specialty, case.lang, COMPOSED)
-
-
 READERS: dict[str, Callable[[Source], Iterator[Entry]]] = {
     "prepared": _prepared,
     "medquad": _medquad,
@@ -199,7 +191,6 @@ READERS: dict[str, Callable[[Source], Iterator[Entry]]] = {
     "written": _written,
     "glossary": _glossary,
     "cases": _cases,
-    "findings": _findings,
 }
 OPTIONS: dict[str, frozenset[str]] = {
     **dict.fromkeys(READERS, frozenset()),
