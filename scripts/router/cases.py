@@ -8,6 +8,7 @@ The frames are in case_frames.yaml. Terms of a glossary may stand for findings (
 are drawn with a seed, so the same file gives the same texts.
 """
 
+import gzip
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,14 +40,17 @@ class Case:
 
 
 def read_cases(path: Path) -> list[Case]:
-    """Read a file of cases: two for each line, English and French.
+    """Read a file of cases: two for each line, English and French. `.gz` is unpacked.
 
     Raises:
         DataError: names the line, and what is expected.
     """
     cases: list[Case] = []
     specialty = ""
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    content = path.read_bytes()
+    text = gzip.decompress(content) if path.suffix == ".gz" else content
+    lines = text.decode("utf-8").splitlines()
+    for number, line in enumerate(lines, start=1):
         if line.startswith("# "):
             specialty = line[2:].strip()
             continue

@@ -148,9 +148,11 @@ def ids(count: int, seed: int) -> list[int]:
     return torch.randint(3, 250, (count,), generator=generator).tolist()
 
 
-def assert_near(found: torch.Tensor, expected: torch.Tensor, share: float = 0.3) -> None:
+def assert_near(found: torch.Tensor, expected: torch.Tensor, side: Side) -> None:
     """A fault makes it about 1; bytes cost a tiny random model a few hundredths, and steps of four
     bits in bfloat16 up to a quarter."""
+    assert isinstance(side.model, CompiledLlama)
+    share = 0.15 if side.model._layers[0].weights[0].fields[1] == 8 else 0.3
     distance = (found - expected).norm(dim=-1) / expected.norm(dim=-1)
     assert distance.max() < share, f"relative distances {distance.tolist()}"
 
@@ -159,11 +161,11 @@ def assert_near(found: torch.Tensor, expected: torch.Tensor, share: float = 0.3)
 def test_logits_are_near_the_torch_model_for_mixed_adapters(sides: list[Side]) -> None:
     prompts = [(0, ids(21, 1), 0, 0), (1, ids(5, 2), 0, 1), (3, ids(40, 3), 0, 2)]
     compiled, expected = (side.read(prompts) for side in sides)
-    assert_near(compiled, expected)
+    assert_near(compiled, expected, sides[0])
     for step in range(3):
         at = [21 + step, 5 + step, 40 + step]
         found, wanted = (side.decode([0, 1, 3], [7 + step, 9, 11], at, [0, 1, 2]) for side in sides)
-        assert_near(found, wanted)
+        assert_near(found, wanted, sides[0])
     other = sides[0].decode([0, 1, 3], [9, 9, 11], at, [2, 2, 0])
     assert ((other - found).norm(dim=-1) / found.norm(dim=-1)).min() > 0.1, "adapters do nothing"
 
@@ -191,7 +193,7 @@ def test_a_prompt_in_chunks_and_a_long_one_are_read_the_same(sides: list[Side]) 
     for first, stop in ((0, 17), (17, 50), (50, 300)):
         parts = side.read([(1, prompt[first:stop], first, 1)])
     assert torch.equal(whole, parts)
-    assert_near(whole, sides[1].read([(0, prompt, 0, 1)]))
+    assert_near(whole, sides[1].read([(0, prompt, 0, 1)]), side)
 
 
 @torch.inference_mode()
