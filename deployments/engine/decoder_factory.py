@@ -310,7 +310,7 @@ def _build_fast(
         eos_ids=base.eos_ids,
         adapters=frozenset(),
         hidden_ids=hidden_ids(base.tokenizer),
-        refuses=refused_features(base.family, base.tokenizer),
+        refuses=refused_features(base.family, base.tokenizer, base.eos_ids),
         weights=weights.reason,
         threads=_threads_of(model, limits),
     )

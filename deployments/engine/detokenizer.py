@@ -52,8 +52,13 @@ def text_decoder(tokenizer: Any) -> Decode:
 
 def token_bytes(tokenizer: Any) -> Callable[[int], bytes]:
     """Return a function from a token's id to the bytes that it stands for, in the middle of a text;
-    a special token's are its name, and an id that the tokenizer does not have stands for none."""
-    backend = tokenizer.backend_tokenizer
+    a special token's are its name, and an id that the tokenizer does not have stands for none.
+
+    A slow tokenizer's are those of the token decoded alone.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return lambda id_: str(tokenizer.decode([id_])).encode()
     added = {id_: token.content.encode() for id_, token in tokenizer.added_tokens_decoder.items()}
     is_byte_level = backend.decoder is not None and b"ByteLevel" in backend.decoder.__getstate__()
     bytes_by_letter = _letters_of_bytes() if is_byte_level else {}

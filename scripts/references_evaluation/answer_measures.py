@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from references.markers import MarkedText
-from references.passage import Passage
+from references.passage import LISTS, Passage
 from references.quote import quote
 from references.support import unsupported_share
 from scripts.evaluation.bootstrap import draws, estimate, mean
@@ -32,13 +32,7 @@ class Answered:
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> "Answered":
         passages = tuple(
-            Passage(
-                **{
-                    **passage,
-                    "synonyms": tuple(passage["synonyms"]),
-                    "identifiers": tuple(passage["identifiers"]),
-                }
-            )
+            Passage(**{**passage, **{name: tuple(passage.get(name, ())) for name in LISTS}})
             for passage in row["passages"]
         )
         return cls(**{**row, "passages": passages})

@@ -16,7 +16,7 @@ class Vocabulary:
     Args:
         tokenizer: a transformers fast tokenizer.
         size: logits of the model, which may have more than the tokenizer has tokens.
-        eos_ids: tokens that end an answer, at least one.
+        eos_ids: tokens that end an answer; without one, no grammar is compiled.
     """
 
     bos_token_id: int | None = None
@@ -25,7 +25,10 @@ class Vocabulary:
         self._tokenizer = tokenizer
         self._size = size
         self.eos_ids = sorted(eos_ids)
-        self.eos_token_id = self.eos_ids[0]
+
+    @property
+    def eos_token_id(self) -> int:
+        return self.eos_ids[0]
 
     @functools.cached_property
     def tokens(self) -> list[bytes]:
@@ -41,13 +44,14 @@ class Vocabulary:
         return list(self._tokenizer.encode(text, add_special_tokens=False))
 
 
-def refused_features(family: str, tokenizer: Any) -> dict[str, str]:
+def refused_features(family: str, tokenizer: Any, eos_ids: Iterable[int]) -> dict[str, str]:
     """Return what answers of the fast decoder cannot do for a base, and why (DecoderInfo)."""
     refused = {}
     if family != "causal":
         why = "this model is an encoder-decoder, whose answer does not continue the prompt"
         refused["echo"] = why
-    if why_not := unsuited(tokenizer):
+    why_not = unsuited(tokenizer) if [*eos_ids] else "this model has no token that ends an answer"
+    if why_not is not None:
         refused["structure"] = why_not
     return refused
 

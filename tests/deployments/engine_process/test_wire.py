@@ -45,14 +45,16 @@ def payload(frame: bytes) -> bytes:
 
 
 def test_a_request() -> None:
-    sampling = SamplingParams(9, 0.5, 0.9, 2**63 - 1, ("\n", "é"), 3, 1.25, 2, 4, 5)
-    defaults = SamplingParams(1)
-    fields = [field.name for field in dataclasses.fields(sampling)]
-    same = [name for name in fields if getattr(sampling, name) == getattr(defaults, name)]
+    free = SamplingParams(9, 0.5, 0.9, 2**63 - 1, ("\n", "é"), 3, 1.25, 2, 4, 5, 6, True)
+    structured = SamplingParams(9, grammar="start: /é/")  # neither stops nor echoes
+    names = [field.name for field in dataclasses.fields(SamplingParams)]
+    values = [{getattr(s, name) for s in (SamplingParams(1), free, structured)} for name in names]
+    same = [name for name, found in zip(names, values, strict=True) if len(found) == 1]
     assert same == [], "a field that has its default value here may not travel"
-    request = Request("r", (0, 1, 2**31), "derm@1", sampling, 2.5, True, "t")
-    word, number, *fields = load_frame(payload(pack_request(7, request)))
-    assert (word, number, unpack_request(*fields)) == ("add", 7, request)
+    for sampling in (free, structured):
+        request = Request("r", (0, 1, 2**31), "derm@1", sampling, 2.5, True, "t")
+        word, number, *fields = load_frame(payload(pack_request(7, request)))
+        assert (word, number, unpack_request(*fields)) == ("add", 7, request)
 
 
 @given(

@@ -64,6 +64,8 @@ class ClinicOfFour(SmallBackend):
 
 
 class Caller:
+    key_id = "k1"
+
     def __init__(self) -> None:
         self.charges: list[int] = []
 
