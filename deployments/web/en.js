@@ -136,6 +136,7 @@ export default {
   "error.decoder_failed": "The model failed on this answer. Ask again.",
   "error.structure_failed": "The answer could not keep to the form that was asked for. Ask for a simpler one.",
   "error.not_for_this_model": "This model cannot do what was asked for.",
+  "error.invalid_token_id": "This model does not have the token that was sent.",
   "error.invalid_schema": "The form that was asked for cannot be followed. Ask for a simpler one.",
   "error.invalid_api_key": "This key is not known here, or was revoked. Enter another one.",
   "error.missing_api_key": "This server asks for a key. Enter yours, and the question is sent again.",

@@ -136,6 +136,7 @@ export default {
   "error.decoder_failed": "Le modèle a échoué sur cette réponse. Reposez la question.",
   "error.structure_failed": "La réponse n’a pas pu suivre la forme demandée. Demandez-en une plus simple.",
   "error.not_for_this_model": "Ce modèle ne sait pas faire ce qui est demandé.",
+  "error.invalid_token_id": "Ce modèle n’a pas le jeton qui a été envoyé.",
   "error.invalid_schema": "La forme demandée ne peut pas être suivie. Demandez-en une plus simple.",
   "error.invalid_api_key": "Cette clé n’est pas connue ici, ou a été révoquée. Saisissez-en une autre.",
   "error.missing_api_key": "Ce serveur demande une clé. Saisissez la vôtre et la question sera renvoyée.",

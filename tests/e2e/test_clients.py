@@ -71,7 +71,14 @@ def test_openai_chats_and_streams_the_same_words(client: openai.OpenAI) -> None:
     chunks = list(stream)
     text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
     assert text == whole.choices[0].message.content
-    assert chunks[-1].usage == whole.usage
+    assert chunks[-1].usage is not None
+    assert whole.usage is not None
+    read, cached = (use.prompt_tokens_details for use in (whole.usage, chunks[-1].usage))
+    assert (read and read.cached_tokens) is not None
+    assert cached is not None
+    assert cached.cached_tokens, "the same prompt was read a second time"
+    uncounted = {"prompt_tokens_details": None}
+    assert chunks[-1].usage.model_copy(update=uncounted) == whole.usage.model_copy(update=uncounted)
     assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] is not None
 
 
@@ -202,7 +209,9 @@ def test_langchain(base_url: str) -> None:
     pieces = list(model.stream([("system", "Be brief."), ("human", question)]))
     assert "".join(str(piece.content) for piece in pieces) == whole.content
     used = [piece.usage_metadata for piece in pieces if piece.usage_metadata]
-    assert used[-1] == whole.usage_metadata
+    assert whole.usage_metadata is not None
+    for count in ("input_tokens", "output_tokens", "total_tokens"):
+        assert used[-1][count] == whole.usage_metadata[count]  # type: ignore[literal-required]
 
 
 def test_langchains_text_completions(base_url: str) -> None:

@@ -13,11 +13,11 @@ ROOT = TESTS.parents[3]
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "features", "instructions"),
+    ("name", "features", "instructions", "bases"),
     [
-        ("generic", "", None),
+        ("generic", "", None, "llama-8"),
         pytest.param(
-            *("haswell", "+avxvnni,+avx2,+fma", "avx_vnni"),
+            *("haswell", "+avxvnni,+avx2,+fma", "avx_vnni", "llama-8 or odd"),
             marks=(
                 pytest.mark.long,
                 pytest.mark.skipif(
@@ -29,14 +29,16 @@ ROOT = TESTS.parents[3]
         ),
     ],
 )
-def test_it_computes_the_same(name: str, features: str, instructions: str | None) -> None:
+def test_it_computes_the_same(
+    name: str, features: str, instructions: str | None, bases: str
+) -> None:
     processor = {"NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": features}
     kind = (
         "from deployments.engine.cpu.intrinsics import byte_instructions;"
         f"assert byte_instructions() == {instructions!r}, byte_instructions();"
         "import pytest, sys; sys.exit(pytest.main(sys.argv[1:]))"
     )
-    options = ["-p", "no:cacheprovider", "-q", "-k", "llama-8 or odd"]
+    options = ["-p", "no:cacheprovider", "-q", "-k", bases]
     done = subprocess.run(
         [sys.executable, "-c", kind, *options, str(TESTS / "test_llama.py")],
         env=os.environ | processor,
