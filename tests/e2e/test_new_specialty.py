@@ -80,6 +80,7 @@ def ask_often(client: httpx.Client) -> set[tuple[str | None, str | None, str | N
         return set(pool.map(lambda _: ask(client), range(12)))
 
 
+@pytest.mark.long
 def test_label_and_adapter_come_and_go_on_both_router_replicas(
     tiny_catalogs: dict[str, tuple[Path, Path]],
     tiny_router_dir: Path,

@@ -211,4 +211,4 @@ def test_latency(classifier: Classifier) -> None:
     assert fastest_ms(classifier, question, 20) <= 25
     in_a_page = fastest_ms(classifier, page, 3)
     assert in_a_page <= 1500
-    assert fastest_ms(classifier, page * 100, 2) <= 3 * in_a_page + 500  # bounded, not 100 times
+    assert fastest_ms(classifier, page * 100, 2) <= 3 * in_a_page + 1000  # bounded, not 100 times

@@ -44,6 +44,7 @@ def test_figures_of_a_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert figures["process_peak_mib"] is None, "told of a GPU only"
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_run_that_fails_fails_the_benchmark(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--quantization", "nf4", "--steps", "2") == 1

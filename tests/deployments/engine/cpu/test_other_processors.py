@@ -11,21 +11,18 @@ TESTS = Path(__file__).parent
 ROOT = TESTS.parents[3]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "features", "instructions", "bases"),
     [
         ("generic", "", None, "llama-8"),
         pytest.param(
             *("haswell", "+avxvnni,+avx2,+fma", "avx_vnni", "llama-8 or odd"),
-            marks=(
-                pytest.mark.long,
-                pytest.mark.skipif(
-                    "avx_vnni" not in Path("/proc/cpuinfo").read_text(), reason="it cannot run them"
-                )
-                if Path("/proc/cpuinfo").exists()
-                else pytest.mark.skip(reason="not Linux"),
-            ),
+            marks=pytest.mark.skipif(
+                "avx_vnni" not in Path("/proc/cpuinfo").read_text(), reason="it cannot run them"
+            )
+            if Path("/proc/cpuinfo").exists()
+            else pytest.mark.skip(reason="not Linux"),
         ),
     ],
 )
