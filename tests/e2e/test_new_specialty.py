@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 from tests.deployments.clinic_in_process import MAX_TOKENS, Expected
 from tests.e2e.conftest import ROOT, Deploy
