@@ -25,7 +25,7 @@ from deployments.engine.kernels.backend import are_fused
 from deployments.engine.lora.peft_reader import PeftReader
 from deployments.engine.lora.pool import BASE_SLOT, LoraPool
 from deployments.engine.model_loader import Pretrained
-from deployments.engine.models.base import Model
+from deployments.engine.models.base import Model, TorchBatches
 from deployments.engine.models.linear import HEAD
 from deployments.engine.request import PrefillChunk, SchedulerOutput
 from deployments.engine.sampling import DeviceTokens, Sampler
@@ -87,7 +87,9 @@ class ModelRunner(AdapterLoader):
         self.can_reuse_prefixes = model.can_split_prompts and are_aligned(capacities)
         self.num_steps_ahead = 0 if on_cpu else 1
         # The host must know a row's newest tokens to guess the next, and so wait for each step.
-        self.can_try_drafts = on_cpu and model.can_split_prompts
+        # Reading must give what writing gives: bfloat16 of torch rounds by the number of rows.
+        is_exact = not isinstance(model, TorchBatches) or model.kv_shape.dtype == torch.float32
+        self.can_try_drafts = on_cpu and model.can_split_prompts and is_exact
         self.num_prompts_together = 1 if on_cpu else _PROMPTS_TOGETHER
         self.device, self.vocab_size = model.device, model.vocab_size
         self._cache = self._new_cache([*capacities, SCRATCH_POSITIONS])

@@ -11,11 +11,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from deployments.engine.decoder_factory import FastLimits, build_decoder
+from deployments.engine.model_loader import load_pretrained
 from deployments.engine.model_runner import ModelRunner
 from deployments.engine.request import Request, SamplingParams
 from deployments.engine.scheduling.drafts import PromptLookup
 from tests.deployments.engine.prefix_runs import Answers, Driver
-from tests.deployments.engine.test_prefixes import build, prompt
+from tests.deployments.engine.test_prefixes import Catalogs, build, prompt
 
 Catalogs = dict[str, tuple[Path, Path]]
 
@@ -196,3 +198,12 @@ def test_guesses_that_hold_go_on() -> None:
         assert guess == list(range(answer[-1] + 1, answer[-1] + 5))
         lookup.saw(len(guess))
         answer += guess
+
+
+def test_weights_that_round_by_the_number_of_rows_guess_nothing(tiny_catalogs: Catalogs) -> None:
+    base_dir, _ = tiny_catalogs["llama"]
+    for dtype, is_exact in (("float32", True), ("bfloat16", False)):
+        base = load_pretrained(base_dir, "causal", device="cpu", dtype=dtype)  # type: ignore[arg-type]
+        decoder = build_decoder(base, "fast", FastLimits(2, 64, 1), {})
+        assert isinstance(decoder, ModelRunner)
+        assert decoder.can_try_drafts is is_exact
