@@ -19,8 +19,6 @@ from deployments.engine.scheduling.drafts import PromptLookup
 from tests.deployments.engine.prefix_runs import Answers, Driver
 from tests.deployments.engine.test_prefixes import Catalogs, build, prompt
 
-Catalogs = dict[str, tuple[Path, Path]]
-
 
 @pytest.fixture(scope="module", params=["torch", pytest.param("compiled", marks=pytest.mark.slow)])
 def decoder(request: pytest.FixtureRequest, tiny_catalogs: Catalogs) -> Iterator[ModelRunner]:
