@@ -116,7 +116,8 @@ def test_sixteen_mixed_requests_equal_peft_alone(clinic: httpx.Client) -> None:
     tokenizer = AutoTokenizer.from_pretrained(resolved.path)
     sides = ("base", *SPECIALISTS)
     wanted = {}
-    for question in QUESTIONS.values():
+    questions = list(QUESTIONS.values())[:2]
+    for question in questions:
         prompt = encode_prompt(
             entry.prompt_format,
             [Message("user", question)],
@@ -126,7 +127,7 @@ def test_sixteen_mixed_requests_equal_peft_alone(clinic: httpx.Client) -> None:
         for side in sides:
             tokens = oracle.generate(prompt, None if side == "base" else side, PARITY_TOKENS)
             wanted[question, side] = tokenizer.decode(tokens, skip_special_tokens=True)
-    for question in QUESTIONS.values():
+    for question in questions:
         assert len({wanted[question, side] for side in sides}) == len(sides)
 
     def chat(case: tuple[str, str]) -> str:
@@ -142,7 +143,7 @@ def test_sixteen_mixed_requests_equal_peft_alone(clinic: httpx.Client) -> None:
         assert reply["model"] == side
         return str(reply["choices"][0]["message"]["content"])
 
-    cases = [*wanted, *list(wanted)[:4]]
+    cases = [*wanted, *wanted]
     assert len(cases) == 16
     with ThreadPoolExecutor(16) as pool:
         answers = list(pool.map(chat, cases))

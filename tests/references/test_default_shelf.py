@@ -89,7 +89,6 @@ def test_another_package_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.alone
 def test_the_real_shelf(tmp_path: Path) -> None:
     """The whole ontology: the questions that the project's first page shows."""
     import time

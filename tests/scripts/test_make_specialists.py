@@ -233,6 +233,7 @@ def test_answers_of_an_earlier_adapter_are_not_kept(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_an_adapter_that_is_not_better_is_listed_as_disabled(
     tiny_llama_dir: Path,
     data: Path,

@@ -47,6 +47,7 @@ def arguments(data: Path, init: Path, out: Path) -> list[str]:
     ]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_tiny_encoder_is_trained_and_serves(
     data: Path, init: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
