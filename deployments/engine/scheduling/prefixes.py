@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from deployments.engine.request import Prefix, Request, SequenceState
 
-# Fewer tokens are read again. At 16, a copied prefix took 0.7 to 0.8 of reading it (docs/engine.md).
+# Fewer are read again: at 16, a copied prefix took 0.7 to 0.8 of reading it (docs/engine.md).
 MIN_TOKENS = 16
 _INT = "q"
 _WIDTH = array(_INT).itemsize
