@@ -110,14 +110,12 @@ def _by_hand(place: Path | str) -> list[Passage]:
 def _stamp(folder: Path, vectorise: Vectoriser) -> str:
     """Return what the HPO's passages depend on, as one checksum."""
     whole = hashlib.sha256(f"{FORMAT} {vectorise.name}".encode())
-    for name in (hpo.ONTOLOGY, hpo.ANNOTATIONS):
+    for path in (folder / hpo.ONTOLOGY, folder / hpo.ANNOTATIONS, hpo.WORDINGS, hpo.SPECIALTIES):
         try:
-            with (folder / name).open("rb") as file:
+            with path.open("rb") as file:
                 whole.update(hashlib.file_digest(file, "sha256").digest())
         except OSError as error:
-            raise ReferencesError(
-                f"{folder / name}: it cannot be read ({error.strerror})"
-            ) from None
+            raise ReferencesError(f"{path}: it cannot be read ({error.strerror})") from None
     return whole.hexdigest()
 
 

@@ -195,11 +195,13 @@ def _encoder(
                 "router.artefact: FOLDER)",
             )
         packed = PACKED_TOKENIZER in manifest["files"]  # not in artefacts of before
-        for file in (ENCODER, PACKED_TOKENIZER if packed else TOKENIZER):
+        tokenizer = PACKED_TOKENIZER if packed else TOKENIZER
+        for file in (ENCODER, tokenizer):
             checked_bytes(directory, manifest, file)
         digest = manifest["files"][ENCODER]["sha256"]
         try:
-            return OnnxEncoder(directory, f"{BUILT_IN}:{digest[:12]}", threads=threads)
+            named = f"{BUILT_IN}:{digest[:12]}"
+            return OnnxEncoder(directory, named, threads=threads, tokenizer=directory / tokenizer)
         except EncoderError as error:
             raise artefact_error(directory, str(error)) from None
     from router.transformers_encoder import TransformersEncoder

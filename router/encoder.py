@@ -90,16 +90,19 @@ class OnnxEncoder:
         folder: holds encoder.onnx and tokenizer.json or tokenizer.json.gz.
         name: as the artefact's manifest has it.
         threads: of one run; replicas share the machine's cores, so one is the default.
+        tokenizer: its file; None: the one in `folder`.
 
     Raises:
         EncoderError: a file is not a tokenizer or not an encoder.
     """
 
-    def __init__(self, folder: Path, name: str, *, threads: int = 1) -> None:
+    def __init__(
+        self, folder: Path, name: str, *, threads: int = 1, tokenizer: Path | None = None
+    ) -> None:
         import onnxruntime
 
         self._name = name
-        self._tokenizer = read_tokenizer(tokenizer_file(folder))
+        self._tokenizer = read_tokenizer(tokenizer or tokenizer_file(folder))
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1

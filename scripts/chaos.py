@@ -206,7 +206,8 @@ async def _one(
     if breaking.done() and not breaking.cancelled() and breaking.exception():
         done.append(f"failed: {breaking.exception()}")
     if len(done) > _MAX_LISTED:
-        done = [f"{len(done)} times, the last:", done[-1]]
+        failed = [fault for fault in done[:-1] if fault.startswith("failed: ")][:_MAX_LISTED]
+        done = [f"{len(done)} times, the last:", *failed, done[-1]]
     return {"faults": done, **account(rows, windows)}
 
 

@@ -27,7 +27,13 @@ if not __package__:  # run as a file: this folder would hide packages of the sam
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from router.artefact import load_artefact
-from router.encoder import ENCODER, read_tokenizer, tokenizer_file
+from router.encoder import (
+    ENCODER,
+    PACKED_TOKENIZER,
+    TOKENIZER,
+    read_tokenizer,
+    tokenizer_file,
+)
 from router.training.examples import OUT_OF_SCOPE
 from scripts.arguments import CommandParser
 from scripts.datasets.record import DataError
@@ -84,6 +90,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         figures = trainer.fit(student, plan, teacher=teacher)
     student.set_quantised(True)
     args.out.mkdir(parents=True, exist_ok=True)
+    for name in {TOKENIZER, PACKED_TOKENIZER} - {tokenizer_path.name}:
+        if args.out.resolve() != tokenizer_path.parent.resolve():
+            (args.out / name).unlink(missing_ok=True)  # of a training before
     size = export(student.cpu().eval(), args.out / ENCODER)
     shutil.copyfile(tokenizer_path, args.out / tokenizer_path.name)
     return {

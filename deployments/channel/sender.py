@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterator
 from typing import cast
 
-from deployments.channel.frames import ChannelAddress, pack_events, pack_greeting
+from deployments.channel.frames import MAX_FRAME_BYTES, ChannelAddress, pack_events, pack_greeting
 from deployments.engine.request import TokenEvent
 
 logger = logging.getLogger(__name__)
@@ -135,4 +135,9 @@ class SenderConnection(asyncio.Protocol):
         events, self._unsent = self._unsent, []
         if events and not self.is_lost:
             assert self._transport is not None, "events before the connection was made"
-            self._transport.write(pack_events(events))
+            frame = pack_events(events)
+            if len(frame) <= MAX_FRAME_BYTES:
+                self._transport.write(frame)
+                return
+            for event in events:  # scores of long prompts: one frame is refused above this size
+                self._transport.write(pack_events([event]))

@@ -106,6 +106,7 @@ class Engine:
         self._check_request(request)
         if request.sampling.grammar is not None:
             await asyncio.wrap_future(self.core.prepare(request.sampling.grammar))
+            self._check_request(request)  # others came meanwhile
         self._listen()
         number = next(self._numbers)
         state = RequestState(

@@ -155,6 +155,9 @@ class ModelRunner(AdapterLoader):
     def reset(self) -> None:
         for row in range(len(self._states)):
             self.free(row)
+        self._failures = {}
+        self._scorer.take()  # what the failed step scored is nobody's
+        self._masks.reset()
 
     @torch.inference_mode()
     def step(self, scheduled: SchedulerOutput) -> DeviceTokens:

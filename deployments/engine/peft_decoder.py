@@ -32,7 +32,7 @@ from deployments.engine.model_loader import Pretrained
 from deployments.engine.request import Request, SamplingParams
 from deployments.engine.structured.grammar import GrammarCompiler
 from deployments.engine.structured.processor import GrammarProcessor
-from deployments.engine.structured.vocabulary import Vocabulary, unsuited
+from deployments.engine.structured.vocabulary import Vocabulary, no_structure
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class PeftDecoder:
         self.grammars = GrammarCompiler(Vocabulary(base.tokenizer, size, base.eos_ids))
         why = "the reference decoder, which serves this model, gives no scores, continues no text"
         self._refused = dict.fromkeys(("logprobs", "echo"), why)
-        if why_not := unsuited(base.tokenizer):
+        if why_not := no_structure(base.tokenizer, base.eos_ids):
             self._refused["structure"] = why_not
         self._decoder_start_id = base.decoder_start_id
         # The folder's own generation defaults (a temperature, a repetition penalty) would be mixed

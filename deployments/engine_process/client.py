@@ -222,6 +222,7 @@ class EngineProcess:
 
     def _ask(self, word: str, *fields: Any) -> "Future[Any]":
         call, future = next(self._numbers), Future[Any]()
+        future.set_running_or_notify_cancel()  # who waits may leave; the reply still has a place
         self._calls[call] = future
         if self._stopped:
             self._calls.pop(call, None)

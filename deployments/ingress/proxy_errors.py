@@ -9,6 +9,7 @@ shape.
 
 import json
 import re
+import time
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -32,6 +33,8 @@ _REFUSALS = {
 # A request that may be sent twice: all that only reads, and these.
 _READING = ("GET", "HEAD", "OPTIONS")
 _QUESTIONS = ("/ask", "/route", "/v1/chat/completions", "/v1/completions", "/v1/responses")
+# Its deadline begins again with the second router, so nobody is to wait much longer than he asked.
+_REPEAT_WITHIN_S = 10.0
 _MOST_KEPT = 256 * 1024  # bytes of a body, as many as a router accepts
 _LAST_EVENT = re.compile(
     rb'^(event: (done|error|response\.completed|response\.incomplete)|data: (\[DONE\]|{"error"))',
@@ -50,9 +53,10 @@ class OwnErrors:
         if scope["type"] != "http" or scope["path"].startswith(_SERVES_OWN):
             await self._app(scope, receive, send)
             return
-        body, reply = _Body(receive), _Reply(send)
+        body, reply, began = _Body(receive), _Reply(send), time.monotonic()
         await self._app(dict(scope), body.receive, reply.pass_on)
-        if not reply.has_begun and _may_repeat(scope) and body.is_whole:
+        is_early = time.monotonic() - began < _REPEAT_WITHIN_S
+        if not reply.has_begun and _may_repeat(scope) and body.is_whole and is_early:
             body.rewind()
             await self._app(dict(scope), body.receive, reply.pass_on)
         error = reply.error()

@@ -6,6 +6,7 @@ and what it has sent there itself since then. One that did not answer the look g
 
 import functools
 import random
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -20,22 +21,25 @@ class Residency:
     def __init__(self) -> None:
         self._held: dict[str, set[str]] = {}
         self._silent: frozenset[str] = frozenset()
+        self._lock = threading.Lock()
 
     def saw(self, reports: Iterable[Mapping[str, Any]]) -> None:
         """Take over what replicas say that they hold; one that says nothing holds nothing."""
         found = {r["replica"]: set(r.get("adapters_held", ())) for r in reports}
-        self._silent = (self._silent | self._held.keys()) - found.keys()
-        self._held = found
+        with self._lock:
+            self._silent = (self._silent | self._held.keys()) - found.keys()
+            self._held = found
 
     def answering(
         self, replicas: Sequence[ReplicaT], name: Callable[[ReplicaT], str]
     ) -> list[ReplicaT]:
         """Return those of all the replicas that there are that may be asked: not those that have
         answered a look before, and not the last one; all of them where nobody answers."""
-        silent = self._silent
-        if not silent:
+        if not self._silent:
             return list(replicas)
-        self._silent = silent.intersection(map(name, replicas))  # forget those that are gone
+        with self._lock:
+            silent = self._silent
+            self._silent = silent.intersection(map(name, replicas))  # forget those that are gone
         return [replica for replica in replicas if name(replica) not in silent] or list(replicas)
 
     def sent(self, replica: str, call: GenerateRequest) -> None:

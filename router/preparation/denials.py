@@ -5,6 +5,7 @@ without a function of the body ("no appetite") is a complaint, so it stays; to b
 ("no loss of appetite") is none (negation.yaml).
 """
 
+from collections.abc import Sequence
 from functools import cache
 
 from router.lexicon import WordList, lexicon
@@ -36,10 +37,18 @@ def denied_spans(text: str) -> list[tuple[int, int]]:
         denied = reading.words[trigger.end : stop]
         if (spans and start < spans[-1][1]) or not denied:
             continue
-        first = denied[:FIRST_WORDS]
-        if not any(word in functions for word in first) or any(word in losses for word in first):
+        if not _is_complaint(denied[:FIRST_WORDS], functions, losses):
             spans.append((start, reading.ends[stop - 1]))
     return spans
+
+
+def _is_complaint(first: Sequence[str], functions: WordList, losses: WordList) -> bool:
+    """Return whether a function that is missing is meant ("no appetite"), and not a loss of one
+    that is denied: "no change in vision", "no vision loss"."""
+    at = next((number for number, word in enumerate(first) if word in functions), None)
+    if at is None:
+        return False
+    return not any(word in losses for word in (*first[:at], *first[at + 1 : at + 2]))
 
 
 def without_denials(text: EditedText) -> tuple[EditedText, bool]:

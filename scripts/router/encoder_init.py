@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from router.encoder import PACKED_TOKENIZER
 from scripts.arguments import CommandParser
 from scripts.datasets.record import DataError, read_jsonl
 
@@ -141,6 +142,7 @@ def choose(packed: Packed, texts: Sequence[str], words: Sequence[str], limit: in
 def write(packed: Packed, kept: Sequence[int], out: Path) -> None:
     """Write the reduced encoder as a folder."""
     out.mkdir(parents=True, exist_ok=True)
+    (out / PACKED_TOKENIZER).unlink(missing_ok=True)  # it would be taken for this one
     pieces = [packed.pieces[i] for i in kept]
     tokenizer_of(pieces, [packed.scores[i] for i in kept]).save(
         str(out / "tokenizer.json"), pretty=False

@@ -17,6 +17,7 @@ MAX_DEPTH = 64
 MAX_CHOICES = 1000
 MAX_REGEX_CHARS = 4096
 _CODE = "invalid_schema"
+_MOST_BLAMED = 64  # compilations to find the part of a schema that is to blame
 # Where JSON Schema has schemas: by name, in a list, or one.
 _BY_NAME = ("properties", "patternProperties", "$defs", "definitions")
 _LISTS = ("anyOf", "oneOf", "allOf", "prefixItems", "items")
@@ -52,6 +53,8 @@ def _text_of(structure: Structure) -> str:
     path, value = structure.path, structure.value
     if structure.kind == "regex":
         _check_size(path, len(value), MAX_REGEX_CHARS, "characters")
+        if any("\ud800" <= character <= "\udfff" for character in value):
+            raise invalid(path, "half a surrogate pair is no character", code=_CODE)
         return str(value)
     if structure.kind == "choice":
         _check_size(path, len(value), MAX_CHOICES, "choices")
@@ -115,7 +118,7 @@ def _grammar(kind: Kind, text: str) -> "str | _Problem":
         schema = json.loads(text)
         why = _why(schema, schema)
         if why is not None:
-            return _Problem(_blamed(schema, schema, why), why)
+            return _Problem(_blamed(schema, schema, why, [_MOST_BLAMED]), why)
         grammar = json_grammar(schema)
     why = problem(grammar)
     return grammar if why is None else _Problem((), _first_line(why))
@@ -140,11 +143,15 @@ def _first_line(text: str) -> str:
     return told[0].removeprefix("error: ")[:200]
 
 
-def _blamed(schema: Any, root: Any, why: str) -> tuple[str, ...]:
-    """Return the path of the smallest part that cannot be compiled for the same reason."""
+def _blamed(schema: Any, root: Any, why: str, left: list[int]) -> tuple[str, ...]:
+    """Return the path of the smallest part that cannot be compiled for the same reason, as far as
+    it is found in `left` compilations (one number, which this counts down)."""
     for path, part in _parts(schema):
+        if not left[0]:
+            return ()
+        left[0] -= 1
         if _why(part, root) == why:
-            return (*path, *_blamed(part, root, why))
+            return (*path, *_blamed(part, root, why, left))
     return ()
 
 

@@ -45,7 +45,9 @@ def _scales_logits(model: Any) -> bool:
     """Return whether the model's class in transformers divides by the square root of d_model."""
     if type(model).__name__ == "UMT5ForConditionalGeneration":
         return bool(model.config.tie_word_embeddings)
-    return bool(getattr(model.config, "scale_decoder_outputs", False))  # mT5 never does
+    if type(model).__name__ == "MT5ForConditionalGeneration":
+        return False
+    return bool(getattr(model.config, "scale_decoder_outputs", False))
 
 
 class T5Model(TorchBatches):

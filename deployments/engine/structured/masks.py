@@ -54,6 +54,12 @@ class GrammarMasks:
         if matcher is not None:
             self._failed.pop(matcher, None)
 
+    def reset(self) -> None:
+        """Forget all rows, and what was on its way: a step failed."""
+        for row in list(self._matchers):
+            self.free(row)
+        self._making, self._unread = [], []
+
     def apply(self, logits: torch.Tensor, rows: Sequence[int]) -> dict[int, EngineError]:
         """Set the logits (B, V) of tokens that may not come next to -inf, in place. Returns the
         rows that cannot go on, and why."""
@@ -61,9 +67,9 @@ class GrammarMasks:
         if not at:
             return {}
         self._read()
-        for made in self._making:
+        making, self._making = self._making, []
+        for made in making:
             made.result()
-        self._making = []
         if logits.device.type == "cpu":
             for i in at:
                 logits[i].masked_fill_(torch.from_numpy(self._blocked[rows[i]]), -torch.inf)
@@ -93,7 +99,9 @@ class GrammarMasks:
         unread, self._unread = self._unread, []
         for moves, tokens, copied in unread:
             copied.synchronize()
-            self._advance_beside(moves, tokens)
+            picked = zip(moves, tokens.tolist(), strict=True)
+            # A row may be another request's by now.
+            self._make([(r, m, token) for (r, m), token in picked if self._matchers.get(r) is m])
 
     def _advance_beside(self, moves: Sequence[tuple[int, LLMatcher]], tokens: torch.Tensor) -> None:
         picked = zip(moves, tokens.tolist(), strict=True)

@@ -50,10 +50,16 @@ def refused_features(family: str, tokenizer: Any, eos_ids: Iterable[int]) -> dic
     if family != "causal":
         why = "this model is an encoder-decoder, whose answer does not continue the prompt"
         refused["echo"] = why
-    why_not = unsuited(tokenizer) if [*eos_ids] else "this model has no token that ends an answer"
-    if why_not is not None:
+    if why_not := no_structure(tokenizer, eos_ids):
         refused["structure"] = why_not
     return refused
+
+
+def no_structure(tokenizer: Any, eos_ids: Iterable[int]) -> str | None:
+    """Return why a base's answers cannot keep to a grammar; None if they can."""
+    if not [*eos_ids]:
+        return "this model has no token that ends an answer"
+    return unsuited(tokenizer)
 
 
 def unsuited(tokenizer: Any) -> str | None:

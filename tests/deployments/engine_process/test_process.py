@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -20,6 +21,7 @@ from adapters.bases.models import BaseModelError
 from adapters.seed_check import AdapterError
 from deployments.engine.errors import EngineStopped
 from deployments.engine.request import TokenEvent
+from deployments.engine.structured.grammar import json_grammar
 from deployments.model import deployment
 from deployments.model.deployment import ModelReplica
 from deployments.settings import Settings
@@ -191,6 +193,14 @@ async def test_a_request_after_the_last_step_was_read_is_refused(replica: ModelR
     _, last = await asyncio.wait_for(last_of(replica.generate(call(None))), 10)
     assert last.error is not None
     assert last.error.code == "engine_stopped"
+
+
+async def test_who_leaves_while_a_grammar_is_compiled_harms_nobody(replica: ModelReplica) -> None:
+    core: Any = replica._engine.core
+    waiting = asyncio.wrap_future(core.prepare(json_grammar({"type": "object"})))
+    waiting.cancel()
+    await asyncio.wrap_future(core.prepare(json_grammar({"type": "array"})))
+    core.check()
 
 
 async def test_a_cancelled_answer_gives_its_row_back(replica: ModelReplica) -> None:

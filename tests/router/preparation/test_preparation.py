@@ -150,6 +150,12 @@ def test_a_name_is_corrected_only_to_what_sounds_the_same() -> None:
         ("Ni perte de vue ni fièvre, mal au genou", ", mal au genou"),
         ("Pas de trouble du sommeil. Mal au genou", ". Mal au genou"),
         ("I have lost weight, no appetite", "I have lost weight, no appetite"),
+        ("no vision loss. My period is late", ". My period is late"),
+        (
+            "Sans appétit et perte de poids depuis un mois. Mal au genou",
+            "Sans appétit et perte de poids depuis un mois. Mal au genou",
+        ),
+        ("no appetite weight loss. Knee pain", "no appetite weight loss. Knee pain"),
     ],
 )
 def test_denied_symptoms_are_left_out(text: str, expected: str) -> None:

@@ -231,6 +231,7 @@ async def test_a_schema_that_cannot_be_compiled(
         ({"guided_choice": ["a"] * 1001}, "guided_choice", "invalid_schema"),
         ({"guided_choice": "a"}, "guided_choice", "invalid_value"),
         ({"guided_regex": "("}, "guided_regex", "invalid_schema"),
+        ({"guided_regex": "\ud800"}, "guided_regex", "invalid_schema"),
         ({"guided_regex": "a" * 5000}, "guided_regex", "invalid_schema"),
         ({"guided_json": "{"}, "guided_json", "invalid_schema"),
         ({"guided_json": "5"}, "guided_json", "invalid_schema"),
@@ -244,7 +245,8 @@ async def test_a_schema_that_cannot_be_compiled(
 async def test_refusals(
     client: httpx.AsyncClient, field: dict[str, Any], param: str, code: str
 ) -> None:
-    reply = await client.post(CHAT, json={"messages": [USER], **field})
+    body = json.dumps({"messages": [USER], **field})  # in ASCII: half a surrogate pair too
+    reply = await client.post(CHAT, content=body, headers={"content-type": "application/json"})
     assert reply.status_code == 400, reply.text
     assert (error_of(reply)["param"], error_of(reply)["code"]) == (param, code)
 

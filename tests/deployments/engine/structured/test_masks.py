@@ -4,11 +4,14 @@ import asyncio
 import json
 import random
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import jsonschema
 import pytest
+import torch
 
 from deployments.engine.core import EngineLimits
 from deployments.engine.decoder_factory import FastLimits, build_decoder
@@ -16,7 +19,9 @@ from deployments.engine.engine import Engine
 from deployments.engine.errors import InvalidGrammar, NotForThisModel
 from deployments.engine.model_loader import load_pretrained
 from deployments.engine.request import FinishReason, Request, SamplingParams, TokenEvent
-from deployments.engine.structured.grammar import json_grammar
+from deployments.engine.structured.grammar import GrammarCompiler, json_grammar
+from deployments.engine.structured.masks import GrammarMasks
+from deployments.engine.structured.vocabulary import Vocabulary
 from tests.conftest import TINY_ADAPTERS
 from tests.structured_schemas import SCHEMAS
 
@@ -215,3 +220,42 @@ async def test_encoder_decoders(tiny_catalogs: Catalogs) -> None:
             assert await check_all(engine, 24) >= 16
     finally:
         engine.close()
+
+
+def masks_of(catalogs: Catalogs) -> tuple[GrammarMasks, int]:
+    base_dir, _ = catalogs["llama"]
+    base = load_pretrained(base_dir, "causal", device="cpu", dtype="float32")
+    size = base.model.config.vocab_size
+    compiler = GrammarCompiler(Vocabulary(base.tokenizer, size, base.eos_ids))
+    return GrammarMasks(compiler, 2, size, torch.device("cpu")), size
+
+
+def test_what_a_row_picked_before_is_not_the_next_answers(tiny_catalogs: Catalogs) -> None:
+    """On a GPU the last token of an answer arrives when the row has been given on."""
+    masks, size = masks_of(tiny_catalogs)
+    letters = json_grammar({"enum": ["a"]})
+    masks.begin(0, letters)
+    expected = torch.zeros(1, size)
+    masks.apply(expected, [0])
+    eos = masks._compiler.eos_ids[0]
+    old = masks._matchers[0]
+    masks.free(0)
+    masks.begin(0, letters)
+    masks._unread.append(([(0, old)], torch.tensor([eos]), Mock()))
+    found = torch.zeros(1, size)
+    assert masks.apply(found, [0]) == {}
+    assert torch.equal(found, expected)
+
+
+def test_after_a_failed_step_nothing_of_it_is_left(tiny_catalogs: Catalogs) -> None:
+    masks, size = masks_of(tiny_catalogs)
+    masks.begin(0, json_grammar({"enum": ["a"]}))
+    broken: Future[None] = Future()
+    broken.set_exception(RuntimeError("the mask's thread failed"))
+    masks._making.append(broken)
+    with pytest.raises(RuntimeError):
+        masks.apply(torch.zeros(1, size), [0])
+    masks.reset()
+    assert not masks.is_on
+    masks.begin(1, json_grammar({"enum": ["a"]}))
+    assert masks.apply(torch.zeros(1, size), [1]) == {}
