@@ -72,6 +72,7 @@ def wait_for_replicas(name: str, wanted: int, timeout_s: float) -> float:
     return time.monotonic() - started
 
 
+@pytest.mark.long
 def test_one_to_two_to_one_under_load_without_a_failed_request(deploy: Deploy) -> None:
     from deployments.app import build_application
 

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 WEIGHTS = "adapter_model.safetensors"
 
 
-@pytest.fixture(scope="module", params=["validation", "none"])
+@pytest.fixture(scope="module", params=["validation", pytest.param("none", marks=pytest.mark.long)])
 def data(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
     """Two steps make an epoch; with validation pairs, and without."""
     lines = [item(q, a) for q, a in PAIRS]
