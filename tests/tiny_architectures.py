@@ -36,6 +36,7 @@ from transformers import (
 )
 
 from deployments.engine.model_loader import Family
+from tests.tiny_models import llama_fields
 from tests.tiny_tokenizers import byte_pair_tokenizer, unigram_tokenizer
 
 WINDOW = 12  # positions: shorter than most prompts of the tests
@@ -148,20 +149,7 @@ def randomise(model: torch.nn.Module) -> None:
 
 
 def _fields(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
-    return dict(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-        initializer_range=0.2,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    return llama_fields(tokenizer) | {"intermediate_size": 96}
 
 
 def _t5_fields(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:

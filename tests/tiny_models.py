@@ -40,7 +40,7 @@ def make_tiny_llama(folder: Path, *, seed: int = 0, **options: Any) -> Path:
     """
     torch.manual_seed(seed)
     tokenizer = byte_pair_tokenizer()
-    config = LlamaConfig(**_llama_fields(tokenizer) | options)
+    config = LlamaConfig(**llama_fields(tokenizer) | options)
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -50,7 +50,7 @@ def make_tiny_qwen2(folder: Path, *, seed: int = 0) -> Path:
     """Qwen2: a bias on q, k and v, an output layer of its own."""
     torch.manual_seed(seed)
     tokenizer = byte_pair_tokenizer()
-    fields = _llama_fields(tokenizer) | {"tie_word_embeddings": False}
+    fields = llama_fields(tokenizer) | {"tie_word_embeddings": False}
     model = Qwen2ForCausalLM(Qwen2Config(**fields))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -61,7 +61,7 @@ def make_tiny_qwen2(folder: Path, *, seed: int = 0) -> Path:
     return folder
 
 
-def _llama_fields(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+def llama_fields(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
     return dict(
         vocab_size=len(tokenizer),
         hidden_size=64,

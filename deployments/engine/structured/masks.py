@@ -99,13 +99,12 @@ class GrammarMasks:
         unread, self._unread = self._unread, []
         for moves, tokens, copied in unread:
             copied.synchronize()
-            picked = zip(moves, tokens.tolist(), strict=True)
-            # A row may be another request's by now.
-            self._make([(r, m, token) for (r, m), token in picked if self._matchers.get(r) is m])
+            self._advance_beside(moves, tokens)
 
     def _advance_beside(self, moves: Sequence[tuple[int, LLMatcher]], tokens: torch.Tensor) -> None:
         picked = zip(moves, tokens.tolist(), strict=True)
-        self._make([(row, matcher, token) for (row, matcher), token in picked])
+        # Where tokens arrive late, a row may be another request's by now.
+        self._make([(r, m, token) for (r, m), token in picked if self._matchers.get(r) is m])
 
     def _make(self, moves: Sequence[_Move]) -> None:
         if self._worker is None:

@@ -59,11 +59,6 @@ def no_structure(tokenizer: Any, eos_ids: Iterable[int]) -> str | None:
     """Return why a base's answers cannot keep to a grammar; None if they can."""
     if not [*eos_ids]:
         return "this model has no token that ends an answer"
-    return unsuited(tokenizer)
-
-
-def unsuited(tokenizer: Any) -> str | None:
-    """Return why answers of this tokenizer cannot keep to a grammar; None if they can."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return "this model has a slow tokenizer"

@@ -6,7 +6,6 @@ sliding windows, and some answers cross them.
 
 import json
 import random
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from deployments.engine.peft_decoder import PeftDecoder
 from deployments.engine.request import Request, SamplingParams
 from tests.deployments.engine.rows_by_hand import run_rows
 from tests.deployments.engine.test_bfloat16 import Recorder
-from tests.deployments.engine.test_parity import GAP, INTERPRETED, one_thread
+from tests.deployments.engine.test_parity import GAP, INTERPRETED, Case, one_thread
 from tests.oracle import Oracle
 from tests.tiny_architectures import RECIPES, WINDOW, family_of, make_tiny
 from tests.tiny_models import load_model, make_adapter
@@ -36,19 +35,6 @@ NUM_ROWS = 5
 LIMITS = FastLimits(NUM_ROWS, 96, max_adapters=4)
 # Some begin within a window and end behind it.
 LENGTHS = (WINDOW - 6, 40, WINDOW, 1, WINDOW + 1, 27, 3, WINDOW - 1, 9, 18)
-
-
-@dataclass
-class Case:
-    name: str
-    base: Path
-    adapters: dict[str, Path]
-    decoder: ModelRunner
-    oracle: Oracle
-
-    @property
-    def sides(self) -> list[str | None]:
-        return [None, *self.adapters]
 
 
 def make_adapters(name: str, base: Path, folder: Path) -> dict[str, Path]:

@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -16,18 +15,13 @@ from deployments.engine.model_runner import ModelRunner
 from deployments.engine.request import Request, SamplingParams
 from deployments.engine.scheduling.drafts import PromptLookup
 from tests.deployments.engine.prefix_runs import Answers, Driver
-from tests.deployments.engine.test_prefixes import Catalogs, build, prompt
+from tests.deployments.engine.test_prefixes import KINDS, Catalogs, decoder_of, prompt
 
 
-@pytest.fixture(scope="module", params=["torch", pytest.param("compiled", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=KINDS)
 def decoder(request: pytest.FixtureRequest, tiny_catalogs: Catalogs) -> Iterator[ModelRunner]:
-    if request.param == "torch":
-        yield build(tiny_catalogs)
-        return
-    previous = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield build(tiny_catalogs, weights="int8")
-    torch.set_num_threads(previous)
+    with decoder_of(request.param, tiny_catalogs) as found:
+        yield found
 
 
 class Steps:

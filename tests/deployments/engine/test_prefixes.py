@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,15 +42,25 @@ def decoder(tiny_catalogs: Catalogs) -> ModelRunner:
     return build(tiny_catalogs)
 
 
-@pytest.fixture(scope="module", params=["torch", pytest.param("compiled", marks=pytest.mark.slow)])
-def either(request: pytest.FixtureRequest, tiny_catalogs: Catalogs) -> Iterator[ModelRunner]:
-    if request.param == "torch":
-        yield build(tiny_catalogs)
+KINDS = ["torch", pytest.param("compiled", marks=pytest.mark.slow)]
+
+
+@contextmanager
+def decoder_of(kind: str, catalogs: Catalogs) -> Iterator[ModelRunner]:
+    """The torch model in float32, or the compiled step of eight bits."""
+    if kind == "torch":
+        yield build(catalogs)
         return
     previous = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield build(tiny_catalogs, weights="int8")
+    yield build(catalogs, weights="int8")
     torch.set_num_threads(previous)
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def either(request: pytest.FixtureRequest, tiny_catalogs: Catalogs) -> Iterator[ModelRunner]:
+    with decoder_of(request.param, tiny_catalogs) as decoder:
+        yield decoder
 
 
 def prompt(seed: int, length: int) -> tuple[int, ...]:
