@@ -2,6 +2,7 @@
 
 import os
 import socket
+import threading
 import time
 
 import pytest
@@ -67,9 +68,11 @@ def test_without_the_exporter_it_is_refused(missing: str, monkeypatch: pytest.Mo
 
 
 def test_a_collector_that_does_not_answer_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = set(threading.enumerate())
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
         monkeypatch.setenv(ENDPOINT, address)
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")  # seconds; 10 unless set
         monkeypatch.setattr(tracing, "_STOP_TIMEOUT_S", 0.2)
         tracing.start_tracing("router", lambda: "r1")
         assert tracing.is_on()
@@ -80,6 +83,11 @@ def test_a_collector_that_does_not_answer_holds_nobody_up(monkeypatch: pytest.Mo
         assert time.monotonic() - started < 5
         assert not tracing.is_on()
         tracing.stop_tracing()  # again, as a replica that is closed and deleted does
+    # The exporter draws its pauses from the global `random`, which Hypothesis watches: it may not
+    # outlive this test.
+    for thread in set(threading.enumerate()) - before:
+        thread.join(10)
+        assert not thread.is_alive(), thread.name
 
 
 @pytest.fixture
