@@ -8,7 +8,8 @@ Over HTTP, on a private Ray Serve on loopback, with random adapters. `--streams`
 begin when one replica is ready; when the second one has answered for `--both_s`, one stream goes on
 until Serve has taken a replica away. `asked_s`: from the first stream to Serve's decision. The rest
 follows on it: the process, the base, the adapters, the warm-up, Serve's own checks, and the first
-question. On the CPU both replicas share the cores.
+question; `start_s` is all of it but `asked_s`. `first` is the first replica's start and first
+answer, with nobody waiting. On the CPU both replicas share the cores.
 """
 
 import argparse
@@ -24,9 +25,16 @@ import aiohttp
 
 from scripts.arguments import above_zero, positive
 from scripts.benchmarks.command import add_model_arguments, conditions, publish
-from scripts.benchmarks.http_client import LoadError, call, is_served
+from scripts.benchmarks.http_client import (
+    LoadError,
+    PreparedRequest,
+    call,
+    chat_body,
+    is_served,
+    read_stream,
+)
 from scripts.benchmarks.serve_process import serving
-from scripts.benchmarks.streams import Streamed, streaming
+from scripts.benchmarks.streams import QUESTION, Streamed, streaming
 
 _POLL_S = 0.1
 _PARTS = ("process_s", "base_s", "adapters_s", "warm_up_s")
@@ -50,7 +58,7 @@ def run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         measured = asyncio.run(_measure(args, Path(scratch)))
     about = conditions(args, before)
-    shown = [(part, measured[part]) for part in ("up", "down", "answers")]
+    shown = [(part, measured[part]) for part in ("first", "up", "down", "answers")]
     publish("scaling", arguments, about | measured, out=args.out, lines=shown)
     return 1 if measured["answers"]["failed"] else 0
 
@@ -76,6 +84,13 @@ async def _measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     ):
         first = (await models(session, url))[0]
         load = {"headers": service.user, "models": names, "max_tokens": args.output_tokens}
+        asked_at = time.time()
+        question = chat_body(QUESTION, 1, model=names[0])
+        await read_stream(
+            session,
+            PreparedRequest.post(names[0], f"{url}/v1/chat/completions", question, service.user),
+        )
+        first_answer_s = time.time() - asked_at
         async with streaming(url, num=args.streams, **load) as busy:
             began_at = time.time()
 
@@ -94,6 +109,7 @@ async def _measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
             )
         assert one
         return {
+            "first": _first(first["start"], first_answer_s),
             "up": _up(started["start"], began_at, seen_at, answered_at),
             "down": {"seconds": round(time.time() - light_at, 2)},
             "answers": _answers(busy, light),
@@ -152,6 +168,16 @@ def _has_answered(model: dict[str, Any] | None) -> bool:
     return model is not None and model["adapter_hits"] + model["adapter_waits"] > 0
 
 
+def _first(start: dict[str, float], first_answer_s: float) -> dict[str, float]:
+    """Return the parts of the first replica's start, and of its first answer, of one token."""
+    parts = {part: start[part] for part in _PARTS}
+    parts |= {"first_answer_s": first_answer_s}
+    return {
+        part: round(seconds, 2)
+        for part, seconds in (parts | {"all_s": sum(parts.values())}).items()
+    }
+
+
 def _up(
     start: dict[str, float], began_at: float, seen_at: float, answered_at: float
 ) -> dict[str, float]:
@@ -165,6 +191,7 @@ def _up(
         **{part: start[part] for part in _PARTS},
         "seen_s": seen_at - start["ready_at"],
         "first_question_s": answered_at - seen_at,
+        "start_s": answered_at - start["began_at"],
         "all_s": answered_at - began_at,
     }
     return {part: round(seconds, 2) for part, seconds in parts.items()}
