@@ -52,7 +52,7 @@ class Step:
 
     name: str
     command: str
-    seconds: float = 120.0
+    seconds: float = 100.0
     gpus: int = 1
     environment: tuple[tuple[str, str], ...] = ()
 
@@ -64,55 +64,45 @@ class Step:
 def _sides_of_8b(name: str) -> list[Step]:
     shape = f"--model {name.replace('_', '-')}-shape {_WIDE}"
     return [
-        Step(f"{name}_engine", f"engine {shape} {_ENGINE} {_LONG}", 160),
-        Step(f"{name}_load", f"load {shape} {_LOAD} --prompt_tokens 409 614", 120),
-        Step(f"vllm_{name}", f"vllm {shape} {_GPU} {_LONG} --parts engine", 200),
+        Step(f"{name}_engine", f"engine {shape} {_ENGINE} {_LONG}", 130),
+        Step(f"{name}_load", f"load {shape} {_LOAD} --prompt_tokens 409 614", 90),
+        Step(f"vllm_{name}", f"vllm {shape} {_GPU} {_LONG} --parts engine", 170),
         Step(
-            f"{name}_http", f"serve {shape} {_HTTP} {_ONE_ROUTER_SET} --rows 64 --streams 64", 150
+            f"{name}_http", f"serve {shape} {_HTTP} {_ONE_ROUTER_SET} --rows 64 --streams 64", 120
         ),
-        Step(f"vllm_{name}_http", f"vllm {shape} {_GPU} --parts http --streams 64", 200),
+        Step(f"vllm_{name}_http", f"vllm {shape} {_GPU} --parts http --streams 64", 160),
     ]
 
 
 def steps() -> list[Step]:
-    """Return all steps; those that need two GPUs first, so that no GPU waits for another."""
+    """Return all steps; those that need two GPUs first, so that no GPU waits long for another."""
     llama, t5 = "--model llama-1b-shape", "--model flan-t5-xl-shape"
     llama_8b, qwen_8b = _sides_of_8b("llama_8b"), _sides_of_8b("qwen3_8b")
     peer = f"vllm {llama} {_GPU} {_SHORT}"
+    two = f"serve {llama} {_HTTP} {_TWO} --rows 128 --streams 64 128"
+    http = f"{_HTTP} {_ONE_ROUTER_SET}"
     rust = (("VLLM_USE_RUST_FRONTEND", "1"),)
     return [
-        Step(
-            "llama_1b_two_gpus",
-            f"serve {llama} {_HTTP} {_TWO} --rows 128 --streams 64 128",
-            110,
-            gpus=2,
-        ),
+        Step("llama_1b_two_gpus", two, 110, gpus=2),
         Step("vllm_llama_1b", f"{peer} --parts http engine --streams 1 64 128", 260),
-        Step("llama_8b_engine", llama_8b[0].command, 160),
+        llama_8b[0],
         Step("t5_scaling", f"scaling {t5} {_GPU} --rows 64 --streams 128", 150, gpus=2),
-        Step("llama_1b_engine", f"engine {llama} {_ENGINE} {_SHORT}", 80),
-        Step(
-            "llama_1b_http",
-            f"serve {llama} {_HTTP} {_ONE_ROUTER_SET} --rows 256 --streams 1 64 128 256",
-            130,
-        ),
-        Step("t5_engine", f"engine {t5} {_ENGINE} {_SHORT}", 90),
-        Step("t5_http", f"serve {t5} {_HTTP} {_ONE_ROUTER_SET} --rows 64 --streams 1 64", 110),
+        Step("llama_1b_engine", f"engine {llama} {_ENGINE} {_SHORT}", 70),
+        Step("llama_1b_http", f"serve {llama} {http} --rows 256 --streams 1 64 128 256", 120),
         llama_8b[2],
+        Step("t5_engine", f"engine {t5} {_ENGINE} {_SHORT}", 80),
+        Step("t5_http", f"serve {t5} {http} --rows 64 --streams 1 64", 90),
         qwen_8b[0],
-        Step(
-            "llama_1b_classified",
-            f"serve {llama} {_HTTP} {_ONE_ROUTER_SET} --rows 128 --streams 64 --classified",
-            90,
-        ),
+        Step("llama_1b_classified", f"serve {llama} {http} --rows 128 --streams 64 --classified"),
+        Step("vllm_llama_1b_gpu", f"{peer} --parts gpu gpu_base", 140),
         qwen_8b[2],
-        Step("tolerance", "tolerance --device cuda --layers 8", 160),
+        Step("tolerance", "tolerance --device cuda --layers 8", 130),
         llama_8b[1],
         qwen_8b[1],
-        Step("vllm_llama_1b_gpu", f"{peer} --parts gpu gpu_base", 180),
-        Step("vllm_four_servers", f"{peer} --parts http --api_servers 4 --streams 64", 120),
-        *llama_8b[3:],
-        Step("vllm_rust", f"{peer} --parts http --streams 64", 120, environment=rust),
+        llama_8b[3],
+        llama_8b[4],
+        Step("vllm_four_servers", f"{peer} --parts http --api_servers 4 --streams 64"),
+        Step("vllm_rust", f"{peer} --parts http --streams 64", environment=rust),
         *qwen_8b[3:],
     ]
 
