@@ -93,9 +93,9 @@ async def _over_http(
 ) -> dict[str, Any]:
     options = f"""--enable-lora --max-loras {len(adapters)} --max-lora-rank {max(8, args.rank)}
         --no-enable-prefix-caching --max-model-len {256 + args.output_tokens}
-        --max-num-seqs {max(args.rows, *args.streams)} --max-num-batched-tokens 8192 --dtype bfloat16
-        --gpu-memory-utilization 0.8 --disable-uvicorn-access-log --disable-log-stats
-        --api-server-count {args.api_servers}""".split()
+        --max-num-seqs {max(args.rows, *args.streams)} --max-num-batched-tokens 8192
+        --dtype bfloat16 --gpu-memory-utilization 0.8 --disable-uvicorn-access-log
+        --disable-log-stats --api-server-count {args.api_servers}""".split()
     runs = []
     async with serving(base, adapters, options, args.site, log) as (url, start_s):
         prepared = [
