@@ -15,6 +15,7 @@ answer, with nobody waiting. On the CPU both replicas share the cores.
 import argparse
 import asyncio
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -25,10 +26,10 @@ import aiohttp
 
 from scripts.arguments import above_zero, positive
 from scripts.benchmarks.command import add_model_arguments, conditions, publish
+from scripts.benchmarks.hot_add_operator import Operator
 from scripts.benchmarks.http_client import (
     LoadError,
     PreparedRequest,
-    call,
     chat_body,
     is_served,
     read_stream,
@@ -72,7 +73,7 @@ async def _measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     names = [f"a{number}" for number in range(args.adapters)]
 
     def models(session: aiohttp.ClientSession, url: str) -> Awaitable[list[dict[str, Any]]]:
-        return _models(session, url, service.admin)
+        return Operator(session, url, service.user, service.admin, 2).models()
 
     async def is_ready(session: aiohttp.ClientSession, url: str) -> bool:
         return len(await models(session, url)) == 1 and await is_served(session, url)
@@ -90,7 +91,8 @@ async def _measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
             session,
             PreparedRequest.post(names[0], f"{url}/v1/chat/completions", question, service.user),
         )
-        first_answer_s = time.time() - asked_at
+        begun = _first(first["start"], time.time() - asked_at)
+        _say("first", begun)
         async with streaming(url, num=args.streams, **load) as busy:
             began_at = time.time()
 
@@ -99,8 +101,11 @@ async def _measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
             started = await _until(args, lambda: models(session, url), second)
             seen_at = time.time()
+            _say("second", started["start"])
             await _until(args, lambda: models(session, url), lambda f: _has_answered(second(f)))
             answered_at = time.time()
+            up = _up(started["start"], began_at, seen_at, answered_at)
+            _say("up", up)
             await asyncio.sleep(args.both_s)
         async with streaming(url, num=1, **load) as light:
             light_at = time.time()
@@ -109,11 +114,16 @@ async def _measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
             )
         assert one
         return {
-            "first": _first(first["start"], first_answer_s),
-            "up": _up(started["start"], began_at, seen_at, answered_at),
+            "first": begun,
+            "up": up,
             "down": {"seconds": round(time.time() - light_at, 2)},
             "answers": _answers(busy, light),
         }
+
+
+def _say(part: str, found: Any) -> None:
+    """Tell how far a run has come: it takes minutes."""
+    print(part, found, file=sys.stderr, flush=True)
 
 
 def _scale(application: dict[str, Any], args: argparse.Namespace) -> None:
@@ -134,15 +144,6 @@ def _scale(application: dict[str, Any], args: argparse.Namespace) -> None:
         scaling = autoscaling(ReplicaSettings(**replicas), args.rows)
         section = {"name": "Model", "ray_actor_options": options, "autoscaling_config": scaling}
         application["deployments"] = [section]
-
-
-async def _models(session: aiohttp.ClientSession, url: str, admin: Any) -> list[dict[str, Any]]:
-    """Return what each model replica says of itself."""
-    try:
-        status, content = await call(session, "GET", f"{url}/v1/operator", headers=admin)
-    except (OSError, ValueError):  # nothing is routed yet
-        return []
-    return [m for m in content["models"] if "start" in m] if status == 200 else []
 
 
 async def _until(

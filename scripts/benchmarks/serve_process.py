@@ -110,7 +110,12 @@ def key_headers(state: Path, *kinds: KeyKind) -> list[dict[str, str]]:
     The limits are so high that the limiter works on every request and refuses none.
     """
     made = [
-        new_key(kind, requests_per_minute=1_000_000, tokens_per_minute=1_000_000_000)
+        new_key(
+            kind,
+            requests_per_minute=1_000_000,
+            tokens_per_minute=1_000_000_000,
+            max_concurrent=1024,
+        )
         for kind in kinds
     ]
     KeyStore(state).change(lambda records: [record for _, record in made])

@@ -40,8 +40,11 @@ def run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
     for shape in args.shapes or SHAPES:
         try:
             found[shape] = _errors(args, shape)
-        except RuntimeError as error:  # out of memory, say: the others go on
-            found[shape] = {"highest_ratio": None, "failed": str(error)[:300]}
+        except Exception as error:  # a kernel that does not fit this GPU, say: the others go on
+            found[shape] = {
+                "highest_ratio": None,
+                "failed": f"{type(error).__name__}: {error}"[:300],
+            }
         print(shape, found[shape], file=sys.stderr, flush=True)
         publish("tolerance", arguments, {**about, "shapes": found}, out=args.out)
     ratios = [one["highest_ratio"] for one in found.values()]
