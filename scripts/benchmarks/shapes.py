@@ -153,6 +153,13 @@ def config_of(name: str, layers: int | None = None) -> Any:
     return getattr(transformers, kind)(**{**fields, **fewer})
 
 
+def model_class(name: str) -> str:
+    """Return the name of transformers' class of a shape's models."""
+    kind, fields = SHAPES[name]
+    task = "CausalLM" if "num_hidden_layers" in fields else "ConditionalGeneration"
+    return f"{kind.removesuffix('Config').removesuffix('Text')}For{task}"
+
+
 def linear_layers(name: str) -> list[str]:
     """Return the names of a shape's linear layers inside its blocks, as PEFT targets them."""
     kind, _ = SHAPES[name]

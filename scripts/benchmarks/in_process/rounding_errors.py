@@ -76,10 +76,10 @@ def _our_logits(
     assert isinstance(decoder, ModelRunner), "build_decoder('fast') gave another decoder"
     for name, folder in folders.items():
         decoder.load_adapter(name, folder)
-    seen: list[list[torch.Tensor]] = [[] for _ in prompts]
-    decoder._sampler = _Recorder(decoder._sampler, seen)  # type: ignore[assignment]
+    seen: dict[int, list[torch.Tensor]] = {row: [] for row in range(len(prompts))}
+    decoder._sampler = Recorder(decoder._sampler, seen)  # type: ignore[assignment]
     answers = _answer(decoder, list(folders), prompts)
-    return answers, [torch.stack(lines) for lines in seen]
+    return answers, [torch.stack(seen[row]) for row in range(len(prompts))]
 
 
 def _answer(
@@ -102,10 +102,10 @@ def _answer(
     return answers
 
 
-class _Recorder:
-    """A sampler that keeps the logits it is shown."""
+class Recorder:
+    """A sampler that keeps the logits it is shown, in `seen` by row."""
 
-    def __init__(self, sampler: Sampler, seen: Sequence[list[torch.Tensor]]) -> None:
+    def __init__(self, sampler: Sampler, seen: Mapping[int, list[torch.Tensor]]) -> None:
         self._sampler, self._seen = sampler, seen
 
     def is_argmax(self, rows: Sequence[int]) -> bool:
