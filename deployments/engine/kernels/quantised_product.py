@@ -7,11 +7,15 @@ import triton
 
 from deployments.engine.kernels.backend import launch_options, overlaps
 from deployments.engine.kernels.quantised_tiles import tile_of
-from deployments.engine.kernels.triton_quantised import dequantise_kernel, product_kernel
+from deployments.engine.kernels.triton_quantised import (
+    dequantise_kernel,
+    product_kernel,
+    row_kernel,
+)
 from deployments.engine.quantised.formats import NF4_CODE
 
-MAX_ROWS = 256  # more are bound by arithmetic: cuBLAS, from a dequantised copy
-_CHUNK = 1 << 25  # elements of such a copy
+_CHUNK = 1 << 25  # elements of a dequantised copy
+_PREFETCH = 2  # how a product's weights are asked for while earlier kernels run
 _MOST_TILES = 1 << 14  # of a product whose inputs are cut into pieces
 
 
@@ -31,32 +35,63 @@ def product(
 
     Args:
         x: (T, in), its rows contiguous.
-        values, factors: of a QuantisedWeight of this kind (quantised/weight.py).
+        values, factors: of a QuantisedWeight of this kind (quantised/weight.py), or kind plain: W
+            itself twice, in the dtype of x.
     """
     rows, inputs = x.shape
     outputs = len(values)
-    if rows > MAX_ROWS:
+    tile = tile_of(kind, rows, outputs, inputs)
+    if tile is None and kind == "plain":
+        return torch_product(x, values.t(), bias, residual)
+    if tile is None:
         return _of_dequantised(x, values, factors, kind, bias=bias, residual=residual)
     out = residual
     if out is None:
         out = torch.empty(rows, outputs, dtype=x.dtype, device=x.device)
-    tile = tile_of(kind, rows, outputs, inputs)
+    tensors = (x, values, factors, _table(x.dtype, x.device), values if bias is None else bias, out)
+    options = {
+        "KIND": kind,
+        "HAS_BIAS": bias is not None,
+        "ADDS": residual is not None,
+        "BN": tile.bn,
+        "BK": tile.bk,
+        "IN_REGISTERS": _is_in_registers(x),
+        "num_warps": tile.num_warps,
+        **launch_options(x.device),
+    }
+    if tile.bm == 0:
+        row_kernel[(triton.cdiv(outputs, tile.bn),)](
+            *tensors, outputs, inputs, OVERLAPS=overlaps(x.device), **options
+        )
+        return out
     grid = (triton.cdiv(outputs, tile.bn), tile.splits, triton.cdiv(rows, tile.bm))
     assert tile.splits == 1 or grid[0] * grid[2] <= _MOST_TILES, "more tiles than counters"
-    length = triton.cdiv(inputs, tile.bk * tile.splits) * tile.bk
     partials = out
     if tile.splits > 1:
         partials = torch.empty(tile.splits, rows, outputs, dtype=torch.float32, device=x.device)
     product_kernel[grid](
-        x, values, factors, _table(x.dtype, x.device), factors if bias is None else bias, out,
-        partials, _counters(x.device), rows, outputs, inputs, length, tile.splits,
-        x.stride(0), out.stride(0),
-        KIND=kind, HAS_BIAS=bias is not None, ADDS=residual is not None, BM=tile.bm, BN=tile.bn,
-        BK=tile.bk, IS_SPLIT=tile.splits > 1, IN_REGISTERS=_is_in_registers(x),
-        OVERLAPS=2 if overlaps(x.device) else 0, num_warps=tile.num_warps,
-        num_stages=tile.num_stages, **launch_options(x.device),
+        *tensors, partials, _counters(x.device), rows, outputs, inputs,
+        triton.cdiv(inputs, tile.bk * tile.splits) * tile.bk, tile.splits, x.stride(0),
+        out.stride(0), BM=tile.bm, IS_SPLIT=tile.splits > 1,
+        OVERLAPS=_PREFETCH if overlaps(x.device) else 0, num_stages=tile.num_stages, **options,
     )  # fmt: skip
     return out
+
+
+def torch_product(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Do `product` with torch, by a weight (in, out)."""
+    if residual is not None:
+        residual.addmm_(x, weight)
+        return residual if bias is None else residual.add_(bias)
+    if bias is not None:
+        return torch.addmm(bias, x, weight, out=out)
+    return torch.mm(x, weight, out=out)
 
 
 def dequantise(
@@ -93,14 +128,9 @@ def _of_dequantised(
         own = factors[:, part].contiguous() if kind == "nf4" else factors[part]
         copy = torch.empty(len(values[part]), inputs, dtype=x.dtype, device=x.device)
         weight = dequantise(values[part], own, kind, copy).t()
-        if residual is not None:
-            out[:, part].addmm_(x, weight)
-        elif bias is not None:
-            torch.addmm(bias[part], x, weight, out=out[:, part])
-        else:
-            torch.mm(x, weight, out=out[:, part])
-    if residual is not None and bias is not None:
-        out.add_(bias)
+        columns = out[:, part]
+        own_bias = None if bias is None else bias[part]
+        torch_product(x, weight, own_bias, None if residual is None else columns, columns)
     return out
 
 

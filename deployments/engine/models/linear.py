@@ -6,7 +6,7 @@ import torch
 
 from deployments.engine.kernels.ops import Expansion, rms_norm
 from deployments.engine.lora.layers import LoraBatch, LoraLayer
-from deployments.engine.models.products import PackedProduct, TorchProduct, product_of
+from deployments.engine.models.products import PackedProduct, plain_product, product_of
 from deployments.engine.models.weights import lora_modules, packed, stacked_bias
 from deployments.engine.quantised.linear import QuantisedLinear
 
@@ -91,7 +91,7 @@ class LMHead:
         weight = embedding_weight if is_tied else own.to(dtype)
         blocks = packed(weight)
         self._product = (
-            TorchProduct(weight, bias) if blocks is None else PackedProduct(blocks, bias)
+            plain_product(weight, bias) if blocks is None else PackedProduct(blocks, bias)
         )
 
     def __call__(self, hidden: torch.Tensor, lora: LoraBatch | None) -> torch.Tensor:

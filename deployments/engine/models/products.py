@@ -5,6 +5,7 @@ from typing import Any, Protocol
 
 import torch
 
+from deployments.engine.kernels.backend import are_fused
 from deployments.engine.models.weights import packed, take_weight
 from deployments.engine.quantised.linear import QuantisedLinear
 from deployments.engine.quantised.weight import QuantisedWeight, stacked
@@ -44,10 +45,17 @@ def product_of(
     if not quantised:
         weight = torch.cat([take_weight(layer).to(dtype) for layer in layers])
         blocks = packed(weight) if dtype == torch.bfloat16 else None
-        return TorchProduct(weight, bias) if blocks is None else PackedProduct(blocks, bias)
+        return plain_product(weight, bias) if blocks is None else PackedProduct(blocks, bias)
     if len(quantised) < len(layers):
         raise ValueError("some layers of one product are quantised, and others are not")
     return QuantisedProduct(stacked([layer.take() for layer in quantised]), bias)
+
+
+def plain_product(weight: torch.Tensor, bias: torch.Tensor | None) -> Product:
+    """Return the product by a plain weight (out, in) that is not packed."""
+    if weight.is_cuda and weight.dtype == torch.bfloat16 and are_fused("cuda"):
+        return RowsProduct(weight, bias)
+    return TorchProduct(weight, bias)
 
 
 def kinds_in_one_product(model: torch.nn.Module) -> str | None:
@@ -76,6 +84,25 @@ class QuantisedProduct:
 
     def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         return self._weight.product(x, bias=self._bias, residual=residual)
+
+
+class RowsProduct:
+    """Multiply few rows with a kernel of ours that begins while the one before it ends."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        self._weight, self._bias = weight, bias
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return self._product(x, None)
+
+    def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return self._product(x, residual)
+
+    def _product(self, x: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
+        from deployments.engine.kernels.quantised_product import product
+
+        weight = self._weight
+        return product(x, weight, weight, "plain", bias=self._bias, residual=residual)
 
 
 class PackedProduct:
