@@ -27,6 +27,7 @@ from deployments.engine.model_runner import SPARE_SLOTS, ModelRunner
 from deployments.engine.models.architectures import describe, unsupported_causal
 from deployments.engine.models.base import Model, TorchBatches
 from deployments.engine.models.llama import LlamaModel
+from deployments.engine.models.products import kinds_in_one_product
 from deployments.engine.models.t5 import T5Model, unsupported_by_t5
 from deployments.engine.peft_decoder import PeftDecoder
 from deployments.engine.structured.vocabulary import refused_features
@@ -116,6 +117,9 @@ def unsupported_base(base: Pretrained, num_positions: int) -> str | None:
     """
     if base.with_bitsandbytes:
         return f"the base is quantised to {base.quantization} by bitsandbytes"
+    obstacle = kinds_in_one_product(base.model)
+    if obstacle is not None:
+        return obstacle
     if base.family == "causal":
         return unsupported_causal(base.model, num_positions)
     obstacle = unsupported_by_t5(base.model)

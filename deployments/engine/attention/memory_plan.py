@@ -40,7 +40,7 @@ class Shapes:
 
     adapter: A and B of one slot, all modules at the rank of the stacks.
     widest: inputs and outputs of the widest fused layer.
-    dequantised: the largest weight that is dequantised for a prefill; 0: none.
+    dequantised: of a quantised weight, at once, for a long prefill; 0: none is quantised.
     prefill_tokens: of one step.
     """
 
@@ -98,10 +98,10 @@ def reserve(shapes: Shapes, free: int) -> Reserved:
     size = shapes.itemsize
     adapters = shapes.num_slots * shapes.adapter * size
     adapters += (kept_mixtures(shapes, free) + 1) * _mixture(shapes)
-    tokens = min(shapes.prefill_tokens, CAPTURED_TOKENS)
+    prefills = [min(shapes.prefill_tokens, CAPTURED_TOKENS)]
     if not is_captured(shapes.prefill_tokens, shapes.max_rows):
-        tokens += shapes.prefill_tokens
-    prefill = (2 * shapes.widest * tokens + shapes.dequantised) * size
+        prefills.append(shapes.prefill_tokens)  # captured ones keep their memory for themselves
+    prefill = sum(2 * shapes.widest * tokens + shapes.dequantised for tokens in prefills) * size
     logits = max(shapes.max_rows, _SCORED) * shapes.vocab_size * _LOGIT_BYTES
     return Reserved(adapters, prefill, logits, _RUNTIME + shapes.num_layers * _ALLOCATION)
 

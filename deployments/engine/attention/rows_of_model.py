@@ -19,6 +19,7 @@ from deployments.engine.models.llama import EMBEDDING
 AdapterShapes = Mapping[str, tuple[int, int, int]]
 # Adapters that come later may take so much more than those of the start.
 _ROOM = 10  # at most a tenth of the free memory
+_DEQUANTISED = 1 << 25  # as kernels/triton_quantised.py cuts a larger weight
 
 
 def plan_rows_of(
@@ -53,7 +54,7 @@ def plan_rows_of(
             model.lora_layers, adapters, at_most=free // _ROOM // itemsize // num_slots
         ),
         widest=max(map(_width, _inner(model.lora_layers))),
-        dequantised=max(map(_area, _inner(model.lora_layers))) if is_quantised else 0,
+        dequantised=_DEQUANTISED if is_quantised else 0,
         prefill_tokens=longest_prefill(model, prefill_tokens, num_positions),
         max_rows=max_rows,
         vocab_size=model.vocab_size,
@@ -92,7 +93,3 @@ def _inner(layers: Sequence[LoraLayer]) -> list[LoraLayer]:
 
 def _width(layer: LoraLayer) -> int:
     return layer.in_features + layer.modules[-1].stop
-
-
-def _area(layer: LoraLayer) -> int:
-    return layer.in_features * layer.modules[-1].stop

@@ -31,3 +31,9 @@ class QuantisedLinear(torch.nn.Linear):
         """Return (..., out) of x (..., in)."""
         y = self.quantised.product(x.reshape(-1, self.in_features)).view(*x.shape[:-1], -1)
         return y if self.bias is None else y + self.bias
+
+    def take(self) -> QuantisedWeight:
+        """Return the weight; the layer is left without one, so that it is in memory once."""
+        taken = self.quantised
+        del self.quantised
+        return taken

@@ -48,8 +48,17 @@ class QuantisedWeight(Protocol):
     def dequantised(self, dtype: torch.dtype) -> torch.Tensor:
         """Return (out, in): computed in float32, then rounded to `dtype`."""
 
-    def product(self, x: torch.Tensor) -> torch.Tensor:
-        """Return x @ W.T (T, out) of x (T, in), in the dtype of x."""
+    def product(
+        self,
+        x: torch.Tensor,
+        *,
+        bias: torch.Tensor | None = None,
+        residual: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return x @ W.T + bias (T, out) of x (T, in), in the dtype of x.
+
+        A residual (T, out) is added to in place, and returned.
+        """
 
 
 class _Rows:
@@ -84,12 +93,14 @@ class _Rows:
     def to(self, device: torch.device | str) -> Self:
         return type(self)(self.values.to(device), self._factors.to(device))
 
-    def product(self, x: torch.Tensor) -> torch.Tensor:
-        if are_fused(x.device.type):
-            from deployments.engine.kernels.triton_quantised import product
-
-            return product(x, self.values, self._factors, self.kind)
-        return F.linear(x, self.dequantised(x.dtype))
+    def product(
+        self,
+        x: torch.Tensor,
+        *,
+        bias: torch.Tensor | None = None,
+        residual: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        return _product(self, x, self.values, self._factors, bias=bias, residual=residual)
 
     def dequantised(self, dtype: torch.dtype) -> torch.Tensor:
         raise NotImplementedError
@@ -206,12 +217,14 @@ class Nf4Weight:
         blocks = table[codes.int()].mul_(self.absmax.t()[..., None])
         return blocks.view(rows, columns).to(dtype)
 
-    def product(self, x: torch.Tensor) -> torch.Tensor:
-        if are_fused(x.device.type):
-            from deployments.engine.kernels.triton_quantised import product
-
-            return product(x, self.values, self.absmax, self.kind)
-        return F.linear(x, self.dequantised(x.dtype))
+    def product(
+        self,
+        x: torch.Tensor,
+        *,
+        bias: torch.Tensor | None = None,
+        residual: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        return _product(self, x, self.values, self.absmax, bias=bias, residual=residual)
 
 
 def check_columns(columns: int) -> None:
@@ -265,6 +278,23 @@ def stacked(weights: Sequence[QuantisedWeight]) -> QuantisedWeight:
             )
     kinds = ", ".join(weight.kind for weight in weights)
     raise ValueError(f"one product cannot have weights of several kinds: {kinds}")
+
+
+def _product(
+    weight: QuantisedWeight,
+    x: torch.Tensor,
+    values: torch.Tensor,
+    factors: torch.Tensor,
+    *,
+    bias: torch.Tensor | None,
+    residual: torch.Tensor | None,
+) -> torch.Tensor:
+    if are_fused(x.device.type):
+        from deployments.engine.kernels.triton_quantised import product
+
+        return product(x, values, factors, weight.kind, bias=bias, residual=residual)
+    y = F.linear(x, weight.dequantised(x.dtype), bias)
+    return y if residual is None else residual.add_(y)
 
 
 def _check(tensor: torch.Tensor, dims: int, dtype: torch.dtype, what: str) -> None:
