@@ -290,7 +290,7 @@ def _product(
     residual: torch.Tensor | None,
 ) -> torch.Tensor:
     if are_fused(x.device.type):
-        from deployments.engine.kernels.triton_quantised import product
+        from deployments.engine.kernels.quantised_product import product
 
         return product(x, values, factors, weight.kind, bias=bias, residual=residual)
     y = F.linear(x, weight.dequantised(x.dtype), bias)
