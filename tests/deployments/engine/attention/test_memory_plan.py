@@ -100,7 +100,7 @@ def test_a_budget_that_is_asked_for_is_kept_or_refused() -> None:
     four = plan(80 * GB, budget=4 * 768 * POSITION)
     assert sum(four.capacities) * POSITION <= 4 * 768 * POSITION
     assert four.reason == "engine.kv_memory_mib is 576"
-    with pytest.raises(ValueError, match=r"engine.kv_memory_mib: rows of 1152 MiB, and 1430 MiB"):
+    with pytest.raises(ValueError, match=r"engine.kv_memory_mib: rows of 1152 MiB, and 1431 MiB"):
         plan(1500 * 10**6, budget=8 * 768 * POSITION)
     with pytest.raises(ValueError, match="raise engine.kv_memory_mib to at least 144"):
         plan(80 * GB, budget=100 * MIB)
