@@ -305,7 +305,7 @@ def _build_fast(
     model = _make_model(base, full_length(num_positions), weights, limits, base.model)
     rows = plan_rows_of(
         model,
-        [reader.shapes(folder) for folder in adapters.values()],
+        (reader.shapes(folder) for folder in adapters.values()),
         max_rows=limits.max_rows,
         num_positions=num_positions,
         num_slots=limits.max_adapters + SPARE_SLOTS,

@@ -1,6 +1,6 @@
 """Plan the rows of a model whose weights are on its device, and of the adapters it is to serve."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from deployments.engine.attention.memory_plan import (
     RowPlan,
@@ -24,7 +24,7 @@ _DEQUANTISED = 1 << 25  # as kernels/triton_quantised.py cuts a larger weight
 
 def plan_rows_of(
     model: Model,
-    adapters: Sequence[AdapterShapes],
+    adapters: Iterable[AdapterShapes],
     *,
     max_rows: int,
     num_positions: int,
@@ -51,7 +51,7 @@ def plan_rows_of(
     shapes = Shapes(
         num_slots=num_slots,
         adapter=adapter_size(
-            model.lora_layers, adapters, at_most=free // _ROOM // itemsize // num_slots
+            model.lora_layers, list(adapters), at_most=free // _ROOM // itemsize // num_slots
         ),
         widest=max(map(_width, _inner(model.lora_layers))),
         dequantised=_DEQUANTISED if is_quantised else 0,

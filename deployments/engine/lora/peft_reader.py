@@ -103,6 +103,8 @@ class PeftReader:
         """Return rank, inputs and outputs of each layer, by module path; empty if PEFT cannot read
         the adapter, which loading it reports."""
         try:
+            if unsupported_features(directory):
+                return {}
             layers = self._layers_of(LoraConfig.from_pretrained(str(directory)))
         except (OSError, ValueError):
             return {}
