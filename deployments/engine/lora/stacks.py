@@ -7,16 +7,19 @@ Each module that any adapter targets has
 with PEFT's scale inside b and zeros beyond an adapter's rank. Slot 0 is the base model: all zeros.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from deployments.engine.attention.memory_plan import room_on
+from deployments.engine.errors import LoraPoolError
 from deployments.engine.lora.layers import LayerSegments, LoraLayer, LoraSegments, LoraStack
 from deployments.engine.lora.peft_reader import AdapterWeights
 
-_RANK_BUCKET = 8
+RANK_BUCKET = 8
 Shapes = tuple[tuple[str, int, int, int], ...]
 """(module path, r, in, out) of each adapted layer, in the order of the block."""
 
@@ -75,7 +78,10 @@ class LoraStacks:
         *,
         dtype: torch.dtype,
         device: torch.device,
+        room: Callable[[], float] | None = None,
     ) -> None:
+        """`room` returns the bytes that are free on the device; None: as the device says."""
+        self._room = room or functools.partial(room_on, device)
         self.layout = 0  # changes when stacks are added or moved: that voids captured graphs
         self._layers = tuple(layers)
         self._features = {
@@ -85,7 +91,7 @@ class LoraStacks:
         }
         self._dtype, self._device = dtype, device
         self._num_slots = num_slots
-        self._rank = _RANK_BUCKET
+        self._rank = RANK_BUCKET
         self._stacks: dict[str, LoraStack] = {}
         self.ranks = np.zeros(num_slots, np.int64)  # of the adapter in each slot
         self._modules: list[frozenset[str]] = [frozenset()] * num_slots
@@ -169,9 +175,14 @@ class LoraStacks:
         self._views[slot] = _SlotViews(shapes, self.layout, views)
         return views
 
-    def _grow(self, rank: int, modules: Iterable[str]) -> None:
-        """Make room for this rank and for modules that no adapter had so far."""
-        wanted = -(-rank // _RANK_BUCKET) * _RANK_BUCKET
+    def _grow(self, rank: int, modules: Sequence[str]) -> None:
+        """Make room for this rank and for modules that no adapter had so far.
+
+        Raises:
+            LoraPoolError: the device has no room; nothing has changed then.
+        """
+        wanted = -(-rank // RANK_BUCKET) * RANK_BUCKET
+        self._check_room(max(wanted, self._rank), modules)
         if wanted > self._rank:
             for module, old in self._stacks.items():
                 new = self._new_stack(module, wanted)
@@ -184,6 +195,25 @@ class LoraStacks:
             if module not in self._stacks:
                 self._stacks[module] = self._new_stack(module, self._rank)
                 self.layout += 1
+
+    def _check_room(self, rank: int, modules: Sequence[str]) -> None:
+        """Refuse stacks of this rank that would take more than is free on a GPU."""
+        grown = {path: self._num_bytes(path, rank) for path in {*self._stacks, *modules}}
+        held = sum(stack.a.nbytes + stack.b.nbytes for stack in self._stacks.values())
+        more = sum(grown.values()) - held
+        # A stack is copied before the old one goes.
+        needed = more + (max(grown.values()) if rank > self._rank else 0)
+        if more <= 0 or needed <= (room := self._room()):
+            return
+        raise LoraPoolError(
+            f"rank {rank} on {len(grown)} layers takes {more / 2**20:.0f} MiB more of the device, "
+            f"for {self._num_slots} slots, and {room / 2**20:.0f} MiB are free: lower "
+            "engine.max_adapters, engine.max_rows or engine.kv_memory_mib, so that more stays free "
+            "at the start"
+        )
+
+    def _num_bytes(self, module: str, rank: int) -> int:
+        return self._num_slots * rank * sum(self._features[module]) * self._dtype.itemsize
 
     def _new_stack(self, module: str, rank: int) -> LoraStack:
         shapes = [(self._num_slots, rank, features) for features in self._features[module]]

@@ -37,15 +37,15 @@ _METHOD = "polyclinic"
 _BYTES: Mapping[Kind, float] = {"int8": 1.0, "fp8": 1.0, "nf4": 0.5 + 4 / BLOCK}
 # What bitsandbytes saves of a layer, beside or behind the name of its weight.
 _SCALES, _LAYOUT, _STATE = "SCB", "weight_format", "weight.quant_state.bitsandbytes__nf4"
-_STORED = (
-    "weight",
-    _SCALES,
-    _LAYOUT,
+_STORED = (  # the shortest last: the first that a name ends with is taken
     "weight.nested_absmax",
     "weight.nested_quant_map",
     "weight.quant_map",
     "weight.absmax",
     _STATE,
+    _LAYOUT,
+    _SCALES,
+    "weight",
 )
 
 
