@@ -47,7 +47,8 @@ def product_of(
         return TorchProduct(weight, bias) if blocks is None else PackedProduct(blocks, bias)
     if len(quantised) < len(layers):
         raise ValueError("some layers of one product are quantised, and others are not")
-    return QuantisedProduct(stacked([layer.take() for layer in quantised]), bias)
+    weight = stacked([layer.take() for layer in quantised])  # where they wait: on the host
+    return QuantisedProduct(weight.to(quantised[0].weight.device), bias)
 
 
 def kinds_in_one_product(model: torch.nn.Module) -> str | None:
