@@ -128,9 +128,9 @@ class Loader(HfQuantizer):
         self._problems: list[str] = []
         self._plain: list[str] = []
 
-    @property
-    def quantized_element_size(self) -> float:
-        return _BYTES[self.kind]
+    def param_element_size(self, model: Any, param_name: str, param: torch.Tensor) -> float:
+        is_ours = self.param_needs_quantization(model, param_name)
+        return _BYTES[self.kind] if is_ours else param.element_size()
 
     @property
     def is_trainable(self) -> bool:
