@@ -55,6 +55,7 @@ def load_decoder(spec: DecoderSpec) -> "ModelRunner | PeftDecoder":
             what the quantization needs.
         OSError, ValueError: the folder lacks a file, transformers cannot read it, or the GPU is too
             small for one answer.
+        MemoryError: it is too small for the weights.
     """
     # On a CPU the fast decoder makes bytes of plain weights; on a GPU they are quantised as they
     # are read, by bitsandbytes for the reference decoder alone.
@@ -75,14 +76,6 @@ def load_decoder(spec: DecoderSpec) -> "ModelRunner | PeftDecoder":
     if loaded == "fp8":
         require_fp8(torch.cuda.get_device_capability(), torch.cuda.get_device_name())
     started = time.perf_counter()
-    base = load_pretrained(
-        Path(spec.path),
-        spec.family,
-        device=spec.device,
-        dtype=spec.dtype,
-        quantization=loaded,
-        with_bitsandbytes=is_reference,
-    )
     limits = FastLimits(
         max_rows=spec.max_rows,
         num_positions=spec.num_positions,
@@ -95,7 +88,21 @@ def load_decoder(spec: DecoderSpec) -> "ModelRunner | PeftDecoder":
     weights: Weights = "none"
     if quantization in ("auto", "none", "int8", "int4") and on_cpu:
         weights = quantization
-    decoder = build_decoder(base, spec.choice, limits, folders, weights=weights)
+    try:
+        base = load_pretrained(
+            Path(spec.path),
+            spec.family,
+            device=spec.device,
+            dtype=spec.dtype,
+            quantization=loaded,
+            with_bitsandbytes=is_reference,
+        )
+        decoder = build_decoder(base, spec.choice, limits, folders, weights=weights)
+    except torch.OutOfMemoryError as error:
+        raise MemoryError(
+            f"the GPU is too small for the weights of base_model (quantization: {quantization}): "
+            f"set quantization: nf4 or int8, or take a larger GPU ({error})"
+        ) from None
     seconds, info = time.perf_counter() - started, decoder.info
     if on_cpu and info.weights.startswith(("int8", "int4")):
         torch.set_num_threads(1)  # the compiled step has threads of its own

@@ -24,9 +24,9 @@ SCRATCH_POSITIONS = (
 CAPTURED_TOKENS = 1024  # of the longest prefill that is captured, and so has memory of its own
 CAPTURED_PROMPTS = 16
 KEPT_MIXTURES = 8  # of adapters side by side (lora/pool.py)
-_SCORED = 64  # positions of a prompt whose logits are held at once, at least
-# Of one logit, while a row draws: the logit, its copy in float32, both sorted, their ids.
-_LOGIT_BYTES = 28
+# Of one logit: while a row draws, itself, its copies in float32, sorted ones, their ids; while a
+# prompt is scored, 64 positions at once (scores/scorer.py), itself and two copies in float32.
+_DRAWN_BYTES, _SCORED_BYTES, _SCORED = 28, 10, 64
 _ALLOCATION = 2 * MIB  # torch rounds a tensor of a layer up to it
 # Kernels as they are loaded, graphs, and cuBLAS's 32 MiB for each stream; measured on an H100
 # (docs/engine.md).
@@ -102,7 +102,7 @@ def reserve(shapes: Shapes, free: int) -> Reserved:
     if not is_captured(shapes.prefill_tokens, shapes.max_rows):
         prefills.append(shapes.prefill_tokens)  # captured ones keep their memory for themselves
     prefill = sum(2 * shapes.widest * tokens + shapes.dequantised for tokens in prefills) * size
-    logits = max(shapes.max_rows, _SCORED) * shapes.vocab_size * _LOGIT_BYTES
+    logits = max(shapes.max_rows * _DRAWN_BYTES, _SCORED * _SCORED_BYTES) * shapes.vocab_size
     return Reserved(adapters, prefill, logits, _RUNTIME + shapes.num_layers * _ALLOCATION)
 
 

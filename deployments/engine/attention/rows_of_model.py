@@ -18,7 +18,7 @@ from deployments.engine.models.llama import EMBEDDING
 # Module path -> rank, inputs, outputs.
 AdapterShapes = Mapping[str, tuple[int, int, int]]
 # Adapters that come later may take so much more than those of the start.
-_ROOM = 10  # at most a tenth of the free memory
+_ROOM = 20  # at most a twentieth of the free memory
 _DEQUANTISED = 1 << 25  # as kernels/triton_quantised.py cuts a larger weight
 
 

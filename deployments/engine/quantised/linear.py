@@ -14,15 +14,20 @@ class QuantisedLinear(torch.nn.Linear):
         quantised: (out, in).
         bias: (out,), or None.
         dtype: of x and of the result.
+        device: of x, if the weight waits elsewhere until `take` or `settle`; None: the weight's.
     """
 
     def __init__(
-        self, quantised: QuantisedWeight, bias: torch.Tensor | None, dtype: torch.dtype
+        self,
+        quantised: QuantisedWeight,
+        bias: torch.Tensor | None,
+        dtype: torch.dtype,
+        device: torch.device | None = None,
     ) -> None:
         torch.nn.Module.__init__(self)
         self.out_features, self.in_features = quantised.shape
         self.quantised = quantised
-        empty = torch.empty(0, dtype=dtype, device=quantised.device)
+        empty = torch.empty(0, dtype=dtype, device=device or quantised.device)
         self.weight = torch.nn.Parameter(empty, requires_grad=False)
         own = None if bias is None else torch.nn.Parameter(bias, requires_grad=False)
         self.register_parameter("bias", own)
@@ -31,6 +36,10 @@ class QuantisedLinear(torch.nn.Linear):
         """Return (..., out) of x (..., in)."""
         y = self.quantised.product(x.reshape(-1, self.in_features)).view(*x.shape[:-1], -1)
         return y if self.bias is None else y + self.bias
+
+    def settle(self) -> None:
+        """Move the weight to the device of x."""
+        self.quantised = self.quantised.to(self.weight.device)
 
     def take(self) -> QuantisedWeight:
         """Return the weight; the layer is left without one, so that it is in memory once."""

@@ -2,8 +2,9 @@
 
 transformers reads a tensor, renames it, and moves it to the device; each weight of a linear layer
 is quantised there at once and its plain tensor freed before the next one is read, so a device never
-holds the plain size of the model. A folder whose weights bitsandbytes quantised is read as it is.
-bitsandbytes itself is not needed.
+holds the plain size of the model. The quantised weights wait on the host until the decoder has
+stacked those of one product: on the device the single ones would leave holes that nothing fills.
+A folder whose weights bitsandbytes quantised is read as it is, without bitsandbytes.
 """
 
 import functools
@@ -127,9 +128,9 @@ class Loader(HfQuantizer):
         self._problems: list[str] = []
         self._plain: list[str] = []
 
-    @property
-    def quantized_element_size(self) -> float:
-        return _BYTES[self.kind]
+    def param_element_size(self, model: Any, param_name: str, param: torch.Tensor) -> float:
+        is_ours = self.param_needs_quantization(model, param_name)
+        return _BYTES[self.kind] if is_ours else param.element_size()
 
     @property
     def is_trainable(self) -> bool:
@@ -164,10 +165,11 @@ class Loader(HfQuantizer):
         path = name.removesuffix(".weight")
         self._weights[path] = None
         try:
-            weight = self._weights[path] = make()
+            weight = make()
         except ValueError as error:  # transformers would log it, and raise without saying what
             self._problems.append(f"{path}: {error}")
         else:
+            self._weights[path] = weight.to("cpu")
             if weight.kind != self.kind:
                 self._problems.append(f"{path}: its weight is {weight.kind}, not {self.kind}")
         return torch.empty(0, dtype=plain.dtype, device=plain.device)
@@ -185,7 +187,8 @@ class Loader(HfQuantizer):
         for path, weight in weights.items():
             linear = model.get_submodule(path)
             bias = None if linear.bias is None else linear.bias.data
-            model.set_submodule(path, QuantisedLinear(weight, bias, linear.weight.dtype))
+            own, device = linear.weight, linear.weight.device
+            model.set_submodule(path, QuantisedLinear(weight, bias, own.dtype, device))
         kept = [path for path, module in model.named_modules() if type(module) is torch.nn.Linear]
         logger.info(
             "%d linear layers quantised to %s; %d left in %s: %s",
