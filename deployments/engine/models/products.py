@@ -48,8 +48,8 @@ def product_of(
         return plain_product(weight, bias) if blocks is None else PackedProduct(blocks, bias)
     if len(quantised) < len(layers):
         raise ValueError("some layers of one product are quantised, and others are not")
-    weight = stacked([layer.take() for layer in quantised])  # where they wait: on the host
-    return QuantisedProduct(weight.to(quantised[0].weight.device), bias)
+    waiting = stacked([layer.take() for layer in quantised])  # on the host
+    return QuantisedProduct(waiting.to(quantised[0].weight.device), bias)
 
 
 def plain_product(weight: torch.Tensor, bias: torch.Tensor | None) -> Product:
