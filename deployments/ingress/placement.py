@@ -41,7 +41,11 @@ class AdapterAwareRouter(FIFOMixin, RequestRouter):
             call = _call_of(pending_request)
 
         def holds(replica: RunningReplica) -> bool:
-            return call is not None and residency().holds(_name(replica), call)
+            return (
+                call is not None
+                and call.adapter is not None
+                and residency().holds(_name(replica), call)
+            )
 
         def num_requests(replica: RunningReplica) -> int:
             return self.replica_queue_len_cache.get(replica.replica_id) or 0
@@ -62,6 +66,6 @@ def _name(replica: RunningReplica) -> str:
 
 
 def _call_of(pending: PendingRequest) -> GenerateRequest | None:
-    """Return the question to an adapter that is routed; None for another call, or the base."""
+    """Return the question that is routed; None for another call."""
     first = pending.args[0] if pending.args else None
-    return first if isinstance(first, GenerateRequest) and first.adapter is not None else None
+    return first if isinstance(first, GenerateRequest) else None

@@ -110,6 +110,36 @@ def test_one_that_did_not_answer_the_last_look_is_not_asked(
         assert known.answering(there, str) == list(asked)
 
 
+@pytest.mark.parametrize(
+    ("looks", "given_up"),
+    [
+        (["ab", "a"], ""),
+        (["ab", "a", "a"], "b"),
+        (["ab", "a", "ab", "a"], ""),
+        (["ab", "", ""], ""),  # nobody answers: there is no other one to ask
+        (["ab", "", "", "a"], "b"),
+        (["a", "a", "a"], ""),  # b never answered: it is starting
+    ],
+)
+def test_one_that_misses_two_looks_in_a_row_is_given_up(looks: list[str], given_up: str) -> None:
+    known = Residency()
+    found = [known.saw([report(name) for name in look]) for look in looks]
+    assert found[-1] == list(given_up)
+
+
+def test_the_place_of_a_call_is_known_from_its_routing_to_its_end() -> None:
+    known, asked, other = Residency(), call("derma"), call("derma")
+    assert known.place_of(asked) is None
+    known.sent("m1", asked)
+    known.sent("m2", other)  # equal, and another one
+    assert (known.place_of(asked), known.place_of(other)) == ("m1", "m2")
+    known.ended(asked)
+    assert (known.place_of(asked), known.place_of(other)) == (None, "m2")
+    for _ in range(20_001):
+        known.sent("m1", call("derma"))
+    assert len(known._places) <= 10_001
+
+
 def test_those_that_are_gone_are_forgotten() -> None:
     known = Residency()
     for number in range(100):
