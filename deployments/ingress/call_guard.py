@@ -62,6 +62,7 @@ class CallGuard:
         self._watch = watch
         self._quarantine = quarantine
         self._waiting: dict[asyncio.Timeout, tuple[float, EventResponse]] = {}
+        self._ended: dict[asyncio.Timeout, Exception] = {}  # those of them that are ended, and why
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def refusal(self, call: GenerateRequest) -> ErrorInfo | None:
@@ -93,24 +94,29 @@ class CallGuard:
         except TimeoutError:
             if not timeout.expired():
                 raise
-            raise (ReplicaHangs if response.is_assigned else NobodyThere) from None
+            raise self._ended[timeout] from None
+        finally:
+            self._ended.pop(timeout, None)
 
     def expire(self, began: float) -> None:
         """End the calls that have waited for a replica since `began` (seconds, `time.monotonic`)
         or longer: none was there then."""
-        self._end(lambda since, response: since <= began and not response.is_assigned)
+        self._end(
+            lambda since, response: since <= began and not response.is_assigned, NobodyThere()
+        )
 
     def saw(self, reports: Sequence[Mapping[str, Any]]) -> None:
         """Take over what replicas say; end the calls that wait at one that is given up."""
         given_up = residency().saw(reports)
         if given_up:
-            self._end(lambda _, response: response.is_assigned and response.replica in given_up)
+            self._end(lambda _, response: response.replica in given_up, ReplicaHangs())
 
-    def _end(self, is_meant: Callable[[float, EventResponse], bool]) -> None:
+    def _end(self, is_meant: Callable[[float, EventResponse], bool], why: Exception) -> None:
         def end() -> None:
             now = asyncio.get_running_loop().time()
             for timeout, waiting in self._waiting.items():
-                if timeout.when() is None and is_meant(*waiting):
+                if timeout not in self._ended and is_meant(*waiting):
+                    self._ended[timeout] = why
                     timeout.reschedule(now)
 
         loop = self._loop

@@ -53,6 +53,19 @@ class AdapterAwareRouter(FIFOMixin, RequestRouter):
         answering = residency().answering(candidate_replicas, _name)
         return ranked(answering, holds, num_requests, self._slack)
 
+    async def _choose_replica_for_request(
+        self, pending_request: PendingRequest, *, is_retry: bool = False
+    ) -> RunningReplica:
+        """Serve's own, whose choice we note: `on_request_routed` comes only when the replica has
+        taken the call, and one that hangs never does."""
+        chosen: RunningReplica = await super()._choose_replica_for_request(
+            pending_request, is_retry=is_retry
+        )
+        call = _call_of(pending_request)
+        if call is not None:
+            residency().chose(_name(chosen), call)
+        return chosen
+
     def on_request_routed(
         self, pending_request: PendingRequest, replica_id: ReplicaID, result: Any
     ) -> None:

@@ -54,16 +54,19 @@ class Residency:
             self._silent = {n: missed for n, missed in silent.items() if n in there}
         return [replica for replica in replicas if name(replica) not in silent] or list(replicas)
 
-    def sent(self, replica: str, call: GenerateRequest) -> None:
-        """Note that a replica gets the call, and so will hold its adapter."""
+    def chose(self, replica: str, call: GenerateRequest) -> None:
+        """Note that a call is on its way to a replica, which may yet be full."""
         if len(self._places) > _MAX_PLACES:
             self._places.clear()
         self._places[id(call)] = replica
+
+    def sent(self, replica: str, call: GenerateRequest) -> None:
+        """Note that a replica will hold the call's adapter, since it has taken the call."""
         if call.adapter is not None and replica in self._held:
             self._held[replica].add(_name(call))
 
     def place_of(self, call: GenerateRequest) -> str | None:
-        """Return the replica that a call was sent to, until `ended`; None: not yet, or unknown."""
+        """Return the replica that was chosen for a call, until `ended`; None: it is not known."""
         return self._places.get(id(call))
 
     def ended(self, call: GenerateRequest) -> None:

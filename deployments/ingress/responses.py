@@ -27,7 +27,7 @@ class EventResponse(Protocol):
 
     @property
     def replica(self) -> str | None:
-        """The replica that has the call, as far as that is known."""
+        """The replica that was chosen for the call, as far as that is known."""
 
     def cancel(self) -> None: ...
 
@@ -42,7 +42,7 @@ class OneEvent:
     """A whole answer: the Serve call returns its one event.
 
     Args:
-        where: the replica that has the call, as far as that is known.
+        where: the replica that was chosen for the call, as far as that is known.
     """
 
     def __init__(self, response: DeploymentResponse, where: Where = lambda: None) -> None:

@@ -113,7 +113,7 @@ async def test_what_waits_at_a_replica_that_hangs_is_asked_once_more_elsewhere()
     setting = Setting(OURS)
     hangs, elsewhere = Calls(None, FINE), Calls(None)
     hangs.replica, elsewhere.replica = "m1", "m2"
-    hangs.is_assigned = elsewhere.is_assigned = True
+    elsewhere.is_assigned = True  # one that hangs says not even that it has taken a call
     asked = [asyncio.create_task(setting.ask(c, c.replica or "")) for c in (hangs, elsewhere)]
     await asyncio.sleep(0.01)
     for there in (["m1", "m2"], ["m2"], []):

@@ -127,16 +127,17 @@ def test_one_that_misses_two_looks_in_a_row_is_given_up(looks: list[str], given_
     assert found[-1] == list(given_up)
 
 
-def test_the_place_of_a_call_is_known_from_its_routing_to_its_end() -> None:
+def test_the_place_of_a_call_is_known_from_its_choice_to_its_end() -> None:
     known, asked, other = Residency(), call("derma"), call("derma")
     assert known.place_of(asked) is None
-    known.sent("m1", asked)
-    known.sent("m2", other)  # equal, and another one
+    known.chose("m1", asked)
+    known.chose("m2", other)  # equal, and another one
     assert (known.place_of(asked), known.place_of(other)) == ("m1", "m2")
     known.ended(asked)
     assert (known.place_of(asked), known.place_of(other)) == (None, "m2")
-    for _ in range(20_001):
-        known.sent("m1", call("derma"))
+    kept = [call("derma") for _ in range(20_001)]
+    for one in kept:
+        known.chose("m1", one)
     assert len(known._places) <= 10_001
 
 
@@ -227,6 +228,20 @@ async def test_several_calls_of_one_request_are_all_placed() -> None:
     router.update_replicas(replicas)
     found = await asyncio.gather(*(routed(router, 7, call("derma")) for _ in range(4)))
     assert len(found) == 4
+
+
+async def test_a_choice_is_known_before_the_replica_has_taken_the_call() -> None:
+    router = _router()
+    replicas: list[Any] = [Replica("m1")]
+    router.update_replicas(replicas)
+    asked = call(None)
+    metadata: Any = SimpleNamespace(
+        internal_request_id="1", request_id="1", multiplexed_model_id=""
+    )
+    pending = PendingRequest(args=[asked], kwargs={}, metadata=metadata)
+    await asyncio.wait_for(router._choose_replica_for_request(pending), 5)
+    assert residency().place_of(asked) == "m1"
+    residency().ended(asked)
 
 
 async def test_serve_s_own_loop_places_each_request() -> None:
