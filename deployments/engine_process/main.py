@@ -25,7 +25,7 @@ from deployments.engine.errors import EngineStopped
 from deployments.engine.request import StepOutput
 from deployments.engine.thread import TorchThread, use_cores_on
 from deployments.engine_process.decoder_loading import DecoderSpec, load_decoder
-from deployments.engine_process.wire import pack_error, pack_info, pack_step, unpack_request
+from deployments.engine_process.wire import pack_error, pack_info, pack_step, parts_of, unpack_request
 from deployments.interpreter import tune_interpreter
 from deployments.stopped import StoppedProcesses
 
@@ -157,7 +157,8 @@ class EngineServer:
         future.add_done_callback(send)
 
     def _deliver(self, output: StepOutput) -> None:
-        self._steps.sendall(pack_step(output))
+        for part in parts_of(output):
+            self._steps.sendall(pack_step(part))
 
     def _pulse(self) -> None:
         """Show that this process is alive, what its engine does and for how long; end the process
