@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import psutil
 import torch
 
 from deployments.engine.attention.kv_cache import ALIGNMENT
@@ -44,8 +45,8 @@ _MOST_THREADS = 16  # that a step of eight-bit weights takes without being asked
 class FastLimits:
     """Bound the fast decoder.
 
-    kv_memory_bytes: for keys and values of all rows; None: half of what is free on a GPU, enough
-        for every row at full length on a CPU.
+    kv_memory_bytes: for keys and values of all rows; None: enough for every row at full length on
+        a CPU, but at most half of what is free; half of what is free on a GPU.
     has_fixed_threads: a step runs on as many as torch, even where fewer would be faster.
     """
 
@@ -291,6 +292,13 @@ def _build_fast(
     base: Pretrained, limits: FastLimits, reader: PeftReader, weights: _Weights
 ) -> ModelRunner:
     num_positions = _num_positions(base, limits)
+    if num_positions < limits.num_positions:
+        logger.warning(
+            "%d positions are asked for (engine.max_input_tokens and max_output_tokens); the base "
+            "has %d: longer prompts and answers are refused",
+            limits.num_positions,
+            num_positions,
+        )
     # Rows are multiples of ALIGNMENT positions, and the tables of positions cover a whole row.
     model = _make_model(
         base, -(-num_positions // ALIGNMENT) * ALIGNMENT, weights, limits, base.model
@@ -334,5 +342,6 @@ def _capacities(model: Model, limits: FastLimits, num_positions: int) -> tuple[i
     if budget is None and model.device.type == "cuda":
         budget = torch.cuda.mem_get_info(model.device)[0] // 2
     elif budget is None:
-        budget = limits.max_rows * (num_positions + 16) * size
+        wanted = limits.max_rows * (num_positions + ALIGNMENT) * size
+        budget = min(wanted, psutil.virtual_memory().available // 2)
     return plan_rows(limits.max_rows, num_positions, size, budget)
