@@ -110,7 +110,7 @@ def _blocks(segment: Segment, rule: _Rule) -> list[_Block]:
     if segment.count <= _QUERIES:
         kept = _mask(segment, rule)
         return [(segment, lambda: kept)]
-    blocks = []
+    blocks: list[_Block] = []
     for i in range(0, segment.count, _QUERIES):
         count, position = min(_QUERIES, segment.count - i), segment.position + i
         num_keys = position + count if rule.is_causal else segment.num_keys
