@@ -123,17 +123,18 @@ def unsupported_base(base: Pretrained, num_positions: int) -> str | None:
     return obstacle
 
 
-def make_reader(base: Pretrained, *, adapts_ends: bool | None = None) -> PeftReader:
+def make_reader(base: Pretrained, *, in_bytes: bool = False) -> PeftReader:
     """Return the reader of this base's adapters, on a copy of the base without weights.
 
     Args:
-        adapts_ends: embedding and output layer too; None: where the base is no encoder-decoder.
+        in_bytes: for the compiled step: neither embedding nor output layer, and no DoRA.
     """
-    if adapts_ends is None:
-        adapts_ends = base.family == "causal"
+    adapts_ends = base.family == "causal" and not in_bytes
     with torch.device("meta"):
         skeleton = type(base.model)(base.model.config)
-    return PeftReader(skeleton, ends_of(base.model) if adapts_ends else None)
+    return PeftReader(
+        skeleton, ends_of(base.model) if adapts_ends else None, may_rescale=not in_bytes
+    )
 
 
 def unsupported_adapter(reader: PeftReader, adapters: Mapping[str, Path]) -> str | None:
@@ -195,13 +196,13 @@ def _for_bytes(
 ) -> tuple[PeftReader, _Weights]:
     """Return the reader and the weights of a base that could be served in bytes.
 
-    The compiled step adapts the layers only: an adapter of the embedding or of the output layer
-    keeps the torch model.
+    The compiled step adds to the layers only: an adapter of the embedding or of the output layer,
+    or one that rescales (DoRA), keeps the torch model.
 
     Raises:
         FastDecoderImpossible: int8 or int4 is wanted, and an adapter rules it out.
     """
-    narrow = make_reader(base, adapts_ends=False)
+    narrow = make_reader(base, in_bytes=True)
     obstacle = unsupported_adapter(narrow, adapters)
     if obstacle is None:
         return narrow, chosen
