@@ -32,12 +32,19 @@ class TorchLoraBatch:
 
     Args:
         mask: (T, 1, W) ones in the columns of a token's segment; None if all tokens share one.
+        own: (T,) the position of each token's slot in the segments, -1 for none; None with `mask`.
     """
 
-    def __init__(self, segments: LoraSegments, mask: torch.Tensor | None) -> None:
+    def __init__(
+        self, segments: LoraSegments, mask: torch.Tensor | None, own: torch.Tensor | None
+    ) -> None:
         self._layers = segments.layers
         self._width = segments.segment_of_column.numel()
-        self._mask = mask
+        self._mask, self._own = mask, own
+
+    def rescales(self, layer: str) -> bool:
+        segments = self._layers.get(layer)
+        return segments is not None and bool(segments.gains)
 
     def norm(
         self, layer: str, x: torch.Tensor, weight: torch.Tensor, eps: float
@@ -57,8 +64,10 @@ class TorchLoraBatch:
             self._expand(segments, segments.a[tokens], y)
 
     def _expand(self, segments: LayerSegments, shrunk: torch.Tensor, y: torch.Tensor) -> None:
-        """Add the masked `shrunk` (T, P W) times B to y (T, out)."""
+        """Add the masked `shrunk` (T, P W) times B to y (T, out), after the gains."""
         width = self._width
+        for start, stop, gains in segments.gains:
+            y[:, start:stop].mul_(gains[0] if self._own is None else gains[self._own])
         if self._mask is not None:
             shrunk.view(len(y), -1, width).mul_(self._mask)
         for i, (start, stop, b) in enumerate(segments.b):
@@ -229,13 +238,13 @@ class LoraPool:
             segments = self._stacks.segments(active)
             self._mixtures.add(segments)
         if segments.slots == active and len(active) == 1 and all(slots):
-            return TorchLoraBatch(segments, None)
+            return TorchLoraBatch(segments, None, None)
         position = {slot: i for i, slot in enumerate(segments.slots)}
         own = torch.tensor([position.get(slot, -1) for slot in slots], device=self._device)
         if counts is not None:
             own = own.repeat_interleave(torch.tensor(counts, device=self._device))
         mask = (own[:, None] == segments.segment_of_column).to(self._dtype)
-        return TorchLoraBatch(segments, mask[:, None, :])
+        return TorchLoraBatch(segments, mask[:, None, :], own)
 
     def slot_batch(
         self, slots: Sequence[int], counts: Sequence[int] | None = None

@@ -6,8 +6,14 @@ import torch
 import torch.nn.functional as F
 
 from deployments.engine.kernels.ops import Expansion, rms_norm
-from deployments.engine.lora.layers import LoraBatch, LoraLayer
-from deployments.engine.models.weights import lora_modules, packed, stacked_bias, take_weight
+from deployments.engine.lora.layers import LoraBatch, LoraLayer, LoraModule
+from deployments.engine.models.weights import (
+    lora_modules,
+    packed,
+    squared_norms,
+    stacked_bias,
+    take_weight,
+)
 
 # Measured with float32 and 576 columns (docs/engine.md): 1.05 ms against 0.62 at 16 rows and 3,072
 # outputs; no gain at 960 outputs, slower from 64 rows on.
@@ -34,9 +40,11 @@ class FusedLinear:
         biases = [layer.bias for layer in layers.values()]
         self.name = name
         self.out_features = sum(len(weight) for weight in weights)
-        self.lora_layer = LoraLayer(name, weights[0].shape[1], lora_modules(list(layers), weights))
+        modules = lora_modules(list(layers), weights)
+        self.lora_layer = LoraLayer(name, weights[0].shape[1], modules, self)
         self._bias = stacked_bias(biases, weights, dtype)
         weight = torch.cat(weights)
+        self._dtype, self._squared_norms = dtype, squared_norms(weight)
         self._packed = packed(weight) if dtype == torch.bfloat16 else None
         self._is_wide = weight.device.type == "cpu" and len(weight) >= _WIDE
         if self._packed is not None:
@@ -48,10 +56,7 @@ class FusedLinear:
 
     def __call__(self, x: torch.Tensor, lora: LoraBatch | None) -> torch.Tensor:
         """Return (T, out) for x (T, in), each token with its own adapter."""
-        y = self._product(x)
-        if lora is not None:
-            lora.add(self.name, x, y)
-        return y
+        return self._adapted(x, lora, None)
 
     def after_norm(
         self, x: torch.Tensor, weight: torch.Tensor, eps: float, lora: LoraBatch | None
@@ -60,9 +65,7 @@ class FusedLinear:
         if lora is None:
             return self._product(rms_norm(x, weight, eps))
         normed, shrunk = lora.norm(self.name, x, weight, eps)
-        y = self._product(normed)
-        lora.add(self.name, normed, y, shrunk)
-        return y
+        return self._adapted(normed, lora, shrunk)
 
     def before_attention(
         self, x: torch.Tensor, weight: torch.Tensor, eps: float, lora: LoraBatch | None
@@ -71,6 +74,8 @@ class FusedLinear:
         if lora is None:
             return self._product(rms_norm(x, weight, eps)), None
         normed, shrunk = lora.norm(self.name, x, weight, eps)
+        if lora.rescales(self.name):
+            return self._adapted(normed, lora, shrunk), None
         y = self._product(normed)
         return y, lora.expansion(self.name, normed, y, shrunk)
 
@@ -78,21 +83,39 @@ class FusedLinear:
         self, residual: torch.Tensor, x: torch.Tensor, lora: LoraBatch | None
     ) -> torch.Tensor:
         """Add self(x) to residual (T, out) in place."""
-        if self._packed is not None or self._bias is not None:
+        is_rescaled = lora is not None and lora.rescales(self.name)
+        if self._packed is not None or self._bias is not None or is_rescaled:
             return residual.add_(self(x, lora))
         residual.addmm_(x, self._weight)
         if lora is not None:
             lora.add(self.name, x, residual)
         return residual
 
-    def _product(self, x: torch.Tensor) -> torch.Tensor:
+    def products(self, x: torch.Tensor) -> torch.Tensor:
+        return self._product(x.to(self._dtype), is_biased=False)
+
+    def squared_norms(self) -> torch.Tensor:
+        return self._squared_norms
+
+    def _adapted(
+        self, x: torch.Tensor, lora: LoraBatch | None, shrunk: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Return the product of x (T, in) with each token's adapter; `shrunk` is from lora.norm."""
+        is_rescaled = lora is not None and lora.rescales(self.name)
+        y = self._product(x, is_biased=not is_rescaled)
+        if lora is not None:
+            lora.add(self.name, x, y, shrunk)
+        return y.add_(self._bias) if is_rescaled and self._bias is not None else y
+
+    def _product(self, x: torch.Tensor, *, is_biased: bool = True) -> torch.Tensor:
+        bias = self._bias if is_biased else None
         if self._packed is not None:
             product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
-                x, self._packed, self._bias, "none", [], ""
+                x, self._packed, bias, "none", [], ""
             )
             return product
-        if self._bias is not None:
-            return torch.addmm(self._bias, x, self._weight)
+        if bias is not None:
+            return torch.addmm(bias, x, self._weight)
         if self._is_wide and len(x) in _FEW_ROWS:
             return torch.mm(self._weight.t(), x.t()).t()
         return torch.mm(x, self._weight)
@@ -115,16 +138,46 @@ class LMHead:
         self.vocab_size = len(self._weight)
         self._packed = packed(self._weight)
         modules = lora_modules([HEAD], [self._weight])
-        self.lora_layer = LoraLayer(HEAD, self._weight.shape[1], modules)
+        self.lora_layer = LoraLayer(HEAD, self._weight.shape[1], modules, self)
 
     def __call__(self, hidden: torch.Tensor, lora: LoraBatch | None) -> torch.Tensor:
-        logits: torch.Tensor
-        if self._packed is not None:
-            logits = torch.ops.mkldnn._linear_pointwise(
-                hidden, self._packed, self._bias, "none", [], ""
-            )
-        else:
-            logits = F.linear(hidden, self._weight, self._bias)
+        is_rescaled = lora is not None and lora.rescales(HEAD)
+        logits = self._product(hidden, None if is_rescaled else self._bias)
         if lora is not None:
             lora.add(HEAD, hidden, logits)
+        return logits.add_(self._bias) if is_rescaled and self._bias is not None else logits
+
+    def products(self, x: torch.Tensor) -> torch.Tensor:
+        return self._product(x.to(self._weight.dtype), None)
+
+    def squared_norms(self) -> torch.Tensor:
+        return squared_norms(self._weight)
+
+    def _product(self, hidden: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        logits: torch.Tensor
+        if self._packed is not None:
+            logits = torch.ops.mkldnn._linear_pointwise(hidden, self._packed, bias, "none", [], "")
+        else:
+            logits = F.linear(hidden, self._weight, bias)
         return logits
+
+
+class Embedding:
+    """Look tokens up in weight (V, d), each with its own adapter."""
+
+    def __init__(self, path: str, weight: torch.Tensor) -> None:
+        self.path, self.weight = path, weight
+        modules = (LoraModule(path, 0, weight.shape[1]),)
+        self.lora_layer = LoraLayer(path, len(weight), modules, self)
+
+    def __call__(self, tokens: torch.Tensor, lora: LoraBatch | None) -> torch.Tensor:
+        x = self.weight[tokens]
+        if lora is not None:
+            lora.embed(self.path, tokens, x)
+        return x
+
+    def products(self, x: torch.Tensor) -> torch.Tensor:
+        return x.to(self.weight.dtype) @ self.weight
+
+    def squared_norms(self) -> torch.Tensor:
+        return squared_norms(self.weight.t())
