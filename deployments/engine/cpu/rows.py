@@ -6,8 +6,9 @@ from numba import carray, int64
 
 from deployments.engine.cpu import layout as at
 from deployments.engine.cpu.intrinsics import array_at
-from deployments.engine.cpu.kernels import compiled, expand, fetch, floats, gate, rms_norm, shrink
+from deployments.engine.cpu.kernels import compiled, fetch, floats, gate, rms_norm
 from deployments.engine.cpu.layout import GROUP, TILE
+from deployments.engine.cpu.lora import expand, shrink
 from deployments.engine.cpu.products import multiply, tile_at
 from deployments.engine.cpu.tiles import group_to_bytes
 
@@ -58,6 +59,12 @@ def to_bytes(address: int, size: int, row: int, s: Step) -> None:
 
 
 @compiled
+def _shrunk_at(row: int, module: int, s: Step) -> int:
+    line = row * at.MODULES + module
+    return s.buffers[at.SHRUNK] + 4 * line * s.shape[at.STACK_RANK]
+
+
+@compiled
 def read_row(address: int, size: int, row: int, first: int, last: int, s: Step, m: Any) -> None:
     """Turn a row of inputs (size,) into bytes, and shrink it for the modules [first, last)."""
     to_bytes(address, size, row, s)
@@ -68,15 +75,14 @@ def read_row(address: int, size: int, row: int, first: int, last: int, s: Step, 
     # Both halves are cold in every step, and read in short lines: ask for all of them first.
     for module in range(first, last):
         if m[module, at.LORA_A] != 0:
-            begin, outputs = 4 * slot * stack_rank, m[module, at.OUTPUTS]
-            fetch(m[module, at.LORA_A] + begin * size, 4 * rank * size)
-            fetch(m[module, at.LORA_B] + begin * outputs, 4 * rank * outputs)
+            begin, outputs = 2 * slot * stack_rank, m[module, at.OUTPUTS]
+            fetch(m[module, at.LORA_A] + begin * size, 2 * rank * size)
+            fetch(m[module, at.LORA_B] + begin * outputs, 2 * rank * outputs)
     for module in range(first, last):
         a = m[module, at.LORA_A]
         if a != 0:
-            line = row * at.MODULES + module
-            shrunk = row_of(s.buffers[at.SHRUNK], line, stack_rank, stack_rank)
-            shrink(floats(address, size), size, a, slot, rank, stack_rank, shrunk)
+            own = a + 2 * slot * stack_rank * size
+            shrink(address, size, own, rank, _shrunk_at(row, module, s))
 
 
 @compiled
@@ -144,18 +150,16 @@ def multiply_tiles(
 @compiled
 def expand_tiles(module: int, first: int, last: int, out: int, width: int, s: Step, m: Any) -> None:
     """Add each row's LoRA to tiles [first, last) of a module's outputs: long lines of B at once."""
-    b, stack_rank = m[module, at.LORA_B], s.shape[at.STACK_RANK]
+    b, size = m[module, at.LORA_B], m[module, at.OUTPUTS]
     if b == 0 or first >= last:
         return
-    size = m[module, at.OUTPUTS]
     for row in range(s.rows):
         slot = field_of(s, row, at.SLOT)
         if slot != 0:
-            line = row * at.MODULES + module
-            rank = _rank_of(s, slot)
-            shrunk = row_of(s.buffers[at.SHRUNK], line, stack_rank, rank)
-            y = floats(out + 4 * (row * width + TILE * first), TILE * (last - first))
-            expand(shrunk, rank, b, slot, stack_rank, size, TILE * first, y)
+            own = b + 2 * slot * s.shape[at.STACK_RANK] * size
+            y, count = out + 4 * (row * width + TILE * first), TILE * (last - first)
+            shrunk = _shrunk_at(row, module, s)
+            expand(shrunk, _rank_of(s, slot), own, size, TILE * first, count, y)
 
 
 @compiled
