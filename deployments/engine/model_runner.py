@@ -75,7 +75,13 @@ class ModelRunner(AdapterLoader):
         on_cpu, in_torch = model.device.type == "cpu", isinstance(model, TorchBatches)
         # Torch's small bfloat16 products are slow on a CPU, and PEFT keeps adapters in float32 too.
         dtype = torch.float32 if on_cpu and in_torch else model.kv_shape.dtype
-        pool = LoraPool(model.lora_layers, max_adapters + 2, dtype=dtype, device=model.device)
+        pool = LoraPool(
+            model.lora_layers,
+            max_adapters + 2,
+            dtype=dtype,
+            device=model.device,
+            in_blocks=on_cpu and not in_torch,
+        )
         super().__init__(pool, reader)
         self._model = model
         self._info = info

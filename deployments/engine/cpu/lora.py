@@ -48,6 +48,8 @@ def shrink(x: int, size: int, a: int, rank: int, out: int) -> None:
 @compiled
 def expand(shrunk: int, rank: int, b: int, size: int, first: int, count: int, out: int) -> None:
     """Add shrunk (rank,) @ B to out (count,), the columns from `first` on. B: (rank, size)."""
+    if rank == 0:
+        return
     own = b + 2 * first
     count = min(count, size - first)
     i = 0

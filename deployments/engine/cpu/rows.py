@@ -11,6 +11,7 @@ from deployments.engine.cpu.layout import GROUP, TILE
 from deployments.engine.cpu.lora import expand, shrink
 from deployments.engine.cpu.products import multiply, tile_at
 from deployments.engine.cpu.tiles import group_to_bytes
+from deployments.engine.lora.blocks import FIELDS, RANK, A, B
 
 
 class Step(NamedTuple):
@@ -41,8 +42,12 @@ def field_of(s: Step, row: int, field: int) -> int:
 
 
 @compiled
-def _rank_of(s: Step, slot: int) -> int:
-    return carray(array_at(s.buffers[at.RANKS] + 8 * slot), (1,), int64)[0]
+def _lora(s: Step, row: int, module: int, m: Any) -> Any:
+    """Return the addresses of A and B and the rank that a row's adapter has for a module; zeros
+    where it leaves the module alone, as the base model's slot 0 does."""
+    line = field_of(s, row, at.SLOT) * s.shape[at.LORA_MODULES] + m[module, at.NUMBER]
+    fields = carray(array_at(s.buffers[at.LORA] + 8 * FIELDS * line), (FIELDS,), int64)
+    return fields[A], fields[B], fields[RANK]
 
 
 @compiled
@@ -61,28 +66,47 @@ def to_bytes(address: int, size: int, row: int, s: Step) -> None:
 @compiled
 def _shrunk_at(row: int, module: int, s: Step) -> int:
     line = row * at.MODULES + module
-    return s.buffers[at.SHRUNK] + 4 * line * s.shape[at.STACK_RANK]
+    return s.buffers[at.SHRUNK] + 4 * line * s.shape[at.LORA_RANK]
+
+
+@compiled
+def fetch_adapter(row: int, first: int, last: int, s: Step, m: Any, next_layer: Any) -> None:
+    """Ask for what a row's adapter has for the products to come, unless a row before has the same:
+    B of the modules [first, last), and A of those that read next.
+
+    They are cold in every step, and short: no processor sees them coming.
+    """
+    slot = field_of(s, row, at.SLOT)
+    if slot == 0:
+        return
+    for other in range(row - 1, -1, -1):
+        if field_of(s, other, at.SLOT) == slot:
+            return
+    for module in range(first, last):
+        _, b, rank = _lora(s, row, module, m)
+        fetch(b, 2 * rank * m[module, at.OUTPUTS])
+    # Those that read after q, k and v; o; gate and up; down.
+    begin, end, table = at.O, at.GATE, m
+    if last == at.GATE:
+        begin, end = at.GATE, at.DOWN
+    elif last == at.DOWN:
+        begin, end = at.DOWN, at.MODULES
+    elif last == at.MODULES:
+        begin, end, table = at.Q, at.O, next_layer
+    for module in range(begin, end):
+        a, _, rank = _lora(s, row, module, table)
+        fetch(a, 2 * rank * table[module, at.INPUTS])
 
 
 @compiled
 def read_row(address: int, size: int, row: int, first: int, last: int, s: Step, m: Any) -> None:
     """Turn a row of inputs (size,) into bytes, and shrink it for the modules [first, last)."""
     to_bytes(address, size, row, s)
-    slot = field_of(s, row, at.SLOT)
-    if slot == 0:
+    if field_of(s, row, at.SLOT) == 0:
         return
-    rank, stack_rank = _rank_of(s, slot), s.shape[at.STACK_RANK]
-    # Both halves are cold in every step, and read in short lines: ask for all of them first.
     for module in range(first, last):
-        if m[module, at.LORA_A] != 0:
-            begin, outputs = 2 * slot * stack_rank, m[module, at.OUTPUTS]
-            fetch(m[module, at.LORA_A] + begin * size, 2 * rank * size)
-            fetch(m[module, at.LORA_B] + begin * outputs, 2 * rank * outputs)
-    for module in range(first, last):
-        a = m[module, at.LORA_A]
-        if a != 0:
-            own = a + 2 * slot * stack_rank * size
-            shrink(address, size, own, rank, _shrunk_at(row, module, s))
+        a, _, rank = _lora(s, row, module, m)
+        shrink(address, size, a, rank, _shrunk_at(row, module, s))
 
 
 @compiled
@@ -150,16 +174,14 @@ def multiply_tiles(
 @compiled
 def expand_tiles(module: int, first: int, last: int, out: int, width: int, s: Step, m: Any) -> None:
     """Add each row's LoRA to tiles [first, last) of a module's outputs: long lines of B at once."""
-    b, size = m[module, at.LORA_B], m[module, at.OUTPUTS]
-    if b == 0 or first >= last:
+    if first >= last:
         return
     for row in range(s.rows):
-        slot = field_of(s, row, at.SLOT)
-        if slot != 0:
-            own = b + 2 * slot * s.shape[at.STACK_RANK] * size
+        if field_of(s, row, at.SLOT) != 0:
+            _, b, rank = _lora(s, row, module, m)
             y, count = out + 4 * (row * width + TILE * first), TILE * (last - first)
-            shrunk = _shrunk_at(row, module, s)
-            expand(shrunk, _rank_of(s, slot), own, size, TILE * first, count, y)
+            shrunk, size = _shrunk_at(row, module, s), m[module, at.OUTPUTS]
+            expand(shrunk, rank, b, size, TILE * first, count, y)
 
 
 @compiled

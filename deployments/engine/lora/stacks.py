@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from deployments.engine.huge_pages import huge_zeros
 from deployments.engine.lora.layers import LayerSegments, LoraLayer, LoraSegments, LoraStack
 from deployments.engine.lora.peft_reader import AdapterWeights
 
@@ -65,6 +66,26 @@ class _SlotViews:
     views: list[torch.Tensor]
 
 
+def features_of(layers: Sequence[LoraLayer]) -> dict[str, tuple[int, int]]:
+    """Return the inputs and outputs of each module of the layers, in order."""
+    return {
+        module.path: (layer.in_features, module.stop - module.start)
+        for layer in layers
+        for module in layer.modules
+    }
+
+
+def unsupported_modules(features: Mapping[str, tuple[int, int]], weights: PackedLora) -> list[str]:
+    """Return why an adapter does not fit modules of these inputs and outputs; empty if it does."""
+    problems = []
+    for path, _, *found in weights.shapes:
+        if path not in features:
+            problems.append(f"{path} is not a layer that the fast decoder adapts")
+        elif features[path] != tuple(found):
+            problems.append(f"{path} maps {tuple(found)}; the base model has {features[path]}")
+    return problems
+
+
 class LoraStacks:
     """Hold each module's stack, and the rank and the modules of the adapter in each slot."""
 
@@ -78,11 +99,7 @@ class LoraStacks:
     ) -> None:
         self.layout = 0  # changes when stacks are added or moved: that voids captured graphs
         self._layers = tuple(layers)
-        self._features = {
-            module.path: (layer.in_features, module.stop - module.start)
-            for layer in layers
-            for module in layer.modules
-        }
+        self._features = features_of(layers)
         self._dtype, self._device = dtype, device
         self._num_slots = num_slots
         self._rank = _RANK_BUCKET
@@ -93,15 +110,11 @@ class LoraStacks:
 
     def unsupported_modules(self, weights: PackedLora) -> list[str]:
         """Return why this adapter does not fit the model; empty if it does."""
-        problems = []
-        for path, _, *found in weights.shapes:
-            if path not in self._features:
-                problems.append(f"{path} is not a layer that the fast decoder adapts")
-            elif self._features[path] != tuple(found):
-                problems.append(
-                    f"{path} maps {tuple(found)}; the base model has {self._features[path]}"
-                )
-        return problems
+        return unsupported_modules(self._features, weights)
+
+    def adapts(self, path: str) -> bool:
+        """Return whether any adapter that was loaded so far changes this module."""
+        return path in self._stacks
 
     def write(self, slot: int, weights: PackedLora) -> None:
         """Replace what the slot holds. No row may use it."""
@@ -237,14 +250,24 @@ def _layer_segments(
     return LayerSegments(torch.cat(a).t().contiguous(), tuple(b))
 
 
-def pack(weights: AdapterWeights, dtype: torch.dtype, *, pinned: bool) -> PackedLora:
+def pack(
+    weights: AdapterWeights,
+    dtype: torch.dtype,
+    *,
+    pinned: bool = False,
+    in_huge_pages: bool = False,
+) -> PackedLora:
     """Pack an adapter's weights. Any thread may call it."""
     shapes = tuple(
         (path, pair.a.shape[0], pair.a.shape[1], pair.b.shape[0])
         for path, pair in weights.pairs.items()
     )
     size = sum(rank * (inner + outer) for _, rank, inner, outer in shapes)
-    packed = PackedLora(torch.empty(size, dtype=dtype, pin_memory=pinned), shapes)
+    if in_huge_pages:
+        block = huge_zeros([size], dtype)
+    else:
+        block = torch.empty(size, dtype=dtype, pin_memory=pinned)
+    packed = PackedLora(block, shapes)
     pieces = iter(packed.pieces())
     for pair in weights.pairs.values():
         next(pieces).view_as(pair.a).copy_(pair.a)
