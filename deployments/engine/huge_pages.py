@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import torch
 
-
 _SIZE = 2**21
 
 

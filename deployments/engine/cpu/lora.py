@@ -5,7 +5,7 @@ All functions take addresses.
 
 from typing import Any
 
-from numba import carray, float32, int16
+from numba import carray, int16
 
 from deployments.engine.cpu.intrinsics import array_at, from_bfloat16
 from deployments.engine.cpu.kernels import compiled, floats

@@ -176,7 +176,7 @@ def _build_dots(
     def add(number: Any, sums: list[Any]) -> list[Any]:
         values, own = code.load(code.at(x, number, 4), FLOATS), code.at(w, number, 2)
         weights = [code.bfloat16(code.at(own, n, w_line), 0) for n in range(lines)]
-        return [code.add_product(*each) for each in zip(sums, weights, [values] * lines)]
+        return [code.add_product(total, w, values) for total, w in zip(sums, weights, strict=True)]
 
     sums = code.loop([ir.Constant(FLOATS, [0.0] * LANES)] * lines, LANES, count, add)
     for n, total in enumerate(sums):
