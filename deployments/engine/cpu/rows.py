@@ -70,32 +70,21 @@ def _shrunk_at(row: int, module: int, s: Step) -> int:
 
 
 @compiled
-def fetch_adapter(row: int, first: int, last: int, s: Step, m: Any, next_layer: Any) -> None:
-    """Ask for what a row's adapter has for the products to come, unless a row before has the same:
-    B of the modules [first, last), and A of those that read next.
+def fetch_adapters(piece: int, pieces: int, first: int, last: int, s: Step, m: Any) -> None:
+    """Ask for a share of what the rows' adapters have for the modules [first, last).
 
     They are cold in every step, and short: no processor sees them coming.
     """
-    slot = field_of(s, row, at.SLOT)
-    if slot == 0:
-        return
-    for other in range(row - 1, -1, -1):
-        if field_of(s, other, at.SLOT) == slot:
-            return
-    for module in range(first, last):
-        _, b, rank = _lora(s, row, module, m)
-        fetch(b, 2 * rank * m[module, at.OUTPUTS])
-    # Those that read after q, k and v; o; gate and up; down.
-    begin, end, table = at.O, at.GATE, m
-    if last == at.GATE:
-        begin, end = at.GATE, at.DOWN
-    elif last == at.DOWN:
-        begin, end = at.DOWN, at.MODULES
-    elif last == at.MODULES:
-        begin, end, table = at.Q, at.O, next_layer
-    for module in range(begin, end):
-        a, _, rank = _lora(s, row, module, table)
-        fetch(a, 2 * rank * table[module, at.INPUTS])
+    for row in range(piece, s.rows, pieces):
+        slot = field_of(s, row, at.SLOT)
+        other = row - 1 if slot != 0 else -1
+        while other >= 0 and field_of(s, other, at.SLOT) != slot:
+            other -= 1
+        if slot != 0 and other < 0:  # the first row with this adapter
+            for module in range(first, last):
+                a, b, rank = _lora(s, row, module, m)
+                fetch(a, 2 * rank * m[module, at.INPUTS])
+                fetch(b, 2 * rank * m[module, at.OUTPUTS])
 
 
 @compiled
