@@ -22,7 +22,7 @@ def _line(address: int, count: int) -> Any:
 
 @compiled
 def shrink(x: int, size: int, a: int, rank: int, out: int) -> None:
-    """Write x (size,) @ A to out (rank,). A: (rank, size)."""
+    """Write x (size,), at least 16, @ A to out (rank,). A: (rank, size)."""
     whole = size & -16
     j = 0
     while j < rank:

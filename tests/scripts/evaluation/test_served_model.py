@@ -58,11 +58,9 @@ def test_the_engine_in_float32_answers_and_scores_as_transformers(
             for model in (served, plain)
         )
         for one, other in zip(found, wanted, strict=True):
-            assert (one.id, one.answer, one.num_tokens) == (
-                other.id,
-                other.answer,
-                other.num_tokens,
-            )
+            # The engine says no character that the last token leaves unfinished.
+            assert (one.id, one.answer) == (other.id, other.answer.rstrip("\ufffd"))
+            assert one.num_tokens == other.num_tokens
             assert (one.hit_limit, one.num_reference_tokens) == (
                 other.hit_limit,
                 other.num_reference_tokens,
