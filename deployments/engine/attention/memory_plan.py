@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from deployments.engine.attention.kv_cache import ALIGNMENT
 from deployments.engine.attention.row_plan import full_length, plan_rows
 
 MIB = 2**20
@@ -190,19 +191,22 @@ def plan_card(
 
 
 def plan_host(
-    max_rows: int, num_positions: int, bytes_per_position: int, budget: int | None
+    max_rows: int, num_positions: int, bytes_per_position: int, *, free: int, budget: int | None
 ) -> RowPlan:
-    """Return the rows of a CPU, whose memory is not planned: all, unless a budget says otherwise.
+    """Return the rows of a CPU: all, as far as half of the free memory or a budget holds them.
 
     Raises:
-        ValueError: the budget does not hold one answer.
+        ValueError: that does not hold one answer.
     """
     full = full_length(num_positions)
-    capacities = (full,) * max_rows
-    if budget is not None:
-        capacities = plan_rows(max_rows, num_positions, bytes_per_position, budget)
-    is_whole = capacities == (full,) * max_rows
-    reason = _WHOLE if is_whole else f"engine.kv_memory_mib is {(budget or 0) // MIB}"
+    wanted = max_rows * (full + ALIGNMENT) * bytes_per_position
+    limit = min(wanted, free // 2) if budget is None else budget
+    capacities = plan_rows(max_rows, num_positions, bytes_per_position, limit)
+    reason = _WHOLE
+    if capacities != (full,) * max_rows:
+        reason = f"half of the free memory is {limit // MIB} MiB"
+        if budget is not None:
+            reason = f"engine.kv_memory_mib is {budget // MIB}"
     return RowPlan(capacities, max_rows, reason)
 
 

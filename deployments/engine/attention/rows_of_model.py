@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterable, Mapping, Sequence
 
+import psutil
 import torch
 
 from deployments.engine.attention.memory_plan import (
@@ -49,7 +50,8 @@ def plan_rows_of(
     """
     size = model.kv_shape.bytes_per_position
     if model.device.type != "cuda":
-        return plan_host(max_rows, num_positions, size, budget)
+        available = psutil.virtual_memory().available
+        return plan_host(max_rows, num_positions, size, free=available, budget=budget)
     free = free_bytes(model.device)
     itemsize = model.kv_shape.dtype.itemsize
     shapes = Shapes(

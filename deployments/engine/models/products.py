@@ -26,8 +26,8 @@ _FUSED = (
 class Product(Protocol):
     """Hold a weight (out, in) and perhaps a bias."""
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """Return x @ W.T + bias (T, out) of x (T, in)."""
+    def __call__(self, x: torch.Tensor, *, is_biased: bool = True) -> torch.Tensor:
+        """Return x @ W.T + bias (T, out) of x (T, in), without the bias if not `is_biased`."""
 
     def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """Add self(x) to residual (T, out) in place."""
@@ -80,8 +80,8 @@ class QuantisedProduct:
     def __init__(self, weight: QuantisedWeight, bias: torch.Tensor | None) -> None:
         self._weight, self._bias = weight, bias
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return self._weight.product(x, bias=self._bias)
+    def __call__(self, x: torch.Tensor, *, is_biased: bool = True) -> torch.Tensor:
+        return self._weight.product(x, bias=self._bias if is_biased else None)
 
     def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         return self._weight.product(x, bias=self._bias, residual=residual)
@@ -93,17 +93,19 @@ class RowsProduct:
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         self._weight, self._bias = weight, bias
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return self._product(x, None)
+    def __call__(self, x: torch.Tensor, *, is_biased: bool = True) -> torch.Tensor:
+        return self._product(x, self._bias if is_biased else None)
 
     def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        return self._product(x, residual)
+        return self._product(x, self._bias, residual)
 
-    def _product(self, x: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
+    def _product(
+        self, x: torch.Tensor, bias: torch.Tensor | None, residual: torch.Tensor | None = None
+    ) -> torch.Tensor:
         from deployments.engine.kernels.quantised_product import product
 
         weight = self._weight
-        return product(x, weight, weight, "plain", bias=self._bias, residual=residual)
+        return product(x, weight, weight, "plain", bias=bias, residual=residual)
 
 
 class PackedProduct:
@@ -112,9 +114,10 @@ class PackedProduct:
     def __init__(self, blocks: torch.Tensor, bias: torch.Tensor | None) -> None:
         self._blocks, self._bias = blocks, bias
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, *, is_biased: bool = True) -> torch.Tensor:
+        bias = self._bias if is_biased else None
         product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
-            x, self._blocks, self._bias, "none", [], ""
+            x, self._blocks, bias, "none", [], ""
         )
         return product
 
@@ -136,8 +139,8 @@ class TorchProduct:
         self._weight = weight.t().contiguous() if is_turned else weight.t()  # (in, out)
         self._bias = bias
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        if self._bias is not None:
+    def __call__(self, x: torch.Tensor, *, is_biased: bool = True) -> torch.Tensor:
+        if self._bias is not None and is_biased:
             return torch.addmm(self._bias, x, self._weight)
         if self._is_wide and len(x) in _FEW_ROWS:
             return torch.mm(self._weight.t(), x.t()).t()

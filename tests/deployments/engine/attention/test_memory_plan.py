@@ -151,11 +151,15 @@ def test_what_is_planned_is_never_more_than_is_free(
 
 
 def test_a_cpu_gets_all_rows_unless_a_budget_says_otherwise() -> None:
-    assert plan_host(4, 100, 10, None).capacities == (112,) * 4
-    assert plan_host(4, 100, 10, 2**30).reason == "all rows fit at full length"
-    few = plan_host(64, 4096, 4096, 64 * MIB)
+    free = 8 * GB
+    assert plan_host(4, 100, 10, free=free, budget=None).capacities == (112,) * 4
+    assert plan_host(4, 100, 10, free=0, budget=2**30).reason == "all rows fit at full length"
+    few = plan_host(64, 4096, 4096, free=free, budget=64 * MIB)
     assert sum(few.capacities) * 4096 <= 64 * MIB
     assert few.reason == "engine.kv_memory_mib is 64"
+    half = plan_host(64, 4096, 4096, free=128 * MIB, budget=None)
+    assert half.capacities == few.capacities
+    assert half.reason == "half of the free memory is 64 MiB"
     assert room_on(torch.device("cpu")) == float("inf")
 
 
