@@ -15,6 +15,8 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from deployments.engine.request import ForcedTokens
+
 Family = Literal["causal", "seq2seq"]
 Quantization = Literal["none", "int8", "nf4"]
 Dtype = Literal["auto", "float32", "bfloat16"]
@@ -33,7 +35,8 @@ class Pretrained:
     """Hold a loaded base model, in evaluation mode on its device.
 
     `dtype_name` and `dtype_reason` are for /readyz. `decoder_start_id` is the token that an
-    encoder-decoder model's answer begins with.
+    encoder-decoder model's answer begins with, unseen. `forced` are tokens that its generation
+    configuration asks for. `side_positions`: of its prompt and of its answer, each.
     """
 
     model: PreTrainedModel
@@ -46,6 +49,8 @@ class Pretrained:
     pad_id: int
     decoder_start_id: int | None
     is_dtype_free: bool = False  # nobody asked for this dtype
+    forced: ForcedTokens = ForcedTokens()
+    side_positions: int | None = None
 
 
 def choose_precision(dtype: Dtype, device: str) -> Precision:
@@ -129,7 +134,26 @@ def wrap_pretrained(
         pad_id=_pad_id(model, tokenizer, eos_ids),
         decoder_start_id=start_id,
         is_dtype_free=is_dtype_free,
+        forced=ForcedTokens() if family == "causal" else _forced(model),
+        side_positions=None if family == "causal" else _side_positions(model),
     )
+
+
+def _forced(model: PreTrainedModel) -> ForcedTokens:
+    """Return what an encoder-decoder's generation config, else its config, forces."""
+    found: list[int | None] = []
+    for name in ("forced_bos_token_id", "forced_eos_token_id"):
+        value = getattr(model.generation_config, name, None)
+        if value is None:
+            value = getattr(model.config, name, None)
+        found.append(min(value) if isinstance(value, list | tuple) else value)
+    return ForcedTokens(*found)
+
+
+def _side_positions(model: PreTrainedModel) -> int | None:
+    """Return the positions of an encoder-decoder that has a table of them. None: it has none."""
+    table = getattr(model.get_encoder(), "embed_positions", None)
+    return model.config.max_position_embeddings if isinstance(table, torch.nn.Embedding) else None
 
 
 def _quantization_config(
