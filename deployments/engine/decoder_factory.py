@@ -307,6 +307,8 @@ def _build_fast(
         weights=weights.reason,
         threads=_threads_of(model, limits),
     )
+    if weights.in_bytes:
+        torch.set_num_threads(1)  # the step has threads of its own, which torch's would delay
     max_adapters = limits.max_adapters
     return ModelRunner(
         base, model, info=info, capacities=capacities, reader=reader, max_adapters=max_adapters

@@ -24,6 +24,7 @@ from deployments.engine.errors import (
     QueueFull,
     UnknownAdapter,
     check_features,
+    check_scores,
 )
 from deployments.engine.output import Pace, RequestState
 from deployments.engine.request import FinishReason, Request, StepOutput, TokenEvent
@@ -151,6 +152,7 @@ class Engine:
         if num_prompt_tokens > longest:
             raise PromptTooLong(num_prompt_tokens, longest)
         check_features(request.sampling, info.refuses)
+        check_scores(request.sampling, num_prompt_tokens)
         max_tokens = request.sampling.max_tokens
         room = info.room_after(num_prompt_tokens)
         if room is not None and max_tokens > room:

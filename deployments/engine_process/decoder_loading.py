@@ -57,7 +57,7 @@ def load_decoder(spec: DecoderSpec) -> "ModelRunner | PeftDecoder":
     if loaded == "none":
         _leave_out_bitsandbytes()
     started = time.perf_counter()
-    import torch
+    import torch  # noqa: F401
 
     from deployments.engine.decoder_factory import FastLimits, build_decoder
     from deployments.engine.model_loader import load_pretrained
@@ -82,8 +82,6 @@ def load_decoder(spec: DecoderSpec) -> "ModelRunner | PeftDecoder":
     weights = quantization if on_cpu and quantization != "nf4" else "none"
     decoder = build_decoder(base, spec.choice, limits, folders, weights=weights)
     seconds, info = time.perf_counter() - started, decoder.info
-    if info.weights.startswith(("int8", "int4")):
-        torch.set_num_threads(1)  # the compiled step has threads of its own
     logger.info(
         "base model %s loaded in %.1f s; decoder %s: %s",
         *(spec.base_model, seconds, info.name, info.reason),

@@ -19,6 +19,7 @@ import torch
 
 from deployments.engine.errors import LoraPoolError
 from deployments.engine.kernels.ops import rms_norm
+from deployments.engine.lora.blocks import LoraBlocks
 from deployments.engine.lora.layers import LayerSegments, LoraBatch, LoraLayer, LoraSegments
 from deployments.engine.lora.peft_reader import AdapterWeights
 from deployments.engine.lora.stacks import LoraStacks, PackedLora, pack
@@ -85,14 +86,10 @@ class TorchLoraBatch:
 
 @dataclass(frozen=True, slots=True)
 class SlotBatch:
-    """Hold the slot of each token, for kernels that read the stacks themselves."""
+    """Hold the slot of each token, for a step that finds each one's weights itself."""
 
-    stacks: LoraStacks
+    blocks: LoraBlocks
     slots: Sequence[int]
-
-    @property
-    def layout(self) -> int:
-        return self.stacks.layout
 
 
 class SegmentCache:
@@ -122,7 +119,12 @@ class SegmentCache:
 
 
 class LoraPool:
-    """Hold the resident adapters. One thread at a time: the engine's."""
+    """Hold the resident adapters. One thread at a time: the engine's.
+
+    Args:
+        in_blocks: kept as they are packed, for `slot_batch` alone; otherwise in stacks, for the
+            other batches.
+    """
 
     def __init__(
         self,
@@ -131,10 +133,15 @@ class LoraPool:
         *,
         dtype: torch.dtype,
         device: torch.device,
+        in_blocks: bool = False,
     ) -> None:
         if num_slots < 2:
             raise ValueError(f"num_slots is {num_slots}: at least 2, the base and one adapter")
-        self._stacks = LoraStacks(layers, num_slots, dtype=dtype, device=device)
+        self._stacks: LoraStacks | LoraBlocks = (
+            LoraBlocks(layers, num_slots)
+            if in_blocks
+            else LoraStacks(layers, num_slots, dtype=dtype, device=device)
+        )
         self._mixtures = SegmentCache()
         self._dtype, self._device = dtype, device
         self._slot_of: dict[str, int] = {}
@@ -155,11 +162,12 @@ class LoraPool:
 
     def adapts(self, path: str) -> bool:
         """Return whether any adapter that was loaded so far changes this module of the base."""
-        return path in self._stacks.by_module
+        return self._stacks.adapts(path)
 
     def pack(self, weights: AdapterWeights) -> PackedLora:
         """Pack weights for `load_slot`. Any thread may call it."""
-        return pack(weights, self._dtype, pinned=self._device.type == "cuda")
+        is_pinned, in_blocks = self._device.type == "cuda", isinstance(self._stacks, LoraBlocks)
+        return pack(weights, self._dtype, pinned=is_pinned, in_huge_pages=in_blocks)
 
     def load_slot(self, name: str, weights: PackedLora) -> int:
         """Copy weights to a free slot, which no row uses yet; `activate` puts it into service.
@@ -235,6 +243,7 @@ class LoraPool:
             return None
         segments = self._mixtures.find(active)
         if segments is None:
+            assert isinstance(self._stacks, LoraStacks), "blocks have no segments"
             segments = self._stacks.segments(active)
             self._mixtures.add(segments)
         if segments.slots == active and len(active) == 1 and all(slots):
@@ -249,11 +258,12 @@ class LoraPool:
     def slot_batch(
         self, slots: Sequence[int], counts: Sequence[int] | None = None
     ) -> SlotBatch | None:
-        """Return what `torch_batch` would, for kernels that find each token's slot themselves."""
+        """Return what `torch_batch` would, for a step that reads each token's block itself."""
         if not any(slots):
             return None
         if counts is not None:
             slots = [slot for slot, count in zip(slots, counts, strict=True) for _ in range(count)]
+        assert isinstance(self._stacks, LoraBlocks), "stacks are read by other batches"
         return SlotBatch(self._stacks, slots)
 
     def triton_batch(self, slots: torch.Tensor) -> LoraBatch | None:
@@ -263,6 +273,7 @@ class LoraPool:
         """
         from deployments.engine.lora.triton_batch import TritonLoraBatch
 
+        assert isinstance(self._stacks, LoraStacks), "blocks are not for a GPU"
         stacks = self._stacks.by_layer()
         return TritonLoraBatch(stacks, slots) if stacks else None
 

@@ -8,12 +8,13 @@ with PEFT's scale inside b and zeros beyond an adapter's rank. Slot 0 is the bas
 Where an adapter has magnitudes (DoRA), its b holds their gains too (gains.py).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from deployments.engine.huge_pages import huge_zeros
 from deployments.engine.lora.gains import gains_of
 from deployments.engine.lora.layers import LayerSegments, LoraLayer, LoraSegments, LoraStack
 from deployments.engine.lora.peft_reader import AdapterWeights
@@ -78,6 +79,36 @@ class _SlotViews:
     views: list[torch.Tensor]
 
 
+def features_of(layers: Sequence[LoraLayer]) -> dict[str, tuple[int, int]]:
+    """Return the inputs and outputs of each module of the layers, in order."""
+    return {
+        module.path: (layer.in_features, module.stop - module.start)
+        for layer in layers
+        for module in layer.modules
+    }
+
+
+def unsupported_modules(
+    features: Mapping[str, tuple[int, int]],
+    weights: PackedLora,
+    rescalable: Collection[str] = (),
+) -> list[str]:
+    """Return why an adapter does not fit modules of these inputs and outputs; empty if it does.
+
+    Args:
+        rescalable: modules that take magnitudes (DoRA).
+    """
+    problems = []
+    for path, _, *found, magnitudes in weights.shapes:
+        if magnitudes and path in features and path not in rescalable:
+            problems.append(f"{path} has magnitudes (DoRA), which its weights do not take")
+        if path not in features:
+            problems.append(f"{path} is not a layer that the fast decoder adapts")
+        elif features[path] != tuple(found):
+            problems.append(f"{path} maps {tuple(found)}; the base model has {features[path]}")
+    return problems
+
+
 class LoraStacks:
     """Hold each module's stack, and the rank and the modules of the adapter in each slot."""
 
@@ -91,11 +122,7 @@ class LoraStacks:
     ) -> None:
         self.layout = 0  # changes when stacks are added or moved: that voids captured graphs
         self._layers = tuple(layers)
-        self._features = {
-            module.path: (layer.in_features, module.stop - module.start)
-            for layer in layers
-            for module in layer.modules
-        }
+        self._features = features_of(layers)
         self._places = {m.path: (layer.base, m) for layer in layers for m in layer.modules}
         self._dtype, self._device = dtype, device
         self._num_slots = num_slots
@@ -107,17 +134,12 @@ class LoraStacks:
 
     def unsupported_modules(self, weights: PackedLora) -> list[str]:
         """Return why this adapter does not fit the model; empty if it does."""
-        problems = []
-        for path, _, *found, magnitudes in weights.shapes:
-            if magnitudes and path in self._places and self._places[path][0] is None:
-                problems.append(f"{path} has magnitudes (DoRA), which its weights do not take")
-            if path not in self._features:
-                problems.append(f"{path} is not a layer that the fast decoder adapts")
-            elif self._features[path] != tuple(found):
-                problems.append(
-                    f"{path} maps {tuple(found)}; the base model has {self._features[path]}"
-                )
-        return problems
+        rescalable = {path for path, (base, _) in self._places.items() if base is not None}
+        return unsupported_modules(self._features, weights, rescalable)
+
+    def adapts(self, path: str) -> bool:
+        """Return whether any adapter that was loaded so far changes this module."""
+        return path in self._stacks
 
     def write(self, slot: int, weights: PackedLora) -> None:
         """Replace what the slot holds. No row may use it."""
@@ -284,14 +306,24 @@ def _layer_segments(
     return LayerSegments(torch.cat(a).t().contiguous(), tuple(b), tuple(gains))
 
 
-def pack(weights: AdapterWeights, dtype: torch.dtype, *, pinned: bool) -> PackedLora:
+def pack(
+    weights: AdapterWeights,
+    dtype: torch.dtype,
+    *,
+    pinned: bool = False,
+    in_huge_pages: bool = False,
+) -> PackedLora:
     """Pack an adapter's weights. Any thread may call it."""
     shapes = tuple(
         (path, *pair.a.shape, len(pair.b), 0 if pair.magnitude is None else len(pair.b))
         for path, pair in weights.pairs.items()
     )
     size = sum(rank * (inner + outer) + magnitudes for _, rank, inner, outer, magnitudes in shapes)
-    packed = PackedLora(torch.empty(size, dtype=dtype, pin_memory=pinned), shapes)
+    if in_huge_pages:
+        block = huge_zeros([size], dtype)
+    else:
+        block = torch.empty(size, dtype=dtype, pin_memory=pinned)
+    packed = PackedLora(block, shapes)
     pieces = iter(packed.pieces())
     for pair in weights.pairs.values():
         next(pieces).view_as(pair.a).copy_(pair.a)

@@ -11,8 +11,9 @@ A row whose last token is scheduled is free for the next step, although that tok
 its way to the host: the device runs the steps in the order in which they were scheduled.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
+from itertools import islice
 
 from deployments.engine.request import (
     PrefillChunk,
@@ -25,6 +26,7 @@ from deployments.engine.scheduling.fairness import GENERATED_TOKEN, PROMPT_TOKEN
 from deployments.engine.scheduling.prefixes import MIN_TOKENS, PrefixCache
 
 _PATIENCE = 8  # steps
+_LOOKED_AT, _MOST_LOOKED_AT = 4, 256  # requests of a tenant, and of a queue, behind one that waits
 _MANY = 4  # times `prompts_together`: so many rows that decode lose more by a prefill than it gains
 _LONG = 4  # times `prefill_tokens`: a prompt with more to read leaves half of each step to others
 # Positions before a token whose attention costs about as much as its products: 1,500 (SmolLM2 with
@@ -214,7 +216,11 @@ class Scheduler:
             turn = self._counters.least_served(a for a in self._queues if a not in blocked)
             if not turn:
                 break
-            sequence = self._queues[turn[0]][0]
+            found = self._next_in(self._queues[turn[0]], chunks)
+            if found is None:
+                blocked.add(turn[0])
+                continue
+            sequence, prefix = found
             num_tokens = len(sequence.request.prompt_ids)
             if not self._can_split and num_tokens > budget and chunks:
                 break
@@ -224,13 +230,9 @@ class Scheduler:
                 blocked.add(turn[0])
                 free = [row for row in free if self.capacities[row] < sequence.num_positions]
                 continue
-            prefix, is_coming = self._prefix_of(sequence, chunks)
-            if is_coming:
-                blocked.add(turn[0])
-                continue
             sequence.row = self._choose_row(fitting, prefix)
             free.remove(sequence.row)
-            self._queues[turn[0]].popleft()
+            self._queues[turn[0]].remove(sequence)
             self._drop_if_empty(turn[0])
             self._running[sequence.row] = sequence
             sequence.holds_row = True
@@ -240,6 +242,24 @@ class Scheduler:
             budget -= self._read(sequence, budget, chunks)
             admitted.append(sequence)
         return admitted, whole - budget
+
+    def _next_in(
+        self, queue: deque[SequenceState], chunks: list[tuple[SequenceState, PrefillChunk]]
+    ) -> tuple[SequenceState, Prefix | None] | None:
+        """Return the first of a queue that need not wait for a prefix, and its prefix.
+
+        So one that waits for its tenant's prefix keeps no other tenant from a row; of a tenant's
+        own requests, only the first few are looked at.
+        """
+        looked_at: Counter[str | None] = Counter()
+        for sequence in islice(queue, _MOST_LOOKED_AT):
+            tenant = sequence.request.tenant
+            if looked_at[tenant] < _LOOKED_AT:
+                looked_at[tenant] += 1
+                prefix, is_coming = self._prefix_of(sequence, chunks)
+                if not is_coming:
+                    return sequence, prefix
+        return None
 
     def _prefix_of(
         self, sequence: SequenceState, chunks: list[tuple[SequenceState, PrefillChunk]]
