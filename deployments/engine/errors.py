@@ -114,9 +114,10 @@ class TooManyScores(RequestRefused):
 
 def check_scores(sampling: SamplingParams, num_prompt_tokens: int) -> None:
     """Raise TooManyScores if the prompt's log-probabilities are more than one answer may hold."""
-    if sampling.echo and sampling.logprobs is not None:
-        if num_prompt_tokens * (1 + sampling.logprobs) > MAX_PROMPT_SCORES:
-            raise TooManyScores(num_prompt_tokens, sampling.logprobs)
+    if not sampling.echo or sampling.logprobs is None:
+        return
+    if num_prompt_tokens * (1 + sampling.logprobs) > MAX_PROMPT_SCORES:
+        raise TooManyScores(num_prompt_tokens, sampling.logprobs)
 
 
 class NotForThisModel(RequestRefused):

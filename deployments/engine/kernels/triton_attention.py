@@ -6,13 +6,16 @@ product is not written twice.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
+from deployments.engine.kernels.backend import launch_options, overlaps
 from deployments.engine.kernels.ops import Expansion, Rope
 from deployments.engine.kernels.triton_lora import lora_expand_add
+from deployments.engine.kernels.triton_overlap import after_earlier_kernels
 
 MAX_FUSED_RANK = 64  # a separate kernel adds larger ranks first
 _MANY_PROGRAMS = 512
@@ -63,8 +66,10 @@ def _decode_kernel(
     H: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BLOCK_N: tl.constexpr,
     APPEND: tl.constexpr, HAS_BIAS: tl.constexpr, R: tl.constexpr, RC: tl.constexpr,
     P: tl.constexpr, PQ: tl.constexpr, PK: tl.constexpr, PV: tl.constexpr,
+    OVERLAPS: tl.constexpr,
 ):  # fmt: skip
     """Attend with one query head for each key/value head. Program (h, b)."""
+    after_earlier_kernels(OVERLAPS)
     h = tl.program_id(0)
     b = tl.program_id(1)
     n = tl.load(lengths + b)
@@ -122,12 +127,13 @@ def _rope_decode_kernel(
     H: tl.constexpr, G: tl.constexpr, GP: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
     ROT: tl.constexpr, WINDOW: tl.constexpr, CAP: tl.constexpr, BLOCK_N: tl.constexpr,
     R: tl.constexpr, RC: tl.constexpr, P: tl.constexpr, PQ: tl.constexpr, PK: tl.constexpr,
-    PV: tl.constexpr,
+    PV: tl.constexpr, OVERLAPS: tl.constexpr,
 ):  # fmt: skip
     """Attend with G query heads (padded to GP >= 16) for a key/value head. Program (h, b).
 
     The first ROT dimensions of a head are rotated. WINDOW and CAP are 0 for none.
     """
+    after_earlier_kernels(OVERLAPS)
     h = tl.program_id(0)
     b = tl.program_id(1)
     n = tl.load(lengths + b)
@@ -251,7 +257,7 @@ def decode_attention(
             qkv, kv_cache, starts, lengths, qkv if bias is None else bias, out, scale,
             qkv.stride(0), 0 if bias is None else bias.stride(0), *lora.tensors,
             H=heads, D=dim, DP=padded(dim), APPEND=True, HAS_BIAS=bias is not None,
-            **lora.sizes, **_tile(rows * heads),
+            **lora.sizes, **_tile(rows * heads, qkv.device),
         )  # fmt: skip
         return out
     cos, sin = (qkv, qkv) if rope is None else (rope.cos, rope.sin)
@@ -259,7 +265,7 @@ def decode_attention(
         qkv, kv_cache, starts, lengths, cos, sin, out, scale, qkv.stride(0), *lora.tensors,
         H=heads, G=groups, GP=max(16, triton.next_power_of_2(groups)), D=dim, DP=padded(dim),
         ROT=0 if rope is None else cos.shape[1], WINDOW=window or 0, CAP=softcap or 0.0,
-        **lora.sizes, **_tile(rows * heads),
+        **lora.sizes, **_tile(rows * heads, qkv.device),
     )  # fmt: skip
     return out
 
@@ -283,7 +289,7 @@ def cross_attention(
     _decode_kernel[heads, rows](
         q, kv_cache, starts, lengths, q, out, scale, q.stride(0), 0, *lora.tensors,
         H=heads, D=dim, DP=padded(dim), APPEND=False, HAS_BIAS=False,
-        **lora.sizes, **_tile(rows * heads),
+        **lora.sizes, **_tile(rows * heads, q.device),
     )  # fmt: skip
     return out
 
@@ -319,8 +325,10 @@ def padded(dim: int) -> int:
     return max(16, int(triton.next_power_of_2(dim)))
 
 
-def _tile(num_programs: int) -> dict[str, int]:
-    """Return tile sizes measured on an H100 (docs/engine.md): small tiles for many programs."""
+def _tile(num_programs: int, device: torch.device) -> dict[str, Any]:
+    """Return tile sizes measured on an H100 (docs/engine.md), small ones for many programs, and
+    how the kernel is launched."""
+    launched = {"OVERLAPS": overlaps(device), **launch_options(device)}
     if num_programs >= _MANY_PROGRAMS:
-        return {"BLOCK_N": 64 if num_programs < _MANY_MORE else 32, "num_warps": 1}
-    return {"BLOCK_N": 128, "num_warps": 4}
+        return {"BLOCK_N": 64 if num_programs < _MANY_MORE else 32, "num_warps": 1, **launched}
+    return {"BLOCK_N": 128, "num_warps": 4, **launched}

@@ -48,6 +48,7 @@ def served_engine(
         max_rows=args.rows,
         num_positions=longest + output + 1,
         max_adapters=args.adapters,
+        prefill_tokens=args.prefill_tokens,
         kv_memory_bytes=None,
         cpu_threads=args.threads,
         adapters={},
