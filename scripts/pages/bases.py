@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from deployments.engine.models.architectures import ARCHITECTURES
+from deployments.engine.models.bart import BART_MODELS
 from deployments.engine.models.t5 import T5_MODELS
 from scripts.arguments import CommandParser
 from scripts.benchmarks.shapes import model_class
@@ -49,6 +50,8 @@ def _rows() -> Iterator[tuple[str, str, str, str]]:
         yield each.known_as, f"`{name}`", ", ".join(each.features), _tested(name)
     for name, (known_as, features) in T5_MODELS.items():
         yield known_as, f"`{name}`", ", ".join(features), _tested(name)
+    for name, bart in BART_MODELS.items():
+        yield bart.known_as, f"`{name}`", ", ".join(bart.features), _tested(name)
 
 
 def _tested(name: str) -> str:

@@ -13,9 +13,11 @@ import torch
 import triton
 import triton.language as tl
 
+from deployments.engine.kernels.backend import launch_options, overlaps
 from deployments.engine.kernels.ops import Expansion, Rope
 from deployments.engine.kernels.tiles import decode_tile, padded
 from deployments.engine.kernels.triton_lora import lora_expand_add
+from deployments.engine.kernels.triton_overlap import after_earlier_kernels
 
 MAX_FUSED_RANK = 64  # a separate kernel adds larger ranks first
 
@@ -64,8 +66,10 @@ def _decode_kernel(
     H: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BLOCK_N: tl.constexpr,
     APPEND: tl.constexpr, HAS_BIAS: tl.constexpr, R: tl.constexpr, RC: tl.constexpr,
     P: tl.constexpr, PQ: tl.constexpr, PK: tl.constexpr, PV: tl.constexpr,
+    OVERLAPS: tl.constexpr,
 ):  # fmt: skip
     """Attend with one query head for each key/value head. Program (h, b)."""
+    after_earlier_kernels(OVERLAPS)
     h = tl.program_id(0)
     b = tl.program_id(1)
     n = tl.load(lengths + b)
@@ -123,12 +127,13 @@ def _rope_decode_kernel(
     H: tl.constexpr, G: tl.constexpr, GP: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
     ROT: tl.constexpr, WINDOW: tl.constexpr, CAP: tl.constexpr, BLOCK_N: tl.constexpr,
     R: tl.constexpr, RC: tl.constexpr, P: tl.constexpr, PQ: tl.constexpr, PK: tl.constexpr,
-    PV: tl.constexpr,
+    PV: tl.constexpr, OVERLAPS: tl.constexpr,
 ):  # fmt: skip
     """Attend with G query heads (padded to GP >= 16) for a key/value head. Program (h, b).
 
     The first ROT dimensions of a head are rotated. WINDOW and CAP are 0 for none.
     """
+    after_earlier_kernels(OVERLAPS)
     h = tl.program_id(0)
     b = tl.program_id(1)
     n = tl.load(lengths + b)
@@ -324,6 +329,8 @@ def shared_bytes(device: torch.device) -> int | None:
     return int(properties.shared_memory_per_block_optin)
 
 
-def _tile(kv_cache: torch.Tensor, num_programs: int) -> dict[str, int]:
-    dim, size = kv_cache.shape[3], kv_cache.element_size()
-    return decode_tile(num_programs, dim, size, shared_bytes(kv_cache.device))
+def _tile(kv_cache: torch.Tensor, num_programs: int) -> dict[str, Any]:
+    """Return the sizes of a tile, and how the kernel is launched."""
+    device, dim, size = kv_cache.device, kv_cache.shape[3], kv_cache.element_size()
+    tile = decode_tile(num_programs, dim, size, shared_bytes(device))
+    return {**tile, "OVERLAPS": overlaps(device), **launch_options(device)}
