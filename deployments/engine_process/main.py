@@ -25,7 +25,13 @@ from deployments.engine.errors import EngineStopped
 from deployments.engine.request import StepOutput
 from deployments.engine.thread import TorchThread, use_cores_on
 from deployments.engine_process.decoder_loading import DecoderSpec, load_decoder
-from deployments.engine_process.wire import pack_error, pack_info, pack_step, parts_of, unpack_request
+from deployments.engine_process.wire import (
+    pack_error,
+    pack_info,
+    pack_step,
+    parts_of,
+    unpack_request,
+)
 from deployments.interpreter import tune_interpreter
 from deployments.stopped import StoppedProcesses
 
