@@ -6,49 +6,66 @@ import torch
 import triton
 
 from deployments.engine.kernels.backend import launch_options, overlaps
-from deployments.engine.kernels.quantised_tiles import tile_of
+from deployments.engine.kernels.quantised_tiles import Tile, tile_of
 from deployments.engine.kernels.triton_quantised import (
     dequantise_kernel,
     product_kernel,
     row_kernel,
 )
 from deployments.engine.quantised.formats import NF4_CODE
+from deployments.engine.quantised.interleaved import InterleavedWeight
 
 _CHUNK = 1 << 25  # elements of a dequantised copy
-_PREFETCH = 2  # how a product's weights are asked for while earlier kernels run
 _MOST_TILES = 1 << 14  # of a product whose inputs are cut into pieces
 
 
 def product(
     x: torch.Tensor,
-    values: torch.Tensor,
-    factors: torch.Tensor,
-    kind: str,
+    weight: InterleavedWeight,
     *,
     bias: torch.Tensor | None = None,
     residual: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Return x @ W.T + bias (T, out), or add it to `residual` (T, out) in place and return that.
 
-    Products of one device run one after another: those whose inputs are cut into pieces share
-    counters.
-
-    Args:
-        x: (T, in), its rows contiguous.
-        values, factors: of a QuantisedWeight of this kind (quantised/weight.py), or kind plain: W
-            itself twice, in the dtype of x.
+    x is (T, in), its rows contiguous. Products of one device run one after another: those whose
+    inputs are cut into pieces share counters.
     """
-    rows, inputs = x.shape
-    outputs = len(values)
-    tile = tile_of(kind, rows, outputs, inputs)
-    if tile is None and kind == "plain":
-        return torch_product(x, values.t(), bias, residual)
+    tile = tile_of(weight.kind, len(x), *weight.shape)
     if tile is None:
-        return _of_dequantised(x, values, factors, kind, bias=bias, residual=residual)
+        return _of_dequantised(x, weight, bias, residual)
+    return _launched(x, weight.kind, weight.values, weight.factors, tile, bias, residual)
+
+
+def plain_product(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    *,
+    bias: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Do `product` with a plain weight (out, in), in the dtype of x."""
+    tile = tile_of("plain", len(x), *weight.shape)
+    if tile is None:
+        return torch_product(x, weight.t(), bias, residual)
+    return _launched(x, "plain", weight, weight, tile, bias, residual)
+
+
+def _launched(
+    x: torch.Tensor,
+    kind: str,
+    values: torch.Tensor,
+    factors: torch.Tensor,
+    tile: Tile,
+    bias: torch.Tensor | None,
+    residual: torch.Tensor | None,
+) -> torch.Tensor:
+    rows, inputs = x.shape
+    outputs, width = values.shape
     out = residual
     if out is None:
         out = torch.empty(rows, outputs, dtype=x.dtype, device=x.device)
-    tensors = (x, values, factors, _table(x.dtype, x.device), values if bias is None else bias, out)
+    own = (x, values, factors, _table(x.dtype, x.device), values if bias is None else bias, out)
     options = {
         "KIND": kind,
         "HAS_BIAS": bias is not None,
@@ -56,24 +73,24 @@ def product(
         "BN": tile.bn,
         "BK": tile.bk,
         "IN_REGISTERS": _is_in_registers(x),
+        "OVERLAPS": overlaps(x.device),
         "num_warps": tile.num_warps,
         **launch_options(x.device),
     }
     if tile.bm == 0:
-        row_kernel[(triton.cdiv(outputs, tile.bn),)](
-            *tensors, outputs, inputs, OVERLAPS=overlaps(x.device), **options
-        )
+        row_kernel[(triton.cdiv(outputs, tile.bn),)](*own, outputs, inputs, width, **options)
         return out
     grid = (triton.cdiv(outputs, tile.bn), tile.splits, triton.cdiv(rows, tile.bm))
     assert tile.splits == 1 or grid[0] * grid[2] <= _MOST_TILES, "more tiles than counters"
+    length = triton.cdiv(inputs, tile.bk * tile.splits) * tile.bk
     partials = out
     if tile.splits > 1:
         partials = torch.empty(tile.splits, rows, outputs, dtype=torch.float32, device=x.device)
     product_kernel[grid](
-        *tensors, partials, _counters(x.device), rows, outputs, inputs,
-        triton.cdiv(inputs, tile.bk * tile.splits) * tile.bk, tile.splits, x.stride(0),
-        out.stride(0), BM=tile.bm, IS_SPLIT=tile.splits > 1,
-        OVERLAPS=_PREFETCH if overlaps(x.device) else 0, num_stages=tile.num_stages, **options,
+        *own, partials, _counters(x.device), rows, outputs, inputs, length, tile.splits,
+        x.stride(0), out.stride(0), width, BM=tile.bm, WARPS=tile.num_warps,
+        IS_EVEN=length * tile.splits == inputs, IS_SPLIT=tile.splits > 1,
+        num_stages=tile.num_stages, **options,
     )  # fmt: skip
     return out
 
@@ -94,43 +111,38 @@ def torch_product(
     return torch.mm(x, weight, out=out)
 
 
-def dequantise(
-    values: torch.Tensor, factors: torch.Tensor, kind: str, out: torch.Tensor
-) -> torch.Tensor:
-    """Write W to `out` (out, in), rounded once; NF4's entries are rounded to bfloat16 first."""
-    rows, columns = out.shape
-    grid = (triton.cdiv(columns, 512), triton.cdiv(rows, 8))
-    dequantise_kernel[grid](
-        values, factors, _table(out.dtype, out.device), out, rows, columns,
-        KIND=kind, BN=8, BK=512, IN_REGISTERS=_is_in_registers(out),
+def dequantise(weight: InterleavedWeight, rows: slice, dtype: torch.dtype) -> torch.Tensor:
+    """Return these rows of W, rounded to a dtype."""
+    values = weight.values[rows]
+    is_nf4 = weight.kind == "nf4"
+    factors = weight.factors[:, rows] if is_nf4 else weight.factors[rows]
+    outputs, inputs = len(values), weight.shape[1]
+    out = torch.empty(outputs, inputs, dtype=dtype, device=values.device)
+    width = values.shape[1]
+    dequantise_kernel[(triton.cdiv(width, 256), triton.cdiv(outputs, 8))](
+        values, factors, _table(torch.float32, out.device), out, outputs, inputs, width,
+        factors.stride(0), KIND=weight.kind, BN=8, CHUNKS=4,
     )  # fmt: skip
     return out
 
 
 def _of_dequantised(
     x: torch.Tensor,
-    values: torch.Tensor,
-    factors: torch.Tensor,
-    kind: str,
-    *,
+    weight: InterleavedWeight,
     bias: torch.Tensor | None,
     residual: torch.Tensor | None,
 ) -> torch.Tensor:
     """Do `product` with torch, for one part of the outputs after the other."""
-    rows, inputs = x.shape
-    outputs = len(values)
+    outputs, inputs = weight.shape
     out = residual
     if out is None:
-        out = torch.empty(rows, outputs, dtype=x.dtype, device=x.device)
+        out = torch.empty(len(x), outputs, dtype=x.dtype, device=x.device)
     step = max(1, _CHUNK // inputs)
     for first in range(0, outputs, step):
         part = slice(first, first + step)
-        own = factors[:, part].contiguous() if kind == "nf4" else factors[part]
-        copy = torch.empty(len(values[part]), inputs, dtype=x.dtype, device=x.device)
-        weight = dequantise(values[part], own, kind, copy).t()
-        columns = out[:, part]
-        own_bias = None if bias is None else bias[part]
-        torch_product(x, weight, own_bias, None if residual is None else columns, columns)
+        copy = dequantise(weight, part, x.dtype).t()
+        columns, own_bias = out[:, part], None if bias is None else bias[part]
+        torch_product(x, copy, own_bias, None if residual is None else columns, columns)
     return out
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 class Tile:
     """Hold how a product is cut: rows, outputs and inputs of a tile, pieces of the inputs.
 
+    bk is a multiple of 128, and bn of 16 for each warp.
+
     bm 0: a single row, without tensor cores (then there are neither pieces nor stages).
     """
 
@@ -28,7 +30,7 @@ def tile_of(kind: str, rows: int, outputs: int, inputs: int) -> Tile | None:
     if rows == 1:
         return Tile(0, 4, 1024, 1, 4, 1)
     bm = 16 if rows <= 16 else 32 if rows <= 32 else 64
-    bn, bk = 64, 64 if kind in ("nf4", "plain") else 128
+    bn, bk = 64, 128
     columns = -(-outputs // bn)
     splits = 1
     while columns * splits < 132 and splits < 8 and inputs >= bk * splits * 4:

@@ -1,12 +1,14 @@
 """Multiply by the weight of a fused linear layer, in the layout that the device is fastest with."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
 
 from deployments.engine.kernels.backend import are_fused
 from deployments.engine.models.weights import packed, take_weight
+from deployments.engine.quantised.interleaved import InterleavedWeight, interleaved
 from deployments.engine.quantised.linear import QuantisedLinear
 from deployments.engine.quantised.weight import QuantisedWeight, stacked
 
@@ -48,14 +50,17 @@ def product_of(
         return plain_product(weight, bias) if blocks is None else PackedProduct(blocks, bias)
     if len(quantised) < len(layers):
         raise ValueError("some layers of one product are quantised, and others are not")
-    waiting = stacked([layer.take() for layer in quantised])  # on the host
-    return QuantisedProduct(waiting.to(quantised[0].weight.device), bias)
+    stack = stacked([layer.take() for layer in quantised])  # where they wait: on the host
+    stack = stack.to(quantised[0].weight.device)
+    if are_fused(stack.device.type):
+        return KernelProduct(interleaved(stack), bias)
+    return QuantisedProduct(stack, bias)
 
 
 def plain_product(weight: torch.Tensor, bias: torch.Tensor | None) -> Product:
     """Return the product by a plain weight (out, in) that is not packed."""
     if weight.is_cuda and weight.dtype == torch.bfloat16 and are_fused("cuda"):
-        return RowsProduct(weight, bias)
+        return KernelProduct(weight, bias)
     return TorchProduct(weight, bias)
 
 
@@ -75,37 +80,34 @@ def _kind(layer: Any) -> str:
 
 
 class QuantisedProduct:
-    """Multiply by a quantised weight."""
+    """Multiply by a quantised weight with torch: the twin of KernelProduct."""
 
     def __init__(self, weight: QuantisedWeight, bias: torch.Tensor | None) -> None:
         self._weight, self._bias = weight, bias
 
     def __call__(self, x: torch.Tensor, *, is_biased: bool = True) -> torch.Tensor:
-        return self._weight.product(x, bias=self._bias if is_biased else None)
+        y = self._weight.product(x)
+        return y if self._bias is None or not is_biased else y.add_(self._bias)
 
     def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        return self._weight.product(x, bias=self._bias, residual=residual)
+        return residual.add_(self(x))
 
 
-class RowsProduct:
-    """Multiply few rows with a kernel of ours that begins while the one before it ends."""
+class KernelProduct:
+    """Multiply with kernels of ours where rows are few, with torch where they are many."""
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
-        self._weight, self._bias = weight, bias
+    def __init__(self, weight: InterleavedWeight | torch.Tensor, bias: torch.Tensor | None) -> None:
+        from deployments.engine.kernels.quantised_product import plain_product, product
+
+        function: Any = plain_product if isinstance(weight, torch.Tensor) else product
+        self._product: Callable[..., torch.Tensor] = functools.partial(function, weight=weight)
+        self._bias = bias
 
     def __call__(self, x: torch.Tensor, *, is_biased: bool = True) -> torch.Tensor:
-        return self._product(x, self._bias if is_biased else None)
+        return self._product(x, bias=self._bias if is_biased else None)
 
     def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        return self._product(x, self._bias, residual)
-
-    def _product(
-        self, x: torch.Tensor, bias: torch.Tensor | None, residual: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        from deployments.engine.kernels.quantised_product import product
-
-        weight = self._weight
-        return product(x, weight, weight, "plain", bias=bias, residual=residual)
+        return self._product(x, bias=self._bias, residual=residual)
 
 
 class PackedProduct:

@@ -8,6 +8,8 @@ import functools
 
 import torch
 
+from deployments.engine.kernels.backend import are_fused
+
 BLOCK = 64  # neighbours of a row with one absmax, in NF4
 _NESTED_BLOCK = 256  # absmax of them with one absmax of their own
 INVERSE_127 = 7.874015718698502e-3  # as bitsandbytes writes 1 / 127
@@ -29,7 +31,7 @@ def quantise_int8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """
     half = weight.half()
     absmax = _finite(half.abs().amax(1).float(), "in float16, which int8 begins with,")
-    scale = torch.where(absmax > 0, 127.0 / absmax, 0.0)
+    scale = torch.where(absmax > 0, _over_127(absmax), 0.0)
     return torch.round(half * scale[:, None]).to(torch.int8), absmax
 
 
@@ -74,17 +76,6 @@ def nested_absmax(
     return table.float()[absmax.int()].mul_(scale).add_(offset)
 
 
-def codes_of(packed: torch.Tensor) -> torch.Tensor:
-    """Return the codes (out, in) of bitsandbytes' bytes (out, in / 2): the upper half is first."""
-    return torch.stack([packed >> 4, packed & 15], -1).flatten(1)
-
-
-def packed_codes(codes: torch.Tensor) -> torch.Tensor:
-    """Return codes (out, in) as bytes (out, in / 2) in the order of Nf4Weight."""
-    first, second = codes.view(len(codes), -1, 2, BLOCK // 2).unbind(2)
-    return ((first << 4) | second).flatten(1)
-
-
 def _quantise_blocks(
     values: torch.Tensor, table: torch.Tensor, block: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -116,6 +107,15 @@ def _dynamic_map(device: torch.device) -> torch.Tensor:
         for sign in (1, -1):
             entries += (sign * 10 ** (exponent - 6) * means).tolist()
     return torch.tensor(sorted(entries), device=device)
+
+
+def _over_127(absmax: torch.Tensor) -> torch.Tensor:
+    """Return 127 / absmax, on a GPU in the approximate division of bitsandbytes' kernel there."""
+    if absmax.is_cuda and are_fused("cuda"):
+        from deployments.engine.kernels.triton_division import over_127
+
+        return over_127(absmax)
+    return 127.0 / absmax
 
 
 def _finite(absmax: torch.Tensor, where: str = "") -> torch.Tensor:

@@ -152,7 +152,8 @@ def test_nf4_takes_whole_blocks(columns: int) -> None:
         (lambda: Int8Weight(torch.zeros(4, 64).char(), torch.zeros(3)), "4 rows .* 3 factors"),
         (lambda: Int8Weight(torch.zeros(4, 64).char(), torch.zeros(4).half()), "torch.float16"),
         (lambda: Fp8Weight(torch.zeros(4, 64).char(), torch.zeros(4)), "float8_e4m3fn"),
-        (lambda: Nf4Weight(torch.zeros(4, 32).byte(), torch.zeros(4, 1)), r"absmax \(4, 1\)"),
+        (lambda: Nf4Weight(torch.zeros(4, 32).byte(), torch.zeros(4, 2)), r"absmax \(4, 2\)"),
+        (lambda: Nf4Weight(torch.zeros(4, 32).byte(), torch.zeros(4)), "of 2 dimensions"),
         (
             lambda: Nf4Weight.from_bitsandbytes(torch.zeros(99).byte(), torch.zeros(4), (4, 64)),
             "has 128 bytes and 4 absmax; found 99 and 4",
