@@ -30,7 +30,7 @@ import psutil
 from deployments.settings import PROJECT_ROOT
 from scripts.arguments import above_zero
 from scripts.benchmarks.command import add_out
-from scripts.benchmarks.serve_process import PRIVATE_NETWORK
+from scripts.benchmarks.over_http.serve_process import PRIVATE_NETWORK
 from scripts.environment import environment
 
 _LINEAR = "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj"

@@ -14,11 +14,11 @@ from adapters.bases.models import resolve_base_model
 from deployments.engine.decoder_factory import FastLimits, build_decoder
 from deployments.engine.model_loader import load_pretrained
 from deployments.engine.model_runner import ModelRunner
+from scripts.benchmarks.bases.models import load_skeleton, save_base
+from scripts.benchmarks.bases.shapes import SHAPES
 from scripts.benchmarks.command import conditions
 from scripts.benchmarks.in_process.engine_runs import answer_all, random_requests, start_engine
 from scripts.benchmarks.in_process.random_adapters import make_random_adapters
-from scripts.benchmarks.models import load_skeleton, save_base
-from scripts.benchmarks.shapes import SHAPES
 
 GIB = 2**30
 # What torch takes itself before Hopper, whose default is four times as much.

@@ -16,6 +16,7 @@ from deployments.engine.decoder_factory import FastLimits
 from deployments.engine.engine import Engine
 from deployments.engine.model_runner import ModelRunner
 from deployments.engine.request import Request
+from scripts.benchmarks.bases.models import load_base
 from scripts.benchmarks.command import settings_of
 from scripts.benchmarks.in_process.busy_cores import measure_beside_others
 from scripts.benchmarks.in_process.decode_steps import step_times, time_steps, weight_bytes
@@ -29,7 +30,6 @@ from scripts.benchmarks.in_process.engine_runs import (
 from scripts.benchmarks.in_process.peft_baseline import PeftBaseline
 from scripts.benchmarks.in_process.random_adapters import make_random_adapters
 from scripts.benchmarks.in_process.served_engine import served_engine
-from scripts.benchmarks.models import load_base
 from scripts.environment import device_name
 
 _DIFFERENT_ADAPTERS = 8  # files; more adapters are copies, each in its own slot

@@ -25,7 +25,7 @@ from deployments.engine.model_loader import (
     load_pretrained,
     wrap_pretrained,
 )
-from scripts.benchmarks.shapes import SHAPES, config_of
+from scripts.benchmarks.bases.shapes import SHAPES, config_of
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] "
