@@ -7,7 +7,7 @@ end. docs/decisions.md says why there are two.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from deployments.engine.errors import EngineError
 from deployments.engine.request import Request, SchedulerOutput, TokenScore
@@ -34,6 +34,7 @@ class DecoderInfo:
     hidden_ids: frozenset[int] = frozenset()  # special tokens, which are no text
     weights: str = ""  # how the base model's are kept, and why
     threads: int | None = None  # of the processor that a step may use; None: on a GPU
+    rows: Mapping[str, Any] = field(default_factory=dict)  # asked for and given, and why
     refuses: Mapping[str, str] = field(default_factory=dict)  # what it cannot do, by field, and why
     side_positions: int | None = None  # of a prompt and of an answer, each; None: not bounded
     forces_end: bool = False  # the last token that an answer may have ends it, whatever it was

@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import psutil
 import torch
 
-from deployments.engine.attention.kv_cache import ALIGNMENT
-from deployments.engine.attention.row_plan import plan_rows
+from deployments.engine.attention.row_plan import full_length
+from deployments.engine.attention.rows_of_model import longest_prefill, plan_rows_of
 from deployments.engine.decoder import DecoderInfo
 from deployments.engine.detokenizer import hidden_ids
 from deployments.engine.errors import FastDecoderImpossible
@@ -24,7 +23,7 @@ from deployments.engine.kernels.backend import are_fused
 from deployments.engine.lora.base_copies import ends_of
 from deployments.engine.lora.peft_reader import PeftReader
 from deployments.engine.model_loader import Pretrained
-from deployments.engine.model_runner import ModelRunner
+from deployments.engine.model_runner import SPARE_SLOTS, ModelRunner
 from deployments.engine.models.architectures import describe
 from deployments.engine.models.base import Model, TorchBatches
 from deployments.engine.models.choice import make_torch_model, unsupported_base
@@ -44,8 +43,10 @@ _MOST_THREADS = 16  # that a step of eight-bit weights takes without being asked
 class FastLimits:
     """Bound the fast decoder.
 
-    kv_memory_bytes: for keys and values of all rows; None: enough for every row at full length on
-        a CPU, but at most half of what is free; half of what is free on a GPU.
+    kv_memory_bytes: for keys and values of all rows; None: enough for every row at full length; on
+        a GPU at most what is left beside all else (attention/memory_plan.py), on a CPU at most half
+        of what is free.
+    prefill_tokens: of one step.
     has_fixed_threads: a step runs on as many as torch, even where fewer would be faster.
     """
 
@@ -53,6 +54,7 @@ class FastLimits:
     num_positions: int  # of the longest answer, prompt included
     max_adapters: int  # resident at the same time
     kv_memory_bytes: int | None = None
+    prefill_tokens: int = 4096
     has_fixed_threads: bool = True
 
 
@@ -92,7 +94,7 @@ def build_decoder(
         chosen = choose_weights(base, weights, limits)
         if chosen.in_bytes:
             reader, chosen = _for_bytes(base, chosen, weights, adapters, reader)
-        return _build_fast(base, limits, reader, chosen)
+        return _build_fast(base, limits, reader, chosen, adapters)
     if choice == "fast":
         raise FastDecoderImpossible(
             f"engine.decoder is fast, but {obstacle}: set it to auto or reference"
@@ -152,7 +154,7 @@ def choose_weights(base: Pretrained, wanted: Weights, limits: FastLimits) -> _We
     Raises:
         FastDecoderImpossible: int8 or int4 is wanted, and this base cannot be served with it.
     """
-    if wanted == "none" or base.model.device.type != "cpu":
+    if wanted == "none" or base.model.device.type != "cpu" or base.quantization != "none":
         return _Weights(False, f"{base.dtype_name}: {base.dtype_reason}")
     obstacle = unsupported_in_bytes(base)
     if wanted in _BITS:
@@ -272,7 +274,11 @@ def _make_model(
 
 
 def _build_fast(
-    base: Pretrained, limits: FastLimits, reader: PeftReader, weights: _Weights
+    base: Pretrained,
+    limits: FastLimits,
+    reader: PeftReader,
+    weights: _Weights,
+    adapters: Mapping[str, Path],
 ) -> ModelRunner:
     num_positions = _num_positions(base, limits)
     if num_positions < limits.num_positions:
@@ -283,14 +289,24 @@ def _build_fast(
             num_positions,
         )
     # Rows are multiples of ALIGNMENT positions, and the tables of positions cover a whole row.
-    model = _make_model(
-        base, -(-num_positions // ALIGNMENT) * ALIGNMENT, weights, limits, base.model
+    model = _make_model(base, full_length(num_positions), weights, limits, base.model)
+    rows = plan_rows_of(
+        model,
+        (reader.shapes(folder) for folder in adapters.values()),
+        max_rows=limits.max_rows,
+        num_positions=num_positions,
+        num_slots=limits.max_adapters + SPARE_SLOTS,
+        prefill_tokens=limits.prefill_tokens,
+        budget=limits.kv_memory_bytes,
+        is_quantised=base.quantization != "none",
     )
-    capacities = _capacities(model, limits, num_positions)
+    capacities = rows.capacities
     logger.info(
-        "KV cache: %.0f MiB, rows of %s positions",
+        "KV cache: %.0f MiB; %d rows asked for, %d given, of %s positions: %s",
         sum(capacities) * model.kv_shape.bytes_per_position / 2**20,
+        *(rows.asked, len(capacities)),
         ", ".join(f"{capacities.count(c)} x {c}" for c in sorted(set(capacities))),
+        rows.reason,
     )
     info = DecoderInfo(
         name="fast",
@@ -306,12 +322,19 @@ def _build_fast(
         forces_end=base.forced.last is not None,
         weights=weights.reason,
         threads=_threads_of(model, limits),
+        rows=rows.report(),
     )
     if weights.in_bytes:
         torch.set_num_threads(1)  # the step has threads of its own, which torch's would delay
-    max_adapters = limits.max_adapters
     return ModelRunner(
-        base, model, info=info, capacities=capacities, reader=reader, max_adapters=max_adapters
+        base,
+        model,
+        info=info,
+        capacities=capacities,
+        reader=reader,
+        max_adapters=limits.max_adapters,
+        num_mixtures=rows.num_mixtures,
+        prefill_tokens=longest_prefill(model, limits.prefill_tokens, num_positions),
     )
 
 
@@ -321,14 +344,3 @@ def _num_positions(base: Pretrained, limits: FastLimits) -> int:
         longest: int = base.model.config.max_position_embeddings
         return min(limits.num_positions, longest)
     return min(limits.num_positions, 2 * (base.side_positions or limits.num_positions))
-
-
-def _capacities(model: Model, limits: FastLimits, num_positions: int) -> tuple[int, ...]:
-    size = model.kv_shape.bytes_per_position
-    budget = limits.kv_memory_bytes
-    if budget is None and model.device.type == "cuda":
-        budget = torch.cuda.mem_get_info(model.device)[0] // 2
-    elif budget is None:
-        wanted = limits.max_rows * (num_positions + ALIGNMENT) * size
-        budget = min(wanted, psutil.virtual_memory().available // 2)
-    return plan_rows(limits.max_rows, num_positions, size, budget)

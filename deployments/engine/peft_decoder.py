@@ -29,6 +29,7 @@ from deployments.engine.errors import AdapterHasNoEffect
 from deployments.engine.lora.base_copies import check_copies, ends_of
 from deployments.engine.lora.peft_features import check_base_is_kept, check_scales
 from deployments.engine.model_loader import Pretrained
+from deployments.engine.quantised.linear import QuantisedLinear
 from deployments.engine.request import Request, SamplingParams
 from deployments.engine.structured.grammar import GrammarCompiler
 from deployments.engine.structured.processor import GrammarProcessor
@@ -46,6 +47,9 @@ class PeftDecoder:
         self.decode = text_decoder(base.tokenizer)
         self.token_bytes = token_bytes(base.tokenizer)
         self._base = base.model
+        for module in base.model.modules():
+            if isinstance(module, QuantisedLinear):
+                module.settle()
         self._peft: PeftModel | None = None
         self._family = base.family
         why = f"; {reason}" if reason else ""

@@ -59,6 +59,7 @@ class OperatorCalls:
             "dtype": decoder.dtype,
             "weights": decoder.weights,
             "threads": decoder.threads,
+            "rows": dict(decoder.rows),
             "visible_gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
             **self._adapter_info(),
             "rows_running": self._engine.num_running,

@@ -289,7 +289,9 @@ class _Layer:
             bias = None if linear.bias is None else linear.bias.data
             self.paths.append(own)
             self.weights.append(PackedWeight(weight, bias, memory, bits))
-            self.lora_layers.append(LoraLayer(own, weight.shape[1], lora_modules([own], [weight])))
+            self.lora_layers.append(
+                LoraLayer(own, weight.shape[1], lora_modules([own], [len(weight)]))
+            )
 
 
 def _projections(layer: Any) -> list[tuple[str, Any]]:

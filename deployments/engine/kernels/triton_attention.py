@@ -4,19 +4,22 @@ A kernel that reads a product next also adds the product's LoRA expansion: one l
 product is not written twice.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
+from deployments.engine.kernels.backend import launch_options, overlaps
 from deployments.engine.kernels.ops import Expansion, Rope
+from deployments.engine.kernels.tiles import decode_tile, padded
 from deployments.engine.kernels.triton_lora import lora_expand_add
+from deployments.engine.kernels.triton_overlap import after_earlier_kernels
 
 MAX_FUSED_RANK = 64  # a separate kernel adds larger ranks first
-_MANY_PROGRAMS = 512
-_MANY_MORE = 2048
 
 
 @triton.jit
@@ -63,8 +66,10 @@ def _decode_kernel(
     H: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BLOCK_N: tl.constexpr,
     APPEND: tl.constexpr, HAS_BIAS: tl.constexpr, R: tl.constexpr, RC: tl.constexpr,
     P: tl.constexpr, PQ: tl.constexpr, PK: tl.constexpr, PV: tl.constexpr,
+    OVERLAPS: tl.constexpr,
 ):  # fmt: skip
     """Attend with one query head for each key/value head. Program (h, b)."""
+    after_earlier_kernels(OVERLAPS)
     h = tl.program_id(0)
     b = tl.program_id(1)
     n = tl.load(lengths + b)
@@ -122,12 +127,13 @@ def _rope_decode_kernel(
     H: tl.constexpr, G: tl.constexpr, GP: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
     ROT: tl.constexpr, WINDOW: tl.constexpr, CAP: tl.constexpr, BLOCK_N: tl.constexpr,
     R: tl.constexpr, RC: tl.constexpr, P: tl.constexpr, PQ: tl.constexpr, PK: tl.constexpr,
-    PV: tl.constexpr,
+    PV: tl.constexpr, OVERLAPS: tl.constexpr,
 ):  # fmt: skip
     """Attend with G query heads (padded to GP >= 16) for a key/value head. Program (h, b).
 
     The first ROT dimensions of a head are rotated. WINDOW and CAP are 0 for none.
     """
+    after_earlier_kernels(OVERLAPS)
     h = tl.program_id(0)
     b = tl.program_id(1)
     n = tl.load(lengths + b)
@@ -251,7 +257,7 @@ def decode_attention(
             qkv, kv_cache, starts, lengths, qkv if bias is None else bias, out, scale,
             qkv.stride(0), 0 if bias is None else bias.stride(0), *lora.tensors,
             H=heads, D=dim, DP=padded(dim), APPEND=True, HAS_BIAS=bias is not None,
-            **lora.sizes, **_tile(rows * heads),
+            **lora.sizes, **_tile(kv_cache, rows * heads),
         )  # fmt: skip
         return out
     cos, sin = (qkv, qkv) if rope is None else (rope.cos, rope.sin)
@@ -259,7 +265,7 @@ def decode_attention(
         qkv, kv_cache, starts, lengths, cos, sin, out, scale, qkv.stride(0), *lora.tensors,
         H=heads, G=groups, GP=max(16, triton.next_power_of_2(groups)), D=dim, DP=padded(dim),
         ROT=0 if rope is None else cos.shape[1], WINDOW=window or 0, CAP=softcap or 0.0,
-        **lora.sizes, **_tile(rows * heads),
+        **lora.sizes, **_tile(kv_cache, rows * heads),
     )  # fmt: skip
     return out
 
@@ -283,7 +289,7 @@ def cross_attention(
     _decode_kernel[heads, rows](
         q, kv_cache, starts, lengths, q, out, scale, q.stride(0), 0, *lora.tensors,
         H=heads, D=dim, DP=padded(dim), APPEND=False, HAS_BIAS=False,
-        **lora.sizes, **_tile(rows * heads),
+        **lora.sizes, **_tile(kv_cache, rows * heads),
     )  # fmt: skip
     return out
 
@@ -314,13 +320,17 @@ def _lora_arguments(
     return _LoraArguments((expansion.shrunk, expansion.slots, *stacks), sizes)
 
 
-def padded(dim: int) -> int:
-    """Return the size of a tile for `dim`: a power of two for tl.arange, at least 16 for tl.dot."""
-    return max(16, int(triton.next_power_of_2(dim)))
+@functools.cache
+def shared_bytes(device: torch.device) -> int | None:
+    """Return the shared memory that a program may have; None in Triton's interpreter."""
+    if device.type != "cuda":
+        return None
+    properties: Any = torch.cuda.get_device_properties(device)
+    return int(properties.shared_memory_per_block_optin)
 
 
-def _tile(num_programs: int) -> dict[str, int]:
-    """Return tile sizes measured on an H100 (docs/engine.md): small tiles for many programs."""
-    if num_programs >= _MANY_PROGRAMS:
-        return {"BLOCK_N": 64 if num_programs < _MANY_MORE else 32, "num_warps": 1}
-    return {"BLOCK_N": 128, "num_warps": 4}
+def _tile(kv_cache: torch.Tensor, num_programs: int) -> dict[str, Any]:
+    """Return the sizes of a tile, and how the kernel is launched."""
+    device, dim, size = kv_cache.device, kv_cache.shape[3], kv_cache.element_size()
+    tile = decode_tile(num_programs, dim, size, shared_bytes(device))
+    return {**tile, "OVERLAPS": overlaps(device), **launch_options(device)}

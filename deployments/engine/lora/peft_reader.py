@@ -122,6 +122,20 @@ class PeftReader:
             return [*problems, f"use_dora is True, but its file holds no {_MAGNITUDE}"]
         return problems
 
+    def shapes(self, directory: Path) -> dict[str, tuple[int, int, int]]:
+        """Return rank, inputs and outputs of each layer, by module path; empty if PEFT cannot read
+        the adapter, which loading it reports."""
+        try:
+            if self._unsupported_features(directory):
+                return {}
+            layers = self._layers_of(LoraConfig.from_pretrained(str(directory)))
+        except (OSError, ValueError):
+            return {}
+        return {
+            path: (layer.rank, layer.in_features, layer.out_features)
+            for path, layer in layers.items()
+        }
+
     def read(self, directory: Path) -> AdapterWeights:
         """Return the adapter's weights. Any thread may call it.
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import torch
 
+from deployments.engine.attention.memory_plan import KEPT_MIXTURES
 from deployments.engine.errors import LoraPoolError
 from deployments.engine.kernels.ops import rms_norm
 from deployments.engine.lora.blocks import LoraBlocks
@@ -25,7 +26,6 @@ from deployments.engine.lora.peft_reader import AdapterWeights
 from deployments.engine.lora.stacks import LoraStacks, PackedLora, pack
 
 BASE_SLOT = 0
-_KEPT_MIXTURES = 8
 
 
 class TorchLoraBatch:
@@ -93,9 +93,10 @@ class SlotBatch:
 
 
 class SegmentCache:
-    """Keep the segments of the mixtures that were used last."""
+    """Keep the segments of the mixtures that were used last, `limit` of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
         self._kept: OrderedDict[tuple[int, ...], LoraSegments] = OrderedDict()
 
     def find(self, active: tuple[int, ...]) -> LoraSegments | None:
@@ -109,7 +110,7 @@ class SegmentCache:
 
     def add(self, segments: LoraSegments) -> None:
         self._kept[segments.slots] = segments
-        if len(self._kept) > _KEPT_MIXTURES:
+        if len(self._kept) > self._limit:
             self._kept.popitem(last=False)
 
     def forget(self, slot: int) -> None:
@@ -134,6 +135,7 @@ class LoraPool:
         dtype: torch.dtype,
         device: torch.device,
         in_blocks: bool = False,
+        kept_mixtures: int = KEPT_MIXTURES,
     ) -> None:
         if num_slots < 2:
             raise ValueError(f"num_slots is {num_slots}: at least 2, the base and one adapter")
@@ -142,7 +144,7 @@ class LoraPool:
             if in_blocks
             else LoraStacks(layers, num_slots, dtype=dtype, device=device)
         )
-        self._mixtures = SegmentCache()
+        self._mixtures = SegmentCache(kept_mixtures)
         self._dtype, self._device = dtype, device
         self._slot_of: dict[str, int] = {}
         self._names: frozenset[str] = frozenset()

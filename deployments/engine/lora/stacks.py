@@ -8,18 +8,21 @@ with PEFT's scale inside b and zeros beyond an adapter's rank. Slot 0 is the bas
 Where an adapter has magnitudes (DoRA), its b holds their gains too (gains.py).
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from deployments.engine.attention.memory_plan import room_on
+from deployments.engine.errors import LoraPoolError
 from deployments.engine.huge_pages import huge_zeros
 from deployments.engine.lora.gains import gains_of
 from deployments.engine.lora.layers import LayerSegments, LoraLayer, LoraSegments, LoraStack
 from deployments.engine.lora.peft_reader import AdapterWeights
 
-_RANK_BUCKET = 8
+RANK_BUCKET = 8
 Shapes = tuple[tuple[str, int, int, int, int], ...]
 """(module path, r, in, out, magnitudes: out or 0) of each adapted layer, in the block's order."""
 
@@ -119,14 +122,17 @@ class LoraStacks:
         *,
         dtype: torch.dtype,
         device: torch.device,
+        room: Callable[[], float] | None = None,
     ) -> None:
+        """`room` returns the bytes that are free on the device; None: as the device says."""
+        self._room = room or functools.partial(room_on, device)
         self.layout = 0  # changes when stacks are added or moved: that voids captured graphs
         self._layers = tuple(layers)
         self._features = features_of(layers)
         self._places = {m.path: (layer.base, m) for layer in layers for m in layer.modules}
         self._dtype, self._device = dtype, device
         self._num_slots = num_slots
-        self._rank = _RANK_BUCKET
+        self._rank = RANK_BUCKET
         self._stacks: dict[str, LoraStack] = {}
         self.ranks = np.zeros(num_slots, np.int64)  # of the adapter in each slot
         self._modules: list[frozenset[str]] = [frozenset()] * num_slots
@@ -224,9 +230,14 @@ class LoraStacks:
         self._views[slot] = _SlotViews(shapes, self.layout, views)
         return views
 
-    def _grow(self, rank: int, modules: Iterable[str], rescaled: Iterable[str]) -> None:
-        """Make room for this rank and for modules that no adapter had, or rescaled, so far."""
-        wanted = -(-rank // _RANK_BUCKET) * _RANK_BUCKET
+    def _grow(self, rank: int, modules: Sequence[str], rescaled: Iterable[str]) -> None:
+        """Make room for this rank and for modules that no adapter had, or rescaled, so far.
+
+        Raises:
+            LoraPoolError: the device has no room; nothing has changed then.
+        """
+        wanted = -(-rank // RANK_BUCKET) * RANK_BUCKET
+        self._check_room(max(wanted, self._rank), modules)
         if wanted > self._rank:
             for module, old in self._stacks.items():
                 new = self._new_stack(module, wanted)
@@ -245,6 +256,25 @@ class LoraStacks:
                 shape = (self._num_slots, self._features[module][1])
                 self._stacks[module].gains = torch.ones(shape, device=self._device)
                 self.layout += 1
+
+    def _check_room(self, rank: int, modules: Sequence[str]) -> None:
+        """Refuse stacks of this rank that would take more than is free on a GPU."""
+        grown = {path: self._num_bytes(path, rank) for path in {*self._stacks, *modules}}
+        held = sum(stack.a.nbytes + stack.b.nbytes for stack in self._stacks.values())
+        more = sum(grown.values()) - held
+        # A stack is copied before the old one goes.
+        needed = more + (max(grown.values()) if rank > self._rank else 0)
+        if more <= 0 or needed <= (room := self._room()):
+            return
+        raise LoraPoolError(
+            f"rank {rank} on {len(grown)} layers takes {more / 2**20:.0f} MiB more of the device, "
+            f"for {self._num_slots} slots, and {room / 2**20:.0f} MiB are free: lower "
+            "engine.max_adapters, engine.max_rows or engine.kv_memory_mib, so that more stays free "
+            "at the start"
+        )
+
+    def _num_bytes(self, module: str, rank: int) -> int:
+        return self._num_slots * rank * sum(self._features[module]) * self._dtype.itemsize
 
     def _new_stack(self, module: str, rank: int) -> LoraStack:
         shapes = [(self._num_slots, rank, features) for features in self._features[module]]

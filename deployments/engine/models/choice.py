@@ -8,6 +8,7 @@ from deployments.engine.models.architectures import unsupported_causal
 from deployments.engine.models.bart import BART_MODELS, BartModel, unsupported_by_bart
 from deployments.engine.models.base import Model
 from deployments.engine.models.llama import LlamaModel
+from deployments.engine.models.products import kinds_in_one_product
 from deployments.engine.models.t5 import T5_MODELS, T5Model, unsupported_by_t5
 
 # Class of transformers -> ours, and what says why one of them is not served.
@@ -23,8 +24,10 @@ def unsupported_base(base: Pretrained, num_positions: int) -> str | None:
     Args:
         num_positions: of the longest answer, prompt included.
     """
-    if base.quantization != "none":
-        return f"the base is quantised to {base.quantization}"
+    if base.with_bitsandbytes:
+        return f"the base is quantised to {base.quantization} by bitsandbytes"
+    if (mixed := kinds_in_one_product(base.model)) is not None:
+        return mixed
     if base.family == "causal":
         return unsupported_causal(base.model, num_positions)
     name = type(base.model).__name__

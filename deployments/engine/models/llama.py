@@ -17,6 +17,8 @@ from deployments.engine.models.embedding import Embedding
 from deployments.engine.models.linear import FusedLinear, LMHead
 from deployments.engine.models.weights import norm_weight
 
+EMBEDDING = "model.embed_tokens"  # its path in every base model of this kind
+
 
 class LlamaModel(TorchBatches):
     """Implement Model (base.py). Takes the weights out of `model`.
@@ -31,7 +33,7 @@ class LlamaModel(TorchBatches):
     def __init__(self, model: Any, dtype: torch.dtype, num_positions: int) -> None:
         about = self._about = describe(model)
         embedding: torch.Tensor = model.model.embed_tokens.weight.data.to(dtype)
-        self._embedding = Embedding("model.embed_tokens", embedding)
+        self._embedding = Embedding(EMBEDDING, embedding)
         self._head = LMHead(model.lm_head, model.model.embed_tokens, embedding)
         self._norm = norm_weight(model.model.norm, dtype, about.architecture.norm_offset)
         # Gemma rounds the scale to the dtype of the weights.

@@ -21,8 +21,8 @@ from deployments.engine.models.bart import BART_MODELS
 from deployments.engine.models.t5 import T5_MODELS
 from deployments.engine.peft_decoder import PeftDecoder
 from deployments.engine.request import Request, SamplingParams
+from scripts.benchmarks.in_process.rounding_errors import Recorder
 from tests.deployments.engine.rows_by_hand import run_rows
-from tests.deployments.engine.test_bfloat16 import Recorder
 from tests.deployments.engine.test_parity import GAP, INTERPRETED, Case, one_thread
 from tests.oracle import Oracle
 from tests.tiny_architectures import RECIPES, WINDOW, family_of, make_tiny

@@ -1,0 +1,154 @@
+"""Multiply by the weight of a fused linear layer, in the layout that the device is fastest with."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+
+from deployments.engine.kernels.backend import are_fused
+from deployments.engine.models.weights import packed, take_weight
+from deployments.engine.quantised.interleaved import InterleavedWeight, interleaved
+from deployments.engine.quantised.linear import QuantisedLinear
+from deployments.engine.quantised.weight import QuantisedWeight, stacked
+
+# Measured with float32 and 576 columns (docs/engine.md): 1.05 ms against 0.62 at 16 rows and 3,072
+# outputs; no gain at 960 outputs, slower from 64 rows on.
+_WIDE = 2048
+_FEW_ROWS = range(6, 41)
+# Layers that become one product (models/llama.py, models/t5.py).
+_FUSED = (
+    ("q_proj", "k_proj", "v_proj"),
+    ("gate_proj", "up_proj"),
+    ("q", "k", "v"),
+    ("wi_0", "wi_1"),
+)
+
+
+class Product(Protocol):
+    """Hold a weight (out, in) and perhaps a bias."""
+
+    def __call__(self, x: torch.Tensor, *, is_biased: bool = True) -> torch.Tensor:
+        """Return x @ W.T + bias (T, out) of x (T, in), without the bias if not `is_biased`."""
+
+    def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """Add self(x) to residual (T, out) in place."""
+
+
+def product_of(
+    layers: Sequence[torch.nn.Linear], bias: torch.Tensor | None, dtype: torch.dtype
+) -> Product:
+    """Return the product by all these layers' weights, which are taken out of them.
+
+    Raises:
+        ValueError: some are quantised and others are not, or in another way.
+    """
+    quantised = [layer for layer in layers if isinstance(layer, QuantisedLinear)]
+    if not quantised:
+        weight = torch.cat([take_weight(layer).to(dtype) for layer in layers])
+        blocks = packed(weight) if dtype == torch.bfloat16 else None
+        return plain_product(weight, bias) if blocks is None else PackedProduct(blocks, bias)
+    if len(quantised) < len(layers):
+        raise ValueError("some layers of one product are quantised, and others are not")
+    stack = stacked([layer.take() for layer in quantised])  # where they wait: on the host
+    stack = stack.to(quantised[0].weight.device)
+    if are_fused(stack.device.type):
+        return KernelProduct(interleaved(stack), bias)
+    return QuantisedProduct(stack, bias)
+
+
+def plain_product(weight: torch.Tensor, bias: torch.Tensor | None) -> Product:
+    """Return the product by a plain weight (out, in) that is not packed."""
+    if weight.is_cuda and weight.dtype == torch.bfloat16 and are_fused("cuda"):
+        return KernelProduct(weight, bias)
+    return TorchProduct(weight, bias)
+
+
+def kinds_in_one_product(model: torch.nn.Module) -> str | None:
+    """Return which layers would be one product but are quantised in several ways. None: none."""
+    for path, module in model.named_modules():
+        for names in _FUSED:
+            own = {name: getattr(module, name) for name in names if hasattr(module, name)}
+            kinds = {_kind(layer) for layer in own.values()}
+            if len(kinds) > 1:
+                return f"{', '.join(own)} of {path} are {' and '.join(sorted(kinds))}"
+    return None
+
+
+def _kind(layer: Any) -> str:
+    return layer.quantised.kind if isinstance(layer, QuantisedLinear) else "plain"
+
+
+class QuantisedProduct:
+    """Multiply by a quantised weight with torch: the twin of KernelProduct."""
+
+    def __init__(self, weight: QuantisedWeight, bias: torch.Tensor | None) -> None:
+        self._weight, self._bias = weight, bias
+
+    def __call__(self, x: torch.Tensor, *, is_biased: bool = True) -> torch.Tensor:
+        y = self._weight.product(x)
+        return y if self._bias is None or not is_biased else y.add_(self._bias)
+
+    def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return residual.add_(self(x))
+
+
+class KernelProduct:
+    """Multiply with kernels of ours where rows are few, with torch where they are many."""
+
+    def __init__(self, weight: InterleavedWeight | torch.Tensor, bias: torch.Tensor | None) -> None:
+        from deployments.engine.kernels.quantised_product import plain_product, product
+
+        function: Any = plain_product if isinstance(weight, torch.Tensor) else product
+        self._product: Callable[..., torch.Tensor] = functools.partial(function, weight=weight)
+        self._bias = bias
+
+    def __call__(self, x: torch.Tensor, *, is_biased: bool = True) -> torch.Tensor:
+        return self._product(x, bias=self._bias if is_biased else None)
+
+    def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return self._product(x, bias=self._bias, residual=residual)
+
+
+class PackedProduct:
+    """Multiply by oneDNN's blocks: bfloat16 on a CPU is fastest from them."""
+
+    def __init__(self, blocks: torch.Tensor, bias: torch.Tensor | None) -> None:
+        self._blocks, self._bias = blocks, bias
+
+    def __call__(self, x: torch.Tensor, *, is_biased: bool = True) -> torch.Tensor:
+        bias = self._bias if is_biased else None
+        product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
+            x, self._blocks, bias, "none", [], ""
+        )
+        return product
+
+    def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return residual.add_(self(x))
+
+
+class TorchProduct:
+    """Multiply with torch: float32 on a CPU is fastest from (in, out), a GPU from (out, in).
+
+    MKL is slow at a few rows times a wide float32 matrix, so a wide one stays (out, in) and is
+    multiplied as W @ x.T.
+    """
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        on_cpu = weight.device.type == "cpu"
+        self._is_wide = on_cpu and len(weight) >= _WIDE
+        is_turned = on_cpu and not self._is_wide
+        self._weight = weight.t().contiguous() if is_turned else weight.t()  # (in, out)
+        self._bias = bias
+
+    def __call__(self, x: torch.Tensor, *, is_biased: bool = True) -> torch.Tensor:
+        if self._bias is not None and is_biased:
+            return torch.addmm(self._bias, x, self._weight)
+        if self._is_wide and len(x) in _FEW_ROWS:
+            return torch.mm(self._weight.t(), x.t()).t()
+        return torch.mm(x, self._weight)
+
+    def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        if self._bias is not None:
+            return residual.add_(self(x))
+        return residual.addmm_(x, self._weight)
