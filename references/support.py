@@ -193,10 +193,9 @@ class SupportCheck:
         self._sources = [_Source(passage) for passage in passages]
 
     def of(self, sentence: str, language: str) -> tuple[int | None, float] | None:
-        """Return the citation and share of a sentence, as of `Support`.
+        """Return the citation and share of a sentence, as of `Support`; None if it states nothing.
 
         A passage that the sentence cites, by a marker such as [1], is preferred to others.
-        Returns None if it states nothing.
         """
         cited = {int(n) for n in MARKER.findall(sentence)}
         said = _Text(_ENUMERATOR.sub("", MARKER.sub(" ", sentence)).strip(), language)
@@ -226,9 +225,12 @@ def support(
 
 
 def unsupported_share(found: Sequence[Support]) -> float:
-    """Return the share of an answer's sentences, by their length, that no passage supports."""
-    total = sum(s.end - s.start for s in found)
-    return sum(s.end - s.start for s in found if s.citation is None) / total if total else 0.0
+    """Return the share of an answer's sentences that no passage supports, by their length or by
+    their number: the larger, since a short invention is one, too."""
+    if not found:
+        return 0.0
+    missing = [s.end - s.start for s in found if s.citation is None]
+    return max(sum(missing) / sum(s.end - s.start for s in found), len(missing) / len(found))
 
 
 def _content(text: str, language: str) -> Iterator[tuple[str, bool]]:
@@ -314,9 +316,7 @@ def _is_held(said: _Text, source: _Text, named: Sequence[bool], is_whole: bool) 
 
 def _agrees(sentence: _Text, source: _Text) -> bool:
     numbers = source.numbers | source.types
-    if not (sentence.numbers <= numbers and sentence.codes <= source.all_words):
-        return False
-    if not sentence.types <= numbers:
+    if not (sentence.numbers | sentence.types <= numbers and sentence.codes <= source.all_words):
         return False
     for word, polarity in sentence.polarity.items():
         there = _in(source, word, sentence.language) or {False}

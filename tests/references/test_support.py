@@ -186,6 +186,17 @@ def test_spans_and_numbers_of_a_whole_answer() -> None:
     assert 0.2 < unsupported_share(found) < 0.4
 
 
+def test_a_short_invention_counts_as_one() -> None:
+    answer = (
+        "Asthma causes dyspnea, cough and wheezing of the tracheobronchial tree. It cures honey."
+    )
+    assert unsupported_share(support(answer, PASSAGES)) == 0.5
+    answer = (
+        "Asthma causes cough. It is cured by a daily spoon of warm honey from the high mountains."
+    )
+    assert unsupported_share(support(answer, PASSAGES)) > 0.7
+
+
 def test_a_wrong_marker_is_corrected_and_a_right_one_preferred() -> None:
     assert citation("Asthma causes wheezing [1].") == 2
     assert citation("Cough is seen [2].") == 2
