@@ -75,7 +75,7 @@ def _sides_of_8b(name: str) -> list[Step]:
 
 
 def _quantised(name: str) -> list[Step]:
-    """The same engine over weights that are plain and quantised, and the memory that T5-XL takes."""
+    """The same engine over weights that are plain and quantised."""
     shape = f"--model {name.replace('_', '-')}-shape"
     return [
         Step(f"{name}_{kind}", f"engine {shape} {_ENGINE} {_SHORT} --quantization {kind}", 90)
