@@ -135,6 +135,15 @@ def save_base(name: str, folder: Path, device: str, dtype: Dtype) -> Path:
     return folder
 
 
+def saved_or_found(name: str, folder: Path, device: str, dtype: Dtype) -> tuple[Path, Family]:
+    """Return a base's folder and family; one of SHAPES is written to `folder` first."""
+    if name in SHAPES:
+        family: Family = "seq2seq" if config_of(name).is_encoder_decoder else "causal"
+        return save_base(name, folder, device, dtype), family
+    resolved = resolve_base_model(name, progress=False)
+    return resolved.path, resolved.family
+
+
 def load_skeleton(folder: Path) -> Any:
     """Load a folder's model without weights, for the names and shapes of its layers."""
     config = AutoConfig.from_pretrained(folder)

@@ -14,9 +14,10 @@ import torch
 
 from deployments.engine.decoder_factory import FastLimits
 from deployments.engine.engine import Engine
+from deployments.engine.model_loader import Pretrained, load_pretrained
 from deployments.engine.model_runner import ModelRunner
 from deployments.engine.request import Request
-from scripts.benchmarks.bases.models import load_base
+from scripts.benchmarks.bases.models import load_base, saved_or_found
 from scripts.benchmarks.command import settings_of
 from scripts.benchmarks.in_process.busy_cores import measure_beside_others
 from scripts.benchmarks.in_process.decode_steps import step_times, time_steps, weight_bytes
@@ -48,7 +49,7 @@ Side = Callable[[], Mapping[str, float]]
 def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     if args.threads:
         torch.set_num_threads(args.threads)
-    base = load_base(args.model, args.device, args.dtype)
+    base = _load(args, scratch)
     num = min(args.adapters, _DIFFERENT_ADAPTERS)
     shape = {"rank": args.rank, "targets": args.targets}
     folders = make_random_adapters(base.model, scratch, num=num, **shape)
@@ -114,6 +115,16 @@ def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         "ratios": _ratios(results),
         "beside_others": beside,
     }
+
+
+def _load(args: argparse.Namespace, scratch: Path) -> Pretrained:
+    """Load the base; a shape that is to be quantised is first written with random weights."""
+    if args.quantization == "none":
+        return load_base(args.model, args.device, args.dtype)
+    folder, family = saved_or_found(args.model, scratch / "quantised", args.device, args.dtype)
+    return load_pretrained(
+        folder, family, device=args.device, dtype=args.dtype, quantization=args.quantization
+    )
 
 
 def _endless(request: Request) -> Request:
