@@ -11,6 +11,7 @@ several processes count once.
 
 import argparse
 import asyncio
+import os
 import statistics
 from collections.abc import Sequence
 from typing import Any
@@ -77,7 +78,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
+    before = os.getloadavg()
     measured = asyncio.run(_measure(args))
+    measured["load_average"] = {"before": before, "after": os.getloadavg()}
     shown = [
         ("first token, s", measured["first_token_s"]),
         ("tokens a second, one stream", measured["tokens_per_s"]),
