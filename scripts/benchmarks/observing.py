@@ -11,6 +11,7 @@ all processes of Serve, per answer. `metrics_us` is what the metrics of one answ
 import argparse
 import asyncio
 import contextlib
+import os
 import statistics
 import tempfile
 import time
@@ -43,8 +44,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
+    before = os.getloadavg()
     with tempfile.TemporaryDirectory() as scratch:
         measured = asyncio.run(_measure(args, Path(scratch)))
+    measured["load_average"] = {"before": before, "after": os.getloadavg()}
     publish("observing", arguments, measured, out=args.out, lines=measured["sides"].items())
     return 0
 
