@@ -115,7 +115,8 @@ class EngineSettings(StrictModel):
         default=None,
         ge=1,
         le=4_194_304,
-        description="of keys and values; null: what max_rows needs, on a GPU as far as it has room",
+        description="of keys and values; null: what max_rows needs; on a GPU at most what is left, "
+        "on a CPU at most half of what is free",
     )
     max_adapters: int = Field(
         default=32, ge=1, le=65_536, description="adapters on the device of one replica"

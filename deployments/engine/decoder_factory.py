@@ -45,8 +45,9 @@ _MOST_THREADS = 16  # that a step of eight-bit weights takes without being asked
 class FastLimits:
     """Bound the fast decoder.
 
-    kv_memory_bytes: for keys and values of all rows; None: on a GPU what is left beside all else
-        (attention/memory_plan.py), on a CPU enough for every row at full length.
+    kv_memory_bytes: for keys and values of all rows; None: enough for every row at full length; on
+        a GPU at most what is left beside all else (attention/memory_plan.py), on a CPU at most half
+        of what is free.
     prefill_tokens: of one step.
     has_fixed_threads: a step runs on as many as torch, even where fewer would be faster.
     """
@@ -128,17 +129,18 @@ def unsupported_base(base: Pretrained, num_positions: int) -> str | None:
     return obstacle
 
 
-def make_reader(base: Pretrained, *, adapts_ends: bool | None = None) -> PeftReader:
+def make_reader(base: Pretrained, *, in_bytes: bool = False) -> PeftReader:
     """Return the reader of this base's adapters, on a copy of the base without weights.
 
     Args:
-        adapts_ends: embedding and output layer too; None: where the base is no encoder-decoder.
+        in_bytes: for the compiled step: neither embedding nor output layer, and no DoRA.
     """
-    if adapts_ends is None:
-        adapts_ends = base.family == "causal"
+    adapts_ends = base.family == "causal" and not in_bytes
     with torch.device("meta"):
         skeleton = type(base.model)(base.model.config)
-    return PeftReader(skeleton, ends_of(base.model) if adapts_ends else None)
+    return PeftReader(
+        skeleton, ends_of(base.model) if adapts_ends else None, may_rescale=not in_bytes
+    )
 
 
 def unsupported_adapter(reader: PeftReader, adapters: Mapping[str, Path]) -> str | None:
@@ -200,13 +202,13 @@ def _for_bytes(
 ) -> tuple[PeftReader, _Weights]:
     """Return the reader and the weights of a base that could be served in bytes.
 
-    The compiled step adapts the layers only: an adapter of the embedding or of the output layer
-    keeps the torch model.
+    The compiled step adds to the layers only: an adapter of the embedding or of the output layer,
+    or one that rescales (DoRA), keeps the torch model.
 
     Raises:
         FastDecoderImpossible: int8 or int4 is wanted, and an adapter rules it out.
     """
-    narrow = make_reader(base, adapts_ends=False)
+    narrow = make_reader(base, in_bytes=True)
     obstacle = unsupported_adapter(narrow, adapters)
     if obstacle is None:
         return narrow, chosen
@@ -301,6 +303,13 @@ def _build_fast(
     adapters: Mapping[str, Path],
 ) -> ModelRunner:
     num_positions = _num_positions(base, limits)
+    if num_positions < limits.num_positions:
+        logger.warning(
+            "%d positions are asked for (engine.max_input_tokens and max_output_tokens); the base "
+            "has %d: longer prompts and answers are refused",
+            limits.num_positions,
+            num_positions,
+        )
     # Rows are multiples of ALIGNMENT positions, and the tables of positions cover a whole row.
     model = _make_model(base, full_length(num_positions), weights, limits, base.model)
     rows = plan_rows_of(
@@ -335,6 +344,8 @@ def _build_fast(
         threads=_threads_of(model, limits),
         rows=rows.report(),
     )
+    if weights.in_bytes:
+        torch.set_num_threads(1)  # the step has threads of its own, which torch's would delay
     return ModelRunner(
         base,
         model,

@@ -24,6 +24,7 @@ from deployments.engine.errors import (
     QueueFull,
     UnknownAdapter,
     check_features,
+    check_scores,
 )
 from deployments.engine.output import Pace, RequestState
 from deployments.engine.request import FinishReason, Request, StepOutput, TokenEvent
@@ -147,9 +148,11 @@ class Engine:
         num_prompt_tokens = len(request.prompt_ids)
         if not num_prompt_tokens:
             raise EmptyPrompt
-        if num_prompt_tokens > limits.max_input_tokens:
-            raise PromptTooLong(num_prompt_tokens, limits.max_input_tokens)
+        longest = min(limits.max_input_tokens, info.num_positions or limits.max_input_tokens)
+        if num_prompt_tokens > longest:
+            raise PromptTooLong(num_prompt_tokens, longest)
         check_features(request.sampling, info.refuses)
+        check_scores(request.sampling, num_prompt_tokens)
         max_tokens = request.sampling.max_tokens
         if info.num_positions is not None and num_prompt_tokens + max_tokens > info.num_positions:
             raise OutputTooLong(num_prompt_tokens, max_tokens, info.num_positions)

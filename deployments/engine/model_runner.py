@@ -78,14 +78,15 @@ class ModelRunner(AdapterLoader):
     ) -> None:
         self.tokenizer = base.tokenizer
         self.decode = text_decoder(base.tokenizer)
-        # Small bfloat16 products are slow on a CPU, and PEFT keeps adapters in float32 too.
-        on_cpu = model.device.type == "cpu"
-        dtype = torch.float32 if on_cpu else model.kv_shape.dtype
+        on_cpu, in_torch = model.device.type == "cpu", isinstance(model, TorchBatches)
+        # Torch's small bfloat16 products are slow on a CPU, and PEFT keeps adapters in float32 too.
+        dtype = torch.float32 if on_cpu and in_torch else model.kv_shape.dtype
         pool = LoraPool(
             model.lora_layers,
             max_adapters + SPARE_SLOTS,
             dtype=dtype,
             device=model.device,
+            in_blocks=on_cpu and not in_torch,
             kept_mixtures=num_mixtures,
         )
         super().__init__(pool, reader)
@@ -100,7 +101,7 @@ class ModelRunner(AdapterLoader):
         self.num_steps_ahead = 0 if on_cpu else 1
         # The host must know a row's newest tokens to guess the next, and so wait for each step.
         # Reading must give what writing gives: bfloat16 of torch rounds by the number of rows.
-        is_exact = not isinstance(model, TorchBatches) or model.kv_shape.dtype == torch.float32
+        is_exact = not in_torch or model.kv_shape.dtype == torch.float32
         self.can_try_drafts = on_cpu and model.can_split_prompts and is_exact
         self.num_prompts_together = 1 if on_cpu else _PROMPTS_TOGETHER
         self.device, self.vocab_size = model.device, model.vocab_size

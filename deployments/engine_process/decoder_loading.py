@@ -104,8 +104,6 @@ def load_decoder(spec: DecoderSpec) -> "ModelRunner | PeftDecoder":
             f"set quantization: nf4 or int8, or take a larger GPU ({error})"
         ) from None
     seconds, info = time.perf_counter() - started, decoder.info
-    if on_cpu and info.weights.startswith(("int8", "int4")):
-        torch.set_num_threads(1)  # the compiled step has threads of its own
     logger.info(
         "base model %s loaded in %.1f s; decoder %s: %s",
         *(spec.base_model, seconds, info.name, info.reason),

@@ -81,7 +81,8 @@ def _measure(args: argparse.Namespace, rows: int, scratch: Path) -> dict[str, An
     for _ in range(args.repeats):
         counter.steps.clear()
         started = time.perf_counter()
-        first_tokens = asyncio.run(answer_all(engine, requests, at_once))
+        times = asyncio.run(answer_all(engine, requests, at_once))
+        first_tokens = [each.first_token_s for each in times if each.first_token_s is not None]
         seconds = time.perf_counter() - started
         lengths = [request.sampling.max_tokens for request in requests]
         samples.append(

@@ -13,7 +13,6 @@ A causal model fills a row from the front. T5 fills it from both ends: the decod
 values from the front, the encoder's, computed once, at the end.
 """
 
-import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -69,10 +68,11 @@ class KvCache:
         self.starts = [sum(capacities[:row]) for row in range(len(capacities))]
         shape = (sum(capacities), 2, num_heads, head_dim)
         # Zeros, not empty tensors: masked positions are read too, and 0 * NaN is NaN.
-        zeros = (
-            huge_zeros if device.type == "cpu" else functools.partial(torch.zeros, device=device)
-        )
-        self.layers = [zeros(shape, dtype=dtype) for _ in range(num_layers)]
+        if device.type == "cpu":
+            self.layers = [huge_zeros(shape, dtype=dtype) for _ in range(num_layers)]
+        else:  # in one piece: a GPU's allocator rounds each up to 2 MiB
+            whole = torch.zeros((num_layers, *shape), dtype=dtype, device=device)
+            self.layers = list(whole.unbind())
         self.num_heads, self.device = num_heads, device
 
     @property

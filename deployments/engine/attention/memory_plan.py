@@ -9,12 +9,14 @@ memory once the rows are there; adapters that need more than their part are refu
 added (lora/stacks.py).
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from deployments.engine.attention.kv_cache import ALIGNMENT
 from deployments.engine.attention.row_plan import full_length, plan_rows
 
 MIB = 2**20
@@ -27,10 +29,10 @@ KEPT_MIXTURES = 8  # of adapters side by side (lora/pool.py)
 # Of one logit: while a row draws, itself, its copies in float32, sorted ones, their ids; while a
 # prompt is scored, 64 positions at once (scores/scorer.py), itself and two copies in float32.
 _DRAWN_BYTES, _SCORED_BYTES, _SCORED = 28, 10, 64
-_ALLOCATION = 2 * MIB  # torch rounds a tensor of a layer up to it
-# Kernels as they are loaded, graphs, and cuBLAS's 32 MiB for each stream; measured on an H100
+# Kernels as they are loaded, graphs, and pieces that torch's allocator leaves; measured on an H100
 # (docs/engine.md).
-_RUNTIME = 320 * MIB
+_RUNTIME = 208 * MIB
+_STREAMS = 2  # on which cuBLAS multiplies, each with a workspace: of serving, and of captures
 _WHOLE = "all rows fit at full length"
 
 
@@ -42,6 +44,7 @@ class Shapes:
     widest: inputs and outputs of the widest fused layer.
     dequantised: of a quantised weight, at once, for a long prefill; 0: none is quantised.
     prefill_tokens: of one step.
+    workspace: of cuBLAS on one stream, in bytes.
     """
 
     num_slots: int
@@ -51,8 +54,8 @@ class Shapes:
     prefill_tokens: int
     max_rows: int
     vocab_size: int
-    num_layers: int
     itemsize: int
+    workspace: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +106,7 @@ def reserve(shapes: Shapes, free: int) -> Reserved:
         prefills.append(shapes.prefill_tokens)  # captured ones keep their memory for themselves
     prefill = sum(2 * shapes.widest * tokens + shapes.dequantised for tokens in prefills) * size
     logits = max(shapes.max_rows * _DRAWN_BYTES, _SCORED * _SCORED_BYTES) * shapes.vocab_size
-    return Reserved(adapters, prefill, logits, _RUNTIME + shapes.num_layers * _ALLOCATION)
+    return Reserved(adapters, prefill, logits, _RUNTIME + _STREAMS * shapes.workspace)
 
 
 def _mixture(shapes: Shapes) -> int:
@@ -188,19 +191,22 @@ def plan_card(
 
 
 def plan_host(
-    max_rows: int, num_positions: int, bytes_per_position: int, budget: int | None
+    max_rows: int, num_positions: int, bytes_per_position: int, *, free: int, budget: int | None
 ) -> RowPlan:
-    """Return the rows of a CPU, whose memory is not planned: all, unless a budget says otherwise.
+    """Return the rows of a CPU: all, as far as half of the free memory or a budget holds them.
 
     Raises:
-        ValueError: the budget does not hold one answer.
+        ValueError: that does not hold one answer.
     """
     full = full_length(num_positions)
-    capacities = (full,) * max_rows
-    if budget is not None:
-        capacities = plan_rows(max_rows, num_positions, bytes_per_position, budget)
-    is_whole = capacities == (full,) * max_rows
-    reason = _WHOLE if is_whole else f"engine.kv_memory_mib is {(budget or 0) // MIB}"
+    wanted = max_rows * (full + ALIGNMENT) * bytes_per_position
+    limit = min(wanted, free // 2) if budget is None else budget
+    capacities = plan_rows(max_rows, num_positions, bytes_per_position, limit)
+    reason = _WHOLE
+    if capacities != (full,) * max_rows:
+        reason = f"half of the free memory is {limit // MIB} MiB"
+        if budget is not None:
+            reason = f"engine.kv_memory_mib is {budget // MIB}"
     return RowPlan(capacities, max_rows, reason)
 
 
@@ -208,8 +214,21 @@ def free_bytes(device: torch.device) -> int:
     """Return what this process may still take of a GPU, beside what torch holds already."""
     torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info(device)
-    share = torch.cuda.get_per_process_memory_fraction(device)
+    index = torch.cuda.current_device() if device.index is None else device.index
+    share = torch.cuda.get_per_process_memory_fraction(index)
     return max(0, min(free, int(total * share) - torch.cuda.memory_reserved(device)))
+
+
+def workspace_bytes(capability: tuple[int, int], setting: str | None) -> int:
+    """Return what torch gives cuBLAS for one stream: 32 MiB on Hopper and later, else 8 MiB.
+
+    Args:
+        setting: CUBLAS_WORKSPACE_CONFIG, pairs of KiB and how many of them: ":4096:2:16:8".
+    """
+    pairs = re.findall(r":(\d+):(\d+)", setting or "")
+    if pairs:
+        return sum(int(size) * int(count) for size, count in pairs) * 1024
+    return (32 if capability >= (9, 0) else 9) * MIB
 
 
 def room_on(device: torch.device) -> float:

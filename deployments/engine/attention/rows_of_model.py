@@ -1,6 +1,10 @@
 """Plan the rows of a model whose weights are on its device, and of the adapters it is to serve."""
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
+
+import psutil
+import torch
 
 from deployments.engine.attention.memory_plan import (
     RowPlan,
@@ -8,6 +12,7 @@ from deployments.engine.attention.memory_plan import (
     free_bytes,
     plan_card,
     plan_host,
+    workspace_bytes,
 )
 from deployments.engine.lora.layers import LoraLayer
 from deployments.engine.lora.stacks import RANK_BUCKET
@@ -45,7 +50,8 @@ def plan_rows_of(
     """
     size = model.kv_shape.bytes_per_position
     if model.device.type != "cuda":
-        return plan_host(max_rows, num_positions, size, budget)
+        available = psutil.virtual_memory().available
+        return plan_host(max_rows, num_positions, size, free=available, budget=budget)
     free = free_bytes(model.device)
     itemsize = model.kv_shape.dtype.itemsize
     shapes = Shapes(
@@ -54,12 +60,17 @@ def plan_rows_of(
             model.lora_layers, list(adapters), at_most=free // _ROOM // itemsize // num_slots
         ),
         widest=max(map(_width, _inner(model.lora_layers))),
-        dequantised=_DEQUANTISED if is_quantised else 0,
+        dequantised=min(_DEQUANTISED, max(map(_area, _inner(model.lora_layers))))
+        if is_quantised
+        else 0,
         prefill_tokens=longest_prefill(model, prefill_tokens, num_positions),
         max_rows=max_rows,
         vocab_size=model.vocab_size,
-        num_layers=model.kv_shape.num_layers,
         itemsize=itemsize,
+        workspace=workspace_bytes(
+            torch.cuda.get_device_capability(model.device),
+            os.environ.get("CUBLAS_WORKSPACE_CONFIG"),
+        ),
     )
     return plan_card(max_rows, num_positions, size, free=free, shapes=shapes, budget=budget)
 
@@ -93,3 +104,7 @@ def _inner(layers: Sequence[LoraLayer]) -> list[LoraLayer]:
 
 def _width(layer: LoraLayer) -> int:
     return layer.in_features + layer.modules[-1].stop
+
+
+def _area(layer: LoraLayer) -> int:
+    return layer.in_features * layer.modules[-1].stop

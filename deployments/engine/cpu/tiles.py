@@ -88,6 +88,25 @@ def mixing_tile(rows: int, blocks: int, unroll: int) -> Any:
     return multiply
 
 
+@functools.cache
+def dot_tile(lines: int) -> Any:
+    """Return the function that writes x (count,) times each of `lines` lines of w to y (lines,).
+
+    w is in bfloat16, count a multiple of 16. It takes w and the distance of its lines; count; x and
+    y, both float32.
+    """
+
+    @intrinsic
+    def multiply(typing: Any, w: Any, w_line: Any, count: Any, x: Any, y: Any) -> Any:
+        def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            _build_dots(VectorCode(builder), lines, *args)
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 5), build
+
+    return multiply
+
+
 _REDUCE = f"llvm.vector.reduce.{{}}.v{LANES}i32"
 
 
@@ -149,6 +168,19 @@ def _build_mixing(code: VectorCode, rows: int, blocks: int, unroll: int, args: A
     for r, out in enumerate(outputs):
         for n in range(blocks):
             code.store(sums[r * blocks + n], out, 64 * n)
+
+
+def _build_dots(
+    code: VectorCode, lines: int, w: Any, w_line: Any, count: Any, x: Any, y: Any
+) -> None:
+    def add(number: Any, sums: list[Any]) -> list[Any]:
+        values, own = code.load(code.at(x, number, 4), FLOATS), code.at(w, number, 2)
+        weights = [code.bfloat16(code.at(own, n, w_line), 0) for n in range(lines)]
+        return [code.add_product(total, w, values) for total, w in zip(sums, weights, strict=True)]
+
+    sums = code.loop([ir.Constant(FLOATS, [0.0] * LANES)] * lines, LANES, count, add)
+    for n, total in enumerate(sums):
+        code.store(code.sum(total), y, 4 * n)
 
 
 def _build_largest(code: VectorCode, address: Any, count: Any) -> Any:

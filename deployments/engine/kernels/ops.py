@@ -61,10 +61,19 @@ def attend(
     softcap: float | None,
     is_causal: bool = False,
 ) -> torch.Tensor:
-    """Do torch's scaled_dot_product_attention; scores s may become softcap * tanh(s / softcap)."""
+    """Do torch's scaled_dot_product_attention; scores s may become softcap * tanh(s / softcap).
+
+    Without a cap, each key head may serve several neighbouring heads of q.
+    """
     if softcap is None:
         return F.scaled_dot_product_attention(
-            q, keys, values, attn_mask=mask, is_causal=is_causal, scale=scale
+            q,
+            keys,
+            values,
+            attn_mask=mask,
+            is_causal=is_causal,
+            scale=scale,
+            enable_gqa=q.shape[1] != keys.shape[1],
         )
     assert not is_causal, "capped scores take a mask"
     scores = torch.matmul(q, keys.transpose(-1, -2)).mul_(scale / softcap).tanh_().mul_(softcap)

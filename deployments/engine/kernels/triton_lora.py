@@ -102,25 +102,34 @@ def _norm_kernel(x, weight, out, eps, K, BLOCK: tl.constexpr, OVERLAPS: tl.const
 
 @triton.jit
 def _expand_kernel(
-    y, shrunk, b0, b1, b2, start0, start1, start2, n0, n1, n2, slots, y_row,
-    P: tl.constexpr, R: tl.constexpr, RC: tl.constexpr, BLOCK: tl.constexpr,
-    OVERLAPS: tl.constexpr,
+    y, shrunk, b0, b1, b2, g0, g1, g2, start0, start1, start2, n0, n1, n2, slots, y_row,
+    P: tl.constexpr, R: tl.constexpr, RC: tl.constexpr, BLOCK: tl.constexpr, G0: tl.constexpr,
+    G1: tl.constexpr, G2: tl.constexpr, OVERLAPS: tl.constexpr,
 ):  # fmt: skip
-    """Add to BLOCK columns of one module of one row. Program (b, columns, module)."""
+    """Add to BLOCK columns of one module of one row. Program (b, columns, module).
+
+    G0 to G2: whether the columns of that module are multiplied by gains first.
+    """
     after_earlier_kernels(OVERLAPS)
     b = tl.program_id(0)
     module = tl.program_id(2)
     stack = b0
+    gains = g0
     start = start0
     n = n0
+    has_gains = G0
     if module == 1:
         stack = b1
+        gains = g1
         start = start1
         n = n1
+        has_gains = G1
     if module == 2:
         stack = b2
+        gains = g2
         start = start2
         n = n2
+        has_gains = G2
     c = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     cm = c < n
     slot = tl.load(slots + b).to(tl.int64)
@@ -134,6 +143,8 @@ def _expand_kernel(
             acc += tl.sum(weights * s[:, None], 0)
         at_y = y + b * y_row + start + c
         old = tl.load(at_y, mask=cm, other=0.0).to(tl.float32)
+        if has_gains:
+            old *= tl.load(gains + slot * n + c, mask=cm, other=0.0)
         tl.store(at_y, (old + acc).to(y.dtype.element_ty), mask=cm)
 
 
@@ -206,17 +217,26 @@ def rms_norm_rows(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Te
     return out
 
 
-def lora_expand_add(y: torch.Tensor, expansion: Expansion) -> None:
-    """Add the expansion to y (B, out) in place; y's rows must be contiguous."""
+def lora_expand_add(
+    y: torch.Tensor, expansion: Expansion, gains: Sequence[torch.Tensor | None] = ()
+) -> None:
+    """Add the expansion to y (B, out) in place; y's rows must be contiguous.
+
+    gains: of each module (N, columns) float32, by which its columns of y are multiplied first; ().
+    """
     shrunk, stacks, slots = expansion.shrunk, expansion.stacks, expansion.slots
     tensors = [b for _, b in stacks]
+    factors = list(gains) or [None] * len(stacks)
+    has_gains = [factor is not None for factor in factors]
     columns = [b.shape[2] for b in tensors]
     grid = (len(y), triton.cdiv(max(columns), _EXPAND_COLUMNS), len(stacks))
     _expand_kernel[grid](
-        y, shrunk, *_three(tensors), *_three([start for start, _ in stacks]), *_three(columns),
+        y, shrunk, *_three(tensors), *_three([shrunk if f is None else f for f in factors]),
+        *_three([start for start, _ in stacks]), *_three(columns),
         slots, y.stride(0),
         P=len(stacks), R=tensors[0].shape[1], RC=_RANKS, BLOCK=_EXPAND_COLUMNS,
         OVERLAPS=overlaps(y.device), num_warps=4, **launch_options(y.device),
+        **dict(zip(("G0", "G1", "G2"), _three(has_gains), strict=True)),
     )  # fmt: skip
 
 

@@ -5,11 +5,12 @@ from typing import Any
 import torch
 
 from deployments.engine.kernels.ops import Expansion, rms_norm
-from deployments.engine.lora.layers import LoraBatch, LoraLayer
-from deployments.engine.models.products import PackedProduct, plain_product, product_of
-from deployments.engine.models.weights import lora_modules, packed, stacked_bias
+from deployments.engine.lora.layers import LoraBatch, LoraLayer, LoraModule
+from deployments.engine.models.products import PackedProduct, Product, plain_product, product_of
+from deployments.engine.models.weights import lora_modules, packed, squared_norms, stacked_bias
 from deployments.engine.quantised.linear import QuantisedLinear
 
+_IDENTITY_ROWS = 256  # of a product with the identity matrix, at once
 HEAD = "lm_head"  # its path in every base model
 
 
@@ -27,16 +28,16 @@ class FusedLinear:
         sizes = [layer.out_features for layer in own]
         self.name = name
         self.out_features = sum(sizes)
-        self.lora_layer = LoraLayer(name, own[0].in_features, lora_modules(list(layers), sizes))
-        bias = stacked_bias([layer.bias for layer in own], sizes, dtype)
-        self._product = product_of(own, bias, dtype)
+        modules = lora_modules(list(layers), sizes)
+        self.lora_layer = LoraLayer(name, own[0].in_features, modules, self)
+        self._bias = stacked_bias([layer.bias for layer in own], sizes, dtype)
+        self._dtype, self._device = dtype, own[0].weight.device
+        self._product = product_of(own, self._bias, dtype)
+        self._squared_norms: torch.Tensor | None = None
 
     def __call__(self, x: torch.Tensor, lora: LoraBatch | None) -> torch.Tensor:
         """Return (T, out) for x (T, in), each token with its own adapter."""
-        y = self._product(x)
-        if lora is not None:
-            lora.add(self.name, x, y)
-        return y
+        return self._adapted(x, lora, None)
 
     def after_norm(
         self, x: torch.Tensor, weight: torch.Tensor, eps: float, lora: LoraBatch | None
@@ -45,9 +46,7 @@ class FusedLinear:
         if lora is None:
             return self._product(rms_norm(x, weight, eps))
         normed, shrunk = lora.norm(self.name, x, weight, eps)
-        y = self._product(normed)
-        lora.add(self.name, normed, y, shrunk)
-        return y
+        return self._adapted(normed, lora, shrunk)
 
     def before_attention(
         self, x: torch.Tensor, weight: torch.Tensor, eps: float, lora: LoraBatch | None
@@ -56,6 +55,8 @@ class FusedLinear:
         if lora is None:
             return self._product(rms_norm(x, weight, eps)), None
         normed, shrunk = lora.norm(self.name, x, weight, eps)
+        if lora.rescales(self.name):
+            return self._adapted(normed, lora, shrunk), None
         y = self._product(normed)
         return y, lora.expansion(self.name, normed, y, shrunk)
 
@@ -63,10 +64,41 @@ class FusedLinear:
         self, residual: torch.Tensor, x: torch.Tensor, lora: LoraBatch | None
     ) -> torch.Tensor:
         """Add self(x) to residual (T, out) in place."""
+        if lora is not None and lora.rescales(self.name):
+            return residual.add_(self(x, lora))
         self._product.add_to(residual, x)
         if lora is not None:
             lora.add(self.name, x, residual)
         return residual
+
+    def products(self, x: torch.Tensor) -> torch.Tensor:
+        return self._product(x.to(self._dtype), is_biased=False)
+
+    def squared_norms(self) -> torch.Tensor:
+        if self._squared_norms is None:
+            self._squared_norms = self._norms_by_products()
+        return self._squared_norms
+
+    def _norms_by_products(self) -> torch.Tensor:
+        """Return the sums of squares (out,): packed and quantised weights are not read back, so
+        they are multiplied by the identity matrix, some of its rows at a time."""
+        found = torch.zeros(self.out_features, device=self._device)
+        for first in range(0, self.lora_layer.in_features, _IDENTITY_ROWS):
+            rows = range(first, min(first + _IDENTITY_ROWS, self.lora_layer.in_features))
+            x = torch.zeros(len(rows), self.lora_layer.in_features, device=self._device)
+            x[range(len(rows)), rows] = 1.0
+            found += self.products(x).float().square_().sum(0)
+        return found
+
+    def _adapted(
+        self, x: torch.Tensor, lora: LoraBatch | None, shrunk: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Return the product of x (T, in) with each token's adapter; `shrunk` is from lora.norm."""
+        is_rescaled = lora is not None and lora.rescales(self.name)
+        y = self._product(x, is_biased=not is_rescaled)
+        if lora is not None:
+            lora.add(self.name, x, y, shrunk)
+        return y.add_(self._bias) if is_rescaled and self._bias is not None else y
 
 
 class LMHead:
@@ -78,24 +110,59 @@ class LMHead:
 
     def __init__(self, head: Any, embedding: Any, embedding_weight: torch.Tensor) -> None:
         dtype = embedding_weight.dtype
-        bias = None if head.bias is None else head.bias.data.to(dtype)
+        self._bias = None if head.bias is None else head.bias.data.to(dtype)
         self.vocab_size: int = head.out_features
         modules = lora_modules([HEAD], [self.vocab_size])
-        self.lora_layer = LoraLayer(HEAD, head.in_features, modules)
+        self._dtype = dtype
+        self._weight: torch.Tensor | None = None
+        self._product: Product
         if isinstance(head, QuantisedLinear):
-            self._product = product_of([head], bias, dtype)
+            self.lora_layer = LoraLayer(HEAD, head.in_features, modules)
+            self._product = product_of([head], self._bias, dtype)
             return
+        self.lora_layer = LoraLayer(HEAD, head.in_features, modules, self)
         own: torch.Tensor = head.weight.data
         tied = embedding.weight.data
         is_tied = own.data_ptr() == tied.data_ptr() or torch.equal(own, tied)
-        weight = embedding_weight if is_tied else own.to(dtype)
+        weight = self._weight = embedding_weight if is_tied else own.to(dtype)
         blocks = packed(weight)
         self._product = (
-            plain_product(weight, bias) if blocks is None else PackedProduct(blocks, bias)
+            plain_product(weight, self._bias)
+            if blocks is None
+            else PackedProduct(blocks, self._bias)
         )
 
     def __call__(self, hidden: torch.Tensor, lora: LoraBatch | None) -> torch.Tensor:
-        logits = self._product(hidden)
+        is_rescaled = lora is not None and lora.rescales(HEAD)
+        logits = self._product(hidden, is_biased=not is_rescaled)
         if lora is not None:
             lora.add(HEAD, hidden, logits)
-        return logits
+        return logits.add_(self._bias) if is_rescaled and self._bias is not None else logits
+
+    def products(self, x: torch.Tensor) -> torch.Tensor:
+        return self._product(x.to(self._dtype), is_biased=False)
+
+    def squared_norms(self) -> torch.Tensor:
+        assert self._weight is not None, "a quantised head has no base to rescale"
+        return squared_norms(self._weight)
+
+
+class Embedding:
+    """Look tokens up in weight (V, d), each with its own adapter."""
+
+    def __init__(self, path: str, weight: torch.Tensor) -> None:
+        self.path, self.weight = path, weight
+        modules = (LoraModule(path, 0, weight.shape[1]),)
+        self.lora_layer = LoraLayer(path, len(weight), modules, self)
+
+    def __call__(self, tokens: torch.Tensor, lora: LoraBatch | None) -> torch.Tensor:
+        x = self.weight[tokens]
+        if lora is not None:
+            lora.embed(self.path, tokens, x)
+        return x
+
+    def products(self, x: torch.Tensor) -> torch.Tensor:
+        return x.to(self.weight.dtype) @ self.weight
+
+    def squared_norms(self) -> torch.Tensor:
+        return squared_norms(self.weight.t())

@@ -28,8 +28,8 @@ _FUSED = (
 class Product(Protocol):
     """Hold a weight (out, in) and perhaps a bias."""
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """Return x @ W.T + bias (T, out) of x (T, in)."""
+    def __call__(self, x: torch.Tensor, *, is_biased: bool = True) -> torch.Tensor:
+        """Return x @ W.T + bias (T, out) of x (T, in), without the bias if not `is_biased`."""
 
     def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """Add self(x) to residual (T, out) in place."""
@@ -50,8 +50,8 @@ def product_of(
         return plain_product(weight, bias) if blocks is None else PackedProduct(blocks, bias)
     if len(quantised) < len(layers):
         raise ValueError("some layers of one product are quantised, and others are not")
-    stack = stacked([layer.take() for layer in quantised])  # where they wait: on the host
-    stack = stack.to(quantised[0].weight.device)
+    waiting = stacked([layer.take() for layer in quantised])  # on the host
+    stack = waiting.to(quantised[0].weight.device)
     if are_fused(stack.device.type):
         return KernelProduct(interleaved(stack), bias)
     return QuantisedProduct(stack, bias)
@@ -117,9 +117,10 @@ class PackedProduct:
     def __init__(self, blocks: torch.Tensor, bias: torch.Tensor | None) -> None:
         self._blocks, self._bias = blocks, bias
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, *, is_biased: bool = True) -> torch.Tensor:
+        bias = self._bias if is_biased else None
         product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
-            x, self._blocks, self._bias, "none", [], ""
+            x, self._blocks, bias, "none", [], ""
         )
         return product
 
@@ -141,8 +142,8 @@ class TorchProduct:
         self._weight = weight.t().contiguous() if is_turned else weight.t()  # (in, out)
         self._bias = bias
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        if self._bias is not None:
+    def __call__(self, x: torch.Tensor, *, is_biased: bool = True) -> torch.Tensor:
+        if self._bias is not None and is_biased:
             return torch.addmm(self._bias, x, self._weight)
         if self._is_wide and len(x) in _FEW_ROWS:
             return torch.mm(self._weight.t(), x.t()).t()

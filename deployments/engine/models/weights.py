@@ -53,6 +53,12 @@ def stacked_bias(
     )
 
 
+def squared_norms(weight: torch.Tensor) -> torch.Tensor:
+    """Return the sum of squares (out,) of each output of a weight (out, in), in float32."""
+    lengths: torch.Tensor = torch.linalg.vector_norm(weight, dim=1, dtype=torch.float32)
+    return lengths.square_()
+
+
 def norm_weight(norm: Any, dtype: torch.dtype, offset: float = 0.0) -> torch.Tensor:
     """Return the weight (d,) of an RMS norm: what is stored plus `offset`.
 

@@ -19,24 +19,34 @@ from scripts.benchmarks.in_process.engine_runs import answer_all, random_request
 from scripts.benchmarks.in_process.random_adapters import make_random_adapters
 from scripts.benchmarks.models import RANDOM_SHAPES, load_skeleton, save_base
 
-GB = 10**9
+GIB = 2**30
+# What torch takes itself before Hopper, whose default is four times as much.
+_SMALL_WORKSPACE = ":4096:2:16:8"
 
 
 class Card:
     """Limit what this process takes of a GPU, and read it. On a CPU it does nothing."""
 
-    def __init__(self, device: str, budget_gb: float | None) -> None:
+    def __init__(self, device: str, budget_gib: float | None) -> None:
         self._device = torch.device(device)
         self._is_gpu = self._device.type == "cuda"
+        self._budget = budget_gib
         self.context = 0
-        if self._is_gpu:
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats(self._device)
-            self.context = self._outside_torch()
-        if self._is_gpu and budget_gb is not None:
+        if not self._is_gpu:
+            return
+        if budget_gib is not None:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", _SMALL_WORKSPACE)
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(self._device)
+        self.context = self._outside_torch()
+        self.limit()
+
+    def limit(self) -> None:
+        """Leave torch what a card of this size would have left now, beside what CUDA took."""
+        if self._is_gpu and self._budget is not None:
             total = torch.cuda.mem_get_info(self._device)[1]
-            share = (budget_gb * GB - self.context) / total
-            torch.cuda.set_per_process_memory_fraction(min(1.0, share), self._device)
+            share = (self._budget * GIB - self._outside_torch()) / total
+            torch.cuda.set_per_process_memory_fraction(min(1.0, share))
 
     def _outside_torch(self) -> int:
         """Return the bytes taken of the GPU that torch's allocator does not hold: by CUDA's
@@ -45,7 +55,7 @@ class Card:
         return total - free - torch.cuda.memory_reserved(self._device)
 
     def taken(self) -> dict[str, float] | None:
-        """Return gigabytes: now, and the most that torch held and used since the start."""
+        """Return GiB: now, and the most that torch held and used since the start."""
         if not self._is_gpu:
             return None
         device = self._device
@@ -56,7 +66,7 @@ class Card:
             "most_used": torch.cuda.max_memory_allocated(device),
             "outside_torch": self._outside_torch(),
         }
-        return {name: round(size / GB, 3) for name, size in found.items()}
+        return {name: round(size / GIB, 3) for name, size in found.items()}
 
 
 def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
@@ -69,6 +79,7 @@ def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         folder, family, device=args.device, dtype=args.dtype, quantization=args.quantization
     )
     memory = {"loaded": card.taken()}
+    card.limit()
     load_s = time.perf_counter() - started
     adapters = make_random_adapters(
         load_skeleton(folder),
@@ -113,9 +124,9 @@ def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         "load_s": round(load_s, 1),
         "tokens_per_s": round(args.requests * args.output_tokens / seconds, 1),
         "memory": memory,
-        "context_gb": round(card.context / GB, 3),
-        "peak_gb": None if last is None else round(last["most_held"] + last["outside_torch"], 3),
-        "budget_gb": args.budget_gb,
+        "context_gib": round(card.context / GIB, 3),
+        "peak_gib": None if last is None else round(last["most_held"] + last["outside_torch"], 3),
+        "budget_gib": args.budget_gb,
     }
 
 

@@ -32,7 +32,7 @@ __all__ = ["one_thread"]  # a fixture
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # the oracle stays on the CPU
 MAX_TOKENS = 12
 NUM_ROWS = 5
-LIMITS = FastLimits(NUM_ROWS, 96, max_adapters=4)
+LIMITS = FastLimits(NUM_ROWS, 96, max_adapters=5)
 # Some begin within a window and end behind it.
 LENGTHS = (WINDOW - 6, 40, WINDOW, 1, WINDOW + 1, 27, 3, WINDOW - 1, 9, 18)
 
@@ -47,6 +47,13 @@ def make_adapters(name: str, base: Path, folder: Path) -> dict[str, Path]:
         after = ["o_proj", "down_proj"]
     kinds: dict[str, dict[str, Any]] = {
         "small": {"rank": 4, "targets": [attention[-1], after[-1]], "std": 0.5},
+        "dora": {
+            "rank": 6,
+            "targets": [*attention, *mlp, *after],
+            "std": 0.3,
+            "use_dora": True,
+            "exclude_modules": rf".*\.0\..*{mlp[0]}",
+        },
         "wide": {"rank": 64, "targets": [*attention, *mlp, *after], "std": 0.1},
         "patterns": {
             "rank": 16,

@@ -25,12 +25,14 @@ from deployments.engine.request import (
     SamplingParams,
     StartedRow,
     StepOutput,
+    TokenScore,
 )
 from deployments.engine_process.wire import (
     pack_error,
     pack_info,
     pack_request,
     pack_step,
+    parts_of,
     unpack_error,
     unpack_info,
     unpack_request,
@@ -72,6 +74,25 @@ def test_a_step(
     rows = [EndedRow(*row, None if row[1] is FinishReason.STOP else error) for row in ended]
     output = StepOutput(started, [n for n, _ in pairs], [t for _, t in pairs], rows)
     assert unpack_step(payload(pack_step(output))) == output
+
+
+def test_a_step_with_the_scores_of_long_prompts_comes_in_parts() -> None:
+    scores = {
+        row: [TokenScore(n, -0.5, ((n, -1.0),) * 20) for n in range(9_000)] for row in range(4)
+    }
+    output = StepOutput([StartedRow(1, 2)], [0, 1], [5, 6], [], scores)
+    frames = [pack_step(part) for part in parts_of(output)]
+    assert max(map(len, frames)) < 2**20
+    parts = [unpack_step(payload(frame)) for frame in frames]
+    joined: dict[int, list[TokenScore]] = {}
+    for part in parts:
+        for row, found in part.scores.items():
+            joined.setdefault(row, []).extend(found)
+    assert joined == scores
+    assert all(part.numbers == [] == part.started for part in parts[:-1])
+    assert dataclasses.replace(parts[-1], scores=scores) == output
+    bare = StepOutput([], [1], [2])
+    assert list(parts_of(bare)) == [bare]
 
 
 @pytest.mark.parametrize(

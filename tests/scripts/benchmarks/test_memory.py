@@ -29,7 +29,7 @@ def test_on_the_cpu_the_same_is_served_and_nothing_is_limited(
     assert found["decoder"].startswith("fast: ")
     assert found["weights"].startswith("float32" if kind == "none" else kind)
     assert found["tokens_per_s"] > 0
-    assert found["peak_gb"] is None
+    assert found["peak_gib"] is None
 
 
 @pytest.mark.long

@@ -20,6 +20,7 @@ from deployments.engine.attention.memory_plan import (
     plan_host,
     reserve,
     room_on,
+    workspace_bytes,
 )
 from deployments.engine.attention.rows_of_model import adapter_size
 from deployments.engine.lora.layers import LoraLayer, LoraModule
@@ -34,8 +35,8 @@ T5_XL = Shapes(
     prefill_tokens=1024,
     max_rows=8,
     vocab_size=32128,
-    num_layers=24,
     itemsize=2,
+    workspace=32 * MIB,
 )
 POSITION = 24 * 2 * 32 * 64 * 2
 ROWS, POSITIONS = 8, 768
@@ -114,7 +115,7 @@ def test_more_adapters_longer_prefills_and_larger_vocabularies_leave_less() -> N
         "widest": 32768,
         "prefill_tokens": 4096,
         "vocab_size": 128_256,
-        "num_layers": 32,
+        "workspace": 64 * MIB,
         "itemsize": 4,
     }.items():
         changed: Mapping[str, int] = {field: value}
@@ -150,11 +151,15 @@ def test_what_is_planned_is_never_more_than_is_free(
 
 
 def test_a_cpu_gets_all_rows_unless_a_budget_says_otherwise() -> None:
-    assert plan_host(4, 100, 10, None).capacities == (112,) * 4
-    assert plan_host(4, 100, 10, 2**30).reason == "all rows fit at full length"
-    few = plan_host(64, 4096, 4096, 64 * MIB)
+    free = 8 * GB
+    assert plan_host(4, 100, 10, free=free, budget=None).capacities == (112,) * 4
+    assert plan_host(4, 100, 10, free=0, budget=2**30).reason == "all rows fit at full length"
+    few = plan_host(64, 4096, 4096, free=free, budget=64 * MIB)
     assert sum(few.capacities) * 4096 <= 64 * MIB
     assert few.reason == "engine.kv_memory_mib is 64"
+    half = plan_host(64, 4096, 4096, free=128 * MIB, budget=None)
+    assert half.capacities == few.capacities
+    assert half.reason == "half of the free memory is 64 MiB"
     assert room_on(torch.device("cpu")) == float("inf")
 
 
@@ -170,3 +175,17 @@ def test_adapters_are_counted_by_their_rank_and_their_layers() -> None:
     assert adapter_size(LAYERS, served, at_most=0) == 24 * (128 + 96)
     assert adapter_size(LAYERS, [], at_most=10**9) == 8 * (128 + 96)
     assert adapter_size(LAYERS, [], at_most=100) == 100
+
+
+@pytest.mark.parametrize(
+    ("capability", "setting", "mib"),
+    [
+        ((9, 0), None, 32),
+        ((10, 0), "", 32),
+        ((8, 9), None, 9),
+        ((9, 0), ":4096:2:16:8", 8.125),
+        ((7, 5), ":16:8", 0.125),
+    ],
+)
+def test_cublas_workspace(capability: tuple[int, int], setting: str | None, mib: float) -> None:
+    assert workspace_bytes(capability, setting) == mib * MIB
