@@ -15,6 +15,7 @@ from scripts.benchmarks import (
     churn,
     engine,
     gateway,
+    gpu_suite,
     hot_add,
     load,
     memory,
@@ -29,9 +30,11 @@ from scripts.benchmarks import (
     serve,
     service,
     slow_clients,
+    tolerance,
     training,
 )
 from scripts.benchmarks.scale_model import simulate
+from scripts.benchmarks.vllm_peer import command as vllm
 
 # Name -> (module with `add_arguments` and `run`, one line of help).
 _BENCHMARKS = {
@@ -53,6 +56,9 @@ _BENCHMARKS = {
     "quoting": (quoting, "answers that repeat their prompt, in process"),
     "report": (report, "no measurement: write docs/measurements.md from the result files"),
     "simulate": (simulate, "clinics of many replicas, with the costs that were measured"),
+    "tolerance": (tolerance, "bfloat16 logits against transformers' and PEFT's"),
+    "vllm": (vllm, "vLLM with LoRA, over HTTP and in process"),
+    "gpu": (gpu_suite, "all of the GPU's benchmarks side by side, within a time limit"),
     "training": (training, "training on a quantised base, memory and speed"),
 }
 

@@ -168,7 +168,8 @@ def _large(count: int, seed: int, work: Path | None) -> dict[str, Any]:
         noted = path.with_suffix(".json")
         if not noted.exists():
             noted.write_text(json.dumps(_built_large(path, count, seed)), encoding="utf-8")
-        return json.loads(noted.read_text(encoding="utf-8")) | _times(Shelf(path))
+        built: dict[str, Any] = json.loads(noted.read_text(encoding="utf-8"))
+        return built | _times(Shelf(path))
 
 
 def _built_large(path: Path, count: int, seed: int) -> dict[str, Any]:

@@ -36,6 +36,20 @@ class DecoderInfo:
     threads: int | None = None  # of the processor that a step may use; None: on a GPU
     rows: Mapping[str, Any] = field(default_factory=dict)  # asked for and given, and why
     refuses: Mapping[str, str] = field(default_factory=dict)  # what it cannot do, by field, and why
+    side_positions: int | None = None  # of a prompt and of an answer, each; None: not bounded
+    forces_end: bool = False  # the last token that an answer may have ends it, whatever it was
+
+    def room_after(self, num_prompt_tokens: int) -> int | None:
+        """Return how many tokens an answer may have behind a prompt; None: not bounded."""
+        sides = [self.side_positions]
+        if self.num_positions is not None:
+            sides.append(self.num_positions - num_prompt_tokens)
+        return min((side for side in sides if side is not None), default=None)
+
+    def longest_prompt(self, limit: int) -> int:
+        """Return the longest prompt that fits, at most `limit`."""
+        sides = (limit, self.num_positions, self.side_positions)
+        return min(side for side in sides if side is not None)
 
 
 class AsyncTokens(Protocol):

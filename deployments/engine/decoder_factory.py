@@ -24,11 +24,9 @@ from deployments.engine.lora.base_copies import ends_of
 from deployments.engine.lora.peft_reader import PeftReader
 from deployments.engine.model_loader import Pretrained
 from deployments.engine.model_runner import SPARE_SLOTS, ModelRunner
-from deployments.engine.models.architectures import describe, unsupported_causal
+from deployments.engine.models.architectures import describe
 from deployments.engine.models.base import Model, TorchBatches
-from deployments.engine.models.llama import LlamaModel
-from deployments.engine.models.products import kinds_in_one_product
-from deployments.engine.models.t5 import T5Model, unsupported_by_t5
+from deployments.engine.models.choice import make_torch_model, unsupported_base
 from deployments.engine.peft_decoder import PeftDecoder
 from deployments.engine.structured.vocabulary import refused_features
 
@@ -108,25 +106,6 @@ def build_decoder(
         )
     logger.warning("serving with the reference decoder: %s", obstacle)
     return PeftDecoder(base, reason=f"not the fast decoder, since {obstacle}")
-
-
-def unsupported_base(base: Pretrained, num_positions: int) -> str | None:
-    """Return why the fast decoder cannot serve this base. Returns None if it can.
-
-    Args:
-        num_positions: of the longest answer, prompt included.
-    """
-    if base.with_bitsandbytes:
-        return f"the base is quantised to {base.quantization} by bitsandbytes"
-    obstacle = kinds_in_one_product(base.model)
-    if obstacle is not None:
-        return obstacle
-    if base.family == "causal":
-        return unsupported_causal(base.model, num_positions)
-    obstacle = unsupported_by_t5(base.model)
-    if obstacle is None and base.decoder_start_id is None:
-        return "the model names no decoder_start_token_id"
-    return obstacle
 
 
 def make_reader(base: Pretrained, *, in_bytes: bool = False) -> PeftReader:
@@ -291,8 +270,7 @@ def _make_model(
             bits=weights.bits,
             chooses_threads=not limits.has_fixed_threads,
         )
-    make = LlamaModel if base.family == "causal" else T5Model
-    return make(model, model.dtype, num_positions)
+    return make_torch_model(base, model, num_positions)
 
 
 def _build_fast(
@@ -339,7 +317,9 @@ def _build_fast(
         eos_ids=base.eos_ids,
         adapters=frozenset(),
         hidden_ids=hidden_ids(base.tokenizer),
-        refuses=refused_features(base.family, base.tokenizer, base.eos_ids),
+        refuses=refused_features(base),
+        side_positions=base.side_positions,
+        forces_end=base.forced.last is not None,
         weights=weights.reason,
         threads=_threads_of(model, limits),
         rows=rows.report(),
@@ -363,4 +343,4 @@ def _num_positions(base: Pretrained, limits: FastLimits) -> int:
     if base.family == "causal":
         longest: int = base.model.config.max_position_embeddings
         return min(limits.num_positions, longest)
-    return limits.num_positions
+    return min(limits.num_positions, 2 * (base.side_positions or limits.num_positions))

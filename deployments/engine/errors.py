@@ -114,9 +114,9 @@ class TooManyScores(RequestRefused):
 
 def check_scores(sampling: SamplingParams, num_prompt_tokens: int) -> None:
     """Raise TooManyScores if the prompt's log-probabilities are more than one answer may hold."""
-    if sampling.echo and sampling.logprobs is not None:
-        if num_prompt_tokens * (1 + sampling.logprobs) > MAX_PROMPT_SCORES:
-            raise TooManyScores(num_prompt_tokens, sampling.logprobs)
+    each = 0 if sampling.logprobs is None or not sampling.echo else 1 + sampling.logprobs
+    if num_prompt_tokens * each > MAX_PROMPT_SCORES:
+        raise TooManyScores(num_prompt_tokens, each - 1)
 
 
 class NotForThisModel(RequestRefused):

@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from deployments.engine.quantised.loader import LoaderConfig, stored_kind, wo_quantised
 from deployments.engine.quantised.weight import Kind
+from deployments.engine.request import ForcedTokens
 
 Family = Literal["causal", "seq2seq"]
 Quantization = Literal["none"] | Kind
@@ -38,8 +39,10 @@ class Pretrained:
     """Hold a loaded base model, in evaluation mode on its device.
 
     `dtype_name` and `dtype_reason` are for /readyz. `decoder_start_id` is the token that an
-    encoder-decoder model's answer begins with. `with_bitsandbytes`: its quantised layers are those
-    of bitsandbytes, which only the reference decoder runs.
+    encoder-decoder model's answer begins with, unseen. `forced` are tokens that its generation
+    configuration asks for. `side_positions`: of its prompt and of its answer, each.
+    `with_bitsandbytes`: its quantised layers are those of bitsandbytes, which only the reference
+    decoder runs.
     """
 
     model: PreTrainedModel
@@ -53,6 +56,8 @@ class Pretrained:
     decoder_start_id: int | None
     is_dtype_free: bool = False  # nobody asked for this dtype
     with_bitsandbytes: bool = False
+    forced: ForcedTokens = ForcedTokens()
+    side_positions: int | None = None
 
 
 def choose_precision(dtype: Dtype, device: str) -> Precision:
@@ -157,7 +162,26 @@ def wrap_pretrained(
         decoder_start_id=start_id,
         is_dtype_free=is_dtype_free,
         with_bitsandbytes=with_bitsandbytes,
+        forced=ForcedTokens() if family == "causal" else _forced(model),
+        side_positions=None if family == "causal" else _side_positions(model),
     )
+
+
+def _forced(model: PreTrainedModel) -> ForcedTokens:
+    """Return what an encoder-decoder's generation config, else its config, forces."""
+    found: list[int | None] = []
+    for name in ("forced_bos_token_id", "forced_eos_token_id"):
+        value = getattr(model.generation_config, name, None)
+        if value is None:
+            value = getattr(model.config, name, None)
+        found.append(min(value) if isinstance(value, list | tuple) else value)
+    return ForcedTokens(*found)
+
+
+def _side_positions(model: PreTrainedModel) -> int | None:
+    """Return the positions of an encoder-decoder that has a table of them. None: it has none."""
+    table = getattr(model.get_encoder(), "embed_positions", None)
+    return model.config.max_position_embeddings if isinstance(table, torch.nn.Embedding) else None
 
 
 def bitsandbytes_config(kind: Kind, dtype: torch.dtype) -> BitsAndBytesConfig:

@@ -119,7 +119,9 @@ class ModelRunner(AdapterLoader):
             model, pool, self._start_id, graphs, lambda size: self._new_cache([size])
         )
         self.token_bytes = token_bytes(base.tokenizer)
-        self._sampler = Sampler(len(capacities), model.vocab_size, eos_ids, model.device)
+        self._sampler = Sampler(
+            len(capacities), model.vocab_size, eos_ids, model.device, base.forced
+        )
         self._scorer = Scorer()
         vocabulary = Vocabulary(base.tokenizer, model.vocab_size, base.eos_ids)
         self.grammars = GrammarCompiler(vocabulary)

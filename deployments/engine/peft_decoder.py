@@ -67,9 +67,10 @@ class PeftDecoder:
         self.grammars = GrammarCompiler(Vocabulary(base.tokenizer, size, base.eos_ids))
         why = "the reference decoder, which serves this model, gives no scores, continues no text"
         self._refused = dict.fromkeys(("logprobs", "echo"), why)
-        if why_not := no_structure(base.tokenizer, base.eos_ids):
+        if why_not := no_structure(base):
             self._refused["structure"] = why_not
-        self._decoder_start_id = base.decoder_start_id
+        self._decoder_start_id, self._forced = base.decoder_start_id, base.forced
+        self._side_positions = base.side_positions
         # The folder's own generation defaults (a temperature, a repetition penalty) would be mixed
         # into each request's parameters, so they are replaced by greedy ones.
         base.model.generation_config = self._generation_config(SamplingParams(max_tokens=1), 1)
@@ -87,6 +88,8 @@ class PeftDecoder:
             hidden_ids=self._hidden_ids,
             adapters=self._resident,
             refuses=self._refused,
+            side_positions=self._side_positions,
+            forces_end=self._forced.last is not None,
         )
 
     def load_adapter(self, name: str, directory: Path) -> None:
@@ -263,6 +266,8 @@ class PeftDecoder:
             eos_token_id=sorted(self._eos_ids),
             pad_token_id=self._pad_id,
             decoder_start_token_id=self._decoder_start_id,
+            forced_bos_token_id=self._forced.first,
+            forced_eos_token_id=self._forced.last if sampling.grammar is None else None,
             **picked,
         )
 

@@ -75,6 +75,14 @@ class Operator:
         num_replicas = len(content["replicas"]) if status == 200 else 0
         return num_replicas == self.replicas and not content["unconfirmed"]
 
+    async def models(self) -> list[dict[str, Any]]:
+        """Return what each model replica says of itself; nothing while nothing is routed yet."""
+        try:
+            status, content = await self._call("GET", "/v1/operator")
+        except (OSError, ValueError):
+            return []
+        return [model for model in content["models"] if "start" in model] if status == 200 else []
+
     async def _version_of_answer(self, name: str) -> str:
         body = chat_body(QUESTION, 4, model=name, stream=False)
         url = f"{self.url}/v1/chat/completions"

@@ -15,8 +15,9 @@ from scripts.benchmarks.in_process.random_adapters import (
     rank_of_size,
     write_catalog,
 )
-from scripts.benchmarks.models import RANDOM_SHAPES, load_skeleton, save_base
+from scripts.benchmarks.models import load_skeleton, save_base
 from scripts.benchmarks.serve_process import key_headers
+from scripts.benchmarks.shapes import SHAPES
 
 MAX_INPUT_TOKENS = 256
 _OTHER_WEIGHTS = 1000  # first seed of the new versions; those of the catalogue begin at 0
@@ -55,7 +56,7 @@ def cpu_threads(args: argparse.Namespace) -> int:
 
 def _base(args: argparse.Namespace, folder: Path) -> tuple[str, Path]:
     """Return its name in the settings, and its folder."""
-    if args.model not in RANDOM_SHAPES:
+    if args.model not in SHAPES:
         return args.model, resolve_base_model(args.model, progress=False).path
     made = save_base(args.model, folder / args.model, args.device, args.dtype)
     return str(made), made

@@ -13,11 +13,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
-    LlamaConfig,
-    LlamaForCausalLM,
     PreTrainedTokenizerFast,
-    T5Config,
-    T5ForConditionalGeneration,
 )
 
 from adapters.bases.models import resolve_base_model
@@ -29,36 +25,7 @@ from deployments.engine.model_loader import (
     load_pretrained,
     wrap_pretrained,
 )
-
-FLAN_T5_XL = {  # config.json of google/flan-t5-xl (2.85 billion parameters)
-    "d_model": 2048,
-    "d_kv": 64,
-    "d_ff": 5120,
-    "num_layers": 24,
-    "num_decoder_layers": 24,
-    "num_heads": 32,
-    "vocab_size": 32128,
-    "feed_forward_proj": "gated-gelu",
-    "scale_decoder_outputs": False,
-    "tie_word_embeddings": False,
-    "decoder_start_token_id": 0,
-    "pad_token_id": 0,
-    "eos_token_id": 1,
-}
-_LLAMA_1B = {  # config.json of Llama 3.2 1B, with a small context and our end token
-    "hidden_size": 2048,
-    "num_hidden_layers": 16,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "intermediate_size": 8192,
-    "vocab_size": 128256,
-    "head_dim": 64,
-    "max_position_embeddings": 8192,
-    "tie_word_embeddings": True,
-    "eos_token_id": 2,
-    "pad_token_id": 2,
-}
-RANDOM_SHAPES = ("flan-t5-xl-shape", "llama-1b-shape")
+from scripts.benchmarks.shapes import SHAPES, config_of
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] "
@@ -70,7 +37,7 @@ CHATML = (
 def word_tokenizer(words: Sequence[str], family: Family) -> PreTrainedTokenizerFast:
     """Build a tokenizer of whole words, from id 3; any other word is unknown.
 
-    Ids 0 to 2 are the special tokens that RANDOM_SHAPES expect: T5's, or ChatML's.
+    Ids 0 to 2 are the special tokens that SHAPES expect: T5's, or ChatML's.
     """
     is_t5 = family == "seq2seq"
     special = ("<pad>", "</s>", "<unk>") if is_t5 else ("<unk>", "<|im_start|>", "<|im_end|>")
@@ -106,31 +73,32 @@ class NumberTokenizer:
 
 
 def load_base(name: str, device: str, dtype: Dtype) -> Pretrained:
-    """Load a base model by name or folder, or one of RANDOM_SHAPES.
+    """Load a base model by name or folder, or one of SHAPES.
 
     Random weights are the same from call to call.
     """
-    if name == "flan-t5-xl-shape":
-        base = _random(T5ForConditionalGeneration, T5Config(**FLAN_T5_XL), device, dtype)
-        _give_own_head(base.model)
-        return base
-    if name == "llama-1b-shape":
-        return _random(LlamaForCausalLM, LlamaConfig(**_LLAMA_1B), device, dtype)
+    if name in SHAPES:
+        return load_shape(name, device, dtype)
     resolved = resolve_base_model(name, progress=False)
     return load_pretrained(resolved.path, resolved.family, device=device, dtype=dtype)
 
 
-def _random(model_class: Any, config: Any, device: str, dtype: Dtype) -> Pretrained:
+def load_shape(name: str, device: str, dtype: Dtype, layers: int | None = None) -> Pretrained:
+    """Make one of SHAPES with random weights, of fewer layers if `layers` says so."""
+    config = config_of(name, layers)
+    model_class = _class_for(config)
     precision = choose_precision(dtype, device)
     torch.manual_seed(0)
     previous = torch.get_default_dtype()
     torch.set_default_dtype(precision.dtype)
     try:
         with torch.device(device):
-            model = model_class(config)
+            model = model_class.from_config(config)
     finally:
         torch.set_default_dtype(previous)
     family: Family = "seq2seq" if config.is_encoder_decoder else "causal"
+    if config.is_encoder_decoder:
+        _give_own_head(model)
     return wrap_pretrained(
         model,
         NumberTokenizer(),
@@ -138,6 +106,10 @@ def _random(model_class: Any, config: Any, device: str, dtype: Dtype) -> Pretrai
         dtype_name=str(precision.dtype).removeprefix("torch."),
         dtype_reason=precision.reason,
     )
+
+
+def _class_for(config: Any) -> Any:
+    return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
 
 
 def _give_own_head(model: Any) -> None:
@@ -152,7 +124,7 @@ def _give_own_head(model: Any) -> None:
 
 
 def save_base(name: str, folder: Path, device: str, dtype: Dtype) -> Path:
-    """Write one of RANDOM_SHAPES as a folder that a replica can load; return the folder.
+    """Write one of SHAPES as a folder that a replica can load; return the folder.
 
     Its tokenizer has a word for each id of the model's vocabulary: w3, w4, ...
     """
@@ -166,6 +138,5 @@ def save_base(name: str, folder: Path, device: str, dtype: Dtype) -> Path:
 def load_skeleton(folder: Path) -> Any:
     """Load a folder's model without weights, for the names and shapes of its layers."""
     config = AutoConfig.from_pretrained(folder)
-    is_t5 = config.is_encoder_decoder
     with torch.device("meta"):
-        return (AutoModelForSeq2SeqLM if is_t5 else AutoModelForCausalLM).from_config(config)
+        return _class_for(config).from_config(config)

@@ -31,7 +31,7 @@ _FAST = {
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
 }
-_INSIDE = "POLYCLINIC_PRIVATE_NETWORK"
+PRIVATE_NETWORK = "POLYCLINIC_PRIVATE_NETWORK"  # set inside a network namespace
 
 
 def in_private_network(arguments: Sequence[str]) -> int | None:
@@ -39,12 +39,12 @@ def in_private_network(arguments: Sequence[str]) -> int | None:
 
     Returns None if this already is that run. Needs root, `unshare` and `ip`.
     """
-    if os.environ.get(_INSIDE):
+    if os.environ.get(PRIVATE_NETWORK):
         return None
     inner = 'ip link set lo up && exec "$@"'
     command = [sys.executable, "-m", "scripts.benchmark", *arguments]
     wrapped = ["unshare", "-n", "sh", "-c", inner, "sh", *command]
-    return subprocess.run(wrapped, env={**os.environ, _INSIDE: "1"}).returncode
+    return subprocess.run(wrapped, env={**os.environ, PRIVATE_NETWORK: "1"}).returncode
 
 
 @contextlib.asynccontextmanager
@@ -110,7 +110,12 @@ def key_headers(state: Path, *kinds: KeyKind) -> list[dict[str, str]]:
     The limits are so high that the limiter works on every request and refuses none.
     """
     made = [
-        new_key(kind, requests_per_minute=1_000_000, tokens_per_minute=1_000_000_000)
+        new_key(
+            kind,
+            requests_per_minute=1_000_000,
+            tokens_per_minute=1_000_000_000,
+            max_concurrent=1024,
+        )
         for kind in kinds
     ]
     KeyStore(state).change(lambda records: [record for _, record in made])

@@ -57,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--out", type=Path, help="the figures as JSON")
     add("--shelf", type=Path, help="a built default shelf; default: the one in the cache folder")
     add("--each", type=at_least(1), default=10, metavar="N", help="questions of a specialty")
+    add("--skip", type=int, default=0, metavar="N", help="as many before them: questions to try on")
     add("--minutes", type=at_least(1), default=600, help="after which no answer is begun")
     add("--show", type=at_least(1), metavar="N", help="print N sentences found supported")
     return parser.run(argv, lambda: (DataError, ReferencesError, OSError), _run)
@@ -97,7 +98,7 @@ def _questions(
         counts = Counter(pair.focus for pair in of_specialty)
         chosen = [p for p in of_specialty if counts[p.focus] > 1] or list(of_specialty)
         random.Random(0).shuffle(chosen)
-        for pair in chosen[: args.each]:
+        for pair in chosen[args.skip :][: args.each]:
             hits = shelf.search(pair.question, specialty=name, language="en", limit=5)
             passages = [hit.passage for hit in hits if hit.passage.id != _id(pair)]
             yield Asked(replace(pair, file=name), tuple(passages[:NUM_PASSAGES]))

@@ -96,6 +96,56 @@ def test_inventions_and_negations_are_not_supported(sentence: str) -> None:
     assert citation(sentence) is None
 
 
+LONG = replace(
+    ECZEMA,
+    title="Lattice dystrophy type II",
+    synonyms=(),
+    text="Lattice dystrophy type II clouds the cornea. Deposits form in the skin of adults. The "
+    "parents carry one mutated gene. Erosions are painful in bright light. Types 2 and 4 are rare.",
+)
+
+
+@pytest.mark.parametrize(
+    ("sentence", "is_supported"),
+    [
+        # one place of the passage, or two sentences side by side
+        ("Deposits form in the skin of adults.", True),
+        ("It clouds the cornea, and deposits form in the skin of adults.", True),
+        ("Painful erosions cloud the cornea of adults.", False),
+        # beside the names
+        ("The cause of lattice dystrophy type II is unknown.", False),
+        ("Lattice dystrophy type II is a mutated gene of farmers.", False),
+        ("Lattice dystrophy type II clouds the cornea.", True),
+        # types
+        ("Lattice dystrophy type 2 clouds the cornea.", True),
+        ("Lattice dystrophy type I clouds the cornea.", False),
+        ("Lattice dystrophy types I and II cloud the cornea.", False),
+        ("Types II and IV are rare.", True),
+        # cut, or an item of a list
+        ("Deposits form in the skin of adults", True),
+        ("Deposits form in the skin of farmers", False),
+        ("- Erosions painful in bright light", True),
+        ("- Erosions painful in bright winters", False),
+        ("The number is 2.", False),
+        ("It is 2.", False),
+    ],
+)
+def test_words_stand_together_and_say_more_than_the_name(sentence: str, is_supported: bool) -> None:
+    (found,) = support(sentence, [LONG])
+    assert (found.citation == 1) is is_supported
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        *("The types are:", "1. Treatment:", "What clouds the cornea?", "3. The cornea,"),
+        *("Lattice dystrophy", "- Cornea", "The skin of a", "La cornée :", "Cornea;"),
+    ],
+)
+def test_what_announces_asks_or_names_states_nothing(sentence: str) -> None:
+    assert support(sentence, [LONG]) == []
+
+
 def test_spans_and_numbers_of_a_whole_answer() -> None:
     answer = "Eczema is a scaly dermatitis [1]. It is cured by honey.\nAsthma causes cough [2]."
     found = support(answer, PASSAGES)

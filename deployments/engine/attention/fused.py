@@ -29,6 +29,7 @@ class TritonDecodeAttention:
         prompts: torch.Tensor,
     ) -> None:
         self._layers = cache.layers
+        self.positions = positions
         self._own = (starts, positions)
         self._prompts = (ends - prompts, prompts)
 

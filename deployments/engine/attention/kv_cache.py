@@ -140,6 +140,8 @@ class DecodeAttention(Protocol):
     `expansion` is the LoRA part of the product that gave qkv or q, not yet added to it.
     """
 
+    positions: torch.Tensor  # (B,) own positions of each row filled so far
+
     def self_attention(
         self,
         qkv: torch.Tensor,
@@ -210,8 +212,8 @@ class TorchDecodeAttention:
         self._seen = {row: filled + 1 for row, filled in zip(rows, positions, strict=True)}
         self._prompts = dict(zip(rows, prompts, strict=True))
         device = cache.device
-        self._positions = torch.tensor(positions, device=device)
-        self._where = self._positions + torch.tensor([cache.starts[r] for r in rows], device=device)
+        self.positions = torch.tensor(positions, device=device)
+        self._where = self.positions + torch.tensor([cache.starts[r] for r in rows], device=device)
         # The first layer that needs them builds these, for all layers of its kind.
         self._ropes: dict[int, Rope] = {}
         self._self_reads: dict[tuple[int, int | None], list[_Read]] = {}
@@ -235,7 +237,7 @@ class TorchDecodeAttention:
         num_queries = all_heads - 2 * heads
         if rope is not None:
             if id(rope) not in self._ropes:
-                self._ropes[id(rope)] = rope.at(self._positions)
+                self._ropes[id(rope)] = rope.at(self.positions)
             self._ropes[id(rope)].apply_rotary_(qkv[:, : num_queries + heads])
         self._cache.write(layer, self._where, qkv[:, num_queries:].view(rows, 2, heads, dim))
         kind = (id(bias), window)

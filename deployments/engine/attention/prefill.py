@@ -2,18 +2,17 @@
 
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
 from deployments.engine.attention.kv_cache import KvCache
+from deployments.engine.attention.prompt_masks import MaskRule, QueryBlock, first_seen, query_blocks
 from deployments.engine.kernels.backend import are_fused
 from deployments.engine.kernels.ops import Segment, attend, prompt_blocks
 from deployments.engine.request import PrefillChunk
-
-_QUERIES = 256  # that attend together with torch: scores and masks take this many lines
 
 
 class PrefillAttention(Protocol):
@@ -46,7 +45,7 @@ class TorchPrefillAttention:
     def __init__(self, segments: Sequence[Segment]) -> None:
         self._segments = segments
         # The first layer that needs them builds these, for all layers of its kind.
-        self._blocks: dict[tuple[int, int | None], list[_Block]] = {}
+        self._blocks: dict[tuple[int, int | None], list[QueryBlock]] = {}
 
     def __call__(
         self,
@@ -61,13 +60,13 @@ class TorchPrefillAttention:
     ) -> torch.Tensor:
         kind = (id(bias), window)
         if kind not in self._blocks:
-            rule = _Rule(bias, q.device, window, is_causal, softcap is not None)
-            self._blocks[kind] = [each for s in self._segments for each in _blocks(s, rule)]
+            rule = MaskRule(bias, q.device, window, is_causal, softcap is not None)
+            self._blocks[kind] = [each for s in self._segments for each in query_blocks(s, rule)]
         attended = []
         groups = 1 if softcap is None else q.shape[1] // keys_values.shape[2]
         for segment, mask_of in self._blocks[kind]:
             queries = q[segment.first : segment.first + segment.count].transpose(0, 1)[None]
-            first = segment.first_key + _first_seen(segment, window)
+            first = segment.first_key + first_seen(segment, window)
             kv = keys_values[first : segment.first_key + segment.num_keys]
             keys, values = kv.permute(1, 2, 0, 3).repeat_interleave(groups, 1).unsqueeze(1)
             mask = mask_of()
@@ -82,61 +81,6 @@ class TorchPrefillAttention:
             )
             attended.append(out[0].transpose(0, 1).reshape(segment.count, -1))
         return torch.cat(attended)
-
-
-_Block = tuple[Segment, Callable[[], torch.Tensor | None]]  # queries, and what makes their mask
-
-
-@dataclass(frozen=True, slots=True)
-class _Rule:
-    """Say which scores a kind of layer changes or hides; arguments of PrefillAttention."""
-
-    bias: torch.Tensor | None
-    device: torch.device
-    window: int | None
-    is_causal: bool
-    is_capped: bool
-
-    def needs_mask(self, segment: Segment) -> bool:
-        is_cut = self.window is not None and segment.num_keys > self.window
-        is_triangle = segment.position > 0 or self.is_capped or is_cut
-        return self.bias is not None or (self.is_causal and is_triangle)
-
-
-def _blocks(segment: Segment, rule: _Rule) -> list[_Block]:
-    """Return the segment whole, or in blocks whose masks are made for each layer anew."""
-    if not rule.needs_mask(segment):
-        return [(segment, lambda: None)]
-    if segment.count <= _QUERIES:
-        kept = _mask(segment, rule)
-        return [(segment, lambda: kept)]
-    blocks: list[_Block] = []
-    for i in range(0, segment.count, _QUERIES):
-        count, position = min(_QUERIES, segment.count - i), segment.position + i
-        num_keys = position + count if rule.is_causal else segment.num_keys
-        block = Segment(segment.first + i, count, position, segment.first_key, num_keys)
-        blocks.append((block, functools.partial(_mask, block, rule)))
-    return blocks
-
-
-def _first_seen(segment: Segment, window: int | None) -> int:
-    """Return the first of the segment's keys that any of its queries sees."""
-    return 0 if window is None else max(0, segment.position - window + 1)
-
-
-def _mask(segment: Segment, rule: _Rule) -> torch.Tensor:
-    """Return what is added to, or masks, the scores of a segment.
-
-    That is (1, heads, count, num_keys) of a bias, or (count, num_keys) of causal attention.
-    """
-    window = rule.window
-    keys = torch.arange(_first_seen(segment, window), segment.num_keys, device=rule.device)
-    queries = torch.arange(segment.count, device=rule.device)[:, None] + segment.position
-    if rule.bias is not None:
-        return rule.bias[:, keys - queries + rule.bias.shape[1] // 2][None]
-    if window is not None and segment.num_keys > window:
-        return (keys <= queries) & (keys > queries - window)
-    return keys <= queries
 
 
 @dataclass(frozen=True, slots=True)

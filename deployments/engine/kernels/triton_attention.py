@@ -4,6 +4,7 @@ A kernel that reads a product next also adds the product's LoRA expansion: one l
 product is not written twice.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,12 +15,11 @@ import triton.language as tl
 
 from deployments.engine.kernels.backend import launch_options, overlaps
 from deployments.engine.kernels.ops import Expansion, Rope
+from deployments.engine.kernels.tiles import decode_tile, padded
 from deployments.engine.kernels.triton_lora import lora_expand_add
 from deployments.engine.kernels.triton_overlap import after_earlier_kernels
 
 MAX_FUSED_RANK = 64  # a separate kernel adds larger ranks first
-_MANY_PROGRAMS = 512
-_MANY_MORE = 2048
 
 
 @triton.jit
@@ -257,7 +257,7 @@ def decode_attention(
             qkv, kv_cache, starts, lengths, qkv if bias is None else bias, out, scale,
             qkv.stride(0), 0 if bias is None else bias.stride(0), *lora.tensors,
             H=heads, D=dim, DP=padded(dim), APPEND=True, HAS_BIAS=bias is not None,
-            **lora.sizes, **_tile(rows * heads, qkv.device),
+            **lora.sizes, **_tile(kv_cache, rows * heads),
         )  # fmt: skip
         return out
     cos, sin = (qkv, qkv) if rope is None else (rope.cos, rope.sin)
@@ -265,7 +265,7 @@ def decode_attention(
         qkv, kv_cache, starts, lengths, cos, sin, out, scale, qkv.stride(0), *lora.tensors,
         H=heads, G=groups, GP=max(16, triton.next_power_of_2(groups)), D=dim, DP=padded(dim),
         ROT=0 if rope is None else cos.shape[1], WINDOW=window or 0, CAP=softcap or 0.0,
-        **lora.sizes, **_tile(rows * heads, qkv.device),
+        **lora.sizes, **_tile(kv_cache, rows * heads),
     )  # fmt: skip
     return out
 
@@ -289,7 +289,7 @@ def cross_attention(
     _decode_kernel[heads, rows](
         q, kv_cache, starts, lengths, q, out, scale, q.stride(0), 0, *lora.tensors,
         H=heads, D=dim, DP=padded(dim), APPEND=False, HAS_BIAS=False,
-        **lora.sizes, **_tile(rows * heads, q.device),
+        **lora.sizes, **_tile(kv_cache, rows * heads),
     )  # fmt: skip
     return out
 
@@ -320,15 +320,17 @@ def _lora_arguments(
     return _LoraArguments((expansion.shrunk, expansion.slots, *stacks), sizes)
 
 
-def padded(dim: int) -> int:
-    """Return the size of a tile for `dim`: a power of two for tl.arange, at least 16 for tl.dot."""
-    return max(16, int(triton.next_power_of_2(dim)))
+@functools.cache
+def shared_bytes(device: torch.device) -> int | None:
+    """Return the shared memory that a program may have; None in Triton's interpreter."""
+    if device.type != "cuda":
+        return None
+    properties: Any = torch.cuda.get_device_properties(device)
+    return int(properties.shared_memory_per_block_optin)
 
 
-def _tile(num_programs: int, device: torch.device) -> dict[str, Any]:
-    """Return tile sizes measured on an H100 (docs/engine.md), small ones for many programs, and
-    how the kernel is launched."""
-    launched = {"OVERLAPS": overlaps(device), **launch_options(device)}
-    if num_programs >= _MANY_PROGRAMS:
-        return {"BLOCK_N": 64 if num_programs < _MANY_MORE else 32, "num_warps": 1, **launched}
-    return {"BLOCK_N": 128, "num_warps": 4, **launched}
+def _tile(kv_cache: torch.Tensor, num_programs: int) -> dict[str, Any]:
+    """Return the sizes of a tile, and how the kernel is launched."""
+    device, dim, size = kv_cache.device, kv_cache.shape[3], kv_cache.element_size()
+    tile = decode_tile(num_programs, dim, size, shared_bytes(device))
+    return {**tile, "OVERLAPS": overlaps(device), **launch_options(device)}

@@ -13,7 +13,8 @@ from deployments.engine.kernels.ops import Expansion, Rope, gated_activation, no
 from deployments.engine.lora.layers import LoraBatch
 from deployments.engine.models.architectures import SHARED_ROPE, Description, describe, ropes_of
 from deployments.engine.models.base import KvShape, TorchBatches
-from deployments.engine.models.linear import Embedding, FusedLinear, LMHead
+from deployments.engine.models.embedding import Embedding
+from deployments.engine.models.linear import FusedLinear, LMHead
 from deployments.engine.models.weights import norm_weight
 
 EMBEDDING = "model.embed_tokens"  # its path in every base model of this kind

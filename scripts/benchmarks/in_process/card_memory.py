@@ -17,7 +17,8 @@ from deployments.engine.model_runner import ModelRunner
 from scripts.benchmarks.command import conditions
 from scripts.benchmarks.in_process.engine_runs import answer_all, random_requests, start_engine
 from scripts.benchmarks.in_process.random_adapters import make_random_adapters
-from scripts.benchmarks.models import RANDOM_SHAPES, load_skeleton, save_base
+from scripts.benchmarks.models import load_skeleton, save_base
+from scripts.benchmarks.shapes import SHAPES
 
 GIB = 2**30
 # What torch takes itself before Hopper, whose default is four times as much.
@@ -132,7 +133,7 @@ def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
 
 def _folder(args: argparse.Namespace, scratch: Path) -> tuple[Path, Any]:
     """Return the base's folder and family; a shape is written with random weights."""
-    if args.model in RANDOM_SHAPES:
+    if args.model in SHAPES:
         folder = save_base(args.model, scratch / "base", args.device, args.dtype)
         return folder, "seq2seq" if "t5" in args.model else "causal"
     resolved = resolve_base_model(args.model, progress=False)

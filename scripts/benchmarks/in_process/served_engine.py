@@ -14,7 +14,8 @@ from deployments.engine.engine import Engine
 from deployments.engine.request import Request
 from deployments.engine_process.client import EngineProcess, RemoteDecoder
 from deployments.engine_process.decoder_loading import DecoderSpec
-from scripts.benchmarks.models import RANDOM_SHAPES, save_base
+from scripts.benchmarks.models import save_base
+from scripts.benchmarks.shapes import SHAPES
 
 _EMIT_S = {"cpu": 0.06, "cuda": 0.03}  # as a replica does (deployments/model)
 
@@ -32,9 +33,9 @@ def served_engine(
         args: of `scripts.benchmark engine`.
         scratch: where a random base is written to.
     """
-    if args.model in RANDOM_SHAPES:
+    if args.model in SHAPES:
         save_base(args.model, scratch, "cpu", args.dtype)
-    base = resolve_base_model(str(scratch) if args.model in RANDOM_SHAPES else args.model)
+    base = resolve_base_model(str(scratch) if args.model in SHAPES else args.model)
     longest = max(len(request.prompt_ids) for request in requests)
     output = max(request.sampling.max_tokens for request in requests)
     spec = DecoderSpec(

@@ -139,7 +139,7 @@ def test_no_tensor_grows_with_the_square_of_a_prompt(kind: str) -> None:
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_blocks_attend_as_the_whole_does(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     in_blocks, _ = attended(700, kind)
-    monkeypatch.setattr("deployments.engine.attention.prefill._QUERIES", 10_000)
+    monkeypatch.setattr("deployments.engine.attention.prompt_masks._QUERIES", 10_000)
     whole, _ = attended(700, kind)
     torch.testing.assert_close(in_blocks, whole)
 

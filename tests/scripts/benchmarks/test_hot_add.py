@@ -11,7 +11,7 @@ from deployments.engine.decoder_factory import FastLimits, build_decoder
 from deployments.engine.model_loader import Pretrained, load_pretrained
 from deployments.settings import parse_settings
 from scripts.benchmark import main
-from scripts.benchmarks import models
+from scripts.benchmarks import models, shapes
 from scripts.benchmarks.hot_add import add_arguments, others_report
 from scripts.benchmarks.hot_add_operator import unconfirmed
 from scripts.benchmarks.hot_add_service import prepare
@@ -142,9 +142,10 @@ def test_a_random_base_is_a_folder_that_a_replica_loads(
     small = {"hidden_size": 32, "num_hidden_layers": 1, "intermediate_size": 32, "head_dim": 8}
     small |= {"num_attention_heads": 4, "num_key_value_heads": 2}
     small_t5 = {"d_model": 32, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_decoder_layers": 1}
-    for name, fields in (("_LLAMA_1B", small), ("FLAN_T5_XL", small_t5 | {"num_heads": 4})):
-        shrunk = getattr(models, name) | fields | {"vocab_size": 1000}
-        monkeypatch.setattr(models, name, shrunk)
+    kind, fields = shapes.SHAPES[shape]
+    shrunk = small if "hidden_size" in fields else small_t5 | {"num_heads": 4}
+    shrunk = {**fields, **shrunk, "vocab_size": 1000}
+    monkeypatch.setitem(shapes.SHAPES, shape, (kind, shrunk))
     folder = models.save_base(shape, tmp_path / shape, "cpu", "float32")
     resolved = resolve_base_model(str(folder), progress=False)
     base = load_pretrained(resolved.path, resolved.family, device="cpu", dtype="float32")
