@@ -85,9 +85,9 @@ class QuantisedProduct:
     def __init__(self, weight: QuantisedWeight, bias: torch.Tensor | None) -> None:
         self._weight, self._bias = weight, bias
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, *, is_biased: bool = True) -> torch.Tensor:
         y = self._weight.product(x)
-        return y if self._bias is None else y.add_(self._bias)
+        return y.add_(self._bias) if self._bias is not None and is_biased else y
 
     def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         return residual.add_(self(x))
@@ -100,15 +100,18 @@ class KernelProduct:
         from deployments.engine.kernels.quantised_product import plain_product, product
 
         function: Any = plain_product if isinstance(weight, torch.Tensor) else product
-        self._product: Callable[..., torch.Tensor] = functools.partial(
-            function, weight=weight, bias=bias
-        )
+        self._product: Callable[..., torch.Tensor] = functools.partial(function, weight=weight)
+        self._bias = bias
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return self._product(x)
+    def __call__(self, x: torch.Tensor, *, is_biased: bool = True) -> torch.Tensor:
+        return self._product(x, bias=self._bias if is_biased else None)
 
     def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        return self._product(x, residual=residual)
+        return self._product(x, bias=self._bias, residual=residual)
+
+    def gated(self, x: torch.Tensor, activation: str) -> torch.Tensor:
+        """Return gated_activation of self(x), for an activation of GATED."""
+        return self._product(x, bias=self._bias, activation=activation)
 
 
 class PackedProduct:

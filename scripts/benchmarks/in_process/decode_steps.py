@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from deployments.engine.model_runner import ModelRunner
+from deployments.engine.quantised.linear import QuantisedLinear
 from deployments.engine.request import Request, SamplingParams
 from deployments.engine.scheduling.scheduler import Scheduler
 
@@ -22,11 +23,12 @@ _WARM_UP, _ROUNDS = 6, 5
 def weight_bytes(model: Any) -> int:
     """Return the bytes of weights that a decode step reads; call it before a decoder takes them."""
     read = 0
-    for name, parameter in model.named_parameters():
-        is_cross_kv = ".EncDecAttention.k." in name or ".EncDecAttention.v." in name
+    for name, module in model.named_modules():
+        is_cross_kv = name.endswith((".EncDecAttention.k", ".EncDecAttention.v"))
         is_layer = name.startswith(("decoder.block.", "model.layers."))
         if is_layer and not is_cross_kv:
-            read += parameter.nbytes
+            read += sum(parameter.nbytes for parameter in module.parameters(recurse=False))
+            read += module.quantised.num_bytes if isinstance(module, QuantisedLinear) else 0
     head: torch.Tensor = model.lm_head.weight
     return read + head.nbytes
 

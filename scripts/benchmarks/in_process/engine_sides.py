@@ -15,6 +15,7 @@ import torch
 from deployments.engine.decoder_factory import FastLimits
 from deployments.engine.engine import Engine
 from deployments.engine.model_runner import ModelRunner
+from deployments.engine.quantised.weight import KINDS, Kind
 from deployments.engine.request import Request
 from scripts.benchmarks.command import settings_of
 from scripts.benchmarks.in_process.busy_cores import measure_beside_others
@@ -27,6 +28,7 @@ from scripts.benchmarks.in_process.engine_runs import (
     start_engine,
 )
 from scripts.benchmarks.in_process.peft_baseline import PeftBaseline
+from scripts.benchmarks.in_process.quantised_base import quantised_base
 from scripts.benchmarks.in_process.random_adapters import make_random_adapters
 from scripts.benchmarks.in_process.served_engine import served_engine
 from scripts.benchmarks.models import load_base
@@ -45,7 +47,8 @@ Side = Callable[[], Mapping[str, float]]
 """Runs once and returns its figures, `tokens_per_s` among them."""
 
 
-def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
+def measure(args: argparse.Namespace, scratch: Path, quantization: str) -> dict[str, Any]:
+    """Return the figures of all sides. quantization: none, int8, nf4 or fp8, of the base."""
     if args.threads:
         torch.set_num_threads(args.threads)
     base = load_base(args.model, args.device, args.dtype)
@@ -60,7 +63,9 @@ def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         output_tokens=(args.output_tokens, args.output_tokens),
         adapters=list(folders),
     )
-    sides = {} if args.skip_peft else _peft_sides(args, folders, requests)
+    sides = {} if args.skip_peft else _peft_sides(args, quantization, folders, requests)
+    if quantization != "none":
+        base = quantised_base(base, _kind(quantization))
     weights = weight_bytes(base.model)  # before the decoder takes them
     limits = FastLimits(args.rows, longest + 1 + args.output_tokens, max_adapters=args.adapters)
     dtype_bytes = base.model.dtype.itemsize
@@ -108,6 +113,7 @@ def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         "device": device_name(args.device),
         "dtype": info.dtype,
         "weights": info.weights,
+        "quantization": quantization,
         "decoder": f"{info.name}: {info.reason}",
         "sides": results,
         "steps": steps,
@@ -123,10 +129,21 @@ def _endless(request: Request) -> Request:
     return dataclasses.replace(request, sampling=longest)
 
 
+def _kind(quantization: str) -> Kind:
+    return next(kind for kind in KINDS if kind == quantization)
+
+
 def _peft_sides(
-    args: argparse.Namespace, folders: Mapping[str, Path], requests: Sequence[Request]
+    args: argparse.Namespace,
+    quantization: str,
+    folders: Mapping[str, Path],
+    requests: Sequence[Request],
 ) -> dict[str, Side]:
+    """Return PEFT's sides: over bitsandbytes' layers where it has the kind."""
     base = load_base(args.model, args.device, args.dtype)  # PEFT changes its model
+    if quantization != "none":
+        with_theirs = quantization != "fp8"
+        base = quantised_base(base, _kind(quantization), with_bitsandbytes=with_theirs)
     peft, threads = PeftBaseline(base, folders, args.output_tokens), torch.get_num_threads()
 
     def on_all_threads(side: Side) -> Mapping[str, float]:
