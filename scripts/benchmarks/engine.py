@@ -3,7 +3,6 @@
     python -m scripts.benchmark engine --dtype float32 --out docs/benchmarks/engine_cpu.json
     python -m scripts.benchmark engine --model flan-t5-xl-shape --device cuda --requests 64 \\
         --rows 64 --prompt_tokens 64 --output_tokens 128 --out docs/benchmarks/engine_h100.json
-    (and `--quantization none int8 nf4 fp8` for all of them beside each other)
 
 Random adapters that take turns, `--requests` questions at once; end-of-sequence tokens are ignored,
 so that every side makes the same number of tokens. Sides: the engine with mixed adapters, without
@@ -17,13 +16,10 @@ batch size, without and with adapters, and its memory floor.
 
 import argparse
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from scripts.benchmarks.command import add_model_arguments, publish
-
-_KINDS = ("int8", "nf4", "fp8")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,49 +41,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--beside_s", type=float, help="also time steps while every core is taken, so long"
     )
     parser.add_argument("--weights", choices=kinds, default="none", help="of our engine, on a CPU")
-    parser.add_argument(
-        "--quantization",
-        nargs="+",
-        choices=["none", *_KINDS],
-        default=["none"],
-        help="of the base on a GPU; several: one after the other in this run",
-    )
+    quantised = ["none", "int8", "nf4", "fp8"]
+    parser.add_argument("--quantization", choices=quantised, default="none", help="on a GPU")
 
 
 def run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
     from scripts.benchmarks.in_process.engine_sides import measure
 
-    found = {}
-    for kind in args.quantization:
-        with tempfile.TemporaryDirectory() as scratch:
-            found[kind] = measure(args, Path(scratch), kind)
-    shown: list[tuple[str, Any]] = []
-    for kind, measured in found.items():
-        shown += [
-            ("quantization", kind),
-            *measured["sides"].items(),
-            *(("step", step) for step in measured["steps"]),
-            ("ratios", measured["ratios"]),
-            *(("beside others", each) for each in measured["beside_others"]),
-        ]
-    report = next(iter(found.values()))
-    if len(found) > 1:
-        over = over_first(found)
-        shown.append(("over the first", over))
-        report = {"by_quantization": found, "over_first": over}
-    publish("engine", arguments, report, out=args.out, lines=shown)
+    with tempfile.TemporaryDirectory() as scratch:
+        measured = measure(args, Path(scratch))
+    shown = [
+        *measured["sides"].items(),
+        *(("step", step) for step in measured["steps"]),
+        ("ratios", measured["ratios"]),
+        *(("beside others", each) for each in measured["beside_others"]),
+    ]
+    publish("engine", arguments, measured, out=args.out, lines=shown)
     return 0
-
-
-def over_first(found: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """Return steps' times and token rates of each quantisation, over those of the first."""
-    first, *others = found
-    ratios = {}
-    for kind in others:
-        ratios[kind] = {
-            f"step at {own['rows']}": round(own["step_ms"] / base["step_ms"], 3)
-            for own, base in zip(found[kind]["steps"], found[first]["steps"], strict=True)
-        }
-        own, base = (found[each]["sides"]["engine_mixed"]["tokens_per_s"] for each in (kind, first))
-        ratios[kind]["tokens a second, mixed"] = round(own / base, 3)
-    return ratios

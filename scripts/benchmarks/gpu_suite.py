@@ -30,7 +30,7 @@ import psutil
 from deployments.settings import PROJECT_ROOT
 from scripts.arguments import above_zero
 from scripts.benchmarks.command import add_out
-from scripts.benchmarks.serve_process import PRIVATE_NETWORK
+from scripts.benchmarks.over_http.serve_process import PRIVATE_NETWORK
 from scripts.environment import environment
 
 _LINEAR = "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj"
@@ -74,6 +74,23 @@ def _sides_of_8b(name: str) -> list[Step]:
     ]
 
 
+def _quantised(name: str) -> list[Step]:
+    """The same engine over weights that are plain and quantised."""
+    shape = f"--model {name.replace('_', '-')}-shape"
+    return [
+        Step(f"{name}_{kind}", f"engine {shape} {_ENGINE} {_SHORT} --quantization {kind}", 90)
+        for kind in ("none", "int8", "nf4", "fp8")
+    ]
+
+
+def _memory() -> list[Step]:
+    shape = f"memory --model flan-t5-xl-shape {_GPU}"
+    return [
+        Step(f"memory_{kind}", f"{shape} --quantization {kind} --budget_gb {budget}", 60)
+        for kind, budget in (("nf4", 4), ("int8", 5.5))
+    ]
+
+
 def steps() -> list[Step]:
     """Return all steps; those that need two GPUs first, so that no GPU waits long for another."""
     llama, t5 = "--model llama-1b-shape", "--model flan-t5-xl-shape"
@@ -104,6 +121,10 @@ def steps() -> list[Step]:
         Step("vllm_four_servers", f"{peer} --parts http --api_servers 4 --streams 64"),
         Step("vllm_rust", f"{peer} --parts http --streams 64", environment=rust),
         *qwen_8b[3:],
+        *_quantised("flan_t5_xl"),
+        *_memory(),
+        *_quantised("llama_1b"),
+        *_quantised("llama_8b"),
     ]
 
 

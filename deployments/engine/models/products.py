@@ -50,8 +50,8 @@ def product_of(
         return plain_product(weight, bias) if blocks is None else PackedProduct(blocks, bias)
     if len(quantised) < len(layers):
         raise ValueError("some layers of one product are quantised, and others are not")
-    waiting = stacked([layer.take() for layer in quantised])  # on the host
-    stack = waiting.to(quantised[0].weight.device)
+    stack = stacked([layer.take() for layer in quantised])  # where they wait: on the host
+    stack = stack.to(quantised[0].weight.device)
     if are_fused(stack.device.type):
         return KernelProduct(interleaved(stack), bias)
     return QuantisedProduct(stack, bias)

@@ -15,8 +15,8 @@ import torch
 from deployments.engine.decoder_factory import FastLimits
 from deployments.engine.engine import Engine
 from deployments.engine.model_runner import ModelRunner
-from deployments.engine.quantised.weight import KINDS, Kind
 from deployments.engine.request import Request
+from scripts.benchmarks.bases.models import load_base
 from scripts.benchmarks.command import settings_of
 from scripts.benchmarks.in_process.busy_cores import measure_beside_others
 from scripts.benchmarks.in_process.decode_steps import step_times, time_steps, weight_bytes
@@ -31,7 +31,6 @@ from scripts.benchmarks.in_process.peft_baseline import PeftBaseline
 from scripts.benchmarks.in_process.quantised_base import quantised_base
 from scripts.benchmarks.in_process.random_adapters import make_random_adapters
 from scripts.benchmarks.in_process.served_engine import served_engine
-from scripts.benchmarks.models import load_base
 from scripts.environment import device_name
 
 _DIFFERENT_ADAPTERS = 8  # files; more adapters are copies, each in its own slot
@@ -47,8 +46,7 @@ Side = Callable[[], Mapping[str, float]]
 """Runs once and returns its figures, `tokens_per_s` among them."""
 
 
-def measure(args: argparse.Namespace, scratch: Path, quantization: str) -> dict[str, Any]:
-    """Return the figures of all sides. quantization: none, int8, nf4 or fp8, of the base."""
+def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     if args.threads:
         torch.set_num_threads(args.threads)
     base = load_base(args.model, args.device, args.dtype)
@@ -63,15 +61,15 @@ def measure(args: argparse.Namespace, scratch: Path, quantization: str) -> dict[
         output_tokens=(args.output_tokens, args.output_tokens),
         adapters=list(folders),
     )
-    sides = {} if args.skip_peft else _peft_sides(args, quantization, folders, requests)
-    if quantization != "none":
-        base = quantised_base(base, _kind(quantization))
+    sides = {} if args.skip_peft else _peft_sides(args, folders, requests)
+    if args.quantization != "none":
+        base = quantised_base(base, args.quantization)
     weights = weight_bytes(base.model)  # before the decoder takes them
     limits = FastLimits(args.rows, longest + 1 + args.output_tokens, max_adapters=args.adapters)
     dtype_bytes = base.model.dtype.itemsize
     decoder = fast_decoder(base, limits, args.weights)
     for kind, bits in (("int8", 8), ("int4", 4)):  # of the head too, nearly
-        if decoder.info.weights.startswith(kind):
+        if args.quantization == "none" and decoder.info.weights.startswith(kind):
             weights = weights * bits // (8 * dtype_bytes)
     step_settings: dict[str, Any] = {
         "num_rows": [n for n in _BATCH_SIZES if n <= args.rows],
@@ -113,7 +111,6 @@ def measure(args: argparse.Namespace, scratch: Path, quantization: str) -> dict[
         "device": device_name(args.device),
         "dtype": info.dtype,
         "weights": info.weights,
-        "quantization": quantization,
         "decoder": f"{info.name}: {info.reason}",
         "sides": results,
         "steps": steps,
@@ -129,21 +126,14 @@ def _endless(request: Request) -> Request:
     return dataclasses.replace(request, sampling=longest)
 
 
-def _kind(quantization: str) -> Kind:
-    return next(kind for kind in KINDS if kind == quantization)
-
-
 def _peft_sides(
-    args: argparse.Namespace,
-    quantization: str,
-    folders: Mapping[str, Path],
-    requests: Sequence[Request],
+    args: argparse.Namespace, folders: Mapping[str, Path], requests: Sequence[Request]
 ) -> dict[str, Side]:
     """Return PEFT's sides: over bitsandbytes' layers where it has the kind."""
     base = load_base(args.model, args.device, args.dtype)  # PEFT changes its model
-    if quantization != "none":
-        with_theirs = quantization != "fp8"
-        base = quantised_base(base, _kind(quantization), with_bitsandbytes=with_theirs)
+    if args.quantization != "none":
+        with_theirs = args.quantization != "fp8"
+        base = quantised_base(base, args.quantization, with_bitsandbytes=with_theirs)
     peft, threads = PeftBaseline(base, folders, args.output_tokens), torch.get_num_threads()
 
     def on_all_threads(side: Side) -> Mapping[str, float]:

@@ -45,6 +45,7 @@ def _bitsandbytes_layer(linear: torch.nn.Linear, kind: Kind) -> torch.nn.Module:
     sizes = (linear.in_features, linear.out_features, linear.bias is not None)
     weight, device = linear.weight.data.cpu(), linear.weight.device
     make: Callable[..., Any]
+    options: dict[str, Any]
     if kind == "int8":
         layer = bitsandbytes.nn.Linear8bitLt(*sizes, has_fp16_weights=False, threshold=6.0)
         make, options = bitsandbytes.nn.Int8Params, {"has_fp16_weights": False}

@@ -22,7 +22,7 @@ from deployments.api.access.api_keys import KeyKind, KeyStore, new_key
 from deployments.settings import PROJECT_ROOT
 from deployments.startup.cluster import free_port, serve_command, serve_environment
 from deployments.startup.processes import ProcessTree
-from scripts.benchmarks.http_client import connect
+from scripts.benchmarks.over_http.http_client import connect
 
 READY_TIMEOUT_S = 180.0
 _STOP_TIMEOUT_S = 20.0
