@@ -14,10 +14,9 @@ import torch
 
 from deployments.engine.decoder_factory import FastLimits
 from deployments.engine.engine import Engine
-from deployments.engine.model_loader import Pretrained, load_pretrained
 from deployments.engine.model_runner import ModelRunner
 from deployments.engine.request import Request
-from scripts.benchmarks.bases.models import load_base, saved_or_found
+from scripts.benchmarks.bases.models import load_base
 from scripts.benchmarks.command import settings_of
 from scripts.benchmarks.in_process.busy_cores import measure_beside_others
 from scripts.benchmarks.in_process.decode_steps import step_times, time_steps, weight_bytes
@@ -29,6 +28,7 @@ from scripts.benchmarks.in_process.engine_runs import (
     start_engine,
 )
 from scripts.benchmarks.in_process.peft_baseline import PeftBaseline
+from scripts.benchmarks.in_process.quantised_base import quantised_base
 from scripts.benchmarks.in_process.random_adapters import make_random_adapters
 from scripts.benchmarks.in_process.served_engine import served_engine
 from scripts.environment import device_name
@@ -49,7 +49,7 @@ Side = Callable[[], Mapping[str, float]]
 def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     if args.threads:
         torch.set_num_threads(args.threads)
-    base = _load(args, scratch)
+    base = load_base(args.model, args.device, args.dtype)
     num = min(args.adapters, _DIFFERENT_ADAPTERS)
     shape = {"rank": args.rank, "targets": args.targets}
     folders = make_random_adapters(base.model, scratch, num=num, **shape)
@@ -62,12 +62,14 @@ def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         adapters=list(folders),
     )
     sides = {} if args.skip_peft else _peft_sides(args, folders, requests)
+    if args.quantization != "none":
+        base = quantised_base(base, args.quantization)
     weights = weight_bytes(base.model)  # before the decoder takes them
     limits = FastLimits(args.rows, longest + 1 + args.output_tokens, max_adapters=args.adapters)
     dtype_bytes = base.model.dtype.itemsize
     decoder = fast_decoder(base, limits, args.weights)
     for kind, bits in (("int8", 8), ("int4", 4)):  # of the head too, nearly
-        if decoder.info.weights.startswith(kind):
+        if args.quantization == "none" and decoder.info.weights.startswith(kind):
             weights = weights * bits // (8 * dtype_bytes)
     step_settings: dict[str, Any] = {
         "num_rows": [n for n in _BATCH_SIZES if n <= args.rows],
@@ -117,16 +119,6 @@ def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     }
 
 
-def _load(args: argparse.Namespace, scratch: Path) -> Pretrained:
-    """Load the base; a shape that is to be quantised is first written with random weights."""
-    if args.quantization == "none":
-        return load_base(args.model, args.device, args.dtype)
-    folder, family = saved_or_found(args.model, scratch / "quantised", args.device, args.dtype)
-    return load_pretrained(
-        folder, family, device=args.device, dtype=args.dtype, quantization=args.quantization
-    )
-
-
 def _endless(request: Request) -> Request:
     """Return a request whose answer has all the tokens it asks for, whatever the model says."""
     sampling = request.sampling
@@ -137,7 +129,11 @@ def _endless(request: Request) -> Request:
 def _peft_sides(
     args: argparse.Namespace, folders: Mapping[str, Path], requests: Sequence[Request]
 ) -> dict[str, Side]:
+    """Return PEFT's sides: over bitsandbytes' layers where it has the kind."""
     base = load_base(args.model, args.device, args.dtype)  # PEFT changes its model
+    if args.quantization != "none":
+        with_theirs = args.quantization != "fp8"
+        base = quantised_base(base, args.quantization, with_bitsandbytes=with_theirs)
     peft, threads = PeftBaseline(base, folders, args.output_tokens), torch.get_num_threads()
 
     def on_all_threads(side: Side) -> Mapping[str, float]:
