@@ -15,9 +15,9 @@ from deployments.engine.model_loader import load_pretrained
 from deployments.engine.model_runner import ModelRunner
 from deployments.engine.peft_decoder import PeftDecoder
 from deployments.engine.request import Request, SamplingParams
+from scripts.benchmarks.in_process.rounding_errors import Recorder
 from tests.deployments.engine.rows_by_hand import run_rows
 from tests.deployments.engine.test_architectures import loaded_from
-from tests.deployments.engine.test_bfloat16 import Recorder
 from tests.deployments.engine.test_model_runner import PROMPT, load
 from tests.oracle import Oracle
 from tests.tiny_models import load_model, make_adapter, make_tiny_llama, make_tiny_qwen2
