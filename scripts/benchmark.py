@@ -12,16 +12,13 @@ from collections.abc import Sequence
 
 from scripts.arguments import HelpFormatter
 from scripts.benchmarks import (
-    churn,
     engine,
     gateway,
     gpu_suite,
-    hot_add,
     load,
     memory,
     observing,
     peers,
-    placement,
     prefixes,
     quality,
     quoting,
@@ -33,6 +30,7 @@ from scripts.benchmarks import (
     tolerance,
     training,
 )
+from scripts.benchmarks.live_adapters import churn, hot_add, placement
 from scripts.benchmarks.scale_model import simulate
 from scripts.benchmarks.vllm_peer import command as vllm
 

@@ -29,7 +29,7 @@ from adapters.catalog import BaseModelEntry, Catalog
 from adapters.prompting import PromptFormat
 from adapters.seed import seed_version, write_seed
 from adapters.versions import RegisteredAdapter
-from scripts.benchmarks.models import CHATML
+from scripts.benchmarks.bases.models import CHATML
 from tests.tiny_tokenizers import byte_pair_tokenizer, unigram_tokenizer
 
 

@@ -41,6 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--beside_s", type=float, help="also time steps while every core is taken, so long"
     )
     parser.add_argument("--weights", choices=kinds, default="none", help="of our engine, on a CPU")
+    quantised = ["none", "int8", "nf4", "fp8"]
+    parser.add_argument("--quantization", choices=quantised, default="none", help="on a GPU")
 
 
 def run(args: argparse.Namespace, arguments: Sequence[str]) -> int:

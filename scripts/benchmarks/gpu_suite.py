@@ -4,7 +4,7 @@
     python -m scripts.benchmark gpu --only llama_1b_engine llama_1b_http --site VLLM --out gpu.json
 
 Each step is one of the other benchmarks in a process of its own, with its own GPUs, an equal share
-of the cores, and a private network (needs root, `unshare`, `ip` and `taskset`). Steps begin in
+of the cores, and a private network (needs root, `unshare` and `taskset`). Steps begin in
 their order as GPUs become free; those that need more GPUs than there are, and those for which no
 time is left, are named in `skipped`. The file is written again after each step. Steps of vLLM run
 if this interpreter or `--site` has it.
@@ -16,7 +16,6 @@ import contextlib
 import importlib.util
 import json
 import os
-import shlex
 import sys
 import tempfile
 import time
@@ -30,7 +29,8 @@ import psutil
 from deployments.settings import PROJECT_ROOT
 from scripts.arguments import above_zero
 from scripts.benchmarks.command import add_out
-from scripts.benchmarks.serve_process import PRIVATE_NETWORK
+from scripts.benchmarks.over_http.loopback import in_new_namespace
+from scripts.benchmarks.over_http.serve_process import PRIVATE_NETWORK
 from scripts.environment import environment
 
 _LINEAR = "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj"
@@ -43,12 +43,12 @@ _WIDE = f"--rank 16 --targets {_LINEAR}"
 _ONE_ROUTER_SET, _TWO = "--routers 4 --clients 4", "--replicas 2 --routers 8 --clients 8"
 
 
-_PATIENCE = 1.6  # times the seconds that a step takes at most
+_PATIENCE = 1.5  # times the seconds that a step takes
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One benchmark; `seconds`: what it takes at most on an H100, about."""
+    """One benchmark; `seconds`: what it takes on an H200, about."""
 
     name: str
     command: str
@@ -64,13 +64,30 @@ class Step:
 def _sides_of_8b(name: str) -> list[Step]:
     shape = f"--model {name.replace('_', '-')}-shape {_WIDE}"
     return [
-        Step(f"{name}_engine", f"engine {shape} {_ENGINE} {_LONG}", 130),
-        Step(f"{name}_load", f"load {shape} {_LOAD} --prompt_tokens 409 614", 90),
-        Step(f"vllm_{name}", f"vllm {shape} {_GPU} {_LONG} --parts engine", 170),
+        Step(f"{name}_engine", f"engine {shape} {_ENGINE} {_LONG}", 100),
+        Step(f"{name}_load", f"load {shape} {_LOAD} --prompt_tokens 409 614", 75),
+        Step(f"vllm_{name}", f"vllm {shape} {_GPU} {_LONG} --parts engine", 250),
         Step(
-            f"{name}_http", f"serve {shape} {_HTTP} {_ONE_ROUTER_SET} --rows 64 --streams 64", 120
+            f"{name}_http", f"serve {shape} {_HTTP} {_ONE_ROUTER_SET} --rows 64 --streams 64", 130
         ),
-        Step(f"vllm_{name}_http", f"vllm {shape} {_GPU} --parts http --streams 64", 160),
+        Step(f"vllm_{name}_http", f"vllm {shape} {_GPU} --parts http --streams 64", 200),
+    ]
+
+
+def _quantised(name: str) -> list[Step]:
+    """The same engine over weights that are plain and quantised."""
+    shape = f"--model {name.replace('_', '-')}-shape"
+    return [
+        Step(f"{name}_{kind}", f"engine {shape} {_ENGINE} {_SHORT} --quantization {kind}", 90)
+        for kind in ("none", "int8", "nf4", "fp8")
+    ]
+
+
+def _memory() -> list[Step]:
+    shape = f"memory --model flan-t5-xl-shape {_GPU}"
+    return [
+        Step(f"memory_{kind}", f"{shape} --quantization {kind} --budget_gb {budget}", 60)
+        for kind, budget in (("nf4", 4), ("int8", 5.5))
     ]
 
 
@@ -84,26 +101,30 @@ def steps() -> list[Step]:
     rust = (("VLLM_USE_RUST_FRONTEND", "1"),)
     return [
         Step("llama_1b_two_gpus", two, 110, gpus=2),
-        Step("vllm_llama_1b", f"{peer} --parts http engine --streams 1 64 128", 260),
+        Step("vllm_llama_1b", f"{peer} --parts http engine --streams 1 64 128", 350),
         llama_8b[0],
-        Step("t5_scaling", f"scaling {t5} {_GPU} --rows 64 --streams 128", 150, gpus=2),
-        Step("llama_1b_engine", f"engine {llama} {_ENGINE} {_SHORT}", 70),
-        Step("llama_1b_http", f"serve {llama} {http} --rows 256 --streams 1 64 128 256", 120),
+        Step("t5_scaling", f"scaling {t5} {_GPU} --rows 64 --streams 128", 240, gpus=2),
+        Step("llama_1b_engine", f"engine {llama} {_ENGINE} {_SHORT}", 40),
+        Step("llama_1b_http", f"serve {llama} {http} --rows 256 --streams 1 64 128 256", 140),
         llama_8b[2],
-        Step("t5_engine", f"engine {t5} {_ENGINE} {_SHORT}", 80),
-        Step("t5_http", f"serve {t5} {http} --rows 64 --streams 1 64", 90),
+        Step("t5_engine", f"engine {t5} {_ENGINE} {_SHORT}", 45),
+        Step("t5_http", f"serve {t5} {http} --rows 64 --streams 1 64", 125),
         qwen_8b[0],
         Step("llama_1b_classified", f"serve {llama} {http} --rows 128 --streams 64 --classified"),
-        Step("vllm_llama_1b_gpu", f"{peer} --parts gpu gpu_base", 140),
+        Step("vllm_llama_1b_gpu", f"{peer} --parts gpu gpu_base", 220),
         qwen_8b[2],
-        Step("tolerance", "tolerance --device cuda --layers 8", 130),
+        Step("tolerance", "tolerance --device cuda --layers 8", 140),
         llama_8b[1],
         qwen_8b[1],
         llama_8b[3],
         llama_8b[4],
-        Step("vllm_four_servers", f"{peer} --parts http --api_servers 4 --streams 64"),
-        Step("vllm_rust", f"{peer} --parts http --streams 64", environment=rust),
+        Step("vllm_four_servers", f"{peer} --parts http --api_servers 4 --streams 64", 180),
+        Step("vllm_rust", f"{peer} --parts http --streams 64", 180, environment=rust),
         *qwen_8b[3:],
+        *_quantised("flan_t5_xl"),
+        *_memory(),
+        *_quantised("llama_1b"),
+        *_quantised("llama_8b"),
     ]
 
 
@@ -216,7 +237,7 @@ class _Suite:
             inner += ["--site", str(self._args.site)]
         if not step.command.startswith(("serve ", "scaling ")):
             return inner
-        return ["unshare", "-n", "sh", "-c", f"ip link set lo up && exec {shlex.join(inner)}"]
+        return in_new_namespace(inner)
 
     def _environment_of(self, step: Step, gpus: Sequence[int]) -> dict[str, str]:
         return {

@@ -104,9 +104,9 @@ def _measure(args: argparse.Namespace, rows: int, scratch: Path) -> dict[str, An
 
 def _decoder(args: argparse.Namespace, rows: int, scratch: Path) -> Any:
     from deployments.engine.decoder_factory import FastLimits
+    from scripts.benchmarks.bases.models import load_base
     from scripts.benchmarks.in_process.engine_runs import fast_decoder, make_resident
     from scripts.benchmarks.in_process.random_adapters import make_random_adapters
-    from scripts.benchmarks.models import load_base
 
     base = load_base(args.model, args.device, args.dtype)
     folders = make_random_adapters(

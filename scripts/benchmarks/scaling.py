@@ -26,16 +26,16 @@ import aiohttp
 
 from scripts.arguments import above_zero, positive
 from scripts.benchmarks.command import add_model_arguments, conditions, publish
-from scripts.benchmarks.hot_add_operator import Operator
-from scripts.benchmarks.http_client import (
+from scripts.benchmarks.live_adapters.hot_add_operator import Operator
+from scripts.benchmarks.over_http.http_client import (
     LoadError,
     PreparedRequest,
     chat_body,
     is_served,
     read_stream,
 )
-from scripts.benchmarks.serve_process import serving
-from scripts.benchmarks.streams import QUESTION, Streamed, streaming
+from scripts.benchmarks.over_http.serve_process import serving
+from scripts.benchmarks.over_http.streams import QUESTION, Streamed, streaming
 
 _POLL_S = 0.1
 _PARTS = ("process_s", "base_s", "adapters_s", "warm_up_s")
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
 
 
 async def _measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    from scripts.benchmarks.hot_add_service import prepare
+    from scripts.benchmarks.live_adapters.hot_add_service import prepare
 
     unused = {"adds": 1, "changes": 1, "slots": args.adapters, "megabytes": None, "replicas": 1}
     service = prepare(argparse.Namespace(**(vars(args) | unused)), folder)

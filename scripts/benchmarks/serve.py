@@ -27,12 +27,12 @@ from typing import Any
 import aiohttp
 
 from scripts.arguments import above_zero, positive
-from scripts.benchmarks.closed_loop import WARM_UP_S, closed_loop, figures
 from scripts.benchmarks.command import add_model_arguments, conditions, publish
-from scripts.benchmarks.cpu_time import seconds_by_role, spent
-from scripts.benchmarks.hot_add_operator import Operator
-from scripts.benchmarks.http_client import PreparedRequest, chat_body
-from scripts.benchmarks.serve_process import in_private_network, serving
+from scripts.benchmarks.live_adapters.hot_add_operator import Operator
+from scripts.benchmarks.over_http.closed_loop import WARM_UP_S, closed_loop, figures
+from scripts.benchmarks.over_http.cpu_time import seconds_by_role, spent
+from scripts.benchmarks.over_http.http_client import PreparedRequest, chat_body
+from scripts.benchmarks.over_http.serve_process import in_private_network, serving
 
 QUESTION = (
     "My heart sometimes races for a minute when I climb the stairs, and afterwards I feel dizzy "
@@ -74,13 +74,15 @@ def run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
 async def _measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Return the parts of each model replica's start, what the processes take while nobody asks,
     and the figures of each run."""
-    from scripts.benchmarks.hot_add_service import prepare
+    from scripts.benchmarks.live_adapters.hot_add_service import prepare
 
     unused = {"adds": 1, "changes": 1, "slots": args.adapters, "megabytes": None}
     service = prepare(argparse.Namespace(**(vars(args) | unused)), folder)
     service.application["args"]["router"] = {"replicas": args.routers}
     if args.stand_in_step_s:
-        service.application["import_path"] = "scripts.benchmarks.stand_in_model:build_clinic"
+        service.application["import_path"] = (
+            "scripts.benchmarks.over_http.stand_in_model:build_clinic"
+        )
         service.application["args"]["step_s"] = args.stand_in_step_s
     names = [f"a{number}" for number in range(args.adapters)]
     models = [None] if args.classified else names

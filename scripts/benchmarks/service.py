@@ -2,6 +2,7 @@
 
     make serve                                                         # prints its pid
     python -m scripts.benchmark service --url http://127.0.0.1:8000 --pid 1234
+    python -m scripts.benchmark service --grounding off cite quote --max_tokens 64
 
 Tokens come from `usage`; warm-ups are discarded and counted; failures are counted apart. Memory is
 the proportional set size (PSS, Linux) of the pid and all its descendants, in which pages shared by
@@ -10,6 +11,7 @@ several processes count once.
 
 import argparse
 import asyncio
+import os
 import statistics
 from collections.abc import Sequence
 from typing import Any
@@ -20,7 +22,7 @@ from tqdm import tqdm
 from deployments.startup.processes import ProcessTree
 from scripts.arguments import at_least
 from scripts.benchmarks.command import add_out, publish, spread
-from scripts.benchmarks.http_client import (
+from scripts.benchmarks.over_http.http_client import (
     PreparedRequest,
     StreamedAnswer,
     call,
@@ -42,6 +44,21 @@ MIXED = (
     "My heart sometimes races for a minute when I climb the stairs, is that dangerous?",
     "What can I do against heartburn at night?",
 )
+# Which the default reference shelf has passages for; each is asked about once, since a prompt that
+# was read is not read again.
+CONDITIONS = (
+    *(
+        "eczema",
+        "Marfan syndrome",
+        "monilethrix",
+        "nephrotic syndrome",
+        "nuchal rigidity",
+        "asthma",
+    ),
+    *("pheochromocytoma", "gout", "achalasia", "retinoblastoma", "vertigo", "hemophilia A"),
+    *("sickle cell anemia", "cataplexy", "amblyopia", "hydrocephalus", "tinnitus", "vitiligo"),
+    *("osteoporosis", "goiter", "endometriosis", "jaundice", "cystinuria", "Ebstein anomaly"),
+)
 _SAMPLE_EVERY, _WARM_UP = 50, 100  # requests of the memory run, whose slope needs as many again
 
 
@@ -52,16 +69,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--repeats", type=int, default=10, help="timed streams")
     add("--warmup", type=int, default=3, help="streams before the timed ones")
     add("--max_tokens", type=int, default=32, help="of each answer")
+    modes = ["off", "cite", "quote"]
+    add(
+        "--grounding", nargs="+", default=[], choices=modes, help="timed in turn, for each question"
+    )
     add("--requests", type=at_least(2 * _WARM_UP), default=500, help="of the memory run")
     add_out(parser)
 
 
 def run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
+    before = os.getloadavg()
     measured = asyncio.run(_measure(args))
+    measured["load_average"] = {"before": before, "after": os.getloadavg()}
     shown = [
         ("first token, s", measured["first_token_s"]),
         ("tokens a second, one stream", measured["tokens_per_s"]),
     ]
+    shown += measured.get("groundings", {}).items()
     if memory := measured.get("memory"):
         shown.append(("memory (PSS)", {k: v for k, v in memory.items() if k != "samples"}))
     publish("service", arguments, measured, out=args.out, lines=shown)
@@ -84,9 +108,31 @@ async def _measure(args: argparse.Namespace) -> dict[str, Any]:
             "first_token_s": spread((answer.first_token_s for answer in timed), 90),
             "tokens_per_s": spread((_tokens_per_s(answer) for answer in timed), 90),
         }
+        if args.grounding:
+            report["groundings"] = await _groundings(session, url, args)
         if args.pid:
             report["memory"] = await _memory_run(session, url, args.pid, args.requests)
     return report
+
+
+async def _groundings(
+    session: aiohttp.ClientSession, url: str, args: argparse.Namespace
+) -> dict[str, Any]:
+    """Return, by how answers stand on references, their times."""
+    timed: dict[str, list[StreamedAnswer]] = {mode: [] for mode in args.grounding}
+    for condition in tqdm(CONDITIONS, "grounding"):
+        for mode, answers in timed.items():
+            body = chat_body(f"What is {condition}?", args.max_tokens) | {"grounding": mode}
+            request = PreparedRequest.post(mode, f"{url}/v1/chat/completions", body)
+            answers.append(await read_stream(session, request))
+    return {
+        mode: {
+            "first_token_s": spread((answer.first_token_s for answer in answers), 95),
+            "whole_answer_s": spread((a.ended_at - a.sent_at for a in answers), 95),
+            "tokens": statistics.mean(answer.num_tokens for answer in answers),
+        }
+        for mode, answers in timed.items()
+    }
 
 
 def _tokens_per_s(answer: StreamedAnswer) -> float:

@@ -24,7 +24,7 @@ TOLERANCE = 1.5  # times transformers' own error
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--shapes", nargs="+", help="of scripts/benchmarks/shapes.py; default: all")
+    add("--shapes", nargs="+", help="of scripts/benchmarks/bases/shapes.py; default: all")
     add("--layers", type=positive, help="of each model; default: its own number")
     add("--device", default="cpu", choices=["cpu", "cuda"])
     add("--rank", type=positive, default=16, help="of the adapters")
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
-    from scripts.benchmarks.shapes import SHAPES
+    from scripts.benchmarks.bases.shapes import SHAPES
 
     found: dict[str, dict[str, Any]] = {}
     about = {"settings": settings_of(args), "device": device_name(args.device)}
@@ -54,9 +54,9 @@ def run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
 def _errors(args: argparse.Namespace, shape: str) -> dict[str, Any]:
     import torch
 
+    from scripts.benchmarks.bases.models import load_shape
+    from scripts.benchmarks.bases.shapes import config_of, linear_layers
     from scripts.benchmarks.in_process.rounding_errors import rounding_errors
-    from scripts.benchmarks.models import load_shape
-    from scripts.benchmarks.shapes import config_of, linear_layers
 
     with tempfile.TemporaryDirectory() as scratch:
         errors = rounding_errors(

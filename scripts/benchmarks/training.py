@@ -64,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
     import torch
 
-    from scripts.benchmarks.shapes import SHAPES
+    from scripts.benchmarks.bases.shapes import SHAPES
 
     if args.device == "cuda" and not torch.cuda.is_available():
         print("benchmark training: no NVIDIA GPU was found", file=sys.stderr)
@@ -89,7 +89,7 @@ def make_base(folder: Path, shape: dict[str, Any], seed: int, device: str) -> An
     import torch
     from transformers import T5Config, T5ForConditionalGeneration
 
-    from scripts.benchmarks.models import word_tokenizer
+    from scripts.benchmarks.bases.models import word_tokenizer
 
     tokenizer = word_tokenizer([*ANSWER_WORDS, *QUESTION_WORDS], "seq2seq")
     tokenizer.save_pretrained(folder)

@@ -15,13 +15,13 @@ from deployments.engine.models.architectures import ARCHITECTURES
 from deployments.engine.models.bart import BART_MODELS
 from deployments.engine.models.t5 import T5_MODELS
 from scripts.arguments import CommandParser
-from scripts.benchmarks.shapes import model_class
+from scripts.benchmarks.bases.shapes import model_class
 from scripts.datasets.record import DataError
 from scripts.pages.markdown import head, put_between, row
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "engine.md"
 TINY = "2 layers of 64, float32: `test_architectures.py`"
-# Shapes of scripts/benchmarks/shapes.py that test_bfloat16.py runs on a GPU, by the model's class.
+# Shapes (benchmarks/bases/shapes.py) that test_bfloat16.py runs on a GPU, by the model's class.
 FULL_SIZE = {
     "LlamaForCausalLM": "llama-1b-shape",
     "T5ForConditionalGeneration": "flan-t5-xl-shape",

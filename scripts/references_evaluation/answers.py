@@ -18,7 +18,7 @@ import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -64,8 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
+    args.each += args.skip
     with tempfile.TemporaryDirectory() as folder:
-        asked = list(_questions(args, _specialties(), Path(folder)))
+        asked = _without_first(args.skip, _questions(args, _specialties(), Path(folder)))
     missing = asyncio.run(_answer(asked, args.answers, 60 * args.minutes))
     answered = [row for row in _read(args.answers) if row.passages]
     figures = {name: measures([a for a in answered if a.system == name]) for name in SYSTEMS}
@@ -83,6 +84,17 @@ def _run(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
     return report
 
 
+def _without_first(count: int, asked: Iterable[Asked]) -> list[Asked]:
+    """Leave out the first questions of each specialty."""
+    seen: Counter[str] = Counter()
+    kept = []
+    for one in asked:
+        seen[one.pair.file] += 1
+        if seen[one.pair.file] > count:
+            kept.append(one)
+    return kept
+
+
 def _specialties() -> list[str]:
     catalog = load_catalog(CATALOG_DIR)
     return [adapter.specialty for adapter in catalog.in_service(BASE_MODEL) if adapter.specialty]
@@ -98,7 +110,7 @@ def _questions(
         counts = Counter(pair.focus for pair in of_specialty)
         chosen = [p for p in of_specialty if counts[p.focus] > 1] or list(of_specialty)
         random.Random(0).shuffle(chosen)
-        for pair in chosen[args.skip :][: args.each]:
+        for pair in chosen[: args.each]:
             hits = shelf.search(pair.question, specialty=name, language="en", limit=5)
             passages = [hit.passage for hit in hits if hit.passage.id != _id(pair)]
             yield Asked(replace(pair, file=name), tuple(passages[:NUM_PASSAGES]))

@@ -227,3 +227,20 @@ def test_a_search_finds_the_same_with_a_full_cache(
     expected = [shelf.hits(question) for question in questions]
     monkeypatch.setattr(version, "MAX_KEPT", 1)
     assert [shelf.hits(question) for question in questions] == expected
+
+
+def test_of_a_word_that_very_many_have_only_so_many_are_scored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many = [replace(HAIR, id=f"M:{n}", title=f"Gout {n}", synonyms=()) for n in range(30)]
+    shelf = build(tmp_path / "shelf.db", many)
+    with shelf._reading() as reader:
+        assert len(reader.matches(["gout"], 40)) == 30
+        assert len(reader.matches(["gout"], 7)) == 7
+        monkeypatch.setattr("references.reader.MAX_SCORED", 5)
+        found = reader.matches(["gout"], 40)
+    assert [number for number, _ in sorted(found)] == [1, 2, 3, 4, 5]
+    scores = [score for _, score in found]
+    assert scores == sorted(scores, reverse=True)
+    assert first(shelf, "What is gout 3?") == "M:3", "a name is found wherever it stands"
+    assert first(shelf, "What is gout 23?") == "M:23"

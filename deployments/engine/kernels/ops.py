@@ -23,6 +23,7 @@ ACTIVATIONS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "gelu_pytorch_tanh": _tanh_gelu,
 }
 
+GATED = ("silu", "gelu_new", "gelu_pytorch_tanh")  # those that kernels of ours apply to gates
 BLOCK_M = 64  # queries of one program of the prefill kernel
 _FEW_ROWS = 256  # whose norm is a kernel that begins while the one before it ends
 
@@ -105,7 +106,7 @@ def _norm_kernel() -> Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor
 
 @functools.cache
 def _gated_kernels() -> Mapping[str, Callable[[torch.Tensor], torch.Tensor]]:
-    from deployments.engine.kernels.triton_lora import GATED, gated_activation
+    from deployments.engine.kernels.triton_lora import gated_activation
 
     return {name: functools.partial(gated_activation, activation=name) for name in GATED}
 

@@ -6,6 +6,7 @@ import torch
 import triton
 
 from deployments.engine.kernels.backend import launch_options, overlaps
+from deployments.engine.kernels.ops import gated_activation
 from deployments.engine.kernels.quantised_tiles import Tile, tile_of
 from deployments.engine.kernels.triton_quantised import (
     dequantise_kernel,
@@ -25,16 +26,20 @@ def product(
     *,
     bias: torch.Tensor | None = None,
     residual: torch.Tensor | None = None,
+    activation: str | None = None,
 ) -> torch.Tensor:
-    """Return x @ W.T + bias (T, out), or add it to `residual` (T, out) in place and return that.
+    """Return y = x @ W.T + bias (T, out), or add it to `residual` (T, out) in place.
 
-    x is (T, in), its rows contiguous. Products of one device run one after another: those whose
-    inputs are cut into pieces share counters.
+    x is (T, in), its rows contiguous. With an activation of ops.GATED, return
+    ops.gated_activation of y instead (T, out / 2). Products of one device run one after another:
+    those whose inputs are cut into pieces share counters.
     """
     tile = tile_of(weight.kind, len(x), *weight.shape)
     if tile is None:
-        return _of_dequantised(x, weight, bias, residual)
-    return _launched(x, weight.kind, weight.values, weight.factors, tile, bias, residual)
+        y = _of_dequantised(x, weight, bias, residual)
+        return y if activation is None else gated_activation(y, activation)
+    own = (x, weight.values, weight.factors)
+    return _launched(weight.kind, tile, *own, bias, residual, activation)
 
 
 def plain_product(
@@ -43,25 +48,29 @@ def plain_product(
     *,
     bias: torch.Tensor | None = None,
     residual: torch.Tensor | None = None,
+    activation: str | None = None,
 ) -> torch.Tensor:
     """Do `product` with a plain weight (out, in), in the dtype of x."""
     tile = tile_of("plain", len(x), *weight.shape)
     if tile is None:
-        return torch_product(x, weight.t(), bias, residual)
-    return _launched(x, "plain", weight, weight, tile, bias, residual)
+        y = torch_product(x, weight.t(), bias, residual)
+        return y if activation is None else gated_activation(y, activation)
+    return _launched("plain", tile, x, weight, weight, bias, residual, activation)
 
 
 def _launched(
-    x: torch.Tensor,
     kind: str,
+    tile: Tile,
+    x: torch.Tensor,
     values: torch.Tensor,
     factors: torch.Tensor,
-    tile: Tile,
     bias: torch.Tensor | None,
     residual: torch.Tensor | None,
+    activation: str | None,
 ) -> torch.Tensor:
     rows, inputs = x.shape
-    outputs, width = values.shape
+    stored, width = values.shape
+    outputs = stored if activation is None else stored // 2
     out = residual
     if out is None:
         out = torch.empty(rows, outputs, dtype=x.dtype, device=x.device)
@@ -70,6 +79,8 @@ def _launched(
         "KIND": kind,
         "HAS_BIAS": bias is not None,
         "ADDS": residual is not None,
+        "GATED": activation is not None,
+        "IS_SILU": activation == "silu",
         "BN": tile.bn,
         "BK": tile.bk,
         "IN_REGISTERS": _is_in_registers(x),
@@ -77,16 +88,18 @@ def _launched(
         "num_warps": tile.num_warps,
         **launch_options(x.device),
     }
+    columns = triton.cdiv(stored, tile.bn)
     if tile.bm == 0:
-        row_kernel[(triton.cdiv(outputs, tile.bn),)](*own, outputs, inputs, width, **options)
+        row_kernel[(columns,)](*own, outputs, inputs, width, **options)
         return out
-    grid = (triton.cdiv(outputs, tile.bn), tile.splits, triton.cdiv(rows, tile.bm))
-    assert tile.splits == 1 or grid[0] * grid[2] <= _MOST_TILES, "more tiles than counters"
+    blocks = triton.cdiv(rows, tile.bm)
     length = triton.cdiv(inputs, tile.bk * tile.splits) * tile.bk
     partials = out
     if tile.splits > 1:
-        partials = torch.empty(tile.splits, rows, outputs, dtype=torch.float32, device=x.device)
-    product_kernel[grid](
+        assert columns * blocks <= _MOST_TILES, "more tiles than counters"
+        size = columns * blocks * tile.splits * tile.bn * tile.bm
+        partials = torch.empty(size, dtype=torch.float32, device=x.device)
+    product_kernel[(columns, tile.splits, blocks)](
         *own, partials, _counters(x.device), rows, outputs, inputs, length, tile.splits,
         x.stride(0), out.stride(0), width, BM=tile.bm, WARPS=tile.num_warps,
         IS_EVEN=length * tile.splits == inputs, IS_SPLIT=tile.splits > 1,

@@ -19,7 +19,6 @@ _RANKS = 8  # ranks that one program takes together
 _EXPAND_COLUMNS = 512
 _GATED_COLUMNS = 1024
 MAX_NORM_COLUMNS = 4096  # one program holds a whole row, times _RANKS
-GATED = ("silu", "gelu_new", "gelu_pytorch_tanh")
 
 
 @triton.jit
@@ -57,31 +56,32 @@ def _norm_shrink_kernel(
     P: tl.constexpr, R: tl.constexpr, RC: tl.constexpr, BLOCK: tl.constexpr,
     OVERLAPS: tl.constexpr,
 ):  # fmt: skip
-    """Compute _shrink_kernel of a row's RMS norm, which each program computes itself."""
-    after_earlier_kernels(OVERLAPS)
+    """Compute _shrink_kernel of a row's RMS norm, which each program computes itself.
+
+    What no kernel writes is read before earlier kernels end.
+    """
     b = tl.program_id(0)
     module = tl.program_id(1) // (R // RC)
     r = tl.program_id(1) % (R // RC) * RC + tl.arange(0, RC)
     k = tl.arange(0, BLOCK)
     km = k < K
+    slot = tl.load(slots + b).to(tl.int64)
+    a = a0
+    if module == 1:
+        a = a1
+    if module == 2:
+        a = a2
+    at = a + slot * (R * K) + r[:, None] * K + k[None, :]
+    weights = tl.load(at, mask=km[None, :] & (slot != 0), other=0.0)
+    scales = tl.load(weight + k, mask=km, other=0.0).to(tl.float32)
+    after_earlier_kernels(OVERLAPS)
     xs = tl.load(x + b * K + k, mask=km, other=0.0).to(tl.float32)
     inverse = 1.0 / tl.sqrt(tl.sum(xs * xs, 0) / K + eps)
     kind = normed.dtype.element_ty
-    scaled = (xs * inverse).to(kind).to(tl.float32)
-    ys = (scaled * tl.load(weight + k, mask=km, other=0.0).to(tl.float32)).to(kind)
+    ys = ((xs * inverse).to(kind).to(tl.float32) * scales).to(kind)
     if tl.program_id(1) == 0:
         tl.store(normed + b * K + k, ys, mask=km)
-    slot = tl.load(slots + b).to(tl.int64)
-    acc = tl.zeros((RC,), tl.float32)
-    if slot != 0:
-        a = a0
-        if module == 1:
-            a = a1
-        if module == 2:
-            a = a2
-        at = a + slot * (R * K) + r[:, None] * K + k[None, :]
-        weights = tl.load(at, mask=km[None, :], other=0.0).to(tl.float32)
-        acc = tl.sum(weights * ys.to(tl.float32)[None, :], 1)
+    acc = tl.sum(weights.to(tl.float32) * ys.to(tl.float32)[None, :], 1)
     tl.store(out + (b * P + module) * R + r, acc)
 
 
@@ -149,6 +149,15 @@ def _expand_kernel(
 
 
 @triton.jit
+def activated(gate, IS_SILU: tl.constexpr):
+    """Return SiLU or the tanh form of GELU, x * sigmoid(2 z), of float32."""
+    z = gate
+    if not IS_SILU:
+        z = 1.5957691216057308 * (gate + 0.044715 * gate * gate * gate)
+    return gate / (1.0 + tl.exp(-tl.maximum(z, -80.0)))  # exp stays finite
+
+
+@triton.jit
 def _gated_kernel(x, out, F, IS_SILU: tl.constexpr, BLOCK: tl.constexpr, OVERLAPS: tl.constexpr):
     """Compute BLOCK columns of one row. Program (row, columns)."""
     after_earlier_kernels(OVERLAPS)
@@ -157,11 +166,7 @@ def _gated_kernel(x, out, F, IS_SILU: tl.constexpr, BLOCK: tl.constexpr, OVERLAP
     m = c < F
     gate = tl.load(x + b * 2 * F + c, mask=m, other=0.0).to(tl.float32)
     value = tl.load(x + b * 2 * F + F + c, mask=m, other=0.0)
-    z = gate
-    if not IS_SILU:  # the tanh form of gelu: x * sigmoid(2 z)
-        z = 1.5957691216057308 * (gate + 0.044715 * gate * gate * gate)
-    z = tl.maximum(z, -80.0)  # exp stays finite
-    acted = (gate / (1.0 + tl.exp(-z))).to(out.dtype.element_ty)
+    acted = activated(gate, IS_SILU).to(out.dtype.element_ty)
     product = acted.to(tl.float32) * value.to(tl.float32)
     tl.store(out + b * F + c, product.to(out.dtype.element_ty), mask=m)
 
@@ -241,7 +246,7 @@ def lora_expand_add(
 
 
 def gated_activation(x: torch.Tensor, activation: str) -> torch.Tensor:
-    """Compute ops.gated_activation for an activation in GATED."""
+    """Compute ops.gated_activation for an activation of ops.GATED."""
     width = x.shape[1] // 2
     out = torch.empty(len(x), width, dtype=x.dtype, device=x.device)
     grid = (len(x), triton.cdiv(width, _GATED_COLUMNS))

@@ -56,6 +56,9 @@ class LoraStack:
 class LoraBatch(Protocol):
     """Know which adapter each token of one forward pass has. `layer` is a LoraLayer's name."""
 
+    def adapts(self, layer: str) -> bool:
+        """Return whether `add` may change y."""
+
     def rescales(self, layer: str) -> bool:
         """Return whether `add` multiplies y by gains first (DoRA): y then is the base model's
         product alone, without a bias or a residual."""

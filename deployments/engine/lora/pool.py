@@ -43,6 +43,9 @@ class TorchLoraBatch:
         self._width = segments.segment_of_column.numel()
         self._mask, self._own = mask, own
 
+    def adapts(self, layer: str) -> bool:
+        return layer in self._layers
+
     def rescales(self, layer: str) -> bool:
         segments = self._layers.get(layer)
         return segments is not None and bool(segments.gains)

@@ -23,6 +23,9 @@ class TritonLoraBatch:
         self._stacks = stacks
         self._slots = slots
 
+    def adapts(self, layer: str) -> bool:
+        return bool(self._stacks.get(layer))
+
     def rescales(self, layer: str) -> bool:
         return any(stack.gains is not None for _, stack in self._stacks.get(layer, ()))
 

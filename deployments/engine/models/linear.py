@@ -4,9 +4,15 @@ from typing import Any
 
 import torch
 
-from deployments.engine.kernels.ops import Expansion, rms_norm
+from deployments.engine.kernels.ops import GATED, Expansion, gated_activation, rms_norm
 from deployments.engine.lora.layers import LoraBatch, LoraLayer
-from deployments.engine.models.products import PackedProduct, Product, plain_product, product_of
+from deployments.engine.models.products import (
+    KernelProduct,
+    PackedProduct,
+    Product,
+    plain_product,
+    product_of,
+)
 from deployments.engine.models.weights import lora_modules, packed, squared_norms, stacked_bias
 from deployments.engine.quantised.linear import QuantisedLinear
 
@@ -47,6 +53,28 @@ class FusedLinear:
             return self._product(rms_norm(x, weight, eps))
         normed, shrunk = lora.norm(self.name, x, weight, eps)
         return self._adapted(normed, lora, shrunk)
+
+    def gated_after_norm(
+        self,
+        x: torch.Tensor,
+        weight: torch.Tensor | None,
+        eps: float,
+        lora: LoraBatch | None,
+        activation: str,
+    ) -> torch.Tensor:
+        """Return gated_activation of `after_norm` (T, out / 2); without a norm if it has no weight.
+
+        It is one kernel where the product is and no adapter changes it.
+        """
+        shrunk = None
+        if weight is not None and lora is not None:
+            x, shrunk = lora.norm(self.name, x, weight, eps)
+        elif weight is not None:
+            x = rms_norm(x, weight, eps)
+        is_adapted = lora is not None and lora.adapts(self.name)
+        if isinstance(self._product, KernelProduct) and activation in GATED and not is_adapted:
+            return self._product.gated(x, activation)
+        return gated_activation(self._adapted(x, lora, shrunk), activation)
 
     def before_attention(
         self, x: torch.Tensor, weight: torch.Tensor, eps: float, lora: LoraBatch | None

@@ -9,7 +9,7 @@ import torch
 
 from deployments.engine.attention.kv_cache import DecodeBatch, KvCache
 from deployments.engine.attention.prefill import PrefillBatch
-from deployments.engine.kernels.ops import Expansion, Rope, gated_activation, normalise_, rms_norm
+from deployments.engine.kernels.ops import Expansion, Rope, normalise_, rms_norm
 from deployments.engine.lora.layers import LoraBatch
 from deployments.engine.models.architectures import SHARED_ROPE, Description, describe, ropes_of
 from deployments.engine.models.base import KvShape, TorchBatches
@@ -183,8 +183,10 @@ class _Layer:
     ) -> torch.Tensor:
         """Return the states behind the layer, of x (T, d) before it and what attention gave."""
         x = self._add(self._o, x, attended, self._after[0], lora)
-        inner = self._of_normed(self._gate_up, x, self._before[1], lora)
-        gated = gated_activation(inner, self._about.activation)
+        about = self._about
+        gated = self._gate_up.gated_after_norm(
+            x, self._before[1], about.eps, lora, about.activation
+        )
         return self._add(self._down, x, gated, self._after[1], lora)
 
     def _of_normed(

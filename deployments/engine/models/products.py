@@ -87,7 +87,7 @@ class QuantisedProduct:
 
     def __call__(self, x: torch.Tensor, *, is_biased: bool = True) -> torch.Tensor:
         y = self._weight.product(x)
-        return y if self._bias is None or not is_biased else y.add_(self._bias)
+        return y.add_(self._bias) if self._bias is not None and is_biased else y
 
     def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         return residual.add_(self(x))
@@ -108,6 +108,10 @@ class KernelProduct:
 
     def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         return self._product(x, bias=self._bias, residual=residual)
+
+    def gated(self, x: torch.Tensor, activation: str) -> torch.Tensor:
+        """Return gated_activation of self(x), for an activation of GATED."""
+        return self._product(x, bias=self._bias, activation=activation)
 
 
 class PackedProduct:

@@ -12,7 +12,7 @@ import torch
 
 from deployments.engine.attention.kv_cache import DecodeBatch, KvCache
 from deployments.engine.attention.prefill import PrefillBatch
-from deployments.engine.kernels.ops import ACTIVATIONS, gated_activation, rms_norm
+from deployments.engine.kernels.ops import ACTIVATIONS, rms_norm
 from deployments.engine.lora.layers import LoraBatch
 from deployments.engine.models.architectures import unknown_field
 from deployments.engine.models.base import KvShape, TorchBatches
@@ -178,9 +178,10 @@ class _Mlp:
         self.lora_layers = [self._wi.lora_layer, self._wo.lora_layer]
 
     def __call__(self, x: torch.Tensor, eps: float, lora: LoraBatch | None) -> torch.Tensor:
-        inner = self._wi.after_norm(x, self._norm, eps, lora)
         if self._gated:
-            return self._wo.add_to(x, gated_activation(inner, self._act), lora)
+            gated = self._wi.gated_after_norm(x, self._norm, eps, lora, self._act)
+            return self._wo.add_to(x, gated, lora)
+        inner = self._wi.after_norm(x, self._norm, eps, lora)
         return self._wo.add_to(x, ACTIVATIONS[self._act](inner), lora)
 
 

@@ -10,15 +10,13 @@ from typing import Any
 
 import torch
 
-from adapters.bases.models import resolve_base_model
 from deployments.engine.decoder_factory import FastLimits, build_decoder
 from deployments.engine.model_loader import load_pretrained
 from deployments.engine.model_runner import ModelRunner
+from scripts.benchmarks.bases.models import load_skeleton, saved_or_found
 from scripts.benchmarks.command import conditions
 from scripts.benchmarks.in_process.engine_runs import answer_all, random_requests, start_engine
 from scripts.benchmarks.in_process.random_adapters import make_random_adapters
-from scripts.benchmarks.models import load_skeleton, save_base
-from scripts.benchmarks.shapes import SHAPES
 
 GIB = 2**30
 # What torch takes itself before Hopper, whose default is four times as much.
@@ -72,7 +70,7 @@ class Card:
 
 def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     load_before = os.getloadavg()
-    folder, family = _folder(args, scratch)
+    folder, family = saved_or_found(args.model, scratch / "base", args.device, args.dtype)
     gc.collect()
     card = Card(args.device, args.budget_gb)
     started = time.perf_counter()
@@ -129,12 +127,3 @@ def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         "peak_gib": None if last is None else round(last["most_held"] + last["outside_torch"], 3),
         "budget_gib": args.budget_gb,
     }
-
-
-def _folder(args: argparse.Namespace, scratch: Path) -> tuple[Path, Any]:
-    """Return the base's folder and family; a shape is written with random weights."""
-    if args.model in SHAPES:
-        folder = save_base(args.model, scratch / "base", args.device, args.dtype)
-        return folder, "seq2seq" if "t5" in args.model else "causal"
-    resolved = resolve_base_model(args.model, progress=False)
-    return resolved.path, resolved.family

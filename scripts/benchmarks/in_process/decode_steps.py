@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from deployments.engine.model_runner import ModelRunner
+from deployments.engine.quantised.linear import QuantisedLinear
 from deployments.engine.request import Request, SamplingParams
 from deployments.engine.scheduling.scheduler import Scheduler
 
@@ -21,14 +22,19 @@ _WARM_UP, _ROUNDS = 6, 5
 
 def weight_bytes(model: Any) -> int:
     """Return the bytes of weights that a decode step reads; call it before a decoder takes them."""
-    read = 0
-    for name, parameter in model.named_parameters():
-        is_cross_kv = ".EncDecAttention.k." in name or ".EncDecAttention.v." in name
-        is_layer = name.startswith(("decoder.block.", "model.layers."))
-        if is_layer and not is_cross_kv:
-            read += parameter.nbytes
+    read: int = sum(
+        parameter.nbytes for name, parameter in model.named_parameters() if _is_read(name)
+    )
+    for name, module in model.named_modules():
+        if isinstance(module, QuantisedLinear) and _is_read(f"{name}."):
+            read += int(module.quantised.num_bytes)
     head: torch.Tensor = model.lm_head.weight
     return read + head.nbytes
+
+
+def _is_read(name: str) -> bool:
+    is_cross_kv = ".EncDecAttention.k." in name or ".EncDecAttention.v." in name
+    return name.startswith(("decoder.block.", "model.layers.")) and not is_cross_kv
 
 
 def step_times(

@@ -16,6 +16,7 @@ from deployments.engine.decoder_factory import FastLimits
 from deployments.engine.engine import Engine
 from deployments.engine.model_runner import ModelRunner
 from deployments.engine.request import Request
+from scripts.benchmarks.bases.models import load_base
 from scripts.benchmarks.command import settings_of
 from scripts.benchmarks.in_process.busy_cores import measure_beside_others
 from scripts.benchmarks.in_process.decode_steps import step_times, time_steps, weight_bytes
@@ -27,9 +28,9 @@ from scripts.benchmarks.in_process.engine_runs import (
     start_engine,
 )
 from scripts.benchmarks.in_process.peft_baseline import PeftBaseline
+from scripts.benchmarks.in_process.quantised_base import quantised_base
 from scripts.benchmarks.in_process.random_adapters import make_random_adapters
 from scripts.benchmarks.in_process.served_engine import served_engine
-from scripts.benchmarks.models import load_base
 from scripts.environment import device_name
 
 _DIFFERENT_ADAPTERS = 8  # files; more adapters are copies, each in its own slot
@@ -61,12 +62,14 @@ def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         adapters=list(folders),
     )
     sides = {} if args.skip_peft else _peft_sides(args, folders, requests)
+    if args.quantization != "none":
+        base = quantised_base(base, args.quantization)
     weights = weight_bytes(base.model)  # before the decoder takes them
     limits = FastLimits(args.rows, longest + 1 + args.output_tokens, max_adapters=args.adapters)
     dtype_bytes = base.model.dtype.itemsize
     decoder = fast_decoder(base, limits, args.weights)
     for kind, bits in (("int8", 8), ("int4", 4)):  # of the head too, nearly
-        if decoder.info.weights.startswith(kind):
+        if args.quantization == "none" and decoder.info.weights.startswith(kind):
             weights = weights * bits // (8 * dtype_bytes)
     step_settings: dict[str, Any] = {
         "num_rows": [n for n in _BATCH_SIZES if n <= args.rows],
@@ -126,7 +129,11 @@ def _endless(request: Request) -> Request:
 def _peft_sides(
     args: argparse.Namespace, folders: Mapping[str, Path], requests: Sequence[Request]
 ) -> dict[str, Side]:
+    """Return PEFT's sides: over bitsandbytes' layers where it has the kind."""
     base = load_base(args.model, args.device, args.dtype)  # PEFT changes its model
+    if args.quantization != "none":
+        with_theirs = args.quantization != "fp8"
+        base = quantised_base(base, args.quantization, with_bitsandbytes=with_theirs)
     peft, threads = PeftBaseline(base, folders, args.output_tokens), torch.get_num_threads()
 
     def on_all_threads(side: Side) -> Mapping[str, float]:

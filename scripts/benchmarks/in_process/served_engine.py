@@ -14,8 +14,8 @@ from deployments.engine.engine import Engine
 from deployments.engine.request import Request
 from deployments.engine_process.client import EngineProcess, RemoteDecoder
 from deployments.engine_process.decoder_loading import DecoderSpec
-from scripts.benchmarks.models import save_base
-from scripts.benchmarks.shapes import SHAPES
+from scripts.benchmarks.bases.models import save_base
+from scripts.benchmarks.bases.shapes import SHAPES
 
 _EMIT_S = {"cpu": 0.06, "cuda": 0.03}  # as a replica does (deployments/model)
 

@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import Any
 
 from scripts.arguments import above_zero, positive
-from scripts.benchmarks.closed_loop import WARM_UP_S, closed_loop, figures
 from scripts.benchmarks.command import add_model_arguments, conditions, publish
-from scripts.benchmarks.http_client import PreparedRequest, chat_body
+from scripts.benchmarks.over_http.closed_loop import WARM_UP_S, closed_loop, figures
+from scripts.benchmarks.over_http.http_client import PreparedRequest, chat_body
 from scripts.benchmarks.serve import QUESTION
 from scripts.benchmarks.vllm_peer.server import serving, vllm_environment
 
@@ -80,8 +80,8 @@ def _written(args: argparse.Namespace, folder: Path) -> tuple[Path, dict[str, Pa
 
 
 def _write(args: argparse.Namespace, folder: Path) -> tuple[Path, dict[str, Path]]:
+    from scripts.benchmarks.bases.models import load_skeleton, save_base
     from scripts.benchmarks.in_process.random_adapters import make_random_adapters
-    from scripts.benchmarks.models import load_skeleton, save_base
 
     base = save_base(args.model, folder / "base", args.device, args.dtype)
     shape = {"num": args.adapters, "rank": args.rank, "targets": args.targets}

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from scripts.benchmarks.bases.models import load_base
 from scripts.benchmarks.in_process.rounding_errors import rounding_errors
-from scripts.benchmarks.models import load_base
 from scripts.benchmarks.tolerance import TOLERANCE
 from tests.tiny_architectures import make_tiny
 

@@ -5,7 +5,7 @@ import json
 import os
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -20,12 +20,13 @@ EVENTS = (
 
 class Handler(http.server.BaseHTTPRequestHandler):
     num_asked = 0
+    bodies: ClassVar[list[dict[str, Any]]] = []
 
     def do_GET(self) -> None:
         self._answer(200, json.dumps(READY))
 
     def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["Content-Length"]))
+        Handler.bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
         if self.path == "/ask":
             Handler.num_asked += 1
             self._answer(503 if Handler.num_asked % 50 == 0 else 200, "{}")
@@ -46,6 +47,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def url() -> Iterator[str]:
     Handler.num_asked = 0
+    Handler.bodies.clear()
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
@@ -73,3 +75,15 @@ def test_the_memory_run_has_a_least_length(capsys: pytest.CaptureFixture[str]) -
     with pytest.raises(SystemExit):
         benchmark.main(["service", "--requests", "199"])
     assert "a whole number from 200 is expected" in capsys.readouterr().err
+
+
+def test_groundings_are_timed_in_turn(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["service", "--url", url, "--repeats", "2", "--warmup", "0"]
+    assert benchmark.main([*argv, "--grounding", "off", "cite"]) == 0
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert list(report["groundings"]) == ["off", "cite"]
+    for found in report["groundings"].values():
+        assert found["tokens"] == 5
+        assert found["first_token_s"]["n"] == found["whole_answer_s"]["n"] == 24
+    asked = [body.get("grounding") for body in Handler.bodies if "grounding" in body]
+    assert asked == ["off", "cite"] * 24

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import aiohttp
 
-from scripts.benchmarks.http_client import (
+from scripts.benchmarks.over_http.http_client import (
     LoadError,
     PreparedRequest,
     chat_body,

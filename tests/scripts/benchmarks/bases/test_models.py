@@ -3,7 +3,7 @@
 import pytest
 
 from deployments.engine.model_loader import Family
-from scripts.benchmarks.models import word_tokenizer
+from scripts.benchmarks.bases.models import word_tokenizer
 
 
 @pytest.mark.parametrize(("family", "eos", "pad"), [("causal", 2, 2), ("seq2seq", 1, 0)])

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from adapters.bases.models import resolve_base_model
+from scripts.benchmarks.bases.models import load_skeleton, save_base
+from scripts.benchmarks.bases.shapes import SHAPES
 from scripts.benchmarks.in_process.random_adapters import (
     make_random_adapters,
     rank_of_size,
     write_catalog,
 )
-from scripts.benchmarks.models import load_skeleton, save_base
-from scripts.benchmarks.serve_process import key_headers
-from scripts.benchmarks.shapes import SHAPES
+from scripts.benchmarks.over_http.serve_process import key_headers
 
 MAX_INPUT_TOKENS = 256
 _OTHER_WEIGHTS = 1000  # first seed of the new versions; those of the catalogue begin at 0

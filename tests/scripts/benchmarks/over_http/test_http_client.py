@@ -8,7 +8,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from scripts.benchmarks.http_client import (
+from scripts.benchmarks.over_http.http_client import (
     LoadError,
     PreparedRequest,
     call,
@@ -18,7 +18,7 @@ from scripts.benchmarks.http_client import (
     run_for,
     succeeds,
 )
-from scripts.benchmarks.streams import streaming
+from scripts.benchmarks.over_http.streams import streaming
 
 WHOLE = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nfine"
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nfin\r\n1\r\ne\r\n0\r\n\r\n"

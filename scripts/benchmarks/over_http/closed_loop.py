@@ -10,8 +10,13 @@ from typing import Any
 import aiohttp
 
 from scripts.benchmarks.command import spread
-from scripts.benchmarks.http_client import PreparedRequest, StreamedAnswer, connect, read_stream
-from scripts.benchmarks.streams import longest_gap_s, token_times
+from scripts.benchmarks.over_http.http_client import (
+    PreparedRequest,
+    StreamedAnswer,
+    connect,
+    read_stream,
+)
+from scripts.benchmarks.over_http.streams import longest_gap_s, token_times
 
 WARM_UP_S = 6.0
 _EDGE_S = 1.0  # of a run's beginning, when not all streams are there yet

@@ -26,9 +26,15 @@ import aiohttp
 
 from scripts.arguments import above_zero, at_least, positive
 from scripts.benchmarks.command import add_model_arguments, conditions, publish, spread
-from scripts.benchmarks.hot_add_operator import Operator
-from scripts.benchmarks.serve_process import serving
-from scripts.benchmarks.streams import Streamed, Window, longest_gap_s, per_token_ms, streaming
+from scripts.benchmarks.live_adapters.hot_add_operator import Operator
+from scripts.benchmarks.over_http.serve_process import serving
+from scripts.benchmarks.over_http.streams import (
+    Streamed,
+    Window,
+    longest_gap_s,
+    per_token_ms,
+    streaming,
+)
 
 MAX_ADD_S = 3.0
 MAX_RISE = 0.1
@@ -67,7 +73,7 @@ def run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
 
 
 async def _measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    from scripts.benchmarks.hot_add_service import cpu_threads, prepare
+    from scripts.benchmarks.live_adapters.hot_add_service import cpu_threads, prepare
 
     service = prepare(args, folder)
 

@@ -11,13 +11,13 @@ from deployments.engine.decoder_factory import FastLimits, build_decoder
 from deployments.engine.model_loader import Pretrained, load_pretrained
 from deployments.settings import parse_settings
 from scripts.benchmark import main
-from scripts.benchmarks import models, shapes
-from scripts.benchmarks.hot_add import add_arguments, others_report
-from scripts.benchmarks.hot_add_operator import unconfirmed
-from scripts.benchmarks.hot_add_service import prepare
+from scripts.benchmarks.bases import models, shapes
+from scripts.benchmarks.bases.models import load_skeleton
 from scripts.benchmarks.in_process.random_adapters import make_random_adapters, rank_of_size
-from scripts.benchmarks.models import load_skeleton
-from scripts.benchmarks.streams import Streamed, longest_gap_s, per_token_ms, token_times
+from scripts.benchmarks.live_adapters.hot_add import add_arguments, others_report
+from scripts.benchmarks.live_adapters.hot_add_operator import unconfirmed
+from scripts.benchmarks.live_adapters.hot_add_service import prepare
+from scripts.benchmarks.over_http.streams import Streamed, longest_gap_s, per_token_ms, token_times
 
 
 def parsed(*argv: str) -> argparse.Namespace:

@@ -26,7 +26,7 @@ import aiohttp
 
 from scripts.arguments import above_zero, positive
 from scripts.benchmarks.command import add_out, conditions, publish, spread
-from scripts.benchmarks.http_client import (
+from scripts.benchmarks.over_http.http_client import (
     LoadError,
     PreparedRequest,
     call,
@@ -34,8 +34,8 @@ from scripts.benchmarks.http_client import (
     is_served,
     read_stream,
 )
-from scripts.benchmarks.serve_process import serving
-from scripts.benchmarks.streams import QUESTION
+from scripts.benchmarks.over_http.serve_process import serving
+from scripts.benchmarks.over_http.streams import QUESTION
 
 _SIDES = ("load", "adapter")
 
@@ -71,9 +71,9 @@ def run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
 
 
 def _application(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    from scripts.benchmarks.hot_add_service import several_on_one_cpu
+    from scripts.benchmarks.bases.models import load_skeleton
     from scripts.benchmarks.in_process.random_adapters import write_catalog
-    from scripts.benchmarks.models import load_skeleton
+    from scripts.benchmarks.live_adapters.hot_add_service import several_on_one_cpu
     from scripts.chaos_runs.clinic import write_base
 
     base = write_base(folder / "base", seed=0)
@@ -82,7 +82,7 @@ def _application(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return {
         "name": "clinic",
         "route_prefix": "/",
-        "import_path": "scripts.benchmarks.stand_in_model:build_clinic",
+        "import_path": "scripts.benchmarks.over_http.stand_in_model:build_clinic",
         "args": {
             "step_s": args.step_s,
             "load_s": args.load_s,

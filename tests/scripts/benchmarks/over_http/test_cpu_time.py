@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from scripts.benchmarks.cpu_time import OTHER, role_of, seconds_by_role, spent
+from scripts.benchmarks.over_http.cpu_time import OTHER, role_of, seconds_by_role, spent
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,8 @@ from deployments.api.access.api_keys import KeyKind, KeyStore, new_key
 from deployments.settings import PROJECT_ROOT
 from deployments.startup.cluster import free_port, serve_command, serve_environment
 from deployments.startup.processes import ProcessTree
-from scripts.benchmarks.http_client import connect
+from scripts.benchmarks.over_http.http_client import connect
+from scripts.benchmarks.over_http.loopback import in_new_namespace
 
 READY_TIMEOUT_S = 180.0
 _STOP_TIMEOUT_S = 20.0
@@ -37,14 +38,14 @@ PRIVATE_NETWORK = "POLYCLINIC_PRIVATE_NETWORK"  # set inside a network namespace
 def in_private_network(arguments: Sequence[str]) -> int | None:
     """Run this benchmark again in a network namespace that has only loopback; return its status.
 
-    Returns None if this already is that run. Needs root, `unshare` and `ip`.
+    Returns None if this already is that run. Needs root and `unshare`.
     """
     if os.environ.get(PRIVATE_NETWORK):
         return None
-    inner = 'ip link set lo up && exec "$@"'
     command = [sys.executable, "-m", "scripts.benchmark", *arguments]
-    wrapped = ["unshare", "-n", "sh", "-c", inner, "sh", *command]
-    return subprocess.run(wrapped, env={**os.environ, PRIVATE_NETWORK: "1"}).returncode
+    return subprocess.run(
+        in_new_namespace(command), env={**os.environ, PRIVATE_NETWORK: "1"}
+    ).returncode
 
 
 @contextlib.asynccontextmanager

@@ -8,8 +8,8 @@ from typing import Any
 
 import aiohttp
 
-from scripts.benchmarks.http_client import LoadError, call, chat_body
-from scripts.benchmarks.streams import QUESTION, Window
+from scripts.benchmarks.over_http.http_client import LoadError, call, chat_body
+from scripts.benchmarks.over_http.streams import QUESTION, Window
 
 _ANSWERS_PER_REPLICA = 3  # asked for together, so that each replica is likely to get some
 

@@ -25,7 +25,7 @@ from deployments.engine.model_loader import (
     load_pretrained,
     wrap_pretrained,
 )
-from scripts.benchmarks.shapes import SHAPES, config_of
+from scripts.benchmarks.bases.shapes import SHAPES, config_of
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] "
@@ -133,6 +133,15 @@ def save_base(name: str, folder: Path, device: str, dtype: Dtype) -> Path:
     words = [f"w{number}" for number in range(3, base.model.config.vocab_size)]
     word_tokenizer(words, base.family).save_pretrained(folder)
     return folder
+
+
+def saved_or_found(name: str, folder: Path, device: str, dtype: Dtype) -> tuple[Path, Family]:
+    """Return a base's folder and family; one of SHAPES is written to `folder` first."""
+    if name in SHAPES:
+        family: Family = "seq2seq" if config_of(name).is_encoder_decoder else "causal"
+        return save_base(name, folder, device, dtype), family
+    resolved = resolve_base_model(name, progress=False)
+    return resolved.path, resolved.family
 
 
 def load_skeleton(folder: Path) -> Any:
