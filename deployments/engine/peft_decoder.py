@@ -26,7 +26,7 @@ from deployments.engine.adapter_biases import AdapterBiases
 from deployments.engine.decoder import DecoderInfo, RowSink
 from deployments.engine.detokenizer import hidden_ids, text_decoder, token_bytes
 from deployments.engine.errors import AdapterHasNoEffect
-from deployments.engine.lora.base_copies import check_copies, ends_of
+from deployments.engine.lora.base_copies import check_copies, ends_of, kept_ends
 from deployments.engine.lora.peft_features import check_base_is_kept, check_scales
 from deployments.engine.model_loader import Pretrained
 from deployments.engine.quantised.linear import QuantisedLinear
@@ -101,10 +101,12 @@ class PeftDecoder:
             ValueError, RuntimeError, OSError: PEFT cannot read it, or its shapes do not fit.
         """
         check_base_is_kept(directory)
-        check_copies(directory, ends_of(self._base))
+        ends = ends_of(self._base)
+        check_copies(directory, ends)
         inner = f"a{self._num_loaded}"  # PEFT allows no dot in a name, and ours hold versions
         self._num_loaded += 1
-        self._inject(inner, directory)
+        with kept_ends(directory, ends):
+            self._inject(inner, directory)
         earlier = self._names.get(name)
         self._names[name] = inner
         try:
