@@ -16,6 +16,7 @@ from scripts.benchmarks import (
     engine,
     gateway,
     hot_add,
+    invariance,
     load,
     observing,
     peers,
@@ -39,6 +40,10 @@ _BENCHMARKS = {
     "load": (load, "the engine in process, requests that come and go"),
     "churn": (churn, "adapters that come and go, in process"),
     "hot_add": (hot_add, "new adapter versions over HTTP, on several replicas"),
+    "invariance": (
+        invariance,
+        "whether answers depend on what runs beside them, and what it costs",
+    ),
     "gateway": (gateway, "what our HTTP side adds to Ray's own chain"),
     "serve": (serve, "the whole application over HTTP, streams of mixed adapters"),
     "observing": (observing, "what records of requests and traces cost"),

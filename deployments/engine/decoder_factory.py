@@ -19,6 +19,7 @@ from deployments.engine.attention.row_plan import plan_rows
 from deployments.engine.decoder import DecoderInfo
 from deployments.engine.detokenizer import hidden_ids
 from deployments.engine.errors import FastDecoderImpossible
+from deployments.engine.invariance import BatchInvariant, make_invariant, refuse_reference
 from deployments.engine.kernels.backend import are_fused
 from deployments.engine.lora.base_copies import ends_of
 from deployments.engine.lora.peft_reader import PeftReader
@@ -63,6 +64,7 @@ def build_decoder(
     adapters: Mapping[str, Path],
     *,
     weights: Weights = "none",
+    batch_invariant: BatchInvariant = "auto",
 ) -> ModelRunner | PeftDecoder:
     """Return the decoder for this base, without adapters loaded yet.
 
@@ -70,10 +72,12 @@ def build_decoder(
         adapters: folders of those that are to be served, by name.
         weights: int8, int4: products of bytes on a CPU, with weights of eight or four bits; auto:
             eight, where they are faster than torch.
+        batch_invariant: whether logits may not depend on what is computed beside them.
 
     Raises:
         FastDecoderImpossible: `choice` is fast; names what the fast decoder cannot do. `weights` is
-            int8 or int4, and this base cannot be served with it.
+            int8 or int4, and this base cannot be served with it. `batch_invariant` is true, and
+            something here cannot keep to it.
         ValueError: the budget for keys and values does not hold one answer.
     """
     if choice == "reference" and weights in _BITS:
@@ -82,6 +86,7 @@ def build_decoder(
             "or fast"
         )
     if choice == "reference":
+        refuse_reference(batch_invariant)
         return PeftDecoder(base, reason="engine.decoder is reference")
     reader = None
     obstacle = unsupported_base(base, _num_positions(base, limits))
@@ -92,7 +97,7 @@ def build_decoder(
         chosen = choose_weights(base, weights, limits)
         if chosen.in_bytes:
             reader, chosen = _for_bytes(base, chosen, weights, adapters, reader)
-        return _build_fast(base, limits, reader, chosen)
+        return _build_fast(base, limits, reader, chosen, batch_invariant)
     if choice == "fast":
         raise FastDecoderImpossible(
             f"engine.decoder is fast, but {obstacle}: set it to auto or reference"
@@ -103,6 +108,7 @@ def build_decoder(
             f"{obstacle}: set quantization: auto or none"
         )
     logger.warning("serving with the reference decoder: %s", obstacle)
+    refuse_reference(batch_invariant)
     return PeftDecoder(base, reason=f"not the fast decoder, since {obstacle}")
 
 
@@ -288,13 +294,18 @@ def _make_model(
 
 
 def _build_fast(
-    base: Pretrained, limits: FastLimits, reader: PeftReader, weights: _Weights
+    base: Pretrained,
+    limits: FastLimits,
+    reader: PeftReader,
+    weights: _Weights,
+    batch_invariant: BatchInvariant,
 ) -> ModelRunner:
     num_positions = _num_positions(base, limits)
     # Rows are multiples of ALIGNMENT positions, and the tables of positions cover a whole row.
     model = _make_model(
         base, -(-num_positions // ALIGNMENT) * ALIGNMENT, weights, limits, base.model
     )
+    invariance = make_invariant(model, batch_invariant)
     capacities = _capacities(model, limits, num_positions)
     logger.info(
         "KV cache: %.0f MiB, rows of %s positions",
@@ -312,6 +323,8 @@ def _build_fast(
         hidden_ids=hidden_ids(base.tokenizer),
         refuses=refused_features(base.family, base.tokenizer, base.eos_ids),
         weights=weights.reason,
+        batch_invariant=invariance.is_on,
+        batch_invariant_reason=invariance.reason,
         threads=_threads_of(model, limits),
     )
     max_adapters = limits.max_adapters

@@ -25,7 +25,7 @@ from deployments.engine.kernels.backend import are_fused
 from deployments.engine.lora.peft_reader import PeftReader
 from deployments.engine.lora.pool import BASE_SLOT, LoraPool
 from deployments.engine.model_loader import Pretrained
-from deployments.engine.models.base import Model, TorchBatches
+from deployments.engine.models.base import Model
 from deployments.engine.models.linear import HEAD
 from deployments.engine.request import PrefillChunk, SchedulerOutput
 from deployments.engine.sampling import DeviceTokens, Sampler
@@ -85,10 +85,12 @@ class ModelRunner(AdapterLoader):
         self.can_split_prompts = model.can_split_prompts
         # An encoder's states depend on the whole prompt, so none of them serves another one.
         self.can_reuse_prefixes = model.can_split_prompts and are_aligned(capacities)
+        # On a GPU what a decode step writes is not, to the bit, what reading the same tokens gives.
+        self.can_reuse_answers = on_cpu or not model.is_invariant
         self.num_steps_ahead = 0 if on_cpu else 1
         # The host must know a row's newest tokens to guess the next, and so wait for each step.
         # Reading must give what writing gives: bfloat16 of torch rounds by the number of rows.
-        is_exact = not isinstance(model, TorchBatches) or model.kv_shape.dtype == torch.float32
+        is_exact = model.is_invariant or model.kv_shape.dtype == torch.float32
         self.can_try_drafts = on_cpu and model.can_split_prompts and is_exact
         self.num_prompts_together = 1 if on_cpu else _PROMPTS_TOGETHER
         self.device, self.vocab_size = model.device, model.vocab_size
@@ -238,7 +240,8 @@ class ModelRunner(AdapterLoader):
             return self._prompt_graphs.replay(inputs)
         counts = [chunk.stop - chunk.start for chunk in chunks]
         lora = self._model.lora_batch(self.lora_pool, slots, counts)
-        return self._model.prefill(self._cache, inputs.on(self.device), lora)
+        batch = inputs.on(self.device, is_invariant=self._model.is_invariant)
+        return self._model.prefill(self._cache, batch, lora)
 
     def _score_prompts(self, states: torch.Tensor, chunks: Sequence[PrefillChunk]) -> None:
         """Score prompts where asked for, given the states (T, d) behind the chunks' tokens."""

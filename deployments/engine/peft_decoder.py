@@ -26,6 +26,7 @@ from deployments.engine.adapter_biases import AdapterBiases
 from deployments.engine.decoder import DecoderInfo, RowSink
 from deployments.engine.detokenizer import hidden_ids, text_decoder, token_bytes
 from deployments.engine.errors import AdapterHasNoEffect
+from deployments.engine.invariance import PADDED
 from deployments.engine.lora.base_copies import check_copies, ends_of
 from deployments.engine.lora.peft_features import check_base_is_kept, check_scales
 from deployments.engine.model_loader import Pretrained
@@ -76,6 +77,7 @@ class PeftDecoder:
         return DecoderInfo(
             name="reference",
             reason=self._reason,
+            batch_invariant_reason=PADDED,
             device=str(self._base.device),
             dtype=self._dtype,
             num_positions=positions if self._family == "causal" else None,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:  # torch is imported once a decoder is to be loaded
     from deployments.engine.decoder_factory import Choice
+    from deployments.engine.invariance import BatchInvariant
     from deployments.engine.model_loader import Dtype, Family
     from deployments.engine.model_runner import ModelRunner
     from deployments.engine.peft_decoder import PeftDecoder
@@ -39,6 +40,7 @@ class DecoderSpec:
     max_adapters: int
     kv_memory_bytes: int | None
     cpu_threads: int | None
+    batch_invariant: "BatchInvariant"
     adapters: Mapping[str, str]
 
 
@@ -46,7 +48,8 @@ def load_decoder(spec: DecoderSpec) -> "ModelRunner | PeftDecoder":
     """Load the base model and choose its decoder. Call it on the engine's thread.
 
     Raises:
-        FastDecoderImpossible: `choice` is fast; names what it cannot serve.
+        FastDecoderImpossible: `choice` is fast, or `batch_invariant` true; names what it cannot
+            serve, or what cannot keep to it.
         OSError, ValueError: the folder lacks a file, or transformers cannot read it.
     """
     # On a CPU the fast decoder makes bytes of plain weights; on a GPU bitsandbytes loads them.
@@ -80,7 +83,9 @@ def load_decoder(spec: DecoderSpec) -> "ModelRunner | PeftDecoder":
     )
     folders = {name: Path(folder) for name, folder in spec.adapters.items()}
     weights = quantization if on_cpu and quantization != "nf4" else "none"
-    decoder = build_decoder(base, spec.choice, limits, folders, weights=weights)
+    decoder = build_decoder(
+        base, spec.choice, limits, folders, weights=weights, batch_invariant=spec.batch_invariant
+    )
     seconds, info = time.perf_counter() - started, decoder.info
     if info.weights.startswith(("int8", "int4")):
         torch.set_num_threads(1)  # the compiled step has threads of its own

@@ -23,6 +23,9 @@ ACTIVATIONS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "gelu_pytorch_tanh": _tanh_gelu,
 }
 
+_SHARE = 32_768  # at::internal::GRAIN_SIZE: what torch gives a thread at least
+_ALONE = 16_384  # up to so many elements one thread computes, of gelu too
+_VECTOR = 64  # elements of two vectors of bfloat16
 BLOCK_M = 64  # queries of one program of the prefill kernel
 
 
@@ -31,10 +34,14 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 
     On a CPU this takes five small operations instead of the nine of torch's own.
     """
-    if x.is_cuda and weight.dtype == x.dtype:
-        return F.rms_norm(x, weight.shape, weight, eps)
-    if x.is_cuda:
-        return F.rms_norm(x, weight.shape, None, eps).mul_(weight)
+    if are_fused(x.device.type):
+        from deployments.engine.kernels import triton_linear
+
+        return triton_linear.rms_norm(x, weight, eps)
+    return rms_norm_torch(x, weight, eps)
+
+
+def rms_norm_torch(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
     inverse = length.square_().div_(x.shape[1]).add_(eps).rsqrt_()
     normed: torch.Tensor = (x * inverse).to(x.dtype)
@@ -42,7 +49,19 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 
 
 def normalise_(x: torch.Tensor, weight: torch.Tensor, eps: float, dims: tuple[int, ...]) -> None:
-    """Take the RMS norm of x (T, h, D) over `dims` in place, with weight (h, D)."""
+    """Take the RMS norm of x (T, h, D) over `dims`, its last or its last two, in place, with weight
+    (h, D)."""
+    if are_fused(x.device.type):
+        from deployments.engine.kernels import triton_linear
+
+        triton_linear.normalise_(x, weight, eps, dims)
+    else:
+        normalise_torch_(x, weight, eps, dims)
+
+
+def normalise_torch_(
+    x: torch.Tensor, weight: torch.Tensor, eps: float, dims: tuple[int, ...]
+) -> None:
     length = torch.linalg.vector_norm(x, dim=dims, keepdim=True, dtype=torch.float32)
     size = math.prod(x.shape[dim] for dim in dims)
     x.mul_(length.square_().div_(size).add_(eps).rsqrt_()).mul_(weight)
@@ -81,7 +100,34 @@ def gated_activation(x: torch.Tensor, activation: str) -> torch.Tensor:
 
 def gated_activation_torch(x: torch.Tensor, activation: str) -> torch.Tensor:
     gate, value = x.chunk(2, -1)
-    return ACTIVATIONS[activation](gate).mul_(value)
+    return activate(gate, activation).mul_(value)
+
+
+def activate(x: torch.Tensor, activation: str) -> torch.Tensor:
+    """Return act(x) of x (T, F), each row as if it were alone."""
+    act = ACTIVATIONS[activation]
+    pieces = [act(piece) for piece in whole_rows(x)]
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+
+def whole_rows(x: torch.Tensor) -> Sequence[torch.Tensor]:
+    """Cut x (T, F) into rows such that torch computes a row's elements by the same instructions
+    whatever the other rows are.
+
+    On a CPU it cuts many elements into shares for its threads, and takes those at the end of a
+    share, fewer than _VECTOR, one by one: exp and tanh then round otherwise.
+    """
+    rows, columns = x.shape
+    if x.device.type != "cpu" or rows == 1:
+        return [x]
+    if columns > _ALONE or (columns % _VECTOR and x.is_contiguous()):
+        return x.split(1)
+    threads = torch.get_num_threads()
+    shared = rows // threads * threads  # whole rows for each thread
+    if shared * columns < _SHARE * threads:
+        shared = 0
+    few = _ALONE // columns  # rows of one thread
+    return [x[:shared], *x[shared:].split(few)] if shared else x.split(few)
 
 
 @functools.cache

@@ -247,6 +247,12 @@ class LoraPool:
             slots = [slot for slot, count in zip(slots, counts, strict=True) for _ in range(count)]
         return SlotBatch(self._stacks, slots)
 
+    def row_batch(self, slots: Sequence[int]) -> LoraBatch | None:
+        """Return what `torch_batch` would, on a CPU, where no row depends on the others."""
+        from deployments.engine.cpu.row_batches import RowLoraBatch
+
+        return RowLoraBatch(self._stacks, slots) if any(slots) else None
+
     def triton_batch(self, slots: torch.Tensor) -> LoraBatch | None:
         """Return the batch of rows with these slots (B,). Returns None if no adapter was loaded.
 

@@ -8,8 +8,10 @@ import torch
 
 from deployments.engine.attention.kv_cache import DecodeBatch, KvCache, TorchDecodeAttention
 from deployments.engine.attention.prefill import PrefillBatch
+from deployments.engine.kernels.backend import are_fused
 from deployments.engine.lora.layers import LoraBatch, LoraLayer
 from deployments.engine.lora.pool import LoraPool
+from deployments.engine.models.linear import FusedLinear, LMHead
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,7 @@ class Model(Protocol):
     kv_shape: KvShape
     vocab_size: int
     device: torch.device
+    is_invariant: bool  # whether a row's logits depend on nothing that is computed beside it
 
     def lora_batch(
         self, pool: LoraPool, slots: Sequence[int], counts: Sequence[int] | None = None
@@ -67,10 +70,31 @@ class Model(Protocol):
 class TorchBatches:
     """Make the batches of a model that computes with torch."""
 
+    device: torch.device
+    kv_shape: KvShape
+    products: Sequence[FusedLinear | LMHead]
+    is_invariant = False
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.kv_shape.dtype
+
+    def keep_order(self) -> None:
+        """Compute each row's sums in one order from now on, whatever is computed beside it."""
+        self.is_invariant = True
+        for product in self.products:
+            product.is_invariant = are_fused(self.device.type)
+
     def lora_batch(
         self, pool: LoraPool, slots: Sequence[int], counts: Sequence[int] | None = None
     ) -> LoraBatch | None:
-        return pool.torch_batch(slots, counts)
+        if not self.is_invariant:
+            return pool.torch_batch(slots, counts)
+        if counts is not None:
+            slots = [slot for slot, count in zip(slots, counts, strict=True) for _ in range(count)]
+        if are_fused(self.device.type):
+            return pool.triton_batch(torch.tensor(slots, device=self.device))
+        return pool.row_batch(slots)
 
     def decode_batch(
         self,
@@ -80,4 +104,9 @@ class TorchBatches:
         positions: Sequence[int],
         prompts: Sequence[int],
     ) -> DecodeBatch:
-        return DecodeBatch(tokens, TorchDecodeAttention(cache, rows, positions, prompts))
+        attention = TorchDecodeAttention
+        if self.is_invariant:
+            from deployments.engine.cpu.row_batches import RowDecodeAttention
+
+            attention = RowDecodeAttention
+        return DecodeBatch(tokens, attention(cache, rows, positions, prompts))

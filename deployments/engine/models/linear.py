@@ -5,23 +5,23 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from deployments.engine.kernels.backend import are_fused
 from deployments.engine.kernels.ops import Expansion, rms_norm
 from deployments.engine.lora.layers import LoraBatch, LoraLayer
 from deployments.engine.models.weights import lora_modules, packed, stacked_bias, take_weight
 
-# Measured with float32 and 576 columns (docs/engine.md): 1.05 ms against 0.62 at 16 rows and 3,072
-# outputs; no gain at 960 outputs, slower from 64 rows on.
-_WIDE = 2048
-_FEW_ROWS = range(6, 41)
 HEAD = "lm_head"  # its path in every base model
 
 
 class FusedLinear:
     """Compute y = x @ W.T + bias, where W stacks several linear layers of the base model by rows.
 
-    Layouts: bfloat16 on a CPU multiplies fastest from oneDNN's packed blocks, float32 from
-    (in, out), a GPU from the (out, in) of the base model. MKL is slow at a few rows times a wide
-    float32 matrix, so a wide one stays (out, in) and is multiplied as W @ x.T.
+    A CPU multiplies fastest from oneDNN's packed blocks, a GPU from the (out, in) of the base
+    model.
+
+    Attributes:
+        is_invariant: on a GPU, a row's sums have one order, whatever the number of rows. On a CPU
+            they have (docs/engine.md).
 
     Args:
         name: unique in the decoder; the LoRA layer has the same name.
@@ -37,14 +37,10 @@ class FusedLinear:
         self.lora_layer = LoraLayer(name, weights[0].shape[1], lora_modules(list(layers), weights))
         self._bias = stacked_bias(biases, weights, dtype)
         weight = torch.cat(weights)
-        self._packed = packed(weight) if dtype == torch.bfloat16 else None
-        self._is_wide = weight.device.type == "cpu" and len(weight) >= _WIDE
-        if self._packed is not None:
-            return
-        if weight.device.type == "cpu" and len(weight) < _WIDE:
-            self._weight = weight.t().contiguous()
-        else:
-            self._weight = weight.t()
+        self.is_invariant = False
+        self._packed = None if are_fused(weight.device.type) else packed(weight)
+        if self._packed is None:
+            self._weight = weight
 
     def __call__(self, x: torch.Tensor, lora: LoraBatch | None) -> torch.Tensor:
         """Return (T, out) for x (T, in), each token with its own adapter."""
@@ -78,24 +74,42 @@ class FusedLinear:
         self, residual: torch.Tensor, x: torch.Tensor, lora: LoraBatch | None
     ) -> torch.Tensor:
         """Add self(x) to residual (T, out) in place."""
-        if self._packed is not None or self._bias is not None:
+        if self.is_invariant:
+            _in_order(x, self._weight, self._bias, residual)
+        elif self._packed is not None or self._bias is not None:
             return residual.add_(self(x, lora))
-        residual.addmm_(x, self._weight)
+        else:
+            residual.addmm_(x, self._weight.t())
         if lora is not None:
             lora.add(self.name, x, residual)
         return residual
 
     def _product(self, x: torch.Tensor) -> torch.Tensor:
+        if self.is_invariant:
+            return _in_order(x, self._weight, self._bias)
         if self._packed is not None:
-            product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
-                x, self._packed, self._bias, "none", [], ""
-            )
-            return product
-        if self._bias is not None:
-            return torch.addmm(self._bias, x, self._weight)
-        if self._is_wide and len(x) in _FEW_ROWS:
-            return torch.mm(self._weight.t(), x.t()).t()
-        return torch.mm(x, self._weight)
+            return _of_blocks(x, self._packed, self._bias)
+        return F.linear(x, self._weight, self._bias)
+
+
+def _of_blocks(x: torch.Tensor, blocks: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """Return x @ W.T + bias of oneDNN's blocks of W. One row is multiplied as two: then alone the
+    order of its sums is another one."""
+    both = x if len(x) > 1 else x.repeat(2, 1)
+    y: torch.Tensor = torch.ops.mkldnn._linear_pointwise(both, blocks, bias, "none", [], "")
+    return y[: len(x)]
+
+
+def _in_order(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    add_to: torch.Tensor | None = None,
+) -> torch.Tensor:
+    from deployments.engine.kernels.triton_linear import linear
+
+    product: torch.Tensor = linear(x, weight, bias, add_to=add_to)
+    return product
 
 
 class LMHead:
@@ -113,16 +127,16 @@ class LMHead:
         self._weight = embedding_weight if is_tied else own.to(dtype)
         self._bias = None if head.bias is None else head.bias.data.to(dtype)
         self.vocab_size = len(self._weight)
-        self._packed = packed(self._weight)
+        self.is_invariant = False
+        self._packed = None if are_fused(self._weight.device.type) else packed(self._weight)
         modules = lora_modules([HEAD], [self._weight])
         self.lora_layer = LoraLayer(HEAD, self._weight.shape[1], modules)
 
     def __call__(self, hidden: torch.Tensor, lora: LoraBatch | None) -> torch.Tensor:
-        logits: torch.Tensor
-        if self._packed is not None:
-            logits = torch.ops.mkldnn._linear_pointwise(
-                hidden, self._packed, self._bias, "none", [], ""
-            )
+        if self.is_invariant:
+            logits = _in_order(hidden, self._weight, self._bias)
+        elif self._packed is not None:
+            logits = _of_blocks(hidden, self._packed, self._bias)
         else:
             logits = F.linear(hidden, self._weight, self._bias)
         if lora is not None:

@@ -9,7 +9,14 @@ import torch
 
 from deployments.engine.attention.kv_cache import DecodeBatch, KvCache
 from deployments.engine.attention.prefill import PrefillBatch
-from deployments.engine.kernels.ops import Expansion, Rope, gated_activation, normalise_, rms_norm
+from deployments.engine.kernels.ops import (
+    Expansion,
+    Rope,
+    gated_activation,
+    normalise_,
+    rms_norm,
+    whole_rows,
+)
 from deployments.engine.lora.layers import LoraBatch, LoraLayer, LoraModule
 from deployments.engine.models.architectures import SHARED_ROPE, Description, describe, ropes_of
 from deployments.engine.models.base import KvShape, TorchBatches
@@ -41,8 +48,9 @@ class LlamaModel(TorchBatches):
             _Layer(f"model.layers.{i}", layer, dtype, about)
             for i, layer in enumerate(model.model.layers)
         ]
-        ends = [_embedding_layer(self._embedding), self._head.lora_layer]
-        self.lora_layers = ends + [own for layer in self._layers for own in layer.lora_layers]
+        self.products = [self._head, *(own for layer in self._layers for own in layer.products)]
+        adapted = [product.lora_layer for product in self.products]
+        self.lora_layers = [_embedding_layer(self._embedding), *adapted]
         self.kv_shape = KvShape(len(self._layers), about.num_kv_heads, about.head_dim, dtype)
         self.vocab_size = self._head.vocab_size
         self.device = self._embedding.device
@@ -95,7 +103,9 @@ class LlamaModel(TorchBatches):
         if about.logits_divisor != 1.0:
             logits = logits.div_(about.logits_divisor)
         if about.logits_cap is not None:
-            logits = logits.div_(about.logits_cap).tanh_().mul_(about.logits_cap)
+            for piece in whole_rows(logits.div_(about.logits_cap)):
+                piece.tanh_()
+            logits.mul_(about.logits_cap)
         return logits
 
     def _embed(self, tokens: torch.Tensor, lora: LoraBatch | None) -> torch.Tensor:
@@ -162,8 +172,7 @@ class _Layer:
         self._o = fused("o", "self_attn", attention, ("o_proj",))
         self._gate_up = fused("gate_up", "mlp", mlp, gate_up)
         self._down = fused("down", "mlp", mlp, ("down_proj",))
-        products = (self._qkv, self._o, self._gate_up, self._down)
-        self.lora_layers = [product.lora_layer for product in products]
+        self.products = (self._qkv, self._o, self._gate_up, self._down)
 
     def project(self, x: torch.Tensor, lora: LoraBatch | None) -> torch.Tensor:
         """Return queries, keys and values of x (T, d) side by side, normed, not yet rotated."""

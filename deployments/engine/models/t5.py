@@ -12,7 +12,7 @@ import torch
 
 from deployments.engine.attention.kv_cache import DecodeBatch, KvCache
 from deployments.engine.attention.prefill import PrefillBatch
-from deployments.engine.kernels.ops import ACTIVATIONS, gated_activation, rms_norm
+from deployments.engine.kernels.ops import ACTIVATIONS, activate, gated_activation, rms_norm
 from deployments.engine.lora.layers import LoraBatch
 from deployments.engine.models.architectures import unknown_field
 from deployments.engine.models.base import KvShape, TorchBatches
@@ -87,8 +87,8 @@ class T5Model(TorchBatches):
             for i, block in enumerate(model.decoder.block)
         ]
         layers = (*self._encoder, *self._decoder)
-        self.lora_layers = [adapted for layer in layers for adapted in layer.lora_layers]
-        self.lora_layers.append(self._head.lora_layer)
+        self.products = [*(own for layer in layers for own in layer.products), self._head]
+        self.lora_layers = [product.lora_layer for product in self.products]
         self.kv_shape = KvShape(len(self._decoder), self._num_heads, self._head_dim, dtype)
         self.vocab_size = self._head.vocab_size
         self.device = self._embedding.device
@@ -177,13 +177,13 @@ class _Mlp:
         )
         self._wo = FusedLinear(f"{path}.wo", {f"{inner}.wo": dense.wo}, dtype)
         self._act, self._gated = act, gated
-        self.lora_layers = [self._wi.lora_layer, self._wo.lora_layer]
+        self.products = [self._wi, self._wo]
 
     def __call__(self, x: torch.Tensor, eps: float, lora: LoraBatch | None) -> torch.Tensor:
         inner = self._wi.after_norm(x, self._norm, eps, lora)
         if self._gated:
             return self._wo.add_to(x, gated_activation(inner, self._act), lora)
-        return self._wo.add_to(x, ACTIVATIONS[self._act](inner), lora)
+        return self._wo.add_to(x, activate(inner, self._act), lora)
 
 
 class _EncoderLayer:
@@ -196,7 +196,7 @@ class _EncoderLayer:
         )
         self.o = FusedLinear(f"{path}.0.o", {f"{inner}.o": attention.o}, dtype)
         self.mlp = _Mlp(f"{path}.{len(layers) - 1}", layers[-1], dtype, act, gated)
-        self.lora_layers = [self.qkv.lora_layer, self.o.lora_layer, *self.mlp.lora_layers]
+        self.products = [self.qkv, self.o, *self.mlp.products]
 
 
 class _DecoderLayer(_EncoderLayer):
@@ -210,8 +210,4 @@ class _DecoderLayer(_EncoderLayer):
             f"{path}.1.kv", {f"{inner}.{n}": getattr(attention, n) for n in "kv"}, dtype
         )
         self.cross_o = FusedLinear(f"{path}.1.o", {f"{inner}.o": attention.o}, dtype)
-        self.lora_layers += [
-            self.cross_q.lora_layer,
-            self.cross_kv.lora_layer,
-            self.cross_o.lora_layer,
-        ]
+        self.products += [self.cross_q, self.cross_kv, self.cross_o]
