@@ -22,7 +22,7 @@ BatchInvariant = bool | Literal["auto"]
 
 PADDED = "the reference decoder pads the prompts of a group to one length"
 # Where keeping the order costs at most 5 % of a step and of reading a prompt (docs/engine.md).
-_IS_CHEAP = {"cpu": False, "cuda": False}
+_IS_CHEAP = {"cpu": True, "cuda": False}
 _ROWS = (1, 2, 3, 5, 8, 16, 33)  # of the products that are compared at the start
 
 
@@ -47,9 +47,9 @@ def make_invariant(model: Model, wanted: BatchInvariant) -> Invariance:
         return Invariance(False, "engine.batch_invariant is false")
     kind = model.device.type
     if wanted == "auto" and not _IS_CHEAP.get(kind, False):
-        where = "a GPU" if kind == "cuda" else "a CPU without eight-bit weights"
         return Invariance(
-            False, f"on {where} it costs more than 5 %: engine.batch_invariant: true turns it on"
+            False,
+            f"on {kind} it costs more than 5 %: engine.batch_invariant: true turns it on",
         )
     obstacle = _obstacle(model)
     if obstacle is None:
@@ -85,6 +85,8 @@ def _obstacle(model: TorchBatches) -> str | None:
         return f"Triton is not installed, whose kernels keep it on {kind}"
     if importlib.util.find_spec("numba") is None:
         return "numba is not installed, which compiles its attention"
+    if model.kv_shape.head_dim % 16:
+        return f"its heads have {model.kv_shape.head_dim} dimensions, no multiple of 16"
     from deployments.engine.cpu.row_batches import compile_rows
 
     try:

@@ -1,6 +1,6 @@
 """Measure whether answers depend on what runs beside them, and what it costs that they do not.
 
-    python -m scripts.benchmark invariance --dtype bfloat16 --out docs/benchmarks/invariance_2_cores.json
+    python -m scripts.benchmark invariance --dtype bfloat16 --out invariance.json
     python -m scripts.benchmark invariance --model llama-1b-shape --device cuda --dtype bfloat16 \\
         --rows 1 8 64
 

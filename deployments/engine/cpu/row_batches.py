@@ -1,7 +1,9 @@
 """Run attention and LoRA row by row on a CPU: what a row gets depends on nothing beside it."""
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,9 +14,11 @@ from deployments.engine.attention.prefill import TorchPrefillAttention
 from deployments.engine.cpu.row_kernels import AttentionStep, adapt_rows, attend_rows
 from deployments.engine.cpu.threads import Threads
 from deployments.engine.kernels.ops import Expansion, Rope, Segment, rms_norm
+from deployments.engine.lora.layers import LoraStack
 from deployments.engine.lora.stacks import LoraStacks
 
-_WORTH_A_THREAD = 1 << 19  # multiplications: fewer take less time than another thread to wake
+_TOGETHER = 32  # tokens of a prompt that read each key once
+_WORTH_A_THREAD = 1 << 22  # multiplications: fewer take less time than another thread to wake
 
 
 def compile_rows() -> None:
@@ -26,9 +30,44 @@ def compile_rows() -> None:
     numbers = np.zeros(0, np.int64)
     counter = np.zeros(2, np.int64).ctypes.data
     step = AttentionStep(0, 0, 0, 0, 0, False, 1, 1, 1, 1.0, 0.0)
-    attend_rows(counter, numbers, numbers, step)
+    attend_rows(counter, np.zeros(1, np.int64), numbers, numbers, step)
     rows = np.zeros((0, 1), np.float32)
     adapt_rows(counter, rows, numbers, numbers, numbers, numbers, numbers, 1, rows)
+
+
+@dataclass(frozen=True, slots=True)
+class _Adapted:
+    """Hold the modules of one layer that adapters change, as `adapt_rows` takes them.
+
+    columns: first and last output of each in the layer, and where its product begins.
+    """
+
+    a: Any
+    b: Any
+    sizes: Any
+    columns: tuple[tuple[int, int, int], ...]
+    width: int
+
+
+class RowLora:
+    """Know where the weights of all adapters lie. Valid while the stacks' `layout` stays."""
+
+    def __init__(self, stacks: LoraStacks) -> None:
+        self.layout = stacks.layout
+        self.stacks = stacks
+        self.modules = stacks.by_layer()
+        self.adapted = {name: _adapted(own) for name, own in self.modules.items() if own}
+
+
+def _adapted(modules: Sequence[tuple[int, LoraStack]]) -> _Adapted:
+    a, b = (np.array([getattr(stack, half).data_ptr() for _, stack in modules]) for half in "ab")
+    sizes = [stack.b.shape[2] for _, stack in modules]
+    ends = list(itertools.accumulate(sizes))
+    columns = tuple(
+        (start, start + size, end - size)
+        for (start, _), size, end in zip(modules, sizes, ends, strict=True)
+    )
+    return _Adapted(a, b, np.array(sizes), columns, ends[-1])
 
 
 class RowLoraBatch:
@@ -38,10 +77,9 @@ class RowLoraBatch:
         slots: of each row.
     """
 
-    def __init__(self, stacks: LoraStacks, slots: Sequence[int]) -> None:
-        self._stacks = stacks
+    def __init__(self, lora: RowLora, slots: Sequence[int]) -> None:
+        self._lora = lora
         self._slots = np.array(slots, np.int64)
-        self._layers = stacks.by_layer()
 
     def norm(
         self, layer: str, x: torch.Tensor, weight: torch.Tensor, eps: float
@@ -51,38 +89,28 @@ class RowLoraBatch:
     def add(
         self, layer: str, x: torch.Tensor, y: torch.Tensor, shrunk: torch.Tensor | None = None
     ) -> None:
-        modules = self._layers.get(layer)
-        if not modules:
+        own = self._lora.adapted.get(layer)
+        if own is None:
             return
-        sizes = [stack.b.shape[2] for _, stack in modules]
-        a, b = (
-            np.array([getattr(stack, half).data_ptr() for _, stack in modules]) for half in "ab"
+        stacks = self._lora.stacks
+        wide, added = x.float().contiguous(), torch.zeros(len(y), own.width)
+        rows, out, slots, ranks = wide.numpy(), added.numpy(), self._slots, stacks.ranks
+        work = len(y) * stacks.rank * (wide.shape[1] + own.width)
+        _shared(
+            lambda counter: adapt_rows(
+                counter, rows, slots, ranks, own.a, own.b, own.sizes, stacks.rank, out
+            ),
+            work,
         )
-        added = torch.zeros(len(y), sum(sizes))
-        wide = x.float().contiguous()
-        work = len(y) * self._stacks.rank * (wide.shape[1] + sum(sizes))
-        arguments = (
-            wide.numpy(),
-            self._slots,
-            self._stacks.ranks,
-            a,
-            b,
-            np.array(sizes),
-            self._stacks.rank,
-            added.numpy(),
-        )
-        _shared(lambda counter: adapt_rows(counter, *arguments), work)
-        begin = 0
-        for (start, _), size in zip(modules, sizes, strict=True):
-            y[:, start : start + size].add_(added[:, begin : begin + size])
-            begin += size
+        for start, stop, at in own.columns:
+            y[:, start:stop].add_(added[:, at : at + stop - start])
 
     def embed(self, layer: str, tokens: torch.Tensor, y: torch.Tensor) -> None:
-        for start, stack in self._layers.get(layer, ()):
+        ranks = self._lora.stacks.ranks
+        for start, stack in self._lora.modules.get(layer, ()):
             for row, (slot, token) in enumerate(zip(self._slots, tokens, strict=True)):
-                rank = self._stacks.ranks[slot]
-                own = stack.a[slot, :rank, token, None] * stack.b[slot, :rank]
-                y[row, start : start + own.shape[1]].add_(own.sum(0))
+                a, b = stack.a[slot, : ranks[slot], token, None], stack.b[slot, : ranks[slot]]
+                y[row, start : start + b.shape[1]].add_((a * b).sum(0))
 
     def expansion(
         self, layer: str, x: torch.Tensor, y: torch.Tensor, shrunk: torch.Tensor | None
@@ -102,6 +130,7 @@ class RowDecodeAttention:
         self._seen = np.array(positions, np.int64) + 1
         self._prompts = np.array(prompts, np.int64)
         self._prompt_starts = ends - self._prompts
+        self._pieces = np.arange(len(rows) + 1)
         self._positions = torch.tensor(positions)
         self._where = self._positions + torch.from_numpy(self._starts)
         self._ropes: dict[int, Rope] = {}
@@ -130,14 +159,16 @@ class RowDecodeAttention:
         counts = self._seen if window is None else np.minimum(self._seen, window)
         firsts = self._starts + self._seen - counts
         q, cached = qkv[:, :num_queries], self._cache.layers[layer]
-        return _attend(q, cached, firsts, counts, bias, scale, softcap)
+        rows_at = (self._pieces, firsts, counts)
+        return _attend(q, cached, rows_at, bias, scale, softcap)
 
     def cross_attention(
         self, q: torch.Tensor, expansion: Expansion | None, layer: int, *, scale: float
     ) -> torch.Tensor:
         assert expansion is None, "RowLoraBatch adds its products itself"
         cached = self._cache.layers[layer]
-        return _attend(q, cached, self._prompt_starts, self._prompts, None, scale, None)
+        rows_at = (self._pieces, self._prompt_starts, self._prompts)
+        return _attend(q, cached, rows_at, None, scale, None)
 
 
 class RowPrefillAttention:
@@ -148,7 +179,10 @@ class RowPrefillAttention:
         self._segments = segments
         positions = [np.arange(s.position, s.position + s.count) for s in segments]
         self._seen = np.concatenate(positions).astype(np.int64) + 1
-        self._starts = np.repeat([s.first_key for s in segments], [s.count for s in segments])
+        first_keys, sizes = ([s.first_key for s in segments], [s.count for s in segments])
+        self._starts = np.repeat(first_keys, sizes).astype(np.int64)
+        cuts = [range(s.first, s.first + s.count, _TOGETHER) for s in segments]
+        self._pieces = np.array([*(at for cut in cuts for at in cut), sum(sizes)])
 
     def __call__(
         self,
@@ -164,8 +198,8 @@ class RowPrefillAttention:
         if not is_causal:
             return self._of_whole_prompts(q, keys_values, bias, scale)
         counts = self._seen if window is None else np.minimum(self._seen, window)
-        firsts = self._starts.astype(np.int64) + self._seen - counts
-        return _attend(q, keys_values, firsts, counts, None, scale, softcap)
+        rows_at = (self._pieces, self._starts + self._seen - counts, counts)
+        return _attend(q, keys_values, rows_at, None, scale, softcap)
 
     def _of_whole_prompts(
         self, q: torch.Tensor, keys_values: torch.Tensor, bias: torch.Tensor | None, scale: float
@@ -183,13 +217,16 @@ class RowPrefillAttention:
 def _attend(
     q: torch.Tensor,
     keys_values: torch.Tensor,
-    firsts: Any,
-    counts: Any,
+    rows_at: tuple[Any, Any, Any],
     bias: torch.Tensor | None,
     scale: float,
     softcap: float | None,
 ) -> torch.Tensor:
-    """Attend with q (T, H * G, D), one row after the other; returns (T, H * G * D)."""
+    """Attend with q (T, H * G, D), each row as if it were alone; returns (T, H * G * D).
+
+    Args:
+        rows_at: pieces, firsts and counts of `attend_rows`.
+    """
     queries = q.contiguous()
     tokens, heads, dim = q.shape
     kv_heads = keys_values.shape[2]
@@ -207,8 +244,8 @@ def _attend(
         scale,
         softcap or 0.0,
     )
-    work = 2 * int(counts.sum()) * heads * dim
-    _shared(lambda counter: attend_rows(counter, firsts, counts, step), work)
+    work = 2 * int(rows_at[2].sum()) * heads * dim
+    _shared(lambda counter: attend_rows(counter, *rows_at, step), work)
     return out
 
 

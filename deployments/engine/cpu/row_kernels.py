@@ -10,8 +10,25 @@ import numpy as np
 from numba import carray, float32, int16, int64
 
 from deployments.engine.cpu.intrinsics import array_at, from_bfloat16, to_bfloat16
-from deployments.engine.cpu.kernels import cached, compiled, exp, expand, floats, shrink
+from deployments.engine.cpu.kernels import (
+    cached,
+    compiled,
+    exp,
+    expand,
+    floats,
+    shrink,
+    zero,
+)
 from deployments.engine.cpu.phases import take
+from deployments.engine.cpu.tiles import dot_tile, mixing_tile
+
+_DOTS_1, _DOTS_4 = (dot_tile(rows, is_wide=False) for rows in (1, 4))
+_WIDE_DOTS_1, _WIDE_DOTS_4 = (dot_tile(rows, is_wide=True) for rows in (1, 4))
+_SHAPES = ((1, 1), (1, 4), (4, 1), (4, 4))  # rows, and columns in vectors
+_MIX_1_1, _MIX_1_4, _MIX_4_1, _MIX_4_4 = (mixing_tile(*shape, 1) for shape in _SHAPES)
+_WIDE_MIX_1_1, _WIDE_MIX_1_4, _WIDE_MIX_4_1, _WIDE_MIX_4_4 = (
+    mixing_tile(*shape, 1, is_wide=True) for shape in _SHAPES
+)
 
 
 class AttentionStep(NamedTuple):
@@ -53,75 +70,6 @@ def _read(address: int, count: int, is_half: bool, out: Any) -> None:
 
 
 @compiled
-def _dot(x: Any, y: Any, count: int) -> Any:
-    total = float32(0.0)
-    for i in range(count):
-        total += x[i] * y[i]
-    return total
-
-
-@compiled
-def _tanh(x: Any) -> Any:
-    return float32(2.0) / (float32(1.0) + exp(float32(-2.0) * x)) - float32(1.0)
-
-
-@compiled
-def _attend_row(
-    row: int, head: int, first: int, count: int, bias_at: int, s: AttentionStep, scratch: Any
-) -> None:
-    """Attend with a row's queries of one key/value head over `count` positions from `first` on."""
-    dim, group, size = s.dim, s.group, 2 if s.is_half else 4
-    query, sums, line = scratch[: group * dim], scratch[group * dim :], scratch[2 * group * dim :]
-    scores = scratch[(2 * group + 1) * dim :]
-    at_q = (row * s.kv_heads + head) * group * dim
-    _read(s.q + size * at_q, group * dim, s.is_half, query)
-    step = 2 * s.kv_heads * dim
-    for j in range(count):
-        _read(s.cache + size * ((first + j) * step + head * dim), dim, s.is_half, line)
-        for g in range(group):
-            scores[g * count + j] = _dot(query[g * dim :], line, dim) * s.scale
-    for g in range(group):
-        own = scores[g * count : (g + 1) * count]
-        if s.bias != 0:
-            _read_bias(own, count, s.bias + size * ((head * group + g) * s.bias_row), bias_at, s)
-        most = float32(-3e38)
-        for j in range(count):
-            if s.softcap > 0.0:
-                own[j] = s.softcap * _tanh(own[j] / s.softcap)
-            most = max(most, own[j])
-        total = float32(0.0)
-        for j in range(count):
-            own[j] = exp(own[j] - most)
-            total += own[j]
-        inverse = float32(1.0) / total
-        for j in range(count):
-            own[j] *= inverse
-    for i in range(group * dim):
-        sums[i] = float32(0.0)
-    for j in range(count):
-        place = s.cache + size * ((first + j) * step + (s.kv_heads + head) * dim)
-        _read(place, dim, s.is_half, line)
-        for g in range(group):
-            weight, own = scores[g * count + j], sums[g * dim :]
-            for i in range(dim):
-                own[i] += weight * line[i]
-    _write(s.out + size * at_q, group * dim, s.is_half, sums)
-
-
-@compiled
-def _read_bias(scores: Any, count: int, address: int, last: int, s: AttentionStep) -> None:
-    """Add the bias of the newest position, at 0, and of those before it to scores that end so."""
-    if s.is_half:
-        bits = _halves(address, last + 1)
-        for j in range(count):
-            scores[j] += from_bfloat16(bits[last - j])
-    else:
-        values = floats(address, last + 1)
-        for j in range(count):
-            scores[j] += values[last - j]
-
-
-@compiled
 def _write(address: int, count: int, is_half: bool, values: Any) -> None:
     if is_half:
         bits = _halves(address, count)
@@ -133,26 +81,166 @@ def _write(address: int, count: int, is_half: bool, values: Any) -> None:
             out[i] = values[i]
 
 
+@compiled
+def _tanh(x: Any) -> Any:
+    return float32(2.0) / (float32(1.0) + exp(float32(-2.0) * x)) - float32(1.0)
+
+
+@compiled
+def _score(
+    rows: int, keys: int, line: int, count: int, x: int, y: int, span: int, s: AttentionStep
+) -> None:
+    """Write the products of queries (rows, dim) and keys (count, dim) to y (rows, span)."""
+    dim, r = s.dim, 0
+    while r < rows:
+        x_at, y_at = x + 4 * dim * r, y + 4 * span * r
+        if rows - r >= 4:
+            if s.is_half:
+                _DOTS_4(keys, line, count, x_at, 4 * dim, dim, y_at, 4 * span)
+            else:
+                _WIDE_DOTS_4(keys, line, count, x_at, 4 * dim, dim, y_at, 4 * span)
+            r += 4
+        else:
+            if s.is_half:
+                _DOTS_1(keys, line, count, x_at, 4 * dim, dim, y_at, 4 * span)
+            else:
+                _WIDE_DOTS_1(keys, line, count, x_at, 4 * dim, dim, y_at, 4 * span)
+            r += 1
+
+
+@compiled
+def _mix(
+    rows: int, values: int, line: int, count: int, x: int, span: int, y: int, s: AttentionStep
+) -> None:
+    """Add weights x (rows, span) @ values (count, dim) to y (rows, dim)."""
+    size, row, d = 2 if s.is_half else 4, 4 * s.dim, 0
+    while d < s.dim:
+        is_four = s.dim - d >= 64
+        r = 0
+        while r < rows:
+            w, x_at, y_at = values + size * d, x + 4 * span * r, y + row * r + 4 * d
+            if rows - r >= 4 and is_four:
+                if s.is_half:
+                    _MIX_4_4(w, line, count, x_at, 4 * span, 4, y_at, row)
+                else:
+                    _WIDE_MIX_4_4(w, line, count, x_at, 4 * span, 4, y_at, row)
+            elif rows - r >= 4:
+                if s.is_half:
+                    _MIX_4_1(w, line, count, x_at, 4 * span, 4, y_at, row)
+                else:
+                    _WIDE_MIX_4_1(w, line, count, x_at, 4 * span, 4, y_at, row)
+            elif is_four:
+                if s.is_half:
+                    _MIX_1_4(w, line, count, x_at, 4 * span, 4, y_at, row)
+                else:
+                    _WIDE_MIX_1_4(w, line, count, x_at, 4 * span, 4, y_at, row)
+            elif s.is_half:
+                _MIX_1_1(w, line, count, x_at, 4 * span, 4, y_at, row)
+            else:
+                _WIDE_MIX_1_1(w, line, count, x_at, 4 * span, 4, y_at, row)
+            r += 4 if rows - r >= 4 else 1
+        d += 64 if is_four else 16
+
+
+@compiled
+def _weigh_row(scores: Any, count: int, bias: int, s: AttentionStep) -> None:
+    """Turn a row's scores (count,) into its weights."""
+    most = float32(-3e38)
+    for j in range(count):
+        scores[j] *= s.scale
+    if bias != 0 and s.is_half:
+        bits = _halves(bias, count)
+        for j in range(count):
+            scores[j] += from_bfloat16(bits[count - 1 - j])
+    elif bias != 0:
+        values = floats(bias, count)
+        for j in range(count):
+            scores[j] += values[count - 1 - j]
+    if s.softcap > 0.0:
+        for j in range(count):
+            scores[j] = s.softcap * _tanh(scores[j] / s.softcap)
+    for j in range(count):
+        most = max(most, scores[j])
+    total = float32(0.0)
+    for j in range(count):
+        scores[j] = exp(scores[j] - most)
+        total += scores[j]
+    inverse = float32(1.0) / total
+    for j in range(count):
+        scores[j] *= inverse
+
+
+@compiled
+def _attend_piece(
+    begin: int, end: int, head: int, firsts: Any, counts: Any, s: AttentionStep, scratch: Any
+) -> None:
+    """Attend with the rows [begin, end), whose keys are neighbours, and one key/value head.
+
+    Keys that one row sees and another does not have weight zero there, which changes no sum.
+    """
+    dim, group, size = s.dim, s.group, 2 if s.is_half else 4
+    rows = (end - begin) * group
+    first, last = firsts[begin], firsts[begin] + counts[begin]
+    for row in range(begin, end):
+        first, last = min(first, firsts[row]), max(last, firsts[row] + counts[row])
+    span, line = last - first, size * 2 * s.kv_heads * dim
+    query = scratch.ctypes.data
+    sums, scores = query + 4 * rows * dim, query + 8 * rows * dim
+    zero(floats(sums, rows * dim))
+    for r in range(rows):
+        _read(_of_row(s.q, begin, head, r, s), dim, s.is_half, floats(query + 4 * r * dim, dim))
+    keys = s.cache + line * first + size * head * dim
+    _score(rows, keys, line, span, query, scores, span, s)
+    for r in range(rows):
+        row = begin + r // group
+        own = floats(scores + 4 * r * span, span)
+        skipped, count, bias = firsts[row] - first, counts[row], 0
+        if s.bias != 0:
+            bias = s.bias + size * (head * group + r % group) * s.bias_row
+        _weigh_row(floats(scores + 4 * (r * span + skipped), count), count, bias, s)
+        for j in range(skipped):
+            own[j] = float32(0.0)
+        for j in range(skipped + count, span):
+            own[j] = float32(0.0)
+    _mix(rows, keys + size * s.kv_heads * dim, line, span, scores, span, sums, s)
+    for r in range(rows):
+        _write(_of_row(s.out, begin, head, r, s), dim, s.is_half, floats(sums + 4 * r * dim, dim))
+
+
+@compiled
+def _of_row(table: int, begin: int, head: int, r: int, s: AttentionStep) -> int:
+    """Return where the r-th query of a piece is in q, or its result in out."""
+    size = 2 if s.is_half else 4
+    row, query = begin + r // s.group, head * s.group + r % s.group
+    return table + size * (row * s.kv_heads * s.group + query) * s.dim
+
+
 @cached
-def attend_rows(counter: int, firsts: Any, counts: Any, s: AttentionStep) -> None:
+def attend_rows(counter: int, pieces: Any, firsts: Any, counts: Any, s: AttentionStep) -> None:
     """Attend with every row t over the positions [firsts[t], firsts[t] + counts[t]).
 
     With a bias, its entry 0 is added to a row's last position, entry 1 to the one before, ...
 
     Args:
         counter: address of an int64, 0 at first, that all threads share.
+        pieces: int64 (n + 1,), ascending: rows of the same keys, for the most part, are together.
         firsts, counts: int64 (T,)
     """
-    longest = 0
-    for count in counts:
-        longest = max(longest, count)
-    scratch = np.empty((2 * s.group + 1) * s.dim + s.group * longest, np.float32)
-    pieces = len(counts) * s.kv_heads
-    piece = take(counter, int64(0))
-    while piece < pieces:
-        row, head = piece // s.kv_heads, piece % s.kv_heads
-        _attend_row(row, head, firsts[row], counts[row], counts[row] - 1, s, scratch)
-        piece = take(counter, int64(0))
+    largest = 0
+    for n in range(len(pieces) - 1):
+        begin, end = pieces[n], pieces[n + 1]
+        first, last = firsts[begin], firsts[begin] + counts[begin]
+        for row in range(begin, end):
+            first, last = min(first, firsts[row]), max(last, firsts[row] + counts[row])
+        rows = (end - begin) * s.group
+        largest = max(largest, rows * (2 * s.dim + last - first))
+    scratch = np.empty(largest, np.float32)
+    total = (len(pieces) - 1) * s.kv_heads
+    number = take(counter, int64(0))
+    while number < total:
+        piece, head = number // s.kv_heads, number % s.kv_heads
+        _attend_piece(pieces[piece], pieces[piece + 1], head, firsts, counts, s, scratch)
+        number = take(counter, int64(0))
 
 
 @cached

@@ -61,11 +61,12 @@ class VectorCode:
         lanes = ir.Constant(INTS, [0] * LANES)
         return self.b.shuffle_vector(first, undefined, lanes)
 
-    def call(self, name: str, result: Any, *args: Any) -> Any:
+    def call(self, name: str, result: Any, *args: Any, fastmath: Sequence[str] = ()) -> Any:
         """Call a function of LLVM's."""
         module = self.b.module
         kind = ir.FunctionType(result, [arg.type for arg in args])
-        return self.b.call(module.globals.get(name) or ir.Function(module, kind, name), args)
+        function = module.globals.get(name) or ir.Function(module, kind, name)
+        return self.b.call(function, args, fastmath=fastmath)
 
     def prefetch(self, address: Any) -> None:
         """Ask for the 64 bytes at an address."""

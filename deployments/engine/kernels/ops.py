@@ -121,13 +121,13 @@ def whole_rows(x: torch.Tensor) -> Sequence[torch.Tensor]:
     if x.device.type != "cpu" or rows == 1:
         return [x]
     if columns > _ALONE or (columns % _VECTOR and x.is_contiguous()):
-        return x.split(1)
+        return torch.split(x, 1)
     threads = torch.get_num_threads()
     shared = rows // threads * threads  # whole rows for each thread
     if shared * columns < _SHARE * threads:
         shared = 0
     few = _ALONE // columns  # rows of one thread
-    return [x[:shared], *x[shared:].split(few)] if shared else x.split(few)
+    return [x[:shared], *torch.split(x[shared:], few)] if shared else torch.split(x, few)
 
 
 @functools.cache

@@ -14,6 +14,7 @@ import itertools
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -22,6 +23,9 @@ from deployments.engine.kernels.ops import rms_norm
 from deployments.engine.lora.layers import LayerSegments, LoraBatch, LoraLayer, LoraSegments
 from deployments.engine.lora.peft_reader import AdapterWeights
 from deployments.engine.lora.stacks import LoraStacks, PackedLora, pack
+
+if TYPE_CHECKING:  # imports Numba
+    from deployments.engine.cpu.row_batches import RowLora
 
 BASE_SLOT = 0
 _KEPT_MIXTURES = 8
@@ -127,6 +131,7 @@ class LoraPool:
             raise ValueError(f"num_slots is {num_slots}: at least 2, the base and one adapter")
         self._stacks = LoraStacks(layers, num_slots, dtype=dtype, device=device)
         self._mixtures = SegmentCache()
+        self._row_lora: RowLora | None = None
         self._dtype, self._device = dtype, device
         self._slot_of: dict[str, int] = {}
         self._names: frozenset[str] = frozenset()
@@ -249,9 +254,13 @@ class LoraPool:
 
     def row_batch(self, slots: Sequence[int]) -> LoraBatch | None:
         """Return what `torch_batch` would, on a CPU, where no row depends on the others."""
-        from deployments.engine.cpu.row_batches import RowLoraBatch
+        from deployments.engine.cpu.row_batches import RowLora, RowLoraBatch
 
-        return RowLoraBatch(self._stacks, slots) if any(slots) else None
+        if not any(slots):
+            return None
+        if self._row_lora is None or self._row_lora.layout != self.layout:
+            self._row_lora = RowLora(self._stacks)
+        return RowLoraBatch(self._row_lora, slots)
 
     def triton_batch(self, slots: torch.Tensor) -> LoraBatch | None:
         """Return the batch of rows with these slots (B,). Returns None if no adapter was loaded.

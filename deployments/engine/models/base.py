@@ -104,9 +104,8 @@ class TorchBatches:
         positions: Sequence[int],
         prompts: Sequence[int],
     ) -> DecodeBatch:
-        attention = TorchDecodeAttention
-        if self.is_invariant:
-            from deployments.engine.cpu.row_batches import RowDecodeAttention
+        if not self.is_invariant:
+            return DecodeBatch(tokens, TorchDecodeAttention(cache, rows, positions, prompts))
+        from deployments.engine.cpu.row_batches import RowDecodeAttention
 
-            attention = RowDecodeAttention
-        return DecodeBatch(tokens, attention(cache, rows, positions, prompts))
+        return DecodeBatch(tokens, RowDecodeAttention(cache, rows, positions, prompts))
