@@ -106,7 +106,8 @@ def gated_activation_torch(x: torch.Tensor, activation: str) -> torch.Tensor:
 def activate(x: torch.Tensor, activation: str) -> torch.Tensor:
     """Return act(x) of x (T, F), each row as if it were alone."""
     act = ACTIVATIONS[activation]
-    pieces = [act(piece) for piece in whole_rows(x)]
+    # A single row is contiguous, and gelu has other code for what is.
+    pieces = [act(piece) for piece in whole_rows(x.contiguous())]
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
 
@@ -120,7 +121,7 @@ def whole_rows(x: torch.Tensor) -> Sequence[torch.Tensor]:
     rows, columns = x.shape
     if x.device.type != "cpu" or rows == 1:
         return [x]
-    if columns > _ALONE or (columns % _VECTOR and x.is_contiguous()):
+    if columns > _ALONE or columns % _VECTOR:
         return torch.split(x, 1)
     threads = torch.get_num_threads()
     shared = rows // threads * threads  # whole rows for each thread
