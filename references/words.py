@@ -57,7 +57,8 @@ ASPECTS = frozenset(
     """sign signs symptom symptoms treatment treat treated cure cause causes caused diagnosis
     diagnosed disease diseases disorder disorders illness syndrome problem problems
     signe signes symptome symptomes traitement traiter traite soigner soigne cause causes
-    provoque diagnostic maladie maladies trouble troubles probleme problemes""".split()
+    provoque diagnostic maladie maladies trouble troubles probleme problemes
+    enfant enfants garcon garcons fille filles homme hommes femme femmes adulte adultes""".split()
 )
 SIGN_ASPECTS = frozenset(
     """sign signs symptom symptoms feature features manifestation manifestations signe signes

@@ -36,7 +36,7 @@ import yaml
 from deployments.startup.cluster import free_port
 from deployments.startup.processes import ProcessTree
 from scripts.arguments import CommandParser, above_zero, positive
-from scripts.benchmarks.serve_process import serving
+from scripts.benchmarks.over_http.serve_process import serving
 from scripts.chaos_runs.clinic import ADAPTERS, write_clinic
 from scripts.chaos_runs.faults import LIMITS, Breaker, Limits, come_and_go
 from scripts.chaos_runs.ledger import (
@@ -47,6 +47,7 @@ from scripts.chaos_runs.ledger import (
     Truth,
     TruthKey,
     account,
+    repeated_in,
     send,
 )
 from scripts.chaos_runs.samples import (
@@ -173,6 +174,8 @@ async def _one(
 ) -> dict[str, Any]:
     """Send load for `--seconds`, and break things meanwhile; returns the ledger."""
     rate = args.rate * (_OVERLOAD if fault == "overload" else 1)
+    log = args.folder / "serve.log"
+    num_read = log.stat().st_size
     done: list[str] = []
     windows: list[tuple[float, float]] = []  # in which something was broken
     began = time.monotonic()
@@ -208,7 +211,7 @@ async def _one(
     if len(done) > _MAX_LISTED:
         failed = [fault for fault in done[:-1] if fault.startswith("failed: ")][:_MAX_LISTED]
         done = [f"{len(done)} times, the last:", *failed, done[-1]]
-    return {"faults": done, **account(rows, windows)}
+    return {"faults": done, **account(rows, windows, repeated_in(log, num_read))}
 
 
 async def _load(

@@ -4,7 +4,7 @@
     python -m scripts.evaluate_references --out docs/references_report.md --large 1000000 \\
         --french shared/data/router_only_fr_hpo.jsonl
     python -m scripts.evaluate_references --figures docs/references_report.json \\
-        --out docs/references_report.md [--large 1000000]
+        --out docs/references_report.md [--large 1000000 [--work FOLDER]]
 
 The shelf is built anew in a temporary folder. Questions and signs are the YAML files of
 scripts/references_evaluation; --french adds official French names of HPO terms (JSON lines with
@@ -62,6 +62,7 @@ def _parser() -> CommandParser:
     )
     add("--french", type=Path, metavar="FILE", help="official French names of HPO terms")
     add("--large", type=at_least(1), metavar="N", help="time a shelf of N passages, too")
+    add("--work", type=Path, metavar="FOLDER", help="keeps that shelf, and is looked at for it")
     add("--vignettes", type=int, default=100, help="patients for each number of signs")
     add("--seed", type=int, default=0)
     return parser
@@ -76,7 +77,7 @@ def run(args: argparse.Namespace, argv: list[str]) -> Mapping[str, Any]:
             "command": command_line("evaluate_references", argv),
         }
     if args.large:
-        figures["large"] = _large(args.large, args.seed)
+        figures["large"] = _large(args.large, args.seed, args.work)
     if args.large or not args.figures:
         text = json.dumps(figures, indent=1) + "\n"
         args.out.with_suffix(".json").write_text(text, encoding="utf-8")
@@ -160,22 +161,29 @@ def _times(shelf: Shelf) -> dict[str, Any]:
     return {**measures.alternated(questions, ways), "load": list(os.getloadavg())}
 
 
-def _large(count: int, seed: int) -> dict[str, Any]:
-    """Build a shelf of `count` passages, the default ones with noise, and time it."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "large.db"
-        passages = list(hpo_passages(read_hpo(installed_files())))
-        start, cpu = time.perf_counter(), time.process_time()
-        large = build(path, measures.noisy(passages, count, seed), vectorise=WordVectors())
-        built = {
-            "seconds": time.perf_counter() - start,
-            "cpu_seconds": time.process_time() - cpu,
-            "megabytes": path.stat().st_size / 1e6,
-            "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
-            "passages": count,
-            "environment": environment(),
-        }
-        return built | _times(large)
+def _large(count: int, seed: int, work: Path | None) -> dict[str, Any]:
+    """Time a shelf of `count` passages, the default ones with noise, built in `work` or nowhere."""
+    with tempfile.TemporaryDirectory() as scratch:
+        path = (work or Path(scratch)) / f"large_{count}_{seed}.db"
+        noted = path.with_suffix(".json")
+        if not noted.exists():
+            noted.write_text(json.dumps(_built_large(path, count, seed)), encoding="utf-8")
+        built: dict[str, Any] = json.loads(noted.read_text(encoding="utf-8"))
+        return built | _times(Shelf(path))
+
+
+def _built_large(path: Path, count: int, seed: int) -> dict[str, Any]:
+    passages = list(hpo_passages(read_hpo(installed_files())))
+    start, cpu = time.perf_counter(), time.process_time()
+    build(path, measures.noisy(passages, count, seed), vectorise=WordVectors())
+    return {
+        "seconds": time.perf_counter() - start,
+        "cpu_seconds": time.process_time() - cpu,
+        "megabytes": path.stat().st_size / 1e6,
+        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
+        "passages": count,
+        "environment": environment(),
+    }
 
 
 if __name__ == "__main__":

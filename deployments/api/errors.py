@@ -28,6 +28,7 @@ STATUS = {
     "empty_prompt": 400,
     "prompt_too_long": 400,
     "output_too_long": 400,
+    "too_many_scores": 400,
     "not_for_this_model": 400,
     "invalid_token_id": 400,
     "invalid_schema": 400,

@@ -11,7 +11,7 @@ A connection carries frames in one direction only, from a model replica to a rou
 
 import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgpack
@@ -21,6 +21,7 @@ from deployments.engine.request import ErrorInfo, FinishReason, ScoredToken, Tim
 GREETING = "polyclinic"
 VERSION = 1
 MAX_FRAME_BYTES = 16 * 1024 * 1024
+MAX_SCORES = 50_000  # in one event: a token's text may be as long as 128 characters, twice
 _LENGTH = struct.Struct(">I")
 
 
@@ -44,6 +45,19 @@ def pack_greeting(token: str) -> bytes:
 def pack_events(events: Sequence[tuple[int, TokenEvent]]) -> bytes:
     """Return one frame that holds all `events`, each with the id of its stream."""
     return pack_frame([_fields(stream, event) for stream, event in events])
+
+
+def parts_of(event: TokenEvent) -> Iterator[TokenEvent]:
+    """Yield an event as several whose frames are small enough: all but the last hold scores alone,
+    and the receiver joins what it has not handed on (RequestOutputCollector)."""
+    begin = size = 0
+    for end, score in enumerate(event.scores):
+        size += 1 + len(score.top)
+        if size > MAX_SCORES and end > begin:
+            part = event.scores[begin:end]
+            yield replace(event, text="", finish_reason=None, error=None, scores=part)
+            begin, size = end, 1 + len(score.top)
+    yield replace(event, scores=event.scores[begin:]) if begin else event
 
 
 def unpack_greeting(payload: bytes) -> str:

@@ -6,7 +6,13 @@ import logging
 from collections.abc import Callable, Iterator
 from typing import cast
 
-from deployments.channel.frames import MAX_FRAME_BYTES, ChannelAddress, pack_events, pack_greeting
+from deployments.channel.frames import (
+    MAX_FRAME_BYTES,
+    ChannelAddress,
+    pack_events,
+    pack_greeting,
+    parts_of,
+)
 from deployments.engine.request import TokenEvent
 
 logger = logging.getLogger(__name__)
@@ -139,5 +145,6 @@ class SenderConnection(asyncio.Protocol):
             if len(frame) <= MAX_FRAME_BYTES:
                 self._transport.write(frame)
                 return
-            for event in events:  # scores of long prompts: one frame is refused above this size
-                self._transport.write(pack_events([event]))
+            for stream_id, event in events:  # scores of long prompts: a frame has a limit
+                for part in parts_of(event):
+                    self._transport.write(pack_events([(stream_id, part)]))

@@ -192,7 +192,14 @@ class ThreadCore:
         self._listener = _Listener(loop, take, ended)
 
     def add(self, number: int, request: Request) -> None:
-        row = EngineRow(number, request, self._outbox, self.info.eos_ids, self._clock)
+        row = EngineRow(
+            number,
+            request,
+            self._outbox,
+            self.info.eos_ids,
+            self._clock,
+            forces_end=self.info.forces_end,
+        )
         with self._work:
             if self._stopped:
                 raise self._stopped

@@ -6,6 +6,7 @@ EngineError                     `error_classes()` lists the tree
 |   +-- BadPromptToken          a token id that this model does not have
 |   +-- PromptTooLong           the prompt is longer than the server accepts
 |   +-- OutputTooLong           the prompt and the answer cannot fit
+|   +-- TooManyScores           a prompt's log-probabilities are more than one answer may hold
 |   +-- NotForThisModel         a field asks for what this model or decoder cannot do
 |   +-- InvalidGrammar          no answer can keep to the structure that is asked for
 |   +-- QueueFull               no capacity; carries retry_after_s
@@ -92,6 +93,30 @@ class OutputTooLong(RequestRefused):
             f"maximum context length is {num_positions} tokens): ask for at most "
             f"{max(0, num_positions - num_prompt_tokens)} tokens"
         )
+
+
+MAX_PROMPT_SCORES = 200_000  # some 5 MB on their way, 20 MB as JSON
+
+
+class TooManyScores(RequestRefused):
+    code = "too_many_scores"
+    param = "logprobs"
+
+    def __init__(self, num_prompt_tokens: int, logprobs: int) -> None:
+        most = max(0, MAX_PROMPT_SCORES // num_prompt_tokens - 1)
+        super().__init__(
+            f"echo: the {num_prompt_tokens} tokens of the prompt with their {logprobs} most likely "
+            f"ones are {num_prompt_tokens * (1 + logprobs)} log-probabilities; at most "
+            f"{MAX_PROMPT_SCORES} in one answer: ask for logprobs up to {most}, or for parts of "
+            "the text"
+        )
+
+
+def check_scores(sampling: SamplingParams, num_prompt_tokens: int) -> None:
+    """Raise TooManyScores if the prompt's log-probabilities are more than one answer may hold."""
+    each = 0 if sampling.logprobs is None or not sampling.echo else 1 + sampling.logprobs
+    if num_prompt_tokens * each > MAX_PROMPT_SCORES:
+        raise TooManyScores(num_prompt_tokens, each - 1)
 
 
 class NotForThisModel(RequestRefused):

@@ -1,6 +1,6 @@
 """The engine's process: `python -m deployments.engine_process.main CONTROL_FD STEPS_FD`.
 
-It ends when the replica closes the control socket or dies.
+It ends when the replica closes the control socket or dies, and ends a replica that is stopped.
 """
 
 import functools
@@ -17,16 +17,26 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from deployments.channel.frames import FrameReader, load_frame, pack_frame
 from deployments.engine.core import EngineLimits, ThreadCore
 from deployments.engine.errors import EngineStopped
 from deployments.engine.request import StepOutput
 from deployments.engine.thread import TorchThread, use_cores_on
 from deployments.engine_process.decoder_loading import DecoderSpec, load_decoder
-from deployments.engine_process.wire import pack_error, pack_info, pack_step, unpack_request
+from deployments.engine_process.wire import (
+    pack_error,
+    pack_info,
+    pack_step,
+    parts_of,
+    unpack_request,
+)
 from deployments.interpreter import tune_interpreter
+from deployments.stopped import StoppedProcesses
 
 PULSE_S = 0.5
+_LOOK_S = 1.0  # between two looks at the replica
 # Adapters that are read at the same time; the replica asks for no more.
 _NUM_READERS = 16
 
@@ -153,7 +163,8 @@ class EngineServer:
         future.add_done_callback(send)
 
     def _deliver(self, output: StepOutput) -> None:
-        self._steps.sendall(pack_step(output))
+        for part in parts_of(output):
+            self._steps.sendall(pack_step(part))
 
     def _pulse(self) -> None:
         """Show that this process is alive, what its engine does and for how long; end the process
@@ -185,7 +196,17 @@ class ReplicaLogHandler(logging.Handler):
             self.handleError(record)
 
 
+def _end_if_stopped(replica: psutil.Process) -> None:
+    """Kill the replica, and so end this process, once somebody has stopped it for too long."""
+    watch = StoppedProcesses()
+    while not watch.end([replica]):
+        time.sleep(_LOOK_S)
+    print(f"the replica (pid {replica.pid}) was stopped for too long: killed", file=sys.stderr)
+
+
 def main(control_fd: int, steps_fd: int) -> None:
+    replica = psutil.Process(os.getppid())
+    threading.Thread(target=_end_if_stopped, args=(replica,), daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the replica says when to end
     control, steps = socket.socket(fileno=control_fd), socket.socket(fileno=steps_fd)
     server = EngineServer(control, steps)

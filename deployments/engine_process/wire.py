@@ -9,11 +9,11 @@ On `steps`, from the process only, each frame is what one step made for all requ
 """
 
 from array import array
-from collections.abc import Sequence
-from dataclasses import asdict, astuple
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, astuple, replace
 from typing import Any
 
-from deployments.channel.frames import BadFrame, load_frame, pack_frame
+from deployments.channel.frames import MAX_SCORES, BadFrame, load_frame, pack_frame
 from deployments.engine.decoder import DecoderInfo
 from deployments.engine.errors import EngineError, error_classes
 from deployments.engine.request import (
@@ -70,6 +70,21 @@ def pack_step(output: StepOutput) -> bytes:
     if output.scores:  # nobody else pays for them
         content.append({str(number): scores for number, scores in output.scores.items()})
     return pack_frame(content)
+
+
+def parts_of(output: StepOutput) -> Iterator[StepOutput]:
+    """Yield a step as several whose frames are small enough: what the prompts of several rows
+    scored comes in parts, before the tokens of the step."""
+    part: dict[int, list[TokenScore]] = {}
+    size = 0
+    for number, scores in output.scores.items():
+        for score in scores:
+            part.setdefault(number, []).append(score)
+            size += 1 + len(score.top)
+            if size >= MAX_SCORES:
+                yield StepOutput(scores=part)
+                part, size = {}, 0
+    yield replace(output, scores=part) if output.scores else output
 
 
 def unpack_step(payload: bytes) -> StepOutput:

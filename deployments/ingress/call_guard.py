@@ -4,13 +4,14 @@ again."""
 import asyncio
 import contextlib
 import math
-from collections.abc import AsyncIterator
-from typing import Protocol
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 from deployments.channel.receiver import LOST
 from deployments.engine.request import ErrorInfo, TokenEvent
 from deployments.ingress.model_watch import ModelWatch
 from deployments.ingress.quarantine import Quarantine
+from deployments.ingress.residency import residency
 from deployments.ingress.responses import EventResponse
 from deployments.messages import OTHER_CONFIG, GenerateRequest
 
@@ -30,7 +31,8 @@ class Guard(Protocol):
         """Return why the call may not be sent now; wait while its version's models come."""
 
     def waiting(self, response: EventResponse) -> contextlib.AbstractAsyncContextManager[None]:
-        """Raise NobodyThere inside it if the call waits for a replica and there is none."""
+        """Raise NobodyThere inside it if the call waits for a replica and there is none, and
+        ReplicaHangs if it was given to one that answers nobody any more."""
 
     async def sends_again(self, call: GenerateRequest, event: TokenEvent, num_sent: int) -> bool:
         """Return whether a call that has ended before it began is sent once more, after a pause."""
@@ -43,6 +45,10 @@ class NobodyThere(Exception):
     """No model replica is running, and the call was given to none."""
 
 
+class ReplicaHangs(Exception):
+    """The replica that the call was given to has answered nobody of late, while others do."""
+
+
 def is_lost(event: TokenEvent) -> bool:
     """Whether an answer ended because its replica did."""
     return event.error is not None and event.error.code in (LOST.code, _ENDED_ENGINE)
@@ -50,12 +56,13 @@ def is_lost(event: TokenEvent) -> bool:
 
 class CallGuard:
     """Implements Guard with what the watch and the quarantine know. One event loop uses it, but
-    `expire`, which any thread may call."""
+    `expire` and `saw`, which any thread may call."""
 
     def __init__(self, watch: ModelWatch, quarantine: Quarantine) -> None:
         self._watch = watch
         self._quarantine = quarantine
         self._waiting: dict[asyncio.Timeout, tuple[float, EventResponse]] = {}
+        self._ended: dict[asyncio.Timeout, Exception] = {}  # those of them that are ended, and why
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def refusal(self, call: GenerateRequest) -> ErrorInfo | None:
@@ -87,21 +94,35 @@ class CallGuard:
         except TimeoutError:
             if not timeout.expired():
                 raise
-            raise NobodyThere from None
+            raise self._ended[timeout] from None
+        finally:
+            self._ended.pop(timeout, None)
 
     def expire(self, began: float) -> None:
         """End the calls that have waited for a replica since `began` (seconds, `time.monotonic`)
         or longer: none was there then."""
+        self._end(
+            lambda since, response: since <= began and not response.is_assigned, NobodyThere()
+        )
+
+    def saw(self, reports: Sequence[Mapping[str, Any]]) -> None:
+        """Take over what replicas say; end the calls that wait at one that is given up."""
+        given_up = residency().saw(reports)
+        if given_up:
+            self._end(lambda _, response: response.replica in given_up, ReplicaHangs())
+
+    def _end(self, is_meant: Callable[[float, EventResponse], bool], why: Exception) -> None:
+        def end() -> None:
+            now = asyncio.get_running_loop().time()
+            for timeout, waiting in self._waiting.items():
+                if timeout not in self._ended and is_meant(*waiting):
+                    self._ended[timeout] = why
+                    timeout.reschedule(now)
+
         loop = self._loop
         if loop is not None:
             with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
-                loop.call_soon_threadsafe(self._expire, began)
-
-    def _expire(self, began: float) -> None:
-        now = asyncio.get_running_loop().time()
-        for timeout, (since, response) in self._waiting.items():
-            if since <= began and not response.is_assigned:
-                timeout.reschedule(now)
+                loop.call_soon_threadsafe(end)
 
     async def sends_again(self, call: GenerateRequest, event: TokenEvent, num_sent: int) -> bool:
         if event.error is not None and event.error.code == OTHER_CONFIG.code:

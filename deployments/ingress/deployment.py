@@ -40,7 +40,6 @@ from deployments.ingress.operator import ClusterReport
 from deployments.ingress.quarantine import Quarantine
 from deployments.ingress.readiness import Readiness
 from deployments.ingress.references_source import ReferencesSource
-from deployments.ingress.residency import residency
 from deployments.ingress.traffic import TrafficLog
 from deployments.interpreter import tune_interpreter
 from deployments.messages import GenerateRequest, Outcome, ServedModels
@@ -98,7 +97,7 @@ class RouterReplica:
         quarantine = Quarantine(RETRIES_PER_ROW * settings.engine.max_rows)
         self._guard = CallGuard(self._watch, quarantine)
         self._watch.on_empty = self._guard.expire
-        self._watch.on_reports = residency().saw
+        self._watch.on_reports = self._guard.saw
         self._readiness = Readiness(settings, self._followed, self._watch, self._admission)
         self._admin = AdapterAdmin(
             store,

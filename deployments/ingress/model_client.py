@@ -21,7 +21,8 @@ from ray.serve.handle import DeploymentHandle
 from deployments.channel.receiver import LOST, EventReceiver
 from deployments.engine.errors import QueueFull
 from deployments.engine.request import ErrorInfo, TokenEvent, failed_event
-from deployments.ingress.call_guard import NO_MODEL_REPLICA, Guard, NobodyThere
+from deployments.ingress.call_guard import NO_MODEL_REPLICA, Guard, NobodyThere, ReplicaHangs
+from deployments.ingress.residency import residency
 from deployments.ingress.responses import ChannelResponse, EventResponse, OneEvent
 from deployments.messages import GenerateRequest
 
@@ -45,10 +46,11 @@ class ModelClient:
     def start(self, call: GenerateRequest) -> EventResponse:
         """Send the call. A whole answer is one event, which the Serve call itself returns; the
         events of a stream arrive over the channel."""
+        where = functools.partial(residency().place_of, call)
         if call.stream:
             send = functools.partial(self._stream.remote, call)
-            return ChannelResponse(self._receiver, call.request_id, send)
-        return OneEvent(self._answer.remote(call))
+            return ChannelResponse(self._receiver, call.request_id, send, where)
+        return OneEvent(self._answer.remote(call), where)
 
     @functools.cached_property
     def _stream(self) -> Any:
@@ -94,6 +96,7 @@ async def answer_events(
                 saw(event)
                 yield event
         finally:
+            residency().ended(call)
             if not is_finished:
                 response.cancel()
         if not has_begun:
@@ -111,6 +114,9 @@ async def _next_event(
     except NobodyThere:
         response.cancel()
         return failed_event(call.request_id, NO_MODEL_REPLICA)
+    except ReplicaHangs:
+        response.cancel()
+        return failed_event(call.request_id, LOST)
     except RequestCancelledError:
         raise
     except (RayActorError, RayServeException) as error:

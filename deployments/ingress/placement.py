@@ -41,13 +41,30 @@ class AdapterAwareRouter(FIFOMixin, RequestRouter):
             call = _call_of(pending_request)
 
         def holds(replica: RunningReplica) -> bool:
-            return call is not None and residency().holds(_name(replica), call)
+            return (
+                call is not None
+                and call.adapter is not None
+                and residency().holds(_name(replica), call)
+            )
 
         def num_requests(replica: RunningReplica) -> int:
             return self.replica_queue_len_cache.get(replica.replica_id) or 0
 
         answering = residency().answering(candidate_replicas, _name)
         return ranked(answering, holds, num_requests, self._slack)
+
+    async def _choose_replica_for_request(
+        self, pending_request: PendingRequest, *, is_retry: bool = False
+    ) -> RunningReplica:
+        """Serve's own, whose choice we note: `on_request_routed` comes only when the replica has
+        taken the call, and one that hangs never does."""
+        chosen: RunningReplica = await super()._choose_replica_for_request(
+            pending_request, is_retry=is_retry
+        )
+        call = _call_of(pending_request)
+        if call is not None:
+            residency().chose(_name(chosen), call)
+        return chosen
 
     def on_request_routed(
         self, pending_request: PendingRequest, replica_id: ReplicaID, result: Any
@@ -62,6 +79,6 @@ def _name(replica: RunningReplica) -> str:
 
 
 def _call_of(pending: PendingRequest) -> GenerateRequest | None:
-    """Return the question to an adapter that is routed; None for another call, or the base."""
+    """Return the question that is routed; None for another call."""
     first = pending.args[0] if pending.args else None
-    return first if isinstance(first, GenerateRequest) and first.adapter is not None else None
+    return first if isinstance(first, GenerateRequest) else None

@@ -11,6 +11,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from deployments.api.middleware import request_id_for
 from deployments.ingress.proxy_errors import OwnErrors
 
+# A client's id is read here, and how long Serve waits is not for a client to say.
+_NOT_PASSED_ON = (b"x-request-id", b"x-request-timeout-seconds")
 # Of the headers that Serve reads itself, as it spells them.
 _READ_BY_SERVE = (b"x_session_id", b"serve_multiplexed_model_id")
 
@@ -32,7 +34,7 @@ class ReadableIds:
             headers = [
                 (name, _readable(name, value))
                 for name, value in scope["headers"]
-                if name.lower() != b"x-request-id"
+                if name.lower() not in _NOT_PASSED_ON
             ]
             scope = {**scope, "headers": [*headers, (b"x-request-id", request_id)]}
         await self._app(scope, receive, send)

@@ -3,8 +3,8 @@
 When a router replica dies, the proxy sends nothing more: a reply that has not begun would be a
 plain 500 of the HTTP server, and a stream would end without its last event. Here the first is asked
 once more, since a question changes nothing, and is a 503 `router_lost` if it is lost again or
-changes something; the second gets its error event. Serve's own refusals are plain text, and get our
-shape.
+changes something; the second gets its error event, which says so where it was Serve's own time
+limit that ended the stream. Serve's own refusals are plain text, and get our shape.
 """
 
 import json
@@ -23,10 +23,15 @@ _LOST = (
     "router_lost",
     "the router replica that had this request has ended: try again, unless it changes something",
 )
+_TIMED_OUT = (
+    408,
+    "deadline_exceeded",
+    "the answer was not complete within request_timeout_s of http_options",
+)
 # Serve's status -> ours, where it has no replica to ask, or gave up waiting for one.
 _REFUSALS = {
     404: (404, "path_not_found", "no application serves this path (yet)"),
-    408: (408, "deadline_exceeded", "there was no reply within request_timeout_s of http_options"),
+    408: (*_TIMED_OUT[:2], "there was no reply within request_timeout_s of http_options"),
     429: (503, "overloaded", "the router replicas have no room for more requests"),
     503: (503, "no_router_replica", "no router replica is running: they are being started"),
 }
@@ -48,6 +53,7 @@ class OwnErrors:
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
+        self._timeout_s = _timeout_of(app)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"].startswith(_SERVES_OWN):
@@ -58,13 +64,28 @@ class OwnErrors:
         is_early = time.monotonic() - began < _REPEAT_WITHIN_S
         if not reply.has_begun and _may_repeat(scope) and body.is_whole and is_early:
             body.rewind()
+            began = time.monotonic()
             await self._app(dict(scope), body.receive, reply.pass_on)
         error = reply.error()
         if error is not None:
             app = ResponseHeaders(RequestIds(error_response(error)))
             await app(scope, receive, send)
         elif reply.is_cut_stream:
-            await send({"type": "http.response.body", "body": reply.last_event(scope)})
+            took_s = time.monotonic() - began
+            is_late = self._timeout_s is not None and took_s >= self._timeout_s
+            error = ApiError(*_TIMED_OUT) if is_late else ApiError(503, *_LOST)
+            await send({"type": "http.response.body", "body": reply.last_event(scope, error)})
+
+
+def _timeout_of(app: Any) -> float | None:
+    """Return the seconds after which Serve's proxy ends a reply; None: never, or not to be found.
+
+    Serve tells it nobody, so it is looked for in the proxy, through what is wrapped around it.
+    """
+    while app is not None and not hasattr(app, "request_timeout_s"):
+        app = getattr(app, "app", None)
+    found = getattr(app, "request_timeout_s", None)
+    return found if isinstance(found, int | float) else None
 
 
 def _may_repeat(scope: Scope) -> bool:
@@ -138,11 +159,11 @@ class _Reply:
     def is_cut_stream(self) -> bool:
         return self._is_stream and not self._has_ended
 
-    def last_event(self, scope: Scope) -> bytes:
+    def last_event(self, scope: Scope, error: ApiError) -> bytes:
         """Return what a stream lacks: its last event, if that had not come."""
         if _LAST_EVENT.search(self._latest):
             return b""
-        detail = ApiError(503, *_LOST).reply(request_id=request_id_for(scope)).model_dump()
+        detail = error.reply(request_id=request_id_for(scope)).model_dump()
         path, data = scope["path"], {"error": detail}
         if path.endswith("/responses"):
             data |= _of_the_responses_api(detail, self._latest)

@@ -1,7 +1,8 @@
 """Which model replica a question goes to: one that holds its adapter, unless others are idler.
 
 A router replica knows what each model replica holds from its look once a second (model_watch.py),
-and what it has sent there itself since then. One that did not answer the look gets no question.
+and what it has sent there itself since then. One that did not answer the look gets no question, and
+one that missed two in a row keeps none that it has not begun to answer (call_guard.py).
 """
 
 import functools
@@ -14,21 +15,31 @@ from deployments.messages import GenerateRequest, held_name
 
 ReplicaT = TypeVar("ReplicaT")
 
+_LOST_AFTER = 2  # looks missed in a row, while another replica answered
+_MAX_PLACES = 10_000  # of calls; those that were cancelled on their way are never taken out
+
 
 class Residency:
     """Any thread may call `saw`; one event loop the rest."""
 
     def __init__(self) -> None:
         self._held: dict[str, set[str]] = {}
-        self._silent: frozenset[str] = frozenset()
+        self._silent: dict[str, int] = {}  # replica -> looks missed in a row
+        self._places: dict[int, str] = {}  # id of a call -> its replica
         self._lock = threading.Lock()
 
-    def saw(self, reports: Iterable[Mapping[str, Any]]) -> None:
-        """Take over what replicas say that they hold; one that says nothing holds nothing."""
+    def saw(self, reports: Iterable[Mapping[str, Any]]) -> list[str]:
+        """Take over what replicas say that they hold; one that says nothing holds nothing.
+
+        Returns:
+            Those that are given up: others answer, and they have not for several looks.
+        """
         found = {r["replica"]: set(r.get("adapters_held", ())) for r in reports}
         with self._lock:
-            self._silent = (self._silent | self._held.keys()) - found.keys()
+            missing = (self._silent.keys() | self._held.keys()) - found.keys()
+            self._silent = {name: self._silent.get(name, 0) + 1 for name in missing}
             self._held = found
+            return [n for n, missed in self._silent.items() if found and missed >= _LOST_AFTER]
 
     def answering(
         self, replicas: Sequence[ReplicaT], name: Callable[[ReplicaT], str]
@@ -39,13 +50,27 @@ class Residency:
             return list(replicas)
         with self._lock:
             silent = self._silent
-            self._silent = silent.intersection(map(name, replicas))  # forget those that are gone
+            there = set(map(name, replicas))
+            self._silent = {n: missed for n, missed in silent.items() if n in there}
         return [replica for replica in replicas if name(replica) not in silent] or list(replicas)
 
+    def chose(self, replica: str, call: GenerateRequest) -> None:
+        """Note that a call is on its way to a replica, which may yet be full."""
+        if len(self._places) > _MAX_PLACES:
+            self._places.clear()
+        self._places[id(call)] = replica
+
     def sent(self, replica: str, call: GenerateRequest) -> None:
-        """Note that a replica will hold the call's adapter, since it gets the call."""
+        """Note that a replica will hold the call's adapter, since it has taken the call."""
         if call.adapter is not None and replica in self._held:
             self._held[replica].add(_name(call))
+
+    def place_of(self, call: GenerateRequest) -> str | None:
+        """Return the replica that was chosen for a call, until `ended`; None: it is not known."""
+        return self._places.get(id(call))
+
+    def ended(self, call: GenerateRequest) -> None:
+        self._places.pop(id(call), None)
 
     def holds(self, replica: str, call: GenerateRequest) -> bool:
         return _name(call) in self._held.get(replica, ())

@@ -12,6 +12,7 @@ from deployments.engine.request import TokenEvent
 
 # How long the last event may arrive after the Serve call that sent it has ended.
 ON_THE_WAY_S = 5.0
+Where = Callable[[], str | None]
 
 
 class EventResponse(Protocol):
@@ -24,6 +25,10 @@ class EventResponse(Protocol):
     def is_assigned(self) -> bool:
         """Whether Serve has given the call to a replica."""
 
+    @property
+    def replica(self) -> str | None:
+        """The replica that was chosen for the call, as far as that is known."""
+
     def cancel(self) -> None: ...
 
 
@@ -34,10 +39,15 @@ def _is_assigned(response: DeploymentResponse) -> bool:
 
 
 class OneEvent:
-    """A whole answer: the Serve call returns its one event."""
+    """A whole answer: the Serve call returns its one event.
 
-    def __init__(self, response: DeploymentResponse) -> None:
+    Args:
+        where: the replica that was chosen for the call, as far as that is known.
+    """
+
+    def __init__(self, response: DeploymentResponse, where: Where = lambda: None) -> None:
         self._response = response
+        self._where = where
 
     async def get(self) -> TokenEvent:
         event: TokenEvent = await self._response
@@ -46,6 +56,10 @@ class OneEvent:
     @property
     def is_assigned(self) -> bool:
         return _is_assigned(self._response)
+
+    @property
+    def replica(self) -> str | None:
+        return self._where()
 
     def cancel(self) -> None:
         self._response.cancel()
@@ -59,6 +73,7 @@ class ChannelResponse:
     Args:
         send: starts the Serve call with the stream's id and this router replica's address. Its
             result says whether all events were sent.
+        where: as of OneEvent.
     """
 
     def __init__(
@@ -66,10 +81,12 @@ class ChannelResponse:
         receiver: EventReceiver,
         request_id: str,
         send: Callable[[int, ChannelAddress], DeploymentResponse],
+        where: Where = lambda: None,
     ) -> None:
         self._receiver = receiver
         self._stream = receiver.open(request_id)
         self._send = send
+        self._where = where
         self._response: DeploymentResponse | None = None
         self._watching: asyncio.Task[None] | None = None
 
@@ -84,6 +101,10 @@ class ChannelResponse:
     @property
     def is_assigned(self) -> bool:
         return self._response is not None and _is_assigned(self._response)
+
+    @property
+    def replica(self) -> str | None:
+        return self._where()
 
     def cancel(self) -> None:
         self._stream.close()

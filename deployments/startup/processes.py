@@ -38,6 +38,15 @@ class ProcessTree:
                     found.append(process)
         return found
 
+    def titled(self, titles: tuple[str, ...]) -> list[psutil.Process]:
+        """Look for new descendants and return those whose title begins with one of these."""
+        found = []
+        for process in self._look():
+            with contextlib.suppress(psutil.Error):
+                if " ".join(process.cmdline()[:1]).startswith(titles):
+                    found.append(process)
+        return found
+
     def kill(self, timeout_s: float = 5.0) -> int:
         """Kill what is left and wait until it is gone; return how many processes that were."""
         killed: set[psutil.Process] = set()

@@ -19,8 +19,11 @@ from deployments.startup.status import (
 )
 from deployments.startup.stop_signals import Interrupted, StopSignals
 from deployments.startup.watch import Loss, Patience, ServiceWatch
+from deployments.stopped import STOPPED_S, StoppedProcesses
 
 POLL_S = 0.7
+# Titles of what Serve and Ray replace when it has ended.
+_REPLACED = ("ray::ServeReplica", "ray::ProxyActor", "ray::ServeController")
 GRACE_S = 8.0  # for Serve's own shutdown after Ctrl-C, before what is left is ended
 ORPHANS_GRACE_S = 2.0  # of these, for daemons to follow the process that started them
 
@@ -68,7 +71,7 @@ def supervise(
                 report = readiness(addresses) or {}
                 say(welcome(addresses, report, time.monotonic() - started))
                 watch = ServiceWatch.of(addresses, tree, patience)
-                loss = _wait_until_it_ends(child, tree, watch)
+                loss = _wait_until_it_ends(child, tree, watch, say)
                 cause, can_drain = loss.cause, loss.can_drain
                 say(f"launch: {cause}; stopping")
     except Interrupted:
@@ -107,10 +110,12 @@ def _wait_until_ready(
 
 
 def _wait_until_it_ends(
-    child: subprocess.Popen[bytes], tree: ProcessTree, watch: ServiceWatch
+    child: subprocess.Popen[bytes], tree: ProcessTree, watch: ServiceWatch, say: Say
 ) -> Loss:
+    stopped = StoppedProcesses()
     while child.poll() is None:
-        tree.refresh()
+        for process in stopped.end(tree.titled(_REPLACED)):
+            say(f"launch: pid {process.pid} was stopped for {STOPPED_S:g} s and is killed")
         loss = watch.look()
         if loss is not None:
             return loss

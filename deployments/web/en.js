@@ -135,6 +135,7 @@ export default {
   "error.replica_lost": "The machine that was answering was lost. What stands here is not the whole. Ask again.",
   "error.decoder_failed": "The model failed on this answer. Ask again.",
   "error.structure_failed": "The answer could not keep to the form that was asked for. Ask for a simpler one.",
+  "error.too_many_scores": "The text is too long for its log-probabilities. Ask for fewer of them.",
   "error.not_for_this_model": "This model cannot do what was asked for.",
   "error.invalid_token_id": "This model does not have the token that was sent.",
   "error.invalid_schema": "The form that was asked for cannot be followed. Ask for a simpler one.",

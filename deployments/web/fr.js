@@ -135,6 +135,7 @@ export default {
   "error.replica_lost": "La machine qui répondait a été perdue. Ce qui est affiché n’est pas complet. Reposez la question.",
   "error.decoder_failed": "Le modèle a échoué sur cette réponse. Reposez la question.",
   "error.structure_failed": "La réponse n’a pas pu suivre la forme demandée. Demandez-en une plus simple.",
+  "error.too_many_scores": "Le texte est trop long pour ses log-probabilités. Demandez-en moins.",
   "error.not_for_this_model": "Ce modèle ne sait pas faire ce qui est demandé.",
   "error.invalid_token_id": "Ce modèle n’a pas le jeton qui a été envoyé.",
   "error.invalid_schema": "La forme demandée ne peut pas être suivie. Demandez-en une plus simple.",

@@ -6,6 +6,7 @@ and each passage names the release.
 """
 
 import csv
+import gzip
 import importlib.util
 import math
 from collections import Counter, defaultdict
@@ -21,7 +22,7 @@ from references.passage import Passage, ReferencesError
 LICENCE = "HPO licence, https://hpo.jax.org/app/license (cite the source, do not alter the content)"
 ONTOLOGY, ANNOTATIONS = "hp.obo", "phenotype.hpoa"
 SPECIALTIES = Path(__file__).with_name("hpo_specialties.yaml")
-WORDINGS = Path(__file__).with_name("hpo_wordings.yaml")
+WORDINGS = Path(__file__).with_name("hpo_wordings.txt.gz")
 PHENOTYPE = "HP:0000118"  # the root of what a patient can have
 # Frequency terms of the annotations: their words, and the middle of their range.
 FREQUENCIES: Mapping[str, tuple[str, float]] = {
@@ -190,13 +191,12 @@ def _of_term(hpo: Hpo, term: Term, prominence: float) -> Passage:
 @cache
 def wordings() -> Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]:
     """Return, by a term's id, how people say it in English and in French."""
-    import yaml
-
-    listed: Mapping[int, str] = yaml.safe_load(WORDINGS.read_text(encoding="utf-8"))
     found = {}
-    for number, said in listed.items():
-        english, _, french = said.partition("= ")
-        found[f"HP:{number:07d}"] = (_listed(english), _listed(french))
+    for line in gzip.decompress(WORDINGS.read_bytes()).decode().splitlines():
+        number, is_row, said = line.partition(": ")
+        if is_row and not line.startswith("#"):
+            english, _, french = said.partition("= ")
+            found[f"HP:{int(number):07d}"] = (_listed(english), _listed(french))
     return found
 
 

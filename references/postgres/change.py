@@ -58,8 +58,6 @@ class PostgresChange(Change):
         if vectorise is not None:
             db.execute("create extension if not exists vector schema public")
             size = vectorise(["size"]).shape[1]
-            if was_there and not meta:  # the vectors of another vectoriser may have another size
-                db.execute("drop table if exists vectors")
             db.execute(_VECTORS.format(dimensions=size))
         if was_there and not meta:
             for table in _EMPTY:
@@ -138,12 +136,6 @@ class PostgresChange(Change):
             cursor.execute(_INDEXES)
             if self._vectorise is not None:
                 cursor.execute(_VECTOR_INDEXES)
-
-
-def drop_tables(db: Any) -> None:
-    """Take away the tables of another format."""
-    for table in _EMPTY:
-        db.execute(f"drop table if exists {SCHEMA}.{table}")
 
 
 def _tsvector(columns: tuple[str, str, str]) -> str:

@@ -3,7 +3,8 @@
 The tables are those of a shelf's file (store.py) in a schema of their own; words are a tsvector of
 stems with the weights of title, synonyms and text, vectors have HNSW indexes. A change is one
 transaction under an advisory lock, and a search reads one snapshot: it sees a change as a whole,
-and at its next question.
+and at its next question. Tables of another shape are made in a second schema, which then takes the
+first one's name: who reads waits for that alone.
 """
 
 import threading
@@ -16,7 +17,7 @@ from urllib.parse import urlsplit
 from references.change import Unneeded
 from references.embedding import Vectoriser
 from references.passage import Passage, ReferencesError
-from references.postgres.change import SCHEMA, PostgresChange, drop_tables
+from references.postgres.change import SCHEMA, PostgresChange
 from references.postgres.version import PostgresVersion
 from references.version import FORMAT, passages_in
 
@@ -25,6 +26,7 @@ SEARCH_TIMEOUT_S = 5
 PAUSE_S = 10  # after a server has hung
 LOCK_TIMEOUT_S = 600
 _BUILD = "python -m references --shelf URL build"
+_NEXT = f"{SCHEMA}_next"
 _LOCK = 7_356_608_017  # any number that nobody else's advisory lock has
 
 
@@ -119,7 +121,7 @@ class PostgresEngine:
             meta = _meta(db)
             if not (meta or fresh or create):
                 raise self._no_shelf()
-            if meta and not fresh and meta["vectors"] != (vectorise.name if vectorise else ""):
+            if meta and not fresh and meta["vectors"] != _name_of(vectorise):
                 raise ReferencesError(
                     f"{self.place} was built with the vectors of {meta['vectors'] or 'nothing'!r}: "
                     "to change it, open it with its vectoriser"
@@ -127,12 +129,17 @@ class PostgresEngine:
             outdated = bool(meta) and meta.get("format") != str(FORMAT)
             if outdated and not fresh:
                 raise self._of_another_format(meta)
-            if outdated:
-                drop_tables(db)
+            # The columns or the vectors have another shape: their tables are made beside the old.
+            is_beside = outdated or (bool(meta) and meta["vectors"] != _name_of(vectorise))
+            if is_beside:
+                db.execute(f"drop schema if exists {_NEXT} cascade; create schema {_NEXT}")
+                db.execute(f"set local search_path to {_NEXT}, public")
                 meta = {}
             change = PostgresChange(db, {} if fresh else meta, vectorise, was_there=bool(meta))
             yield change
             change.finish()
+            if is_beside:
+                db.execute(f"drop schema {SCHEMA} cascade; alter schema {_NEXT} rename to {SCHEMA}")
 
     def stored(self) -> Iterator[Passage]:
         with self._told("read"), self._transaction(LOCK_TIMEOUT_S) as db:
@@ -212,6 +219,10 @@ class PostgresEngine:
 
 class _NoShelf(ReferencesError):
     """The server answers, and has no shelf."""
+
+
+def _name_of(vectorise: Vectoriser | None) -> str:
+    return vectorise.name if vectorise else ""
 
 
 def _meta(db: Any) -> dict[str, str]:

@@ -26,7 +26,7 @@ _TITLES = {
     "controller": "ray::ServeController",
 }
 _HANG_S = 12.0
-_REPLACED_S = 90.0
+_REPLACED_S = 30.0
 _APPLY_TIMEOUT_S = 120.0
 
 
@@ -112,36 +112,46 @@ class Breaker:
     async def _hang(self) -> str:
         victim = self._rng.choice(self.pids("model"))
         os.kill(victim, signal.SIGSTOP)
-        await asyncio.sleep(_HANG_S)
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(victim, signal.SIGCONT)
+        try:
+            await asyncio.sleep(_HANG_S)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(victim, signal.SIGCONT)
         return f"model {victim} stood still for {_HANG_S:g} s"
 
     async def _freeze(self) -> str:
-        """Stop a model replica for good, and wait until Serve has begun another one. Ray does not
-        end a process that is stopped, so it is killed then, as an operator would have to."""
+        """Stop a model replica for good, until it is gone and Serve has begun another one. Where a
+        decoder stands in for the engine, whose process would kill it, it is killed here."""
         before = set(self.pids("model"))
         victim = self._rng.choice(sorted(before))
         os.kill(victim, signal.SIGSTOP)
         started = time.monotonic()
+        gone_s = begun_s = None
         try:
-            while not set(self.pids("model")) - before:
-                if time.monotonic() - started > _REPLACED_S:
-                    return f"failed: model {victim} was not replaced within {_REPLACED_S:g} s"
+            while gone_s is None or begun_s is None:
+                now, passed_s = set(self.pids("model")), time.monotonic() - started
+                if gone_s is None and victim not in now:
+                    gone_s = passed_s
+                if begun_s is None and now - before:
+                    begun_s = passed_s
+                if passed_s > _REPLACED_S:
+                    return f"failed: model {victim}: gone {gone_s}, another {begun_s} (s)"
                 await asyncio.sleep(0.2)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(victim, signal.SIGKILL)
-        return f"model {victim} was stopped, another began {time.monotonic() - started:.1f} s later"
+        return f"model {victim} was stopped, gone {gone_s:.1f} s later, another {begun_s:.1f} s"
 
     async def _hide_state(self) -> str:
         """Take the state away, and kill a model replica, which has to start without it."""
         away = self._state.with_name("away")
         self._state.rename(away)
-        done = self._signal("model", signal.SIGKILL)
-        await asyncio.sleep(_HANG_S)
-        if not self._state.exists():
-            away.rename(self._state)
+        try:
+            done = self._signal("model", signal.SIGKILL)
+            await asyncio.sleep(_HANG_S)
+        finally:
+            if not self._state.exists():
+                away.rename(self._state)
         return f"no state for {_HANG_S:g} s; {done}"
 
     def _deploy(self, fault: str) -> str:

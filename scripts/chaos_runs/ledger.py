@@ -17,10 +17,13 @@ if its first words are: other versions differ from the first word on. It is coun
 import asyncio
 import itertools
 import json
+import math
+import re
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -35,6 +38,7 @@ MODES = ("ask", "ask_stream", "chat", "chat_stream")
 _WITHOUT_ADAPTER = "psychiatry"  # a label of the shipped router: the base answers
 _NUM_CERTAIN = 20  # words
 REFUSALS = (408, 429, 503)
+_REPEATED = re.compile(rb"request (\S+): its replica cannot answer")
 TruthKey = tuple[str, str | None, int, int]  # adapter, version, question, tokens
 Truth = dict[TruthKey, str]
 
@@ -188,9 +192,28 @@ def _take(sent: Sent, event: str | None, data: Mapping[str, Any]) -> None:
             sent.text += choice["delta"].get("content") or ""
 
 
-def account(rows: list[Sent], windows: Sequence[tuple[float, float]] = ()) -> dict[str, Any]:
+def repeated_in(log: Path, start: int) -> set[str]:
+    """Return the ids of the questions that a router has asked another replica (model_client.py).
+
+    Args:
+        log: of Serve's console, read from byte `start` on.
+    """
+    with log.open("rb") as file:
+        file.seek(start)
+        return {found.decode() for found in _REPEATED.findall(file.read())}
+
+
+def account(
+    rows: list[Sent],
+    windows: Sequence[tuple[float, float]] = (),
+    repeated: Collection[str] = (),
+) -> dict[str, Any]:
     """Return the ledger of a run: every request once; `during`: of those that began in `windows`,
-    from and to which second of the run."""
+    from and to which second of the run, and `others_during`: of these without `repeated`.
+
+    Args:
+        repeated: ids of those that a router asked once more, since their replica could not answer.
+    """
     outcomes = Counter(row.outcome for row in rows)
     assert set(outcomes) <= set(OUTCOMES), "an outcome that nobody knows"
     assert sum(outcomes.values()) == len(rows), "a request without an outcome"
@@ -207,7 +230,10 @@ def account(rows: list[Sent], windows: Sequence[tuple[float, float]] = ()) -> di
         "p50_s": _percentile(took, 0.5),
         "p99_s": _percentile(took, 0.99),
         "tenths": _tenths(rows),
+        "repeated": len(repeated),
+        "broken_s": [round(b - a, 1) for a, b in windows if b < math.inf],
         "during": _during(rows, windows),
+        "others_during": _during([row for row in rows if row.id not in repeated], windows),
         "reasons": dict(reasons.most_common(8)),
     }
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import statistics
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -11,7 +12,7 @@ import aiohttp
 import psutil
 
 from deployments.startup.processes import ProcessTree
-from scripts.benchmarks.cpu_time import role_of
+from scripts.benchmarks.over_http.cpu_time import role_of
 
 MAX_GROWTH = 0.02  # of memory, from the end of the warm-up to the end
 HELD = ("pss_mib", "descriptors", "threads", "series")
@@ -29,14 +30,20 @@ async def sample_forever(
 ) -> None:
     """Append (seconds since the start, what is held) to `found`, until cancelled.
 
+    While a fault holds up Ray's metrics, there is no sample.
+
     Args:
         metrics: URL of Ray's metrics of this node.
     """
     started = time.monotonic()
     while True:
         held = await asyncio.to_thread(held_by_role, tree.alive())
-        held["all"]["series"] = await num_series(session, metrics)
-        found.append((time.monotonic() - started, held))
+        try:
+            held["all"]["series"] = await num_series(session, metrics)
+        except (OSError, TimeoutError, aiohttp.ClientError) as error:
+            print(f"no sample: {metrics}: {type(error).__name__}", file=sys.stderr)
+        else:
+            found.append((time.monotonic() - started, held))
         await asyncio.sleep(every_s)
 
 
@@ -63,6 +70,7 @@ def held_by_role(pids: Iterable[int]) -> Sample:
 async def num_series(session: aiohttp.ClientSession, metrics: str) -> int:
     """Return how many series Prometheus would read there."""
     async with asyncio.timeout(10), session.get(metrics) as reply:
+        reply.raise_for_status()
         lines = (await reply.text()).splitlines()
     return sum(not line.startswith("#") for line in lines)
 

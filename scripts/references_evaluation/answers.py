@@ -18,7 +18,7 @@ import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -57,14 +57,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--out", type=Path, help="the figures as JSON")
     add("--shelf", type=Path, help="a built default shelf; default: the one in the cache folder")
     add("--each", type=at_least(1), default=10, metavar="N", help="questions of a specialty")
+    add("--skip", type=int, default=0, metavar="N", help="as many before them: questions to try on")
     add("--minutes", type=at_least(1), default=600, help="after which no answer is begun")
     add("--show", type=at_least(1), metavar="N", help="print N sentences found supported")
     return parser.run(argv, lambda: (DataError, ReferencesError, OSError), _run)
 
 
 def _run(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
+    args.each += args.skip
     with tempfile.TemporaryDirectory() as folder:
-        asked = list(_questions(args, _specialties(), Path(folder)))
+        asked = _without_first(args.skip, _questions(args, _specialties(), Path(folder)))
     missing = asyncio.run(_answer(asked, args.answers, 60 * args.minutes))
     answered = [row for row in _read(args.answers) if row.passages]
     figures = {name: measures([a for a in answered if a.system == name]) for name in SYSTEMS}
@@ -80,6 +82,17 @@ def _run(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
     for text in supported_sentences(answered, args.show or 0):
         print(text)
     return report
+
+
+def _without_first(count: int, asked: Iterable[Asked]) -> list[Asked]:
+    """Leave out the first questions of each specialty."""
+    seen: Counter[str] = Counter()
+    kept = []
+    for one in asked:
+        seen[one.pair.file] += 1
+        if seen[one.pair.file] > count:
+            kept.append(one)
+    return kept
 
 
 def _specialties() -> list[str]:

@@ -15,7 +15,7 @@ from references.ingest.hpo import Hpo
 from references.passage import Passage
 from references.ranking import Ranked
 from references.shelf import Shelf
-from references.words import fold, name_key, stems
+from references.words import fold, french, name_key, stems
 from scripts.references_evaluation.vignettes import SIZES, form, vignettes
 
 FOLDER = Path(__file__).parent
@@ -81,7 +81,7 @@ class Search:
             strict.append(bool(got & want))
             wide.append(bool(got & (want | below)))
             served.append(wide[-1] and self.found_any(row[language], language))
-            plain.append(bool(self.plain(row[language]) & (want | below)))
+            plain.append(bool(self.plain(row[language], language) & (want | below)))
         columns = {"strict": strict, "wide": wide, "served": served, "plain": plain}
         return {name: share(values) for name, values in columns.items()}
 
@@ -110,19 +110,24 @@ class Search:
         language = rows.partition("_")[0]
         return share(not self.found_any(question, language) for question in listed[rows])
 
-    def plain(self, question: str) -> set[str]:
+    def plain(self, question: str, language: str = "en") -> set[str]:
         """Return the ids of the first three of a full-text query of the question's words."""
         connection = self._shelf.connection()
         return {
             id_
-            for (number,) in full_text(connection, question)
+            for (number,) in full_text(connection, question, language)
             for (id_,) in connection.execute("select id from passages where number = ?", (number,))
         }
 
 
-def full_text(connection: sqlite3.Connection, question: str) -> list[tuple[int]]:
+def full_text(
+    connection: sqlite3.Connection, question: str, language: str = "en"
+) -> list[tuple[int]]:
     """Return the first three by BM25 of any of a question's words: the baseline."""
-    expression = " OR ".join(f'"{s}"' for s in stems(question)) or '"none"'
+    found = stems(question)
+    if language == "fr":
+        found += map(french, stems(question, "fr"))
+    expression = " OR ".join(f'"{s}"' for s in found) or '"none"'
     query = "select rowid from words where words match ? order by bm25(words, 8, 5, 1) limit 3"
     return connection.execute(query, (expression,)).fetchall()
 

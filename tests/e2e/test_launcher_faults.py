@@ -1,5 +1,6 @@
 """The launcher with a Ray cluster of its own: stopping drains, lost daemons and proxies count."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -165,9 +166,32 @@ def test_without_a_daemon_of_ray_it_ends_and_says_why(launched: Launched, daemon
     assert statuses == [200] * 2 or (daemon == "gcs_server" and set(statuses) <= {200})
 
 
+def test_a_proxy_that_is_stopped_is_killed_and_replaced(launched: Launched) -> None:
+    stopped = launched.pid_of("ray::ProxyActor")
+    os.kill(stopped, signal.SIGSTOP)
+    deadline = time.monotonic() + 60
+    while psutil.pid_exists(stopped) or not is_ready(launched.url):
+        assert time.monotonic() < deadline, launched.said()[-2000:]
+        time.sleep(0.5)
+    assert f"launch: pid {stopped} was stopped for 15 s and is killed" in launched.said()
+
+
+def is_ready(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/readyz", timeout=2).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
 def test_a_service_that_hangs_is_given_up(launched: Launched) -> None:
-    os.kill(launched.pid_of("ray::ProxyActor"), signal.SIGSTOP)
-    os.kill(launched.pid_of("ray::ServeController"), signal.SIGSTOP)
-    assert launched.end(90) == 1
+    """Whatever takes its place hangs, too."""
+    deadline = time.monotonic() + 90
+    while launched.process.poll() is None:
+        assert time.monotonic() < deadline, launched.said()[-2000:]
+        for process in launched.tree.titled(("ray::ProxyActor", "ray::ServeController")):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.suspend()
+        time.sleep(0.1)
+    assert launched.process.returncode == 1
     assert "launch: /readyz has not been answered for" in launched.said()
     assert launched.tree.alive() == []

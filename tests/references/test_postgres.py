@@ -5,14 +5,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from references.default_shelf import ensure_shelf
-from references.passage import ReferencesError
+from references.embedding import Floats
+from references.passage import Passage, ReferencesError
 from references.shelf import Shelf, build
 from references.store import engine_of
 from tests.references.passages import ALL, ECZEMA, HAIR, MARFAN, STONES, hpo_folder
@@ -150,11 +151,65 @@ def test_a_shelf_of_an_older_format_is_built_again_and_keeps_what_was_added(
     for call in (lambda: shelf.search("eczema"), lambda: shelf.remove(["T:1"])):
         with pytest.raises(ReferencesError, match="has format 1, .* build it again"):
             call()
+
+    def passages() -> Iterator[Passage]:
+        yield HAIR
+        started = time.monotonic()
+        with pytest.raises(ReferencesError, match="has format 1"):  # told, and does not wait
+            shelf.search("eczema")
+        with psycopg.connect(server.url, autocommit=True) as db:  # a router of the version before
+            db.execute("set statement_timeout = 2000")
+            assert db.execute("select title from polyclinic_references.passages").fetchall()
+        assert time.monotonic() - started < 2
+        yield replace(HAIR, title="")
+
+    with pytest.raises(ReferencesError, match="title"):  # it fails, and all is as it was
+        build(server.url, passages(), vectorise=Letters())
     folder = hpo_folder(tmp_path / "hpo")
     ensure_shelf(server.url, folder=folder, progress=False, vectorise=Letters())
     assert shelf.get([HAIR.id]) == {HAIR.id: HAIR}
     assert ids(shelf, "What is eczema?")
     assert shelf.verify() == []
+
+
+class Pairs(Letters):
+    """Vectors of another size."""
+
+    name = "pairs"
+
+    def __call__(self, texts: Sequence[str]) -> Floats:
+        return super().__call__(texts)[:, :2]
+
+
+@pytest.mark.parametrize("vectorise", [None, Pairs()])
+def test_nobody_waits_while_tables_of_another_shape_are_filled(
+    shelf: Shelf, server: Server, vectorise: Pairs | None
+) -> None:
+    """Of other vectors: what is there is read until it is done."""
+    import psycopg
+
+    read: list[float] = []
+
+    def passages() -> Iterator[Passage]:
+        yield HAIR
+        for _ in range(12):  # more often than psycopg prepares a statement
+            started = time.monotonic()
+            assert ids(shelf, "What is eczema?")[0] == "T:2"
+            read.append(time.monotonic() - started)
+        with psycopg.connect(server.url, autocommit=True) as db:
+            db.execute("set statement_timeout = 2000")
+            db.execute("select number from polyclinic_references.passages")
+        yield MARFAN
+
+    made = build(server.url, passages(), vectorise=vectorise)
+    assert max(read) < 2
+    assert [p.id for p in made.passages()] == [HAIR.id, MARFAN.id]
+    assert ids(made, "beaded hair")[0] == HAIR.id
+    with pytest.raises(ReferencesError, match="built with the vectors"):
+        shelf.search("eczema")
+    with psycopg.connect(server.url) as db:
+        schemas = db.execute("select nspname from pg_namespace where nspname like 'polyclinic%'")
+        assert schemas.fetchall() == [("polyclinic_references",)]
 
 
 def test_a_server_that_hangs_is_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:

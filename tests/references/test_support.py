@@ -96,6 +96,85 @@ def test_inventions_and_negations_are_not_supported(sentence: str) -> None:
     assert citation(sentence) is None
 
 
+LONG = replace(
+    ECZEMA,
+    title="Lattice dystrophy type II",
+    synonyms=(),
+    text="Lattice dystrophy type II clouds the cornea. Deposits form in the skin of adults. The "
+    "parents carry one mutated gene. Erosions are painful in bright light. Types 2 and 4 are rare. "
+    "In many cases, the cause of blindness remains unknown. Scars may thicken the eyelids.",
+)
+
+
+@pytest.mark.parametrize(
+    ("sentence", "is_supported"),
+    [
+        # one sentence of the passage
+        ("Deposits form in the skin of adults.", True),
+        ("It clouds the cornea, and deposits form in the skin of adults.", False),
+        ("Painful erosions cloud the cornea of adults.", False),
+        # what is said with reserve
+        ("In many cases, the cause of blindness is unknown.", True),
+        ("The cause of blindness is unknown.", False),
+        ("Some scars thicken the eyelids.", True),
+        ("Scars thicken the eyelids.", False),
+        # beside the names
+        ("The cause of lattice dystrophy type II is unknown.", False),
+        ("Lattice dystrophy type II is a mutated gene of farmers.", False),
+        ("Lattice dystrophy type II clouds the cornea.", True),
+        # types
+        ("Lattice dystrophy type 2 clouds the cornea.", True),
+        ("Lattice dystrophy type I clouds the cornea.", False),
+        ("Lattice dystrophy types I and II cloud the cornea.", False),
+        ("Types II and IV are rare.", True),
+        # cut, or an item of a list
+        ("Deposits form in the skin of adults", True),
+        ("Deposits form in the skin of farmers", False),
+        ("- Erosions painful in bright light", True),
+        ("- Erosions painful in bright winters", False),
+        ("The number is 2.", False),
+        ("It is 2.", False),
+    ],
+)
+def test_words_stand_together_and_say_more_than_the_name(sentence: str, is_supported: bool) -> None:
+    (found,) = support(sentence, [LONG])
+    assert (found.citation == 1) is is_supported
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        *("Lattice dystrophy: its signs include:", "The symptoms of lattice dystrophy include"),
+        *("The types are:", "1. Treatment:", "What clouds the cornea?", "3. The cornea,"),
+        *(
+            "Lattice dystrophy",
+            "- Cornea",
+            "Blindness.",
+            "2. Painful erosions.",
+            "The skin of a",
+            "La cornée :",
+            "Cornea;",
+        ),
+    ],
+)
+def test_what_announces_asks_or_names_states_nothing(sentence: str) -> None:
+    assert support(sentence, [LONG]) == []
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "Signs of lattice dystrophy include: fever, cough, abnormal nails, abnormal teeth,",
+        "Resources about the cornea: - A registry of rare diseases: - A clinic of Boston:",
+        "Erosions of the cornea, painful nails, abnormal teeth, red hair, blue lips, short legs:",
+        "Fever, cough, chills;",
+    ],
+)
+def test_a_list_that_was_cut_states_what_it_lists(sentence: str) -> None:
+    (found,) = support(sentence, [LONG])
+    assert found.citation is None
+
+
 def test_spans_and_numbers_of_a_whole_answer() -> None:
     answer = "Eczema is a scaly dermatitis [1]. It is cured by honey.\nAsthma causes cough [2]."
     found = support(answer, PASSAGES)
@@ -105,6 +184,17 @@ def test_spans_and_numbers_of_a_whole_answer() -> None:
         ("Asthma causes cough [2].", 2),
     ]
     assert 0.2 < unsupported_share(found) < 0.4
+
+
+def test_a_short_invention_counts_as_one() -> None:
+    answer = (
+        "Asthma causes dyspnea, cough and wheezing of the tracheobronchial tree. It cures honey."
+    )
+    assert unsupported_share(support(answer, PASSAGES)) == 0.5
+    answer = (
+        "Asthma causes cough. It is cured by a daily spoon of warm honey from the high mountains."
+    )
+    assert unsupported_share(support(answer, PASSAGES)) > 0.7
 
 
 def test_a_wrong_marker_is_corrected_and_a_right_one_preferred() -> None:

@@ -33,6 +33,7 @@ class TritonDecodeAttention:
     ) -> None:
         self._is_invariant = is_invariant
         self._layers = cache.layers
+        self.positions = positions
         self._own = (starts, positions)
         self._prompts = (ends - prompts, prompts)
 

@@ -113,7 +113,7 @@ def to_bfloat16(typing: Any, x: Any) -> Any:
 
 @intrinsic
 def from_bfloat16(typing: Any, bits: Any) -> Any:
-    """Return the number whose bfloat16 has these bits (int16)."""
+    """Return the float32 of a bfloat16's bits."""
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         upper = builder.shl(builder.zext(args[0], _I32), ir.Constant(_I32, 16))

@@ -56,6 +56,11 @@ class RowLora:
         self.layout = stacks.layout
         self.stacks = stacks
         self.modules = stacks.by_layer()
+        self.rescaled = {
+            name
+            for name, own in self.modules.items()
+            if any(stack.gains is not None for _, stack in own)
+        }
         self.adapted = {name: _adapted(own) for name, own in self.modules.items() if own}
 
 
@@ -81,6 +86,9 @@ class RowLoraBatch:
         self._lora = lora
         self._slots = np.array(slots, np.int64)
 
+    def rescales(self, layer: str) -> bool:
+        return layer in self._lora.rescaled
+
     def norm(
         self, layer: str, x: torch.Tensor, weight: torch.Tensor, eps: float
     ) -> tuple[torch.Tensor, None]:
@@ -92,6 +100,7 @@ class RowLoraBatch:
         own = self._lora.adapted.get(layer)
         if own is None:
             return
+        self._rescale(layer, y)
         stacks = self._lora.stacks
         wide, added = x.float().contiguous(), torch.zeros(len(y), own.width)
         rows, out, slots, ranks = wide.numpy(), added.numpy(), self._slots, stacks.ranks
@@ -107,10 +116,17 @@ class RowLoraBatch:
 
     def embed(self, layer: str, tokens: torch.Tensor, y: torch.Tensor) -> None:
         ranks = self._lora.stacks.ranks
+        self._rescale(layer, y)
         for start, stack in self._lora.modules.get(layer, ()):
             for row, (slot, token) in enumerate(zip(self._slots, tokens, strict=True)):
                 a, b = stack.a[slot, : ranks[slot], token, None], stack.b[slot, : ranks[slot]]
                 y[row, start : start + b.shape[1]].add_((a * b).sum(0))
+
+    def _rescale(self, layer: str, y: torch.Tensor) -> None:
+        if layer in self._lora.rescaled:
+            for start, stack in self._lora.modules[layer]:
+                if stack.gains is not None:
+                    y[:, start : start + stack.gains.shape[1]].mul_(stack.gains[self._slots])
 
     def expansion(
         self, layer: str, x: torch.Tensor, y: torch.Tensor, shrunk: torch.Tensor | None
@@ -131,8 +147,8 @@ class RowDecodeAttention:
         self._prompts = np.array(prompts, np.int64)
         self._prompt_starts = ends - self._prompts
         self._pieces = np.arange(len(rows) + 1)
-        self._positions = torch.tensor(positions)
-        self._where = self._positions + torch.from_numpy(self._starts)
+        self.positions = torch.tensor(positions)
+        self._where = self.positions + torch.from_numpy(self._starts)
         self._ropes: dict[int, Rope] = {}
 
     def self_attention(
@@ -153,7 +169,7 @@ class RowDecodeAttention:
         num_queries = all_heads - 2 * heads
         if rope is not None:
             if id(rope) not in self._ropes:
-                self._ropes[id(rope)] = rope.at(self._positions)
+                self._ropes[id(rope)] = rope.at(self.positions)
             self._ropes[id(rope)].apply_rotary_(qkv[:, : num_queries + heads])
         self._cache.write(layer, self._where, qkv[:, num_queries:].view(rows, 2, heads, dim))
         counts = self._seen if window is None else np.minimum(self._seen, window)

@@ -10,20 +10,12 @@ import numpy as np
 from numba import carray, float32, int16, int64
 
 from deployments.engine.cpu.intrinsics import array_at, from_bfloat16, to_bfloat16
-from deployments.engine.cpu.kernels import (
-    cached,
-    compiled,
-    exp,
-    expand,
-    floats,
-    shrink,
-    zero,
-)
+from deployments.engine.cpu.kernels import cached, compiled, exp, floats, zero
 from deployments.engine.cpu.phases import take
-from deployments.engine.cpu.tiles import dot_tile, mixing_tile
+from deployments.engine.cpu.tiles import mixing_tile, score_tile
 
-_DOTS_1, _DOTS_4 = (dot_tile(rows, is_wide=False) for rows in (1, 4))
-_WIDE_DOTS_1, _WIDE_DOTS_4 = (dot_tile(rows, is_wide=True) for rows in (1, 4))
+_DOTS_1, _DOTS_4 = (score_tile(rows, is_wide=False) for rows in (1, 4))
+_WIDE_DOTS_1, _WIDE_DOTS_4 = (score_tile(rows, is_wide=True) for rows in (1, 4))
 _SHAPES = ((1, 1), (1, 4), (4, 1), (4, 4))  # rows, and columns in vectors
 _MIX_1_1, _MIX_1_4, _MIX_4_1, _MIX_4_4 = (mixing_tile(*shape, 1) for shape in _SHAPES)
 _WIDE_MIX_1_1, _WIDE_MIX_1_4, _WIDE_MIX_4_1, _WIDE_MIX_4_4 = (
@@ -243,6 +235,41 @@ def attend_rows(counter: int, pieces: Any, firsts: Any, counts: Any, s: Attentio
         number = take(counter, int64(0))
 
 
+@compiled
+def _shrink(x: Any, size: int, a: int, slot: int, rank: int, stack_rank: int, out: Any) -> None:
+    """Write x @ A of the slot's first `rank` lines to out."""
+    for j in range(rank):
+        line = floats(a + 4 * size * (slot * stack_rank + j), size)
+        total = float32(0.0)
+        for i in range(size):
+            total += x[i] * line[i]
+        out[j] = total
+
+
+@compiled
+def _expand(
+    shrunk: Any, rank: int, b: int, slot: int, stack_rank: int, count: int, out: Any
+) -> None:
+    """Add shrunk @ B to out (count,)."""
+    base = b + 4 * count * slot * stack_rank
+    j = 0
+    while j + 4 <= rank:  # four at a time: out is read and written once for them
+        a0, a1 = floats(base + 4 * count * j, count), floats(base + 4 * count * (j + 1), count)
+        a2, a3 = (
+            floats(base + 4 * count * (j + 2), count),
+            floats(base + 4 * count * (j + 3), count),
+        )
+        f0, f1, f2, f3 = shrunk[j], shrunk[j + 1], shrunk[j + 2], shrunk[j + 3]
+        for i in range(count):
+            out[i] += f0 * a0[i] + f1 * a1[i] + f2 * a2[i] + f3 * a3[i]
+        j += 4
+    while j < rank:
+        line, factor = floats(base + 4 * count * j, count), shrunk[j]
+        for i in range(count):
+            out[i] += factor * line[i]
+        j += 1
+
+
 @cached
 def adapt_rows(
     counter: int,
@@ -274,9 +301,7 @@ def adapt_rows(
             begin = 0
             for n in range(len(a)):
                 rank, size = ranks[slot], sizes[n]
-                shrink(x[row], x.shape[1], a[n], slot, rank, stack_rank, shrunk)
-                expand(
-                    shrunk, rank, b[n], slot, stack_rank, size, 0, out[row, begin : begin + size]
-                )
+                _shrink(x[row], x.shape[1], a[n], slot, rank, stack_rank, shrunk)
+                _expand(shrunk, rank, b[n], slot, stack_rank, size, out[row, begin : begin + size])
                 begin += size
         row = take(counter, int64(0))

@@ -90,7 +90,26 @@ def mixing_tile(rows: int, blocks: int, unroll: int, *, is_wide: bool = False) -
 
 
 @functools.cache
-def dot_tile(rows: int, *, is_wide: bool) -> Any:
+def dot_tile(lines: int) -> Any:
+    """Return the function that writes x (count,) times each of `lines` lines of w to y (lines,).
+
+    w is in bfloat16, count a multiple of 16. It takes w and the distance of its lines; count; x and
+    y, both float32.
+    """
+
+    @intrinsic
+    def multiply(typing: Any, w: Any, w_line: Any, count: Any, x: Any, y: Any) -> Any:
+        def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            _build_dots(VectorCode(builder), lines, *args)
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 5), build
+
+    return multiply
+
+
+@functools.cache
+def score_tile(rows: int, *, is_wide: bool) -> Any:
     """Return the function that writes x (rows, dim) @ w.T (n, dim).T to y (rows, n); w is in
     bfloat16, or in float32 (`is_wide`).
 
@@ -111,7 +130,7 @@ def dot_tile(rows: int, *, is_wide: bool) -> Any:
         y_row: Any,
     ) -> Any:
         def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            _build_dots(VectorCode(builder), rows, is_wide, args)
+            _build_scores(VectorCode(builder), rows, is_wide, args)
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 8), build
@@ -185,11 +204,24 @@ def _build_mixing(
             code.store(sums[r * blocks + n], out, 64 * n)
 
 
+def _build_dots(
+    code: VectorCode, lines: int, w: Any, w_line: Any, count: Any, x: Any, y: Any
+) -> None:
+    def add(number: Any, sums: list[Any]) -> list[Any]:
+        values, own = code.load(code.at(x, number, 4), FLOATS), code.at(w, number, 2)
+        weights = [code.bfloat16(code.at(own, n, w_line), 0) for n in range(lines)]
+        return [code.add_product(total, w, values) for total, w in zip(sums, weights, strict=True)]
+
+    sums = code.loop([ir.Constant(FLOATS, [0.0] * LANES)] * lines, LANES, count, add)
+    for n, total in enumerate(sums):
+        code.store(code.sum(total), y, 4 * n)
+
+
 def _numbers(code: VectorCode, address: Any, offset: int, is_wide: bool) -> Any:
     return code.load(address, FLOATS, offset) if is_wide else code.bfloat16(address, offset)
 
 
-def _build_dots(code: VectorCode, rows: int, is_wide: bool, args: Any) -> None:
+def _build_scores(code: VectorCode, rows: int, is_wide: bool, args: Any) -> None:
     w, w_line, count, x, x_row, dim, y, y_row = args
     zero, size = ir.Constant(FLOATS, [0.0] * LANES), 4 if is_wide else 2
 
@@ -205,9 +237,7 @@ def _build_dots(code: VectorCode, rows: int, is_wide: bool, args: Any) -> None:
             ]
 
         for r, total in enumerate(code.loop([zero] * rows, LANES, dim, add)):
-            name = f"llvm.vector.reduce.fadd.v{LANES}f32"
-            both = code.call(name, F32, ir.Constant(F32, -0.0), total, fastmath=("reassoc",))
-            code.store(both, code.at(code.at(y, number, 4), r, y_row))
+            code.store(code.sum(total), code.at(code.at(y, number, 4), r, y_row))
         return carried
 
     code.loop([], 1, count, one)

@@ -61,12 +61,11 @@ class VectorCode:
         lanes = ir.Constant(INTS, [0] * LANES)
         return self.b.shuffle_vector(first, undefined, lanes)
 
-    def call(self, name: str, result: Any, *args: Any, fastmath: Sequence[str] = ()) -> Any:
+    def call(self, name: str, result: Any, *args: Any) -> Any:
         """Call a function of LLVM's."""
         module = self.b.module
         kind = ir.FunctionType(result, [arg.type for arg in args])
-        function = module.globals.get(name) or ir.Function(module, kind, name)
-        return self.b.call(function, args, fastmath=fastmath)
+        return self.b.call(module.globals.get(name) or ir.Function(module, kind, name), args)
 
     def prefetch(self, address: Any) -> None:
         """Ask for the 64 bytes at an address."""
@@ -78,6 +77,18 @@ class VectorCode:
         """Return total + x * y, rounded once where the processor can."""
         product = self.b.fmul(x, y, flags=["contract"])
         return self.b.fadd(total, product, flags=["contract"])
+
+    def sum(self, vector: Any) -> Any:
+        """Return the sum of a vector of floats."""
+        while vector.type.count > 1:
+            size = vector.type.count // 2
+            lanes = [list(range(first, first + size)) for first in (0, size)]
+            halves = [
+                self.b.shuffle_vector(vector, vector, ir.Constant(ir.VectorType(I32, size), each))
+                for each in lanes
+            ]
+            vector = self.b.fadd(*halves)
+        return self.b.extract_element(vector, ir.Constant(I32, 0))
 
     def bfloat16(self, address: Any, offset: int) -> Any:
         """Return 16 numbers in bfloat16 as float32: their bits are the upper half."""

@@ -4,20 +4,23 @@ A kernel that reads a product next also adds the product's LoRA expansion: one l
 product is not written twice.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
+from deployments.engine.kernels.backend import launch_options, overlaps
 from deployments.engine.kernels.ops import Expansion, Rope
+from deployments.engine.kernels.tiles import decode_tile, padded
 from deployments.engine.kernels.triton_lora import lora_expand_add
+from deployments.engine.kernels.triton_overlap import after_earlier_kernels
 
 MAX_FUSED_RANK = 64  # a separate kernel adds larger ranks first
-_MANY_PROGRAMS = 512
-_MANY_MORE = 2048
-_FIXED_TILE = {"BLOCK_N": 64, "num_warps": 2}  # of every batch, where sums keep one order
+_FIXED_PROGRAMS = 512  # that decide the tile of every batch, where sums keep one order
 
 
 @triton.jit
@@ -64,8 +67,10 @@ def _decode_kernel(
     H: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BLOCK_N: tl.constexpr,
     APPEND: tl.constexpr, HAS_BIAS: tl.constexpr, R: tl.constexpr, RC: tl.constexpr,
     P: tl.constexpr, PQ: tl.constexpr, PK: tl.constexpr, PV: tl.constexpr,
+    OVERLAPS: tl.constexpr,
 ):  # fmt: skip
     """Attend with one query head for each key/value head. Program (h, b)."""
+    after_earlier_kernels(OVERLAPS)
     h = tl.program_id(0)
     b = tl.program_id(1)
     n = tl.load(lengths + b)
@@ -123,12 +128,13 @@ def _rope_decode_kernel(
     H: tl.constexpr, G: tl.constexpr, GP: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
     ROT: tl.constexpr, WINDOW: tl.constexpr, CAP: tl.constexpr, BLOCK_N: tl.constexpr,
     R: tl.constexpr, RC: tl.constexpr, P: tl.constexpr, PQ: tl.constexpr, PK: tl.constexpr,
-    PV: tl.constexpr,
+    PV: tl.constexpr, OVERLAPS: tl.constexpr,
 ):  # fmt: skip
     """Attend with G query heads (padded to GP >= 16) for a key/value head. Program (h, b).
 
     The first ROT dimensions of a head are rotated. WINDOW and CAP are 0 for none.
     """
+    after_earlier_kernels(OVERLAPS)
     h = tl.program_id(0)
     b = tl.program_id(1)
     n = tl.load(lengths + b)
@@ -249,7 +255,7 @@ def decode_attention(
     out = torch.empty(rows, heads * groups * dim, dtype=qkv.dtype, device=qkv.device)
     first_columns = (0, heads * groups * dim, heads * (groups + 1) * dim)
     lora = _lora_arguments(qkv.flatten(1), expansion, first_columns, is_invariant=is_invariant)
-    tile = _FIXED_TILE if is_invariant else _tile(rows * heads)
+    tile = _tile(kv_cache, _FIXED_PROGRAMS if is_invariant else rows * heads)
     if is_plain:
         _decode_kernel[heads, rows](
             qkv, kv_cache, starts, lengths, qkv if bias is None else bias, out, scale,
@@ -288,7 +294,7 @@ def cross_attention(
     _decode_kernel[heads, rows](
         q, kv_cache, starts, lengths, q, out, scale, q.stride(0), 0, *lora.tensors,
         H=heads, D=dim, DP=padded(dim), APPEND=False, HAS_BIAS=False,
-        **lora.sizes, **(_FIXED_TILE if is_invariant else _tile(rows * heads)),
+        **lora.sizes, **_tile(kv_cache, _FIXED_PROGRAMS if is_invariant else rows * heads),
     )  # fmt: skip
     return out
 
@@ -328,13 +334,17 @@ def _lora_arguments(
     return _LoraArguments((expansion.shrunk, expansion.slots, *stacks), sizes)
 
 
-def padded(dim: int) -> int:
-    """Return the size of a tile for `dim`: a power of two for tl.arange, at least 16 for tl.dot."""
-    return max(16, int(triton.next_power_of_2(dim)))
+@functools.cache
+def shared_bytes(device: torch.device) -> int | None:
+    """Return the shared memory that a program may have; None in Triton's interpreter."""
+    if device.type != "cuda":
+        return None
+    properties: Any = torch.cuda.get_device_properties(device)
+    return int(properties.shared_memory_per_block_optin)
 
 
-def _tile(num_programs: int) -> dict[str, int]:
-    """Return tile sizes measured on an H100 (docs/engine.md): small tiles for many programs."""
-    if num_programs >= _MANY_PROGRAMS:
-        return {"BLOCK_N": 64 if num_programs < _MANY_MORE else 32, "num_warps": 1}
-    return {"BLOCK_N": 128, "num_warps": 4}
+def _tile(kv_cache: torch.Tensor, num_programs: int) -> dict[str, Any]:
+    """Return the sizes of a tile, and how the kernel is launched."""
+    device, dim, size = kv_cache.device, kv_cache.shape[3], kv_cache.element_size()
+    tile = decode_tile(num_programs, dim, size, shared_bytes(device))
+    return {**tile, "OVERLAPS": overlaps(device), **launch_options(device)}

@@ -1,4 +1,4 @@
-"""Multiply by a weight, and take RMS norms, in one order of sums for any number of rows.
+"""Multiply by a weight, and norm heads, in one order of sums for any number of rows.
 
 cuBLAS and torch's reductions choose by shape how they split a sum, so a row's result depends on the
 rows beside it. Here each output is the sum of the same parts in the same order, whatever else is in
@@ -94,20 +94,17 @@ def _linear_kernel(
 
 
 @triton.jit
-def _norm_kernel(
-    x, weight, out, eps, x_row, out_row, K, weight_row, BLOCK: tl.constexpr
-):  # fmt: skip
-    """Take the RMS norm of K numbers. Program (row, group of K numbers in it)."""
-    b = tl.program_id(0).to(tl.int64)
-    group = tl.program_id(1)
+def _norm_kernel(x, weight, eps, x_row, K, BLOCK: tl.constexpr):
+    """Take the RMS norm of K numbers in place. Program (row, group of K numbers in it)."""
+    at = x + tl.program_id(0).to(tl.int64) * x_row + tl.program_id(1) * K
     k = tl.arange(0, BLOCK)
     km = k < K
-    xs = tl.load(x + b * x_row + group * K + k, mask=km, other=0.0).to(tl.float32)
+    xs = tl.load(at + k, mask=km, other=0.0).to(tl.float32)
     inverse = 1.0 / tl.sqrt(tl.sum(xs * xs, 0) / K + eps)
-    kind = out.dtype.element_ty
+    kind = x.dtype.element_ty
     scaled = (xs * inverse).to(kind).to(tl.float32)
-    ws = tl.load(weight + group * weight_row + k, mask=km, other=0.0).to(tl.float32)
-    tl.store(out + b * out_row + group * K + k, (scaled * ws).to(kind), mask=km)
+    ws = tl.load(weight + tl.program_id(1) * K + k, mask=km, other=0.0).to(tl.float32)
+    tl.store(at + k, (scaled * ws).to(kind), mask=km)
 
 
 def linear(
@@ -155,27 +152,14 @@ def tiling(outputs: int, inputs: int) -> tuple[int, int]:
     return width, parts
 
 
-def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """Return the RMS norm of x (T, d) with weight (d,)."""
-    out = torch.empty_like(x)
-    _norm(x, weight, out, eps, 1)
-    return out
-
-
 def normalise_(x: torch.Tensor, weight: torch.Tensor, eps: float, dims: tuple[int, ...]) -> None:
     """Do ops.normalise_: x (T, h, D) over its last, or its last two dimensions, in place."""
-    _norm(x, weight, x, eps, x.shape[1] if len(dims) == 1 else 1)
-
-
-def _norm(
-    x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, eps: float, groups: int
-) -> None:
+    groups = x.shape[1] if len(dims) == 1 else 1
     size = x[0].numel() // groups
     block = triton.next_power_of_2(size)
     _norm_kernel[len(x), groups](
-        x, weight, out, eps, x.stride(0), out.stride(0), size, size,
-        BLOCK=block, num_warps=max(1, min(8, block // 256)),
-    )  # fmt: skip
+        x, weight, eps, x.stride(0), size, BLOCK=block, num_warps=max(1, min(8, block // 256))
+    )
 
 
 @functools.cache

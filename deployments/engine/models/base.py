@@ -11,6 +11,7 @@ from deployments.engine.attention.prefill import PrefillBatch
 from deployments.engine.kernels.backend import are_fused
 from deployments.engine.lora.layers import LoraBatch, LoraLayer
 from deployments.engine.lora.pool import LoraPool
+from deployments.engine.models.embedding import Embedding
 from deployments.engine.models.linear import FusedLinear, LMHead
 
 
@@ -72,18 +73,21 @@ class TorchBatches:
 
     device: torch.device
     kv_shape: KvShape
-    products: Sequence[FusedLinear | LMHead]
+    lora_layers: list[LoraLayer]
     is_invariant = False
 
     @property
-    def dtype(self) -> torch.dtype:
-        return self.kv_shape.dtype
+    def products(self) -> list[FusedLinear | LMHead | None]:
+        """Return the model's products, None for a quantised output layer."""
+        bases = [layer.base for layer in self.lora_layers]
+        assert all(b is None or isinstance(b, FusedLinear | LMHead | Embedding) for b in bases)
+        return [b for b in bases if b is None or isinstance(b, FusedLinear | LMHead)]
 
-    def keep_order(self) -> None:
-        """Compute each row's sums in one order from now on, whatever is computed beside it."""
-        self.is_invariant = True
-        for product in self.products:
-            product.is_invariant = are_fused(self.device.type)
+    def keep_order(self) -> bool:
+        """Compute each row's sums in one order from now on, whatever is computed beside it; returns
+        whether that is possible by all weights."""
+        self.is_invariant = all(own is not None and own.keep_order() for own in self.products)
+        return self.is_invariant
 
     def lora_batch(
         self, pool: LoraPool, slots: Sequence[int], counts: Sequence[int] | None = None

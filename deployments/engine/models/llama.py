@@ -17,13 +17,14 @@ from deployments.engine.kernels.ops import (
     rms_norm,
     whole_rows,
 )
-from deployments.engine.lora.layers import LoraBatch, LoraLayer, LoraModule
+from deployments.engine.lora.layers import LoraBatch
 from deployments.engine.models.architectures import SHARED_ROPE, Description, describe, ropes_of
 from deployments.engine.models.base import KvShape, TorchBatches
+from deployments.engine.models.embedding import Embedding
 from deployments.engine.models.linear import FusedLinear, LMHead
 from deployments.engine.models.weights import norm_weight
 
-EMBEDDING = "model.embed_tokens"
+EMBEDDING = "model.embed_tokens"  # its path in every base model of this kind
 
 
 class LlamaModel(TorchBatches):
@@ -38,22 +39,22 @@ class LlamaModel(TorchBatches):
 
     def __init__(self, model: Any, dtype: torch.dtype, num_positions: int) -> None:
         about = self._about = describe(model)
-        self._embedding: torch.Tensor = model.model.embed_tokens.weight.data.to(dtype)
-        self._head = LMHead(model.lm_head, model.model.embed_tokens, self._embedding)
+        embedding: torch.Tensor = model.model.embed_tokens.weight.data.to(dtype)
+        self._embedding = Embedding(EMBEDDING, embedding)
+        self._head = LMHead(model.lm_head, model.model.embed_tokens, embedding)
         self._norm = norm_weight(model.model.norm, dtype, about.architecture.norm_offset)
         # Gemma rounds the scale to the dtype of the weights.
         self._embedding_scale = float(torch.tensor(about.embedding_scale, dtype=dtype))
-        self._ropes = _ropes(model, about, self._embedding, num_positions)
+        self._ropes = _ropes(model, about, embedding, num_positions)
         self._layers = [
             _Layer(f"model.layers.{i}", layer, dtype, about)
             for i, layer in enumerate(model.model.layers)
         ]
-        self.products = [self._head, *(own for layer in self._layers for own in layer.products)]
-        adapted = [product.lora_layer for product in self.products]
-        self.lora_layers = [_embedding_layer(self._embedding), *adapted]
+        ends = [self._embedding.lora_layer, self._head.lora_layer]
+        self.lora_layers = ends + [own for layer in self._layers for own in layer.lora_layers]
         self.kv_shape = KvShape(len(self._layers), about.num_kv_heads, about.head_dim, dtype)
         self.vocab_size = self._head.vocab_size
-        self.device = self._embedding.device
+        self.device = embedding.device
 
     def prefill(self, cache: KvCache, batch: PrefillBatch, lora: LoraBatch | None) -> torch.Tensor:
         """Read the tokens of many prompts; returns the states (T, d) behind them."""
@@ -109,16 +110,8 @@ class LlamaModel(TorchBatches):
         return logits
 
     def _embed(self, tokens: torch.Tensor, lora: LoraBatch | None) -> torch.Tensor:
-        x = self._embedding[tokens]
-        if lora is not None:
-            lora.embed(EMBEDDING, tokens, x)
+        x = self._embedding(tokens, lora)
         return x if self._embedding_scale == 1.0 else x.mul_(self._embedding_scale)
-
-
-def _embedding_layer(weight: torch.Tensor) -> LoraLayer:
-    """Return the embedding (V, d) as a layer that adapters may change."""
-    module = LoraModule(EMBEDDING, 0, weight.shape[1])
-    return LoraLayer(EMBEDDING, len(weight), (module,))
 
 
 def _ropes(
@@ -172,7 +165,8 @@ class _Layer:
         self._o = fused("o", "self_attn", attention, ("o_proj",))
         self._gate_up = fused("gate_up", "mlp", mlp, gate_up)
         self._down = fused("down", "mlp", mlp, ("down_proj",))
-        self.products = (self._qkv, self._o, self._gate_up, self._down)
+        products = (self._qkv, self._o, self._gate_up, self._down)
+        self.lora_layers = [product.lora_layer for product in products]
 
     def project(self, x: torch.Tensor, lora: LoraBatch | None) -> torch.Tensor:
         """Return queries, keys and values of x (T, d) side by side, normed, not yet rotated."""

@@ -33,9 +33,7 @@ _FIELDS = frozenset(
 
 
 def unsupported_by_t5(model: Any) -> str | None:
-    """Return why this model cannot run here. Returns None if it can."""
-    if type(model).__name__ not in T5_MODELS:
-        return f"{type(model).__name__} is none of {', '.join(T5_MODELS)}"
+    """Return why this model, one of T5_MODELS, cannot run here. Returns None if it can."""
     if model.config.dense_act_fn not in ACTIVATIONS:
         return f"its activation is {model.config.dense_act_fn!r}; fast: {', '.join(ACTIVATIONS)}"
     return unknown_field(model.config, _FIELDS)
@@ -87,8 +85,8 @@ class T5Model(TorchBatches):
             for i, block in enumerate(model.decoder.block)
         ]
         layers = (*self._encoder, *self._decoder)
-        self.products = [*(own for layer in layers for own in layer.products), self._head]
-        self.lora_layers = [product.lora_layer for product in self.products]
+        self.lora_layers = [adapted for layer in layers for adapted in layer.lora_layers]
+        self.lora_layers.append(self._head.lora_layer)
         self.kv_shape = KvShape(len(self._decoder), self._num_heads, self._head_dim, dtype)
         self.vocab_size = self._head.vocab_size
         self.device = self._embedding.device
@@ -177,7 +175,7 @@ class _Mlp:
         )
         self._wo = FusedLinear(f"{path}.wo", {f"{inner}.wo": dense.wo}, dtype)
         self._act, self._gated = act, gated
-        self.products = [self._wi, self._wo]
+        self.lora_layers = [self._wi.lora_layer, self._wo.lora_layer]
 
     def __call__(self, x: torch.Tensor, eps: float, lora: LoraBatch | None) -> torch.Tensor:
         inner = self._wi.after_norm(x, self._norm, eps, lora)
@@ -196,7 +194,7 @@ class _EncoderLayer:
         )
         self.o = FusedLinear(f"{path}.0.o", {f"{inner}.o": attention.o}, dtype)
         self.mlp = _Mlp(f"{path}.{len(layers) - 1}", layers[-1], dtype, act, gated)
-        self.products = [self.qkv, self.o, *self.mlp.products]
+        self.lora_layers = [self.qkv.lora_layer, self.o.lora_layer, *self.mlp.lora_layers]
 
 
 class _DecoderLayer(_EncoderLayer):
@@ -210,4 +208,8 @@ class _DecoderLayer(_EncoderLayer):
             f"{path}.1.kv", {f"{inner}.{n}": getattr(attention, n) for n in "kv"}, dtype
         )
         self.cross_o = FusedLinear(f"{path}.1.o", {f"{inner}.o": attention.o}, dtype)
-        self.products += [self.cross_q, self.cross_kv, self.cross_o]
+        self.lora_layers += [
+            self.cross_q.lora_layer,
+            self.cross_kv.lora_layer,
+            self.cross_o.lora_layer,
+        ]

@@ -10,10 +10,16 @@ import pytest
 import uvloop
 
 from deployments.channel import sender as sending
-from deployments.channel.frames import ChannelAddress, pack_events, pack_greeting
+from deployments.channel.frames import (
+    MAX_FRAME_BYTES,
+    ChannelAddress,
+    pack_events,
+    pack_greeting,
+    parts_of,
+)
 from deployments.channel.receiver import EventReceiver, ReceivedStream
 from deployments.channel.sender import ChannelLost, EventSender
-from deployments.engine.request import FinishReason, Timings, TokenEvent
+from deployments.engine.request import FinishReason, ScoredToken, Timings, TokenEvent
 
 HOST = "127.0.0.1"
 NUM_LEAVING = 500
@@ -56,6 +62,38 @@ async def raw(address: ChannelAddress, *data: bytes) -> asyncio.StreamReader:
         writer.write(part)
     await writer.drain()
     return reader
+
+
+async def test_more_scores_than_a_frame_holds_arrive_as_one_answer(
+    receiver: EventReceiver, sender: EventSender
+) -> None:
+    """The longest tokens that a vocabulary has, at every place: no other answer may suffer."""
+    long = "-" * 128
+    top = ((long, long.encode(), -1.0),) * 20
+    scores = tuple(ScoredToken(long, b"-", n, -0.5, top, True) for n in range(4_000))
+    large = dataclasses.replace(event("prompt", FinishReason.LENGTH), scores=scores)
+    assert len(pack_events([(1, large)])) > MAX_FRAME_BYTES
+    assert max(len(pack_events([(1, part)])) for part in parts_of(large)) < MAX_FRAME_BYTES
+    stream, other = receiver.open("r"), receiver.open("other")
+    connection = await sender.connect(await receiver.address())
+    connection.send(other.stream_id, event("a"))
+    connection.send(stream.stream_id, large)
+    connection.send(other.stream_id, END)
+    events = await read(stream)
+    assert "".join(found.text for found in events) == "prompt"
+    assert tuple(score for found in events for score in found.scores) == scores
+    assert "".join(found.text for found in await read(other)) == "a!"
+
+
+@pytest.mark.parametrize("num", [0, 1, 2_380, 2_381, 2_382, 10_000])
+def test_parts_hold_all_scores_once_and_one_of_them_the_rest(num: int) -> None:
+    top = (("a", b"a", -1.0),) * 20
+    scores = tuple(ScoredToken("b", b"b", n, -0.5, top, True) for n in range(num))
+    *more, last = parts_of(dataclasses.replace(END, scores=scores))
+    assert [len(part.scores) for part in more] == [2_380] * ((num - 1) // 2_380 if num else 0)
+    assert tuple(score for part in (*more, last) for score in part.scores) == scores
+    assert {(part.text, part.finish_reason) for part in more} <= {("", None)}
+    assert dataclasses.replace(last, scores=()) == END
 
 
 async def test_an_answer_arrives_in_order_with_its_request_id(

@@ -14,14 +14,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from deployments.engine import invariance
 from deployments.engine.decoder_factory import FastLimits, build_decoder
 from deployments.engine.errors import FastDecoderImpossible
 from deployments.engine.kernels import ops
 from deployments.engine.kernels.backend import are_fused
 from deployments.engine.model_loader import load_pretrained
 from deployments.engine.model_runner import ModelRunner
-from deployments.engine.models import linear
+from deployments.engine.models import invariance, products
 from deployments.engine.peft_decoder import PeftDecoder
 from scripts.benchmarks.in_process.mixtures import Mixture, differing, random_mixture
 from tests.tiny_architectures import family_of, make_tiny
@@ -31,20 +30,27 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytestmark = pytest.mark.skipif(
     are_fused("cpu"), reason="the interpreter's products are numpy's, which choose by shape"
 )
-# Wide enough for the libraries to choose: a sum of 1,100 is cut, one of 64 is not.
+# Wide enough for the libraries to choose: a sum of 1,152 is cut, one of 64 is not.
 WIDE: dict[str, dict[str, Any]] = {
     "causal": {
         "hidden_size": 192,
-        "intermediate_size": 1100,
+        "intermediate_size": 1152,
         "num_attention_heads": 3,
         "num_key_value_heads": 1,
         "head_dim": 64,
     },
-    "seq2seq": {"d_model": 192, "d_ff": 1100, "d_kv": 32},
+    "seq2seq": {"d_model": 192, "d_ff": 1152, "d_kv": 32},
+    "bart": {"d_model": 192, "encoder_ffn_dim": 1152, "decoder_ffn_dim": 1152},
 }
+TARGETS = {
+    "causal": ["q_proj", "v_proj", "o_proj", "down_proj"],
+    "seq2seq": ["q", "v", "o", "wo"],
+    "bart": ["q_proj", "v_proj", "out_proj", "fc2"],
+}
+RANKS = {"narrow": 3, "plain": 8, "wide": 64, "dora": 4}
 VOCABULARY = 60
-LIMITS = FastLimits(max_rows=5, num_positions=160, max_adapters=4)
-CASES = ["llama", "gemma2", "t5", "umt5"]
+LIMITS = FastLimits(max_rows=5, num_positions=160, max_adapters=5)
+CASES = ["llama", "gemma2", "t5", "bart"]
 
 
 @pytest.fixture(autouse=True)
@@ -56,24 +62,23 @@ def two_threads() -> Iterator[None]:
 
 
 def build(folder: Path, name: str, dtype: str, **options: Any) -> ModelRunner:
-    """A decoder with adapters of ranks 3, 8 and 64 on several layers; no token ends an answer."""
-    base_dir = make_tiny(name, folder / "base", **WIDE[family_of(name)])
+    """A decoder with adapters of ranks 3 to 64 on several layers, one of them DoRA; no token ends an answer."""
+    base_dir = make_tiny(name, folder / "base", **WIDE.get(name, WIDE[family_of(name)]))
     base = load_pretrained(base_dir, family_of(name), device=DEVICE, dtype=dtype)  # type: ignore[arg-type]
     base = dataclasses.replace(base, eos_ids=frozenset())
-    names = (
-        ("q", "v", "o", "wo") if family_of(name) == "seq2seq" else ("q_proj", "v_proj", "o_proj")
-    )
+    targets = TARGETS.get(name, TARGETS[family_of(name)])
     folders = {
-        f"r{rank}": make_adapter(
+        adapter: make_adapter(
             base_dir,
-            folder / f"r{rank}",
+            folder / adapter,
             base_name="tiny",
             seed=rank,
             rank=rank,
-            targets=list(names[i:]),
+            targets=targets[i % 3 :],
             std=0.2,
+            use_dora=adapter == "dora",
         )
-        for i, rank in enumerate((3, 8, 64))
+        for i, (adapter, rank) in enumerate(RANKS.items())
     }
     decoder = build_decoder(base, "fast", LIMITS, folders, **options)
     assert isinstance(decoder, ModelRunner)
@@ -91,20 +96,19 @@ def decoder(
 
 
 def mixture(seed: int, **options: bool) -> Mixture:
-    adapters = [None, "r3", "r8", "r64"]
     return random_mixture(
         seed,
         VOCABULARY,
-        adapters,
-        num_requests=7,
-        prompt_tokens=(1, 120),
-        output_tokens=6,
+        [None, *RANKS],
+        num_requests=6,
+        prompt_tokens=(1, 90),
+        output_tokens=5,
         **options,
     )
 
 
 @pytest.mark.slow
-@settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=3, deadline=None, suppress_health_check=list(HealthCheck))
 @given(seed=st.integers(0, 1 << 20), reuses=st.booleans(), guesses=st.booleans())
 def test_logits_are_those_of_a_sequence_alone(
     decoder: ModelRunner, seed: int, reuses: bool, guesses: bool
@@ -124,7 +128,7 @@ def test_a_product_that_chooses_by_its_rows_is_found(
     decoder = build(tmp_path, name, "float32", batch_invariant=True)
     asked = mixture(1)
     assert differing(decoder, asked) == []
-    sound = linear._of_blocks
+    sound = products._of_blocks
 
     def by_rows(x: torch.Tensor, blocks: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         if len(x) < 4:
@@ -133,7 +137,7 @@ def test_a_product_that_chooses_by_its_rows_is_found(
         half[:, x.shape[1] // 2 :] = 0
         return sound(half, blocks, bias) + sound(x - half, blocks, None)
 
-    monkeypatch.setattr(linear, "_of_blocks", by_rows)
+    monkeypatch.setattr(products, "_of_blocks", by_rows)
     assert differing(decoder, asked)
     again = tmp_path / "again"
     with pytest.raises(FastDecoderImpossible, match="depends on the number of rows"):

@@ -16,6 +16,8 @@ from deployments.engine.decoder_factory import FastLimits, build_decoder
 from deployments.engine.model_loader import load_pretrained
 from deployments.engine.model_runner import ModelRunner
 from deployments.engine.request import Request, SamplingParams
+from deployments.engine.scheduling.prefixes import PrefixCache
+from deployments.engine.scheduling.scheduler import Scheduler
 from tests.conftest import TINY_ADAPTERS
 from tests.deployments.engine.prefix_runs import Driver, Plans
 from tests.tiny_models import make_adapter
@@ -248,3 +250,28 @@ def test_an_encoder_decoder_reads_every_prompt(tiny_catalogs: Catalogs) -> None:
 def test_rows_that_are_not_aligned_share_nothing() -> None:
     assert are_aligned((160, 32))
     assert not are_aligned((160, 40))
+
+
+def test_who_waits_for_a_prefix_keeps_no_other_tenant_from_a_row() -> None:
+    """Nor another prompt of its own; and it is the next once its prefix was read."""
+    books = Scheduler(
+        [100] * 6,
+        prefill_tokens=64,
+        can_split_prompts=True,
+        prefixes=PrefixCache(lambda adapter: 0),
+    )
+    shared = prompt(1, 40)
+    first, *same = [books.add(ask(shared, tenant="a"), 0) for _ in range(11)]
+    own = books.add(ask(prompt(2, 8), tenant="a"), 0)  # not among those that are looked at
+    other, longer = (books.add(ask(prompt(seed, 8), tenant="b"), 0) for seed in (3, 4))
+    books.finish(same.pop())
+    assert books.schedule(0).admitted == (first, other, longer)
+    books.check_invariants()
+    for sequence in same[3:]:
+        books.finish(sequence)
+    assert books.schedule(0).admitted == tuple(same[:3])
+    assert [sequence.prefix and sequence.prefix.num_tokens for sequence in same[:3]] == [39] * 3
+    assert own.row is None
+    books.finish(other)
+    assert books.schedule(0).admitted == (own,)
+    books.check_invariants()

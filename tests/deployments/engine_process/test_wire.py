@@ -1,6 +1,7 @@
 """What goes over the sockets comes back as it was, and what is something else is refused."""
 
 import dataclasses
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,12 +25,14 @@ from deployments.engine.request import (
     SamplingParams,
     StartedRow,
     StepOutput,
+    TokenScore,
 )
 from deployments.engine_process.wire import (
     pack_error,
     pack_info,
     pack_request,
     pack_step,
+    parts_of,
     unpack_error,
     unpack_info,
     unpack_request,
@@ -73,6 +76,25 @@ def test_a_step(
     assert unpack_step(payload(pack_step(output))) == output
 
 
+def test_a_step_with_the_scores_of_long_prompts_comes_in_parts() -> None:
+    scores = {
+        row: [TokenScore(n, -0.5, ((n, -1.0),) * 20) for n in range(9_000)] for row in range(4)
+    }
+    output = StepOutput([StartedRow(1, 2)], [0, 1], [5, 6], [], scores)
+    frames = [pack_step(part) for part in parts_of(output)]
+    assert max(map(len, frames)) < 2**20
+    parts = [unpack_step(payload(frame)) for frame in frames]
+    joined: dict[int, list[TokenScore]] = {}
+    for part in parts:
+        for row, found in part.scores.items():
+            joined.setdefault(row, []).extend(found)
+    assert joined == scores
+    assert all(part.numbers == [] == part.started for part in parts[:-1])
+    assert dataclasses.replace(parts[-1], scores=scores) == output
+    bare = StepOutput([], [1], [2])
+    assert list(parts_of(bare)) == [bare]
+
+
 @pytest.mark.parametrize(
     "content", [[], [1], [[4], b"", b"", []], [[], b"123", b"", []], [[], b"", b"", [["x"]]], "no"]
 )
@@ -83,6 +105,7 @@ def test_what_is_no_step_is_refused(content: object) -> None:
 
 def test_info() -> None:
     info = DecoderInfo("fast", "why", "cpu", "float32", 64, frozenset({0, 2}), frozenset({"a"}))
+    info = replace(info, rows={"asked": 4, "given": 3, "by_positions": {"64": 3}, "reason": "x"})
     assert unpack_info(load_frame(payload(pack_frame([pack_info(info)])))[0]) == info
 
 

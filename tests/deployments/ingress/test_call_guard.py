@@ -39,6 +39,7 @@ class Calls:
         self.num_sent = 0
         self.num_cancelled = 0
         self.is_assigned = False
+        self.replica: str | None = None
 
     def start(self, sent: GenerateRequest) -> "Calls":
         self.num_sent += 1
@@ -105,6 +106,42 @@ async def test_what_waits_for_a_replica_ends_when_there_is_none_any_more() -> No
     await asyncio.sleep(0.01)
     assert not asked[1].done()
     asked[1].cancel()
+
+
+async def test_what_waits_at_a_replica_that_hangs_is_asked_once_more_elsewhere() -> None:
+    """After two looks that it missed and another answered; what waits there is asked again."""
+    setting = Setting(OURS)
+    hangs, elsewhere = Calls(None, FINE), Calls(None)
+    hangs.replica, elsewhere.replica = "m1", "m2"
+    elsewhere.is_assigned = True  # one that hangs says not even that it has taken a call
+    asked = [asyncio.create_task(setting.ask(c, c.replica or "")) for c in (hangs, elsewhere)]
+    await asyncio.sleep(0.01)
+    for there in (["m1", "m2"], ["m2"], []):
+        setting.guard.saw([{"replica": name} for name in there])
+        await asyncio.sleep(0.01)
+        assert (hangs.num_sent, elsewhere.num_sent) == (1, 1), "one look is missed by chance"
+    setting.guard.saw([{"replica": "m2"}])
+    setting.guard.saw([{"replica": "m2"}])  # it is ended once
+    assert (await asyncio.wait_for(asked[0], 5)).text == "fine"
+    assert (hangs.num_sent, hangs.num_cancelled) == (2, 1)
+    assert (elsewhere.num_sent, elsewhere.num_cancelled) == (1, 0)
+    asked[1].cancel()
+    setting.guard.saw([])
+
+
+async def test_an_answer_that_has_begun_waits_for_its_replica() -> None:
+    setting = Setting(OURS)
+    begun = Calls(TokenEvent("r", "a", 1, 3, Timings()), None)
+    begun.replica, begun.is_assigned = "m1", True
+    asked = asyncio.create_task(setting.ask(begun))
+    await asyncio.sleep(0.01)
+    for there in (["m1", "m2"], ["m2"], ["m2"], ["m2"]):
+        setting.guard.saw([{"replica": name} for name in there])
+    await asyncio.sleep(0.01)
+    assert not asked.done()
+    assert (begun.num_sent, begun.num_cancelled) == (1, 0)
+    asked.cancel()
+    setting.guard.saw([])
 
 
 async def test_a_replica_of_another_version_is_not_asked_twice_in_a_row_without_a_pause() -> None:

@@ -1,5 +1,6 @@
 """What Serve's proxy says for itself has our shape; what comes from a router passes as it is."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from typing import Any
@@ -243,3 +244,43 @@ async def test_half_a_body_that_is_no_stream_is_left_to_the_server() -> None:
 async def test_serve_s_own_health_stays_as_it_is() -> None:
     reply = await reply_of(PlainTextResponse("unhealthy", 503), "/-/healthz")
     assert (reply.status_code, reply.text) == (503, "unhealthy")
+
+
+class Late:
+    """A proxy of Serve's that ends a stream at its own time limit."""
+
+    def __init__(self, took_s: float, limit_s: float | None) -> None:
+        self.request_timeout_s = limit_s
+        self._took_s = took_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await asyncio.sleep(self._took_s)
+        await cut_after(EVENT)(scope, receive, send)
+
+
+class Wrapped:
+    """As other middlewares of Serve's are around it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.app(scope, receive, send)
+
+
+@pytest.mark.parametrize(
+    ("took_s", "limit_s", "code"),
+    [
+        (0.06, 0.05, "deadline_exceeded"),
+        (0.0, 30.0, "router_lost"),
+        (0.0, None, "router_lost"),
+    ],
+)
+@pytest.mark.parametrize("path", ["/ask", "/v1/chat/completions", "/v1/responses"])
+async def test_a_stream_that_serve_ends_at_its_time_limit_says_so(
+    took_s: float, limit_s: float | None, code: str, path: str
+) -> None:
+    reply = await reply_of(Wrapped(Wrapped(Late(took_s, limit_s))), path)
+    last = reply.text.split("\n\n")[-2].rpartition("data: ")[2]
+    found = json.loads(last)
+    assert (found.get("error") or found)["code"] == code

@@ -110,6 +110,37 @@ def test_one_that_did_not_answer_the_last_look_is_not_asked(
         assert known.answering(there, str) == list(asked)
 
 
+@pytest.mark.parametrize(
+    ("looks", "given_up"),
+    [
+        (["ab", "a"], ""),
+        (["ab", "a", "a"], "b"),
+        (["ab", "a", "ab", "a"], ""),
+        (["ab", "", ""], ""),  # nobody answers: there is no other one to ask
+        (["ab", "", "", "a"], "b"),
+        (["a", "a", "a"], ""),  # b never answered: it is starting
+    ],
+)
+def test_one_that_misses_two_looks_in_a_row_is_given_up(looks: list[str], given_up: str) -> None:
+    known = Residency()
+    found = [known.saw([report(name) for name in look]) for look in looks]
+    assert found[-1] == list(given_up)
+
+
+def test_the_place_of_a_call_is_known_from_its_choice_to_its_end() -> None:
+    known, asked, other = Residency(), call("derma"), call("derma")
+    assert known.place_of(asked) is None
+    known.chose("m1", asked)
+    known.chose("m2", other)  # equal, and another one
+    assert (known.place_of(asked), known.place_of(other)) == ("m1", "m2")
+    known.ended(asked)
+    assert (known.place_of(asked), known.place_of(other)) == (None, "m2")
+    kept = [call("derma") for _ in range(20_001)]
+    for one in kept:
+        known.chose("m1", one)
+    assert len(known._places) <= 10_001
+
+
 def test_those_that_are_gone_are_forgotten() -> None:
     known = Residency()
     for number in range(100):
@@ -197,6 +228,20 @@ async def test_several_calls_of_one_request_are_all_placed() -> None:
     router.update_replicas(replicas)
     found = await asyncio.gather(*(routed(router, 7, call("derma")) for _ in range(4)))
     assert len(found) == 4
+
+
+async def test_a_choice_is_known_before_the_replica_has_taken_the_call() -> None:
+    router = _router()
+    replicas: list[Any] = [Replica("m1")]
+    router.update_replicas(replicas)
+    asked = call(None)
+    metadata: Any = SimpleNamespace(
+        internal_request_id="1", request_id="1", multiplexed_model_id=""
+    )
+    pending = PendingRequest(args=[asked], kwargs={}, metadata=metadata)
+    await asyncio.wait_for(router._choose_replica_for_request(pending), 5)
+    assert residency().place_of(asked) == "m1"
+    residency().ended(asked)
 
 
 async def test_serve_s_own_loop_places_each_request() -> None:

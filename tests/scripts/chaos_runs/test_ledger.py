@@ -4,6 +4,7 @@ import asyncio
 import json
 import math
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -20,6 +21,7 @@ from scripts.chaos_runs.ledger import (
     compare,
     judge_stream,
     judge_whole,
+    repeated_in,
     send,
 )
 
@@ -178,3 +180,22 @@ def test_tenths_are_in_the_order_of_the_start_and_windows_hold_what_began_there(
     assert found["tenths"]["p50_s"][0] == pytest.approx(0.04)
     assert found["tenths"]["p50_s"][-1] == pytest.approx(0.94)
     assert found["during"] == {"sent": 7, "answered": 6, "p50_s": 0.12, "p99_s": 0.51}
+    assert found["broken_s"] == [2.0, 1.0]
+
+
+def test_others_are_those_that_no_router_has_asked_again() -> None:
+    rows = [
+        Sent(f"r-{n}", "ask", "a0", 0, 24, outcome="answered", started_s=float(n), took_s=n)
+        for n in range(10)
+    ]
+    found = account(rows, [(2.0, 5.0)], {"r-5", "r-9"})
+    assert found["repeated"] == 2
+    assert found["during"] == {"sent": 4, "answered": 4, "p50_s": 3, "p99_s": 4}
+    assert found["others_during"] == {"sent": 3, "answered": 3, "p50_s": 3, "p99_s": 3}
+
+
+def test_who_was_asked_again_is_in_the_log_of_the_console(tmp_path: Path) -> None:
+    log = tmp_path / "serve.log"
+    line = "WARNING -- request {}: its replica cannot answer; asking again\n"
+    log.write_text(line.format("before") + line.format("hang-7-ab") + "request x: refused\n")
+    assert repeated_in(log, len(line.format("before"))) == {"hang-7-ab"}

@@ -1,5 +1,6 @@
 """What a long run holds is counted by role, and its growth begins after the warm-up."""
 
+import asyncio
 import os
 from collections.abc import AsyncIterator
 
@@ -7,9 +8,18 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from scripts.chaos_runs.samples import HELD, Sample, drift, held_by_role, num_series
+from deployments.startup.processes import ProcessTree
+from scripts.chaos_runs.samples import (
+    HELD,
+    Sample,
+    drift,
+    held_by_role,
+    num_series,
+    sample_forever,
+)
 
 METRICS = '# HELP a b\n# TYPE a counter\na 1\na{b="c"} 2\n'
+FAILURES: list[web.HTTPException] = []
 
 
 def sample(pss_mib: float, router_mib: float) -> Sample:
@@ -44,6 +54,8 @@ def test_a_run_that_is_shorter_than_the_warm_up_has_no_growth() -> None:
 @pytest.fixture
 async def url() -> AsyncIterator[str]:
     async def metrics(request: web.Request) -> web.Response:
+        if FAILURES:
+            raise FAILURES.pop()
         return web.Response(text=METRICS)
 
     app = web.Application()
@@ -58,3 +70,22 @@ async def url() -> AsyncIterator[str]:
 async def test_series_are_lines_that_are_no_comments(url: str) -> None:
     async with aiohttp.ClientSession() as session:
         assert await num_series(session, url) == 2
+
+
+async def test_a_scrape_that_fails_costs_its_sample_alone(url: str) -> None:
+    FAILURES.extend([web.HTTPServiceUnavailable(), web.HTTPInternalServerError()])
+    found: list[tuple[float, Sample]] = []
+    async with aiohttp.ClientSession() as session:
+        tree = ProcessTree(os.getpid())
+        task = asyncio.create_task(sample_forever(session, url, tree, 0.01, found))
+        async with asyncio.timeout(10):
+            while len(found) < 2 and not task.done():
+                await asyncio.sleep(0.01)
+        task.cancel()
+    assert FAILURES == []
+    assert [held["all"]["series"] for _, held in found][:2] == [2, 2]
+    async with aiohttp.ClientSession() as session:
+        task = asyncio.create_task(sample_forever(session, "http://127.0.0.1:9", tree, 9, found))
+        await asyncio.sleep(0.3)
+        assert not task.done(), "nobody listens there: no sample"
+        task.cancel()

@@ -108,10 +108,10 @@ def test_a_weights_shape_alone_decides_how_a_sum_is_cut() -> None:
 def test_a_norm_is_the_same_with_adapters_and_without(dtype: torch.dtype) -> None:
     """Whatever ranks and modules the pool holds at the time."""
     x, weight = tensor(0, 9, 1100, dtype=dtype) * 4, tensor(1, 1100, dtype=dtype)
-    normed = triton_linear.rms_norm(x, weight, 1e-6)
+    normed = triton_lora.rms_norm_rows(x, weight, 1e-6)
     wanted = F.rms_norm(x.float(), (1100,), weight.float(), 1e-6)
     assert (normed.float() - wanted).norm() / wanted.norm() < TOLERANCE[dtype]
-    assert all_equal(lambda part: triton_linear.rms_norm(x[part], weight, 1e-6), 9)
+    assert all_equal(lambda part: triton_lora.rms_norm_rows(x[part], weight, 1e-6), 9)
     slots = torch.zeros(9, dtype=torch.long, device=DEVICE)
     for rank in (8, 64):
         for modules in (1, 2, 3):

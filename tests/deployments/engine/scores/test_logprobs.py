@@ -13,7 +13,7 @@ import torch
 from deployments.engine.core import EngineLimits
 from deployments.engine.decoder_factory import FastLimits, build_decoder
 from deployments.engine.engine import Engine
-from deployments.engine.errors import NotForThisModel
+from deployments.engine.errors import NotForThisModel, TooManyScores
 from deployments.engine.model_loader import load_pretrained
 from deployments.engine.request import (
     FinishReason,
@@ -233,3 +233,20 @@ async def test_what_a_decoder_cannot_do_is_refused(tiny_catalogs: Catalogs) -> N
     for params in (SamplingParams(1, echo=True), SamplingParams(1, logprobs=0)):
         with pytest.raises(NotForThisModel, match="the reference decoder"):
             await answered(reference, [Request("r", (5, 6), None, params)])
+
+
+async def test_more_scores_of_a_prompt_than_an_answer_may_hold_are_refused(
+    tiny_catalogs: Catalogs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deployments.engine.errors.MAX_PROMPT_SCORES", 60)
+    case = Case(tiny_catalogs, "llama")
+
+    def asked(num_tokens: int, **params: Any) -> Request:
+        return Request("r", tuple(range(3, 3 + num_tokens)), None, SamplingParams(1, **params))
+
+    fine = [(20, 2, True), (60, 0, True), (61, 20, False), (100, None, True)]
+    for num_tokens, logprobs, echo in fine:
+        await answered(case, [asked(num_tokens, logprobs=logprobs, echo=echo)])
+    for num_tokens, logprobs, most in ((20, 3, 2), (21, 2, 1), (61, 0, 0), (3, 20, 19)):
+        with pytest.raises(TooManyScores, match=f"ask for logprobs up to {most}, or for parts"):
+            await answered(case, [asked(num_tokens, logprobs=logprobs, echo=True)])
