@@ -5,7 +5,8 @@ On a GPU too: `python -m pytest tests/deployments/engine/test_invariance.py`.
 """
 
 import dataclasses
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,12 @@ WIDE: dict[str, dict[str, Any]] = {
         "head_dim": 64,
     },
     "seq2seq": {"d_model": 192, "d_ff": 1152, "d_kv": 32},
-    "bart": {"d_model": 192, "encoder_ffn_dim": 1152, "decoder_ffn_dim": 1152},
+    "bart": {
+        "d_model": 192,
+        "encoder_ffn_dim": 1152,
+        "decoder_ffn_dim": 1152,
+        "max_position_embeddings": 256,
+    },
 }
 TARGETS = {
     "causal": ["q_proj", "v_proj", "o_proj", "down_proj"],
@@ -80,6 +86,7 @@ def build(folder: Path, name: str, dtype: str, **options: Any) -> ModelRunner:
             use_dora=adapter == "dora",
         )
         for i, (adapter, rank) in enumerate(RANKS.items())
+        if adapter != "dora" or "weights" not in options
     }
     decoder = build_decoder(base, "fast", LIMITS, folders, **options)
     assert isinstance(decoder, ModelRunner)
@@ -88,7 +95,16 @@ def build(folder: Path, name: str, dtype: str, **options: Any) -> ModelRunner:
     return decoder
 
 
-@pytest.fixture(scope="module", params=[(c, d) for c in CASES for d in ("float32", "bfloat16")])
+FAST = (("llama", "bfloat16"), ("t5", "float32"))  # the others are long
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(case, marks=[] if case in FAST else pytest.mark.long)
+        for case in itertools.product(CASES, ("float32", "bfloat16"))
+    ],
+)
 def decoder(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> ModelRunner:
@@ -96,11 +112,11 @@ def decoder(
     return build(folder, *request.param, batch_invariant=True)
 
 
-def mixture(seed: int, **options: bool) -> Mixture:
+def mixture(seed: int, adapters: Sequence[str] = tuple(RANKS), **options: bool) -> Mixture:
     return random_mixture(
         seed,
         VOCABULARY,
-        [None, *RANKS],
+        [None, *adapters],
         num_requests=6,
         prompt_tokens=(1, 90),
         output_tokens=5,
@@ -121,7 +137,7 @@ def test_logits_are_those_of_a_sequence_alone(
 
 @pytest.mark.slow
 @pytest.mark.skipif(DEVICE == "cuda", reason="of a CPU")
-@pytest.mark.parametrize("name", ["llama", "t5"])
+@pytest.mark.parametrize("name", ["llama", pytest.param("t5", marks=pytest.mark.long)])
 def test_a_product_that_chooses_by_its_rows_is_found(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,11 +175,12 @@ def test_what_is_exact_is_reused_and_guessed(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("bits", ["int8", "int4"])
+@pytest.mark.parametrize("bits", ["int8", pytest.param("int4", marks=pytest.mark.long)])
 def test_the_compiled_step_always_is(bits: str, tmp_path: Path) -> None:
     decoder = build(tmp_path, "mistral", "float32", weights=bits, batch_invariant=False)
     assert decoder.info.batch_invariant
-    asked = mixture(3, reuses_prefixes=True, tries_drafts=True)
+    adapters = [name for name in RANKS if name != "dora"]
+    asked = mixture(3, adapters, reuses_prefixes=True, tries_drafts=True)
     assert differing(decoder, asked) == []
 
 
@@ -180,7 +197,11 @@ def test_what_cannot_be_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     other = load_pretrained(base_dir, "causal", device="cpu", dtype="float32")
     with pytest.raises(FastDecoderImpossible, match=r"reference decoder pads.*auto or false"):
         build_decoder(
-            dataclasses.replace(other, quantization="nf4"), "auto", LIMITS, {}, batch_invariant=True
+            dataclasses.replace(other, quantization="nf4", with_bitsandbytes=True),
+            "auto",
+            LIMITS,
+            {},
+            batch_invariant=True,
         )
     served = build_decoder(base, "reference", LIMITS, {})
     assert isinstance(served, PeftDecoder)
