@@ -84,6 +84,11 @@ class EngineSettings(StrictModel):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto", description="auto: bfloat16 where the processor or GPU is fast at it"
     )
+    batch_invariant: bool | Literal["auto"] = Field(
+        default="auto",
+        description="whether an answer may not depend on what is computed beside it: true does "
+        "that or refuses the start, auto where it costs at most 5 %",
+    )
     max_rows: int = Field(default=16, ge=1, le=512, description="answers decoded together")
     max_waiting: int = Field(
         default=256, ge=1, le=100_000, description="requests that wait at one router; then 503"

@@ -30,6 +30,7 @@ from scripts.benchmarks import (
     tolerance,
     training,
 )
+from scripts.benchmarks.in_process import invariance
 from scripts.benchmarks.live_adapters import churn, hot_add, placement
 from scripts.benchmarks.scale_model import simulate
 from scripts.benchmarks.vllm_peer import command as vllm
@@ -40,6 +41,10 @@ _BENCHMARKS = {
     "engine": (engine, "the engine in process, against PEFT"),
     "load": (load, "the engine in process, requests that come and go"),
     "memory": (memory, "a quantised base within a budget of GPU memory, in process"),
+    "invariance": (
+        invariance,
+        "whether answers depend on what runs beside them, and what it costs",
+    ),
     "churn": (churn, "adapters that come and go, in process"),
     "hot_add": (hot_add, "new adapter versions over HTTP, on several replicas"),
     "gateway": (gateway, "what our HTTP side adds to Ray's own chain"),

@@ -193,7 +193,9 @@ class DecodeGraphs:
         from deployments.engine.attention.fused import TritonDecodeAttention
 
         rows, positions, starts, ends, prompts, slots, blocks = self._inputs[:, :bucket].unbind()
-        attention = TritonDecodeAttention(self._cache, starts, ends, positions, prompts)
+        attention = TritonDecodeAttention(
+            self._cache, starts, ends, positions, prompts, is_invariant=self._model.is_invariant
+        )
         lora = self._lora_pool.triton_batch(slots)
         batch = DecodeBatch(self._tokens[rows], attention)
         logits = self._model.logits(self._model.decode(self._cache, batch, lora), lora)

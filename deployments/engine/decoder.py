@@ -33,6 +33,8 @@ class DecoderInfo:
     adapters: frozenset[str]
     hidden_ids: frozenset[int] = frozenset()  # special tokens, which are no text
     weights: str = ""  # how the base model's are kept, and why
+    batch_invariant: bool = False  # whether logits depend on nothing that is computed beside them
+    batch_invariant_reason: str = ""
     threads: int | None = None  # of the processor that a step may use; None: on a GPU
     rows: Mapping[str, Any] = field(default_factory=dict)  # asked for and given, and why
     refuses: Mapping[str, str] = field(default_factory=dict)  # what it cannot do, by field, and why
@@ -117,6 +119,7 @@ class PrefixDecoder(Protocol):
     """Let a row begin behind tokens that a row has read before: for some step decoders."""
 
     can_reuse_prefixes: bool
+    can_reuse_answers: bool  # whether what a step wrote is as good as what was read
 
     def generation(self, adapter: str | None) -> int:
         """Return a number for the weights that `adapter` has now, which no others have or had."""

@@ -27,6 +27,7 @@ from deployments.engine.model_runner import SPARE_SLOTS, ModelRunner
 from deployments.engine.models.architectures import describe
 from deployments.engine.models.base import Model, TorchBatches
 from deployments.engine.models.choice import make_torch_model, unsupported_base
+from deployments.engine.models.invariance import BatchInvariant, make_invariant, refuse_reference
 from deployments.engine.peft_decoder import PeftDecoder
 from deployments.engine.structured.vocabulary import refused_features
 
@@ -65,6 +66,7 @@ def build_decoder(
     adapters: Mapping[str, Path],
     *,
     weights: Weights = "none",
+    batch_invariant: BatchInvariant = "auto",
 ) -> ModelRunner | PeftDecoder:
     """Return the decoder for this base, without adapters loaded yet.
 
@@ -72,6 +74,7 @@ def build_decoder(
         adapters: folders of those that are to be served, by name.
         weights: int8, int4: products of bytes on a CPU, with weights of eight or four bits; auto:
             eight, where they are faster than torch.
+        batch_invariant: whether logits may not depend on what is computed beside them.
 
     Raises:
         FastDecoderImpossible: `choice` is fast; names what the fast decoder cannot do. `weights` is
@@ -84,6 +87,7 @@ def build_decoder(
             "or fast"
         )
     if choice == "reference":
+        refuse_reference(batch_invariant)
         return PeftDecoder(base, reason="engine.decoder is reference")
     reader = None
     obstacle = unsupported_base(base, _num_positions(base, limits))
@@ -94,7 +98,7 @@ def build_decoder(
         chosen = choose_weights(base, weights, limits)
         if chosen.in_bytes:
             reader, chosen = _for_bytes(base, chosen, weights, adapters, reader)
-        return _build_fast(base, limits, reader, chosen, adapters)
+        return _build_fast(base, limits, reader, chosen, adapters, batch_invariant)
     if choice == "fast":
         raise FastDecoderImpossible(
             f"engine.decoder is fast, but {obstacle}: set it to auto or reference"
@@ -105,6 +109,7 @@ def build_decoder(
             f"{obstacle}: set quantization: auto or none"
         )
     logger.warning("serving with the reference decoder: %s", obstacle)
+    refuse_reference(batch_invariant)
     return PeftDecoder(base, reason=f"not the fast decoder, since {obstacle}")
 
 
@@ -279,6 +284,7 @@ def _build_fast(
     reader: PeftReader,
     weights: _Weights,
     adapters: Mapping[str, Path],
+    batch_invariant: BatchInvariant,
 ) -> ModelRunner:
     num_positions = _num_positions(base, limits)
     if num_positions < limits.num_positions:
@@ -300,6 +306,7 @@ def _build_fast(
         budget=limits.kv_memory_bytes,
         is_quantised=base.quantization != "none",
     )
+    invariance = make_invariant(model, batch_invariant)
     capacities = rows.capacities
     logger.info(
         "KV cache: %.0f MiB; %d rows asked for, %d given, of %s positions: %s",
@@ -321,6 +328,8 @@ def _build_fast(
         side_positions=base.side_positions,
         forces_end=base.forced.last is not None,
         weights=weights.reason,
+        batch_invariant=invariance.is_on,
+        batch_invariant_reason=invariance.reason,
         threads=_threads_of(model, limits),
         rows=rows.report(),
     )

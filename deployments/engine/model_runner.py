@@ -98,10 +98,12 @@ class ModelRunner(AdapterLoader):
         self.can_split_prompts = model.can_split_prompts
         # An encoder's states depend on the whole prompt, so none of them serves another one.
         self.can_reuse_prefixes = model.can_split_prompts and are_aligned(capacities)
+        # On a GPU what a decode step writes is not, to the bit, what reading the same tokens gives.
+        self.can_reuse_answers = on_cpu or not model.is_invariant
         self.num_steps_ahead = 0 if on_cpu else 1
         # The host must know a row's newest tokens to guess the next, and so wait for each step.
         # Reading must give what writing gives: bfloat16 of torch rounds by the number of rows.
-        is_exact = not in_torch or model.kv_shape.dtype == torch.float32
+        is_exact = model.is_invariant or model.kv_shape.dtype == torch.float32
         self.can_try_drafts = on_cpu and model.can_split_prompts and is_exact
         self.num_prompts_together = 1 if on_cpu else _PROMPTS_TOGETHER
         self.device, self.vocab_size = model.device, model.vocab_size
@@ -282,7 +284,8 @@ class ModelRunner(AdapterLoader):
             return self._prompt_graphs.replay(inputs)
         counts = [chunk.stop - chunk.start for chunk in chunks]
         lora = self._model.lora_batch(self.lora_pool, slots, counts)
-        return self._model.prefill(self._cache, inputs.on(self.device), lora)
+        batch = inputs.on(self.device, is_invariant=self._model.is_invariant)
+        return self._model.prefill(self._cache, batch, lora)
 
     def _score_prompts(self, states: torch.Tensor, chunks: Sequence[PrefillChunk]) -> None:
         """Score prompts where asked for, given the states (T, d) behind the chunks' tokens."""

@@ -29,6 +29,7 @@ from deployments.engine.errors import AdapterHasNoEffect
 from deployments.engine.lora.base_copies import check_copies, ends_of, kept_ends
 from deployments.engine.lora.peft_features import check_base_is_kept, check_scales
 from deployments.engine.model_loader import Pretrained
+from deployments.engine.models.invariance import PADDED
 from deployments.engine.quantised.linear import QuantisedLinear
 from deployments.engine.request import Request, SamplingParams
 from deployments.engine.structured.grammar import GrammarCompiler
@@ -81,6 +82,7 @@ class PeftDecoder:
         return DecoderInfo(
             name="reference",
             reason=self._reason,
+            batch_invariant_reason=PADDED,
             device=str(self._base.device),
             dtype=self._dtype,
             num_positions=positions if self._family == "causal" else None,

@@ -113,7 +113,7 @@ class EngineRow:
         self.is_done = True
 
     def _log(self, event: str, count: int, what: str) -> None:
-        extra = {"request_id": self.request.request_id}
+        extra = {"request_id": self.request.request_id, "event": "engine"}  # no console's
         logger.info("%s, %d %s", event, count, what, extra=extra)
 
     def end_if_late(self) -> None:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # torch is imported once a decoder is to be loaded
     from deployments.engine.decoder_factory import Choice, Weights
     from deployments.engine.model_loader import Dtype, Family, Quantization
     from deployments.engine.model_runner import ModelRunner
+    from deployments.engine.models.invariance import BatchInvariant
     from deployments.engine.peft_decoder import PeftDecoder
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ class DecoderSpec:
     prefill_tokens: int
     kv_memory_bytes: int | None
     cpu_threads: int | None
+    batch_invariant: "BatchInvariant"
     adapters: Mapping[str, str]
 
 
@@ -51,8 +53,8 @@ def load_decoder(spec: DecoderSpec) -> "ModelRunner | PeftDecoder":
     """Load the base model and choose its decoder. Call it on the engine's thread.
 
     Raises:
-        FastDecoderImpossible: `choice` is fast, and names what it cannot serve; or the GPU lacks
-            what the quantization needs.
+        FastDecoderImpossible: `choice` is fast, and names what it cannot serve; the GPU lacks what
+            the quantization needs; or something cannot keep to `batch_invariant`.
         OSError, ValueError: the folder lacks a file, transformers cannot read it, or the GPU is too
             small for one answer.
         MemoryError: it is too small for the weights.
@@ -97,7 +99,14 @@ def load_decoder(spec: DecoderSpec) -> "ModelRunner | PeftDecoder":
             quantization=loaded,
             with_bitsandbytes=is_reference,
         )
-        decoder = build_decoder(base, spec.choice, limits, folders, weights=weights)
+        decoder = build_decoder(
+            base,
+            spec.choice,
+            limits,
+            folders,
+            weights=weights,
+            batch_invariant=spec.batch_invariant,
+        )
     except torch.OutOfMemoryError as error:
         raise MemoryError(
             f"the GPU is too small for the weights of base_model (quantization: {quantization}): "

@@ -199,6 +199,7 @@ class _Parts:
             dtype=engine.dtype,
             quantization=settings.quantization,
             choice=engine.decoder,
+            batch_invariant=engine.batch_invariant,
             max_rows=engine.max_rows,
             num_positions=engine.max_input_tokens + engine.max_output_tokens,
             max_adapters=engine.max_adapters,

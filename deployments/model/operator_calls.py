@@ -59,6 +59,8 @@ class OperatorCalls:
             "dtype": decoder.dtype,
             "weights": decoder.weights,
             "threads": decoder.threads,
+            "batch_invariant": decoder.batch_invariant,
+            "batch_invariant_reason": decoder.batch_invariant_reason,
             "rows": dict(decoder.rows),
             "visible_gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
             **self._adapter_info(),

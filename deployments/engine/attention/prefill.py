@@ -104,7 +104,12 @@ class PrefillInputs:
     def num_tokens(self) -> int:
         return self.lines.shape[1]
 
-    def on(self, device: torch.device) -> PrefillBatch:
+    def on(self, device: torch.device, *, is_invariant: bool = False) -> PrefillBatch:
+        """Return the batch on a device.
+
+        Args:
+            is_invariant: no token's result depends on what is read beside it.
+        """
         tokens, positions, where, _ = self.lines.to(device).unbind()
         attention: PrefillAttention = TorchPrefillAttention(self.segments)
         if are_fused(device.type):
@@ -112,6 +117,10 @@ class PrefillInputs:
 
             blocks = prompt_blocks(self.segments).to(device)
             attention = functools.partial(prefill_attention, blocks=blocks)
+        elif is_invariant:
+            from deployments.engine.cpu.row_batches import RowPrefillAttention
+
+            attention = RowPrefillAttention(self.segments)
         return PrefillBatch(tokens, positions, where, attention)
 
 

@@ -49,6 +49,7 @@ class CompiledLlama:
 
     can_split_prompts = True
     keeps_prompts_at_end = False
+    is_invariant = True  # a row's bytes, sums and attention are its own
 
     def __init__(
         self,

@@ -20,6 +20,7 @@ from deployments.engine.kernels.triton_lora import lora_expand_add
 from deployments.engine.kernels.triton_overlap import after_earlier_kernels
 
 MAX_FUSED_RANK = 64  # a separate kernel adds larger ranks first
+_FIXED_PROGRAMS = 512  # that decide the tile of every batch, where sums keep one order
 
 
 @triton.jit
@@ -222,10 +223,11 @@ def decode_attention(
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
+    is_invariant: bool = False,
 ) -> torch.Tensor:
     """Write each row's newest key and value to the cache and attend over the row's positions.
 
-    A large-rank expansion is added to `qkv` itself.
+    A large-rank expansion is added to `qkv` itself, unless sums keep one order.
 
     Args:
         qkv: (B, H * G + 2 H, D), G query heads for each key/value head.
@@ -237,6 +239,7 @@ def decode_attention(
         rope: rotates queries and keys; the newest token's position is `lengths`.
         window: attend over that many positions at most, the newest among them.
         softcap: scores s become softcap * tanh(s / softcap).
+        is_invariant: a row's sums have one order, whatever the number of rows and the largest rank.
 
     Returns:
         (B, H * G * D)
@@ -251,13 +254,14 @@ def decode_attention(
         )
     out = torch.empty(rows, heads * groups * dim, dtype=qkv.dtype, device=qkv.device)
     first_columns = (0, heads * groups * dim, heads * (groups + 1) * dim)
-    lora = _lora_arguments(qkv.flatten(1), expansion, first_columns)
+    lora = _lora_arguments(qkv.flatten(1), expansion, first_columns, is_invariant=is_invariant)
+    tile = _tile(kv_cache, _FIXED_PROGRAMS if is_invariant else rows * heads)
     if is_plain:
         _decode_kernel[heads, rows](
             qkv, kv_cache, starts, lengths, qkv if bias is None else bias, out, scale,
             qkv.stride(0), 0 if bias is None else bias.stride(0), *lora.tensors,
             H=heads, D=dim, DP=padded(dim), APPEND=True, HAS_BIAS=bias is not None,
-            **lora.sizes, **_tile(kv_cache, rows * heads),
+            **lora.sizes, **tile,
         )  # fmt: skip
         return out
     cos, sin = (qkv, qkv) if rope is None else (rope.cos, rope.sin)
@@ -265,7 +269,7 @@ def decode_attention(
         qkv, kv_cache, starts, lengths, cos, sin, out, scale, qkv.stride(0), *lora.tensors,
         H=heads, G=groups, GP=max(16, triton.next_power_of_2(groups)), D=dim, DP=padded(dim),
         ROT=0 if rope is None else cos.shape[1], WINDOW=window or 0, CAP=softcap or 0.0,
-        **lora.sizes, **_tile(kv_cache, rows * heads),
+        **lora.sizes, **tile,
     )  # fmt: skip
     return out
 
@@ -278,18 +282,19 @@ def cross_attention(
     lengths: torch.Tensor,
     *,
     scale: float,
+    is_invariant: bool = False,
 ) -> torch.Tensor:
     """Attend with q (B, H, D) over `lengths` positions in the cache; returns (B, H * D).
 
-    A large-rank expansion is added to `q` itself.
+    A large-rank expansion is added to `q` itself, unless sums keep one order.
     """
     rows, heads, dim = q.shape
     out = torch.empty(rows, heads * dim, dtype=q.dtype, device=q.device)
-    lora = _lora_arguments(q.flatten(1), expansion, (0,))
+    lora = _lora_arguments(q.flatten(1), expansion, (0,), is_invariant=is_invariant)
     _decode_kernel[heads, rows](
         q, kv_cache, starts, lengths, q, out, scale, q.stride(0), 0, *lora.tensors,
         H=heads, D=dim, DP=padded(dim), APPEND=False, HAS_BIAS=False,
-        **lora.sizes, **_tile(kv_cache, rows * heads),
+        **lora.sizes, **_tile(kv_cache, _FIXED_PROGRAMS if is_invariant else rows * heads),
     )  # fmt: skip
     return out
 
@@ -301,10 +306,18 @@ class _LoraArguments:
 
 
 def _lora_arguments(
-    y: torch.Tensor, expansion: Expansion | None, first_columns: Sequence[int]
+    y: torch.Tensor,
+    expansion: Expansion | None,
+    first_columns: Sequence[int],
+    *,
+    is_invariant: bool,
 ) -> _LoraArguments:
-    """Return what a kernel needs to add the expansion; a large rank is added to y here instead."""
-    if expansion is not None and expansion.rank > MAX_FUSED_RANK:
+    """Return what a kernel needs to add the expansion; a large rank is added to y here instead.
+
+    In one order of sums the kernel adds any rank, eight at a time: the largest one in the pool
+    decides how the smaller ones lie.
+    """
+    if expansion is not None and expansion.rank > MAX_FUSED_RANK and not is_invariant:
         lora_expand_add(y, expansion)
         expansion = None
     if expansion is None:
@@ -315,7 +328,8 @@ def _lora_arguments(
         raise ValueError(f"modules begin at {sorted(module_at)}, not at one of {first_columns}")
     stacks = [y if i < 0 else expansion.stacks[i][1] for i in modules[:3]]
     rank = expansion.rank
-    sizes = {"R": rank, "RC": 16 if rank % 16 == 0 else 8, "P": len(expansion.stacks)}
+    together = 16 if rank % 16 == 0 and not is_invariant else 8
+    sizes = {"R": rank, "RC": together, "P": len(expansion.stacks)}
     sizes |= dict(zip(("PQ", "PK", "PV"), modules, strict=False))
     return _LoraArguments((expansion.shrunk, expansion.slots, *stacks), sizes)
 

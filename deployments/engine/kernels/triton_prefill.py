@@ -43,7 +43,8 @@ def _prefill_kernel(
         last = tl.minimum(n, position + count)
     begin = 0
     if WINDOW > 0:
-        begin = tl.maximum(position - WINDOW + 1, 0)
+        # At a multiple, so that a query's keys lie in the same blocks in whatever piece it is read.
+        begin = tl.maximum(position - WINDOW + 1, 0) // BLOCK_N * BLOCK_N
     for first in range(begin, last, BLOCK_N):
         j = first + tl.arange(0, BLOCK_N)
         seen = j < last

@@ -14,6 +14,7 @@ import itertools
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -24,6 +25,9 @@ from deployments.engine.lora.blocks import LoraBlocks
 from deployments.engine.lora.layers import LayerSegments, LoraBatch, LoraLayer, LoraSegments
 from deployments.engine.lora.peft_reader import AdapterWeights
 from deployments.engine.lora.stacks import LoraStacks, PackedLora, pack
+
+if TYPE_CHECKING:  # imports Numba
+    from deployments.engine.cpu.row_batches import RowLora
 
 BASE_SLOT = 0
 
@@ -148,6 +152,7 @@ class LoraPool:
             else LoraStacks(layers, num_slots, dtype=dtype, device=device)
         )
         self._mixtures = SegmentCache(kept_mixtures)
+        self._row_lora: RowLora | None = None
         self._dtype, self._device = dtype, device
         self._slot_of: dict[str, int] = {}
         self._names: frozenset[str] = frozenset()
@@ -270,6 +275,17 @@ class LoraPool:
             slots = [slot for slot, count in zip(slots, counts, strict=True) for _ in range(count)]
         assert isinstance(self._stacks, LoraBlocks), "stacks are read by other batches"
         return SlotBatch(self._stacks, slots)
+
+    def row_batch(self, slots: Sequence[int]) -> LoraBatch | None:
+        """Return what `torch_batch` would, on a CPU, where no row depends on the others."""
+        from deployments.engine.cpu.row_batches import RowLora, RowLoraBatch
+
+        if not any(slots):
+            return None
+        if self._row_lora is None or self._row_lora.layout != self.layout:
+            assert isinstance(self._stacks, LoraStacks), "blocks are read by another step"
+            self._row_lora = RowLora(self._stacks)
+        return RowLoraBatch(self._row_lora, slots)
 
     def triton_batch(self, slots: torch.Tensor) -> LoraBatch | None:
         """Return the batch of rows with these slots (B,). Returns None if no adapter was loaded.

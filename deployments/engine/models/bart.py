@@ -4,6 +4,7 @@ The encoder runs once for a prompt. Its keys and values for every decoder layer 
 end of the row, the decoder's own at the front.
 """
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 
 from deployments.engine.attention.kv_cache import DecodeBatch, KvCache
 from deployments.engine.attention.prefill import PrefillBatch
-from deployments.engine.kernels.ops import ACTIVATIONS
+from deployments.engine.kernels.ops import ACTIVATIONS, activate
 from deployments.engine.lora.layers import LoraBatch
 from deployments.engine.models.architectures import unknown_field
 from deployments.engine.models.base import KvShape, TorchBatches
@@ -252,7 +253,7 @@ class _Mlp(_Part):
             FusedLinear(f"{path}.{name}", {f"{path}.{name}": getattr(layer, name)}, dtype)
             for name in ("fc1", "fc2")
         )
-        self._act = ACTIVATIONS[act]
+        self._act = functools.partial(activate, activation=act)
         self.lora_layers = [self._fc1.lora_layer, self._fc2.lora_layer]
 
     def __call__(self, x: torch.Tensor, lora: LoraBatch | None) -> torch.Tensor:

@@ -38,7 +38,8 @@ class FusedLinear:
         self.lora_layer = LoraLayer(name, own[0].in_features, modules, self)
         self._bias = stacked_bias([layer.bias for layer in own], sizes, dtype)
         self._dtype, self._device = dtype, own[0].weight.device
-        self._product = product_of(own, self._bias, dtype)
+        self._product: Product = product_of(own, self._bias, dtype)
+        self._adds_in_turn = False  # product, adapter, bias and residual, whoever rescales
         self._squared_norms: torch.Tensor | None = None
 
     def __call__(self, x: torch.Tensor, lora: LoraBatch | None) -> torch.Tensor:
@@ -50,7 +51,7 @@ class FusedLinear:
     ) -> torch.Tensor:
         """Apply the layer to the RMS norm of x (T, in), whose weight is (in,)."""
         if lora is None:
-            return self._product(rms_norm(x, weight, eps))
+            return self._adapted(rms_norm(x, weight, eps), None, None)
         normed, shrunk = lora.norm(self.name, x, weight, eps)
         return self._adapted(normed, lora, shrunk)
 
@@ -81,9 +82,9 @@ class FusedLinear:
     ) -> tuple[torch.Tensor, Expansion | None]:
         """Do `after_norm`, but leave the LoRA expansion, if any, to the attention that follows."""
         if lora is None:
-            return self._product(rms_norm(x, weight, eps)), None
+            return self._adapted(rms_norm(x, weight, eps), None, None), None
         normed, shrunk = lora.norm(self.name, x, weight, eps)
-        if lora.rescales(self.name):
+        if self._adds_in_turn or lora.rescales(self.name):
             return self._adapted(normed, lora, shrunk), None
         y = self._product(normed)
         return y, lora.expansion(self.name, normed, y, shrunk)
@@ -92,12 +93,23 @@ class FusedLinear:
         self, residual: torch.Tensor, x: torch.Tensor, lora: LoraBatch | None
     ) -> torch.Tensor:
         """Add self(x) to residual (T, out) in place."""
-        if lora is not None and lora.rescales(self.name):
+        if self._adds_in_turn or (lora is not None and lora.rescales(self.name)):
             return residual.add_(self(x, lora))
         self._product.add_to(residual, x)
         if lora is not None:
             lora.add(self.name, x, residual)
         return residual
+
+    def keep_order(self) -> bool:
+        """Compute each row in one order of sums from now on; returns whether that is possible.
+
+        On a CPU what is added to a product is added in turn: a neighbour's adapter that rescales
+        (DoRA) would change the order. On a GPU those loaded so far decide it, for all rows alike.
+        """
+        product = self._product.in_order()
+        if product is not None:
+            self._product, self._adds_in_turn = product, isinstance(product, PackedProduct)
+        return product is not None
 
     def products(self, x: torch.Tensor) -> torch.Tensor:
         return self._product(x.to(self._dtype), is_biased=False)
@@ -122,7 +134,7 @@ class FusedLinear:
         self, x: torch.Tensor, lora: LoraBatch | None, shrunk: torch.Tensor | None
     ) -> torch.Tensor:
         """Return the product of x (T, in) with each token's adapter; `shrunk` is from lora.norm."""
-        is_rescaled = lora is not None and lora.rescales(self.name)
+        is_rescaled = self._adds_in_turn or (lora is not None and lora.rescales(self.name))
         y = self._product(x, is_biased=not is_rescaled)
         if lora is not None:
             lora.add(self.name, x, y, shrunk)
@@ -143,6 +155,7 @@ class LMHead:
         modules = lora_modules([HEAD], [self.vocab_size])
         self._dtype = dtype
         self._weight: torch.Tensor | None = None
+        self._adds_in_turn = False
         self._product: Product
         if isinstance(head, QuantisedLinear):
             self.lora_layer = LoraLayer(HEAD, head.in_features, modules)
@@ -161,11 +174,18 @@ class LMHead:
         )
 
     def __call__(self, hidden: torch.Tensor, lora: LoraBatch | None) -> torch.Tensor:
-        is_rescaled = lora is not None and lora.rescales(HEAD)
+        is_rescaled = self._adds_in_turn or (lora is not None and lora.rescales(HEAD))
         logits = self._product(hidden, is_biased=not is_rescaled)
         if lora is not None:
             lora.add(HEAD, hidden, logits)
         return logits.add_(self._bias) if is_rescaled and self._bias is not None else logits
+
+    def keep_order(self) -> bool:
+        """Do FusedLinear.keep_order."""
+        product = self._product.in_order()
+        if product is not None:
+            self._product, self._adds_in_turn = product, isinstance(product, PackedProduct)
+        return product is not None
 
     def products(self, x: torch.Tensor) -> torch.Tensor:
         return self._product(x.to(self._dtype), is_biased=False)

@@ -9,7 +9,13 @@ import torch
 
 from deployments.engine.attention.kv_cache import DecodeBatch, KvCache
 from deployments.engine.attention.prefill import PrefillBatch
-from deployments.engine.kernels.ops import Expansion, Rope, normalise_, rms_norm
+from deployments.engine.kernels.ops import (
+    Expansion,
+    Rope,
+    normalise_,
+    rms_norm,
+    whole_rows,
+)
 from deployments.engine.lora.layers import LoraBatch
 from deployments.engine.models.architectures import SHARED_ROPE, Description, describe, ropes_of
 from deployments.engine.models.base import KvShape, TorchBatches
@@ -97,7 +103,9 @@ class LlamaModel(TorchBatches):
         if about.logits_divisor != 1.0:
             logits = logits.div_(about.logits_divisor)
         if about.logits_cap is not None:
-            logits = logits.div_(about.logits_cap).tanh_().mul_(about.logits_cap)
+            for piece in whole_rows(logits.div_(about.logits_cap)):
+                piece.tanh_()
+            logits.mul_(about.logits_cap)
         return logits
 
     def _embed(self, tokens: torch.Tensor, lora: LoraBatch | None) -> torch.Tensor:

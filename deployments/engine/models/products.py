@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 
 from deployments.engine.kernels.backend import are_fused
 from deployments.engine.models.weights import packed, take_weight
@@ -12,10 +13,6 @@ from deployments.engine.quantised.interleaved import InterleavedWeight, interlea
 from deployments.engine.quantised.linear import QuantisedLinear
 from deployments.engine.quantised.weight import QuantisedWeight, stacked
 
-# Measured with float32 and 576 columns (docs/engine.md): 1.05 ms against 0.62 at 16 rows and 3,072
-# outputs; no gain at 960 outputs, slower from 64 rows on.
-_WIDE = 2048
-_FEW_ROWS = range(6, 41)
 # Layers that become one product (models/llama.py, models/t5.py).
 _FUSED = (
     ("q_proj", "k_proj", "v_proj"),
@@ -34,6 +31,10 @@ class Product(Protocol):
     def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """Add self(x) to residual (T, out) in place."""
 
+    def in_order(self) -> "Product | None":
+        """Return the product whose sums have one order, whatever the number of rows; None if there
+        is none by this weight on this device."""
+
 
 def product_of(
     layers: Sequence[torch.nn.Linear], bias: torch.Tensor | None, dtype: torch.dtype
@@ -46,7 +47,7 @@ def product_of(
     quantised = [layer for layer in layers if isinstance(layer, QuantisedLinear)]
     if not quantised:
         weight = torch.cat([take_weight(layer).to(dtype) for layer in layers])
-        blocks = packed(weight) if dtype == torch.bfloat16 else None
+        blocks = packed(weight)
         return plain_product(weight, bias) if blocks is None else PackedProduct(blocks, bias)
     if len(quantised) < len(layers):
         raise ValueError("some layers of one product are quantised, and others are not")
@@ -92,6 +93,9 @@ class QuantisedProduct:
     def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         return residual.add_(self(x))
 
+    def in_order(self) -> None:
+        return None
+
 
 class KernelProduct:
     """Multiply with kernels of ours where rows are few, with torch where they are many."""
@@ -101,7 +105,7 @@ class KernelProduct:
 
         function: Any = plain_product if isinstance(weight, torch.Tensor) else product
         self._product: Callable[..., torch.Tensor] = functools.partial(function, weight=weight)
-        self._bias = bias
+        self._weight, self._bias = weight, bias
 
     def __call__(self, x: torch.Tensor, *, is_biased: bool = True) -> torch.Tensor:
         return self._product(x, bias=self._bias if is_biased else None)
@@ -113,46 +117,73 @@ class KernelProduct:
         """Return gated_activation of self(x), for an activation of GATED."""
         return self._product(x, bias=self._bias, activation=activation)
 
+    def in_order(self) -> "OrderedProduct | None":
+        if isinstance(self._weight, torch.Tensor):
+            return OrderedProduct(self._weight, self._bias)
+        return None
+
+
+class OrderedProduct:
+    """Multiply by a plain weight (out, in) with a kernel that cuts each sum by the weight's shape
+    alone."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        from deployments.engine.kernels.triton_linear import linear
+
+        self._product: Callable[..., torch.Tensor] = functools.partial(linear, weight=weight)
+        self._bias = bias
+
+    def __call__(self, x: torch.Tensor, *, is_biased: bool = True) -> torch.Tensor:
+        return self._product(x, bias=self._bias if is_biased else None)
+
+    def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return self._product(x, bias=self._bias, add_to=residual)
+
+    def in_order(self) -> "OrderedProduct":
+        return self
+
 
 class PackedProduct:
-    """Multiply by oneDNN's blocks: bfloat16 on a CPU is fastest from them."""
+    """Multiply by oneDNN's blocks, from which a CPU is fastest.
+
+    One row is multiplied as two: only a single one has sums of another order.
+    """
 
     def __init__(self, blocks: torch.Tensor, bias: torch.Tensor | None) -> None:
         self._blocks, self._bias = blocks, bias
 
     def __call__(self, x: torch.Tensor, *, is_biased: bool = True) -> torch.Tensor:
         bias = self._bias if is_biased else None
-        product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
-            x, self._blocks, bias, "none", [], ""
-        )
-        return product
+        rows = x if len(x) > 1 else x.repeat(2, 1)
+        return _of_blocks(rows, self._blocks, bias)[: len(x)]
 
     def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         return residual.add_(self(x))
 
+    def in_order(self) -> "PackedProduct":
+        return self
+
+
+def _of_blocks(x: torch.Tensor, blocks: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, blocks, bias, "none", [], "")
+    return product
+
 
 class TorchProduct:
-    """Multiply with torch: float32 on a CPU is fastest from (in, out), a GPU from (out, in).
-
-    MKL is slow at a few rows times a wide float32 matrix, so a wide one stays (out, in) and is
-    multiplied as W @ x.T.
-    """
+    """Multiply with torch."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
-        on_cpu = weight.device.type == "cpu"
-        self._is_wide = on_cpu and len(weight) >= _WIDE
-        is_turned = on_cpu and not self._is_wide
-        self._weight = weight.t().contiguous() if is_turned else weight.t()  # (in, out)
-        self._bias = bias
+        self._weight, self._bias = weight, bias
 
     def __call__(self, x: torch.Tensor, *, is_biased: bool = True) -> torch.Tensor:
-        if self._bias is not None and is_biased:
-            return torch.addmm(self._bias, x, self._weight)
-        if self._is_wide and len(x) in _FEW_ROWS:
-            return torch.mm(self._weight.t(), x.t()).t()
-        return torch.mm(x, self._weight)
+        return F.linear(x, self._weight, self._bias if is_biased else None)
 
     def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         if self._bias is not None:
             return residual.add_(self(x))
-        return residual.addmm_(x, self._weight)
+        return residual.addmm_(x, self._weight.t())
+
+    def in_order(self) -> OrderedProduct | None:
+        if are_fused(self._weight.device.type):
+            return OrderedProduct(self._weight, self._bias)
+        return None

@@ -12,7 +12,7 @@ import torch
 
 from deployments.engine.attention.kv_cache import DecodeBatch, KvCache
 from deployments.engine.attention.prefill import PrefillBatch
-from deployments.engine.kernels.ops import ACTIVATIONS, rms_norm
+from deployments.engine.kernels.ops import ACTIVATIONS, activate, rms_norm
 from deployments.engine.lora.layers import LoraBatch
 from deployments.engine.models.architectures import unknown_field
 from deployments.engine.models.base import KvShape, TorchBatches
@@ -182,7 +182,7 @@ class _Mlp:
             gated = self._wi.gated_after_norm(x, self._norm, eps, lora, self._act)
             return self._wo.add_to(x, gated, lora)
         inner = self._wi.after_norm(x, self._norm, eps, lora)
-        return self._wo.add_to(x, ACTIVATIONS[self._act](inner), lora)
+        return self._wo.add_to(x, activate(inner, self._act), lora)
 
 
 class _EncoderLayer:

@@ -52,6 +52,7 @@ def served_engine(
         prefill_tokens=args.prefill_tokens,
         kv_memory_bytes=None,
         cpu_threads=args.threads,
+        batch_invariant="auto",
         adapters={},
     )
     limits = EngineLimits(

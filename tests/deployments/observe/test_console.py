@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from deployments.engine.request import FinishReason, Request, SamplingParams
+from deployments.engine.row import EngineRow, Outbox
 from deployments.observe.records import log_request
 from deployments.replica import use_serve_handlers
 
@@ -41,3 +43,17 @@ def test_a_request_is_in_the_file_and_all_else_in_both(
     others = [f"of {name}" for name in NAMES]
     assert console == others
     assert file == ["answer: outcome stop", *others]
+
+
+def test_the_engines_records_of_a_request_are_not_on_the_console(
+    console_and_file: tuple[io.StringIO, io.StringIO],
+) -> None:
+    """Nor where the engine runs on a thread of the replica."""
+    use_serve_handlers("INFO")
+    asked = Request("visit.7", (5, 6, 7), None, SamplingParams(4), is_logged=True)
+    row = EngineRow(1, asked, Outbox(lambda output: None), frozenset())
+    row.begin()
+    row.finish(FinishReason.STOP)
+    console, file = (text.getvalue().splitlines() for text in console_and_file)
+    assert console == []
+    assert [line.partition(":")[0] for line in file] == ["engine_step", "engine_end"]
