@@ -39,6 +39,7 @@ _SEQ2SEQ = (
     "BartForConditionalGeneration",
     "MBartForConditionalGeneration",
     "M2M100ForConditionalGeneration",
+    "T5GemmaForConditionalGeneration",
 )
 
 

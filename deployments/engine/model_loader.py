@@ -149,6 +149,8 @@ def wrap_pretrained(
     start_id = model.generation_config.decoder_start_token_id
     if start_id is None:
         start_id = getattr(model.config, "decoder_start_token_id", None)
+    if start_id is None and family == "seq2seq":
+        start_id = model.generation_config.bos_token_id  # as transformers does
     eos_ids = _eos_ids(model, tokenizer)
     return Pretrained(
         model=model.eval(),
