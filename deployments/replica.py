@@ -1,7 +1,11 @@
 """What replicas of both deployments share: their name, logs, live settings, interpreter, store."""
 
+import functools
 import logging
+import threading
+import time
 from collections.abc import Mapping
+from logging.handlers import MemoryHandler
 from typing import Any, TypeVar
 
 import platformdirs
@@ -16,6 +20,7 @@ from deployments.strict_model import SettingsError, StrictModel, parse_strict
 
 logger = logging.getLogger(__name__)
 
+_WRITTEN_TOGETHER, _WRITTEN_WITHIN_S = 256, 1.0  # records of requests
 _OURS = ("adapters", "deployments", "references", "router")
 
 LiveT = TypeVar("LiveT", bound=StrictModel)
@@ -30,17 +35,41 @@ def replica_id() -> str | None:
     return name
 
 
-def use_serve_handlers(level: str) -> None:
-    """Send our packages' records from `level` up where Serve's own go, in the same format."""
+def use_serve_handlers(level: str, *, are_requests_logged: bool = False) -> None:
+    """Send our packages' records from `level` up where Serve's own go, in the same format.
+
+    Args:
+        are_requests_logged: their records are written together, within a second. Written one by
+            one, each between two pieces of an answer, they cost several times as much.
+    """
     handlers = logging.getLogger("ray.serve").handlers
     for handler in handlers:
         if isinstance(handler, logging.StreamHandler):  # the console; files have MemoryHandlers
             handler.addFilter(is_for_the_console)
+        elif isinstance(handler, MemoryHandler):
+            handler.capacity = _WRITTEN_TOGETHER if are_requests_logged else 1
+            if are_requests_logged:
+                _flusher()
     for name in _OURS:
         ours = logging.getLogger(name)
         ours.handlers = list(handlers)
         ours.propagate = not handlers
         ours.setLevel(level)
+
+
+@functools.cache
+def _flusher() -> threading.Thread:
+    """Return the thread that has Serve's handlers write what they hold, once a second."""
+
+    def flush() -> None:
+        while True:
+            time.sleep(_WRITTEN_WITHIN_S)
+            for handler in logging.getLogger("ray.serve").handlers:
+                handler.flush()
+
+    thread = threading.Thread(target=flush, name="log-flusher", daemon=True)
+    thread.start()
+    return thread
 
 
 def live_settings(current: LiveT, user_config: Mapping[str, Any], where: str) -> LiveT:

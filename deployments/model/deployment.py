@@ -182,7 +182,8 @@ class ModelReplica(OperatorCalls, OpenAICalls):
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Take over live settings. Never raises, since Serve would replace a healthy replica."""
         self._live = live_settings(self._live, user_config, "user_config of Model")
-        use_serve_handlers(self._live.log_level)
+        live = self._live
+        use_serve_handlers(live.log_level, are_requests_logged=live.log_requests)
 
     def close(self) -> None:
         """End every request, and the threads of this replica."""

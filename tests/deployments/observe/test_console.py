@@ -3,6 +3,7 @@
 import io
 import logging
 import logging.handlers
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -57,3 +58,23 @@ def test_the_engines_records_of_a_request_are_not_on_the_console(
     console, file = (text.getvalue().splitlines() for text in console_and_file)
     assert console == []
     assert [line.partition(":")[0] for line in file] == ["engine_step", "engine_end"]
+
+
+def test_records_of_requests_are_written_together_and_within_a_second(
+    console_and_file: tuple[io.StringIO, io.StringIO],
+) -> None:
+    logger, file = logging.getLogger("deployments.api"), console_and_file[1]
+    use_serve_handlers("INFO", are_requests_logged=True)
+    for number in range(3):
+        log_request(logger, f"visit.{number}", "answer", outcome="stop")
+    assert file.getvalue() == ""
+    deadline = time.monotonic() + 5
+    while file.getvalue().count("outcome stop") < 3:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    log_request(logger, "visit.4", "answer", outcome="length")
+    logger.error("a step failed")
+    assert file.getvalue().splitlines()[-2:] == ["answer: outcome length", "a step failed"]
+    use_serve_handlers("INFO")
+    log_request(logger, "visit.5", "answer", outcome="loop")
+    assert file.getvalue().splitlines()[-1] == "answer: outcome loop"
