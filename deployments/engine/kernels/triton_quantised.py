@@ -8,25 +8,9 @@ quantised/interleaved.py. Imported only where Triton runs.
 import triton
 import triton.language as tl
 
-from deployments.engine.kernels.nf4_lookup import lookup_assembly
 from deployments.engine.kernels.triton_lora import activated
+from deployments.engine.kernels.triton_nf4 import entries
 from deployments.engine.kernels.triton_overlap import after_earlier_kernels
-
-_LOOKUP: tl.constexpr = tl.constexpr(lookup_assembly())
-
-
-@triton.jit
-def _entries(packed, table, IN_REGISTERS: tl.constexpr):
-    """Return the NF4 entries of the upper and of the lower half of each byte."""
-    if IN_REGISTERS:
-        upper, lower = tl.inline_asm_elementwise(
-            _LOOKUP, "=r,=r,=r,=r,r", [packed], (tl.bfloat16, tl.bfloat16), is_pure=True, pack=4
-        )
-    else:
-        index = packed.to(tl.int32)
-        upper = tl.load(table + (index >> 4))
-        lower = tl.load(table + (index & 15))
-    return upper, lower
 
 
 @triton.jit
@@ -126,7 +110,7 @@ def product_kernel(
                 first = begin + step + inner
                 at = lines + first + k[:, None]
                 if IS_EVEN:
-                    upper, lower = _entries(tl.load(rows + first // 2), table, IN_REGISTERS)
+                    upper, lower = entries(tl.load(rows + first // 2), table, IN_REGISTERS)
                     upper_x = tl.load(at)
                     lower_x = tl.load(at + 64)
                     scale = tl.load(absmax + first // 64 * stored)
@@ -134,7 +118,7 @@ def product_kernel(
                 else:
                     inside = first < K
                     packed = tl.load(rows + first // 2, mask=inside, other=0)
-                    upper, lower = _entries(packed, table, IN_REGISTERS)
+                    upper, lower = entries(packed, table, IN_REGISTERS)
                     upper_x = tl.load(at, mask=first + k[:, None] < K, other=0.0)
                     lower_x = tl.load(at + 64, mask=first + 64 + k[:, None] < K, other=0.0)
                     scale = tl.load(absmax + first // 64 * stored, mask=inside, other=0.0)
@@ -251,7 +235,7 @@ def row_kernel(
         pair += j // 32 * 64
         blocks = tl.arange(0, BK // 64) * 2
         for first in range(0, width, BK):
-            upper, lower = _entries(tile, table, IN_REGISTERS)
+            upper, lower = entries(tile, table, IN_REGISTERS)
             tile = _row_tile(values, n, first + BK, width, BK)
             own = factors + (first // 32 + blocks)[None, :] * stored + n[:, None]
             mask = (first + blocks * 32 < width)[None, :]
@@ -315,7 +299,7 @@ def dequantise_kernel(
     nm = (n < N)[:, None]
     tile = _row_tile(values, tl.minimum(n, N - 1), first, width, CHUNKS * 64)
     if KIND == "nf4":
-        upper, lower = _entries(tile, table, False)
+        upper, lower = entries(tile, table, False)
         k = first * 2 + j // 64 * 128 + j % 64
         own = factors + (k // 64)[None, :] * factors_row + n[:, None]
         absmax = tl.load(own, mask=nm & (k < K)[None, :], other=0.0)

@@ -1,11 +1,13 @@
-"""Look up NF4's codes in registers, in PTX."""
+"""Look up the entries of NF4's codes. Imported only where Triton runs."""
 
 import torch
+import triton
+import triton.language as tl
 
 from deployments.engine.quantised.formats import NF4_CODE
 
 
-def lookup_assembly() -> str:
+def _lookup_assembly() -> str:
     """Return PTX that turns four bytes into eight NF4 codes in bfloat16, four and four.
 
     `prmt` picks bytes by four selectors of three bits: from entries 0-7 and from 8-15, then, by
@@ -41,3 +43,20 @@ def lookup_assembly() -> str:
         "prmt.b32 $3, l1, h1, 0x6240; }",
     ]
     return "\n".join(lines)
+
+
+_LOOKUP: tl.constexpr = tl.constexpr(_lookup_assembly())
+
+
+@triton.jit
+def entries(packed, table, IN_REGISTERS: tl.constexpr):
+    """Return the NF4 entries of the upper and of the lower half of each byte."""
+    if IN_REGISTERS:
+        upper, lower = tl.inline_asm_elementwise(
+            _LOOKUP, "=r,=r,=r,=r,r", [packed], (tl.bfloat16, tl.bfloat16), is_pure=True, pack=4
+        )
+    else:
+        index = packed.to(tl.int32)
+        upper = tl.load(table + (index >> 4))
+        lower = tl.load(table + (index & 15))
+    return upper, lower
