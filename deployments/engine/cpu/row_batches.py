@@ -17,7 +17,7 @@ from deployments.engine.kernels.ops import Expansion, Rope, Segment, rms_norm
 from deployments.engine.lora.layers import LoraStack
 from deployments.engine.lora.stacks import LoraStacks
 
-_TOGETHER = 32  # tokens of a prompt that read each key once
+_TOGETHER = 16  # tokens of a prompt that read each key once
 _WORTH_A_THREAD = 1 << 22  # multiplications: fewer take less time than another thread to wake
 
 
