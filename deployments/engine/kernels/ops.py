@@ -130,6 +130,8 @@ def whole_rows(x: torch.Tensor) -> Sequence[torch.Tensor]:
         return [x]
     if columns > _ALONE or columns % _VECTOR:
         return torch.split(x, 1)
+    if rows * columns <= _ALONE:
+        return [x]
     threads = torch.get_num_threads()
     shared = rows // threads * threads  # whole rows for each thread
     if shared * columns < _SHARE * threads:

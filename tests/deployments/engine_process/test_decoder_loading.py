@@ -42,6 +42,7 @@ print(base.quantization, sys.modules["bitsandbytes"])
 
 def spec_of(folder: Path, **changed: Any) -> DecoderSpec:
     fields: dict[str, Any] = {
+        "batch_invariant": "auto",
         "base_model": "tiny",
         "path": str(folder),
         "family": "causal",
