@@ -6,6 +6,8 @@
 # make test-long    everything, the long tests too
 # make chaos        break a small clinic under load, with a ledger of every request (10 minutes at most)
 # make bench        measure on this machine's CPU, beside llama.cpp and PEFT (15 minutes at most)
+# make bench-gpu    measure on this machine's NVIDIA GPUs, side by side (10 minutes at most); needs root;
+#                   ARGS='--site FOLDER' names a folder with vLLM, where this environment has none
 # make check        format, lint, types, fast tests (2 minutes at most)
 
 PYTHON ?= python3
@@ -13,7 +15,7 @@ CONFIG ?= serve_config.yaml
 # Prints the interpreter of an environment that has what is needed, and installs that first.
 install = $$(PYTHON="$(PYTHON)" sh scripts/install.sh $(1))
 
-.PHONY: help serve specialists test test-long chaos bench check
+.PHONY: help serve specialists test test-long chaos bench bench-gpu check
 help:
 	@grep '^# make' Makefile | cut -c3-
 
@@ -37,6 +39,9 @@ chaos:
 
 bench:
 	@python=$(call install,bench) && "$$python" -W ignore -m scripts.benchmark peers --out runs/bench/peers.json $(ARGS)
+
+bench-gpu:
+	@python=$(call install,bench) && "$$python" -W ignore -m scripts.benchmark gpu --out runs/bench/gpu.json $(ARGS)
 
 check:
 	@python=$(call install,dev) && "$$python" -m ruff format --check . && "$$python" -m ruff check . \

@@ -19,7 +19,7 @@ from ray.serve import Application
 from ray.serve.config import RequestRouterConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from adapters.bases.check import check_base_model, quantization_problem
+from adapters.bases.check import check_base_model, stored_quantization
 from adapters.seed_check import check_seed
 from deployments.api.access.api_keys import KeyFileError, KeyStore, kept_keys
 from deployments.ingress.deployment import RouterReplica
@@ -29,6 +29,7 @@ from deployments.model.loading import LoadModel
 from deployments.observe.tracing import tracing_problem
 from deployments.replica import open_adapter_store
 from deployments.settings import ReplicaSettings, Settings, parse_settings
+from deployments.startup.quantization import quantization_problems
 from deployments.strict_model import SettingsError
 
 logger = logging.getLogger(__name__)
@@ -112,25 +113,15 @@ def choose_device(settings: Settings) -> str:
     """Return "cuda" or "cpu". `auto` asks the cluster, since the builder runs on it.
 
     Raises:
-        SettingsError: the quantization is not one of this device.
+        SettingsError: the quantization is not one of this device, or of this decoder.
     """
     device = settings.device
     if device == "auto":
         num_gpus = ray.cluster_resources().get("GPU", 0)
         device = "cuda" if num_gpus >= 1 else "cpu"
         logger.info("device auto: the cluster has %g GPUs, so %s", num_gpus, device)
-    if device == "cpu" and settings.quantization == "nf4":
-        problem = (
-            "quantization: 'nf4' needs a GPU, and the device is the CPU "
-            f"(device: {settings.device}): set quantization: auto, int8, int4 or none, or add a GPU"
-        )
-        raise SettingsError("args of serve_config.yaml", [problem])
-    if device == "cuda" and settings.quantization == "int4":
-        problem = (
-            "quantization: 'int4' is a CPU's, and the device is a GPU "
-            f"(device: {settings.device}): set quantization: nf4, int8 or none, or device: cpu"
-        )
-        raise SettingsError("args of serve_config.yaml", [problem])
+    if problems := quantization_problems(settings, device):
+        raise SettingsError("args of serve_config.yaml", problems)
     return device
 
 
@@ -220,9 +211,10 @@ def check_base(settings: Settings, device: str) -> int:
     Raises:
         BaseModelError, SettingsError: a replica could not load it.
     """
-    if device == "cuda" and (problem := quantization_problem(settings.quantization)):
-        raise SettingsError("args of serve_config.yaml", [problem])
     resolved = check_base_model(settings.base_model_or_dir)
+    stored = stored_quantization(resolved.path)
+    if problems := quantization_problems(settings, device, stored):
+        raise SettingsError("args of serve_config.yaml", problems)
     return sum(file.stat().st_size for file in resolved.path.glob("*.safetensors"))
 
 

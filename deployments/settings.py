@@ -84,6 +84,11 @@ class EngineSettings(StrictModel):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto", description="auto: bfloat16 where the processor or GPU is fast at it"
     )
+    batch_invariant: bool | Literal["auto"] = Field(
+        default="auto",
+        description="whether an answer may not depend on what is computed beside it: true does "
+        "that or refuses the start, auto where it costs at most 5 %",
+    )
     max_rows: int = Field(default=16, ge=1, le=512, description="answers decoded together")
     max_waiting: int = Field(
         default=256, ge=1, le=100_000, description="requests that wait at one router; then 503"
@@ -115,7 +120,8 @@ class EngineSettings(StrictModel):
         default=None,
         ge=1,
         le=4_194_304,
-        description="of keys and values; null: what max_rows needs",
+        description="of keys and values; null: what max_rows needs; on a GPU at most what is left, "
+        "on a CPU at most half of what is free",
     )
     max_adapters: int = Field(
         default=32, ge=1, le=65_536, description="adapters on the device of one replica"
@@ -159,11 +165,12 @@ class Settings(StrictModel):
         max_length=4096,
         description="a directory, a Hugging Face id (org/name), or smollm2-135m-instruct",
     )
-    quantization: Literal["auto", "none", "int8", "int4", "nf4"] = Field(
+    quantization: Literal["auto", "none", "int8", "int4", "nf4", "fp8"] = Field(
         default="auto",
-        description="weights of the base model. int8: eight bits (bitsandbytes on a GPU); int4: "
-        "four bits, on a CPU; nf4: four bits, on a GPU; auto: int8 on a CPU where a short test at "
-        "the start finds it faster, if engine.dtype is auto, and none elsewhere",
+        description="weights of the base model. int8: eight bits (bitsandbytes' values on a GPU); "
+        "int4: four bits, on a CPU; nf4: four bits, on a GPU; fp8: eight bits, on a GPU from Ada "
+        "or Hopper on; auto: as the base's folder has them; of plain ones, int8 on a CPU where a "
+        "short test at the start finds it faster, if engine.dtype is auto",
     )
     device: Literal["auto", "cuda", "cpu"] = Field(
         default="auto",

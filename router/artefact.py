@@ -4,7 +4,7 @@
 | --- | --- |
 | manifest.json | version, labels, calibration, thresholds, provenance, checksums of the others |
 | weights.npz | the n-grams, the projection and the head |
-| encoder.onnx, tokenizer.json.gz | the encoder, where it is the built-in one |
+| encoder.onnx or encoder.onnx.gz, tokenizer.json.gz | the encoder, where it is the built-in one |
 | features.npz | features of questions, without text, to fit the head again (add_specialty.py) |
 """
 
@@ -29,6 +29,7 @@ from router.encoder import (
     EncoderError,
     OnnxEncoder,
     TextEncoder,
+    read_encoder,
 )
 from router.features import NgramModel, Vocabulary
 from router.head import Head, Projection
@@ -146,7 +147,9 @@ def checked_bytes(directory: Path, manifest: Mapping[str, Any], name: str) -> by
         ArtefactError: the file is missing, or its content is another.
     """
     try:
-        content = (directory / name).read_bytes()
+        content = read_encoder(directory) if name == ENCODER else (directory / name).read_bytes()
+    except EncoderError as error:
+        raise artefact_error(directory, str(error)) from None
     except FileNotFoundError:
         raise artefact_error(directory / name, "it is missing") from None
     found = hashlib.sha256(content).hexdigest()
@@ -196,12 +199,18 @@ def _encoder(
             )
         packed = PACKED_TOKENIZER in manifest["files"]  # not in artefacts of before
         tokenizer = PACKED_TOKENIZER if packed else TOKENIZER
-        for file in (ENCODER, tokenizer):
-            checked_bytes(directory, manifest, file)
+        checked_bytes(directory, manifest, tokenizer)
+        content = checked_bytes(directory, manifest, ENCODER)
         digest = manifest["files"][ENCODER]["sha256"]
         try:
             named = f"{BUILT_IN}:{digest[:12]}"
-            return OnnxEncoder(directory, named, threads=threads, tokenizer=directory / tokenizer)
+            return OnnxEncoder(
+                directory,
+                named,
+                threads=threads,
+                tokenizer=directory / tokenizer,
+                encoder=content,
+            )
         except EncoderError as error:
             raise artefact_error(directory, str(error)) from None
     from router.transformers_encoder import TransformersEncoder

@@ -6,6 +6,7 @@ Runtime on the CPU (docs/router.md). Any Hugging Face encoder can be used instea
 """
 
 import gzip
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 ENCODER = "encoder.onnx"
+PACKED_ENCODER = "encoder.onnx.gz"
 TOKENIZER = "tokenizer.json"
 PACKED_TOKENIZER = "tokenizer.json.gz"
 WINDOW = 254  # tokens of one window, without its start and end
@@ -62,10 +64,36 @@ class TextEncoder(Protocol):
     def encode(self, texts: Sequence[str]) -> list[Encoded]: ...
 
 
+def encoder_file(folder: Path) -> Path:
+    """Return the folder's encoder: packed in the shipped artefact, plain in one of a training."""
+    return _packed_or_plain(folder, ENCODER)
+
+
+def read_encoder(folder: Path) -> bytes:
+    """Return the folder's encoder in ONNX's format.
+
+    Raises:
+        EncoderError: it is missing, or packed and cannot be unpacked.
+    """
+    path = encoder_file(folder)
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise EncoderError(f"{path.name}: it is missing") from None
+    try:
+        return gzip.decompress(content) if path.suffix == ".gz" else content
+    except (OSError, EOFError, zlib.error) as error:
+        raise EncoderError(f"{path.name}: it cannot be unpacked ({error})") from None
+
+
 def tokenizer_file(folder: Path) -> Path:
-    """Return the folder's tokenizer: artefacts have it packed, folders of a training plain."""
-    packed = folder / PACKED_TOKENIZER
-    return packed if packed.exists() else folder / TOKENIZER
+    """Return the folder's tokenizer: packed in artefacts, plain in folders of a training."""
+    return _packed_or_plain(folder, TOKENIZER)
+
+
+def _packed_or_plain(folder: Path, name: str) -> Path:
+    packed = folder / f"{name}.gz"
+    return packed if packed.exists() else folder / name
 
 
 def read_tokenizer(path: Path) -> Any:
@@ -87,29 +115,37 @@ class OnnxEncoder:
     """The built-in encoder.
 
     Args:
-        folder: holds encoder.onnx and tokenizer.json or tokenizer.json.gz.
+        folder: holds encoder.onnx and tokenizer.json, either also with `.gz`.
         name: as the artefact's manifest has it.
         threads: of one run; replicas share the machine's cores, so one is the default.
         tokenizer: its file; None: the one in `folder`.
+        encoder: its content; None: what lies in `folder`.
 
     Raises:
         EncoderError: a file is not a tokenizer or not an encoder.
     """
 
     def __init__(
-        self, folder: Path, name: str, *, threads: int = 1, tokenizer: Path | None = None
+        self,
+        folder: Path,
+        name: str,
+        *,
+        threads: int = 1,
+        tokenizer: Path | None = None,
+        encoder: bytes | None = None,
     ) -> None:
         import onnxruntime
 
         self._name = name
         self._tokenizer = read_tokenizer(tokenizer or tokenizer_file(folder))
+        content = read_encoder(folder) if encoder is None else encoder
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
         try:
             self._session = onnxruntime.InferenceSession(
-                str(folder / ENCODER), options, providers=["CPUExecutionProvider"]
+                content, options, providers=["CPUExecutionProvider"]
             )
             self._hidden = int(self._session.get_outputs()[0].shape[2])
         except Exception as error:  # ONNX Runtime's errors have no narrower type either

@@ -12,14 +12,13 @@ from collections.abc import Sequence
 
 from scripts.arguments import HelpFormatter
 from scripts.benchmarks import (
-    churn,
     engine,
     gateway,
-    hot_add,
+    gpu_suite,
     load,
+    memory,
     observing,
     peers,
-    placement,
     prefixes,
     quality,
     quoting,
@@ -28,15 +27,24 @@ from scripts.benchmarks import (
     serve,
     service,
     slow_clients,
+    tolerance,
     training,
 )
+from scripts.benchmarks.in_process import invariance
+from scripts.benchmarks.live_adapters import churn, hot_add, placement
 from scripts.benchmarks.scale_model import simulate
+from scripts.benchmarks.vllm_peer import command as vllm
 
 # Name -> (module with `add_arguments` and `run`, one line of help).
 _BENCHMARKS = {
     "service": (service, "a running service over HTTP"),
     "engine": (engine, "the engine in process, against PEFT"),
     "load": (load, "the engine in process, requests that come and go"),
+    "memory": (memory, "a quantised base within a budget of GPU memory, in process"),
+    "invariance": (
+        invariance,
+        "whether answers depend on what runs beside them, and what it costs",
+    ),
     "churn": (churn, "adapters that come and go, in process"),
     "hot_add": (hot_add, "new adapter versions over HTTP, on several replicas"),
     "gateway": (gateway, "what our HTTP side adds to Ray's own chain"),
@@ -51,6 +59,9 @@ _BENCHMARKS = {
     "quoting": (quoting, "answers that repeat their prompt, in process"),
     "report": (report, "no measurement: write docs/measurements.md from the result files"),
     "simulate": (simulate, "clinics of many replicas, with the costs that were measured"),
+    "tolerance": (tolerance, "bfloat16 logits against transformers' and PEFT's"),
+    "vllm": (vllm, "vLLM with LoRA, over HTTP and in process"),
+    "gpu": (gpu_suite, "all of the GPU's benchmarks side by side, within a time limit"),
     "training": (training, "training on a quantised base, memory and speed"),
 }
 

@@ -37,7 +37,7 @@ import yaml
 from deployments.startup.cluster import free_port
 from deployments.startup.processes import ProcessTree
 from scripts.arguments import CommandParser, above_zero, positive
-from scripts.benchmarks.serve_process import serving
+from scripts.benchmarks.over_http.serve_process import serving
 from scripts.chaos_runs.clinic import ADAPTERS, write_clinic
 from scripts.chaos_runs.faults import LIMITS, Breaker, Limits, come_and_go
 from scripts.chaos_runs.ledger import (

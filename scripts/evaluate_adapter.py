@@ -46,7 +46,8 @@ def _parser() -> CommandParser:
     add("--base_answers", type=Path, help="answers file of another adapter: take the base's rows")
     add("--limit", type=positive, help="only the first N questions, for a quick look")
     add("--batch_size", type=positive, default=16, help="questions answered together")
-    add("--dtype", choices=["float32", "bfloat16"], default="float32", help="of both models")
+    dtypes = ["float32", "bfloat16", "int8", "int4"]
+    add("--dtype", choices=dtypes, default="float32", help="of both models; int8, int4: as served")
     parser.add_device("to answer on")
     add("--shared_device", action="store_true", help="other work runs on it: report no times")
     add("--repetition_penalty", type=above_zero, default=1.0, help="as transformers'; 1: none")

@@ -23,7 +23,7 @@ from typing import Any
 if not __package__:  # run as a file: this folder would hide packages of the same names
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from router.encoder import OnnxEncoder, TextEncoder
+from router.encoder import OnnxEncoder, TextEncoder, encoder_file
 from router.training.examples import LabelledText, Recipe
 from scripts.arguments import CommandParser
 from scripts.datasets.record import DataError
@@ -101,7 +101,7 @@ def _encoder(args: argparse.Namespace) -> TextEncoder:
         from router.transformers_encoder import TransformersEncoder
 
         return TransformersEncoder(args.encoder, threads=args.threads)
-    if not (args.encoder_dir / "encoder.onnx").is_file():
+    if not encoder_file(args.encoder_dir).is_file():
         raise DataError(
             f"--encoder_dir {args.encoder_dir}: no encoder.onnx in it; make one with "
             "scripts.train_router_encoder, or name a Hugging Face encoder with --encoder"

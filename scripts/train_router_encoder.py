@@ -13,6 +13,7 @@ tokenizer.json. A GPU does it in minutes. The last line of stdout is one JSON ob
 """
 
 import argparse
+import io
 import random
 import shutil
 import sys
@@ -29,8 +30,10 @@ if not __package__:  # run as a file: this folder would hide packages of the sam
 from router.artefact import load_artefact
 from router.encoder import (
     ENCODER,
+    PACKED_ENCODER,
     PACKED_TOKENIZER,
     TOKENIZER,
+    read_encoder,
     read_tokenizer,
     tokenizer_file,
 )
@@ -93,6 +96,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     for name in {TOKENIZER, PACKED_TOKENIZER} - {tokenizer_path.name}:
         if args.out.resolve() != tokenizer_path.parent.resolve():
             (args.out / name).unlink(missing_ok=True)  # of a training before
+    (args.out / PACKED_ENCODER).unlink(missing_ok=True)  # it would be taken for this one
     size = export(student.cpu().eval(), args.out / ENCODER)
     shutil.copyfile(tokenizer_path, args.out / tokenizer_path.name)
     return {
@@ -118,7 +122,7 @@ def _limited(training: list[Text], limit: int | None, seed: int) -> list[Text]:
 def _with_heads(artefact: Path, labels: Sequence[str]) -> Encoder:
     """Return an artefact's encoder, its two heads set to the directions of the projection."""
     loaded = load_artefact(artefact)
-    encoder = read_back(artefact / ENCODER, len(labels))
+    encoder = read_back(io.BytesIO(read_encoder(artefact)), len(labels))
     projection = loaded.projection
     directions = torch.from_numpy(projection.components / projection.ngram_scale)
     offset = -torch.from_numpy(projection.mean) @ directions

@@ -1,6 +1,6 @@
 """Chat templates of the real kinds: those of known models, and those that go wrong."""
 
-from scripts.benchmarks.models import CHATML
+from scripts.benchmarks.bases.models import CHATML
 
 ALTERNATE = "Conversation roles must alternate user/assistant/user/assistant/..."
 

@@ -23,7 +23,7 @@ EXCEPTIONS = {"router/transformers_encoder.py": ("torch", "transformers")}
 SHARED_BY_SCRIPTS = ("arguments", "environment")
 NO_RAY_NO_TORCH = ("keys", "messages", "settings")  # and the whole of deployments/api
 # The no-op deployments that benchmarks compare with: no part of the product.
-MAY_IMPORT_RAY = {"scripts/benchmarks/stand_in_model.py"}
+MAY_IMPORT_RAY = {"scripts/benchmarks/over_http/stand_in_model.py"}
 
 
 def sources(folder: str) -> list[Path]:

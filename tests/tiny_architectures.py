@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
     Gemma2Config,
     Gemma2ForCausalLM,
     Gemma3ForCausalLM,
@@ -14,6 +16,10 @@ from transformers import (
     GraniteForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    M2M100Config,
+    M2M100ForConditionalGeneration,
+    MBartConfig,
+    MBartForConditionalGeneration,
     MistralConfig,
     MistralForCausalLM,
     MT5Config,
@@ -114,19 +120,35 @@ RECIPES: Mapping[str, Recipe] = {
     "t5": (T5Config, T5ForConditionalGeneration, {"feed_forward_proj": "gated-gelu"}),
     "mt5": (MT5Config, MT5ForConditionalGeneration, {}),
     "umt5": (UMT5Config, UMT5ForConditionalGeneration, {}),
+    "bart": (BartConfig, BartForConditionalGeneration, {"encoder_attention_heads": 2}),
+    "bart_cnn": (
+        BartConfig,
+        BartForConditionalGeneration,
+        {"activation_function": "relu", "scale_embedding": True},
+    ),
+    "mbart": (
+        MBartConfig,
+        MBartForConditionalGeneration,
+        {"decoder_start_token_id": 17, "scale_embedding": True, "forced_eos_token_id": None},
+    ),
+    "nllb": (M2M100Config, M2M100ForConditionalGeneration, {}),
 }
+_BARTS = ("bart", "bart_cnn", "mbart", "nllb")
+FORCED_FIRST = {"bart_cnn": 3, "nllb": 23}
 
 
 def make_tiny(name: str, folder: Path, *, seed: int = 0, **options: Any) -> Path:
     """Save the model of a recipe with a tokenizer; `options` are further fields of its config."""
     torch.manual_seed(seed)
     config_class, model_class, fields = RECIPES[name]
-    is_t5 = family_of(name) == "seq2seq"
-    tokenizer = unigram_tokenizer() if is_t5 else byte_pair_tokenizer()
-    own = _t5_fields(tokenizer) if is_t5 else _fields(tokenizer)
+    is_seq2seq = family_of(name) == "seq2seq"
+    tokenizer = unigram_tokenizer() if is_seq2seq else byte_pair_tokenizer()
+    fields_of = (_bart_fields if name in _BARTS else _t5_fields) if is_seq2seq else _fields
+    own = fields_of(tokenizer)
     config = config_class(**own | fields | options)
     model = model_class(config)
-    randomise(model)
+    (_randomise_bart if name in _BARTS else randomise)(model)
+    model.generation_config.forced_bos_token_id = FORCED_FIRST.get(name)
     if name.startswith("gemma"):  # multiplied by 8: every token would be followed by itself
         model.get_input_embeddings().weight.data.mul_(0.1)
     model.save_pretrained(folder)
@@ -146,6 +168,20 @@ def randomise(model: torch.nn.Module) -> None:
                 parameter.normal_(std=0.3)
             elif "norm" in name:
                 parameter.add_(torch.randn_like(parameter) * 0.3)
+
+
+def _randomise_bart(model: Any) -> None:
+    """Do `randomise` where LayerNorm would let a bias of that size, or one token, always win."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_(std=0.05)
+            elif "norm" in name:
+                parameter.add_(torch.randn_like(parameter) * 0.3)
+            else:
+                parameter.normal_(std=0.5 if ".layers." in name else 0.3)
+    if hasattr(model, "final_logits_bias"):
+        model.final_logits_bias.normal_(std=0.3)
 
 
 def _fields(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
@@ -170,5 +206,24 @@ def _t5_fields(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
     )
 
 
+def _bart_fields(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    return dict(
+        vocab_size=len(tokenizer),
+        max_position_embeddings=64,
+        d_model=64,
+        encoder_layers=2,
+        decoder_layers=2,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=96,
+        decoder_ffn_dim=80,
+        init_std=0.3,
+        pad_token_id=0,
+        eos_token_id=1,
+        decoder_start_token_id=1,
+        forced_eos_token_id=1,
+    )
+
+
 def family_of(name: str) -> Family:
-    return "seq2seq" if name.endswith("t5") else "causal"
+    return "seq2seq" if name.endswith("t5") or name in _BARTS else "causal"

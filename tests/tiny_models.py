@@ -29,7 +29,7 @@ from adapters.catalog import BaseModelEntry, Catalog
 from adapters.prompting import PromptFormat
 from adapters.seed import seed_version, write_seed
 from adapters.versions import RegisteredAdapter
-from scripts.benchmarks.models import CHATML
+from scripts.benchmarks.bases.models import CHATML
 from tests.tiny_tokenizers import byte_pair_tokenizer, unigram_tokenizer
 
 
@@ -161,6 +161,8 @@ def make_adapter(
         for name, parameter in peft_model.named_parameters():
             if "lora_B" in name or "lora_embedding_A" in name:  # zeros at first
                 parameter.normal_(std=std)
+            if "lora_magnitude_vector" in name:
+                parameter.mul_(1 + 0.3 * torch.randn_like(parameter))
     peft_model.peft_config["default"].base_model_name_or_path = base_name
     peft_model.save_pretrained(folder)
     return folder

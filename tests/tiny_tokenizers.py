@@ -15,7 +15,7 @@ from tokenizers import (
 )
 from transformers import PreTrainedTokenizerFast
 
-from scripts.benchmarks.models import CHATML
+from scripts.benchmarks.bases.models import CHATML
 
 SENTENCES = (
     "What is eczema? Eczema makes the skin red, dry and itchy.",

@@ -4,10 +4,9 @@ The files are looked at without torch: all shards there and whole, a tokenizer, 
 transformers has. What only a GPU can tell (whether it fits) is not asked.
 """
 
-import importlib.util
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from safetensors import SafetensorError, safe_open
 
@@ -19,6 +18,8 @@ from adapters.bases.models import (
     is_hub_name,
     resolve_base_model,
 )
+
+StoredKind = Literal["int8", "nf4"]
 
 _WEIGHTS = "model.safetensors"
 _INDEX = f"{_WEIGHTS}.index.json"
@@ -50,6 +51,7 @@ def check_folder(path: Path) -> None:
     family = family_of(path)
     _check_weights(path)
     _check_tokenizer(path)
+    stored_quantization(path)
     config = _json(path / "config.json")
     if config.get("model_type") not in _COMMON:
         _check_known(path, config, family)
@@ -128,14 +130,38 @@ def _check_known(path: Path, config: dict[str, Any], family: str) -> None:
         )
 
 
-def quantization_problem(quantization: str) -> str | None:
-    """Return what a base quantised on a GPU lacks here. Returns None if it lacks nothing."""
-    if quantization in ("auto", "none") or importlib.util.find_spec("bitsandbytes") is not None:
+def stored_quantization(path: Path) -> StoredKind | None:
+    """Return how bitsandbytes quantised the weights of a folder. Returns None if they are plain.
+
+    Raises:
+        BaseModelError: they are quantised in another way.
+    """
+    fields = _json(path / "config.json").get("quantization_config")
+    if fields is None:
         return None
-    return (
-        f"quantization: '{quantization}' needs bitsandbytes, which is not installed: install it on "
-        "every node, or set quantization: none"
+    if not isinstance(fields, dict):
+        raise BaseModelError(f"base_model: {path}: quantization_config is {fields!r}, no object")
+    if fields.get("load_in_8bit") and not fields.get("llm_int8_has_fp16_weight"):
+        return "int8"
+    if fields.get("load_in_4bit") and fields.get("bnb_4bit_quant_type") == "nf4":
+        return "nf4"
+    raise BaseModelError(
+        f"base_model: {path} holds weights quantised with {_method(fields)}, which no decoder here "
+        "reads; those of bitsandbytes, int8 and nf4, are read: name a folder of the plain weights, "
+        "and set quantization: int8, nf4 or fp8 on a GPU, int8 or int4 on a CPU"
     )
+
+
+def _method(fields: dict[str, Any]) -> str:
+    """Return what a config says of how its weights were quantised, as people call it."""
+    method = str(fields.get("quant_method") or "an unnamed method")
+    if fields.get("load_in_4bit"):
+        return f"bitsandbytes {fields.get('bnb_4bit_quant_type', 'fp4')}"
+    if fields.get("load_in_8bit"):
+        return "bitsandbytes int8 with float16 weights (llm_int8_has_fp16_weight)"
+    known = {"gptq": "GPTQ", "awq": "AWQ", "gguf": "GGUF", "hqq": "HQQ", "aqlm": "AQLM"}
+    bits = fields.get("bits") or fields.get("w_bit")
+    return known.get(method, method) + (f", {bits} bits" if bits else "")
 
 
 def _is_cached(name: str) -> bool:

@@ -36,6 +36,10 @@ _SEQ2SEQ = (
     "T5ForConditionalGeneration",
     "MT5ForConditionalGeneration",
     "UMT5ForConditionalGeneration",
+    "BartForConditionalGeneration",
+    "MBartForConditionalGeneration",
+    "M2M100ForConditionalGeneration",
+    "T5GemmaForConditionalGeneration",
 )
 
 
@@ -101,7 +105,7 @@ def family_of(path: Path) -> Family:
 
     Raises:
         BaseModelError: no readable config.json, no safetensors, or an architecture that is
-            neither a causal language model nor one of the T5 family.
+            neither a causal language model nor an encoder-decoder of these.
     """
     config = _read_config(path)
     if not any(path.glob("*.safetensors")):

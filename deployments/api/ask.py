@@ -127,7 +127,7 @@ class AskEndpoint:
                 turns=(Message("user", asked.question),),
                 adapter=head.adapter,
                 sampling=sampling,
-                stream=asked.stream,
+                stream=bool(asked.stream),
                 answer_language=self._backend.answer_language(route),
                 deadline_at=deadline_at,
                 session_id=session_id,

@@ -209,7 +209,8 @@ class Sources:
         found = tuple(self._written.support)
         if not self._passages:
             return Verdict(found).after(self.opening)
-        share = unsupported_share(found)
+        # What states nothing that could be checked, such as "Rest", cites nothing either.
+        share = unsupported_share(found) if found else 1.0
         self._backend.references.observe_unsupported(share)
         if share > self._backend.limits.references.max_unsupported:
             return Verdict((), self._quoted)

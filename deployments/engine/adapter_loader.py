@@ -72,7 +72,7 @@ class AdapterProbe:
         cache = self._new_cache(2 * NUM_TOKENS)
         inputs = self._inputs(0, slot)
         lora = self._model.lora_batch(self._lora_pool, [slot], [NUM_TOKENS])
-        prompt = inputs.on(self._model.device)
+        prompt = inputs.on(self._model.device, is_invariant=self._model.is_invariant)
         hidden = self._model.prefill(cache, prompt, lora)[-1:]
         if self._start_id is not None:
             token = torch.tensor([self._start_id], device=self._model.device)

@@ -171,13 +171,15 @@ class ThreadCore:
         return self._decoder.token_bytes(token_id)
 
     def prepare(self, grammar: str) -> "Future[None]":
-        if self._stopped:
-            raise self._stopped
-
         def compile_grammar() -> None:
+            if self._stopped:  # while it waited
+                raise self._stopped
             self._decoder.grammars.matcher(grammar)
 
-        return self._compiler.submit(compile_grammar)
+        with self._work:  # `close` ends the compiler after it has stopped the engine
+            if self._stopped:
+                raise self._stopped
+            return self._compiler.submit(compile_grammar)
 
     def start(self) -> None:
         self._thread = self._thread or TorchThread()
@@ -192,7 +194,14 @@ class ThreadCore:
         self._listener = _Listener(loop, take, ended)
 
     def add(self, number: int, request: Request) -> None:
-        row = EngineRow(number, request, self._outbox, self.info.eos_ids, self._clock)
+        row = EngineRow(
+            number,
+            request,
+            self._outbox,
+            self.info.eos_ids,
+            self._clock,
+            forces_end=self.info.forces_end,
+        )
         with self._work:
             if self._stopped:
                 raise self._stopped
@@ -248,7 +257,9 @@ class ThreadCore:
 
     def close(self, timeout_s: float = 10.0) -> None:
         self._stop(EngineStopped("the engine is shutting down"))
-        self._compiler.shutdown(wait=False, cancel_futures=True)
+        # What waits for it ends with EngineStopped: a cancelled future would look as if its caller
+        # had left, who would hear nothing.
+        self._compiler.shutdown(wait=False)
         if self._thread is not None:
             self._thread.close()
         if self._running is not None:

@@ -55,6 +55,7 @@ class _Captures:
         self._graphs: dict[int, tuple[Any, tuple[torch.Tensor, ...]]] = {}
         self._layout = lora_pool.layout
         self._pool: Any = None
+        self._tried: set[int] = set()
 
     def replay(
         self, size: int, fill: Callable[[], None], fill_idle: Callable[[], None]
@@ -78,18 +79,40 @@ class _Captures:
         graph.replay()
         return results
 
-    def _capture(self, size: int) -> tuple[Any, tuple[torch.Tensor, ...]]:
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    def prepare(self, sizes: Sequence[int], fill_idle: Callable[[int], None]) -> None:
+        """Run steps of these sizes, which loads their kernels, before any of them is captured.
+
+        Between captures their memory would come on top of what the captured ones hold.
+        """
+        if self._can_capture:
+            for size in sizes:
+                fill_idle(size)
+                self._try(size)
+                self._tried.add(size)
+
+    def _try(self, size: int) -> None:
+        stream = _side_stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(2):
                 self._step(size)
         torch.cuda.current_stream().wait_stream(stream)
+
+    def _capture(self, size: int) -> tuple[Any, tuple[torch.Tensor, ...]]:
+        if size not in self._tried:
+            self._try(size)
+        self._tried.discard(size)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
             results = self._step(size)
         self._pool = self._pool or graph.pool()
         return graph, results
+
+
+@functools.cache
+def _side_stream() -> Any:
+    """Return the stream that every capture is tried on first: cuBLAS keeps 32 MiB for each one."""
+    return torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
 
 class DecodeGraphs:
@@ -119,6 +142,7 @@ class DecodeGraphs:
 
     def warm_up(self) -> None:
         """Capture every bucket."""
+        self._captures.prepare(self._buckets[::-1], lambda bucket: self._fill((), bucket))
         for bucket in reversed(self._buckets):
             self._replay((), bucket)
 
@@ -169,7 +193,9 @@ class DecodeGraphs:
         from deployments.engine.attention.fused import TritonDecodeAttention
 
         rows, positions, starts, ends, prompts, slots, blocks = self._inputs[:, :bucket].unbind()
-        attention = TritonDecodeAttention(self._cache, starts, ends, positions, prompts)
+        attention = TritonDecodeAttention(
+            self._cache, starts, ends, positions, prompts, is_invariant=self._model.is_invariant
+        )
         lora = self._lora_pool.triton_batch(slots)
         batch = DecodeBatch(self._tokens[rows], attention)
         logits = self._model.logits(self._model.decode(self._cache, batch, lora), lora)
@@ -208,6 +234,7 @@ class PrefillGraphs:
 
     def warm_up(self) -> None:
         """Capture every bucket."""
+        self._captures.prepare(self._buckets[::-1], lambda bucket: self._fill(_NOTHING, bucket))
         for bucket in reversed(self._buckets):
             self._replay(_NOTHING, bucket)
 

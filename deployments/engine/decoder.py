@@ -7,7 +7,7 @@ end. docs/decisions.md says why there are two.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from deployments.engine.errors import EngineError
 from deployments.engine.request import Request, SchedulerOutput, TokenScore
@@ -33,8 +33,25 @@ class DecoderInfo:
     adapters: frozenset[str]
     hidden_ids: frozenset[int] = frozenset()  # special tokens, which are no text
     weights: str = ""  # how the base model's are kept, and why
+    batch_invariant: bool = False  # whether logits depend on nothing that is computed beside them
+    batch_invariant_reason: str = ""
     threads: int | None = None  # of the processor that a step may use; None: on a GPU
+    rows: Mapping[str, Any] = field(default_factory=dict)  # asked for and given, and why
     refuses: Mapping[str, str] = field(default_factory=dict)  # what it cannot do, by field, and why
+    side_positions: int | None = None  # of a prompt and of an answer, each; None: not bounded
+    forces_end: bool = False  # the last token that an answer may have ends it, whatever it was
+
+    def room_after(self, num_prompt_tokens: int) -> int | None:
+        """Return how many tokens an answer may have behind a prompt; None: not bounded."""
+        sides = [self.side_positions]
+        if self.num_positions is not None:
+            sides.append(self.num_positions - num_prompt_tokens)
+        return min((side for side in sides if side is not None), default=None)
+
+    def longest_prompt(self, limit: int) -> int:
+        """Return the longest prompt that fits, at most `limit`."""
+        sides = (limit, self.num_positions, self.side_positions)
+        return min(side for side in sides if side is not None)
 
 
 class AsyncTokens(Protocol):
@@ -102,6 +119,7 @@ class PrefixDecoder(Protocol):
     """Let a row begin behind tokens that a row has read before: for some step decoders."""
 
     can_reuse_prefixes: bool
+    can_reuse_answers: bool  # whether what a step wrote is as good as what was read
 
     def generation(self, adapter: str | None) -> int:
         """Return a number for the weights that `adapter` has now, which no others have or had."""

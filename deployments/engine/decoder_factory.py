@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 import torch
 
-from deployments.engine.attention.kv_cache import ALIGNMENT
-from deployments.engine.attention.row_plan import plan_rows
+from deployments.engine.attention.row_plan import full_length
+from deployments.engine.attention.rows_of_model import longest_prefill, plan_rows_of
 from deployments.engine.decoder import DecoderInfo
 from deployments.engine.detokenizer import hidden_ids
 from deployments.engine.errors import FastDecoderImpossible
@@ -23,11 +23,11 @@ from deployments.engine.kernels.backend import are_fused
 from deployments.engine.lora.base_copies import ends_of
 from deployments.engine.lora.peft_reader import PeftReader
 from deployments.engine.model_loader import Pretrained
-from deployments.engine.model_runner import ModelRunner
-from deployments.engine.models.architectures import describe, unsupported_causal
+from deployments.engine.model_runner import SPARE_SLOTS, ModelRunner
+from deployments.engine.models.architectures import describe
 from deployments.engine.models.base import Model, TorchBatches
-from deployments.engine.models.llama import LlamaModel
-from deployments.engine.models.t5 import T5Model, unsupported_by_t5
+from deployments.engine.models.choice import make_torch_model, unsupported_base
+from deployments.engine.models.invariance import BatchInvariant, make_invariant, refuse_reference
 from deployments.engine.peft_decoder import PeftDecoder
 from deployments.engine.structured.vocabulary import refused_features
 
@@ -44,8 +44,10 @@ _MOST_THREADS = 16  # that a step of eight-bit weights takes without being asked
 class FastLimits:
     """Bound the fast decoder.
 
-    kv_memory_bytes: for keys and values of all rows; None: half of what is free on a GPU, enough
-        for every row at full length on a CPU.
+    kv_memory_bytes: for keys and values of all rows; None: enough for every row at full length; on
+        a GPU at most what is left beside all else (attention/memory_plan.py), on a CPU at most half
+        of what is free.
+    prefill_tokens: of one step.
     has_fixed_threads: a step runs on as many as torch, even where fewer would be faster.
     """
 
@@ -53,6 +55,7 @@ class FastLimits:
     num_positions: int  # of the longest answer, prompt included
     max_adapters: int  # resident at the same time
     kv_memory_bytes: int | None = None
+    prefill_tokens: int = 4096
     has_fixed_threads: bool = True
 
 
@@ -63,6 +66,7 @@ def build_decoder(
     adapters: Mapping[str, Path],
     *,
     weights: Weights = "none",
+    batch_invariant: BatchInvariant = "auto",
 ) -> ModelRunner | PeftDecoder:
     """Return the decoder for this base, without adapters loaded yet.
 
@@ -70,6 +74,7 @@ def build_decoder(
         adapters: folders of those that are to be served, by name.
         weights: int8, int4: products of bytes on a CPU, with weights of eight or four bits; auto:
             eight, where they are faster than torch.
+        batch_invariant: whether logits may not depend on what is computed beside them.
 
     Raises:
         FastDecoderImpossible: `choice` is fast; names what the fast decoder cannot do. `weights` is
@@ -82,6 +87,7 @@ def build_decoder(
             "or fast"
         )
     if choice == "reference":
+        refuse_reference(batch_invariant)
         return PeftDecoder(base, reason="engine.decoder is reference")
     reader = None
     obstacle = unsupported_base(base, _num_positions(base, limits))
@@ -92,7 +98,7 @@ def build_decoder(
         chosen = choose_weights(base, weights, limits)
         if chosen.in_bytes:
             reader, chosen = _for_bytes(base, chosen, weights, adapters, reader)
-        return _build_fast(base, limits, reader, chosen)
+        return _build_fast(base, limits, reader, chosen, adapters, batch_invariant)
     if choice == "fast":
         raise FastDecoderImpossible(
             f"engine.decoder is fast, but {obstacle}: set it to auto or reference"
@@ -103,36 +109,22 @@ def build_decoder(
             f"{obstacle}: set quantization: auto or none"
         )
     logger.warning("serving with the reference decoder: %s", obstacle)
+    refuse_reference(batch_invariant)
     return PeftDecoder(base, reason=f"not the fast decoder, since {obstacle}")
 
 
-def unsupported_base(base: Pretrained, num_positions: int) -> str | None:
-    """Return why the fast decoder cannot serve this base. Returns None if it can.
-
-    Args:
-        num_positions: of the longest answer, prompt included.
-    """
-    if base.quantization != "none":
-        return f"the base is quantised to {base.quantization}"
-    if base.family == "causal":
-        return unsupported_causal(base.model, num_positions)
-    obstacle = unsupported_by_t5(base.model)
-    if obstacle is None and base.decoder_start_id is None:
-        return "the model names no decoder_start_token_id"
-    return obstacle
-
-
-def make_reader(base: Pretrained, *, adapts_ends: bool | None = None) -> PeftReader:
+def make_reader(base: Pretrained, *, in_bytes: bool = False) -> PeftReader:
     """Return the reader of this base's adapters, on a copy of the base without weights.
 
     Args:
-        adapts_ends: embedding and output layer too; None: where the base is no encoder-decoder.
+        in_bytes: for the compiled step: neither embedding nor output layer, and no DoRA.
     """
-    if adapts_ends is None:
-        adapts_ends = base.family == "causal"
+    adapts_ends = base.family == "causal" and not in_bytes
     with torch.device("meta"):
         skeleton = type(base.model)(base.model.config)
-    return PeftReader(skeleton, ends_of(base.model) if adapts_ends else None)
+    return PeftReader(
+        skeleton, ends_of(base.model) if adapts_ends else None, may_rescale=not in_bytes
+    )
 
 
 def unsupported_adapter(reader: PeftReader, adapters: Mapping[str, Path]) -> str | None:
@@ -167,7 +159,7 @@ def choose_weights(base: Pretrained, wanted: Weights, limits: FastLimits) -> _We
     Raises:
         FastDecoderImpossible: int8 or int4 is wanted, and this base cannot be served with it.
     """
-    if wanted == "none" or base.model.device.type != "cpu":
+    if wanted == "none" or base.model.device.type != "cpu" or base.quantization != "none":
         return _Weights(False, f"{base.dtype_name}: {base.dtype_reason}")
     obstacle = unsupported_in_bytes(base)
     if wanted in _BITS:
@@ -194,13 +186,13 @@ def _for_bytes(
 ) -> tuple[PeftReader, _Weights]:
     """Return the reader and the weights of a base that could be served in bytes.
 
-    The compiled step adapts the layers only: an adapter of the embedding or of the output layer
-    keeps the torch model.
+    The compiled step adds to the layers only: an adapter of the embedding or of the output layer,
+    or one that rescales (DoRA), keeps the torch model.
 
     Raises:
         FastDecoderImpossible: int8 or int4 is wanted, and an adapter rules it out.
     """
-    narrow = make_reader(base, adapts_ends=False)
+    narrow = make_reader(base, in_bytes=True)
     obstacle = unsupported_adapter(narrow, adapters)
     if obstacle is None:
         return narrow, chosen
@@ -283,23 +275,45 @@ def _make_model(
             bits=weights.bits,
             chooses_threads=not limits.has_fixed_threads,
         )
-    make = LlamaModel if base.family == "causal" else T5Model
-    return make(model, model.dtype, num_positions)
+    return make_torch_model(base, model, num_positions)
 
 
 def _build_fast(
-    base: Pretrained, limits: FastLimits, reader: PeftReader, weights: _Weights
+    base: Pretrained,
+    limits: FastLimits,
+    reader: PeftReader,
+    weights: _Weights,
+    adapters: Mapping[str, Path],
+    batch_invariant: BatchInvariant,
 ) -> ModelRunner:
     num_positions = _num_positions(base, limits)
+    if num_positions < limits.num_positions:
+        logger.warning(
+            "%d positions are asked for (engine.max_input_tokens and max_output_tokens); the base "
+            "has %d: longer prompts and answers are refused",
+            limits.num_positions,
+            num_positions,
+        )
     # Rows are multiples of ALIGNMENT positions, and the tables of positions cover a whole row.
-    model = _make_model(
-        base, -(-num_positions // ALIGNMENT) * ALIGNMENT, weights, limits, base.model
+    model = _make_model(base, full_length(num_positions), weights, limits, base.model)
+    rows = plan_rows_of(
+        model,
+        (reader.shapes(folder) for folder in adapters.values()),
+        max_rows=limits.max_rows,
+        num_positions=num_positions,
+        num_slots=limits.max_adapters + SPARE_SLOTS,
+        prefill_tokens=limits.prefill_tokens,
+        budget=limits.kv_memory_bytes,
+        is_quantised=base.quantization != "none",
     )
-    capacities = _capacities(model, limits, num_positions)
+    invariance = make_invariant(model, batch_invariant)
+    capacities = rows.capacities
     logger.info(
-        "KV cache: %.0f MiB, rows of %s positions",
+        "KV cache: %.0f MiB; %d rows asked for, %d given, of %s positions: %s",
         sum(capacities) * model.kv_shape.bytes_per_position / 2**20,
+        *(rows.asked, len(capacities)),
         ", ".join(f"{capacities.count(c)} x {c}" for c in sorted(set(capacities))),
+        rows.reason,
     )
     info = DecoderInfo(
         name="fast",
@@ -310,13 +324,26 @@ def _build_fast(
         eos_ids=base.eos_ids,
         adapters=frozenset(),
         hidden_ids=hidden_ids(base.tokenizer),
-        refuses=refused_features(base.family, base.tokenizer, base.eos_ids),
+        refuses=refused_features(base),
+        side_positions=base.side_positions,
+        forces_end=base.forced.last is not None,
         weights=weights.reason,
+        batch_invariant=invariance.is_on,
+        batch_invariant_reason=invariance.reason,
         threads=_threads_of(model, limits),
+        rows=rows.report(),
     )
-    max_adapters = limits.max_adapters
+    if weights.in_bytes:
+        torch.set_num_threads(1)  # the step has threads of its own, which torch's would delay
     return ModelRunner(
-        base, model, info=info, capacities=capacities, reader=reader, max_adapters=max_adapters
+        base,
+        model,
+        info=info,
+        capacities=capacities,
+        reader=reader,
+        max_adapters=limits.max_adapters,
+        num_mixtures=rows.num_mixtures,
+        prefill_tokens=longest_prefill(model, limits.prefill_tokens, num_positions),
     )
 
 
@@ -325,14 +352,4 @@ def _num_positions(base: Pretrained, limits: FastLimits) -> int:
     if base.family == "causal":
         longest: int = base.model.config.max_position_embeddings
         return min(limits.num_positions, longest)
-    return limits.num_positions
-
-
-def _capacities(model: Model, limits: FastLimits, num_positions: int) -> tuple[int, ...]:
-    size = model.kv_shape.bytes_per_position
-    budget = limits.kv_memory_bytes
-    if budget is None and model.device.type == "cuda":
-        budget = torch.cuda.mem_get_info(model.device)[0] // 2
-    elif budget is None:
-        budget = limits.max_rows * (num_positions + 16) * size
-    return plan_rows(limits.max_rows, num_positions, size, budget)
+    return min(limits.num_positions, 2 * (base.side_positions or limits.num_positions))

@@ -148,13 +148,15 @@ class Engine:
         num_prompt_tokens = len(request.prompt_ids)
         if not num_prompt_tokens:
             raise EmptyPrompt
-        if num_prompt_tokens > limits.max_input_tokens:
-            raise PromptTooLong(num_prompt_tokens, limits.max_input_tokens)
+        longest = info.longest_prompt(limits.max_input_tokens)
+        if num_prompt_tokens > longest:
+            raise PromptTooLong(num_prompt_tokens, longest)
         check_features(request.sampling, info.refuses)
         check_scores(request.sampling, num_prompt_tokens)
         max_tokens = request.sampling.max_tokens
-        if info.num_positions is not None and num_prompt_tokens + max_tokens > info.num_positions:
-            raise OutputTooLong(num_prompt_tokens, max_tokens, info.num_positions)
+        room = info.room_after(num_prompt_tokens)
+        if room is not None and max_tokens > room:
+            raise OutputTooLong(num_prompt_tokens, max_tokens, num_prompt_tokens + room)
         if request.adapter is not None and request.adapter not in info.adapters:
             raise UnknownAdapter(request.adapter, info.adapters)
         if self.num_waiting >= limits.max_waiting:

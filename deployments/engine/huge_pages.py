@@ -7,17 +7,22 @@ from collections.abc import Sequence
 
 import torch
 
+_SIZE = 2**21
+
 
 def huge_zeros(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
     """Return zeros on the CPU. Pages that nobody writes to take no memory."""
     count = math.prod(shape)
     if not count:
         return torch.zeros(*shape, dtype=dtype)
-    if not hasattr(mmap, "MADV_HUGEPAGE"):  # Linux has it
+    is_small = count * dtype.itemsize < _SIZE // 4
+    if is_small or not hasattr(mmap, "MADV_HUGEPAGE"):  # Linux has it
         return torch.zeros(*shape, dtype=dtype)
-    # Shared memory, which is mmap's default, has small pages.
+    # Shared memory, which is mmap's default, has small pages. What is not used takes no memory.
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-    memory = mmap.mmap(-1, count * dtype.itemsize, flags=flags)
+    size = -(-count * dtype.itemsize // _SIZE) * _SIZE + _SIZE
+    memory = mmap.mmap(-1, size, flags=flags)
     with contextlib.suppress(OSError):  # a system without them refuses
         memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=dtype, count=count).view(*shape)
+    offset = -torch.frombuffer(memory, dtype=torch.uint8, count=1).data_ptr() % _SIZE
+    return torch.frombuffer(memory, dtype=dtype, count=count, offset=offset).view(*shape)

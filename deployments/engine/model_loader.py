@@ -1,11 +1,13 @@
 """Load a base model's folder with transformers: weights, tokenizer, dtype, special tokens."""
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
@@ -15,8 +17,12 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from deployments.engine.quantised.loader import LoaderConfig, stored_kind, wo_quantised
+from deployments.engine.quantised.weight import Kind
+from deployments.engine.request import ForcedTokens
+
 Family = Literal["causal", "seq2seq"]
-Quantization = Literal["none", "int8", "nf4"]
+Quantization = Literal["none"] | Kind
 Dtype = Literal["auto", "float32", "bfloat16"]
 
 
@@ -33,7 +39,10 @@ class Pretrained:
     """Hold a loaded base model, in evaluation mode on its device.
 
     `dtype_name` and `dtype_reason` are for /readyz. `decoder_start_id` is the token that an
-    encoder-decoder model's answer begins with.
+    encoder-decoder model's answer begins with, unseen. `forced` are tokens that its generation
+    configuration asks for. `side_positions`: of its prompt and of its answer, each.
+    `with_bitsandbytes`: its quantised layers are those of bitsandbytes, which only the reference
+    decoder runs.
     """
 
     model: PreTrainedModel
@@ -46,6 +55,9 @@ class Pretrained:
     pad_id: int
     decoder_start_id: int | None
     is_dtype_free: bool = False  # nobody asked for this dtype
+    with_bitsandbytes: bool = False
+    forced: ForcedTokens = ForcedTokens()
+    side_positions: int | None = None
 
 
 def choose_precision(dtype: Dtype, device: str) -> Precision:
@@ -68,38 +80,57 @@ def load_pretrained(
     device: str,
     dtype: Dtype = "auto",
     quantization: Quantization = "none",
+    with_bitsandbytes: bool = False,
 ) -> Pretrained:
     """Load a base model's folder. Only safetensors are read.
 
     Args:
         path: a folder with config.json, safetensors and tokenizer files.
         device: "cpu", "cuda" or "cuda:N".
+        quantization: of linear layers; none: as the folder has them. They are quantised one by one
+            as they are read (quantised/loader.py), or by bitsandbytes if `with_bitsandbytes`.
 
     Raises:
-        OSError, ValueError: the folder lacks a file, or transformers cannot read it.
+        OSError, ValueError: the folder lacks a file, transformers cannot read it, or its weights
+            are quantised already, and otherwise.
     """
     transformers_logging.disable_progress_bar()  # a server's log is not a terminal
     precision = choose_precision(dtype, device)
+    config = AutoConfig.from_pretrained(path)
+    stored = stored_kind(config)
+    kind = stored if quantization == "none" else quantization
+    if stored not in (None, kind):
+        raise ValueError(f"{path}: its weights are in {stored} already, and {kind} is asked for")
     options: dict[str, Any] = {"dtype": precision.dtype, "use_safetensors": True}
-    if quantization != "none":
-        options["quantization_config"] = _quantization_config(quantization, precision.dtype)
+    leaving: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    if kind is not None:
         options["device_map"] = {"": device}
+    if kind is not None and not with_bitsandbytes:
+        config.__dict__.pop("quantization_config", None)
+        own = LoaderConfig(kind, is_stored=stored is not None)
+        options |= {"config": config, "quantization_config": own}
+    elif kind is not None and stored is None:
+        options["quantization_config"] = bitsandbytes_config(kind, precision.dtype)
+        if kind == "nf4":
+            leaving = wo_quantised()
     model_class = AutoModelForCausalLM if family == "causal" else AutoModelForSeq2SeqLM
-    model = model_class.from_pretrained(path, **options)
-    if quantization == "none":
+    with leaving:
+        model = model_class.from_pretrained(path, **options)
+    if kind is None:
         model = model.to(device)
     tokenizer = AutoTokenizer.from_pretrained(path)
     stated = str(precision.dtype).removeprefix("torch.")
-    if quantization != "none":
-        stated = f"{quantization} ({stated} activations)"
+    if kind is not None:
+        stated = f"{kind} ({stated} activations)"
     return wrap_pretrained(
         model,
         tokenizer,
         family,
         dtype_name=stated,
-        dtype_reason=precision.reason,
-        quantization=quantization,
+        dtype_reason="as its folder has it" if stored else precision.reason,
+        quantization=kind or "none",
         is_dtype_free=dtype == "auto",
+        with_bitsandbytes=with_bitsandbytes and kind is not None,
     )
 
 
@@ -112,11 +143,14 @@ def wrap_pretrained(
     dtype_reason: str,
     quantization: Quantization = "none",
     is_dtype_free: bool = False,
+    with_bitsandbytes: bool = False,
 ) -> Pretrained:
     """Wrap a model that is in memory already, and look up its special tokens."""
     start_id = model.generation_config.decoder_start_token_id
     if start_id is None:
         start_id = getattr(model.config, "decoder_start_token_id", None)
+    if start_id is None and family == "seq2seq":
+        start_id = model.generation_config.bos_token_id  # as transformers does
     eos_ids = _eos_ids(model, tokenizer)
     return Pretrained(
         model=model.eval(),
@@ -129,19 +163,46 @@ def wrap_pretrained(
         pad_id=_pad_id(model, tokenizer, eos_ids),
         decoder_start_id=start_id,
         is_dtype_free=is_dtype_free,
+        with_bitsandbytes=with_bitsandbytes,
+        forced=ForcedTokens() if family == "causal" else _forced(model),
+        side_positions=None if family == "causal" else _side_positions(model),
     )
 
 
-def _quantization_config(
-    quantization: Literal["int8", "nf4"], dtype: torch.dtype
-) -> BitsAndBytesConfig:
-    if quantization == "int8":
+def _forced(model: PreTrainedModel) -> ForcedTokens:
+    """Return what an encoder-decoder's generation config, else its config, forces."""
+    found: list[int | None] = []
+    for name in ("forced_bos_token_id", "forced_eos_token_id"):
+        value = getattr(model.generation_config, name, None)
+        if value is None:
+            value = getattr(model.config, name, None)
+        found.append(min(value) if isinstance(value, list | tuple) else value)
+    return ForcedTokens(*found)
+
+
+def _side_positions(model: PreTrainedModel) -> int | None:
+    """Return the positions of an encoder-decoder that has a table of them. None: it has none."""
+    table = getattr(model.get_encoder(), "embed_positions", None)
+    return model.config.max_position_embeddings if isinstance(table, torch.nn.Embedding) else None
+
+
+def bitsandbytes_config(kind: Kind, dtype: torch.dtype) -> BitsAndBytesConfig:
+    """Return what bitsandbytes is asked for, in serving and in training.
+
+    Raises:
+        ValueError: it has no such kind.
+    """
+    if kind == "fp8":
+        raise ValueError("bitsandbytes has no fp8: the fast decoder alone serves it")
+    if kind == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
+        # T5 casts the input of `wo` to its weight's dtype, which must not be uint8.
+        bnb_4bit_quant_storage=dtype,
     )
 
 

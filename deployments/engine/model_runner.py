@@ -16,6 +16,7 @@ import torch
 
 from deployments.engine.adapter_loader import AdapterLoader, AdapterProbe
 from deployments.engine.attention.kv_cache import KvCache, are_aligned
+from deployments.engine.attention.memory_plan import KEPT_MIXTURES
 from deployments.engine.attention.prefill import Chunk, Draft, last_states, prefill_inputs
 from deployments.engine.cuda_graphs import SCRATCH_POSITIONS, DecodeGraphs, PrefillGraphs, RowInputs
 from deployments.engine.decoder import DecoderInfo
@@ -36,6 +37,7 @@ from deployments.engine.structured.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 
+SPARE_SLOTS = 2  # beside those of the adapters: the base's, and one for replacing an adapter
 _PROMPTS_TOGETHER = 4  # on a GPU a prefill reads all weights, for one short prompt or for four
 
 
@@ -58,6 +60,8 @@ class ModelRunner(AdapterLoader):
         capacities: positions of each row (attention/row_plan.py).
         reader: reads adapter folders of this base.
         max_adapters: adapters resident at the same time; one more slot is for replacing one.
+        num_mixtures: of adapters that stay copied side by side.
+        prefill_tokens: of the longest prefill that the scheduler may ask for.
     """
 
     def __init__(
@@ -69,26 +73,37 @@ class ModelRunner(AdapterLoader):
         capacities: Sequence[int],
         reader: PeftReader,
         max_adapters: int,
+        num_mixtures: int = KEPT_MIXTURES,
+        prefill_tokens: int = 0,
     ) -> None:
         self.tokenizer = base.tokenizer
         self.decode = text_decoder(base.tokenizer)
-        # Small bfloat16 products are slow on a CPU, and PEFT keeps adapters in float32 too.
-        on_cpu = model.device.type == "cpu"
-        dtype = torch.float32 if on_cpu else model.kv_shape.dtype
-        pool = LoraPool(model.lora_layers, max_adapters + 2, dtype=dtype, device=model.device)
+        on_cpu, in_torch = model.device.type == "cpu", isinstance(model, TorchBatches)
+        # Torch's small bfloat16 products are slow on a CPU, and PEFT keeps adapters in float32 too.
+        dtype = torch.float32 if on_cpu and in_torch else model.kv_shape.dtype
+        pool = LoraPool(
+            model.lora_layers,
+            max_adapters + SPARE_SLOTS,
+            dtype=dtype,
+            device=model.device,
+            in_blocks=on_cpu and not in_torch,
+            kept_mixtures=num_mixtures,
+        )
         super().__init__(pool, reader)
         self._model = model
         self._info = info
         # The token that an encoder-decoder's answer begins with; None: it continues the prompt.
         self._start_id = base.decoder_start_id if base.family == "seq2seq" else None
-        self.capacities = tuple(capacities)
+        self.capacities, self._prefill_tokens = tuple(capacities), prefill_tokens
         self.can_split_prompts = model.can_split_prompts
         # An encoder's states depend on the whole prompt, so none of them serves another one.
         self.can_reuse_prefixes = model.can_split_prompts and are_aligned(capacities)
+        # On a GPU what a decode step writes is not, to the bit, what reading the same tokens gives.
+        self.can_reuse_answers = on_cpu or not model.is_invariant
         self.num_steps_ahead = 0 if on_cpu else 1
         # The host must know a row's newest tokens to guess the next, and so wait for each step.
         # Reading must give what writing gives: bfloat16 of torch rounds by the number of rows.
-        is_exact = not isinstance(model, TorchBatches) or model.kv_shape.dtype == torch.float32
+        is_exact = model.is_invariant or model.kv_shape.dtype == torch.float32
         self.can_try_drafts = on_cpu and model.can_split_prompts and is_exact
         self.num_prompts_together = 1 if on_cpu else _PROMPTS_TOGETHER
         self.device, self.vocab_size = model.device, model.vocab_size
@@ -106,7 +121,9 @@ class ModelRunner(AdapterLoader):
             model, pool, self._start_id, graphs, lambda size: self._new_cache([size])
         )
         self.token_bytes = token_bytes(base.tokenizer)
-        self._sampler = Sampler(len(capacities), model.vocab_size, eos_ids, model.device)
+        self._sampler = Sampler(
+            len(capacities), model.vocab_size, eos_ids, model.device, base.forced
+        )
         self._scorer = Scorer()
         vocabulary = Vocabulary(base.tokenizer, model.vocab_size, base.eos_ids)
         self.grammars = GrammarCompiler(vocabulary)
@@ -124,11 +141,40 @@ class ModelRunner(AdapterLoader):
         return self._cache.num_bytes
 
     def warm_up(self) -> None:
-        """Capture the CUDA graphs that the first requests of each size would capture otherwise."""
-        if self._graphs is not None and self._prompt_graphs is not None:
+        """Capture the CUDA graphs that the first requests of each size would capture otherwise, and
+        read the longest prompts once, so that their memory is there before the first request.
+
+        Raises:
+            MemoryError: the GPU has less than was planned; says what to do.
+        """
+        if self._graphs is None or self._prompt_graphs is None:
+            return
+        try:
             with torch.inference_mode():
                 self._graphs.warm_up()
                 self._prompt_graphs.warm_up()
+                self._read_longest()
+        except torch.OutOfMemoryError as error:
+            raise MemoryError(
+                "the GPU has less free memory than when its rows were planned "
+                f"({self._info.rows.get('reason')}): end what else runs on it, or set "
+                f"engine.kv_memory_mib below {self.num_kv_bytes // 2**20} ({error})"
+            ) from None
+
+    def _read_longest(self) -> None:
+        """Read as many tokens at once as a step may, with every resident adapter."""
+        left, chunks = self._prefill_tokens, []
+        for row, capacity in enumerate(self.capacities):
+            if count := min(left, capacity):
+                chunks.append(Draft(row, 0, (0,) * count))
+                left -= count
+        if not chunks:
+            return
+        names = [None, *sorted(self.lora_pool.names)]
+        for chunk in chunks:
+            self.set_adapter(chunk.row, names[-1 - chunk.row % len(names)])
+        self._prefill(chunks)
+        self.reset()
 
     def set_adapter(self, row: int, name: str | None) -> None:
         state = self._states[row]
@@ -238,7 +284,8 @@ class ModelRunner(AdapterLoader):
             return self._prompt_graphs.replay(inputs)
         counts = [chunk.stop - chunk.start for chunk in chunks]
         lora = self._model.lora_batch(self.lora_pool, slots, counts)
-        return self._model.prefill(self._cache, inputs.on(self.device), lora)
+        batch = inputs.on(self.device, is_invariant=self._model.is_invariant)
+        return self._model.prefill(self._cache, batch, lora)
 
     def _score_prompts(self, states: torch.Tensor, chunks: Sequence[PrefillChunk]) -> None:
         """Score prompts where asked for, given the states (T, d) behind the chunks' tokens."""

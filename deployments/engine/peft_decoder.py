@@ -26,9 +26,11 @@ from deployments.engine.adapter_biases import AdapterBiases
 from deployments.engine.decoder import DecoderInfo, RowSink
 from deployments.engine.detokenizer import hidden_ids, text_decoder, token_bytes
 from deployments.engine.errors import AdapterHasNoEffect
-from deployments.engine.lora.base_copies import check_copies, ends_of
+from deployments.engine.lora.base_copies import check_copies, ends_of, kept_ends
 from deployments.engine.lora.peft_features import check_base_is_kept, check_scales
 from deployments.engine.model_loader import Pretrained
+from deployments.engine.models.invariance import PADDED
+from deployments.engine.quantised.linear import QuantisedLinear
 from deployments.engine.request import Request, SamplingParams
 from deployments.engine.structured.grammar import GrammarCompiler
 from deployments.engine.structured.processor import GrammarProcessor
@@ -46,6 +48,9 @@ class PeftDecoder:
         self.decode = text_decoder(base.tokenizer)
         self.token_bytes = token_bytes(base.tokenizer)
         self._base = base.model
+        for module in base.model.modules():
+            if isinstance(module, QuantisedLinear):
+                module.settle()
         self._peft: PeftModel | None = None
         self._family = base.family
         why = f"; {reason}" if reason else ""
@@ -63,9 +68,10 @@ class PeftDecoder:
         self.grammars = GrammarCompiler(Vocabulary(base.tokenizer, size, base.eos_ids))
         why = "the reference decoder, which serves this model, gives no scores, continues no text"
         self._refused = dict.fromkeys(("logprobs", "echo"), why)
-        if why_not := no_structure(base.tokenizer, base.eos_ids):
+        if why_not := no_structure(base):
             self._refused["structure"] = why_not
-        self._decoder_start_id = base.decoder_start_id
+        self._decoder_start_id, self._forced = base.decoder_start_id, base.forced
+        self._side_positions = base.side_positions
         # The folder's own generation defaults (a temperature, a repetition penalty) would be mixed
         # into each request's parameters, so they are replaced by greedy ones.
         base.model.generation_config = self._generation_config(SamplingParams(max_tokens=1), 1)
@@ -76,6 +82,7 @@ class PeftDecoder:
         return DecoderInfo(
             name="reference",
             reason=self._reason,
+            batch_invariant_reason=PADDED,
             device=str(self._base.device),
             dtype=self._dtype,
             num_positions=positions if self._family == "causal" else None,
@@ -83,6 +90,8 @@ class PeftDecoder:
             hidden_ids=self._hidden_ids,
             adapters=self._resident,
             refuses=self._refused,
+            side_positions=self._side_positions,
+            forces_end=self._forced.last is not None,
         )
 
     def load_adapter(self, name: str, directory: Path) -> None:
@@ -94,10 +103,12 @@ class PeftDecoder:
             ValueError, RuntimeError, OSError: PEFT cannot read it, or its shapes do not fit.
         """
         check_base_is_kept(directory)
-        check_copies(directory, ends_of(self._base))
+        ends = ends_of(self._base)
+        check_copies(directory, ends)
         inner = f"a{self._num_loaded}"  # PEFT allows no dot in a name, and ours hold versions
         self._num_loaded += 1
-        self._inject(inner, directory)
+        with kept_ends(directory, ends):
+            self._inject(inner, directory)
         earlier = self._names.get(name)
         self._names[name] = inner
         try:
@@ -259,6 +270,8 @@ class PeftDecoder:
             eos_token_id=sorted(self._eos_ids),
             pad_token_id=self._pad_id,
             decoder_start_token_id=self._decoder_start_id,
+            forced_bos_token_id=self._forced.first,
+            forced_eos_token_id=self._forced.last if sampling.grammar is None else None,
             **picked,
         )
 

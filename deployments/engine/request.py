@@ -120,6 +120,18 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
+class ForcedTokens:
+    """Name the tokens of an answer that are not the model's choice.
+
+    first: the language of a translation, for one. last: the one in the last place that an answer
+    may have.
+    """
+
+    first: int | None = None
+    last: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Timings:
     """Count seconds since the engine accepted the request; None: not reached."""
 

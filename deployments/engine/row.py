@@ -42,6 +42,7 @@ class EngineRow:
         number: names the request between the engine and its callers.
         eos_ids: tokens that end an answer.
         clock: seconds, monotonic; the deadline is measured on it, from now on.
+        forces_end: an end-of-sequence token in the last place was not the model's choice.
     """
 
     def __init__(
@@ -51,12 +52,14 @@ class EngineRow:
         outbox: Outbox,
         eos_ids: frozenset[int],
         clock: Callable[[], float] = time.monotonic,
+        *,
+        forces_end: bool = False,
     ) -> None:
         self.number = number
         self.request = request
         self.is_done = False
         self._outbox = outbox
-        self._eos_ids = eos_ids
+        self._eos_ids, self._forces_end = eos_ids, forces_end
         self._clock = clock
         self._num_tokens = 0
         self._deadline = None if request.deadline_s is None else clock() + request.deadline_s
@@ -83,13 +86,15 @@ class EngineRow:
             self.finish(FinishReason.LENGTH)
             return
         self._num_tokens += 1
+        is_last = self._num_tokens >= self.request.sampling.max_tokens
         if token_id in self._eos_ids:
-            self.finish(FinishReason.STOP)
+            is_forced = is_last and self._forces_end
+            self.finish(FinishReason.LENGTH if is_forced else FinishReason.STOP)
             return
         output = self._outbox.output
         output.numbers.append(self.number)
         output.tokens.append(token_id)
-        if self._num_tokens >= self.request.sampling.max_tokens:
+        if is_last:
             self.finish(FinishReason.LENGTH)
         elif self._deadline is not None:
             self.end_if_late()

@@ -13,8 +13,10 @@ import torch
 
 from deployments.engine.draw import draw, uniform
 from deployments.engine.errors import EngineError
-from deployments.engine.request import SamplingParams, TokenScore
+from deployments.engine.request import ForcedTokens, SamplingParams, TokenScore
 from deployments.engine.scores.scorer import Scored
+
+_NOTHING_FORCED = ForcedTokens()
 
 
 @dataclass(slots=True)
@@ -30,13 +32,20 @@ class Sampler:
 
     Args:
         eos_ids: tokens that end an answer, not picked before `min_tokens`.
+        forced: tokens that are picked whatever the logits are.
     """
 
     def __init__(
-        self, num_rows: int, vocab_size: int, eos_ids: Sequence[int], device: torch.device
+        self,
+        num_rows: int,
+        vocab_size: int,
+        eos_ids: Sequence[int],
+        device: torch.device,
+        forced: ForcedTokens = _NOTHING_FORCED,
     ) -> None:
         self._rows: dict[int, _Row] = {}
         self._eos_ids = list(eos_ids)
+        self._forced = forced
         self._device = device
         self._shape = (num_rows, vocab_size)
         self._seen: torch.Tensor | None = None  # (rows, V) bool, made for the first penalty
@@ -64,7 +73,16 @@ class Sampler:
         """Return whether `pick` would take the largest logit of each of these rows, apart from the
         end-of-sequence tokens where `blocks_eos` is true."""
         params = [self._rows[row].params for row in rows]
-        return all(p.is_greedy and not p.has_penalty for p in params)
+        is_free = all(self._forced_token(row) is None for row in rows)
+        return is_free and all(p.is_greedy and not p.has_penalty for p in params)
+
+    def _forced_token(self, row: int) -> int | None:
+        """Return the token that the row's next one must be, if there is one."""
+        state = self._rows[row]
+        is_last = state.num_picked == state.params.max_tokens - 1
+        if self._forced.last is not None and is_last and state.params.grammar is None:
+            return self._forced.last
+        return self._forced.first if state.num_picked == 0 else None
 
     def blocks_eos(self, row: int) -> bool:
         """Return whether the row's next token may not end its answer yet."""
@@ -93,6 +111,10 @@ class Sampler:
                 numbers = [uniform(state.seed, state.num_picked) for state in chosen]
                 drawn = draw(scores, [state.params for state in chosen], numbers)
                 picked = torch.where(torch.tensor(greedy, device=self._device), picked, drawn)
+            forced = [self._forced_token(rows[i]) for i in special]
+            if any(token is not None for token in forced):
+                kept = torch.tensor([-1 if t is None else t for t in forced], device=self._device)
+                picked = torch.where(kept < 0, picked, kept)
             tokens = tokens.index_copy(0, index, picked)
         self._count(states, rows, tokens)
         return tokens

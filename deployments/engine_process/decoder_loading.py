@@ -1,5 +1,6 @@
 """A plain description of a decoder -> the decoder, loaded onto its device."""
 
+import json
 import logging
 import sys
 import time
@@ -9,12 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:  # torch is imported once a decoder is to be loaded
-    from deployments.engine.decoder_factory import Choice
-    from deployments.engine.model_loader import Dtype, Family
+    from deployments.engine.decoder_factory import Choice, Weights
+    from deployments.engine.model_loader import Dtype, Family, Quantization
     from deployments.engine.model_runner import ModelRunner
+    from deployments.engine.models.invariance import BatchInvariant
     from deployments.engine.peft_decoder import PeftDecoder
 
 logger = logging.getLogger(__name__)
+
+_FP8_CAPABILITY = (8, 9)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +27,7 @@ class DecoderSpec:
 
     path: the base model's folder.
     num_positions: of one answer with its prompt.
+    prefill_tokens: that one step reads.
     adapters: folders of those that are to be served, by name; none of them is loaded yet.
     cpu_threads: None for every core that the process may use.
     """
@@ -32,13 +37,15 @@ class DecoderSpec:
     family: "Family"
     device: str
     dtype: "Dtype"
-    quantization: Literal["auto", "none", "int8", "int4", "nf4"]
+    quantization: Literal["auto", "none", "int8", "int4", "nf4", "fp8"]
     choice: "Choice"
     max_rows: int
     num_positions: int
     max_adapters: int
+    prefill_tokens: int
     kv_memory_bytes: int | None
     cpu_threads: int | None
+    batch_invariant: "BatchInvariant"
     adapters: Mapping[str, str]
 
 
@@ -46,15 +53,20 @@ def load_decoder(spec: DecoderSpec) -> "ModelRunner | PeftDecoder":
     """Load the base model and choose its decoder. Call it on the engine's thread.
 
     Raises:
-        FastDecoderImpossible: `choice` is fast; names what it cannot serve.
-        OSError, ValueError: the folder lacks a file, or transformers cannot read it.
+        FastDecoderImpossible: `choice` is fast, and names what it cannot serve; the GPU lacks what
+            the quantization needs; or something cannot keep to `batch_invariant`.
+        OSError, ValueError: the folder lacks a file, transformers cannot read it, or the GPU is too
+            small for one answer.
+        MemoryError: it is too small for the weights.
     """
-    # On a CPU the fast decoder makes bytes of plain weights; on a GPU bitsandbytes loads them.
+    # On a CPU the fast decoder makes bytes of plain weights; on a GPU they are quantised as they
+    # are read, by bitsandbytes for the reference decoder alone.
     on_cpu, quantization = spec.device == "cpu", spec.quantization
-    loaded: Literal["none", "int8", "nf4"] = "none"
-    if not on_cpu and (quantization == "int8" or quantization == "nf4"):
+    is_reference = spec.choice == "reference"
+    loaded: Quantization = "none"
+    if not on_cpu and quantization in ("int8", "nf4", "fp8"):
         loaded = quantization
-    if loaded == "none":
+    if on_cpu or not is_reference or (loaded == "none" and not _is_quantised(Path(spec.path))):
         _leave_out_bitsandbytes()
     started = time.perf_counter()
     import torch
@@ -63,32 +75,70 @@ def load_decoder(spec: DecoderSpec) -> "ModelRunner | PeftDecoder":
     from deployments.engine.model_loader import load_pretrained
 
     logger.info("torch, transformers and peft imported in %.1f s", time.perf_counter() - started)
+    if loaded == "fp8":
+        require_fp8(torch.cuda.get_device_capability(), torch.cuda.get_device_name())
     started = time.perf_counter()
-    base = load_pretrained(
-        Path(spec.path),
-        spec.family,
-        device=spec.device,
-        dtype=spec.dtype,
-        quantization=loaded,
-    )
     limits = FastLimits(
         max_rows=spec.max_rows,
         num_positions=spec.num_positions,
         max_adapters=spec.max_adapters,
         kv_memory_bytes=spec.kv_memory_bytes,
+        prefill_tokens=spec.prefill_tokens,
         has_fixed_threads=spec.cpu_threads is not None,
     )
     folders = {name: Path(folder) for name, folder in spec.adapters.items()}
-    weights = quantization if on_cpu and quantization != "nf4" else "none"
-    decoder = build_decoder(base, spec.choice, limits, folders, weights=weights)
+    weights: Weights = "none"
+    if quantization in ("auto", "none", "int8", "int4") and on_cpu:
+        weights = quantization
+    try:
+        base = load_pretrained(
+            Path(spec.path),
+            spec.family,
+            device=spec.device,
+            dtype=spec.dtype,
+            quantization=loaded,
+            with_bitsandbytes=is_reference,
+        )
+        decoder = build_decoder(
+            base,
+            spec.choice,
+            limits,
+            folders,
+            weights=weights,
+            batch_invariant=spec.batch_invariant,
+        )
+    except torch.OutOfMemoryError as error:
+        raise MemoryError(
+            f"the GPU is too small for the weights of base_model (quantization: {quantization}): "
+            f"set quantization: nf4 or int8, or take a larger GPU ({error})"
+        ) from None
     seconds, info = time.perf_counter() - started, decoder.info
-    if info.weights.startswith(("int8", "int4")):
-        torch.set_num_threads(1)  # the compiled step has threads of its own
     logger.info(
         "base model %s loaded in %.1f s; decoder %s: %s",
         *(spec.base_model, seconds, info.name, info.reason),
     )
     return decoder
+
+
+def require_fp8(capability: tuple[int, int], name: str) -> None:
+    """Refuse a GPU without instructions for fp8.
+
+    Raises:
+        FastDecoderImpossible: naming the GPU and what it can do instead.
+    """
+    from deployments.engine.errors import FastDecoderImpossible
+
+    if capability < _FP8_CAPABILITY:
+        raise FastDecoderImpossible(
+            f"quantization: 'fp8' needs a GPU of compute capability 8.9 (Ada) or 9.0 (Hopper) and "
+            f"later, and {name} has {capability[0]}.{capability[1]}: set quantization: int8, nf4 "
+            "or none"
+        )
+
+
+def _is_quantised(folder: Path) -> bool:
+    """Return whether the weights of a base model's folder are quantised."""
+    return "quantization_config" in json.loads((folder / "config.json").read_bytes())
 
 
 def _leave_out_bitsandbytes() -> None:

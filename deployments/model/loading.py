@@ -199,9 +199,11 @@ class _Parts:
             dtype=engine.dtype,
             quantization=settings.quantization,
             choice=engine.decoder,
+            batch_invariant=engine.batch_invariant,
             max_rows=engine.max_rows,
             num_positions=engine.max_input_tokens + engine.max_output_tokens,
             max_adapters=engine.max_adapters,
+            prefill_tokens=prefill_tokens(engine, device),
             kv_memory_bytes=None if kv_mib is None else kv_mib * 2**20,
             cpu_threads=engine.cpu_threads,
             adapters={name: str(folder) for name, (_, folder) in self._found.items()},
@@ -241,13 +243,18 @@ class _Parts:
         )
 
 
+def prefill_tokens(settings: EngineSettings, device: str) -> int:
+    """Return the prompt tokens that one step reads."""
+    return settings.prefill_tokens_per_step or _PREFILL_TOKENS[device.split(":")[0]]
+
+
 def engine_limits(settings: EngineSettings, device: str) -> EngineLimits:
     kind = device.split(":")[0]
     return EngineLimits(
         max_rows=settings.max_rows,
         max_waiting=settings.max_waiting,
         max_input_tokens=settings.max_input_tokens,
-        prefill_tokens=settings.prefill_tokens_per_step or _PREFILL_TOKENS[kind],
+        prefill_tokens=prefill_tokens(settings, device),
         reuses_prefixes=settings.prefix_cache,
         tries_drafts=settings.prompt_lookup,
         emit_interval_s=_EMIT_INTERVAL_S[kind],

@@ -40,10 +40,9 @@ class OpenAICalls:
 
     def sampling_of(self, call: GenerateRequest, num_prompt_tokens: int) -> SamplingParams:
         """Return the call's sampling, shortened to what fits after the prompt if it may be."""
-        num_positions = self._engine.info.num_positions
-        if not call.may_shorten or num_positions is None:
+        room = self._engine.info.room_after(num_prompt_tokens)
+        if not call.may_shorten or room is None:
             return call.sampling
-        room = num_positions - num_prompt_tokens
         if not max(1, call.sampling.min_tokens) <= room < call.sampling.max_tokens:
             return call.sampling  # as it is, or refused by the engine
         return dataclasses.replace(call.sampling, max_tokens=room)

@@ -13,6 +13,7 @@ from deployments.settings import (
     project_path,
 )
 from deployments.startup.config_file import DEPLOYMENTS, IMPORT_PATH
+from deployments.startup.quantization import quantization_problems
 from deployments.strict_model import SettingsError, StrictModel, nearest, parse_strict
 from router.artefact import MANIFEST
 from router.versions import CURRENT, is_to_come
@@ -76,18 +77,7 @@ def _check_paths(settings: Settings) -> list[str]:
     if settings.adapters and not settings.catalog_dir.is_dir():
         problems.append(f"adapters: the folder {settings.catalog_dir} does not exist")
     problems += _check_router(settings)
-    problems += _check_base_model(settings)
-    if settings.quantization == "nf4" and settings.device == "cpu":
-        problems.append(
-            "quantization: 'nf4' needs a GPU, and device is 'cpu': set quantization: auto, int8, "
-            "int4 or none, or device: auto"
-        )
-    if settings.quantization == "int4" and settings.device == "cuda":
-        problems.append(
-            "quantization: 'int4' is a CPU's, and device is 'cuda': set quantization: nf4, int8 or "
-            "none, or device: cpu"
-        )
-    return problems
+    return problems + _check_base_model(settings)
 
 
 def _check_router(settings: Settings) -> list[str]:
@@ -110,8 +100,9 @@ def _check_router(settings: Settings) -> list[str]:
 
 
 def _check_base_model(settings: Settings) -> list[str]:
-    """Return what is wrong with a folder or a name; whether the hub has it is not asked here."""
-    from adapters.bases.check import check_folder
+    """Return what is wrong with a folder or a name, or with `quantization` for it; whether the hub
+    has it is not asked here."""
+    from adapters.bases.check import check_folder, stored_quantization
     from adapters.bases.models import BUILT_IN, BaseModelError, is_hub_name
 
     name = settings.base_model
@@ -119,7 +110,7 @@ def _check_base_model(settings: Settings) -> list[str]:
         return [f"base_model: the folder {project_path(name)} does not exist"]
     folder = Path(settings.base_model_or_dir)
     if name == BUILT_IN or (is_hub_name(name) and not folder.is_dir()):
-        return []
+        return quantization_problems(settings, settings.device)
     if not folder.is_dir():
         return [
             f"base_model: '{name}' is no folder, not '{BUILT_IN}', and no Hugging Face id of the "
@@ -127,9 +118,10 @@ def _check_base_model(settings: Settings) -> list[str]:
         ]
     try:
         check_folder(folder)
+        stored = stored_quantization(folder)
     except BaseModelError as error:
         return [str(error)]
-    return []
+    return quantization_problems(settings, settings.device, stored)
 
 
 def _check_deployment(deployment: Mapping[str, Any]) -> list[str]:

@@ -15,7 +15,15 @@ import numpy as np
 import numpy.typing as npt
 
 from router.artefact import CALIBRATION, FEATURES, MANIFEST, WEIGHTS
-from router.encoder import ENCODER, PACKED_TOKENIZER, TOKENIZER, tokenizer_file
+from router.encoder import (
+    ENCODER,
+    PACKED_ENCODER,
+    PACKED_TOKENIZER,
+    TOKENIZER,
+    encoder_file,
+    read_encoder,
+    tokenizer_file,
+)
 from router.features import NgramModel
 from router.head import Head, Projection
 from router.training.head import FittedHead
@@ -45,8 +53,11 @@ def save(trained: Trained, directory: Path, *, date: str, provenance: Mapping[st
         (directory / name).write_bytes(content)
     if trained.encoder_dir is not None:
         if trained.encoder_dir.resolve() != directory.resolve():
-            shutil.copyfile(trained.encoder_dir / ENCODER, directory / ENCODER)
-        contents[ENCODER] = (directory / ENCODER).read_bytes()
+            for name in (ENCODER, PACKED_ENCODER):
+                (directory / name).unlink(missing_ok=True)  # of a training before
+            found = encoder_file(trained.encoder_dir)
+            shutil.copyfile(found, directory / found.name)
+        contents[ENCODER] = read_encoder(directory)  # the manifest tells of it unpacked
         tokenizer = tokenizer_file(trained.encoder_dir)
         content = tokenizer.read_bytes()
         if tokenizer.name != PACKED_TOKENIZER:

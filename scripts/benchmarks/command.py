@@ -25,7 +25,7 @@ def add_model_arguments(
     `devices`: the only ones allowed; None: whatever torch knows. `rank`: the default.
     """
     add = parser.add_argument
-    add("--model", default=BASE_MODEL, help="folder, name, flan-t5-xl-shape or llama-1b-shape")
+    add("--model", default=BASE_MODEL, help="folder, name, or a shape with random weights")
     add("--device", default="cpu", choices=devices, help="cpu, cuda or cuda:N")
     dtypes = ["auto", "float32", "bfloat16"]
     add("--dtype", default="auto", choices=dtypes, help="of weights and activations")

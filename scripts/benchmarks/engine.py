@@ -8,7 +8,10 @@ Random adapters that take turns, `--requests` questions at once; end-of-sequence
 so that every side makes the same number of tokens. Sides: the engine with mixed adapters, without
 adapters, and with one stream; PEFT's mixed batch (`adapter_names`), and `set_adapter` + `generate`
 one request at a time. Each side is warmed up once; then all are timed in turn, `--repeats` times,
-and the medians are compared. Also: the time of one decode step by batch size, and its memory floor.
+and the medians are compared. With
+`--served` also the engine as a replica runs it, in a process of its own, beside bare steps of the
+same rows: `decoding_per_s` leaves the reading of prompts out. Also: the time of one decode step by
+batch size, without and with adapters, and its memory floor.
 """
 
 import argparse
@@ -30,11 +33,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output_tokens", type=int, default=64, help="of each answer")
     parser.add_argument("--sequential", type=int, default=2, help="requests of the sequential side")
     parser.add_argument("--skip_peft", action="store_true", help="the engine alone")
+    parser.add_argument(
+        "--served", action="store_true", help="also the engine in a process of its own"
+    )
     kinds = ["none", "auto", "int8", "int4"]
     parser.add_argument(
         "--beside_s", type=float, help="also time steps while every core is taken, so long"
     )
     parser.add_argument("--weights", choices=kinds, default="none", help="of our engine, on a CPU")
+    quantised = ["none", "int8", "nf4", "fp8"]
+    parser.add_argument("--quantization", choices=quantised, default="none", help="on a GPU")
 
 
 def run(args: argparse.Namespace, arguments: Sequence[str]) -> int:

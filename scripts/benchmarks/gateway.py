@@ -22,9 +22,15 @@ from typing import Any
 import aiohttp
 
 from scripts.benchmarks.command import add_out, publish, quantile
-from scripts.benchmarks.http_client import PreparedRequest, Timed, run_count, run_for, succeeds
-from scripts.benchmarks.serve_process import in_private_network, key_headers, serving
-from scripts.benchmarks.streams import QUESTION
+from scripts.benchmarks.over_http.http_client import (
+    PreparedRequest,
+    Timed,
+    run_count,
+    run_for,
+    succeeds,
+)
+from scripts.benchmarks.over_http.serve_process import in_private_network, key_headers, serving
+from scripts.benchmarks.over_http.streams import QUESTION
 
 WARM_UP = 50
 MAX_ADDED_MS = 3.0
@@ -84,7 +90,7 @@ def _requests(url: str, headers: dict[str, str]) -> list[PreparedRequest]:
 
 
 def _applications(folder: Path) -> list[dict[str, Any]]:
-    module = "scripts.benchmarks.stand_in_model"
+    module = "scripts.benchmarks.over_http.stand_in_model"
     clinic = f"{module}:build_clinic"
     args = {"device": "cpu", "auth": {"mode": "keys"}, "state_dir": str(folder / "state")}
     return [

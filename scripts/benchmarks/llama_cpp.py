@@ -22,7 +22,7 @@ import aiohttp
 from adapters.bases import smollm2
 from deployments.settings import PROJECT_ROOT
 from deployments.startup.cluster import free_port
-from scripts.benchmarks.http_client import call
+from scripts.benchmarks.over_http.http_client import call
 
 PACKAGE = "xllamacpp"
 CONTEXT = 512  # tokens of a slot

@@ -81,7 +81,8 @@ def _measure(args: argparse.Namespace, rows: int, scratch: Path) -> dict[str, An
     for _ in range(args.repeats):
         counter.steps.clear()
         started = time.perf_counter()
-        first_tokens = asyncio.run(answer_all(engine, requests, at_once))
+        times = asyncio.run(answer_all(engine, requests, at_once))
+        first_tokens = [each.first_token_s for each in times if each.first_token_s is not None]
         seconds = time.perf_counter() - started
         lengths = [request.sampling.max_tokens for request in requests]
         samples.append(
@@ -103,9 +104,9 @@ def _measure(args: argparse.Namespace, rows: int, scratch: Path) -> dict[str, An
 
 def _decoder(args: argparse.Namespace, rows: int, scratch: Path) -> Any:
     from deployments.engine.decoder_factory import FastLimits
+    from scripts.benchmarks.bases.models import load_base
     from scripts.benchmarks.in_process.engine_runs import fast_decoder, make_resident
     from scripts.benchmarks.in_process.random_adapters import make_random_adapters
-    from scripts.benchmarks.models import load_base
 
     base = load_base(args.model, args.device, args.dtype)
     folders = make_random_adapters(

@@ -25,9 +25,9 @@ from aiohttp import web
 
 from deployments.startup.processes import ProcessTree
 from scripts.benchmarks.command import add_out, publish
-from scripts.benchmarks.http_client import PreparedRequest, run_count, run_for, succeeds
-from scripts.benchmarks.serve_process import serving
-from scripts.benchmarks.streams import QUESTION
+from scripts.benchmarks.over_http.http_client import PreparedRequest, run_count, run_for, succeeds
+from scripts.benchmarks.over_http.serve_process import serving
+from scripts.benchmarks.over_http.streams import QUESTION
 
 WARM_UP = 40
 MAX_SHARE = 0.03
@@ -109,7 +109,7 @@ def _application(side: str, folder: Path, endpoint: str) -> dict[str, Any]:
     return {
         "name": side,
         "route_prefix": f"/{side}",
-        "import_path": "scripts.benchmarks.stand_in_model:build_clinic",
+        "import_path": "scripts.benchmarks.over_http.stand_in_model:build_clinic",
         "runtime_env": {"env_vars": environment},
         "args": {"device": "cpu", "step_s": 0.002, "state_dir": str(folder / side)},
         "deployments": [

@@ -29,15 +29,15 @@ import aiohttp
 
 from scripts.arguments import BASE_MODEL, above_zero, positive
 from scripts.benchmarks import llama_cpp
-from scripts.benchmarks.closed_loop import WARM_UP_S, closed_loop, figures
 from scripts.benchmarks.command import add_out, conditions, publish
-from scripts.benchmarks.hot_add_operator import Operator
-from scripts.benchmarks.http_client import PreparedRequest, chat_body
+from scripts.benchmarks.live_adapters.hot_add_operator import Operator
+from scripts.benchmarks.over_http.closed_loop import WARM_UP_S, closed_loop, figures
+from scripts.benchmarks.over_http.http_client import PreparedRequest, chat_body
+from scripts.benchmarks.over_http.serve_process import serving
 from scripts.benchmarks.serve import QUESTION
-from scripts.benchmarks.serve_process import serving
 
 if TYPE_CHECKING:
-    from scripts.benchmarks.hot_add_service import HotAddService
+    from scripts.benchmarks.live_adapters.hot_add_service import HotAddService
 
 OURS, LLAMA_CPP, PEFT = "polyclinic", "llama.cpp", "PEFT"
 MIXED, BASE = "mixed", "base"
@@ -75,7 +75,7 @@ def run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
 
 
 async def _measure(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
-    from scripts.benchmarks.hot_add_service import prepare
+    from scripts.benchmarks.live_adapters.hot_add_service import prepare
 
     rows = {"rows": max(args.streams), "slots": args.adapters, "adds": 1, "changes": 1}
     service = prepare(argparse.Namespace(**vars(args), **_FIXED, **rows, megabytes=None), folder)
@@ -148,8 +148,8 @@ async def _ask(
 def _peft(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     """Return PEFT's figures: one batch for each number of streams, and one by one."""
     from deployments.engine.request import Request, SamplingParams
+    from scripts.benchmarks.bases.models import load_base
     from scripts.benchmarks.in_process.peft_baseline import PeftBaseline
-    from scripts.benchmarks.models import load_base
 
     base = load_base(BASE_MODEL, "cpu", args.dtype)
     names = [f"a{number}" for number in range(args.adapters)]

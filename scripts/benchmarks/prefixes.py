@@ -74,9 +74,9 @@ def run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
 
 def _engine(args: argparse.Namespace, scratch: Path) -> "tuple[Engine, int]":
     from deployments.engine.decoder_factory import FastLimits
+    from scripts.benchmarks.bases.models import load_base
     from scripts.benchmarks.in_process.engine_runs import fast_decoder, make_resident, start_engine
     from scripts.benchmarks.in_process.random_adapters import make_random_adapters
-    from scripts.benchmarks.models import load_base
 
     base = load_base(args.model, args.device, args.dtype)
     shape = {"rank": args.rank, "targets": args.targets}

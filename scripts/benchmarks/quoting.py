@@ -46,7 +46,7 @@ def run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
 
     from deployments.engine.decoder_factory import FastLimits, build_decoder
     from deployments.engine.request import Request, SamplingParams
-    from scripts.benchmarks.models import load_base
+    from scripts.benchmarks.bases.models import load_base
 
     if args.threads:
         torch.set_num_threads(args.threads)

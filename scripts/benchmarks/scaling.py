@@ -8,12 +8,14 @@ Over HTTP, on a private Ray Serve on loopback, with random adapters. `--streams`
 begin when one replica is ready; when the second one has answered for `--both_s`, one stream goes on
 until Serve has taken a replica away. `asked_s`: from the first stream to Serve's decision. The rest
 follows on it: the process, the base, the adapters, the warm-up, Serve's own checks, and the first
-question. On the CPU both replicas share the cores.
+question; `start_s` is all of it but `asked_s`. `first` is the first replica's start and first
+answer, with nobody waiting. On the CPU both replicas share the cores.
 """
 
 import argparse
 import asyncio
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -24,9 +26,16 @@ import aiohttp
 
 from scripts.arguments import above_zero, positive
 from scripts.benchmarks.command import add_model_arguments, conditions, publish
-from scripts.benchmarks.http_client import LoadError, call, is_served
-from scripts.benchmarks.serve_process import serving
-from scripts.benchmarks.streams import Streamed, streaming
+from scripts.benchmarks.live_adapters.hot_add_operator import Operator
+from scripts.benchmarks.over_http.http_client import (
+    LoadError,
+    PreparedRequest,
+    chat_body,
+    is_served,
+    read_stream,
+)
+from scripts.benchmarks.over_http.serve_process import serving
+from scripts.benchmarks.over_http.streams import QUESTION, Streamed, streaming
 
 _POLL_S = 0.1
 _PARTS = ("process_s", "base_s", "adapters_s", "warm_up_s")
@@ -50,13 +59,13 @@ def run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         measured = asyncio.run(_measure(args, Path(scratch)))
     about = conditions(args, before)
-    shown = [(part, measured[part]) for part in ("up", "down", "answers")]
+    shown = [(part, measured[part]) for part in ("first", "up", "down", "answers")]
     publish("scaling", arguments, about | measured, out=args.out, lines=shown)
     return 1 if measured["answers"]["failed"] else 0
 
 
 async def _measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    from scripts.benchmarks.hot_add_service import prepare
+    from scripts.benchmarks.live_adapters.hot_add_service import prepare
 
     unused = {"adds": 1, "changes": 1, "slots": args.adapters, "megabytes": None, "replicas": 1}
     service = prepare(argparse.Namespace(**(vars(args) | unused)), folder)
@@ -64,7 +73,7 @@ async def _measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     names = [f"a{number}" for number in range(args.adapters)]
 
     def models(session: aiohttp.ClientSession, url: str) -> Awaitable[list[dict[str, Any]]]:
-        return _models(session, url, service.admin)
+        return Operator(session, url, service.user, service.admin, 2).models()
 
     async def is_ready(session: aiohttp.ClientSession, url: str) -> bool:
         return len(await models(session, url)) == 1 and await is_served(session, url)
@@ -76,6 +85,14 @@ async def _measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     ):
         first = (await models(session, url))[0]
         load = {"headers": service.user, "models": names, "max_tokens": args.output_tokens}
+        asked_at = time.time()
+        question = chat_body(QUESTION, 1, model=names[0])
+        await read_stream(
+            session,
+            PreparedRequest.post(names[0], f"{url}/v1/chat/completions", question, service.user),
+        )
+        begun = _first(first["start"], time.time() - asked_at)
+        _say("first", begun)
         async with streaming(url, num=args.streams, **load) as busy:
             began_at = time.time()
 
@@ -84,8 +101,11 @@ async def _measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
             started = await _until(args, lambda: models(session, url), second)
             seen_at = time.time()
+            _say("second", started["start"])
             await _until(args, lambda: models(session, url), lambda f: _has_answered(second(f)))
             answered_at = time.time()
+            up = _up(started["start"], began_at, seen_at, answered_at)
+            _say("up", up)
             await asyncio.sleep(args.both_s)
         async with streaming(url, num=1, **load) as light:
             light_at = time.time()
@@ -94,10 +114,16 @@ async def _measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
             )
         assert one
         return {
-            "up": _up(started["start"], began_at, seen_at, answered_at),
+            "first": begun,
+            "up": up,
             "down": {"seconds": round(time.time() - light_at, 2)},
             "answers": _answers(busy, light),
         }
+
+
+def _say(part: str, found: Any) -> None:
+    """Tell how far a run has come: it takes minutes."""
+    print(part, found, file=sys.stderr, flush=True)
 
 
 def _scale(application: dict[str, Any], args: argparse.Namespace) -> None:
@@ -118,15 +144,6 @@ def _scale(application: dict[str, Any], args: argparse.Namespace) -> None:
         scaling = autoscaling(ReplicaSettings(**replicas), args.rows)
         section = {"name": "Model", "ray_actor_options": options, "autoscaling_config": scaling}
         application["deployments"] = [section]
-
-
-async def _models(session: aiohttp.ClientSession, url: str, admin: Any) -> list[dict[str, Any]]:
-    """Return what each model replica says of itself."""
-    try:
-        status, content = await call(session, "GET", f"{url}/v1/operator", headers=admin)
-    except (OSError, ValueError):  # nothing is routed yet
-        return []
-    return [m for m in content["models"] if "start" in m] if status == 200 else []
 
 
 async def _until(
@@ -152,6 +169,16 @@ def _has_answered(model: dict[str, Any] | None) -> bool:
     return model is not None and model["adapter_hits"] + model["adapter_waits"] > 0
 
 
+def _first(start: dict[str, float], first_answer_s: float) -> dict[str, float]:
+    """Return the parts of the first replica's start, and of its first answer, of one token."""
+    parts = {part: start[part] for part in _PARTS}
+    parts |= {"first_answer_s": first_answer_s}
+    return {
+        part: round(seconds, 2)
+        for part, seconds in (parts | {"all_s": sum(parts.values())}).items()
+    }
+
+
 def _up(
     start: dict[str, float], began_at: float, seen_at: float, answered_at: float
 ) -> dict[str, float]:
@@ -165,6 +192,7 @@ def _up(
         **{part: start[part] for part in _PARTS},
         "seen_s": seen_at - start["ready_at"],
         "first_question_s": answered_at - seen_at,
+        "start_s": answered_at - start["began_at"],
         "all_s": answered_at - began_at,
     }
     return {part: round(seconds, 2) for part, seconds in parts.items()}

@@ -18,7 +18,7 @@ import argparse
 import asyncio
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -27,12 +27,12 @@ from typing import Any
 import aiohttp
 
 from scripts.arguments import above_zero, positive
-from scripts.benchmarks.closed_loop import WARM_UP_S, closed_loop, figures
 from scripts.benchmarks.command import add_model_arguments, conditions, publish
-from scripts.benchmarks.cpu_time import seconds_by_role, spent
-from scripts.benchmarks.hot_add_operator import Operator
-from scripts.benchmarks.http_client import PreparedRequest, chat_body
-from scripts.benchmarks.serve_process import in_private_network, serving
+from scripts.benchmarks.live_adapters.hot_add_operator import Operator
+from scripts.benchmarks.over_http.closed_loop import WARM_UP_S, closed_loop, figures
+from scripts.benchmarks.over_http.cpu_time import seconds_by_role, spent
+from scripts.benchmarks.over_http.http_client import PreparedRequest, chat_body
+from scripts.benchmarks.over_http.serve_process import in_private_network, serving
 
 QUESTION = (
     "My heart sometimes races for a minute when I climb the stairs, and afterwards I feel dizzy "
@@ -64,25 +64,25 @@ def run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
         return status
     before = os.getloadavg()
     with tempfile.TemporaryDirectory() as scratch:
-        idle, runs = asyncio.run(_measure(args, Path(scratch)))
-    about = conditions(args, before)
-    shown = [("idle, cores", idle), *((f"{found['streams']} streams", found) for found in runs)]
-    measured = about | {"idle_cores": idle, "runs": runs}
-    publish("serve", arguments, measured, out=args.out, lines=shown)
+        measured = asyncio.run(_measure(args, Path(scratch)))
+    runs = [(f"{found['streams']} streams", found) for found in measured["runs"]]
+    shown = [("idle, cores", measured["idle_cores"]), *runs]
+    publish("serve", arguments, conditions(args, before) | measured, out=args.out, lines=shown)
     return 0
 
 
-async def _measure(
-    args: argparse.Namespace, folder: Path
-) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """Return what the processes take while nobody asks, and the figures of each run."""
-    from scripts.benchmarks.hot_add_service import prepare
+async def _measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Return the parts of each model replica's start, what the processes take while nobody asks,
+    and the figures of each run."""
+    from scripts.benchmarks.live_adapters.hot_add_service import prepare
 
     unused = {"adds": 1, "changes": 1, "slots": args.adapters, "megabytes": None}
     service = prepare(argparse.Namespace(**(vars(args) | unused)), folder)
     service.application["args"]["router"] = {"replicas": args.routers}
     if args.stand_in_step_s:
-        service.application["import_path"] = "scripts.benchmarks.stand_in_model:build_clinic"
+        service.application["import_path"] = (
+            "scripts.benchmarks.over_http.stand_in_model:build_clinic"
+        )
         service.application["args"]["step_s"] = args.stand_in_step_s
     names = [f"a{number}" for number in range(args.adapters)]
     models = [None] if args.classified else names
@@ -91,16 +91,17 @@ async def _measure(
         for model in models
     ]
 
-    def is_ready(session: aiohttp.ClientSession, url: str) -> Any:
-        return Operator(session, url, service.user, service.admin, args.replicas).is_ready()
+    def operator(session: aiohttp.ClientSession, url: str) -> Operator:
+        return Operator(session, url, service.user, service.admin, args.replicas)
 
     async with serving(
         folder,
         [service.application],
-        is_ready,
+        lambda session, url: operator(session, url).is_ready(),
         fast=args.mode == "fast",
         ready_timeout_s=args.ready_timeout_s,
-    ) as (_, url, tree):
+    ) as (session, url, tree):
+        starts = [model["start"] for model in await operator(session, url).models()]
         prepared = [
             PreparedRequest.post(name or "auto", f"{url}/v1/chat/completions", body, service.user)
             for name, body in zip(models, requests, strict=True)
@@ -116,4 +117,13 @@ async def _measure(
                 run = figures(num, *found)
                 cpu_ms = spent(before, seconds_by_role(tree.alive()), run["answers"] / 1000)
                 runs.append(run | {"cpu_ms_per_answer": cpu_ms})
-            return idle, runs
+            return {"starts": _parts_of(starts), "idle_cores": idle, "runs": runs}
+
+
+def _parts_of(starts: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
+    """Return the seconds of each part of each start, and of all together."""
+    return [
+        {part: round(seconds, 2) for part, seconds in start.items() if part.endswith("_s")}
+        | {"all_s": round(start["ready_at"] - start["began_at"], 2)}
+        for start in starts
+    ]

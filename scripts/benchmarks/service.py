@@ -22,7 +22,7 @@ from tqdm import tqdm
 from deployments.startup.processes import ProcessTree
 from scripts.arguments import at_least
 from scripts.benchmarks.command import add_out, publish, spread
-from scripts.benchmarks.http_client import (
+from scripts.benchmarks.over_http.http_client import (
     PreparedRequest,
     StreamedAnswer,
     call,

@@ -24,7 +24,7 @@ import aiohttp
 
 from deployments.startup.processes import ProcessTree
 from scripts.benchmarks.command import add_out, publish, spread
-from scripts.benchmarks.http_client import (
+from scripts.benchmarks.over_http.http_client import (
     LoadError,
     PreparedRequest,
     call,
@@ -33,7 +33,7 @@ from scripts.benchmarks.http_client import (
     read_stream,
     succeeds,
 )
-from scripts.benchmarks.serve_process import serving
+from scripts.benchmarks.over_http.serve_process import serving
 from scripts.environment import pss_mib
 
 MAX_GROWTH_MIB_PER_100 = 1.0
@@ -67,7 +67,7 @@ async def _measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     application = {
         "name": "clinic",
         "route_prefix": "/",
-        "import_path": "scripts.benchmarks.stand_in_model:build_clinic",
+        "import_path": "scripts.benchmarks.over_http.stand_in_model:build_clinic",
         "args": {
             "device": "cpu",
             "state_dir": str(folder),

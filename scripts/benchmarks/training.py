@@ -64,14 +64,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
     import torch
 
-    from scripts.benchmarks.models import FLAN_T5_XL
+    from scripts.benchmarks.bases.shapes import SHAPES
 
     if args.device == "cuda" and not torch.cuda.is_available():
         print("benchmark training: no NVIDIA GPU was found", file=sys.stderr)
         return 2
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch)
-        shape = {**FLAN_T5_XL, **json.loads(args.shape)}
+        shape = {**SHAPES["flan-t5-xl-shape"][1], **json.loads(args.shape)}
         tokenizer = make_base(work / "base", shape, args.seed, args.device)
         make_data(work / "benchmark.jsonl", tokenizer, args)
         runs = {name: _run(work, name, args) for name in args.quantization}
@@ -89,7 +89,7 @@ def make_base(folder: Path, shape: dict[str, Any], seed: int, device: str) -> An
     import torch
     from transformers import T5Config, T5ForConditionalGeneration
 
-    from scripts.benchmarks.models import word_tokenizer
+    from scripts.benchmarks.bases.models import word_tokenizer
 
     tokenizer = word_tokenizer([*ANSWER_WORDS, *QUESTION_WORDS], "seq2seq")
     tokenizer.save_pretrained(folder)

@@ -6,16 +6,16 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from scripts.benchmarks.hot_add_service import several_on_one_cpu
+from scripts.benchmarks.bases.models import load_skeleton, word_tokenizer
 from scripts.benchmarks.in_process.random_adapters import write_catalog
-from scripts.benchmarks.models import load_skeleton, word_tokenizer
+from scripts.benchmarks.live_adapters.hot_add_service import several_on_one_cpu
 
 ADAPTERS = ("a0", "a1", "a2")
 MAX_TOKENS = 240
 MAX_ROWS = 8
 _NUM_WORDS = 500
 _STAND_IN_ROWS = 64
-_STAND_IN = "scripts.benchmarks.stand_in_model:build_clinic"
+_STAND_IN = "scripts.benchmarks.over_http.stand_in_model:build_clinic"
 
 
 def write_base(folder: Path, seed: int) -> Path:

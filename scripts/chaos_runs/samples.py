@@ -12,7 +12,7 @@ import aiohttp
 import psutil
 
 from deployments.startup.processes import ProcessTree
-from scripts.benchmarks.cpu_time import role_of
+from scripts.benchmarks.over_http.cpu_time import role_of
 
 MAX_GROWTH = 0.02  # of memory, from the end of the warm-up to the end
 HELD = ("pss_mib", "descriptors", "threads", "series")

@@ -19,7 +19,9 @@ from scripts.environment import command_line, commit, device_name
 from scripts.evaluation.answer_file import SYSTEMS, append, base_rows, read_answers, start
 from scripts.evaluation.diagnostic import DiagnosticItem, diagnostic_items
 from scripts.evaluation.protocol import protocol_for
+from scripts.lora.errors import LoraError
 
+SERVED = ("int8", "int4")  # weights of the engine on a CPU
 CATALOG_DIR = Path(__file__).resolve().parent.parent.parent / "adapters"
 
 
@@ -72,17 +74,17 @@ def evaluate(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
 
 def _write_answers(asked: Evaluation) -> int:
     """Write the answers that the file lacks; return how many were generated now."""
-    from scripts.evaluation.answer_model import AnswerModel, EvaluationQuestion
+    from scripts.evaluation.answer_model import EvaluationQuestion
     from scripts.lora.chosen_base import chosen_base
     from scripts.lora.device import check_device
     from scripts.lora.saved_adapter import check_base
 
     args, data = asked.args, asked.data
-    args.device = check_device(args.device)
+    args.device = check_device("cpu" if args.dtype in SERVED and not args.device else args.device)
     base = chosen_base(args)
     check_base(asked.folder, base.name)
     protocol = protocol_for([pair.answer for pair in data.train])
-    model = AnswerModel(base, asked.folder, args.dtype, args.device, _measures(args))
+    model = _model(args, base, asked.folder)
     questions = [EvaluationQuestion(p.id, p.question, p.answer) for p in data.validation]
     questions += [EvaluationQuestion(item.id, item.question, None) for item in asked.diagnostic]
     header = _header(asked) | {
@@ -100,6 +102,23 @@ def _write_answers(asked: Evaluation) -> int:
                 append(asked.answers_file, rows)
                 count += len(rows)
     return count
+
+
+def _model(args: argparse.Namespace, base: Any, folder: Path) -> Any:
+    """Return the model that answers: transformers', or the engine where it serves bytes.
+
+    Raises:
+        LoraError: such weights are asked for on a GPU, or cannot serve this base.
+    """
+    if args.dtype not in SERVED:
+        from scripts.evaluation.answer_model import AnswerModel
+
+        return AnswerModel(base, folder, args.dtype, args.device, _measures(args))
+    if args.device != "cpu":
+        raise LoraError(f"--dtype {args.dtype} is how a CPU serves: give --device cpu")
+    from scripts.evaluation.served_model import ServedModel
+
+    return ServedModel(base, folder, args.dtype, args.batch_size, _measures(args))
 
 
 def _measures(args: argparse.Namespace) -> dict[str, Any]:

@@ -1,19 +1,15 @@
 """Load a base model, plain or quantised."""
 
 import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSeq2SeqLM,
-    BitsAndBytesConfig,
-    T5PreTrainedModel,
-)
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from adapters.bases.models import Family
+from deployments.engine.model_loader import bitsandbytes_config
+from deployments.engine.quantised.loader import wo_quantised
 from scripts.lora.errors import TrainingError
 
 Quantization = Literal["none", "int8", "nf4"]
@@ -40,20 +36,11 @@ def load_quantised(
         raise TrainingError(f"{given} needs a GPU, and --device is cpu: leave it out there")
     if quantization == "none":
         return load_base(path, family, dtype).to(device)
-    if quantization == "int8":
-        config = BitsAndBytesConfig(load_in_8bit=True)
-    else:
-        config = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=getattr(torch, dtype),
-            # T5 casts the input of `wo` to its weight's dtype, which must not be uint8.
-            bnb_4bit_quant_storage=getattr(torch, dtype),
-        )
+    config = bitsandbytes_config(quantization, getattr(torch, dtype))
+    # T5's `wo` overflows float16. A server quantises it with nf4 too.
     everything = quantization == "nf4" and dtype != "float16"
     try:
-        with _with_wo_quantised() if everything else contextlib.nullcontext():
+        with wo_quantised() if everything else contextlib.nullcontext():
             return load_base(
                 path, family, dtype, quantization_config=config, device_map={"": device}
             )
@@ -62,19 +49,3 @@ def load_quantised(
             f"--quantization {quantization} needs bitsandbytes: {error}; install it, or leave "
             "--quantization out"
         ) from None
-
-
-@contextlib.contextmanager
-def _with_wo_quantised() -> Iterator[None]:
-    """Let T5's `wo` be quantised like the rest.
-
-    Transformers keeps it out because its values overflow float16, through which LLM.int8()
-    multiplies; NF4 multiplies in bfloat16, which has float32's range. In flan-t5-xl they are a
-    third of the weights.
-    """
-    kept = T5PreTrainedModel._keep_in_fp32_modules
-    T5PreTrainedModel._keep_in_fp32_modules = None
-    try:
-        yield
-    finally:
-        T5PreTrainedModel._keep_in_fp32_modules = kept

@@ -8,7 +8,7 @@ com.microsoft).
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -145,7 +145,7 @@ def _packed(codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     return np.asarray(codes[:, 0::2] | (codes[:, 1::2] << 4), dtype=np.uint8)
 
 
-def read_back(path: Path, num_specialties: int) -> Encoder:
+def read_back(path: Path | IO[bytes], num_specialties: int) -> Encoder:
     """Read an exported file: weights get the values that 4 bits held, the two heads are new."""
     graph = onnx.load(path).graph
     found = {tensor.name: tensor for tensor in graph.initializer}

@@ -1,5 +1,6 @@
 """Counts of work that do not depend on how fast a machine is."""
 
+import gc
 import subprocess
 import sys
 from collections import Counter
@@ -7,24 +8,33 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
+import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 # The host waits for a value of the device. In inference mode the last two are seen, not the first.
-SYNCHRONISES = ("aten::_local_scalar_dense", "aten::item", "aten::is_nonzero")
+SYNCHRONISES = (
+    *("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal"),
+    *("aten::item", "aten::is_nonzero"),
+)
 
 
 class Operators(TorchDispatchMode):
-    """Counts the operators that torch is asked for inside a `with`, by name."""
+    """Counts the operators that torch is asked for inside a `with`, by name, and the tensors that
+    they allocate: results that lie in the memory of none of their arguments."""
 
     def __init__(self) -> None:
         super().__init__()
         self.counts: Counter[str] = Counter()
+        self.num_allocated = 0
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         self.counts[func.name()] += 1
-        return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        self.num_allocated += len(_memories(result) - _memories((args, kwargs)))
+        return result
 
     @property
     def total(self) -> int:
@@ -33,6 +43,12 @@ class Operators(TorchDispatchMode):
     @property
     def num_synchronising(self) -> int:
         return sum(self.counts[name] for name in SYNCHRONISES)
+
+
+def _memories(values: Any) -> set[int]:
+    leaves = [leaf for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor)]
+    strided = [leaf for leaf in leaves if leaf.layout == torch.strided]  # others: packed weights
+    return {tensor.untyped_storage().data_ptr() for tensor in strided}
 
 
 class Calls:
@@ -56,6 +72,15 @@ def calls_of(work: Callable[[], object]) -> int:
     with Calls() as calls:
         work()
     return calls.total
+
+
+def blocks_kept_by(work: Callable[[], object]) -> int:
+    """Return by how many blocks of memory Python holds more after `work`."""
+    gc.collect()
+    before = sys.getallocatedblocks()
+    work()
+    gc.collect()
+    return sys.getallocatedblocks() - before
 
 
 _REPORT = """

@@ -63,9 +63,10 @@ def test_operators_of_a_step(tiny_catalogs: Catalogs, name: str, hold: Hold) -> 
     counted = operators_of_a_step(decoder_of(tiny_catalogs, name))
     hold(f"{name}: operators of a decode step", counted.total)
     hold(f"{name}: times a decode step waits for the device", counted.num_synchronising)
+    hold(f"{name}: tensors that a decode step allocates", counted.num_allocated)
 
 
-def test_one_more_operator_in_a_layer_is_noticed(
+def test_one_more_wait_and_tensor_in_a_step_are_noticed(
     tiny_catalogs: Catalogs, hold: Hold, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoder = decoder_of(tiny_catalogs, "llama")
@@ -81,3 +82,7 @@ def test_one_more_operator_in_a_layer_is_noticed(
     assert counted.total > before
     with pytest.raises(AssertionError, match="waits for the device"):
         hold("llama: times a decode step waits for the device", counted.num_synchronising)
+    with pytest.raises(AssertionError, match="tensors that a decode step allocates"):
+        hold("llama: tensors that a decode step allocates", counted.num_allocated)
+    with pytest.raises(AssertionError, match="operators of a decode step"):
+        hold("llama: operators of a decode step", counted.total)

@@ -4,10 +4,12 @@ import asyncio
 import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from deployments.channel.frames import pack_events
+from deployments.channel.sender import SenderConnection
 from deployments.engine.core import EngineLimits, ThreadCore
 from deployments.engine.decoder import DecoderInfo
 from deployments.engine.engine import Engine
@@ -16,10 +18,11 @@ from deployments.engine.row import EngineRow, Outbox
 from deployments.engine.scheduling.loop import StepLoop
 from deployments.engine_process.wire import pack_step
 from tests.budgets.conftest import Hold
-from tests.budgets.counting import Calls, calls_of
+from tests.budgets.counting import Calls, blocks_kept_by, calls_of
 from tests.deployments.engine.test_step_engine import ScriptedStepDecoder
 
 NUM_ROWS, NUM_TOKENS = 16, 64
+EVENT = TokenEvent("", " itchy", 12, 40, Timings(0.001, 0.1))
 
 
 class Wide(ScriptedStepDecoder):
@@ -112,16 +115,88 @@ async def _read(engine: Engine, request: Request) -> str:
 
 
 def test_an_event_on_the_channel(hold: Hold) -> None:
-    event = TokenEvent("", " itchy", 12, 40, Timings(0.001, 0.1))
-    num_bytes = len(pack_events([(stream, event) for stream in range(16)])) / 16
+    num_bytes = len(pack_events([(stream, EVENT) for stream in range(16)])) / 16
     hold("channel: bytes of an event", num_bytes)
 
 
-def test_one_more_message_of_a_step_is_noticed(hold: Hold) -> None:
+async def test_frames_of_a_turn(hold: Hold) -> None:
+    hold("channel: frames of a turn with an event of 16 answers", await frames_of_a_turn())
+
+
+async def frames_of_a_turn() -> int:
+    connection, transport = SenderConnection("token", lambda: None), Written()
+    connection.connection_made(transport)
+    greeted = transport.num_frames
+    for stream in range(NUM_ROWS):
+        connection.send(stream, EVENT)
+    await asyncio.sleep(0.01)
+    return transport.num_frames - greeted
+
+
+class Written(asyncio.Transport):
+    """Counts what is written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_frames = 0
+
+    def write(self, data: Any) -> None:
+        self.num_frames += 1
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        pass
+
+
+def test_memory_that_steps_leave(hold: Hold) -> None:
+    """Without what they deliver, which the replica takes."""
+    core = Core()
+    core.step(core.rows())
+
+    def steps() -> None:
+        for _ in range(NUM_TOKENS // 2):
+            core.step()
+            core.delivered.clear()
+
+    kept = blocks_kept_by(steps)
+    hold("engine: blocks of memory that a token leaves", kept / (NUM_ROWS * NUM_TOKENS // 2))
+
+
+def test_one_more_message_of_a_step_is_noticed(hold: Hold, monkeypatch: pytest.MonkeyPatch) -> None:
     core = Core()
     core.step(core.rows())
     core.delivered.clear()
+    push = EngineRow.push
+
+    def impatient(row: EngineRow, *token: Any) -> None:
+        push(row, *token)
+        if row.number == 0:
+            core.outbox.flush()
+
+    monkeypatch.setattr(EngineRow, "push", impatient)
     core.step()
-    core.delivered *= 2
     with pytest.raises(AssertionError, match="messages of a step for 16 rows: 2, budget 1"):
         hold("engine: messages of a step for 16 rows", len(core.delivered))
+
+
+async def test_a_frame_for_each_answer_is_noticed(
+    hold: Hold, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send = SenderConnection.send
+
+    def impatient(connection: SenderConnection, stream: int, event: TokenEvent) -> None:
+        send(connection, stream, event)
+        connection._flush()
+
+    monkeypatch.setattr(SenderConnection, "send", impatient)
+    with pytest.raises(AssertionError, match="of 16 answers: 16, budget 1"):
+        hold("channel: frames of a turn with an event of 16 answers", await frames_of_a_turn())
+
+
+def test_memory_that_a_token_leaves_is_noticed(hold: Hold, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[object] = []
+    push = EngineRow.push
+    monkeypatch.setattr(
+        EngineRow, "push", lambda row, *token: (push(row, *token), kept.append((row, {})))
+    )
+    with pytest.raises(AssertionError, match="blocks of memory that a token leaves"):
+        test_memory_that_steps_leave(hold)

@@ -2,22 +2,38 @@
 
 import asyncio
 import json
-from typing import Any
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, NamedTuple
 
 import pytest
 
+from deployments.api import streaming
 from deployments.api.app import create_api
+from deployments.api.comments import commented
 from tests.budgets.conftest import Hold
 from tests.budgets.counting import Calls, modules_and_files
 from tests.deployments.conftest import SmallBackend
 
 SHORT, LONG = 20, 60  # words; each is a token of the echo's answer
+STREAMS = [
+    ("a chat stream", "/v1/chat/completions", {"model": "base", "stream": True}, "messages"),
+    ("/ask", "/ask", {"stream": True}, "question"),
+]
 
 
-def calls_of_a_stream(path: str, body: dict[str, Any]) -> int:
-    """Return the Python calls of one whole request, from ASGI's scope to its last message."""
+class Cost(NamedTuple):
+    """Of a request or a token: Python calls, messages to the proxy, and bytes of their bodies."""
 
-    async def ask() -> tuple[int, int]:
+    calls: float
+    messages: float
+    num_bytes: float
+
+
+def cost_of_a_stream(path: str, body: dict[str, Any]) -> Cost:
+    """Return the cost of one whole request, from ASGI's scope to its last message."""
+
+    async def ask() -> Cost:
         api = create_api(SmallBackend())
         given = [{"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}]
         sent: list[Any] = []
@@ -54,19 +70,21 @@ def calls_of_a_stream(path: str, body: dict[str, Any]) -> int:
         assert status == 200, sent
         given.append({"type": "http.request", "body": json.dumps(body).encode()})
         closed.clear()
+        sent.clear()
         with Calls() as calls:
             await api(dict(scope), receive, send)
-        return calls.total, len(sent)
+        num_bytes = sum(len(message.get("body", b"")) for message in sent)
+        return Cost(calls.total, len(sent), num_bytes)
 
-    return asyncio.run(ask())[0]
+    return asyncio.run(ask())
 
 
-def calls_of_a_token(path: str, body: dict[str, Any], field: str) -> float:
+def cost_of_a_token(path: str, body: dict[str, Any], field: str) -> Cost:
     short, long = (
-        calls_of_a_stream(path, body | _question(field, " ".join(["word"] * num_words)))
+        cost_of_a_stream(path, body | _question(field, " ".join(["word"] * num_words)))
         for num_words in (SHORT, LONG)
     )
-    return (long - short) / (LONG - SHORT)
+    return Cost(*((b - a) / (LONG - SHORT) for a, b in zip(short, long, strict=True)))
 
 
 def _question(field: str, text: str) -> dict[str, Any]:
@@ -75,15 +93,34 @@ def _question(field: str, text: str) -> dict[str, Any]:
     return {field: text}
 
 
-def test_a_token_of_a_chat_stream(hold: Hold) -> None:
-    body = {"model": "base", "stream": True}
-    calls = calls_of_a_token("/v1/chat/completions", body, "messages")
-    hold("router: Python calls for a token of a chat stream", calls)
+@pytest.mark.parametrize(("name", "path", "body", "field"), STREAMS)
+def test_a_token_of_a_stream(
+    name: str, path: str, body: dict[str, Any], field: str, hold: Hold
+) -> None:
+    cost = cost_of_a_token(path, body, field)
+    hold(f"router: Python calls for a token of {name}", cost.calls)
+    hold(f"router: messages for a token of {name}", cost.messages)
+    hold(f"router: bytes for a token of {name}", cost.num_bytes)
 
 
-def test_a_token_of_an_ask_stream(hold: Hold) -> None:
-    body = {"stream": True}
-    hold("router: Python calls for a token of /ask", calls_of_a_token("/ask", body, "question"))
+def test_one_more_message_a_token_is_noticed(hold: Hold, monkeypatch: pytest.MonkeyPatch) -> None:
+    @asynccontextmanager
+    async def chatty(send: Any) -> AsyncIterator[Any]:
+        async with commented(send) as send_event:
+
+            async def twice(text: str) -> None:
+                await send_event(text)
+                await send_event(": there is more\n\n")
+
+            yield twice
+
+    monkeypatch.setattr(streaming, "commented", chatty)
+    name, *stream = STREAMS[0]
+    cost = cost_of_a_token(*stream)
+    with pytest.raises(AssertionError, match=f"messages for a token of {name}: 2, budget 1"):
+        hold(f"router: messages for a token of {name}", cost.messages)
+    with pytest.raises(AssertionError, match="bytes for a token"):
+        hold(f"router: bytes for a token of {name}", cost.num_bytes)
 
 
 @pytest.mark.slow

@@ -27,13 +27,40 @@ for await (const chunk of stream) {
   usage = chunk.usage ?? usage;
 }
 assert.equal(text, whole.choices[0].message.content);
-assert.deepEqual(usage, whole.usage);
+assert.ok(usage.prompt_tokens_details.cached_tokens > 0, "the same prompt was read a second time");
+assert.equal(usage.completion_tokens, whole.usage.completion_tokens);
+assert.equal(usage.total_tokens, whole.usage.total_tokens);
 
 const completion = await client.completions.create({ model: "base", prompt: "Why?", max_tokens: 4 });
 assert.equal(typeof completion.choices[0].text, "string");
 
+const tool = { type: "function", function: { name: "book", parameters: { type: "object" } } };
 await assert.rejects(
-  () => client.chat.completions.create({ ...asked, n: 2 }),
-  (error) => error instanceof OpenAI.BadRequestError && error.code === "unsupported_field",
+  () => client.chat.completions.create({ ...asked, tools: [tool] }),
+  (error) =>
+    error instanceof OpenAI.BadRequestError &&
+    error.code === "unsupported_field" &&
+    error.param === "tools",
 );
-console.log(JSON.stringify({ tests: 5 }));
+await client.chat.completions.create({ ...asked, tools: [tool], tool_choice: "none" });
+
+const schema = {
+  type: "object",
+  properties: { urgent: { type: "boolean" } },
+  required: ["urgent"],
+  additionalProperties: false,
+};
+const structured = await client.chat.completions.create({
+  ...asked,
+  max_completion_tokens: 64,
+  response_format: { type: "json_schema", json_schema: { name: "triage", strict: true, schema } },
+});
+assert.equal(typeof JSON.parse(structured.choices[0].message.content).urgent, "boolean");
+
+const scored = await client.chat.completions.create({ ...asked, logprobs: true, top_logprobs: 2 });
+assert.ok(scored.choices[0].logprobs.content.length > 0);
+assert.ok(scored.choices[0].logprobs.content.every((token) => token.top_logprobs.length === 2));
+
+const response = await client.responses.create({ model: "derm", input: "Why?", max_output_tokens: 4 });
+assert.equal(typeof response.output_text, "string");
+console.log(JSON.stringify({ tests: 9 }));

@@ -40,7 +40,7 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def clinic(deploy: Deploy, state: Path, tiny_router_dir: Path) -> Iterator[httpx.Client]:
     from deployments.app import build_application
     from deployments.settings import parse_settings
-    from scripts.benchmarks.stand_in_model import load_stand_in
+    from scripts.benchmarks.over_http.stand_in_model import load_stand_in
 
     settings = parse_settings(
         {

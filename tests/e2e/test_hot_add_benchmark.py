@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from scripts.benchmarks.hot_add import add_arguments, measure_under_load
-from scripts.benchmarks.hot_add_operator import Operator
-from scripts.benchmarks.hot_add_service import prepare
-from scripts.benchmarks.http_client import connect
+from scripts.benchmarks.live_adapters.hot_add import add_arguments, measure_under_load
+from scripts.benchmarks.live_adapters.hot_add_operator import Operator
+from scripts.benchmarks.live_adapters.hot_add_service import prepare
+from scripts.benchmarks.over_http.http_client import connect
 from tests.e2e.conftest import Deploy
 from tests.e2e.test_adapter_lifecycle import load_on_cpu, wait_for
 

@@ -22,7 +22,7 @@ import pytest
 import pytest_asyncio
 
 from references.default_shelf import open_shelf
-from scripts.benchmarks.serve_process import serving
+from scripts.benchmarks.over_http.serve_process import serving
 from scripts.chaos_runs.clinic import write_clinic
 from tests.e2e.conftest import ROOT, free_port
 from tests.e2e.otlp_receiver import ReceivedSpan, Receiver, receiving

@@ -1,5 +1,6 @@
 """A damaged artefact is refused with the file's name and the fix, never half loaded."""
 
+import gzip
 import hashlib
 import json
 import shutil
@@ -19,7 +20,7 @@ from router.artefact import (
     read_arrays,
     read_manifest,
 )
-from router.encoder import ENCODER, PACKED_TOKENIZER
+from router.encoder import ENCODER, PACKED_ENCODER, PACKED_TOKENIZER
 
 Damage = Callable[[Path], None]
 
@@ -73,6 +74,10 @@ def truncate_manifest(folder: Path) -> None:
     (folder / MANIFEST).write_text(text[:500], encoding="utf-8")
 
 
+def list_manifest(folder: Path) -> None:
+    (folder / MANIFEST).write_text("[]", encoding="utf-8")
+
+
 def other_width(folder: Path) -> None:
     """An encoder of another hidden size than the head was fitted on."""
     from scripts.router.encoder_export import export
@@ -92,16 +97,28 @@ def drop_last(array: Any) -> Any:
     return array[:-1]
 
 
+def pack_and(damage: Callable[[bytes], bytes]) -> Damage:
+    def packed(folder: Path) -> None:
+        content = (folder / ENCODER).read_bytes()
+        (folder / ENCODER).unlink()
+        (folder / PACKED_ENCODER).write_bytes(damage(gzip.compress(content)))
+
+    return packed
+
+
 DAMAGES: dict[str, tuple[Damage, str]] = {
     **{f"{name} flipped": (flip_a_byte(name), "its sha256 is") for name in (WEIGHTS, ENCODER)},
     "tokenizer flipped": (flip_a_byte(PACKED_TOKENIZER), r"tokenizer\.json\.gz: its sha256 is"),
     "no weights": (remove(WEIGHTS), r"weights\.npz: it is missing"),
     "no encoder": (remove(ENCODER), r"encoder\.onnx: it is missing"),
+    "packed, half": (pack_and(lambda c: c[:-9]), r"encoder\.onnx\.gz: it cannot be unpacked"),
+    "packed, no archive": (pack_and(lambda c: b"no"), r"encoder\.onnx\.gz: it cannot be unpacked"),
+    "packed, another": (pack_and(lambda c: gzip.compress(b"other")), "its sha256 is"),
     "no tokenizer": (remove(PACKED_TOKENIZER), r"tokenizer\.json\.gz: it is missing"),
     "no manifest": (remove(MANIFEST), r"manifest\.json: it is missing"),
     "no folder": (shutil.rmtree, r"manifest\.json: it is missing"),
     "half a manifest": (truncate_manifest, r"manifest\.json: it is not JSON"),
-    "a list": (lambda folder: (folder / MANIFEST).write_text("[]"), "format_version is None"),
+    "a list": (list_manifest, "format_version is None"),
     "old format": (edit(lambda m: m.update(format_version=1)), "format_version is 1, not 2"),
     "a label less": (edit(lambda m: m["specialties"].pop()), r"weights\.npz: shapes do not fit"),
     "an n-gram label less": (edit(lambda m: m["ngram_specialties"].pop()), "shapes do not fit"),

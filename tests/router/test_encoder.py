@@ -157,5 +157,8 @@ def test_files_that_cannot_be_read_are_named(tiny_encoder_dir: Path, tmp_path: P
     with pytest.raises(EncoderError, match=r"^tokenizer\.json: it is not a tokenizer"):
         OnnxEncoder(tmp_path, "none")
     (tmp_path / "tokenizer.json").write_bytes((tiny_encoder_dir / "tokenizer.json").read_bytes())
+    with pytest.raises(EncoderError, match=r"^encoder\.onnx: it is missing"):
+        OnnxEncoder(tmp_path, "none")
+    (tmp_path / "encoder.onnx").write_bytes(b"no network")
     with pytest.raises(EncoderError, match=r"^encoder\.onnx: it is not an encoder"):
         OnnxEncoder(tmp_path, "none")

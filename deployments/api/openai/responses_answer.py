@@ -52,7 +52,7 @@ class ResponsesAnswer:
             "store": False,
             "temperature": chat.sampling.temperature,
             "text": bodies.ReplyText(format=asked.format),
-            "tool_choice": "auto",
+            "tool_choice": "none" if asked.tool_choice == "none" else "auto",
             "tools": [],
             "top_p": chat.sampling.top_p,
             "truncation": "disabled",

@@ -33,7 +33,7 @@ class AskRequest(RequestModel):
         default=None, description="asks this specialty's specialist, without the router"
     )
     max_tokens: MaxTokens | None = Field(default=None, description="longest answer")
-    stream: StrictBool = Field(default=False, description="server-sent events")
+    stream: StrictBool | None = Field(default=None, description="server-sent events")
     min_confidence: float | None = Field(
         default=None,
         ge=0,

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.responses import Response
 
 from deployments.api.protocol.neutral import AcceptOnly
@@ -29,9 +29,24 @@ def is_id(text: str) -> bool:
 
 
 class RequestModel(BaseModel):
-    """No unknown keys, no conversion between types, no NaN or infinity."""
+    """No unknown keys but with null, no conversion between types, no NaN or infinity."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        json_schema_extra={"additionalProperties": {"type": "null"}},
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_unknown_nulls(cls, given: Any) -> Any:
+        """Drop unknown keys whose value is null: they ask for nothing."""
+        if not isinstance(given, dict) or None not in given.values():
+            return given
+        known = {field.alias or name for name, field in cls.model_fields.items()}
+        return {key: value for key, value in given.items() if value is not None or key in known}
 
     @classmethod
     def supported(cls) -> list[str]:

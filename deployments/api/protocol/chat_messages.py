@@ -53,7 +53,8 @@ _Content = Annotated[
 
 
 def _content_by_role(schema: dict[str, Any]) -> None:
-    """Say in JSON Schema which turns may have no content."""
+    """Say in JSON Schema which turns may have no content, and that unknown fields may be null."""
+    schema["additionalProperties"] = {"type": "null"}
     content = schema["properties"].pop("content")
     text = [choice for choice in content["anyOf"] if choice.get("type") != "null"]
     empty: list[dict[str, Any]] = [{"type": "null"}, {"type": "array", "maxItems": 0}]

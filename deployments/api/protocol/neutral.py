@@ -5,6 +5,7 @@ or that changes nothing here; any other value is refused by the field's name. Th
 requests, messages, parts and options alike: each declares such a field as `Neutral`.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -28,12 +29,18 @@ HINT = Field(description="accepted as OpenAI's clients send it; no effect, and k
 
 @dataclass(frozen=True, slots=True)
 class AcceptOnly:
-    """Accept the values of `allowed` and no other. In JSON, true is not 1 and false is not 0."""
+    """Accept the values of `allowed` and no other. In JSON, true is not 1 and false is not 0.
+
+    also: further values that a test of them allows, and their JSON Schema.
+    """
 
     allowed: tuple[Any, ...] = _NOTHING
+    also: "Also | None" = None
 
     def check(self, value: Any) -> Any:
         if any(_is_same(value, choice) for choice in self.allowed):
+            return value
+        if self.also is not None and self.also.test(value):
             return value
         raise PydanticCustomError(UNSUPPORTED, "not supported by this server")
 
@@ -46,7 +53,18 @@ class AcceptOnly:
         self, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
         description = "not supported: only a value that asks for nothing is accepted"
-        return {"description": description, "enum": list(self.allowed)}
+        enum = {"enum": list(self.allowed)}
+        if self.also is None:
+            return {"description": description, **enum}
+        return {"description": description, "anyOf": [enum, dict(self.also.schema)]}
+
+
+@dataclass(frozen=True, slots=True)
+class Also:
+    """Describe values that are accepted beside a few named ones."""
+
+    test: Callable[[Any], bool]
+    schema: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +96,39 @@ def _is_same(value: Any, choice: Any) -> bool:
 
 
 Neutral = Annotated[Any, AcceptOnly()]
+# {} asks for a search, with nothing said about it.
+NeutralSearch = Annotated[Any, AcceptOnly((None, False, 0, "", []))]
+# Biases of nothing.
+NeutralBias = Annotated[
+    Any,
+    AcceptOnly(
+        also=Also(
+            lambda value: isinstance(value, dict) and all(_is_same(v, 0) for v in value.values()),
+            {"type": "object", "additionalProperties": {"const": 0}},
+        )
+    ),
+]
+# Tools that are not to be called never come here (`without_uncalled`).
+Tools = Annotated[
+    Any,
+    AcceptOnly(
+        also=Also(
+            lambda value: False,
+            {"type": "array", "description": "with tool_choice (or function_call): none"},
+        )
+    ),
+]
+
+
+def without_uncalled(given: Any) -> Any:
+    """Return a request's body without tools that it forbids to call: they ask for nothing."""
+    for choice, tools in (("tool_choice", "tools"), ("function_call", "functions")):
+        is_uncalled = isinstance(given, dict) and given.get(choice) == "none"
+        if is_uncalled and isinstance(given.get(tools), list):
+            given = {**given, tools: None}
+    return given
+
+
 # How many answers to make: 1 is the number that asks for nothing more.
 NeutralCount = Annotated[Any, AcceptOnly((None, False, 1, "", [], {}))]
 _ONE: tuple[Any, ...] = (None, False, 1, "", [], {})

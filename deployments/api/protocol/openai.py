@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from pydantic import Discriminator, Field, StrictBool, StrictInt, StrictStr, Tag
+from pydantic import Discriminator, Field, StrictBool, StrictInt, StrictStr, Tag, model_validator
 
 from deployments.api.errors import ApiError
 from deployments.api.protocol import neutral
@@ -22,6 +22,8 @@ class StreamOptions(RequestModel):
 
 class OpenAIRequest(StructuredRequest):
     """What /v1/chat/completions and /v1/completions share."""
+
+    _tools = model_validator(mode="before")(neutral.without_uncalled)
 
     model: StrictStr | None = Field(
         default=None, description="auto or null (the router picks), an adapter's name, or base"
@@ -67,8 +69,8 @@ class OpenAIRequest(StructuredRequest):
     best_of: neutral.NeutralCount = None
     frequency_penalty: Neutral = None
     function_call: neutral.NeutralToolChoice = None
-    functions: Neutral = None
-    logit_bias: Neutral = None
+    functions: neutral.Tools = None
+    logit_bias: neutral.NeutralBias = None
     modalities: neutral.NeutralModalities = None
     moderation: Neutral = None
     parallel_tool_calls: neutral.NeutralFlag = None
@@ -78,9 +80,9 @@ class OpenAIRequest(StructuredRequest):
     service_tier: neutral.NeutralTier = None
     suffix: Neutral = None
     tool_choice: neutral.NeutralToolChoice = None
-    tools: Neutral = None
+    tools: neutral.Tools = None
     verbosity: neutral.NeutralVerbosity = None
-    web_search_options: Neutral = None
+    web_search_options: neutral.NeutralSearch = None
     # vLLM's.
     add_generation_prompt: neutral.NeutralFlag = None
     add_special_tokens: Neutral = None

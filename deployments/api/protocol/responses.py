@@ -5,17 +5,24 @@ Nothing is stored: the whole conversation comes with each request, as `input`.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, StrictBool, StrictStr, Tag, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import (
+    Discriminator,
+    Field,
+    StrictBool,
+    StrictStr,
+    Tag,
+    model_validator,
+)
 
 from deployments.api.protocol import neutral
 from deployments.api.protocol.ask import MaxTokens
 from deployments.api.protocol.base import Count, ErrorDetail, ReplyModel, RequestModel
 from deployments.api.protocol.chat_messages import ChatMessage
-from deployments.api.protocol.neutral import HINT, UNSUPPORTED, AcceptOnly, Neutral, OrNothing
+from deployments.api.protocol.neutral import HINT, AcceptOnly, Neutral, OrNothing
 from deployments.api.protocol.openai import ChatRequest
 from deployments.api.protocol.openai_replies import ChatToken, PolyclinicPart
 from deployments.api.protocol.references import Grounding
+from deployments.api.protocol.responses_input import InputMessage, Items
 from deployments.api.protocol.structure import (
     FlatSchemaFormat,
     JsonObjectFormat,
@@ -28,32 +35,16 @@ from deployments.api.protocol.structure import (
 _Hint = Annotated[Any, HINT]
 
 
-class InputMessage(ChatMessage):
-    """One turn; the items of an earlier reply's `output` can be sent back as they came."""
-
-    type: Literal["message"] = "message"
-    id: _Hint = None
-    status: _Hint = None
-    phase: _Hint = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _is_a_message(cls, item: Any) -> Any:
-        kind = item.get("type", "message") if isinstance(item, dict) else "message"
-        if kind != "message":
-            raise PydanticCustomError(UNSUPPORTED, "only items of type 'message' are supported")
-        return item
-
-
-_Items = Annotated[list[InputMessage], Field(min_length=1)]
-
-
 def _kind_of_input(given: Any) -> str:
     return "Items" if isinstance(given, list) else "Text"
 
 
 LOGPROBS = "message.output_text.logprobs"
-_Include = Annotated[list[Literal["message.output_text.logprobs"]] | None, OrNothing()]
+# There is no reasoning here, so nothing of it is left out.
+_Include = Annotated[
+    list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] | None,
+    OrNothing(),
+]
 
 
 class TextConfig(RequestModel):
@@ -74,11 +65,13 @@ class ResponsesStreamOptions(RequestModel):
 class ResponsesRequest(RequestModel):
     """POST /v1/responses"""
 
+    _tools = model_validator(mode="before")(neutral.without_uncalled)
+
     model: StrictStr | None = Field(
         default=None, description="auto or null (the router picks), an adapter's name, or base"
     )
     input: Annotated[
-        Annotated[StrictStr, Tag("Text")] | Annotated[_Items, Tag("Items")],
+        Annotated[StrictStr, Tag("Text")] | Annotated[Items, Tag("Items")],
         Discriminator(_kind_of_input),
     ] = Field(description="the question, or the conversation so far")
     instructions: StrictStr | None = Field(default=None, description="for the model, before all")
@@ -115,8 +108,8 @@ class ResponsesRequest(RequestModel):
     prompt: Neutral = None
     service_tier: neutral.NeutralTier = None
     tool_choice: neutral.NeutralToolChoice = None
-    tools: Neutral = None
-    truncation: Annotated[Any, AcceptOnly((None, "", "disabled"))] = None
+    tools: neutral.Tools = None
+    truncation: Annotated[Any, AcceptOnly((None, False, 0, "", [], {}, "disabled"))] = None
 
     def as_chat(self) -> ChatRequest:
         """Return the same question as a chat's: `instructions` are its first system turn."""
@@ -124,7 +117,7 @@ class ResponsesRequest(RequestModel):
         if isinstance(self.input, str):
             turns.append(ChatMessage(role="user", content=self.input))
         else:
-            turns.extend(self.input)
+            turns.extend(item for _, item in self._messages)
         first = [ChatMessage(role="system", content=self.instructions)] if self.instructions else []
         given = None if self.text is None else self.text.format
         wanted: ResponseFormat = given if isinstance(given, JsonObjectFormat) else None
@@ -143,6 +136,12 @@ class ResponsesRequest(RequestModel):
             top_logprobs=self.top_logprobs,
             response_format=wanted,
         )
+
+    @property
+    def _messages(self) -> list[tuple[int, InputMessage]]:
+        """The messages among the items, each with its place."""
+        items = enumerate(self.input if isinstance(self.input, list) else ())
+        return [(place, item) for place, item in items if isinstance(item, InputMessage)]
 
     @property
     def format(self) -> dict[str, Any]:
@@ -169,7 +168,8 @@ class ResponsesRequest(RequestModel):
             return "instructions"
         if not number or isinstance(self.input, str):
             return "input"
-        return ".".join(part for part in ("input", str(position), inside) if part)
+        place, _ = self._messages[position]
+        return ".".join(part for part in ("input", str(place), inside) if part)
 
 
 Status = Literal["in_progress", "completed", "incomplete"]
@@ -252,7 +252,7 @@ class ResponsesReply(ReplyModel):
     store: Literal[False]
     temperature: float
     text: ReplyText
-    tool_choice: Literal["auto"]
+    tool_choice: Literal["auto", "none"]
     tools: list[Any]
     top_p: float
     truncation: Literal["disabled"]

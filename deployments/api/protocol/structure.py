@@ -22,7 +22,8 @@ class Structure:
 
 _Name = Annotated[StrictStr, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 _Schema = Annotated[
-    dict[str, Any] | StrictBool, Field(alias="schema", description="JSON Schema; see docs/usage.md")
+    dict[str, Any] | StrictBool | None,
+    Field(alias="schema", description="JSON Schema; see docs/usage.md; null: any value"),
 ]
 
 
@@ -40,7 +41,7 @@ class NamedSchema(RequestModel):
     """`strict`: the answer keeps to the schema with any value."""
 
     name: _Name
-    json_schema: _Schema = {}
+    json_schema: _Schema = None
     description: Annotated[StrictStr | None, HINT] = None
     strict: Annotated[StrictBool | None, HINT] = None
 
@@ -123,7 +124,7 @@ class StructuredRequest(RequestModel):
         if isinstance(self.response_format, JsonSchemaFormat):
             path = "response_format.json_schema.schema"
             schema = self.response_format.json_schema.json_schema
-            found.append(Structure(path, "json", schema))
+            found.append(Structure(path, "json", {} if schema is None else schema))
         if (inner := self.structured_outputs) is not None:
             found += [
                 Structure("structured_outputs.json", "json", inner.json_),

@@ -18,6 +18,7 @@ class TritonDecodeAttention:
         ends: (B,) where each row ends: start + capacity.
         positions: (B,) own positions filled so far.
         prompts: (B,) prompt positions at the end of the row.
+        is_invariant: as `decode_attention` says.
     """
 
     def __init__(
@@ -27,8 +28,12 @@ class TritonDecodeAttention:
         ends: torch.Tensor,
         positions: torch.Tensor,
         prompts: torch.Tensor,
+        *,
+        is_invariant: bool = False,
     ) -> None:
+        self._is_invariant = is_invariant
         self._layers = cache.layers
+        self.positions = positions
         self._own = (starts, positions)
         self._prompts = (ends - prompts, prompts)
 
@@ -55,9 +60,17 @@ class TritonDecodeAttention:
             scale=scale,
             window=window,
             softcap=softcap,
+            is_invariant=self._is_invariant,
         )
 
     def cross_attention(
         self, q: torch.Tensor, expansion: Expansion | None, layer: int, *, scale: float
     ) -> torch.Tensor:
-        return cross_attention(q, expansion, self._layers[layer], *self._prompts, scale=scale)
+        return cross_attention(
+            q,
+            expansion,
+            self._layers[layer],
+            *self._prompts,
+            scale=scale,
+            is_invariant=self._is_invariant,
+        )

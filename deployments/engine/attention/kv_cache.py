@@ -13,7 +13,6 @@ A causal model fills a row from the front. T5 fills it from both ends: the decod
 values from the front, the encoder's, computed once, at the end.
 """
 
-import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -69,10 +68,11 @@ class KvCache:
         self.starts = [sum(capacities[:row]) for row in range(len(capacities))]
         shape = (sum(capacities), 2, num_heads, head_dim)
         # Zeros, not empty tensors: masked positions are read too, and 0 * NaN is NaN.
-        zeros = (
-            huge_zeros if device.type == "cpu" else functools.partial(torch.zeros, device=device)
-        )
-        self.layers = [zeros(shape, dtype=dtype) for _ in range(num_layers)]
+        if device.type == "cpu":
+            self.layers = [huge_zeros(shape, dtype=dtype) for _ in range(num_layers)]
+        else:  # in one piece: a GPU's allocator rounds each up to 2 MiB
+            whole = torch.zeros((num_layers, *shape), dtype=dtype, device=device)
+            self.layers = list(whole.unbind())
         self.num_heads, self.device = num_heads, device
 
     @property
@@ -139,6 +139,8 @@ class DecodeAttention(Protocol):
 
     `expansion` is the LoRA part of the product that gave qkv or q, not yet added to it.
     """
+
+    positions: torch.Tensor  # (B,) own positions of each row filled so far
 
     def self_attention(
         self,
@@ -210,8 +212,8 @@ class TorchDecodeAttention:
         self._seen = {row: filled + 1 for row, filled in zip(rows, positions, strict=True)}
         self._prompts = dict(zip(rows, prompts, strict=True))
         device = cache.device
-        self._positions = torch.tensor(positions, device=device)
-        self._where = self._positions + torch.tensor([cache.starts[r] for r in rows], device=device)
+        self.positions = torch.tensor(positions, device=device)
+        self._where = self.positions + torch.tensor([cache.starts[r] for r in rows], device=device)
         # The first layer that needs them builds these, for all layers of its kind.
         self._ropes: dict[int, Rope] = {}
         self._self_reads: dict[tuple[int, int | None], list[_Read]] = {}
@@ -235,7 +237,7 @@ class TorchDecodeAttention:
         num_queries = all_heads - 2 * heads
         if rope is not None:
             if id(rope) not in self._ropes:
-                self._ropes[id(rope)] = rope.at(self._positions)
+                self._ropes[id(rope)] = rope.at(self.positions)
             self._ropes[id(rope)].apply_rotary_(qkv[:, : num_queries + heads])
         self._cache.write(layer, self._where, qkv[:, num_queries:].view(rows, 2, heads, dim))
         kind = (id(bias), window)

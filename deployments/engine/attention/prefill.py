@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 
 from deployments.engine.attention.kv_cache import KvCache
+from deployments.engine.attention.prompt_masks import MaskRule, QueryBlock, first_seen, query_blocks
 from deployments.engine.kernels.backend import are_fused
 from deployments.engine.kernels.ops import Segment, attend, prompt_blocks
 from deployments.engine.request import PrefillChunk
@@ -35,12 +36,16 @@ class PrefillAttention(Protocol):
 
 
 class TorchPrefillAttention:
-    """Attend with torch, one prompt after the other, on any device. Segments are in q's order."""
+    """Attend with torch, one prompt after the other, on any device. Segments are in q's order.
+
+    Where scores need a mask, long prompts are cut into blocks of queries: what is held at a time
+    grows with a prompt's length, not with its square.
+    """
 
     def __init__(self, segments: Sequence[Segment]) -> None:
         self._segments = segments
         # The first layer that needs them builds these, for all layers of its kind.
-        self._masks: dict[tuple[int, int | None], list[torch.Tensor | None]] = {}
+        self._blocks: dict[tuple[int, int | None], list[QueryBlock]] = {}
 
     def __call__(
         self,
@@ -54,61 +59,28 @@ class TorchPrefillAttention:
         softcap: float | None = None,
     ) -> torch.Tensor:
         kind = (id(bias), window)
-        if kind not in self._masks:
-            self._masks[kind] = [
-                _mask(s, bias, q.device, window, is_causal=is_causal, is_capped=softcap is not None)
-                for s in self._segments
-            ]
+        if kind not in self._blocks:
+            rule = MaskRule(bias, q.device, window, is_causal, softcap is not None)
+            self._blocks[kind] = [each for s in self._segments for each in query_blocks(s, rule)]
         attended = []
-        groups = q.shape[1] // keys_values.shape[2]
-        for segment, mask in zip(self._segments, self._masks[kind], strict=True):
+        groups = 1 if softcap is None else q.shape[1] // keys_values.shape[2]
+        for segment, mask_of in self._blocks[kind]:
             queries = q[segment.first : segment.first + segment.count].transpose(0, 1)[None]
-            first = segment.first_key + _first_seen(segment, window)
+            first = segment.first_key + first_seen(segment, window)
             kv = keys_values[first : segment.first_key + segment.num_keys]
             keys, values = kv.permute(1, 2, 0, 3).repeat_interleave(groups, 1).unsqueeze(1)
-            is_square = is_causal and mask is None
+            mask = mask_of()
             out = attend(
                 queries,
                 keys,
                 values,
                 mask=mask,
-                is_causal=is_square,
+                is_causal=is_causal and mask is None,
                 scale=scale,
                 softcap=softcap,
             )
             attended.append(out[0].transpose(0, 1).reshape(segment.count, -1))
         return torch.cat(attended)
-
-
-def _first_seen(segment: Segment, window: int | None) -> int:
-    """Return the first of the segment's keys that any of its queries sees."""
-    return 0 if window is None else max(0, segment.position - window + 1)
-
-
-def _mask(
-    segment: Segment,
-    bias: torch.Tensor | None,
-    device: torch.device,
-    window: int | None,
-    *,
-    is_causal: bool,
-    is_capped: bool,
-) -> torch.Tensor | None:
-    """Return what is added to, or masks, the scores of a segment.
-
-    That is (1, heads, count, num_keys) of a bias, or (count, num_keys) of a chunk that continues a
-    prompt, of a window shorter than the prompt, and of capped scores. Returns None where nothing,
-    or the plain causal triangle, applies.
-    """
-    keys = torch.arange(_first_seen(segment, window), segment.num_keys, device=device)
-    queries = torch.arange(segment.count, device=device)[:, None] + segment.position
-    if bias is not None:
-        return bias[:, keys - queries + bias.shape[1] // 2][None]
-    if not is_causal:
-        return None
-    if window is not None and segment.num_keys > window:
-        return (keys <= queries) & (keys > queries - window)
-    return keys <= queries if segment.position or is_capped else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +104,12 @@ class PrefillInputs:
     def num_tokens(self) -> int:
         return self.lines.shape[1]
 
-    def on(self, device: torch.device) -> PrefillBatch:
+    def on(self, device: torch.device, *, is_invariant: bool = False) -> PrefillBatch:
+        """Return the batch on a device.
+
+        Args:
+            is_invariant: no token's result depends on what is read beside it.
+        """
         tokens, positions, where, _ = self.lines.to(device).unbind()
         attention: PrefillAttention = TorchPrefillAttention(self.segments)
         if are_fused(device.type):
@@ -140,6 +117,10 @@ class PrefillInputs:
 
             blocks = prompt_blocks(self.segments).to(device)
             attention = functools.partial(prefill_attention, blocks=blocks)
+        elif is_invariant:
+            from deployments.engine.cpu.row_batches import RowPrefillAttention
+
+            attention = RowPrefillAttention(self.segments)
         return PrefillBatch(tokens, positions, where, attention)
 
 

@@ -6,6 +6,11 @@ _LONG_ROWS = 8  # when the budget is short, one row in _LONG_ROWS has full lengt
 _SHORTEST = 8  # a short row holds at least 1/_SHORTEST of a long one
 
 
+def full_length(num_positions: int) -> int:
+    """Return the capacity of a row that holds the longest answer."""
+    return -(-num_positions // ALIGNMENT) * ALIGNMENT
+
+
 def plan_rows(
     max_rows: int, num_positions: int, bytes_per_position: int, budget_bytes: int
 ) -> tuple[int, ...]:
@@ -18,7 +23,7 @@ def plan_rows(
     Raises:
         ValueError: not even one full row fits.
     """
-    full = -(-num_positions // ALIGNMENT) * ALIGNMENT
+    full = full_length(num_positions)
     affordable = budget_bytes // bytes_per_position
     if affordable < full:
         raise ValueError(

@@ -109,3 +109,14 @@ def to_bfloat16(typing: Any, x: Any) -> Any:
         )
 
     return types.int16(types.float32), build
+
+
+@intrinsic
+def from_bfloat16(typing: Any, bits: Any) -> Any:
+    """Return the float32 of a bfloat16's bits."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        upper = builder.shl(builder.zext(args[0], _I32), ir.Constant(_I32, 16))
+        return builder.bitcast(upper, _F32)
+
+    return types.float32(types.int16), build

@@ -89,39 +89,6 @@ def rms_norm(x: Any, weight: Any, out: Any, size: int, eps: float) -> None:
 
 
 @compiled
-def shrink(x: Any, size: int, a: int, slot: int, rank: int, stack_rank: int, out: Any) -> None:
-    """Write x @ A of the slot's first `rank` lines to out."""
-    for j in range(rank):
-        line = floats(a + 4 * size * (slot * stack_rank + j), size)
-        total = float32(0.0)
-        for i in range(size):
-            total += x[i] * line[i]
-        out[j] = total
-
-
-@compiled
-def expand(
-    shrunk: Any, rank: int, b: int, slot: int, stack_rank: int, size: int, first: int, out: Any
-) -> None:
-    """Add shrunk @ B to out, columns [first, first + len(out)) of a module of `size` columns."""
-    count = min(len(out), size - first)
-    base = b + 4 * (size * slot * stack_rank + first)
-    j = 0
-    while j + 4 <= rank:  # four at a time: out is read and written once for them
-        a0, a1 = floats(base + 4 * size * j, count), floats(base + 4 * size * (j + 1), count)
-        a2, a3 = floats(base + 4 * size * (j + 2), count), floats(base + 4 * size * (j + 3), count)
-        f0, f1, f2, f3 = shrunk[j], shrunk[j + 1], shrunk[j + 2], shrunk[j + 3]
-        for i in range(count):
-            out[i] += f0 * a0[i] + f1 * a1[i] + f2 * a2[i] + f3 * a3[i]
-        j += 4
-    while j < rank:
-        line, factor = floats(base + 4 * size * j, count), shrunk[j]
-        for i in range(count):
-            out[i] += factor * line[i]
-        j += 1
-
-
-@compiled
 def rotate(x: Any, cos: Any, sin: Any, size: int, scale: float) -> None:
     """Apply RoPE to x (size,) in place and multiply by `scale`; Rope (kernels/ops.py) has the form
     of cos and sin."""

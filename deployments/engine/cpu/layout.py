@@ -7,7 +7,7 @@ HALF = GROUP // 2  # inputs of a weight of four bits that have one step and one 
 # A table (layers, MODULES, MODULE_FIELDS) of addresses, one line for each linear layer.
 Q, K, V, O, GATE, UP, DOWN = range(7)  # noqa: E741
 MODULES = 7
-WEIGHT, BITS, BIAS, OUTPUTS, LORA_A, LORA_B = range(6)  # BITS and OUTPUTS are numbers
+WEIGHT, BIAS, BITS, OUTPUTS, INPUTS, NUMBER = range(6)  # numbers from BITS on
 MODULE_FIELDS = 6
 
 # A table (layers, LAYER_FIELDS) of addresses.
@@ -29,12 +29,13 @@ LAYER_FIELDS = 3
     INNER_WIDTH,
     VOCAB_WIDTH,
     WIDEST,
-    STACK_RANK,
+    LORA_RANK,  # the largest
+    LORA_MODULES,
     THREADS,
     SCRATCH_SIZE,
     GROUPS,  # of the widest inputs
-) = range(17)
-NUM_SHAPE = 17
+) = range(18)
+NUM_SHAPE = 18
 
 # Addresses of what a step works on.
 (
@@ -48,10 +49,10 @@ NUM_SHAPE = 17
     SUMS,  # int32 (rows, GROUPS)
     ROW_SCALES,  # float32 (rows, GROUPS)
     HALF_SUMS,  # float32 (rows, GROUPS, 2)
-    SHRUNK,  # float32 (rows, MODULES, STACK_RANK)
+    SHRUNK,  # float32 (rows, MODULES, LORA_RANK)
     SCRATCH,  # float32 (THREADS, SCRATCH_SIZE)
     ROWS,  # int64 (rows, ROW_FIELDS)
-    RANKS,  # int64 (slots,)
+    LORA,  # int64 (slots, LORA_MODULES, FIELDS), as lora/blocks.py says
     COS,  # float32 (positions, HEAD_DIM)
     SIN,
     FINAL_NORM,  # float32 (HIDDEN,)

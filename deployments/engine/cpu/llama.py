@@ -49,6 +49,7 @@ class CompiledLlama:
 
     can_split_prompts = True
     keeps_prompts_at_end = False
+    is_invariant = True  # a row's bytes, sums and attention are its own
 
     def __init__(
         self,
@@ -95,14 +96,15 @@ class CompiledLlama:
         for i, layer in enumerate(self._layers):
             self._fields[i, : at.KEYS_VALUES] = [norm.ctypes.data for norm in layer.norms]
             for module, weight in enumerate(layer.weights):
-                self._modules[i, module, : at.LORA_A] = weight.fields
+                self._modules[i, module, : at.NUMBER] = weight.fields
+        numbers = np.arange(len(self.lora_layers)).reshape(-1, at.MODULES)
+        self._modules[:, :, at.NUMBER] = numbers
         self._head_fields = np.zeros(at.MODULE_FIELDS, np.int64)
-        self._head_fields[: at.LORA_A] = self._head.fields
+        self._head_fields[: at.NUMBER] = self._head.fields
         self._sync = np.zeros((len(self._layers) * at.PHASES + 2, 2), np.int64)
         self._arrays: dict[int, Any] = {}
         self._num_rows = 0
         self._buffers = np.zeros(at.NUM_BUFFERS, np.int64)
-        self._lora_key: tuple[int, int] | None = None
         self._made: tuple[torch.Tensor, torch.Tensor] | None = None
         for number, array in (
             (at.COS, self._cos),
@@ -211,19 +213,13 @@ class CompiledLlama:
         return self._arrays[number]
 
     def _set_lora(self, lora: SlotBatch | None) -> None:
-        """Point at the adapters' stacks, which may have moved."""
-        if lora is None or self._lora_key == (id(lora.stacks), lora.layout):
+        """Point at the table of adapters, and let the buffers hold their ranks."""
+        if lora is None:
             return
-        self._lora_key = (id(lora.stacks), lora.layout)
-        stacks = lora.stacks.by_module
-        for i, layer in enumerate(self._layers):
-            for module, path in enumerate(layer.paths):
-                stack = stacks.get(path)
-                pair = (0, 0) if stack is None else (stack.a.data_ptr(), stack.b.data_ptr())
-                self._modules[i, module, at.LORA_A :] = pair
-        self._shape[at.STACK_RANK] = lora.stacks.rank
-        self._buffers[at.RANKS] = lora.stacks.ranks.ctypes.data
-        self._room(at.SHRUNK, (self._num_rows, at.MODULES, lora.stacks.rank), np.float32)
+        self._buffers[at.LORA] = lora.blocks.table.ctypes.data
+        if lora.blocks.rank > self._shape[at.LORA_RANK]:
+            self._shape[at.LORA_RANK] = lora.blocks.rank
+            self._room(at.SHRUNK, (self._num_rows, at.MODULES, lora.blocks.rank), np.float32)
 
     def _make_room(self, rows: int) -> None:
         """Let the buffers hold this many rows."""
@@ -246,7 +242,7 @@ class CompiledLlama:
         self._room(at.SUMS, (rows, shape[at.GROUPS]), np.int32)
         self._room(at.ROW_SCALES, (rows, shape[at.GROUPS]), np.float32)
         self._room(at.HALF_SUMS, (rows, shape[at.GROUPS], 2), np.float32)
-        self._room(at.SHRUNK, (rows, at.MODULES, shape[at.STACK_RANK]), np.float32)
+        self._room(at.SHRUNK, (rows, at.MODULES, shape[at.LORA_RANK]), np.float32)
         self._room(at.ROWS, (rows, at.ROW_FIELDS), np.int64)
 
     def _room(self, number: int, shape: Sequence[int], dtype: Any) -> None:
@@ -273,7 +269,8 @@ class CompiledLlama:
             at.VOCAB_WIDTH: at.padded(self.vocab_size),
             at.WIDEST: max(hidden, q, inner),
             at.GROUPS: max(hidden, q, inner) // at.GROUP,
-            at.STACK_RANK: 8,
+            at.LORA_RANK: 8,
+            at.LORA_MODULES: at.MODULES * config.num_hidden_layers,
             at.SCRATCH_SIZE: 4 * (len(self._cos) + 64),
         }
         for number, value in numbers.items():
@@ -293,7 +290,9 @@ class _Layer:
             bias = None if linear.bias is None else linear.bias.data
             self.paths.append(own)
             self.weights.append(PackedWeight(weight, bias, memory, bits))
-            self.lora_layers.append(LoraLayer(own, weight.shape[1], lora_modules([own], [weight])))
+            self.lora_layers.append(
+                LoraLayer(own, weight.shape[1], lora_modules([own], [len(weight)]))
+            )
 
 
 def _projections(layer: Any) -> list[tuple[str, Any]]:

@@ -130,7 +130,7 @@ class PackedWeight:
         bits: int = 8,
     ) -> None:
         outputs, inputs = weight.shape
-        self._outputs, self._bits = outputs, bits
+        self._outputs, self._inputs, self._bits = outputs, inputs, bits
         self._weight = memory.take(
             padded(outputs) // TILE * (padded(inputs) // GROUP) * group_bytes(bits)
         )
@@ -144,11 +144,11 @@ class PackedWeight:
         self._bias = None if bias is None else _padded_floats(bias)
 
     @property
-    def fields(self) -> tuple[int, int, int, int]:
-        """Return the address of the weight, its bits, the address of the bias (0 for none), and the
-        outputs."""
+    def fields(self) -> tuple[int, int, int, int, int]:
+        """Return the address of the weight, that of the bias (0 for none), the bits, the outputs
+        and the inputs."""
         bias = 0 if self._bias is None else self._bias.ctypes.data
-        return self._weight.data_ptr(), self._bits, bias, self._outputs
+        return self._weight.data_ptr(), bias, self._bits, self._outputs, self._inputs
 
 
 def _pack_bytes(weight: torch.Tensor, tiles: torch.Tensor) -> None:

@@ -6,10 +6,12 @@ from numba import carray, int64
 
 from deployments.engine.cpu import layout as at
 from deployments.engine.cpu.intrinsics import array_at
-from deployments.engine.cpu.kernels import compiled, expand, fetch, floats, gate, rms_norm, shrink
+from deployments.engine.cpu.kernels import compiled, fetch, floats, gate, rms_norm
 from deployments.engine.cpu.layout import GROUP, TILE
+from deployments.engine.cpu.lora import expand, shrink
 from deployments.engine.cpu.products import multiply, tile_at
 from deployments.engine.cpu.tiles import group_to_bytes
+from deployments.engine.lora.blocks import FIELDS, RANK, A, B
 
 
 class Step(NamedTuple):
@@ -40,8 +42,12 @@ def field_of(s: Step, row: int, field: int) -> int:
 
 
 @compiled
-def _rank_of(s: Step, slot: int) -> int:
-    return carray(array_at(s.buffers[at.RANKS] + 8 * slot), (1,), int64)[0]
+def _lora(s: Step, row: int, module: int, m: Any) -> Any:
+    """Return the addresses of A and B and the rank that a row's adapter has for a module; zeros
+    where it leaves the module alone, as the base model's slot 0 does."""
+    line = field_of(s, row, at.SLOT) * s.shape[at.LORA_MODULES] + m[module, at.NUMBER]
+    fields = carray(array_at(s.buffers[at.LORA] + 8 * FIELDS * line), (FIELDS,), int64)
+    return fields[A], fields[B], fields[RANK]
 
 
 @compiled
@@ -58,25 +64,38 @@ def to_bytes(address: int, size: int, row: int, s: Step) -> None:
 
 
 @compiled
+def _shrunk_at(row: int, module: int, s: Step) -> int:
+    line = row * at.MODULES + module
+    return s.buffers[at.SHRUNK] + 4 * line * s.shape[at.LORA_RANK]
+
+
+@compiled
+def fetch_adapters(piece: int, pieces: int, first: int, last: int, s: Step, m: Any) -> None:
+    """Ask for a share of what the rows' adapters have for the modules [first, last).
+
+    They are cold in every step, and short: no processor sees them coming.
+    """
+    for row in range(piece, s.rows, pieces):
+        slot = field_of(s, row, at.SLOT)
+        other = row - 1 if slot != 0 else -1
+        while other >= 0 and field_of(s, other, at.SLOT) != slot:
+            other -= 1
+        if slot != 0 and other < 0:  # the first row with this adapter
+            for module in range(first, last):
+                a, b, rank = _lora(s, row, module, m)
+                fetch(a, 2 * rank * m[module, at.INPUTS])
+                fetch(b, 2 * rank * m[module, at.OUTPUTS])
+
+
+@compiled
 def read_row(address: int, size: int, row: int, first: int, last: int, s: Step, m: Any) -> None:
     """Turn a row of inputs (size,) into bytes, and shrink it for the modules [first, last)."""
     to_bytes(address, size, row, s)
-    slot = field_of(s, row, at.SLOT)
-    if slot == 0:
+    if field_of(s, row, at.SLOT) == 0:
         return
-    rank, stack_rank = _rank_of(s, slot), s.shape[at.STACK_RANK]
-    # Both halves are cold in every step, and read in short lines: ask for all of them first.
     for module in range(first, last):
-        if m[module, at.LORA_A] != 0:
-            begin, outputs = 4 * slot * stack_rank, m[module, at.OUTPUTS]
-            fetch(m[module, at.LORA_A] + begin * size, 4 * rank * size)
-            fetch(m[module, at.LORA_B] + begin * outputs, 4 * rank * outputs)
-    for module in range(first, last):
-        a = m[module, at.LORA_A]
-        if a != 0:
-            line = row * at.MODULES + module
-            shrunk = row_of(s.buffers[at.SHRUNK], line, stack_rank, stack_rank)
-            shrink(floats(address, size), size, a, slot, rank, stack_rank, shrunk)
+        a, _, rank = _lora(s, row, module, m)
+        shrink(address, size, a, rank, _shrunk_at(row, module, s))
 
 
 @compiled
@@ -144,18 +163,14 @@ def multiply_tiles(
 @compiled
 def expand_tiles(module: int, first: int, last: int, out: int, width: int, s: Step, m: Any) -> None:
     """Add each row's LoRA to tiles [first, last) of a module's outputs: long lines of B at once."""
-    b, stack_rank = m[module, at.LORA_B], s.shape[at.STACK_RANK]
-    if b == 0 or first >= last:
+    if first >= last:
         return
-    size = m[module, at.OUTPUTS]
     for row in range(s.rows):
-        slot = field_of(s, row, at.SLOT)
-        if slot != 0:
-            line = row * at.MODULES + module
-            rank = _rank_of(s, slot)
-            shrunk = row_of(s.buffers[at.SHRUNK], line, stack_rank, rank)
-            y = floats(out + 4 * (row * width + TILE * first), TILE * (last - first))
-            expand(shrunk, rank, b, slot, stack_rank, size, TILE * first, y)
+        if field_of(s, row, at.SLOT) != 0:
+            _, b, rank = _lora(s, row, module, m)
+            y, count = out + 4 * (row * width + TILE * first), TILE * (last - first)
+            shrunk, size = _shrunk_at(row, module, s), m[module, at.OUTPUTS]
+            expand(shrunk, rank, b, size, TILE * first, count, y)
 
 
 @compiled

@@ -17,6 +17,7 @@ from deployments.engine.cpu.phases import finish, take, wait
 from deployments.engine.cpu.rows import (
     Step,
     add_tiles,
+    fetch_adapters,
     gate_tiles,
     multiply_bytes,
     norm_row,
@@ -60,6 +61,7 @@ def _project(phase: int, s: Step, m: Any) -> None:
     pieces = _pieces(tiles, s)
     piece = take(s.sync, phase)
     while piece < pieces:
+        fetch_adapters(piece, pieces, at.O, at.GATE, s, m)
         project_tiles(tiles * piece // pieces, tiles * (piece + 1) // pieces, s, m)
         finish(s.sync, phase)
         piece = take(s.sync, phase)
@@ -91,11 +93,17 @@ def _attention(phase: int, thread: int, kv: int, s: Step) -> None:
 
 
 @compiled
-def _add(phase: int, module: int, inputs: int, thread: int, s: Step, m: Any) -> None:
+def _add(
+    phase: int, module: int, inputs: int, thread: int, s: Step, m: Any, next_layer: Any
+) -> None:
     tiles = s.shape[at.STATE_WIDTH] // TILE
     pieces = _pieces(tiles, s)
     piece = take(s.sync, phase)
     while piece < pieces:
+        if module == at.O:
+            fetch_adapters(piece, pieces, at.GATE, at.DOWN, s, m)
+        else:
+            fetch_adapters(piece, pieces, at.Q, at.O, s, next_layer)
         first, last = tiles * piece // pieces, tiles * (piece + 1) // pieces
         add_tiles(module, first, last, inputs, thread, s, m)
         finish(s.sync, phase)
@@ -109,6 +117,7 @@ def _gate(phase: int, s: Step, m: Any) -> None:
     pieces = _pieces(tiles, s)
     piece = take(s.sync, phase)
     while piece < pieces:
+        fetch_adapters(piece, pieces, at.DOWN, at.MODULES, s, m)
         gate_tiles(tiles * piece // pieces, tiles * (piece + 1) // pieces, s, m)
         finish(s.sync, phase)
         piece = take(s.sync, phase)
@@ -116,18 +125,18 @@ def _gate(phase: int, s: Step, m: Any) -> None:
 
 
 @compiled
-def _layer(phase: int, thread: int, s: Step, fields: Any, m: Any) -> None:
+def _layer(phase: int, thread: int, s: Step, fields: Any, m: Any, next_layer: Any) -> None:
     attended, inner = s.shape[at.ATTENDED_WIDTH], s.shape[at.INNER_WIDTH]
     heads_size = s.shape[at.HEADS] * s.shape[at.HEAD_DIM]
     _norm_rows(phase, fields[at.NORM_1], at.Q, at.O, s, m)
     _project(phase + 1, s, m)
     _attention(phase + 2, thread, fields[at.KEYS_VALUES], s)
     _read_rows(phase + 4, at.ATTENDED, attended, heads_size, at.O, at.GATE, s, m)
-    _add(phase + 5, at.O, attended, thread, s, m)
+    _add(phase + 5, at.O, attended, thread, s, m, next_layer)
     _norm_rows(phase + 6, fields[at.NORM_2], at.GATE, at.DOWN, s, m)
     _gate(phase + 7, s, m)
     _read_rows(phase + 8, at.GATED, inner, s.shape[at.INNER], at.DOWN, at.MODULES, s, m)
-    _add(phase + 9, at.DOWN, inner, thread, s, m)
+    _add(phase + 9, at.DOWN, inner, thread, s, m, next_layer)
 
 
 @compiled
@@ -169,7 +178,8 @@ def forward(thread: int, s: Step, emitting: Any, layers: Any, modules: Any, head
         layers, modules, head: addresses, as layout.py numbers them.
     """
     for number in range(len(layers)):
-        _layer(number * at.PHASES, thread, s, layers[number], modules[number])
+        next_layer = modules[min(number + 1, len(layers) - 1)]
+        _layer(number * at.PHASES, thread, s, layers[number], modules[number], next_layer)
     if len(emitting) > 0:
         _logits(len(layers) * at.PHASES, emitting, s, head)
 

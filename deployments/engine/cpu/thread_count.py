@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 logger = logging.getLogger(__name__)
 
-_TRIAL_STEPS = 4
+_TRIAL_STEPS = 8
 _FIRST_PERIOD_S, _LONGEST_PERIOD_S = 1.0, 16.0
 _GAIN = 0.9  # of the time that steps take now: what a change must reach
 
@@ -27,7 +27,9 @@ class ThreadCount:
     def __init__(self, most: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.current = most
         self._most, self._clock = most, clock
-        self._times: dict[int, deque[float]] = {1: deque(maxlen=8), most: deque(maxlen=8)}
+        self._times: dict[int, deque[float]] = {
+            number: deque(maxlen=2 * _TRIAL_STEPS) for number in (1, most)
+        }
         self._rows = 0
         self._period_s = _FIRST_PERIOD_S
         self._next_trial = clock() + self._period_s
@@ -64,7 +66,8 @@ class ThreadCount:
         return 1 if self.current == self._most else self._most
 
     def _judge(self) -> None:
-        tried, usual = (statistics.median(self._times[n]) for n in (self._other, self.current))
+        # Means: what a busy core costs is a few steps that take ten times as long.
+        tried, usual = (statistics.fmean(self._times[n]) for n in (self._other, self.current))
         if tried < _GAIN * usual:
             self.current = self._other
             self._period_s = _FIRST_PERIOD_S

@@ -60,8 +60,9 @@ def largest(typing: Any, address: Any, count: Any) -> Any:
 
 
 @functools.cache
-def mixing_tile(rows: int, blocks: int, unroll: int) -> Any:
-    """Return the function that adds x (rows, n) @ w (n, 16 * blocks) to y; w is in bfloat16.
+def mixing_tile(rows: int, blocks: int, unroll: int, *, is_wide: bool = False) -> Any:
+    """Return the function that adds x (rows, n) @ w (n, 16 * blocks) to y; w is in bfloat16, or in
+    float32 (`is_wide`).
 
     n is a multiple of `unroll`. It takes w and the distance of its lines; n; x (float32), its rows
     and columns; y (float32), its rows.
@@ -80,7 +81,56 @@ def mixing_tile(rows: int, blocks: int, unroll: int) -> Any:
         y_row: Any,
     ) -> Any:
         def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            _build_mixing(VectorCode(builder), rows, blocks, unroll, args)
+            _build_mixing(VectorCode(builder), rows, blocks, unroll, is_wide, args)
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 8), build
+
+    return multiply
+
+
+@functools.cache
+def dot_tile(lines: int) -> Any:
+    """Return the function that writes x (count,) times each of `lines` lines of w to y (lines,).
+
+    w is in bfloat16, count a multiple of 16. It takes w and the distance of its lines; count; x and
+    y, both float32.
+    """
+
+    @intrinsic
+    def multiply(typing: Any, w: Any, w_line: Any, count: Any, x: Any, y: Any) -> Any:
+        def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            _build_dots(VectorCode(builder), lines, *args)
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 5), build
+
+    return multiply
+
+
+@functools.cache
+def score_tile(rows: int, *, is_wide: bool) -> Any:
+    """Return the function that writes x (rows, dim) @ w.T (n, dim).T to y (rows, n); w is in
+    bfloat16, or in float32 (`is_wide`).
+
+    dim is a multiple of 16. It takes w and the distance of its lines; n; x (float32), its rows and
+    dim; y (float32), its rows. A product has one order of sums, whatever the number of rows.
+    """
+
+    @intrinsic
+    def multiply(
+        typing: Any,
+        w: Any,
+        w_line: Any,
+        count: Any,
+        x: Any,
+        x_row: Any,
+        dim: Any,
+        y: Any,
+        y_row: Any,
+    ) -> Any:
+        def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            _build_scores(VectorCode(builder), rows, is_wide, args)
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 8), build
@@ -124,7 +174,9 @@ def _build_bytes(
     code.store(own_scale, scale)
 
 
-def _build_mixing(code: VectorCode, rows: int, blocks: int, unroll: int, args: Any) -> None:
+def _build_mixing(
+    code: VectorCode, rows: int, blocks: int, unroll: int, is_wide: bool, args: Any
+) -> None:
     w, w_line, count, x, x_row, x_column, y, y_row = args
     outputs = [code.at(y, r, y_row) for r in range(rows)]
 
@@ -133,7 +185,8 @@ def _build_mixing(code: VectorCode, rows: int, blocks: int, unroll: int, args: A
         for u in range(unroll):
             this = code.b.add(number, ir.Constant(I64, u))
             line, column = code.at(w, this, w_line), code.at(x, this, x_column)
-            weights = [code.bfloat16(line, 2 * LANES * n) for n in range(blocks)]
+            size = LANES * (4 if is_wide else 2)
+            weights = [_numbers(code, line, size * n, is_wide) for n in range(blocks)]
             for r in range(rows):
                 factor = code.splat(code.load(code.at(column, r, x_row), F32))
                 for weight in weights:
@@ -149,6 +202,45 @@ def _build_mixing(code: VectorCode, rows: int, blocks: int, unroll: int, args: A
     for r, out in enumerate(outputs):
         for n in range(blocks):
             code.store(sums[r * blocks + n], out, 64 * n)
+
+
+def _build_dots(
+    code: VectorCode, lines: int, w: Any, w_line: Any, count: Any, x: Any, y: Any
+) -> None:
+    def add(number: Any, sums: list[Any]) -> list[Any]:
+        values, own = code.load(code.at(x, number, 4), FLOATS), code.at(w, number, 2)
+        weights = [code.bfloat16(code.at(own, n, w_line), 0) for n in range(lines)]
+        return [code.add_product(total, w, values) for total, w in zip(sums, weights, strict=True)]
+
+    sums = code.loop([ir.Constant(FLOATS, [0.0] * LANES)] * lines, LANES, count, add)
+    for n, total in enumerate(sums):
+        code.store(code.sum(total), y, 4 * n)
+
+
+def _numbers(code: VectorCode, address: Any, offset: int, is_wide: bool) -> Any:
+    return code.load(address, FLOATS, offset) if is_wide else code.bfloat16(address, offset)
+
+
+def _build_scores(code: VectorCode, rows: int, is_wide: bool, args: Any) -> None:
+    w, w_line, count, x, x_row, dim, y, y_row = args
+    zero, size = ir.Constant(FLOATS, [0.0] * LANES), 4 if is_wide else 2
+
+    def one(number: Any, carried: list[Any]) -> list[Any]:
+        line = code.at(w, number, w_line)
+
+        def add(first: Any, sums: list[Any]) -> list[Any]:
+            weight = _numbers(code, code.at(line, first, size), 0, is_wide)
+            own = code.at(x, first, 4)
+            return [
+                code.add_product(total, code.load(code.at(own, r, x_row), FLOATS), weight)
+                for r, total in enumerate(sums)
+            ]
+
+        for r, total in enumerate(code.loop([zero] * rows, LANES, dim, add)):
+            code.store(code.sum(total), code.at(code.at(y, number, 4), r, y_row))
+        return carried
+
+    code.loop([], 1, count, one)
 
 
 def _build_largest(code: VectorCode, address: Any, count: Any) -> Any:

@@ -78,6 +78,18 @@ class VectorCode:
         product = self.b.fmul(x, y, flags=["contract"])
         return self.b.fadd(total, product, flags=["contract"])
 
+    def sum(self, vector: Any) -> Any:
+        """Return the sum of a vector of floats."""
+        while vector.type.count > 1:
+            size = vector.type.count // 2
+            lanes = [list(range(first, first + size)) for first in (0, size)]
+            halves = [
+                self.b.shuffle_vector(vector, vector, ir.Constant(ir.VectorType(I32, size), each))
+                for each in lanes
+            ]
+            vector = self.b.fadd(*halves)
+        return self.b.extract_element(vector, ir.Constant(I32, 0))
+
     def bfloat16(self, address: Any, offset: int) -> Any:
         """Return 16 numbers in bfloat16 as float32: their bits are the upper half."""
         words = self.load(address, ir.VectorType(ir.IntType(16), LANES), offset)

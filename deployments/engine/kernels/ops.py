@@ -23,14 +23,21 @@ ACTIVATIONS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "gelu_pytorch_tanh": _tanh_gelu,
 }
 
+GATED = ("silu", "gelu_new", "gelu_pytorch_tanh")  # those that kernels of ours apply to gates
 BLOCK_M = 64  # queries of one program of the prefill kernel
+_SHARE = 32_768  # at::internal::GRAIN_SIZE: what torch gives a thread at least
+_ALONE = 16_384  # up to so many elements one thread computes, of gelu too
+_VECTOR = 64  # elements of two vectors of bfloat16
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """Return the RMS norm of x (T, d) with weight (d,); the mean square is taken in float32.
 
-    On a CPU this takes five small operations instead of the nine of torch's own.
+    On a GPU a kernel that begins while the one before it ends, and sums a row in one order. On a
+    CPU this takes five small operations instead of the nine of torch's own.
     """
+    if x.is_cuda and are_fused("cuda"):
+        return _norm_kernel()(x, weight, eps)
     if x.is_cuda and weight.dtype == x.dtype:
         return F.rms_norm(x, weight.shape, weight, eps)
     if x.is_cuda:
@@ -42,7 +49,17 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 
 
 def normalise_(x: torch.Tensor, weight: torch.Tensor, eps: float, dims: tuple[int, ...]) -> None:
-    """Take the RMS norm of x (T, h, D) over `dims` in place, with weight (h, D)."""
+    """Take the RMS norm of x (T, h, D) over `dims`, its last or its last two, in place, with weight
+    (h, D)."""
+    if x.is_cuda and are_fused("cuda"):
+        _heads_kernel()(x, weight, eps, dims)
+    else:
+        normalise_torch_(x, weight, eps, dims)
+
+
+def normalise_torch_(
+    x: torch.Tensor, weight: torch.Tensor, eps: float, dims: tuple[int, ...]
+) -> None:
     length = torch.linalg.vector_norm(x, dim=dims, keepdim=True, dtype=torch.float32)
     size = math.prod(x.shape[dim] for dim in dims)
     x.mul_(length.square_().div_(size).add_(eps).rsqrt_()).mul_(weight)
@@ -58,10 +75,19 @@ def attend(
     softcap: float | None,
     is_causal: bool = False,
 ) -> torch.Tensor:
-    """Do torch's scaled_dot_product_attention; scores s may become softcap * tanh(s / softcap)."""
+    """Do torch's scaled_dot_product_attention; scores s may become softcap * tanh(s / softcap).
+
+    Without a cap, each key head may serve several neighbouring heads of q.
+    """
     if softcap is None:
         return F.scaled_dot_product_attention(
-            q, keys, values, attn_mask=mask, is_causal=is_causal, scale=scale
+            q,
+            keys,
+            values,
+            attn_mask=mask,
+            is_causal=is_causal,
+            scale=scale,
+            enable_gqa=q.shape[1] != keys.shape[1],
         )
     assert not is_causal, "capped scores take a mask"
     scores = torch.matmul(q, keys.transpose(-1, -2)).mul_(scale / softcap).tanh_().mul_(softcap)
@@ -81,12 +107,56 @@ def gated_activation(x: torch.Tensor, activation: str) -> torch.Tensor:
 
 def gated_activation_torch(x: torch.Tensor, activation: str) -> torch.Tensor:
     gate, value = x.chunk(2, -1)
-    return ACTIVATIONS[activation](gate).mul_(value)
+    return activate(gate, activation).mul_(value)
+
+
+def activate(x: torch.Tensor, activation: str) -> torch.Tensor:
+    """Return act(x) of x (T, F), each row as if it were alone."""
+    act = ACTIVATIONS[activation]
+    # A single row is contiguous, and gelu has other code for what is.
+    pieces = [act(piece) for piece in whole_rows(x.contiguous())]
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+
+def whole_rows(x: torch.Tensor) -> Sequence[torch.Tensor]:
+    """Cut x (T, F) into rows such that torch computes a row's elements by the same instructions
+    whatever the other rows are.
+
+    On a CPU it cuts many elements into shares for its threads, and takes those at the end of a
+    share, fewer than _VECTOR, one by one: exp and tanh then round otherwise.
+    """
+    rows, columns = x.shape
+    if x.device.type != "cpu" or rows == 1:
+        return [x]
+    if columns > _ALONE or columns % _VECTOR:
+        return torch.split(x, 1)
+    if rows * columns <= _ALONE:
+        return [x]
+    threads = torch.get_num_threads()
+    shared = rows // threads * threads  # whole rows for each thread
+    if shared * columns < _SHARE * threads:
+        shared = 0
+    few = _ALONE // columns  # rows of one thread
+    return [x[:shared], *torch.split(x[shared:], few)] if shared else torch.split(x, few)
+
+
+@functools.cache
+def _norm_kernel() -> Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]:
+    from deployments.engine.kernels.triton_lora import rms_norm_rows
+
+    return rms_norm_rows
+
+
+@functools.cache
+def _heads_kernel() -> Callable[[torch.Tensor, torch.Tensor, float, tuple[int, ...]], None]:
+    from deployments.engine.kernels.triton_linear import normalise_
+
+    return normalise_
 
 
 @functools.cache
 def _gated_kernels() -> Mapping[str, Callable[[torch.Tensor], torch.Tensor]]:
-    from deployments.engine.kernels.triton_lora import GATED, gated_activation
+    from deployments.engine.kernels.triton_lora import gated_activation
 
     return {name: functools.partial(gated_activation, activation=name) for name in GATED}
 

@@ -4,19 +4,23 @@ A kernel that reads a product next also adds the product's LoRA expansion: one l
 product is not written twice.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
+from deployments.engine.kernels.backend import launch_options, overlaps
 from deployments.engine.kernels.ops import Expansion, Rope
+from deployments.engine.kernels.tiles import decode_tile, padded
 from deployments.engine.kernels.triton_lora import lora_expand_add
+from deployments.engine.kernels.triton_overlap import after_earlier_kernels
 
 MAX_FUSED_RANK = 64  # a separate kernel adds larger ranks first
-_MANY_PROGRAMS = 512
-_MANY_MORE = 2048
+_FIXED_PROGRAMS = 512  # that decide the tile of every batch, where sums keep one order
 
 
 @triton.jit
@@ -63,8 +67,10 @@ def _decode_kernel(
     H: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BLOCK_N: tl.constexpr,
     APPEND: tl.constexpr, HAS_BIAS: tl.constexpr, R: tl.constexpr, RC: tl.constexpr,
     P: tl.constexpr, PQ: tl.constexpr, PK: tl.constexpr, PV: tl.constexpr,
+    OVERLAPS: tl.constexpr,
 ):  # fmt: skip
     """Attend with one query head for each key/value head. Program (h, b)."""
+    after_earlier_kernels(OVERLAPS)
     h = tl.program_id(0)
     b = tl.program_id(1)
     n = tl.load(lengths + b)
@@ -122,12 +128,13 @@ def _rope_decode_kernel(
     H: tl.constexpr, G: tl.constexpr, GP: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
     ROT: tl.constexpr, WINDOW: tl.constexpr, CAP: tl.constexpr, BLOCK_N: tl.constexpr,
     R: tl.constexpr, RC: tl.constexpr, P: tl.constexpr, PQ: tl.constexpr, PK: tl.constexpr,
-    PV: tl.constexpr,
+    PV: tl.constexpr, OVERLAPS: tl.constexpr,
 ):  # fmt: skip
     """Attend with G query heads (padded to GP >= 16) for a key/value head. Program (h, b).
 
     The first ROT dimensions of a head are rotated. WINDOW and CAP are 0 for none.
     """
+    after_earlier_kernels(OVERLAPS)
     h = tl.program_id(0)
     b = tl.program_id(1)
     n = tl.load(lengths + b)
@@ -216,10 +223,11 @@ def decode_attention(
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
+    is_invariant: bool = False,
 ) -> torch.Tensor:
     """Write each row's newest key and value to the cache and attend over the row's positions.
 
-    A large-rank expansion is added to `qkv` itself.
+    A large-rank expansion is added to `qkv` itself, unless sums keep one order.
 
     Args:
         qkv: (B, H * G + 2 H, D), G query heads for each key/value head.
@@ -231,6 +239,7 @@ def decode_attention(
         rope: rotates queries and keys; the newest token's position is `lengths`.
         window: attend over that many positions at most, the newest among them.
         softcap: scores s become softcap * tanh(s / softcap).
+        is_invariant: a row's sums have one order, whatever the number of rows and the largest rank.
 
     Returns:
         (B, H * G * D)
@@ -245,13 +254,14 @@ def decode_attention(
         )
     out = torch.empty(rows, heads * groups * dim, dtype=qkv.dtype, device=qkv.device)
     first_columns = (0, heads * groups * dim, heads * (groups + 1) * dim)
-    lora = _lora_arguments(qkv.flatten(1), expansion, first_columns)
+    lora = _lora_arguments(qkv.flatten(1), expansion, first_columns, is_invariant=is_invariant)
+    tile = _tile(kv_cache, _FIXED_PROGRAMS if is_invariant else rows * heads)
     if is_plain:
         _decode_kernel[heads, rows](
             qkv, kv_cache, starts, lengths, qkv if bias is None else bias, out, scale,
             qkv.stride(0), 0 if bias is None else bias.stride(0), *lora.tensors,
             H=heads, D=dim, DP=padded(dim), APPEND=True, HAS_BIAS=bias is not None,
-            **lora.sizes, **_tile(rows * heads),
+            **lora.sizes, **tile,
         )  # fmt: skip
         return out
     cos, sin = (qkv, qkv) if rope is None else (rope.cos, rope.sin)
@@ -259,7 +269,7 @@ def decode_attention(
         qkv, kv_cache, starts, lengths, cos, sin, out, scale, qkv.stride(0), *lora.tensors,
         H=heads, G=groups, GP=max(16, triton.next_power_of_2(groups)), D=dim, DP=padded(dim),
         ROT=0 if rope is None else cos.shape[1], WINDOW=window or 0, CAP=softcap or 0.0,
-        **lora.sizes, **_tile(rows * heads),
+        **lora.sizes, **tile,
     )  # fmt: skip
     return out
 
@@ -272,18 +282,19 @@ def cross_attention(
     lengths: torch.Tensor,
     *,
     scale: float,
+    is_invariant: bool = False,
 ) -> torch.Tensor:
     """Attend with q (B, H, D) over `lengths` positions in the cache; returns (B, H * D).
 
-    A large-rank expansion is added to `q` itself.
+    A large-rank expansion is added to `q` itself, unless sums keep one order.
     """
     rows, heads, dim = q.shape
     out = torch.empty(rows, heads * dim, dtype=q.dtype, device=q.device)
-    lora = _lora_arguments(q.flatten(1), expansion, (0,))
+    lora = _lora_arguments(q.flatten(1), expansion, (0,), is_invariant=is_invariant)
     _decode_kernel[heads, rows](
         q, kv_cache, starts, lengths, q, out, scale, q.stride(0), 0, *lora.tensors,
         H=heads, D=dim, DP=padded(dim), APPEND=False, HAS_BIAS=False,
-        **lora.sizes, **_tile(rows * heads),
+        **lora.sizes, **_tile(kv_cache, _FIXED_PROGRAMS if is_invariant else rows * heads),
     )  # fmt: skip
     return out
 
@@ -295,10 +306,18 @@ class _LoraArguments:
 
 
 def _lora_arguments(
-    y: torch.Tensor, expansion: Expansion | None, first_columns: Sequence[int]
+    y: torch.Tensor,
+    expansion: Expansion | None,
+    first_columns: Sequence[int],
+    *,
+    is_invariant: bool,
 ) -> _LoraArguments:
-    """Return what a kernel needs to add the expansion; a large rank is added to y here instead."""
-    if expansion is not None and expansion.rank > MAX_FUSED_RANK:
+    """Return what a kernel needs to add the expansion; a large rank is added to y here instead.
+
+    In one order of sums the kernel adds any rank, eight at a time: the largest one in the pool
+    decides how the smaller ones lie.
+    """
+    if expansion is not None and expansion.rank > MAX_FUSED_RANK and not is_invariant:
         lora_expand_add(y, expansion)
         expansion = None
     if expansion is None:
@@ -309,18 +328,23 @@ def _lora_arguments(
         raise ValueError(f"modules begin at {sorted(module_at)}, not at one of {first_columns}")
     stacks = [y if i < 0 else expansion.stacks[i][1] for i in modules[:3]]
     rank = expansion.rank
-    sizes = {"R": rank, "RC": 16 if rank % 16 == 0 else 8, "P": len(expansion.stacks)}
+    together = 16 if rank % 16 == 0 and not is_invariant else 8
+    sizes = {"R": rank, "RC": together, "P": len(expansion.stacks)}
     sizes |= dict(zip(("PQ", "PK", "PV"), modules, strict=False))
     return _LoraArguments((expansion.shrunk, expansion.slots, *stacks), sizes)
 
 
-def padded(dim: int) -> int:
-    """Return the size of a tile for `dim`: a power of two for tl.arange, at least 16 for tl.dot."""
-    return max(16, int(triton.next_power_of_2(dim)))
+@functools.cache
+def shared_bytes(device: torch.device) -> int | None:
+    """Return the shared memory that a program may have; None in Triton's interpreter."""
+    if device.type != "cuda":
+        return None
+    properties: Any = torch.cuda.get_device_properties(device)
+    return int(properties.shared_memory_per_block_optin)
 
 
-def _tile(num_programs: int) -> dict[str, int]:
-    """Return tile sizes measured on an H100 (docs/engine.md): small tiles for many programs."""
-    if num_programs >= _MANY_PROGRAMS:
-        return {"BLOCK_N": 64 if num_programs < _MANY_MORE else 32, "num_warps": 1}
-    return {"BLOCK_N": 128, "num_warps": 4}
+def _tile(kv_cache: torch.Tensor, num_programs: int) -> dict[str, Any]:
+    """Return the sizes of a tile, and how the kernel is launched."""
+    device, dim, size = kv_cache.device, kv_cache.shape[3], kv_cache.element_size()
+    tile = decode_tile(num_programs, dim, size, shared_bytes(device))
+    return {**tile, "OVERLAPS": overlaps(device), **launch_options(device)}

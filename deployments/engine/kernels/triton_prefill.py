@@ -5,9 +5,8 @@ import triton
 import triton.language as tl
 
 from deployments.engine.kernels.ops import BLOCK_M
-from deployments.engine.kernels.triton_attention import capped, padded, softmax_step
-
-_BLOCK_N = 64  # keys of one iteration
+from deployments.engine.kernels.tiles import padded, prefill_tile
+from deployments.engine.kernels.triton_attention import capped, shared_bytes, softmax_step
 
 
 @triton.jit
@@ -44,7 +43,8 @@ def _prefill_kernel(
         last = tl.minimum(n, position + count)
     begin = 0
     if WINDOW > 0:
-        begin = tl.maximum(position - WINDOW + 1, 0)
+        # At a multiple, so that a query's keys lie in the same blocks in whatever piece it is read.
+        begin = tl.maximum(position - WINDOW + 1, 0) // BLOCK_N * BLOCK_N
     for first in range(begin, last, BLOCK_N):
         j = first + tl.arange(0, BLOCK_N)
         seen = j < last
@@ -103,8 +103,8 @@ def prefill_attention(
         q, keys_values, blocks, q if bias is None else bias, out, scale,
         q.stride(0), keys_values.stride(0), keys_values.stride(1),
         0 if bias is None else bias.stride(0), 0 if bias is None else bias.shape[1] // 2,
-        H=heads, G=q_heads // heads, D=dim, DP=padded(dim), BLOCK_M=BLOCK_M, BLOCK_N=_BLOCK_N,
+        H=heads, G=q_heads // heads, D=dim, DP=padded(dim), BLOCK_M=BLOCK_M,
         CAUSAL=is_causal, HAS_BIAS=bias is not None, WINDOW=window or 0, CAP=softcap or 0.0,
-        num_warps=4,
+        **prefill_tile(dim, q.element_size(), BLOCK_M, shared_bytes(q.device)),
     )  # fmt: skip
     return out

@@ -2,9 +2,11 @@
 
 PEFT saves the base weights of `embed_tokens` and `lm_head` beside an adapter that targets them, and
 writes them into the base model when it loads the adapter: a copy that differs would change every
-other adapter's answers.
+other adapter's answers. One that differs only by rounding (the adapter was trained on the same base
+in bfloat16) is not kept.
 """
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -40,7 +42,7 @@ def changed_copies(
     problems = []
     for name, tensor in tensors.items():
         if is_copy(name):
-            path = name.removeprefix(_PREFIX).removesuffix(_SUFFIX)
+            path = _path_of(name)
             if path not in base or not _is_same(tensor, base[path]):
                 problems.append(f"{path} has a base weight of its own, which is not the base's")
     return problems
@@ -57,6 +59,25 @@ def check_copies(directory: Path, base: Mapping[str, torch.Tensor]) -> None:
     if problems:
         hint = "train it on this base, without resizing its embeddings"
         raise AdapterNotSupported(directory, problems, hint)
+
+
+@contextlib.contextmanager
+def kept_ends(directory: Path, base: Mapping[str, torch.Tensor]) -> Iterator[None]:
+    """Put the base's weights back, inside whatever PEFT has put there, where the adapter's file has
+    copies of them."""
+    with safe_open(directory / WEIGHTS_FILE, framework="pt") as file:
+        paths = {_path_of(name) for name in filter(is_copy, file.keys())}
+    places = {base[path].data_ptr(): base[path] for path in paths if path in base}
+    own = {place: weight.clone() for place, weight in places.items()}
+    try:
+        yield
+    finally:
+        for place, weight in places.items():
+            weight.copy_(own[place])
+
+
+def _path_of(name: str) -> str:
+    return name.removeprefix(_PREFIX).removesuffix(_SUFFIX)
 
 
 def _copies_in(file: Any) -> Iterator[tuple[str, torch.Tensor]]:

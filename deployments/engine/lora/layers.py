@@ -18,25 +18,50 @@ class LoraModule:
     stop: int
 
 
+class BaseProduct(Protocol):
+    """Multiply by the base model's weight W of a fused layer, for what DoRA has to know of it."""
+
+    def products(self, x: torch.Tensor) -> torch.Tensor:
+        """Return x @ W.T (n, out) for x (n, in), without a bias, in W's dtype."""
+
+    def squared_norms(self) -> torch.Tensor:
+        """Return the sum of squares (out,) of W's weights of each output, in float32."""
+
+
 @dataclass(frozen=True, slots=True)
 class LoraLayer:
-    """Describe a fused linear layer that adapters may change."""
+    """Describe a fused linear layer that adapters may change.
+
+    base: None where adapters may not rescale what the base model computes.
+    """
 
     name: str
     in_features: int
     modules: tuple[LoraModule, ...]
+    base: BaseProduct | None = None
 
 
 @dataclass(slots=True)
 class LoraStack:
-    """Hold one module's weights of every slot. a: (N, R, in); b: (N, R, out)."""
+    """Hold one module's weights of every slot. a: (N, R, in); b: (N, R, out).
+
+    gains: (N, out) float32 by which the base model's product is multiplied; None: no slot does.
+    """
 
     a: torch.Tensor
     b: torch.Tensor
+    gains: torch.Tensor | None = None
 
 
 class LoraBatch(Protocol):
     """Know which adapter each token of one forward pass has. `layer` is a LoraLayer's name."""
+
+    def adapts(self, layer: str) -> bool:
+        """Return whether `add` may change y."""
+
+    def rescales(self, layer: str) -> bool:
+        """Return whether `add` multiplies y by gains first (DoRA): y then is the base model's
+        product alone, without a bias or a residual."""
 
     def norm(
         self, layer: str, x: torch.Tensor, weight: torch.Tensor, eps: float
@@ -62,10 +87,12 @@ class LayerSegments:
     """Hold one layer's segments; W is the sum of their ranks, P the number of modules in use.
 
     a: (in, P * W); b: for each module its first and last output column and (W, columns).
+    gains: the same two columns and (S + 1, columns), for the S slots and for no adapter: ones.
     """
 
     a: torch.Tensor
     b: tuple[tuple[int, int, torch.Tensor], ...]
+    gains: tuple[tuple[int, int, torch.Tensor], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

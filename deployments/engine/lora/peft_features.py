@@ -1,9 +1,9 @@
 """List every field of PEFT's LoraConfig and say which the decoders can serve. The only such list.
 
-The fast decoder adds B(A(x)) * scale to linear layers. PEFT's injection resolves which layers,
-ranks and scales (peft_reader.py); everything else that could change the forward pass is refused by
-name. The reference decoder runs PEFT itself, so it refuses only what changes the base model that
-all adapters share.
+The fast decoder adds B(A(x)) * scale to linear layers, and rescales their outputs (DoRA). PEFT's
+injection resolves which layers, ranks and scales (peft_reader.py); everything else that could
+change the forward pass is refused by name. The reference decoder runs PEFT itself, so it refuses
+only what changes the base model that all adapters share.
 """
 
 import dataclasses
@@ -23,7 +23,8 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 # stores its weight; PEFT ignores it on nn.Linear.
 RESOLVED_BY_INJECTION = frozenset(
     "peft_type task_type r target_modules exclude_modules lora_alpha use_rslora rank_pattern "
-    "alpha_pattern layers_to_transform layers_pattern fan_in_fan_out ensure_weight_tying".split()
+    "alpha_pattern layers_to_transform layers_pattern fan_in_fan_out ensure_weight_tying "
+    "use_dora".split()
 )
 # These act in training only, or say where an adapter comes from. init_lora_weights is checked by
 # its value, below.
@@ -32,9 +33,9 @@ WITHOUT_EFFECT = frozenset(
     "runtime_config loftq_config eva_config corda_config lora_ga_config init_lora_weights "
     "megatron_core qalora_group_size".split()
 )
-# These change the forward pass in a way that B(A(x)) * scale does not express.
+# These change the forward pass in a way that neither expresses.
 UNSUPPORTED_BY_FAST = frozenset(
-    "use_dora bias lora_bias modules_to_save layer_replication trainable_token_indices "
+    "bias lora_bias modules_to_save layer_replication trainable_token_indices "
     "target_parameters alora_invocation_tokens use_qalora megatron_config use_bdlora arrow_config "
     "kasa_config velora_config monteclora_config".split()
 )

@@ -9,7 +9,7 @@ import copy
 import json
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora.layer import Embedding as LoraEmbedding
 from peft.tuners.lora.layer import Linear as LoraLinear
 from peft.tuners.lora.layer import LoraLayer
+from peft.tuners.lora.variants import DoraEmbeddingVariant, DoraLinearVariant
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from deployments.engine.errors import AdapterNotSupported
@@ -26,11 +28,13 @@ from deployments.engine.lora.peft_features import (
     WEIGHTS_FILE,
     WITHOUT_EFFECT,
     check_scales,
+    read_config,
     unsupported_features,
 )
 
 _NAME = "adapter"  # PEFT's name for it inside the skeleton
 _PREFIX = "base_model.model."
+_MAGNITUDE = "lora_magnitude_vector"
 _KEPT_CONFIGS = 32
 _LINEAR, _EMBEDDING = (
     ("lora_A.weight", "lora_B.weight"),
@@ -43,10 +47,12 @@ class LoraPair:
     """Hold what one linear layer gets: y += x @ a.T @ b.T. float32 on the CPU.
 
     a: (r, in); b: (out, r), with PEFT's scale multiplied in. For an embedding, x is one-hot.
+    magnitude: (out,), DoRA's: the length that each output's weights have, all in all.
     """
 
     a: torch.Tensor
     b: torch.Tensor
+    magnitude: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +66,7 @@ class AdapterWeights:
 class _InjectedLayer:
     """Hold what PEFT made of one layer. `obstacle`: why the fast decoder cannot express it.
 
-    names: of A and B in the file, behind the layer's path.
+    names: of A and B in the file, behind the layer's path. is_dora: its magnitude is there too.
     """
 
     names: tuple[str, str]
@@ -68,6 +74,7 @@ class _InjectedLayer:
     in_features: int
     out_features: int
     scale: float
+    is_dora: bool
     obstacle: str | None
 
 
@@ -80,12 +87,18 @@ class PeftReader:
     Args:
         skeleton: the base model on the meta device; not changed.
         ends: weights of its embedding and output layer by module path, if they can be adapted.
+        may_rescale: whether adapters may rescale the base model's products (DoRA).
     """
 
     def __init__(
-        self, skeleton: torch.nn.Module, ends: Mapping[str, torch.Tensor] | None = None
+        self,
+        skeleton: torch.nn.Module,
+        ends: Mapping[str, torch.Tensor] | None = None,
+        *,
+        may_rescale: bool = False,
     ) -> None:
         self._skeleton = skeleton
+        self._may_rescale = may_rescale
         self._ends = ends or {}
         self._lock = threading.Lock()
         self._layers: dict[str, dict[str, _InjectedLayer]] = {}
@@ -96,8 +109,32 @@ class PeftReader:
         Raises:
             OSError, ValueError: the configuration is missing, or PEFT cannot read it.
         """
-        problems = unsupported_features(directory)
+        problems = self._unsupported_features(directory)
         return problems or _obstacles(self._layers_of(LoraConfig.from_pretrained(str(directory))))
+
+    def _unsupported_features(self, directory: Path) -> list[str]:
+        problems = unsupported_features(directory)
+        if not read_config(directory).get("use_dora"):
+            return problems
+        if not self._may_rescale:
+            return [*problems, "use_dora is True, and weights of eight or four bits do not take it"]
+        if not _has_magnitudes(directory):
+            return [*problems, f"use_dora is True, but its file holds no {_MAGNITUDE}"]
+        return problems
+
+    def shapes(self, directory: Path) -> dict[str, tuple[int, int, int]]:
+        """Return rank, inputs and outputs of each layer, by module path; empty if PEFT cannot read
+        the adapter, which loading it reports."""
+        try:
+            if self._unsupported_features(directory):
+                return {}
+            layers = self._layers_of(LoraConfig.from_pretrained(str(directory)))
+        except (OSError, ValueError):
+            return {}
+        return {
+            path: (layer.rank, layer.in_features, layer.out_features)
+            for path, layer in layers.items()
+        }
 
     def read(self, directory: Path) -> AdapterWeights:
         """Return the adapter's weights. Any thread may call it.
@@ -106,7 +143,7 @@ class PeftReader:
             AdapterNotSupported: naming each feature or tensor that does not fit.
             OSError, ValueError: a file is missing, or PEFT cannot read the configuration.
         """
-        problems = unsupported_features(directory)
+        problems = self._unsupported_features(directory)
         if problems:
             raise AdapterNotSupported(directory, problems)
         layers = self._layers_of(LoraConfig.from_pretrained(str(directory)))
@@ -126,6 +163,12 @@ class PeftReader:
                 problems.append(f"{path} is {tuple(a.shape)}, {tuple(b.shape)}; expected {shapes}")
             else:
                 pairs[path] = LoraPair(a.float(), b.float() * layer.scale)
+            if layer.is_dora:
+                magnitude = tensors.pop(f"{_PREFIX}{path}.{_MAGNITUDE}", None)
+                if magnitude is None or tuple(magnitude.shape) != (layer.out_features,):
+                    problems.append(f"{path} has no {_MAGNITUDE} of ({layer.out_features},)")
+                elif path in pairs:
+                    pairs[path] = replace(pairs[path], magnitude=magnitude.float())
         left = [name for name in tensors if not is_copy(name)]
         problems += [f"{name} belongs to no adapted layer" for name in left]
         if problems:
@@ -156,6 +199,7 @@ class PeftReader:
                 in_features=module.in_features,
                 out_features=module.out_features,
                 scale=module.scaling[_NAME],
+                is_dora=module.lora_variant.get(_NAME) is not None,
                 obstacle=self._obstacle(name, module, head),
             )
             for name, module in model.named_modules()
@@ -166,6 +210,14 @@ class PeftReader:
         if name == head and name not in self._ends:
             return "the output layer"
         return _unknown_kind(module, may_embed=name in self._ends)
+
+
+def _has_magnitudes(directory: Path) -> bool:
+    try:
+        with safe_open(directory / WEIGHTS_FILE, framework="pt") as file:
+            return any(name.endswith(f".{_MAGNITUDE}") for name in list(file.keys()))
+    except SafetensorError as error:
+        raise ValueError(f"{directory / WEIGHTS_FILE} cannot be read: {error}") from error
 
 
 def _obstacles(layers: Mapping[str, _InjectedLayer]) -> list[str]:
@@ -179,12 +231,13 @@ def _output_layer(model: Any) -> str | None:
 
 
 def _unknown_kind(layer: Any, *, may_embed: bool) -> str | None:
-    """Return what an injected layer is. Returns None if it is a plain LoRA layer: a linear one, or
-    the embedding."""
+    """Return what an injected layer is. Returns None if it is a LoRA or DoRA layer that is linear,
+    or the embedding."""
     if type(layer) is not LoraLinear and not (may_embed and type(layer) is LoraEmbedding):
         return f"a {type(layer).__name__}, not a linear layer"
-    if layer.lora_variant.get(_NAME) is not None:
-        return f"a {type(layer.lora_variant[_NAME]).__name__}"
+    variant = layer.lora_variant.get(_NAME)
+    if variant is not None and type(variant) not in (DoraLinearVariant, DoraEmbeddingVariant):
+        return f"a {type(variant).__name__}"
     if layer.lora_bias.get(_NAME) or layer.fan_in_fan_out:
         return "a linear layer with a LoRA bias or a transposed weight"
     return None

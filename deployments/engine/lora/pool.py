@@ -14,17 +14,22 @@ import itertools
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
+from deployments.engine.attention.memory_plan import KEPT_MIXTURES
 from deployments.engine.errors import LoraPoolError
 from deployments.engine.kernels.ops import rms_norm
+from deployments.engine.lora.blocks import LoraBlocks
 from deployments.engine.lora.layers import LayerSegments, LoraBatch, LoraLayer, LoraSegments
 from deployments.engine.lora.peft_reader import AdapterWeights
 from deployments.engine.lora.stacks import LoraStacks, PackedLora, pack
 
+if TYPE_CHECKING:  # imports Numba
+    from deployments.engine.cpu.row_batches import RowLora
+
 BASE_SLOT = 0
-_KEPT_MIXTURES = 8
 
 
 class TorchLoraBatch:
@@ -32,12 +37,22 @@ class TorchLoraBatch:
 
     Args:
         mask: (T, 1, W) ones in the columns of a token's segment; None if all tokens share one.
+        own: (T,) the position of each token's slot in the segments, -1 for none; None with `mask`.
     """
 
-    def __init__(self, segments: LoraSegments, mask: torch.Tensor | None) -> None:
+    def __init__(
+        self, segments: LoraSegments, mask: torch.Tensor | None, own: torch.Tensor | None
+    ) -> None:
         self._layers = segments.layers
         self._width = segments.segment_of_column.numel()
-        self._mask = mask
+        self._mask, self._own = mask, own
+
+    def adapts(self, layer: str) -> bool:
+        return layer in self._layers
+
+    def rescales(self, layer: str) -> bool:
+        segments = self._layers.get(layer)
+        return segments is not None and bool(segments.gains)
 
     def norm(
         self, layer: str, x: torch.Tensor, weight: torch.Tensor, eps: float
@@ -57,8 +72,10 @@ class TorchLoraBatch:
             self._expand(segments, segments.a[tokens], y)
 
     def _expand(self, segments: LayerSegments, shrunk: torch.Tensor, y: torch.Tensor) -> None:
-        """Add the masked `shrunk` (T, P W) times B to y (T, out)."""
+        """Add the masked `shrunk` (T, P W) times B to y (T, out), after the gains."""
         width = self._width
+        for start, stop, gains in segments.gains:
+            y[:, start:stop].mul_(gains[0] if self._own is None else gains[self._own])
         if self._mask is not None:
             shrunk.view(len(y), -1, width).mul_(self._mask)
         for i, (start, stop, b) in enumerate(segments.b):
@@ -76,20 +93,17 @@ class TorchLoraBatch:
 
 @dataclass(frozen=True, slots=True)
 class SlotBatch:
-    """Hold the slot of each token, for kernels that read the stacks themselves."""
+    """Hold the slot of each token, for a step that finds each one's weights itself."""
 
-    stacks: LoraStacks
+    blocks: LoraBlocks
     slots: Sequence[int]
-
-    @property
-    def layout(self) -> int:
-        return self.stacks.layout
 
 
 class SegmentCache:
-    """Keep the segments of the mixtures that were used last."""
+    """Keep the segments of the mixtures that were used last, `limit` of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
         self._kept: OrderedDict[tuple[int, ...], LoraSegments] = OrderedDict()
 
     def find(self, active: tuple[int, ...]) -> LoraSegments | None:
@@ -103,7 +117,7 @@ class SegmentCache:
 
     def add(self, segments: LoraSegments) -> None:
         self._kept[segments.slots] = segments
-        if len(self._kept) > _KEPT_MIXTURES:
+        if len(self._kept) > self._limit:
             self._kept.popitem(last=False)
 
     def forget(self, slot: int) -> None:
@@ -113,7 +127,12 @@ class SegmentCache:
 
 
 class LoraPool:
-    """Hold the resident adapters. One thread at a time: the engine's."""
+    """Hold the resident adapters. One thread at a time: the engine's.
+
+    Args:
+        in_blocks: kept as they are packed, for `slot_batch` alone; otherwise in stacks, for the
+            other batches.
+    """
 
     def __init__(
         self,
@@ -122,11 +141,18 @@ class LoraPool:
         *,
         dtype: torch.dtype,
         device: torch.device,
+        in_blocks: bool = False,
+        kept_mixtures: int = KEPT_MIXTURES,
     ) -> None:
         if num_slots < 2:
             raise ValueError(f"num_slots is {num_slots}: at least 2, the base and one adapter")
-        self._stacks = LoraStacks(layers, num_slots, dtype=dtype, device=device)
-        self._mixtures = SegmentCache()
+        self._stacks: LoraStacks | LoraBlocks = (
+            LoraBlocks(layers, num_slots)
+            if in_blocks
+            else LoraStacks(layers, num_slots, dtype=dtype, device=device)
+        )
+        self._mixtures = SegmentCache(kept_mixtures)
+        self._row_lora: RowLora | None = None
         self._dtype, self._device = dtype, device
         self._slot_of: dict[str, int] = {}
         self._names: frozenset[str] = frozenset()
@@ -146,11 +172,12 @@ class LoraPool:
 
     def adapts(self, path: str) -> bool:
         """Return whether any adapter that was loaded so far changes this module of the base."""
-        return path in self._stacks.by_module
+        return self._stacks.adapts(path)
 
     def pack(self, weights: AdapterWeights) -> PackedLora:
         """Pack weights for `load_slot`. Any thread may call it."""
-        return pack(weights, self._dtype, pinned=self._device.type == "cuda")
+        is_pinned, in_blocks = self._device.type == "cuda", isinstance(self._stacks, LoraBlocks)
+        return pack(weights, self._dtype, pinned=is_pinned, in_huge_pages=in_blocks)
 
     def load_slot(self, name: str, weights: PackedLora) -> int:
         """Copy weights to a free slot, which no row uses yet; `activate` puts it into service.
@@ -226,26 +253,39 @@ class LoraPool:
             return None
         segments = self._mixtures.find(active)
         if segments is None:
+            assert isinstance(self._stacks, LoraStacks), "blocks have no segments"
             segments = self._stacks.segments(active)
             self._mixtures.add(segments)
         if segments.slots == active and len(active) == 1 and all(slots):
-            return TorchLoraBatch(segments, None)
+            return TorchLoraBatch(segments, None, None)
         position = {slot: i for i, slot in enumerate(segments.slots)}
         own = torch.tensor([position.get(slot, -1) for slot in slots], device=self._device)
         if counts is not None:
             own = own.repeat_interleave(torch.tensor(counts, device=self._device))
         mask = (own[:, None] == segments.segment_of_column).to(self._dtype)
-        return TorchLoraBatch(segments, mask[:, None, :])
+        return TorchLoraBatch(segments, mask[:, None, :], own)
 
     def slot_batch(
         self, slots: Sequence[int], counts: Sequence[int] | None = None
     ) -> SlotBatch | None:
-        """Return what `torch_batch` would, for kernels that find each token's slot themselves."""
+        """Return what `torch_batch` would, for a step that reads each token's block itself."""
         if not any(slots):
             return None
         if counts is not None:
             slots = [slot for slot, count in zip(slots, counts, strict=True) for _ in range(count)]
+        assert isinstance(self._stacks, LoraBlocks), "stacks are read by other batches"
         return SlotBatch(self._stacks, slots)
+
+    def row_batch(self, slots: Sequence[int]) -> LoraBatch | None:
+        """Return what `torch_batch` would, on a CPU, where no row depends on the others."""
+        from deployments.engine.cpu.row_batches import RowLora, RowLoraBatch
+
+        if not any(slots):
+            return None
+        if self._row_lora is None or self._row_lora.layout != self.layout:
+            assert isinstance(self._stacks, LoraStacks), "blocks are read by another step"
+            self._row_lora = RowLora(self._stacks)
+        return RowLoraBatch(self._row_lora, slots)
 
     def triton_batch(self, slots: torch.Tensor) -> LoraBatch | None:
         """Return the batch of rows with these slots (B,). Returns None if no adapter was loaded.
@@ -254,6 +294,7 @@ class LoraPool:
         """
         from deployments.engine.lora.triton_batch import TritonLoraBatch
 
+        assert isinstance(self._stacks, LoraStacks), "blocks are not for a GPU"
         stacks = self._stacks.by_layer()
         return TritonLoraBatch(stacks, slots) if stacks else None
 

@@ -23,6 +23,12 @@ class TritonLoraBatch:
         self._stacks = stacks
         self._slots = slots
 
+    def adapts(self, layer: str) -> bool:
+        return bool(self._stacks.get(layer))
+
+    def rescales(self, layer: str) -> bool:
+        return any(stack.gains is not None for _, stack in self._stacks.get(layer, ()))
+
     def norm(
         self, layer: str, x: torch.Tensor, weight: torch.Tensor, eps: float
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -36,14 +42,17 @@ class TritonLoraBatch:
     ) -> None:
         expansion = self.expansion(layer, x, y, shrunk)
         if expansion is not None:
-            lora_expand_add(y, expansion)
+            lora_expand_add(y, expansion, self._gains(layer))
 
     def embed(self, layer: str, tokens: torch.Tensor, y: torch.Tensor) -> None:
         stacks = self._stacks.get(layer)
         if stacks:
             shrunk = torch.stack([stack.a[self._slots, :, tokens] for _, stack in stacks], 1)
             columns = [(start, stack.b) for start, stack in stacks]
-            lora_expand_add(y, Expansion(shrunk.float(), columns, self._slots))
+            lora_expand_add(y, Expansion(shrunk.float(), columns, self._slots), self._gains(layer))
+
+    def _gains(self, layer: str) -> list[torch.Tensor | None]:
+        return [stack.gains for _, stack in self._stacks[layer]]
 
     def expansion(
         self, layer: str, x: torch.Tensor, y: torch.Tensor, shrunk: torch.Tensor | None

@@ -8,8 +8,11 @@ import torch
 
 from deployments.engine.attention.kv_cache import DecodeBatch, KvCache, TorchDecodeAttention
 from deployments.engine.attention.prefill import PrefillBatch
+from deployments.engine.kernels.backend import are_fused
 from deployments.engine.lora.layers import LoraBatch, LoraLayer
 from deployments.engine.lora.pool import LoraPool
+from deployments.engine.models.embedding import Embedding
+from deployments.engine.models.linear import FusedLinear, LMHead
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,7 @@ class Model(Protocol):
     kv_shape: KvShape
     vocab_size: int
     device: torch.device
+    is_invariant: bool  # whether a row's logits depend on nothing that is computed beside it
 
     def lora_batch(
         self, pool: LoraPool, slots: Sequence[int], counts: Sequence[int] | None = None
@@ -67,10 +71,34 @@ class Model(Protocol):
 class TorchBatches:
     """Make the batches of a model that computes with torch."""
 
+    device: torch.device
+    kv_shape: KvShape
+    lora_layers: list[LoraLayer]
+    is_invariant = False
+
+    @property
+    def products(self) -> list[FusedLinear | LMHead | None]:
+        """Return the model's products, None for a quantised output layer."""
+        bases = [layer.base for layer in self.lora_layers]
+        assert all(b is None or isinstance(b, FusedLinear | LMHead | Embedding) for b in bases)
+        return [b for b in bases if b is None or isinstance(b, FusedLinear | LMHead)]
+
+    def keep_order(self) -> bool:
+        """Compute each row's sums in one order from now on, whatever is computed beside it; returns
+        whether that is possible by all weights."""
+        self.is_invariant = all(own is not None and own.keep_order() for own in self.products)
+        return self.is_invariant
+
     def lora_batch(
         self, pool: LoraPool, slots: Sequence[int], counts: Sequence[int] | None = None
     ) -> LoraBatch | None:
-        return pool.torch_batch(slots, counts)
+        if not self.is_invariant:
+            return pool.torch_batch(slots, counts)
+        if counts is not None:
+            slots = [slot for slot, count in zip(slots, counts, strict=True) for _ in range(count)]
+        if are_fused(self.device.type):
+            return pool.triton_batch(torch.tensor(slots, device=self.device))
+        return pool.row_batch(slots)
 
     def decode_batch(
         self,
@@ -80,4 +108,8 @@ class TorchBatches:
         positions: Sequence[int],
         prompts: Sequence[int],
     ) -> DecodeBatch:
-        return DecodeBatch(tokens, TorchDecodeAttention(cache, rows, positions, prompts))
+        if not self.is_invariant:
+            return DecodeBatch(tokens, TorchDecodeAttention(cache, rows, positions, prompts))
+        from deployments.engine.cpu.row_batches import RowDecodeAttention
+
+        return DecodeBatch(tokens, RowDecodeAttention(cache, rows, positions, prompts))

@@ -1,76 +1,91 @@
-"""Fuse linear layers into one product, in the layout that the device multiplies fastest."""
+"""Fuse linear layers of the base model into one product, with the adapters' own beside it."""
 
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
-from deployments.engine.kernels.ops import Expansion, rms_norm
+from deployments.engine.kernels.ops import GATED, Expansion, gated_activation, rms_norm
 from deployments.engine.lora.layers import LoraBatch, LoraLayer
-from deployments.engine.models.weights import lora_modules, packed, stacked_bias, take_weight
+from deployments.engine.models.products import (
+    KernelProduct,
+    PackedProduct,
+    Product,
+    plain_product,
+    product_of,
+)
+from deployments.engine.models.weights import lora_modules, packed, squared_norms, stacked_bias
+from deployments.engine.quantised.linear import QuantisedLinear
 
-# Measured with float32 and 576 columns (docs/engine.md): 1.05 ms against 0.62 at 16 rows and 3,072
-# outputs; no gain at 960 outputs, slower from 64 rows on.
-_WIDE = 2048
-_FEW_ROWS = range(6, 41)
+_IDENTITY_ROWS = 256  # of a product with the identity matrix, at once
 HEAD = "lm_head"  # its path in every base model
 
 
 class FusedLinear:
     """Compute y = x @ W.T + bias, where W stacks several linear layers of the base model by rows.
 
-    Layouts: bfloat16 on a CPU multiplies fastest from oneDNN's packed blocks, float32 from
-    (in, out), a GPU from the (out, in) of the base model. MKL is slow at a few rows times a wide
-    float32 matrix, so a wide one stays (out, in) and is multiplied as W @ x.T.
-
     Args:
         name: unique in the decoder; the LoRA layer has the same name.
-        layers: module path -> linear layer. Their weights are removed as they are read, so that
-            the base model is not held in memory twice.
+        layers: module path -> linear layer, all plain or all quantised in one way. Their weights
+            are removed as they are read, so that the base model is not held in memory twice.
     """
 
     def __init__(self, name: str, layers: dict[str, torch.nn.Linear], dtype: torch.dtype) -> None:
-        weights = [take_weight(layer).to(dtype) for layer in layers.values()]
-        biases = [layer.bias for layer in layers.values()]
+        own = list(layers.values())
+        sizes = [layer.out_features for layer in own]
         self.name = name
-        self.out_features = sum(len(weight) for weight in weights)
-        self.lora_layer = LoraLayer(name, weights[0].shape[1], lora_modules(list(layers), weights))
-        self._bias = stacked_bias(biases, weights, dtype)
-        weight = torch.cat(weights)
-        self._packed = packed(weight) if dtype == torch.bfloat16 else None
-        self._is_wide = weight.device.type == "cpu" and len(weight) >= _WIDE
-        if self._packed is not None:
-            return
-        if weight.device.type == "cpu" and len(weight) < _WIDE:
-            self._weight = weight.t().contiguous()
-        else:
-            self._weight = weight.t()
+        self.out_features = sum(sizes)
+        modules = lora_modules(list(layers), sizes)
+        self.lora_layer = LoraLayer(name, own[0].in_features, modules, self)
+        self._bias = stacked_bias([layer.bias for layer in own], sizes, dtype)
+        self._dtype, self._device = dtype, own[0].weight.device
+        self._product: Product = product_of(own, self._bias, dtype)
+        self._adds_in_turn = False  # product, adapter, bias and residual, whoever rescales
+        self._squared_norms: torch.Tensor | None = None
 
     def __call__(self, x: torch.Tensor, lora: LoraBatch | None) -> torch.Tensor:
         """Return (T, out) for x (T, in), each token with its own adapter."""
-        y = self._product(x)
-        if lora is not None:
-            lora.add(self.name, x, y)
-        return y
+        return self._adapted(x, lora, None)
 
     def after_norm(
         self, x: torch.Tensor, weight: torch.Tensor, eps: float, lora: LoraBatch | None
     ) -> torch.Tensor:
         """Apply the layer to the RMS norm of x (T, in), whose weight is (in,)."""
         if lora is None:
-            return self._product(rms_norm(x, weight, eps))
+            return self._adapted(rms_norm(x, weight, eps), None, None)
         normed, shrunk = lora.norm(self.name, x, weight, eps)
-        y = self._product(normed)
-        lora.add(self.name, normed, y, shrunk)
-        return y
+        return self._adapted(normed, lora, shrunk)
+
+    def gated_after_norm(
+        self,
+        x: torch.Tensor,
+        weight: torch.Tensor | None,
+        eps: float,
+        lora: LoraBatch | None,
+        activation: str,
+    ) -> torch.Tensor:
+        """Return gated_activation of `after_norm` (T, out / 2); without a norm if it has no weight.
+
+        It is one kernel where the product is and no adapter changes it.
+        """
+        shrunk = None
+        if weight is not None and lora is not None:
+            x, shrunk = lora.norm(self.name, x, weight, eps)
+        elif weight is not None:
+            x = rms_norm(x, weight, eps)
+        is_adapted = lora is not None and lora.adapts(self.name)
+        if isinstance(self._product, KernelProduct) and activation in GATED and not is_adapted:
+            return self._product.gated(x, activation)
+        return gated_activation(self._adapted(x, lora, shrunk), activation)
 
     def before_attention(
         self, x: torch.Tensor, weight: torch.Tensor, eps: float, lora: LoraBatch | None
     ) -> tuple[torch.Tensor, Expansion | None]:
         """Do `after_norm`, but leave the LoRA expansion, if any, to the attention that follows."""
         if lora is None:
-            return self._product(rms_norm(x, weight, eps)), None
+            return self._adapted(rms_norm(x, weight, eps), None, None), None
         normed, shrunk = lora.norm(self.name, x, weight, eps)
+        if self._adds_in_turn or lora.rescales(self.name):
+            return self._adapted(normed, lora, shrunk), None
         y = self._product(normed)
         return y, lora.expansion(self.name, normed, y, shrunk)
 
@@ -78,24 +93,52 @@ class FusedLinear:
         self, residual: torch.Tensor, x: torch.Tensor, lora: LoraBatch | None
     ) -> torch.Tensor:
         """Add self(x) to residual (T, out) in place."""
-        if self._packed is not None or self._bias is not None:
+        if self._adds_in_turn or (lora is not None and lora.rescales(self.name)):
             return residual.add_(self(x, lora))
-        residual.addmm_(x, self._weight)
+        self._product.add_to(residual, x)
         if lora is not None:
             lora.add(self.name, x, residual)
         return residual
 
-    def _product(self, x: torch.Tensor) -> torch.Tensor:
-        if self._packed is not None:
-            product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
-                x, self._packed, self._bias, "none", [], ""
-            )
-            return product
-        if self._bias is not None:
-            return torch.addmm(self._bias, x, self._weight)
-        if self._is_wide and len(x) in _FEW_ROWS:
-            return torch.mm(self._weight.t(), x.t()).t()
-        return torch.mm(x, self._weight)
+    def keep_order(self) -> bool:
+        """Compute each row in one order of sums from now on; returns whether that is possible.
+
+        On a CPU what is added to a product is added in turn: a neighbour's adapter that rescales
+        (DoRA) would change the order. On a GPU those loaded so far decide it, for all rows alike.
+        """
+        product = self._product.in_order()
+        if product is not None:
+            self._product, self._adds_in_turn = product, isinstance(product, PackedProduct)
+        return product is not None
+
+    def products(self, x: torch.Tensor) -> torch.Tensor:
+        return self._product(x.to(self._dtype), is_biased=False)
+
+    def squared_norms(self) -> torch.Tensor:
+        if self._squared_norms is None:
+            self._squared_norms = self._norms_by_products()
+        return self._squared_norms
+
+    def _norms_by_products(self) -> torch.Tensor:
+        """Return the sums of squares (out,): packed and quantised weights are not read back, so
+        they are multiplied by the identity matrix, some of its rows at a time."""
+        found = torch.zeros(self.out_features, device=self._device)
+        for first in range(0, self.lora_layer.in_features, _IDENTITY_ROWS):
+            rows = range(first, min(first + _IDENTITY_ROWS, self.lora_layer.in_features))
+            x = torch.zeros(len(rows), self.lora_layer.in_features, device=self._device)
+            x[range(len(rows)), rows] = 1.0
+            found += self.products(x).float().square_().sum(0)
+        return found
+
+    def _adapted(
+        self, x: torch.Tensor, lora: LoraBatch | None, shrunk: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Return the product of x (T, in) with each token's adapter; `shrunk` is from lora.norm."""
+        is_rescaled = self._adds_in_turn or (lora is not None and lora.rescales(self.name))
+        y = self._product(x, is_biased=not is_rescaled)
+        if lora is not None:
+            lora.add(self.name, x, y, shrunk)
+        return y.add_(self._bias) if is_rescaled and self._bias is not None else y
 
 
 class LMHead:
@@ -107,24 +150,46 @@ class LMHead:
 
     def __init__(self, head: Any, embedding: Any, embedding_weight: torch.Tensor) -> None:
         dtype = embedding_weight.dtype
+        self._bias = None if head.bias is None else head.bias.data.to(dtype)
+        self.vocab_size: int = head.out_features
+        modules = lora_modules([HEAD], [self.vocab_size])
+        self._dtype = dtype
+        self._weight: torch.Tensor | None = None
+        self._adds_in_turn = False
+        self._product: Product
+        if isinstance(head, QuantisedLinear):
+            self.lora_layer = LoraLayer(HEAD, head.in_features, modules)
+            self._product = product_of([head], self._bias, dtype)
+            return
+        self.lora_layer = LoraLayer(HEAD, head.in_features, modules, self)
         own: torch.Tensor = head.weight.data
         tied = embedding.weight.data
         is_tied = own.data_ptr() == tied.data_ptr() or torch.equal(own, tied)
-        self._weight = embedding_weight if is_tied else own.to(dtype)
-        self._bias = None if head.bias is None else head.bias.data.to(dtype)
-        self.vocab_size = len(self._weight)
-        self._packed = packed(self._weight)
-        modules = lora_modules([HEAD], [self._weight])
-        self.lora_layer = LoraLayer(HEAD, self._weight.shape[1], modules)
+        weight = self._weight = embedding_weight if is_tied else own.to(dtype)
+        blocks = packed(weight)
+        self._product = (
+            plain_product(weight, self._bias)
+            if blocks is None
+            else PackedProduct(blocks, self._bias)
+        )
 
     def __call__(self, hidden: torch.Tensor, lora: LoraBatch | None) -> torch.Tensor:
-        logits: torch.Tensor
-        if self._packed is not None:
-            logits = torch.ops.mkldnn._linear_pointwise(
-                hidden, self._packed, self._bias, "none", [], ""
-            )
-        else:
-            logits = F.linear(hidden, self._weight, self._bias)
+        is_rescaled = self._adds_in_turn or (lora is not None and lora.rescales(HEAD))
+        logits = self._product(hidden, is_biased=not is_rescaled)
         if lora is not None:
             lora.add(HEAD, hidden, logits)
-        return logits
+        return logits.add_(self._bias) if is_rescaled and self._bias is not None else logits
+
+    def keep_order(self) -> bool:
+        """Do FusedLinear.keep_order."""
+        product = self._product.in_order()
+        if product is not None:
+            self._product, self._adds_in_turn = product, isinstance(product, PackedProduct)
+        return product is not None
+
+    def products(self, x: torch.Tensor) -> torch.Tensor:
+        return self._product(x.to(self._dtype), is_biased=False)
+
+    def squared_norms(self) -> torch.Tensor:
+        assert self._weight is not None, "a quantised head has no base to rescale"
+        return squared_norms(self._weight)

@@ -9,14 +9,21 @@ import torch
 
 from deployments.engine.attention.kv_cache import DecodeBatch, KvCache
 from deployments.engine.attention.prefill import PrefillBatch
-from deployments.engine.kernels.ops import Expansion, Rope, gated_activation, normalise_, rms_norm
-from deployments.engine.lora.layers import LoraBatch, LoraLayer, LoraModule
+from deployments.engine.kernels.ops import (
+    Expansion,
+    Rope,
+    normalise_,
+    rms_norm,
+    whole_rows,
+)
+from deployments.engine.lora.layers import LoraBatch
 from deployments.engine.models.architectures import SHARED_ROPE, Description, describe, ropes_of
 from deployments.engine.models.base import KvShape, TorchBatches
+from deployments.engine.models.embedding import Embedding
 from deployments.engine.models.linear import FusedLinear, LMHead
 from deployments.engine.models.weights import norm_weight
 
-EMBEDDING = "model.embed_tokens"
+EMBEDDING = "model.embed_tokens"  # its path in every base model of this kind
 
 
 class LlamaModel(TorchBatches):
@@ -31,21 +38,22 @@ class LlamaModel(TorchBatches):
 
     def __init__(self, model: Any, dtype: torch.dtype, num_positions: int) -> None:
         about = self._about = describe(model)
-        self._embedding: torch.Tensor = model.model.embed_tokens.weight.data.to(dtype)
-        self._head = LMHead(model.lm_head, model.model.embed_tokens, self._embedding)
+        embedding: torch.Tensor = model.model.embed_tokens.weight.data.to(dtype)
+        self._embedding = Embedding(EMBEDDING, embedding)
+        self._head = LMHead(model.lm_head, model.model.embed_tokens, embedding)
         self._norm = norm_weight(model.model.norm, dtype, about.architecture.norm_offset)
         # Gemma rounds the scale to the dtype of the weights.
         self._embedding_scale = float(torch.tensor(about.embedding_scale, dtype=dtype))
-        self._ropes = _ropes(model, about, self._embedding, num_positions)
+        self._ropes = _ropes(model, about, embedding, num_positions)
         self._layers = [
             _Layer(f"model.layers.{i}", layer, dtype, about)
             for i, layer in enumerate(model.model.layers)
         ]
-        ends = [_embedding_layer(self._embedding), self._head.lora_layer]
+        ends = [self._embedding.lora_layer, self._head.lora_layer]
         self.lora_layers = ends + [own for layer in self._layers for own in layer.lora_layers]
         self.kv_shape = KvShape(len(self._layers), about.num_kv_heads, about.head_dim, dtype)
         self.vocab_size = self._head.vocab_size
-        self.device = self._embedding.device
+        self.device = embedding.device
 
     def prefill(self, cache: KvCache, batch: PrefillBatch, lora: LoraBatch | None) -> torch.Tensor:
         """Read the tokens of many prompts; returns the states (T, d) behind them."""
@@ -95,20 +103,14 @@ class LlamaModel(TorchBatches):
         if about.logits_divisor != 1.0:
             logits = logits.div_(about.logits_divisor)
         if about.logits_cap is not None:
-            logits = logits.div_(about.logits_cap).tanh_().mul_(about.logits_cap)
+            for piece in whole_rows(logits.div_(about.logits_cap)):
+                piece.tanh_()
+            logits.mul_(about.logits_cap)
         return logits
 
     def _embed(self, tokens: torch.Tensor, lora: LoraBatch | None) -> torch.Tensor:
-        x = self._embedding[tokens]
-        if lora is not None:
-            lora.embed(EMBEDDING, tokens, x)
+        x = self._embedding(tokens, lora)
         return x if self._embedding_scale == 1.0 else x.mul_(self._embedding_scale)
-
-
-def _embedding_layer(weight: torch.Tensor) -> LoraLayer:
-    """Return the embedding (V, d) as a layer that adapters may change."""
-    module = LoraModule(EMBEDDING, 0, weight.shape[1])
-    return LoraLayer(EMBEDDING, len(weight), (module,))
 
 
 def _ropes(
@@ -189,8 +191,10 @@ class _Layer:
     ) -> torch.Tensor:
         """Return the states behind the layer, of x (T, d) before it and what attention gave."""
         x = self._add(self._o, x, attended, self._after[0], lora)
-        inner = self._of_normed(self._gate_up, x, self._before[1], lora)
-        gated = gated_activation(inner, self._about.activation)
+        about = self._about
+        gated = self._gate_up.gated_after_norm(
+            x, self._before[1], about.eps, lora, about.activation
+        )
         return self._add(self._down, x, gated, self._after[1], lora)
 
     def _of_normed(

@@ -12,7 +12,7 @@ import torch
 
 from deployments.engine.attention.kv_cache import DecodeBatch, KvCache
 from deployments.engine.attention.prefill import PrefillBatch
-from deployments.engine.kernels.ops import ACTIVATIONS, gated_activation, rms_norm
+from deployments.engine.kernels.ops import ACTIVATIONS, activate, rms_norm
 from deployments.engine.lora.layers import LoraBatch
 from deployments.engine.models.architectures import unknown_field
 from deployments.engine.models.base import KvShape, TorchBatches
@@ -33,9 +33,7 @@ _FIELDS = frozenset(
 
 
 def unsupported_by_t5(model: Any) -> str | None:
-    """Return why this model cannot run here. Returns None if it can."""
-    if type(model).__name__ not in T5_MODELS:
-        return f"{type(model).__name__} is none of {', '.join(T5_MODELS)}"
+    """Return why this model, one of T5_MODELS, cannot run here. Returns None if it can."""
     if model.config.dense_act_fn not in ACTIVATIONS:
         return f"its activation is {model.config.dense_act_fn!r}; fast: {', '.join(ACTIVATIONS)}"
     return unknown_field(model.config, _FIELDS)
@@ -180,10 +178,11 @@ class _Mlp:
         self.lora_layers = [self._wi.lora_layer, self._wo.lora_layer]
 
     def __call__(self, x: torch.Tensor, eps: float, lora: LoraBatch | None) -> torch.Tensor:
-        inner = self._wi.after_norm(x, self._norm, eps, lora)
         if self._gated:
-            return self._wo.add_to(x, gated_activation(inner, self._act), lora)
-        return self._wo.add_to(x, ACTIVATIONS[self._act](inner), lora)
+            gated = self._wi.gated_after_norm(x, self._norm, eps, lora, self._act)
+            return self._wo.add_to(x, gated, lora)
+        inner = self._wi.after_norm(x, self._norm, eps, lora)
+        return self._wo.add_to(x, activate(inner, self._act), lora)
 
 
 class _EncoderLayer:

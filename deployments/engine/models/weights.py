@@ -29,27 +29,34 @@ def take_weight(layer: torch.nn.Linear) -> torch.Tensor:
     return weight
 
 
-def lora_modules(paths: Sequence[str], weights: Sequence[torch.Tensor]) -> tuple[LoraModule, ...]:
-    """Return where the outputs of each layer lie in those of the fused one."""
+def lora_modules(paths: Sequence[str], sizes: Sequence[int]) -> tuple[LoraModule, ...]:
+    """Return where the outputs of each layer, so many, lie in those of the fused one."""
     modules, start = [], 0
-    for path, weight in zip(paths, weights, strict=True):
-        modules.append(LoraModule(path, start, start + len(weight)))
-        start += len(weight)
+    for path, size in zip(paths, sizes, strict=True):
+        modules.append(LoraModule(path, start, start + size))
+        start += size
     return tuple(modules)
 
 
 def stacked_bias(
-    biases: Sequence[torch.Tensor | None], weights: Sequence[torch.Tensor], dtype: torch.dtype
+    biases: Sequence[torch.Tensor | None], sizes: Sequence[int], dtype: torch.dtype
 ) -> torch.Tensor | None:
     """Return the biases (out,), zeros for a layer without one. Returns None if no layer has one."""
-    if all(bias is None for bias in biases):
+    device = next((bias.device for bias in biases if bias is not None), None)
+    if device is None:
         return None
     return torch.cat(
         [
-            weight.new_zeros(len(weight)) if bias is None else bias.data.to(dtype)
-            for bias, weight in zip(biases, weights, strict=True)
+            torch.zeros(size, dtype=dtype, device=device) if bias is None else bias.data.to(dtype)
+            for bias, size in zip(biases, sizes, strict=True)
         ]
     )
+
+
+def squared_norms(weight: torch.Tensor) -> torch.Tensor:
+    """Return the sum of squares (out,) of each output of a weight (out, in), in float32."""
+    lengths: torch.Tensor = torch.linalg.vector_norm(weight, dim=1, dtype=torch.float32)
+    return lengths.square_()
 
 
 def norm_weight(norm: Any, dtype: torch.dtype, offset: float = 0.0) -> torch.Tensor:

@@ -53,7 +53,11 @@ class StepLoop:
             prefill_tokens=prefill_tokens,
             can_split_prompts=decoder.can_split_prompts,
             prompts_together=decoder.num_prompts_together,
-            prefixes=None if self._prefixes is None else PrefixCache(self._prefixes.generation),
+            prefixes=None
+            if self._prefixes is None
+            else PrefixCache(
+                self._prefixes.generation, reuses_answers=self._prefixes.can_reuse_answers
+            ),
         )
         self._outbox = outbox
         self._clock = clock

@@ -50,10 +50,14 @@ class PrefixCache:
 
     Args:
         generation: adapter -> a number that no other weights have or had; None is the base model.
+        reuses_answers: whether a prefix may reach into what decode steps wrote.
     """
 
-    def __init__(self, generation: Callable[[str | None], int]) -> None:
+    def __init__(
+        self, generation: Callable[[str | None], int], *, reuses_answers: bool = True
+    ) -> None:
         self._generation = generation
+        self._reuses_answers = reuses_answers
         self._entries: dict[int, _Entry] = {}
 
     def find(self, request: Request, reading: Mapping[int, int]) -> tuple[Prefix | None, int]:
@@ -75,6 +79,8 @@ class PrefixCache:
             if not entry.known.startswith(wanted[:needed]):
                 continue
             shared = min(limit, _num_common(wanted, entry.known))
+            if not self._reuses_answers:
+                shared = min(shared, entry.num_prompt_tokens)
             held = min(shared, reading.get(row, entry.num_written))
             if held > best.num_tokens:
                 best = Prefix(row, held)

@@ -3,9 +3,12 @@
 import functools
 import string
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from deployments.engine.detokenizer import hidden_ids, token_bytes
+
+if TYPE_CHECKING:
+    from deployments.engine.model_loader import Pretrained
 
 _NEEDED = string.ascii_letters + string.digits + string.punctuation + " "
 
@@ -44,21 +47,24 @@ class Vocabulary:
         return list(self._tokenizer.encode(text, add_special_tokens=False))
 
 
-def refused_features(family: str, tokenizer: Any, eos_ids: Iterable[int]) -> dict[str, str]:
+def refused_features(base: "Pretrained") -> dict[str, str]:
     """Return what answers of the fast decoder cannot do for a base, and why (DecoderInfo)."""
     refused = {}
-    if family != "causal":
+    if base.family != "causal":
         why = "this model is an encoder-decoder, whose answer does not continue the prompt"
         refused["echo"] = why
-    if why_not := no_structure(tokenizer, eos_ids):
+    if why_not := no_structure(base):
         refused["structure"] = why_not
     return refused
 
 
-def no_structure(tokenizer: Any, eos_ids: Iterable[int]) -> str | None:
+def no_structure(base: "Pretrained") -> str | None:
     """Return why a base's answers cannot keep to a grammar; None if they can."""
-    if not [*eos_ids]:
+    tokenizer = base.tokenizer
+    if not base.eos_ids:
         return "this model has no token that ends an answer"
+    if base.forced.first is not None:
+        return "each answer of this model begins with a token that its configuration names"
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return "this model has a slow tokenizer"

@@ -16,12 +16,12 @@ from typing import Any
 import torch
 
 from deployments.model.adapter_registry import adapter_key
+from scripts.benchmarks.bases.models import load_base
 from scripts.benchmarks.command import settings_of, spread
 from scripts.benchmarks.in_process.churn_cycles import cycles
 from scripts.benchmarks.in_process.churn_replica import Asked, ChurnReplica, Make
 from scripts.benchmarks.in_process.random_adapters import write_catalog
-from scripts.benchmarks.models import load_base
-from scripts.benchmarks.streams import Window, per_token_ms
+from scripts.benchmarks.over_http.streams import Window, per_token_ms
 from scripts.environment import device_name
 
 _LOADED = 12  # adapters of the load part; the first two warm up

@@ -1,9 +1,11 @@
 """Measure one decode step by batch size, and its memory floor.
 
-The floor is what a step must read once (decoder weights, output layer, keys and values at the mean
-context) over the bandwidth of a large copy on the same device, measured in the same run.
+Steps without and with adapters are timed in turn; medians of some rounds are compared. The floor is
+what a step must read once (decoder weights, output layer, keys and values at the mean context) over
+the bandwidth of a large copy on the same device, measured in the same run.
 """
 
+import statistics
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -11,22 +13,28 @@ from typing import Any
 import torch
 
 from deployments.engine.model_runner import ModelRunner
+from deployments.engine.quantised.linear import QuantisedLinear
 from deployments.engine.request import Request, SamplingParams
 from deployments.engine.scheduling.scheduler import Scheduler
 
-_WARM_UP = 6
+_WARM_UP, _ROUNDS = 6, 5
 
 
 def weight_bytes(model: Any) -> int:
     """Return the bytes of weights that a decode step reads; call it before a decoder takes them."""
-    read = 0
-    for name, parameter in model.named_parameters():
-        is_cross_kv = ".EncDecAttention.k." in name or ".EncDecAttention.v." in name
-        is_layer = name.startswith(("decoder.block.", "model.layers."))
-        if is_layer and not is_cross_kv:
-            read += parameter.nbytes
+    read: int = sum(
+        parameter.nbytes for name, parameter in model.named_parameters() if _is_read(name)
+    )
+    for name, module in model.named_modules():
+        if isinstance(module, QuantisedLinear) and _is_read(f"{name}."):
+            read += int(module.quantised.num_bytes)
     head: torch.Tensor = model.lm_head.weight
     return read + head.nbytes
+
+
+def _is_read(name: str) -> bool:
+    is_cross_kv = ".EncDecAttention.k." in name or ".EncDecAttention.v." in name
+    return name.startswith(("decoder.block.", "model.layers.")) and not is_cross_kv
 
 
 def step_times(
@@ -38,14 +46,22 @@ def step_times(
     num_steps: int,
     weights: int,
 ) -> list[dict[str, float]]:
-    """Return one line for each batch size; milliseconds are means over `num_steps` steps."""
+    """Return one line for each batch size; milliseconds are means over `num_steps` steps, and the
+    medians of some rounds."""
     bandwidth = _copy_bandwidth(decoder.device)
     bytes_per_position = decoder.num_kv_bytes / (sum(decoder.capacities) + 16)
     context = prompt_tokens + (num_steps + _WARM_UP) / 2
     lines = []
     for rows in num_rows:
         floor_ms = 1000 * (weights + rows * context * bytes_per_position) / bandwidth
-        step_ms = min(_timed(decoder, rows, adapters, prompt_tokens, num_steps) for _ in range(2))
+        rounds = [
+            [
+                time_steps(decoder, rows, each, prompt_tokens, num_steps)
+                for each in ([None], adapters)
+            ]
+            for _ in range(_ROUNDS)
+        ]
+        plain_ms, step_ms = (statistics.median(taken) for taken in zip(*rounds, strict=True))
         lines.append(
             {
                 "rows": rows,
@@ -53,12 +69,14 @@ def step_times(
                 "floor_ms": round(floor_ms, 3),
                 "floor_over_step": round(floor_ms / step_ms, 3),
                 "tokens_per_s": round(1000 * rows / step_ms),
+                "step_ms_without_lora": round(plain_ms, 3),
+                "lora_cost": round(step_ms / plain_ms - 1, 3),
             }
         )
     return lines
 
 
-def _timed(
+def time_steps(
     decoder: ModelRunner,
     num_rows: int,
     adapters: Sequence[str | None],

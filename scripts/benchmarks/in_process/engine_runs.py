@@ -15,7 +15,7 @@ from deployments.engine.decoder_factory import FastLimits, Weights, build_decode
 from deployments.engine.engine import Engine
 from deployments.engine.model_loader import Pretrained
 from deployments.engine.model_runner import ModelRunner
-from deployments.engine.request import Request, SamplingParams, SchedulerOutput
+from deployments.engine.request import Request, SamplingParams, SchedulerOutput, Timings
 from deployments.engine.sampling import DeviceTokens
 
 
@@ -77,22 +77,22 @@ def start_engine(
     return Engine.on_thread(decoder, limits)
 
 
-async def answer_all(engine: Engine, requests: Sequence[Request], at_once: int) -> list[float]:
-    """Answer every request, `at_once` at a time; return the seconds to each one's first token.
+async def answer_all(engine: Engine, requests: Sequence[Request], at_once: int) -> list[Timings]:
+    """Answer every request, `at_once` at a time; return the times of each.
 
     Raises:
         RuntimeError: a request failed, or has another number of tokens than it asked for.
     """
     free = asyncio.Semaphore(at_once)
 
-    async def one(request: Request) -> float:
+    async def one(request: Request) -> Timings:
         async with free:
             async for event in engine.generate(request):
                 last = event
         if last.error is not None or last.num_tokens != request.sampling.max_tokens:
             raise RuntimeError(f"{request.request_id}: {last.num_tokens} tokens, {last.error}")
         assert last.timings.first_token_s is not None, "tokens without a first one"
-        return last.timings.first_token_s
+        return last.timings
 
     return await asyncio.gather(*(one(request) for request in requests))
 

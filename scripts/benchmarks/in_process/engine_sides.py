@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import contextlib
 import dataclasses
 import statistics
 import time
@@ -13,10 +14,12 @@ import torch
 
 from deployments.engine.decoder_factory import FastLimits
 from deployments.engine.engine import Engine
+from deployments.engine.model_runner import ModelRunner
 from deployments.engine.request import Request
+from scripts.benchmarks.bases.models import load_base
 from scripts.benchmarks.command import settings_of
 from scripts.benchmarks.in_process.busy_cores import measure_beside_others
-from scripts.benchmarks.in_process.decode_steps import step_times, weight_bytes
+from scripts.benchmarks.in_process.decode_steps import step_times, time_steps, weight_bytes
 from scripts.benchmarks.in_process.engine_runs import (
     answer_all,
     fast_decoder,
@@ -25,8 +28,9 @@ from scripts.benchmarks.in_process.engine_runs import (
     start_engine,
 )
 from scripts.benchmarks.in_process.peft_baseline import PeftBaseline
+from scripts.benchmarks.in_process.quantised_base import quantised_base
 from scripts.benchmarks.in_process.random_adapters import make_random_adapters
-from scripts.benchmarks.models import load_base
+from scripts.benchmarks.in_process.served_engine import served_engine
 from scripts.environment import device_name
 
 _DIFFERENT_ADAPTERS = 8  # files; more adapters are copies, each in its own slot
@@ -58,12 +62,14 @@ def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         adapters=list(folders),
     )
     sides = {} if args.skip_peft else _peft_sides(args, folders, requests)
+    if args.quantization != "none":
+        base = quantised_base(base, args.quantization)
     weights = weight_bytes(base.model)  # before the decoder takes them
     limits = FastLimits(args.rows, longest + 1 + args.output_tokens, max_adapters=args.adapters)
     dtype_bytes = base.model.dtype.itemsize
     decoder = fast_decoder(base, limits, args.weights)
     for kind, bits in (("int8", 8), ("int4", 4)):  # of the head too, nearly
-        if decoder.info.weights.startswith(kind):
+        if args.quantization == "none" and decoder.info.weights.startswith(kind):
             weights = weights * bits // (8 * dtype_bytes)
     step_settings: dict[str, Any] = {
         "num_rows": [n for n in _BATCH_SIZES if n <= args.rows],
@@ -71,7 +77,6 @@ def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         "num_steps": args.output_tokens - 8,
         "weights": weights,
     }
-    without = step_times(decoder, [None], **step_settings)
     adapters = make_resident(decoder, list(folders.values()), args.adapters)
     steps = step_times(decoder, adapters, **step_settings)
     beside = [
@@ -86,48 +91,95 @@ def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         "engine_no_adapters": lambda: _engine_side(engine, plain),
         "engine_one_stream": lambda: _engine_side(engine, requests[:1]),
     }
-    results = _in_turn(sides, args.repeats)
+    with contextlib.ExitStack() as stack:
+        if args.served:
+            served = stack.enter_context(served_engine(args, scratch / "base", folders, requests))
+            endless = [_endless(request) for request in requests]
+            sides |= {
+                "process_mixed": lambda: _engine_side(served, endless),
+                "process_one_stream": lambda: _engine_side(served, endless[:1]),
+                "step_mixed": lambda: _step_side(decoder, adapters, args.rows, args),
+                "step_one_row": lambda: _step_side(decoder, adapters[:1], 1, args),
+            }
+        results = _in_turn(sides, args.repeats)
     info = engine.info
     engine.close()
     return {
         "settings": settings_of(args),
         "torch_threads": torch.get_num_threads(),
+        "step_threads": info.threads,
         "device": device_name(args.device),
         "dtype": info.dtype,
         "weights": info.weights,
         "decoder": f"{info.name}: {info.reason}",
         "sides": results,
-        "steps": [
-            {**step, "step_ms_without_lora": plain["step_ms"]}
-            for step, plain in zip(steps, without, strict=True)
-        ],
+        "steps": steps,
         "ratios": _ratios(results),
         "beside_others": beside,
     }
 
 
+def _endless(request: Request) -> Request:
+    """Return a request whose answer has all the tokens it asks for, whatever the model says."""
+    sampling = request.sampling
+    longest = dataclasses.replace(sampling, min_tokens=sampling.max_tokens)
+    return dataclasses.replace(request, sampling=longest)
+
+
 def _peft_sides(
     args: argparse.Namespace, folders: Mapping[str, Path], requests: Sequence[Request]
 ) -> dict[str, Side]:
+    """Return PEFT's sides: over bitsandbytes' layers where it has the kind."""
     base = load_base(args.model, args.device, args.dtype)  # PEFT changes its model
-    peft = PeftBaseline(base, folders, args.output_tokens)
+    if args.quantization != "none":
+        with_theirs = args.quantization != "fp8"
+        base = quantised_base(base, args.quantization, with_bitsandbytes=with_theirs)
+    peft, threads = PeftBaseline(base, folders, args.output_tokens), torch.get_num_threads()
+
+    def on_all_threads(side: Side) -> Mapping[str, float]:
+        """The compiled step leaves torch one thread."""
+        ours = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            return side()
+        finally:
+            torch.set_num_threads(ours)
+
+    mixed: Side = lambda: peft.mixed(requests)  # noqa: E731
+    sequential: Side = lambda: peft.sequential(requests[: args.sequential])  # noqa: E731
     return {
-        "peft_mixed_batch": lambda: peft.mixed(requests),
-        "peft_sequential": lambda: peft.sequential(requests[: args.sequential]),
+        "peft_mixed_batch": lambda: on_all_threads(mixed),
+        "peft_sequential": lambda: on_all_threads(sequential),
     }
 
 
 def _engine_side(engine: Engine, requests: Sequence[Request]) -> dict[str, float]:
-    """Stream all requests at once."""
+    """Stream all requests at once. `decoding_per_s`: tokens behind each answer's first, for each
+    second from then to its end, of all answers together."""
     started = time.perf_counter()
-    first_tokens = asyncio.run(answer_all(engine, requests, len(requests)))
+    times = asyncio.run(answer_all(engine, requests, len(requests)))
     seconds = time.perf_counter() - started
+    first_tokens = [each.first_token_s or 0.0 for each in times]
+    counts = [request.sampling.max_tokens for request in requests]
     return {
-        "tokens_per_s": sum(request.sampling.max_tokens for request in requests) / seconds,
+        "tokens_per_s": sum(counts) / seconds,
+        "decoding_per_s": sum(
+            (count - 1) / ((each.total_s or 0.0) - first)
+            for count, each, first in zip(counts, times, first_tokens, strict=True)
+        ),
         "seconds": seconds,
         "first_token_p50_s": statistics.median(first_tokens),
         "first_token_max_s": max(first_tokens),
     }
+
+
+def _step_side(
+    decoder: ModelRunner, adapters: Sequence[str | None], rows: int, args: argparse.Namespace
+) -> dict[str, float]:
+    """Take bare steps while the engine has nothing to do."""
+    num_steps = args.output_tokens - 8
+    milliseconds = time_steps(decoder, rows, adapters, args.prompt_tokens, num_steps)
+    return {"tokens_per_s": 1000 * rows / milliseconds, "step_ms": milliseconds}
 
 
 def _in_turn(sides: Mapping[str, Side], repeats: int) -> dict[str, dict[str, Any]]:
@@ -150,8 +202,13 @@ def _medians(taken: Sequence[Mapping[str, float]]) -> dict[str, Any]:
 
 def _ratios(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     """Return the engine's token rate over that of each baseline of this run."""
-    return {
+    ratios = {
         name: round(results[ours]["tokens_per_s"] / results[theirs]["tokens_per_s"], 2)
         for name, ours, theirs in _RATIOS
         if theirs in results
     }
+    for ours, theirs in (("process_mixed", "step_mixed"), ("process_one_stream", "step_one_row")):
+        if ours in results:
+            share = results[ours]["decoding_per_s"] / results[theirs]["tokens_per_s"]
+            ratios[f"{ours}, decoding, over bare steps"] = round(share, 3)
+    return ratios

@@ -7,7 +7,12 @@ from typing import Any
 
 import pytest
 
-from adapters.bases.check import check_base_model, check_folder, find_base_model
+from adapters.bases.check import (
+    check_base_model,
+    check_folder,
+    find_base_model,
+    stored_quantization,
+)
 from adapters.bases.models import BaseModelError
 
 
@@ -92,3 +97,45 @@ def test_a_name_that_the_hub_may_have_is_asked_there(monkeypatch: pytest.MonkeyP
     with pytest.raises(BaseModelError, match="'nobody/has-this' is not in the Hugging Face cache"):
         find_base_model("nobody/has-this")
     assert asked == ["somebody/has-this", "nobody/has-this"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"quant_method": "gptq", "bits": 4}, "GPTQ, 4 bits"),
+        ({"quant_method": "awq", "bits": 4}, "AWQ, 4 bits"),
+        ({"quant_method": "compressed-tensors"}, "compressed-tensors"),
+        ({"quant_method": "torchao"}, "torchao"),
+        ({"quant_method": "fp8"}, "fp8"),
+        ({"quant_method": "a-method-of-the-future"}, "a-method-of-the-future"),
+        ({}, "an unnamed method"),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes fp4"),
+        ({"load_in_4bit": True, "bnb_4bit_quant_type": "fp4"}, "bitsandbytes fp4"),
+        (
+            {"load_in_8bit": True, "llm_int8_has_fp16_weight": True},
+            "bitsandbytes int8 with .*",
+        ),
+    ],
+)
+def test_weights_quantised_another_way_are_refused_by_name(
+    base: Path, fields: dict[str, Any], named: str
+) -> None:
+    config(base, quantization_config=fields)
+    with pytest.raises(
+        BaseModelError, match=f"quantised with {named}, which no decoder"
+    ) as refused:
+        check_folder(base)
+    assert str(base) in str(refused.value)
+    assert "set quantization: int8, nf4 or fp8 on a GPU" in str(refused.value)
+
+
+def test_folders_that_bitsandbytes_quantised_pass(base: Path) -> None:
+    assert stored_quantization(base) is None
+    config(base, quantization_config={"load_in_8bit": True, "quant_method": "bitsandbytes"})
+    check_folder(base)
+    assert stored_quantization(base) == "int8"
+    config(base, quantization_config={"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"})
+    assert stored_quantization(base) == "nf4"
+    config(base, quantization_config=[1])
+    with pytest.raises(BaseModelError, match="no object"):
+        check_folder(base)

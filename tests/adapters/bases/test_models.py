@@ -212,7 +212,7 @@ def test_hub_takes_safetensors_only_and_says_when_offline(
     ("config", "message"),
     [
         ({"architectures": ["BertModel"]}, "BertModel"),
-        ({"architectures": ["BartForConditionalGeneration"]}, "BartForConditionalGeneration"),
+        ({"architectures": ["PegasusForConditionalGeneration"]}, "PegasusForConditionalGeneration"),
         ({}, "none named"),
         (None, r"config.json is missing"),
     ],

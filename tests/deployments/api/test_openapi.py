@@ -304,9 +304,9 @@ def readable(case: Any) -> Any:
         body["specialty"] = "dermatology"
     if isinstance(body.get("model"), str):
         body["model"] = "auto"
-    if "questions" in body:
+    if body.get("questions"):
         body["questions"] = ["a rash" for _ in body["questions"]]
-    for message in body.get("messages", ()):
+    for message in body.get("messages") or ():
         message["content"] = "a red rash"
     return case
 

@@ -17,11 +17,12 @@ from deployments.engine.kernels.backend import are_fused
 from deployments.engine.model_loader import Family, Pretrained, load_pretrained
 from deployments.engine.model_runner import ModelRunner
 from deployments.engine.models.architectures import ARCHITECTURES
+from deployments.engine.models.bart import BART_MODELS
 from deployments.engine.models.t5 import T5_MODELS
 from deployments.engine.peft_decoder import PeftDecoder
 from deployments.engine.request import Request, SamplingParams
+from scripts.benchmarks.in_process.rounding_errors import Recorder
 from tests.deployments.engine.rows_by_hand import run_rows
-from tests.deployments.engine.test_bfloat16 import Recorder
 from tests.deployments.engine.test_parity import GAP, INTERPRETED, Case, one_thread
 from tests.oracle import Oracle
 from tests.tiny_architectures import RECIPES, WINDOW, family_of, make_tiny
@@ -32,14 +33,16 @@ __all__ = ["one_thread"]  # a fixture
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # the oracle stays on the CPU
 MAX_TOKENS = 12
 NUM_ROWS = 5
-LIMITS = FastLimits(NUM_ROWS, 96, max_adapters=4)
+LIMITS = FastLimits(NUM_ROWS, 96, max_adapters=5)
 # Some begin within a window and end behind it.
 LENGTHS = (WINDOW - 6, 40, WINDOW, 1, WINDOW + 1, 27, 3, WINDOW - 1, 9, 18)
 
 
 def make_adapters(name: str, base: Path, folder: Path) -> dict[str, Path]:
-    if family_of(name) == "seq2seq":
+    if name.endswith("t5"):
         attention, mlp, after = ["q", "k", "v"], ["wi_0", "wi_1"], ["o", "wo"]
+    elif family_of(name) == "seq2seq":
+        attention, mlp, after = ["q_proj", "k_proj", "v_proj"], ["fc1"], ["out_proj", "fc2"]
     elif name.startswith("phi"):
         attention, mlp, after = ["qkv_proj"], ["gate_up_proj"], ["o_proj", "down_proj"]
     else:
@@ -47,6 +50,13 @@ def make_adapters(name: str, base: Path, folder: Path) -> dict[str, Path]:
         after = ["o_proj", "down_proj"]
     kinds: dict[str, dict[str, Any]] = {
         "small": {"rank": 4, "targets": [attention[-1], after[-1]], "std": 0.5},
+        "dora": {
+            "rank": 6,
+            "targets": [*attention, *mlp, *after],
+            "std": 0.3,
+            "use_dora": True,
+            "exclude_modules": rf".*\.0\..*{mlp[0]}",
+        },
         "wide": {"rank": 64, "targets": [*attention, *mlp, *after], "std": 0.1},
         "patterns": {
             "rank": 16,
@@ -78,8 +88,8 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def loaded_from(base: Path, device: str = "cpu") -> Pretrained:
-    is_seq2seq = json.loads((base / "config.json").read_text())["model_type"].endswith("t5")
-    family: Family = "seq2seq" if is_seq2seq else "causal"
+    config = json.loads((base / "config.json").read_text())
+    family: Family = "seq2seq" if config.get("is_encoder_decoder") else "causal"
     return load_pretrained(base, family, device=device, dtype="float32")
 
 
@@ -165,7 +175,11 @@ def test_the_kernels_in_tritons_interpreter(case: Case) -> None:
 
 
 def test_every_architecture_has_a_recipe() -> None:
-    assert {model.__name__ for _, model, _ in RECIPES.values()} == {*ARCHITECTURES, *T5_MODELS}
+    assert {model.__name__ for _, model, _ in RECIPES.values()} == {
+        *ARCHITECTURES,
+        *T5_MODELS,
+        *BART_MODELS,
+    }
 
 
 def chosen(base: Path) -> PeftDecoder | ModelRunner:

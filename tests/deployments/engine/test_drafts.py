@@ -195,6 +195,7 @@ def test_weights_that_round_by_the_number_of_rows_guess_nothing(tiny_catalogs: C
     base_dir, _ = tiny_catalogs["llama"]
     for dtype, is_exact in (("float32", True), ("bfloat16", False)):
         base = load_pretrained(base_dir, "causal", device="cpu", dtype=dtype)  # type: ignore[arg-type]
-        decoder = build_decoder(base, "fast", FastLimits(2, 64, 1), {})
+        limits = FastLimits(2, 64, 1)
+        decoder = build_decoder(base, "fast", limits, {}, batch_invariant=False)
         assert isinstance(decoder, ModelRunner)
         assert decoder.can_try_drafts is is_exact

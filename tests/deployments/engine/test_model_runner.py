@@ -242,7 +242,9 @@ def test_other_architectures_and_choices_go_to_the_reference_decoder(base_dir: P
     assert "GPT2LMHeadModel is none of LlamaForCausalLM" in chosen.info.reason
     asked = build_decoder(base, "reference", LIMITS, {})
     assert asked.info.reason.endswith("engine.decoder is reference")
-    quantised = build_decoder(replace(base, quantization="nf4"), "auto", LIMITS, {})
+    quantised = build_decoder(
+        replace(base, quantization="nf4", with_bitsandbytes=True), "auto", LIMITS, {}
+    )
     assert "quantised to nf4" in quantised.info.reason
 
 

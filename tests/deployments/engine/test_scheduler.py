@@ -77,6 +77,31 @@ def test_a_long_prompt_is_read_in_pieces_while_others_decode() -> None:
     assert pieces == [(0, 4, False), (4, 8, False), (8, 10, True)]
 
 
+def test_short_prompts_do_not_wait_for_the_end_of_a_long_one() -> None:
+    books = scheduler((200, 32, 32), prefill_tokens=8)
+    long = books.add(request("a", prompt=160), 0)
+    step(books)
+    short = [books.add(request("b", prompt=6), 0), books.add(request("c", prompt=7), 0)]
+    read = [step(books) for _ in range(4)]
+    assert [chunk.stop - chunk.start for chunk in read[0].prefill] == [4, 4], "half of a step each"
+    assert all(each.is_prefilled for each in short)
+    assert all(any(c.row == long.row for c in plan.prefill) for plan in read), "it goes on too"
+    assert [chunk.stop - chunk.start for chunk in step(books).prefill] == [8], "alone again"
+
+
+def test_pieces_get_smaller_deep_inside_a_prompt_while_others_decode() -> None:
+    sizes = {}
+    for num_decoding in (0, 1):
+        books = scheduler((64, 40_000), prefill_tokens=300)
+        for _ in range(num_decoding):
+            books.add(request("a", prompt=1, tokens=60), 0)
+            step(books)
+        books.add(request("b", prompt=12_000), 0)
+        chunks = [chunk for _ in range(50) for chunk in step(books).prefill]
+        sizes[num_decoding] = {c.start // 4096: c.stop - c.start for c in chunks if not c.is_last}
+    assert sizes == {0: {0: 300, 1: 300, 2: 300}, 1: {0: 300, 1: 150, 2: 100}}
+
+
 def test_prompts_that_cannot_be_split_stay_whole() -> None:
     books = scheduler((32,) * 4, prefill_tokens=8, can_split=False)
     for prompt in (20, 5, 3, 4):

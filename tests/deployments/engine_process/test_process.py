@@ -55,6 +55,14 @@ def replica(settings: Settings, lost: threading.Event) -> Iterator[ModelReplica]
     replica.close()
 
 
+@pytest.fixture(scope="module")
+def standing(settings: Settings) -> Iterator[ModelReplica]:
+    """A replica for tests that leave it as it was."""
+    replica = ModelReplica(settings, "cpu")
+    yield replica
+    replica.close()
+
+
 def pid_of(replica: ModelReplica) -> int:
     return replica._engine.core.pid  # type: ignore[attr-defined, no-any-return]
 
@@ -81,8 +89,9 @@ async def last_of(events: AsyncIterator[TokenEvent]) -> tuple[str, TokenEvent]:
 
 
 async def test_answers_are_those_of_peft_with_one_slot_for_two_adapters(
-    replica: ModelReplica, settings: Settings, caplog: pytest.LogCaptureFixture
+    standing: ModelReplica, settings: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
+    replica = standing
     base, catalog = Path(settings.base_model), Path(str(settings.adapters))
     folders = {name: catalog / "weights" / name for name in ("derm", "cardio")}
     expected = Expected(base, folders)
@@ -195,24 +204,24 @@ async def test_a_request_after_the_last_step_was_read_is_refused(replica: ModelR
     assert last.error.code == "engine_stopped"
 
 
-async def test_who_leaves_while_a_grammar_is_compiled_harms_nobody(replica: ModelReplica) -> None:
-    core: Any = replica._engine.core
+async def test_who_leaves_while_a_grammar_is_compiled_harms_nobody(standing: ModelReplica) -> None:
+    core: Any = standing._engine.core
     waiting = asyncio.wrap_future(core.prepare(json_grammar({"type": "object"})))
     waiting.cancel()
     await asyncio.wrap_future(core.prepare(json_grammar({"type": "array"})))
     core.check()
 
 
-async def test_a_cancelled_answer_gives_its_row_back(replica: ModelReplica) -> None:
+async def test_a_cancelled_answer_gives_its_row_back(standing: ModelReplica) -> None:
     for _ in range(5):
-        reading = asyncio.create_task(last_of(replica.generate(call("derm", 30))))
-        await until(lambda: replica._engine.num_running)
+        reading = asyncio.create_task(last_of(standing.generate(call("derm", 30))))
+        await until(lambda: standing._engine.num_running)
         reading.cancel()
         with pytest.raises(asyncio.CancelledError):
             await reading
         # Two rows, one slot: the eviction of the other adapter waits for no cancelled row.
-        assert (await replica.answer(call("cardio"))).error is None
-    assert replica._engine.num_running == 0
+        assert (await standing.answer(call("cardio"))).error is None
+    assert standing._engine.num_running == 0
 
 
 @pytest.mark.long

@@ -1,6 +1,7 @@
 """What goes over the sockets comes back as it was, and what is something else is refused."""
 
 import dataclasses
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,7 @@ def test_what_is_no_step_is_refused(content: object) -> None:
 
 def test_info() -> None:
     info = DecoderInfo("fast", "why", "cpu", "float32", 64, frozenset({0, 2}), frozenset({"a"}))
+    info = replace(info, rows={"asked": 4, "given": 3, "by_positions": {"64": 3}, "reason": "x"})
     assert unpack_info(load_frame(payload(pack_frame([pack_info(info)])))[0]) == info
 
 

@@ -24,6 +24,12 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "folder" / "own.db"
 
 
+@pytest.fixture(autouse=True)
+def waits_for_a_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine takes longer than /readyz waits."""
+    monkeypatch.setattr(references_source, "LOOK_S", 20.0)
+
+
 async def found(source: ReferencesSource, question: str) -> list[str]:
     hits = await source.search(question, language=None, limit=3)
     return [hit.passage.id for hit in hits]

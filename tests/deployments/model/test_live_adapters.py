@@ -193,7 +193,7 @@ async def test_what_does_not_fit_is_refused_and_the_version_before_serves_on(
         (narrow, "expected"),
         (faint, "does not change the base model's logits"),
         (broken("wide", rank=128), "allowed are 1 to 64"),
-        (broken("dora", use_dora=True), "use_dora"),
+        (broken("biases", lora_bias=True), "lora_bias"),
         (tmp_path / "nowhere", "missing"),
     ]
     for number, (source, part) in enumerate(cases):

@@ -1,6 +1,7 @@
 """From a small bilingual set to a working router: routes, bytes, refusals."""
 
 import dataclasses
+import gzip
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,18 @@ def test_saving_in_place_keeps_the_encoder(router_copy: Path) -> None:
     save(trained, router_copy, date="2026-01-02", provenance={"command": "none"})
     assert (router_copy / "encoder.onnx").read_bytes() == before
     Classifier.load(router_copy)
+
+
+def test_a_packed_encoder_stays_packed_and_is_the_same(router_copy: Path, tmp_path: Path) -> None:
+    before = Classifier.load(router_copy)
+    content = (router_copy / "encoder.onnx").read_bytes()
+    (router_copy / "encoder.onnx").unlink()
+    (router_copy / "encoder.onnx.gz").write_bytes(gzip.compress(content))
+    assert Classifier.load(router_copy).version == before.version
+    tmp_path.joinpath("encoder.onnx").write_bytes(b"of a training before")
+    version = save(tiny_trained(router_copy), tmp_path, date="2026-01-02", provenance={})
+    assert not (tmp_path / "encoder.onnx").exists()
+    assert Classifier.load(tmp_path).version == version
 
 
 def test_the_artefact_holds_no_question_text(tiny_encoder_dir: Path, tmp_path: Path) -> None:

@@ -2,12 +2,18 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+from deployments.engine.model_loader import load_pretrained
+from deployments.engine.quantised.linear import QuantisedLinear
+from deployments.engine.quantised.weight import Kind
 from scripts import benchmark
 from scripts.benchmarks import load
 from scripts.benchmarks.in_process.decode_steps import weight_bytes
+from scripts.benchmarks.in_process.quantised_base import quantised_base
 from scripts.benchmarks.in_process.random_adapters import make_random_adapters
 from tests.tiny_models import load_model
 
@@ -39,6 +45,37 @@ def test_all_sides_and_a_report(
     assert report["decoder"].startswith("fast")
     assert report["command"].endswith(str(out))
     assert {"commit", "processor", "packages"} <= set(report)
+
+
+def test_a_quantised_base(tiny_flan_t5_dir: Path, tmp_path: Path) -> None:
+    floors = []
+    for kind in ("none", "int8", "nf4"):
+        out = tmp_path / f"{kind}.json"
+        argv = ["engine", "--model", str(tiny_flan_t5_dir), "--dtype", "float32"]
+        argv += "--requests 2 --rows 1 --prompt_tokens 5 --output_tokens 12 --adapters 1".split()
+        argv += f"--rank 4 --repeats 1 --threads 1 --skip_peft --quantization {kind}".split()
+        assert benchmark.main([*argv, "--out", str(out)]) == 0
+        report = json.loads(out.read_text())
+        assert report["settings"]["quantization"] == kind
+        assert kind == "none" or report["weights"].startswith(kind)
+        floors.append(report["steps"][0]["floor_ms"])
+    assert floors[0] > floors[1] > floors[2], "a step reads fewer bytes"
+
+
+@pytest.mark.parametrize("kind", ["int8", "nf4", "fp8"])
+def test_a_base_in_memory_is_quantised_as_its_folder_is(kind: Kind, tiny_flan_t5_dir: Path) -> None:
+    options: dict[str, Any] = {"device": "cpu", "dtype": "float32"}
+    loaded = load_pretrained(tiny_flan_t5_dir, "seq2seq", quantization=kind, **options)
+    made = quantised_base(load_pretrained(tiny_flan_t5_dir, "seq2seq", **options), kind)
+    layers = [
+        {path: each for path, each in model.named_modules() if isinstance(each, QuantisedLinear)}
+        for model in (loaded.model, made.model)
+    ]
+    assert layers[0].keys() == layers[1].keys()
+    assert len(layers[0]) > 20
+    for path, layer in layers[0].items():
+        assert torch.equal(layer.quantised.values, layers[1][path].quantised.values)
+    assert made.quantization == kind
 
 
 @pytest.mark.parametrize("pattern", ["closed_loop", "uneven"])

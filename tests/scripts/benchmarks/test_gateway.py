@@ -4,7 +4,7 @@ import pytest
 
 from scripts.benchmark import main
 from scripts.benchmarks.gateway import summary
-from scripts.benchmarks.http_client import Timed
+from scripts.benchmarks.over_http.http_client import Timed
 
 
 def timed(milliseconds: float, per_s: float) -> tuple[Timed, Timed]:

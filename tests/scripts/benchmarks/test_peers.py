@@ -7,8 +7,8 @@ from gguf import GGUFReader
 from safetensors.numpy import load_file
 
 from scripts.benchmarks import llama_cpp
+from scripts.benchmarks.bases.models import load_skeleton
 from scripts.benchmarks.in_process.random_adapters import make_random_adapters
-from scripts.benchmarks.models import load_skeleton
 from scripts.benchmarks.peers import _summary
 
 

@@ -143,6 +143,23 @@ async def test_a_failure_before_anything_was_said_has_its_own_status(
         assert response.headers["retry-after"] == "2"
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"stream": None},
+        {"stream": False, "consult": None, "specialty": None, "min_confidence": None},
+        {"max_tokens": None, "timeout_s": None, "session_id": None, "grounding": None},
+        {"a_field_of_the_future": None},
+    ],
+)
+async def test_what_asks_for_nothing_is_accepted(
+    client: httpx.AsyncClient, fields: dict[str, Any]
+) -> None:
+    response = await ask(client, **fields)
+    assert response.status_code == 200, response.text
+    assert response.headers["content-type"] == "application/json"
+
+
 REFUSED: Sequence[tuple[dict[str, Any], str, str]] = [
     ({"consult": 0}, "consult", "greater than or equal to 1"),
     ({"consult": 4}, "consult", "less than or equal to 3"),
@@ -155,7 +172,7 @@ REFUSED: Sequence[tuple[dict[str, Any], str, str]] = [
     ({"session_id": "a b"}, "session_id", "pattern"),
     ({"session_id": "a\n"}, "session_id", "pattern"),
     ({"session_id": "x" * 129}, "session_id", "pattern"),
-    ({"stream": None}, "stream", "valid boolean"),
+    ({"stream": "yes"}, "stream", "valid boolean"),
 ]
 
 

@@ -26,6 +26,7 @@ async def test_our_own_reply_can_be_sent_back(
     ]
 
 
+TOOL: dict[str, Any] = {"type": "function", "function": {"name": "f", "parameters": {}}}
 NOTHING: list[Any] = [None, False, 0, "", [], {}]
 FIELDS = [
     ("tool_choice", ["none", "auto"], ["required", {"type": "function"}]),
@@ -37,9 +38,10 @@ FIELDS = [
     ("verbosity", ["medium"], ["high"]),
     ("response_format", [{"type": "text"}], [{"type": "xml"}, "json", {"schema": {}}]),
     ("best_of", [1], [2, 0]),
-    ("tools", [], [[{}]]),
+    ("tools", [], [[{}], {"name": "f"}]),
     ("functions", [], [[{}]]),
-    ("logit_bias", [], [{"50256": -100}]),
+    ("logit_bias", [{"50256": 0}, {"1": 0.0, "2": 0}], [{"50256": -100}, {"1": 0, "2": 1}]),
+    ("web_search_options", [], [{}, {"search_context_size": "low"}]),
     ("structured_outputs", [{"json": None, "grammar": None}], []),
     ("guided_choice", [], []),
     ("logprobs", [True], []),
@@ -50,6 +52,14 @@ FIELDS = [
     ("suffix", [], ["the end"]),
     ("echo", [], [True]),
 ]
+
+
+@pytest.mark.parametrize("choice", [None, "auto", "required", "None", {"type": "none"}])
+async def test_tools_that_may_be_called_are_refused(client: httpx.AsyncClient, choice: Any) -> None:
+    for path, body in ((CHAT, {"messages": [USER]}), ("/v1/responses", {"input": "a red rash"})):
+        reply = await client.post(path, json={**body, "tools": [TOOL], "tool_choice": choice})
+        assert reply.status_code == 400, reply.text
+        assert error_of(reply)["param"] in ("tools", "tool_choice")
 
 
 @pytest.mark.parametrize(("name", "more", "refused"), FIELDS)
@@ -87,6 +97,12 @@ async def test_fields_that_we_do_not_have(
         {"stream_options": {"include_usage": None, "include_obfuscation": None}},
         {"stream": True, "stream_options": {"include_obfuscation": True}},
         {"stream": True, "stream_options": {"include_usage": True, "include_obfuscation": False}},
+        {"tools": [TOOL], "tool_choice": "none"},
+        {"tools": [TOOL], "tool_choice": "none", "parallel_tool_calls": False},
+        {"functions": [TOOL["function"]], "function_call": "none"},
+        {"a_field_of_the_future": None, "max_token": None},
+        {"stream": False, "stream_options": {"a_field_of_the_future": None}},
+        {"response_format": {"type": "text", "strict": None}},
     ],
 )
 async def test_hints_and_nulls_change_nothing(
@@ -119,6 +135,8 @@ NULLS = {
     "turn",
     [
         {"role": "assistant", "content": "A RED RASH", **NULLS},
+        {"role": "assistant", "content": "A RED RASH", "mood": None},
+        {"role": "user", "content": [{"type": "text", "text": "hello", "mood": None}]},
         {"role": "assistant", "content": "A RED RASH", "annotations": [], "tool_calls": []},
         {"role": "assistant", "content": None, "tool_calls": []},
         {"role": "assistant", "content": None},
@@ -149,7 +167,7 @@ async def test_turns_with_nothing_in_their_other_fields(
         ({"role": "user", "content": []}, "messages.0.content"),
         ({**USER, "refusal": "no"}, "messages.0.refusal"),
         ({**USER, "tool_calls": [{"id": "1"}]}, "messages.0.tool_calls"),
-        ({**USER, "mood": None}, "messages.0.mood"),
+        ({**USER, "mood": False}, "messages.0.mood"),
         (
             {"role": "user", "content": [{"type": "text", "text": "a", "mood": [1]}]},
             "messages.0.content.0.mood",

@@ -139,6 +139,35 @@ async def test_a_failure_in_a_stream_is_its_last_event(
         [event async for event in stream]
 
 
+THOUGHTS: dict[str, Any] = {
+    "type": "reasoning",
+    "id": "rs_1",
+    "summary": [{"type": "summary_text", "text": "hm"}],
+    "content": [{"type": "reasoning_text", "text": "hm"}],
+    "encrypted_content": None,
+    "status": "completed",
+}
+ASKED = {"role": "user", "content": "a red rash"}
+
+
+async def test_thoughts_before_an_earlier_answer_are_no_turns(
+    sdk: openai.AsyncOpenAI, backend: SmallBackend
+) -> None:
+    """As in a chat's messages; another model's reply is sent back as it came."""
+    asked: list[Any] = [ASKED, THOUGHTS, {"role": "assistant", "content": "HM"}, THOUGHTS, ASKED]
+    reply = await sdk.responses.create(input=asked, instructions="Be brief.")
+    assert reply.output_text == "A RED RASH"
+    assert [turn.role for turn in backend.calls[0].turns] == [
+        "system", "user", "assistant", "user",
+    ]  # fmt: skip
+
+
+async def test_the_choice_of_no_tool_is_said_back(client: httpx.AsyncClient) -> None:
+    for choice, said in ((None, "auto"), ("auto", "auto"), ("none", "none")):
+        reply = await client.post(PATH, json={"input": "a red rash", "tool_choice": choice})
+        assert (reply.json()["tool_choice"], reply.json()["tools"]) == (said, [])
+
+
 @pytest.mark.parametrize(
     ("field", "param"),
     [
@@ -160,6 +189,13 @@ async def test_a_failure_in_a_stream_is_its_last_event(
         ({"input": []}, "input"),
         ({"input": "1234"}, "input"),
         ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "input.0"),
+        ({"input": [{"type": "reasoning", "summary": []}]}, "input"),
+        ({"input": [THOUGHTS], "instructions": "Be brief."}, "input"),
+        ({"input": [{**THOUGHTS, "encrypted_content": "x"}, ASKED]}, "input.0.encrypted_content"),
+        ({"input": [{**THOUGHTS, "mood": 1}, ASKED]}, "input.0.mood"),
+        ({"input": [THOUGHTS, {"role": "user", "content": "a rash\x07"}]}, "input.1.content"),
+        ({"input": [{"type": "function_call", "name": "f"}, ASKED]}, "input.0"),
+        ({"reasoning": {"summary": "auto"}}, "reasoning.summary"),
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input.0.content"),
         ({"input": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
          "input"),
@@ -187,6 +223,10 @@ async def test_what_cannot_be_done_is_refused_by_its_own_name(
         {"reasoning": {"effort": None}, "truncation": "disabled", "service_tier": "auto"},
         {"text": {"format": {"type": "text"}, "verbosity": "medium"}, "background": False},
         {"previous_response_id": None, "conversation": None, "top_logprobs": 0},
+        {"tools": [{"type": "function", "name": "f"}], "tool_choice": "none"},
+        {"include": ["reasoning.encrypted_content"], "a_field_of_the_future": None},
+        {"truncation": None, "text": {"format": None, "mood": None}, "reasoning": {}},
+        {"input": [{"type": None, "role": "user", "content": "a red rash"}]},
     ],
 )
 async def test_what_asks_for_nothing_is_accepted(

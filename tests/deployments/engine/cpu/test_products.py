@@ -55,7 +55,7 @@ def packed(weight: torch.Tensor, bits: int = 8) -> PackedWeight:
 
 def unpacked(kept: PackedWeight, inputs: int) -> torch.Tensor:
     """Return the numbers of a packed weight, whole tiles and groups, in float32."""
-    _, bits, *_ = kept.fields
+    _, _, bits, *_ = kept.fields
     groups = kept._weight.view(-1, padded(inputs) // GROUP, group_bytes(bits))
     size = GROUP * TILE * bits // 8
     numbers, columns = groups[:, :, :size], groups[:, :, size:].contiguous().view(torch.bfloat16)

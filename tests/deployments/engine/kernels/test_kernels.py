@@ -241,8 +241,9 @@ def test_the_prefill_kernel_equals_the_torch_version(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("rank", [8, 64])
 @pytest.mark.parametrize("widths", [(300,), (300, 700, 40)])
+@pytest.mark.parametrize("rescaled", [(), (0,), (1, 2)])
 def test_the_lora_kernels_equal_the_torch_versions(
-    widths: tuple[int, ...], rank: int, dtype: torch.dtype
+    widths: tuple[int, ...], rescaled: tuple[int, ...], rank: int, dtype: torch.dtype
 ) -> None:
     x, slots = tensor(0, 5, 2200, dtype=dtype), rows(3, 0, 1, 1, 2)
     y = tensor(3, 5, 1200, dtype=dtype)
@@ -257,8 +258,12 @@ def test_the_lora_kernels_equal_the_torch_versions(
     assert (shrunk - wanted).norm() / wanted.norm() < TOLERANCE[dtype]
     expected = y.clone()
     untouched = y.clone()
-    triton_lora.lora_expand_add(y, Expansion(shrunk, stacks, slots))
-    torch_kernels.lora_expand_add(expected, Expansion(shrunk, stacks, slots))
+    gains = [tensor(30 + i, 4, n) if i in rescaled else None for i, n in enumerate(widths)]
+    for gain in gains:
+        if gain is not None:
+            gain[0] = 1
+    triton_lora.lora_expand_add(y, Expansion(shrunk, stacks, slots), gains)
+    torch_kernels.lora_expand_add(expected, Expansion(shrunk, stacks, slots), gains)
     assert (y - expected).norm() / expected.norm() < TOLERANCE[dtype]
     assert torch.equal(y[:, :100], untouched[:, :100])
     assert torch.equal(y[:, 100 + sum(widths) :], untouched[:, 100 + sum(widths) :])

@@ -14,11 +14,16 @@ def lora_shrink(
     return torch.stack(products, 1)
 
 
-def lora_expand_add(y: torch.Tensor, expansion: Expansion) -> None:
+def lora_expand_add(
+    y: torch.Tensor, expansion: Expansion, gains: Sequence[torch.Tensor | None] = ()
+) -> None:
     for i, (start, b) in enumerate(expansion.stacks):
         shrunk = expansion.shrunk[:, i, None]
         added = torch.bmm(shrunk, b[expansion.slots].float()).squeeze(1)
-        y[:, start : start + b.shape[2]] += added.to(y.dtype)
+        columns = y[:, start : start + b.shape[2]]
+        gain = gains[i] if gains else None
+        base = columns.float() if gain is None else columns * gain[expansion.slots]
+        columns.copy_((base + added).to(y.dtype))
 
 
 def decode_attention(

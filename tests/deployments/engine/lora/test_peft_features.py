@@ -219,6 +219,35 @@ def test_embedding_and_output_layer_of_a_tied_base_are_adapted_apart_or_together
 
 
 @pytest.mark.parametrize("kind", ["fast", "reference"])
+def test_a_rounded_copy_of_the_base_does_not_take_its_place(
+    base_dir: Path, of_the_ends: Path, plain: Path, kind: Any
+) -> None:
+    """Saved from the same base in bfloat16, served on it in float32."""
+    decoder: Any = build_decoder(load(base_dir), kind, LIMITS, {})
+    decoder.load_adapter("plain", plain)
+    answers = one_answer if kind == "reference" else answer
+    before = {name: answers(decoder, name)[:8] for name in (None, "plain")}
+    weights = {name: p.clone() for name, p in base_weights(decoder)}
+    file = of_the_ends / "adapter_model.safetensors"
+    tensors = load_file(file)
+    rounded = {n: t.bfloat16() if "base_layer" in n else t for n, t in tensors.items()}
+    assert any(not torch.equal(t.float(), tensors[n]) for n, t in rounded.items())
+    save_file(rounded, file)
+    for _ in range(2):  # and once more, in place of itself
+        decoder.load_adapter("ends", of_the_ends)
+        kept = dict(base_weights(decoder))
+        for name, weight in weights.items():
+            found = kept.get(name, kept.get(name.replace(".weight", ".base_layer.weight")))
+            assert found is not None, name
+            assert torch.equal(found, weight), name
+    assert {name: answers(decoder, name)[:8] for name in (None, "plain")} == before
+    save_file(tensors, file)
+    exact = answers(decoder, "ends")
+    decoder.load_adapter("ends", of_the_ends)
+    assert answers(decoder, "ends") == exact, "the copy was used"
+
+
+@pytest.mark.parametrize("kind", ["fast", "reference"])
 @pytest.mark.parametrize("layer", ["model.embed_tokens", "lm_head"])
 def test_a_base_weight_in_the_file_must_be_the_bases(
     base_dir: Path, of_the_ends: Path, plain: Path, kind: Any, layer: str

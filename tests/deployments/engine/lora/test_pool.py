@@ -9,7 +9,7 @@ from deployments.engine.errors import LoraPoolError
 from deployments.engine.lora.layers import LoraLayer, LoraModule
 from deployments.engine.lora.peft_reader import AdapterWeights, LoraPair
 from deployments.engine.lora.pool import LoraPool
-from deployments.engine.lora.stacks import PackedLora
+from deployments.engine.lora.stacks import LoraStacks, PackedLora, pack
 
 LAYERS = (
     LoraLayer("qkv", 6, (LoraModule("q", 0, 8), LoraModule("k", 8, 12), LoraModule("v", 12, 16))),
@@ -139,3 +139,23 @@ def test_what_does_not_fit_is_named_and_nothing_changes() -> None:
         install(pool, "a", pool.pack(wrong))
     assert pool.names == frozenset()
     assert pool.layout == 0
+
+
+def test_stacks_that_the_device_has_no_room_for_are_refused_and_nothing_changes() -> None:
+    free = [1e9]
+    stacks = LoraStacks(
+        LAYERS, 3, dtype=torch.float64, device=torch.device("cpu"), room=lambda: free[0]
+    )
+    stacks.write(1, pack(adapter(1, 8, "q"), torch.float64, pinned=False))
+    free[0] = 3 * 8 * 16 * (6 + 8) - 1  # bytes: more of q at rank 16 than at 8, and a copy
+    layout, rank = stacks.layout, stacks.rank
+    for wide in (adapter(2, 16, "q"), adapter(3, 8, "qkvo")):
+        with pytest.raises(
+            LoraPoolError, match=r"rank \d+ on \d layers takes .* MiB more of the dev"
+        ):
+            stacks.write(2, pack(wide, torch.float64, pinned=False))
+    assert (stacks.layout, stacks.rank, set(stacks.by_module)) == (layout, rank, {"q"})
+    stacks.write(2, pack(adapter(4, 4, "q"), torch.float64, pinned=False))  # needs nothing more
+    free[0] = 1e9
+    stacks.write(2, pack(adapter(2, 16, "q"), torch.float64, pinned=False))
+    assert stacks.rank == 16

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import random
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 from deployments.engine.core import EngineLimits
 from deployments.engine.decoder_factory import FastLimits, build_decoder
 from deployments.engine.engine import Engine
-from deployments.engine.errors import InvalidGrammar, NotForThisModel
+from deployments.engine.errors import EngineStopped, InvalidGrammar, NotForThisModel
 from deployments.engine.model_loader import load_pretrained
 from deployments.engine.request import FinishReason, Request, SamplingParams, TokenEvent
 from deployments.engine.structured.grammar import GrammarCompiler, json_grammar
@@ -178,6 +179,34 @@ async def test_a_row_that_grows_too_complex_ends_alone(
     assert failed.error.code == "structure_failed"
     assert check(good, valid)
     assert plain.error is None
+
+
+async def test_who_waits_for_a_grammar_hears_that_the_engine_ends(
+    tiny_catalogs: Catalogs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One grammar is being compiled, others wait for it; a cancelled task would hear nothing."""
+    engine = engine_of(tiny_catalogs)
+    decoder: Any = engine.core._decoder  # type: ignore[attr-defined]
+    make, begun, may_end = decoder.grammars.matcher, threading.Event(), threading.Event()
+
+    def matcher(grammar: str) -> Any:
+        begun.set()
+        may_end.wait(10)
+        return make(grammar)
+
+    monkeypatch.setattr(decoder.grammars, "matcher", matcher)
+    waiting = [
+        asyncio.create_task(last_events(engine, [asked(n, json_grammar({"const": n}))]))
+        for n in range(4)
+    ]
+    await asyncio.to_thread(begun.wait, 10)
+    await asyncio.sleep(0.05)  # the others have asked by now
+    engine.close()
+    may_end.set()
+    done = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 10)
+    assert [type(each) for each in done] == [EngineStopped] * 4
+    with pytest.raises(EngineStopped):
+        await last_events(engine, [asked(9, json_grammar({"const": 9}))])
 
 
 async def test_the_compiled_grammars_are_bounded(decoder_engine: Engine) -> None:

@@ -1,0 +1,173 @@
+"""Launch the kernels of triton_quantised.py, or torch for many rows: only where Triton runs."""
+
+import functools
+
+import torch
+import triton
+
+from deployments.engine.kernels.backend import launch_options, overlaps
+from deployments.engine.kernels.ops import gated_activation
+from deployments.engine.kernels.quantised_tiles import Tile, tile_of
+from deployments.engine.kernels.triton_quantised import (
+    dequantise_kernel,
+    product_kernel,
+    row_kernel,
+)
+from deployments.engine.quantised.formats import NF4_CODE
+from deployments.engine.quantised.interleaved import InterleavedWeight
+
+_CHUNK = 1 << 25  # elements of a dequantised copy
+_MOST_TILES = 1 << 14  # of a product whose inputs are cut into pieces
+
+
+def product(
+    x: torch.Tensor,
+    weight: InterleavedWeight,
+    *,
+    bias: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+    activation: str | None = None,
+) -> torch.Tensor:
+    """Return y = x @ W.T + bias (T, out), or add it to `residual` (T, out) in place.
+
+    x is (T, in), its rows contiguous. With an activation of ops.GATED, return
+    ops.gated_activation of y instead (T, out / 2). Products of one device run one after another:
+    those whose inputs are cut into pieces share counters.
+    """
+    tile = tile_of(weight.kind, len(x), *weight.shape)
+    if tile is None:
+        y = _of_dequantised(x, weight, bias, residual)
+        return y if activation is None else gated_activation(y, activation)
+    own = (x, weight.values, weight.factors)
+    return _launched(weight.kind, tile, *own, bias, residual, activation)
+
+
+def plain_product(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    *,
+    bias: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+    activation: str | None = None,
+) -> torch.Tensor:
+    """Do `product` with a plain weight (out, in), in the dtype of x."""
+    tile = tile_of("plain", len(x), *weight.shape)
+    if tile is None:
+        y = torch_product(x, weight.t(), bias, residual)
+        return y if activation is None else gated_activation(y, activation)
+    return _launched("plain", tile, x, weight, weight, bias, residual, activation)
+
+
+def _launched(
+    kind: str,
+    tile: Tile,
+    x: torch.Tensor,
+    values: torch.Tensor,
+    factors: torch.Tensor,
+    bias: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    activation: str | None,
+) -> torch.Tensor:
+    rows, inputs = x.shape
+    stored, width = values.shape
+    outputs = stored if activation is None else stored // 2
+    out = residual
+    if out is None:
+        out = torch.empty(rows, outputs, dtype=x.dtype, device=x.device)
+    own = (x, values, factors, _table(x.dtype, x.device), values if bias is None else bias, out)
+    options = {
+        "KIND": kind,
+        "HAS_BIAS": bias is not None,
+        "ADDS": residual is not None,
+        "GATED": activation is not None,
+        "IS_SILU": activation == "silu",
+        "BN": tile.bn,
+        "BK": tile.bk,
+        "IN_REGISTERS": _is_in_registers(x),
+        "OVERLAPS": overlaps(x.device),
+        "num_warps": tile.num_warps,
+        **launch_options(x.device),
+    }
+    columns = triton.cdiv(stored, tile.bn)
+    if tile.bm == 0:
+        row_kernel[(columns,)](*own, outputs, inputs, width, **options)
+        return out
+    blocks = triton.cdiv(rows, tile.bm)
+    length = triton.cdiv(inputs, tile.bk * tile.splits) * tile.bk
+    partials = out
+    if tile.splits > 1:
+        assert columns * blocks <= _MOST_TILES, "more tiles than counters"
+        size = columns * blocks * tile.splits * tile.bn * tile.bm
+        partials = torch.empty(size, dtype=torch.float32, device=x.device)
+    product_kernel[(columns, tile.splits, blocks)](
+        *own, partials, _counters(x.device), rows, outputs, inputs, length, tile.splits,
+        x.stride(0), out.stride(0), width, BM=tile.bm, WARPS=tile.num_warps,
+        IS_EVEN=length * tile.splits == inputs, IS_SPLIT=tile.splits > 1,
+        num_stages=tile.num_stages, **options,
+    )  # fmt: skip
+    return out
+
+
+def torch_product(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Do `product` with torch, by a weight (in, out)."""
+    if residual is not None:
+        residual.addmm_(x, weight)
+        return residual if bias is None else residual.add_(bias)
+    if bias is not None:
+        return torch.addmm(bias, x, weight, out=out)
+    return torch.mm(x, weight, out=out)
+
+
+def dequantise(weight: InterleavedWeight, rows: slice, dtype: torch.dtype) -> torch.Tensor:
+    """Return these rows of W, rounded to a dtype."""
+    values = weight.values[rows]
+    is_nf4 = weight.kind == "nf4"
+    factors = weight.factors[:, rows] if is_nf4 else weight.factors[rows]
+    outputs, inputs = len(values), weight.shape[1]
+    out = torch.empty(outputs, inputs, dtype=dtype, device=values.device)
+    width = values.shape[1]
+    dequantise_kernel[(triton.cdiv(width, 256), triton.cdiv(outputs, 8))](
+        values, factors, _table(torch.float32, out.device), out, outputs, inputs, width,
+        factors.stride(0), KIND=weight.kind, BN=8, CHUNKS=4,
+    )  # fmt: skip
+    return out
+
+
+def _of_dequantised(
+    x: torch.Tensor,
+    weight: InterleavedWeight,
+    bias: torch.Tensor | None,
+    residual: torch.Tensor | None,
+) -> torch.Tensor:
+    """Do `product` with torch, for one part of the outputs after the other."""
+    outputs, inputs = weight.shape
+    out = residual
+    if out is None:
+        out = torch.empty(len(x), outputs, dtype=x.dtype, device=x.device)
+    step = max(1, _CHUNK // inputs)
+    for first in range(0, outputs, step):
+        part = slice(first, first + step)
+        copy = dequantise(weight, part, x.dtype).t()
+        columns, own_bias = out[:, part], None if bias is None else bias[part]
+        torch_product(x, copy, own_bias, None if residual is None else columns, columns)
+    return out
+
+
+def _is_in_registers(x: torch.Tensor) -> bool:
+    return x.is_cuda and x.dtype == torch.bfloat16
+
+
+@functools.cache
+def _table(dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    return torch.tensor(NF4_CODE, dtype=dtype, device=device)
+
+
+@functools.cache
+def _counters(device: torch.device) -> torch.Tensor:
+    return torch.zeros(_MOST_TILES, dtype=torch.int32, device=device)

@@ -1,0 +1,54 @@
+"""Choose the tiles of a product with few rows, as measured on an H100 (docs/engine.md)."""
+
+from dataclasses import dataclass
+
+_MANY_ROWS = 192  # are bound by arithmetic: torch, from a dequantised copy
+_PLAIN_ROWS = 64  # more are as fast with torch
+_WIDE = 3072  # outputs from which on programs of a single row take more of them
+_SHORTEST = 512  # inputs of a piece, at least
+# Programs below which the inputs are cut into pieces. NF4's take longer for each weight.
+_PROGRAMS = {"int8": 96, "fp8": 96, "nf4": 190, "plain": 64}
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """Hold how a product is cut: rows, outputs and inputs of a tile, pieces of the inputs.
+
+    bk is a multiple of 128, and bn of 16 for each warp.
+    bm 0: a single row, without tensor cores (then there are neither pieces nor stages).
+    """
+
+    bm: int
+    bn: int
+    bk: int
+    splits: int
+    num_warps: int
+    num_stages: int
+
+
+def tile_of(kind: str, rows: int, outputs: int, inputs: int) -> Tile | None:
+    """Return the tile for x (rows, inputs) and a weight (outputs, inputs).
+
+    From two rows on, the order of a row's sum does not depend on their number. Returns None where
+    torch is faster.
+    """
+    if rows > (_PLAIN_ROWS if kind == "plain" else _MANY_ROWS):
+        return None
+    if rows == 1:
+        return _row_tile(kind, outputs, inputs)
+    bm = 16 if rows <= 16 else 32 if rows <= 32 else 64
+    columns, fewest = -(-outputs // 64), _PROGRAMS[kind]
+    if kind == "plain" and inputs > 2048:
+        fewest = 96
+    splits = 1
+    while columns * splits < fewest and inputs >= 2 * splits * _SHORTEST:
+        splits *= 2
+    return Tile(bm, 64, 128, splits, 4, 4)
+
+
+def _row_tile(kind: str, outputs: int, inputs: int) -> Tile:
+    if outputs < _WIDE or inputs > outputs:
+        return Tile(0, 8 if kind == "nf4" else 4, 1024, 1, 8, 1)
+    if kind == "plain":
+        return Tile(0, 2, 1024, 1, 4, 1)
+    return Tile(0, 8, 512, 1, 4, 1)

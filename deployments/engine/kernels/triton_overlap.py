@@ -1,0 +1,16 @@
+"""Let a kernel begin while the one before it ends. Imported only where Triton runs."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def after_earlier_kernels(OVERLAPS: tl.constexpr):
+    """Let the next kernel be launched, and wait until all that earlier ones wrote can be read.
+
+    Every program of a kernel that is launched with backend.launch_options calls it, or
+    `gdc_wait` itself, before it reads what others write and before it writes.
+    """
+    if OVERLAPS:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()

@@ -1,0 +1,1 @@
+"""Adapters that come, go and change in a running service."""

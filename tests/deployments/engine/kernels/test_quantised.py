@@ -1,0 +1,194 @@
+"""Products with quantised weights against their twins, where Triton's kernels run.
+
+As test_kernels.py: on a GPU, or with TRITON_INTERPRET=1 in front of pytest.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from deployments.engine.kernels import ops
+from deployments.engine.kernels.backend import are_fused
+from deployments.engine.quantised.interleaved import interleaved
+from deployments.engine.quantised.weight import KINDS, Kind, quantise
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DTYPE = (
+    torch.bfloat16 if DEVICE == "cuda" else torch.float32
+)  # the interpreter's dot has no bfloat16
+TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 6e-3}[DTYPE]
+if are_fused(DEVICE):
+    from deployments.engine.kernels import quantised_product, triton_lora
+    from deployments.engine.kernels.quantised_tiles import Tile
+else:
+    pytest.skip("needs a GPU with Triton, or TRITON_INTERPRET=1", allow_module_level=True)
+
+TILES = {
+    "whole": Tile(16, 64, 128, 1, 4, 3),
+    "pieces": Tile(16, 64, 128, 3, 4, 3),
+    "more pieces than inputs": Tile(16, 64, 128, 8, 4, 3),
+    "wide": Tile(64, 128, 256, 2, 8, 2),
+}
+SHAPES = [(100, 128), (64, 576), (70, 1024)]
+Choose = Callable[[Any], None]
+
+
+def tensor(seed: int, *shape: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator).to(DEVICE, DTYPE)
+
+
+@pytest.fixture
+def choose(monkeypatch: pytest.MonkeyPatch) -> Choose:
+    """Let every product take this tile."""
+
+    def chosen(tile: Any) -> None:
+        monkeypatch.setattr(quantised_product, "tile_of", lambda *about: tile)
+
+    return chosen
+
+
+def weight_of(kind: str, shape: tuple[int, int]) -> Any:
+    return quantise(tensor(7, *shape), kind) if kind != "plain" else tensor(7, *shape)  # type: ignore[arg-type]
+
+
+def product(weight: Any, x: torch.Tensor, **more: Any) -> torch.Tensor:
+    if isinstance(weight, torch.Tensor):
+        return quantised_product.plain_product(x, weight, **more)
+    return quantised_product.product(x, interleaved(weight), **more)
+
+
+def wanted(weight: Any, x: torch.Tensor) -> torch.Tensor:
+    plain = weight if isinstance(weight, torch.Tensor) else weight.dequantised(torch.float32)
+    return x.double() @ plain.double().T
+
+
+def distance(found: torch.Tensor, true: torch.Tensor) -> float:
+    return float((found.double() - true).norm() / true.norm())
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "plain"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("tile", TILES)
+def test_a_product_of_few_rows(
+    kind: str, shape: tuple[int, int], tile: str, choose: Choose
+) -> None:
+    choose(TILES[tile])
+    weight = weight_of(kind, shape)
+    for rows in (1, 5, 17):
+        x = tensor(rows, rows, shape[1])
+        assert distance(product(weight, x), wanted(weight, x)) < TOLERANCE
+    counters = quantised_product._counters(x.device)
+    assert not counters.any(), "the next product would add too few pieces"
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "plain"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("tile", [Tile(0, 4, 512, 1, 4, 1), Tile(0, 2, 1024, 1, 4, 1)], ids=str)
+@pytest.mark.parametrize("dtype", {DTYPE, torch.bfloat16})
+def test_a_product_of_one_row(
+    kind: str, shape: tuple[int, int], tile: Any, dtype: torch.dtype, choose: Choose
+) -> None:
+    choose(tile)
+    weight, x = weight_of(kind, shape), tensor(1, 1, shape[1]).to(dtype)
+    if kind == "plain":
+        weight = weight.to(dtype)
+    tolerance = TOLERANCE if dtype == DTYPE else 1e-2  # the interpreter cuts off, does not round
+    assert distance(product(weight, x), wanted(weight, x)) < tolerance
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "plain"])
+@pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize(
+    ("rows", "tile"),
+    [(1, Tile(0, 4, 512, 1, 4, 1)), (5, TILES["whole"]), (5, TILES["pieces"]), (9, None)],
+    ids=str,
+)
+def test_residuals_and_biases(
+    kind: str, has_bias: bool, rows: int, tile: Any, choose: Choose
+) -> None:
+    """Also with torch, from a dequantised copy (None)."""
+    choose(tile)
+    weight, x, residual = weight_of(kind, (100, 192)), tensor(1, rows, 192), tensor(2, rows, 100)
+    bias = tensor(3, 100) if has_bias else None
+    added = bias.double() if bias is not None else 0.0
+    true = wanted(weight, x) + added
+    assert distance(product(weight, x, bias=bias), true) < 2 * TOLERANCE
+    before = residual.double()
+    found = product(weight, x, bias=bias, residual=residual)
+    assert found is residual
+    assert distance(found, true + before) < 2 * TOLERANCE
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "plain"])
+@pytest.mark.parametrize("activation", ["silu", "gelu_new"])
+@pytest.mark.parametrize(
+    ("rows", "tile"),
+    [(1, Tile(0, 4, 512, 1, 4, 1)), (5, TILES["whole"]), (5, TILES["pieces"]), (9, None)],
+    ids=str,
+)
+def test_gated_products(kind: str, activation: str, rows: int, tile: Any, choose: Choose) -> None:
+    """Gates and values lie in halves of the weight, of no round number of rows."""
+    choose(tile)
+    weight, x, bias = weight_of(kind, (2 * 52, 192)), tensor(1, rows, 192), tensor(3, 2 * 52)
+    found = product(weight, x, bias=bias, activation=activation)
+    y = (wanted(weight, x) + bias.double()).to(DTYPE)
+    assert distance(found, ops.gated_activation_torch(y, activation).double()) < 3 * TOLERANCE
+
+
+def test_a_row_does_not_depend_on_its_neighbours() -> None:
+    """To the bit: from two rows on, sums go in one order, whatever their number.
+
+    The interpreter's own sums depend on the size of a tile, so its rows share one.
+    """
+    most = 64 if DEVICE == "cuda" else 16
+    for kind in (*KINDS, "plain"):
+        for shape in ((100, 1024), (4200, 128)):
+            weight, x = weight_of(kind, shape), tensor(1, most, shape[1])
+            whole = product(weight, x)
+            for rows in (2, 9, most // 2 + 1, most - 1):
+                assert torch.equal(product(weight, x[:rows]), whole[:rows])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("columns", [64, 576, 1088])
+@pytest.mark.parametrize("dtype", {torch.float32, DTYPE})
+def test_a_dequantised_copy_is_the_twins(kind: Kind, columns: int, dtype: torch.dtype) -> None:
+    weight = quantise(tensor(7, 100, columns), kind)
+    copy = quantised_product.dequantise(interleaved(weight), slice(3, 90), dtype)
+    assert distance(copy, weight.dequantised(dtype)[3:90].double()) < 1e-4
+
+
+def test_many_rows_and_outputs_are_multiplied_in_parts(
+    choose: Choose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choose(None)
+    monkeypatch.setattr(quantised_product, "_CHUNK", 30 * 128)
+    for kind in KINDS:
+        weight, x = weight_of(kind, (100, 128)), tensor(1, 33, 128)
+        bias, residual = tensor(2, 100), tensor(3, 33, 100)
+        true = wanted(weight, x) + bias.double()
+        assert distance(product(weight, x, bias=bias), true) < TOLERANCE
+        before = residual.double()
+        assert distance(product(weight, x, bias=bias, residual=residual), true + before) < TOLERANCE
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "plain"])
+def test_every_size_has_a_tile_that_fits(kind: str) -> None:
+    for outputs, inputs in [(256, 64), (6144, 2048), (2048, 5120), (128256, 2048), (32128, 2048)]:
+        for rows in (1, 2, 15, 16, 33, 64, 65, 100, 192):
+            tile = quantised_product.tile_of(kind, rows, outputs, inputs)
+            assert tile is None or (tile.bk % 128 == 0 and tile.num_warps in (4, 8))
+            if tile is not None and tile.bm:
+                assert tile.splits * tile.bk < inputs + tile.bk or tile.splits == 1
+    assert quantised_product.tile_of(kind, 2000, 2048, 2048) is None
+
+
+def test_the_norm_of_rows_is_the_norm() -> None:
+    x, weight = tensor(0, 5, 1100) * 4, tensor(1, 1100)
+    found = triton_lora.rms_norm_rows(x, weight, 1e-6)
+    true = F.rms_norm(x.double(), (1100,), weight.double(), 1e-6)
+    assert distance(found, true) < TOLERANCE

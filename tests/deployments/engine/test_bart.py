@@ -1,0 +1,128 @@
+"""What BART and its relatives have that no other base has; their tokens: test_architectures.py."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from deployments.engine.decoder_factory import Choice, FastLimits, build_decoder
+from deployments.engine.engine import Engine, EngineLimits
+from deployments.engine.errors import NotForThisModel, OutputTooLong, PromptTooLong
+from deployments.engine.model_runner import ModelRunner
+from deployments.engine.request import FinishReason, Request, SamplingParams, TokenEvent
+from tests.deployments.engine.rows_by_hand import run_rows
+from tests.deployments.engine.test_architectures import fast, loaded_from
+from tests.deployments.engine.test_parity import one_thread
+from tests.oracle import Oracle
+from tests.tiny_architectures import FORCED_FIRST, make_tiny
+from tests.tiny_models import make_adapter
+
+__all__ = ["one_thread"]  # a fixture
+LIMITS = FastLimits(2, 200, max_adapters=2)
+POSITIONS = 64  # of prompt and of answer, each, in tiny_architectures.py
+PAD, EOS = 0, 1
+
+
+def made(name: str, folder: Path) -> tuple[Path, Path]:
+    base = make_tiny(name, folder / "base")
+    targets = ["q_proj", "v_proj", "fc1"]
+    adapter = make_adapter(
+        base, folder / "a", base_name="b", seed=1, std=0.3, rank=8, targets=targets
+    )
+    return base, adapter
+
+
+def engine_of(base: Path, choice: Choice = "fast") -> Engine:
+    loaded = loaded_from(base)
+    decoder = build_decoder(loaded, choice, LIMITS, {})
+    return Engine.on_thread(decoder, EngineLimits(2, 8, max_input_tokens=150))
+
+
+async def asked(engine: Engine, ids: Sequence[int], sampling: SamplingParams) -> TokenEvent:
+    request = Request("r", tuple(ids), None, sampling)
+    return [event async for event in engine.generate(request, stream=False)][-1]
+
+
+@pytest.mark.parametrize("name", ["bart", "mbart", "nllb"])
+def test_padding_inside_a_prompt_has_no_position_where_transformers_gives_it_none(
+    name: str, tmp_path: Path
+) -> None:
+    base, adapter = made(name, tmp_path)
+    decoder, oracle = fast(base, {"a": adapter}), Oracle(base, {"a": adapter})
+    decoder.load_adapter("a", adapter)
+    rng = random.Random(3)
+    for side in (None, "a"):
+        prompts = [[rng.randrange(3, decoder.vocab_size) for _ in range(20)] for _ in range(3)]
+        for ids, pads in zip(prompts, ([], [4, 5, 11], [0, 19]), strict=True):
+            for at in pads:
+                ids[at] = PAD
+        requests = [Request("r", tuple(ids), side, SamplingParams(8)) for ids in prompts]
+        answers = run_rows(decoder, requests, prefill_tokens=100).answers
+        assert answers == [oracle.generate(ids, side, 8) for ids in prompts]
+
+
+@pytest.mark.parametrize("name", sorted(FORCED_FIRST))
+@pytest.mark.parametrize("choice", ["fast", "reference"])
+async def test_the_first_token_is_the_one_that_the_configuration_names(
+    name: str, choice: Choice, tmp_path: Path
+) -> None:
+    base, adapter = made(name, tmp_path)
+    engine = engine_of(base, choice)
+    try:
+        ids = list(range(3, 20))
+        expected = Oracle(base, {"a": adapter}).generate(ids, None, 6)
+        assert expected[0] == FORCED_FIRST[name]
+        event = await asked(engine, ids, SamplingParams(6))
+        said = [token for token in expected if token != EOS]
+        assert event.text == engine.core.decode(said)
+        with pytest.raises(NotForThisModel, match="begins with a token that its configuration"):
+            await asked(engine, ids, SamplingParams(6, grammar="start: /a/"))
+        drawn = await asked(engine, ids, SamplingParams(6, temperature=1.5, seed=4))
+        assert drawn.text.startswith(engine.core.decode(expected[:1]))
+    finally:
+        engine.close()
+
+
+@pytest.mark.parametrize("choice", ["fast", "reference"])
+async def test_an_end_that_is_forced_is_reported_as_the_length(
+    choice: Choice, tmp_path: Path
+) -> None:
+    base, _ = made("bart", tmp_path)
+    engine = engine_of(base, choice)
+    try:
+        event = await asked(engine, range(3, 20), SamplingParams(5))
+        assert (event.finish_reason, event.num_tokens) == (FinishReason.LENGTH, 5)
+        one = await asked(engine, range(3, 20), SamplingParams(1))
+        assert (one.finish_reason, one.text) == (FinishReason.LENGTH, "")
+    finally:
+        engine.close()
+
+
+@pytest.mark.parametrize("choice", ["fast", "reference"])
+async def test_prompt_and_answer_have_a_table_of_positions_each(
+    choice: Choice, tmp_path: Path
+) -> None:
+    base, _ = made("bart", tmp_path)
+    engine = engine_of(base, choice)
+    try:
+        whole = [3 + i % 90 for i in range(POSITIONS)]
+        event = await asked(engine, whole, SamplingParams(POSITIONS, min_tokens=POSITIONS - 1))
+        assert event.num_tokens == POSITIONS
+        with pytest.raises(PromptTooLong, match="is 65 tokens long; .* at most 64 "):
+            await asked(engine, [*whole, 3], SamplingParams(1))
+        with pytest.raises(OutputTooLong, match="ask for at most 64 tokens"):
+            await asked(engine, whole, SamplingParams(POSITIONS + 1))
+    finally:
+        engine.close()
+
+
+async def test_sines_and_cosines_go_on_behind_the_trained_length(tmp_path: Path) -> None:
+    """As transformers does: the table grows."""
+    base, adapter = made("nllb", tmp_path)
+    decoder = build_decoder(loaded_from(base), "fast", replace(LIMITS, num_positions=300), {})
+    assert isinstance(decoder, ModelRunner)
+    ids = tuple(3 + i % 90 for i in range(3 * POSITIONS))
+    answer = run_rows(decoder, [Request("r", ids, None, SamplingParams(80))]).answers[0]
+    assert answer == Oracle(base, {"a": adapter}).generate(ids, None, 80)
