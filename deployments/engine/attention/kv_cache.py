@@ -193,6 +193,32 @@ class _Read:
     bias: torch.Tensor | None
 
 
+class NewPositions:
+    """Rotate a step's queries and keys, and write its keys and values to the cache.
+
+    Args:
+        rows, positions: of TorchDecodeAttention.
+    """
+
+    def __init__(self, cache: KvCache, rows: Sequence[int], positions: Sequence[int]) -> None:
+        self._cache, device = cache, cache.device
+        self.positions = torch.tensor(positions, device=device)
+        where = [cache.starts[row] + filled for row, filled in zip(rows, positions, strict=True)]
+        self._where = torch.tensor(where, device=device)
+        self._ropes: dict[int, Rope] = {}  # made by the first layer that needs one, for all
+
+    def write(self, layer: int, qkv: torch.Tensor, rope: Rope | None) -> torch.Tensor:
+        """Write k and v of qkv (B, H * G + 2 H, D), and return its queries (B, H * G, D)."""
+        heads, (rows, all_heads, dim) = self._cache.num_heads, qkv.shape
+        num_queries = all_heads - 2 * heads
+        if rope is not None:
+            if id(rope) not in self._ropes:
+                self._ropes[id(rope)] = rope.at(self.positions)
+            self._ropes[id(rope)].apply_rotary_(qkv[:, : num_queries + heads])
+        self._cache.write(layer, self._where, qkv[:, num_queries:].view(rows, 2, heads, dim))
+        return qkv[:, :num_queries]
+
+
 class TorchDecodeAttention:
     """Implement DecodeAttention with torch's scaled_dot_product_attention.
 
@@ -211,11 +237,9 @@ class TorchDecodeAttention:
         self._spans = cache.spans(rows)
         self._seen = {row: filled + 1 for row, filled in zip(rows, positions, strict=True)}
         self._prompts = dict(zip(rows, prompts, strict=True))
-        device = cache.device
-        self.positions = torch.tensor(positions, device=device)
-        self._where = self.positions + torch.tensor([cache.starts[r] for r in rows], device=device)
+        self._new = NewPositions(cache, rows, positions)
+        self.positions = self._new.positions
         # The first layer that needs them builds these, for all layers of its kind.
-        self._ropes: dict[int, Rope] = {}
         self._self_reads: dict[tuple[int, int | None], list[_Read]] = {}
         self._cross_reads: list[_Read] | None = None
 
@@ -232,19 +256,12 @@ class TorchDecodeAttention:
         softcap: float | None = None,
     ) -> torch.Tensor:
         assert expansion is None, "TorchLoraBatch adds its products itself"
-        heads = self._cache.num_heads
-        rows, all_heads, dim = qkv.shape
-        num_queries = all_heads - 2 * heads
-        if rope is not None:
-            if id(rope) not in self._ropes:
-                self._ropes[id(rope)] = rope.at(self.positions)
-            self._ropes[id(rope)].apply_rotary_(qkv[:, : num_queries + heads])
-        self._cache.write(layer, self._where, qkv[:, num_queries:].view(rows, 2, heads, dim))
+        q = self._new.write(layer, qkv, rope)
         kind = (id(bias), window)
         if kind not in self._self_reads:
             reads = [self._self_read(span, qkv, bias, window) for span in self._spans]
             self._self_reads[kind] = reads
-        q = qkv[:, :num_queries].view(rows, heads, -1, dim)
+        q = q.view(len(q), self._cache.num_heads, -1, q.shape[2])
         return self._attend(q, layer, self._self_reads[kind], scale, softcap)
 
     def cross_attention(

@@ -14,6 +14,7 @@ from deployments.engine.attention.memory_plan import (
     plan_host,
     workspace_bytes,
 )
+from deployments.engine.kernels.quantised_tiles import DEQUANTISED
 from deployments.engine.lora.layers import LoraLayer
 from deployments.engine.lora.stacks import RANK_BUCKET
 from deployments.engine.models.base import Model
@@ -24,7 +25,6 @@ from deployments.engine.models.llama import EMBEDDING
 AdapterShapes = Mapping[str, tuple[int, int, int]]
 # Adapters that come later may take so much more than those of the start.
 _ROOM = 20  # at most a twentieth of the free memory
-_DEQUANTISED = 1 << 25  # as kernels/triton_quantised.py cuts a larger weight
 
 
 def plan_rows_of(
@@ -60,7 +60,7 @@ def plan_rows_of(
             model.lora_layers, list(adapters), at_most=free // _ROOM // itemsize // num_slots
         ),
         widest=max(map(_width, _inner(model.lora_layers))),
-        dequantised=min(_DEQUANTISED, max(map(_area, _inner(model.lora_layers))))
+        dequantised=min(DEQUANTISED, max(map(_area, _inner(model.lora_layers))))
         if is_quantised
         else 0,
         prefill_tokens=longest_prefill(model, prefill_tokens, num_positions),

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from deployments.engine.attention.kv_cache import KvCache
+from deployments.engine.attention.kv_cache import KvCache, NewPositions
 from deployments.engine.attention.prefill import TorchPrefillAttention
 from deployments.engine.cpu.row_kernels import AttentionStep, adapt_rows, attend_rows
 from deployments.engine.cpu.threads import Threads
@@ -150,9 +150,8 @@ class RowDecodeAttention:
         self._prompts = np.array(prompts, np.int64)
         self._prompt_starts = ends - self._prompts
         self._pieces = np.arange(len(rows) + 1)
-        self.positions = torch.tensor(positions)
-        self._where = self.positions + torch.from_numpy(self._starts)
-        self._ropes: dict[int, Rope] = {}
+        self._new = NewPositions(cache, rows, positions)
+        self.positions = self._new.positions
 
     def self_attention(
         self,
@@ -167,19 +166,11 @@ class RowDecodeAttention:
         softcap: float | None = None,
     ) -> torch.Tensor:
         assert expansion is None, "RowLoraBatch adds its products itself"
-        heads = self._cache.num_heads
-        rows, all_heads, dim = qkv.shape
-        num_queries = all_heads - 2 * heads
-        if rope is not None:
-            if id(rope) not in self._ropes:
-                self._ropes[id(rope)] = rope.at(self.positions)
-            self._ropes[id(rope)].apply_rotary_(qkv[:, : num_queries + heads])
-        self._cache.write(layer, self._where, qkv[:, num_queries:].view(rows, 2, heads, dim))
+        q = self._new.write(layer, qkv, rope)
         counts = self._seen if window is None else np.minimum(self._seen, window)
         firsts = self._starts + self._seen - counts
-        q, cached = qkv[:, :num_queries], self._cache.layers[layer]
         rows_at = (self._pieces, firsts, counts)
-        return _attend(q, cached, rows_at, bias, scale, softcap)
+        return _attend(q, self._cache.layers[layer], rows_at, bias, scale, softcap)
 
     def cross_attention(
         self, q: torch.Tensor, expansion: Expansion | None, layer: int, *, scale: float

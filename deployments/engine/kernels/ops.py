@@ -113,8 +113,7 @@ def gated_activation_torch(x: torch.Tensor, activation: str) -> torch.Tensor:
 def activate(x: torch.Tensor, activation: str) -> torch.Tensor:
     """Return act(x) of x (T, F), each row as if it were alone."""
     act = ACTIVATIONS[activation]
-    # A single row is contiguous, and gelu has other code for what is.
-    pieces = [act(piece) for piece in whole_rows(x.contiguous())]
+    pieces = [act(piece) for piece in whole_rows(x)]
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
 
@@ -128,6 +127,7 @@ def whole_rows(x: torch.Tensor) -> Sequence[torch.Tensor]:
     rows, columns = x.shape
     if x.device.type != "cpu" or rows == 1:
         return [x]
+    x = x.contiguous()  # as a single row is: gelu has other code for what is not
     if columns > _ALONE or columns % _VECTOR:
         return torch.split(x, 1)
     if rows * columns <= _ALONE:

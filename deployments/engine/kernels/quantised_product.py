@@ -7,7 +7,7 @@ import triton
 
 from deployments.engine.kernels.backend import launch_options, overlaps
 from deployments.engine.kernels.ops import gated_activation
-from deployments.engine.kernels.quantised_tiles import Tile, tile_of
+from deployments.engine.kernels.quantised_tiles import DEQUANTISED, Tile, tile_of
 from deployments.engine.kernels.triton_quantised import (
     dequantise_kernel,
     product_kernel,
@@ -16,7 +16,6 @@ from deployments.engine.kernels.triton_quantised import (
 from deployments.engine.quantised.formats import NF4_CODE
 from deployments.engine.quantised.interleaved import InterleavedWeight
 
-_CHUNK = 1 << 25  # elements of a dequantised copy
 _MOST_TILES = 1 << 14  # of a product whose inputs are cut into pieces
 
 
@@ -150,7 +149,7 @@ def _of_dequantised(
     out = residual
     if out is None:
         out = torch.empty(len(x), outputs, dtype=x.dtype, device=x.device)
-    step = max(1, _CHUNK // inputs)
+    step = max(1, DEQUANTISED // inputs)
     for first in range(0, outputs, step):
         part = slice(first, first + step)
         copy = dequantise(weight, part, x.dtype).t()

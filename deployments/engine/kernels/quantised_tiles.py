@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+DEQUANTISED = 1 << 25  # elements of the copy that torch multiplies by, at most
 _MANY_ROWS = 192  # are bound by arithmetic: torch, from a dequantised copy
 _PLAIN_ROWS = 64  # more are as fast with torch
 _WIDE = 3072  # outputs from which on programs of a single row take more of them

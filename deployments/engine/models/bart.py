@@ -107,7 +107,7 @@ class BartModel(TorchBatches):
         heads: int = config.decoder_attention_heads
         self.kv_shape = KvShape(config.decoder_layers, heads, config.d_model // heads, dtype)
         self._encoder_heads: int = config.encoder_attention_heads
-        self.vocab_size = self._head.vocab_size
+        self.vocab_size = self._head.out_features
         self.device = weight.device
 
     def prefill(self, cache: KvCache, batch: PrefillBatch, lora: LoraBatch | None) -> torch.Tensor:

@@ -12,7 +12,7 @@ from deployments.engine.kernels.backend import are_fused
 from deployments.engine.lora.layers import LoraBatch, LoraLayer
 from deployments.engine.lora.pool import LoraPool
 from deployments.engine.models.embedding import Embedding
-from deployments.engine.models.linear import FusedLinear, LMHead
+from deployments.engine.models.linear import AdaptedLinear
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +77,11 @@ class TorchBatches:
     is_invariant = False
 
     @property
-    def products(self) -> list[FusedLinear | LMHead | None]:
+    def products(self) -> list[AdaptedLinear | None]:
         """Return the model's products, None for a quantised output layer."""
         bases = [layer.base for layer in self.lora_layers]
-        assert all(b is None or isinstance(b, FusedLinear | LMHead | Embedding) for b in bases)
-        return [b for b in bases if b is None or isinstance(b, FusedLinear | LMHead)]
+        assert all(b is None or isinstance(b, AdaptedLinear | Embedding) for b in bases)
+        return [b for b in bases if b is None or isinstance(b, AdaptedLinear)]
 
     def keep_order(self) -> bool:
         """Compute each row's sums in one order from now on, whatever is computed beside it; returns

@@ -14,7 +14,6 @@ import torch
 from deployments.engine.errors import FastDecoderImpossible
 from deployments.engine.kernels.backend import are_fused
 from deployments.engine.models.base import Model, TorchBatches
-from deployments.engine.models.linear import FusedLinear, LMHead
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +106,7 @@ def _unstable(model: TorchBatches) -> str | None:
     dtype = model.kv_shape.dtype
     for product in model.products:
         assert product is not None, "a quantised head keeps no order"
-        shape = (_outputs(product), product.lora_layer.in_features)
+        shape = (product.out_features, product.lora_layer.in_features)
         if shape in tried:
             continue
         tried.add(shape)
@@ -122,7 +121,3 @@ def _unstable(model: TorchBatches) -> str | None:
                     "this processor"
                 )
     return None
-
-
-def _outputs(product: FusedLinear | LMHead) -> int:
-    return product.out_features if isinstance(product, FusedLinear) else product.vocab_size

@@ -1,5 +1,7 @@
 """Fuse linear layers of the base model into one product, with the adapters' own beside it."""
 
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -20,7 +22,67 @@ _IDENTITY_ROWS = 256  # of a product with the identity matrix, at once
 HEAD = "lm_head"  # its path in every base model
 
 
-class FusedLinear:
+class AdaptedLinear(ABC):
+    """Multiply by weights of the base model, and add each token's adapter.
+
+    Args:
+        name: of the LoRA layer.
+        modules: path in the base model -> outputs of each layer that is stacked in the weight.
+        dtype: of x and of the result.
+        can_rescale: whether adapters may rescale what the base model computes (DoRA).
+    """
+
+    def __init__(
+        self,
+        name: str,
+        modules: Mapping[str, int],
+        in_features: int,
+        bias: torch.Tensor | None,
+        product: Product,
+        dtype: torch.dtype,
+        *,
+        can_rescale: bool = True,
+    ) -> None:
+        sizes = list(modules.values())
+        self.name, self.out_features = name, sum(sizes)
+        base = self if can_rescale else None
+        self.lora_layer = LoraLayer(name, in_features, lora_modules(list(modules), sizes), base)
+        self._bias, self._product, self._dtype = bias, product, dtype
+        self._adds_in_turn = False  # product, adapter, bias and residual, whoever rescales
+
+    def __call__(self, x: torch.Tensor, lora: LoraBatch | None) -> torch.Tensor:
+        """Return (T, out) for x (T, in), each token with its own adapter."""
+        return self._adapted(x, lora, None)
+
+    def keep_order(self) -> bool:
+        """Compute each row in one order of sums from now on; returns whether that is possible.
+
+        On a CPU what is added to a product is added in turn: a neighbour's adapter that rescales
+        (DoRA) would change the order. On a GPU those loaded so far decide it, for all rows alike.
+        """
+        product = self._product.in_order()
+        if product is not None:
+            self._product, self._adds_in_turn = product, isinstance(product, PackedProduct)
+        return product is not None
+
+    def products(self, x: torch.Tensor) -> torch.Tensor:
+        return self._product(x.to(self._dtype), is_biased=False)
+
+    @abstractmethod
+    def squared_norms(self) -> torch.Tensor: ...
+
+    def _adapted(
+        self, x: torch.Tensor, lora: LoraBatch | None, shrunk: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Return the product of x (T, in) with each token's adapter; `shrunk` is from lora.norm."""
+        is_rescaled = self._adds_in_turn or (lora is not None and lora.rescales(self.name))
+        y = self._product(x, is_biased=not is_rescaled)
+        if lora is not None:
+            lora.add(self.name, x, y, shrunk)
+        return y.add_(self._bias) if is_rescaled and self._bias is not None else y
+
+
+class FusedLinear(AdaptedLinear):
     """Compute y = x @ W.T + bias, where W stacks several linear layers of the base model by rows.
 
     Args:
@@ -32,19 +94,12 @@ class FusedLinear:
     def __init__(self, name: str, layers: dict[str, torch.nn.Linear], dtype: torch.dtype) -> None:
         own = list(layers.values())
         sizes = [layer.out_features for layer in own]
-        self.name = name
-        self.out_features = sum(sizes)
-        modules = lora_modules(list(layers), sizes)
-        self.lora_layer = LoraLayer(name, own[0].in_features, modules, self)
-        self._bias = stacked_bias([layer.bias for layer in own], sizes, dtype)
-        self._dtype, self._device = dtype, own[0].weight.device
-        self._product: Product = product_of(own, self._bias, dtype)
-        self._adds_in_turn = False  # product, adapter, bias and residual, whoever rescales
+        bias = stacked_bias([layer.bias for layer in own], sizes, dtype)
+        self._device = own[0].weight.device
+        modules = dict(zip(layers, sizes, strict=True))
+        product = product_of(own, bias, dtype)
+        super().__init__(name, modules, own[0].in_features, bias, product, dtype)
         self._squared_norms: torch.Tensor | None = None
-
-    def __call__(self, x: torch.Tensor, lora: LoraBatch | None) -> torch.Tensor:
-        """Return (T, out) for x (T, in), each token with its own adapter."""
-        return self._adapted(x, lora, None)
 
     def after_norm(
         self, x: torch.Tensor, weight: torch.Tensor, eps: float, lora: LoraBatch | None
@@ -100,20 +155,6 @@ class FusedLinear:
             lora.add(self.name, x, residual)
         return residual
 
-    def keep_order(self) -> bool:
-        """Compute each row in one order of sums from now on; returns whether that is possible.
-
-        On a CPU what is added to a product is added in turn: a neighbour's adapter that rescales
-        (DoRA) would change the order. On a GPU those loaded so far decide it, for all rows alike.
-        """
-        product = self._product.in_order()
-        if product is not None:
-            self._product, self._adds_in_turn = product, isinstance(product, PackedProduct)
-        return product is not None
-
-    def products(self, x: torch.Tensor) -> torch.Tensor:
-        return self._product(x.to(self._dtype), is_biased=False)
-
     def squared_norms(self) -> torch.Tensor:
         if self._squared_norms is None:
             self._squared_norms = self._norms_by_products()
@@ -130,18 +171,8 @@ class FusedLinear:
             found += self.products(x).float().square_().sum(0)
         return found
 
-    def _adapted(
-        self, x: torch.Tensor, lora: LoraBatch | None, shrunk: torch.Tensor | None
-    ) -> torch.Tensor:
-        """Return the product of x (T, in) with each token's adapter; `shrunk` is from lora.norm."""
-        is_rescaled = self._adds_in_turn or (lora is not None and lora.rescales(self.name))
-        y = self._product(x, is_biased=not is_rescaled)
-        if lora is not None:
-            lora.add(self.name, x, y, shrunk)
-        return y.add_(self._bias) if is_rescaled and self._bias is not None else y
 
-
-class LMHead:
+class LMHead(AdaptedLinear):
     """Map states (n, d) to logits (n, V), each with its own adapter.
 
     The head shares the embedding's tensor when the two are equal by value, whatever the
@@ -150,45 +181,22 @@ class LMHead:
 
     def __init__(self, head: Any, embedding: Any, embedding_weight: torch.Tensor) -> None:
         dtype = embedding_weight.dtype
-        self._bias = None if head.bias is None else head.bias.data.to(dtype)
-        self.vocab_size: int = head.out_features
-        modules = lora_modules([HEAD], [self.vocab_size])
-        self._dtype = dtype
+        bias = None if head.bias is None else head.bias.data.to(dtype)
+        is_quantised = isinstance(head, QuantisedLinear)
         self._weight: torch.Tensor | None = None
-        self._adds_in_turn = False
-        self._product: Product
-        if isinstance(head, QuantisedLinear):
-            self.lora_layer = LoraLayer(HEAD, head.in_features, modules)
-            self._product = product_of([head], self._bias, dtype)
-            return
-        self.lora_layer = LoraLayer(HEAD, head.in_features, modules, self)
-        own: torch.Tensor = head.weight.data
-        tied = embedding.weight.data
-        is_tied = own.data_ptr() == tied.data_ptr() or torch.equal(own, tied)
-        weight = self._weight = embedding_weight if is_tied else own.to(dtype)
-        blocks = packed(weight)
-        self._product = (
-            plain_product(weight, self._bias)
-            if blocks is None
-            else PackedProduct(blocks, self._bias)
+        if is_quantised:
+            product = product_of([head], bias, dtype)
+        else:
+            own: torch.Tensor = head.weight.data
+            tied = embedding.weight.data
+            is_tied = own.data_ptr() == tied.data_ptr() or torch.equal(own, tied)
+            weight = self._weight = embedding_weight if is_tied else own.to(dtype)
+            blocks = packed(weight)
+            product = plain_product(weight, bias) if blocks is None else PackedProduct(blocks, bias)
+        modules = {HEAD: head.out_features}
+        super().__init__(
+            HEAD, modules, head.in_features, bias, product, dtype, can_rescale=not is_quantised
         )
-
-    def __call__(self, hidden: torch.Tensor, lora: LoraBatch | None) -> torch.Tensor:
-        is_rescaled = self._adds_in_turn or (lora is not None and lora.rescales(HEAD))
-        logits = self._product(hidden, is_biased=not is_rescaled)
-        if lora is not None:
-            lora.add(HEAD, hidden, logits)
-        return logits.add_(self._bias) if is_rescaled and self._bias is not None else logits
-
-    def keep_order(self) -> bool:
-        """Do FusedLinear.keep_order."""
-        product = self._product.in_order()
-        if product is not None:
-            self._product, self._adds_in_turn = product, isinstance(product, PackedProduct)
-        return product is not None
-
-    def products(self, x: torch.Tensor) -> torch.Tensor:
-        return self._product(x.to(self._dtype), is_biased=False)
 
     def squared_norms(self) -> torch.Tensor:
         assert self._weight is not None, "a quantised head has no base to rescale"

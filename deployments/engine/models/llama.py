@@ -52,7 +52,7 @@ class LlamaModel(TorchBatches):
         ends = [self._embedding.lora_layer, self._head.lora_layer]
         self.lora_layers = ends + [own for layer in self._layers for own in layer.lora_layers]
         self.kv_shape = KvShape(len(self._layers), about.num_kv_heads, about.head_dim, dtype)
-        self.vocab_size = self._head.vocab_size
+        self.vocab_size = self._head.out_features
         self.device = embedding.device
 
     def prefill(self, cache: KvCache, batch: PrefillBatch, lora: LoraBatch | None) -> torch.Tensor:

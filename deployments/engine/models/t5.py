@@ -88,7 +88,7 @@ class T5Model(TorchBatches):
         self.lora_layers = [adapted for layer in layers for adapted in layer.lora_layers]
         self.lora_layers.append(self._head.lora_layer)
         self.kv_shape = KvShape(len(self._decoder), self._num_heads, self._head_dim, dtype)
-        self.vocab_size = self._head.vocab_size
+        self.vocab_size = self._head.out_features
         self.device = self._embedding.device
 
     def prefill(self, cache: KvCache, batch: PrefillBatch, lora: LoraBatch | None) -> torch.Tensor:

@@ -7,15 +7,13 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from adapters.bases.models import resolve_base_model
 from deployments.engine.core import EngineLimits
 from deployments.engine.detokenizer import text_decoder, token_bytes
 from deployments.engine.engine import Engine
 from deployments.engine.request import Request
 from deployments.engine_process.client import EngineProcess, RemoteDecoder
 from deployments.engine_process.decoder_loading import DecoderSpec
-from scripts.benchmarks.bases.models import save_base
-from scripts.benchmarks.bases.shapes import SHAPES
+from scripts.benchmarks.bases.models import saved_or_found
 
 _EMIT_S = {"cpu": 0.06, "cuda": 0.03}  # as a replica does (deployments/model)
 
@@ -33,15 +31,13 @@ def served_engine(
         args: of `scripts.benchmark engine`.
         scratch: where a random base is written to.
     """
-    if args.model in SHAPES:
-        save_base(args.model, scratch, "cpu", args.dtype)
-    base = resolve_base_model(str(scratch) if args.model in SHAPES else args.model)
+    folder, family = saved_or_found(args.model, scratch, "cpu", args.dtype)
     longest = max(len(request.prompt_ids) for request in requests)
     output = max(request.sampling.max_tokens for request in requests)
     spec = DecoderSpec(
         base_model=args.model,
-        path=str(base.path),
-        family=base.family,
+        path=str(folder),
+        family=family,
         device=args.device,
         dtype=args.dtype,
         quantization=args.weights,
@@ -63,7 +59,7 @@ def served_engine(
         emit_interval_s=_EMIT_S[args.device],
         emits_together=args.device == "cpu",
     )
-    tokenizer = AutoTokenizer.from_pretrained(base.path)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     process = EngineProcess(spec, limits, text_decoder(tokenizer), token_bytes(tokenizer))
     engine = Engine(process, limits)
     try:

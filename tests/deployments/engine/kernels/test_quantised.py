@@ -166,7 +166,7 @@ def test_many_rows_and_outputs_are_multiplied_in_parts(
     choose: Choose, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     choose(None)
-    monkeypatch.setattr(quantised_product, "_CHUNK", 30 * 128)
+    monkeypatch.setattr(quantised_product, "DEQUANTISED", 30 * 128)
     for kind in KINDS:
         weight, x = weight_of(kind, (100, 128)), tensor(1, 33, 128)
         bias, residual = tensor(2, 100), tensor(3, 33, 100)
