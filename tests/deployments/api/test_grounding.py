@@ -11,8 +11,8 @@ import pytest
 from openai.types.chat import ChatCompletion
 
 from deployments.engine.request import ErrorInfo, FinishReason, TokenEvent
+from deployments.live_settings import RouterLiveSettings
 from deployments.messages import GenerateRequest
-from deployments.settings import RouterLiveSettings
 from references.quote import quote
 from references.shelf import Hit
 from router.policy import Alternative, Route
