@@ -49,8 +49,8 @@ def restored_interpreter() -> Iterator[None]:
     if sys.getswitchinterval() != before:
         sys.setswitchinterval(before)
         gc.unfreeze()
-        gc.collect()
-        gc.freeze()
+    gc.collect()
+    gc.freeze()  # what this module has imported, too
 
 
 @pytest.fixture(scope="session")
