@@ -16,7 +16,6 @@ CONFIG ?= serve_config.yaml
 install = $$(PYTHON="$(PYTHON)" sh scripts/install.sh $(1))
 # A worker takes whole files, in the order of tests/conftest.py: the slow ones first.
 by_file = --dist loadfile --no-loadscope-reorder
-by_group = --dist loadgroup --no-loadscope-reorder
 
 .PHONY: help serve specialists test test-long chaos bench bench-gpu check
 help:
@@ -31,7 +30,7 @@ specialists:
 
 test:
 	@python=$(call install,test) && "$$python" -m pytest -n logical $(by_file) --ignore tests/e2e -m "not alone and not long" \
-	  && "$$python" -m pytest tests/e2e -n 2 $(by_group) --durations 15 -m "not alone and not long" \
+	  && "$$python" -m pytest tests/e2e -n 2 $(by_file) --durations 15 -m "not alone and not long" \
 	  && "$$python" -m pytest $$(grep -rl --include 'test_*.py' mark.alone tests) -m "alone and not long"
 
 test-long:

@@ -33,13 +33,24 @@ DOOR_STEP_S = 0.01
 Deploy = Callable[..., Any]
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist, which reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.e2e)
-            group = GROUPS.get(item.path.name, item.path.stem)
-            item.add_marker(pytest.mark.xdist_group(group))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """As `--dist loadfile`, but for GROUPS. (The marks of `--dist loadgroup` change ids of tests,
+    which pytest 9.2 does not let them.)"""
+    from xdist.scheduler import LoadFileScheduling
+
+    class InGroups(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return GROUPS.get(Path(file).name, file)
+
+    return InGroups(config, log)
 
 
 def free_port() -> int:
