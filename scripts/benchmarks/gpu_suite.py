@@ -115,7 +115,7 @@ def steps() -> list[Step]:
         Step("llama_1b_two_gpus", two, 110, gpus=2),
         Step("vllm_llama_1b", f"{peer} --parts http engine --streams 1 64 128", 350),
         llama_8b[0],
-        Step("t5_scaling", f"scaling {t5} {_GPU} --routers 4 --timeout_s 90", 240, gpus=2),
+        Step("t5_scaling", f"scaling {t5} {_GPU} --routers 4 --timeout_s 90", 190, gpus=2),
         Step("llama_1b_engine", f"engine {llama} {_ENGINE} {_SHORT}", 40),
         Step("llama_1b_http", f"serve {llama} {http} --rows 256 --streams 1 64 128 256", 140),
         llama_8b[2],

@@ -1,4 +1,4 @@
-"""Time transformers' own continuous batching, with its defaults, as a peer of the engine."""
+"""Time transformers' own continuous batching, as a peer of the engine."""
 
 import copy
 import time
@@ -12,8 +12,8 @@ from transformers import ContinuousBatchingConfig
 from deployments.engine.model_loader import Pretrained
 from deployments.engine.request import Request
 
-# Of the memory that is free when it begins: the other sides are in the same process.
-_MEMORY_SHARE = 0.2
+_MOST_PROMPT_TOKENS = 8192  # of one step; transformers' default
+_PAGE = 256  # tokens; transformers' default
 _STEP_TIMEOUT_S = 60.0
 
 
@@ -34,9 +34,6 @@ class ContinuousBatching:
         self._generation = copy.deepcopy(model.generation_config)
         self._generation.do_sample, self._generation.eos_token_id = False, -1
         self._generation.pad_token_id, self._generation.max_new_tokens = base.pad_id, num_tokens
-        self._config = ContinuousBatchingConfig(
-            max_memory_percent=_MEMORY_SHARE, allow_block_sharing=False
-        )
         self.attention = ""
         """The implementation that it chose; known after the first call."""
 
@@ -49,14 +46,22 @@ class ContinuousBatching:
         from transformers.generation.continuous_batching.utils import WorkloadHints
 
         prompts = [list(request.prompt_ids) for request in requests]
+        longest, total = max(map(len, prompts)), sum(map(len, prompts))
         hints = WorkloadHints(
-            max_prompt_length=max(map(len, prompts)),
+            max_prompt_length=longest,
             max_generated_length=self._num_tokens,
             num_requests=len(prompts),
         )
+        # Room for all at once, twice. By default it takes nine tenths of the memory that is free,
+        # which the other sides of this process need.
+        config = ContinuousBatchingConfig(
+            num_blocks=2 * len(prompts) * (1 + (longest + self._num_tokens) // _PAGE),
+            max_batch_tokens=min(max(total, _PAGE), _MOST_PROMPT_TOKENS),
+            allow_block_sharing=False,
+        )
         with self._model.continuous_batching_context_manager(
             generation_config=self._generation,
-            continuous_batching_config=self._config,
+            continuous_batching_config=config,
             timeout=_STEP_TIMEOUT_S,
             persistent_manager=True,
             workload_hints=hints,
