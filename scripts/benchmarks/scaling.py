@@ -113,13 +113,13 @@ async def _measure(args: argparse.Namespace, folder: Path, found: dict[str, Any]
 
         load = {"headers": service.user, "models": names, "max_tokens": args.output_tokens}
         async with streaming(url, num=args.streams, **load) as busy:
-            times = [time.time()]
+            began_at = time.time()
             await waits.until("that Serve wants a second replica", waits.wants_two)
-            times.append(time.time())
+            wanted_at = time.time()
             started = await waits.until("the second replica", second)
-            times.append(time.time())
+            seen_at = time.time()
             await waits.until("its first answer", lambda: _has_answered(second()))
-            found["up"] = _up(started["start"], *times, time.time())
+            found["up"] = _up(started["start"], began_at, wanted_at, seen_at, time.time())
             _say("up", found["up"])
             await asyncio.sleep(args.both_s)
         async with streaming(url, num=1, **load) as light:
