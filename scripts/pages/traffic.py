@@ -89,8 +89,8 @@ def repeats(reports: Reports, plots: Path, page: Path) -> str:
             cells = [f"{cell:.2f}" if isinstance(cell, float) else cell for cell in cells]
             rows.append(row(peer, *cells, f"{ratios[1] / ratios[0] - 1:+.0%}"))
         if rows:
-            both = f"{_link(file, 'first')}, {_link(second, 'second')}"
-            lines += [f"{about(first, first)} Files: {both}.", ""]
+            for when, path in (("First", file), ("Second", second)):
+                lines += [f"{when}: {about(reports[path], {})} {_link(path, 'File')}.", ""]
             lines += [head(*names), *sorted(rows), ""]
             lines += [f"Every ratio agrees within {max(differences):.0%}.", ""]
     return _section("The same run twice", lines)
