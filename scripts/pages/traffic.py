@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from scripts.pages.markdown import head, row
 from scripts.pages.results import Report, about, parts_of, save_svg, words
@@ -27,13 +26,15 @@ def adapters(reports: Reports, plots: Path, page: Path) -> str:
 
 def rates(reports: Reports, plots: Path, page: Path) -> str:
     """Return the section on requests at random times, and draw its plot."""
-    names = ("requests a second", "answers a second", "failed", *_TIMES, "holds")
-    lines, curves = [], {}
+    names = ("adapters", "requests a second", "answers a second", "failed", *_TIMES, "holds")
+    lines: list[str] = []
+    curves: dict[str, list[Report]] = {}
     for file, whole, part in [*_parts(reports, "load"), *_parts(reports, "serve")]:
         if not part.get("rates"):
             continue
         rows = [
             row(
+                _whom(one, part),
                 f"{one['rate_per_s']:g}",
                 one.get("answers_per_s", 0),
                 f"{one['failed']} of {one['requests']}",
@@ -42,9 +43,12 @@ def rates(reports: Reports, plots: Path, page: Path) -> str:
             )
             for one in part["rates"]
         ]
-        lines += [_measured(file, whole, part), "", *map(_limit, _limits(part)), ""]
+        lines += [_measured(file, whole, part), ""]
+        lines += [*(f"- {_whom(one, part)}: {_limit(one)}" for one in _limits(part)), ""]
         lines += [head(*names), *rows, ""]
-        curves[_side(part)] = [one for one in part["rates"] if "first_token_s" in one]
+        for one in part["rates"]:
+            if "time_per_token_ms" in one:
+                curves.setdefault(f"{_side(part)}, {_whom(one, part)}", []).append(one)
     if curves:
         _draw(curves, plots / _PLOT)
         link = (plots / _PLOT).relative_to(page).as_posix()
@@ -59,12 +63,12 @@ def continuous_batching(reports: Reports, plots: Path, page: Path) -> str:
         if "attention" not in part:
             continue
         rows = [
-            row(words(name), _rate_of(side), f"{side['first_token_p50_s']:.4g} s")
+            row(words(name), _rate_of(side), side.get("first_token_p50_s", ""))
             for name, side in part["sides"].items()
         ]
         attention = ", ".join(sorted({str(name) for name in part["attention"].values()}))
         lines += [_measured(file, whole, part), "", f"Its attention there: {attention}.", ""]
-        lines += [head("side", "tokens a second", "first token, median"), *rows, ""]
+        lines += [head("side", "tokens a second", "first token, median (s)"), *rows, ""]
         ratios = {name: ratio for name, ratio in part["ratios"].items() if "transformers" in name}
         lines += [head(*ratios), row(*ratios.values()), ""]
     return _section("transformers' continuous batching", lines)
@@ -72,7 +76,14 @@ def continuous_batching(reports: Reports, plots: Path, page: Path) -> str:
 
 def repeats(reports: Reports, plots: Path, page: Path) -> str:
     """Return the section on files whose run was made twice: ours over each peer, in both."""
-    names = ("peer, adapters, streams", "first run", "ratio", "second run", "ratio", "difference")
+    names = (
+        "peer, adapters, streams",
+        "first run",
+        "ratio",
+        "second run",
+        "ratio",
+        "second / first",
+    )
     lines = []
     for file, first in reports.items():
         second = file.with_stem(file.stem + _AGAIN)
@@ -87,7 +98,7 @@ def repeats(reports: Reports, plots: Path, page: Path) -> str:
             each = [f"{pair[0]:g} and {pair[1]:g}" for pair in (runs[0][peer], again)]
             cells = [cell for pair in zip(each, ratios, strict=True) for cell in pair]
             cells = [f"{cell:.2f}" if isinstance(cell, float) else cell for cell in cells]
-            rows.append(row(peer, *cells, f"{ratios[1] / ratios[0] - 1:+.0%}"))
+            rows.append(row(peer, *cells, f"{ratios[1] / ratios[0]:.2f}"))
         if rows:
             for when, path in (("First", file), ("Second", second)):
                 lines += [f"{when}: {about(reports[path], {})} {_link(path, 'File')}.", ""]
@@ -140,6 +151,12 @@ def _asked(run: Report) -> str:
     return "itself" if run["adapters"] == 1 else str(run["popularity"])
 
 
+def _whom(one: Report, part: Report) -> str:
+    """Return how many adapters are asked for, and how popular they are."""
+    about = part["settings"] | one
+    return f"{about['adapters']} {about['popularity']}"
+
+
 def _rate_of(run: Report) -> str:
     samples = run["tokens_per_s_samples"]
     return f"{run['tokens_per_s']:,.0f} ({min(samples):,.0f} to {max(samples):,.0f})"
@@ -161,7 +178,7 @@ def _limit(found: Report) -> str:
     broken = found["breaks_at_per_s"]
     until = f"up to {held:g} requests a second" if held else "at none of these rates"
     then = f", not at {broken:g}" if broken and held else ""
-    return f"No request fails and the p95 of the first token is at most {limit:g} s {until}{then}."
+    return f"no request fails and the p95 of the first token is at most {limit:g} s {until}{then}."
 
 
 def _ratios(summary: Report) -> dict[str, tuple[float, float]]:
@@ -176,7 +193,7 @@ def _ratios(summary: Report) -> dict[str, tuple[float, float]]:
     return found
 
 
-def _draw(curves: Mapping[str, Sequence[Mapping[str, Any]]], target: Path) -> None:
+def _draw(curves: Mapping[str, Sequence[Report]], target: Path) -> None:
     """Draw the first token's p95, and the time of each further token, over the rate."""
     import matplotlib
 
@@ -185,11 +202,11 @@ def _draw(curves: Mapping[str, Sequence[Mapping[str, Any]]], target: Path) -> No
 
     figure, panels = pyplot.subplots(1, 2, figsize=(8, 2.8), layout="constrained")
     for name, found in curves.items():
-        found = [one for one in found if "time_per_token_ms" in one]
         along = [one["rate_per_s"] for one in found]
         for axes, of in zip(panels, ("first_token_s", "time_per_token_ms"), strict=True):
             axes.plot(along, [one[of]["p95"] for one in found], marker=".", label=name)
     panels[0].set(xlabel="requests a second", ylabel="first token, p95 (s)", yscale="log")
     panels[1].set(xlabel="requests a second", ylabel="further token, p95 (ms)", ylim=(0, None))
+    panels[0].minorticks_off()
     panels[1].legend(frameon=False, fontsize="small")
     save_svg(figure, target)
