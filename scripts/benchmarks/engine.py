@@ -21,7 +21,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from scripts.benchmarks.command import add_model_arguments, publish
+from scripts.benchmarks.command import WEIGHTS, add_model_arguments, publish
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,11 +40,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     theirs = "also transformers', of a causal base"
     parser.add_argument("--continuous_batching", action="store_true", help=theirs)
-    kinds = ["none", "auto", "int8", "int4"]
     parser.add_argument(
         "--beside_s", type=float, help="also time steps while every core is taken, so long"
     )
-    parser.add_argument("--weights", choices=kinds, default="none", help="of our engine, on a CPU")
+    parser.add_argument(
+        "--weights", choices=WEIGHTS, default="none", help="of our engine, on a CPU"
+    )
     quantised = ["none", "int8", "nf4", "fp8"]
     parser.add_argument("--quantization", choices=quantised, default="none", help="on a GPU")
 

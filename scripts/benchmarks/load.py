@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scripts.arguments import positive
-from scripts.benchmarks.command import add_model_arguments, conditions, publish
+from scripts.benchmarks.command import WEIGHTS, add_model_arguments, conditions, publish
 from scripts.benchmarks.over_http.open_loop import (
     POPULARITIES,
     Popularity,
@@ -70,6 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--prompt_tokens", default=[20, 30], help="of a request", **bounds)
     add("--output_tokens", default=[64, 64], help="of a request", **bounds)
     add_rates(parser)
+    add("--weights", choices=WEIGHTS, default="none", help="of our engine, on a CPU")
     add("--max_waiting", type=positive, default=256, help="requests; one more is refused")
     add("--seed", type=int, default=0, help="of lengths, tokens, adapters and times")
 
@@ -188,7 +189,7 @@ def _decoder(args: argparse.Namespace, rows: int, scratch: Path) -> Any:
     )
     num_positions = args.prompt_tokens[1] + args.output_tokens[1]
     limits = FastLimits(rows, num_positions, max_adapters=args.adapters)
-    decoder = fast_decoder(base, limits)
+    decoder = fast_decoder(base, limits, args.weights)
     make_resident(decoder, list(folders.values()), args.adapters)
     return decoder
 
