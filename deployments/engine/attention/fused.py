@@ -48,6 +48,7 @@ class TritonDecodeAttention:
         rope: Rope | None = None,
         window: int | None = None,
         softcap: float | None = None,
+        with_prompt: bool = False,
     ) -> torch.Tensor:
         cached = self._layers[layer]
         return decode_attention(
@@ -55,6 +56,7 @@ class TritonDecodeAttention:
             expansion,
             cached,
             *self._own,
+            prompts=self._prompts if with_prompt else None,
             bias=bias,
             rope=rope,
             scale=scale,
@@ -64,7 +66,13 @@ class TritonDecodeAttention:
         )
 
     def cross_attention(
-        self, q: torch.Tensor, expansion: Expansion | None, layer: int, *, scale: float
+        self,
+        q: torch.Tensor,
+        expansion: Expansion | None,
+        layer: int,
+        *,
+        scale: float,
+        softcap: float | None = None,
     ) -> torch.Tensor:
         return cross_attention(
             q,
@@ -72,5 +80,6 @@ class TritonDecodeAttention:
             self._layers[layer],
             *self._prompts,
             scale=scale,
+            softcap=softcap,
             is_invariant=self._is_invariant,
         )

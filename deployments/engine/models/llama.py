@@ -3,11 +3,12 @@
 q, k and v are one product, gate and up another.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from deployments.engine.attention.kv_cache import DecodeBatch, KvCache
+from deployments.engine.attention.kv_cache import DecodeAttention, DecodeBatch, KvCache
 from deployments.engine.attention.prefill import PrefillBatch
 from deployments.engine.kernels.ops import (
     Expansion,
@@ -17,7 +18,13 @@ from deployments.engine.kernels.ops import (
     whole_rows,
 )
 from deployments.engine.lora.layers import LoraBatch
-from deployments.engine.models.architectures import SHARED_ROPE, Description, describe, ropes_of
+from deployments.engine.models.architectures import (
+    SHARED_ROPE,
+    Description,
+    describe,
+    rope_limit,
+    ropes_of,
+)
 from deployments.engine.models.base import KvShape, TorchBatches
 from deployments.engine.models.embedding import Embedding
 from deployments.engine.models.linear import FusedLinear, LMHead
@@ -38,36 +45,25 @@ class LlamaModel(TorchBatches):
 
     def __init__(self, model: Any, dtype: torch.dtype, num_positions: int) -> None:
         about = self._about = describe(model)
-        embedding: torch.Tensor = model.model.embed_tokens.weight.data.to(dtype)
-        self._embedding = Embedding(EMBEDDING, embedding)
-        self._head = LMHead(model.lm_head, model.model.embed_tokens, embedding)
-        self._norm = norm_weight(model.model.norm, dtype, about.architecture.norm_offset)
-        # Gemma rounds the scale to the dtype of the weights.
-        self._embedding_scale = float(torch.tensor(about.embedding_scale, dtype=dtype))
-        self._ropes = _ropes(model, about, embedding, num_positions)
-        self._layers = [
-            _Layer(f"model.layers.{i}", layer, dtype, about)
-            for i, layer in enumerate(model.model.layers)
-        ]
-        ends = [self._embedding.lora_layer, self._head.lora_layer]
-        self.lora_layers = ends + [own for layer in self._layers for own in layer.lora_layers]
-        self.kv_shape = KvShape(len(self._layers), about.num_kv_heads, about.head_dim, dtype)
+        stack = self._stack = Stack("model", model.model, about, dtype, num_positions)
+        weight = stack.embedding.weight
+        self._head = LMHead(model.lm_head, model.model.embed_tokens, weight)
+        ends = [stack.embedding.lora_layer, self._head.lora_layer]
+        self.lora_layers = [*ends, *stack.lora_layers]
+        self.kv_shape = KvShape(len(stack.layers), about.num_kv_heads, about.head_dim, dtype)
         self.vocab_size = self._head.out_features
-        self.device = embedding.device
+        self.device = weight.device
 
     def prefill(self, cache: KvCache, batch: PrefillBatch, lora: LoraBatch | None) -> torch.Tensor:
         """Read the tokens of many prompts; returns the states (T, d) behind them."""
         about = self._about
-        x = self._embed(batch.tokens, lora)
-        ropes = {kind: rope.at(batch.positions) for kind, rope in self._ropes.items()}
-        h, kv, dim = about.num_heads, about.num_kv_heads, about.head_dim
-        for i, (layer, kind) in enumerate(zip(self._layers, about.layers, strict=True)):
-            qkv = layer.project(x, lora).view(len(x), h + 2 * kv, dim)
-            if kind.rope is not None:
-                ropes[kind.rope].apply_rotary_(qkv[:, : h + kv])
-            cache.write(i, batch.where, qkv[:, h:].view(len(x), 2, kv, dim))
+        x = self._stack.embed(batch.tokens, lora)
+        ropes = self._stack.ropes_at(batch.positions)
+        for i, (layer, kind) in enumerate(self._stack.layers):
+            q, kv = layer.rotated(layer.project(x, lora), ropes.get(kind.rope))
+            cache.write(i, batch.where, kv)
             attended = batch.attention(
-                qkv[:, :h],
+                q,
                 cache.layers[i],
                 scale=about.attention_scale,
                 is_causal=True,
@@ -79,27 +75,91 @@ class LlamaModel(TorchBatches):
 
     def decode(self, cache: KvCache, batch: DecodeBatch, lora: LoraBatch | None) -> torch.Tensor:
         """Take the rows one position further; returns their states (B, d)."""
-        about = self._about
-        x = self._embed(batch.tokens, lora)
-        shape = (len(x), about.num_heads + 2 * about.num_kv_heads, about.head_dim)
-        for i, (layer, kind) in enumerate(zip(self._layers, about.layers, strict=True)):
-            qkv, expansion = layer.before_attention(x, lora)
-            attended = batch.attention.self_attention(
-                qkv.view(shape),
-                expansion,
-                i,
-                scale=about.attention_scale,
-                rope=None if kind.rope is None else self._ropes[kind.rope],
-                window=kind.window,
-                softcap=about.attention_cap,
-            )
+        x = self._stack.embed(batch.tokens, lora)
+        for i, (layer, _) in enumerate(self._stack.layers):
+            attended = self._stack.self_attention(i, x, batch.attention, lora)
             x = layer.after_attention(x, attended, lora)
         return x
 
     def logits(self, hidden: torch.Tensor, lora: LoraBatch | None = None) -> torch.Tensor:
         """Return the logits (n, V) of states (n, d)."""
-        about = self._about
-        logits = self._head(rms_norm(hidden, self._norm, about.eps), lora)
+        return self._stack.logits(self._head, hidden, lora)
+
+
+class Stack:
+    """Hold one stack of layers: its embedding, its rotations, and the norm behind the last.
+
+    Args:
+        path: in the base model.
+        stack: transformers' module of it.
+        num_positions: of one answer, prompt included.
+    """
+
+    def __init__(
+        self, path: str, stack: Any, about: Description, dtype: torch.dtype, num_positions: int
+    ) -> None:
+        self.about = about
+        embedding: torch.Tensor = stack.embed_tokens.weight.data.to(dtype)
+        self.embedding = Embedding(f"{path}.embed_tokens", embedding)
+        # Gemma rounds the scale to the dtype of the weights.
+        self._embedding_scale = float(torch.tensor(about.embedding_scale, dtype=dtype))
+        # T5Gemma 2's end of an image has an embedding of its own, which is not scaled.
+        end = getattr(stack.embed_tokens, "eoi_embedding", None)
+        self._own = (
+            None if end is None else (stack.embed_tokens.eoi_token_index, end.data.to(dtype))
+        )
+        self._norm = norm_weight(stack.norm, dtype, about.architecture.norm_offset)
+        self._ropes = _ropes(stack, about, embedding, num_positions)
+        layers = [
+            Layer(f"{path}.layers.{i}", layer, dtype, about) for i, layer in enumerate(stack.layers)
+        ]
+        self.layers = list(zip(layers, about.layers, strict=True))
+        self.lora_layers = [own for layer in layers for own in layer.lora_layers]
+
+    def embed(self, tokens: torch.Tensor, lora: LoraBatch | None) -> torch.Tensor:
+        x = self.embedding(tokens, lora)
+        if self._embedding_scale != 1.0:
+            x = x.mul_(self._embedding_scale)
+        if self._own is None:
+            return x
+        token, embedding = self._own
+        return torch.where((tokens == token)[:, None], embedding, x)
+
+    def ropes_at(self, positions: torch.Tensor) -> Mapping[str | None, Rope]:
+        """Return the rotations of tokens at these positions, by kind."""
+        return {kind: rope.at(positions) for kind, rope in self._ropes.items()}
+
+    def self_attention(
+        self,
+        number: int,
+        x: torch.Tensor,
+        attention: DecodeAttention,
+        lora: LoraBatch | None,
+        *,
+        with_prompt: bool = False,
+    ) -> torch.Tensor:
+        """Attend in a decode step with the states x (B, d) before the layer of this number."""
+        layer, kind = self.layers[number]
+        qkv, expansion = layer.before_attention(x, lora)
+        return attention.self_attention(
+            qkv.view(len(x), -1, self.about.head_dim),
+            expansion,
+            number,
+            scale=self.about.attention_scale,
+            rope=None if kind.rope is None else self._ropes[kind.rope],
+            window=kind.window,
+            softcap=self.about.attention_cap,
+            with_prompt=with_prompt,
+        )
+
+    def normed(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the states x (n, d) behind the last layer, normed."""
+        return rms_norm(x, self._norm, self.about.eps)
+
+    def logits(self, head: LMHead, hidden: torch.Tensor, lora: LoraBatch | None) -> torch.Tensor:
+        """Return the logits (n, V) of states (n, d)."""
+        about = self.about
+        logits = head(self.normed(hidden), lora)
         if about.logits_divisor != 1.0:
             logits = logits.div_(about.logits_divisor)
         if about.logits_cap is not None:
@@ -108,35 +168,31 @@ class LlamaModel(TorchBatches):
             logits.mul_(about.logits_cap)
         return logits
 
-    def _embed(self, tokens: torch.Tensor, lora: LoraBatch | None) -> torch.Tensor:
-        x = self._embedding(tokens, lora)
-        return x if self._embedding_scale == 1.0 else x.mul_(self._embedding_scale)
-
 
 def _ropes(
-    model: Any, about: Description, like: torch.Tensor, num_positions: int
+    stack: Any, about: Description, like: torch.Tensor, num_positions: int
 ) -> dict[str, Rope]:
     """Return the tables of rotations that the layers use, in the dtype and on the device of `like`.
 
     Rows behind the longest answer only fill a row's capacity up: they are those of the last
-    position, since a longer text would change a dynamic table.
+    position where a longer text would change the table.
     """
     tables = {}
-    for kind, parameters in ropes_of(model.config).items():
+    for kind, parameters in ropes_of(stack.config).items():
         if all(layer.rope != kind for layer in about.layers):
             continue
-        longest = model.config.max_position_embeddings
-        if parameters.get("rope_type") == "longrope":
-            longest = parameters["original_max_position_embeddings"]
-        positions = torch.arange(num_positions, device=like.device).clamp_(max=longest - 1)
+        positions = torch.arange(num_positions, device=like.device)
+        limit = rope_limit(stack.config, parameters)
+        if limit is not None:
+            positions.clamp_(max=limit - 1)
         more = () if kind == SHARED_ROPE else (kind,)
-        cos, sin = model.model.rotary_emb(like[:1], positions[None], *more)
+        cos, sin = stack.rotary_emb(like[:1], positions[None], *more)
         half = cos.shape[-1] // 2
         tables[kind] = Rope(cos[0], torch.cat([-sin[0, :, :half], sin[0, :, half:]], -1))
     return tables
 
 
-class _Layer:
+class Layer:
     """Hold one layer: its norms (None where it has none) and its four products."""
 
     def __init__(self, path: str, layer: Any, dtype: torch.dtype, about: Description) -> None:
@@ -145,7 +201,9 @@ class _Layer:
         before, after = _NORMS[architecture.norms]
         self._before, self._after = (
             [
-                norm_weight(getattr(layer, name), dtype, architecture.norm_offset) if name else None
+                norm_weight(_norm_of(layer, name), dtype, architecture.norm_offset)
+                if name
+                else None
                 for name in names
             ]
             for names in (before, after)
@@ -167,14 +225,28 @@ class _Layer:
         products = (self._qkv, self._o, self._gate_up, self._down)
         self.lora_layers = [product.lora_layer for product in products]
 
-    def project(self, x: torch.Tensor, lora: LoraBatch | None) -> torch.Tensor:
-        """Return queries, keys and values of x (T, d) side by side, normed, not yet rotated."""
-        qkv = self._of_normed(self._qkv, x, self._before[0], lora)
+    def project(
+        self, x: torch.Tensor, lora: LoraBatch | None, *, is_normed: bool = False
+    ) -> torch.Tensor:
+        """Return queries, keys and values of x (T, d) side by side, normed, not yet rotated.
+
+        is_normed: the norm before attention is not taken.
+        """
+        qkv = self._of_normed(self._qkv, x, None if is_normed else self._before[0], lora)
         for columns, dims, weight in self._query_key_norms:
             about = self._about
             heads = qkv.view(len(x), -1, about.head_dim)[:, columns]
             normalise_(heads, weight, about.eps, dims)
         return qkv
+
+    def rotated(self, qkv: torch.Tensor, rope: Rope | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return queries (T, h, D), and keys and values (T, 2, H, D), of `project`, rotated by
+        token."""
+        h, kv, dim = self._about.num_heads, self._about.num_kv_heads, self._about.head_dim
+        heads = qkv.view(len(qkv), h + 2 * kv, dim)
+        if rope is not None:
+            rope.apply_rotary_(heads[:, : h + kv])
+        return heads[:, :h], heads[:, h:].view(len(qkv), 2, kv, dim)
 
     def before_attention(
         self, x: torch.Tensor, lora: LoraBatch | None
@@ -190,7 +262,14 @@ class _Layer:
         self, x: torch.Tensor, attended: torch.Tensor, lora: LoraBatch | None
     ) -> torch.Tensor:
         """Return the states behind the layer, of x (T, d) before it and what attention gave."""
-        x = self._add(self._o, x, attended, self._after[0], lora)
+        return self.mlp(self.add_attended(x, attended, lora), lora)
+
+    def add_attended(
+        self, x: torch.Tensor, attended: torch.Tensor, lora: LoraBatch | None
+    ) -> torch.Tensor:
+        return self._add(self._o, x, attended, self._after[0], lora)
+
+    def mlp(self, x: torch.Tensor, lora: LoraBatch | None) -> torch.Tensor:
         about = self._about
         gated = self._gate_up.gated_after_norm(
             x, self._before[1], about.eps, lora, about.activation
@@ -230,6 +309,17 @@ _NORMS: dict[str, tuple[tuple[str, str], tuple[str, str]]] = {
         ("post_attention_layernorm", "post_feedforward_layernorm"),
     ),
 }
+
+
+# T5Gemma's names, whose layers may attend twice.
+_NAMES = {
+    "input_layernorm": "pre_self_attn_layernorm",
+    "post_attention_layernorm": "post_self_attn_layernorm",
+}
+
+
+def _norm_of(layer: Any, name: str) -> Any:
+    return getattr(layer, name if hasattr(layer, name) else _NAMES[name])
 
 
 def _query_key_norms(
