@@ -301,8 +301,9 @@ class TorchDecodeAttention:
         self, q: torch.Tensor, layer: int, window: int | None, scale: float, softcap: float | None
     ) -> torch.Tensor:
         """Attend with q (B, H * G, D) over answer and prompt, whose keys and values are copied."""
-        where, seen = self._merged.padded(window)
+        where, counts = self._merged.padded(window)
         keys, values = self._cache.layers[layer][where].permute(2, 0, 3, 1, 4)  # (B, H, L, D) each
+        seen = (torch.arange(where.shape[1], device=q.device) < counts[:, None])[:, None, None]
         q = q.reshape(len(q), self._cache.num_heads, -1, q.shape[2])
         return attend(q, keys, values, mask=seen, scale=scale, softcap=softcap).reshape(len(q), -1)
 

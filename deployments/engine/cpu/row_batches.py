@@ -195,10 +195,10 @@ class RowDecodeAttention:
         self, q: torch.Tensor, layer: int, window: int | None, scale: float, softcap: float | None
     ) -> torch.Tensor:
         """Attend with q (B, H * G, D) over answer and prompt, copied one behind the other."""
-        where, counts = self._merged.flat(window)
-        ends = np.cumsum(counts)
-        rows_at = (self._pieces, ends - counts, np.array(counts, np.int64))
-        return _attend(q, self._cache.layers[layer][where], rows_at, None, scale, softcap)
+        where, counts = self._merged.padded(window)
+        firsts = np.arange(len(where)) * where.shape[1]
+        kv = self._cache.layers[layer][where].flatten(0, 1)
+        return _attend(q, kv, (self._pieces, firsts, counts.numpy()), None, scale, softcap)
 
 
 class RowPrefillAttention:

@@ -31,11 +31,11 @@ from deployments.engine.lora.peft_features import (
     read_config,
     unsupported_features,
 )
+from deployments.engine.quantised.loader import IMAGES
 
 _NAME = "adapter"  # PEFT's name for it inside the skeleton
 _PREFIX = "base_model.model."
 _MAGNITUDE = "lora_magnitude_vector"
-_IMAGES = "model.encoder.vision_tower."  # T5Gemma 2's: no text goes through it
 _KEPT_CONFIGS = 32
 _LINEAR, _EMBEDDING = (
     ("lora_A.weight", "lora_B.weight"),
@@ -170,7 +170,7 @@ class PeftReader:
                     problems.append(f"{path} has no {_MAGNITUDE} of ({layer.out_features},)")
                 elif path in pairs:
                     pairs[path] = replace(pairs[path], magnitude=magnitude.float())
-        images = f"{_PREFIX}{_IMAGES}"
+        images = f"{_PREFIX}{IMAGES}"
         left = [name for name in tensors if not is_copy(name) and not name.startswith(images)]
         problems += [f"{name} belongs to no adapted layer" for name in left]
         if problems:
@@ -205,7 +205,7 @@ class PeftReader:
                 obstacle=self._obstacle(name, module, head),
             )
             for name, module in model.named_modules()
-            if isinstance(module, LoraLayer) and not name.startswith(_IMAGES)
+            if isinstance(module, LoraLayer) and not name.startswith(IMAGES)
         }
 
     def _obstacle(self, name: str, module: Any, head: str | None) -> str | None:

@@ -52,11 +52,10 @@ T5GEMMA_MODELS: Mapping[str, Architecture] = {
         ),
     )
 }
-_WHOLE = frozenset("encoder decoder vocab_size tie_word_embeddings".split())
-# Of T5Gemma 2 and of its encoder, whose text model is checked as the decoder is; no image is read.
-_IMAGES = _WHOLE | frozenset(
-    "text_config vision_config mm_tokens_per_image boi_token_index eoi_token_index "
-    "image_token_index".split()
+# Of what holds the halves' own configurations; no image is read.
+_WHOLE = frozenset(
+    "encoder decoder text_config vision_config vocab_size tie_word_embeddings mm_tokens_per_image "
+    "boi_token_index eoi_token_index image_token_index".split()
 )
 
 
@@ -67,18 +66,16 @@ def unsupported_by_t5gemma(model: Any, num_positions: int) -> str | None:
         num_positions: of the longest answer, prompt included.
     """
     config, about = model.config, T5GEMMA_MODELS[type(model).__name__]
-    wholes = {"": (config, _WHOLE)}
-    stacks = {"encoder": config.encoder, "decoder": config.decoder}
+    if (unknown := unknown_field(config, _WHOLE)) is not None:
+        return unknown
+    encoder, found = config.encoder, None
     if about.to_prompt == "merged":
-        wholes = {"": (config, _IMAGES), "encoder: ": (config.encoder, _IMAGES)}
-        stacks["encoder"] = config.encoder.text_config
-    for part, (own, known) in wholes.items():
-        if (unknown := unknown_field(own, known)) is not None:
-            return f"{part}{unknown}"
-    for part, own in stacks.items():
-        if (obstacle := unsupported_stack(own, about, num_positions)) is not None:
-            return f"{part}: {obstacle}"
-    return None
+        found, encoder = unknown_field(encoder, _WHOLE), encoder.text_config
+    found = found or unsupported_stack(encoder, about, num_positions)
+    if found is not None:
+        return f"encoder: {found}"
+    found = unsupported_stack(config.decoder, about, num_positions)
+    return None if found is None else f"decoder: {found}"
 
 
 class T5GemmaModel(TorchBatches):
@@ -103,14 +100,11 @@ class T5GemmaModel(TorchBatches):
             for name, stack in ((path, encoder), ("model.decoder", inner.decoder))
         )
         about = self._decoder.about
-        self._cross = (
-            []
-            if self._is_merged
-            else [
-                _Cross(f"model.decoder.layers.{i}", layer, dtype, about)
-                for i, layer in enumerate(inner.decoder.layers)
-            ]
-        )
+        self._cross = [
+            _Cross(f"model.decoder.layers.{i}", layer, dtype, about)
+            for i, layer in enumerate(inner.decoder.layers)
+            if not self._is_merged
+        ]
         weight = self._decoder.embedding.weight
         self._head = LMHead(model.lm_head.out_proj, inner.decoder.embed_tokens, weight)
         self.lora_layers = [*self._encoder.lora_layers, *self._decoder.lora_layers]
