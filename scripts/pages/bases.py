@@ -51,8 +51,10 @@ def _rows() -> Iterator[tuple[str, str, str, str]]:
         yield each.known_as, f"`{name}`", ", ".join(each.features), _tested(name)
     for name, (known_as, features) in T5_MODELS.items():
         yield known_as, f"`{name}`", ", ".join(features), _tested(name)
-    for name, seq2seq in (*BART_MODELS.items(), *T5GEMMA_MODELS.items()):
-        yield seq2seq.known_as, f"`{name}`", ", ".join(seq2seq.features), _tested(name)
+    for name, bart in BART_MODELS.items():
+        yield bart.known_as, f"`{name}`", ", ".join(bart.features), _tested(name)
+    for name, each in T5GEMMA_MODELS.items():
+        yield each.known_as, f"`{name}`", ", ".join(each.features), _tested(name)
 
 
 def _tested(name: str) -> str:

@@ -263,7 +263,7 @@ def decode_attention(
     rows, all_heads, dim = qkv.shape
     heads = kv_cache.shape[2]
     groups = all_heads // heads - 2
-    is_plain = groups == 1 and rope is window is softcap is prompts is None
+    is_plain = groups == 1 and all(each is None for each in (rope, window, softcap, prompts))
     if bias is not None and not is_plain:
         raise ValueError(
             "a bias by distance goes without RoPE, grouped queries, a window, a soft cap or prompts"
