@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from deployments.engine.attention.kv_cache import DecodeAttention, DecodeBatch, KvCache
+from deployments.engine.attention.kv_cache import DecodeBatch, KvCache
 from deployments.engine.attention.prefill import PrefillBatch
 from deployments.engine.kernels.ops import (
     Expansion,
@@ -77,7 +77,7 @@ class LlamaModel(TorchBatches):
         """Take the rows one position further; returns their states (B, d)."""
         x = self._stack.embed(batch.tokens, lora)
         for i, (layer, _) in enumerate(self._stack.layers):
-            attended = self._stack.self_attention(i, x, batch.attention, lora)
+            attended = self._stack.self_attention(i, x, batch, lora)
             x = layer.after_attention(x, attended, lora)
         return x
 
@@ -105,9 +105,8 @@ class Stack:
         self._embedding_scale = float(torch.tensor(about.embedding_scale, dtype=dtype))
         # T5Gemma 2's end of an image has an embedding of its own, which is not scaled.
         end = getattr(stack.embed_tokens, "eoi_embedding", None)
-        self._own = (
-            None if end is None else (stack.embed_tokens.eoi_token_index, end.data.to(dtype))
-        )
+        own = None if end is None else (stack.embed_tokens.eoi_token_index, end.data.to(dtype))
+        self._unscaled = own
         self._norm = norm_weight(stack.norm, dtype, about.architecture.norm_offset)
         self._ropes = _ropes(stack, about, embedding, num_positions)
         layers = [
@@ -120,9 +119,9 @@ class Stack:
         x = self.embedding(tokens, lora)
         if self._embedding_scale != 1.0:
             x = x.mul_(self._embedding_scale)
-        if self._own is None:
+        if self._unscaled is None:
             return x
-        token, embedding = self._own
+        token, embedding = self._unscaled
         return torch.where((tokens == token)[:, None], embedding, x)
 
     def ropes_at(self, positions: torch.Tensor) -> Mapping[str | None, Rope]:
@@ -130,26 +129,20 @@ class Stack:
         return {kind: rope.at(positions) for kind, rope in self._ropes.items()}
 
     def self_attention(
-        self,
-        number: int,
-        x: torch.Tensor,
-        attention: DecodeAttention,
-        lora: LoraBatch | None,
-        *,
-        with_prompt: bool = False,
+        self, number: int, x: torch.Tensor, batch: DecodeBatch, lora: LoraBatch | None
     ) -> torch.Tensor:
         """Attend in a decode step with the states x (B, d) before the layer of this number."""
-        layer, kind = self.layers[number]
+        about, (layer, kind) = self.about, self.layers[number]
         qkv, expansion = layer.before_attention(x, lora)
-        return attention.self_attention(
-            qkv.view(len(x), -1, self.about.head_dim),
+        return batch.attention.self_attention(
+            qkv.view(len(x), -1, about.head_dim),
             expansion,
             number,
-            scale=self.about.attention_scale,
+            scale=about.attention_scale,
             rope=None if kind.rope is None else self._ropes[kind.rope],
             window=kind.window,
-            softcap=self.about.attention_cap,
-            with_prompt=with_prompt,
+            softcap=about.attention_cap,
+            with_prompt=about.architecture.to_prompt == "merged",
         )
 
     def normed(self, x: torch.Tensor) -> torch.Tensor:

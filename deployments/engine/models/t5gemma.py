@@ -140,11 +140,8 @@ class T5GemmaModel(TorchBatches):
     def decode(self, cache: KvCache, batch: DecodeBatch, lora: LoraBatch | None) -> torch.Tensor:
         """Take the rows one position further; returns their states (B, d)."""
         x = self._decoder.embed(batch.tokens, lora)
-        attention = batch.attention
         for i, (layer, _) in enumerate(self._decoder.layers):
-            attended = self._decoder.self_attention(
-                i, x, attention, lora, with_prompt=self._is_merged
-            )
+            attended = self._decoder.self_attention(i, x, batch, lora)
             x = layer.add_attended(x, attended, lora)
             if self._cross:
                 x = self._cross[i].attend(i, x, batch, lora)
