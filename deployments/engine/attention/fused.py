@@ -3,11 +3,15 @@
 Everything is in tensors of fixed shape, so that a step can be captured as a CUDA graph.
 """
 
+import functools
+
 import torch
 
 from deployments.engine.attention.kv_cache import KvCache
 from deployments.engine.kernels.ops import Expansion, Rope
 from deployments.engine.kernels.triton_attention import cross_attention, decode_attention
+from deployments.engine.kernels.triton_lora import lora_expand_add
+from deployments.engine.kernels.triton_prefill import prefill_attention
 
 
 class TritonDecodeAttention:
@@ -74,12 +78,27 @@ class TritonDecodeAttention:
         scale: float,
         softcap: float | None = None,
     ) -> torch.Tensor:
-        return cross_attention(
-            q,
-            expansion,
-            self._layers[layer],
-            *self._prompts,
-            scale=scale,
-            softcap=softcap,
-            is_invariant=self._is_invariant,
+        cached = self._layers[layer]
+        if softcap is None and q.shape[1] == cached.shape[2]:
+            return cross_attention(
+                q,
+                expansion,
+                cached,
+                *self._prompts,
+                scale=scale,
+                is_invariant=self._is_invariant,
+            )
+        if expansion is not None:
+            lora_expand_add(q.flatten(1), expansion)
+        return prefill_attention(
+            q, cached, blocks=self._blocks, scale=scale, is_causal=False, softcap=softcap
         )
+
+    @functools.cached_property
+    def _blocks(self) -> torch.Tensor:
+        """Return each row's query as a prompt of one token for the prefill kernel (B, 5), which
+        knows grouped queries and caps."""
+        starts, counts = self._prompts
+        row = torch.arange(len(starts), device=starts.device)
+        one = torch.ones_like(row)
+        return torch.stack([row, one, one - 1, starts, counts], 1).int()

@@ -124,17 +124,17 @@ def _decode_kernel(
 
 @triton.jit
 def _rope_decode_kernel(
-    qkv, kv_cache, starts, lengths, prompt_starts, prompts, cos, sin, out, scale, qkv_row, shrunk,
-    slots, bq, bk, bv,
+    qkv, kv_cache, starts, lengths, cos, sin, out, scale, qkv_row, shrunk, slots, bq, bk, bv,
+    prompt_starts, prompts, MERGED: tl.constexpr,
     H: tl.constexpr, G: tl.constexpr, GP: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
     ROT: tl.constexpr, WINDOW: tl.constexpr, CAP: tl.constexpr, BLOCK_N: tl.constexpr,
     R: tl.constexpr, RC: tl.constexpr, P: tl.constexpr, PQ: tl.constexpr, PK: tl.constexpr,
-    PV: tl.constexpr, APPEND: tl.constexpr, MERGED: tl.constexpr, OVERLAPS: tl.constexpr,
+    PV: tl.constexpr, OVERLAPS: tl.constexpr,
 ):  # fmt: skip
     """Attend with G query heads (padded to GP >= 16) for a key/value head. Program (h, b).
 
-    The first ROT dimensions of a head are rotated. WINDOW and CAP are 0 for none. With APPEND a new
-    key and value come behind the queries; MERGED goes on with the row's prompt.
+    The first ROT dimensions of a head are rotated. WINDOW and CAP are 0 for none. MERGED goes on
+    with the row's prompt.
     """
     after_earlier_kernels(OVERLAPS)
     h = tl.program_id(0)
@@ -155,52 +155,47 @@ def _rope_decode_kernel(
     q_at = (h * G + g)[:, None] * D + d[None, :]
     q = tl.load(line + q_at, mask=qm, other=0.0).to(tl.float32)
     columns = h * D + d
-    kind = kv_cache.dtype.element_ty
-    largest = tl.full((GP,), -1e30, tl.float32)
-    total = tl.zeros((GP,), tl.float32)
-    acc = tl.zeros((GP, DP), tl.float32)
+    keys_line = line + H * G * D
+    k = tl.load(keys_line + columns, mask=dm, other=0.0).to(tl.float32)
+    v = tl.load(keys_line + H * D + columns, mask=dm, other=0.0).to(tl.float32)
     if PQ >= 0:
         for r in tl.static_range(0, R):
             s = tl.load(shrunk + (b * P + PQ) * R + r)
             weights = bq + (slot * R + r) * (H * G * D)
             q += s * tl.load(weights + q_at, mask=qm, other=0.0).to(tl.float32)
-    if APPEND:
-        keys_line = line + H * G * D
-        k = tl.load(keys_line + columns, mask=dm, other=0.0).to(tl.float32)
-        v = tl.load(keys_line + H * D + columns, mask=dm, other=0.0).to(tl.float32)
+    if PK >= 0:
+        k = _add_lora(k, columns, dm, shrunk, bk, slot, b, H * D, R, RC, P, PK)
+    if PV >= 0:
+        v = _add_lora(v, columns, dm, shrunk, bv, slot, b, H * D, R, RC, P, PV)
+    if ROT > 0:
+        rm = gm[:, None] & dr[None, :]
+        q_other_at = (h * G + g)[:, None] * D + other[None, :]
+        q_other = tl.load(line + q_other_at, mask=rm, other=0.0).to(tl.float32)
+        other_columns = h * D + other
+        k_other = tl.load(keys_line + other_columns, mask=dr, other=0.0).to(tl.float32)
+        if PQ >= 0:
+            for r in tl.static_range(0, R):
+                s = tl.load(shrunk + (b * P + PQ) * R + r)
+                weights = bq + (slot * R + r) * (H * G * D)
+                q_other += s * tl.load(weights + q_other_at, mask=rm, other=0.0).to(tl.float32)
         if PK >= 0:
-            k = _add_lora(k, columns, dm, shrunk, bk, slot, b, H * D, R, RC, P, PK)
-        if PV >= 0:
-            v = _add_lora(v, columns, dm, shrunk, bv, slot, b, H * D, R, RC, P, PV)
-        if ROT > 0:
-            rm = gm[:, None] & dr[None, :]
-            q_other_at = (h * G + g)[:, None] * D + other[None, :]
-            q_other = tl.load(line + q_other_at, mask=rm, other=0.0).to(tl.float32)
-            other_columns = h * D + other
-            k_other = tl.load(keys_line + other_columns, mask=dr, other=0.0).to(tl.float32)
-            if PQ >= 0:
-                for r in tl.static_range(0, R):
-                    s = tl.load(shrunk + (b * P + PQ) * R + r)
-                    weights = bq + (slot * R + r) * (H * G * D)
-                    q_other += s * tl.load(weights + q_other_at, mask=rm, other=0.0).to(tl.float32)
-            if PK >= 0:
-                k_other = _add_lora(
-                    k_other, other_columns, dr, shrunk, bk, slot, b, H * D, R, RC, P, PK
-                )
-            cosine = tl.load(cos + n * ROT + d, mask=dr, other=1.0).to(tl.float32)
-            sine = tl.load(sin + n * ROT + d, mask=dr, other=0.0).to(tl.float32)
-            q = q * cosine[None, :] + q_other * sine[None, :]
-            k = k * cosine + k_other * sine
-        kept_k = k.to(kind)
-        kept_v = v.to(kind)
-        own = kv_cache + (start + n) * (2 * H * D) + columns
-        tl.store(own, kept_k, mask=dm)
-        tl.store(own + H * D, kept_v, mask=dm)
-        rounded = q.to(kind).to(tl.float32)
-        largest = capped(tl.sum(rounded * kept_k.to(tl.float32)[None, :], 1) * scale, CAP)
-        total += 1.0
-        acc += kept_v.to(tl.float32)[None, :]
+            k_other = _add_lora(
+                k_other, other_columns, dr, shrunk, bk, slot, b, H * D, R, RC, P, PK
+            )
+        cosine = tl.load(cos + n * ROT + d, mask=dr, other=1.0).to(tl.float32)
+        sine = tl.load(sin + n * ROT + d, mask=dr, other=0.0).to(tl.float32)
+        q = q * cosine[None, :] + q_other * sine[None, :]
+        k = k * cosine + k_other * sine
+    kind = kv_cache.dtype.element_ty
     query = q.to(kind)
+    kept_k = k.to(kind)
+    kept_v = v.to(kind)
+    own = kv_cache + (start + n) * (2 * H * D) + columns
+    tl.store(own, kept_k, mask=dm)
+    tl.store(own + H * D, kept_v, mask=dm)
+    largest = capped(tl.sum(query.to(tl.float32) * kept_k.to(tl.float32)[None, :], 1) * scale, CAP)
+    total = tl.full((GP,), 1.0, tl.float32)
+    acc = tl.zeros((GP, DP), tl.float32) + kept_v.to(tl.float32)[None, :]
     begin = 0
     if WINDOW > 0:
         begin = tl.maximum(n - WINDOW + 1, 0)
@@ -282,11 +277,10 @@ def decode_attention(
         return out
     cos, sin = (qkv, qkv) if rope is None else (rope.cos, rope.sin)
     _rope_decode_kernel[heads, rows](
-        qkv, kv_cache, starts, lengths, *(prompts or (starts, lengths)), cos, sin, out, scale,
-        qkv.stride(0), *lora.tensors,
+        qkv, kv_cache, starts, lengths, cos, sin, out, scale, qkv.stride(0), *lora.tensors,
+        *(prompts or (starts, lengths)), MERGED=prompts is not None,
         H=heads, G=groups, GP=max(16, triton.next_power_of_2(groups)), D=dim, DP=padded(dim),
         ROT=0 if rope is None else cos.shape[1], WINDOW=window or 0, CAP=softcap or 0.0,
-        APPEND=True, MERGED=prompts is not None,
         **lora.sizes, **tile,
     )  # fmt: skip
     return out
@@ -300,27 +294,15 @@ def cross_attention(
     lengths: torch.Tensor,
     *,
     scale: float,
-    softcap: float | None = None,
     is_invariant: bool = False,
 ) -> torch.Tensor:
-    """Attend with q (B, H * G, D) over `lengths` positions in the cache; returns (B, H * G * D).
+    """Attend with q (B, H, D) over `lengths` positions in the cache; returns (B, H * D).
 
     A large-rank expansion is added to `q` itself, unless sums keep one order.
     """
-    rows, q_heads, dim = q.shape
-    heads = kv_cache.shape[2]
-    groups = q_heads // heads
-    out = torch.empty(rows, q_heads * dim, dtype=q.dtype, device=q.device)
+    rows, heads, dim = q.shape
+    out = torch.empty(rows, heads * dim, dtype=q.dtype, device=q.device)
     lora = _lora_arguments(q.flatten(1), expansion, (0,), is_invariant=is_invariant)
-    if groups > 1 or softcap is not None:
-        _rope_decode_kernel[heads, rows](
-            q, kv_cache, starts, lengths, starts, lengths, q, q, out, scale, q.stride(0),
-            *lora.tensors,
-            H=heads, G=groups, GP=max(16, triton.next_power_of_2(groups)), D=dim, DP=padded(dim),
-            ROT=0, WINDOW=0, CAP=softcap or 0.0, APPEND=False, MERGED=False, **lora.sizes,
-            **_tile(kv_cache, _FIXED_PROGRAMS if is_invariant else rows * heads),
-        )  # fmt: skip
-        return out
     _decode_kernel[heads, rows](
         q, kv_cache, starts, lengths, q, out, scale, q.stride(0), 0, *lora.tensors,
         H=heads, D=dim, DP=padded(dim), APPEND=False, HAS_BIAS=False,
