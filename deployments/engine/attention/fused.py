@@ -60,13 +60,13 @@ class TritonDecodeAttention:
             expansion,
             cached,
             *self._own,
-            prompts=self._prompts if with_prompt else None,
             bias=bias,
             rope=rope,
             scale=scale,
             window=window,
             softcap=softcap,
             is_invariant=self._is_invariant,
+            prompts=self._prompts if with_prompt else None,
         )
 
     def cross_attention(
@@ -79,19 +79,19 @@ class TritonDecodeAttention:
         softcap: float | None = None,
     ) -> torch.Tensor:
         cached = self._layers[layer]
-        if softcap is None and q.shape[1] == cached.shape[2]:
-            return cross_attention(
-                q,
-                expansion,
-                cached,
-                *self._prompts,
-                scale=scale,
-                is_invariant=self._is_invariant,
+        if softcap is not None or q.shape[1] != cached.shape[2]:
+            if expansion is not None:
+                lora_expand_add(q.flatten(1), expansion)
+            return prefill_attention(
+                q, cached, blocks=self._blocks, scale=scale, is_causal=False, softcap=softcap
             )
-        if expansion is not None:
-            lora_expand_add(q.flatten(1), expansion)
-        return prefill_attention(
-            q, cached, blocks=self._blocks, scale=scale, is_causal=False, softcap=softcap
+        return cross_attention(
+            q,
+            expansion,
+            self._layers[layer],
+            *self._prompts,
+            scale=scale,
+            is_invariant=self._is_invariant,
         )
 
     @functools.cached_property

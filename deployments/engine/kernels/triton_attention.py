@@ -133,8 +133,7 @@ def _rope_decode_kernel(
 ):  # fmt: skip
     """Attend with G query heads (padded to GP >= 16) for a key/value head. Program (h, b).
 
-    The first ROT dimensions of a head are rotated. WINDOW and CAP are 0 for none. MERGED goes on
-    with the row's prompt.
+    The first ROT dimensions of a head are rotated. WINDOW and CAP are 0 for none.
     """
     after_earlier_kernels(OVERLAPS)
     h = tl.program_id(0)
@@ -200,7 +199,7 @@ def _rope_decode_kernel(
     if WINDOW > 0:
         begin = tl.maximum(n - WINDOW + 1, 0)
     last = n
-    if MERGED:
+    if MERGED:  # the row's prompt follows
         last = n + tl.load(prompts + b)
         prompt_start = tl.load(prompt_starts + b).to(tl.int64)
     for first in range(begin, last, BLOCK_N):
