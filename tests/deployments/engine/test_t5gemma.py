@@ -32,7 +32,13 @@ Config = dict[str, Any]
 
 
 def adapter_of(base: Path, folder: Path, **options: Any) -> Path:
-    fields = {"base_name": "b", "seed": 1, "std": 0.3, "rank": 8, "targets": ["q_proj", "k_proj"]}
+    fields: dict[str, Any] = {
+        "base_name": "b",
+        "seed": 1,
+        "std": 0.3,
+        "rank": 8,
+        "targets": ["q_proj", "k_proj"],
+    }
     return make_adapter(base, folder, **fields | options)
 
 

@@ -48,7 +48,13 @@ def test_answer_and_prompt_under_one_softmax_in_the_decode_kernel(
     if added is not None:
         added = Expansion(added.shrunk[:4], added.stacks, added.slots[:4])
     rope = Rope(tensor(3, 140, dim), tensor(4, 140, dim))
-    options = {"bias": None, "rope": rope, "scale": 0.2, "softcap": 3.0, "window": window}
+    options: dict[str, Any] = {
+        "bias": None,
+        "rope": rope,
+        "scale": 0.2,
+        "softcap": 3.0,
+        "window": window,
+    }
     torch_cache, torch_qkv = kv_cache.clone(), qkv.clone()
     wanted = torch_kernels.decode_attention(
         torch_qkv, added, torch_cache, starts, lengths, prompts=prompts, **options
@@ -77,7 +83,8 @@ def test_attention_to_the_prompt_with_groups_and_a_cap(
     q, width = tensor(0, 5, 3 * groups, 64, dtype=dtype), 192 * groups
     starts, lengths = rows(0, 130, 131, 200, 399), rows(130, 1, 64, 65, 1)
     added = expansion(width, {0: width}, rank, dtype) if rank else None
-    before, options = kv_cache.clone(), {"scale": 0.125, "softcap": softcap}
+    options: dict[str, Any] = {"scale": 0.125, "softcap": softcap}
+    before = kv_cache.clone()
     wanted = torch_kernels.cross_attention(q.clone(), added, kv_cache, starts, lengths, **options)
     cache = KvCache(
         [400], num_layers=1, num_heads=3, head_dim=64, dtype=dtype, device=torch.device(DEVICE)
@@ -107,7 +114,7 @@ def test_windows_both_ways_in_the_prefill_kernel(
     """Against torch's blocks of queries, and those against one mask of the whole prompt."""
     if DEVICE == "cpu" and dtype == torch.bfloat16:
         pytest.skip("Triton's interpreter multiplies bfloat16 tiles as integers")
-    counts = (1, 64, 300)
+    counts = [1, 64, 300]
     q, keys_values = (tensor(i, 365, 4, 24, dtype=dtype) for i in (0, 1))
     keys_values = keys_values.view(365, 2, 2, 24)
     segments = [Segment(0, 1, 0, 0, 1), Segment(1, 64, 0, 1, 64), Segment(65, 300, 0, 65, 300)]
@@ -116,7 +123,7 @@ def test_windows_both_ways_in_the_prefill_kernel(
     out = triton_prefill.prefill_attention(q, keys_values, blocks=blocks, **both)
     wanted = TorchPrefillAttention(segments)(q, keys_values, **both)
     assert (out - wanted).norm() / wanted.norm() < TOLERANCE[dtype]
-    for queries, kv in zip(q.split(counts), keys_values.split(counts), strict=True):
+    for queries, kv in zip(torch.split(q, counts), torch.split(keys_values, counts), strict=True):
         at = torch.arange(len(queries), device=DEVICE)
         distance = at - at[:, None]
         seen = (distance > -options["window"]) & (distance <= options["ahead"])
