@@ -247,7 +247,7 @@ def _gemma_half(tokenizer: PreTrainedTokenizerFast, **options: Any) -> dict[str,
 
 def _t5gemma_fields(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
     """An encoder of another size and depth; answers are longer than the decoder's window."""
-    capped = {"attn_logit_softcapping": 3.0, "final_logit_softcapping": 4.0}
+    capped = {"attn_logit_softcapping": 8.0, "final_logit_softcapping": 4.0}
     encoder = {"hidden_size": 128, "num_hidden_layers": 3, "num_key_value_heads": 4, "head_dim": 32}
     layers = {"layer_types": [_SLIDING, _FULL, _SLIDING], "sliding_window": WINDOW - 5}
     return dict(
