@@ -1,4 +1,4 @@
-"""Run T5Gemma and T5Gemma 2: an encoder and a decoder of Gemma's layers (llama.py).
+"""Run T5Gemma and T5Gemma 2: an encoder and a decoder of Gemma's layers (stack.py).
 
 The encoder runs once for a prompt. Its keys and values for every decoder layer are cached at the
 end of the row, the decoder's own at the front. T5Gemma's decoder attends to the prompt in a part of
@@ -25,7 +25,7 @@ from deployments.engine.models.architectures import (
 )
 from deployments.engine.models.base import KvShape, TorchBatches
 from deployments.engine.models.linear import FusedLinear, LMHead
-from deployments.engine.models.llama import Stack
+from deployments.engine.models.stack import Stack
 from deployments.engine.models.weights import norm_weight
 
 T5GEMMA_MODELS: Mapping[str, Architecture] = {
