@@ -160,6 +160,8 @@ def make_tiny(name: str, folder: Path, *, seed: int = 0, **options: Any) -> Path
         embeddings = [m for m in model.modules() if isinstance(m, torch.nn.Embedding)]
         for weight in {m.weight for m in embeddings if m.num_embeddings == len(tokenizer)}:
             weight.data.mul_(0.1)
+            if name in _T5GEMMAS:  # what an answer begins with, and would go on with
+                weight.data[own["bos_token_id"]].mul_(0.1)
         # Attention to a prompt says much the same at each position: let the tokens be heard too.
         for path, parameter in model.named_parameters():
             if "decoder" in path and path.endswith("attn_layernorm.weight") and "post" in path:

@@ -150,6 +150,8 @@ class PeftReader:
         layers = self._layers_of(LoraConfig.from_pretrained(str(directory)))
         check_scales(directory, {path: layer.scale for path, layer in layers.items()})
         problems = _obstacles(layers)
+        if not layers:
+            problems = ["it adapts only what reads images, and text alone is served"]
         if problems:
             raise AdapterNotSupported(directory, problems)
         tensors = load_file(directory / WEIGHTS_FILE)

@@ -10,7 +10,7 @@ import pytest
 
 from adapters.bases.models import resolve_base_model
 from deployments.engine.decoder_factory import FastLimits, build_decoder
-from deployments.engine.errors import AdapterHasNoEffect, AdapterNotSupported
+from deployments.engine.errors import AdapterNotSupported
 from deployments.engine.model_loader import load_pretrained
 from deployments.engine.model_runner import ModelRunner
 from deployments.engine.peft_decoder import PeftDecoder
@@ -146,10 +146,10 @@ def test_every_linear_layer_may_be_adapted(name: str, tmp_path: Path) -> None:
     assert answers_of(decoder, prompts, "a") == expected
 
 
-def test_an_adapter_of_images_alone_has_no_effect(tmp_path: Path) -> None:
+def test_an_adapter_of_images_alone_is_refused(tmp_path: Path) -> None:
     base = make_tiny("t5gemma2", tmp_path / "base")
     adapter = adapter_of(base, tmp_path / "a", targets=None, target_modules=r".*vision.*q_proj")
-    with pytest.raises(AdapterHasNoEffect):
+    with pytest.raises(AdapterNotSupported, match="it adapts only what reads images"):
         fast(base, {}).load_adapter("a", adapter)
 
 
