@@ -14,7 +14,7 @@ def _prefill_kernel(
     q, keys_values, blocks, bias, out, scale, q_row, kv_row, values_at, bias_row, bias_zero,
     H: tl.constexpr, G: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, CAUSAL: tl.constexpr, HAS_BIAS: tl.constexpr, WINDOW: tl.constexpr,
-    CAP: tl.constexpr,
+    AHEAD: tl.constexpr, CAP: tl.constexpr,
 ):  # fmt: skip
     """Attend with BLOCK_M queries of one prompt and one head. Program (block, head)."""
     line = blocks + tl.program_id(0) * 5
@@ -41,6 +41,8 @@ def _prefill_kernel(
     last = n
     if CAUSAL:
         last = tl.minimum(n, position + count)
+    elif WINDOW > 0:
+        last = tl.minimum(n, position + count + AHEAD)
     begin = 0
     if WINDOW > 0:
         # At a multiple, so that a query's keys lie in the same blocks in whatever piece it is read.
@@ -58,6 +60,8 @@ def _prefill_kernel(
             visible = visible & (j[None, :] <= (position + i)[:, None])
         if WINDOW > 0:
             visible = visible & (j[None, :] > (position + i)[:, None] - WINDOW)
+            if not CAUSAL:
+                visible = visible & (j[None, :] <= (position + i)[:, None] + AHEAD)
         if HAS_BIAS:
             distance = j[None, :] - (position + i)[:, None] + bias_zero
             added = tl.load(bias + head * bias_row + distance, mask=visible, other=0.0)
@@ -81,6 +85,7 @@ def prefill_attention(
     scale: float,
     is_causal: bool,
     window: int | None = None,
+    ahead: int | None = None,
     softcap: float | None = None,
 ) -> torch.Tensor:
     """Attend with the queries of many prompts at once, each over its own prompt.
@@ -91,6 +96,7 @@ def prefill_attention(
         blocks: (n, 5) int32 from `prompt_blocks`.
         bias: (H * G, 2 P - 1) added by key position - query position + P - 1, or None.
         window: each query sees that many positions at most, its own the last.
+        ahead: and, if it is not causal, that many behind its own.
         softcap: scores s become softcap * tanh(s / softcap).
 
     Returns:
@@ -104,7 +110,8 @@ def prefill_attention(
         q.stride(0), keys_values.stride(0), keys_values.stride(1),
         0 if bias is None else bias.stride(0), 0 if bias is None else bias.shape[1] // 2,
         H=heads, G=q_heads // heads, D=dim, DP=padded(dim), BLOCK_M=BLOCK_M,
-        CAUSAL=is_causal, HAS_BIAS=bias is not None, WINDOW=window or 0, CAP=softcap or 0.0,
+        CAUSAL=is_causal, HAS_BIAS=bias is not None, WINDOW=window or 0,
+        AHEAD=ahead or 0, CAP=softcap or 0.0,
         **prefill_tile(dim, q.element_size(), BLOCK_M, shared_bytes(q.device)),
     )  # fmt: skip
     return out
