@@ -14,3 +14,12 @@ def after_earlier_kernels(OVERLAPS: tl.constexpr):
     if OVERLAPS:
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
+
+
+@triton.jit
+def before_the_next_kernel(OVERLAPS: tl.constexpr):
+    """Do `after_earlier_kernels` the other way round: the next kernel is launched once all that
+    earlier ones wrote can be read, so it may read that without waiting for this one."""
+    if OVERLAPS:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()

@@ -61,20 +61,89 @@ def _gated(acc, BN: tl.constexpr, BM: tl.constexpr, IS_SILU: tl.constexpr, dtype
     return tl.reshape(acted * value.to(tl.float32), (BN // 2, BM))
 
 
+@triton.jit
+def _begin(OVERLAPS: tl.constexpr, BESIDE: tl.constexpr):
+    """Wait for earlier kernels. BESIDE: not for the one just before, which itself waited for the
+    others before it let this one be launched (`before_the_next_kernel`)."""
+    if BESIDE:
+        if OVERLAPS:
+            tl.extra.cuda.gdc_launch_dependents()
+    else:
+        after_earlier_kernels(OVERLAPS)
+
+
+@triton.jit
+def _end(OVERLAPS: tl.constexpr, BESIDE: tl.constexpr):
+    """Wait for the kernel that this one ran beside."""
+    if BESIDE:
+        if OVERLAPS:
+            tl.extra.cuda.gdc_wait()
+
+
+@triton.jit
+def _with_adapters(
+    acc, column, columns, m, M, shrunk, slots, active, stack, module: tl.constexpr,
+    kind: tl.constexpr, P: tl.constexpr, R: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """Return acc (BN, BM) with what the rows m (BM,) add to these columns of one module.
+
+    Some ranks of all adapters are taken together, each row's shrunk x at its own one's only.
+    """
+    KB: tl.constexpr = 64
+    inside = (column >= 0) & (column < columns)
+    if tl.max(inside.to(tl.int32), 0) > 0:
+        own = tl.load(slots + m, mask=m < M, other=0).to(tl.int32)
+        ranks = tl.load(active) * R
+        for first in tl.range(0, ranks, KB, num_stages=1):
+            k = first + tl.arange(0, KB)
+            slot = tl.load(active + 1 + k // R, mask=k < ranks, other=-1)
+            r = k % R
+            at = stack + (slot.to(tl.int64) * R + r)[None, :] * columns + column[:, None]
+            ws = tl.load(at, mask=(k < ranks)[None, :] & inside[:, None], other=0.0)
+            at = shrunk + (m[None, :] * P + module) * R + r[:, None]
+            is_own = own[None, :] == slot[:, None]
+            s = tl.load(at, mask=is_own & (m < M)[None, :], other=0.0)
+            acc = tl.dot(ws, s.to(kind), acc, input_precision="ieee")
+    return acc
+
+
+@triton.jit
+def _row_weights(
+    n, slot, b0, b1, b2, start0, start1, start2, n0, n1, n2, P: tl.constexpr, R: tl.constexpr,
+    RP: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """Return a single row's B (BN, RP) of the outputs n, and the module of each (BN,)."""
+    r = tl.arange(0, RP)
+    weights = tl.zeros((BN, RP), tl.float32)
+    own = tl.zeros((BN,), tl.int32)
+    for module in tl.static_range(0, P):
+        stack = b0 if module == 0 else (b1 if module == 1 else b2)
+        columns = n0 if module == 0 else (n1 if module == 1 else n2)
+        column = n - (start0 if module == 0 else (start1 if module == 1 else start2))
+        inside = (column >= 0) & (column < columns)
+        at = stack + (slot * R + r)[None, :] * columns + column[:, None]
+        mask = (r < R)[None, :] & inside[:, None]
+        weights += tl.load(at, mask=mask, other=0.0).to(tl.float32)
+        own = tl.where(inside, module, own)
+    return weights, own
+
+
 @triton.jit(do_not_specialize=["M", "splits"])
 def product_kernel(
-    x, values, factors, table, bias, out, partials, counters, M, N, K, length, splits, x_row,
-    out_row, width, KIND: tl.constexpr, HAS_BIAS: tl.constexpr, ADDS: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, WARPS: tl.constexpr,
-    IS_EVEN: tl.constexpr, IS_SPLIT: tl.constexpr, IN_REGISTERS: tl.constexpr,
-    OVERLAPS: tl.constexpr, GATED: tl.constexpr, IS_SILU: tl.constexpr,
+    x, values, factors, table, bias, out, shrunk, slots, active, b0, b1, b2, start0, start1,
+    start2, n0, n1, n2, partials, counters, M, N, K, length, splits, x_row, out_row, width,
+    P: tl.constexpr, R: tl.constexpr, BESIDE: tl.constexpr, KIND: tl.constexpr,
+    HAS_BIAS: tl.constexpr, ADDS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    BK: tl.constexpr, WARPS: tl.constexpr, IS_EVEN: tl.constexpr, IS_SPLIT: tl.constexpr,
+    IN_REGISTERS: tl.constexpr, OVERLAPS: tl.constexpr, GATED: tl.constexpr,
+    IS_SILU: tl.constexpr,
 ):  # fmt: skip
     """Compute BN outputs of BM rows from `length` of K inputs. Program (outputs, piece, rows).
 
     Tiles are (outputs, rows): weights are the first operand, which tensor cores take from
     registers. Pieces are added by the program that comes last, always in the same order.
     IS_EVEN: the pieces are K inputs together. GATED: half of the tile's outputs are gates, and
-    N is the number of gated ones.
+    N is the number of gated ones. P: modules whose adapters are added, and `_begin` for BESIDE.
     """
     column = tl.program_id(0)
     piece = tl.program_id(1)
@@ -87,7 +156,7 @@ def product_kernel(
     stored = N * 2 if GATED else N  # rows of the weight
     begin = piece * length
     k = tl.arange(0, 64)
-    after_earlier_kernels(OVERLAPS)
+    _begin(OVERLAPS, BESIDE)
     if KIND == "plain":
         rows = values + n.to(tl.int64)[:, None] * width
         j = tl.arange(0, BK)
@@ -143,6 +212,7 @@ def product_kernel(
                     xs = tl.load(lines + first + k[:, None], mask=first + k[:, None] < K, other=0.0)
                 weights = _fragment(_converted(tile, KIND, kind), BN, WARPS)
                 acc = tl.dot(weights, xs, acc, input_precision="ieee")
+    _end(OVERLAPS, BESIDE)
     is_last = True
     if IS_SPLIT:
         tile_number = tl.program_id(2) * tl.num_programs(0) + column
@@ -163,6 +233,16 @@ def product_kernel(
             acc = acc * 7.874015718698502e-3
         if HAS_BIAS:
             acc += tl.load(bias + n).to(tl.float32)[:, None]
+        r = column * BN + i
+        own_n = r // 16 * 8 + r % 8 + r // 8 % 2 * N if GATED else r
+        own_n = tl.max_contiguous(tl.multiple_of(own_n, 8), 8)
+        for module in tl.static_range(0, P):
+            stack = b0 if module == 0 else (b1 if module == 1 else b2)
+            start = start0 if module == 0 else (start1 if module == 1 else start2)
+            columns = n0 if module == 0 else (n1 if module == 1 else n2)
+            acc = _with_adapters(
+                acc, own_n - start, columns, m, M, shrunk, slots, active, stack, module, kind, P, R, BN
+            )
         if GATED:
             y = _gated(acc, BN, BM, IS_SILU, kind)
             to = column * (BN // 2) + tl.arange(0, BN // 2)
@@ -210,9 +290,11 @@ def _times_pairs(weights, first, second, BN: tl.constexpr, BK: tl.constexpr):
 
 @triton.jit
 def row_kernel(
-    x, values, factors, table, bias, out, N, K, width, KIND: tl.constexpr, HAS_BIAS: tl.constexpr,
-    ADDS: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, IN_REGISTERS: tl.constexpr,
-    OVERLAPS: tl.constexpr, GATED: tl.constexpr, IS_SILU: tl.constexpr,
+    x, values, factors, table, bias, out, shrunk, slots, active, b0, b1, b2, start0, start1,
+    start2, n0, n1, n2, N, K, width, P: tl.constexpr, R: tl.constexpr, RP: tl.constexpr,
+    BESIDE: tl.constexpr, KIND: tl.constexpr, HAS_BIAS: tl.constexpr, ADDS: tl.constexpr,
+    BN: tl.constexpr, BK: tl.constexpr, IN_REGISTERS: tl.constexpr, OVERLAPS: tl.constexpr,
+    GATED: tl.constexpr, IS_SILU: tl.constexpr,
 ):  # fmt: skip
     """Compute BN outputs of a single row, without tensor cores. Program (outputs).
 
@@ -227,7 +309,7 @@ def row_kernel(
         n = tl.minimum(to // 2, N - 1) + to % 2 * N
         stored = N * 2
     tile = _row_tile(values, n, 0, width, BK)
-    after_earlier_kernels(OVERLAPS)
+    _begin(OVERLAPS, BESIDE)
     j = tl.arange(0, BK // 2)  # of pairs
     pair = _input_of(j % 32 * 2) // 2
     if KIND == "nf4":
@@ -268,6 +350,16 @@ def row_kernel(
         y = y * 7.874015718698502e-3
     if HAS_BIAS:
         y += tl.load(bias + n).to(tl.float32)
+    if P > 0:
+        slot = tl.load(slots).to(tl.int64)
+        adapter, own = _row_weights(
+            n, slot, b0, b1, b2, start0, start1, start2, n0, n1, n2, P, R, RP, BN
+        )
+    _end(OVERLAPS, BESIDE)
+    if P > 0:
+        at = shrunk + (own * R)[:, None] + tl.arange(0, RP)[None, :]
+        s = tl.load(at, mask=(tl.arange(0, RP) < R)[None, :], other=0.0)
+        y += tl.sum(adapter * s, 1)
     kind: tl.constexpr = x.dtype.element_ty
     if GATED:
         gate, value = tl.split(tl.reshape(y.to(kind), (BN // 2, 2)))

@@ -20,7 +20,12 @@ from tests.deployments.engine.kernels import torch_kernels
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FUSED = are_fused(DEVICE)
 if FUSED:
-    from deployments.engine.kernels import triton_attention, triton_lora, triton_prefill
+    from deployments.engine.kernels import (
+        triton_attention,
+        triton_groups,
+        triton_lora,
+        triton_prefill,
+    )
 needs_kernels = pytest.mark.skipif(
     not FUSED, reason="needs a GPU with Triton, or TRITON_INTERPRET=1 and Triton"
 )
@@ -92,7 +97,11 @@ def expansion(width: int, columns: dict[int, int], rank: int, dtype: torch.dtype
         stack = tensor(20 + i, 4, rank, count, dtype=dtype) * 0.2
         stack[0] = 0
         stacks.append((start, stack))
-    return Expansion(tensor(9, 5, len(columns), rank), stacks, rows(3, 0, 1, 1, 2))
+    slots = rows(3, 0, 1, 1, 2)
+    groups = None
+    if FUSED:
+        groups = triton_groups.group_rows(slots, 4, ranks=rank * len(columns), inputs=64)
+    return Expansion(tensor(9, 5, len(columns), rank), stacks, slots, groups)
 
 
 @needs_kernels
@@ -253,7 +262,8 @@ def test_the_lora_kernels_equal_the_torch_versions(
         stack[0] = 0
     starts = [100 + sum(widths[:i]) for i in range(len(widths))]
     stacks = list(zip(starts, b, strict=True))
-    shrunk, wanted = triton_lora.lora_shrink(x, a, slots), torch_kernels.lora_shrink(x, a, slots)
+    groups = triton_groups.group_rows(slots, 4, ranks=rank * len(a), inputs=2200)
+    shrunk, wanted = triton_groups.lora_shrink(x, a, groups), torch_kernels.lora_shrink(x, a, slots)
     assert shrunk.shape == wanted.shape
     assert (shrunk - wanted).norm() / wanted.norm() < TOLERANCE[dtype]
     expected = y.clone()
@@ -262,7 +272,7 @@ def test_the_lora_kernels_equal_the_torch_versions(
     for gain in gains:
         if gain is not None:
             gain[0] = 1
-    triton_lora.lora_expand_add(y, Expansion(shrunk, stacks, slots), gains)
+    triton_groups.lora_expand_add(y, Expansion(shrunk, stacks, slots, groups), gains)
     torch_kernels.lora_expand_add(expected, Expansion(shrunk, stacks, slots), gains)
     assert (y - expected).norm() / expected.norm() < TOLERANCE[dtype]
     assert torch.equal(y[:, :100], untouched[:, :100])
