@@ -9,12 +9,9 @@ import triton
 from deployments.engine.kernels.backend import launch_options, overlaps
 from deployments.engine.kernels.ops import Expansion, gated_activation
 from deployments.engine.kernels.quantised_tiles import DEQUANTISED, Tile, tile_of
+from deployments.engine.kernels.triton_dequantise import dequantise_kernel
 from deployments.engine.kernels.triton_groups import lora_expand_add, three
-from deployments.engine.kernels.triton_quantised import (
-    dequantise_kernel,
-    product_kernel,
-    row_kernel,
-)
+from deployments.engine.kernels.triton_quantised import product_kernel, row_kernel
 from deployments.engine.quantised.formats import NF4_CODE
 from deployments.engine.quantised.interleaved import InterleavedWeight
 

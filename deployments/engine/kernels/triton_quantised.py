@@ -1,4 +1,4 @@
-"""Multiply by quantised weights, and dequantise them, with Triton kernels.
+"""Multiply by quantised and plain weights, and add adapters to that, with Triton kernels.
 
 Weight-only: x stays as it is, weights become its dtype in registers, sums are float32. A weight is
 read once, so few rows take the time of its bytes. The order of its inputs is that of
@@ -8,16 +8,11 @@ quantised/interleaved.py. Imported only where Triton runs.
 import triton
 import triton.language as tl
 
+from deployments.engine.kernels.triton_dequantise import converted, row_tile
+from deployments.engine.kernels.triton_expansion import row_weights, with_adapters
 from deployments.engine.kernels.triton_lora import activated
 from deployments.engine.kernels.triton_nf4 import entries
-from deployments.engine.kernels.triton_overlap import after_earlier_kernels
-
-
-@triton.jit
-def _converted(tile, KIND: tl.constexpr, dtype: tl.constexpr):
-    if KIND == "fp8":  # to bfloat16 directly takes an instruction of a quarter of the rate
-        return tile.to(tl.float16).to(tl.float32).to(dtype)
-    return tile.to(dtype)
+from deployments.engine.kernels.triton_overlap import begin_beside, end_beside
 
 
 @triton.jit
@@ -61,73 +56,6 @@ def _gated(acc, BN: tl.constexpr, BM: tl.constexpr, IS_SILU: tl.constexpr, dtype
     return tl.reshape(acted * value.to(tl.float32), (BN // 2, BM))
 
 
-@triton.jit
-def _begin(OVERLAPS: tl.constexpr, BESIDE: tl.constexpr):
-    """Wait for earlier kernels. BESIDE: not for the one just before, which itself waited for the
-    others before it let this one be launched (`before_the_next_kernel`)."""
-    if BESIDE:
-        if OVERLAPS:
-            tl.extra.cuda.gdc_launch_dependents()
-    else:
-        after_earlier_kernels(OVERLAPS)
-
-
-@triton.jit
-def _end(OVERLAPS: tl.constexpr, BESIDE: tl.constexpr):
-    """Wait for the kernel that this one ran beside."""
-    if BESIDE:
-        if OVERLAPS:
-            tl.extra.cuda.gdc_wait()
-
-
-@triton.jit
-def _with_adapters(
-    acc, column, columns, m, M, shrunk, slots, active, stack, module: tl.constexpr,
-    kind: tl.constexpr, P: tl.constexpr, R: tl.constexpr, BN: tl.constexpr,
-):  # fmt: skip
-    """Return acc (BN, BM) with what the rows m (BM,) add to these columns of one module.
-
-    Some ranks of all adapters are taken together, each row's shrunk x at its own one's only.
-    """
-    KB: tl.constexpr = 64
-    inside = (column >= 0) & (column < columns)
-    if tl.max(inside.to(tl.int32), 0) > 0:
-        own = tl.load(slots + m, mask=m < M, other=0).to(tl.int32)
-        ranks = tl.load(active) * R
-        for first in tl.range(0, ranks, KB, num_stages=1):
-            k = first + tl.arange(0, KB)
-            slot = tl.load(active + 1 + k // R, mask=k < ranks, other=-1)
-            r = k % R
-            at = stack + (slot.to(tl.int64) * R + r)[None, :] * columns + column[:, None]
-            ws = tl.load(at, mask=(k < ranks)[None, :] & inside[:, None], other=0.0)
-            at = shrunk + (m[None, :] * P + module) * R + r[:, None]
-            is_own = own[None, :] == slot[:, None]
-            s = tl.load(at, mask=is_own & (m < M)[None, :], other=0.0)
-            acc = tl.dot(ws, s.to(kind), acc, input_precision="ieee")
-    return acc
-
-
-@triton.jit
-def _row_weights(
-    n, slot, b0, b1, b2, start0, start1, start2, n0, n1, n2, P: tl.constexpr, R: tl.constexpr,
-    RP: tl.constexpr, BN: tl.constexpr,
-):  # fmt: skip
-    """Return a single row's B (BN, RP) of the outputs n, and the module of each (BN,)."""
-    r = tl.arange(0, RP)
-    weights = tl.zeros((BN, RP), tl.float32)
-    own = tl.zeros((BN,), tl.int32)
-    for module in tl.static_range(0, P):
-        stack = b0 if module == 0 else (b1 if module == 1 else b2)
-        columns = n0 if module == 0 else (n1 if module == 1 else n2)
-        column = n - (start0 if module == 0 else (start1 if module == 1 else start2))
-        inside = (column >= 0) & (column < columns)
-        at = stack + (slot * R + r)[None, :] * columns + column[:, None]
-        mask = (r < R)[None, :] & inside[:, None]
-        weights += tl.load(at, mask=mask, other=0.0).to(tl.float32)
-        own = tl.where(inside, module, own)
-    return weights, own
-
-
 @triton.jit(do_not_specialize=["M", "splits"])
 def product_kernel(
     x, values, factors, table, bias, out, shrunk, slots, active, b0, b1, b2, start0, start1,
@@ -143,7 +71,7 @@ def product_kernel(
     Tiles are (outputs, rows): weights are the first operand, which tensor cores take from
     registers. Pieces are added by the program that comes last, always in the same order.
     IS_EVEN: the pieces are K inputs together. GATED: half of the tile's outputs are gates, and
-    N is the number of gated ones. P: modules whose adapters are added, and `_begin` for BESIDE.
+    N is the number of gated ones. P: modules whose adapters are added, and `begin_beside` for BESIDE.
     """
     column = tl.program_id(0)
     piece = tl.program_id(1)
@@ -156,7 +84,7 @@ def product_kernel(
     stored = N * 2 if GATED else N  # rows of the weight
     begin = piece * length
     k = tl.arange(0, 64)
-    _begin(OVERLAPS, BESIDE)
+    begin_beside(OVERLAPS, BESIDE)
     if KIND == "plain":
         rows = values + n.to(tl.int64)[:, None] * width
         j = tl.arange(0, BK)
@@ -210,9 +138,9 @@ def product_kernel(
                 else:
                     tile = tl.load(rows + first, mask=first < K, other=0.0)
                     xs = tl.load(lines + first + k[:, None], mask=first + k[:, None] < K, other=0.0)
-                weights = _fragment(_converted(tile, KIND, kind), BN, WARPS)
+                weights = _fragment(converted(tile, KIND, kind), BN, WARPS)
                 acc = tl.dot(weights, xs, acc, input_precision="ieee")
-    _end(OVERLAPS, BESIDE)
+    end_beside(OVERLAPS, BESIDE)
     is_last = True
     if IS_SPLIT:
         tile_number = tl.program_id(2) * tl.num_programs(0) + column
@@ -240,7 +168,7 @@ def product_kernel(
             stack = b0 if module == 0 else (b1 if module == 1 else b2)
             start = start0 if module == 0 else (start1 if module == 1 else start2)
             columns = n0 if module == 0 else (n1 if module == 1 else n2)
-            acc = _with_adapters(
+            acc = with_adapters(
                 acc, own_n - start, columns, m, M, shrunk, slots, active, stack, module, kind, P, R, BN
             )
         if GATED:
@@ -254,14 +182,6 @@ def product_kernel(
         if ADDS:
             y += tl.load(at_out, mask=mask, other=0.0).to(tl.float32)
         tl.store(at_out, y.to(kind), mask=mask)
-
-
-@triton.jit
-def _row_tile(values, n, first, width, WIDTH: tl.constexpr):
-    """Return WIDTH elements, from `first` on, of the rows n of `width` each; zeros behind them."""
-    j = first + tl.arange(0, WIDTH)
-    at = n.to(tl.int64)[:, None] * width + j[None, :]
-    return tl.load(values + at, mask=(j < width)[None, :], other=0.0)
 
 
 @triton.jit
@@ -308,8 +228,8 @@ def row_kernel(
     if GATED:
         n = tl.minimum(to // 2, N - 1) + to % 2 * N
         stored = N * 2
-    tile = _row_tile(values, n, 0, width, BK)
-    _begin(OVERLAPS, BESIDE)
+    tile = row_tile(values, n, 0, width, BK)
+    begin_beside(OVERLAPS, BESIDE)
     j = tl.arange(0, BK // 2)  # of pairs
     pair = _input_of(j % 32 * 2) // 2
     if KIND == "nf4":
@@ -318,7 +238,7 @@ def row_kernel(
         blocks = tl.arange(0, BK // 64) * 2
         for first in range(0, width, BK):
             upper, lower = entries(tile, table, IN_REGISTERS)
-            tile = _row_tile(values, n, first + BK, width, BK)
+            tile = row_tile(values, n, first + BK, width, BK)
             own = factors + (first // 32 + blocks)[None, :] * stored + n[:, None]
             mask = (first + blocks * 32 < width)[None, :]
             left, right = _pairs(x, first + pair, K)
@@ -332,15 +252,15 @@ def row_kernel(
         k = tl.arange(0, BK)
         for first in range(0, width, BK):
             weights = tile.to(tl.float32)
-            tile = _row_tile(values, n, first + BK, width, BK)
+            tile = row_tile(values, n, first + BK, width, BK)
             xs = tl.load(x + first + k, mask=first + k < K, other=0.0).to(tl.float32)
             acc += weights * xs[None, :]
     else:
         acc = tl.zeros((BN, BK // 2), tl.float32)
         pair += j // 32 * 32
         for first in range(0, width, BK):
-            weights = _converted(tile, KIND, tl.float32)
-            tile = _row_tile(values, n, first + BK, width, BK)
+            weights = converted(tile, KIND, tl.float32)
+            tile = row_tile(values, n, first + BK, width, BK)
             left, right = _pairs(x, first // 2 + pair, K)
             acc += _times_pairs(weights, left, right, BN, BK)
     y = tl.sum(acc, 1)
@@ -352,10 +272,10 @@ def row_kernel(
         y += tl.load(bias + n).to(tl.float32)
     if P > 0:
         slot = tl.load(slots).to(tl.int64)
-        adapter, own = _row_weights(
+        adapter, own = row_weights(
             n, slot, b0, b1, b2, start0, start1, start2, n0, n1, n2, P, R, RP, BN
         )
-    _end(OVERLAPS, BESIDE)
+    end_beside(OVERLAPS, BESIDE)
     if P > 0:
         at = shrunk + (own * R)[:, None] + tl.arange(0, RP)[None, :]
         s = tl.load(at, mask=(tl.arange(0, RP) < R)[None, :], other=0.0)
@@ -369,44 +289,3 @@ def row_kernel(
     if ADDS:
         y += tl.load(out + to, mask=to < N, other=0.0).to(tl.float32)
     tl.store(out + to, y.to(kind), mask=to < N)
-
-
-@triton.jit
-def _in_order(tile, BN: tl.constexpr, CHUNKS: tl.constexpr):
-    """Put the inputs of rows (BN, CHUNKS * 64) into their natural order."""
-    parts = tl.reshape(tile, (BN, CHUNKS, 4, 4, 2, 2))
-    return tl.reshape(tl.permute(parts, (0, 1, 3, 4, 2, 5)), (BN, CHUNKS * 64))
-
-
-@triton.jit
-def dequantise_kernel(
-    values, factors, table, out, N, K, width, factors_row, KIND: tl.constexpr, BN: tl.constexpr,
-    CHUNKS: tl.constexpr,
-):  # fmt: skip
-    """Write BN rows of CHUNKS times 64 stored elements. Program (chunks, rows)."""
-    n = tl.program_id(1) * BN + tl.arange(0, BN)
-    first = tl.program_id(0) * (CHUNKS * 64)
-    j = tl.arange(0, CHUNKS * 64)
-    kind = out.dtype.element_ty
-    nm = (n < N)[:, None]
-    tile = _row_tile(values, tl.minimum(n, N - 1), first, width, CHUNKS * 64)
-    if KIND == "nf4":
-        upper, lower = entries(tile, table, False)
-        k = first * 2 + j // 64 * 128 + j % 64
-        own = factors + (k // 64)[None, :] * factors_row + n[:, None]
-        absmax = tl.load(own, mask=nm & (k < K)[None, :], other=0.0)
-        natural = _in_order(upper, BN, CHUNKS).to(tl.float32) * absmax
-        at = out + n.to(tl.int64)[:, None] * K + k[None, :]
-        tl.store(at, natural.to(kind), mask=nm & (k < K)[None, :])
-        inside = nm & (k + 64 < K)[None, :]
-        absmax = tl.load(own + factors_row, mask=inside, other=0.0)
-        natural = _in_order(lower, BN, CHUNKS).to(tl.float32) * absmax
-        tl.store(at + 64, natural.to(kind), mask=inside)
-    else:
-        k = first + j
-        weights = _converted(_in_order(tile, BN, CHUNKS), KIND, tl.float32)
-        weights = weights * tl.load(factors + n, mask=n < N, other=0.0)[:, None]
-        if KIND == "int8":
-            weights = weights * 7.874015718698502e-3
-        at = out + n.to(tl.int64)[:, None] * K + k[None, :]
-        tl.store(at, weights.to(kind), mask=nm & (k < K)[None, :])
