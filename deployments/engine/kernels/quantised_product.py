@@ -29,9 +29,9 @@ def product(
 ) -> torch.Tensor:
     """Return y = x @ W.T + bias (T, out), or add it to `residual` (T, out) in place.
 
-    x is (T, in), its rows contiguous; an expansion, whose rows are grouped, is added to y. With an activation of ops.GATED, return
-    ops.gated_activation of y instead (T, out / 2). Products of one device run one after another:
-    those whose inputs are cut into pieces share counters.
+    x is (T, in), its rows contiguous; an expansion, whose rows are grouped, is added to y. With an
+    activation of ops.GATED, return ops.gated_activation of y instead (T, out / 2). Products of one
+    device run one after another: those whose inputs are cut into pieces share counters.
     """
     tile = tile_of(weight.kind, len(x), *weight.shape)
     if tile is None:

@@ -251,9 +251,7 @@ def group_rows(slots: torch.Tensor, num_slots: int, *, ranks: int, inputs: int) 
     return groups
 
 
-def lora_shrink(
-    x: torch.Tensor, stacks: Sequence[torch.Tensor], groups: RowGroups
-) -> torch.Tensor:
+def lora_shrink(x: torch.Tensor, stacks: Sequence[torch.Tensor], groups: RowGroups) -> torch.Tensor:
     """Multiply each row by its own A, for the 1 to 3 modules of a layer at once.
 
     A product by x that is launched next may run beside it (`Expansion.is_beside`).

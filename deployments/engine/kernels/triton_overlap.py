@@ -39,6 +39,5 @@ def begin_beside(OVERLAPS: tl.constexpr, BESIDE: tl.constexpr):
 @triton.jit
 def end_beside(OVERLAPS: tl.constexpr, BESIDE: tl.constexpr):
     """Wait for the kernel that this one ran beside."""
-    if BESIDE:
-        if OVERLAPS:
-            tl.extra.cuda.gdc_wait()
+    if BESIDE and OVERLAPS:
+        tl.extra.cuda.gdc_wait()

@@ -71,7 +71,7 @@ def product_kernel(
     Tiles are (outputs, rows): weights are the first operand, which tensor cores take from
     registers. Pieces are added by the program that comes last, always in the same order.
     IS_EVEN: the pieces are K inputs together. GATED: half of the tile's outputs are gates, and
-    N is the number of gated ones. P: modules whose adapters are added, and `begin_beside` for BESIDE.
+    N is the number of gated ones. P: modules whose adapters are added. BESIDE: `begin_beside`.
     """
     column = tl.program_id(0)
     piece = tl.program_id(1)
@@ -169,8 +169,9 @@ def product_kernel(
             start = start0 if module == 0 else (start1 if module == 1 else start2)
             columns = n0 if module == 0 else (n1 if module == 1 else n2)
             acc = with_adapters(
-                acc, own_n - start, columns, m, M, shrunk, slots, active, stack, module, kind, P, R, BN
-            )
+                acc, own_n - start, columns, m, M, shrunk, slots, active, stack, module, kind,
+                P, R, BN,
+            )  # fmt: skip
         if GATED:
             y = _gated(acc, BN, BM, IS_SILU, kind)
             to = column * (BN // 2) + tl.arange(0, BN // 2)

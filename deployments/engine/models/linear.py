@@ -90,9 +90,7 @@ class AdaptedLinear(ABC):
         """Return whether the product comes alone, with what is added to it in turn."""
         return self._adds_in_turn or (lora is not None and lora.rescales(self.name))
 
-    def _adding(
-        self, lora: LoraBatch | None, expansion: Expansion | None
-    ) -> KernelProduct | None:
+    def _adding(self, lora: LoraBatch | None, expansion: Expansion | None) -> KernelProduct | None:
         """Return the product if it adds the adapters itself, whose expansion this is."""
         if expansion is None or expansion.groups is None or self._is_rescaled(lora):
             return None
