@@ -10,11 +10,13 @@ from deployments.engine.kernels.backend import launch_options, overlaps
 from deployments.engine.kernels.ops import Expansion, gated_activation
 from deployments.engine.kernels.quantised_tiles import DEQUANTISED, Tile, tile_of
 from deployments.engine.kernels.triton_dequantise import dequantise_kernel
-from deployments.engine.kernels.triton_groups import lora_expand_add, three
+from deployments.engine.kernels.triton_grouped_lora import lora_expand_add, lora_expand_gated
+from deployments.engine.kernels.triton_groups import three
 from deployments.engine.kernels.triton_quantised import product_kernel, row_kernel
 from deployments.engine.quantised.formats import NF4_CODE
 from deployments.engine.quantised.interleaved import InterleavedWeight
 
+_RANKS = 128  # of all adapters in use, that a program adds together
 _MOST_TILES = 1 << 14  # of a product whose inputs are cut into pieces
 
 
@@ -58,6 +60,8 @@ def plain_product(
 
 def _ended(y: torch.Tensor, activation: str | None, expansion: Expansion | None) -> torch.Tensor:
     """Do what the kernels do with a product before they store it."""
+    if expansion is not None and activation is not None:
+        return lora_expand_gated(y, expansion, activation)
     if expansion is not None:
         lora_expand_add(y, expansion)
     return y if activation is None else gated_activation(y, activation)
@@ -109,10 +113,12 @@ def _launched(
         assert columns * blocks <= _MOST_TILES, "more tiles than counters"
         size = columns * blocks * tile.splits * tile.bn * tile.bm
         partials = torch.empty(size, dtype=torch.float32, device=x.device)
+    ranks = min(_RANKS, max(8, triton.next_power_of_2(sizes["R"])))
     product_kernel[(columns, tile.splits, blocks)](
         *own, partials, _counters(x.device), rows, outputs, inputs, length, tile.splits,
         x.stride(0), out.stride(0), width, BM=tile.bm, WARPS=tile.num_warps,
-        IS_EVEN=length * tile.splits == inputs, IS_SPLIT=tile.splits > 1,
+        IS_EVEN=length * tile.splits == inputs, IS_SPLIT=tile.splits > 1, RC=ranks,
+        G=_RANKS // ranks,
         num_stages=tile.num_stages, **options,
     )  # fmt: skip
     return out

@@ -1,4 +1,4 @@
-"""Norm rows, multiply them by a few LoRA weights, and gate activations, with Triton kernels.
+"""Norm rows, multiply each by a few LoRA weights, and gate activations, with Triton kernels.
 
 The shapes depend only on the batch size, so the kernels can be captured in a CUDA graph. Imported
 only where they run.

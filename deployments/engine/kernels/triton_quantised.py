@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from deployments.engine.kernels.triton_dequantise import converted, row_tile
-from deployments.engine.kernels.triton_expansion import row_weights, with_adapters
+from deployments.engine.kernels.triton_expansion import row_weights, some_weights, with_units
 from deployments.engine.kernels.triton_lora import activated
 from deployments.engine.kernels.triton_nf4 import entries
 from deployments.engine.kernels.triton_overlap import begin_beside, end_beside
@@ -60,11 +60,11 @@ def _gated(acc, BN: tl.constexpr, BM: tl.constexpr, IS_SILU: tl.constexpr, dtype
 def product_kernel(
     x, values, factors, table, bias, out, shrunk, slots, active, b0, b1, b2, start0, start1,
     start2, n0, n1, n2, partials, counters, M, N, K, length, splits, x_row, out_row, width,
-    P: tl.constexpr, R: tl.constexpr, BESIDE: tl.constexpr, KIND: tl.constexpr,
-    HAS_BIAS: tl.constexpr, ADDS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-    BK: tl.constexpr, WARPS: tl.constexpr, IS_EVEN: tl.constexpr, IS_SPLIT: tl.constexpr,
-    IN_REGISTERS: tl.constexpr, OVERLAPS: tl.constexpr, GATED: tl.constexpr,
-    IS_SILU: tl.constexpr,
+    P: tl.constexpr, R: tl.constexpr, RC: tl.constexpr, G: tl.constexpr, BESIDE: tl.constexpr,
+    KIND: tl.constexpr, HAS_BIAS: tl.constexpr, ADDS: tl.constexpr, BM: tl.constexpr,
+    BN: tl.constexpr, BK: tl.constexpr, WARPS: tl.constexpr, IS_EVEN: tl.constexpr,
+    IS_SPLIT: tl.constexpr, IN_REGISTERS: tl.constexpr, OVERLAPS: tl.constexpr,
+    GATED: tl.constexpr, IS_SILU: tl.constexpr,
 ):  # fmt: skip
     """Compute BN outputs of BM rows from `length` of K inputs. Program (outputs, piece, rows).
 
@@ -85,6 +85,14 @@ def product_kernel(
     begin = piece * length
     k = tl.arange(0, 64)
     begin_beside(OVERLAPS, BESIDE)
+    if P > 0:  # asked for now, used when the sum is there
+        r = column * BN + i
+        own_n = r // 16 * 8 + r % 8 + r // 8 % 2 * N if GATED else r
+        own_n = tl.max_contiguous(tl.multiple_of(own_n, 8), 8)
+        num = tl.load(active)
+        adapters, modules = some_weights(
+            own_n, 0, num, active, b0, b1, b2, start0, start1, start2, n0, n1, n2, P, R, RC, G, BN
+        )
     if KIND == "plain":
         rows = values + n.to(tl.int64)[:, None] * width
         j = tl.arange(0, BK)
@@ -161,17 +169,19 @@ def product_kernel(
             acc = acc * 7.874015718698502e-3
         if HAS_BIAS:
             acc += tl.load(bias + n).to(tl.float32)[:, None]
-        r = column * BN + i
-        own_n = r // 16 * 8 + r % 8 + r // 8 % 2 * N if GATED else r
-        own_n = tl.max_contiguous(tl.multiple_of(own_n, 8), 8)
-        for module in tl.static_range(0, P):
-            stack = b0 if module == 0 else (b1 if module == 1 else b2)
-            start = start0 if module == 0 else (start1 if module == 1 else start2)
-            columns = n0 if module == 0 else (n1 if module == 1 else n2)
-            acc = with_adapters(
-                acc, own_n - start, columns, m, M, shrunk, slots, active, stack, module, kind,
-                P, R, BN,
-            )  # fmt: skip
+        if P > 0:
+            if num > 0:
+                acc = with_units(
+                    acc, adapters, modules, 0, num, m, M, shrunk, slots, active, P, R, RC, G, BM
+                )
+            for unit in tl.range(G, num * ((R + RC - 1) // RC), G, num_stages=1):
+                adapters, modules = some_weights(
+                    own_n, unit, num, active, b0, b1, b2, start0, start1, start2, n0, n1, n2,
+                    P, R, RC, G, BN,
+                )  # fmt: skip
+                acc = with_units(
+                    acc, adapters, modules, unit, num, m, M, shrunk, slots, active, P, R, RC, G, BM
+                )
         if GATED:
             y = _gated(acc, BN, BM, IS_SILU, kind)
             to = column * (BN // 2) + tl.arange(0, BN // 2)
@@ -230,6 +240,11 @@ def row_kernel(
         n = tl.minimum(to // 2, N - 1) + to % 2 * N
         stored = N * 2
     tile = row_tile(values, n, 0, width, BK)
+    if P > 0:
+        slot = tl.load(slots).to(tl.int64)
+        adapter, own = row_weights(
+            n, slot, b0, b1, b2, start0, start1, start2, n0, n1, n2, P, R, RP
+        )
     begin_beside(OVERLAPS, BESIDE)
     j = tl.arange(0, BK // 2)  # of pairs
     pair = _input_of(j % 32 * 2) // 2
@@ -271,16 +286,11 @@ def row_kernel(
         y = y * 7.874015718698502e-3
     if HAS_BIAS:
         y += tl.load(bias + n).to(tl.float32)
-    if P > 0:
-        slot = tl.load(slots).to(tl.int64)
-        adapter, own = row_weights(
-            n, slot, b0, b1, b2, start0, start1, start2, n0, n1, n2, P, R, RP, BN
-        )
     end_beside(OVERLAPS, BESIDE)
     if P > 0:
         at = shrunk + (own * R)[:, None] + tl.arange(0, RP)[None, :]
         s = tl.load(at, mask=(tl.arange(0, RP) < R)[None, :], other=0.0)
-        y += tl.sum(adapter * s, 1)
+        y += tl.sum(adapter.to(tl.float32) * s, 1)
     kind: tl.constexpr = x.dtype.element_ty
     if GATED:
         gate, value = tl.split(tl.reshape(y.to(kind), (BN // 2, 2)))

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from deployments.engine.kernels.ops import Expansion, RowGroups, rms_norm
-from deployments.engine.kernels.triton_groups import group_rows, lora_expand_add, lora_shrink
+from deployments.engine.kernels.triton_grouped_lora import lora_expand_add, lora_shrink
+from deployments.engine.kernels.triton_groups import group_rows
 from deployments.engine.kernels.triton_lora import MAX_NORM_COLUMNS, norm_shrink
 from deployments.engine.lora.layers import LoraStack
 

@@ -3,7 +3,6 @@
 As test_kernels.py: on a GPU, or with TRITON_INTERPRET=1 in front of pytest.
 """
 
-import dataclasses
 from typing import Any
 
 import pytest
@@ -17,12 +16,10 @@ from tests.deployments.engine.kernels.test_triton_linear import all_equal, produ
 
 if FUSED:
     from deployments.engine.kernels import quantised_product, triton_groups
+    from deployments.engine.kernels.quantised_product import plain_product
     from deployments.engine.kernels.quantised_tiles import Tile
-    from deployments.engine.kernels.triton_groups import (
-        group_rows,
-        lora_expand_add,
-        lora_shrink,
-    )
+    from deployments.engine.kernels.triton_grouped_lora import lora_expand_add, lora_shrink
+    from deployments.engine.kernels.triton_groups import group_rows
 
 pytestmark = needs_kernels
 __all__ = ["products_in_order"]  # a fixture of every test here
@@ -52,19 +49,32 @@ def test_rows_are_grouped_by_slot(kind: str, count: int) -> None:
     assert found.active[: 1 + len(active)].tolist() == [len(active), *active]
 
 
-def adapted(
-    count: int, rank: int, starts: dict[int, int], inputs: int, slots: torch.Tensor
-) -> tuple[torch.Tensor, list[torch.Tensor], Expansion]:
-    """Return x, the stacks of A, and what is added. starts: first column -> columns."""
-    x = tensor(0, count, inputs)
-    a = [tensor(10 + i, 4, rank, inputs) / inputs**0.5 for i in range(len(starts))]
-    b = [tensor(20 + i, 4, rank, n) * 0.3 for i, n in enumerate(starts.values())]
-    for stack in (*a, *b):
-        stack[0] = 0
-    groups = group_rows(slots, 4, ranks=rank * len(a), inputs=inputs)
-    stacks = list(zip(starts, b, strict=True))
-    shrunk = lora_shrink(x, a, groups)
-    return x, a, Expansion(shrunk, stacks, slots, groups, is_beside=True)
+class Adapted:
+    """Inputs x (count, in) of rows with these slots, and adapters of modules of a layer.
+
+    starts: first column -> columns.
+    """
+
+    def __init__(self, slots: torch.Tensor, rank: int, starts: dict[int, int], inputs: int) -> None:
+        self.slots, self.x = slots, tensor(0, len(slots), inputs)
+        self.a = [tensor(10 + i, 4, rank, inputs) / inputs**0.5 for i in range(len(starts))]
+        b = [tensor(20 + i, 4, rank, n) * 0.3 for i, n in enumerate(starts.values())]
+        for stack in (*self.a, *b):
+            stack[0] = 0
+        self.stacks = list(zip(starts, b, strict=True))
+        self.ranks = rank * len(starts)
+
+    def expansion(self, part: slice = slice(None)) -> Expansion:
+        """Return what is added to a product that is launched next."""
+        x, slots = self.x[part], self.slots[part]
+        groups = group_rows(slots, 4, ranks=self.ranks, inputs=x.shape[1])
+        shrunk = lora_shrink(x, self.a, groups)
+        return Expansion(shrunk, self.stacks, slots, groups, is_beside=True)
+
+    def wanted(self, product: torch.Tensor) -> torch.Tensor:
+        shrunk = torch_kernels.lora_shrink(self.x, self.a, self.slots)
+        torch_kernels.lora_expand_add(product, Expansion(shrunk, self.stacks, self.slots))
+        return product
 
 
 @pytest.mark.parametrize("rank", [8, 24])
@@ -76,17 +86,12 @@ def test_a_row_does_not_mind_who_shares_its_adapter(
     monkeypatch.setattr(triton_groups, "_PART", 128)
     count = 20
     slots = mixture("mixed", count).to(tensor(0, 1).device)
-    starts = {0: 70, 70: 30}
+    adapted, added_to = Adapted(slots, rank, {0: 70, 70: 30}, inputs), tensor(3, count, 100)
 
     def computed(part: slice) -> torch.Tensor:
-        own = slots[part]
-        x, a, _ = adapted(count, rank, starts, inputs, slots)
-        groups = group_rows(own, 4, ranks=2 * rank, inputs=inputs)
-        _, _, expansion = adapted(1, rank, starts, inputs, own[:1])
-        shrunk = lora_shrink(x[part], a, groups).clone()
-        y = tensor(3, count, 100)[part].clone()
-        lora_expand_add(y, dataclasses.replace(expansion, shrunk=shrunk, slots=own, groups=groups))
-        return torch.cat([shrunk.flatten(1), y], 1)
+        y, expansion = added_to[part].clone(), adapted.expansion(part)
+        lora_expand_add(y, expansion)
+        return torch.cat([expansion.shrunk.flatten(1), y], 1)
 
     assert all_equal(computed, count)
 
@@ -100,7 +105,7 @@ TILES = {
 }
 
 
-@pytest.mark.parametrize("rank", [8, 16, 72])
+@pytest.mark.parametrize("rank", [8, 24, 136])
 @pytest.mark.parametrize("starts", [{0: 96}, {0: 40, 56: 40}, {0: 48, 48: 24, 72: 24}], ids=str)
 @pytest.mark.parametrize("way", TILES)
 def test_a_product_adds_its_adapters(
@@ -110,18 +115,16 @@ def test_a_product_adds_its_adapters(
     count, sizes = TILES[way]
     tile: Any = Tile(0, 4, 256, 1, 4, 1) if way == "row" else sizes and Tile(*sizes, 4, 3)
     monkeypatch.setattr(quantised_product, "tile_of", lambda *_: tile)
-    slots = rows(*([3, 0, 1, 1, 2] * 4)[:count])
-    x, a, expansion = adapted(count, rank, starts, 256, slots)
-    weight, bias, residual = tensor(1, 96, 256) / 16, tensor(2, 96), tensor(3, count, 96)
-    expected = x @ weight.T + bias
-    wanted = dataclasses.replace(expansion, shrunk=torch_kernels.lora_shrink(x, a, slots))
-    torch_kernels.lora_expand_add(expected, wanted)
-    options = {"bias": bias, "expansion": expansion}
-    found = quantised_product.plain_product(x, weight, **options)
+    adapted = Adapted(rows(*([3, 0, 1, 1, 2] * 4)[:count]), rank, starts, 256)
+    x, weight, bias = adapted.x, tensor(1, 96, 256) / 16, tensor(2, 96)
+    residual = tensor(3, count, 96)
+    expected = adapted.wanted(x @ weight.T + bias)
+    both = expected + residual
+    found = plain_product(x, weight, bias=bias, expansion=adapted.expansion())
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-    expected += residual
-    found = quantised_product.plain_product(x, weight, residual=residual, **options)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    expansion = adapted.expansion()
+    found = plain_product(x, weight, bias=bias, residual=residual, expansion=expansion)
+    torch.testing.assert_close(found, both, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("starts", [{0: 52, 52: 52}, {0: 52}, {52: 52}], ids=str)
@@ -133,12 +136,8 @@ def test_a_gated_product_adds_its_adapters(
     count, sizes = TILES[way]
     tile: Any = Tile(0, 4, 256, 1, 4, 1) if way == "row" else sizes and Tile(*sizes, 4, 3)
     monkeypatch.setattr(quantised_product, "tile_of", lambda *_: tile)
-    slots = rows(*([3, 0, 1, 1, 2] * 4)[:count])
-    x, a, expansion = adapted(count, 16, starts, 256, slots)
-    weight = tensor(1, 104, 256) / 16
-    expected = x @ weight.T
-    wanted = dataclasses.replace(expansion, shrunk=torch_kernels.lora_shrink(x, a, slots))
-    torch_kernels.lora_expand_add(expected, wanted)
-    expected = ops.gated_activation_torch(expected, "silu")
-    found = quantised_product.plain_product(x, weight, activation="silu", expansion=expansion)
+    adapted = Adapted(rows(*([3, 0, 1, 1, 2] * 4)[:count]), 16, starts, 256)
+    x, weight = adapted.x, tensor(1, 104, 256) / 16
+    expected = ops.gated_activation_torch(adapted.wanted(x @ weight.T), "silu")
+    found = plain_product(x, weight, activation="silu", expansion=adapted.expansion())
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)

@@ -22,6 +22,7 @@ FUSED = are_fused(DEVICE)
 if FUSED:
     from deployments.engine.kernels import (
         triton_attention,
+        triton_grouped_lora,
         triton_groups,
         triton_lora,
         triton_prefill,
@@ -267,7 +268,10 @@ def test_the_lora_kernels_equal_the_torch_versions(
     starts = [100 + sum(widths[:i]) for i in range(len(widths))]
     stacks = list(zip(starts, b, strict=True))
     groups = triton_groups.group_rows(slots, 4, ranks=rank * len(a), inputs=2200)
-    shrunk, wanted = triton_groups.lora_shrink(x, a, groups), torch_kernels.lora_shrink(x, a, slots)
+    shrunk, wanted = (
+        triton_grouped_lora.lora_shrink(x, a, groups),
+        torch_kernels.lora_shrink(x, a, slots),
+    )
     assert shrunk.shape == wanted.shape
     assert (shrunk - wanted).norm() / wanted.norm() < TOLERANCE[dtype]
     expected = y.clone()
@@ -276,7 +280,7 @@ def test_the_lora_kernels_equal_the_torch_versions(
     for gain in gains:
         if gain is not None:
             gain[0] = 1
-    triton_groups.lora_expand_add(y, Expansion(shrunk, stacks, slots, groups), gains)
+    triton_grouped_lora.lora_expand_add(y, Expansion(shrunk, stacks, slots, groups), gains)
     torch_kernels.lora_expand_add(expected, Expansion(shrunk, stacks, slots), gains)
     assert (y - expected).norm() / expected.norm() < TOLERANCE[dtype]
     assert torch.equal(y[:, :100], untouched[:, :100])
