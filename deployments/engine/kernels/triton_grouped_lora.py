@@ -239,7 +239,7 @@ def lora_expand_gated(y: torch.Tensor, expansion: Expansion, activation: str) ->
 
 
 def _ranks_together(rank: int) -> int:
-    return min(64, max(16, triton.next_power_of_2(rank)))
+    return int(min(64, max(16, triton.next_power_of_2(rank))))
 
 
 @functools.cache
