@@ -98,8 +98,11 @@ class RowLoraBatch:
     ) -> tuple[torch.Tensor, None]:
         return rms_norm(x, weight, eps), None
 
+    def shrink(self, layer: str, x: torch.Tensor) -> None:
+        return None
+
     def add(
-        self, layer: str, x: torch.Tensor, y: torch.Tensor, shrunk: torch.Tensor | None = None
+        self, layer: str, x: torch.Tensor, y: torch.Tensor, shrunk: Expansion | None = None
     ) -> None:
         own = self._lora.adapted.get(layer)
         if own is None:
@@ -133,7 +136,7 @@ class RowLoraBatch:
                     y[:, start : start + stack.gains.shape[1]].mul_(stack.gains[self._slots])
 
     def expansion(
-        self, layer: str, x: torch.Tensor, y: torch.Tensor, shrunk: torch.Tensor | None
+        self, layer: str, x: torch.Tensor, y: torch.Tensor, shrunk: Expansion | None
     ) -> None:
         self.add(layer, x, y)
 
