@@ -74,6 +74,8 @@ class KvCache:
             whole = torch.zeros((num_layers, *shape), dtype=dtype, device=device)
             self.layers = list(whole.unbind())
         self.num_heads, self.device = num_heads, device
+        # Of int8 keys and values (int8_kv_cache.py): (2, H, T) for each layer.
+        self.scales: Sequence[torch.Tensor | None] = [None] * num_layers
 
     @property
     def num_bytes(self) -> int:
@@ -86,10 +88,9 @@ class KvCache:
     def copy(self, source: int, target: int, count: int) -> None:
         """Copy the first `count` positions of a row to another one, or up to 15 more: whole blocks
         of ALIGNMENT positions, whatever lies how in them. Rows must be aligned."""
-        num = -(-count // ALIGNMENT) * ALIGNMENT
-        begins = (self.starts[target], self.starts[source])
-        copies, copied = ([layer[b : b + num] for layer in self.layers] for b in begins)
-        torch._foreach_copy_(copies, copied)
+        read, written = copied_positions(self.starts[source], self.starts[target], count)
+        copied = [layer[read] for layer in self.layers]
+        torch._foreach_copy_([layer[written] for layer in self.layers], copied)
 
     def keys_values(
         self, layer: int, span: Span, start: int, stop: int
@@ -120,6 +121,12 @@ class KvCache:
                 )
             )
         return spans
+
+
+def copied_positions(source: int, target: int, count: int) -> tuple[slice, slice]:
+    """Return which positions `KvCache.copy` reads and writes, given where the rows begin."""
+    num = -(-count // ALIGNMENT) * ALIGNMENT
+    return slice(source, source + num), slice(target, target + num)
 
 
 def _by_capacity(rows: Sequence[int], capacities: Sequence[int]) -> Iterator[list[int]]:

@@ -199,12 +199,14 @@ class RowPrefillAttention:
         q: torch.Tensor,
         keys_values: torch.Tensor,
         *,
+        kv_scales: torch.Tensor | None = None,
         bias: torch.Tensor | None = None,
         scale: float,
         is_causal: bool,
         window: int | None = None,
         softcap: float | None = None,
     ) -> torch.Tensor:
+        assert kv_scales is None, "int8 keys and values are a GPU's"
         if not is_causal:
             return self._of_whole_prompts(q, keys_values, bias, scale)
         counts = self._seen if window is None else np.minimum(self._seen, window)

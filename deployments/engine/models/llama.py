@@ -69,6 +69,7 @@ class LlamaModel(TorchBatches):
             attended = batch.attention(
                 qkv[:, :h],
                 cache.layers[i],
+                kv_scales=cache.scales[i],
                 scale=about.attention_scale,
                 is_causal=True,
                 window=kind.window,
