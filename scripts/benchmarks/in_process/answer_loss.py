@@ -89,12 +89,12 @@ def _decoder(
     is_int8 = kind == "kv_int8"  # which torch reads too, though it serves nobody on a CPU
     decoder = build_decoder(loaded, "fast", limits, folders, weights="none" if is_int8 else kind)
     assert isinstance(decoder, ModelRunner), "build_decoder('fast') gave another decoder"
+    for name, folder in folders.items():
+        decoder.load_adapter(name, folder)
     if is_int8:
         model = decoder._model
         model.kv_shape = dataclasses.replace(model.kv_shape, is_int8=True)
         decoder._cache = decoder._new_cache([*decoder.capacities, SCRATCH_POSITIONS])
-    for name, folder in folders.items():
-        decoder.load_adapter(name, folder)
     return decoder
 
 
