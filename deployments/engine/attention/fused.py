@@ -36,7 +36,7 @@ class TritonDecodeAttention:
         is_invariant: bool = False,
     ) -> None:
         self._is_invariant = is_invariant
-        self._layers = cache.layers
+        self._layers, self._scales = cache.layers, cache.scales
         self.positions = positions
         self._own = (starts, positions)
         self._prompts = (ends - prompts, prompts)
@@ -60,6 +60,7 @@ class TritonDecodeAttention:
             expansion,
             cached,
             *self._own,
+            kv_scales=self._scales[layer],
             bias=bias,
             rope=rope,
             scale=scale,
@@ -90,6 +91,7 @@ class TritonDecodeAttention:
             expansion,
             self._layers[layer],
             *self._prompts,
+            kv_scales=self._scales[layer],
             scale=scale,
             is_invariant=self._is_invariant,
         )

@@ -75,6 +75,8 @@ class KvCache:
             whole = torch.zeros((num_layers, *shape), dtype=dtype, device=device)
             self.layers = list(whole.unbind())
         self.num_heads, self.device = num_heads, device
+        # Of int8 keys and values (int8_kv_cache.py): (2, H, T) for each layer.
+        self.scales: Sequence[torch.Tensor | None] = [None] * num_layers
 
     def ranges(self, rows: Sequence[int]) -> list[tuple[int, int]]:
         """Return where each of these rows begins and ends."""
@@ -91,10 +93,9 @@ class KvCache:
     def copy(self, source: int, target: int, count: int) -> None:
         """Copy the first `count` positions of a row to another one, or up to 15 more: whole blocks
         of ALIGNMENT positions, whatever lies how in them. Rows must be aligned."""
-        num = -(-count // ALIGNMENT) * ALIGNMENT
-        begins = (self.starts[target], self.starts[source])
-        copies, copied = ([layer[b : b + num] for layer in self.layers] for b in begins)
-        torch._foreach_copy_(copies, copied)
+        read, written = copied_positions(self.starts[source], self.starts[target], count)
+        copied = [layer[read] for layer in self.layers]
+        torch._foreach_copy_([layer[written] for layer in self.layers], copied)
 
     def keys_values(
         self, layer: int, span: Span, start: int, stop: int
@@ -105,6 +106,10 @@ class KvCache:
         rows = cached.view(span.num_rows, span.capacity, *cached.shape[1:])
         read = rows[:, start:stop].transpose(1, 3)
         return read[:, :, 0], read[:, :, 1]
+
+    def gather(self, layer: int, where: torch.Tensor) -> torch.Tensor:
+        """Return a copy of the keys and values (..., 2, H, D) of positions (...)."""
+        return self.layers[layer][where]
 
     def spans(self, rows: Sequence[int]) -> list[Span]:
         """Group the active rows of a step, which ascend, by capacity."""
@@ -125,6 +130,12 @@ class KvCache:
                 )
             )
         return spans
+
+
+def copied_positions(source: int, target: int, count: int) -> tuple[slice, slice]:
+    """Return which positions `KvCache.copy` reads and writes, given where the rows begin."""
+    num = -(-count // ALIGNMENT) * ALIGNMENT
+    return slice(source, source + num), slice(target, target + num)
 
 
 def _by_capacity(rows: Sequence[int], capacities: Sequence[int]) -> Iterator[list[int]]:
@@ -302,7 +313,7 @@ class TorchDecodeAttention:
     ) -> torch.Tensor:
         """Attend with q (B, H * G, D) over answer and prompt, whose keys and values are copied."""
         where, counts = self._merged.padded(window)
-        keys, values = self._cache.layers[layer][where].permute(2, 0, 3, 1, 4)  # (B, H, L, D) each
+        keys, values = self._cache.gather(layer, where).permute(2, 0, 3, 1, 4)  # (B, H, L, D) each
         seen = (torch.arange(where.shape[1], device=q.device) < counts[:, None])[:, None, None]
         q = q.reshape(len(q), self._cache.num_heads, -1, q.shape[2])
         return attend(q, keys, values, mask=seen, scale=scale, softcap=softcap).reshape(len(q), -1)

@@ -222,6 +222,7 @@ class RowPrefillAttention:
         q: torch.Tensor,
         keys_values: torch.Tensor,
         *,
+        kv_scales: torch.Tensor | None = None,
         bias: torch.Tensor | None = None,
         scale: float,
         is_causal: bool,
@@ -229,6 +230,7 @@ class RowPrefillAttention:
         ahead: int | None = None,
         softcap: float | None = None,
     ) -> torch.Tensor:
+        assert kv_scales is None, "int8 keys and values are a GPU's"
         if not is_causal:
             seen = {"bias": bias, "window": window, "ahead": ahead, "softcap": softcap}
             return self._of_whole_prompts(q, keys_values, scale=scale, **seen)

@@ -47,6 +47,7 @@ class LlamaModel(TorchBatches):
             attended = batch.attention(
                 q,
                 cache.layers[i],
+                kv_scales=cache.scales[i],
                 scale=about.attention_scale,
                 is_causal=True,
                 window=kind.window,

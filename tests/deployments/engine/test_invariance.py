@@ -138,6 +138,14 @@ def test_logits_are_those_of_a_sequence_alone(
     assert differing(decoder, asked) == []
 
 
+@pytest.mark.skipif(DEVICE == "cpu", reason="a GPU keeps keys and values in int8")
+@pytest.mark.parametrize("name", ["llama", "t5"])
+def test_int8_keys_and_values_are_their_rows_own(name: str, tmp_path: Path) -> None:
+    decoder = build(tmp_path, name, "bfloat16", batch_invariant=True, kv_cache_dtype="int8")
+    assert decoder.info.kv_cache_dtype == "int8"
+    assert differing(decoder, mixture(2, reuses_prefixes=True)) == []
+
+
 @pytest.mark.long
 @pytest.mark.skipif(DEVICE == "cuda", reason="of a CPU")
 @pytest.mark.parametrize("name", ["llama", "t5"])

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
+from deployments.engine.attention.int8_kv_cache import dequantise, quantise
 from deployments.engine.kernels.ops import Expansion, Rope
 
 
@@ -33,6 +34,7 @@ def decode_attention(
     starts: torch.Tensor,
     lengths: torch.Tensor,
     *,
+    kv_scales: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
     rope: Rope | None = None,
     scale: float,
@@ -48,7 +50,13 @@ def decode_attention(
         rope.at(lengths).apply_rotary_(qkv[:, : num_queries + heads])
     rows, _, dim = qkv.shape
     keys_values = qkv[:, num_queries:].view(rows, 2, heads, dim)
-    kv_cache.index_copy_(0, starts + lengths, keys_values)
+    if kv_scales is None:
+        kv_cache.index_copy_(0, starts + lengths, keys_values)
+    else:
+        whole, scales = quantise(keys_values)
+        kv_cache.index_copy_(0, starts + lengths, whole)
+        kv_scales.index_copy_(2, starts + lengths, scales.permute(1, 2, 0))
+        kv_cache = dequantise(kv_cache, kv_scales.permute(2, 0, 1), qkv.dtype)
     q = qkv[:, :num_queries].view(rows, heads, -1, dim)
     if prompts is not None:
         return _merged(q, kv_cache, (starts, lengths + 1), prompts, scale, window, softcap)
