@@ -92,6 +92,11 @@ class EngineSettings(StrictModel):
         description="of keys and values; null: what max_rows needs; on a GPU at most what is left, "
         "on a CPU at most half of what is free",
     )
+    kv_cache_dtype: Literal["auto", "int8"] = Field(
+        default="auto",
+        description="of keys and values. auto: as the activations; int8: nearly twice as many "
+        "positions in the same memory, on a GPU, by the fast decoder",
+    )
     max_adapters: int = Field(
         default=32, ge=1, le=65_536, description="adapters on the device of one replica"
     )
