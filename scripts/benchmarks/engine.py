@@ -48,6 +48,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     quantised = ["none", "int8", "nf4", "fp8"]
     parser.add_argument("--quantization", choices=quantised, default="none", help="on a GPU")
+    parser.add_argument(
+        "--kv_cache_dtype", choices=["auto", "int8"], default="auto", help="int8: on a GPU"
+    )
+    parser.add_argument(
+        "--batch_sizes",
+        type=int,
+        nargs="+",
+        default=[1, 4, 8, 16, 32, 64, 128, 256],
+        help="of the timed steps, as far as there are rows",
+    )
 
 
 def run(args: argparse.Namespace, arguments: Sequence[str]) -> int:

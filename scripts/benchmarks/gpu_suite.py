@@ -83,6 +83,20 @@ def _quantised(name: str) -> list[Step]:
     ]
 
 
+def _long_contexts(name: str, rows: int) -> list[Step]:
+    """Steps behind some 1,000 positions, over keys and values that are plain and in int8."""
+    shape = f"--model {name.replace('_', '-')}-shape {_GPU} --prefill_tokens 8192 --skip_peft"
+    size = f"--rows {rows} --requests {rows} --prompt_tokens 900 --output_tokens 128 --repeats 2"
+    return [
+        Step(
+            f"{name}_kv_{kind}",
+            f"engine {shape} {size} --batch_sizes 1 64 128 256 --kv_cache_dtype {kind}",
+            100,
+        )
+        for kind in ("auto", "int8")
+    ]
+
+
 def _memory() -> list[Step]:
     shape = f"memory --model flan-t5-xl-shape {_GPU}"
     return [
@@ -145,6 +159,8 @@ def steps() -> list[Step]:
         *_memory(),
         *_quantised("llama_1b"),
         *_quantised("llama_8b"),
+        *_long_contexts("llama_1b", 256),
+        *_long_contexts("flan_t5_xl", 128),
     ]
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from deployments.engine.cuda_graphs import SCRATCH_POSITIONS
 from deployments.engine.decoder_factory import FastLimits
 from deployments.engine.engine import Engine
 from deployments.engine.model_runner import ModelRunner
@@ -36,7 +37,6 @@ from scripts.benchmarks.in_process.served_engine import served_engine
 from scripts.environment import device_name
 
 _DIFFERENT_ADAPTERS = 8  # files; more adapters are copies, each in its own slot
-_BATCH_SIZES = (1, 4, 8, 16, 32, 64, 128, 256)
 _RATIOS = (  # name, numerator, denominator
     ("mixed over PEFT's mixed batch", "engine_mixed", "peft_mixed_batch"),
     ("mixed over sequential", "engine_mixed", "peft_sequential"),
@@ -83,16 +83,17 @@ def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     weights = weight_bytes(base.model)  # before the decoder takes them
     limits = FastLimits(args.rows, longest + 1 + args.output_tokens, max_adapters=args.adapters)
     dtype_bytes = base.model.dtype.itemsize
-    decoder = fast_decoder(base, limits, args.weights)
+    decoder = fast_decoder(base, limits, args.weights, args.kv_cache_dtype)
     for kind, bits in (("int8", 8), ("int4", 4)):  # of the head too, nearly
         if args.quantization == "none" and decoder.info.weights.startswith(kind):
             weights = weights * bits // (8 * dtype_bytes)
     step_settings: dict[str, Any] = {
-        "num_rows": [n for n in _BATCH_SIZES if n <= args.rows],
+        "num_rows": [n for n in args.batch_sizes if n <= args.rows],
         "prompt_tokens": args.prompt_tokens,
         "num_steps": args.output_tokens - 8,
         "weights": weights,
     }
+    kv_bytes = decoder.num_kv_bytes // (sum(decoder.capacities) + SCRATCH_POSITIONS)
     adapters = make_resident(decoder, list(folders.values()), args.adapters)
     steps = step_times(decoder, adapters, **step_settings)
     beside = [
@@ -131,6 +132,8 @@ def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         "step_threads": info.threads,
         "device": device_name(args.device),
         "dtype": info.dtype,
+        "kv_cache_dtype": info.kv_cache_dtype,
+        "kv_bytes_per_position": kv_bytes,
         "weights": info.weights,
         "decoder": f"{info.name}: {info.reason}",
         "sides": results,
