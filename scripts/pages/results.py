@@ -14,6 +14,7 @@ _UNSEEN = (
     (re.compile(r"<metadata>.*?</metadata>\n", re.DOTALL), ""),
     (re.compile(r"<!--.*?-->\n?"), ""),
     (re.compile(r"^ +", re.MULTILINE), ""),
+    (re.compile(r'<g id="[^"]*"'), "<g"),
     (re.compile(r"(\.\d\d)\d+"), r"\1"),
 )
 
