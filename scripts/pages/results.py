@@ -17,6 +17,7 @@ _UNSEEN = (
     (re.compile(r'<g id="[^"]*"'), "<g"),
     (re.compile(r'(<use .*) style="stroke: #000000; stroke-width: 0.8"'), r"\1"),  # as its path's
     (re.compile(r'; font-family: [^;"]*'), ""),
+    (re.compile(r' transform="rotate\(-0 [^"]*"'), ""),
     (re.compile("</style>"), "text{font-family: 'DejaVu Sans', sans-serif}</style>"),
     (re.compile(r"(\.\d\d)\d+"), r"\1"),
 )
