@@ -73,6 +73,10 @@ class Int8KvCache(KvCache):
         rows = scales.view(*scales.shape[:2], span.num_rows, -1)[..., start:stop].transpose(1, 2)
         return dequantise(keys, rows[0], self._dtype), dequantise(values, rows[1], self._dtype)
 
+    def gather(self, layer: int, where: torch.Tensor) -> torch.Tensor:
+        scales = self._scales[layer][:, :, where].movedim((0, 1), (-2, -1))
+        return dequantise(super().gather(layer, where), scales, self._dtype)
+
 
 def quantise(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return x (..., D) in int8 and its scales (...).

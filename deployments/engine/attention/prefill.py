@@ -29,12 +29,14 @@ class PrefillAttention(Protocol):
         scale: float,
         is_causal: bool,
         window: int | None = None,
+        ahead: int | None = None,
         softcap: float | None = None,
     ) -> torch.Tensor:
         """q (T, H * G, D), keys_values (S, 2, H, D), bias (H * G, 2 P - 1) -> (T, H * G * D).
 
         kv_scales: (2, H, S) of int8 keys and values. `window` and `softcap` are those of
-        DecodeAttention.
+        DecodeAttention; with a window, attention that is not causal sees `ahead` positions behind a
+        token's own.
         """
 
 
@@ -60,11 +62,12 @@ class TorchPrefillAttention:
         scale: float,
         is_causal: bool,
         window: int | None = None,
+        ahead: int | None = None,
         softcap: float | None = None,
     ) -> torch.Tensor:
         kind = (id(bias), window)
         if kind not in self._blocks:
-            rule = MaskRule(bias, q.device, window, is_causal, softcap is not None)
+            rule = MaskRule(bias, q.device, window, is_causal, softcap is not None, ahead)
             self._blocks[kind] = [each for s in self._segments for each in query_blocks(s, rule)]
         attended = []
         groups = 1 if softcap is None else q.shape[1] // keys_values.shape[2]

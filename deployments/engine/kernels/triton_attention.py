@@ -16,8 +16,8 @@ import triton.language as tl
 from deployments.engine.kernels.backend import launch_options, overlaps
 from deployments.engine.kernels.ops import Expansion, Rope
 from deployments.engine.kernels.tiles import decode_tile, padded
+from deployments.engine.kernels.triton_grouped_lora import lora_expand_add
 from deployments.engine.kernels.triton_kv_cache import keep, scaled, scales_arguments
-from deployments.engine.kernels.triton_lora import lora_expand_add
 from deployments.engine.kernels.triton_overlap import after_earlier_kernels
 
 MAX_FUSED_RANK = 64  # a separate kernel adds larger ranks first
@@ -127,7 +127,7 @@ def _decode_kernel(
 @triton.jit
 def _rope_decode_kernel(
     qkv, kv_cache, starts, lengths, cos, sin, out, scale, qkv_row, shrunk, slots, bq, bk, bv,
-    scales, scales_row,
+    scales, scales_row, prompt_starts, prompts, MERGED: tl.constexpr,
     H: tl.constexpr, G: tl.constexpr, GP: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
     ROT: tl.constexpr, WINDOW: tl.constexpr, CAP: tl.constexpr, BLOCK_N: tl.constexpr,
     R: tl.constexpr, RC: tl.constexpr, P: tl.constexpr, PQ: tl.constexpr, PK: tl.constexpr,
@@ -200,18 +200,25 @@ def _rope_decode_kernel(
     begin = 0
     if WINDOW > 0:
         begin = tl.maximum(n - WINDOW + 1, 0)
-    for first in range(begin, n, BLOCK_N):
+    last = n
+    if MERGED:  # the row's prompt follows
+        last = n + tl.load(prompts + b)
+        prompt_start = tl.load(prompt_starts + b).to(tl.int64)
+    for first in range(begin, last, BLOCK_N):
         j = first + tl.arange(0, BLOCK_N)
-        seen = j < n
-        at = ((start + j) * (2 * H * D))[:, None] + columns[None, :]
+        seen = j < last
+        position = start + j
+        if MERGED:
+            position = tl.where(j < n, position, prompt_start + (j - n))
+        at = (position * (2 * H * D))[:, None] + columns[None, :]
         both = seen[:, None] & dm[None, :]
         keys = tl.load(kv_cache + at, mask=both, other=0.0).to(kind)
         values = tl.load(kv_cache + at + H * D, mask=both, other=0.0).to(kind)
         scores = tl.dot(query, tl.trans(keys), input_precision="ieee") * scale
-        scores = capped(scaled(scores, key_scales + j, seen, 1, IS_INT8), CAP)
+        scores = capped(scaled(scores, key_scales + (position - start), seen, 1, IS_INT8), CAP)
         scores = tl.where(seen[None, :], scores, -1e30)
         largest, total, shrink, p = softmax_step(scores, largest, total, AXIS=1)
-        p = scaled(p, value_scales + j, seen, 1, IS_INT8)
+        p = scaled(p, value_scales + (position - start), seen, 1, IS_INT8)
         acc = acc * shrink[:, None] + tl.dot(p.to(kind), values, input_precision="ieee")
     tl.store(out + b * (H * G * D) + q_at, (acc / total[:, None]).to(out.dtype.element_ty), mask=qm)
 
@@ -229,6 +236,7 @@ def decode_attention(
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
+    prompts: tuple[torch.Tensor, torch.Tensor] | None = None,
     is_invariant: bool = False,
 ) -> torch.Tensor:
     """Write each row's newest key and value to the cache and attend over the row's positions.
@@ -246,6 +254,7 @@ def decode_attention(
         rope: rotates queries and keys; the newest token's position is `lengths`.
         window: attend over that many positions at most, the newest among them.
         softcap: scores s become softcap * tanh(s / softcap).
+        prompts: (B,) each: first position and length of what is attended to as well, whole.
         is_invariant: a row's sums have one order, whatever the number of rows and the largest rank.
 
     Returns:
@@ -254,10 +263,10 @@ def decode_attention(
     rows, all_heads, dim = qkv.shape
     heads = kv_cache.shape[2]
     groups = all_heads // heads - 2
-    is_plain = groups == 1 and rope is None and window is None and softcap is None
+    is_plain = groups == 1 and all(each is None for each in (rope, window, softcap, prompts))
     if bias is not None and not is_plain:
         raise ValueError(
-            "a bias by distance goes without RoPE, grouped queries, a window or a soft cap"
+            "a bias by distance goes without RoPE, grouped queries, a window, a soft cap or prompts"
         )
     out = torch.empty(rows, heads * groups * dim, dtype=qkv.dtype, device=qkv.device)
     first_columns = (0, heads * groups * dim, heads * (groups + 1) * dim)
@@ -275,6 +284,7 @@ def decode_attention(
     cos, sin = (qkv, qkv) if rope is None else (rope.cos, rope.sin)
     _rope_decode_kernel[heads, rows](
         qkv, kv_cache, starts, lengths, cos, sin, out, scale, qkv.stride(0), *lora.tensors, *scales,
+        *(prompts or (starts, lengths)), MERGED=prompts is not None,
         H=heads, G=groups, GP=max(16, triton.next_power_of_2(groups)), D=dim, DP=padded(dim),
         ROT=0 if rope is None else cos.shape[1], WINDOW=window or 0, CAP=softcap or 0.0,
         IS_INT8=kv_scales is not None, **lora.sizes, **tile,

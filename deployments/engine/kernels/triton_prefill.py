@@ -16,7 +16,7 @@ def _prefill_kernel(
     scales, scales_row,
     H: tl.constexpr, G: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, CAUSAL: tl.constexpr, HAS_BIAS: tl.constexpr, WINDOW: tl.constexpr,
-    CAP: tl.constexpr, IS_INT8: tl.constexpr,
+    AHEAD: tl.constexpr, CAP: tl.constexpr, IS_INT8: tl.constexpr,
 ):  # fmt: skip
     """Attend with BLOCK_M queries of one prompt and one head. Program (block, head)."""
     line = blocks + tl.program_id(0) * 5
@@ -45,6 +45,8 @@ def _prefill_kernel(
     last = n
     if CAUSAL:
         last = tl.minimum(n, position + count)
+    elif WINDOW > 0:
+        last = tl.minimum(n, position + count + AHEAD)
     begin = 0
     if WINDOW > 0:
         # At a multiple, so that a query's keys lie in the same blocks in whatever piece it is read.
@@ -63,6 +65,8 @@ def _prefill_kernel(
             visible = visible & (j[None, :] <= (position + i)[:, None])
         if WINDOW > 0:
             visible = visible & (j[None, :] > (position + i)[:, None] - WINDOW)
+            if not CAUSAL:
+                visible = visible & (j[None, :] <= (position + i)[:, None] + AHEAD)
         if HAS_BIAS:
             distance = j[None, :] - (position + i)[:, None] + bias_zero
             added = tl.load(bias + head * bias_row + distance, mask=visible, other=0.0)
@@ -88,6 +92,7 @@ def prefill_attention(
     scale: float,
     is_causal: bool,
     window: int | None = None,
+    ahead: int | None = None,
     softcap: float | None = None,
 ) -> torch.Tensor:
     """Attend with the queries of many prompts at once, each over its own prompt.
@@ -99,6 +104,7 @@ def prefill_attention(
         kv_scales: (2, H, S), if keys and values are int8.
         bias: (H * G, 2 P - 1) added by key position - query position + P - 1, or None.
         window: each query sees that many positions at most, its own the last.
+        ahead: and, if it is not causal, that many behind its own.
         softcap: scores s become softcap * tanh(s / softcap).
 
     Returns:
@@ -113,8 +119,8 @@ def prefill_attention(
         0 if bias is None else bias.stride(0), 0 if bias is None else bias.shape[1] // 2,
         *scales_arguments(kv_scales, q),
         H=heads, G=q_heads // heads, D=dim, DP=padded(dim), BLOCK_M=BLOCK_M,
-        CAUSAL=is_causal, HAS_BIAS=bias is not None, WINDOW=window or 0, CAP=softcap or 0.0,
-        IS_INT8=kv_scales is not None,
+        CAUSAL=is_causal, HAS_BIAS=bias is not None, WINDOW=window or 0,
+        AHEAD=ahead or 0, CAP=softcap or 0.0, IS_INT8=kv_scales is not None,
         **prefill_tile(dim, q.element_size(), BLOCK_M, shared_bytes(q.device)),
     )  # fmt: skip
     return out

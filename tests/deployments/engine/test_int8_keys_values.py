@@ -31,7 +31,7 @@ __all__ = ["one_thread"]  # an autouse fixture
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TARGETS = {"llama": ["q_proj", "k_proj", "v_proj"], "t5": ["q", "k", "v"]}
-TARGETS["gemma2"] = TARGETS["bart"] = TARGETS["llama"]
+TARGETS |= dict.fromkeys(("gemma2", "bart", "t5gemma", "t5gemma2"), TARGETS["llama"])
 LIMITS = FastLimits(max_rows=4, num_positions=96, max_adapters=2)
 TOLERANCE = 0.05  # of the logits' norm: two layers whose keys and values are off by 0.4 % of a head
 CASES = sorted(TARGETS)

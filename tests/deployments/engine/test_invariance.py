@@ -47,16 +47,19 @@ WIDE: dict[str, dict[str, Any]] = {
         "decoder_ffn_dim": 1152,
         "max_position_embeddings": 256,
     },
+    **dict.fromkeys(("t5gemma", "t5gemma2"), {}),  # its halves have configurations of their own
 }
 TARGETS = {
     "causal": ["q_proj", "v_proj", "o_proj", "down_proj"],
     "seq2seq": ["q", "v", "o", "wo"],
     "bart": ["q_proj", "v_proj", "out_proj", "fc2"],
+    "t5gemma": ["q_proj", "v_proj", "o_proj", "down_proj"],
+    "t5gemma2": ["q_proj", "k_proj", "o_proj", "down_proj"],
 }
 RANKS = {"narrow": 3, "plain": 8, "wide": 64, "dora": 4}
 VOCABULARY = 60
 LIMITS = FastLimits(max_rows=5, num_positions=160, max_adapters=5)
-CASES = ["llama", "gemma2", "t5", "bart"]
+CASES = ["llama", "gemma2", "t5", "bart", "t5gemma", "t5gemma2"]
 
 
 @pytest.fixture(autouse=True)
