@@ -79,19 +79,25 @@ class TritonDecodeAttention:
         scale: float,
         softcap: float | None = None,
     ) -> torch.Tensor:
-        cached = self._layers[layer]
+        cached, kv_scales = self._layers[layer], self._scales[layer]
         if softcap is not None or q.shape[1] != cached.shape[2]:
             if expansion is not None:
                 lora_expand_add(q.flatten(1), expansion)
             return prefill_attention(
-                q, cached, blocks=self._blocks, scale=scale, is_causal=False, softcap=softcap
+                q,
+                cached,
+                blocks=self._blocks,
+                kv_scales=kv_scales,
+                scale=scale,
+                is_causal=False,
+                softcap=softcap,
             )
         return cross_attention(
             q,
             expansion,
-            self._layers[layer],
+            cached,
             *self._prompts,
-            kv_scales=self._scales[layer],
+            kv_scales=kv_scales,
             scale=scale,
             is_invariant=self._is_invariant,
         )
