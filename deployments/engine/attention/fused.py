@@ -10,7 +10,6 @@ import torch
 from deployments.engine.attention.kv_cache import KvCache
 from deployments.engine.kernels.ops import Expansion, Rope
 from deployments.engine.kernels.triton_attention import cross_attention, decode_attention
-from deployments.engine.kernels.triton_lora import lora_expand_add
 from deployments.engine.kernels.triton_prefill import prefill_attention
 
 
@@ -79,15 +78,14 @@ class TritonDecodeAttention:
         scale: float,
         softcap: float | None = None,
     ) -> torch.Tensor:
-        cached, kv_scales = self._layers[layer], self._scales[layer]
+        cached = self._layers[layer]
         if softcap is not None or q.shape[1] != cached.shape[2]:
-            if expansion is not None:
-                lora_expand_add(q.flatten(1), expansion)
+            assert expansion is None, "the kernel for prompts adds no adapters"
             return prefill_attention(
                 q,
                 cached,
                 blocks=self._blocks,
-                kv_scales=kv_scales,
+                kv_scales=self._scales[layer],
                 scale=scale,
                 is_causal=False,
                 softcap=softcap,
@@ -95,9 +93,9 @@ class TritonDecodeAttention:
         return cross_attention(
             q,
             expansion,
-            cached,
+            self._layers[layer],
             *self._prompts,
-            kv_scales=kv_scales,
+            kv_scales=self._scales[layer],
             scale=scale,
             is_invariant=self._is_invariant,
         )
