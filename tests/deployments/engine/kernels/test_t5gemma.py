@@ -82,6 +82,8 @@ def test_attention_to_the_prompt_with_groups_and_a_cap(
     kv_cache = tensor(1, 400, 2, 3, 64, dtype=dtype)
     q, width = tensor(0, 5, 3 * groups, 64, dtype=dtype), 192 * groups
     starts, lengths = rows(0, 130, 131, 200, 399), rows(130, 1, 64, 65, 1)
+    if rank and (groups > 1 or softcap):
+        pytest.skip("what adapters add is in q already")
     added = expansion(width, {0: width}, rank, dtype) if rank else None
     options: dict[str, Any] = {"scale": 0.125, "softcap": softcap}
     before = kv_cache.clone()
