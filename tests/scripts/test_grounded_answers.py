@@ -33,6 +33,14 @@ def test_what_the_check_lets_stand() -> None:
     assert measures([]) == {}
 
 
+@pytest.mark.parametrize("answer", ["Yes.", "Treatment:", "What is eczema?", "", "[1]"])
+def test_what_states_nothing_does_not_stand(answer: str) -> None:
+    """As in the service, which quotes the passages in its place."""
+    after = measures([answered(1, TRUE), answered(2, answer)])["after_the_check"]
+    assert [after[t]["stands"]["value"] for t in ("0", "0.2", "0.5")] == [0.5] * 3
+    assert after["0.5"]["sentences"] == 1
+
+
 def test_sentences_to_read() -> None:
     rows = [answered(1, f"{TRUE} {FALSE}"), answered(2, TRUE, "off")]
     (text,) = supported_sentences(rows, 9)
