@@ -1,21 +1,22 @@
 """Launch the kernels of triton_quantised.py, or torch for many rows: only where Triton runs."""
 
 import functools
+from typing import Any
 
 import torch
 import triton
 
 from deployments.engine.kernels.backend import launch_options, overlaps
-from deployments.engine.kernels.ops import gated_activation
+from deployments.engine.kernels.ops import Expansion, gated_activation
 from deployments.engine.kernels.quantised_tiles import DEQUANTISED, Tile, tile_of
-from deployments.engine.kernels.triton_quantised import (
-    dequantise_kernel,
-    product_kernel,
-    row_kernel,
-)
+from deployments.engine.kernels.triton_dequantise import dequantise_kernel
+from deployments.engine.kernels.triton_grouped_lora import lora_expand_add, lora_expand_gated
+from deployments.engine.kernels.triton_groups import three
+from deployments.engine.kernels.triton_quantised import product_kernel, row_kernel
 from deployments.engine.quantised.formats import NF4_CODE
 from deployments.engine.quantised.interleaved import InterleavedWeight
 
+_RANKS = 128  # of all adapters in use, that a program adds together
 _MOST_TILES = 1 << 14  # of a product whose inputs are cut into pieces
 
 
@@ -26,19 +27,19 @@ def product(
     bias: torch.Tensor | None = None,
     residual: torch.Tensor | None = None,
     activation: str | None = None,
+    expansion: Expansion | None = None,
 ) -> torch.Tensor:
     """Return y = x @ W.T + bias (T, out), or add it to `residual` (T, out) in place.
 
-    x is (T, in), its rows contiguous. With an activation of ops.GATED, return
-    ops.gated_activation of y instead (T, out / 2). Products of one device run one after another:
-    those whose inputs are cut into pieces share counters.
+    x is (T, in), its rows contiguous; an expansion, whose rows are grouped, is added to y. With an
+    activation of ops.GATED, return ops.gated_activation of y instead (T, out / 2). Products of one
+    device run one after another: those whose inputs are cut into pieces share counters.
     """
     tile = tile_of(weight.kind, len(x), *weight.shape)
     if tile is None:
-        y = _of_dequantised(x, weight, bias, residual)
-        return y if activation is None else gated_activation(y, activation)
+        return _ended(_of_dequantised(x, weight, bias, residual), activation, expansion)
     own = (x, weight.values, weight.factors)
-    return _launched(weight.kind, tile, *own, bias, residual, activation)
+    return _launched(weight.kind, tile, *own, bias, residual, activation, expansion)
 
 
 def plain_product(
@@ -48,13 +49,22 @@ def plain_product(
     bias: torch.Tensor | None = None,
     residual: torch.Tensor | None = None,
     activation: str | None = None,
+    expansion: Expansion | None = None,
 ) -> torch.Tensor:
     """Do `product` with a plain weight (out, in), in the dtype of x."""
     tile = tile_of("plain", len(x), *weight.shape)
     if tile is None:
-        y = torch_product(x, weight.t(), bias, residual)
-        return y if activation is None else gated_activation(y, activation)
-    return _launched("plain", tile, x, weight, weight, bias, residual, activation)
+        return _ended(torch_product(x, weight.t(), bias, residual), activation, expansion)
+    return _launched("plain", tile, x, weight, weight, bias, residual, activation, expansion)
+
+
+def _ended(y: torch.Tensor, activation: str | None, expansion: Expansion | None) -> torch.Tensor:
+    """Do what the kernels do with a product before they store it."""
+    if expansion is not None and activation is not None:
+        return lora_expand_gated(y, expansion, activation)
+    if expansion is not None:
+        lora_expand_add(y, expansion)
+    return y if activation is None else gated_activation(y, activation)
 
 
 def _launched(
@@ -66,6 +76,7 @@ def _launched(
     bias: torch.Tensor | None,
     residual: torch.Tensor | None,
     activation: str | None,
+    expansion: Expansion | None,
 ) -> torch.Tensor:
     rows, inputs = x.shape
     stored, width = values.shape
@@ -73,8 +84,11 @@ def _launched(
     out = residual
     if out is None:
         out = torch.empty(rows, outputs, dtype=x.dtype, device=x.device)
-    own = (x, values, factors, _table(x.dtype, x.device), values if bias is None else bias, out)
+    adapters, sizes = _adapter_arguments(x, expansion)
+    added = values if bias is None else bias
+    own = (x, values, factors, _table(x.dtype, x.device), added, out, *adapters)
     options = {
+        **sizes,
         "KIND": kind,
         "HAS_BIAS": bias is not None,
         "ADDS": residual is not None,
@@ -89,7 +103,8 @@ def _launched(
     }
     columns = triton.cdiv(stored, tile.bn)
     if tile.bm == 0:
-        row_kernel[(columns,)](*own, outputs, inputs, width, **options)
+        ranks = triton.next_power_of_2(sizes["R"])
+        row_kernel[(columns,)](*own, outputs, inputs, width, RP=ranks, **options)
         return out
     blocks = triton.cdiv(rows, tile.bm)
     length = triton.cdiv(inputs, tile.bk * tile.splits) * tile.bk
@@ -98,13 +113,29 @@ def _launched(
         assert columns * blocks <= _MOST_TILES, "more tiles than counters"
         size = columns * blocks * tile.splits * tile.bn * tile.bm
         partials = torch.empty(size, dtype=torch.float32, device=x.device)
+    ranks = min(_RANKS, max(8, triton.next_power_of_2(sizes["R"])))
     product_kernel[(columns, tile.splits, blocks)](
         *own, partials, _counters(x.device), rows, outputs, inputs, length, tile.splits,
         x.stride(0), out.stride(0), width, BM=tile.bm, WARPS=tile.num_warps,
-        IS_EVEN=length * tile.splits == inputs, IS_SPLIT=tile.splits > 1,
+        IS_EVEN=length * tile.splits == inputs, IS_SPLIT=tile.splits > 1, RC=ranks,
+        G=_RANKS // ranks,
         num_stages=tile.num_stages, **options,
     )  # fmt: skip
     return out
+
+
+def _adapter_arguments(
+    x: torch.Tensor, expansion: Expansion | None
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return what a kernel needs to add the expansion."""
+    if expansion is None:
+        return (x,) * 6 + (0,) * 6, {"P": 0, "R": 8, "BESIDE": False}
+    assert expansion.groups is not None, "rows that are not grouped"
+    stacks = [b for _, b in expansion.stacks]
+    starts, columns = [start for start, _ in expansion.stacks], [b.shape[2] for b in stacks]
+    tensors = (expansion.shrunk, expansion.slots, expansion.groups.active, *three(stacks))
+    sizes = {"P": len(stacks), "R": expansion.rank, "BESIDE": expansion.is_beside}
+    return (*tensors, *three(starts), *three(columns)), sizes
 
 
 def torch_product(

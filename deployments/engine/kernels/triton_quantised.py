@@ -1,4 +1,4 @@
-"""Multiply by quantised weights, and dequantise them, with Triton kernels.
+"""Multiply by quantised and plain weights, and add adapters to that, with Triton kernels.
 
 Weight-only: x stays as it is, weights become its dtype in registers, sums are float32. A weight is
 read once, so few rows take the time of its bytes. The order of its inputs is that of
@@ -8,16 +8,11 @@ quantised/interleaved.py. Imported only where Triton runs.
 import triton
 import triton.language as tl
 
+from deployments.engine.kernels.triton_dequantise import converted, row_tile
+from deployments.engine.kernels.triton_expansion import row_weights, some_weights, with_units
 from deployments.engine.kernels.triton_lora import activated
 from deployments.engine.kernels.triton_nf4 import entries
-from deployments.engine.kernels.triton_overlap import after_earlier_kernels
-
-
-@triton.jit
-def _converted(tile, KIND: tl.constexpr, dtype: tl.constexpr):
-    if KIND == "fp8":  # to bfloat16 directly takes an instruction of a quarter of the rate
-        return tile.to(tl.float16).to(tl.float32).to(dtype)
-    return tile.to(dtype)
+from deployments.engine.kernels.triton_overlap import begin_beside, end_beside
 
 
 @triton.jit
@@ -63,18 +58,20 @@ def _gated(acc, BN: tl.constexpr, BM: tl.constexpr, IS_SILU: tl.constexpr, dtype
 
 @triton.jit(do_not_specialize=["M", "splits"])
 def product_kernel(
-    x, values, factors, table, bias, out, partials, counters, M, N, K, length, splits, x_row,
-    out_row, width, KIND: tl.constexpr, HAS_BIAS: tl.constexpr, ADDS: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, WARPS: tl.constexpr,
-    IS_EVEN: tl.constexpr, IS_SPLIT: tl.constexpr, IN_REGISTERS: tl.constexpr,
-    OVERLAPS: tl.constexpr, GATED: tl.constexpr, IS_SILU: tl.constexpr,
+    x, values, factors, table, bias, out, shrunk, slots, active, b0, b1, b2, start0, start1,
+    start2, n0, n1, n2, partials, counters, M, N, K, length, splits, x_row, out_row, width,
+    P: tl.constexpr, R: tl.constexpr, RC: tl.constexpr, G: tl.constexpr, BESIDE: tl.constexpr,
+    KIND: tl.constexpr, HAS_BIAS: tl.constexpr, ADDS: tl.constexpr, BM: tl.constexpr,
+    BN: tl.constexpr, BK: tl.constexpr, WARPS: tl.constexpr, IS_EVEN: tl.constexpr,
+    IS_SPLIT: tl.constexpr, IN_REGISTERS: tl.constexpr, OVERLAPS: tl.constexpr,
+    GATED: tl.constexpr, IS_SILU: tl.constexpr,
 ):  # fmt: skip
     """Compute BN outputs of BM rows from `length` of K inputs. Program (outputs, piece, rows).
 
     Tiles are (outputs, rows): weights are the first operand, which tensor cores take from
     registers. Pieces are added by the program that comes last, always in the same order.
     IS_EVEN: the pieces are K inputs together. GATED: half of the tile's outputs are gates, and
-    N is the number of gated ones.
+    N is the number of gated ones. P: modules whose adapters are added. BESIDE: `begin_beside`.
     """
     column = tl.program_id(0)
     piece = tl.program_id(1)
@@ -87,7 +84,15 @@ def product_kernel(
     stored = N * 2 if GATED else N  # rows of the weight
     begin = piece * length
     k = tl.arange(0, 64)
-    after_earlier_kernels(OVERLAPS)
+    begin_beside(OVERLAPS, BESIDE)
+    if P > 0:  # asked for now, used when the sum is there
+        r = column * BN + i
+        own_n = r // 16 * 8 + r % 8 + r // 8 % 2 * N if GATED else r
+        own_n = tl.max_contiguous(tl.multiple_of(own_n, 8), 8)
+        num = tl.load(active)
+        adapters, modules = some_weights(
+            own_n, 0, num, active, b0, b1, b2, start0, start1, start2, n0, n1, n2, P, R, RC, G, BN
+        )
     if KIND == "plain":
         rows = values + n.to(tl.int64)[:, None] * width
         j = tl.arange(0, BK)
@@ -141,8 +146,9 @@ def product_kernel(
                 else:
                     tile = tl.load(rows + first, mask=first < K, other=0.0)
                     xs = tl.load(lines + first + k[:, None], mask=first + k[:, None] < K, other=0.0)
-                weights = _fragment(_converted(tile, KIND, kind), BN, WARPS)
+                weights = _fragment(converted(tile, KIND, kind), BN, WARPS)
                 acc = tl.dot(weights, xs, acc, input_precision="ieee")
+    end_beside(OVERLAPS, BESIDE)
     is_last = True
     if IS_SPLIT:
         tile_number = tl.program_id(2) * tl.num_programs(0) + column
@@ -163,6 +169,19 @@ def product_kernel(
             acc = acc * 7.874015718698502e-3
         if HAS_BIAS:
             acc += tl.load(bias + n).to(tl.float32)[:, None]
+        if P > 0:
+            if num > 0:
+                acc = with_units(
+                    acc, adapters, modules, 0, num, m, M, shrunk, slots, active, P, R, RC, G, BM
+                )
+            for unit in tl.range(G, num * ((R + RC - 1) // RC), G, num_stages=1):
+                adapters, modules = some_weights(
+                    own_n, unit, num, active, b0, b1, b2, start0, start1, start2, n0, n1, n2,
+                    P, R, RC, G, BN,
+                )  # fmt: skip
+                acc = with_units(
+                    acc, adapters, modules, unit, num, m, M, shrunk, slots, active, P, R, RC, G, BM
+                )
         if GATED:
             y = _gated(acc, BN, BM, IS_SILU, kind)
             to = column * (BN // 2) + tl.arange(0, BN // 2)
@@ -174,14 +193,6 @@ def product_kernel(
         if ADDS:
             y += tl.load(at_out, mask=mask, other=0.0).to(tl.float32)
         tl.store(at_out, y.to(kind), mask=mask)
-
-
-@triton.jit
-def _row_tile(values, n, first, width, WIDTH: tl.constexpr):
-    """Return WIDTH elements, from `first` on, of the rows n of `width` each; zeros behind them."""
-    j = first + tl.arange(0, WIDTH)
-    at = n.to(tl.int64)[:, None] * width + j[None, :]
-    return tl.load(values + at, mask=(j < width)[None, :], other=0.0)
 
 
 @triton.jit
@@ -210,9 +221,11 @@ def _times_pairs(weights, first, second, BN: tl.constexpr, BK: tl.constexpr):
 
 @triton.jit
 def row_kernel(
-    x, values, factors, table, bias, out, N, K, width, KIND: tl.constexpr, HAS_BIAS: tl.constexpr,
-    ADDS: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, IN_REGISTERS: tl.constexpr,
-    OVERLAPS: tl.constexpr, GATED: tl.constexpr, IS_SILU: tl.constexpr,
+    x, values, factors, table, bias, out, shrunk, slots, active, b0, b1, b2, start0, start1,
+    start2, n0, n1, n2, N, K, width, P: tl.constexpr, R: tl.constexpr, RP: tl.constexpr,
+    BESIDE: tl.constexpr, KIND: tl.constexpr, HAS_BIAS: tl.constexpr, ADDS: tl.constexpr,
+    BN: tl.constexpr, BK: tl.constexpr, IN_REGISTERS: tl.constexpr, OVERLAPS: tl.constexpr,
+    GATED: tl.constexpr, IS_SILU: tl.constexpr,
 ):  # fmt: skip
     """Compute BN outputs of a single row, without tensor cores. Program (outputs).
 
@@ -226,8 +239,13 @@ def row_kernel(
     if GATED:
         n = tl.minimum(to // 2, N - 1) + to % 2 * N
         stored = N * 2
-    tile = _row_tile(values, n, 0, width, BK)
-    after_earlier_kernels(OVERLAPS)
+    tile = row_tile(values, n, 0, width, BK)
+    if P > 0:
+        slot = tl.load(slots).to(tl.int64)
+        adapter, own = row_weights(
+            n, slot, b0, b1, b2, start0, start1, start2, n0, n1, n2, P, R, RP
+        )
+    begin_beside(OVERLAPS, BESIDE)
     j = tl.arange(0, BK // 2)  # of pairs
     pair = _input_of(j % 32 * 2) // 2
     if KIND == "nf4":
@@ -236,7 +254,7 @@ def row_kernel(
         blocks = tl.arange(0, BK // 64) * 2
         for first in range(0, width, BK):
             upper, lower = entries(tile, table, IN_REGISTERS)
-            tile = _row_tile(values, n, first + BK, width, BK)
+            tile = row_tile(values, n, first + BK, width, BK)
             own = factors + (first // 32 + blocks)[None, :] * stored + n[:, None]
             mask = (first + blocks * 32 < width)[None, :]
             left, right = _pairs(x, first + pair, K)
@@ -250,15 +268,15 @@ def row_kernel(
         k = tl.arange(0, BK)
         for first in range(0, width, BK):
             weights = tile.to(tl.float32)
-            tile = _row_tile(values, n, first + BK, width, BK)
+            tile = row_tile(values, n, first + BK, width, BK)
             xs = tl.load(x + first + k, mask=first + k < K, other=0.0).to(tl.float32)
             acc += weights * xs[None, :]
     else:
         acc = tl.zeros((BN, BK // 2), tl.float32)
         pair += j // 32 * 32
         for first in range(0, width, BK):
-            weights = _converted(tile, KIND, tl.float32)
-            tile = _row_tile(values, n, first + BK, width, BK)
+            weights = converted(tile, KIND, tl.float32)
+            tile = row_tile(values, n, first + BK, width, BK)
             left, right = _pairs(x, first // 2 + pair, K)
             acc += _times_pairs(weights, left, right, BN, BK)
     y = tl.sum(acc, 1)
@@ -268,6 +286,11 @@ def row_kernel(
         y = y * 7.874015718698502e-3
     if HAS_BIAS:
         y += tl.load(bias + n).to(tl.float32)
+    end_beside(OVERLAPS, BESIDE)
+    if P > 0:
+        at = shrunk + (own * R)[:, None] + tl.arange(0, RP)[None, :]
+        s = tl.load(at, mask=(tl.arange(0, RP) < R)[None, :], other=0.0)
+        y += tl.sum(adapter.to(tl.float32) * s, 1)
     kind: tl.constexpr = x.dtype.element_ty
     if GATED:
         gate, value = tl.split(tl.reshape(y.to(kind), (BN // 2, 2)))
@@ -277,44 +300,3 @@ def row_kernel(
     if ADDS:
         y += tl.load(out + to, mask=to < N, other=0.0).to(tl.float32)
     tl.store(out + to, y.to(kind), mask=to < N)
-
-
-@triton.jit
-def _in_order(tile, BN: tl.constexpr, CHUNKS: tl.constexpr):
-    """Put the inputs of rows (BN, CHUNKS * 64) into their natural order."""
-    parts = tl.reshape(tile, (BN, CHUNKS, 4, 4, 2, 2))
-    return tl.reshape(tl.permute(parts, (0, 1, 3, 4, 2, 5)), (BN, CHUNKS * 64))
-
-
-@triton.jit
-def dequantise_kernel(
-    values, factors, table, out, N, K, width, factors_row, KIND: tl.constexpr, BN: tl.constexpr,
-    CHUNKS: tl.constexpr,
-):  # fmt: skip
-    """Write BN rows of CHUNKS times 64 stored elements. Program (chunks, rows)."""
-    n = tl.program_id(1) * BN + tl.arange(0, BN)
-    first = tl.program_id(0) * (CHUNKS * 64)
-    j = tl.arange(0, CHUNKS * 64)
-    kind = out.dtype.element_ty
-    nm = (n < N)[:, None]
-    tile = _row_tile(values, tl.minimum(n, N - 1), first, width, CHUNKS * 64)
-    if KIND == "nf4":
-        upper, lower = entries(tile, table, False)
-        k = first * 2 + j // 64 * 128 + j % 64
-        own = factors + (k // 64)[None, :] * factors_row + n[:, None]
-        absmax = tl.load(own, mask=nm & (k < K)[None, :], other=0.0)
-        natural = _in_order(upper, BN, CHUNKS).to(tl.float32) * absmax
-        at = out + n.to(tl.int64)[:, None] * K + k[None, :]
-        tl.store(at, natural.to(kind), mask=nm & (k < K)[None, :])
-        inside = nm & (k + 64 < K)[None, :]
-        absmax = tl.load(own + factors_row, mask=inside, other=0.0)
-        natural = _in_order(lower, BN, CHUNKS).to(tl.float32) * absmax
-        tl.store(at + 64, natural.to(kind), mask=inside)
-    else:
-        k = first + j
-        weights = _converted(_in_order(tile, BN, CHUNKS), KIND, tl.float32)
-        weights = weights * tl.load(factors + n, mask=n < N, other=0.0)[:, None]
-        if KIND == "int8":
-            weights = weights * 7.874015718698502e-3
-        at = out + n.to(tl.int64)[:, None] * K + k[None, :]
-        tl.store(at, weights.to(kind), mask=nm & (k < K)[None, :])

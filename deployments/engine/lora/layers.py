@@ -65,19 +65,26 @@ class LoraBatch(Protocol):
 
     def norm(
         self, layer: str, x: torch.Tensor, weight: torch.Tensor, eps: float
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Return the RMS norm of x (T, in), and x @ A if that came with it, for `add`."""
+    ) -> tuple[torch.Tensor, Expansion | None]:
+        """Return the RMS norm of x (T, in), and `shrink` of it if that came with it."""
+
+    def shrink(self, layer: str, x: torch.Tensor) -> Expansion | None:
+        """Return x @ A, for the product by x that follows and for `add`; None: `add` computes it.
+
+        At most one is in use at a time.
+        """
 
     def add(
-        self, layer: str, x: torch.Tensor, y: torch.Tensor, shrunk: torch.Tensor | None = None
+        self, layer: str, x: torch.Tensor, y: torch.Tensor, shrunk: Expansion | None = None
     ) -> None:
-        """Add each token's LoRA of x (T, in) to y (T, out) in place; `shrunk` is from `norm`."""
+        """Add each token's LoRA of x (T, in) to y (T, out) in place; `shrunk` is from `norm` or
+        `shrink`."""
 
     def embed(self, layer: str, tokens: torch.Tensor, y: torch.Tensor) -> None:
         """Do `add` for an embedding: x is one-hot at each of `tokens` (T,)."""
 
     def expansion(
-        self, layer: str, x: torch.Tensor, y: torch.Tensor, shrunk: torch.Tensor | None
+        self, layer: str, x: torch.Tensor, y: torch.Tensor, shrunk: Expansion | None
     ) -> Expansion | None:
         """Do `add`, or return the part that the kernel that reads y next can add itself."""
 

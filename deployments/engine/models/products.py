@@ -8,12 +8,13 @@ import torch
 import torch.nn.functional as F
 
 from deployments.engine.kernels.backend import are_fused
+from deployments.engine.kernels.ops import Expansion
 from deployments.engine.models.weights import packed, take_weight
 from deployments.engine.quantised.interleaved import InterleavedWeight, interleaved
 from deployments.engine.quantised.linear import QuantisedLinear
 from deployments.engine.quantised.weight import QuantisedWeight, stacked
 
-# Layers that become one product (models/llama.py, models/t5.py).
+# Layers that become one product (models/stack.py, models/t5.py).
 _FUSED = (
     ("q_proj", "k_proj", "v_proj"),
     ("gate_proj", "up_proj"),
@@ -98,7 +99,10 @@ class QuantisedProduct:
 
 
 class KernelProduct:
-    """Multiply with kernels of ours where rows are few, with torch where they are many."""
+    """Multiply with kernels of ours where rows are few, with torch where they are many.
+
+    Both add an expansion whose rows are grouped.
+    """
 
     def __init__(self, weight: InterleavedWeight | torch.Tensor, bias: torch.Tensor | None) -> None:
         from deployments.engine.kernels.quantised_product import plain_product, product
@@ -107,15 +111,21 @@ class KernelProduct:
         self._product: Callable[..., torch.Tensor] = functools.partial(function, weight=weight)
         self._weight, self._bias = weight, bias
 
-    def __call__(self, x: torch.Tensor, *, is_biased: bool = True) -> torch.Tensor:
-        return self._product(x, bias=self._bias if is_biased else None)
+    def __call__(
+        self, x: torch.Tensor, *, is_biased: bool = True, expansion: Expansion | None = None
+    ) -> torch.Tensor:
+        return self._product(x, bias=self._bias if is_biased else None, expansion=expansion)
 
-    def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        return self._product(x, bias=self._bias, residual=residual)
+    def add_to(
+        self, residual: torch.Tensor, x: torch.Tensor, expansion: Expansion | None = None
+    ) -> torch.Tensor:
+        return self._product(x, bias=self._bias, residual=residual, expansion=expansion)
 
-    def gated(self, x: torch.Tensor, activation: str) -> torch.Tensor:
+    def gated(
+        self, x: torch.Tensor, activation: str, expansion: Expansion | None = None
+    ) -> torch.Tensor:
         """Return gated_activation of self(x), for an activation of GATED."""
-        return self._product(x, bias=self._bias, activation=activation)
+        return self._product(x, bias=self._bias, activation=activation, expansion=expansion)
 
     def in_order(self) -> "OrderedProduct | None":
         if isinstance(self._weight, torch.Tensor):
