@@ -92,6 +92,9 @@ class RowLoraBatch:
     def rescales(self, layer: str) -> bool:
         return layer in self._lora.rescaled
 
+    def shrink(self, layer: str) -> None:
+        return None
+
     def norm(
         self, layer: str, x: torch.Tensor, weight: torch.Tensor, eps: float
     ) -> tuple[torch.Tensor, None]:

@@ -1,6 +1,9 @@
 """Launch the kernels of triton_quantised.py, or torch for many rows: only where Triton runs."""
 
 import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -8,15 +11,32 @@ import triton
 from deployments.engine.kernels.backend import launch_options, overlaps
 from deployments.engine.kernels.ops import gated_activation
 from deployments.engine.kernels.quantised_tiles import DEQUANTISED, Tile, tile_of
-from deployments.engine.kernels.triton_quantised import (
-    dequantise_kernel,
-    product_kernel,
-    row_kernel,
-)
+from deployments.engine.kernels.triton_lora import MAX_NORM_COLUMNS, three
+from deployments.engine.kernels.triton_quantised import dequantise_kernel, product_kernel
+from deployments.engine.kernels.triton_row import row_kernel
 from deployments.engine.quantised.formats import NF4_CODE
 from deployments.engine.quantised.interleaved import InterleavedWeight
 
 _MOST_TILES = 1 << 14  # of a product whose inputs are cut into pieces
+_RANKS = 4  # ranks of an adapter's A that one program multiplies a row by
+
+
+@dataclass(frozen=True, slots=True)
+class RowNorm:
+    """Hold the RMS norm that a product of one row begins with, and what else multiplies its result.
+
+    weight: (in,). stacks, slots: as triton_lora.lora_shrink takes them; none: nothing.
+    """
+
+    weight: torch.Tensor
+    eps: float
+    stacks: Sequence[torch.Tensor] = ()
+    slots: torch.Tensor | None = None
+
+
+def has_row_norm(x: torch.Tensor) -> bool:
+    """Return whether a product of x (T, in) takes a RowNorm."""
+    return len(x) == 1 and x.shape[1] <= MAX_NORM_COLUMNS
 
 
 def product(
@@ -57,6 +77,30 @@ def plain_product(
     return _launched("plain", tile, x, weight, weight, bias, residual, activation)
 
 
+def row_product(
+    x: torch.Tensor,
+    weight: InterleavedWeight | torch.Tensor,
+    norm: RowNorm,
+    *,
+    bias: torch.Tensor | None = None,
+    activation: str | None = None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Do `product` or `plain_product` with the RMS norm of a single row x (1, in).
+
+    Returns:
+        The product, and lora_shrink of the norm (1, P, R) with the stacks, None without any.
+    """
+    kind = "plain" if isinstance(weight, torch.Tensor) else weight.kind
+    own = (weight, weight) if isinstance(weight, torch.Tensor) else (weight.values, weight.factors)
+    tile = tile_of(kind, 1, *weight.shape)
+    assert tile is not None, "a single row has a tile"
+    shrunk = None
+    if norm.stacks:
+        shape = (1, len(norm.stacks), norm.stacks[0].shape[1])
+        shrunk = torch.empty(shape, dtype=torch.float32, device=x.device)
+    return _launched(kind, tile, x, *own, bias, None, activation, norm, shrunk), shrunk
+
+
 def _launched(
     kind: str,
     tile: Tile,
@@ -66,6 +110,8 @@ def _launched(
     bias: torch.Tensor | None,
     residual: torch.Tensor | None,
     activation: str | None,
+    norm: RowNorm | None = None,
+    shrunk: torch.Tensor | None = None,
 ) -> torch.Tensor:
     rows, inputs = x.shape
     stored, width = values.shape
@@ -89,7 +135,7 @@ def _launched(
     }
     columns = triton.cdiv(stored, tile.bn)
     if tile.bm == 0:
-        row_kernel[(columns,)](*own, outputs, inputs, width, **options)
+        _launch_row(columns, own, (outputs, inputs, width), norm, shrunk, tile, options)
         return out
     blocks = triton.cdiv(rows, tile.bm)
     length = triton.cdiv(inputs, tile.bk * tile.splits) * tile.bk
@@ -99,12 +145,37 @@ def _launched(
         size = columns * blocks * tile.splits * tile.bn * tile.bm
         partials = torch.empty(size, dtype=torch.float32, device=x.device)
     product_kernel[(columns, tile.splits, blocks)](
-        *own, partials, _counters(x.device), rows, outputs, inputs, length, tile.splits,
-        x.stride(0), out.stride(0), width, BM=tile.bm, WARPS=tile.num_warps,
-        IS_EVEN=length * tile.splits == inputs, IS_SPLIT=tile.splits > 1,
-        num_stages=tile.num_stages, **options,
+        *own, partials, _counters(x.device), rows, outputs, inputs, length, x.stride(0),
+        out.stride(0), width, BM=tile.bm, WARPS=tile.num_warps, SPLITS=tile.splits,
+        CHUNK=min(tile.chunk, tile.bk), FETCHED=tile.fetched,
+        IS_EVEN=length * tile.splits == inputs, num_stages=tile.num_stages, **options,
     )  # fmt: skip
     return out
+
+
+def _launch_row(
+    columns: int,
+    own: tuple[torch.Tensor, ...],
+    sizes: tuple[int, int, int],
+    norm: RowNorm | None,
+    shrunk: torch.Tensor | None,
+    tile: Tile,
+    options: dict[str, Any],
+) -> None:
+    x, (_, inputs, width) = own[0], sizes
+    tiles = triton.cdiv(width, tile.bk)
+    stacks, slots = [x], x
+    rank = programs = 0
+    if norm is not None and norm.slots is not None and norm.stacks:
+        stacks, slots = list(norm.stacks), norm.slots
+        rank = stacks[0].shape[1]
+        programs = len(stacks) * (rank // _RANKS)
+    row_kernel[(columns + programs,)](
+        *own, x if norm is None else norm.weight, 0.0 if norm is None else norm.eps, slots,
+        *three(stacks), x if shrunk is None else shrunk, *sizes, columns,
+        HAS_NORM=norm is not None, R=rank, RC=_RANKS, BLOCK=triton.next_power_of_2(inputs),
+        TILES=tiles, AHEAD=min(tile.num_stages, tiles), **options,
+    )  # fmt: skip
 
 
 def torch_product(

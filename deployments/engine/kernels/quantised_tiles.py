@@ -25,6 +25,8 @@ class Tile:
     splits: int
     num_warps: int
     num_stages: int
+    chunk: int = 64
+    fetched: int = 0
 
 
 def tile_of(kind: str, rows: int, outputs: int, inputs: int) -> Tile | None:

@@ -182,7 +182,7 @@ def lora_shrink(
     out = torch.empty(len(x), modules, rank, dtype=torch.float32, device=x.device)
     grid = (len(x), modules * (rank // _RANKS))
     _shrink_kernel[grid](
-        x, *_three(stacks), slots, out, x.stride(0), x.shape[1],
+        x, *three(stacks), slots, out, x.stride(0), x.shape[1],
         P=modules, R=rank, RC=_RANKS, BLOCK=min(2048, triton.next_power_of_2(x.shape[1])),
         OVERLAPS=overlaps(x.device), num_warps=8, **launch_options(x.device),
     )  # fmt: skip
@@ -205,7 +205,7 @@ def norm_shrink(
     out = torch.empty(len(x), modules, rank, dtype=torch.float32, device=x.device)
     grid = (len(x), modules * (rank // _RANKS))
     _norm_shrink_kernel[grid](
-        x, weight, normed, *_three(stacks), slots, out, eps, x.shape[1],
+        x, weight, normed, *three(stacks), slots, out, eps, x.shape[1],
         P=modules, R=rank, RC=_RANKS, BLOCK=triton.next_power_of_2(x.shape[1]),
         OVERLAPS=overlaps(x.device), num_warps=16, **launch_options(x.device),
     )  # fmt: skip
@@ -236,12 +236,12 @@ def lora_expand_add(
     columns = [b.shape[2] for b in tensors]
     grid = (len(y), triton.cdiv(max(columns), _EXPAND_COLUMNS), len(stacks))
     _expand_kernel[grid](
-        y, shrunk, *_three(tensors), *_three([shrunk if f is None else f for f in factors]),
-        *_three([start for start, _ in stacks]), *_three(columns),
+        y, shrunk, *three(tensors), *three([shrunk if f is None else f for f in factors]),
+        *three([start for start, _ in stacks]), *three(columns),
         slots, y.stride(0),
         P=len(stacks), R=tensors[0].shape[1], RC=_RANKS, BLOCK=_EXPAND_COLUMNS,
         OVERLAPS=overlaps(y.device), num_warps=4, **launch_options(y.device),
-        **dict(zip(("G0", "G1", "G2"), _three(has_gains), strict=True)),
+        **dict(zip(("G0", "G1", "G2"), three(has_gains), strict=True)),
     )  # fmt: skip
 
 
@@ -257,7 +257,7 @@ def gated_activation(x: torch.Tensor, activation: str) -> torch.Tensor:
     return out
 
 
-def _three(items: Sequence[Any]) -> list[Any]:
+def three(items: Sequence[Any]) -> list[Any]:
     """Return three items, since the kernels take three; missing ones repeat the first, unread."""
     if not 1 <= len(items) <= 3:
         raise ValueError(f"{len(items)} modules in one product; 1 to 3 are possible")

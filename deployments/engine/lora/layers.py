@@ -1,6 +1,6 @@
 """Describe the linear layers that adapters change, the weights of all adapters, and a batch's."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -62,6 +62,10 @@ class LoraBatch(Protocol):
     def rescales(self, layer: str) -> bool:
         """Return whether `add` multiplies y by gains first (DoRA): y then is the base model's
         product alone, without a bias or a residual."""
+
+    def shrink(self, layer: str) -> tuple[Sequence[torch.Tensor], torch.Tensor] | None:
+        """Return each adapted module's A of all slots and the slots of the rows, for a kernel that
+        multiplies by them itself; None if this batch has none such."""
 
     def norm(
         self, layer: str, x: torch.Tensor, weight: torch.Tensor, eps: float

@@ -54,6 +54,9 @@ class TorchLoraBatch:
         segments = self._layers.get(layer)
         return segments is not None and bool(segments.gains)
 
+    def shrink(self, layer: str) -> None:
+        return None
+
     def norm(
         self, layer: str, x: torch.Tensor, weight: torch.Tensor, eps: float
     ) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -29,6 +29,9 @@ class TritonLoraBatch:
     def rescales(self, layer: str) -> bool:
         return any(stack.gains is not None for _, stack in self._stacks.get(layer, ()))
 
+    def shrink(self, layer: str) -> tuple[Sequence[torch.Tensor], torch.Tensor] | None:
+        return [stack.a for _, stack in self._stacks[layer]], self._slots
+
     def norm(
         self, layer: str, x: torch.Tensor, weight: torch.Tensor, eps: float
     ) -> tuple[torch.Tensor, torch.Tensor | None]:

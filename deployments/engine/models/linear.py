@@ -105,10 +105,37 @@ class FusedLinear(AdaptedLinear):
         self, x: torch.Tensor, weight: torch.Tensor, eps: float, lora: LoraBatch | None
     ) -> torch.Tensor:
         """Apply the layer to the RMS norm of x (T, in), whose weight is (in,)."""
+        done = self._in_one_kernel(x, weight, eps, lora)
+        if done is not None:
+            y, shrunk = done
+            if lora is not None:
+                lora.add(self.name, x, y, shrunk)
+            return y
         if lora is None:
             return self._adapted(rms_norm(x, weight, eps), None, None)
         normed, shrunk = lora.norm(self.name, x, weight, eps)
         return self._adapted(normed, lora, shrunk)
+
+    def _in_one_kernel(
+        self,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        eps: float,
+        lora: LoraBatch | None,
+        activation: str | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None] | None:
+        """Return norm and product of few rows, from one kernel, and x @ A; None if there is none.
+
+        Where adapters rescale the product, it has no bias yet: then there is none.
+        """
+        if not isinstance(self._product, KernelProduct) or not self._product.takes_norm(x):
+            return None
+        shrink = None
+        if lora is not None and lora.adapts(self.name):
+            shrink = lora.shrink(self.name)
+            if shrink is None or lora.rescales(self.name):
+                return None
+        return self._product.after_norm(x, weight, eps, shrink, activation)
 
     def gated_after_norm(
         self,
@@ -123,12 +150,17 @@ class FusedLinear(AdaptedLinear):
         It is one kernel where the product is and no adapter changes it.
         """
         shrunk = None
+        is_adapted = lora is not None and lora.adapts(self.name)
+        is_gated = activation in GATED and not is_adapted
+        if weight is not None and is_gated:
+            done = self._in_one_kernel(x, weight, eps, lora, activation)
+            if done is not None:
+                return done[0]
         if weight is not None and lora is not None:
             x, shrunk = lora.norm(self.name, x, weight, eps)
         elif weight is not None:
             x = rms_norm(x, weight, eps)
-        is_adapted = lora is not None and lora.adapts(self.name)
-        if isinstance(self._product, KernelProduct) and activation in GATED and not is_adapted:
+        if isinstance(self._product, KernelProduct) and is_gated:
             return self._product.gated(x, activation)
         return gated_activation(self._adapted(x, lora, shrunk), activation)
 
@@ -136,6 +168,10 @@ class FusedLinear(AdaptedLinear):
         self, x: torch.Tensor, weight: torch.Tensor, eps: float, lora: LoraBatch | None
     ) -> tuple[torch.Tensor, Expansion | None]:
         """Do `after_norm`, but leave the LoRA expansion, if any, to the attention that follows."""
+        done = self._in_one_kernel(x, weight, eps, lora)
+        if done is not None:
+            y, shrunk = done
+            return y, None if lora is None else lora.expansion(self.name, x, y, shrunk)
         if lora is None:
             return self._adapted(rms_norm(x, weight, eps), None, None), None
         normed, shrunk = lora.norm(self.name, x, weight, eps)

@@ -101,8 +101,16 @@ class KernelProduct:
     """Multiply with kernels of ours where rows are few, with torch where they are many."""
 
     def __init__(self, weight: InterleavedWeight | torch.Tensor, bias: torch.Tensor | None) -> None:
-        from deployments.engine.kernels.quantised_product import plain_product, product
+        from deployments.engine.kernels.quantised_product import (
+            RowNorm,
+            has_row_norm,
+            plain_product,
+            product,
+            row_product,
+        )
 
+        self._row_norm, self._row_product = RowNorm, row_product
+        self.takes_norm: Callable[[torch.Tensor], bool] = has_row_norm
         function: Any = plain_product if isinstance(weight, torch.Tensor) else product
         self._product: Callable[..., torch.Tensor] = functools.partial(function, weight=weight)
         self._weight, self._bias = weight, bias
@@ -116,6 +124,21 @@ class KernelProduct:
     def gated(self, x: torch.Tensor, activation: str) -> torch.Tensor:
         """Return gated_activation of self(x), for an activation of GATED."""
         return self._product(x, bias=self._bias, activation=activation)
+
+    def after_norm(
+        self,
+        x: torch.Tensor,
+        norm: torch.Tensor,
+        eps: float,
+        shrink: tuple[Sequence[torch.Tensor], torch.Tensor] | None,
+        activation: str | None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return self of the RMS norm of a row x that it `takes_norm` of, or `gated` of it, and
+        what LoraBatch.norm returns beside the norm; `shrink` is LoraBatch.shrink."""
+        about = self._row_norm(norm, eps, *(shrink or ()))
+        return self._row_product(
+            x, self._weight, about, bias=self._bias, activation=activation
+        )
 
     def in_order(self) -> "OrderedProduct | None":
         if isinstance(self._weight, torch.Tensor):
