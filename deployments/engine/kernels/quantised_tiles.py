@@ -5,7 +5,6 @@ from dataclasses import dataclass
 DEQUANTISED = 1 << 25  # elements of the copy that torch multiplies by, at most
 _MANY_ROWS = 192  # are bound by arithmetic: torch, from a dequantised copy
 _PLAIN_ROWS = 64  # more are as fast with torch
-_WIDE = 3072  # outputs from which on programs of a single row take more of them
 _SHORTEST = 512  # inputs of a piece, at least
 # Programs below which the inputs are cut into pieces. NF4's take longer for each weight.
 _PROGRAMS = {"int8": 96, "fp8": 96, "nf4": 190, "plain": 64}
@@ -50,8 +49,9 @@ def tile_of(kind: str, rows: int, outputs: int, inputs: int) -> Tile | None:
 
 
 def _row_tile(kind: str, outputs: int, inputs: int) -> Tile:
-    if outputs < _WIDE or inputs > outputs:
-        return Tile(0, 8 if kind == "nf4" else 4, 1024, 1, 8, 1)
-    if kind == "plain":
-        return Tile(0, 2, 1024, 1, 4, 1)
-    return Tile(0, 8, 512, 1, 4, 1)
+    width = inputs // 2 if kind == "nf4" else inputs
+    if width <= 1024:
+        return Tile(0, 8, max(128, 1 << (width - 1).bit_length()), 1, 4, 1)
+    if width <= 2048:
+        return Tile(0, 2 if kind == "plain" else 8, 2048, 1, 4, 1)
+    return Tile(0, 2 if kind == "plain" else 4, 1024, 1, 4, 2)

@@ -17,9 +17,10 @@ from deployments.engine.kernels.backend import launch_options, overlaps
 from deployments.engine.kernels.ops import Expansion, Rope
 from deployments.engine.kernels.tiles import decode_tile, padded
 from deployments.engine.kernels.triton_lora import lora_expand_add
-from deployments.engine.kernels.triton_overlap import after_earlier_kernels
+from deployments.engine.kernels.triton_overlap import after_earlier_kernels, launch_next
 
 MAX_FUSED_RANK = 64  # a separate kernel adds larger ranks first
+_EARLY = True
 _FIXED_PROGRAMS = 512  # that decide the tile of every batch, where sums keep one order
 
 
@@ -69,13 +70,30 @@ def _add_lora(
 
 
 @triton.jit
-def _kept(kv_cache, start, first, n, columns, mask, size, BLOCK_N: tl.constexpr):
-    """Return keys and values (BLOCK_N, D) of a head from position `first` on; zeros from n on."""
+def _kept(
+    kv_cache, start, bias, first, n, columns, mask, size, HAS_BIAS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Return keys and values (BLOCK_N, D) of a head from position `first` on, and what is added to
+    their scores (BLOCK_N,): very negative from n on."""
     j = first + tl.arange(0, BLOCK_N)
+    seen = j < n
     at = ((start + j) * (2 * size))[:, None] + columns[None, :]
-    both = (j < n)[:, None] & mask[None, :]
+    both = seen[:, None] & mask[None, :]
     keys = tl.load(kv_cache + at, mask=both, other=0.0)
-    return keys, tl.load(kv_cache + at + size, mask=both, other=0.0)
+    values = tl.load(kv_cache + at + size, mask=both, other=0.0)
+    added = tl.where(seen, 0.0, -1e30)
+    if HAS_BIAS:
+        added = tl.load(bias + (n - j), mask=seen, other=-1e30).to(tl.float32)
+    return keys, values, added
+
+
+@triton.jit
+def _attended(q, keys, values, added, largest, total, acc):
+    """Take one block of keys and values (BLOCK_N, D) into the softmax and its sum of values."""
+    scores = tl.sum(q[None, :] * keys.to(tl.float32), 1) + added
+    largest, total, shrink, p = softmax_step(scores, largest, total, AXIS=0)
+    return largest, total, acc * shrink + tl.sum(p[:, None] * values.to(tl.float32), 0)
 
 
 @triton.jit
@@ -84,13 +102,14 @@ def _decode_kernel(
     bv,
     H: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BLOCK_N: tl.constexpr,
     APPEND: tl.constexpr, HAS_BIAS: tl.constexpr, R: tl.constexpr, RC: tl.constexpr,
-    P: tl.constexpr, PQ: tl.constexpr, PK: tl.constexpr, PV: tl.constexpr,
+    P: tl.constexpr, PQ: tl.constexpr, PK: tl.constexpr, PV: tl.constexpr, EARLY: tl.constexpr,
     OVERLAPS: tl.constexpr,
 ):  # fmt: skip
     """Attend with one query head for each key/value head. Program (h, b).
 
     What earlier steps wrote is read before earlier kernels of this one end.
     """
+    launch_next(OVERLAPS)
     h = tl.program_id(0)
     b = tl.program_id(1)
     n = tl.load(lengths + b)
@@ -98,7 +117,13 @@ def _decode_kernel(
     d = tl.arange(0, DP)
     dm = d < D
     columns = h * D + d
-    keys, values = _kept(kv_cache, start, 0, n, columns, dm, H * D, BLOCK_N)
+    bias += h * bias_row
+    if EARLY:
+        keys, values, added = _kept(
+            kv_cache, start, bias, 0, n, columns, dm, H * D, HAS_BIAS, BLOCK_N
+        )
+    if APPEND and HAS_BIAS:
+        own_bias = tl.load(bias).to(tl.float32)
     line = qkv + b * qkv_row + columns
     slot = 0
     if P > 0:
@@ -132,21 +157,16 @@ def _decode_kernel(
         tl.store(own + H * D, kept_v, mask=dm)
         largest = tl.sum(q * kept_k.to(tl.float32), 0)
         if HAS_BIAS:
-            largest += tl.load(bias + h * bias_row).to(tl.float32)
+            largest += own_bias
         total = 1.0
         acc = kept_v.to(tl.float32)
-    for first in range(0, n, BLOCK_N):
-        j = first + tl.arange(0, BLOCK_N)
-        seen = j < n
-        scores = tl.sum(q[None, :] * keys.to(tl.float32), 1)
-        if HAS_BIAS:
-            scores += tl.load(bias + h * bias_row + (n - j), mask=seen, other=0.0).to(tl.float32)
-        scores = tl.where(seen, scores, -1e30)
-        largest, total, shrink, p = softmax_step(scores, largest, total, AXIS=0)
-        acc = acc * shrink + tl.sum(p[:, None] * values.to(tl.float32), 0)
-        keys, values = _kept(
-            kv_cache, start, first + BLOCK_N, n, columns, dm, H * D, BLOCK_N
+    if EARLY:
+        largest, total, acc = _attended(q, keys, values, added, largest, total, acc)
+    for first in range(BLOCK_N if EARLY else 0, n, BLOCK_N):
+        keys, values, added = _kept(
+            kv_cache, start, bias, first, n, columns, dm, H * D, HAS_BIAS, BLOCK_N
         )
+        largest, total, acc = _attended(q, keys, values, added, largest, total, acc)
     tl.store(out + b * (H * D) + columns, (acc / total).to(out.dtype.element_ty), mask=dm)
 
 
@@ -163,6 +183,7 @@ def _rope_decode_kernel(
     The first ROT dimensions of a head are rotated. WINDOW and CAP are 0 for none. What no kernel of
     this step writes is read before earlier ones end.
     """
+    launch_next(OVERLAPS)
     h = tl.program_id(0)
     b = tl.program_id(1)
     n = tl.load(lengths + b)
@@ -297,7 +318,7 @@ def decode_attention(
             qkv, kv_cache, starts, lengths, qkv if bias is None else bias, out, scale,
             qkv.stride(0), 0 if bias is None else bias.stride(0), *lora.tensors,
             H=heads, D=dim, DP=padded(dim), APPEND=True, HAS_BIAS=bias is not None,
-            **lora.sizes, **tile,
+            EARLY=_EARLY, **lora.sizes, **tile,
         )  # fmt: skip
         return out
     cos, sin = (qkv, qkv) if rope is None else (rope.cos, rope.sin)
@@ -330,7 +351,8 @@ def cross_attention(
     _decode_kernel[heads, rows](
         q, kv_cache, starts, lengths, q, out, scale, q.stride(0), 0, *lora.tensors,
         H=heads, D=dim, DP=padded(dim), APPEND=False, HAS_BIAS=False,
-        **lora.sizes, **_tile(kv_cache, _FIXED_PROGRAMS if is_invariant else rows * heads),
+        EARLY=_EARLY, **lora.sizes,
+        **_tile(kv_cache, _FIXED_PROGRAMS if is_invariant else rows * heads),
     )  # fmt: skip
     return out
 

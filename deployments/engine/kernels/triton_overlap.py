@@ -7,14 +7,24 @@ _PREFETCH: tl.constexpr = tl.constexpr("prefetch.global.L2 [$1]; mov.b32 $0, 0;"
 
 
 @triton.jit
-def after_earlier_kernels(OVERLAPS: tl.constexpr):
-    """Let the next kernel be launched, and wait until all that earlier ones wrote can be read.
+def launch_next(OVERLAPS: tl.constexpr):
+    """Let the next kernel be launched once every program of this one has begun.
 
-    Every program of a kernel that is launched with backend.launch_options calls it, or
-    `gdc_wait` itself, before it reads what others write and before it writes.
+    Each program calls it first, then asks for what no kernel nearby writes, then calls
+    `after_earlier_kernels`.
     """
     if OVERLAPS:
         tl.extra.cuda.gdc_launch_dependents()
+
+
+@triton.jit
+def after_earlier_kernels(OVERLAPS: tl.constexpr):
+    """Wait until all that earlier kernels wrote can be read.
+
+    Every program of a kernel that is launched with backend.launch_options calls it before it reads
+    what others write and before it writes.
+    """
+    if OVERLAPS:
         tl.extra.cuda.gdc_wait()
 
 

@@ -10,7 +10,7 @@ import triton.language as tl
 
 from deployments.engine.kernels.triton_lora import activated
 from deployments.engine.kernels.triton_nf4 import entries
-from deployments.engine.kernels.triton_overlap import after_earlier_kernels, fetch
+from deployments.engine.kernels.triton_overlap import after_earlier_kernels, fetch, launch_next
 from deployments.engine.kernels.triton_row import row_tile
 
 
@@ -73,6 +73,7 @@ def product_kernel(
     IS_EVEN: the pieces are K inputs together. GATED: half of the tile's outputs are gates, and
     N is the number of gated ones.
     """
+    launch_next(OVERLAPS)
     column = tl.program_id(0)
     piece = tl.program_id(1)
     i = tl.arange(0, BN)
@@ -163,12 +164,14 @@ def product_kernel(
         is_last = tl.atomic_add(counters + tile_number, 1) == SPLITS - 1
         if is_last:
             tl.store(counters + tile_number, 0)
-            pieces = ()
-            for other in tl.static_range(SPLITS):  # all are asked for before one is added
-                pieces = pieces + (tl.load(own + other * (BN * BM), cache_modifier=".cg"),)
             acc = tl.zeros((BN, BM), tl.float32)
-            for other in tl.static_range(SPLITS):
-                acc += pieces[other]
+            for some in tl.static_range(0, SPLITS, 4):  # are asked for before one is added
+                pieces = ()
+                for other in tl.static_range(some, min(some + 4, SPLITS)):
+                    at_piece = own + other * (BN * BM)
+                    pieces = pieces + (tl.load(at_piece, cache_modifier=".cg"),)
+                for other in tl.static_range(len(pieces)):
+                    acc += pieces[other]
     if is_last:
         if KIND == "int8" or KIND == "fp8":
             acc = acc * factor[:, None]

@@ -9,7 +9,7 @@ import triton.language as tl
 
 from deployments.engine.kernels.triton_lora import activated
 from deployments.engine.kernels.triton_nf4 import entries
-from deployments.engine.kernels.triton_overlap import after_earlier_kernels
+from deployments.engine.kernels.triton_overlap import after_earlier_kernels, launch_next
 
 # PTX that turns four signed bytes into float32: a byte, less its sign bit, is the last one of the
 # mantissa of 2^23, from which 2^23 + 128 is subtracted. I2F has a fraction of the rate.
@@ -212,6 +212,7 @@ def row_kernel(
     gate; N is the number of gated ones. HAS_NORM: the inputs are the RMS norm of x. R: the rank of
     adapters whose A multiplies them too, RC ranks in each program from `columns` on; 0: of none.
     """
+    launch_next(OVERLAPS)
     program = tl.program_id(0)
     if R == 0:
         _outputs(

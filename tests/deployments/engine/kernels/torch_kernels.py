@@ -93,3 +93,17 @@ def _attention(
     scores = scores.masked_fill(hidden[:, None, None], -torch.inf)
     weights = scores.float().softmax(-1).to(q.dtype)
     return torch.matmul(weights, values).reshape(len(q), -1)
+
+def pick(
+    logits: torch.Tensor,
+    ends: torch.Tensor,
+    blocks: torch.Tensor,
+    rows: torch.Tensor,
+    newest: torch.Tensor,
+) -> torch.Tensor:
+    """As triton_pick.pick."""
+    endings = logits.index_select(1, ends)
+    logits.index_copy_(1, ends, endings.masked_fill(blocks[:, None] > 0, -torch.inf))
+    tokens = logits.argmax(-1)
+    newest.index_copy_(0, rows, tokens)
+    return tokens
