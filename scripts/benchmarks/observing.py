@@ -1,11 +1,13 @@
 """Measure what records of requests and traces cost: processor time of the whole application.
 
     python -m scripts.benchmark observing --out docs/benchmarks/observing.json
+    python -m scripts.benchmark observing --base_model smollm2-135m-instruct --rounds 10
 
-Two applications on one Ray Serve, with a decoder that does no work, so that all there is to pay for
-is the way of an answer: `quiet` as it is shipped, and `observed` with `log_requests` and every
-request traced to a collector in this process. In turn, `--rounds` times; processor time is that of
-all processes of Serve, per answer. `metrics_us` is what the metrics of one answer cost, in process.
+Two applications on one Ray Serve: `quiet` as it is shipped, and `observed` with `log_requests` and
+every request traced to a collector in this process. Their decoder does no work, so that all there
+is to pay for is the way of an answer, unless `--base_model` names one that does. In turn,
+`--rounds` times; processor time is that of all processes of Serve, per answer. `metrics_us` is what
+the metrics of one answer cost, in process.
 """
 
 import argparse
@@ -24,7 +26,7 @@ import psutil
 from aiohttp import web
 
 from deployments.startup.processes import ProcessTree
-from scripts.benchmarks.command import add_out, publish
+from scripts.benchmarks.command import add_out, publish, settings_of
 from scripts.benchmarks.over_http.http_client import PreparedRequest, run_count, run_for, succeeds
 from scripts.benchmarks.over_http.serve_process import serving
 from scripts.benchmarks.over_http.streams import QUESTION
@@ -36,6 +38,7 @@ _SIDES = ("quiet", "observed")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--base_model", help="that answers; default: a decoder that does no work")
     parser.add_argument("--rounds", type=int, default=5, help="each with both sides in turn")
     parser.add_argument("--seconds", type=float, default=5, help="of each side, per round")
     parser.add_argument("--concurrency", type=int, default=16, help="connections")
@@ -54,6 +57,8 @@ def run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
 
 async def _measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     body = {"question": QUESTION, "max_tokens": args.tokens, "stream": True}
+    if args.base_model is not None:
+        body["grounding"] = "off"  # a quotation needs no decoder
 
     async def is_ready(session: aiohttp.ClientSession, url: str) -> bool:
         return all([await succeeds(session, request) for request in requests(url)])
@@ -63,7 +68,7 @@ async def _measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
     rounds: dict[str, list[tuple[float, float]]] = {side: [] for side in _SIDES}
     async with _collector() as (endpoint, received):
-        apps = [_application(side, folder, endpoint) for side in _SIDES]
+        apps = [_application(side, folder, endpoint, args.base_model) for side in _SIDES]
         async with serving(folder, apps, is_ready) as (session, url, tree):
             for request in requests(url):
                 await run_count(session, request, WARM_UP)
@@ -74,7 +79,7 @@ async def _measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
                     num, used_s = len(timed.latencies_s), _processor_s(tree) - before
                     rounds[request.name].append((1000 * used_s / num, timed.requests_per_s))
     return {
-        **{name: getattr(args, name) for name in ("rounds", "seconds", "concurrency", "tokens")},
+        **settings_of(args),
         "spans_bytes_received": sum(received),
         "metrics_us": round(_metrics_us(), 1),
         **summary(rounds),
@@ -102,16 +107,18 @@ def summary(rounds: dict[str, list[tuple[float, float]]]) -> dict[str, Any]:
     }
 
 
-def _application(side: str, folder: Path, endpoint: str) -> dict[str, Any]:
+def _application(side: str, folder: Path, endpoint: str, base: str | None) -> dict[str, Any]:
+    served = {"step_s": 0.002} if base is None else {"base_model": base}
+    builder = "scripts.benchmarks.over_http.stand_in_model:build_clinic"
     is_observed = side == "observed"
     live = {"log_requests": is_observed}
     environment = {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint} if is_observed else {}
     return {
         "name": side,
         "route_prefix": f"/{side}",
-        "import_path": "scripts.benchmarks.over_http.stand_in_model:build_clinic",
+        "import_path": builder if base is None else "deployments.app:build",
         "runtime_env": {"env_vars": environment},
-        "args": {"device": "cpu", "step_s": 0.002, "state_dir": str(folder / side)},
+        "args": {"device": "cpu", "state_dir": str(folder / side), **served},
         "deployments": [
             {"name": "Router", "ray_actor_options": {"num_cpus": 0.1}, "user_config": live},
             {"name": "Model", "ray_actor_options": {"num_cpus": 0.2}, "user_config": live},
