@@ -91,15 +91,11 @@ def product_kernel(
     if HAS_BIAS:
         added = tl.load(bias + n).to(tl.float32)
     after_earlier_kernels(OVERLAPS)
-    if GATED:
-        to = column * (BN // 2) + tl.arange(0, BN // 2)
-    else:
-        to = column * BN + i
+    to = column * (BN // 2) + tl.arange(0, BN // 2) if GATED else column * BN + i
     mask = (to < N)[:, None] & (m < M)[None, :]
     at_out = out + m[None, :] * out_row + to[:, None]
     if ADDS:
         old = tl.load(at_out, mask=mask, other=0.0)
-    k = tl.arange(0, 64)
     if KIND == "plain":
         rows = values + n.to(tl.int64)[:, None] * width
         j = tl.arange(0, BK)

@@ -136,9 +136,7 @@ class KernelProduct:
         """Return self of the RMS norm of a row x that it `takes_norm` of, or `gated` of it, and
         what LoraBatch.norm returns beside the norm; `shrink` is LoraBatch.shrink."""
         about = self._row_norm(norm, eps, *(shrink or ()))
-        return self._row_product(
-            x, self._weight, about, bias=self._bias, activation=activation
-        )
+        return self._row_product(x, self._weight, about, bias=self._bias, activation=activation)
 
     def in_order(self) -> "OrderedProduct | None":
         if isinstance(self._weight, torch.Tensor):

@@ -20,7 +20,12 @@ from tests.deployments.engine.kernels import torch_kernels
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FUSED = are_fused(DEVICE)
 if FUSED:
-    from deployments.engine.kernels import triton_attention, triton_lora, triton_pick, triton_prefill
+    from deployments.engine.kernels import (
+        triton_attention,
+        triton_lora,
+        triton_pick,
+        triton_prefill,
+    )
 needs_kernels = pytest.mark.skipif(
     not FUSED, reason="needs a GPU with Triton, or TRITON_INTERPRET=1 and Triton"
 )

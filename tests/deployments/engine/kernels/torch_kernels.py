@@ -94,6 +94,7 @@ def _attention(
     weights = scores.float().softmax(-1).to(q.dtype)
     return torch.matmul(weights, values).reshape(len(q), -1)
 
+
 def pick(
     logits: torch.Tensor,
     ends: torch.Tensor,
