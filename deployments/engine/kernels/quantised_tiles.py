@@ -7,7 +7,8 @@ _MANY_ROWS = 192  # are bound by arithmetic: torch, from a dequantised copy
 _PLAIN_ROWS = 64  # more are as fast with torch
 _SHORTEST = 512  # inputs of a piece, at least
 # Programs below which the inputs are cut into pieces. NF4's take longer for each weight.
-_PROGRAMS = {"int8": 96, "fp8": 96, "nf4": 190, "plain": 64}
+_PROGRAMS = {"int8": 128, "fp8": 128, "nf4": 200, "plain": 96}
+_MULTIPROCESSORS = 132
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,18 +41,25 @@ def tile_of(kind: str, rows: int, outputs: int, inputs: int) -> Tile | None:
         return _row_tile(kind, outputs, inputs)
     bm = 16 if rows <= 16 else 32 if rows <= 32 else 64
     columns, fewest = -(-outputs // 64), _PROGRAMS[kind]
-    if kind == "plain" and inputs > 2048:
-        fewest = 96
     splits = 1
     while columns * splits < fewest and inputs >= 2 * splits * _SHORTEST:
         splits *= 2
-    return Tile(bm, 64, 128, splits, 4, 4)
+    bk, stages = 128, 4
+    if columns * splits > _MULTIPROCESSORS and kind == "plain":
+        bk, stages = 64, 6
+    elif columns * splits > _MULTIPROCESSORS and kind == "nf4":
+        stages = 3
+    return Tile(bm, 64, bk, splits, 4, stages, chunk=128)
 
 
 def _row_tile(kind: str, outputs: int, inputs: int) -> Tile:
-    width = inputs // 2 if kind == "nf4" else inputs
-    if width <= 1024:
-        return Tile(0, 8, max(128, 1 << (width - 1).bit_length()), 1, 4, 1)
-    if width <= 2048:
-        return Tile(0, 2 if kind == "plain" else 8, 2048, 1, 4, 1)
-    return Tile(0, 2 if kind == "plain" else 4, 1024, 1, 4, 2)
+    is_wide, is_long = outputs > 2 * inputs, inputs > 2048
+    if kind == "plain":
+        return Tile(0, 4, 1024, 1, 4, 1) if is_wide else Tile(0, 2, 1024, 1, 4, 3)
+    if kind == "nf4":
+        if is_long:
+            return Tile(0, 8, 1024, 1, 8, 3)
+        return Tile(0, 16, 512, 1, 4, 2) if is_wide else Tile(0, 8, 1024, 1, 4, 1)
+    if is_long:
+        return Tile(0, 8, 1024, 1, 4, 5)
+    return Tile(0, 16 if is_wide and kind == "int8" else 8, 2048, 1, 4, 1)
