@@ -170,9 +170,12 @@ def _launch_row(
         stacks, slots = list(norm.stacks), norm.slots
         rank = stacks[0].shape[1]
         programs = len(stacks) * (rank // _RANKS)
-    row_kernel[(columns + programs,)](
+    is_persistent = tiles == 1 and not options["ADDS"] and 0 < tile.workers < columns
+    workers = tile.workers if is_persistent else columns
+    row_kernel[(workers + programs,)](
         *own, x if norm is None else norm.weight, 0.0 if norm is None else norm.eps, slots,
-        *three(stacks), x if shrunk is None else shrunk, *sizes, columns,
+        *three(stacks), x if shrunk is None else shrunk, *sizes, columns, workers,
+        IS_PERSISTENT=is_persistent,
         HAS_NORM=norm is not None, R=rank, RC=_RANKS, BLOCK=triton.next_power_of_2(inputs),
         TILES=tiles, AHEAD=min(tile.num_stages, tiles), **options,
     )  # fmt: skip

@@ -27,6 +27,7 @@ class Tile:
     num_stages: int
     chunk: int = 64
     fetched: int = 0
+    workers: int = 0
 
 
 def tile_of(kind: str, rows: int, outputs: int, inputs: int) -> Tile | None:
