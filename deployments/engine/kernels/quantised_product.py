@@ -147,7 +147,6 @@ def _launched(
     product_kernel[(columns, tile.splits, blocks)](
         *own, partials, _counters(x.device), rows, outputs, inputs, length, x.stride(0),
         out.stride(0), width, BM=tile.bm, WARPS=tile.num_warps, SPLITS=tile.splits,
-        CHUNK=min(tile.chunk, tile.bk), FETCHED=tile.fetched,
         IS_EVEN=length * tile.splits == inputs, num_stages=tile.num_stages, **options,
     )  # fmt: skip
     return out

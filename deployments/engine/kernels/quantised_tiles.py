@@ -25,8 +25,6 @@ class Tile:
     splits: int
     num_warps: int
     num_stages: int
-    chunk: int = 64
-    fetched: int = 0
     workers: int = 0
 
 
@@ -50,7 +48,7 @@ def tile_of(kind: str, rows: int, outputs: int, inputs: int) -> Tile | None:
         bk, stages = 64, 6
     elif columns * splits > _MULTIPROCESSORS and kind == "nf4":
         stages = 3
-    return Tile(bm, 64, bk, splits, 4, stages, chunk=128)
+    return Tile(bm, 64, bk, splits, 4, stages)
 
 
 def _row_tile(kind: str, outputs: int, inputs: int) -> Tile:

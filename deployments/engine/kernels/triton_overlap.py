@@ -3,8 +3,6 @@
 import triton
 import triton.language as tl
 
-_PREFETCH: tl.constexpr = tl.constexpr("prefetch.global.L2 [$1]; mov.b32 $0, 0;")
-
 
 @triton.jit
 def launch_next(OVERLAPS: tl.constexpr):
@@ -26,12 +24,3 @@ def after_earlier_kernels(OVERLAPS: tl.constexpr):
     """
     if OVERLAPS:
         tl.extra.cuda.gdc_wait()
-
-
-@triton.jit
-def fetch(values, rows, begin, width, COUNT: tl.constexpr):
-    """Ask for COUNT bytes of each of the rows of `width` elements into the second cache, from
-    element `begin` on, by lines of 128 bytes."""
-    at = (values + rows.to(tl.int64) * width + begin).to(tl.int64)
-    lines = at[:, None] + tl.arange(0, COUNT // 128)[None, :] * 128
-    tl.inline_asm_elementwise(_PREFETCH, "=r,l", [lines], tl.int32, is_pure=False, pack=1)

@@ -10,7 +10,7 @@ import triton.language as tl
 
 from deployments.engine.kernels.triton_lora import activated
 from deployments.engine.kernels.triton_nf4 import entries
-from deployments.engine.kernels.triton_overlap import after_earlier_kernels, fetch, launch_next
+from deployments.engine.kernels.triton_overlap import after_earlier_kernels, launch_next
 from deployments.engine.kernels.triton_row import row_tile
 
 
@@ -61,10 +61,10 @@ def _gated(acc, BN: tl.constexpr, BM: tl.constexpr, IS_SILU: tl.constexpr, dtype
 @triton.jit(do_not_specialize=["M"])
 def product_kernel(
     x, values, factors, table, bias, out, partials, counters, M, N, K, length, x_row, out_row,
-    width, KIND: tl.constexpr, HAS_BIAS: tl.constexpr, ADDS: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, WARPS: tl.constexpr,
-    SPLITS: tl.constexpr, CHUNK: tl.constexpr, FETCHED: tl.constexpr, IS_EVEN: tl.constexpr,
-    IN_REGISTERS: tl.constexpr, OVERLAPS: tl.constexpr, GATED: tl.constexpr, IS_SILU: tl.constexpr,
+    width, KIND: tl.constexpr, HAS_BIAS: tl.constexpr, ADDS: tl.constexpr, BM: tl.constexpr,
+    BN: tl.constexpr, BK: tl.constexpr, WARPS: tl.constexpr, SPLITS: tl.constexpr,
+    IS_EVEN: tl.constexpr, IN_REGISTERS: tl.constexpr, OVERLAPS: tl.constexpr,
+    GATED: tl.constexpr, IS_SILU: tl.constexpr,
 ):  # fmt: skip
     """Compute BN outputs of BM rows from `length` of K inputs. Program (outputs, piece, rows).
 
@@ -84,8 +84,6 @@ def product_kernel(
     acc = tl.zeros((BN, BM), tl.float32)
     stored = N * 2 if GATED else N  # rows of the weight
     begin = piece * length
-    if OVERLAPS and FETCHED > 0:
-        fetch(values, n, begin, width, FETCHED)
     if KIND == "int8" or KIND == "fp8":
         factor = tl.load(factors + n)
     if HAS_BIAS:
@@ -137,19 +135,20 @@ def product_kernel(
                 acc = tl.dot(_fragment(both, BN, WARPS), xs, acc, input_precision="ieee")
     else:
         row = _output_of(column * BN + _row_of(i, WARPS), N, GATED)
-        c = tl.arange(0, CHUNK)
-        rows = values + row.to(tl.int64)[:, None] * width + c[None, :]
-        for step in range(0, length, BK):
-            for inner in tl.static_range(0, BK, CHUNK):
-                first = begin + step + inner
-                if IS_EVEN:
-                    tile = tl.load(rows + first)
-                    xs = tl.load(lines + first + c[:, None])
-                else:
-                    tile = tl.load(rows + first, mask=first + c[None, :] < width, other=0.0)
-                    xs = tl.load(lines + first + c[:, None], mask=first + c[:, None] < K, other=0.0)
-                weights = _fragment(_converted(tile, KIND, kind), BN, WARPS)
-                acc = tl.dot(weights, xs, acc, input_precision="ieee")
+        rows = values + row.to(tl.int64)[:, None] * width
+        k = tl.arange(0, BK)
+        for step in range(0, length, BK):  # a single product in it: conversions run beside others
+            first = begin + step
+            if IS_EVEN:
+                tile = tl.load(rows + first + k[None, :])
+                xs = tl.load(lines + first + k[:, None])
+            else:
+                tile = tl.load(
+                    rows + first + k[None, :], mask=(first + k < width)[None, :], other=0.0
+                )
+                xs = tl.load(lines + first + k[:, None], mask=(first + k < K)[:, None], other=0.0)
+            weights = _fragment(_converted(tile, KIND, kind), BN, WARPS)
+            acc = tl.dot(weights, xs, acc, input_precision="ieee")
     is_last = True
     if SPLITS > 1:
         tile_number = tl.program_id(2) * tl.num_programs(0) + column

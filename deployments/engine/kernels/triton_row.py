@@ -289,9 +289,10 @@ def _shrink(
 def row_kernel(
     x, values, factors, table, bias, out, norm, eps, slots, a0, a1, a2, shrunk, N, K, width,
     columns, workers, KIND: tl.constexpr, HAS_BIAS: tl.constexpr, ADDS: tl.constexpr,
-    IS_PERSISTENT: tl.constexpr, HAS_NORM: tl.constexpr, R: tl.constexpr, RC: tl.constexpr, BLOCK: tl.constexpr,
-    BN: tl.constexpr, BK: tl.constexpr, TILES: tl.constexpr, AHEAD: tl.constexpr,
-    IN_REGISTERS: tl.constexpr, OVERLAPS: tl.constexpr, GATED: tl.constexpr, IS_SILU: tl.constexpr,
+    HAS_NORM: tl.constexpr, IS_PERSISTENT: tl.constexpr, R: tl.constexpr, RC: tl.constexpr,
+    BLOCK: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, TILES: tl.constexpr,
+    AHEAD: tl.constexpr, IN_REGISTERS: tl.constexpr, OVERLAPS: tl.constexpr, GATED: tl.constexpr,
+    IS_SILU: tl.constexpr,
 ):  # fmt: skip
     """Compute BN outputs of a single row. Program (outputs, and behind them ranks of adapters).
 

@@ -31,7 +31,6 @@ TILES = {
     "pieces": Tile(16, 64, 128, 3, 4, 3),
     "more pieces than inputs": Tile(16, 64, 128, 8, 4, 3),
     "wide": Tile(64, 128, 256, 2, 8, 2),
-    "two chunks at once, fetched": Tile(16, 64, 128, 2, 4, 3, 128, 256),
 }
 SHAPES = [(100, 128), (64, 576), (70, 1024)]
 Choose = Callable[[Any], None]
