@@ -92,16 +92,22 @@ class RowLoraBatch:
     def rescales(self, layer: str) -> bool:
         return layer in self._lora.rescaled
 
-    def shrink(self, layer: str) -> None:
+    def few(self, layer: str) -> None:
         return None
+
+    def expanded(self, layer: str, shrunk: torch.Tensor) -> Expansion:
+        raise AssertionError("no kernel takes the ranks of this batch")
 
     def norm(
         self, layer: str, x: torch.Tensor, weight: torch.Tensor, eps: float
     ) -> tuple[torch.Tensor, None]:
         return rms_norm(x, weight, eps), None
 
+    def shrink(self, layer: str, x: torch.Tensor) -> None:
+        return None
+
     def add(
-        self, layer: str, x: torch.Tensor, y: torch.Tensor, shrunk: torch.Tensor | None = None
+        self, layer: str, x: torch.Tensor, y: torch.Tensor, shrunk: Expansion | None = None
     ) -> None:
         own = self._lora.adapted.get(layer)
         if own is None:
@@ -135,7 +141,7 @@ class RowLoraBatch:
                     y[:, start : start + stack.gains.shape[1]].mul_(stack.gains[self._slots])
 
     def expansion(
-        self, layer: str, x: torch.Tensor, y: torch.Tensor, shrunk: torch.Tensor | None
+        self, layer: str, x: torch.Tensor, y: torch.Tensor, shrunk: Expansion | None
     ) -> None:
         self.add(layer, x, y)
 

@@ -162,17 +162,39 @@ def _gated_kernels() -> Mapping[str, Callable[[torch.Tensor], torch.Tensor]]:
 
 
 @dataclass(frozen=True, slots=True)
+class RowGroups:
+    """Hold the rows of a batch by adapter, and what its shrinks write to.
+
+    order: (B,) the rows, those of one slot side by side.
+    tiles: (T, 3) slot, first place in `order` and number of rows, at most `tile_rows`; 0 for none.
+    active: the number of adapters, then their slots.
+    shrunk, partials: of one shrink after the other, each read before the next one writes.
+    """
+
+    order: torch.Tensor
+    tiles: torch.Tensor
+    active: torch.Tensor
+    shrunk: torch.Tensor
+    partials: torch.Tensor
+    tile_rows: int
+
+
+@dataclass(frozen=True, slots=True)
 class Expansion:
     """Hold the second half of a LoRA product: each row's shrunk x, not yet multiplied by its B.
 
     shrunk: (B, P, R).
     stacks: for each module, its first output column and its stack (N, R, columns); slot 0 is zeros.
     slots: (B,).
+    groups: the rows by adapter; None where a kernel takes each row by itself.
+    is_beside: `shrunk` may still be written while the product is launched.
     """
 
     shrunk: torch.Tensor
     stacks: Sequence[tuple[int, torch.Tensor]]
     slots: torch.Tensor
+    groups: RowGroups | None = None
+    is_beside: bool = False
 
     @property
     def rank(self) -> int:

@@ -9,23 +9,27 @@ import torch
 import triton
 
 from deployments.engine.kernels.backend import launch_options, overlaps
-from deployments.engine.kernels.ops import gated_activation
+from deployments.engine.kernels.ops import Expansion, gated_activation
 from deployments.engine.kernels.quantised_tiles import DEQUANTISED, Tile, tile_of
-from deployments.engine.kernels.triton_lora import MAX_NORM_COLUMNS, three
-from deployments.engine.kernels.triton_quantised import dequantise_kernel, product_kernel
+from deployments.engine.kernels.triton_dequantise import dequantise_kernel
+from deployments.engine.kernels.triton_grouped_lora import lora_expand_add, lora_expand_gated
+from deployments.engine.kernels.triton_groups import three
+from deployments.engine.kernels.triton_lora import MAX_NORM_COLUMNS
+from deployments.engine.kernels.triton_quantised import product_kernel
 from deployments.engine.kernels.triton_row import row_kernel
 from deployments.engine.quantised.formats import NF4_CODE
 from deployments.engine.quantised.interleaved import InterleavedWeight
 
+_RANKS = 128  # of all adapters in use, that a program adds together
 _MOST_TILES = 1 << 14  # of a product whose inputs are cut into pieces
-_RANKS = 4  # ranks of an adapter's A that one program multiplies a row by
+_SHRUNK_RANKS = 4  # ranks of an adapter's A that one program multiplies a row by
 
 
 @dataclass(frozen=True, slots=True)
 class RowNorm:
     """Hold the RMS norm that a product of one row begins with, and what else multiplies its result.
 
-    weight: (in,). stacks, slots: as triton_lora.lora_shrink takes them; none: nothing.
+    weight: (in,). stacks, slots: as triton_lora.norm_shrink takes them; none: nothing.
     """
 
     weight: torch.Tensor
@@ -46,19 +50,19 @@ def product(
     bias: torch.Tensor | None = None,
     residual: torch.Tensor | None = None,
     activation: str | None = None,
+    expansion: Expansion | None = None,
 ) -> torch.Tensor:
     """Return y = x @ W.T + bias (T, out), or add it to `residual` (T, out) in place.
 
-    x is (T, in), its rows contiguous. With an activation of ops.GATED, return
-    ops.gated_activation of y instead (T, out / 2). Products of one device run one after another:
-    those whose inputs are cut into pieces share counters.
+    x is (T, in), its rows contiguous; an expansion, whose rows are grouped, is added to y. With an
+    activation of ops.GATED, return ops.gated_activation of y instead (T, out / 2). Products of one
+    device run one after another: those whose inputs are cut into pieces share counters.
     """
     tile = tile_of(weight.kind, len(x), *weight.shape)
     if tile is None:
-        y = _of_dequantised(x, weight, bias, residual)
-        return y if activation is None else gated_activation(y, activation)
+        return _ended(_of_dequantised(x, weight, bias, residual), activation, expansion)
     own = (x, weight.values, weight.factors)
-    return _launched(weight.kind, tile, *own, bias, residual, activation)
+    return _launched(weight.kind, tile, *own, bias, residual, activation, expansion)
 
 
 def plain_product(
@@ -68,13 +72,22 @@ def plain_product(
     bias: torch.Tensor | None = None,
     residual: torch.Tensor | None = None,
     activation: str | None = None,
+    expansion: Expansion | None = None,
 ) -> torch.Tensor:
     """Do `product` with a plain weight (out, in), in the dtype of x."""
     tile = tile_of("plain", len(x), *weight.shape)
     if tile is None:
-        y = torch_product(x, weight.t(), bias, residual)
-        return y if activation is None else gated_activation(y, activation)
-    return _launched("plain", tile, x, weight, weight, bias, residual, activation)
+        return _ended(torch_product(x, weight.t(), bias, residual), activation, expansion)
+    return _launched("plain", tile, x, weight, weight, bias, residual, activation, expansion)
+
+
+def _ended(y: torch.Tensor, activation: str | None, expansion: Expansion | None) -> torch.Tensor:
+    """Do what the kernels do with a product before they store it."""
+    if expansion is not None and activation is not None:
+        return lora_expand_gated(y, expansion, activation)
+    if expansion is not None:
+        lora_expand_add(y, expansion)
+    return y if activation is None else gated_activation(y, activation)
 
 
 def row_product(
@@ -88,7 +101,7 @@ def row_product(
     """Do `product` or `plain_product` with the RMS norm of a single row x (1, in).
 
     Returns:
-        The product, and lora_shrink of the norm (1, P, R) with the stacks, None without any.
+        The product, and that of the norm with each stack's A (1, P, R), None without any.
     """
     kind = "plain" if isinstance(weight, torch.Tensor) else weight.kind
     own = (weight, weight) if isinstance(weight, torch.Tensor) else (weight.values, weight.factors)
@@ -98,7 +111,7 @@ def row_product(
     if norm.stacks:
         shape = (1, len(norm.stacks), norm.stacks[0].shape[1])
         shrunk = torch.empty(shape, dtype=torch.float32, device=x.device)
-    return _launched(kind, tile, x, *own, bias, None, activation, norm, shrunk), shrunk
+    return _launched(kind, tile, x, *own, bias, None, activation, None, norm, shrunk), shrunk
 
 
 def _launched(
@@ -110,6 +123,7 @@ def _launched(
     bias: torch.Tensor | None,
     residual: torch.Tensor | None,
     activation: str | None,
+    expansion: Expansion | None = None,
     norm: RowNorm | None = None,
     shrunk: torch.Tensor | None = None,
 ) -> torch.Tensor:
@@ -119,8 +133,11 @@ def _launched(
     out = residual
     if out is None:
         out = torch.empty(rows, outputs, dtype=x.dtype, device=x.device)
-    own = (x, values, factors, _table(x.dtype, x.device), values if bias is None else bias, out)
+    adapters, sizes = _adapter_arguments(x, expansion)
+    added = values if bias is None else bias
+    own = (x, values, factors, _table(x.dtype, x.device), added, out, *adapters)
     options = {
+        **sizes,
         "KIND": kind,
         "HAS_BIAS": bias is not None,
         "ADDS": residual is not None,
@@ -144,17 +161,19 @@ def _launched(
         assert columns * blocks <= _MOST_TILES, "more tiles than counters"
         size = columns * blocks * tile.splits * tile.bn * tile.bm
         partials = torch.empty(size, dtype=torch.float32, device=x.device)
+    ranks = min(_RANKS, max(8, triton.next_power_of_2(sizes["R"])))
     product_kernel[(columns, tile.splits, blocks)](
         *own, partials, _counters(x.device), rows, outputs, inputs, length, x.stride(0),
         out.stride(0), width, BM=tile.bm, WARPS=tile.num_warps, SPLITS=tile.splits,
-        IS_EVEN=length * tile.splits == inputs, num_stages=tile.num_stages, **options,
+        IS_EVEN=length * tile.splits == inputs, RC=ranks, G=_RANKS // ranks,
+        num_stages=tile.num_stages, **options,
     )  # fmt: skip
     return out
 
 
 def _launch_row(
     columns: int,
-    own: tuple[torch.Tensor, ...],
+    own: tuple[Any, ...],
     sizes: tuple[int, int, int],
     norm: RowNorm | None,
     shrunk: torch.Tensor | None,
@@ -163,21 +182,36 @@ def _launch_row(
 ) -> None:
     x, (_, inputs, width) = own[0], sizes
     tiles = triton.cdiv(width, tile.bk)
-    stacks, slots = [x], x
-    rank = programs = 0
-    if norm is not None and norm.slots is not None and norm.stacks:
-        stacks, slots = list(norm.stacks), norm.slots
-        rank = stacks[0].shape[1]
-        programs = len(stacks) * (rank // _RANKS)
-    is_persistent = tiles == 1 and not options["ADDS"] and 0 < tile.workers < columns
+    stacks, rank, programs = [x], 0, 0
+    if norm is not None and norm.stacks:
+        assert norm.slots is not None, "adapters without slots"
+        own = (*own[:6], shrunk, norm.slots, *own[8:])
+        stacks, rank = list(norm.stacks), norm.stacks[0].shape[1]
+        programs = len(stacks) * (rank // _SHRUNK_RANKS)
+    is_alone = not options["ADDS"] and not options["P"]
+    is_persistent = tiles == 1 and is_alone and 0 < tile.workers < columns
     workers = tile.workers if is_persistent else columns
     row_kernel[(workers + programs,)](
-        *own, x if norm is None else norm.weight, 0.0 if norm is None else norm.eps, slots,
-        *three(stacks), x if shrunk is None else shrunk, *sizes, columns, workers,
-        IS_PERSISTENT=is_persistent,
-        HAS_NORM=norm is not None, R=rank, RC=_RANKS, BLOCK=triton.next_power_of_2(inputs),
-        TILES=tiles, AHEAD=min(tile.num_stages, tiles), **options,
+        *own, x if norm is None else norm.weight, 0.0 if norm is None else norm.eps,
+        *three(stacks), *sizes, columns, workers, RP=triton.next_power_of_2(options["R"]),
+        HAS_NORM=norm is not None, IS_PERSISTENT=is_persistent, RANK=rank, RC=_SHRUNK_RANKS,
+        BLOCK=triton.next_power_of_2(inputs), TILES=tiles, AHEAD=min(tile.num_stages, tiles),
+        **options,
     )  # fmt: skip
+
+
+def _adapter_arguments(
+    x: torch.Tensor, expansion: Expansion | None
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return what a kernel needs to add the expansion."""
+    if expansion is None:
+        return (x,) * 6 + (0,) * 6, {"P": 0, "R": 8, "BESIDE": False}
+    assert expansion.groups is not None, "rows that are not grouped"
+    stacks = [b for _, b in expansion.stacks]
+    starts, columns = [start for start, _ in expansion.stacks], [b.shape[2] for b in stacks]
+    tensors = (expansion.shrunk, expansion.slots, expansion.groups.active, *three(stacks))
+    sizes = {"P": len(stacks), "R": expansion.rank, "BESIDE": expansion.is_beside}
+    return (*tensors, *three(starts), *three(columns)), sizes
 
 
 def torch_product(

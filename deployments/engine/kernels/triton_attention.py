@@ -16,7 +16,7 @@ import triton.language as tl
 from deployments.engine.kernels.backend import launch_options, overlaps
 from deployments.engine.kernels.ops import Expansion, Rope
 from deployments.engine.kernels.tiles import decode_tile, padded
-from deployments.engine.kernels.triton_lora import lora_expand_add
+from deployments.engine.kernels.triton_grouped_lora import lora_expand_add
 from deployments.engine.kernels.triton_overlap import after_earlier_kernels, launch_next
 
 MAX_FUSED_RANK = 64  # a separate kernel adds larger ranks first

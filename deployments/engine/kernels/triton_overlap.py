@@ -24,3 +24,11 @@ def after_earlier_kernels(OVERLAPS: tl.constexpr):
     """
     if OVERLAPS:
         tl.extra.cuda.gdc_wait()
+
+
+@triton.jit
+def before_the_next_kernel(OVERLAPS: tl.constexpr):
+    """Do `after_earlier_kernels`, and only then launch the next kernel: it may read all that the
+    earlier ones wrote without waiting for this one."""
+    after_earlier_kernels(OVERLAPS)
+    launch_next(OVERLAPS)

@@ -1,4 +1,4 @@
-"""Multiply by quantised weights, and dequantise them, with Triton kernels.
+"""Multiply by quantised and plain weights, and add adapters to that, with Triton kernels.
 
 Weight-only: x stays as it is, weights become its dtype in registers, sums are float32. A weight is
 read once, so few rows take the time of its bytes. The order of its inputs is that of
@@ -8,17 +8,11 @@ quantised/interleaved.py. Imported only where Triton runs.
 import triton
 import triton.language as tl
 
+from deployments.engine.kernels.triton_dequantise import converted
+from deployments.engine.kernels.triton_expansion import some_weights, with_units
 from deployments.engine.kernels.triton_lora import activated
 from deployments.engine.kernels.triton_nf4 import entries
 from deployments.engine.kernels.triton_overlap import after_earlier_kernels, launch_next
-from deployments.engine.kernels.triton_row import row_tile
-
-
-@triton.jit
-def _converted(tile, KIND: tl.constexpr, dtype: tl.constexpr):
-    if KIND == "fp8":  # to bfloat16 directly takes an instruction of a quarter of the rate
-        return tile.to(tl.float16).to(tl.float32).to(dtype)
-    return tile.to(dtype)
 
 
 @triton.jit
@@ -60,8 +54,10 @@ def _gated(acc, BN: tl.constexpr, BM: tl.constexpr, IS_SILU: tl.constexpr, dtype
 
 @triton.jit(do_not_specialize=["M"])
 def product_kernel(
-    x, values, factors, table, bias, out, partials, counters, M, N, K, length, x_row, out_row,
-    width, KIND: tl.constexpr, HAS_BIAS: tl.constexpr, ADDS: tl.constexpr, BM: tl.constexpr,
+    x, values, factors, table, bias, out, shrunk, slots, active, b0, b1, b2, start0, start1,
+    start2, n0, n1, n2, partials, counters, M, N, K, length, x_row, out_row, width,
+    P: tl.constexpr, R: tl.constexpr, RC: tl.constexpr, G: tl.constexpr, BESIDE: tl.constexpr,
+    KIND: tl.constexpr, HAS_BIAS: tl.constexpr, ADDS: tl.constexpr, BM: tl.constexpr,
     BN: tl.constexpr, BK: tl.constexpr, WARPS: tl.constexpr, SPLITS: tl.constexpr,
     IS_EVEN: tl.constexpr, IN_REGISTERS: tl.constexpr, OVERLAPS: tl.constexpr,
     GATED: tl.constexpr, IS_SILU: tl.constexpr,
@@ -71,7 +67,8 @@ def product_kernel(
     Tiles are (outputs, rows): weights are the first operand, which tensor cores take from
     registers. Pieces are added by the program that comes last, always in the same order.
     IS_EVEN: the pieces are K inputs together. GATED: half of the tile's outputs are gates, and
-    N is the number of gated ones.
+    N is the number of gated ones. P: modules whose adapters are added. BESIDE: the kernel just
+    before writes `shrunk`, and let this one be launched once x could be read.
     """
     launch_next(OVERLAPS)
     column = tl.program_id(0)
@@ -88,7 +85,16 @@ def product_kernel(
         factor = tl.load(factors + n)
     if HAS_BIAS:
         added = tl.load(bias + n).to(tl.float32)
-    after_earlier_kernels(OVERLAPS)
+    if not BESIDE:
+        after_earlier_kernels(OVERLAPS)
+    if P > 0:  # asked for now, used when the sum is there
+        r = column * BN + i
+        own_n = r // 16 * 8 + r % 8 + r // 8 % 2 * N if GATED else r
+        own_n = tl.max_contiguous(tl.multiple_of(own_n, 8), 8)
+        num = tl.load(active)
+        adapters, modules = some_weights(
+            own_n, 0, num, active, b0, b1, b2, start0, start1, start2, n0, n1, n2, P, R, RC, G, BN
+        )
     to = column * (BN // 2) + tl.arange(0, BN // 2) if GATED else column * BN + i
     mask = (to < N)[:, None] & (m < M)[None, :]
     at_out = out + m[None, :] * out_row + to[:, None]
@@ -147,8 +153,10 @@ def product_kernel(
                     rows + first + k[None, :], mask=(first + k < width)[None, :], other=0.0
                 )
                 xs = tl.load(lines + first + k[:, None], mask=(first + k < K)[:, None], other=0.0)
-            weights = _fragment(_converted(tile, KIND, kind), BN, WARPS)
+            weights = _fragment(converted(tile, KIND, kind), BN, WARPS)
             acc = tl.dot(weights, xs, acc, input_precision="ieee")
+    if BESIDE:
+        after_earlier_kernels(OVERLAPS)
     is_last = True
     if SPLITS > 1:
         tile_number = tl.program_id(2) * tl.num_programs(0) + column
@@ -174,50 +182,22 @@ def product_kernel(
             acc = acc * 7.874015718698502e-3
         if HAS_BIAS:
             acc += added[:, None]
+        if P > 0:
+            if num > 0:
+                acc = with_units(
+                    acc, adapters, modules, 0, num, m, M, shrunk, slots, active, P, R, RC, G, BM
+                )
+            for unit in tl.range(G, num * ((R + RC - 1) // RC), G, num_stages=1):
+                adapters, modules = some_weights(
+                    own_n, unit, num, active, b0, b1, b2, start0, start1, start2, n0, n1, n2,
+                    P, R, RC, G, BN,
+                )  # fmt: skip
+                acc = with_units(
+                    acc, adapters, modules, unit, num, m, M, shrunk, slots, active, P, R, RC, G, BM
+                )
         y = acc
         if GATED:
             y = _gated(acc, BN, BM, IS_SILU, kind)
         if ADDS:
             y += old.to(tl.float32)
         tl.store(at_out, y.to(kind), mask=mask)
-
-
-@triton.jit
-def _in_order(tile, BN: tl.constexpr, CHUNKS: tl.constexpr):
-    """Put the inputs of rows (BN, CHUNKS * 64) into their natural order."""
-    parts = tl.reshape(tile, (BN, CHUNKS, 4, 4, 2, 2))
-    return tl.reshape(tl.permute(parts, (0, 1, 3, 4, 2, 5)), (BN, CHUNKS * 64))
-
-
-@triton.jit
-def dequantise_kernel(
-    values, factors, table, out, N, K, width, factors_row, KIND: tl.constexpr, BN: tl.constexpr,
-    CHUNKS: tl.constexpr,
-):  # fmt: skip
-    """Write BN rows of CHUNKS times 64 stored elements. Program (chunks, rows)."""
-    n = tl.program_id(1) * BN + tl.arange(0, BN)
-    first = tl.program_id(0) * (CHUNKS * 64)
-    j = tl.arange(0, CHUNKS * 64)
-    kind = out.dtype.element_ty
-    nm = (n < N)[:, None]
-    tile = row_tile(values, tl.minimum(n, N - 1), first, width, CHUNKS * 64)
-    if KIND == "nf4":
-        upper, lower = entries(tile, table, False)
-        k = first * 2 + j // 64 * 128 + j % 64
-        own = factors + (k // 64)[None, :] * factors_row + n[:, None]
-        absmax = tl.load(own, mask=nm & (k < K)[None, :], other=0.0)
-        natural = _in_order(upper, BN, CHUNKS).to(tl.float32) * absmax
-        at = out + n.to(tl.int64)[:, None] * K + k[None, :]
-        tl.store(at, natural.to(kind), mask=nm & (k < K)[None, :])
-        inside = nm & (k + 64 < K)[None, :]
-        absmax = tl.load(own + factors_row, mask=inside, other=0.0)
-        natural = _in_order(lower, BN, CHUNKS).to(tl.float32) * absmax
-        tl.store(at + 64, natural.to(kind), mask=inside)
-    else:
-        k = first + j
-        weights = _converted(_in_order(tile, BN, CHUNKS), KIND, tl.float32)
-        weights = weights * tl.load(factors + n, mask=n < N, other=0.0)[:, None]
-        if KIND == "int8":
-            weights = weights * 7.874015718698502e-3
-        at = out + n.to(tl.int64)[:, None] * K + k[None, :]
-        tl.store(at, weights.to(kind), mask=nm & (k < K)[None, :])

@@ -7,6 +7,8 @@ factors, biases, a norm's weight, an adapter's A. Imported only where Triton run
 import triton
 import triton.language as tl
 
+from deployments.engine.kernels.triton_dequantise import row_tile
+from deployments.engine.kernels.triton_expansion import row_weights
 from deployments.engine.kernels.triton_lora import activated
 from deployments.engine.kernels.triton_nf4 import entries
 from deployments.engine.kernels.triton_overlap import after_earlier_kernels, launch_next
@@ -27,14 +29,6 @@ _FLOATS: tl.constexpr = tl.constexpr(
 def input_of(position):
     """Return the input that lies at a position of 64 (quantised/interleaved.py)."""
     return position // 4 % 4 * 16 + position // 2 % 2 * 8 + position // 16 * 2 + position % 2
-
-
-@triton.jit
-def row_tile(values, n, first, width, WIDTH: tl.constexpr):
-    """Return WIDTH elements, from `first` on, of the rows n of `width` each; zeros behind them."""
-    j = first + tl.arange(0, WIDTH)
-    at = n.to(tl.int64)[:, None] * width + j[None, :]
-    return tl.load(values + at, mask=(j < width)[None, :], other=0.0)
 
 
 @triton.jit
@@ -113,10 +107,12 @@ def _gated(y, BN: tl.constexpr, IS_SILU: tl.constexpr, dtype: tl.constexpr):
 
 @triton.jit
 def _outputs(
-    x, values, factors, table, bias, out, norm, eps, N, K, width, KIND: tl.constexpr,
-    HAS_BIAS: tl.constexpr, ADDS: tl.constexpr, HAS_NORM: tl.constexpr, BN: tl.constexpr,
-    BK: tl.constexpr, TILES: tl.constexpr, AHEAD: tl.constexpr, IN_REGISTERS: tl.constexpr,
-    OVERLAPS: tl.constexpr, GATED: tl.constexpr, IS_SILU: tl.constexpr,
+    x, values, factors, table, bias, out, shrunk, slots, b0, b1, b2, start0, start1, start2, n0,
+    n1, n2, norm, eps, N, K, width, P: tl.constexpr, R: tl.constexpr, RP: tl.constexpr,
+    BESIDE: tl.constexpr, KIND: tl.constexpr, HAS_BIAS: tl.constexpr, ADDS: tl.constexpr,
+    HAS_NORM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, TILES: tl.constexpr,
+    AHEAD: tl.constexpr, IN_REGISTERS: tl.constexpr, OVERLAPS: tl.constexpr,
+    GATED: tl.constexpr, IS_SILU: tl.constexpr,
 ):  # fmt: skip
     to = tl.program_id(0) * BN + tl.arange(0, BN)
     n = _rows(to, N, GATED)
@@ -144,7 +140,12 @@ def _outputs(
         factor = tl.load(factors + n)
     if HAS_BIAS:
         added = tl.load(bias + n).to(tl.float32)
-    after_earlier_kernels(OVERLAPS)
+    if P > 0:
+        adapter, module = row_weights(
+            n, tl.load(slots).to(tl.int64), b0, b1, b2, start0, start1, start2, n0, n1, n2, P, R, RP
+        )
+    if not BESIDE:
+        after_earlier_kernels(OVERLAPS)
     if ADDS:
         old = tl.load(out + to, mask=to < N, other=0.0).to(tl.float32)
     squares = tl.zeros((BK,), tl.float32)
@@ -182,6 +183,12 @@ def _outputs(
         y = y * (1.0 / tl.sqrt(tl.sum(squares, 0) / K + eps))
     if HAS_BIAS:
         y += added
+    if BESIDE:
+        after_earlier_kernels(OVERLAPS)
+    if P > 0:
+        at = shrunk + (module * R)[:, None] + tl.arange(0, RP)[None, :]
+        s = tl.load(at, mask=(tl.arange(0, RP) < R)[None, :], other=0.0)
+        y += tl.sum(adapter.to(tl.float32) * s, 1)
     kind: tl.constexpr = x.dtype.element_ty
     if GATED:
         y = _gated(y, BN, IS_SILU, kind)
@@ -287,26 +294,29 @@ def _shrink(
 
 @triton.jit
 def row_kernel(
-    x, values, factors, table, bias, out, norm, eps, slots, a0, a1, a2, shrunk, N, K, width,
-    columns, workers, KIND: tl.constexpr, HAS_BIAS: tl.constexpr, ADDS: tl.constexpr,
-    HAS_NORM: tl.constexpr, IS_PERSISTENT: tl.constexpr, R: tl.constexpr, RC: tl.constexpr,
-    BLOCK: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, TILES: tl.constexpr,
-    AHEAD: tl.constexpr, IN_REGISTERS: tl.constexpr, OVERLAPS: tl.constexpr, GATED: tl.constexpr,
-    IS_SILU: tl.constexpr,
+    x, values, factors, table, bias, out, shrunk, slots, active, b0, b1, b2, start0, start1,
+    start2, n0, n1, n2, norm, eps, a0, a1, a2, N, K, width, columns, workers, P: tl.constexpr,
+    R: tl.constexpr, RP: tl.constexpr, BESIDE: tl.constexpr, KIND: tl.constexpr,
+    HAS_BIAS: tl.constexpr, ADDS: tl.constexpr, HAS_NORM: tl.constexpr,
+    IS_PERSISTENT: tl.constexpr, RANK: tl.constexpr, RC: tl.constexpr, BLOCK: tl.constexpr,
+    BN: tl.constexpr, BK: tl.constexpr, TILES: tl.constexpr, AHEAD: tl.constexpr,
+    IN_REGISTERS: tl.constexpr, OVERLAPS: tl.constexpr, GATED: tl.constexpr, IS_SILU: tl.constexpr,
 ):  # fmt: skip
     """Compute BN outputs of a single row. Program (outputs, and behind them ranks of adapters).
 
     TILES times BK elements of `values` hold a row of it; the first AHEAD tiles are asked for before
     earlier kernels end. GATED: each second of the BN outputs is a value, and the one before it its
-    gate; N is the number of gated ones. HAS_NORM: the inputs are the RMS norm of x. R: the rank of
-    adapters whose A multiplies them too, RC ranks in each program from `workers` on; 0: of none.
-    IS_PERSISTENT: the `workers` programs before them take the `columns` tiles of outputs in turn.
+    gate; N is the number of gated ones. HAS_NORM: the inputs are the RMS norm of x. RANK: of the
+    adapters whose A multiplies them too, RC ranks in each program from `workers` on, which write
+    `shrunk`; 0: of none. P: modules whose adapters are added, from `shrunk`. BESIDE: as of
+    product_kernel. IS_PERSISTENT: the `workers` programs take the `columns` tiles of outputs in
+    turn.
     """
     launch_next(OVERLAPS)
     program = tl.program_id(0)
-    if R > 0 and program >= workers:
+    if RANK > 0 and program >= workers:
         _shrink(
-            x, norm, eps, slots, a0, a1, a2, shrunk, program - workers, K, R, RC, BLOCK, OVERLAPS
+            x, norm, eps, slots, a0, a1, a2, shrunk, program - workers, K, RANK, RC, BLOCK, OVERLAPS
         )
     elif IS_PERSISTENT:
         _rounds(
@@ -315,6 +325,7 @@ def row_kernel(
         )  # fmt: skip
     else:
         _outputs(
-            x, values, factors, table, bias, out, norm, eps, N, K, width, KIND, HAS_BIAS, ADDS,
-            HAS_NORM, BN, BK, TILES, AHEAD, IN_REGISTERS, OVERLAPS, GATED, IS_SILU,
+            x, values, factors, table, bias, out, shrunk, slots, b0, b1, b2, start0, start1, start2,
+            n0, n1, n2, norm, eps, N, K, width, P, R, RP, BESIDE, KIND, HAS_BIAS, ADDS, HAS_NORM,
+            BN, BK, TILES, AHEAD, IN_REGISTERS, OVERLAPS, GATED, IS_SILU,
         )  # fmt: skip

@@ -63,25 +63,35 @@ class LoraBatch(Protocol):
         """Return whether `add` multiplies y by gains first (DoRA): y then is the base model's
         product alone, without a bias or a residual."""
 
-    def shrink(self, layer: str) -> tuple[Sequence[torch.Tensor], torch.Tensor] | None:
-        """Return each adapted module's A of all slots and the slots of the rows, for a kernel that
-        multiplies by them itself; None if this batch has none such."""
+    def few(self, layer: str) -> tuple[Sequence[torch.Tensor], torch.Tensor] | None:
+        """Return each adapted module's A of all slots, and the rows' slots, where the ranks are so
+        few that the kernel that norms and multiplies a row takes them too; None: they are not."""
+
+    def expanded(self, layer: str, shrunk: torch.Tensor) -> Expansion:
+        """Return what that kernel's product with A (B, P, R) becomes part of."""
 
     def norm(
         self, layer: str, x: torch.Tensor, weight: torch.Tensor, eps: float
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Return the RMS norm of x (T, in), and x @ A if that came with it, for `add`."""
+    ) -> tuple[torch.Tensor, Expansion | None]:
+        """Return the RMS norm of x (T, in), and `shrink` of it if that came with it."""
+
+    def shrink(self, layer: str, x: torch.Tensor) -> Expansion | None:
+        """Return x @ A, for the product by x that follows and for `add`; None: `add` computes it.
+
+        At most one is in use at a time.
+        """
 
     def add(
-        self, layer: str, x: torch.Tensor, y: torch.Tensor, shrunk: torch.Tensor | None = None
+        self, layer: str, x: torch.Tensor, y: torch.Tensor, shrunk: Expansion | None = None
     ) -> None:
-        """Add each token's LoRA of x (T, in) to y (T, out) in place; `shrunk` is from `norm`."""
+        """Add each token's LoRA of x (T, in) to y (T, out) in place; `shrunk` is from `norm` or
+        `shrink`."""
 
     def embed(self, layer: str, tokens: torch.Tensor, y: torch.Tensor) -> None:
         """Do `add` for an embedding: x is one-hot at each of `tokens` (T,)."""
 
     def expansion(
-        self, layer: str, x: torch.Tensor, y: torch.Tensor, shrunk: torch.Tensor | None
+        self, layer: str, x: torch.Tensor, y: torch.Tensor, shrunk: Expansion | None
     ) -> Expansion | None:
         """Do `add`, or return the part that the kernel that reads y next can add itself."""
 

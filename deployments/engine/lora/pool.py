@@ -20,7 +20,7 @@ import torch
 
 from deployments.engine.attention.memory_plan import KEPT_MIXTURES
 from deployments.engine.errors import LoraPoolError
-from deployments.engine.kernels.ops import rms_norm
+from deployments.engine.kernels.ops import Expansion, rms_norm
 from deployments.engine.lora.blocks import LoraBlocks
 from deployments.engine.lora.layers import LayerSegments, LoraBatch, LoraLayer, LoraSegments
 from deployments.engine.lora.peft_reader import AdapterWeights
@@ -54,16 +54,22 @@ class TorchLoraBatch:
         segments = self._layers.get(layer)
         return segments is not None and bool(segments.gains)
 
-    def shrink(self, layer: str) -> None:
+    def few(self, layer: str) -> None:
         return None
+
+    def expanded(self, layer: str, shrunk: torch.Tensor) -> Expansion:
+        raise AssertionError("no kernel takes the ranks of this batch")
 
     def norm(
         self, layer: str, x: torch.Tensor, weight: torch.Tensor, eps: float
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    ) -> tuple[torch.Tensor, None]:
         return rms_norm(x, weight, eps), None
 
+    def shrink(self, layer: str, x: torch.Tensor) -> None:
+        return None
+
     def add(
-        self, layer: str, x: torch.Tensor, y: torch.Tensor, shrunk: torch.Tensor | None = None
+        self, layer: str, x: torch.Tensor, y: torch.Tensor, shrunk: Expansion | None = None
     ) -> None:
         segments = self._layers.get(layer)
         if segments is not None:
@@ -89,7 +95,7 @@ class TorchLoraBatch:
                 columns.add_(torch.mm(own, b))
 
     def expansion(
-        self, layer: str, x: torch.Tensor, y: torch.Tensor, shrunk: torch.Tensor | None
+        self, layer: str, x: torch.Tensor, y: torch.Tensor, shrunk: Expansion | None
     ) -> None:
         self.add(layer, x, y, shrunk)
 

@@ -1,12 +1,18 @@
 """Multiply a mixed batch by its adapters with Triton kernels. Imported only where they run."""
 
+import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 
 import torch
 
-from deployments.engine.kernels.ops import Expansion, rms_norm
-from deployments.engine.kernels.triton_lora import lora_expand_add, lora_shrink, norm_shrink
+from deployments.engine.kernels.ops import Expansion, RowGroups, rms_norm
+from deployments.engine.kernels.triton_grouped_lora import lora_expand_add, lora_shrink
+from deployments.engine.kernels.triton_groups import group_rows
+from deployments.engine.kernels.triton_lora import MAX_NORM_COLUMNS, norm_shrink
 from deployments.engine.lora.layers import LoraStack
+
+_FEW_RANKS = 16  # of a layer's modules together: up to so many each row multiplies by itself
 
 
 class TritonLoraBatch:
@@ -29,40 +35,64 @@ class TritonLoraBatch:
     def rescales(self, layer: str) -> bool:
         return any(stack.gains is not None for _, stack in self._stacks.get(layer, ()))
 
-    def shrink(self, layer: str) -> tuple[Sequence[torch.Tensor], torch.Tensor] | None:
-        return [stack.a for _, stack in self._stacks[layer]], self._slots
+    def few(self, layer: str) -> tuple[Sequence[torch.Tensor], torch.Tensor] | None:
+        a = [stack.a for _, stack in self._stacks.get(layer, ())]
+        ranks = sum(each.shape[1] for each in a)
+        return (a, self._slots) if 0 < ranks <= _FEW_RANKS else None
+
+    def expanded(self, layer: str, shrunk: torch.Tensor) -> Expansion:
+        return Expansion(shrunk, self._columns(layer), self._slots)
 
     def norm(
         self, layer: str, x: torch.Tensor, weight: torch.Tensor, eps: float
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    ) -> tuple[torch.Tensor, Expansion | None]:
+        few = self.few(layer)
+        if few is not None and x.shape[1] <= MAX_NORM_COLUMNS:
+            normed, shrunk = norm_shrink(x, weight, eps, *few)
+            return normed, self.expanded(layer, shrunk)
+        normed = rms_norm(x, weight, eps)
+        return normed, self.shrink(layer, normed)
+
+    def shrink(self, layer: str, x: torch.Tensor) -> Expansion | None:
         stacks = self._stacks.get(layer)
         if not stacks:
-            return rms_norm(x, weight, eps), None
-        return norm_shrink(x, weight, eps, [stack.a for _, stack in stacks], self._slots)
+            return None
+        shrunk = lora_shrink(x, [stack.a for _, stack in stacks], self._groups)
+        columns = self._columns(layer)
+        return Expansion(shrunk, columns, self._slots, self._groups, is_beside=True)
 
     def add(
-        self, layer: str, x: torch.Tensor, y: torch.Tensor, shrunk: torch.Tensor | None = None
+        self, layer: str, x: torch.Tensor, y: torch.Tensor, shrunk: Expansion | None = None
     ) -> None:
-        expansion = self.expansion(layer, x, y, shrunk)
+        expansion = shrunk or self.shrink(layer, x)
         if expansion is not None:
-            lora_expand_add(y, expansion, self._gains(layer))
+            self._expand(layer, expansion, y)
 
     def embed(self, layer: str, tokens: torch.Tensor, y: torch.Tensor) -> None:
         stacks = self._stacks.get(layer)
         if stacks:
             shrunk = torch.stack([stack.a[self._slots, :, tokens] for _, stack in stacks], 1)
-            columns = [(start, stack.b) for start, stack in stacks]
-            lora_expand_add(y, Expansion(shrunk.float(), columns, self._slots), self._gains(layer))
-
-    def _gains(self, layer: str) -> list[torch.Tensor | None]:
-        return [stack.gains for _, stack in self._stacks[layer]]
+            self._expand(layer, Expansion(shrunk.float(), self._columns(layer), self._slots), y)
 
     def expansion(
-        self, layer: str, x: torch.Tensor, y: torch.Tensor, shrunk: torch.Tensor | None
+        self, layer: str, x: torch.Tensor, y: torch.Tensor, shrunk: Expansion | None
     ) -> Expansion | None:
-        stacks = self._stacks.get(layer)
-        if not stacks:
-            return None
-        if shrunk is None:
-            shrunk = lora_shrink(x, [stack.a for _, stack in stacks], self._slots)
-        return Expansion(shrunk, [(start, stack.b) for start, stack in stacks], self._slots)
+        return shrunk or self.shrink(layer, x)
+
+    def _columns(self, layer: str) -> list[tuple[int, torch.Tensor]]:
+        return [(start, stack.b) for start, stack in self._stacks[layer]]
+
+    def _expand(self, layer: str, expansion: Expansion, y: torch.Tensor) -> None:
+        expansion = dataclasses.replace(expansion, groups=self._groups)
+        lora_expand_add(y, expansion, [stack.gains for _, stack in self._stacks[layer]])
+
+    @functools.cached_property
+    def _groups(self) -> RowGroups:
+        """Return the rows by adapter, once a layer asks for them."""
+        every = [[stack.a for _, stack in stacks] for stacks in self._stacks.values() if stacks]
+        return group_rows(
+            self._slots,
+            len(every[0][0]),
+            ranks=max(sum(a.shape[1] for a in modules) for modules in every),
+            inputs=max(modules[0].shape[2] for modules in every),
+        )

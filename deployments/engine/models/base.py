@@ -92,13 +92,17 @@ class TorchBatches:
     def lora_batch(
         self, pool: LoraPool, slots: Sequence[int], counts: Sequence[int] | None = None
     ) -> LoraBatch | None:
-        if not self.is_invariant:
+        in_kernels = are_fused(self.device.type)
+        if not (self.is_invariant or in_kernels):
             return pool.torch_batch(slots, counts)
+        if not (self.is_invariant or any(slots)):
+            return None
+        own = torch.tensor(slots)
         if counts is not None:
-            slots = [slot for slot, count in zip(slots, counts, strict=True) for _ in range(count)]
-        if are_fused(self.device.type):
-            return pool.triton_batch(torch.tensor(slots, device=self.device))
-        return pool.row_batch(slots)
+            own = own.repeat_interleave(torch.tensor(counts))
+        return (
+            pool.triton_batch(own.to(self.device)) if in_kernels else pool.row_batch(own.tolist())
+        )
 
     def decode_batch(
         self,

@@ -72,14 +72,29 @@ class AdaptedLinear(ABC):
     def squared_norms(self) -> torch.Tensor: ...
 
     def _adapted(
-        self, x: torch.Tensor, lora: LoraBatch | None, shrunk: torch.Tensor | None
+        self, x: torch.Tensor, lora: LoraBatch | None, expansion: Expansion | None
     ) -> torch.Tensor:
-        """Return the product of x (T, in) with each token's adapter; `shrunk` is from lora.norm."""
-        is_rescaled = self._adds_in_turn or (lora is not None and lora.rescales(self.name))
+        """Return the product of x (T, in) with each token's adapter; `expansion` is from
+        lora.norm."""
+        if lora is not None and expansion is None:
+            expansion = lora.shrink(self.name, x)
+        if (product := self._adding(lora, expansion)) is not None:
+            return product(x, expansion=expansion)
+        is_rescaled = self._is_rescaled(lora)
         y = self._product(x, is_biased=not is_rescaled)
         if lora is not None:
-            lora.add(self.name, x, y, shrunk)
+            lora.add(self.name, x, y, expansion)
         return y.add_(self._bias) if is_rescaled and self._bias is not None else y
+
+    def _is_rescaled(self, lora: LoraBatch | None) -> bool:
+        """Return whether the product comes alone, with what is added to it in turn."""
+        return self._adds_in_turn or (lora is not None and lora.rescales(self.name))
+
+    def _adding(self, lora: LoraBatch | None, expansion: Expansion | None) -> KernelProduct | None:
+        """Return the product if it adds the adapters itself, whose expansion this is."""
+        if expansion is None or expansion.groups is None or self._is_rescaled(lora):
+            return None
+        return self._product if isinstance(self._product, KernelProduct) else None
 
 
 class FusedLinear(AdaptedLinear):
@@ -107,14 +122,14 @@ class FusedLinear(AdaptedLinear):
         """Apply the layer to the RMS norm of x (T, in), whose weight is (in,)."""
         done = self._in_one_kernel(x, weight, eps, lora)
         if done is not None:
-            y, shrunk = done
-            if lora is not None:
-                lora.add(self.name, x, y, shrunk)
+            y, expansion = done
+            if lora is not None and expansion is not None:
+                lora.add(self.name, x, y, expansion)
             return y
         if lora is None:
             return self._adapted(rms_norm(x, weight, eps), None, None)
-        normed, shrunk = lora.norm(self.name, x, weight, eps)
-        return self._adapted(normed, lora, shrunk)
+        normed, expansion = lora.norm(self.name, x, weight, eps)
+        return self._adapted(normed, lora, expansion)
 
     def _in_one_kernel(
         self,
@@ -123,19 +138,18 @@ class FusedLinear(AdaptedLinear):
         eps: float,
         lora: LoraBatch | None,
         activation: str | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor | None] | None:
-        """Return norm and product of few rows, from one kernel, and x @ A; None if there is none.
-
-        Where adapters rescale the product, it has no bias yet: then there is none.
-        """
+    ) -> tuple[torch.Tensor, Expansion | None] | None:
+        """Return the product of the norm of few rows, from one kernel, and what is still to be
+        added; None where there is no such kernel."""
         if not isinstance(self._product, KernelProduct) or not self._product.takes_norm(x):
             return None
-        shrink = None
-        if lora is not None and lora.adapts(self.name):
-            shrink = lora.shrink(self.name)
-            if shrink is None or lora.rescales(self.name):
-                return None
-        return self._product.after_norm(x, weight, eps, shrink, activation)
+        if lora is None or not lora.adapts(self.name):
+            return self._product.after_norm(x, weight, eps, None, activation)[0], None
+        few = lora.few(self.name)
+        if few is None or self._is_rescaled(lora):
+            return None
+        y, shrunk = self._product.after_norm(x, weight, eps, few, activation)
+        return y, None if shrunk is None else lora.expanded(self.name, shrunk)
 
     def gated_after_norm(
         self,
@@ -147,48 +161,55 @@ class FusedLinear(AdaptedLinear):
     ) -> torch.Tensor:
         """Return gated_activation of `after_norm` (T, out / 2); without a norm if it has no weight.
 
-        It is one kernel where the product is and no adapter changes it.
+        It is one kernel where the product is and adds the adapters itself.
         """
-        shrunk = None
+        expansion = None
         is_adapted = lora is not None and lora.adapts(self.name)
-        is_gated = activation in GATED and not is_adapted
-        if weight is not None and is_gated:
+        if weight is not None and activation in GATED and not is_adapted:
             done = self._in_one_kernel(x, weight, eps, lora, activation)
             if done is not None:
                 return done[0]
         if weight is not None and lora is not None:
-            x, shrunk = lora.norm(self.name, x, weight, eps)
+            x, expansion = lora.norm(self.name, x, weight, eps)
         elif weight is not None:
             x = rms_norm(x, weight, eps)
-        if isinstance(self._product, KernelProduct) and is_gated:
-            return self._product.gated(x, activation)
-        return gated_activation(self._adapted(x, lora, shrunk), activation)
+        if lora is not None and expansion is None:
+            expansion = lora.shrink(self.name, x)
+        product = self._adding(lora, expansion)
+        if isinstance(self._product, KernelProduct) and not is_adapted:
+            product = self._product
+        if product is not None and activation in GATED:
+            return product.gated(x, activation, expansion)
+        return gated_activation(self._adapted(x, lora, expansion), activation)
 
     def before_attention(
         self, x: torch.Tensor, weight: torch.Tensor, eps: float, lora: LoraBatch | None
     ) -> tuple[torch.Tensor, Expansion | None]:
-        """Do `after_norm`, but leave the LoRA expansion, if any, to the attention that follows."""
+        """Do `after_norm`, but leave the LoRA expansion, if any, to the attention that follows,
+        unless the product adds it."""
         done = self._in_one_kernel(x, weight, eps, lora)
         if done is not None:
-            y, shrunk = done
-            return y, None if lora is None else lora.expansion(self.name, x, y, shrunk)
+            return done
         if lora is None:
             return self._adapted(rms_norm(x, weight, eps), None, None), None
-        normed, shrunk = lora.norm(self.name, x, weight, eps)
-        if self._adds_in_turn or lora.rescales(self.name):
-            return self._adapted(normed, lora, shrunk), None
+        normed, expansion = lora.norm(self.name, x, weight, eps)
+        if self._is_rescaled(lora) or self._adding(lora, expansion) is not None:
+            return self._adapted(normed, lora, expansion), None
         y = self._product(normed)
-        return y, lora.expansion(self.name, normed, y, shrunk)
+        return y, lora.expansion(self.name, normed, y, expansion)
 
     def add_to(
         self, residual: torch.Tensor, x: torch.Tensor, lora: LoraBatch | None
     ) -> torch.Tensor:
         """Add self(x) to residual (T, out) in place."""
-        if self._adds_in_turn or (lora is not None and lora.rescales(self.name)):
+        if self._is_rescaled(lora):
             return residual.add_(self(x, lora))
+        expansion = None if lora is None else lora.shrink(self.name, x)
+        if (product := self._adding(lora, expansion)) is not None:
+            return product.add_to(residual, x, expansion)
         self._product.add_to(residual, x)
         if lora is not None:
-            lora.add(self.name, x, residual)
+            lora.add(self.name, x, residual, expansion)
         return residual
 
     def squared_norms(self) -> torch.Tensor:

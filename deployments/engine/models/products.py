@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from deployments.engine.kernels.backend import are_fused
+from deployments.engine.kernels.ops import Expansion
 from deployments.engine.models.weights import packed, take_weight
 from deployments.engine.quantised.interleaved import InterleavedWeight, interleaved
 from deployments.engine.quantised.linear import QuantisedLinear
@@ -98,7 +99,10 @@ class QuantisedProduct:
 
 
 class KernelProduct:
-    """Multiply with kernels of ours where rows are few, with torch where they are many."""
+    """Multiply with kernels of ours where rows are few, with torch where they are many.
+
+    Both add an expansion whose rows are grouped.
+    """
 
     def __init__(self, weight: InterleavedWeight | torch.Tensor, bias: torch.Tensor | None) -> None:
         from deployments.engine.kernels.quantised_product import (
@@ -115,27 +119,33 @@ class KernelProduct:
         self._product: Callable[..., torch.Tensor] = functools.partial(function, weight=weight)
         self._weight, self._bias = weight, bias
 
-    def __call__(self, x: torch.Tensor, *, is_biased: bool = True) -> torch.Tensor:
-        return self._product(x, bias=self._bias if is_biased else None)
+    def __call__(
+        self, x: torch.Tensor, *, is_biased: bool = True, expansion: Expansion | None = None
+    ) -> torch.Tensor:
+        return self._product(x, bias=self._bias if is_biased else None, expansion=expansion)
 
-    def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        return self._product(x, bias=self._bias, residual=residual)
+    def add_to(
+        self, residual: torch.Tensor, x: torch.Tensor, expansion: Expansion | None = None
+    ) -> torch.Tensor:
+        return self._product(x, bias=self._bias, residual=residual, expansion=expansion)
 
-    def gated(self, x: torch.Tensor, activation: str) -> torch.Tensor:
+    def gated(
+        self, x: torch.Tensor, activation: str, expansion: Expansion | None = None
+    ) -> torch.Tensor:
         """Return gated_activation of self(x), for an activation of GATED."""
-        return self._product(x, bias=self._bias, activation=activation)
+        return self._product(x, bias=self._bias, activation=activation, expansion=expansion)
 
     def after_norm(
         self,
         x: torch.Tensor,
         norm: torch.Tensor,
         eps: float,
-        shrink: tuple[Sequence[torch.Tensor], torch.Tensor] | None,
+        few: tuple[Sequence[torch.Tensor], torch.Tensor] | None,
         activation: str | None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return self of the RMS norm of a row x that it `takes_norm` of, or `gated` of it, and
-        what LoraBatch.norm returns beside the norm; `shrink` is LoraBatch.shrink."""
-        about = self._row_norm(norm, eps, *(shrink or ()))
+        its product with each A of LoraBatch.few."""
+        about = self._row_norm(norm, eps, *(few or ()))
         return self._row_product(x, self._weight, about, bias=self._bias, activation=activation)
 
     def in_order(self) -> "OrderedProduct | None":

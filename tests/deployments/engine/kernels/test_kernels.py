@@ -22,6 +22,8 @@ FUSED = are_fused(DEVICE)
 if FUSED:
     from deployments.engine.kernels import (
         triton_attention,
+        triton_grouped_lora,
+        triton_groups,
         triton_lora,
         triton_pick,
         triton_prefill,
@@ -97,7 +99,11 @@ def expansion(width: int, columns: dict[int, int], rank: int, dtype: torch.dtype
         stack = tensor(20 + i, 4, rank, count, dtype=dtype) * 0.2
         stack[0] = 0
         stacks.append((start, stack))
-    return Expansion(tensor(9, 5, len(columns), rank), stacks, rows(3, 0, 1, 1, 2))
+    slots = rows(3, 0, 1, 1, 2)
+    groups = None
+    if FUSED:
+        groups = triton_groups.group_rows(slots, 4, ranks=rank * len(columns), inputs=64)
+    return Expansion(tensor(9, 5, len(columns), rank), stacks, slots, groups)
 
 
 @needs_kernels
@@ -110,7 +116,7 @@ def expansion(width: int, columns: dict[int, int], rank: int, dtype: torch.dtype
 def test_the_decode_kernel_equals_the_torch_version(
     heads: int, groups: int, dim: int, kind: str, rank: int, dtype: torch.dtype
 ) -> None:
-    if DEVICE == "cpu" and kind == "rope" and dtype == torch.bfloat16:
+    if DEVICE == "cpu" and (kind == "rope" or rank == 72) and dtype == torch.bfloat16:
         pytest.skip("Triton's interpreter multiplies bfloat16 tiles as integers")
     kv_cache = tensor(1, 400, 2, heads, dim, dtype=dtype)
     qkv = tensor(0, 5, heads * (groups + 2), dim, dtype=dtype)
@@ -177,6 +183,8 @@ def test_windows_caps_and_partial_rotation_in_the_decode_kernel(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("rank", [0, 16, 72])
 def test_the_cross_kernel_equals_the_torch_version(rank: int, dtype: torch.dtype) -> None:
+    if DEVICE == "cpu" and rank == 72 and dtype == torch.bfloat16:
+        pytest.skip("Triton's interpreter multiplies bfloat16 tiles as integers")
     kv_cache, q = tensor(1, 400, 2, 3, 64, dtype=dtype), tensor(0, 5, 3, 64, dtype=dtype)
     starts, lengths = rows(0, 130, 131, 200, 399), rows(130, 1, 64, 65, 1)
     added = expansion(192, {0: 192}, rank, dtype) if rank else None
@@ -250,6 +258,8 @@ def test_the_prefill_kernel_equals_the_torch_version(
 def test_the_lora_kernels_equal_the_torch_versions(
     widths: tuple[int, ...], rescaled: tuple[int, ...], rank: int, dtype: torch.dtype
 ) -> None:
+    if DEVICE == "cpu" and dtype == torch.bfloat16:
+        pytest.skip("Triton's interpreter multiplies bfloat16 tiles as integers")
     x, slots = tensor(0, 5, 2200, dtype=dtype), rows(3, 0, 1, 1, 2)
     y = tensor(3, 5, 1200, dtype=dtype)
     a = [tensor(10 + i, 4, rank, 2200, dtype=dtype) for i in range(len(widths))]
@@ -258,7 +268,11 @@ def test_the_lora_kernels_equal_the_torch_versions(
         stack[0] = 0
     starts = [100 + sum(widths[:i]) for i in range(len(widths))]
     stacks = list(zip(starts, b, strict=True))
-    shrunk, wanted = triton_lora.lora_shrink(x, a, slots), torch_kernels.lora_shrink(x, a, slots)
+    groups = triton_groups.group_rows(slots, 4, ranks=rank * len(a), inputs=2200)
+    shrunk, wanted = (
+        triton_grouped_lora.lora_shrink(x, a, groups),
+        torch_kernels.lora_shrink(x, a, slots),
+    )
     assert shrunk.shape == wanted.shape
     assert (shrunk - wanted).norm() / wanted.norm() < TOLERANCE[dtype]
     expected = y.clone()
@@ -267,7 +281,7 @@ def test_the_lora_kernels_equal_the_torch_versions(
     for gain in gains:
         if gain is not None:
             gain[0] = 1
-    triton_lora.lora_expand_add(y, Expansion(shrunk, stacks, slots), gains)
+    triton_grouped_lora.lora_expand_add(y, Expansion(shrunk, stacks, slots, groups), gains)
     torch_kernels.lora_expand_add(expected, Expansion(shrunk, stacks, slots), gains)
     assert (y - expected).norm() / expected.norm() < TOLERANCE[dtype]
     assert torch.equal(y[:, :100], untouched[:, :100])

@@ -108,3 +108,16 @@ def pick(
     tokens = logits.argmax(-1)
     newest.index_copy_(0, rows, tokens)
     return tokens
+
+
+def group_rows(
+    slots: torch.Tensor, tile_rows: int
+) -> tuple[torch.Tensor, list[list[int]], list[int]]:
+    """Return the order of the rows, each tile's slot, first place and size, and the adapters."""
+    order, tiles, first = torch.sort(slots, stable=True).indices, [], 0
+    slots_used, counts = torch.unique(slots, return_counts=True)
+    for slot, count in zip(slots_used.tolist(), counts.tolist(), strict=True):
+        for begin in range(0, count, tile_rows):
+            tiles.append([slot, first + begin, min(tile_rows, count - begin)])
+        first += count
+    return order, tiles, [slot for slot in slots_used.tolist() if slot]
