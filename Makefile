@@ -14,6 +14,8 @@ PYTHON ?= python3
 CONFIG ?= serve_config.yaml
 # Prints the interpreter of an environment that has what is needed, and installs that first.
 install = $$(PYTHON="$(PYTHON)" sh scripts/install.sh $(1))
+# A worker takes whole files, in the order of tests/conftest.py: the slow ones first.
+by_file = --dist loadfile --no-loadscope-reorder
 
 .PHONY: help serve specialists test test-long chaos bench bench-gpu check
 help:
@@ -27,9 +29,9 @@ specialists:
 	@python=$(call install,train) && "$$python" -m scripts.make_specialists --data "$(DATA)" $(ARGS)
 
 test:
-	@python=$(call install,test) && "$$python" -m pytest -n logical --dist loadfile -m "not e2e and not alone and not long" \
-	  && "$$python" -m pytest -n 2 --dist loadfile --durations 15 -m "e2e and not alone and not long" \
-	  && "$$python" -m pytest -m "alone and not long"
+	@python=$(call install,test) && "$$python" -m pytest -n logical $(by_file) --ignore tests/e2e -m "not alone and not long" \
+	  && "$$python" -m pytest tests/e2e -n 2 $(by_file) --durations 15 -m "not alone and not long" \
+	  && "$$python" -m pytest $$(grep -rl --include 'test_*.py' mark.alone tests) -m "alone and not long"
 
 test-long:
 	@python=$(call install,long) && "$$python" -m pytest
@@ -45,4 +47,5 @@ bench-gpu:
 
 check:
 	@python=$(call install,dev) && "$$python" -m ruff format --check . && "$$python" -m ruff check . \
-	  && "$$python" -m mypy && "$$python" -m pytest -q -n logical --dist loadfile -m "not e2e and not base_model and not slow and not long"
+	  && "$$python" -m mypy \
+	  && "$$python" -m pytest -q -n logical $(by_file) --ignore tests/e2e -m "not base_model and not slow and not long"

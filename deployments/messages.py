@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from adapters.prompting import Message
 from adapters.token_prompts import BadTokenId
 from deployments.engine.request import ErrorInfo, SamplingParams, TokenEvent
-from deployments.settings import RouterLiveSettings
+from deployments.live_settings import RouterLiveSettings
 from references.passage import Passage
 from references.shelf import Hit
 from references.signs_question import MatchedDisease

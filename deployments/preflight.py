@@ -13,9 +13,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from deployments.live_settings import RouterLiveSettings
 from deployments.messages import GRACE_S
 from deployments.observe.tracing import tracing_problem
-from deployments.settings import RouterLiveSettings, Settings, parse_settings
+from deployments.settings import Settings, parse_settings
 from deployments.startup.application_checks import check_application
 from deployments.startup.checks import check_folders, check_machine, machine_notes
 from deployments.startup.config_file import (

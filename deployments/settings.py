@@ -1,4 +1,4 @@
-"""The `args:` of serve_config.yaml, and the `user_config` of each deployment, as strict models.
+"""The `args:` of serve_config.yaml as strict models.
 
 Ray drops unknown keys without a word; here they are errors. Neither ray nor torch is imported, so
 that a bad file is refused within a second.
@@ -13,18 +13,11 @@ import platformdirs
 from pydantic import Field, field_validator, model_validator
 
 from deployments.origins import check_hosts, check_origins
-from deployments.setting_sections import GroundingMode as GroundingMode
-from deployments.setting_sections import (
-    GroundingSettings,
-    ReferencesSettings,
-    RouterSettings,
-    SourceSettings,
-)
+from deployments.setting_sections import ReferencesSettings, RouterSettings, SourceSettings
 from deployments.setting_sections import ReplicaSettings as ReplicaSettings
 from deployments.strict_model import StrictModel, parse_strict
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
-LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 
 
 class AuthSettings(StrictModel):
@@ -47,30 +40,6 @@ class AuthSettings(StrictModel):
             given = "allow_open" if self.allow_open else "open_admin"
             raise ValueError(f"{given}: true belongs to mode: open, and mode is keys: drop one")
         return self
-
-
-class AccessLimits(StrictModel):
-    """Limits of one router replica, and of a key over all of them; those of a key apply to keys
-    that were made without limits."""
-
-    body_timeout_s: float = Field(
-        default=15.0, gt=0, le=600, description="seconds for the whole body to arrive; then 408"
-    )
-    max_concurrent: int = Field(
-        default=1000, ge=1, le=1024, description="requests in progress; then 503"
-    )
-    max_concurrent_per_key: int | None = Field(
-        default=128, ge=1, le=1024, description="of these, of one key; then 429; null: no limit"
-    )
-    requests_per_minute: int | None = Field(
-        default=None, ge=1, le=1_000_000, description="of one key; then 429; null: no limit"
-    )
-    tokens_per_minute: int | None = Field(
-        default=None,
-        ge=1,
-        le=1_000_000_000,
-        description="prompts and answers; then 429; null: no limit",
-    )
 
 
 class EngineSettings(StrictModel):
@@ -122,6 +91,11 @@ class EngineSettings(StrictModel):
         le=4_194_304,
         description="of keys and values; null: what max_rows needs; on a GPU at most what is left, "
         "on a CPU at most half of what is free",
+    )
+    kv_cache_dtype: Literal["auto", "int8"] = Field(
+        default="auto",
+        description="of keys and values. auto: as the activations; int8: nearly twice as many "
+        "positions in the same memory, on a GPU, by the fast decoder",
     )
     max_adapters: int = Field(
         default=32, ge=1, le=65_536, description="adapters on the device of one replica"
@@ -290,69 +264,6 @@ class Settings(StrictModel):
         """`base_model`; an absolute path where it is a folder of the project."""
         candidate = project_path(self.base_model)
         return str(candidate) if candidate.is_dir() else self.base_model
-
-
-_LOG_REQUESTS = "a record of each request at each stage, with its id and without its texts"
-
-
-class RouterLiveSettings(AccessLimits):
-    """`user_config` of the Router deployment: changes without a restart."""
-
-    min_confidence: float | None = Field(
-        default=None, ge=0, le=1, description="below it: base model; null: as trained"
-    )
-    min_in_scope: float | None = Field(
-        default=None, ge=0, le=1, description="below it: out of scope; null: as trained"
-    )
-    min_margin: float | None = Field(
-        default=None, ge=0, le=1, description="of two specialties; below it: base; null: as trained"
-    )
-    red_flags: bool = Field(
-        default=True,
-        description="a question that may be an emergency gets notice: urgent, and the answer "
-        "begins with advice to call for help; false: off",
-    )
-    references: GroundingSettings = GroundingSettings()
-    reload_check_s: float = Field(
-        default=5.0, ge=0, le=3600, description="how often to look for a new router; 0: never"
-    )
-    max_question_chars: int = Field(
-        default=8000, ge=1, le=1_000_000, description="longest question; all turns count"
-    )
-    max_body_bytes: int = Field(
-        default=256 * 1024, ge=256, le=64 * 2**20, description="largest HTTP body; then 413"
-    )
-    max_questions: int = Field(
-        default=256, ge=1, le=256, description="most questions in one POST /route"
-    )
-    max_prompts: int = Field(
-        default=32, ge=1, le=256, description="most prompts in one POST /v1/completions"
-    )
-    max_timeout_s: float = Field(
-        default=280.0,
-        gt=0,
-        le=86_400,
-        description="longest timeout_s, and the deadline of an answer without one; less than "
-        "http_options.request_timeout_s",
-    )
-    max_wait_s: float = Field(
-        default=60.0, gt=0, le=3600, description="longest wait predicted for an answer; then 503"
-    )
-    drain_s: float = Field(
-        default=30.0, ge=0, le=3600, description="for answers in progress when the server stops"
-    )
-    log_level: LogLevel = Field(default="INFO", description="of the router deployment")
-    log_requests: bool = Field(default=False, description=_LOG_REQUESTS)
-
-
-class ModelLiveSettings(StrictModel):
-    """`user_config` of the Model deployment: changes without a restart."""
-
-    adapter_check_s: float = Field(
-        default=5.0, ge=0, le=3600, description="how often to look for changes; 0: on request only"
-    )
-    log_level: LogLevel = Field(default="INFO", description="of the model deployment")
-    log_requests: bool = Field(default=False, description=_LOG_REQUESTS)
 
 
 SHIPPED_ROUTER = PROJECT_ROOT / "router" / "model"

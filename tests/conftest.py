@@ -6,16 +6,38 @@ import os
 import shutil
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Set before torch is imported. There is a worker for each core: with a pool of threads in each
+    # of them, the threads spin for one another.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+gc.disable()  # until pytest_collection_finish
 # Set before anything starts a process: the copies of one run are not those of the next.
 os.environ["POLYCLINIC_LAST_GOOD_DIR"] = tempfile.mkdtemp(prefix="polyclinic-last-good-")
 atexit.register(shutil.rmtree, os.environ["POLYCLINIC_LAST_GOOD_DIR"], ignore_errors=True)
 
 TINY_ADAPTERS = {"derm": "dermatology", "cardio": "cardiology"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Workers get the files with slow tests first, then those with many: whoever begins a long one
+    at the end keeps the others waiting."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return
+    num_tests = Counter(item.path for item in items)
+    num_slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: (-num_slow[item.path], -num_tests[item.path]))
+
+
+def pytest_collection_finish() -> None:
+    """No garbage collection goes through what is imported by now: a million objects."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -24,8 +46,11 @@ def restored_interpreter() -> Iterator[None]:
     it, since a garbage collection would never reach what hundreds of frozen replicas leave."""
     before = sys.getswitchinterval()
     yield
-    sys.setswitchinterval(before)
-    gc.unfreeze()
+    if sys.getswitchinterval() != before:
+        sys.setswitchinterval(before)
+        gc.unfreeze()
+    gc.collect()
+    gc.freeze()  # what this module has imported, too
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,12 @@ def sources(folder: str) -> list[Path]:
     return found
 
 
+@cache
+def tree_of(path: Path) -> ast.Module:
+    """Not to be changed: several tests look at it."""
+    return ast.parse(path.read_text())
+
+
 def module_of(path: Path) -> str:
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
@@ -39,7 +46,7 @@ def module_of(path: Path) -> str:
 def imported(path: Path) -> set[str]:
     """Every module that the file imports, at any depth of nesting."""
     names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -53,7 +60,7 @@ def imported_modules(path: Path, *, nested: bool = True) -> set[str]:
 
     `nested=False`: without the imports inside functions, which run late.
     """
-    tree = ast.parse(path.read_text())
+    tree = tree_of(path)
     nodes = list(ast.walk(tree)) if nested else _at_import(tree.body)
     names: set[str] = set()
     for node in nodes:
@@ -167,7 +174,7 @@ def test_importing_does_no_work() -> None:
     )
     for package in PACKAGES:
         for path in sources(package):
-            for node in ast.parse(path.read_text()).body:
+            for node in tree_of(path).body:
                 is_docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
                 assert is_docstring or isinstance(node, allowed), f"{path}:{node.lineno}"
 

@@ -12,7 +12,8 @@ from pydantic import BaseModel
 
 from deployments.api.errors import STATUS
 from deployments.api.protocol.ask import AskReply, AskRequest, RouteRequest
-from deployments.settings import ModelLiveSettings, RouterLiveSettings, Settings
+from deployments.live_settings import ModelLiveSettings, RouterLiveSettings
+from deployments.settings import Settings
 from router.policy import Reason
 from scripts.pages.module_list import BEGIN, END, PACKAGES, module_list
 from scripts.pages.settings_page import page

@@ -37,6 +37,10 @@ from transformers import (
     SmolLM3ForCausalLM,
     T5Config,
     T5ForConditionalGeneration,
+    T5Gemma2Config,
+    T5Gemma2ForConditionalGeneration,
+    T5GemmaConfig,
+    T5GemmaForConditionalGeneration,
     UMT5Config,
     UMT5ForConditionalGeneration,
 )
@@ -132,6 +136,8 @@ RECIPES: Mapping[str, Recipe] = {
         {"decoder_start_token_id": 17, "scale_embedding": True, "forced_eos_token_id": None},
     ),
     "nllb": (M2M100Config, M2M100ForConditionalGeneration, {}),
+    "t5gemma": (T5GemmaConfig, T5GemmaForConditionalGeneration, {}),
+    "t5gemma2": (T5Gemma2Config, T5Gemma2ForConditionalGeneration, {}),
 }
 _BARTS = ("bart", "bart_cnn", "mbart", "nllb")
 FORCED_FIRST = {"bart_cnn": 3, "nllb": 23}
@@ -144,13 +150,22 @@ def make_tiny(name: str, folder: Path, *, seed: int = 0, **options: Any) -> Path
     is_seq2seq = family_of(name) == "seq2seq"
     tokenizer = unigram_tokenizer() if is_seq2seq else byte_pair_tokenizer()
     fields_of = (_bart_fields if name in _BARTS else _t5_fields) if is_seq2seq else _fields
+    fields_of = _T5GEMMAS.get(name, fields_of)
     own = fields_of(tokenizer)
     config = config_class(**own | fields | options)
     model = model_class(config)
     (_randomise_bart if name in _BARTS else randomise)(model)
     model.generation_config.forced_bos_token_id = FORCED_FIRST.get(name)
-    if name.startswith("gemma"):  # multiplied by 8: every token would be followed by itself
-        model.get_input_embeddings().weight.data.mul_(0.1)
+    if "gemma" in name:  # multiplied by 8: every token would be followed by itself
+        embeddings = [m for m in model.modules() if isinstance(m, torch.nn.Embedding)]
+        for weight in {m.weight for m in embeddings if m.num_embeddings == len(tokenizer)}:
+            weight.data.mul_(0.1)
+            if name in _T5GEMMAS:  # what an answer begins with, and would go on with
+                weight.data[own["bos_token_id"]].mul_(0.1)
+        # Attention to a prompt says much the same at each position: let the tokens be heard too.
+        for path, parameter in model.named_parameters():
+            if "decoder" in path and path.endswith("attn_layernorm.weight") and "post" in path:
+                parameter.data.mul_(0.3).sub_(0.7)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -168,6 +183,8 @@ def randomise(model: torch.nn.Module) -> None:
                 parameter.normal_(std=0.3)
             elif "norm" in name:
                 parameter.add_(torch.randn_like(parameter) * 0.3)
+            elif name.endswith("eoi_embedding"):
+                parameter.normal_(std=0.3)
 
 
 def _randomise_bart(model: Any) -> None:
@@ -225,5 +242,54 @@ def _bart_fields(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
     )
 
 
+def _gemma_half(tokenizer: PreTrainedTokenizerFast, **options: Any) -> dict[str, Any]:
+    special = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 17}
+    return llama_fields(tokenizer) | _GEMMA | special | options
+
+
+def _t5gemma_fields(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    """An encoder of another size and depth; answers are longer than the decoder's window."""
+    capped = {"attn_logit_softcapping": 8.0, "final_logit_softcapping": 4.0}
+    encoder = {"hidden_size": 128, "num_hidden_layers": 3, "num_key_value_heads": 4, "head_dim": 32}
+    layers = {"layer_types": [_SLIDING, _FULL, _SLIDING], "sliding_window": WINDOW - 5}
+    return dict(
+        encoder=_gemma_half(tokenizer, **capped, **encoder, **layers),
+        decoder=_gemma_half(tokenizer, **capped, num_key_value_heads=1, sliding_window=5),
+        vocab_size=len(tokenizer),
+        bos_token_id=17,
+    )
+
+
+def _t5gemma2_fields(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    """The end of an image is an ordinary token here, so that prompts and answers have it."""
+    ropes = {
+        _FULL: {"rope_type": "linear", "rope_theta": 100_000.0, "factor": 8.0},
+        _SLIDING: {"rope_type": "default", "rope_theta": 1000.0},
+    }
+    images = dict(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        image_size=8, patch_size=4,
+    )  # fmt: skip
+    encoder = dict(
+        text_config=_gemma_half(tokenizer, rope_parameters=ropes, sliding_window=WINDOW + 1),
+        vision_config=images,
+        mm_tokens_per_image=1,
+        boi_token_index=8,
+        eoi_token_index=9,
+    )
+    return dict(
+        encoder=encoder,
+        decoder=_gemma_half(
+            tokenizer, rope_parameters=ropes, final_logit_softcapping=4.0, sliding_window=5
+        ),
+        image_token_index=10,
+        bos_token_id=17,
+    )
+
+
+_T5GEMMAS = {"t5gemma": _t5gemma_fields, "t5gemma2": _t5gemma2_fields}
+
+
 def family_of(name: str) -> Family:
-    return "seq2seq" if name.endswith("t5") or name in _BARTS else "causal"
+    is_seq2seq = name.endswith("t5") or name in _BARTS or name.startswith("t5gemma")
+    return "seq2seq" if is_seq2seq else "causal"

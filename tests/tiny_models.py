@@ -4,7 +4,7 @@ Nothing is downloaded. Weights are large enough that adapters change greedy answ
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -206,7 +206,14 @@ def load_model(folder: Path) -> PreTrainedModel:
     config = json.loads((folder / "config.json").read_text())
     seq2seq = config.get("is_encoder_decoder", False)
     model_class = AutoModelForSeq2SeqLM if seq2seq else AutoModelForCausalLM
-    return model_class.from_pretrained(folder, dtype=torch.float32).eval()
+    options = {"attn_implementation": "eager"} if _is_capped(config) else {}
+    return model_class.from_pretrained(folder, dtype=torch.float32, **options).eval()
+
+
+def _is_capped(config: Mapping[str, Any]) -> bool:
+    """Transformers before 5.23 takes torch's attention by default, which leaves soft caps out."""
+    parts = (config, config.get("encoder") or {}, config.get("decoder") or {})
+    return any(part.get("attn_logit_softcapping") for part in parts)
 
 
 def make_tiny_gguf(base: Path, file: Path) -> Path:

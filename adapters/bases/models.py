@@ -40,6 +40,7 @@ _SEQ2SEQ = (
     "MBartForConditionalGeneration",
     "M2M100ForConditionalGeneration",
     "T5GemmaForConditionalGeneration",
+    "T5Gemma2ForConditionalGeneration",
 )
 
 

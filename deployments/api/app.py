@@ -45,8 +45,9 @@ from deployments.api.protocol.base import RouteReply, json_response, route_field
 from deployments.api.protocol.openai_replies import ModelsReply
 from deployments.api.references import ReferencesEndpoint
 from deployments.api.request_body import check_count, check_known, check_text, read_request
+from deployments.live_settings import AccessLimits
 from deployments.messages import Backend, Outcome
-from deployments.settings import AccessLimits, Settings
+from deployments.settings import Settings
 
 _RATES = (f"{a}-{b}" for a in ("limit", "remaining", "reset") for b in ("requests", "tokens"))
 _EXPOSED = ("retry-after", "x-request-id", *(f"x-ratelimit-{rate}" for rate in _RATES))

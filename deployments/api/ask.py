@@ -41,7 +41,7 @@ from deployments.api.request_body import (
 from deployments.api.streaming import AnswerStream, EventStream, StreamItem, charge, sse
 from deployments.engine.request import SamplingParams
 from deployments.messages import Backend, GenerateRequest, ServedModels
-from deployments.settings import GroundingMode
+from deployments.setting_sections import GroundingMode
 from router.policy import Reason, Route
 
 

@@ -10,7 +10,7 @@ from deployments.api.errors import ApiError
 from deployments.api.protocol.references import CitationReply, SupportReply
 from deployments.engine.request import FinishReason, Timings, TokenEvent
 from deployments.messages import Backend, GenerateRequest
-from deployments.settings import GroundingMode
+from deployments.setting_sections import GroundingMode
 from references.markers import MarkedText
 from references.passage import Passage, ReferencesError
 from references.quote import quote, quote_diseases

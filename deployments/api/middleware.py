@@ -26,7 +26,7 @@ from deployments.api.errors import (
     log_unexpected,
 )
 from deployments.api.protocol.base import is_id
-from deployments.settings import AccessLimits
+from deployments.live_settings import AccessLimits
 
 PAGE_PATHS = ("", "/")
 STATIC = "/static"  # what the page loads

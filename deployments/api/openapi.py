@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
 from pydantic import BaseModel
@@ -37,8 +38,12 @@ _REQUEST_ID = {
 _RETRY_AFTER = {"description": "seconds", "schema": {"type": "string", "pattern": "^[0-9]+$"}}
 
 
+@cache
 def openapi_document(*, with_admin: bool = True) -> dict[str, Any]:
-    """Return the whole document, as plain JSON. `with_admin`: adapters can be changed here."""
+    """Return the whole document, as plain JSON that is not to be changed: it is made once.
+
+    `with_admin`: adapters can be changed here.
+    """
     paths: dict[str, Any] = {}
     for operation in (*OPERATIONS, *(ADMIN_OPERATIONS if with_admin else ())):
         paths.setdefault(operation.path, {})[operation.method.lower()] = _described(operation)

@@ -36,6 +36,7 @@ class DecoderInfo:
     batch_invariant: bool = False  # whether logits depend on nothing that is computed beside them
     batch_invariant_reason: str = ""
     threads: int | None = None  # of the processor that a step may use; None: on a GPU
+    kv_cache_dtype: str = ""  # of keys and values; empty: the decoder plans none
     rows: Mapping[str, Any] = field(default_factory=dict)  # asked for and given, and why
     refuses: Mapping[str, str] = field(default_factory=dict)  # what it cannot do, by field, and why
     side_positions: int | None = None  # of a prompt and of an answer, each; None: not bounded

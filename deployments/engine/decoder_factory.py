@@ -28,6 +28,11 @@ from deployments.engine.models.architectures import describe
 from deployments.engine.models.base import Model, TorchBatches
 from deployments.engine.models.choice import make_torch_model, unsupported_base
 from deployments.engine.models.invariance import BatchInvariant, make_invariant, refuse_reference
+from deployments.engine.models.kv_cache_dtype import (
+    KvCacheDtype,
+    keep_keys_values,
+    refuse_reference_int8,
+)
 from deployments.engine.peft_decoder import PeftDecoder
 from deployments.engine.structured.vocabulary import refused_features
 
@@ -67,6 +72,7 @@ def build_decoder(
     *,
     weights: Weights = "none",
     batch_invariant: BatchInvariant = "auto",
+    kv_cache_dtype: KvCacheDtype = "auto",
 ) -> ModelRunner | PeftDecoder:
     """Return the decoder for this base, without adapters loaded yet.
 
@@ -75,10 +81,11 @@ def build_decoder(
         weights: int8, int4: products of bytes on a CPU, with weights of eight or four bits; auto:
             eight, where they are faster than torch.
         batch_invariant: whether logits may not depend on what is computed beside them.
+        kv_cache_dtype: of keys and values.
 
     Raises:
         FastDecoderImpossible: `choice` is fast; names what the fast decoder cannot do. `weights` is
-            int8 or int4, and this base cannot be served with it.
+            int8 or int4, or `kv_cache_dtype` is int8, and this base cannot be served with it.
         ValueError: the budget for keys and values does not hold one answer.
     """
     if choice == "reference" and weights in _BITS:
@@ -88,6 +95,7 @@ def build_decoder(
         )
     if choice == "reference":
         refuse_reference(batch_invariant)
+        refuse_reference_int8(kv_cache_dtype)
         return PeftDecoder(base, reason="engine.decoder is reference")
     reader = None
     obstacle = unsupported_base(base, _num_positions(base, limits))
@@ -98,7 +106,7 @@ def build_decoder(
         chosen = choose_weights(base, weights, limits)
         if chosen.in_bytes:
             reader, chosen = _for_bytes(base, chosen, weights, adapters, reader)
-        return _build_fast(base, limits, reader, chosen, adapters, batch_invariant)
+        return _build_fast(base, limits, reader, chosen, adapters, batch_invariant, kv_cache_dtype)
     if choice == "fast":
         raise FastDecoderImpossible(
             f"engine.decoder is fast, but {obstacle}: set it to auto or reference"
@@ -110,6 +118,7 @@ def build_decoder(
         )
     logger.warning("serving with the reference decoder: %s", obstacle)
     refuse_reference(batch_invariant)
+    refuse_reference_int8(kv_cache_dtype)
     return PeftDecoder(base, reason=f"not the fast decoder, since {obstacle}")
 
 
@@ -285,6 +294,7 @@ def _build_fast(
     weights: _Weights,
     adapters: Mapping[str, Path],
     batch_invariant: BatchInvariant,
+    kv_cache_dtype: KvCacheDtype,
 ) -> ModelRunner:
     num_positions = _num_positions(base, limits)
     if num_positions < limits.num_positions:
@@ -296,6 +306,7 @@ def _build_fast(
         )
     # Rows are multiples of ALIGNMENT positions, and the tables of positions cover a whole row.
     model = _make_model(base, full_length(num_positions), weights, limits, base.model)
+    keep_keys_values(model, kv_cache_dtype)
     rows = plan_rows_of(
         model,
         (reader.shapes(folder) for folder in adapters.values()),
@@ -309,8 +320,9 @@ def _build_fast(
     invariance = make_invariant(model, batch_invariant)
     capacities = rows.capacities
     logger.info(
-        "KV cache: %.0f MiB; %d rows asked for, %d given, of %s positions: %s",
+        "KV cache: %.0f MiB in %s; %d rows asked for, %d given, of %s positions: %s",
         sum(capacities) * model.kv_shape.bytes_per_position / 2**20,
+        model.kv_shape.kept_in,
         *(rows.asked, len(capacities)),
         ", ".join(f"{capacities.count(c)} x {c}" for c in sorted(set(capacities))),
         rows.reason,
@@ -331,6 +343,7 @@ def _build_fast(
         batch_invariant=invariance.is_on,
         batch_invariant_reason=invariance.reason,
         threads=_threads_of(model, limits),
+        kv_cache_dtype=model.kv_shape.kept_in,
         rows=rows.report(),
     )
     if weights.in_bytes:

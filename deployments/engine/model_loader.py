@@ -102,6 +102,8 @@ def load_pretrained(
     if stored not in (None, kind):
         raise ValueError(f"{path}: its weights are in {stored} already, and {kind} is asked for")
     options: dict[str, Any] = {"dtype": precision.dtype, "use_safetensors": True}
+    if _is_capped(config):  # torch's own function knows no soft cap, and older transformers take it
+        options["attn_implementation"] = "eager"
     leaving: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
     if kind is not None:
         options["device_map"] = {"": device}
@@ -132,6 +134,12 @@ def load_pretrained(
         is_dtype_free=dtype == "auto",
         with_bitsandbytes=with_bitsandbytes and kind is not None,
     )
+
+
+def _is_capped(config: Any) -> bool:
+    """Return whether attention has a soft cap (Gemma 2, T5Gemma)."""
+    parts = (config, *(getattr(config, half, None) for half in ("encoder", "decoder")))
+    return any(getattr(part, "attn_logit_softcapping", None) for part in parts)
 
 
 def wrap_pretrained(

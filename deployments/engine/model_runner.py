@@ -367,12 +367,4 @@ class ModelRunner(AdapterLoader):
         return tokens
 
     def _new_cache(self, capacities: Sequence[int]) -> KvCache:
-        shape = self._model.kv_shape
-        return KvCache(
-            capacities,
-            num_layers=shape.num_layers,
-            num_heads=shape.num_heads,
-            head_dim=shape.head_dim,
-            dtype=shape.dtype,
-            device=self._model.device,
-        )
+        return self._model.kv_shape.new_cache(capacities, self._model.device)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # torch is imported once a decoder is to be loaded
     from deployments.engine.model_loader import Dtype, Family, Quantization
     from deployments.engine.model_runner import ModelRunner
     from deployments.engine.models.invariance import BatchInvariant
+    from deployments.engine.models.kv_cache_dtype import KvCacheDtype
     from deployments.engine.peft_decoder import PeftDecoder
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ class DecoderSpec:
     max_adapters: int
     prefill_tokens: int
     kv_memory_bytes: int | None
+    kv_cache_dtype: "KvCacheDtype"
     cpu_threads: int | None
     batch_invariant: "BatchInvariant"
     adapters: Mapping[str, str]
@@ -54,7 +56,8 @@ def load_decoder(spec: DecoderSpec) -> "ModelRunner | PeftDecoder":
 
     Raises:
         FastDecoderImpossible: `choice` is fast, and names what it cannot serve; the GPU lacks what
-            the quantization needs; or something cannot keep to `batch_invariant`.
+            the quantization needs; or something cannot keep to `batch_invariant` or
+            `kv_cache_dtype`.
         OSError, ValueError: the folder lacks a file, transformers cannot read it, or the GPU is too
             small for one answer.
         MemoryError: it is too small for the weights.
@@ -106,6 +109,7 @@ def load_decoder(spec: DecoderSpec) -> "ModelRunner | PeftDecoder":
             folders,
             weights=weights,
             batch_invariant=spec.batch_invariant,
+            kv_cache_dtype=spec.kv_cache_dtype,
         )
     except torch.OutOfMemoryError as error:
         raise MemoryError(

@@ -42,6 +42,7 @@ from deployments.ingress.readiness import Readiness
 from deployments.ingress.references_source import ReferencesSource
 from deployments.ingress.traffic import TrafficLog
 from deployments.interpreter import tune_interpreter
+from deployments.live_settings import RouterLiveSettings
 from deployments.messages import GenerateRequest, Outcome, ServedModels
 from deployments.observe.sampling import Sampler
 from deployments.observe.tracing import spanned, start_tracing, stop_tracing
@@ -52,7 +53,7 @@ from deployments.replica import (
     use_serve_handlers,
 )
 from deployments.replica_set import ReplicaSet, own_replicas
-from deployments.settings import RouterLiveSettings, Settings
+from deployments.settings import Settings
 from router.classifier import Classifier
 from router.policy import Route, Thresholds, decide, decide_explicit
 from router.urgency.red_flags import load_red_flags

@@ -16,6 +16,7 @@ from deployments.engine.errors import EngineError
 from deployments.engine.request import Request, TokenEvent, failed_event
 from deployments.handover import ROUTER, ModelHandover
 from deployments.interpreter import tune_interpreter
+from deployments.live_settings import ModelLiveSettings
 from deployments.messages import OTHER_CONFIG, GenerateRequest
 from deployments.model.adapter_follower import AdapterFollower
 from deployments.model.adapter_manager import AdapterManager
@@ -31,7 +32,7 @@ from deployments.observe.sampling import Sampler
 from deployments.observe.tracing import start_tracing, stop_tracing
 from deployments.replica import live_settings, replica_id, use_serve_handlers
 from deployments.replica_set import replicas_beside
-from deployments.settings import ModelLiveSettings, Settings
+from deployments.settings import Settings
 
 logger = logging.getLogger(__name__)
 

@@ -204,6 +204,7 @@ class _Parts:
             num_positions=engine.max_input_tokens + engine.max_output_tokens,
             max_adapters=engine.max_adapters,
             prefill_tokens=prefill_tokens(engine, device),
+            kv_cache_dtype=engine.kv_cache_dtype,
             kv_memory_bytes=None if kv_mib is None else kv_mib * 2**20,
             cpu_threads=engine.cpu_threads,
             adapters={name: str(folder) for name, (_, folder) in self._found.items()},

@@ -61,6 +61,7 @@ class OperatorCalls:
             "threads": decoder.threads,
             "batch_invariant": decoder.batch_invariant,
             "batch_invariant_reason": decoder.batch_invariant_reason,
+            "kv_cache_dtype": decoder.kv_cache_dtype,
             "rows": dict(decoder.rows),
             "visible_gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
             **self._adapter_info(),

@@ -5,13 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from deployments.settings import (
-    ModelLiveSettings,
-    RouterLiveSettings,
-    Settings,
-    parse_settings,
-    project_path,
-)
+from deployments.live_settings import ModelLiveSettings, RouterLiveSettings
+from deployments.settings import Settings, parse_settings, project_path
 from deployments.startup.config_file import DEPLOYMENTS, IMPORT_PATH
 from deployments.startup.quantization import quantization_problems
 from deployments.strict_model import SettingsError, StrictModel, nearest, parse_strict

@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from deployments.settings import RouterLiveSettings
+from deployments.live_settings import RouterLiveSettings
 from deployments.strict_model import describe, nearest
 
 IMPORT_PATH = "deployments.app:build"

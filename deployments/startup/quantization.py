@@ -1,4 +1,4 @@
-"""Does `quantization` fit the device, the decoder, and the weights in the base model's folder?"""
+"""Do `quantization` and `kv_cache_dtype` fit the device, the decoder, and the base's folder?"""
 
 import importlib.util
 from typing import TYPE_CHECKING
@@ -36,6 +36,16 @@ def quantization_problems(
         problems.append(
             "quantization: 'fp8' is the fast decoder's, and engine.decoder is 'reference': set "
             "engine.decoder: auto or fast, or quantization: int8 or nf4"
+        )
+    if settings.engine.kv_cache_dtype == "int8" and device == "cpu":
+        problems.append(
+            f"engine.kv_cache_dtype: 'int8' needs a GPU, and the device is the CPU {said}: set it "
+            "to auto, or add a GPU"
+        )
+    if settings.engine.kv_cache_dtype == "int8" and settings.engine.decoder == "reference":
+        problems.append(
+            "engine.kv_cache_dtype: 'int8' is the fast decoder's, and engine.decoder is "
+            "'reference': set engine.decoder: auto or fast, or engine.kv_cache_dtype: auto"
         )
     return problems or _of_folder(settings, device, stored)
 

@@ -12,6 +12,8 @@ from typing import Any
 from scripts.arguments import BASE_MODEL, positive
 from scripts.environment import device_name, environment
 
+WEIGHTS = ("none", "auto", "int8", "int4")  # of our engine on a CPU
+
 
 def add_out(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, help="write the JSON here too")

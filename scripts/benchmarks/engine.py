@@ -8,18 +8,20 @@ Random adapters that take turns, `--requests` questions at once; end-of-sequence
 so that every side makes the same number of tokens. Sides: the engine with mixed adapters, without
 adapters, and with one stream; PEFT's mixed batch (`adapter_names`), and `set_adapter` + `generate`
 one request at a time. Each side is warmed up once; then all are timed in turn, `--repeats` times,
-and the medians are compared. With
-`--served` also the engine as a replica runs it, in a process of its own, beside bare steps of the
-same rows: `decoding_per_s` leaves the reading of prompts out. Also: the time of one decode step by
-batch size, without and with adapters, and its memory floor.
+and the medians are compared. With `--continuous_batching` also transformers' own (the manager of
+`generate_batch`, as it comes), without an adapter and with one for all requests, beside this
+engine with that one. With `--served` also the engine as a replica runs it, in a process of its own,
+beside bare steps of the same rows: `decoding_per_s` leaves the reading of prompts out. Also: the
+time of one decode step by batch size, without and with adapters, and its memory floor.
 """
 
 import argparse
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from scripts.benchmarks.command import add_model_arguments, publish
+from scripts.benchmarks.command import WEIGHTS, add_model_arguments, publish
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,20 +38,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--served", action="store_true", help="also the engine in a process of its own"
     )
-    kinds = ["none", "auto", "int8", "int4"]
+    theirs = "also transformers', of a causal base"
+    parser.add_argument("--continuous_batching", action="store_true", help=theirs)
     parser.add_argument(
         "--beside_s", type=float, help="also time steps while every core is taken, so long"
     )
-    parser.add_argument("--weights", choices=kinds, default="none", help="of our engine, on a CPU")
+    parser.add_argument(
+        "--weights", choices=WEIGHTS, default="none", help="of our engine, on a CPU"
+    )
     quantised = ["none", "int8", "nf4", "fp8"]
     parser.add_argument("--quantization", choices=quantised, default="none", help="on a GPU")
+    parser.add_argument(
+        "--kv_cache_dtype", choices=["auto", "int8"], default="auto", help="int8: on a GPU"
+    )
+    parser.add_argument(
+        "--batch_sizes",
+        type=int,
+        nargs="+",
+        default=[1, 4, 8, 16, 32, 64, 128, 256],
+        help="of the timed steps, as far as there are rows",
+    )
 
 
 def run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
-    from scripts.benchmarks.in_process.engine_sides import measure
+    from scripts.benchmarks.in_process.engine_sides import Refused, measure
 
     with tempfile.TemporaryDirectory() as scratch:
-        measured = measure(args, Path(scratch))
+        try:
+            measured = measure(args, Path(scratch))
+        except Refused as error:
+            print(error, file=sys.stderr)
+            return 2
     shown = [
         *measured["sides"].items(),
         *(("step", step) for step in measured["steps"]),

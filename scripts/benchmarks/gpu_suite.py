@@ -83,11 +83,36 @@ def _quantised(name: str) -> list[Step]:
     ]
 
 
+def _long_contexts(name: str, rows: int) -> list[Step]:
+    """Steps behind some 1,000 positions, over keys and values that are plain and in int8."""
+    shape = f"--model {name.replace('_', '-')}-shape {_GPU} --prefill_tokens 8192 --skip_peft"
+    size = f"--rows {rows} --requests {rows} --prompt_tokens 900 --output_tokens 128 --repeats 2"
+    return [
+        Step(
+            f"{name}_kv_{kind}",
+            f"engine {shape} {size} --batch_sizes 1 64 128 256 --kv_cache_dtype {kind}",
+            100,
+        )
+        for kind in ("auto", "int8")
+    ]
+
+
 def _memory() -> list[Step]:
     shape = f"memory --model flan-t5-xl-shape {_GPU}"
     return [
         Step(f"memory_{kind}", f"{shape} --quantization {kind} --budget_gb {budget}", 60)
         for kind, budget in (("nf4", 4), ("int8", 5.5))
+    ]
+
+
+def _traffic(name: str, model: str, rates: str, seconds: Sequence[float]) -> list[Step]:
+    """How many adapters are asked for, and requests at random times, up to saturation."""
+    load = f"load {model} {_LOAD} --prompt_tokens 64 64"
+    sweep = "--adapters 1024 --asked 1 8 64 1024 --popularity one uniform zipf"
+    opened = f"--adapters 64 --popularity zipf --rates {rates}"
+    return [
+        Step(f"{name}_adapters", f"{load} {sweep}", seconds[0]),
+        Step(f"{name}_rates", f"{load} {opened}", seconds[1]),
     ]
 
 
@@ -98,12 +123,13 @@ def steps() -> list[Step]:
     peer = f"vllm {llama} {_GPU} {_SHORT}"
     two = f"serve {llama} {_HTTP} {_TWO} --rows 128 --streams 64 128"
     http = f"{_HTTP} {_ONE_ROUTER_SET}"
+    rates = "--seconds 5 --popularity zipf --adapters 64 --rates 50 100 150 200 225 250 275"
     rust = (("VLLM_USE_RUST_FRONTEND", "1"),)
     return [
         Step("llama_1b_two_gpus", two, 110, gpus=2),
         Step("vllm_llama_1b", f"{peer} --parts http engine --streams 1 64 128", 350),
         llama_8b[0],
-        Step("t5_scaling", f"scaling {t5} {_GPU} --rows 64 --streams 128", 240, gpus=2),
+        Step("t5_scaling", f"scaling {t5} {_GPU} --routers 4 --timeout_s 90", 190, gpus=2),
         Step("llama_1b_engine", f"engine {llama} {_ENGINE} {_SHORT}", 40),
         Step("llama_1b_http", f"serve {llama} {http} --rows 256 --streams 1 64 128 256", 140),
         llama_8b[2],
@@ -121,10 +147,20 @@ def steps() -> list[Step]:
         Step("vllm_four_servers", f"{peer} --parts http --api_servers 4 --streams 64", 180),
         Step("vllm_rust", f"{peer} --parts http --streams 64", 180, environment=rust),
         *qwen_8b[3:],
+        *_traffic("llama_1b", llama, "50 100 150 200 250 280 310 340 370", (75, 85)),
+        *_traffic("t5", t5, "25 50 75 100 125 150 170 190 210", (115, 95)),
+        Step("llama_1b_peers", f"engine {llama} {_ENGINE} {_SHORT} --continuous_batching", 90),
+        Step(
+            "llama_1b_http_rates",
+            f"serve {llama} {http} --rows 64 --streams 64 {rates}",
+            118,
+        ),
         *_quantised("flan_t5_xl"),
         *_memory(),
         *_quantised("llama_1b"),
         *_quantised("llama_8b"),
+        *_long_contexts("llama_1b", 256),
+        *_long_contexts("flan_t5_xl", 128),
     ]
 
 

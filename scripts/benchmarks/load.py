@@ -2,10 +2,20 @@
 
     python -m scripts.benchmark load --pattern closed_loop --concurrency 32 64 128 ...
     python -m scripts.benchmark load --pattern uneven --concurrency 64 ...
+    python -m scripts.benchmark load --adapters 1024 --asked 1 8 64 1024 \\
+        --popularity one uniform zipf ...
+    python -m scripts.benchmark load --rates 50 100 200 400 ...
 
 `--concurrency` is the number of rows. `closed_loop`: that many requests at a time, the next one as
 soon as one has ended. `uneven`: all requests wait from the start. Lengths are uniform between the
-two `--prompt_tokens` and the two `--output_tokens`, and seeded; adapters take turns.
+two `--prompt_tokens` and the two `--output_tokens`, and seeded. `--adapters` are on the device, of
+which requests ask for the first `--asked`, one run for each number: in turn (`turns`), for one
+alone (`one`), or at random, all alike (`uniform`) or by Zipf's law (s = 1, `zipf`).
+
+With `--rates`, requests also come at random times (Poisson), so many a second for `--rate_s`,
+whether others have ended or not. A rate holds if no request fails and the p95 of the first token is
+at most `--first_token_p95_s`; `limits` says up to which rate each holds, and which is the first
+that does not. Clocks start before a request is sent, and the reader of the answer reads them.
 
 `occupancy_while_waiting` is the share of rows that got a token, over the steps at whose start
 requests waited. `of_ideal_schedule` compares the number of steps with a schedule without any cost,
@@ -14,16 +24,32 @@ first come, first served: each row takes the next request in the step after its 
 
 import argparse
 import asyncio
+import dataclasses
 import heapq
-import statistics
+import itertools
+import os
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from scripts.benchmarks.command import add_model_arguments, publish, settings_of
-from scripts.environment import device_name
+from scripts.arguments import positive
+from scripts.benchmarks.command import WEIGHTS, add_model_arguments, conditions, publish
+from scripts.benchmarks.over_http.open_loop import (
+    POPULARITIES,
+    Popularity,
+    add_rates,
+    draw,
+    limits_of,
+    poisson_times,
+    rate_figures,
+    times_of,
+)
+
+if TYPE_CHECKING:
+    from deployments.engine.request import Request
 
 _FILES = 8  # different adapters; more adapters are copies, each in its own slot
 
@@ -31,17 +57,22 @@ _FILES = 8  # different adapters; more adapters are copies, each in its own slot
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     add = parser.add_argument
-    add("--adapters", type=int, default=8, help="on the device")
+    add("--adapters", type=positive, default=8, help="on the device")
+    add("--asked", type=positive, nargs="+", help="of them, one run each; default: all")
+    add("--popularity", choices=POPULARITIES, nargs="+", default=["turns"], help="of those asked")
     add("--prefill_tokens", type=int, default=256, help="prompt tokens of a step")
-    add("--repeats", type=int, default=3, help="of each run; the median counts")
+    add("--repeats", type=positive, default=3, help="of each run; the median counts")
     patterns = ["closed_loop", "uneven"]
     add("--pattern", choices=patterns, default="closed_loop", help="of arrival")
-    add("--concurrency", type=int, nargs="+", default=[16], help="rows of each run")
-    add("--requests", type=int, default=64, help="of each run")
+    add("--concurrency", type=positive, nargs="+", default=[16], help="rows of each run")
+    add("--requests", type=positive, default=64, help="of each run")
     bounds: dict[str, Any] = {"type": int, "nargs": 2, "metavar": ("LEAST", "MOST")}
     add("--prompt_tokens", default=[20, 30], help="of a request", **bounds)
     add("--output_tokens", default=[64, 64], help="of a request", **bounds)
-    add("--seed", type=int, default=0, help="of the lengths and tokens")
+    add_rates(parser)
+    add("--weights", choices=WEIGHTS, default="none", help="of our engine, on a CPU")
+    add("--max_waiting", type=positive, default=256, help="requests; one more is refused")
+    add("--seed", type=int, default=0, help="of lengths, tokens, adapters and times")
 
 
 def run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
@@ -49,57 +80,101 @@ def run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
 
     if args.threads:
         torch.set_num_threads(args.threads)
+    asked = args.asked or [args.adapters]
+    if max(asked) > args.adapters:
+        print(f"--asked {max(asked)}: at most --adapters, {args.adapters}", file=sys.stderr)
+        return 2
+    before = os.getloadavg()
+    found: dict[str, list[dict[str, Any]]] = {"runs": [], "rates": [], "limits": []}
     with tempfile.TemporaryDirectory() as scratch:
-        runs = [_measure(args, rows, Path(scratch) / str(rows)) for rows in args.concurrency]
-    measured = {"settings": settings_of(args), "device": device_name(args.device), "runs": runs}
-    publish("load", arguments, measured, out=args.out, lines=(("run", line) for line in runs))
+        for rows in args.concurrency:
+            with _Load(args, rows, Path(scratch) / str(rows)) as load:
+                for who in itertools.product(asked, args.popularity):
+                    if who[0] > 1 or who[1] == args.popularity[0]:  # one adapter: all are alike
+                        load.measure(*who, found)
+    measured = conditions(args, before) | {name: lines for name, lines in found.items() if lines}
+    shown = [(name, line) for name, lines in found.items() for line in lines]
+    publish("load", arguments, measured, out=args.out, lines=shown)
     return 0
 
 
-def _measure(args: argparse.Namespace, rows: int, scratch: Path) -> dict[str, Any]:
-    from scripts.benchmarks.in_process.engine_runs import (
-        StepCounter,
-        answer_all,
-        random_requests,
-        start_engine,
-    )
+class _Load:
+    """An engine of so many rows, and what is asked of it."""
 
-    decoder = _decoder(args, rows, scratch)
-    requests = random_requests(
-        args.requests,
-        decoder.vocab_size,
-        prompt_tokens=args.prompt_tokens,
-        output_tokens=args.output_tokens,
-        adapters=[f"a{number}" for number in range(args.adapters)],
-        seed=args.seed,
-    )
-    counter = StepCounter(decoder)
-    engine = counter.engine = start_engine(decoder, requests, rows, args.prefill_tokens)
-    at_once = rows if args.pattern == "closed_loop" else len(requests)
-    asyncio.run(answer_all(engine, requests[: 2 * rows], at_once))  # warm-up
-    samples: list[dict[str, Any]] = []
-    for _ in range(args.repeats):
-        counter.steps.clear()
-        started = time.perf_counter()
-        times = asyncio.run(answer_all(engine, requests, at_once))
-        first_tokens = [each.first_token_s for each in times if each.first_token_s is not None]
-        seconds = time.perf_counter() - started
-        lengths = [request.sampling.max_tokens for request in requests]
-        samples.append(
-            {
-                "rows": rows,
-                "requests": len(requests),
-                "prompt_tokens": sum(len(request.prompt_ids) for request in requests),
-                "output_tokens": sum(lengths),
-                "seconds": round(seconds, 3),
-                "tokens_per_s": round(sum(lengths) / seconds, 1),
-                "first_token_p50_s": round(statistics.median(first_tokens), 4),
-                **_schedule(lengths, rows, counter.steps),
-            }
+    def __init__(self, args: argparse.Namespace, rows: int, scratch: Path) -> None:
+        from scripts.benchmarks.in_process.engine_runs import StepCounter, start_engine
+
+        self._args, self._rows = args, rows
+        self._decoder = _decoder(args, rows, scratch)
+        self._counter = StepCounter(self._decoder)
+        longest = self._requests(1, 1, "one")[0]
+        longest = dataclasses.replace(longest, prompt_ids=(3,) * args.prompt_tokens[1])
+        queue = [longest] * max(args.requests, args.max_waiting)
+        self._engine = start_engine(self._decoder, queue, rows, args.prefill_tokens)
+        self._counter.engine = self._engine
+
+    def __enter__(self) -> "_Load":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._engine.close()
+
+    def measure(self, asked: int, popularity: Popularity, found: dict[str, list[Any]]) -> None:
+        """Add to `found` the run of so many at a time, and those of each rate."""
+        about = {"rows": self._rows, "adapters": asked, "popularity": popularity}
+        found["runs"].append(about | self._closed(asked, popularity))
+        rates = [self._open(rate, asked, popularity) for rate in self._args.rates]
+        found["rates"] += [about | rate for rate in rates]
+        if rates:
+            found["limits"].append(about | limits_of(rates, self._args.first_token_p95_s))
+
+    def _requests(self, num: int, asked: int, popularity: Popularity) -> "list[Request]":
+        from scripts.benchmarks.in_process.engine_runs import random_requests
+
+        args = self._args
+        return random_requests(
+            num,
+            self._decoder.vocab_size,
+            prompt_tokens=args.prompt_tokens,
+            output_tokens=args.output_tokens,
+            adapters=draw([f"a{n}" for n in range(asked)], popularity, num, args.seed),
+            seed=args.seed,
         )
-    engine.close()
-    middle = sorted(samples, key=lambda sample: sample["tokens_per_s"])[len(samples) // 2]
-    return {**middle, "tokens_per_s_samples": [sample["tokens_per_s"] for sample in samples]}
+
+    def _closed(self, asked: int, popularity: Popularity) -> dict[str, Any]:
+        from scripts.benchmarks.in_process.traffic import closed
+
+        requests = self._requests(self._args.requests, asked, popularity)
+        at_once = self._rows if self._args.pattern == "closed_loop" else len(requests)
+        asyncio.run(closed(self._engine, requests[: 2 * self._rows], at_once))  # warm-up
+        lengths = [request.sampling.max_tokens for request in requests]
+        samples: list[dict[str, Any]] = []
+        for _ in range(self._args.repeats):
+            self._counter.steps.clear()
+            started = time.perf_counter()
+            answers = asyncio.run(closed(self._engine, requests, at_once))
+            seconds = time.perf_counter() - started
+            samples.append(
+                {
+                    "requests": len(requests),
+                    "prompt_tokens": sum(len(request.prompt_ids) for request in requests),
+                    "output_tokens": sum(lengths),
+                    "seconds": round(seconds, 3),
+                    "tokens_per_s": round(sum(lengths) / seconds, 1),
+                    **times_of(answers),
+                    **_schedule(lengths, self._rows, self._counter.steps),
+                }
+            )
+        middle = sorted(samples, key=lambda sample: sample["tokens_per_s"])[len(samples) // 2]
+        return {**middle, "tokens_per_s_samples": [sample["tokens_per_s"] for sample in samples]}
+
+    def _open(self, rate: float, asked: int, popularity: Popularity) -> dict[str, Any]:
+        from scripts.benchmarks.in_process.traffic import opened
+
+        times = poisson_times(rate, self._args.rate_s, self._args.seed)
+        requests = self._requests(len(times), asked, popularity)
+        outcomes = asyncio.run(opened(self._engine, requests, times))
+        return rate_figures(rate, outcomes, self._args.first_token_p95_s)
 
 
 def _decoder(args: argparse.Namespace, rows: int, scratch: Path) -> Any:
@@ -114,7 +189,7 @@ def _decoder(args: argparse.Namespace, rows: int, scratch: Path) -> Any:
     )
     num_positions = args.prompt_tokens[1] + args.output_tokens[1]
     limits = FastLimits(rows, num_positions, max_adapters=args.adapters)
-    decoder = fast_decoder(base, limits)
+    decoder = fast_decoder(base, limits, args.weights)
     make_resident(decoder, list(folders.values()), args.adapters)
     return decoder
 

@@ -1,4 +1,4 @@
-"""Compare the loss of the shipped adapters' answers by how a CPU keeps the base's weights.
+"""Compare the loss of the shipped adapters' answers by how weights, or keys and values, are kept.
 
     python -m scripts.benchmark quality --data DATA --answers 16 --weights none int8 int4 \\
         --out docs/benchmarks/quality_smollm2_135m.json
@@ -27,7 +27,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--answers", type=positive, default=16, help="of each adapter, or as many as there are")
     add("--answer_tokens", type=positive, default=160, help="of an answer, at most")
     kinds = ["none", "int8", "int4"]
-    add("--weights", nargs="+", choices=kinds, default=kinds, help="none: as engine.dtype: auto")
+    add(
+        "--weights",
+        nargs="+",
+        choices=[*kinds, "kv_int8"],
+        default=kinds,
+        help="none: as engine.dtype: auto; kv_int8: so too, with keys and values in int8",
+    )
     add("--dtype", default="auto", choices=["auto", "float32", "bfloat16"], help="of none")
     add("--without_adapters", action="store_true", help="and the base's loss, to compare with")
     add("--seed", type=int, default=0, help="of the samples")

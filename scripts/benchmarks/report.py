@@ -4,22 +4,25 @@
 
 Each file of docs/benchmarks becomes a section: where and how it was measured, every table that it
 holds, and a plot of tokens a second where it has them for several numbers of streams or rows.
-Nothing is left out because it is slow or missed its aim.
+Nothing is left out because it is slow or missed its aim. Where benchmarks.md lies beside the page,
+its sections on traffic and on repeated runs are written too, of the files that hold such figures.
 """
 
 import argparse
 import json
-import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from deployments.settings import PROJECT_ROOT
-from scripts.pages.markdown import head, row
+from scripts.pages.markdown import head, put_between, row
+from scripts.pages.results import Report, about, is_spread, parts_of, save_svg, shown, words
+from scripts.pages.traffic import BLOCKS
 
 FOLDER = PROJECT_ROOT / "docs" / "benchmarks"
 PAGE = PROJECT_ROOT / "docs" / "measurements.md"
 PLOTS = FOLDER / "plots"
+SUMMARY = "benchmarks.md"
 HEAD = """# Every measurement
 
 Written by `python -m scripts.benchmark report` from the files in [benchmarks/](benchmarks): do not
@@ -33,8 +36,6 @@ _ABOUT = frozenset(
 )
 _ALONG = ("streams", "rows")  # a plot's horizontal axis
 
-Report = Mapping[str, Any]
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--folder", type=Path, default=FOLDER, help="of the result files")
@@ -45,11 +46,13 @@ def run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
     files = sorted(args.folder.glob("*.json"))
     plots = args.folder / PLOTS.name
     plots.mkdir(exist_ok=True)
-    parts = [HEAD]
-    for file in files:
-        report = json.loads(file.read_text(encoding="utf-8"))
-        parts.append(section(file, report, plots, args.out.parent))
+    reports = {file: json.loads(file.read_text(encoding="utf-8")) for file in files}
+    page = args.out.parent
+    parts = [HEAD, *(section(*read, plots, page) for read in reports.items())]
     args.out.write_text("\n".join(parts), encoding="utf-8")
+    summary = page / SUMMARY
+    for name, write in BLOCKS.items() if summary.is_file() else ():
+        put_between(summary, name, write(reports, plots, page))
     print(json.dumps({"out": args.out.name, "files": len(files)}))
     return 0
 
@@ -70,26 +73,6 @@ def section(file: Path, report: Report, plots: Path, page: Path) -> str:
     return "\n".join(lines)
 
 
-def parts_of(report: Report) -> Iterator[tuple[str, Report]]:
-    """Yield the reports in a file by name: itself (""), or those that it puts together."""
-    inside = {k: v for k, v in report.items() if isinstance(v, dict) and "commit" in v}
-    if "command" in report or not inside:
-        yield "", report
-    yield from inside.items()
-
-
-def about(part: Report, whole: Report) -> str:
-    device = part.get("device", whole.get("device", "cpu"))
-    where = f"{part.get('processor', 'processor not noted')}, {part.get('num_cores', '?')} cores"
-    facts = [where if device == "cpu" else f"{device}; {where}", f"commit {part['commit']}"]
-    loads = part.get("load_average")
-    if loads:
-        facts.append(f"load average {loads['before'][0]:.1f} before, {loads['after'][0]:.1f} after")
-    if "command" in part:
-        facts.append(f"`{part['command']}`")
-    return ". ".join(facts) + "."
-
-
 def tables(part: Report) -> Iterator[str]:
     """Yield the lines of a table for each group of figures."""
     single = {}
@@ -98,11 +81,11 @@ def tables(part: Report) -> Iterator[str]:
             continue
         if isinstance(value, list) and value and isinstance(value[0], dict):
             yield from table(name, [("", item) for item in value])
-        elif isinstance(value, dict) and not _is_spread(value) and _holds_groups(value):
+        elif isinstance(value, dict) and not is_spread(value) and _holds_groups(value):
             yield from table(name, list(value.items()))
-        elif isinstance(value, dict) and not _is_spread(value):
+        elif isinstance(value, dict) and not is_spread(value):
             yield from table("", [(name, value)])
-        elif not isinstance(value, dict) or _is_spread(value):
+        elif not isinstance(value, dict) or is_spread(value):
             single[name] = value
     if single:
         yield from table("", list((key, {"value": value}) for key, value in single.items()))
@@ -111,31 +94,11 @@ def tables(part: Report) -> Iterator[str]:
 def table(name: str, items: Sequence[tuple[str, Mapping[str, Any]]]) -> Iterator[str]:
     has_names = any(key for key, _ in items)
     columns = list(dict.fromkeys(key for _, item in items for key in item))
-    yield head(*([name or "figure"] if has_names else []), *map(_words, columns))
+    yield head(*([name or "figure"] if has_names else []), *map(words, columns))
     for key, item in items:
         cells = [shown(item[column]) if column in item else "" for column in columns]
-        yield row(*([_words(key)] if has_names else []), *cells)
+        yield row(*([words(key)] if has_names else []), *cells)
     yield ""
-
-
-def shown(value: Any) -> str:
-    """Return a value as a cell."""
-    if isinstance(value, float):
-        return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.1f}"
-    if isinstance(value, dict) and _is_spread(value):
-        tail = "; ".join(shown(value[key]) for key in value if key not in ("n", "median"))
-        return f"{shown(value['median'])} ({tail}), n={value['n']}"
-    if isinstance(value, dict):
-        return ", ".join(f"{_words(key)} {shown(item)}" for key, item in value.items())
-    if isinstance(value, list) and value and all(isinstance(item, int | float) for item in value):
-        least, most = min(value), max(value)
-        return (
-            f"{shown(statistics.median(value))} ({shown(least)} to {shown(most)}), n={len(value)}"
-        )
-    if isinstance(value, list) and len(value) > 2 and isinstance(value[0], list):
-        return f"{json.dumps(value[0])} to {json.dumps(value[-1])}, n={len(value)}"
-    text = json.dumps(value) if isinstance(value, list) else str(value)
-    return text.replace("\n", " ")
 
 
 def curves_of(part: Report) -> Iterator[tuple[str, Iterator[tuple[float, float]]]]:
@@ -155,26 +118,16 @@ def draw(curves: Mapping[str, Sequence[tuple[float, float]]], target: Path) -> N
     matplotlib.use("svg")
     from matplotlib import pyplot
 
-    with pyplot.rc_context({"svg.hashsalt": "polyclinic", "svg.fonttype": "none"}):
-        figure, axes = pyplot.subplots(figsize=(5, 2.8))
-        for name, points in curves.items():
-            axes.plot(*zip(*sorted(points), strict=True), marker="o", label=name)
-        axes.set_xscale("log", base=2)
-        axes.set_xlabel("at once")
-        axes.set_ylabel("tokens a second")
-        axes.set_ylim(bottom=0)
-        axes.legend(frameon=False)
-        figure.savefig(target, format="svg", bbox_inches="tight", metadata={"Date": None})
-        pyplot.close(figure)
-
-
-def _is_spread(value: Mapping[str, Any]) -> bool:
-    return "n" in value and "median" in value
+    figure, axes = pyplot.subplots(figsize=(5, 2.8))
+    for name, points in curves.items():
+        axes.plot(*zip(*sorted(points), strict=True), marker="o", label=name)
+    axes.set_xscale("log", base=2)
+    axes.set_xlabel("at once")
+    axes.set_ylabel("tokens a second")
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False)
+    save_svg(figure, target)
 
 
 def _holds_groups(value: Mapping[str, Any]) -> bool:
-    return all(isinstance(item, dict) and not _is_spread(item) for item in value.values())
-
-
-def _words(name: str) -> str:
-    return name.replace("_", " ")
+    return all(isinstance(item, dict) and not is_spread(item) for item in value.values())

@@ -6,10 +6,11 @@
 
 Over HTTP, on a private Ray Serve on loopback, with random adapters. `--streams` answers at a time
 begin when one replica is ready; when the second one has answered for `--both_s`, one stream goes on
-until Serve has taken a replica away. `asked_s`: from the first stream to Serve's decision. The rest
-follows on it: the process, the base, the adapters, the warm-up, Serve's own checks, and the first
-question; `start_s` is all of it but `asked_s`. `first` is the first replica's start and first
-answer, with nobody waiting. On the CPU both replicas share the cores.
+until Serve has taken a replica away. `asked_s`: from the first stream until Serve wanted a second
+one. The rest follows on it: the process, the base, the adapters, the warm-up, Serve's own checks,
+and the first question; `start_s` is all of it but `asked_s`. `first` is the first replica's start
+and first answer, with nobody waiting. On the CPU both replicas share the cores. A wait that takes
+longer than `--timeout_s` ends the run: the report says which, and has what was measured until then.
 """
 
 import argparse
@@ -20,10 +21,12 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
 
+from deployments.startup.cluster import free_port
+from deployments.startup.status import Addresses, application_states, describe_states
 from scripts.arguments import above_zero, positive
 from scripts.benchmarks.command import add_model_arguments, conditions, publish
 from scripts.benchmarks.live_adapters.hot_add_operator import Operator
@@ -39,6 +42,8 @@ from scripts.benchmarks.over_http.streams import QUESTION, Streamed, streaming
 
 _POLL_S = 0.1
 _PARTS = ("process_s", "base_s", "adapters_s", "warm_up_s")
+_STREAMS_PER_REPLICA = 8  # of all of them: HTTP holds some of them at any moment
+T = TypeVar("T")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,78 +52,130 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--adapters", type=positive, default=8, help="in the catalogue")
     add("--rows", type=positive, default=64, help="answers of a replica together")
     add("--streams", type=positive, default=128, help="answers at a time, under load")
+    add("--target", type=positive, help="model_replicas.target; default: --streams / 8, from 2")
+    add("--routers", type=positive, default=1, help="replicas of the router")
     add("--output_tokens", type=positive, default=128, help="of each answer")
     add("--upscale_delay_s", type=above_zero, default=5.0, help="model_replicas.upscale_delay_s")
     add("--downscale_delay_s", type=above_zero, default=10.0, help="as above, downwards")
     add("--both_s", type=above_zero, default=10.0, help="of load on both replicas")
-    add("--timeout_s", type=above_zero, default=300.0, help="of each wait")
+    add("--timeout_s", type=above_zero, default=150.0, help="of each wait")
 
 
 def run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
     before = os.getloadavg()
+    found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        measured = asyncio.run(_measure(args, Path(scratch)))
-    about = conditions(args, before)
-    shown = [(part, measured[part]) for part in ("first", "up", "down", "answers")]
-    publish("scaling", arguments, about | measured, out=args.out, lines=shown)
-    return 1 if measured["answers"]["failed"] else 0
+        try:
+            asyncio.run(_measure(args, Path(scratch), found))
+        except (LoadError, RuntimeError) as error:
+            found["stopped"] = str(error)
+            print(f"scaling: {error}", file=sys.stderr)
+    publish(
+        "scaling", arguments, conditions(args, before) | found, out=args.out, lines=found.items()
+    )
+    return 1 if "stopped" in found or found["answers"]["failed"] else 0
 
 
-async def _measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+async def _measure(args: argparse.Namespace, folder: Path, found: dict[str, Any]) -> None:
+    """Put the figures of each part into `found`, as they come.
+
+    Raises:
+        LoadError, RuntimeError: something did not come in time.
+    """
     from scripts.benchmarks.live_adapters.hot_add_service import prepare
 
     unused = {"adds": 1, "changes": 1, "slots": args.adapters, "megabytes": None, "replicas": 1}
     service = prepare(argparse.Namespace(**(vars(args) | unused)), folder)
     _scale(service.application, args)
-    names = [f"a{number}" for number in range(args.adapters)]
+    _say("prepared", args.model)
+    names, port = [f"a{number}" for number in range(args.adapters)], free_port()
+    waits = _Waits(args.timeout_s, Addresses("", f"http://127.0.0.1:{port}"))
 
-    def models(session: aiohttp.ClientSession, url: str) -> Awaitable[list[dict[str, Any]]]:
-        return Operator(session, url, service.user, service.admin, 2).models()
+    async def models(session: aiohttp.ClientSession, url: str) -> list[dict[str, Any]]:
+        return await Operator(session, url, service.user, service.admin, 2).models()
 
     async def is_ready(session: aiohttp.ClientSession, url: str) -> bool:
         return len(await models(session, url)) == 1 and await is_served(session, url)
 
-    async with serving(folder, [service.application], is_ready, ready_timeout_s=args.timeout_s) as (
-        session,
-        url,
-        _,
-    ):
+    async with serving(
+        folder, [service.application], is_ready, ready_timeout_s=args.timeout_s, dashboard_port=port
+    ) as (session, url, _):
         first = (await models(session, url))[0]
+        body, asked_at = chat_body(QUESTION, 1, model=names[0]), time.time()
+        question = PreparedRequest.post("a0", f"{url}/v1/chat/completions", body, service.user)
+        await waits.within("the first answer", read_stream(session, question))
+        found["first"] = _first(first["start"], time.time() - asked_at)
+        _say("first", found["first"])
+
+        async def second() -> dict[str, Any] | None:
+            others = (m for m in await models(session, url) if m["replica"] != first["replica"])
+            return next(others, None)
+
         load = {"headers": service.user, "models": names, "max_tokens": args.output_tokens}
-        asked_at = time.time()
-        question = chat_body(QUESTION, 1, model=names[0])
-        await read_stream(
-            session,
-            PreparedRequest.post(names[0], f"{url}/v1/chat/completions", question, service.user),
-        )
-        begun = _first(first["start"], time.time() - asked_at)
-        _say("first", begun)
         async with streaming(url, num=args.streams, **load) as busy:
             began_at = time.time()
-
-            def second(found: list[dict[str, Any]]) -> dict[str, Any] | None:
-                return next((m for m in found if m["replica"] != first["replica"]), None)
-
-            started = await _until(args, lambda: models(session, url), second)
+            await waits.until("that Serve wants a second replica", waits.wants_two)
+            wanted_at = time.time()
+            started = await waits.until("the second replica", second)
             seen_at = time.time()
-            _say("second", started["start"])
-            await _until(args, lambda: models(session, url), lambda f: _has_answered(second(f)))
-            answered_at = time.time()
-            up = _up(started["start"], began_at, seen_at, answered_at)
-            _say("up", up)
+            await waits.until("its first answer", lambda: _has_answered(second()))
+            found["up"] = _up(started["start"], began_at, wanted_at, seen_at, time.time())
+            _say("up", found["up"])
             await asyncio.sleep(args.both_s)
         async with streaming(url, num=1, **load) as light:
             light_at = time.time()
-            one = await _until(
-                args, lambda: models(session, url), lambda f: f if len(f) == 1 else None
-            )
-        assert one
-        return {
-            "first": begun,
-            "up": up,
-            "down": {"seconds": round(time.time() - light_at, 2)},
-            "answers": _answers(busy, light),
-        }
+
+            async def is_alone() -> bool | None:
+                return len(await models(session, url)) == 1 or None
+
+            await waits.until("one replica again", is_alone)
+            found["down"] = {"seconds": round(time.time() - light_at, 2)}
+        found["answers"] = _answers(busy, light)
+
+
+class _Waits:
+    """Waits that end.
+
+    Args:
+        timeout_s: of each.
+        serve: whose dashboard says what Serve was doing when a wait was over.
+    """
+
+    def __init__(self, timeout_s: float, serve: Addresses) -> None:
+        self._timeout_s, self._serve = timeout_s, serve
+
+    async def until(self, what: str, look: Callable[[], Awaitable[T | None]]) -> T:
+        """Return the first thing that `look` finds.
+
+        Raises:
+            LoadError: there was none in time.
+        """
+
+        async def poll() -> T:
+            while (found := await look()) is None:
+                await asyncio.sleep(_POLL_S)
+            return found
+
+        return await self.within(what, poll())
+
+    async def within(self, what: str, work: Awaitable[T]) -> T:
+        """Return what `work` does.
+
+        Raises:
+            LoadError: it did not end in time.
+        """
+        try:
+            return await asyncio.wait_for(work, self._timeout_s)
+        except TimeoutError:
+            states = await asyncio.to_thread(application_states, self._serve)
+            doing = describe_states(states).replace("\n", "; ")
+            raise LoadError(f"{what}: not within {self._timeout_s:g} s; {doing}") from None
+
+    async def wants_two(self) -> bool | None:
+        """Return whether Serve wants two model replicas, or None."""
+        states = await asyncio.to_thread(application_states, self._serve)
+        targets = [a["deployments"]["Model"]["target_num_replicas"] for a in states.values()]
+        return targets == [2] or None
 
 
 def _say(part: str, found: Any) -> None:
@@ -134,8 +191,10 @@ def _scale(application: dict[str, Any], args: argparse.Namespace) -> None:
         "max": 2,
         "upscale_delay_s": args.upscale_delay_s,
         "downscale_delay_s": args.downscale_delay_s,
+        "target": args.target or max(2, args.streams // _STREAMS_PER_REPLICA),
     }
     application["args"]["model_replicas"] = replicas
+    application["args"]["router"] = {"replicas": args.routers}
     if args.device == "cpu":
         from deployments.app import autoscaling
         from deployments.setting_sections import ReplicaSettings
@@ -146,27 +205,9 @@ def _scale(application: dict[str, Any], args: argparse.Namespace) -> None:
         application["deployments"] = [section]
 
 
-async def _until(
-    args: argparse.Namespace,
-    look: Callable[[], Awaitable[list[dict[str, Any]]]],
-    wanted: Callable[[list[dict[str, Any]]], Any],
-) -> Any:
-    """Return the first thing that is `wanted` of what `look` finds.
-
-    Raises:
-        LoadError: there was none within --timeout_s.
-    """
-    deadline = time.monotonic() + args.timeout_s
-    while time.monotonic() < deadline:
-        found = wanted(await look())
-        if found:
-            return found
-        await asyncio.sleep(_POLL_S)
-    raise LoadError(f"nothing came of it within {args.timeout_s:g} s")
-
-
-def _has_answered(model: dict[str, Any] | None) -> bool:
-    return model is not None and model["adapter_hits"] + model["adapter_waits"] > 0
+async def _has_answered(looking: Awaitable[dict[str, Any] | None]) -> bool | None:
+    model = await looking
+    return (model is not None and model["adapter_hits"] + model["adapter_waits"] > 0) or None
 
 
 def _first(start: dict[str, float], first_answer_s: float) -> dict[str, float]:
@@ -180,19 +221,21 @@ def _first(start: dict[str, float], first_answer_s: float) -> dict[str, float]:
 
 
 def _up(
-    start: dict[str, float], began_at: float, seen_at: float, answered_at: float
+    start: dict[str, float], began_at: float, wanted_at: float, seen_at: float, answered_at: float
 ) -> dict[str, float]:
     """Return the seconds from the first stream to the second replica's first question, in parts.
 
-    `process_s` is the time in which Ray's worker imports what we need; how long Ray takes to give
-    one is part of `asked_s`.
+    `process_s`: from Serve's wish, or from the process's beginning if that was later, until it has
+    imported what we need.
     """
+    imported_at = start["began_at"] + start["process_s"]
     parts = {
-        "asked_s": start["began_at"] - began_at,
+        "asked_s": wanted_at - began_at,
         **{part: start[part] for part in _PARTS},
+        "process_s": imported_at - wanted_at,
         "seen_s": seen_at - start["ready_at"],
         "first_question_s": answered_at - seen_at,
-        "start_s": answered_at - start["began_at"],
+        "start_s": answered_at - wanted_at,
         "all_s": answered_at - began_at,
     }
     return {part: round(seconds, 2) for part, seconds in parts.items()}

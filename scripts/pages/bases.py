@@ -14,6 +14,7 @@ from pathlib import Path
 from deployments.engine.models.architectures import ARCHITECTURES
 from deployments.engine.models.bart import BART_MODELS
 from deployments.engine.models.t5 import T5_MODELS
+from deployments.engine.models.t5gemma import T5GEMMA_MODELS
 from scripts.arguments import CommandParser
 from scripts.benchmarks.bases.shapes import model_class
 from scripts.datasets.record import DataError
@@ -52,6 +53,8 @@ def _rows() -> Iterator[tuple[str, str, str, str]]:
         yield known_as, f"`{name}`", ", ".join(features), _tested(name)
     for name, bart in BART_MODELS.items():
         yield bart.known_as, f"`{name}`", ", ".join(bart.features), _tested(name)
+    for name, each in T5GEMMA_MODELS.items():
+        yield each.known_as, f"`{name}`", ", ".join(each.features), _tested(name)
 
 
 def _tested(name: str) -> str:

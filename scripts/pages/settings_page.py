@@ -13,7 +13,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from deployments.settings import ModelLiveSettings, RouterLiveSettings, Settings
+from deployments.live_settings import ModelLiveSettings, RouterLiveSettings
+from deployments.settings import Settings
 from scripts.arguments import CommandParser
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "settings.md"

@@ -44,7 +44,8 @@ def servers() -> Iterator[tuple[str, str]]:
     Handler.asked = []
     started = [http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) for _ in range(2)]
     for server in started:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        options = {"kwargs": {"poll_interval": 0.02}, "daemon": True}
+        threading.Thread(target=server.serve_forever, **options).start()
     first, second = (f"127.0.0.1:{server.server_address[1]}" for server in started)
     yield first, second
     for server in started:

@@ -60,7 +60,7 @@ def server() -> Iterator[tuple[str, Noted]]:
             pass
 
     httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=httpd.serve_forever)
+    thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     yield f"http://127.0.0.1:{httpd.server_port}", noted
     httpd.shutdown()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from deployments.settings import RouterLiveSettings
+from deployments.live_settings import RouterLiveSettings
 from deployments.startup.supervision import GRACE_S, ORPHANS_GRACE_S
 from tests.deploy.manifests import DEPLOY
 

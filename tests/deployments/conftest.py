@@ -10,8 +10,8 @@ import pytest
 from adapters.token_prompts import BadTokenId
 from deployments.api.app import create_api
 from deployments.engine.request import ErrorInfo, FinishReason, Timings, TokenEvent
+from deployments.live_settings import RouterLiveSettings
 from deployments.messages import AdapterCard, GenerateRequest, Outcome, ServedModels
-from deployments.settings import RouterLiveSettings
 from router.policy import Alternative, Reason, Route
 from tests.deployments.small_shelf import SmallShelf
 

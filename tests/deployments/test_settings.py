@@ -4,13 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from deployments.settings import (
-    PROJECT_ROOT,
-    RouterLiveSettings,
-    Settings,
-    parse_settings,
-    project_path,
-)
+from deployments.live_settings import RouterLiveSettings
+from deployments.settings import PROJECT_ROOT, Settings, parse_settings, project_path
 from deployments.strict_model import SettingsError, parse_strict
 
 

@@ -114,6 +114,7 @@ def sources(
     return made
 
 
+@pytest.mark.slow
 def test_the_life_of_adapters_on_a_running_application(
     tiny_catalogs: dict[str, tuple[Path, Path]],
     sources: dict[str, Path],

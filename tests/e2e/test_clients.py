@@ -6,7 +6,6 @@ import json
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,25 +15,14 @@ import openai
 import pytest
 from langchain_openai import ChatOpenAI, OpenAI
 
-from tests.e2e.conftest import Deploy
-
 SKIN: Any = [{"role": "user", "content": "I have red itchy patches on my elbows: is it eczema?"}]
 MAX_TOKENS = 8
 NPM_CLIENT = Path(__file__).parent / "npm_client.mjs"
 
 
 @pytest.fixture(scope="module")
-def clinic(deploy: Deploy, tiny_catalogs: dict[str, tuple[Path, Path]]) -> Iterator[httpx.Client]:
-    from deployments.app import build_application
-    from deployments.settings import parse_settings
-
-    base, catalog = tiny_catalogs["llama"]
-    engine = {"dtype": "float32", "max_rows": 8, "max_input_tokens": 400, "cpu_threads": 1}
-    settings = parse_settings(
-        {"base_model": str(base), "adapters": str(catalog), "device": "cpu", "engine": engine}
-    )
-    with deploy(build_application(settings), "clients") as client:
-        yield client
+def clinic(tiny_clinic: httpx.Client) -> httpx.Client:
+    return tiny_clinic
 
 
 @pytest.fixture(scope="module")

@@ -85,8 +85,10 @@ def test_a_french_question_is_routed_and_answered_in_english(
 def test_all_twelve_specialists_are_listed_and_answer(clinic: httpx.Client) -> None:
     listed = {model["id"] for model in clinic.get("/v1/models").json()["data"]}
     assert listed == {"auto", "base", *TWELVE}
-    for specialty in TWELVE:
-        reply = ask(clinic, "What are the first signs, and how is it treated?", specialty=specialty)
+    question = "What are the first signs, and how is it treated?"
+    with ThreadPoolExecutor(len(TWELVE)) as pool:
+        replies = list(pool.map(lambda one: ask(clinic, question, specialty=one), TWELVE))
+    for specialty, reply in zip(TWELVE, replies, strict=True):
         assert (reply["adapter"], reply["reason"]) == (specialty, "explicit")
         assert reply["answer"].strip()
 
@@ -103,51 +105,61 @@ def test_football_is_out_of_scope(clinic: httpx.Client) -> None:
     assert (reply["reason"], reply["in_scope"]) == ("out_of_scope", False)
 
 
+@pytest.mark.slow
 def test_sixteen_mixed_requests_equal_peft_alone(clinic: httpx.Client) -> None:
-    """Adapters differ from base and from each other; each request got its own."""
-    resolved = resolve_base_model(BASE)
-    catalog = load_catalog(ROOT / "adapters")
-    entry = catalog.base_model(BASE)
-    folders = {name: ROOT / "adapters" / "weights" / name for name in SPECIALISTS}
-    torch.set_num_threads(1)  # two would wait for each other beside the clinic's own
-    oracle = Oracle(resolved.path, folders)
+    """Adapters differ from base and from each other; each request got its own.
+
+    Behind each token of an answer, PEFT finds the next one the likeliest: with its adapter alone,
+    this is the answer that PEFT would give.
+    """
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(resolved.path)
     sides = ("base", *SPECIALISTS)
-    wanted = {}
     questions = list(QUESTIONS.values())[:2]
-    for question in questions:
-        prompt = encode_prompt(
-            entry.prompt_format,
-            [Message("user", question)],
-            tokenizer=tokenizer,
-            system_line=entry.system_line,
-        )
-        for side in sides:
-            tokens = oracle.generate(prompt, None if side == "base" else side, PARITY_TOKENS)
-            wanted[question, side] = tokenizer.decode(tokens, skip_special_tokens=True)
-    for question in questions:
-        assert len({wanted[question, side] for side in sides}) == len(sides)
 
-    def chat(case: tuple[str, str]) -> str:
+    def chat(case: tuple[str, str]) -> tuple[tuple[str, ...], str]:
         question, side = case
         body = {
             "model": side,
             "messages": [{"role": "user", "content": question}],
             "max_tokens": PARITY_TOKENS,
+            "logprobs": True,
         }
         response = clinic.post("/v1/chat/completions", json=body)
         assert response.status_code == 200, response.text
         reply = response.json()
         assert reply["model"] == side
-        return str(reply["choices"][0]["message"]["content"])
+        [choice] = reply["choices"]
+        tokens = tuple(scored["token"] for scored in choice["logprobs"]["content"])
+        assert "".join(tokens).startswith(choice["message"]["content"])
+        return tokens, choice["finish_reason"]
 
-    cases = [*wanted, *wanted]
-    assert len(cases) == 16
+    cases = [(question, side) for question in questions for side in sides]
     with ThreadPoolExecutor(16) as pool:
-        answers = list(pool.map(chat, cases))
-    assert answers == [wanted[case] for case in cases]
+        answers = list(pool.map(chat, [*cases, *cases]))
+    assert len(answers) == 16
+    assert len(set(answers)) == len(cases), "each side has its own answer, the same each time"
+    assert answers[:8] == answers[8:]
+
+    resolved = resolve_base_model(BASE)
+    entry = load_catalog(ROOT / "adapters").base_model(BASE)
+    torch.set_num_threads(1)  # two would wait for each other beside the clinic's own
+    folders = {name: ROOT / "adapters" / "weights" / name for name in SPECIALISTS}
+    oracle = Oracle(resolved.path, folders)
+    tokenizer = AutoTokenizer.from_pretrained(resolved.path)
+    decoder = tokenizer.backend_tokenizer.decoder
+    id_of = {decoder.decode([token]): token_id for token, token_id in tokenizer.get_vocab().items()}
+    for (question, side), (tokens, reason) in zip(cases, answers[:8], strict=True):
+        turns = [Message("user", question)]
+        prompt = encode_prompt(
+            entry.prompt_format, turns, tokenizer=tokenizer, system_line=entry.system_line
+        )
+        ids = [id_of[token] for token in tokens]
+        if reason == "stop" and ids[-1] != tokenizer.eos_token_id:
+            ids.append(tokenizer.eos_token_id)
+        assert reason == "stop" or len(ids) == PARITY_TOKENS
+        scores = oracle.logprobs(prompt, ids, None if side == "base" else side)
+        assert scores[len(prompt) - 1 :].argmax(-1).tolist() == ids, (question, side)
 
 
 def test_the_openai_client_lists_chats_and_streams(openai_client: openai.OpenAI) -> None:

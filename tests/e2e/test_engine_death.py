@@ -4,39 +4,14 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
 import pytest
 
-from tests.e2e.conftest import Deploy
-
 ENGINE = "deployments.engine_process.main"
 REPLACED_S = 60  # most of it is the import of torch, on two busy cores
-
-
-@pytest.fixture(scope="module")
-def clinic(
-    tiny_catalogs: dict[str, tuple[Path, Path]], deploy: Deploy, tmp_path_factory: Any
-) -> Iterator[httpx.Client]:
-    from deployments.app import build_application
-    from deployments.settings import parse_settings
-
-    base, catalog = tiny_catalogs["llama"]
-    settings = parse_settings(
-        {
-            "base_model": str(base),
-            "adapters": str(catalog),
-            "state_dir": str(tmp_path_factory.mktemp("state")),
-            "device": "cpu",
-            "engine": {"dtype": "float32", "max_input_tokens": 200, "max_output_tokens": 300},
-        }
-    )
-    with deploy(build_application(settings), "heartless") as client:
-        yield client
 
 
 def engines(base: str) -> set[int]:
@@ -50,8 +25,9 @@ def engines(base: str) -> set[int]:
     return found
 
 
-def test_a_killed_engine_ends_its_answers_and_is_replaced(clinic: httpx.Client) -> None:
-    [victim] = engines("heartless")
+@pytest.mark.slow
+def test_a_killed_engine_ends_its_answers_and_is_replaced(tiny_clinic: httpx.Client) -> None:
+    [victim] = engines(":tiny:")
     body = {
         "model": "derm",
         "messages": [{"role": "user", "content": "What is eczema?"}],
@@ -60,7 +36,7 @@ def test_a_killed_engine_ends_its_answers_and_is_replaced(clinic: httpx.Client) 
         "stream": True,
     }
     chunks: list[dict[str, Any]] = []
-    with clinic.stream("POST", "/v1/chat/completions", json=body) as reply:
+    with tiny_clinic.stream("POST", "/v1/chat/completions", json=body) as reply:
         assert reply.status_code == 200
         for line in reply.iter_lines():
             if line.startswith("data: {"):
@@ -72,11 +48,11 @@ def test_a_killed_engine_ends_its_answers_and_is_replaced(clinic: httpx.Client) 
 
     whole = body | {"stream": False, "max_tokens": 5, "min_tokens": 5}
     deadline = time.monotonic() + REPLACED_S
-    while (answer := clinic.post("/v1/chat/completions", json=whole)).status_code != 200:
+    while (answer := tiny_clinic.post("/v1/chat/completions", json=whole)).status_code != 200:
         assert answer.status_code == 503, answer.text
         assert int(answer.headers["retry-after"]) > 0
         assert time.monotonic() < deadline, "no replica took over"
         time.sleep(0.3)
-    [engine] = engines("heartless")
+    [engine] = engines(":tiny:")
     assert engine != victim
     assert not psutil.pid_exists(victim)

@@ -192,6 +192,7 @@ def test_a_change_of_the_base_never_mixes_versions(clinic: httpx.Client, models:
     assert ask(clinic, max_tokens=LONG).json()["answer"].startswith(NEW)
 
 
+@pytest.mark.slow
 def test_a_wrong_letter_in_the_base_leaves_what_serves(
     serve_url: str, tiny_catalogs: dict[str, tuple[Path, Path]], tmp_path: Path
 ) -> None:

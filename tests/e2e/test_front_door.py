@@ -1,15 +1,14 @@
 """Keys, limits and rude clients on real Ray Serve. The decoder is a stand-in that sleeps."""
 
 import asyncio
-import functools
+import contextlib
+import io
 import json
 import random
 import socket
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
@@ -18,9 +17,7 @@ import pytest
 from deployments.api.access.api_keys import KeyStore, now
 from deployments.keys import main as keys_command
 from tests.deployments.api.access.malformed import RawRequest, malformed
-from tests.e2e.conftest import Deploy
 
-STEP_S = 0.01
 CHAT = {"messages": [{"role": "user", "content": "a red rash"}], "stream": True}
 NUM_READERS = 20
 SMALL_BUFFER = 4096
@@ -32,39 +29,27 @@ def answer_of(response: httpx.Response) -> str:
 
 
 @pytest.fixture(scope="module")
-def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("state")
+def state(door_state: Path) -> Path:
+    return door_state
 
 
 @pytest.fixture(scope="module")
-def clinic(deploy: Deploy, state: Path, tiny_router_dir: Path) -> Iterator[httpx.Client]:
-    from deployments.app import build_application
-    from deployments.settings import parse_settings
-    from scripts.benchmarks.over_http.stand_in_model import load_stand_in
-
-    settings = parse_settings(
-        {
-            "device": "cpu",
-            "auth": {"mode": "keys"},
-            "state_dir": str(state),
-            "engine": {"max_rows": 32, "max_output_tokens": 4096, "max_waiting": 1000},
-            "router": {"artefact": str(tiny_router_dir), "replicas": 2},
-        }
-    )
-    load = functools.partial(load_stand_in, step_s=STEP_S)
-    with deploy(build_application(settings, load=load), "door") as client:
-        yield client
+def clinic(door: httpx.Client) -> httpx.Client:
+    return door
 
 
-@pytest.fixture
-def key(state: Path, capsys: Any, clinic: httpx.Client) -> dict[str, str]:
-    return new_key(state, capsys, clinic)
+@pytest.fixture(scope="module")
+def key(state: Path, clinic: httpx.Client) -> dict[str, str]:
+    """For tests that leave it as it was."""
+    return new_key(state, clinic)
 
 
-def new_key(state: Path, capsys: Any, clinic: httpx.Client, *options: str) -> dict[str, str]:
+def new_key(state: Path, clinic: httpx.Client, *options: str) -> dict[str, str]:
     """Made by the command line; returned once both router replicas know it."""
-    assert keys_command(["--state_dir", str(state), "create", *options]) == 0
-    headers = {"authorization": f"Bearer {capsys.readouterr().out.strip()}"}
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        assert keys_command(["--state_dir", str(state), "create", *options]) == 0
+    headers = {"authorization": f"Bearer {printed.getvalue().strip()}"}
     assert seconds_until_always(clinic, headers, 200) < 2
     return headers
 
@@ -97,9 +82,10 @@ def wait_until_idle(clinic: httpx.Client, timeout_s: float = 5) -> float:
 
 
 def test_a_key_works_and_is_revoked_on_every_router_replica_within_two_seconds(
-    clinic: httpx.Client, state: Path, key: dict[str, str]
+    clinic: httpx.Client, state: Path
 ) -> None:
     assert clinic.post("/ask", json={"question": "x"}).status_code == 401
+    key = new_key(state, clinic)
     asked = clinic.post("/ask", json={"question": "a rash", "max_tokens": 3}, headers=key)
     assert asked.status_code == 200
     assert answer_of(asked) == "aaa"
@@ -130,12 +116,12 @@ def test_a_broken_key_file_keeps_the_keys_and_shows_in_readiness(
     assert clinic.get("/readyz").json()["access"] == {"mode": "keys", "key_problem": None}
 
 
-def test_a_limit_is_a_429_with_retry_after(clinic: httpx.Client, state: Path, capsys: Any) -> None:
-    headers = new_key(state, capsys, clinic, "--requests_per_minute", "30")
+def test_a_limit_is_a_429_with_retry_after(clinic: httpx.Client, state: Path) -> None:
+    headers = new_key(state, clinic, "--requests_per_minute", "30")
     started = time.monotonic()
     seen = [clinic.get("/v1/models", headers=headers) for _ in range(80)]
     limited = [response for response in seen if response.status_code == 429]
-    # 30 for both router replicas, less those that the fixture's wait took.
+    # 30 for both router replicas, less those that the wait for the key took.
     assert len(limited) >= 50 - (time.monotonic() - started) / 2
     assert int(limited[0].headers["retry-after"]) >= 1
     assert {response.status_code for response in seen} <= {200, 429}

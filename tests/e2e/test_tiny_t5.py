@@ -22,6 +22,7 @@ QUESTIONS = (
 MAX_TOKENS = 16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["flan_t5", pytest.param("relu_t5", marks=pytest.mark.long)])
 def test_sixteen_mixed_requests_each_get_their_own_adapter(
     family: str, tiny_catalogs: dict[str, tuple[Path, Path]], deploy: Deploy

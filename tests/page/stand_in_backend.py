@@ -16,8 +16,8 @@ from deployments.engine.errors import QueueFull
 from deployments.engine.request import ErrorInfo, FinishReason, Timings, TokenEvent, failed_event
 from deployments.ingress.operator import assemble
 from deployments.ingress.traffic import TrafficLog
+from deployments.live_settings import RouterLiveSettings
 from deployments.messages import AdapterCard, GenerateRequest, Outcome, ServedModels
-from deployments.settings import RouterLiveSettings
 from router.policy import Alternative, Reason, Route
 from tests.deployments.small_shelf import SmallShelf
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from deployments.settings import RouterLiveSettings
+from deployments.live_settings import RouterLiveSettings
 from references.passage import Passage
 from tests.page import stand_in_backend
 from tests.page.conftest import OpenPage, ask, wait_until_answered

@@ -15,7 +15,6 @@ from scripts.evaluate_router import main
 from scripts.router_evaluation import metrics, robustness, speed
 from scripts.router_evaluation.perturbations import PERTURBATIONS
 from tests.router.small_questions import LABELS, small_questions
-from tests.tiny_encoder import tiny_artefact
 
 SECTIONS = (
     "Targets",
@@ -70,7 +69,7 @@ def make_data(folder: Path, *, held_out: bool) -> Path:
 
 def make_written(path: Path, seed: int) -> Path:
     rows = []
-    for number, example in enumerate(small_questions(seed)[::3]):
+    for number, example in enumerate(small_questions(seed)[::9]):
         kinds = ("far", "near_miss") if example.specialty == OUT_OF_SCOPE else ("plain", "vignette")
         text = f"{example.text} {path.stem}"
         told = {"specialty": example.specialty, "lang": example.language}
@@ -81,12 +80,12 @@ def make_written(path: Path, seed: int) -> Path:
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
+def files(tmp_path_factory: pytest.TempPathFactory, tiny_router_dir: Path) -> Files:
     folder = tmp_path_factory.mktemp("evaluation")
     return {
         "data": make_data(folder / "data", held_out=False),
         "strict_data": make_data(folder / "strict_data", held_out=True),
-        "model": tiny_artefact(folder / "tiny"),
+        "model": tiny_router_dir,
         "dev": make_written(folder / "written_dev.jsonl", 11),
         "test": make_written(folder / "written_test.jsonl", 12),
         "out": folder / "docs" / "router.md",
@@ -103,12 +102,14 @@ def made(files: Files) -> tuple[str, str, dict[str, Any]]:
     """(Markdown, HTML, last line) of one run with both artefacts."""
     with pytest.MonkeyPatch.context() as patch:
         for module, name, value in (
+            (metrics, "NUM_RESAMPLES", 200),
             (metrics, "NUM_EXPENSIVE", 20),
             (speed, "NUM_SINGLE", 10),
             (speed, "NUM_PAGES", 2),
             (speed, "NUM_BATCHES", 1),
+            (speed, "BATCH", 32),
             (speed, "NUM_LOADS", 1),
-            (robustness, "NUM_PERTURBED", 20),
+            (robustness, "NUM_PERTURBED", 8),
         ):
             patch.setattr(module, name, value)
         notes = files["out"].parent.with_name("notes.md")

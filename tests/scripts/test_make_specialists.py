@@ -108,14 +108,6 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> Steps:
     return found
 
 
-@pytest.fixture
-def thorough(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Until the answers are better too: T5 learns slowly through `q` and `v` alone."""
-    for options in ("FIRST", "THEN"):
-        given = [*getattr(pipeline, options), "--epochs", "16"]
-        monkeypatch.setattr(pipeline, options, given)
-
-
 def run(base: Path, data: Path, catalog: Path, *more: str) -> int:
     work = data.parent / "work"
     return make_specialists.main(
@@ -129,18 +121,28 @@ def run(base: Path, data: Path, catalog: Path, *more: str) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("thorough")
 @pytest.mark.parametrize(
-    "family", ["tiny_llama_dir", pytest.param("tiny_flan_t5_dir", marks=pytest.mark.long)]
+    ("family", "num_epochs"),
+    [
+        ("tiny_llama_dir", "6"),
+        # It learns slowly through `q` and `v` alone.
+        pytest.param("tiny_flan_t5_dir", "16", marks=pytest.mark.long),
+    ],
 )
 def test_from_data_to_service_and_again(
     family: str,
+    num_epochs: str,
     data: Path,
     catalog: Path,
     steps: Steps,
     request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """As many epochs as it takes until the answers are better too."""
+    for options in ("FIRST", "THEN"):
+        given = [*getattr(pipeline, options), "--epochs", num_epochs]
+        monkeypatch.setattr(pipeline, options, given)
     base = request.getfixturevalue(family)
     assert run(base, data, catalog) == 0, capsys.readouterr().err
     told = json.loads(capsys.readouterr().out.splitlines()[-1])

@@ -16,7 +16,8 @@ from deployments.api.access.api_keys import KeyTable
 from deployments.api.access.rate_limits import Caller, Limits, UsageTable, too_many
 from deployments.api.errors import ApiError
 from deployments.api.middleware import PAGE_PATHS, STATIC, is_under, local_path, refuse
-from deployments.settings import AccessLimits, AuthSettings
+from deployments.live_settings import AccessLimits
+from deployments.settings import AuthSettings
 
 _CHALLENGE = {"www-authenticate": 'Bearer realm="polyclinic"'}
 _CREATE = "(python -m deployments.keys create --kind admin)"

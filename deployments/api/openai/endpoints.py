@@ -37,7 +37,7 @@ from deployments.api.request_body import check_known, has_latin_letter, read_req
 from deployments.api.streaming import DONE, AnswerStream, EventStream, charge, sse
 from deployments.engine.request import TokenEvent
 from deployments.messages import Backend, GenerateRequest
-from deployments.settings import GroundingMode
+from deployments.setting_sections import GroundingMode
 from router.policy import Route
 
 # The questions of a request by their path in the body.

@@ -18,7 +18,7 @@ from deployments.api.request_body import (
 )
 from deployments.engine.request import ErrorInfo, SamplingParams
 from deployments.messages import Backend, ServedModels
-from deployments.settings import GroundingMode
+from deployments.setting_sections import GroundingMode
 
 MAX_MESSAGES = 256
 _PLAIN = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "loop_words": 0}

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from deployments.api.protocol.base import Count, ReplyModel, RequestModel
-from deployments.settings import GroundingMode
+from deployments.setting_sections import GroundingMode
 from references.passage import LISTS, Passage
 from references.shelf import Hit
 from references.support import Support

@@ -3,11 +3,15 @@
 Everything is in tensors of fixed shape, so that a step can be captured as a CUDA graph.
 """
 
+import functools
+
 import torch
 
 from deployments.engine.attention.kv_cache import KvCache
 from deployments.engine.kernels.ops import Expansion, Rope
 from deployments.engine.kernels.triton_attention import cross_attention, decode_attention
+from deployments.engine.kernels.triton_lora import lora_expand_add
+from deployments.engine.kernels.triton_prefill import prefill_attention
 
 
 class TritonDecodeAttention:
@@ -32,7 +36,7 @@ class TritonDecodeAttention:
         is_invariant: bool = False,
     ) -> None:
         self._is_invariant = is_invariant
-        self._layers = cache.layers
+        self._layers, self._scales = cache.layers, cache.scales
         self.positions = positions
         self._own = (starts, positions)
         self._prompts = (ends - prompts, prompts)
@@ -48,6 +52,7 @@ class TritonDecodeAttention:
         rope: Rope | None = None,
         window: int | None = None,
         softcap: float | None = None,
+        with_prompt: bool = False,
     ) -> torch.Tensor:
         cached = self._layers[layer]
         return decode_attention(
@@ -55,22 +60,47 @@ class TritonDecodeAttention:
             expansion,
             cached,
             *self._own,
+            kv_scales=self._scales[layer],
             bias=bias,
             rope=rope,
             scale=scale,
             window=window,
             softcap=softcap,
             is_invariant=self._is_invariant,
+            prompts=self._prompts if with_prompt else None,
         )
 
     def cross_attention(
-        self, q: torch.Tensor, expansion: Expansion | None, layer: int, *, scale: float
+        self,
+        q: torch.Tensor,
+        expansion: Expansion | None,
+        layer: int,
+        *,
+        scale: float,
+        softcap: float | None = None,
     ) -> torch.Tensor:
+        cached = self._layers[layer]
+        if softcap is not None or q.shape[1] != cached.shape[2]:
+            if expansion is not None:
+                lora_expand_add(q.flatten(1), expansion)
+            return prefill_attention(
+                q, cached, blocks=self._blocks, scale=scale, is_causal=False, softcap=softcap
+            )
         return cross_attention(
             q,
             expansion,
             self._layers[layer],
             *self._prompts,
+            kv_scales=self._scales[layer],
             scale=scale,
             is_invariant=self._is_invariant,
         )
+
+    @functools.cached_property
+    def _blocks(self) -> torch.Tensor:
+        """Return each row's query as a prompt of one token for the prefill kernel (B, 5), which
+        knows grouped queries and caps."""
+        starts, counts = self._prompts
+        row = torch.arange(len(starts), device=starts.device)
+        one = torch.ones_like(row)
+        return torch.stack([row, one, one - 1, starts, counts], 1).int()

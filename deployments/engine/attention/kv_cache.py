@@ -19,6 +19,7 @@ from typing import Protocol
 
 import torch
 
+from deployments.engine.attention.merged import MergedPositions
 from deployments.engine.huge_pages import huge_zeros
 from deployments.engine.kernels.ops import Expansion, Rope, attend
 
@@ -74,6 +75,12 @@ class KvCache:
             whole = torch.zeros((num_layers, *shape), dtype=dtype, device=device)
             self.layers = list(whole.unbind())
         self.num_heads, self.device = num_heads, device
+        # Of int8 keys and values (int8_kv_cache.py): (2, H, T) for each layer.
+        self.scales: Sequence[torch.Tensor | None] = [None] * num_layers
+
+    def ranges(self, rows: Sequence[int]) -> list[tuple[int, int]]:
+        """Return where each of these rows begins and ends."""
+        return [(self.starts[row], self.starts[row] + self.capacities[row]) for row in rows]
 
     @property
     def num_bytes(self) -> int:
@@ -86,10 +93,9 @@ class KvCache:
     def copy(self, source: int, target: int, count: int) -> None:
         """Copy the first `count` positions of a row to another one, or up to 15 more: whole blocks
         of ALIGNMENT positions, whatever lies how in them. Rows must be aligned."""
-        num = -(-count // ALIGNMENT) * ALIGNMENT
-        begins = (self.starts[target], self.starts[source])
-        copies, copied = ([layer[b : b + num] for layer in self.layers] for b in begins)
-        torch._foreach_copy_(copies, copied)
+        read, written = copied_positions(self.starts[source], self.starts[target], count)
+        copied = [layer[read] for layer in self.layers]
+        torch._foreach_copy_([layer[written] for layer in self.layers], copied)
 
     def keys_values(
         self, layer: int, span: Span, start: int, stop: int
@@ -100,6 +106,10 @@ class KvCache:
         rows = cached.view(span.num_rows, span.capacity, *cached.shape[1:])
         read = rows[:, start:stop].transpose(1, 3)
         return read[:, :, 0], read[:, :, 1]
+
+    def gather(self, layer: int, where: torch.Tensor) -> torch.Tensor:
+        """Return a copy of the keys and values (..., 2, H, D) of positions (...)."""
+        return self.layers[layer][where]
 
     def spans(self, rows: Sequence[int]) -> list[Span]:
         """Group the active rows of a step, which ascend, by capacity."""
@@ -120,6 +130,12 @@ class KvCache:
                 )
             )
         return spans
+
+
+def copied_positions(source: int, target: int, count: int) -> tuple[slice, slice]:
+    """Return which positions `KvCache.copy` reads and writes, given where the rows begin."""
+    num = -(-count // ALIGNMENT) * ALIGNMENT
+    return slice(source, source + num), slice(target, target + num)
 
 
 def _by_capacity(rows: Sequence[int], capacities: Sequence[int]) -> Iterator[list[int]]:
@@ -153,6 +169,7 @@ class DecodeAttention(Protocol):
         rope: Rope | None = None,
         window: int | None = None,
         softcap: float | None = None,
+        with_prompt: bool = False,
     ) -> torch.Tensor:
         """Write the newest keys and values to the cache and attend over the row's own positions.
 
@@ -161,15 +178,23 @@ class DecodeAttention(Protocol):
             bias: (H, S) added to a score by distance from the newest position.
             window: attend over that many positions at most, the newest among them.
             softcap: scores s become softcap * tanh(s / softcap).
+            with_prompt: under the same softmax, attend over the whole prompt at the end of the row
+                too; there is no bias then.
 
         Returns:
             (B, H * G * D)
         """
 
     def cross_attention(
-        self, q: torch.Tensor, expansion: Expansion | None, layer: int, *, scale: float
+        self,
+        q: torch.Tensor,
+        expansion: Expansion | None,
+        layer: int,
+        *,
+        scale: float,
+        softcap: float | None = None,
     ) -> torch.Tensor:
-        """Return q (B, H, D) attended over the prompt at the end of the row: (B, H * D)."""
+        """Return q (B, H * G, D) attended over the prompt at the end of the row: (B, H * G * D)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +264,7 @@ class TorchDecodeAttention:
         self._prompts = dict(zip(rows, prompts, strict=True))
         self._new = NewPositions(cache, rows, positions)
         self.positions = self._new.positions
+        self._merged = MergedPositions(cache.ranges(rows), positions, prompts, cache.device)
         # The first layer that needs them builds these, for all layers of its kind.
         self._self_reads: dict[tuple[int, int | None], list[_Read]] = {}
         self._cross_reads: list[_Read] | None = None
@@ -254,9 +280,12 @@ class TorchDecodeAttention:
         rope: Rope | None = None,
         window: int | None = None,
         softcap: float | None = None,
+        with_prompt: bool = False,
     ) -> torch.Tensor:
         assert expansion is None, "TorchLoraBatch adds its products itself"
         q = self._new.write(layer, qkv, rope)
+        if with_prompt:
+            return self._attend_merged(q, layer, window, scale, softcap)
         kind = (id(bias), window)
         if kind not in self._self_reads:
             reads = [self._self_read(span, qkv, bias, window) for span in self._spans]
@@ -265,12 +294,29 @@ class TorchDecodeAttention:
         return self._attend(q, layer, self._self_reads[kind], scale, softcap)
 
     def cross_attention(
-        self, q: torch.Tensor, expansion: Expansion | None, layer: int, *, scale: float
+        self,
+        q: torch.Tensor,
+        expansion: Expansion | None,
+        layer: int,
+        *,
+        scale: float,
+        softcap: float | None = None,
     ) -> torch.Tensor:
         assert expansion is None, "TorchLoraBatch adds its products itself"
         if self._cross_reads is None:
             self._cross_reads = [self._cross_read(span, q) for span in self._spans]
-        return self._attend(q.unsqueeze(2), layer, self._cross_reads, scale)
+        q = q.view(len(q), self._cache.num_heads, -1, q.shape[2])
+        return self._attend(q, layer, self._cross_reads, scale, softcap)
+
+    def _attend_merged(
+        self, q: torch.Tensor, layer: int, window: int | None, scale: float, softcap: float | None
+    ) -> torch.Tensor:
+        """Attend with q (B, H * G, D) over answer and prompt, whose keys and values are copied."""
+        where, counts = self._merged.padded(window)
+        keys, values = self._cache.gather(layer, where).permute(2, 0, 3, 1, 4)  # (B, H, L, D) each
+        seen = (torch.arange(where.shape[1], device=q.device) < counts[:, None])[:, None, None]
+        q = q.reshape(len(q), self._cache.num_heads, -1, q.shape[2])
+        return attend(q, keys, values, mask=seen, scale=scale, softcap=softcap).reshape(len(q), -1)
 
     def _self_read(
         self, span: Span, q: torch.Tensor, bias: torch.Tensor | None, window: int | None

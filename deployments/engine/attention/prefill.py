@@ -8,6 +8,7 @@ from typing import Protocol
 
 import torch
 
+from deployments.engine.attention.int8_kv_cache import dequantise
 from deployments.engine.attention.kv_cache import KvCache
 from deployments.engine.attention.prompt_masks import MaskRule, QueryBlock, first_seen, query_blocks
 from deployments.engine.kernels.backend import are_fused
@@ -23,15 +24,19 @@ class PrefillAttention(Protocol):
         q: torch.Tensor,
         keys_values: torch.Tensor,
         *,
+        kv_scales: torch.Tensor | None = None,
         bias: torch.Tensor | None = None,
         scale: float,
         is_causal: bool,
         window: int | None = None,
+        ahead: int | None = None,
         softcap: float | None = None,
     ) -> torch.Tensor:
         """q (T, H * G, D), keys_values (S, 2, H, D), bias (H * G, 2 P - 1) -> (T, H * G * D).
 
-        `window` and `softcap` are those of DecodeAttention.
+        kv_scales: (2, H, S) of int8 keys and values. `window` and `softcap` are those of
+        DecodeAttention; with a window, attention that is not causal sees `ahead` positions behind a
+        token's own.
         """
 
 
@@ -52,22 +57,27 @@ class TorchPrefillAttention:
         q: torch.Tensor,
         keys_values: torch.Tensor,
         *,
+        kv_scales: torch.Tensor | None = None,
         bias: torch.Tensor | None = None,
         scale: float,
         is_causal: bool,
         window: int | None = None,
+        ahead: int | None = None,
         softcap: float | None = None,
     ) -> torch.Tensor:
         kind = (id(bias), window)
         if kind not in self._blocks:
-            rule = MaskRule(bias, q.device, window, is_causal, softcap is not None)
+            rule = MaskRule(bias, q.device, window, is_causal, softcap is not None, ahead)
             self._blocks[kind] = [each for s in self._segments for each in query_blocks(s, rule)]
         attended = []
         groups = 1 if softcap is None else q.shape[1] // keys_values.shape[2]
         for segment, mask_of in self._blocks[kind]:
             queries = q[segment.first : segment.first + segment.count].transpose(0, 1)[None]
             first = segment.first_key + first_seen(segment, window)
-            kv = keys_values[first : segment.first_key + segment.num_keys]
+            seen = slice(first, segment.first_key + segment.num_keys)
+            kv = keys_values[seen]
+            if kv_scales is not None:
+                kv = dequantise(kv, kv_scales[..., seen].permute(2, 0, 1), q.dtype)
             keys, values = kv.permute(1, 2, 0, 3).repeat_interleave(groups, 1).unsqueeze(1)
             mask = mask_of()
             out = attend(

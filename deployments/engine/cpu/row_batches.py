@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from deployments.engine.attention.kv_cache import KvCache, NewPositions
+from deployments.engine.attention.merged import MergedPositions
 from deployments.engine.attention.prefill import TorchPrefillAttention
 from deployments.engine.cpu.row_kernels import AttentionStep, adapt_rows, attend_rows
 from deployments.engine.cpu.threads import Threads
@@ -161,6 +162,7 @@ class RowDecodeAttention:
         self._pieces = np.arange(len(rows) + 1)
         self._new = NewPositions(cache, rows, positions)
         self.positions = self._new.positions
+        self._merged = MergedPositions(cache.ranges(rows), positions, prompts, cache.device)
 
     def self_attention(
         self,
@@ -173,21 +175,39 @@ class RowDecodeAttention:
         rope: Rope | None = None,
         window: int | None = None,
         softcap: float | None = None,
+        with_prompt: bool = False,
     ) -> torch.Tensor:
         assert expansion is None, "RowLoraBatch adds its products itself"
         q = self._new.write(layer, qkv, rope)
+        if with_prompt:
+            return self._attend_merged(q, layer, window, scale, softcap)
         counts = self._seen if window is None else np.minimum(self._seen, window)
         firsts = self._starts + self._seen - counts
         rows_at = (self._pieces, firsts, counts)
         return _attend(q, self._cache.layers[layer], rows_at, bias, scale, softcap)
 
     def cross_attention(
-        self, q: torch.Tensor, expansion: Expansion | None, layer: int, *, scale: float
+        self,
+        q: torch.Tensor,
+        expansion: Expansion | None,
+        layer: int,
+        *,
+        scale: float,
+        softcap: float | None = None,
     ) -> torch.Tensor:
         assert expansion is None, "RowLoraBatch adds its products itself"
         cached = self._cache.layers[layer]
         rows_at = (self._pieces, self._prompt_starts, self._prompts)
-        return _attend(q, cached, rows_at, None, scale, None)
+        return _attend(q, cached, rows_at, None, scale, softcap)
+
+    def _attend_merged(
+        self, q: torch.Tensor, layer: int, window: int | None, scale: float, softcap: float | None
+    ) -> torch.Tensor:
+        """Attend with q (B, H * G, D) over answer and prompt, copied one behind the other."""
+        where, counts = self._merged.padded(window)
+        firsts = np.arange(len(where)) * where.shape[1]
+        kv = self._cache.layers[layer][where].flatten(0, 1)
+        return _attend(q, kv, (self._pieces, firsts, counts.numpy()), None, scale, softcap)
 
 
 class RowPrefillAttention:
@@ -208,20 +228,24 @@ class RowPrefillAttention:
         q: torch.Tensor,
         keys_values: torch.Tensor,
         *,
+        kv_scales: torch.Tensor | None = None,
         bias: torch.Tensor | None = None,
         scale: float,
         is_causal: bool,
         window: int | None = None,
+        ahead: int | None = None,
         softcap: float | None = None,
     ) -> torch.Tensor:
+        assert kv_scales is None, "int8 keys and values are a GPU's"
         if not is_causal:
-            return self._of_whole_prompts(q, keys_values, bias, scale)
+            seen = {"bias": bias, "window": window, "ahead": ahead, "softcap": softcap}
+            return self._of_whole_prompts(q, keys_values, scale=scale, **seen)
         counts = self._seen if window is None else np.minimum(self._seen, window)
         rows_at = (self._pieces, self._starts + self._seen - counts, counts)
         return _attend(q, keys_values, rows_at, None, scale, softcap)
 
     def _of_whole_prompts(
-        self, q: torch.Tensor, keys_values: torch.Tensor, bias: torch.Tensor | None, scale: float
+        self, q: torch.Tensor, keys_values: torch.Tensor, **options: Any
     ) -> torch.Tensor:
         """Attend as torch does, each prompt by itself, in memory that lies the same each time."""
         attended = []
@@ -229,7 +253,7 @@ class RowPrefillAttention:
             own = q[s.first : s.first + s.count].clone()
             kv = keys_values[s.first_key : s.first_key + s.num_keys].clone()
             alone = TorchPrefillAttention((Segment(0, s.count, s.position, 0, s.num_keys),))
-            attended.append(alone(own, kv, bias=bias, scale=scale, is_causal=False))
+            attended.append(alone(own, kv, is_causal=False, **options))
         return torch.cat(attended)
 
 

@@ -17,6 +17,7 @@ from deployments.engine.kernels.backend import launch_options, overlaps
 from deployments.engine.kernels.ops import Expansion, Rope
 from deployments.engine.kernels.tiles import decode_tile, padded
 from deployments.engine.kernels.triton_grouped_lora import lora_expand_add
+from deployments.engine.kernels.triton_kv_cache import keep, scaled, scales_arguments
 from deployments.engine.kernels.triton_overlap import after_earlier_kernels, launch_next
 
 MAX_FUSED_RANK = 64  # a separate kernel adds larger ranks first
@@ -71,11 +72,11 @@ def _add_lora(
 
 @triton.jit
 def _kept(
-    kv_cache, start, bias, first, n, columns, mask, size, HAS_BIAS: tl.constexpr,
-    BLOCK_N: tl.constexpr,
+    kv_cache, start, bias, key_scales, value_scales, first, n, columns, mask, size,
+    HAS_BIAS: tl.constexpr, IS_INT8: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """Return keys and values (BLOCK_N, D) of a head from position `first` on, and what is added to
-    their scores (BLOCK_N,): very negative from n on."""
+    """Return keys and values (BLOCK_N, D) of a head from position `first` on, what is added to
+    their scores (BLOCK_N,), very negative from n on, and their scales."""
     j = first + tl.arange(0, BLOCK_N)
     seen = j < n
     at = ((start + j) * (2 * size))[:, None] + columns[None, :]
@@ -85,25 +86,29 @@ def _kept(
     added = tl.where(seen, 0.0, -1e30)
     if HAS_BIAS:
         added = tl.load(bias + (n - j), mask=seen, other=-1e30).to(tl.float32)
-    return keys, values, added
+    key_scale = scaled(1.0, key_scales + j, seen, 0, IS_INT8)
+    value_scale = scaled(1.0, value_scales + j, seen, 0, IS_INT8)
+    return keys, values, added, key_scale, value_scale
 
 
 @triton.jit
-def _attended(q, keys, values, added, largest, total, acc):
-    """Take one block of keys and values (BLOCK_N, D) into the softmax and its sum of values."""
-    scores = tl.sum(q[None, :] * keys.to(tl.float32), 1) + added
+def _attended(q, block, largest, total, acc):
+    """Take `_kept` keys and values into the softmax and its sum of values."""
+    keys, values, added, key_scale, value_scale = block
+    scores = tl.sum(q[None, :] * keys.to(tl.float32), 1) * key_scale + added
     largest, total, shrink, p = softmax_step(scores, largest, total, AXIS=0)
+    p *= value_scale
     return largest, total, acc * shrink + tl.sum(p[:, None] * values.to(tl.float32), 0)
 
 
 @triton.jit
 def _decode_kernel(
     qkv, kv_cache, starts, lengths, bias, out, scale, qkv_row, bias_row, shrunk, slots, bq, bk,
-    bv,
+    bv, scales, scales_row,
     H: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BLOCK_N: tl.constexpr,
     APPEND: tl.constexpr, HAS_BIAS: tl.constexpr, R: tl.constexpr, RC: tl.constexpr,
     P: tl.constexpr, PQ: tl.constexpr, PK: tl.constexpr, PV: tl.constexpr, EARLY: tl.constexpr,
-    OVERLAPS: tl.constexpr,
+    OVERLAPS: tl.constexpr, IS_INT8: tl.constexpr,
 ):  # fmt: skip
     """Attend with one query head for each key/value head. Program (h, b).
 
@@ -118,10 +123,13 @@ def _decode_kernel(
     dm = d < D
     columns = h * D + d
     bias += h * bias_row
+    key_scales = scales + h * scales_row + start
+    value_scales = key_scales + H * scales_row
     if EARLY:
-        keys, values, added = _kept(
-            kv_cache, start, bias, 0, n, columns, dm, H * D, HAS_BIAS, BLOCK_N
-        )
+        block = _kept(
+            kv_cache, start, bias, key_scales, value_scales, 0, n, columns, dm, H * D, HAS_BIAS,
+            IS_INT8, BLOCK_N,
+        )  # fmt: skip
     if APPEND and HAS_BIAS:
         own_bias = tl.load(bias).to(tl.float32)
     line = qkv + b * qkv_row + columns
@@ -150,33 +158,32 @@ def _decode_kernel(
             k = _add_lora(k, weights_k, columns, dm, shrunk, bk, slot, b, H * D, R, RC, P, PK)
         if PV >= 0:
             v = _add_lora(v, weights_v, columns, dm, shrunk, bv, slot, b, H * D, R, RC, P, PV)
-        kept_k = k.to(kv_cache.dtype.element_ty)
-        kept_v = v.to(kv_cache.dtype.element_ty)
         own = kv_cache + (start + n) * (2 * H * D) + columns
-        tl.store(own, kept_k, mask=dm)
-        tl.store(own + H * D, kept_v, mask=dm)
-        largest = tl.sum(q * kept_k.to(tl.float32), 0)
+        kept_k = keep(k, own, key_scales + n, dm, IS_INT8)
+        acc = keep(v, own + H * D, value_scales + n, dm, IS_INT8)
+        largest = tl.sum(q * kept_k, 0)
         if HAS_BIAS:
             largest += own_bias
         total = 1.0
-        acc = kept_v.to(tl.float32)
     if EARLY:
-        largest, total, acc = _attended(q, keys, values, added, largest, total, acc)
+        largest, total, acc = _attended(q, block, largest, total, acc)
     for first in range(BLOCK_N if EARLY else 0, n, BLOCK_N):
-        keys, values, added = _kept(
-            kv_cache, start, bias, first, n, columns, dm, H * D, HAS_BIAS, BLOCK_N
-        )
-        largest, total, acc = _attended(q, keys, values, added, largest, total, acc)
+        block = _kept(
+            kv_cache, start, bias, key_scales, value_scales, first, n, columns, dm, H * D, HAS_BIAS,
+            IS_INT8, BLOCK_N,
+        )  # fmt: skip
+        largest, total, acc = _attended(q, block, largest, total, acc)
     tl.store(out + b * (H * D) + columns, (acc / total).to(out.dtype.element_ty), mask=dm)
 
 
 @triton.jit
 def _rope_decode_kernel(
     qkv, kv_cache, starts, lengths, cos, sin, out, scale, qkv_row, shrunk, slots, bq, bk, bv,
+    scales, scales_row, prompt_starts, prompts, MERGED: tl.constexpr,
     H: tl.constexpr, G: tl.constexpr, GP: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
     ROT: tl.constexpr, WINDOW: tl.constexpr, CAP: tl.constexpr, BLOCK_N: tl.constexpr,
     R: tl.constexpr, RC: tl.constexpr, P: tl.constexpr, PQ: tl.constexpr, PK: tl.constexpr,
-    PV: tl.constexpr, OVERLAPS: tl.constexpr,
+    PV: tl.constexpr, OVERLAPS: tl.constexpr, IS_INT8: tl.constexpr,
 ):  # fmt: skip
     """Attend with G query heads (padded to GP >= 16) for a key/value head. Program (h, b).
 
@@ -241,29 +248,38 @@ def _rope_decode_kernel(
             )
         q = q * cosine[None, :] + q_other * sine[None, :]
         k = k * cosine + k_other * sine
-    kind = kv_cache.dtype.element_ty
+    kind = qkv.dtype.element_ty
     query = q.to(kind)
-    kept_k = k.to(kind)
-    kept_v = v.to(kind)
+    key_scales = scales + h * scales_row + start
+    value_scales = key_scales + H * scales_row
     own = kv_cache + (start + n) * (2 * H * D) + columns
-    tl.store(own, kept_k, mask=dm)
-    tl.store(own + H * D, kept_v, mask=dm)
-    largest = capped(tl.sum(query.to(tl.float32) * kept_k.to(tl.float32)[None, :], 1) * scale, CAP)
+    kept_k = keep(k, own, key_scales + n, dm, IS_INT8)
+    kept_v = keep(v, own + H * D, value_scales + n, dm, IS_INT8)
+    largest = capped(tl.sum(query.to(tl.float32) * kept_k[None, :], 1) * scale, CAP)
     total = tl.full((GP,), 1.0, tl.float32)
-    acc = tl.zeros((GP, DP), tl.float32) + kept_v.to(tl.float32)[None, :]
+    acc = tl.zeros((GP, DP), tl.float32) + kept_v[None, :]
     begin = 0
     if WINDOW > 0:
         begin = tl.maximum(n - WINDOW + 1, 0)
-    for first in range(begin, n, BLOCK_N):
+    last = n
+    if MERGED:  # the row's prompt follows
+        last = n + tl.load(prompts + b)
+        prompt_start = tl.load(prompt_starts + b).to(tl.int64)
+    for first in range(begin, last, BLOCK_N):
         j = first + tl.arange(0, BLOCK_N)
-        seen = j < n
-        at = ((start + j) * (2 * H * D))[:, None] + columns[None, :]
+        seen = j < last
+        position = start + j
+        if MERGED:
+            position = tl.where(j < n, position, prompt_start + (j - n))
+        at = (position * (2 * H * D))[:, None] + columns[None, :]
         both = seen[:, None] & dm[None, :]
-        keys = tl.load(kv_cache + at, mask=both, other=0.0)
-        values = tl.load(kv_cache + at + H * D, mask=both, other=0.0)
-        scores = capped(tl.dot(query, tl.trans(keys), input_precision="ieee") * scale, CAP)
+        keys = tl.load(kv_cache + at, mask=both, other=0.0).to(kind)
+        values = tl.load(kv_cache + at + H * D, mask=both, other=0.0).to(kind)
+        scores = tl.dot(query, tl.trans(keys), input_precision="ieee") * scale
+        scores = capped(scaled(scores, key_scales + (position - start), seen, 1, IS_INT8), CAP)
         scores = tl.where(seen[None, :], scores, -1e30)
         largest, total, shrink, p = softmax_step(scores, largest, total, AXIS=1)
+        p = scaled(p, value_scales + (position - start), seen, 1, IS_INT8)
         acc = acc * shrink[:, None] + tl.dot(p.to(kind), values, input_precision="ieee")
     tl.store(out + b * (H * G * D) + q_at, (acc / total[:, None]).to(out.dtype.element_ty), mask=qm)
 
@@ -275,11 +291,13 @@ def decode_attention(
     starts: torch.Tensor,
     lengths: torch.Tensor,
     *,
+    kv_scales: torch.Tensor | None = None,
     bias: torch.Tensor | None,
     rope: Rope | None,
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
+    prompts: tuple[torch.Tensor, torch.Tensor] | None = None,
     is_invariant: bool = False,
 ) -> torch.Tensor:
     """Write each row's newest key and value to the cache and attend over the row's positions.
@@ -290,12 +308,14 @@ def decode_attention(
         qkv: (B, H * G + 2 H, D), G query heads for each key/value head.
         expansion: of the product that gave qkv, not yet added.
         kv_cache: (T, 2, H, D) keys and values.
+        kv_scales: (2, H, T), if they are int8.
         starts, lengths: (B,): the row's first position, and its length without the newest token.
         bias: (H, S) added by distance from the newest position (then G is 1, without the options
             below), or None.
         rope: rotates queries and keys; the newest token's position is `lengths`.
         window: attend over that many positions at most, the newest among them.
         softcap: scores s become softcap * tanh(s / softcap).
+        prompts: (B,) each: first position and length of what is attended to as well, whole.
         is_invariant: a row's sums have one order, whatever the number of rows and the largest rank.
 
     Returns:
@@ -304,29 +324,31 @@ def decode_attention(
     rows, all_heads, dim = qkv.shape
     heads = kv_cache.shape[2]
     groups = all_heads // heads - 2
-    is_plain = groups == 1 and rope is None and window is None and softcap is None
+    is_plain = groups == 1 and all(each is None for each in (rope, window, softcap, prompts))
     if bias is not None and not is_plain:
         raise ValueError(
-            "a bias by distance goes without RoPE, grouped queries, a window or a soft cap"
+            "a bias by distance goes without RoPE, grouped queries, a window, a soft cap or prompts"
         )
     out = torch.empty(rows, heads * groups * dim, dtype=qkv.dtype, device=qkv.device)
     first_columns = (0, heads * groups * dim, heads * (groups + 1) * dim)
     lora = _lora_arguments(qkv.flatten(1), expansion, first_columns, is_invariant=is_invariant)
-    tile = _tile(kv_cache, _FIXED_PROGRAMS if is_invariant else rows * heads)
+    tile = _tile(qkv, _FIXED_PROGRAMS if is_invariant else rows * heads)
+    scales = scales_arguments(kv_scales, qkv)
     if is_plain:
         _decode_kernel[heads, rows](
             qkv, kv_cache, starts, lengths, qkv if bias is None else bias, out, scale,
-            qkv.stride(0), 0 if bias is None else bias.stride(0), *lora.tensors,
+            qkv.stride(0), 0 if bias is None else bias.stride(0), *lora.tensors, *scales,
             H=heads, D=dim, DP=padded(dim), APPEND=True, HAS_BIAS=bias is not None,
-            EARLY=_EARLY, **lora.sizes, **tile,
+            EARLY=_EARLY, IS_INT8=kv_scales is not None, **lora.sizes, **tile,
         )  # fmt: skip
         return out
     cos, sin = (qkv, qkv) if rope is None else (rope.cos, rope.sin)
     _rope_decode_kernel[heads, rows](
-        qkv, kv_cache, starts, lengths, cos, sin, out, scale, qkv.stride(0), *lora.tensors,
+        qkv, kv_cache, starts, lengths, cos, sin, out, scale, qkv.stride(0), *lora.tensors, *scales,
+        *(prompts or (starts, lengths)), MERGED=prompts is not None,
         H=heads, G=groups, GP=max(16, triton.next_power_of_2(groups)), D=dim, DP=padded(dim),
         ROT=0 if rope is None else cos.shape[1], WINDOW=window or 0, CAP=softcap or 0.0,
-        **lora.sizes, **tile,
+        IS_INT8=kv_scales is not None, **lora.sizes, **tile,
     )  # fmt: skip
     return out
 
@@ -338,6 +360,7 @@ def cross_attention(
     starts: torch.Tensor,
     lengths: torch.Tensor,
     *,
+    kv_scales: torch.Tensor | None = None,
     scale: float,
     is_invariant: bool = False,
 ) -> torch.Tensor:
@@ -350,9 +373,10 @@ def cross_attention(
     lora = _lora_arguments(q.flatten(1), expansion, (0,), is_invariant=is_invariant)
     _decode_kernel[heads, rows](
         q, kv_cache, starts, lengths, q, out, scale, q.stride(0), 0, *lora.tensors,
+        *scales_arguments(kv_scales, q),
         H=heads, D=dim, DP=padded(dim), APPEND=False, HAS_BIAS=False,
-        EARLY=_EARLY, **lora.sizes,
-        **_tile(kv_cache, _FIXED_PROGRAMS if is_invariant else rows * heads),
+        EARLY=_EARLY, IS_INT8=kv_scales is not None, **lora.sizes,
+        **_tile(q, _FIXED_PROGRAMS if is_invariant else rows * heads),
     )  # fmt: skip
     return out
 
@@ -401,8 +425,8 @@ def shared_bytes(device: torch.device) -> int | None:
     return int(properties.shared_memory_per_block_optin)
 
 
-def _tile(kv_cache: torch.Tensor, num_programs: int) -> dict[str, Any]:
-    """Return the sizes of a tile, and how the kernel is launched."""
-    device, dim, size = kv_cache.device, kv_cache.shape[3], kv_cache.element_size()
+def _tile(q: torch.Tensor, num_programs: int) -> dict[str, Any]:
+    """Return the sizes of a tile for q (B, heads, D), and how the kernel is launched."""
+    device, dim, size = q.device, q.shape[2], q.element_size()
     tile = decode_tile(num_programs, dim, size, shared_bytes(device))
     return {**tile, "OVERLAPS": overlaps(device), **launch_options(device)}

@@ -7,14 +7,16 @@ import triton.language as tl
 from deployments.engine.kernels.ops import BLOCK_M
 from deployments.engine.kernels.tiles import padded, prefill_tile
 from deployments.engine.kernels.triton_attention import capped, shared_bytes, softmax_step
+from deployments.engine.kernels.triton_kv_cache import scaled, scales_arguments
 
 
 @triton.jit
 def _prefill_kernel(
     q, keys_values, blocks, bias, out, scale, q_row, kv_row, values_at, bias_row, bias_zero,
+    scales, scales_row,
     H: tl.constexpr, G: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, CAUSAL: tl.constexpr, HAS_BIAS: tl.constexpr, WINDOW: tl.constexpr,
-    CAP: tl.constexpr,
+    AHEAD: tl.constexpr, CAP: tl.constexpr, IS_INT8: tl.constexpr,
 ):  # fmt: skip
     """Attend with BLOCK_M queries of one prompt and one head. Program (block, head)."""
     line = blocks + tl.program_id(0) * 5
@@ -32,6 +34,8 @@ def _prefill_kernel(
     dm = d < D
     qm = im[:, None] & dm[None, :]
     columns = head // G * D + d
+    key_scales = scales + head // G * scales_row + first_kv
+    value_scales = key_scales + H * scales_row
     query = tl.load(
         q + (first_q + i).to(tl.int64)[:, None] * q_row + head * D + d[None, :], mask=qm, other=0.0
     )
@@ -41,6 +45,8 @@ def _prefill_kernel(
     last = n
     if CAUSAL:
         last = tl.minimum(n, position + count)
+    elif WINDOW > 0:
+        last = tl.minimum(n, position + count + AHEAD)
     begin = 0
     if WINDOW > 0:
         # At a multiple, so that a query's keys lie in the same blocks in whatever piece it is read.
@@ -50,20 +56,24 @@ def _prefill_kernel(
         seen = j < last
         both = seen[:, None] & dm[None, :]
         at = keys_values + (first_kv + j)[:, None] * kv_row + columns[None, :]
-        keys = tl.load(at, mask=both, other=0.0)
-        values = tl.load(at + values_at, mask=both, other=0.0)
-        scores = capped(tl.dot(query, tl.trans(keys), input_precision="ieee") * scale, CAP)
+        keys = tl.load(at, mask=both, other=0.0).to(query.dtype)
+        values = tl.load(at + values_at, mask=both, other=0.0).to(query.dtype)
+        scores = tl.dot(query, tl.trans(keys), input_precision="ieee") * scale
+        scores = capped(scaled(scores, key_scales + j, seen, 1, IS_INT8), CAP)
         visible = seen[None, :] & im[:, None]
         if CAUSAL:
             visible = visible & (j[None, :] <= (position + i)[:, None])
         if WINDOW > 0:
             visible = visible & (j[None, :] > (position + i)[:, None] - WINDOW)
+            if not CAUSAL:
+                visible = visible & (j[None, :] <= (position + i)[:, None] + AHEAD)
         if HAS_BIAS:
             distance = j[None, :] - (position + i)[:, None] + bias_zero
             added = tl.load(bias + head * bias_row + distance, mask=visible, other=0.0)
             scores += added.to(tl.float32)
         scores = tl.where(visible, scores, -1e30)
         largest, total, shrink, p = softmax_step(scores, largest, total, AXIS=1)
+        p = scaled(p, value_scales + j, seen, 1, IS_INT8)
         acc = acc * shrink[:, None] + tl.dot(p.to(values.dtype), values, input_precision="ieee")
     tl.store(
         out + (first_q + i).to(tl.int64)[:, None] * (H * G * D) + head * D + d[None, :],
@@ -77,10 +87,12 @@ def prefill_attention(
     keys_values: torch.Tensor,
     *,
     blocks: torch.Tensor,
+    kv_scales: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
     scale: float,
     is_causal: bool,
     window: int | None = None,
+    ahead: int | None = None,
     softcap: float | None = None,
 ) -> torch.Tensor:
     """Attend with the queries of many prompts at once, each over its own prompt.
@@ -89,8 +101,10 @@ def prefill_attention(
         q: (T, H * G, D).
         keys_values: (S, 2, H, D), a view whose last two dimensions are contiguous.
         blocks: (n, 5) int32 from `prompt_blocks`.
+        kv_scales: (2, H, S), if keys and values are int8.
         bias: (H * G, 2 P - 1) added by key position - query position + P - 1, or None.
         window: each query sees that many positions at most, its own the last.
+        ahead: and, if it is not causal, that many behind its own.
         softcap: scores s become softcap * tanh(s / softcap).
 
     Returns:
@@ -103,8 +117,10 @@ def prefill_attention(
         q, keys_values, blocks, q if bias is None else bias, out, scale,
         q.stride(0), keys_values.stride(0), keys_values.stride(1),
         0 if bias is None else bias.stride(0), 0 if bias is None else bias.shape[1] // 2,
+        *scales_arguments(kv_scales, q),
         H=heads, G=q_heads // heads, D=dim, DP=padded(dim), BLOCK_M=BLOCK_M,
-        CAUSAL=is_causal, HAS_BIAS=bias is not None, WINDOW=window or 0, CAP=softcap or 0.0,
+        CAUSAL=is_causal, HAS_BIAS=bias is not None, WINDOW=window or 0,
+        AHEAD=ahead or 0, CAP=softcap or 0.0, IS_INT8=kv_scales is not None,
         **prefill_tile(dim, q.element_size(), BLOCK_M, shared_bytes(q.device)),
     )  # fmt: skip
     return out

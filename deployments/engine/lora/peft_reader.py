@@ -31,6 +31,7 @@ from deployments.engine.lora.peft_features import (
     read_config,
     unsupported_features,
 )
+from deployments.engine.quantised.loader import IMAGES
 
 _NAME = "adapter"  # PEFT's name for it inside the skeleton
 _PREFIX = "base_model.model."
@@ -149,6 +150,8 @@ class PeftReader:
         layers = self._layers_of(LoraConfig.from_pretrained(str(directory)))
         check_scales(directory, {path: layer.scale for path, layer in layers.items()})
         problems = _obstacles(layers)
+        if not layers:
+            problems = ["it adapts only what reads images, and text alone is served"]
         if problems:
             raise AdapterNotSupported(directory, problems)
         tensors = load_file(directory / WEIGHTS_FILE)
@@ -169,7 +172,8 @@ class PeftReader:
                     problems.append(f"{path} has no {_MAGNITUDE} of ({layer.out_features},)")
                 elif path in pairs:
                     pairs[path] = replace(pairs[path], magnitude=magnitude.float())
-        left = [name for name in tensors if not is_copy(name)]
+        images = f"{_PREFIX}{IMAGES}"
+        left = [name for name in tensors if not is_copy(name) and not name.startswith(images)]
         problems += [f"{name} belongs to no adapted layer" for name in left]
         if problems:
             raise AdapterNotSupported(directory, problems)
@@ -203,7 +207,7 @@ class PeftReader:
                 obstacle=self._obstacle(name, module, head),
             )
             for name, module in model.named_modules()
-            if isinstance(module, LoraLayer)
+            if isinstance(module, LoraLayer) and not name.startswith(IMAGES)
         }
 
     def _obstacle(self, name: str, module: Any, head: str | None) -> str | None:

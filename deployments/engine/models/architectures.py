@@ -1,4 +1,4 @@
-"""Describe each decoder-only architecture: what it has beyond Llama, and which fields say so."""
+"""Describe Llama's relatives: what each has beyond Llama, and which fields say so."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,17 +25,21 @@ _COMMON = frozenset(
 # These act in training, choose among equal ways to compute, or say where a model comes from.
 _WITHOUT_EFFECT = frozenset(
     "attention_dropout hidden_dropout resid_pdrop embd_pdrop resid_dropout dropout dropout_rate "
-    "classifier_dropout initializer_range initializer_factor use_cache pretraining_tp "
-    "cache_implementation attn_implementation _attn_implementation torch_dtype auto_map "
-    "is_llama_config transformers.js_config unsloth_fixed unsloth_version model_name "
-    "original_max_position_embeddings rope_theta rope_scaling partial_rotary_factor "
-    "default_theta n_positions output_past task_specific_params tokenizer_class "
+    "classifier_dropout classifier_dropout_rate initializer_range initializer_factor use_cache "
+    "pretraining_tp cache_implementation attn_implementation _attn_implementation torch_dtype "
+    "auto_map is_llama_config transformers.js_config unsloth_fixed unsloth_version model_name "
+    "original_max_position_embeddings rope_theta rope_scaling partial_rotary_factor default_theta "
+    "n_positions output_past task_specific_params tokenizer_class "
     "scalable_attention".split()
 )
 _NEUTRAL: tuple[Any, ...] = (None, False, "", [], {}, ())
 _NEUTRAL_VALUES: Mapping[str, Any] = {"full_attn_mod": 1, "interpolate_factor": 1}  # Phi-4-mini's
 _WINDOWS = "layer_types sliding_window use_sliding_window max_window_layers"
 _GEMMA = f"{_WINDOWS} hidden_activation query_pre_attn_scalar final_logit_softcapping"
+GEMMA_2 = frozenset(f"{_GEMMA} attn_logit_softcapping".split())
+GEMMA_3 = frozenset(
+    f"{_GEMMA} sliding_window_pattern _sliding_window_pattern rope_local_base_freq".split()
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,8 @@ class Architecture:
     is_fused: q, k and v are stored as one weight (qkv_proj), gate and up too (gate_up_proj).
     embedding_is_scaled: by the square root of the hidden size.
     reads: further fields of the config that describe() understands.
+    to_prompt: how an encoder-decoder's decoder attends to the prompt: in a part of the layer of its
+        own, or with the answer's positions under one softmax.
     """
 
     model_class: str
@@ -58,6 +64,7 @@ class Architecture:
     is_fused: bool = False
     embedding_is_scaled: bool = False
     reads: frozenset[str] = frozenset()
+    to_prompt: Literal["none", "apart", "merged"] = "none"
 
     @property
     def features(self) -> tuple[str, ...]:
@@ -75,6 +82,8 @@ class Architecture:
             "scaled embeddings": self.embedding_is_scaled,
             "multipliers": "residual_multiplier" in self.reads,
             "soft caps": "attn_logit_softcapping" in self.reads,
+            "windows both ways in the encoder": self.to_prompt != "none",
+            "one attention over prompt and answer": self.to_prompt == "merged",
         }
         return tuple(words for words, has in said.items() if has)
 
@@ -97,7 +106,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
             norms="both",
             norm_offset=1.0,
             embedding_is_scaled=True,
-            reads=frozenset(f"{_GEMMA} attn_logit_softcapping".split()),
+            reads=GEMMA_2,
         ),
         Architecture(
             "Gemma3ForCausalLM",
@@ -106,8 +115,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
             norm_offset=1.0,
             query_key_norms="head",
             embedding_is_scaled=True,
-            reads=frozenset(f"{_GEMMA} sliding_window_pattern _sliding_window_pattern".split())
-            | {"rope_local_base_freq"},
+            reads=GEMMA_3,
         ),
         Architecture(
             "Phi3ForCausalLM",
@@ -184,8 +192,11 @@ class Description:
 
 def describe(model: Any) -> Description:
     """Return the description of a model that `unsupported_causal` found nothing against."""
-    config = model.config
-    architecture = ARCHITECTURES[type(model).__name__]
+    return describe_stack(model.config, ARCHITECTURES[type(model).__name__])
+
+
+def describe_stack(config: Any, architecture: Architecture) -> Description:
+    """Return the description of layers that `unsupported_stack` found nothing against."""
 
     def read(name: str, default: Any = None) -> Any:
         found = getattr(config, name, None) if name in architecture.reads else None
@@ -221,18 +232,22 @@ def unsupported_causal(model: Any, num_positions: int) -> str | None:
     Args:
         num_positions: of the longest answer, prompt included.
     """
-    config = model.config
     architecture = ARCHITECTURES.get(type(model).__name__)
     if architecture is None:
         return f"{type(model).__name__} is none of {', '.join(ARCHITECTURES)}"
-    activation = describe(model).activation
+    if getattr(model.model.layers[0].mlp.down_proj, "weight", None) is None:
+        return "its layers are not plain linear layers"
+    return unsupported_stack(model.config, architecture, num_positions)
+
+
+def unsupported_stack(config: Any, architecture: Architecture, num_positions: int) -> str | None:
+    """Return why layers with this config cannot run here. Returns None if they can."""
+    activation = describe_stack(config, architecture).activation
     if activation not in ACTIVATIONS:
         return f"its activation is {activation!r}; only {', '.join(ACTIVATIONS)} are fast"
     for kind in getattr(config, "layer_types", None) or ():
         if kind not in (_FULL, _SLIDING):
             return f"layer_types has {kind!r}; only {_FULL} and {_SLIDING} are fast"
-    if getattr(model.model.layers[0].mlp.down_proj, "weight", None) is None:
-        return "its layers are not plain linear layers"
     known = _COMMON | architecture.reads
     return unknown_field(config, known) or _moving_rope(config, num_positions)
 
@@ -282,16 +297,23 @@ def _fields_of_any_model() -> frozenset[str]:
     return frozenset(PreTrainedConfig().to_dict()) | {"architectures", "model_type", "dtype"}
 
 
+def rope_limit(config: Any, parameters: Mapping[str, Any]) -> int | None:
+    """Return the positions up to which the frequencies are the same. Returns None if they always
+    are."""
+    limits = {
+        "dynamic": config.max_position_embeddings,
+        "longrope": parameters.get("original_max_position_embeddings"),
+    }
+    return limits.get(parameters.get("rope_type", "default"))
+
+
 def _moving_rope(config: Any, num_positions: int) -> str | None:
     """Return why the rotary frequencies depend on a text's length. Returns None if they do not."""
     for parameters in ropes_of(config).values():
         kind = parameters.get("rope_type", "default")
         if kind not in _FIXED_ROPES:
             return f"rope_type is {kind!r}; only {', '.join(_FIXED_ROPES)} are fast"
-        limit = {
-            "dynamic": config.max_position_embeddings,
-            "longrope": parameters.get("original_max_position_embeddings"),
-        }.get(kind)
+        limit = rope_limit(config, parameters)
         if limit is not None and num_positions > limit:
             return (
                 f"rope_type is {kind!r}, whose frequencies change beyond {limit} positions, and "

@@ -66,8 +66,9 @@ BART_MODELS: Mapping[str, BartArchitecture] = {
 }
 
 
-def unsupported_by_bart(model: Any) -> str | None:
-    """Return why this model, one of BART_MODELS, cannot run here. Returns None if it can."""
+def unsupported_by_bart(model: Any, num_positions: int) -> str | None:
+    """Return why this model, one of BART_MODELS, cannot run here, at whatever length. Returns
+    None if it can."""
     activation = model.config.activation_function
     if activation not in ACTIVATIONS:
         return f"its activation is {activation!r}; fast: {', '.join(ACTIVATIONS)}"

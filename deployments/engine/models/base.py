@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import torch
 
+from deployments.engine.attention.int8_kv_cache import SCALE_DTYPE, Int8KvCache
 from deployments.engine.attention.kv_cache import DecodeBatch, KvCache, TorchDecodeAttention
 from deployments.engine.attention.prefill import PrefillBatch
 from deployments.engine.kernels.backend import are_fused
@@ -17,16 +18,39 @@ from deployments.engine.models.linear import AdaptedLinear
 
 @dataclass(frozen=True, slots=True)
 class KvShape:
-    """Describe one position of the KV cache; it decides how many bytes a position takes."""
+    """Describe one position of the KV cache; it decides how many bytes a position takes.
+
+    dtype: of the activations, and of keys and values unless these are int8.
+    """
 
     num_layers: int
     num_heads: int
     head_dim: int
     dtype: torch.dtype
+    is_int8: bool = False
 
     @property
     def bytes_per_position(self) -> int:
-        return self.num_layers * 2 * self.num_heads * self.head_dim * self.dtype.itemsize
+        head = self.head_dim * self.dtype.itemsize
+        if self.is_int8:
+            head = self.head_dim + SCALE_DTYPE.itemsize
+        return self.num_layers * 2 * self.num_heads * head
+
+    @property
+    def kept_in(self) -> str:
+        """Return the name of the dtype of keys and values."""
+        return "int8" if self.is_int8 else str(self.dtype).removeprefix("torch.")
+
+    def new_cache(self, capacities: Sequence[int], device: torch.device) -> KvCache:
+        """Return an empty cache whose rows have these capacities."""
+        return (Int8KvCache if self.is_int8 else KvCache)(
+            capacities,
+            num_layers=self.num_layers,
+            num_heads=self.num_heads,
+            head_dim=self.head_dim,
+            dtype=self.dtype,
+            device=device,
+        )
 
 
 class Model(Protocol):

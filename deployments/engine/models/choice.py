@@ -10,11 +10,13 @@ from deployments.engine.models.base import Model
 from deployments.engine.models.llama import LlamaModel
 from deployments.engine.models.products import kinds_in_one_product
 from deployments.engine.models.t5 import T5_MODELS, T5Model, unsupported_by_t5
+from deployments.engine.models.t5gemma import T5GEMMA_MODELS, T5GemmaModel, unsupported_by_t5gemma
 
 # Class of transformers -> ours, and what says why one of them is not served.
 _SEQ2SEQ: Mapping[str, Any] = {
     **dict.fromkeys(T5_MODELS, (T5Model, unsupported_by_t5)),
     **dict.fromkeys(BART_MODELS, (BartModel, unsupported_by_bart)),
+    **dict.fromkeys(T5GEMMA_MODELS, (T5GemmaModel, unsupported_by_t5gemma)),
 }
 
 
@@ -33,7 +35,7 @@ def unsupported_base(base: Pretrained, num_positions: int) -> str | None:
     name = type(base.model).__name__
     if name not in _SEQ2SEQ:
         return f"{name} is none of {', '.join(_SEQ2SEQ)}"
-    obstacle: str | None = _SEQ2SEQ[name][1](base.model)
+    obstacle: str | None = _SEQ2SEQ[name][1](base.model, num_positions)
     if obstacle is None and base.decoder_start_id is None:
         return "the model names no decoder_start_token_id"
     return obstacle

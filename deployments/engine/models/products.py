@@ -14,7 +14,7 @@ from deployments.engine.quantised.interleaved import InterleavedWeight, interlea
 from deployments.engine.quantised.linear import QuantisedLinear
 from deployments.engine.quantised.weight import QuantisedWeight, stacked
 
-# Layers that become one product (models/llama.py, models/t5.py).
+# Layers that become one product (models/stack.py, models/t5.py).
 _FUSED = (
     ("q_proj", "k_proj", "v_proj"),
     ("gate_proj", "up_proj"),

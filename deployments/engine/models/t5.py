@@ -32,8 +32,9 @@ _FIELDS = frozenset(
 )
 
 
-def unsupported_by_t5(model: Any) -> str | None:
-    """Return why this model, one of T5_MODELS, cannot run here. Returns None if it can."""
+def unsupported_by_t5(model: Any, num_positions: int) -> str | None:
+    """Return why this model, one of T5_MODELS, cannot run here, at whatever length. Returns
+    None if it can."""
     if model.config.dense_act_fn not in ACTIVATIONS:
         return f"its activation is {model.config.dense_act_fn!r}; fast: {', '.join(ACTIVATIONS)}"
     return unknown_field(model.config, _FIELDS)

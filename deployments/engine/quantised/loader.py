@@ -34,6 +34,7 @@ from deployments.engine.quantised.weight import (
 logger = logging.getLogger(__name__)
 
 _METHOD = "polyclinic"
+IMAGES = "model.encoder.vision_tower"  # T5Gemma 2's, which no text goes through
 # Of one value, with its share of absmax; transformers asks for the memory of the whole at once.
 _BYTES: Mapping[Kind, float] = {"int8": 1.0, "fp8": 1.0, "nf4": 0.5 + 4 / BLOCK}
 # What bitsandbytes saves of a layer, beside or behind the name of its weight.
@@ -175,7 +176,7 @@ class Loader(HfQuantizer):
         return torch.empty(0, dtype=plain.dtype, device=plain.device)
 
     def _process_model_before_weight_loading(self, model: Any, **_: Any) -> None:
-        self._plain = plain_layers(model, self.kind)
+        self._plain = [*plain_layers(model, self.kind), IMAGES]
 
     def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
         if self._problems:

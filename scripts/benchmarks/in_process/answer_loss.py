@@ -1,6 +1,7 @@
 """Sum the loss of given answers under each adapter, read as prompts by the served decoder."""
 
 import argparse
+import dataclasses
 import random
 import statistics
 import time
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from deployments.engine.attention.prefill import PrefillBatch, TorchPrefillAttention
+from deployments.engine.cuda_graphs import SCRATCH_POSITIONS
 from deployments.engine.decoder_factory import FastLimits, build_decoder
 from deployments.engine.kernels.ops import Segment
 from deployments.engine.model_loader import Dtype, load_pretrained
@@ -84,10 +86,15 @@ def _decoder(
     dtype: Dtype = args.dtype
     loaded = load_pretrained(base.path, base.family, device="cpu", dtype=dtype)
     limits = FastLimits(max_rows=1, num_positions=_POSITIONS, max_adapters=len(folders))
-    decoder = build_decoder(loaded, "fast", limits, folders, weights=kind)
+    is_int8 = kind == "kv_int8"  # which torch reads too, though it serves nobody on a CPU
+    decoder = build_decoder(loaded, "fast", limits, folders, weights="none" if is_int8 else kind)
     assert isinstance(decoder, ModelRunner), "build_decoder('fast') gave another decoder"
     for name, folder in folders.items():
         decoder.load_adapter(name, folder)
+    if is_int8:
+        model = decoder._model
+        model.kv_shape = dataclasses.replace(model.kv_shape, is_int8=True)
+        decoder._cache = decoder._new_cache([*decoder.capacities, SCRATCH_POSITIONS])
     return decoder
 
 

@@ -15,6 +15,7 @@ from deployments.engine.decoder_factory import FastLimits, Weights, build_decode
 from deployments.engine.engine import Engine
 from deployments.engine.model_loader import Pretrained
 from deployments.engine.model_runner import ModelRunner
+from deployments.engine.models.kv_cache_dtype import KvCacheDtype
 from deployments.engine.request import Request, SamplingParams, SchedulerOutput, Timings
 from deployments.engine.sampling import DeviceTokens
 
@@ -38,10 +39,17 @@ def random_requests(
     return requests
 
 
-def fast_decoder(base: Pretrained, limits: FastLimits, weights: Weights = "none") -> ModelRunner:
+def fast_decoder(
+    base: Pretrained,
+    limits: FastLimits,
+    weights: Weights = "none",
+    kv_cache_dtype: KvCacheDtype = "auto",
+) -> ModelRunner:
     """Build a decoder that ignores end-of-sequence tokens: answers have the length asked for."""
     endless = dataclasses.replace(base, eos_ids=frozenset())
-    decoder = build_decoder(endless, "fast", limits, {}, weights=weights)
+    decoder = build_decoder(
+        endless, "fast", limits, {}, weights=weights, kv_cache_dtype=kv_cache_dtype
+    )
     assert isinstance(decoder, ModelRunner), "build_decoder('fast') gave another decoder"
     return decoder
 

@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 
+from deployments.engine.cuda_graphs import SCRATCH_POSITIONS
 from deployments.engine.decoder_factory import FastLimits
 from deployments.engine.engine import Engine
 from deployments.engine.model_runner import ModelRunner
@@ -19,6 +21,7 @@ from deployments.engine.request import Request
 from scripts.benchmarks.bases.models import load_base
 from scripts.benchmarks.command import settings_of
 from scripts.benchmarks.in_process.busy_cores import measure_beside_others
+from scripts.benchmarks.in_process.continuous_batching import ContinuousBatching
 from scripts.benchmarks.in_process.decode_steps import step_times, time_steps, weight_bytes
 from scripts.benchmarks.in_process.engine_runs import (
     answer_all,
@@ -34,22 +37,32 @@ from scripts.benchmarks.in_process.served_engine import served_engine
 from scripts.environment import device_name
 
 _DIFFERENT_ADAPTERS = 8  # files; more adapters are copies, each in its own slot
-_BATCH_SIZES = (1, 4, 8, 16, 32, 64, 128, 256)
 _RATIOS = (  # name, numerator, denominator
     ("mixed over PEFT's mixed batch", "engine_mixed", "peft_mixed_batch"),
     ("mixed over sequential", "engine_mixed", "peft_sequential"),
     ("one stream over sequential", "engine_one_stream", "peft_sequential"),
     ("mixed over no adapters", "engine_mixed", "engine_no_adapters"),
+    ("no adapters over transformers'", "engine_no_adapters", "transformers_no_adapters"),
+    ("one adapter over transformers'", "engine_one_adapter", "transformers_one_adapter"),
 )
 
 Side = Callable[[], Mapping[str, float]]
 """Runs once and returns its figures, `tokens_per_s` among them."""
 
 
+class Refused(ValueError):
+    """The arguments ask for a side that does not exist; the message says which."""
+
+
 def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     if args.threads:
         torch.set_num_threads(args.threads)
     base = load_base(args.model, args.device, args.dtype)
+    if args.continuous_batching and (base.family != "causal" or args.quantization != "none"):
+        raise Refused(
+            f"--continuous_batching: {args.model} is {base.family}, --quantization "
+            f"{args.quantization}; transformers' side takes a causal base, none: leave it out"
+        )
     num = min(args.adapters, _DIFFERENT_ADAPTERS)
     shape = {"rank": args.rank, "targets": args.targets}
     folders = make_random_adapters(base.model, scratch, num=num, **shape)
@@ -62,21 +75,25 @@ def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         adapters=list(folders),
     )
     sides = {} if args.skip_peft else _peft_sides(args, folders, requests)
+    peers = _transformers(args, folders["a0"]) if args.continuous_batching else {}
+    for name, peer in peers.items():
+        sides[name] = _on_all_threads(functools.partial(peer.answer, requests))
     if args.quantization != "none":
         base = quantised_base(base, args.quantization)
     weights = weight_bytes(base.model)  # before the decoder takes them
     limits = FastLimits(args.rows, longest + 1 + args.output_tokens, max_adapters=args.adapters)
     dtype_bytes = base.model.dtype.itemsize
-    decoder = fast_decoder(base, limits, args.weights)
+    decoder = fast_decoder(base, limits, args.weights, args.kv_cache_dtype)
     for kind, bits in (("int8", 8), ("int4", 4)):  # of the head too, nearly
         if args.quantization == "none" and decoder.info.weights.startswith(kind):
             weights = weights * bits // (8 * dtype_bytes)
     step_settings: dict[str, Any] = {
-        "num_rows": [n for n in _BATCH_SIZES if n <= args.rows],
+        "num_rows": [n for n in args.batch_sizes if n <= args.rows],
         "prompt_tokens": args.prompt_tokens,
         "num_steps": args.output_tokens - 8,
         "weights": weights,
     }
+    kv_bytes = decoder.num_kv_bytes // (sum(decoder.capacities) + SCRATCH_POSITIONS)
     adapters = make_resident(decoder, list(folders.values()), args.adapters)
     steps = step_times(decoder, adapters, **step_settings)
     beside = [
@@ -91,7 +108,12 @@ def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         "engine_no_adapters": lambda: _engine_side(engine, plain),
         "engine_one_stream": lambda: _engine_side(engine, requests[:1]),
     }
+    if peers:
+        alike = [dataclasses.replace(request, adapter="a0") for request in requests]
+        sides["engine_one_adapter"] = lambda: _engine_side(engine, alike)
     with contextlib.ExitStack() as stack:
+        for peer in peers.values():
+            stack.callback(peer.close)
         if args.served:
             served = stack.enter_context(served_engine(args, scratch / "base", folders, requests))
             endless = [_endless(request) for request in requests]
@@ -110,13 +132,15 @@ def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         "step_threads": info.threads,
         "device": device_name(args.device),
         "dtype": info.dtype,
+        "kv_cache_dtype": info.kv_cache_dtype,
+        "kv_bytes_per_position": kv_bytes,
         "weights": info.weights,
         "decoder": f"{info.name}: {info.reason}",
         "sides": results,
         "steps": steps,
         "ratios": _ratios(results),
         "beside_others": beside,
-    }
+    } | ({"attention": {name: peer.attention for name, peer in peers.items()}} if peers else {})
 
 
 def _endless(request: Request) -> Request:
@@ -134,10 +158,28 @@ def _peft_sides(
     if args.quantization != "none":
         with_theirs = args.quantization != "fp8"
         base = quantised_base(base, args.quantization, with_bitsandbytes=with_theirs)
-    peft, threads = PeftBaseline(base, folders, args.output_tokens), torch.get_num_threads()
+    peft = PeftBaseline(base, folders, args.output_tokens)
+    return {
+        "peft_mixed_batch": _on_all_threads(lambda: peft.mixed(requests)),
+        "peft_sequential": _on_all_threads(lambda: peft.sequential(requests[: args.sequential])),
+    }
 
-    def on_all_threads(side: Side) -> Mapping[str, float]:
-        """The compiled step leaves torch one thread."""
+
+def _transformers(args: argparse.Namespace, adapter: Path) -> dict[str, ContinuousBatching]:
+    """Return transformers' continuous batching by side: without an adapter, and with one."""
+    return {
+        f"transformers_{name}": ContinuousBatching(
+            load_base(args.model, args.device, args.dtype), args.output_tokens, folder
+        )
+        for name, folder in (("no_adapters", None), ("one_adapter", adapter))
+    }
+
+
+def _on_all_threads(side: Side) -> Side:
+    """Return the side with the threads that torch has now: our compiled step leaves it one."""
+    threads = torch.get_num_threads()
+
+    def run() -> Mapping[str, float]:
         ours = torch.get_num_threads()
         torch.set_num_threads(threads)
         try:
@@ -145,12 +187,7 @@ def _peft_sides(
         finally:
             torch.set_num_threads(ours)
 
-    mixed: Side = lambda: peft.mixed(requests)  # noqa: E731
-    sequential: Side = lambda: peft.sequential(requests[: args.sequential])  # noqa: E731
-    return {
-        "peft_mixed_batch": lambda: on_all_threads(mixed),
-        "peft_sequential": lambda: on_all_threads(sequential),
-    }
+    return run
 
 
 def _engine_side(engine: Engine, requests: Sequence[Request]) -> dict[str, float]:

@@ -47,6 +47,7 @@ def served_engine(
         max_adapters=args.adapters,
         prefill_tokens=args.prefill_tokens,
         kv_memory_bytes=None,
+        kv_cache_dtype=args.kv_cache_dtype,
         cpu_threads=args.threads,
         batch_invariant="auto",
         adapters={},

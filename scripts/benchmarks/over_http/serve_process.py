@@ -93,7 +93,7 @@ async def serving(
     try:
         async with connect() as session:
             deadline = time.monotonic() + ready_timeout_s
-            while not await is_ready(session, url):
+            while not await _within(is_ready(session, url), deadline - time.monotonic()):
                 tree.refresh()
                 if child.poll() is not None or time.monotonic() > deadline:
                     tail = (folder / "serve.log").read_text(errors="replace")[-2000:]
@@ -103,6 +103,14 @@ async def serving(
             yield session, url, tree
     finally:
         _stop(child, tree)
+
+
+async def _within(ready: Awaitable[bool], seconds: float) -> bool:
+    """Return what `ready` says, or False if it says nothing for so long."""
+    try:
+        return await asyncio.wait_for(ready, max(1.0, seconds))
+    except TimeoutError:
+        return False
 
 
 def key_headers(state: Path, *kinds: KeyKind) -> list[dict[str, str]]:

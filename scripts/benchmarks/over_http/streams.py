@@ -36,14 +36,13 @@ class Streamed:
 async def streaming(
     url: str, headers: Mapping[str, str], models: Sequence[str], *, num: int, max_tokens: int
 ) -> AsyncIterator[Streamed]:
-    """Keep `num` streams busy, one answer after the other, until the block ends.
-
-    Answers that are running then are read to their end.
-    """
+    """Keep `num` streams busy, one answer of `max_tokens` tokens after the other, until the block
+    ends: answers that are running then are read to their end, or given up if the block raises."""
     streamed, stop = Streamed(), asyncio.Event()
 
     async def ask_repeatedly(session: aiohttp.ClientSession, model: str) -> None:
-        body = chat_body(QUESTION, max_tokens, model=model)
+        # Whatever random weights say: an answer that ends early is no load.
+        body = chat_body(QUESTION, max_tokens, model=model) | {"min_tokens": max_tokens}
         request = PreparedRequest.post(model, f"{url}/v1/chat/completions", body, headers)
         while not stop.is_set():
             try:
@@ -62,9 +61,13 @@ async def streaming(
         ]
         try:
             yield streamed
-        finally:
-            stop.set()
-            await asyncio.gather(*running)
+        except BaseException:
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
+            raise
+        stop.set()
+        await asyncio.gather(*running)
 
 
 def token_times(pieces: Sequence[tuple[float, int]], num_tokens: int) -> list[float]:

@@ -6,7 +6,7 @@ import httpx
 import pytest
 from openai.types.chat import ChatCompletion
 
-from deployments.settings import RouterLiveSettings
+from deployments.live_settings import RouterLiveSettings
 from references.quote import quote, quote_diseases
 from tests.deployments.api.test_grounding import (
     INVENTED,

@@ -11,13 +11,13 @@ import pytest
 from openai.types.chat import ChatCompletion
 
 from deployments.engine.request import ErrorInfo, FinishReason, TokenEvent
+from deployments.live_settings import RouterLiveSettings
 from deployments.messages import GenerateRequest
-from deployments.settings import RouterLiveSettings
 from references.quote import quote
 from references.shelf import Hit
 from router.policy import Alternative, Route
 from tests.deployments.api.ask.conftest import events_of
-from tests.deployments.conftest import ADVICE, UNCACHED, SmallBackend, error_of
+from tests.deployments.conftest import ADVICE, SmallBackend, error_of
 from tests.references.passages import ECZEMA, HAIR, STONES
 
 QUESTION = "What is eczema?"
@@ -91,96 +91,6 @@ async def test_off_changes_nothing_and_asks_no_shelf(
     backend.limits = live(mode="cite")
     assert "citations" not in await ask(client, grounding="off")
     assert backend.references.asked == []
-
-
-async def test_quote_answers_without_the_model(client: httpx.AsyncClient, backend: Says) -> None:
-    for setting, more in (("off", {"grounding": "quote"}), ("quote", {})):
-        backend.limits = live(mode=setting)
-        body = await ask(client, **more)
-        assert body["answer"] == quote([ECZEMA])
-        assert ECZEMA.text in body["answer"]
-        assert (body["finish_reason"], body["notices"], body["support"]) == ("stop", [], [])
-        assert body["usage"] == {
-            "prompt_tokens": 0,
-            **UNCACHED,
-            "completion_tokens": 0,
-            "total_tokens": 0,
-        }
-        assert body["citations"] == [
-            {
-                "number": 1,
-                "id": "T:2",
-                "title": ECZEMA.title,
-                "source": "Test source",
-                "licence": "CC0",
-                "language": "en",
-                "text": ECZEMA.text,
-                "url": "https://example.org/1",
-            }
-        ]
-    assert backend.calls == []
-    assert [outcome.outcome for outcome in backend.outcomes] == ["stop"] * 2
-
-
-async def test_quote_needs_no_model(
-    client: httpx.AsyncClient, backend: Says, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """While the queue is full, or no model replica is there, passages are still quoted."""
-    busy = ErrorInfo("queue_full", "busy", retry_after_s=1)
-    monkeypatch.setattr(backend, "refusal", lambda timeout_s: busy)
-    asked = {"question": QUESTION, "grounding": "cite"}
-    assert (await client.post("/ask", json=asked)).status_code == 503
-    assert (await chat(client, grounding="cite")).status_code == 503
-    assert (await ask(client, grounding="quote"))["answer"] == quote([ECZEMA])
-    assert (await chat(client, grounding="quote")).status_code == 200
-
-
-async def test_quote_streams(client: httpx.AsyncClient, backend: Says) -> None:
-    events = await stream(client, grounding="quote")
-    assert [name for name, _ in events] == ["route", "citations", "token", "answer", "done"]
-    assert events[1][1]["opinion"] == 0
-    assert [c["id"] for c in events[1][1]["citations"]] == ["T:2"]
-    assert events[2][1]["text"] == quote([ECZEMA])
-    assert (events[3][1]["finish_reason"], events[3][1]["support"]) == ("stop", [])
-    assert "answer" not in events[3][1]
-    assert backend.calls == []
-
-
-async def test_quote_in_the_questions_language(client: httpx.AsyncClient) -> None:
-    body = await ask(client, question="Bonjour, eczema ?", grounding="quote")
-    assert body["answer"].startswith("Ce que disent les références :")
-    body = await ask(client, question="Bonjour, une inconnue ?", grounding="quote")
-    assert body["answer"] == "Aucune source n'a été trouvée pour cette question."
-    assert body["notices"] == ["language_not_supported", "no_source"]
-
-
-async def test_quote_on_openais_paths(client: httpx.AsyncClient, backend: Says) -> None:
-    reply = (await chat(client, grounding="quote")).json()
-    text = reply["choices"][0]["message"]["content"]
-    assert text == quote([ECZEMA])
-    assert reply["usage"]["total_tokens"] == 0
-    start = text.index("[1]")
-    assert reply["choices"][0]["message"]["annotations"] == [
-        {
-            "type": "url_citation",
-            "url_citation": {
-                "start_index": start,
-                "end_index": start + 3,
-                "title": ECZEMA.title,
-                "url": ECZEMA.url,
-            },
-        }
-    ]
-    assert [c["id"] for c in reply["polyclinic"]["citations"]] == ["T:2"]
-    prompts = [QUESTION, "kidney stones", "nothing of the kind"]
-    asked = {"prompt": prompts, "grounding": "quote"}
-    choices = (await client.post("/v1/completions", json=asked)).json()["choices"]
-    expected = [quote([ECZEMA]), quote([STONES]), NOTHING]
-    assert [choice["text"] for choice in choices] == expected
-    ids = [[c["id"] for c in choice["polyclinic"]["citations"]] for choice in choices]
-    assert ids == [["T:2"], ["T:3"], []]
-    assert [c["polyclinic"]["notice"] for c in choices] == [None, None, "no_source"]
-    assert backend.calls == []
 
 
 async def test_cite_puts_the_passages_into_the_prompt(

@@ -19,6 +19,7 @@ from deployments.engine.model_runner import ModelRunner
 from deployments.engine.models.architectures import ARCHITECTURES
 from deployments.engine.models.bart import BART_MODELS
 from deployments.engine.models.t5 import T5_MODELS
+from deployments.engine.models.t5gemma import T5GEMMA_MODELS
 from deployments.engine.peft_decoder import PeftDecoder
 from deployments.engine.request import Request, SamplingParams
 from scripts.benchmarks.in_process.rounding_errors import Recorder
@@ -41,7 +42,7 @@ LENGTHS = (WINDOW - 6, 40, WINDOW, 1, WINDOW + 1, 27, 3, WINDOW - 1, 9, 18)
 def make_adapters(name: str, base: Path, folder: Path) -> dict[str, Path]:
     if name.endswith("t5"):
         attention, mlp, after = ["q", "k", "v"], ["wi_0", "wi_1"], ["o", "wo"]
-    elif family_of(name) == "seq2seq":
+    elif family_of(name) == "seq2seq" and "gemma" not in name:
         attention, mlp, after = ["q_proj", "k_proj", "v_proj"], ["fc1"], ["out_proj", "fc2"]
     elif name.startswith("phi"):
         attention, mlp, after = ["qkv_proj"], ["gate_up_proj"], ["o_proj", "down_proj"]
@@ -158,7 +159,7 @@ def test_the_logits_are_transformers(case: Case, monkeypatch: pytest.MonkeyPatch
         answer = run_rows(case.decoder, [asked]).answers[0]
     model, prompt = load_model(case.base), torch.tensor([asked.prompt_ids])
     if family_of(case.name) == "seq2seq":
-        fed = torch.tensor([[model.config.decoder_start_token_id, *answer[:-1]]])
+        fed = torch.tensor([[loaded_from(case.base).decoder_start_id, *answer[:-1]]])
         expected = model(input_ids=prompt, decoder_input_ids=fed).logits[0]
     else:
         fed = torch.cat([prompt, torch.tensor([answer[:-1]], dtype=torch.long)], 1)
@@ -179,6 +180,7 @@ def test_every_architecture_has_a_recipe() -> None:
         *ARCHITECTURES,
         *T5_MODELS,
         *BART_MODELS,
+        *T5GEMMA_MODELS,
     }
 
 

@@ -47,16 +47,19 @@ WIDE: dict[str, dict[str, Any]] = {
         "decoder_ffn_dim": 1152,
         "max_position_embeddings": 256,
     },
+    **dict.fromkeys(("t5gemma", "t5gemma2"), {}),  # its halves have configurations of their own
 }
 TARGETS = {
     "causal": ["q_proj", "v_proj", "o_proj", "down_proj"],
     "seq2seq": ["q", "v", "o", "wo"],
     "bart": ["q_proj", "v_proj", "out_proj", "fc2"],
+    "t5gemma": ["q_proj", "v_proj", "o_proj", "down_proj"],
+    "t5gemma2": ["q_proj", "k_proj", "o_proj", "down_proj"],
 }
 RANKS = {"narrow": 3, "plain": 8, "wide": 64, "dora": 4}
 VOCABULARY = 60
 LIMITS = FastLimits(max_rows=5, num_positions=160, max_adapters=5)
-CASES = ["llama", "gemma2", "t5", "bart"]
+CASES = ["llama", "gemma2", "t5", "bart", "t5gemma", "t5gemma2"]
 
 
 @pytest.fixture(autouse=True)
@@ -133,6 +136,14 @@ def test_logits_are_those_of_a_sequence_alone(
     assert decoder.info.batch_invariant
     asked = mixture(seed, reuses_prefixes=reuses, tries_drafts=guesses)
     assert differing(decoder, asked) == []
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="a GPU keeps keys and values in int8")
+@pytest.mark.parametrize("name", ["llama", "t5"])
+def test_int8_keys_and_values_are_their_rows_own(name: str, tmp_path: Path) -> None:
+    decoder = build(tmp_path, name, "bfloat16", batch_invariant=True, kv_cache_dtype="int8")
+    assert decoder.info.kv_cache_dtype == "int8"
+    assert differing(decoder, mixture(2, reuses_prefixes=True)) == []
 
 
 @pytest.mark.long

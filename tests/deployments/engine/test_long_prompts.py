@@ -110,6 +110,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "capped": {"is_causal": True, "softcap": 5.0},
     "encoder": {"is_causal": False},
     "encoder with a bias": {"is_causal": False, "bias": True},
+    "encoder with a window": {"is_causal": False, "window": 100, "ahead": 70},
 }
 
 

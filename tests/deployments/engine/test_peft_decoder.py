@@ -1,12 +1,12 @@
 """The reference decoder against PEFT run by hand, for both families, on tiny models."""
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import T5GemmaConfig, T5GemmaForConditionalGeneration
 
 from adapters.bases.models import resolve_base_model
 from deployments.engine.decoder_factory import FastLimits, build_decoder
@@ -16,8 +16,8 @@ from deployments.engine.peft_decoder import PeftDecoder
 from deployments.engine.request import Request, SamplingParams
 from tests.conftest import TINY_ADAPTERS
 from tests.oracle import Oracle
+from tests.tiny_architectures import make_tiny
 from tests.tiny_models import make_adapter
-from tests.tiny_tokenizers import unigram_tokenizer
 
 FAMILIES = ("llama", "flan_t5", "relu_t5")
 MAX_TOKENS = 20
@@ -190,32 +190,12 @@ def test_auto_precision_on_a_cpu_follows_the_processor(monkeypatch: pytest.Monke
     assert choose_precision("auto", "cpu").dtype == torch.float32
 
 
-def make_tiny_t5gemma(folder: Path) -> Path:
-    """An encoder-decoder that names no token for its answers to begin with: bos it is."""
-    torch.manual_seed(0)
-    tokenizer = unigram_tokenizer()
-    special = {"bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0}
-    half = dict(
-        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=96, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, head_dim=16, sliding_window=12,
-        query_pre_attn_scalar=16, **special,
-    )  # fmt: skip
-    config = T5GemmaConfig(
-        encoder=dict(half), decoder=dict(half), vocab_size=len(tokenizer), **special
-    )
-    model = T5GemmaForConditionalGeneration(config)
-    for parameter in model.parameters():
-        if parameter.dim() == 2:
-            parameter.data.normal_(std=0.2)
-    model.get_input_embeddings().weight.data.mul_(0.2)
-    model.generation_config.bos_token_id = 2
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
-def test_an_encoder_decoder_that_is_not_fast_is_served(tmp_path: Path) -> None:
-    base = make_tiny_t5gemma(tmp_path / "base")
+@pytest.mark.parametrize("architecture", ["t5gemma", "t5gemma2"])
+def test_an_encoder_decoder_that_is_not_fast_is_served(architecture: str, tmp_path: Path) -> None:
+    """It names no token for its answers to begin with: bos it is."""
+    base = make_tiny(architecture, tmp_path / "base")
+    file = base / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"value_gate": 0.5}))
     resolved = resolve_base_model(str(base))
     assert resolved.family == "seq2seq"
     folders = {
@@ -225,7 +205,7 @@ def test_an_encoder_decoder_that_is_not_fast_is_served(tmp_path: Path) -> None:
     loaded = load_pretrained(base, "seq2seq", device="cpu", dtype="float32")
     decoder = build_decoder(loaded, "auto", FastLimits(4, 96, max_adapters=2), folders)
     assert isinstance(decoder, PeftDecoder)
-    assert "T5GemmaForConditionalGeneration is none of T5For" in decoder.info.reason
+    assert "value_gate is 0.5" in decoder.info.reason
     for name, folder in folders.items():
         decoder.load_adapter(name, folder)
     oracle, prompts = Oracle(base, folders), prompts_for(decoder)

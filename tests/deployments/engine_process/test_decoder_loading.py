@@ -55,6 +55,7 @@ def spec_of(folder: Path, **changed: Any) -> DecoderSpec:
         "max_adapters": 1,
         "prefill_tokens": 64,
         "kv_memory_bytes": None,
+        "kv_cache_dtype": "auto",
         "cpu_threads": 1,
         "adapters": {},
     }

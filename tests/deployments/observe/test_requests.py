@@ -17,8 +17,9 @@ from ray._common.formatters import JSONFormatter
 from deployments.api.access.api_keys import KeyTable
 from deployments.api.app import behind_front_door, create_api
 from deployments.engine.request import ErrorInfo
+from deployments.live_settings import RouterLiveSettings
 from deployments.observe import tracing
-from deployments.settings import RouterLiveSettings, Settings
+from deployments.settings import Settings
 from tests.deployments.conftest import SECRET, SmallBackend
 
 CHAT = {"model": "derm-1", "messages": [{"role": "user", "content": f"my {SECRET} hurts"}]}

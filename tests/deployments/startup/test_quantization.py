@@ -103,3 +103,20 @@ def test_the_device_is_known_at_the_start(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
     with pytest.raises(SettingsError, match="'fp8' needs a GPU, and the device is the CPU"):
         choose_device(parse_settings({"quantization": "fp8"}))
+
+
+def test_int8_keys_and_values_are_the_fast_decoders_on_a_gpu() -> None:
+    def found(device: str, kind: str, decoder: str = "auto") -> list[str]:
+        engine = {"kv_cache_dtype": kind, "decoder": decoder}
+        return quantization_problems(parse_settings({"engine": engine}), device)
+
+    for device in ("cuda", "auto"):
+        assert found(device, "int8") == []
+        (problem,) = found(device, "int8", "reference")
+        assert problem.startswith("engine.kv_cache_dtype: 'int8' is the fast decoder's")
+    (problem,) = found("cpu", "int8")
+    assert "needs a GPU, and the device is the CPU" in problem
+    assert "set it to auto" in problem
+    assert found("cpu", "auto", "reference") == []
+    with pytest.raises(SettingsError, match="kv_cache_dtype"):
+        found("cuda", "fp8")

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from deployments import launch, preflight
-from deployments.settings import RouterLiveSettings
+from deployments.live_settings import RouterLiveSettings
 from deployments.startup.shelf import uses_shelf
 from references import default_shelf
 from references.default_shelf import default_path, open_shelf

@@ -47,12 +47,13 @@ except KeyboardInterrupt:
     sys.exit(0)
 """
 LAUNCHER = """
-import sys
+import functools, sys
 from deployments.startup.status import Addresses
-from deployments.startup import watch
+from deployments.startup import supervision, watch
 from deployments.startup.supervision import supervise
 from deployments.startup.watch import Patience
-watch.PERIOD_S = 0.1
+supervision.POLL_S = watch.PERIOD_S = 0.1
+watch.probe_readiness = functools.partial(watch.probe_readiness, timeout_s=1)
 url = "http://127.0.0.1:{port}"
 addresses = Addresses(url, url)
 sys.exit(supervise([sys.executable, {child!r}], addresses, timeout_s={timeout}, grace_s=2,
@@ -142,7 +143,7 @@ def test_a_child_that_ignores_ctrl_c_is_ended_with_its_daemons(tmp_path: Path) -
     port = free_port()
     launched = Launched(tmp_path, child(port, stubborn=True), port=port)
     launched.wait_for("curl -s http")
-    time.sleep(1.5)  # the launcher has seen the daemon by then
+    time.sleep(0.7)  # the launcher has seen the daemon by then
     launched.tree.refresh()
     assert len(others_alive(launched)) == 2
     started = time.monotonic()
@@ -161,10 +162,10 @@ def test_a_second_signal_ends_at_once_what_is_still_draining(tmp_path: Path) -> 
     port = free_port()
     launched = Launched(tmp_path, child(port, stubborn=True), port=port, drain=60)
     launched.wait_for("curl -s http")
-    time.sleep(1)
+    time.sleep(0.5)
     launched.process.send_signal(signal.SIGTERM)
     launched.wait_for("a second signal ends them at once")
-    time.sleep(1)
+    time.sleep(0.5)
     assert launched.process.poll() is None, "it waits for the answers in progress"
     started = time.monotonic()
     launched.process.send_signal(signal.SIGTERM)

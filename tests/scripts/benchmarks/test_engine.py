@@ -12,7 +12,9 @@ from deployments.engine.quantised.linear import QuantisedLinear
 from deployments.engine.quantised.weight import Kind
 from scripts import benchmark
 from scripts.benchmarks import load
+from scripts.benchmarks.in_process.continuous_batching import ContinuousBatching
 from scripts.benchmarks.in_process.decode_steps import weight_bytes
+from scripts.benchmarks.in_process.engine_runs import random_requests
 from scripts.benchmarks.in_process.quantised_base import quantised_base
 from scripts.benchmarks.in_process.random_adapters import make_random_adapters
 from tests.tiny_models import load_model
@@ -45,6 +47,56 @@ def test_all_sides_and_a_report(
     assert report["decoder"].startswith("fast")
     assert report["command"].endswith(str(out))
     assert {"commit", "processor", "packages"} <= set(report)
+
+
+def test_transformers_own_batching_is_a_peer(
+    tiny_llama_dir: Path, tiny_flan_t5_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "engine.json"
+    argv = "engine --dtype float32 --continuous_batching --skip_peft --threads 1".split()
+    argv += "--requests 5 --rows 3 --prompt_tokens 6 --output_tokens 12 --adapters 2".split()
+    argv += ["--rank", "4", "--repeats", "2", "--out", str(out)]
+    assert benchmark.main([*argv, "--model", str(tiny_llama_dir)]) == 0
+    report = json.loads(out.read_text())
+    for name in ("transformers_no_adapters", "transformers_one_adapter", "engine_one_adapter"):
+        side = report["sides"][name]
+        assert len(side["tokens_per_s_samples"]) == 2
+        assert 0 < side["first_token_p50_s"] <= side["first_token_max_s"] <= side["seconds"]
+    assert report["ratios"]["one adapter over transformers'"] > 0
+    assert set(report["attention"]) == {"transformers_no_adapters", "transformers_one_adapter"}
+    for more in (["--model", str(tiny_flan_t5_dir)], ["--quantization", "int8"]):
+        assert benchmark.main([*argv, "--model", str(tiny_llama_dir), *more]) == 2
+        assert "a causal base, none: leave it out" in capsys.readouterr().err
+
+
+def test_transformers_answers_are_those_of_the_model(tiny_llama_dir: Path, tmp_path: Path) -> None:
+    """With the adapter and without: what is timed is what was asked for."""
+    folder = make_random_adapters(
+        load_model(tiny_llama_dir), tmp_path, num=1, rank=4, targets=None
+    )["a0"]
+    options: dict[str, Any] = {"device": "cpu", "dtype": "float32"}
+    requests = random_requests(3, 200, prompt_tokens=(5, 9), output_tokens=(6, 6), adapters=["a0"])
+    written = []
+    for adapter in (None, folder):
+        base = load_pretrained(tiny_llama_dir, "causal", **options)
+        peer, tokens = ContinuousBatching(base, 6, adapter), {}
+        take = peer._result
+
+        def kept(manager: Any, take: Any = take, tokens: Any = tokens) -> Any:
+            result = take(manager)
+            tokens[tuple(result.prompt_ids)] = result.generated_tokens
+            return result
+
+        peer._result = kept  # type: ignore[method-assign]
+        assert peer.answer(requests)["tokens_per_s"] > 0
+        peer.close()
+        settings = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None}
+        for request in requests:
+            prompt = torch.tensor([request.prompt_ids])
+            alone = peer._model.generate(prompt, **settings, pad_token_id=base.pad_id)
+            assert tokens[request.prompt_ids] == alone[0, prompt.shape[1] :].tolist()
+        written.append(tokens)
+    assert written[0] != written[1], "the adapter changes answers"
 
 
 def test_a_quantised_base(tiny_flan_t5_dir: Path, tmp_path: Path) -> None:
@@ -96,6 +148,31 @@ def test_load_that_comes_and_goes(
         )
         assert 0 < line["of_ideal_schedule"] <= 1
     assert report["runs"][0]["occupancy_while_waiting"] == (1.0 if pattern == "uneven" else None)
+
+
+def test_load_of_several_adapters_and_rates(
+    tiny_llama_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "load.json"
+    argv = ["load", "--model", str(tiny_llama_dir), "--dtype", "float32", "--out", str(out)]
+    argv += "--requests 4 --concurrency 2 --prompt_tokens 4 9 --output_tokens 3 7".split()
+    argv += "--adapters 3 --rank 4 --repeats 1 --threads 1 --rates 20 2000 --rate_s 0.2".split()
+    argv += "--max_waiting 4 --popularity one zipf --first_token_p95_s 5 --asked".split()
+    assert benchmark.main([*argv, "1", "3"]) == 0
+    report = json.loads(out.read_text())
+    kinds = [(1, "one"), (3, "one"), (3, "zipf")]
+    assert [(run["adapters"], run["popularity"]) for run in report["runs"]] == kinds
+    for run in report["runs"]:
+        assert 0 < run["first_token_s"]["median"] <= run["first_token_s"]["p95"]
+        assert run["time_per_token_ms"]["median"] > 0
+    rates = report["rates"]
+    assert [rate["rate_per_s"] for rate in rates] == [20, 2000] * 3
+    for rate, limit in zip(rates[1::2], report["limits"], strict=True):
+        assert rate["failures"] == {"queue_full": rate["failed"]}
+        assert 0 < rate["failed"] < rate["requests"]
+        assert limit["breaks_at_per_s"] in (20, 2000)
+    assert benchmark.main([*argv, "4"]) == 2
+    assert "--asked 4: at most --adapters, 3" in capsys.readouterr().err
 
 
 def test_the_ideal_schedule_is_first_come_first_served() -> None:

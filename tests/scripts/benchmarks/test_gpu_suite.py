@@ -63,6 +63,40 @@ def test_every_step_is_a_benchmark_with_its_options() -> None:
         assert args.device == "cuda", step.name
 
 
+SMALL = (
+    "--device cpu --dtype float32 --threads 1 --rank 2 --adapters 3 --repeats 1 --prefill_tokens 32"
+)
+LOAD = "--concurrency 2 --requests 4 --prompt_tokens 4 4 --output_tokens 3 3 --rate_s 0.2"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "parts", "smaller"),
+    [
+        ("llama_1b_adapters", ["runs"], f"{LOAD} --asked 1 3"),
+        ("t5_adapters", ["runs"], f"{LOAD} --asked 1 3"),
+        ("llama_1b_rates", ["runs", "rates", "limits"], f"{LOAD} --rates 20 40"),
+        ("t5_rates", ["runs", "rates", "limits"], f"{LOAD} --rates 20 40"),
+        (
+            "llama_1b_peers",
+            ["sides", "ratios", "attention"],
+            "--requests 3 --rows 2 --prompt_tokens 6 --output_tokens 12",
+        ),
+    ],
+)
+def test_steps_of_traffic_run_in_small(
+    name: str, parts: list[str], smaller: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """The step's own command; what is given again is smaller."""
+    (step,) = (step for step in gpu_suite.steps() if step.name == name)
+    base = "tiny_flan_t5_dir" if name.startswith("t5") else "tiny_llama_dir"
+    model, out = request.getfixturevalue(base), tmp_path / "out.json"
+    argv = [*step.command.split(), *SMALL.split(), *smaller.split()]
+    assert benchmark.main([*argv, "--model", str(model), "--out", str(out)]) == 0
+    report = json.loads(out.read_text())
+    assert all(report[part] for part in parts)
+
+
 def test_vllm_is_left_out_where_there_is_none() -> None:
     args = argparse.Namespace(only=None, but=[], gpus=1, site=None, logs=Path("."), out=None)
     suite = gpu_suite._Suite(args)

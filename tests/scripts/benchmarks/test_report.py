@@ -5,8 +5,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from scripts import benchmark
 from scripts.benchmarks import report
 
@@ -34,10 +32,13 @@ RESULT: dict[str, Any] = {
 def test_the_page_is_what_the_files_say(tmp_path: Path) -> None:
     page, folder = tmp_path / "measurements.md", tmp_path / "benchmarks"
     folder.mkdir()
+    summary = report.PAGE.with_name(report.SUMMARY)
+    shutil.copy(summary, tmp_path)
     for file in report.FOLDER.glob("*.json"):
         shutil.copy(file, folder)
     assert benchmark.main(["report", "--out", str(page), "--folder", str(folder)]) == 0
     assert page.read_text() == report.PAGE.read_text(), "run python -m scripts.benchmark report"
+    assert (tmp_path / summary.name).read_text() == summary.read_text(), "the same"
 
 
 def test_a_result_gets_its_tables_its_conditions_and_a_plot(tmp_path: Path) -> None:
@@ -60,18 +61,3 @@ def test_a_result_gets_its_tables_its_conditions_and_a_plot(tmp_path: Path) -> N
     before = (folder / "plots" / "one.svg").read_bytes()
     benchmark.main(["report", "--folder", str(folder), "--out", str(page)])
     assert (folder / "plots" / "one.svg").read_bytes() == before
-
-
-@pytest.mark.parametrize(
-    ("value", "cell"),
-    [
-        (1234.56, "1,234.6"),
-        (0.012345, "0.01235"),
-        (True, "True"),
-        ([[0, 1], [1, 2], [2, 3]], "[0, 1] to [2, 3], n=3"),
-        ({"adding": 1.5, "quiet": 1}, "adding 1.5, quiet 1"),
-        ([], "[]"),
-    ],
-)
-def test_cells(value: Any, cell: str) -> None:
-    assert report.shown(value) == cell

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from router.artefact import MANIFEST
-from scripts.evaluate_shift import UNSEEN
 from scripts.router.list_words import ROUTER_DIR, main, training_files, word_lines
+from scripts.router_evaluation.shift import UNSEEN
 
 TEXTS = [
     *[("eczéma et prurit", "dermatology")] * 8,

@@ -11,7 +11,8 @@ from starlette.types import ASGIApp
 
 from deployments.api.access.api_keys import KeyKind, KeyStore, KeyTable, new_key
 from deployments.api.app import behind_front_door, create_api
-from deployments.settings import AccessLimits, parse_settings
+from deployments.live_settings import AccessLimits
+from deployments.settings import parse_settings
 from tests.deployments.conftest import SmallBackend
 
 

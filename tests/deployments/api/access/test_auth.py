@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deployments.api.access.auth import need_of
 from deployments.api.middleware import local_path
-from deployments.settings import AccessLimits
+from deployments.live_settings import AccessLimits
 from tests.deployments.api.access.conftest import Door
 from tests.deployments.conftest import error_of
 

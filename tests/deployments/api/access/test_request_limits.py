@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from deployments.api.middleware import MAX_HEADER_BYTES, MAX_HEADERS, MAX_TARGET_BYTES
-from deployments.settings import AccessLimits
+from deployments.live_settings import AccessLimits
 from tests.deployments.api.access.conftest import Door
 from tests.deployments.conftest import SmallBackend, error_of
 

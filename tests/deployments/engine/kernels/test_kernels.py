@@ -244,7 +244,7 @@ def test_the_prefill_kernel_equals_the_torch_version(
         segments = [Segment(0, 1, 0, 0, 1), Segment(1, 64, 0, 1, 64), Segment(65, 130, 0, 65, 130)]
         bias = tensor(2, heads * groups, 2 * 140 - 1, dtype=dtype)
     blocks = prompt_blocks(segments, 9).to(DEVICE)
-    options = {"scale": 0.2, "is_causal": is_causal}
+    options: dict[str, Any] = {"scale": 0.2, "is_causal": is_causal}
     out = triton_prefill.prefill_attention(q, keys_values, blocks=blocks, bias=bias, **options)
     wanted = TorchPrefillAttention(segments)(q, keys_values, bias=bias, **options)
     assert (out - wanted).norm() / wanted.norm() < TOLERANCE[dtype]

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
+from deployments.engine.attention.int8_kv_cache import dequantise, quantise
 from deployments.engine.kernels.ops import Expansion, Rope
 
 
@@ -33,11 +34,13 @@ def decode_attention(
     starts: torch.Tensor,
     lengths: torch.Tensor,
     *,
+    kv_scales: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
     rope: Rope | None = None,
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
+    prompts: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> torch.Tensor:
     if expansion is not None:
         lora_expand_add(qkv.view(len(qkv), -1), expansion)
@@ -47,9 +50,39 @@ def decode_attention(
         rope.at(lengths).apply_rotary_(qkv[:, : num_queries + heads])
     rows, _, dim = qkv.shape
     keys_values = qkv[:, num_queries:].view(rows, 2, heads, dim)
-    kv_cache.index_copy_(0, starts + lengths, keys_values)
+    if kv_scales is None:
+        kv_cache.index_copy_(0, starts + lengths, keys_values)
+    else:
+        whole, scales = quantise(keys_values)
+        kv_cache.index_copy_(0, starts + lengths, whole)
+        kv_scales.index_copy_(2, starts + lengths, scales.permute(1, 2, 0))
+        kv_cache = dequantise(kv_cache, kv_scales.permute(2, 0, 1), qkv.dtype)
     q = qkv[:, :num_queries].view(rows, heads, -1, dim)
+    if prompts is not None:
+        return _merged(q, kv_cache, (starts, lengths + 1), prompts, scale, window, softcap)
     return _attention(q, kv_cache, starts, lengths + 1, bias, scale, window, softcap)
+
+
+def _merged(
+    q: torch.Tensor,
+    kv_cache: torch.Tensor,
+    own: tuple[torch.Tensor, torch.Tensor],
+    prompts: tuple[torch.Tensor, torch.Tensor],
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+) -> torch.Tensor:
+    """Attend with q (B, H, G, D), each row by itself."""
+    attended = []
+    for query, start, length, prompt, count in zip(q, *own, *prompts, strict=True):
+        first = 0 if window is None else max(0, int(length) - window)
+        at = [*range(int(start) + first, int(start + length)), *range(prompt, prompt + count)]
+        keys, values = kv_cache[at].permute(1, 2, 0, 3)
+        scores = torch.matmul(query, keys.transpose(1, 2)).float() * scale
+        if softcap is not None:
+            scores = softcap * torch.tanh(scores / softcap)
+        attended.append(torch.matmul(scores.softmax(-1).to(q.dtype), values).flatten())
+    return torch.stack(attended)
 
 
 def cross_attention(
@@ -60,10 +93,12 @@ def cross_attention(
     lengths: torch.Tensor,
     *,
     scale: float,
+    softcap: float | None = None,
 ) -> torch.Tensor:
     if expansion is not None:
         lora_expand_add(q.view(len(q), -1), expansion)
-    return _attention(q.unsqueeze(2), kv_cache, starts, lengths, None, scale)
+    q = q.view(len(q), kv_cache.shape[2], -1, q.shape[2])
+    return _attention(q, kv_cache, starts, lengths, None, scale, softcap=softcap)
 
 
 def _attention(

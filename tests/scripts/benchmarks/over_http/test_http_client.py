@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -18,6 +19,7 @@ from scripts.benchmarks.over_http.http_client import (
     run_for,
     succeeds,
 )
+from scripts.benchmarks.over_http.serve_process import _within
 from scripts.benchmarks.over_http.streams import streaming
 
 WHOLE = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nfine"
@@ -172,3 +174,31 @@ async def test_streams_run_until_the_block_ends_and_count_failures(server: Serve
     assert len(streamed.answers) >= 2
     assert len(streamed.tokens) == 7 * len(streamed.answers)
     assert set(streamed.failures) == {"a1: a1: status 429: no"}
+
+
+async def test_streams_ask_for_whole_answers(server: Server) -> None:
+    server.answer, server.delay_s = stream(piece("ab"), USAGE, DONE), 0.01
+    async with streaming(f"http://127.0.0.1:{server.port}", {}, ["a1"], num=1, max_tokens=7):
+        await asyncio.sleep(0.1)
+    assert {json.loads(body)["min_tokens"] for body in server.bodies} == {7}
+
+
+async def test_streams_are_given_up_when_the_block_raises(server: Server) -> None:
+    server.delay_s = 60
+    began = time.perf_counter()
+
+    async def raising() -> None:
+        async with streaming(f"http://127.0.0.1:{server.port}", {}, ["a1"], num=2, max_tokens=7):
+            await asyncio.sleep(0.05)
+            raise LoadError("not in time")
+
+    with pytest.raises(LoadError, match="not in time"):
+        await raising()
+    assert time.perf_counter() - began < 5
+
+
+async def test_a_service_that_does_not_answer_is_not_ready() -> None:
+    began = time.perf_counter()
+    assert not await _within(asyncio.sleep(60, True), 0.0)
+    assert time.perf_counter() - began < 5
+    assert await _within(asyncio.sleep(0, True), 5.0)

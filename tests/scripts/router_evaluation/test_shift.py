@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from scripts import evaluate_shift
-from scripts.evaluate_shift import main
+from scripts.router_evaluation import shift
+from scripts.router_evaluation.shift import main
 from tests.router.small_questions import OUT_OF_SCOPE, small_questions
 
 
@@ -30,7 +30,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         )
     ]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    monkeypatch.setattr(evaluate_shift, "UNSEEN", {})
+    monkeypatch.setattr(shift, "UNSEEN", {})
     return folder
 
 

@@ -1,13 +1,13 @@
 """Evaluate a router source by source: accuracy, calibration, and the gain over another router.
 
-    python -m scripts.evaluate_shift --data DATA --out docs/router_shift.md --baseline OLD_MODEL
+    python -m scripts.router_evaluation.shift --data DATA --out docs/router_shift.md \\
+        --baseline OLD_MODEL
 
 The data folder holds the records of `prepare_medical_dataset` (JSON lines); scored are the
 questions of their validation split, each source on its own, and the sets of router/data that no
 training has seen. --baseline is the artefact to compare with, such as router/model of an earlier
-commit; gains
-are paired by question. Written: OUT. It holds no question text. The last line of stdout is one JSON
-object.
+commit; gains are paired by question. Written: OUT. It holds no question text. The last line of
+stdout is one JSON object.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 if not __package__:  # run as a file: this folder would hide packages of the same names
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from router.artefact import ArtefactError
 from router.classifier import Classifier
@@ -34,7 +34,7 @@ from scripts.router_evaluation import metrics
 from scripts.router_evaluation.questions import read_written
 from scripts.router_evaluation.scoring import Scored, score
 
-ROUTER_DIR = Path(__file__).resolve().parent.parent / "router"
+ROUTER_DIR = Path(__file__).resolve().parents[2] / "router"
 # Sets of router/data that no training has seen.
 UNSEEN = {"written_shift": "written_shift.jsonl", "written_test": "written_test.jsonl.gz"}
 MIN_QUESTIONS = 10  # of a source
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> CommandParser:
-    parser = CommandParser("evaluate_shift", __doc__)
+    parser = CommandParser("router_evaluation.shift", __doc__)
     add = parser.add_argument
     add("--data", type=Path, required=True, help="folder of JSON lines with split and source")
     add("--out", type=Path, required=True, help="the Markdown report")
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
         other = score(baseline, questions, f"{title}, baseline") if baseline else None
         figures[title] = measured(scored, other, args.seed)
     versions = [classifier.version, *([baseline.version] if baseline else [])]
-    text = report(figures, versions, command_line("evaluate_shift", argv))
+    text = report(figures, versions, command_line("router_evaluation.shift", argv))
     args.out.write_text(text, encoding="utf-8")
     return {"out": args.out.name, "versions": versions, "sources": figures}
 
