@@ -10,7 +10,6 @@ import torch
 from deployments.engine.attention.kv_cache import KvCache
 from deployments.engine.kernels.ops import Expansion, Rope
 from deployments.engine.kernels.triton_attention import cross_attention, decode_attention
-from deployments.engine.kernels.triton_lora import lora_expand_add
 from deployments.engine.kernels.triton_prefill import prefill_attention
 
 
@@ -81,8 +80,7 @@ class TritonDecodeAttention:
     ) -> torch.Tensor:
         cached = self._layers[layer]
         if softcap is not None or q.shape[1] != cached.shape[2]:
-            if expansion is not None:
-                lora_expand_add(q.flatten(1), expansion)
+            assert expansion is None, "this kernel adds no adapters: FusedLinear.after_norm does"
             return prefill_attention(
                 q, cached, blocks=self._blocks, scale=scale, is_causal=False, softcap=softcap
             )

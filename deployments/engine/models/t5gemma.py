@@ -197,10 +197,10 @@ class _Cross:
     ) -> torch.Tensor:
         """Return the states x (B, d) of the layer of this number, with what it sees added."""
         about = self._about
-        q, expansion = self._q.before_attention(x, self._before, about.eps, lora)
+        q = self._q.after_norm(x, self._before, about.eps, lora)
         attended = batch.attention.cross_attention(
             q.view(len(x), about.num_heads, about.head_dim),
-            expansion,
+            None,
             number,
             scale=about.attention_scale,
             softcap=about.attention_cap,
