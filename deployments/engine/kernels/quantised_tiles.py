@@ -15,8 +15,10 @@ _MULTIPROCESSORS = 132
 class Tile:
     """Hold how a product is cut: rows, outputs and inputs of a tile, pieces of the inputs.
 
-    bk is a multiple of 128, and bn of 16 for each warp.
-    bm 0: a single row, without tensor cores (then there are neither pieces nor stages).
+    bk is a multiple of 128 (plain weights: of 64), and bn of 16 for each warp.
+    bm 0: a single row, without tensor cores (then there are no pieces of the inputs, and num_stages
+    is the number of tiles that are asked for before earlier kernels end). workers: programs of a
+    single row that take tiles of outputs in turn; 0: each takes one.
     """
 
     bm: int
