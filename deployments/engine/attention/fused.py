@@ -80,9 +80,15 @@ class TritonDecodeAttention:
     ) -> torch.Tensor:
         cached = self._layers[layer]
         if softcap is not None or q.shape[1] != cached.shape[2]:
-            assert expansion is None, "this kernel adds no adapters: FusedLinear.after_norm does"
+            assert expansion is None, "the kernel for prompts adds no adapters"
             return prefill_attention(
-                q, cached, blocks=self._blocks, scale=scale, is_causal=False, softcap=softcap
+                q,
+                cached,
+                blocks=self._blocks,
+                kv_scales=self._scales[layer],
+                scale=scale,
+                is_causal=False,
+                softcap=softcap,
             )
         return cross_attention(
             q,

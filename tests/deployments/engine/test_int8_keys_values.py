@@ -3,6 +3,7 @@ a plain one."""
 
 import dataclasses
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from deployments.engine.cuda_graphs import SCRATCH_POSITIONS
 from deployments.engine.decoder_factory import FastLimits, build_decoder
 from deployments.engine.errors import FastDecoderImpossible
 from deployments.engine.kernels.backend import are_fused
+from deployments.engine.lora.layers import LoraBatch
+from deployments.engine.lora.pool import LoraPool
 from deployments.engine.model_loader import load_pretrained
 from deployments.engine.model_runner import ModelRunner
 from deployments.engine.models import kv_cache_dtype
@@ -79,11 +82,16 @@ class RoundedKvCache(KvCache):
         super().write(layer, positions, dequantise(*quantise(kv), kv.dtype))
 
 
+def torch_batch(pool: LoraPool, slots: Sequence[int], counts: Any = None) -> LoraBatch | None:
+    return pool.torch_batch(slots, counts)
+
+
 def reference(case: Case) -> ModelRunner:
     """A decoder that computes with torch over rounded keys and values."""
     decoder = case.decoder("auto")
     shape = decoder._model.kv_shape
     decoder._graphs = decoder._prompt_graphs = None
+    decoder._model.lora_batch = torch_batch  # type: ignore[method-assign]
     decoder._cache = RoundedKvCache(
         [*decoder.capacities, SCRATCH_POSITIONS],
         num_layers=shape.num_layers,
@@ -160,7 +168,8 @@ def test_a_prefix_is_reused_with_its_scales(tmp_path: Path) -> None:
     decoder.set_adapter(2, None)
     decoder.reuse_prefix(2, 0, 32)
     reused = _read(decoder, 2, prompt, 32)
-    assert torch.equal(_read(decoder, 1, prompt, 0)[-4:], reused)
+    again = _read(decoder, 1, prompt, 0)[-4:]
+    assert torch.allclose(again, reused, atol=1e-3)  # pieces of other lengths, other tiles
 
 
 def _read(decoder: ModelRunner, row: int, prompt: tuple[int, ...], start: int) -> torch.Tensor:
