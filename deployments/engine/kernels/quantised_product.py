@@ -166,7 +166,7 @@ def _launched(
         *own, partials, _counters(x.device), rows, outputs, inputs, length, x.stride(0),
         out.stride(0), width, BM=tile.bm, WARPS=tile.num_warps, SPLITS=tile.splits,
         IS_EVEN=length * tile.splits == inputs, RC=ranks, G=_RANKS // ranks,
-        num_stages=tile.num_stages, **options,
+        num_stages=tile.num_stages if x.element_size() == 2 else min(4, tile.num_stages), **options,
     )  # fmt: skip
     return out
 
@@ -188,13 +188,10 @@ def _launch_row(
         own = (*own[:6], shrunk, norm.slots, *own[8:])
         stacks, rank = list(norm.stacks), norm.stacks[0].shape[1]
         programs = len(stacks) * (rank // _SHRUNK_RANKS)
-    is_alone = not options["ADDS"] and not options["P"]
-    is_persistent = tiles == 1 and is_alone and 0 < tile.workers < columns
-    workers = tile.workers if is_persistent else columns
-    row_kernel[(workers + programs,)](
+    row_kernel[(columns + programs,)](
         *own, x if norm is None else norm.weight, 0.0 if norm is None else norm.eps,
-        *three(stacks), *sizes, columns, workers, RP=triton.next_power_of_2(options["R"]),
-        HAS_NORM=norm is not None, IS_PERSISTENT=is_persistent, RANK=rank, RC=_SHRUNK_RANKS,
+        *three(stacks), *sizes, columns, RP=triton.next_power_of_2(options["R"]),
+        HAS_NORM=norm is not None, RANK=rank, RC=_SHRUNK_RANKS,
         BLOCK=triton.next_power_of_2(inputs), TILES=tiles, AHEAD=min(tile.num_stages, tiles),
         **options,
     )  # fmt: skip

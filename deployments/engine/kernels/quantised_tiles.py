@@ -1,4 +1,4 @@
-"""Choose the tiles of a product with few rows, as measured on an H100 (docs/engine.md)."""
+"""Choose the tiles of a product with few rows, as measured on an H200 (docs/engine.md)."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ _PLAIN_ROWS = 64  # more are as fast with torch
 _SHORTEST = 512  # inputs of a piece, at least
 # Programs below which the inputs are cut into pieces. NF4's take longer for each weight.
 _PROGRAMS = {"int8": 128, "fp8": 128, "nf4": 200, "plain": 96}
-_MULTIPROCESSORS = 132
+_MULTIPROCESSORS = 132  # programs beyond share one's memory, so they have fewer stages
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,9 +16,8 @@ class Tile:
     """Hold how a product is cut: rows, outputs and inputs of a tile, pieces of the inputs.
 
     bk is a multiple of 128 (plain weights: of 64), and bn of 16 for each warp.
-    bm 0: a single row, without tensor cores (then there are no pieces of the inputs, and num_stages
-    is the number of tiles that are asked for before earlier kernels end). workers: programs of a
-    single row that take tiles of outputs in turn; 0: each takes one.
+    bm 0: a single row, without tensor cores; then there are no pieces of the inputs, and num_stages
+    tiles of them are asked for before earlier kernels end.
     """
 
     bm: int
@@ -27,7 +26,6 @@ class Tile:
     splits: int
     num_warps: int
     num_stages: int
-    workers: int = 0
 
 
 def tile_of(kind: str, rows: int, outputs: int, inputs: int) -> Tile | None:
@@ -45,11 +43,14 @@ def tile_of(kind: str, rows: int, outputs: int, inputs: int) -> Tile | None:
     splits = 1
     while columns * splits < fewest and inputs >= 2 * splits * _SHORTEST:
         splits *= 2
-    bk, stages = 128, 4
-    if columns * splits > _MULTIPROCESSORS and kind == "plain":
+    shares = columns * splits * -(-rows // bm) > _MULTIPROCESSORS
+    bk, stages = 128, 8 if bm == 16 or not shares else 4
+    if kind == "nf4":
+        stages = 3 if shares else 4
+    elif kind == "plain" and columns * splits > _MULTIPROCESSORS:
         bk, stages = 64, 6
-    elif columns * splits > _MULTIPROCESSORS and kind == "nf4":
-        stages = 3
+    elif kind == "plain" and bm > 16:
+        stages = 4
     return Tile(bm, 64, bk, splits, 4, stages)
 
 
@@ -61,6 +62,4 @@ def _row_tile(kind: str, outputs: int, inputs: int) -> Tile:
         if is_long:
             return Tile(0, 8, 1024, 1, 8, 3)
         return Tile(0, 16, 512, 1, 4, 2) if is_wide else Tile(0, 8, 1024, 1, 4, 1)
-    if is_long:
-        return Tile(0, 8, 1024, 1, 4, 5)
-    return Tile(0, 16 if is_wide and kind == "int8" else 8, 2048, 1, 4, 1)
+    return Tile(0, 8, 1024, 1, 4, 5) if is_long else Tile(0, 8, 2048, 1, 4, 1)

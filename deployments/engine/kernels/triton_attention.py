@@ -21,7 +21,6 @@ from deployments.engine.kernels.triton_kv_cache import keep, scaled, scales_argu
 from deployments.engine.kernels.triton_overlap import after_earlier_kernels, launch_next
 
 MAX_FUSED_RANK = 64  # a separate kernel adds larger ranks first
-_EARLY = True
 _FIXED_PROGRAMS = 512  # that decide the tile of every batch, where sums keep one order
 
 
@@ -107,7 +106,7 @@ def _decode_kernel(
     bv, scales, scales_row,
     H: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BLOCK_N: tl.constexpr,
     APPEND: tl.constexpr, HAS_BIAS: tl.constexpr, R: tl.constexpr, RC: tl.constexpr,
-    P: tl.constexpr, PQ: tl.constexpr, PK: tl.constexpr, PV: tl.constexpr, EARLY: tl.constexpr,
+    P: tl.constexpr, PQ: tl.constexpr, PK: tl.constexpr, PV: tl.constexpr,
     OVERLAPS: tl.constexpr, IS_INT8: tl.constexpr,
 ):  # fmt: skip
     """Attend with one query head for each key/value head. Program (h, b).
@@ -125,11 +124,10 @@ def _decode_kernel(
     bias += h * bias_row
     key_scales = scales + h * scales_row + start
     value_scales = key_scales + H * scales_row
-    if EARLY:
-        block = _kept(
-            kv_cache, start, bias, key_scales, value_scales, 0, n, columns, dm, H * D, HAS_BIAS,
-            IS_INT8, BLOCK_N,
-        )  # fmt: skip
+    block = _kept(
+        kv_cache, start, bias, key_scales, value_scales, 0, n, columns, dm, H * D, HAS_BIAS,
+        IS_INT8, BLOCK_N,
+    )  # fmt: skip
     if APPEND and HAS_BIAS:
         own_bias = tl.load(bias).to(tl.float32)
     line = qkv + b * qkv_row + columns
@@ -165,9 +163,8 @@ def _decode_kernel(
         if HAS_BIAS:
             largest += own_bias
         total = 1.0
-    if EARLY:
-        largest, total, acc = _attended(q, block, largest, total, acc)
-    for first in range(BLOCK_N if EARLY else 0, n, BLOCK_N):
+    largest, total, acc = _attended(q, block, largest, total, acc)
+    for first in range(BLOCK_N, n, BLOCK_N):
         block = _kept(
             kv_cache, start, bias, key_scales, value_scales, first, n, columns, dm, H * D, HAS_BIAS,
             IS_INT8, BLOCK_N,
@@ -339,7 +336,7 @@ def decode_attention(
             qkv, kv_cache, starts, lengths, qkv if bias is None else bias, out, scale,
             qkv.stride(0), 0 if bias is None else bias.stride(0), *lora.tensors, *scales,
             H=heads, D=dim, DP=padded(dim), APPEND=True, HAS_BIAS=bias is not None,
-            EARLY=_EARLY, IS_INT8=kv_scales is not None, **lora.sizes, **tile,
+            IS_INT8=kv_scales is not None, **lora.sizes, **tile,
         )  # fmt: skip
         return out
     cos, sin = (qkv, qkv) if rope is None else (rope.cos, rope.sin)
@@ -375,7 +372,7 @@ def cross_attention(
         q, kv_cache, starts, lengths, q, out, scale, q.stride(0), 0, *lora.tensors,
         *scales_arguments(kv_scales, q),
         H=heads, D=dim, DP=padded(dim), APPEND=False, HAS_BIAS=False,
-        EARLY=_EARLY, IS_INT8=kv_scales is not None, **lora.sizes,
+        IS_INT8=kv_scales is not None, **lora.sizes,
         **_tile(q, _FIXED_PROGRAMS if is_invariant else rows * heads),
     )  # fmt: skip
     return out

@@ -90,14 +90,6 @@ def _rows(to, N, GATED: tl.constexpr):
 
 
 @triton.jit
-def _row_tile_before(values, n, width, is_inside, WIDTH: tl.constexpr):
-    """Return row_tile from the first element on; zeros, unread, if not `is_inside`."""
-    j = tl.arange(0, WIDTH)
-    at = n.to(tl.int64)[:, None] * width + j[None, :]
-    return tl.load(values + at, mask=(j < width)[None, :] & is_inside, other=0.0)
-
-
-@triton.jit
 def _gated(y, BN: tl.constexpr, IS_SILU: tl.constexpr, dtype: tl.constexpr):
     """Return act(gate) * value (BN / 2,) of gates and values that take turns."""
     gate, value = tl.split(tl.reshape(y.to(dtype), (BN // 2, 2)))
@@ -199,74 +191,6 @@ def _outputs(
 
 
 @triton.jit
-def _rounds(
-    x, values, factors, table, bias, out, norm, eps, N, K, width, columns, workers,
-    KIND: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_NORM: tl.constexpr, BN: tl.constexpr,
-    BK: tl.constexpr, IN_REGISTERS: tl.constexpr, OVERLAPS: tl.constexpr, GATED: tl.constexpr,
-    IS_SILU: tl.constexpr,
-):  # fmt: skip
-    """Do `_outputs` for each `workers`-th tile of outputs, whose inputs are one tile each: the next
-    one's weights are asked for before one's are multiplied."""
-    first = tl.program_id(0)
-    n = _rows(first * BN + tl.arange(0, BN), N, GATED)
-    stored = N * 2 if GATED else N
-    size: tl.constexpr = 8 if KIND == "plain" else 16
-    last = width // 64 * 2
-    tile = row_tile(values, n, 0, width, BK)
-    if KIND == "nf4":
-        upper_scale = _scales(factors, n, 0, stored, last, BN, BK)
-        lower_scale = _scales(factors, n, 1, stored, last, BN, BK)
-    if HAS_NORM:
-        gains = _inputs(norm, 0, K, KIND, BK)
-        if KIND == "nf4":
-            lower_gains = _inputs(norm, 64, K, KIND, BK)
-    after_earlier_kernels(OVERLAPS)
-    xs = _inputs(x, 0, K, KIND, BK)
-    if KIND == "nf4":
-        lower_xs = _inputs(x, 64, K, KIND, BK)
-    inverse = 1.0
-    if HAS_NORM:
-        squares = xs * xs
-        xs *= gains
-        if KIND == "nf4":
-            squares += lower_xs * lower_xs
-            lower_xs *= lower_gains
-        inverse = 1.0 / tl.sqrt(tl.sum(squares, 0) / K + eps)
-    kind: tl.constexpr = x.dtype.element_ty
-    for column in range(first, columns, workers):
-        now = tile
-        following = tl.minimum(column + workers, columns)  # behind the last: nothing is read
-        next_n = _rows(following * BN + tl.arange(0, BN), N, GATED)
-        tile = _row_tile_before(values, next_n, width, following < columns, BK)
-        if KIND == "int8" or KIND == "fp8":
-            factor = tl.load(factors + n)
-        if HAS_BIAS:
-            added = tl.load(bias + n).to(tl.float32)
-        if KIND == "nf4":
-            upper, lower = entries(now, table, IN_REGISTERS)
-            acc = _sums(upper, xs, BN, BK, size) * upper_scale
-            acc += _sums(lower, lower_xs, BN, BK, size) * lower_scale
-            upper_scale = _scales(factors, next_n, 0, stored, last, BN, BK)
-            lower_scale = _scales(factors, next_n, 1, stored, last, BN, BK)
-        else:
-            acc = _sums(_floats(now, KIND, IN_REGISTERS), xs, BN, BK, size)
-        y = tl.sum(acc, 1) * inverse
-        if KIND == "int8" or KIND == "fp8":
-            y = y * factor
-        if KIND == "int8":
-            y = y * 7.874015718698502e-3
-        if HAS_BIAS:
-            y += added
-        if GATED:
-            y = _gated(y, BN, IS_SILU, kind)
-            to = column * (BN // 2) + tl.arange(0, BN // 2)
-        else:
-            to = column * BN + tl.arange(0, BN)
-        tl.store(out + to, y.to(kind), mask=to < N)
-        n = next_n
-
-
-@triton.jit
 def _shrink(
     x, norm, eps, slots, a0, a1, a2, shrunk, program, K, R: tl.constexpr, RC: tl.constexpr,
     BLOCK: tl.constexpr, OVERLAPS: tl.constexpr,
@@ -295,11 +219,11 @@ def _shrink(
 @triton.jit
 def row_kernel(
     x, values, factors, table, bias, out, shrunk, slots, active, b0, b1, b2, start0, start1,
-    start2, n0, n1, n2, norm, eps, a0, a1, a2, N, K, width, columns, workers, P: tl.constexpr,
+    start2, n0, n1, n2, norm, eps, a0, a1, a2, N, K, width, columns, P: tl.constexpr,
     R: tl.constexpr, RP: tl.constexpr, BESIDE: tl.constexpr, KIND: tl.constexpr,
-    HAS_BIAS: tl.constexpr, ADDS: tl.constexpr, HAS_NORM: tl.constexpr,
-    IS_PERSISTENT: tl.constexpr, RANK: tl.constexpr, RC: tl.constexpr, BLOCK: tl.constexpr,
-    BN: tl.constexpr, BK: tl.constexpr, TILES: tl.constexpr, AHEAD: tl.constexpr,
+    HAS_BIAS: tl.constexpr, ADDS: tl.constexpr, HAS_NORM: tl.constexpr, RANK: tl.constexpr,
+    RC: tl.constexpr, BLOCK: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    TILES: tl.constexpr, AHEAD: tl.constexpr,
     IN_REGISTERS: tl.constexpr, OVERLAPS: tl.constexpr, GATED: tl.constexpr, IS_SILU: tl.constexpr,
 ):  # fmt: skip
     """Compute BN outputs of a single row. Program (outputs, and behind them ranks of adapters).
@@ -307,22 +231,16 @@ def row_kernel(
     TILES times BK elements of `values` hold a row of it; the first AHEAD tiles are asked for before
     earlier kernels end. GATED: each second of the BN outputs is a value, and the one before it its
     gate; N is the number of gated ones. HAS_NORM: the inputs are the RMS norm of x. RANK: of the
-    adapters whose A multiplies them too, RC ranks in each program from `workers` on, which write
+    adapters whose A multiplies them too, RC ranks in each program from `columns` on, which write
     `shrunk`; 0: of none. P: modules whose adapters are added, from `shrunk`. BESIDE: as of
-    product_kernel. IS_PERSISTENT: the `workers` programs take the `columns` tiles of outputs in
-    turn.
+    product_kernel.
     """
     launch_next(OVERLAPS)
     program = tl.program_id(0)
-    if RANK > 0 and program >= workers:
+    if RANK > 0 and program >= columns:
         _shrink(
-            x, norm, eps, slots, a0, a1, a2, shrunk, program - workers, K, RANK, RC, BLOCK, OVERLAPS
+            x, norm, eps, slots, a0, a1, a2, shrunk, program - columns, K, RANK, RC, BLOCK, OVERLAPS
         )
-    elif IS_PERSISTENT:
-        _rounds(
-            x, values, factors, table, bias, out, norm, eps, N, K, width, columns, workers, KIND,
-            HAS_BIAS, HAS_NORM, BN, BK, IN_REGISTERS, OVERLAPS, GATED, IS_SILU,
-        )  # fmt: skip
     else:
         _outputs(
             x, values, factors, table, bias, out, shrunk, slots, b0, b1, b2, start0, start1, start2,

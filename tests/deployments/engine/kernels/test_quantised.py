@@ -103,11 +103,7 @@ def test_a_product_of_one_row(
 @pytest.mark.parametrize("kind", [*KINDS, "plain"])
 @pytest.mark.parametrize("slot", [None, 0, 2])
 @pytest.mark.parametrize("activation", [None, "gelu_new"])
-@pytest.mark.parametrize(
-    "tile",
-    [Tile(0, 4, 128, 1, 4, 2), Tile(0, 8, 512, 1, 4, 1), Tile(0, 8, 512, 1, 4, 1, workers=4)],
-    ids=str,
-)
+@pytest.mark.parametrize("tile", [Tile(0, 4, 128, 1, 4, 2), Tile(0, 8, 512, 1, 4, 1)], ids=str)
 def test_the_norm_of_one_row_and_its_product(
     kind: str, slot: int | None, activation: str | None, tile: Any, choose: Choose
 ) -> None:
