@@ -16,12 +16,15 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # Set before torch is imported. There is a worker for each core: with a pool of threads in each
     # of them, the threads spin for one another.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-gc.disable()  # until pytest_collection_finish
 # Set before anything starts a process: the copies of one run are not those of the next.
 os.environ["POLYCLINIC_LAST_GOOD_DIR"] = tempfile.mkdtemp(prefix="polyclinic-last-good-")
 atexit.register(shutil.rmtree, os.environ["POLYCLINIC_LAST_GOOD_DIR"], ignore_errors=True)
 
 TINY_ADAPTERS = {"derm": "dermatology", "cardio": "cardiology"}
+
+
+def pytest_configure() -> None:
+    gc.disable()  # until pytest_collection_finish
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

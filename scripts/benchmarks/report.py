@@ -58,18 +58,21 @@ def run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
 
 
 def section(file: Path, report: Report, plots: Path, page: Path) -> str:
-    """Return the section of one result file, and draw its plots."""
+    """Return the section of one result file, and draw its plot: one, with the curves of all its
+    parts."""
     lines = [f"## {file.stem.replace('_', ' ')}", "", f"[{file.name}](benchmarks/{file.name})"]
     if report.get("note"):
         lines[-1] += f". {report['note']}"
+    curves: dict[str, list[tuple[float, float]]] = {}
     for name, part in parts_of(report):
         lines += ["", *([f"### {name}", ""] if name else []), about(part, report), ""]
         lines += [*tables(part)]
-        curves = {key: list(points) for key, points in curves_of(part)}
-        if curves:
-            target = plots / f"{file.stem}{'_' + name if name else ''}.svg"
-            draw(curves, target)
-            lines += [f"![tokens a second]({target.relative_to(page).as_posix()})", ""]
+        for key, points in curves_of(part):
+            curves[f"{words(name)} {key}".strip()] = list(points)
+    if curves:
+        target = plots / f"{file.stem}.svg"
+        draw(curves, target)
+        lines += [f"![tokens a second]({target.relative_to(page).as_posix()})", ""]
     return "\n".join(lines)
 
 
@@ -120,12 +123,13 @@ def draw(curves: Mapping[str, Sequence[tuple[float, float]]], target: Path) -> N
 
     figure, axes = pyplot.subplots(figsize=(5, 2.8))
     for name, points in curves.items():
-        axes.plot(*zip(*sorted(points), strict=True), marker="o", label=name)
+        axes.plot(*zip(*sorted(points), strict=True), marker=".", label=name)
     axes.set_xscale("log", base=2)
     axes.set_xlabel("at once")
     axes.set_ylabel("tokens a second")
     axes.set_ylim(bottom=0)
-    axes.legend(frameon=False)
+    if len(curves) > 1:
+        axes.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     save_svg(figure, target)
 
 

@@ -61,7 +61,7 @@ def _of_split(pairs: Sequence[Record], folder: Path, seed: int) -> Iterator[Reco
             yield pair
             continue
         beside = [other for other in same[_disease(pair)] if other != id_]
-        right = [passages[id_], *(passages[other] for other in chance.sample(beside, 1) if beside)]
+        right = [passages[other] for other in (id_, *chance.sample(beside, min(1, len(beside))))]
         chosen = [] if chance.random() < NO_SOURCE_SHARE else right[: NUM_PASSAGES - 1]
         chosen += others[: NUM_PASSAGES - len(chosen)]
         chance.shuffle(chosen)

@@ -11,9 +11,15 @@ Report = Mapping[str, Any]
 
 # What matplotlib writes and nobody sees.
 _UNSEEN = (
+    (re.compile(r"^<\?xml.*?>\n<!DOCTYPE.*?>\n", re.DOTALL), ""),
     (re.compile(r"<metadata>.*?</metadata>\n", re.DOTALL), ""),
     (re.compile(r"<!--.*?-->\n?"), ""),
-    (re.compile(r"^ +", re.MULTILINE), ""),
+    (re.compile(r"^ +| +$", re.MULTILINE), ""),
+    (re.compile(r'<g id="[^"]*"'), "<g"),
+    (re.compile(r'(<use .*) style="stroke: #000000; stroke-width: 0.8"'), r"\1"),  # as its path's
+    (re.compile(r'; font-family: [^;"]*'), ""),
+    (re.compile(r' transform="rotate\(-0 [^"]*"'), ""),
+    (re.compile("</style>"), "text{font-family: 'DejaVu Sans', sans-serif}</style>"),
     (re.compile(r"(\.\d\d)\d+"), r"\1"),
 )
 

@@ -67,7 +67,9 @@ def continuous_batching(reports: Reports, plots: Path, page: Path) -> str:
             for name, side in part["sides"].items()
         ]
         attention = ", ".join(sorted({str(name) for name in part["attention"].values()}))
-        lines += [_measured(file, whole, part), "", f"Its attention there: {attention}.", ""]
+        weights = f"its weights are {part['dtype']}, ours {part['weights'].partition(':')[0]}"
+        about_it = f"Its attention there is {attention}; {weights}."
+        lines += [_measured(file, whole, part), "", about_it, ""]
         lines += [head("side", "tokens a second", "first token, median (s)"), *rows, ""]
         ratios = {name: ratio for name, ratio in part["ratios"].items() if "transformers" in name}
         lines += [head(*ratios), row(*ratios.values()), ""]

@@ -44,7 +44,8 @@ def measures(answers: Sequence[Answered]) -> dict[str, Any]:
         return {}
     checked = [marked(one) for one in answers]
     found = [sentence for one in checked for sentence in one.support]
-    shares = [unsupported_share(one.support) for one in checked]
+    # What states nothing cites nothing: the service quotes instead, so it counts as unsupported.
+    shares = [unsupported_share(one.support) if one.support else 1.0 for one in checked]
     quoted = [quote(one.passages) for one in answers]
     after = {}
     for threshold in THRESHOLDS:

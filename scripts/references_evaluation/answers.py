@@ -36,6 +36,7 @@ from scripts.datasets.record import DataError, Record
 from scripts.environment import command_line, environment
 from scripts.lora.chosen_base import CATALOG_DIR
 from scripts.references_evaluation.answer_measures import Answered, measures, supported_sentences
+from scripts.references_evaluation.bounds import bounds
 
 SYSTEMS = {"off": True, "cite": True, "cite_base": False}  # -> whether the adapter answers
 NUM_PASSAGES, NUM_ROWS, LOOP_WORDS, MAX_TOKENS = 3, 16, 4, 256
@@ -76,6 +77,7 @@ def _run(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
         "without_passages": sum(not one.passages for one in asked),
         "unanswered": missing,
         "systems": figures,
+        "bounds": bounds([one for one in answered if one.system == "off"]),
     }
     if args.out:
         args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

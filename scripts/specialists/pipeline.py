@@ -97,8 +97,9 @@ class Pipeline:
         recipe: Sequence[str],
         inputs: dict[str, str],
     ) -> Any:
+        longest = ["--max_prompt_tokens", "1024"] if self._args.with_passages else []
         call = [
-            *("--data", str(self._data), *self._base, "--dtype", self._dtype),
+            *("--data", str(self._data), *self._base, "--dtype", self._dtype, *longest),
             *LORA[resolve_base_model(self._args.base_model).family],
             *(*recipe, "--specialty", *specialties, "--out", str(out)),
         ]

@@ -70,8 +70,9 @@ def clinic(deploy: Deploy, models: Path) -> Iterator[httpx.Client]:
 
 
 def ask(clinic: httpx.Client, **fields: Any) -> httpx.Response:
+    """With the client that is there: making one takes 25 ms, and 48 are to be asked at once."""
     body = {"question": "a red rash", "specialty": "psychiatry", **fields}
-    return httpx.post(f"{clinic.base_url}ask", json=body, timeout=60)
+    return clinic.post("/ask", json=body, timeout=60)
 
 
 def model_pid(models: Path) -> int:

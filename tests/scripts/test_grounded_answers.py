@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +10,7 @@ import pytest
 from references.shelf import Shelf, build
 from scripts.references_evaluation import answers
 from scripts.references_evaluation.answer_measures import Answered, measures, supported_sentences
+from scripts.references_evaluation.bounds import bounds, nearest_sentences
 from tests.references.passages import ECZEMA, HAIR
 
 TRUE = "Eczema is characterized by scaly lesions."
@@ -31,6 +32,34 @@ def test_what_the_check_lets_stand() -> None:
     assert after["0.2"]["sentences"] == 1
     assert found["rouge_l"]["value"] > found["rouge_l_quoted"]["value"]
     assert measures([]) == {}
+
+
+@pytest.mark.parametrize("answer", ["Yes.", "Treatment:", "What is eczema?", "", "[1]"])
+def test_what_states_nothing_does_not_stand(answer: str) -> None:
+    """As in the service, which quotes the passages in its place."""
+    after = measures([answered(1, TRUE), answered(2, answer)])["after_the_check"]
+    assert [after[t]["stands"]["value"] for t in ("0", "0.2", "0.5")] == [0.5] * 3
+    assert after["0.5"]["sentences"] == 1
+
+
+def test_the_nearest_sentences_are_the_passages_own() -> None:
+    reference = "Eczema has scaly lesions on the flexural surfaces, and hair shafts break easily."
+    found = nearest_sentences(reference, (ECZEMA, HAIR))
+    assert found == f"{ECZEMA.text} Beaded hair shafts that break easily."
+    assert nearest_sentences("It is not contagious.", (ECZEMA, HAIR)) == "It is not contagious."
+    assert nearest_sentences(reference, ()) == ""
+
+
+def test_bounds_of_what_passages_can_support() -> None:
+    row = replace(answered(1, "Yes.", "off"), reference=f"{TRUE} {FALSE}")
+    found = bounds([row])
+    assert found["references"]["unsupported_sentences"]["value"] == 0.5
+    assert found["references"]["rouge_l"]["value"] == 100
+    assert found["references"]["stands"]["value"] == 0
+    assert found["nearest_sentences"]["unsupported_sentences"]["value"] == 0
+    assert found["nearest_sentences"]["stands"]["value"] == 1
+    assert 0 < found["nearest_sentences"]["rouge_l"]["value"] < 100
+    assert bounds([]) == {}
 
 
 def test_sentences_to_read() -> None:

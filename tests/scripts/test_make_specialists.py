@@ -14,9 +14,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from adapters.grounded_prompt import SourceText, with_passages
+from adapters.prompting import Message
 from adapters.seed_check import check_seed
 from adapters.store import open_store
-from scripts import make_specialists
+from scripts import make_specialists, train_lora_adapter
 from scripts.evaluation import evaluate
 from scripts.lora.checkpoints import CHECKPOINT
 from scripts.specialists import pipeline
@@ -254,6 +256,21 @@ def test_an_adapter_that_is_not_better_is_listed_as_disabled(
     listed = yaml.safe_load((catalog / "catalog.yaml").read_text())["adapters"]
     assert [entry["state"] for entry in listed] == ["disabled"] * 2
     assert all("likelihood of the references does not rise" in e["reason"] for e in listed)
+
+
+@pytest.mark.parametrize("more", [[], ["--with_passages"]])
+def test_prompts_with_passages_may_be_long(
+    more: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["--data", str(tmp_path), "--work", str(tmp_path / "work"), *more]
+    made = pipeline.Pipeline(make_specialists._parser().parse_args(words))
+    calls: list[steps_module.Step] = []
+    monkeypatch.setattr(made._steps, "run_once", lambda step, *_: calls.append(step))
+    made._train_one("skin", ["dermatology"], tmp_path / "out", pipeline.THEN, {})
+    given = train_lora_adapter._parser().parse_args(calls[0].arguments)
+    passages = [SourceText("Eczema", "scaly lesions " * 400)] * 3
+    (turn,) = with_passages((Message("user", "What is eczema?"),), passages)
+    assert (given.max_prompt_tokens > len(turn.content) / 3) == bool(more)
 
 
 def test_data_of_ones_own_needs_a_licence(

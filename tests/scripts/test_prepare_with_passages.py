@@ -65,3 +65,12 @@ def test_a_pair_without_others_stays_as_it_is(tmp_path: Path) -> None:
     assert prepared(tmp_path / "out", *call)["without_passages"] == 1
     (row,) = rows(tmp_path / "out" / "dermatology.jsonl")
     assert (row["input"], row["output"]) == ("What is skinitis?", "It is red.")
+
+
+def test_a_disease_with_one_pair_gets_passages(tmp_path: Path) -> None:
+    given = [pair for pair in pairs() if pair["input"].startswith("What is")]
+    source = write(tmp_path / "source" / "dermatology.jsonl", given)
+    call = ("--source", f"jsonl:{source},licence=own", "--with_passages", "--min_validation", "5")
+    assert prepared(tmp_path / "out", *call)["without_passages"] == 0
+    for row in rows(tmp_path / "out" / "dermatology.jsonl"):
+        assert (row["output"] == NO_SOURCE) == (row["focus"] not in row["passages"])

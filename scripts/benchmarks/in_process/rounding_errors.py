@@ -128,8 +128,11 @@ def _their_logits(
     answers: Sequence[Sequence[int]],
 ) -> list[torch.Tensor]:
     """Return the logits of transformers with PEFT's active adapter, fed with the same tokens."""
-    # transformers 5.17's umT5 decoder looks ahead with any other attention (mended by 5.23).
-    model.set_attn_implementation("eager")
+    if model.config.model_type == "umt5":
+        # With any other attention 5.17's decoder looks ahead (mended by 5.23). Each half has a
+        # configuration of its own.
+        for half in (model.get_encoder(), model.get_decoder()):
+            half.set_attn_implementation("eager")
     names = list(folders)
     peft = PeftModel.from_pretrained(model, str(folders[names[0]]), adapter_name=names[0])
     for name in names[1:]:

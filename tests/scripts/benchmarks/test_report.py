@@ -57,7 +57,7 @@ def test_a_result_gets_its_tables_its_conditions_and_a_plot(tmp_path: Path) -> N
     assert "two.json). N" in text
     assert "### a" in text
     plots = sorted(file.name for file in (folder / "plots").iterdir())
-    assert plots == ["one.svg", "two_a.svg"]
+    assert plots == ["one.svg", "two.svg"]
     before = (folder / "plots" / "one.svg").read_bytes()
     benchmark.main(["report", "--folder", str(folder), "--out", str(page)])
     assert (folder / "plots" / "one.svg").read_bytes() == before

@@ -1,5 +1,6 @@
 """Values of result files as cells, and plots that are the same bytes for the same figures."""
 
+import re
 from pathlib import Path
 from typing import Any
 from xml.dom import minidom
@@ -30,6 +31,10 @@ def test_a_plot_is_whole_and_small(tmp_path: Path) -> None:
     assert "metadata" not in one
     paths = [len(minidom.parseString(text).getElementsByTagName("use")) for text in (whole, one)]
     assert paths[0] >= paths[1] > 10, "ticks and curves are there (text is no longer paths)"
+    assert set(re.findall(r'<text style="([^"]*)"', one)) <= {
+        f"font-size: 10px; text-anchor: {where}" for where in ("start", "middle", "end")
+    }
+    assert "text{font-family: 'DejaVu Sans', sans-serif}</style>" in one
     assert len(one) < 0.8 * len(whole)
 
 

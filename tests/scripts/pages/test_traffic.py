@@ -68,6 +68,8 @@ PEERS = about(
         "transformers_no_adapters": run(0, "", 2321.0) | {"first_token_p50_s": 0.5},
     },
     ratios={"no adapters over transformers'": 17.29, "mixed over no adapters": 0.98},
+    dtype="bfloat16",
+    weights="int8: asked for",
     attention={"transformers_no_adapters": "sdpa", "transformers_one_adapter": "sdpa"},
 )
 
@@ -116,7 +118,7 @@ def test_every_figure_of_a_file_is_on_the_page(docs: Path) -> None:
     assert "| transformers no adapters | 2,321 (2,311 to 2,331) | 0.5 |" in text
     assert "| peft mixed batch | 750 (740 to 760) |  |" in text
     assert "| no adapters over transformers' |\n|---|\n| 17.29 |" in text
-    assert "Its attention there: sdpa." in text
+    assert "attention there is sdpa; its weights are bfloat16, ours int8." in text
     (plot,) = re.findall(r"\]\((benchmarks/plots/[\w.]+)\)", text)
     drawn = (docs / plot).read_text()
     assert "llama-1b-shape, over HTTP, 64 zipf" in drawn

@@ -125,6 +125,24 @@ def test_a_decode_step(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("window", [None, 20])
+def test_a_decode_step_over_answer_and_prompt(window: int | None, dtype: torch.dtype) -> None:
+    kept = cache(2, 24)
+    wanted_kept = tuple(each.clone() for each in kept)
+    qkv = tensor(0, 5, 2 * (3 + 2), 24, dtype=dtype)
+    own = rows(0, 100, 170, 240, 330), rows(60, 0, 30, 65, 1)
+    prompts = rows(70, 110, 205, 310, 395), rows(20, 50, 3, 1, 5)
+    both: dict[str, Any] = {"bias": None, "scale": 0.2, "window": window, "prompts": prompts}
+    out = triton_attention.decode_attention(
+        qkv.clone(), None, kept[0], *own, kv_scales=kept[1], rope=None, **both
+    )
+    wanted = torch_kernels.decode_attention(
+        qkv, None, wanted_kept[0], *own, kv_scales=wanted_kept[1], **both
+    )
+    assert_near(out, wanted, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rank", [0, 16])
 def test_attention_to_the_prompt(rank: int, dtype: torch.dtype) -> None:
     kept, q = cache(3, 64), tensor(0, 5, 3, 64, dtype=dtype)
