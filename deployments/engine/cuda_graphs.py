@@ -191,6 +191,7 @@ class DecodeGraphs:
 
     def _step(self, bucket: int) -> tuple[torch.Tensor, torch.Tensor]:
         from deployments.engine.attention.fused import TritonDecodeAttention
+        from deployments.engine.kernels.triton_pick import pick
 
         rows, positions, starts, ends, prompts, slots, blocks = self._inputs[:, :bucket].unbind()
         attention = TritonDecodeAttention(
@@ -199,11 +200,7 @@ class DecodeGraphs:
         lora = self._lora_pool.triton_batch(slots)
         batch = DecodeBatch(self._tokens[rows], attention)
         logits = self._model.logits(self._model.decode(self._cache, batch, lora), lora)
-        endings = logits.index_select(1, self._eos_ids)
-        logits.index_copy_(1, self._eos_ids, endings.masked_fill(blocks[:, None] > 0, -torch.inf))
-        tokens = logits.argmax(-1)
-        self._tokens.index_copy_(0, rows, tokens)
-        return logits, tokens
+        return logits, pick(logits, self._eos_ids, blocks, rows, self._tokens)
 
 
 class PrefillGraphs:

@@ -93,6 +93,12 @@ class RowLoraBatch:
     def rescales(self, layer: str) -> bool:
         return layer in self._lora.rescaled
 
+    def few(self, layer: str) -> None:
+        return None
+
+    def expanded(self, layer: str, shrunk: torch.Tensor) -> Expansion:
+        raise AssertionError("no kernel takes the ranks of this batch")
+
     def norm(
         self, layer: str, x: torch.Tensor, weight: torch.Tensor, eps: float
     ) -> tuple[torch.Tensor, None]:

@@ -1,6 +1,8 @@
 """Launch the kernels of triton_quantised.py, or torch for many rows: only where Triton runs."""
 
 import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,12 +14,33 @@ from deployments.engine.kernels.quantised_tiles import DEQUANTISED, Tile, tile_o
 from deployments.engine.kernels.triton_dequantise import dequantise_kernel
 from deployments.engine.kernels.triton_grouped_lora import lora_expand_add, lora_expand_gated
 from deployments.engine.kernels.triton_groups import three
-from deployments.engine.kernels.triton_quantised import product_kernel, row_kernel
+from deployments.engine.kernels.triton_lora import MAX_NORM_COLUMNS
+from deployments.engine.kernels.triton_quantised import product_kernel
+from deployments.engine.kernels.triton_row import row_kernel
 from deployments.engine.quantised.formats import NF4_CODE
 from deployments.engine.quantised.interleaved import InterleavedWeight
 
 _RANKS = 128  # of all adapters in use, that a program adds together
 _MOST_TILES = 1 << 14  # of a product whose inputs are cut into pieces
+_SHRUNK_RANKS = 4  # ranks of an adapter's A that one program multiplies a row by
+
+
+@dataclass(frozen=True, slots=True)
+class RowNorm:
+    """Hold the RMS norm that a product of one row begins with, and what else multiplies its result.
+
+    weight: (in,). stacks, slots: as triton_lora.norm_shrink takes them; none: nothing.
+    """
+
+    weight: torch.Tensor
+    eps: float
+    stacks: Sequence[torch.Tensor] = ()
+    slots: torch.Tensor | None = None
+
+
+def has_row_norm(x: torch.Tensor) -> bool:
+    """Return whether a product of x (T, in) takes a RowNorm."""
+    return len(x) == 1 and x.shape[1] <= MAX_NORM_COLUMNS
 
 
 def product(
@@ -67,6 +90,30 @@ def _ended(y: torch.Tensor, activation: str | None, expansion: Expansion | None)
     return y if activation is None else gated_activation(y, activation)
 
 
+def row_product(
+    x: torch.Tensor,
+    weight: InterleavedWeight | torch.Tensor,
+    norm: RowNorm,
+    *,
+    bias: torch.Tensor | None = None,
+    activation: str | None = None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Do `product` or `plain_product` with the RMS norm of a single row x (1, in).
+
+    Returns:
+        The product, and that of the norm with each stack's A (1, P, R), None without any.
+    """
+    kind = "plain" if isinstance(weight, torch.Tensor) else weight.kind
+    own = (weight, weight) if isinstance(weight, torch.Tensor) else (weight.values, weight.factors)
+    tile = tile_of(kind, 1, *weight.shape)
+    assert tile is not None, "a single row has a tile"
+    shrunk = None
+    if norm.stacks:
+        shape = (1, len(norm.stacks), norm.stacks[0].shape[1])
+        shrunk = torch.empty(shape, dtype=torch.float32, device=x.device)
+    return _launched(kind, tile, x, *own, bias, None, activation, None, norm, shrunk), shrunk
+
+
 def _launched(
     kind: str,
     tile: Tile,
@@ -76,7 +123,9 @@ def _launched(
     bias: torch.Tensor | None,
     residual: torch.Tensor | None,
     activation: str | None,
-    expansion: Expansion | None,
+    expansion: Expansion | None = None,
+    norm: RowNorm | None = None,
+    shrunk: torch.Tensor | None = None,
 ) -> torch.Tensor:
     rows, inputs = x.shape
     stored, width = values.shape
@@ -103,8 +152,7 @@ def _launched(
     }
     columns = triton.cdiv(stored, tile.bn)
     if tile.bm == 0:
-        ranks = triton.next_power_of_2(sizes["R"])
-        row_kernel[(columns,)](*own, outputs, inputs, width, RP=ranks, **options)
+        _launch_row(columns, own, (outputs, inputs, width), norm, shrunk, tile, options)
         return out
     blocks = triton.cdiv(rows, tile.bm)
     length = triton.cdiv(inputs, tile.bk * tile.splits) * tile.bk
@@ -115,13 +163,38 @@ def _launched(
         partials = torch.empty(size, dtype=torch.float32, device=x.device)
     ranks = min(_RANKS, max(8, triton.next_power_of_2(sizes["R"])))
     product_kernel[(columns, tile.splits, blocks)](
-        *own, partials, _counters(x.device), rows, outputs, inputs, length, tile.splits,
-        x.stride(0), out.stride(0), width, BM=tile.bm, WARPS=tile.num_warps,
-        IS_EVEN=length * tile.splits == inputs, IS_SPLIT=tile.splits > 1, RC=ranks,
-        G=_RANKS // ranks,
-        num_stages=tile.num_stages, **options,
+        *own, partials, _counters(x.device), rows, outputs, inputs, length, x.stride(0),
+        out.stride(0), width, BM=tile.bm, WARPS=tile.num_warps, SPLITS=tile.splits,
+        IS_EVEN=length * tile.splits == inputs, RC=ranks, G=_RANKS // ranks,
+        num_stages=tile.num_stages if x.element_size() == 2 else min(4, tile.num_stages), **options,
     )  # fmt: skip
     return out
+
+
+def _launch_row(
+    columns: int,
+    own: tuple[Any, ...],
+    sizes: tuple[int, int, int],
+    norm: RowNorm | None,
+    shrunk: torch.Tensor | None,
+    tile: Tile,
+    options: dict[str, Any],
+) -> None:
+    x, (_, inputs, width) = own[0], sizes
+    tiles = triton.cdiv(width, tile.bk)
+    stacks, rank, programs = [x], 0, 0
+    if norm is not None and norm.stacks:
+        assert norm.slots is not None, "adapters without slots"
+        own = (*own[:6], shrunk, norm.slots, *own[8:])
+        stacks, rank = list(norm.stacks), norm.stacks[0].shape[1]
+        programs = len(stacks) * (rank // _SHRUNK_RANKS)
+    row_kernel[(columns + programs,)](
+        *own, x if norm is None else norm.weight, 0.0 if norm is None else norm.eps,
+        *three(stacks), *sizes, columns, RP=triton.next_power_of_2(options["R"]),
+        HAS_NORM=norm is not None, RANK=rank, RC=_SHRUNK_RANKS,
+        BLOCK=triton.next_power_of_2(inputs), TILES=tiles, AHEAD=min(tile.num_stages, tiles),
+        **options,
+    )  # fmt: skip
 
 
 def _adapter_arguments(

@@ -1,22 +1,23 @@
-"""Choose the tiles of a product with few rows, as measured on an H100 (docs/engine.md)."""
+"""Choose the tiles of a product with few rows, as measured on an H200 (docs/engine.md)."""
 
 from dataclasses import dataclass
 
 DEQUANTISED = 1 << 25  # elements of the copy that torch multiplies by, at most
 _MANY_ROWS = 192  # are bound by arithmetic: torch, from a dequantised copy
 _PLAIN_ROWS = 64  # more are as fast with torch
-_WIDE = 3072  # outputs from which on programs of a single row take more of them
 _SHORTEST = 512  # inputs of a piece, at least
 # Programs below which the inputs are cut into pieces. NF4's take longer for each weight.
-_PROGRAMS = {"int8": 96, "fp8": 96, "nf4": 190, "plain": 64}
+_PROGRAMS = {"int8": 128, "fp8": 128, "nf4": 200, "plain": 96}
+_MULTIPROCESSORS = 132  # programs beyond share one's memory, so they have fewer stages
 
 
 @dataclass(frozen=True, slots=True)
 class Tile:
     """Hold how a product is cut: rows, outputs and inputs of a tile, pieces of the inputs.
 
-    bk is a multiple of 128, and bn of 16 for each warp.
-    bm 0: a single row, without tensor cores (then there are neither pieces nor stages).
+    bk is a multiple of 128 (plain weights: of 64), and bn of 16 for each warp.
+    bm 0: a single row, without tensor cores; then there are no pieces of the inputs, and num_stages
+    tiles of them are asked for before earlier kernels end.
     """
 
     bm: int
@@ -39,17 +40,26 @@ def tile_of(kind: str, rows: int, outputs: int, inputs: int) -> Tile | None:
         return _row_tile(kind, outputs, inputs)
     bm = 16 if rows <= 16 else 32 if rows <= 32 else 64
     columns, fewest = -(-outputs // 64), _PROGRAMS[kind]
-    if kind == "plain" and inputs > 2048:
-        fewest = 96
     splits = 1
     while columns * splits < fewest and inputs >= 2 * splits * _SHORTEST:
         splits *= 2
-    return Tile(bm, 64, 128, splits, 4, 4)
+    shares = columns * splits * -(-rows // bm) > _MULTIPROCESSORS
+    bk, stages = 128, 8 if bm == 16 or not shares else 4
+    if kind == "nf4":
+        stages = 3 if shares else 4
+    elif kind == "plain" and columns * splits > _MULTIPROCESSORS:
+        bk, stages = 64, 6
+    elif kind == "plain" and bm > 16:
+        stages = 4
+    return Tile(bm, 64, bk, splits, 4, stages)
 
 
 def _row_tile(kind: str, outputs: int, inputs: int) -> Tile:
-    if outputs < _WIDE or inputs > outputs:
-        return Tile(0, 8 if kind == "nf4" else 4, 1024, 1, 8, 1)
+    is_wide, is_long = outputs > 2 * inputs, inputs > 2048
     if kind == "plain":
-        return Tile(0, 2, 1024, 1, 4, 1)
-    return Tile(0, 8, 512, 1, 4, 1)
+        return Tile(0, 4, 1024, 1, 4, 1) if is_wide else Tile(0, 2, 1024, 1, 4, 3)
+    if kind == "nf4":
+        if is_long:
+            return Tile(0, 8, 1024, 1, 8, 3)
+        return Tile(0, 16, 512, 1, 4, 2) if is_wide else Tile(0, 8, 1024, 1, 4, 1)
+    return Tile(0, 8, 1024, 1, 4, 5) if is_long else Tile(0, 8, 2048, 1, 4, 1)

@@ -18,7 +18,7 @@ from deployments.engine.kernels.ops import Expansion, Rope
 from deployments.engine.kernels.tiles import decode_tile, padded
 from deployments.engine.kernels.triton_grouped_lora import lora_expand_add
 from deployments.engine.kernels.triton_kv_cache import keep, scaled, scales_arguments
-from deployments.engine.kernels.triton_overlap import after_earlier_kernels
+from deployments.engine.kernels.triton_overlap import after_earlier_kernels, launch_next
 
 MAX_FUSED_RANK = 64  # a separate kernel adds larger ranks first
 _FIXED_PROGRAMS = 512  # that decide the tile of every batch, where sums keep one order
@@ -47,18 +47,57 @@ def capped(scores, CAP: tl.constexpr):
 
 
 @triton.jit
+def _stack_rows(stack, columns, mask, slot, first, N, R: tl.constexpr, RC: tl.constexpr):
+    """Return RC ranks of a slot's B, from `first` on, at these columns."""
+    r = first + tl.arange(0, RC)
+    at = stack + slot * (R * N) + r[:, None] * N + columns[None, :]
+    return tl.load(at, mask=mask[None, :], other=0.0)
+
+
+@triton.jit
 def _add_lora(
-    x, columns, mask, shrunk, stack, slot, row, N,
+    x, weights, columns, mask, shrunk, stack, slot, row, N,
     R: tl.constexpr, RC: tl.constexpr, P: tl.constexpr, MODULE: tl.constexpr,
 ):  # fmt: skip
-    """Return x (D,) plus what the row's adapter adds to these columns of one module."""
+    """Return x (D,) plus what the row's adapter adds to these columns of one module, of whose B
+    `weights` are the first RC ranks."""
     for first in tl.static_range(0, R, RC):
-        r = first + tl.arange(0, RC)
-        s = tl.load(shrunk + (row * P + MODULE) * R + r)
-        at = stack + slot * (R * N) + r[:, None] * N + columns[None, :]
-        weights = tl.load(at, mask=mask[None, :], other=0.0).to(tl.float32)
-        x += tl.sum(weights * s[:, None], 0)
+        if first > 0:
+            weights = _stack_rows(stack, columns, mask, slot, first, N, R, RC)
+        s = tl.load(shrunk + (row * P + MODULE) * R + first + tl.arange(0, RC))
+        x += tl.sum(weights.to(tl.float32) * s[:, None], 0)
     return x
+
+
+@triton.jit
+def _kept(
+    kv_cache, start, bias, key_scales, value_scales, first, n, columns, mask, size,
+    HAS_BIAS: tl.constexpr, IS_INT8: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Return keys and values (BLOCK_N, D) of a head from position `first` on, what is added to
+    their scores (BLOCK_N,), very negative from n on, and their scales."""
+    j = first + tl.arange(0, BLOCK_N)
+    seen = j < n
+    at = ((start + j) * (2 * size))[:, None] + columns[None, :]
+    both = seen[:, None] & mask[None, :]
+    keys = tl.load(kv_cache + at, mask=both, other=0.0)
+    values = tl.load(kv_cache + at + size, mask=both, other=0.0)
+    added = tl.where(seen, 0.0, -1e30)
+    if HAS_BIAS:
+        added = tl.load(bias + (n - j), mask=seen, other=-1e30).to(tl.float32)
+    key_scale = scaled(1.0, key_scales + j, seen, 0, IS_INT8)
+    value_scale = scaled(1.0, value_scales + j, seen, 0, IS_INT8)
+    return keys, values, added, key_scale, value_scale
+
+
+@triton.jit
+def _attended(q, block, largest, total, acc):
+    """Take `_kept` keys and values into the softmax and its sum of values."""
+    keys, values, added, key_scale, value_scale = block
+    scores = tl.sum(q[None, :] * keys.to(tl.float32), 1) * key_scale + added
+    largest, total, shrink, p = softmax_step(scores, largest, total, AXIS=0)
+    p *= value_scale
+    return largest, total, acc * shrink + tl.sum(p[:, None] * values.to(tl.float32), 0)
 
 
 @triton.jit
@@ -70,8 +109,11 @@ def _decode_kernel(
     P: tl.constexpr, PQ: tl.constexpr, PK: tl.constexpr, PV: tl.constexpr,
     OVERLAPS: tl.constexpr, IS_INT8: tl.constexpr,
 ):  # fmt: skip
-    """Attend with one query head for each key/value head. Program (h, b)."""
-    after_earlier_kernels(OVERLAPS)
+    """Attend with one query head for each key/value head. Program (h, b).
+
+    What earlier steps wrote is read before earlier kernels of this one end.
+    """
+    launch_next(OVERLAPS)
     h = tl.program_id(0)
     b = tl.program_id(1)
     n = tl.load(lengths + b)
@@ -79,48 +121,55 @@ def _decode_kernel(
     d = tl.arange(0, DP)
     dm = d < D
     columns = h * D + d
+    bias += h * bias_row
+    key_scales = scales + h * scales_row + start
+    value_scales = key_scales + H * scales_row
+    block = _kept(
+        kv_cache, start, bias, key_scales, value_scales, 0, n, columns, dm, H * D, HAS_BIAS,
+        IS_INT8, BLOCK_N,
+    )  # fmt: skip
+    if APPEND and HAS_BIAS:
+        own_bias = tl.load(bias).to(tl.float32)
+    line = qkv + b * qkv_row + columns
     slot = 0
     if P > 0:
         slot = tl.load(slots + b).to(tl.int64)
-    line = qkv + b * qkv_row + columns
-    q = tl.load(line, mask=dm, other=0.0).to(tl.float32)
     if PQ >= 0:
-        q = _add_lora(q, columns, dm, shrunk, bq, slot, b, H * D, R, RC, P, PQ)
+        weights_q = _stack_rows(bq, columns, dm, slot, 0, H * D, R, RC)
+    if PK >= 0:
+        weights_k = _stack_rows(bk, columns, dm, slot, 0, H * D, R, RC)
+    if PV >= 0:
+        weights_v = _stack_rows(bv, columns, dm, slot, 0, H * D, R, RC)
+    after_earlier_kernels(OVERLAPS)
+    q = tl.load(line, mask=dm, other=0.0).to(tl.float32)
+    if APPEND:
+        k = tl.load(line + H * D, mask=dm, other=0.0).to(tl.float32)
+        v = tl.load(line + 2 * H * D, mask=dm, other=0.0).to(tl.float32)
+    if PQ >= 0:
+        q = _add_lora(q, weights_q, columns, dm, shrunk, bq, slot, b, H * D, R, RC, P, PQ)
     q = q * scale
     largest = -1e30
     total = 0.0
     acc = tl.zeros((DP,), tl.float32)
-    key_scales = scales + h * scales_row + start
-    value_scales = key_scales + H * scales_row
     if APPEND:
-        k = tl.load(line + H * D, mask=dm, other=0.0).to(tl.float32)
-        v = tl.load(line + 2 * H * D, mask=dm, other=0.0).to(tl.float32)
         if PK >= 0:
-            k = _add_lora(k, columns, dm, shrunk, bk, slot, b, H * D, R, RC, P, PK)
+            k = _add_lora(k, weights_k, columns, dm, shrunk, bk, slot, b, H * D, R, RC, P, PK)
         if PV >= 0:
-            v = _add_lora(v, columns, dm, shrunk, bv, slot, b, H * D, R, RC, P, PV)
+            v = _add_lora(v, weights_v, columns, dm, shrunk, bv, slot, b, H * D, R, RC, P, PV)
         own = kv_cache + (start + n) * (2 * H * D) + columns
         kept_k = keep(k, own, key_scales + n, dm, IS_INT8)
         acc = keep(v, own + H * D, value_scales + n, dm, IS_INT8)
         largest = tl.sum(q * kept_k, 0)
         if HAS_BIAS:
-            largest += tl.load(bias + h * bias_row).to(tl.float32)
+            largest += own_bias
         total = 1.0
-    for first in range(0, n, BLOCK_N):
-        j = first + tl.arange(0, BLOCK_N)
-        seen = j < n
-        at = ((start + j) * (2 * H * D))[:, None] + columns[None, :]
-        both = seen[:, None] & dm[None, :]
-        keys = tl.load(kv_cache + at, mask=both, other=0.0)
-        values = tl.load(kv_cache + at + H * D, mask=both, other=0.0)
-        scores = tl.sum(q[None, :] * keys.to(tl.float32), 1)
-        scores = scaled(scores, key_scales + j, seen, 0, IS_INT8)
-        if HAS_BIAS:
-            scores += tl.load(bias + h * bias_row + (n - j), mask=seen, other=0.0).to(tl.float32)
-        scores = tl.where(seen, scores, -1e30)
-        largest, total, shrink, p = softmax_step(scores, largest, total, AXIS=0)
-        p = scaled(p, value_scales + j, seen, 0, IS_INT8)
-        acc = acc * shrink + tl.sum(p[:, None] * values.to(tl.float32), 0)
+    largest, total, acc = _attended(q, block, largest, total, acc)
+    for first in range(BLOCK_N, n, BLOCK_N):
+        block = _kept(
+            kv_cache, start, bias, key_scales, value_scales, first, n, columns, dm, H * D, HAS_BIAS,
+            IS_INT8, BLOCK_N,
+        )  # fmt: skip
+        largest, total, acc = _attended(q, block, largest, total, acc)
     tl.store(out + b * (H * D) + columns, (acc / total).to(out.dtype.element_ty), mask=dm)
 
 
@@ -135,9 +184,10 @@ def _rope_decode_kernel(
 ):  # fmt: skip
     """Attend with G query heads (padded to GP >= 16) for a key/value head. Program (h, b).
 
-    The first ROT dimensions of a head are rotated. WINDOW and CAP are 0 for none.
+    The first ROT dimensions of a head are rotated. WINDOW and CAP are 0 for none. What no kernel of
+    this step writes is read before earlier ones end.
     """
-    after_earlier_kernels(OVERLAPS)
+    launch_next(OVERLAPS)
     h = tl.program_id(0)
     b = tl.program_id(1)
     n = tl.load(lengths + b)
@@ -154,8 +204,19 @@ def _rope_decode_kernel(
     line = qkv + b * qkv_row
     qm = gm[:, None] & dm[None, :]
     q_at = (h * G + g)[:, None] * D + d[None, :]
-    q = tl.load(line + q_at, mask=qm, other=0.0).to(tl.float32)
     columns = h * D + d
+    other_columns = h * D + other
+    if PK >= 0:
+        weights_k = _stack_rows(bk, columns, dm, slot, 0, H * D, R, RC)
+        if ROT > 0:
+            other_weights = _stack_rows(bk, other_columns, dr, slot, 0, H * D, R, RC)
+    if PV >= 0:
+        weights_v = _stack_rows(bv, columns, dm, slot, 0, H * D, R, RC)
+    if ROT > 0:
+        cosine = tl.load(cos + n * ROT + d, mask=dr, other=1.0).to(tl.float32)
+        sine = tl.load(sin + n * ROT + d, mask=dr, other=0.0).to(tl.float32)
+    after_earlier_kernels(OVERLAPS)
+    q = tl.load(line + q_at, mask=qm, other=0.0).to(tl.float32)
     keys_line = line + H * G * D
     k = tl.load(keys_line + columns, mask=dm, other=0.0).to(tl.float32)
     v = tl.load(keys_line + H * D + columns, mask=dm, other=0.0).to(tl.float32)
@@ -165,14 +226,13 @@ def _rope_decode_kernel(
             weights = bq + (slot * R + r) * (H * G * D)
             q += s * tl.load(weights + q_at, mask=qm, other=0.0).to(tl.float32)
     if PK >= 0:
-        k = _add_lora(k, columns, dm, shrunk, bk, slot, b, H * D, R, RC, P, PK)
+        k = _add_lora(k, weights_k, columns, dm, shrunk, bk, slot, b, H * D, R, RC, P, PK)
     if PV >= 0:
-        v = _add_lora(v, columns, dm, shrunk, bv, slot, b, H * D, R, RC, P, PV)
+        v = _add_lora(v, weights_v, columns, dm, shrunk, bv, slot, b, H * D, R, RC, P, PV)
     if ROT > 0:
         rm = gm[:, None] & dr[None, :]
         q_other_at = (h * G + g)[:, None] * D + other[None, :]
         q_other = tl.load(line + q_other_at, mask=rm, other=0.0).to(tl.float32)
-        other_columns = h * D + other
         k_other = tl.load(keys_line + other_columns, mask=dr, other=0.0).to(tl.float32)
         if PQ >= 0:
             for r in tl.static_range(0, R):
@@ -181,10 +241,8 @@ def _rope_decode_kernel(
                 q_other += s * tl.load(weights + q_other_at, mask=rm, other=0.0).to(tl.float32)
         if PK >= 0:
             k_other = _add_lora(
-                k_other, other_columns, dr, shrunk, bk, slot, b, H * D, R, RC, P, PK
+                k_other, other_weights, other_columns, dr, shrunk, bk, slot, b, H * D, R, RC, P, PK
             )
-        cosine = tl.load(cos + n * ROT + d, mask=dr, other=1.0).to(tl.float32)
-        sine = tl.load(sin + n * ROT + d, mask=dr, other=0.0).to(tl.float32)
         q = q * cosine[None, :] + q_other * sine[None, :]
         k = k * cosine + k_other * sine
     kind = qkv.dtype.element_ty

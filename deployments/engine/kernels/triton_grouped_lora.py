@@ -14,7 +14,11 @@ from deployments.engine.kernels.backend import launch_options, overlaps
 from deployments.engine.kernels.ops import Expansion, RowGroups
 from deployments.engine.kernels.triton_groups import BLOCK_K, parts_of, three, tile_rows
 from deployments.engine.kernels.triton_lora import activated
-from deployments.engine.kernels.triton_overlap import after_earlier_kernels, before_the_next_kernel
+from deployments.engine.kernels.triton_overlap import (
+    after_earlier_kernels,
+    before_the_next_kernel,
+    launch_next,
+)
 
 _RANKS = 16  # of one program of a shrink: the fewest that tensor cores take
 _COLUMNS = 128  # of one program of an expansion
@@ -107,6 +111,7 @@ def _expand_kernel(
 
     G0 to G2: whether the columns of that module are multiplied by gains first.
     """
+    launch_next(OVERLAPS)
     after_earlier_kernels(OVERLAPS)
     tile = tl.program_id(0)
     module = tl.program_id(2)
@@ -152,6 +157,7 @@ def _expand_gated_kernel(
 
     GATE, VALUE: the modules whose adapters are added first; -1 for none.
     """
+    launch_next(OVERLAPS)
     after_earlier_kernels(OVERLAPS)
     tile = tl.program_id(0)
     if tl.load(tiles + tile * 3 + 2) == 0:

@@ -12,7 +12,7 @@ import triton.language as tl
 
 from deployments.engine.kernels.backend import launch_options, overlaps
 from deployments.engine.kernels.triton_groups import three
-from deployments.engine.kernels.triton_overlap import after_earlier_kernels
+from deployments.engine.kernels.triton_overlap import after_earlier_kernels, launch_next
 
 _RANKS = 8  # ranks that one program takes together
 _GATED_COLUMNS = 1024
@@ -30,6 +30,7 @@ def _norm_shrink_kernel(
 
     What no kernel writes is read before earlier kernels end.
     """
+    launch_next(OVERLAPS)
     b = tl.program_id(0)
     module = tl.program_id(1) // (R // RC)
     r = tl.program_id(1) % (R // RC) * RC + tl.arange(0, RC)
@@ -58,15 +59,17 @@ def _norm_shrink_kernel(
 @triton.jit
 def _norm_kernel(x, weight, out, eps, K, BLOCK: tl.constexpr, OVERLAPS: tl.constexpr):
     """Compute the RMS norm of a row. Program (b)."""
-    after_earlier_kernels(OVERLAPS)
+    launch_next(OVERLAPS)
     at = tl.program_id(0).to(tl.int64) * K
     k = tl.arange(0, BLOCK)
     km = k < K
+    scales = tl.load(weight + k, mask=km, other=0.0)
+    after_earlier_kernels(OVERLAPS)
     xs = tl.load(x + at + k, mask=km, other=0.0).to(tl.float32)
     inverse = 1.0 / tl.sqrt(tl.sum(xs * xs, 0) / K + eps)
     kind = out.dtype.element_ty
     scaled = (xs * inverse).to(kind).to(tl.float32)
-    ys = scaled * tl.load(weight + k, mask=km, other=0.0).to(tl.float32)
+    ys = scaled * scales.to(tl.float32)
     tl.store(out + at + k, ys.to(kind), mask=km)
 
 
@@ -82,6 +85,7 @@ def activated(gate, IS_SILU: tl.constexpr):
 @triton.jit
 def _gated_kernel(x, out, F, IS_SILU: tl.constexpr, BLOCK: tl.constexpr, OVERLAPS: tl.constexpr):
     """Compute BLOCK columns of one row. Program (row, columns)."""
+    launch_next(OVERLAPS)
     after_earlier_kernels(OVERLAPS)
     b = tl.program_id(0).to(tl.int64)
     c = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)

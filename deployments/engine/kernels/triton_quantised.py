@@ -8,17 +8,11 @@ quantised/interleaved.py. Imported only where Triton runs.
 import triton
 import triton.language as tl
 
-from deployments.engine.kernels.triton_dequantise import converted, row_tile
-from deployments.engine.kernels.triton_expansion import row_weights, some_weights, with_units
+from deployments.engine.kernels.triton_dequantise import converted
+from deployments.engine.kernels.triton_expansion import some_weights, with_units
 from deployments.engine.kernels.triton_lora import activated
 from deployments.engine.kernels.triton_nf4 import entries
-from deployments.engine.kernels.triton_overlap import begin_beside, end_beside
-
-
-@triton.jit
-def _input_of(position):
-    """Return the input that lies at a position of 64 (quantised/interleaved.py)."""
-    return position // 4 % 4 * 16 + position // 2 % 2 * 8 + position // 16 * 2 + position % 2
+from deployments.engine.kernels.triton_overlap import after_earlier_kernels, launch_next
 
 
 @triton.jit
@@ -31,9 +25,11 @@ def _row_of(i, WARPS: tl.constexpr):
 
 @triton.jit
 def _fragment(tile, BN: tl.constexpr, WARPS: tl.constexpr):
-    """Put rows and inputs (BN, 64) into their order. No thread gives anything to another one."""
-    parts = tl.reshape(tile, (BN // (16 * WARPS), 2, WARPS, 8, 4, 4, 2, 2))
-    return tl.reshape(tl.permute(parts, (0, 2, 1, 3, 5, 6, 4, 7)), (BN, 64))
+    """Put rows and inputs (BN, 64) or more into their order. No thread gives anything to another
+    one."""
+    chunks: tl.constexpr = tile.shape[1] // 64
+    parts = tl.reshape(tile, (BN // (16 * WARPS), 2, WARPS, 8, chunks, 4, 4, 2, 2))
+    return tl.reshape(tl.permute(parts, (0, 2, 1, 3, 4, 6, 7, 5, 8)), (BN, chunks * 64))
 
 
 @triton.jit
@@ -56,14 +52,14 @@ def _gated(acc, BN: tl.constexpr, BM: tl.constexpr, IS_SILU: tl.constexpr, dtype
     return tl.reshape(acted * value.to(tl.float32), (BN // 2, BM))
 
 
-@triton.jit(do_not_specialize=["M", "splits"])
+@triton.jit(do_not_specialize=["M"])
 def product_kernel(
     x, values, factors, table, bias, out, shrunk, slots, active, b0, b1, b2, start0, start1,
-    start2, n0, n1, n2, partials, counters, M, N, K, length, splits, x_row, out_row, width,
+    start2, n0, n1, n2, partials, counters, M, N, K, length, x_row, out_row, width,
     P: tl.constexpr, R: tl.constexpr, RC: tl.constexpr, G: tl.constexpr, BESIDE: tl.constexpr,
     KIND: tl.constexpr, HAS_BIAS: tl.constexpr, ADDS: tl.constexpr, BM: tl.constexpr,
-    BN: tl.constexpr, BK: tl.constexpr, WARPS: tl.constexpr, IS_EVEN: tl.constexpr,
-    IS_SPLIT: tl.constexpr, IN_REGISTERS: tl.constexpr, OVERLAPS: tl.constexpr,
+    BN: tl.constexpr, BK: tl.constexpr, WARPS: tl.constexpr, SPLITS: tl.constexpr,
+    IS_EVEN: tl.constexpr, IN_REGISTERS: tl.constexpr, OVERLAPS: tl.constexpr,
     GATED: tl.constexpr, IS_SILU: tl.constexpr,
 ):  # fmt: skip
     """Compute BN outputs of BM rows from `length` of K inputs. Program (outputs, piece, rows).
@@ -71,8 +67,10 @@ def product_kernel(
     Tiles are (outputs, rows): weights are the first operand, which tensor cores take from
     registers. Pieces are added by the program that comes last, always in the same order.
     IS_EVEN: the pieces are K inputs together. GATED: half of the tile's outputs are gates, and
-    N is the number of gated ones. P: modules whose adapters are added. BESIDE: `begin_beside`.
+    N is the number of gated ones. P: modules whose adapters are added. BESIDE: the kernel just
+    before writes `shrunk`, and let this one be launched once x could be read.
     """
+    launch_next(OVERLAPS)
     column = tl.program_id(0)
     piece = tl.program_id(1)
     i = tl.arange(0, BN)
@@ -83,8 +81,12 @@ def product_kernel(
     acc = tl.zeros((BN, BM), tl.float32)
     stored = N * 2 if GATED else N  # rows of the weight
     begin = piece * length
-    k = tl.arange(0, 64)
-    begin_beside(OVERLAPS, BESIDE)
+    if KIND == "int8" or KIND == "fp8":
+        factor = tl.load(factors + n)
+    if HAS_BIAS:
+        added = tl.load(bias + n).to(tl.float32)
+    if not BESIDE:
+        after_earlier_kernels(OVERLAPS)
     if P > 0:  # asked for now, used when the sum is there
         r = column * BN + i
         own_n = r // 16 * 8 + r % 8 + r // 8 % 2 * N if GATED else r
@@ -93,6 +95,11 @@ def product_kernel(
         adapters, modules = some_weights(
             own_n, 0, num, active, b0, b1, b2, start0, start1, start2, n0, n1, n2, P, R, RC, G, BN
         )
+    to = column * (BN // 2) + tl.arange(0, BN // 2) if GATED else column * BN + i
+    mask = (to < N)[:, None] & (m < M)[None, :]
+    at_out = out + m[None, :] * out_row + to[:, None]
+    if ADDS:
+        old = tl.load(at_out, mask=mask, other=0.0)
     if KIND == "plain":
         rows = values + n.to(tl.int64)[:, None] * width
         j = tl.arange(0, BK)
@@ -107,68 +114,74 @@ def product_kernel(
                 xs = tl.load(lines + first + j[:, None], mask=inside[:, None], other=0.0)
             acc = tl.dot(weights, xs, acc, input_precision="ieee")
     elif KIND == "nf4":
-        row = _output_of(column * BN + _row_of(i, WARPS), N, GATED)
-        rows = values + row.to(tl.int64)[:, None] * width + k[None, :]
-        absmax = factors + n
+        row = _output_of(column * BN + _row_of(i, WARPS), N, GATED).to(tl.int64)
+        rows = values + row[:, None] * width + tl.arange(0, 64)[None, :]
+        j = tl.arange(0, 128)
+        scales = factors + row
         for step in range(0, length, BK):
             for inner in tl.static_range(0, BK, 128):
                 first = begin + step + inner
-                at = lines + first + k[:, None]
                 if IS_EVEN:
-                    upper, lower = entries(tl.load(rows + first // 2), table, IN_REGISTERS)
-                    upper_x = tl.load(at)
-                    lower_x = tl.load(at + 64)
-                    scale = tl.load(absmax + first // 64 * stored)
-                    next_scale = tl.load(absmax + (first // 64 + 1) * stored)
+                    packed = tl.load(rows + first // 2)
+                    xs = tl.load(lines + first + j[:, None])
+                    scale = tl.load(scales + first // 64 * stored)
+                    next_scale = tl.load(scales + (first // 64 + 1) * stored)
                 else:
                     inside = first < K
                     packed = tl.load(rows + first // 2, mask=inside, other=0)
-                    upper, lower = entries(packed, table, IN_REGISTERS)
-                    upper_x = tl.load(at, mask=first + k[:, None] < K, other=0.0)
-                    lower_x = tl.load(at + 64, mask=first + 64 + k[:, None] < K, other=0.0)
-                    scale = tl.load(absmax + first // 64 * stored, mask=inside, other=0.0)
+                    xs = tl.load(lines + first + j[:, None], mask=first + j[:, None] < K, other=0.0)
+                    scale = tl.load(scales + first // 64 * stored, mask=inside, other=0.0)
                     next_scale = tl.load(
-                        absmax + (first // 64 + 1) * stored, mask=inside, other=0.0
+                        scales + (first // 64 + 1) * stored, mask=inside, other=0.0
                     )
-                block = tl.dot(_fragment(upper, BN, WARPS), upper_x, input_precision="ieee")
-                acc += block * scale[:, None]
-                block = tl.dot(_fragment(lower, BN, WARPS), lower_x, input_precision="ieee")
-                acc += block * next_scale[:, None]
+                upper, lower = entries(packed, table, IN_REGISTERS)
+                upper = (upper.to(tl.float32) * scale[:, None]).to(kind)
+                lower = (lower.to(tl.float32) * next_scale[:, None]).to(kind)
+                both = tl.reshape(tl.permute(tl.join(upper, lower), (0, 2, 1)), (BN, 128))
+                acc = tl.dot(_fragment(both, BN, WARPS), xs, acc, input_precision="ieee")
     else:
         row = _output_of(column * BN + _row_of(i, WARPS), N, GATED)
-        rows = values + row.to(tl.int64)[:, None] * width + k[None, :]
-        for step in range(0, length, BK):
-            for inner in tl.static_range(0, BK, 64):
-                first = begin + step + inner
-                if IS_EVEN:
-                    tile = tl.load(rows + first)
-                    xs = tl.load(lines + first + k[:, None])
-                else:
-                    tile = tl.load(rows + first, mask=first < K, other=0.0)
-                    xs = tl.load(lines + first + k[:, None], mask=first + k[:, None] < K, other=0.0)
-                weights = _fragment(converted(tile, KIND, kind), BN, WARPS)
-                acc = tl.dot(weights, xs, acc, input_precision="ieee")
-    end_beside(OVERLAPS, BESIDE)
+        rows = values + row.to(tl.int64)[:, None] * width
+        k = tl.arange(0, BK)
+        for step in range(0, length, BK):  # a single product in it: conversions run beside others
+            first = begin + step
+            if IS_EVEN:
+                tile = tl.load(rows + first + k[None, :])
+                xs = tl.load(lines + first + k[:, None])
+            else:
+                tile = tl.load(
+                    rows + first + k[None, :], mask=(first + k < width)[None, :], other=0.0
+                )
+                xs = tl.load(lines + first + k[:, None], mask=(first + k < K)[:, None], other=0.0)
+            weights = _fragment(converted(tile, KIND, kind), BN, WARPS)
+            acc = tl.dot(weights, xs, acc, input_precision="ieee")
+    if BESIDE:
+        after_earlier_kernels(OVERLAPS)
     is_last = True
-    if IS_SPLIT:
+    if SPLITS > 1:
         tile_number = tl.program_id(2) * tl.num_programs(0) + column
-        own = partials + (tile_number.to(tl.int64) * splits) * (BN * BM)
+        own = partials + (tile_number.to(tl.int64) * SPLITS) * (BN * BM)
         own += i[:, None] * BM + tl.arange(0, BM)[None, :]
         tl.store(own + piece * (BN * BM), acc)
         tl.debug_barrier()
-        is_last = tl.atomic_add(counters + tile_number, 1) == splits - 1
+        is_last = tl.atomic_add(counters + tile_number, 1) == SPLITS - 1
         if is_last:
             tl.store(counters + tile_number, 0)
             acc = tl.zeros((BN, BM), tl.float32)
-            for other in range(splits):
-                acc += tl.load(own + other * (BN * BM), cache_modifier=".cg")
+            for some in tl.static_range(0, SPLITS, 4):  # are asked for before one is added
+                pieces = ()
+                for other in tl.static_range(some, min(some + 4, SPLITS)):
+                    at_piece = own + other * (BN * BM)
+                    pieces = pieces + (tl.load(at_piece, cache_modifier=".cg"),)
+                for other in tl.static_range(len(pieces)):
+                    acc += pieces[other]
     if is_last:
         if KIND == "int8" or KIND == "fp8":
-            acc = acc * tl.load(factors + n)[:, None]
+            acc = acc * factor[:, None]
         if KIND == "int8":
             acc = acc * 7.874015718698502e-3
         if HAS_BIAS:
-            acc += tl.load(bias + n).to(tl.float32)[:, None]
+            acc += added[:, None]
         if P > 0:
             if num > 0:
                 acc = with_units(
@@ -182,121 +195,9 @@ def product_kernel(
                 acc = with_units(
                     acc, adapters, modules, unit, num, m, M, shrunk, slots, active, P, R, RC, G, BM
                 )
+        y = acc
         if GATED:
             y = _gated(acc, BN, BM, IS_SILU, kind)
-            to = column * (BN // 2) + tl.arange(0, BN // 2)
-        else:
-            y = acc
-            to = column * BN + i
-        mask = (to < N)[:, None] & (m < M)[None, :]
-        at_out = out + m[None, :] * out_row + to[:, None]
         if ADDS:
-            y += tl.load(at_out, mask=mask, other=0.0).to(tl.float32)
+            y += old.to(tl.float32)
         tl.store(at_out, y.to(kind), mask=mask)
-
-
-@triton.jit
-def _pairs(x, pair, K):
-    """Return inputs 2 * pair and the one behind each of them, in float32; zeros behind the last.
-
-    Two of bfloat16 are read as one number of 32 bits.
-    """
-    inside = pair * 2 < K
-    if x.dtype.element_ty == tl.bfloat16:
-        both = tl.load(x.to(tl.pointer_type(tl.int32)) + pair, mask=inside, other=0)
-        first = (both << 16).to(tl.float32, bitcast=True)
-        second = (both & -65536).to(tl.float32, bitcast=True)
-    else:
-        first = tl.load(x + pair * 2, mask=inside, other=0.0)
-        second = tl.load(x + pair * 2 + 1, mask=inside, other=0.0)
-    return first, second
-
-
-@triton.jit
-def _times_pairs(weights, first, second, BN: tl.constexpr, BK: tl.constexpr):
-    """Return the products of weights (BN, BK) with pairs of inputs, of each pair the sum."""
-    even, odd = tl.split(tl.reshape(weights, (BN, BK // 2, 2)))
-    return even.to(tl.float32) * first[None, :] + odd.to(tl.float32) * second[None, :]
-
-
-@triton.jit
-def row_kernel(
-    x, values, factors, table, bias, out, shrunk, slots, active, b0, b1, b2, start0, start1,
-    start2, n0, n1, n2, N, K, width, P: tl.constexpr, R: tl.constexpr, RP: tl.constexpr,
-    BESIDE: tl.constexpr, KIND: tl.constexpr, HAS_BIAS: tl.constexpr, ADDS: tl.constexpr,
-    BN: tl.constexpr, BK: tl.constexpr, IN_REGISTERS: tl.constexpr, OVERLAPS: tl.constexpr,
-    GATED: tl.constexpr, IS_SILU: tl.constexpr,
-):  # fmt: skip
-    """Compute BN outputs of a single row, without tensor cores. Program (outputs).
-
-    BK: elements of `values` that are read at once, which begins before earlier kernels end.
-    GATED: each second of the BN outputs is a value, and the one before it its gate; N is the number
-    of gated ones.
-    """
-    to = tl.program_id(0) * BN + tl.arange(0, BN)
-    n = tl.minimum(to, N - 1)
-    stored = N
-    if GATED:
-        n = tl.minimum(to // 2, N - 1) + to % 2 * N
-        stored = N * 2
-    tile = row_tile(values, n, 0, width, BK)
-    if P > 0:
-        slot = tl.load(slots).to(tl.int64)
-        adapter, own = row_weights(
-            n, slot, b0, b1, b2, start0, start1, start2, n0, n1, n2, P, R, RP
-        )
-    begin_beside(OVERLAPS, BESIDE)
-    j = tl.arange(0, BK // 2)  # of pairs
-    pair = _input_of(j % 32 * 2) // 2
-    if KIND == "nf4":
-        acc = tl.zeros((BN, BK // 64), tl.float32)
-        pair += j // 32 * 64
-        blocks = tl.arange(0, BK // 64) * 2
-        for first in range(0, width, BK):
-            upper, lower = entries(tile, table, IN_REGISTERS)
-            tile = row_tile(values, n, first + BK, width, BK)
-            own = factors + (first // 32 + blocks)[None, :] * stored + n[:, None]
-            mask = (first + blocks * 32 < width)[None, :]
-            left, right = _pairs(x, first + pair, K)
-            products = tl.reshape(_times_pairs(upper, left, right, BN, BK), (BN, BK // 64, 32))
-            acc += tl.sum(products, 2) * tl.load(own, mask=mask, other=0.0)
-            left, right = _pairs(x, first + 32 + pair, K)
-            products = tl.reshape(_times_pairs(lower, left, right, BN, BK), (BN, BK // 64, 32))
-            acc += tl.sum(products, 2) * tl.load(own + stored, mask=mask, other=0.0)
-    elif KIND == "plain":
-        acc = tl.zeros((BN, BK), tl.float32)
-        k = tl.arange(0, BK)
-        for first in range(0, width, BK):
-            weights = tile.to(tl.float32)
-            tile = row_tile(values, n, first + BK, width, BK)
-            xs = tl.load(x + first + k, mask=first + k < K, other=0.0).to(tl.float32)
-            acc += weights * xs[None, :]
-    else:
-        acc = tl.zeros((BN, BK // 2), tl.float32)
-        pair += j // 32 * 32
-        for first in range(0, width, BK):
-            weights = converted(tile, KIND, tl.float32)
-            tile = row_tile(values, n, first + BK, width, BK)
-            left, right = _pairs(x, first // 2 + pair, K)
-            acc += _times_pairs(weights, left, right, BN, BK)
-    y = tl.sum(acc, 1)
-    if KIND == "int8" or KIND == "fp8":
-        y = y * tl.load(factors + n)
-    if KIND == "int8":
-        y = y * 7.874015718698502e-3
-    if HAS_BIAS:
-        y += tl.load(bias + n).to(tl.float32)
-    end_beside(OVERLAPS, BESIDE)
-    if P > 0:
-        at = shrunk + (own * R)[:, None] + tl.arange(0, RP)[None, :]
-        s = tl.load(at, mask=(tl.arange(0, RP) < R)[None, :], other=0.0)
-        y += tl.sum(adapter.to(tl.float32) * s, 1)
-    kind: tl.constexpr = x.dtype.element_ty
-    if GATED:
-        gate, value = tl.split(tl.reshape(y.to(kind), (BN // 2, 2)))
-        acted = activated(gate.to(tl.float32), IS_SILU).to(kind).to(tl.float32)
-        y = acted * value.to(tl.float32)
-        to = tl.program_id(0) * (BN // 2) + tl.arange(0, BN // 2)
-    if ADDS:
-        y += tl.load(out + to, mask=to < N, other=0.0).to(tl.float32)
-    tl.store(out + to, y.to(kind), mask=to < N)

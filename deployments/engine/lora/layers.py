@@ -1,6 +1,6 @@
 """Describe the linear layers that adapters change, the weights of all adapters, and a batch's."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -62,6 +62,13 @@ class LoraBatch(Protocol):
     def rescales(self, layer: str) -> bool:
         """Return whether `add` multiplies y by gains first (DoRA): y then is the base model's
         product alone, without a bias or a residual."""
+
+    def few(self, layer: str) -> tuple[Sequence[torch.Tensor], torch.Tensor] | None:
+        """Return each adapted module's A of all slots, and the rows' slots, where the ranks are so
+        few that the kernel that norms and multiplies a row takes them too; None: they are not."""
+
+    def expanded(self, layer: str, shrunk: torch.Tensor) -> Expansion:
+        """Return what that kernel's product with A (B, P, R) becomes part of."""
 
     def norm(
         self, layer: str, x: torch.Tensor, weight: torch.Tensor, eps: float

@@ -54,6 +54,12 @@ class TorchLoraBatch:
         segments = self._layers.get(layer)
         return segments is not None and bool(segments.gains)
 
+    def few(self, layer: str) -> None:
+        return None
+
+    def expanded(self, layer: str, shrunk: torch.Tensor) -> Expansion:
+        raise AssertionError("no kernel takes the ranks of this batch")
+
     def norm(
         self, layer: str, x: torch.Tensor, weight: torch.Tensor, eps: float
     ) -> tuple[torch.Tensor, None]:

@@ -35,14 +35,21 @@ class TritonLoraBatch:
     def rescales(self, layer: str) -> bool:
         return any(stack.gains is not None for _, stack in self._stacks.get(layer, ()))
 
+    def few(self, layer: str) -> tuple[Sequence[torch.Tensor], torch.Tensor] | None:
+        a = [stack.a for _, stack in self._stacks.get(layer, ())]
+        ranks = sum(each.shape[1] for each in a)
+        return (a, self._slots) if 0 < ranks <= _FEW_RANKS else None
+
+    def expanded(self, layer: str, shrunk: torch.Tensor) -> Expansion:
+        return Expansion(shrunk, self._columns(layer), self._slots)
+
     def norm(
         self, layer: str, x: torch.Tensor, weight: torch.Tensor, eps: float
     ) -> tuple[torch.Tensor, Expansion | None]:
-        a = [stack.a for _, stack in self._stacks.get(layer, ())]
-        ranks = sum(each.shape[1] for each in a)
-        if 0 < ranks <= _FEW_RANKS and x.shape[1] <= MAX_NORM_COLUMNS:
-            normed, shrunk = norm_shrink(x, weight, eps, a, self._slots)
-            return normed, Expansion(shrunk, self._columns(layer), self._slots)
+        few = self.few(layer)
+        if few is not None and x.shape[1] <= MAX_NORM_COLUMNS:
+            normed, shrunk = norm_shrink(x, weight, eps, *few)
+            return normed, self.expanded(layer, shrunk)
         normed = rms_norm(x, weight, eps)
         return normed, self.shrink(layer, normed)
 

@@ -120,10 +120,36 @@ class FusedLinear(AdaptedLinear):
         self, x: torch.Tensor, weight: torch.Tensor, eps: float, lora: LoraBatch | None
     ) -> torch.Tensor:
         """Apply the layer to the RMS norm of x (T, in), whose weight is (in,)."""
+        done = self._in_one_kernel(x, weight, eps, lora)
+        if done is not None:
+            y, expansion = done
+            if lora is not None and expansion is not None:
+                lora.add(self.name, x, y, expansion)
+            return y
         if lora is None:
             return self._adapted(rms_norm(x, weight, eps), None, None)
         normed, expansion = lora.norm(self.name, x, weight, eps)
         return self._adapted(normed, lora, expansion)
+
+    def _in_one_kernel(
+        self,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        eps: float,
+        lora: LoraBatch | None,
+        activation: str | None = None,
+    ) -> tuple[torch.Tensor, Expansion | None] | None:
+        """Return the product of the norm of few rows, from one kernel, and what is still to be
+        added; None where there is no such kernel."""
+        if not isinstance(self._product, KernelProduct) or not self._product.takes_norm(x):
+            return None
+        if lora is None or not lora.adapts(self.name):
+            return self._product.after_norm(x, weight, eps, None, activation)[0], None
+        few = lora.few(self.name)
+        if few is None or self._is_rescaled(lora):
+            return None
+        y, shrunk = self._product.after_norm(x, weight, eps, few, activation)
+        return y, None if shrunk is None else lora.expanded(self.name, shrunk)
 
     def gated_after_norm(
         self,
@@ -138,6 +164,11 @@ class FusedLinear(AdaptedLinear):
         It is one kernel where the product is and adds the adapters itself.
         """
         expansion = None
+        is_adapted = lora is not None and lora.adapts(self.name)
+        if weight is not None and activation in GATED and not is_adapted:
+            done = self._in_one_kernel(x, weight, eps, lora, activation)
+            if done is not None:
+                return done[0]
         if weight is not None and lora is not None:
             x, expansion = lora.norm(self.name, x, weight, eps)
         elif weight is not None:
@@ -145,7 +176,7 @@ class FusedLinear(AdaptedLinear):
         if lora is not None and expansion is None:
             expansion = lora.shrink(self.name, x)
         product = self._adding(lora, expansion)
-        if isinstance(self._product, KernelProduct) and not (lora and lora.adapts(self.name)):
+        if isinstance(self._product, KernelProduct) and not is_adapted:
             product = self._product
         if product is not None and activation in GATED:
             return product.gated(x, activation, expansion)
@@ -156,6 +187,9 @@ class FusedLinear(AdaptedLinear):
     ) -> tuple[torch.Tensor, Expansion | None]:
         """Do `after_norm`, but leave the LoRA expansion, if any, to the attention that follows,
         unless the product adds it."""
+        done = self._in_one_kernel(x, weight, eps, lora)
+        if done is not None:
+            return done
         if lora is None:
             return self._adapted(rms_norm(x, weight, eps), None, None), None
         normed, expansion = lora.norm(self.name, x, weight, eps)

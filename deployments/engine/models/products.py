@@ -105,8 +105,16 @@ class KernelProduct:
     """
 
     def __init__(self, weight: InterleavedWeight | torch.Tensor, bias: torch.Tensor | None) -> None:
-        from deployments.engine.kernels.quantised_product import plain_product, product
+        from deployments.engine.kernels.quantised_product import (
+            RowNorm,
+            has_row_norm,
+            plain_product,
+            product,
+            row_product,
+        )
 
+        self._row_norm, self._row_product = RowNorm, row_product
+        self.takes_norm: Callable[[torch.Tensor], bool] = has_row_norm
         function: Any = plain_product if isinstance(weight, torch.Tensor) else product
         self._product: Callable[..., torch.Tensor] = functools.partial(function, weight=weight)
         self._weight, self._bias = weight, bias
@@ -126,6 +134,19 @@ class KernelProduct:
     ) -> torch.Tensor:
         """Return gated_activation of self(x), for an activation of GATED."""
         return self._product(x, bias=self._bias, activation=activation, expansion=expansion)
+
+    def after_norm(
+        self,
+        x: torch.Tensor,
+        norm: torch.Tensor,
+        eps: float,
+        few: tuple[Sequence[torch.Tensor], torch.Tensor] | None,
+        activation: str | None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return self of the RMS norm of a row x that it `takes_norm` of, or `gated` of it, and
+        its product with each A of LoraBatch.few."""
+        about = self._row_norm(norm, eps, *(few or ()))
+        return self._row_product(x, self._weight, about, bias=self._bias, activation=activation)
 
     def in_order(self) -> "OrderedProduct | None":
         if isinstance(self._weight, torch.Tensor):

@@ -25,6 +25,7 @@ if FUSED:
         triton_grouped_lora,
         triton_groups,
         triton_lora,
+        triton_pick,
         triton_prefill,
     )
 needs_kernels = pytest.mark.skipif(
@@ -327,3 +328,22 @@ def test_without_kernels_the_torch_version_runs() -> None:
     x = tensor(0, 3, 24)
     gate, value = x.chunk(2, -1)
     torch.testing.assert_close(ops.gated_activation(x, "silu"), F.silu(gate) * value)
+
+
+@needs_kernels
+@pytest.mark.parametrize("columns", [70, 9000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_picked_token_is_torchs(columns: int, dtype: torch.dtype) -> None:
+    """The first of equals, a NaN before all else, and none that ends an answer that may not."""
+    logits = tensor(0, 6, columns, dtype=dtype)
+    logits[:, 3] = 50.0
+    logits[1, [9, columns - 1]] = 60.0
+    logits[2, 5] = torch.nan
+    logits[3] = -torch.inf
+    ends, blocks = rows(3, 9), torch.tensor([0, 1, 1, 1, 1, 0], device=DEVICE)
+    twin, newest, twins_newest = logits.clone(), rows(*[0] * 9), rows(*[0] * 9)
+    where = rows(8, 2, 4, 0, 1, 7)
+    found = triton_pick.pick(logits, ends, blocks, where, newest)
+    assert torch.equal(found, torch_kernels.pick(twin, ends, blocks, where, twins_newest))
+    assert torch.equal(newest, twins_newest)
+    torch.testing.assert_close(logits, twin, rtol=0, atol=0, equal_nan=True)

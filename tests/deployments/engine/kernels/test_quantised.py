@@ -87,7 +87,7 @@ def test_a_product_of_few_rows(
 
 @pytest.mark.parametrize("kind", [*KINDS, "plain"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("tile", [Tile(0, 4, 512, 1, 4, 1), Tile(0, 2, 1024, 1, 4, 1)], ids=str)
+@pytest.mark.parametrize("tile", [Tile(0, 4, 256, 1, 4, 2), Tile(0, 2, 1024, 1, 4, 1)], ids=str)
 @pytest.mark.parametrize("dtype", {DTYPE, torch.bfloat16})
 def test_a_product_of_one_row(
     kind: str, shape: tuple[int, int], tile: Any, dtype: torch.dtype, choose: Choose
@@ -98,6 +98,36 @@ def test_a_product_of_one_row(
         weight = weight.to(dtype)
     tolerance = TOLERANCE if dtype == DTYPE else 1e-2  # the interpreter cuts off, does not round
     assert distance(product(weight, x), wanted(weight, x)) < tolerance
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "plain"])
+@pytest.mark.parametrize("slot", [None, 0, 2])
+@pytest.mark.parametrize("activation", [None, "gelu_new"])
+@pytest.mark.parametrize("tile", [Tile(0, 4, 128, 1, 4, 2), Tile(0, 8, 512, 1, 4, 1)], ids=str)
+def test_the_norm_of_one_row_and_its_product(
+    kind: str, slot: int | None, activation: str | None, tile: Any, choose: Choose
+) -> None:
+    """With what an adapter's A makes of the norm, of two modules with eight ranks; slot 0: none."""
+    choose(tile)
+    weight, x, gains = weight_of(kind, (72, 320)), tensor(1, 1, 320) * 3, tensor(2, 320)
+    bias = tensor(4, 72)
+    stacks = [tensor(5, 3, 8, 320), tensor(6, 3, 8, 320)] if slot is not None else []
+    for stack in stacks:
+        stack[0] = 0
+    slots = torch.tensor([slot or 0], device=DEVICE)
+    norm = quantised_product.RowNorm(gains, 1e-3, stacks, slots)
+    own = weight if kind == "plain" else interleaved(weight)
+    found, shrunk = quantised_product.row_product(x, own, norm, bias=bias, activation=activation)
+    normed = F.rms_norm(x.double(), (320,), gains.double(), 1e-3)
+    y = wanted(weight, normed) + bias.double()
+    if activation is not None:
+        y = ops.gated_activation_torch(y, activation)
+    assert distance(found, y) < 3 * TOLERANCE
+    assert (shrunk is None) == (slot is None)
+    for module, stack in enumerate(stacks):
+        assert shrunk is not None
+        true = normed @ stack[slot].double().T
+        assert float((shrunk[:, module].double() - true).norm()) <= TOLERANCE * float(true.norm())
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "plain"])
@@ -181,7 +211,8 @@ def test_every_size_has_a_tile_that_fits(kind: str) -> None:
     for outputs, inputs in [(256, 64), (6144, 2048), (2048, 5120), (128256, 2048), (32128, 2048)]:
         for rows in (1, 2, 15, 16, 33, 64, 65, 100, 192):
             tile = quantised_product.tile_of(kind, rows, outputs, inputs)
-            assert tile is None or (tile.bk % 128 == 0 and tile.num_warps in (4, 8))
+            step = 64 if kind == "plain" else 128
+            assert tile is None or (tile.bk % step == 0 and tile.num_warps in (4, 8))
             if tile is not None and tile.bm:
                 assert tile.splits * tile.bk < inputs + tile.bk or tile.splits == 1
     assert quantised_product.tile_of(kind, 2000, 2048, 2048) is None

@@ -130,6 +130,21 @@ def _attention(
     return torch.matmul(weights, values).reshape(len(q), -1)
 
 
+def pick(
+    logits: torch.Tensor,
+    ends: torch.Tensor,
+    blocks: torch.Tensor,
+    rows: torch.Tensor,
+    newest: torch.Tensor,
+) -> torch.Tensor:
+    """As triton_pick.pick."""
+    endings = logits.index_select(1, ends)
+    logits.index_copy_(1, ends, endings.masked_fill(blocks[:, None] > 0, -torch.inf))
+    tokens = logits.argmax(-1)
+    newest.index_copy_(0, rows, tokens)
+    return tokens
+
+
 def group_rows(
     slots: torch.Tensor, tile_rows: int
 ) -> tuple[torch.Tensor, list[list[int]], list[int]]:
