@@ -121,12 +121,12 @@ class TorchBatches:
             return pool.torch_batch(slots, counts)
         if not (self.is_invariant or any(slots)):
             return None
-        own = torch.tensor(slots)
+        own = list(slots)
         if counts is not None:
-            own = own.repeat_interleave(torch.tensor(counts))
-        return (
-            pool.triton_batch(own.to(self.device)) if in_kernels else pool.row_batch(own.tolist())
-        )
+            own = [slot for slot, count in zip(slots, counts, strict=True) for _ in range(count)]
+        if not in_kernels:
+            return pool.row_batch(own)
+        return pool.triton_batch(torch.tensor(own, device=self.device))
 
     def decode_batch(
         self,
