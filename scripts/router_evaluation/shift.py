@@ -36,7 +36,7 @@ from scripts.router_evaluation.scoring import Scored, score
 
 ROUTER_DIR = Path(__file__).resolve().parents[2] / "router"
 # Sets of router/data that no training has seen.
-UNSEEN = {"written_shift": "written_shift.jsonl", "written_test": "written_test.jsonl.gz"}
+UNSEEN = {"written_shift": "written_shift.jsonl.gz", "written_test": "written_test.jsonl.gz"}
 MIN_QUESTIONS = 10  # of a source
 
 
