@@ -18,7 +18,7 @@ from scripts.lora import merge, merged_folder, parity
 from scripts.lora.errors import MergeError
 from tests.tiny_models import load_model, make_adapter
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow]
 FAMILIES = ["tiny_llama_dir", "tiny_flan_t5_dir"]
 QUESTION = "What causes migraine?"
 

@@ -21,7 +21,7 @@ from scripts.lora.batches import TokenizedPair
 from scripts.lora.trainer import LoraTrainer
 from tests.tiny_models import load_model
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow]
 PAIRS = [
     ("What is eczema?", "Eczema makes the skin red."),
     ("What causes migraine?", "Stress and light."),

@@ -29,6 +29,8 @@ from tests.oracle import Oracle
 from tests.tiny_architectures import RECIPES, WINDOW, family_of, make_tiny
 from tests.tiny_models import load_model, make_adapter
 
+pytestmark = pytest.mark.slow
+
 __all__ = ["one_thread"]  # a fixture
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # the oracle stays on the CPU

@@ -30,6 +30,8 @@ from tests.deployments.engine.test_parity import INTERPRETED, one_thread
 from tests.tiny_architectures import family_of, make_tiny
 from tests.tiny_models import make_adapter
 
+pytestmark = pytest.mark.slow
+
 __all__ = ["one_thread"]  # an autouse fixture
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

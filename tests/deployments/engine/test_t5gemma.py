@@ -24,6 +24,8 @@ from tests.oracle import Oracle
 from tests.tiny_architectures import make_tiny
 from tests.tiny_models import make_adapter
 
+pytestmark = pytest.mark.slow
+
 __all__ = ["one_thread"]  # a fixture
 NAMES = ("t5gemma", "t5gemma2")
 LIMITS = FastLimits(4, 160, max_adapters=3)

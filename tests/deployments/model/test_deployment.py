@@ -24,6 +24,8 @@ from deployments.model.loading import LoadedModel, load_model
 from deployments.replica import open_adapter_store
 from deployments.settings import Settings
 
+pytestmark = pytest.mark.slow
+
 NUM_THREADS = 2
 
 

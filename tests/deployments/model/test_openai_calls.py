@@ -12,6 +12,8 @@ from deployments.messages import GenerateRequest
 from deployments.model.deployment import ModelReplica
 from deployments.settings import Settings
 
+pytestmark = pytest.mark.slow
+
 NUM_POSITIONS = 64
 
 

@@ -27,6 +27,8 @@ from router.training.trained import Trained, save
 from tests.router.small_questions import LABELS, small_questions
 from tests.tiny_encoder import tiny_trained
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_small_bilingual_set_trains_a_router_that_routes(tiny_router_dir: Path) -> None:
     classifier = Classifier.load(tiny_router_dir)

@@ -34,6 +34,8 @@ from tests.deployments.engine.test_parity import (
 from tests.oracle import Oracle
 from tests.tiny_models import load_model
 
+pytestmark = pytest.mark.slow
+
 __all__ = ["one_thread"]  # a fixture
 
 CASES = [

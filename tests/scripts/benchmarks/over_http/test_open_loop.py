@@ -27,6 +27,8 @@ from tests.scripts.benchmarks.over_http.test_http_client import (
     stream,
 )
 
+pytestmark = pytest.mark.slow
+
 NAMES = [f"a{number}" for number in range(8)]
 
 

@@ -12,6 +12,8 @@ from scripts.benchmarks.scale_model import simulate
 from scripts.benchmarks.scale_model.cluster import Cluster, Shape, Worker
 from scripts.benchmarks.scale_model.costs import Costs, read_costs
 
+pytestmark = pytest.mark.slow
+
 FILES = Path("docs/benchmarks")
 NAMES = (
     "serving_2_h200.json",
