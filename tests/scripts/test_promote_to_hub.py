@@ -12,26 +12,16 @@ from scripts.lora import hub as adapter_hub
 from scripts.lora.errors import HubError
 from tests.scripts.test_promote_adapter import (
     HEAD,
+    catalog,
     checked,
     good_result,
     listed,
+    llama,
     promote,
     set_interval,
 )
-from tests.tiny_models import make_adapter
 
-
-@pytest.fixture
-def llama(tiny_llama_dir: Path, tmp_path: Path) -> Path:
-    return make_adapter(tiny_llama_dir, tmp_path / "dermatology", base_name="tiny", seed=1)
-
-
-@pytest.fixture
-def catalog(tmp_path: Path) -> Path:
-    folder = tmp_path / "catalog"
-    folder.mkdir()
-    (folder / "catalog.yaml").write_text(HEAD)
-    return folder
+__all__ = ["catalog", "llama"]  # fixtures
 
 
 class Hub:

@@ -18,15 +18,11 @@ from scripts.lora.model import LoraSettings, build
 from scripts.lora.train import named
 from scripts.lora.trainer import LoraTrainer
 from scripts.lora.training_arguments import LoopSettings
-from tests.scripts.test_train_lora_adapter import PAIRS, arguments, item, run, write_lines
+from tests.scripts.test_train_lora_adapter import PAIRS, arguments, data, run
+
+__all__ = ["data"]  # a fixture
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    lines = [item(q, a) for q, a in PAIRS] + [item(q, a, "validation") for q, a in PAIRS]
-    return write_lines(tmp_path / "data", [json.dumps(line) for line in lines])
 
 
 def trainer_of(

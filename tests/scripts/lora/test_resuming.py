@@ -12,16 +12,11 @@ from safetensors.torch import load_file
 from adapters.bases.models import sha256_of
 from scripts.lora import train
 from scripts.lora.trainer import LoraTrainer
-from tests.scripts.test_train_lora_adapter import PAIRS, item, run, write_lines
+from tests.scripts.test_train_lora_adapter import data, run
+
+__all__ = ["data"]  # a fixture
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    """Two training splits' worth of text; validation repeats it, so that learning shows."""
-    lines = [item(q, a) for q, a in PAIRS] + [item(q, a, "validation") for q, a in PAIRS]
-    return write_lines(tmp_path / "data", [json.dumps(line) for line in lines])
 
 
 @pytest.mark.parametrize("more", [[], ["--eval_steps", "3"]], ids=["by epoch", "mid-epoch"])
