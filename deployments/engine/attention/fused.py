@@ -93,7 +93,7 @@ class TritonDecodeAttention:
         return cross_attention(
             q,
             expansion,
-            self._layers[layer],
+            cached,
             *self._prompts,
             kv_scales=self._scales[layer],
             scale=scale,

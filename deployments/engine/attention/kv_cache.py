@@ -78,10 +78,6 @@ class KvCache:
         # Of int8 keys and values (int8_kv_cache.py): (2, H, T) for each layer.
         self.scales: Sequence[torch.Tensor | None] = [None] * num_layers
 
-    def ranges(self, rows: Sequence[int]) -> list[tuple[int, int]]:
-        """Return where each of these rows begins and ends."""
-        return [(self.starts[row], self.starts[row] + self.capacities[row]) for row in rows]
-
     @property
     def num_bytes(self) -> int:
         return sum(layer.nbytes for layer in self.layers)
@@ -264,7 +260,9 @@ class TorchDecodeAttention:
         self._prompts = dict(zip(rows, prompts, strict=True))
         self._new = NewPositions(cache, rows, positions)
         self.positions = self._new.positions
-        self._merged = MergedPositions(cache.ranges(rows), positions, prompts, cache.device)
+        self._merged = MergedPositions(
+            cache.starts, cache.capacities, rows, positions, prompts, cache.device
+        )
         # The first layer that needs them builds these, for all layers of its kind.
         self._self_reads: dict[tuple[int, int | None], list[_Read]] = {}
         self._cross_reads: list[_Read] | None = None

@@ -9,19 +9,21 @@ class MergedPositions:
     """Know each row's cache positions: its newest ones, then its prompt's at the end of the row.
 
     Args:
-        ranges: where each row begins and ends in the cache.
-        positions, prompts: of TorchDecodeAttention.
+        starts, capacities: of every row of the cache.
+        rows, positions, prompts: of TorchDecodeAttention.
     """
 
     def __init__(
         self,
-        ranges: Sequence[tuple[int, int]],
+        starts: Sequence[int],
+        capacities: Sequence[int],
+        rows: Sequence[int],
         positions: Sequence[int],
         prompts: Sequence[int],
         device: torch.device,
     ) -> None:
-        self._rows = list(zip(ranges, positions, prompts, strict=True))
-        self._device = device
+        self._starts, self._capacities, self._device = starts, capacities, device
+        self._rows, self._positions, self._prompts = rows, positions, prompts
         # The first layer that needs them builds these, for all layers of its window.
         self._padded: dict[int | None, tuple[torch.Tensor, torch.Tensor]] = {}
 
@@ -38,7 +40,8 @@ class MergedPositions:
         return self._padded[window]
 
     def _of_rows(self, window: int | None) -> Iterator[torch.Tensor]:
-        for (start, end), filled, prompt in self._rows:
+        for row, filled, prompt in zip(self._rows, self._positions, self._prompts, strict=True):
+            start, end = self._starts[row], self._starts[row] + self._capacities[row]
             stop = start + filled + 1
             first = start if window is None else max(start, stop - window)
             spans = ((first, stop), (end - prompt, end))

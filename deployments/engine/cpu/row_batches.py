@@ -14,8 +14,8 @@ from deployments.engine.attention.merged import MergedPositions
 from deployments.engine.attention.prefill import TorchPrefillAttention
 from deployments.engine.cpu.row_kernels import AttentionStep, adapt_rows, attend_rows
 from deployments.engine.cpu.threads import Threads
-from deployments.engine.kernels.ops import Expansion, Rope, Segment, rms_norm
-from deployments.engine.lora.layers import LoraStack
+from deployments.engine.kernels.ops import Expansion, Rope, Segment
+from deployments.engine.lora.layers import AddedLater, LoraStack
 from deployments.engine.lora.stacks import LoraStacks
 
 _TOGETHER = 16  # tokens of a prompt that read each key once
@@ -76,7 +76,7 @@ def _adapted(modules: Sequence[tuple[int, LoraStack]]) -> _Adapted:
     return _Adapted(a, b, np.array(sizes), columns, ends[-1])
 
 
-class RowLoraBatch:
+class RowLoraBatch(AddedLater):
     """Implement LoraBatch (lora/layers.py): a row's product reads its own adapter alone.
 
     Args:
@@ -92,20 +92,6 @@ class RowLoraBatch:
 
     def rescales(self, layer: str) -> bool:
         return layer in self._lora.rescaled
-
-    def few(self, layer: str) -> None:
-        return None
-
-    def expanded(self, layer: str, shrunk: torch.Tensor) -> Expansion:
-        raise AssertionError("no kernel takes the ranks of this batch")
-
-    def norm(
-        self, layer: str, x: torch.Tensor, weight: torch.Tensor, eps: float
-    ) -> tuple[torch.Tensor, None]:
-        return rms_norm(x, weight, eps), None
-
-    def shrink(self, layer: str, x: torch.Tensor) -> None:
-        return None
 
     def add(
         self, layer: str, x: torch.Tensor, y: torch.Tensor, shrunk: Expansion | None = None
@@ -162,7 +148,9 @@ class RowDecodeAttention:
         self._pieces = np.arange(len(rows) + 1)
         self._new = NewPositions(cache, rows, positions)
         self.positions = self._new.positions
-        self._merged = MergedPositions(cache.ranges(rows), positions, prompts, cache.device)
+        self._merged = MergedPositions(
+            cache.starts, cache.capacities, rows, positions, prompts, cache.device
+        )
 
     def self_attention(
         self,
@@ -206,7 +194,7 @@ class RowDecodeAttention:
         """Attend with q (B, H * G, D) over answer and prompt, copied one behind the other."""
         where, counts = self._merged.padded(window)
         firsts = np.arange(len(where)) * where.shape[1]
-        kv = self._cache.layers[layer][where].flatten(0, 1)
+        kv = self._cache.gather(layer, where).flatten(0, 1)
         return _attend(q, kv, (self._pieces, firsts, counts.numpy()), None, scale, softcap)
 
 

@@ -27,3 +27,12 @@ def overlaps(device: torch.device) -> bool:
 def launch_options(device: torch.device) -> dict[str, Any]:
     """Return what a launch of a kernel that waits itself takes."""
     return {"launch_pdl": True} if overlaps(device) else {}
+
+
+@functools.cache
+def shared_bytes(device: torch.device) -> int | None:
+    """Return the shared memory that a program may have; None in Triton's interpreter."""
+    if device.type != "cuda":
+        return None
+    properties: Any = torch.cuda.get_device_properties(device)
+    return int(properties.shared_memory_per_block_optin)

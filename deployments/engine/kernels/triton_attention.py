@@ -4,7 +4,6 @@ A kernel that reads a product next also adds the product's LoRA expansion: one l
 product is not written twice.
 """
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,11 +12,12 @@ import torch
 import triton
 import triton.language as tl
 
-from deployments.engine.kernels.backend import launch_options, overlaps
+from deployments.engine.kernels.backend import launch_options, overlaps, shared_bytes
 from deployments.engine.kernels.ops import Expansion, Rope
 from deployments.engine.kernels.tiles import decode_tile, padded
 from deployments.engine.kernels.triton_grouped_lora import lora_expand_add
 from deployments.engine.kernels.triton_kv_cache import keep, scaled, scales_arguments
+from deployments.engine.kernels.triton_lora import add_lora, stack_rows
 from deployments.engine.kernels.triton_overlap import after_earlier_kernels, launch_next
 
 MAX_FUSED_RANK = 64  # a separate kernel adds larger ranks first
@@ -44,29 +44,6 @@ def capped(scores, CAP: tl.constexpr):
     if CAP > 0:
         return CAP * (2.0 * tl.sigmoid(scores * (2.0 / CAP)) - 1.0)
     return scores
-
-
-@triton.jit
-def _stack_rows(stack, columns, mask, slot, first, N, R: tl.constexpr, RC: tl.constexpr):
-    """Return RC ranks of a slot's B, from `first` on, at these columns."""
-    r = first + tl.arange(0, RC)
-    at = stack + slot * (R * N) + r[:, None] * N + columns[None, :]
-    return tl.load(at, mask=mask[None, :], other=0.0)
-
-
-@triton.jit
-def _add_lora(
-    x, weights, columns, mask, shrunk, stack, slot, row, N,
-    R: tl.constexpr, RC: tl.constexpr, P: tl.constexpr, MODULE: tl.constexpr,
-):  # fmt: skip
-    """Return x (D,) plus what the row's adapter adds to these columns of one module, of whose B
-    `weights` are the first RC ranks."""
-    for first in tl.static_range(0, R, RC):
-        if first > 0:
-            weights = _stack_rows(stack, columns, mask, slot, first, N, R, RC)
-        s = tl.load(shrunk + (row * P + MODULE) * R + first + tl.arange(0, RC))
-        x += tl.sum(weights.to(tl.float32) * s[:, None], 0)
-    return x
 
 
 @triton.jit
@@ -135,27 +112,27 @@ def _decode_kernel(
     if P > 0:
         slot = tl.load(slots + b).to(tl.int64)
     if PQ >= 0:
-        weights_q = _stack_rows(bq, columns, dm, slot, 0, H * D, R, RC)
+        weights_q = stack_rows(bq, columns, dm, slot, 0, H * D, R, RC)
     if PK >= 0:
-        weights_k = _stack_rows(bk, columns, dm, slot, 0, H * D, R, RC)
+        weights_k = stack_rows(bk, columns, dm, slot, 0, H * D, R, RC)
     if PV >= 0:
-        weights_v = _stack_rows(bv, columns, dm, slot, 0, H * D, R, RC)
+        weights_v = stack_rows(bv, columns, dm, slot, 0, H * D, R, RC)
     after_earlier_kernels(OVERLAPS)
     q = tl.load(line, mask=dm, other=0.0).to(tl.float32)
     if APPEND:
         k = tl.load(line + H * D, mask=dm, other=0.0).to(tl.float32)
         v = tl.load(line + 2 * H * D, mask=dm, other=0.0).to(tl.float32)
     if PQ >= 0:
-        q = _add_lora(q, weights_q, columns, dm, shrunk, bq, slot, b, H * D, R, RC, P, PQ)
+        q = add_lora(q, weights_q, columns, dm, shrunk, bq, slot, b, H * D, R, RC, P, PQ)
     q = q * scale
     largest = -1e30
     total = 0.0
     acc = tl.zeros((DP,), tl.float32)
     if APPEND:
         if PK >= 0:
-            k = _add_lora(k, weights_k, columns, dm, shrunk, bk, slot, b, H * D, R, RC, P, PK)
+            k = add_lora(k, weights_k, columns, dm, shrunk, bk, slot, b, H * D, R, RC, P, PK)
         if PV >= 0:
-            v = _add_lora(v, weights_v, columns, dm, shrunk, bv, slot, b, H * D, R, RC, P, PV)
+            v = add_lora(v, weights_v, columns, dm, shrunk, bv, slot, b, H * D, R, RC, P, PV)
         own = kv_cache + (start + n) * (2 * H * D) + columns
         kept_k = keep(k, own, key_scales + n, dm, IS_INT8)
         acc = keep(v, own + H * D, value_scales + n, dm, IS_INT8)
@@ -207,11 +184,11 @@ def _rope_decode_kernel(
     columns = h * D + d
     other_columns = h * D + other
     if PK >= 0:
-        weights_k = _stack_rows(bk, columns, dm, slot, 0, H * D, R, RC)
+        weights_k = stack_rows(bk, columns, dm, slot, 0, H * D, R, RC)
         if ROT > 0:
-            other_weights = _stack_rows(bk, other_columns, dr, slot, 0, H * D, R, RC)
+            other_weights = stack_rows(bk, other_columns, dr, slot, 0, H * D, R, RC)
     if PV >= 0:
-        weights_v = _stack_rows(bv, columns, dm, slot, 0, H * D, R, RC)
+        weights_v = stack_rows(bv, columns, dm, slot, 0, H * D, R, RC)
     if ROT > 0:
         cosine = tl.load(cos + n * ROT + d, mask=dr, other=1.0).to(tl.float32)
         sine = tl.load(sin + n * ROT + d, mask=dr, other=0.0).to(tl.float32)
@@ -226,9 +203,9 @@ def _rope_decode_kernel(
             weights = bq + (slot * R + r) * (H * G * D)
             q += s * tl.load(weights + q_at, mask=qm, other=0.0).to(tl.float32)
     if PK >= 0:
-        k = _add_lora(k, weights_k, columns, dm, shrunk, bk, slot, b, H * D, R, RC, P, PK)
+        k = add_lora(k, weights_k, columns, dm, shrunk, bk, slot, b, H * D, R, RC, P, PK)
     if PV >= 0:
-        v = _add_lora(v, weights_v, columns, dm, shrunk, bv, slot, b, H * D, R, RC, P, PV)
+        v = add_lora(v, weights_v, columns, dm, shrunk, bv, slot, b, H * D, R, RC, P, PV)
     if ROT > 0:
         rm = gm[:, None] & dr[None, :]
         q_other_at = (h * G + g)[:, None] * D + other[None, :]
@@ -240,7 +217,7 @@ def _rope_decode_kernel(
                 weights = bq + (slot * R + r) * (H * G * D)
                 q_other += s * tl.load(weights + q_other_at, mask=rm, other=0.0).to(tl.float32)
         if PK >= 0:
-            k_other = _add_lora(
+            k_other = add_lora(
                 k_other, other_weights, other_columns, dr, shrunk, bk, slot, b, H * D, R, RC, P, PK
             )
         q = q * cosine[None, :] + q_other * sine[None, :]
@@ -411,15 +388,6 @@ def _lora_arguments(
     sizes = {"R": rank, "RC": together, "P": len(expansion.stacks)}
     sizes |= dict(zip(("PQ", "PK", "PV"), modules, strict=False))
     return _LoraArguments((expansion.shrunk, expansion.slots, *stacks), sizes)
-
-
-@functools.cache
-def shared_bytes(device: torch.device) -> int | None:
-    """Return the shared memory that a program may have; None in Triton's interpreter."""
-    if device.type != "cuda":
-        return None
-    properties: Any = torch.cuda.get_device_properties(device)
-    return int(properties.shared_memory_per_block_optin)
 
 
 def _tile(q: torch.Tensor, num_programs: int) -> dict[str, Any]:

@@ -1,4 +1,5 @@
-"""Norm rows, multiply each by a few LoRA weights, and gate activations, with Triton kernels.
+"""Norm rows, multiply each by a few LoRA weights, add these to a row, and gate activations, with
+Triton kernels.
 
 The shapes depend only on the batch size, so the kernels can be captured in a CUDA graph. Imported
 only where they run.
@@ -95,6 +96,29 @@ def _gated_kernel(x, out, F, IS_SILU: tl.constexpr, BLOCK: tl.constexpr, OVERLAP
     acted = activated(gate, IS_SILU).to(out.dtype.element_ty)
     product = acted.to(tl.float32) * value.to(tl.float32)
     tl.store(out + b * F + c, product.to(out.dtype.element_ty), mask=m)
+
+
+@triton.jit
+def stack_rows(stack, columns, mask, slot, first, N, R: tl.constexpr, RC: tl.constexpr):
+    """Return RC ranks of a slot's B, from `first` on, at these columns."""
+    r = first + tl.arange(0, RC)
+    at = stack + slot * (R * N) + r[:, None] * N + columns[None, :]
+    return tl.load(at, mask=mask[None, :], other=0.0)
+
+
+@triton.jit
+def add_lora(
+    x, weights, columns, mask, shrunk, stack, slot, row, N,
+    R: tl.constexpr, RC: tl.constexpr, P: tl.constexpr, MODULE: tl.constexpr,
+):  # fmt: skip
+    """Return x (D,) plus what the row's adapter adds to these columns of one module, of whose B
+    `weights` are the first RC ranks."""
+    for first in tl.static_range(0, R, RC):
+        if first > 0:
+            weights = stack_rows(stack, columns, mask, slot, first, N, R, RC)
+        s = tl.load(shrunk + (row * P + MODULE) * R + first + tl.arange(0, RC))
+        x += tl.sum(weights.to(tl.float32) * s[:, None], 0)
+    return x
 
 
 def norm_shrink(

@@ -6,7 +6,7 @@ from typing import Protocol
 
 import torch
 
-from deployments.engine.kernels.ops import Expansion
+from deployments.engine.kernels.ops import Expansion, rms_norm
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +94,24 @@ class LoraBatch(Protocol):
         self, layer: str, x: torch.Tensor, y: torch.Tensor, shrunk: Expansion | None
     ) -> Expansion | None:
         """Do `add`, or return the part that the kernel that reads y next can add itself."""
+
+
+class AddedLater:
+    """Do what a LoraBatch does whose `add` computes all of it: no other product takes A along."""
+
+    def few(self, layer: str) -> None:
+        return None
+
+    def expanded(self, layer: str, shrunk: torch.Tensor) -> Expansion:
+        raise AssertionError("no kernel takes the ranks of this batch")
+
+    def norm(
+        self, layer: str, x: torch.Tensor, weight: torch.Tensor, eps: float
+    ) -> tuple[torch.Tensor, None]:
+        return rms_norm(x, weight, eps), None
+
+    def shrink(self, layer: str, x: torch.Tensor) -> None:
+        return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,9 +20,15 @@ import torch
 
 from deployments.engine.attention.memory_plan import KEPT_MIXTURES
 from deployments.engine.errors import LoraPoolError
-from deployments.engine.kernels.ops import Expansion, rms_norm
+from deployments.engine.kernels.ops import Expansion
 from deployments.engine.lora.blocks import LoraBlocks
-from deployments.engine.lora.layers import LayerSegments, LoraBatch, LoraLayer, LoraSegments
+from deployments.engine.lora.layers import (
+    AddedLater,
+    LayerSegments,
+    LoraBatch,
+    LoraLayer,
+    LoraSegments,
+)
 from deployments.engine.lora.peft_reader import AdapterWeights
 from deployments.engine.lora.stacks import LoraStacks, PackedLora, pack
 
@@ -32,7 +38,7 @@ if TYPE_CHECKING:  # imports Numba
 BASE_SLOT = 0
 
 
-class TorchLoraBatch:
+class TorchLoraBatch(AddedLater):
     """Implement LoraBatch (layers.py) with segments.
 
     Args:
@@ -53,20 +59,6 @@ class TorchLoraBatch:
     def rescales(self, layer: str) -> bool:
         segments = self._layers.get(layer)
         return segments is not None and bool(segments.gains)
-
-    def few(self, layer: str) -> None:
-        return None
-
-    def expanded(self, layer: str, shrunk: torch.Tensor) -> Expansion:
-        raise AssertionError("no kernel takes the ranks of this batch")
-
-    def norm(
-        self, layer: str, x: torch.Tensor, weight: torch.Tensor, eps: float
-    ) -> tuple[torch.Tensor, None]:
-        return rms_norm(x, weight, eps), None
-
-    def shrink(self, layer: str, x: torch.Tensor) -> None:
-        return None
 
     def add(
         self, layer: str, x: torch.Tensor, y: torch.Tensor, shrunk: Expansion | None = None
