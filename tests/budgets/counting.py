@@ -83,21 +83,27 @@ def blocks_kept_by(work: Callable[[], object]) -> int:
     return sys.getallocatedblocks() - before
 
 
+# A module counts once, whether its source, its cached bytecode or both were opened: a cache may be
+# new, and is then written under a name with a number behind it.
 _REPORT = """
+import importlib.util
 import sys
-opened = 0
+opened = set()
 def note(event, arguments):
-    global opened
-    opened += event == "open"
+    if event == "open" and isinstance(arguments[0], str):
+        opened.add(arguments[0])
+def source(path):
+    stem, cached, _ = path.partition(".pyc")
+    return importlib.util.source_from_cache(stem + cached) if cached else path
 sys.addaudithook(note)
 {statement}
-print(len(sys.modules), opened)
+print(len(sys.modules), len(set(map(source, opened))))
 """
 
 
 def modules_and_files(statement: str) -> tuple[int, int]:
-    """Return how many modules a fresh interpreter holds after `statement`, and how many files it
-    has opened."""
+    """Return how many modules a fresh interpreter holds after `statement`, and how many different
+    files it has opened."""
     done = subprocess.run(
         [sys.executable, "-c", _REPORT.format(statement=statement)],
         check=True,
