@@ -111,7 +111,7 @@ class _Tile(VectorCode):
         """Return `count` numbers of each column, kept in bfloat16: one vector for each block."""
         ahead = _AHEAD * group_bytes(self.bits)
         for line in range(count):
-            self.prefetch(self.at(weight, 1, ahead + offset + 2 * TILE * line))
+            self._ask(self.at(weight, 1, ahead + offset + 2 * TILE * line))
         return [
             [
                 self.bfloat16(weight, offset + 2 * TILE * line + 2 * LANES * n)
@@ -153,11 +153,16 @@ class _Tile(VectorCode):
                 new += [self._dot(sums[len(new) + n], w, spread) for n, w in enumerate(weights)]
         return new
 
+    def _ask(self, address: Any) -> None:
+        """Ask for a line of the weight. A step reads each once, and all are more than the caches
+        hold: the keys, the states and the adapters stay there instead."""
+        self.prefetch(address, is_read_once=True)
+
     def _weights(self, address: Any) -> list[Any]:
         """Return four inputs of all columns as bytes without a sign."""
         ahead = _AHEAD * group_bytes(self.bits)
         for n in range(self.blocks):
-            self.prefetch(self.at(address, 1, ahead + 4 * LANES * n))
+            self._ask(self.at(address, 1, ahead + 4 * LANES * n))
         return [self.load(address, BYTES, 4 * LANES * n) for n in range(self.blocks)]
 
     def _dot(self, total: Any, weight: Any, x: Any) -> Any:
@@ -230,7 +235,7 @@ class _FourBitTile(_Tile):
         return result
 
     def _weights(self, address: Any) -> list[Any]:
-        self.prefetch(self.at(address, 1, _AHEAD * group_bytes(4)))
+        self._ask(self.at(address, 1, _AHEAD * group_bytes(4)))
         both = self.b.bitcast(self.load(address, BYTES), INTS)
         low = ir.Constant(INTS, [0x0F0F0F0F] * LANES)
         four = ir.Constant(INTS, [4] * LANES)
