@@ -39,16 +39,16 @@ from scripts.benchmarks.cpu_peers.pairs import (
     Turn,
     comparisons,
     is_disturbed,
-    is_settled,
     ratio,
     summary,
+    unsettled,
 )
 from scripts.benchmarks.cpu_peers.sides import FIXED, Sides, all_sides
 from scripts.benchmarks.over_http.cpu_time import spent
 
 _IDLE_S = 4.0
-_STOP_S = 25.0  # to end everything
-_WARM_UPS = 2  # turns of each comparison
+_STOP_S = 30.0  # to end everything
+_ATTEMPTS = 2  # at a turn, before the next comparison's
 
 Turns = dict[Comparison, list[Turn]]
 
@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--rank", type=positive, default=8, help="of the adapters")
     add("--dtype", default="auto", choices=["auto", "float32", "bfloat16"], help="ours and PEFT's")
     add("--threads", type=int, help="of torch in ours; default: our own choice")
-    add("--limit_s", type=above_zero, default=840.0, help="of the whole run, about")
+    add("--limit_s", type=above_zero, default=870.0, help="of the whole run, about")
     narrow = "half of each ratio's 95 %% interval, as a share of it, at which its turns end"
     add("--precision", type=above_zero, default=0.01, help=narrow)
     add_out(parser)
@@ -93,8 +93,8 @@ async def _measure(
     compared = comparisons(args.streams)
     async with all_sides(args, folder) as sides:
         for comparison in compared:
-            for block in comparison.turn(0)[:_WARM_UPS]:
-                await sides.measure(block)
+            for condition in comparison:
+                await sides.measure(condition)
         before = sides.seconds_by_role()
         await asyncio.sleep(_IDLE_S)
         idle = spent(before, sides.seconds_by_role(), _IDLE_S)
@@ -107,15 +107,15 @@ async def _turns(
     """Make turns of those whose interval is not narrow yet, until no further turn ends in time."""
     turns: Turns = {comparison: [] for comparison in compared}
     order, longest = random.Random(0), 0.0
-    while unsettled := [c for c in compared if not is_settled(c, turns[c], precision)]:
-        order.shuffle(unsettled)
-        for comparison in unsettled:
-            for _ in range(2):
+    while wide := unsettled(turns, precision):
+        order.shuffle(wide)
+        for comparison in wide:
+            for _ in range(_ATTEMPTS):
                 began = time.monotonic()
                 if began + longest > until:
                     return turns
                 number = sum(not is_disturbed(turn) for turn in turns[comparison])
-                turn = [await sides.block(one) for one in comparison.turn(number)]
+                turn = await sides.turn(comparison.turn(number))
                 turns[comparison].append(turn)
                 longest = max(longest, time.monotonic() - began)
                 if not is_disturbed(turn):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _ONE_BY_ONE = 2  # requests of a block, one after the other: their speed does not depend on it
 _SIDE, _COPIED = 384, 2 << 20  # of the probe: a matrix, and numbers
-_PRODUCTS, _ATTEMPTS = 8, 5
+_PRODUCTS, _ATTEMPTS = 2, 6
 _loaded: "tuple[PeftBaseline, list[Request]]"
 
 

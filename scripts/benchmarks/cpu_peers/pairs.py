@@ -22,7 +22,8 @@ OURS, LLAMA_CPP, PEFT = "polyclinic", "llama.cpp", "PEFT"
 MIXED, BASE, ONE_BY_ONE = "mixed", "base", "one by one"
 MAX_OTHERS = 0.03  # share of all cores that a block may lose to other processes and other guests
 MAX_PROBES = 1.3  # how much longer the probe after a block may take than that before it, or less
-MIN_TURNS = 8  # before an interval is believed
+MIN_TURNS = 6  # before an interval is believed
+_NEARLY = 0.7  # of the widest interval
 _RESAMPLES = 2000
 
 
@@ -119,12 +120,22 @@ def ratio(comparison: Comparison, turns: Sequence[Turn], seed: int = 0) -> dict[
     return {"ratio": ratio, "low": float(low), "high": float(high), **counted, "each": each}
 
 
-def is_settled(comparison: Comparison, turns: Sequence[Turn], precision: float) -> bool:
-    """Return whether the interval's half is at most this share of the ratio."""
-    if sum(not is_disturbed(turn) for turn in turns) < MIN_TURNS:
-        return False
+def half_width(comparison: Comparison, turns: Sequence[Turn]) -> float:
+    """Return half of the interval as a share of the ratio, infinite before `MIN_TURNS`."""
     found = ratio(comparison, turns)
-    return bool(math.log(found["high"] / found["low"]) <= 2 * precision)
+    if found["turns"] < MIN_TURNS:
+        return math.inf
+    return math.log(found["high"] / found["low"]) / 2
+
+
+def unsettled(turns: Mapping[Comparison, Sequence[Turn]], precision: float) -> list[Comparison]:
+    """Return the comparisons that need further turns: their intervals are wider than `precision`,
+    and not much narrower than the widest."""
+    widths = {comparison: half_width(comparison, made) for comparison, made in turns.items()}
+    least = max(precision, _NEARLY * max(widths.values()))
+    return [
+        comparison for comparison, width in widths.items() if width > least or math.isinf(width)
+    ]
 
 
 def is_disturbed(turn: Turn) -> bool:

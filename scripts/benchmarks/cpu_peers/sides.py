@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 
 FIXED = {"model": BASE_MODEL, "device": "cpu", "replicas": 1, "targets": None}
 # Answers of each stream in a block: of one stream, of several. Whole answers, all of them timed,
-# so that no edge of a window cuts any; a block of ours takes about 2 s.
-ANSWERS = {OURS: (6, 2), LLAMA_CPP: (3, 1), PEFT: (1, 1)}
+# so that no edge of a window cuts any.
+ANSWERS = {OURS: (4, 1), LLAMA_CPP: (3, 1)}
 _LONGEST_S = 120.0  # of a block
 # Time of guests is a part of user and nice (proc_stat(5)).
 _STATES = ("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal")
@@ -63,12 +63,16 @@ class Sides:
         self._requests = requests
         self._tree = tree
 
-    async def block(self, condition: Condition) -> Block:
-        """Measure a block, and what the machine does meanwhile."""
-        first_probe, machine, roles = await self._probe_ms(), psutil.cpu_times(), self._taken_s()
-        figures = await self.measure(condition)
-        lost = lost_shares(machine, psutil.cpu_times(), self._taken_s() - roles)
-        return Block(condition, *figures, *lost, (first_probe, await self._probe_ms()))
+    async def turn(self, conditions: Sequence[Condition]) -> list[Block]:
+        """Measure one block after the other, and what the machine does meanwhile."""
+        probe, blocks = await self._probe_ms(), []
+        for condition in conditions:
+            machine, taken = psutil.cpu_times(), self._taken_s()
+            figures = await self.measure(condition)
+            lost = lost_shares(machine, psutil.cpu_times(), self._taken_s() - taken)
+            before, probe = probe, await self._probe_ms()
+            blocks.append(Block(condition, *figures, *lost, (before, probe)))
+        return blocks
 
     def seconds_by_role(self) -> dict[str, float]:
         """Return the processor seconds of all sides, and of this process, so far."""

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,10 @@ class Machine:
         self._seconds = seconds
         self.blocks = 0
 
-    async def block(self, condition: Condition) -> Block:
+    async def turn(self, conditions: Sequence[Condition]) -> list[Block]:
+        return [await self._block(condition) for condition in conditions]
+
+    async def _block(self, condition: Condition) -> Block:
         self.blocks += 1
         await asyncio.sleep(self._seconds)
         stolen = self._stolen.pop(0) if self._stolen else 0.0

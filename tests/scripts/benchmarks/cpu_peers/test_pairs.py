@@ -1,7 +1,7 @@
 """Ratios of neighbouring blocks: what drifts does not move them, what disturbs is left out."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -18,9 +18,10 @@ from scripts.benchmarks.cpu_peers.pairs import (
     Comparison,
     Condition,
     comparisons,
-    is_settled,
+    half_width,
     ratio,
     summary,
+    unsettled,
 )
 
 RUN_S = 800.0
@@ -131,13 +132,15 @@ def test_disturbed_turns_are_counted_and_left_out() -> None:
     assert ratio(PEER, [bad]) == {"turns": 0, "disturbed": 1}
 
 
-def test_a_comparison_is_settled_once_its_interval_is_narrow() -> None:
-    even: Sequence[list[Block]] = [quiet_turn(PEER, 500.0, 100.0)] * MIN_TURNS
-    assert not is_settled(PEER, even[1:], 0.01)
-    assert is_settled(PEER, even, 0.01)
-    uneven = [quiet_turn(PEER, 500.0, speed) for speed in (80, 90, 100, 110, 120, 80, 100, 120)]
-    assert not is_settled(PEER, uneven, 0.01)
-    assert is_settled(PEER, uneven, 0.5)
+def test_turns_go_to_the_widest_intervals_until_all_are_narrow() -> None:
+    even = [quiet_turn(PEER, 500.0, 100.0)] * MIN_TURNS
+    uneven = [quiet_turn(OWN, 500.0, speed) for speed in (480, 490, 500, 510, 520, 500)]
+    assert half_width(PEER, even[1:]) == math.inf
+    assert half_width(PEER, even) == pytest.approx(0.0)
+    assert unsettled({PEER: even, OWN: uneven}, 0.001) == [OWN]
+    assert unsettled({PEER: even, OWN: uneven}, 0.1) == []
+    assert unsettled({PEER: even[1:], OWN: uneven}, 0.001) == [PEER]
+    assert unsettled({PEER: [], OWN: []}, 0.001) == [PEER, OWN]
 
 
 def test_ours_stands_around_a_peer_and_takes_turns_with_itself() -> None:
