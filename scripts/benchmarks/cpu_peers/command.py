@@ -35,6 +35,7 @@ from scripts.arguments import above_zero, positive
 from scripts.benchmarks.command import add_out, conditions, publish, spread
 from scripts.benchmarks.cpu_peers import llama_cpp
 from scripts.benchmarks.cpu_peers.pairs import (
+    PROBES,
     Comparison,
     Turn,
     comparisons,
@@ -133,7 +134,10 @@ def _figures(turns: Turns) -> dict[str, Any]:
             "disturbed": sum(block.is_disturbed for block in blocks),
             "stolen": spread([block.stolen for block in blocks]),
             "others": spread([block.others for block in blocks]),
-            "probe_ms": spread([block.probes_ms[0] for block in blocks], digits=2),
+            **{
+                f"{name}_us": spread([block.probes_us[0][number] for block in blocks], digits=1)
+                for number, name in enumerate(PROBES)
+            },
         },
     }
 

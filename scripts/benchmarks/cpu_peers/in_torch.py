@@ -2,7 +2,7 @@
 
 import functools
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from scripts.benchmarks.in_process.peft_baseline import PeftBaseline
 
 _ONE_BY_ONE = 2  # requests of a block, one after the other: their speed does not depend on it
-_SIDE, _COPIED = 384, 2 << 20  # of the probe: a matrix, and numbers
-_PRODUCTS, _ATTEMPTS = 2, 6
+# Of the probe: a matrix, numbers that are copied, and numbers that torch just gives to two threads.
+_SIDE, _COPIED, _SUMMED = 384, 2 << 20, 33_000
+_TIMES, _ATTEMPTS = 4, 8
 _loaded: "tuple[PeftBaseline, list[Request]]"
 
 
@@ -45,26 +46,32 @@ def block(adapters: str, streams: int) -> float:
     return peft.sequential(asked)["tokens_per_s"]
 
 
-def probe_ms() -> float:
-    """Return the milliseconds of some products of matrices and copies, on every core: the least of
-    several attempts, which a short interruption does not change."""
-    return min(_probed_ms() for _ in range(_ATTEMPTS))
-
-
-def _probed_ms() -> float:
+def probe() -> tuple[float, float, float]:
+    """Return microseconds of a product of matrices, of a copy, and of a sum so small that what two
+    cores take is mostly the wait for each other: the least of several attempts of each, which a
+    short interruption does not change."""
     import torch
 
-    matrix, source, target = _probe()
+    matrix, source, target, small = _tensors()
+    works = (
+        (lambda: torch.mm(matrix, matrix)),
+        (lambda: target.copy_(source)),
+        (lambda: small.add_(1)),
+    )
+    product, copy, wait = (min(_timed_us(work) for _ in range(_ATTEMPTS)) for work in works)
+    return product, copy, wait
+
+
+def _timed_us(work: Callable[[], object]) -> float:
     started = time.perf_counter()
-    for _ in range(_PRODUCTS):
-        torch.mm(matrix, matrix)
-        target.copy_(source)
-    return 1000 * (time.perf_counter() - started)
+    for _ in range(_TIMES):
+        work()
+    return 1e6 * (time.perf_counter() - started) / _TIMES
 
 
 @functools.cache
-def _probe() -> "tuple[Tensor, Tensor, Tensor]":
+def _tensors() -> "tuple[Tensor, Tensor, Tensor, Tensor]":
     import torch
 
     source = torch.zeros(_COPIED)
-    return torch.ones(_SIDE, _SIDE), source, source.clone()
+    return torch.ones(_SIDE, _SIDE), source, source.clone(), torch.zeros(_SUMMED)

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import os
 import statistics
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -38,9 +39,10 @@ if TYPE_CHECKING:
     from scripts.benchmarks.live_adapters.hot_add_service import HotAddService
 
 FIXED = {"model": BASE_MODEL, "device": "cpu", "replicas": 1, "targets": None}
-# Answers of each stream in a block: of one stream, of several. Whole answers, all of them timed,
-# so that no edge of a window cuts any.
-ANSWERS = {OURS: (4, 1), LLAMA_CPP: (3, 1)}
+# Answers of each stream in a block. They are whole and all of them are timed, so that no edge of a
+# window cuts any. Two of each of several streams: llama.cpp's second are faster than its first, as
+# streams with the same adapter come together.
+_OF_ONE, _OF_SEVERAL = 3, 2
 _LONGEST_S = 120.0  # of a block
 # Time of guests is a part of user and nice (proc_stat(5)).
 _STATES = ("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal")
@@ -65,13 +67,13 @@ class Sides:
 
     async def turn(self, conditions: Sequence[Condition]) -> list[Block]:
         """Measure one block after the other, and what the machine does meanwhile."""
-        probe, blocks = await self._probe_ms(), []
+        probe, blocks = await self._in_torch(in_torch.probe), []
         for condition in conditions:
             machine, taken = psutil.cpu_times(), self._taken_s()
             figures = await self.measure(condition)
             lost = lost_shares(machine, psutil.cpu_times(), self._taken_s() - taken)
-            before, probe = probe, await self._probe_ms()
-            blocks.append(Block(condition, *figures, *lost, (before, probe)))
+            before, probe = probe, await self._in_torch(in_torch.probe)
+            blocks.append(Block(condition, *figures, *lost, time.monotonic(), (before, probe)))
         return blocks
 
     def seconds_by_role(self) -> dict[str, float]:
@@ -85,7 +87,6 @@ class Sides:
             kind, streams = condition.adapters, condition.streams
             return await self._in_torch(in_torch.block, kind, streams), None
         asked = self._requests[condition.side, condition.adapters]
-        many = condition.streams > 1
         answers, _, _ = await closed_loop(
             self._client,
             1,
@@ -93,7 +94,7 @@ class Sides:
             condition.streams,
             _LONGEST_S,
             keeps_alive=False,  # which llama.cpp's does not
-            answers=ANSWERS[condition.side][many],
+            answers=_OF_ONE if condition.streams == 1 else _OF_SEVERAL,
         )
         seconds = max(a.ended_at for a in answers) - min(a.sent_at for a in answers)
         speed = sum(a.num_tokens for a in answers) / seconds
@@ -101,9 +102,6 @@ class Sides:
 
     def _taken_s(self) -> float:
         return sum(self.seconds_by_role().values())
-
-    async def _probe_ms(self) -> float:
-        return await self._in_torch(in_torch.probe_ms)
 
     async def _in_torch(self, work: Any, *args: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._torch, work, *args)

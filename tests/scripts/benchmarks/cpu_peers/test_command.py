@@ -13,6 +13,7 @@ from scripts.benchmarks.cpu_peers import command
 from scripts.benchmarks.cpu_peers.pairs import MIN_TURNS, Block, Condition, comparisons
 
 COMPARED = comparisons([1, 16])
+PROBE = (20.0, 5.0, 1.0)
 
 
 class Machine:
@@ -30,7 +31,7 @@ class Machine:
         self.blocks += 1
         await asyncio.sleep(self._seconds)
         stolen = self._stolen.pop(0) if self._stolen else 0.0
-        return Block(condition, 10.0 * condition.streams, None, stolen, 0.0, (20.0, 20.0))
+        return Block(condition, 10.0 * condition.streams, None, stolen, 0.0, 0.0, (PROBE, PROBE))
 
 
 def made(machine: Any, seconds: float = 60.0) -> command.Turns:

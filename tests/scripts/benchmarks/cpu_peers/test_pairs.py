@@ -17,6 +17,7 @@ from scripts.benchmarks.cpu_peers.pairs import (
     Block,
     Comparison,
     Condition,
+    Probe,
     comparisons,
     half_width,
     ratio,
@@ -40,9 +41,13 @@ DRIFTS: dict[str, Drift] = {
 }
 
 
+def probe(product_us: float) -> Probe:
+    return product_us, 5.0, 1.0
+
+
 def block(condition: Condition, speed: float = 100.0, **machine: object) -> Block:
     quiet: dict[str, object] = {"first_token_s": 0.1, "stolen": 0.0, "others": 0.0}
-    given = quiet | {"probes_ms": (20.0, 20.0)} | machine
+    given = quiet | {"at_s": 0.0, "probes_us": (probe(20.0), probe(20.0))} | machine
     return Block(condition, speed, **given)  # type: ignore[arg-type]
 
 
@@ -103,13 +108,13 @@ def test_outliers_move_a_ratio_little() -> None:
     ("machine", "is_disturbed"),
     [
         ({}, False),
-        ({"stolen": 0.02}, False),
-        ({"stolen": 0.04}, True),
-        ({"others": 0.04}, True),
-        ({"stolen": 0.02, "others": 0.02}, True),
-        ({"probes_ms": (20.0, 25.0)}, False),
-        ({"probes_ms": (20.0, 27.0)}, True),
-        ({"probes_ms": (27.0, 20.0)}, True),
+        ({"stolen": 0.04}, False),
+        ({"stolen": 0.06}, True),
+        ({"others": 0.06}, True),
+        ({"stolen": 0.03, "others": 0.03}, True),
+        ({"probes_us": (probe(20.0), probe(25.0))}, False),
+        ({"probes_us": (probe(20.0), probe(27.0))}, True),
+        ({"probes_us": (probe(27.0), probe(20.0))}, True),
     ],
 )
 def test_a_block_is_disturbed_by_what_the_machine_did(
