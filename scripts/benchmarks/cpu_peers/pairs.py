@@ -69,7 +69,7 @@ class Block:
     first_token_s: float | None  # median; None: not over HTTP
     stolen: float  # share of all cores that the hypervisor gave to other guests
     others: float  # share of all cores that processes of no side took
-    at_s: float  # when it ended, on a clock of the run
+    at_s: float  # when it ended, since all sides are up
     probes_us: tuple[Probe, Probe]  # the same small works before and after it
 
     @property
@@ -178,4 +178,4 @@ def _hodges_lehmann(samples: "np.ndarray[Any, np.dtype[np.float64]]") -> Any:
 def _rounded(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_rounded(one) for one in value]
-    return float(f"{value:.4g}") if isinstance(value, float) else value
+    return float(f"{value:.5g}") if isinstance(value, float) else value

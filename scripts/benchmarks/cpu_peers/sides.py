@@ -64,6 +64,7 @@ class Sides:
         self._torch = torch
         self._requests = requests
         self._tree = tree
+        self._began = time.monotonic()
 
     async def turn(self, conditions: Sequence[Condition]) -> list[Block]:
         """Measure one block after the other, and what the machine does meanwhile."""
@@ -73,7 +74,7 @@ class Sides:
             figures = await self.measure(condition)
             lost = lost_shares(machine, psutil.cpu_times(), self._taken_s() - taken)
             before, probe = probe, await self._in_torch(in_torch.probe)
-            blocks.append(Block(condition, *figures, *lost, time.monotonic(), (before, probe)))
+            blocks.append(Block(condition, *figures, *lost, self._passed_s(), (before, probe)))
         return blocks
 
     def seconds_by_role(self) -> dict[str, float]:
@@ -99,6 +100,9 @@ class Sides:
         seconds = max(a.ended_at for a in answers) - min(a.sent_at for a in answers)
         speed = sum(a.num_tokens for a in answers) / seconds
         return speed, statistics.median(a.first_token_s for a in answers)
+
+    def _passed_s(self) -> float:
+        return time.monotonic() - self._began
 
     def _taken_s(self) -> float:
         return sum(self.seconds_by_role().values())
