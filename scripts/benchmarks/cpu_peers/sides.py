@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import contextlib
 import functools
+import math
 import os
 import statistics
 import time
@@ -43,7 +44,6 @@ FIXED = {"model": BASE_MODEL, "device": "cpu", "replicas": 1, "targets": None}
 # window cuts any. Two of each of several streams: llama.cpp's second are faster than its first, as
 # streams with the same adapter come together.
 _OF_ONE, _OF_SEVERAL = 3, 2
-_LONGEST_S = 120.0  # of a block
 # Time of guests is a part of user and nice (proc_stat(5)).
 _STATES = ("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal")
 
@@ -53,13 +53,11 @@ class Sides:
 
     def __init__(
         self,
-        args: argparse.Namespace,
         client: ProcessPoolExecutor,
         torch: ProcessPoolExecutor,
         tree: ProcessTree,
         requests: Mapping[tuple[str, str], Sequence[PreparedRequest]],
     ) -> None:
-        self._args = args
         self._client = client
         self._torch = torch
         self._requests = requests
@@ -93,7 +91,7 @@ class Sides:
             1,
             asked,
             condition.streams,
-            _LONGEST_S,
+            math.inf,
             keeps_alive=False,  # which llama.cpp's does not
             answers=_OF_ONE if condition.streams == 1 else _OF_SEVERAL,
         )
@@ -135,7 +133,7 @@ async def all_sides(args: argparse.Namespace, folder: Path) -> AsyncIterator[Sid
             ProcessPoolExecutor(1, spawn) as client,
             ProcessPoolExecutor(1, spawn, initializer=load) as torch,
         ):
-            yield Sides(args, client, torch, tree, _requests(args, service, ours, theirs))
+            yield Sides(client, torch, tree, _requests(args, service, ours, theirs))
 
 
 def lost_shares(before: Any, after: Any, taken_s: float) -> tuple[float, float]:
