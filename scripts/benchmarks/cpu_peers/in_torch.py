@@ -12,6 +12,7 @@ from scripts.benchmarks.cpu_peers.pairs import MIXED
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from deployments.engine.model_loader import Dtype
     from deployments.engine.request import Request
     from scripts.benchmarks.in_process.peft_baseline import PeftBaseline
 
@@ -22,7 +23,7 @@ _TIMES, _ATTEMPTS = 4, 8
 _loaded: "tuple[PeftBaseline, list[Request]]"
 
 
-def load(dtype: str, folders: Mapping[str, Path], question: str, output_tokens: int) -> None:
+def load(dtype: "Dtype", folders: Mapping[str, Path], question: str, output_tokens: int) -> None:
     """Load base and adapters in this process, for `block`."""
     global _loaded
     from deployments.engine.request import Request, SamplingParams

@@ -55,7 +55,8 @@ def turns_of(
     comparison: Comparison, drift: Drift, noise: float, seed: int, ours: float = 1.0
 ) -> list[list[Block]]:
     """Run on a simulated machine; `ours` is how much faster the side `ours` is than its base."""
-    generator, now, turns = np.random.default_rng(seed), 0.0, []
+    generator, now = np.random.default_rng(seed), 0.0
+    turns: list[list[Block]] = []
     while now < RUN_S:
         turn = []
         for condition in comparison.turn(len(turns)):
