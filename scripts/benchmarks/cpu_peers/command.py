@@ -78,6 +78,9 @@ def run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         until = began + args.limit_s - _STOP_S
         idle, turns = asyncio.run(_measure(args, Path(scratch), until))
+    if not any(turns.values()):
+        print(f"no turn ended within --limit_s {args.limit_s:g}: give it more", file=sys.stderr)
+        return 2
     about = conditions(argparse.Namespace(**vars(args), **FIXED), before)
     report = about | {"idle_cores": idle} | _figures(turns)
     if args.out is not None:

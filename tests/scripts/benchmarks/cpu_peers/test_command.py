@@ -1,5 +1,6 @@
 """Turns are made until they are enough or the time is over; those that were disturbed again."""
 
+import argparse
 import asyncio
 import json
 import time
@@ -77,3 +78,15 @@ def test_every_block_is_written_and_every_figure_is_json(tmp_path: Path) -> None
     found = json.loads(json.dumps(command._figures(turns)))
     assert found["ratios"]["llama.cpp, mixed, 16"]["ratio"] == pytest.approx(1.0)
     assert found["summary"]["PEFT, mixed, 16"]["tokens_per_s"] == 160.0
+
+
+def test_a_run_too_short_for_a_turn_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def measured(*_: object) -> tuple[dict[str, float], command.Turns]:
+        return {}, {comparison: [] for comparison in COMPARED}
+
+    monkeypatch.setattr(command, "_measure", measured)
+    monkeypatch.setattr(command.llama_cpp, "check_installed", lambda: None)
+    assert command.run(argparse.Namespace(limit_s=5.0), []) == 2
+    assert "--limit_s 5: give it more" in capsys.readouterr().err
