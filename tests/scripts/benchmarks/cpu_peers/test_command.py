@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from scripts.benchmarks.cpu_peers import command
+from scripts.benchmarks.cpu_peers import command, llama_cpp
 from scripts.benchmarks.cpu_peers.pairs import MIN_TURNS, Block, Condition, comparisons
 
 COMPARED = comparisons([1, 16])
@@ -87,6 +87,6 @@ def test_a_run_too_short_for_a_turn_says_so(
         return {}, {comparison: [] for comparison in COMPARED}
 
     monkeypatch.setattr(command, "_measure", measured)
-    monkeypatch.setattr(command.llama_cpp, "check_installed", lambda: None)
+    monkeypatch.setattr(llama_cpp, "check_installed", lambda: None)
     assert command.run(argparse.Namespace(limit_s=5.0), []) == 2
     assert "--limit_s 5: give it more" in capsys.readouterr().err
