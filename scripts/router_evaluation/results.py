@@ -17,8 +17,8 @@ from scripts.router_evaluation.figures import (
 )
 from scripts.router_evaluation.groups import Groups
 from scripts.router_evaluation.metrics import Estimate, confusion, share
+from scripts.router_evaluation.perturbations import perturbed_figures
 from scripts.router_evaluation.questions import read_folder, read_written
-from scripts.router_evaluation.robustness import perturbed_figures
 from scripts.router_evaluation.scoring import together
 from scripts.router_evaluation.sets import Sets, scored_sets
 from scripts.router_evaluation.speed import Speed, measure
