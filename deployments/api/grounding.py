@@ -11,6 +11,7 @@ from deployments.api.protocol.references import CitationReply, SupportReply
 from deployments.engine.request import FinishReason, Timings, TokenEvent
 from deployments.messages import Backend, GenerateRequest
 from deployments.setting_sections import GroundingMode
+from references.asked import searched
 from references.markers import MarkedText
 from references.passage import Passage, ReferencesError
 from references.quote import quote, quote_diseases
@@ -73,7 +74,7 @@ async def find(
 
     Args:
         turns: the user's; a follow-up is searched together with what was said before it, and
-            alone where that finds nothing.
+            alone where that finds nothing; then what it asks (references/asked.py).
         is_asked_for: the request itself names the mode.
 
     Raises:
@@ -82,10 +83,11 @@ async def find(
     if mode == "off":
         return Found(mode)
     limit = backend.limits.references.limit
-    questions = dict.fromkeys(("\n".join(turns[-_TURNS:]), turns[-1]))
+    before = ["\n".join(turns[-_TURNS:])] if len(turns) > 1 else []
+    questions = dict.fromkeys((*before, *searched(turns[-1])))
     try:
         if asked_signs(turns[-1]):
-            for question in questions:
+            for question in dict.fromkeys((*before, turns[-1])):
                 diseases = await backend.references.diseases(question, limit=max(limit, _DISEASES))
                 if diseases:
                     return Found(mode, diseases=tuple(diseases))
