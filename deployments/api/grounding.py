@@ -19,8 +19,10 @@ from references.ranking import Weights
 from references.shelf import Hit
 from references.signs_question import MatchedDisease, asked_signs
 from references.support import MARKER, Support, unsupported_share
+from router.policy import Reason, Route
 
 NO_SOURCE, UNGROUNDED, MATCHING_SIGNS = "no_source", "ungrounded", "matching_signs"
+OUTSIDE_SUPPORT = 0.7  # of the best passage, for a question that is no medicine to the router
 _MORE = 2  # times as many passages are looked at as are used, for the specialty's boost
 _TURNS = 3  # the user's last, that are searched together; more would blur what is asked
 _DISEASES = 5  # that a list of signs gets, at least
@@ -38,8 +40,12 @@ class Found:
     hits: tuple[Hit, ...] = ()
     diseases: tuple[MatchedDisease, ...] = ()
 
-    def for_specialty(self, backend: Backend, specialty: str | None, language: str) -> "Sources":
-        """Return the sources of one answer; passages of its specialty rank a little higher."""
+    def for_specialty(self, backend: Backend, specialty: str | None, route: Route) -> "Sources":
+        """Return the sources of one answer; passages of its specialty rank a little higher.
+
+        What the router finds to be no medicine has none unless they fit well: a computer's virus.
+        """
+        language = route.language
         spoken = "fr" if language == "fr" else "en"
         if self.diseases:
             listed = [disease.passage for disease in self.diseases]
@@ -47,8 +53,10 @@ class Found:
             text = quote_diseases(listed, spoken, signs)
             return Sources(backend, "quote", listed, spoken, (MATCHING_SIGNS,), text)
         boost = Weights().specialty
+        is_outside = route.reason is Reason.OUT_OF_SCOPE and not route.red_flags
+        best = max((hit.support for hit in self.hits), default=0.0)
         ranked = sorted(
-            self.hits,
+            () if is_outside and best < OUTSIDE_SUPPORT else self.hits,
             key=lambda hit: -hit.score - boost * (hit.passage.specialty == (specialty or "")),
         )
         passages = [hit.passage for hit in ranked[: backend.limits.references.limit]]
