@@ -23,6 +23,7 @@ from references.words import guess_language, languages
 _SUPPORT = (0.33, 0.37, 0.09, 0.21)
 THRESHOLD = 0.53  # chosen on absent topics: no dose of a drug that does not exist
 _ALSO, _SHARE = 0.35, 0.5  # least support of a further passage, and its share of the best one's
+_SURE = 0.8  # support that a search in another language hardly surpasses
 _LEAST = 0.2  # support of a term, for a sign in other words to stand for it
 _SOFTNESS = 1.0  # score by which a term falls behind the best one, for 1/e of its fit
 
@@ -115,11 +116,15 @@ class Shelf:
         Raises:
             ReferencesError: there is no shelf, or its file is damaged.
         """
-        if named := self.get(identifiers(question)):
+        ids = identifiers(question)
+        if ids and (named := self.get(ids)):
             return [Hit(passage, 0.0, 1.0) for passage in list(named.values())[:limit]]
         spoken = (language,) if language else languages(question)
-        tried = (self.hits(question, specialty=specialty, language=x, limit=limit) for x in spoken)
-        hits = max(tried, key=_best)
+        hits: list[Hit] = []
+        for one in spoken:  # both where nothing tells which, unless the first fits well
+            if _best(hits) < _SURE:
+                tried = self.hits(question, specialty=specialty, language=one, limit=limit)
+                hits = max(hits, tried, key=_best)
         best = _best(hits)
         least = max(_ALSO, _SHARE * best)
         return [hit for hit in hits if hit.support >= least] if best >= self._threshold else []

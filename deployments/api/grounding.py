@@ -22,7 +22,7 @@ from references.support import MARKER, Support, unsupported_share
 from router.policy import Reason, Route
 
 NO_SOURCE, UNGROUNDED, MATCHING_SIGNS = "no_source", "ungrounded", "matching_signs"
-OUTSIDE_SUPPORT = 0.7  # of the best passage, for a question that is no medicine to the router
+OUTSIDE_SUPPORT = 0.6  # of the best passage, for a question that is no medicine to the router
 _MORE = 2  # times as many passages are looked at as are used, for the specialty's boost
 _TURNS = 3  # the user's last, that are searched together; more would blur what is asked
 _DISEASES = 5  # that a list of signs gets, at least

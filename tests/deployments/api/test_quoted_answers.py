@@ -112,10 +112,10 @@ async def test_quote_on_openais_paths(client: httpx.AsyncClient, backend: Says) 
 @pytest.mark.parametrize(
     ("question", "support", "is_quoted"),
     [
-        ("football: what is eczema?", 0.6, False),
+        ("football: what is eczema?", 0.58, False),
         ("football: what is eczema?", 0.8, True),
-        ("what is eczema?", 0.6, True),
-        ("football: her face droops, eczema?", 0.6, True),  # urgent: whoever it is, it is medicine
+        ("what is eczema?", 0.58, True),
+        ("football: her face droops, eczema?", 0.58, True),  # urgent: whoever it is, it is medicine
     ],
 )
 async def test_what_is_no_medicine_needs_a_passage_that_fits_well(
