@@ -3,10 +3,10 @@
     python -m scripts.train_red_flags
 
 Reads the sets of router/data/red_flags.yaml.gz, the questions of written_urgency.jsonl.gz, those
-that red_flags_templates.yaml.gz makes, and, as not urgent with a small weight, the questions that were
-written for the router, but those that look urgent. Writes router/urgency/wording.safetensors and
-prints, set by set, what models that had not seen a question say of it (ten folds). The last line of
-stdout is one JSON object, without any text.
+that red_flags_templates.yaml.gz makes, and, as not urgent with a small weight, the questions that
+were written for the router, but those that look urgent. Writes router/urgency/wording.safetensors
+and prints, set by set, what models that had not seen a question say of it (ten folds). The last
+line of stdout is one JSON object, without any text.
 """
 
 import argparse
