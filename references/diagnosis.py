@@ -118,11 +118,6 @@ class Signs:
         sizes = np.diff(self._ends)
         self._content = [math.log(total / size) if size else 0.0 for size in sizes.tolist()]
 
-    def named(self, sign: str) -> str | None:
-        """Return the title of the term that has this name. Returns None if none has."""
-        at = self._keys.get(name_key(sign))
-        return None if at is None else self._titles[at]
-
     def rank(self, signs: Sequence[str], meanings: Meanings, limit: int) -> list[Match]:
         """Return the diseases that match best, the best first.
 
@@ -172,10 +167,17 @@ class Signs:
         self, disease: int, found: Mapping[str, tuple[Array, list[tuple[int, float]]]]
     ) -> dict[str, str]:
         return {
-            sign: self._titles[terms[0][0]]
+            sign: self._titles[self._term_of(disease, terms)]
             for sign, (values, terms) in found.items()
             if terms and values[disease] > 0
         }
+
+    def _term_of(self, disease: int, terms: Sequence[tuple[int, float]]) -> int:
+        """Return the first of a sign's terms that the disease has, or else the first."""
+        for term, _ in terms:
+            if disease in self._numbers[self._ends[term] : self._ends[term + 1]]:
+                return term
+        return terms[0][0]
 
 
 def split_signs(question: str) -> list[str]:

@@ -9,19 +9,31 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from itertools import combinations
 from pathlib import Path
 from typing import Protocol
 
 from references.cognates import skeleton
 from references.compounds import compounds
-from references.words import ASPECTS, ENGLISH, FRENCH, SIGN_ASPECTS, french, root, stem, words
+from references.words import (
+    ASPECTS,
+    ENGLISH,
+    FRENCH,
+    SIGN_ASPECTS,
+    french,
+    function_words,
+    root,
+    stem,
+    words,
+)
 
 GLOSSARY = Path(__file__).with_name("glossary.yaml")
 MAX_WORDS = 60  # of a question: the first ones with content
 MAX_PHRASE = 4  # words of a glossary's entry
 WINDOW = 5  # words, in which those of an entry stand
+MIN_MENDED, MIN_MENDED_TWICE = 6, 12  # letters of a misspelt word: for one slip, for two
+MIN_SHARED = 4  # letters of a French stem that English may share: "gal" of "gale" is another word
 GLOSS = 0.9  # how much a word found through the glossary or a cognate counts
 _LINKING = frozenset("no not up out of on to lui meme pas plus trop un seul without sans".split())
 _VERB_ENDING = re.compile("(?:issent|aient|ait|ais|ent|ons|ant|ees?|er|es?|ez|ir|it)$")
@@ -86,19 +98,20 @@ class Query:
 
 def read_query(question: str, language: str, vocabulary: Vocabulary) -> Query:
     """Return the question's groups: first those of its words, in order, then its phrases."""
-    empty = FRENCH if language == "fr" else ENGLISH
+    empty = function_words(question, language)
     found = words(question)[: 4 * MAX_WORDS]
     kept = [word for word in found if word not in empty or word in _LINKING]
     meanings, inside = _phrases(kept, language)
     content = [word for word in kept if word not in empty][:MAX_WORDS]
     translated = _translations(content, language, vocabulary)
+    mended = _mended([word for word in content if not translated[word]], language, vocabulary)
+    translated |= _translations(list(mended.values()), language, vocabulary)
     drafts: list[tuple[dict[str, float], bool]] = []
     english: list[str] = []
     for word in content:
-        own = {stem(word): 1.0, stem(word, language): 1.0}
-        if language == "fr":
-            own[french(stem(word, language))] = 1.0
-        drafts.append((_weighed(translated[word]) | own, word in ASPECTS or word in inside))
+        said, word = word, mended.get(word, word)
+        own = dict.fromkeys((stem(word), *_forms(word, language)), 1.0)
+        drafts.append((_weighed(translated[word]) | own, said in ASPECTS or said in inside))
         if word not in inside or language == "en":
             english += [part for way in translated[word][:2] for part in way]
             english += [word] if language == "en" or not translated[word] else []
@@ -117,6 +130,46 @@ def read_query(question: str, language: str, vocabulary: Vocabulary) -> Query:
         any(word in SIGN_ASPECTS for word in found),
         " ".join(english),
     )
+
+
+def _mended(unknown: Sequence[str], language: str, vocabulary: Vocabulary) -> dict[str, str]:
+    """Return, by a word that nothing on the shelf has, the one that it is a misspelling of.
+
+    That is the nearest by single letters left out, added, exchanged or swapped (optimal string
+    alignment), with the same first letter: one such slip, two in a long word.
+    """
+    from rapidfuzz import process
+    from rapidfuzz.distance import OSA
+
+    long = [word for word in unknown if len(word) >= MIN_MENDED]
+    counts = vocabulary.counts([form for word in long for form in _forms(word, language)])
+    found = {}
+    for word in long:
+        if not any(counts.get(form) for form in _forms(word, language)):
+            among = _by_initial(vocabulary.words(), language).get(word[0], ())
+            slips = 1 + (len(word) >= MIN_MENDED_TWICE)
+            if near := process.extractOne(word, among, scorer=OSA.distance, score_cutoff=slips):
+                found[word] = near[0]
+    return found
+
+
+def _forms(word: str, language: str) -> tuple[str, ...]:
+    """Return the stems under which the shelf may have a word."""
+    own = stem(word, language)
+    if language != "fr":
+        return (own,)
+    return (stem(word), french(own), *([own] if len(own) >= MIN_SHARED else []))
+
+
+@lru_cache(maxsize=4)
+def _by_initial(english: Set[str], language: str) -> Mapping[str, Sequence[str]]:
+    """Return the words that a misspelling may mean, by their first letter."""
+    found: dict[str, list[str]] = {}
+    glossed = {word for entry in _listed(language) for word in words(entry)}
+    for word in sorted(glossed | english):
+        if len(word) >= MIN_MENDED - 1:
+            found.setdefault(word[0], []).append(word)
+    return found
 
 
 def _weighed(meaning: _MEANING) -> dict[str, float]:
@@ -190,13 +243,18 @@ def _places(num_words: int) -> Iterator[tuple[int, ...]]:
 @cache
 def _glossary(language: str) -> Mapping[tuple[str, ...], _MEANING]:
     """Return the stems of an entry, sorted -> its meanings."""
-    import yaml
-
-    listed: Mapping[str, str] = yaml.safe_load(GLOSSARY.read_text(encoding="utf-8"))[language]
     empty = FRENCH if language == "fr" else ENGLISH
     found: dict[tuple[str, ...], _MEANING] = {}
-    for entry, meaning in listed.items():
+    for entry, meaning in _listed(language).items():
         key = [root(w, language) for w in words(entry) if w not in empty or w in _LINKING]
         ways = tuple(tuple(words(way)) for way in meaning.split("/"))
         found[tuple(sorted(key))] = ways
     return found
+
+
+@cache
+def _listed(language: str) -> Mapping[str, str]:
+    import yaml
+
+    listed: Mapping[str, Mapping[str, str]] = yaml.safe_load(GLOSSARY.read_text(encoding="utf-8"))
+    return listed[language]

@@ -33,12 +33,12 @@ class Weights:
     """How the parts of a score add up; chosen by scripts.evaluate_references on tuning rows."""
 
     exact: float = 6.0  # a name that is the whole question, and nothing else
-    name: float = 1.0
+    name: float = 2.5
     cover: float = 5.0
     bm25: float = 0.5
     near: float = 1.5
     near_text: float = 3.0
-    prominence: float = 2.6
+    prominence: float = 2.2
     specialty: float = 0.2
     kind: float = 1.5
 
@@ -177,7 +177,11 @@ def _fit(query: Query, candidate: Candidate, rarity: Mapping[str, float]) -> tup
 
 
 def _name_fit(query: Query, name: frozenset[str], rarity: Mapping[str, float]) -> float:
-    """Return the harmonic mean of what the query has of the name, and the name of the query."""
+    """Return F0.5 of what the query has of the name (precision) and the name of the query (recall).
+
+    Precision counts twice as much (van Rijsbergen 1979): a long question may hold a whole name, or
+    one way to say it, and much besides.
+    """
     if query.stems.isdisjoint(name):
         return 0.0
     whole = sum(rarity[s] for s in name)
@@ -192,4 +196,4 @@ def _name_fit(query: Query, name: frozenset[str], rarity: Mapping[str, float]) -
         return 0.0
     precision = sum(rarity[s] * value for s, value in stood_for.items()) / whole
     recall = min(1.0, held / query.weight)
-    return 2 * precision * recall / (precision + recall)
+    return 1.25 * precision * recall / (0.25 * precision + recall)

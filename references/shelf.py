@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from references.asked import identifiers
 from references.change import MODULUS, TakenId, Unneeded
 from references.diagnosis import ARRAYS, MAX_MEANINGS, Match, Signs
 from references.embedding import Vectoriser
@@ -15,12 +16,14 @@ from references.query import read_query
 from references.ranking import Ranked, Weights, rank
 from references.store import FileEngine, engine_of
 from references.version import Source, Version
-from references.words import guess_language
+from references.words import guess_language, languages
 
 # Of a passage's name, cover, nearness by name and by text: a logistic regression between what was
 # found rightly and absent topics (development sets of scripts.references_evaluation).
 _SUPPORT = (0.33, 0.37, 0.09, 0.21)
-THRESHOLD = 0.5  # chosen on absent.yaml: no dose of a drug that does not exist
+THRESHOLD = 0.53  # chosen on absent topics: no dose of a drug that does not exist
+_ALSO, _SHARE = 0.35, 0.5  # least support of a further passage, and its share of the best one's
+_SURE = 0.8  # support that a search in another language hardly surpasses
 _LEAST = 0.2  # support of a term, for a sign in other words to stand for it
 _SOFTNESS = 1.0  # score by which a term falls behind the best one, for 1/e of its fit
 
@@ -113,10 +116,18 @@ class Shelf:
         Raises:
             ReferencesError: there is no shelf, or its file is damaged.
         """
-        hits = self.hits(question, specialty=specialty, language=language, limit=limit)
-        if max((hit.support for hit in hits), default=0.0) < self._threshold:
-            return []
-        return hits
+        ids = identifiers(question)
+        if ids and (named := self.get(ids)):
+            return [Hit(passage, 0.0, 1.0) for passage in list(named.values())[:limit]]
+        spoken = (language,) if language else languages(question)
+        hits: list[Hit] = []
+        for one in spoken:  # both where nothing tells which, unless the first fits well
+            if _best(hits) < _SURE:
+                tried = self.hits(question, specialty=specialty, language=one, limit=limit)
+                hits = max(hits, tried, key=_best)
+        best = _best(hits)
+        least = max(_ALSO, _SHARE * best)
+        return [hit for hit in hits if hit.support >= least] if best >= self._threshold else []
 
     def hits(
         self,
@@ -139,12 +150,15 @@ class Shelf:
             vector = self._vectorise([query.english])[0] if self._vectorise else None
             return rank(query, vector, reader, specialty, self._weights, limit)
 
-    def diagnose(self, signs: Sequence[str], *, limit: int = 5) -> list[Match]:
+    def diagnose(
+        self, signs: Sequence[str], *, language: str | None = None, limit: int = 5
+    ) -> list[Match]:
         """Return the diseases whose recorded signs match best; it is no diagnosis.
 
         Args:
             signs: each in the ontology's or everyday words, English or French; `split_signs`
                 takes them out of a question.
+            language: of the signs, en or fr; default: what their words look like.
 
         Raises:
             ReferencesError: the shelf has no signs.
@@ -152,13 +166,14 @@ class Shelf:
         with self._reading() as reader:
             if self._signs is None or self._signs[0] != reader.version:
                 self._signs = (reader.version, Signs(reader.array))
-        found = self._signs[1].rank(signs, self._meanings, 2 * limit)
+        spoken = language or guess_language("; ".join(signs))
+        found = self._signs[1].rank(signs, lambda sign: self._meanings(sign, spoken), 2 * limit)
         there = self.get(match.disease for match in found)
         return [match for match in found if match.disease in there][:limit]
 
-    def _meanings(self, sign: str) -> list[tuple[str, float]]:
+    def _meanings(self, sign: str, language: str) -> list[tuple[str, float]]:
         """Return terms that a sign in other words may stand for, and how well each fits."""
-        ranked = self.ranked(sign, specialty=None, language=None, limit=4 * MAX_MEANINGS)
+        ranked = self.ranked(sign, specialty=None, language=language, limit=4 * MAX_MEANINGS)
         terms = [r for r in ranked if r.passage.kind == "term" and support_of(r) >= _LEAST]
         return [(r.passage.id, math.exp((r.score - terms[0].score) / _SOFTNESS)) for r in terms]
 
@@ -298,6 +313,10 @@ def build(
             writer.put_array(name, data)
         writer.meta |= dict(origin or {})
     return shelf
+
+
+def _best(hits: Iterable[Hit]) -> float:
+    return max((hit.support for hit in hits), default=0.0)
 
 
 def support_of(ranked: Ranked) -> float:

@@ -1,14 +1,13 @@
 """A question that lists signs and asks which disease has them: the diseases whose signs match."""
 
 import re
-import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from references.diagnosis import split_signs
 from references.passage import Passage
 from references.shelf import Shelf
-from references.words import words
+from references.words import guess_language, plain, words
 
 MIN_SIGNS = 2  # of one disease; a single sign is a question about that sign
 MAX_SIGNS = 20
@@ -78,7 +77,7 @@ def asked_signs(question: str) -> list[str]:
     What is negated is left out. It is not looked up whether a part is a sign.
     """
     question = question.replace("\u2019", "'")
-    asks = list(_ASKS.finditer(_plain(question)))
+    asks = list(_ASKS.finditer(plain(question)))
     if not asks or _OTHER_SENSE & set(words(question)):
         return []
     starts, ends = [0, *(found.end() for found in asks)], [found.start() for found in asks]
@@ -88,13 +87,8 @@ def asked_signs(question: str) -> list[str]:
 
 
 def _without_bearer(part: str) -> str:
-    found = _BEARER.match(_plain(part))
+    found = _BEARER.match(plain(part))
     return part[found.end() :] if found else part
-
-
-def _plain(text: str) -> str:
-    """Return the text in lower case and without accents, each character in its place."""
-    return "".join(unicodedata.normalize("NFD", c.lower())[0] for c in text)
 
 
 def diseases_asked_for(shelf: Shelf, question: str, *, limit: int) -> list[MatchedDisease]:
@@ -108,6 +102,8 @@ def diseases_asked_for(shelf: Shelf, question: str, *, limit: int) -> list[Match
     signs = asked_signs(question)
     if len(signs) < MIN_SIGNS or not shelf.has_signs:
         return []
-    matches = [m for m in shelf.diagnose(signs, limit=limit) if len(m.signs) >= MIN_SIGNS]
+    language = guess_language(question)
+    found = shelf.diagnose(signs, language=language, limit=limit)
+    matches = [match for match in found if len(match.signs) >= MIN_SIGNS]
     there = shelf.get(match.disease for match in matches)
     return [MatchedDisease(there[m.disease], m.signs) for m in matches if m.disease in there]

@@ -22,7 +22,7 @@ from references.embedding import Floats, Vectoriser
 from references.passage import Passage, ReferencesError
 from references.reader import Reader, damaged
 from references.vectors import PassageVectors, packed
-from references.version import COLUMNS, RANKED_BY, Version, passages_in
+from references.version import COLUMNS, RANKED_BY, STORED, Version, passages_in
 from references.words import name_key
 
 LOCK_TIMEOUT_S = 600
@@ -41,7 +41,6 @@ create table cognates (skeleton text, word text, primary key (skeleton, word)) w
 create table vectors (number integer primary key, num_vectors integer, data blob not null);
 create table arrays (name text primary key, data blob not null) without rowid;
 """
-_STORED = f"{COLUMNS}, name_stems, text_stems, checksum"
 
 
 class Writer(Change):
@@ -59,7 +58,7 @@ class Writer(Change):
 
     def _insert(self, row: Sequence[Any], columns: tuple[str, str, str]) -> int:
         marks = ", ".join("?" * len(row))
-        query = f"insert into passages ({_STORED}) values ({marks})"
+        query = f"insert into passages ({STORED}) values ({marks})"
         try:
             number = int(self.db.execute(query, row).lastrowid or 0)
         except sqlite3.IntegrityError:
@@ -83,7 +82,7 @@ class Writer(Change):
         self.db.executemany("insert into vectors values (?, ?, ?)", rows)
 
     def _row(self, id_: str) -> tuple[int, Sequence[Any]] | None:
-        query = f"select number, {_STORED} from passages where id = ?"
+        query = f"select number, {STORED} from passages where id = ?"
         row = self.db.execute(query, (id_,)).fetchone()
         return None if row is None else (row[0], row[1:])
 

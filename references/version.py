@@ -22,7 +22,7 @@ COLUMNS = (
     "id, kind, title, synonyms, text, specialty, language, source, url, licence, identifiers, "
     "prominence, wordings_en, wordings_fr"
 )
-
+STORED = f"{COLUMNS}, name_stems, text_stems, checksum"
 _FIELDS = frozenset(COLUMNS.split(", "))
 RANKED_BY = "id, kind, specialty, prominence, name_stems, text_stems"
 

@@ -52,6 +52,7 @@ FRENCH = frozenset(
     devenus beaucoup fils mari frere soeur fois
     rien lors tellement vraiment assez""".split()
 )
+_POLITE = frozenset(("plait",))  # of questions alone: no text is cut anew for it
 # What a question asks about a topic: it ranks, and does not have to be in the passage.
 ASPECTS = frozenset(
     """sign signs symptom symptoms treatment treat treated cure cause causes caused diagnosis
@@ -72,6 +73,13 @@ def fold(text: str) -> str:
         return text.lower()
     parts = unicodedata.normalize("NFKD", text.translate(_LIGATURES))
     return "".join(c for c in parts if not unicodedata.combining(c)).lower()
+
+
+def plain(text: str) -> str:
+    """Return `text` in lower case, without accents, apostrophes straight; no character moves."""
+    return "".join(
+        "'" if c == "\u2019" else unicodedata.normalize("NFD", c.lower())[0] for c in text
+    )
 
 
 def words(text: str) -> list[str]:
@@ -132,13 +140,32 @@ def key_of(found: Iterable[str]) -> str:
     return " ".join(sorted(set(found) - {"type"}))
 
 
-def guess_language(text: str) -> str:
-    """Return fr if `text` has more French function words than English ones, or accents; else en."""
+def _function_counts(text: str) -> tuple[int, int]:
+    """Return how many words of a text only French has as function words, and only English."""
     found = words(text)
     french = sum(word in FRENCH and word not in ENGLISH for word in found)
-    english = sum(word in ENGLISH and word not in FRENCH for word in found)
+    return french, sum(word in ENGLISH and word not in FRENCH for word in found)
+
+
+def guess_language(text: str) -> str:
+    """Return fr if `text` has more French function words than English ones, or accents; else en."""
+    return languages(text)[0]
+
+
+def languages(text: str) -> tuple[str, ...]:
+    """Return the language of a text, or both where nothing tells: "mucoviscidose"."""
+    french, english = _function_counts(text)
+    if french != english:
+        return ("fr",) if french > english else ("en",)
     accents = any(c in "àâçéèêëîïôûùœ" for c in text.lower())
-    return "fr" if french > english or (accents and french == english) else "en"
+    return ("fr",) if accents else ("en", "fr")
+
+
+def function_words(text: str, language: str) -> frozenset[str]:
+    """Return what says nothing in a question, in its language; in both where both are spoken."""
+    if all(_function_counts(text)):
+        return FRENCH | ENGLISH | _POLITE
+    return (FRENCH if language == "fr" else ENGLISH) | _POLITE
 
 
 def sentences(text: str) -> list[tuple[int, int]]:

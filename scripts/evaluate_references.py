@@ -6,13 +6,13 @@
     python -m scripts.evaluate_references --figures docs/references_report.json \\
         --out docs/references_report.md [--large 1000000 [--work FOLDER]]
 
-The shelf is built anew in a temporary folder. Questions and signs are the YAML files of
-scripts/references_evaluation; --french adds official French names of HPO terms (JSON lines with
-`id` and `focus`, as router_only_fr_hpo.jsonl has them), which are not ours to ship. With --figures,
-a report is written of an earlier run's, and only a large shelf is measured and added. Timings hold
-for the machine's load, which the report states beside a plain full-text query that was timed in
-turn with each search. Written: OUT, and the figures beside it as JSON. The last line of stdout is
-one JSON object.
+The shelf is built anew in a temporary folder. Questions and signs are those of
+scripts/references_evaluation/questions.yaml.gz; --french adds official French names of HPO terms
+(JSON lines with `id` and `focus`, as router_only_fr_hpo.jsonl has them), which are not ours to
+ship. With --figures, a report is written of an earlier run's, and only a large shelf is measured
+and added. Timings hold for the machine's load, which the report states beside a plain full-text
+query that was timed in turn with each search. Written: OUT, and the figures beside it as JSON. The
+last line of stdout is one JSON object.
 """
 
 import argparse
@@ -28,8 +28,6 @@ from typing import Any
 
 if not __package__:  # run as a file: this folder would hide packages of the same names
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
-
-import yaml
 
 from references.default_shelf import ensure_shelf
 from references.embedding import WordVectors
@@ -82,7 +80,7 @@ def run(args: argparse.Namespace, argv: list[str]) -> Mapping[str, Any]:
         text = json.dumps(figures, indent=1) + "\n"
         args.out.with_suffix(".json").write_text(text, encoding="utf-8")
     args.out.write_text(render(TEMPLATE, **figures), encoding="utf-8")
-    return {"report": args.out.name, "recall": figures["paraphrases"]["held_out.yaml"]}
+    return {"report": args.out.name, "recall": figures["paraphrases"]["held_out"]}
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
@@ -95,8 +93,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             "build": built,
             "load": list(os.getloadavg()),
             "paraphrases": {
-                file: {lang: search.paraphrases(file, lang) for lang in ("en", "fr")}
-                for file in measures.SETS
+                name: {lang: search.paraphrases(name, lang) for lang in _languages(name)}
+                for name in measures.SETS
             },
             "synonyms": search.synonyms(args.seed),
             "names": search.names(args.seed),
@@ -109,6 +107,10 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             "times": _times(shelf),
         }
     return figures
+
+
+def _languages(name: str) -> list[str]:
+    return [lang for lang in ("en", "fr") if lang in measures.questions()[name][0]]
 
 
 def _built(path: Path) -> tuple[Shelf, dict[str, float]]:
@@ -126,7 +128,7 @@ def _ways(hpo: Hpo, french: Path | None) -> dict[str, dict[str, Sequence[str]]]:
     """Return, by way of speaking, term id -> phrases for it."""
     names = sign_names(hpo)
     ids = {own[0]: id_ for id_, own in names.items()}
-    rows = yaml.safe_load((measures.FOLDER / "signs.yaml").read_text(encoding="utf-8"))
+    rows = measures.questions()["signs"]
     ours: dict[str, dict[str, Sequence[str]]]
     ours = {lang: {ids[row["sign"]]: [row[lang]] for row in rows[1::2]} for lang in ("en", "fr")}
     layperson: dict[str, Sequence[str]]
@@ -148,8 +150,7 @@ def _ways(hpo: Hpo, french: Path | None) -> dict[str, dict[str, Sequence[str]]]:
 
 def _times(shelf: Shelf) -> dict[str, Any]:
     """Return times of a search and of a plain full-text query, in turn."""
-    rows = yaml.safe_load((measures.FOLDER / "held_out.yaml").read_text(encoding="utf-8"))
-    rows += yaml.safe_load((measures.FOLDER / "development.yaml").read_text(encoding="utf-8"))
+    rows = [*measures.questions()["held_out"], *measures.questions()["development"]]
     questions = [row[lang] for row in rows for lang in ("en", "fr")]
     fresh = Shelf(shelf.path, vectorise=WordVectors())
     fresh.search("hair loss")  # opens the file and reads the vectors

@@ -135,7 +135,7 @@ class AskEndpoint:
                 tenant=tenant,
             )
             confidence = None if head.opinion else route.confidence
-            sources = found.for_specialty(self._backend, head.specialty, route.language)
+            sources = found.for_specialty(self._backend, head.specialty, route)
             return Generation(self._backend, call, sources, head.specialty, confidence)
 
         answers = [generation(head) for head in heads]

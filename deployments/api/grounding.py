@@ -11,6 +11,7 @@ from deployments.api.protocol.references import CitationReply, SupportReply
 from deployments.engine.request import FinishReason, Timings, TokenEvent
 from deployments.messages import Backend, GenerateRequest
 from deployments.setting_sections import GroundingMode
+from references.asked import searched
 from references.markers import MarkedText
 from references.passage import Passage, ReferencesError
 from references.quote import quote, quote_diseases
@@ -18,8 +19,10 @@ from references.ranking import Weights
 from references.shelf import Hit
 from references.signs_question import MatchedDisease, asked_signs
 from references.support import MARKER, Support, unsupported_share
+from router.policy import Reason, Route
 
 NO_SOURCE, UNGROUNDED, MATCHING_SIGNS = "no_source", "ungrounded", "matching_signs"
+OUTSIDE_SUPPORT = 0.6  # of the best passage, for a question that is no medicine to the router
 _MORE = 2  # times as many passages are looked at as are used, for the specialty's boost
 _TURNS = 3  # the user's last, that are searched together; more would blur what is asked
 _DISEASES = 5  # that a list of signs gets, at least
@@ -37,8 +40,12 @@ class Found:
     hits: tuple[Hit, ...] = ()
     diseases: tuple[MatchedDisease, ...] = ()
 
-    def for_specialty(self, backend: Backend, specialty: str | None, language: str) -> "Sources":
-        """Return the sources of one answer; passages of its specialty rank a little higher."""
+    def for_specialty(self, backend: Backend, specialty: str | None, route: Route) -> "Sources":
+        """Return the sources of one answer; passages of its specialty rank a little higher.
+
+        What the router finds to be no medicine has none unless they fit well: a computer's virus.
+        """
+        language = route.language
         spoken = "fr" if language == "fr" else "en"
         if self.diseases:
             listed = [disease.passage for disease in self.diseases]
@@ -46,8 +53,10 @@ class Found:
             text = quote_diseases(listed, spoken, signs)
             return Sources(backend, "quote", listed, spoken, (MATCHING_SIGNS,), text)
         boost = Weights().specialty
+        is_outside = route.reason is Reason.OUT_OF_SCOPE and not route.red_flags
+        best = max((hit.support for hit in self.hits), default=0.0)
         ranked = sorted(
-            self.hits,
+            () if is_outside and best < OUTSIDE_SUPPORT else self.hits,
             key=lambda hit: -hit.score - boost * (hit.passage.specialty == (specialty or "")),
         )
         passages = [hit.passage for hit in ranked[: backend.limits.references.limit]]
@@ -73,7 +82,7 @@ async def find(
 
     Args:
         turns: the user's; a follow-up is searched together with what was said before it, and
-            alone where that finds nothing.
+            alone where that finds nothing; then what it asks (references/asked.py).
         is_asked_for: the request itself names the mode.
 
     Raises:
@@ -82,10 +91,11 @@ async def find(
     if mode == "off":
         return Found(mode)
     limit = backend.limits.references.limit
-    questions = dict.fromkeys(("\n".join(turns[-_TURNS:]), turns[-1]))
+    before = ["\n".join(turns[-_TURNS:])] if len(turns) > 1 else []
+    questions = dict.fromkeys((*before, *searched(turns[-1])))
     try:
         if asked_signs(turns[-1]):
-            for question in questions:
+            for question in dict.fromkeys((*before, turns[-1])):
                 diseases = await backend.references.diseases(question, limit=max(limit, _DISEASES))
                 if diseases:
                     return Found(mode, diseases=tuple(diseases))

@@ -9,15 +9,14 @@ from references.change import Change, TakenId
 from references.embedding import Floats, Vectoriser
 from references.passage import Passage
 from references.postgres.version import literal
-from references.version import COLUMNS
+from references.version import STORED
 
 SCHEMA = "polyclinic_references"
-_STORED = f"{COLUMNS}, name_stems, text_stems, checksum"
 _TABLES = f"""
 create schema if not exists {SCHEMA};
 create table if not exists meta (key text primary key, value text not null);
 create table if not exists passages (number bigint generated always as identity primary key,
-  {", ".join(f"{name} text" for name in _STORED.split(", ") if name != "prominence")},
+  {", ".join(f"{name} text" for name in STORED.split(", ") if name != "prominence")},
   prominence float8 not null, words tsvector not null, unique (id));
 create table if not exists names (key text,
   number bigint references passages on delete cascade, primary key (key, number));
@@ -67,7 +66,7 @@ class PostgresChange(Change):
     def _insert(self, row: Sequence[Any], columns: tuple[str, str, str]) -> int:
         marks = ", ".join(["%s"] * len(row))
         found = self.db.execute(
-            f"insert into passages ({_STORED}, words) values ({marks}, %s::tsvector) "
+            f"insert into passages ({STORED}, words) values ({marks}, %s::tsvector) "
             "on conflict (id) do nothing returning number",
             (*row, _tsvector(columns)),
         ).fetchone()
@@ -103,7 +102,7 @@ class PostgresChange(Change):
                     copy.write_row((number, at == end - 1, literal(vectors[at])))
 
     def _row(self, id_: str) -> tuple[int, Sequence[Any]] | None:
-        query = f"select number, {_STORED} from passages where id = %s"
+        query = f"select number, {STORED} from passages where id = %s"
         row = self.db.execute(query, (id_,)).fetchone()
         return None if row is None else (row[0], row[1:])
 

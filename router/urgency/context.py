@@ -14,6 +14,7 @@ from router.preparation.reading import Reading
 GROUPS = (
     "history",
     "present",
+    "leave",
     "past_verb",
     "present_verb",
     "education",
@@ -37,7 +38,12 @@ class Context:
         self._is_elsewhere = bool(found.get("elsewhere"))
         self._of_sentence = {
             name: {reading.sentences[span.start] for span in found.get(name, ())}
-            for name in ("anchor", "present", "past_verb", "present_verb", "education")
+            for name in ("anchor", "past_verb", "present_verb", "education")
+        }
+        self._of_sentence["present"] = {
+            reading.sentences[span.start]
+            for span in found.get("present", ())
+            if not any(s.start <= span.start < s.end for s in found.get("leave", ()))
         }
         self._negations = Negations(reading, found)
         self._suppositions = self._scopes_of_supposition()

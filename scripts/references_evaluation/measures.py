@@ -1,10 +1,12 @@
 """What the search and the diagnosis find, as shares with their intervals."""
 
+import gzip
 import random
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +23,21 @@ from scripts.references_evaluation.vignettes import SIZES, form, vignettes
 
 FOLDER = Path(__file__).parent
 # Questions in other words: what the glossary was written with, what it was widened with and the
-# weights were tried on, and what was written before and after the last changes.
+# weights were tried on (the last in French only), and what was written before and after changes.
 SETS = (
-    *("paraphrases.yaml", "development.yaml", "development_2.yaml"),
-    *("held_out.yaml", "held_out_after.yaml"),
+    *("paraphrases", "development", "development_2", "development_3"),
+    *("held_out", "held_out_after"),
 )
 LIMIT = 3  # passages that a question gets
 SYNONYMS, NAMES = 800, 300  # questions drawn
+
+
+@cache
+def questions() -> Mapping[str, Any]:
+    """Return all that is asked, by set: rows with what is wanted, topics, signs in other words."""
+    packed = (FOLDER / "questions.yaml.gz").read_bytes()
+    found: Mapping[str, Any] = yaml.safe_load(gzip.decompress(packed))
+    return found
 
 
 def share(right: Iterable[bool]) -> dict[str, Any]:
@@ -58,18 +68,18 @@ class Search:
     def found_any(self, question: str, language: str) -> bool:
         return bool(self._shelf.search(question, language=language, limit=LIMIT))
 
-    def paraphrases(self, file: str, language: str) -> dict[str, Any]:
+    def paraphrases(self, name: str, language: str) -> dict[str, Any]:
         """Return recall@3.
 
         `strict`: of the wanted passages; `wide`: a term directly below them is right, too;
         `served`: and the search does not say that nothing was found; `plain`: by BM25.
         """
         strict, wide, served, plain = [], [], [], []
-        for row in yaml.safe_load((FOLDER / file).read_text(encoding="utf-8")):
-            missing = [name for name in row["want"] if fold(name) not in self._named]
+        for row in questions()[name]:
+            missing = [title for title in row["want"] if fold(title) not in self._named]
             if missing:
-                raise ValueError(f"{file}: no passage is called {', '.join(missing)}")
-            want = set[str]().union(*(self._named[fold(name)] for name in row["want"]))
+                raise ValueError(f"{name}: no passage is called {', '.join(missing)}")
+            want = set[str]().union(*(self._named[fold(title)] for title in row["want"]))
             below = set[str]().union(*(self._below.get(id_, set()) for id_ in want))
             got = {r.passage.id for r in self.ask(row[language], language)}
             strict.append(bool(got & want))
@@ -100,9 +110,8 @@ class Search:
 
     def absent(self, rows: str) -> dict[str, Any]:
         """Return how often nothing is found on topics that the shelf does not hold."""
-        listed = yaml.safe_load((FOLDER / "absent.yaml").read_text(encoding="utf-8"))
-        language = rows.partition("_")[0]
-        return share(not self.found_any(question, language) for question in listed[rows])
+        language, listed = rows.partition("_")[0], questions()["absent"][rows]
+        return share(not self.found_any(question, language) for question in listed)
 
     def plain(self, question: str, language: str = "en") -> set[str]:
         """Return the ids of the first three of a full-text query of the question's words."""

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from references.default_shelf import ensure_shelf
-from references.diagnosis import split_signs
+from references.diagnosis import Signs, split_signs
 from references.passage import ReferencesError
 from references.shelf import Shelf, build
+from references.signs_question import diseases_asked_for
 from tests.references.passages import ALL, hpo_folder
 from tests.references.test_shelf import Letters
 
@@ -76,3 +77,29 @@ def test_a_shelf_without_signs_says_so(tmp_path: Path) -> None:
 )
 def test_signs_of_a_question(question: str, signs: list[str]) -> None:
     assert split_signs(question) == signs
+
+
+def test_a_sign_is_explained_by_the_term_that_the_disease_has(shelf: Shelf) -> None:
+    with shelf._reading() as reader:
+        signs = Signs(reader.array)
+    near = [("HP:0000004", 1.0), ("HP:0000002", 0.9)]  # a seizure, or brittle hair
+    found = {match.disease: match.signs for match in signs.rank(["it"], lambda _: near, 9)}
+    assert found["OMIM:1"] == {"it": "Brittle hair"}
+    assert found["OMIM:2"] == {"it": "Seizure"}
+
+
+def test_the_language_of_the_signs_is_the_questions(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ "hypotonie" alone looks English, and would be low pressure of the eye."""
+    spoken = []
+
+    def ranked(*args: object, language: str | None, **more: object) -> list[object]:
+        spoken.append(language)
+        return []
+
+    monkeypatch.setattr(shelf, "ranked", ranked)
+    shelf.diagnose(["des convulsions", "hypotonie"])
+    assert diseases_asked_for(shelf, "Quelle maladie donne ataxie et hypotonie ?", limit=3) == []
+    assert diseases_asked_for(shelf, "Which disease has ataxie and hypotonie?", limit=3) == []
+    assert spoken == ["fr", "fr", "fr", "fr", "en", "en"]

@@ -130,7 +130,7 @@ class OpenAIEndpoints:
         answers: list[Generation] = []
         choices = []
         for path, turns, route, version, passages, number in asked_for:
-            sources = passages.for_specialty(self._backend, route.specialty, route.language)
+            sources = passages.for_specialty(self._backend, route.specialty, route)
             call = GenerateRequest(
                 request_id=request_id if len(asked_for) == 1 else f"{request_id}.{len(answers)}",
                 turns=turns,

@@ -269,6 +269,20 @@ async def test_a_new_topic_after_a_long_talk(client: httpx.AsyncClient, backend:
     assert backend.references.asked == [f"hello\na red rash\n{QUESTION}", QUESTION]
 
 
+async def test_the_part_that_asks_is_searched_alone(
+    client: httpx.AsyncClient, backend: Says
+) -> None:
+    """Kidney stones are denied, and not quoted; what finds nothing is searched as a whole."""
+    body = await ask(client, question="I have no kidney stones. What is eczema?", grounding="quote")
+    assert body["answer"] == quote([ECZEMA])
+    assert backend.references.asked == ["What is eczema"]
+    await ask(client, question="About kidney stones: what is a zorb?", grounding="quote")
+    assert backend.references.asked[1:] == [
+        "what is a zorb",
+        "About kidney stones: what is a zorb?",
+    ]
+
+
 async def test_each_opinion_has_its_own_citations(
     client: httpx.AsyncClient, backend: Says, monkeypatch: pytest.MonkeyPatch
 ) -> None:

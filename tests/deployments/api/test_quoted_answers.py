@@ -1,10 +1,14 @@
 """Answers that quote the reference shelf, without the model: every path, whole and streamed."""
 
+from dataclasses import replace
+from typing import Any
+
 import httpx
 import pytest
 
 from deployments.engine.request import ErrorInfo
 from references.quote import quote
+from references.shelf import Hit
 from tests.deployments.api.test_grounding import NOTHING, QUESTION, Says, ask, chat, live, stream
 from tests.deployments.conftest import UNCACHED
 from tests.references.passages import ECZEMA, STONES
@@ -103,3 +107,28 @@ async def test_quote_on_openais_paths(client: httpx.AsyncClient, backend: Says) 
     assert ids == [["T:2"], ["T:3"], []]
     assert [c["polyclinic"]["notice"] for c in choices] == [None, None, "no_source"]
     assert backend.calls == []
+
+
+@pytest.mark.parametrize(
+    ("question", "support", "is_quoted"),
+    [
+        ("football: what is eczema?", 0.58, False),
+        ("football: what is eczema?", 0.8, True),
+        ("what is eczema?", 0.58, True),
+        ("football: her face droops, eczema?", 0.58, True),  # urgent: whoever it is, it is medicine
+    ],
+)
+async def test_what_is_no_medicine_needs_a_passage_that_fits_well(
+    client: httpx.AsyncClient, backend: Says, question: str, support: float, is_quoted: bool
+) -> None:
+    search = backend.references.search
+
+    async def supported(question: str, **more: Any) -> list[Hit]:
+        return [replace(hit, support=support) for hit in await search(question, **more)]
+
+    backend.references.search = supported  # type: ignore[method-assign]
+    body = await ask(client, question=question, grounding="quote")
+    assert (quote([ECZEMA]) in body["answer"], "no_source" in body["notices"]) == (
+        is_quoted,
+        not is_quoted,
+    )
