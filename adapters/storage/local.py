@@ -7,13 +7,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from filelock import FileLock
-
-from adapters.storage.atomic import UNFINISHED, FileCalls, unfinished, write_atomically
+from adapters.storage.atomic import UNFINISHED, FileCalls, locked, unfinished, write_atomically
 from adapters.storage.protocol import CATALOG, WEIGHTS, PreconditionFailed, StorageError
 from adapters.validation import BUNDLE_FILES
-
-LOCK_POLL_S = 0.005
 
 
 class LocalStorage:
@@ -130,9 +126,9 @@ class LocalStorage:
             cause = error.strerror or type(error).__name__
             raise StorageError(f"{self._folder}: cannot be changed ({cause})") from error
 
-    def _locked(self) -> FileLock:
-        """Order the writers. Not through FileCalls: a process that dies releases its lock."""
-        return FileLock(self._folder / "catalog.lock", mode=0o600, poll_interval=LOCK_POLL_S)
+    def _locked(self) -> contextlib.AbstractContextManager[None]:
+        """Order the writers. Not through FileCalls, which fail where a process dies."""
+        return locked(self._folder / "catalog.lock")
 
 
 def _token(folder: Path) -> str:

@@ -10,22 +10,20 @@ shorter list. A change takes the lock (`keys.lock`), reads, writes a temporary f
 renames it: a reader sees the old file or the new one, and no change of two writers is lost.
 """
 
-import contextlib
 import hashlib
 import hmac
 import json
 import os
 import re
 import secrets
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from adapters.storage.atomic import FileCalls, locked, write_atomically
 from adapters.storage.last_good import last_good_folder
 
 KeyKind = Literal["user", "admin"]
@@ -165,10 +163,10 @@ class KeyStore:
 
         Raises:
             KeyFileError: the file is corrupt, and is left as it is; or there are too many keys.
-            OSError: the folder cannot be written.
+            OSError: the folder cannot be written, or the lock is not to be had.
         """
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with FileLock(self.path.with_suffix(".lock"), mode=0o600):
+        with locked(self.path.with_suffix(".lock")):
             changed = tuple(edit(self.read()))
             if len(changed) > MAX_KEYS:
                 raise KeyFileError(
@@ -176,7 +174,8 @@ class KeyStore:
                     "state_dir, or remove revoked ones from the file"
                 )
             document = {"format": 1, "keys": [record.model_dump() for record in changed]}
-            self._replace(json.dumps(document, indent=1).encode() + b"\n")
+            content = json.dumps(document, indent=1).encode() + b"\n"
+            write_atomically(self.path, content, _OwnersOnly())
         return changed
 
     def replace(self, records: tuple[KeyRecord, ...]) -> None:
@@ -188,24 +187,12 @@ class KeyStore:
             self.path.unlink(missing_ok=True)  # `change` would leave it as it is
         self.change(lambda _: records)
 
-    def _replace(self, content: bytes) -> None:
-        # mkstemp's files are 0600, and the rename keeps that.
-        descriptor, temporary = tempfile.mkstemp(prefix=".keys-", dir=self.path.parent)
-        try:
-            with open(descriptor, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self.path)
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
-            raise
-        folder = os.open(self.path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+
+class _OwnersOnly(FileCalls):
+    def write(self, file: Path, content: bytes) -> None:
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode=0o600)
+        with open(descriptor, "wb") as opened:
+            opened.write(content)
 
 
 def kept_keys(state_path: Path) -> KeyStore:

@@ -259,7 +259,7 @@ async def test_a_draining_replica_says_so_and_counts_what_runs(replica: RouterRe
 
 async def test_where_the_state_lies_is_not_shown(replica: RouterReplica, catalog: Path) -> None:
     state = catalog / "state"
-    replica._catalog.problem = f"{state}/catalog.yaml: cannot be read (I/O error)"
+    replica._catalog._problem = f"{state}/catalog.yaml: cannot be read (I/O error)"
     _, report = await replica.readiness()
     assert report["degraded"] == ["<state_dir>/catalog.yaml: cannot be read (I/O error)"]
     assert str(catalog) not in json.dumps(report)
