@@ -1,5 +1,6 @@
 """Where the catalogue lies: a document that is compared and swapped, and folders by content."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
@@ -54,6 +55,14 @@ class CatalogStorage(Protocol):
 
     def undo_put(self, digest: str, token: str) -> None:
         """Delete what `put_bundle` made, unless another writer has put the same bundle since."""
+
+    def spare(self, digests: Iterable[str]) -> None:
+        """Make bundles that are about to leave the catalogue as young as new ones, for `collect`:
+        a replica that starts, or a question on its way, may still ask for them.
+
+        Raises:
+            OSError: one of them cannot be.
+        """
 
     def fetch_bundle(self, digest: str, cache: Path) -> Path:
         """Return a local folder that holds the bundle.
