@@ -136,9 +136,9 @@ class AdapterStore:
                 raise RevisionMoved(expected_revision, before.catalog.revision)
             edited = self._kept(edit(before.catalog))
             after = edited.model_copy(update={"revision": before.catalog.revision + 1})
-            left = before.catalog.digests - after.digests
-            with contextlib.suppress(OSError):  # its files are lost: it may go all the same
-                self._files.spare(left)
+            for digest in before.catalog.digests - after.digests:
+                with contextlib.suppress(OSError):  # its files are lost: it may go all the same
+                    self._files.spare(digest)
             try:
                 self._files.put_if_match(dump(after), before.etag)
             except PreconditionFailed:

@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from adapters.storage.atomic import UNFINISHED, FileCalls, locked, unfinished, write_atomically
@@ -89,9 +89,8 @@ class LocalStorage:
             if target.is_dir() and _token(target) == token:
                 self._remove_bundle(target)
 
-    def spare(self, digests: Iterable[str]) -> None:
-        for digest in digests:
-            self._calls.touch(self._weights / digest)
+    def spare(self, digest: str) -> None:
+        self._calls.touch(self._weights / digest)
 
     def fetch_bundle(self, digest: str, cache: Path) -> Path:
         folder = self._weights / digest

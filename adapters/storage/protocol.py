@@ -1,6 +1,5 @@
 """Where the catalogue lies: a document that is compared and swapped, and folders by content."""
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
@@ -56,12 +55,12 @@ class CatalogStorage(Protocol):
     def undo_put(self, digest: str, token: str) -> None:
         """Delete what `put_bundle` made, unless another writer has put the same bundle since."""
 
-    def spare(self, digests: Iterable[str]) -> None:
-        """Make bundles that are about to leave the catalogue as young as new ones, for `collect`:
-        a replica that starts, or a question on its way, may still ask for them.
+    def spare(self, digest: str) -> None:
+        """Make a bundle that is about to leave the catalogue as young as a new one, for `collect`:
+        a replica that starts, or a question on its way, may still ask for it.
 
         Raises:
-            OSError: one of them cannot be.
+            OSError: it is not there, or cannot be changed.
         """
 
     def fetch_bundle(self, digest: str, cache: Path) -> Path:

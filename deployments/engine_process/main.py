@@ -192,7 +192,7 @@ class ReplicaLogHandler(logging.Handler):
             request_id = getattr(record, "request_id", None)
             content = (record.levelno, record.name, self.format(record), request_id)
             self._server.send("log", *content)
-        except OSError:  # the replica is gone, and this process about to end
+        except (OSError, ValueError):  # the replica is gone, and this process about to end
             self.handleError(record)
 
 

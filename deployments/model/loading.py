@@ -23,8 +23,9 @@ from deployments.engine.decoder import GroupDecoder, StepDecoder
 from deployments.engine.detokenizer import Decode, text_decoder, token_bytes
 from deployments.engine.engine import Engine
 from deployments.engine.thread import TorchThread, use_cores_on
-from deployments.engine_process.client import EngineProcess, RemoteDecoder
+from deployments.engine_process.client import EngineProcess
 from deployments.engine_process.decoder_loading import DecoderSpec, load_decoder
+from deployments.engine_process.remote_decoder import RemoteDecoder
 from deployments.model.adapter_manager import AdapterManager
 from deployments.model.decoder_tasks import RunBetweenSteps
 from deployments.model.weights_reader import AdapterDecoder, HostCache
