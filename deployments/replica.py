@@ -72,16 +72,19 @@ def _flusher() -> threading.Thread:
     return thread
 
 
-def live_settings(current: LiveT, user_config: Mapping[str, Any], where: str) -> LiveT:
-    """Return `user_config` as live settings, or `current` if it is wrong, which is logged.
+def live_settings(
+    current: LiveT, user_config: Mapping[str, Any], where: str
+) -> tuple[LiveT, list[str]]:
+    """Return `user_config` as live settings, and what /readyz says of it; where it is wrong,
+    `current`, and the log has the cause.
 
     Never raises: Serve would replace a healthy replica for it.
     """
     try:
-        return parse_strict(type(current), user_config, where)
+        return parse_strict(type(current), user_config, where), []
     except SettingsError as error:
         logger.error("kept the previous user_config: %s", error)
-        return current
+        return current, [f"{where} was refused, and the one before is in force: see the log"]
 
 
 def open_adapter_store(settings: Settings) -> AdapterStore:

@@ -22,6 +22,10 @@ logger = logging.getLogger(__name__)
 LOST = ErrorInfo(
     "replica_lost", "the model replica was lost while answering: ask again", retry_after_s=5
 )
+# The replica lives, and says so: nobody's question has ended it.
+NOT_REACHED = ErrorInfo(
+    LOST.code, "the model replica could not send its answer: ask again", retry_after_s=5
+)
 
 
 class ReceivedStream:
@@ -58,9 +62,9 @@ class ReceivedStream:
             if self.has_ended:
                 self.close()
 
-    def lose(self) -> None:
+    def lose(self, why: ErrorInfo = LOST) -> None:
         """End the answer with `replica_lost`, unless its last event has arrived."""
-        self.put(failed_event(self._request_id, LOST))
+        self.put(failed_event(self._request_id, why))
 
     def fail(self, error: BaseException) -> None:
         """Raise `error` to the reader, unless the last event has arrived."""

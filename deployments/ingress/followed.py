@@ -1,11 +1,13 @@
 """What a router replica follows while it serves: the adapters, the classifier and the API keys."""
 
+import dataclasses
 import logging
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapters.catalog import Catalog
+from adapters.catalog import BaseModelEntry, Catalog
 from adapters.store import AdapterStore
 from adapters.versions import RegisteredAdapter
 from deployments.api.access.api_keys import (
@@ -16,7 +18,7 @@ from deployments.api.access.api_keys import (
     KeyTable,
     kept_keys,
 )
-from deployments.messages import AdapterCard
+from deployments.messages import AdapterCard, ServedModels
 from deployments.reloader import Reloader
 from deployments.settings import SHIPPED_ROUTER, Settings
 from router.classifier import Classifier
@@ -125,6 +127,45 @@ def follow_all(settings: Settings, store: AdapterStore, period_s: Callable[[], f
         follow_catalog(store, settings.base_model, period_s),
         follow_keys(KeyStore(settings.state_path), kept_keys(settings.state_path)),
     )
+
+
+class Served:
+    """What the API is told of both, put together when one changes and not for every request."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        base: BaseModelEntry,
+        router: Reloader[Classifier],
+        catalog: Reloader[InService],
+    ) -> None:
+        self._router, self._catalog = router, catalog
+        self._of: tuple[Classifier, InService] | None = None
+        self._models = ServedModels(
+            base_model=settings.base_model,
+            adapters=(),
+            specialties=(),
+            default_output_tokens=settings.engine.default_output_tokens,
+            max_output_tokens=settings.engine.max_output_tokens,
+            started_at=int(time.time()),
+            repetition_penalty=base.repetition_penalty,
+            no_repeat_ngram_size=base.no_repeat_ngram_size,
+            loop_words=base.loop_words,
+            max_input_tokens=settings.engine.max_input_tokens,
+        )
+
+    @property
+    def models(self) -> ServedModels:
+        classifier, in_service = self._router.current, self._catalog.current
+        if self._of != (classifier, in_service):
+            specialties = {*classifier.specialties, *in_service.by_specialty}
+            self._models = dataclasses.replace(
+                self._models,
+                adapters=in_service.cards,
+                specialties=tuple(sorted(specialties)),
+            )
+            self._of = (classifier, in_service)
+        return self._models
 
 
 def load_classifier(settings: Settings) -> Classifier:

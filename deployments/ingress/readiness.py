@@ -1,7 +1,7 @@
 """What GET /readyz says, from what is known already: it asks nobody and waits for nothing."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from deployments.api.access.admission import Admission
@@ -28,16 +28,21 @@ class Readiness:
         places = {settings.adapter_state, str(settings.state_path)}
         self._places = sorted(places, key=len, reverse=True)
 
-    def report(self, thresholds: Thresholds) -> tuple[bool, Mapping[str, Any]]:
-        """Return whether a question would be answered now, and what is loaded or the cause."""
+    def report(
+        self, thresholds: Thresholds, refused: Sequence[str] = ()
+    ) -> tuple[bool, Mapping[str, Any]]:
+        """Return whether a question would be answered now, and what is loaded or the cause.
+
+        `refused`: what of this replica's settings is not in force.
+        """
         followed = self._followed
         access = {"mode": self._settings.auth.mode, "key_problem": followed.keys.problem}
+        model, cause = self._watch.readiness()
         common = {
-            "degraded": followed.problems,
+            "degraded": [*followed.problems, *refused, *(model or {}).get("degraded", ())],
             "router": self._router(thresholds),
             "access": access,
         }
-        model, cause = self._watch.readiness()
         if self._admission.is_draining:
             cause = "draining: the server is stopping"
         if model is None or cause is not None:

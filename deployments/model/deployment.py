@@ -58,7 +58,7 @@ class ModelReplica(OperatorCalls, OpenAICalls):
         use_serve_handlers("INFO")
         start_tracing("model", replica_id)
         logger.info("starting on %s", device)
-        self._live = ModelLiveSettings()
+        self._live, self._refused = ModelLiveSettings(), []
         self._config = settings.model_config_id
         self._handover = ModelHandover(self._config, lambda: replicas_beside(ROUTER))
         self._clocks = ClockOffsets()
@@ -182,7 +182,7 @@ class ModelReplica(OperatorCalls, OpenAICalls):
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Take over live settings. Never raises, since Serve would replace a healthy replica."""
-        self._live = live_settings(self._live, user_config, "user_config of Model")
+        self._live, self._refused = live_settings(self._live, user_config, "user_config of Model")
         live = self._live
         use_serve_handlers(live.log_level, are_requests_logged=live.log_requests)
 

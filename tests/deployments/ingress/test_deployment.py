@@ -265,6 +265,24 @@ async def test_where_the_state_lies_is_not_shown(replica: RouterReplica, catalog
     assert str(catalog) not in json.dumps(report)
 
 
+async def test_readiness_tells_of_settings_that_were_refused(
+    replica: RouterReplica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`serve deploy` says that all is well, and a new replica would begin with the defaults."""
+    theirs = "user_config of Model was refused, and the one before is in force: see the log"
+    report = {"degraded": [theirs]}
+    monkeypatch.setattr(replica._watch, "readiness", lambda: (report, None))
+    replica.reconfigure({"drain_s": 7.0})
+    assert (await replica.readiness())[1]["degraded"] == [theirs]
+    replica.reconfigure({"drain_s": -1.0})
+    is_ready, found = await replica.readiness()
+    ours = theirs.replace("Model", "Router")
+    assert (is_ready, found["degraded"]) == (True, [ours, theirs])
+    assert replica.limits.drain_s == 7.0
+    replica.reconfigure({"drain_s": 8.0})
+    assert (await replica.readiness())[1]["degraded"] == [theirs]
+
+
 async def test_readiness_tells_of_the_shelf(
     replica: RouterReplica, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
