@@ -14,6 +14,7 @@ from deployments.channel.frames import (
     unpack_events,
     unpack_greeting,
 )
+from deployments.channel.keepalive import end_when_peer_is_gone
 from deployments.engine.output import RequestOutputCollector
 from deployments.engine.request import ErrorInfo, TokenEvent, failed_event
 
@@ -148,6 +149,7 @@ class _Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport
+        end_when_peer_is_gone(transport)
 
     def data_received(self, data: bytes) -> None:
         try:
