@@ -248,6 +248,11 @@ class Settings(StrictModel):
         return self.state_path / "router"
 
     @property
+    def router_is_in_state(self) -> bool:
+        """Whether `router_dir` lies in the folder of the live catalogue and goes with it."""
+        return self.router.artefact is None and "://" not in self.adapter_state
+
+    @property
     def shelf_place(self) -> Path | str | None:
         """The file of `references.path`, or `references.url`. None: the default shelf."""
         if self.references.path:
@@ -257,16 +262,13 @@ class Settings(StrictModel):
     @property
     def router_encoder(self) -> str | None:
         """`router.encoder`; an absolute path where it is a folder of the project."""
-        if self.router.encoder is None:
-            return None
-        candidate = project_path(self.router.encoder)
-        return str(candidate) if os.path.isdir(candidate) else self.router.encoder
+        encoder = self.router.encoder
+        return None if encoder is None else _folder_or_name(encoder)
 
     @property
     def base_model_or_dir(self) -> str:
         """`base_model`; an absolute path where it is a folder of the project."""
-        candidate = project_path(self.base_model)
-        return str(candidate) if os.path.isdir(candidate) else self.base_model
+        return _folder_or_name(self.base_model)
 
 
 SHIPPED_ROUTER = PROJECT_ROOT / "router" / "model"
@@ -276,6 +278,11 @@ def project_path(path: str) -> Path:
     """Resolve a relative path against the project, whatever the working folder is."""
     expanded = Path(path).expanduser()
     return expanded if expanded.is_absolute() else PROJECT_ROOT / expanded
+
+
+def _folder_or_name(text: str) -> str:
+    candidate = project_path(text)
+    return str(candidate) if os.path.isdir(candidate) else text
 
 
 def parse_settings(args: Mapping[str, Any]) -> Settings:

@@ -6,8 +6,11 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from adapters.catalog import BaseModelEntry, Catalog
+from adapters.storage.bounded import Bounded
+from adapters.storage.protocol import StorageError
 from adapters.store import AdapterStore
 from adapters.versions import RegisteredAdapter
 from deployments.api.access.api_keys import (
@@ -21,6 +24,7 @@ from deployments.api.access.api_keys import (
 from deployments.messages import AdapterCard, ServedModels
 from deployments.reloader import Reloader
 from deployments.settings import SHIPPED_ROUTER, Settings
+from router.artefact import ArtefactError
 from router.classifier import Classifier
 from router.versions import etag, is_to_come, resolve
 
@@ -104,16 +108,20 @@ class Followed:
     @property
     def problems(self) -> list[str]:
         """What keeps this replica from following, while it serves with what it had before."""
-        found = (self.classifier.problem, self.catalog.problem, self.keys.problem)
+        found = (followed.problem for followed in self._all)
         return [problem for problem in found if problem is not None]
 
     def start(self) -> None:
-        for followed in (self.classifier, self.keys, self.catalog):
+        for followed in self._all:
             followed.start()
 
     def stop(self) -> None:
-        for followed in (self.classifier, self.keys, self.catalog):
+        for followed in self._all:
             followed.stop()
+
+    @property
+    def _all(self) -> tuple[Reloader[Any], ...]:
+        return self.classifier, self.catalog, self.keys
 
 
 def follow_all(settings: Settings, store: AdapterStore, period_s: Callable[[], float]) -> Followed:
@@ -123,7 +131,7 @@ def follow_all(settings: Settings, store: AdapterStore, period_s: Callable[[], f
         ArtefactError, StorageError, CatalogError: a first look fails.
     """
     return Followed(
-        follow_classifier(settings, period_s),
+        follow_classifier(settings, period_s, store if settings.router_is_in_state else None),
         follow_catalog(store, settings.base_model, period_s),
         follow_keys(KeyStore(settings.state_path), kept_keys(settings.state_path)),
     )
@@ -168,14 +176,14 @@ class Served:
         return self._models
 
 
-def load_classifier(settings: Settings) -> Classifier:
-    """Load the artefact that is current.
+def load_classifier(settings: Settings, artefact: Path | None = None) -> Classifier:
+    """Load an artefact, or the one that is current.
 
     Raises:
         ArtefactError: naming the file, what was found, and what to do about it.
     """
     return Classifier.load(
-        served_router(settings),
+        artefact or served_router(settings),
         encoder=settings.router_encoder,
         threads=settings.router.threads,
     )
@@ -191,18 +199,64 @@ def served_router(settings: Settings) -> Path:
     return SHIPPED_ROUTER if is_to_come(folder) else resolve(folder)
 
 
-def follow_classifier(settings: Settings, period_s: Callable[[], float]) -> Reloader[Classifier]:
+def follow_classifier(
+    settings: Settings, period_s: Callable[[], float], store: AdapterStore | None = None
+) -> Reloader[Classifier]:
     """Follow the artefact's folder: a new version, a roll-back, or files replaced in place.
+
+    Args:
+        store: lies in the same state; while that is away, the package's artefact may serve, which
+            is then a problem.
 
     Raises:
         ArtefactError: the first one does not load.
     """
+    has_own = False  # whether the folder has had a version; then nothing there is no beginning
+    bounded = Bounded(settings.router_dir)
+
+    def place() -> Path:
+        found = bounded(lambda: served_router(settings))
+        if found == SHIPPED_ROUTER and (has_own or _is_away(store)):
+            why = "its versions are gone" if has_own else "cannot be followed: the state is away"
+            raise ArtefactError(f"router artefact: {settings.router_dir}: {why}: put it back")
+        return found
+
+    def load() -> Classifier:
+        nonlocal has_own
+        found = place()
+        classifier = load_classifier(settings, found)
+        has_own = has_own or found != SHIPPED_ROUTER
+        return classifier
+
+    first: Classifier | None = None
+    if _is_away(store) and _is_package_s(bounded, settings):
+        first = load_classifier(settings, SHIPPED_ROUTER)
     return Reloader(
-        lambda: etag(served_router(settings)),
-        lambda: load_classifier(settings),
+        lambda: etag(place()),
+        load,
         period_s,
+        first=first,
         describe=lambda classifier: f"router {classifier.version}",
     )
+
+
+def _is_package_s(bounded: Bounded, settings: Settings) -> bool:
+    """Whether the package's artefact is the one to serve, also since the folder does not answer."""
+    try:
+        return bounded(lambda: served_router(settings)) == SHIPPED_ROUTER
+    except StorageError:
+        return True
+
+
+def _is_away(store: AdapterStore | None) -> bool:
+    try:
+        if store is not None:
+            store.read()
+    except OSError:
+        return True
+    except ValueError:  # damaged, and there
+        return False
+    return False
 
 
 def follow_keys(store: KeyStore, kept: KeyStore | None = None) -> Reloader[KeyTable]:

@@ -2,6 +2,7 @@
 for ever, it holds no threads that answer questions, and whoever asks is told."""
 
 import asyncio
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,14 +12,18 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from adapters.storage import atomic
+from adapters.storage import atomic, bounded
+from adapters.storage.last_good import LastGood
 from adapters.storage.protocol import StorageError
+from adapters.store import AdapterStore, open_store
 from deployments import adapter_admin, reloader
 from deployments.api.access.api_keys import KeyStore, new_key
-from deployments.ingress.followed import follow_keys
+from deployments.ingress import followed
+from deployments.ingress.followed import follow_catalog, follow_classifier, follow_keys
 from deployments.model import adapter_cache
 from deployments.model.adapter_registry import AdapterGone
 from deployments.reloader import Reloader
+from deployments.settings import parse_settings
 from tests.adapters.live_catalogs import add, make_seed, store_of
 from tests.deployments.model.test_adapter_manager import Clinic
 from tests.deployments.quiet_admin import quiet_admin
@@ -39,6 +44,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
         (adapter_admin, "STATE_TIMEOUT_S"),
         (reloader, "HANGS_S"),
         (adapter_cache, "READ_TIMEOUT_S"),
+        (bounded, "CALL_TIMEOUT_S"),
     ):
         monkeypatch.setattr(where, name, 0.2, raising=False)
 
@@ -142,6 +148,55 @@ def test_whatever_a_look_raises_the_next_one_comes() -> None:
         until(lambda: followed.problem is None)
         assert followed.current == number
     followed.stop()
+
+
+@pytest.mark.usefixtures("impatient")
+def test_replicas_start_with_what_their_node_knew(
+    tmp_path: Path, tiny_router_dir: Path, gate: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A replica that died while the file server is gone is needed more than ever."""
+    state, seed, copy = (
+        tmp_path / "state",
+        make_seed(tmp_path / "seed"),
+        KeyStore(tmp_path / "kept"),
+    )
+    monkeypatch.setattr(followed, "SHIPPED_ROUTER", tiny_router_dir)
+    settings = parse_settings({"state_dir": str(state)})
+
+    def opened() -> AdapterStore:
+        return open_store(str(state), seed, tmp_path / "cache", LastGood(tmp_path / "last_good"))
+
+    version = add(opened(), tmp_path, "derm", "2").adapter("derm").stable  # type: ignore[union-attr]
+    opened().folder(version)
+    _, record = new_key("user")
+    follow_keys(KeyStore(state), copy)
+    KeyStore(state).change(lambda records: [record])
+    assert follow_keys(KeyStore(state), copy).problem is None
+    for name in ("stat", "listdir"):
+        monkeypatch.setattr(os, name, _hanging_below(state, getattr(os, name), gate))
+
+    started, store = time.monotonic(), opened()
+    assert store.read_or_last_good().revision == 1
+    assert store.folder(version).is_relative_to(tmp_path / "last_good")
+    catalog = follow_catalog(store, "tiny", lambda: 0.0)
+    keys = follow_keys(KeyStore(state), copy)
+    router = follow_classifier(settings, lambda: 0.0, store)
+    assert (catalog.current.revision, keys.current.ids) == (1, {record.id})
+    assert router.current.classify([["a rash"]])
+    assert all(one.problem for one in (catalog, keys, router))
+    assert time.monotonic() - started < 5
+    gate.set()
+    for one in (catalog, keys, router):
+        until(lambda one=one: one.refresh() or one.problem is None)  # type: ignore[misc]
+
+
+def _hanging_below(folder: Path, call: Callable[..., Any], gate: threading.Event) -> Any:
+    def hanging(path: Any = ".", *args: Any, **more: Any) -> Any:
+        if isinstance(path, str | os.PathLike) and str(path).startswith(str(folder)):
+            gate.wait(30)
+        return call(path, *args, **more)
+
+    return hanging
 
 
 @pytest.mark.usefixtures("impatient")

@@ -10,6 +10,7 @@ shorter list. A change takes the lock (`keys.lock`), reads, writes a temporary f
 renames it: a reader sees the old file or the new one, and no change of two writers is lost.
 """
 
+import contextlib
 import hashlib
 import hmac
 import json
@@ -24,7 +25,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from adapters.storage.atomic import FileCalls, locked, write_atomically
+from adapters.storage.bounded import Bounded
 from adapters.storage.last_good import last_good_folder
+from adapters.storage.protocol import StorageError
 
 KeyKind = Literal["user", "admin"]
 
@@ -126,6 +129,7 @@ class KeyStore:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / FILE_NAME
+        self._bounded = Bounded(folder)
 
     def etag(self) -> Etag | None:
         """Return what changes whenever the file is replaced or written; None without a file.
@@ -134,7 +138,7 @@ class KeyStore:
             OSError: the folder cannot be looked at.
         """
         try:
-            found = os.stat(self.path)
+            found = self._bounded(lambda: os.stat(self.path))
         except FileNotFoundError:
             return None
         return found.st_mtime_ns, found.st_size, found.st_ino
@@ -146,15 +150,20 @@ class KeyStore:
             KeyFileError: unreadable, cut off, or not a key file.
         """
         try:
-            with open(self.path, "rb") as file:
-                content = file.read(_MAX_FILE_BYTES + 1)
+            content = self._bounded(self._content)
         except FileNotFoundError:
             return ()
+        except StorageError:
+            raise KeyFileError(f"{FILE_NAME}: the folder does not answer") from None
         except OSError as error:
             raise KeyFileError(f"{FILE_NAME}: cannot be read ({error.strerror})") from None
         if len(content) > _MAX_FILE_BYTES:
             raise KeyFileError(f"{FILE_NAME}: is larger than {_MAX_FILE_BYTES} bytes")
         return _parsed(content)
+
+    def _content(self) -> bytes:
+        with open(self.path, "rb") as file:
+            return file.read(_MAX_FILE_BYTES + 1)
 
     def change(
         self, edit: Callable[[tuple[KeyRecord, ...]], Sequence[KeyRecord]]
@@ -198,6 +207,13 @@ class _OwnersOnly(FileCalls):
 def kept_keys(state_path: Path) -> KeyStore:
     """Open this node's copy of the keys, for the time in which the state directory is away."""
     return KeyStore(last_good_folder(str(state_path)))
+
+
+def kept_records(state_path: Path) -> tuple[KeyRecord, ...]:
+    """Return what this node's copy holds; nothing where there is none that can be read."""
+    with contextlib.suppress(KeyFileError):
+        return kept_keys(state_path).read()
+    return ()
 
 
 def _parsed(content: bytes) -> tuple[KeyRecord, ...]:
