@@ -1,5 +1,6 @@
 """What replicas of both deployments share: their name, logs, live settings, interpreter, store."""
 
+import contextlib
 import functools
 import logging
 import threading
@@ -65,7 +66,8 @@ def _flusher() -> threading.Thread:
         while True:
             time.sleep(_WRITTEN_WITHIN_S)
             for handler in logging.getLogger("ray.serve").handlers:
-                handler.flush()
+                with contextlib.suppress(OSError, ValueError):  # a full disk, a closed file
+                    handler.flush()
 
     thread = threading.Thread(target=flush, name="log-flusher", daemon=True)
     thread.start()
