@@ -67,15 +67,12 @@ def _state_path(args: argparse.Namespace) -> Path:
     if args.state_dir is not None:
         chosen: Path = args.state_dir.resolve()
         return chosen
-    from deployments.startup.config_file import read_config
+    from deployments.startup.config_file import args_of, read_config
 
     content, problems = read_config(args.config)
     if problems:
         raise KeyCommandError("; ".join(problems))
-    applications = content.get("applications")
-    application = applications[0] if isinstance(applications, list) and applications else {}
-    values = application.get("args") if isinstance(application, dict) else None
-    return parse_settings(values if isinstance(values, dict) else {}).state_path
+    return parse_settings(args_of(content)).state_path
 
 
 def _create(store: KeyStore, args: argparse.Namespace) -> None:

@@ -40,8 +40,6 @@ logger = logging.getLogger(__name__)
 _SHORT_CHARS = 1000
 # Seconds in which the last events of answers leave before a replica without an engine ends.
 _LAST_WORDS_S = 1.0
-# Adapters that the operator adds or changes at the same time; others wait.
-_NUM_OPERATIONS = 4
 
 
 class ModelReplica(OperatorCalls, OpenAICalls):

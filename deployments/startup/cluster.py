@@ -124,7 +124,8 @@ def claimed(port: int) -> Iterator[bool]:
     """
     with socket.socket(socket.AF_UNIX) as claim:
         try:
-            claim.bind(f"\0polyclinic-port-{port}")  # unix(7): no file, gone with this process
+            if sys.platform == "linux":  # unix(7): a name without a file, gone with this process
+                claim.bind(f"\0polyclinic-port-{port}")
         except OSError:
             yield False
         else:
