@@ -167,7 +167,9 @@ def test_replicas_start_with_what_their_node_knew(
         return open_store(str(state), seed, tmp_path / "cache", LastGood(tmp_path / "last_good"))
 
     version = add(opened(), tmp_path, "derm", "2").adapter("derm").stable  # type: ignore[union-attr]
-    opened().folder(version)
+    served = opened()
+    assert served.read().revision == 1
+    served.folder(version)
     _, record = new_key("user")
     follow_keys(KeyStore(state), copy)
     KeyStore(state).change(lambda records: [record])
