@@ -5,9 +5,9 @@
 
 The first checks the file and the machine, fetches the base model, builds the reference shelf where
 answers stand on it, runs Serve and watches it. Its exit status: 2 if the preflight finds a problem,
-another launcher has the port, or there is no base model or no shelf; 1 if the deploy fails or takes
-longer than `--timeout_s`, Serve or one of Ray's daemons ends unasked, or the service does not answer
-any more (`--unanswered_s`, `--unready_s`), so that a supervisor starts it again; 0 after
+another launcher has the port, or there is no base model or no shelf; 1 if the deploy fails or
+takes longer than `--timeout_s`, Serve or one of Ray's daemons ends unasked, or the service does not
+answer any more (`--unanswered_s`, `--unready_s`), so that a supervisor starts it again; 0 after
 Ctrl-C, SIGTERM or a closed terminal (130 if Serve was not yet started). Such a signal lets answers
 in progress finish, within `drain_s` of the Router's user_config; a second one does not wait.
 Everything that it started is gone when it returns.

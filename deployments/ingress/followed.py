@@ -1,16 +1,13 @@
 """What a router replica follows while it serves: the adapters, the classifier and the API keys."""
 
-import dataclasses
 import logging
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adapters.catalog import BaseModelEntry, Catalog
+from adapters.catalog import Catalog
 from adapters.storage.bounded import Bounded
-from adapters.storage.protocol import StorageError
 from adapters.store import AdapterStore
 from adapters.versions import RegisteredAdapter
 from deployments.api.access.api_keys import (
@@ -21,7 +18,7 @@ from deployments.api.access.api_keys import (
     KeyTable,
     kept_keys,
 )
-from deployments.messages import AdapterCard, ServedModels
+from deployments.messages import AdapterCard
 from deployments.reloader import Reloader
 from deployments.settings import SHIPPED_ROUTER, Settings
 from router.artefact import ArtefactError
@@ -137,45 +134,6 @@ def follow_all(settings: Settings, store: AdapterStore, period_s: Callable[[], f
     )
 
 
-class Served:
-    """What the API is told of both, put together when one changes and not for every request."""
-
-    def __init__(
-        self,
-        settings: Settings,
-        base: BaseModelEntry,
-        router: Reloader[Classifier],
-        catalog: Reloader[InService],
-    ) -> None:
-        self._router, self._catalog = router, catalog
-        self._of: tuple[Classifier, InService] | None = None
-        self._models = ServedModels(
-            base_model=settings.base_model,
-            adapters=(),
-            specialties=(),
-            default_output_tokens=settings.engine.default_output_tokens,
-            max_output_tokens=settings.engine.max_output_tokens,
-            started_at=int(time.time()),
-            repetition_penalty=base.repetition_penalty,
-            no_repeat_ngram_size=base.no_repeat_ngram_size,
-            loop_words=base.loop_words,
-            max_input_tokens=settings.engine.max_input_tokens,
-        )
-
-    @property
-    def models(self) -> ServedModels:
-        classifier, in_service = self._router.current, self._catalog.current
-        if self._of != (classifier, in_service):
-            specialties = {*classifier.specialties, *in_service.by_specialty}
-            self._models = dataclasses.replace(
-                self._models,
-                adapters=in_service.cards,
-                specialties=tuple(sorted(specialties)),
-            )
-            self._of = (classifier, in_service)
-        return self._models
-
-
 def load_classifier(settings: Settings, artefact: Path | None = None) -> Classifier:
     """Load an artefact, or the one that is current.
 
@@ -229,8 +187,11 @@ def follow_classifier(
         return classifier
 
     first: Classifier | None = None
-    if _is_away(store) and _is_package_s(bounded, settings):
-        first = load_classifier(settings, SHIPPED_ROUTER)
+    if _is_away(store):
+        try:
+            place()
+        except (ArtefactError, OSError):
+            first = load_classifier(settings, SHIPPED_ROUTER)
     return Reloader(
         lambda: etag(place()),
         load,
@@ -238,14 +199,6 @@ def follow_classifier(
         first=first,
         describe=lambda classifier: f"router {classifier.version}",
     )
-
-
-def _is_package_s(bounded: Bounded, settings: Settings) -> bool:
-    """Whether the package's artefact is the one to serve, also since the folder does not answer."""
-    try:
-        return bounded(lambda: served_router(settings)) == SHIPPED_ROUTER
-    except StorageError:
-        return True
 
 
 def _is_away(store: AdapterStore | None) -> bool:

@@ -1,18 +1,24 @@
-"""What GET /readyz says, from what is known already: it asks nobody and waits for nothing."""
+"""What a router replica says of itself, from what is known already: it waits for nothing."""
 
 import dataclasses
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from adapters.catalog import BaseModelEntry
 from deployments.api.access.admission import Admission
-from deployments.ingress.followed import Followed
+from deployments.ingress.followed import Followed, InService
 from deployments.ingress.model_watch import ModelWatch
+from deployments.messages import ServedModels
+from deployments.reloader import Reloader
 from deployments.settings import Settings
+from router.classifier import Classifier
 from router.policy import Thresholds
 
 
 class Readiness:
-    """
+    """What GET /readyz says.
+
     Args:
         admission: whether this router replica lets requests in.
     """
@@ -76,3 +82,42 @@ class Readiness:
         if isinstance(report, list | tuple):
             return [self._shown(value) for value in report]
         return report
+
+
+class Served:
+    """What the API is told of both, put together when one changes and not for every request."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        base: BaseModelEntry,
+        router: Reloader[Classifier],
+        catalog: Reloader[InService],
+    ) -> None:
+        self._router, self._catalog = router, catalog
+        self._of: tuple[Classifier, InService] | None = None
+        self._models = ServedModels(
+            base_model=settings.base_model,
+            adapters=(),
+            specialties=(),
+            default_output_tokens=settings.engine.default_output_tokens,
+            max_output_tokens=settings.engine.max_output_tokens,
+            started_at=int(time.time()),
+            repetition_penalty=base.repetition_penalty,
+            no_repeat_ngram_size=base.no_repeat_ngram_size,
+            loop_words=base.loop_words,
+            max_input_tokens=settings.engine.max_input_tokens,
+        )
+
+    @property
+    def models(self) -> ServedModels:
+        classifier, in_service = self._router.current, self._catalog.current
+        if self._of != (classifier, in_service):
+            specialties = {*classifier.specialties, *in_service.by_specialty}
+            self._models = dataclasses.replace(
+                self._models,
+                adapters=in_service.cards,
+                specialties=tuple(sorted(specialties)),
+            )
+            self._of = (classifier, in_service)
+        return self._models
