@@ -23,7 +23,7 @@ from adapters.bases.check import check_base_model, stored_quantization
 from adapters.seed_check import check_seed
 from deployments.api.access.api_keys import KeyFileError, KeyStore, kept_records
 from deployments.ingress.deployment import RouterReplica
-from deployments.ingress.followed import load_classifier
+from deployments.ingress.followed_classifier import load_classifier
 from deployments.model.deployment import ModelReplica
 from deployments.model.loading import LoadModel
 from deployments.observe.tracing import tracing_problem

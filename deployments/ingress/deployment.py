@@ -30,13 +30,12 @@ from deployments.ingress.broadcast import ServeReplicas
 from deployments.ingress.call_guard import NO_MODEL_REPLICA, CallGuard
 from deployments.ingress.followed import follow_all
 from deployments.ingress.limit_actor import shared_usages
-from deployments.ingress.load import WaitEstimate, too_long
 from deployments.ingress.metrics import RouteMetrics
 from deployments.ingress.model_client import ModelClient, answer_events, info_of
 from deployments.ingress.model_watch import ModelWatch
 from deployments.ingress.operator import ClusterReport
 from deployments.ingress.quarantine import Quarantine
-from deployments.ingress.readiness import Readiness, Served
+from deployments.ingress.readiness import Readiness, Served, WaitEstimate, too_long
 from deployments.ingress.references_source import ReferencesSource
 from deployments.ingress.traffic import TrafficLog
 from deployments.interpreter import tune_interpreter

@@ -18,8 +18,9 @@ from adapters.storage.protocol import StorageError
 from adapters.store import AdapterStore, open_store
 from deployments import adapter_admin, reloader
 from deployments.api.access.api_keys import KeyStore, new_key
-from deployments.ingress import followed
-from deployments.ingress.followed import follow_catalog, follow_classifier, follow_keys
+from deployments.ingress import followed_classifier
+from deployments.ingress.followed import follow_catalog, follow_keys
+from deployments.ingress.followed_classifier import follow_classifier
 from deployments.model import adapter_cache
 from deployments.model.adapter_registry import AdapterGone
 from deployments.reloader import Reloader
@@ -160,7 +161,7 @@ def test_replicas_start_with_what_their_node_knew(
         make_seed(tmp_path / "seed"),
         KeyStore(tmp_path / "kept"),
     )
-    monkeypatch.setattr(followed, "SHIPPED_ROUTER", tiny_router_dir)
+    monkeypatch.setattr(followed_classifier, "SHIPPED_ROUTER", tiny_router_dir)
     settings = parse_settings({"state_dir": str(state)})
 
     def opened() -> AdapterStore:

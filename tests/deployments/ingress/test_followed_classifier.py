@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from deployments import reloader
-from deployments.ingress.followed import follow_classifier
+from deployments.ingress.followed_classifier import follow_classifier
 from deployments.reloader import Reloader
 from deployments.settings import Settings
 from router.artefact import MANIFEST, WEIGHTS, ArtefactError

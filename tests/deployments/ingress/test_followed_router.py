@@ -8,8 +8,8 @@ import pytest
 from adapters import changes
 from adapters.storage.last_good import LastGood
 from adapters.store import open_store
-from deployments.ingress import followed
-from deployments.ingress.followed import follow_classifier, served_router
+from deployments.ingress import followed_classifier
+from deployments.ingress.followed_classifier import follow_classifier, served_router
 from deployments.reloader import Reloader
 from deployments.settings import SHIPPED_ROUTER, Settings, parse_settings
 from deployments.startup.application_checks import check_args
@@ -33,7 +33,7 @@ def test_the_default_follows_the_live_state(
     assert served_router(settings) == SHIPPED_ROUTER
     shipped = tmp_path / "shipped"
     shutil.copytree(tiny_router_dir, shipped)
-    monkeypatch.setattr(followed, "SHIPPED_ROUTER", shipped)
+    monkeypatch.setattr(followed_classifier, "SHIPPED_ROUTER", shipped)
     reloader = follow_classifier(settings, lambda: 0)
     assert not reloader.refresh()
     version = publish(tiny_router_dir, settings.router_dir)
@@ -48,7 +48,7 @@ def test_a_router_that_starts_while_the_state_is_away_says_which_one_it_serves(
 ) -> None:
     settings, state = settings_with(tmp_path), tmp_path / "state"
     shipped = renamed(tiny_router_dir, tmp_path / "shipped", "shipped")
-    monkeypatch.setattr(followed, "SHIPPED_ROUTER", shipped)
+    monkeypatch.setattr(followed_classifier, "SHIPPED_ROUTER", shipped)
     seed, kept = make_seed(tmp_path / "seed"), LastGood(tmp_path / "last_good")
 
     def started() -> Reloader[Classifier]:
