@@ -184,7 +184,7 @@ def test_replicas_start_with_what_their_node_knew(
     catalog = follow_catalog(store, "tiny", lambda: 0.0)
     keys = follow_keys(KeyStore(state), copy)
     router = follow_classifier(settings, lambda: 0.0, store)
-    assert (catalog.current.revision, keys.current.ids) == (1, {record.id})
+    assert (catalog.current.revision, keys.current.ids) == (1, frozenset({record.id}))
     assert router.current.classify([["a rash"]])
     assert all(one.problem for one in (catalog, keys, router))
     assert time.monotonic() - started < 5
