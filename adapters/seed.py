@@ -3,15 +3,15 @@ by the catalogue that grew out of it.
 """
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock
 
 from adapters.bases.names import is_same_base
 from adapters.catalog import CATALOG_FILE, Catalog, load_catalog, validated
-from adapters.storage.atomic import write_atomically
+from adapters.storage.atomic import locked, write_atomically
 from adapters.validation import file_record
 from adapters.versions import SEED_PATH, SEED_SOURCE, AdapterVersion, RegisteredAdapter
 
@@ -28,9 +28,9 @@ def seed_version(folder: Path, path: str, **fields: Any) -> AdapterVersion:
     return AdapterVersion(path=f"{SEED_PATH}{path}", source=SEED_SOURCE, **(record | fields))
 
 
-def seed_lock(directory: Path) -> FileLock:
-    """Keep other promotions out while the seed is read and written."""
-    return FileLock(directory / f".{CATALOG_FILE}.lock")
+def seed_lock(directory: Path) -> AbstractContextManager[None]:
+    """Keep other promotions out while the seed is read and written. Raises as `locked`."""
+    return locked(directory / f".{CATALOG_FILE}.lock")
 
 
 def put_adapter(directory: Path, adapter: RegisteredAdapter) -> None:

@@ -8,8 +8,10 @@ Reading never writes: until the first change the read-only seed is the catalogue
 edits and swaps, and starts again when another writer was first, so no change is lost.
 """
 
+import contextlib
 import logging
 import random
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -134,6 +136,9 @@ class AdapterStore:
                 raise RevisionMoved(expected_revision, before.catalog.revision)
             edited = self._kept(edit(before.catalog))
             after = edited.model_copy(update={"revision": before.catalog.revision + 1})
+            for digest in before.catalog.digests - after.digests:
+                with contextlib.suppress(OSError):  # its files are lost: it may go all the same
+                    self._files.spare(digest)
             try:
                 self._files.put_if_match(dump(after), before.etag)
             except PreconditionFailed:
@@ -168,7 +173,7 @@ class AdapterStore:
         if version.path.startswith(SEED_PATH):
             return _checked(self.seed_dir / version.path.removeprefix(SEED_PATH), version)
         try:
-            found = _checked(self._files.fetch_bundle(version.digest, self._cache), version)
+            found = self._fetched(version)
         except (OSError, ValueError):
             kept = self._other_place(version.digest)
             if kept is None:
@@ -178,8 +183,19 @@ class AdapterStore:
             self._copy.keep_bundle(version.digest, found)
         return found
 
+    def _fetched(self, version: AdapterVersion) -> Path:
+        """Return the state's files; those of the cache that are damaged are fetched again."""
+        found = self._files.fetch_bundle(version.digest, self._cache)
+        try:
+            return _checked(found, version)
+        except DamagedAdapter:
+            if found.parent != self._cache:
+                raise
+            shutil.rmtree(found)
+        return _checked(self._files.fetch_bundle(version.digest, self._cache), version)
+
     def collect(self) -> list[str]:
-        """Delete files that no version lists and that are an hour old; return their digests."""
+        """Delete files that no version has listed for an hour; return their digests."""
         return self._files.collect(self.read().digests, older_than_s=KEEP_UNLISTED_S)
 
     def _read(self) -> _Snapshot:

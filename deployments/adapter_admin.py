@@ -6,12 +6,13 @@ why; these follow the catalogue later on their own.
 """
 
 import asyncio
+import contextlib
 import functools
 import logging
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from adapters import changes
 from adapters.catalog import Catalog, CatalogError
@@ -30,8 +31,11 @@ CONFIRM_TIMEOUT_S = 60.0
 REPORT_TIMEOUT_S = 5.0
 TRY_TIMEOUT_S = 60.0
 MAX_INGESTS = 4  # new versions that are fetched and checked at the same time; others wait
+STATE_TIMEOUT_S = 60.0  # longer than the lock of another writer is waited for
+_NUM_STATE_THREADS = 4
 
 Edit = Callable[[Catalog], Catalog]
+T = TypeVar("T")
 
 
 class NotFit(ValueError):
@@ -111,13 +115,14 @@ class AdapterAdmin:
         self._max_rank = max_rank
         self._num_slots = num_slots
         self._limits = limits or SourceLimits()
-        # Not the threads that classify questions: a source may be slow.
+        # Not the threads that classify questions: a source may be slow, a file server may hang.
         self._ingesting = ThreadPoolExecutor(MAX_INGESTS, thread_name_prefix="ingest")
+        self._state = ThreadPoolExecutor(_NUM_STATE_THREADS, thread_name_prefix="state")
         self._running: set[asyncio.Task[Outcome]] = set()
 
     async def listed(self) -> dict[str, Any]:
         """Return every adapter of the catalogue, and where each version in service is."""
-        catalog = await asyncio.to_thread(self._store.read)
+        catalog = await self._on_state(lambda: self._store.read())
         reply = await self._replicas.reports(REPORT_TIMEOUT_S)
         return {
             "revision": catalog.revision,
@@ -161,7 +166,7 @@ class AdapterAdmin:
 
         # A collision is found before anything is fetched.
         check = self._within_slots(functools.partial(edit, version=_placeholder(wanted)))
-        check(await asyncio.to_thread(self._store.read))
+        check(await self._on_state(lambda: self._store.read()))
         return await self._to_its_end(self._add(wanted, edit, expected_revision))
 
     async def _add(
@@ -181,8 +186,20 @@ class AdapterAdmin:
             listed = functools.partial(edit, version=ingested.version)
             return await self._change(wanted.name, listed, expected_revision)
         except (NotFit, NobodyToAsk, ChangeRefused, RevisionMoved, StorageError):
-            await asyncio.to_thread(self._undo_put, ingested)
+            with contextlib.suppress(StorageError):
+                await self._on_state(lambda: self._undo_put(ingested))
             raise
+
+    async def _on_state(self, work: Callable[[], T]) -> T:
+        """Run what reads or changes the state. Raises StorageError where that hangs."""
+        running = asyncio.get_running_loop().run_in_executor(self._state, work)
+        try:
+            return await asyncio.wait_for(running, STATE_TIMEOUT_S)
+        except TimeoutError:
+            raise StorageError(
+                f"{self._store.location}: has not answered for {STATE_TIMEOUT_S:g} s: a change may "
+                "yet be made; look at the list once it answers"
+            ) from None
 
     def _undo_put(self, ingested: Ingested) -> None:
         store, digest = self._store, ingested.version.digest
@@ -240,7 +257,7 @@ class AdapterAdmin:
                 logger.warning("old adapter files stay: %s", error)
             return changed
 
-        catalog = await asyncio.to_thread(swap)
+        catalog = await self._on_state(swap)
         reply = await self._replicas.broadcast(CONFIRM_TIMEOUT_S)
         unconfirmed = unconfirmed_of(catalog, self.base_model, reply.reports, reply.unreachable)
         for replica, why in unconfirmed.items():

@@ -21,9 +21,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from adapters.bases.check import check_base_model, stored_quantization
 from adapters.seed_check import check_seed
-from deployments.api.access.api_keys import KeyFileError, KeyStore, kept_keys
+from deployments.api.access.api_keys import KeyFileError, KeyStore, kept_records
 from deployments.ingress.deployment import RouterReplica
-from deployments.ingress.followed import load_classifier
+from deployments.ingress.followed_classifier import load_classifier
 from deployments.model.deployment import ModelReplica
 from deployments.model.loading import LoadModel
 from deployments.observe.tracing import tracing_problem
@@ -198,7 +198,7 @@ def check_files(settings: Settings) -> None:
         try:
             KeyStore(settings.state_path).read()
         except KeyFileError:
-            if not kept_keys(settings.state_path).read():
+            if not kept_records(settings.state_path):
                 raise
     store = open_adapter_store(settings)
     if not store.read_or_last_good().revision:

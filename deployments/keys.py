@@ -67,15 +67,12 @@ def _state_path(args: argparse.Namespace) -> Path:
     if args.state_dir is not None:
         chosen: Path = args.state_dir.resolve()
         return chosen
-    from deployments.startup.config_file import read_config
+    from deployments.startup.config_file import args_of, read_config
 
     content, problems = read_config(args.config)
     if problems:
         raise KeyCommandError("; ".join(problems))
-    applications = content.get("applications")
-    application = applications[0] if isinstance(applications, list) and applications else {}
-    values = application.get("args") if isinstance(application, dict) else None
-    return parse_settings(values if isinstance(values, dict) else {}).state_path
+    return parse_settings(args_of(content)).state_path
 
 
 def _create(store: KeyStore, args: argparse.Namespace) -> None:
@@ -86,8 +83,12 @@ def _create(store: KeyStore, args: argparse.Namespace) -> None:
     except ValidationError as error:
         problems = [f"--{p['loc'][0]}: {p['msg']} (got {p['input']!r})" for p in error.errors()]
         raise KeyCommandError("; ".join(problems)) from None
-    store.change(lambda records: [*records, record])
-    _show_once(store, key, record)
+
+    def edit(records: tuple[KeyRecord, ...]) -> list[KeyRecord]:
+        _show_once(store, key, record)
+        return [*records, record]
+
+    store.change(edit)
 
 
 def _list(store: KeyStore, args: argparse.Namespace) -> None:
@@ -118,18 +119,15 @@ def _revoke(store: KeyStore, args: argparse.Namespace) -> None:
 
 
 def _rotate(store: KeyStore, args: argparse.Namespace) -> None:
-    made: list[tuple[str, KeyRecord]] = []
-
     def edit(records: tuple[KeyRecord, ...]) -> list[KeyRecord]:
-        revoked = _revoked(records, args.id)
         old = _active(records, args.id)
         limits = {limit: getattr(old, limit) for limit in _LIMITS}
-        made.append(new_key(old.kind, name=old.name, **limits))
-        return [*revoked, made[0][1]]
+        key, record = new_key(old.kind, name=old.name, **limits)
+        _show_once(store, key, record)
+        return [*_revoked(records, args.id), record]
 
     store.change(edit)
     print(f"keys: {args.id} is revoked", file=sys.stderr)
-    _show_once(store, *made[0])
 
 
 def _revoked(records: tuple[KeyRecord, ...], key_id: str) -> list[KeyRecord]:
@@ -150,11 +148,13 @@ def _active(records: tuple[KeyRecord, ...], key_id: str) -> KeyRecord:
 
 
 def _show_once(store: KeyStore, key: str, record: KeyRecord) -> None:
+    """Print the key before it is kept: where nobody can read it (a full disk, a closed pipe), the
+    keys stay as they are."""
     print(
-        f"keys: {record.kind} key {record.id} is in {store.path}; it is shown this once:",
+        f"keys: {record.kind} key {record.id} for {store.path}; it is shown this once:",
         file=sys.stderr,
     )
-    print(key)
+    print(key, flush=True)
 
 
 if __name__ == "__main__":

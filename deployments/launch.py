@@ -5,7 +5,7 @@
 
 The first checks the file and the machine, fetches the base model, builds the reference shelf where
 answers stand on it, runs Serve and watches it. Its exit status: 2 if the preflight finds a problem,
-or there is no base model or no shelf; 1 if the deploy fails or
+another launcher has the port, or there is no base model or no shelf; 1 if the deploy fails or
 takes longer than `--timeout_s`, Serve or one of Ray's daemons ends unasked, or the service does not
 answer any more (`--unanswered_s`, `--unready_s`), so that a supervisor starts it again; 0 after
 Ctrl-C, SIGTERM or a closed terminal (130 if Serve was not yet started). Such a signal lets answers
@@ -24,8 +24,8 @@ from typing import Any
 
 from deployments.preflight import main as preflight
 from deployments.settings import parse_settings
-from deployments.startup.cluster import free_port, serve_command
-from deployments.startup.config_file import application_of, drain_s, read_config
+from deployments.startup.cluster import claimed, free_port, serve_command
+from deployments.startup.config_file import args_of, drain_s, http_address, read_config
 from deployments.startup.exposure import OPEN_RAY_HELP
 from deployments.startup.live_settings import ApplyError, apply_config
 from deployments.startup.shelf import uses_shelf
@@ -68,11 +68,24 @@ def _start(config: Path, args: argparse.Namespace) -> int:
         if preflight([*allowed, str(config)]):
             return 2
         content, _ = read_config(config)
-        if not (_fetch_base_model(content) and _build_shelf(content)):
-            return 2
+        http_port = http_address(content)[1]
+        with claimed(http_port) as is_ours:
+            if is_ours:
+                if not (_fetch_base_model(content) and _build_shelf(content)):
+                    return 2
+                return _supervised(config, content, args)
     except KeyboardInterrupt:
         print("launch: stopped before Serve was started", file=sys.stderr)
         return 130
+    print(
+        f"launch: http_options.port: {http_port} is another launcher's, whose clinic may still be "
+        "starting: choose another port, or end that one",
+        file=sys.stderr,
+    )
+    return 2
+
+
+def _supervised(config: Path, content: dict[str, Any], args: argparse.Namespace) -> int:
     port = free_port(DASHBOARD_PORT)
     metrics_port = free_port(METRICS_PORT)
     addresses = addresses_of(content, f"http://127.0.0.1:{port}")
@@ -97,7 +110,7 @@ def _fetch_base_model(content: dict[str, Any]) -> bool:
     from adapters.bases.check import check_folder
     from adapters.bases.models import BaseModelError, resolve_base_model
 
-    settings = parse_settings(application_of(content).get("args") or {})
+    settings = parse_settings(args_of(content))
     try:
         check_folder(resolve_base_model(settings.base_model_or_dir).path)
     except BaseModelError as error:
@@ -111,7 +124,7 @@ def _build_shelf(content: dict[str, Any]) -> bool:
     from references.default_shelf import ensure_shelf
     from references.passage import ReferencesError
 
-    settings = parse_settings(application_of(content).get("args") or {})
+    settings = parse_settings(args_of(content))
     if settings.shelf_place is not None or not uses_shelf(content):
         return True
     try:

@@ -22,6 +22,7 @@ from deployments.startup.checks import check_folders, check_machine, machine_not
 from deployments.startup.config_file import (
     DEFAULT_PORT,
     application_of,
+    args_of,
     http_address,
     is_port,
     key_problems,
@@ -73,9 +74,8 @@ def check_file(path: Path) -> list[str]:
     applications = content.get("applications")
     if not isinstance(applications, list) or len(applications) != 1:
         return [*problems, "applications: exactly one application is expected"]
-    application = application_of(content)
-    problems += check_application(application)
-    settings = _settings_of(application)
+    problems += check_application(application_of(content))
+    settings = _settings_of(content)
     if settings is not None:
         found = exposure_problems(http_address(content)[0], settings)
         problems += [f"args.{problem}" for problem in found]
@@ -84,7 +84,7 @@ def check_file(path: Path) -> list[str]:
 
 def _check_state(content: Mapping[str, Any]) -> list[str]:
     """Return the problems of this machine's folders and key file, if `args` are right."""
-    settings = _settings_of(application_of(content))
+    settings = _settings_of(content)
     if settings is None:
         return []
     return [f"args.{problem}" for problem in key_file_problems(settings)] + check_folders(settings)
@@ -92,7 +92,7 @@ def _check_state(content: Mapping[str, Any]) -> list[str]:
 
 def _check_shelf(content: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     """Return problems, and notes, of the shelf that answers are to stand on."""
-    settings = _settings_of(application_of(content))
+    settings = _settings_of(content)
     if settings is None or not uses_shelf(content):
         return [], []
     return check_shelf(settings.shelf_place)
@@ -103,7 +103,7 @@ def _check_hub(content: Mapping[str, Any], problems: Sequence[str]) -> list[str]
     from adapters.bases.check import find_base_model
     from adapters.bases.models import BaseModelError
 
-    settings = _settings_of(application_of(content))
+    settings = _settings_of(content)
     if settings is None or problems:
         return []
     try:
@@ -113,11 +113,10 @@ def _check_hub(content: Mapping[str, Any], problems: Sequence[str]) -> list[str]
     return []
 
 
-def _settings_of(application: Mapping[str, Any]) -> Settings | None:
+def _settings_of(content: Mapping[str, Any]) -> Settings | None:
     """Return None if `args` are wrong, which another check reports."""
-    args = application.get("args")
     try:
-        return parse_settings(args if isinstance(args, Mapping) else {})
+        return parse_settings(args_of(content))
     except SettingsError:
         return None
 

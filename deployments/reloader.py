@@ -2,12 +2,14 @@
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
 logger = logging.getLogger(__name__)
 
 PAUSED_CHECK_S = 1.0  # how often to look whether following was switched on again
+HANGS_S = 10.0  # a look that takes longer is a problem
 
 T = TypeVar("T")
 
@@ -16,7 +18,8 @@ class Reloader(Generic[T]):
     """Looks on its own thread whether the value's etag changed, and loads it then.
 
     `current` is replaced as a whole, so it can be used for longer. A value that cannot be loaded
-    changes nothing but `problem`, which says why; it is tried again at each look.
+    changes nothing but `problem`, which says why; it is tried again at each look. So does a look
+    that hangs, as a file server may, until it ends.
 
     Args:
         etag: Return what changes whenever the value does; cheap enough to call every second.
@@ -39,10 +42,13 @@ class Reloader(Generic[T]):
         *,
         first: T | None = None,
         describe: Callable[[T], str] = str,
-        explain: Callable[[Exception, T], str] = lambda error, kept: str(error),
+        explain: Callable[[Exception, T], str] = lambda error, kept: (
+            str(error) or type(error).__name__
+        ),
         on_change: Callable[[T, T], None] = lambda before, after: None,
     ) -> None:
-        self.problem: str | None = None
+        self._problem: str | None = None
+        self._looks_since: float | None = None
         self._etag = etag
         self._load = load
         self._period_s = period_s
@@ -63,29 +69,45 @@ class Reloader(Generic[T]):
     def stop(self) -> None:
         self._stopped.set()
 
+    @property
+    def problem(self) -> str | None:
+        """Why the current value may be an old one; None if it is not."""
+        since = self._looks_since
+        if since is not None and (seconds := time.monotonic() - since) > HANGS_S:
+            return f"the last look has not been answered for {seconds:.0f} s"
+        return self._problem
+
     def refresh(self) -> bool:
-        """Look now; returns whether another value replaced the current one. Never raises."""
-        with self._lock:
-            try:
-                found = self._etag()
-                if found == self._seen:
-                    self.problem = None
-                    return False
-                fresh = self._load()
-            except (OSError, ValueError) as error:
-                self._keep(error)
-                return False
-            before, self.current = self.current, fresh
-            self._seen, self.problem = found, None
-            logger.info("now %s; before: %s", self._describe(fresh), self._describe(before))
-            self._on_change(before, fresh)
-            return True
+        """Look now, unless another look hangs; returns whether another value replaced the current
+        one. Never raises."""
+        if not self._lock.acquire(timeout=HANGS_S):
+            return False
+        self._looks_since = time.monotonic()
+        try:
+            return self._look()
+        except Exception as error:  # of any library's kind: the thread is to look again
+            self._keep(error)
+            return False
+        finally:
+            self._looks_since = None
+            self._lock.release()
+
+    def _look(self) -> bool:
+        found = self._etag()
+        if found == self._seen:
+            self._problem = None
+            return False
+        before, fresh = self.current, self._load()
+        self.current, self._seen, self._problem = fresh, found, None
+        logger.info("now %s; before: %s", self._describe(fresh), self._describe(before))
+        self._on_change(before, fresh)
+        return True
 
     def _keep(self, error: Exception) -> None:
         problem = self._explain(error, self.current)
-        if problem != self.problem:  # logged once, not at every look
+        if problem != self._problem:  # logged once, not at every look
             logger.error("kept %s: %s", self._describe(self.current), problem)
-        self.problem = problem
+        self._problem = problem
 
     def _follow(self) -> None:
         while not self._stopped.wait(self._period_s() or PAUSED_CHECK_S):

@@ -1,5 +1,6 @@
 """What replicas of both deployments share: their name, logs, live settings, interpreter, store."""
 
+import contextlib
 import functools
 import logging
 import threading
@@ -65,23 +66,27 @@ def _flusher() -> threading.Thread:
         while True:
             time.sleep(_WRITTEN_WITHIN_S)
             for handler in logging.getLogger("ray.serve").handlers:
-                handler.flush()
+                with contextlib.suppress(OSError, ValueError):  # a full disk, a closed file
+                    handler.flush()
 
     thread = threading.Thread(target=flush, name="log-flusher", daemon=True)
     thread.start()
     return thread
 
 
-def live_settings(current: LiveT, user_config: Mapping[str, Any], where: str) -> LiveT:
-    """Return `user_config` as live settings, or `current` if it is wrong, which is logged.
+def live_settings(
+    current: LiveT, user_config: Mapping[str, Any], where: str
+) -> tuple[LiveT, list[str]]:
+    """Return `user_config` as live settings, and what /readyz says of it; where it is wrong,
+    `current`, and the log has the cause.
 
     Never raises: Serve would replace a healthy replica for it.
     """
     try:
-        return parse_strict(type(current), user_config, where)
+        return parse_strict(type(current), user_config, where), []
     except SettingsError as error:
         logger.error("kept the previous user_config: %s", error)
-        return current
+        return current, [f"{where} was refused, and the one before is in force: see the log"]
 
 
 def open_adapter_store(settings: Settings) -> AdapterStore:

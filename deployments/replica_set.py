@@ -10,6 +10,7 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentBroadcastResponse, DeploymentHandle
 
 _NUM_THREADS = 4  # broadcasts at the same time
+_STATUS_TIMEOUT_S = 5.0  # Serve's own call waits for ever where its controller hangs
 
 
 class ReplicaSet:
@@ -22,6 +23,7 @@ class ReplicaSet:
         # It blocks, and must not hold the threads that classify questions.
         self._loop = _running_loop()
         self._threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="broadcast")
+        self._asking = ThreadPoolExecutor(1, thread_name_prefix="serve-status")
 
     async def call(self, method: str, timeout_s: float, *args: Any) -> list[Any]:
         """Call a method on each replica, with `args`.
@@ -62,10 +64,12 @@ class ReplicaSet:
         return None if deployment is None else int(deployment.replica_states.get("RUNNING", 0))
 
     def _status(self) -> Any:
+        asked = self._asking.submit(serve.status)
         try:
-            application = serve.status().applications[self._handle.app_name]
+            application = asked.result(_STATUS_TIMEOUT_S).applications[self._handle.app_name]
             return application.deployments[self._handle.deployment_name]
-        except (RayServeException, RayError, KeyError, AttributeError):
+        except (RayServeException, RayError, KeyError, AttributeError, TimeoutError):
+            asked.cancel()
             return None
 
 

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from deployments.origins import PathText
 from deployments.strict_model import StrictModel
 
 GroundingMode = Literal["off", "quote", "cite"]
@@ -53,15 +54,13 @@ class ReplicaSettings(StrictModel):
 class RouterSettings(StrictModel):
     """The router deployment: HTTP ingress, classifier and policy."""
 
-    artefact: str | None = Field(
+    artefact: PathText | None = Field(
         default=None,
-        min_length=1,
         description="trained router, or a folder of versions, which may be empty at first; "
         "null: `router` of the live state (state_dir); until it holds a version, the package's",
     )
-    encoder: str | None = Field(
+    encoder: PathText | None = Field(
         default=None,
-        min_length=1,
         description="Hugging Face encoder (id or folder) of an artefact that was trained on it",
     )
     threads: int = Field(
@@ -92,10 +91,8 @@ class SourceSettings(StrictModel):
 class ReferencesSettings(StrictModel):
     """The shelf of passages that answers quote and cite."""
 
-    path: str | None = Field(
+    path: PathText | None = Field(
         default=None,
-        min_length=1,
-        max_length=4096,
         description="the shelf's file; null: the default shelf, in the cache folder",
     )
     url: str | None = Field(

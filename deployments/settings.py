@@ -5,6 +5,7 @@ that a bad file is refused within a second.
 """
 
 import hashlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -12,7 +13,7 @@ from typing import Any, Literal, Self
 import platformdirs
 from pydantic import Field, field_validator, model_validator
 
-from deployments.origins import check_hosts, check_origins
+from deployments.origins import PathText, check_hosts, check_origins
 from deployments.setting_sections import ReferencesSettings, RouterSettings, SourceSettings
 from deployments.setting_sections import ReplicaSettings as ReplicaSettings
 from deployments.strict_model import StrictModel, parse_strict
@@ -133,10 +134,8 @@ class EngineSettings(StrictModel):
 class Settings(StrictModel):
     """Everything under `args:`. A change restarts the application's deployments."""
 
-    base_model: str = Field(
+    base_model: PathText = Field(
         default="smollm2-135m-instruct",
-        min_length=1,
-        max_length=4096,
         description="a directory, a Hugging Face id (org/name), or smollm2-135m-instruct",
     )
     quantization: Literal["auto", "none", "int8", "int4", "nf4", "fp8"] = Field(
@@ -151,13 +150,11 @@ class Settings(StrictModel):
         description="auto: one GPU a replica where the cluster has GPUs, else the CPU",
     )
     model_replicas: ReplicaSettings = ReplicaSettings()
-    adapters: str | None = Field(
-        default=None, min_length=1, description="catalogue folder; null: the package's adapters/"
+    adapters: PathText | None = Field(
+        default=None, description="catalogue folder; null: the package's adapters/"
     )
-    state_dir: str | None = Field(
+    state_dir: PathText | None = Field(
         default=None,
-        min_length=1,
-        max_length=4096,
         description="absolute path or URL of the live state (adapters; keys need a path) that "
         "every node can reach; null: the user's data folder",
     )
@@ -181,8 +178,14 @@ class Settings(StrictModel):
     @field_validator("state_dir")
     @classmethod
     def _absolute(cls, path: str | None) -> str | None:
-        if path is not None and "://" not in path and not Path(path).expanduser().is_absolute():
+        if path is None:
+            return None
+        if path.startswith("file://"):
+            raise ValueError("the path alone is expected, without file://")
+        if "://" not in path and not Path(path).expanduser().is_absolute():
             raise ValueError("an absolute path is expected: every node resolves it on its own")
+        if path.endswith("://"):
+            raise ValueError("a bucket is expected after ://, and a folder of it")
         return path
 
     @field_validator("cors_origins")
@@ -245,6 +248,11 @@ class Settings(StrictModel):
         return self.state_path / "router"
 
     @property
+    def router_is_in_state(self) -> bool:
+        """Whether `router_dir` lies in the folder of the live catalogue and goes with it."""
+        return self.router.artefact is None and "://" not in self.adapter_state
+
+    @property
     def shelf_place(self) -> Path | str | None:
         """The file of `references.path`, or `references.url`. None: the default shelf."""
         if self.references.path:
@@ -254,16 +262,13 @@ class Settings(StrictModel):
     @property
     def router_encoder(self) -> str | None:
         """`router.encoder`; an absolute path where it is a folder of the project."""
-        if self.router.encoder is None:
-            return None
-        candidate = project_path(self.router.encoder)
-        return str(candidate) if candidate.is_dir() else self.router.encoder
+        encoder = self.router.encoder
+        return None if encoder is None else _folder_or_name(encoder)
 
     @property
     def base_model_or_dir(self) -> str:
         """`base_model`; an absolute path where it is a folder of the project."""
-        candidate = project_path(self.base_model)
-        return str(candidate) if candidate.is_dir() else self.base_model
+        return _folder_or_name(self.base_model)
 
 
 SHIPPED_ROUTER = PROJECT_ROOT / "router" / "model"
@@ -273,6 +278,11 @@ def project_path(path: str) -> Path:
     """Resolve a relative path against the project, whatever the working folder is."""
     expanded = Path(path).expanduser()
     return expanded if expanded.is_absolute() else PROJECT_ROOT / expanded
+
+
+def _folder_or_name(text: str) -> str:
+    candidate = project_path(text)
+    return str(candidate) if os.path.isdir(candidate) else text
 
 
 def parse_settings(args: Mapping[str, Any]) -> Settings:

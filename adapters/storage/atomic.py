@@ -1,13 +1,20 @@
-"""Replace a file in one step: a reader sees the old content or the new one, never a part."""
+"""Replace a file in one step: a reader sees the old content or the new one, never a part; order
+those who do."""
 
 import contextlib
+import errno
 import os
 import shutil
 import time
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 UNFINISHED = ".new-"  # starts the names of files and folders that are not complete yet
+LOCK_TIMEOUT_S = 30.0
+_LOCK_POLL_S = 0.005
 
 
 class FileCalls:
@@ -67,3 +74,25 @@ def write_atomically(file: Path, content: bytes, calls: FileCalls | None = None)
 def unfinished(folder: Path) -> Path:
     """Return a new name in `folder` for what is not complete yet."""
     return folder / f"{UNFINISHED}{uuid.uuid4().hex}"
+
+
+@contextlib.contextmanager
+def locked(file: Path) -> Iterator[None]:
+    """Keep others who lock `file` out of the block. A process that dies releases its lock.
+
+    Raises:
+        OSError: another process, which may hang, has held it for LOCK_TIMEOUT_S; or there are no
+            locks on this file system.
+    """
+    lock = FileLock(file, mode=0o600, timeout=LOCK_TIMEOUT_S, poll_interval=_LOCK_POLL_S)
+    try:
+        lock.acquire()
+    except Timeout:
+        cause = f"another process has held {file.name} for {LOCK_TIMEOUT_S:g} s"
+        raise OSError(errno.EBUSY, cause) from None
+    except NotImplementedError:
+        raise OSError(errno.ENOLCK, "this file system offers no locks") from None
+    try:
+        yield
+    finally:
+        lock.release()

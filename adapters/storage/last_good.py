@@ -68,9 +68,11 @@ class LastGood:
     def keep_bundle(self, digest: str, folder: Path) -> None:
         """Keep an adapter's files: linked where that is possible, since they never change."""
         target = self._weights / digest
-        if target.is_dir() or folder == target:
+        if folder == target or _is_like(target, folder):
             return
         with self._tolerated():
+            if target.is_dir():  # cut off, by a machine that lost its power
+                shutil.rmtree(target)
             self._weights.mkdir(mode=0o700, parents=True, exist_ok=True)
             fresh = unfinished(self._weights)
             fresh.mkdir(mode=0o700)
@@ -89,6 +91,16 @@ class LastGood:
             if not self._has_failed:
                 logger.warning("no copy for the time the state is away: %s", error)
             self._has_failed = True
+
+
+def _is_like(copy: Path, folder: Path) -> bool:
+    """Whether a copy has files of the same lengths."""
+    try:
+        return all(
+            (copy / name).stat().st_size == (folder / name).stat().st_size for name in BUNDLE_FILES
+        )
+    except OSError:
+        return False
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

@@ -4,16 +4,16 @@ import contextlib
 import hashlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
-from filelock import FileLock
-
-from adapters.storage.atomic import UNFINISHED, FileCalls, unfinished, write_atomically
+from adapters.storage.atomic import UNFINISHED, FileCalls, locked, unfinished, write_atomically
+from adapters.storage.bounded import Bounded
 from adapters.storage.protocol import CATALOG, WEIGHTS, PreconditionFailed, StorageError
 from adapters.validation import BUNDLE_FILES
 
-LOCK_POLL_S = 0.005
+T = TypeVar("T")
 
 
 class LocalStorage:
@@ -28,28 +28,30 @@ class LocalStorage:
         self._file = folder / CATALOG
         self._weights = folder / WEIGHTS
         self._calls = calls or FileCalls()
+        self._bounded = Bounded(folder)
 
     @property
     def location(self) -> str:
         return str(self._folder)
 
     def read(self) -> tuple[bytes, str] | None:
-        try:
-            content = self._file.read_bytes()
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise StorageError(f"{self._file}: cannot be read ({error.strerror})") from None
-        return content, hashlib.sha256(content).hexdigest()
+        content = self._looked(self._file.read_bytes)
+        return None if content is None else (content, hashlib.sha256(content).hexdigest())
 
     def weak_etag(self) -> str | None:
+        found = self._looked(lambda: os.stat(self._file))
+        return None if found is None else f"{found.st_mtime_ns}-{found.st_size}-{found.st_ino}"
+
+    def _looked(self, look: Callable[[], T]) -> T | None:
+        """Return what a look at the document finds; None if there is none yet."""
         try:
-            found = os.stat(self._file)
+            return self._bounded(look)
         except FileNotFoundError:
             return None
+        except StorageError:
+            raise
         except OSError as error:
             raise StorageError(f"{self._file}: cannot be read ({error.strerror})") from None
-        return f"{found.st_mtime_ns}-{found.st_size}-{found.st_ino}"
 
     def put_if_match(self, content: bytes, etag: str | None) -> None:
         with self._changing(), self._locked():
@@ -93,9 +95,12 @@ class LocalStorage:
             if target.is_dir() and _token(target) == token:
                 self._remove_bundle(target)
 
+    def spare(self, digest: str) -> None:
+        self._calls.touch(self._weights / digest)
+
     def fetch_bundle(self, digest: str, cache: Path) -> Path:
         folder = self._weights / digest
-        if not folder.is_dir():
+        if not self._bounded(folder.is_dir):
             raise StorageError(f"{folder}: is missing; every node must see the state folder")
         return folder
 
@@ -130,9 +135,9 @@ class LocalStorage:
             cause = error.strerror or type(error).__name__
             raise StorageError(f"{self._folder}: cannot be changed ({cause})") from error
 
-    def _locked(self) -> FileLock:
-        """Order the writers. Not through FileCalls: a process that dies releases its lock."""
-        return FileLock(self._folder / "catalog.lock", mode=0o600, poll_interval=LOCK_POLL_S)
+    def _locked(self) -> contextlib.AbstractContextManager[None]:
+        """Order the writers. Not through FileCalls, which fail where a process dies."""
+        return locked(self._folder / "catalog.lock")
 
 
 def _token(folder: Path) -> str:

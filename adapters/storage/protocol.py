@@ -55,6 +55,14 @@ class CatalogStorage(Protocol):
     def undo_put(self, digest: str, token: str) -> None:
         """Delete what `put_bundle` made, unless another writer has put the same bundle since."""
 
+    def spare(self, digest: str) -> None:
+        """Make a bundle that is about to leave the catalogue as young as a new one, for `collect`:
+        a replica that starts, or a question on its way, may still ask for it.
+
+        Raises:
+            OSError: it is not there, or cannot be changed.
+        """
+
     def fetch_bundle(self, digest: str, cache: Path) -> Path:
         """Return a local folder that holds the bundle.
 

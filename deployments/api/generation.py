@@ -66,6 +66,7 @@ class Generation:
         self._is_broken = False
         self._is_closed = False
         self._began_at = 0.0
+        self._ends_at: float | None = None  # seconds, by a clock that nobody sets
         self._span: Span | None = None
 
     @property
@@ -101,6 +102,8 @@ class Generation:
     def _begin(self) -> AsyncGenerator[TokenEvent, None]:
         call = self._call
         self._began_at = time.monotonic()
+        if call.deadline_at is not None:
+            self._ends_at = self._began_at + call.deadline_at - time.time() + GRACE_S
         if tracing.is_on():
             self._span = tracing.begin("answer", attributes=_named(call, self._specialty))
             self._call = replace(call, trace_context=tracing.carrier_of(self._span))
@@ -181,7 +184,8 @@ class Generation:
 
     async def _next_before_deadline(self, events: AsyncGenerator[TokenEvent, None]) -> TokenEvent:
         try:
-            async with asyncio.timeout(self._seconds_left()) as timeout:
+            seconds_left = None if self._ends_at is None else self._ends_at - time.monotonic()
+            async with asyncio.timeout(seconds_left) as timeout:
                 return await anext(events)
         except TimeoutError:
             if not timeout.expired():
@@ -191,10 +195,6 @@ class Generation:
             raise RuntimeError(
                 f"request {self._call.request_id} ended without a terminal event"
             ) from None
-
-    def _seconds_left(self) -> float | None:
-        deadline_at = self._call.deadline_at
-        return None if deadline_at is None else deadline_at - time.time() + GRACE_S
 
     def _timed_out(self) -> TokenEvent:
         reason = FinishReason.TIMEOUT

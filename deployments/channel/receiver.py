@@ -14,6 +14,7 @@ from deployments.channel.frames import (
     unpack_events,
     unpack_greeting,
 )
+from deployments.channel.keepalive import end_when_peer_is_gone
 from deployments.engine.output import RequestOutputCollector
 from deployments.engine.request import ErrorInfo, TokenEvent, failed_event
 
@@ -21,6 +22,10 @@ logger = logging.getLogger(__name__)
 
 LOST = ErrorInfo(
     "replica_lost", "the model replica was lost while answering: ask again", retry_after_s=5
+)
+# The replica lives, and says so: nobody's question has ended it.
+NOT_REACHED = ErrorInfo(
+    LOST.code, "the model replica could not send its answer: ask again", retry_after_s=5
 )
 
 
@@ -58,9 +63,9 @@ class ReceivedStream:
             if self.has_ended:
                 self.close()
 
-    def lose(self) -> None:
+    def lose(self, why: ErrorInfo = LOST) -> None:
         """End the answer with `replica_lost`, unless its last event has arrived."""
-        self.put(failed_event(self._request_id, LOST))
+        self.put(failed_event(self._request_id, why))
 
     def fail(self, error: BaseException) -> None:
         """Raise `error` to the reader, unless the last event has arrived."""
@@ -144,6 +149,7 @@ class _Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport
+        end_when_peer_is_gone(transport)
 
     def data_received(self, data: bytes) -> None:
         try:

@@ -13,6 +13,7 @@ from deployments.channel.frames import (
     pack_greeting,
     parts_of,
 )
+from deployments.channel.keepalive import end_when_peer_is_gone
 from deployments.engine.request import TokenEvent
 
 logger = logging.getLogger(__name__)
@@ -84,6 +85,7 @@ class SenderConnection(asyncio.Protocol):
         # A cast: uvloop's transports are no subclass of asyncio's.
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(high=MAX_UNSENT_BYTES)
+        end_when_peer_is_gone(transport)
         self._transport.write(pack_greeting(self._token))
 
     def pause_writing(self) -> None:

@@ -28,6 +28,9 @@ logger = logging.getLogger(__name__)
 # The replica is unhealthy after this many failed steps or groups in a row: one bad request should
 # not end it, a broken device should.
 MAX_FAILURES_IN_A_ROW = 3
+# Seconds for one task between two steps, on a device that does not answer any more. Preparing a
+# GPU's kernels and graphs takes minutes.
+TASK_TIMEOUT_S = 900.0
 
 ResultT = TypeVar("ResultT")
 
@@ -59,14 +62,17 @@ class EngineLimits:
 class Pulse:
     """Hold what the engine's thread does, and since when. Replaced as a whole, read anywhere."""
 
-    doing: str  # "idle", "step" or "tasks"
+    doing: str  # "idle", "step" or "task"
     since: float  # seconds, monotonic
 
     def check(self, now: float, step_timeout_s: float) -> None:
-        """Raise EngineStopped if a step takes longer than `step_timeout_s`."""
-        if self.doing == "step" and now - self.since > step_timeout_s:
+        """Raise EngineStopped if a step takes longer than `step_timeout_s`, or a task between two
+        steps longer than TASK_TIMEOUT_S."""
+        limits = {"step": step_timeout_s, "task": max(step_timeout_s, TASK_TIMEOUT_S)}
+        limit_s = limits.get(self.doing, math.inf)
+        if now - self.since > limit_s:
             raise EngineStopped(
-                f"a step has not ended for {now - self.since:.0f} s (limit {step_timeout_s:g} s)"
+                f"a {self.doing} has not ended for {now - self.since:.0f} s (limit {limit_s:g} s)"
             )
 
 
@@ -279,9 +285,9 @@ class ThreadCore:
                     arrivals, self._arrivals = self._arrivals, []
                     tasks, self._tasks = self._tasks, []
                 if tasks:
-                    self._pulse = Pulse("tasks", time.monotonic())
                     self._runner.drop_cancelled()  # a task may need their adapters' slots
                 for task in tasks:
+                    self._pulse = Pulse("task", time.monotonic())
                     task()
                 self._pulse = Pulse("step", time.monotonic())
                 self._runner.step(arrivals)

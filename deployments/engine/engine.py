@@ -9,6 +9,7 @@ deadline, cancellation, a decoder that raises, or a core that dies.
 
 import asyncio
 import itertools
+import logging
 import time
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Future
@@ -17,6 +18,7 @@ from typing import TypeVar
 from deployments.engine.core import EngineCore, EngineLimits, ThreadCore
 from deployments.engine.decoder import DecoderInfo, GroupDecoder, StepDecoder
 from deployments.engine.errors import (
+    DecoderFailed,
     EmptyPrompt,
     EngineStopped,
     OutputTooLong,
@@ -28,7 +30,10 @@ from deployments.engine.errors import (
 )
 from deployments.engine.output import Pace, RequestState
 from deployments.engine.request import FinishReason, Request, StepOutput, TokenEvent
+from deployments.engine.scheduling.loop import traceback_without_message
 from deployments.engine.thread import TorchThread
+
+logger = logging.getLogger(__name__)
 
 ResultT = TypeVar("ResultT")
 
@@ -180,13 +185,19 @@ class Engine:
                 state.score(scores)
         for number, token in zip(output.numbers, output.tokens, strict=True):
             if (state := requests.get(number)) is not None:
-                state.push(token, now)
-                if state.is_done:  # it found a stop string or a loop
+                try:
+                    state.push(token, now)
+                except Exception as error:
+                    _break(state, error)
+                if state.is_done:  # it found a stop string or a loop, or broke
                     self.core.abort(number)
                     self._forget(number)
         for ended in output.ended:
             if (state := requests.get(ended.number)) is not None:
-                state.finish(ended.reason, ended.num_tokens, ended.error)
+                try:
+                    state.finish(ended.reason, ended.num_tokens, ended.error)
+                except Exception as error:
+                    _break(state, error)
                 self._forget(ended.number)
         self._show()
 
@@ -206,3 +217,10 @@ class Engine:
             limits = self.limits
             together_s = self._num_shown / limits.max_events_per_s
             self._pace.interval_s = max(limits.emit_interval_s, together_s)
+
+
+def _break(state: RequestState, error: Exception) -> None:
+    """End one request whose tokens could not be made a text; the others of its step go on."""
+    trace = traceback_without_message(error)
+    logger.error("request %s: its text cannot be made: %s", state.request.request_id, trace)
+    state.fail(DecoderFailed("the text of the answer could not be made").info)

@@ -195,6 +195,11 @@ class RequestState:
                 reason = FinishReason.STOP
         self._emit(reason, error)
 
+    def fail(self, error: ErrorInfo) -> None:
+        """End it, whatever it was about when something of it raised."""
+        self._scored, self.is_done = None, False
+        self.finish(FinishReason.ERROR, 0, error)
+
     @property
     def _is_loop_check_due(self) -> bool:
         return bool(self.request.sampling.loop_words) and len(self._undecoded) >= _LOOP_CHECK_TOKENS

@@ -12,19 +12,21 @@ import subprocess
 import sys
 import threading
 import time
-import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, TypeVar
 
-from deployments.channel.frames import FrameReader, load_frame, pack_frame
+import psutil
+
+from deployments.channel.frames import BadFrame, FrameReader, load_frame, pack_frame
 from deployments.engine.core import EngineLimits, Pulse
 from deployments.engine.decoder import DecoderInfo
 from deployments.engine.errors import EngineStopped
 from deployments.engine.request import Request, StepOutput
+from deployments.engine.scheduling.loop import traceback_without_message
 from deployments.engine_process.decoder_loading import DecoderSpec
 from deployments.engine_process.wire import pack_request, unpack_error, unpack_info, unpack_step
+from deployments.stopped import StoppedProcesses
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +75,7 @@ class EngineProcess:
         self._steps.setblocking(False)
         with control, steps:
             self._process = _start(control, steps)
+        self._watched, self._stopping = psutil.Process(self._process.pid), StoppedProcesses()
         for work in (self._write, self._read):
             threading.Thread(target=work, name=f"engine{work.__name__}", daemon=True).start()
         try:
@@ -158,6 +161,15 @@ class EngineProcess:
                 self._control.sendall(frame)
 
     def _read(self) -> None:
+        try:
+            self._take_all()
+        except Exception as error:  # not what it says, or a bug of ours: nobody hears it any more
+            trace = traceback_without_message(error)
+            logger.error("the engine's process is killed: it was not understood: %s", trace)
+            self._process.kill()
+        self._end()
+
+    def _take_all(self) -> None:
         reader = FrameReader()
         self._control.settimeout(1.0)
         while True:
@@ -172,7 +184,6 @@ class EngineProcess:
                 break
             for payload in reader.feed(data):
                 self._take(*load_frame(payload))
-        self._end()
 
     def _take(self, word: str, *fields: Any) -> None:
         self._heard_at = time.monotonic()
@@ -197,8 +208,10 @@ class EngineProcess:
                 logging.getLogger(name).log(level, "%s", text, extra=extra)
 
     def _kill_if_stuck(self) -> None:
-        if self._info is None:
-            return  # loading takes as long as it takes
+        if self._info is None:  # loading takes as long as it takes, unless somebody stops it
+            if self._stopping.end([self._watched]):
+                logger.error("the engine's process was stopped while it loaded, and is killed")
+            return
         try:
             self.check()
         except EngineStopped as error:
@@ -214,7 +227,7 @@ class EngineProcess:
         if not self._is_closing:
             logger.error("%s", self._stopped)
         calls, self._calls = self._calls, {}
-        for future in calls.values():
+        for future in list(calls.values()):  # `_ask` may add one, and take it back
             future.set_exception(self._stopped)
         self._control.close()
         if not self._is_closing:
@@ -242,40 +255,6 @@ class EngineProcess:
         """Take no more requests: nobody reads the steps any more. Returns why."""
         self._stopped = self._stopped or self._gone
         return self._stopped
-
-
-class RemoteWeights:
-    """Weights of an adapter in the engine's process, which frees them with this object."""
-
-    def __init__(self, process: EngineProcess, handle: int, num_bytes: int) -> None:
-        self.handle = handle
-        self.num_bytes = num_bytes
-        weakref.finalize(self, process.forget, handle)
-
-
-class RemoteDecoder:
-    """The decoder of an EngineProcess, as adapters see it (AdapterDecoder, weights_reader.py)."""
-
-    def __init__(self, process: EngineProcess) -> None:
-        self._process = process
-
-    def read_adapter(self, directory: Path) -> RemoteWeights:
-        return RemoteWeights(self._process, *self._process.call("read", str(directory)))
-
-    def num_host_bytes(self, weights: RemoteWeights) -> int:
-        return weights.num_bytes
-
-    def install(self, name: str, weights: RemoteWeights, *, probe: bool = True) -> None:
-        self._process.call("install", name, weights.handle, probe)
-
-    def dry_run(self, name: str, weights: RemoteWeights) -> None:
-        self._process.call("dry_run", name, weights.handle)
-
-    def evict(self, name: str) -> None:
-        self._process.call("evict", name)
-
-    def warm_up(self) -> None:
-        self._process.call("warm_up")
 
 
 class _StepReader:
@@ -308,8 +287,13 @@ class _StepReader:
             self.stop()
             self._ended()
             return
-        for payload in self._frames.feed(data):
-            self._take(unpack_step(payload))
+        try:
+            for payload in self._frames.feed(data):
+                self._take(unpack_step(payload))
+        except BadFrame as error:
+            logger.error("the engine's process was not understood: %s", error)
+            self.stop()
+            self._ended()
 
 
 def _start(control: socket.socket, steps: socket.socket) -> "subprocess.Popen[bytes]":

@@ -61,8 +61,10 @@ class EngineServer:
         self._handles = itertools.count(1)
         self._known: frozenset[str] = frozenset()  # resident adapters that the replica knows of
         self._operations: dict[str, Callable[..., None]] = {
-            "install": self._install,
-            "dry_run": self._dry_run,
+            "install": lambda name, handle, probe: self._decoder.install(
+                name, self._weights[handle], probe=probe
+            ),
+            "dry_run": lambda name, handle: self._decoder.dry_run(name, self._weights[handle]),
             "evict": lambda name: self._decoder.evict(name),
             "warm_up": self._warm_up,
         }
@@ -138,12 +140,6 @@ class EngineServer:
                 self.send("resident", list(now - self._known), list(self._known - now))
                 self._known = now
 
-    def _install(self, name: str, handle: int, probe: bool) -> None:
-        self._decoder.install(name, self._weights[handle], probe=probe)
-
-    def _dry_run(self, name: str, handle: int) -> None:
-        self._decoder.dry_run(name, self._weights[handle])
-
     def _warm_up(self) -> None:
         warm_up = getattr(self._decoder, "warm_up", None)
         if warm_up is not None:
@@ -192,7 +188,7 @@ class ReplicaLogHandler(logging.Handler):
             request_id = getattr(record, "request_id", None)
             content = (record.levelno, record.name, self.format(record), request_id)
             self._server.send("log", *content)
-        except OSError:  # the replica is gone, and this process about to end
+        except (OSError, ValueError):  # the replica is gone; or no text that can be sent
             self.handleError(record)
 
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from deployments.channel.receiver import LOST
+from deployments.channel.receiver import LOST, NOT_REACHED
 from deployments.engine.request import ErrorInfo, TokenEvent
 from deployments.ingress.model_watch import ModelWatch
 from deployments.ingress.quarantine import Quarantine
@@ -136,6 +136,7 @@ class CallGuard:
 
     def ended(self, call: GenerateRequest, event: TokenEvent) -> None:
         if is_lost(event):
-            self._quarantine.saw_death(call)
+            if event.error != NOT_REACHED:
+                self._quarantine.saw_death(call)
         elif event.error is None:
             self._quarantine.saw_answer(call)

@@ -5,7 +5,6 @@ import contextlib
 import dataclasses
 import logging
 import os
-import time
 import uuid
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
@@ -17,7 +16,6 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
-from adapters.catalog import BaseModelEntry
 from adapters.sources import SourceLimits
 from adapters.token_prompts import BadTokenId
 from deployments.adapter_admin import AdapterAdmin
@@ -30,15 +28,14 @@ from deployments.engine.request import ErrorInfo, TokenEvent
 from deployments.handover import RouterHandover
 from deployments.ingress.broadcast import ServeReplicas
 from deployments.ingress.call_guard import NO_MODEL_REPLICA, CallGuard
-from deployments.ingress.followed import InService, follow_all
+from deployments.ingress.followed import follow_all
 from deployments.ingress.limit_actor import shared_usages
-from deployments.ingress.load import WaitEstimate, too_long
 from deployments.ingress.metrics import RouteMetrics
 from deployments.ingress.model_client import ModelClient, answer_events, info_of
 from deployments.ingress.model_watch import ModelWatch
 from deployments.ingress.operator import ClusterReport
 from deployments.ingress.quarantine import Quarantine
-from deployments.ingress.readiness import Readiness
+from deployments.ingress.readiness import Readiness, Served, WaitEstimate, too_long
 from deployments.ingress.references_source import ReferencesSource
 from deployments.ingress.traffic import TrafficLog
 from deployments.interpreter import tune_interpreter
@@ -77,6 +74,7 @@ class RouterReplica:
         self._model = model
         self._client = ModelClient(model, ray.util.get_node_ip_address())
         self._live = RouterLiveSettings()
+        self._refused: list[str] = []
         self._settings = settings
         self._metrics = RouteMetrics()
         self.references = ReferencesSource(settings.shelf_place)
@@ -114,9 +112,7 @@ class RouterReplica:
         )
         base = store.seed.base_model(settings.base_model)
         self._base_languages = base.languages
-        # Put together when the classifier or the catalogue changes, not for every request.
-        self._served_of: tuple[Classifier, InService] | None = None
-        self._served = _nothing_served(settings, base)
+        self._served = Served(settings, base, self._router, self._catalog)
         self._handover = RouterHandover(self._config, own_replicas, lambda: self._watch.is_early)
         self._usages = shared_usages(settings)
         tune_interpreter()
@@ -148,16 +144,7 @@ class RouterReplica:
 
     @property
     def clinic(self) -> ServedModels:
-        classifier, in_service = self._router.current, self._catalog.current
-        if self._served_of != (classifier, in_service):
-            specialties = {*classifier.specialties, *in_service.by_specialty}
-            self._served = dataclasses.replace(
-                self._served,
-                adapters=in_service.cards,
-                specialties=tuple(sorted(specialties)),
-            )
-            self._served_of = (classifier, in_service)
-        return self._served
+        return self._served.models
 
     @property
     def limits(self) -> RouterLiveSettings:
@@ -260,7 +247,8 @@ class RouterReplica:
         return answer_events(self._client.start, marked, self._guard, saw)
 
     async def readiness(self) -> tuple[bool, Mapping[str, Any]]:
-        is_ready, report = self._readiness.report(self._thresholds(self._router.current))
+        thresholds = self._thresholds(self._router.current)
+        is_ready, report = self._readiness.report(thresholds, self._refused)
         references = await self._references_state()
         degraded = report["degraded"]
         if self._live.references.is_used and references["problem"]:
@@ -317,7 +305,7 @@ class RouterReplica:
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Take over live settings. Never raises, since Serve would replace a healthy replica."""
-        self._live = live_settings(self._live, user_config, "user_config of Router")
+        self._live, self._refused = live_settings(self._live, user_config, "user_config of Router")
         live = self._live
         use_serve_handlers(live.log_level, are_requests_logged=live.log_requests)
 
@@ -334,21 +322,6 @@ class RouterReplica:
             min_in_scope=_or(live.min_in_scope, tuned.min_in_scope),
             min_margin=_or(live.min_margin, tuned.min_margin),
         )
-
-
-def _nothing_served(settings: Settings, base: BaseModelEntry) -> ServedModels:
-    return ServedModels(
-        base_model=settings.base_model,
-        adapters=(),
-        specialties=(),
-        default_output_tokens=settings.engine.default_output_tokens,
-        max_output_tokens=settings.engine.max_output_tokens,
-        started_at=int(time.time()),
-        repetition_penalty=base.repetition_penalty,
-        no_repeat_ngram_size=base.no_repeat_ngram_size,
-        loop_words=base.loop_words,
-        max_input_tokens=settings.engine.max_input_tokens,
-    )
 
 
 def _or(value: float | None, otherwise: float) -> float:

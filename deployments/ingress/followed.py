@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 from adapters.catalog import Catalog
 from adapters.store import AdapterStore
@@ -16,11 +16,11 @@ from deployments.api.access.api_keys import (
     KeyTable,
     kept_keys,
 )
+from deployments.ingress.followed_classifier import follow_classifier
 from deployments.messages import AdapterCard
 from deployments.reloader import Reloader
-from deployments.settings import SHIPPED_ROUTER, Settings
+from deployments.settings import Settings
 from router.classifier import Classifier
-from router.versions import etag, is_to_come, resolve
 
 logger = logging.getLogger(__name__)
 
@@ -102,16 +102,20 @@ class Followed:
     @property
     def problems(self) -> list[str]:
         """What keeps this replica from following, while it serves with what it had before."""
-        found = (self.classifier.problem, self.catalog.problem, self.keys.problem)
+        found = (followed.problem for followed in self._all)
         return [problem for problem in found if problem is not None]
 
     def start(self) -> None:
-        for followed in (self.classifier, self.keys, self.catalog):
+        for followed in self._all:
             followed.start()
 
     def stop(self) -> None:
-        for followed in (self.classifier, self.keys, self.catalog):
+        for followed in self._all:
             followed.stop()
+
+    @property
+    def _all(self) -> tuple[Reloader[Any], ...]:
+        return self.classifier, self.catalog, self.keys
 
 
 def follow_all(settings: Settings, store: AdapterStore, period_s: Callable[[], float]) -> Followed:
@@ -121,46 +125,9 @@ def follow_all(settings: Settings, store: AdapterStore, period_s: Callable[[], f
         ArtefactError, StorageError, CatalogError: a first look fails.
     """
     return Followed(
-        follow_classifier(settings, period_s),
+        follow_classifier(settings, period_s, store if settings.router_is_in_state else None),
         follow_catalog(store, settings.base_model, period_s),
         follow_keys(KeyStore(settings.state_path), kept_keys(settings.state_path)),
-    )
-
-
-def load_classifier(settings: Settings) -> Classifier:
-    """Load the artefact that is current.
-
-    Raises:
-        ArtefactError: naming the file, what was found, and what to do about it.
-    """
-    return Classifier.load(
-        served_router(settings),
-        encoder=settings.router_encoder,
-        threads=settings.router.threads,
-    )
-
-
-def served_router(settings: Settings) -> Path:
-    """Return the artefact to serve: of `settings.router_dir`, or until it has one, the package's.
-
-    Raises:
-        ArtefactError: the folder's current version cannot be told.
-    """
-    folder = settings.router_dir
-    return SHIPPED_ROUTER if is_to_come(folder) else resolve(folder)
-
-
-def follow_classifier(settings: Settings, period_s: Callable[[], float]) -> Reloader[Classifier]:
-    """Follow the artefact's folder: a new version, a roll-back, or files replaced in place.
-
-    Raises:
-        ArtefactError: the first one does not load.
-    """
-    return Reloader(
-        lambda: etag(served_router(settings)),
-        lambda: load_classifier(settings),
-        period_s,
-        describe=lambda classifier: f"router {classifier.version}",
     )
 
 

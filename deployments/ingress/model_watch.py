@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ray.exceptions import ActorDiedError, RayError
-from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
+from ray.exceptions import ActorDiedError
+from ray.serve.exceptions import DeploymentUnavailableError
 
 logger = logging.getLogger(__name__)
 
@@ -173,7 +173,7 @@ class ModelWatch:
             answers = self._replicas.ask("info", LOOK_TIMEOUT_S, self._sender, time.time())
         except DeploymentUnavailableError:
             return Look(self._clock(), is_empty=True, problem="no model replica is running")
-        except (RayError, RayServeException, TimeoutError, RuntimeError) as error:
+        except Exception as error:  # Ray's, Serve's, gRPC's: the thread is to look again
             return Look(self._clock(), problem=type(error).__name__)
         reports = [answer for answer in answers if isinstance(answer, dict)]
         ours = tuple(report for report in reports if report.get("config") == self._config)
@@ -191,7 +191,10 @@ class ModelWatch:
     def _follow(self) -> None:
         while not self._stopped:
             started = self._clock()
-            self.look()
+            try:
+                self.look()
+            except Exception:  # it was a bug of ours, and the next look is needed all the same
+                logger.exception("a look at the model replicas failed")
             took_s = self._clock() - started
             self._due.clear()
             is_soon = self._latest.is_empty or self._heard is None

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,7 +20,7 @@ from references.version import Source
 logger = logging.getLogger(__name__)
 
 TIMEOUT_S = 10.0  # of a file system that hangs: the answer goes on without passages
-LOOK_S = 0.5  # that /readyz waits for the shelf
+LOOK_S = 0.5  # that /readyz waits for the shelf, and an answer for one that hangs
 _NUM_THREADS = 2  # each keeps a connection and up to 10 MB of passages
 _SECONDS = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 5]
 _COUNTS = [0.5, 1.5, 2.5, 3.5, 5.5, 10.5]
@@ -49,6 +49,7 @@ class ReferencesSource:
         self._problem: str | None = None
         self._known: tuple[str, int] | None = None  # version and passages, when last looked at
         self._looking: asyncio.Task[None] | None = None
+        self._asked: dict[Future[Any], float] = {}  # what has not ended -> since when
         self._threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="references")
         self._changes = ThreadPoolExecutor(1, thread_name_prefix="references-change")
         self._seconds = metrics.Histogram(
@@ -134,12 +135,14 @@ class ReferencesSource:
             ReferencesError: there is no shelf that can be read; without the file's folder in its
                 text, which anybody may read.
         """
-
+        # While it hangs no answer waits as long as the first ones did.
+        timeout_s = min(TIMEOUT_S, LOOK_S) if self._hangs else TIMEOUT_S
+        asked = self._threads.submit(lambda: ask(self._opened()))
+        self._asked[asked] = time.monotonic()
+        asked.add_done_callback(self._asked.pop)
         try:
-            async with asyncio.timeout(TIMEOUT_S):
-                result = await asyncio.get_running_loop().run_in_executor(
-                    self._threads, lambda: ask(self._opened())
-                )
+            async with asyncio.timeout(timeout_s):
+                result = await asyncio.wrap_future(asked)
         except ReferencesError as error:
             self._note(self._explained(error), str(error))
         except TimeoutError:
@@ -150,6 +153,13 @@ class ReferencesSource:
             self._problem = None
             return result
         raise ReferencesError(self._problem or "")
+
+    @property
+    def _hangs(self) -> bool:
+        """Whether every thread has been held for TIMEOUT_S."""
+        before = time.monotonic() - TIMEOUT_S
+        held = [asked.running() and since < before for asked, since in [*self._asked.items()]]
+        return sum(held) >= _NUM_THREADS
 
     def _opened(self) -> Shelf:
         if self._shelf is None:

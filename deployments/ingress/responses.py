@@ -7,7 +7,7 @@ from typing import Protocol
 from ray.serve.handle import DeploymentResponse
 
 from deployments.channel.frames import ChannelAddress
-from deployments.channel.receiver import EventReceiver
+from deployments.channel.receiver import LOST, NOT_REACHED, EventReceiver
 from deployments.engine.request import TokenEvent
 
 # How long the last event may arrive after the Serve call that sent it has ended.
@@ -121,4 +121,4 @@ class ChannelResponse:
         else:
             if are_sent and not self._stream.has_ended:
                 await asyncio.sleep(ON_THE_WAY_S)
-            self._stream.lose()
+            self._stream.lose(LOST if are_sent else NOT_REACHED)

@@ -11,12 +11,14 @@ import contextlib
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from deployments.model.adapter_loads import AdapterLoads, Unleased
 from deployments.model.adapter_registry import AdapterGone, AdapterRegistry, DeviceSlots
 from deployments.model.decoder_tasks import TASK_TIMEOUT_S, DecoderTasks
 from deployments.model.weights_reader import WeightsReader
+
+READ_TIMEOUT_S = 5.0  # that a question waits for the catalogue
 
 
 class AdapterCache:
@@ -99,6 +101,7 @@ class AdapterLeases:
     def __init__(self, cache: AdapterCache, read_catalog: Callable[[], object]) -> None:
         self._cache = cache
         self._read_catalog = read_catalog
+        self._threads = ThreadPoolExecutor(1, thread_name_prefix="catalog-read")
 
     @contextlib.asynccontextmanager
     async def leased(self, name: str, version: str | None) -> AsyncIterator[str]:
@@ -108,8 +111,10 @@ class AdapterLeases:
             AdapterGone, AdapterUnavailable
         """
         if self._find(name, version) is None:  # the router may have read a newer catalogue
+            # Not on the threads that tokenise: a file server may hang.
+            reading = asyncio.get_running_loop().run_in_executor(self._threads, self._read_catalog)
             with contextlib.suppress(OSError, ValueError):
-                await asyncio.to_thread(self._read_catalog)
+                await asyncio.wait_for(reading, READ_TIMEOUT_S)
         lease = self.lease(name, version)
         try:
             key = lease.result() if lease.done() else await asyncio.wrap_future(lease)

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable
 
 from deployments.model.adapter_manager import AdapterManager
+from deployments.model.weights_reader import one_line
 
 logger = logging.getLogger(__name__)
 
@@ -28,17 +29,19 @@ class AdapterFollower:
         self._stopped.set()
 
     def _follow(self) -> None:
-        self._manager.prefetch()
+        self._tolerant(self._manager.prefetch)
         while not self._stopped.wait(self._check_s() or PAUSED_CHECK_S):
             if self._check_s():
-                self._look()
+                self._tolerant(self._look)
 
     def _look(self) -> None:
-        try:
-            is_behind = self._manager.is_behind()
-        except OSError as error:
-            logger.error("the adapters stay as they are: %s", error)
-            return
-        if is_behind:
+        if self._manager.is_behind():
             self._manager.try_sync()
         self._manager.prefetch()
+
+    def _tolerant(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except Exception as error:  # of any library's kind: the thread is to look again
+            why = one_line(error)
+            logger.error("the adapters stay as they are: %s: %s", type(error).__name__, why)

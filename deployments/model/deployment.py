@@ -40,8 +40,6 @@ logger = logging.getLogger(__name__)
 _SHORT_CHARS = 1000
 # Seconds in which the last events of answers leave before a replica without an engine ends.
 _LAST_WORDS_S = 1.0
-# Adapters that the operator adds or changes at the same time; others wait.
-_NUM_OPERATIONS = 4
 
 
 class ModelReplica(OperatorCalls, OpenAICalls):
@@ -58,7 +56,7 @@ class ModelReplica(OperatorCalls, OpenAICalls):
         use_serve_handlers("INFO")
         start_tracing("model", replica_id)
         logger.info("starting on %s", device)
-        self._live = ModelLiveSettings()
+        self._live, self._refused = ModelLiveSettings(), []
         self._config = settings.model_config_id
         self._handover = ModelHandover(self._config, lambda: replicas_beside(ROUTER))
         self._clocks = ClockOffsets()
@@ -182,7 +180,7 @@ class ModelReplica(OperatorCalls, OpenAICalls):
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Take over live settings. Never raises, since Serve would replace a healthy replica."""
-        self._live = live_settings(self._live, user_config, "user_config of Model")
+        self._live, self._refused = live_settings(self._live, user_config, "user_config of Model")
         live = self._live
         use_serve_handlers(live.log_level, are_requests_logged=live.log_requests)
 

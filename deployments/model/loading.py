@@ -7,7 +7,7 @@ import functools
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,15 +19,15 @@ from adapters.store import AdapterStore
 from adapters.token_prompts import BadTokenId, decode_prompts, encode_text
 from adapters.versions import RegisteredAdapter
 from deployments.engine.core import EngineLimits
-from deployments.engine.decoder import GroupDecoder, StepDecoder
 from deployments.engine.detokenizer import Decode, text_decoder, token_bytes
 from deployments.engine.engine import Engine
 from deployments.engine.thread import TorchThread, use_cores_on
-from deployments.engine_process.client import EngineProcess, RemoteDecoder
+from deployments.engine_process.client import EngineProcess
 from deployments.engine_process.decoder_loading import DecoderSpec, load_decoder
+from deployments.engine_process.remote_decoder import RemoteDecoder
 from deployments.model.adapter_manager import AdapterManager
 from deployments.model.decoder_tasks import RunBetweenSteps
-from deployments.model.weights_reader import AdapterDecoder, HostCache
+from deployments.model.weights_reader import HostCache
 from deployments.replica import open_adapter_store
 from deployments.settings import EngineSettings, Settings
 
@@ -58,8 +58,9 @@ class MakeManager(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model in this process, whose decoder an engine is to run.
+    """A model whose decoder an engine is to run.
 
+    decoder: a StepDecoder or GroupDecoder; RemoteDecoder of one in another process.
     make_manager: gives the model its adapters once the engine runs; None if it takes none.
     warm_up: what the decoder prepares between its first adapters and its first request.
     decode: gives the texts of token ids; None if it cannot.
@@ -67,7 +68,7 @@ class LoadedModel:
     """
 
     base_model: str
-    decoder: StepDecoder | GroupDecoder
+    decoder: Any
     encode: EncodePrompt
     make_manager: MakeManager | None = None
     warm_up: Callable[[], None] | None = None
@@ -76,20 +77,14 @@ class LoadedModel:
 
 
 @dataclass(frozen=True, slots=True)
-class RunningModel:
-    """A model and the engine that runs it, wherever its decoder is. Fields as of LoadedModel.
+class RunningModel(LoadedModel):
+    """A model and the engine that runs it, wherever its decoder is.
 
     engine_pid: of the process that the decoder is in, if that is not this one.
     """
 
-    base_model: str
-    engine: Engine
-    encode: EncodePrompt
-    make_manager: MakeManager | None = None
-    warm_up: Callable[[], None] | None = None
-    decode: DecodePrompts | None = None
-    encode_text: EncodeText | None = None
-    engine_pid: int | None = None
+    engine: Engine = field(kw_only=True)
+    engine_pid: int | None = field(default=None, kw_only=True)
 
 
 def load_model(settings: Settings, device: str) -> LoadedModel:
@@ -101,15 +96,8 @@ def load_model(settings: Settings, device: str) -> LoadedModel:
     """
     parts = _Parts(settings, device)
     decoder = load_decoder(parts.spec)
-    return LoadedModel(
-        settings.base_model,
-        decoder,
-        parts.encode_with(decoder.tokenizer),
-        parts.make_manager_of(decoder),
-        getattr(decoder, "warm_up", None),
-        functools.partial(decode_prompts, tokenizer=decoder.tokenizer),
-        functools.partial(encode_text, tokenizer=decoder.tokenizer),
-    )
+    tokenizer = decoder.tokenizer
+    return parts.of_model(decoder, tokenizer, parts.encode_with(tokenizer))
 
 
 def start_on_thread(load: LoadModel, settings: Settings, device: str) -> RunningModel:
@@ -119,15 +107,7 @@ def start_on_thread(load: LoadModel, settings: Settings, device: str) -> Running
         use_cores_on(thread, settings.engine.cpu_threads)
     model = thread.submit(lambda: load(settings, device)).result()
     engine = Engine.on_thread(model.decoder, engine_limits(settings.engine, device), thread=thread)
-    return RunningModel(
-        model.base_model,
-        engine,
-        model.encode,
-        model.make_manager,
-        model.warm_up,
-        model.decode,
-        model.encode_text,
-    )
+    return _running(model, engine)
 
 
 def start_process(
@@ -152,21 +132,17 @@ def start_process(
             on_lost,
         )
     try:
-        tokenizer, encode = text.result().tokenizer, text.result().encode
+        known = text.result()
     except Exception:
         process.close(_CLOSE_S)
         raise
-    decoder = RemoteDecoder(process)
-    return RunningModel(
-        settings.base_model,
-        Engine(process, limits),
-        encode,
-        parts.make_manager_of(decoder),
-        decoder.warm_up,
-        functools.partial(decode_prompts, tokenizer=tokenizer),
-        functools.partial(encode_text, tokenizer=tokenizer),
-        process.pid,
-    )
+    model = parts.of_model(RemoteDecoder(process), known.tokenizer, known.encode)
+    return _running(model, Engine(process, limits), process.pid)
+
+
+def _running(model: LoadedModel, engine: Engine, pid: int | None = None) -> RunningModel:
+    known = (getattr(model, one.name) for one in fields(model))
+    return RunningModel(*known, engine=engine, engine_pid=pid)
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,16 +207,25 @@ class _Parts:
         _check_prompt_formats(encode, self._catalog.in_service(base_model))
         return encode
 
-    def make_manager_of(self, decoder: AdapterDecoder) -> MakeManager:
-        engine = self._settings.engine
-        return functools.partial(
+    def of_model(self, decoder: Any, tokenizer: Any, encode: EncodePrompt) -> LoadedModel:
+        engine, base_model = self._settings.engine, self._settings.base_model
+        make_manager = functools.partial(
             AdapterManager,
             self._store,
-            self._settings.base_model,
+            base_model,
             decoder,
             capacity=engine.max_adapters,
             host=HostCache(engine.adapter_memory_mib * 2**20),
             verified=dict(self._found.values()),
+        )
+        return LoadedModel(
+            base_model,
+            decoder,
+            encode,
+            make_manager,
+            warm_up=getattr(decoder, "warm_up", None),
+            decode=functools.partial(decode_prompts, tokenizer=tokenizer),
+            encode_text=functools.partial(encode_text, tokenizer=tokenizer),
         )
 
 

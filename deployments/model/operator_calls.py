@@ -28,6 +28,7 @@ class OperatorCalls:
     """Calls through Serve, for ModelReplica, which sets these."""
 
     _config: str
+    _refused: list[str]
     _clocks: ClockOffsets
     _model: RunningModel
     _started: StartTimes
@@ -68,6 +69,7 @@ class OperatorCalls:
             "rows_running": self._engine.num_running,
             "requests_waiting": self._engine.num_waiting,
             "start": self._started.report(),
+            "degraded": self._refused,
         }
 
     def _adapter_info(self) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Check the application's part of serve_config.yaml: route, `args`, and its deployments."""
 
+import os
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -64,15 +65,31 @@ def check_args(args: Mapping[str, Any]) -> list[str]:
         settings = parse_settings(args)
     except SettingsError as error:
         return [f"args.{problem}" for problem in error.problems]
-    return [f"args.{problem}" for problem in _check_paths(settings)]
+    try:
+        return [f"args.{problem}" for problem in _check_paths(settings)]
+    except OSError as error:  # no right to look, a file server that is gone
+        return [f"args: {error.filename}: cannot be looked at ({error.strerror})"]
 
 
 def _check_paths(settings: Settings) -> list[str]:
     problems = []
-    if settings.adapters and not settings.catalog_dir.is_dir():
+    if settings.adapters and not os.path.isdir(settings.catalog_dir):
         problems.append(f"adapters: the folder {settings.catalog_dir} does not exist")
+    problems += _check_state_url(settings.state_dir or "")
     problems += _check_router(settings)
     return problems + _check_base_model(settings)
+
+
+def _check_state_url(state_dir: str) -> list[str]:
+    scheme, separator, _ = state_dir.partition("://")
+    if not separator:
+        return []
+    from fsspec.registry import known_implementations
+
+    if scheme in known_implementations:
+        return []
+    hint = nearest(scheme, ("s3", "gs", "abfs")).replace("valid keys", "there are")
+    return [f"state_dir: {scheme}:// is no kind of store; {hint}"]
 
 
 def _check_router(settings: Settings) -> list[str]:
@@ -80,13 +97,13 @@ def _check_router(settings: Settings) -> list[str]:
     folder = settings.router_dir
     if is_to_come(folder):
         parent = folder.parent
-        if settings.router.artefact and not parent.is_dir():
+        if settings.router.artefact and not os.path.isdir(parent):
             return [
                 f"router.artefact: the folder {folder} does not exist, and nor does {parent}: make "
                 f"{parent}, where add_specialty will put the versions, or correct the path"
             ]
         return []
-    if not (folder / MANIFEST).is_file() and not (folder / CURRENT).is_file():
+    if not any(os.path.isfile(folder / name) for name in (MANIFEST, CURRENT)):
         return [
             f"router.artefact: {folder} is neither a trained router ({MANIFEST}) nor a folder of "
             f"versions ({CURRENT}), and it is not empty: name one of these"
@@ -101,12 +118,12 @@ def _check_base_model(settings: Settings) -> list[str]:
     from adapters.bases.models import BUILT_IN, BaseModelError, is_hub_name
 
     name = settings.base_model
-    if name.startswith(("/", ".", "~")) and not project_path(name).is_dir():
+    if name.startswith(("/", ".", "~")) and not os.path.isdir(project_path(name)):
         return [f"base_model: the folder {project_path(name)} does not exist"]
     folder = Path(settings.base_model_or_dir)
-    if name == BUILT_IN or (is_hub_name(name) and not folder.is_dir()):
+    if name == BUILT_IN or (is_hub_name(name) and not os.path.isdir(folder)):
         return quantization_problems(settings, settings.device)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         return [
             f"base_model: '{name}' is no folder, not '{BUILT_IN}', and no Hugging Face id of the "
             f"form org/name; {nearest(name, [BUILT_IN]).replace('valid keys', 'there is')}"

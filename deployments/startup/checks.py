@@ -114,7 +114,10 @@ def answers(address: str, timeout_s: float = 2) -> bool:
 def check_disk(folder: Path, what: str) -> list[str]:
     """Return a problem if less than MIN_FREE_BYTES are free."""
     there = _nearest_that_exists(folder)
-    free = shutil.disk_usage(there).free
+    try:
+        free = shutil.disk_usage(there).free
+    except OSError as error:
+        return [f"{what} ({there}): cannot be looked at ({error.strerror}): mend or change it"]
     if free >= MIN_FREE_BYTES:
         return []
     return [
@@ -124,7 +127,14 @@ def check_disk(folder: Path, what: str) -> list[str]:
 
 
 def _nearest_that_exists(folder: Path) -> Path:
-    return next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    return next(path for path in (folder, *folder.absolute().parents) if _is_there(path))
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # no right to look, a file server that is gone: whoever uses it says why
+        return True
 
 
 def _read(file: Path) -> str | None:

@@ -13,7 +13,7 @@ import socket
 import stat
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from deployments.settings import PROJECT_ROOT
@@ -113,6 +113,23 @@ def serve_environment(inherited: Mapping[str, str]) -> dict[str, str]:
     paths = [str(PROJECT_ROOT), *filter(None, [environment.get("PYTHONPATH")])]
     environment["PYTHONPATH"] = os.pathsep.join(paths)
     return environment
+
+
+@contextlib.contextmanager
+def claimed(port: int) -> Iterator[bool]:
+    """Keep other launchers of this machine from a port; gives whether it is ours.
+
+    Ray's proxy shares its port (SO_REUSEPORT), and binds it long after the preflight has looked:
+    two clinics that start together would get each other's requests.
+    """
+    with socket.socket(socket.AF_UNIX) as claim:
+        try:
+            if sys.platform == "linux":  # unix(7): a name without a file, gone with this process
+                claim.bind(f"\0polyclinic-port-{port}")
+        except OSError:
+            yield False
+        else:
+            yield True
 
 
 def free_port(preferred: int | None = None) -> int:

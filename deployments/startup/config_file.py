@@ -75,6 +75,12 @@ def application_of(content: Mapping[str, Any]) -> Mapping[str, Any]:
     return first if isinstance(first, Mapping) else {}
 
 
+def args_of(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the `args` of the first application, or {} where there are none that can be read."""
+    args = application_of(content).get("args")
+    return args if isinstance(args, Mapping) else {}
+
+
 def router_config(content: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the Router's user_config, or {} where there is none that can be read."""
     listed = application_of(content).get("deployments")

@@ -1,11 +1,10 @@
 """Whether a server may start where others can reach it, and whether anybody could ask it."""
 
-import contextlib
 import ipaddress
 import os
 from collections.abc import Mapping
 
-from deployments.api.access.api_keys import KeyFileError, KeyRecord, KeyStore, KeyTable, kept_keys
+from deployments.api.access.api_keys import KeyFileError, KeyStore, KeyTable, kept_records
 from deployments.settings import Settings
 
 
@@ -47,9 +46,9 @@ def key_file_problems(settings: Settings) -> list[str]:
         return []
     store = KeyStore(settings.state_path)
     try:
-        table = KeyTable(store.read() or _kept(settings))
+        table = KeyTable(store.read() or kept_records(settings.state_path))
     except KeyFileError as error:
-        if _kept(settings):
+        if kept_records(settings.state_path):
             return []
         return [f"auth.mode: 'keys', and {store.path.parent} has a bad key file: {error}"]
     if len(table):
@@ -58,13 +57,6 @@ def key_file_problems(settings: Settings) -> list[str]:
         f"auth.mode: 'keys', and {store.path} has no active key, so nobody could ask: make one "
         "with python -m deployments.keys create"
     ]
-
-
-def _kept(settings: Settings) -> tuple[KeyRecord, ...]:
-    """Return this node's copy of the keys, with which it starts while state_dir is away."""
-    with contextlib.suppress(KeyFileError):
-        return kept_keys(settings.state_path).read()
-    return ()
 
 
 def is_loopback(host: str) -> bool:

@@ -9,7 +9,7 @@ one.
 import contextlib
 import os
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 import psutil
 
@@ -31,19 +31,17 @@ class ProcessTree:
 
     def named(self, names: Collection[str]) -> list[psutil.Process]:
         """Return the processes seen in the tree that have one of these names."""
-        found = []
-        for process in self._look():
-            with contextlib.suppress(psutil.NoSuchProcess):
-                if process.name() in names:
-                    found.append(process)
-        return found
+        return self._matching(lambda process: process.name() in names)
 
     def titled(self, titles: tuple[str, ...]) -> list[psutil.Process]:
         """Look for new descendants and return those whose title begins with one of these."""
+        return self._matching(lambda process: "".join(process.cmdline()[:1]).startswith(titles))
+
+    def _matching(self, is_meant: Callable[[psutil.Process], bool]) -> list[psutil.Process]:
         found = []
         for process in self._look():
             with contextlib.suppress(psutil.Error):
-                if " ".join(process.cmdline()[:1]).startswith(titles):
+                if is_meant(process):
                     found.append(process)
         return found
 

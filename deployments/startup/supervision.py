@@ -22,7 +22,8 @@ from deployments.startup.watch import Loss, Patience, ServiceWatch
 from deployments.stopped import STOPPED_S, StoppedProcesses
 
 POLL_S = 0.7
-# Titles of what Serve and Ray replace when it has ended.
+# Titles of what Serve and Ray replace when it has ended. A daemon that is stopped is killed too:
+# nobody replaces it, and the service is given up for it.
 _REPLACED = ("ray::ServeReplica", "ray::ProxyActor", "ray::ServeController")
 GRACE_S = 8.0  # for Serve's own shutdown after Ctrl-C, before what is left is ended
 ORPHANS_GRACE_S = 2.0  # of these, for daemons to follow the process that started them
@@ -114,7 +115,7 @@ def _wait_until_it_ends(
 ) -> Loss:
     stopped = StoppedProcesses()
     while child.poll() is None:
-        for process in stopped.end(tree.titled(_REPLACED)):
+        for process in stopped.end([*tree.titled(_REPLACED), *watch.daemons]):
             say(f"launch: pid {process.pid} was stopped for {STOPPED_S:g} s and is killed")
         loss = watch.look()
         if loss is not None:

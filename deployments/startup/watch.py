@@ -58,6 +58,10 @@ class ServiceWatch:
         self._answered_at = self._ready_at = self._asked_at = clock()
         self._num_misses = 0
 
+    @property
+    def daemons(self) -> list[psutil.Process]:
+        return [process for _, process in self._daemons]
+
     @classmethod
     def of(cls, addresses: Addresses, tree: ProcessTree, patience: Patience) -> "ServiceWatch":
         """Return the watch of a local cluster that is ready now."""

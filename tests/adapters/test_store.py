@@ -1,5 +1,7 @@
 """The live catalogue in a folder: what may happen to it, and what is refused."""
 
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -288,6 +290,26 @@ def test_unlisted_files_are_collected_once_they_are_old(seed: Path, tmp_path: Pa
     assert files.collect(after.digests, older_than_s=-1) == [orphan.digest]
     left = {p.name for p in (tmp_path / "state" / "weights").iterdir()}
     assert left == set(after.digests)
+
+
+def test_what_has_just_left_the_catalogue_stays_for_an_hour(seed: Path, tmp_path: Path) -> None:
+    """A replica that starts, or a question on its way, has the catalogue of before."""
+    store, files = store_of(seed, tmp_path / "state"), LocalStorage(tmp_path / "state")
+    version = add(store, tmp_path, "derm", "2").adapter("derm").stable  # type: ignore[union-attr]
+    folder = store.folder(version)
+    os.utime(folder, (0, 0))
+    assert store.collect() == []
+    store.change(lambda c: changes.remove(c, "derm"))
+    assert store.collect() == []
+    assert store.folder(version) == folder
+    assert version.digest in files.collect(store.read().digests, older_than_s=-10)
+
+
+def test_an_adapter_whose_files_are_lost_can_be_removed(seed: Path, tmp_path: Path) -> None:
+    store = store_of(seed, tmp_path / "state")
+    version = add(store, tmp_path, "derm", "2").adapter("derm").stable  # type: ignore[union-attr]
+    shutil.rmtree(store.folder(version))
+    assert store.change(lambda c: changes.remove(c, "derm")).adapter("derm") is None
 
 
 def test_adapters_that_nobody_touched_follow_the_seed(tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
 """The command line for keys: what it prints, and what it never prints."""
 
+import io
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from deployments.api.access.api_keys import KeyStore, KeyTable
@@ -50,6 +52,25 @@ def test_revoke_and_rotate(tmp_path: Path, capsys: Any) -> None:
     code, _, err = run(capsys, tmp_path, "revoke", new.id)
     assert code == 2
     assert "was revoked already" in err
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), BrokenPipeError()])
+@pytest.mark.parametrize("what", ["create", "rotate"])
+def test_a_key_that_nobody_could_read_is_not_kept_and_the_old_one_stays(
+    tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch, what: str, error: OSError
+) -> None:
+    """`rotate ID > FILE` on a full disk would lock the last admin out."""
+
+    class Full(io.StringIO):
+        def flush(self) -> None:
+            raise error
+
+    _, key, _ = run(capsys, tmp_path, "create", "--kind", "admin")
+    (old,) = KeyStore(tmp_path).read()
+    monkeypatch.setattr("sys.stdout", Full())
+    assert main(["--state_dir", str(tmp_path), what, *([old.id] if what == "rotate" else [])]) == 2
+    assert KeyTable(KeyStore(tmp_path).read()).find(key.strip()) == old
+    assert KeyStore(tmp_path).read() == (old,)
 
 
 def test_what_cannot_be_done_is_said(tmp_path: Path, capsys: Any) -> None:

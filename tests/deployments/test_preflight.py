@@ -82,6 +82,8 @@ def test_a_file_of_typos_is_answered_in_one_message(tmp_path: Path, capsys: Any)
         ),
         (application(args=[1]), "args: a mapping of keys is expected"),
         (application(args={"adapters": "no/such/folder"}), "folder"),
+        (application(args={"adapters": "\0"}), "args.adapters: a path without NUL"),
+        (application(args={"state_dir": "s4://bucket/x"}), "s4:// is no kind of store"),
         (application(args={"base_model": "./no-such-model"}), "does not exist"),
         (application(args={"quantization": "nf4", "device": "cpu"}), "needs a GPU"),
         (application(args={"quantization": "int4", "device": "cuda"}), "'int4' is a CPU's"),

@@ -1,7 +1,13 @@
 """What a replica does to its process. In a separate one: it changes the whole interpreter."""
 
+import logging
 import subprocess
 import sys
+import threading
+
+import pytest
+
+from deployments import replica
 
 PROGRAM = """
 import gc, sys
@@ -57,3 +63,21 @@ def test_modules_are_compiled_rightly_in_several_threads() -> None:
         [sys.executable, "-c", CONCURRENT_COMPILE], capture_output=True, text=True, timeout=120
     )
     assert run.stdout.strip() == "[]", run.stderr
+
+
+def test_a_full_disk_does_not_end_the_writing_of_records(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replica, "_WRITTEN_WITHIN_S", 0.01)
+    written = threading.Event()
+
+    class Full(logging.NullHandler):
+        num_tries = 0
+
+        def flush(self) -> None:
+            self.num_tries += 1
+            if self.num_tries < 3:
+                raise OSError(28, "No space left on device")
+            written.set()
+
+    monkeypatch.setattr(logging.getLogger("ray.serve"), "handlers", [Full()])
+    replica._flusher.__wrapped__()
+    assert written.wait(5)

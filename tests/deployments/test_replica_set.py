@@ -1,6 +1,7 @@
 """Serve's own broadcast, in its local testing mode: one replica in this process, no cluster."""
 
 import asyncio
+import threading
 import time
 
 import pytest
@@ -52,3 +53,15 @@ async def test_outside_a_cluster_nobody_knows_how_many_run(replicas: ReplicaSet)
 
 def _no_status() -> None:
     raise serve.exceptions.RayServeException("no cluster")
+
+
+async def test_a_controller_that_hangs_is_one_that_does_not_say(replicas: ReplicaSet) -> None:
+    gate = threading.Event()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(serve, "status", gate.wait)
+        patch.setattr("deployments.replica_set._STATUS_TIMEOUT_S", 0.05)
+        asked = [replicas.num_running() for _ in range(20)]
+        assert await asyncio.wait_for(asyncio.gather(*asked), 5) == [None] * 20
+        assert not replicas.is_healthy()
+        assert await replicas.call("info", 5.0) == [{"replica": "m1"}]
+        gate.set()

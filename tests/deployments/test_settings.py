@@ -39,12 +39,38 @@ def test_all_problems_come_in_one_message() -> None:
         ({"base_model": 7}, "valid string (got 7)"),
         ({"engine": None}, "EngineSettings"),
         ({"model_replicas": {"upscale_delay_s": float("nan")}}, "finite"),
+        ({"state_dir": "file:///srv/clinic"}, "the path alone is expected"),
+        ({"state_dir": "s3://"}, "a bucket is expected"),
+        ({"state_dir": "relative"}, "an absolute path is expected"),
     ],
 )
 def test_bad_values_are_named(args: dict[str, object], words: str) -> None:
     with pytest.raises(SettingsError) as refused:
         parse_settings(args)
     assert words in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "section", ["base_model", "adapters", "state_dir", "artefact", "encoder", "path"]
+)
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("/srv/" + "x" * 256, "has 256 bytes, at most 255"),
+        ("/srv/" + "\u00e9" * 128, "has 256 bytes, at most 255"),
+        ("/srv/" * 1000, "at most 4000 characters"),
+        ("/srv/\0", "without NUL"),
+        ("~nobody-of-this-name/x", "~ names a user that this machine does not have"),
+    ],
+)
+def test_what_no_file_can_be_called_is_refused_by_name(section: str, path: str, words: str) -> None:
+    owner = {"artefact": "router", "encoder": "router", "path": "references"}.get(section)
+    args = {owner: {section: path}} if owner else {section: path}
+    with pytest.raises(SettingsError) as refused:
+        parse_settings(args)
+    (problem,) = refused.value.problems
+    assert problem.startswith(f"{owner}.{section}: " if owner else f"{section}: ")
+    assert words in problem
 
 
 def test_live_settings_are_as_strict() -> None:

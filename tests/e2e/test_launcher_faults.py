@@ -166,6 +166,19 @@ def test_without_a_daemon_of_ray_it_ends_and_says_why(launched: Launched, daemon
     assert statuses == [200] * 2 or (daemon == "gcs_server" and set(statuses) <= {200})
 
 
+@pytest.mark.parametrize("daemon", ["raylet", "gcs_server"])
+def test_a_daemon_that_is_stopped_counts_as_one_that_has_ended(
+    launched: Launched, daemon: str
+) -> None:
+    """Nothing could be started any more, and /readyz would be answered for minutes."""
+    stopped = launched.pid_of(daemon)
+    os.kill(stopped, signal.SIGSTOP)
+    assert launched.end(60) == 1
+    assert f"launch: pid {stopped} was stopped for 15 s and is killed" in launched.said()
+    assert f"launch: Ray's {daemon} (pid {stopped}) has ended" in launched.said()
+    assert launched.tree.alive() == []
+
+
 def test_a_proxy_that_is_stopped_is_killed_and_replaced(launched: Launched) -> None:
     stopped = launched.pid_of("ray::ProxyActor")
     os.kill(stopped, signal.SIGSTOP)

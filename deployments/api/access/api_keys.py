@@ -17,16 +17,17 @@ import json
 import os
 import re
 import secrets
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from adapters.storage.atomic import FileCalls, locked, write_atomically
+from adapters.storage.bounded import Bounded
 from adapters.storage.last_good import last_good_folder
+from adapters.storage.protocol import StorageError
 
 KeyKind = Literal["user", "admin"]
 
@@ -128,6 +129,7 @@ class KeyStore:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / FILE_NAME
+        self._bounded = Bounded(folder)
 
     def etag(self) -> Etag | None:
         """Return what changes whenever the file is replaced or written; None without a file.
@@ -136,7 +138,7 @@ class KeyStore:
             OSError: the folder cannot be looked at.
         """
         try:
-            found = os.stat(self.path)
+            found = self._bounded(lambda: os.stat(self.path))
         except FileNotFoundError:
             return None
         return found.st_mtime_ns, found.st_size, found.st_ino
@@ -148,15 +150,20 @@ class KeyStore:
             KeyFileError: unreadable, cut off, or not a key file.
         """
         try:
-            with open(self.path, "rb") as file:
-                content = file.read(_MAX_FILE_BYTES + 1)
+            content = self._bounded(self._content)
         except FileNotFoundError:
             return ()
+        except StorageError:
+            raise KeyFileError(f"{FILE_NAME}: the folder does not answer") from None
         except OSError as error:
             raise KeyFileError(f"{FILE_NAME}: cannot be read ({error.strerror})") from None
         if len(content) > _MAX_FILE_BYTES:
             raise KeyFileError(f"{FILE_NAME}: is larger than {_MAX_FILE_BYTES} bytes")
         return _parsed(content)
+
+    def _content(self) -> bytes:
+        with open(self.path, "rb") as file:
+            return file.read(_MAX_FILE_BYTES + 1)
 
     def change(
         self, edit: Callable[[tuple[KeyRecord, ...]], Sequence[KeyRecord]]
@@ -165,10 +172,10 @@ class KeyStore:
 
         Raises:
             KeyFileError: the file is corrupt, and is left as it is; or there are too many keys.
-            OSError: the folder cannot be written.
+            OSError: the folder cannot be written, or the lock is not to be had.
         """
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with FileLock(self.path.with_suffix(".lock"), mode=0o600):
+        with locked(self.path.with_suffix(".lock")):
             changed = tuple(edit(self.read()))
             if len(changed) > MAX_KEYS:
                 raise KeyFileError(
@@ -176,7 +183,8 @@ class KeyStore:
                     "state_dir, or remove revoked ones from the file"
                 )
             document = {"format": 1, "keys": [record.model_dump() for record in changed]}
-            self._replace(json.dumps(document, indent=1).encode() + b"\n")
+            content = json.dumps(document, indent=1).encode() + b"\n"
+            write_atomically(self.path, content, _OwnersOnly())
         return changed
 
     def replace(self, records: tuple[KeyRecord, ...]) -> None:
@@ -188,29 +196,24 @@ class KeyStore:
             self.path.unlink(missing_ok=True)  # `change` would leave it as it is
         self.change(lambda _: records)
 
-    def _replace(self, content: bytes) -> None:
-        # mkstemp's files are 0600, and the rename keeps that.
-        descriptor, temporary = tempfile.mkstemp(prefix=".keys-", dir=self.path.parent)
-        try:
-            with open(descriptor, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self.path)
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
-            raise
-        folder = os.open(self.path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+
+class _OwnersOnly(FileCalls):
+    def write(self, file: Path, content: bytes) -> None:
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode=0o600)
+        with open(descriptor, "wb") as opened:
+            opened.write(content)
 
 
 def kept_keys(state_path: Path) -> KeyStore:
     """Open this node's copy of the keys, for the time in which the state directory is away."""
     return KeyStore(last_good_folder(str(state_path)))
+
+
+def kept_records(state_path: Path) -> tuple[KeyRecord, ...]:
+    """Return what this node's copy holds; nothing where there is none that can be read."""
+    with contextlib.suppress(KeyFileError):
+        return kept_keys(state_path).read()
+    return ()
 
 
 def _parsed(content: bytes) -> tuple[KeyRecord, ...]:

@@ -11,8 +11,9 @@ from deployments.engine.core import EngineLimits
 from deployments.engine.detokenizer import text_decoder, token_bytes
 from deployments.engine.engine import Engine
 from deployments.engine.request import Request
-from deployments.engine_process.client import EngineProcess, RemoteDecoder
+from deployments.engine_process.client import EngineProcess
 from deployments.engine_process.decoder_loading import DecoderSpec
+from deployments.engine_process.remote_decoder import RemoteDecoder
 from scripts.benchmarks.bases.models import saved_or_found
 
 _EMIT_S = {"cpu": 0.06, "cuda": 0.03}  # as a replica does (deployments/model)

@@ -140,8 +140,9 @@ def test_kept_files_are_checked_as_any_others(live: AdapterStore, tmp_path: Path
     derm = live.read().adapter("derm")
     assert derm is not None
     kept = tmp_path / "node" / "weights" / derm.stable.digest / "adapter_model.safetensors"
+    length = kept.stat().st_size
     kept.unlink()
-    kept.write_text("other")
+    kept.write_text("x" * length)
     assert live.folder(derm.stable).is_relative_to(tmp_path / "state")
     vanish(tmp_path / "state")
     with pytest.raises(DamagedAdapter):

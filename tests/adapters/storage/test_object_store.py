@@ -6,6 +6,7 @@ import pytest
 
 from adapters import changes
 from adapters.catalog import Catalog
+from adapters.storage.last_good import LastGood
 from adapters.storage.object_store import ObjectStorage
 from adapters.storage.protocol import StorageError
 from adapters.store import open_store
@@ -34,6 +35,39 @@ def test_an_object_store_keeps_the_catalogue_and_the_files(
     folder = reader.folder(derm.stable)
     assert folder.parent == tmp_path / "cache1"
     assert (folder / "adapter_model.safetensors").read_bytes() == b"2"
+
+
+@pytest.mark.parametrize("content", [b"", b"half", None], ids=["empty", "other", "missing"])
+def test_a_damaged_copy_in_the_cache_is_fetched_again(
+    seed: Path, bucket: str, tmp_path: Path, content: bytes | None
+) -> None:
+    """A machine that loses power may leave files of the right names without their content."""
+    store = open_store(bucket, seed, tmp_path / "cache", last_good=LastGood(tmp_path / "last_good"))
+    derm = add(store, tmp_path, "derm", "2").adapter("derm")
+    assert derm is not None
+    weights = store.folder(derm.stable) / "adapter_model.safetensors"
+    if content is None:
+        weights.unlink()
+    else:
+        with open(weights, "r+b") as file:  # the copy of last_good has the same inode
+            file.truncate()
+            file.write(content)
+    kept = tmp_path / "last_good" / "weights" / derm.stable.digest / weights.name
+    assert (store.folder(derm.stable) / weights.name).read_bytes() == b"2"
+    assert kept.read_bytes() == b"2"
+
+
+def test_what_has_just_left_the_catalogue_stays_for_a_day(
+    seed: Path, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(bucket, seed, tmp_path / "cache")
+    version = add(store, tmp_path, "derm", "2").adapter("derm").stable  # type: ignore[union-attr]
+    modified = store._files._fs.modified  # type: ignore[attr-defined]
+    put_at = modified(f"{store._files._root}/weights/{version.digest}/adapter_config.json")  # type: ignore[attr-defined]
+    store.change(lambda c: changes.remove(c, "derm"))
+    spared_at = modified(f"{store._files._root}/weights/{version.digest}/adapter_config.json")  # type: ignore[attr-defined]
+    assert spared_at > put_at
+    assert open_store(bucket, seed, tmp_path / "other").folder(version).is_dir()
 
 
 def test_of_two_writers_to_an_object_store_one_begins_again(

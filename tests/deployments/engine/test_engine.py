@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
 import pytest
 
-from deployments.engine.core import MAX_FAILURES_IN_A_ROW, EngineLimits
+from deployments.engine.core import MAX_FAILURES_IN_A_ROW, TASK_TIMEOUT_S, EngineLimits, Pulse
 from deployments.engine.decoder import DecoderInfo, RowSink
 from deployments.engine.engine import Engine
 from deployments.engine.errors import (
@@ -318,3 +318,50 @@ async def test_close_ends_what_waits(decoder: ScriptedDecoder) -> None:
     await closing
     with pytest.raises(EngineStopped, match="shutting down"):
         engine.check()
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_text_that_cannot_be_made_ends_its_own_request_alone(
+    engine: Engine, decoder: ScriptedDecoder, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    """Both are rows of the same steps; the tokenizer fails for one of them."""
+    decode = decoder.decode
+
+    def failing(token_ids: Sequence[int]) -> str:
+        text = decode(token_ids)
+        if "x" in text:
+            raise OverflowError(text)
+        return text
+
+    monkeypatch.setattr(decoder, "decode", failing)
+    wanted = [engine.generate(request(text), stream=stream) for text in ("axe", "abc", "xyz")]
+    broken, fine, other = await asyncio.wait_for(asyncio.gather(*map(collect, wanted)), 5)
+    assert "".join(event.text for event in fine) == "abc"
+    assert only_terminal(fine).error is None
+    for events in (broken, other):
+        error = only_terminal(events).error
+        assert error is not None
+        assert error.code == "decoder_failed"
+    assert (engine.num_running, engine.num_waiting) == (0, 0)
+    engine.check()
+
+
+@pytest.mark.parametrize(
+    ("doing", "seconds", "is_stuck"),
+    [
+        ("idle", 1e6, False),
+        ("step", 29, False),
+        ("step", 31, True),
+        ("task", TASK_TIMEOUT_S - 1, False),  # a GPU compiles kernels
+        ("task", TASK_TIMEOUT_S + 1, True),  # it does not answer any more
+    ],
+)
+def test_a_step_or_a_task_that_never_ends_is_noticed(
+    doing: str, seconds: float, is_stuck: bool
+) -> None:
+    pulse = Pulse(doing, 100.0)
+    if not is_stuck:
+        pulse.check(100.0 + seconds, 30.0)
+        return
+    with pytest.raises(EngineStopped, match=f"a {doing} has not ended for"):
+        pulse.check(100.0 + seconds, 30.0)

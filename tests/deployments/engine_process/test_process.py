@@ -145,6 +145,44 @@ async def test_a_stopped_process_is_noticed_and_killed(
     assert not is_running(process)
 
 
+async def test_one_that_is_stopped_while_it_loads_fails_the_start(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A replica that never starts would be waited for without an end."""
+    monkeypatch.setattr("deployments.stopped.STOPPED_S", 1.0)
+    before = set(psutil.Process().children())
+    starting = asyncio.create_task(asyncio.to_thread(ModelReplica, settings, "cpu"))
+    await until(lambda: set(psutil.Process().children()) - before)
+    (process,) = set(psutil.Process().children()) - before
+    process.suspend()
+    with pytest.raises(EngineStopped, match="signal 9"):
+        await asyncio.wait_for(starting, 20)
+    assert not is_running(process.pid)
+
+
+async def test_a_process_that_is_not_understood_is_replaced(
+    replica: ModelReplica, lost: threading.Event
+) -> None:
+    """Whatever waits for it hears of the end."""
+    core: Any = replica._engine.core
+    waiting = core._ask("call", "warm_up")
+    core._take = lambda *fields: 1 / 0
+    with pytest.raises(EngineStopped):
+        await asyncio.wait_for(asyncio.wrap_future(waiting), 10)
+    assert await asyncio.to_thread(lost.wait, 10)
+    with pytest.raises(EngineStopped):
+        await replica.check_health()
+
+
+async def test_steps_that_are_not_understood_end_their_requests(replica: ModelReplica) -> None:
+    core: Any = replica._engine.core
+    await replica.answer(call(None))
+    core._listener._frames.feed = lambda data: iter([b"\xc1"])
+    _, last = await asyncio.wait_for(last_of(replica.generate(call(None, 30))), 10)
+    assert last.error is not None
+    assert last.error.code == "engine_stopped"
+
+
 BROKEN_STEPS = """
 import deployments.engine_process.decoder_loading as loading
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from adapters.prompting import Message
+from deployments.channel.receiver import NOT_REACHED
 from deployments.engine.request import (
     ErrorInfo,
     FinishReason,
@@ -193,6 +194,17 @@ async def test_a_question_that_killed_two_replicas_is_kept_from_a_third() -> Non
     assert "rash" not in refused.message
     assert (await setting.ask(Calls(FINE), "another")).text == "fine"
     setting.clock.now += QUARANTINE_S
+    assert (await setting.ask(Calls(FINE))).text == "fine"
+
+
+async def test_a_replica_that_could_not_send_its_answer_has_not_died() -> None:
+    """A network that lets the channel through nowhere is no question's doing."""
+    setting, unsent = Setting(OURS), failed_event("r", NOT_REACHED)
+    for _ in range(5):
+        calls = Calls(unsent)
+        assert (await setting.ask(calls)).error == NOT_REACHED
+        assert calls.num_sent == 2, "it is asked once more"
+        setting.clock.now += 60
     assert (await setting.ask(Calls(FINE))).text == "fine"
 
 

@@ -259,10 +259,28 @@ async def test_a_draining_replica_says_so_and_counts_what_runs(replica: RouterRe
 
 async def test_where_the_state_lies_is_not_shown(replica: RouterReplica, catalog: Path) -> None:
     state = catalog / "state"
-    replica._catalog.problem = f"{state}/catalog.yaml: cannot be read (I/O error)"
+    replica._catalog._problem = f"{state}/catalog.yaml: cannot be read (I/O error)"
     _, report = await replica.readiness()
     assert report["degraded"] == ["<state_dir>/catalog.yaml: cannot be read (I/O error)"]
     assert str(catalog) not in json.dumps(report)
+
+
+async def test_readiness_tells_of_settings_that_were_refused(
+    replica: RouterReplica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`serve deploy` says that all is well, and a new replica would begin with the defaults."""
+    theirs = "user_config of Model was refused, and the one before is in force: see the log"
+    report = {"degraded": [theirs]}
+    monkeypatch.setattr(replica._watch, "readiness", lambda: (report, None))
+    replica.reconfigure({"drain_s": 7.0})
+    assert (await replica.readiness())[1]["degraded"] == [theirs]
+    replica.reconfigure({"drain_s": -1.0})
+    is_ready, found = await replica.readiness()
+    ours = theirs.replace("Model", "Router")
+    assert (is_ready, found["degraded"]) == (True, [ours, theirs])
+    assert replica.limits.drain_s == 7.0
+    replica.reconfigure({"drain_s": 8.0})
+    assert (await replica.readiness())[1]["degraded"] == [theirs]
 
 
 async def test_readiness_tells_of_the_shelf(

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from deployments import reloader
-from deployments.ingress.followed import follow_classifier
+from deployments.ingress.followed_classifier import follow_classifier
 from deployments.reloader import Reloader
 from deployments.settings import Settings
 from router.artefact import MANIFEST, WEIGHTS, ArtefactError
@@ -77,6 +77,22 @@ def test_refresh_says_whether_another_artefact_came_into_force(
     assert followed.refresh() is True
     assert followed.current.version == "v1"
     assert followed.problem is None
+
+
+def test_versions_that_vanish_leave_the_last_one_in_service(
+    followed: Reloader[Classifier], folder: Path
+) -> None:
+    """A state that is not mounted any more is no state that never had a version."""
+    away = folder.rename(folder.with_name("away"))
+    for make in (lambda: None, folder.mkdir, (folder / VERSIONS).mkdir):
+        make()
+        assert followed.refresh() is False
+        assert followed.current.version == "v1"
+        assert "its versions are gone: put it back" in str(followed.problem)
+    shutil.rmtree(folder)
+    away.rename(folder)
+    assert followed.refresh() is False
+    assert (followed.current.version, followed.problem) == ("v1", None)
 
 
 def test_the_thread_follows_new_versions_and_roll_backs(

@@ -5,12 +5,19 @@ from pathlib import Path
 
 import pytest
 
-from deployments.ingress import followed
-from deployments.ingress.followed import follow_classifier, served_router
+from adapters import changes
+from adapters.storage.last_good import LastGood
+from adapters.store import open_store
+from deployments.ingress import followed_classifier
+from deployments.ingress.followed_classifier import follow_classifier, served_router
+from deployments.reloader import Reloader
 from deployments.settings import SHIPPED_ROUTER, Settings, parse_settings
 from deployments.startup.application_checks import check_args
 from router.artefact import ArtefactError
+from router.classifier import Classifier
 from router.versions import publish, roll_back
+from tests.adapters.live_catalogs import make_seed
+from tests.deployments.ingress.test_followed_classifier import renamed
 
 
 def settings_with(tmp_path: Path, **router: str) -> Settings:
@@ -26,7 +33,7 @@ def test_the_default_follows_the_live_state(
     assert served_router(settings) == SHIPPED_ROUTER
     shipped = tmp_path / "shipped"
     shutil.copytree(tiny_router_dir, shipped)
-    monkeypatch.setattr(followed, "SHIPPED_ROUTER", shipped)
+    monkeypatch.setattr(followed_classifier, "SHIPPED_ROUTER", shipped)
     reloader = follow_classifier(settings, lambda: 0)
     assert not reloader.refresh()
     version = publish(tiny_router_dir, settings.router_dir)
@@ -34,6 +41,34 @@ def test_the_default_follows_the_live_state(
     assert reloader.current.version == version
     with pytest.raises(ArtefactError, match="no version before"):
         roll_back(settings.router_dir)
+
+
+def test_a_router_that_starts_while_the_state_is_away_says_which_one_it_serves(
+    tmp_path: Path, tiny_router_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, state = settings_with(tmp_path), tmp_path / "state"
+    shipped = renamed(tiny_router_dir, tmp_path / "shipped", "shipped")
+    monkeypatch.setattr(followed_classifier, "SHIPPED_ROUTER", shipped)
+    seed, kept = make_seed(tmp_path / "seed"), LastGood(tmp_path / "last_good")
+
+    def started() -> Reloader[Classifier]:
+        store = open_store(str(state), seed, tmp_path / "cache", kept)
+        return follow_classifier(settings, lambda: 0, store)
+
+    never_changed = started()
+    assert (never_changed.current.version, never_changed.problem) == ("shipped", None)
+    store = open_store(str(state), seed, tmp_path / "cache", kept)
+    store.change(lambda catalog: changes.update(catalog, "derm", state="disabled"))
+    store.read()
+    version = publish(renamed(tiny_router_dir, tmp_path / "own", "own"), settings.router_dir)
+    assert started().current.version == version == "own"
+    away = state.rename(tmp_path / "away")
+    late = started()
+    assert late.current.version == "shipped"
+    assert "cannot be followed: the state is away" in str(late.problem)
+    away.rename(state)
+    assert late.refresh()
+    assert (late.current.version, late.problem) == ("own", None)
 
 
 @pytest.mark.parametrize("made", [False, True])

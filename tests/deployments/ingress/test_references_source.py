@@ -3,6 +3,7 @@
 import asyncio
 import sys
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,38 @@ async def test_a_shelf_that_hangs_holds_no_answer(
     failed = await asyncio.gather(*searches, return_exceptions=True)
     assert {str(error) for error in failed} == {"the shelf did not answer within 0.05 s"}
     end.set()
+    assert await found(source, "again") == []
+
+
+@pytest.mark.parametrize("leaves", [False, True], ids=["waits", "leaves"])
+async def test_while_a_shelf_hangs_answers_do_not_wait_for_it_one_after_the_other(
+    path: Path, monkeypatch: pytest.MonkeyPatch, leaves: bool
+) -> None:
+    monkeypatch.setattr(references_source, "TIMEOUT_S", 0.3)
+    monkeypatch.setattr(references_source, "LOOK_S", 0.01)
+    end = threading.Event()
+
+    class Hanging:
+        def search(self, *args: Any, **more: Any) -> Any:
+            end.wait(10)
+            return []
+
+    source = ReferencesSource(path, lambda path: Hanging())  # type: ignore[arg-type, return-value]
+    first = [asyncio.create_task(found(source, "hangs")) for _ in range(5)]
+    await asyncio.sleep(0.1)
+    if leaves:  # its client; the thread is held all the same
+        for task in first:
+            task.cancel()
+    await asyncio.wait(first)
+    await asyncio.sleep(0.3)
+    started = time.monotonic()
+    for _ in range(20):
+        with pytest.raises(ReferencesError, match="did not answer"):
+            await found(source, "hangs")
+    assert time.monotonic() - started < 2  # a time limit of each would be 6 s
+    end.set()
+    while source._asked:
+        await asyncio.sleep(0.01)
     assert await found(source, "again") == []
 
 

@@ -8,7 +8,7 @@ import pytest
 from ray.exceptions import ActorDiedError
 
 from deployments.channel.frames import ChannelAddress
-from deployments.channel.receiver import EventReceiver
+from deployments.channel.receiver import LOST, NOT_REACHED, EventReceiver
 from deployments.channel.sender import EventSender
 from deployments.engine.request import FinishReason, Timings, TokenEvent
 from deployments.ingress import responses
@@ -80,6 +80,7 @@ async def test_a_call_that_ended_without_its_last_event_is_lost(
 
     event = await response_of(receiver, ServeCall(work)).get()
     assert event.error is not None
+    assert event.error == (LOST if are_sent else NOT_REACHED)
     assert event.error.code == "replica_lost"
 
 

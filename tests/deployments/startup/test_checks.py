@@ -1,8 +1,11 @@
 """The checks of the machine: ports, the local cluster file, disk space, memory."""
 
+import errno
+import os
 import socket
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -102,6 +105,25 @@ def test_a_state_folder_that_cannot_be_written_is_named(tmp_path: Path, taken: s
     (problem,) = check_state_folder(folder)
     assert problem.startswith(f"args.state_dir: {folder} cannot be written (")
     assert "set state_dir to a folder that is" in problem
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.ESTALE, errno.ENOTCONN, errno.EIO])
+def test_a_place_that_may_not_be_looked_at_is_a_problem_and_no_crash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """A folder of another user, or of a file server that is gone."""
+    folder, stat = tmp_path / "state", Path.stat
+
+    def failing(path: Path, **options: Any) -> Any:
+        if path.is_relative_to(folder):
+            raise OSError(number, os.strerror(number), str(path))
+        return stat(path, **options)
+
+    monkeypatch.setattr(Path, "stat", failing)
+    (problem,) = check_state_folder(folder / "live")
+    assert problem.startswith(f"args.state_dir: {folder / 'live'} cannot be written (")
+    (problem,) = check_disk(folder / "live", "the cache")
+    assert problem.startswith(f"the cache ({folder / 'live'}): cannot be looked at (")
 
 
 def test_a_state_folder_is_not_made_by_the_check(tmp_path: Path) -> None:

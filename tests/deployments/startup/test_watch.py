@@ -1,12 +1,16 @@
 """When the launcher gives a service up: silence, a long not-ready, a daemon that has ended."""
 
+import os
+import signal
 import subprocess
 import sys
 
 import psutil
 import pytest
 
+from deployments.startup.processes import ProcessTree
 from deployments.startup.status import Probe
+from deployments.startup.supervision import _wait_until_it_ends
 from deployments.startup.watch import PERIOD_S, Patience, ServiceWatch
 
 READY = Probe(True, True)
@@ -68,3 +72,24 @@ def test_a_daemon_that_has_ended_is_named_at_once() -> None:
     assert loss is not None
     assert f"(pid {daemon.pid}) has ended" in loss.cause
     assert not loss.can_drain
+
+
+def test_a_daemon_that_is_stopped_is_killed_and_the_service_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its sockets stay open and /readyz is answered, while nothing can be started any more."""
+    monkeypatch.setattr("deployments.stopped.STOPPED_S", 0.2)
+    monkeypatch.setattr("deployments.startup.supervision.POLL_S", 0.05)
+    sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
+    with subprocess.Popen(sleep) as serve, subprocess.Popen(sleep) as daemon:
+        watch = ServiceWatch(lambda: READY, [psutil.Process(daemon.pid)], Patience(30, 600))
+        said: list[str] = []
+        try:
+            os.kill(daemon.pid, signal.SIGSTOP)
+            tree = ProcessTree(serve.pid)
+            loss = _wait_until_it_ends(serve, tree, watch, said.append)
+            assert f"(pid {daemon.pid}) has ended" in loss.cause
+            assert any(f"pid {daemon.pid} was stopped" in line for line in said)
+        finally:
+            serve.kill()
+            daemon.kill()
