@@ -16,6 +16,7 @@ from deployments.api.request_body import (
     check_text,
     has_latin_letter,
 )
+from deployments.api.request_errors import shown
 from deployments.engine.request import ErrorInfo, SamplingParams
 from deployments.messages import Backend, ServedModels
 from deployments.setting_sections import GroundingMode
@@ -214,8 +215,8 @@ def sampling_of(
     if min_tokens > max_tokens:
         raise invalid(
             "min_tokens",
-            f"{min_tokens} is above the longest answer of {max_tokens} tokens: lower it, or raise "
-            f"{param}",
+            f"{shown(min_tokens)} is above the longest answer of {max_tokens} tokens: lower it, "
+            f"or raise {param}",
             limit=max_tokens,
         )
     stop = asked.stop_strings

@@ -88,7 +88,7 @@ class ResponsesRequest(RequestModel):
     grounding: Grounding = None  # ours
 
     user: Annotated[StrictStr | None, HINT] = None
-    metadata: Annotated[dict[str, Any] | None, HINT] = None
+    metadata: dict[str, StrictStr] | None = Field(default=None, description="said back")
     prompt_cache_key: Annotated[StrictStr | None, HINT] = None
     prompt_cache_options: _Hint = None
     prompt_cache_retention: Annotated[StrictStr | None, HINT] = None
@@ -244,7 +244,7 @@ class ResponsesReply(ReplyModel):
     incomplete_details: IncompleteDetails | None
     instructions: str | None
     max_output_tokens: int
-    metadata: dict[str, Any]
+    metadata: dict[str, str]
     model: str = Field(description="the adapter that answered, or base")
     output: list[OutputMessage]
     parallel_tool_calls: bool
