@@ -5,6 +5,7 @@ Only safetensors are read. Every problem is listed, not just the first.
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,11 @@ _MORE_WEIGHTS = {
     "trainable_token_indices": (None, []),
 }
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
+# The state of a training, as transformers' Trainer leaves it beside an adapter: no weights.
+_OF_TRAINERS = re.compile(
+    r"training_args\.bin|(optimizer|scheduler|scaler)\.(pt|bin)|rng_state.*\.pth"
+)
+_BIASES = ("none", "all", "lora_only")
 
 
 def file_record(folder: Path) -> dict[str, Any]:
@@ -76,6 +82,7 @@ def check_adapter(
         f"{path}: pickled weights are never loaded; convert them to safetensors"
         for pattern in _PICKLES
         for path in sorted(directory.glob(pattern))
+        if not _OF_TRAINERS.fullmatch(path.name)
     ]
     config_file, weights = directory / CONFIG_FILE, directory / WEIGHTS_FILE
     config, config_problems = _read_config(config_file)
@@ -137,10 +144,16 @@ def _check_config(
 
 
 def _check_types(config: dict[str, Any]) -> list[str]:
-    """Check the values from which PEFT computes the scale and picks the layers."""
+    """Check the values from which PEFT computes the scale and picks the layers, and those without
+    which it cannot read the rest."""
     alphas = config.get("alpha_pattern") or {}
     if not isinstance(alphas, dict):
         return [f"alpha_pattern is {_shown(alphas)}; a mapping is expected"]
+    nulls = [key for key in ("rank_pattern", "alpha_pattern") if config.get(key, {}) is None]
+    if nulls:
+        return [
+            f"{key} is null, which PEFT cannot read: write {{}}, or leave it out" for key in nulls
+        ]
     named = {"lora_alpha": config.get("lora_alpha", 8)}
     named |= {f"alpha_pattern {key[:80]!r}": alpha for key, alpha in alphas.items()}
     problems = [
@@ -153,6 +166,11 @@ def _check_types(config: dict[str, Any]) -> list[str]:
         items = value if isinstance(value, list) else [value or ""]
         if not all(isinstance(item, str) for item in items):
             problems.append(f"{key} is {_shown(value)}; text or a list of texts is expected")
+    bias, dropout = config.get("bias", "none"), config.get("lora_dropout", 0.0)
+    if bias not in _BIASES:
+        problems.append(f"bias is {_shown(bias)}; one of {', '.join(_BIASES)} is expected")
+    if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout <= 1:
+        problems.append(f"lora_dropout is {_shown(dropout)}; a number from 0 to 1 is expected")
     return problems
 
 
