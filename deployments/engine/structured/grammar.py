@@ -76,7 +76,7 @@ def _as_known(schema: Any) -> Any:
         return [_as_known(item) for item in schema]
     if not isinstance(schema, dict):
         return schema
-    made = {}
+    made: dict[str, Any] = {}
     for key, value in schema.items():
         if key in _BY_NAME and isinstance(value, dict):
             made[key] = {name: _as_known(inner) for name, inner in value.items()}
