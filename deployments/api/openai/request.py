@@ -22,6 +22,8 @@ from deployments.messages import Backend, ServedModels
 from deployments.setting_sections import GroundingMode
 
 MAX_MESSAGES = 256
+# As vLLM does: below it, drawing takes the likeliest token too, and float32 overflows far below.
+_LEAST_TEMPERATURE = 1e-5
 _PLAIN = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "loop_words": 0}
 # What is too long, in our words. OpenAI has one code for it, and clients drop old turns on it.
 _TOO_LONG = ("prompt_too_long", "output_too_long", "text_too_long", "body_too_large")
@@ -224,11 +226,11 @@ def sampling_of(
         raise invalid("stop", "holds an empty string")
     if grammar is not None:
         _check_free_of(asked, {"stop": bool(stop), "min_tokens": min_tokens > 0})
-    penalty = asked.repetition_penalty
+    penalty, temperature = asked.repetition_penalty, asked.temperature or 0.0
     own = {} if grammar is None else _PLAIN
     return clinic.sampling(
         max_tokens,
-        temperature=asked.temperature or 0.0,
+        temperature=0.0 if temperature < _LEAST_TEMPERATURE else temperature,
         top_p=asked.top_p or 1.0,
         seed=asked.seed,
         stop=stop,

@@ -179,6 +179,18 @@ async def test_a_bad_stop_is_refused_for_one_reason(
     assert not backend.calls
 
 
+@pytest.mark.parametrize("temperature", [5e-324, 1e-300, 1e-46, 1e-39, 9e-6, 0, -0.0, None])
+async def test_a_temperature_too_small_to_draw_with_is_greedy(
+    client: httpx.AsyncClient, backend: SmallBackend, temperature: float | None
+) -> None:
+    for path in (CHAT, TEXT, RESPONSES):
+        reply = await post(client, path, {"temperature": temperature})
+        assert reply.status_code == 200, reply.text
+        assert backend.calls[-1].sampling.is_greedy
+        await post(client, path, {"temperature": 1e-5})
+        assert backend.calls[-1].sampling.temperature == 1e-5
+
+
 @pytest.mark.parametrize("value", [1, None, ["a"], {"a": "b"}, True])
 async def test_metadata_that_is_said_back_holds_texts(
     client: httpx.AsyncClient, value: Any
