@@ -145,10 +145,13 @@ class ResponsesRequest(RequestModel):
 
     @property
     def format(self) -> dict[str, Any]:
-        """The format of the answer, as it was asked for."""
+        """The format of the answer, as it was asked for; a schema that is no object, as one."""
         if self.text is None or self.text.format is None:
             return {"type": "text"}
-        return self.text.format.model_dump(by_alias=True, exclude_unset=True)
+        said = self.text.format.model_dump(by_alias=True, exclude_unset=True)
+        if isinstance(self.text.format, FlatSchemaFormat) and said.get("schema") in (None, True):
+            said["schema"] = {}  # the same, as OpenAI's client reads it
+        return said
 
     def path_of(self, chat_path: str) -> str:
         """Return where in this request is what `as_chat` puts at `chat_path`."""
