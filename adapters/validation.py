@@ -102,6 +102,20 @@ def fix_of(path: Path) -> str:
     )
 
 
+def seen_instead(folder: Path) -> str:
+    """Return what a folder without an adapter's file holds instead, and what to do; "" if nothing
+    of it looks like an adapter."""
+    if (folder / "adapter_model.bin").is_file():
+        return "; it holds adapter_model.bin: `python -m scripts.convert_adapter` first"
+    files = sorted(file.name for file in folder.glob("*.safetensors") if file.name != WEIGHTS_FILE)
+    if len(files) == 1:
+        return f"; it holds {ascii(files[0][:80])}: rename it to {WEIGHTS_FILE}, if it is that"
+    if files:
+        return f"; it holds {len(files)} other .safetensors files: save the adapter as one file"
+    inner = sorted(file.parent.name for file in folder.glob(f"*/{WEIGHTS_FILE}"))
+    return f"; its folder {ascii(inner[-1][:80])} holds one: name that folder" if inner else ""
+
+
 def _read_config(file: Path) -> tuple[dict[str, Any] | None, list[str]]:
     try:
         size = file.stat().st_size
@@ -112,7 +126,7 @@ def _read_config(file: Path) -> tuple[dict[str, Any] | None, list[str]]:
             return None, [f"{file}: is a Git LFS pointer, not the file: run `git lfs pull`"]
         config = json.loads(text)
     except FileNotFoundError:
-        return None, [f"{file}: missing; {fix_of(file)}"]
+        return None, [f"{file}: missing{seen_instead(file.parent)}; {fix_of(file)}"]
     except (OSError, ValueError, RecursionError) as error:
         return None, [f"{file}: cannot be read as JSON ({error}); {fix_of(file)}"]
     if not isinstance(config, dict):
@@ -191,7 +205,7 @@ def _shown(value: object) -> str:
 
 def _check_weights(file: Path, config: dict[str, Any] | None) -> list[str]:
     if not file.is_file():
-        return [f"missing; {fix_of(file)}"]
+        return [f"missing{seen_instead(file.parent)}; {fix_of(file)}"]
     if (size := file.stat().st_size) > MAX_BYTES:
         return [f"{size} bytes; at most {MAX_BYTES} are allowed"]
     has_more = any((config or {}).get(key) not in unused for key, unused in _MORE_WEIGHTS.items())

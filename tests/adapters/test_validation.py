@@ -1,6 +1,7 @@
 """Each thing that makes an adapter unfit for service is named."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save, save_file
 
 from adapters.catalog import load_catalog
+from adapters.sources import SourceError, open_file
 from adapters.validation import check_adapter
 from tests.tiny_models import make_adapter
 
@@ -127,6 +129,29 @@ def test_missing_file_is_named_with_the_mend(name: str, folder: Path, base: str)
     (folder / name).unlink()
     [problem] = check_adapter(folder, base)
     assert all(part in problem for part in (name, "missing", "git checkout", "train"))
+
+
+@pytest.mark.parametrize(
+    ("names", "hint"),
+    [
+        (["model.safetensors"], "'model.safetensors': rename it to adapter_model.safetensors"),
+        (["pytorch_lora_weights.safetensors"], "rename it to adapter_model.safetensors"),
+        (["adapter_model-00001-of-00002.safetensors", "adapter_model-00002-of-00002.safetensors"],
+         "2 other .safetensors files: save the adapter as one file"),
+        (["checkpoint-10/adapter_model.safetensors", "checkpoint-20/adapter_model.safetensors"],
+         "its folder 'checkpoint-20' holds one: name that folder"),
+    ],
+)  # fmt: skip
+def test_weights_under_another_name(names: list[str], hint: str, folder: Path, base: str) -> None:
+    weights = (folder / "adapter_model.safetensors").read_bytes()
+    (folder / "adapter_model.safetensors").unlink()
+    for name in names:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(weights)
+    [problem] = check_adapter(folder, base)
+    assert hint in problem
+    with pytest.raises(SourceError, match=re.escape(hint)):
+        open_file(folder, "adapter_model.safetensors")
 
 
 def test_missing_folder(tmp_path: Path, base: str) -> None:
