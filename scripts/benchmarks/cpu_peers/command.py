@@ -12,15 +12,17 @@ distributed with, and keeps no prompt from request to request, as this applicati
 All are started once and take next to nothing while another is asked (`idle_cores`). They are
 measured in short blocks, each with a fixed number of whole answers, in turns of three: ours, a
 peer, ours. Each ratio comes from the turns alone, with a bootstrap interval, so that a machine that
-becomes faster or slower during the run does not move it. The comparisons are made in random order,
-again and again, until each interval is narrow or the time is over. A turn is measured again and
-left out if the machine was disturbed during one of its blocks: processor time taken by other guests
-or other processes, or a probe that takes longer after the block than before it. All blocks are
-written beside `--out`, as `.blocks.jsonl`. Needs the extra `bench`.
+becomes faster or slower during the run does not move it. The comparisons are made in turn, then
+those whose intervals narrow fastest, until each is narrow or the time is over. A turn is left out,
+and another made, if the machine was disturbed during one of its blocks: processor time taken by
+other guests or other processes, a probe that takes longer after the block than before it, or cores
+that wait for each other longer than they do otherwise in this run, as those of a virtual machine do
+at times. All blocks are written beside `--out`, as `.blocks.jsonl`. Needs the extra `bench`.
 """
 
 import argparse
 import asyncio
+import itertools
 import json
 import os
 import random
@@ -39,17 +41,18 @@ from scripts.benchmarks.cpu_peers.pairs import (
     Comparison,
     Turn,
     comparisons,
-    is_disturbed,
+    next_of,
     ratio,
     summary,
-    unsettled,
+    undisturbed,
+    usual_wait,
 )
 from scripts.benchmarks.cpu_peers.sides import FIXED, Sides, all_sides
 from scripts.benchmarks.over_http.cpu_time import spent
 
 _IDLE_S = 4.0
 _STOP_S = 30.0  # to end everything
-_ATTEMPTS = 2  # at a turn, before the next comparison's
+_CALM_S = 20.0  # that a turn waits at most for a calm machine
 
 Turns = dict[Comparison, list[Turn]]
 
@@ -96,9 +99,8 @@ async def _measure(
     """Return what all processes take while nobody asks, and the turns of each comparison."""
     compared = comparisons(args.streams)
     async with all_sides(args, folder) as sides:
-        for comparison in compared:
-            for condition in comparison:
-                await sides.measure(condition)
+        for condition in dict.fromkeys(itertools.chain.from_iterable(compared)):
+            await sides.measure(condition)
         before = sides.seconds_by_role()
         await asyncio.sleep(_IDLE_S)
         idle = spent(before, sides.seconds_by_role(), _IDLE_S)
@@ -109,32 +111,33 @@ async def _turns(
     sides: Sides, compared: Sequence[Comparison], until: float, precision: float
 ) -> Turns:
     """Make turns of those whose interval is not narrow yet, until no further turn ends in time."""
-    turns: Turns = {comparison: [] for comparison in compared}
-    order, longest = random.Random(0), 0.0
-    while wide := unsettled(turns, precision):
-        order.shuffle(wide)
-        for comparison in wide:
-            for _ in range(_ATTEMPTS):
-                began = time.monotonic()
-                if began + longest > until:
-                    return turns
-                number = sum(not is_disturbed(turn) for turn in turns[comparison])
-                turn = await sides.turn(comparison.turn(number))
-                turns[comparison].append(turn)
-                longest = max(longest, time.monotonic() - began)
-                if not is_disturbed(turn):
-                    break
+    order = random.Random(0).sample(compared, len(compared))
+    turns: Turns = {comparison: [] for comparison in order}
+    seconds = dict.fromkeys(order, 0.0)
+    while (comparison := next_of(turns, seconds, precision)) is not None:
+        every = [turn for made in turns.values() for turn in made]
+        usual = usual_wait(every)
+        if every:
+            await sides.calm(usual, _CALM_S)
+        began = time.monotonic()
+        if began + max(seconds.values()) > until:
+            return turns
+        number = len(undisturbed(turns[comparison], usual))
+        turns[comparison].append(await sides.turn(comparison.turn(number)))
+        seconds[comparison] = max(seconds[comparison], time.monotonic() - began)
     return turns
 
 
 def _figures(turns: Turns) -> dict[str, Any]:
-    blocks = [block for made in turns.values() for turn in made for block in turn]
+    every = [turn for made in turns.values() for turn in made]
+    blocks, usual = [block for turn in every for block in turn], usual_wait(every)
     return {
         "summary": summary(turns),
-        "ratios": {str(c): ratio(c, made) for c, made in turns.items()},
+        "ratios": {str(c): ratio(c, turns[c], usual) for c in sorted(turns, key=_by_streams)},
         "machine": {
             "blocks": len(blocks),
-            "disturbed": sum(block.is_disturbed for block in blocks),
+            "disturbed": sum(block.is_disturbed(usual) for block in blocks),
+            "usual_wait_us": round(usual, 2),
             "stolen": spread([block.stolen for block in blocks]),
             "others": spread([block.others for block in blocks]),
             **{
@@ -147,11 +150,19 @@ def _figures(turns: Turns) -> dict[str, Any]:
 
 def _write_blocks(turns: Turns, out: Path) -> None:
     """Write a line for each block, in the order of its comparison's turns."""
+    usual = usual_wait(turn for made in turns.values() for turn in made)
     lines = [
-        json.dumps({"comparison": str(comparison), "turn": number, **block.as_row()})
+        json.dumps(
+            {"comparison": str(comparison), "turn": number, **block.as_row()}
+            | {"disturbed": block.is_disturbed(usual)}
+        )
         for comparison, made in turns.items()
         for number, turn in enumerate(made)
         for block in turn
     ]
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text("\n".join(lines) + "\n")
+
+
+def _by_streams(comparison: Comparison) -> tuple[int, str]:
+    return comparison.theirs.streams, str(comparison)

@@ -23,6 +23,7 @@ from scripts.benchmarks.cpu_peers import in_torch, llama_cpp
 from scripts.benchmarks.cpu_peers.pairs import (
     BASE,
     LLAMA_CPP,
+    MAX_WAIT,
     MIXED,
     OURS,
     PEFT,
@@ -63,6 +64,14 @@ class Sides:
         self._requests = requests
         self._tree = tree
         self._began = time.monotonic()
+
+    async def calm(self, usual_wait_us: float, limit_s: float) -> None:
+        """Wait until the cores wait for each other as long as usual, at most `limit_s`."""
+        until = time.monotonic() + limit_s
+        while time.monotonic() < until:
+            if (await self._in_torch(in_torch.probe))[2] <= MAX_WAIT * usual_wait_us:
+                return
+            await asyncio.sleep(1.0)
 
     async def turn(self, conditions: Sequence[Condition]) -> list[Block]:
         """Measure one block after the other, and what the machine does meanwhile."""
