@@ -1,6 +1,6 @@
 """All that shapes an answer at once: structures, scores, prefixes, guesses, penalties, neighbours.
 
-Each request's tokens are those that it gets alone, from a fresh row, one token a step.
+Each request's tokens are those that it gets alone, from a fresh row, one token a step: in float32.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ from deployments.engine.request import Request, SamplingParams
 from deployments.engine.scheduling.drafts import PromptLookup
 from deployments.engine.structured.grammar import json_grammar
 from tests.deployments.engine.prefix_runs import Answers, Driver
-from tests.deployments.engine.test_prefixes import KINDS, Catalogs, decoder_of, prompt
+from tests.deployments.engine.test_prefixes import Catalogs, build, prompt
 
 GRAMMARS = [
     json_grammar({"type": "array", "items": {"enum": ["mild", "mild", 1, None]}, "maxItems": 5}),
@@ -25,10 +25,9 @@ GRAMMARS = [
 ]
 
 
-@pytest.fixture(scope="module", params=KINDS)
-def decoder(request: pytest.FixtureRequest, tiny_catalogs: Catalogs) -> Iterator[ModelRunner]:
-    with decoder_of(request.param, tiny_catalogs) as found:
-        yield found
+@pytest.fixture(scope="module")
+def decoder(tiny_catalogs: Catalogs) -> ModelRunner:
+    return build(tiny_catalogs)
 
 
 @st.composite
