@@ -21,7 +21,13 @@ from urllib.parse import quote, urlsplit
 
 from adapters.http_source import open_http
 from adapters.storage.protocol import StorageError
-from adapters.validation import BUNDLE_FILES, CONFIG_FILE, MAX_BYTES, MAX_CONFIG_BYTES
+from adapters.validation import (
+    BUNDLE_FILES,
+    CONFIG_FILE,
+    MAX_BYTES,
+    MAX_CONFIG_BYTES,
+    seen_instead,
+)
 
 SCHEMES = ("file", "hf", "s3", "gs", "abfs", "https", "http")
 _CHUNK = 2**20
@@ -206,10 +212,7 @@ def open_file(folder: Path, name: str) -> Any:
         # Opened once and looked at through that; a pipe without a writer does not block.
         descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
-        hint = ""
-        if (folder / "adapter_model.bin").is_file():
-            hint = "; it holds adapter_model.bin: `python -m scripts.convert_adapter` first"
-        raise SourceError(f"source {folder}: {name} is missing{hint}") from None
+        raise SourceError(f"source {folder}: {name} is missing{seen_instead(folder)}") from None
     except OSError as error:
         kind = f"is a symbolic link: {_COPY}" if file.is_symlink() else error.strerror
         raise SourceError(f"source {folder}: {name} {kind}") from None

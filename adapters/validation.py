@@ -5,6 +5,7 @@ Only safetensors are read. Every problem is listed, not just the first.
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,11 @@ _MORE_WEIGHTS = {
     "trainable_token_indices": (None, []),
 }
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
+# The state of a training, as transformers' Trainer leaves it beside an adapter: no weights.
+_OF_TRAINERS = re.compile(
+    r"training_args\.bin|(optimizer|scheduler|scaler)\.(pt|bin)|rng_state.*\.pth"
+)
+_BIASES = ("none", "all", "lora_only")
 
 
 def file_record(folder: Path) -> dict[str, Any]:
@@ -76,6 +82,7 @@ def check_adapter(
         f"{path}: pickled weights are never loaded; convert them to safetensors"
         for pattern in _PICKLES
         for path in sorted(directory.glob(pattern))
+        if not _OF_TRAINERS.fullmatch(path.name)
     ]
     config_file, weights = directory / CONFIG_FILE, directory / WEIGHTS_FILE
     config, config_problems = _read_config(config_file)
@@ -95,6 +102,20 @@ def fix_of(path: Path) -> str:
     )
 
 
+def seen_instead(folder: Path) -> str:
+    """Return what a folder without an adapter's file holds instead, and what to do; "" if nothing
+    of it looks like an adapter."""
+    if (folder / "adapter_model.bin").is_file():
+        return "; it holds adapter_model.bin: `python -m scripts.convert_adapter` first"
+    files = sorted(file.name for file in folder.glob("*.safetensors") if file.name != WEIGHTS_FILE)
+    if len(files) == 1:
+        return f"; it holds {ascii(files[0][:80])}: rename it to {WEIGHTS_FILE}, if it is that"
+    if files:
+        return f"; it holds {len(files)} other .safetensors files: save the adapter as one file"
+    inner = sorted(file.parent.name for file in folder.glob(f"*/{WEIGHTS_FILE}"))
+    return f"; its folder {ascii(inner[-1][:80])} holds one: name that folder" if inner else ""
+
+
 def _read_config(file: Path) -> tuple[dict[str, Any] | None, list[str]]:
     try:
         size = file.stat().st_size
@@ -105,7 +126,7 @@ def _read_config(file: Path) -> tuple[dict[str, Any] | None, list[str]]:
             return None, [f"{file}: is a Git LFS pointer, not the file: run `git lfs pull`"]
         config = json.loads(text)
     except FileNotFoundError:
-        return None, [f"{file}: missing; {fix_of(file)}"]
+        return None, [f"{file}: missing{seen_instead(file.parent)}; {fix_of(file)}"]
     except (OSError, ValueError, RecursionError) as error:
         return None, [f"{file}: cannot be read as JSON ({error}); {fix_of(file)}"]
     if not isinstance(config, dict):
@@ -137,10 +158,16 @@ def _check_config(
 
 
 def _check_types(config: dict[str, Any]) -> list[str]:
-    """Check the values from which PEFT computes the scale and picks the layers."""
+    """Check the values from which PEFT computes the scale and picks the layers, and those without
+    which it cannot read the rest."""
     alphas = config.get("alpha_pattern") or {}
     if not isinstance(alphas, dict):
         return [f"alpha_pattern is {_shown(alphas)}; a mapping is expected"]
+    nulls = [key for key in ("rank_pattern", "alpha_pattern") if config.get(key, {}) is None]
+    if nulls:
+        return [
+            f"{key} is null, which PEFT cannot read: write {{}}, or leave it out" for key in nulls
+        ]
     named = {"lora_alpha": config.get("lora_alpha", 8)}
     named |= {f"alpha_pattern {key[:80]!r}": alpha for key, alpha in alphas.items()}
     problems = [
@@ -153,6 +180,11 @@ def _check_types(config: dict[str, Any]) -> list[str]:
         items = value if isinstance(value, list) else [value or ""]
         if not all(isinstance(item, str) for item in items):
             problems.append(f"{key} is {_shown(value)}; text or a list of texts is expected")
+    bias, dropout = config.get("bias", "none"), config.get("lora_dropout", 0.0)
+    if bias not in _BIASES:
+        problems.append(f"bias is {_shown(bias)}; one of {', '.join(_BIASES)} is expected")
+    if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout <= 1:
+        problems.append(f"lora_dropout is {_shown(dropout)}; a number from 0 to 1 is expected")
     return problems
 
 
@@ -173,7 +205,7 @@ def _shown(value: object) -> str:
 
 def _check_weights(file: Path, config: dict[str, Any] | None) -> list[str]:
     if not file.is_file():
-        return [f"missing; {fix_of(file)}"]
+        return [f"missing{seen_instead(file.parent)}; {fix_of(file)}"]
     if (size := file.stat().st_size) > MAX_BYTES:
         return [f"{size} bytes; at most {MAX_BYTES} are allowed"]
     has_more = any((config or {}).get(key) not in unused for key, unused in _MORE_WEIGHTS.items())

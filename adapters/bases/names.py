@@ -14,7 +14,8 @@ from pathlib import Path
 # unsloth/Llama-3.2-1B-Instruct-unsloth-bnb-4bit is a copy of Llama-3.2-1B-Instruct.
 _QUANTISED = re.compile(r"(-unsloth)?-bnb-[48]bit$")
 _REVISION = re.compile(r"@[\w.-]+$")
-_COPIES = "unsloth"
+# No owners: one of copies, and folders. ModelScope writes Qwen/Qwen2___5-7B for Qwen/Qwen2.5-7B.
+_ANYONE = frozenset((".", "..", "~", "unsloth", "models", "model", "checkpoints"))
 # What a config.json says of how a copy was stored, not of the model.
 _OF_STORAGE = frozenset(
     "_name_or_path transformers_version torch_dtype dtype quantization_config use_cache".split()
@@ -48,8 +49,9 @@ def _parts(name: str) -> tuple[str | None, str]:
     name = _hub_id_of_snapshot(name) or _REVISION.sub("", name).removesuffix("/.").rstrip("/")
     owner, _, model = name.rpartition("/")
     plain, is_quantised = _QUANTISED.subn("", model)
-    is_hub_id = owner and "/" not in owner and owner.lower() not in (".", "..", "~", _COPIES)
-    plain = plain.lower().replace("meta-llama-", "llama-", 1)  # Meta has renamed them
+    is_hub_id = owner and "/" not in owner and owner.lower() not in _ANYONE
+    plain = plain.lower().replace("___", ".")
+    plain = plain.replace("meta-llama-", "llama-", 1)  # Meta has renamed them
     return owner.lower() if is_hub_id and not is_quantised else None, plain
 
 

@@ -68,13 +68,13 @@ def open_tensors(file: Path) -> Iterator[Iterator[TensorEntry]]:
     """
     with open(file, "rb") as opened:
         start = opened.read(len(LFS_POINTER))
-        for magic, meaning in _OTHER_FORMATS.items():
-            if start.startswith(magic):
-                raise NotSafetensors(f"it is {meaning}, not safetensors")
         try:
             with safe_open(file, framework="np"):
                 pass
-        except SafetensorError as error:
+        except SafetensorError as error:  # only then: a header's length may look like a pickle
+            for magic, meaning in _OTHER_FORMATS.items():
+                if start.startswith(magic):
+                    raise NotSafetensors(f"it is {meaning}, not safetensors") from None
             raise NotSafetensors(f"cut off, damaged, or not safetensors: {error}") from None
         begin = 8 + int.from_bytes(start[:8], "little")
         opened.seek(8)

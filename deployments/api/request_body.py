@@ -5,8 +5,11 @@ nothing, so it is refused; emoji inside a sentence are fine.
 """
 
 import json
+import math
 import re
+import sys
 import unicodedata
+from collections import deque
 from collections.abc import Collection
 from typing import Any, TypeVar
 
@@ -16,7 +19,7 @@ from starlette.requests import Request
 from deployments.api.compressed_body import is_compressed, too_large, unpacked
 from deployments.api.errors import ApiError, invalid
 from deployments.api.protocol.base import RequestModel
-from deployments.api.request_errors import as_api_error, json_type, shown
+from deployments.api.request_errors import as_api_error, dotted, json_type, shown
 from deployments.messages import ServedModels
 from deployments.strict_model import nearest
 
@@ -24,6 +27,7 @@ RequestT = TypeVar("RequestT", bound=RequestModel)
 
 # Control characters (Cc) but tab and line breaks, and halves of surrogate pairs (Cs).
 _NOT_ALLOWED = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
+_HALF = re.compile("[\ud800-\udfff]")
 
 
 async def read_request(
@@ -69,21 +73,59 @@ async def _read(request: Request, max_bytes: int) -> bytes:
 
 
 def parse_json(body: bytes) -> Any:
-    """Parse JSON, with or without a byte order mark. NaN is kept, so that its field can be named.
+    """Parse JSON, with or without a byte order mark.
 
     Raises:
-        ApiError: 400 when it is not UTF-8 JSON, is nested too deeply, or repeats a key.
+        ApiError: 400 when it is not UTF-8 JSON, is nested too deeply, repeats a key, or holds half
+            a surrogate pair or a number that is not finite, neither of which could be sent on.
     """
+    unusual: list[float] = []
+
+    def number(text: str) -> float:
+        found = float(text)
+        if not math.isfinite(found):
+            unusual.append(found)
+        return found
+
     try:
-        return json.loads(body.decode("utf-8-sig"), object_pairs_hook=_no_repeated_keys)
+        value = json.loads(
+            body.decode("utf-8-sig"),
+            object_pairs_hook=_no_repeated_keys,
+            parse_float=number,
+            parse_constant=number,
+        )
     except UnicodeDecodeError as error:
         raise ApiError(
             400, "invalid_json", f"the body is not UTF-8 (byte {error.start}): send JSON in UTF-8"
         ) from None
     except RecursionError:
         raise ApiError(400, "invalid_json", "the body's JSON is nested too deeply") from None
-    except ValueError as error:
+    except json.JSONDecodeError as error:
         raise ApiError(400, "invalid_json", f"the body is not JSON: {error}") from None
+    except ValueError:
+        most = sys.get_int_max_str_digits()
+        message = f"the body's JSON holds a number of more than {most} digits"
+        raise ApiError(400, "invalid_json", message) from None
+    if unusual or b"\\u" in body:  # in UTF-8, only an escape can be half a pair
+        _check_can_be_sent(value)
+    return value
+
+
+def _check_can_be_sent(value: Any) -> None:
+    """Raise ApiError (400) at the first text with half a surrogate pair, and the first number that
+    is not finite."""
+    left: deque[tuple[tuple[int | str, ...], Any]] = deque([((), value)])
+    while left:
+        path, item = left.popleft()
+        if isinstance(item, dict):
+            left.extend(((*path, key), key) for key in item)
+            left.extend(((*path, key), inner) for key, inner in item.items())
+        elif isinstance(item, list):
+            left.extend(((*path, i), inner) for i, inner in enumerate(item))
+        elif isinstance(item, str):
+            check_characters(dotted(path), item, _HALF)
+        elif isinstance(item, float) and not math.isfinite(item):
+            raise invalid(dotted(path), f"Input should be a finite number (got {item})")
 
 
 def _no_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -113,7 +155,7 @@ def parse_request(model: type[RequestT], value: Any) -> RequestT:
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        raise as_api_error(error.errors(include_url=False), model) from None
+        raise as_api_error(error.errors(include_url=False), model, value) from None
 
 
 def check_text(param: str, text: str, *, max_chars: int) -> None:
@@ -150,9 +192,9 @@ def check_length(param: str, num_chars: int, *, max_chars: int, what: str = "cha
         raise invalid(param, message, code="text_too_long", limit=max_chars)
 
 
-def check_characters(param: str, text: str) -> None:
+def check_characters(param: str, text: str, refused: re.Pattern[str] = _NOT_ALLOWED) -> None:
     """Raise ApiError (400) at the first control character or lone surrogate."""
-    found = _NOT_ALLOWED.search(text)
+    found = refused.search(text)
     if found:
         raise invalid(
             param,
@@ -219,4 +261,5 @@ def timeout_of(value: float | None, max_timeout_s: float) -> float:
 
 
 def _above(param: str, value: float, limit: float) -> ApiError:
-    return invalid(param, f"{value} is above this server's limit of {limit:g}", limit=limit)
+    message = f"{shown(value)} is above this server's limit of {limit:g}"
+    return invalid(param, message, limit=limit)

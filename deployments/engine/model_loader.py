@@ -1,6 +1,7 @@
 """Load a base model's folder with transformers: weights, tokenizer, dtype, special tokens."""
 
 import contextlib
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,9 +22,21 @@ from deployments.engine.quantised.loader import LoaderConfig, stored_kind, wo_qu
 from deployments.engine.quantised.weight import Kind
 from deployments.engine.request import ForcedTokens
 
+logger = logging.getLogger(__name__)
+
 Family = Literal["causal", "seq2seq"]
 Quantization = Literal["none"] | Kind
 Dtype = Literal["auto", "float32", "bfloat16"]
+
+_FORCED = ("forced_bos_token_id", "forced_eos_token_id")
+# Fields of a generation config with which `generate` picks other tokens, drawn or not: those that 1
+# switches off, and those that 0 or nothing does.
+_FACTORS = ("num_beams", "repetition_penalty", "encoder_repetition_penalty", "guidance_scale")
+_RULES = (
+    "no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids suppress_tokens "
+    "begin_suppress_tokens sequence_bias min_length min_new_tokens "
+    "exponential_decay_length_penalty penalty_alpha"
+).split()
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +173,13 @@ def wrap_pretrained(
     if start_id is None and family == "seq2seq":
         start_id = model.generation_config.bos_token_id  # as transformers does
     eos_ids = _eos_ids(model, tokenizer)
+    if asked := _not_followed(model.generation_config, family):
+        logger.warning(
+            "the base model's generation_config.json asks for %s, which is not followed: answers "
+            "are greedy, or drawn as a request says, and the rules against repetition are those of "
+            "base_models in the catalogue",
+            ", ".join(asked),
+        )
     return Pretrained(
         model=model.eval(),
         tokenizer=tokenizer,
@@ -180,12 +200,21 @@ def wrap_pretrained(
 def _forced(model: PreTrainedModel) -> ForcedTokens:
     """Return what an encoder-decoder's generation config, else its config, forces."""
     found: list[int | None] = []
-    for name in ("forced_bos_token_id", "forced_eos_token_id"):
+    for name in _FORCED:
         value = getattr(model.generation_config, name, None)
         if value is None:
             value = getattr(model.config, name, None)
         found.append(min(value) if isinstance(value, list | tuple) else value)
     return ForcedTokens(*found)
+
+
+def _not_followed(generation: Any, family: Family) -> list[str]:
+    """Return the fields that would change what `generate` picks without drawing, with values."""
+    off: dict[str, tuple[Any, ...]] = dict.fromkeys(_FACTORS, (None, 1))
+    off |= dict.fromkeys(_RULES, (None, 0, [], {}))
+    off |= dict.fromkeys(_FORCED if family == "causal" else (), (None,))
+    values = {name: getattr(generation, name, None) for name in off}
+    return [f"{name} {value}" for name, value in values.items() if value not in off[name]]
 
 
 def _side_positions(model: PreTrainedModel) -> int | None:

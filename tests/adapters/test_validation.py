@@ -1,6 +1,7 @@
 """Each thing that makes an adapter unfit for service is named."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -8,9 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 
 from adapters.catalog import load_catalog
+from adapters.sources import SourceError, open_file
 from adapters.validation import check_adapter
 from tests.tiny_models import make_adapter
 
@@ -83,11 +85,73 @@ def test_pickles_are_refused(name: str, folder: Path, base: str) -> None:
     assert "pickled weights are never loaded" in problem
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["training_args.bin", "optimizer.pt", "optimizer.bin", "scheduler.pt", "scaler.pt",
+     "rng_state.pth", "rng_state_3.pth"],
+)  # fmt: skip
+def test_the_state_of_a_training_is_no_weight(name: str, folder: Path, base: str) -> None:
+    """Transformers' Trainer leaves it beside every adapter, and nothing here reads it."""
+    (folder / name).write_bytes(b"\x80\x02")
+    assert check_adapter(folder, base) == []
+
+
+def test_nulls_that_peft_reads_are_taken(folder: Path, base: str) -> None:
+    names = "auto_mapping exclude_modules layers_pattern layers_to_transform modules_to_save"
+    rewrite_config(folder, **dict.fromkeys(f"{names} revision use_dora use_rslora".split()))
+    assert check_adapter(folder, base) == []
+
+
+@pytest.mark.parametrize("header_bytes", [0x0280, 0x0380, 0x0480, 0x0580, 0x10280])
+def test_a_header_whose_length_looks_like_a_pickle(
+    header_bytes: int, folder: Path, base: str
+) -> None:
+    """A safetensors file begins with that length: 80 02 are the first bytes of a pickle, too."""
+    file = folder / "adapter_model.safetensors"
+    if header_bytes < 0x1000:  # the header of all tensors is longer
+        rewrite_weights(folder, _only_one_pair)
+        rewrite_config(folder, target_modules=r"model\.layers\.0\.self_attn\.q_proj")
+    state = load_file(file)
+    shortest = len(save({**state}, metadata={"x": ""}))
+    more = header_bytes - int.from_bytes(save(state, metadata={"x": ""})[:8], "little")
+    content = save(state, metadata={"x": "a" * more})
+    assert shortest + more == len(content)
+    assert content[:2] == header_bytes.to_bytes(8, "little")[:2]
+    file.write_bytes(content)
+    assert check_adapter(folder, base) == []
+    file.write_bytes(content[:-1])
+    [problem] = check_adapter(folder, base)
+    assert "cannot be read as safetensors" in problem
+
+
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
 def test_missing_file_is_named_with_the_mend(name: str, folder: Path, base: str) -> None:
     (folder / name).unlink()
     [problem] = check_adapter(folder, base)
     assert all(part in problem for part in (name, "missing", "git checkout", "train"))
+
+
+@pytest.mark.parametrize(
+    ("names", "hint"),
+    [
+        (["model.safetensors"], "'model.safetensors': rename it to adapter_model.safetensors"),
+        (["pytorch_lora_weights.safetensors"], "rename it to adapter_model.safetensors"),
+        (["adapter_model-00001-of-00002.safetensors", "adapter_model-00002-of-00002.safetensors"],
+         "2 other .safetensors files: save the adapter as one file"),
+        (["checkpoint-10/adapter_model.safetensors", "checkpoint-20/adapter_model.safetensors"],
+         "its folder 'checkpoint-20' holds one: name that folder"),
+    ],
+)  # fmt: skip
+def test_weights_under_another_name(names: list[str], hint: str, folder: Path, base: str) -> None:
+    weights = (folder / "adapter_model.safetensors").read_bytes()
+    (folder / "adapter_model.safetensors").unlink()
+    for name in names:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(weights)
+    [problem] = check_adapter(folder, base)
+    assert hint in problem
+    with pytest.raises(SourceError, match=re.escape(hint)):
+        open_file(folder, "adapter_model.safetensors")
 
 
 def test_missing_folder(tmp_path: Path, base: str) -> None:
@@ -105,6 +169,13 @@ def test_missing_folder(tmp_path: Path, base: str) -> None:
         ({"r": "8"}, ["1 to 256"]),
         ({"rank_pattern": {"q_proj": 512}}, ["512", "1 to 256"]),
         ({"rank_pattern": [1]}, ["rank_pattern is [1]"]),
+        ({"rank_pattern": None}, ["rank_pattern is null", "write {}"]),
+        ({"alpha_pattern": None}, ["alpha_pattern is null", "write {}"]),
+        ({"bias": None}, ["bias is None", "none, all, lora_only"]),
+        ({"bias": "some"}, ["bias is 'some'"]),
+        ({"lora_dropout": None}, ["lora_dropout is None", "0 to 1"]),
+        ({"lora_dropout": "0.1"}, ["lora_dropout is '0.1'"]),
+        ({"lora_dropout": 3}, ["lora_dropout is 3"]),
     ],
 )
 def test_config_that_does_not_fit(
@@ -167,6 +238,11 @@ def _other_rank(state: State) -> None:
 
 def _no_partner(state: State) -> None:
     del state[next(name for name in state if "lora_B" in name)]
+
+
+def _only_one_pair(state: State) -> None:
+    for name in [name for name in state if "layers.0.self_attn.q_proj" not in name]:
+        del state[name]
 
 
 def _stranger(state: State) -> None:

@@ -16,11 +16,14 @@ from deployments.api.request_body import (
     check_text,
     has_latin_letter,
 )
+from deployments.api.request_errors import shown
 from deployments.engine.request import ErrorInfo, SamplingParams
 from deployments.messages import Backend, ServedModels
 from deployments.setting_sections import GroundingMode
 
 MAX_MESSAGES = 256
+# As vLLM does: below it, drawing takes the likeliest token too, and float32 overflows far below.
+_LEAST_TEMPERATURE = 1e-5
 _PLAIN = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "loop_words": 0}
 # What is too long, in our words. OpenAI has one code for it, and clients drop old turns on it.
 _TOO_LONG = ("prompt_too_long", "output_too_long", "text_too_long", "body_too_large")
@@ -214,8 +217,8 @@ def sampling_of(
     if min_tokens > max_tokens:
         raise invalid(
             "min_tokens",
-            f"{min_tokens} is above the longest answer of {max_tokens} tokens: lower it, or raise "
-            f"{param}",
+            f"{shown(min_tokens)} is above the longest answer of {max_tokens} tokens: lower it, "
+            f"or raise {param}",
             limit=max_tokens,
         )
     stop = asked.stop_strings
@@ -223,11 +226,11 @@ def sampling_of(
         raise invalid("stop", "holds an empty string")
     if grammar is not None:
         _check_free_of(asked, {"stop": bool(stop), "min_tokens": min_tokens > 0})
-    penalty = asked.repetition_penalty
+    penalty, temperature = asked.repetition_penalty, asked.temperature or 0.0
     own = {} if grammar is None else _PLAIN
     return clinic.sampling(
         max_tokens,
-        temperature=asked.temperature or 0.0,
+        temperature=0.0 if temperature < _LEAST_TEMPERATURE else temperature,
         top_p=asked.top_p or 1.0,
         seed=asked.seed,
         stop=stop,

@@ -30,7 +30,8 @@ class ResponsesEndpoint:
     async def __call__(self, request: Request) -> Response:
         accepted_at, limits = time.time(), self._backend.limits
         asked = await read_request(request, ResponsesRequest, limits.max_body_bytes)
-        if asked.stream_options is not None and not asked.stream:
+        options = asked.stream_options
+        if options is not None and options.include_obfuscation is not None and not asked.stream:
             message = "only with stream: true; leave it out, or set stream"
             raise invalid("stream_options", message, code="conflicting_fields")
         try:

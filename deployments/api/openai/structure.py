@@ -53,8 +53,6 @@ def _text_of(structure: Structure) -> str:
     path, value = structure.path, structure.value
     if structure.kind == "regex":
         _check_size(path, len(value), MAX_REGEX_CHARS, "characters")
-        if any("\ud800" <= character <= "\udfff" for character in value):
-            raise invalid(path, "half a surrogate pair is no character", code=_CODE)
         return str(value)
     if structure.kind == "choice":
         _check_size(path, len(value), MAX_CHOICES, "choices")

@@ -1,18 +1,35 @@
 """The messages of /v1/chat/completions: who said what, as text or as parts of text."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Discriminator, Field, StrictStr, Tag, ValidationInfo, field_validator
+from pydantic import (
+    BeforeValidator,
+    Discriminator,
+    Field,
+    StrictStr,
+    Tag,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_core import PydanticCustomError, PydanticKnownError
 
 from deployments.api.protocol.base import RequestModel
 from deployments.api.protocol.neutral import HINT, UNSUPPORTED, Neutral, asks_for_nothing
 
 _Role = Literal["system", "developer", "user", "assistant"]
+_TextType = Literal["text", "input_text", "output_text"]
+
+
+def _known(kind: Any) -> Any:
+    """Refuse pictures, sound and files by their type, whatever else they hold."""
+    if isinstance(kind, str) and kind not in get_args(_TextType):
+        only = "such a part is not supported: only text, input_text, output_text and refusal are"
+        raise PydanticCustomError(UNSUPPORTED, only)
+    return kind
 
 
 class TextPart(RequestModel):
-    type: Literal["text", "input_text", "output_text"]
+    type: Annotated[_TextType, BeforeValidator(_known)]
     text: StrictStr
     annotations: Annotated[Any, HINT] = None  # of an earlier answer of ours
     logprobs: Annotated[Any, HINT] = None

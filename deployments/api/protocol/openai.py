@@ -12,12 +12,24 @@ from deployments.api.protocol.chat_messages import ChatMessage
 from deployments.api.protocol.neutral import HINT, Neutral
 from deployments.api.protocol.references import Grounding
 from deployments.api.protocol.structure import StructuredRequest
+from deployments.api.request_errors import shown
 
 
 class StreamOptions(RequestModel):
     include_usage: StrictBool | None = None
     include_obfuscation: Annotated[StrictBool | None, HINT] = None
     continuous_usage_stats: Neutral = None
+
+
+def _kind_of_stop(stop: Any) -> str:
+    return "Texts" if isinstance(stop, list) else "Text"
+
+
+_Stop = Annotated[
+    Annotated[StrictStr, Tag("Text")]
+    | Annotated[list[StrictStr], Field(max_length=4), Tag("Texts")],
+    Discriminator(_kind_of_stop),
+]
 
 
 class OpenAIRequest(StructuredRequest):
@@ -32,7 +44,7 @@ class OpenAIRequest(StructuredRequest):
     temperature: float | None = Field(default=None, ge=0, le=2, description="null: 0, greedy")
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     seed: Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)] | None = None
-    stop: StrictStr | Annotated[list[StrictStr], Field(max_length=4)] | None = None
+    stop: _Stop | None = None
     stream: StrictBool | None = None
     stream_options: StreamOptions | None = None
     top_k: StrictInt | None = Field(
@@ -171,8 +183,8 @@ class ChatRequest(OpenAIRequest):
             raise ApiError(
                 400,
                 "conflicting_fields",
-                f"max_tokens ({self.max_tokens}) and max_completion_tokens "
-                f"({self.max_completion_tokens}) differ: send one of them",
+                f"max_tokens ({shown(self.max_tokens)}) and max_completion_tokens "
+                f"({shown(self.max_completion_tokens)}) differ: send one of them",
                 param="max_completion_tokens",
             )
         return "max_completion_tokens", self.max_completion_tokens

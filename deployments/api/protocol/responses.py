@@ -88,7 +88,7 @@ class ResponsesRequest(RequestModel):
     grounding: Grounding = None  # ours
 
     user: Annotated[StrictStr | None, HINT] = None
-    metadata: Annotated[dict[str, Any] | None, HINT] = None
+    metadata: dict[str, StrictStr] | None = Field(default=None, description="said back")
     prompt_cache_key: Annotated[StrictStr | None, HINT] = None
     prompt_cache_options: _Hint = None
     prompt_cache_retention: Annotated[StrictStr | None, HINT] = None
@@ -145,10 +145,13 @@ class ResponsesRequest(RequestModel):
 
     @property
     def format(self) -> dict[str, Any]:
-        """The format of the answer, as it was asked for."""
+        """The format of the answer, as it was asked for; a schema that is no object, as one."""
         if self.text is None or self.text.format is None:
             return {"type": "text"}
-        return self.text.format.model_dump(by_alias=True, exclude_unset=True)
+        said = self.text.format.model_dump(by_alias=True, exclude_unset=True)
+        if isinstance(self.text.format, FlatSchemaFormat) and said.get("schema") in (None, True):
+            said["schema"] = {}  # the same, as OpenAI's client reads it
+        return said
 
     def path_of(self, chat_path: str) -> str:
         """Return where in this request is what `as_chat` puts at `chat_path`."""
@@ -244,7 +247,7 @@ class ResponsesReply(ReplyModel):
     incomplete_details: IncompleteDetails | None
     instructions: str | None
     max_output_tokens: int
-    metadata: dict[str, Any]
+    metadata: dict[str, str]
     model: str = Field(description="the adapter that answered, or base")
     output: list[OutputMessage]
     parallel_tool_calls: bool

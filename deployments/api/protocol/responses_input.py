@@ -8,6 +8,7 @@ from pydantic_core import PydanticCustomError
 from deployments.api.protocol.base import RequestModel
 from deployments.api.protocol.chat_messages import ChatMessage
 from deployments.api.protocol.neutral import HINT, UNSUPPORTED, Neutral
+from deployments.api.request_errors import shown
 
 _HINTED = Annotated[Any, HINT]
 
@@ -25,8 +26,8 @@ class InputMessage(ChatMessage):
     def _is_a_message(cls, item: Any) -> Any:
         kind = item.get("type") if isinstance(item, dict) else None
         if kind not in (None, "message"):
-            kinds = "only items of type 'message' and 'reasoning' are supported"
-            raise PydanticCustomError(UNSUPPORTED, kinds)
+            message = "only items of type 'message' and 'reasoning' are supported, not {kind}"
+            raise PydanticCustomError(UNSUPPORTED, message, {"kind": shown(kind)})
         return item
 
 

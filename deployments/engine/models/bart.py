@@ -19,6 +19,7 @@ from deployments.engine.lora.layers import LoraBatch
 from deployments.engine.models.architectures import unknown_field
 from deployments.engine.models.base import KvShape, TorchBatches
 from deployments.engine.models.linear import FusedLinear, LMHead
+from deployments.engine.models.weights import tied_or_own
 
 # What the classes read, then what older configurations say beside it: the class decides that, and
 # how many beams and which lengths transformers would search by default is not the model's.
@@ -97,8 +98,13 @@ class BartModel(TorchBatches):
             for stack in (inner.encoder, inner.decoder)
         ]
         act = config.activation_function
+
+        def own_of(stack: Any) -> torch.Tensor:
+            """Return a half's embeddings: its own, unless the configuration ties them."""
+            return tied_or_own(stack.embed_tokens.weight.data, inner.shared.weight.data, weight)
+
         self._encoder, self._decoder = (
-            _Stack(kind, stack, weight, table, about, dtype, act)
+            _Stack(kind, stack, own_of(stack), table, about, dtype, act)
             for kind, stack, table in zip(
                 ("encoder", "decoder"), (inner.encoder, inner.decoder), tables, strict=True
             )

@@ -15,7 +15,13 @@ from deployments.engine.models.products import (
     plain_product,
     product_of,
 )
-from deployments.engine.models.weights import lora_modules, packed, squared_norms, stacked_bias
+from deployments.engine.models.weights import (
+    lora_modules,
+    packed,
+    squared_norms,
+    stacked_bias,
+    tied_or_own,
+)
 from deployments.engine.quantised.linear import QuantisedLinear
 
 _IDENTITY_ROWS = 256  # of a product with the identity matrix, at once
@@ -244,10 +250,8 @@ class LMHead(AdaptedLinear):
         if is_quantised:
             product = product_of([head], bias, dtype)
         else:
-            own: torch.Tensor = head.weight.data
-            tied = embedding.weight.data
-            is_tied = own.data_ptr() == tied.data_ptr() or torch.equal(own, tied)
-            weight = self._weight = embedding_weight if is_tied else own.to(dtype)
+            weight = tied_or_own(head.weight.data, embedding.weight.data, embedding_weight)
+            self._weight = weight
             blocks = packed(weight)
             product = plain_product(weight, bias) if blocks is None else PackedProduct(blocks, bias)
         modules = {HEAD: head.out_features}

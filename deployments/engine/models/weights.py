@@ -53,6 +53,13 @@ def stacked_bias(
     )
 
 
+def tied_or_own(own: torch.Tensor, tied: torch.Tensor, converted: torch.Tensor) -> torch.Tensor:
+    """Return `converted`, which is `tied` in the dtype of the steps, if the two are equal by value;
+    else `own` in that dtype."""
+    is_tied = own.data_ptr() == tied.data_ptr() or torch.equal(own, tied)
+    return converted if is_tied else own.to(converted.dtype)
+
+
 def squared_norms(weight: torch.Tensor) -> torch.Tensor:
     """Return the sum of squares (out,) of each output of a weight (out, in), in float32."""
     lengths: torch.Tensor = torch.linalg.vector_norm(weight, dim=1, dtype=torch.float32)

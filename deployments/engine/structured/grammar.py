@@ -5,6 +5,7 @@ llguidance (MIT, no dependencies) compiles in milliseconds and walks the vocabul
 
 import threading
 from collections import OrderedDict
+from collections.abc import Mapping
 from typing import Any
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
@@ -36,8 +37,27 @@ _TIME = (
     "(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\\.[0-9]{1,6})?"
     "(?:Z|[+-](?:[01][0-9]|2[0-3]):[0-5][0-9])"
 )
-_FORMATS = {"date": _DATE, "time": _TIME, "date-time": f"(?:{_DATE})T{_TIME}"}
+_UUID_4 = "[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}"
+_FORMATS = {
+    "date": _DATE,
+    "time": _TIME,
+    "date-time": f"(?:{_DATE})T{_TIME}",
+    "uuid4": _UUID_4,  # pydantic's
+}
+# These say how to show or keep a text, and nothing of its characters: OpenAPI's and pydantic's.
+_FREE_FORMATS = frozenset(("password", "binary", "path"))
+# Keywords that llguidance does not know, with the values that ask for nothing.
+_NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+    "uniqueItems": (False,),
+    "unevaluatedItems": (True, {}),
+    "unevaluatedProperties": (True, {}),
+    "propertyNames": (True, {}),
+    "dependentRequired": ({},),
+    "dependentSchemas": ({},),
+    "not": (False,),
+}
 _VALUES = frozenset(("const", "enum", "default", "examples"))  # no schemas
+_BY_NAME = frozenset(("properties", "patternProperties", "$defs", "definitions"))  # names, schemas
 _NUM_CACHED = 64
 _CACHED_CHARS = 1 << 20
 
@@ -46,21 +66,34 @@ def json_grammar(schema: Any) -> str:
     """Return the grammar of JSON that fits a schema, which may be anything; `problem` tells."""
     if isinstance(schema, bool):
         schema = {} if schema else {"enum": []}
-    return LLMatcher.grammar_from_json_schema(_with_formats(schema), overrides=_JSON)
+    return LLMatcher.grammar_from_json_schema(_as_known(schema), overrides=_JSON)
 
 
-def _with_formats(schema: Any) -> Any:
-    """Return the schema with patterns in place of the formats that have one here."""
+def _as_known(schema: Any) -> Any:
+    """Return the schema with patterns in place of the formats that have one here, and without what
+    asks for nothing."""
     if isinstance(schema, list):
-        return [_with_formats(item) for item in schema]
+        return [_as_known(item) for item in schema]
     if not isinstance(schema, dict):
         return schema
-    made = {k: v if k in _VALUES else _with_formats(v) for k, v in schema.items()}
-    pattern = _FORMATS.get(schema["format"]) if isinstance(schema.get("format"), str) else None
+    made: dict[str, Any] = {}
+    for key, value in schema.items():
+        if key in _BY_NAME and isinstance(value, dict):
+            made[key] = {name: _as_known(inner) for name, inner in value.items()}
+        elif not any(_is_same(value, nothing) for nothing in _NEUTRAL.get(key, ())):
+            made[key] = value if key in _VALUES else _as_known(value)
+    form = schema.get("format")
+    pattern = _FORMATS.get(form) if isinstance(form, str) else None
     if pattern is not None and not schema.keys() & {"pattern", "minLength", "maxLength"}:
         made["pattern"] = f"^(?:{pattern})$"
         del made["format"]
+    elif isinstance(form, str) and form in _FREE_FORMATS:
+        del made["format"]
     return made
+
+
+def _is_same(value: Any, choice: Any) -> bool:
+    return type(value) is type(choice) and bool(value == choice)
 
 
 def problem(grammar: str) -> str | None:

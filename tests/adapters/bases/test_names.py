@@ -35,6 +35,10 @@ BUILT_IN = "smollm2-135m-instruct"
         ("../../models/flan-t5-xl/.", "google/flan-t5-xl"),
         ("unsloth/Meta-Llama-3.1-8B-bnb-4bit", "meta-llama/Llama-3.1-8B"),
         ("meta-llama/Meta-Llama-3.1-8B", "meta-llama/Llama-3.1-8B"),
+        ("/root/.cache/modelscope/hub/Qwen/Qwen2___5-7B-Instruct", "Qwen/Qwen2.5-7B-Instruct"),
+        ("Qwen/Qwen2___5-7B-Instruct", "Qwen/Qwen2.5-7B-Instruct"),
+        ("models/flan-t5-xl", "google/flan-t5-xl"),
+        ("checkpoints/flan-t5-xl/", "google/flan-t5-xl"),
     ],
 )
 def test_the_same_base(named: str | None, served: str) -> None:
@@ -46,6 +50,8 @@ def test_the_same_base(named: str | None, served: str) -> None:
     ("named", "served"),
     [
         ("other/base", "org/base"),
+        ("models/flan-t5-large", "google/flan-t5-xl"),
+        ("LLM/Qwen2___5-7B-Instruct", "Qwen/Qwen2.5-7B-Instruct"),
         ("other", "tiny"),
         ("google/flan-t5-xl", "google/flan-t5-large"),
         ("unsloth/Llama-3.2-3B-bnb-4bit", "meta-llama/Llama-3.2-1B"),

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from deployments.engine.decoder import StepDecoder
-from deployments.engine.request import Request, SchedulerOutput, StepOutput
+from deployments.engine.request import Request, SchedulerOutput, StepOutput, TokenScore
 from deployments.engine.row import EngineRow, Outbox
 from deployments.engine.scheduling.loop import StepLoop
 
@@ -17,8 +17,11 @@ class Answers:
     num_cached: dict[int, int] = field(default_factory=dict)
     num_ended: int = 0
     num_read: int = 0  # prompt tokens, of all
+    scores: dict[int, list[TokenScore]] = field(default_factory=dict)
 
     def take(self, output: StepOutput) -> None:
+        for number, scores in output.scores.items():
+            self.scores.setdefault(number, []).extend(scores)
         self.num_cached |= dict(output.started)
         for number, token in zip(output.numbers, output.tokens, strict=True):
             self.tokens[number].append(token)

@@ -210,10 +210,16 @@ def test_a_field_that_nobody_knows_goes_to_the_reference_decoder(name: str, tmp_
         ("gemma3", {"use_bidirectional_attention": True}, "use_bidirectional_attention is True"),
         ("gemma3", {"attn_logit_softcapping": 30.0}, "attn_logit_softcapping is 30.0"),
         ("llama", {"sliding_window": 8}, "sliding_window is 8 in its config"),
+        ("mistral", {"sliding_window": 0}, "sliding_window is 0 in its config"),
+        ("olmo2", {"sliding_window": 0}, "sliding_window is 0 in its config"),
+        ("phi3", {"sliding_window": -1}, "sliding_window is -1 in its config"),
+        ("gemma3", {"sliding_window": None}, "sliding_window is None in its config"),
+        ("qwen3", {"use_sliding_window": False, "layer_types": ["sliding_attention"] * 2},
+         "sliding_window is None in its config"),
         ("llama", {"attention_multiplier": 0.3}, "attention_multiplier is 0.3 in its config"),
         ("qwen3", {"hidden_act": "tanh"}, "its activation is 'tanh'"),
     ],
-)
+)  # fmt: skip
 def test_what_would_be_wrong_is_not_fast(
     name: str, options: dict[str, Any], named: str, tmp_path: Path
 ) -> None:

@@ -4,6 +4,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,8 +26,8 @@ POSITIONS = 64  # of prompt and of answer, each, in tiny_architectures.py
 PAD, EOS = 0, 1
 
 
-def made(name: str, folder: Path) -> tuple[Path, Path]:
-    base = make_tiny(name, folder / "base")
+def made(name: str, folder: Path, **options: Any) -> tuple[Path, Path]:
+    base = make_tiny(name, folder / "base", **options)
     targets = ["q_proj", "v_proj", "fc1"]
     adapter = make_adapter(
         base, folder / "a", base_name="b", seed=1, std=0.3, rank=8, targets=targets
@@ -61,6 +62,22 @@ def test_padding_inside_a_prompt_has_no_position_where_transformers_gives_it_non
         requests = [Request("r", tuple(ids), side, SamplingParams(8)) for ids in prompts]
         answers = run_rows(decoder, requests, prefill_tokens=100).answers
         assert answers == [oracle.generate(ids, side, 8) for ids in prompts]
+
+
+@pytest.mark.parametrize("name", ["bart", "mbart", "nllb"])
+def test_halves_and_head_with_embeddings_of_their_own(name: str, tmp_path: Path) -> None:
+    """What `tie_word_embeddings: false` means in transformers 5: three tables, and a head."""
+    base, adapter = made(name, tmp_path, tie_word_embeddings=False)
+    decoder, oracle = fast(base, {"a": adapter}), Oracle(base, {"a": adapter})
+    decoder.load_adapter("a", adapter)
+    said = set()
+    for number in range(6):
+        side = "a" if number % 2 else None
+        ids = tuple(random.Random(number).choices(range(3, decoder.vocab_size), k=20))
+        answer = run_rows(decoder, [Request("r", ids, side, SamplingParams(10))]).answers[0]
+        assert answer == oracle.generate(ids, side, 10)
+        said.add(tuple(answer))
+    assert len(said) > 2
 
 
 @pytest.mark.parametrize("name", sorted(FORCED_FIRST))

@@ -227,6 +227,8 @@ async def test_what_cannot_be_done_is_refused_by_its_own_name(
         {"include": ["reasoning.encrypted_content"], "a_field_of_the_future": None},
         {"truncation": None, "text": {"format": None, "mood": None}, "reasoning": {}},
         {"input": [{"type": None, "role": "user", "content": "a red rash"}]},
+        {"stream_options": {}},
+        {"stream_options": {"include_obfuscation": None}},
     ],
 )
 async def test_what_asks_for_nothing_is_accepted(
@@ -236,6 +238,16 @@ async def test_what_asks_for_nothing_is_accepted(
     assert reply.status_code == 200, reply.text
     assert reply.json()["metadata"] == field.get("metadata", {})
     json.dumps(reply.json())
+
+
+@pytest.mark.parametrize("schema", [{}, {"schema": None}, {"schema": True}, {"schema": {}}])
+async def test_a_format_is_said_back_as_the_client_reads_it(
+    client: httpx.AsyncClient, schema: dict[str, Any]
+) -> None:
+    asked = {"format": {"type": "json_schema", "name": "x", **schema}}
+    reply = await client.post(PATH, json={"input": "a red rash", "text": asked})
+    assert Response.model_validate_json(reply.text, strict=True).text is not None
+    assert reply.json()["text"]["format"] == {"type": "json_schema", "name": "x", "schema": {}}
 
 
 async def test_too_long_a_conversation_has_the_code_that_clients_trim_on(

@@ -231,7 +231,7 @@ async def test_a_schema_that_cannot_be_compiled(
         ({"guided_choice": ["a"] * 1001}, "guided_choice", "invalid_schema"),
         ({"guided_choice": "a"}, "guided_choice", "invalid_value"),
         ({"guided_regex": "("}, "guided_regex", "invalid_schema"),
-        ({"guided_regex": "\ud800"}, "guided_regex", "invalid_schema"),
+        ({"guided_regex": "\ud800"}, "guided_regex", "invalid_character"),
         ({"guided_regex": "a" * 5000}, "guided_regex", "invalid_schema"),
         ({"guided_json": "{"}, "guided_json", "invalid_schema"),
         ({"guided_json": "5"}, "guided_json", "invalid_schema"),

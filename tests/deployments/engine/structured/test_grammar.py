@@ -77,3 +77,57 @@ def test_schemas_that_anything_fits(schema: Any) -> None:
 @pytest.mark.parametrize("schema", [False, {"enum": []}, {"type": "strin"}, {"not": {}}])
 def test_schemas_that_nothing_fits_or_that_are_not_supported(schema: Any) -> None:
     assert problem(json_grammar(schema))
+
+
+@pytest.mark.parametrize(
+    "nothing",
+    [
+        {"uniqueItems": False},
+        {"unevaluatedItems": True},
+        {"unevaluatedProperties": {}},
+        {"propertyNames": True},
+        {"propertyNames": {}},
+        {"dependentRequired": {}},
+        {"dependentSchemas": {}},
+        {"not": False},
+        {"format": "password", "writeOnly": True},
+        {"format": "binary"},
+        {"format": "path"},
+    ],
+)
+def test_what_asks_for_nothing_is_left_out_at_every_level(nothing: dict[str, Any]) -> None:
+    plain = {"enum": [[1, 1], {"a": 1}, "a b"]}
+    for schema in (plain | nothing, {"anyOf": [plain | nothing]}, {"allOf": [nothing, plain]}):
+        grammar = json_grammar(schema)
+        assert problem(grammar) is None
+        for value in plain["enum"]:
+            assert fits(grammar, json.dumps(value))
+    key = next(iter(nothing))
+    named = {"type": "object", "properties": {key: {"const": 1}}, "required": [key]}
+    assert fits(json_grammar(named), json.dumps({key: 1}))
+    assert not fits(json_grammar(named), json.dumps({key: 2}))
+
+
+@pytest.mark.parametrize(
+    "asks",
+    [{"uniqueItems": True}, {"uniqueItems": 0}, {"unevaluatedProperties": False},
+     {"propertyNames": {"maxLength": 2}}, {"dependentRequired": {"a": ["b"]}}, {"not": True},
+     {"type": "string", "format": "iban"}],
+)  # fmt: skip
+def test_what_asks_for_something_that_is_not_known_is_a_problem(asks: dict[str, Any]) -> None:
+    assert problem(json_grammar(asks))
+    assert problem(json_grammar({"type": "object", "properties": {"a": asks}, "required": ["a"]}))
+
+
+@pytest.mark.parametrize("name", ["default", "const", "enum", "examples", "format", "date"])
+def test_a_property_may_have_a_keywords_name(name: str) -> None:
+    asked = {"properties": {name: {"type": "string", "format": "date"}}, "required": [name]}
+    grammar = json_grammar({"type": "object", **asked})
+    assert fits(grammar, json.dumps({name: "2024-02-29"}))
+    assert not fits(grammar, json.dumps({name: "2023-02-29"}))
+
+
+def test_pydantics_random_uuids() -> None:
+    grammar = json_grammar({"type": "string", "format": "uuid4"})
+    assert fits(grammar, '"8d8ac610-566d-4ef0-9c22-186b2a5ed793"')
+    assert not fits(grammar, '"8d8ac610-566d-1ef0-9c22-186b2a5ed793"')
