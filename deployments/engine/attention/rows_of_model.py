@@ -24,6 +24,7 @@ from deployments.engine.models.llama import EMBEDDING
 
 # Module path -> rank, inputs, outputs.
 AdapterShapes = Mapping[str, tuple[int, int, int]]
+_ENDS = (HEAD, EMBEDDING)
 # Adapters that come later may take so much more than those of the start.
 _ROOM = 20  # at most a twentieth of the free memory
 
@@ -100,10 +101,12 @@ def adapter_size(
 
 def shrunk_size(layers: Sequence[LoraLayer], adapters: Sequence[AdapterShapes]) -> int:
     """Return the float32 that kernels keep of a token's products with A in one layer: the sums, and
-    the parts that they are cut into."""
-    inner = _inner(layers)
-    ranks = max(RANK_BUCKET, _rank(adapters)) * max(len(layer.modules) for layer in inner)
-    return ranks * (1 + most_parts(max(layer.in_features for layer in inner)))
+    the parts that they are cut into. Embedding and output layer count if an adapter changes them.
+    """
+    changed = {path for each in adapters for path in each}
+    own = [layer for layer in layers if layer.name not in _ENDS or layer.name in changed]
+    ranks = max(RANK_BUCKET, _rank(adapters)) * max(len(layer.modules) for layer in own)
+    return ranks * (1 + most_parts(max(layer.in_features for layer in own)))
 
 
 def _rank(adapters: Sequence[AdapterShapes]) -> int:
@@ -114,7 +117,7 @@ def _rank(adapters: Sequence[AdapterShapes]) -> int:
 
 def _inner(layers: Sequence[LoraLayer]) -> list[LoraLayer]:
     """Return the layers without embedding and output layer."""
-    return [layer for layer in layers if layer.name not in (HEAD, EMBEDDING)]
+    return [layer for layer in layers if layer.name not in _ENDS]
 
 
 def _width(layer: LoraLayer) -> int:

@@ -136,6 +136,8 @@ def test_kernels_need_no_copies_of_adapters_but_keep_what_a_shrunk() -> None:
     copied = replace(T5_XL, num_slots=66, max_rows=64, prefill_tokens=4096)
     shrunk = shrunk_size(LAYERS, [{"q": (8, 64, 64)}])
     assert shrunk == 8 * 2 * (1 + 1), "two modules in a layer, a sum in one part"
+    embedding = {"model.embed_tokens": (8, 50_000, 64)}
+    assert shrunk_size(LAYERS, [embedding]) == 8 * 2 * (1 + 16)
     kernels = replace(copied, shrunk=shrunk)
     assert kept_mixtures(kernels, 70 * GB) == 0
     with_copies, without = (reserve(shapes, 70 * GB).adapters for shapes in (copied, kernels))

@@ -64,6 +64,7 @@ def test_on_an_h100_the_tiles_are_those_that_were_measured() -> None:
 
 def test_gemmas_heads_have_smaller_ones() -> None:
     assert decode_tile(8, 256, 2, SHARED["H100"])["BLOCK_N"] == 64
+    assert decode_tile(4096, 256, 2, SHARED["H100"]) == {"BLOCK_N": 32, "num_warps": 4}
     assert prefill_tile(256, 2, BLOCK_M, SHARED["H100"])["BLOCK_N"] == 64
     assert prefill_tile(256, 2, BLOCK_M, SHARED["A100"])["BLOCK_N"] == 32
 
