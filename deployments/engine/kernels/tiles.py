@@ -12,9 +12,7 @@ _MANY_MORE = 2048
 _DECODE_BLOCKS = 4.6
 _PREFILL_BLOCKS = 6  # three of each
 _PREFILL_KEYS = 64
-# Of heads with 256 dimensions: one warp has no registers for 1.1 to 1.8 KB of each thread's numbers
-# (test_compiled.py).
-_WIDE_WARPS = 4
+_WIDE_WARPS = 4  # of heads with 256 dimensions: one warp has too few registers (docs/engine.md)
 
 
 def padded(dim: int) -> int:
