@@ -9,7 +9,7 @@ _SHORTEST = 512  # inputs of a piece, at least
 # Programs below which the inputs are cut into pieces. NF4's take longer for each weight.
 _PROGRAMS = {"int8": 128, "fp8": 128, "nf4": 200, "plain": 96}
 _WEIGHT_BYTES = {"int8": 1.0, "fp8": 1.0, "nf4": 0.5}  # of plain ones: those of x
-_FEWEST_STAGES = 2  # one is asked for while the other is multiplied
+_FLOAT32_STAGES = 4
 SHRINK_INPUTS = 128  # of a step of a product with an adapter's A
 _PART = 1024  # inputs of it that one program takes, about
 _MOST_PARTS = 16
@@ -67,11 +67,15 @@ def stages_that_fit(tile: Tile, kind: str, itemsize: int, shared_bytes: int | No
         itemsize: bytes of a number of x.
         shared_bytes: of one program on this GPU; None: any number.
     """
-    weights = tile.bk * _WEIGHT_BYTES.get(kind, itemsize) * tile.bn
-    stage = int(weights) + tile.bk * itemsize * tile.bm
     if shared_bytes is None:
         return tile.num_stages
-    return max(_FEWEST_STAGES, min(tile.num_stages, shared_bytes // stage))
+    weights = int(tile.bk * tile.bn * _WEIGHT_BYTES.get(kind, itemsize))
+    stage = weights + tile.bk * tile.bm * itemsize
+    most = tile.num_stages
+    if itemsize > 2:  # weights in float32 go through shared memory once more
+        shared_bytes -= tile.bk * tile.bn * itemsize
+        most = min(most, _FLOAT32_STAGES)
+    return max(1, min(most, shared_bytes // stage))
 
 
 def _row_tile(kind: str, outputs: int, inputs: int) -> Tile:

@@ -100,4 +100,4 @@ def test_stages_of_a_product_fit(
     assert stages_that_fit(tile, product[0], 2, None) == tile.num_stages
     found = [stages_that_fit(tile, product[0], 2, limit) for limit in SHARED.values()]
     assert tuple(found) == stages
-    assert stages_that_fit(tile, product[0], 4, SHARED["L4"]) >= 2, "of float32, too"
+    assert 1 <= stages_that_fit(tile, product[0], 4, SHARED["L4"]) <= 4, "of float32, too"
