@@ -18,7 +18,6 @@ from scripts.benchmarks import (
     load,
     memory,
     observing,
-    peers,
     prefixes,
     quality,
     quoting,
@@ -30,6 +29,7 @@ from scripts.benchmarks import (
     tolerance,
     training,
 )
+from scripts.benchmarks.cpu_peers import command as cpu_peers
 from scripts.benchmarks.in_process import invariance
 from scripts.benchmarks.live_adapters import churn, hot_add, placement
 from scripts.benchmarks.scale_model import simulate
@@ -50,7 +50,7 @@ _BENCHMARKS = {
     "gateway": (gateway, "what our HTTP side adds to Ray's own chain"),
     "serve": (serve, "the whole application over HTTP, streams of mixed adapters"),
     "observing": (observing, "what records of requests and traces cost"),
-    "peers": (peers, "this application, llama.cpp and PEFT on the CPU, in turn"),
+    "peers": (cpu_peers, "this application, llama.cpp and PEFT on the CPU, in turn"),
     "placement": (placement, "more adapters than places, on several replicas"),
     "quality": (quality, "what weights of fewer bits cost in the loss of each adapter"),
     "scaling": (scaling, "1 -> 2 -> 1 model replicas under load, and the parts of a start"),

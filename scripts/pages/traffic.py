@@ -1,13 +1,15 @@
 """Write docs/benchmarks.md's sections on traffic and on repeated runs, from result files alone."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from scripts.pages.markdown import head, row
 from scripts.pages.results import Report, about, parts_of, save_svg, words
 
 Reports = Mapping[Path, Report]
-_OURS = "polyclinic"
+_OURS, _BASE = "polyclinic", "base"
 _AGAIN = "_again"  # at the end of the name of a second run's file
 _PLOT = "latency_by_rate.svg"
 
@@ -77,13 +79,14 @@ def continuous_batching(reports: Reports, plots: Path, page: Path) -> str:
 
 
 def repeats(reports: Reports, plots: Path, page: Path) -> str:
-    """Return the section on files whose run was made twice: ours over each peer, in both."""
+    """Return the section on files whose run was made twice: ours over each peer, and our mixed
+    adapters over our base alone, in both."""
     names = (
         "peer, adapters, streams",
         "first run",
-        "ratio",
+        "ratio [95 % interval]",
         "second run",
-        "ratio",
+        "ratio [95 % interval]",
         "second / first",
     )
     lines = []
@@ -91,21 +94,21 @@ def repeats(reports: Reports, plots: Path, page: Path) -> str:
         second = file.with_stem(file.stem + _AGAIN)
         if second not in reports:
             continue
-        runs = [_ratios(first["summary"]), _ratios(reports[second]["summary"])]
+        runs = [_ratios(first), _ratios(reports[second])]
         rows, differences = [], []
-        for peer in runs[0].keys() & runs[1].keys():
-            (ours, theirs), again = runs[0][peer], runs[1][peer]
-            ratios = ours / theirs, again[0] / again[1]
-            differences.append(abs(ratios[1] / ratios[0] - 1))
-            each = [f"{pair[0]:g} and {pair[1]:g}" for pair in (runs[0][peer], again)]
-            cells = [cell for pair in zip(each, ratios, strict=True) for cell in pair]
-            cells = [f"{cell:.2f}" if isinstance(cell, float) else cell for cell in cells]
-            rows.append(row(peer, *cells, f"{ratios[1] / ratios[0]:.2f}"))
+        for peer in sorted(runs[0].keys() | runs[1].keys()):
+            before, again = (run.get(peer, _NOT_MEASURED) for run in runs)
+            change = again.ratio / before.ratio
+            differences.append(abs(change - 1))
+            cells = before.speeds, before.shown, again.speeds, again.shown
+            rows.append(row(peer, *cells, f"{change:.3f}" if not math.isnan(change) else ""))
         if rows:
             for when, path in (("First", file), ("Second", second)):
                 lines += [f"{when}: {about(reports[path], {})} {_link(path, 'File')}.", ""]
-            lines += [head(*names), *sorted(rows), ""]
-            lines += [f"Every ratio agrees within {max(differences):.0%}.", ""]
+            lines += [head(*names), *rows, ""]
+            known = [each for each in differences if not math.isnan(each)]
+            which = "Every ratio" if known == differences else "Every ratio that both have"
+            lines += [f"{which} agrees within {max(known):.1%}." if known else "", ""]
     return _section("The same run twice", lines)
 
 
@@ -183,15 +186,39 @@ def _limit(found: Report) -> str:
     return f"no request fails and the p95 of the first token is at most {limit:g} s {until}{then}."
 
 
-def _ratios(summary: Report) -> dict[str, tuple[float, float]]:
-    """Return "peer, adapters, streams" -> tokens a second of ours and of the peer; one by one is
-    compared with mixed adapters."""
-    found = {}
+class _Ratio(NamedTuple):
+    """Of ours over a peer; not a number if it was not measured."""
+
+    speeds: str
+    ratio: float
+    shown: str
+
+
+_NOT_MEASURED = _Ratio("", math.nan, "not measured")
+
+
+def _ratios(report: Report) -> dict[str, _Ratio]:
+    """Return "peer, adapters, streams" -> ours over the peer; one by one is compared with our mixed
+    adapters, as our base alone is.
+
+    A report of before ratios were measured has the speeds' instead, without an interval.
+    """
+    summary = report.get("summary", {})
+    measured: Report = report.get("ratios", {})
+    found = {name: _NOT_MEASURED for name, each in measured.items() if "ratio" not in each}
     for name, theirs in summary.items():
         peer, kind, streams = name.split(", ")
-        ours = summary.get(f"{_OURS}, {'base' if kind == 'base' else 'mixed'}, {streams}")
-        if peer != _OURS and ours is not None:
-            found[name] = ours["tokens_per_s"], theirs["tokens_per_s"]
+        against = _BASE if kind == _BASE and peer != _OURS else "mixed"
+        ours = summary.get(f"{_OURS}, {against}, {streams}")
+        if ours is None or (ours is theirs or (peer == _OURS and name not in measured)):
+            continue
+        both = f"{ours['tokens_per_s']:g} and {theirs['tokens_per_s']:g}"
+        if name not in measured:
+            ratio = ours["tokens_per_s"] / theirs["tokens_per_s"]
+            found[name] = _Ratio(both, ratio, f"{ratio:.2f}")
+        elif "ratio" in measured[name]:
+            ratio, low, high = (measured[name][key] for key in ("ratio", "low", "high"))
+            found[name] = _Ratio(both, ratio, f"{ratio:.3g} [{low:.3g}, {high:.3g}]")
     return found
 
 

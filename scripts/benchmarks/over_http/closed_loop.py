@@ -1,6 +1,7 @@
 """A closed loop of streams over HTTP: each asks for one answer after the other."""
 
 import asyncio
+import functools
 import itertools
 import time
 from collections.abc import Sequence
@@ -30,6 +31,7 @@ async def closed_loop(
     seconds: float,
     *,
     keeps_alive: bool = True,
+    answers: int | None = None,
 ) -> tuple[list[StreamedAnswer], float, float]:
     """Return the answers of `num` streams, and from when to when all of them were asking.
 
@@ -38,31 +40,37 @@ async def closed_loop(
         requests: asked in turn, by each stream from another one on.
         seconds: after which nobody asks again.
         keeps_alive: one connection for all requests of a stream; else one for each request.
+        answers: at most, of each stream; None: as many as it gets in that time.
     """
     started = time.perf_counter()  # one clock for all processes of a machine
     shares = [range(first, num, num_clients) for first in range(min(num, num_clients))]
     loop = asyncio.get_running_loop()
-    asking = [
-        loop.run_in_executor(clients, _ask_all, requests, share, started + seconds, keeps_alive)
-        for share in shares
-    ]
-    answers = itertools.chain.from_iterable(await asyncio.gather(*asking))
-    return list(answers), started + _EDGE_S, started + seconds
+    ask = functools.partial(_ask_all, until=started + seconds, most=answers, keeps=keeps_alive)
+    asking = [loop.run_in_executor(clients, ask, requests, share) for share in shares]
+    found = itertools.chain.from_iterable(await asyncio.gather(*asking))
+    return list(found), started + _EDGE_S, started + seconds
 
 
 def _ask_all(
-    requests: Sequence[PreparedRequest], streams: Sequence[int], until: float, keeps_alive: bool
+    requests: Sequence[PreparedRequest],
+    streams: Sequence[int],
+    *,
+    until: float,
+    most: int | None,
+    keeps: bool,
 ) -> list[StreamedAnswer]:
     """Run some of the streams in this process, until that time."""
     answers: list[StreamedAnswer] = []
 
     async def ask(session: aiohttp.ClientSession, first: int) -> None:
         turn = itertools.cycle([*requests[first:], *requests[:first]])
-        while time.perf_counter() < until:
-            answers.append(await read_stream(session, next(turn)))
+        for request in itertools.islice(turn, most):
+            if time.perf_counter() >= until:
+                return
+            answers.append(await read_stream(session, request))
 
     async def ask_together() -> None:
-        async with connect(force_close=not keeps_alive) as session:
+        async with connect(force_close=not keeps) as session:
             await asyncio.gather(*(ask(session, number % len(requests)) for number in streams))
 
     asyncio.run(ask_together())

@@ -130,13 +130,31 @@ def test_two_runs_agree_within_so_much(docs: Path) -> None:
     runs = {"peers": about("peers", summary=summary(1000.0, 100.0))}
     runs["peers_again"] = about("peers", summary=summary(1030.0, 100.0))
     text = written(docs, **runs)
-    assert "| llama.cpp, mixed, 16 | 1000 and 100 | 10.00 | 1030 and 100 | 10.30 | 1.03 |" in text
-    assert "| PEFT, one by one, 16 | 1000 and 50 | 20.00 | 1030 and 50 | 20.60 | 1.03 |" in text
-    assert "Every ratio agrees within 3%." in text
+    assert "| llama.cpp, mixed, 16 | 1000 and 100 | 10.00 | 1030 and 100 | 10.30 | 1.030 |" in text
+    assert "| PEFT, one by one, 16 | 1000 and 50 | 20.00 | 1030 and 50 | 20.60 | 1.030 |" in text
+    assert "Every ratio agrees within 3.0%." in text
     for when, file in (("First", "peers"), ("Second", "peers_again")):
         assert re.search(
             rf"^{when}: A GPU; .* \[File\]\(benchmarks/{file}.json\)", text, re.MULTILINE
         )
+
+
+def test_two_runs_with_measured_ratios_are_shown_with_their_intervals(docs: Path) -> None:
+    """Those ratios count, not those of the speeds, which are medians over the whole run."""
+    runs = {}
+    for name, ratio in (("peers", 9.5), ("peers_again", 9.12)):
+        measured = {"ratio": ratio, "low": ratio - 0.1, "high": ratio + 0.1, "turns": 9}
+        ratios = {"llama.cpp, mixed, 16": measured, "PEFT, one by one, 16": {"turns": 0}}
+        ratios["polyclinic, base, 16"] = measured | {"ratio": 0.93}
+        speeds = summary(1000.0, 100.0) | {"polyclinic, base, 16": {"tokens_per_s": 1075.0}}
+        runs[name] = about("peers", summary=speeds, ratios=ratios)
+    text = written(docs, **runs)
+    first, second = "9.5 [9.4, 9.6]", "9.12 [9.02, 9.22]"
+    line = f"| llama.cpp, mixed, 16 | 1000 and 100 | {first} | 1000 and 100 | {second} | 0.960 |"
+    assert line in text
+    assert "| polyclinic, base, 16 | 1000 and 1075 | 0.93 [" in text
+    assert "| PEFT, one by one, 16 |  | not measured |  | not measured |  |" in text
+    assert "Every ratio that both have agrees within 4.0%." in text
 
 
 def test_files_of_before_that_a_page_links_go_on_without_a_summary(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What llama.cpp is given, and how rounds are summed up. The run itself needs the extra `bench`."""
+"""What llama.cpp is given. The run itself needs the extra `bench`."""
 
 from pathlib import Path
 
@@ -6,10 +6,9 @@ import pytest
 from gguf import GGUFReader
 from safetensors.numpy import load_file
 
-from scripts.benchmarks import llama_cpp
 from scripts.benchmarks.bases.models import load_skeleton
+from scripts.benchmarks.cpu_peers import llama_cpp
 from scripts.benchmarks.in_process.random_adapters import make_random_adapters
-from scripts.benchmarks.peers import _summary
 
 
 def test_an_adapter_for_llama_cpp_has_each_matrix_of_pefts(
@@ -37,18 +36,3 @@ def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(llama_cpp, "PACKAGE", "no_such_package")
     with pytest.raises(llama_cpp.PeerMissing, match=r"polyclinic\[bench\]"):
         llama_cpp.check_installed()
-
-
-def test_rounds_are_summed_up_by_their_median() -> None:
-    about = {"side": "llama.cpp", "adapters": "mixed", "streams": 16}
-    runs = [
-        about | {"round": n, "tokens_per_s": speed, "first_token_s": {"median": first}}
-        for n, (speed, first) in enumerate([(100.0, 0.3), (120.0, 0.5)])
-    ]
-    assert _summary(runs) == {
-        "llama.cpp, mixed, 16": {
-            "tokens_per_s": 110.0,
-            "each": [100.0, 120.0],
-            "first_token_s": 0.4,
-        }
-    }

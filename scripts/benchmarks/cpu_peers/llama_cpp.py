@@ -1,6 +1,6 @@
 """llama.cpp's server with LoRA adapters, from the wheel `xllamacpp`, as a peer on the CPU.
 
-    python -m scripts.benchmarks.llama_cpp BASE.gguf ADAPTERS PORT SLOTS
+    python -m scripts.benchmarks.cpu_peers.llama_cpp BASE.gguf ADAPTERS PORT SLOTS
 
 serves on loopback until its stdin closes. ADAPTERS is a folder of adapters in GGUF.
 """
@@ -106,7 +106,7 @@ async def serving(gguf: Path, adapters: Mapping[str, Path], slots: int) -> Async
         arguments = [str(gguf), str(folder), str(port), str(slots)]
         with log.open("wb") as output:
             child = subprocess.Popen(
-                [sys.executable, "-m", "scripts.benchmarks.llama_cpp", *arguments],
+                [sys.executable, "-m", "scripts.benchmarks.cpu_peers.llama_cpp", *arguments],
                 cwd=PROJECT_ROOT,
                 stdin=subprocess.PIPE,
                 stdout=output,
