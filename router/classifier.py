@@ -18,7 +18,7 @@ from router.conversation import SHORT_WORDS, Content, content_of, thread
 from router.evidence import evidence_of
 from router.features import Floats
 from router.head import TextViews, read, sigmoid
-from router.policy import BENEFIT_OF_THE_DOUBT, Classification, Scores, Thresholds, names
+from router.policy import BENEFIT_OF_THE_DOUBT, Classification, Scores, names
 from router.preparation.languages import UNKNOWN, detect_language, likely_french
 from router.preparation.pasted import find_question
 from router.preparation.prepare import Prepared, prepare
@@ -43,6 +43,10 @@ class Classifier:
 
     def __init__(self, artefact: Artefact) -> None:
         self._artefact = artefact
+        self.specialties = artefact.specialties
+        self.version = artefact.version
+        self.thresholds = artefact.thresholds
+        self.encoder_name = artefact.encoder.name
 
     @classmethod
     def load(cls, directory: Path, *, encoder: str | None = None, threads: int = 1) -> "Classifier":
@@ -52,22 +56,6 @@ class Classifier:
             ArtefactError: names the file, what was found, and the fix.
         """
         return cls(load_artefact(directory, encoder=encoder, threads=threads))
-
-    @property
-    def specialties(self) -> tuple[str, ...]:
-        return self._artefact.specialties
-
-    @property
-    def version(self) -> str:
-        return self._artefact.version
-
-    @property
-    def thresholds(self) -> Thresholds:
-        return self._artefact.thresholds
-
-    @property
-    def encoder_name(self) -> str:
-        return self._artefact.encoder.name
 
     def classify(self, conversations: Sequence[Sequence[str]]) -> list[Classification]:
         """Classify conversations; all their turns run through the encoder together.

@@ -136,7 +136,7 @@ class OnnxEncoder:
     ) -> None:
         import onnxruntime
 
-        self._name = name
+        self.name = name
         self._tokenizer = read_tokenizer(tokenizer or tokenizer_file(folder))
         content = read_encoder(folder) if encoder is None else encoder
         options = onnxruntime.SessionOptions()
@@ -147,17 +147,9 @@ class OnnxEncoder:
             self._session = onnxruntime.InferenceSession(
                 content, options, providers=["CPUExecutionProvider"]
             )
-            self._hidden = int(self._session.get_outputs()[0].shape[2])
+            self.hidden = int(self._session.get_outputs()[0].shape[2])
         except Exception as error:  # ONNX Runtime's errors have no narrower type either
             raise EncoderError(f"{ENCODER}: it is not an encoder ({error})") from None
-
-    @property
-    def name(self) -> str:
-        return self._name
-
-    @property
-    def hidden(self) -> int:
-        return self._hidden
 
     def encode(self, texts: Sequence[str]) -> list[Encoded]:
         """Encode texts of any length; short ones run together, padded to the longest of a batch."""

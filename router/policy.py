@@ -1,10 +1,8 @@
 """Decide the route of a classified question. Every branch has a reason code, and a test."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
-
-from router.thresholds import Thresholds as Thresholds
 
 NUM_ALTERNATIVES = 3
 LANGUAGE_NOT_SUPPORTED = "language_not_supported"
@@ -52,6 +50,26 @@ class Classification:
     evidence: tuple[str, ...]  # the user's phrases that spoke for the top specialty
     has_topic: bool = True  # the last turn may change what the conversation is about
     is_request: bool = True  # the last turn asks, or wants something done
+
+
+@dataclass(frozen=True, slots=True)
+class Thresholds:
+    """The probabilities that decide a route."""
+
+    min_confidence: float  # with less, no specialist is named
+    min_in_scope: float  # with less, the question is not one for a clinic
+    min_margin: float = 0.0  # with less between the two top specialties, none is named
+    by_label: Mapping[str, float] = field(default_factory=dict)  # instead of min_confidence
+
+    def confidence_of(self, specialty: str) -> float:
+        """Return the least probability with which a specialty is named."""
+        return self.by_label.get(specialty, self.min_confidence)
+
+    def overruled(self, min_confidence: float | None) -> "Thresholds":
+        """Return these with one confidence for every label; as they are if it is None."""
+        if min_confidence is None:
+            return self
+        return replace(self, min_confidence=min_confidence, by_label={})
 
 
 @dataclass(frozen=True, slots=True)

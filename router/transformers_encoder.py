@@ -34,24 +34,16 @@ class TransformersEncoder:
 
         if threads is not None:
             torch.set_num_threads(threads)
-        self._name = name_or_folder
+        self.name = name_or_folder
         self._tokenizer = AutoTokenizer.from_pretrained(name_or_folder, trust_remote_code=False)
         self._model = AutoModel.from_pretrained(
             name_or_folder, trust_remote_code=False, use_safetensors=True
         ).eval()
-        self._hidden = int(self._model.config.hidden_size)
+        self.hidden = int(self._model.config.hidden_size)
         limit = int(
             getattr(self._model.config, "max_position_embeddings", MAX_TOKENS) or MAX_TOKENS
         )
         self._max_tokens = min(MAX_TOKENS, limit - 2)  # RoBERTa's positions begin at 2
-
-    @property
-    def name(self) -> str:
-        return self._name
-
-    @property
-    def hidden(self) -> int:
-        return self._hidden
 
     def encode(self, texts: Sequence[str]) -> list[Encoded]:
         """Encode the first tokens of each text, as many as the model has positions for."""

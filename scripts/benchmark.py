@@ -7,6 +7,7 @@ The last line of stdout is one JSON object that says where and how it was measur
 """
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -87,4 +88,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
+    # As after Ctrl-C: what a benchmark has started ends with it.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     raise SystemExit(main())

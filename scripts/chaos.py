@@ -111,7 +111,7 @@ async def _run(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     problems: list[str] = []
     async with serving(folder, [application], _is_ready, **ports) as (session, url, tree):
         rng = random.Random(args.seed)
-        content = _content(folder)
+        content: dict[str, Any] = yaml.safe_load((folder / "serve.yaml").read_text())
         dashboard = f"http://127.0.0.1:{dashboard_port}"
         breaker = Breaker(tree, content, dashboard, folder / "state", rng)
         await _change_catalogue(session, url)
@@ -317,12 +317,6 @@ async def _is_ready(session: aiohttp.ClientSession, url: str) -> bool:
             return reply.status == 200
     except (OSError, TimeoutError, aiohttp.ClientError):
         return False
-
-
-def _content(folder: Path) -> dict[str, Any]:
-    """Return what `serving` has written to serve.yaml."""
-    found: dict[str, Any] = yaml.safe_load((folder / "serve.yaml").read_text())
-    return found
 
 
 if __name__ == "__main__":

@@ -10,10 +10,10 @@ line of stdout is one JSON object, without any text.
 
 import argparse
 import gzip
-import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,11 @@ import yaml
 
 from router.urgency.red_flags import RedFlags, load_red_flags
 from scripts.arguments import CommandParser
+from scripts.evaluation.bootstrap import wilson
+from scripts.pages.markdown import head, row
 
 DATA = Path(__file__).resolve().parent.parent / "router" / "data"
 QUESTIONS = DATA / "red_flags.yaml.gz"
-Z_95 = 1.959964  # of the standard normal distribution
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,41 +72,26 @@ def cases(path: Path) -> Iterator[Case]:
                     yield Case(group, label == "urgent", language, bool(negation), text)
 
 
-def wilson(successes: int, number: int) -> tuple[float, float]:
-    """Return Wilson's 95 % interval of a proportion (Wilson 1927)."""
-    share, z2 = successes / number, Z_95**2
-    middle = share + z2 / (2 * number)
-    half = Z_95 * math.sqrt(share * (1 - share) / number + z2 / (4 * number**2))
-    scale = 1 + z2 / number
-    return max((middle - half) / scale, 0.0), min((middle + half) / scale, 1.0)
-
-
 def table(verdicts: Mapping[Case, bool]) -> Iterator[str]:
     """Yield the lines of a table: set by set, and the kinds of questions of all sets."""
-    yield "| questions | urgent: found | not urgent: flagged |"
-    yield "| --- | --- | --- |"
-    groups = {case.group: None for case in verdicts}
-    rows: list[tuple[str, dict[Case, bool]]] = [
-        (f"set {group}", {c: v for c, v in verdicts.items() if c.group == group})
-        for group in groups
-    ]
-    for name, language, negation in (
-        ("English", "en", None),
-        ("French", "fr", None),
-        ("with a negation", None, True),
-    ):
-        rows.append(
-            (
-                f"all, {name}",
-                {
-                    c: v
-                    for c, v in verdicts.items()
-                    if language in (None, c.language) and negation in (None, c.has_negation)
-                },
-            )
-        )
-    for name, chosen in [*rows, ("all", dict(verdicts))]:
-        yield f"| {name} | {_share(chosen, True)} | {_share(chosen, False)} |"
+    kinds: dict[str, Callable[[Case], bool]] = {
+        **{
+            f"set {name}": partial(_is_of, name)
+            for name in dict.fromkeys(c.group for c in verdicts)
+        },
+        "all, English": lambda case: case.language == "en",
+        "all, French": lambda case: case.language == "fr",
+        "all, with a negation": lambda case: case.has_negation,
+        "all": lambda case: True,
+    }
+    yield head("questions", "urgent: found", "not urgent: flagged")
+    for name, belongs in kinds.items():
+        chosen = {case: verdict for case, verdict in verdicts.items() if belongs(case)}
+        yield row(name, _share(chosen, True), _share(chosen, False))
+
+
+def _is_of(group: str, case: Case) -> bool:
+    return case.group == group
 
 
 def figures(verdicts: Mapping[Case, bool]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ import argparse
 import base64
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from scripts.arguments import CommandParser
 from scripts.datasets.record import DataError
 
 ROUTER_DIR = Path(__file__).resolve().parent.parent / "router"
+SECTIONS = ("made_by", "targets", "protocol")  # that a report cannot do without
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,7 +54,8 @@ def run_phrasings(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, An
     from scripts.environment import command_line, commit
     from scripts.router_evaluation import phrasings
 
-    before = phrasings.read_before(args.before) if args.before else None
+    needed = set(phrasings.SECTIONS)
+    before = read_figures(args.before, "--before", needed) if args.before else None
     figures = phrasings.measure(args.model)
     made_by = f"Commit `{commit()}`, `{command_line('evaluate_router', argv)}`."
     args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -121,20 +123,22 @@ def plot_files(out: Path) -> dict[str, Path]:
     return {plot: out.with_name(f"{out.stem}_{plot}.png") for plot in plots}
 
 
-def read_figures(path: Path) -> dict[str, Any]:
-    """Read the figures that an earlier run wrote.
+def read_figures(
+    path: Path, option: str = "--figures", needed: Set[str] = frozenset(SECTIONS)
+) -> dict[str, Any]:
+    """Read the figures that an earlier run wrote, given as the value of `option`.
 
     Raises:
-        DataError: the file holds no JSON object with the figures' sections.
+        DataError: the file holds no JSON object with the sections that are needed.
     """
     try:
         figures: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        missing = {"made_by", "targets", "protocol"} - set(figures)
+        missing = needed - set(figures)
     except (ValueError, TypeError) as error:
-        raise DataError(f"--figures {path}: not JSON ({error})") from None
+        raise DataError(f"{option} {path}: not JSON ({error})") from None
     if missing:
         raise DataError(
-            f"--figures {path}: no {', '.join(sorted(missing))} in it; expected the .json file "
+            f"{option} {path}: no {', '.join(sorted(missing))} in it; expected the .json file "
             "that evaluate_router wrote with its report"
         )
     return figures
@@ -176,12 +180,12 @@ def summary(figures: dict[str, Any]) -> dict[str, Any]:
 
 
 def _told(target: dict[str, Any]) -> dict[str, Any]:
-    estimate = target["estimate"] or {"value": None, "low": None, "high": None, "n": 0}
-    parts = (estimate[part] for part in ("value", "low", "high"))
-    value, *interval = (None if part is None else round(part, 4) for part in parts)
     about = {key: target[key] for key in ("name", "measured_on", "bound", "verdict")}
-    interval_or_none = interval if target["estimate"] else None
-    return {**about, "value": value, "interval": interval_or_none, "n": estimate["n"]}
+    if not target["estimate"]:
+        return {**about, "value": None, "interval": None, "n": 0}
+    parts = (target["estimate"][part] for part in ("value", "low", "high"))
+    value, *interval = (None if part is None else round(part, 4) for part in parts)
+    return {**about, "value": value, "interval": interval, "n": target["estimate"]["n"]}
 
 
 if __name__ == "__main__":

@@ -39,10 +39,10 @@ from router.training.examples import OUT_OF_SCOPE
 from scripts.arguments import CommandParser
 from scripts.datasets.attributions import ATTRIBUTIONS, origin
 from scripts.datasets.record import DataError
-from scripts.datasets.source import Source, split_source
+from scripts.datasets.source import parse_source
 from scripts.router.augmentation import neutral_letters
 from scripts.router.dataset import MANIFEST, QUESTIONS, Entry, question, to_row
-from scripts.router.sources import OPTIONS, READERS, read_source_entries
+from scripts.router.sources import OPTIONS, read_source_entries
 
 NUM_NEUTRAL = 200  # letters for each language
 HEAD_PERCENT = 15  # of the groups that may train
@@ -72,7 +72,7 @@ def prepare(
     sources: Sequence[str], out: Path, hold_out: Sequence[str] = (), *, unseen_names: bool = False
 ) -> dict[str, Any]:
     """Read, split and write the entries; raise DataError for a bad source or unknown --hold_out."""
-    parsed = [parse(text) for text in sources]
+    parsed = [parse_source(text, OPTIONS) for text in sources]
     entries = [entry for source in tqdm(parsed, "reading") for entry in read_source_entries(source)]
     known = {entry.source for entry in entries}
     if unknown := sorted(set(hold_out) - known):
@@ -98,16 +98,6 @@ def prepare(
     text = json.dumps(manifest, ensure_ascii=False, indent=1)
     (out / MANIFEST).write_text(text + "\n", encoding="utf-8")
     return {"out": out.name, "num_entries": len(split), "splits": manifest["counts"]}
-
-
-def parse(text: str) -> Source:
-    """Read a --source argument; raise DataError for an unknown kind or option, or an empty path."""
-    source = split_source(text, READERS)
-    known = OPTIONS[source.kind]
-    if unknown := sorted(source.options.keys() - known):
-        there = ", ".join(sorted(known)) or "none"
-        raise DataError(f"--source {text}: no option {', '.join(unknown)}; there is {there}")
-    return source
 
 
 def neutral_entries() -> list[Entry]:

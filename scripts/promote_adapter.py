@@ -35,7 +35,7 @@ from adapters.seed import put_adapter, seed_lock, seed_version
 from adapters.validation import CONFIG_FILE, WEIGHTS_FILE, check_adapter
 from adapters.versions import SEED_PATH, RegisteredAdapter
 from scripts.arguments import CommandParser
-from scripts.datasets.record import DataError
+from scripts.datasets.record import DataError, readable
 from scripts.lora.errors import HubError, expected_errors
 from scripts.lora.gate import GATE, figures, read_result, unproven
 from scripts.lora.hub import pull, push
@@ -129,14 +129,10 @@ def failures(
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    try:
+    with readable(f"{folder / CONFIG_FILE}: cannot be read as an adapter's config"):
         config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-        return {"rank": int(config["r"]), "base_model": str(config["base_model_name_or_path"])}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{folder / CONFIG_FILE}: cannot be read as an adapter's config "
-            f"({type(error).__name__}: {error})"
-        ) from None
+        known = {"rank": int(config["r"]), "base_model": str(config["base_model_name_or_path"])}
+    return known
 
 
 def _adapter(

@@ -24,6 +24,7 @@ from safetensors.numpy import save_file
 from scipy.sparse import csr_matrix, vstack
 from sklearn.linear_model import LogisticRegression
 
+from router.training.ngrams import sparse
 from router.urgency.red_flags import RedFlags, load_red_flags
 from router.urgency.wording import NUM_BUCKETS, SIGN_FROM, URGENT_FROM, WEIGHTS, features, pieces
 from scripts.arguments import CommandParser
@@ -134,23 +135,16 @@ def _first_pieces(rules: RedFlags, questions: Sequence[Case]) -> list[list[str]]
 
 def _matrix(listed: Sequence[list[str]]) -> csr_matrix:
     """Return the features of pieces, (pieces, NUM_BUCKETS)."""
-    found = [features(piece) for piece in listed]
-    starts = np.cumsum([0, *(len(rows) for rows, _ in found)])
-    values, rows = (np.concatenate([pair[i] for pair in found]) for i in (1, 0))
-    return csr_matrix((values, rows, starts), shape=(len(found), NUM_BUCKETS))
+    return sparse([features(piece) for piece in listed], NUM_BUCKETS)
 
 
 def _with(background: _Background, matrix: csr_matrix, urgent: Flags) -> LogisticRegression:
-    return _fit(
+    model = LogisticRegression(C=INVERSE_PENALTY, solver="liblinear", random_state=SEED)
+    return model.fit(
         vstack([matrix, background.features]),
         np.concatenate([urgent, background.urgent]),
         np.concatenate([np.ones(len(urgent)), background.weights]),
     )
-
-
-def _fit(matrix: csr_matrix, urgent: Flags, weights: npt.NDArray[np.float64]) -> LogisticRegression:
-    model = LogisticRegression(C=INVERSE_PENALTY, solver="liblinear", random_state=SEED)
-    return model.fit(matrix, urgent, weights)
 
 
 def _save(model: LogisticRegression, path: Path) -> None:

@@ -26,7 +26,7 @@ if not __package__:  # run as a file: this folder would hide packages of the sam
 from router.encoder import OnnxEncoder, TextEncoder, encoder_file
 from router.training.examples import LabelledText, Recipe
 from scripts.arguments import CommandParser
-from scripts.datasets.record import DataError
+from scripts.datasets.record import DataError, readable
 from scripts.environment import command_line
 from scripts.router.augmentation import as_question
 from scripts.router.dataset import MANIFEST, SPLITS, read_entries
@@ -83,15 +83,11 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
 
 def _provenance(data: Path, argv: Sequence[str]) -> dict[str, Any]:
     """Return what was trained on, and the command, without paths of this machine."""
-    try:
+    hint = "make the folder with prepare_router_dataset"
+    with readable(f"--data {data}: {MANIFEST} cannot be read: {hint}"):
         prepared = json.loads((data / MANIFEST).read_text(encoding="utf-8"))
         about = {key: prepared[key] for key in ("sources", "hold_out", "unseen_names", "sha256")}
         attribution = prepared["attribution"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"--data {data}: {MANIFEST} cannot be read ({error!r}): make the folder with "
-            "prepare_router_dataset"
-        ) from None
     command = command_line("train_router", argv)
     return {"data": about, "attribution": attribution, "command": command}
 

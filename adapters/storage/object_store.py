@@ -16,9 +16,8 @@ import inspect
 import re
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from adapters.storage.atomic import unfinished
 from adapters.storage.protocol import WEIGHTS, PreconditionFailed, StorageError
@@ -43,19 +42,13 @@ class ObjectStorage:
         StorageError: no driver for this kind of URL is installed.
     """
 
-    def __init__(
-        self,
-        url: str,
-        options: Mapping[str, Any] | None = None,
-        *,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
+    def __init__(self, url: str, *, clock: Callable[[], float] = time.time) -> None:
         import fsspec
 
         self._url = url.rstrip("/")
         self._clock = clock
         try:
-            self._fs, self._root = fsspec.core.url_to_fs(self._url, **(options or {}))
+            self._fs, self._root = fsspec.core.url_to_fs(self._url)
         except (ImportError, ValueError) as error:
             raise StorageError(
                 f"{self._url}: {error}: install the driver (s3fs, gcsfs or adlfs) on every node"

@@ -18,6 +18,7 @@ class Term:
 
     Attributes:
         synonyms: exact and other ones, in the file's order.
+        exact: the exact ones.
         layperson: those of the synonyms that the file marks as a layperson's.
         references: what definition and synonyms cite, such as PMID:32412211.
     """
@@ -27,6 +28,7 @@ class Term:
     definition: str
     comment: str
     synonyms: tuple[str, ...]
+    exact: tuple[str, ...]
     layperson: tuple[str, ...]
     references: tuple[str, ...]
     parents: tuple[str, ...]
@@ -67,6 +69,7 @@ def _term(block: str) -> Term | None:
         definition=definition,
         comment=_unescaped(found.get("comment", [""])[0]),
         synonyms=tuple(dict.fromkeys(text for text, _ in synonyms if text)),
+        exact=tuple(text for text, rest in synonyms if rest.startswith("EXACT")),
         layperson=tuple(text for text, rest in synonyms if " layperson " in rest),
         references=tuple(dict.fromkeys(references)),
         parents=tuple(value.split(" ")[0] for value in found.get("is_a", [])),

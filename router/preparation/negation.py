@@ -69,18 +69,15 @@ class Negations:
 
     def _end_of_negation(self, trigger: Span) -> int:
         """Return the end of the clause or, of "no fever, cough or chills", of the list."""
-        reading, start = self._reading, trigger.end
-        stop = min(reading.end_of_sentence(trigger.start), start + NEGATED_WORDS)
+        clauses, start = self._reading.clauses, trigger.end
+        stop = min(self._reading.end_of_sentence(trigger.start), start + NEGATED_WORDS)
         ends = [s.start for s in self._found.get("end_of_negation", ()) if s.start >= start]
         stop = min([stop, *ends])
         if any(s.start == trigger.start for s in self._found.get("list_negation", ())):
             return stop
         listed = [s.start for s in self._found.get("list_word", ()) if start <= s.start < stop]
         last = max([trigger.end - 1, *listed])
-        return next((at for at in range(last, stop) if self._is_next_clause(at, last)), stop)
-
-    def _is_next_clause(self, at: int, last: int) -> bool:
-        return self._reading.clauses[at] != self._reading.clauses[last]
+        return next((at for at in range(last, stop) if clauses[at] != clauses[last]), stop)
 
     def _comes_after(self, span: Span, denial: Span) -> bool:
         reading = self._reading

@@ -9,6 +9,7 @@ are answered with, thresholds applied, is compared before and after. Needs sciki
 import dataclasses
 import json
 import zlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,16 +69,6 @@ class Extension:
     num_needed: int
     old_before: Outcomes
     old_after: Outcomes
-
-    @property
-    def before(self) -> Mapping[str, float]:
-        """Return the recall of each old label."""
-        return self.old_before.recalls
-
-    @property
-    def after(self) -> Mapping[str, float]:
-        """Return the recall of each label."""
-        return {**self.old_after.recalls, self.label: self.recall}
 
     @property
     def losses(self) -> dict[str, float]:
@@ -221,10 +212,8 @@ def _weighted(examples: FeatureSet, label: str) -> FeatureSet:
 
 def _without(generic: Mapping[str, Sequence[str]], questions: Sequence[str]) -> dict[str, Any]:
     """Return the generic words without those that most questions of the new specialty have."""
-    counted: dict[str, int] = {}
-    for question in questions:
-        for word in {w.normal for w in words_of(prepared_text(question))}:
-            counted[word] = counted.get(word, 0) + 1
+    found = ({w.normal for w in words_of(prepared_text(question))} for question in questions)
+    counted = Counter(word for words in found for word in words)
     frequent = {word for word, count in counted.items() if count > len(questions) / 2}
     return {code: [w for w in words if w not in frequent] for code, words in generic.items()}
 

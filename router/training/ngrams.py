@@ -63,16 +63,17 @@ def build_vocabulary(texts: Sequence[str], min_count: int, max_features: int) ->
 
 def matrix(texts: Sequence[str], vocabulary: Vocabulary) -> csr_matrix:
     """Return the vectors that serving would compute, (len(texts), F)."""
-    indices, values, starts = [], [], [0]
-    for text in texts:
-        vector = vectorise(words_of(text), vocabulary)
-        indices.append(vector.rows)
-        values.append(vector.values)
-        starts.append(starts[-1] + len(vector.rows))
-    shape = (len(texts), len(vocabulary.keys))
-    return csr_matrix(
-        (np.concatenate(values), np.concatenate(indices), np.array(starts)), shape=shape
-    )
+    vectors = (vectorise(words_of(text), vocabulary) for text in texts)
+    return sparse([(vector.rows, vector.values) for vector in vectors], len(vocabulary.keys))
+
+
+def sparse(
+    vectors: Sequence[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]], width: int
+) -> csr_matrix:
+    """Return the matrix (len(vectors), width) of vectors that are given as (places, values)."""
+    places, values = (np.concatenate(parts) for parts in zip(*vectors, strict=True))
+    starts = np.cumsum([0, *(len(found) for found, _ in vectors)])
+    return csr_matrix((values, places, starts), shape=(len(vectors), width))
 
 
 def _logistic(c: float) -> LogisticRegression:

@@ -77,7 +77,10 @@ def save(trained: Trained, directory: Path, *, date: str, provenance: Mapping[st
     return version
 
 
-def _ngram_arrays(ngrams: NgramModel) -> dict[str, npt.NDArray[Any]]:
+def weight_arrays(
+    ngrams: NgramModel, projection: Projection, head: Head
+) -> dict[str, npt.NDArray[Any]]:
+    """Return all arrays of weights.npz."""
     return {
         "keys": ngrams.vocabulary.keys,
         "idf": ngrams.vocabulary.idf.astype(np.float16),
@@ -86,11 +89,10 @@ def _ngram_arrays(ngrams: NgramModel) -> dict[str, npt.NDArray[Any]]:
         "ngram_scope": ngrams.scope.astype(np.float16),
         "ngram_french": ngrams.french.astype(np.float16),
         "ngram_biases": np.array([ngrams.scope_bias, ngrams.french_bias], dtype=np.float32),
+        "mean": projection.mean,
+        "components": projection.components.astype(np.float16),
+        **head_arrays(head),
     }
-
-
-def _projection_arrays(projection: Projection) -> dict[str, npt.NDArray[Any]]:
-    return {"mean": projection.mean, "components": projection.components.astype(np.float16)}
 
 
 def head_arrays(head: Head) -> dict[str, npt.NDArray[Any]]:
@@ -104,13 +106,6 @@ def head_arrays(head: Head) -> dict[str, npt.NDArray[Any]]:
         "scope": head.scope,
         "scope_bias": np.array([head.scope_bias], dtype=np.float32),
     }
-
-
-def weight_arrays(
-    ngrams: NgramModel, projection: Projection, head: Head
-) -> dict[str, npt.NDArray[Any]]:
-    """Return all arrays of weights.npz."""
-    return {**_ngram_arrays(ngrams), **_projection_arrays(projection), **head_arrays(head)}
 
 
 def rounded(recalls: Mapping[str, float]) -> dict[str, float]:

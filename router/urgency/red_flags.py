@@ -250,15 +250,12 @@ def _measured(measure: _Measure, reading: Reading) -> list[Span]:
     spans = []
     for match in measure.pattern.finditer(reading.folded):
         number = next((group for group in match.groups() if group), None)
-        if number is None or measure.at_least <= _number(number) <= measure.at_most:
+        value = None if number is None else float(number.replace(",", "."))
+        if value is None or measure.at_least <= value <= measure.at_most:
             at = max(bisect_right(reading.starts, match.start()) - 1, 0)
             end = max(bisect_right(reading.starts, match.end() - 1), at + 1)
             spans.append(Span(at, end, "en"))
     return spans
-
-
-def _number(text: str) -> float:
-    return float(text.replace(",", "."))
 
 
 def _first_match(rule: _Rule, held: Mapping[str, Sequence[Span]]) -> Span | None:

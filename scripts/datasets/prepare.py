@@ -13,8 +13,9 @@ from scripts.datasets.checks import check
 from scripts.datasets.cleaning import Cleaned, clean
 from scripts.datasets.prepared_folder import check_out, write_folder
 from scripts.datasets.record import DataError, Record
-from scripts.datasets.source import Source, SourceReading
-from scripts.datasets.sources import parse_source, read_source
+from scripts.datasets.source import Source, SourceReading, parse_source
+from scripts.datasets.sources import OPTIONS as SOURCE_OPTIONS
+from scripts.datasets.sources import read_source
 from scripts.datasets.split import Split, SplitRule, split_by_disease
 from scripts.datasets.with_passages import grounded
 from scripts.lora.gate import GATE
@@ -34,7 +35,7 @@ def prepare(args: argparse.Namespace) -> dict[str, Any]:
     """
     check_out(args.out, args.overwrite)
     rule = _rule(args)
-    sources = [parse_source(text) for text in args.source]
+    sources = [parse_source(text, SOURCE_OPTIONS) for text in args.source]
     records: list[Record] = []
     readings: list[SourceReading] = []
     for source in tqdm(sources, "reading"):

@@ -1,5 +1,6 @@
 """One question, with or without an answer; lines of JSON; words and names in a normal form."""
 
+import contextlib
 import gzip
 import json
 import re
@@ -94,6 +95,19 @@ def normal_name(name: str) -> str:
 
 class DataError(ValueError):
     """The data cannot be used; the text names the file, the line and what is expected."""
+
+
+@contextlib.contextmanager
+def readable(what: str, refusal: type[Exception] = DataError) -> Iterator[None]:
+    """Raise `refusal` where reading a file, or looking into its content, fails in the block.
+
+    Args:
+        what: begins the text, which goes on with the reason: "a.json: no report (KeyError: 'n')".
+    """
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise refusal(f"{what} ({type(error).__name__}: {error})") from None
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -31,13 +31,25 @@ class Source:
         return f"{self.kind}:{self.path if self.kind == 'hf' else self.folder.name}"
 
 
-def split_source(text: str, kinds: Collection[str]) -> Source:
-    """Read `KIND:PATH[,key=value...]`; raise DataError for another kind or an empty path."""
+def parse_source(text: str, allowed: Mapping[str, Collection[str]]) -> Source:
+    """Read `KIND:PATH[,key=value...]`; `allowed` has the options of each kind.
+
+    Raises:
+        DataError: another kind, an empty path, or an option that the kind does not have.
+    """
     kind, _, rest = text.partition(":")
     path, *pieces = _OPTION.split(rest)
-    if kind not in kinds or not path:
-        raise DataError(f"--source {text}: expected KIND:PATH with KIND one of {', '.join(kinds)}")
-    return Source(kind, path, dict(zip(pieces[::2], pieces[1::2], strict=True)))
+    if kind not in allowed or not path:
+        raise DataError(
+            f"--source {text}: expected KIND:PATH with KIND one of {', '.join(allowed)}"
+        )
+    options = dict(zip(pieces[::2], pieces[1::2], strict=True))
+    if unknown := sorted(options.keys() - set(allowed[kind])):
+        raise DataError(
+            f"--source {text}: no option {', '.join(unknown)} for kind {kind}; there are "
+            f"{', '.join(sorted(allowed[kind])) or 'none'}"
+        )
+    return Source(kind, path, options)
 
 
 @dataclass(slots=True)

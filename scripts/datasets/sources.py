@@ -6,20 +6,8 @@ from typing import Any
 from scripts.datasets.medical_corpora import abstracts, medquad
 from scripts.datasets.record import DataError, Record, text_of
 from scripts.datasets.rows import read_rows
-from scripts.datasets.source import Source, SourceReading, record_of, split_source
+from scripts.datasets.source import Source, SourceReading, record_of
 from scripts.datasets.tables import COLUMNS, hub, table
-
-
-def parse_source(text: str) -> Source:
-    """Read a `--source` argument. Raises DataError: unknown kind or option, empty path."""
-    source = split_source(text, READERS)
-    known = ALLOWED[source.kind] | {"licence"}
-    if unknown := sorted(source.options.keys() - known):
-        raise DataError(
-            f"--source {text}: no option {', '.join(unknown)} for kind {source.kind}; there are "
-            f"{', '.join(sorted(known))}"
-        )
-    return source
 
 
 def read_source(source: Source) -> tuple[list[Record], SourceReading]:
@@ -73,10 +61,10 @@ READERS: dict[str, Callable[[Source, SourceReading], Iterator[Record]]] = {
     "table": table,
     "hf": hub,
 }
-ALLOWED: dict[str, frozenset[str]] = {
-    "jsonl": frozenset({"all"}),
-    "medquad": frozenset(),
-    "abstracts": frozenset({"keyword", "keywords", "title", "abstract", "all"}),
-    "table": frozenset({*COLUMNS, "all"}),
-    "hf": frozenset({*COLUMNS, "all", "part"}),
+OPTIONS: dict[str, tuple[str, ...]] = {
+    "jsonl": ("licence", "all"),
+    "medquad": ("licence",),
+    "abstracts": ("licence", "keyword", "keywords", "title", "abstract", "all"),
+    "table": ("licence", *COLUMNS, "all"),
+    "hf": ("licence", *COLUMNS, "all", "part"),
 }

@@ -1,4 +1,4 @@
-"""Percentile bootstrap over questions (Efron and Tibshirani 1993, chapter 13), vectorised.
+"""Intervals: percentile bootstrap over questions (Efron and Tibshirani 1993, chapter 13), Wilson's.
 
 A resample is how often each question was drawn. Systems that are compared share the draws, which
 makes their difference a paired one.
@@ -54,6 +54,14 @@ def corpus_bleu(statistics: Floats) -> Floats:
     bleu = 100 * np.exp(logs / MAX_ORDER + penalty)
     # Nothing is smoothed where no word matches, or where no answer has a 4-gram.
     return np.where((matches.sum(axis=-1) == 0) | (totals[..., -1] == 0), 0.0, bleu)
+
+
+def wilson(right: int, count: int) -> tuple[float, float]:
+    """Return the 95 % interval of a share, `right` of `count` (Wilson 1927)."""
+    from scipy.stats import binomtest
+
+    found = binomtest(right, count).proportion_ci(method="wilson")
+    return float(found.low), float(found.high)
 
 
 def interval(values: Floats) -> list[float]:

@@ -1,6 +1,5 @@
-"""Parts of a result: metrics by question type, examples, and the values of each question."""
+"""Parts of a result: examples, and the values of each question."""
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,30 +8,10 @@ import numpy as np
 from scripts.datasets.checks import ngrams
 from scripts.datasets.record import Record
 from scripts.evaluation.answer_file import SYSTEMS
-from scripts.evaluation.bootstrap import Floats, draws
-from scripts.evaluation.comparison import metric
+from scripts.evaluation.bootstrap import Floats
 
 NUM_EXAMPLES = 3
 Columns = Mapping[str, Mapping[str, Floats]]  # metric -> system -> value of each question
-
-
-def by_type(pairs: Sequence[Record], columns: Columns, seed: int) -> dict[str, Any]:
-    """Return question type -> metrics over its questions, the most frequent first."""
-    groups: dict[str, list[int]] = defaultdict(list)
-    for position, pair in enumerate(pairs):
-        groups[pair.qtype or "unknown"].append(position)
-    found = {}
-    for qtype, positions in sorted(groups.items(), key=lambda item: (-len(item[1]), item[0])):
-        counts = draws(len(positions), seed)
-        picked = {
-            name: {system: columns[name][system][positions] for system in SYSTEMS}
-            for name in ("nll", "bleu", "rouge_l")
-        }
-        found[qtype] = {
-            "n": len(positions),
-            **{name: metric(name, by_system, counts) for name, by_system in picked.items()},
-        }
-    return found
 
 
 def examples(

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from scripts.datasets.record import DataError
+from scripts.datasets.record import DataError, readable
 from scripts.evaluation.answer_file import SYSTEMS
 from scripts.evaluation.bootstrap import draws
 from scripts.evaluation.comparison import MIN_DIAGNOSTIC, compared
@@ -36,15 +36,11 @@ def read_results(folder: Path) -> list[Result]:
     """
     results = []
     for file in sorted(folder.glob("*.json")):
-        try:
+        with readable(f"{file}: no result of scripts.evaluate_adapter"):
             result = json.loads(file.read_text(encoding="utf-8"))
             if result["schema"] != 1:
                 raise DataError(f"{file}: schema {result['schema']}; 1 is known")
             result["metrics"], result["per_question"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                f"{file}: no result of scripts.evaluate_adapter ({type(error).__name__}: {error})"
-            ) from None
         results.append(result)
     if not results:
         raise DataError(f"{folder}: no result of scripts.evaluate_adapter")

@@ -13,7 +13,7 @@ from scripts.datasets.pairs import DataSet, load_pairs
 from scripts.datasets.record import DataError, Record
 from scripts.evaluation.answer_file import SYSTEMS, AnswerRow, Answers
 from scripts.evaluation.bootstrap import Floats, draws
-from scripts.evaluation.by_question import by_type, examples, per_question
+from scripts.evaluation.by_question import examples, per_question
 from scripts.evaluation.citations import citations
 from scripts.evaluation.comparison import MIN_DIAGNOSTIC, metric, not_available
 from scripts.evaluation.diagnostic import DiagnosticItem, is_named
@@ -68,7 +68,6 @@ def score(
         "honesty": {
             system: _honesty(pairs, given, texts[system]) for system, given in rows.items()
         },
-        "by_question_type": by_type(pairs, columns, seed),
         "examples": examples(pairs, columns, texts),
         "per_question": per_question(pairs, columns, seen),
         "diagnostic_items": named,

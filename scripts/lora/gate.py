@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from scripts.datasets.record import DataError
+from scripts.datasets.record import readable
 
 Result = dict[str, Any]  # of scripts.evaluate_adapter
 GATE = 30  # validation questions: fewer prove nothing
@@ -17,20 +17,15 @@ def read_result(file: Path) -> Result:
     Raises:
         DataError: unreadable, incomplete, or with an interval that is not finite.
     """
-    try:
-        result = json.loads(file.read_text(encoding="utf-8"))
+    with readable(f"--evaluation {file}: no result of scripts.evaluate_adapter"):
+        result: Result = json.loads(file.read_text(encoding="utf-8"))
         for metric in ("nll", "rouge_l", "bleu"):
             low, high = result["metrics"][metric]["difference"]["interval"]
             if not (math.isfinite(low) and math.isfinite(high)):
                 raise ValueError(f"the interval of {metric} is [{low}, {high}]")
         figures(result)
         result["adapter_sha256"], result["split"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"--evaluation {file}: no result of scripts.evaluate_adapter "
-            f"({type(error).__name__}: {error})"
-        ) from None
-    return dict(result)
+    return result
 
 
 def unproven(result: Result, min_questions: int, min_gain: float) -> list[str]:

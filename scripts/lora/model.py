@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from adapters.bases.models import Family
 from adapters.validation import CONFIG_FILE, WEIGHTS_FILE
+from scripts.datasets.record import readable
 from scripts.lora.base_model import Quantization, load_quantised
 from scripts.lora.errors import TrainingError
 
@@ -100,17 +101,12 @@ def check_init_adapter(lora: LoraSettings, base_name: str) -> None:
     if lora.init_adapter is None:
         return
     file = lora.init_adapter / CONFIG_FILE
-    try:
+    if not file.is_file():
+        raise TrainingError(f"--init_adapter: {file}: no such file")
+    with readable(f"--init_adapter: {file}: cannot be read as an adapter's config", TrainingError):
         config = json.loads(file.read_text(encoding="utf-8"))
         there = {key: config[key] for key in ("base_model_name_or_path", "lora_alpha")}
         there["use_rslora"] = config.get("use_rslora", False)
-    except FileNotFoundError:
-        raise TrainingError(f"--init_adapter: {file}: no such file") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise TrainingError(
-            f"--init_adapter: {file}: cannot be read as an adapter's config "
-            f"({type(error).__name__}: {error})"
-        ) from None
     here = {
         "base_model_name_or_path": base_name,
         "lora_alpha": lora.alpha,

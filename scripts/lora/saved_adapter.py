@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from adapters.prompting import PROMPT_FORMATS, PromptFormat
 from adapters.validation import CONFIG_FILE, PROMPT_FORMAT_KEY, WEIGHTS_FILE, recorded_prompt_format
+from scripts.datasets.record import readable
 from scripts.lora.errors import AdapterMismatch
 
 
@@ -76,10 +77,8 @@ def check_base(folder: Path, base_name: str) -> None:
         AdapterMismatch: it was not, its config cannot be read, or it has no safetensors.
     """
     file = folder / CONFIG_FILE
-    try:
+    with readable(f"{file}: cannot be read as an adapter's config", AdapterMismatch):
         trained_on = json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise AdapterMismatch(f"{file}: cannot be read as an adapter's config ({error})") from None
     if trained_on != base_name:
         raise AdapterMismatch(
             f"{file}: the adapter was trained on {trained_on!r}, and the base model here is "

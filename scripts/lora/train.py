@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 
 from scripts.datasets.pairs import DataSet, load_pairs
 from scripts.datasets.record import Record
@@ -21,7 +23,6 @@ from scripts.lora.device import check_device, peak_memory, used_mib
 from scripts.lora.errors import TrainingError
 from scripts.lora.gate import GATE
 from scripts.lora.model import LoraSettings, build, check_init_adapter
-from scripts.lora.processes import Processes
 from scripts.lora.trainer import LoraTrainer, TrainingResult
 from scripts.lora.training_arguments import LoopSettings
 
@@ -38,9 +39,9 @@ def train(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
     if args.quantization == "none" and args.optimiser != "adamw_8bit":
         sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]  # 2 s, and messages
     args.device = check_device(args.device)
-    processes = Processes(args.device)
+    run = join_run(args.device)
     data = _data(args)
-    if processes.is_main:
+    if run.is_main_process:
         _warn_of_little_data(data)
     base = chosen_base(args).prompted(args.prompt_format)
     lora = LoraSettings(**named(args, LoraSettings))
@@ -48,7 +49,7 @@ def train(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
     examples = [_example(pair, base, args) for pair in data.train]
     held_out = [_example(pair, base, args) for pair in data.validation]
     checkpoint = args.out / CHECKPOINT
-    _prepare_checkpoint(checkpoint, args, data, processes)
+    _prepare_checkpoint(checkpoint, args, data, run)
     used_before = used_mib(args.device)
     model = build(
         base.path,
@@ -59,22 +60,42 @@ def train(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
         device=args.device,
         gradient_checkpointing=args.gradient_checkpointing,
     )
-    loop = LoopSettings(**named(args, LoopSettings), num_processes=processes.count)
+    loop = LoopSettings(**named(args, LoopSettings), num_processes=run.num_processes)
     trainer = LoraTrainer(model, base.family, base.pad_id, loop, examples, held_out, checkpoint)
     done = trainer.fit(resume=args.resume)
     report = _report(args, base, data, done) | peak_memory(args.device, used_before)
-    report["num_processes"] = processes.count
+    report["num_processes"] = run.num_processes
     trained, total = model.get_nb_trainable_parameters()
     report |= {"num_trained_parameters": trained, "num_parameters": total}
     end = base.tokenizer.eos_token_id
     report["num_answers_cut"] = sum(example.answer[-1] != end for example in examples)
-    processes.wait()  # for the best weights, read from the checkpoints
-    if processes.is_main:
+    run.wait_for_everyone()  # for the best weights, read from the checkpoints
+    if run.is_main_process:
         command = command_line("train_lora_adapter", argv)
         write_adapter(args.out, model, report, done.history, command, data)
         shutil.rmtree(checkpoint, ignore_errors=True)
-    processes.end()
+    if run.num_processes > 1:
+        run.destroy_process_group()
     return report
+
+
+def join_run(device: str) -> PartialState:
+    """Return this process among those of its run, one for each GPU.
+
+    `accelerate launch` and `torchrun` start them; alone if nobody launched others.
+
+    Raises:
+        TrainingError: more processes than GPUs.
+    """
+    local, num_gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+    if device == "cuda":
+        if local >= num_gpus:
+            raise TrainingError(
+                f"process {local + 1} of this machine has no GPU: there are {num_gpus}; launch "
+                f"with --num_processes {num_gpus}"
+            )
+        torch.cuda.set_device(local)  # the GPU that "cuda" means from here on
+    return PartialState(cpu=device == "cpu")
 
 
 def named(args: argparse.Namespace, settings: Any) -> dict[str, Any]:
@@ -115,7 +136,7 @@ def _warn_of_little_data(data: DataSet) -> None:
 
 
 def _prepare_checkpoint(
-    folder: Path, args: argparse.Namespace, data: DataSet, processes: Processes
+    folder: Path, args: argparse.Namespace, data: DataSet, run: PartialState
 ) -> None:
     """Compare with the unfinished run on --resume; else start with an empty folder."""
     arguments = {
@@ -123,14 +144,14 @@ def _prepare_checkpoint(
         for key, value in vars(args).items()
         if key not in ("resume", "data", "out", "report_to")
     } | {"data": data.files}
-    if processes.count > 1:
-        arguments["num_processes"] = processes.count
+    if run.num_processes > 1:
+        arguments["num_processes"] = run.num_processes
     if args.resume:
         check_arguments(folder, arguments)
-    elif processes.is_main:
+    elif run.is_main_process:
         shutil.rmtree(folder, ignore_errors=True)
         keep_arguments(folder, arguments)
-    processes.wait()
+    run.wait_for_everyone()
 
 
 def _example(pair: Record, base: ChosenBase, args: argparse.Namespace) -> TokenizedPair:

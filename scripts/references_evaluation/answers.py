@@ -35,8 +35,12 @@ from scripts.datasets.pairs import load_pairs
 from scripts.datasets.record import DataError, Record
 from scripts.environment import command_line, environment
 from scripts.lora.chosen_base import CATALOG_DIR
-from scripts.references_evaluation.answer_measures import Answered, measures, supported_sentences
-from scripts.references_evaluation.bounds import bounds
+from scripts.references_evaluation.answer_measures import (
+    Answered,
+    bounds,
+    measures,
+    supported_sentences,
+)
 
 SYSTEMS = {"off": True, "cite": True, "cite_base": False}  # -> whether the adapter answers
 NUM_PASSAGES, NUM_ROWS, LOOP_WORDS, MAX_TOKENS = 3, 16, 4, 256

@@ -16,6 +16,7 @@ from references.passage import Passage
 from references.ranking import Ranked
 from references.shelf import Shelf
 from references.words import fold, french, name_key, stems
+from scripts.evaluation.bootstrap import wilson
 from scripts.references_evaluation.vignettes import SIZES, form, vignettes
 
 FOLDER = Path(__file__).parent
@@ -31,16 +32,9 @@ SYNONYMS, NAMES = 800, 300  # questions drawn
 
 def share(right: Iterable[bool]) -> dict[str, Any]:
     """Return a share with its number of cases and Wilson's interval of 95 %."""
-    from scipy.stats import binomtest
-
     values = list(right)
-    interval = binomtest(sum(values), len(values)).proportion_ci(method="wilson")
-    return {
-        "value": sum(values) / len(values),
-        "n": len(values),
-        "low": float(interval.low),
-        "high": float(interval.high),
-    }
+    low, high = wilson(sum(values), len(values))
+    return {"value": sum(values) / len(values), "n": len(values), "low": low, "high": high}
 
 
 class Search:

@@ -17,6 +17,7 @@ from scripts.router.encoder_init import LAYERS, dequantised
 GROUP = 64  # weights that share a scale in the 4-bit encoder
 MAX_POSITIONS = 256  # tokens of one window, start and end included
 EPSILON = 1e-12
+DROPOUT = 0.1  # while training
 
 
 def fake_quantised(weight: Tensor) -> Tensor:
@@ -66,10 +67,9 @@ class Linear(nn.Linear):
 class Layer(nn.Module):
     """Post-norm BERT layer."""
 
-    def __init__(self, hidden: int, num_heads: int, dropout: float) -> None:
+    def __init__(self, hidden: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.dropout = dropout
         self.qkv = Linear(hidden, 3 * hidden)
         self.out = Linear(hidden, hidden)
         self.norm_1 = nn.LayerNorm(hidden, eps=EPSILON)
@@ -83,9 +83,9 @@ class Layer(nn.Module):
         q, k, v = self.qkv(x).reshape(b, t, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         attended = self.out(attended.transpose(1, 2).reshape(b, t, h))
-        x = self.norm_1(x + F.dropout(attended, self.dropout, self.training))
+        x = self.norm_1(x + F.dropout(attended, DROPOUT, self.training))
         fed = self.down(F.gelu(self.up(x)))
-        normed: Tensor = self.norm_2(x + F.dropout(fed, self.dropout, self.training))
+        normed: Tensor = self.norm_2(x + F.dropout(fed, DROPOUT, self.training))
         return normed
 
 
@@ -100,13 +100,12 @@ class Encoder(nn.Module):
         hidden: int = 384,
         num_heads: int = 12,
         num_layers: int = LAYERS,
-        dropout: float = 0.1,
     ) -> None:
         super().__init__()
         self.word = nn.Embedding(num_pieces, hidden)
         self.position = nn.Embedding(MAX_POSITIONS, hidden)
         self.norm = nn.LayerNorm(hidden, eps=EPSILON)
-        self.layers = nn.ModuleList(Layer(hidden, num_heads, dropout) for _ in range(num_layers))
+        self.layers = nn.ModuleList(Layer(hidden, num_heads) for _ in range(num_layers))
         self.attention = nn.Linear(hidden, 1)  # of the pooled vector to each token
         self.specialty = nn.Linear(hidden, num_specialties)
         self.scope = nn.Linear(hidden, 1)
@@ -124,7 +123,7 @@ class Encoder(nn.Module):
             x = layer(x, mask[:, None, None, :])
         scores = self.attention(x).squeeze(-1).masked_fill(~mask, float("-inf"))
         pooled = (scores.softmax(-1)[..., None] * x).sum(1)
-        dropped = F.dropout(pooled, 0.1, self.training)
+        dropped = F.dropout(pooled, DROPOUT, self.training)
         return {
             "states": x,
             "pooled": pooled,

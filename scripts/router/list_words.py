@@ -28,8 +28,8 @@ from router.training.examples import OUT_OF_SCOPE
 from router.words import EVERYDAY, KNOWN
 from scripts.arguments import CommandParser
 from scripts.datasets.record import DataError, read_jsonl
-from scripts.datasets.source import split_source
-from scripts.router.sources import READERS
+from scripts.datasets.source import parse_source
+from scripts.router.sources import OPTIONS
 
 ROUTER_DIR = Path(__file__).resolve().parents[2] / "router"
 OWN_KINDS = ("written", "glossary")  # of sources: texts in router/data
@@ -130,7 +130,7 @@ def training_files(model: Path) -> list[str]:
         ArtefactError: the manifest cannot be read, or names none.
     """
     manifest = read_manifest(model / MANIFEST)
-    sources = [split_source(text, READERS) for text in manifest.get("data", {}).get("sources", ())]
+    sources = [parse_source(text, OPTIONS) for text in manifest.get("data", {}).get("sources", ())]
     found = sorted(source.folder.name for source in sources if source.kind in OWN_KINDS)
     if not found:
         raise artefact_error(

@@ -25,6 +25,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from xml.etree import ElementTree
 
+from references.passage import ReferencesError
 from router.training.examples import OUT_OF_SCOPE
 from scripts.datasets.record import DataError, normal_name, read_jsonl
 from scripts.datasets.source import Source
@@ -49,11 +50,12 @@ def read_source_entries(source: Source) -> list[Entry]:
     """
     if not source.folder.exists():
         raise DataError(f"--source {source.kind}:{source.path}: no such file or folder")
+    damage = (LookupError, TypeError, AttributeError, ValueError, ElementTree.ParseError)
     try:
         entries = list(READERS[source.kind](source))
     except DataError:
         raise
-    except (LookupError, TypeError, AttributeError, ValueError, ElementTree.ParseError) as error:
+    except (*damage, ReferencesError) as error:
         raise DataError(
             f"--source {source.kind}:{source.path}: not the format that kind {source.kind} expects "
             f"({type(error).__name__}: {error})"
@@ -192,11 +194,11 @@ READERS: dict[str, Callable[[Source], Iterator[Entry]]] = {
     "glossary": _glossary,
     "cases": _cases,
 }
-OPTIONS: dict[str, frozenset[str]] = {
-    **dict.fromkeys(READERS, frozenset()),
-    "hpo_fr": frozenset({"terms"}),
-    "hpo_diseases": frozenset({"terms"}),
-    "casimedicos": frozenset({"lang"}),
-    "cases": frozenset({"terms", "split"}),
-    "written": frozenset({"split"}),
+OPTIONS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(READERS, ()),
+    "hpo_fr": ("terms",),
+    "hpo_diseases": ("terms",),
+    "casimedicos": ("lang",),
+    "cases": ("terms", "split"),
+    "written": ("split",),
 }

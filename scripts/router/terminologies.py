@@ -7,13 +7,13 @@ import csv
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 from references.ingest.hpo import specialty_of
+from references.ingest.obo import Term, ancestors, read_obo
 from scripts.datasets.record import DataError, normal_name
 from scripts.datasets.source import Source
 from scripts.datasets.yaml_file import read_yaml
@@ -23,62 +23,23 @@ RULES = Path(__file__).with_name("knowledge.yaml")
 MIN_DEFINITION_CHARS = 60  # a shorter one says no more than the name
 MIN_DISEASE_SIGNS = 3  # of a specialty, for a disease to belong to it
 MIN_DISEASE_SHARE = 0.6  # of its signs that have a specialty
-_SYNONYM = re.compile(r'synonym: "(.*?)" EXACT')
-_DEFINITION = re.compile(r'def: "(.*?)" \[')
-
-
-@dataclass(frozen=True, slots=True)
-class _Sign:
-    name: str
-    synonyms: tuple[str, ...]
-    definition: str
-    ancestors: frozenset[str]
 
 
 def rules() -> dict[str, Any]:
     return read_yaml(RULES)
 
 
-def read_hpo(path: Path) -> dict[str, _Sign]:
-    """Return the signs of an OBO file by id, without obsolete ones."""
-    raw: dict[str, dict[str, Any]] = {}
-    for block in path.read_text(encoding="utf-8").split("\n[Term]\n")[1:]:
-        sign: dict[str, Any] = {"synonyms": [], "parents": [], "definition": ""}
-        for line in block.partition("\n[")[0].split("\n"):
-            key, _, value = line.partition(": ")
-            if key in ("id", "name", "is_obsolete"):
-                sign[key] = value
-            elif key == "is_a":
-                sign["parents"].append(value[:10])
-            elif found := _SYNONYM.match(line):
-                sign["synonyms"].append(found[1])
-            elif found := _DEFINITION.match(line):
-                sign["definition"] = found[1].replace('\\"', '"')
-        if "is_obsolete" not in sign:
-            raw[sign["id"]] = sign
-
-    @cache
-    def ancestors(id_: str) -> frozenset[str]:
-        above = [ancestors(parent) for parent in raw[id_]["parents"]]
-        return frozenset({id_}).union(*above)
-
-    return {
-        id_: _Sign(t["name"], tuple(t["synonyms"]), t["definition"], ancestors(id_))
-        for id_, t in raw.items()
-    }
-
-
-def hpo_specialty(sign: _Sign) -> str | None:
-    """Return the specialty of the sign's branches. Returns None if they have none, or several."""
-    return specialty_of(sign.ancestors)
+def read_signs(path: Path) -> dict[str, tuple[Term, str]]:
+    """Return the terms of an OBO file by id, those whose branches have one specialty, and it."""
+    _, terms = read_obo(path)
+    above = ancestors(terms)
+    found = ((id_, sign, specialty_of(above[id_])) for id_, sign in terms.items())
+    return {id_: (sign, specialty) for id_, sign, specialty in found if specialty}
 
 
 def hpo(source: Source) -> Iterator[Entry]:
-    for id_, sign in read_hpo(source.folder).items():
-        specialty = hpo_specialty(sign)
-        if specialty is None:
-            continue
-        texts = dict.fromkeys((sign.name, *sign.synonyms))
+    for id_, (sign, specialty) in read_signs(source.folder).items():
+        texts = dict.fromkeys((sign.name, *sign.exact))
         for number, text in enumerate(texts):
             yield term(f"{id_}/{number}", text, specialty, "en", "HPO", id_)
         if len(sign.definition) > MIN_DEFINITION_CHARS:
@@ -87,14 +48,12 @@ def hpo(source: Source) -> Iterator[Entry]:
 
 
 def hpo_fr(source: Source) -> Iterator[Entry]:
-    terms = read_hpo(_terms_file(source))
+    signs = read_signs(_terms_file(source))
     with source.folder.open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE):
             id_, text = row["subject_id"], row["translation_value"].strip()
-            specialty = hpo_specialty(terms[id_]) if id_ in terms else None
-            if row["predicate_id"] != "rdfs:label" or specialty is None or not text:
-                continue
-            yield term(f"{id_}/fr", text, specialty, "fr", "HPO-fr", id_)
+            if row["predicate_id"] == "rdfs:label" and id_ in signs and text:
+                yield term(f"{id_}/fr", text, signs[id_][1], "fr", "HPO-fr", id_)
 
 
 def _terms_file(source: Source) -> Path:
@@ -106,15 +65,14 @@ def _terms_file(source: Source) -> Path:
 
 
 def hpo_diseases(source: Source) -> Iterator[Entry]:
-    terms = read_hpo(_terms_file(source))
-    signs: dict[str, Counter[str]] = defaultdict(Counter)
+    signs = read_signs(_terms_file(source))
+    specialties: dict[str, Counter[str]] = defaultdict(Counter)
     for line in source.folder.read_text(encoding="utf-8").splitlines():
         columns = line.split("\t")
-        if line.startswith(("#", "database_id")) or columns[2] == "NOT" or columns[3] not in terms:
+        if line.startswith(("#", "database_id")) or columns[2] == "NOT" or columns[3] not in signs:
             continue
-        if specialty := hpo_specialty(terms[columns[3]]):
-            signs[columns[1]][specialty] += 1
-    for disease, counted in sorted(signs.items()):
+        specialties[columns[1]][signs[columns[3]][1]] += 1
+    for disease, counted in sorted(specialties.items()):
         specialty, count = counted.most_common(1)[0]
         if count < MIN_DISEASE_SIGNS or count < MIN_DISEASE_SHARE * counted.total():
             continue

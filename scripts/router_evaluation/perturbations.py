@@ -1,4 +1,4 @@
-"""The same question as it may arrive: eight changes that do not change its meaning.
+"""What eight changes cost in accuracy that leave a question's meaning as it is.
 
 Accents, punctuation and slips change as in training (scripts/router/augmentation.py), at other
 places; the courtesies and the page around a question are sentences that training does not have
@@ -11,10 +11,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from router.classifier import Classifier
 from scripts.datasets.yaml_file import read_yaml
 from scripts.router.augmentation import with_typos, without_accents, without_punctuation
+from scripts.router_evaluation import metrics
+from scripts.router_evaluation.figures import Perturbed
+from scripts.router_evaluation.groups import LANGUAGES
+from scripts.router_evaluation.scoring import score
+from scripts.router_evaluation.sets import Sets
 
 PHRASES = Path(__file__).with_name("phrases.yaml")
+NUM_PERTURBED = 300  # validation questions of each language
 PAGE_CHARS = 2000  # of neutral sentences around a question
 Perturbation = Callable[[str, str, random.Random], str]  # (text, language, generator)
 
@@ -74,3 +81,26 @@ PERTURBATIONS: dict[str, Perturbation] = {
 def perturbed(text: str, lang: str, id_: str, name: str, seed: int) -> str:
     """Apply one perturbation: the same id and seed give the same text."""
     return PERTURBATIONS[name](text, lang, random.Random(f"{seed}/{name}/{id_}"))
+
+
+def perturbed_figures(classifier: Classifier, sets: Sets, seed: int) -> list[Perturbed]:
+    """Score validation and test, each by language, under every perturbation."""
+    generator = random.Random(seed)
+    found = []
+    for name, scored in (("validation", sets.validation), ("test", sets.test)):
+        for lang, title in LANGUAGES.items():
+            questions = list(scored.inside.where(lang=lang).questions)
+            if name == "validation" and len(questions) > NUM_PERTURBED:
+                questions = generator.sample(questions, k=NUM_PERTURBED)
+            if not questions:
+                continue
+            group = f"{name}, {title}"
+            before = score(classifier, questions, group)
+            for change in PERTURBATIONS:
+                texts = [perturbed(q.text, lang, q.id, change, seed) for q in questions]
+                after = score(classifier, questions, f"{group}, {change}", texts=texts)
+                changed = sum(text != q.text for text, q in zip(texts, questions, strict=True))
+                accuracy = metrics.share(after.correct, seed=seed)
+                lost = metrics.difference(before.correct, after.correct, seed=seed)
+                found.append(Perturbed(group, change, changed, accuracy, lost))
+    return found

@@ -3,7 +3,6 @@
 Each has two halves: the rules were made with the half "tuning" in view, "held_out" is the measure.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,18 +10,19 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
 
 from router.classifier import Classifier
-from router.policy import Reason, decide
+from router.policy import Reason
 from router.training.examples import OUT_OF_SCOPE
-from scripts.datasets.record import DataError
 from scripts.datasets.yaml_file import read_yaml
+from scripts.evaluation.bootstrap import wilson
 from scripts.pages import markdown
+from scripts.router_evaluation.scoring import route_of
 
 FOLDER = Path(__file__).parent
 TEMPLATE = FOLDER / "phrasings.md.j2"
 HALVES = ("tuning", "held_out")
+SECTIONS = ("conversations", "phrasings")  # of the figures
 UNSUPPORTED = "unsupported"
 LANGUAGES = ("en", "fr")
 NUM_RESAMPLES = 10_000
@@ -79,15 +79,9 @@ def conversation_turns() -> Iterator[Turn]:
 
 def outcomes(classifier: Classifier, conversations: Sequence[Sequence[str]]) -> list[str]:
     """Return who answers the last turn of each: a specialty, or why none does."""
-    adapters = {name: name for name in classifier.specialties}
     found = []
     for classified in classifier.classify(conversations):
-        route = decide(
-            classified,
-            thresholds=classifier.thresholds,
-            adapters=adapters,
-            base_languages=LANGUAGES,
-        )
+        route = route_of(classified, classifier)
         unread = route.reason is Reason.LANGUAGE_NOT_SUPPORTED
         found.append(UNSUPPORTED if unread else route.specialty or str(route.reason))
     return found
@@ -150,25 +144,8 @@ def phrasing_rows(classifier: Classifier) -> Iterator[Row]:
                 got == name or (name == OUT_OF_SCOPE and got not in classifier.specialties)
                 for got, (name, _) in zip(found, pairs, strict=True)
             )
-            interval = stats.binomtest(right, len(pairs)).proportion_ci(method="wilson")
-            low, high = float(interval.low), float(interval.high)
-            yield Row(kind.replace("_", " "), half, len(pairs), right, low, high)
-
-
-def read_before(path: Path) -> Figures:
-    """Read the figures that this evaluation wrote for another router.
-
-    Raises:
-        DataError: the file is no JSON object with both sections.
-    """
-    try:
-        figures: Figures = json.loads(path.read_text(encoding="utf-8"))
-        missing = {"conversations", "phrasings"} - set(figures)
-    except (ValueError, TypeError) as error:
-        raise DataError(f"--before {path}: not JSON ({error})") from None
-    if missing:
-        raise DataError(f"--before {path}: no {', '.join(sorted(missing))} in it")
-    return figures
+            name, interval = kind.replace("_", " "), wilson(right, len(pairs))
+            yield Row(name, half, len(pairs), right, *interval)
 
 
 def render(figures: Figures, before: Figures | None, made_by: str) -> str:
@@ -177,7 +154,7 @@ def render(figures: Figures, before: Figures | None, made_by: str) -> str:
         section: [
             (row, _same(row, before[section]) if before else None) for row in figures[section]
         ]
-        for section in ("conversations", "phrasings")
+        for section in SECTIONS
     }
     return markdown.render(
         TEMPLATE, made_by=made_by, version=figures["version"], rows=rows, told=told

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.pages import markdown
-from scripts.router_evaluation import metrics, robustness, speed
+from scripts.router_evaluation import metrics, perturbations, speed
 from scripts.router_evaluation.figures import COVERAGES
 from scripts.router_evaluation.results import Results
 from scripts.router_evaluation.targets import targets
@@ -28,7 +28,7 @@ def figures_of(results: Results) -> dict[str, Any]:
         "num_expensive": metrics.NUM_EXPENSIVE,
         "num_bins": metrics.NUM_BINS,
         "min_for_ece": metrics.MIN_FOR_ECE,
-        "num_perturbed": robustness.NUM_PERTURBED,
+        "num_perturbed": perturbations.NUM_PERTURBED,
         "num_pages": speed.NUM_PAGES,
         "page_chars": speed.PAGE_CHARS,
         "coverages": list(COVERAGES),

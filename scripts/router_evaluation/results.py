@@ -6,6 +6,7 @@ from pathlib import Path
 
 from router.classifier import Classifier
 from scripts.router_evaluation import figures, groups
+from scripts.router_evaluation.baselines import ALL_TEXTS, PUBLIC, Baseline
 from scripts.router_evaluation.figures import (
     AtThreshold,
     Calibration,
@@ -17,14 +18,28 @@ from scripts.router_evaluation.figures import (
 )
 from scripts.router_evaluation.groups import Groups
 from scripts.router_evaluation.metrics import Estimate, confusion, share
-from scripts.router_evaluation.questions import read_folder, read_written
-from scripts.router_evaluation.robustness import perturbed_figures
-from scripts.router_evaluation.scoring import together
+from scripts.router_evaluation.perturbations import perturbed_figures
+from scripts.router_evaluation.questions import check_labels, read_folder, read_written
+from scripts.router_evaluation.scoring import Scored, score, together
 from scripts.router_evaluation.sets import Sets, scored_sets
 from scripts.router_evaluation.speed import Speed, measure
-from scripts.router_evaluation.strict import Strict, evaluate_strict
 
 NUM_ERRORS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Strict:
+    """The figures of an artefact that saw neither the held-out names nor whole sources.
+
+    `routing` has the keys "validation" and "held out".
+    """
+
+    version: str
+    hold_out: tuple[str, ...]
+    unseen_names: bool
+    origin: str
+    routing: Mapping[str, Sequence[Routing]]
+    calibration: Sequence[Calibration]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +92,36 @@ def evaluate(
     sets = scored_sets(classifier, folder, given)
     speed = measure(classifier, model, [q.text for q in sets.test.questions], seed)
     return _results(classifier, sets, speed, strict_part, seed), sets
+
+
+def evaluate_strict(model: Path, data: Path, seed: int) -> Strict:
+    """Score the strict artefact on the folder that it was trained on.
+
+    Raises:
+        DataError, ArtefactError: an input cannot be read, or does not fit the other.
+    """
+    folder = read_folder(data, model)
+    classifier = Classifier.load(model)
+    baselines = [Baseline(name, folder.training) for name in (PUBLIC, ALL_TEXTS)]
+    scored: dict[str, Scored] = {}
+    for split, questions in folder.scored.items():
+        check_labels(questions, classifier.specialties, split)
+        scored[split] = score(classifier, questions, f"strict, {split}", baselines=baselines)
+    validation = groups.validation_groups(scored["validation"])
+    sources = groups.by_source(scored["held_out"])
+    if len(sources) > 1:
+        sources.append(("all held-out sources", scored["held_out"].inside))
+    return Strict(
+        version=classifier.version,
+        hold_out=folder.hold_out,
+        unseen_names=folder.unseen_names,
+        origin=folder.origin,
+        routing={
+            "validation": [figures.routing(*row, seed) for row in validation],
+            "held out": [figures.routing(*row, seed) for row in sources],
+        },
+        calibration=[figures.calibration(n, s, seed) for n, s in [*validation, *sources]],
+    )
 
 
 def _results(

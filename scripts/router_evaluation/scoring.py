@@ -8,7 +8,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from router.classifier import Classifier
-from router.policy import Classification, decide
+from router.policy import Classification, Route, decide
 from scripts.router.dataset import Entry
 from scripts.router_evaluation.baselines import Baseline
 
@@ -99,17 +99,17 @@ def score(
         predicted=np.array([name for name, _ in tops], dtype=np.str_),
         confidence=np.array([value for _, value in tops], dtype=np.float64),
         in_scope=np.array([r.last.in_scope for r in results], dtype=np.float64),
-        named=np.array([_is_named(r, classifier) for r in results], dtype=bool),
+        named=np.array([route_of(r, classifier).specialty is not None for r in results]),
         has_signal=np.array([r.last.has_signal for r in results], dtype=bool),
         baselines={baseline.name: baseline.predict(questions) for baseline in baselines},
     )
 
 
-def _is_named(classification: Classification, classifier: Classifier) -> bool:
-    route = decide(
+def route_of(classification: Classification, classifier: Classifier) -> Route:
+    """Return the route, given an adapter for every specialty."""
+    return decide(
         classification,
         thresholds=classifier.thresholds,
         adapters={name: name for name in classifier.specialties},
         base_languages=("en", "fr"),
     )
-    return route.specialty is not None

@@ -13,7 +13,7 @@ stdout is one JSON object.
 import argparse
 import sys
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,13 @@ from scripts.datasets.record import DataError
 from scripts.datasets.source import Source
 from scripts.datasets.sources import read_source
 from scripts.environment import command_line
-from scripts.pages.markdown import head, row
+from scripts.pages.markdown import render
 from scripts.router.dataset import Entry, question
 from scripts.router_evaluation import metrics
 from scripts.router_evaluation.questions import read_written
 from scripts.router_evaluation.scoring import Scored, score
 
+TEMPLATE = Path(__file__).with_name("shift.md.j2")
 ROUTER_DIR = Path(__file__).resolve().parents[2] / "router"
 # Sets of router/data that no training has seen.
 UNSEEN = {"written_shift": "written_shift.jsonl.gz", "written_test": "written_test.jsonl.gz"}
@@ -70,9 +71,11 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
         other = score(baseline, questions, f"{title}, baseline") if baseline else None
         figures[title] = measured(scored, other, args.seed)
     versions = [classifier.version, *([baseline.version] if baseline else [])]
-    text = report(figures, versions, command_line("router_evaluation.shift", argv))
+    found = {"versions": versions, "sources": figures}
+    command = command_line("router_evaluation.shift", argv)
+    text = render(TEMPLATE, **found, command=command, num_bins=metrics.NUM_BINS)
     args.out.write_text(text, encoding="utf-8")
-    return {"out": args.out.name, "versions": versions, "sources": figures}
+    return {"out": args.out.name, **found}
 
 
 def by_source(data: Path) -> dict[str, list[Entry]]:
@@ -129,56 +132,6 @@ def measured(scored: Scored, other: Scored | None, seed: int) -> dict[str, Any]:
             "baseline_wrong": float((other.named & ~other.correct).mean()),
         }
     return found
-
-
-def report(figures: Mapping[str, Mapping[str, Any]], versions: Sequence[str], command: str) -> str:
-    """Return the Markdown report."""
-    names = ["source", "n", "accuracy", "confidence", "ECE", "wrong specialist"]
-    if len(versions) > 1:
-        names += ["accuracy before", "gain", "confidence before", "ECE before", "wrong before"]
-    lines = [row(*_cells(title, found)) for title, found in figures.items()]
-    compared = f", compared with `{versions[1]}`" if len(versions) > 1 else ""
-    return "\n".join(
-        [
-            "# The router, source by source",
-            "",
-            f"Artefact `{versions[0]}`{compared}. `{command}`. Intervals: 95 %, percentile "
-            "bootstrap over questions; gains are paired by question. ECE: "
-            f"{metrics.NUM_BINS} bins of equal mass; below 200 questions it is mostly noise. "
-            "*Wrong specialist*: the "
-            "share of the questions that the thresholds send to a specialist who is not theirs.",
-            "",
-            "MedQuAD's publishers and HPO are sources of the training too, with other diseases and "
-            "signs. Of CasiMedicos (Spanish MIR exam), `written_test` and `written_shift` no text "
-            "has trained or calibrated the router. `written_shift` was written to be unlike the "
-            "training texts: indirect wording, no name of a disease; its authors also wrote the "
-            "training's vignettes.",
-            "",
-            head(*names),
-            *lines,
-            "",
-        ]
-    )
-
-
-def _cells(title: str, found: Mapping[str, Any]) -> list[str]:
-    cells = [
-        title,
-        str(found["n"]),
-        _interval(found["accuracy"]),
-        f"{found['confidence']:.3f}",
-        f"{found['ece']:.3f}",
-        f"{found['wrong']:.3f}",
-    ]
-    if "gain" in found:
-        cells += [f"{found['baseline_accuracy']:.3f}", _interval(found["gain"])]
-        cells += [f"{found[f'baseline_{name}']:.3f}" for name in ("confidence", "ece", "wrong")]
-    return cells
-
-
-def _interval(values: Sequence[float]) -> str:
-    value, low, high = values
-    return f"{value:.3f} [{low:.3f}, {high:.3f}]"
 
 
 if __name__ == "__main__":

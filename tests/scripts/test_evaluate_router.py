@@ -12,7 +12,7 @@ import pytest
 
 from router.training.examples import OUT_OF_SCOPE, LabelledText
 from scripts.evaluate_router import main
-from scripts.router_evaluation import metrics, robustness, speed
+from scripts.router_evaluation import metrics, perturbations, speed
 from scripts.router_evaluation.perturbations import PERTURBATIONS
 from tests.router.small_questions import LABELS, small_questions
 
@@ -109,7 +109,7 @@ def made(files: Files) -> tuple[str, str, dict[str, Any]]:
             (speed, "NUM_BATCHES", 1),
             (speed, "BATCH", 32),
             (speed, "NUM_LOADS", 1),
-            (robustness, "NUM_PERTURBED", 8),
+            (perturbations, "NUM_PERTURBED", 8),
         ):
             patch.setattr(module, name, value)
         notes = files["out"].parent.with_name("notes.md")

@@ -9,8 +9,13 @@ import pytest
 
 from references.shelf import Shelf, build
 from scripts.references_evaluation import answers
-from scripts.references_evaluation.answer_measures import Answered, measures, supported_sentences
-from scripts.references_evaluation.bounds import bounds, nearest_sentences
+from scripts.references_evaluation.answer_measures import (
+    Answered,
+    bounds,
+    measures,
+    nearest_sentences,
+    supported_sentences,
+)
 from tests.references.passages import ECZEMA, HAIR
 
 TRUE = "Eczema is characterized by scaly lesions."

@@ -11,7 +11,7 @@ import pytest
 from scripts import prepare_medical_dataset
 from scripts.datasets import prepared_folder
 from scripts.datasets.record import plain_words
-from scripts.datasets.topics import topic_of
+from scripts.datasets.split import topic_of
 
 NUM_DISEASES = 40  # of dermatology, three questions each
 ANSWER = (

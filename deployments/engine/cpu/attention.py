@@ -8,9 +8,11 @@ vectors.
 from numba import carray, float32, int16, int64
 
 from deployments.engine.cpu import layout as at
+from deployments.engine.cpu.adapters import field_of
 from deployments.engine.cpu.intrinsics import array_at, to_bfloat16
 from deployments.engine.cpu.kernels import compiled, fetch, floats, rotate, softmax, zero
-from deployments.engine.cpu.rows import Step, field_of, row_of, scratch_of
+from deployments.engine.cpu.layout import Step
+from deployments.engine.cpu.rows import row_of, scratch_of
 from deployments.engine.cpu.tiles import mixing_tile
 
 _KEYS_1, _KEYS_2, _KEYS_3, _KEYS_4 = (mixing_tile(rows, 1, 4) for rows in (1, 2, 3, 4))

@@ -1,5 +1,7 @@
 """Where the compiled step finds what: the columns of its tables of numbers and addresses."""
 
+from typing import Any, NamedTuple
+
 TILE = 32  # columns of one tile of a packed weight
 GROUP = 64  # inputs of a row that have one scale, and of a weight of eight bits
 HALF = GROUP // 2  # inputs of a weight of four bits that have one step and one least value
@@ -34,8 +36,9 @@ LAYER_FIELDS = 3
     THREADS,
     SCRATCH_SIZE,
     GROUPS,  # of the widest inputs
-) = range(18)
-NUM_SHAPE = 18
+    HAS_LORA,  # whether any row has an adapter
+) = range(19)
+NUM_SHAPE = 19
 
 # Addresses of what a step works on.
 (
@@ -49,7 +52,7 @@ NUM_SHAPE = 18
     SUMS,  # int32 (rows, GROUPS)
     ROW_SCALES,  # float32 (rows, GROUPS)
     HALF_SUMS,  # float32 (rows, GROUPS, 2)
-    SHRUNK,  # float32 (rows, MODULES, LORA_RANK)
+    SHRUNK,  # float32 (rows, LORA_RANK)
     SCRATCH,  # float32 (THREADS, SCRATCH_SIZE)
     ROWS,  # int64 (rows, ROW_FIELDS)
     LORA,  # int64 (slots, LORA_MODULES, FIELDS), as lora/blocks.py says
@@ -57,8 +60,13 @@ NUM_SHAPE = 18
     SIN,
     FINAL_NORM,  # float32 (HIDDEN,)
     LOGITS,  # float32 (rows, VOCAB_WIDTH)
-) = range(18)
-NUM_BUFFERS = 18
+    ORDER,  # int64 (rows,): the rows, those of one adapter side by side
+    ADAPTED,  # int64 (LORA_MODULES,): whether any adapter changes the module
+    CURSORS,  # int64 (THREADS, CURSOR), as adapters.py says
+    TAKEN,  # int64 (phases, THREADS), as phases.py says
+) = range(22)
+NUM_BUFFERS = 22
+CURSOR = 8  # numbers, more than are used: no two threads write to one line of a cache
 
 # A row is a token of a prompt, or the newest token of an answer. START: of its keys in the cache.
 POSITION, START, SLOT = range(3)
@@ -79,3 +87,18 @@ def padded(size: int) -> int:
 def group_bytes(bits: int) -> int:
     """Return the bytes of one group of a tile: its columns' whole numbers, then their scales."""
     return GROUP * TILE * bits // 8 + 2 * TILE * (4 if bits == 4 else 1)
+
+
+class Step(NamedTuple):
+    """Hold what all threads of a step know.
+
+    shape, buffers: int64, as layout.py numbers them. sync: address, as phases.py says.
+    """
+
+    rows: int
+    is_decode: bool  # no row reads what another one writes
+    eps: float
+    scale: float  # of the queries
+    sync: int
+    shape: Any
+    buffers: Any

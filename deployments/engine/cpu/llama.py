@@ -11,8 +11,8 @@ import torch
 from deployments.engine.attention.kv_cache import DecodeBatch, KvCache
 from deployments.engine.attention.prefill import PrefillBatch
 from deployments.engine.cpu import layout as at
+from deployments.engine.cpu.layout import Step
 from deployments.engine.cpu.products import PackedWeight, WeightMemory
-from deployments.engine.cpu.rows import Step
 from deployments.engine.cpu.step import compile_step, forward
 from deployments.engine.cpu.thread_count import ThreadCount
 from deployments.engine.cpu.threads import Threads
@@ -113,7 +113,10 @@ class CompiledLlama:
         ):
             self._buffers[number] = array.ctypes.data
         self._make_room(16)
-        self._room(at.SCRATCH, (max(num_threads, 8), self._shape[at.SCRATCH_SIZE]), np.float32)
+        most = max(num_threads, 8)
+        self._room(at.SCRATCH, (most, self._shape[at.SCRATCH_SIZE]), np.float32)
+        self._room(at.CURSORS, (most, at.CURSOR), np.int64)
+        self._room(at.TAKEN, (len(self._sync), most), np.int64)
         compile_step()
 
     def lora_batch(
@@ -170,7 +173,7 @@ class CompiledLlama:
         rows = len(tokens)
         self._made = None
         self._make_room(rows)
-        self._set_lora(lora)
+        self._set_lora(lora, places[:, 2])
         hidden = int(self._shape[at.HIDDEN])
         states = torch.from_numpy(self._array(at.STATES))[:rows, :hidden]
         states.copy_(self._embedding[tokens])
@@ -187,6 +190,7 @@ class CompiledLlama:
 
     def _call(self, rows: int, emitting: Any, num_layers: int) -> None:
         self._sync.fill(0)
+        self._array(at.TAKEN).fill(0)
         self._shape[at.THREADS] = self.num_threads
         step = Step(
             rows,
@@ -212,14 +216,18 @@ class CompiledLlama:
     def _array(self, number: int) -> Any:
         return self._arrays[number]
 
-    def _set_lora(self, lora: SlotBatch | None) -> None:
-        """Point at the table of adapters, and let the buffers hold their ranks."""
+    def _set_lora(self, lora: SlotBatch | None, slots: Any) -> None:
+        """Point at the table of adapters, put rows of one adapter side by side, and let the buffers
+        hold the ranks. slots: int64 (rows,)"""
+        self._shape[at.HAS_LORA] = lora is not None
+        self._array(at.ORDER)[: len(slots)] = np.argsort(slots, kind="stable")
         if lora is None:
             return
         self._buffers[at.LORA] = lora.blocks.table.ctypes.data
+        self._buffers[at.ADAPTED] = lora.blocks.adapted.ctypes.data
         if lora.blocks.rank > self._shape[at.LORA_RANK]:
             self._shape[at.LORA_RANK] = lora.blocks.rank
-            self._room(at.SHRUNK, (self._num_rows, at.MODULES, lora.blocks.rank), np.float32)
+            self._room(at.SHRUNK, (self._num_rows, lora.blocks.rank), np.float32)
 
     def _make_room(self, rows: int) -> None:
         """Let the buffers hold this many rows."""
@@ -242,7 +250,8 @@ class CompiledLlama:
         self._room(at.SUMS, (rows, shape[at.GROUPS]), np.int32)
         self._room(at.ROW_SCALES, (rows, shape[at.GROUPS]), np.float32)
         self._room(at.HALF_SUMS, (rows, shape[at.GROUPS], 2), np.float32)
-        self._room(at.SHRUNK, (rows, at.MODULES, shape[at.LORA_RANK]), np.float32)
+        self._room(at.SHRUNK, (rows, shape[at.LORA_RANK]), np.float32)
+        self._room(at.ORDER, (rows,), np.int64)
         self._room(at.ROWS, (rows, at.ROW_FIELDS), np.int64)
 
     def _room(self, number: int, shape: Sequence[int], dtype: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from numba import carray, int16
 
 from deployments.engine.cpu.intrinsics import array_at, from_bfloat16
-from deployments.engine.cpu.kernels import compiled, floats
+from deployments.engine.cpu.kernels import compiled, floats, zero
 from deployments.engine.cpu.tiles import dot_tile, mixing_tile
 
 _DOTS_1, _DOTS_2, _DOTS_3, _DOTS_4 = (dot_tile(lines) for lines in (1, 2, 3, 4))
@@ -22,9 +22,11 @@ def _line(address: int, count: int) -> Any:
 
 @compiled
 def shrink(x: int, size: int, a: int, rank: int, out: int) -> None:
-    """Write x (size,), at least 16, @ A to out (rank,). A: (rank, size)."""
+    """Write x (size,) @ A to out (rank,). A: (rank, size)."""
     whole = size & -16
-    j = 0
+    j = 0 if whole else rank
+    if not whole:
+        zero(floats(out, rank))
     while j < rank:
         lines, y = a + 2 * j * size, out + 4 * j
         left = min(rank - j, 4)
@@ -46,22 +48,18 @@ def shrink(x: int, size: int, a: int, rank: int, out: int) -> None:
 
 
 @compiled
-def expand(shrunk: int, rank: int, b: int, size: int, first: int, count: int, out: int) -> None:
-    """Add shrunk (rank,) @ B to out (count,), the columns from `first` on. B: (rank, size)."""
-    if rank == 0:
-        return
-    own = b + 2 * first
-    count = min(count, size - first)
+def expand(shrunk: int, rank: int, b: int, size: int, out: int) -> None:
+    """Add shrunk (rank,) @ B to out (size,). B: (rank, size)."""
     i = 0
-    while i + 64 <= count:
-        _ADD_64(own + 2 * i, 2 * size, rank, shrunk, 0, 4, out + 4 * i, 0)
+    while i + 64 <= size:
+        _ADD_64(b + 2 * i, 2 * size, rank, shrunk, 0, 4, out + 4 * i, 0)
         i += 64
-    while i + 16 <= count:
-        _ADD_16(own + 2 * i, 2 * size, rank, shrunk, 0, 4, out + 4 * i, 0)
+    while i + 16 <= size:
+        _ADD_16(b + 2 * i, 2 * size, rank, shrunk, 0, 4, out + 4 * i, 0)
         i += 16
-    if i < count:
-        factors, y = floats(shrunk, rank), floats(out, count)
+    if i < size:
+        factors, y = floats(shrunk, rank), floats(out, size)
         for j in range(rank):
-            line = _line(own + 2 * j * size, count)
-            for k in range(i, count):
+            line = _line(b + 2 * j * size, size)
+            for k in range(i, size):
                 y[k] += factors[j] * from_bfloat16(line[k])

@@ -28,15 +28,19 @@ _AHEAD = 4  # groups of a weight that are asked for before they are read
 
 
 @functools.cache
-def product_tile(rows: int, unroll: int, bits: int, instructions: str | None) -> Any:
+def product_tile(
+    rows: int, unroll: int, bits: int, instructions: str | None, *, is_kept: bool = False
+) -> Any:
     """Return the function that multiplies `rows` rows by one tile of a packed weight of `bits`.
 
-    `instructions` are of `byte_instructions`.
+    `instructions` are of `byte_instructions`. A step reads a weight once, and all of them are more
+    than the caches hold: they pass them by, so that keys, states and adapters stay there.
+    `is_kept`: more rows come to this tile, which the first cache does not hold.
 
     It takes addresses: the tile, as products.py packs it; the number of its groups; the rows of
     int8, `row_bytes` apart; for each row and group the sum of its bytes times -128 (int32) and its
     scale, `scales_row` bytes apart; the sums of the halves, twice as far apart; the output's
-    float32 (rows, TILE), `out_bytes` apart.
+    float32 (rows, TILE), `out_bytes` apart; 1 if the product is added to what is there.
     """
 
     @intrinsic
@@ -52,13 +56,14 @@ def product_tile(rows: int, unroll: int, bits: int, instructions: str | None) ->
         scales_row: Any,
         out: Any,
         out_bytes: Any,
+        is_added: Any,
     ) -> Any:
         def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             tile = _FourBitTile if bits == 4 else _Tile
-            tile(builder, args, rows, unroll, instructions).build()
+            tile(builder, args, rows, unroll, instructions, is_kept).build()
             return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 10), build
+        return types.void(*[types.int64] * 11), build
 
     return multiply
 
@@ -69,13 +74,20 @@ class _Tile(VectorCode):
     bits = 8
 
     def __init__(
-        self, builder: Any, args: Any, rows: int, unroll: int, instructions: str | None
+        self,
+        builder: Any,
+        args: Any,
+        rows: int,
+        unroll: int,
+        instructions: str | None,
+        is_kept: bool,
     ) -> None:
         super().__init__(builder)
         self.rows, self.unroll, self.instructions = rows, unroll, instructions
+        self.is_kept = is_kept
         self.weight, self.num_groups, self.x, self.row_bytes = args[:4]
         self.sums, self.row_scales, self.half_sums, self.scales_row = args[4:8]
-        self.out, self.out_bytes = args[8:]
+        self.out, self.out_bytes, self.is_added = args[8:]
         self.blocks = TILE // LANES
 
     def build(self) -> None:
@@ -111,7 +123,7 @@ class _Tile(VectorCode):
         """Return `count` numbers of each column, kept in bfloat16: one vector for each block."""
         ahead = _AHEAD * group_bytes(self.bits)
         for line in range(count):
-            self.prefetch(self.at(weight, 1, ahead + offset + 2 * TILE * line))
+            self._ask(self.at(weight, 1, ahead + offset + 2 * TILE * line))
         return [
             [
                 self.bfloat16(weight, offset + 2 * TILE * line + 2 * LANES * n)
@@ -153,11 +165,15 @@ class _Tile(VectorCode):
                 new += [self._dot(sums[len(new) + n], w, spread) for n, w in enumerate(weights)]
         return new
 
+    def _ask(self, address: Any) -> None:
+        """Ask for a line of the weight."""
+        self.prefetch(address, is_read_once=not self.is_kept)
+
     def _weights(self, address: Any) -> list[Any]:
         """Return four inputs of all columns as bytes without a sign."""
         ahead = _AHEAD * group_bytes(self.bits)
         for n in range(self.blocks):
-            self.prefetch(self.at(address, 1, ahead + 4 * LANES * n))
+            self._ask(self.at(address, 1, ahead + 4 * LANES * n))
         return [self.load(address, BYTES, 4 * LANES * n) for n in range(self.blocks)]
 
     def _dot(self, total: Any, weight: Any, x: Any) -> Any:
@@ -191,10 +207,13 @@ class _Tile(VectorCode):
         return self.b.shuffle_vector(vector, ir.Constant(vector.type, ir.Undefined), wanted)
 
     def _store(self, totals: list[Any]) -> None:
+        nothing = ir.Constant(FLOATS, [0.0] * LANES)
+        is_added = self.b.icmp_signed("!=", self.is_added, ir.Constant(I64, 0))
         for r in range(self.rows):
             out = self.at(self.out, r, self.out_bytes)
             for n in range(self.blocks):
-                self.store(totals[r * self.blocks + n], out, 64 * n)
+                before = self.b.select(is_added, self.load(out, FLOATS, 64 * n), nothing)
+                self.store(self.b.fadd(totals[r * self.blocks + n], before), out, 64 * n)
 
 
 class _FourBitTile(_Tile):
@@ -230,7 +249,7 @@ class _FourBitTile(_Tile):
         return result
 
     def _weights(self, address: Any) -> list[Any]:
-        self.prefetch(self.at(address, 1, _AHEAD * group_bytes(4)))
+        self._ask(self.at(address, 1, _AHEAD * group_bytes(4)))
         both = self.b.bitcast(self.load(address, BYTES), INTS)
         low = ir.Constant(INTS, [0x0F0F0F0F] * LANES)
         four = ir.Constant(INTS, [4] * LANES)

@@ -27,10 +27,7 @@ from deployments.engine.huge_pages import huge_zeros
 _KIND = byte_instructions()
 # Sums of more rows than that do not fit in the registers.
 _MOST_ROWS = 8 if _KIND == "avx512_vnni" else 2
-_ROWS_1, _ROWS_2 = product_tile(1, 4, 8, _KIND), product_tile(2, 2, 8, _KIND)
-_ROWS_4, _ROWS_8 = product_tile(4, 1, 8, _KIND), product_tile(8, 1, 8, _KIND)
-_FOUR_BITS_1, _FOUR_BITS_2 = product_tile(1, 4, 4, _KIND), product_tile(2, 2, 4, _KIND)
-_FOUR_BITS_4, _FOUR_BITS_8 = product_tile(4, 1, 4, _KIND), product_tile(8, 1, 4, _KIND)
+_NEAR_BYTES = 48 * 2**10  # of a tile that the first cache holds
 _LEAST = 1e-30  # what a scale of zero divides by
 _TOGETHER = 4096  # outputs that are packed together, whole tiles and groups
 _GROUP_BYTES_4, _GROUP_BYTES_8 = group_bytes(4), group_bytes(8)
@@ -41,6 +38,47 @@ def tile_at(weight: int, bits: int, inputs: int, tile: int) -> int:
     """Return the address of a tile of a packed weight."""
     size = _GROUP_BYTES_4 if bits == 4 else _GROUP_BYTES_8
     return weight + tile * (inputs // GROUP) * size
+
+
+def _tile_of(rows: int, unroll: int) -> Any:
+    """Return the function that multiplies so many rows by a tile of either bits, kept or not."""
+    once_8, kept_8, once_4, kept_4 = (
+        product_tile(rows, unroll, bits, _KIND, is_kept=is_kept and rows > 1)
+        for bits in (8, 4)
+        for is_kept in (False, True)
+    )
+
+    @compiled
+    def multiply_rows(
+        bits: int,
+        is_kept: bool,
+        weight: int,
+        groups: int,
+        x: int,
+        x_row: int,
+        a: int,
+        b: int,
+        c: int,
+        step: int,
+        y: int,
+        y_row: int,
+        added: int,
+    ) -> None:
+        if bits == 4 and is_kept:
+            kept_4(weight, groups, x, x_row, a, b, c, step, y, y_row, added)
+        elif bits == 4:
+            once_4(weight, groups, x, x_row, a, b, c, step, y, y_row, added)
+        elif is_kept:
+            kept_8(weight, groups, x, x_row, a, b, c, step, y, y_row, added)
+        else:
+            once_8(weight, groups, x, x_row, a, b, c, step, y, y_row, added)
+
+    return multiply_rows
+
+
+_ROWS_1, _ROWS_2, _ROWS_4, _ROWS_8 = (
+    _tile_of(*shape) for shape in ((1, 4), (2, 2), (4, 1), (8, 1))
+)
 
 
 @compiled
@@ -56,10 +94,17 @@ def multiply(
     scales_row: int,
     out: int,
     out_row: int,
+    is_added: int,
     rows: int,
+    rows_after: int,
 ) -> None:
-    """Multiply rows of bytes by one tile; addresses and distances in bytes (product_tile)."""
+    """Multiply rows of bytes by one tile; addresses and distances in bytes (product_tile).
+
+    Args:
+        rows_after: how many more rows the same tile is multiplied by next.
+    """
     groups = inputs // GROUP
+    is_near = groups * (_GROUP_BYTES_4 if bits == 4 else _GROUP_BYTES_8) <= _NEAR_BYTES
     r = int64(0)
     while r < rows:
         x_at, y = x + r * x_row, out + r * out_row
@@ -68,31 +113,19 @@ def multiply(
             row_scales + r * scales_row,
             halves + 2 * r * scales_row,
         )
-        left = rows - r
-        if left >= 8 and _MOST_ROWS >= 8:
-            if bits == 4:
-                _FOUR_BITS_8(weight, groups, x_at, x_row, a, b, c, scales_row, y, out_row)
-            else:
-                _ROWS_8(weight, groups, x_at, x_row, a, b, c, scales_row, y, out_row)
-            r += 8
-        elif left >= 4 and _MOST_ROWS >= 4:
-            if bits == 4:
-                _FOUR_BITS_4(weight, groups, x_at, x_row, a, b, c, scales_row, y, out_row)
-            else:
-                _ROWS_4(weight, groups, x_at, x_row, a, b, c, scales_row, y, out_row)
-            r += 4
-        elif left >= 2:
-            if bits == 4:
-                _FOUR_BITS_2(weight, groups, x_at, x_row, a, b, c, scales_row, y, out_row)
-            else:
-                _ROWS_2(weight, groups, x_at, x_row, a, b, c, scales_row, y, out_row)
-            r += 2
+        left, step, added = rows - r, scales_row, is_added
+        size = 8 if left >= 8 else 4 if left >= 4 else 2 if left >= 2 else 1
+        size = min(size, _MOST_ROWS)
+        is_kept = left + rows_after > size and not is_near
+        if size == 8:
+            _ROWS_8(bits, is_kept, weight, groups, x_at, x_row, a, b, c, step, y, out_row, added)
+        elif size == 4:
+            _ROWS_4(bits, is_kept, weight, groups, x_at, x_row, a, b, c, step, y, out_row, added)
+        elif size == 2:
+            _ROWS_2(bits, is_kept, weight, groups, x_at, x_row, a, b, c, step, y, out_row, added)
         else:
-            if bits == 4:
-                _FOUR_BITS_1(weight, groups, x_at, x_row, a, b, c, scales_row, y, out_row)
-            else:
-                _ROWS_1(weight, groups, x_at, x_row, a, b, c, scales_row, y, out_row)
-            r += 1
+            _ROWS_1(bits, is_kept, weight, groups, x_at, x_row, a, b, c, step, y, out_row, added)
+        r += size
 
 
 class WeightMemory:

@@ -1,53 +1,22 @@
-"""What a step does with rows and tiles: bytes, LoRA's first half, products with its second half."""
+"""What a step does with rows and tiles: bytes and LoRA of rows, products of tiles."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
-from numba import carray, int64
+from numba import int64
 
 from deployments.engine.cpu import layout as at
-from deployments.engine.cpu.intrinsics import array_at
-from deployments.engine.cpu.kernels import compiled, fetch, floats, gate, rms_norm
-from deployments.engine.cpu.layout import GROUP, TILE
+from deployments.engine.cpu.adapters import adapter_of, ask, is_adapted
+from deployments.engine.cpu.kernels import compiled, floats, gate, rms_norm, zero
+from deployments.engine.cpu.layout import GROUP, TILE, Step
 from deployments.engine.cpu.lora import expand, shrink
 from deployments.engine.cpu.products import multiply, tile_at
 from deployments.engine.cpu.tiles import group_to_bytes
-from deployments.engine.lora.blocks import FIELDS, RANK, A, B
-
-
-class Step(NamedTuple):
-    """Hold what all threads of a step know.
-
-    shape, buffers: int64, as layout.py numbers them. sync: address, as phases.py says.
-    """
-
-    rows: int
-    is_decode: bool  # no row reads what another one writes
-    eps: float
-    scale: float  # of the queries
-    sync: int
-    shape: Any
-    buffers: Any
 
 
 @compiled
 def row_of(address: int, row: int, width: int, count: int) -> Any:
     """Return the first `count` of row `row` of a float32 table with `width` columns."""
     return floats(address + 4 * row * width, count)
-
-
-@compiled
-def field_of(s: Step, row: int, field: int) -> int:
-    """Return a field of a row of the batch."""
-    return carray(array_at(s.buffers[at.ROWS] + 8 * (row * at.ROW_FIELDS + field)), (1,), int64)[0]
-
-
-@compiled
-def _lora(s: Step, row: int, module: int, m: Any) -> Any:
-    """Return the addresses of A and B and the rank that a row's adapter has for a module; zeros
-    where it leaves the module alone, as the base model's slot 0 does."""
-    line = field_of(s, row, at.SLOT) * s.shape[at.LORA_MODULES] + m[module, at.NUMBER]
-    fields = carray(array_at(s.buffers[at.LORA] + 8 * FIELDS * line), (FIELDS,), int64)
-    return fields[A], fields[B], fields[RANK]
 
 
 @compiled
@@ -64,38 +33,32 @@ def to_bytes(address: int, size: int, row: int, s: Step) -> None:
 
 
 @compiled
-def _shrunk_at(row: int, module: int, s: Step) -> int:
-    line = row * at.MODULES + module
-    return s.buffers[at.SHRUNK] + 4 * line * s.shape[at.LORA_RANK]
-
-
-@compiled
-def fetch_adapters(piece: int, pieces: int, first: int, last: int, s: Step, m: Any) -> None:
-    """Ask for a share of what the rows' adapters have for the modules [first, last).
-
-    They are cold in every step, and short: no processor sees them coming.
-    """
-    for row in range(piece, s.rows, pieces):
-        slot = field_of(s, row, at.SLOT)
-        other = row - 1 if slot != 0 else -1
-        while other >= 0 and field_of(s, other, at.SLOT) != slot:
-            other -= 1
-        if slot != 0 and other < 0:  # the first row with this adapter
-            for module in range(first, last):
-                a, b, rank = _lora(s, row, module, m)
-                fetch(a, 2 * rank * m[module, at.INPUTS])
-                fetch(b, 2 * rank * m[module, at.OUTPUTS])
+def _output(module: int, row: int, s: Step) -> int:
+    """Return the address of a row of a module's outputs."""
+    if module == at.O or module == at.DOWN:
+        return s.buffers[at.STATES] + 4 * row * s.shape[at.STATE_WIDTH]
+    if module == at.GATE or module == at.UP:
+        buffer = at.GATES if module == at.GATE else at.GATED
+        return s.buffers[buffer] + 4 * row * s.shape[at.INNER_WIDTH]
+    column = 0 if module == at.Q else s.shape[at.Q_WIDTH] + (module - at.K) * s.shape[at.K_WIDTH]
+    return s.buffers[at.QKV] + 4 * (row * s.shape[at.QKV_WIDTH] + column)
 
 
 @compiled
 def read_row(address: int, size: int, row: int, first: int, last: int, s: Step, m: Any) -> None:
-    """Turn a row of inputs (size,) into bytes, and shrink it for the modules [first, last)."""
+    """Turn a row of inputs (size,) into bytes, and begin its outputs of the modules [first, last)
+    with its adapter's part, to which the products are added."""
     to_bytes(address, size, row, s)
-    if field_of(s, row, at.SLOT) == 0:
-        return
+    shrunk = s.buffers[at.SHRUNK] + 4 * row * s.shape[at.LORA_RANK]
     for module in range(first, last):
-        a, _, rank = _lora(s, row, module, m)
-        shrink(address, size, a, rank, _shrunk_at(row, module, s))
+        if is_adapted(s, module, m):
+            a, b, rank = adapter_of(s, row, module, m)
+            out, count = _output(module, row, s), m[module, at.OUTPUTS]
+            if module != at.O and module != at.DOWN:  # those are added to the states
+                zero(floats(out, count))
+            if rank > 0:
+                shrink(address, size, a, rank, shrunk)
+                expand(shrunk, rank, b, count, out)
 
 
 @compiled
@@ -110,7 +73,16 @@ def norm_row(row: int, weight: int, first: int, last: int, s: Step, m: Any) -> N
 
 @compiled
 def multiply_bytes(
-    f: Any, tile: int, inputs: int, out: int, width: int, first: int, count: int, s: Step
+    f: Any,
+    tile: int,
+    inputs: int,
+    out: int,
+    width: int,
+    is_added: bool,
+    first: int,
+    count: int,
+    rows: int,
+    s: Step,
 ) -> None:
     """Multiply rows [first, first + count) of the bytes by one tile, bias added.
 
@@ -118,6 +90,8 @@ def multiply_bytes(
         f: the weight's addresses.
         inputs: the weight's, padded.
         out, width: float32 (count, width), where the tile's columns begin.
+        is_added: whether what is there is added.
+        rows: that the tile is multiplied by in all, one block after the other.
     """
     bytes_width, scales_row = s.shape[at.WIDEST], 4 * s.shape[at.GROUPS]
     multiply(
@@ -132,7 +106,9 @@ def multiply_bytes(
         scales_row,
         out,
         4 * width,
+        int64(is_added),
         count,
+        rows - first - count,
     )
     if f[at.BIAS] != 0:
         bias = floats(f[at.BIAS] + 4 * TILE * tile, TILE)
@@ -144,33 +120,30 @@ def multiply_bytes(
 
 @compiled
 def multiply_tiles(
-    module: int, first: int, last: int, inputs: int, out: int, width: int, s: Step, m: Any
+    module: int,
+    first: int,
+    last: int,
+    inputs: int,
+    out: int,
+    width: int,
+    thread: int,
+    s: Step,
+    m: Any,
 ) -> None:
-    """Write tiles [first, last) of a module's product, for all rows, bias and LoRA added.
+    """Write tiles [first, last) of a module's product, for all rows, bias added. It is added to
+    what `read_row` wrote, and to the states where they are the output.
 
     Args:
         inputs: the module's, padded.
         out, width: float32 (rows, width), where the module's columns begin.
     """
+    is_added = module == at.O or module == at.DOWN or is_adapted(s, module, m)
     for tile in range(first, last):
+        ask(thread, s, m)
         for row in range(0, s.rows, at.ROW_BLOCK):
             place = out + 4 * (TILE * tile + row * width)
             count = min(at.ROW_BLOCK, s.rows - row)
-            multiply_bytes(m[module], tile, inputs, place, width, row, count, s)
-    expand_tiles(module, first, last, out, width, s, m)
-
-
-@compiled
-def expand_tiles(module: int, first: int, last: int, out: int, width: int, s: Step, m: Any) -> None:
-    """Add each row's LoRA to tiles [first, last) of a module's outputs: long lines of B at once."""
-    if first >= last:
-        return
-    for row in range(s.rows):
-        if field_of(s, row, at.SLOT) != 0:
-            _, b, rank = _lora(s, row, module, m)
-            y, count = out + 4 * (row * width + TILE * first), TILE * (last - first)
-            shrunk, size = _shrunk_at(row, module, s), m[module, at.OUTPUTS]
-            expand(shrunk, rank, b, size, TILE * first, count, y)
+            multiply_bytes(m[module], tile, inputs, place, width, is_added, row, count, s.rows, s)
 
 
 @compiled
@@ -180,16 +153,14 @@ def scratch_of(thread: int, s: Step) -> int:
 
 
 @compiled
-def project_tiles(first: int, last: int, s: Step, m: Any) -> None:
+def project_tiles(first: int, last: int, thread: int, s: Step, m: Any) -> None:
     """Write tiles [first, last) of q, k and v, which lie side by side."""
-    begin = 0
+    begin, inputs, width = 0, s.shape[at.STATE_WIDTH], s.shape[at.QKV_WIDTH]
     for module in range(at.Q, at.O):
         count = s.shape[at.Q_WIDTH if module == at.Q else at.K_WIDTH] // TILE
         out = s.buffers[at.QKV] + 4 * TILE * begin
         own_first, own_last = max(first - begin, 0), min(last - begin, count)
-        multiply_tiles(
-            module, own_first, own_last, s.shape[at.STATE_WIDTH], out, s.shape[at.QKV_WIDTH], s, m
-        )
+        multiply_tiles(module, own_first, own_last, inputs, out, width, thread, s, m)
         begin += count
 
 
@@ -198,26 +169,17 @@ def add_tiles(
     module: int, first: int, last: int, inputs: int, thread: int, s: Step, m: Any
 ) -> None:
     """Add tiles [first, last) of a module's product to the states."""
-    width, scratch = s.shape[at.STATE_WIDTH], scratch_of(thread, s)
-    for tile in range(first, last):
-        for row in range(0, s.rows, at.ROW_BLOCK):
-            count = min(at.ROW_BLOCK, s.rows - row)
-            multiply_bytes(m[module], tile, inputs, scratch, TILE, row, count, s)
-            for r in range(count):
-                y = row_of(scratch, r, TILE, TILE)
-                x = row_of(s.buffers[at.STATES] + 4 * TILE * tile, row + r, width, TILE)
-                for i in range(TILE):
-                    x[i] += y[i]
-    expand_tiles(module, first, last, s.buffers[at.STATES], width, s, m)
+    states, width = s.buffers[at.STATES], s.shape[at.STATE_WIDTH]
+    multiply_tiles(module, first, last, inputs, states, width, thread, s, m)
 
 
 @compiled
-def gate_tiles(first: int, last: int, s: Step, m: Any) -> None:
+def gate_tiles(first: int, last: int, thread: int, s: Step, m: Any) -> None:
     """Write tiles [first, last) of silu(gate) * up."""
     inputs, width = s.shape[at.STATE_WIDTH], s.shape[at.INNER_WIDTH]
     gates, values = s.buffers[at.GATES], s.buffers[at.GATED]
-    multiply_tiles(at.GATE, first, last, inputs, gates, width, s, m)
-    multiply_tiles(at.UP, first, last, inputs, values, width, s, m)
+    multiply_tiles(at.GATE, first, last, inputs, gates, width, thread, s, m)
+    multiply_tiles(at.UP, first, last, inputs, values, width, thread, s, m)
     count = TILE * (last - first)
     for row in range(s.rows):
         at_row = 4 * (row * width + TILE * first)

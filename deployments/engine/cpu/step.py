@@ -10,14 +10,13 @@ from typing import Any
 import numpy as np
 
 from deployments.engine.cpu import layout as at
+from deployments.engine.cpu.adapters import ask_from_now_on, row_at
 from deployments.engine.cpu.attention import attend, write_keys
 from deployments.engine.cpu.kernels import cached, compiled, floats, rms_norm
-from deployments.engine.cpu.layout import TILE
-from deployments.engine.cpu.phases import finish, take, wait
+from deployments.engine.cpu.layout import TILE, Step
+from deployments.engine.cpu.phases import finish, take, take_near, wait
 from deployments.engine.cpu.rows import (
-    Step,
     add_tiles,
-    fetch_adapters,
     gate_tiles,
     multiply_bytes,
     norm_row,
@@ -29,24 +28,42 @@ from deployments.engine.cpu.rows import (
 
 
 @compiled
-def _norm_rows(phase: int, weight: int, first: int, last: int, s: Step, m: Any) -> None:
-    row = take(s.sync, phase)
-    while row < s.rows:
+def _take_row(phase: int, thread: int, s: Step) -> int:
+    """Return the place of a row that nobody took, s.rows if none is left."""
+    return take_near(s.buffers[at.TAKEN], phase, thread, s.shape[at.THREADS], s.rows)
+
+
+@compiled
+def _norm_rows(
+    phase: int, thread: int, weight: int, first: int, last: int, s: Step, m: Any
+) -> None:
+    place = _take_row(phase, thread, s)
+    while place < s.rows:
+        row = row_at(s, place)
         norm_row(row, weight, first, last, s, m)
         finish(s.sync, phase)
-        row = take(s.sync, phase)
+        place = _take_row(phase, thread, s)
     wait(s.sync, phase, s.rows)
 
 
 @compiled
 def _read_rows(
-    phase: int, buffer: int, width: int, size: int, first: int, last: int, s: Step, m: Any
+    phase: int,
+    thread: int,
+    buffer: int,
+    width: int,
+    size: int,
+    first: int,
+    last: int,
+    s: Step,
+    m: Any,
 ) -> None:
-    row = take(s.sync, phase)
-    while row < s.rows:
+    place = _take_row(phase, thread, s)
+    while place < s.rows:
+        row = row_at(s, place)
         read_row(s.buffers[buffer] + 4 * row * width, size, row, first, last, s, m)
         finish(s.sync, phase)
-        row = take(s.sync, phase)
+        place = _take_row(phase, thread, s)
     wait(s.sync, phase, s.rows)
 
 
@@ -56,13 +73,12 @@ def _pieces(tiles: int, s: Step) -> int:
 
 
 @compiled
-def _project(phase: int, s: Step, m: Any) -> None:
+def _project(phase: int, thread: int, s: Step, m: Any) -> None:
     tiles = s.shape[at.QKV_WIDTH] // TILE
     pieces = _pieces(tiles, s)
     piece = take(s.sync, phase)
     while piece < pieces:
-        fetch_adapters(piece, pieces, at.O, at.GATE, s, m)
-        project_tiles(tiles * piece // pieces, tiles * (piece + 1) // pieces, s, m)
+        project_tiles(tiles * piece // pieces, tiles * (piece + 1) // pieces, thread, s, m)
         finish(s.sync, phase)
         piece = take(s.sync, phase)
     wait(s.sync, phase, pieces)
@@ -93,17 +109,11 @@ def _attention(phase: int, thread: int, kv: int, s: Step) -> None:
 
 
 @compiled
-def _add(
-    phase: int, module: int, inputs: int, thread: int, s: Step, m: Any, next_layer: Any
-) -> None:
+def _add(phase: int, module: int, inputs: int, thread: int, s: Step, m: Any) -> None:
     tiles = s.shape[at.STATE_WIDTH] // TILE
     pieces = _pieces(tiles, s)
     piece = take(s.sync, phase)
     while piece < pieces:
-        if module == at.O:
-            fetch_adapters(piece, pieces, at.GATE, at.DOWN, s, m)
-        else:
-            fetch_adapters(piece, pieces, at.Q, at.O, s, next_layer)
         first, last = tiles * piece // pieces, tiles * (piece + 1) // pieces
         add_tiles(module, first, last, inputs, thread, s, m)
         finish(s.sync, phase)
@@ -112,31 +122,35 @@ def _add(
 
 
 @compiled
-def _gate(phase: int, s: Step, m: Any) -> None:
+def _gate(phase: int, thread: int, s: Step, m: Any) -> None:
     tiles = s.shape[at.INNER_WIDTH] // TILE
     pieces = _pieces(tiles, s)
     piece = take(s.sync, phase)
     while piece < pieces:
-        fetch_adapters(piece, pieces, at.DOWN, at.MODULES, s, m)
-        gate_tiles(tiles * piece // pieces, tiles * (piece + 1) // pieces, s, m)
+        gate_tiles(tiles * piece // pieces, tiles * (piece + 1) // pieces, thread, s, m)
         finish(s.sync, phase)
         piece = take(s.sync, phase)
     wait(s.sync, phase, pieces)
 
 
 @compiled
-def _layer(phase: int, thread: int, s: Step, fields: Any, m: Any, next_layer: Any) -> None:
+def _layer(phase: int, thread: int, s: Step, fields: Any, m: Any) -> None:
     attended, inner = s.shape[at.ATTENDED_WIDTH], s.shape[at.INNER_WIDTH]
     heads_size = s.shape[at.HEADS] * s.shape[at.HEAD_DIM]
-    _norm_rows(phase, fields[at.NORM_1], at.Q, at.O, s, m)
-    _project(phase + 1, s, m)
+    _norm_rows(phase, thread, fields[at.NORM_1], at.Q, at.O, s, m)
+    tiles = (s.shape[at.QKV_WIDTH] + s.shape[at.STATE_WIDTH]) // TILE
+    ask_from_now_on(thread, at.O, at.DOWN - at.O, tiles, s, m)
+    _project(phase + 1, thread, s, m)
     _attention(phase + 2, thread, fields[at.KEYS_VALUES], s)
-    _read_rows(phase + 4, at.ATTENDED, attended, heads_size, at.O, at.GATE, s, m)
-    _add(phase + 5, at.O, attended, thread, s, m, next_layer)
-    _norm_rows(phase + 6, fields[at.NORM_2], at.GATE, at.DOWN, s, m)
-    _gate(phase + 7, s, m)
-    _read_rows(phase + 8, at.GATED, inner, s.shape[at.INNER], at.DOWN, at.MODULES, s, m)
-    _add(phase + 9, at.DOWN, inner, thread, s, m, next_layer)
+    _read_rows(phase + 4, thread, at.ATTENDED, attended, heads_size, at.O, at.GATE, s, m)
+    _add(phase + 5, at.O, attended, thread, s, m)
+    _norm_rows(phase + 6, thread, fields[at.NORM_2], at.GATE, at.DOWN, s, m)
+    ask_from_now_on(thread, at.DOWN, 1, 2 * inner // TILE, s, m)
+    _gate(phase + 7, thread, s, m)
+    size = s.shape[at.INNER]
+    _read_rows(phase + 8, thread, at.GATED, inner, size, at.DOWN, at.MODULES, s, m)
+    ask_from_now_on(thread, at.MODULES, at.O, s.shape[at.STATE_WIDTH] // TILE, s, m)
+    _add(phase + 9, at.DOWN, inner, thread, s, m)
 
 
 @compiled
@@ -162,7 +176,7 @@ def _logits(phase: int, emitting: Any, s: Step, head: Any) -> None:
             for first in range(0, count, at.ROW_BLOCK):
                 out = s.buffers[at.LOGITS] + 4 * (first * vocabulary + TILE * tile)
                 rows = min(at.ROW_BLOCK, count - first)
-                multiply_bytes(head, tile, width, out, vocabulary, first, rows, s)
+                multiply_bytes(head, tile, width, out, vocabulary, False, first, rows, count, s)
         finish(s.sync, phase + 1)
         piece = take(s.sync, phase + 1)
     wait(s.sync, phase + 1, pieces)
@@ -178,8 +192,7 @@ def forward(thread: int, s: Step, emitting: Any, layers: Any, modules: Any, head
         layers, modules, head: addresses, as layout.py numbers them.
     """
     for number in range(len(layers)):
-        next_layer = modules[min(number + 1, len(layers) - 1)]
-        _layer(number * at.PHASES, thread, s, layers[number], modules[number], next_layer)
+        _layer(number * at.PHASES, thread, s, layers[number], modules[number])
     if len(emitting) > 0:
         _logits(len(layers) * at.PHASES, emitting, s, head)
 

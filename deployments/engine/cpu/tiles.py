@@ -4,6 +4,7 @@ All functions take addresses, and distances in bytes.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
@@ -68,25 +69,9 @@ def mixing_tile(rows: int, blocks: int, unroll: int, *, is_wide: bool = False) -
     and columns; y (float32), its rows.
     """
 
-    @intrinsic
-    def multiply(
-        typing: Any,
-        w: Any,
-        w_line: Any,
-        count: Any,
-        x: Any,
-        x_row: Any,
-        x_column: Any,
-        y: Any,
-        y_row: Any,
-    ) -> Any:
-        def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            _build_mixing(VectorCode(builder), rows, blocks, unroll, is_wide, args)
-            return context.get_dummy_value()
-
-        return types.void(*[types.int64] * 8), build
-
-    return multiply
+    return _rows_by_lines(
+        lambda code, args: _build_mixing(code, rows, blocks, unroll, is_wide, args)
+    )
 
 
 @functools.cache
@@ -117,6 +102,12 @@ def score_tile(rows: int, *, is_wide: bool) -> Any:
     dim; y (float32), its rows. A product has one order of sums, whatever the number of rows.
     """
 
+    return _rows_by_lines(lambda code, args: _build_scores(code, rows, is_wide, args))
+
+
+def _rows_by_lines(write: Callable[[VectorCode, Any], None]) -> Any:
+    """Return the function whose code `write` writes: of rows of x, and lines of w."""
+
     @intrinsic
     def multiply(
         typing: Any,
@@ -125,12 +116,12 @@ def score_tile(rows: int, *, is_wide: bool) -> Any:
         count: Any,
         x: Any,
         x_row: Any,
-        dim: Any,
+        x_step: Any,
         y: Any,
         y_row: Any,
     ) -> Any:
         def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            _build_scores(VectorCode(builder), rows, is_wide, args)
+            write(VectorCode(builder), args)
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 8), build

@@ -67,9 +67,9 @@ class VectorCode:
         kind = ir.FunctionType(result, [arg.type for arg in args])
         return self.b.call(module.globals.get(name) or ir.Function(module, kind, name), args)
 
-    def prefetch(self, address: Any) -> None:
-        """Ask for the 64 bytes at an address."""
-        numbers = [ir.Constant(I32, n) for n in (0, 3, 1)]  # to read, to keep, data
+    def prefetch(self, address: Any, *, is_read_once: bool = False) -> None:
+        """Ask for the 64 bytes at an address; what `is_read_once` passes the caches by."""
+        numbers = [ir.Constant(I32, n) for n in (0, 0 if is_read_once else 3, 1)]  # to read, data
         pointer = self.b.inttoptr(address, I8.as_pointer())
         self.call("llvm.prefetch.p0", ir.VoidType(), pointer, *numbers)
 

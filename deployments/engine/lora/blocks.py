@@ -16,6 +16,7 @@ class LoraBlocks:
 
     table: int64 (num_slots, modules, FIELDS): addresses of A (r, in) and B (r, out), and r; zeros
     where the slot's adapter leaves the module alone. Modules are in the order of `layers`.
+    adapted: int64 (modules,), 1 where the adapter of some slot changes the module.
     """
 
     layout = 0  # the table stays where it is
@@ -25,6 +26,7 @@ class LoraBlocks:
         self._numbers = {path: number for number, path in enumerate(self._features)}
         self._held: dict[int, PackedLora] = {}
         self.table = np.zeros((num_slots, len(self._numbers), FIELDS), np.int64)
+        self.adapted = np.zeros(len(self._numbers), np.int64)
 
     @property
     def rank(self) -> int:
@@ -37,7 +39,7 @@ class LoraBlocks:
 
     def adapts(self, path: str) -> bool:
         """Return whether any adapter in a slot changes this module."""
-        return path in self._numbers and bool(self.table[:, self._numbers[path], RANK].any())
+        return path in self._numbers and bool(self.adapted[self._numbers[path]])
 
     def write(self, slot: int, weights: PackedLora) -> None:
         """Replace what the slot holds. No row may use it."""
@@ -47,3 +49,4 @@ class LoraBlocks:
         for path, rank, *_ in weights.shapes:
             a, b = next(pieces), next(pieces)
             self.table[slot, self._numbers[path]] = a.data_ptr(), b.data_ptr(), rank
+        self.adapted[:] = self.table[..., RANK].any(0)

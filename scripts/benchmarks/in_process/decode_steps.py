@@ -1,10 +1,14 @@
 """Measure one decode step by batch size, and its memory floor.
 
-Steps without and with adapters are timed in turn; medians of some rounds are compared. The floor is
+Steps without and with adapters are timed in turn, in either order, and each run is compared with
+its neighbour: on a CPU single runs differ by several per cent, since other guests of the host share
+its memory. What adapters cost is the median of these pairs, with an interval of 95 %. The floor is
 what a step must read once (decoder weights, output layer, keys and values at the mean context) over
 the bandwidth of a large copy on the same device, measured in the same run.
 """
 
+import itertools
+import math
 import statistics
 import time
 from collections.abc import Sequence
@@ -17,7 +21,10 @@ from deployments.engine.quantised.linear import QuantisedLinear
 from deployments.engine.request import Request, SamplingParams
 from deployments.engine.scheduling.scheduler import Scheduler
 
-_WARM_UP, _ROUNDS = 6, 5
+_WARM_UP = 6
+_LEAST_PAIRS, _MOST_PAIRS = 5, {"cuda": 5, "cpu": 40}
+_MOST_S = 30.0  # of all pairs of a batch size, where they are more than the least
+_MOST_STEPS = {"cuda": 1000, "cpu": 50}  # of a run
 
 
 def weight_bytes(model: Any) -> int:
@@ -45,23 +52,19 @@ def step_times(
     prompt_tokens: int,
     num_steps: int,
     weights: int,
-) -> list[dict[str, float]]:
-    """Return one line for each batch size; milliseconds are means over `num_steps` steps, and the
-    medians of some rounds."""
+) -> list[dict[str, Any]]:
+    """Return one line for each batch size; milliseconds are means over `num_steps` steps (on a CPU
+    at most 50), and the medians of some runs."""
+    num_steps = min(num_steps, _MOST_STEPS[decoder.device.type])
     bandwidth = _copy_bandwidth(decoder.device)
     bytes_per_position = decoder.num_kv_bytes / (sum(decoder.capacities) + 16)
     context = prompt_tokens + (num_steps + _WARM_UP) / 2
     lines = []
     for rows in num_rows:
         floor_ms = 1000 * (weights + rows * context * bytes_per_position) / bandwidth
-        rounds = [
-            [
-                time_steps(decoder, rows, each, prompt_tokens, num_steps)
-                for each in ([None], adapters)
-            ]
-            for _ in range(_ROUNDS)
-        ]
-        plain_ms, step_ms = (statistics.median(taken) for taken in zip(*rounds, strict=True))
+        pairs = _in_turn(decoder, rows, adapters, prompt_tokens, num_steps)
+        plain_ms, step_ms = (statistics.median(taken) for taken in zip(*pairs, strict=True))
+        cost, *interval = median_interval([adapted / plain - 1 for plain, adapted in pairs])
         lines.append(
             {
                 "rows": rows,
@@ -70,10 +73,42 @@ def step_times(
                 "floor_over_step": round(floor_ms / step_ms, 3),
                 "tokens_per_s": round(1000 * rows / step_ms),
                 "step_ms_without_lora": round(plain_ms, 3),
-                "lora_cost": round(step_ms / plain_ms - 1, 3),
+                "lora_cost": round(cost, 4),
+                "lora_cost_interval": [round(end, 4) for end in interval],
+                "lora_cost_pairs": len(pairs),
             }
         )
     return lines
+
+
+def _in_turn(
+    decoder: ModelRunner,
+    rows: int,
+    adapters: Sequence[str | None],
+    prompt_tokens: int,
+    num_steps: int,
+) -> list[tuple[float, float]]:
+    """Return pairs of a step's milliseconds without and with adapters; either begins in turn."""
+    sides: tuple[Sequence[str | None], ...] = ([None], adapters)
+    pairs: list[tuple[float, float]] = []
+    stop = time.perf_counter() + _MOST_S
+    while len(pairs) < _MOST_PAIRS[decoder.device.type]:
+        if len(pairs) >= _LEAST_PAIRS and time.perf_counter() > stop:
+            break
+        order = (0, 1) if len(pairs) % 2 == 0 else (1, 0)
+        taken = {n: time_steps(decoder, rows, sides[n], prompt_tokens, num_steps) for n in order}
+        pairs.append((taken[0], taken[1]))
+    return pairs
+
+
+def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Return the median, and the values between which it lies with at least 95 %: the sign test's,
+    whatever the distribution. Of fewer than six values they are the least and the largest.
+    """
+    ordered, count = sorted(values), len(values)
+    tails = itertools.accumulate(math.comb(count, k) / 2**count for k in range(count))
+    outside = max(sum(tail <= 0.025 for tail in tails) - 1, 0)  # on either side
+    return statistics.median(ordered), ordered[outside], ordered[count - 1 - outside]
 
 
 def time_steps(

@@ -62,11 +62,11 @@ def test_the_new_label_is_routed_to(tiny_router_dir: Path, extended: Path) -> No
 def test_the_old_labels_lose_nothing(
     extension: Extension, tiny_router_dir: Path, extended: Path
 ) -> None:
-    assert set(extension.before) == set(LABELS)
-    assert set(extension.after) == {*LABELS, "dentistry"}
+    before, after = extension.old_before.recalls, extension.old_after.recalls
+    assert set(before) == set(after) == set(LABELS)
     assert extension.losses == {}
     for label in LABELS:
-        assert extension.after[label] >= extension.before[label] - MAX_LOSS
+        assert after[label] >= before[label] - MAX_LOSS
     inside = [q for q in small_questions(3) if q.specialty != OUT_OF_SCOPE]
     texts = [q.text for q in inside]
     for artefact in (tiny_router_dir, extended):
@@ -118,8 +118,8 @@ def test_in_two_steps(extended: Path, tmp_path: Path) -> None:
     save(again.trained, tmp_path, date="2026-01-04", provenance={})
     second = extend(tmp_path, "otology", added_questions("otology"))
     assert second.losses == {}
-    assert set(second.before) == {*LABELS, "dentistry"}
-    assert second.after["otology"] > 0.6
+    assert set(second.old_before.recalls) == {*LABELS, "dentistry"}
+    assert second.recall > 0.6
     assert second.trained.manifest["added"] == {"dentistry": 30, "otology": 60}
     assert second.trained.manifest["specialties"] == sorted((*LABELS, "dentistry", "otology"))
 
@@ -159,7 +159,6 @@ def test_each_question_is_scored_without_its_fold(tiny_router_dir: Path) -> None
     ours = examples.labels == "dentistry"
     assert not examples.is_validation[ours].any()
     assert np.bincount(examples.folds[ours]).tolist() == [3] * 10
-    assert extension.after["dentistry"] == extension.recall
 
 
 def test_a_question_that_the_new_label_does_not_claim_is_scored_as_before(
@@ -243,7 +242,8 @@ def test_no_data_is_needed(tiny_router_dir: Path, tmp_path: Path) -> None:
     found = extend(alone, "dentistry", TEETH)
     again = extend(tiny_router_dir, "dentistry", TEETH)
     assert np.array_equal(found.trained.features["codes"], again.trained.features["codes"])
-    assert found.after == again.after
+    assert found.old_after.recalls == again.old_after.recalls
+    assert found.recall == again.recall
 
 
 def test_a_follow_up_has_no_specialty_of_its_own(extended: Path) -> None:

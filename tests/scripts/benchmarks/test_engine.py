@@ -1,6 +1,7 @@
 """The engine's benchmark end to end on tiny models: every side runs, and the report is whole."""
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from deployments.engine.quantised.weight import Kind
 from scripts import benchmark
 from scripts.benchmarks import load
 from scripts.benchmarks.in_process.continuous_batching import ContinuousBatching
-from scripts.benchmarks.in_process.decode_steps import weight_bytes
+from scripts.benchmarks.in_process.decode_steps import median_interval, weight_bytes
 from scripts.benchmarks.in_process.engine_runs import random_requests
 from scripts.benchmarks.in_process.quantised_base import quantised_base
 from scripts.benchmarks.in_process.random_adapters import make_random_adapters
@@ -43,10 +44,22 @@ def test_all_sides_and_a_report(
     assert all(side["tokens_per_s"] > 0 for side in report["sides"].values())
     assert report["sides"]["engine_mixed"]["first_token_p50_s"] > 0
     assert set(report["ratios"]) >= {"mixed over PEFT's mixed batch", "mixed over sequential"}
-    assert [step["rows"] for step in report["steps"]] == [1]
+    (step,) = report["steps"]
+    assert step["rows"] == 1
+    assert 5 <= step["lora_cost_pairs"] <= 40
+    assert step["lora_cost_interval"][0] <= step["lora_cost"] <= step["lora_cost_interval"][1]
     assert report["decoder"].startswith("fast")
     assert report["command"].endswith(str(out))
     assert {"commit", "processor", "packages"} <= set(report)
+
+
+@pytest.mark.parametrize(
+    ("count", "outside"), [(1, 0), (5, 0), (8, 0), (9, 1), (40, 13), (100, 39)]
+)
+def test_an_interval_of_the_median_is_that_of_the_sign_test(count: int, outside: int) -> None:
+    """Conover's table: of 40 values the 14th and the 27th, of 100 the 40th and the 61st."""
+    values = [float(n) for n in random.Random(count).sample(range(count), count)]
+    assert median_interval(values) == ((count - 1) / 2, outside, count - 1 - outside)
 
 
 def test_transformers_own_batching_is_a_peer(

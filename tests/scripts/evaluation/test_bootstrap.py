@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sacrebleu.metrics import BLEU
 
-from scripts.evaluation.bootstrap import corpus_bleu, draws, estimate, interval, mean
+from scripts.evaluation.bootstrap import corpus_bleu, draws, estimate, interval, mean, wilson
 from scripts.evaluation.metrics import bleu_statistics
 
 REFERENCES = [
@@ -72,3 +72,9 @@ def test_pairing_makes_a_small_steady_difference_certain() -> None:
     found = estimate(0.5, better_draws - base_draws)
     assert found["value"] == 0.5
     assert found["interval"] == pytest.approx([0.5, 0.5])
+
+
+def test_wilsons_interval() -> None:
+    """As in Newcombe (1998), Table I: 81 of 263."""
+    assert wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+    assert wilson(0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)

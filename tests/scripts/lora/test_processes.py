@@ -104,9 +104,9 @@ def test_every_process_stops_where_one_loss_is_not_finite(
 
 def test_a_process_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     from scripts.lora.errors import TrainingError
-    from scripts.lora.processes import Processes
+    from scripts.lora.train import join_run
 
     monkeypatch.setenv("LOCAL_RANK", "2")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(TrainingError, match="process 3 of this machine has no GPU: there are 2"):
-        Processes("cuda")
+        join_run("cuda")

@@ -5,15 +5,19 @@ from pathlib import Path
 import pytest
 
 from scripts.datasets.record import DataError
-from scripts.prepare_router_dataset import parse
+from scripts.datasets.source import Source, parse_source
 from scripts.router.dataset import Entry
-from scripts.router.sources import PASSAGE_CHARS, READERS, read_source_entries
+from scripts.router.sources import OPTIONS, PASSAGE_CHARS, READERS, read_source_entries
 from tests.scripts.router.tiny_sources import make_tiny_sources
 
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return make_tiny_sources(tmp_path_factory.mktemp("sources") / "all")
+
+
+def parse(text: str) -> Source:
+    return parse_source(text, OPTIONS)
 
 
 def entries(sources: dict[str, str], kind: str) -> list[Entry]:
@@ -145,7 +149,7 @@ def test_medquads_own_files(tmp_path: Path) -> None:
 
 
 BAD = {
-    "hpo": (b"no term at all", "no usable entry"),
+    "hpo": (b"no term at all", r"it has no \[Term\]"),
     "hpo_fr": (b"a\tb\n1\t2\n", "not the format that kind hpo_fr expects"),
     "hpo_diseases": (b"one column only\n", "not the format that kind hpo_diseases expects"),
     "icd10cm": (b"<open>", "not the format that kind icd10cm expects"),
@@ -197,8 +201,8 @@ def test_the_tree_of_signs_is_asked_for(sources: dict[str, str], kind: str) -> N
         ("hpo:", "expected KIND:PATH"),
         ("hpo", "expected KIND:PATH"),
         ("hpo_fr:,terms=hp.obo", "expected KIND:PATH"),
-        ("hpo:hp.obo,lang=fr", "no option lang; there is none"),
-        ("casimedicos:x.jsonl,langue=fr", "no option langue; there is lang"),
+        ("hpo:hp.obo,lang=fr", "no option lang for kind hpo; there are none"),
+        ("casimedicos:x.jsonl,langue=fr", "no option langue for kind casimedicos; there are lang"),
     ],
 )
 def test_a_bad_argument_is_named(text: str, message: str) -> None:

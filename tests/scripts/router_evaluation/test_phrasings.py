@@ -9,7 +9,7 @@ import pytest
 from router.classifier import Classifier
 from scripts.datasets.record import DataError
 from scripts.datasets.yaml_file import read_yaml
-from scripts.evaluate_router import main
+from scripts.evaluate_router import main, read_figures
 from scripts.router_evaluation import phrasings
 from scripts.router_evaluation.phrasings import HALVES, conversation_turns, outcomes
 
@@ -86,4 +86,4 @@ def test_figures_of_before_are_checked(tmp_path: Path) -> None:
     file = tmp_path / "before.json"
     file.write_text("{}", encoding="utf-8")
     with pytest.raises(DataError, match="no conversations, phrasings in it"):
-        phrasings.read_before(file)
+        read_figures(file, "--before", {*phrasings.SECTIONS})

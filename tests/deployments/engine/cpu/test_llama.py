@@ -9,6 +9,7 @@ import torch
 
 from deployments.engine.attention.kv_cache import KvCache
 from deployments.engine.attention.prefill import PrefillBatch, TorchPrefillAttention
+from deployments.engine.cpu import layout
 from deployments.engine.cpu.llama import CompiledLlama
 from deployments.engine.decoder_factory import FastLimits, build_decoder
 from deployments.engine.errors import AdapterHasNoEffect
@@ -223,6 +224,18 @@ def test_a_slot_that_is_written_again_has_its_new_adapter_alone(sides: list[Side
     assert reused == side.pool.load_slot("newer", side.packed[0])
     assert torch.equal(side.read([(0, prompt, 0, reused)]), first)
     assert torch.equal(side.read([(0, prompt, 0, 0)]), base)
+
+
+@torch.inference_mode()
+def test_all_that_the_next_modules_need_is_asked_for_in_time(sides: list[Side]) -> None:
+    side = sides[0]
+    model = side.model
+    assert isinstance(model, CompiledLlama)
+    model.num_threads = 1
+    side.decode([0, 1, 2, 3], [5, 6, 7, 8], [60] * 4, [2, 1, 0, 2])
+    model.num_threads = 2
+    asked, last, *_ = model._array(layout.CURSORS)[0]
+    assert asked == last == len(model.lora_layers) + layout.O  # the next step's q, k and v
 
 
 @pytest.fixture(params=["int8", "int4"])

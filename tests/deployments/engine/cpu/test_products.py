@@ -106,18 +106,27 @@ def test_a_number_that_is_none_makes_no_scale(bad: float) -> None:
 
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 7, 8, 11, 16])
-def test_a_product_is_exact(rows: int, bits: int) -> None:
-    weight = torch.from_numpy(random(2 * TILE, 3 * GROUP, seed=1))
-    x = in_bytes(random(rows, 3 * GROUP))
-    out = np.zeros((rows, TILE), np.float32)
+@pytest.mark.parametrize(
+    ("groups", "is_added", "rows_after"),
+    [(3, 0, 0), (3, 1, 16), (49, 1, 0), (49, 0, 5)],  # a tile of 49 groups fills the first cache
+)
+def test_a_product_is_exact(
+    rows: int, groups: int, is_added: int, rows_after: int, bits: int
+) -> None:
+    inputs = groups * GROUP
+    weight = torch.from_numpy(random(2 * TILE, inputs, seed=1))
+    x = in_bytes(random(rows, inputs))
+    before = random(rows, TILE, seed=3)
+    out = before.copy()
     kept = packed(weight, bits)
-    second = tile_at(kept.fields[0], bits, 3 * GROUP, 1)
+    second = tile_at(kept.fields[0], bits, inputs, 1)
     bytes_, sums, row_scales, halves = (each.ctypes.data for each in x)
     multiply(
-        *(second, bits, 3 * GROUP, bytes_, 3 * GROUP, sums, row_scales, halves, 4 * 3),
-        *(out.ctypes.data, 4 * TILE, rows),
+        *(second, bits, inputs, bytes_, inputs, sums, row_scales, halves, 4 * groups),
+        *(out.ctypes.data, 4 * TILE, is_added, rows, rows_after),
     )
-    assert np.allclose(out, product_of_bytes(x, kept)[:, TILE:], rtol=1e-5, atol=1e-4)
+    expected = before * is_added + product_of_bytes(x, kept)[:, TILE:]
+    assert np.allclose(out, expected, rtol=1e-5, atol=1e-4 * groups)
 
 
 @pytest.mark.parametrize("bits", [8, 4])
@@ -127,7 +136,7 @@ def test_every_kind_of_tile_gives_the_same(kind: str | None, bits: int) -> None:
 
     @njit
     def run(weight: int, x: int, sums: int, scales: int, halves: int, out: int) -> None:
-        tile_product(weight, 1, x, GROUP, sums, scales, halves, 4, out, 4 * TILE)
+        tile_product(weight, 1, x, GROUP, sums, scales, halves, 4, out, 4 * TILE, 0)
 
     weight = torch.from_numpy(random(TILE, GROUP, seed=2))
     weight[0] = weight[0].abs().max()  # the largest byte everywhere
