@@ -103,7 +103,8 @@ class _Captures:
             self._try(size)
         self._tried.discard(size)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        # Meanwhile other threads pin memory for adapters, which the default would refuse them.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             results = self._step(size)
         self._pool = self._pool or graph.pool()
         return graph, results

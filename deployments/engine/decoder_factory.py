@@ -20,8 +20,7 @@ from deployments.engine.decoder import DecoderInfo
 from deployments.engine.detokenizer import hidden_ids
 from deployments.engine.errors import FastDecoderImpossible
 from deployments.engine.kernels.backend import are_fused
-from deployments.engine.lora.base_copies import ends_of
-from deployments.engine.lora.peft_reader import PeftReader
+from deployments.engine.lora.peft_reader import PeftReader, make_reader, unsupported_adapter
 from deployments.engine.model_loader import Pretrained
 from deployments.engine.model_runner import SPARE_SLOTS, ModelRunner
 from deployments.engine.models.architectures import describe
@@ -94,11 +93,8 @@ def build_decoder(
             "or fast"
         )
     if choice == "reference":
-        refuse_reference(batch_invariant)
-        refuse_reference_int8(kv_cache_dtype)
-        return PeftDecoder(base, reason="engine.decoder is reference")
-    reader = None
-    obstacle = unsupported_base(base, _num_positions(base, limits))
+        return _reference(base, "engine.decoder is reference", batch_invariant, kv_cache_dtype)
+    reader, obstacle = None, unsupported_base(base, _num_positions(base, limits))
     if obstacle is None:
         reader = make_reader(base)
         obstacle = unsupported_adapter(reader, adapters)
@@ -117,40 +113,16 @@ def build_decoder(
             f"{obstacle}: set quantization: auto or none"
         )
     logger.warning("serving with the reference decoder: %s", obstacle)
+    reason = f"not the fast decoder, since {obstacle}"
+    return _reference(base, reason, batch_invariant, kv_cache_dtype)
+
+
+def _reference(
+    base: Pretrained, reason: str, batch_invariant: BatchInvariant, kv_cache_dtype: KvCacheDtype
+) -> PeftDecoder:
     refuse_reference(batch_invariant)
     refuse_reference_int8(kv_cache_dtype)
-    return PeftDecoder(base, reason=f"not the fast decoder, since {obstacle}")
-
-
-def make_reader(base: Pretrained, *, in_bytes: bool = False) -> PeftReader:
-    """Return the reader of this base's adapters, on a copy of the base without weights.
-
-    Args:
-        in_bytes: for the compiled step: neither embedding nor output layer, and no DoRA.
-    """
-    adapts_ends = base.family == "causal" and not in_bytes
-    with torch.device("meta"):
-        skeleton = type(base.model)(base.model.config)
-    return PeftReader(
-        skeleton, ends_of(base.model) if adapts_ends else None, may_rescale=not in_bytes
-    )
-
-
-def unsupported_adapter(reader: PeftReader, adapters: Mapping[str, Path]) -> str | None:
-    """Return which adapter the fast decoder cannot serve, and why. Returns None if it serves all.
-
-    An adapter that PEFT cannot read either is not judged here: loading it names the problem.
-    """
-    for name, directory in adapters.items():
-        try:
-            problems = reader.unsupported(directory)
-        except (OSError, ValueError) as error:
-            logger.warning("adapter %s cannot be read: %s", name, error)
-            continue
-        if problems:
-            listed = "; ".join(problems)
-            return f"adapter '{name}' has features that the fast decoder cannot express: {listed}"
-    return None
+    return PeftDecoder(base, reason=reason)
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,13 +235,6 @@ def _num_threads(limits: FastLimits) -> int:
     return most if limits.has_fixed_threads else min(most, _MOST_THREADS)
 
 
-def _threads_of(model: Model, limits: FastLimits) -> int | None:
-    if model.device.type != "cpu":
-        return None
-    is_torch = isinstance(model, TorchBatches)
-    return torch.get_num_threads() if is_torch else _num_threads(limits)
-
-
 def _make_model(
     base: Pretrained, num_positions: int, weights: _Weights, limits: FastLimits, model: Any
 ) -> Model:
@@ -318,20 +283,16 @@ def _build_fast(
         is_quantised=base.quantization != "none",
     )
     invariance = make_invariant(model, batch_invariant)
-    capacities = rows.capacities
-    logger.info(
-        "KV cache: %.0f MiB in %s; %d rows asked for, %d given, of %s positions: %s",
-        sum(capacities) * model.kv_shape.bytes_per_position / 2**20,
-        model.kv_shape.kept_in,
-        *(rows.asked, len(capacities)),
-        ", ".join(f"{capacities.count(c)} x {c}" for c in sorted(set(capacities))),
-        rows.reason,
-    )
+    capacities, shape = rows.capacities, model.kv_shape
+    size = sum(capacities) * shape.bytes_per_position / 2**20
+    logger.info("KV cache: %.0f MiB in %s; rows: %s", size, shape.kept_in, rows.report())
+    in_torch = isinstance(model, TorchBatches)
+    threads = torch.get_num_threads() if in_torch else _num_threads(limits)
     info = DecoderInfo(
         name="fast",
         reason=f"continuous batching; {weights.reason}",
         device=str(model.device),
-        dtype=str(model.kv_shape.dtype).removeprefix("torch."),
+        dtype=str(shape.dtype).removeprefix("torch."),
         num_positions=min(num_positions, max(capacities)),
         eos_ids=base.eos_ids,
         adapters=frozenset(),
@@ -342,8 +303,8 @@ def _build_fast(
         weights=weights.reason,
         batch_invariant=invariance.is_on,
         batch_invariant_reason=invariance.reason,
-        threads=_threads_of(model, limits),
-        kv_cache_dtype=model.kv_shape.kept_in,
+        threads=threads if model.device.type == "cpu" else None,
+        kv_cache_dtype=shape.kept_in,
         rows=rows.report(),
     )
     if weights.in_bytes:

@@ -295,12 +295,7 @@ class ModelRunner(AdapterLoader):
 
     def _logits_of(self, row: int, states: torch.Tensor) -> torch.Tensor:
         """Return the logits (n, V) of states (n, d) that are all of this row."""
-        if not self.lora_pool.adapts(HEAD):
-            return self._model.logits(states)
-        slot = self._states[row].slot
-        return self._model.logits(
-            states, self._model.lora_batch(self.lora_pool, [slot], [len(states)])
-        )
+        return self._model.logits(states, self._head_lora([row] * len(states)))
 
     def _head_lora(self, rows: Sequence[int]) -> Any:
         """Return the adapters of these rows for the output layer, which few adapters change."""

@@ -43,6 +43,8 @@ class Shapes:
     adapter: A and B of one slot, all modules at the rank of the stacks.
     widest: inputs and outputs of the widest fused layer.
     dequantised: of a quantised weight, at once, for a long prefill; 0: none is quantised.
+    shrunk: float32 of one token, where kernels find its adapter (kernels/triton_groups.py); 0:
+        torch copies a batch's adapters side by side.
     prefill_tokens: of one step.
     workspace: of cuBLAS on one stream, in bytes.
     """
@@ -51,6 +53,7 @@ class Shapes:
     adapter: int
     widest: int
     dequantised: int
+    shrunk: int
     prefill_tokens: int
     max_rows: int
     vocab_size: int
@@ -88,7 +91,9 @@ def is_captured(prefill_tokens: int, max_rows: int) -> bool:
 
 def kept_mixtures(shapes: Shapes, free: int) -> int:
     """Return how many mixtures of adapters stay copied side by side (lora/pool.py): as many as fit
-    in a fiftieth of the free memory, and one at least."""
+    in a fiftieth of the free memory, and one at least; none where kernels need no copies."""
+    if shapes.shrunk:
+        return 0
     return max(1, min(KEPT_MIXTURES, free // 50 // max(1, _mixture(shapes))))
 
 
@@ -99,12 +104,13 @@ def reserve(shapes: Shapes, free: int) -> Reserved:
     states and their norm, the products, and their activation.
     """
     size = shapes.itemsize
-    adapters = shapes.num_slots * shapes.adapter * size
-    adapters += (kept_mixtures(shapes, free) + 1) * _mixture(shapes)
     prefills = [min(shapes.prefill_tokens, CAPTURED_TOKENS)]
     if not is_captured(shapes.prefill_tokens, shapes.max_rows):
         prefills.append(shapes.prefill_tokens)  # captured ones keep their memory for themselves
     prefill = sum(2 * shapes.widest * tokens + shapes.dequantised for tokens in prefills) * size
+    adapters = shapes.num_slots * shapes.adapter * size + 4 * shapes.shrunk * sum(prefills)
+    if not shapes.shrunk:
+        adapters += (kept_mixtures(shapes, free) + 1) * _mixture(shapes)
     logits = max(shapes.max_rows * _DRAWN_BYTES, _SCORED * _SCORED_BYTES) * shapes.vocab_size
     return Reserved(adapters, prefill, logits, _RUNTIME + _STREAMS * shapes.workspace)
 

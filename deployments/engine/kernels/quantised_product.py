@@ -8,9 +8,14 @@ from typing import Any
 import torch
 import triton
 
-from deployments.engine.kernels.backend import launch_options, overlaps
+from deployments.engine.kernels.backend import launch_options, overlaps, shared_bytes
 from deployments.engine.kernels.ops import Expansion, gated_activation
-from deployments.engine.kernels.quantised_tiles import DEQUANTISED, Tile, tile_of
+from deployments.engine.kernels.quantised_tiles import (
+    DEQUANTISED,
+    Tile,
+    stages_that_fit,
+    tile_of,
+)
 from deployments.engine.kernels.triton_dequantise import dequantise_kernel
 from deployments.engine.kernels.triton_grouped_lora import lora_expand_add, lora_expand_gated
 from deployments.engine.kernels.triton_groups import three
@@ -166,7 +171,7 @@ def _launched(
         *own, partials, _counters(x.device), rows, outputs, inputs, length, x.stride(0),
         out.stride(0), width, BM=tile.bm, WARPS=tile.num_warps, SPLITS=tile.splits,
         IS_EVEN=length * tile.splits == inputs, RC=ranks, G=_RANKS // ranks,
-        num_stages=tile.num_stages if x.element_size() == 2 else min(4, tile.num_stages), **options,
+        num_stages=stages_that_fit(tile, kind, x.element_size(), shared_bytes(x.device)), **options,
     )  # fmt: skip
     return out
 

@@ -1,4 +1,4 @@
-"""Choose the tiles of a product with few rows, as measured on an H200 (docs/engine.md)."""
+"""Choose how products with few rows are cut, as measured on an H200 (docs/engine.md)."""
 
 from dataclasses import dataclass
 
@@ -8,6 +8,11 @@ _PLAIN_ROWS = 64  # more are as fast with torch
 _SHORTEST = 512  # inputs of a piece, at least
 # Programs below which the inputs are cut into pieces. NF4's take longer for each weight.
 _PROGRAMS = {"int8": 128, "fp8": 128, "nf4": 200, "plain": 96}
+_WEIGHT_BYTES = {"int8": 1.0, "fp8": 1.0, "nf4": 0.5}  # of plain ones: those of x
+_FLOAT32_STAGES = 4
+SHRINK_INPUTS = 128  # of a step of a product with an adapter's A
+_PART = 1024  # inputs of it that one program takes, about
+_MOST_PARTS = 16
 _MULTIPROCESSORS = 132  # programs beyond share one's memory, so they have fewer stages
 
 
@@ -54,6 +59,25 @@ def tile_of(kind: str, rows: int, outputs: int, inputs: int) -> Tile | None:
     return Tile(bm, 64, bk, splits, 4, stages)
 
 
+def stages_that_fit(tile: Tile, kind: str, itemsize: int, shared_bytes: int | None) -> int:
+    """Return how many stages of a tile lie in shared memory at a time: its own number, or fewer on
+    a GPU with less of it than the H200. No sum depends on that.
+
+    Args:
+        itemsize: bytes of a number of x.
+        shared_bytes: of one program on this GPU; None: any number.
+    """
+    if shared_bytes is None:
+        return tile.num_stages
+    weights = int(tile.bk * tile.bn * _WEIGHT_BYTES.get(kind, itemsize))
+    stage = weights + tile.bk * tile.bm * itemsize
+    most = tile.num_stages
+    if itemsize > 2:  # weights in float32 go through shared memory once more
+        shared_bytes -= tile.bk * tile.bn * itemsize
+        most = min(most, _FLOAT32_STAGES)
+    return max(1, min(most, shared_bytes // stage))
+
+
 def _row_tile(kind: str, outputs: int, inputs: int) -> Tile:
     is_wide, is_long = outputs > 2 * inputs, inputs > 2048
     if kind == "plain":
@@ -63,3 +87,16 @@ def _row_tile(kind: str, outputs: int, inputs: int) -> Tile:
             return Tile(0, 8, 1024, 1, 8, 3)
         return Tile(0, 16, 512, 1, 4, 2) if is_wide else Tile(0, 8, 1024, 1, 4, 1)
     return Tile(0, 8, 1024, 1, 4, 5) if is_long else Tile(0, 8, 2048, 1, 4, 1)
+
+
+def most_parts(inputs: int) -> int:
+    """Return into how many parts a product with an adapter's A is cut at most, for so many inputs
+    or fewer."""
+    return max(1, min(_MOST_PARTS, inputs // _PART))
+
+
+def parts_of(inputs: int) -> tuple[int, int]:
+    """Return into how many parts its sum over the inputs is cut, and how many each takes: by their
+    number alone, so that no row's sum depends on the others."""
+    length = -(-inputs // (most_parts(inputs) * SHRINK_INPUTS)) * SHRINK_INPUTS
+    return -(-inputs // length), length

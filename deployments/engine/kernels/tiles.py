@@ -12,6 +12,7 @@ _MANY_MORE = 2048
 _DECODE_BLOCKS = 4.6
 _PREFILL_BLOCKS = 6  # three of each
 _PREFILL_KEYS = 64
+_WIDE_WARPS = 4  # of heads with 256 dimensions: one warp has too few registers (docs/engine.md)
 
 
 def padded(dim: int) -> int:
@@ -33,6 +34,8 @@ def decode_tile(
     keys, warps = 128, 4
     if num_programs >= _MANY_PROGRAMS:
         keys, warps = (64 if num_programs < _MANY_MORE else 32), 1
+    if dim > 128:
+        warps = _WIDE_WARPS
     key_bytes = padded(dim) * itemsize
     return {"BLOCK_N": _fewer(keys, _DECODE_BLOCKS * key_bytes, shared_bytes), "num_warps": warps}
 

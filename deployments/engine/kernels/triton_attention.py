@@ -1,8 +1,4 @@
-"""Attend over the KV cache in a decode step with Triton kernels. Imported only where they run.
-
-A kernel that reads a product next also adds the product's LoRA expansion: one launch less, and the
-product is not written twice.
-"""
+"""Attend over the KV cache by the kernels of triton_decode.py: only where Triton runs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,252 +6,16 @@ from typing import Any
 
 import torch
 import triton
-import triton.language as tl
 
 from deployments.engine.kernels.backend import launch_options, overlaps, shared_bytes
 from deployments.engine.kernels.ops import Expansion, Rope
 from deployments.engine.kernels.tiles import decode_tile, padded
+from deployments.engine.kernels.triton_decode import decode_kernel, rope_decode_kernel
 from deployments.engine.kernels.triton_grouped_lora import lora_expand_add
-from deployments.engine.kernels.triton_kv_cache import keep, scaled, scales_arguments
-from deployments.engine.kernels.triton_lora import add_lora, stack_rows
-from deployments.engine.kernels.triton_overlap import after_earlier_kernels, launch_next
+from deployments.engine.kernels.triton_kv_cache import scales_arguments
 
 MAX_FUSED_RANK = 64  # a separate kernel adds larger ranks first
 _FIXED_PROGRAMS = 512  # that decide the tile of every batch, where sums keep one order
-
-
-@triton.jit
-def softmax_step(scores, largest, total, AXIS: tl.constexpr):
-    """Take one block of keys into an online softmax (Milakov and Gimelshein 2018).
-
-    scores: (BLOCK_N,) with AXIS 0, (M, BLOCK_N) with AXIS 1; very negative where masked.
-    largest, total: the largest score and the sum of exponentials so far, () or (M,).
-    Returns the new two, the factor that rescales earlier sums, and the block's weights.
-    """
-    now = tl.maximum(largest, tl.max(scores, AXIS))
-    shrink = tl.exp(largest - now)
-    p = tl.exp(scores - now[:, None]) if AXIS == 1 else tl.exp(scores - now)
-    return now, total * shrink + tl.sum(p, AXIS), shrink, p
-
-
-@triton.jit
-def capped(scores, CAP: tl.constexpr):
-    """Return CAP * tanh(scores / CAP), or the scores if CAP is 0."""
-    if CAP > 0:
-        return CAP * (2.0 * tl.sigmoid(scores * (2.0 / CAP)) - 1.0)
-    return scores
-
-
-@triton.jit
-def _kept(
-    kv_cache, start, bias, key_scales, value_scales, first, n, columns, mask, size,
-    HAS_BIAS: tl.constexpr, IS_INT8: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
-    """Return keys and values (BLOCK_N, D) of a head from position `first` on, what is added to
-    their scores (BLOCK_N,), very negative from n on, and their scales."""
-    j = first + tl.arange(0, BLOCK_N)
-    seen = j < n
-    at = ((start + j) * (2 * size))[:, None] + columns[None, :]
-    both = seen[:, None] & mask[None, :]
-    keys = tl.load(kv_cache + at, mask=both, other=0.0)
-    values = tl.load(kv_cache + at + size, mask=both, other=0.0)
-    added = tl.where(seen, 0.0, -1e30)
-    if HAS_BIAS:
-        added = tl.load(bias + (n - j), mask=seen, other=-1e30).to(tl.float32)
-    key_scale = scaled(1.0, key_scales + j, seen, 0, IS_INT8)
-    value_scale = scaled(1.0, value_scales + j, seen, 0, IS_INT8)
-    return keys, values, added, key_scale, value_scale
-
-
-@triton.jit
-def _attended(q, block, largest, total, acc):
-    """Take `_kept` keys and values into the softmax and its sum of values."""
-    keys, values, added, key_scale, value_scale = block
-    scores = tl.sum(q[None, :] * keys.to(tl.float32), 1) * key_scale + added
-    largest, total, shrink, p = softmax_step(scores, largest, total, AXIS=0)
-    p *= value_scale
-    return largest, total, acc * shrink + tl.sum(p[:, None] * values.to(tl.float32), 0)
-
-
-@triton.jit
-def _decode_kernel(
-    qkv, kv_cache, starts, lengths, bias, out, scale, qkv_row, bias_row, shrunk, slots, bq, bk,
-    bv, scales, scales_row,
-    H: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BLOCK_N: tl.constexpr,
-    APPEND: tl.constexpr, HAS_BIAS: tl.constexpr, R: tl.constexpr, RC: tl.constexpr,
-    P: tl.constexpr, PQ: tl.constexpr, PK: tl.constexpr, PV: tl.constexpr,
-    OVERLAPS: tl.constexpr, IS_INT8: tl.constexpr,
-):  # fmt: skip
-    """Attend with one query head for each key/value head. Program (h, b).
-
-    What earlier steps wrote is read before earlier kernels of this one end.
-    """
-    launch_next(OVERLAPS)
-    h = tl.program_id(0)
-    b = tl.program_id(1)
-    n = tl.load(lengths + b)
-    start = tl.load(starts + b).to(tl.int64)
-    d = tl.arange(0, DP)
-    dm = d < D
-    columns = h * D + d
-    bias += h * bias_row
-    key_scales = scales + h * scales_row + start
-    value_scales = key_scales + H * scales_row
-    block = _kept(
-        kv_cache, start, bias, key_scales, value_scales, 0, n, columns, dm, H * D, HAS_BIAS,
-        IS_INT8, BLOCK_N,
-    )  # fmt: skip
-    if APPEND and HAS_BIAS:
-        own_bias = tl.load(bias).to(tl.float32)
-    line = qkv + b * qkv_row + columns
-    slot = 0
-    if P > 0:
-        slot = tl.load(slots + b).to(tl.int64)
-    if PQ >= 0:
-        weights_q = stack_rows(bq, columns, dm, slot, 0, H * D, R, RC)
-    if PK >= 0:
-        weights_k = stack_rows(bk, columns, dm, slot, 0, H * D, R, RC)
-    if PV >= 0:
-        weights_v = stack_rows(bv, columns, dm, slot, 0, H * D, R, RC)
-    after_earlier_kernels(OVERLAPS)
-    q = tl.load(line, mask=dm, other=0.0).to(tl.float32)
-    if APPEND:
-        k = tl.load(line + H * D, mask=dm, other=0.0).to(tl.float32)
-        v = tl.load(line + 2 * H * D, mask=dm, other=0.0).to(tl.float32)
-    if PQ >= 0:
-        q = add_lora(q, weights_q, columns, dm, shrunk, bq, slot, b, H * D, R, RC, P, PQ)
-    q = q * scale
-    largest = -1e30
-    total = 0.0
-    acc = tl.zeros((DP,), tl.float32)
-    if APPEND:
-        if PK >= 0:
-            k = add_lora(k, weights_k, columns, dm, shrunk, bk, slot, b, H * D, R, RC, P, PK)
-        if PV >= 0:
-            v = add_lora(v, weights_v, columns, dm, shrunk, bv, slot, b, H * D, R, RC, P, PV)
-        own = kv_cache + (start + n) * (2 * H * D) + columns
-        kept_k = keep(k, own, key_scales + n, dm, IS_INT8)
-        acc = keep(v, own + H * D, value_scales + n, dm, IS_INT8)
-        largest = tl.sum(q * kept_k, 0)
-        if HAS_BIAS:
-            largest += own_bias
-        total = 1.0
-    largest, total, acc = _attended(q, block, largest, total, acc)
-    for first in range(BLOCK_N, n, BLOCK_N):
-        block = _kept(
-            kv_cache, start, bias, key_scales, value_scales, first, n, columns, dm, H * D, HAS_BIAS,
-            IS_INT8, BLOCK_N,
-        )  # fmt: skip
-        largest, total, acc = _attended(q, block, largest, total, acc)
-    tl.store(out + b * (H * D) + columns, (acc / total).to(out.dtype.element_ty), mask=dm)
-
-
-@triton.jit
-def _rope_decode_kernel(
-    qkv, kv_cache, starts, lengths, cos, sin, out, scale, qkv_row, shrunk, slots, bq, bk, bv,
-    scales, scales_row, prompt_starts, prompts, MERGED: tl.constexpr,
-    H: tl.constexpr, G: tl.constexpr, GP: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
-    ROT: tl.constexpr, WINDOW: tl.constexpr, CAP: tl.constexpr, BLOCK_N: tl.constexpr,
-    R: tl.constexpr, RC: tl.constexpr, P: tl.constexpr, PQ: tl.constexpr, PK: tl.constexpr,
-    PV: tl.constexpr, OVERLAPS: tl.constexpr, IS_INT8: tl.constexpr,
-):  # fmt: skip
-    """Attend with G query heads (padded to GP >= 16) for a key/value head. Program (h, b).
-
-    The first ROT dimensions of a head are rotated. WINDOW and CAP are 0 for none. What no kernel of
-    this step writes is read before earlier ones end.
-    """
-    launch_next(OVERLAPS)
-    h = tl.program_id(0)
-    b = tl.program_id(1)
-    n = tl.load(lengths + b)
-    start = tl.load(starts + b).to(tl.int64)
-    g = tl.arange(0, GP)
-    gm = g < G
-    d = tl.arange(0, DP)
-    dm = d < D
-    other = tl.where(d < ROT // 2, d + ROT // 2, d - ROT // 2)
-    dr = d < ROT
-    slot = 0
-    if P > 0:
-        slot = tl.load(slots + b).to(tl.int64)
-    line = qkv + b * qkv_row
-    qm = gm[:, None] & dm[None, :]
-    q_at = (h * G + g)[:, None] * D + d[None, :]
-    columns = h * D + d
-    other_columns = h * D + other
-    if PK >= 0:
-        weights_k = stack_rows(bk, columns, dm, slot, 0, H * D, R, RC)
-        if ROT > 0:
-            other_weights = stack_rows(bk, other_columns, dr, slot, 0, H * D, R, RC)
-    if PV >= 0:
-        weights_v = stack_rows(bv, columns, dm, slot, 0, H * D, R, RC)
-    if ROT > 0:
-        cosine = tl.load(cos + n * ROT + d, mask=dr, other=1.0).to(tl.float32)
-        sine = tl.load(sin + n * ROT + d, mask=dr, other=0.0).to(tl.float32)
-    after_earlier_kernels(OVERLAPS)
-    q = tl.load(line + q_at, mask=qm, other=0.0).to(tl.float32)
-    keys_line = line + H * G * D
-    k = tl.load(keys_line + columns, mask=dm, other=0.0).to(tl.float32)
-    v = tl.load(keys_line + H * D + columns, mask=dm, other=0.0).to(tl.float32)
-    if PQ >= 0:
-        for r in tl.static_range(0, R):
-            s = tl.load(shrunk + (b * P + PQ) * R + r)
-            weights = bq + (slot * R + r) * (H * G * D)
-            q += s * tl.load(weights + q_at, mask=qm, other=0.0).to(tl.float32)
-    if PK >= 0:
-        k = add_lora(k, weights_k, columns, dm, shrunk, bk, slot, b, H * D, R, RC, P, PK)
-    if PV >= 0:
-        v = add_lora(v, weights_v, columns, dm, shrunk, bv, slot, b, H * D, R, RC, P, PV)
-    if ROT > 0:
-        rm = gm[:, None] & dr[None, :]
-        q_other_at = (h * G + g)[:, None] * D + other[None, :]
-        q_other = tl.load(line + q_other_at, mask=rm, other=0.0).to(tl.float32)
-        k_other = tl.load(keys_line + other_columns, mask=dr, other=0.0).to(tl.float32)
-        if PQ >= 0:
-            for r in tl.static_range(0, R):
-                s = tl.load(shrunk + (b * P + PQ) * R + r)
-                weights = bq + (slot * R + r) * (H * G * D)
-                q_other += s * tl.load(weights + q_other_at, mask=rm, other=0.0).to(tl.float32)
-        if PK >= 0:
-            k_other = add_lora(
-                k_other, other_weights, other_columns, dr, shrunk, bk, slot, b, H * D, R, RC, P, PK
-            )
-        q = q * cosine[None, :] + q_other * sine[None, :]
-        k = k * cosine + k_other * sine
-    kind = qkv.dtype.element_ty
-    query = q.to(kind)
-    key_scales = scales + h * scales_row + start
-    value_scales = key_scales + H * scales_row
-    own = kv_cache + (start + n) * (2 * H * D) + columns
-    kept_k = keep(k, own, key_scales + n, dm, IS_INT8)
-    kept_v = keep(v, own + H * D, value_scales + n, dm, IS_INT8)
-    largest = capped(tl.sum(query.to(tl.float32) * kept_k[None, :], 1) * scale, CAP)
-    total = tl.full((GP,), 1.0, tl.float32)
-    acc = tl.zeros((GP, DP), tl.float32) + kept_v[None, :]
-    begin = 0
-    if WINDOW > 0:
-        begin = tl.maximum(n - WINDOW + 1, 0)
-    last = n
-    if MERGED:  # the row's prompt follows
-        last = n + tl.load(prompts + b)
-        prompt_start = tl.load(prompt_starts + b).to(tl.int64)
-    for first in range(begin, last, BLOCK_N):
-        j = first + tl.arange(0, BLOCK_N)
-        seen = j < last
-        position = start + j
-        if MERGED:
-            position = tl.where(j < n, position, prompt_start + (j - n))
-        at = (position * (2 * H * D))[:, None] + columns[None, :]
-        both = seen[:, None] & dm[None, :]
-        keys = tl.load(kv_cache + at, mask=both, other=0.0).to(kind)
-        values = tl.load(kv_cache + at + H * D, mask=both, other=0.0).to(kind)
-        scores = tl.dot(query, tl.trans(keys), input_precision="ieee") * scale
-        scores = capped(scaled(scores, key_scales + (position - start), seen, 1, IS_INT8), CAP)
-        scores = tl.where(seen[None, :], scores, -1e30)
-        largest, total, shrink, p = softmax_step(scores, largest, total, AXIS=1)
-        p = scaled(p, value_scales + (position - start), seen, 1, IS_INT8)
-        acc = acc * shrink[:, None] + tl.dot(p.to(kind), values, input_precision="ieee")
-    tl.store(out + b * (H * G * D) + q_at, (acc / total[:, None]).to(out.dtype.element_ty), mask=qm)
 
 
 def decode_attention(
@@ -309,7 +69,7 @@ def decode_attention(
     tile = _tile(qkv, _FIXED_PROGRAMS if is_invariant else rows * heads)
     scales = scales_arguments(kv_scales, qkv)
     if is_plain:
-        _decode_kernel[heads, rows](
+        decode_kernel[heads, rows](
             qkv, kv_cache, starts, lengths, qkv if bias is None else bias, out, scale,
             qkv.stride(0), 0 if bias is None else bias.stride(0), *lora.tensors, *scales,
             H=heads, D=dim, DP=padded(dim), APPEND=True, HAS_BIAS=bias is not None,
@@ -317,7 +77,7 @@ def decode_attention(
         )  # fmt: skip
         return out
     cos, sin = (qkv, qkv) if rope is None else (rope.cos, rope.sin)
-    _rope_decode_kernel[heads, rows](
+    rope_decode_kernel[heads, rows](
         qkv, kv_cache, starts, lengths, cos, sin, out, scale, qkv.stride(0), *lora.tensors, *scales,
         *(prompts or (starts, lengths)), MERGED=prompts is not None,
         H=heads, G=groups, GP=max(16, triton.next_power_of_2(groups)), D=dim, DP=padded(dim),
@@ -345,7 +105,7 @@ def cross_attention(
     rows, heads, dim = q.shape
     out = torch.empty(rows, heads * dim, dtype=q.dtype, device=q.device)
     lora = _lora_arguments(q.flatten(1), expansion, (0,), is_invariant=is_invariant)
-    _decode_kernel[heads, rows](
+    decode_kernel[heads, rows](
         q, kv_cache, starts, lengths, q, out, scale, q.stride(0), 0, *lora.tensors,
         *scales_arguments(kv_scales, q),
         H=heads, D=dim, DP=padded(dim), APPEND=False, HAS_BIAS=False,

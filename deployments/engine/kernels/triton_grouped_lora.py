@@ -12,7 +12,8 @@ import triton.language as tl
 
 from deployments.engine.kernels.backend import launch_options, overlaps
 from deployments.engine.kernels.ops import Expansion, RowGroups
-from deployments.engine.kernels.triton_groups import BLOCK_K, parts_of, three, tile_rows
+from deployments.engine.kernels.quantised_tiles import SHRINK_INPUTS, parts_of
+from deployments.engine.kernels.triton_groups import three, tile_rows
 from deployments.engine.kernels.triton_lora import activated
 from deployments.engine.kernels.triton_overlap import (
     after_earlier_kernels,
@@ -22,7 +23,7 @@ from deployments.engine.kernels.triton_overlap import (
 
 _RANKS = 16  # of one program of a shrink: the fewest that tensor cores take
 _COLUMNS = 128  # of one program of an expansion
-_MOST_TILES = 1 << 16
+_MOST_TILES = 1 << 18  # times blocks of ranks: a prompt of 128,000 tokens with rank 256
 
 
 @triton.jit(do_not_specialize=["B"])
@@ -193,8 +194,8 @@ def lora_shrink(x: torch.Tensor, stacks: Sequence[torch.Tensor], groups: RowGrou
     _shrink_kernel[len(groups.tiles), blocks, parts](
         x, *three(stacks), groups.order, groups.tiles, out, groups.partials, _counters(x.device),
         x.stride(0), inputs, rows, length,
-        P=modules, R=rank, RC=_RANKS, PARTS=parts, BM=groups.tile_rows, BK=BLOCK_K,
-        EVEN_K=inputs % BLOCK_K == 0, OVERLAPS=overlaps(x.device), num_warps=4, num_stages=4,
+        P=modules, R=rank, RC=_RANKS, PARTS=parts, BM=groups.tile_rows, BK=SHRINK_INPUTS,
+        EVEN_K=inputs % SHRINK_INPUTS == 0, OVERLAPS=overlaps(x.device), num_warps=4, num_stages=4,
         **launch_options(x.device),
     )  # fmt: skip
     return out
@@ -211,11 +212,12 @@ def lora_expand_add(
     groups, tensors = expansion.groups, [b for _, b in expansion.stacks]
     assert groups is not None, "rows that are not grouped"
     factors = list(gains) or [None] * len(tensors)
+    unread = next((f for f in factors if f is not None), y)  # one dtype for all three
     columns, rank = [b.shape[2] for b in tensors], expansion.rank
     grid = (len(groups.tiles), triton.cdiv(max(columns), _COLUMNS), len(tensors))
     _expand_kernel[grid](
         y, expansion.shrunk, *three(tensors),
-        *three([y if f is None else f for f in factors]),
+        *three([unread if f is None else f for f in factors]),
         *three([start for start, _ in expansion.stacks]), *three(columns),
         groups.order, groups.tiles, y.stride(0),
         P=len(tensors), R=rank, RC=_ranks_together(rank),

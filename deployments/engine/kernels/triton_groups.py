@@ -12,11 +12,9 @@ import triton
 import triton.language as tl
 
 from deployments.engine.kernels.ops import RowGroups
+from deployments.engine.kernels.quantised_tiles import most_parts
 
 _FEW_ROWS = 256  # up to so many, tiles of 16 rows; tensor cores add up larger ones alike
-_PART = 1024  # inputs that one program of a shrink takes, about
-_MOST_PARTS = 16
-BLOCK_K = 128  # of a shrink
 _COMPARED = 64  # rows that are compared with each other at a time
 
 
@@ -105,7 +103,7 @@ def group_rows(slots: torch.Tensor, num_slots: int, *, ranks: int, inputs: int) 
     num_tiles = min(rows, num_slots + rows // size)
     integers = functools.partial(torch.empty, dtype=torch.int32, device=device)
     floats = functools.partial(torch.empty, dtype=torch.float32, device=device)
-    parts = min(_MOST_PARTS, inputs // _PART)
+    parts = most_parts(inputs)
     groups = RowGroups(
         order=integers(rows),
         tiles=integers(num_tiles, 3),
@@ -122,14 +120,6 @@ def group_rows(slots: torch.Tensor, num_slots: int, *, ranks: int, inputs: int) 
         BM=size, BLOCK=_COMPARED,
     )  # fmt: skip
     return groups
-
-
-def parts_of(inputs: int) -> tuple[int, int]:
-    """Return into how many parts a sum over inputs is cut, and how many each takes: by their number
-    alone, so that no row's sum depends on the others."""
-    parts = max(1, min(_MOST_PARTS, inputs // _PART))
-    length = triton.cdiv(triton.cdiv(inputs, parts), BLOCK_K) * BLOCK_K
-    return triton.cdiv(inputs, length), length
 
 
 def three(items: Sequence[Any]) -> list[Any]:

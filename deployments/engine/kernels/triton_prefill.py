@@ -7,7 +7,7 @@ import triton.language as tl
 from deployments.engine.kernels.backend import shared_bytes
 from deployments.engine.kernels.ops import BLOCK_M
 from deployments.engine.kernels.tiles import padded, prefill_tile
-from deployments.engine.kernels.triton_attention import capped, softmax_step
+from deployments.engine.kernels.triton_decode import capped, softmax_step
 from deployments.engine.kernels.triton_kv_cache import scaled, scales_arguments
 
 

@@ -8,10 +8,9 @@ quantised/interleaved.py. Imported only where Triton runs.
 import triton
 import triton.language as tl
 
-from deployments.engine.kernels.triton_dequantise import converted
+from deployments.engine.kernels.triton_dequantise import converted, entries
 from deployments.engine.kernels.triton_expansion import some_weights, with_units
 from deployments.engine.kernels.triton_lora import activated
-from deployments.engine.kernels.triton_nf4 import entries
 from deployments.engine.kernels.triton_overlap import after_earlier_kernels, launch_next
 
 

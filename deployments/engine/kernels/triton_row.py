@@ -7,10 +7,9 @@ factors, biases, a norm's weight, an adapter's A. Imported only where Triton run
 import triton
 import triton.language as tl
 
-from deployments.engine.kernels.triton_dequantise import row_tile
+from deployments.engine.kernels.triton_dequantise import entries, row_tile
 from deployments.engine.kernels.triton_expansion import row_weights
 from deployments.engine.kernels.triton_lora import activated
-from deployments.engine.kernels.triton_nf4 import entries
 from deployments.engine.kernels.triton_overlap import after_earlier_kernels, launch_next
 
 # PTX that turns four signed bytes into float32: a byte, less its sign bit, is the last one of the

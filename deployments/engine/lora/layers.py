@@ -1,6 +1,6 @@
 """Describe the linear layers that adapters change, the weights of all adapters, and a batch's."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -112,25 +112,3 @@ class AddedLater:
 
     def shrink(self, layer: str, x: torch.Tensor) -> None:
         return None
-
-
-@dataclass(frozen=True, slots=True)
-class LayerSegments:
-    """Hold one layer's segments; W is the sum of their ranks, P the number of modules in use.
-
-    a: (in, P * W); b: for each module its first and last output column and (W, columns).
-    gains: the same two columns and (S + 1, columns), for the S slots and for no adapter: ones.
-    """
-
-    a: torch.Tensor
-    b: tuple[tuple[int, int, torch.Tensor], ...]
-    gains: tuple[tuple[int, int, torch.Tensor], ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class LoraSegments:
-    """Hold the segments of every layer for one mixture of slots."""
-
-    slots: tuple[int, ...]
-    segment_of_column: torch.Tensor  # (W,) position in `slots`
-    layers: Mapping[str, LayerSegments]

@@ -7,6 +7,7 @@ from its layer. The tensors come from the safetensors file.
 
 import copy
 import json
+import logging
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -23,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from deployments.engine.errors import AdapterNotSupported
-from deployments.engine.lora.base_copies import changed_copies, is_copy
+from deployments.engine.lora.base_copies import changed_copies, ends_of, is_copy
 from deployments.engine.lora.peft_features import (
     WEIGHTS_FILE,
     WITHOUT_EFFECT,
@@ -31,7 +32,10 @@ from deployments.engine.lora.peft_features import (
     read_config,
     unsupported_features,
 )
+from deployments.engine.model_loader import Pretrained
 from deployments.engine.quantised.loader import IMAGES
+
+logger = logging.getLogger(__name__)
 
 _NAME = "adapter"  # PEFT's name for it inside the skeleton
 _PREFIX = "base_model.model."
@@ -244,4 +248,35 @@ def _unknown_kind(layer: Any, *, may_embed: bool) -> str | None:
         return f"a {type(variant).__name__}"
     if layer.lora_bias.get(_NAME) or layer.fan_in_fan_out:
         return "a linear layer with a LoRA bias or a transposed weight"
+    return None
+
+
+def make_reader(base: Pretrained, *, in_bytes: bool = False) -> PeftReader:
+    """Return the reader of this base's adapters, on a copy of the base without weights.
+
+    Args:
+        in_bytes: for the compiled step: neither embedding nor output layer, and no DoRA.
+    """
+    adapts_ends = base.family == "causal" and not in_bytes
+    with torch.device("meta"):
+        skeleton = type(base.model)(base.model.config)
+    return PeftReader(
+        skeleton, ends_of(base.model) if adapts_ends else None, may_rescale=not in_bytes
+    )
+
+
+def unsupported_adapter(reader: PeftReader, adapters: Mapping[str, Path]) -> str | None:
+    """Return which adapter the fast decoder cannot serve, and why. Returns None if it serves all.
+
+    An adapter that PEFT cannot read either is not judged here: loading it names the problem.
+    """
+    for name, directory in adapters.items():
+        try:
+            problems = reader.unsupported(directory)
+        except (OSError, ValueError) as error:
+            logger.warning("adapter %s cannot be read: %s", name, error)
+            continue
+        if problems:
+            listed = "; ".join(problems)
+            return f"adapter '{name}' has features that the fast decoder cannot express: {listed}"
     return None

@@ -3,15 +3,9 @@
 Each row of a batch carries a slot, so one product serves rows of many adapters. Loading, replacing
 and evicting happen between two steps. A row keeps the slot that it began with: the slot of a
 replaced or evicted adapter is reused only when no row uses it any more.
-
-With torch, the adapters of a batch are copied side by side. A *segment* is one adapter's columns in
-these copies, as wide as its own rank. x @ A of all segments, a mask that leaves each token its own
-segment, then @ B: two matrix products, whatever the mixture. A rank-64 adapter does not widen a
-rank-4 one.
 """
 
 import itertools
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -20,16 +14,10 @@ import torch
 
 from deployments.engine.attention.memory_plan import KEPT_MIXTURES
 from deployments.engine.errors import LoraPoolError
-from deployments.engine.kernels.ops import Expansion
 from deployments.engine.lora.blocks import LoraBlocks
-from deployments.engine.lora.layers import (
-    AddedLater,
-    LayerSegments,
-    LoraBatch,
-    LoraLayer,
-    LoraSegments,
-)
+from deployments.engine.lora.layers import LoraBatch, LoraLayer
 from deployments.engine.lora.peft_reader import AdapterWeights
+from deployments.engine.lora.segments import SegmentCache, TorchLoraBatch
 from deployments.engine.lora.stacks import LoraStacks, PackedLora, pack
 
 if TYPE_CHECKING:  # imports Numba
@@ -38,93 +26,12 @@ if TYPE_CHECKING:  # imports Numba
 BASE_SLOT = 0
 
 
-class TorchLoraBatch(AddedLater):
-    """Implement LoraBatch (layers.py) with segments.
-
-    Args:
-        mask: (T, 1, W) ones in the columns of a token's segment; None if all tokens share one.
-        own: (T,) the position of each token's slot in the segments, -1 for none; None with `mask`.
-    """
-
-    def __init__(
-        self, segments: LoraSegments, mask: torch.Tensor | None, own: torch.Tensor | None
-    ) -> None:
-        self._layers = segments.layers
-        self._width = segments.segment_of_column.numel()
-        self._mask, self._own = mask, own
-
-    def adapts(self, layer: str) -> bool:
-        return layer in self._layers
-
-    def rescales(self, layer: str) -> bool:
-        segments = self._layers.get(layer)
-        return segments is not None and bool(segments.gains)
-
-    def add(
-        self, layer: str, x: torch.Tensor, y: torch.Tensor, shrunk: Expansion | None = None
-    ) -> None:
-        segments = self._layers.get(layer)
-        if segments is not None:
-            self._expand(segments, torch.mm(x.to(segments.a.dtype), segments.a), y)
-
-    def embed(self, layer: str, tokens: torch.Tensor, y: torch.Tensor) -> None:
-        segments = self._layers.get(layer)
-        if segments is not None:
-            self._expand(segments, segments.a[tokens], y)
-
-    def _expand(self, segments: LayerSegments, shrunk: torch.Tensor, y: torch.Tensor) -> None:
-        """Add the masked `shrunk` (T, P W) times B to y (T, out), after the gains."""
-        width = self._width
-        for start, stop, gains in segments.gains:
-            y[:, start:stop].mul_(gains[0] if self._own is None else gains[self._own])
-        if self._mask is not None:
-            shrunk.view(len(y), -1, width).mul_(self._mask)
-        for i, (start, stop, b) in enumerate(segments.b):
-            columns, own = y[:, start:stop], shrunk[:, i * width : (i + 1) * width]
-            if y.dtype == b.dtype:
-                columns.addmm_(own, b)
-            else:
-                columns.add_(torch.mm(own, b))
-
-    def expansion(
-        self, layer: str, x: torch.Tensor, y: torch.Tensor, shrunk: Expansion | None
-    ) -> None:
-        self.add(layer, x, y, shrunk)
-
-
 @dataclass(frozen=True, slots=True)
 class SlotBatch:
     """Hold the slot of each token, for a step that finds each one's weights itself."""
 
     blocks: LoraBlocks
     slots: Sequence[int]
-
-
-class SegmentCache:
-    """Keep the segments of the mixtures that were used last, `limit` of them."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._kept: OrderedDict[tuple[int, ...], LoraSegments] = OrderedDict()
-
-    def find(self, active: tuple[int, ...]) -> LoraSegments | None:
-        """Return segments with the slots `active` and at most as many others, None if not kept."""
-        wanted = set(active)
-        for kept in reversed(self._kept.values()):
-            if wanted <= set(kept.slots) and len(kept.slots) <= 2 * len(active):
-                self._kept.move_to_end(kept.slots)
-                return kept
-        return None
-
-    def add(self, segments: LoraSegments) -> None:
-        self._kept[segments.slots] = segments
-        if len(self._kept) > self._limit:
-            self._kept.popitem(last=False)
-
-    def forget(self, slot: int) -> None:
-        """Drop every mixture with this slot, whose weights have changed."""
-        for mixture in [m for m in self._kept if slot in m]:
-            del self._kept[mixture]
 
 
 class LoraPool:

@@ -19,8 +19,9 @@ from deployments.engine.attention.memory_plan import room_on
 from deployments.engine.errors import LoraPoolError
 from deployments.engine.huge_pages import huge_zeros
 from deployments.engine.lora.gains import gains_of
-from deployments.engine.lora.layers import LayerSegments, LoraLayer, LoraSegments, LoraStack
+from deployments.engine.lora.layers import LoraLayer, LoraStack
 from deployments.engine.lora.peft_reader import AdapterWeights
+from deployments.engine.lora.segments import LoraSegments, build_segments
 
 RANK_BUCKET = 8
 Shapes = tuple[tuple[str, int, int, int, int], ...]
@@ -169,7 +170,7 @@ class LoraStacks:
 
     def segments(self, active: tuple[int, ...]) -> LoraSegments:
         """Copy the adapters in these slots, ascending and without slot 0, side by side."""
-        return _build_segments(
+        return build_segments(
             active,
             self._layers,
             self._stacks,
@@ -280,60 +281,6 @@ class LoraStacks:
         shapes = [(self._num_slots, rank, features) for features in self._features[module]]
         a, b = (torch.zeros(shape, dtype=self._dtype, device=self._device) for shape in shapes)
         return LoraStack(a, b)
-
-
-def _build_segments(
-    active: tuple[int, ...],
-    layers: Sequence[LoraLayer],
-    stacks: Mapping[str, LoraStack],
-    *,
-    stack_rank: int,
-    ranks: Sequence[int],
-    modules: Sequence[frozenset[str]],
-    device: torch.device,
-) -> LoraSegments:
-    """Copy the adapters in the slots `active` side by side.
-
-    Args:
-        stack_rank: R of the stacks.
-        ranks, modules: of the adapter in each slot.
-    """
-    columns = [(i, slot, r) for i, slot in enumerate(active) for r in range(ranks[slot])]
-    rows = torch.tensor([slot * stack_rank + r for _, slot, r in columns], device=device)
-    slots = torch.tensor([*active, 0], device=device)
-    used = frozenset().union(*(modules[slot] for slot in active))
-    return LoraSegments(
-        slots=active,
-        segment_of_column=torch.tensor([i for i, _, _ in columns], device=device),
-        layers={
-            layer.name: built
-            for layer in layers
-            if (built := _layer_segments(layer, stacks, used, rows, slots)) is not None
-        },
-    )
-
-
-def _layer_segments(
-    layer: LoraLayer,
-    stacks: Mapping[str, LoraStack],
-    used: frozenset[str],
-    rows: torch.Tensor,
-    slots: torch.Tensor,
-) -> LayerSegments | None:
-    """Copy `rows` (W,) of the stacks, flattened to (N * R, features), and the gains of `slots`;
-    None if none is used."""
-    a, b, gains = [], [], []
-    for module in layer.modules:
-        if module.path in used:
-            stack = stacks[module.path]
-            if stack.gains is not None and bool((stack.gains[slots] != 1).any()):
-                gains.append((module.start, module.stop, stack.gains[slots]))
-            a.append(stack.a.flatten(0, 1).index_select(0, rows))
-            columns = stack.b.flatten(0, 1).index_select(0, rows)
-            b.append((module.start, module.stop, columns))
-    if not a:
-        return None
-    return LayerSegments(torch.cat(a).t().contiguous(), tuple(b), tuple(gains))
 
 
 def pack(

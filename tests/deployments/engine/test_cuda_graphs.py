@@ -33,7 +33,8 @@ def captures(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         return streams[-1]
 
     @contextlib.contextmanager
-    def graph(captured: Any, pool: Any) -> Iterator[None]:
+    def graph(captured: Any, pool: Any, capture_error_mode: str) -> Iterator[None]:
+        assert capture_error_mode == "thread_local", "threads that pack adapters pin memory"
         pools.append(pool)
         done.append("capture")
         yield

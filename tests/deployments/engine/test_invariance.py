@@ -186,6 +186,7 @@ def test_what_is_exact_is_reused_and_guessed(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.skipif(DEVICE == "cuda", reason="of a CPU")
 @pytest.mark.parametrize("bits", ["int8", "int4"])
 def test_the_compiled_step_always_is(bits: str, tmp_path: Path) -> None:
     decoder = build(tmp_path, "mistral", "float32", weights=bits, batch_invariant=False)

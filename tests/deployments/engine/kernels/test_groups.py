@@ -22,7 +22,7 @@ from tests.deployments.engine.kernels.test_kernels import tensor as tensor_of
 from tests.deployments.engine.kernels.test_triton_linear import all_equal, products_in_order
 
 if FUSED:
-    from deployments.engine.kernels import quantised_product, triton_groups
+    from deployments.engine.kernels import quantised_product, quantised_tiles
     from deployments.engine.kernels.quantised_product import plain_product
     from deployments.engine.kernels.quantised_tiles import Tile
     from deployments.engine.kernels.triton_grouped_lora import lora_expand_add, lora_shrink
@@ -102,7 +102,7 @@ def test_a_row_does_not_mind_who_shares_its_adapter(
     rank: int, inputs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To the bit; 300 inputs are summed in two parts."""
-    monkeypatch.setattr(triton_groups, "_PART", 128)
+    monkeypatch.setattr(quantised_tiles, "_PART", 128)
     count = 20
     slots = mixture("mixed", count).to(DEVICE)
     adapted, added_to = Adapted(slots, rank, {0: 70, 70: 30}, inputs), tensor(3, count, 100)
