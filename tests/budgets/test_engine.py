@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -137,7 +139,7 @@ class Written(asyncio.Transport):
     """Counts what is written."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__({"socket": Mock(spec=socket.socket)})
         self.num_frames = 0
 
     def write(self, data: Any) -> None:

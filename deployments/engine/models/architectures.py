@@ -249,11 +249,15 @@ def unsupported_stack(config: Any, architecture: Architecture, num_positions: in
         if kind not in (_FULL, _SLIDING):
             return f"layer_types has {kind!r}; only {_FULL} and {_SLIDING} are fast"
     known = _COMMON | architecture.reads
+    return unknown_field(config, known) or _no_window(config) or _moving_rope(config, num_positions)
+
+
+def _no_window(config: Any) -> str | None:
     window = getattr(config, "sliding_window", None)
     slides = _SLIDING in (getattr(config, "layer_types", None) or ())
     if (window is None and slides) or (window is not None and window < 1):
         return f"sliding_window is {window} in its config, of which transformers makes no window"
-    return unknown_field(config, known) or _moving_rope(config, num_positions)
+    return None
 
 
 def _layers(config: Any, architecture: Architecture) -> tuple[LayerKind, ...]:
