@@ -3,13 +3,13 @@
     python -m scripts.evaluate_red_flags
     python -m scripts.evaluate_red_flags --show
 
-Reads router/data/red_flags.yaml.gz and writes a table in Markdown: recall and false alarms with
+Reads router/data/red_flags.yaml.bz2 and writes a table in Markdown: recall and false alarms with
 Wilson's 95 % intervals, by set and kind of question, and the time that one question takes. The last
 line of stdout is one JSON object, without any text.
 """
 
 import argparse
-import gzip
+import bz2
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from scripts.evaluation.bootstrap import wilson
 from scripts.pages.markdown import head, row
 
 DATA = Path(__file__).resolve().parent.parent / "router" / "data"
-QUESTIONS = DATA / "red_flags.yaml.gz"
+QUESTIONS = DATA / "red_flags.yaml.bz2"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ def _evaluate(args: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:
 
 def cases(path: Path) -> Iterator[Case]:
     """Yield the written questions."""
-    groups = yaml.safe_load(gzip.decompress(path.read_bytes()))
+    groups = yaml.safe_load(bz2.decompress(path.read_bytes()))
     for group, labels in groups.items():
         for label, kinds in labels.items():
             for kind, texts in kinds.items():

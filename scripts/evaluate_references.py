@@ -7,7 +7,7 @@
         --out docs/references_report.md [--large 1000000 [--work FOLDER]]
 
 The shelf is built anew in a temporary folder. Questions and signs are those of
-scripts/references_evaluation/questions.yaml.gz; --french adds official French names of HPO terms
+scripts/references_evaluation/questions.yaml.bz2; --french adds official French names of HPO terms
 (JSON lines with `id` and `focus`, as router_only_fr_hpo.jsonl has them), which are not ours to
 ship. With --figures, a report is written of an earlier run's, and only a large shelf is measured
 and added. Timings hold for the machine's load, which the report states beside a plain full-text

@@ -1,7 +1,7 @@
 """Make the router's training set from public sources and our own questions.
 
     python -m scripts.prepare_router_dataset --out runs/router_data \\
-        --source prepared:runs/data --source written:router/data/written_train.jsonl.gz \\
+        --source prepared:runs/data --source written:router/data/written_train.jsonl.bz2 \\
         --source hpo:hp.obo --source hpo_diseases:phenotype.hpoa,terms=hp.obo \\
         --source icd10cm:icd10cm-tabular.xml
 

@@ -2,15 +2,15 @@
 
     python -m scripts.train_red_flags
 
-Reads the sets of router/data/red_flags.yaml.gz, the questions of written_urgency.jsonl.gz, those
-that red_flags_templates.yaml.gz makes, and, as not urgent with a small weight, the questions that
+Reads the sets of router/data/red_flags.yaml.bz2, the questions of written_urgency.jsonl.bz2, those
+that red_flags_templates.yaml.bz2 makes, and, as not urgent with a small weight, the questions that
 were written for the router, but those that look urgent. Writes router/urgency/wording.safetensors
 and prints, set by set, what models that had not seen a question say of it (ten folds). The last
 line of stdout is one JSON object, without any text.
 """
 
 import argparse
-import gzip
+import bz2
 import random
 import re
 from collections.abc import Iterator, Sequence
@@ -32,13 +32,13 @@ from scripts.arguments import CommandParser
 from scripts.datasets.record import read_jsonl
 from scripts.evaluate_red_flags import DATA, QUESTIONS, Case, cases, figures, table
 
-WRITTEN = DATA / "written_urgency.jsonl.gz"
-TEMPLATES = DATA / "red_flags_templates.yaml.gz"
+WRITTEN = DATA / "written_urgency.jsonl.bz2"
+TEMPLATES = DATA / "red_flags_templates.yaml.bz2"
 ROUTER_QUESTIONS = (
-    "written_train.jsonl.gz",
-    "written_train_patients.jsonl.gz",
-    "written_train_scope.jsonl.gz",
-    "written_train_clinical.jsonl.gz",
+    "written_train.jsonl.bz2",
+    "written_train_patients.jsonl.bz2",
+    "written_train_scope.jsonl.bz2",
+    "written_train_clinical.jsonl.bz2",
 )
 TEXTS_OF_A_TEMPLATE = 25
 TEMPLATE_WEIGHT = 0.3
@@ -97,7 +97,7 @@ def written(path: Path) -> Iterator[Case]:
 def from_templates(path: Path) -> Iterator[Case]:
     """Yield questions made of the templates' slots; the same file always gives the same ones."""
     chooser = random.Random(SEED)
-    for language, content in yaml.safe_load(gzip.decompress(path.read_bytes())).items():
+    for language, content in yaml.safe_load(bz2.decompress(path.read_bytes())).items():
         slots = {name: words.split("|") for name, words in content["slots"].items()}
         for label in ("urgent", "not_urgent"):
             for template in content[label]:

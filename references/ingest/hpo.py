@@ -5,8 +5,8 @@ The ontology's licence asks for citation and no alteration: definitions are quot
 and each passage names the release.
 """
 
+import bz2
 import csv
-import gzip
 import importlib.util
 import math
 from collections import Counter, defaultdict
@@ -22,7 +22,7 @@ from references.passage import Passage, ReferencesError
 LICENCE = "HPO licence, https://hpo.jax.org/app/license (cite the source, do not alter the content)"
 ONTOLOGY, ANNOTATIONS = "hp.obo", "phenotype.hpoa"
 SPECIALTIES = Path(__file__).with_name("hpo_specialties.yaml")
-WORDINGS = Path(__file__).with_name("hpo_wordings.txt.gz")
+WORDINGS = Path(__file__).with_name("hpo_wordings.txt.bz2")
 PHENOTYPE = "HP:0000118"  # the root of what a patient can have
 # Frequency terms of the annotations: their words, and the middle of their range.
 FREQUENCIES: Mapping[str, tuple[str, float]] = {
@@ -192,7 +192,7 @@ def _of_term(hpo: Hpo, term: Term, prominence: float) -> Passage:
 def wordings() -> Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]:
     """Return, by a term's id, how people say it in English and in French."""
     found = {}
-    for line in gzip.decompress(WORDINGS.read_bytes()).decode().splitlines():
+    for line in bz2.decompress(WORDINGS.read_bytes()).decode().splitlines():
         number, is_row, said = line.partition(": ")
         if is_row and not line.startswith("#"):
             english, _, french = said.partition("= ")

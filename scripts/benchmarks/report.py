@@ -27,7 +27,8 @@ HEAD = """# Every measurement
 
 Written by `python -m scripts.benchmark report` from the files in [benchmarks/](benchmarks): do not
 edit it here. [benchmarks.md](benchmarks.md) says what the figures mean. A list of values is shown
-as median (least to most) of n; a group of times as median (p95 or p99; most) of n.
+as median (least to most) of n; a group of times as median (p95 or p99; most) of n. What is the same
+in every row of a table stands below it, and what is too long for a cell in the file alone.
 """
 # How a report was made, which stands above its tables.
 _ABOUT = frozenset(
@@ -35,6 +36,7 @@ _ABOUT = frozenset(
     "torch_threads cpu_threads targets".split()
 )
 _ALONG = ("streams", "rows")  # a plot's horizontal axis
+_CELL_CHARS = 90
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -97,11 +99,25 @@ def tables(part: Report) -> Iterator[str]:
 def table(name: str, items: Sequence[tuple[str, Mapping[str, Any]]]) -> Iterator[str]:
     has_names = any(key for key, _ in items)
     columns = list(dict.fromkeys(key for _, item in items for key in item))
-    yield head(*([name or "figure"] if has_names else []), *map(words, columns))
-    for key, item in items:
-        cells = [shown(item[column]) if column in item else "" for column in columns]
-        yield row(*([words(key)] if has_names else []), *cells)
+    cells = {
+        column: [_cell(item[column]) if column in item else "" for _, item in items]
+        for column in columns
+    }
+    same = [column for column in columns if len(items) > 2 and len(set(cells[column])) == 1]
+    varied = [column for column in columns if column not in same] or columns
+    yield head(*([name or "figure"] if has_names else []), *map(words, varied))
+    for number, (key, _) in enumerate(items):
+        values = (cells[column][number] for column in varied)
+        yield row(*([words(key)] if has_names else []), *values)
     yield ""
+    if same and varied != columns:
+        yield f"In every row: {', '.join(f'{words(c)} {cells[c][0]}' for c in same)}."
+        yield ""
+
+
+def _cell(value: Any) -> str:
+    cell = shown(value)
+    return cell if len(cell) <= _CELL_CHARS else "see the file"
 
 
 def curves_of(part: Report) -> Iterator[tuple[str, Iterator[tuple[float, float]]]]:

@@ -1,5 +1,6 @@
 """One question, with or without an answer; lines of JSON; words and names in a normal form."""
 
+import bz2
 import contextlib
 import gzip
 import json
@@ -9,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 # Words that tell one subtype of a disease from another, not one disease from another.
 _SUBTYPE = re.compile(r"\d+[a-z]?|[ivx]+|[a-z]|types?|subtypes?|groups?|forms?|stages?")
@@ -111,13 +112,13 @@ def readable(what: str, refusal: type[Exception] = DataError) -> Iterator[None]:
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (line number, object) of each line that is not blank. `.gz` is unpacked.
+    """Yield (line number, object) of each line that is not blank. `.gz` and `.bz2` are unpacked.
 
     Raises:
         DataError: a line is not a JSON object; names the line.
-        OSError: the file cannot be read, or is not gzip.
+        OSError: the file cannot be read, or is not packed as its name says.
     """
-    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+    with open_packed(path) as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
@@ -130,6 +131,17 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             if not isinstance(item, dict):
                 raise DataError(f"{path.name}, line {number}: a JSON object is expected")
             yield number, item
+
+
+def open_packed(path: Path) -> IO[bytes]:
+    """Open a file for reading; `.gz` and `.bz2` are unpacked.
+
+    Raises:
+        OSError: the file cannot be read; on reading, it is not packed as its name says.
+    """
+    if path.suffix == ".gz":
+        return gzip.open(path)
+    return bz2.open(path) if path.suffix == ".bz2" else path.open("rb")
 
 
 def not_utf8(error: UnicodeDecodeError) -> str:

@@ -1,6 +1,6 @@
 """What the search and the diagnosis find, as shares with their intervals."""
 
-import gzip
+import bz2
 import random
 import sqlite3
 import time
@@ -35,8 +35,8 @@ SYNONYMS, NAMES = 800, 300  # questions drawn
 @cache
 def questions() -> Mapping[str, Any]:
     """Return all that is asked, by set: rows with what is wanted, topics, signs in other words."""
-    packed = (FOLDER / "questions.yaml.gz").read_bytes()
-    found: Mapping[str, Any] = yaml.safe_load(gzip.decompress(packed))
+    packed = (FOLDER / "questions.yaml.bz2").read_bytes()
+    found: Mapping[str, Any] = yaml.safe_load(bz2.decompress(packed))
     return found
 
 

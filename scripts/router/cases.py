@@ -8,7 +8,6 @@ The frames are in case_frames.yaml. Terms of a glossary may stand for findings (
 are drawn with a seed, so the same file gives the same texts.
 """
 
-import gzip
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from scripts.datasets.record import DataError
+from scripts.datasets.record import DataError, open_packed
 from scripts.datasets.yaml_file import read_yaml
 from scripts.router.augmentation import phrases
 
@@ -40,16 +39,15 @@ class Case:
 
 
 def read_cases(path: Path) -> list[Case]:
-    """Read a file of cases: two for each line, English and French. `.gz` is unpacked.
+    """Read a file of cases: two for each line, English and French. `.gz` and `.bz2` are unpacked.
 
     Raises:
         DataError: names the line, and what is expected.
     """
     cases: list[Case] = []
     specialty = ""
-    content = path.read_bytes()
-    text = gzip.decompress(content) if path.suffix == ".gz" else content
-    lines = text.decode("utf-8").splitlines()
+    with open_packed(path) as file:
+        lines = file.read().decode("utf-8").splitlines()
     for number, line in enumerate(lines, start=1):
         if line.startswith("# "):
             specialty = line[2:].strip()

@@ -142,7 +142,7 @@ def training_files(model: Path) -> list[str]:
 def _texts(folder: Path, files: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Yield the texts of files, each as it was named or compressed since, and their labels."""
     for name in files:
-        packed = folder / f"{name}.gz"
+        packed = folder / f"{name}.bz2"
         for _, row in read_jsonl(packed if packed.is_file() else folder / name):
             yield row["input"], row["specialty"]
 

@@ -37,7 +37,7 @@ from scripts.router_evaluation.scoring import Scored, score
 TEMPLATE = Path(__file__).with_name("shift.md.j2")
 ROUTER_DIR = Path(__file__).resolve().parents[2] / "router"
 # Sets of router/data that no training has seen.
-UNSEEN = {"written_shift": "written_shift.jsonl.gz", "written_test": "written_test.jsonl.gz"}
+UNSEEN = {"written_shift": "written_shift.jsonl.bz2", "written_test": "written_test.jsonl.bz2"}
 MIN_QUESTIONS = 10  # of a source
 
 

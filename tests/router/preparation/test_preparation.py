@@ -90,7 +90,7 @@ def test_abbreviations_are_written_out(text: str, expected: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("change", PERTURBATIONS)
 def test_each_text_can_be_prepared_however_it_arrives(change: str) -> None:
-    for question in read_written(DATA / "written_dev.jsonl.gz")[::4]:
+    for question in read_written(DATA / "written_dev.jsonl.bz2")[::4]:
         changed = perturbed(question.text, question.lang, question.id, change, 0)
         assert prepare(changed).text
         assert prepare(changed.lower()).text

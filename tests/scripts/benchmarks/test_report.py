@@ -61,3 +61,17 @@ def test_a_result_gets_its_tables_its_conditions_and_a_plot(tmp_path: Path) -> N
     before = (folder / "plots" / "one.svg").read_bytes()
     benchmark.main(["report", "--folder", str(folder), "--out", str(page)])
     assert (folder / "plots" / "one.svg").read_bytes() == before
+
+
+def test_what_all_rows_share_stands_below_them_and_no_cell_is_a_page() -> None:
+    rows = [{"sent": n, "failed": 0, "why": {"text": n * "long"}} for n in (1, 2, 99)]
+    lines = list(report.table("run", [(f"no_{row['sent']}", row) for row in rows]))
+    assert lines[0].startswith("| run | sent | why |")
+    assert lines[1:4] == [
+        "| no 1 | 1 | text long |",
+        "| no 2 | 2 | text longlong |",
+        "| no 99 | 99 | see the file |",
+    ]
+    assert lines[4:] == ["", "In every row: failed 0.", ""]
+    alike = list(report.table("", [("", {"a": 1})] * 3))
+    assert alike[1:] == ["| 1 |"] * 3 + [""]  # a table keeps a column

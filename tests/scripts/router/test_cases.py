@@ -8,7 +8,7 @@ import pytest
 from scripts.datasets.record import DataError
 from scripts.router.cases import LANGUAGES, STYLES, from_cases, from_terms, read_cases
 
-SHIPPED = Path(__file__).resolve().parents[3] / "router" / "data" / "written_cases.txt.gz"
+SHIPPED = Path(__file__).resolve().parents[3] / "router" / "data" / "written_cases.txt.bz2"
 LINE = "gout|goutte|hot toe; crystals|orteil chaud; cristaux|colchicine|colchicine"
 
 
