@@ -101,7 +101,7 @@ def repeats(reports: Reports, plots: Path, page: Path) -> str:
             change = again.ratio / before.ratio
             differences.append(abs(change - 1))
             cells = before.speeds, before.shown, again.speeds, again.shown
-            rows.append(row(peer, *cells, f"{change:.3f}" if not math.isnan(change) else ""))
+            rows.append(row(peer, *cells, f"`{change:.3f}`" if not math.isnan(change) else ""))
         if rows:
             for when, path in (("First", file), ("Second", second)):
                 lines += [f"{when}: {about(reports[path], {})} {_link(path, 'File')}.", ""]
