@@ -150,7 +150,7 @@ def test_two_runs_with_measured_ratios_are_shown_with_their_intervals(docs: Path
         runs[name] = about("peers", summary=speeds, ratios=ratios)
     text = written(docs, **runs)
     first, second = "9.5 [9.4, 9.6]", "9.12 [9.02, 9.22]"
-    line = f"| llama.cpp, mixed, 16 | 1000 and 100 | {first} | 1000 and 100 | {second} | 0.960 |"
+    line = f"| llama.cpp, mixed, 16 | 1000 and 100 | {first} | 1000 and 100 | {second} | `0.960` |"
     assert line in text
     assert "| polyclinic, base, 16 | 1000 and 1075 | 0.93 [" in text
     assert "| PEFT, one by one, 16 |  | not measured |  | not measured |  |" in text
