@@ -239,7 +239,7 @@ class LMHead(AdaptedLinear):
     """Map states (n, d) to logits (n, V), each with its own adapter.
 
     The head shares the embedding's tensor when the two are equal by value, whatever the
-    configuration says about tying: transformers' flag is wrong for T5 (docs/decisions.md).
+    configuration says about tying: transformers' flag is wrong for T5.
     """
 
     def __init__(self, head: Any, embedding: Any, embedding_weight: torch.Tensor) -> None:
