@@ -35,7 +35,7 @@ BUILT_IN = "smollm2-135m-instruct"
         ("../../models/flan-t5-xl/.", "google/flan-t5-xl"),
         ("unsloth/Meta-Llama-3.1-8B-bnb-4bit", "meta-llama/Llama-3.1-8B"),
         ("meta-llama/Meta-Llama-3.1-8B", "meta-llama/Llama-3.1-8B"),
-        ("/root/.cache/modelscope/hub/Qwen/Qwen2___5-7B-Instruct", "Qwen/Qwen2.5-7B-Instruct"),
+        ("/home/me/.cache/modelscope/hub/Qwen/Qwen2___5-7B-Instruct", "Qwen/Qwen2.5-7B-Instruct"),
         ("Qwen/Qwen2___5-7B-Instruct", "Qwen/Qwen2.5-7B-Instruct"),
         ("models/flan-t5-xl", "google/flan-t5-xl"),
         ("checkpoints/flan-t5-xl/", "google/flan-t5-xl"),
