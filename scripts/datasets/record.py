@@ -9,8 +9,9 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from io import BufferedIOBase
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 # Words that tell one subtype of a disease from another, not one disease from another.
 _SUBTYPE = re.compile(r"\d+[a-z]?|[ivx]+|[a-z]|types?|subtypes?|groups?|forms?|stages?")
@@ -133,7 +134,7 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             yield number, item
 
 
-def open_packed(path: Path) -> IO[bytes]:
+def open_packed(path: Path) -> BufferedIOBase:
     """Open a file for reading; `.gz` and `.bz2` are unpacked.
 
     Raises:

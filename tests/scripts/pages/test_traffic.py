@@ -130,7 +130,9 @@ def test_two_runs_agree_within_so_much(docs: Path) -> None:
     runs = {"peers": about("peers", summary=summary(1000.0, 100.0))}
     runs["peers_again"] = about("peers", summary=summary(1030.0, 100.0))
     text = written(docs, **runs)
-    assert "| llama.cpp, mixed, 16 | 1000 and 100 | 10.00 | 1030 and 100 | 10.30 | `1.030` |" in text
+    assert (
+        "| llama.cpp, mixed, 16 | 1000 and 100 | 10.00 | 1030 and 100 | 10.30 | `1.030` |" in text
+    )
     assert "| PEFT, one by one, 16 | 1000 and 50 | 20.00 | 1030 and 50 | 20.60 | `1.030` |" in text
     assert "Every ratio agrees within 3.0%." in text
     for when, file in (("First", "peers"), ("Second", "peers_again")):
