@@ -1,5 +1,6 @@
 """Attend over the KV cache in a decode step with torch."""
 
+import abc
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,10 +24,9 @@ class _Read:
     bias: torch.Tensor | None
 
 
-class TorchDecodeAttention:
-    """Implement DecodeAttention with torch's scaled_dot_product_attention.
-
-    The host knows the rows, so rows of one capacity are read as one strided tensor.
+class HostDecodeAttention(abc.ABC):
+    """Do what a DecodeAttention does whose host knows the rows: it writes a step's keys and values,
+    and then attends.
 
     Args:
         rows: ascending.
@@ -38,17 +38,11 @@ class TorchDecodeAttention:
         self, cache: KvCache, rows: Sequence[int], positions: Sequence[int], prompts: Sequence[int]
     ) -> None:
         self._cache = cache
-        self._spans = cache.spans(rows)
-        self._seen = {row: filled + 1 for row, filled in zip(rows, positions, strict=True)}
-        self._prompts = dict(zip(rows, prompts, strict=True))
         self._new = NewPositions(cache, rows, positions)
         self.positions = self._new.positions
         self._merged = MergedPositions(
             cache.starts, cache.capacities, rows, positions, prompts, cache.device
         )
-        # The first layer that needs them builds these, for all layers of its kind.
-        self._self_reads: dict[tuple[int, int | None], list[_Read]] = {}
-        self._cross_reads: list[_Read] | None = None
 
     def self_attention(
         self,
@@ -63,13 +57,60 @@ class TorchDecodeAttention:
         softcap: float | None = None,
         with_prompt: bool = False,
     ) -> torch.Tensor:
-        assert expansion is None, "TorchLoraBatch adds its products itself"
+        assert expansion is None, "the LoRA batch adds its products itself"
         q = self._new.write(layer, qkv, rope)
         if with_prompt:
             return self._attend_merged(q, layer, window, scale, softcap)
+        return self._attend_own(q, layer, bias, window, scale, softcap)
+
+    @abc.abstractmethod
+    def _attend_own(
+        self,
+        q: torch.Tensor,
+        layer: int,
+        bias: torch.Tensor | None,
+        window: int | None,
+        scale: float,
+        softcap: float | None,
+    ) -> torch.Tensor:
+        """Attend with q (B, H * G, D) over each row's answer."""
+
+    @abc.abstractmethod
+    def _attend_merged(
+        self, q: torch.Tensor, layer: int, window: int | None, scale: float, softcap: float | None
+    ) -> torch.Tensor:
+        """Attend with q (B, H * G, D) over answer and prompt, copied one behind the other."""
+
+
+class TorchDecodeAttention(HostDecodeAttention):
+    """Implement DecodeAttention with torch's scaled_dot_product_attention.
+
+    Rows of one capacity are read as one strided tensor.
+    """
+
+    def __init__(
+        self, cache: KvCache, rows: Sequence[int], positions: Sequence[int], prompts: Sequence[int]
+    ) -> None:
+        super().__init__(cache, rows, positions, prompts)
+        self._spans = cache.spans(rows)
+        self._seen = {row: filled + 1 for row, filled in zip(rows, positions, strict=True)}
+        self._prompts = dict(zip(rows, prompts, strict=True))
+        # The first layer that needs them builds these, for all layers of its kind.
+        self._self_reads: dict[tuple[int, int | None], list[_Read]] = {}
+        self._cross_reads: list[_Read] | None = None
+
+    def _attend_own(
+        self,
+        q: torch.Tensor,
+        layer: int,
+        bias: torch.Tensor | None,
+        window: int | None,
+        scale: float,
+        softcap: float | None,
+    ) -> torch.Tensor:
         kind = (id(bias), window)
         if kind not in self._self_reads:
-            reads = [self._self_read(span, qkv, bias, window) for span in self._spans]
+            reads = [self._self_read(span, q, bias, window) for span in self._spans]
             self._self_reads[kind] = reads
         q = q.view(len(q), self._cache.num_heads, -1, q.shape[2])
         return self._attend(q, layer, self._self_reads[kind], scale, softcap)
@@ -92,7 +133,6 @@ class TorchDecodeAttention:
     def _attend_merged(
         self, q: torch.Tensor, layer: int, window: int | None, scale: float, softcap: float | None
     ) -> torch.Tensor:
-        """Attend with q (B, H * G, D) over answer and prompt, whose keys and values are copied."""
         where, counts = self._merged.padded(window)
         keys, values = self._cache.gather(layer, where).permute(2, 0, 3, 1, 4)  # (B, H, L, D) each
         seen = (torch.arange(where.shape[1], device=q.device) < counts[:, None])[:, None, None]

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from deployments.engine.attention.kv_cache import KvCache, NewPositions
-from deployments.engine.attention.merged import MergedPositions
+from deployments.engine.attention.kv_cache import KvCache
 from deployments.engine.attention.prefill import TorchPrefillAttention
+from deployments.engine.attention.torch_decode import HostDecodeAttention
 from deployments.engine.cpu.row_kernels import AttentionStep, adapt_rows, attend_rows
 from deployments.engine.cpu.threads import Threads
-from deployments.engine.kernels.ops import Expansion, Rope, Segment
+from deployments.engine.kernels.ops import Expansion, Segment
 from deployments.engine.lora.layers import AddedLater, LoraStack
 from deployments.engine.lora.stacks import LoraStacks
 
@@ -133,42 +133,29 @@ class RowLoraBatch(AddedLater):
         self.add(layer, x, y)
 
 
-class RowDecodeAttention:
-    """Implement DecodeAttention (attention/kv_cache.py); arguments of TorchDecodeAttention."""
+class RowDecodeAttention(HostDecodeAttention):
+    """Implement DecodeAttention (attention/kv_cache.py) with the compiled rows' attention."""
 
     def __init__(
         self, cache: KvCache, rows: Sequence[int], positions: Sequence[int], prompts: Sequence[int]
     ) -> None:
-        self._cache = cache
+        super().__init__(cache, rows, positions, prompts)
         self._starts = np.array([cache.starts[row] for row in rows], np.int64)
         ends = self._starts + [cache.capacities[row] for row in rows]
         self._seen = np.array(positions, np.int64) + 1
         self._prompts = np.array(prompts, np.int64)
         self._prompt_starts = ends - self._prompts
         self._pieces = np.arange(len(rows) + 1)
-        self._new = NewPositions(cache, rows, positions)
-        self.positions = self._new.positions
-        self._merged = MergedPositions(
-            cache.starts, cache.capacities, rows, positions, prompts, cache.device
-        )
 
-    def self_attention(
+    def _attend_own(
         self,
-        qkv: torch.Tensor,
-        expansion: Expansion | None,
+        q: torch.Tensor,
         layer: int,
-        *,
+        bias: torch.Tensor | None,
+        window: int | None,
         scale: float,
-        bias: torch.Tensor | None = None,
-        rope: Rope | None = None,
-        window: int | None = None,
-        softcap: float | None = None,
-        with_prompt: bool = False,
+        softcap: float | None,
     ) -> torch.Tensor:
-        assert expansion is None, "RowLoraBatch adds its products itself"
-        q = self._new.write(layer, qkv, rope)
-        if with_prompt:
-            return self._attend_merged(q, layer, window, scale, softcap)
         counts = self._seen if window is None else np.minimum(self._seen, window)
         firsts = self._starts + self._seen - counts
         rows_at = (self._pieces, firsts, counts)
@@ -191,7 +178,6 @@ class RowDecodeAttention:
     def _attend_merged(
         self, q: torch.Tensor, layer: int, window: int | None, scale: float, softcap: float | None
     ) -> torch.Tensor:
-        """Attend with q (B, H * G, D) over answer and prompt, copied one behind the other."""
         where, counts = self._merged.padded(window)
         firsts = np.arange(len(where)) * where.shape[1]
         kv = self._cache.gather(layer, where).flatten(0, 1)

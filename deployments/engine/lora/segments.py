@@ -1,9 +1,8 @@
 """Multiply a batch by adapters that torch has copied side by side, one segment for each.
 
-A *segment* is one adapter's columns in
-these copies, as wide as its own rank. x @ A of all segments, a mask that leaves each token its own
-segment, then @ B: two matrix products, whatever the mixture. A rank-64 adapter does not widen a
-rank-4 one.
+A *segment* is one adapter's columns in these copies, as wide as its own rank. x @ A of all
+segments, a mask that leaves each token its own segment, then @ B: two matrix products, whatever the
+mixture. A rank-64 adapter does not widen a rank-4 one.
 """
 
 from collections import OrderedDict
