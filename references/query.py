@@ -165,7 +165,7 @@ def _forms(word: str, language: str) -> tuple[str, ...]:
 def _by_initial(english: Set[str], language: str) -> Mapping[str, Sequence[str]]:
     """Return the words that a misspelling may mean, by their first letter."""
     found: dict[str, list[str]] = {}
-    glossed = {word for entry in _listed(language) for word in words(entry)}
+    glossed = {word for entry in _listed()[language] for word in words(entry)}
     for word in sorted(glossed | english):
         if len(word) >= MIN_MENDED - 1:
             found.setdefault(word[0], []).append(word)
@@ -245,7 +245,7 @@ def _glossary(language: str) -> Mapping[tuple[str, ...], _MEANING]:
     """Return the stems of an entry, sorted -> its meanings."""
     empty = FRENCH if language == "fr" else ENGLISH
     found: dict[tuple[str, ...], _MEANING] = {}
-    for entry, meaning in _listed(language).items():
+    for entry, meaning in _listed()[language].items():
         key = [root(w, language) for w in words(entry) if w not in empty or w in _LINKING]
         ways = tuple(tuple(words(way)) for way in meaning.split("/"))
         found[tuple(sorted(key))] = ways
@@ -253,8 +253,9 @@ def _glossary(language: str) -> Mapping[tuple[str, ...], _MEANING]:
 
 
 @cache
-def _listed(language: str) -> Mapping[str, str]:
+def _listed() -> Mapping[str, Mapping[str, str]]:
+    """Return the glossary of each language."""
     import yaml
 
     listed: Mapping[str, Mapping[str, str]] = yaml.safe_load(GLOSSARY.read_text(encoding="utf-8"))
-    return listed[language]
+    return listed

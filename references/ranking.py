@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from itertools import islice
 from operator import itemgetter
 
-from references.embedding import Floats
+from references.embedding import Floats, Nearness
 from references.passage import Passage
 from references.query import Group, Query
-from references.vectors import Nearness
 from references.version import Candidate, Version
 from references.words import key_of
 

@@ -5,9 +5,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from references.embedding import Floats
+from references.embedding import Floats, Nearness, PassageVectors
 from references.passage import Passage, ReferencesError
-from references.vectors import Nearness, PassageVectors
 from references.version import (
     COLUMNS,
     FORMAT,

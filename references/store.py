@@ -18,10 +18,9 @@ from typing import Any, Protocol
 from filelock import FileLock, Timeout
 
 from references.change import Change, TakenId, Unneeded
-from references.embedding import Floats, Vectoriser
+from references.embedding import Floats, PassageVectors, Vectoriser, packed
 from references.passage import Passage, ReferencesError
 from references.reader import Reader, damaged
-from references.vectors import PassageVectors, packed
 from references.version import COLUMNS, RANKED_BY, STORED, Version, passages_in
 from references.words import name_key
 

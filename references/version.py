@@ -6,9 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
-from references.embedding import Floats
+from references.embedding import Floats, Nearness
 from references.passage import LISTS, Passage
-from references.vectors import Nearness
 from references.words import french, stems
 
 FORMAT = 2  # of the stored data: raise it when the schema or the way to cut words changes

@@ -4,9 +4,8 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from references.embedding import Floats
+from references.embedding import Floats, Nearness
 from references.passage import Passage
-from references.vectors import Nearness
 from references.version import (
     COLUMNS,
     RANKED_BY,
