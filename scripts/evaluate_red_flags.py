@@ -9,7 +9,6 @@ line of stdout is one JSON object, without any text.
 """
 
 import argparse
-import bz2
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,10 +16,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from router.urgency.red_flags import RedFlags, load_red_flags
 from scripts.arguments import CommandParser
+from scripts.datasets.yaml_file import read_yaml
 from scripts.evaluation.bootstrap import wilson
 from scripts.pages.markdown import head, row
 
@@ -63,8 +61,7 @@ def _evaluate(args: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:
 
 def cases(path: Path) -> Iterator[Case]:
     """Yield the written questions."""
-    groups = yaml.safe_load(bz2.decompress(path.read_bytes()))
-    for group, labels in groups.items():
+    for group, labels in read_yaml(path).items():
         for label, kinds in labels.items():
             for kind, texts in kinds.items():
                 language, _, negation = kind.partition("_")

@@ -10,7 +10,6 @@ line of stdout is one JSON object, without any text.
 """
 
 import argparse
-import bz2
 import random
 import re
 from collections.abc import Iterator, Sequence
@@ -20,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import yaml
 from safetensors.numpy import save_file
 from scipy.sparse import csr_matrix, vstack
 from sklearn.linear_model import LogisticRegression
@@ -30,6 +28,7 @@ from router.urgency.red_flags import RedFlags, load_red_flags
 from router.urgency.wording import NUM_BUCKETS, SIGN_FROM, URGENT_FROM, WEIGHTS, features, pieces
 from scripts.arguments import CommandParser
 from scripts.datasets.record import read_jsonl
+from scripts.datasets.yaml_file import read_yaml
 from scripts.evaluate_red_flags import DATA, QUESTIONS, Case, cases, figures, table
 
 WRITTEN = DATA / "written_urgency.jsonl.bz2"
@@ -97,7 +96,7 @@ def written(path: Path) -> Iterator[Case]:
 def from_templates(path: Path) -> Iterator[Case]:
     """Yield questions made of the templates' slots; the same file always gives the same ones."""
     chooser = random.Random(SEED)
-    for language, content in yaml.safe_load(bz2.decompress(path.read_bytes())).items():
+    for language, content in read_yaml(path).items():
         slots = {name: words.split("|") for name, words in content["slots"].items()}
         for label in ("urgent", "not_urgent"):
             for template in content[label]:

@@ -1,4 +1,4 @@
-"""Read a YAML file of rules or phrases once."""
+"""Read a YAML file of rules or phrases, packed or not, once."""
 
 from functools import cache
 from pathlib import Path
@@ -6,8 +6,11 @@ from typing import Any
 
 import yaml
 
+from scripts.datasets.record import open_packed
+
 
 @cache
 def read_yaml(file: Path) -> dict[str, Any]:
-    found: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
+    with open_packed(file) as opened:
+        found: dict[str, Any] = yaml.safe_load(opened)
     return found

@@ -1,23 +1,21 @@
 """What the search and the diagnosis find, as shares with their intervals."""
 
-import bz2
 import random
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from references.ingest.hpo import Hpo
 from references.passage import Passage
 from references.ranking import Ranked
 from references.shelf import Shelf
 from references.words import fold, french, name_key, stems
+from scripts.datasets.yaml_file import read_yaml
 from scripts.evaluation.bootstrap import wilson
 from scripts.references_evaluation.vignettes import SIZES, form, vignettes
 
@@ -32,12 +30,9 @@ LIMIT = 3  # passages that a question gets
 SYNONYMS, NAMES = 800, 300  # questions drawn
 
 
-@cache
 def questions() -> Mapping[str, Any]:
     """Return all that is asked, by set: rows with what is wanted, topics, signs in other words."""
-    packed = (FOLDER / "questions.yaml.bz2").read_bytes()
-    found: Mapping[str, Any] = yaml.safe_load(bz2.decompress(packed))
-    return found
+    return read_yaml(FOLDER / "questions.yaml.bz2")
 
 
 def share(right: Iterable[bool]) -> dict[str, Any]:
