@@ -24,6 +24,7 @@ import argparse
 import asyncio
 import itertools
 import json
+import math
 import os
 import random
 import sys
@@ -114,17 +115,16 @@ async def _turns(
     order = random.Random(0).sample(compared, len(compared))
     turns: Turns = {comparison: [] for comparison in order}
     seconds = dict.fromkeys(order, 0.0)
-    while (comparison := next_of(turns, seconds, precision)) is not None:
-        every = [turn for made in turns.values() for turn in made]
-        usual = usual_wait(every)
-        if every:
-            await sides.calm(usual, _CALM_S)
+    usual = math.inf
+    while (comparison := next_of(turns, seconds, usual, precision)) is not None:
+        await sides.calm(usual, _CALM_S)
         began = time.monotonic()
         if began + max(seconds.values()) > until:
             return turns
         number = len(undisturbed(turns[comparison], usual))
         turns[comparison].append(await sides.turn(comparison.turn(number)))
         seconds[comparison] = max(seconds[comparison], time.monotonic() - began)
+        usual = usual_wait(itertools.chain.from_iterable(turns.values()))
     return turns
 
 

@@ -157,6 +157,7 @@ def half_width(comparison: Comparison, turns: Sequence[Turn], usual_wait_us: flo
 def next_of(
     turns: Mapping[Comparison, Sequence[Turn]],
     seconds: Mapping[Comparison, float],
+    usual_wait_us: float,
     precision: float,
 ) -> Comparison | None:
     """Return the comparison that the next turn is of: one of those with the fewest turns before
@@ -166,14 +167,13 @@ def next_of(
     seconds: that a turn of each takes. A further turn takes 1 / n off the variance of n, so that
     turns come to stand as the deviation over the root of the time (Neyman's allocation).
     """
-    usual = usual_wait(itertools.chain.from_iterable(turns.values()))
-    calm = {comparison: len(undisturbed(made, usual)) for comparison, made in turns.items()}
+    calm = {each: len(undisturbed(made, usual_wait_us)) for each, made in turns.items()}
     fewest = min(calm, key=lambda comparison: (calm[comparison], len(turns[comparison])))
     if calm[fewest] < MIN_TURNS:
         return fewest
     gains = {}
     for comparison, made in turns.items():
-        width = half_width(comparison, made, usual)
+        width = half_width(comparison, made, usual_wait_us)
         if width > precision:
             gains[comparison] = width**2 / calm[comparison] / seconds[comparison]
     return max(gains, key=lambda comparison: gains[comparison]) if gains else None

@@ -150,18 +150,18 @@ def test_turns_go_where_they_narrow_an_interval_most_until_all_are_narrow() -> N
     assert half_width(PEER, even[1:], WAIT_US) == math.inf
     assert half_width(PEER, even, WAIT_US) == pytest.approx(0.0)
     seconds = {PEER: 30.0, OWN: 5.0}
-    assert next_of({PEER: even, OWN: uneven}, seconds, 0.001) == OWN
-    assert next_of({PEER: even, OWN: uneven}, seconds, 0.1) is None
-    assert next_of({PEER: even[1:], OWN: uneven}, seconds, 0.001) == PEER
-    assert next_of({PEER: [], OWN: []}, seconds, 0.001) == PEER
+    assert next_of({PEER: even, OWN: uneven}, seconds, WAIT_US, 0.001) == OWN
+    assert next_of({PEER: even, OWN: uneven}, seconds, WAIT_US, 0.1) is None
+    assert next_of({PEER: even[1:], OWN: uneven}, seconds, WAIT_US, 0.001) == PEER
+    assert next_of({PEER: [], OWN: []}, seconds, WAIT_US, 0.001) == PEER
     as_uneven = [quiet_turn(PEER, 500.0, one[1].tokens_per_s) for one in uneven]
-    assert next_of({PEER: as_uneven, OWN: uneven}, seconds, 0.001) == OWN
-    assert next_of({PEER: as_uneven, OWN: uneven}, {PEER: 5.0, OWN: 30.0}, 0.001) == PEER
+    assert next_of({PEER: as_uneven, OWN: uneven}, seconds, WAIT_US, 0.001) == OWN
+    assert next_of({PEER: as_uneven, OWN: uneven}, {PEER: 5.0, OWN: 30.0}, WAIT_US, 0.001) == PEER
 
 
 def test_a_turn_that_was_disturbed_lets_the_others_go_first() -> None:
     bad = [block(condition, others=0.5) for condition in PEER.turn(0)]
-    assert next_of({PEER: [bad], OWN: []}, {PEER: 1.0, OWN: 1.0}, 0.01) == OWN
+    assert next_of({PEER: [bad], OWN: []}, {PEER: 1.0, OWN: 1.0}, WAIT_US, 0.01) == OWN
 
 
 def test_the_usual_wait_is_that_of_the_quick_times() -> None:
