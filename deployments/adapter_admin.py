@@ -122,7 +122,7 @@ class AdapterAdmin:
 
     async def listed(self) -> dict[str, Any]:
         """Return every adapter of the catalogue, and where each version in service is."""
-        catalog = await self._on_state(lambda: self._store.read())
+        catalog = await self._on_state(self._store.read)
         reply = await self._replicas.reports(REPORT_TIMEOUT_S)
         return {
             "revision": catalog.revision,
@@ -166,7 +166,7 @@ class AdapterAdmin:
 
         # A collision is found before anything is fetched.
         check = self._within_slots(functools.partial(edit, version=_placeholder(wanted)))
-        check(await self._on_state(lambda: self._store.read()))
+        check(await self._on_state(self._store.read))
         return await self._to_its_end(self._add(wanted, edit, expected_revision))
 
     async def _add(

@@ -114,6 +114,22 @@ async def test_the_event_loop_goes_on(path: Path) -> None:
     assert await search == []
 
 
+class Hanging:
+    """A shelf that answers when `end` is set."""
+
+    def __init__(self, end: threading.Event) -> None:
+        self._end = end
+
+    def search(self, *args: Any, **more: Any) -> Any:
+        self._end.wait(10)
+        return []
+
+    @property
+    def version(self) -> str:
+        self._end.wait(10)
+        return "1"
+
+
 async def test_a_shelf_that_hangs_holds_no_answer(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -121,17 +137,7 @@ async def test_a_shelf_that_hangs_holds_no_answer(
     monkeypatch.setattr(references_source, "LOOK_S", 0.01)
     end = threading.Event()
 
-    class Hanging:
-        def search(self, *args: Any, **more: Any) -> Any:
-            end.wait(10)
-            return []
-
-        @property
-        def version(self) -> str:
-            end.wait(10)
-            return "1"
-
-    source = ReferencesSource(path, lambda path: Hanging())  # type: ignore[arg-type, return-value]
+    source = ReferencesSource(path, lambda path: Hanging(end))  # type: ignore[arg-type, return-value]
     state = {**NOTHING, "problem": None}
     assert await source.state(is_used=True) == state, "it does not wait, and knows nothing yet"
     searches = (found(source, "hangs") for _ in range(5))  # more than there are threads
@@ -149,12 +155,7 @@ async def test_while_a_shelf_hangs_answers_do_not_wait_for_it_one_after_the_othe
     monkeypatch.setattr(references_source, "LOOK_S", 0.01)
     end = threading.Event()
 
-    class Hanging:
-        def search(self, *args: Any, **more: Any) -> Any:
-            end.wait(10)
-            return []
-
-    source = ReferencesSource(path, lambda path: Hanging())  # type: ignore[arg-type, return-value]
+    source = ReferencesSource(path, lambda path: Hanging(end))  # type: ignore[arg-type, return-value]
     first = [asyncio.create_task(found(source, "hangs")) for _ in range(5)]
     await asyncio.sleep(0.1)
     if leaves:  # its client; the thread is held all the same
