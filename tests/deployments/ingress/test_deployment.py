@@ -245,7 +245,10 @@ async def test_a_question_that_would_wait_too_long_is_refused_at_once(
     assert replica.refusal(9.0) is not None
     replica._wait = type(replica._wait)()
     replica._admission.num_running = 2 * rows + replica._settings.engine.max_waiting + 1
-    assert replica.refusal(9.0) is not None, "more than may wait"
+    full = replica.refusal(9.0)
+    assert full is not None
+    limit = replica._settings.engine.max_waiting
+    assert full.message.startswith(f"{limit + 1} requests are waiting (limit {limit})")
 
 
 async def test_a_draining_replica_says_so_and_counts_what_runs(replica: RouterReplica) -> None:

@@ -168,8 +168,10 @@ def test_what_may_never_be_and_what_a_fault_may_cost() -> None:
     assert check("model", grown, Limits(failed=0.01)) == [
         "model: memory grew by 3.0%, more than 2%"
     ]
-    refused = account([sent(outcome="refused", status=503)])
-    assert check("overload", refused, LIMITS["overload"]) == ["overload: 1 without_retry_after"]
+    refused = account([sent(outcome="refused", status=503)] * 10)
+    assert check("overload", refused, LIMITS["overload"]) == ["overload: 10 without_retry_after"]
+    [problem] = check("overload", account([sent(outcome="answered")]), LIMITS["overload"])
+    assert problem == "overload: 0 refused, so that refusals were not tested"
 
 
 def test_tenths_are_in_the_order_of_the_start_and_windows_hold_what_began_there() -> None:
