@@ -81,7 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = shlex.join(["python", "-m", "scripts.chaos", *given])
     report |= {"what": "chaos", "command": command, "load_average": load_average, **environment()}
     if args.out:
-        args.out.write_text(json.dumps(report, indent=1) + "\n")
+        content = json.dumps(report, indent=1).replace(folder, "FOLDER")
+        args.out.write_text(content + "\n")
     print(json.dumps(report))
     return 1 if report["problems"] else 0
 
