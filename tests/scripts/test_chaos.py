@@ -13,6 +13,7 @@ from scripts import chaos
 from scripts.chaos_runs.clinic import num_at_once, write_clinic
 from scripts.chaos_runs.faults import LIMITS
 from scripts.chaos_runs.ledger import Truth, account
+from tests.scripts.chaos_runs.ask_server import answering
 
 LET_IN = 4
 TRUTH: Truth = {("a0", "1", 0, 24): "w1"}
@@ -37,19 +38,10 @@ async def test_a_crowd_is_refused_however_fast_the_server_is(
         reply = {"id": request.headers["x-request-id"], "adapter_version": "1", "answer": "w1"}
         return web.json_response(reply)
 
-    app = web.Application()
-    app.router.add_post("/ask", answer)
-    runner = web.AppRunner(app, shutdown_timeout=0)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    assert site._server is not None
-    url = f"http://127.0.0.1:{site._server.sockets[0].getsockname()[1]}"  # type: ignore[attr-defined]
-    async with aiohttp.ClientSession() as session:
+    async with answering(answer) as url, aiohttp.ClientSession() as session:
         rows = await chaos._crowd(
             session, url, "overload", TRUTH, random.Random(0), num=6, seconds=0.3
         )
-    await runner.cleanup()
     found = account(rows)
     assert most == LET_IN
     assert found["answered"] > LET_IN

@@ -24,6 +24,7 @@ from scripts.chaos_runs.ledger import (
     repeated_in,
     send,
 )
+from tests.scripts.chaos_runs.ask_server import answering
 
 ERROR = {"error": {"code": "queue_full", "message": "full"}}
 ROUTE = 'data: {"adapter_version": "1"}'
@@ -99,15 +100,8 @@ async def url() -> AsyncIterator[str]:
         reply = {"id": request.headers["x-request-id"], "adapter_version": "1", "answer": "w1"}
         return web.json_response(reply)
 
-    app = web.Application()
-    app.router.add_post("/ask", answer)
-    runner = web.AppRunner(app, shutdown_timeout=0)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    assert site._server is not None
-    yield f"http://127.0.0.1:{site._server.sockets[0].getsockname()[1]}"  # type: ignore[attr-defined]
-    await runner.cleanup()
+    async with answering(answer) as url:
+        yield url
 
 
 async def test_each_request_ends_in_one_outcome(url: str) -> None:
