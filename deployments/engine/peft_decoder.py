@@ -24,9 +24,9 @@ from transformers import (
 from deployments.engine.adapter_biases import AdapterBiases
 from deployments.engine.decoder import DecoderInfo, RowSink
 from deployments.engine.detokenizer import hidden_ids, text_decoder, token_bytes
-from deployments.engine.errors import AdapterHasNoEffect
+from deployments.engine.errors import AdapterHasNoEffect, AdapterNotSupported
 from deployments.engine.lora.base_copies import check_copies, ends_of, kept_ends, kept_weights
-from deployments.engine.lora.peft_features import check_base_is_kept, check_scales
+from deployments.engine.lora.peft_features import check_base_is_kept, check_scales, read_config
 from deployments.engine.lora.peft_repairs import beside_others, tied_modules, unwrap
 from deployments.engine.model_loader import Pretrained
 from deployments.engine.models.invariance import PADDED
@@ -67,8 +67,9 @@ class PeftDecoder:
         self._eos_ids = base.eos_ids
         self._hidden_ids = hidden_ids(base.tokenizer)
         self._pad_id = base.pad_id
-        size = int(base.model.config.get_text_config().vocab_size)
-        self.grammars = GrammarCompiler(Vocabulary(base.tokenizer, size, base.eos_ids))
+        self._vocab_size = int(base.model.config.get_text_config().vocab_size)
+        vocabulary = Vocabulary(base.tokenizer, self._vocab_size, base.eos_ids)
+        self.grammars = GrammarCompiler(vocabulary)
         why = "the reference decoder, which serves this model, gives no scores, continues no text"
         self._refused = dict.fromkeys(("logprobs", "echo"), why)
         if why_not := no_structure(base):
@@ -134,6 +135,10 @@ class PeftDecoder:
             if isinstance(layer, LoraLayer) and inner in layer.scaling
         }
         check_scales(directory, scales)
+        size = self._vocab_size
+        if strange := [token for token in self._awaited(name) if not 0 <= token < size]:
+            problem = f"alora_invocation_tokens has {strange}; the base has 0 to {size - 1}"
+            raise AdapterNotSupported(directory, [problem], "train it on this base")
         effect = self.adapter_effect(name)
         if not 0 < effect < math.inf:
             raise AdapterHasNoEffect(
@@ -156,11 +161,19 @@ class PeftDecoder:
                     )
                 else:
                     self._peft.load_adapter(str(directory), adapter_name=inner)
-        except Exception:
+        except Exception as error:
             if self._peft is None:
                 unwrap(self._base)
             elif inner in self._peft.peft_config:
                 self._delete(inner)
+            parameters = read_config(directory).get("target_parameters")
+            if self._peft is not None and parameters and isinstance(error, ValueError):
+                problem = f"target_parameters is {parameters}, in a layer that another adapter has"
+                raise AdapterNotSupported(
+                    directory,
+                    [f"{problem} in target_modules: PEFT wraps it once"],
+                    "serve them in two applications, or train both with target_modules",
+                ) from error
             raise
         # PEFT takes one adapter with biases at a time; ours are swapped.
         self._peft.peft_config[inner].bias = "none"
@@ -295,12 +308,14 @@ class PeftDecoder:
         )
 
     def _probe_ids(self, name: str) -> list[int]:
-        """Return 8 fixed tokens, with those behind them that the adapter waits for (aLoRA)."""
+        """Return 8 fixed tokens, with those behind them that the adapter waits for."""
+        return [*((7 + 13 * i) % self._vocab_size for i in range(8)), *self._awaited(name)]
+
+    def _awaited(self, name: str) -> list[int]:
+        """Return the tokens from which on an adapter acts (aLoRA); empty if it always does."""
         assert self._peft is not None, f"{name} was never loaded"
-        vocabulary = int(self._base.config.get_text_config().vocab_size)
         config = self._peft.peft_config[self._names[name]]
-        awaited = getattr(config, "alora_invocation_tokens", None) or ()
-        return [*((7 + 13 * i) % vocabulary for i in range(8)), *awaited]
+        return list(getattr(config, "alora_invocation_tokens", None) or ())
 
     @torch.inference_mode()
     def _probe_logits(self, name: str | None, ids: Sequence[int]) -> torch.Tensor:

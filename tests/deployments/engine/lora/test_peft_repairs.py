@@ -151,3 +151,27 @@ def test_what_neither_decoder_serves_does_not_choose_the_slower_one(
     for each in (decoder, reference):
         with pytest.raises(AdapterNotSupported, match=named):
             each.load_adapter("odd", odd)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (
+            {"alora_invocation_tokens": [9, 10**6]},
+            r"invocation_tokens has \[1000000\]; the base has 0",
+        ),
+        (
+            {"targets": ["o_proj"], "target_parameters": ["q_proj.weight"]},
+            r"target_parameters is \['q_proj.weight'\], in a layer that another adapter has",
+        ),
+    ],
+)
+def test_what_peft_cannot_load_here_is_refused_by_name(
+    base_dir: Path, plain: Path, tmp_path: Path, options: dict[str, Any], named: str
+) -> None:
+    odd = make_adapter(base_dir, tmp_path / "odd", base_name="b", seed=5, **options)
+    decoder = build_decoder(load(base_dir), "reference", LIMITS, {})
+    decoder.load_adapter("plain", plain)
+    with pytest.raises(AdapterNotSupported, match=named):
+        decoder.load_adapter("odd", odd)
+    assert decoder.info.adapters == {"plain"}
