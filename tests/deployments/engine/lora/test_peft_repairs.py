@@ -13,10 +13,17 @@ from deployments.engine.errors import AdapterNotSupported
 from deployments.engine.model_loader import load_pretrained
 from deployments.engine.model_runner import ModelRunner
 from deployments.engine.peft_decoder import PeftDecoder
-from tests.deployments.engine.lora.test_peft_features import base_weights, one_answer
+from tests.deployments.engine.lora.test_peft_features import (
+    base_dir,
+    base_weights,
+    one_answer,
+    plain,
+)
 from tests.deployments.engine.test_model_runner import PROMPT, changed_config, load
 from tests.oracle import Oracle
 from tests.tiny_models import make_adapter
+
+__all__ = ["base_dir", "plain"]  # fixtures
 
 LIMITS = FastLimits(max_rows=2, num_positions=64, max_adapters=3)
 Catalogs = dict[str, tuple[Path, Path]]
@@ -29,16 +36,6 @@ KINDS: Mapping[str, dict[str, Any]] = {
     "first layer": {"targets": ["embed_tokens", "q_proj"], "modules_to_save": ["lm_head"]},
     "bias": {"lora_bias": True},
 }
-
-
-@pytest.fixture
-def base_dir(tiny_catalogs: Catalogs) -> Path:
-    return tiny_catalogs["llama"][0]
-
-
-@pytest.fixture
-def plain(tiny_catalogs: Catalogs) -> Path:
-    return tiny_catalogs["llama"][1] / "weights" / "derm"
 
 
 def trained(base: Path, folder: Path, seed: int, **options: Any) -> Path:
