@@ -14,8 +14,9 @@ PYTHON ?= python3
 CONFIG ?= serve_config.yaml
 # Prints the interpreter of an environment that has what is needed, and installs that first.
 install = $$(PYTHON="$(PYTHON)" sh scripts/install.sh $(1))
-# A worker takes whole files, in the order of tests/conftest.py: the slow ones first.
-by_file = --dist loadfile --no-loadscope-reorder
+# A worker takes whole files, in the order of tests/conftest.py: the slow ones first. One that dies
+# ends the run: pytest-xdist would wait for the rest of its file without an end.
+by_file = --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 .PHONY: help serve specialists test test-long chaos bench bench-gpu check
 help:

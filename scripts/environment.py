@@ -12,6 +12,8 @@ from typing import Any
 
 COMMIT_VARIABLE = "POLYCLINIC_COMMIT"
 _CPUINFO = Path("/proc/cpuinfo")
+# What decides how the CPU's step multiplies (deployments/engine/cpu, oneDNN), as Linux names it.
+_INSTRUCTIONS = ("avx2", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8")
 
 
 def environment() -> dict[str, Any]:
@@ -54,10 +56,14 @@ def command_line(script: str, argv: Sequence[str]) -> str:
 
 
 def processor() -> str:
-    """Return the processor's name as far as the system tells it, else its architecture."""
+    """Return the processor's name as far as the system tells it, else its architecture; with its
+    vector instructions where they are known: "AMD EPYC (avx2, avx512_vnni, avx512_bf16)"."""
     lines = _CPUINFO.read_text(encoding="utf-8").splitlines() if _CPUINFO.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    fields = {name.strip(): value.strip() for name, _, value in (x.partition(":") for x in lines)}
+    name = fields.get("model name") or platform.processor() or platform.machine()
+    flags = fields.get("flags", "").split()
+    known = [each for each in _INSTRUCTIONS if each in flags]
+    return f"{name} ({', '.join(known)})" if known else name
 
 
 def device_name(device: str) -> str:

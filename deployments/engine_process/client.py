@@ -44,7 +44,8 @@ class EngineProcess:
     Args:
         decode: token ids -> text; the process hands out ids only.
         token_bytes: the bytes of a token.
-        on_lost: called once, on a thread, if the process ends without having been asked to.
+        on_lost: called once, on a thread, if the process ends after its start without having been
+            asked to. A start that fails raises.
     """
 
     def __init__(
@@ -230,7 +231,7 @@ class EngineProcess:
         for future in list(calls.values()):  # `_ask` may add one, and take it back
             future.set_exception(self._stopped)
         self._control.close()
-        if not self._is_closing:
+        if self._info is not None and not self._is_closing:
             self._on_lost()
 
     def _ask(self, word: str, *fields: Any) -> "Future[Any]":

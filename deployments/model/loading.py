@@ -118,7 +118,8 @@ def start_process(
     """Load a model in a process of its own, which runs its engine. Raises as `load_model` does.
 
     Args:
-        on_lost: called on a thread if that process dies or is killed because it hangs.
+        on_lost: called on a thread if that process, once started, dies or is killed because it
+            hangs.
     """
     parts = _Parts(settings, device)
     limits = engine_limits(settings.engine, device)

@@ -36,6 +36,8 @@ def test_the_processor_has_a_name_everywhere(
     assert processor()
     cpuinfo.write_text("processor : 0\nmodel name : Fast 3000\nmodel name : Fast 3000\n")
     assert processor() == "Fast 3000"
+    cpuinfo.write_text("model name\t: Fast 3000\nflags\t\t: fpu avx512_vnni avx2 avx\n")
+    assert processor() == "Fast 3000 (avx2, avx512_vnni)"
 
 
 def test_the_command_has_no_path_of_this_machine() -> None:

@@ -14,12 +14,15 @@ _I32, _I64, _F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
 
 def byte_instructions() -> str | None:
     """Return the name of the instructions that multiply bytes on the processor that Numba compiles
-    for; None if it has none. NUMBA_CPU_NAME and NUMBA_CPU_FEATURES name another processor."""
+    for: those of VNNI, or AVX2's, which multiply pairs of 16 bits; None if it has none of them.
+    NUMBA_CPU_NAME and NUMBA_CPU_FEATURES name another processor."""
     _, _, features = cpu_target.target_context.codegen().magic_tuple()
     has = set(features.split(","))
     if {"+avx512vnni", "+avx512bw", "+avx512dq"} <= has:
         return "avx512_vnni"
-    return "avx_vnni" if {"+avxvnni", "+avx2", "+fma"} <= has else None
+    if not {"+avx2", "+fma"} <= has:
+        return None
+    return "avx_vnni" if "+avxvnni" in has else "avx2"
 
 
 @intrinsic

@@ -1,8 +1,9 @@
 """Products of rows of bytes by one tile of a packed weight, of eight or four bits.
 
-With VNNI (`vpdpbusd`) four bytes of each of 16 columns take one instruction; elsewhere the same
-arithmetic is written in plain vector operations, which LLVM fits to any processor. All functions
-take addresses, and distances in bytes.
+With VNNI (`vpdpbusd`) four bytes of each of 16 columns take one instruction. With AVX2
+(`vpmaddwd`) the even and the odd bytes are widened to 16 bits and take two instructions for each of
+8 columns. Elsewhere the same arithmetic is written in plain vector operations, which LLVM fits to
+any processor. All functions take addresses, and distances in bytes.
 """
 
 import functools
@@ -181,10 +182,10 @@ class _Tile(VectorCode):
         b = self.b
         if self.instructions == "avx512_vnni":
             return self._vpdpbusd(LANES, total, weight, x)
-        if self.instructions == "avx_vnni":  # half a vector at a time
+        if self.instructions in ("avx_vnni", "avx2"):  # half a vector at a time
+            dot = self._vpmaddwd if self.instructions == "avx2" else self._vpdpbusd
             low, high = (
-                self._vpdpbusd(LANES // 2, *(self._half(v, n) for v in (total, weight, x)))
-                for n in range(2)
+                dot(LANES // 2, *(self._half(v, n) for v in (total, weight, x))) for n in range(2)
             )
             lanes = ir.Constant(INTS, list(range(LANES)))
             return b.shuffle_vector(low, high, lanes)
@@ -199,6 +200,18 @@ class _Tile(VectorCode):
     def _vpdpbusd(self, lanes: int, *factors: Any) -> Any:
         name = f"llvm.x86.avx512.vpdpbusd.{32 * lanes}"
         return self.call(name, ir.VectorType(I32, lanes), *factors)
+
+    def _vpmaddwd(self, lanes: int, total: Any, weight: Any, x: Any) -> Any:
+        """Add the even bytes' products and the odd bytes': two of 16 bits to each lane. The largest
+        is 2 * 255 * 128, so that no sum is cut off."""
+        b, words = self.b, ir.VectorType(ir.IntType(16), 2 * lanes)
+        eight, byte = (ir.Constant(words, [n] * words.count) for n in (8, 0xFF))
+        weight, x = b.bitcast(weight, words), b.bitcast(x, words)
+        even = b.and_(weight, byte), b.ashr(b.shl(x, eight), eight)
+        odd = b.lshr(weight, eight), b.ashr(x, eight)
+        for factors in (even, odd):
+            total = b.add(total, self.call("llvm.x86.avx2.pmadd.wd", total.type, *factors))
+        return total
 
     def _half(self, vector: Any, number: int) -> Any:
         count = vector.type.count // 2

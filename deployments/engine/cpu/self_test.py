@@ -53,7 +53,7 @@ def _by_instructions(error: Exception) -> tuple[bool, str]:
     why = f"its speed could not be measured here ({type(error).__name__}; see the log)"
     if instructions is not None:
         return True, f"this processor has {instructions}; {why}"
-    return False, f"{why}, and this processor has no instructions for bytes (avx512_vnni, avx_vnni)"
+    return False, f"{why}, and this processor has no instructions for bytes (AVX2 or VNNI)"
 
 
 @torch.inference_mode()

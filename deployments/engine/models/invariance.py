@@ -14,6 +14,7 @@ import torch
 from deployments.engine.errors import FastDecoderImpossible
 from deployments.engine.kernels.backend import are_fused
 from deployments.engine.models.base import Model, TorchBatches
+from deployments.engine.models.weights import has_blocks
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +82,8 @@ def _obstacle(model: TorchBatches) -> str | None:
     if kind != "cpu" and not are_fused(kind):
         return f"Triton is not installed, whose kernels keep it on {kind}"
     if not model.keep_order():
+        if kind == "cpu" and not has_blocks(model.kv_shape.dtype):
+            return "this processor lacks the instructions for bfloat16 (float32 keeps the order)"
         return "the products by its weights, as they are kept here, choose by the number of rows"
     if are_fused(kind):
         return None

@@ -8,17 +8,20 @@ import torch
 from deployments.engine.lora.layers import LoraModule
 
 
+def has_blocks(dtype: torch.dtype) -> bool:
+    """Return whether oneDNN keeps weights of `dtype` in blocks on this CPU: without the
+    instructions for bfloat16 (AVX512-BF16 or AMX, say) it has float32's only."""
+    return dtype != torch.bfloat16 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def packed(weight: torch.Tensor) -> torch.Tensor | None:
     """Return oneDNN's blocks of a weight (out, in).
 
-    Returns None if it is not on a CPU, or the CPU lacks the instructions for bfloat16 blocks.
+    Returns None if it is not on a CPU, or the CPU has no blocks for its dtype.
     """
-    if weight.device.type != "cpu":
+    if weight.device.type != "cpu" or not has_blocks(weight.dtype):
         return None
-    ops = torch.ops.mkldnn
-    if weight.dtype == torch.bfloat16 and not ops._is_mkldnn_bf16_supported():
-        return None
-    blocks: torch.Tensor = ops._reorder_linear_weight(weight)
+    blocks: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight)
     return blocks
 
 

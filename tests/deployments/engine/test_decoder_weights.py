@@ -56,7 +56,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Any:
     return finds
 
 
-@pytest.mark.parametrize("instructions", ["avx512_vnni", "avx_vnni", None])
+@pytest.mark.parametrize("instructions", ["avx512_vnni", "avx_vnni", "avx2", None])
 def test_auto_is_int8_where_a_layer_is_faster_with_it(
     base: Pretrained, processor: Any, measured: Any, instructions: str | None
 ) -> None:
@@ -78,6 +78,7 @@ def test_auto_is_plain_where_torch_is_faster_and_says_why(base: Pretrained, meas
     ("instructions", "in_bytes", "named"),
     [
         ("avx512_vnni", True, "int8: this processor has avx512_vnni; its speed could not be"),
+        ("avx2", True, "int8: this processor has avx2; its speed could not be"),
         (None, False, "(MemoryError; see the log), and this processor has no instructions for b"),
     ],
 )

@@ -22,6 +22,7 @@ from deployments.engine.kernels.backend import are_fused
 from deployments.engine.model_loader import load_pretrained
 from deployments.engine.model_runner import ModelRunner
 from deployments.engine.models import invariance, products
+from deployments.engine.models.weights import has_blocks
 from deployments.engine.peft_decoder import PeftDecoder
 from scripts.benchmarks.in_process.mixtures import Mixture, differing, random_mixture
 from tests.tiny_architectures import family_of, make_tiny
@@ -98,13 +99,23 @@ def build(folder: Path, name: str, dtype: str, **options: Any) -> ModelRunner:
     return decoder
 
 
-FAST = (("llama", "bfloat16"),)  # the others are long
+HAS_BFLOAT16 = DEVICE == "cuda" or has_blocks(torch.bfloat16)
+FAST = (("llama", "bfloat16" if HAS_BFLOAT16 else "float32"),)  # the others are long
+needs_bfloat16 = pytest.mark.skipif(
+    not HAS_BFLOAT16, reason="this processor lacks the instructions for bfloat16"
+)
 
 
 @pytest.fixture(
     scope="module",
     params=[
-        pytest.param(case, marks=[] if case in FAST else pytest.mark.long)
+        pytest.param(
+            case,
+            marks=[
+                *([] if case in FAST else [pytest.mark.long]),
+                *([needs_bfloat16] if case[1] == "bfloat16" else []),
+            ],
+        )
         for case in itertools.product(CASES, ("float32", "bfloat16"))
     ],
 )
@@ -175,6 +186,7 @@ def test_a_product_that_chooses_by_its_rows_is_found(
     assert "depends on the number of rows" in left.info.batch_invariant_reason
 
 
+@needs_bfloat16
 @pytest.mark.skipif(DEVICE == "cuda", reason="of a CPU")
 def test_what_is_exact_is_reused_and_guessed(tmp_path: Path) -> None:
     """bfloat16 in one order of sums reads what it writes; in torch's it does not."""
@@ -219,6 +231,11 @@ def test_what_cannot_be_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert isinstance(served, PeftDecoder)
     assert not served.info.batch_invariant
     assert "pads" in served.info.batch_invariant_reason
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    llama = make_tiny("llama", tmp_path / "bfloat16")
+    base = load_pretrained(llama, "causal", device="cpu", dtype="bfloat16")
+    with pytest.raises(FastDecoderImpossible, match=r"lacks .* bfloat16 \(float32 keeps"):
+        build_decoder(base, "fast", LIMITS, {}, batch_invariant=True)
     monkeypatch.setattr(invariance.importlib.util, "find_spec", lambda name: None)
     base = load_pretrained(
         make_tiny("llama", tmp_path / "llama"), "causal", device="cpu", dtype="float32"

@@ -22,6 +22,7 @@ from adapters.seed_check import AdapterError
 from deployments.engine.errors import EngineStopped
 from deployments.engine.request import TokenEvent
 from deployments.engine.structured.grammar import json_grammar
+from deployments.engine_process.client import EngineProcess
 from deployments.model import deployment
 from deployments.model.deployment import ModelReplica
 from deployments.settings import Settings
@@ -38,6 +39,14 @@ def settings(
     base, catalog = tiny_catalogs["llama"]
     state = tmp_path_factory.mktemp("state")
     return settings_of(base, catalog, state, cpu_threads=1, max_adapters=1, step_timeout_s=2)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def stays() -> Iterator[None]:
+    """What ends a replica's process would end the tests'."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(deployment, "_end_soon", lambda: None)
+        yield
 
 
 @pytest.fixture
@@ -146,9 +155,17 @@ async def test_a_stopped_process_is_noticed_and_killed(
 
 
 async def test_one_that_is_stopped_while_it_loads_fails_the_start(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, lost: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A replica that never starts would be waited for without an end."""
+    """A replica that never starts would be waited for without an end. The start raises, and does
+    not end its process, however late it notices."""
+    close = EngineProcess.close
+
+    def close_late(process: EngineProcess, timeout_s: float) -> None:
+        time.sleep(0.3)
+        close(process, timeout_s)
+
+    monkeypatch.setattr(EngineProcess, "close", close_late)
     monkeypatch.setattr("deployments.stopped.STOPPED_S", 1.0)
     before = set(psutil.Process().children())
     starting = asyncio.create_task(asyncio.to_thread(ModelReplica, settings, "cpu"))
@@ -158,6 +175,7 @@ async def test_one_that_is_stopped_while_it_loads_fails_the_start(
     with pytest.raises(EngineStopped, match="signal 9"):
         await asyncio.wait_for(starting, 20)
     assert not is_running(process.pid)
+    assert not lost.is_set()
 
 
 async def test_a_process_that_is_not_understood_is_replaced(

@@ -11,18 +11,21 @@ TESTS = Path(__file__).parent
 ROOT = TESTS.parents[3]
 
 
+def needs(flag: str) -> pytest.MarkDecorator:
+    flags = Path("/proc/cpuinfo")
+    has = flags.exists() and f" {flag} " in flags.read_text()
+    return pytest.mark.skipif(not has, reason=f"this processor cannot run {flag}, or is unknown")
+
+
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "features", "instructions", "bases"),
     [
         ("generic", "", None, "llama-8"),
+        pytest.param("haswell", "+avx2,+fma", "avx2", "llama-8 or odd", marks=needs("avx2")),
         pytest.param(
             *("haswell", "+avxvnni,+avx2,+fma", "avx_vnni", "llama-8 or odd"),
-            marks=pytest.mark.skipif(
-                "avx_vnni" not in Path("/proc/cpuinfo").read_text(), reason="it cannot run them"
-            )
-            if Path("/proc/cpuinfo").exists()
-            else pytest.mark.skip(reason="not Linux"),
+            marks=needs("avx_vnni"),
         ),
     ],
 )
