@@ -278,7 +278,7 @@ def unsupported_adapter(reader: PeftReader, adapters: Mapping[str, Path]) -> str
             check_base_is_kept(directory)
             problems = reader.unsupported(directory)
         except (OSError, ValueError, AdapterNotSupported) as error:
-            logger.warning("adapter %s cannot be read: %s", name, error)
+            logger.warning("adapter %s cannot be served: %s", name, error)
             continue
         if problems:
             listed = "; ".join(problems)
