@@ -139,13 +139,16 @@ def _check_config(
 ) -> list[str]:
     problems = []
     if config.get("peft_type") != "LORA":
-        problems.append(f"peft_type is {_shown(config.get('peft_type'))}; only LORA is served")
+        found = _shown(config.get("peft_type"))
+        problems.append(f"peft_type is {found}; only LORA is served: train it as LoRA")
     base = config.get("base_model_name_or_path")
     if not (base is None or isinstance(base, str)) or not is_same_base(base, base_model):
         problems.append(
             f"trained on {_shown(base)}, and the base model is {base_model!r}: if they are the "
             "same model, write that name into base_model_name_or_path"
         )
+    if config.get("peft_type") != "LORA":
+        return problems  # the other fields are not LoRA's
     pattern = config.get("rank_pattern") or {}
     if not isinstance(pattern, dict):
         return [*problems, f"rank_pattern is {_shown(pattern)}; a mapping is expected"]

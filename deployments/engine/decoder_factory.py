@@ -220,8 +220,11 @@ def unsupported_in_bytes(base: Pretrained) -> str | None:
     if importlib.util.find_spec("numba") is None:
         return "numba is not installed"
     about = describe(base.model)
-    if not about.is_plain:
-        return f"only plain Llama layers are compiled, and {about.architecture.known_as} has others"
+    if about.beyond_llama:
+        has = ", ".join(about.beyond_llama)
+        return (
+            f"only plain Llama layers are compiled, and this {type(base.model).__name__} has {has}"
+        )
     if about.activation != "silu":
         return f"hidden_act is {about.activation!r}; only 'silu' is compiled"
     if about.head_dim % 16:

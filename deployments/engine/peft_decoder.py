@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from peft import PeftModel
 from peft.tuners.lora.layer import LoraLayer
-from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import (
     GenerationConfig,
     LogitsProcessorList,
@@ -25,9 +24,10 @@ from transformers import (
 from deployments.engine.adapter_biases import AdapterBiases
 from deployments.engine.decoder import DecoderInfo, RowSink
 from deployments.engine.detokenizer import hidden_ids, text_decoder, token_bytes
-from deployments.engine.errors import AdapterHasNoEffect
-from deployments.engine.lora.base_copies import check_copies, ends_of, kept_ends
-from deployments.engine.lora.peft_features import check_base_is_kept, check_scales
+from deployments.engine.errors import AdapterHasNoEffect, AdapterNotSupported
+from deployments.engine.lora.base_copies import check_copies, ends_of, kept_ends, kept_weights
+from deployments.engine.lora.peft_features import check_base_is_kept, check_scales, read_config
+from deployments.engine.lora.peft_repairs import beside_others, tied_modules, unwrap
 from deployments.engine.model_loader import Pretrained
 from deployments.engine.models.invariance import PADDED
 from deployments.engine.quantised.linear import QuantisedLinear
@@ -60,12 +60,16 @@ class PeftDecoder:
         self._names: dict[str, str] = {}  # ours -> PEFT's
         self._resident: frozenset[str] = frozenset()
         self._biases = AdapterBiases(base.model)
+        self._tied = tied_modules(base.model)
+        named = base.model.named_parameters(remove_duplicate=False)
+        self._weights = {path: p.data for path, p in named if not path.endswith("bias")}
         self._num_loaded = 0
         self._eos_ids = base.eos_ids
         self._hidden_ids = hidden_ids(base.tokenizer)
         self._pad_id = base.pad_id
-        size = int(base.model.config.get_text_config().vocab_size)
-        self.grammars = GrammarCompiler(Vocabulary(base.tokenizer, size, base.eos_ids))
+        self._vocab_size = int(base.model.config.get_text_config().vocab_size)
+        vocabulary = Vocabulary(base.tokenizer, self._vocab_size, base.eos_ids)
+        self.grammars = GrammarCompiler(vocabulary)
         why = "the reference decoder, which serves this model, gives no scores, continues no text"
         self._refused = dict.fromkeys(("logprobs", "echo"), why)
         if why_not := no_structure(base):
@@ -131,6 +135,10 @@ class PeftDecoder:
             if isinstance(layer, LoraLayer) and inner in layer.scaling
         }
         check_scales(directory, scales)
+        size = self._vocab_size
+        if strange := [token for token in self._awaited(name) if not 0 <= token < size]:
+            problem = f"alora_invocation_tokens has {strange}; the base has 0 to {size - 1}"
+            raise AdapterNotSupported(directory, [problem], "train it on this base")
         effect = self.adapter_effect(name)
         if not 0 < effect < math.inf:
             raise AdapterHasNoEffect(
@@ -142,18 +150,30 @@ class PeftDecoder:
     def _inject(self, inner: str, directory: Path) -> None:
         """Let PEFT load the folder; if it raises, remove what it had injected by then."""
         try:
-            with self._biases.loading(inner):
+            with (
+                self._biases.loading(inner),
+                kept_weights(directory, self._weights),
+                beside_others(self._tied),
+            ):
                 if self._peft is None:
                     self._peft = PeftModel.from_pretrained(
                         self._base, str(directory), adapter_name=inner
                     )
                 else:
                     self._peft.load_adapter(str(directory), adapter_name=inner)
-        except Exception:
+        except Exception as error:
             if self._peft is None:
-                _unwrap(self._base)
+                unwrap(self._base)
             elif inner in self._peft.peft_config:
-                self._peft.delete_adapter(inner)
+                self._delete(inner)
+            parameters = read_config(directory).get("target_parameters")
+            if self._peft is not None and parameters and isinstance(error, ValueError):
+                problem = f"target_parameters is {parameters}, in a layer that another adapter has"
+                raise AdapterNotSupported(
+                    directory,
+                    [f"{problem} in target_modules: PEFT wraps it once"],
+                    "serve them in two applications, or train both with target_modules",
+                ) from error
             raise
         # PEFT takes one adapter with biases at a time; ours are swapped.
         self._peft.peft_config[inner].bias = "none"
@@ -189,15 +209,27 @@ class PeftDecoder:
         self._resident = frozenset(self._names)
 
     def _delete(self, inner: str) -> None:
+        """Delete an adapter from PEFT's model, and its layers that no other adapter uses.
+
+        PEFT would then activate what is left in the first layer: nothing, if no other adapter
+        changes that one. Layers of modules_to_save that are left behind would not be tied again.
+        """
         assert self._peft is not None, f"{inner} was never loaded"
         self._biases.forget(inner)
+        others = [name for name in self._peft.peft_config if name != inner]
+        if others and inner in self._peft.active_adapters:
+            self._peft.set_adapter(others[0], inference_mode=True)
         self._peft.delete_adapter(inner)
+        unwrap(self._base, keeps_used=True)
+        if not others:
+            self._peft = None
 
     def adapter_effect(self, name: str) -> float:
         """Return the largest absolute difference that it makes to the logits of a fixed probe."""
         previous = self._active
-        with_adapter = self._probe_logits(name)
-        without = self._probe_logits(None)
+        ids = self._probe_ids(name)
+        with_adapter = self._probe_logits(name, ids)
+        without = self._probe_logits(None, ids)
         self.set_adapter(previous)
         return float((with_adapter - without).abs().max())
 
@@ -275,26 +307,26 @@ class PeftDecoder:
             **picked,
         )
 
+    def _probe_ids(self, name: str) -> list[int]:
+        """Return 8 fixed tokens, with those behind them that the adapter waits for."""
+        return [*((7 + 13 * i) % self._vocab_size for i in range(8)), *self._awaited(name)]
+
+    def _awaited(self, name: str) -> list[int]:
+        """Return the tokens from which on an adapter acts (aLoRA); empty if it always does."""
+        assert self._peft is not None, f"{name} was never loaded"
+        config = self._peft.peft_config[self._names[name]]
+        return list(getattr(config, "alora_invocation_tokens", None) or ())
+
     @torch.inference_mode()
-    def _probe_logits(self, name: str | None) -> torch.Tensor:
-        """Return the logits of a fixed 8-token probe, (8, V) in float32 on the CPU."""
+    def _probe_logits(self, name: str | None, ids: Sequence[int]) -> torch.Tensor:
+        """Return the logits of a probe, (T, V) in float32 on the CPU."""
         self.set_adapter(name)
-        vocabulary = int(self._base.config.get_text_config().vocab_size)
-        ids = torch.tensor([[(7 + 13 * i) % vocabulary for i in range(8)]])
-        inputs = {"input_ids": ids.to(self._base.device)}
+        inputs = {"input_ids": torch.tensor([ids], device=self._base.device)}
         if self._family == "seq2seq":
             inputs["decoder_input_ids"] = inputs["input_ids"]
         with self._adapter_set():
             logits: torch.Tensor = self._model(**inputs).logits
         return logits[0].float().cpu()
-
-
-def _unwrap(model: Any) -> None:
-    """Replace PEFT's layers by the base model's own layers again."""
-    for path, module in list(model.named_modules()):
-        if isinstance(module, BaseTunerLayer):
-            parent, _, name = path.rpartition(".")
-            setattr(model.get_submodule(parent), name, module.get_base_layer())
 
 
 class _EmitAndStop(StoppingCriteria):

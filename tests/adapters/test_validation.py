@@ -162,7 +162,7 @@ def test_missing_folder(tmp_path: Path, base: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "parts"),
     [
-        ({"peft_type": "IA3"}, ["'IA3'", "only LORA"]),
+        ({"peft_type": "IA3"}, ["'IA3'", "only LORA is served: train it as LoRA"]),
         ({"base_model_name_or_path": "other"}, ["trained on 'other'"]),
         ({"r": 16}, ["r is 16"]),
         ({"r": 5000}, ["5000", "1 to 256"]),
@@ -294,8 +294,14 @@ def test_file_that_is_too_large(folder: Path, base: str, monkeypatch: pytest.Mon
     assert "at most 100" in problem
 
 
+def test_the_ranks_of_another_kind_are_not_judged(folder: Path, base: str) -> None:
+    rewrite_config(folder, peft_type="PREFIX_TUNING", r=None)
+    [problem] = check_adapter(folder, base)
+    assert "'PREFIX_TUNING'" in problem
+
+
 def test_every_problem_is_listed_at_once(folder: Path, base: str) -> None:
     (folder / "x.bin").write_bytes(b"")
-    rewrite_config(folder, peft_type="IA3", r=0)
+    rewrite_config(folder, base_model_name_or_path="other", r=0)
     (folder / "adapter_model.safetensors").unlink()
     assert len(check_adapter(folder, base)) == 4

@@ -18,7 +18,9 @@ from deployments.engine.cpu.thread_count import ThreadCount
 from deployments.engine.cpu.threads import Threads
 from deployments.engine.lora.layers import LoraLayer
 from deployments.engine.lora.pool import LoraPool, SlotBatch
+from deployments.engine.models.architectures import SHARED_ROPE
 from deployments.engine.models.base import KvShape
+from deployments.engine.models.stack import rope_table
 from deployments.engine.models.weights import lora_modules, take_weight
 
 _MOST_ROWS = 256  # tokens that go through the layers together
@@ -70,12 +72,8 @@ class CompiledLlama:
         linear = [own for each in inner.layers for _, own in _projections(each)]
         shapes = [(own.weight.shape, bits) for own in linear]
         memory = WeightMemory([*shapes, (head.weight.shape, 8)])
-        cos, sin = inner.rotary_emb(
-            torch.empty(1, dtype=torch.float32), torch.arange(num_positions)[None]
-        )
-        half = head_dim // 2
-        self._cos = _floats(cos[0])
-        self._sin = _floats(torch.cat([-sin[0, :, :half], sin[0, :, half:]], -1))
+        rope = rope_table(inner, SHARED_ROPE, torch.empty(1), num_positions)
+        self._cos, self._sin = _floats(rope.cos), _floats(rope.sin)
         self._final_norm = _floats(inner.norm.weight.data)
         self._layers = [
             _Layer(f"model.layers.{i}", each, memory, bits) for i, each in enumerate(inner.layers)

@@ -76,6 +76,38 @@ def kept_ends(directory: Path, base: Mapping[str, torch.Tensor]) -> Iterator[Non
             weight.copy_(own[place])
 
 
+@contextlib.contextmanager
+def kept_weights(directory: Path, base: Mapping[str, torch.Tensor]) -> Iterator[None]:
+    """Put the base's weights back where PEFT has written an adapter's over them.
+
+    An adapter with trained modules (modules_to_save) may have more weights in its file, as those of
+    resized or tied embeddings: PEFT puts them into the base model, where all adapters use them.
+
+    Args:
+        base: its weights by their names, as PEFT may change them.
+
+    Raises:
+        AdapterNotSupported: the weights that PEFT has written were not the base's.
+    """
+    with safe_open(directory / WEIGHTS_FILE, framework="pt") as file:
+        names = {name.removeprefix(_PREFIX): name for name in file.keys()}  # noqa: SIM118
+    own = {path: base[path].clone() for path in names if path in base}
+    problems = []
+    try:
+        yield
+    finally:
+        with safe_open(directory / WEIGHTS_FILE, framework="pt") as file:
+            for path, weight in own.items():
+                if torch.equal(base[path], weight):
+                    continue
+                base[path].copy_(weight)
+                if not _is_same(file.get_tensor(names[path]), weight):
+                    problems.append(f"{path} has weights of its own, for all adapters")
+    if problems:
+        hint = "train it on this base, without resizing or tying its embeddings"
+        raise AdapterNotSupported(directory, problems, hint)
+
+
 def _path_of(name: str) -> str:
     return name.removeprefix(_PREFIX).removesuffix(_SUFFIX)
 

@@ -101,6 +101,9 @@ def check_base_is_kept(directory: Path) -> None:
     if config.get("layer_replication"):
         problem = "layer_replication is set, which adds layers to the base model"
         raise AdapterNotSupported(directory, [problem], "train it without")
+    if config.get("kasa_config"):
+        problem = "kasa_config is set, with which PEFT changes the base model for all adapters"
+        raise AdapterNotSupported(directory, [problem], "train it without")
     if changes_base(config):
         problem = f"init_lora_weights is {config['init_lora_weights']!r}"
         raise AdapterNotSupported(

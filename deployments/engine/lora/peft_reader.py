@@ -28,6 +28,7 @@ from deployments.engine.lora.base_copies import changed_copies, ends_of, is_copy
 from deployments.engine.lora.peft_features import (
     WEIGHTS_FILE,
     WITHOUT_EFFECT,
+    check_base_is_kept,
     check_scales,
     read_config,
     unsupported_features,
@@ -148,6 +149,7 @@ class PeftReader:
             AdapterNotSupported: naming each feature or tensor that does not fit.
             OSError, ValueError: a file is missing, or PEFT cannot read the configuration.
         """
+        check_base_is_kept(directory)
         problems = self._unsupported_features(directory)
         if problems:
             raise AdapterNotSupported(directory, problems)
@@ -268,13 +270,15 @@ def make_reader(base: Pretrained, *, in_bytes: bool = False) -> PeftReader:
 def unsupported_adapter(reader: PeftReader, adapters: Mapping[str, Path]) -> str | None:
     """Return which adapter the fast decoder cannot serve, and why. Returns None if it serves all.
 
-    An adapter that PEFT cannot read either is not judged here: loading it names the problem.
+    An adapter that PEFT cannot read either, or that neither decoder serves, is not judged here:
+    loading it names the problem.
     """
     for name, directory in adapters.items():
         try:
+            check_base_is_kept(directory)
             problems = reader.unsupported(directory)
-        except (OSError, ValueError) as error:
-            logger.warning("adapter %s cannot be read: %s", name, error)
+        except (OSError, ValueError, AdapterNotSupported) as error:
+            logger.warning("adapter %s cannot be served: %s", name, error)
             continue
         if problems:
             listed = "; ".join(problems)

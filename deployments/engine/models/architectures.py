@@ -176,18 +176,25 @@ class Description:
     logits_divisor: float
 
     @property
-    def is_plain(self) -> bool:
-        """Return whether it is a Llama, biases apart."""
-        return (
-            self.architecture.norms == "before"
-            and self.architecture.query_key_norms == "none"
-            and not self.architecture.is_fused
-            and all(layer == LayerKind() for layer in self.layers)
-            and self.attention_scale == self.head_dim**-0.5
-            and self.attention_cap is None
-            and self.logits_cap is None
-            and self.embedding_scale == self.residual_scale == self.logits_divisor == 1.0
-        )
+    def beyond_llama(self) -> tuple[str, ...]:
+        """Return what its layers have and a Llama's have not, biases apart, in words."""
+        windows = {layer.window for layer in self.layers if layer.window is not None}
+        ropes = {layer.rope for layer in self.layers}
+        factors = (self.embedding_scale, self.residual_scale, self.logits_divisor)
+        said = {
+            "other norms than before attention and MLP": self.architecture.norms != "before",
+            "query and key norms": self.architecture.query_key_norms != "none",
+            "fused qkv_proj and gate_up_proj": self.architecture.is_fused,
+            f"a sliding window (sliding_window {', '.join(map(str, sorted(windows)))})": bool(
+                windows
+            ),
+            "layers without RoPE": None in ropes,
+            "a RoPE for each kind of layer": bool(ropes - {None, SHARED_ROPE}),
+            "a scale of attention": self.attention_scale != self.head_dim**-0.5,
+            "soft caps": (self.attention_cap, self.logits_cap) != (None, None),
+            "multipliers": set(factors) != {1.0},
+        }
+        return tuple(words for words, has in said.items() if has)
 
 
 def describe(model: Any) -> Description:

@@ -101,24 +101,32 @@ class Stack:
 def _ropes(
     stack: Any, about: Description, like: torch.Tensor, num_positions: int
 ) -> dict[str, Rope]:
-    """Return the tables of rotations that the layers use, in the dtype and on the device of `like`.
+    """Return the rotations that the layers use, in the dtype and on the device of `like`."""
+    used = {layer.rope for layer in about.layers}
+    return {
+        kind: rope_table(stack, kind, like, num_positions)
+        for kind in ropes_of(stack.config)
+        if kind in used
+    }
+
+
+def rope_table(stack: Any, kind: str, like: torch.Tensor, num_positions: int) -> Rope:
+    """Return the rotations of layers of one kind, in the dtype and on the device of `like`.
 
     Rows behind the longest answer only fill a row's capacity up: they are those of the last
     position where a longer text would change the table.
+
+    Args:
+        stack: transformers' module of the layers.
     """
-    tables = {}
-    for kind, parameters in ropes_of(stack.config).items():
-        if all(layer.rope != kind for layer in about.layers):
-            continue
-        positions = torch.arange(num_positions, device=like.device)
-        limit = rope_limit(stack.config, parameters)
-        if limit is not None:
-            positions.clamp_(max=limit - 1)
-        more = () if kind == SHARED_ROPE else (kind,)
-        cos, sin = stack.rotary_emb(like[:1], positions[None], *more)
-        half = cos.shape[-1] // 2
-        tables[kind] = Rope(cos[0], torch.cat([-sin[0, :, :half], sin[0, :, half:]], -1))
-    return tables
+    positions = torch.arange(num_positions, device=like.device)
+    limit = rope_limit(stack.config, ropes_of(stack.config)[kind])
+    if limit is not None:
+        positions.clamp_(max=limit - 1)
+    more = () if kind == SHARED_ROPE else (kind,)
+    cos, sin = stack.rotary_emb(like[:1], positions[None], *more)
+    half = cos.shape[-1] // 2
+    return Rope(cos[0], torch.cat([-sin[0, :, :half], sin[0, :, half:]], -1))
 
 
 class Layer:

@@ -245,9 +245,11 @@ def test_only_plain_layers_are_compiled_for_eight_bits(name: str, tmp_path: Path
 
     base = make_tiny(name, tmp_path / "base")
     reason = unsupported_in_bytes(loaded_from(base))
+    named = {"mistral_window": f"MistralForCausalLM has a sliding window (sliding_window {WINDOW})"}
     if name in ("llama", "llama_dynamic", "mistral"):
         assert reason is None
     elif family_of(name) == "seq2seq":
         assert reason == "the base is an encoder-decoder"
     else:
         assert "only plain Llama layers are compiled" in str(reason)
+        assert named.get(name, " has ") in str(reason)

@@ -195,7 +195,6 @@ def changed_config(source: Path, folder: Path, **fields: Any) -> Path:
         ({"use_dora": True}, "use_dora is True"),
         ({"bias": "all"}, "bias is 'all'"),
         ({"modules_to_save": ["lm_head"]}, r"modules_to_save is \['lm_head'\]"),
-        ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa'"),
         ({"a_field_of_the_future": 3}, "a_field_of_the_future is 3"),
         ({"peft_type": "PROMPT_TUNING"}, "peft_type is 'PROMPT_TUNING'"),
         ({"use_dora": True, "lora_bias": True}, r"lora_bias is True; use_dora is True"),

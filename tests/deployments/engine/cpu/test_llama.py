@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -236,6 +237,24 @@ def test_all_that_the_next_modules_need_is_asked_for_in_time(sides: list[Side]) 
     model.num_threads = 2
     asked, last, *_ = model._array(layout.CURSORS)[0]
     assert asked == last == len(model.lora_layers) + layout.O  # the next step's q, k and v
+
+
+def test_positions_behind_the_longest_answer_do_not_change_dynamic_frequencies(
+    tmp_path: Path,
+) -> None:
+    """Rows are whole blocks of positions: a table of 96 has other frequencies than one of 90."""
+    rope = {"rope_type": "dynamic", "rope_theta": 1000.0, "factor": 4.0}
+    options = {"max_position_embeddings": 90, "rope_parameters": rope}
+    base = make_tiny_llama(tmp_path / "base", **options)
+    loaded = load_pretrained(base, "causal", device="cpu", dtype="float32")
+    decoder = build_decoder(loaded, "auto", FastLimits(1, 90, 1), {}, weights="int8")
+    assert isinstance(decoder, ModelRunner)
+    model = decoder._model
+    assert isinstance(model, CompiledLlama)
+    assert len(model._cos) > 90
+    inner: Any = load_pretrained(base, "causal", device="cpu", dtype="float32").model
+    cos, _ = inner.model.rotary_emb(torch.empty(1), torch.arange(90)[None])
+    assert torch.equal(torch.from_numpy(model._cos[:90]), cos[0])
 
 
 @pytest.fixture(params=["int8", "int4"])

@@ -1,0 +1,64 @@
+"""Let PEFT load each adapter as if it were the first one, where it (0.21) would not."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.utils.other import (
+    AuxiliaryTrainingWrapper,
+    TrainableTokensWrapper,
+    _get_module_names_tied_with_embedding,
+)
+
+
+def tied_modules(model: Any) -> list[str]:
+    """Return the paths of a base model's modules whose weight is the embedding's."""
+    names: list[str] = _get_module_names_tied_with_embedding(model)
+    return names
+
+
+@contextlib.contextmanager
+def beside_others(tied: Sequence[str]) -> Iterator[None]:
+    """Load an adapter beside others in here.
+
+    PEFT looks for trained tokens in the file of each adapter as soon as one adapter has some, and
+    no longer sees which modules are tied once an adapter wraps them (`ensure_weight_tying`).
+
+    Args:
+        tied: `tied_modules` of the base model without adapters.
+    """
+    of_all, seen = (
+        TrainableTokensWrapper.adapter_state_dict_load_map,
+        BaseTuner._get_module_names_tied_with_embedding,
+    )
+
+    def of_own(wrapper: Any, adapter_name: str) -> Any:
+        return of_all(wrapper, adapter_name) if adapter_name in wrapper._adapters else {}
+
+    TrainableTokensWrapper.adapter_state_dict_load_map = of_own
+    BaseTuner._get_module_names_tied_with_embedding = lambda tuner: list(tied)
+    try:
+        yield
+    finally:
+        TrainableTokensWrapper.adapter_state_dict_load_map = of_all
+        BaseTuner._get_module_names_tied_with_embedding = seen
+
+
+def unwrap(model: Any, *, keeps_used: bool = False) -> None:
+    """Replace PEFT's layers by the base model's own layers again.
+
+    Args:
+        keeps_used: those that still hold an adapter stay.
+    """
+    done: list[str] = []
+    for path, module in list(model.named_modules(remove_duplicate=False)):
+        if not isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):
+            continue
+        if path.startswith(tuple(done)) or (keeps_used and module._get_available_adapters()):
+            continue
+        is_layer = isinstance(module, BaseTunerLayer)
+        own = module.get_base_layer() if is_layer else module.original_module
+        parent, _, name = path.rpartition(".")
+        setattr(model.get_submodule(parent), name, own)
+        done.append(f"{path}.")
