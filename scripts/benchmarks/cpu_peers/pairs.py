@@ -27,7 +27,7 @@ MAX_PROBES = 1.3  # how much longer than before a block the same product may tak
 # that computes with one.
 MAX_WAIT = 1.25
 _USUAL = 10  # percentile of a run's waits
-_CALMEST = 30  # percent of a run's turns that count at least, however restless the machine is
+_CALMEST = 30  # percent of the turns that count at least, however restless the machine is
 MIN_TURNS = 5  # before an interval is believed
 _RESAMPLES = 2000
 
@@ -77,16 +77,17 @@ class Block:
     at_s: float  # when it ended, since all sides are up
     probes_us: tuple[Probe, Probe]  # the same small works before and after it
 
-    def disturbance(self, usual_wait_us: float) -> float:
-        """Return the most that one of the three limits above was reached or exceeded by, 1 at the
-        limit. It is of what was seen of the machine, never of the block's own speed."""
+    @property
+    def is_robbed(self) -> bool:
+        """Whether other processes or guests took more than `MAX_OTHERS`."""
+        return self.stolen + self.others > MAX_OTHERS
+
+    def restlessness(self, usual_wait_us: float) -> float:
+        """Return how far the probes reached or exceeded their limits, 1 at the limit. It is of what
+        was seen of the machine, never of the block's own speed."""
         low, high = sorted(probe[0] for probe in self.probes_us)
         wait = max(probe[2] for probe in self.probes_us)
-        return max(
-            (self.stolen + self.others) / MAX_OTHERS,
-            high / low / MAX_PROBES,
-            wait / usual_wait_us / MAX_WAIT,
-        )
+        return max(high / low / MAX_PROBES, wait / usual_wait_us / MAX_WAIT)
 
     def as_row(self) -> dict[str, Any]:
         """Return it as the result file lists it."""
@@ -104,25 +105,27 @@ class Calm:
 
     Args:
         usual_wait_us: microseconds that its cores wait for each other when they are quick to do so.
-        limit: the most `Block.disturbance` that counts.
+        limit: the most `Block.restlessness` of a turn that counts.
     """
 
     usual_wait_us: float = math.inf
     limit: float = 1.0
 
     def is_disturbed(self, turn: Turn) -> bool:
-        return any(block.disturbance(self.usual_wait_us) > self.limit for block in turn)
+        return any(
+            block.is_robbed or block.restlessness(self.usual_wait_us) > self.limit for block in turn
+        )
 
 
 def calm_of(turns: Iterable[Turn]) -> Calm:
-    """Return what counts as undisturbed among the turns of a run. The limits above hold; on a
-    machine that is seldom so calm, the calmest three turns in ten count."""
-    turns = list(turns)
+    """Return what counts as undisturbed among the turns of a run. The limits above hold; where the
+    probes seldom keep theirs, the calmest three in ten of the turns that nobody robbed count."""
+    turns = [turn for turn in turns if not any(block.is_robbed for block in turn)]
     if not turns:
         return Calm()
     waits = [probe[2] for turn in turns for block in turn for probe in block.probes_us]
     usual = float(np.percentile(waits, _USUAL))
-    each = [max(block.disturbance(usual) for block in turn) for turn in turns]
+    each = [max(block.restlessness(usual) for block in turn) for turn in turns]
     return Calm(usual, max(1.0, float(np.percentile(each, _CALMEST))))
 
 

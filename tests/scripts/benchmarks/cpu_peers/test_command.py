@@ -52,7 +52,7 @@ def test_for_a_disturbed_turn_another_is_made() -> None:
     turns = made(Machine([0.0, 0.5]))
     assert sorted(len(each) for each in turns.values())[-2:] == [MIN_TURNS, MIN_TURNS + 1]
     (again,) = (each for each in turns.values() if len(each) > MIN_TURNS)
-    assert [any(block.is_disturbed(1.0) for block in turn) for turn in again[:2]] == [True, False]
+    assert [Calm(1.0).is_disturbed(turn) for turn in again[:2]] == [True, False]
 
 
 def test_a_machine_that_is_always_disturbed_ends_in_time_without_ratios() -> None:

@@ -186,23 +186,20 @@ def test_a_calm_machine_is_held_to_the_limits() -> None:
 @pytest.mark.parametrize(
     "restless",
     [
-        lambda n: {"stolen": 0.1 + 0.01 * n},
-        lambda n: {"others": 0.1 + 0.01 * n},
-        lambda n: {"probes_us": (probe(20.0), probe(40.0 + n))},
+        lambda n: (probe(20.0), probe(40.0 + n)),
+        lambda n: (probe(20.0, 1.0), probe(20.0, 3.0 + n)),
     ],
 )
 def test_on_a_restless_machine_the_calmest_turns_count(
-    restless: Callable[[int], dict[str, object]],
+    restless: Callable[[int], tuple[Probe, Probe]],
 ) -> None:
-    turns = [[block(PEER.ours, **restless(n))] for n in (7, 3, 9, 0, 8, 5, 1, 6, 2, 4)]
+    numbers = (7, 3, 9, 0, 8, 5, 1, 6, 2, 4)
+    turns = [[block(PEER.ours, probes_us=restless(n))] for n in numbers]
+    turns.append([block(PEER.ours, others=0.5)])
     calm = calm_of(turns)
     assert calm.limit > 1.5
-    left = [
-        n
-        for n, turn in zip((7, 3, 9, 0, 8, 5, 1, 6, 2, 4), turns, strict=True)
-        if not calm.is_disturbed(turn)
-    ]
-    assert left == [0, 1, 2]
+    are_disturbed = [calm.is_disturbed(turn) for turn in turns]
+    assert are_disturbed == [*(n > 2 for n in numbers), True]
 
 
 def test_ours_stands_around_a_peer_and_takes_turns_with_itself() -> None:

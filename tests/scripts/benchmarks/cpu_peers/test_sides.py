@@ -10,6 +10,7 @@ import pytest
 
 from deployments.startup.processes import ProcessTree
 from scripts.benchmarks.cpu_peers import in_torch
+from scripts.benchmarks.cpu_peers.pairs import Calm
 from scripts.benchmarks.cpu_peers.sides import Sides, lost_shares
 
 
@@ -49,8 +50,8 @@ def test_a_turn_waits_for_a_calm_machine_but_not_for_ever(monkeypatch: pytest.Mo
     monkeypatch.setattr(asyncio, "sleep", sleep)
     with ThreadPoolExecutor(1) as torch:
         sides = Sides(torch, torch, ProcessTree(os.getpid()), {})  # type: ignore[arg-type]
-        asyncio.run(sides.calm(3.6, 20.0))
+        asyncio.run(sides.calm(Calm(3.6), 20.0))
         assert (waits, slept) == ([], [1.0, 1.0])
         waits.append(9.9)
-        asyncio.run(sides.calm(3.6, 0.0))
+        asyncio.run(sides.calm(Calm(3.6), 0.0))
         assert waits == [9.9]
