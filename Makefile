@@ -17,6 +17,8 @@ install = $$(PYTHON="$(PYTHON)" sh scripts/install.sh $(1))
 # A worker takes whole files, in the order of tests/conftest.py: the slow ones first. One that dies
 # ends the run: pytest-xdist would wait for the rest of its file without an end.
 by_file = --dist loadfile --no-loadscope-reorder --max-worker-restart 0
+# One that hangs ends the run too, with the trace of each of its threads.
+ends = -o faulthandler_timeout=900 -o faulthandler_exit_on_timeout=true
 
 .PHONY: help serve specialists test test-long chaos bench bench-gpu check
 help:
@@ -30,9 +32,9 @@ specialists:
 	@python=$(call install,train) && "$$python" -m scripts.make_specialists --data "$(DATA)" $(ARGS)
 
 test:
-	@python=$(call install,test) && "$$python" -m pytest -n logical $(by_file) --ignore tests/e2e -m "not alone and not long" \
-	  && "$$python" -m pytest tests/e2e -n 2 $(by_file) --durations 15 -m "not alone and not long" \
-	  && "$$python" -m pytest $$(grep -rl --include 'test_*.py' mark.alone tests) -m "alone and not long"
+	@python=$(call install,test) && "$$python" -m pytest $(ends) -n logical $(by_file) --ignore tests/e2e -m "not alone and not long" \
+	  && "$$python" -m pytest $(ends) tests/e2e -n 2 $(by_file) --durations 15 -m "not alone and not long" \
+	  && "$$python" -m pytest $(ends) $$(grep -rl --include 'test_*.py' mark.alone tests) -m "alone and not long"
 
 test-long:
 	@python=$(call install,long) && "$$python" -m pytest

@@ -17,7 +17,14 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from deployments.api.access.api_keys import KeyFileError, KeyRecord, KeyStore, new_key, now
+from deployments.api.access.api_keys import (
+    KeyFileError,
+    KeyRecord,
+    KeyStore,
+    check_not_lost,
+    new_key,
+    now,
+)
 from deployments.settings import PROJECT_ROOT, parse_settings
 from deployments.strict_model import SettingsError
 
@@ -31,8 +38,9 @@ class KeyCommandError(Exception):
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
-        store = KeyStore(_state_path(args))
-        args.run(store, args)
+        state_path = _state_path(args)
+        check_not_lost(state_path)
+        args.run(KeyStore(state_path), args)
     except (KeyCommandError, KeyFileError, SettingsError, OSError) as error:
         print(f"keys: {error}", file=sys.stderr)
         return 2

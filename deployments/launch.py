@@ -2,6 +2,7 @@
 
     python -m deployments.launch serve_config.yaml
     python -m deployments.launch --apply serve_config.yaml     # `user_config` takes effect in place
+    python -m deployments.launch --stop serve_config.yaml      # of several machines: drain and end
 
 The first checks the file and the machine, fetches the base model, builds the reference shelf where
 answers stand on it, runs Serve and watches it. Its exit status: 2 if the preflight finds a problem,
@@ -14,9 +15,14 @@ Everything that it started is gone when it returns.
 
 `--apply` checks the file and sends it to the running Serve with Ray's token, which plain `serve
 deploy` does not have. Its exit status: 0 once the application runs with it, else 2 or 1.
+
+`--stop` is for a Serve on machines where `ray start` runs Ray, and no launcher could be signalled:
+answers in progress finish, as above, then Serve is shut down. Its exit status: 0, or 1 if there is
+nothing to stop.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,8 +30,15 @@ from typing import Any
 
 from deployments.preflight import main as preflight
 from deployments.settings import parse_settings
-from deployments.startup.cluster import claimed, free_port, serve_command
-from deployments.startup.config_file import args_of, drain_s, http_address, read_config
+from deployments.startup.cluster import ENVIRONMENT, claimed, free_port, serve_command
+from deployments.startup.config_file import (
+    application_of,
+    args_of,
+    drain_s,
+    http_address,
+    read_config,
+)
+from deployments.startup.draining import Drain, StopError, drain_and_shut_down
 from deployments.startup.exposure import OPEN_RAY_HELP
 from deployments.startup.live_settings import ApplyError, apply_config
 from deployments.startup.shelf import uses_shelf
@@ -53,12 +66,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="/readyz answers that it is not ready, until all is ended (default: %(default)g)",
     )
     parser.add_argument("--allow_open_ray", action="store_true", help=OPEN_RAY_HELP)
-    parser.add_argument("--apply", action="store_true", help="to the service that runs already")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--apply", action="store_true", help="to the service that runs already")
+    what.add_argument("--stop", action="store_true", help="the service on machines of `ray start`")
     parser.add_argument("--dashboard", help=f"of the running service; default: {DASHBOARD}")
     args = parser.parse_args(argv)
     if args.dashboard and not args.apply:
         parser.error("--dashboard: only with --apply; a new service chooses its port itself")
     config = args.config.resolve()
+    if args.stop:
+        return _stop(config)
     return _apply(config, args) if args.apply else _start(config, args)
 
 
@@ -150,6 +167,22 @@ def _apply(config: Path, args: argparse.Namespace) -> int:
         print(f"launch: {error}", file=sys.stderr)
         return 1
     print(f"launch: {addresses.app} runs with {config}")
+    return 0
+
+
+def _stop(config: Path) -> int:
+    content, problems = read_config(config)
+    if problems:
+        print(f"launch: {'; '.join(problems)}", file=sys.stderr)
+        return 2
+    os.environ.setdefault("RAY_AUTH_MODE", ENVIRONMENT["RAY_AUTH_MODE"])
+    application = str(application_of(content).get("name", "default"))
+    try:
+        drain_and_shut_down(Drain(application, lambda: drain_s(config)), application)
+    except StopError as error:
+        print(f"launch: {error}", file=sys.stderr)
+        return 1
+    print("launch: Serve has ended: now end Ray on each machine")
     return 0
 
 

@@ -6,11 +6,12 @@
     python -m scripts.chaos --faults none overload none --seconds 60 --sample 5  # what it leaves
 
 Two model replicas and two routers run on this machine, with random weights. Each run sends a mix of
-/ask, streams and OpenAI calls while one thing is broken, again and again. Every request ends in
-exactly one outcome (scripts/chaos_runs/ledger.py), and each text is compared with the one that was
-recorded beforehand. The exit status is 1 if a request was lost, doubled or answered wrong, if a
-refusal had no Retry-After, or if a fault cost more than its limit. With `--sample` it is also 1 if
-memory grew by more than 2 % after the first sixth.
+/ask, streams and OpenAI calls while one thing is broken, again and again. In `overload`, more
+clients ask without a pause than the clinic lets in at once. Every request ends in exactly one
+outcome (scripts/chaos_runs/ledger.py), and each text is compared with the one that was recorded
+beforehand. The exit status is 1 if a request was lost, doubled or answered wrong, if a refusal had
+no Retry-After, if a fault cost more than its limit, or if an overload refused nobody. With
+`--sample` it is also 1 if memory grew by more than 2 % after the first sixth.
 """
 
 import argparse
@@ -38,7 +39,7 @@ from deployments.startup.cluster import free_port
 from deployments.startup.processes import ProcessTree
 from scripts.arguments import CommandParser, above_zero, positive
 from scripts.benchmarks.over_http.serve_process import serving
-from scripts.chaos_runs.clinic import ADAPTERS, write_clinic
+from scripts.chaos_runs.clinic import ADAPTERS, num_at_once, write_clinic
 from scripts.chaos_runs.faults import LIMITS, Breaker, Limits, come_and_go
 from scripts.chaos_runs.ledger import (
     MODES,
@@ -61,7 +62,8 @@ from scripts.chaos_runs.samples import (
 from scripts.environment import environment
 
 _DEADLINE_S = 60.0
-_OVERLOAD = 6  # times the rate
+_OVERLOAD = 1.5  # times what the clinic lets in at once
+_ASK_AGAIN_S = 1.0  # after a refusal, whatever it says
 _SETTLE_TIMEOUT_S = 90.0
 _NUM_TOGETHER = 3  # times that all texts are asked for at once
 _MAX_LISTED = 40
@@ -79,7 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = shlex.join(["python", "-m", "scripts.chaos", *given])
     report |= {"what": "chaos", "command": command, "load_average": load_average, **environment()}
     if args.out:
-        args.out.write_text(json.dumps(report, indent=1) + "\n")
+        content = json.dumps(report, indent=1).replace(folder, "FOLDER")
+        args.out.write_text(content + "\n")
     print(json.dumps(report))
     return 1 if report["problems"] else 0
 
@@ -133,6 +136,8 @@ def check(fault: str, found: dict[str, Any], limits: Limits) -> list[str]:
     never = ("lost", "doubled", "wrong", "without_retry_after")
     problems = [f"{fault}: {found[name]} {name}" for name in never if found[name]]
     failed = sum(found[name] for name in ("failed", "bare", "cut", "unreached"))
+    if found["refused"] < limits.min_refused:
+        problems.append(f"{fault}: {found['refused']} refused, so that refusals were not tested")
     for name, count, limit in (
         ("failed", failed, limits.failed),
         ("refused", found["refused"], limits.refused),
@@ -176,7 +181,6 @@ async def _one(
     rng: random.Random,
 ) -> dict[str, Any]:
     """Send load for `--seconds`, and break things meanwhile; returns the ledger."""
-    rate = args.rate * (_OVERLOAD if fault == "overload" else 1)
     log = args.folder / "serve.log"
     num_read = log.stat().st_size
     done: list[str] = []
@@ -200,12 +204,19 @@ async def _one(
             await asyncio.sleep(max(0.0, next_at - time.monotonic()))
 
     breaking = asyncio.create_task(break_things())
-    rows = await _load(session, url, fault, truth, rng, rate=rate, seconds=args.seconds)
+    if fault == "overload":
+        let_in = num_at_once(
+            replicas=args.replicas, routers=args.routers, is_stand_in=args.step_s is not None
+        )
+        num = math.ceil(_OVERLOAD * let_in)
+        rows = await _crowd(session, url, fault, truth, rng, num=num, seconds=args.seconds)
+    else:
+        rows = await _load(session, url, fault, truth, rng, rate=args.rate, seconds=args.seconds)
     if not done and not breaking.done():  # a deploy may take longer than the load
         await asyncio.wait([breaking], timeout=0)
     while not done and not breaking.done():
         later_s = time.monotonic() - began
-        more = await _load(session, url, f"{fault}+", truth, rng, rate=rate, seconds=1)
+        more = await _load(session, url, f"{fault}+", truth, rng, rate=args.rate, seconds=1)
         rows += [dataclasses.replace(row, started_s=row.started_s + later_s) for row in more]
     breaking.cancel()
     await asyncio.gather(breaking, return_exceptions=True)
@@ -229,7 +240,6 @@ async def _load(
 ) -> list[Sent]:
     """Send requests at random times, whether others have ended or not."""
     started = time.perf_counter()
-    asked = [(adapter, question, tokens) for adapter, _, question, tokens in truth]
     rows: list[Sent] = []
     tasks: list[asyncio.Task[None]] = []
     at = 0.0
@@ -238,16 +248,44 @@ async def _load(
         if at > seconds:
             break
         await asyncio.sleep(max(0.0, started + at - time.perf_counter()))
-        row = Sent(
-            f"{name}-{number}-{rng.getrandbits(32):08x}".replace("+", "p"),
-            rng.choice(MODES),
-            *rng.choice(asked),
-            started_s=at,
-        )
+        row = _request(f"{name}-{number}", truth, rng, started_s=at)
         rows.append(row)
         tasks.append(asyncio.create_task(send(session, url, row, truth, deadline_s=_DEADLINE_S)))
     await asyncio.gather(*tasks)
     return rows
+
+
+async def _crowd(
+    session: aiohttp.ClientSession,
+    url: str,
+    name: str,
+    truth: Truth,
+    rng: random.Random,
+    *,
+    num: int,
+    seconds: float,
+) -> list[Sent]:
+    """Let `num` clients ask, each the next question when its last one has ended."""
+    started = time.perf_counter()
+    rows: list[Sent] = []
+
+    async def client() -> None:
+        while (at := time.perf_counter() - started) < seconds:
+            row = _request(f"{name}-{len(rows)}", truth, rng, started_s=at)
+            rows.append(row)
+            await send(session, url, row, truth, deadline_s=_DEADLINE_S)
+            if row.outcome != "answered":
+                await asyncio.sleep(_ASK_AGAIN_S)
+
+    await asyncio.gather(*(client() for _ in range(num)))
+    return rows
+
+
+def _request(name: str, truth: Truth, rng: random.Random, *, started_s: float) -> Sent:
+    """Return a request of any kind whose text is known."""
+    adapter, _, question, tokens = rng.choice(list(truth))
+    request_id = f"{name}-{rng.getrandbits(32):08x}".replace("+", "p")
+    return Sent(request_id, rng.choice(MODES), adapter, question, tokens, started_s=started_s)
 
 
 async def _truth(session: aiohttp.ClientSession, url: str) -> Truth:

@@ -219,8 +219,9 @@ class RouterReplica:
             return NO_MODEL_REPLICA
         engine, live = self._settings.engine, self._live
         num_replicas, in_progress = self._watch.num_replicas, self._admission.num_running
-        if in_progress > 2 * engine.max_rows * num_replicas + engine.max_waiting:
-            return QueueFull(in_progress, engine.max_waiting).info
+        num_waiting = in_progress - 2 * engine.max_rows * num_replicas  # as many are held ready
+        if num_waiting > engine.max_waiting:
+            return QueueFull(num_waiting, engine.max_waiting).info
         wait_s = self._wait.wait_s(in_progress, engine.max_rows * num_replicas)
         return too_long(wait_s, min(timeout_s, live.max_wait_s), in_progress)
 

@@ -14,6 +14,7 @@ from deployments.api.access.api_keys import (
     KeyRecord,
     KeyStore,
     KeyTable,
+    is_another_file,
     kept_keys,
 )
 from deployments.ingress.followed_classifier import follow_classifier
@@ -135,8 +136,9 @@ def follow_keys(store: KeyStore, kept: KeyStore | None = None) -> Reloader[KeyTa
     """Follow the key file. Before a first good file the keys of this node's copy are valid, or
     none.
 
-    A file that breaks or disappears changes nothing: keys are taken back with
-    `python -m deployments.keys revoke`, not by deleting the file.
+    A file that breaks or disappears, or that another one without any of its keys has replaced,
+    changes nothing: keys are taken back with `python -m deployments.keys revoke`, not by deleting
+    the file.
 
     Args:
         kept: the copy; None: there is none.
@@ -151,6 +153,12 @@ def follow_keys(store: KeyStore, kept: KeyStore | None = None) -> Reloader[KeyTa
         if store.etag() is None:  # called when the etag changed, so there was a file
             raise KeyFileError(f"{FILE_NAME}: is gone")
         records = store.read()
+        if is_another_file(records, _kept_records(kept)):
+            assert kept is not None, "without a copy no key is known"
+            raise KeyFileError(
+                f"{FILE_NAME}: has none of the keys from before: put the old one back, or, to "
+                f"begin again with these, remove {kept.path} on every node"
+            )
         _keep_records(kept, records)
         return KeyTable(records)
 

@@ -2,11 +2,13 @@
 
 import dataclasses
 import math
+import re
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from adapters.catalog import BaseModelEntry
+from adapters.storage.last_good import last_good_folder
 from deployments.api.access.admission import Admission
 from deployments.engine.request import ErrorInfo, TokenEvent
 from deployments.ingress.followed import Followed, InService
@@ -38,6 +40,9 @@ class Readiness:
         # /readyz is open to everybody, and problems name files: where they lie is the operator's.
         places = {settings.adapter_state, str(settings.state_path)}
         self._places = sorted(places, key=len, reverse=True)
+        # A model replica names its own node's copy: the folder's name is the same on all.
+        copies = {re.escape(last_good_folder(place).name) for place in places}
+        self._copies = re.compile(rf"\S*({'|'.join(sorted(copies))})")
 
     def report(
         self, thresholds: Thresholds, refused: Sequence[str] = ()
@@ -77,11 +82,11 @@ class Readiness:
         }
 
     def _shown(self, report: Any) -> Any:
-        """Return the report without the places of the state."""
+        """Return the report without the places of the state and of its copies."""
         if isinstance(report, str):
             for place in self._places:
                 report = report.replace(place, "<state_dir>")
-            return report
+            return self._copies.sub("<last_good>", report)
         if isinstance(report, Mapping):
             return {key: self._shown(value) for key, value in report.items()}
         if isinstance(report, list | tuple):

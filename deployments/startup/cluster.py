@@ -18,10 +18,9 @@ from pathlib import Path
 
 from deployments.settings import PROJECT_ROOT
 from deployments.startup.config_file import application_of, drain_s, read_config
-from deployments.startup.draining import Drain, on_interrupt
+from deployments.startup.draining import NAMESPACE, Drain, on_interrupt
 from deployments.startup.status import DASHBOARD_PORT, token_file
 
-_NAMESPACE = "serve"  # Serve's own
 # The paths of Ray's sockets are 72 characters longer, and a socket's path may have 107.
 _LONGEST_TEMP_DIR = 34
 # Set only where the environment does not say otherwise.
@@ -65,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     # `local`: a new cluster, whatever RAY_ADDRESS or the local cluster file names.
     ray.init(
         address="local",
-        namespace=_NAMESPACE,
+        namespace=NAMESPACE,
         dashboard_port=args.dashboard_port,
         _metrics_export_port=args.metrics_port,
     )

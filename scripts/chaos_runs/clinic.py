@@ -14,6 +14,7 @@ ADAPTERS = ("a0", "a1", "a2")
 MAX_TOKENS = 240
 MAX_ROWS = 8
 _NUM_WORDS = 500
+_MAX_WAITING = 64
 _STAND_IN_ROWS = 64
 _STAND_IN = "scripts.benchmarks.over_http.stand_in_model:build_clinic"
 
@@ -37,6 +38,13 @@ def write_base(folder: Path, seed: int) -> Path:
     LlamaForCausalLM(config).save_pretrained(folder)
     word_tokenizer(words, "causal").save_pretrained(folder)
     return folder
+
+
+def num_at_once(*, replicas: int, routers: int, is_stand_in: bool) -> int:
+    """Return how many requests all routers together have in progress at most: each lets in what
+    the model replicas hold, and what may wait (deployments/ingress/deployment.py)."""
+    rows = _STAND_IN_ROWS if is_stand_in else MAX_ROWS
+    return routers * (2 * rows * replicas + _MAX_WAITING)
 
 
 def write_clinic(
@@ -68,7 +76,7 @@ def write_clinic(
             "engine": {
                 "dtype": "float32",
                 "max_rows": MAX_ROWS if step_s is None else _STAND_IN_ROWS,
-                "max_waiting": 64,
+                "max_waiting": _MAX_WAITING,
                 "max_input_tokens": 64,
                 "max_output_tokens": MAX_TOKENS,
                 "default_output_tokens": 64,

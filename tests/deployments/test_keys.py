@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from deployments.api.access.api_keys import KeyStore, KeyTable
+from deployments.api.access.api_keys import KeyStore, KeyTable, kept_keys
 from deployments.keys import main
 
 
@@ -95,3 +95,22 @@ def test_the_folder_is_that_of_the_configuration(tmp_path: Path, capsys: Any) ->
     config.write_text(yaml.safe_dump({"applications": [{"args": {"state_dir": "relative"}}]}))
     assert main(["--config", str(config), "create"]) == 2
     assert "an absolute path is expected" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "command", [["create"], ["list"], ["revoke", "0" * 12], ["rotate", "0" * 12]]
+)
+def test_keys_that_are_gone_are_not_begun_anew(
+    tmp_path: Path, capsys: Any, command: list[str]
+) -> None:
+    state = tmp_path / "state"
+    assert run(capsys, state, "create")[0] == 0
+    kept = kept_keys(state)
+    kept.replace(KeyStore(state).read())  # as a router on this node does
+    state.rename(tmp_path / "away")
+    code, out, err = run(capsys, state, *command)
+    assert (code, out, state.exists()) == (2, "", False)
+    assert "is gone, and 1 keys were followed from it here: put the state back" in err
+    assert f"remove {kept.path} on every node" in err
+    kept.path.unlink()
+    assert run(capsys, state, "create")[0] == 0

@@ -204,6 +204,29 @@ class _OwnersOnly(FileCalls):
             opened.write(content)
 
 
+def is_another_file(records: Iterable[KeyRecord], known: Iterable[KeyRecord]) -> bool:
+    """Return whether `records` are no later or earlier state of the file that held `known`: keys
+    are revoked, not removed, so one of them at least would be in both."""
+    ids = {record.id for record in known}
+    return bool(ids) and ids.isdisjoint(record.id for record in records)
+
+
+def check_not_lost(state_path: Path) -> None:
+    """Refuse to begin a new key file where this node has followed one that is gone: routers would
+    take it for the old one's successor, and nobody's key would be valid.
+
+    Raises:
+        KeyFileError: names the copy that is to be removed if a new beginning is meant.
+    """
+    store, kept = KeyStore(state_path), kept_keys(state_path)
+    known = kept_records(state_path)
+    if known and store.etag() is None:
+        raise KeyFileError(
+            f"{store.path}: is gone, and {len(known)} keys were followed from it here: put the "
+            f"state back; to begin again without them, remove {kept.path} on every node"
+        )
+
+
 def kept_keys(state_path: Path) -> KeyStore:
     """Open this node's copy of the keys, for the time in which the state directory is away."""
     return KeyStore(last_good_folder(str(state_path)))

@@ -17,14 +17,15 @@ those whose intervals narrow fastest, until each is narrow or the time is over. 
 and another made, if the machine was disturbed during one of its blocks: processor time taken by
 other guests or other processes, a probe that takes longer after the block than before it, or cores
 that wait for each other longer than they do otherwise in this run, as those of a virtual machine do
-at times. All blocks are written beside `--out`, as `.blocks.jsonl`. Needs the extra `bench`.
+at times. Where that would leave fewer than three turns in ten, the calmest three in ten count, and
+`machine.limit` says how far beyond these limits (1) they were. All blocks are written beside
+`--out`, as `.blocks.jsonl`. Needs the extra `bench`.
 """
 
 import argparse
 import asyncio
 import itertools
 import json
-import math
 import os
 import random
 import sys
@@ -39,14 +40,15 @@ from scripts.benchmarks.command import add_out, conditions, publish, spread
 from scripts.benchmarks.cpu_peers import llama_cpp
 from scripts.benchmarks.cpu_peers.pairs import (
     PROBES,
+    Calm,
     Comparison,
     Turn,
+    calm_of,
     comparisons,
     next_of,
     ratio,
     summary,
     undisturbed,
-    usual_wait,
 )
 from scripts.benchmarks.cpu_peers.sides import FIXED, Sides, all_sides
 from scripts.benchmarks.over_http.cpu_time import spent
@@ -115,29 +117,30 @@ async def _turns(
     order = random.Random(0).sample(compared, len(compared))
     turns: Turns = {comparison: [] for comparison in order}
     seconds = dict.fromkeys(order, 0.0)
-    usual = math.inf
-    while (comparison := next_of(turns, seconds, usual, precision)) is not None:
-        await sides.calm(usual, _CALM_S)
+    calm = Calm()
+    while (comparison := next_of(turns, seconds, calm, precision)) is not None:
+        await sides.calm(calm, _CALM_S)
         began = time.monotonic()
         if began + max(seconds.values()) > until:
             return turns
-        number = len(undisturbed(turns[comparison], usual))
+        number = len(undisturbed(turns[comparison], calm))
         turns[comparison].append(await sides.turn(comparison.turn(number)))
         seconds[comparison] = max(seconds[comparison], time.monotonic() - began)
-        usual = usual_wait(itertools.chain.from_iterable(turns.values()))
+        calm = calm_of(itertools.chain.from_iterable(turns.values()))
     return turns
 
 
 def _figures(turns: Turns) -> dict[str, Any]:
     every = [turn for made in turns.values() for turn in made]
-    blocks, usual = [block for turn in every for block in turn], usual_wait(every)
+    blocks, calm = [block for turn in every for block in turn], calm_of(every)
     return {
         "summary": summary(turns),
-        "ratios": {str(c): ratio(c, turns[c], usual) for c in sorted(turns, key=_by_streams)},
+        "ratios": {str(c): ratio(c, turns[c], calm) for c in sorted(turns, key=_by_streams)},
         "machine": {
             "blocks": len(blocks),
-            "disturbed": sum(block.is_disturbed(usual) for block in blocks),
-            "usual_wait_us": round(usual, 2),
+            "disturbed": sum(calm.is_disturbed([block]) for block in blocks),
+            "usual_wait_us": round(calm.usual_wait_us, 2),
+            "limit": round(calm.limit, 2),
             "stolen": spread([block.stolen for block in blocks]),
             "others": spread([block.others for block in blocks]),
             **{
@@ -150,11 +153,11 @@ def _figures(turns: Turns) -> dict[str, Any]:
 
 def _write_blocks(turns: Turns, out: Path) -> None:
     """Write a line for each block, in the order of its comparison's turns."""
-    usual = usual_wait(turn for made in turns.values() for turn in made)
+    calm = calm_of(turn for made in turns.values() for turn in made)
     lines = [
         json.dumps(
             {"comparison": str(comparison), "turn": number, **block.as_row()}
-            | {"disturbed": block.is_disturbed(usual)}
+            | {"disturbed": calm.is_disturbed([block])}
         )
         for comparison, made in turns.items()
         for number, turn in enumerate(made)

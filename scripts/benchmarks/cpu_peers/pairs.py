@@ -27,6 +27,7 @@ MAX_PROBES = 1.3  # how much longer than before a block the same product may tak
 # that computes with one.
 MAX_WAIT = 1.25
 _USUAL = 10  # percentile of a run's waits
+_CALMEST = 30  # percent of a run's turns that count at least, however restless the machine is
 MIN_TURNS = 5  # before an interval is believed
 _RESAMPLES = 2000
 
@@ -76,14 +77,15 @@ class Block:
     at_s: float  # when it ended, since all sides are up
     probes_us: tuple[Probe, Probe]  # the same small works before and after it
 
-    def is_disturbed(self, usual_wait_us: float) -> bool:
-        """Decided by what was seen of the machine, never by the block's own speed."""
+    def disturbance(self, usual_wait_us: float) -> float:
+        """Return the most that one of the three limits above was reached or exceeded by, 1 at the
+        limit. It is of what was seen of the machine, never of the block's own speed."""
         low, high = sorted(probe[0] for probe in self.probes_us)
         wait = max(probe[2] for probe in self.probes_us)
-        return (
-            self.stolen + self.others > MAX_OTHERS
-            or high > MAX_PROBES * low
-            or wait > MAX_WAIT * usual_wait_us
+        return max(
+            (self.stolen + self.others) / MAX_OTHERS,
+            high / low / MAX_PROBES,
+            wait / usual_wait_us / MAX_WAIT,
         )
 
     def as_row(self) -> dict[str, Any]:
@@ -94,6 +96,34 @@ class Block:
 
 
 Turn = Sequence[Block]
+
+
+@dataclass(frozen=True, slots=True)
+class Calm:
+    """What of a machine counts as undisturbed in a run.
+
+    Args:
+        usual_wait_us: microseconds that its cores wait for each other when they are quick to do so.
+        limit: the most `Block.disturbance` that counts.
+    """
+
+    usual_wait_us: float = math.inf
+    limit: float = 1.0
+
+    def is_disturbed(self, turn: Turn) -> bool:
+        return any(block.disturbance(self.usual_wait_us) > self.limit for block in turn)
+
+
+def calm_of(turns: Iterable[Turn]) -> Calm:
+    """Return what counts as undisturbed among the turns of a run. The limits above hold; on a
+    machine that is seldom so calm, the calmest three turns in ten count."""
+    turns = list(turns)
+    if not turns:
+        return Calm()
+    waits = [probe[2] for turn in turns for block in turn for probe in block.probes_us]
+    usual = float(np.percentile(waits, _USUAL))
+    each = [max(block.disturbance(usual) for block in turn) for turn in turns]
+    return Calm(usual, max(1.0, float(np.percentile(each, _CALMEST))))
 
 
 def comparisons(streams: Iterable[int]) -> list[Comparison]:
@@ -113,13 +143,6 @@ def comparisons(streams: Iterable[int]) -> list[Comparison]:
     return found
 
 
-def usual_wait(turns: Iterable[Turn]) -> float:
-    """Return microseconds that the cores of this machine wait for each other when they are quick
-    to do so: a low percentile of all probes of the run."""
-    blocks = itertools.chain.from_iterable(turns)
-    return float(np.percentile([p[2] for b in blocks for p in b.probes_us] or [0.0], _USUAL))
-
-
 def log_ratio(comparison: Comparison, turn: Turn) -> float:
     """Return the logarithm of ours over theirs in one turn."""
     speeds: dict[Condition, list[float]] = {}
@@ -129,12 +152,11 @@ def log_ratio(comparison: Comparison, turn: Turn) -> float:
 
 
 def ratio(
-    comparison: Comparison, turns: Sequence[Turn], usual_wait_us: float, seed: int = 0
+    comparison: Comparison, turns: Sequence[Turn], calm: Calm, seed: int = 0
 ) -> dict[str, Any]:
     """Return the ratio over the undisturbed turns, its 95 % interval (low, high), and each turn's;
     how many turns there were, and how many were disturbed and left out."""
-    calm = undisturbed(turns, usual_wait_us)
-    logs = [log_ratio(comparison, turn) for turn in calm]
+    logs = [log_ratio(comparison, turn) for turn in undisturbed(turns, calm)]
     counted = {"turns": len(logs), "disturbed": len(turns) - len(logs)}
     if not logs:
         return counted
@@ -146,9 +168,9 @@ def ratio(
     return {"ratio": ratio, "low": float(low), "high": float(high), **counted, "each": each}
 
 
-def half_width(comparison: Comparison, turns: Sequence[Turn], usual_wait_us: float) -> float:
+def half_width(comparison: Comparison, turns: Sequence[Turn], calm: Calm) -> float:
     """Return half of the interval as a share of the ratio, infinite before `MIN_TURNS`."""
-    found = ratio(comparison, turns, usual_wait_us)
+    found = ratio(comparison, turns, calm)
     if found["turns"] < MIN_TURNS:
         return math.inf
     return math.log(found["high"] / found["low"]) / 2
@@ -157,7 +179,7 @@ def half_width(comparison: Comparison, turns: Sequence[Turn], usual_wait_us: flo
 def next_of(
     turns: Mapping[Comparison, Sequence[Turn]],
     seconds: Mapping[Comparison, float],
-    usual_wait_us: float,
+    calm: Calm,
     precision: float,
 ) -> Comparison | None:
     """Return the comparison that the next turn is of: one of those with the fewest turns before
@@ -167,30 +189,30 @@ def next_of(
     seconds: that a turn of each takes. A further turn takes 1 / n off the variance of n, so that
     turns come to stand as the deviation over the root of the time (Neyman's allocation).
     """
-    calm = {each: len(undisturbed(made, usual_wait_us)) for each, made in turns.items()}
-    fewest = min(calm, key=lambda comparison: (calm[comparison], len(turns[comparison])))
-    if calm[fewest] < MIN_TURNS:
+    count = {each: len(undisturbed(made, calm)) for each, made in turns.items()}
+    fewest = min(count, key=lambda comparison: (count[comparison], len(turns[comparison])))
+    if count[fewest] < MIN_TURNS:
         return fewest
     gains = {}
     for comparison, made in turns.items():
-        width = half_width(comparison, made, usual_wait_us)
+        width = half_width(comparison, made, calm)
         if width > precision:
-            gains[comparison] = width**2 / calm[comparison] / seconds[comparison]
+            gains[comparison] = width**2 / count[comparison] / seconds[comparison]
     return max(gains, key=lambda comparison: gains[comparison]) if gains else None
 
 
-def undisturbed(turns: Iterable[Turn], usual_wait_us: float) -> list[Turn]:
+def undisturbed(turns: Iterable[Turn], calm: Calm) -> list[Turn]:
     """Return the turns of which no block was disturbed."""
-    return [t for t in turns if not any(block.is_disturbed(usual_wait_us) for block in t)]
+    return [turn for turn in turns if not calm.is_disturbed(turn)]
 
 
 def summary(turns: Mapping[Comparison, Sequence[Turn]]) -> dict[str, Any]:
     """Return each condition's blocks summed up: the medians of those that were not disturbed."""
     every = list(itertools.chain.from_iterable(turns.values()))
-    usual = usual_wait(every)
+    calm = calm_of(every)
     blocks: dict[str, list[Block]] = {}
     for block in itertools.chain.from_iterable(every):
-        if not block.is_disturbed(usual):
+        if not calm.is_disturbed([block]):
             blocks.setdefault(str(block.condition), []).append(block)
     return {name: _summed_up(group) for name, group in sorted(blocks.items())}
 

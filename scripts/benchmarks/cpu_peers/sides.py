@@ -28,6 +28,7 @@ from scripts.benchmarks.cpu_peers.pairs import (
     OURS,
     PEFT,
     Block,
+    Calm,
     Condition,
 )
 from scripts.benchmarks.live_adapters.hot_add_operator import Operator
@@ -65,11 +66,12 @@ class Sides:
         self._tree = tree
         self._began = time.monotonic()
 
-    async def calm(self, usual_wait_us: float, limit_s: float) -> None:
+    async def calm(self, wanted: Calm, limit_s: float) -> None:
         """Wait until the cores wait for each other as long as usual, at most `limit_s`."""
         until = time.monotonic() + limit_s
         while time.monotonic() < until:
-            if (await self._in_torch(in_torch.probe))[2] <= MAX_WAIT * usual_wait_us:
+            wait = (await self._in_torch(in_torch.probe))[2]
+            if wait <= wanted.limit * MAX_WAIT * wanted.usual_wait_us:
                 return
             await asyncio.sleep(1.0)
 

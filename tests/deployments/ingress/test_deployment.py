@@ -16,6 +16,7 @@ import pytest
 import pytest_asyncio
 from ray.exceptions import ActorDiedError
 
+from adapters.storage.last_good import last_good_folder
 from deployments.engine.request import FinishReason, Timings, TokenEvent
 from deployments.ingress import deployment
 from deployments.ingress.deployment import RouterReplica
@@ -245,7 +246,10 @@ async def test_a_question_that_would_wait_too_long_is_refused_at_once(
     assert replica.refusal(9.0) is not None
     replica._wait = type(replica._wait)()
     replica._admission.num_running = 2 * rows + replica._settings.engine.max_waiting + 1
-    assert replica.refusal(9.0) is not None, "more than may wait"
+    full = replica.refusal(9.0)
+    assert full is not None
+    limit = replica._settings.engine.max_waiting
+    assert full.message.startswith(f"{limit + 1} requests are waiting (limit {limit})")
 
 
 async def test_a_draining_replica_says_so_and_counts_what_runs(replica: RouterReplica) -> None:
@@ -257,12 +261,22 @@ async def test_a_draining_replica_says_so_and_counts_what_runs(replica: RouterRe
     assert (is_ready, report["cause"]) == (False, "draining: the server is stopping")
 
 
-async def test_where_the_state_lies_is_not_shown(replica: RouterReplica, catalog: Path) -> None:
+async def test_where_the_state_and_its_copies_lie_is_not_shown(
+    replica: RouterReplica, catalog: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     state = catalog / "state"
     replica._catalog._problem = f"{state}/catalog.yaml: cannot be read (I/O error)"
     _, report = await replica.readiness()
     assert report["degraded"] == ["<state_dir>/catalog.yaml: cannot be read (I/O error)"]
     assert str(catalog) not in json.dumps(report)
+    replica._catalog._problem = None
+    copy = f"/home/other/.local/state/{last_good_folder(str(state)).name}"
+    theirs = {"degraded": [f"to begin again, remove {copy}", f"remove {copy}/keys.json on it"]}
+    monkeypatch.setattr(replica._watch, "readiness", lambda: (theirs, None))
+    assert (await replica.readiness())[1]["degraded"] == [
+        "to begin again, remove <last_good>",
+        "remove <last_good>/keys.json on it",
+    ]
 
 
 async def test_readiness_tells_of_settings_that_were_refused(

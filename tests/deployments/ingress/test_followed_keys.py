@@ -127,3 +127,25 @@ def test_a_router_that_starts_without_a_good_file_knows_its_nodes_keys(
 def test_without_a_file_and_a_copy_there_is_no_problem(tmp_path: Path) -> None:
     fresh = follow_keys(KeyStore(tmp_path / "state"), KeyStore(tmp_path / "node"))
     assert (len(fresh.current), fresh.problem) == (0, None)
+
+
+def test_another_file_in_place_of_the_keys_changes_nothing_until_it_is_meant(
+    store: KeyStore, tmp_path: Path
+) -> None:
+    """As one that is made while the folder is not mounted: everybody would be turned away."""
+    kept = KeyStore(tmp_path / "node")
+    old, _ = add(store)
+    watch = follow_keys(store, kept)
+    store.path.unlink()
+    new, _ = add(store)
+    for router in (watch, follow_keys(store, kept)):  # one that ran before, one that starts then
+        assert not router.refresh()
+        assert router.current.find(old)
+        assert router.current.find(new) is None
+        assert router.problem is not None
+        assert router.problem.startswith("keys.json: has none of the keys from before: put the old")
+        assert str(kept.path) in router.problem
+    kept.path.unlink()
+    assert watch.refresh()
+    assert watch.current.find(new)
+    assert watch.current.find(old) is None

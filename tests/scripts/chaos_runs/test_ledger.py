@@ -24,6 +24,7 @@ from scripts.chaos_runs.ledger import (
     repeated_in,
     send,
 )
+from tests.scripts.chaos_runs.ask_server import answering
 
 ERROR = {"error": {"code": "queue_full", "message": "full"}}
 ROUTE = 'data: {"adapter_version": "1"}'
@@ -99,15 +100,8 @@ async def url() -> AsyncIterator[str]:
         reply = {"id": request.headers["x-request-id"], "adapter_version": "1", "answer": "w1"}
         return web.json_response(reply)
 
-    app = web.Application()
-    app.router.add_post("/ask", answer)
-    runner = web.AppRunner(app, shutdown_timeout=0)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    assert site._server is not None
-    yield f"http://127.0.0.1:{site._server.sockets[0].getsockname()[1]}"  # type: ignore[attr-defined]
-    await runner.cleanup()
+    async with answering(answer) as url:
+        yield url
 
 
 async def test_each_request_ends_in_one_outcome(url: str) -> None:
@@ -168,8 +162,10 @@ def test_what_may_never_be_and_what_a_fault_may_cost() -> None:
     assert check("model", grown, Limits(failed=0.01)) == [
         "model: memory grew by 3.0%, more than 2%"
     ]
-    refused = account([sent(outcome="refused", status=503)])
-    assert check("overload", refused, LIMITS["overload"]) == ["overload: 1 without_retry_after"]
+    refused = account([sent(outcome="refused", status=503)] * 10)
+    assert check("overload", refused, LIMITS["overload"]) == ["overload: 10 without_retry_after"]
+    [problem] = check("overload", account([sent(outcome="answered")]), LIMITS["overload"])
+    assert problem == "overload: 0 refused, so that refusals were not tested"
 
 
 def test_tenths_are_in_the_order_of_the_start_and_windows_hold_what_began_there() -> None:

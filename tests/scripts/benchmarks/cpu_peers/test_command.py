@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from scripts.benchmarks.cpu_peers import command, llama_cpp
-from scripts.benchmarks.cpu_peers.pairs import MIN_TURNS, Block, Condition, comparisons
+from scripts.benchmarks.cpu_peers.pairs import MIN_TURNS, Block, Calm, Condition, comparisons
 
 COMPARED = comparisons([1, 16])
 PROBE = (20.0, 5.0, 1.0)
@@ -25,7 +25,7 @@ class Machine:
         self._seconds = seconds
         self.blocks = 0
 
-    async def calm(self, usual_wait_us: float, limit_s: float) -> None:
+    async def calm(self, wanted: Calm, limit_s: float) -> None:
         pass
 
     async def turn(self, conditions: Sequence[Condition]) -> list[Block]:

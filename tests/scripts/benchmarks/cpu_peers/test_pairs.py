@@ -15,15 +15,16 @@ from scripts.benchmarks.cpu_peers.pairs import (
     OURS,
     PEFT,
     Block,
+    Calm,
     Comparison,
     Condition,
     Probe,
+    calm_of,
     comparisons,
     half_width,
     next_of,
     ratio,
     summary,
-    usual_wait,
 )
 
 RUN_S = 800.0
@@ -31,6 +32,7 @@ SPEEDS = {OURS: 900.0, LLAMA_CPP: 90.0}
 SECONDS = {OURS: 2.0, LLAMA_CPP: 11.0}  # of a block on a machine at its full speed
 PEER = Comparison(Condition(OURS, MIXED, 16), Condition(LLAMA_CPP, MIXED, 16))
 WAIT_US = 1.0
+CALM = Calm(WAIT_US)
 OWN = Comparison(Condition(OURS, MIXED, 16), Condition(OURS, BASE, 16))
 
 Drift = Callable[[float], float]
@@ -78,7 +80,7 @@ def test_a_machine_that_drifts_moves_no_ratio(
 ) -> None:
     faster = truth if comparison == OWN else 1.0
     for seed in range(5):
-        found = ratio(comparison, turns_of(comparison, drift, 0.01, seed, faster), WAIT_US)
+        found = ratio(comparison, turns_of(comparison, drift, 0.01, seed, faster), CALM)
         assert found["ratio"] == pytest.approx(truth, rel=0.02)
         assert found["low"] <= found["ratio"] <= found["high"]
         assert found["turns"] == len(found["each"]) >= MIN_TURNS
@@ -95,7 +97,7 @@ def test_the_interval_holds_the_truth_as_often_as_it_says() -> None:
     """Noise of 5 % in each block; of 200 runs 95 % are expected to, and short ones fall short."""
     held = 0
     for seed in range(200):
-        found = ratio(PEER, turns_of(PEER, DRIFTS["30 % slower at the end"], 0.05, seed), WAIT_US)
+        found = ratio(PEER, turns_of(PEER, DRIFTS["30 % slower at the end"], 0.05, seed), CALM)
         held += found["low"] <= 10.0 <= found["high"]
     assert 0.86 * 200 <= held <= 0.99 * 200
 
@@ -104,7 +106,7 @@ def test_outliers_move_a_ratio_little() -> None:
     turns = turns_of(PEER, DRIFTS["none"], 0.01, 0)
     turns[2] = [block(one.condition, one.tokens_per_s) for one in turns[2]]
     turns[2][1] = block(PEER.theirs, 30.0)  # a third of its speed, and nothing was seen
-    assert ratio(PEER, turns, WAIT_US)["ratio"] == pytest.approx(10.0, rel=0.02)
+    assert ratio(PEER, turns, CALM)["ratio"] == pytest.approx(10.0, rel=0.02)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +129,7 @@ def test_a_block_is_disturbed_by_what_the_machine_did(
     machine: dict[str, object], is_disturbed: bool
 ) -> None:
     for speed in (1.0, 100.0):
-        assert block(PEER.ours, speed, **machine).is_disturbed(WAIT_US) == is_disturbed
+        assert CALM.is_disturbed([block(PEER.ours, speed, **machine)]) == is_disturbed
 
 
 def quiet_turn(comparison: Comparison, ours: float, theirs: float) -> list[Block]:
@@ -138,38 +140,69 @@ def quiet_turn(comparison: Comparison, ours: float, theirs: float) -> list[Block
 def test_disturbed_turns_are_counted_and_left_out() -> None:
     bad = [*quiet_turn(PEER, 500.0, 10.0)[:2], block(PEER.ours, 500.0, stolen=0.5)]
     good = quiet_turn(PEER, 500.0, 100.0)
-    found = ratio(PEER, [good, bad, good], WAIT_US)
+    found = ratio(PEER, [good, bad, good], CALM)
     assert found["ratio"] == pytest.approx(5.0)
     assert (found["turns"], found["disturbed"]) == (2, 1)
-    assert ratio(PEER, [bad], WAIT_US) == {"turns": 0, "disturbed": 1}
+    assert ratio(PEER, [bad], CALM) == {"turns": 0, "disturbed": 1}
 
 
 def test_turns_go_where_they_narrow_an_interval_most_until_all_are_narrow() -> None:
     even = [quiet_turn(PEER, 500.0, 100.0)] * MIN_TURNS
     uneven = [quiet_turn(OWN, 500.0, speed) for speed in (480, 490, 500, 510, 520, 500)]
-    assert half_width(PEER, even[1:], WAIT_US) == math.inf
-    assert half_width(PEER, even, WAIT_US) == pytest.approx(0.0)
+    assert half_width(PEER, even[1:], CALM) == math.inf
+    assert half_width(PEER, even, CALM) == pytest.approx(0.0)
     seconds = {PEER: 30.0, OWN: 5.0}
-    assert next_of({PEER: even, OWN: uneven}, seconds, WAIT_US, 0.001) == OWN
-    assert next_of({PEER: even, OWN: uneven}, seconds, WAIT_US, 0.1) is None
-    assert next_of({PEER: even[1:], OWN: uneven}, seconds, WAIT_US, 0.001) == PEER
-    assert next_of({PEER: [], OWN: []}, seconds, WAIT_US, 0.001) == PEER
+    assert next_of({PEER: even, OWN: uneven}, seconds, CALM, 0.001) == OWN
+    assert next_of({PEER: even, OWN: uneven}, seconds, CALM, 0.1) is None
+    assert next_of({PEER: even[1:], OWN: uneven}, seconds, CALM, 0.001) == PEER
+    assert next_of({PEER: [], OWN: []}, seconds, CALM, 0.001) == PEER
     as_uneven = [quiet_turn(PEER, 500.0, one[1].tokens_per_s) for one in uneven]
-    assert next_of({PEER: as_uneven, OWN: uneven}, seconds, WAIT_US, 0.001) == OWN
-    assert next_of({PEER: as_uneven, OWN: uneven}, {PEER: 5.0, OWN: 30.0}, WAIT_US, 0.001) == PEER
+    assert next_of({PEER: as_uneven, OWN: uneven}, seconds, CALM, 0.001) == OWN
+    assert next_of({PEER: as_uneven, OWN: uneven}, {PEER: 5.0, OWN: 30.0}, CALM, 0.001) == PEER
 
 
 def test_a_turn_that_was_disturbed_lets_the_others_go_first() -> None:
     bad = [block(condition, others=0.5) for condition in PEER.turn(0)]
-    assert next_of({PEER: [bad], OWN: []}, {PEER: 1.0, OWN: 1.0}, WAIT_US, 0.01) == OWN
+    assert next_of({PEER: [bad], OWN: []}, {PEER: 1.0, OWN: 1.0}, CALM, 0.01) == OWN
 
 
 def test_the_usual_wait_is_that_of_the_quick_times() -> None:
     """However much of the run is slow, as long as a tenth is not."""
     waits = [3.6] * 3 + [5.4] * 17
     turns = [[block(PEER.ours, probes_us=(probe(20.0, w), probe(20.0, w)))] for w in waits]
-    assert usual_wait(turns) == pytest.approx(3.6)
-    assert [turn[0].is_disturbed(usual_wait(turns)) for turn in turns] == [w > 4.5 for w in waits]
+    calm = calm_of(turns)
+    assert calm.usual_wait_us == pytest.approx(3.6)
+    assert calm.limit == pytest.approx(5.4 / 3.6 / 1.25), "of three turns in ten"
+
+
+def test_a_calm_machine_is_held_to_the_limits() -> None:
+    waits = [3.6] * 7 + [5.4] * 3
+    turns = [[block(PEER.ours, probes_us=(probe(20.0, w), probe(20.0, w)))] for w in waits]
+    calm = calm_of(turns)
+    assert calm.limit == 1.0
+    assert [calm.is_disturbed(turn) for turn in turns] == [w > 4.5 for w in waits]
+
+
+@pytest.mark.parametrize(
+    "restless",
+    [
+        lambda n: {"stolen": 0.1 + 0.01 * n},
+        lambda n: {"others": 0.1 + 0.01 * n},
+        lambda n: {"probes_us": (probe(20.0), probe(40.0 + n))},
+    ],
+)
+def test_on_a_restless_machine_the_calmest_turns_count(
+    restless: Callable[[int], dict[str, object]],
+) -> None:
+    turns = [[block(PEER.ours, **restless(n))] for n in (7, 3, 9, 0, 8, 5, 1, 6, 2, 4)]
+    calm = calm_of(turns)
+    assert calm.limit > 1.5
+    left = [
+        n
+        for n, turn in zip((7, 3, 9, 0, 8, 5, 1, 6, 2, 4), turns, strict=True)
+        if not calm.is_disturbed(turn)
+    ]
+    assert left == [0, 1, 2]
 
 
 def test_ours_stands_around_a_peer_and_takes_turns_with_itself() -> None:
