@@ -216,7 +216,10 @@ def _check_weights(file: Path, config: dict[str, Any] | None) -> list[str]:
 
 
 def _ranks_allowed(config: dict[str, Any] | None) -> set[int] | None:
-    """Return the ranks that the configuration names; None if it names none that can be used."""
+    """Return the ranks that the configuration names; None if it names none that can be used, or if
+    experts, each with that rank, are stacked in a weight's."""
+    if (config or {}).get("target_parameters"):
+        return None
     pattern = (config or {}).get("rank_pattern") or {}
     if config is None or not isinstance(pattern, dict):
         return None

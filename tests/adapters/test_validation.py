@@ -294,6 +294,14 @@ def test_file_that_is_too_large(folder: Path, base: str, monkeypatch: pytest.Mon
     assert "at most 100" in problem
 
 
+def test_the_ranks_of_stacked_experts_are_not_judged(folder: Path, base: str) -> None:
+    """PEFT saves (experts * r, in) and (out, experts * r) of them."""
+    rewrite_config(folder, r=2)
+    assert any("has rank 4" in problem for problem in check_adapter(folder, base))
+    rewrite_config(folder, target_parameters=["experts.gate_up_proj"])
+    assert check_adapter(folder, base) == []
+
+
 def test_the_ranks_of_another_kind_are_not_judged(folder: Path, base: str) -> None:
     rewrite_config(folder, peft_type="PREFIX_TUNING", r=None)
     [problem] = check_adapter(folder, base)
