@@ -39,8 +39,9 @@ def test_a_process_that_works_is_seen_and_one_that_has_ended_is_left_out() -> No
     work = "while time.process_time() < 0.3: pass\nprint(flush=True)\nsys.stdin.read()"
     command = [sys.executable, "-c", f"import sys, time  # deployments.engine_process\n{work}"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    before = seconds_by_role([]).get("engine process", 0.0)  # of other tests in this process
     with subprocess.Popen(command, **pipes) as process:  # type: ignore[call-overload]
         process.stdout.readline()
-        seconds = seconds_by_role([2**22 + 1])["engine process"]
+        seconds = seconds_by_role([2**22 + 1])["engine process"] - before
         process.stdin.close()
     assert 0.25 <= seconds < 5
