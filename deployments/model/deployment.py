@@ -61,15 +61,24 @@ class ModelReplica(OperatorCalls, OpenAICalls):
         self._handover = ModelHandover(self._config, lambda: replicas_beside(ROUTER))
         self._clocks = ClockOffsets()
         self._metrics = AnswerMetrics()
+        self._follower: AdapterFollower | None = None
+        self._adapters: AdapterManager | None = None
+        self._sampler: Sampler | None = None
         if load is None:
             self._model = start_process(settings, device, _end_soon)
         else:
             self._model = start_on_thread(load, settings, device)
         self._engine = self._model.engine
-        self._started.ended("base")
         self._operations = operation_threads()
-        self._follower: AdapterFollower | None = None
-        self._adapters: AdapterManager | None = None
+        self._started.ended("base")
+        try:
+            self._make_ready()
+        except BaseException:
+            self.close()
+            raise
+
+    def _make_ready(self) -> None:
+        """Load the adapters, warm up, and begin to follow and to measure."""
         if self._model.make_manager is not None:
             self._adapters = self._model.make_manager(run=self._engine.run_between_steps)
             first_sync(self._adapters)
@@ -188,7 +197,8 @@ class ModelReplica(OperatorCalls, OpenAICalls):
         """End every request, and the threads of this replica."""
         if self._follower is not None:
             self._follower.stop()
-        self._sampler.stop()
+        if self._sampler is not None:
+            self._sampler.stop()
         self._operations.shutdown(wait=False, cancel_futures=True)
         self._engine.close(timeout_s=5)
         stop_tracing()

@@ -353,8 +353,10 @@ def test_a_bad_adapter_of_the_shipped_catalogue_refuses_the_start(
     old = hashlib.sha256((shipped / "weights/derm/adapter_model.safetensors").read_bytes())
     new = hashlib.sha256(file.read_bytes())
     listed.write_text(listed.read_text().replace(old.hexdigest(), new.hexdigest()))
+    before = set(psutil.Process().children())
     with pytest.raises(AdapterError, match="adapter 'derm'"):
         ModelReplica(settings_of(base, catalog, tmp_path / "state"), "cpu")
+    assert set(psutil.Process().children()) == before, "the engine's process has ended"
 
 
 @pytest.mark.long
