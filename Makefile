@@ -2,7 +2,7 @@
 # make specialists DATA=<folder>
 #                   from questions and answers to twelve adapters in the catalogue and a report;
 #                   ARGS='--first score', for example, continues with answers made elsewhere
-# make test         unit, parity and end-to-end tests on real Ray Serve (10 minutes at most on 2 quiet cores)
+# make test         unit, parity and end-to-end tests on real Ray Serve (7 minutes on 2 quiet cores, 16 on slow ones)
 # make test-long    everything, the long tests too
 # make chaos        break a small clinic under load, with a ledger of every request (10 minutes at most)
 # make bench        measure on this machine's CPU, beside llama.cpp and PEFT (15 minutes at most)
