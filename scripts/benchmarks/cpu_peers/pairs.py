@@ -111,6 +111,10 @@ class Calm:
     usual_wait_us: float = math.inf
     limit: float = 1.0
 
+    def is_long(self, wait_us: float) -> bool:
+        """Return whether cores that wait so long for each other are disturbed."""
+        return wait_us / self.usual_wait_us / MAX_WAIT > self.limit
+
     def is_disturbed(self, turn: Turn) -> bool:
         return any(
             block.is_robbed or block.restlessness(self.usual_wait_us) > self.limit for block in turn

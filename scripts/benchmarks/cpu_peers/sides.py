@@ -23,7 +23,6 @@ from scripts.benchmarks.cpu_peers import in_torch, llama_cpp
 from scripts.benchmarks.cpu_peers.pairs import (
     BASE,
     LLAMA_CPP,
-    MAX_WAIT,
     MIXED,
     OURS,
     PEFT,
@@ -70,8 +69,7 @@ class Sides:
         """Wait until the cores wait for each other as long as usual, at most `limit_s`."""
         until = time.monotonic() + limit_s
         while time.monotonic() < until:
-            wait = (await self._in_torch(in_torch.probe))[2]
-            if wait <= wanted.limit * MAX_WAIT * wanted.usual_wait_us:
+            if not wanted.is_long((await self._in_torch(in_torch.probe))[2]):
                 return
             await asyncio.sleep(1.0)
 

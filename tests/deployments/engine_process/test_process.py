@@ -356,7 +356,7 @@ def test_a_bad_adapter_of_the_shipped_catalogue_refuses_the_start(
     before = set(psutil.Process().children())
     with pytest.raises(AdapterError, match="adapter 'derm'"):
         ModelReplica(settings_of(base, catalog, tmp_path / "state"), "cpu")
-    assert set(psutil.Process().children()) == before, "the engine's process has ended"
+    assert not set(psutil.Process().children()) - before, "the engine's process has ended"
 
 
 @pytest.mark.long
