@@ -198,7 +198,7 @@ class DecodeGraphs:
         attention = TritonDecodeAttention(
             self._cache, starts, ends, positions, prompts, is_invariant=self._model.is_invariant
         )
-        lora = self._lora_pool.triton_batch(slots)
+        lora = self._lora_pool.triton_batch(slots, is_invariant=self._model.is_invariant)
         batch = DecodeBatch(self._tokens[rows], attention)
         logits = self._model.logits(self._model.decode(self._cache, batch, lora), lora)
         return logits, pick(logits, self._eos_ids, blocks, rows, self._tokens)
@@ -260,7 +260,8 @@ class PrefillGraphs:
         blocks = self._blocks[: _num_blocks(bucket)]
         attention = functools.partial(prefill_attention, blocks=blocks)
         batch = PrefillBatch(tokens, positions, where, attention)
-        return (self._model.prefill(self._cache, batch, self._lora_pool.triton_batch(slots)),)
+        lora = self._lora_pool.triton_batch(slots, is_invariant=self._model.is_invariant)
+        return (self._model.prefill(self._cache, batch, lora),)
 
 
 def _send(host: torch.Tensor, target: torch.Tensor) -> None:

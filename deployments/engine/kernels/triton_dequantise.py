@@ -7,7 +7,7 @@ import triton.language as tl
 from deployments.engine.quantised.formats import NF4_CODE
 
 
-def _lookup_assembly() -> str:
+def _lookup_assembly() -> list[str]:
     """Return PTX that turns four bytes into eight NF4 codes in bfloat16, four and four.
 
     `prmt` picks bytes by four selectors of three bits: from entries 0-7 and from 8-15, then, by
@@ -21,7 +21,7 @@ def _lookup_assembly() -> str:
         return f"0x{int.from_bytes(bytes(table[first : first + 4]), 'little'):08x}"
 
     lines = [
-        "{ .reg .b32 s, t, p, q, l0, l1, h0, h1;",
+        ".reg .b32 s, t, p, q, l0, l1, h0, h1;",
         "and.b32 s, $4, 0x77777777;",
         "shr.u32 t, $4, 1;",
         "and.b32 t, t, 0x44444444;",
@@ -40,12 +40,31 @@ def _lookup_assembly() -> str:
         "prmt.b32 $0, l0, h0, 0x7351;",  # the upper halves of the bytes
         "prmt.b32 $1, l1, h1, 0x7351;",
         "prmt.b32 $2, l0, h0, 0x6240;",
-        "prmt.b32 $3, l1, h1, 0x6240; }",
+        "prmt.b32 $3, l1, h1, 0x6240;",
     ]
-    return "\n".join(lines)
+    return lines
 
 
-_LOOKUP: tl.constexpr = tl.constexpr(_lookup_assembly())
+def _scaling_assembly() -> list[str]:
+    """Return PTX that multiplies these codes by the sum of two scales in bfloat16: $5 and $9 those
+    of the upper halves, $13 and $17 those of the lower ones, each twice in its 32 bits."""
+    lines = [".reg .b32 m, z;", "mov.b32 z, 0x80008000;"]  # -0.0, which changes no sign
+    for out, large, small in (("$0", 5, 9), ("$1", 5, 9), ("$2", 13, 17), ("$3", 13, 17)):
+        lines += [
+            f"fma.rn.bf16x2 m, {out}, ${small}, z;",
+            f"fma.rn.bf16x2 {out}, {out}, ${large}, m;",
+        ]
+    return lines
+
+
+def _block(lines: list[str]) -> tl.constexpr:
+    return tl.constexpr("\n".join(["{", *lines, "}"]))
+
+
+_LOOKUP: tl.constexpr = _block(_lookup_assembly())
+_SCALED_LOOKUP: tl.constexpr = _block(_lookup_assembly() + _scaling_assembly())
+# Four results, four bytes in one register, and four words, of which each byte has its own.
+_SCALED_OPERANDS: tl.constexpr = tl.constexpr(",".join(["=r"] * 4 + ["r"] * 17))
 
 
 @triton.jit
@@ -59,6 +78,49 @@ def entries(packed, table, IN_REGISTERS: tl.constexpr):
         index = packed.to(tl.int32)
         upper = tl.load(table + (index >> 4))
         lower = tl.load(table + (index & 15))
+    return upper, lower
+
+
+@triton.jit
+def _twice(scale):
+    """Return a number in bfloat16 twice in 32 bits."""
+    bits = scale.to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF
+    return bits | (bits << 16)
+
+
+@triton.jit
+def scaled_entries(
+    packed, scale, next_scale, table, dtype: tl.constexpr, IN_REGISTERS: tl.constexpr
+):
+    """Return the NF4 entries of the upper halves times `scale`, and of the lower ones times
+    `next_scale`; each is (rows,) in float32.
+
+    In registers a scale is the sum of two numbers in bfloat16, 16 bits of its 24: two instructions
+    for two products, where float32 takes five. One product in some 256 rounds otherwise.
+    """
+    if IN_REGISTERS:
+        large = scale.to(tl.bfloat16)
+        small = (scale - large.to(tl.float32)).to(tl.bfloat16)
+        next_large = next_scale.to(tl.bfloat16)
+        next_small = (next_scale - next_large.to(tl.float32)).to(tl.bfloat16)
+        upper, lower = tl.inline_asm_elementwise(
+            _SCALED_LOOKUP,
+            _SCALED_OPERANDS,
+            [
+                packed,
+                _twice(large)[:, None],
+                _twice(small)[:, None],
+                _twice(next_large)[:, None],
+                _twice(next_small)[:, None],
+            ],
+            (tl.bfloat16, tl.bfloat16),
+            is_pure=True,
+            pack=4,
+        )
+    else:
+        upper, lower = entries(packed, table, False)
+        upper = (upper.to(tl.float32) * scale[:, None]).to(dtype)
+        lower = (lower.to(tl.float32) * next_scale[:, None]).to(dtype)
     return upper, lower
 
 

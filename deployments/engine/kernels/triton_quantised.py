@@ -8,7 +8,7 @@ quantised/interleaved.py. Imported only where Triton runs.
 import triton
 import triton.language as tl
 
-from deployments.engine.kernels.triton_dequantise import converted, entries
+from deployments.engine.kernels.triton_dequantise import converted, scaled_entries
 from deployments.engine.kernels.triton_expansion import some_weights, with_units
 from deployments.engine.kernels.triton_lora import activated
 from deployments.engine.kernels.triton_overlap import after_earlier_kernels, launch_next
@@ -133,9 +133,7 @@ def product_kernel(
                     next_scale = tl.load(
                         scales + (first // 64 + 1) * stored, mask=inside, other=0.0
                     )
-                upper, lower = entries(packed, table, IN_REGISTERS)
-                upper = (upper.to(tl.float32) * scale[:, None]).to(kind)
-                lower = (lower.to(tl.float32) * next_scale[:, None]).to(kind)
+                upper, lower = scaled_entries(packed, scale, next_scale, table, kind, IN_REGISTERS)
                 both = tl.reshape(tl.permute(tl.join(upper, lower), (0, 2, 1)), (BN, 128))
                 acc = tl.dot(_fragment(both, BN, WARPS), xs, acc, input_precision="ieee")
     else:

@@ -195,16 +195,17 @@ class LoraPool:
             self._row_lora = RowLora(self._stacks)
         return RowLoraBatch(self._row_lora, slots)
 
-    def triton_batch(self, slots: torch.Tensor) -> LoraBatch | None:
+    def triton_batch(self, slots: torch.Tensor, *, is_invariant: bool) -> LoraBatch | None:
         """Return the batch of rows with these slots (B,). Returns None if no adapter was loaded.
 
-        It is valid while `layout` stays.
+        It is valid while `layout` stays. is_invariant: a row's sums do not depend on the number of
+        rows.
         """
         from deployments.engine.lora.triton_batch import TritonLoraBatch
 
         assert isinstance(self._stacks, LoraStacks), "blocks are not for a GPU"
         stacks = self._stacks.by_layer()
-        return TritonLoraBatch(stacks, slots) if stacks else None
+        return TritonLoraBatch(stacks, slots, is_invariant=is_invariant) if stacks else None
 
     def _free_slot(self, name: str) -> int:
         taken = set(self._slot_of.values())

@@ -12,7 +12,10 @@ from deployments.engine.kernels.triton_groups import group_rows
 from deployments.engine.kernels.triton_lora import MAX_NORM_COLUMNS, norm_shrink
 from deployments.engine.lora.layers import LoraStack
 
-_FEW_RANKS = 16  # of a layer's modules together: up to so many each row multiplies by itself
+# Up to so many ranks of a layer's modules together, each row multiplies by itself, in the kernel of
+# its norm, which reads A for every row: more ranks where rows are few (docs/engine.md).
+_FEW_RANKS, _MORE_RANKS = 16, 64
+_FEW_ROWS = 64
 
 
 class TritonLoraBatch:
@@ -21,13 +24,20 @@ class TritonLoraBatch:
     Args:
         stacks: for each layer, the first output column and the stack of each adapted module.
         slots: (B,)
+        is_invariant: a row's sums do not depend on the number of rows.
     """
 
     def __init__(
-        self, stacks: Mapping[str, Sequence[tuple[int, LoraStack]]], slots: torch.Tensor
+        self,
+        stacks: Mapping[str, Sequence[tuple[int, LoraStack]]],
+        slots: torch.Tensor,
+        *,
+        is_invariant: bool,
     ) -> None:
         self._stacks = stacks
         self._slots = slots
+        takes_more = len(slots) <= _FEW_ROWS and not is_invariant
+        self._few_ranks = _MORE_RANKS if takes_more else _FEW_RANKS
 
     def adapts(self, layer: str) -> bool:
         return bool(self._stacks.get(layer))
@@ -38,7 +48,7 @@ class TritonLoraBatch:
     def few(self, layer: str) -> tuple[Sequence[torch.Tensor], torch.Tensor] | None:
         a = [stack.a for _, stack in self._stacks.get(layer, ())]
         ranks = sum(each.shape[1] for each in a)
-        return (a, self._slots) if 0 < ranks <= _FEW_RANKS else None
+        return (a, self._slots) if 0 < ranks <= self._few_ranks else None
 
     def expanded(self, layer: str, shrunk: torch.Tensor) -> Expansion:
         return Expansion(shrunk, self._columns(layer), self._slots)

@@ -127,7 +127,8 @@ class TorchBatches:
             own = [slot for slot, count in zip(slots, counts, strict=True) for _ in range(count)]
         if not in_kernels:
             return pool.row_batch(own)
-        return pool.triton_batch(torch.tensor(own, device=self.device))
+        all_slots = torch.tensor(own, device=self.device)
+        return pool.triton_batch(all_slots, is_invariant=self.is_invariant)
 
     def decode_batch(
         self,

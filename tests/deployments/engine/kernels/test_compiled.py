@@ -49,6 +49,7 @@ pytestmark = [
     pytest.mark.slow,
 ]
 MOST_SPILLED = 144  # 136 were seen: a prompt with heads of 256 dimensions on an A100
+NF4_SPILLS = 8  # of 32 rows on an A100 and an L4
 ONE_WARP_SPILLS = 384  # of 64 keys of 128 dimensions, as timed (docs/engine.md: what was tried)
 GPUS = [
     pytest.param(gpu, id=gpu.name, marks=[] if gpu is H200 else [pytest.mark.long])
@@ -137,7 +138,7 @@ def with_each_tile(kind: str, rows: int) -> list[tuple[int, int]]:
 def test_products(gpu: Gpu, kind: str, rows: int) -> None:
     if kind == "fp8" and gpu.capability < (8, 9):
         pytest.skip("fp8 is refused there")
-    with checked(gpu):
+    with checked(gpu, NF4_SPILLS if kind == "nf4" else 0):
         for outputs, inputs in with_each_tile(kind, rows):
             weight = weight_of(kind, outputs, inputs)
             product(weight, on(rows, inputs), residual=on(rows, outputs))

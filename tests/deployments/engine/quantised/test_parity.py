@@ -63,15 +63,18 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def write_dequantised(name: str, base: Path, kind: Kind, folder: Path) -> Path:
-    """The base as a folder of plain weights: those that the quantised one stands for."""
-    options = {"device": "cpu", "dtype": "float32"}
+    """The base as a folder of plain weights: those that the quantised one stands for.
+
+    It is quantised where the decoder is: int8 divides otherwise on a GPU.
+    """
+    options = {"device": DEVICE, "dtype": "float32"}
     quantised = load_pretrained(base, family_of(name), quantization=kind, **options).model  # type: ignore[arg-type]
     plain = load_model(base)
     changed = 0
     for path, module in quantised.named_modules():
         if isinstance(module, QuantisedLinear):
             weight = plain.get_parameter(f"{path}.weight")
-            own = module.quantised.dequantised(torch.float32)
+            own = module.quantised.dequantised(torch.float32).cpu()
             assert 0 < (weight - own).norm() < 0.12 * weight.norm()
             weight.data.copy_(own)
             changed += 1
