@@ -46,10 +46,11 @@ def _lookup_assembly() -> list[str]:
 
 
 def _scaling_assembly() -> list[str]:
-    """Return PTX that multiplies these codes by the sum of two scales in bfloat16: $5 and $9 those
-    of the upper halves, $13 and $17 those of the lower ones, each twice in its 32 bits."""
+    """Return PTX that multiplies these codes by the sum of two scales in bfloat16, each of which
+    has two registers for the four bytes: from $5 and $7 on those of the upper halves, from $9 and
+    $11 on those of the lower ones."""
     lines = [".reg .b32 m, z;", "mov.b32 z, 0x80008000;"]  # -0.0, which changes no sign
-    for out, large, small in (("$0", 5, 9), ("$1", 5, 9), ("$2", 13, 17), ("$3", 13, 17)):
+    for out, large, small in (("$0", 5, 7), ("$1", 6, 8), ("$2", 9, 11), ("$3", 10, 12)):
         lines += [
             f"fma.rn.bf16x2 m, {out}, ${small}, z;",
             f"fma.rn.bf16x2 {out}, {out}, ${large}, m;",
@@ -63,8 +64,6 @@ def _block(lines: list[str]) -> tl.constexpr:
 
 _LOOKUP: tl.constexpr = _block(_lookup_assembly())
 _SCALED_LOOKUP: tl.constexpr = _block(_lookup_assembly() + _scaling_assembly())
-# Four results, four bytes in one register, and four words, of which each byte has its own.
-_SCALED_OPERANDS: tl.constexpr = tl.constexpr(",".join(["=r"] * 4 + ["r"] * 17))
 
 
 @triton.jit
@@ -79,13 +78,6 @@ def entries(packed, table, IN_REGISTERS: tl.constexpr):
         upper = tl.load(table + (index >> 4))
         lower = tl.load(table + (index & 15))
     return upper, lower
-
-
-@triton.jit
-def _twice(scale):
-    """Return a number in bfloat16 twice in 32 bits."""
-    bits = scale.to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF
-    return bits | (bits << 16)
 
 
 @triton.jit
@@ -105,13 +97,13 @@ def scaled_entries(
         next_small = (next_scale - next_large.to(tl.float32)).to(tl.bfloat16)
         upper, lower = tl.inline_asm_elementwise(
             _SCALED_LOOKUP,
-            _SCALED_OPERANDS,
+            "=r,=r,=r,=r,r,r,r,r,r,r,r,r,r",
             [
                 packed,
-                _twice(large)[:, None],
-                _twice(small)[:, None],
-                _twice(next_large)[:, None],
-                _twice(next_small)[:, None],
+                large[:, None],
+                small[:, None],
+                next_large[:, None],
+                next_small[:, None],
             ],
             (tl.bfloat16, tl.bfloat16),
             is_pure=True,
