@@ -84,8 +84,8 @@ def _row_tile(kind: str, outputs: int, inputs: int) -> Tile:
         return Tile(0, 4, 1024, 1, 4, 1) if is_wide else Tile(0, 2, 1024, 1, 4, 3)
     if kind == "nf4":
         if is_long:
-            return Tile(0, 8, 1024, 1, 8, 3) if is_wide else Tile(0, 4, 1024, 1, 4, 3)
-        return Tile(0, 8, 1024, 1, 4 if is_wide else 8, 1)
+            return Tile(0, 8, 1024, 1, 8, 3)
+        return Tile(0, 16, 512, 1, 4, 2) if is_wide else Tile(0, 8, 1024, 1, 8, 1)
     return Tile(0, 8, 1024, 1, 4, 5) if is_long else Tile(0, 8, 2048, 1, 4, 1)
 
 
