@@ -26,8 +26,13 @@ from deployments.engine.decoder import DecoderInfo, RowSink
 from deployments.engine.detokenizer import hidden_ids, text_decoder, token_bytes
 from deployments.engine.errors import AdapterHasNoEffect, AdapterNotSupported
 from deployments.engine.lora.base_copies import check_copies, ends_of, kept_ends, kept_weights
-from deployments.engine.lora.peft_features import check_base_is_kept, check_scales, read_config
-from deployments.engine.lora.peft_repairs import beside_others, tied_modules, unwrap
+from deployments.engine.lora.peft_features import check_is_servable, check_scales, read_config
+from deployments.engine.lora.peft_repairs import (
+    beside_others,
+    check_all_loaded,
+    tied_modules,
+    unwrap,
+)
 from deployments.engine.model_loader import Pretrained
 from deployments.engine.models.invariance import PADDED
 from deployments.engine.quantised.linear import QuantisedLinear
@@ -103,10 +108,11 @@ class PeftDecoder:
 
         Raises:
             AdapterHasNoEffect: the logits with it equal the base's.
-            AdapterNotSupported: it would change the base model, or its scale is absurd.
+            AdapterNotSupported: it would change the base model, its scale is absurd, or its file
+                does not hold what its configuration says.
             ValueError, RuntimeError, OSError: PEFT cannot read it, or its shapes do not fit.
         """
-        check_base_is_kept(directory)
+        check_is_servable(directory)
         ends = ends_of(self._base)
         check_copies(directory, ends)
         inner = f"a{self._num_loaded}"  # PEFT allows no dot in a name, and ours hold versions
@@ -135,6 +141,9 @@ class PeftDecoder:
             if isinstance(layer, LoraLayer) and inner in layer.scaling
         }
         check_scales(directory, scales)
+        if self._awaited(name) and self._family == "seq2seq":
+            problem = "alora_invocation_tokens is set, which PEFT applies to decoder-only models"
+            raise AdapterNotSupported(directory, [problem], "train it without")
         size = self._vocab_size
         if strange := [token for token in self._awaited(name) if not 0 <= token < size]:
             problem = f"alora_invocation_tokens has {strange}; the base has 0 to {size - 1}"
@@ -159,14 +168,23 @@ class PeftDecoder:
                     self._peft = PeftModel.from_pretrained(
                         self._base, str(directory), adapter_name=inner
                     )
-                else:
-                    self._peft.load_adapter(str(directory), adapter_name=inner)
+                # Of the first adapter too, again: only this says what did not fit.
+                loaded = self._peft.load_adapter(str(directory), adapter_name=inner)
+                check_all_loaded(directory, inner, loaded, self._weights)
         except Exception as error:
             if self._peft is None:
                 unwrap(self._base)
             elif inner in self._peft.peft_config:
                 self._delete(inner)
-            parameters = read_config(directory).get("target_parameters")
+            config = read_config(directory)
+            if isinstance(error, KeyError):  # of whole weights
+                raise AdapterNotSupported(
+                    directory, [f"{error} is not in its file"], "save it again with PEFT"
+                ) from error
+            if config.get("use_qalora") and isinstance(error, RuntimeError):
+                problem = "use_qalora is set, which PEFT can serve on bases of GPTQ alone"
+                raise AdapterNotSupported(directory, [problem], "train it without") from error
+            parameters = config.get("target_parameters")
             if self._peft is not None and parameters and isinstance(error, ValueError):
                 problem = f"target_parameters is {parameters}, in a layer that another adapter has"
                 raise AdapterNotSupported(

@@ -1,15 +1,22 @@
 """Let PEFT load each adapter as if it were the first one, where it (0.21) would not."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import torch
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.other import (
     AuxiliaryTrainingWrapper,
     TrainableTokensWrapper,
     _get_module_names_tied_with_embedding,
 )
+
+from deployments.engine.errors import AdapterNotSupported
+from deployments.engine.lora.base_copies import repeats_base
+
+_MOST_NAMED = 2  # tensors in one message
 
 
 def tied_modules(model: Any) -> list[str]:
@@ -43,6 +50,35 @@ def beside_others(tied: Sequence[str]) -> Iterator[None]:
     finally:
         TrainableTokensWrapper.adapter_state_dict_load_map = of_all
         BaseTuner._get_module_names_tied_with_embedding = seen
+
+
+def check_all_loaded(
+    directory: Path, inner: str, loaded: Any, base: Mapping[str, torch.Tensor]
+) -> None:
+    """Refuse an adapter of whose file PEFT left something out, or that lacks some of its weights.
+
+    PEFT only warns: what it has no layer for is dropped, and what is missing stays as it was drawn
+    at random.
+
+    Args:
+        inner: PEFT's name for it.
+        loaded: what PEFT's `load_adapter` returned.
+        base: the base's weights by their names, which a file may repeat.
+
+    Raises:
+        AdapterNotSupported: naming the tensors.
+    """
+    own = (f".{inner}.", f".{inner}")
+    missing = [name for name in loaded.missing_keys if own[0] in name or name.endswith(own[1])]
+    dropped = [n for n in loaded.unexpected_keys if not repeats_base(directory, n, base)]
+    problems = [f"{name} is not in its file" for name in missing]
+    problems += [f"{name} belongs to no layer that it adapts" for name in dropped]
+    if problems:
+        shown = [problem.replace(f".{inner}", "") for problem in problems[:_MOST_NAMED]]
+        more = len(problems) - len(shown)
+        shown += [f"and {more} more"] if more else []
+        hint = "correct adapter_config.json, or save the adapter again with PEFT"
+        raise AdapterNotSupported(directory, shown, hint)
 
 
 def unwrap(model: Any, *, keeps_used: bool = False) -> None:
