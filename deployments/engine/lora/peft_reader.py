@@ -253,7 +253,10 @@ def _num_blocks(layer: Any) -> tuple[int, int]:
 
 def _on_diagonal(rows: torch.Tensor, num_blocks: int) -> torch.Tensor:
     """Return the matrix whose blocks on the diagonal are given one below the other."""
-    return rows if num_blocks == 1 else torch.block_diag(*rows.chunk(num_blocks))
+    if num_blocks == 1:
+        return rows
+    whole: torch.Tensor = torch.block_diag(*rows.chunk(num_blocks))  # type: ignore[no-untyped-call]
+    return whole
 
 
 def _has_magnitudes(directory: Path) -> bool:

@@ -15,7 +15,19 @@ from peft.utils.other import (
 
 from deployments.engine.errors import AdapterNotSupported
 from deployments.engine.lora.base_copies import repeats_base
+from deployments.engine.lora.peft_features import read_config
 
+_ONE_KIND = "serve them in two applications, or train both in the same way"
+_WRAPPING_FIELDS = ("trainable_token_indices", "modules_to_save", "target_modules")
+# In PEFT's errors about a module that it has wrapped already.
+_SIGNS_OF_WRAPPERS = (
+    "ModulesToSaveWrapper(",
+    "TrainableTokensWrapper(",
+    "TrainableTokensLayer wraps an unknown layer type",
+    ".token_adapter.",
+    "cannot be applied to modules of type <class 'peft.",
+    "as parameter 'weight' (torch.nn.Parameter or None expected)",
+)
 _MOST_NAMED = 2  # tensors in one message
 
 
@@ -79,6 +91,52 @@ def check_all_loaded(
         shown += [f"and {more} more"] if more else []
         hint = "correct adapter_config.json, or save the adapter again with PEFT"
         raise AdapterNotSupported(directory, shown, hint)
+
+
+def check_wrapped_once(directory: Path, model: torch.nn.Module) -> None:
+    """Refuse an adapter whose trained tokens PEFT has put around another adapter's whole module: it
+    would answer with that one's weights.
+
+    Raises:
+        AdapterNotSupported: naming the module.
+    """
+    for path, module in model.named_modules():
+        if isinstance(module, TrainableTokensWrapper):
+            inside = module.token_adapter.base_layer
+            if isinstance(inside, AuxiliaryTrainingWrapper):
+                problem = f"it trains tokens of {path}, which another adapter trains whole"
+                raise AdapterNotSupported(directory, [problem], _ONE_KIND)
+
+
+def named_failure(
+    directory: Path, error: Exception, *, beside_others: bool
+) -> AdapterNotSupported | None:
+    """Return what PEFT's error means for an adapter. Returns None if it says so itself.
+
+    Args:
+        beside_others: whether other adapters are resident.
+    """
+    config, text = read_config(directory), " ".join(str(error).split())
+    if config.get("use_qalora") and isinstance(error, RuntimeError):
+        problem = "use_qalora is set, which PEFT can serve on bases of GPTQ alone"
+        return AdapterNotSupported(directory, [problem], "train it without")
+    parameters = config.get("target_parameters")
+    if beside_others and parameters and isinstance(error, ValueError):
+        problem = f"target_parameters is {parameters}, in a layer that another adapter has"
+        return AdapterNotSupported(
+            directory,
+            [f"{problem} in target_modules: PEFT wraps it once"],
+            "serve them in two applications, or train both with target_modules",
+        )
+    if beside_others and any(sign in text for sign in _SIGNS_OF_WRAPPERS):
+        fields = [f"{key} is {config[key]}" for key in _WRAPPING_FIELDS if config.get(key)]
+        problem = f"{', '.join(fields)}, in a module that another adapter has otherwise"
+        return AdapterNotSupported(directory, [f"{problem}: PEFT wraps it once"], _ONE_KIND)
+    if isinstance(error, KeyError):  # of whole weights
+        return AdapterNotSupported(
+            directory, [f"{text} is not in its file"], "save it again with PEFT"
+        )
+    return None
 
 
 def unwrap(model: Any, *, keeps_used: bool = False) -> None:

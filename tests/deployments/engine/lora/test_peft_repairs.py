@@ -226,3 +226,32 @@ def test_what_peft_applies_elsewhere_alone_is_named(
     decoder = build_decoder(base, "auto", LIMITS, {"invoked": invoked})
     with pytest.raises(AdapterNotSupported, match="alora_invocation_tokens is set, .*decoder-only"):
         decoder.load_adapter("invoked", invoked)
+
+
+@pytest.mark.parametrize("family", ["llama", "flan_t5"])
+def test_a_module_that_peft_would_wrap_twice(
+    tiny_catalogs: Catalogs, tmp_path: Path, family: str
+) -> None:
+    """Of T5 it would do so, and answer with the other adapter's embedding."""
+    base_dir = tiny_catalogs[family][0]
+    name = "embed_tokens" if family == "llama" else "shared"
+    kinds: Mapping[str, dict[str, Any]] = {
+        "tokens": {"trainable_token_indices": [9, 33]},
+        "whole": {"modules_to_save": [name]},
+        "pair": {"targets": [name]},
+    }
+    folders = {
+        kind: trained(base_dir, tmp_path / kind, seed, **options)
+        for seed, (kind, options) in enumerate(kinds.items())
+    }
+    kind: Any = "causal" if family == "llama" else "seq2seq"
+    base = load_pretrained(base_dir, kind, device="cpu", dtype="float32")
+    decoder: Any = build_decoder(base, "reference", LIMITS, {})
+    for first, second in (("whole", "tokens"), ("tokens", "whole"), ("tokens", "pair")):
+        before = one_answer(decoder, None)
+        decoder.load_adapter("first", folders[first])
+        found = one_answer(decoder, "first")
+        with pytest.raises(AdapterNotSupported, match="two applications, or train both in"):
+            decoder.load_adapter("second", folders[second])
+        assert [one_answer(decoder, side) for side in ("first", None)] == [found, before]
+        decoder.evict("first")

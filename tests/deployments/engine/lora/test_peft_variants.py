@@ -147,9 +147,10 @@ def whole_kinds(name: str) -> Kinds:
     return kinds
 
 
-def saved(base: Path, folder: Path, seed: int, **options: Any) -> Path:
+def saved(base: Path, name: str, folder: Path, seed: int, **options: Any) -> Path:
     """An adapter of which every weight has been trained; equal ones stay equal."""
-    make_adapter(base, folder, base_name="b", seed=seed, **{"std": 0.5} | options)
+    usual = {"std": 0.5, "targets": modules_of(name)[0]}
+    make_adapter(base, folder, base_name="b", seed=seed, **usual | options)
     file = folder / "adapter_model.safetensors"
     tensors = load_file(file)
     for name, tensor in tensors.items():
@@ -209,7 +210,7 @@ def test_kinds_of_linear_layers(name: str, tmp_path: Path) -> None:
     base = make_tiny(name, tmp_path / "base")
     kinds = {**layer_kinds(name), **(end_kinds(name) if family_of(name) == "causal" else {})}
     folders = {
-        kind: saved(base, tmp_path / kind, seed, **options)
+        kind: saved(base, name, tmp_path / kind, seed, **options)
         for seed, (kind, options) in enumerate(kinds.items(), start=1)
     }
     assert [problem for folder in folders.values() for problem in check_adapter(folder, "b")] == []
@@ -239,7 +240,7 @@ def test_kinds_of_more_than_linear_layers(name: str, tmp_path: Path) -> None:
     if not any(path.endswith("bias") for path, _ in loaded_from(base).model.named_parameters()):
         kinds = {kind: options for kind, options in kinds.items() if "bias" not in options}
     folders = {
-        kind: saved(base, tmp_path / kind, seed, **options)
+        kind: saved(base, name, tmp_path / kind, seed, **options)
         for seed, (kind, options) in enumerate(kinds.items(), start=1)
     }
     assert [problem for folder in folders.values() for problem in check_adapter(folder, "b")] == []
