@@ -97,8 +97,11 @@ def test_how_it_was_initialised_does_not_matter(
             "targets": ["q_proj", "v_proj", "o_proj"],
         },
         {"init_lora_weights": "mica", "targets": ["embed_tokens", "q_proj"]},
-        {"velora_config": VeloraConfig(num_groups=8, init_type="random")},
-        {"monteclora_config": MontecloraConfig()},
+        pytest.param(
+            {"velora_config": VeloraConfig(num_groups=8, init_type="random")},
+            marks=pytest.mark.long,
+        ),
+        pytest.param({"monteclora_config": MontecloraConfig()}, marks=pytest.mark.long),
     ],
     ids=lambda options: next(iter(options)),
 )
