@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from adapters.bases.models import sha256_of
 from adapters.bases.names import is_same_base
+from adapters.checks.lora_fields import check_fields, num_blocks, shown
 from adapters.checks.lora_tensors import check_tensors
 from adapters.checks.safetensors_file import LFS_POINTER
 
@@ -139,22 +140,22 @@ def _check_config(
 ) -> list[str]:
     problems = []
     if config.get("peft_type") != "LORA":
-        found = _shown(config.get("peft_type"))
+        found = shown(config.get("peft_type"))
         problems.append(f"peft_type is {found}; only LORA is served: train it as LoRA")
     base = config.get("base_model_name_or_path")
     if not (base is None or isinstance(base, str)) or not is_same_base(base, base_model):
         problems.append(
-            f"trained on {_shown(base)}, and the base model is {base_model!r}: if they are the "
+            f"trained on {shown(base)}, and the base model is {base_model!r}: if they are the "
             "same model, write that name into base_model_name_or_path"
         )
     if config.get("peft_type") != "LORA":
         return problems  # the other fields are not LoRA's
-    pattern = config.get("rank_pattern") or {}
+    pattern = _pattern(config, "rank_pattern")
     if not isinstance(pattern, dict):
-        return [*problems, f"rank_pattern is {_shown(pattern)}; a mapping is expected"]
+        return [*problems, f"rank_pattern is {shown(pattern)}; a mapping is expected"]
     ranks = [config.get("r"), *pattern.values()]
     if not all(_is_int(found) and 1 <= found <= max_rank for found in ranks):
-        problems.append(f"ranks {_shown(ranks)}; allowed are 1 to {max_rank}")
+        problems.append(f"ranks {shown(ranks)}; allowed are 1 to {max_rank}")
     elif rank is not None and config["r"] != rank:
         problems.append(f"r is {config['r']}, and the catalogue says {rank}")
     return problems + _check_types(config)
@@ -163,9 +164,9 @@ def _check_config(
 def _check_types(config: dict[str, Any]) -> list[str]:
     """Check the values from which PEFT computes the scale and picks the layers, and those without
     which it cannot read the rest."""
-    alphas = config.get("alpha_pattern") or {}
+    alphas = _pattern(config, "alpha_pattern")
     if not isinstance(alphas, dict):
-        return [f"alpha_pattern is {_shown(alphas)}; a mapping is expected"]
+        return [f"alpha_pattern is {shown(alphas)}; a mapping is expected"]
     nulls = [key for key in ("rank_pattern", "alpha_pattern") if config.get(key, {}) is None]
     if nulls:
         return [
@@ -174,21 +175,23 @@ def _check_types(config: dict[str, Any]) -> list[str]:
     named = {"lora_alpha": config.get("lora_alpha", 8)}
     named |= {f"alpha_pattern {key[:80]!r}": alpha for key, alpha in alphas.items()}
     problems = [
-        f"{name} is {_shown(alpha)}; a number of at most {MAX_ALPHA} is expected"
+        f"{name} is {shown(alpha)}; a number of at most {MAX_ALPHA} is expected"
         for name, alpha in named.items()
         if not _is_alpha(alpha)
     ]
-    for key in ("target_modules", "exclude_modules", "layers_pattern"):
-        value = config.get(key)
-        items = value if isinstance(value, list) else [value or ""]
-        if not all(isinstance(item, str) for item in items):
-            problems.append(f"{key} is {_shown(value)}; text or a list of texts is expected")
+    problems += check_fields(config)
     bias, dropout = config.get("bias", "none"), config.get("lora_dropout", 0.0)
     if bias not in _BIASES:
-        problems.append(f"bias is {_shown(bias)}; one of {', '.join(_BIASES)} is expected")
+        problems.append(f"bias is {shown(bias)}; one of {', '.join(_BIASES)} is expected")
     if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout <= 1:
-        problems.append(f"lora_dropout is {_shown(dropout)}; a number from 0 to 1 is expected")
+        problems.append(f"lora_dropout is {shown(dropout)}; a number from 0 to 1 is expected")
     return problems
+
+
+def _pattern(config: dict[str, Any], key: str) -> Any:
+    """Return a field that holds a mapping; null is named by itself."""
+    value = config.get(key, {})
+    return {} if value is None else value
 
 
 def _is_int(value: object) -> bool:
@@ -201,18 +204,14 @@ def _is_alpha(value: object) -> bool:
     return abs(value) <= MAX_ALPHA  # False for NaN
 
 
-def _shown(value: object) -> str:
-    text = ascii(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
 def _check_weights(file: Path, config: dict[str, Any] | None) -> list[str]:
     if not file.is_file():
         return [f"missing{seen_instead(file.parent)}; {fix_of(file)}"]
     if (size := file.stat().st_size) > MAX_BYTES:
         return [f"{size} bytes; at most {MAX_BYTES} are allowed"]
     has_more = any((config or {}).get(key) not in unused for key, unused in _MORE_WEIGHTS.items())
-    return check_tensors(file, _ranks_allowed(config), only_lora=not has_more)
+    blocks = num_blocks(config or {})
+    return check_tensors(file, _ranks_allowed(config), only_lora=not has_more, num_blocks=blocks)
 
 
 def _ranks_allowed(config: dict[str, Any] | None) -> set[int] | None:

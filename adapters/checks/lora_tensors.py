@@ -20,12 +20,16 @@ _EFFECT = (".lora_B.", ".lora_embedding_A")
 _BASE_COPY = ".base_layer.weight"
 
 
-def check_tensors(file: Path, ranks: set[int] | None, *, only_lora: bool) -> list[str]:
+def check_tensors(
+    file: Path, ranks: set[int] | None, *, only_lora: bool, num_blocks: int = 1
+) -> list[str]:
     """Return what is wrong with an adapter's weights; empty if nothing is.
 
     Args:
         ranks: that the configuration names; None if any will do.
         only_lora: the configuration does not ask for whole weights with the LoRA pairs.
+        num_blocks: of which a lora_B may hold those on its diagonal alone, one below the other
+            (BD-LoRA): it is as much narrower then.
     """
     problems = []
     shapes: dict[str, Shape] = {}
@@ -48,11 +52,13 @@ def check_tensors(file: Path, ranks: set[int] | None, *, only_lora: bool) -> lis
     elif not has_effect:
         problems.append("every lora_B is zero, so the adapter would change nothing")
     for name in shapes:  # others, as DoRA's magnitudes, are for the decoder to judge
-        problems += _check_pair(name, shapes, ranks)
+        problems += _check_pair(name, shapes, ranks, num_blocks)
     return problems
 
 
-def _check_pair(name: str, shapes: Mapping[str, Shape], ranks: set[int] | None) -> list[str]:
+def _check_pair(
+    name: str, shapes: Mapping[str, Shape], ranks: set[int] | None, num_blocks: int
+) -> list[str]:
     """Check that the partner of a lora_A or lora_B is there, and of the same rank."""
     shape = shapes[name]
     for this, other, rank_axis in _PAIRS:
@@ -63,8 +69,11 @@ def _check_pair(name: str, shapes: Mapping[str, Shape], ranks: set[int] | None) 
         partner = shapes.get(name.replace(this, other))
         if partner is None:
             return [f"{name} has no partner {other.strip('.')}"]
-        if len(partner) == 2 and partner[1 - rank_axis] != shape[rank_axis]:
+        if len(partner) != 2:
+            return []  # named by itself
+        of_a, of_b = (shape[0], partner[1]) if rank_axis == 0 else (partner[0], shape[1])
+        if of_a not in (of_b, of_b * num_blocks):
             return [f"{name} {shape} and its partner {partner} differ in rank"]
-        if ranks is not None and shape[rank_axis] not in ranks:
-            return [f"{name} has rank {shape[rank_axis]}; the config says {sorted(ranks)}"]
+        if ranks is not None and of_a not in ranks:
+            return [f"{name} has rank {of_a}; the config says {sorted(ranks)}"]
     return []

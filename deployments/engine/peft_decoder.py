@@ -26,8 +26,15 @@ from deployments.engine.decoder import DecoderInfo, RowSink
 from deployments.engine.detokenizer import hidden_ids, text_decoder, token_bytes
 from deployments.engine.errors import AdapterHasNoEffect, AdapterNotSupported
 from deployments.engine.lora.base_copies import check_copies, ends_of, kept_ends, kept_weights
-from deployments.engine.lora.peft_features import check_base_is_kept, check_scales, read_config
-from deployments.engine.lora.peft_repairs import beside_others, tied_modules, unwrap
+from deployments.engine.lora.peft_features import check_is_servable, check_scales
+from deployments.engine.lora.peft_repairs import (
+    beside_others,
+    check_all_loaded,
+    check_wrapped_once,
+    named_failure,
+    tied_modules,
+    unwrap,
+)
 from deployments.engine.model_loader import Pretrained
 from deployments.engine.models.invariance import PADDED
 from deployments.engine.quantised.linear import QuantisedLinear
@@ -60,7 +67,7 @@ class PeftDecoder:
         self._names: dict[str, str] = {}  # ours -> PEFT's
         self._resident: frozenset[str] = frozenset()
         self._biases = AdapterBiases(base.model)
-        self._tied = tied_modules(base.model)
+        self._tied, self._ends = tied_modules(base.model), ends_of(base.model)
         named = base.model.named_parameters(remove_duplicate=False)
         self._weights = {path: p.data for path, p in named if not path.endswith("bias")}
         self._num_loaded = 0
@@ -103,15 +110,15 @@ class PeftDecoder:
 
         Raises:
             AdapterHasNoEffect: the logits with it equal the base's.
-            AdapterNotSupported: it would change the base model, or its scale is absurd.
+            AdapterNotSupported: it would change the base model, its scale is absurd, or its file
+                does not hold what its configuration says.
             ValueError, RuntimeError, OSError: PEFT cannot read it, or its shapes do not fit.
         """
-        check_base_is_kept(directory)
-        ends = ends_of(self._base)
-        check_copies(directory, ends)
+        check_is_servable(directory)
+        check_copies(directory, self._ends)
         inner = f"a{self._num_loaded}"  # PEFT allows no dot in a name, and ours hold versions
         self._num_loaded += 1
-        with kept_ends(directory, ends):
+        with kept_ends(directory, self._ends):
             self._inject(inner, directory)
         earlier = self._names.get(name)
         self._names[name] = inner
@@ -135,6 +142,9 @@ class PeftDecoder:
             if isinstance(layer, LoraLayer) and inner in layer.scaling
         }
         check_scales(directory, scales)
+        if self._awaited(name) and self._family == "seq2seq":
+            problem = "alora_invocation_tokens is set, which PEFT applies to decoder-only models"
+            raise AdapterNotSupported(directory, [problem], "train it without")
         size = self._vocab_size
         if strange := [token for token in self._awaited(name) if not 0 <= token < size]:
             problem = f"alora_invocation_tokens has {strange}; the base has 0 to {size - 1}"
@@ -159,21 +169,17 @@ class PeftDecoder:
                     self._peft = PeftModel.from_pretrained(
                         self._base, str(directory), adapter_name=inner
                     )
-                else:
-                    self._peft.load_adapter(str(directory), adapter_name=inner)
+                # Of the first adapter too, again: only this says what did not fit.
+                loaded = self._peft.load_adapter(str(directory), adapter_name=inner)
+                check_all_loaded(directory, inner, loaded, self._weights)
+                check_wrapped_once(directory, self._base)
         except Exception as error:
             if self._peft is None:
                 unwrap(self._base)
             elif inner in self._peft.peft_config:
                 self._delete(inner)
-            parameters = read_config(directory).get("target_parameters")
-            if self._peft is not None and parameters and isinstance(error, ValueError):
-                problem = f"target_parameters is {parameters}, in a layer that another adapter has"
-                raise AdapterNotSupported(
-                    directory,
-                    [f"{problem} in target_modules: PEFT wraps it once"],
-                    "serve them in two applications, or train both with target_modules",
-                ) from error
+            if named := named_failure(directory, error, beside_others=self._peft is not None):
+                raise named from error
             raise
         # PEFT takes one adapter with biases at a time; ours are swapped.
         self._peft.peft_config[inner].bias = "none"

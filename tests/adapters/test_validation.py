@@ -302,6 +302,29 @@ def test_the_ranks_of_stacked_experts_are_not_judged(folder: Path, base: str) ->
     assert check_adapter(folder, base) == []
 
 
+def test_blocks_on_a_diagonal_are_narrower(folder: Path, base: str) -> None:
+    """Of a lora_B in blocks, BD-LoRA saves those on its diagonal, one below the other."""
+
+    def halved(state: State) -> None:
+        state.update({n: t[:, ::2].clone() for n, t in state.items() if "lora_B" in n})
+
+    rewrite_weights(folder, halved)
+    assert "differ in rank" in "\n".join(check_adapter(folder, base))
+    rewrite_config(folder, use_bdlora={"target_modules_bd_b": ["q_proj", "v_proj"], "nblocks": 2})
+    assert check_adapter(folder, base) == []
+    rewrite_config(folder, use_bdlora={"target_modules_bd_b": ["q_proj", "v_proj"], "nblocks": 3})
+    assert "differ in rank" in "\n".join(check_adapter(folder, base))
+    rewrite_config(folder, r=8, use_bdlora={"nblocks": 2})
+    assert "has rank 4; the config says [8]" in "\n".join(check_adapter(folder, base))
+
+
+@pytest.mark.parametrize("field", ["rank_pattern", "alpha_pattern"])
+@pytest.mark.parametrize("value", [False, 0, "", []])
+def test_a_pattern_that_is_no_mapping(field: str, value: Any, folder: Path, base: str) -> None:
+    rewrite_config(folder, **{field: value})
+    assert f"{field} is {value!r}; a mapping is expected" in "\n".join(check_adapter(folder, base))
+
+
 def test_the_ranks_of_another_kind_are_not_judged(folder: Path, base: str) -> None:
     rewrite_config(folder, peft_type="PREFIX_TUNING", r=None)
     [problem] = check_adapter(folder, base)

@@ -48,6 +48,20 @@ def changed_copies(
     return problems
 
 
+def repeats_base(directory: Path, name: str, base: Mapping[str, torch.Tensor]) -> bool:
+    """Return whether a tensor of an adapter's file is the base's weight of that name, or a copy
+    that `check_copies` compares.
+
+    Args:
+        base: the base's weights by their names.
+    """
+    own = base.get(name.removeprefix(_PREFIX))
+    if own is None:
+        return is_copy(name)
+    with safe_open(directory / WEIGHTS_FILE, framework="pt") as file:
+        return name in file.keys() and _is_same(file.get_tensor(name), own)  # noqa: SIM118
+
+
 def check_copies(directory: Path, base: Mapping[str, torch.Tensor]) -> None:
     """Refuse an adapter whose file holds base weights that are not the base's.
 

@@ -24,28 +24,57 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 RESOLVED_BY_INJECTION = frozenset(
     "peft_type task_type r target_modules exclude_modules lora_alpha use_rslora rank_pattern "
     "alpha_pattern layers_to_transform layers_pattern fan_in_fan_out ensure_weight_tying "
-    "use_dora".split()
+    "use_dora use_bdlora".split()
 )
+# Kinds of training, whose adapters are plain LoRA once trained -> the tensors that they leave
+# beside A and B.
+TRAINING_ONLY = {
+    "velora_config": ".lora_velora_embed",
+    "monteclora_config": ".lora_monteclora_sampler.",
+}
 # These act in training only, or say where an adapter comes from. init_lora_weights is checked by
 # its value, below.
 WITHOUT_EFFECT = frozenset(
     "auto_mapping peft_version base_model_name_or_path revision inference_mode lora_dropout "
     "runtime_config loftq_config eva_config corda_config lora_ga_config init_lora_weights "
     "megatron_core qalora_group_size".split()
-)
+).union(TRAINING_ONLY)
 # These change the forward pass in a way that neither expresses.
 UNSUPPORTED_BY_FAST = frozenset(
     "bias lora_bias modules_to_save layer_replication trainable_token_indices "
-    "target_parameters alora_invocation_tokens use_qalora megatron_config use_bdlora arrow_config "
-    "kasa_config velora_config monteclora_config".split()
+    "target_parameters alora_invocation_tokens use_qalora megatron_config arrow_config "
+    "kasa_config".split()
 )
 _UNUSED: tuple[Any, ...] = (None, False, [], {}, "none")
 
 # Initialisations that leave the base model's weights as they are: the trained A and B say it all.
-PLAIN_INITS = (True, False, None, "gaussian", "orthogonal", "eva")
+PLAIN_INITS = (True, False, None, "gaussian", "orthogonal", "eva", "mica")
 # Initialisations that subtract from the base model's weights. PEFT does so again when it loads the
 # adapter, which changes the answers of every other adapter of that model.
 _INITS_THAT_CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+# Fields that neither decoder serves -> what PEFT does with them, and what to do. An empty object is
+# a value: PEFT takes its defaults.
+_SERVED_BY_NEITHER = {
+    "layer_replication": ("is set, which adds layers to the base model", "train it without"),
+    "kasa_config": (
+        "is set, with which PEFT changes the base model for all adapters",
+        "train it without",
+    ),
+    "arrow_config": (
+        "is set, which routes between several adapters that this folder does not hold",
+        "add those adapters one by one",
+    ),
+    "megatron_config": (
+        "is set, which is for layers of Megatron, and the base has none",
+        f"remove it from {CONFIG_FILE} if the adapter's layers are plain ones",
+    ),
+}
+_NO_VALUE: Mapping[str, tuple[Any, ...]] = {
+    "layer_replication": _UNUSED,
+    "kasa_config": (None,),
+    "arrow_config": (None,),
+    "megatron_config": _UNUSED,
+}
 
 # lora_alpha / r, or lora_alpha / sqrt(r). Adapters use 0.5 to about 100; far above that float32
 # leaves nothing of the base model in the sum.
@@ -91,19 +120,17 @@ def changes_base(config: Mapping[str, Any]) -> bool:
     return isinstance(init, str) and init.lower().startswith(_INITS_THAT_CHANGE_THE_BASE)
 
 
-def check_base_is_kept(directory: Path) -> None:
-    """Refuse an adapter that changes the base model's weights when PEFT loads it.
+def check_is_servable(directory: Path) -> None:
+    """Refuse an adapter that neither decoder serves: one with which PEFT changes the base model's
+    weights when it loads it, or that needs more than its folder.
 
     Raises:
-        AdapterNotSupported: naming its initialisation and how to convert it.
+        AdapterNotSupported: naming the field or the initialisation, and what to do.
     """
     config = read_config(directory)
-    if config.get("layer_replication"):
-        problem = "layer_replication is set, which adds layers to the base model"
-        raise AdapterNotSupported(directory, [problem], "train it without")
-    if config.get("kasa_config"):
-        problem = "kasa_config is set, with which PEFT changes the base model for all adapters"
-        raise AdapterNotSupported(directory, [problem], "train it without")
+    for field, (effect, hint) in _SERVED_BY_NEITHER.items():
+        if config.get(field) not in _NO_VALUE[field]:
+            raise AdapterNotSupported(directory, [f"{field} {effect}"], hint)
     if changes_base(config):
         problem = f"init_lora_weights is {config['init_lora_weights']!r}"
         raise AdapterNotSupported(

@@ -19,16 +19,22 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora.layer import Embedding as LoraEmbedding
 from peft.tuners.lora.layer import Linear as LoraLinear
 from peft.tuners.lora.layer import LoraLayer
-from peft.tuners.lora.variants import DoraEmbeddingVariant, DoraLinearVariant
+from peft.tuners.lora.variants import (
+    BdLoraLinearVariant,
+    BlockDiagonalLinear,
+    DoraEmbeddingVariant,
+    DoraLinearVariant,
+)
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from deployments.engine.errors import AdapterNotSupported
 from deployments.engine.lora.base_copies import changed_copies, ends_of, is_copy
 from deployments.engine.lora.peft_features import (
+    TRAINING_ONLY,
     WEIGHTS_FILE,
     WITHOUT_EFFECT,
-    check_base_is_kept,
+    check_is_servable,
     check_scales,
     read_config,
     unsupported_features,
@@ -73,15 +79,23 @@ class _InjectedLayer:
     """Hold what PEFT made of one layer. `obstacle`: why the fast decoder cannot express it.
 
     names: of A and B in the file, behind the layer's path. is_dora: its magnitude is there too.
+    num_blocks: of A and of B, of which the file holds the blocks on the diagonal alone (BD-LoRA).
     """
 
     names: tuple[str, str]
+    num_blocks: tuple[int, int]
     rank: int
     in_features: int
     out_features: int
     scale: float
     is_dora: bool
     obstacle: str | None
+
+    @property
+    def shapes(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Return those of A and B in the file."""
+        of_a, of_b = self.num_blocks
+        return (self.rank, self.in_features // of_a), (self.out_features, self.rank // of_b)
 
 
 class PeftReader:
@@ -135,7 +149,7 @@ class PeftReader:
             if self._unsupported_features(directory):
                 return {}
             layers = self._layers_of(LoraConfig.from_pretrained(str(directory)))
-        except (OSError, ValueError):
+        except Exception:
             return {}
         return {
             path: (layer.rank, layer.in_features, layer.out_features)
@@ -149,7 +163,7 @@ class PeftReader:
             AdapterNotSupported: naming each feature or tensor that does not fit.
             OSError, ValueError: a file is missing, or PEFT cannot read the configuration.
         """
-        check_base_is_kept(directory)
+        check_is_servable(directory)
         problems = self._unsupported_features(directory)
         if problems:
             raise AdapterNotSupported(directory, problems)
@@ -165,13 +179,14 @@ class PeftReader:
         pairs: dict[str, LoraPair] = {}
         for path, layer in layers.items():
             a, b = (tensors.pop(f"{_PREFIX}{path}.{name}", None) for name in layer.names)
-            shapes = ((layer.rank, layer.in_features), (layer.out_features, layer.rank))
+            shapes = layer.shapes
             if a is None or b is None:
                 problems.append(f"{path} has no lora_A or no lora_B in the file")
             elif (tuple(a.shape), tuple(b.shape)) != shapes:
                 problems.append(f"{path} is {tuple(a.shape)}, {tuple(b.shape)}; expected {shapes}")
             else:
-                pairs[path] = LoraPair(a.float(), b.float() * layer.scale)
+                whole_a, whole_b = map(_on_diagonal, (a, b), layer.num_blocks)
+                pairs[path] = LoraPair(whole_a.float(), whole_b.float() * layer.scale)
             if layer.is_dora:
                 magnitude = tensors.pop(f"{_PREFIX}{path}.{_MAGNITUDE}", None)
                 if magnitude is None or tuple(magnitude.shape) != (layer.out_features,):
@@ -180,6 +195,9 @@ class PeftReader:
                     pairs[path] = replace(pairs[path], magnitude=magnitude.float())
         images = f"{_PREFIX}{IMAGES}"
         left = [name for name in tensors if not is_copy(name) and not name.startswith(images)]
+        config = read_config(directory)
+        used = tuple(part for field, part in TRAINING_ONLY.items() if config.get(field) is not None)
+        left = [name for name in left if not any(part in name for part in used)]
         problems += [f"{name} belongs to no adapted layer" for name in left]
         if problems:
             raise AdapterNotSupported(directory, problems)
@@ -200,16 +218,19 @@ class PeftReader:
         config.inference_mode = True
         config.init_lora_weights = False  # there are no weights to initialise
         config.fan_in_fan_out = False  # PEFT does so itself on nn.Linear, with a warning
+        for field in TRAINING_ONLY:
+            setattr(config, field, None)
         model = inject_adapter_in_model(config, copy.deepcopy(self._skeleton), adapter_name=_NAME)
         head = _output_layer(self._skeleton)
         return {
             name: _InjectedLayer(
                 names=_EMBEDDING if isinstance(module, LoraEmbedding) else _LINEAR,
+                num_blocks=_num_blocks(module),
                 rank=module.r[_NAME],
                 in_features=module.in_features,
                 out_features=module.out_features,
                 scale=module.scaling[_NAME],
-                is_dora=module.lora_variant.get(_NAME) is not None,
+                is_dora=isinstance(module.lora_variant.get(_NAME), DoraLinearVariant),
                 obstacle=self._obstacle(name, module, head),
             )
             for name, module in model.named_modules()
@@ -220,6 +241,22 @@ class PeftReader:
         if name == head and name not in self._ends:
             return "the output layer"
         return _unknown_kind(module, may_embed=name in self._ends)
+
+
+def _num_blocks(layer: Any) -> tuple[int, int]:
+    """Return in how many blocks A and B of an injected layer are; 1: they are whole."""
+    factors = (layer.lora_A, layer.lora_B)
+    parts = [dict(factor.items()).get(_NAME) for factor in factors]  # none of an embedding
+    of_a, of_b = (p.nblocks if isinstance(p, BlockDiagonalLinear) else 1 for p in parts)
+    return of_a, of_b
+
+
+def _on_diagonal(rows: torch.Tensor, num_blocks: int) -> torch.Tensor:
+    """Return the matrix whose blocks on the diagonal are given one below the other."""
+    if num_blocks == 1:
+        return rows
+    whole: torch.Tensor = torch.block_diag(*rows.chunk(num_blocks))  # type: ignore[no-untyped-call]
+    return whole
 
 
 def _has_magnitudes(directory: Path) -> bool:
@@ -241,12 +278,13 @@ def _output_layer(model: Any) -> str | None:
 
 
 def _unknown_kind(layer: Any, *, may_embed: bool) -> str | None:
-    """Return what an injected layer is. Returns None if it is a LoRA or DoRA layer that is linear,
-    or the embedding."""
+    """Return what an injected layer is. Returns None if it is a LoRA, DoRA or BD-LoRA layer that is
+    linear, or the embedding."""
     if type(layer) is not LoraLinear and not (may_embed and type(layer) is LoraEmbedding):
         return f"a {type(layer).__name__}, not a linear layer"
     variant = layer.lora_variant.get(_NAME)
-    if variant is not None and type(variant) not in (DoraLinearVariant, DoraEmbeddingVariant):
+    known = (DoraLinearVariant, DoraEmbeddingVariant, BdLoraLinearVariant)
+    if variant is not None and type(variant) not in known:
         return f"a {type(variant).__name__}"
     if layer.lora_bias.get(_NAME) or layer.fan_in_fan_out:
         return "a linear layer with a LoRA bias or a transposed weight"
@@ -275,10 +313,11 @@ def unsupported_adapter(reader: PeftReader, adapters: Mapping[str, Path]) -> str
     """
     for name, directory in adapters.items():
         try:
-            check_base_is_kept(directory)
+            check_is_servable(directory)
             problems = reader.unsupported(directory)
-        except (OSError, ValueError, AdapterNotSupported) as error:
-            logger.warning("adapter %s cannot be served: %s", name, error)
+        except Exception as error:  # PEFT and torch each have kinds of their own
+            kind = type(error).__name__
+            logger.warning("adapter %s cannot be served: %s: %s", name, kind, error)
             continue
         if problems:
             listed = "; ".join(problems)

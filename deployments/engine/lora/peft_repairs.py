@@ -1,15 +1,34 @@
 """Let PEFT load each adapter as if it were the first one, where it (0.21) would not."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import torch
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.other import (
     AuxiliaryTrainingWrapper,
     TrainableTokensWrapper,
     _get_module_names_tied_with_embedding,
 )
+
+from deployments.engine.errors import AdapterNotSupported
+from deployments.engine.lora.base_copies import repeats_base
+from deployments.engine.lora.peft_features import read_config
+
+_ONE_KIND = "serve them in two applications, or train both in the same way"
+_WRAPPING_FIELDS = ("trainable_token_indices", "modules_to_save", "target_modules")
+# In PEFT's errors about a module that it has wrapped already.
+_SIGNS_OF_WRAPPERS = (
+    "ModulesToSaveWrapper(",
+    "TrainableTokensWrapper(",
+    "TrainableTokensLayer wraps an unknown layer type",
+    ".token_adapter.",
+    "cannot be applied to modules of type <class 'peft.",
+    "as parameter 'weight' (torch.nn.Parameter or None expected)",
+)
+_MOST_NAMED = 2  # tensors in one message
 
 
 def tied_modules(model: Any) -> list[str]:
@@ -43,6 +62,81 @@ def beside_others(tied: Sequence[str]) -> Iterator[None]:
     finally:
         TrainableTokensWrapper.adapter_state_dict_load_map = of_all
         BaseTuner._get_module_names_tied_with_embedding = seen
+
+
+def check_all_loaded(
+    directory: Path, inner: str, loaded: Any, base: Mapping[str, torch.Tensor]
+) -> None:
+    """Refuse an adapter of whose file PEFT left something out, or that lacks some of its weights.
+
+    PEFT only warns: what it has no layer for is dropped, and what is missing stays as it was drawn
+    at random.
+
+    Args:
+        inner: PEFT's name for it.
+        loaded: what PEFT's `load_adapter` returned.
+        base: the base's weights by their names, which a file may repeat.
+
+    Raises:
+        AdapterNotSupported: naming the tensors.
+    """
+    own = (f".{inner}.", f".{inner}")
+    missing = [name for name in loaded.missing_keys if own[0] in name or name.endswith(own[1])]
+    dropped = [n for n in loaded.unexpected_keys if not repeats_base(directory, n, base)]
+    problems = [f"{name} is not in its file" for name in missing]
+    problems += [f"{name} belongs to no layer that it adapts" for name in dropped]
+    if problems:
+        shown = [problem.replace(f".{inner}", "") for problem in problems[:_MOST_NAMED]]
+        more = len(problems) - len(shown)
+        shown += [f"and {more} more"] if more else []
+        hint = "correct adapter_config.json, or save the adapter again with PEFT"
+        raise AdapterNotSupported(directory, shown, hint)
+
+
+def check_wrapped_once(directory: Path, model: torch.nn.Module) -> None:
+    """Refuse an adapter whose trained tokens PEFT has put around another adapter's whole module: it
+    would answer with that one's weights.
+
+    Raises:
+        AdapterNotSupported: naming the module.
+    """
+    for path, module in model.named_modules():
+        if isinstance(module, TrainableTokensWrapper):
+            inside = module.token_adapter.base_layer
+            if isinstance(inside, AuxiliaryTrainingWrapper):
+                problem = f"it trains tokens of {path}, which another adapter trains whole"
+                raise AdapterNotSupported(directory, [problem], _ONE_KIND)
+
+
+def named_failure(
+    directory: Path, error: Exception, *, beside_others: bool
+) -> AdapterNotSupported | None:
+    """Return what PEFT's error means for an adapter. Returns None if it says so itself.
+
+    Args:
+        beside_others: whether other adapters are resident.
+    """
+    config, text = read_config(directory), " ".join(str(error).split())
+    if config.get("use_qalora") and isinstance(error, RuntimeError):
+        problem = "use_qalora is set, which PEFT can serve on bases of GPTQ alone"
+        return AdapterNotSupported(directory, [problem], "train it without")
+    parameters = config.get("target_parameters")
+    if beside_others and parameters and isinstance(error, ValueError):
+        problem = f"target_parameters is {parameters}, in a layer that another adapter has"
+        return AdapterNotSupported(
+            directory,
+            [f"{problem} in target_modules: PEFT wraps it once"],
+            "serve them in two applications, or train both with target_modules",
+        )
+    if beside_others and any(sign in text for sign in _SIGNS_OF_WRAPPERS):
+        fields = [f"{key} is {config[key]}" for key in _WRAPPING_FIELDS if config.get(key)]
+        problem = f"{', '.join(fields)}, in a module that another adapter has otherwise"
+        return AdapterNotSupported(directory, [f"{problem}: PEFT wraps it once"], _ONE_KIND)
+    if isinstance(error, KeyError):  # of whole weights
+        return AdapterNotSupported(
+            directory, [f"{text} is not in its file"], "save it again with PEFT"
+        )
+    return None
 
 
 def unwrap(model: Any, *, keeps_used: bool = False) -> None:

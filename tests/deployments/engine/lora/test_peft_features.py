@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import torch
 from peft import EvaConfig, LoraConfig
+from peft.tuners.lora.config import BdLoraConfig, MontecloraConfig, VeloraConfig
 from safetensors.torch import load_file, save_file
 
+from adapters.validation import check_adapter
 from deployments.engine.cpu.intrinsics import byte_instructions
 from deployments.engine.decoder_factory import FastLimits, build_decoder
 from deployments.engine.errors import AdapterNotSupported, FastDecoderImpossible
@@ -79,6 +81,50 @@ def test_how_it_was_initialised_does_not_matter(
     decoder.load_adapter("odd", folder)
     found = answer(decoder, "odd")
     assert found == Oracle(base_dir, {"odd": folder}).generate(PROMPT, "odd", 12)
+    assert found != answer(decoder, None), "the adapter changes nothing"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {
+            "use_bdlora": BdLoraConfig(
+                target_modules_bd_a=["o_proj"],
+                target_modules_bd_b=["q_proj"],
+                nblocks=2,
+                match_strict=False,
+            ),
+            "targets": ["q_proj", "v_proj", "o_proj"],
+        },
+        {"init_lora_weights": "mica", "targets": ["embed_tokens", "q_proj"]},
+        pytest.param(
+            {"velora_config": VeloraConfig(num_groups=8, init_type="random")},
+            marks=pytest.mark.long,
+        ),
+        pytest.param({"monteclora_config": MontecloraConfig()}, marks=pytest.mark.long),
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_kinds_that_are_plain_once_they_are_trained(
+    base_dir: Path, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    """Blocks on a diagonal, other ways to train: B(A(x)) in the end, and PEFT's tokens."""
+    odd = make_adapter(base_dir, tmp_path / "odd", base_name="b", seed=3, std=0.5, **options)
+    file = odd / "adapter_model.safetensors"
+    generator = torch.Generator().manual_seed(3)
+    save_file(
+        {  # MiCA's A is zero at first, and its B is not
+            name: torch.randn(t.shape, generator=generator) * 0.3 if "lora_A" in name else t
+            for name, t in load_file(file).items()
+        },
+        file,
+    )
+    assert check_adapter(odd, "b") == []
+    decoder = build_decoder(load(base_dir), "auto", LIMITS, {"odd": odd})
+    assert isinstance(decoder, ModelRunner)
+    decoder.load_adapter("odd", odd)
+    found = answer(decoder, "odd")
+    assert found == Oracle(base_dir, {"odd": odd}).generate(PROMPT, "odd", 12)
     assert found != answer(decoder, None), "the adapter changes nothing"
 
 
@@ -290,6 +336,8 @@ def test_an_adapter_that_nobody_can_read_does_not_choose_the_decoder(
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "adapter_config.json").write_text(json.dumps(["r", 8]))
     folders = {"broken": broken, "text": tmp_path / "text", "gone": tmp_path / "gone"}
+    for number, fields in enumerate(({"eva_config": "x"}, {"rank_pattern": []}, {"r": "x"})):
+        folders[f"odd {number}"] = changed_config(plain, tmp_path / f"{number}", **fields)
     decoder = build_decoder(load(base_dir), "auto", LIMITS, folders)
     assert isinstance(decoder, ModelRunner)
     with pytest.raises(ValueError, match="no_such_layer"):

@@ -1,6 +1,6 @@
 """Adapters with more than A and B in the reference decoder: beside others, replaced, evicted."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -130,24 +130,32 @@ def test_an_encoder_decoders_ends_come_and_go(
     assert before not in found
 
 
-@pytest.mark.parametrize(
-    ("fields", "named"),
-    [
-        ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa'.*path_initial_model_for_"),
-        ({"kasa_config": {"beta": 1e-4, "gamma": 1e-3}}, "kasa_config is set.*train it without"),
-        ({"layer_replication": [[0, 2], [1, 2]]}, "layer_replication is set.*train it without"),
-    ],
+NEITHER: Sequence[tuple[dict[str, Any], str]] = (
+    ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa'.*path_initial_model_for_"),
+    ({"kasa_config": {"beta": 1e-4, "gamma": 1e-3}}, "kasa_config is set.*train it without"),
+    ({"kasa_config": {}}, "kasa_config is set.*train it without"),
+    ({"layer_replication": [[0, 2], [1, 2]]}, "layer_replication is set.*train it without"),
+    ({"arrow_config": {"top_k": 2}}, "arrow_config is set.*add those adapters one by one"),
+    ({"megatron_config": {"a": 1}}, "megatron_config is set.*remove it from adapter_config"),
 )
+
+
 def test_what_neither_decoder_serves_does_not_choose_the_slower_one(
-    base_dir: Path, plain: Path, tmp_path: Path, fields: dict[str, Any], named: str
+    base_dir: Path, plain: Path, tmp_path: Path
 ) -> None:
-    odd = changed_config(plain, tmp_path / "odd", **fields)
-    decoder = build_decoder(load(base_dir), "auto", LIMITS, {"odd": odd, "plain": plain})
+    odd = {
+        f"odd {number}": changed_config(plain, tmp_path / f"{number}", **fields)
+        for number, (fields, _) in enumerate(NEITHER)
+    }
+    decoder = build_decoder(load(base_dir), "auto", LIMITS, {**odd, "plain": plain})
     assert isinstance(decoder, ModelRunner)
     reference = build_decoder(load(base_dir), "reference", LIMITS, {})
+    weights = {path: p.clone() for path, p in base_weights(reference)}
     for each in (decoder, reference):
-        with pytest.raises(AdapterNotSupported, match=named):
-            each.load_adapter("odd", odd)
+        for folder, (_, named) in zip(odd.values(), NEITHER, strict=True):
+            with pytest.raises(AdapterNotSupported, match=named):
+                each.load_adapter("odd", folder)
+    assert all(torch.equal(p, weights[path]) for path, p in base_weights(reference))
 
 
 @pytest.mark.parametrize(
@@ -172,3 +180,78 @@ def test_what_peft_cannot_load_here_is_refused_by_name(
     with pytest.raises(AdapterNotSupported, match=named):
         decoder.load_adapter("odd", odd)
     assert decoder.info.adapters == {"plain"}
+
+
+DOES_NOT_FIT: Sequence[tuple[dict[str, Any], str]] = (
+    ({"layers_to_transform": 1}, "layers.0.self_attn.q_proj.lora_A.weight belongs to no layer"),
+    (
+        {"target_modules": ["q_proj", "k_proj", "v_proj"], "init_lora_weights": False},
+        "layers.0.self_attn.k_proj.lora_A.weight is not in its file",
+    ),
+    ({"use_dora": True}, "q_proj.lora_magnitude_vector.weight is not in its file.*and 2 more"),
+    ({"lora_bias": True}, "q_proj.lora_B.bias is not in its file"),
+    ({"modules_to_save": ["lm_head"]}, "lm_head.weight' is not in its file: save it again"),
+)
+
+
+def test_a_file_that_its_configuration_does_not_fit(
+    base_dir: Path, plain: Path, tmp_path: Path
+) -> None:
+    """PEFT drops what it has no layer for, and draws what is missing: it warns, and goes on."""
+    decoder = build_decoder(load(base_dir), "reference", LIMITS, {})
+    for adapters in (set(), {"plain"}):
+        for fields, named in DOES_NOT_FIT:
+            odd = changed_config(
+                plain, tmp_path / f"{len(adapters)} {next(iter(fields))}", **fields
+            )
+            with pytest.raises(AdapterNotSupported, match=named):
+                decoder.load_adapter("odd", odd)
+            assert decoder.info.adapters == adapters
+        decoder.load_adapter("plain", plain)
+
+
+def test_what_peft_applies_elsewhere_alone_is_named(
+    tiny_catalogs: Catalogs, base_dir: Path, plain: Path, tmp_path: Path
+) -> None:
+    pooled = changed_config(plain, tmp_path / "pooled", use_qalora=True)
+    file = pooled / "adapter_model.safetensors"
+    save_file({n: t[:, ::16].clone() if "_A" in n else t for n, t in load_file(file).items()}, file)
+    decoder = build_decoder(load(base_dir), "auto", LIMITS, {"pooled": pooled})
+    with pytest.raises(AdapterNotSupported, match="use_qalora is set, .*bases of GPTQ alone"):
+        decoder.load_adapter("pooled", pooled)
+    t5, catalogue = tiny_catalogs["flan_t5"]
+    source = catalogue / "weights" / "derm"
+    invoked = changed_config(source, tmp_path / "invoked", alora_invocation_tokens=[9])
+    base = load_pretrained(t5, "seq2seq", device="cpu", dtype="float32")
+    decoder = build_decoder(base, "auto", LIMITS, {"invoked": invoked})
+    with pytest.raises(AdapterNotSupported, match="alora_invocation_tokens is set, .*decoder-only"):
+        decoder.load_adapter("invoked", invoked)
+
+
+@pytest.mark.parametrize("family", ["llama", "flan_t5"])
+def test_a_module_that_peft_would_wrap_twice(
+    tiny_catalogs: Catalogs, tmp_path: Path, family: str
+) -> None:
+    """Of T5 it would do so, and answer with the other adapter's embedding."""
+    base_dir = tiny_catalogs[family][0]
+    name = "embed_tokens" if family == "llama" else "shared"
+    kinds: Mapping[str, dict[str, Any]] = {
+        "tokens": {"trainable_token_indices": [9, 33]},
+        "whole": {"modules_to_save": [name]},
+        "pair": {"targets": [name]},
+    }
+    folders = {
+        kind: trained(base_dir, tmp_path / kind, seed, **options)
+        for seed, (kind, options) in enumerate(kinds.items())
+    }
+    kind: Any = "causal" if family == "llama" else "seq2seq"
+    base = load_pretrained(base_dir, kind, device="cpu", dtype="float32")
+    decoder: Any = build_decoder(base, "reference", LIMITS, {})
+    for first, second in (("whole", "tokens"), ("tokens", "whole"), ("tokens", "pair")):
+        before = one_answer(decoder, None)
+        decoder.load_adapter("first", folders[first])
+        found = one_answer(decoder, "first")
+        with pytest.raises(AdapterNotSupported, match="two applications, or train both in"):
+            decoder.load_adapter("second", folders[second])
+        assert [one_answer(decoder, side) for side in ("first", None)] == [found, before]
+        decoder.evict("first")
