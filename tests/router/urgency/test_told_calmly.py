@@ -61,6 +61,8 @@ def test_a_pet_or_a_class_does_not_make_it_a_story(question: str, flag: str) -> 
         "My dog swallowed bleach",
         "the signs of a stroke as taught in class",
         "Sleepy after lunch every day, no snoring, sugar normal, any tricks?",
+        "a cold with a slight fever, blood pressure of 108 over 70, is that ok",
+        "une cystite traitée, tension à 13/8, tout va bien",
     ],
 )
 def test_what_only_looks_like_it(question: str) -> None:
