@@ -88,7 +88,7 @@ def scaled_entries(
     `next_scale`; each is (rows,) in float32.
 
     In registers a scale is the sum of two numbers in bfloat16, 16 bits of its 24: two instructions
-    for two products, where float32 takes five. One product in some 256 rounds otherwise.
+    for two products, where float32 takes five. One product in a thousand rounds otherwise.
     """
     if IN_REGISTERS:
         large = scale.to(tl.bfloat16)

@@ -126,8 +126,8 @@ def product_kernel(
                     scale = tl.load(scales + first // 64 * stored)
                     next_scale = tl.load(scales + (first // 64 + 1) * stored)
                 else:
-                    inside = first < K
-                    packed = tl.load(rows + first // 2, mask=inside, other=0)
+                    inside = i * 0 + first < K  # of every row: a mask is as large as what it masks
+                    packed = tl.load(rows + first // 2, mask=inside[:, None], other=0)
                     xs = tl.load(lines + first + j[:, None], mask=first + j[:, None] < K, other=0.0)
                     scale = tl.load(scales + first // 64 * stored, mask=inside, other=0.0)
                     next_scale = tl.load(

@@ -18,7 +18,8 @@ and another made, if the machine was disturbed during one of its blocks: process
 other guests or other processes, a probe that takes longer after the block than before it, or cores
 that wait for each other longer than they do otherwise in this run, as those of a virtual machine do
 at times. Where that would leave fewer than three turns in ten, the calmest three in ten count, and
-`machine.limit` says how far beyond these limits (1) they were. All blocks are written beside
+`machine.limit` says how far beyond these limits (1) they were; of a comparison that would have
+fewer than two, its two calmest that nobody robbed do (`restless`). All blocks are written beside
 `--out`, as `.blocks.jsonl`. Needs the extra `bench`.
 """
 

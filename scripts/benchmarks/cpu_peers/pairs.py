@@ -29,6 +29,7 @@ MAX_WAIT = 1.25
 _USUAL = 10  # percentile of a run's waits
 _CALMEST = 30  # percent of the turns that count at least, however restless the machine is
 MIN_TURNS = 5  # before an interval is believed
+_LEAST_TURNS = 2  # of a comparison that count, on a restless machine too
 _RESAMPLES = 2000
 
 
@@ -129,8 +130,12 @@ def calm_of(turns: Iterable[Turn]) -> Calm:
         return Calm()
     waits = [probe[2] for turn in turns for block in turn for probe in block.probes_us]
     usual = float(np.percentile(waits, _USUAL))
-    each = [max(block.restlessness(usual) for block in turn) for turn in turns]
+    each = [_restlessness(turn, usual) for turn in turns]
     return Calm(usual, max(1.0, float(np.percentile(each, _CALMEST))))
+
+
+def _restlessness(turn: Turn, usual_wait_us: float) -> float:
+    return max(block.restlessness(usual_wait_us) for block in turn)
 
 
 def comparisons(streams: Iterable[int]) -> list[Comparison]:
@@ -161,10 +166,14 @@ def log_ratio(comparison: Comparison, turn: Turn) -> float:
 def ratio(
     comparison: Comparison, turns: Sequence[Turn], calm: Calm, seed: int = 0
 ) -> dict[str, Any]:
-    """Return the ratio over the undisturbed turns, its 95 % interval (low, high), and each turn's;
-    how many turns there were, and how many were disturbed and left out."""
-    logs = [log_ratio(comparison, turn) for turn in undisturbed(turns, calm)]
+    """Return the ratio over the turns that count, its 95 % interval (low, high), and each turn's;
+    how many turns there were, how many were disturbed and left out, and how many count although the
+    machine was restless, if any."""
+    counting = counted_turns(turns, calm)
+    logs = [log_ratio(comparison, turn) for turn in counting]
     counted = {"turns": len(logs), "disturbed": len(turns) - len(logs)}
+    if restless := len(counting) - len(undisturbed(counting, calm)):
+        counted["restless"] = restless
     if not logs:
         return counted
     drawn = np.random.default_rng(seed).integers(0, len(logs), (_RESAMPLES, len(logs)))
@@ -213,14 +222,27 @@ def undisturbed(turns: Iterable[Turn], calm: Calm) -> list[Turn]:
     return [turn for turn in turns if not calm.is_disturbed(turn)]
 
 
+def counted_turns(turns: Sequence[Turn], calm: Calm) -> list[Turn]:
+    """Return the undisturbed turns of a comparison, or, where they are fewer than two, its two
+    calmest that nobody robbed."""
+    calm_ones = undisturbed(turns, calm)
+    if len(calm_ones) >= _LEAST_TURNS:
+        return calm_ones
+    unrobbed = [turn for turn in turns if not any(block.is_robbed for block in turn)]
+    return sorted(unrobbed, key=lambda turn: _restlessness(turn, calm.usual_wait_us))[:_LEAST_TURNS]
+
+
 def summary(turns: Mapping[Comparison, Sequence[Turn]]) -> dict[str, Any]:
-    """Return each condition's blocks summed up: the medians of those that were not disturbed."""
-    every = list(itertools.chain.from_iterable(turns.values()))
-    calm = calm_of(every)
+    """Return each condition's blocks summed up: the medians of those that were not disturbed or are
+    of turns that count."""
+    calm = calm_of(itertools.chain.from_iterable(turns.values()))
     blocks: dict[str, list[Block]] = {}
-    for block in itertools.chain.from_iterable(every):
-        if not calm.is_disturbed([block]):
-            blocks.setdefault(str(block.condition), []).append(block)
+    for made in turns.values():
+        counting = [id(turn) for turn in counted_turns(made, calm)]
+        for turn in made:
+            for block in turn:
+                if id(turn) in counting or not calm.is_disturbed([block]):
+                    blocks.setdefault(str(block.condition), []).append(block)
     return {name: _summed_up(group) for name, group in sorted(blocks.items())}
 
 

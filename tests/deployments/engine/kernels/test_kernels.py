@@ -15,6 +15,7 @@ from deployments.engine.attention.prefill import TorchPrefillAttention
 from deployments.engine.kernels import ops
 from deployments.engine.kernels.backend import are_fused
 from deployments.engine.kernels.ops import Expansion, Rope, Segment, prompt_blocks
+from deployments.engine.lora.layers import LoraStack
 from tests.deployments.engine.kernels import torch_kernels
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -309,6 +310,32 @@ def test_norm_and_shrink_in_one_equal_the_two(dtype: torch.dtype) -> None:
     wanted = torch_kernels.lora_shrink(normed, stacks, slots)
     assert (shrunk - wanted).norm() / wanted.norm() < TOLERANCE[dtype]
     assert not shrunk[1].any()
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    ("num_rows", "rank", "is_invariant", "are_few"),
+    [
+        (64, 8, False, True),
+        (65, 8, False, True),
+        (64, 24, False, True),
+        (65, 24, False, False),
+        (64, 40, False, False),
+        (64, 24, True, False),
+        (65, 8, True, True),
+    ],
+)
+def test_the_norms_kernel_takes_few_ranks_and_more_of_few_rows(
+    num_rows: int, rank: int, is_invariant: bool, are_few: bool
+) -> None:
+    """Where no row may depend on their number, it does not either."""
+    from deployments.engine.lora.triton_batch import TritonLoraBatch
+
+    stacks = {"q and v": [(0, LoraStack(tensor(1, 3, rank, 4), tensor(2, 3, rank, 4)))] * 2}
+    slots = torch.zeros(num_rows, dtype=torch.long, device=DEVICE)
+    batch = TritonLoraBatch(stacks, slots, is_invariant=is_invariant)
+    assert (batch.few("q and v") is not None) == are_few
+    assert batch.few("of no adapter") is None
 
 
 @needs_kernels

@@ -202,6 +202,21 @@ def test_on_a_restless_machine_the_calmest_turns_count(
     assert are_disturbed == [*(n > 2 for n in numbers), True]
 
 
+def test_a_comparison_without_calm_turns_keeps_its_two_calmest() -> None:
+    def turn(ours: float, wait: float, **machine: float) -> list[Block]:
+        probes = (probe(20.0, wait), probe(20.0))
+        speeds = {PEER.ours: ours, PEER.theirs: 100.0}
+        return [block(c, speeds[c], probes_us=probes, **machine) for c in PEER.turn(0)]
+
+    turns = [turn(900.0, 3.0), turn(500.0, 2.0), turn(500.0, 2.5), turn(100.0, 2.0, others=0.5)]
+    found = ratio(PEER, turns, CALM)
+    assert found["ratio"] == pytest.approx(5.0)
+    assert (found["turns"], found["disturbed"], found["restless"]) == (2, 2, 2)
+    calm = turn(700.0, 1.0)
+    assert ratio(PEER, [*turns, calm], CALM)["restless"] == 1
+    assert "restless" not in ratio(PEER, [*turns, calm, calm], CALM)
+
+
 def test_ours_stands_around_a_peer_and_takes_turns_with_itself() -> None:
     assert PEER.turn(0) == PEER.turn(1) == (PEER.ours, PEER.theirs, PEER.ours)
     assert OWN.turn(0) == (OWN.ours, OWN.theirs, OWN.ours)
