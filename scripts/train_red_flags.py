@@ -25,7 +25,7 @@ from sklearn.linear_model import LogisticRegression
 
 from router.training.ngrams import sparse
 from router.urgency.red_flags import RedFlags, load_red_flags
-from router.urgency.wording import NUM_BUCKETS, SIGN_FROM, URGENT_FROM, WEIGHTS, features, pieces
+from router.urgency.wording import NUM_BUCKETS, WEIGHTS, features, pieces
 from scripts.arguments import CommandParser
 from scripts.datasets.record import read_jsonl
 from scripts.datasets.yaml_file import read_yaml
@@ -76,7 +76,7 @@ def _train(args: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:
         kept = np.setdiff1d(np.arange(len(questions)), fold)
         odds[fold] = _with(background, matrix[kept], urgent[kept]).decision_function(matrix[fold])
     verdicts = {
-        case: signs.is_sure or at >= (SIGN_FROM if signs.flags else URGENT_FROM)
+        case: signs.is_sure or at >= signs.urgent_from
         for case, at, signs in zip(
             questions, odds.tolist(), (rules.by_signs(case.text) for case in questions), strict=True
         )

@@ -22,6 +22,7 @@ GROUPS = (
     "hypothesis",
     "not_a_hypothesis",
     "elsewhere",
+    "not_elsewhere",
 )
 
 
@@ -30,12 +31,19 @@ class Context:
 
     Args:
         found: the spans of the groups of context.yaml and negation.yaml.
+
+    Attributes:
+        is_elsewhere: the text is about an animal, a story or an exam.
     """
 
     def __init__(self, reading: Reading, found: Mapping[str, Sequence[Span]]) -> None:
         self._reading = reading
         self._found = found
-        self._is_elsewhere = bool(found.get("elsewhere"))
+        here = found.get("not_elsewhere", ())
+        self.is_elsewhere = any(
+            not any(s.start < span.end and span.start < s.end for s in here)
+            for span in found.get("elsewhere", ())
+        )
         self._of_sentence = {
             name: {reading.sentences[span.start] for span in found.get(name, ())}
             for name in ("anchor", "past_verb", "present_verb", "education")
@@ -53,7 +61,7 @@ class Context:
 
     def holds(self, span: Span) -> bool:
         """Whether the text says that this is so, here and now."""
-        if self._is_elsewhere or self.is_negated(span) or self._is_history(span):
+        if self.is_elsewhere or self.is_negated(span) or self._is_history(span):
             return False
         return not any(start <= span.start < stop for start, stop in self._suppositions)
 

@@ -7,7 +7,7 @@ does not count (context.py). A match is a reason to advise help, never to refuse
 
 import re
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
@@ -20,7 +20,7 @@ from router.preparation.reading import Reading, read
 from router.preparation.spelling import MAX_WORDS, MIN_LETTERS, Speller
 from router.text import clean, words_of
 from router.urgency.context import GROUPS, Context
-from router.urgency.wording import Wording
+from router.urgency.wording import CALM_SIGN_FROM, SIGN_FROM, URGENT_FROM, Wording
 from router.words import words
 
 LANGUAGES = ("en", "fr")
@@ -66,12 +66,14 @@ class Signs:
         flags: each with one of its signs.
         is_sure: a combination of several signs is among them, so its wording is not asked.
         is_elsewhere: it is about an animal, a story or an exam, so its wording means nothing.
+        urgent_from: the log-odds of its wording from which it is urgent where no flag is sure.
     """
 
     reading: Reading
     flags: dict[str, Span]
     is_sure: bool
     is_elsewhere: bool
+    urgent_from: float
 
 
 class RedFlags:
@@ -104,6 +106,7 @@ class RedFlags:
         self._measures = [m for name, concept in concepts.items() for m in _measures(name, concept)]
         self._rules = [rule for flag in rules["flags"] for rule in _rules(flag, concepts)]
         self._also = {flag["name"]: flag.get("also") for flag in rules["flags"]}
+        self._told_calmly = frozenset(f["name"] for f in rules["flags"] if f.get("told_calmly"))
         self._advice: Mapping[str, Mapping[str, str]] = rules["advice"]
         self._wording = wording
 
@@ -175,7 +178,7 @@ class RedFlags:
         }
         held = {name: [s for s in spans if context.holds(s)] for name, spans in named.items()}
         held, named = ({k: v for k, v in spans.items() if v} for spans in (held, named))
-        return reading, held, named, bool(found.get("elsewhere"))
+        return reading, held, named, context.is_elsewhere
 
     def read(self, text: str) -> Reading:
         """Return the words of a text as the rules and the wording see them."""
@@ -194,14 +197,20 @@ class RedFlags:
             if span:
                 flags.setdefault(rule.flag, span)
                 is_sure = is_sure or len(rule.all_of) > 1
-        return Signs(reading, flags, is_sure, is_elsewhere)
+        return Signs(reading, flags, is_sure, is_elsewhere, self._urgent_from(flags))
+
+    def _urgent_from(self, flags: Iterable[str]) -> float:
+        """Return from which log-odds of its wording a text with these flags is urgent."""
+        if not self._told_calmly.isdisjoint(flags):
+            return CALM_SIGN_FROM
+        return SIGN_FROM if any(flags) else URGENT_FROM
 
     def _flags(self, text: str) -> dict[str, Span]:
         """Return the flags of a text by its signs and its wording."""
         signs = self.by_signs(text)
         if signs.is_sure or signs.is_elsewhere or self._wording is None:
             return signs.flags
-        if not self._wording.is_urgent(signs.reading, has_sign=bool(signs.flags)):
+        if not self._wording.is_urgent(signs.reading, signs.urgent_from):
             return {}
         is_french = likely_french(words_of(text))
         return signs.flags or {GENERAL: Span(0, 0, "fr" if is_french else "en")}
@@ -264,15 +273,30 @@ def _first_match(rule: _Rule, held: Mapping[str, Sequence[Span]]) -> Span | None
     if not all(parts):
         return None
     for first in parts[0]:
-        if all(any(_is_near(first, other, rule.within) for other in part) for part in parts[1:]):
+        near = [[s for s in part if _is_near(first, s, rule.within)] for part in parts[1:]]
+        if _are_apart(near):
             return first
     return None
 
 
+def _are_apart(parts: Sequence[Sequence[Span]], taken: tuple[Span, ...] = ()) -> bool:
+    """Whether each part has a sign in other words than those of the other parts."""
+    if not parts:
+        return True
+    return any(
+        _are_apart(parts[1:], (*taken, span))
+        for span in parts[0]
+        if not any(_share_words(span, other) for other in taken)
+    )
+
+
+def _share_words(one: Span, other: Span) -> bool:
+    shared = range(max(one.start, other.start), min(one.end, other.end))
+    return any(i not in one.skipped and i not in other.skipped for i in shared)
+
+
 def _is_near(one: Span, other: Span, within: int) -> bool:
     """Whether two signs stand near each other, and are not the same words."""
-    if one.start < other.end and other.start < one.end:
-        shared = range(max(one.start, other.start), min(one.end, other.end))
-        if any(i not in one.skipped and i not in other.skipped for i in shared):
-            return False
+    if _share_words(one, other):
+        return False
     return max(one.end, other.end) - min(one.start, other.start) <= within

@@ -24,11 +24,13 @@ USUAL_SQUARED_LENGTH = (25.0, 108.0)
 PIECE_WORDS = 40  # a longer text is read in pieces that end with a sentence
 # Log-odds from which a text is urgent: without a sign of the rules, and with a single one. Chosen
 # by what models that had not seen a question say of it (docs/red_flags.md).
-URGENT_FROM = 0.7
-SIGN_FROM = URGENT_FROM - 2.0
+URGENT_FROM = 0.5
+SIGN_FROM = URGENT_FROM - 1.8
+# Of poison taken and of the wish to die people tell calmly ("I feel fine"), and waiting is worst.
+CALM_SIGN_FROM = URGENT_FROM - 4.3
 # A text of several pieces has more chances, and tells more of a case than the model was fitted on:
 # it needs more without a sign, and with one its wording is not asked.
-LONG_URGENT_FROM = URGENT_FROM + 1.5
+LONG_URGENT_FROM = URGENT_FROM + 1.7
 _HOT = (38, 43)  # a number that may be a fever in degrees Celsius
 Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
@@ -47,12 +49,15 @@ class Wording:
         held = load_file(path)
         return cls(held["weights"].astype(np.float32) * held["scale"], float(held["bias"][0]))
 
-    def is_urgent(self, reading: Reading, *, has_sign: bool) -> bool:
-        """Return whether a text is urgent in which the rules find one sign, or none."""
+    def is_urgent(self, reading: Reading, urgent_from: float) -> bool:
+        """Return whether a text is worded urgently: a short one at log-odds of `urgent_from`.
+
+        A long one is with any sign, which is a lower `urgent_from` than URGENT_FROM.
+        """
         odds = self.log_odds(reading)
         if len(odds) > 1:
-            return has_sign or max(odds) >= LONG_URGENT_FROM
-        return bool(odds) and odds[0] >= (SIGN_FROM if has_sign else URGENT_FROM)
+            return urgent_from < URGENT_FROM or max(odds) >= LONG_URGENT_FROM
+        return bool(odds) and odds[0] >= urgent_from
 
     def log_odds(self, reading: Reading) -> list[float]:
         """Return the log-odds that each piece of a text is urgent."""

@@ -103,4 +103,4 @@ def test_a_short_text_is_not_stretched() -> None:
 
 def test_nothing_to_read_is_not_urgent() -> None:
     assert Wording.load().log_odds(read("!!!", {})) == []
-    assert not Wording.load().is_urgent(read("!!!", {}), has_sign=False)
+    assert not Wording.load().is_urgent(read("!!!", {}), URGENT_FROM)
