@@ -90,6 +90,7 @@ class ModelWatch:
         self._has_looked = False
         self._heard: Look | None = None  # the latest with a report
         self._saw_others = False
+        self._has_slept = False
         self._due = threading.Event()
         self._stopped = False
         self._thread = threading.Thread(target=self._follow, name="model-watch", daemon=True)
@@ -158,8 +159,9 @@ class ModelWatch:
             self._heard = found
         self._saw_others |= found.num_others > 0
         if found.is_empty and self._may_sleep:
-            is_asleep = self._heard is not None or self._replicas.is_healthy()
-            found = dataclasses.replace(found, is_asleep=is_asleep)
+            # Once it sleeps, the question that wakes it makes Serve's state "upscaling".
+            self._has_slept |= self._heard is not None or self._replicas.is_healthy()
+            found = dataclasses.replace(found, is_asleep=self._has_slept)
         before, self._latest, self._has_looked = self._latest, found, True
         self.on_reports(found.reports)
         if found.is_empty and not found.is_asleep:

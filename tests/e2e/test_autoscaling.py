@@ -138,7 +138,8 @@ def test_to_zero_and_the_first_questions_wait_for_a_replica(deploy: Deploy) -> N
     settings = parse_settings({"device": "cuda", "model_replicas": replicas})
     app = build_application(settings, load=load_stand_in)
     with deploy(app, "sleeper") as client:
-        assert ask_for_words(client, stream=False).status_code == 200
+        first = ask_for_words(client, stream=False)
+        assert first.status_code == 200, first.text
         for stream in (True, False):
             wait_for_replicas("sleeper", 0, timeout_s=60)
             time.sleep(2)  # the router has noticed

@@ -197,3 +197,7 @@ def test_before_the_first_replica_has_started_nobody_sleeps() -> None:
     assert len(ended) == 1
     assert watch.is_served
     assert watch.readiness() == ({"asleep": True}, None)
+    replicas.is_well = False  # the first question wakes it: Serve's state is "upscaling" meanwhile
+    watch.look()
+    assert len(ended) == 1, "the question that wakes it is refused"
+    assert watch.readiness() == ({"asleep": True}, None)
