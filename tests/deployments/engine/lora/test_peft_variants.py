@@ -204,20 +204,28 @@ def requests_of(prompts: Sequence[list[int]], side: str | None) -> list[Request]
     return [Request("r", tuple(ids), side, SamplingParams(MAX_TOKENS)) for ids in prompts]
 
 
+def prepared(
+    base: Path, name: str, folder: Path, kinds: Mapping[str, dict[str, Any]]
+) -> tuple[dict[str, Path], list[list[int]], dict[str | None, Any], Any]:
+    """Return an adapter of each kind, prompts, what PEFT answers with each, and the decoder that
+    `auto` takes for them."""
+    folders = {
+        kind: saved(base, name, folder / kind, seed, **options)
+        for seed, (kind, options) in enumerate(kinds.items(), start=1)
+    }
+    assert [problem for each in folders.values() for problem in check_adapter(each, "b")] == []
+    prompts = prompts_of(base)
+    limits = FastLimits(8, 96, max_adapters=len(folders))
+    decoder = build_decoder(loaded_from(base), "auto", limits, folders)
+    return folders, prompts, oracles(base, folders, prompts), decoder
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("name", sorted(RECIPES))
 def test_kinds_of_linear_layers(name: str, tmp_path: Path) -> None:
     base = make_tiny(name, tmp_path / "base")
     kinds = {**layer_kinds(name), **(end_kinds(name) if family_of(name) == "causal" else {})}
-    folders = {
-        kind: saved(base, name, tmp_path / kind, seed, **options)
-        for seed, (kind, options) in enumerate(kinds.items(), start=1)
-    }
-    assert [problem for folder in folders.values() for problem in check_adapter(folder, "b")] == []
-    prompts = prompts_of(base)
-    expected = oracles(base, folders, prompts)
-    limits = FastLimits(8, 96, max_adapters=len(folders))
-    decoder = build_decoder(loaded_from(base), "auto", limits, folders)
+    folders, prompts, expected, decoder = prepared(base, name, tmp_path, kinds)
     assert isinstance(decoder, ModelRunner), decoder.info.reason
     for kind, folder in folders.items():
         decoder.load_adapter(kind, folder)
@@ -239,15 +247,7 @@ def test_kinds_of_more_than_linear_layers(name: str, tmp_path: Path) -> None:
     kinds = {**whole_kinds(name), **(end_kinds(name) if family_of(name) == "seq2seq" else {})}
     if not any(path.endswith("bias") for path, _ in loaded_from(base).model.named_parameters()):
         kinds = {kind: options for kind, options in kinds.items() if "bias" not in options}
-    folders = {
-        kind: saved(base, name, tmp_path / kind, seed, **options)
-        for seed, (kind, options) in enumerate(kinds.items(), start=1)
-    }
-    assert [problem for folder in folders.values() for problem in check_adapter(folder, "b")] == []
-    prompts = prompts_of(base)
-    expected = oracles(base, folders, prompts)
-    limits = FastLimits(8, 96, max_adapters=len(folders))
-    decoder = build_decoder(loaded_from(base), "auto", limits, folders)
+    folders, prompts, expected, decoder = prepared(base, name, tmp_path, kinds)
     assert isinstance(decoder, PeftDecoder)
     plain = saved(base, name, tmp_path / "plain", 99)
     expected["plain"] = oracles(base, {"plain": plain}, prompts)["plain"]
