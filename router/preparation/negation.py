@@ -4,7 +4,9 @@ After NegEx (Chapman et al. 2001): a trigger denies what follows, to the end of 
 list, a conjunction, or a new subject. The phrases are in negation.yaml.
 """
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 
 from router.preparation.phrases import Span
 from router.preparation.reading import Reading
@@ -29,24 +31,34 @@ class Negations:
     ) -> None:
         self._reading = reading
         self._found = found
+        self._ends = _starts(found.get("end_of_negation", ()))
+        self._list_words = _starts(found.get("list_word", ()))
+        self._lists = set(_starts(found.get("list_negation", ())))
+        self._answers_at = set(_starts(found.get("answer_no", ())))
         self._triggers = self._real(found.get(triggers, ()))
         self.scopes = [(t, self._end_of_negation(t)) for t in self._triggers]
-        self._answers = [s for s in found.get("answer_no", ()) if self._ends_a_clause(s)]
+        # All by the place of a word: a text may have a thousand signs and as many denials.
+        self._denied = {at for trigger, stop in self.scopes for at in range(trigger.end, stop)}
+        self._triggers_at = set(_starts(self._triggers))
+        answers = (s for s in found.get("answer_no", ()) if self._ends_a_clause(s))
+        self._denials_at = set(_starts((*found.get("negation_after", ()), *answers)))
+        wraps = sorted(found.get("negation_around", ()), key=lambda wrap: wrap.end)
+        self._wrap_ends = [wrap.end for wrap in wraps]
+        firsts = list(accumulate((wrap.start for wrap in reversed(wraps)), min))
+        self._first_wraps = firsts[::-1]  # the first start of those that end there or later
+        self._wrap_of = {wrap.start: wrap.end for wrap in wraps}  # the last end of each start
 
     def deny(self, span: Span) -> bool:
         """Return whether a sign is denied, by what stands before, around or after it."""
-        if any(trigger.end <= span.start < stop for trigger, stop in self.scopes):
+        if span.start in self._denied or not self._triggers_at.isdisjoint(span.skipped):
             return True
-        if any(trigger.start in span.skipped for trigger in self._triggers):
+        longer = bisect_right(self._wrap_ends, span.end)
+        if longer < len(self._first_wraps) and self._first_wraps[longer] < span.start:
             return True
-        for wrap in self._found.get("negation_around", ()):
-            begins_inside = wrap.start < span.start or wrap.start in span.skipped
-            if begins_inside and span.end < wrap.end:
-                return True
-        return any(
-            self._comes_after(span, denial)
-            for denial in (*self._found.get("negation_after", ()), *self._answers)
-        )
+        if any(self._wrap_of.get(at, 0) > span.end for at in span.skipped):
+            return True
+        after = range(span.end, span.end + AFTER_WORDS + 1)
+        return any(at in self._denials_at and self._comes_after(span, at) for at in after)
 
     def _real(self, triggers: Sequence[Span]) -> list[Span]:
         """Return the triggers that deny what follows: not "no relief", nor "chest pain: no"."""
@@ -59,9 +71,7 @@ class Negations:
         ]
 
     def _is_an_answer(self, trigger: Span) -> bool:
-        answers = self._found.get("answer_no", ())
-        is_one = any(s.start == trigger.start for s in answers)
-        return is_one and self._ends_a_clause(trigger)
+        return trigger.start in self._answers_at and self._ends_a_clause(trigger)
 
     def _ends_a_clause(self, span: Span) -> bool:
         clauses = self._reading.clauses
@@ -71,19 +81,25 @@ class Negations:
         """Return the end of the clause or, of "no fever, cough or chills", of the list."""
         clauses, start = self._reading.clauses, trigger.end
         stop = min(self._reading.end_of_sentence(trigger.start), start + NEGATED_WORDS)
-        ends = [s.start for s in self._found.get("end_of_negation", ()) if s.start >= start]
-        stop = min([stop, *ends])
-        if any(s.start == trigger.start for s in self._found.get("list_negation", ())):
+        stop = min([stop, *self._ends_from(start)])
+        if trigger.start in self._lists:
             return stop
-        listed = [s.start for s in self._found.get("list_word", ()) if start <= s.start < stop]
-        last = max([trigger.end - 1, *listed])
+        before = bisect_left(self._list_words, stop)
+        last = max([trigger.end - 1, *self._list_words[max(0, before - 1) : before]])
         return next((at for at in range(last, stop) if clauses[at] != clauses[last]), stop)
 
-    def _comes_after(self, span: Span, denial: Span) -> bool:
-        reading = self._reading
-        if not 0 <= denial.start - span.end <= AFTER_WORDS:
+    def _ends_from(self, start: int) -> list[int]:
+        """Return the first word from `start` on that ends a negation, if any does."""
+        first = bisect_left(self._ends, start)
+        return self._ends[first : first + 1]
+
+    def _comes_after(self, span: Span, denial: int) -> bool:
+        """Return whether the denial that begins at this word is of a sign before it."""
+        sentences = self._reading.sentences
+        if sentences[denial] != sentences[span.start]:
             return False
-        if reading.sentences[denial.start] != reading.sentences[span.start]:
-            return False
-        ends = self._found.get("end_of_negation", ())
-        return not any(span.end <= s.start < denial.start for s in ends)
+        return not any(end < denial for end in self._ends_from(span.end))
+
+
+def _starts(spans: Sequence[Span]) -> list[int]:
+    return sorted({span.start for span in spans})

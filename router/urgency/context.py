@@ -4,6 +4,7 @@ After ConText (Harkema et al. 2009): trigger phrases with a scope that ends at t
 conjunction, or a new subject. The phrases are in context.yaml; denials are negation.py's.
 """
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 
 from router.preparation.negation import Negations
@@ -57,6 +58,19 @@ class Context:
         self._suppositions = self._scopes_of_supposition()
         self._past = [s for s in found.get("history", ()) if not self.is_negated(s)]
         self._of_sentence["history"] = {reading.sentences[s.start] for s in self._past}
+        self._ends = sorted({s.start for s in found.get("end_of_negation", ())})
+        # Of each stretch of a clause without such an end: where its first word of the past that
+        # stands before its signs begins, and its last one that stands behind them.
+        self._first_past: dict[tuple[int, int], int] = {}
+        self._last_past: dict[tuple[int, int], int] = {}
+        for past in self._past:
+            key, end = (
+                self._stretch(past.start),
+                (reading.clauses[past.start], self._ends_to(past.end)),
+            )
+            if key == end:
+                self._first_past[key] = min(past.start, self._first_past.get(key, past.start))
+            self._last_past[end] = max(past.start, self._last_past.get(end, past.start))
         self._remembered = self._remembered_sentences()
 
     def holds(self, span: Span) -> bool:
@@ -119,11 +133,14 @@ class Context:
     def _is_history(self, span: Span) -> bool:
         if self._reading.sentences[span.start] in self._remembered:
             return True
-        clauses = self._reading.clauses
-        ends = self._found.get("end_of_negation", ())
-        for past in self._past:
-            if clauses[past.start] == clauses[span.start]:
-                low, high = min(past.start, span.start), max(past.end, span.start)
-                if not any(low < s.start <= high for s in ends):
-                    return True
-        return False
+        key = self._stretch(span.start)
+        if self._first_past.get(key, span.start + 1) <= span.start:
+            return True
+        return self._last_past.get(key, span.start) > span.start
+
+    def _stretch(self, at: int) -> tuple[int, int]:
+        """Return the clause of a word, and how many ends of a negation the text has up to it."""
+        return self._reading.clauses[at], self._ends_to(at)
+
+    def _ends_to(self, at: int) -> int:
+        return bisect_right(self._ends, at)

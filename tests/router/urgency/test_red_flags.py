@@ -1,5 +1,6 @@
 """Red flags: what is urgent, what takes an urgency back, conversations, advice, and bad rules."""
 
+import sys
 import time
 
 import pytest
@@ -168,3 +169,29 @@ def test_a_malformed_rule_is_named(change: dict[str, object], message: str) -> N
     RedFlags(rules, context)
     with pytest.raises(ValueError, match=message):
         RedFlags({**rules, **change}, context)
+
+
+def calls_in(text: str) -> int:
+    """How many calls the rules make for a text: work that no other work on the machine moves."""
+    count = 0
+
+    def seen(*about: object) -> None:
+        nonlocal count
+        count += 1
+
+    sys.setprofile(seen)
+    try:
+        load_red_flags().by_signs(text)
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+@pytest.mark.parametrize(
+    "repeated",
+    ["don't suddenly", "yesterday suddenly", "no cold but", "je ne vomis pas", "if cold"],
+)
+def test_the_work_grows_with_the_words_of_a_text_not_with_their_square(repeated: str) -> None:
+    load_red_flags().by_signs(repeated)  # what is loaded once
+    once, twice = (calls_in(" ".join([repeated] * times)) for times in (200, 400))
+    assert twice < 2.5 * once
