@@ -100,6 +100,8 @@ def layer_kinds(name: str) -> Kinds:
 
 def end_kinds(name: str) -> Kinds:
     """Those of the embedding and of the output layer, which are fast in a decoder-only model."""
+    if name == "t5gemma2":  # PEFT saves a weight of its embedding that no check here knows
+        return {}
     embedding = "embed_tokens" if family_of(name) == "causal" or "gemma" in name else "shared"
     attention, *_ = modules_of(name)
     ends = {
@@ -207,8 +209,11 @@ def requests_of(prompts: Sequence[list[int]], side: str | None) -> list[Request]
 def prepared(
     base: Path, name: str, folder: Path, kinds: Mapping[str, dict[str, Any]]
 ) -> tuple[dict[str, Path], list[list[int]], dict[str | None, Any], Any]:
-    """Return an adapter of each kind, prompts, what PEFT answers with each, and the decoder that
-    `auto` takes for them."""
+    """Return an adapter of each kind, prompts, what PEFT answers with each and with a plain one,
+    and the decoder that `auto` takes for them.
+
+    The base's answers are those beside the plain one: PEFT leaves an adapter's biases in the base.
+    """
     folders = {
         kind: saved(base, name, folder / kind, seed, **options)
         for seed, (kind, options) in enumerate(kinds.items(), start=1)
@@ -217,7 +222,8 @@ def prepared(
     prompts = prompts_of(base)
     limits = FastLimits(8, 96, max_adapters=len(folders))
     decoder = build_decoder(loaded_from(base), "auto", limits, folders)
-    return folders, prompts, oracles(base, folders, prompts), decoder
+    plain = {"plain": saved(base, name, folder / "plain", 99)}
+    return folders, prompts, oracles(base, plain | folders, prompts), decoder
 
 
 @pytest.mark.long
@@ -249,9 +255,7 @@ def test_kinds_of_more_than_linear_layers(name: str, tmp_path: Path) -> None:
         kinds = {kind: options for kind, options in kinds.items() if "bias" not in options}
     folders, prompts, expected, decoder = prepared(base, name, tmp_path, kinds)
     assert isinstance(decoder, PeftDecoder)
-    plain = saved(base, name, tmp_path / "plain", 99)
-    expected["plain"] = oracles(base, {"plain": plain}, prompts)["plain"]
-    decoder.load_adapter("plain", plain)
+    decoder.load_adapter("plain", tmp_path / "plain")
     wrong = {}
     for kind, folder in folders.items():
         decoder.load_adapter(kind, folder)
