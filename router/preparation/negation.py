@@ -24,6 +24,7 @@ class Negations:
 
     Attributes:
         scopes: each trigger, and the word before which its denial ends.
+        ends: the words at which a negation ends, in order.
     """
 
     def __init__(
@@ -31,7 +32,7 @@ class Negations:
     ) -> None:
         self._reading = reading
         self._found = found
-        self._ends = _starts(found.get("end_of_negation", ()))
+        self.ends = _starts(found.get("end_of_negation", ()))
         self._list_words = _starts(found.get("list_word", ()))
         self._lists = set(_starts(found.get("list_negation", ())))
         self._answers_at = set(_starts(found.get("answer_no", ())))
@@ -90,8 +91,8 @@ class Negations:
 
     def _ends_from(self, start: int) -> list[int]:
         """Return the first word from `start` on that ends a negation, if any does."""
-        first = bisect_left(self._ends, start)
-        return self._ends[first : first + 1]
+        first = bisect_left(self.ends, start)
+        return self.ends[first : first + 1]
 
     def _comes_after(self, span: Span, denial: int) -> bool:
         """Return whether the denial that begins at this word is of a sign before it."""

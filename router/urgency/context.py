@@ -58,16 +58,13 @@ class Context:
         self._suppositions = self._scopes_of_supposition()
         self._past = [s for s in found.get("history", ()) if not self.is_negated(s)]
         self._of_sentence["history"] = {reading.sentences[s.start] for s in self._past}
-        self._ends = sorted({s.start for s in found.get("end_of_negation", ())})
-        # Of each stretch of a clause without such an end: where its first word of the past that
-        # stands before its signs begins, and its last one that stands behind them.
+        # Of each stretch of a clause that no end of a negation cuts: where its first word of the
+        # past before a sign begins, and its last one behind it.
         self._first_past: dict[tuple[int, int], int] = {}
         self._last_past: dict[tuple[int, int], int] = {}
         for past in self._past:
-            key, end = (
-                self._stretch(past.start),
-                (reading.clauses[past.start], self._ends_to(past.end)),
-            )
+            key = self._stretch(past.start)
+            end = (reading.clauses[past.start], self._ends_to(past.end))
             if key == end:
                 self._first_past[key] = min(past.start, self._first_past.get(key, past.start))
             self._last_past[end] = max(past.start, self._last_past.get(end, past.start))
@@ -143,4 +140,4 @@ class Context:
         return self._reading.clauses[at], self._ends_to(at)
 
     def _ends_to(self, at: int) -> int:
-        return bisect_right(self._ends, at)
+        return bisect_right(self._negations.ends, at)

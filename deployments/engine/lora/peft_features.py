@@ -52,28 +52,29 @@ PLAIN_INITS = (True, False, None, "gaussian", "orthogonal", "eva", "mica")
 # Initialisations that subtract from the base model's weights. PEFT does so again when it loads the
 # adapter, which changes the answers of every other adapter of that model.
 _INITS_THAT_CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-# Fields that neither decoder serves -> what PEFT does with them, and what to do. An empty object is
-# a value: PEFT takes its defaults.
-_SERVED_BY_NEITHER = {
-    "layer_replication": ("is set, which adds layers to the base model", "train it without"),
+# Fields that neither decoder serves -> the values that ask for nothing, what PEFT does with others,
+# and what to do. An empty object asks for PEFT's defaults.
+_SERVED_BY_NEITHER: Mapping[str, tuple[tuple[Any, ...], str, str]] = {
+    "layer_replication": (
+        _UNUSED,
+        "is set, which adds layers to the base model",
+        "train it without",
+    ),
     "kasa_config": (
+        (None,),
         "is set, with which PEFT changes the base model for all adapters",
         "train it without",
     ),
     "arrow_config": (
+        (None,),
         "is set, which routes between several adapters that this folder does not hold",
         "add those adapters one by one",
     ),
     "megatron_config": (
+        _UNUSED,
         "is set, which is for layers of Megatron, and the base has none",
         f"remove it from {CONFIG_FILE} if the adapter's layers are plain ones",
     ),
-}
-_NO_VALUE: Mapping[str, tuple[Any, ...]] = {
-    "layer_replication": _UNUSED,
-    "kasa_config": (None,),
-    "arrow_config": (None,),
-    "megatron_config": _UNUSED,
 }
 
 # lora_alpha / r, or lora_alpha / sqrt(r). Adapters use 0.5 to about 100; far above that float32
@@ -128,8 +129,8 @@ def check_is_servable(directory: Path) -> None:
         AdapterNotSupported: naming the field or the initialisation, and what to do.
     """
     config = read_config(directory)
-    for field, (effect, hint) in _SERVED_BY_NEITHER.items():
-        if config.get(field) not in _NO_VALUE[field]:
+    for field, (unused, effect, hint) in _SERVED_BY_NEITHER.items():
+        if config.get(field) not in unused:
             raise AdapterNotSupported(directory, [f"{field} {effect}"], hint)
     if changes_base(config):
         problem = f"init_lora_weights is {config['init_lora_weights']!r}"

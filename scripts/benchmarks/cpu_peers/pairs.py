@@ -125,13 +125,17 @@ class Calm:
 def calm_of(turns: Iterable[Turn]) -> Calm:
     """Return what counts as undisturbed among the turns of a run. The limits above hold; where the
     probes seldom keep theirs, the calmest three in ten of the turns that nobody robbed count."""
-    turns = [turn for turn in turns if not any(block.is_robbed for block in turn)]
+    turns = _unrobbed(turns)
     if not turns:
         return Calm()
     waits = [probe[2] for turn in turns for block in turn for probe in block.probes_us]
     usual = float(np.percentile(waits, _USUAL))
     each = [_restlessness(turn, usual) for turn in turns]
     return Calm(usual, max(1.0, float(np.percentile(each, _CALMEST))))
+
+
+def _unrobbed(turns: Iterable[Turn]) -> list[Turn]:
+    return [turn for turn in turns if not any(block.is_robbed for block in turn)]
 
 
 def _restlessness(turn: Turn, usual_wait_us: float) -> float:
@@ -228,8 +232,8 @@ def counted_turns(turns: Sequence[Turn], calm: Calm) -> list[Turn]:
     calm_ones = undisturbed(turns, calm)
     if len(calm_ones) >= _LEAST_TURNS:
         return calm_ones
-    unrobbed = [turn for turn in turns if not any(block.is_robbed for block in turn)]
-    return sorted(unrobbed, key=lambda turn: _restlessness(turn, calm.usual_wait_us))[:_LEAST_TURNS]
+    calmest = sorted(_unrobbed(turns), key=lambda turn: _restlessness(turn, calm.usual_wait_us))
+    return calmest[:_LEAST_TURNS]
 
 
 def summary(turns: Mapping[Comparison, Sequence[Turn]]) -> dict[str, Any]:
