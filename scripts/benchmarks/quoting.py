@@ -125,6 +125,7 @@ def _chain(base: "Pretrained") -> list[int]:
         inputs = model.get_input_embeddings().weight
         outputs = inputs.clone()  # some shapes tie the two
         order = torch.randperm(len(inputs) - 3, generator=torch.Generator().manual_seed(0)) + 3
+        outputs[:3] = 0  # special tokens follow nothing
         outputs[order[1:]] = inputs[order[:-1]]
         start = order[-1] if base.decoder_start_id is None else base.decoder_start_id
         outputs[order[0]] = inputs[start]
