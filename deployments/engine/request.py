@@ -238,8 +238,8 @@ class StepOutput:
     """Hold what one step made, for all requests together, by their numbers.
 
     `numbers` and `tokens` go together: the request and its next token. An end-of-sequence token is
-    not among them, but in `scores`, by number, where they were asked for. `drafts`:
-    by number, of the answers for which something was guessed.
+    not among them, but in `scores`, by number, where they were asked for. `drafts` are those of the
+    answers for which something was guessed, by number.
     """
 
     started: list[StartedRow] = field(default_factory=list)

@@ -23,6 +23,7 @@ from deployments.engine.models.t5gemma import T5GEMMA_MODELS
 from deployments.engine.peft_decoder import PeftDecoder
 from deployments.engine.request import Request, SamplingParams
 from scripts.benchmarks.in_process.rounding_errors import Recorder
+from tests.deployments.engine.captured_on_host import captured
 from tests.deployments.engine.planted_guesses import know, note_drafts
 from tests.deployments.engine.prefix_runs import Driver
 from tests.deployments.engine.rows_by_hand import run_rows
@@ -163,10 +164,20 @@ def test_prompts_in_pieces_of_seven_tokens(case: Case) -> None:
     assert_same(case, requests, run.answers)
 
 
-def test_guessed_tokens_are_those_of_peft(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two rows whose guesses are right for some tokens, and then wrong."""
+@pytest.mark.parametrize("on_host", [False, True])
+def test_guessed_tokens_are_those_of_peft(
+    case: Case, on_host: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two rows whose guesses are right for some tokens, and then wrong.
+
+    on_host: by steps as a GPU has them, of a stand-in.
+    """
     if not case.decoder.can_try_drafts:
         pytest.skip("this decoder guesses nothing")
+    if on_host:
+        if DEVICE == "cuda" or not case.decoder.info.batch_invariant:
+            pytest.skip("of a CPU, and of sums in one order")
+        captured(case.decoder, monkeypatch)
     requests = requests_of(case, (WINDOW - 6, 20, 3), MAX_TOKENS)
     plain = run_rows(case.decoder, requests).answers
     lines = note_drafts(case.decoder, monkeypatch)
