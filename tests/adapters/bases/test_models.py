@@ -213,7 +213,7 @@ def test_hub_takes_safetensors_only_and_says_when_offline(
     [
         ({"architectures": ["BertModel"]}, "BertModel"),
         ({"architectures": ["PegasusForConditionalGeneration"]}, "PegasusForConditionalGeneration"),
-        ({}, "none named"),
+        ({}, "names no architecture"),
         (None, r"config.json is missing"),
     ],
 )
@@ -225,6 +225,17 @@ def test_unsupported_folders_are_refused_by_name(
         (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(BaseModelError, match=message):
         resolve_base_model(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "family"),
+    [("T5WithLMHeadModel", "seq2seq"), ("GPT2LMHeadModel", "causal"), ("XForCausalLM", "causal")],
+)
+def test_older_names_of_a_family(architecture: str, family: str, tmp_path: Path) -> None:
+    """t5-3b and BioMedLM are published so."""
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": [architecture]}))
+    assert resolve_base_model(str(tmp_path)).family == family
 
 
 def test_pickled_weights_alone_are_refused(tmp_path: Path) -> None:
