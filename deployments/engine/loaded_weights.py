@@ -1,0 +1,72 @@
+"""Look at what transformers made of a base model's files: every weight read, and none left over.
+
+By itself it draws what is missing, leaves out what it has no place for, and only logs both.
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+
+
+def set_dtype(config: PreTrainedConfig, dtype: torch.dtype) -> None:
+    """Ask for one dtype in a configuration and in all that it holds: transformers itself goes one
+    level deep, and T5Gemma 2's encoder holds another."""
+    config.dtype = dtype
+    for part in vars(config).values():
+        if isinstance(part, PreTrainedConfig):
+            set_dtype(part, dtype)
+
+
+def check_loaded(path: Path, model: PreTrainedModel, report: Mapping[str, Iterable[Any]]) -> None:
+    """Refuse a model that is not the one of its folder.
+
+    What the model has no layer for is no matter: another head, a part for images.
+
+    Args:
+        report: what transformers returns with `output_loading_info`.
+
+    Raises:
+        ValueError: a weight is missing or has another shape, or the files hold a weight of a layer
+            that the model computes without it, or layers that config.json does not count.
+    """
+    name = type(model).__name__
+    if missing := sorted(report["missing_keys"]):
+        raise ValueError(
+            f"{path}: its files lack {_first_of(missing)}, where {name} would have random numbers: "
+            "copy the folder again, or correct its config.json"
+        )
+    if mismatched := sorted(report["mismatched_keys"]):
+        key, stored, expected = mismatched[0]
+        raise ValueError(
+            f"{path}: {key} has the shape {list(stored)} in its files and {list(expected)} by its "
+            f"config.json ({len(mismatched)} such weights): correct config.json, or copy the "
+            "folder again"
+        )
+    if left_over := sorted(key for key in report["unexpected_keys"] if _is_of_a_layer(model, key)):
+        raise ValueError(
+            f"{path}: its files hold {_first_of(left_over)}, which {name} would leave out by its "
+            "config.json: correct config.json (architectures, biases, the number of layers)"
+        )
+
+
+def _first_of(keys: list[str]) -> str:
+    more = f" (and {len(keys) - 1} more)" if len(keys) > 1 else ""
+    return keys[0] + more
+
+
+def _is_of_a_layer(model: PreTrainedModel, key: str) -> bool:
+    """Return whether a tensor is of a layer that has weights, or of one behind the last."""
+    module: Any = model
+    for step in key.split(".")[:-1]:
+        if isinstance(module, torch.nn.ModuleList) and step.isdecimal():
+            if int(step) >= len(module):
+                return True
+            module = module[int(step)]
+        elif isinstance(found := getattr(module, step, None), torch.nn.Module):
+            module = found
+        else:
+            return False
+    return any(True for _ in module.parameters(recurse=False))
