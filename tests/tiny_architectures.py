@@ -12,6 +12,8 @@ from transformers import (
     Gemma2ForCausalLM,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
+    GemmaConfig,
+    GemmaForCausalLM,
     GraniteConfig,
     GraniteForCausalLM,
     LlamaConfig,
@@ -87,6 +89,7 @@ RECIPES: Mapping[str, Recipe] = {
     "qwen3": (Qwen3Config, Qwen3ForCausalLM, {"head_dim": 24}),
     "mistral": (MistralConfig, MistralForCausalLM, {"sliding_window": None}),
     "mistral_window": (MistralConfig, MistralForCausalLM, {"sliding_window": WINDOW}),
+    "gemma": (GemmaConfig, GemmaForCausalLM, {"head_dim": 32, "num_key_value_heads": 1}),
     "gemma2": (
         Gemma2Config,
         Gemma2ForCausalLM,

@@ -34,6 +34,11 @@ _WITHOUT_EFFECT = frozenset(
 )
 _NEUTRAL: tuple[Any, ...] = (None, False, "", [], {}, ())
 _NEUTRAL_VALUES: Mapping[str, Any] = {"full_attn_mod": 1, "interpolate_factor": 1}  # Phi-4-mini's
+_SAME_AS = {  # what some of Gemma's say twice, and transformers reads once
+    "sliding_window_size": "sliding_window",
+    "hidden_activation": "hidden_act",
+}
+_CHUNKS = "dual_chunk_attention_config"
 _WINDOWS = "layer_types sliding_window use_sliding_window max_window_layers"
 _GEMMA = f"{_WINDOWS} hidden_activation query_pre_attn_scalar final_logit_softcapping"
 GEMMA_2 = frozenset(f"{_GEMMA} attn_logit_softcapping".split())
@@ -100,6 +105,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
             reads=frozenset(_WINDOWS.split()),
         ),
         Architecture("MistralForCausalLM", "Mistral", reads=frozenset(["sliding_window"])),
+        Architecture("GemmaForCausalLM", "Gemma", norm_offset=1.0, embedding_is_scaled=True),
         Architecture(
             "Gemma2ForCausalLM",
             "Gemma 2",
@@ -255,8 +261,31 @@ def unsupported_stack(config: Any, architecture: Architecture, num_positions: in
     for kind in getattr(config, "layer_types", None) or ():
         if kind not in (_FULL, _SLIDING):
             return f"layer_types has {kind!r}; only {_FULL} and {_SLIDING} are fast"
-    known = _COMMON | architecture.reads
-    return unknown_field(config, known) or _no_window(config) or _moving_rope(config, num_positions)
+    known = _COMMON | architecture.reads | {_CHUNKS}
+    return (
+        unknown_field(config, known)
+        or _no_window(config)
+        or _moving_rope(config, num_positions)
+        or _cut_in_chunks(config, num_positions)
+    )
+
+
+def _cut_in_chunks(config: Any, num_positions: int) -> str | None:
+    """Return why a text is longer than one chunk, within which attention is as ever. Returns None
+    if none is (Qwen2.5 with a million positions; transformers knows no chunks)."""
+    chunks = getattr(config, _CHUNKS, None)
+    if not chunks:
+        return None
+    try:
+        length = int(chunks["chunk_size"]) - int(chunks.get("local_size", 0))
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return f"{_CHUNKS} is {chunks!r} in its config, which names no chunk_size"
+    if num_positions <= length:
+        return None
+    return (
+        f"{_CHUNKS} cuts a text into chunks of {length} positions, which neither decoder does, and "
+        f"an answer may take {num_positions} with its prompt: lower engine.max_input_tokens"
+    )
 
 
 def _no_window(config: Any) -> str | None:
@@ -302,7 +331,8 @@ def unknown_field(config: Any, known: frozenset[str]) -> str | None:
             continue
         is_number = isinstance(value, int | float) and value == 0
         is_number |= name == "layer_types" and set(value or ()) <= {_FULL}
-        if value in _NEUTRAL or is_number or _NEUTRAL_VALUES.get(name) == value:
+        is_said = name in _SAME_AS and value == getattr(config, _SAME_AS[name], None)
+        if value in _NEUTRAL or is_number or is_said or _NEUTRAL_VALUES.get(name) == value:
             continue
         return f"{name} is {value!r} in its config, a field that the fast decoder does not know"
     return None
