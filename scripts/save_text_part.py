@@ -69,20 +69,12 @@ def save(base_model: str, out: Path) -> dict[str, Any]:
 
 
 def _whole(path: Path) -> Any:
-    from transformers import AutoModelForImageTextToText
+    from transformers import AutoConfig, AutoModelForImageTextToText
 
-    from deployments.engine.loaded_weights import check_loaded
+    from deployments.engine.loaded_weights import load_weights
 
-    model, report = AutoModelForImageTextToText.from_pretrained(
-        path,
-        dtype="auto",
-        use_safetensors=True,
-        trust_remote_code=False,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,
-    )
-    check_loaded(path, model, report)
-    return model.eval()
+    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    return load_weights(AutoModelForImageTextToText, path, config, dtype="auto").eval()
 
 
 def _text_part(path: Path, whole: Any) -> Any:

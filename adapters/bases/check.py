@@ -77,17 +77,25 @@ def find_base_model(name: str) -> None:
         _check_hub_has(name)
 
 
-def _check_weights(path: Path, *, is_plain: bool) -> None:
+def weight_files(path: Path) -> list[Path]:
+    """Return the files that hold a base model's weights. There may be others: Mistral publishes the
+    same weights a second time, as consolidated.safetensors.
+
+    Raises:
+        BaseModelError: the index lists none, or cannot be read.
+    """
     index = path / _INDEX
-    if index.is_file():
-        listed = _json(index).get("weight_map")
-        names = set(listed.values()) if isinstance(listed, dict) else set()
-        if not names:
-            raise BaseModelError(f"base_model: {index} lists no weights: copy the folder again")
-    else:
-        names = {_WEIGHTS}
-    for name in sorted(map(str, names)):
-        file = path / name
+    if not index.is_file():
+        return [path / _WEIGHTS]
+    listed = _json(index).get("weight_map")
+    names = set(listed.values()) if isinstance(listed, dict) else set()
+    if not names:
+        raise BaseModelError(f"base_model: {index} lists no weights: copy the folder again")
+    return [path / name for name in sorted(map(str, names))]
+
+
+def _check_weights(path: Path, *, is_plain: bool) -> None:
+    for file in weight_files(path):
         if not file.is_file():
             raise BaseModelError(f"base_model: {file} is missing: copy the folder again")
         try:

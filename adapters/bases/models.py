@@ -31,6 +31,8 @@ LOCK_TIMEOUT_S = 600
 _MANIFEST = "polyclinic_manifest.json"
 _WORK = f"{BUILT_IN}.making-"  # prefix of the folders that the model is made in
 _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+# The same weights once more, as Mistral's and Meta's own programs read them; ONNX's configurations.
+_NOT_FROM_HUB = ["consolidated*", "original/*", "onnx/*"]
 _CAUSAL = ("ForCausalLM", "LMHeadModel")
 _OLD_T5 = "T5WithLMHeadModel"  # as the first transformers called it; t5-3b and t5-11b still say so
 _OTHER_SENSES = ("vision_config", "audio_config")
@@ -169,7 +171,9 @@ def _from_hub(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
+        return Path(
+            snapshot_download(name, allow_patterns=_HUB_FILES, ignore_patterns=_NOT_FROM_HUB)
+        )
     except Exception as error:
         raise BaseModelError(
             f"base_model: '{name}' is neither in the Hugging Face cache nor could it be "

@@ -1,4 +1,4 @@
-"""Look at what transformers made of a base model's files: every weight read, and none left over.
+"""Load a model's files with transformers, every weight of them, in one dtype.
 
 By itself it draws what is missing, leaves out what it has no place for, and only logs both.
 """
@@ -8,7 +8,44 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+
+
+def config_of(path: Path, dtype: torch.dtype) -> Any:
+    """Return the configuration of a folder, whose own code is never run.
+
+    Args:
+        dtype: of all weights, whatever the configuration says.
+
+    Raises:
+        OSError, ValueError: transformers cannot read it.
+    """
+    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    set_dtype(config, dtype)
+    return config
+
+
+def load_weights(model_class: Any, path: Path, config: Any, **options: Any) -> Any:
+    """Return the model of a folder, from safetensors alone.
+
+    Args:
+        model_class: of transformers, or one of its `Auto` classes.
+        options: further ones of its `from_pretrained`.
+
+    Raises:
+        OSError, ValueError: transformers cannot read it, or what `check_loaded` raises.
+    """
+    model, report = model_class.from_pretrained(
+        path,
+        config=config,
+        use_safetensors=True,
+        trust_remote_code=False,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # check_loaded names them
+        **options,
+    )
+    check_loaded(path, model, report)
+    return model
 
 
 def set_dtype(config: PreTrainedConfig, dtype: torch.dtype) -> None:

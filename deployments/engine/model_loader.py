@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import torch
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
@@ -18,7 +17,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from deployments.engine.loaded_weights import check_loaded, set_dtype
+from deployments.engine.loaded_weights import config_of, load_weights
 from deployments.engine.quantised.loader import LoaderConfig, stored_kind, wo_quantised
 from deployments.engine.quantised.weight import Kind
 from deployments.engine.request import ForcedTokens
@@ -111,20 +110,12 @@ def load_pretrained(
     """
     transformers_logging.disable_progress_bar()  # a server's log is not a terminal
     precision = choose_precision(dtype, device)
-    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-    set_dtype(config, precision.dtype)
+    config = config_of(path, precision.dtype)
     stored = stored_kind(config)
     kind = stored if quantization == "none" else quantization
     if stored not in (None, kind):
         raise ValueError(f"{path}: its weights are in {stored} already, and {kind} is asked for")
-    options: dict[str, Any] = {
-        "config": config,
-        "dtype": precision.dtype,
-        "use_safetensors": True,
-        "trust_remote_code": False,
-        "output_loading_info": True,
-        "ignore_mismatched_sizes": True,  # check_loaded names them
-    }
+    options: dict[str, Any] = {"dtype": precision.dtype}
     if _is_capped(config):  # torch's own function knows no soft cap, and older transformers take it
         options["attn_implementation"] = "eager"
     leaving: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
@@ -140,8 +131,7 @@ def load_pretrained(
             leaving = wo_quantised()
     model_class = AutoModelForCausalLM if family == "causal" else AutoModelForSeq2SeqLM
     with leaving:
-        model, report = model_class.from_pretrained(path, **options)
-    check_loaded(path, model, report)
+        model = load_weights(model_class, path, config, **options)
     if kind is None:
         model = model.to(device)
     tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)

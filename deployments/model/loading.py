@@ -191,7 +191,7 @@ class _Parts:
         """Load the tokenizer. Raises as `encode_with`."""
         from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(self.spec.path)
+        tokenizer = AutoTokenizer.from_pretrained(self.spec.path, trust_remote_code=False)
         encode = self.encode_with(tokenizer)
         return _Text(tokenizer, encode, text_decoder(tokenizer), token_bytes(tokenizer))
 

@@ -15,6 +15,7 @@ from adapters.bases.check import (
     check_folder,
     find_base_model,
     stored_quantization,
+    weight_files,
 )
 from adapters.bases.models import BaseModelError
 
@@ -239,3 +240,12 @@ def test_code_in_the_folder_is_not_asked_about(base: Path, monkeypatch: pytest.M
     (base / "strange.py").write_text("raise SystemExit('run')")
     with pytest.raises(BaseModelError, match="never run"):
         check_folder(base)
+
+
+def test_weights_that_are_there_twice_count_once(base: Path) -> None:
+    """As Mistral publishes them."""
+    (base / "consolidated.safetensors").write_bytes(b"for another program")
+    assert weight_files(base) == [base / "model.safetensors"]
+    index(base, a="model.safetensors", b="model.safetensors")
+    assert weight_files(base) == [base / "model.safetensors"]
+    check_folder(base)

@@ -194,8 +194,9 @@ def test_hub_takes_safetensors_only_and_says_when_offline(
 ) -> None:
     asked: list[str] = []
 
-    def snapshot(name: str, *, allow_patterns: list[str]) -> str:
+    def snapshot(name: str, *, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
         asked.extend(allow_patterns)
+        assert "consolidated*" in ignore_patterns, "Mistral's weights, which are there twice"
         if name == "org/missing":
             raise ConnectionError("no route")
         return str(tiny_llama_dir)
