@@ -102,6 +102,11 @@ _LLAMA_3 = {
 _JS = {"transformers.js_config": {"kv_cache_dtype": {"q4f16": "float16", "fp16": "float16"}}}
 _LONG = {"type": "longrope", "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
 _MILLION = {"chunk_size": 262144, "local_size": 8192, "original_max_position_embeddings": 262144}
+_MINISTRAL_3 = {
+    "beta_fast": 32.0, "beta_slow": 1.0, "factor": 16.0, "llama_4_scaling_beta": 0.1,
+    "mscale": 1.0, "mscale_all_dim": 1.0, "original_max_position_embeddings": 16384,
+    "rope_theta": 1000000.0, "rope_type": "yarn", "type": "yarn",
+}  # fmt: skip
 _GRANITE = {
     "attention_bias": False, "attention_multiplier": 0.0078125, "embedding_multiplier": 12.0,
     "logits_scaling": 16.0, "mlp_bias": False, "residual_multiplier": 0.22, "rope_scaling": None,
@@ -157,6 +162,9 @@ PUBLISHED: Mapping[str, Fields] = {
     ),
     "Mistral Nemo": _decoder("Mistral", "mistral", sliding_window=None, head_dim=24),
     "Ministral 8B 2410": _decoder("Mistral", "mistral", sliding_window=32768, head_dim=24),
+    "Ministral 3 3B, its text part": _decoder(
+        "Ministral3", "ministral3", sliding_window=None, head_dim=24, rope_parameters=_MINISTRAL_3
+    ),
     "Gemma 2B": _gemma("", "gemma", hidden_act="gelu", hidden_activation=None, rope_scaling=None),
     "Gemma 1.1 2B": _gemma("", "gemma", hidden_act="gelu_pytorch_tanh"),
     "Gemma 2 2B": _gemma2(),

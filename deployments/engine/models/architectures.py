@@ -105,6 +105,9 @@ ARCHITECTURES: Mapping[str, Architecture] = {
             reads=frozenset(_WINDOWS.split()),
         ),
         Architecture("MistralForCausalLM", "Mistral", reads=frozenset(["sliding_window"])),
+        Architecture(
+            "Ministral3ForCausalLM", "Ministral 3 (text)", reads=frozenset(["sliding_window"])
+        ),
         Architecture("GemmaForCausalLM", "Gemma", norm_offset=1.0, embedding_is_scaled=True),
         Architecture(
             "Gemma2ForCausalLM",
@@ -353,8 +356,16 @@ def rope_limit(config: Any, parameters: Mapping[str, Any]) -> int | None:
 
 
 def _moving_rope(config: Any, num_positions: int) -> str | None:
-    """Return why the rotary frequencies depend on a text's length. Returns None if they do not."""
+    """Return why rotation, or the scale of queries, depends on a text's length. Returns None if it
+    does not."""
     for parameters in ropes_of(config).values():
+        scaled = parameters.get("original_max_position_embeddings")
+        if parameters.get("llama_4_scaling_beta") and scaled and num_positions > scaled:
+            return (
+                f"llama_4_scaling_beta scales queries from position {scaled} on, and an answer may "
+                f"take {num_positions} with its prompt: lower engine.max_input_tokens for the fast "
+                "decoder"
+            )
         kind = parameters.get("rope_type", "default")
         if kind not in _FIXED_ROPES:
             return f"rope_type is {kind!r}; only {', '.join(_FIXED_ROPES)} are fast"
