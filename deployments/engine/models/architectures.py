@@ -206,13 +206,21 @@ class Description:
         return tuple(words for words, has in said.items() if has)
 
 
-def describe(model: Any) -> Description:
-    """Return the description of a model that `unsupported_causal` found nothing against."""
-    return describe_stack(model.config, ARCHITECTURES[type(model).__name__])
+def describe(model: Any, num_positions: int | None = None) -> Description:
+    """Return the description of a model that `unsupported_causal` found nothing against.
+
+    Args:
+        num_positions: of the longest answer, prompt included; a window that none is longer than is
+            none. None: it is not known.
+    """
+    return describe_stack(model.config, ARCHITECTURES[type(model).__name__], num_positions)
 
 
-def describe_stack(config: Any, architecture: Architecture) -> Description:
-    """Return the description of layers that `unsupported_stack` found nothing against."""
+def describe_stack(
+    config: Any, architecture: Architecture, num_positions: int | None = None
+) -> Description:
+    """Return the description of layers that `unsupported_stack` found nothing against; `describe`
+    says of how many positions."""
 
     def read(name: str, default: Any = None) -> Any:
         found = getattr(config, name, None) if name in architecture.reads else None
@@ -228,7 +236,7 @@ def describe_stack(config: Any, architecture: Architecture) -> Description:
         head_dim=head_dim,
         eps=config.rms_norm_eps,
         activation=read("hidden_activation", getattr(config, "hidden_act", None)),
-        layers=_layers(config, architecture),
+        layers=_layers(config, architecture, num_positions),
         attention_scale=read("attention_multiplier", scalar**-0.5),
         attention_cap=read("attn_logit_softcapping"),
         logits_cap=read("final_logit_softcapping"),
@@ -299,10 +307,13 @@ def _no_window(config: Any) -> str | None:
     return None
 
 
-def _layers(config: Any, architecture: Architecture) -> tuple[LayerKind, ...]:
+def _layers(
+    config: Any, architecture: Architecture, num_positions: int | None
+) -> tuple[LayerKind, ...]:
     """Return the kind of each layer; without layer_types a window is every layer's."""
     number: int = config.num_hidden_layers
     window = config.sliding_window if "sliding_window" in architecture.reads else None
+    is_reached = num_positions is None or window is None or window < num_positions
     kinds = [_SLIDING if window else _FULL] * number
     if "layer_types" in architecture.reads:
         kinds = config.layer_types
@@ -312,7 +323,7 @@ def _layers(config: Any, architecture: Architecture) -> tuple[LayerKind, ...]:
     shared = SHARED_ROPE in ropes_of(config)
     return tuple(
         LayerKind(
-            window if kind == _SLIDING else None,
+            window if kind == _SLIDING and is_reached else None,
             (SHARED_ROPE if shared else kind) if is_rotated else None,
         )
         for kind, is_rotated in zip(kinds, rotates, strict=False)

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from deployments.engine.decoder_factory import FastLimits, build_decoder
+from deployments.engine.errors import FastDecoderImpossible
 from deployments.engine.kernels.backend import are_fused
 from deployments.engine.model_loader import Family, Pretrained, load_pretrained
 from deployments.engine.model_runner import ModelRunner
@@ -246,6 +247,20 @@ def test_queries_that_are_scaled_from_a_position_on_are_fast_before_it(tmp_path:
     assert isinstance(long, PeftDecoder)
     assert "llama_4_scaling_beta scales queries from position 128 on" in long.info.reason
     assert "lower engine.max_input_tokens" in long.info.reason
+
+
+@pytest.mark.skipif(are_fused("cpu"), reason="the interpreter runs the steps")
+def test_a_window_that_no_answer_is_longer_than_is_none(tmp_path: Path) -> None:
+    """As in Mistral 7B v0.1 and what was made of it, of 4,096 positions: also in eight bits."""
+    from deployments.engine.decoder_factory import unsupported_in_bytes
+
+    loaded = loaded_from(make_tiny("mistral_window", tmp_path / "base"))
+    assert unsupported_in_bytes(loaded, WINDOW) is None
+    assert f"sliding_window {WINDOW}" in str(unsupported_in_bytes(loaded, WINDOW + 1))
+    limits = FastLimits(2, WINDOW, max_adapters=1)
+    build_decoder(loaded, "fast", limits, {}, weights="int8")
+    with pytest.raises(FastDecoderImpossible, match="has a sliding window"):
+        build_decoder(loaded, "fast", LIMITS, {}, weights="int8")
 
 
 @pytest.mark.skipif(are_fused("cpu"), reason="the interpreter runs the steps")
