@@ -138,6 +138,14 @@ PUBLISHED: Mapping[str, Fields] = {
     "Llama 3.2 1B by Unsloth": _llama(
         rope_scaling=_LLAMA_3 | {"factor": 32.0}, head_dim=16, pad_token_id=4, unsloth_fixed=True
     ),
+    "a fine-tune of Llama saved by 4.48": _llama(
+        _attn_implementation_autoset=True, _name_or_path="meta-llama/Llama-3.1-8B",
+        loss_type="ForCausalLMLoss", neftune_noise_alpha=5, gradient_checkpointing=True,
+    ),
+    "Vicuna 7B": _llama(
+        max_sequence_length=2048, tokenizer_padding_side="right", tokenizer_model_max_length=2048,
+        temperature=0.9, top_p=0.6, max_length=4096,
+    ),
     "SmolLM2 135M": _llama(is_llama_config=True, rope_interleaved=False, **_JS),
     "SmolLM3 3B": _decoder(
         "SmolLM3", "smollm3", attention_bias=False, layer_types=[_FULL] * 2, max_window_layers=28,

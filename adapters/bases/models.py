@@ -19,6 +19,7 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 
 from adapters.bases import smollm2
+from adapters.bases.names import hub_id_of_snapshot
 
 logger = logging.getLogger(__name__)
 
@@ -122,16 +123,20 @@ def family_of(path: Path) -> Family:
             neither a causal language model nor an encoder-decoder of these.
     """
     config = _read_config(path)
+    architectures = config.get("architectures") or []
+    family: Family | None = None
+    if any(name in (*_SEQ2SEQ, _OLD_T5) for name in architectures):
+        family = "seq2seq"
+    elif any(name.endswith(_CAUSAL) for name in architectures):
+        family = "causal"
     if not any(path.glob("*.safetensors")):
         raise BaseModelError(
-            f"base_model: {path} has no .safetensors file; pickled weights are never loaded: "
-            "convert them with transformers' save_pretrained"
+            f"base_model: {path} has no .safetensors file; pickled weights are never loaded: where "
+            f"you trust who made them, convert them once ({_conversion(path, family)}) and name "
+            "that folder"
         )
-    architectures = config.get("architectures") or []
-    if any(name in (*_SEQ2SEQ, _OLD_T5) for name in architectures):
-        return "seq2seq"
-    if any(name.endswith(_CAUSAL) for name in architectures):
-        return "causal"
+    if family is not None:
+        return family
     supported = f"{', '.join(_SEQ2SEQ)} and any ...{' or ...'.join(_CAUSAL)}"
     if not architectures:
         raise BaseModelError(
@@ -150,6 +155,17 @@ def family_of(path: Path) -> Family:
         f"base_model: {path} has the architecture {', '.join(architectures)}; supported are "
         f"{supported}: name a base of one of these"
     )
+
+
+def _conversion(path: Path, family: Family | None) -> str:
+    """Return a command that saves a model's weights as safetensors, its tokenizer beside them."""
+    name = hub_id_of_snapshot(str(path)) or str(path)
+    auto = "AutoModelForSeq2SeqLM" if family == "seq2seq" else "AutoModelForCausalLM"
+    each = (
+        f"[c.from_pretrained({name!r}).save_pretrained('FOLDER') "
+        f"for c in (t.{auto}, t.AutoTokenizer)]"
+    )
+    return f'python -c "import transformers as t; {each}"'
 
 
 def _read_config(path: Path) -> dict[str, Any]:

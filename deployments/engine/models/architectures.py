@@ -30,7 +30,11 @@ _WITHOUT_EFFECT = frozenset(
     "auto_map is_llama_config transformers.js_config unsloth_fixed unsloth_version model_name "
     "original_max_position_embeddings rope_theta rope_scaling partial_rotary_factor default_theta "
     "n_positions output_past task_specific_params tokenizer_class "
-    "scalable_attention".split()
+    "scalable_attention _attn_implementation_autoset _flash_attn_2_enabled use_flash_attention_2 "
+    "use_flash_attn use_bfloat16 torchscript gradient_checkpointing max_sequence_length seq_length "
+    "model_max_length tokenizer_model_max_length tokenizer_padding_side neftune_noise_alpha "
+    "finetuning_task license loss_type keys_to_ignore_at_inference _from_model_config attn_pdrop "
+    "hidden_dropout_prob attention_probs_dropout_prob".split()
 )
 _NEUTRAL: tuple[Any, ...] = (None, False, "", [], {}, ())
 _NEUTRAL_VALUES: Mapping[str, Any] = {"full_attn_mod": 1, "interpolate_factor": 1}  # Phi-4-mini's

@@ -239,8 +239,27 @@ def test_older_names_of_a_family(architecture: str, family: str, tmp_path: Path)
     assert resolve_base_model(str(tmp_path)).family == family
 
 
-def test_pickled_weights_alone_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"]}))
-    (tmp_path / "pytorch_model.bin").write_bytes(b"")
-    with pytest.raises(BaseModelError, match="no .safetensors file"):
-        resolve_base_model(str(tmp_path))
+@pytest.mark.parametrize(
+    ("folder", "architecture", "command"),
+    [
+        (
+            "base",
+            "LlamaForCausalLM",
+            r"'.*/base'\).* in \(t.AutoModelForCausalLM, t.AutoTokenizer\)",
+        ),
+        (
+            "models--facebook--nllb-200-distilled-600M/snapshots/f8d333",
+            "M2M100ForConditionalGeneration",
+            r"'facebook/nllb-200-distilled-600M'\).* in \(t.AutoModelForSeq2SeqLM",
+        ),
+    ],
+)
+def test_pickled_weights_alone_are_refused(
+    folder: str, architecture: str, command: str, tmp_path: Path
+) -> None:
+    base = tmp_path / folder
+    base.mkdir(parents=True)
+    (base / "config.json").write_text(json.dumps({"architectures": [architecture]}))
+    (base / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(BaseModelError, match=f"no .safetensors file.* convert them.*{command}"):
+        resolve_base_model(str(base))
