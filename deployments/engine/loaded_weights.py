@@ -8,7 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+
+# What classes of transformers raise of a value that they have no case for.
+_UNKNOWN_VALUE = (KeyError, TypeError, AttributeError, AssertionError)
 
 
 def config_of(path: Path, dtype: torch.dtype) -> Any:
@@ -20,9 +24,22 @@ def config_of(path: Path, dtype: torch.dtype) -> Any:
     Raises:
         OSError, ValueError: transformers cannot read it.
     """
-    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    except OSError:
+        raise
+    except Exception as error:  # whatever a strange config.json makes it raise
+        raise _of_config(path, error) from error
     set_dtype(config, dtype)
     return config
+
+
+def _of_config(path: Path, error: Exception) -> ValueError:
+    said = " ".join(f"{type(error).__name__}: {error}".split())
+    return ValueError(
+        f"{path}: transformers {transformers.__version__} cannot make a model by its config.json "
+        f"({said}): correct it there"
+    )
 
 
 def load_weights(model_class: Any, path: Path, config: Any, **options: Any) -> Any:
@@ -35,15 +52,18 @@ def load_weights(model_class: Any, path: Path, config: Any, **options: Any) -> A
     Raises:
         OSError, ValueError: transformers cannot read it, or what `check_loaded` raises.
     """
-    model, report = model_class.from_pretrained(
-        path,
-        config=config,
-        use_safetensors=True,
-        trust_remote_code=False,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,  # check_loaded names them
-        **options,
-    )
+    try:
+        model, report = model_class.from_pretrained(
+            path,
+            config=config,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # check_loaded names them
+            **options,
+        )
+    except _UNKNOWN_VALUE as error:
+        raise _of_config(path, error) from error
     check_loaded(path, model, report)
     return model
 

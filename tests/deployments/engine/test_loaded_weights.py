@@ -64,6 +64,25 @@ def test_a_shape_that_config_json_does_not_say(base: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"max_position_embeddings": 512.0}, "'max_position_embeddings' expected int, got float"),
+        ({"rope_parameters": {"rope_type": "ntk", "factor": 4.0}}, "KeyError: 'ntk'"),
+        ({"hidden_act": "swish_glu"}, "KeyError: 'swish_glu'"),
+        ({"pad_token_id": 5000}, "AssertionError: Padding_idx"),
+        ({"model_type": "lama"}, "lama"),
+    ],
+)
+def test_a_value_that_transformers_has_no_case_for(
+    fields: dict[str, Any], said: str, base: Path
+) -> None:
+    configure(base, **fields)
+    found = refusal(base)
+    assert said in found
+    assert "cannot make a model by its config.json" in found
+
+
+@pytest.mark.parametrize(
     ("change", "left_over"),
     [
         (lambda w: w.update({UP + "_scale": torch.ones(1)}), UP + "_scale"),
