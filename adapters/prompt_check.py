@@ -7,7 +7,7 @@ from typing import Any, Literal, Protocol
 
 from adapters.bases.models import BaseModelError
 from adapters.catalog import CATALOG_FILE, BaseModelEntry, Catalog
-from adapters.prompting import Message, PromptFormat, encode_prompt, end_of_turn
+from adapters.prompting import Message, PromptFormat, encode_prompt, render
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +106,7 @@ def goes_on(tokenizer: Any, eos_ids: Collection[int]) -> str | None:
     Args:
         eos_ids: the tokens that end an answer.
     """
-    if not getattr(tokenizer, "chat_template", None) or (token := end_of_turn(tokenizer)) is None:
+    if not getattr(tokenizer, "chat_template", None) or (token := _end_of_turn(tokenizer)) is None:
         return None
     id_ = tokenizer.convert_tokens_to_ids(token)
     if id_ in eos_ids:
@@ -116,6 +116,19 @@ def goes_on(tokenizer: Any, eos_ids: Collection[int]) -> str | None:
         f"does not end one (eos_token_id is {sorted(eos_ids)}): answers may go on behind it; add "
         "it to eos_token_id in the base model's generation_config.json"
     )
+
+
+def _end_of_turn(tokenizer: Any) -> str | None:
+    """Return the token that the chat template writes behind an assistant's turn. None: none, or the
+    template can write no conversation."""
+    talk = [_USER, Message("assistant", "Because."), _USER]
+    try:
+        text = render("chat", talk, tokenizer=tokenizer, system_line="")
+    except ValueError:
+        return None
+    behind = text.partition("Because.")[2].lstrip()
+    tokens = (token.content for token in tokenizer.added_tokens_decoder.values())
+    return max(filter(behind.startswith, tokens), key=len, default=None)
 
 
 def _refusal(entry: BaseModelEntry, tokenizer: Any, shape: str, problem: str) -> str:

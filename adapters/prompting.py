@@ -112,20 +112,6 @@ def encode_example(
     return prompt, [*_tokenise(tokenizer, answer.strip()), tokenizer.eos_token_id]
 
 
-def end_of_turn(tokenizer: Any) -> str | None:
-    """Return the control token that the chat template writes behind an assistant's turn. None: it
-    writes none there, or there is no template that can write a conversation."""
-    talk = [Message("user", "a"), Message("assistant", "b"), Message("user", "c")]
-    try:
-        pieces = _chat_pieces(talk, tokenizer)
-    except ValueError:
-        return None
-    answer = [i for i, (_, is_content) in enumerate(pieces) if is_content][1]
-    behind = pieces[answer + 1][0]
-    parts = [part for part in _cut(behind, _control_tokens([behind], tokenizer)) if part.strip()]
-    return parts[0] if parts and parts[0] in _control_tokens([behind], tokenizer) else None
-
-
 def _with_system_line(
     prompt_format: PromptFormat,
     messages: Sequence[Message],
