@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from deployments.engine.decoder_factory import FastLimits, build_decoder
+from deployments.engine.errors import FastDecoderImpossible
 from deployments.engine.kernels.backend import are_fused
 from deployments.engine.model_loader import Family, Pretrained, load_pretrained
 from deployments.engine.model_runner import ModelRunner
@@ -278,6 +279,28 @@ def test_a_rope_that_moves_with_the_length_is_fast_where_it_cannot_move(tmp_path
     )
 
 
+def test_queries_that_are_scaled_from_a_position_on_are_fast_before_it(tmp_path: Path) -> None:
+    loaded = loaded_from(make_tiny("ministral3", tmp_path / "base"))
+    long = build_decoder(loaded, "auto", FastLimits(2, 129, max_adapters=1), {})
+    assert isinstance(long, PeftDecoder)
+    assert "llama_4_scaling_beta scales queries from position 128 on" in long.info.reason
+    assert "lower engine.max_input_tokens" in long.info.reason
+
+
+@pytest.mark.skipif(are_fused("cpu"), reason="the interpreter runs the steps")
+def test_a_window_that_no_answer_is_longer_than_is_none(tmp_path: Path) -> None:
+    """As in Mistral 7B v0.1 and what was made of it, of 4,096 positions: also in eight bits."""
+    from deployments.engine.decoder_factory import unsupported_in_bytes
+
+    loaded = loaded_from(make_tiny("mistral_window", tmp_path / "base"))
+    assert unsupported_in_bytes(loaded, WINDOW) is None
+    assert f"sliding_window {WINDOW}" in str(unsupported_in_bytes(loaded, WINDOW + 1))
+    limits = FastLimits(2, WINDOW, max_adapters=1)
+    build_decoder(loaded, "fast", limits, {}, weights="int8")
+    with pytest.raises(FastDecoderImpossible, match="has a sliding window"):
+        build_decoder(loaded, "fast", LIMITS, {}, weights="int8")
+
+
 @pytest.mark.skipif(are_fused("cpu"), reason="the interpreter runs the steps")
 @pytest.mark.parametrize("name", sorted(RECIPES))
 def test_only_plain_layers_are_compiled_for_eight_bits(name: str, tmp_path: Path) -> None:
@@ -286,7 +309,7 @@ def test_only_plain_layers_are_compiled_for_eight_bits(name: str, tmp_path: Path
     base = make_tiny(name, tmp_path / "base")
     reason = unsupported_in_bytes(loaded_from(base))
     named = {"mistral_window": f"MistralForCausalLM has a sliding window (sliding_window {WINDOW})"}
-    if name in ("llama", "llama_dynamic", "mistral"):
+    if name in ("llama", "llama_dynamic", "mistral", "ministral3"):
         assert reason is None
     elif family_of(name) == "seq2seq":
         assert reason == "the base is an encoder-decoder"
