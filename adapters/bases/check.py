@@ -4,7 +4,6 @@ The files are looked at without torch: all shards there and whole, a tokenizer, 
 transformers has. What only a GPU can tell (whether it fits) is not asked.
 """
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any, Literal
@@ -25,8 +24,8 @@ StoredKind = Literal["int8", "nf4"]
 _WEIGHTS = "model.safetensors"
 _INDEX = f"{_WEIGHTS}.index.json"
 # Any of them is enough for transformers to make a tokenizer, which ByT5's needs none of.
-_SENTENCEPIECE = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
-_TOKENIZERS = ("tokenizer.json", *_SENTENCEPIECE, "vocab.json", "vocab.txt")
+_PIECES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+_TOKENIZERS = ("tokenizer.json", *_PIECES, "vocab.json", "vocab.txt")
 _WITHOUT_FILES = "ByT5Tokenizer"
 _PLAIN = frozenset(("F64", "F32", "F16", "BF16"))  # as safetensors files call them
 # Models that need no look at transformers' own list, whose import takes seconds.
@@ -132,14 +131,6 @@ def _check_tokenizer(path: Path, config: dict[str, Any]) -> None:
             f"base_model: {path} has no tokenizer (one of {', '.join(_TOKENIZERS)}): save it there "
             "with the tokenizer's save_pretrained"
         )
-    pieces = [file for file in found if file.name in _SENTENCEPIECE and _is_sentencepiece(file)]
-    if found[0].name != "tokenizer.json" and pieces and not _has_sentencepiece():
-        raise BaseModelError(
-            f"base_model: the tokenizer of {path} is {pieces[0].name} without a tokenizer.json, "
-            "which transformers reads with the package sentencepiece, and that is not installed: "
-            "install it on every node (pip install sentencepiece), or save a tokenizer.json there "
-            "with the tokenizer's save_pretrained"
-        )
     if found[0].suffix == ".json":
         _json(found[0])
 
@@ -148,16 +139,6 @@ def _tokenizer_class(path: Path, config: dict[str, Any]) -> Any:
     file = path / "tokenizer_config.json"
     named = _json(file).get("tokenizer_class") if file.is_file() else None
     return named or config.get("tokenizer_class")
-
-
-def _is_sentencepiece(file: Path) -> bool:
-    """Return whether a vocabulary is SentencePiece's; others of its name are lines of text."""
-    with file.open("rb") as opened:
-        return opened.read(1) == b"\n"  # its first field
-
-
-def _has_sentencepiece() -> bool:
-    return importlib.util.find_spec("sentencepiece") is not None
 
 
 def _check_known(path: Path, config: dict[str, Any], family: str) -> None:
