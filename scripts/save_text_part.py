@@ -4,8 +4,8 @@
 
 For Gemma 3 from 4B up, MedGemma 4B, Mistral Small 3.1, and others whose language model is one that
 transformers has by itself. Its logits on a fixed prompt must be those of the whole model, or
-nothing is written; dtype and tokenizer stay as they are. Adapters are to be trained on the new
-folder: layers of the whole model have other names. The last line of stdout is one JSON object.
+nothing is written; dtype and tokenizer stay as they are. Adapters of the whole model are converted
+by scripts.convert_adapter: its layers have other names. The last line of stdout is one JSON object.
 """
 
 import json

@@ -1,5 +1,6 @@
 """Are the tensors of a safetensors file LoRA weights? Pairs, ranks, finite values, some effect."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,6 +19,13 @@ _EFFECT = (".lora_B.", ".lora_embedding_A")
 # PEFT saves the base's weight beside the pair of an embedding or an output layer. The decoders
 # compare it with their own (deployments/engine/lora/base_copies.py).
 _BASE_COPY = ".base_layer.weight"
+# Of a layer of text within a model that reads images too, as transformers names it and named it.
+_WHOLE = re.compile(r"base_model\.model\.(model\.)?language_model\.")
+
+
+def is_of_whole_model(name: str) -> bool:
+    """Return whether a tensor adapts text within a model that reads images, which is not served."""
+    return _WHOLE.match(name) is not None
 
 
 def check_tensors(
@@ -51,6 +59,12 @@ def check_tensors(
         problems.append("holds no tensor")
     elif not has_effect:
         problems.append("every lora_B is zero, so the adapter would change nothing")
+    if any(map(is_of_whole_model, shapes)):
+        problems.append(
+            "is of a model that reads images too, and its text part is served, whose layers have "
+            "other names: convert it (python -m scripts.convert_adapter --adapter FOLDER "
+            "--base_model BASE --out NEW)"
+        )
     for name in shapes:  # others, as DoRA's magnitudes, are for the decoder to judge
         problems += _check_pair(name, shapes, ranks, num_blocks)
     return problems
