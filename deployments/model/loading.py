@@ -19,6 +19,7 @@ from adapters.store import AdapterStore
 from adapters.token_prompts import BadTokenId, decode_prompts, encode_text
 from adapters.versions import RegisteredAdapter
 from deployments.engine.core import EngineLimits
+from deployments.engine.decoder import DecoderInfo
 from deployments.engine.detokenizer import Decode, text_decoder, token_bytes
 from deployments.engine.engine import Engine
 from deployments.engine.thread import TorchThread, use_cores_on
@@ -97,7 +98,7 @@ def load_model(settings: Settings, device: str) -> LoadedModel:
     parts = _Parts(settings, device)
     decoder = load_decoder(parts.spec)
     tokenizer = decoder.tokenizer
-    return parts.of_model(decoder, tokenizer, parts.encode_with(tokenizer))
+    return parts.of_model(decoder, decoder.info, tokenizer, parts.encode_with(tokenizer))
 
 
 def start_on_thread(load: LoadModel, settings: Settings, device: str) -> RunningModel:
@@ -133,11 +134,11 @@ def start_process(
             on_lost,
         )
     try:
-        known = text.result()
+        known, decoder = text.result(), RemoteDecoder(process)
+        model = parts.of_model(decoder, process.info, known.tokenizer, known.encode)
     except Exception:
         process.close(_CLOSE_S)
         raise
-    model = parts.of_model(RemoteDecoder(process), known.tokenizer, known.encode)
     return _running(model, Engine(process, limits), process.pid)
 
 
@@ -208,10 +209,12 @@ class _Parts:
         _check_prompt_formats(encode, self._catalog.in_service(base_model))
         return encode
 
-    def of_model(self, decoder: Any, tokenizer: Any, encode: EncodePrompt) -> LoadedModel:
+    def of_model(
+        self, decoder: Any, info: DecoderInfo, tokenizer: Any, encode: EncodePrompt
+    ) -> LoadedModel:
         engine, base_model = self._settings.engine, self._settings.base_model
         entry = self._store.seed.base_model(base_model, family=self._family)
-        if entry.prompt_format == "chat" and (why := goes_on(tokenizer, decoder.info.eos_ids)):
+        if entry.prompt_format == "chat" and (why := goes_on(tokenizer, info.eos_ids)):
             logger.warning("%s", why)
         make_manager = functools.partial(
             AdapterManager,
