@@ -71,6 +71,7 @@ _GEMMA = {
     "query_pre_attn_scalar": 24,
     "layer_types": [_SLIDING, _FULL],
 }
+_UNTIED = {"tie_word_embeddings": False}  # as real ones of these are
 Recipe = tuple[type, type, dict[str, Any]]
 RECIPES: Mapping[str, Recipe] = {
     "llama": (LlamaConfig, LlamaForCausalLM, {"rope_parameters": YARN}),
@@ -85,7 +86,7 @@ RECIPES: Mapping[str, Recipe] = {
         {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1},
     ),
     "qwen3": (Qwen3Config, Qwen3ForCausalLM, {"head_dim": 24}),
-    "mistral": (MistralConfig, MistralForCausalLM, {"sliding_window": None}),
+    "mistral": (MistralConfig, MistralForCausalLM, {"sliding_window": None, **_UNTIED}),
     "mistral_window": (MistralConfig, MistralForCausalLM, {"sliding_window": WINDOW}),
     "gemma2": (
         Gemma2Config,
@@ -103,7 +104,7 @@ RECIPES: Mapping[str, Recipe] = {
             },
         },
     ),
-    "phi3": (Phi3Config, Phi3ForCausalLM, {"sliding_window": WINDOW}),
+    "phi3": (Phi3Config, Phi3ForCausalLM, {"sliding_window": WINDOW, **_UNTIED}),
     "phi4_mini": (
         Phi3Config,
         Phi3ForCausalLM,
@@ -120,7 +121,7 @@ RECIPES: Mapping[str, Recipe] = {
             "logits_scaling": 2.0,
         },
     ),
-    "olmo2": (Olmo2Config, Olmo2ForCausalLM, {}),
+    "olmo2": (Olmo2Config, Olmo2ForCausalLM, _UNTIED),
     "t5": (T5Config, T5ForConditionalGeneration, {"feed_forward_proj": "gated-gelu"}),
     "mt5": (MT5Config, MT5ForConditionalGeneration, {}),
     "umt5": (UMT5Config, UMT5ForConditionalGeneration, {}),

@@ -17,12 +17,19 @@ from safetensors import safe_open
 from deployments.engine.errors import AdapterNotSupported
 from deployments.engine.lora.peft_features import WEIGHTS_FILE
 
-_PREFIX, _SUFFIX = "base_model.model.", ".base_layer.weight"
+_PREFIX, _WEIGHT = "base_model.model.", ".weight"
+# What PEFT puts between a module's path and the base's own weight.
+_INSIDE = (".base_layer.weight", ".token_adapter.base_layer.weight")
+_WHOLE = (*_INSIDE, ".original_module.weight", ".modules_to_save.weight", _WEIGHT)
+_RESIZED_HINT = (
+    "train it without resizing the vocabulary, or serve it on the resized base, saved by "
+    "save_pretrained"
+)
 
 
 def is_copy(name: str) -> bool:
-    """Return whether a tensor of an adapter's file is a copy of a base weight."""
-    return name.endswith(_SUFFIX)
+    """Return whether a tensor of an adapter's file is a copy of a base weight, by its name."""
+    return name.endswith(_INSIDE)
 
 
 def ends_of(model: Any) -> dict[str, torch.Tensor]:
@@ -35,17 +42,58 @@ def ends_of(model: Any) -> dict[str, torch.Tensor]:
     }
 
 
-def changed_copies(
-    tensors: Mapping[str, torch.Tensor], base: Mapping[str, torch.Tensor]
-) -> list[str]:
-    """Return which copies differ from the base's weights, by module path; empty if none does."""
-    problems = []
-    for name, tensor in tensors.items():
-        if is_copy(name):
-            path = _path_of(name)
-            if path not in base or not _is_same(tensor, base[path]):
-                problems.append(f"{path} has a base weight of its own, which is not the base's")
-    return problems
+def without_copies(
+    directory: Path, tensors: Mapping[str, torch.Tensor], ends: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Return the tensors of an adapter without modules_to_save that are no copies of the base's.
+
+    Raises:
+        AdapterNotSupported: naming the layers of which a copy is not the base's weight.
+    """
+    whole = {f"{_PREFIX}{path}{_WEIGHT}" for path in ends}
+    copies = {name: tensor for name, tensor in tensors.items() if is_copy(name) or name in whole}
+    _refuse_changed(directory, copies, ends)
+    return {name: tensor for name, tensor in tensors.items() if name not in copies}
+
+
+def _refuse_changed(
+    directory: Path, copies: Mapping[str, torch.Tensor], ends: Mapping[str, torch.Tensor]
+) -> None:
+    paths = {_path_of(name): tensor for name, tensor in copies.items()}
+    problems = [
+        f"{path} has a base weight of its own, which is not the base's"
+        for path, tensor in paths.items()
+        if path not in ends or not _is_same(tensor, ends[path])
+    ]
+    if problems:
+        hint = "train it on this base, without resizing its embeddings"
+        raise AdapterNotSupported(directory, problems, hint)
+
+
+def check_vocabulary(directory: Path, ends: Mapping[str, torch.Tensor]) -> None:
+    """Refuse an adapter that was trained on the base with a vocabulary of another size.
+
+    PEFT saves the embedding and the output layer beside such an adapter, whatever it trains.
+
+    Args:
+        ends: the base's embedding and output layer, with or without their data, by module path.
+
+    Raises:
+        AdapterNotSupported: naming the layers and both sizes.
+    """
+    sizes = {path: tuple(weight.shape) for path, weight in ends.items()}
+    found = {}
+    with safe_open(directory / WEIGHTS_FILE, framework="pt") as file:
+        for name in filter(lambda name: name.endswith(_WHOLE), file.keys()):
+            path, shape = _path_of(name), tuple(file.get_slice(name).get_shape())
+            if path in sizes and shape[1:] == sizes[path][1:] and shape != sizes[path]:
+                found[path] = shape[0]
+    if found:
+        problems = [
+            f"{path} has {size} tokens, and the base's has {sizes[path][0]}"
+            for path, size in found.items()
+        ]
+        raise AdapterNotSupported(directory, problems, _RESIZED_HINT)
 
 
 def repeats_base(directory: Path, name: str, base: Mapping[str, torch.Tensor]) -> bool:
@@ -69,10 +117,8 @@ def check_copies(directory: Path, base: Mapping[str, torch.Tensor]) -> None:
         AdapterNotSupported: naming the layers.
     """
     with safe_open(directory / WEIGHTS_FILE, framework="pt") as file:
-        problems = changed_copies(dict(_copies_in(file)), base)
-    if problems:
-        hint = "train it on this base, without resizing its embeddings"
-        raise AdapterNotSupported(directory, problems, hint)
+        copies = {name: file.get_tensor(name) for name in filter(is_copy, file.keys())}
+    _refuse_changed(directory, copies, base)
 
 
 @contextlib.contextmanager
@@ -123,12 +169,9 @@ def kept_weights(directory: Path, base: Mapping[str, torch.Tensor]) -> Iterator[
 
 
 def _path_of(name: str) -> str:
-    return name.removeprefix(_PREFIX).removesuffix(_SUFFIX)
-
-
-def _copies_in(file: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    for name in filter(is_copy, file.keys()):
-        yield name, file.get_tensor(name)
+    """Return the path of the module of which a tensor with one of the endings _WHOLE is."""
+    ending = max((ending for ending in _WHOLE if name.endswith(ending)), key=len)
+    return name.removeprefix(_PREFIX).removesuffix(ending)
 
 
 def _is_same(copy: torch.Tensor, base: torch.Tensor) -> bool:

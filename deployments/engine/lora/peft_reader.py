@@ -29,7 +29,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from deployments.engine.errors import AdapterNotSupported
-from deployments.engine.lora.base_copies import changed_copies, ends_of, is_copy
+from deployments.engine.lora.base_copies import check_vocabulary, ends_of, without_copies
 from deployments.engine.lora.peft_features import (
     TRAINING_ONLY,
     WEIGHTS_FILE,
@@ -106,8 +106,8 @@ class PeftReader:
 
     Args:
         skeleton: the base model on the meta device; not changed.
-        ends: weights of its embedding and output layer by module path, if they can be adapted.
-        may_rescale: whether adapters may rescale the base model's products (DoRA).
+        ends: weights of its embedding and output layer by module path, if files may repeat them.
+        may_adapt_ends, may_rescale: whether adapters may do so; to rescale is DoRA.
     """
 
     def __init__(
@@ -115,20 +115,20 @@ class PeftReader:
         skeleton: torch.nn.Module,
         ends: Mapping[str, torch.Tensor] | None = None,
         *,
+        may_adapt_ends: bool = False,
         may_rescale: bool = False,
     ) -> None:
-        self._skeleton = skeleton
-        self._may_rescale = may_rescale
-        self._ends = ends or {}
+        self._skeleton, self._ends = skeleton, ends or {}
+        self._may_adapt_ends, self._may_rescale = may_adapt_ends, may_rescale
         self._lock = threading.Lock()
         self._layers: dict[str, dict[str, _InjectedLayer]] = {}
 
     def unsupported(self, directory: Path) -> list[str]:
         """Return the features and layers that the fast decoder cannot express; empty if none.
 
-        Raises:
-            OSError, ValueError: the configuration is missing, or PEFT cannot read it.
+        Raises what `read` raises of an adapter that the reference decoder cannot serve either.
         """
+        check_vocabulary(directory, ends_of(self._skeleton))
         problems = self._unsupported_features(directory)
         return problems or _obstacles(self._layers_of(LoraConfig.from_pretrained(str(directory))))
 
@@ -164,6 +164,7 @@ class PeftReader:
             OSError, ValueError: a file is missing, or PEFT cannot read the configuration.
         """
         check_is_servable(directory)
+        check_vocabulary(directory, ends_of(self._skeleton))
         problems = self._unsupported_features(directory)
         if problems:
             raise AdapterNotSupported(directory, problems)
@@ -174,8 +175,7 @@ class PeftReader:
             problems = ["it adapts only what reads images, and text alone is served"]
         if problems:
             raise AdapterNotSupported(directory, problems)
-        tensors = load_file(directory / WEIGHTS_FILE)
-        problems = changed_copies(tensors, self._ends)
+        tensors = without_copies(directory, load_file(directory / WEIGHTS_FILE), self._ends)
         pairs: dict[str, LoraPair] = {}
         for path, layer in layers.items():
             a, b = (tensors.pop(f"{_PREFIX}{path}.{name}", None) for name in layer.names)
@@ -193,8 +193,7 @@ class PeftReader:
                     problems.append(f"{path} has no {_MAGNITUDE} of ({layer.out_features},)")
                 elif path in pairs:
                     pairs[path] = replace(pairs[path], magnitude=magnitude.float())
-        images = f"{_PREFIX}{IMAGES}"
-        left = [name for name in tensors if not is_copy(name) and not name.startswith(images)]
+        left = [name for name in tensors if not name.startswith(f"{_PREFIX}{IMAGES}")]
         config = read_config(directory)
         used = tuple(part for field, part in TRAINING_ONLY.items() if config.get(field) is not None)
         left = [name for name in left if not any(part in name for part in used)]
@@ -238,9 +237,9 @@ class PeftReader:
         }
 
     def _obstacle(self, name: str, module: Any, head: str | None) -> str | None:
-        if name == head and name not in self._ends:
+        if name == head and not self._may_adapt_ends:
             return "the output layer"
-        return _unknown_kind(module, may_embed=name in self._ends)
+        return _unknown_kind(module, may_embed=self._may_adapt_ends and name in self._ends)
 
 
 def _num_blocks(layer: Any) -> tuple[int, int]:
@@ -297,11 +296,13 @@ def make_reader(base: Pretrained, *, in_bytes: bool = False) -> PeftReader:
     Args:
         in_bytes: for the compiled step: neither embedding nor output layer, and no DoRA.
     """
-    adapts_ends = base.family == "causal" and not in_bytes
     with torch.device("meta"):
         skeleton = type(base.model)(base.model.config)
     return PeftReader(
-        skeleton, ends_of(base.model) if adapts_ends else None, may_rescale=not in_bytes
+        skeleton,
+        None if in_bytes else ends_of(base.model),
+        may_adapt_ends=base.family == "causal" and not in_bytes,
+        may_rescale=not in_bytes,
     )
 
 
