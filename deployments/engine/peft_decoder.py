@@ -179,7 +179,8 @@ class PeftDecoder:
                     )
                 # Of the first adapter too, again: only this says what did not fit.
                 loaded = self._peft.load_adapter(str(directory), adapter_name=inner)
-                check_all_loaded(directory, inner, loaded, self._weights)
+                taken = self._biases.take(directory, loaded.unexpected_keys)
+                check_all_loaded(directory, inner, loaded, self._weights, taken)
                 check_wrapped_once(directory, inner, self._base)
                 check_runs_beside(directory, [*self._peft.peft_config.values()])
         except Exception as error:

@@ -32,6 +32,11 @@ def is_copy(name: str) -> bool:
     return name.endswith(_INSIDE)
 
 
+def base_name(name: str) -> str:
+    """Return the name that a tensor of an adapter's file has in the base model, if it is there."""
+    return name.removeprefix(_PREFIX).replace(".base_layer.", ".")
+
+
 def ends_of(model: Any) -> dict[str, torch.Tensor]:
     """Return the weights of a model's embedding and output layer, by module path."""
     ends = (model.get_input_embeddings(), model.get_output_embeddings())

@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,11 @@ def beside_others(tied: Sequence[str]) -> Iterator[None]:
 
 
 def check_all_loaded(
-    directory: Path, inner: str, loaded: Any, base: Mapping[str, torch.Tensor]
+    directory: Path,
+    inner: str,
+    loaded: Any,
+    base: Mapping[str, torch.Tensor],
+    taken: Collection[str] = (),
 ) -> None:
     """Refuse an adapter of whose file PEFT left something out, or that lacks some of its weights.
 
@@ -81,13 +85,15 @@ def check_all_loaded(
         inner: PEFT's name for it.
         loaded: what PEFT's `load_adapter` returned.
         base: the base's weights by their names, which a file may repeat.
+        taken: names of tensors that were loaded otherwise.
 
     Raises:
         AdapterNotSupported: naming the tensors.
     """
     own = (f".{inner}.", f".{inner}")
     missing = [name for name in loaded.missing_keys if own[0] in name or name.endswith(own[1])]
-    dropped = [n for n in loaded.unexpected_keys if not repeats_base(directory, n, base)]
+    left = [name for name in loaded.unexpected_keys if name not in taken]
+    dropped = [name for name in left if not repeats_base(directory, name, base)]
     problems = [f"{name} is not in its file" for name in missing]
     problems += [f"{name} belongs to no layer that it adapts" for name in dropped]
     if problems:
@@ -157,11 +163,12 @@ def named_failure(
         problem = "use_qalora is set, which PEFT can serve on bases of GPTQ alone"
         return AdapterNotSupported(directory, [problem], "train it without")
     parameters = config.get("target_parameters")
-    if beside_others and parameters and isinstance(error, ValueError):
+    is_left_out = any(f"{str(name).rpartition('.')[0]}.lora_" in text for name in parameters or ())
+    if beside_others and parameters and (isinstance(error, ValueError) or is_left_out):
         problem = f"target_parameters is {parameters}, in a layer that another adapter has"
         return AdapterNotSupported(
             directory,
-            [f"{problem} in target_modules: PEFT wraps it once"],
+            [f"{problem} in target_modules or modules_to_save: PEFT wraps it once"],
             "serve them in two applications, or train both with target_modules",
         )
     if found := _OTHER_SHAPE.findall(text):

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from deployments.engine.decoder_factory import FastLimits, build_decoder
 from deployments.engine.errors import AdapterNotSupported
+from deployments.engine.lora.peft_features import WEIGHTS_FILE
 from deployments.engine.model_loader import load_pretrained
 from deployments.engine.model_runner import ModelRunner
 from deployments.engine.peft_decoder import PeftDecoder
@@ -22,7 +23,7 @@ from tests.deployments.engine.lora.test_peft_features import (
 )
 from tests.deployments.engine.test_model_runner import PROMPT, changed_config, load, one_thread
 from tests.oracle import Oracle
-from tests.tiny_models import make_adapter
+from tests.tiny_models import make_adapter, make_tiny_qwen2
 
 __all__ = ["base_dir", "one_thread", "plain"]  # fixtures
 
@@ -170,11 +171,46 @@ def test_a_refused_adapter_leaves_nothing_behind(
     assert len({*map(tuple, answers)}) == 3
 
 
+@pytest.mark.parametrize(
+    "options", [{"targets": ["k_proj"]}, {"targets": ["up_proj"], "modules_to_save": ["k_proj"]}]
+)
+def test_trained_biases_of_layers_that_another_adapter_wraps(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    """PEFT looks for them where they were when the adapter was saved."""
+    base_dir = make_tiny_qwen2(tmp_path / "base")
+    folders = {
+        "other": trained(base_dir, tmp_path / "other", 5, **options),
+        "biased": trained(base_dir, tmp_path / "biased", 6, bias="all"),
+    }
+    assert any(n.endswith("k_proj.bias") for n in load_file(folders["biased"] / WEIGHTS_FILE))
+    expected = {
+        name: Oracle(base_dir, {"x": f}).generate(PROMPT, "x", 8) for name, f in folders.items()
+    }
+    decoder: Any = build_decoder(load(base_dir), "reference", LIMITS, {})
+    before = one_answer(decoder, None)
+    for name, folder in folders.items():
+        decoder.load_adapter(name, folder)
+    for name in ("biased", "other", "biased"):
+        assert one_answer(decoder, name) == expected[name], name
+        assert one_answer(decoder, None) == before
+    odd = load_file(folders["biased"] / WEIGHTS_FILE)
+    save_file(
+        {n: t[:4].clone() if n.endswith("bias") else t for n, t in odd.items()},
+        folders["biased"] / WEIGHTS_FILE,
+    )
+    with pytest.raises(AdapterNotSupported, match="bias"):
+        decoder.load_adapter("biased", folders["biased"])
+    assert one_answer(decoder, None) == before
+
+
+@pytest.mark.filterwarnings("ignore:target_parameters=")
 def test_target_parameters_beside_what_peft_runs_otherwise(base_dir: Path, tmp_path: Path) -> None:
     """PEFT would raise of the first in words of its own, and of the other two in every answer."""
     kinds: Mapping[str, dict[str, Any]] = {
         "parameters": {"targets": ["o_proj"], "target_parameters": ["up_proj.weight"]},
         "dora": {"targets": ["up_proj"], "use_dora": True},
+        "whole": {"modules_to_save": ["up_proj"]},
         "invoked": {"alora_invocation_tokens": [9, 17]},
     }
     folders = {
@@ -186,6 +222,7 @@ def test_target_parameters_beside_what_peft_runs_otherwise(base_dir: Path, tmp_p
         ("parameters", "dora", "use_dora is set, in a layer that another adapter has in target_p"),
         ("parameters", "invoked", "alora_invocation_tokens beside target_parameters of another"),
         ("invoked", "parameters", "target_parameters beside alora_invocation_tokens of another"),
+        ("whole", "parameters", "target_parameters is .*in a layer that another adapter has"),
     ):
         decoder.load_adapter("first", folders[first])
         found = one_answer(decoder, "first")
