@@ -78,8 +78,8 @@ class EngineSettings(StrictModel):
     )
     prompt_lookup: bool = Field(
         default=True,
-        description="on a CPU, while at most two answers run: guess tokens from the prompt, which "
-        "makes answers that quote it faster, and none different",
+        description="while few answers run (two on a CPU, four on a GPU): guess tokens from the "
+        "prompt, which makes answers that quote it faster, and none different",
     )
     prefix_cache: bool = Field(
         default=True,

@@ -9,7 +9,7 @@ scratch row. The picked token stays on the device, where the next replay reads i
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 
@@ -20,15 +20,17 @@ from deployments.engine.lora.pool import LoraPool
 from deployments.engine.models.base import Model
 
 SCRATCH_POSITIONS = 16  # capacity of the row that padding writes to
+_DRAFT_BUCKETS = (2, 4, 8, 16, 32)  # tokens, newest and guessed
 _PROMPT_BUCKETS = (64, 128, 256, 512, 1024)  # tokens; longer prefills are not bound by launches
 _PROMPTS = 16  # at most, in one graph
 
 
 @dataclass(frozen=True, slots=True)
 class RowInputs:
-    """Hold what the host tells a step about one row.
+    """Hold what the host tells a step about one row, or about one token of several of a row.
 
     blocks_eos: its token may not be one that ends the answer.
+    token: its input, of a step with guessed tokens; otherwise the row's newest one is.
     """
 
     row: int
@@ -36,9 +38,13 @@ class RowInputs:
     num_prompt_tokens: int
     slot: int
     blocks_eos: bool = False
+    token: int = 0
 
 
-class _Captures:
+SizeT = TypeVar("SizeT")
+
+
+class _Captures(Generic[SizeT]):
     """Keep the graphs of one function by size, and the results that each writes to.
 
     Without CUDA (in Triton's interpreter) the function just runs.
@@ -47,18 +53,18 @@ class _Captures:
     def __init__(
         self,
         lora_pool: LoraPool,
-        step: Callable[[int], tuple[torch.Tensor, ...]],
+        step: Callable[[SizeT], tuple[torch.Tensor, ...]],
         device: torch.device,
     ) -> None:
         self._lora_pool, self._step = lora_pool, step
         self._can_capture = device.type == "cuda"
-        self._graphs: dict[int, tuple[Any, tuple[torch.Tensor, ...]]] = {}
+        self._graphs: dict[SizeT, tuple[Any, tuple[torch.Tensor, ...]]] = {}
         self._layout = lora_pool.layout
         self._pool: Any = None
-        self._tried: set[int] = set()
+        self._tried: set[SizeT] = set()
 
     def replay(
-        self, size: int, fill: Callable[[], None], fill_idle: Callable[[], None]
+        self, size: SizeT, fill: Callable[[], None], fill_idle: Callable[[], None]
     ) -> tuple[torch.Tensor, ...]:
         """Run the step of this size with the inputs that `fill` writes.
 
@@ -79,7 +85,7 @@ class _Captures:
         graph.replay()
         return results
 
-    def prepare(self, sizes: Sequence[int], fill_idle: Callable[[int], None]) -> None:
+    def prepare(self, sizes: Sequence[SizeT], fill_idle: Callable[[SizeT], None]) -> None:
         """Run steps of these sizes, which loads their kernels, before any of them is captured.
 
         Between captures their memory would come on top of what the captured ones hold.
@@ -90,7 +96,7 @@ class _Captures:
                 self._try(size)
                 self._tried.add(size)
 
-    def _try(self, size: int) -> None:
+    def _try(self, size: SizeT) -> None:
         stream = _side_stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -98,7 +104,7 @@ class _Captures:
                 self._step(size)
         torch.cuda.current_stream().wait_stream(stream)
 
-    def _capture(self, size: int) -> tuple[Any, tuple[torch.Tensor, ...]]:
+    def _capture(self, size: SizeT) -> tuple[Any, tuple[torch.Tensor, ...]]:
         if size not in self._tried:
             self._try(size)
         self._tried.discard(size)
@@ -116,6 +122,14 @@ def _side_stream() -> Any:
     return torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
 
+class _StepSize(NamedTuple):
+    """Name a captured step by its tokens, padding included; `shares_rows`: several may be of one
+    row, and all come from the host."""
+
+    num_tokens: int
+    shares_rows: bool = False
+
+
 class DecodeGraphs:
     """Hold the captured decode steps of one decoder.
 
@@ -124,6 +138,8 @@ class DecodeGraphs:
         tokens: (rows,) the newest token of every row, the scratch row included.
         eos_ids: tokens that end an answer.
     """
+
+    max_draft_tokens = _DRAFT_BUCKETS[-1]
 
     def __init__(
         self,
@@ -135,30 +151,38 @@ class DecodeGraphs:
     ) -> None:
         self._model, self._cache, self._lora_pool, self._tokens = model, cache, lora_pool, tokens
         self._scratch = len(cache.capacities) - 1
-        self._buckets = _buckets(self._scratch)
+        steps = [_StepSize(size) for size in _buckets(self._scratch)]
+        drafts = [_StepSize(size, shares_rows=True) for size in _DRAFT_BUCKETS]
+        self._sizes = sorted([*steps, *drafts])
         self._eos_ids = torch.tensor(eos_ids, dtype=torch.long, device=model.device)
-        shape = (7, self._buckets[-1])
+        shape = (8, self._sizes[-1].num_tokens)
         self._inputs = torch.zeros(shape, dtype=torch.long, device=model.device)
         self._captures = _Captures(lora_pool, self._step, model.device)
 
     def warm_up(self) -> None:
-        """Capture every bucket."""
-        self._captures.prepare(self._buckets[::-1], lambda bucket: self._fill((), bucket))
-        for bucket in reversed(self._buckets):
-            self._replay((), bucket)
+        """Capture every size."""
+        self._captures.prepare(self._sizes[::-1], lambda size: self._fill((), size))
+        for size in reversed(self._sizes):
+            self._replay((), size)
 
     def replay(self, rows: Sequence[RowInputs]) -> tuple[torch.Tensor, torch.Tensor]:
         """Run one step and return logits (B, V) and their argmax (B,), valid until the next replay.
 
         The tokens are stored as the input of the next step already.
         """
-        bucket = next(size for size in self._buckets if size >= len(rows))
-        logits, tokens = self._replay(rows, bucket)
-        return logits[: len(rows)], tokens[: len(rows)]
+        return self._replay(rows, self._size_for(len(rows), shares_rows=False))
+
+    def replay_drafts(self, inputs: Sequence[RowInputs]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Do what `replay` does for several tokens of each row, neighbours in its text: their
+        logits are those behind each. What is stored as the rows' newest tokens is undefined.
+
+        inputs: at most `max_draft_tokens`.
+        """
+        return self._replay(inputs, self._size_for(len(inputs), shares_rows=True))
 
     def replay_scratch(self, token: int, num_prompt_tokens: int, slot: int) -> torch.Tensor:
         """Return the logits (1, V) of `token` as the first of an answer in the scratch row."""
-        row, size = RowInputs(self._scratch, 0, num_prompt_tokens, slot), self._buckets[0]
+        row, size = RowInputs(self._scratch, 0, num_prompt_tokens, slot), self._sizes[0]
 
         def fill() -> None:
             self._tokens[self._scratch] = token  # after a capture, which writes its own
@@ -166,12 +190,22 @@ class DecodeGraphs:
 
         return self._captures.replay(size, fill, lambda: self._fill((), size))[0]
 
-    def _replay(self, rows: Sequence[RowInputs], bucket: int) -> tuple[torch.Tensor, ...]:
-        return self._captures.replay(
-            bucket, lambda: self._fill(rows, bucket), lambda: self._fill((), bucket)
+    def _size_for(self, count: int, *, shares_rows: bool) -> _StepSize:
+        return next(
+            size
+            for size in self._sizes
+            if size.shares_rows == shares_rows and size.num_tokens >= count
         )
 
-    def _fill(self, rows: Sequence[RowInputs], bucket: int) -> None:
+    def _replay(
+        self, inputs: Sequence[RowInputs], size: _StepSize
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        logits, tokens = self._captures.replay(
+            size, lambda: self._fill(inputs, size), lambda: self._fill((), size)
+        )
+        return logits[: len(inputs)], tokens[: len(inputs)]
+
+    def _fill(self, inputs: Sequence[RowInputs], size: _StepSize) -> None:
         starts, capacities = self._cache.starts, self._cache.capacities
         lines = [
             (
@@ -182,24 +216,32 @@ class DecodeGraphs:
                 at.num_prompt_tokens,
                 at.slot,
                 int(at.blocks_eos),
+                at.token,
             )
-            for at in rows
+            for at in inputs
         ]
         scratch = self._scratch
-        idle = (scratch, 0, starts[scratch], starts[scratch] + capacities[scratch], 1, 0, 0)
-        lines += [idle] * (bucket - len(rows))
-        _send(torch.tensor(lines).t().contiguous(), self._inputs[:, :bucket])
+        idle = (scratch, 0, starts[scratch], starts[scratch] + capacities[scratch], 1, 0, 0, 0)
+        lines += [idle] * (size.num_tokens - len(inputs))
+        _send(torch.tensor(lines).t().contiguous(), self._inputs[:, : size.num_tokens])
 
-    def _step(self, bucket: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _step(self, size: _StepSize) -> tuple[torch.Tensor, torch.Tensor]:
         from deployments.engine.attention.fused import TritonDecodeAttention
         from deployments.engine.kernels.triton_pick import pick
 
-        rows, positions, starts, ends, prompts, slots, blocks = self._inputs[:, :bucket].unbind()
+        inputs = self._inputs[:, : size.num_tokens].unbind()
+        rows, positions, starts, ends, prompts, slots, blocks, tokens = inputs
         attention = TritonDecodeAttention(
-            self._cache, starts, ends, positions, prompts, is_invariant=self._model.is_invariant
+            self._cache,
+            starts,
+            ends,
+            positions,
+            prompts,
+            is_invariant=self._model.is_invariant,
+            shares_rows=size.shares_rows,
         )
         lora = self._lora_pool.triton_batch(slots, is_invariant=self._model.is_invariant)
-        batch = DecodeBatch(self._tokens[rows], attention)
+        batch = DecodeBatch(tokens if size.shares_rows else self._tokens[rows], attention)
         logits = self._model.logits(self._model.decode(self._cache, batch, lora), lora)
         return logits, pick(logits, self._eos_ids, blocks, rows, self._tokens)
 

@@ -132,16 +132,19 @@ class PrefixDecoder(Protocol):
 
 @runtime_checkable
 class DraftDecoder(Protocol):
-    """Try several tokens of a row in one step: for step decoders that wait for each step."""
+    """Try several tokens of a row in one step, and wait for it: for some step decoders."""
 
     can_try_drafts: bool
+    drafted_rows: int  # with more than that in a step, guesses do not pay
+    draft_tokens: int  # of all rows together, newest and guessed, that one step takes
 
-    def step_drafts(
-        self, rows: Sequence[int], drafts: Mapping[int, Sequence[int]]
-    ) -> Mapping[int, list[int]]:
-        """Decode `rows`, those in `drafts` by as many tokens more as agree with what is picked.
+    def step_drafts(self, lines: Mapping[int, Sequence[int]]) -> Mapping[int, list[int]]:
+        """Decode rows by one token, and by as many more as were guessed rightly.
 
-        Returns row -> its new tokens, at least one: the same as from steps without drafts.
+        Args:
+            lines: row -> its newest token, and those that may follow it.
+
+        Returns row -> its new tokens, at least one: the same as from steps without guesses.
         """
 
 

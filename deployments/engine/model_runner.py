@@ -39,6 +39,10 @@ logger = logging.getLogger(__name__)
 
 SPARE_SLOTS = 2  # beside those of the adapters: the base's, and one for replacing an adapter
 _PROMPTS_TOGETHER = 4  # on a GPU a prefill reads all weights, for one short prompt or for four
+# Rows and tokens of a step in which some are guessed. On a CPU as many as a block of products has
+# (cpu/layout.py); on a GPU a step reads the weights, for one token or for thirty-two.
+_DRAFTED_ON_CPU = (2, 8)
+_DRAFTED_ROWS = 4
 
 
 @dataclass(slots=True)
@@ -101,10 +105,6 @@ class ModelRunner(AdapterLoader):
         # On a GPU what a decode step writes is not, to the bit, what reading the same tokens gives.
         self.can_reuse_answers = on_cpu or not model.is_invariant
         self.num_steps_ahead = 0 if on_cpu else 1
-        # The host must know a row's newest tokens to guess the next, and so wait for each step.
-        # Reading must give what writing gives: bfloat16 of torch rounds by the number of rows.
-        is_exact = model.is_invariant or model.kv_shape.dtype == torch.float32
-        self.can_try_drafts = on_cpu and model.can_split_prompts and is_exact
         self.num_prompts_together = 1 if on_cpu else _PROMPTS_TOGETHER
         self.device, self.vocab_size = model.device, model.vocab_size
         self._cache = self._new_cache([*capacities, SCRATCH_POSITIONS])
@@ -116,6 +116,11 @@ class ModelRunner(AdapterLoader):
         if are_fused(model.device.type):
             self._graphs = DecodeGraphs(model, self._cache, pool, self._tokens, eos_ids)
             self._prompt_graphs = PrefillGraphs(model, self._cache, pool)
+        self.can_try_drafts = self._graphs is not None or _gives_the_same_in_one_step(model)
+        self.drafted_rows, self.draft_tokens = _DRAFTED_ON_CPU
+        if self._graphs is not None:
+            self.drafted_rows, self.draft_tokens = _DRAFTED_ROWS, self._graphs.max_draft_tokens
+        self._untold: dict[int, int] = {}  # rows whose newest token only the host has
         graphs = (self._graphs, self._prompt_graphs)
         self._probe = AdapterProbe(
             model, pool, self._start_id, graphs, lambda size: self._new_cache([size])
@@ -194,6 +199,7 @@ class ModelRunner(AdapterLoader):
     def free(self, row: int) -> None:
         self.lora_pool.release(self._states[row].slot)
         self._states[row] = _RowState()
+        self._untold.pop(row, None)
         self._sampler.free(row)
         self._scorer.free(row)
         self._masks.free(row)
@@ -210,6 +216,7 @@ class ModelRunner(AdapterLoader):
         emitting: list[int] = []
         picked = []
         rows = list(scheduled.decode)
+        self._tell_tokens()
         for chunk in scheduled.prefill:
             self._begin_chunk(chunk)
         if scheduled.prefill:
@@ -234,32 +241,84 @@ class ModelRunner(AdapterLoader):
         return DeviceTokens(tuple(emitting), torch.cat(picked), self._scorer.take(), failures)
 
     @torch.inference_mode()
-    def step_drafts(
-        self, rows: Sequence[int], drafts: Mapping[int, Sequence[int]]
-    ) -> Mapping[int, list[int]]:
-        chunks = [
-            Draft(row, self._states[row].length, (int(self._tokens[row]), *drafts.get(row, ())))
-            for row in sorted(rows)
-        ]
-        states = self._prefill(chunks)
-        of_token = [chunk.row for chunk in chunks for _ in chunk.token_ids]
-        logits = self._model.logits(states, self._head_lora(of_token))
-        found, first = {}, 0
-        for chunk in chunks:
-            picked = found[chunk.row] = self._agreeing(chunk, logits[first:])
-            self._states[chunk.row].length += len(picked)
-            first += len(chunk.token_ids)
+    def step_drafts(self, lines: Mapping[int, Sequence[int]]) -> Mapping[int, list[int]]:
+        drafts = [Draft(row, self._states[row].length, lines[row]) for row in sorted(lines)]
+        if self._graphs is None:
+            found = self._agreeing(drafts, self._draft_logits(drafts))
+        else:
+            found = self._replay_drafts(self._graphs, drafts)
+        for row, tokens in found.items():
+            self._states[row].length += len(tokens)
         return found
 
-    def _agreeing(self, chunk: Draft, logits: torch.Tensor) -> list[int]:
-        """Pick a row's tokens from logits (n, V) as step after step would, up to the first that is
-        not the one that was guessed."""
-        picked = []
-        for number, guessed in enumerate((*chunk.token_ids[1:], None)):
-            picked.append(int(self._pick(logits[number : number + 1], [chunk.row])))
-            if picked[-1] != guessed:
-                break
-        return picked
+    def _draft_logits(self, drafts: Sequence[Draft]) -> torch.Tensor:
+        """Return the logits (n, V) behind each token of the drafts, on a CPU."""
+        of_token = [draft.row for draft in drafts for _ in draft.token_ids]
+        if not self._model.keeps_prompts_at_end:
+            return self._model.logits(self._prefill(drafts), self._head_lora(of_token))
+        # What follows a prompt that an encoder read is written token by token, so each is a row.
+        states = [self._states[row] for row in of_token]
+        token_ids = [token for draft in drafts for token in draft.token_ids]
+        batch = self._model.decode_batch(
+            self._cache,
+            torch.tensor(token_ids),
+            of_token,
+            [at for draft in drafts for at in range(draft.start, draft.stop)],
+            [state.num_prompt_tokens for state in states],
+        )
+        lora = self._model.lora_batch(self.lora_pool, [state.slot for state in states])
+        return self._model.logits(self._model.decode(self._cache, batch, lora), lora)
+
+    def _replay_drafts(
+        self, graphs: DecodeGraphs, drafts: Sequence[Draft]
+    ) -> Mapping[int, list[int]]:
+        """Do what `_draft_logits` and `_agreeing` do with a captured graph."""
+        inputs, is_argmax = [], not self._needs_logits
+        for draft in drafts:
+            state = self._states[draft.row]
+            for ahead, token in enumerate(draft.token_ids):
+                is_argmax = is_argmax and self._sampler.is_argmax([draft.row], ahead)
+                inputs.append(
+                    RowInputs(
+                        draft.row,
+                        draft.start + ahead,
+                        state.num_prompt_tokens,
+                        state.slot,
+                        self._sampler.blocks_eos(draft.row, ahead),
+                        token,
+                    )
+                )
+        logits, largest = graphs.replay_drafts(inputs)
+        if not is_argmax:
+            return self._agreeing(drafts, logits)
+        picked, found = iter(largest.tolist()), {}
+        for draft in drafts:
+            own = [next(picked) for _ in draft.token_ids]
+            tokens = found[draft.row] = own[: _num_agreeing(draft, own)]
+            self._sampler.count([draft.row], len(tokens))
+            self._untold[draft.row] = tokens[-1]
+        return found
+
+    def _agreeing(self, drafts: Sequence[Draft], logits: torch.Tensor) -> Mapping[int, list[int]]:
+        """Pick each row's tokens from logits (n, V) as step after step would, up to the first that
+        is not the one that was guessed."""
+        found: dict[int, list[int]] = {}
+        first = 0
+        for draft in drafts:
+            picked = found[draft.row] = []
+            for at, guessed in enumerate((*draft.token_ids[1:], None), first):
+                picked.append(int(self._pick(logits[at : at + 1], [draft.row])))
+                if picked[-1] != guessed:
+                    break
+            first += len(draft.token_ids)
+        return found
+
+    def _tell_tokens(self) -> None:
+        """Give the device the newest tokens that only the host has."""
+        if self._untold:
+            told = torch.tensor([*self._untold.items()]).to(self.device)
+            self._tokens[told[:, 0]] = told[:, 1]
+            self._untold = {}
 
     def _begin_chunk(self, chunk: PrefillChunk) -> None:
         state = self._states[chunk.row]
@@ -363,3 +422,19 @@ class ModelRunner(AdapterLoader):
 
     def _new_cache(self, capacities: Sequence[int]) -> KvCache:
         return self._model.kv_shape.new_cache(capacities, self._model.device)
+
+
+def _gives_the_same_in_one_step(model: Model) -> bool:
+    """Return whether several tokens of a row in one step have, on a CPU, the logits that they have
+    in a step each: bfloat16 of torch rounds by the number of rows. Behind an encoder's prompt they
+    are written as rows, of which only some attention takes more than one for a row."""
+    if model.keeps_prompts_at_end:
+        return model.is_invariant
+    return model.is_invariant or model.kv_shape.dtype == torch.float32
+
+
+def _num_agreeing(draft: Draft, picked: Sequence[int]) -> int:
+    """Return how many of the picked tokens count: up to the first that was not guessed."""
+    guesses = draft.token_ids[1:]
+    pairs = zip(guesses, picked, strict=False)
+    return 1 + next((at for at, (guess, token) in enumerate(pairs) if guess != token), len(guesses))

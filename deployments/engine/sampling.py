@@ -69,30 +69,31 @@ class Sampler:
         self._rows.pop(row, None)
         self._history.pop(row, None)
 
-    def is_argmax(self, rows: Sequence[int]) -> bool:
+    def is_argmax(self, rows: Sequence[int], ahead: int = 0) -> bool:
         """Return whether `pick` would take the largest logit of each of these rows, apart from the
-        end-of-sequence tokens where `blocks_eos` is true."""
+        end-of-sequence tokens where `blocks_eos` is true; `ahead`: after so many tokens more."""
         params = [self._rows[row].params for row in rows]
-        is_free = all(self._forced_token(row) is None for row in rows)
+        is_free = all(self._forced_token(row, ahead) is None for row in rows)
         return is_free and all(p.is_greedy and not p.has_penalty for p in params)
 
-    def _forced_token(self, row: int) -> int | None:
+    def _forced_token(self, row: int, ahead: int = 0) -> int | None:
         """Return the token that the row's next one must be, if there is one."""
         state = self._rows[row]
-        is_last = state.num_picked == state.params.max_tokens - 1
+        is_last = state.num_picked + ahead == state.params.max_tokens - 1
         if self._forced.last is not None and is_last and state.params.grammar is None:
             return self._forced.last
-        return self._forced.first if state.num_picked == 0 else None
+        return self._forced.first if state.num_picked + ahead == 0 else None
 
-    def blocks_eos(self, row: int) -> bool:
-        """Return whether the row's next token may not end its answer yet."""
+    def blocks_eos(self, row: int, ahead: int = 0) -> bool:
+        """Return whether the row's next token, or the one `ahead` tokens later, may not end its
+        answer yet."""
         state = self._rows[row]
-        return state.num_picked < state.params.min_tokens
+        return state.num_picked + ahead < state.params.min_tokens
 
-    def count(self, rows: Sequence[int]) -> None:
-        """Count a token of each row that was picked elsewhere, without a penalty."""
+    def count(self, rows: Sequence[int], num_tokens: int = 1) -> None:
+        """Count tokens of each row that were picked elsewhere, without a penalty."""
         for row in rows:
-            self._rows[row].num_picked += 1
+            self._rows[row].num_picked += num_tokens
 
     def pick(self, logits: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
         """Return the next tokens (B,) of `rows`, given their logits (B, V), which may change."""

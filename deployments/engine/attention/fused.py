@@ -21,7 +21,7 @@ class TritonDecodeAttention:
         ends: (B,) where each row ends: start + capacity.
         positions: (B,) own positions filled so far.
         prompts: (B,) prompt positions at the end of the row.
-        is_invariant: as `decode_attention` says.
+        is_invariant, shares_rows: as `decode_attention` says.
     """
 
     def __init__(
@@ -33,8 +33,9 @@ class TritonDecodeAttention:
         prompts: torch.Tensor,
         *,
         is_invariant: bool = False,
+        shares_rows: bool = False,
     ) -> None:
-        self._is_invariant = is_invariant
+        self._is_invariant, self._shares_rows = is_invariant, shares_rows
         self._layers, self._scales = cache.layers, cache.scales
         self.positions = positions
         self._own = (starts, positions)
@@ -66,6 +67,7 @@ class TritonDecodeAttention:
             window=window,
             softcap=softcap,
             is_invariant=self._is_invariant,
+            shares_rows=self._shares_rows,
             prompts=self._prompts if with_prompt else None,
         )
 

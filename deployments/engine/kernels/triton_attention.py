@@ -33,6 +33,7 @@ def decode_attention(
     softcap: float | None = None,
     prompts: tuple[torch.Tensor, torch.Tensor] | None = None,
     is_invariant: bool = False,
+    shares_rows: bool = False,
 ) -> torch.Tensor:
     """Write each row's newest key and value to the cache and attend over the row's positions.
 
@@ -51,6 +52,8 @@ def decode_attention(
         softcap: scores s become softcap * tanh(s / softcap).
         prompts: (B,) each: first position and length of what is attended to as well, whole.
         is_invariant: a row's sums have one order, whatever the number of rows and the largest rank.
+        shares_rows: several of the batch may be neighbouring tokens of one row: all are written
+            before any attends.
 
     Returns:
         (B, H * G * D)
@@ -68,22 +71,23 @@ def decode_attention(
     lora = _lora_arguments(qkv.flatten(1), expansion, first_columns, is_invariant=is_invariant)
     tile = _tile(qkv, _FIXED_PROGRAMS if is_invariant else rows * heads)
     scales = scales_arguments(kv_scales, qkv)
-    if is_plain:
-        decode_kernel[heads, rows](
-            qkv, kv_cache, starts, lengths, qkv if bias is None else bias, out, scale,
-            qkv.stride(0), 0 if bias is None else bias.stride(0), *lora.tensors, *scales,
-            H=heads, D=dim, DP=padded(dim), APPEND=True, HAS_BIAS=bias is not None,
-            IS_INT8=kv_scales is not None, **lora.sizes, **tile,
-        )  # fmt: skip
-        return out
     cos, sin = (qkv, qkv) if rope is None else (rope.cos, rope.sin)
-    rope_decode_kernel[heads, rows](
-        qkv, kv_cache, starts, lengths, cos, sin, out, scale, qkv.stride(0), *lora.tensors, *scales,
-        *(prompts or (starts, lengths)), MERGED=prompts is not None,
-        H=heads, G=groups, GP=max(16, triton.next_power_of_2(groups)), D=dim, DP=padded(dim),
-        ROT=0 if rope is None else cos.shape[1], WINDOW=window or 0, CAP=softcap or 0.0,
-        IS_INT8=kv_scales is not None, **lora.sizes, **tile,
-    )  # fmt: skip
+    for number in (1, 2) if shares_rows else (0,):
+        if is_plain:
+            decode_kernel[heads, rows](
+                qkv, kv_cache, starts, lengths, qkv if bias is None else bias, out, scale,
+                qkv.stride(0), 0 if bias is None else bias.stride(0), *lora.tensors, *scales,
+                H=heads, D=dim, DP=padded(dim), APPEND=True, HAS_BIAS=bias is not None,
+                IS_INT8=kv_scales is not None, PASS=number, **lora.sizes, **tile,
+            )  # fmt: skip
+            continue
+        rope_decode_kernel[heads, rows](
+            qkv, kv_cache, starts, lengths, cos, sin, out, scale, qkv.stride(0), *lora.tensors,
+            *scales, *(prompts or (starts, lengths)), MERGED=prompts is not None,
+            H=heads, G=groups, GP=max(16, triton.next_power_of_2(groups)), D=dim, DP=padded(dim),
+            ROT=0 if rope is None else cos.shape[1], WINDOW=window or 0, CAP=softcap or 0.0,
+            IS_INT8=kv_scales is not None, PASS=number, **lora.sizes, **tile,
+        )  # fmt: skip
     return out
 
 
@@ -109,7 +113,7 @@ def cross_attention(
         q, kv_cache, starts, lengths, q, out, scale, q.stride(0), 0, *lora.tensors,
         *scales_arguments(kv_scales, q),
         H=heads, D=dim, DP=padded(dim), APPEND=False, HAS_BIAS=False,
-        IS_INT8=kv_scales is not None, **lora.sizes,
+        IS_INT8=kv_scales is not None, PASS=0, **lora.sizes,
         **_tile(q, _FIXED_PROGRAMS if is_invariant else rows * heads),
     )  # fmt: skip
     return out

@@ -72,11 +72,12 @@ def decode_kernel(
     H: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BLOCK_N: tl.constexpr,
     APPEND: tl.constexpr, HAS_BIAS: tl.constexpr, R: tl.constexpr, RC: tl.constexpr,
     P: tl.constexpr, PQ: tl.constexpr, PK: tl.constexpr, PV: tl.constexpr,
-    OVERLAPS: tl.constexpr, IS_INT8: tl.constexpr,
+    OVERLAPS: tl.constexpr, IS_INT8: tl.constexpr, PASS: tl.constexpr,
 ):  # fmt: skip
     """Attend with one query head for each key/value head. Program (h, b).
 
-    What earlier steps wrote is read before earlier kernels of this one end.
+    What earlier steps wrote is read before earlier kernels of this one end. PASS: where several b
+    are tokens of one row, 1 only writes their keys and values and 2 attends behind that; else 0.
     """
     launch_next(OVERLAPS)
     h = tl.program_id(0)
@@ -89,10 +90,11 @@ def decode_kernel(
     bias += h * bias_row
     key_scales = scales + h * scales_row + start
     value_scales = key_scales + H * scales_row
-    block = _kept(
-        kv_cache, start, bias, key_scales, value_scales, 0, n, columns, dm, H * D, HAS_BIAS,
-        IS_INT8, BLOCK_N,
-    )  # fmt: skip
+    if PASS == 0:
+        block = _kept(
+            kv_cache, start, bias, key_scales, value_scales, 0, n, columns, dm, H * D, HAS_BIAS,
+            IS_INT8, BLOCK_N,
+        )  # fmt: skip
     if APPEND and HAS_BIAS:
         own_bias = tl.load(bias).to(tl.float32)
     line = qkv + b * qkv_row + columns
@@ -128,14 +130,20 @@ def decode_kernel(
         if HAS_BIAS:
             largest += own_bias
         total = 1.0
-    largest, total, acc = _attended(q, block, largest, total, acc)
-    for first in range(BLOCK_N, n, BLOCK_N):
-        block = _kept(
-            kv_cache, start, bias, key_scales, value_scales, first, n, columns, dm, H * D, HAS_BIAS,
-            IS_INT8, BLOCK_N,
-        )  # fmt: skip
+    if PASS != 1:
+        if PASS == 2:
+            block = _kept(
+                kv_cache, start, bias, key_scales, value_scales, 0, n, columns, dm, H * D, HAS_BIAS,
+                IS_INT8, BLOCK_N,
+            )  # fmt: skip
         largest, total, acc = _attended(q, block, largest, total, acc)
-    tl.store(out + b * (H * D) + columns, (acc / total).to(out.dtype.element_ty), mask=dm)
+        for first in range(BLOCK_N, n, BLOCK_N):
+            block = _kept(
+                kv_cache, start, bias, key_scales, value_scales, first, n, columns, dm, H * D,
+                HAS_BIAS, IS_INT8, BLOCK_N,
+            )  # fmt: skip
+            largest, total, acc = _attended(q, block, largest, total, acc)
+        tl.store(out + b * (H * D) + columns, (acc / total).to(out.dtype.element_ty), mask=dm)
 
 
 @triton.jit
@@ -145,12 +153,12 @@ def rope_decode_kernel(
     H: tl.constexpr, G: tl.constexpr, GP: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
     ROT: tl.constexpr, WINDOW: tl.constexpr, CAP: tl.constexpr, BLOCK_N: tl.constexpr,
     R: tl.constexpr, RC: tl.constexpr, P: tl.constexpr, PQ: tl.constexpr, PK: tl.constexpr,
-    PV: tl.constexpr, OVERLAPS: tl.constexpr, IS_INT8: tl.constexpr,
+    PV: tl.constexpr, OVERLAPS: tl.constexpr, IS_INT8: tl.constexpr, PASS: tl.constexpr,
 ):  # fmt: skip
     """Attend with G query heads (padded to GP >= 16) for a key/value head. Program (h, b).
 
     The first ROT dimensions of a head are rotated. WINDOW and CAP are 0 for none. What no kernel of
-    this step writes is read before earlier ones end.
+    this step writes is read before earlier ones end. PASS: 1 only writes keys and values.
     """
     launch_next(OVERLAPS)
     h = tl.program_id(0)
@@ -217,30 +225,33 @@ def rope_decode_kernel(
     own = kv_cache + (start + n) * (2 * H * D) + columns
     kept_k = keep(k, own, key_scales + n, dm, IS_INT8)
     kept_v = keep(v, own + H * D, value_scales + n, dm, IS_INT8)
-    largest = capped(tl.sum(query.to(tl.float32) * kept_k[None, :], 1) * scale, CAP)
-    total = tl.full((GP,), 1.0, tl.float32)
-    acc = tl.zeros((GP, DP), tl.float32) + kept_v[None, :]
-    begin = 0
-    if WINDOW > 0:
-        begin = tl.maximum(n - WINDOW + 1, 0)
-    last = n
-    if MERGED:  # the row's prompt follows
-        last = n + tl.load(prompts + b)
-        prompt_start = tl.load(prompt_starts + b).to(tl.int64)
-    for first in range(begin, last, BLOCK_N):
-        j = first + tl.arange(0, BLOCK_N)
-        seen = j < last
-        position = start + j
-        if MERGED:
-            position = tl.where(j < n, position, prompt_start + (j - n))
-        at = (position * (2 * H * D))[:, None] + columns[None, :]
-        both = seen[:, None] & dm[None, :]
-        keys = tl.load(kv_cache + at, mask=both, other=0.0).to(kind)
-        values = tl.load(kv_cache + at + H * D, mask=both, other=0.0).to(kind)
-        scores = tl.dot(query, tl.trans(keys), input_precision="ieee") * scale
-        scores = capped(scaled(scores, key_scales + (position - start), seen, 1, IS_INT8), CAP)
-        scores = tl.where(seen[None, :], scores, -1e30)
-        largest, total, shrink, p = softmax_step(scores, largest, total, AXIS=1)
-        p = scaled(p, value_scales + (position - start), seen, 1, IS_INT8)
-        acc = acc * shrink[:, None] + tl.dot(p.to(kind), values, input_precision="ieee")
-    tl.store(out + b * (H * G * D) + q_at, (acc / total[:, None]).to(out.dtype.element_ty), mask=qm)
+    if PASS != 1:
+        largest = capped(tl.sum(query.to(tl.float32) * kept_k[None, :], 1) * scale, CAP)
+        total = tl.full((GP,), 1.0, tl.float32)
+        acc = tl.zeros((GP, DP), tl.float32) + kept_v[None, :]
+        begin = 0
+        if WINDOW > 0:
+            begin = tl.maximum(n - WINDOW + 1, 0)
+        last = n
+        if MERGED:  # the row's prompt follows
+            last = n + tl.load(prompts + b)
+            prompt_start = tl.load(prompt_starts + b).to(tl.int64)
+        for first in range(begin, last, BLOCK_N):
+            j = first + tl.arange(0, BLOCK_N)
+            seen = j < last
+            position = start + j
+            if MERGED:
+                position = tl.where(j < n, position, prompt_start + (j - n))
+            at = (position * (2 * H * D))[:, None] + columns[None, :]
+            both = seen[:, None] & dm[None, :]
+            keys = tl.load(kv_cache + at, mask=both, other=0.0).to(kind)
+            values = tl.load(kv_cache + at + H * D, mask=both, other=0.0).to(kind)
+            scores = tl.dot(query, tl.trans(keys), input_precision="ieee") * scale
+            scores = capped(scaled(scores, key_scales + (position - start), seen, 1, IS_INT8), CAP)
+            scores = tl.where(seen[None, :], scores, -1e30)
+            largest, total, shrink, p = softmax_step(scores, largest, total, AXIS=1)
+            p = scaled(p, value_scales + (position - start), seen, 1, IS_INT8)
+            acc = acc * shrink[:, None] + tl.dot(p.to(kind), values, input_precision="ieee")
+        tl.store(
+            out + b * (H * G * D) + q_at, (acc / total[:, None]).to(out.dtype.element_ty), mask=qm
+        )

@@ -8,11 +8,11 @@ costs little more than with one, as long as few rows run.
 
 from collections.abc import Mapping, Sequence
 
+from deployments.engine.decoder import DraftDecoder
 from deployments.engine.request import Request, SequenceState
 
 _NGRAM = 3  # tokens that must have come before
-_POSITIONS = 8  # of all rows in a step: what one block of products takes (cpu/layout.py)
-_MAX_ROWS = 2
+_FEW = 7  # tokens of a guess, or twice as many as were right in the last one
 # A guess of seven costs less than half a step (docs/engine.md); that many must be right on average.
 _PAYS = 0.75
 _MEMORY = 0.7  # weight of the guesses before in that average
@@ -26,6 +26,7 @@ class PromptLookup:
         self._tokens: list[int] = []
         self._after: dict[tuple[int, ...], int] = {}  # tokens -> where what followed them begins
         self._right = 2.0 * _PAYS  # guesses that were right, of each step lately
+        self._longest = _FEW
         self._resumes_at = 0
         self._extend(prompt_ids)
         self._num_prompt = len(prompt_ids)
@@ -36,10 +37,13 @@ class PromptLookup:
         if len(self._tokens) < self._resumes_at or count < 1:
             return []
         begin = self._after.get(tuple(self._tokens[-_NGRAM:]))
-        return [] if begin is None else self._tokens[begin : begin + count]
+        if begin is None:
+            return []
+        return self._tokens[begin : begin + min(count, self._longest)]
 
     def saw(self, num_right: int) -> None:
         """Note how many tokens of the last guess were right."""
+        self._longest = max(_FEW, 2 * num_right)
         self._right = _MEMORY * self._right + (1 - _MEMORY) * num_right
         if self._right < _PAYS:
             self._resumes_at = len(self._tokens) + _PAUSE
@@ -54,9 +58,15 @@ class PromptLookup:
 
 
 class Drafts:
-    """Propose tokens for the rows of a step, and learn which rows it pays for."""
+    """Propose tokens for the rows of a step, and learn which rows it pays for.
 
-    def __init__(self) -> None:
+    Args:
+        decoder: says how many rows and tokens a step may have; None: nothing is proposed.
+    """
+
+    def __init__(self, decoder: DraftDecoder | None) -> None:
+        self._max_rows = 0 if decoder is None else decoder.drafted_rows
+        self._max_tokens = 0 if decoder is None else decoder.draft_tokens
         self._lookups: dict[SequenceState, PromptLookup] = {}
 
     def propose(self, sequences: Sequence[SequenceState]) -> dict[int, list[int]]:
@@ -65,9 +75,9 @@ class Drafts:
         Args:
             sequences: all that decode in this step, each with a token of this step counted.
         """
-        if len(sequences) > _MAX_ROWS or any(map(_needs_single_steps, sequences)):
+        if len(sequences) > self._max_rows or any(map(_needs_single_steps, sequences)):
             return {}
-        most = _POSITIONS // max(1, len(sequences)) - 1
+        most = self._max_tokens // max(1, len(sequences)) - 1
         drafts = {}
         for sequence in sequences:
             if sequence.row is None or not _is_drafted(sequence.request):

@@ -47,7 +47,7 @@ class StepLoop:
         self._drafter: DraftDecoder | None = None
         if tries_drafts and isinstance(decoder, DraftDecoder) and decoder.can_try_drafts:
             self._drafter = decoder
-        self._drafts = Drafts()
+        self._drafts = Drafts(self._drafter)
         self._scheduler = Scheduler(
             decoder.capacities,
             prefill_tokens=prefill_tokens,
@@ -115,15 +115,26 @@ class StepLoop:
         ahead = 0 if scheduled.is_empty else self._decoder.num_steps_ahead
         while len(self._in_flight) > ahead:
             self._deliver(*self._in_flight.popleft())
+        if self._in_flight and self._may_guess_behind(self._in_flight[-1][0]):
+            self._deliver(*self._in_flight.popleft())
+
+    def _may_guess_behind(self, sequences: Sequence[SequenceState]) -> bool:
+        """Return whether the tokens known so far let others be guessed: then the next step is worth
+        waiting for the one that runs."""
+        return bool(self._drafts.propose([each for each in sequences if each in self._rows]))
 
     def _try_drafts(self, decoder: DraftDecoder, scheduled: SchedulerOutput) -> bool:
         """Run a step with guessed tokens, if there are some and no prompt is to be read."""
-        if scheduled.prefill or not scheduled.decode:
+        if self._in_flight or scheduled.prefill or not scheduled.decode:
             return False
         drafts = self._drafts.propose(scheduled.emits)
         if not drafts:
             return False
-        found = decoder.step_drafts(scheduled.decode, drafts)
+        lines: dict[int, list[int]] = {}
+        for sequence in scheduled.emits:
+            assert sequence.row is not None, "a token without a row"
+            lines[sequence.row] = [sequence.answer[-1], *drafts.get(sequence.row, ())]
+        found = decoder.step_drafts(lines)
         self._drafts.learn(scheduled.emits, drafts, found)
         for sequence in scheduled.emits:
             assert sequence.row is not None, "a token without a row"

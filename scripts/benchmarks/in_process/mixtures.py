@@ -110,7 +110,7 @@ class _Recorder:
         self.seen[params.seed] = []
         self.inner.begin(row, params, context)
 
-    def is_argmax(self, rows: Sequence[int]) -> bool:
+    def is_argmax(self, rows: Sequence[int], ahead: int = 0) -> bool:
         return False
 
     def pick(self, logits: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:

@@ -108,7 +108,7 @@ class Recorder:
     def __init__(self, sampler: Sampler, seen: Mapping[int, list[torch.Tensor]]) -> None:
         self._sampler, self._seen = sampler, seen
 
-    def is_argmax(self, rows: Sequence[int]) -> bool:
+    def is_argmax(self, rows: Sequence[int], ahead: int = 0) -> bool:
         return False
 
     def pick(self, logits: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:

@@ -23,6 +23,8 @@ from deployments.engine.models.t5gemma import T5GEMMA_MODELS
 from deployments.engine.peft_decoder import PeftDecoder
 from deployments.engine.request import Request, SamplingParams
 from scripts.benchmarks.in_process.rounding_errors import Recorder
+from tests.deployments.engine.planted_guesses import know, note_drafts
+from tests.deployments.engine.prefix_runs import Driver
 from tests.deployments.engine.rows_by_hand import run_rows
 from tests.deployments.engine.test_parity import GAP, INTERPRETED, Case, one_thread
 from tests.oracle import Oracle
@@ -117,12 +119,22 @@ def requests_of(case: Case, lengths: tuple[int, ...], num_tokens: int) -> list[R
     ]
 
 
-def assert_same(case: Case, requests: list[Request], answers: list[list[int]]) -> None:
-    """The same tokens, but where the oracle's two largest logits are closer than GAP."""
+def assert_same(
+    case: Case,
+    requests: list[Request],
+    answers: list[list[int]],
+    hidden_ids: frozenset[int] = frozenset(),
+) -> None:
+    """The same tokens, but where the oracle's two largest logits are closer than GAP.
+
+    Args:
+        hidden_ids: not among the answers' tokens.
+    """
     for asked, answer in zip(requests, answers, strict=True):
         expected, gaps = case.oracle.generate_with_gaps(
             asked.prompt_ids, asked.adapter, asked.sampling.max_tokens
         )
+        expected = [token for token in expected if token not in hidden_ids]
         differs = [i for i, (a, b) in enumerate(zip(answer, expected, strict=False)) if a != b]
         if differs:
             assert gaps[differs[0]] < GAP, f"{asked.adapter}: token {differs[0]} differs"
@@ -149,6 +161,21 @@ def test_prompts_in_pieces_of_seven_tokens(case: Case) -> None:
     if case.decoder.can_split_prompts:
         assert any(not chunk.is_last for plan in run.plans for chunk in plan.prefill)
     assert_same(case, requests, run.answers)
+
+
+def test_guessed_tokens_are_those_of_peft(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two rows whose guesses are right for some tokens, and then wrong."""
+    if not case.decoder.can_try_drafts:
+        pytest.skip("this decoder guesses nothing")
+    requests = requests_of(case, (WINDOW - 6, 20, 3), MAX_TOKENS)
+    plain = run_rows(case.decoder, requests).answers
+    lines = note_drafts(case.decoder, monkeypatch)
+    know(monkeypatch, {asked.prompt_ids: own for asked, own in zip(requests, plain, strict=True)})
+    driver = Driver(case.decoder, reuses_prefixes=False, tries_drafts=True)
+    found = driver.run(requests, arrivals=[0, 0, 9])
+    assert max(map(len, lines)) == 2, "nothing would be tested"
+    assert max(len(own) for line in lines for own in line.values()) > 2
+    assert_same(case, requests, found.tokens, case.decoder.info.eos_ids)
 
 
 @torch.inference_mode()

@@ -1,7 +1,9 @@
 """The loop over a decoder whose answers are a function of what was said: guesses change nothing."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -25,10 +27,12 @@ class Speaker(ScriptedStepDecoder):
     """Fails if a row is decoded beyond what its request may need."""
 
     can_try_drafts = True
+    drafted_rows, draft_tokens = 2, 8
 
-    def __init__(self) -> None:
+    def __init__(self, ahead: int = 0) -> None:
         super().__init__()
         self.capacities = (200,) * 4
+        self.num_steps_ahead = ahead
         self.said: dict[int, list[int]] = {}
         self.limits: dict[int, int] = {}
         self.num_steps = 0
@@ -49,13 +53,12 @@ class Speaker(ScriptedStepDecoder):
         rows = [*(c.row for c in plan.prefill if c.is_last), *plan.decode]
         return _Ready({row: self._next(row) for row in rows})
 
-    def step_drafts(
-        self, rows: Sequence[int], drafts: Mapping[int, Sequence[int]]
-    ) -> Mapping[int, list[int]]:
+    def step_drafts(self, lines: Mapping[int, Sequence[int]]) -> Mapping[int, list[int]]:
         self.num_steps += 1
         found: dict[int, list[int]] = {}
-        for row in rows:
-            guesses = [*drafts.get(row, ()), None]
+        for row, (newest, *guessed) in lines.items():
+            assert newest == self.said[row][-1], "a step before it was not waited for"
+            guesses = [*guessed, None]
             assert len(self.said[row]) + len(guesses) <= self.limits[row], "beyond its row"
             found[row] = []
             for guess in guesses:
@@ -76,9 +79,10 @@ class Speaker(ScriptedStepDecoder):
         st.tuples(st.integers(1, 30), st.integers(1, 90), st.integers(0, 40)),
         min_size=1,
         max_size=6,
-    )
+    ),
+    st.integers(0, 1),
 )
-def test_answers_are_the_same(shapes: list[tuple[int, int, int]]) -> None:
+def test_answers_are_the_same(shapes: list[tuple[int, int, int]], ahead: int) -> None:
     requests = [
         Request("r", tuple(range(1, length + 1)), None, SamplingParams(tokens))
         for length, tokens, _ in shapes
@@ -86,7 +90,7 @@ def test_answers_are_the_same(shapes: list[tuple[int, int, int]]) -> None:
     arrivals = [arrival for _, _, arrival in shapes]
     sides = []
     for tries in (False, True):
-        driver = Driver(Speaker(), reuses_prefixes=False, tries_drafts=tries)
+        driver = Driver(Speaker(ahead), reuses_prefixes=False, tries_drafts=tries)
         found = driver.run(requests, arrivals=arrivals)
         driver.loop._scheduler.check_invariants()
         sides.append((found.tokens, found.num_ended))
@@ -94,10 +98,51 @@ def test_answers_are_the_same(shapes: list[tuple[int, int, int]]) -> None:
     assert sides[0][1] == len(requests)
 
 
-def test_repeated_text_takes_fewer_steps() -> None:
-    decoder = Speaker()
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_repeated_text_takes_fewer_steps(ahead: int) -> None:
+    decoder = Speaker(ahead)
     request = Request("r", tuple(range(1, 11)), None, SamplingParams(120))
     found = Driver(decoder, reuses_prefixes=False, tries_drafts=True).run([request])
     assert len(found.tokens[0]) == 120
     assert decoder.num_right + decoder.num_steps == 120
     assert decoder.num_steps < 90
+
+
+def test_text_without_repetition_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each step but the last is launched before the one before it is delivered."""
+    monkeypatch.setattr("tests.deployments.engine.test_draft_loop.said", lambda ids: len(ids) + 50)
+    decoder, order = Speaker(ahead=1), []
+    driver = Driver(decoder, reuses_prefixes=False, tries_drafts=True)
+    step, deliver = decoder.step, driver.loop._deliver
+
+    def launched(plan: SchedulerOutput) -> _Ready:
+        order.append("step")
+        return step(plan)
+
+    def delivered(*args: Any) -> None:
+        order.append("deliver")
+        deliver(*args)
+
+    monkeypatch.setattr(decoder, "step", launched)
+    monkeypatch.setattr(driver.loop, "_deliver", delivered)
+    driver.run([Request("r", (1, 2, 3, 4), None, SamplingParams(20))])
+    assert order == ["step", *["step", "deliver"] * 19, "deliver"]
+
+
+class Broken(Speaker):
+    """Fails in its first step with guesses."""
+
+    def step_drafts(self, lines: Mapping[int, Sequence[int]]) -> Mapping[int, list[int]]:
+        raise RuntimeError("planted")
+
+
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_a_failed_step_with_guesses_ends_its_answers(ahead: int) -> None:
+    decoder = Broken(ahead)
+    driver = Driver(decoder, reuses_prefixes=False, tries_drafts=True)
+    request = Request("r", tuple(range(1, 11)), None, SamplingParams(120))
+    found = driver.run([request, request])
+    assert found.num_ended == 2
+    assert driver.loop.num_failures_in_a_row == 1
+    driver.loop._scheduler.check_invariants()
+    assert not driver.loop._drafts._lookups, "what was read of an ended answer is kept"

@@ -26,10 +26,12 @@ Catalogs = dict[str, tuple[Path, Path]]
 ADAPTERS: list[str | None] = [None, "derm", "cardio"]
 
 
-def build(catalogs: Catalogs, name: str = "llama", rows: int = 4, **more: Any) -> ModelRunner:
+def build(
+    catalogs: Catalogs, name: str = "llama", rows: int = 4, device: str = "cpu", **more: Any
+) -> ModelRunner:
     base_dir, catalog = catalogs[name]
     family: Any = "seq2seq" if name.endswith("t5") else "causal"
-    base = load_pretrained(base_dir, family, device="cpu", dtype="float32")
+    base = load_pretrained(base_dir, family, device=device, dtype="float32")
     folders = {adapter: catalog / "weights" / adapter for adapter in TINY_ADAPTERS}
     limits = FastLimits(max_rows=rows, num_positions=144, max_adapters=4)
     decoder = build_decoder(base, "fast", limits, folders, **more)

@@ -249,11 +249,13 @@ def test_attention_in_a_decode_step(gpu: Gpu, model: str, rows: int, is_int8: bo
         cache = on(4096, 2, heads, dim, dtype=torch.int8 if is_int8 else BF16)
         options["kv_scales"] = on(2, heads, 4096) if is_int8 else None
         columns = (heads * groups * dim, heads * dim, heads * dim)
-        for rank in (0, 8):
+        for rank, shares_rows in ((0, False), (8, False), (8, True)):
+            if shares_rows and rows > 64:
+                continue
             added = expansion(rows, columns, rank, 2048) if rank else None
             triton_attention.decode_attention(
                 on(rows, heads * (groups + 2), dim), added, cache,
-                integers(rows), integers(rows), **options,
+                integers(rows), integers(rows), shares_rows=shares_rows, **options,
             )  # fmt: skip
         if groups == 1:
             triton_attention.cross_attention(
