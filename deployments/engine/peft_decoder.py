@@ -31,6 +31,7 @@ from deployments.engine.lora.base_copies import (
     ends_of,
     kept_ends,
     kept_weights,
+    vocabulary_of,
 )
 from deployments.engine.lora.peft_features import check_is_servable, check_scales
 from deployments.engine.lora.peft_repairs import (
@@ -75,6 +76,7 @@ class PeftDecoder:
         self._resident: frozenset[str] = frozenset()
         self._biases = AdapterBiases(base.model)
         self._tied, self._ends = tied_modules(base.model), ends_of(base.model)
+        self._vocabulary = vocabulary_of(base.model)
         named = base.model.named_parameters(remove_duplicate=False)
         self._weights = {path: p.data for path, p in named if not path.endswith("bias")}
         self._num_loaded = 0
@@ -122,7 +124,7 @@ class PeftDecoder:
             ValueError, RuntimeError, OSError: PEFT cannot read it, or its shapes do not fit.
         """
         check_is_servable(directory)
-        check_vocabulary(directory, self._ends)
+        check_vocabulary(directory, self._vocabulary)
         check_copies(directory, self._ends)
         inner = f"a{self._num_loaded}"  # PEFT allows no dot in a name, and ours hold versions
         self._num_loaded += 1

@@ -15,15 +15,17 @@ import torch
 from safetensors import safe_open
 
 from deployments.engine.errors import AdapterNotSupported
-from deployments.engine.lora.peft_features import WEIGHTS_FILE
+from deployments.engine.lora.peft_features import WEIGHTS_FILE, read_config
 
 _PREFIX, _WEIGHT = "base_model.model.", ".weight"
 # What PEFT puts between a module's path and the base's own weight.
 _INSIDE = (".base_layer.weight", ".token_adapter.base_layer.weight")
 _WHOLE = (*_INSIDE, ".original_module.weight", ".modules_to_save.weight", _WEIGHT)
+# Ending of a tensor of an embedding or an output layer -> the axis along which its tokens are.
+_TOKENS_AT = {**dict.fromkeys(_WHOLE, 0), ".lora_embedding_A": 1, ".lora_B.weight": 0}
 _RESIZED_HINT = (
-    "train it without resizing the vocabulary, or serve it on the resized base, saved by "
-    "save_pretrained"
+    "train it on this base without resizing the vocabulary, or serve it on the resized base, saved "
+    "by save_pretrained"
 )
 
 
@@ -75,29 +77,44 @@ def _refuse_changed(
         raise AdapterNotSupported(directory, problems, hint)
 
 
-def check_vocabulary(directory: Path, ends: Mapping[str, torch.Tensor]) -> None:
+def vocabulary_of(model: Any) -> dict[str, int]:
+    """Return the tokens of a model's embedding and output layer, by module path."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    sizes = {
+        path: getattr(module, "num_embeddings" if module is embedding else "out_features", None)
+        for path, module in model.named_modules(remove_duplicate=False)
+        if module is embedding or module is head
+    }
+    return {path: size for path, size in sizes.items() if size is not None}
+
+
+def check_vocabulary(directory: Path, sizes: Mapping[str, int]) -> None:
     """Refuse an adapter that was trained on the base with a vocabulary of another size.
 
     PEFT saves the embedding and the output layer beside such an adapter, whatever it trains.
 
     Args:
-        ends: the base's embedding and output layer, with or without their data, by module path.
+        sizes: `vocabulary_of` the base.
 
     Raises:
         AdapterNotSupported: naming the layers and both sizes.
     """
-    sizes = {path: tuple(weight.shape) for path, weight in ends.items()}
-    found = {}
+    found, most = {}, max(sizes.values(), default=0)
     with safe_open(directory / WEIGHTS_FILE, framework="pt") as file:
-        for name in filter(lambda name: name.endswith(_WHOLE), file.keys()):
-            path, shape = _path_of(name), tuple(file.get_slice(name).get_shape())
-            if path in sizes and shape[1:] == sizes[path][1:] and shape != sizes[path]:
-                found[path] = shape[0]
-    if found:
-        problems = [
-            f"{path} has {size} tokens, and the base's has {sizes[path][0]}"
-            for path, size in found.items()
-        ]
+        for name in filter(_ending_of, file.keys()):
+            path, axis = _path_of(name), _TOKENS_AT[_ending_of(name)]
+            size = [*file.get_slice(name).get_shape(), 0, 0][axis]
+            if size != sizes.get(path, size):
+                found[path] = size
+    problems = [
+        f"{path} has {n} tokens, and the base's has {sizes[path]}" for path, n in found.items()
+    ]
+    trained = read_config(directory).get("trainable_token_indices") or []
+    lists = trained.values() if isinstance(trained, dict) else [trained]
+    added = sorted({t for own in lists for t in own if isinstance(t, int) and t >= most})
+    if sizes and added:
+        problems.append(f"trainable_token_indices has {added}; the base has 0 to {most - 1}")
+    if problems:
         raise AdapterNotSupported(directory, problems, _RESIZED_HINT)
 
 
@@ -173,10 +190,14 @@ def kept_weights(directory: Path, base: Mapping[str, torch.Tensor]) -> Iterator[
         raise AdapterNotSupported(directory, problems, hint)
 
 
+def _ending_of(name: str) -> str:
+    """Return the longest of the endings in _TOKENS_AT that a tensor's name has; "" if none."""
+    return max((ending for ending in _TOKENS_AT if name.endswith(ending)), key=len, default="")
+
+
 def _path_of(name: str) -> str:
-    """Return the path of the module of which a tensor with one of the endings _WHOLE is."""
-    ending = max((ending for ending in _WHOLE if name.endswith(ending)), key=len)
-    return name.removeprefix(_PREFIX).removesuffix(ending)
+    """Return the path of the module of a tensor that has such an ending."""
+    return name.removeprefix(_PREFIX).removesuffix(_ending_of(name))
 
 
 def _is_same(copy: torch.Tensor, base: torch.Tensor) -> bool:

@@ -29,7 +29,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from deployments.engine.errors import AdapterNotSupported
-from deployments.engine.lora.base_copies import check_vocabulary, ends_of, without_copies
+from deployments.engine.lora import base_copies
 from deployments.engine.lora.peft_features import (
     TRAINING_ONLY,
     WEIGHTS_FILE,
@@ -48,6 +48,7 @@ _NAME = "adapter"  # PEFT's name for it inside the skeleton
 _PREFIX = "base_model.model."
 _MAGNITUDE = "lora_magnitude_vector"
 _KEPT_CONFIGS = 32
+_FILE_HINT = "its file does not fit its adapter_config.json, or this base: save it again with PEFT"
 _LINEAR, _EMBEDDING = (
     ("lora_A.weight", "lora_B.weight"),
     ("lora_embedding_A", "lora_embedding_B"),
@@ -119,6 +120,7 @@ class PeftReader:
         may_rescale: bool = False,
     ) -> None:
         self._skeleton, self._ends = skeleton, ends or {}
+        self._vocabulary = base_copies.vocabulary_of(skeleton)
         self._may_adapt_ends, self._may_rescale = may_adapt_ends, may_rescale
         self._lock = threading.Lock()
         self._layers: dict[str, dict[str, _InjectedLayer]] = {}
@@ -128,11 +130,11 @@ class PeftReader:
 
         Raises what `read` raises of an adapter that the reference decoder cannot serve either.
         """
-        check_vocabulary(directory, ends_of(self._skeleton))
         problems = self._unsupported_features(directory)
         return problems or _obstacles(self._layers_of(LoraConfig.from_pretrained(str(directory))))
 
     def _unsupported_features(self, directory: Path) -> list[str]:
+        base_copies.check_vocabulary(directory, self._vocabulary)
         problems = unsupported_features(directory)
         if not read_config(directory).get("use_dora"):
             return problems
@@ -164,7 +166,6 @@ class PeftReader:
             OSError, ValueError: a file is missing, or PEFT cannot read the configuration.
         """
         check_is_servable(directory)
-        check_vocabulary(directory, ends_of(self._skeleton))
         problems = self._unsupported_features(directory)
         if problems:
             raise AdapterNotSupported(directory, problems)
@@ -175,7 +176,8 @@ class PeftReader:
             problems = ["it adapts only what reads images, and text alone is served"]
         if problems:
             raise AdapterNotSupported(directory, problems)
-        tensors = without_copies(directory, load_file(directory / WEIGHTS_FILE), self._ends)
+        tensors = load_file(directory / WEIGHTS_FILE)
+        tensors = base_copies.without_copies(directory, tensors, self._ends)
         pairs: dict[str, LoraPair] = {}
         for path, layer in layers.items():
             a, b = (tensors.pop(f"{_PREFIX}{path}.{name}", None) for name in layer.names)
@@ -193,13 +195,12 @@ class PeftReader:
                     problems.append(f"{path} has no {_MAGNITUDE} of ({layer.out_features},)")
                 elif path in pairs:
                     pairs[path] = replace(pairs[path], magnitude=magnitude.float())
-        left = [name for name in tensors if not name.startswith(f"{_PREFIX}{IMAGES}")]
-        config = read_config(directory)
+        config, images = read_config(directory), f"{_PREFIX}{IMAGES}"
         used = tuple(part for field, part in TRAINING_ONLY.items() if config.get(field) is not None)
-        left = [name for name in left if not any(part in name for part in used)]
+        left = [n for n in tensors if not n.startswith(images) and not any(p in n for p in used)]
         problems += [f"{name} belongs to no adapted layer" for name in left]
         if problems:
-            raise AdapterNotSupported(directory, problems)
+            raise AdapterNotSupported(directory, problems, _FILE_HINT)
         return AdapterWeights(pairs)
 
     def _layers_of(self, config: LoraConfig) -> dict[str, _InjectedLayer]:
@@ -300,7 +301,7 @@ def make_reader(base: Pretrained, *, in_bytes: bool = False) -> PeftReader:
         skeleton = type(base.model)(base.model.config)
     return PeftReader(
         skeleton,
-        None if in_bytes else ends_of(base.model),
+        None if in_bytes else base_copies.ends_of(base.model),
         may_adapt_ends=base.family == "causal" and not in_bytes,
         may_rescale=not in_bytes,
     )

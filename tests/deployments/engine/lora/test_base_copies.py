@@ -59,6 +59,39 @@ def test_a_vocabulary_of_another_size_is_named(
     assert isinstance(decoder, ModelRunner)
 
 
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"trainable_token_indices": [5, 400]}, r"indices has \[400\]; the base has 0 to 399"),
+        ({"trainable_token_indices": {"lm_head": [401]}}, r"has \[401\]; the base has 0 to 399"),
+        ({"targets": ["embed_tokens"]}, "model.embed_tokens has 402 tokens, and the base's has"),
+        ({"targets": ["lm_head", "q_proj"]}, "lm_head has 402 tokens, and the base's has 400"),
+    ],
+)
+def test_added_tokens_are_named_without_whole_ends(
+    tiny_catalogs: Catalogs, tmp_path: Path, options: dict[str, Any], named: str
+) -> None:
+    """Where PEFT cannot read the base's configuration, it does not know that it was resized."""
+    base_dir, odd = tiny_catalogs["llama"][0], tmp_path / "odd"
+    trained = {key: value for key, value in options.items() if key == "targets"}
+    make_adapter(base_dir, odd, base_name="b", seed=3, **trained)
+    file = odd / "adapter_model.safetensors"
+    wider = {
+        name: torch.ones([402 if size == 400 else size for size in tensor.shape])
+        for name, tensor in load_file(file).items()
+        if "base_layer" not in name
+    }
+    save_file(wider, file)
+    if not trained:
+        odd = changed_config(odd, tmp_path / "more", **options)
+    base = load_pretrained(base_dir, "causal", device="cpu", dtype="float32")
+    for kind in ("reference", "auto"):
+        decoder: Any = build_decoder(base, kind, LIMITS, {"odd": odd})
+        with pytest.raises(AdapterNotSupported, match=named):
+            decoder.load_adapter("odd", odd)
+    assert isinstance(decoder, ModelRunner)
+
+
 @pytest.mark.parametrize("kind", DECODERS)
 @pytest.mark.parametrize("model", ["llama", "flan_t5"])
 def test_ends_saved_beside_plain_layers_must_be_the_bases(
